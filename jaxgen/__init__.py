@@ -1,0 +1,1 @@
+"""jaxgen: generative recurrent networks in JAX and Flax."""

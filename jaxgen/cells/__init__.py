@@ -1,0 +1,16 @@
+"""Recurrent cells and the one registry that names them. A new cell is one file and one line here."""
+
+from jaxgen.cells.base import Affine, Cell, Weights
+from jaxgen.cells.elman import Elman, ElmanReLU
+from jaxgen.cells.gru import GRU
+from jaxgen.cells.lstm import LSTM
+from jaxgen.cells.unroll import recur, run, unroll
+
+CELLS: dict[str, type[Cell]] = {
+    "elman": Elman,
+    "elman-relu": ElmanReLU,
+    "gru": GRU,
+    "lstm": LSTM,
+}
+
+__all__ = ["CELLS", "GRU", "LSTM", "Affine", "Cell", "Elman", "ElmanReLU", "Weights", "recur", "run", "unroll"]

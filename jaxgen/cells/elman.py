@@ -1,0 +1,43 @@
+"""The simple recurrent network (Elman, "Finding Structure in Time", Cognitive Science 14, 1990)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxgen.cells.base import Affine, Cell, Weights
+from jaxgen.errors import choose
+from jaxgen.types import Array
+
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+
+
+class Elman(Cell):
+    """``h' = act(x W_x + b + h W_h)`` with ``act`` tanh or relu."""
+
+    activation: str = "tanh"
+
+    def setup(self) -> None:
+        choose(self.activation, ACTIVATIONS, "Elman activation")
+        self.input = Affine(self.features, param_dtype=self.param_dtype)
+        self.recurrent_kernel = self.param(
+            "recurrent_kernel", nn.initializers.orthogonal(), (self.features, self.features), self.param_dtype
+        )
+
+    def project(self, x: Array | None) -> Array:
+        return self.input(x)
+
+    def weights(self) -> Weights:
+        return Weights(self.recurrent_kernel)
+
+    @nn.nowrap
+    def pointwise(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array]:
+        h = ACTIVATIONS[self.activation](z + u)
+        return h, h
+
+
+class ElmanReLU(Elman):
+    """The Elman cell with a rectified linear unit (Le, Jaitly & Hinton 2015, arXiv:1504.00941)."""
+
+    activation: str = "relu"

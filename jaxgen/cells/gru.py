@@ -1,0 +1,57 @@
+"""The gated recurrent unit (Cho et al. 2014, arXiv:1406.1078), in its reset-after form.
+
+Reset-after applies the reset gate to the product ``h W_hn + b_hn`` and not to ``h``, as cuDNN, PyTorch and Flax
+do; it is what lets the three recurrent products be one.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from jaxgen.cells.base import Affine, Cell, Weights, per_gate
+from jaxgen.types import Array
+
+
+class GRU(Cell):
+    """Gates in the order r, z, n; carry ``h`` [B, H]::
+
+        r, z = sigmoid(x W_x + b + h W_h)
+        n = tanh(x W_xn + b_n + r * (h W_hn + b_hn))
+        h' = (1 - z) * n + z * h
+
+    The two sigmoids are one ``tanh`` over [B, 2H], with the halving folded into the weights (see ``LSTM``).
+    """
+
+    def setup(self) -> None:
+        self.input = Affine(3 * self.features, param_dtype=self.param_dtype)
+        self.recurrent_kernel = self.param(
+            "recurrent_kernel",
+            per_gate(nn.initializers.orthogonal(), 3),
+            (self.features, 3 * self.features),
+            self.param_dtype,
+        )
+        self.recurrent_bias = self.param(
+            "recurrent_bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype
+        )
+
+    def _scale(self) -> Array:
+        half, one = jnp.full(2 * self.features, 0.5, self.param_dtype), jnp.ones(self.features, self.param_dtype)
+        return jnp.concatenate([half, one])
+
+    def project(self, x: Array | None) -> Array:
+        return self.input(x, self._scale())
+
+    def weights(self) -> Weights:
+        bias = jnp.concatenate([jnp.zeros(2 * self.features, self.param_dtype), self.recurrent_bias])
+        return Weights(self.recurrent_kernel * self._scale()[None, :], bias)
+
+    @nn.nowrap
+    def pointwise(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array]:
+        two = 2 * self.features
+        gates = lax.optimization_barrier(jnp.tanh(z[:, :two] + u[:, :two]))
+        r, update = jnp.split(0.5 * (gates + 1), 2, axis=-1)
+        n = jnp.tanh(z[:, two:] + r * u[:, two:])
+        h = n + update * (carry - n)
+        return h, h

@@ -1,0 +1,203 @@
+"""How a cell runs over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from jaxgen.cells.base import Cell
+from jaxgen.errors import UsageError
+from jaxgen.types import Array, Carry
+
+Step = Callable[[Any, Carry, Any], tuple[Carry, Any]]
+
+
+def _rows(mask: Array, like: Array) -> Array:
+    """A [B] mask shaped to broadcast over the trailing axes of ``like`` [B, ...]."""
+    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
+
+
+def _select(mask: Array, on_true: Carry, on_false: Carry) -> Carry:
+    return jax.tree.map(lambda a, b: jnp.where(_rows(mask, b), a, b), on_true, on_false)
+
+
+def _masked_step(step: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, inputs: tuple) -> tuple[Carry, Any]:
+    """One step with the two masks around it: reset first, then the step, then what padding keeps."""
+    z, reset, initial, valid = inputs
+    if reset is not None:
+        carry = _select(reset, initial, carry)
+    new, y = step(carry, z)
+    if valid is None:
+        return new, y
+    zeros = jax.tree.map(jnp.zeros_like, y)
+    return _select(valid, new, carry), _select(valid, y, zeros)
+
+
+def _per_step(initial: Carry, carry: Carry) -> bool:
+    """Whether ``initial`` has a time axis in front of the carry's own shape."""
+    return jax.tree.leaves(initial)[0].ndim == jax.tree.leaves(carry)[0].ndim + 1
+
+
+def run(
+    step: Step,
+    weights: Any,
+    carry: Carry,
+    z: Any,
+    *,
+    reset: Array | None = None,
+    valid: Array | None = None,
+    initial: Carry | None = None,
+    reverse: bool = False,
+    length: int | None = None,
+) -> tuple[Carry, Any]:
+    """Apply the pure ``step(weights, carry, z[t]) -> (carry, y)`` over time with ``lax.scan``.
+
+    Everything is time-major: ``z`` [T, B, K] (or ``None`` with ``length``, then ``step`` gets ``None``),
+    ``reset`` and ``valid`` [T, B] booleans, ``ys`` [T, B, H]. Before step t, rows with ``reset[t]`` take the state
+    ``initial`` (zeros by default; leaves [B, H], or [T, B, H] for a state of its own at each step). Rows without
+    ``valid[t]`` keep their carry and give y = 0; the reset acts first. ``reverse`` walks from the last step to
+    the first and leaves the outputs in their places.
+
+    Returns the final carry and ``ys``.
+    """
+    if reset is not None and initial is None:
+        initial = jax.tree.map(jnp.zeros_like, carry)
+    timed = reset is not None and _per_step(initial, carry)
+
+    def body(state: Carry, inputs: tuple) -> tuple[Carry, Any]:
+        z_t, reset_t, initial_t, valid_t = inputs
+        start = initial_t if timed else initial
+        return _masked_step(lambda c, a: step(weights, c, a), state, (z_t, reset_t, start, valid_t))
+
+    xs = (z, reset, initial if timed else None, valid)
+    return lax.scan(body, carry, xs, length=length, reverse=reverse)
+
+
+def recur(
+    cell: Cell,
+    carry: Carry,
+    z: Array,
+    *,
+    reset: Array | None = None,
+    valid: Array | None = None,
+    initial: Carry | None = None,
+    reverse: bool = False,
+    length: int | None = None,
+) -> tuple[Carry, Array]:
+    """Run a bound ``cell`` over an input it has already projected: z [T, B, K], or [K] with ``length``.
+
+    The rest is as in ``run``. This is the part of ``unroll`` after the projection, for callers that have a
+    cheaper way to get z (a language model projects its V embeddings once and looks z up).
+    """
+    pure = cell.clone(parent=None)  # unbound: its fields can be read, its parameters cannot
+    weights = cell.weights()
+    step: Step = pure.step
+    if z.ndim == 1:
+        rows = jax.tree.leaves(carry)[0].shape[0]
+        bias = jnp.broadcast_to(z[None, :], (rows, z.shape[0]))
+
+        def step(weights: Any, carry: Carry, _: None) -> tuple[Carry, Array]:
+            return pure.step(weights, carry, bias)
+
+        return run(step, weights, carry, None, reset=reset, valid=valid, initial=initial, reverse=reverse, length=length)
+    return run(step, weights, carry, z, reset=reset, valid=valid, initial=initial, reverse=reverse)
+
+
+def _run_foreign(cell: nn.RNNCellBase, carry: Carry, x: Array, reset, valid, initial, reverse: bool):  # noqa: ANN001
+    """A Linen cell that is not ours: ``nn.scan`` keeps its parameters where ``nn.RNN`` has them."""
+    timed = reset is not None and _per_step(initial, carry)
+
+    def body(cell: nn.RNNCellBase, state: Carry, inputs: tuple) -> tuple[Carry, Array]:
+        x_t, reset_t, initial_t, valid_t = inputs
+        return _masked_step(cell, state, (x_t, reset_t, initial_t if timed else initial, valid_t))
+
+    scan = nn.scan(body, variable_broadcast="params", split_rngs={"params": False}, reverse=reverse)
+    return scan(cell, carry, (x, reset, initial if timed else None, valid))
+
+
+def _swap(tree: Any) -> Any:
+    """Exchange the first two axes of every leaf: batch-major to time-major and back."""
+    return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), tree)
+
+
+def _sizes(x: Array | None, length: int | None, carry: Carry, initial: Carry, masks: dict) -> tuple[int, int]:
+    """Validate the shapes before anything is traced; returns (T, B)."""
+    if x is None and length is None:
+        raise UsageError("unroll got neither an input `x` nor a `length`: give one of the two.")
+    if x is not None and x.ndim != 3:
+        raise UsageError(f"unroll got an input of shape {x.shape}: it must have the axes batch, time and features.")
+    if x is not None and length not in (None, x.shape[0]):
+        raise UsageError(f"unroll got length={length} with an input of {x.shape[0]} steps: leave `length` out.")
+    if length is not None and length < 0:
+        raise UsageError(f"unroll got length={length}: it must be 0 or more.")
+    steps = x.shape[0] if x is not None else length
+    batches = [x.shape[1]] if x is not None else []
+    batches += [mask.shape[1] for mask in masks.values() if mask is not None and mask.ndim == 2]
+    batches += [leaf.shape[0] for leaf in jax.tree.leaves(carry if carry is not None else initial)]
+    if not batches:
+        raise UsageError("unroll cannot tell the batch size: with `x=None` give a `carry` or an `initial` state.")
+    for name, mask in masks.items():
+        if mask is not None and mask.shape != (steps, batches[0]):
+            got = mask.shape[::-1]
+            raise UsageError(f"unroll got `{name}` of shape {got}: it must be [batch, time] = {(batches[0], steps)}.")
+    return steps, batches[0]
+
+
+def unroll(
+    cell: nn.RNNCellBase,
+    x: Array | None,
+    carry: Carry | None = None,
+    *,
+    reset: Array | None = None,
+    valid: Array | None = None,
+    initial: Carry | None = None,
+    reverse: bool = False,
+    length: int | None = None,
+    time_major: bool = False,
+) -> tuple[Carry, Array]:
+    """Run a bound ``cell`` over ``x`` [B, T, D]; returns the final carry and ys [B, T, H].
+
+    The projection of the input is computed for all steps at once, outside the loop. ``carry`` defaults to
+    ``initial`` or, without that, to zeros; ``reset`` and ``valid`` [B, T], ``initial`` and ``reverse`` as in ``run``
+    (leaves of a per-step ``initial`` are [B, T, H]). ``x=None`` with ``length`` unrolls with no input: the cell
+    sees its bias alone. With ``time_major`` every [B, T, ...] above is [T, B, ...].
+
+    Any Linen ``RNNCellBase`` works. One that is no jaxgen ``Cell`` runs through ``flax.linen.scan`` with its
+    parameters where ``nn.RNN`` has them, and needs an input.
+
+    Raises ``UsageError`` when shapes do not fit.
+    """
+    if not time_major:
+        x, reset, valid = _swap((x, reset, valid))
+    steps, batch = _sizes(x, length, carry, initial, {"reset": reset, "valid": valid})
+    zeros = cell.initialize_carry(jax.random.key(0), (batch, 0 if x is None else x.shape[-1]))
+    timed = initial is not None and _per_step(initial, zeros)
+    if timed and not time_major:
+        initial = _swap(initial)
+    if carry is None:
+        carry = zeros
+        if initial is not None:
+            carry = jax.tree.map(lambda leaf: leaf[-1 if reverse else 0], initial) if timed else initial
+    if reset is not None and initial is None:
+        initial = zeros
+    if x is not None and valid is not None:
+        # What stands in padding must not reach any sum, not even as 0 * NaN in a gradient.
+        x = jnp.where(_rows(valid, x), x, jnp.zeros_like(x))
+
+    if isinstance(cell, Cell):
+        carry, ys = recur(
+            cell, carry, cell.project(x), reset=reset, valid=valid, initial=initial, reverse=reverse, length=steps
+        )
+    elif x is None:
+        raise UsageError(
+            f"unroll got x=None for {type(cell).__name__}, which has no form without an input: "
+            "give it an input, or use a jaxgen cell."
+        )
+    else:
+        carry, ys = _run_foreign(cell, carry, x, reset, valid, initial, reverse)
+    return carry, ys if time_major else _swap(ys)

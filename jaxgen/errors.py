@@ -1,0 +1,52 @@
+"""The errors that a user can cause, each with the exit code of the command line.
+
+Every message is a sentence in three parts: what was given, what is allowed, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class JaxgenError(Exception):
+    """Base of everything jaxgen raises on purpose. ``exit_code`` is what the commands exit with."""
+
+    exit_code = 1
+
+
+class UsageError(JaxgenError, ValueError):
+    """A flag, a configuration value or an argument that cannot be used (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(JaxgenError, ValueError):
+    """Data that is missing, malformed or too small (exit code 3)."""
+
+    exit_code = 3
+
+
+class CheckpointError(JaxgenError):
+    """A run folder or checkpoint that is missing, damaged or of another shape (exit code 4)."""
+
+    exit_code = 4
+
+
+class DivergedError(JaxgenError):
+    """Training produced a loss that is not a finite number (exit code 5)."""
+
+    exit_code = 5
+
+
+def choose(name: str, options: Iterable[str], what: str) -> str:
+    """Return ``name`` if it is one of ``options``, else raise ``UsageError`` that suggests the nearest.
+
+    ``what`` names the kind of thing, for example ``"cell"``.
+    """
+    known = sorted(options)
+    if name in known:
+        return name
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise UsageError(f"Unknown {what} {name!r}.{hint} Choose one of: {', '.join(known)}.")

@@ -1,0 +1,112 @@
+"""A recurrent language model: token in, distribution over the next token out, at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxgen.cells import LSTM, Cell
+from jaxgen.models.stack import Stack
+from jaxgen.types import Array, Carry, Key
+
+
+class LanguageModel(nn.Module):
+    """Embedding, ``layers`` recurrent layers of ``hidden`` units, and a linear output over the vocabulary.
+
+    ``cell`` is called as ``cell(features=hidden)`` once a layer: a class of ``CELLS``, a ``functools.partial`` of
+    one, or any Linen ``RNNCellBase``. ``embed=None`` makes the embedding as wide as the state; ``embed=0`` feeds
+    one-hot vectors straight into the cell. ``tie`` uses the embedding as the output matrix (Press & Wolf 2017,
+    arXiv:1608.05859) and needs ``embed`` equal to ``hidden``.
+    """
+
+    vocab_size: int
+    cell: Callable[..., nn.RNNCellBase] = LSTM
+    hidden: int = 256
+    layers: int = 1
+    embed: int | None = None
+    dropout: float = 0.0
+    tie: bool = False
+
+    def setup(self) -> None:
+        width = self.hidden if self.embed is None else self.embed
+        if width:
+            self.embedding = self.param(
+                "embedding", nn.initializers.normal(width**-0.5), (self.vocab_size, width), jnp.float32
+            )
+        self.stack = Stack([self.cell(features=self.hidden) for _ in range(self.layers)], self.dropout)
+        if self.tie:
+            self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab_size,))
+        else:
+            self.output = nn.Dense(self.vocab_size)
+
+    @nn.nowrap
+    def initial_carry(self, batch: int) -> tuple[Carry, ...]:
+        """The zero state of ``batch`` rows: one carry a layer."""
+        cell = self.cell(features=self.hidden, parent=None)
+        width = self.hidden if self.embed is None else self.embed or self.vocab_size
+        zeros = [cell.initialize_carry(jax.random.key(0), (batch, width))]
+        zeros += [cell.initialize_carry(jax.random.key(0), (batch, self.hidden)) for _ in range(self.layers - 1)]
+        return tuple(zeros)
+
+    def token_table(self) -> Array | None:
+        """What the first layer's input projection gives for every token, [V, K]; ``None`` for cells without one.
+
+        ``project(E)[tokens] == project(E[tokens])``: whoever looks up more tokens than there are in the
+        vocabulary saves the difference.
+        """
+        first = self.stack.cells[0]
+        if not isinstance(first, Cell):
+            return None
+        return first.project(self._embeddings())
+
+    def _embeddings(self) -> Array:
+        return jnp.eye(self.vocab_size, dtype=jnp.float32) if self.embed == 0 else self.embedding
+
+    def __call__(
+        self,
+        tokens: Array,
+        carry: Sequence[Carry] | None = None,
+        *,
+        reset: Array | None = None,
+        valid: Array | None = None,
+        initial: Sequence[Carry] | None = None,
+        row_keys: Key | None = None,
+        table: Array | None = None,
+    ) -> tuple[tuple[Carry, ...], Array]:
+        """``tokens`` [B, T] and a carry (zeros by default) -> the carry after them and logits [B, T, V] in float32.
+
+        ``reset``, ``valid`` [B, T] and ``initial`` as in ``jaxgen.unroll``; ``row_keys`` [B] switches dropout on;
+        ``table`` is a ``token_table()`` made earlier, for callers that step through time themselves.
+        """
+        masks = [None if mask is None else mask.T for mask in (reset, valid)]
+        carry, logits = self.time_major(tokens.T, carry, *masks, initial, row_keys, table)
+        return carry, jnp.swapaxes(logits, 0, 1)
+
+    def time_major(
+        self,
+        tokens: Array,
+        carry: Sequence[Carry] | None = None,
+        reset: Array | None = None,
+        valid: Array | None = None,
+        initial: Sequence[Carry] | None = None,
+        row_keys: Key | None = None,
+        table: Array | None = None,
+    ) -> tuple[tuple[Carry, ...], Array]:
+        """``__call__`` with time in front: tokens and masks [T, B], logits [T, B, V]; spares two transposes."""
+        if carry is None:
+            carry = self.initial_carry(tokens.shape[1])
+        if table is None and self.vocab_size < tokens.size:
+            table = self.token_table()
+        x = (self._embeddings() if table is None else table)[tokens]
+        carry, hidden = self.stack(
+            x, carry, projected=table is not None, reset=reset, valid=valid, initial=initial, row_keys=row_keys
+        )
+        return carry, self._logits(hidden)
+
+    def _logits(self, hidden: Array) -> Array:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        logits = flat @ self.embedding.T + self.output_bias[None, :] if self.tie else self.output(flat)
+        return logits.astype(jnp.float32).reshape(*hidden.shape[:-1], self.vocab_size)

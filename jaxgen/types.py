@@ -1,0 +1,42 @@
+"""The dimension legend and the array aliases that every signature uses.
+
+====  =============================================
+B     batch: rows that never see each other
+T     time: steps of the recurrence
+D     input features of a layer
+H     hidden features of a layer
+K     width of a cell's pre-activations (4H for LSTM)
+V     vocabulary size
+====  =============================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+
+Array: TypeAlias = jax.Array
+#: An array of any library that NumPy can read.
+ArrayLike: TypeAlias = jax.Array | np.ndarray
+#: A typed PRNG key (``jax.random.key``), or a stack of them.
+Key: TypeAlias = jax.Array
+#: A cell's state: a pytree of arrays whose leading axis is B.
+Carry: TypeAlias = Any
+#: A nested mapping of parameter arrays.
+Params: TypeAlias = Mapping[str, Any]
+
+
+class Batch(NamedTuple):
+    """One training or evaluation batch of token windows; every field is [B, T].
+
+    ``reset[b, t]`` says that row b starts afresh before step t; ``mask[b, t]`` says that the target at
+    t counts in the loss. All three layouts (stream, windows, documents) are this one structure.
+    """
+
+    tokens: ArrayLike  # int32, the input at each step
+    targets: ArrayLike  # int32, the token to predict
+    reset: ArrayLike  # bool
+    mask: ArrayLike  # bool
