@@ -6,7 +6,7 @@ Every message is a sentence in three parts: what was given, what is allowed, wha
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class JaxgenError(Exception):
@@ -50,3 +50,12 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     raise UsageError(f"Unknown {what} {name!r}.{hint} Choose one of: {', '.join(known)}.")
+
+
+def check_options(kind: type, options: Mapping[str, object], what: str, reserved: Iterable[str] = ()) -> None:
+    """Raise ``UsageError`` unless every key of ``options`` is a field of the dataclass ``kind`` and not ``reserved``."""
+    fields = sorted(set(getattr(kind, "__dataclass_fields__", {})) - set(reserved))
+    unknown = sorted(set(options) - set(fields))
+    if unknown:
+        known = f"Its options are: {', '.join(fields)}." if fields else "It has no options."
+        raise UsageError(f"The {what} has no option {', '.join(map(repr, unknown))}. {known}")

@@ -26,9 +26,15 @@ class Weights(NamedTuple):
     bias: Array | None = None  # [K]
 
 
+def promote(a: Any, b: Any) -> Any:
+    """The common dtype of two, also where the caller forbids implicit promotion: here it is explicit."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(a, b)
+
+
 def promote_state(dtype: Any) -> Any:
     """The state's dtype for inputs of ``dtype``: never less than float32, so that long sums keep their digits."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return promote(dtype, jnp.float32)
 
 
 def per_gate(init: Initializer, gates: int) -> Initializer:
@@ -63,7 +69,7 @@ class Affine(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         if scale is not None:
             kernel = kernel * scale[None, :]
-        dtype = jnp.promote_types(x.dtype, kernel.dtype)
+        dtype = promote(x.dtype, kernel.dtype)
         # One flat product: XLA's CPU backend is faster on [B*T, D] than on [B, T, D].
         flat = x.reshape(-1, x.shape[-1]).astype(dtype) @ kernel.astype(dtype) + bias.astype(dtype)[None, :]
         return flat.reshape(*x.shape[:-1], self.features)
@@ -103,11 +109,11 @@ class Cell(nn.RNNCellBase):
 
     @nn.nowrap
     def step(self, weights: Any, carry: Carry, z: Array) -> tuple[Carry, Array]:
-        """One time step as a pure function of its arguments; z is [B, K]."""
+        """One time step as a pure function of its arguments; z is [B, K], or has the batch axes Flax gives it."""
         h = self.hidden(carry)
         u = h @ weights.kernel.astype(h.dtype)
         if weights.bias is not None:
-            u = u + weights.bias.astype(h.dtype)[None, :]
+            u = u + jnp.broadcast_to(weights.bias.astype(h.dtype), u.shape)
         return self.pointwise(carry, z.astype(h.dtype), u)
 
     def __call__(self, carry: Carry, x: Array) -> tuple[Carry, Array]:

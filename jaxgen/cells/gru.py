@@ -50,8 +50,8 @@ class GRU(Cell):
     @nn.nowrap
     def pointwise(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array]:
         two = 2 * self.features
-        gates = lax.optimization_barrier(jnp.tanh(z[:, :two] + u[:, :two]))
+        gates = lax.optimization_barrier(jnp.tanh(z[..., :two] + u[..., :two]))
         r, update = jnp.split(0.5 * (gates + 1), 2, axis=-1)
-        n = jnp.tanh(z[:, two:] + r * u[:, two:])
+        n = jnp.tanh(z[..., two:] + r * u[..., two:])
         h = n + update * (carry - n)
         return h, h

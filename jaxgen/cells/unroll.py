@@ -104,11 +104,13 @@ def recur(
         def step(weights: Any, carry: Carry, _: None) -> tuple[Carry, Array]:
             return pure.step(weights, carry, bias)
 
-        return run(step, weights, carry, None, reset=reset, valid=valid, initial=initial, reverse=reverse, length=length)
+        return run(
+            step, weights, carry, None, reset=reset, valid=valid, initial=initial, reverse=reverse, length=length
+        )
     return run(step, weights, carry, z, reset=reset, valid=valid, initial=initial, reverse=reverse)
 
 
-def _run_foreign(cell: nn.RNNCellBase, carry: Carry, x: Array, reset, valid, initial, reverse: bool):  # noqa: ANN001
+def _run_foreign(cell: nn.RNNCellBase, carry: Carry, x: Array, reset, valid, initial, reverse: bool):
     """A Linen cell that is not ours: ``nn.scan`` keeps its parameters where ``nn.RNN`` has them."""
     timed = reset is not None and _per_step(initial, carry)
 

@@ -1,1 +1,6 @@
-""""""
+"""Models: cells put together, still pure functions of parameters and arrays."""
+
+from jaxgen.models.language_model import LanguageModel
+from jaxgen.models.stack import Stack
+
+__all__ = ["LanguageModel", "Stack"]

@@ -81,11 +81,11 @@ class LanguageModel(nn.Module):
         ``reset``, ``valid`` [B, T] and ``initial`` as in ``jaxgen.unroll``; ``row_keys`` [B] switches dropout on;
         ``table`` is a ``token_table()`` made earlier, for callers that step through time themselves.
         """
-        masks = [None if mask is None else mask.T for mask in (reset, valid)]
-        carry, logits = self.time_major(tokens.T, carry, *masks, initial, row_keys, table)
-        return carry, jnp.swapaxes(logits, 0, 1)
+        reset, valid = (None if mask is None else mask.T for mask in (reset, valid))
+        carry, hidden = self.states(tokens.T, carry, reset, valid, initial, row_keys, table)
+        return carry, jnp.swapaxes(self.logits(hidden), 0, 1)
 
-    def time_major(
+    def states(
         self,
         tokens: Array,
         carry: Sequence[Carry] | None = None,
@@ -95,18 +95,18 @@ class LanguageModel(nn.Module):
         row_keys: Key | None = None,
         table: Array | None = None,
     ) -> tuple[tuple[Carry, ...], Array]:
-        """``__call__`` with time in front: tokens and masks [T, B], logits [T, B, V]; spares two transposes."""
+        """``__call__`` without the output layer and with time in front: [T, B] -> the carry and states [T, B, H]."""
         if carry is None:
             carry = self.initial_carry(tokens.shape[1])
         if table is None and self.vocab_size < tokens.size:
             table = self.token_table()
         x = (self._embeddings() if table is None else table)[tokens]
-        carry, hidden = self.stack(
+        return self.stack(
             x, carry, projected=table is not None, reset=reset, valid=valid, initial=initial, row_keys=row_keys
         )
-        return carry, self._logits(hidden)
 
-    def _logits(self, hidden: Array) -> Array:
+    def logits(self, hidden: Array) -> Array:
+        """The output layer: states [..., H] -> float32 logits [..., V]."""
         flat = hidden.reshape(-1, hidden.shape[-1])
         logits = flat @ self.embedding.T + self.output_bias[None, :] if self.tie else self.output(flat)
         return logits.astype(jnp.float32).reshape(*hidden.shape[:-1], self.vocab_size)

@@ -1,0 +1,125 @@
+"""What a training run looks like: a live line on a terminal, plain lines in a pipe or a log."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from jaxgen.run import events
+
+#: Seconds between plain lines where there is no terminal.
+PLAIN_EVERY = 15.0
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:23 or 2:03:04."""
+    whole = max(0, round(seconds))
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def visible(text: str) -> str:
+    """Text with its control characters escaped, line breaks and tabs kept: a model may write anything."""
+    return "".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class Screen:
+    """Renders the trainer's events to standard output."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self._bar: Progress | None = None
+        self._last_plain = 0.0
+        self._total = 0
+
+    def show(self, event: events.Event) -> None:
+        """Render one event."""
+        getattr(self, f"_{type(event).__name__.lower()}")(event)
+
+    def close(self) -> None:
+        """Take the live line off the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _started(self, event: events.Started) -> None:
+        self._total = event.last_step
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for label, text in {"run": event.run, **event.facts}.items():
+            table.add_row(label, Text(text))
+        self.console.print(table)
+        if event.first_step:
+            self.console.print(f"Continuing from step {event.first_step:,}.")
+        if self.console.is_terminal and event.first_step < event.last_step:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=None), console=self.console, refresh_per_second=4
+            )
+            self._bar.start()
+            self._line = self._bar.add_task("compiling …", total=event.last_step, completed=event.first_step)
+
+    def _progress(self, event: events.Progress) -> None:
+        bits = "" if event.bits_per_char is None else f"  {event.bits_per_char:.3f} bits/char"
+        text = (
+            f"step {event.step:,}/{self._total:,}  loss {event.loss:.3f}{bits}  "
+            f"{event.tokens_per_second:,.0f} tokens/s  {clock(event.seconds_left)} left"
+        )
+        if self._bar is not None:
+            self._bar.update(self._line, completed=event.step, description=text)
+        elif time.monotonic() - self._last_plain > PLAIN_EVERY:
+            self._last_plain = time.monotonic()
+            self.console.print(text, soft_wrap=True)
+
+    def _evaluated(self, event: events.Evaluated) -> None:
+        row = event.row
+        bits = f" ({row['val_bpc']:.3f} bits/char)" if "val_bpc" in row else ""
+        self.console.print(
+            f"step {row['step']:,}: training loss {row['train_loss']:.3f}, validation loss {row['val_loss']:.3f}{bits}"
+            + ("  [green]best so far[/green]" if event.best else ""),
+            soft_wrap=True,
+        )
+
+    def _sampled(self, event: events.Sampled) -> None:
+        self.console.print(self._panel(event.text, f"sample at step {event.step:,}, temperature 0.8"))
+
+    def _panel(self, text: str, title: str) -> Panel:
+        return Panel(Text(visible(text).strip("\n")), title=escape(title), title_align="left", border_style="dim")
+
+    def _note(self, event: events.Note) -> None:
+        self.console.print(Text(event.text, style="yellow"), soft_wrap=True)
+
+    def _finished(self, event: events.Finished) -> None:
+        self.close()
+        for temperature, text in event.samples:
+            self.console.print(self._panel(text, f"temperature {temperature:g}"))
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for label, text in _result_rows(event.report):
+            table.add_row(label, text)
+        table.add_row("best step", f"{event.best_step:,} of {event.step:,}")
+        table.add_row("run", Text(event.run))
+        self.console.print(table)
+        self.console.print(
+            f'\nNext: [bold]python sample.py --run {escape(event.run)} --prompt "The "[/bold]', soft_wrap=True
+        )
+
+
+def _result_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("validation", f"{report['val_loss']:.4f} nats/token, perplexity {report['val_perplexity']:.2f}")]
+    if "val_bpc" in report:
+        rows.append(("", f"{report['val_bpc']:.4f} bits per character, {report['val_bpb']:.4f} bits per byte"))
+    for name, value in report.items():
+        if name.startswith("windows_"):
+            rows.append((f"{name.split('_')[1]}-token windows", f"{value:.4f} nats/token, from a zero state"))
+        elif name == "stateful_loss":
+            rows.append(("state carried", f"{value:.4f} nats/token"))
+    return rows

@@ -1,0 +1,153 @@
+"""``sample.py`` and ``jaxgen sample``: a prompt in, text out; everything that is not text goes to standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from jaxgen.cli.common import guarded, parse, say
+from jaxgen.errors import DataError, UsageError
+
+DESCRIPTION = """Write text with a trained model. The same run, prompt, settings and seed always give the same text.
+
+    python sample.py                                      the newest run in runs/
+    python sample.py --prompt "The " --temperature 0.5
+    python sample.py --temperature 0.3 0.8 1.3            one section for each
+    echo "To be" | python sample.py --prompt-file -       prompt from standard input"""
+
+
+class SampleConfig(BaseModel):
+    """Flags of ``sample.py``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    run: str | None = None
+    """Folder of the run. Default: the newest in runs/."""
+    prompt: str | None = None
+    """Text to continue."""
+    prompt_file: str | None = None
+    """File with the text to continue; - for standard input."""
+    length: int = 500
+    """Tokens to generate."""
+    temperature: tuple[float, ...] = (0.8,)
+    """0: always the likeliest token. Low: safe and repetitive. 1: the model as it is. High: wild. Several: one
+    section each."""
+    num_samples: int = 1
+    """Texts to draw; text i is the same however many are drawn."""
+    seed: int = 0
+    """Another seed, other texts."""
+    top_k: int | None = None
+    """Draw among the K likeliest tokens only."""
+    top_p: float | None = None
+    """Draw among the likeliest tokens that together reach this probability."""
+    unk: Literal["error", "skip"] = "error"
+    """What to do with prompt characters that the model has never seen."""
+    raw: bool = False
+    """Write control characters as they are on a terminal too."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Sample; returns the exit code."""
+    return guarded(lambda: sample(list(sys.argv[1:] if args is None else args)))
+
+
+def sample(args: list[str]) -> None:
+    from jaxgen.run.host import keep_memory, quiet
+
+    quiet()
+    keep_memory()
+    config = parse(SampleConfig, args, prog="sample.py", description=DESCRIPTION)
+    prompt = read_prompt(config)
+
+    from jaxgen.run import Sampler, Settings
+
+    if not config.temperature:
+        raise UsageError("--temperature was given without a number: give one or more, for example 0.8.")
+    settings = [
+        Settings(config.length, temperature, config.seed, config.top_k, config.top_p)
+        for temperature in config.temperature
+    ]
+    sampler = Sampler.load(config.run)
+    if config.top_k is not None and config.top_k > sampler.tokenizer.vocab_size:
+        say(
+            f"note: --top-k {config.top_k} is more than the vocabulary of {sampler.tokenizer.vocab_size}; all are kept."
+        )
+    streams = [sampler.stream(prompt, each, num_samples=config.num_samples, unk=config.unk) for each in settings]
+    writer = Writer(escape=sys.stdout.isatty() and not config.raw)
+    began = time.perf_counter()
+    for each, stream in zip(settings, streams):
+        if len(settings) > 1:
+            writer.heading(f"temperature {each.temperature:g}")
+        writer.write_all(stream, prompt, config.num_samples)
+    seconds = time.perf_counter() - began
+    say(
+        f"{writer.tokens:,} tokens in {seconds:.2f} s ({writer.tokens / max(seconds, 1e-9):,.0f} tokens/s, "
+        "compilation included)"
+    )
+
+
+def read_prompt(config: SampleConfig) -> str:
+    """The prompt from the flag, a file or standard input."""
+    if config.prompt is not None and config.prompt_file is not None:
+        raise UsageError("--prompt and --prompt-file were given together: give one of them.")
+    if config.prompt_file is None:
+        return config.prompt or ""
+    try:
+        if config.prompt_file == "-":
+            return sys.stdin.buffer.read().decode("utf-8")
+        return Path(config.prompt_file).read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"The prompt in {config.prompt_file} is not UTF-8: the byte at offset {error.start} does not belong. Convert it."
+        ) from None
+    except OSError as error:
+        raise DataError(f"The prompt file {config.prompt_file} cannot be read: {error.strerror}.") from None
+
+
+class Writer:
+    """Puts samples on standard output in order: the first of a block as it is made, the others behind it."""
+
+    def __init__(self, escape: bool) -> None:
+        self.escape, self.tokens = escape, 0
+
+    def put(self, text: str) -> None:
+        """Write text now."""
+        from jaxgen.cli.progress import visible
+
+        sys.stdout.write(visible(text) if self.escape else text.encode("utf-8", "replace").decode("utf-8"))
+        sys.stdout.flush()
+
+    def heading(self, text: str) -> None:
+        """A line that names what follows."""
+        self.put(f"--- {text} ---\n")
+
+    def write_all(self, stream, prompt: str, num_samples: int) -> None:
+        """Every sample of ``stream`` behind its prompt, each ending in a line break."""
+        turn, waiting = -1, {}
+        finished: set[int] = set()
+        for piece in stream:
+            self.tokens += piece.tokens.size
+            waiting[piece.index] = waiting.get(piece.index, "") + piece.text
+            if piece.last:
+                finished.add(piece.index)
+            if turn < 0:
+                turn = self._begin(0, prompt, num_samples)
+            while turn in waiting:
+                self.put(waiting.pop(turn))
+                if turn in finished:
+                    self.put("\n")
+                    if turn + 1 < num_samples:
+                        turn = self._begin(turn + 1, prompt, num_samples)
+                    else:
+                        turn += 1
+
+    def _begin(self, index: int, prompt: str, num_samples: int) -> int:
+        if num_samples > 1:
+            self.heading(f"sample {index}")
+        self.put(prompt)
+        return index

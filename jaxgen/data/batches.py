@@ -1,0 +1,254 @@
+"""Training batches of tokens: each batch is a pure function of (seed, step), so a run can stop and go on anywhere.
+
+Random numbers are the raw bits of a Philox counter keyed by (seed, purpose, epoch). NumPy promises those bits;
+it does not promise what ``shuffle`` makes of them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from jaxgen.errors import DataError, UsageError, choose
+from jaxgen.text import EOS, PAD
+from jaxgen.types import Batch
+
+_PURPOSES = {"split": 1, "stream": 2, "windows": 3, "documents": 4, "lanes": 5, "evaluation": 6}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One split: ids [N]; ``chars`` and ``bytes`` count the text they stand for (EOS stands for none).
+
+    ``doc_starts`` (int64, layout ``documents``) has the index of each document's first id; a document's ids end
+    in EOS and the next one follows. It is None for running text.
+    """
+
+    ids: np.ndarray
+    doc_starts: np.ndarray | None
+    chars: int
+    bytes: int
+
+    @property
+    def chars_per_token(self) -> float:
+        """Characters of text for each id (NaN when there are no ids)."""
+        return self.chars / self.ids.size if self.ids.size else float("nan")
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of UTF-8 for each id (NaN when there are no ids)."""
+        return self.bytes / self.ids.size if self.ids.size else float("nan")
+
+
+class Batches(Protocol):
+    """What every layout offers."""
+
+    steps_per_epoch: int
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step from 0, [B, T]."""
+        ...
+
+
+def random_bits(n: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
+    """``n`` random 64-bit numbers, uint64 [n], the same on every platform."""
+    key = np.array([(_PURPOSES[purpose] << 32) + seed, epoch], np.uint64)
+    return np.random.Philox(key=key).random_raw(n)
+
+
+def permutation(n: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
+    """A random order of 0 … n-1, int64 [n]."""
+    return np.argsort(random_bits(n, seed, epoch, purpose), kind="stable")
+
+
+class StreamBatches:
+    """B contiguous lanes through the text, each window going on where the one before it stopped.
+
+    Each epoch starts at another place: the text is rotated by an offset drawn from (seed, epoch). ``reset`` is set
+    at an epoch's first position and where the text starts over; the target across that seam is masked.
+    """
+
+    def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int):
+        check_sizes(batch_size=batch_size, seq_len=seq_len, seed=seed)
+        self._ids, self._size, self._length, self._seed = tokens.ids, batch_size, seq_len, seed
+        self._stride = self._ids.size // batch_size
+        if self._stride < seq_len or self._ids.size < 2:
+            raise too_short(self._ids.size, max(2, batch_size * seq_len), "batch size × sequence length")
+        self.steps_per_epoch = self._stride // seq_len
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step from 0, [B, T]."""
+        epoch, window = divmod(step, self.steps_per_epoch)
+        n = self._ids.size
+        offset = int(random_bits(1, self._seed, epoch, "stream")[0]) % n
+        lane = offset + window * self._length + self._stride * np.arange(self._size, dtype=np.int64)
+        at = (lane[:, None] + np.arange(self._length)) % n
+        reset = at == 0
+        if window == 0:
+            reset[:, 0] = True
+        return Batch(_int32(self._ids[at]), _int32(self._ids[(at + 1) % n]), reset, at != n - 1)
+
+
+class WindowBatches:
+    """Windows of T at a stride, shuffled each epoch, each from a fresh state.
+
+    The last partial batch of an epoch is left out; with fewer than B windows they are used again to fill one.
+    """
+
+    def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int, stride: int | None = None):
+        check_sizes(batch_size=batch_size, seq_len=seq_len, seed=seed)
+        if stride is not None:
+            check_sizes(stride=stride)
+        self._ids, self._size, self._length, self._seed = tokens.ids, batch_size, seq_len, seed
+        self._stride = seq_len if stride is None else stride
+        if self._ids.size < seq_len + 1:
+            raise too_short(self._ids.size, seq_len + 1, "sequence length + 1")
+        self._windows = (self._ids.size - seq_len - 1) // self._stride + 1
+        self.steps_per_epoch = max(1, self._windows // batch_size)
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step from 0, [B, T]."""
+        epoch, k = divmod(step, self.steps_per_epoch)
+        cached = self._order
+        if cached is None or cached[0] != epoch:
+            cached = self._order = (epoch, permutation(self._windows, self._seed, epoch, "windows"))
+        window = cached[1][(k * self._size + np.arange(self._size)) % self._windows]
+        at = (window * self._stride)[:, None] + np.arange(self._length)
+        reset = np.zeros(at.shape, bool)
+        reset[:, 0] = True
+        return Batch(_int32(self._ids[at]), _int32(self._ids[at + 1]), reset, np.ones(at.shape, bool))
+
+
+class DocumentBatches:
+    """Whole documents one behind the other in B lanes, shuffled each epoch, the state reset before each.
+
+    A document d1 … dn is read as EOS d1 … dn with targets d1 … dn EOS. One longer than T goes on in the next window.
+    Lanes are filled longest document first, so their lengths, and with them ``steps_per_epoch``, are the same in
+    every epoch; which of equally long documents goes where, the lanes' rows and the order inside a lane are drawn anew.
+    """
+
+    def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int):
+        check_sizes(batch_size=batch_size, seq_len=seq_len, seed=seed)
+        self._size, self._length, self._seed = batch_size, seq_len, seed
+        self._lanes = DocumentLanes(tokens, batch_size)
+        self.steps_per_epoch = -(-self._lanes.longest // seq_len)
+        self._epoch: tuple[int, LaidDocuments] | None = None
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step from 0, [B, T]."""
+        epoch, k = divmod(step, self.steps_per_epoch)
+        cached = self._epoch
+        if cached is None or cached[0] != epoch:
+            order = permutation(self._lanes.count, self._seed, epoch, "documents")
+            rows = permutation(self._size, self._seed, epoch, "lanes")
+            cached = self._epoch = (epoch, self._lanes.lay(order, rows))
+        return cached[1].window(k * self._length, self._length)
+
+
+class DocumentLanes:
+    """Documents packed into lanes without splitting any: the next longest always goes to the emptiest lane."""
+
+    def __init__(self, tokens: Tokens, lanes: int):
+        starts = tokens.doc_starts
+        if starts is None or starts.size == 0:
+            raise DataError("There are no documents in this split. Prepare the data with the layout documents.")
+        self._ids, self._starts = tokens.ids, starts
+        self._lengths = np.diff(starts, append=tokens.ids.size)
+        self.count = starts.size
+        ordered = np.sort(self._lengths)[::-1]
+        heap = [(0, lane) for lane in range(lanes)]
+        self._slots = np.empty(self.count, np.int64)
+        for slot, length in enumerate(ordered.tolist()):
+            filled, lane = heap[0]
+            self._slots[slot] = lane
+            heapq.heapreplace(heap, (filled + length, lane))
+        self.lanes = lanes
+        self.longest = max(filled for filled, _ in heap)
+
+    def lay(self, order: np.ndarray, rows: np.ndarray) -> LaidDocuments:
+        """Put all documents in lanes: ``order`` [count] decides between equals, ``rows`` [lanes] numbers the lanes."""
+        rank = np.empty(self.count, np.int64)
+        rank[order] = np.arange(self.count)
+        lane = np.empty(self.count, np.int64)
+        lane[np.lexsort((rank, -self._lengths))] = rows[self._slots]
+        laid = np.lexsort((rank, lane))  # by lane, then by rank
+        lengths = self._lengths[laid]
+        begin = np.cumsum(lengths) - lengths
+        targets = _int32(self._ids[np.repeat(self._starts[laid] - begin, lengths) + np.arange(self._ids.size)])
+        tokens = np.empty_like(targets)
+        tokens[1:] = targets[:-1]
+        tokens[begin] = EOS
+        reset = np.zeros(targets.size, bool)
+        reset[begin] = True
+        filled = np.bincount(lane, weights=self._lengths, minlength=self.lanes).astype(np.int64)
+        return LaidDocuments(tokens, targets, reset, np.cumsum(filled) - filled, filled)
+
+
+@dataclass(frozen=True)
+class LaidDocuments:
+    """Lanes one after the other in flat arrays [N]; lane b begins at ``begin[b]`` and is ``filled[b]`` long."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    reset: np.ndarray
+    begin: np.ndarray
+    filled: np.ndarray
+
+    def window(self, start: int, length: int) -> Batch:
+        """Positions start … start + length of every lane, [lanes, length]; beyond a lane's end PAD, masked."""
+        at = np.broadcast_to(start + np.arange(length), (self.begin.size, length))
+        filled = self.filled[:, None]
+        there = at < filled
+        flat = np.where(there, self.begin[:, None] + at, 0)
+        return Batch(
+            np.where(there, self.tokens[flat], np.int32(PAD)),
+            np.where(there, self.targets[flat], np.int32(PAD)),
+            np.where(there, self.reset[flat], at == filled),
+            there,
+        )
+
+
+BATCHES: dict[str, type[StreamBatches] | type[WindowBatches] | type[DocumentBatches]] = {
+    "stream": StreamBatches,
+    "windows": WindowBatches,
+    "documents": DocumentBatches,
+}
+
+
+def make_batches(
+    layout: str, tokens: Tokens, batch_size: int, seq_len: int, seed: int, stride: int | None = None
+) -> Batches:
+    """The batches of a layout; ``stride`` (tokens between windows, T by default) belongs to ``windows`` alone."""
+    choose(layout, BATCHES, "layout")
+    if layout == "windows":
+        return WindowBatches(tokens, batch_size, seq_len, seed, stride)
+    if stride is not None:
+        raise UsageError(f"--stride belongs to --layout windows, but the layout is {layout}. Leave the stride out.")
+    return BATCHES[layout](tokens, batch_size, seq_len, seed)
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise ``UsageError`` unless every size is a whole number of at least 1 (a seed: 0 … 2³²-1)."""
+    for name, value in sizes.items():
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if name == "seed":
+            if not (whole and 0 <= value < 1 << 32):
+                raise UsageError(f"The seed is {value!r}; it must be a whole number from 0 to {(1 << 32) - 1}.")
+        elif not (whole and value >= 1):
+            raise UsageError(f"The {name.replace('_', ' ')} is {value!r}; it must be a whole number of at least 1.")
+
+
+def too_short(there: int, needed: int, why: str) -> DataError:
+    """The error for a split with too few tokens."""
+    return DataError(
+        f"The training split has {there:,} tokens, but at least {needed:,} ({why}) are needed. "
+        "Give more text, or a smaller --batch-size or --seq-len."
+    )
+
+
+def _int32(ids: np.ndarray) -> np.ndarray:
+    return ids.astype(np.int32, copy=False)

@@ -1,0 +1,135 @@
+"""One column of a CSV, TSV or JSONL file, row by row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxgen.errors import DataError, UsageError
+
+_KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_FIELD_LIMIT = 2**31 - 1  # a C long on every platform
+
+
+def column_kind(path: Path) -> str | None:
+    """``csv``, ``tsv`` or ``jsonl`` by the file's name (``.gz`` aside), or None."""
+    name = path.name.lower().removesuffix(".gz")
+    return _KINDS.get(Path(name).suffix)
+
+
+def read_column(text: str, kind: str, column: str, path: Path, header: bool | None = None) -> list[str]:
+    """The texts of one column, by name (from the header row) or by position from 1 (every row is data).
+
+    ``header`` says whether a table addressed by position starts with a header row. CSV may quote fields, TSV
+    has no quoting, a line of JSONL is an object (by name) or an array (by position); blank lines are skipped.
+    Raises ``DataError`` naming the line, ``UsageError`` for a position below 1.
+    """
+    column = str(column)
+    position = int(column) if column.isascii() and column.lstrip("+-").isdigit() else None
+    if position is not None and position < 1:
+        raise UsageError(f"The text column is {column}, but positions count from 1. Give 1 for the first column.")
+    text = text.removeprefix("\ufeff")
+    if kind == "jsonl":
+        return [_json_cell(line, column, position, f"line {n} of {path}") for n, line in _lines(text)]
+    rows = _table(text, kind, path)
+    return _cells(rows, column, position, path, header)
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, line
+
+
+def _table(text: str, kind: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The (line, fields) of each row that is not blank; the line is the last one of the row."""
+    stream = io.StringIO(text, newline="")
+    if kind == "csv":
+        reader = csv.reader(stream, strict=True)
+    else:
+        reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+    with _long_fields():
+        try:
+            for row in reader:
+                if row:
+                    yield reader.line_num, row
+        except csv.Error as error:
+            raise DataError(
+                f"Line {reader.line_num} of {path} is not well-formed {kind.upper()} ({error}). "
+                "Correct that line, for example its quotation marks."
+            ) from error
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """No limit on the length of a field while this runs (the csv module keeps one for the whole process)."""
+    before = csv.field_size_limit(_FIELD_LIMIT)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _cells(
+    rows: Iterator[tuple[int, list[str]]], column: str, position: int | None, path: Path, header: bool | None
+) -> list[str]:
+    texts: list[str] = []
+    width = index = 0
+    for number, row in rows:
+        if width == 0:
+            width = len(row)
+            index = _index(row, column, position, path)
+            if header or (header is None and position is None):
+                continue
+        if len(row) != width:
+            raise DataError(
+                f"Line {number} of {path} has {len(row)} columns, but the first row has {width}. "
+                "Correct that line: every row must have the same number of columns."
+            )
+        texts.append(row[index])
+    return texts
+
+
+def _index(row: list[str], column: str, position: int | None, path: Path) -> int:
+    if position is not None:
+        if position > len(row):
+            raise DataError(
+                f"The text column is {position}, but {path} has {len(row)} columns. "
+                f"Give a position from 1 to {len(row)}."
+            )
+        return position - 1
+    if row.count(column) == 1:
+        return row.index(column)
+    problem = "appears more than once" if column in row else "is not there"
+    names = ", ".join(repr(name) for name in row)
+    raise DataError(
+        f"The column {column!r} {problem} in {path}, whose first row is: {names}. "
+        f"Give one of these names, or a position from 1 to {len(row)} if this row is data."
+    )
+
+
+def _json_cell(line: str, column: str, position: int | None, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where[0].upper()}{where[1:]} is not JSON ({error}). Correct or remove that line.") from error
+    if isinstance(record, dict) and column in record:
+        value: Any = record[column]
+    elif isinstance(record, dict):
+        names = ", ".join(repr(name) for name in record)
+        raise DataError(f"The column {column!r} is not in {where}, which has: {names}. Give one of these names.")
+    elif isinstance(record, list) and position is not None and position <= len(record):
+        value = record[position - 1]
+    else:
+        raise DataError(
+            f"The column {column!r} cannot be found in {where}: it is a JSON {type(record).__name__}. "
+            "Each line must be an object (column by name) or a long enough array (by position)."
+        )
+    if not isinstance(value, str):
+        raise DataError(f"The column {column!r} of {where} holds a {type(value).__name__}. It must hold text.")
+    return value

@@ -1,0 +1,183 @@
+"""Well-known data sets by name: found in ``JAXGEN_DATA``, else in the cache, else downloaded; always checked."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxgen.errors import DataError
+
+#: The environment variable that names a folder searched first.
+FOLDER_VARIABLE = "JAXGEN_DATA"
+_TIMEOUT_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """One file of a set: its path inside ``JAXGEN_DATA`` and the cache, where it is published, what it must be."""
+
+    path: str
+    url: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """A published data set and how ``language`` reads it unless told otherwise."""
+
+    files: tuple[NamedFile, ...]
+    note: str
+    text_column: str | None = None
+    documents: str | None = None
+    header: bool = False
+
+
+_MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
+
+NAMED: dict[str, NamedSet] = {
+    "tinyshakespeare": NamedSet(
+        files=(
+            NamedFile(
+                "tinyshakespeare.txt",
+                "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+                "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+            ),
+        ),
+        note="plays of Shakespeare, 1.1 million characters (A. Karpathy's char-rnn)",
+        documents="blank-line",
+    ),
+    "ag_news": NamedSet(
+        files=(
+            NamedFile(
+                "ag_news/test.csv",
+                "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv/test.csv",
+                "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699",
+            ),
+        ),
+        note="7,600 news items: class, title, description (Zhang et al. 2015, the test part); titles by default",
+        text_column="2",
+        documents="row",
+    ),
+    "multi30k": NamedSet(
+        files=(
+            NamedFile(
+                "multi30k/train.en.gz",
+                _MULTI30K + "train.en.gz",
+                "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
+            ),
+        ),
+        note="29,000 English image captions, a line each (Multi30k task 1, training part)",
+        documents="line",
+    ),
+    "multi30k-val": NamedSet(
+        files=(
+            NamedFile(
+                "multi30k/val.en.gz",
+                _MULTI30K + "val.en.gz",
+                "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
+            ),
+        ),
+        note="1,014 English image captions, a line each (Multi30k task 1, validation part): for --val-data",
+        documents="line",
+    ),
+}
+
+
+def fetch(file: NamedFile, cache: Path | None = None) -> Path:
+    """The local path of a checked file, downloaded into ``cache`` if need be.
+
+    Raises ``DataError`` when a digest is wrong or the file cannot be had.
+    """
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder:
+        if not os.path.isdir(folder):
+            raise DataError(
+                f"The variable {FOLDER_VARIABLE} names {folder!r}, which is not a folder. "
+                "Set it to the folder that holds the data sets, or unset it to download them."
+            )
+        local = Path(folder, file.path)
+        if local.is_file():
+            _check(local, file)
+            return local
+    return _download(file, cache_folder() if cache is None else cache)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: the operating system's cache folder for jaxgen."""
+    import pooch
+
+    return Path(pooch.os_cache("jaxgen"))
+
+
+def _check(path: Path, file: NamedFile) -> None:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(
+            f"The file {path}, found through {FOLDER_VARIABLE}, cannot be read: {error.strerror}. "
+            "Make it readable, or unset the variable to download the file."
+        ) from error
+    if digest.hexdigest() != file.sha256:
+        raise DataError(
+            f"The file {path}, found through {FOLDER_VARIABLE}, has the sha256 {digest.hexdigest()}, but "
+            f"{file.sha256} is expected. Put the file from {file.url} there, remove this one to download it, "
+            "or give the path itself to --data to use it as it is."
+        )
+
+
+def _download(file: NamedFile, cache: Path) -> Path:
+    import pooch
+    import requests
+
+    target = cache / file.path
+    try:
+        with _quiet(pooch.get_logger()):
+            found = pooch.retrieve(
+                file.url,
+                known_hash=f"sha256:{file.sha256}",
+                fname=target.name,
+                path=target.parent,
+                downloader=_get,
+            )
+    except (requests.RequestException, OSError) as error:
+        raise DataError(
+            f"{file.url} could not be downloaded to {target}: {error}. Check the network, or put the file at "
+            f"{file.path} in a folder and name that folder in the variable {FOLDER_VARIABLE}."
+        ) from error
+    except ValueError as error:  # how pooch says that the digest is wrong; it has removed the file
+        raise DataError(
+            f"What {file.url} sent is not the file that is expected: {error} "
+            f"Try again later, or put the right file at {file.path} in a folder and name that folder in the "
+            f"variable {FOLDER_VARIABLE}."
+        ) from error
+    return Path(found)
+
+
+def _get(url: str, output: str, _: Any) -> None:
+    """Pooch's own downloader, but with the connection closed when the transfer fails."""
+    import requests
+
+    with requests.get(url, stream=True, timeout=_TIMEOUT_SECONDS) as response, open(output, "wb") as stream:
+        response.raise_for_status()
+        for block in response.iter_content(1 << 16):
+            stream.write(block)
+
+
+@contextmanager
+def _quiet(logger: Any) -> Iterator[None]:
+    """No progress lines of pooch while this runs."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

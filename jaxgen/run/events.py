@@ -1,0 +1,64 @@
+"""What the training loop says while it runs; the command line renders it, a notebook may ignore it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Started:
+    """The model is built and nothing has been compiled yet."""
+
+    run: str
+    facts: dict[str, str]  # label -> text, in reading order
+    first_step: int
+    last_step: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Some steps are done; ``loss`` is the mean of the last call's, in nats a target."""
+
+    step: int
+    loss: float
+    bits_per_char: float | None
+    tokens_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The validation loss was measured and a checkpoint saved; ``row`` is the line of ``metrics.jsonl``."""
+
+    row: dict[str, Any]
+    best: bool
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A text the model made at this step."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something worth knowing that is no error."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Training is over and the run is complete."""
+
+    run: str
+    step: int
+    best_step: int
+    report: dict[str, Any]
+    samples: list[tuple[float, str]] = field(default_factory=list)  # (temperature, text)
+
+
+Event = Started | Progress | Evaluated | Sampled | Note | Finished

@@ -1,0 +1,74 @@
+"""A run read back from its folder: configuration, tokenizer, task, and the weights to use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxgen.data import DATA
+from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.store import CheckpointStore, RunDirectory
+from jaxgen.store.config import TrainConfig, validate
+from jaxgen.tasks import TASKS
+from jaxgen.text import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What ``config.json`` and ``tokenizer.json`` say, with the model they describe (no weights yet)."""
+
+    directory: RunDirectory
+    config: TrainConfig
+    resolved: dict[str, Any]  # what the first start fixed: steps, horizon, data digest, model options
+    tokenizer: Tokenizer
+    task: Any
+
+    @classmethod
+    def open(cls, run: str | Path | None) -> SavedRun:
+        """Read the run at ``run`` (``None``: the newest in ``runs/``). Raises ``CheckpointError`` if it is not whole."""
+        directory = RunDirectory.newest() if run is None else RunDirectory.open(run)
+        saved = directory.read_json("config.json")
+        try:
+            name, config, resolved = saved["task"], saved["config"], saved["resolved"]
+            kind, build = DATA[name].Config, TASKS[name].build
+            options = dict(resolved["model"])
+        except (KeyError, TypeError):
+            raise CheckpointError(
+                f"{directory.config_path} does not describe a run of this version of jaxgen. Train it again."
+            ) from None
+        tokenizer = load_tokenizer(directory.read_json("tokenizer.json"))
+        try:
+            task = build(**options)
+            config = validate(kind, config)
+        except (UsageError, TypeError) as error:
+            raise CheckpointError(f"{directory.config_path} holds settings that cannot be used. {error}") from None
+        if options.get("vocab_size") != tokenizer.vocab_size:
+            raise CheckpointError(
+                f"{directory.path} says a vocabulary of {options.get('vocab_size')}, but its tokenizer.json has "
+                f"{tokenizer.vocab_size} tokens: the two belong to different runs. Copy the run again."
+            )
+        return cls(directory, config, resolved, tokenizer, task)
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether <eos> ends a text of this model."""
+        return bool(self.resolved.get("has_documents"))
+
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        return CheckpointStore(self.directory.checkpoints_path)
+
+    def params(self, like: Any = None) -> tuple[int, Any]:
+        """The step and weights of the best checkpoint, or the latest if none has been evaluated.
+
+        ``like`` has the shapes that they must have (default: those of the run's own model), else ``CheckpointError``.
+        """
+        store = self.checkpoints
+        best = store.best()
+        step = store.latest() if best is None else best
+        shapes = jax.eval_shape(self.task.init, jax.random.key(0)) if like is None else like
+        params, _ = store.restore_params(step, shapes)
+        return step or 0, params

@@ -1,0 +1,141 @@
+"""How a run begins and how it goes on: everything that can be wrong is found here, before anything is compiled."""
+
+from __future__ import annotations
+
+import platform
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import jaxlib
+
+from jaxgen.data import DATA
+from jaxgen.errors import CheckpointError, DataError, UsageError
+from jaxgen.run.events import Note
+from jaxgen.run.saved import SavedRun
+from jaxgen.run.tensorboard import require_tensorboard
+from jaxgen.run.trainer import Emit, Progressed, Trainer, plan_optimizer
+from jaxgen.store import RunDirectory, truncate_samples
+from jaxgen.store.config import TrainConfig
+from jaxgen.tasks import TASKS
+from jaxgen.training import create_state
+from jaxgen.version import __version__
+
+#: Calls of the compiled step that ``--minutes`` times, after one that compiles.
+MEASURED_CALLS = 3
+#: Share of the time of ``--minutes`` kept for evaluations, checkpoints and samples.
+OVERHEAD = 0.15
+
+
+def ignore(event: Any) -> None:
+    """An ``emit`` for those who do not listen."""
+
+
+def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
+    """A new run in a new folder. Raises ``UsageError``, ``DataError`` and ``CheckpointError`` before it exists."""
+    began = time.perf_counter()
+    plan_optimizer(config, horizon=1)
+    if config.tensorboard:
+        require_tensorboard()
+    source = None if config.init_from is None else SavedRun.open(config.init_from)
+    data = DATA[config.task].load(config, source.tokenizer if source else None)
+    options = data.model_options()
+    task = TASKS[config.task].build(**options)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    params = None if source is None else _borrowed(source, shapes)
+    resolved = {
+        "model": options,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        "data": data.identity(),
+        "has_documents": data.has_documents,
+        "versions": {
+            "jaxgen": __version__,
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "python": platform.python_version(),
+        },
+        "device": jax.devices()[0].device_kind,
+    }
+    run = RunDirectory.create(config.run, config.task)
+    steps = _planned(config, data)
+    if steps is None:
+        steps = _measured(
+            config, began, lambda: Trainer(config, data, task, run, {**resolved, "steps": 1, "horizon": 1}, emit)
+        )
+        emit(Note(f"{config.minutes:g} minutes are enough for {steps:,} steps here; the number is fixed from now on."))
+    resolved |= {"steps": steps, "horizon": steps}
+    run.write_json("tokenizer.json", data.tokenizer.to_json())
+    _write_config(run, config, resolved)
+    return Trainer(config, data, task, run, resolved, emit).begin(params)
+
+
+def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) -> Trainer:
+    """Continue the run at ``path`` where it stopped, bitwise as if it had not (on one kind of device).
+
+    ``config`` may differ from the saved one in ``TrainConfig.may_change`` alone, else ``UsageError``. Raises
+    ``DataError`` when the data are not what they were, ``CheckpointError`` when no checkpoint is good.
+    """
+    saved = SavedRun.open(path)
+    config = config or saved.config
+    if changed := saved.config.changes(config):
+        listed = ", ".join(
+            f"--{name.replace('_', '-')} ({getattr(saved.config, name)!r} then, {getattr(config, name)!r} now)"
+            for name in changed
+        )
+        raise UsageError(f"The run {path} was started with other settings: {listed}. Leave them out to continue it.")
+    data = DATA[config.task].load(config, saved.tokenizer)
+    then, now = saved.resolved["data"], data.identity()
+    if then != now:
+        raise DataError(
+            f"The data of the run {path} have changed: {then['name']} with sha256 {then['sha256']} then, "
+            f"{now['name']} with {now['sha256']} now. Bring back the old data, or start a new run with --init-from."
+        )
+    resolved = dict(saved.resolved)
+    if config.steps not in (None, saved.config.steps):
+        resolved["steps"] = config.steps  # the horizon of the schedule stays what it was
+    trainer = Trainer(config, data, saved.task, saved.directory, resolved, emit)
+    step = 0
+    if trainer.store.latest() is None:  # stopped before its first checkpoint: begin again, to the same end
+        trainer.begin(None if config.init_from is None else _borrowed(SavedRun.open(config.init_from), None))
+    else:
+        make = partial(create_state, saved.task, trainer.optimizer, rows=config.batch_size)
+        step, trainer.state, host, problems = trainer.store.restore_newest_good(jax.eval_shape(make, trainer.key))
+        trainer.done = Progressed(**host)
+        for problem in problems:
+            emit(Note(f"WARNING: {problem} Continuing from step {step:,}."))
+    trainer.store.truncate(step)
+    trainer.metrics.truncate(step)
+    truncate_samples(saved.directory.samples_path, step)
+    _write_config(saved.directory, config, resolved)
+    return trainer
+
+
+def _planned(config: TrainConfig, data: Any) -> int | None:
+    """The number of steps that the settings name; ``None`` when it is to be measured."""
+    if config.minutes is not None:
+        return None
+    if config.epochs is not None:
+        return max(1, round(config.epochs * data.batches.steps_per_epoch))
+    return config.presets[config.preset][1]["steps"] if config.steps is None else config.steps
+
+
+def _measured(config: TrainConfig, began: float, make_trainer: Any) -> int:
+    """How many steps fit into ``config.minutes``, by timing a few calls on a state that is thrown away."""
+    trainer = make_trainer().begin()
+    trainer.time_call()
+    seconds = min(trainer.time_call() for _ in range(MEASURED_CALLS)) / trainer.calls
+    left = config.minutes * 60 * (1 - OVERHEAD) - (time.perf_counter() - began)
+    return max(1, int(left / seconds))
+
+
+def _borrowed(source: SavedRun, shapes: Any) -> Any:
+    """The best weights of ``source``; ``UsageError`` unless they have the ``shapes`` of the new model."""
+    try:
+        return source.params(shapes)[1]
+    except CheckpointError as error:
+        raise UsageError(f"--init-from {source.directory.path} does not fit this model. {error}") from None
+
+
+def _write_config(run: RunDirectory, config: TrainConfig, resolved: dict[str, Any]) -> None:
+    run.write_json("config.json", {"task": config.task, "config": config.model_dump(mode="json"), "resolved": resolved})

@@ -1,0 +1,291 @@
+"""The host loop: dispatch steps, evaluate, save, stop early, resume. It emits events and prints nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxgen.errors import DivergedError, UsageError
+from jaxgen.run.events import Evaluated, Event, Finished, Progress, Sampled, Started
+from jaxgen.run.sampler import Sampler, Settings
+from jaxgen.run.signals import StopSignals
+from jaxgen.run.tensorboard import open_events
+from jaxgen.sampling import PRNG
+from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses
+from jaxgen.store.config import TrainConfig
+from jaxgen.training import TrainState, create_state, eval_step, make_optimizer, make_schedule, train_steps
+from jaxgen.types import Batch
+
+Emit = Callable[[Event], None]
+
+#: Arithmetic in one call of K steps: about half a second on two CPU cores, so that Ctrl-C is answered soon.
+FLOPS_PER_CALL = 4e10
+MAX_STEPS_PER_CALL = 32
+SAMPLE_LENGTH = 300
+FINAL_TEMPERATURES = (0.3, 0.8, 1.0)
+
+
+@dataclass
+class Progressed:
+    """What the host remembers between evaluations; saved with every checkpoint, exactly."""
+
+    loss_sum: float = 0.0  # summed nats since the last row of metrics
+    loss_count: float = 0.0
+    best_loss: float | None = None
+    best_step: int = 0
+    bad_evals: int = 0
+    seconds: float = 0.0  # spent training, all starts together
+
+
+class Interrupted(Exception):
+    """A signal asked to stop; everything is saved. ``exit_code`` is 128 + the signal's number."""
+
+    def __init__(self, signal_number: int, run: str, step: int) -> None:
+        super().__init__(f"Stopped at step {step:,}; saved. Continue with: python train.py --run {run} --resume auto")
+        self.exit_code = 128 + signal_number
+
+
+def steps_per_call(parameters: int, tokens: int) -> int:
+    """K: how many steps of ``tokens`` tokens one compiled call takes at most. It changes no bit of the result."""
+    return int(min(max(FLOPS_PER_CALL / (6 * parameters * tokens), 1), MAX_STEPS_PER_CALL))
+
+
+def plan_optimizer(config: TrainConfig, horizon: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The schedule with its horizon frozen, and the optimiser that follows it. Raises ``UsageError``."""
+    schedule = make_schedule(
+        config.schedule, lr=config.lr, warmup=config.warmup, horizon=horizon, final=config.final_lr
+    )
+    options = dict(config.optimizer_options)
+    if config.optimizer == "adamw":
+        options["weight_decay"] = config.weight_decay
+    return schedule, make_optimizer(config.optimizer, schedule, clip=config.clip, options=options)
+
+
+class Trainer:
+    """One run, new or resumed. Make it with ``jaxgen.run.start`` or ``jaxgen.run.resume``, then call ``train``."""
+
+    def __init__(
+        self, config: TrainConfig, data: Any, task: Any, run: RunDirectory, resolved: dict[str, Any], emit: Emit
+    ) -> None:
+        self.config, self.data, self.task, self.run, self.resolved, self.emit = config, data, task, run, resolved, emit
+        self.store = CheckpointStore(run.checkpoints_path)
+        self.metrics = MetricsLog(run.metrics_path)
+        self.done = Progressed()
+        self.state: TrainState | None = None
+        self.total: int = resolved["steps"]
+        self.schedule, self.optimizer = plan_optimizer(config, resolved["horizon"])
+        self.key = jax.random.key(config.seed, impl=PRNG)
+        self.tokens_per_step = config.batch_size * getattr(config, "seq_len", 1)
+        self.calls = steps_per_call(resolved["parameters"], self.tokens_per_step)
+        self._steps = jax.jit(partial(train_steps, task, self.optimizer, self.key), donate_argnums=0)
+        self._eval = jax.jit(partial(eval_step, task))
+        self._batch_maker = data.batches
+        self._sampler: Sampler | None = None
+        self._events = open_events(run) if config.tensorboard else None
+        self._speed = 0.0
+
+    def begin(self, params: Any | None = None) -> Trainer:
+        """Set the state of step 0: fresh weights, or the given ``params`` with a fresh optimiser."""
+        state = create_state(self.task, self.optimizer, self.key, self.config.batch_size)
+        if params is not None:
+            state = state._replace(params=params, opt_state=self.optimizer.init(params))
+        self.state = state
+        return self
+
+    # --- the loop
+
+    def train(self) -> Finished:
+        """Run to the last step. Raises ``Interrupted`` (all saved) and ``DivergedError``."""
+        step = int(self._current().step)
+        self.emit(Started(str(self.run.path), self._facts(), step, self.total))
+        stop = step >= self.total
+        with StopSignals() as signals, ThreadPoolExecutor(1) as pool:
+            while not stop:
+                boundary = self._next_boundary(step)
+                step += self._run_to(step, boundary, pool, signals)
+                if step == boundary:
+                    stop = self._at_boundary(step) or step >= self.total
+                else:
+                    self._save(step, None)
+                if signals.received is not None and not stop:
+                    raise Interrupted(signals.received, str(self.run.path), step)
+        return self._finish(step)
+
+    def _next_boundary(self, step: int) -> int:
+        every = [self._every(self.config.eval_every), self._every(self.config.sample_every)]
+        return min([self.total, *((step // n + 1) * n for n in every if n)])
+
+    def _every(self, asked: int | None) -> int:
+        return max(1, self.resolved["horizon"] // 10) if asked is None else asked
+
+    def _run_to(self, step: int, boundary: int, pool: ThreadPoolExecutor, signals: StopSignals) -> int:
+        """Dispatch calls of up to K steps until ``boundary`` or a signal; returns the number of steps done.
+
+        While the device works on one call, the host reads the metrics of the one before and builds the next
+        batches, so that neither waits for the other.
+        """
+        first, waiting, clock = step, None, time.perf_counter()
+        batches: Future = pool.submit(self._batches, step, min(self.calls, boundary - step))
+        while step < boundary and signals.received is None:
+            number = min(self.calls, boundary - step)
+            ready = batches.result()
+            if step + number < boundary:
+                batches = pool.submit(self._batches, step + number, min(self.calls, boundary - step - number))
+            self.state, log = self._steps(self.state, ready, number)
+            if waiting is not None:
+                clock = self._read(*waiting, clock)
+            step += number
+            waiting = (log, number, step)
+        if waiting is not None:
+            self._read(*waiting, clock)
+        return step - first
+
+    def _batches(self, step: int, number: int) -> Batch:
+        """The next ``number`` batches stacked to K: the rest repeats the last and is not used."""
+        rows = [self._batch_maker.batch(step + min(i, number - 1)) for i in range(number)]
+        rows += rows[-1:] * (self.calls - number)
+        return Batch(*(np.stack(field) for field in zip(*rows)))
+
+    def _read(self, log: Any, number: int, step: int, clock: float) -> float:
+        """Wait for a call's metrics, check and add them up; returns the time at which they were there."""
+        losses, counts = (np.asarray(a)[:number].astype(np.float64) for a in (log.loss, log.count))
+        now = time.perf_counter()
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if bad.size:
+            at = step - number + int(bad[0]) + 1
+            norm = float(np.asarray(log.grad_norm)[bad[0]])
+            raise DivergedError(
+                f"The loss became {losses[bad[0]]} at step {at:,} (learning rate {float(self.schedule(at - 1)):.3g}, "
+                f"gradient norm {norm:.3g}). Try a lower --lr or a smaller --clip; "
+                f"checkpoints before it are in {self.run.checkpoints_path}."
+            )
+        for loss, count in zip(losses, counts):
+            self.done.loss_sum += loss * count
+            self.done.loss_count += count
+        self.done.seconds += now - clock
+        mean = float(np.sum(losses * counts) / max(np.sum(counts), 1))
+        speed = number * self.tokens_per_step / max(now - clock, 1e-9)
+        self._speed = 0.8 * self._speed + 0.2 * speed if self._speed else speed
+        left = (self.total - step) * self.tokens_per_step / self._speed
+        self.emit(Progress(step, mean, self.data.bits_per_char(mean), self._speed, left))
+        return now
+
+    def time_call(self) -> float:
+        """Seconds of one call of K steps on the current state, which it advances."""
+        began = time.perf_counter()
+        self.state, log = self._steps(self.state, self._batches(0, self.calls), self.calls)
+        jax.block_until_ready(log)
+        return time.perf_counter() - began
+
+    # --- at a boundary
+
+    def _at_boundary(self, step: int) -> bool:
+        """Evaluate, sample and save where due; True when patience has run out."""
+        config, last = self.config, step == self.total
+        due = _due(step, self._every(config.eval_every)) or last
+        row = self._evaluate(step) if due else None
+        text = self._sample(step) if _due(step, self._every(config.sample_every)) and not last else None
+        self._save(step, None if row is None else row["val_loss"])  # last: a kill before it undoes all of the above
+        if row is not None:
+            draw_losses(
+                self.metrics.read(), self.run.plot_path, f"{self.run.path.name}: {self.data.identity()['name']}"
+            )
+            self.emit(Evaluated(row, best=self.done.best_step == step))
+        if text is not None:
+            self.emit(Sampled(step, text))
+        return config.patience is not None and self.done.bad_evals >= config.patience
+
+    def _evaluate(self, step: int) -> dict[str, Any]:
+        """Measure the validation loss, update best-so-far and patience, and write the row of metrics."""
+        report = self._report(self._params, final=False)
+        loss = report["val_loss"]
+        if self.done.best_loss is None or loss < self.done.best_loss:
+            self.done.best_loss, self.done.best_step, self.done.bad_evals = loss, step, 0
+        else:
+            self.done.bad_evals += 1
+        row = {
+            "step": step,
+            "train_loss": self.done.loss_sum / max(self.done.loss_count, 1.0),
+            **report,
+            "learning_rate": float(self.schedule(max(step - 1, 0))),
+            "tokens_per_second": round(self._speed),
+            "seconds": round(self.done.seconds, 3),
+        }
+        self.done.loss_sum = self.done.loss_count = 0.0
+        self.metrics.append(row)
+        if self._events is not None:
+            for name, value in row.items():
+                self._events.add_scalar(name, value, step)
+            self._events.flush()
+        return row
+
+    @property
+    def _params(self) -> Any:
+        return self._current().params
+
+    def _current(self) -> TrainState:
+        if self.state is None:
+            raise UsageError("This trainer has no state: make it with jaxgen.start or jaxgen.resume.")
+        return self.state
+
+    def _report(self, params: Any, final: bool) -> dict[str, float]:
+        totals = {}
+        for name, evaluation in self.data.eval_sets(final).items():
+            carry, sums = self.task.initial_carry(evaluation.rows), []
+            for batch in evaluation.batches():
+                carry, batch_totals = self._eval(params, carry, batch)
+                sums.append(batch_totals)  # read later: the device runs ahead of the host
+            totals[name] = (sum(float(s.nll) for s in sums), sum(float(s.count) for s in sums))
+        return self.data.report(totals)
+
+    def _sample(self, step: int) -> str:
+        text = self._sampler_for(self._params).sample("", Settings(SAMPLE_LENGTH, 0.8, self.config.seed))[0]
+        append_sample(self.run.samples_path, step, text)
+        return text
+
+    def _sampler_for(self, params: Any) -> Sampler:
+        if self._sampler is None:
+            self._sampler = Sampler(self.task, self.data.tokenizer, params, documents=self.data.has_documents)
+        return self._sampler.with_params(params)
+
+    def _save(self, step: int, metric: float | None) -> None:
+        self.store.save(step, self._current(), asdict(self.done), metric)
+
+    def _finish(self, step: int) -> Finished:
+        """Report on the best checkpoint: every evaluation in full, and samples at three temperatures."""
+        best = self.store.best()
+        params = self._params
+        if best is not None and best != step:
+            params, _ = self.store.restore_params(best, jax.eval_shape(self.task.init, self.key))
+        report = self._report(params, final=True)
+        sampler = self._sampler_for(params)
+        samples = [
+            (temperature, sampler.sample("", Settings(SAMPLE_LENGTH, temperature, self.config.seed))[0])
+            for temperature in FINAL_TEMPERATURES
+        ]
+        self.run.write_json("report.json", {"step": step, "best_step": best or step, **report})
+        finished = Finished(str(self.run.path), step, best or step, report, samples)
+        self.emit(finished)
+        return finished
+
+    def _facts(self) -> dict[str, str]:
+        config = self.config
+        return {
+            **self.data.facts(),
+            "model": f"{config.cell} {config.layers}x{config.hidden}, {self.resolved['parameters']:,} parameters",
+            "training": f"{self.total:,} steps of {config.batch_size} x {getattr(config, 'seq_len', 1)} tokens, "
+            f"{config.optimizer} at {config.lr:g}, {config.schedule}",
+            "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
+        }
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,17 @@
+"""What a run keeps on disk: its folder, its checkpoints, its metrics and samples, its picture."""
+
+from jaxgen.store.checkpoints import CheckpointStore
+from jaxgen.store.format import DamagedCheckpointError
+from jaxgen.store.metrics import MetricsLog, append_sample, truncate_samples
+from jaxgen.store.plot import draw_losses
+from jaxgen.store.run_directory import RunDirectory
+
+__all__ = [
+    "CheckpointStore",
+    "DamagedCheckpointError",
+    "MetricsLog",
+    "RunDirectory",
+    "append_sample",
+    "draw_losses",
+    "truncate_samples",
+]

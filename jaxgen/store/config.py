@@ -1,0 +1,140 @@
+"""The configuration of a training run: one strict definition for the command line, TOML files and ``config.json``."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from jaxgen.errors import UsageError, choose
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+#: JAX wraps larger seeds silently.
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+
+class TrainConfig(BaseModel):
+    """What every task shares. The docstring under a field is its help text on the command line."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    task: ClassVar[str]
+    #: Named settings: name -> (what to expect, values). A value given otherwise wins; ``steps`` is only a default.
+    presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]]
+    #: Fields that a resumed run may change; all others would make it another run.
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "tensorboard", "run"}
+    )
+
+    preset: str = "small"
+    """Named settings: tiny, small, medium or large."""
+    run: str | None = None
+    """Folder of the run. By default the next free runs/TASK-N."""
+    seed: Seed = 0
+    """Everything random follows from it: initial weights, the order of the data, dropout, samples."""
+
+    # The model
+    cell: str = "lstm"
+    """Recurrent cell: elman, elman-relu, gru or lstm."""
+    cell_options: dict[str, Finite | str] = {}
+    """Options of the cell, as NAME VALUE pairs, for example: forget_bias 2.0."""
+    layers: Positive = 1
+    """Recurrent layers, one above the other."""
+    hidden: Positive = 256
+    """Units in a layer's state."""
+    dropout: Fraction = 0.0
+    """Share of each layer's outputs dropped in training (between layers and above the last)."""
+
+    # The optimiser
+    batch_size: Positive = 32
+    """Rows in a batch."""
+    steps: NotNegative | None = None
+    """Training steps (one batch each). Give this, --epochs or --minutes; the default is the preset's."""
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Passes over the training data, instead of --steps."""
+    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Time to train, instead of --steps: a few steps are measured, then the number of steps is fixed."""
+    optimizer: str = "adamw"
+    """adamw, adam, rmsprop or sgd."""
+    optimizer_options: dict[str, Finite] = {}
+    """Options of the optimiser, as NAME VALUE pairs, for example: b2 0.99."""
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4e-3
+    """Peak learning rate."""
+    schedule: str = "cosine"
+    """Learning rate after the warm-up: cosine, constant or exponential."""
+    warmup: NotNegative = 100
+    """Steps in which the learning rate rises to its peak."""
+    final_lr: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.02
+    """Learning rate at the last step, as a share of the peak (cosine and exponential)."""
+    clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Largest global norm of a gradient; longer ones are scaled down. 0: no clipping."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Decoupled weight decay on matrices (adamw only)."""
+
+    # The run
+    eval_every: NotNegative | None = None
+    """Steps between evaluations, each followed by a checkpoint. Default: a tenth of the run. 0: at the end only."""
+    sample_every: NotNegative | None = None
+    """Steps between printed samples. Default: with each evaluation. 0: at the end only."""
+    patience: Positive | None = None
+    """Stop after this many evaluations without a better validation loss."""
+    init_from: str | None = None
+    """Start from the best weights of this other run."""
+    tensorboard: bool = False
+    """Write TensorBoard events too (needs the extra jaxgen[tb])."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        choose(self.preset, self.presets, "preset")
+        given = [f"--{name}" for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} were given together: give one of them")
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(f"weight decay works with adamw, not with {self.optimizer}: leave out --weight-decay")
+        return self
+
+    def changes(self, other: TrainConfig) -> list[str]:
+        """Names of the fields, beyond those that may change, in which ``other`` differs."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        return [name for name in mine if mine[name] != theirs[name] and name not in self.may_change]
+
+
+def describe(error: ValidationError) -> str:
+    """Pydantic's findings as sentences: what was given, what is allowed."""
+    lines = []
+    for item in error.errors(include_url=False, include_context=False):
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        flag = f"--{where.split('.')[0].replace('_', '-')}" if where else ""
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{where!r} is no setting of this task")
+        elif flag:
+            lines.append(f"{flag} is {item['input']!r}: {message[0].lower()}{message[1:]}")
+        else:
+            lines.append(message)
+    return "; ".join(lines) + "."
+
+
+def validate(kind: type[TrainConfig], values: dict[str, Any], source: str = "") -> TrainConfig:
+    """Build a configuration from plain values, strictly; raises ``UsageError`` with every finding."""
+    lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        return kind.model_validate(lists_as_tuples)
+    except ValidationError as error:
+        raise UsageError(f"{source}{describe(error)}") from None
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """The settings in a TOML file; dashes in names count as underscores."""
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The configuration file {path} cannot be read: {error}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"The configuration file {path} is not valid TOML: {error}.") from None
+    return {name.replace("-", "_"): value for name, value in values.items()}

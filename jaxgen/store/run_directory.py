@@ -1,0 +1,179 @@
+"""The folder of one run: where each of its files lies, and how a run is made and found."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.store.files import dump_json, load_json, replace_file
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+CHECKPOINTS = "checkpoints"
+
+
+class RunDirectory:
+    """A run's folder, complete in itself: copied elsewhere, everything still works.
+
+    Use ``create`` for a new run, ``open`` for one that exists and ``newest`` for the one last worked on.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r})"
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str] | None, task: str, root: str | os.PathLike[str] = "runs"
+    ) -> RunDirectory:
+        """Make the folder of a new run and prove that it can be written; ``None`` means ``<root>/<task>-<n>``.
+
+        Two processes never get the same ``n``. Raises ``UsageError`` when the folder holds something already
+        or cannot be written.
+        """
+        run = cls._create_numbered(task, Path(root)) if path is None else cls._create_at(Path(path))
+        run._prove_writable()
+        return run
+
+    @classmethod
+    def _create_numbered(cls, task: str, root: Path) -> RunDirectory:
+        pattern = re.compile(rf"{re.escape(task)}-([0-9]{{1,9}})")
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            taken = [int(match[1]) for entry in os.listdir(root) if (match := pattern.fullmatch(entry))]
+            for number in itertools.count(max(taken, default=0) + 1):
+                candidate = root / f"{task}-{number}"
+                try:
+                    candidate.mkdir()  # atomic: whoever makes it owns it
+                except FileExistsError:
+                    continue
+                return cls(candidate)
+        except OSError as error:
+            raise _unwritable(root, error) from error
+        raise AssertionError("unreachable")
+
+    @classmethod
+    def _create_at(cls, path: Path) -> RunDirectory:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            entries = os.listdir(path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        if CONFIG in entries:
+            raise UsageError(
+                f"{path} already holds a run. Continue it with `--resume auto`, or choose another folder with `--run`."
+            )
+        # A start that was killed before it wrote its configuration leaves nothing of value.
+        if not all(entry == TOKENIZER or re.fullmatch(r"\..*\.tmp", entry) for entry in entries):
+            raise UsageError(
+                f"{path} is not empty and is not a run (it has no {CONFIG}). A run that exists is continued with "
+                "`--resume auto`; for a new one choose another folder with `--run`."
+            )
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunDirectory:
+        """The run that lies at ``path``. Raises ``CheckpointError`` when none does."""
+        run = cls(path)
+        if run.exists():
+            return run
+        if not run.path.exists():
+            missing = "does not exist"
+        elif not run.path.is_dir():
+            missing = "is not a folder"
+        else:
+            missing = f"has no {CONFIG}"
+        raise CheckpointError(
+            f"{run.path} is not a run: it {missing}. `python train.py --run {run.path}` makes a run; "
+            "without `--run` the newest one is used."
+        )
+
+    @classmethod
+    def newest(cls, root: str | os.PathLike[str] = "runs") -> RunDirectory:
+        """The run under ``root`` whose configuration or newest checkpoint was written last.
+
+        Raises ``CheckpointError`` when there is none.
+        """
+        root = Path(root)
+        runs = [run for entry in (sorted(root.iterdir()) if root.is_dir() else []) if (run := cls(entry)).exists()]
+        if not runs:
+            raise CheckpointError(f"There is no run in {root}/. `python train.py` makes one; `--run DIR` names one.")
+        return max(runs, key=cls._last_written)
+
+    def exists(self) -> bool:
+        """Whether a run lies here: its ``config.json`` is there."""
+        return self.config_path.is_file()
+
+    @property
+    def config_path(self) -> Path:
+        """``config.json``: everything needed to build the model again."""
+        return self.path / CONFIG
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """``tokenizer.json``: the vocabulary."""
+        return self.path / TOKENIZER
+
+    @property
+    def checkpoints_path(self) -> Path:
+        """``checkpoints/``: what ``CheckpointStore`` keeps."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def metrics_path(self) -> Path:
+        """``metrics.jsonl``: one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples_path(self) -> Path:
+        """``samples.txt``: what the model wrote while it learnt."""
+        return self.path / "samples.txt"
+
+    @property
+    def plot_path(self) -> Path:
+        """``loss.png``: the loss curves."""
+        return self.path / "loss.png"
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write ``value`` to the file ``name`` of the run, whole or not at all.
+
+        Raises ``ValueError`` for a number that is not finite and ``CheckpointError`` when it cannot be written.
+        """
+        replace_file(self._file(name), dump_json(value))
+
+    def read_json(self, name: str) -> Any:
+        """The content of the JSON file ``name``. Raises ``CheckpointError`` (see ``files.load_json``)."""
+        return load_json(
+            self._file(name), f"Copy the run {self.path} again, or train another with `python train.py --run DIR`."
+        )
+
+    def _file(self, name: str) -> Path:
+        if Path(name).name != name:
+            raise ValueError(f"{name!r} is not the name of a file in the run; give it without a folder.")
+        return self.path / name
+
+    def _prove_writable(self) -> None:
+        probe = self.path / f".probe-{os.getpid()}.tmp"
+        try:
+            probe.write_bytes(b"\0")
+            probe.unlink()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def _last_written(self) -> tuple[float, str]:
+        times = [self.config_path.stat().st_mtime]
+        if self.checkpoints_path.is_dir():
+            times += [entry.stat().st_mtime for entry in os.scandir(self.checkpoints_path) if entry.name[0] != "."]
+        return max(times), self.path.name
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"Cannot make a run in {path}: {error.strerror}. Choose a folder that you may write with `--run DIR`."
+    )

@@ -1,0 +1,94 @@
+"""Language modelling: many to many, aligned. What the model is, what its loss is, and how decoding is primed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxgen.cells import CELLS
+from jaxgen.errors import check_options, choose
+from jaxgen.models import LanguageModel
+from jaxgen.types import Array, Batch, Carry, Key, Params
+
+
+class Totals(NamedTuple):
+    """Sums over the targets that count, so that batches of different sizes add up."""
+
+    nll: Array  # summed negative log-likelihood, nats
+    count: Array  # number of targets
+
+
+class Prepared(NamedTuple):
+    """What the decode loop reads at every step, laid out once."""
+
+    params: Params
+    table: Array | None  # [V, K]
+
+
+@dataclass(frozen=True)
+class LanguageTask:
+    """A language model with its loss and its decoding functions; everything here is pure."""
+
+    model: LanguageModel
+
+    @classmethod
+    def build(cls, *, vocab_size: int, cell: str, cell_options: dict[str, Any], **sizes: Any) -> LanguageTask:
+        """The task from plain values: a name in ``CELLS``, the cell's own options, and the model's sizes."""
+        kind = CELLS[choose(cell, CELLS, "cell")]
+        check_options(kind, cell_options, f"cell {cell!r}", reserved=("features", "parent", "name", "param_dtype"))
+        make = partial(kind, **cell_options) if cell_options else kind
+        return cls(LanguageModel(vocab_size, make, **sizes))
+
+    @property
+    def has_dropout(self) -> bool:
+        return self.model.dropout > 0
+
+    def init(self, key: Key) -> Params:
+        """Fresh parameters."""
+        return self.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+    def initial_carry(self, rows: int) -> tuple[Carry, ...]:
+        return self.model.initial_carry(rows)
+
+    def loss(
+        self, params: Params, carry: Carry, batch: Batch, row_keys: Key | None = None
+    ) -> tuple[tuple[Carry, ...], Totals]:
+        """Summed cross-entropy of ``batch`` ([B, T] fields) from ``carry``, and the carry it ends in."""
+        variables = {"params": params}
+        tokens, targets, reset, mask = (jnp.swapaxes(jnp.asarray(field), 0, 1) for field in batch)
+        carry, states = self.model.apply(
+            variables, tokens, carry, reset=reset, row_keys=row_keys, method=LanguageModel.states
+        )
+        logits = self.model.apply(variables, states, method=LanguageModel.logits)
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return carry, Totals(jnp.sum(jnp.where(mask, nll, 0.0)), jnp.sum(mask, dtype=jnp.float32))
+
+    def prepare(self, params: Params) -> Prepared:
+        """Everything decoding can compute once: the first layer's product for every token."""
+        return Prepared(params, self.model.apply({"params": params}, method=LanguageModel.token_table))
+
+    def prime(
+        self, prepared: Prepared, carry: Carry, logits: Array, tokens: Array, valid: Array
+    ) -> tuple[tuple[Carry, ...], Array]:
+        """Read a chunk of prompt: ``tokens`` and ``valid`` [R, P] -> the carry and next-token logits [R, V].
+
+        Valid tokens come first in a row. A row without any keeps its carry and the ``logits`` given.
+        """
+        variables = {"params": prepared.params}
+        carry, states = self.model.apply(
+            variables, tokens.T, carry, valid=valid.T, table=prepared.table, method=LanguageModel.states
+        )
+        count = jnp.sum(valid, axis=1, dtype=jnp.int32)
+        last = states[jnp.maximum(count - 1, 0), jnp.arange(tokens.shape[0])]
+        new = self.model.apply(variables, last, method=LanguageModel.logits)
+        return carry, jnp.where((count > 0)[:, None], new, logits)
+
+    def step(self, prepared: Prepared, carry: Carry, token: Array) -> tuple[tuple[Carry, ...], Array]:
+        """One decoding step: ``token`` [R] -> the new carry and next-token logits [R, V]."""
+        carry, logits = self.model.apply({"params": prepared.params}, token[:, None], carry, table=prepared.table)
+        return carry, jax.lax.squeeze(logits, (1,))

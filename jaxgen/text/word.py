@@ -1,0 +1,98 @@
+"""Words and punctuation marks, each with the space before it; only rare words are lost, to ``<unk>``."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxgen.text.base import (
+    FIRST,
+    SPECIAL_PIECES,
+    UNK,
+    Tokenizer,
+    check_option,
+    json_list,
+    malformed,
+    without_surrogates,
+)
+
+# Every character matches exactly one branch, so the pieces add up to the text; the classes on either side
+# of each repetition are disjoint, so matching never backtracks.
+_PIECE = re.compile(r" ?\w+(?:['’]\w+)*| ?[^\w\s]|\s")
+
+
+class WordTokenizer(Tokenizer):
+    """A word (inner apostrophes included) or one punctuation mark, glued to one space before it; case is kept.
+
+    A piece whose form with the space is not in the vocabulary is read as a space and the bare piece.
+    """
+
+    kind = "word"
+    unit = "word"
+    OPTIONS: ClassVar[dict[str, int]] = {"min_count": 2, "max_vocab": 20000}
+
+    def __init__(self, words: Sequence[str]):
+        self._words = list(words)
+        self._ids = {word: FIRST + i for i, word in enumerate(self._words)}
+        self.pieces = [*SPECIAL_PIECES, *(word.encode() for word in self._words)]
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of the pieces, int32 [T]; a piece that is unknown with and without its space ends in UNK."""
+        ids: list[int] = []
+        known = self._ids.get
+        for piece in split_words(text):
+            found = known(piece)
+            if found is None:
+                if piece[0] == " " and len(piece) > 1:
+                    ids.append(self._ids[" "])
+                    piece = piece[1:]
+                found = known(piece, UNK)
+            ids.append(found)
+        return np.array(ids, np.int32)
+
+    def unknown(self, text: str) -> list[tuple[int, str]]:
+        """The words that the vocabulary lacks, with the positions of their first characters from 0."""
+        found = []
+        for match in _PIECE.finditer(without_surrogates(text)):
+            word = match[0][1:] if match[0][0] == " " and len(match[0]) > 1 else match[0]
+            if match[0] not in self._ids and word not in self._ids:
+                found.append((match.end() - len(word), word))
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The pieces in the order of their ids."""
+        return {"kind": self.kind, "words": self._words}
+
+    @classmethod
+    def from_json(cls, obj: Any) -> WordTokenizer:
+        """The tokenizer of a list of pieces; raises ``CheckpointError``."""
+        words = json_list(obj, cls.kind, "words")
+        for word in words:
+            if not isinstance(word, str) or not _PIECE.fullmatch(word) or word != without_surrogates(word):
+                raise malformed(cls.kind, f"{word!a} is not a word, a punctuation mark or one whitespace character")
+        if len(set(words)) != len(words):
+            raise malformed(cls.kind, "a word is listed twice")
+        if " " not in words:
+            raise malformed(cls.kind, "the single space is missing from its words")
+        return cls(words)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], *, min_count: int = 2, max_vocab: int = 20000) -> WordTokenizer:
+        """The single space, then pieces by frequency, until a count is below ``min_count`` or V = ``max_vocab``."""
+        check_option("min_count", min_count, 1)
+        check_option("max_vocab", max_vocab, FIRST + 1)
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(split_words(text))
+        del counts[" "]
+        frequent = sorted((-count, word) for word, count in counts.items() if count >= min_count)
+        return cls([" ", *(word for _, word in frequent[: max_vocab - FIRST - 1])])
+
+
+def split_words(text: str) -> list[str]:
+    """The pieces of a text, which add up to it (lone surrogates become U+FFFD)."""
+    return _PIECE.findall(without_surrogates(text))

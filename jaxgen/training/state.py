@@ -1,0 +1,25 @@
+"""What a training step reads and returns."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from jaxgen.types import Array, Carry, Key, Params
+
+
+class TrainState(NamedTuple):
+    """Everything a resumed run needs from the device. Keys are no part of it: they follow from (seed, step)."""
+
+    step: Array  # int32, number of steps taken
+    params: Params
+    opt_state: Any
+    carry: Carry  # the recurrent state handed from one window to the next
+
+
+def create_state(task: Any, optimizer: optax.GradientTransformation, key: Key, rows: int) -> TrainState:
+    """A fresh state for ``task`` with ``rows`` rows a batch."""
+    params = task.init(key)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), task.initial_carry(rows))

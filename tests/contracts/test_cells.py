@@ -1,0 +1,32 @@
+"""Every cell of the registry keeps the contract. To add a cell: a line in ``CELLS``, its equations, nothing here."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from jaxgen.cells import CELLS
+
+from .checks import CHECKS, Subject, name_of
+from .equations import EQUATIONS
+
+
+@cache
+def subject(name: str) -> Subject:
+    return Subject(CELLS[name], equations=EQUATIONS.get(name))
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=name_of)
+@pytest.mark.parametrize("name", CELLS)
+def test_a_registered_cell_keeps_the_contract(name, check):
+    check(subject(name))
+
+
+def test_a_cell_without_equations_is_told_where_to_write_them():
+    with pytest.raises(AssertionError, match=r"Elman.*equations.*tests/contracts/equations\.py"):
+        _ = Subject(CELLS["elman"]).equations
+
+
+def test_there_are_no_equations_without_a_cell():
+    assert set(EQUATIONS) <= set(CELLS)

@@ -1,0 +1,23 @@
+"""Flax's own cells keep the contract in our ``unroll``: the same parameter tree, values and gradients as in ``nn.RNN``."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from flax import linen as nn
+
+from .checks import FAST, SHARED_CHECKS, Subject, name_of
+
+FOREIGN = {cell.__name__: cell for cell in (nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell, nn.SimpleCell, nn.MGUCell)}
+
+
+@cache
+def subject(name: str) -> Subject:
+    return Subject(FOREIGN[name], compiler_options=FAST)
+
+
+@pytest.mark.parametrize("check", SHARED_CHECKS, ids=name_of)
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_flax_cell_keeps_the_contract(name, check):
+    check(subject(name))

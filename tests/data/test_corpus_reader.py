@@ -1,0 +1,309 @@
+"""Reading: what a user may name, and the sentence for each thing that cannot be read."""
+
+import csv
+import gzip
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxgen.data.builtin import BUILTIN, python_source
+from jaxgen.data.named import NAMED, NamedFile, NamedSet
+from jaxgen.data.reader import read_texts
+from jaxgen.errors import DataError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("JAXGEN_DATA", raising=False)
+
+
+def write(name, content):
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return name
+
+
+def refused(error, *specs, **options):
+    with pytest.raises(error) as caught:
+        read_texts(specs, **options)
+    return str(caught.value)
+
+
+def test_a_file_is_read_exactly_with_its_line_endings():
+    text = "\ufeffone\r\ntwo\rthree\n\0é\u0301🎉"
+    source = read_texts([write("a.txt", text)])
+    assert source.texts == [text]
+    assert source.name == "a.txt"
+    assert source.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert (source.default_documents, source.by_row) == (None, False)
+
+
+def test_several_files_keep_their_order_and_share_one_digest():
+    source = read_texts([write("b.txt", "b"), write("a.txt", "a")])
+    assert source.texts == ["b", "a"]
+    assert source.sha256 == hashlib.sha256(b"ba").hexdigest()
+    assert source.name == "b.txt + a.txt"
+
+
+def test_a_folder_is_read_in_sorted_order_without_hidden_files():
+    for name in ("d/z.txt", "d/a/2.md", "d/a/1", "d/.hidden", "d/.git/x", "d/empty"):
+        write(name, "" if name == "d/empty" else name)
+    assert read_texts(["d"]).texts == ["d/a/1", "d/a/2.md", "", "d/z.txt"]
+
+
+def test_a_glob_is_read_in_sorted_order_and_goes_into_folders():
+    for name in ("b.txt", "a.txt", "d/c.txt", "d/e.md"):
+        write(name, name)
+    assert read_texts(["*.txt"]).texts == ["a.txt", "b.txt"]
+    assert read_texts(["**/*.txt"]).texts == ["a.txt", "b.txt", "d/c.txt"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file():
+    assert read_texts([write("a[1].txt", "x")]).texts == ["x"]
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.bin"])
+def test_gzip_is_recognised_by_its_content(name):
+    assert read_texts([write(name, gzip.compress(b"one") + gzip.compress(b"two"))]).texts == ["onetwo"]
+
+
+def test_a_pipe_is_read():
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"piped")
+    os.close(write_end)
+    try:
+        assert read_texts([f"/dev/fd/{read_end}"]).texts == ["piped"]
+    finally:
+        os.close(read_end)
+
+
+def test_the_byte_level_reads_any_bytes():
+    raw = bytes(range(256))
+    assert read_texts([write("a", raw)], level="byte").texts[0].encode("utf-8", "surrogateescape") == raw
+
+
+def test_bytes_that_are_not_utf8_are_named_with_their_offset():
+    message = refused(DataError, write("a.txt", b"abc\xe9def"))
+    assert "a.txt" in message
+    assert "0xe9 at offset 3" in message
+    assert "--level byte" in message
+
+
+def test_utf16_is_guessed():
+    assert "looks like UTF-16" in refused(DataError, write("a.txt", "abc".encode("utf-16")))
+
+
+def test_what_is_missing_is_named_and_the_nearest_suggested():
+    assert "Did you mean 'tinyshakespeare'" in refused(DataError, "tinyshakespear")
+    assert "Did you mean 'python-docs'" in refused(DataError, "python_docs")
+    write("d/novel.txt", "x")
+    assert "Did you mean 'd/novel.txt'" in refused(DataError, "d/novle.txt")
+    message = refused(DataError, "no/such/file.bin")
+    assert "'no/such/file.bin'" in message
+    assert "ag_news" in message
+
+
+@pytest.mark.parametrize("spec", ["", "nul\0byte", "x" * 5000, "~nobody-here/x", "a/*\0"])
+def test_a_path_that_no_system_has_is_a_data_error(spec):
+    assert "no file or folder" in refused(DataError, spec)
+
+
+def test_a_pattern_without_matches_is_a_data_error():
+    assert "'*.nothing'" in refused(DataError, "*.nothing")
+
+
+@pytest.mark.parametrize("content", [b"", gzip.compress(b"")])
+def test_empty_data_is_a_data_error(content):
+    assert "empty" in refused(DataError, write("a.txt", content))
+
+
+def test_an_empty_folder_is_a_data_error():
+    Path("d").mkdir()
+    assert "holds no files" in refused(DataError, "d")
+
+
+def test_a_device_is_refused():
+    assert "device" in refused(DataError, "/dev/zero")
+
+
+@pytest.mark.parametrize(
+    "content", [gzip.compress(b"text" * 99)[:-12], gzip.compress(b"text")[:5], b"\x1f\x8b\x08\x00" + b"\xff" * 40]
+)
+def test_a_damaged_gzip_file_is_a_data_error(content):
+    assert "damaged" in refused(DataError, write("a.gz", content))
+
+
+def test_a_file_named_gz_that_is_not_is_a_data_error():
+    assert "not gzip" in refused(DataError, write("a.gz", "plain"))
+
+
+def test_a_file_without_permission_is_a_data_error(monkeypatch):
+    def deny(path):
+        raise PermissionError(13, "Permission denied")
+
+    write("a.txt", "x")
+    monkeypatch.setattr(Path, "read_bytes", deny)
+    assert "Permission denied" in refused(DataError, "a.txt")
+
+
+def test_nothing_given_is_a_usage_error():
+    assert "No data" in refused(UsageError)
+
+
+TABLE = 'id,title,body\r\n1,"Hello, ""you""",b1\r\n\r\n2,"two\nlines",b2\r\n'
+
+
+@pytest.mark.parametrize("name", ["a.csv", "A.CSV", "a.csv.gz"])
+def test_a_csv_column_is_read_by_name_row_by_row(name):
+    write(name, gzip.compress(TABLE.encode()) if name.endswith("gz") else TABLE)
+    source = read_texts([name], text_column="title")
+    assert source.texts == ['Hello, "you"', "two\nlines"]
+    assert (source.by_row, source.default_documents) == (True, "row")
+
+
+def test_by_position_every_row_is_data():
+    assert read_texts([write("a.csv", TABLE)], text_column="3").texts == ["body", "b1", "b2"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column_name():
+    assert read_texts([write("a.csv", "\ufefftext\nx\n")], text_column="text").texts == ["x"]
+
+
+def test_tsv_has_no_quoting():
+    assert read_texts([write("a.tsv", 'n\tt\n1\t"a\n2\tb"c\n')], text_column="t").texts == ['"a', 'b"c']
+
+
+def test_jsonl_is_read_by_key_or_by_position():
+    rows = [{"t": "a\nb", "n": 1}, {"t": "é"}]
+    lines = "\n\n".join(map(json.dumps, rows)) + "\r\n"
+    assert read_texts([write("a.jsonl", lines)], text_column="t").texts == ["a\nb", "é"]
+    assert read_texts([write("b.jsonl", '["x", "y"]\n')], text_column="2").texts == ["y"]
+
+
+def test_a_field_of_any_length_is_read_and_the_limit_of_the_csv_module_is_kept():
+    before = csv.field_size_limit()
+    assert len(read_texts([write("a.csv", "t\n" + "x" * 200_000)], text_column="t").texts[0]) == 200_000
+    assert csv.field_size_limit() == before
+
+
+def test_an_unknown_column_lists_those_that_are_there():
+    assert "'id', 'title', 'body'" in refused(DataError, write("a.csv", TABLE), text_column="titel")
+    assert "'u', 'v'" in refused(DataError, write("a.jsonl", '{"u": "1", "v": "2"}'), text_column="t")
+    assert "more than once" in refused(DataError, write("b.csv", "a,a\n1,2\n"), text_column="a")
+
+
+def test_a_position_out_of_range_is_refused():
+    assert "has 3 columns" in refused(DataError, write("a.csv", TABLE), text_column="4")
+    assert "count from 1" in refused(UsageError, "a.csv", text_column="0")
+    assert "count from 1" in refused(UsageError, "a.csv", text_column="-1")
+
+
+def test_malformed_rows_are_named_by_line():
+    assert "Line 3 of a.csv has 1 columns" in refused(DataError, write("a.csv", "a,b\n1,2\n3\n"), text_column="a")
+    assert "Line 2 of b.csv" in refused(DataError, write("b.csv", 'a,b\n"open,2\n'), text_column="a")
+    for name, line in {"c": "{", "d": "3", "e": '{"a": 3}', "f": "[" * 99_999, "g": '{"b": "x"}'}.items():
+        message = refused(DataError, write(f"{name}.jsonl", '{"a": "x"}\n' + line), text_column="a")
+        assert f"ine 2 of {name}.jsonl" in message
+
+
+def test_a_column_of_what_is_no_table_is_a_usage_error():
+    assert "a.txt is not" in refused(UsageError, write("a.txt", "x"), text_column="a")
+    assert "python-docs is not" in refused(UsageError, "python-docs", text_column="a")
+
+
+def test_a_table_is_plain_text_without_a_column():
+    source = read_texts([write("a.csv", TABLE)])
+    assert source.texts == [TABLE]
+    assert not source.by_row
+
+
+def test_a_table_with_no_rows_is_empty():
+    assert "empty" in refused(DataError, write("a.csv", "a,b\n"), text_column="a")
+
+
+def test_ways_to_cut_documents_are_checked_against_the_data():
+    write("a.csv", TABLE)
+    assert "Did you mean 'line'" in refused(UsageError, "a.csv", documents="lines")
+    assert "need a table" in refused(UsageError, "a.csv", documents="row")
+    assert "row by row" in refused(UsageError, "a.csv", documents="file", text_column="id")
+
+
+def test_rows_and_whole_texts_do_not_mix(monkeypatch):
+    monkeypatch.setenv("JAXGEN_DATA", str(Path.cwd()))
+    monkeypatch.setitem(NAMED, "rows", rows_set())
+    assert "mixes" in refused(UsageError, "rows", write("b.txt", "x"))
+
+
+def rows_set():
+    content = b'"3","a title","x"\n"1","another","y"\n'
+    write("rows/r.csv", content)
+    file = NamedFile("rows/r.csv", "http://127.0.0.1:9/none", hashlib.sha256(content).hexdigest())
+    return NamedSet((file,), "", text_column="2", documents="row")
+
+
+def test_a_named_set_brings_its_column_and_documents(monkeypatch):
+    monkeypatch.setenv("JAXGEN_DATA", str(Path.cwd()))
+    monkeypatch.setitem(NAMED, "rows", rows_set())
+    source = read_texts(["rows"])
+    assert source.texts == ["a title", "another"]
+    assert (source.by_row, source.default_documents) == (True, "row")
+    assert read_texts(["rows"], text_column="3").texts == ["x", "y"]
+
+
+def test_python_docs_is_one_text_of_prose_and_the_same_each_time():
+    source = read_texts(["python-docs"])
+    assert len(source.texts) == 1
+    assert len(source.texts[0]) > 300_000
+    assert source == read_texts(["python-docs"])
+    assert source.default_documents == "blank-line"
+
+
+def test_python_docs_without_pydoc_data_names_the_alternative(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    assert "python-source" in refused(DataError, "python-docs")
+
+
+def test_python_source_leaves_tests_and_packages_out_and_stops_at_its_limit(monkeypatch):
+    for name in ("b.py", "a/x.py", "test/t.py", "a/tests/t.py", "site-packages/p.py", "c.txt", "_sysconfigdata_x.py"):
+        write(name, name)
+    write("latin.py", b"\xe9")
+    assert python_source(".") == ["a/x.py", "b.py"]
+    monkeypatch.setattr("jaxgen.data.builtin._SOURCE_LIMIT", 7)
+    assert python_source(".") == ["a/x.py"]
+
+
+def test_python_source_is_there_and_says_so_where_it_is_not():
+    assert any("class JSONDecoder" in text for text in BUILTIN["python-source"].texts())
+    Path("none").mkdir()
+    with pytest.raises(DataError, match=r"found no \.py files"):
+        python_source("none")
+
+
+def test_a_folder_that_cannot_be_listed_is_a_data_error(monkeypatch):
+    def walk(root, onerror):
+        onerror(PermissionError(13, "Permission denied", str(root)))
+        return []
+
+    write("d/a.txt", "x")
+    monkeypatch.setattr(os, "walk", walk)
+    assert "The folder d cannot be listed: Permission denied" in refused(DataError, "d")
+
+
+def test_a_path_in_a_folder_without_permission_is_a_data_error(monkeypatch):
+    def deny(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("jaxgen.data.reader.os.stat", deny)
+    with pytest.raises(DataError, match="cannot be reached"):
+        read_texts(["locked/a.txt"])
+    monkeypatch.undo()
+
+
+def test_one_spec_may_be_given_as_a_string():
+    assert read_texts(write("a.txt", "x")).texts == ["x"]

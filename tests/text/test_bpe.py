@@ -1,0 +1,91 @@
+"""Byte-pair encoding: chunks change nothing, the library's JSON is checked, its absence is a sentence."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.text import BpeTokenizer, load_tokenizer
+
+TEXT = "low lower lowest, new newer newest! 123 'tis don't\r\n\tindented  twice\n\n\nend \u00a0é漢字 🎉\n" * 6
+TOKENIZER = BpeTokenizer.train([TEXT], vocab_size=300)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    text=st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("ab \n\r\t'1.\x1c\x85\u2003")), max_size=80)
+)
+def test_encoding_in_chunks_equals_encoding_at_once(text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxgen.text.bpe._CHUNK", 3)
+        chunked = TOKENIZER.encode(text)
+    np.testing.assert_array_equal(chunked, TOKENIZER.encode(text))
+    assert TOKENIZER.decode(chunked) == text
+
+
+def test_training_in_chunks_equals_training_at_once(monkeypatch):
+    monkeypatch.setattr("jaxgen.text.bpe._CHUNK", 16)
+    assert BpeTokenizer.train([TEXT], vocab_size=300).to_json() == TOKENIZER.to_json()
+
+
+def test_frequent_runs_become_one_token_within_the_size_asked_for():
+    assert TOKENIZER.vocab_size == 300
+    assert len(TOKENIZER.encode(" newest")) == 1
+    assert sorted(TOKENIZER.pieces[3:259]) == [bytes([byte]) for byte in range(256)]
+
+
+def test_what_looks_like_a_special_token_is_plain_text():
+    ids = TOKENIZER.encode("<unk><eos><|endoftext|>")
+    assert ids.min() >= 3
+    assert TOKENIZER.decode(ids) == "<unk><eos><|endoftext|>"
+
+
+def test_without_the_library_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UsageError, match=r'pip install "jaxgen\[bpe\]"'):
+        BpeTokenizer.train([TEXT])
+    with pytest.raises(UsageError, match=r'pip install "jaxgen\[bpe\]"'):
+        load_tokenizer(TOKENIZER.to_json())
+
+
+def broken(change):
+    inner = json.loads(TOKENIZER.to_json()["tokenizers"])
+    change(inner)
+    return {"kind": "bpe", "tokenizers": json.dumps(inner)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda inner: inner.update(normalizer={"type": "Lowercase"}),
+        lambda inner: inner.update(added_tokens=[{"id": 0, "content": "a"}]),
+        lambda inner: inner.update(pre_tokenizer=None),
+        lambda inner: inner["pre_tokenizer"].update(add_prefix_space=True),
+        lambda inner: inner.update(model=[]),
+        lambda inner: inner["model"].update(type="WordPiece"),
+        lambda inner: inner["model"].update(dropout=0.5),
+        lambda inner: inner["model"].update(vocab=None),
+        lambda inner: inner["model"]["vocab"].pop("a"),
+        lambda inner: inner["model"]["vocab"].update(zzz=9999),
+        lambda inner: inner["model"]["vocab"].update(a="1"),
+        lambda inner: inner["model"]["vocab"].update({"漢": len(inner["model"]["vocab"])}),
+        lambda inner: inner["model"].update(merges=3),
+        lambda inner: inner["model"]["merges"].append(["a"]),
+        lambda inner: inner["model"]["merges"].append(["a", 3]),
+        lambda inner: inner["model"]["merges"].append("漢 字"),
+        lambda inner: inner.update(version="99"),
+    ],
+)
+def test_a_changed_library_file_is_a_checkpoint_error(change):
+    with pytest.raises(CheckpointError, match="malformed"):
+        load_tokenizer(broken(change))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, 3, None])
+def test_a_library_file_that_is_no_object_is_a_checkpoint_error(text):
+    with pytest.raises(CheckpointError, match="malformed"):
+        load_tokenizer({"kind": "bpe", "tokenizers": text})
