@@ -53,7 +53,7 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
 
 
 def check_options(kind: type, options: Mapping[str, object], what: str, reserved: Iterable[str] = ()) -> None:
-    """Raise ``UsageError`` unless every key of ``options`` is a field of the dataclass ``kind`` and not ``reserved``."""
+    """Raise ``UsageError`` unless every key of ``options`` is a field of the dataclass ``kind`` not in ``reserved``."""
     fields = sorted(set(getattr(kind, "__dataclass_fields__", {})) - set(reserved))
     unknown = sorted(set(options) - set(fields))
     if unknown:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from jaxgen.cells.base import Cell
+from jaxgen.cells.base import Cell, promote
 from jaxgen.errors import UsageError
 from jaxgen.types import Array, Carry
 
@@ -96,18 +96,16 @@ def recur(
     """
     pure = cell.clone(parent=None)  # unbound: its fields can be read, its parameters cannot
     weights = cell.weights()
-    step: Step = pure.step
-    if z.ndim == 1:
-        rows = jax.tree.leaves(carry)[0].shape[0]
-        bias = jnp.broadcast_to(z[None, :], (rows, z.shape[0]))
+    masks = {"reset": reset, "valid": valid}
+    if z.ndim > 1:
+        return run(pure.step, weights, carry, z, **masks, initial=initial, reverse=reverse, length=length)
+    rows = jax.tree.leaves(carry)[0].shape[0]
+    bias = jnp.broadcast_to(z[None, :], (rows, z.shape[0]))
 
-        def step(weights: Any, carry: Carry, _: None) -> tuple[Carry, Array]:
-            return pure.step(weights, carry, bias)
+    def step(weights: Any, carry: Carry, _: None) -> tuple[Carry, Array]:
+        return pure.step(weights, carry, bias)
 
-        return run(
-            step, weights, carry, None, reset=reset, valid=valid, initial=initial, reverse=reverse, length=length
-        )
-    return run(step, weights, carry, z, reset=reset, valid=valid, initial=initial, reverse=reverse)
+    return run(step, weights, carry, None, **masks, initial=initial, reverse=reverse, length=length)
 
 
 def _run_foreign(cell: nn.RNNCellBase, carry: Carry, x: Array, reset, valid, initial, reverse: bool):
@@ -127,27 +125,57 @@ def _swap(tree: Any) -> Any:
     return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), tree)
 
 
-def _sizes(x: Array | None, length: int | None, carry: Carry, initial: Carry, masks: dict) -> tuple[int, int]:
-    """Validate the shapes before anything is traced; returns (T, B)."""
+def _widen(state: Carry | None, like: Carry) -> Carry | None:
+    """``state`` in a dtype that holds both its own and ``like``'s."""
+    if state is None:
+        return None
+    return jax.tree.map(lambda a, b: jnp.asarray(a, promote(jnp.result_type(a), b.dtype)), state, like)
+
+
+def _sizes(
+    cell: nn.RNNCellBase,
+    x: Array | None,
+    carry: Carry,
+    initial: Carry,
+    masks: dict,
+    length: int | None,
+    time_major: bool,
+) -> tuple[int, int]:
+    """Validate the shapes, as they were given, before anything is traced; returns (T, B)."""
+    axes = ["time", "batch"] if time_major else ["batch", "time"]
+    time, rows = axes.index("time"), axes.index("batch")
     if x is None and length is None:
         raise UsageError("unroll got neither an input `x` nor a `length`: give one of the two.")
     if x is not None and x.ndim != 3:
-        raise UsageError(f"unroll got an input of shape {x.shape}: it must have the axes batch, time and features.")
-    if x is not None and length not in (None, x.shape[0]):
-        raise UsageError(f"unroll got length={length} with an input of {x.shape[0]} steps: leave `length` out.")
+        raise UsageError(f"unroll got an input of shape {x.shape}: it must have the axes {', '.join(axes)}, features.")
+    if x is not None and length not in (None, x.shape[time]):
+        raise UsageError(f"unroll got length={length} with an input of {x.shape[time]} steps: leave `length` out.")
     if length is not None and length < 0:
         raise UsageError(f"unroll got length={length}: it must be 0 or more.")
-    steps = x.shape[0] if x is not None else length
-    batches = [x.shape[1]] if x is not None else []
-    batches += [mask.shape[1] for mask in masks.values() if mask is not None and mask.ndim == 2]
-    batches += [leaf.shape[0] for leaf in jax.tree.leaves(carry if carry is not None else initial)]
+    steps = x.shape[time] if x is not None else length or 0
+
+    single = cell.initialize_carry(jax.random.key(0), (1, 0 if x is None else x.shape[-1]))
+    per_step = initial is not None and _per_step(initial, single)
+    batches = [] if x is None else [x.shape[rows]]
+    batches += [mask.shape[rows] for mask in masks.values() if mask is not None and mask.ndim == 2]
+    batches += [leaf.shape[0] for leaf in jax.tree.leaves(carry) if leaf.ndim]
+    batches += [leaf.shape[rows if per_step else 0] for leaf in jax.tree.leaves(initial) if leaf.ndim]
     if not batches:
         raise UsageError("unroll cannot tell the batch size: with `x=None` give a `carry` or an `initial` state.")
+    batch = batches[0]
+
+    sizes = (steps, batch) if time_major else (batch, steps)
     for name, mask in masks.items():
-        if mask is not None and mask.shape != (steps, batches[0]):
-            got = mask.shape[::-1]
-            raise UsageError(f"unroll got `{name}` of shape {got}: it must be [batch, time] = {(batches[0], steps)}.")
-    return steps, batches[0]
+        if mask is not None and mask.shape != sizes:
+            raise UsageError(f"unroll got `{name}` of shape {mask.shape}: it must be [{', '.join(axes)}] = {sizes}.")
+    for name, state, lead in (("carry", carry, (batch,)), ("initial", initial, sizes if per_step else (batch,))):
+        if state is None:
+            continue
+        got = jax.tree.map(jnp.shape, state)
+        wanted = jax.tree.map(lambda leaf, lead=lead: (*lead, *leaf.shape[1:]), single)
+        if got != wanted:
+            raise UsageError(f"unroll got `{name}` of shape {got}: for {type(cell).__name__} it must be {wanted}.")
+    return steps, batch
 
 
 def unroll(
@@ -174,10 +202,12 @@ def unroll(
 
     Raises ``UsageError`` when shapes do not fit.
     """
+    steps, batch = _sizes(cell, x, carry, initial, {"reset": reset, "valid": valid}, length, time_major)
     if not time_major:
         x, reset, valid = _swap((x, reset, valid))
-    steps, batch = _sizes(x, length, carry, initial, {"reset": reset, "valid": valid})
     zeros = cell.initialize_carry(jax.random.key(0), (batch, 0 if x is None else x.shape[-1]))
+    # A state of fewer digits than the cell keeps (bfloat16, integers) is widened, never the other way round.
+    carry, initial = (_widen(state, zeros) for state in (carry, initial))
     timed = initial is not None and _per_step(initial, zeros)
     if timed and not time_major:
         initial = _swap(initial)

@@ -108,9 +108,8 @@ class Screen:
         table.add_row("best step", f"{event.best_step:,} of {event.step:,}")
         table.add_row("run", Text(event.run))
         self.console.print(table)
-        self.console.print(
-            f'\nNext: [bold]python sample.py --run {escape(event.run)} --prompt "The "[/bold]', soft_wrap=True
-        )
+        command = f'python sample.py --run {event.run} --prompt "The "'
+        self.console.print(Text.assemble("\nNext: ", (command, "bold")), soft_wrap=True)
 
 
 def _result_rows(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import guarded, parse, say
 from jaxgen.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from jaxgen.run import Piece
 
 DESCRIPTION = """Write text with a trained model. The same run, prompt, settings and seed always give the same text.
 
@@ -103,7 +106,7 @@ def read_prompt(config: SampleConfig) -> str:
         return Path(config.prompt_file).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"The prompt in {config.prompt_file} is not UTF-8: the byte at offset {error.start} does not belong. Convert it."
+            f"The prompt in {config.prompt_file} is not UTF-8 at byte offset {error.start}. Convert it to UTF-8."
         ) from None
     except OSError as error:
         raise DataError(f"The prompt file {config.prompt_file} cannot be read: {error.strerror}.") from None
@@ -126,9 +129,10 @@ class Writer:
         """A line that names what follows."""
         self.put(f"--- {text} ---\n")
 
-    def write_all(self, stream, prompt: str, num_samples: int) -> None:
+    def write_all(self, stream: Iterator[Piece], prompt: str, num_samples: int) -> None:
         """Every sample of ``stream`` behind its prompt, each ending in a line break."""
-        turn, waiting = -1, {}
+        turn = -1
+        waiting: dict[int, str] = {}
         finished: set[int] = set()
         for piece in stream:
             self.tokens += piece.tokens.size

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-from jaxgen.cli.common import flag_value, guarded, parse, say, without_flag
+from jaxgen.cli.common import flag_value, guarded, parse, without_flag
 from jaxgen.errors import UsageError, choose
 
 EPILOG = """Train a recurrent generative network. Without flags: a character-level LSTM on Python's own language
@@ -42,10 +42,7 @@ def train(args: list[str]) -> None:
 
     screen = Screen()
     try:
-        if resuming:
-            trainer = resume(config.run, config, screen.show)
-        else:
-            trainer = start(config, screen.show)
+        trainer = resume(config.run, config, screen.show) if resuming else start(config, screen.show)
         trainer.train()
     finally:
         screen.close()
@@ -67,7 +64,7 @@ def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
         if run is None:
             raise UsageError(f"--resume {mode} needs to know which run: give --run DIR.")
         resuming = mode == "must" or RunDirectory(run).exists()
-    if resuming:
+    if resuming and run is not None:
         values = {**RunDirectory.open(run).read_json("config.json").get("config", {}), "run": run}
         if file is not None:
             values |= read_toml(file)
@@ -84,9 +81,3 @@ def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
 
 def _presets(kind: Any) -> str:
     return "\n\nPresets:\n" + "\n".join(f"    {name:7s} {text}" for name, (text, _) in kind.presets.items())
-
-
-ResumeMode = Literal["auto", "never", "must"]
-
-if __name__ == "__main__":
-    say("Run `python train.py` or `jaxgen train`.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxgen.data.builtin import BUILTIN
-from jaxgen.data.language import (
+from jaxgen.data.corpus import (
     BATCHES,
     LanguageCorpus,
     Tokens,
@@ -12,7 +12,7 @@ from jaxgen.data.language import (
     stream_eval,
     window_eval,
 )
-from jaxgen.data.language_host import LanguageConfig, LanguageData
+from jaxgen.data.language import LanguageConfig, LanguageData
 from jaxgen.data.named import NAMED
 from jaxgen.data.reader import Source, read_texts
 

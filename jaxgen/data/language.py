@@ -1,188 +1,212 @@
-"""Data of the task ``language``: texts to a tokenizer and two arrays of tokens, then to batches."""
+"""The host side of language modelling: its options, its data, and what it reports."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
+from pydantic import Field, model_validator
 
-from jaxgen.data.batches import (
-    BATCHES,
-    DocumentBatches,
-    StreamBatches,
-    Tokens,
-    WindowBatches,
-    make_batches,
-    permutation,
-)
-from jaxgen.data.evaluation import stream_eval, window_eval
-from jaxgen.data.reader import Source, read_texts
-from jaxgen.errors import DataError, UsageError, choose
-from jaxgen.text import EOS, TOKENIZERS, UNK, Tokenizer, text_bytes
+from jaxgen.data.corpus import LanguageCorpus, Tokens, make_batches, prepare, stream_eval, window_eval
+from jaxgen.data.task import EvalSet
+from jaxgen.store.config import NotNegative, Positive, TrainConfig
+from jaxgen.text import Tokenizer
 
-__all__ = [
-    "BATCHES",
-    "DocumentBatches",
-    "LanguageCorpus",
-    "StreamBatches",
-    "Tokens",
-    "WindowBatches",
-    "make_batches",
-    "prepare",
-    "stream_eval",
-    "window_eval",
-]
+#: Targets that an evaluation during training scores at most; the last one scores the whole split.
+EVAL_TOKENS = 200_000
+#: Targets scored by each windowed evaluation: 2,400 windows of 64 or 600 of 256.
+WINDOW_TOKENS = 2_400 * 64
+
+
+class LanguageConfig(TrainConfig):
+    """Train a recurrent language model on any text."""
+
+    task: ClassVar[str] = "language"
+
+    data: tuple[str, ...] = ("python-docs",)
+    """What to read: built-in (python-docs, python-source), a named set (tinyshakespeare, ag_news, multi30k), or
+    files, folders and globs (.gz too)."""
+    val_data: tuple[str, ...] | None = None
+    """Validation text of its own. By default the tail of the data."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.1
+    """Share of the data held out at its end."""
+    text_column: str | None = None
+    """Column of a CSV, TSV or JSONL file to read, by name or by position from 1."""
+    level: Literal["char", "byte", "word", "bpe"] = "char"
+    """What a token is."""
+    vocab_size: Positive | None = None
+    """Largest vocabulary at word level (default 20000) and bpe level (default 8192)."""
+    min_count: Positive = 2
+    """Words seen less often in the training text become <unk> (word level)."""
+    layout: Literal["stream", "windows", "documents"] | None = None
+    """stream (default): contiguous lanes, state carried from window to window. windows: shuffled windows from a zero
+    state. documents (default for rows of a table): texts of their own, each ending in <eos>."""
+    documents: Literal["line", "blank-line", "file", "row"] | None = None
+    """What a document is; implies --layout documents."""
+    stride: Positive | None = None
+    """Distance between the starts of windows (layout windows). Default: --seq-len."""
+    seq_len: Positive = 64
+    """Steps of a window: how far gradients reach back."""
+    embed: NotNegative | None = None
+    """Width of the token embedding. Default: --hidden. 0: one-hot vectors straight into the cell."""
+    tie: bool = False
+    """Use the embedding as the output matrix too (needs --embed equal to --hidden)."""
+
+    presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "tiny": (
+            "LSTM 1x128, 400 steps: seconds, to see that everything works",
+            {"hidden": 128, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 400},
+        ),
+        "small": (
+            "LSTM 1x256, 1,500 steps: about two minutes on 2 CPU cores, readable text",
+            {"hidden": 256, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 1500},
+        ),
+        "medium": (
+            "LSTM 2x512 with dropout, 6,000 steps: hours on 2 CPU cores, minutes on an accelerator",
+            {"hidden": 512, "layers": 2, "batch_size": 64, "seq_len": 128, "steps": 6000, "dropout": 0.3, "lr": 2e-3},
+        ),
+        "large": (
+            "LSTM 3x1024 with dropout, 20,000 steps: for an accelerator",
+            {
+                "hidden": 1024,
+                "layers": 3,
+                "batch_size": 128,
+                "seq_len": 256,
+                "steps": 20000,
+                "dropout": 0.4,
+                "lr": 1e-3,
+            },
+        ),
+    }
+
+    def tokenizer_options(self) -> dict[str, int]:
+        """The options that the level's tokenizer has."""
+        if self.level == "word":
+            return {"min_count": self.min_count, "max_vocab": self.vocab_size or 20_000}
+        return {"vocab_size": self.vocab_size or 8_192} if self.level == "bpe" else {}
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> LanguageConfig:
+        if self.tie and self.embed not in (None, self.hidden):
+            raise ValueError(f"--tie needs --embed equal to --hidden, which are {self.embed} and {self.hidden}")
+        if self.stride is not None and self.layout != "windows":
+            raise ValueError("--stride has a meaning with --layout windows alone")
+        if self.documents is not None and self.layout not in (None, "documents"):
+            raise ValueError(f"--documents {self.documents} has no meaning with --layout {self.layout}")
+        return self
 
 
 @dataclass(frozen=True)
-class LanguageCorpus:
-    """A tokenizer and the two splits it was made for; the vocabulary comes from ``train`` alone.
+class LanguageData:
+    """A corpus with its batches and evaluations, as the trainer uses them."""
 
-    ``sha256`` is over the raw bytes of the data; ``documents`` is the way the texts were cut (layout
-    ``documents``, else None); ``val_unknown`` counts the UNK ids in ``val``.
-    """
+    config: LanguageConfig
+    corpus: LanguageCorpus
 
-    tokenizer: Tokenizer
-    name: str
-    sha256: str
-    layout: str
-    documents: str | None
-    train: Tokens
-    val: Tokens
-    val_unknown: int
+    Config: ClassVar[type[TrainConfig]] = LanguageConfig
 
+    @classmethod
+    def load(cls, config: LanguageConfig, tokenizer: Tokenizer | None = None) -> LanguageData:
+        """Read, split and encode the text; a given ``tokenizer`` (of a resumed run) is used as it is.
 
-def prepare(
-    specs: Sequence[str],
-    *,
-    level: str = "char",
-    tokenizer_options: dict[str, Any] | None = None,
-    tokenizer: Tokenizer | None = None,
-    text_column: str | None = None,
-    layout: str = "stream",
-    documents: str | None = None,
-    val_fraction: float = 0.1,
-    val_data: Sequence[str] | None = None,
-    seed: int = 0,
-) -> LanguageCorpus:
-    """Read texts, split them, train a tokenizer on the training split (or use the one given) and encode both.
-
-    Stream and windows split the joined text at ``int(n * (1 - val_fraction))`` characters, documents by a seeded
-    shuffle; ``val_data`` replaces the split. A given ``tokenizer`` decides the level. Raises ``UsageError`` for
-    values out of range and ``DataError`` for data that cannot be used.
-    """
-    choose(layout, BATCHES, "layout")
-    level = tokenizer.kind if tokenizer is not None else choose(level, TOKENIZERS, "level")
-    options = dict(tokenizer_options or {})
-    if extra := sorted(options.keys() - TOKENIZERS[level].OPTIONS.keys()):
-        allowed = ", ".join(TOKENIZERS[level].OPTIONS) or "none"
-        raise UsageError(f"The level {level} has no option {extra[0]!r}; its options are: {allowed}.")
-    if not (isinstance(val_fraction, (int, float)) and 0 <= val_fraction < 1):
-        raise UsageError(
-            f"The validation fraction is {val_fraction!r}; it must be a number from 0 (no validation) to below 1."
+        Raises ``DataError`` for data that cannot be used, also when it is too short for one batch.
+        """
+        corpus = prepare(
+            config.data,
+            level=config.level,
+            tokenizer_options=config.tokenizer_options(),
+            tokenizer=tokenizer,
+            text_column=config.text_column,
+            layout=config.layout,
+            documents=config.documents,
+            val_fraction=config.val_fraction,
+            val_data=config.val_data,
+            seed=config.seed,
         )
-    if documents is not None and layout != "documents":
-        raise UsageError(f"--documents {documents} has no meaning with --layout {layout}. Give --layout documents too.")
+        data = cls(config, corpus)
+        _ = data.batches  # too little text is an error now, not after compilation
+        return data
 
-    source = read_texts(specs, text_column=text_column, documents=documents, level=level)
-    held_out = None
-    if val_data:
-        held_out = read_texts(val_data, text_column=text_column, documents=documents, level=level)
-    if layout == "documents":
-        cut = documents or _default_documents(source)
-        train_texts = split_documents(source.texts, cut)
-        if held_out is not None:
-            val_texts = split_documents(held_out.texts, "line" if cut == "row" and not held_out.by_row else cut)
-        else:
-            train_texts, val_texts = _hold_out(train_texts, val_fraction, seed, cut)
-        if not train_texts or (held_out is not None and not val_texts):
-            raise DataError(f"There is no document with text in the data cut by {cut}. Give more text.")
-    else:
-        cut = None
-        train_text = join_texts(source.texts)
-        val_text = ""
-        if held_out is not None:
-            val_text = join_texts(held_out.texts)
-        elif val_fraction > 0:
-            at = int(len(train_text) * (1 - val_fraction))
-            train_text, val_text = train_text[:at], train_text[at:]
-        train_texts, val_texts = [train_text], [val_text] if val_text else []
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.corpus.tokenizer
 
-    if tokenizer is None:
-        tokenizer = TOKENIZERS[level].train(train_texts, **options)
-    train = encode_split(tokenizer, train_texts, layout)
-    val = encode_split(tokenizer, val_texts, layout)
-    if (held_out is not None or val_fraction > 0) and val.ids.size < 2:
-        raise DataError(
-            f"The validation split has {val.ids.size} tokens, but at least 2 are needed. Give more text, "
-            "a larger validation fraction, or a validation file with --val-data."
-        )
-    unknown = int(np.count_nonzero(val.ids == UNK))
-    return LanguageCorpus(tokenizer, source.name, source.sha256, layout, cut, train, val, unknown)
+    @property
+    def has_documents(self) -> bool:
+        """Whether <eos> ends a text, so that the model may draw it."""
+        return self.corpus.layout == "documents"
 
+    @property
+    def batches(self) -> Any:
+        """The training batches, a pure function of (seed, step)."""
+        c = self.config
+        return make_batches(self.corpus.layout, self.corpus.train, c.batch_size, c.seq_len, c.seed, c.stride)
 
-def encode_split(tokenizer: Tokenizer, texts: Sequence[str], layout: str) -> Tokens:
-    """The tokens of one split: with layout ``documents`` each text ends in EOS and its start is kept."""
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
-    parts = [tokenizer.encode(text).astype(dtype) for text in texts]
-    starts = None
-    if layout == "documents":
-        end = np.array([EOS], dtype)
-        starts = np.cumsum([0, *(part.size + 1 for part in parts)], dtype=np.int64)[:-1]
-        parts = [array for part in parts for array in (part, end)]
-    ids = np.concatenate(parts) if parts else np.zeros(0, dtype)
-    return Tokens(ids, starts, sum(map(len, texts)), sum(len(text_bytes(text)) for text in texts))
+    def model_options(self) -> dict[str, Any]:
+        """What ``LanguageTask.build`` needs."""
+        c = self.config
+        names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "tie")
+        return {"vocab_size": self.tokenizer.vocab_size, **{name: getattr(c, name) for name in names}}
 
+    def identity(self) -> dict[str, str]:
+        """What a resumed run compares: the data's name and the digest of its bytes."""
+        return {"name": self.corpus.name, "sha256": self.corpus.sha256}
 
-def join_texts(texts: Iterable[str]) -> str:
-    """The texts one after the other, with a newline between two where the first does not end in one."""
-    filled = [text for text in texts if text]
-    return "".join([text if text.endswith("\n") else text + "\n" for text in filled[:-1]] + filled[-1:])
+    def facts(self) -> dict[str, str]:
+        """Lines for the reader: label and text."""
+        train, val = self.corpus.train, self.corpus.val
+        unknown = self.corpus.val_unknown
+        return {
+            "data": f"{self.corpus.name} (sha256 {self.corpus.sha256[:12]})",
+            "text": f"{train.chars:,} characters to train on, {val.chars:,} to validate",
+            "tokens": f"{self.config.level} level, vocabulary {self.tokenizer.vocab_size:,}, "
+            f"{train.ids.size:,} + {val.ids.size:,} tokens"
+            + (f", {unknown:,} unknown in validation ({unknown / val.ids.size:.2%})" if unknown else ""),
+        }
 
+    def eval_sets(self, final: bool) -> dict[str, EvalSet]:
+        """The evaluations by name; ``val`` is the one that decides which checkpoint is best."""
+        c, val = self.config, self.corpus.val
+        limit = None if final else EVAL_TOKENS
+        stateful = EvalSet(c.batch_size, partial(stream_eval, val, c.batch_size, c.seq_len, limit_tokens=limit))
+        if self.has_documents:
+            return {"val": stateful}
+        cold = self.corpus.layout == "windows"
+        sets = {"val": self._windows(c.seq_len) if cold else stateful}
+        if final:
+            sets |= {f"windows_{n}": self._windows(n) for n in (64, 256) if val.ids.size > n}
+            sets |= {"stateful": stateful} if cold else {}
+        return sets
 
-def split_documents(texts: Iterable[str], by: str) -> list[str]:
-    """Texts cut into documents by ``line``, ``blank-line``, ``file`` or ``row``; those without text are dropped."""
-    if by == "line":
-        found = [line.removesuffix("\r") for text in texts for line in text.split("\n")]
-    elif by == "blank-line":
-        found = [paragraph for text in texts for paragraph in _paragraphs(text)]
-    else:
-        found = list(texts)
-    return [document for document in found if document and not document.isspace()]
+    def _windows(self, length: int) -> EvalSet:
+        rows = self.config.batch_size
+        count = max(1, WINDOW_TOKENS // length)
+        return EvalSet(rows, partial(window_eval, self.corpus.val, count, length, 0, rows))
 
+    def report(self, totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+        """Summed (nats, targets) by evaluation -> losses; those of ``val`` also per character and byte."""
+        means = {name: nll / count for name, (nll, count) in totals.items() if count}
+        row = {f"{name}_loss": loss for name, loss in means.items()}
+        if "val" in means:
+            row |= per_unit("val", means["val"], self.corpus.val)
+        return row
 
-def _paragraphs(text: str) -> list[str]:
-    """Runs of lines that are not blank, inner line endings kept."""
-    found: list[str] = []
-    run: list[str] = []
-    for line in [*text.split("\n"), ""]:
-        if line.strip():
-            run.append(line)
-        elif run:
-            found.append("\n".join(run).removesuffix("\r"))
-            run = []
-    return found
+    def bits_per_char(self, loss: float) -> float:
+        """Nats a training token in bits a character."""
+        return loss / math.log(2) / self.corpus.train.chars_per_token
 
 
-def _default_documents(source: Source) -> str:
-    if source.by_row:
-        return "row"
-    return source.default_documents or ("file" if len(source.texts) > 1 else "line")
+def per_unit(name: str, loss: float, tokens: Tokens) -> dict[str, float]:
+    """A loss in nats a token as perplexity and as bits per character and per byte of the text it stands for."""
+    bits = loss / math.log(2)
+    return {
+        f"{name}_perplexity": math.exp(min(loss, 700.0)),
+        f"{name}_bpc": bits / tokens.chars_per_token,
+        f"{name}_bpb": bits / tokens.bytes_per_token,
+    }
 
 
-def _hold_out(documents: list[str], val_fraction: float, seed: int, by: str) -> tuple[list[str], list[str]]:
-    """The tail of a seeded shuffle becomes validation; both parts keep the order of the data."""
-    if val_fraction == 0:
-        return documents, []
-    if len(documents) < 2:
-        raise DataError(
-            f"The data cut by {by} has {len(documents)} document{'' if len(documents) == 1 else 's'} with text, but at "
-            "least 2 are needed to hold one out. Cut it otherwise with --documents, or give --val-data."
-        )
-    held = min(max(1, math.floor(len(documents) * val_fraction)), len(documents) - 1)
-    order = permutation(len(documents), seed, 0, "split")
-    train, val = np.sort(order[:-held]), np.sort(order[-held:])
-    return [documents[i] for i in train], [documents[i] for i in val]
+__all__ = ["LanguageConfig", "LanguageData"]

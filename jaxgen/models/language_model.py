@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.cells import LSTM, Cell
+from jaxgen.errors import UsageError
 from jaxgen.models.stack import Stack
 from jaxgen.types import Array, Carry, Key
 
@@ -19,7 +21,7 @@ class LanguageModel(nn.Module):
     ``cell`` is called as ``cell(features=hidden)`` once a layer: a class of ``CELLS``, a ``functools.partial`` of
     one, or any Linen ``RNNCellBase``. ``embed=None`` makes the embedding as wide as the state; ``embed=0`` feeds
     one-hot vectors straight into the cell. ``tie`` uses the embedding as the output matrix (Press & Wolf 2017,
-    arXiv:1608.05859) and needs ``embed`` equal to ``hidden``.
+    arXiv:1608.05859) and needs ``embed`` equal to ``hidden``. Sizes that cannot be used raise ``UsageError``.
     """
 
     vocab_size: int
@@ -29,6 +31,20 @@ class LanguageModel(nn.Module):
     embed: int | None = None
     dropout: float = 0.0
     tie: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in {"vocab_size": 1, "hidden": 1, "layers": 1, "embed": 0}.items():
+            size = getattr(self, name)
+            if (name, size) != ("embed", None) and not (isinstance(size, Integral) and size >= least):
+                raise UsageError(f"The model's `{name}` is {size!r}: it must be a whole number of {least} or more.")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"The model's `dropout` is {self.dropout!r}: it must be at least 0 and less than 1.")
+        if self.tie and self.embed not in (None, self.hidden):
+            raise UsageError(
+                f"`tie` uses the embedding as the output matrix, so `embed` must equal `hidden`, but they are "
+                f"{self.embed} and {self.hidden}: leave `embed` out, or do without `tie`."
+            )
+        super().__post_init__()
 
     def setup(self) -> None:
         width = self.hidden if self.embed is None else self.embed

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.cells import recur, unroll
+from jaxgen.cells import Cell, recur, unroll
 from jaxgen.types import Array, Carry, Key
 
 
@@ -49,14 +49,18 @@ class Stack(nn.Module):
         With ``projected``, ``x`` [T, B, K] is already ``cells[0].project(...)`` of the input. ``reset``, ``valid``
         [T, B] and ``initial`` (one a layer) are as in ``jaxgen.run``; ``row_keys`` [B] switches dropout on.
         """
+        for name, states in {"carries": carries, "initial": initial}.items():
+            if states is not None and len(states) != len(self.cells):
+                raise UsageError(
+                    f"The stack got {len(states)} `{name}` for {len(self.cells)} layers: give one a layer."
+                )
         after = []
         for layer, (cell, carry) in enumerate(zip(self.cells, carries)):
             start = None if initial is None else initial[layer]
-            masks = {"reset": reset, "valid": valid, "initial": start}
-            if projected and layer == 0:
-                carry, x = recur(cell, carry, x, **masks)
+            if projected and layer == 0 and isinstance(cell, Cell):
+                carry, x = recur(cell, carry, x, reset=reset, valid=valid, initial=start)
             else:
-                carry, x = unroll(cell, x, carry, time_major=True, **masks)
+                carry, x = unroll(cell, x, carry, reset=reset, valid=valid, initial=start, time_major=True)
             after.append(carry)
             if row_keys is not None and self.dropout > 0:
                 x = dropout(x, self.dropout, jax.vmap(lambda key, n=layer: jax.random.fold_in(key, n))(row_keys))

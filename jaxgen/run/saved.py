@@ -28,7 +28,7 @@ class SavedRun:
 
     @classmethod
     def open(cls, run: str | Path | None) -> SavedRun:
-        """Read the run at ``run`` (``None``: the newest in ``runs/``). Raises ``CheckpointError`` if it is not whole."""
+        """Read the run at ``run`` (``None``: the newest in ``runs/``). Raises ``CheckpointError`` if not whole."""
         directory = RunDirectory.newest() if run is None else RunDirectory.open(run)
         saved = directory.read_json("config.json")
         try:

@@ -11,6 +11,7 @@ import jax
 import jaxlib
 
 from jaxgen.data import DATA
+from jaxgen.data.task import TaskData
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.run.events import Note
 from jaxgen.run.saved import SavedRun
@@ -19,6 +20,7 @@ from jaxgen.run.trainer import Emit, Progressed, Trainer, plan_optimizer
 from jaxgen.store import RunDirectory, truncate_samples
 from jaxgen.store.config import TrainConfig
 from jaxgen.tasks import TASKS
+from jaxgen.text import Tokenizer
 from jaxgen.training import create_state
 from jaxgen.version import __version__
 
@@ -39,7 +41,7 @@ def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
     if config.tensorboard:
         require_tensorboard()
     source = None if config.init_from is None else SavedRun.open(config.init_from)
-    data = DATA[config.task].load(config, source.tokenizer if source else None)
+    data = _load(config, source.tokenizer if source else None)
     options = data.model_options()
     task = TASKS[config.task].build(**options)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
@@ -60,9 +62,8 @@ def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
     run = RunDirectory.create(config.run, config.task)
     steps = _planned(config, data)
     if steps is None:
-        steps = _measured(
-            config, began, lambda: Trainer(config, data, task, run, {**resolved, "steps": 1, "horizon": 1}, emit)
-        )
+        trial = Trainer(config, data, task, run, {**resolved, "steps": 1, "horizon": 1}, emit)
+        steps = _measured(trial, began)
         emit(Note(f"{config.minutes:g} minutes are enough for {steps:,} steps here; the number is fixed from now on."))
     resolved |= {"steps": steps, "horizon": steps}
     run.write_json("tokenizer.json", data.tokenizer.to_json())
@@ -84,7 +85,7 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) ->
             for name in changed
         )
         raise UsageError(f"The run {path} was started with other settings: {listed}. Leave them out to continue it.")
-    data = DATA[config.task].load(config, saved.tokenizer)
+    data = _load(config, saved.tokenizer)
     then, now = saved.resolved["data"], data.identity()
     if then != now:
         raise DataError(
@@ -111,6 +112,10 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) ->
     return trainer
 
 
+def _load(config: Any, tokenizer: Tokenizer | None) -> TaskData:
+    return DATA[config.task].load(config, tokenizer)
+
+
 def _planned(config: TrainConfig, data: Any) -> int | None:
     """The number of steps that the settings name; ``None`` when it is to be measured."""
     if config.minutes is not None:
@@ -120,12 +125,11 @@ def _planned(config: TrainConfig, data: Any) -> int | None:
     return config.presets[config.preset][1]["steps"] if config.steps is None else config.steps
 
 
-def _measured(config: TrainConfig, began: float, make_trainer: Any) -> int:
-    """How many steps fit into ``config.minutes``, by timing a few calls on a state that is thrown away."""
-    trainer = make_trainer().begin()
-    trainer.time_call()
-    seconds = min(trainer.time_call() for _ in range(MEASURED_CALLS)) / trainer.calls
-    left = config.minutes * 60 * (1 - OVERHEAD) - (time.perf_counter() - began)
+def _measured(trial: Trainer, began: float) -> int:
+    """How many steps fit into ``--minutes``, by timing a few calls of a trainer that is thrown away."""
+    trial.begin().time_call()
+    seconds = sorted(trial.time_call() for _ in range(MEASURED_CALLS))[MEASURED_CALLS // 2] / trial.calls
+    left = (trial.config.minutes or 0.0) * 60 * (1 - OVERHEAD) - (time.perf_counter() - began)
     return max(1, int(left / seconds))
 
 

@@ -156,7 +156,7 @@ class Trainer:
 
     def _read(self, log: Any, number: int, step: int, clock: float) -> float:
         """Wait for a call's metrics, check and add them up; returns the time at which they were there."""
-        losses, counts = (np.asarray(a)[:number].astype(np.float64) for a in (log.loss, log.count))
+        losses, counts = (np.asarray(a)[:number].astype(np.float64) for a in (log.loss, log.targets))
         now = time.perf_counter()
         bad = np.flatnonzero(~np.isfinite(losses))
         if bad.size:
@@ -195,9 +195,8 @@ class Trainer:
         text = self._sample(step) if _due(step, self._every(config.sample_every)) and not last else None
         self._save(step, None if row is None else row["val_loss"])  # last: a kill before it undoes all of the above
         if row is not None:
-            draw_losses(
-                self.metrics.read(), self.run.plot_path, f"{self.run.path.name}: {self.data.identity()['name']}"
-            )
+            title = f"{self.run.path.name}: {self.data.identity()['name']}"
+            draw_losses(self.metrics.read(), self.run.plot_path, title)
             self.emit(Evaluated(row, best=self.done.best_step == step))
         if text is not None:
             self.emit(Sampled(step, text))
@@ -243,7 +242,7 @@ class Trainer:
             for batch in evaluation.batches():
                 carry, batch_totals = self._eval(params, carry, batch)
                 sums.append(batch_totals)  # read later: the device runs ahead of the host
-            totals[name] = (sum(float(s.nll) for s in sums), sum(float(s.count) for s in sums))
+            totals[name] = (sum(float(s.nll) for s in sums), sum(float(s.targets) for s in sums))
         return self.data.report(totals)
 
     def _sample(self, step: int) -> str:

@@ -97,7 +97,7 @@ def decode(
 
 
 def prime_chunks(
-    tokens: Sequence[int], rows: int = ROWS, chunk: int = PROMPT_CHUNK
+    tokens: np.ndarray, rows: int = ROWS, chunk: int = PROMPT_CHUNK
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Cut a prompt into masked chunks of fixed shape: a list of (tokens, valid), each [R, P], all rows alike."""
     pieces = []

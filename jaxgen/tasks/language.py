@@ -20,7 +20,7 @@ class Totals(NamedTuple):
     """Sums over the targets that count, so that batches of different sizes add up."""
 
     nll: Array  # summed negative log-likelihood, nats
-    count: Array  # number of targets
+    targets: Array  # how many
 
 
 class Prepared(NamedTuple):
@@ -44,6 +44,9 @@ class LanguageTask:
         make = partial(kind, **cell_options) if cell_options else kind
         return cls(LanguageModel(vocab_size, make, **sizes))
 
+    def _apply(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+        return self.model.apply({"params": params}, *args, **kwargs)
+
     @property
     def has_dropout(self) -> bool:
         return self.model.dropout > 0
@@ -59,18 +62,15 @@ class LanguageTask:
         self, params: Params, carry: Carry, batch: Batch, row_keys: Key | None = None
     ) -> tuple[tuple[Carry, ...], Totals]:
         """Summed cross-entropy of ``batch`` ([B, T] fields) from ``carry``, and the carry it ends in."""
-        variables = {"params": params}
         tokens, targets, reset, mask = (jnp.swapaxes(jnp.asarray(field), 0, 1) for field in batch)
-        carry, states = self.model.apply(
-            variables, tokens, carry, reset=reset, row_keys=row_keys, method=LanguageModel.states
-        )
-        logits = self.model.apply(variables, states, method=LanguageModel.logits)
+        carry, states = self._apply(params, tokens, carry, reset=reset, row_keys=row_keys, method=LanguageModel.states)
+        logits = self._apply(params, states, method=LanguageModel.logits)
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return carry, Totals(jnp.sum(jnp.where(mask, nll, 0.0)), jnp.sum(mask, dtype=jnp.float32))
 
     def prepare(self, params: Params) -> Prepared:
         """Everything decoding can compute once: the first layer's product for every token."""
-        return Prepared(params, self.model.apply({"params": params}, method=LanguageModel.token_table))
+        return Prepared(params, self._apply(params, method=LanguageModel.token_table))
 
     def prime(
         self, prepared: Prepared, carry: Carry, logits: Array, tokens: Array, valid: Array
@@ -79,16 +79,15 @@ class LanguageTask:
 
         Valid tokens come first in a row. A row without any keeps its carry and the ``logits`` given.
         """
-        variables = {"params": prepared.params}
-        carry, states = self.model.apply(
-            variables, tokens.T, carry, valid=valid.T, table=prepared.table, method=LanguageModel.states
+        carry, states = self._apply(
+            prepared.params, tokens.T, carry, valid=valid.T, table=prepared.table, method=LanguageModel.states
         )
         count = jnp.sum(valid, axis=1, dtype=jnp.int32)
         last = states[jnp.maximum(count - 1, 0), jnp.arange(tokens.shape[0])]
-        new = self.model.apply(variables, last, method=LanguageModel.logits)
+        new = self._apply(prepared.params, last, method=LanguageModel.logits)
         return carry, jnp.where((count > 0)[:, None], new, logits)
 
     def step(self, prepared: Prepared, carry: Carry, token: Array) -> tuple[tuple[Carry, ...], Array]:
         """One decoding step: ``token`` [R] -> the new carry and next-token logits [R, V]."""
-        carry, logits = self.model.apply({"params": prepared.params}, token[:, None], carry, table=prepared.table)
+        carry, logits = self._apply(prepared.params, token[:, None], carry, table=prepared.table)
         return carry, jax.lax.squeeze(logits, (1,))

@@ -71,7 +71,7 @@ OPTIMIZERS: dict[str, type[Any]] = {"adam": Adam, "adamw": AdamW, "rmsprop": RMS
 
 
 def cosine(peak: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
-    """Linear warm-up to ``peak``, then half a cosine down to ``final * peak`` at ``horizon`` (SGDR, arXiv:1608.03983)."""
+    """Linear warm-up to ``peak``, then half a cosine down to ``final * peak`` at ``horizon`` (arXiv:1608.03983)."""
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(horizon, warmup + 1), peak * final)
 
 

@@ -18,7 +18,7 @@ class StepMetrics(NamedTuple):
 
     loss: Array  # mean negative log-likelihood of the batch, nats a target
     grad_norm: Array  # global norm before clipping
-    count: Array  # number of targets
+    targets: Array  # how many
 
 
 def row_keys(key: Key, step: Array, rows: int) -> Key:
@@ -30,12 +30,15 @@ def row_keys(key: Key, step: Array, rows: int) -> Key:
 def train_step(
     task: Any, optimizer: optax.GradientTransformation, key: Key, state: TrainState, batch: Batch
 ) -> tuple[TrainState, StepMetrics]:
-    """One update. ``task`` and ``optimizer`` are static, ``key`` seeds dropout; the carry is not differentiated through."""
+    """One update. ``task`` and ``optimizer`` are static, ``key`` seeds dropout.
+
+    No gradient flows into the carry that comes in (truncated backpropagation through time, Williams & Peng 1990).
+    """
     keys = row_keys(key, state.step, batch.tokens.shape[0]) if task.has_dropout else None
 
     def mean_loss(params: Params) -> tuple[Array, tuple[Carry, Array]]:
         carry, totals = task.loss(params, state.carry, batch, keys)
-        return totals.nll / jnp.maximum(totals.count, 1.0), (carry, totals.count)
+        return totals.nll / jnp.maximum(totals.targets, 1.0), (carry, totals.targets)
 
     (loss, (carry, count)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgen.data import prepare
-from jaxgen.data.language import join_texts, split_documents
+from jaxgen.data.corpus import join_texts, split_documents
 from jaxgen.errors import DataError, UsageError
 from jaxgen.text import EOS, UNK, CharTokenizer
 
@@ -154,7 +154,7 @@ def test_rows_can_be_validated_on_a_table():
         ({"val_fraction": 1.0}, "validation fraction is 1.0"),
         ({"val_fraction": float("nan")}, "validation fraction is nan"),
         ({"val_fraction": -0.1}, "validation fraction is -0.1"),
-        ({"documents": "line"}, "--layout documents"),
+        ({"documents": "line", "layout": "stream"}, "--layout documents"),
         ({"tokenizer_options": {"max_vocab": 9}}, "no option 'max_vocab'; its options are: min_count"),
         ({"level": "byte", "tokenizer_options": {"x": 9}}, "its options are: none"),
         ({"layout": "documents", "documents": "row"}, "need a table"),

@@ -1,0 +1,114 @@
+"""What is particular to one cell: its options, its initial values, and Flax's cell with the same equations."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxgen.cells import GRU, LSTM, Elman, ElmanReLU
+from jaxgen.errors import UsageError
+
+B, D, H = 3, 4, 5
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def init(cell, carry):
+    return jax.jit(cell.init)(jax.random.key(0), carry, jnp.ones((B, D)))["params"]
+
+
+def test_an_unknown_elman_activation_is_refused_with_the_nearest():
+    with pytest.raises(UsageError, match="Unknown Elman activation 'tahn'. Did you mean 'tanh'?"):
+        init(Elman(H, activation="tahn"), jnp.zeros((B, H)))
+
+
+def test_elman_with_relu_is_the_relu_cell():
+    params = init(ElmanReLU(H), jnp.zeros((B, H)))
+    carry, x = normal(1, B, H), normal(2, B, D)
+    a, b = (cell.apply({"params": params}, carry, x)[1] for cell in (ElmanReLU(H), Elman(H, activation="relu")))
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("cell", "expected"), [(LSTM(H), 1.0), (LSTM(H, forget_bias=2.5), 2.5)])
+def test_the_forget_gate_alone_begins_with_a_bias(cell, expected):
+    bias = init(cell, (jnp.zeros((B, H)),) * 2)["input"]["bias"]
+    np.testing.assert_array_equal(bias, np.repeat([0, expected, 0, 0], H))
+
+
+def test_the_forget_bias_is_a_parameter_that_training_may_change():
+    cell, carry, x = LSTM(H), (normal(1, B, H), normal(2, B, H)), normal(3, B, D)
+    params = init(cell, carry)
+    params["input"]["bias"] = params["input"]["bias"].at[H : 2 * H].set(-100.0)  # forget everything
+    forgot = jax.jit(cell.apply)({"params": params}, carry, x)
+    fresh = jax.jit(cell.apply)({"params": params}, (jnp.zeros((B, H)), carry[1]), x)
+    np.testing.assert_array_equal(forgot[1], fresh[1])
+
+
+@pytest.mark.parametrize("cell", [LSTM(H), GRU(H), Elman(H)], ids=lambda cell: type(cell).__name__)
+def test_each_gates_recurrent_matrix_begins_orthogonal(cell):
+    params = init(cell, cell.initialize_carry(jax.random.key(0), (B, D)))
+    for block in np.split(np.asarray(params["recurrent_kernel"]), params["recurrent_kernel"].shape[1] // H, axis=1):
+        np.testing.assert_allclose(block.T @ block, np.eye(H), atol=1e-5)
+
+
+def test_the_two_arrays_of_an_lstm_state_can_be_donated_together():
+    c, h = LSTM(H).initialize_carry(jax.random.key(0), (B, D))
+    assert c.unsafe_buffer_pointer() != h.unsafe_buffer_pointer()
+
+
+def flax_lstm(params):
+    """The parameter tree of ``nn.OptimizedLSTMCell`` as one of ``LSTM``: the biases stand on the recurrent side."""
+    inner = [params[f"i{gate}"]["kernel"] for gate in "ifgo"]
+    outer = [params[f"h{gate}"] for gate in "ifgo"]
+    return {
+        "input": {"kernel": np.concatenate(inner, 1), "bias": np.concatenate([p["bias"] for p in outer])},
+        "recurrent_kernel": np.concatenate([p["kernel"] for p in outer], 1),
+    }
+
+
+def flax_gru(params):
+    """The parameter tree of ``nn.GRUCell`` as one of ``GRU``."""
+    inner = [params[f"i{gate}"] for gate in "rzn"]
+    return {
+        "input": {
+            "kernel": np.concatenate([p["kernel"] for p in inner], 1),
+            "bias": np.concatenate([p["bias"] for p in inner]),
+        },
+        "recurrent_kernel": np.concatenate([params[f"h{gate}"]["kernel"] for gate in "rzn"], 1),
+        "recurrent_bias": params["hn"]["bias"],
+    }
+
+
+def flax_simple(params):
+    """The parameter tree of ``nn.SimpleCell`` as one of ``Elman``."""
+    return {"input": params["i"], "recurrent_kernel": params["h"]["kernel"]}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "convert"),
+    [
+        (LSTM, nn.OptimizedLSTMCell, flax_lstm),
+        (LSTM, nn.LSTMCell, flax_lstm),
+        (GRU, nn.GRUCell, flax_gru),
+        (Elman, nn.SimpleCell, flax_simple),
+        (ElmanReLU, partial(nn.SimpleCell, activation_fn=nn.relu), flax_simple),
+    ],
+    ids=["lstm-optimized", "lstm", "gru", "elman", "elman-relu"],
+)
+def test_a_cell_equals_flax_own_with_the_same_weights(ours, theirs, convert):
+    cell = theirs(H)
+    state = cell.initialize_carry(jax.random.key(0), (B, D))
+    carry = jax.tree.map(lambda a: normal(1, *a.shape), state)
+    shapes = jax.eval_shape(cell.init, jax.random.key(0), carry, jnp.ones((B, D)))["params"]
+    leaves, structure = jax.tree.flatten(shapes)
+    params = jax.tree.unflatten(structure, [0.5 * normal(2 + n, *leaf.shape) for n, leaf in enumerate(leaves)])
+    expected = jax.jit(cell.apply)({"params": params}, carry, normal(9, B, D))
+    actual = jax.jit(ours(H).apply)({"params": convert(params)}, carry, normal(9, B, D))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), actual, expected)
