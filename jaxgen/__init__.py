@@ -1,1 +1,66 @@
-"""jaxgen: generative recurrent networks in JAX and Flax."""
+"""jaxgen: generative recurrent networks in JAX and Flax.
+
+From text to text in one screen::
+
+    corpus = prepare(["book.txt"])                        text -> tokenizer and tokens
+    model  = LanguageModel(corpus.tokenizer.vocab_size)   any cell of CELLS, any number of layers
+    start(LanguageConfig(data=("book.txt",))).train()     a whole run in a folder, resumable
+    Sampler.load("runs/language-1").sample("Once ")       the same seed gives the same text
+
+Cells (``LSTM``, ``GRU``, ``Elman``) are Flax modules with a pure step function; ``unroll`` runs any of them, and
+Flax's own, over time. ``train_step`` is one optax update as a pure function. The rest is in the submodules.
+"""
+
+from jaxgen.cells import CELLS, GRU, LSTM, Cell, Elman, ElmanReLU, unroll
+from jaxgen.cells.torch_weights import from_torch, stack_from_torch, to_torch
+from jaxgen.data import LanguageConfig, make_batches, prepare
+from jaxgen.errors import CheckpointError, DataError, DivergedError, JaxgenError, UsageError
+from jaxgen.models import LanguageModel, Stack
+from jaxgen.run import Sampler, Settings, Trainer, resume, start
+from jaxgen.run.host import keep_memory
+from jaxgen.sampling import TRANSFORMS, decode
+from jaxgen.tasks import TASKS, LanguageTask
+from jaxgen.text import TOKENIZERS
+from jaxgen.training import TrainState, create_state, make_optimizer, make_schedule, train_step, train_steps
+from jaxgen.version import __version__
+
+__all__ = [
+    "CELLS",
+    "GRU",
+    "LSTM",
+    "TASKS",
+    "TOKENIZERS",
+    "TRANSFORMS",
+    "Cell",
+    "CheckpointError",
+    "DataError",
+    "DivergedError",
+    "Elman",
+    "ElmanReLU",
+    "JaxgenError",
+    "LanguageConfig",
+    "LanguageModel",
+    "LanguageTask",
+    "Sampler",
+    "Settings",
+    "Stack",
+    "TrainState",
+    "Trainer",
+    "UsageError",
+    "__version__",
+    "create_state",
+    "decode",
+    "from_torch",
+    "keep_memory",
+    "make_batches",
+    "make_optimizer",
+    "make_schedule",
+    "prepare",
+    "resume",
+    "stack_from_torch",
+    "start",
+    "to_torch",
+    "train_step",
+    "train_steps",
+    "unroll",
+]

@@ -17,6 +17,8 @@ from jaxgen.text import Tokenizer
 
 #: Targets that an evaluation during training scores at most; the last one scores the whole split.
 EVAL_TOKENS = 200_000
+#: Rows of an evaluation batch at least: nothing is learnt from it, so it need not be as small as a training batch.
+EVAL_ROWS = 32
 #: Targets scored by each windowed evaluation: 2,400 windows of 64 or 600 of 256.
 WINDOW_TOKENS = 2_400 * 64
 
@@ -171,7 +173,8 @@ class LanguageData:
         """The evaluations by name; ``val`` is the one that decides which checkpoint is best."""
         c, val = self.config, self.corpus.val
         limit = None if final else EVAL_TOKENS
-        stateful = EvalSet(c.batch_size, partial(stream_eval, val, c.batch_size, c.seq_len, limit_tokens=limit))
+        rows = max(c.batch_size, EVAL_ROWS)
+        stateful = EvalSet(rows, partial(stream_eval, val, rows, c.seq_len, limit_tokens=limit))
         if self.has_documents:
             return {"val": stateful}
         cold = self.corpus.layout == "windows"
@@ -182,7 +185,7 @@ class LanguageData:
         return sets
 
     def _windows(self, length: int) -> EvalSet:
-        rows = self.config.batch_size
+        rows = max(self.config.batch_size, EVAL_ROWS)
         count = max(1, WINDOW_TOKENS // length)
         return EvalSet(rows, partial(window_eval, self.corpus.val, count, length, 0, rows))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from numbers import Integral
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from jaxgen.cells import LSTM, Cell
@@ -35,7 +35,7 @@ class LanguageModel(nn.Module):
     def __post_init__(self) -> None:
         for name, least in {"vocab_size": 1, "hidden": 1, "layers": 1, "embed": 0}.items():
             size = getattr(self, name)
-            if (name, size) != ("embed", None) and not (isinstance(size, Integral) and size >= least):
+            if (name, size) != ("embed", None) and not (isinstance(size, int | np.integer) and size >= least):
                 raise UsageError(f"The model's `{name}` is {size!r}: it must be a whole number of {least} or more.")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"The model's `dropout` is {self.dropout!r}: it must be at least 0 and less than 1.")
@@ -98,6 +98,9 @@ class LanguageModel(nn.Module):
         ``table`` is a ``token_table()`` made earlier, for callers that step through time themselves.
         """
         reset, valid = (None if mask is None else mask.T for mask in (reset, valid))
+        if initial is not None:  # a state for each step, [B, T, H] -> [T, B, H]
+            swap = lambda a, like: jnp.swapaxes(a, 0, 1) if a.ndim > like.ndim else a  # noqa: E731
+            initial = jax.tree.map(swap, tuple(initial), self.initial_carry(tokens.shape[0]))
         carry, hidden = self.states(tokens.T, carry, reset, valid, initial, row_keys, table)
         return carry, jnp.swapaxes(self.logits(hidden), 0, 1)
 
@@ -116,7 +119,7 @@ class LanguageModel(nn.Module):
             carry = self.initial_carry(tokens.shape[1])
         if table is None and self.vocab_size < tokens.size:
             table = self.token_table()
-        x = (self._embeddings() if table is None else table)[tokens]
+        x = jnp.asarray(self._embeddings() if table is None else table)[tokens]
         return self.stack(
             x, carry, projected=table is not None, reset=reset, valid=valid, initial=initial, row_keys=row_keys
         )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.cells import Cell, recur, unroll
+from jaxgen.errors import UsageError
 from jaxgen.types import Array, Carry, Key
 
 
@@ -47,13 +48,11 @@ class Stack(nn.Module):
         """``x`` [T, B, D], one carry a layer -> the new carries and the last layer's outputs [T, B, H].
 
         With ``projected``, ``x`` [T, B, K] is already ``cells[0].project(...)`` of the input. ``reset``, ``valid``
-        [T, B] and ``initial`` (one a layer) are as in ``jaxgen.run``; ``row_keys`` [B] switches dropout on.
+        [T, B] and ``initial`` (one a layer) are as in ``jaxgen.cells.run``; ``row_keys`` [B] switches dropout on.
         """
         for name, states in {"carries": carries, "initial": initial}.items():
             if states is not None and len(states) != len(self.cells):
-                raise UsageError(
-                    f"The stack got {len(states)} `{name}` for {len(self.cells)} layers: give one a layer."
-                )
+                raise UsageError(f"Got {len(states)} `{name}` for {len(self.cells)} layers: give one a layer.")
         after = []
         for layer, (cell, carry) in enumerate(zip(self.cells, carries)):
             start = None if initial is None else initial[layer]

@@ -91,10 +91,13 @@ class Trainer:
         self._sampler: Sampler | None = None
         self._events = open_events(run) if config.tensorboard else None
         self._speed = 0.0
+        self._picture: Future[None] = Future()
+        self._picture.set_result(None)
 
     def begin(self, params: Any | None = None) -> Trainer:
         """Set the state of step 0: fresh weights, or the given ``params`` with a fresh optimiser."""
-        state = create_state(self.task, self.optimizer, self.key, self.config.batch_size)
+        make = jax.jit(partial(create_state, self.task, self.optimizer, rows=self.config.batch_size))
+        state = make(self.key)
         if params is not None:
             state = state._replace(params=params, opt_state=self.optimizer.init(params))
         self.state = state
@@ -107,16 +110,17 @@ class Trainer:
         step = int(self._current().step)
         self.emit(Started(str(self.run.path), self._facts(), step, self.total))
         stop = step >= self.total
-        with StopSignals() as signals, ThreadPoolExecutor(1) as pool:
+        with StopSignals() as signals, ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as drawing:
             while not stop:
                 boundary = self._next_boundary(step)
                 step += self._run_to(step, boundary, pool, signals)
                 if step == boundary:
-                    stop = self._at_boundary(step) or step >= self.total
+                    stop = self._at_boundary(step, drawing) or step >= self.total
                 else:
                     self._save(step, None)
                 if signals.received is not None and not stop:
                     raise Interrupted(signals.received, str(self.run.path), step)
+        self._picture.result()
         return self._finish(step)
 
     def _next_boundary(self, step: int) -> int:
@@ -187,7 +191,7 @@ class Trainer:
 
     # --- at a boundary
 
-    def _at_boundary(self, step: int) -> bool:
+    def _at_boundary(self, step: int, pool: ThreadPoolExecutor) -> bool:
         """Evaluate, sample and save where due; True when patience has run out."""
         config, last = self.config, step == self.total
         due = _due(step, self._every(config.eval_every)) or last
@@ -195,12 +199,17 @@ class Trainer:
         text = self._sample(step) if _due(step, self._every(config.sample_every)) and not last else None
         self._save(step, None if row is None else row["val_loss"])  # last: a kill before it undoes all of the above
         if row is not None:
-            title = f"{self.run.path.name}: {self.data.identity()['name']}"
-            draw_losses(self.metrics.read(), self.run.plot_path, title)
+            self._draw(pool)
             self.emit(Evaluated(row, best=self.done.best_step == step))
         if text is not None:
             self.emit(Sampled(step, text))
         return config.patience is not None and self.done.bad_evals >= config.patience
+
+    def _draw(self, pool: ThreadPoolExecutor) -> None:
+        """Draw the loss curves while training goes on; what went wrong with the former picture is raised here."""
+        self._picture.result()
+        title = f"{self.run.path.name}: {self.data.identity()['name']}"
+        self._picture = pool.submit(draw_losses, self.metrics.read(), self.run.plot_path, title)
 
     def _evaluate(self, step: int) -> dict[str, Any]:
         """Measure the validation loss, update best-so-far and patience, and write the row of metrics."""

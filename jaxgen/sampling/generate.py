@@ -61,9 +61,11 @@ def draw(keys: Key, t: Array, logits: Array) -> Array:
     """Draw the t-th token of every row from softmax(logits [R, V]) in float32."""
 
     def one(key: Key, row: Array) -> Array:
-        return jax.random.categorical(jax.random.fold_in(key, t), row.astype(jnp.float32))
+        return jax.random.categorical(jax.random.fold_in(key, t), row.astype(jnp.float32), mode="low")
 
-    return jax.vmap(one)(keys, logits)
+    # Pinned like PRNG: two more settings of JAX (this one and the mode) would draw other tokens.
+    with jax.threefry_partitionable(True):
+        return jax.vmap(one)(keys, logits)
 
 
 def decode(
@@ -85,7 +87,7 @@ def decode(
     """
 
     def one(state: DecodeState, _: None) -> tuple[DecodeState, Array]:
-        transforms, logits = update_chain(kinds, state.transforms, state.logits)
+        transforms, logits = update_chain(kinds, state.transforms, state.logits.astype(jnp.float32))
         token = jnp.argmax(logits, axis=-1) if greedy else draw(keys, state.t, logits)
         token = jnp.where(state.done, pad, token).astype(jnp.int32)
         carry, logits = step(weights, state.carry, token)

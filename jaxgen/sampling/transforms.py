@@ -7,7 +7,6 @@ pure function [R, V] -> [R, V]. The order of a chain is the order in which they 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -58,9 +57,10 @@ class Temperature:
     value: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.value) and self.value >= 1e-6):
+        # Beyond float32 the quotient of a forbidden token's -inf would be NaN, which can be drawn.
+        if not 1e-6 <= self.value <= 1e6:
             raise UsageError(
-                f"A temperature of {self.value} cannot be used: give a finite number of at least 1e-6, or 0 for greedy."
+                f"A temperature of {self.value} cannot be used: give a number from 1e-6 to 1e6, or 0 for greedy."
             )
 
     def init(self, rows: int, vocab: int) -> Array:
@@ -78,8 +78,8 @@ class TopK:
     k: int
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise UsageError(f"top-k of {self.k} keeps no token: give 1 or more.")
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise UsageError(f"top-k of {self.k} cannot be used: give a whole number of 1 or more.")
 
     def init(self, rows: int, vocab: int) -> Array:
         return jnp.int32(min(self.k, vocab))
@@ -106,7 +106,8 @@ class TopP:
             raise UsageError(f"top-p of {self.p} cannot be used: give a number above 0 and up to 1.")
 
     def init(self, rows: int, vocab: int) -> Array:
-        return jnp.float32(self.p)
+        # A p that float32 rounds to 0 would be reached by the empty set.
+        return jnp.float32(max(self.p, 1e-30))
 
     @staticmethod
     def update(state: Array, logits: Array) -> tuple[Array, Array]:

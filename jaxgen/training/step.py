@@ -43,7 +43,7 @@ def train_step(
     (loss, (carry, count)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = StepMetrics(loss, optax.global_norm(grads), count)
+    metrics = StepMetrics(loss, optax.tree.norm(grads), count)
     return TrainState(state.step + 1, params, opt_state, carry), metrics
 
 

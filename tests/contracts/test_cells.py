@@ -14,7 +14,7 @@ from .equations import EQUATIONS
 
 @cache
 def subject(name: str) -> Subject:
-    return Subject(CELLS[name], equations=EQUATIONS.get(name))
+    return Subject(CELLS[name], equations=EQUATIONS.get(name), optimise=True)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=name_of)

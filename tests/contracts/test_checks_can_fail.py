@@ -12,7 +12,7 @@ from jax import lax
 from jaxgen.cells import Elman, Weights, unroll
 
 from . import checks
-from .checks import CHECKS, FAST, Subject, T, name_of
+from .checks import CHECKS, Subject, T, name_of
 from .equations import EQUATIONS
 
 
@@ -118,7 +118,7 @@ def forgets_the_carry(cell, x, carry=None, **options):
 
 
 def broken(make=Elman, form=unroll, equations="elman"):
-    return lambda: Subject(make, form=form, equations=EQUATIONS[equations], compiler_options=FAST)
+    return lambda: Subject(make, form=form, equations=EQUATIONS[equations])
 
 
 CAUGHT = {
@@ -173,7 +173,7 @@ class ReadsItsParametersInTheLoop(Elman):
 
 
 def test_reading_a_parameter_inside_the_step_is_an_error_and_no_leak():
-    s = Subject(Elman, compiler_options=FAST)
+    s = Subject(Elman)
     with pytest.raises(AttributeError, match="recurrent_kernel"):
         checks.Unrolled(ReadsItsParametersInTheLoop(checks.H), unroll).apply({"params": {"cell": s.params}}, s.x)
     with jax.checking_leaks():

@@ -7,14 +7,14 @@ from functools import cache
 import pytest
 from flax import linen as nn
 
-from .checks import FAST, SHARED_CHECKS, Subject, name_of
+from .checks import SHARED_CHECKS, Subject, name_of
 
 FOREIGN = {cell.__name__: cell for cell in (nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell, nn.SimpleCell, nn.MGUCell)}
 
 
 @cache
 def subject(name: str) -> Subject:
-    return Subject(FOREIGN[name], compiler_options=FAST)
+    return Subject(FOREIGN[name])
 
 
 @pytest.mark.parametrize("check", SHARED_CHECKS, ids=name_of)
