@@ -24,8 +24,7 @@ LOCAL = ("127.", "::1", "localhost")
 
 @pytest.fixture(autouse=True)
 def strict_dtypes(request: pytest.FixtureRequest):
-    strict = STRICT_DTYPES.intersection(request.node.path.parent.parts)
-    with jax.numpy_dtype_promotion("strict" if strict else "standard"):
+    with jax.numpy_dtype_promotion("strict" if request.node.path.parent.name in STRICT_DTYPES else "standard"):
         yield
 
 

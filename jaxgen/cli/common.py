@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, get_args
 
 from jaxgen.errors import JaxgenError
 
@@ -53,30 +54,46 @@ def flag_value(args: Sequence[str], flag: str) -> str | None:
     return value
 
 
-def without_flag(args: Sequence[str], flag: str) -> list[str]:
-    """``args`` without ``--flag VALUE`` and ``--flag=VALUE``."""
-    kept, skip = [], False
-    for arg in args:
-        if skip:
-            skip = False
-        elif arg == flag:
-            skip = True
-        elif not arg.startswith(flag + "="):
-            kept.append(arg)
-    return kept
+def parse(
+    kind: Any, args: Sequence[str], *, prog: str, description: str, default: Any = None, also: Mapping[str, Any] = {}
+) -> Any:
+    """Typed flags for the configuration ``kind``, every wrong value in one sentence; ``default`` holds the values that
+    flags override. ``also`` names flags that are checked and explained here but read elsewhere: name -> type.
 
-
-def parse(kind: Any, args: Sequence[str], *, prog: str, description: str, default: Any = None) -> Any:
-    """Typed flags for the configuration ``kind``; exits with 2 after a sentence when they cannot be used."""
+    Raises ``UsageError``, and ``SystemExit`` (2) after a flag that does not exist or is no number.
+    """
     import tyro
-    from pydantic import ValidationError
 
-    from jaxgen.errors import UsageError
-    from jaxgen.store.config import describe
+    from jaxgen.store.config import validate
 
-    options = {} if default is None else {"default": default}
-    marks = (tyro.conf.FlagCreatePairsOff,)
-    try:
-        return tyro.cli(kind, args=list(args), prog=prog, description=description, config=marks, **options)
-    except ValidationError as error:
-        raise UsageError(describe(error)) from None
+    flags = [_flag(name, field, default) for name, field in kind.model_fields.items()]
+    flags += [(name, annotation, None) for name, annotation in also.items()]
+    parsed = tyro.cli(
+        dataclasses.make_dataclass(kind.__name__, flags),
+        args=list(args),
+        prog=prog,
+        description=description,
+        config=(tyro.conf.DisallowNone,),
+    )
+    return validate(kind, {name: getattr(parsed, name) for name in kind.model_fields})
+
+
+def _flag(name: str, field: Any, default: Any) -> tuple[str, Any, Any]:
+    """One setting as a plain flag: its checks come later, so that they are told in our words and not the parser's."""
+    import tyro
+
+    kind, choices = field.annotation, _choices(field.annotation)
+    if choices:
+        kind = str | None if type(None) in get_args(kind) else str
+    value = field.get_default(call_default_factory=True) if default is None else getattr(default, name)
+    metavar = "{" + ",".join(choices) + "}" if choices else None
+    annotated = Annotated[kind, tyro.conf.arg(help=field.description, metavar=metavar)]
+    return name, annotated, dataclasses.field(default_factory=lambda: value)
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The strings of a ``Literal``, also of one that may be left out."""
+    found = []
+    for part in get_args(annotation):
+        found += [part] if isinstance(part, str) else _choices(part)
+    return found

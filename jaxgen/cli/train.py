@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from jaxgen.cli.common import flag_value, guarded, parse, without_flag
+from jaxgen.cli.common import flag_value, guarded, parse
 from jaxgen.errors import UsageError, choose
 
 EPILOG = """Train a recurrent generative network. Without flags: a character-level LSTM on Python's own language
@@ -18,6 +18,10 @@ reference, about two minutes on two CPU cores.
     python train.py --run runs/language-1 --resume auto  go on where a run stopped
 
 A preset sets several flags at once; --config FILE.toml reads any of them from a file; flags win over both."""
+
+
+#: Three ways to say how long a run is.
+LENGTHS = ("steps", "epochs", "minutes")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -50,33 +54,50 @@ def train(args: list[str]) -> None:
 
 def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
     """Flags over ``--config`` over ``--preset`` over defaults; or, when resuming, flags over the saved settings."""
+    from jaxgen.run.saved import SavedRun
     from jaxgen.store import RunDirectory
     from jaxgen.store.config import read_toml, validate
 
-    if flag_value(args, "--resume") is not None or "--resume" in args:
-        mode = choose(flag_value(args, "--resume") or "", ("auto", "never", "must"), "value for --resume")
-    else:
-        mode = "never"
-    file, run = flag_value(args, "--config"), flag_value(args, "--run")
-    args = without_flag(without_flag(args, "--resume"), "--config")
+    mode, file, run = (flag_value(args, flag) for flag in ("--resume", "--config", "--run"))
+    mode = "never" if mode is None else choose(mode, ("auto", "never", "must"), "value for --resume")
     resuming = False
     if mode != "never":
         if run is None:
             raise UsageError(f"--resume {mode} needs to know which run: give --run DIR.")
         resuming = mode == "must" or RunDirectory(run).exists()
+    values = {} if file is None else read_toml(file)
     if resuming and run is not None:
-        values = {**RunDirectory.open(run).read_json("config.json").get("config", {}), "run": run}
-        if file is not None:
-            values |= read_toml(file)
+        values = {**SavedRun.open(run).config.model_dump(), "run": run, **values}
     else:
-        settings = read_toml(file) if file is not None else {}
-        name = flag_value(args, "--preset") or settings.get("preset") or kind.model_fields["preset"].default
-        preset = dict(kind.presets[choose(name, kind.presets, "preset")][1])
+        name = flag_value(args, "--preset") or values.get("preset", kind.model_fields["preset"].default)
+        preset = dict(kind.presets[choose(str(name), kind.presets, "preset")][1])
         preset.pop("steps", None)  # a default for the number of steps, which --epochs and --minutes replace
-        values = {**preset, "preset": name, **settings}
+        values = {**preset, **values, "preset": name}
+    if any(flag_value(args, f"--{name}") is not None for name in LENGTHS):
+        values |= dict.fromkeys(LENGTHS)  # they replace each other
     default = validate(kind, values, f"{file}: " if file else "")
-    config = parse(kind, args, prog="train.py", description=EPILOG + _presets(kind), default=default)
+    config = parse(kind, args, prog="train.py", description=EPILOG + _presets(kind), default=default, also=_also())
     return config, resuming
+
+
+def _also() -> dict[str, Any]:
+    """The flags that say where settings come from."""
+    from tyro.conf import arg
+
+    return {
+        "resume": Annotated[
+            str | None,
+            arg(
+                metavar="{auto,never,must}",
+                help="With --run: auto continues the run or, where there is none, starts it; must continues it; "
+                "never, the default, refuses to touch a run that exists. The saved settings hold, and only the length "
+                "and the rhythm of the run may change.",
+            ),
+        ],
+        "config": Annotated[
+            str | None, arg(metavar="FILE.toml", help="Read settings from a file, named as the flags are.")
+        ],
+    }
 
 
 def _presets(kind: Any) -> str:

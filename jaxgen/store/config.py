@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jaxgen.errors import UsageError, choose
 
 Positive = Annotated[int, Field(gt=0)]
+Config = TypeVar("Config", bound=BaseModel)
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -104,29 +108,35 @@ class TrainConfig(BaseModel):
         return [name for name in mine if mine[name] != theirs[name] and name not in self.may_change]
 
 
-def describe(error: ValidationError) -> str:
+def describe(error: ValidationError, kind: type[BaseModel]) -> str:
     """Pydantic's findings as sentences: what was given, what is allowed."""
     lines = []
     for item in error.errors(include_url=False, include_context=False):
         where = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
+        message = item["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
         flag = f"--{where.split('.')[0].replace('_', '-')}" if where else ""
         if item["type"] == "extra_forbidden":
-            lines.append(f"{where!r} is no setting of this task")
+            lines.append(f"{where!r} is no setting of this task{_suggest(where, kind.model_fields)}")
         elif flag:
-            lines.append(f"{flag} is {item['input']!r}: {message[0].lower()}{message[1:]}")
+            allowed = [word for word in re.findall(r"'([^']*)'", message) if item["type"] == "literal_error"]
+            lines.append(f"{flag} is {item['input']!r}: {message}{_suggest(str(item['input']), allowed)}")
         else:
             lines.append(message)
     return "; ".join(lines) + "."
 
 
-def validate(kind: type[TrainConfig], values: dict[str, Any], source: str = "") -> TrainConfig:
+def _suggest(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+
+
+def validate(kind: type[Config], values: dict[str, Any], source: str = "") -> Config:
     """Build a configuration from plain values, strictly; raises ``UsageError`` with every finding."""
     lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
         return kind.model_validate(lists_as_tuples)
     except ValidationError as error:
-        raise UsageError(f"{source}{describe(error)}") from None
+        raise UsageError(f"{source}{describe(error, kind)}") from None
 
 
 def read_toml(path: str) -> dict[str, Any]:

@@ -1,0 +1,208 @@
+"""The first promise through the whole sampler: same seed, same text, whatever else is drawn beside it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.errors import UsageError
+from jaxgen.run import Sampler, Settings
+from jaxgen.sampling import PROMPT_CHUNK, ROWS, DecodeState, decode, sample_keys
+from jaxgen.sampling.generate import prime_chunks
+from jaxgen.sampling.transforms import init_chain
+from jaxgen.tasks import LanguageTask
+from jaxgen.text import EOS, PAD, UNK, CharTokenizer
+
+TOKENIZER = CharTokenizer.train(["abcdefgh \n"])
+V = TOKENIZER.vocab_size
+LENGTH = 40  # more than one streaming chunk
+WARM = Settings(length=LENGTH, temperature=1.0, seed=11)
+STEP = jax.jit(LanguageTask.step, static_argnums=0)
+
+
+class CountingTask:
+    """The language task, counting how often its decoding functions are traced."""
+
+    def __init__(self, task):
+        self.task, self.traces = task, {"prime": 0, "step": 0}
+        self.prepare, self.initial_carry = task.prepare, task.initial_carry
+
+    def prime(self, *args):
+        self.traces["prime"] += 1
+        return self.task.prime(*args)
+
+    def step(self, *args):
+        self.traces["step"] += 1
+        return self.task.step(*args)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return CountingTask(LanguageTask.build(vocab_size=V, cell="lstm", cell_options={}, hidden=8, layers=2))
+
+
+@pytest.fixture(scope="module")
+def params(task):
+    """Random weights, large enough that what was read matters for what is drawn."""
+    normal = np.random.default_rng(0).normal
+    shapes = jax.eval_shape(task.task.init, jax.random.key(0))
+    return jax.tree.map(lambda a: jnp.asarray(normal(size=a.shape), a.dtype), shapes)
+
+
+@pytest.fixture(scope="module")
+def sampler(task, params):
+    return Sampler(task, TOKENIZER, params)
+
+
+@pytest.fixture(scope="module")
+def texts(sampler):
+    return sampler.sample("abc", WARM, num_samples=20)
+
+
+def ids_of(sampler, settings, num_samples=1, prompt="abc"):
+    """The tokens of each sample."""
+    ids = [[] for _ in range(num_samples)]
+    for piece in sampler.stream(prompt, settings, num_samples=num_samples):
+        ids[piece.index] += piece.tokens.tolist()
+    return ids
+
+
+@pytest.mark.parametrize("number", [1, 3, 9, 20])
+def test_a_sample_is_the_same_alone_and_among_others(sampler, texts, number):
+    assert sampler.sample("abc", WARM, num_samples=number) == texts[:number]
+
+
+def test_samples_differ_from_each_other(texts):
+    assert len(set(texts)) == 20
+
+
+@pytest.fixture(scope="module")
+def primed(task, sampler):
+    """The carry and logits after a prompt of any length, read in chunks."""
+    prime = jax.jit(task.task.prime)
+
+    def read(prompt):
+        carry, logits = task.initial_carry(ROWS), jnp.zeros((ROWS, V), jnp.float32)
+        for tokens, valid in prime_chunks(prompt):
+            carry, logits = prime(sampler.weights, carry, logits, tokens, valid)
+        return carry, logits
+
+    return read
+
+
+def test_blocks_decoded_in_another_order_and_in_one_call_give_the_same_texts(task, sampler, primed, texts):
+    chain = WARM.transforms((PAD, UNK, EOS))
+    options = {"length": LENGTH, "greedy": False, "eos": EOS, "pad": PAD}
+    loop = jax.jit(partial(decode, task.task.step, tuple(map(type, chain)), **options))
+    carry, logits = primed(TOKENIZER.encode("abc"))
+    done, t = jnp.zeros(ROWS, bool), jnp.zeros((), jnp.int32)
+    for block in (16, 0, 8):
+        state = DecodeState(carry, logits, init_chain(chain, ROWS, V), done, t)
+        made = loop(sampler.weights, state, sample_keys(WARM.seed, jnp.arange(block, block + ROWS)))[1]
+        wanted = texts[block : block + ROWS]
+        assert [TOKENIZER.decode(row) for row in np.asarray(made)][: len(wanted)] == wanted
+
+
+def test_a_shorter_sample_is_the_beginning_of_a_longer_one(sampler, texts):
+    for length in (1, 32, 33):
+        settings = Settings(length=length, temperature=1.0, seed=WARM.seed)
+        assert sampler.sample("abc", settings, num_samples=3) == [text[:length] for text in texts[:3]]
+
+
+def test_the_pieces_add_up_to_the_text(sampler, texts):
+    pieces = list(sampler.stream("abc", WARM, num_samples=3))
+    assert ["".join(p.text for p in pieces if p.index == i) for i in range(3)] == texts[:3]
+
+
+def test_each_sample_has_one_last_piece(sampler):
+    pieces = list(sampler.stream("abc", WARM, num_samples=9))
+    assert sorted(p.index for p in pieces if p.last) == list(range(9))
+
+
+def test_a_length_of_0_gives_empty_texts(sampler):
+    assert sampler.sample("abc", Settings(length=0), num_samples=3) == [""] * 3
+
+
+def test_another_seed_gives_other_texts(sampler, texts):
+    other = sampler.sample("abc", Settings(length=LENGTH, temperature=1.0, seed=0), num_samples=3)
+    assert not set(other) & set(texts)
+
+
+def test_another_prompt_gives_other_texts(sampler, texts):
+    assert sampler.sample("abd", WARM, num_samples=3) != texts[:3]
+
+
+def test_neither_seed_nor_option_values_nor_prompt_length_are_compiled_for(task, sampler, texts):
+    before = dict(task.traces)
+    for prompt, seed, temperature in (("h", 1, 0.3), ("abc " * 40, 2**32 - 1, 1.8)):
+        sampler.sample(prompt, Settings(length=5, temperature=temperature, seed=seed), num_samples=2)
+    assert task.traces == before
+
+
+@pytest.mark.parametrize("length", [1, PROMPT_CHUNK - 1, PROMPT_CHUNK, PROMPT_CHUNK + 1, 2 * PROMPT_CHUNK + 2])
+def test_a_prompt_read_in_chunks_is_the_prompt_stepped_token_by_token(task, sampler, primed, length):
+    prompt = np.random.default_rng(length).integers(3, V, length).astype(np.int32)
+    carry, logits = task.initial_carry(ROWS), None
+    for token in prompt:
+        carry, logits = STEP(task.task, sampler.weights, carry, jnp.full(ROWS, token))
+    got_carry, got_logits = primed(prompt)
+    np.testing.assert_allclose(got_logits, logits, atol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), got_carry, carry)
+
+
+def test_greedy_ignores_the_seed_and_all_samples_are_one(sampler):
+    made = [sampler.sample("abc", Settings(length=9, temperature=0, seed=s), num_samples=3) for s in (0, 5)]
+    assert len({text for texts in made for text in texts}) == 1
+
+
+def test_special_tokens_are_never_drawn_from_running_text(task, params):
+    flat = Sampler(task, TOKENIZER, jax.tree.map(jnp.zeros_like, params))
+    made = ids_of(flat, Settings(length=100, temperature=1.8), num_samples=64)
+    assert set().union(*made) == set(range(V)) - {PAD, UNK, EOS}
+
+
+@pytest.fixture(scope="module")
+def documents(task, params):
+    """A model of documents that finds every token equally likely."""
+    return Sampler(task, TOKENIZER, jax.tree.map(jnp.zeros_like, params), documents=True)
+
+
+def test_padding_and_unknown_are_never_drawn_from_documents(documents):
+    made = ids_of(documents, Settings(length=40, temperature=1.8), num_samples=64)
+    assert set().union(*made) == set(range(V)) - {PAD, UNK, EOS}  # <eos> is the end and no part of the text
+
+
+def test_a_document_ends_where_eos_is_drawn(documents):
+    lengths = [len(ids) for ids in ids_of(documents, Settings(length=40, temperature=1.8), num_samples=64)]
+    assert 4 < np.mean(lengths) < 16  # one token in V = 13 ends it, less what 40 tokens cut off
+
+
+def test_the_end_of_a_document_does_not_disturb_its_neighbours(documents):
+    settings = Settings(length=40, temperature=1.8)
+    alone = [ids_of(documents, settings, n)[-1] for n in (1, 2, 3)]
+    assert alone == ids_of(documents, settings, 3)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, 10**9])
+def test_a_number_of_samples_that_cannot_be_drawn_is_refused(sampler, number):
+    with pytest.raises(UsageError, match="samples cannot be drawn: give a whole number from 1"):
+        sampler.sample("abc", WARM, num_samples=number)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({"temperature": value} for value in (-0.5, float("nan"), float("inf"), 1e-40, 1e39)),
+        *({"length": value} for value in (-1, 2.5, True, 10**12)),
+        *({"seed": value} for value in (-1, 2**32, True, 1.5)),
+        *({"top_k": value} for value in (0, -1, 1.5)),
+        *({"top_p": value} for value in (0.0, 1.5, float("nan"))),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_before_anything_is_compiled(option):
+    with pytest.raises(UsageError, match="cannot be used: give "):
+        Settings(**option)

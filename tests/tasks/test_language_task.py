@@ -1,0 +1,242 @@
+"""The language task: its loss by hand, its gradients, and decoding functions that agree with the forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.errors import UsageError
+from jaxgen.tasks import TASKS, LanguageTask
+from jaxgen.types import Batch
+
+B, T, H = 4, 6, 5
+SIZES = (7, 40)  # fewer tokens in the vocabulary than in a batch (looked up in a table), and more
+RESET = np.zeros((B, T), bool)
+RESET[0, 0] = RESET[1, 3] = RESET[2, [2, 5]] = True
+MASK = np.ones((B, T), bool)
+MASK[1, 4:] = MASK[3, :5] = False
+
+build = partial(LanguageTask.build, cell="elman", cell_options={}, hidden=H, layers=1)
+loss = jax.jit(LanguageTask.loss, static_argnums=0)
+prime = jax.jit(LanguageTask.prime, static_argnums=0)
+step = jax.jit(LanguageTask.step, static_argnums=0)
+gradient = jax.jit(jax.grad(lambda p, task, c, b: task.loss(p, c, b)[1].nll), static_argnums=1)
+
+
+def random_params(task, seed=0):
+    normal = np.random.default_rng(seed).normal
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    return jax.tree.map(lambda a: jnp.asarray(normal(0, 0.7, a.shape), jnp.float32), shapes)
+
+
+def random_batch(vocab, mask=MASK, seed=0):
+    ids = np.random.default_rng(seed).integers(0, vocab, (B, T + 1)).astype(np.int32)
+    return Batch(ids[:, :-1], ids[:, 1:], RESET, mask)
+
+
+def random_carry():
+    return (jnp.asarray(np.random.default_rng(9).normal(size=(B, H)), jnp.float32),)
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def case(request):
+    task = build(vocab_size=request.param)
+    return task, random_params(task), random_carry(), random_batch(request.param)
+
+
+@pytest.fixture(scope="module")
+def small():
+    task = build(vocab_size=SIZES[0])
+    return task, random_params(task), random_carry(), random_batch(SIZES[0])
+
+
+def by_hand(params, carry, batch):
+    """The Elman network, its cross-entropy and its last state, row by row and step by step in NumPy."""
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    cell, h, nll = p["stack"]["cells_0"], np.asarray(carry[0], np.float64), 0.0
+    for b in range(B):
+        for t in range(T):
+            before = np.zeros(H) if batch.reset[b, t] else h[b]
+            x = p["embedding"][batch.tokens[b, t]] @ cell["input"]["kernel"] + cell["input"]["bias"]
+            h[b] = np.tanh(x + before @ cell["recurrent_kernel"])
+            logits = h[b] @ p["output"]["kernel"] + p["output"]["bias"]
+            if batch.mask[b, t]:
+                nll += np.log(np.exp(logits).sum()) - logits[batch.targets[b, t]]
+    return nll, h
+
+
+def test_the_loss_is_the_cross_entropy_by_hand(case):
+    task, params, carry, batch = case
+    np.testing.assert_allclose(loss(task, params, carry, batch)[1].nll, by_hand(params, carry, batch)[0], rtol=1e-5)
+
+
+def test_the_carry_is_the_last_state_by_hand(case):
+    task, params, carry, batch = case
+    np.testing.assert_allclose(loss(task, params, carry, batch)[0][0], by_hand(params, carry, batch)[1], atol=1e-5)
+
+
+def test_the_targets_that_count_are_counted(case):
+    task, params, carry, batch = case
+    assert loss(task, params, carry, batch)[1].targets == MASK.sum()
+
+
+def test_a_masked_target_changes_neither_loss_nor_gradient(small):
+    task, params, carry, batch = small
+    other = batch._replace(targets=np.where(batch.mask, batch.targets, 3).astype(np.int32))
+    assert (other.targets != batch.targets).any()
+    assert loss(task, params, carry, batch)[1].nll == loss(task, params, carry, other)[1].nll
+    pair = (gradient(params, task, carry, b) for b in (batch, other))
+    jax.tree.map(np.testing.assert_array_equal, *pair)
+
+
+def test_without_a_target_the_gradient_is_exactly_zero(small):
+    task, params, carry, batch = small
+    for leaf in jax.tree.leaves(gradient(params, task, carry, batch._replace(mask=np.zeros((B, T), bool)))):
+        np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
+
+
+def test_a_row_without_targets_reads_its_tokens_for_nothing(small):
+    task, params, carry, batch = small
+    mask = batch.mask.copy()
+    mask[2] = False
+    batch = batch._replace(mask=mask)
+    tokens = batch.tokens.copy()
+    tokens[2] = (tokens[2] + 1) % SIZES[0]
+    pair = (loss(task, params, carry, b)[1].nll for b in (batch, batch._replace(tokens=tokens)))
+    np.testing.assert_array_equal(*pair)
+
+
+def test_two_halves_with_the_carried_state_add_up_to_the_whole(small):
+    task, params, carry, batch = small
+    whole_carry, whole = loss(task, params, carry, batch)
+    half, totals = carry, []
+    for part in (slice(0, T // 2), slice(T // 2, T)):
+        half, total = loss(task, params, half, Batch(*(np.ascontiguousarray(field[:, part]) for field in batch)))
+        totals.append(total)
+    np.testing.assert_allclose(sum(t.nll for t in totals), whole.nll, rtol=1e-6)
+    assert sum(t.targets for t in totals) == whole.targets
+    np.testing.assert_allclose(half[0], whole_carry[0], atol=1e-6)
+
+
+def test_a_reset_row_forgets_the_carry_that_came_in(small):
+    task, params, carry, batch = small
+    batch = batch._replace(reset=np.eye(1, T, dtype=bool).repeat(B, 0))
+    pair = (loss(task, params, start, batch) for start in (carry, task.initial_carry(B)))
+    jax.tree.map(np.testing.assert_array_equal, *pair)
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def decoding(request):
+    """An LSTM of two layers, what it has prepared for decoding, and its forward pass over some tokens."""
+    task = build(vocab_size=request.param, cell="lstm", layers=2)
+    params = random_params(task)
+    tokens = random_batch(request.param).tokens
+    forward = jax.jit(lambda p, t: task.model.apply({"params": p}, t))
+    return task, jax.jit(task.prepare)(params), tokens, forward(params, tokens)
+
+
+def close(got, wanted):
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), got, wanted)
+
+
+def test_stepping_token_by_token_is_the_forward_pass(decoding):
+    task, prepared, tokens, (wanted_carry, wanted_logits) = decoding
+    carry, logits = task.initial_carry(B), []
+    for t in range(T):
+        carry, now = step(task, prepared, carry, tokens[:, t])
+        logits.append(now)
+    close((carry, jnp.stack(logits, 1)), (wanted_carry, wanted_logits))
+
+
+def test_priming_is_the_forward_pass_over_the_prompt(decoding):
+    task, prepared, tokens, (carry, logits) = decoding
+    got = prime(task, prepared, task.initial_carry(B), jnp.zeros(logits[:, 0].shape), tokens, np.ones((B, T), bool))
+    close(got, (carry, logits[:, -1]))
+
+
+def test_priming_in_two_chunks_is_priming_in_one(decoding):
+    task, prepared, tokens, (carry, logits) = decoding
+    state = task.initial_carry(B), jnp.zeros(logits[:, 0].shape)
+    for start, stop in ((0, T), (T, T + 2)):  # the last chunk is two tokens and padding
+        some = np.concatenate([tokens, tokens], axis=1)[:, start:stop]
+        padded = np.zeros((B, T), np.int32)
+        padded[:, : some.shape[1]] = some
+        state = prime(task, prepared, *state, padded, np.arange(T)[None, :].repeat(B, 0) < some.shape[1])
+    carry = task.initial_carry(B)
+    for token in np.concatenate([tokens, tokens[:, :2]], axis=1).T:
+        carry, logits = step(task, prepared, carry, token)
+    close(state, (carry, logits))
+
+
+def ragged(counts):
+    return np.arange(T)[None, :] < np.array(counts)[:, None]
+
+
+def test_what_stands_in_the_padding_of_a_prompt_changes_no_bit(decoding):
+    task, prepared, tokens, (_, logits) = decoding
+    valid, start = ragged([0, 1, 3, T]), (task.initial_carry(B), jnp.ones(logits[:, 0].shape))
+    pair = (
+        prime(task, prepared, *start, np.where(valid, tokens, junk).astype(np.int32), valid)
+        for junk in (0, task.model.vocab_size - 1)
+    )
+    jax.tree.map(np.testing.assert_array_equal, *pair)
+
+
+def test_a_row_with_a_shorter_prompt_stops_at_its_end(decoding):
+    task, prepared, tokens, (_, logits) = decoding
+    counts = [1, 2, 3, T]
+    got = prime(task, prepared, task.initial_carry(B), jnp.zeros(logits[:, 0].shape), tokens, ragged(counts))[1]
+    close(got, np.stack([logits[b, n - 1] for b, n in enumerate(counts)]))
+
+
+def test_a_row_without_a_prompt_keeps_its_carry_and_logits_bitwise(decoding):
+    task, prepared, tokens, (carry, logits) = decoding
+    got_carry, got = prime(task, prepared, carry, logits[:, 2], tokens, ragged([0, 1, 3, T]))
+    np.testing.assert_array_equal(got[0], logits[0, 2])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), got_carry, carry)
+
+
+def test_an_unknown_cell_is_refused_with_the_nearest():
+    with pytest.raises(UsageError, match=r"Unknown cell 'ltsm'\. Did you mean 'lstm'\?"):
+        build(vocab_size=7, cell="ltsm")
+
+
+def test_an_option_the_cell_lacks_is_refused_with_those_it_has():
+    with pytest.raises(UsageError, match=r"cell 'lstm' has no option 'gates'\. Its options are: .*forget_bias"):
+        build(vocab_size=7, cell="lstm", cell_options={"gates": 3})
+
+
+@pytest.mark.parametrize("name", ["features", "parent", "name", "param_dtype"])
+def test_an_option_that_the_model_sets_itself_is_refused(name):
+    with pytest.raises(UsageError, match=f"has no option '{name}'"):
+        build(vocab_size=7, cell_options={name: 3})
+
+
+def test_an_option_of_the_cell_reaches_it():
+    tanh, relu = (build(vocab_size=7, cell_options={"activation": name}) for name in ("tanh", "relu"))
+    params, carry, batch = random_params(tanh), random_carry(), random_batch(7)
+    assert loss(tanh, params, carry, batch)[1].nll != loss(relu, params, carry, batch)[1].nll
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("function", ["build", "init", "initial_carry", "loss", "prepare", "prime", "step"])
+def test_a_registered_task_has_the_functions_that_training_and_sampling_call(name, function):
+    assert callable(getattr(TASKS[name], function, None))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_registered_task_is_a_frozen_dataclass_that_says_whether_it_has_dropout(name):
+    assert dataclasses.is_dataclass(TASKS[name])
+    assert TASKS[name].__dataclass_params__.frozen
+    assert hasattr(TASKS[name], "has_dropout")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_two_tasks_of_the_same_options_are_one_to_the_compiler(name):
+    options = {"vocab_size": 7, "cell": "lstm", "cell_options": {"forget_bias": 2.0}, "hidden": H}
+    assert hash(TASKS[name].build(**options)) == hash(TASKS[name].build(**options))
