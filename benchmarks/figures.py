@@ -128,7 +128,8 @@ def cells() -> str:
         )
         report = result["report"]
         lines.append(
-            f"| `{cell}` | {result['resolved']['parameters']:,} | {result['config']['lr']:g} | {report['val_loss']:.4f} | "
+            f"| `{cell}` | {result['resolved']['parameters']:,} | {result['config']['lr']:g} "
+            f"| {report['val_loss']:.4f} | "
             f"{report['windows_64_loss']:.4f} | {result['tokens_per_second']:,.0f} | `{result['command']}` |"
         )
     table = "\n".join(lines)

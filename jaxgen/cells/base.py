@@ -37,6 +37,11 @@ def promote_state(dtype: Any) -> Any:
     return promote(dtype, jnp.float32)
 
 
+def orthogonal(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """An orthogonal matrix (Saxe et al. 2014, arXiv:1312.6120), factorised in at least float32 as QR requires."""
+    return nn.initializers.orthogonal()(key, shape, promote_state(dtype)).astype(dtype)
+
+
 def per_gate(init: Initializer, gates: int) -> Initializer:
     """Initialise a [.., gates * H] kernel one [.., H] block at a time, each with its own key."""
 

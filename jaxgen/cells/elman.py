@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.cells.base import Affine, Cell, Weights
+from jaxgen.cells.base import Affine, Cell, Weights, orthogonal
 from jaxgen.errors import choose
 from jaxgen.types import Array
 
@@ -22,7 +22,7 @@ class Elman(Cell):
         choose(self.activation, ACTIVATIONS, "Elman activation")
         self.input = Affine(self.features, param_dtype=self.param_dtype)
         self.recurrent_kernel = self.param(
-            "recurrent_kernel", nn.initializers.orthogonal(), (self.features, self.features), self.param_dtype
+            "recurrent_kernel", orthogonal, (self.features, self.features), self.param_dtype
         )
 
     def project(self, x: Array | None) -> Array:

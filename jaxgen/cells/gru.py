@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from jaxgen.cells.base import Affine, Cell, Weights, per_gate
+from jaxgen.cells.base import Affine, Cell, Weights, orthogonal, per_gate
 from jaxgen.types import Array
 
 
@@ -28,7 +28,7 @@ class GRU(Cell):
         self.input = Affine(3 * self.features, param_dtype=self.param_dtype)
         self.recurrent_kernel = self.param(
             "recurrent_kernel",
-            per_gate(nn.initializers.orthogonal(), 3),
+            per_gate(orthogonal, 3),
             (self.features, 3 * self.features),
             self.param_dtype,
         )

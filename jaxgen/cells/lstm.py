@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from jaxgen.cells.base import Affine, Cell, Weights, per_gate
+from jaxgen.cells.base import Affine, Cell, Weights, orthogonal, per_gate
 from jaxgen.types import Array
 
 LSTMCarry = tuple[Array, Array]
@@ -34,7 +34,7 @@ class LSTM(Cell):
         self.input = Affine(4 * self.features, bias_init=bias_init, param_dtype=self.param_dtype)
         self.recurrent_kernel = self.param(
             "recurrent_kernel",
-            per_gate(nn.initializers.orthogonal(), 4),
+            per_gate(orthogonal, 4),
             (self.features, 4 * self.features),
             self.param_dtype,
         )

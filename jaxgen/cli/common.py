@@ -66,10 +66,11 @@ def parse(
 
     from jaxgen.store.config import validate
 
-    flags = [_flag(name, field, default) for name, field in kind.model_fields.items()]
+    flags: list[Any] = [_flag(name, field, default) for name, field in kind.model_fields.items()]
     flags += [(name, annotation, None) for name, annotation in also.items()]
+    plain: Any = dataclasses.make_dataclass(kind.__name__, flags)
     parsed = tyro.cli(
-        dataclasses.make_dataclass(kind.__name__, flags),
+        plain,
         args=list(args),
         prog=prog,
         description=description,
@@ -82,12 +83,13 @@ def _flag(name: str, field: Any, default: Any) -> tuple[str, Any, Any]:
     """One setting as a plain flag: its checks come later, so that they are told in our words and not the parser's."""
     import tyro
 
-    kind, choices = field.annotation, _choices(field.annotation)
+    kind: Any = field.annotation
+    choices = _choices(kind)
     if choices:
         kind = str | None if type(None) in get_args(kind) else str
     value = field.get_default(call_default_factory=True) if default is None else getattr(default, name)
     metavar = "{" + ",".join(choices) + "}" if choices else None
-    annotated = Annotated[kind, tyro.conf.arg(help=field.description, metavar=metavar)]
+    annotated: Any = Annotated[kind, tyro.conf.arg(help=field.description, metavar=metavar)]
     return name, annotated, dataclasses.field(default_factory=lambda: value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import Any
 
@@ -108,7 +109,7 @@ class Screen:
         table.add_row("best step", f"{event.best_step:,} of {event.step:,}")
         table.add_row("run", Text(event.run))
         self.console.print(table)
-        command = f'python sample.py --run {event.run} --prompt "The "'
+        command = f'python sample.py --run {shlex.quote(event.run)} --prompt "The "'
         self.console.print(Text.assemble("\nNext: ", (command, "bold")), soft_wrap=True)
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jaxgen.data.corpus import LanguageCorpus, Tokens, make_batches, prepare, stream_eval, window_eval
 from jaxgen.data.task import EvalSet
+from jaxgen.errors import UsageError
 from jaxgen.store.config import NotNegative, Positive, TrainConfig
 from jaxgen.text import Tokenizer
 
@@ -90,12 +91,22 @@ class LanguageConfig(TrainConfig):
             return {"min_count": self.min_count, "max_vocab": self.vocab_size or 20_000}
         return {"vocab_size": self.vocab_size or 8_192} if self.level == "bpe" else {}
 
+    @field_validator("data", "val_data", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value  # data = "book.txt" in a TOML file
+
     @model_validator(mode="after")
     def _settings_fit(self) -> LanguageConfig:
         if self.tie and self.embed not in (None, self.hidden):
             raise ValueError(f"--tie needs --embed equal to --hidden, which are {self.embed} and {self.hidden}")
         if self.stride is not None and self.layout != "windows":
-            raise ValueError("--stride has a meaning with --layout windows alone")
+            raise ValueError(f"--stride {self.stride} has a meaning with --layout windows alone: leave it out")
+        if self.vocab_size is not None and self.level in ("char", "byte"):
+            raise ValueError(
+                f"--vocab-size {self.vocab_size} has no meaning with --level {self.level}, whose vocabulary follows "
+                "from the text: leave it out, or give --level word or bpe"
+            )
         if self.documents is not None and self.layout not in (None, "documents"):
             raise ValueError(f"--documents {self.documents} has no meaning with --layout {self.layout}")
         return self
@@ -116,6 +127,11 @@ class LanguageData:
 
         Raises ``DataError`` for data that cannot be used, also when it is too short for one batch.
         """
+        if tokenizer is not None and tokenizer.kind != config.level:
+            raise UsageError(
+                f"--level is {config.level}, but the run to begin from reads tokens of the level {tokenizer.kind}: "
+                f"give --level {tokenizer.kind}, or leave out --init-from."
+            )
         corpus = prepare(
             config.data,
             level=config.level,
@@ -156,6 +172,12 @@ class LanguageData:
     def identity(self) -> dict[str, str]:
         """What a resumed run compares: the data's name and the digest of its bytes."""
         return {"name": self.corpus.name, "sha256": self.corpus.sha256}
+
+    def sample_prompt(self) -> str:
+        """What samples during training continue: the first words of a line of validation text, or a new document."""
+        lines = [] if self.has_documents else self.tokenizer.decode(self.corpus.val.ids[:1000]).splitlines()[1:]
+        starts = (line.split()[:3] for line in lines)
+        return next((" ".join(words) for words in starts if len(words) == 3 and "".join(words).isalpha()), "")
 
     def facts(self) -> dict[str, str]:
         """Lines for the reader: label and text."""

@@ -85,7 +85,7 @@ class Sampler:
 
     def __init__(self, task: Any, tokenizer: Tokenizer, params: Any, *, documents: bool = False) -> None:
         self.task, self.tokenizer, self.documents = task, tokenizer, documents
-        self.weights = jax.jit(task.prepare)(params)
+        self._params, self._prepared = params, None
         self._prime = jax.jit(task.prime)
         self._decoders: dict[tuple, Callable] = {}
         self._forbidden = (PAD, UNK) if documents else (PAD, UNK, EOS)
@@ -98,8 +98,15 @@ class Sampler:
 
     def with_params(self, params: Any) -> Sampler:
         """Other weights of the same shapes, without compiling anything again."""
-        self.weights = jax.jit(self.task.prepare)(params)
+        self._params, self._prepared = params, None
         return self
+
+    @property
+    def weights(self) -> Any:
+        """What the decode loop reads, laid out at the first use: a prompt that cannot be read compiles nothing."""
+        if self._prepared is None:
+            self._prepared = jax.jit(self.task.prepare)(self._params)
+        return self._prepared
 
     def prompt_ids(self, prompt: str, unk: str = "error") -> np.ndarray:
         """The ids that prime the state: the prompt's, behind <eos> when the model knows documents.

@@ -35,7 +35,8 @@ class SavedRun:
             name, config, resolved = saved["task"], saved["config"], saved["resolved"]
             kind, build = DATA[name].Config, TASKS[name].build
             options = dict(resolved["model"])
-        except (KeyError, TypeError):
+            config, _ = dict(config), [resolved[key] for key in ("steps", "horizon", "parameters", "data")]
+        except (KeyError, TypeError, ValueError):
             raise CheckpointError(
                 f"{directory.config_path} does not describe a run of this version of jaxgen. Train it again."
             ) from None
@@ -45,6 +46,12 @@ class SavedRun:
             config = validate(kind, config)
         except (UsageError, TypeError) as error:
             raise CheckpointError(f"{directory.config_path} holds settings that cannot be used. {error}") from None
+        shared = [name for name in options if name != "vocab_size" and hasattr(config, name)]
+        if at_odds := [name for name in shared if getattr(config, name) != options[name]]:
+            raise CheckpointError(
+                f"{directory.config_path} has been altered: its model and its settings differ in {', '.join(at_odds)}. "
+                "Copy the run again."
+            )
         if options.get("vocab_size") != tokenizer.vocab_size:
             raise CheckpointError(
                 f"{directory.path} says a vocabulary of {options.get('vocab_size')}, but its tokenizer.json has "

@@ -44,7 +44,7 @@ def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
     data = _load(config, source.tokenizer if source else None)
     options = data.model_options()
     task = TASKS[config.task].build(**options)
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    shapes = _shapes(task, config)
     params = None if source is None else _borrowed(source, shapes)
     resolved = {
         "model": options,
@@ -92,9 +92,7 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) ->
             f"The data of the run {path} have changed: {then['name']} with sha256 {then['sha256']} then, "
             f"{now['name']} with {now['sha256']} now. Bring back the old data, or start a new run with --init-from."
         )
-    resolved = dict(saved.resolved)
-    if config.steps not in (None, saved.config.steps):
-        resolved["steps"] = config.steps  # the horizon of the schedule stays what it was
+    resolved = {**saved.resolved, "steps": _prolonged(saved, config, data)}
     trainer = Trainer(config, data, saved.task, saved.directory, resolved, emit)
     step = 0
     if trainer.store.latest() is None:  # stopped before its first checkpoint: begin again, to the same end
@@ -125,12 +123,40 @@ def _planned(config: TrainConfig, data: Any) -> int | None:
     return config.presets[config.preset][1]["steps"] if config.steps is None else config.steps
 
 
+def _prolonged(saved: SavedRun, config: TrainConfig, data: Any) -> int:
+    """The number of steps of a resumed run; the horizon of its schedule stays what it was."""
+    then, now = ((c.steps, c.epochs, c.minutes) for c in (saved.config, config))
+    if now in (then, (None, None, None)):
+        return saved.resolved["steps"]
+    planned = _planned(config, data)
+    if planned is None:
+        raise UsageError(
+            f"--minutes {config.minutes:g} cannot be measured in a run that goes on: name the new length with --steps "
+            f"(it is {saved.resolved['steps']} now)."
+        )
+    return planned
+
+
 def _measured(trial: Trainer, began: float) -> int:
     """How many steps fit into ``--minutes``, by timing a few calls of a trainer that is thrown away."""
     trial.begin().time_call()
     seconds = sorted(trial.time_call() for _ in range(MEASURED_CALLS))[MEASURED_CALLS // 2] / trial.calls
     left = (trial.config.minutes or 0.0) * 60 * (1 - OVERHEAD) - (time.perf_counter() - began)
     return max(1, int(left / seconds))
+
+
+def _shapes(task: Any, config: TrainConfig) -> Any:
+    """The shapes of the parameters; ``UsageError`` for an option of the cell that it cannot use."""
+    try:
+        return jax.eval_shape(task.init, jax.random.key(0))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UsageError) or not config.cell_options:
+            raise
+        given = " ".join(f"{name} {value}" for name, value in config.cell_options.items())
+        raise UsageError(
+            f"The cell {config.cell!r} cannot use --cell-options {given}: {str(error).splitlines()[0]} "
+            "Give a value of the kind that the option has, or leave it out."
+        ) from None
 
 
 def _borrowed(source: SavedRun, shapes: Any) -> Any:

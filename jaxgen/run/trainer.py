@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,7 +51,8 @@ class Interrupted(Exception):
     """A signal asked to stop; everything is saved. ``exit_code`` is 128 + the signal's number."""
 
     def __init__(self, signal_number: int, run: str, step: int) -> None:
-        super().__init__(f"Stopped at step {step:,}; saved. Continue with: python train.py --run {run} --resume auto")
+        command = f"python train.py --run {shlex.quote(run)} --resume auto"
+        super().__init__(f"Stopped at step {step:,}; saved. Continue with: {command}")
         self.exit_code = 128 + signal_number
 
 
@@ -109,7 +112,7 @@ class Trainer:
         """Run to the last step. Raises ``Interrupted`` (all saved) and ``DivergedError``."""
         step = int(self._current().step)
         self.emit(Started(str(self.run.path), self._facts(), step, self.total))
-        stop = step >= self.total
+        stop = step >= self.total or self._patience_gone
         with StopSignals() as signals, ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as drawing:
             while not stop:
                 boundary = self._next_boundary(step)
@@ -124,11 +127,20 @@ class Trainer:
         return self._finish(step)
 
     def _next_boundary(self, step: int) -> int:
-        every = [self._every(self.config.eval_every), self._every(self.config.sample_every)]
-        return min([self.total, *((step // n + 1) * n for n in every if n)])
+        return min([self.total, *((step // n + 1) * n for n in (self._eval_every, self._sample_every) if n)])
 
-    def _every(self, asked: int | None) -> int:
+    @property
+    def _eval_every(self) -> int:
+        asked = self.config.eval_every
         return max(1, self.resolved["horizon"] // 10) if asked is None else asked
+
+    @property
+    def _sample_every(self) -> int:
+        return self._eval_every if self.config.sample_every is None else self.config.sample_every
+
+    @property
+    def _patience_gone(self) -> bool:
+        return self.config.patience is not None and self.done.bad_evals >= self.config.patience
 
     def _run_to(self, step: int, boundary: int, pool: ThreadPoolExecutor, signals: StopSignals) -> int:
         """Dispatch calls of up to K steps until ``boundary`` or a signal; returns the number of steps done.
@@ -166,11 +178,7 @@ class Trainer:
         if bad.size:
             at = step - number + int(bad[0]) + 1
             norm = float(np.asarray(log.grad_norm)[bad[0]])
-            raise DivergedError(
-                f"The loss became {losses[bad[0]]} at step {at:,} (learning rate {float(self.schedule(at - 1)):.3g}, "
-                f"gradient norm {norm:.3g}). Try a lower --lr or a smaller --clip; "
-                f"checkpoints before it are in {self.run.checkpoints_path}."
-            )
+            raise self._diverged(f"The loss became {losses[bad[0]]}", at, f", gradient norm {norm:.3g}")
         for loss, count in zip(losses, counts):
             self.done.loss_sum += loss * count
             self.done.loss_count += count
@@ -181,6 +189,14 @@ class Trainer:
         left = (self.total - step) * self.tokens_per_step / self._speed
         self.emit(Progress(step, mean, self.data.bits_per_char(mean), self._speed, left))
         return now
+
+    def _diverged(self, what: str, step: int, more: str = "") -> DivergedError:
+        saved = self.store.latest()
+        kept = "Nothing was saved yet" if saved is None else f"The checkpoint of step {saved:,} before it is kept"
+        return DivergedError(
+            f"{what} at step {step:,} (learning rate {float(self.schedule(max(step - 1, 0))):.3g}{more}). "
+            f"Train again with a lower --lr or a smaller --clip. {kept} in {self.run.path}."
+        )
 
     def time_call(self) -> float:
         """Seconds of one call of K steps on the current state, which it advances."""
@@ -193,17 +209,17 @@ class Trainer:
 
     def _at_boundary(self, step: int, pool: ThreadPoolExecutor) -> bool:
         """Evaluate, sample and save where due; True when patience has run out."""
-        config, last = self.config, step == self.total
-        due = _due(step, self._every(config.eval_every)) or last
+        last = step == self.total
+        due = _due(step, self._eval_every) or last
         row = self._evaluate(step) if due else None
-        text = self._sample(step) if _due(step, self._every(config.sample_every)) and not last else None
+        text = self._sample(step) if _due(step, self._sample_every) and not last else None
         self._save(step, None if row is None else row["val_loss"])  # last: a kill before it undoes all of the above
         if row is not None:
             self._draw(pool)
             self.emit(Evaluated(row, best=self.done.best_step == step))
         if text is not None:
             self.emit(Sampled(step, text))
-        return config.patience is not None and self.done.bad_evals >= config.patience
+        return self._patience_gone
 
     def _draw(self, pool: ThreadPoolExecutor) -> None:
         """Draw the loss curves while training goes on; what went wrong with the former picture is raised here."""
@@ -215,6 +231,8 @@ class Trainer:
         """Measure the validation loss, update best-so-far and patience, and write the row of metrics."""
         report = self._report(self._params, final=False)
         loss = report["val_loss"]
+        if not math.isfinite(loss):
+            raise self._diverged(f"The validation loss became {loss}", step)
         if self.done.best_loss is None or loss < self.done.best_loss:
             self.done.best_loss, self.done.best_step, self.done.bad_evals = loss, step, 0
         else:
@@ -255,9 +273,13 @@ class Trainer:
         return self.data.report(totals)
 
     def _sample(self, step: int) -> str:
-        text = self._sampler_for(self._params).sample("", Settings(SAMPLE_LENGTH, 0.8, self.config.seed))[0]
+        text = self._write(self._sampler_for(self._params), 0.8)
         append_sample(self.run.samples_path, step, text)
         return text
+
+    def _write(self, sampler: Sampler, temperature: float) -> str:
+        prompt = self.data.sample_prompt()
+        return prompt + sampler.sample(prompt, Settings(SAMPLE_LENGTH, temperature, self.config.seed), unk="skip")[0]
 
     def _sampler_for(self, params: Any) -> Sampler:
         if self._sampler is None:
@@ -269,16 +291,15 @@ class Trainer:
 
     def _finish(self, step: int) -> Finished:
         """Report on the best checkpoint: every evaluation in full, and samples at three temperatures."""
+        if self.store.latest() is None:  # a run of no steps
+            self._save(step, None)
         best = self.store.best()
         params = self._params
         if best is not None and best != step:
             params, _ = self.store.restore_params(best, jax.eval_shape(self.task.init, self.key))
         report = self._report(params, final=True)
         sampler = self._sampler_for(params)
-        samples = [
-            (temperature, sampler.sample("", Settings(SAMPLE_LENGTH, temperature, self.config.seed))[0])
-            for temperature in FINAL_TEMPERATURES
-        ]
+        samples = [(temperature, self._write(sampler, temperature)) for temperature in FINAL_TEMPERATURES]
         self.run.write_json("report.json", {"step": step, "best_step": best or step, **report})
         finished = Finished(str(self.run.path), step, best or step, report, samples)
         self.emit(finished)

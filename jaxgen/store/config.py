@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from jaxgen.errors import UsageError, choose
 
 Positive = Annotated[int, Field(gt=0)]
-Config = TypeVar("Config", bound=BaseModel)
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 #: JAX wraps larger seeds silently.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
 class TrainConfig(BaseModel):
@@ -100,6 +101,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"{' and '.join(given)} were given together: give one of them")
         if self.weight_decay and self.optimizer != "adamw":
             raise ValueError(f"weight decay works with adamw, not with {self.optimizer}: leave out --weight-decay")
+        if "weight_decay" in self.optimizer_options:
+            raise ValueError("weight decay has a flag of its own: give --weight-decay, not --optimizer-options")
         return self
 
     def changes(self, other: TrainConfig) -> list[str]:

@@ -78,7 +78,8 @@ def cosine(peak: float, warmup: int, horizon: int, final: float) -> optax.Schedu
 def constant(peak: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
     """Linear warm-up to ``peak``, which stays."""
     del horizon, final
-    return optax.warmup_constant_schedule(0.0, peak, warmup)
+    # optax's own warm-up of no steps stays at 0 for ever.
+    return optax.warmup_constant_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
 
 
 def exponential(peak: float, warmup: int, horizon: int, final: float) -> optax.Schedule:

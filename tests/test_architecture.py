@@ -1,0 +1,270 @@
+"""The architecture, read from the source: imports point one way, the pure half does no I/O, nothing is unpickled."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jaxgen.cells import CELLS
+from jaxgen.data import DATA
+from jaxgen.sampling import TRANSFORMS
+from jaxgen.tasks import TASKS
+from jaxgen.text import TOKENIZERS
+from jaxgen.training import OPTIMIZERS, SCHEDULES
+
+PACKAGE = Path(__file__).parent.parent / "jaxgen"
+#: What each part of jaxgen may import, besides itself. A part may name only parts above its own line.
+MAY_IMPORT = {
+    "errors": set(),
+    "types": set(),
+    "version": set(),
+    "cells": {"errors", "types"},
+    "models": {"errors", "types", "cells"},
+    "tasks": {"errors", "types", "cells", "models"},
+    "training": {"errors", "types", "cells", "models", "tasks"},
+    "sampling": {"errors", "types"},
+    "text": {"errors", "types"},
+    "store": {"errors", "types"},
+    "data": {"errors", "types", "text", "store"},
+}
+PURE = {"errors", "types", "cells", "models", "tasks", "training", "sampling"}
+MAY_IMPORT["run"] = set(MAY_IMPORT)
+MAY_IMPORT["__init__"] = set(MAY_IMPORT)  # a notebook needs no command line
+MAY_IMPORT["cli"] = set(MAY_IMPORT)
+#: All that the pure half may import from outside; what is missing here does I/O or is a dependency to think about.
+OUTSIDE = {"jax", "flax", "optax", "numpy", "__future__", "collections", "dataclasses", "difflib", "functools"}
+OUTSIDE |= {"itertools", "math", "operator", "re", "typing"}
+#: Calls by which a pure function would reach a file, the terminal or arbitrary code.
+EFFECTS = {"open", "print", "breakpoint", "globals", "__import__", "import_module", "io_callback", "pure_callback"}
+EFFECTS |= {"save", "savez", "savetxt", "load", "loadtxt", "tofile", "fromfile"}
+UNSAFE = {"eval", "exec", "pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+LONGEST = 350
+IO_MODULES = [
+    "os",
+    "pathlib",
+    "io",
+    "json",
+    "logging",
+    "sys",
+    "subprocess",
+    "socket",
+    "requests",
+    "pooch",
+    "rich",
+    "tyro",
+]
+
+Problems = Iterator[str]
+
+
+def modules() -> list[tuple[str, ast.Module]]:
+    """Every module of jaxgen, by its dotted name (``jaxgen.cells.__init__`` for a package)."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(("jaxgen", *path.relative_to(PACKAGE).with_suffix("").parts))
+        found.append((name, ast.parse(path.read_text(encoding="utf-8"))))
+    return found
+
+
+def part(name: str) -> str:
+    """``jaxgen.cells.lstm`` -> ``cells``; ``jaxgen`` itself is the part ``__init__``."""
+    return [*name.split("."), "__init__"][1]
+
+
+def called(node: ast.AST) -> str:
+    """The last name of what a call calls: ``print`` in ``print()`` and in ``jax.debug.print()``."""
+    function = node.func if isinstance(node, ast.Call) else None
+    return getattr(function, "id", getattr(function, "attr", ""))
+
+
+def imports(name: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, full name) of every import anywhere in a module, in functions and under TYPE_CHECKING too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = name.split(".")[: -node.level] if node.level else []
+            base += node.module.split(".") if node.module else []
+            yield from ((node.lineno, ".".join([*base, alias.name])) for alias in node.names)
+        elif called(node) in ("import_module", "__import__") and node.args:
+            literal = node.args[0].value if isinstance(node.args[0], ast.Constant) else "?"
+            yield node.lineno, str(literal)
+
+
+def wrong_directions(name: str, tree: ast.Module) -> Problems:
+    for line, target in imports(name, tree):
+        if target.split(".")[0] == "jaxgen" and part(target) not in MAY_IMPORT[part(name)] | {part(name)}:
+            yield f"{name}:{line} imports {target}"
+
+
+def outside_imports(name: str, tree: ast.Module) -> Problems:
+    for line, target in imports(name, tree):
+        if part(name) in PURE and target.split(".")[0] not in OUTSIDE | {"jaxgen"}:
+            yield f"{name}:{line} imports {target}"
+
+
+def effects(name: str, tree: ast.Module) -> Problems:
+    for node in ast.walk(tree):
+        if part(name) in PURE and called(node) in EFFECTS:
+            yield f"{name}:{node.lineno} calls {called(node)}"
+
+
+def unsafe(name: str, tree: ast.Module) -> Problems:
+    for line, target in imports(name, tree):
+        if UNSAFE & set(target.split(".")):
+            yield f"{name}:{line} imports {target}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in UNSAFE:
+            yield f"{name}:{node.lineno} calls {node.func.id}"
+        if called(node) in ("load", "unsafe_load", "full_load") and ast.unparse(node.func).startswith("yaml."):
+            yield f"{name}:{node.lineno} calls {ast.unparse(node.func)}"
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+            yield f"{name}:{node.value.lineno} allows pickle"
+
+
+def all_problems(check) -> list[str]:
+    return [problem for name, tree in modules() for problem in check(name, tree)]
+
+
+def test_imports_point_one_way():
+    assert all_problems(wrong_directions) == []
+
+
+def test_the_pure_half_imports_jax_and_nothing_that_does_io():
+    assert all_problems(outside_imports) == []
+
+
+def test_the_pure_half_opens_prints_and_saves_nothing():
+    assert all_problems(effects) == []
+
+
+def test_nothing_is_unpickled_or_evaluated():
+    assert all_problems(unsafe) == []
+
+
+def test_every_part_of_jaxgen_has_its_place_among_the_imports():
+    assert {part(name) for name, _ in modules()} == set(MAY_IMPORT)
+
+
+def test_no_part_may_import_one_that_may_import_it():
+    order = list(MAY_IMPORT)
+    assert all(order.index(other) < order.index(name) for name, others in MAY_IMPORT.items() for other in others)
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "source"),
+    [
+        (wrong_directions, "jaxgen.cells.bad", "import jaxgen.models.stack"),
+        (wrong_directions, "jaxgen.cells.bad", "def f():\n    from jaxgen.tasks import TASKS"),
+        (
+            wrong_directions,
+            "jaxgen.cells.bad",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import jaxgen.run",
+        ),
+        (wrong_directions, "jaxgen.cells.bad", "from ..models import Stack"),
+        (wrong_directions, "jaxgen.cells.__init__", "from ..run import Sampler"),
+        (wrong_directions, "jaxgen.models.bad", "from jaxgen import LSTM"),
+        (wrong_directions, "jaxgen.models.bad", "from jaxgen import tasks"),
+        (wrong_directions, "jaxgen.models.bad", "import jaxgen"),
+        (wrong_directions, "jaxgen.sampling.bad", "from jaxgen.models import LanguageModel"),
+        (wrong_directions, "jaxgen.sampling.bad", "import importlib\nimportlib.import_module('jaxgen.tasks')"),
+        (wrong_directions, "jaxgen.training.bad", "from jaxgen.store import RunDirectory"),
+        (wrong_directions, "jaxgen.text.bad", "from jaxgen.data import reader"),
+        (wrong_directions, "jaxgen.data.bad", "from jaxgen.tasks import TASKS"),
+        (wrong_directions, "jaxgen.store.bad", "from jaxgen.cells import CELLS"),
+        (wrong_directions, "jaxgen.run.bad", "from jaxgen.cli import main"),
+        (wrong_directions, "jaxgen.__init__", "from jaxgen.cli import main"),
+        *((outside_imports, "jaxgen.tasks.bad", f"def f():\n    import {module}") for module in IO_MODULES),
+        (outside_imports, "jaxgen.training.bad", "import orbax.checkpoint as ocp"),
+        (outside_imports, "jaxgen.types", "from matplotlib import pyplot"),
+        (outside_imports, "jaxgen.cells.bad", "import torch"),
+        (effects, "jaxgen.sampling.bad", "def f(p):\n    with open(p) as file: return file.read()"),
+        (effects, "jaxgen.sampling.bad", "print('hello')"),
+        (effects, "jaxgen.models.bad", "import jax\njax.debug.print('{}', 1)"),
+        (effects, "jaxgen.models.bad", "import numpy as np\nnp.save('a.npy', x)"),
+        (unsafe, "jaxgen.store.bad", "import pickle"),
+        (unsafe, "jaxgen.store.bad", "from pickle import loads"),
+        (unsafe, "jaxgen.store.bad", "eval('1')"),
+        (unsafe, "jaxgen.store.bad", "exec('a = 1')"),
+        (unsafe, "jaxgen.store.bad", "import yaml\nyaml.load(text)"),
+        (unsafe, "jaxgen.store.bad", "np.load(path, allow_pickle=True)"),
+        (unsafe, "jaxgen.store.bad", "np.load(path, allow_pickle=flag)"),
+    ],
+)
+def test_a_check_finds_what_it_forbids(check, name, source):
+    assert len(list(check(name, ast.parse(source)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "source"),
+    [
+        (
+            wrong_directions,
+            "jaxgen.training.good",
+            "from jaxgen.tasks import TASKS\nfrom jaxgen.training.state import S",
+        ),
+        (wrong_directions, "jaxgen.cells.good", "from .base import Cell\nfrom ..types import Array"),
+        (wrong_directions, "jaxgen.cells.__init__", "from .base import Cell"),
+        (outside_imports, "jaxgen.models.good", "from flax import linen as nn\nimport jax.numpy as jnp"),
+        (outside_imports, "jaxgen.data.good", "import os, io, json"),
+        (effects, "jaxgen.cli.good", "print('hello')"),
+        (unsafe, "jaxgen.store.good", "np.load(path, allow_pickle=False)\nre.compile('a')\nself.eval(batch)"),
+    ],
+)
+def test_a_check_lets_pass_what_it_allows(check, name, source):
+    assert list(check(name, ast.parse(source))) == []
+
+
+def test_every_module_begins_with_a_docstring():
+    assert [name for name, tree in modules() if not ast.get_docstring(tree)] == []
+
+
+def test_every_module_can_be_read_in_one_sitting():
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
+
+
+@pytest.mark.parametrize("registry", [CELLS, DATA, OPTIMIZERS, SCHEDULES, TASKS, TOKENIZERS, TRANSFORMS])
+def test_a_registry_is_a_plain_dict_of_names_as_one_types_them(registry):
+    assert type(registry) is dict
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in registry)
+
+
+@pytest.mark.parametrize("registry", [CELLS, DATA, OPTIMIZERS, SCHEDULES, TASKS, TRANSFORMS])
+def test_a_registry_is_in_alphabetical_order(registry):
+    assert list(registry) == sorted(registry)
+
+
+def test_a_task_that_can_be_trained_has_its_data():
+    assert set(TASKS) == set(DATA)
+
+
+AFTER_IMPORT = """
+import sys
+import jaxgen
+for name in ("torch", "tokenizers", "tensorboardX", "matplotlib", "orbax", "tyro"):
+    if name in sys.modules:
+        print("imports", name)
+import jax
+jax.config.update("jax_num_cpu_devices", 2)  # raises once a backend has started
+print(jax.device_count(), "devices")
+"""
+
+
+def test_importing_jaxgen_starts_no_backend_and_loads_none_of_the_heavy_libraries():
+    result = subprocess.run(
+        [sys.executable, "-c", AFTER_IMPORT],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=PACKAGE.parent,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    )
+    assert (result.stdout, result.stderr) == ("2 devices\n", "")

@@ -1,0 +1,63 @@
+"""What the documents show works as written."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+
+import pytest
+
+import jaxgen
+from jaxgen.data import LanguageConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def python_block(document: str) -> str:
+    return re.search(r"```python\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL).group(1)
+
+
+def test_the_readme_example_trains_and_samples(capsys):
+    exec(compile(python_block("README.md"), "README.md", "exec"), {})
+    loss, text = capsys.readouterr().out.split(" ", 1)
+    assert float(loss) < 2.2
+    assert len(text) > 400
+
+
+def test_the_readme_example_is_about_ten_lines():
+    assert len(python_block("README.md").strip().splitlines()) <= 12
+
+
+def test_the_worked_cell_trains_and_samples_and_keeps_the_contract(tmp_path, monkeypatch, capsys):
+    from contracts import checks
+
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    try:
+        exec(compile(python_block("docs/extending.md"), "docs/extending.md", "exec"), scope)
+    finally:
+        jaxgen.CELLS.pop("mgu", None)
+    bits, text = capsys.readouterr().out.split("\n", 1)
+    assert float(bits.split()[0]) < 4.0
+    assert len(text) >= 40
+    subject = checks.Subject(scope["MGU"])
+    checks.check_a_loop_over_steps_equals_the_unroll(subject)
+    checks.check_no_row_sees_another(subject)
+    checks.check_any_number_of_batch_axes_in_flax_rnn(subject)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_flag_of_train_that_a_document_types_exists(document):
+    known = {f"--{name.replace('_', '-')}" for name in LanguageConfig.model_fields} | {"--help", "--resume", "--config"}
+    for command in re.findall(r"^.*python train\.py.*$", document.read_text(encoding="utf-8"), re.MULTILINE):
+        with contextlib.suppress(ValueError):
+            command = command[: command.index("#")]
+        assert set(re.findall(r"--[a-z][a-z-]*", command)) <= known, command

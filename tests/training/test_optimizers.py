@@ -1,0 +1,178 @@
+"""Optimisers and schedules by name, against optax's own constructions and the formulas."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxgen.errors import UsageError
+from jaxgen.training import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+
+LR, PEAK, WARMUP, HORIZON, FINAL = 0.05, 0.2, 10, 110, 0.1
+PARAMS = {
+    "w": jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)), jnp.float32),
+    "b": jnp.array([1.0, -2.0]),
+}
+
+
+def gradients(seed, scale=1.0):
+    normal = np.random.default_rng(seed).normal
+    return jax.tree.map(lambda a: jnp.asarray(scale * normal(size=a.shape), jnp.float32), PARAMS)
+
+
+def path(optimizer, steps=3):
+    """The parameters after some steps on fixed gradients."""
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for seed in range(steps):
+        updates, state = optimizer.update(gradients(seed), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def same(ours, theirs):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), path(ours), path(theirs))
+
+
+def named(name, clip=0.0, **options):
+    return make_optimizer(name, optax.constant_schedule(LR), clip=clip, options=options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "theirs"),
+    [
+        ("adam", {}, optax.adam(LR)),
+        ("adam", {"b1": 0.8, "b2": 0.95, "eps": 1e-4}, optax.adam(LR, 0.8, 0.95, 1e-4)),
+        ("adamw", {}, optax.adamw(LR, 0.9, 0.99, weight_decay=0.0)),
+        (
+            "adamw",
+            {"weight_decay": 0.3, "b2": 0.95},
+            optax.adamw(LR, 0.9, 0.95, weight_decay=0.3, mask={"w": True, "b": False}),
+        ),
+        ("rmsprop", {}, optax.rmsprop(LR, 0.95)),
+        ("rmsprop", {"momentum": 0.5, "decay": 0.8}, optax.rmsprop(LR, 0.8, momentum=0.5)),
+        ("sgd", {}, optax.sgd(LR, 0.9)),
+        ("sgd", {"momentum": 0.0}, optax.sgd(LR)),
+        ("sgd", {"nesterov": True}, optax.sgd(LR, 0.9, nesterov=True)),
+    ],
+)
+def test_a_named_optimizer_takes_the_steps_of_optaxs_own(name, options, theirs):
+    same(named(name, **options), theirs)
+
+
+def test_every_registered_optimizer_lowers_a_quadratic():
+    for name in OPTIMIZERS:
+        optimizer, params = named(name), PARAMS
+        state = optimizer.init(params)
+        for _ in range(20):
+            updates, state = optimizer.update(params, state, params)  # the gradient of half the squared norm
+            params = optax.apply_updates(params, updates)
+        assert optax.tree.norm(params) < 0.9 * optax.tree.norm(PARAMS), name
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_vectors():
+    optimizer = named("adamw", weight_decay=0.5)
+    nothing = jax.tree.map(jnp.zeros_like, PARAMS)
+    updates, _ = optimizer.update(nothing, optimizer.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(updates["w"], -LR * 0.5 * PARAMS["w"], rtol=1e-6)
+    np.testing.assert_array_equal(updates["b"], [0, 0])
+
+
+def test_the_learning_rate_follows_the_schedule_by_step():
+    rates = [0.0, 0.5, 0.25]
+    optimizer = make_optimizer("sgd", lambda step: jnp.array(rates)[step], clip=0.0, options={"momentum": 0.0})
+    state = optimizer.init(PARAMS)
+    for rate in rates:
+        updates, state = optimizer.update(gradients(0), state, PARAMS)
+        jax.tree.map(np.testing.assert_array_equal, updates, jax.tree.map(lambda g, r=rate: -r * g, gradients(0)))
+
+
+def first_update(clip, scale):
+    optimizer = named("sgd", clip, momentum=0.0)
+    return optimizer.update(gradients(0, scale), optimizer.init(PARAMS), PARAMS)[0]
+
+
+@pytest.mark.parametrize("scale", [2.0, 1e3, 1e6])
+def test_a_long_gradient_is_cut_to_the_clipping_norm(scale):
+    np.testing.assert_allclose(optax.tree.norm(first_update(0.5, scale)), LR * 0.5, rtol=1e-5)
+
+
+def test_a_clipped_gradient_keeps_its_direction():
+    short, full = first_update(0.5, 100.0), gradients(0)
+    ratio = np.concatenate([np.ravel(a / b) for a, b in zip(jax.tree.leaves(short), jax.tree.leaves(full))])
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("clip", "scale"), [(100.0, 1.0), (0.0, 1e6)])
+def test_a_gradient_within_the_norm_or_without_one_is_not_touched(clip, scale):
+    expected = jax.tree.map(lambda g: -LR * g, gradients(0, scale))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), first_update(clip, scale), expected)
+
+
+def values(name, steps, **changes):
+    settings = {"lr": PEAK, "warmup": WARMUP, "horizon": HORIZON, "final": FINAL} | changes
+    schedule = make_schedule(name, **settings)
+    return np.array([float(schedule(step)) for step in steps])
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_warm_up_rises_in_a_straight_line_from_0(name):
+    np.testing.assert_allclose(values(name, range(WARMUP + 1)), PEAK * np.arange(WARMUP + 1) / WARMUP, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_without_warm_up_the_first_step_has_the_whole_rate(name):
+    np.testing.assert_allclose(values(name, [0], warmup=0), [PEAK], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "end"), [("cosine", PEAK * FINAL), ("exponential", PEAK * FINAL), ("constant", PEAK)])
+def test_from_the_horizon_on_the_rate_stays_at_its_end_value(name, end):
+    np.testing.assert_allclose(values(name, [HORIZON, HORIZON + 1, 10 * HORIZON]), [end] * 3, rtol=1e-5)
+
+
+DECAYING = np.array([WARMUP, 20, 47, 60, 99, HORIZON])
+
+
+def test_the_cosine_is_half_a_cosine():
+    done = (DECAYING - WARMUP) / (HORIZON - WARMUP)
+    expected = PEAK * (FINAL + (1 - FINAL) * (1 + np.cos(np.pi * done)) / 2)
+    np.testing.assert_allclose(values("cosine", DECAYING), expected, rtol=1e-5)
+
+
+def test_the_exponential_falls_by_a_constant_factor():
+    done = (DECAYING - WARMUP) / (HORIZON - WARMUP)
+    np.testing.assert_allclose(values("exponential", DECAYING), PEAK * FINAL**done, rtol=1e-5)
+
+
+def test_the_cosine_may_end_at_0():
+    np.testing.assert_allclose(values("cosine", [HORIZON, 2 * HORIZON], final=0.0), [0, 0], atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("warmup", "horizon"), [(100, 5), (5, 5), (0, 1), (10, 0), (0, 0)])
+def test_a_horizon_shorter_than_the_warm_up_gives_finite_rates_within_the_peak(name, warmup, horizon):
+    rates = values(name, range(12), warmup=warmup, horizon=horizon)
+    assert np.isfinite(rates).all()
+    assert ((rates >= 0) & (rates <= PEAK * (1 + 1e-6))).all()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_short_run_reaches_the_whole_rate_before_its_end(name):
+    assert values(name, range(5), warmup=100, horizon=5).max() == pytest.approx(PEAK)
+
+
+def test_an_unknown_optimizer_is_refused_with_the_nearest():
+    with pytest.raises(UsageError, match=r"Unknown optimizer 'admw'\. Did you mean 'adamw'\? Choose one of: adam, "):
+        named("admw")
+
+
+def test_an_unknown_schedule_is_refused_with_the_nearest():
+    with pytest.raises(UsageError, match=r"Unknown schedule 'cosin'\. Did you mean 'cosine'\? Choose one of: "):
+        values("cosin", [0])
+
+
+def test_an_option_the_optimizer_lacks_is_refused_with_those_it_has():
+    with pytest.raises(UsageError, match=r"optimizer 'sgd' has no option 'beta'\. Its options are: momentum, nesterov"):
+        named("sgd", beta=0.9)
