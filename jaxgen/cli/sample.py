@@ -60,9 +60,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def sample(args: list[str]) -> None:
-    from jaxgen.run.host import keep_memory, quiet
+    from jaxgen.run.host import keep_memory
 
-    quiet()
     keep_memory()
     config = parse(SampleConfig, args, prog="sample.py", description=DESCRIPTION)
     prompt = read_prompt(config)

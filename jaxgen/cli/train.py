@@ -30,9 +30,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def train(args: list[str]) -> None:
-    from jaxgen.run.host import keep_memory, quiet
+    from jaxgen.run.host import keep_memory
 
-    quiet()
     keep_memory()
     from jaxgen.data import DATA
 

@@ -26,8 +26,3 @@ def keep_memory() -> bool:
     # Older versions refuse thresholds above 32 MiB.
     mapped = any(mallopt(M_MMAP_THRESHOLD, size) == 1 for size in (1 << 30, 32 << 20))
     return mapped and mallopt(M_TRIM_THRESHOLD, 2**31 - 1) == 1
-
-
-def quiet() -> None:
-    """Keep XLA's C++ log lines off standard error. Must run before JAX is imported."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

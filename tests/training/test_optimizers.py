@@ -99,6 +99,10 @@ def test_a_long_gradient_is_cut_to_the_clipping_norm(scale):
     np.testing.assert_allclose(optax.tree.norm(first_update(0.5, scale)), LR * 0.5, rtol=1e-5)
 
 
+def test_the_gradient_is_clipped_and_not_the_step_that_momentum_makes_of_it():
+    same(named("sgd", clip=0.5), optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(LR, 0.9)))
+
+
 def test_a_clipped_gradient_keeps_its_direction():
     short, full = first_update(0.5, 100.0), gradients(0)
     ratio = np.concatenate([np.ravel(a / b) for a, b in zip(jax.tree.leaves(short), jax.tree.leaves(full))])

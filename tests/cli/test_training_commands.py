@@ -1,0 +1,205 @@
+"""``train.py`` from its flags to the folder it leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxgen.data import DATA
+from jaxgen.store import CheckpointStore, MetricsLog
+from jaxgen.text import load_tokenizer
+
+Config = DATA["language"].Config
+
+
+def config(run: Path | str) -> dict:
+    return json.loads((Path(run) / "config.json").read_text())
+
+
+def test_a_run_leaves_files_that_can_be_read(run):
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "config.json", "tokenizer.json", "metrics.jsonl", "samples.txt", "report.json", "loss.png", "checkpoints"
+    }  # fmt: skip
+    rows = MetricsLog(run / "metrics.jsonl").read()
+    assert [row["step"] for row in rows] == [10, 20, 30]
+    assert {"train_loss", "val_loss", "val_bpc", "val_bpb", "tokens_per_second", "seconds"} <= rows[0].keys()
+    assert rows[-1]["val_loss"] < rows[0]["val_loss"]
+    assert CheckpointStore(run / "checkpoints").latest() == 30
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert load_tokenizer(json.loads((run / "tokenizer.json").read_text())).kind == "char"
+    assert config(run)["resolved"]["steps"] == config(run)["resolved"]["horizon"] == 30
+    report = json.loads((run / "report.json").read_text())
+    assert report["val_bpc"] == pytest.approx(report["val_loss"] / np.log(2))
+    assert "=== step 10 ===" in (run / "samples.txt").read_text()
+
+
+def test_the_output_ends_with_the_result_three_samples_the_run_and_the_next_command(trained):
+    run, done = trained
+    assert done.err == ""
+    for part in ("temperature 0.3", "temperature 0.8", "temperature 1", "bits per character", "30 of 30"):
+        assert part in done.out
+    assert done.out.index("bits per character") < done.out.index("best step")
+    assert done.out.splitlines()[-1] == f'Next: python sample.py --run {run} --prompt "The "'
+
+
+def test_runs_without_a_name_are_numbered(train, small, here):
+    for n in (1, 2):
+        done = train(*small, "--steps", 2, "--eval-every", 0)
+        assert done.code == 0
+        assert f"runs/language-{n}" in done.out
+    assert sorted(path.name for path in (here / "runs").iterdir()) == ["language-1", "language-2"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--level byte --cell elman --layout windows --stride 4 --schedule constant",
+        "--level word --min-count 1 --cell gru --tie --optimizer adam --schedule exponential",
+        "--cell elman-relu --embed 0 --optimizer sgd --epochs 0.2",
+        "--layers 2 --dropout 0.2 --optimizer rmsprop --embed 4 --clip 0 --val-fraction 0.2",
+        "--cell-options forget_bias 2.0 --optimizer-options b2 0.95 --weight-decay 0.1",
+    ],
+)
+def test_options_train_and_the_run_samples(flags, train, sample, small, here):
+    length = [] if "--epochs" in flags else ["--steps", 2]
+    done = train("language", *small, *flags.split(), *length, "--eval-every", 0, "--run", "r")
+    assert done.code == 0, done.err
+    drawn = sample("--run", "r", "--length", 6, "--prompt", "The ")
+    assert drawn.code == 0, drawn.err
+    assert drawn.out.startswith("The ")
+    assert drawn.out.endswith("\n")
+
+
+def test_bpe_trains_and_samples(train, sample, small):
+    pytest.importorskip("tokenizers")
+    assert train(*small, "--level", "bpe", "--vocab-size", 270, "--steps", 2, "--eval-every", 0, "--run", "r").code == 0
+    assert sample("--run", "r", "--length", 6).code == 0
+
+
+def test_documents_end_by_themselves_and_hold_no_line_break(train, sample, small):
+    done = train(*small, *"--documents line --cell elman --steps 4 --eval-every 0 --run r".split())
+    assert done.code == 0, done.err
+    assert config("r")["resolved"]["has_documents"] is True
+    drawn = sample("--run", "r", "--length", 400, "--num-samples", 3)
+    texts = drawn.out.split("--- sample ")
+    assert len(texts) == 4
+    assert drawn.out.count("\n") == 2 * 3, "a heading and a text each"
+    made = int(drawn.err.split()[0].replace(",", ""))
+    assert made < 3 * 400, "no text ended before its length"
+
+
+def test_a_column_of_a_table_trains(train, small, here):
+    rows = "".join(f'{n},"The cat sat on mat {n % 7}"\n' for n in range(40))
+    (here / "t.csv").write_text("id,title\n" + rows)
+    flags = ["--data", "t.csv", "--text-column", "title", "--cell", "elman", "--steps", 2, "--eval-every", 0]
+    done = train(*small[2:], *flags, "--run", "r")
+    assert done.code == 0, done.err
+    assert config("r")["resolved"]["has_documents"] is True
+
+
+def test_a_file_of_settings_wins_over_the_preset_and_flags_win_over_both(train, small, here):
+    (here / "c.toml").write_text('hidden = 4\nbatch-size = 3\nlr = 0.5\npreset = "medium"\nlayers = 1\nsteps = 9\n')
+    done = train(*small[:2], *"--config c.toml --seq-len 8 --batch-size 4 --epochs 0.1 --cell elman --run r".split())
+    assert done.code == 0, done.err
+    saved = config("r")["config"]
+    assert (saved["hidden"], saved["layers"], saved["lr"]) == (4, 1, 0.5)  # the file
+    assert (saved["batch_size"], saved["seq_len"]) == (4, 8)  # flags over the file and the preset
+    assert (saved["preset"], saved["dropout"]) == ("medium", 0.3)  # the preset
+    assert (saved["steps"], saved["epochs"]) == (None, 0.1)  # a length given as a flag replaces any other
+
+
+def test_a_flag_can_switch_off_what_a_file_switches_on(train, small, here):
+    (here / "c.toml").write_text(f'tie = true\ndata = "{small[1]}"\n')
+    flags = "--config c.toml --no-tie --cell elman --steps 2 --eval-every 0 --run r".split()
+    assert train(*small[2:], *flags).code == 0
+    assert config("r")["config"]["tie"] is False
+
+
+@pytest.mark.parametrize("name", Config.presets)
+def test_every_preset_is_accepted_with_its_own_values(name, train, small, monkeypatch):
+    seen = []
+    monkeypatch.setattr("jaxgen.run.start", lambda config, emit: seen.append(config) or _Idle())
+    assert train("--data", small[1], "--preset", name).code == 0
+    values = Config.presets[name][1]
+    assert {key: getattr(seen[0], key) for key in values if key != "steps"} == {
+        key: value for key, value in values.items() if key != "steps"
+    }
+
+
+class _Idle:
+    def train(self) -> None:
+        pass
+
+
+def test_minutes_are_measured_once_and_become_a_number_of_steps(train, small):
+    done = train(*small, *"--cell elman --minutes 0.0001 --run r".split())
+    assert done.code == 0, done.err
+    assert "the number is fixed from now on" in done.out
+    steps = config("r")["resolved"]["steps"]
+    assert steps >= 1
+    assert CheckpointStore(Path("r") / "checkpoints").latest() == steps
+    again = train("--run", "r", "--resume", "auto", "--minutes", 5)
+    assert again.code == 2
+    assert "--steps" in again.err
+
+
+def test_patience_stops_early(train, small):
+    flags = "--cell elman --lr 1e-30 --steps 50 --eval-every 1 --patience 2 --sample-every 0 --run r".split()
+    done = train(*small, *flags)
+    assert done.code == 0, done.err
+    assert [row["step"] for row in MetricsLog(Path("r") / "metrics.jsonl").read()] == [1, 2, 3]
+    assert "1 of 3" in done.out
+
+
+def test_init_from_starts_with_the_weights_of_another_run(train, small, run):
+    flags = "--steps 1 --lr 1e-30 --eval-every 0 --run r".split()
+    assert train(*small, *flags, "--init-from", run).code == 0
+    old = json.loads((run / "report.json").read_text())
+    assert json.loads(Path("r/report.json").read_text())["val_loss"] == old["val_loss"]
+
+
+def test_tensorboard_writes_events(train, small):
+    pytest.importorskip("tensorboardX")
+    flags = "--cell elman --steps 2 --eval-every 1 --sample-every 0 --tensorboard --run r".split()
+    assert train(*small, *flags).code == 0
+    assert [p.stat().st_size > 100 for p in Path("r/tensorboard").iterdir()] == [True]
+
+
+def test_the_same_command_with_resume_auto_starts_and_then_continues(train, small):
+    flags = [*small, *"--cell elman --tie --steps 2 --eval-every 0 --run r --resume auto".split()]
+    first, second = train(*flags), train(*flags)
+    assert (first.code, second.code) == (0, 0), second.err
+    assert "Continuing from step 2" in second.out
+    longer = train(*"--run r --resume must --steps 4".split())
+    assert longer.code == 0
+    assert "Continuing from step 2" in longer.out
+    assert CheckpointStore(Path("r") / "checkpoints").latest() == 4
+
+
+@pytest.mark.parametrize(("columns", "width"), [("40", 40), ("200", 200)])
+def test_a_narrow_window_and_no_terminal_are_fine(columns, width, train, small, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    done = train(*small, *"--cell elman --steps 2 --eval-every 0".split())
+    assert done.code == 0
+    assert "\x1b" not in done.out
+    boxed = [line for line in done.out.splitlines() if line.startswith("│")]
+    assert boxed
+    assert {len(line) for line in boxed} == {width}
+
+
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_help_names_every_flag(command, request):
+    from jaxgen.cli.sample import SampleConfig
+
+    done = request.getfixturevalue(command)("--help")
+    wanted = Config if command == "train" else SampleConfig
+    flags = {f"--{name.replace('_', '-')}" for name in wanted.model_fields}
+    flags |= {"--resume", "--config"} if command == "train" else set()
+    assert done.code == 0
+    assert {flag for flag in flags if flag not in done.out} == set()
+    if command == "train":
+        assert all(name in done.out for name in (*Config.presets, "{auto,never,must}", "FILE.toml"))

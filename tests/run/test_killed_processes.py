@@ -1,0 +1,97 @@
+"""Real signals to a real process: what it exits with, and that resuming loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxgen.store import CheckpointStore, MetricsLog
+
+#: A training command that sends itself a signal once some steps are done: a kill at a known place.
+SCRIPT = """
+import os, sys
+import jaxgen.run.trainer as trainer
+from jaxgen.cli.progress import Screen
+from jaxgen.cli.train import main
+
+trainer.MAX_STEPS_PER_CALL = 3
+number, step = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+show = Screen.show
+sent = []
+
+def watch(screen, event):
+    show(screen, event)
+    if type(event).__name__ == "Progress" and event.step >= step and not sent:
+        sent.append(event)
+        os.kill(os.getpid(), number)
+
+Screen.show = watch
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+FLAGS = (
+    "--preset tiny --cell elman --hidden 8 --batch-size 4 --seq-len 8 --steps 20 --eval-every 8 --dropout 0.2 "
+    "--sample-every 0 --lr 0.02"
+)
+
+
+@pytest.fixture
+def command(book: Path, tmp_path: Path, compiled: Path):
+    """Train in a process of its own, which a signal may end at a step; returns the finished process."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    fast = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(compiled)}
+    always = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+
+    def train(run: str, number: int, step: int, *flags: str, optimised: bool = False):
+        return subprocess.run(
+            [sys.executable, script, str(int(number)), str(step), "--data", book, "--run", run, *FLAGS.split(), *flags],
+            cwd=tmp_path,
+            env=os.environ if optimised else {**os.environ, **fast, **always},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return train
+
+
+def left(run: Path) -> tuple[object, ...]:
+    store = CheckpointStore(run / "checkpoints")
+    rows = MetricsLog(run / "metrics.jsonl").read()
+    report = (run / "report.json").read_bytes()
+    return store.latest(), store.digest(), store.digest(store.best()), [row["val_loss"] for row in rows], report
+
+
+def check(command, tmp_path: Path, number: int, code: int, optimised: bool) -> None:
+    whole = command("whole", 0, 10**9, optimised=optimised)
+    assert whole.returncode == 0, whole.stderr
+    stopped = command("run", number, 11, optimised=optimised)
+    assert stopped.returncode == code
+    assert "Traceback" not in stopped.stderr
+    if number != signal.SIGKILL:
+        assert "saved. Continue with: python train.py --run run --resume auto" in stopped.stderr
+        assert CheckpointStore(tmp_path / "run" / "checkpoints").latest() == 14
+    resumed = command("run", 0, 10**9, "--resume", "auto", optimised=optimised)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Continuing from step" in resumed.stdout
+    assert left(tmp_path / "run") == left(tmp_path / "whole")
+
+
+def test_sigterm_saves_and_exits_with_143_and_resuming_loses_nothing(command, tmp_path):
+    check(command, tmp_path, signal.SIGTERM, 143, optimised=False)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_exits_with_130_and_resuming_loses_nothing(command, tmp_path):
+    check(command, tmp_path, signal.SIGINT, 130, optimised=False)
+
+
+@pytest.mark.slow
+def test_a_process_killed_outright_is_resumed_bit_for_bit_with_all_of_xlas_optimisations(command, tmp_path):
+    check(command, tmp_path, signal.SIGKILL, -signal.SIGKILL, optimised=True)

@@ -1,0 +1,242 @@
+"""The second promise: a run stopped anywhere and resumed equals one that was not, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgen.data import DATA
+from jaxgen.errors import CheckpointError, DataError, UsageError
+from jaxgen.run import Interrupted, resume, start, trainer
+from jaxgen.run.events import Evaluated, Finished, Note, Progress, Started
+from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory
+
+Config = DATA["language"].Config
+STEPS = 24
+TIMINGS = ("tokens_per_second", "seconds")
+LAYOUTS = {
+    "stream": {"dropout": 0.3, "cell": "elman"},
+    "documents": {"dropout": 0.2, "documents": "line", "layout": "documents"},
+}
+
+
+def settings(book: Path, run: Path, **more: Any) -> Any:
+    sizes = {"hidden": 8, "batch_size": 4, "seq_len": 8, "lr": 0.02, "warmup": 3, "eval_every": 8, "sample_every": 12}
+    return Config(**{"data": (str(book),), "run": str(run), "steps": STEPS, "patience": 3, **sizes, **more})
+
+
+def arrays(run: Path, step: int) -> dict[str, tuple[Any, ...]]:
+    state, _ = CheckpointStore(run / "checkpoints").restore(step)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): (leaf.dtype, leaf.shape, np.asarray(leaf).tobytes()) for path, leaf in leaves}
+
+
+def traces(run: Path) -> dict[str, Any]:
+    """Everything a run left that no clock wrote: the last and the best state, what the host knew, its logs."""
+    store = CheckpointStore(run / "checkpoints")
+    last, best = store.latest(), store.best()
+    host = {name: value for name, value in store.host(last).items() if name not in TIMINGS}
+    rows = [{k: v for k, v in row.items() if k not in TIMINGS} for row in MetricsLog(run / "metrics.jsonl").read()]
+    return {
+        "last": (last, arrays(run, last)),
+        "best": (best, arrays(run, best)),
+        "host": host,
+        "metrics": rows,
+        "samples": (run / "samples.txt").read_bytes(),
+        "report": (run / "report.json").read_bytes(),
+    }
+
+
+def stop_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An ``emit`` that asks for a stop, as a signal does, once ``number`` steps have been reported."""
+
+    class Signals(trainer.StopSignals):
+        def __init__(self) -> None:
+            super().__init__()
+            signals.append(self)
+
+    signals: list[Signals] = []
+    monkeypatch.setattr(trainer, "StopSignals", Signals)
+
+    def emit(event: Any) -> None:
+        if isinstance(event, Progress) and event.step >= number:
+            signals[-1].received = 2
+
+    return emit
+
+
+@pytest.fixture(scope="module")
+def whole(book: Path, tmp_path_factory: pytest.TempPathFactory):
+    """layout -> the folder of a run that nothing stopped."""
+    done: dict[str, Path] = {}
+
+    def train(layout: str) -> Path:
+        if layout not in done:
+            path = tmp_path_factory.mktemp("whole") / "run"
+            start(settings(book, path, **LAYOUTS[layout])).train()
+            done[layout] = path
+        return done[layout]
+
+    return train
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_run_stopped_again_and_again_equals_one_that_was_not(layout, whole, book, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setattr(trainer, "MAX_STEPS_PER_CALL", 3)
+    stopped = []
+    with pytest.raises(Interrupted) as first:
+        start(settings(book, run, **LAYOUTS[layout]), stop_at(2, monkeypatch)).train()
+    stopped.append(CheckpointStore(run / "checkpoints").latest())
+    for number in (7, 9, 17):
+        with pytest.raises(Interrupted):
+            resume(str(run), emit=stop_at(number, monkeypatch)).train()
+        stopped.append(CheckpointStore(run / "checkpoints").latest())
+    monkeypatch.undo()
+    resume(str(run)).train()  # with another number of steps a call
+    assert first.value.exit_code == 128 + 2
+    assert len(set(stopped)) == 4
+    assert any(step % 8 for step in stopped), "no stop fell between two evaluations"
+    assert any(step % 3 for step in stopped), "no stop fell inside a call"
+    assert traces(run) == traces(whole(layout))
+
+
+@pytest.mark.parametrize("crash", ["between evaluations", "before the checkpoint", Evaluated, Finished])
+def test_a_run_that_crashed_anywhere_equals_one_that_did_not(crash, whole, book, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+
+    def emit(event: Any) -> None:
+        between = crash == "between evaluations" and isinstance(event, Progress) and event.step == 16
+        if between or (isinstance(crash, type) and isinstance(event, crash)):
+            raise RuntimeError("crash")
+
+    def save(self: Any, step: int, metric: float | None) -> None:
+        if step == 12:  # the sample of this step is written already
+            raise RuntimeError("crash")
+        former(self, step, metric)
+
+    former = trainer.Trainer._save
+    if crash == "before the checkpoint":
+        monkeypatch.setattr(trainer.Trainer, "_save", save)
+    with pytest.raises(RuntimeError, match="crash"):
+        start(settings(book, run, **LAYOUTS["stream"]), emit).train()
+    monkeypatch.undo()
+    resume(str(run)).train()
+    assert traces(run) == traces(whole("stream"))
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_again(whole, book, tmp_path):
+    run = tmp_path / "run"
+    start(settings(book, run, **LAYOUTS["stream"]))  # the folder is there, nothing was trained
+    events: list[Any] = []
+    resume(str(run), emit=events.append).train()
+    assert next(e for e in events if isinstance(e, Started)).first_step == 0
+    assert traces(run) == traces(whole("stream"))
+
+
+def test_resuming_a_finished_run_changes_nothing(whole, tmp_path):
+    run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
+    before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    finished = resume(str(run)).train()
+    after = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    assert finished.step == STEPS
+    assert after == before
+
+
+def test_two_runs_with_the_same_settings_leave_the_same(whole, book, tmp_path):
+    start(settings(book, tmp_path / "again", **LAYOUTS["stream"])).train()
+    assert traces(tmp_path / "again") == traces(whole("stream"))
+
+
+def test_another_seed_gives_another_run(whole, book, tmp_path):
+    start(settings(book, tmp_path / "other", seed=1, **LAYOUTS["stream"])).train()
+    other, one = traces(tmp_path / "other"), traces(whole("stream"))
+    assert other["metrics"] != one["metrics"]
+    assert other["samples"] != one["samples"]
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(whole, tmp_path):
+    run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
+    steps = CheckpointStore(run / "checkpoints").steps()
+    files = [path for path in (run / "checkpoints" / f"{STEPS:08d}" / "arrays").rglob("*") if path.is_file()]
+    victim = max(files, key=lambda path: path.stat().st_size)
+    raw = bytearray(victim.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    victim.write_bytes(raw)
+    events: list[Any] = []
+    resume(str(run), emit=events.append).train()
+    notes = [event.text for event in events if isinstance(event, Note)]
+    before = steps[steps.index(STEPS) - 1]
+    assert len(notes) == 1
+    assert f"step {STEPS} is damaged" in notes[0]
+    assert f"Continuing from step {before}" in notes[0]
+    assert traces(run) == traces(whole("stream"))
+
+
+def test_more_steps_go_on_behind_the_frozen_schedule(whole, book, tmp_path):
+    run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
+    before = MetricsLog(run / "metrics.jsonl").read()
+    longer = settings(book, run, **LAYOUTS["stream"]).model_copy(update={"steps": STEPS + 5})
+    assert resume(str(run), longer).train().step == STEPS + 5
+    rows = MetricsLog(run / "metrics.jsonl").read()
+    resolved = RunDirectory(run).read_json("config.json")["resolved"]
+    assert rows[:-1] == before
+    assert rows[-1]["step"] == STEPS + 5
+    assert rows[-1]["learning_rate"] == pytest.approx(0.02 * 0.02)  # the decay has ended and stays
+    assert (resolved["horizon"], resolved["steps"]) == (STEPS, STEPS + 5)
+
+
+def test_a_run_that_goes_on_keeps_its_new_length(whole, book, tmp_path):
+    run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
+    resume(str(run), settings(book, run, **LAYOUTS["stream"]).model_copy(update={"steps": STEPS + 5}))
+    assert resume(str(run)).total == STEPS + 5
+
+
+def test_other_settings_are_refused_by_name(whole, book, tmp_path):
+    run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
+    other = settings(book, run, **LAYOUTS["stream"]).model_copy(update={"hidden": 16, "lr": 0.5})
+    with pytest.raises(UsageError, match=r"--hidden \(8 then, 16 now\), --lr \(0.02 then, 0.5 now\)"):
+        resume(str(run), other)
+
+
+def test_changed_data_are_refused_with_both_digests(book, tmp_path):
+    copy = tmp_path / "copy.txt"
+    shutil.copy(book, copy)
+    start(settings(copy, tmp_path / "run"))
+    then = json.loads((tmp_path / "run" / "config.json").read_text())["resolved"]["data"]["sha256"]
+    copy.write_text(copy.read_text().replace("cat", "cow"))
+    with pytest.raises(DataError) as error:
+        resume(str(tmp_path / "run"))
+    digests = [word.rstrip(".,") for word in str(error.value).split() if len(word.rstrip(".,")) == 64]
+    assert digests[0] == then
+    assert len(set(digests)) == 2
+
+
+def test_a_run_with_damaged_checkpoints_only_is_refused(whole, tmp_path):
+    run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
+    for record in (run / "checkpoints").glob("*/checkpoint.json"):
+        record.write_text(record.read_text().replace("best_step", "best_stop"))
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* is good"):
+        resume(str(run))
+
+
+def test_patience_ends_a_run_and_survives_a_stop(book, tmp_path, monkeypatch):
+    """A learning rate too small for float32 leaves the weights alone: no evaluation is better than the first."""
+    still = {"lr": 1e-30, "eval_every": 3, "sample_every": 0, "patience": 2, "steps": 20, "cell": "elman"}
+    whole = start(settings(book, tmp_path / "whole", **still)).train()
+    monkeypatch.setattr(trainer, "MAX_STEPS_PER_CALL", 1)
+    with pytest.raises(Interrupted):
+        start(settings(book, tmp_path / "run", **still), stop_at(7, monkeypatch)).train()
+    monkeypatch.undo()
+    run = resume(str(tmp_path / "run")).train()
+    assert (whole.step, whole.best_step) == (9, 3)
+    assert (run.step, run.best_step) == (9, 3)
+    assert resume(str(tmp_path / "run")).train().step == 9, "the stopped run went on"
+    rows = [[row["step"] for row in MetricsLog(tmp_path / name / "metrics.jsonl").read()] for name in ("whole", "run")]
+    assert rows[0] == rows[1] == [3, 6, 9]

@@ -1,0 +1,185 @@
+"""What a training run does beside resuming: its last row, its best checkpoint, its ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgen.data import DATA
+from jaxgen.errors import CheckpointError, DivergedError, UsageError
+from jaxgen.run import Sampler, Settings, start
+from jaxgen.run.events import Evaluated, Finished, Sampled, Started
+from jaxgen.run.host import keep_memory
+from jaxgen.run.saved import SavedRun
+from jaxgen.run.signals import StopSignals
+from jaxgen.run.trainer import MAX_STEPS_PER_CALL, Trainer, steps_per_call
+from jaxgen.store import CheckpointStore, MetricsLog
+
+
+def settings(book: Path, run: Path, **more: Any) -> Any:
+    sizes = {"hidden": 8, "batch_size": 4, "seq_len": 8, "lr": 0.02, "warmup": 2, "steps": 7, "cell": "elman"}
+    return DATA["language"].Config(**{"data": (str(book),), "run": str(run), **sizes, **more})
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return MetricsLog(run / "metrics.jsonl").read()
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_the_last_row_of_metrics_is_the_evaluation_at_the_last_step(book, tmp_path):
+    start(settings(book, tmp_path / "run", eval_every=3, sample_every=0)).train()
+    assert [row["step"] for row in rows(tmp_path / "run")] == [3, 6, 7]
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").latest() == 7
+
+
+def test_samples_come_with_each_evaluation_unless_asked_otherwise(book, tmp_path):
+    events: list[Any] = []
+    start(settings(book, tmp_path / "run", eval_every=3), events.append).train()
+    assert [event.step for event in events if isinstance(event, Sampled)] == [3, 6]
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Finished)
+
+
+def test_eval_every_zero_evaluates_at_the_end_only(book, tmp_path):
+    events: list[Any] = []
+    start(settings(book, tmp_path / "run", eval_every=0), events.append).train()
+    assert [event.row["step"] for event in events if isinstance(event, Evaluated)] == [7]
+    assert not [event for event in events if isinstance(event, Sampled)]
+
+
+def test_a_run_of_no_steps_leaves_its_first_weights(book, tmp_path):
+    finished = start(settings(book, tmp_path / "run", steps=0)).train()
+    assert finished.step == 0
+    assert len(Sampler.load(tmp_path / "run").sample("", Settings(length=5))[0]) == 5
+
+
+def test_the_sampler_loads_the_best_checkpoint_not_the_last(book, tmp_path, monkeypatch):
+    report = Trainer._report
+
+    def worse_with_time(self: Trainer, params: Any, final: bool) -> dict[str, float]:
+        found = report(self, params, final)
+        return found if final else {**found, "val_loss": found["val_loss"] + float(self.state.step)}
+
+    monkeypatch.setattr(Trainer, "_report", worse_with_time)
+    finished = start(settings(book, tmp_path / "run", eval_every=2, sample_every=0)).train()
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    step, params = SavedRun.open(tmp_path / "run").params()
+    assert (finished.best_step, step) == (2, 2)
+    assert same(params, store.restore_params(2)[0])
+    assert not same(params, store.restore_params(7)[0])
+    saved = SavedRun.open(tmp_path / "run")
+    drawn = Settings(length=20, temperature=0.0)
+    assert Sampler.load(tmp_path / "run").sample("The", drawn) == Sampler(saved.task, saved.tokenizer, params).sample(
+        "The", drawn
+    )
+
+
+def test_a_new_run_can_begin_with_the_best_weights_of_another(book, tmp_path):
+    start(settings(book, tmp_path / "old", sample_every=0)).train()
+    trainer = start(settings(book, tmp_path / "new", init_from=str(tmp_path / "old")))
+    _, old = SavedRun.open(tmp_path / "old").params()
+    assert same(trainer.state.params, old)
+    assert int(trainer.state.step) == 0
+    with pytest.raises(
+        UsageError,
+        match=r"--init-from .*old does not fit this model.*has the shape \(\d+, 8\); the model has \(\d+, 16\)",
+    ):
+        start(settings(book, tmp_path / "wide", init_from=str(tmp_path / "old"), hidden=16))
+    with pytest.raises(UsageError, match=r"--level is word, but .* level char"):
+        start(settings(book, tmp_path / "words", init_from=str(tmp_path / "old"), level="word"))
+    assert not (tmp_path / "wide").exists()
+    assert not (tmp_path / "words").exists()
+
+
+@pytest.mark.parametrize("eval_every", [1, 0], ids=["seen by the evaluation", "seen in the training loss"])
+def test_a_diverged_run_says_so_and_saves_nothing_of_it(book, tmp_path, eval_every):
+    """The warm-up starts at zero: the first step changes nothing, the second sends the weights to infinity."""
+    wild = {"cell": "elman-relu", "optimizer": "sgd", "lr": 1e30, "clip": 0.0, "warmup": 2, "steps": 6}
+    run = tmp_path / "run"
+    with pytest.raises(DivergedError, match=r"loss became (nan|inf) at step [23] .*lower --lr") as error:
+        start(settings(book, run, eval_every=eval_every, sample_every=0, **wild)).train()
+    assert error.value.exit_code == 5
+    store = CheckpointStore(run / "checkpoints")
+    assert store.steps() == ([1] if eval_every else [])
+    assert [row["step"] for row in rows(run)] == store.steps()
+    for step in store.steps():
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(store.restore(step)[0]))
+
+
+def test_training_works_on_another_thread(book, tmp_path):
+    done: list[Any] = []
+    thread = threading.Thread(
+        target=lambda: done.append(start(settings(book, tmp_path / "run", sample_every=0)).train())
+    )
+    thread.start()
+    thread.join()
+    assert done[0].step == 7
+
+
+def test_a_run_folder_in_use_is_refused_before_it_is_touched(book, tmp_path):
+    start(settings(book, tmp_path / "run"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match="already holds a run"):
+        start(settings(book, tmp_path / "run"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_settings_of_the_model_that_were_altered_are_refused(book, tmp_path):
+    start(settings(book, tmp_path / "run"))
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"hidden": 8', '"hidden": 16', 1))
+    with pytest.raises(CheckpointError, match="differ in hidden"):
+        SavedRun.open(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tokens", "expected"),
+    [(1_000, 64, MAX_STEPS_PER_CALL), (346_000, 2_048, 9), (2_000_000, 4_096, 1), (10**9, 10**5, 1)],
+)
+def test_larger_models_take_fewer_steps_a_call_and_never_less_than_one(parameters, tokens, expected):
+    assert steps_per_call(parameters, tokens) == expected
+
+
+def test_the_allocator_is_left_alone_where_it_should_be(monkeypatch):
+    monkeypatch.setenv("JAXGEN_MALLOC", "0")
+    assert keep_memory() is False
+    monkeypatch.delenv("JAXGEN_MALLOC")
+    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
+    assert keep_memory() is False
+
+
+def test_the_first_signal_is_remembered_and_the_second_acts_as_usual():
+    former = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals reach the main thread only")
+    with StopSignals() as signals:
+        assert signals.received is None
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_signals_are_left_alone_on_another_thread():
+    seen: list[Any] = []
+
+    def enter() -> None:
+        with StopSignals() as signals:
+            seen.append((signals.received, signal.getsignal(signal.SIGTERM)))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [(None, before)]
