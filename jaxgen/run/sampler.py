@@ -51,10 +51,10 @@ class Settings:
         check_seed(self.seed)
         if isinstance(self.length, bool) or not isinstance(self.length, int) or not 0 <= self.length <= MAX_LENGTH:
             raise UsageError(f"A length of {self.length!r} cannot be used: give a whole number from 0 to {MAX_LENGTH}.")
-        if not (math.isfinite(self.temperature) and (self.temperature == 0 or self.temperature >= 1e-6)):
+        if not (math.isfinite(self.temperature) and (self.temperature == 0 or 1e-6 <= self.temperature <= 1e6)):
             raise UsageError(
-                f"A temperature of {self.temperature} cannot be used: give 0 (always the likeliest token) or a finite "
-                "number from 1e-6 up; 1 samples from the model as it is, lower is safer, higher is wilder."
+                f"A temperature of {self.temperature} cannot be used: give 0 (always the likeliest token) or a "
+                "number from 1e-6 to 1e6; 1 samples from the model as it is, lower is safer, higher is wilder."
             )
         self.transforms(())
 

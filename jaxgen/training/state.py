@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -21,5 +22,6 @@ class TrainState(NamedTuple):
 
 def create_state(task: Any, optimizer: optax.GradientTransformation, key: Key, rows: int) -> TrainState:
     """A fresh state for ``task`` with ``rows`` rows a batch."""
-    params = task.init(key)
+    with jax.threefry_partitionable(True):  # a user's JAX settings must not change what a seed means
+        params = task.init(key)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), task.initial_carry(rows))

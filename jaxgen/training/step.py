@@ -40,7 +40,8 @@ def train_step(
         carry, totals = task.loss(params, state.carry, batch, keys)
         return totals.nll / jnp.maximum(totals.targets, 1.0), (carry, totals.targets)
 
-    (loss, (carry, count)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    with jax.threefry_partitionable(True):  # a user's JAX settings must not change what a seed drops
+        (loss, (carry, count)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = StepMetrics(loss, optax.tree.norm(grads), count)

@@ -81,12 +81,12 @@ class Outcome(NamedTuple):
     err: str
 
 
-def call(main: Callable[[list[str]], int], args: Sequence[object]) -> Outcome:
+def call(main: Callable[[list[str]], int], args: Sequence[object], flags: str = "") -> Outcome:
     """Run a command in this process; a message of the flag parser leaves by ``SystemExit``."""
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8", newline=""), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = main([str(arg) for arg in args])
+            code = main([*map(str, args), *flags.split()])
         except SystemExit as stop:
             code = stop.code
     out.flush()
@@ -95,27 +95,28 @@ def call(main: Callable[[list[str]], int], args: Sequence[object]) -> Outcome:
 
 @pytest.fixture
 def train() -> Callable[..., Outcome]:
-    """``train.py`` with these flags."""
-    return lambda *args: call(train_main, args)
+    """``train.py`` with these arguments, and with ``flags``, which are split at spaces."""
+    return lambda *args, flags="": call(train_main, args, flags)
 
 
 @pytest.fixture
 def sample() -> Callable[..., Outcome]:
-    """``sample.py`` with these flags."""
+    """``sample.py`` with these arguments."""
     return lambda *args: call(sample_main, args)
 
 
 @pytest.fixture(scope="session")
 def small(book: Path) -> list[str]:
     """Flags of the smallest run worth the name."""
-    return f"--data {book} --preset tiny --hidden 8 --batch-size 4 --seq-len 8".split()
+    flags = f"--data {book} --preset tiny --cell elman --hidden 8 --batch-size 4 --seq-len 8"
+    return flags.split()
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> tuple[Path, Outcome]:
     """A finished run of 30 steps, and what training it printed."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    done = call(train_main, [*small, "--run", run, "--steps", 30, "--eval-every", 10, "--lr", 0.02, "--warmup", 2])
+    done = call(train_main, [*small, "--run", run], "--steps 30 --eval-every 10 --lr 0.02 --warmup 2")
     assert done.code == 0, done.err
     return run, done
 

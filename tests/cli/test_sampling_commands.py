@@ -10,8 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 
 def body(text: str) -> dict[str, str]:
     """heading -> the text under it."""

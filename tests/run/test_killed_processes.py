@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxgen.cli.train import main
 from jaxgen.store import CheckpointStore, MetricsLog
 
 #: A training command that sends itself a signal once some steps are done: a kill at a known place.
@@ -68,30 +69,44 @@ def left(run: Path) -> tuple[object, ...]:
     return store.latest(), store.digest(), store.digest(store.best()), [row["val_loss"] for row in rows], report
 
 
-def check(command, tmp_path: Path, number: int, code: int, optimised: bool) -> None:
-    whole = command("whole", 0, 10**9, optimised=optimised)
-    assert whole.returncode == 0, whole.stderr
-    stopped = command("run", number, 11, optimised=optimised)
+def check(train, stopped: subprocess.CompletedProcess[str], folder: Path, code: int) -> None:
+    """Resume what was stopped and compare it with a run that was not; ``train(run, *flags)`` trains to the end."""
     assert stopped.returncode == code
     assert "Traceback" not in stopped.stderr
-    if number != signal.SIGKILL:
+    if code > 0:
         assert "saved. Continue with: python train.py --run run --resume auto" in stopped.stderr
-        assert CheckpointStore(tmp_path / "run" / "checkpoints").latest() == 14
-    resumed = command("run", 0, 10**9, "--resume", "auto", optimised=optimised)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "Continuing from step" in resumed.stdout
-    assert left(tmp_path / "run") == left(tmp_path / "whole")
+        assert CheckpointStore(folder / "run" / "checkpoints").latest() == 14
+    assert "Continuing from step" in train("run", "--resume", "auto")
+    train("whole")
+    assert left(folder / "run") == left(folder / "whole")
 
 
-def test_sigterm_saves_and_exits_with_143_and_resuming_loses_nothing(command, tmp_path):
-    check(command, tmp_path, signal.SIGTERM, 143, optimised=False)
+@pytest.fixture
+def in_process(book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Train to the end in this process, which computes the same as another; returns what was printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def train(run: str, *flags: str) -> str:
+        assert main(["--data", str(book), "--run", run, *FLAGS.split(), *flags]) == 0
+        return capsys.readouterr().out
+
+    return train
+
+
+def test_sigterm_saves_and_exits_with_143_and_resuming_loses_nothing(command, in_process, tmp_path):
+    check(in_process, command("run", signal.SIGTERM, 11), tmp_path, 143)
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_exits_with_130_and_resuming_loses_nothing(command, tmp_path):
-    check(command, tmp_path, signal.SIGINT, 130, optimised=False)
+def test_ctrl_c_saves_and_exits_with_130_and_resuming_loses_nothing(command, in_process, tmp_path):
+    check(in_process, command("run", signal.SIGINT, 11), tmp_path, 130)
 
 
 @pytest.mark.slow
 def test_a_process_killed_outright_is_resumed_bit_for_bit_with_all_of_xlas_optimisations(command, tmp_path):
-    check(command, tmp_path, signal.SIGKILL, -signal.SIGKILL, optimised=True)
+    def train(run: str, *flags: str) -> str:
+        done = command(run, 0, 10**9, *flags, optimised=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    check(train, command("run", signal.SIGKILL, 11, optimised=True), tmp_path, -signal.SIGKILL)

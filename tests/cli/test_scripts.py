@@ -1,0 +1,89 @@
+"""The commands as a user starts them: scripts and the installed command, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxgen
+from jaxgen.cli import main
+
+ROOT = Path(jaxgen.__file__).parent.parent
+ENTRY = "import sys; from jaxgen.cli import main; sys.exit(main())"
+
+
+@pytest.fixture
+def environment(compiled):
+    return {
+        **os.environ,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+@pytest.fixture
+def script(environment, here):
+    """Run Python with these arguments, from a folder that is not the repository."""
+
+    def run(*args: object, **more: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *map(str, args)]
+        return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=200, **more)
+
+    return run
+
+
+def test_the_scripts_train_and_sample_from_any_folder(script, small, here):
+    train = script(ROOT / "train.py", *small, "--steps", 2, "--eval-every", 0)
+    assert train.returncode == 0, train.stderr
+    assert train.stderr == ""
+    assert train.stdout.splitlines()[-1].startswith("Next: python sample.py --run runs/language-1")
+    first = script(ROOT / "sample.py", "--length", 20, "--prompt-file", "-", input="The ")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("The ")
+    assert len(first.stdout) == 25
+    installed = script("-c", ENTRY, "sample", "--length", 20, "--prompt", "The ")
+    assert installed.stdout == first.stdout, "another process gave another text"
+
+
+def test_a_reader_that_leaves_early_ends_sampling_quietly(environment, run, here):
+    command = [sys.executable, ROOT / "sample.py", "--run", run, "--length", "100000"]
+    with subprocess.Popen(
+        command, cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert len(process.stdout.read(10)) == 10
+        process.stdout.close()
+        errors = process.stderr.read()
+        process.wait(timeout=120)
+    assert process.returncode == 0
+    assert errors == ""
+
+
+def test_wrong_input_leaves_no_traceback_and_the_exit_code_of_its_kind(script):
+    done = script(ROOT / "sample.py", "--run", "nowhere")
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: nowhere is not a run")
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "part"),
+    [
+        ([], 2, "usage: jaxgen COMMAND"),
+        (["--help"], 0, "sample    write text"),
+        (["--version"], 0, "jaxgen 0."),
+        (["smaple"], 2, "Did you mean 'sample'?"),
+        (["sample", "--run", "nowhere"], 4, "nowhere is not a run"),
+        (["train", "--lr", "nan"], 2, "--lr is nan"),
+    ],
+)
+def test_the_installed_command_hands_over_to_each(args, code, part, monkeypatch, capsys, here):
+    monkeypatch.setattr(sys, "argv", ["jaxgen", *args])
+    assert main() == code
+    captured = capsys.readouterr()
+    assert part in captured.out + captured.err

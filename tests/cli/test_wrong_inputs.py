@@ -1,0 +1,342 @@
+"""The fourth promise: bad input gets a sentence and an exit code, before any compilation, with nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxgen.run import trainer
+from jaxgen.store import CheckpointStore
+from jaxgen.tasks import LanguageTask
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiles(monkeypatch):
+    """Every function that a command compiles, replaced by one that may not even be traced."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("A function of the model was compiled before the input was checked.")
+
+    for name in ("train_steps", "eval_step", "create_state"):
+        monkeypatch.setattr(trainer, name, refuse)
+    for name in ("loss", "prepare", "prime", "step"):
+        monkeypatch.setattr(LanguageTask, name, refuse)
+
+
+@pytest.fixture
+def material(here):
+    """Files that have something wrong with them."""
+    files = {
+        "empty.txt": b"",
+        "short.txt": b"too short to train on",
+        "latin.txt": "un café".encode("latin-1") * 50,
+        "bad.toml": b"hidden = = 3",
+        "unknown.toml": b"hiden = 3",
+        "type.toml": b'hidden = "big"',
+        "preset.toml": b"preset = 5",
+        "latin.toml": b"\xe9",
+        "prompt.txt": b"caf\xe9",
+        "a-file": b"",
+        "full/note.txt": b"mine",
+    }
+    for name, content in files.items():
+        path = here / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    return here
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def check(done, code: int, parts: tuple[str, ...], before: dict, folder: Path) -> None:
+    text = re.sub(r"[\s│╭╮╰╯─-]+", " ", done.err)  # the flag parser draws boxes
+    assert done.code == code, done.err
+    assert done.out == ""
+    assert "Traceback" not in done.err
+    assert "pydantic" not in done.err
+    for part in parts:
+        assert re.sub(r"[\s-]+", " ", part) in text, f"{part!r} is not in: {done.err}"
+    if done.err.startswith("error: "):
+        assert done.err.endswith(".\n")
+        assert done.err.count("\n") == 1
+    else:
+        assert "full helptext" in text
+    assert tree(folder) == before, "something was left behind"
+
+
+#: Flags beside ``--data BOOK`` -> what the message must contain.
+USAGE = {
+    "--dropout 1.5": ("--dropout is 1.5", "less than 1"),
+    "--dropout -0.1": ("--dropout is -0.1", "greater than or equal to 0"),
+    "--dropout nan": ("--dropout is nan",),
+    "--lr nan": ("--lr is nan", "finite number"),
+    "--lr inf": ("--lr is inf", "finite number"),
+    "--lr 0": ("--lr is 0.0", "greater than 0"),
+    "--lr fast": ("--lr", "'fast'"),
+    "--hidden -1": ("--hidden is -1", "greater than 0"),
+    "--hidden 0": ("--hidden is 0", "greater than 0"),
+    "--hidden 8.5": ("--hidden", "'8.5'"),
+    "--layers 0": ("--layers is 0", "greater than 0"),
+    "--batch-size 0": ("--batch-size is 0", "greater than 0"),
+    "--seq-len -3": ("--seq-len is -3", "greater than 0"),
+    "--steps -3": ("--steps is -3", "0"),
+    "--epochs 0": ("--epochs is 0.0", "greater than 0"),
+    "--minutes nan": ("--minutes is nan", "finite"),
+    "--patience 0": ("--patience is 0", "greater than 0"),
+    "--clip -1": ("--clip is -1.0", "0"),
+    "--warmup -1": ("--warmup is -1", "0"),
+    "--final-lr 2": ("--final-lr is 2.0", "less than or equal to 1"),
+    "--seed -1": ("--seed is -1", "0"),
+    "--seed 4294967296": ("--seed is 4294967296", "4294967295"),
+    "--val-fraction 1": ("--val-fraction is 1.0", "less than 1"),
+    "--embed -1": ("--embed is -1", "0"),
+    "--hidden 0 --lr nan": ("--hidden is 0", "--lr is nan"),
+    "--cell lstn": ("cell 'lstn'", "Did you mean 'lstm'?", "gru"),
+    "--preset smal": ("preset 'smal'", "Did you mean 'small'?", "large"),
+    "--optimizer adamm": ("optimizer 'adamm'", "Did you mean 'adam", "sgd"),
+    "--schedule cosin": ("schedule 'cosin'", "Did you mean 'cosine'?", "constant"),
+    "--level chars": ("--level is 'chars'", "'char', 'byte', 'word' or 'bpe'", "did you mean 'char'?"),
+    "--layout window": ("--layout is 'window'", "'stream', 'windows' or 'documents'", "did you mean 'windows'?"),
+    "--documents lines": ("--documents is 'lines'", "'blank-line'", "did you mean 'line'?"),
+    "--hiden 5": ("--hiden", "--hidden"),
+    "--cell": ("--cell", "Missing"),
+    "--config": ("--config", "Missing"),
+    "--resume": ("--resume", "Missing"),
+    "--resume auto": ("--resume auto", "--run DIR"),
+    "--resume atuo --run r": ("'atuo'", "Did you mean 'auto'?", "must, never"),
+    "--steps 3 --epochs 2": ("--steps and --epochs", "give one of them"),
+    "--tie --embed 4": ("--tie", "--embed", "4", "--hidden", "256"),
+    "--stride 4": ("--stride 4", "--layout windows"),
+    "--vocab-size 9": ("--vocab-size 9", "--level char"),
+    "--documents line --layout stream": ("--documents line", "--layout stream"),
+    "--weight-decay 0.1 --optimizer sgd": ("weight decay", "sgd", "adamw"),
+    "--optimizer-options weight_decay 1": ("--weight-decay",),
+    "--optimizer-options b3 1": ("'b3'", "b1, b2, eps"),
+    "--cell-options forgetbias 1": ("'forgetbias'", "forget_bias"),
+    "--cell-options forget_bias high": ("--cell-options forget_bias high", "'lstm'"),
+    "--cell-options forget_bias": ("--cell-options", "key-value"),
+    "--config nowhere.toml": ("nowhere.toml", "cannot be read"),
+    "--config bad.toml": ("bad.toml", "not valid TOML", "line 1"),
+    "--config unknown.toml": ("unknown.toml", "'hiden'", "did you mean 'hidden'?"),
+    "--config type.toml": ("type.toml", "--hidden is 'big'", "integer"),
+    "--config preset.toml": ("preset '5'", "tiny"),
+    "--config latin.toml": ("latin.toml", "cannot be read"),
+    "--text-column title": ("--text-column", ".csv"),
+    "--documents row": ("row", ".csv"),
+    "--run full": ("full", "is not empty and is not a run"),
+    "--run a-file": ("a-file", "File exists", "--run DIR"),
+    "--run a-file/below": ("a-file/below", "Not a directory", "--run DIR"),
+}
+
+
+@pytest.mark.parametrize("flags", USAGE)
+def test_wrong_flags_of_training_exit_with_2(flags, train, book, material):
+    before = tree(material)
+    done = train("--data", book, "--seq-len", 8, flags=flags)
+    check(done, 2, USAGE[flags], before, material)
+
+
+DATA = {
+    "--data nowhere.txt": ("'nowhere.txt'", "python-docs"),
+    "--data tinyshakespear": ("'tinyshakespear'", "Did you mean 'tinyshakespeare'?"),
+    "--data empty.txt": ("empty.txt", "is empty"),
+    "--data latin.txt": ("latin.txt", "not UTF-8", "0xe9 at offset 6", "--level byte"),
+    "--data short.txt --seq-len 8": ("18 tokens", "at least 256", "batch size × sequence length"),
+    "--data short.txt --seq-len 80 --layout windows": ("18 tokens", "at least 81", "sequence length + 1"),
+    "--data *.nothing": ("'*.nothing'", "pattern"),
+}
+
+
+@pytest.mark.parametrize("flags", DATA)
+def test_data_that_cannot_be_used_exit_with_3(flags, train, material):
+    before = tree(material)
+    check(train("--preset", "tiny", flags=flags), 3, DATA[flags], before, material)
+
+
+def test_an_unknown_task_is_refused_with_the_nearest(train, here):
+    check(train("langage"), 2, ("task 'langage'", "Did you mean 'language'?"), {}, here)
+
+
+def test_tensorboard_without_its_package_names_the_extra(train, book, here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    check(train("--data", book, "--tensorboard"), 2, ("tensorboardX", "jaxgen[tb]", "--tensorboard"), {}, here)
+
+
+def test_bpe_without_its_package_names_the_extra(train, book, here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    done = train("--data", book, "--level", "bpe")
+    check(done, 2, ("tokenizers", "jaxgen[bpe]"), {}, here)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(train, book, here, monkeypatch):
+    """Tests may run as root, whom no permission stops, so the refusal is the system call's."""
+    write = Path.write_bytes
+
+    def refuse(self: Path, data: bytes) -> int:
+        if self.name.startswith(".probe"):
+            raise PermissionError(13, "Permission denied", str(self))
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    done = train("--data", book, "--seq-len", 8, "--run", "locked")
+    assert done.code == 2
+    assert "locked: Permission denied. Choose a folder that you may write" in done.err
+    assert not [path for path in here.rglob("*") if path.is_file()]
+
+
+SAMPLING = {
+    "--temperature nan": ("temperature of nan", "from 1e-6"),
+    "--temperature inf": ("temperature of inf", "from 1e-6"),
+    "--temperature -0.5": ("temperature of -0.5", "from 1e-6"),
+    "--temperature 1e-40": ("temperature of 1e-40", "1e-6"),
+    "--temperature 0.5 nan": ("temperature of nan", "from 1e-6"),
+    "--temperature hot": ("--temperature", "'hot'"),
+    "--temperature": ("--temperature", "without a number", "0.8"),
+    "--length -1": ("length of -1", "from 0"),
+    "--length many": ("--length", "'many'"),
+    "--num-samples 0": ("0 samples", "from 1"),
+    "--num-samples -2": ("-2 samples", "from 1"),
+    "--seed -1": ("seed of -1", "4294967295"),
+    "--seed 4294967296": ("seed of 4294967296", "4294967295"),
+    "--top-k 0": ("top-k of 0", "1 or more"),
+    "--top-p 0": ("top-p of 0.0", "above 0 and up to 1"),
+    "--top-p 1.5": ("top-p of 1.5", "above 0 and up to 1"),
+    "--top-p nan": ("top-p of nan", "above 0 and up to 1"),
+    "--unk drop": ("--unk is 'drop'", "'error' or 'skip'"),
+    "--prompt a --prompt-file prompt.txt": ("--prompt and --prompt-file", "one of them"),
+    "--promt a": ("--promt", "--prompt"),
+}
+
+
+@pytest.mark.parametrize("flags", SAMPLING)
+def test_wrong_flags_of_sampling_exit_with_2(flags, sample, run, material):
+    before = tree(material)
+    check(sample("--run", run, *flags.split()), 2, SAMPLING[flags], before, material)
+
+
+def test_characters_outside_the_vocabulary_are_named_with_their_positions(sample, run, here):
+    done = sample("--run", run, "--prompt", "The é and ∑")
+    check(done, 2, ("2 characters", "'é', '∑'", "positions 5, 11", "--unk skip"), {}, here)
+
+
+@pytest.mark.parametrize(
+    ("file", "parts"),
+    [
+        ("nowhere.txt", ("nowhere.txt", "No such file")),
+        ("prompt.txt", ("prompt.txt", "not UTF-8", "offset 3")),
+        ("full", ("full", "Is a directory")),
+    ],
+)
+def test_prompt_files_that_cannot_be_read_exit_with_3(file, parts, sample, run, material):
+    before = tree(material)
+    check(sample("--run", run, "--prompt-file", file), 3, parts, before, material)
+
+
+def test_without_any_run_sampling_says_how_to_make_one(sample, here):
+    check(sample(), 4, ("no run in runs/", "`python train.py` makes one", "--run DIR"), {}, here)
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "full", "a-file"])
+@pytest.mark.parametrize("command", ["sample", "train"])
+def test_what_is_no_run_exits_with_4(command, folder, request, material):
+    before = tree(material)
+    flags = ["--run", folder] + (["--resume", "must"] if command == "train" else [])
+    check(request.getfixturevalue(command)(*flags), 4, (f"{folder} is not a run",), before, material)
+
+
+def remove_checkpoints(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+
+
+def flip_a_bit(run: Path) -> None:
+    best = CheckpointStore(run / "checkpoints").best()
+    files = [path for path in (run / "checkpoints" / f"{best:08d}" / "arrays").rglob("*") if path.is_file()]
+    victim = max(files, key=lambda path: path.stat().st_size)
+    raw = bytearray(victim.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    victim.write_bytes(raw)
+
+
+def edit(run: Path, *keys: str, value: object) -> None:
+    saved = json.loads((run / "config.json").read_text())
+    inner = saved
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    (run / "config.json").write_text(json.dumps(saved))
+
+
+def widen(run: Path) -> None:
+    edit(run, "resolved", "model", "hidden", value=16)
+    edit(run, "config", "hidden", value=16)
+
+
+BROKEN = {
+    "no checkpoint": (remove_checkpoints, ("There is no checkpoint in",)),
+    "a flipped bit": (flip_a_bit, ("is damaged", "arrays")),
+    "another shape": (widen, ("has the shape (36, 8); the model has (36, 16)",)),
+    "settings at odds": (lambda run: edit(run, "config", "hidden", value=16), ("altered", "hidden")),
+    "a setting of another kind": (lambda run: edit(run, "config", "lr", value="x"), ("--lr is 'x'",)),
+    "a cell that is none": (lambda run: edit(run, "resolved", "model", "cell", value="x"), ("Unknown cell 'x'",)),
+    "a setting missing": (lambda run: edit(run, "resolved", value={}), ("does not describe a run",)),
+    "a model that is none": (lambda run: edit(run, "resolved", "model", value="x"), ("does not describe a run",)),
+    "no JSON": (lambda run: (run / "config.json").write_text("{"), ("config.json", "JSON")),
+    "a list": (lambda run: (run / "config.json").write_text("[]"), ("does not describe a run",)),
+    "no tokenizer": (lambda run: (run / "tokenizer.json").unlink(), ("tokenizer.json", "does not exist")),
+    "another tokenizer": (
+        lambda run: (run / "tokenizer.json").write_text('{"kind": "byte"}'),
+        ("vocabulary of 36", "259"),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN)
+def test_a_damaged_run_exits_with_4_and_is_left_as_it_is(damage, sample, copied):
+    break_it, parts = BROKEN[damage]
+    break_it(copied)
+    check(sample("--run", copied), 4, parts, tree(copied), copied)
+
+
+@pytest.mark.parametrize("damage", [d for d in BROKEN if d not in ("no checkpoint", "a flipped bit")])
+def test_a_damaged_run_is_not_resumed(damage, train, copied):
+    break_it, parts = BROKEN[damage]
+    break_it(copied)
+    check(train("--run", copied, "--resume", "auto"), 4, parts, tree(copied), copied)
+
+
+def test_an_existing_run_is_not_touched_without_resume(train, small, copied):
+    parts = ("already holds a run", "--resume auto", "--run")
+    check(train(*small, "--run", copied), 2, parts, tree(copied), copied)
+
+
+def test_a_run_is_not_resumed_with_other_settings(train, copied):
+    parts = ("--hidden (8 then, 16 now)", "--lr (0.02 then, 0.5 now)")
+    done = train("--run", copied, flags="--resume auto --hidden 16 --lr 0.5")
+    check(done, 2, parts, tree(copied), copied)
+
+
+def test_a_run_is_not_resumed_with_other_data(train, copied, tmp_path, book):
+    moved = tmp_path / "moved.txt"
+    moved.write_text(book.read_text().replace("cat", "cow"))
+    edit(copied, "config", "data", value=[str(moved)])
+    check(train("--run", copied, "--resume", "auto"), 3, ("have changed", "sha256"), tree(copied), copied)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "parts"),
+    [
+        ("--init-from nowhere", 4, ("nowhere is not a run",)),
+        ("--init-from COPY --hidden 16", 2, ("--init-from", "has the shape (36, 8); the model has (36, 16)")),
+        ("--init-from COPY --level word", 2, ("--level is word", "level char")),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(flags, code, parts, train, small, copied, here):
+    done = train(*small, flags=flags.replace("COPY", str(copied)))
+    check(done, code, parts, {}, here)
