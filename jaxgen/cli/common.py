@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, get_args
 
 from jaxgen.errors import JaxgenError
@@ -15,6 +15,8 @@ def guarded(command: Callable[[], None]) -> int:
     """Run ``command`` and turn every expected failure into one sentence on standard error and its exit code."""
     from jaxgen.run.trainer import Interrupted
 
+    if sys.stdout is None:  # closed by the shell (`>&-`)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         command()
         sys.stdout.flush()
@@ -28,8 +30,7 @@ def guarded(command: Callable[[], None]) -> int:
         say("Stopped.")
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone (`| head`): end quietly, also when Python closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()  # whoever read it has gone (`| head`)
         return 0
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
@@ -39,8 +40,14 @@ def guarded(command: Callable[[], None]) -> int:
 
 
 def say(text: str) -> None:
-    """A line on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """A line on standard error, if there is one."""
+    if sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def discard_output() -> None:
+    """Send standard output nowhere from now on, so that closing it at exit does not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def flag_value(args: Sequence[str], flag: str) -> str | None:
@@ -55,10 +62,18 @@ def flag_value(args: Sequence[str], flag: str) -> str | None:
 
 
 def parse(
-    kind: Any, args: Sequence[str], *, prog: str, description: str, default: Any = None, also: Mapping[str, Any] = {}
+    kind: Any,
+    args: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    default: Any = None,
+    also: Mapping[str, Any] = {},
+    names: Mapping[str, Iterable[str]] = {},
 ) -> Any:
     """Typed flags for the configuration ``kind``, every wrong value in one sentence; ``default`` holds the values that
-    flags override. ``also`` names flags that are checked and explained here but read elsewhere: name -> type.
+    flags override. ``also`` names flags that are checked and explained here but read elsewhere: name -> type;
+    ``names`` the entries of the registry that a setting chooses from, for the help.
 
     Raises ``UsageError``, and ``SystemExit`` (2) after a flag that does not exist or is no number.
     """
@@ -66,7 +81,8 @@ def parse(
 
     from jaxgen.store.config import validate
 
-    flags: list[Any] = [_flag(name, field, default) for name, field in kind.model_fields.items()]
+    fields = kind.model_fields.items()
+    flags: list[Any] = [_flag(name, field, default, list(names.get(name, ()))) for name, field in fields]
     flags += [(name, annotation, None) for name, annotation in also.items()]
     plain: Any = dataclasses.make_dataclass(kind.__name__, flags)
     parsed = tyro.cli(
@@ -79,7 +95,7 @@ def parse(
     return validate(kind, {name: getattr(parsed, name) for name in kind.model_fields})
 
 
-def _flag(name: str, field: Any, default: Any) -> tuple[str, Any, Any]:
+def _flag(name: str, field: Any, default: Any, names: list[str]) -> tuple[str, Any, Any]:
     """One setting as a plain flag: its checks come later, so that they are told in our words and not the parser's."""
     import tyro
 
@@ -88,7 +104,7 @@ def _flag(name: str, field: Any, default: Any) -> tuple[str, Any, Any]:
     if choices:
         kind = str | None if type(None) in get_args(kind) else str
     value = field.get_default(call_default_factory=True) if default is None else getattr(default, name)
-    metavar = "{" + ",".join(choices) + "}" if choices else None
+    metavar = "{" + ",".join(choices or names) + "}" if choices or names else None
     annotated: Any = Annotated[kind, tyro.conf.arg(help=field.description, metavar=metavar)]
     return name, annotated, dataclasses.field(default_factory=lambda: value)
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from jaxgen.cli.common import discard_output
 from jaxgen.run import events
 
 #: Seconds between plain lines where there is no terminal.
@@ -31,18 +32,31 @@ def visible(text: str) -> str:
     return "".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave the decision to ``Screen``; rich would end the process."""
+        raise BrokenPipeError
+
+
 class Screen:
     """Renders the trainer's events to standard output."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or _Console(highlight=False)
+        self._gone = False
         self._bar: Progress | None = None
         self._last_plain = 0.0
         self._total = 0
 
     def show(self, event: events.Event) -> None:
-        """Render one event."""
-        getattr(self, f"_{type(event).__name__.lower()}")(event)
+        """Render one event. When whoever read the output has gone (`| head`), training goes on unseen."""
+        if self._gone:
+            return
+        try:
+            getattr(self, f"_{type(event).__name__.lower()}")(event)
+        except BrokenPipeError:
+            self._gone = True
+            discard_output()
 
     def close(self) -> None:
         """Take the live line off the screen."""

@@ -75,8 +75,24 @@ def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
     if any(flag_value(args, f"--{name}") is not None for name in LENGTHS):
         values |= dict.fromkeys(LENGTHS)  # they replace each other
     default = validate(kind, values, f"{file}: " if file else "")
-    config = parse(kind, args, prog="train.py", description=EPILOG + _presets(kind), default=default, also=_also())
+    about = EPILOG + _presets(kind)
+    config = parse(kind, args, prog="train.py", description=about, default=default, also=_also(), names=_names(kind))
     return config, resuming
+
+
+def _names(kind: Any) -> dict[str, Any]:
+    """What the settings that name a registry's entry can be."""
+    from jaxgen.cells import CELLS
+    from jaxgen.text import TOKENIZERS
+    from jaxgen.training import OPTIMIZERS, SCHEDULES
+
+    return {
+        "cell": CELLS,
+        "level": TOKENIZERS,
+        "optimizer": OPTIMIZERS,
+        "preset": kind.presets,
+        "schedule": SCHEDULES,
+    }
 
 
 def _also() -> dict[str, Any]:

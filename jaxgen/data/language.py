@@ -12,9 +12,9 @@ from pydantic import Field, field_validator, model_validator
 
 from jaxgen.data.corpus import LanguageCorpus, Tokens, make_batches, prepare, stream_eval, window_eval
 from jaxgen.data.task import EvalSet
-from jaxgen.errors import UsageError
-from jaxgen.store.config import NotNegative, Positive, TrainConfig
-from jaxgen.text import Tokenizer
+from jaxgen.errors import UsageError, choose
+from jaxgen.store.config import MAX_SIZE, Positive, Size, TrainConfig
+from jaxgen.text import TOKENIZERS, Tokenizer
 
 #: Targets that an evaluation during training scores at most; the last one scores the whole split.
 EVAL_TOKENS = 200_000
@@ -38,12 +38,12 @@ class LanguageConfig(TrainConfig):
     """Share of the data held out at its end."""
     text_column: str | None = None
     """Column of a CSV, TSV or JSONL file to read, by name or by position from 1."""
-    level: Literal["char", "byte", "word", "bpe"] = "char"
+    level: str = "char"
     """What a token is."""
     vocab_size: Positive | None = None
     """Largest vocabulary at word level (default 20000) and bpe level (default 8192)."""
-    min_count: Positive = 2
-    """Words seen less often in the training text become <unk> (word level)."""
+    min_count: Positive | None = None
+    """What is seen less often in the training text becomes <unk> (word level: default 2; char level: default 1)."""
     layout: Literal["stream", "windows", "documents"] | None = None
     """stream (default): contiguous lanes, state carried from window to window. windows: shuffled windows from a zero
     state. documents (default for rows of a table): texts of their own, each ending in <eos>."""
@@ -51,9 +51,9 @@ class LanguageConfig(TrainConfig):
     """What a document is; implies --layout documents."""
     stride: Positive | None = None
     """Distance between the starts of windows (layout windows). Default: --seq-len."""
-    seq_len: Positive = 64
+    seq_len: Size = 64
     """Steps of a window: how far gradients reach back."""
-    embed: NotNegative | None = None
+    embed: Annotated[int, Field(ge=0, le=MAX_SIZE)] | None = None
     """Width of the token embedding. Default: --hidden. 0: one-hot vectors straight into the cell."""
     tie: bool = False
     """Use the embedding as the output matrix too (needs --embed equal to --hidden)."""
@@ -64,8 +64,8 @@ class LanguageConfig(TrainConfig):
             {"hidden": 128, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 400},
         ),
         "small": (
-            "LSTM 1x256, 1,500 steps: about two minutes on 2 CPU cores, readable text",
-            {"hidden": 256, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 1500},
+            "LSTM 1x256, 1,400 steps: about two minutes on 2 CPU cores, readable text",
+            {"hidden": 256, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 1400},
         ),
         "medium": (
             "LSTM 2x512 with dropout, 6,000 steps: hours on 2 CPU cores, minutes on an accelerator",
@@ -86,10 +86,9 @@ class LanguageConfig(TrainConfig):
     }
 
     def tokenizer_options(self) -> dict[str, int]:
-        """The options that the level's tokenizer has."""
-        if self.level == "word":
-            return {"min_count": self.min_count, "max_vocab": self.vocab_size or 20_000}
-        return {"vocab_size": self.vocab_size or 8_192} if self.level == "bpe" else {}
+        """The tokenizer options that were given; the level's own defaults hold for the rest."""
+        given = {"min_count": self.min_count, "vocab_size": self.vocab_size}
+        return {name: value for name, value in given.items() if value is not None}
 
     @field_validator("data", "val_data", mode="before")
     @classmethod
@@ -102,11 +101,14 @@ class LanguageConfig(TrainConfig):
             raise ValueError(f"--tie needs --embed equal to --hidden, which are {self.embed} and {self.hidden}")
         if self.stride is not None and self.layout != "windows":
             raise ValueError(f"--stride {self.stride} has a meaning with --layout windows alone: leave it out")
-        if self.vocab_size is not None and self.level in ("char", "byte"):
-            raise ValueError(
-                f"--vocab-size {self.vocab_size} has no meaning with --level {self.level}, whose vocabulary follows "
-                "from the text: leave it out, or give --level word or bpe"
-            )
+        known = TOKENIZERS[choose(self.level, TOKENIZERS, "level")].OPTIONS
+        for name, value in self.tokenizer_options().items():
+            if name not in known:
+                levels = " or ".join(level for level, kind in TOKENIZERS.items() if name in kind.OPTIONS)
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {value} has no meaning with --level {self.level}: leave it out, "
+                    f"or give --level {levels}"
+                )
         if self.documents is not None and self.layout not in (None, "documents"):
             raise ValueError(f"--documents {self.documents} has no meaning with --layout {self.layout}")
         return self

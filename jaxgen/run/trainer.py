@@ -92,7 +92,7 @@ class Trainer:
         self._eval = jax.jit(partial(eval_step, task))
         self._batch_maker = data.batches
         self._sampler: Sampler | None = None
-        self._events = open_events(run) if config.tensorboard else None
+        self._events: Any = None
         self._speed = 0.0
         self._picture: Future[None] = Future()
         self._picture.set_result(None)
@@ -111,6 +111,7 @@ class Trainer:
     def train(self) -> Finished:
         """Run to the last step. Raises ``Interrupted`` (all saved) and ``DivergedError``."""
         step = int(self._current().step)
+        self._events = open_events(self.run) if self.config.tensorboard else None
         self.emit(Started(str(self.run.path), self._facts(), step, self.total))
         stop = step >= self.total or self._patience_gone
         with StopSignals() as signals, ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as drawing:

@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from jaxgen.errors import UsageError, choose
 
 Positive = Annotated[int, Field(gt=0)]
+#: Sizes beyond these are typing errors; they would exhaust the memory or the patience before any message.
+MAX_SIZE, MAX_LAYERS = 65_536, 64
+Size = Annotated[int, Field(gt=0, le=MAX_SIZE)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -37,26 +40,26 @@ class TrainConfig(BaseModel):
     )
 
     preset: str = "small"
-    """Named settings: tiny, small, medium or large."""
-    run: str | None = None
+    """Named settings, listed above."""
+    run: Annotated[str, Field(min_length=1)] | None = None
     """Folder of the run. By default the next free runs/TASK-N."""
     seed: Seed = 0
     """Everything random follows from it: initial weights, the order of the data, dropout, samples."""
 
     # The model
     cell: str = "lstm"
-    """Recurrent cell: elman, elman-relu, gru or lstm."""
+    """Recurrent cell."""
     cell_options: dict[str, Finite | str] = {}
     """Options of the cell, as NAME VALUE pairs, for example: forget_bias 2.0."""
-    layers: Positive = 1
+    layers: Annotated[int, Field(gt=0, le=MAX_LAYERS)] = 1
     """Recurrent layers, one above the other."""
-    hidden: Positive = 256
+    hidden: Size = 256
     """Units in a layer's state."""
     dropout: Fraction = 0.0
     """Share of each layer's outputs dropped in training (between layers and above the last)."""
 
     # The optimiser
-    batch_size: Positive = 32
+    batch_size: Size = 32
     """Rows in a batch."""
     steps: NotNegative | None = None
     """Training steps (one batch each). Give this, --epochs or --minutes; the default is the preset's."""
@@ -65,13 +68,13 @@ class TrainConfig(BaseModel):
     minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Time to train, instead of --steps: a few steps are measured, then the number of steps is fixed."""
     optimizer: str = "adamw"
-    """adamw, adam, rmsprop or sgd."""
+    """How gradients become updates."""
     optimizer_options: dict[str, Finite] = {}
     """Options of the optimiser, as NAME VALUE pairs, for example: b2 0.99."""
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4e-3
     """Peak learning rate."""
     schedule: str = "cosine"
-    """Learning rate after the warm-up: cosine, constant or exponential."""
+    """Course of the learning rate after the warm-up."""
     warmup: NotNegative = 100
     """Steps in which the learning rate rises to its peak."""
     final_lr: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.02
@@ -124,7 +127,7 @@ def describe(error: ValidationError, kind: type[BaseModel]) -> str:
             allowed = [word for word in re.findall(r"'([^']*)'", message) if item["type"] == "literal_error"]
             lines.append(f"{flag} is {item['input']!r}: {message}{_suggest(str(item['input']), allowed)}")
         else:
-            lines.append(message)
+            lines.append(message.removesuffix("."))
     return "; ".join(lines) + "."
 
 
@@ -146,8 +149,10 @@ def read_toml(path: str) -> dict[str, Any]:
     """The settings in a TOML file; dashes in names count as underscores."""
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The configuration file {path} cannot be read: {error}.") from None
+    except OSError as error:
+        raise UsageError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"The configuration file {path} is not UTF-8 at byte offset {error.start}.") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"The configuration file {path} is not valid TOML: {error}.") from None
     return {name.replace("-", "_"): value for name, value in values.items()}

@@ -33,7 +33,7 @@ class WordTokenizer(Tokenizer):
 
     kind = "word"
     unit = "word"
-    OPTIONS: ClassVar[dict[str, int]] = {"min_count": 2, "max_vocab": 20000}
+    OPTIONS: ClassVar[dict[str, int]] = {"min_count": 2, "vocab_size": 20000}
 
     def __init__(self, words: Sequence[str]):
         self._words = list(words)
@@ -81,16 +81,16 @@ class WordTokenizer(Tokenizer):
         return cls(words)
 
     @classmethod
-    def train(cls, texts: Iterable[str], *, min_count: int = 2, max_vocab: int = 20000) -> WordTokenizer:
-        """The single space, then pieces by frequency, until a count is below ``min_count`` or V = ``max_vocab``."""
+    def train(cls, texts: Iterable[str], *, min_count: int = 2, vocab_size: int = 20000) -> WordTokenizer:
+        """The single space, then pieces by frequency, until a count is below ``min_count`` or V = ``vocab_size``."""
         check_option("min_count", min_count, 1)
-        check_option("max_vocab", max_vocab, FIRST + 1)
+        check_option("vocab_size", vocab_size, FIRST + 1)
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(split_words(text))
         del counts[" "]
         frequent = sorted((-count, word) for word, count in counts.items() if count >= min_count)
-        return cls([" ", *(word for _, word in frequent[: max_vocab - FIRST - 1])])
+        return cls([" ", *(word for _, word in frequent[: vocab_size - FIRST - 1])])
 
 
 def split_words(text: str) -> list[str]:

@@ -155,7 +155,7 @@ def test_rows_can_be_validated_on_a_table():
         ({"val_fraction": float("nan")}, "validation fraction is nan"),
         ({"val_fraction": -0.1}, "validation fraction is -0.1"),
         ({"documents": "line", "layout": "stream"}, "--layout documents"),
-        ({"tokenizer_options": {"max_vocab": 9}}, "no option 'max_vocab'; its options are: min_count"),
+        ({"tokenizer_options": {"vocab_size": 9}}, "no option 'vocab_size'; its options are: min_count"),
         ({"level": "byte", "tokenizer_options": {"x": 9}}, "its options are: none"),
         ({"layout": "documents", "documents": "row"}, "need a table"),
     ],

@@ -232,7 +232,7 @@ def test_words_are_ranked_by_count_and_cut_at_the_limits():
     text = "b b b a a c"
     assert WordTokenizer.train([text]).to_json()["words"] == [" ", " a", " b"]
     assert WordTokenizer.train([text], min_count=1).to_json()["words"] == [" ", " a", " b", " c", "b"]
-    assert WordTokenizer.train([text], min_count=1, max_vocab=5).vocab_size == 5
+    assert WordTokenizer.train([text], min_count=1, vocab_size=5).vocab_size == 5
 
 
 def test_a_word_unknown_with_its_space_falls_back_to_the_space_and_the_bare_word():
