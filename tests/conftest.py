@@ -6,19 +6,42 @@ The command-line options and `filterwarnings = error` stand in `pyproject.toml`.
 from __future__ import annotations
 
 import os
+import random
 import socket
+from pathlib import Path
 
 # Before JAX is imported. Set JAX_PLATFORMS yourself to run the suite on an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 # A [B] array silently broadcast against [B, B] is the commonest wrong result in batched code.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 #: Where an implicit dtype promotion raises. Not everywhere: optax's Adam computes `float ** int32`.
 STRICT_DTYPES = {"cells", "contracts", "models"}
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "while",
+    "dogs",
+    "ran",
+    "over",
+    "hills",
+    "and",
+    "birds",
+    "sang",
+    "of",
+    "rain",
+    "in",
+    "spring",
+]
 LOCAL = ("127.", "::1", "localhost")
 
 
@@ -41,3 +64,38 @@ def no_network():
     socket.socket.connect = guarded
     yield
     socket.socket.connect = connect
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which this worker keeps compiled functions."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def quick_compiles(compiled: Path):
+    """XLA without its optimisations and with a cache, for tests that ask nothing of either."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(compiled),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    former = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in former.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A little text in lines: its validation tail is too short for windowed evaluations, which saves time."""
+    pick = random.Random(1)
+    lines = [" ".join(pick.choice(WORDS) for _ in range(pick.randint(3, 6))).capitalize() for _ in range(30)]
+    path = tmp_path_factory.mktemp("data") / "book.txt"
+    path.write_text(".\n".join(lines)[:630] + ".\n")
+    return path

@@ -32,7 +32,9 @@ def visible(text: str) -> str:
     return "".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-class _Console(Console):
+class PipeConsole(Console):
+    """A console that lets a closed pipe be handled."""
+
     def on_broken_pipe(self) -> None:
         """Leave the decision to ``Screen``; rich would end the process."""
         raise BrokenPipeError
@@ -42,7 +44,7 @@ class Screen:
     """Renders the trainer's events to standard output."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or _Console(highlight=False)
+        self.console = console or PipeConsole(highlight=False)
         self._gone = False
         self._bar: Progress | None = None
         self._last_plain = 0.0
