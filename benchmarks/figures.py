@@ -157,7 +157,7 @@ def titles() -> str:
 Validation {result["report"]["val_loss"]:.4f} nats/token ({result["report"]["val_bpc"]:.4f} bits/char), whole run
 {result["seconds"]:.0f} s. {provenance(result)}
 
-Every title ends by `<eos>`; temperature 0 falls into cycles; 1.8 is noise.
+Titles end by `<eos>`; temperature 0 falls into cycles; at 1.8 most words are invented.
 
 {chr(10).join(sections)}"""
 

@@ -14,6 +14,9 @@ from jaxgen.errors import UsageError
 from jaxgen.models.stack import Stack
 from jaxgen.types import Array, Carry, Key
 
+#: Largest vocabulary of one-hot inputs for which a table is made: it takes V x V ones and zeros to make.
+ONE_HOT_TABLE = 4_096
+
 
 class LanguageModel(nn.Module):
     """Embedding, ``layers`` recurrent layers of ``hidden`` units, and a linear output over the vocabulary.
@@ -49,8 +52,12 @@ class LanguageModel(nn.Module):
     def setup(self) -> None:
         width = self.hidden if self.embed is None else self.embed
         if width:
+            # A cell wants inputs of unit size; an output matrix (with ``tie``) wants rows of unit length.
             self.embedding = self.param(
-                "embedding", nn.initializers.normal(width**-0.5), (self.vocab_size, width), jnp.float32
+                "embedding",
+                nn.initializers.normal(width**-0.5 if self.tie else 1.0),
+                (self.vocab_size, width),
+                jnp.float32,
             )
         self.stack = Stack([self.cell(features=self.hidden) for _ in range(self.layers)], self.dropout)
         if self.tie:
@@ -74,12 +81,14 @@ class LanguageModel(nn.Module):
         vocabulary saves the difference.
         """
         first = self.stack.cells[0]
-        if not isinstance(first, Cell):
+        if not isinstance(first, Cell) or (self.embed == 0 and self.vocab_size > ONE_HOT_TABLE):
             return None
-        return first.project(self._embeddings())
+        return first.project(self._embed(jnp.arange(self.vocab_size)))
 
-    def _embeddings(self) -> Array:
-        return jnp.eye(self.vocab_size, dtype=jnp.float32) if self.embed == 0 else self.embedding
+    def _embed(self, tokens: Array) -> Array:
+        if self.embed == 0:
+            return jax.nn.one_hot(tokens, self.vocab_size, dtype=jnp.float32)
+        return jnp.asarray(self.embedding)[tokens]
 
     def __call__(
         self,
@@ -119,7 +128,7 @@ class LanguageModel(nn.Module):
             carry = self.initial_carry(tokens.shape[1])
         if table is None and self.vocab_size < tokens.size:
             table = self.token_table()
-        x = jnp.asarray(self._embeddings() if table is None else table)[tokens]
+        x = self._embed(tokens) if table is None else jnp.asarray(table)[tokens]
         return self.stack(
             x, carry, projected=table is not None, reset=reset, valid=valid, initial=initial, row_keys=row_keys
         )

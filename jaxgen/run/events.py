@@ -40,6 +40,7 @@ class Sampled:
     """A text the model made at this step."""
 
     step: int
+    temperature: float
     text: str
 
 

@@ -46,6 +46,7 @@ class Settings:
     seed: int = 0
     top_k: int | None = None
     top_p: float | None = None
+    extra: tuple[Transform, ...] = ()
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -59,7 +60,7 @@ class Settings:
         self.transforms(())
 
     def transforms(self, forbidden: tuple[int, ...]) -> tuple[Transform, ...]:
-        """The chain, in the order in which it is applied: forbid, temperature, top-k, top-p."""
+        """The chain, in the order in which it is applied: forbid, temperature, top-k, top-p, then ``extra``."""
         chain: list[Transform] = [Forbid(forbidden)]
         if self.temperature > 0:
             chain.append(Temperature(self.temperature))
@@ -67,7 +68,7 @@ class Settings:
             chain.append(TopK(self.top_k))
         if self.top_p is not None:
             chain.append(TopP(self.top_p))
-        return tuple(chain)
+        return (*chain, *self.extra)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from functools import partial
@@ -59,6 +60,7 @@ def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
         },
         "device": jax.devices()[0].device_kind,
     }
+    _fits_memory(resolved["parameters"])
     run = RunDirectory.create(config.run, config.task)
     steps = _planned(config, data)
     if steps is None:
@@ -93,6 +95,13 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) ->
             f"{now['name']} with {now['sha256']} now. Bring back the old data, or start a new run with --init-from."
         )
     resolved = {**saved.resolved, "steps": _prolonged(saved, config, data)}
+    if resolved["steps"] > resolved["horizon"] and config.schedule != "constant":
+        emit(
+            Note(
+                f"The learning rate has reached its end at step {resolved['horizon']:,} and stays there until step "
+                f"{resolved['steps']:,}. For a new course of it, start another run with --init-from {path}."
+            )
+        )
     trainer = Trainer(config, data, saved.task, saved.directory, resolved, emit)
     step = 0
     if trainer.store.latest() is None:  # stopped before its first checkpoint: begin again, to the same end
@@ -112,6 +121,21 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) ->
 
 def _load(config: Any, tokenizer: Tokenizer | None) -> TaskData:
     return DATA[config.task].load(config, tokenizer)
+
+
+def _fits_memory(parameters: int) -> None:
+    """Refuse a model that the machine cannot hold: weights, gradient and two moments, 4 bytes each.
+
+    Only where the weights live in the computer's own memory and the system tells its size.
+    """
+    if jax.default_backend() != "cpu" or not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return
+    needed, there = parameters * 16, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UsageError(
+            f"A model of {parameters:,} parameters needs at least {needed / 2**30:.0f} GiB to train, and this machine "
+            f"has {there / 2**30:.0f} GiB. Choose a smaller --hidden, --layers or vocabulary."
+        )
 
 
 def _planned(config: TrainConfig, data: Any) -> int | None:

@@ -31,7 +31,9 @@ Emit = Callable[[Event], None]
 #: Arithmetic in one call of K steps: about half a second on two CPU cores, so that Ctrl-C is answered soon.
 FLOPS_PER_CALL = 4e10
 MAX_STEPS_PER_CALL = 32
-SAMPLE_LENGTH = 300
+#: Share of the peak learning rate that is left at the last step, unless ``--final-lr`` says otherwise.
+FINAL_LR = 0.02
+SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 300, 0.8
 FINAL_TEMPERATURES = (0.3, 0.8, 1.0)
 
 
@@ -63,9 +65,9 @@ def steps_per_call(parameters: int, tokens: int) -> int:
 
 def plan_optimizer(config: TrainConfig, horizon: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """The schedule with its horizon frozen, and the optimiser that follows it. Raises ``UsageError``."""
-    schedule = make_schedule(
-        config.schedule, lr=config.lr, warmup=config.warmup, horizon=horizon, final=config.final_lr
-    )
+    final = FINAL_LR if config.final_lr is None else config.final_lr
+    warmup = min(config.warmup, horizon // 10)  # a short run must not be all warm-up
+    schedule = make_schedule(config.schedule, lr=config.lr, warmup=warmup, horizon=horizon, final=final)
     options = dict(config.optimizer_options)
     if config.optimizer == "adamw":
         options["weight_decay"] = config.weight_decay
@@ -93,7 +95,7 @@ class Trainer:
         self._batch_maker = data.batches
         self._sampler: Sampler | None = None
         self._events: Any = None
-        self._speed = 0.0
+        self._speed, self._calls_read = 0.0, 0
         self._picture: Future[None] = Future()
         self._picture.set_result(None)
 
@@ -186,7 +188,9 @@ class Trainer:
         self.done.seconds += now - clock
         mean = float(np.sum(losses * counts) / max(np.sum(counts), 1))
         speed = number * self.tokens_per_step / max(now - clock, 1e-9)
-        self._speed = 0.8 * self._speed + 0.2 * speed if self._speed else speed
+        # The first call compiles: its speed serves until there is another, and is written nowhere.
+        self._speed = 0.8 * self._speed + 0.2 * speed if self._calls_read > 1 else speed
+        self._calls_read += 1
         left = (self.total - step) * self.tokens_per_step / self._speed
         self.emit(Progress(step, mean, self.data.bits_per_char(mean), self._speed, left))
         return now
@@ -219,7 +223,7 @@ class Trainer:
             self._draw(pool)
             self.emit(Evaluated(row, best=self.done.best_step == step))
         if text is not None:
-            self.emit(Sampled(step, text))
+            self.emit(Sampled(step, SAMPLE_TEMPERATURE, text))
         return self._patience_gone
 
     def _draw(self, pool: ThreadPoolExecutor) -> None:
@@ -243,7 +247,7 @@ class Trainer:
             "train_loss": self.done.loss_sum / max(self.done.loss_count, 1.0),
             **report,
             "learning_rate": float(self.schedule(max(step - 1, 0))),
-            "tokens_per_second": round(self._speed),
+            "tokens_per_second": round(self._speed) if self._calls_read > 1 else None,
             "seconds": round(self.done.seconds, 3),
         }
         self.done.loss_sum = self.done.loss_count = 0.0
@@ -274,7 +278,7 @@ class Trainer:
         return self.data.report(totals)
 
     def _sample(self, step: int) -> str:
-        text = self._write(self._sampler_for(self._params), 0.8)
+        text = self._write(self._sampler_for(self._params), SAMPLE_TEMPERATURE)
         append_sample(self.run.samples_path, step, text)
         return text
 

@@ -237,5 +237,5 @@ def _sync_tree(folder: Path) -> None:
         if path.is_dir():
             sync_folder(path)
         else:
-            with open(path, "rb") as file:
+            with open(path, "r+b") as file:  # Windows syncs files open for writing only
                 os.fsync(file.fileno())

@@ -76,9 +76,9 @@ class TrainConfig(BaseModel):
     schedule: str = "cosine"
     """Course of the learning rate after the warm-up."""
     warmup: NotNegative = 100
-    """Steps in which the learning rate rises to its peak."""
-    final_lr: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.02
-    """Learning rate at the last step, as a share of the peak (cosine and exponential)."""
+    """Steps in which the learning rate rises to its peak, at most a tenth of the run."""
+    final_lr: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    """Learning rate at the last step, as a share of the peak (cosine and exponential). Default: 0.02."""
     clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Largest global norm of a gradient; longer ones are scaled down. 0: no clipping."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -102,6 +102,8 @@ class TrainConfig(BaseModel):
         given = [f"--{name}" for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} were given together: give one of them")
+        if self.final_lr is not None and self.schedule == "constant":
+            raise ValueError(f"--final-lr {self.final_lr} has no meaning with --schedule constant: leave it out")
         if self.weight_decay and self.optimizer != "adamw":
             raise ValueError(f"weight decay works with adamw, not with {self.optimizer}: leave out --weight-decay")
         if "weight_decay" in self.optimizer_options:
