@@ -1,8 +1,15 @@
 """Write text with a trained model: ``python sample.py --help``."""
 
+import os
+import signal
 import sys
 
-from jaxgen.cli.sample import main
-
 if __name__ == "__main__":
+    former = signal.getsignal(signal.SIGINT)
+    if former is signal.default_int_handler:
+        # While modules load, Ctrl-C may not raise: NumPy turns the exception into another, with a traceback.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from jaxgen.cli.sample import main
+
+    signal.signal(signal.SIGINT, former)
     sys.exit(main())

@@ -11,12 +11,14 @@ from typing import Annotated, Any, get_args
 from jaxgen.errors import JaxgenError
 
 
-def guarded(command: Callable[[], None]) -> int:
-    """Run ``command`` and turn every expected failure into one sentence on standard error and its exit code."""
+def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
+    """Run ``command`` and turn every expected failure into one sentence on standard error and its exit code.
+
+    ``text_alone``: standard output is data, exact UTF-8 wherever it is not a terminal.
+    """
     from jaxgen.run.trainer import Interrupted
 
-    if sys.stdout is None:  # closed by the shell (`>&-`)
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    open_output(text_alone)
     try:
         command()
         sys.stdout.flush()
@@ -37,6 +39,19 @@ def guarded(command: Callable[[], None]) -> int:
         say(f"error: The system refused{where}: {error.strerror or error}.")
         return 1
     return 0
+
+
+def open_output(text_alone: bool) -> None:
+    """Let standard output take every character, whatever encoding the system chose for it."""
+    if sys.stdout is None:  # closed by the shell (`>&-`)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is None:  # a notebook's or a test's
+        return
+    if text_alone and not sys.stdout.isatty():
+        reconfigure(encoding="utf-8", newline="")  # Windows would write \n as \r\n
+    else:
+        reconfigure(errors="backslashreplace")
 
 
 def say(text: str) -> None:

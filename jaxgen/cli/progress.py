@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import time
+import unicodedata
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +19,10 @@ from jaxgen.run import events
 
 #: Seconds between plain lines where there is no terminal.
 PLAIN_EVERY = 15.0
+#: Columns of a terminal from which the live line has a bar, and what the bar takes of them at least.
+WIDE, BAR = 90, 6
+#: Line breaks that are none to a terminal, and characters that turn the writing direction around.
+TRICKS = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def clock(seconds: float) -> str:
@@ -28,8 +33,28 @@ def clock(seconds: float) -> str:
 
 
 def visible(text: str) -> str:
-    """Text with its control characters escaped, line breaks and tabs kept: a model may write anything."""
-    return "".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text)
+    """Text with what could disturb a terminal escaped, line breaks and tabs kept: a model may write anything."""
+    return "".join(repr(c)[1:-1] if _disturbs(c) else c for c in text.replace("\r\n", "\n"))
+
+
+def _disturbs(c: str) -> bool:
+    return c not in "\n\t" and (c in TRICKS or unicodedata.category(c) in ("Cc", "Cs", "Cn"))
+
+
+def progress_line(event: events.Progress, total: int, width: int | None = None) -> str:
+    """Where the run stands, in the longest wording that fits ``width`` columns."""
+    step, loss, left = f"{event.step:,}/{total:,}", f"loss {event.loss:.3f}", clock(event.seconds_left)
+    bits = "" if event.bits_per_char is None else f"{event.bits_per_char:.3f} bits"
+    speed = event.tokens_per_second
+    wordings = (
+        (f"step {step}", loss, bits and f"{bits}/char", f"{speed:,.0f} tokens/s", f"{left} left"),
+        (step, loss, bits, f"{speed:,.0f} tok/s", f"{left} left"),
+        (step, loss, bits, f"{speed / 1000:,.0f}k/s", left),
+        (step, loss, f"{left} left"),
+        (step, loss, left),
+    )
+    lines = ["  ".join(filter(None, fields)) for fields in wordings]
+    return next((line for line in lines if width is None or len(line) <= width), lines[-1])
 
 
 class PipeConsole(Console):
@@ -77,23 +102,24 @@ class Screen:
         if event.first_step:
             self.console.print(f"Continuing from step {event.first_step:,}.")
         if self.console.is_terminal and event.first_step < event.last_step:
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=None), console=self.console, refresh_per_second=4
-            )
+            self._bar = Progress(*self._columns(), console=self.console, refresh_per_second=4)
             self._bar.start()
             self._line = self._bar.add_task("compiling …", total=event.last_step, completed=event.first_step)
 
     def _progress(self, event: events.Progress) -> None:
-        bits = "" if event.bits_per_char is None else f"  {event.bits_per_char:.3f} bits/char"
-        text = (
-            f"step {event.step:,}/{self._total:,}  loss {event.loss:.3f}{bits}  "
-            f"{event.tokens_per_second:,.0f} tokens/s  {clock(event.seconds_left)} left"
-        )
         if self._bar is not None:
+            self._bar.columns = self._columns()  # the window may have changed
+            width = self.console.width - (BAR if len(self._bar.columns) > 1 else 0)
+            text = progress_line(event, self._total, width)
             self._bar.update(self._line, completed=event.step, description=text)
         elif time.monotonic() - self._last_plain > PLAIN_EVERY:
             self._last_plain = time.monotonic()
-            self.console.print(text, soft_wrap=True)
+            self.console.print(progress_line(event, self._total), soft_wrap=True)
+
+    def _columns(self) -> tuple[ProgressColumn, ...]:
+        """The live line's: words, and a bar where there is room for both."""
+        words = TextColumn("{task.description}")
+        return (words, BarColumn(bar_width=None)) if self.console.width >= WIDE else (words,)
 
     def _evaluated(self, event: events.Evaluated) -> None:
         row = event.row
@@ -105,7 +131,7 @@ class Screen:
         )
 
     def _sampled(self, event: events.Sampled) -> None:
-        self.console.print(self._panel(event.text, f"sample at step {event.step:,}, temperature 0.8"))
+        self.console.print(self._panel(event.text, f"sample at step {event.step:,}, temperature {event.temperature:g}"))
 
     def _panel(self, text: str, title: str) -> Panel:
         return Panel(Text(visible(text).strip("\n")), title=escape(title), title_align="left", border_style="dim")
@@ -134,7 +160,7 @@ def _result_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     if "val_bpc" in report:
         rows.append(("", f"{report['val_bpc']:.4f} bits per character, {report['val_bpb']:.4f} bits per byte"))
     for name, value in report.items():
-        if name.startswith("windows_"):
+        if name.startswith("windows_") and name.endswith("_loss"):
             rows.append((f"{name.split('_')[1]}-token windows", f"{value:.4f} nats/token, from a zero state"))
         elif name == "stateful_loss":
             rows.append(("state carried", f"{value:.4f} nats/token"))

@@ -34,7 +34,7 @@ class SampleConfig(BaseModel):
     prompt: str | None = None
     """Text to continue."""
     prompt_file: str | None = None
-    """File with the text to continue; - for standard input."""
+    """File with the text to continue; - for standard input. One line break at its end is left out."""
     length: int = 500
     """Tokens to generate."""
     temperature: tuple[float, ...] = (0.8,)
@@ -56,7 +56,7 @@ class SampleConfig(BaseModel):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Sample; returns the exit code."""
-    return guarded(lambda: sample(list(sys.argv[1:] if args is None else args)))
+    return guarded(lambda: sample(list(sys.argv[1:] if args is None else args)), text_alone=True)
 
 
 def sample(args: list[str]) -> None:
@@ -81,16 +81,12 @@ def sample(args: list[str]) -> None:
         )
     streams = [sampler.stream(prompt, each, num_samples=config.num_samples, unk=config.unk) for each in settings]
     writer = Writer(escape=sys.stdout.isatty() and not config.raw)
-    began = time.perf_counter()
+    speed = Speed()
     for each, stream in zip(settings, streams):
         if len(settings) > 1:
             writer.heading(f"temperature {each.temperature:g}")
-        writer.write_all(stream, prompt, config.num_samples)
-    seconds = time.perf_counter() - began
-    say(
-        f"{writer.tokens:,} tokens in {seconds:.2f} s ({writer.tokens / max(seconds, 1e-9):,.0f} tokens/s, "
-        "compilation included)"
-    )
+        writer.write_all(speed.timed(stream), prompt, config.num_samples)
+    say(str(speed))
 
 
 def read_prompt(config: SampleConfig) -> str:
@@ -100,28 +96,71 @@ def read_prompt(config: SampleConfig) -> str:
     if config.prompt_file is None:
         return config.prompt or ""
     try:
-        if config.prompt_file == "-":
-            return sys.stdin.buffer.read().decode("utf-8")
-        return Path(config.prompt_file).read_bytes().decode("utf-8")
+        raw = sys.stdin.buffer.read() if config.prompt_file == "-" else Path(config.prompt_file).read_bytes()
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
             f"The prompt in {config.prompt_file} is not UTF-8 at byte offset {error.start}. Convert it to UTF-8."
         ) from None
     except OSError as error:
         raise DataError(f"The prompt file {config.prompt_file} cannot be read: {error.strerror}.") from None
+    # `echo` and editors end every file in a line break, which a model would take for the end of the line.
+    return text.removesuffix("\r\n" if text.endswith("\r\n") else "\n")
+
+
+class Speed:
+    """Counts tokens as they are made. The first chunk of a stream waits for compilation, so it is counted apart."""
+
+    def __init__(self) -> None:
+        self.first_tokens = self.later_tokens = 0
+        self.first_seconds = self.later_seconds = 0.0
+
+    def timed(self, stream: Iterator[Piece]) -> Iterator[Piece]:
+        """The pieces of ``stream``, which is timed from here on."""
+        from jaxgen.sampling import ROWS
+
+        arrived = began = time.perf_counter()
+        first, before = True, -1
+        for piece in stream:
+            if before < 0:
+                arrived = time.perf_counter()
+            elif piece.index <= before or piece.index // ROWS > before // ROWS:  # the next chunk of a block, or block
+                first = False
+            before = piece.index
+            if first:
+                self.first_tokens += piece.tokens.size
+            else:
+                self.later_tokens += piece.tokens.size
+            yield piece
+        self.first_seconds += arrived - began
+        self.later_seconds += time.perf_counter() - arrived
+
+    def __str__(self) -> str:
+        total = f"{self.first_tokens + self.later_tokens:,} tokens in {self.first_seconds + self.later_seconds:.2f} s"
+        if not self.later_tokens:
+            return total
+        rate = self.later_tokens / max(self.later_seconds, 1e-9)
+        return (
+            f"{total}; {rate:,.0f} tokens/s after the first {self.first_tokens:,} "
+            f"({self.first_seconds:.1f} s to the first)"
+        )
 
 
 class Writer:
     """Puts samples on standard output in order: the first of a block as it is made, the others behind it."""
 
     def __init__(self, escape: bool) -> None:
-        self.escape, self.tokens = escape, 0
+        self.escape, self._held = escape, ""
 
     def put(self, text: str) -> None:
         """Write text now."""
         from jaxgen.cli.progress import visible
 
-        sys.stdout.write(visible(text) if self.escape else text.encode("utf-8", "replace").decode("utf-8"))
+        if self.escape:
+            text = self._held + text
+            self._held = "\r" if text.endswith("\r") else ""  # what follows decides whether it is half a line break
+            text = visible(text.removesuffix("\r"))
+        sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
         sys.stdout.flush()
 
     def heading(self, text: str) -> None:
@@ -134,7 +173,6 @@ class Writer:
         waiting: dict[int, str] = {}
         finished: set[int] = set()
         for piece in stream:
-            self.tokens += piece.tokens.size
             waiting[piece.index] = waiting.get(piece.index, "") + piece.text
             if piece.last:
                 finished.add(piece.index)

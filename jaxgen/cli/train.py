@@ -58,13 +58,15 @@ def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
     from jaxgen.store.config import read_toml, validate
 
     mode, file, run = (flag_value(args, flag) for flag in ("--resume", "--config", "--run"))
+    values = {} if file is None else read_toml(file)
+    if run is None and "run" in values:
+        run = str(values["run"])  # its type is checked with the rest
     mode = "never" if mode is None else choose(mode, ("auto", "never", "must"), "value for --resume")
     resuming = False
     if mode != "never":
         if run is None:
             raise UsageError(f"--resume {mode} needs to know which run: give --run DIR.")
         resuming = mode == "must" or RunDirectory(run).exists()
-    values = {} if file is None else read_toml(file)
     if resuming and run is not None:
         values = {**SavedRun.open(run).config.model_dump(), "run": run, **values}
     else:
@@ -83,11 +85,13 @@ def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
 def _names(kind: Any) -> dict[str, Any]:
     """What the settings that name a registry's entry can be."""
     from jaxgen.cells import CELLS
+    from jaxgen.data import BATCHES
     from jaxgen.text import TOKENIZERS
     from jaxgen.training import OPTIMIZERS, SCHEDULES
 
     return {
         "cell": CELLS,
+        "layout": BATCHES,
         "level": TOKENIZERS,
         "optimizer": OPTIMIZERS,
         "preset": kind.presets,

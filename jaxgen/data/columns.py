@@ -13,6 +13,16 @@ from typing import Any
 from jaxgen.errors import DataError, UsageError
 
 _KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+#: What JSON calls the values that Python reads.
+_JSON = {
+    "NoneType": "null",
+    "bool": "a boolean",
+    "int": "a number",
+    "float": "a number",
+    "str": "a string",
+    "list": "an array",
+    "dict": "an object",
+}
 _FIELD_LIMIT = 2**31 - 1  # a C long on every platform
 
 
@@ -47,21 +57,23 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _table(text: str, kind: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The (line, fields) of each row that is not blank; the line is the last one of the row."""
+    """The (line, fields) of each row that is not blank; the line is the one where the row begins."""
     stream = io.StringIO(text, newline="")
     if kind == "csv":
         reader = csv.reader(stream, strict=True)
     else:
         reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+    begin = 1  # a quote left open swallows the rest of the file: only the row's first line tells where
     with _long_fields():
         try:
             for row in reader:
                 if row:
-                    yield reader.line_num, row
+                    yield begin, row
+                begin = reader.line_num + 1
         except csv.Error as error:
             raise DataError(
-                f"Line {reader.line_num} of {path} is not well-formed {kind.upper()} ({error}). "
-                "Correct that line, for example its quotation marks."
+                f"Line {begin} of {path} begins a row that is not well-formed {kind.upper()} ({error}). "
+                "Correct that row, for example its quotation marks."
             ) from error
 
 
@@ -79,10 +91,11 @@ def _cells(
     rows: Iterator[tuple[int, list[str]]], column: str, position: int | None, path: Path, header: bool | None
 ) -> list[str]:
     texts: list[str] = []
+    first: list[str] = []
     width = index = 0
     for number, row in rows:
         if width == 0:
-            width = len(row)
+            first, width = row, len(row)
             index = _index(row, column, position, path)
             if header or (header is None and position is None):
                 continue
@@ -90,6 +103,7 @@ def _cells(
             raise DataError(
                 f"Line {number} of {path} has {len(row)} columns, but the first row has {width}. "
                 "Correct that line: every row must have the same number of columns."
+                + (_separator_hint(first) or _separator_hint(row))
             )
         texts.append(row[index])
     return texts
@@ -100,7 +114,7 @@ def _index(row: list[str], column: str, position: int | None, path: Path) -> int
         if position > len(row):
             raise DataError(
                 f"The text column is {position}, but {path} has {len(row)} columns. "
-                f"Give a position from 1 to {len(row)}."
+                f"Give a position from 1 to {len(row)}.{_separator_hint(row)}"
             )
         return position - 1
     if row.count(column) == 1:
@@ -109,8 +123,17 @@ def _index(row: list[str], column: str, position: int | None, path: Path) -> int
     names = ", ".join(repr(name) for name in row)
     raise DataError(
         f"The column {column!r} {problem} in {path}, whose first row is: {names}. "
-        f"Give one of these names, or a position from 1 to {len(row)} if this row is data."
+        f"Give one of these names, or a position from 1 to {len(row)} if this row is data." + _separator_hint(row)
     )
+
+
+def _separator_hint(row: list[str]) -> str:
+    """What may be wrong with a row that is a single field with another separator in it."""
+    if len(row) == 1 and "\t" in row[0]:
+        return " The columns seem to be separated by tabs: give the file a name that ends in .tsv."
+    if len(row) == 1 and ";" in row[0]:
+        return " The columns seem to be separated by semicolons: convert the file to commas (.csv) or tabs (.tsv)."
+    return ""
 
 
 def _json_cell(line: str, column: str, position: int | None, where: str) -> str:
@@ -127,9 +150,12 @@ def _json_cell(line: str, column: str, position: int | None, where: str) -> str:
         value = record[position - 1]
     else:
         raise DataError(
-            f"The column {column!r} cannot be found in {where}: it is a JSON {type(record).__name__}. "
+            f"The column {column!r} cannot be found in {where}: it is {_JSON[type(record).__name__]}. "
             "Each line must be an object (column by name) or a long enough array (by position)."
         )
     if not isinstance(value, str):
-        raise DataError(f"The column {column!r} of {where} holds a {type(value).__name__}. It must hold text.")
+        raise DataError(
+            f"The column {column!r} of {where} holds {_JSON[type(value).__name__]}, but it must hold a string. "
+            "Correct or remove that line."
+        )
     return value

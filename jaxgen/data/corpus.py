@@ -25,6 +25,7 @@ from jaxgen.text import EOS, TOKENIZERS, UNK, Tokenizer, text_bytes
 
 __all__ = [
     "BATCHES",
+    "VAL_FRACTION",
     "DocumentBatches",
     "LanguageCorpus",
     "StreamBatches",
@@ -36,22 +37,28 @@ __all__ = [
     "window_eval",
 ]
 
+#: Share of the data held out unless told otherwise.
+VAL_FRACTION = 0.1
+
 
 @dataclass(frozen=True)
 class LanguageCorpus:
     """A tokenizer and the two splits it was made for; the vocabulary comes from ``train`` alone.
 
-    ``sha256`` is over the raw bytes of the data; ``documents`` is the way the texts were cut (layout
-    ``documents``, else None); ``val_unknown`` counts the UNK ids in ``val``.
+    ``sha256`` is over the raw bytes of the data, ``val_sha256`` over those of the validation data (None when it was
+    held out of the data); ``documents`` is the way the texts were cut (layout ``documents``, else None);
+    ``train_unknown`` and ``val_unknown`` count the UNK ids in each split.
     """
 
     tokenizer: Tokenizer
     name: str
     sha256: str
+    val_sha256: str | None
     layout: str
     documents: str | None
     train: Tokens
     val: Tokens
+    train_unknown: int
     val_unknown: int
 
 
@@ -64,7 +71,7 @@ def prepare(
     text_column: str | None = None,
     layout: str | None = None,
     documents: str | None = None,
-    val_fraction: float = 0.1,
+    val_fraction: float = VAL_FRACTION,
     val_data: Sequence[str] | None = None,
     seed: int = 0,
 ) -> LanguageCorpus:
@@ -103,7 +110,8 @@ def prepare(
         else:
             train_texts, val_texts = _hold_out(train_texts, val_fraction, seed, cut)
         if not train_texts or (held_out is not None and not val_texts):
-            raise DataError(f"There is no document with text in the data cut by {cut}. Give more text.")
+            which = "validation data" if train_texts else "data"
+            raise DataError(f"There is no document with text in the {which} cut by {cut}. Give more text.")
     else:
         cut = None
         train_text = join_texts(source.texts)
@@ -124,8 +132,18 @@ def prepare(
             f"The validation split has {val.ids.size} tokens, but at least 2 are needed. Give more text, "
             "a larger validation fraction, or a validation file with --val-data."
         )
-    unknown = int(np.count_nonzero(val.ids == UNK))
-    return LanguageCorpus(tokenizer, source.name, source.sha256, layout, cut, train, val, unknown)
+    return LanguageCorpus(
+        tokenizer=tokenizer,
+        name=source.name,
+        sha256=source.sha256,
+        val_sha256=None if held_out is None else held_out.sha256,
+        layout=layout,
+        documents=cut,
+        train=train,
+        val=val,
+        train_unknown=int(np.count_nonzero(train.ids == UNK)),
+        val_unknown=int(np.count_nonzero(val.ids == UNK)),
+    )
 
 
 def encode_split(tokenizer: Tokenizer, texts: Sequence[str], layout: str) -> Tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +11,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from jaxgen.data.corpus import LanguageCorpus, Tokens, make_batches, prepare, stream_eval, window_eval
+from jaxgen.data.corpus import (
+    BATCHES,
+    VAL_FRACTION,
+    LanguageCorpus,
+    Tokens,
+    make_batches,
+    prepare,
+    stream_eval,
+    window_eval,
+)
 from jaxgen.data.task import EvalSet
-from jaxgen.errors import UsageError, choose
+from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.store.config import MAX_SIZE, Positive, Size, TrainConfig
 from jaxgen.text import TOKENIZERS, Tokenizer
 
@@ -22,6 +32,8 @@ EVAL_TOKENS = 200_000
 EVAL_ROWS = 32
 #: Targets scored by each windowed evaluation: 2,400 windows of 64 or 600 of 256.
 WINDOW_TOKENS = 2_400 * 64
+#: Share of unknown training tokens above which a borrowed vocabulary is refused: the model would learn <unk> instead.
+MAX_UNKNOWN = 0.2
 
 
 class LanguageConfig(TrainConfig):
@@ -34,8 +46,8 @@ class LanguageConfig(TrainConfig):
     files, folders and globs (.gz too)."""
     val_data: tuple[str, ...] | None = None
     """Validation text of its own. By default the tail of the data."""
-    val_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.1
-    """Share of the data held out at its end."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
+    """Share of the data held out at its end (documents: drawn at random). Default: 0.1."""
     text_column: str | None = None
     """Column of a CSV, TSV or JSONL file to read, by name or by position from 1."""
     level: str = "char"
@@ -44,7 +56,7 @@ class LanguageConfig(TrainConfig):
     """Largest vocabulary at word level (default 20000) and bpe level (default 8192)."""
     min_count: Positive | None = None
     """What is seen less often in the training text becomes <unk> (word level: default 2; char level: default 1)."""
-    layout: Literal["stream", "windows", "documents"] | None = None
+    layout: str | None = None
     """stream (default): contiguous lanes, state carried from window to window. windows: shuffled windows from a zero
     state. documents (default for rows of a table): texts of their own, each ending in <eos>."""
     documents: Literal["line", "blank-line", "file", "row"] | None = None
@@ -64,8 +76,8 @@ class LanguageConfig(TrainConfig):
             {"hidden": 128, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 400},
         ),
         "small": (
-            "LSTM 1x256, 1,400 steps: about two minutes on 2 CPU cores, readable text",
-            {"hidden": 256, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 1400},
+            "LSTM 1x256, 1,200 steps: under two minutes on 2 CPU cores, readable text",
+            {"hidden": 256, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 1200},
         ),
         "medium": (
             "LSTM 2x512 with dropout, 6,000 steps: hours on 2 CPU cores, minutes on an accelerator",
@@ -97,6 +109,8 @@ class LanguageConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _settings_fit(self) -> LanguageConfig:
+        if self.layout is not None:
+            choose(self.layout, BATCHES, "layout")
         if self.tie and self.embed not in (None, self.hidden):
             raise ValueError(f"--tie needs --embed equal to --hidden, which are {self.embed} and {self.hidden}")
         if self.stride is not None and self.layout != "windows":
@@ -111,6 +125,11 @@ class LanguageConfig(TrainConfig):
                 )
         if self.documents is not None and self.layout not in (None, "documents"):
             raise ValueError(f"--documents {self.documents} has no meaning with --layout {self.layout}")
+        if self.val_fraction is not None and self.val_data:
+            raise ValueError(
+                f"--val-fraction {self.val_fraction} has no meaning with --val-data {' '.join(self.val_data)}, "
+                "which holds nothing out: leave one of them out"
+            )
         return self
 
 
@@ -127,7 +146,8 @@ class LanguageData:
     def load(cls, config: LanguageConfig, tokenizer: Tokenizer | None = None) -> LanguageData:
         """Read, split and encode the text; a given ``tokenizer`` (of a resumed run) is used as it is.
 
-        Raises ``DataError`` for data that cannot be used, also when it is too short for one batch.
+        Raises ``DataError`` for data that cannot be used, also when a split is too short for one batch or when
+        ``--init-from`` brings a vocabulary that lacks too much of the text.
         """
         if tokenizer is not None and tokenizer.kind != config.level:
             raise UsageError(
@@ -142,13 +162,35 @@ class LanguageData:
             text_column=config.text_column,
             layout=config.layout,
             documents=config.documents,
-            val_fraction=config.val_fraction,
+            val_fraction=VAL_FRACTION if config.val_fraction is None else config.val_fraction,
             val_data=config.val_data,
             seed=config.seed,
         )
         data = cls(config, corpus)
         _ = data.batches  # too little text is an error now, not after compilation
+        data._check_validation()
+        # A run that goes on made its vocabulary for this text, whatever it lacks: only a borrowed one is checked.
+        if tokenizer is not None and config.init_from is not None:
+            data._check_vocabulary()
         return data
+
+    def _check_validation(self) -> None:
+        there, needed = self.corpus.val.ids.size, self.config.seq_len + 1
+        if self.corpus.layout == "windows" and there < needed:
+            more = "a longer --val-data" if self.config.val_data else "a larger --val-fraction"
+            raise DataError(
+                f"The validation split has {there:,} tokens, but --layout windows needs at least {needed:,} "
+                f"(--seq-len + 1). Give more text, {more}, or a smaller --seq-len."
+            )
+
+    def _check_vocabulary(self) -> None:
+        unknown, there = self.corpus.train_unknown, self.corpus.train.ids.size
+        if unknown > MAX_UNKNOWN * there:
+            raise DataError(
+                f"{unknown / there:.0%} of the training tokens are unknown to the vocabulary of --init-from "
+                f"{self.config.init_from}, and at most {MAX_UNKNOWN:.0%} may be. Start without --init-from, or give "
+                "text like that which the vocabulary was made for."
+            )
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -172,8 +214,14 @@ class LanguageData:
         return {"vocab_size": self.tokenizer.vocab_size, **{name: getattr(c, name) for name in names}}
 
     def identity(self) -> dict[str, str]:
-        """What a resumed run compares: the data's name and the digest of its bytes."""
-        return {"name": self.corpus.name, "sha256": self.corpus.sha256}
+        """What a resumed run compares: the data's name and the digest of its bytes.
+
+        With ``val_data``, ``sha256`` is that of the two hexadecimal digests, training data first.
+        """
+        digest, val_digest = self.corpus.sha256, self.corpus.val_sha256
+        if val_digest is not None:
+            digest = hashlib.sha256(f"{digest}{val_digest}".encode()).hexdigest()
+        return {"name": self.corpus.name, "sha256": digest}
 
     def sample_prompt(self) -> str:
         """What samples during training continue: the first words of a line of validation text, or a new document."""
@@ -184,17 +232,27 @@ class LanguageData:
     def facts(self) -> dict[str, str]:
         """Lines for the reader: label and text."""
         train, val = self.corpus.train, self.corpus.val
-        unknown = self.corpus.val_unknown
+        unknown = [
+            f"{count:,} unknown in {split} ({count / tokens.ids.size:.2%})"
+            for split, count, tokens in (
+                ("training", self.corpus.train_unknown, train),
+                ("validation", self.corpus.val_unknown, val),
+            )
+            if count
+        ]
         return {
             "data": f"{self.corpus.name} (sha256 {self.corpus.sha256[:12]})",
             "text": f"{train.chars:,} characters to train on, {val.chars:,} to validate",
             "tokens": f"{self.config.level} level, vocabulary {self.tokenizer.vocab_size:,}, "
-            f"{train.ids.size:,} + {val.ids.size:,} tokens"
-            + (f", {unknown:,} unknown in validation ({unknown / val.ids.size:.2%})" if unknown else ""),
+            + ", ".join([f"{train.ids.size:,} + {val.ids.size:,} tokens", *unknown]),
         }
 
     def eval_sets(self, final: bool) -> dict[str, EvalSet]:
-        """The evaluations by name; ``val`` is the one that decides which checkpoint is best."""
+        """The evaluations by name; ``val`` is the one that decides which checkpoint is best.
+
+        Those that carry the state (``stateful``, and ``val`` unless the layout is windows) share running text out over
+        lanes, each but the first warmed by up to 256 preceding tokens that are not scored. Documents stay whole.
+        """
         c, val = self.config, self.corpus.val
         limit = None if final else EVAL_TOKENS
         rows = max(c.batch_size, EVAL_ROWS)
@@ -214,12 +272,17 @@ class LanguageData:
         return EvalSet(rows, partial(window_eval, self.corpus.val, count, length, 0, rows))
 
     def report(self, totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        """Summed (nats, targets) by evaluation -> losses; those of ``val`` also per character and byte."""
+        """Summed (nats, targets) by evaluation -> losses, also per character; that of ``val`` also per byte.
+
+        ``val_unknown`` counts the unknown tokens of the whole validation split.
+        """
+        val = self.corpus.val
         means = {name: nll / count for name, (nll, count) in totals.items() if count}
         row = {f"{name}_loss": loss for name, loss in means.items()}
         if "val" in means:
-            row |= per_unit("val", means["val"], self.corpus.val)
-        return row
+            row |= {**per_unit("val", means["val"], val), "val_unknown": self.corpus.val_unknown}
+        others = {name: loss for name, loss in means.items() if name != "val"}
+        return row | {f"{name}_bpc": per_unit(name, loss, val)[f"{name}_bpc"] for name, loss in others.items()}
 
     def bits_per_char(self, loss: float) -> float:
         """Nats a training token in bits a character."""
@@ -227,7 +290,10 @@ class LanguageData:
 
 
 def per_unit(name: str, loss: float, tokens: Tokens) -> dict[str, float]:
-    """A loss in nats a token as perplexity and as bits per character and per byte of the text it stands for."""
+    """A loss in nats a token as perplexity and as bits per character and per byte of the text it stands for.
+
+    With unknown tokens the bits are a lower bound: to predict <unk> is not to predict the text behind it.
+    """
     bits = loss / math.log(2)
     return {
         f"{name}_perplexity": math.exp(min(loss, 700.0)),

@@ -254,7 +254,8 @@ class Trainer:
         self.metrics.append(row)
         if self._events is not None:
             for name, value in row.items():
-                self._events.add_scalar(name, value, step)
+                if value is not None:
+                    self._events.add_scalar(name, value, step)
             self._events.flush()
         return row
 

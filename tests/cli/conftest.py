@@ -28,28 +28,37 @@ class Outcome(NamedTuple):
     err: str
 
 
-def call(main: Callable[[list[str]], int], args: Sequence[object], flags: str = "") -> Outcome:
-    """Run a command in this process; a message of the flag parser leaves by ``SystemExit``."""
-    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8", newline=""), io.StringIO()
+def call(
+    main: Callable[[list[str]], int],
+    args: Sequence[object],
+    flags: str = "",
+    encoding: str = "utf-8",
+    newline: str = "",
+) -> Outcome:
+    """Run a command in this process; a message of the flag parser leaves by ``SystemExit``.
+
+    ``encoding`` and ``newline`` are what the system chose for standard output.
+    """
+    out, err = io.TextIOWrapper(io.BytesIO(), encoding, newline=newline), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = main([*map(str, args), *flags.split()])
         except SystemExit as stop:
             code = stop.code
     out.flush()
-    return Outcome(code, out.buffer.getvalue().decode("utf-8"), err.getvalue())
+    return Outcome(code, out.buffer.getvalue().decode(out.encoding), err.getvalue())
 
 
 @pytest.fixture
 def train() -> Callable[..., Outcome]:
     """``train.py`` with these arguments, and with ``flags``, which are split at spaces."""
-    return lambda *args, flags="": call(train_main, args, flags)
+    return lambda *args, flags="", **output: call(train_main, args, flags, **output)
 
 
 @pytest.fixture
 def sample() -> Callable[..., Outcome]:
     """``sample.py`` with these arguments."""
-    return lambda *args: call(sample_main, args)
+    return lambda *args, **output: call(sample_main, args, **output)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from jaxgen.cli.sample import SampleConfig, Speed, Writer, read_prompt
+from jaxgen.run import Piece
+
 
 def body(text: str) -> dict[str, str]:
     """heading -> the text under it."""
@@ -23,7 +29,33 @@ def test_standard_output_is_the_text_alone(sample, run):
     assert done.out.startswith("The cat")
     assert len(done.out) == len("The cat") + 30 + 1
     assert done.out.endswith("\n")
-    assert re.fullmatch(r"30 tokens in [0-9.]+ s \([0-9,]+ tokens/s, compilation included\)\n", done.err)
+    assert re.fullmatch(r"30 tokens in [0-9.]+ s\n", done.err)
+
+
+def test_the_speed_leaves_the_first_chunk_out_because_it_waits_for_compilation(sample, run):
+    done = sample("--run", run, "--length", 70)
+    speed = r"70 tokens in [0-9.]+ s; [0-9,]+ tokens/s after the first 32 \([0-9.]+ s to the first\)\n"
+    assert re.fullmatch(speed, done.err)
+
+
+@pytest.mark.parametrize(
+    ("indices", "first", "later"),
+    [([0], 1, 0), ([0, 1], 2, 0), ([0, 0, 0], 1, 2), ([0, 1, 0, 1], 2, 2), ([0, 1, 1], 2, 1), ([*range(9)], 8, 1)],
+)
+def test_the_first_chunk_holds_a_piece_of_every_sample_of_its_block(indices, first, later):
+    speed = Speed()
+    pieces = [Piece(index, "", np.zeros(1, np.int32), False) for index in indices]
+    assert list(speed.timed(iter(pieces))) == pieces
+    assert (speed.first_tokens, speed.later_tokens) == (first, later)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_the_text_is_exact_utf8_whatever_the_system_chose_for_pipes(encoding, sample, run):
+    args = ("--run", run, "--length", 30, "--prompt", "∑ é\r\nThe ", "--unk", "skip")
+    done = sample(*args, encoding=encoding, newline="\r\n")
+    assert done.code == 0, done.err
+    assert done.out == sample(*args).out
+    assert done.out.startswith("∑ é\r\nThe ")
 
 
 def test_the_same_seed_gives_the_same_text_and_another_seed_another(sample, run):
@@ -67,6 +99,18 @@ def test_the_prompt_comes_from_the_flag_a_file_or_standard_input(sample, run, he
     stdin = sample("--run", run, "--length", 20, "--prompt-file", "-").out
     assert flag.startswith("The dogs ")
     assert flag == file == stdin
+
+
+@pytest.mark.parametrize(
+    ("content", "prompt"),
+    [("cat\n", "cat"), ("cat\r\n", "cat"), ("cat\n\n", "cat\n"), ("cat\r", "cat\r"), ("\n", ""), ("", "")],
+)
+def test_one_line_break_at_the_end_of_a_prompt_file_is_left_out(content, prompt, here, monkeypatch):
+    (here / "p.txt").write_bytes(content.encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    assert read_prompt(SampleConfig(prompt_file="p.txt")) == prompt
+    assert read_prompt(SampleConfig(prompt_file="-")) == prompt
+    assert read_prompt(SampleConfig(prompt=content)) == content
 
 
 def test_a_long_prompt_is_read_in_chunks(sample, run):
@@ -115,8 +159,13 @@ def test_the_newest_run_is_the_default(sample, run, here):
 
 
 def test_control_characters_are_shown_escaped_on_a_terminal_only(capsys):
-    from jaxgen.cli.sample import Writer
-
     Writer(escape=True).put("a\x1b[31m\tb\n")
     Writer(escape=False).put("\x1b")
     assert capsys.readouterr().out == "a\\x1b[31m\tb\n\x1b"
+
+
+def test_a_windows_line_break_in_two_pieces_is_one_line_break_on_a_terminal(capsys):
+    writer = Writer(escape=True)
+    for text in ("a\r", "\nb\r", "c\r\n", "d\r", "", "\n"):
+        writer.put(text)
+    assert capsys.readouterr().out == "a\nb\\rc\nd\n"

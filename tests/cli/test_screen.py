@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
 
 import pytest
+from rich.console import Console
 
 from jaxgen.cli import progress
-from jaxgen.cli.progress import PipeConsole, Screen, clock, visible
-from jaxgen.run.events import Note
+from jaxgen.cli.common import open_output
+from jaxgen.cli.progress import PipeConsole, Screen, clock, progress_line, visible
+from jaxgen.run.events import Note, Progress, Sampled, Started
 
 
 class Broken(io.StringIO):
@@ -26,7 +30,88 @@ def test_training_goes_on_unseen_when_the_reader_of_its_output_has_gone(monkeypa
 
 
 def test_control_characters_are_escaped_and_line_breaks_kept():
-    assert visible("a\x1b[2Jb\n\tc\x00") == "a\\x1b[2Jb\n\tc\\x00"
+    assert visible("a\x1b[2Jb\n\tc\x00\x9b") == "a\\x1b[2Jb\n\tc\\x00\\x9b"
+
+
+@pytest.mark.parametrize("c", ["\ud800", "\uffff", "\u2028", "\u2029", "\u202a", "\u202e", "\u2066", "\u2069"])
+def test_what_is_no_character_or_turns_the_text_around_is_escaped(c):
+    assert visible(f"a{c}b") == f"a\\u{ord(c):04x}b"
+
+
+@pytest.mark.parametrize("text", ["10\u00a0km", "東京\u3000都", "👩\u200d💻", "soft\u00adhyphen", "\ue000", "é"])
+def test_ordinary_text_is_shown_as_it_is(text):
+    assert visible(text) == text
+
+
+def test_a_carriage_return_is_dropped_before_a_line_break_and_escaped_elsewhere():
+    assert visible("a\r\nb\rc\r") == "a\nb\\rc\\r"
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("text_alone", [False, True])
+def test_a_terminal_that_lacks_a_character_shows_it_escaped(text_alone, monkeypatch):
+    terminal = Terminal(io.BytesIO(), "cp1252", newline="")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    open_output(text_alone)
+    print("é ∑", flush=True)
+    assert terminal.buffer.getvalue() == b"\xe9 \\u2211\n"
+
+
+def test_standard_output_that_cannot_be_reconfigured_is_left_alone(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    open_output(True)
+    print("∑")
+    assert sys.stdout.getvalue() == "∑\n"
+
+
+def test_a_sample_names_its_temperature():
+    out = io.StringIO()
+    Screen(Console(width=60, file=out)).show(Sampled(step=1200, temperature=0.5, text="The cat"))
+    assert "sample at step 1,200, temperature 0.5" in out.getvalue()
+
+
+SMALL = Progress(1200, 1.234, 1.78, 12_345.6, 83)
+LARGE = Progress(123_456, 1.234, 1.78, 1_234_567, 5025)
+
+
+def live(width: int, event: Progress, total: int) -> str:
+    """The live line as a terminal of this width shows it."""
+    out = io.StringIO()
+    screen = Screen(Console(width=width, height=25, force_terminal=True, file=out, color_system=None))
+    screen.show(Started("r", {}, 0, total))
+    screen.show(event)
+    screen.close()
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", out.getvalue().replace("\r", "\n")).strip().splitlines()[-1]
+
+
+def test_a_wide_window_has_a_bar_and_a_narrow_one_has_not():
+    full = "step 1,200/4,000  loss 1.234  1.780 bits/char  12,346 tokens/s  1:23 left"
+    assert re.fullmatch(re.escape(full) + " [━╸╺]{4,}", live(100, SMALL, 4000).rstrip())
+    assert live(80, SMALL, 4000).rstrip() == full
+
+
+@pytest.mark.parametrize("width", [60, 80, 90, 120])
+@pytest.mark.parametrize(("event", "total"), [(SMALL, 4000), (LARGE, 1_000_000)])
+def test_from_60_columns_on_the_live_line_shows_everything(width, event, total):
+    line = live(width, event, total)
+    for part in (f"{event.step:,}/{total:,}", "loss 1.234", "1.780 bits", "/s", clock(event.seconds_left)):
+        assert part in line
+    assert len(line.rstrip()) <= width
+
+
+@pytest.mark.parametrize(("event", "total"), [(SMALL, 4000), (LARGE, 1_000_000)])
+def test_at_40_columns_the_live_line_keeps_step_loss_and_time_left(event, total):
+    line = live(40, event, total)
+    for part in (f"{event.step:,}/{total:,}", "loss 1.234", clock(event.seconds_left)):
+        assert part in line
+
+
+def test_a_line_without_bits_leaves_no_gap():
+    assert progress_line(Progress(1, 2, None, 3, 4), 5) == "step 1/5  loss 2.000  3 tokens/s  0:04 left"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7384, "2:03:04")])

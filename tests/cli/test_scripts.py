@@ -64,6 +64,16 @@ def test_a_reader_that_leaves_early_ends_sampling_quietly(environment, run, here
     assert errors == ""
 
 
+@pytest.mark.parametrize("name", ["train.py", "sample.py"])
+def test_an_interrupt_while_modules_load_leaves_no_traceback(name, script, here):
+    (here / name).write_bytes((ROOT / name).read_bytes())
+    (here / "jaxgen").mkdir()
+    swallowed = "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    1 / 0\n"
+    (here / "jaxgen/__init__.py").write_text(swallowed)
+    done = script(here / name)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_wrong_input_leaves_no_traceback_and_the_exit_code_of_its_kind(script):
     done = script(ROOT / "sample.py", "--run", "nowhere")
     assert done.returncode == 4

@@ -111,6 +111,24 @@ def test_a_file_of_settings_wins_over_the_preset_and_flags_win_over_both(train, 
     assert (saved["steps"], saved["epochs"]) == (None, 0.1)  # a length given as a flag replaces any other
 
 
+def test_a_file_of_settings_may_name_the_run_to_resume(train, small, here):
+    (here / "c.toml").write_text('run = "v"\n')
+    flags = "--config c.toml --steps 2 --eval-every 0 --resume auto"
+    first, second = (train(*small, flags=flags) for _ in range(2))
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert "Continuing from step 2" in second.out
+    assert [path.name for path in here.iterdir() if path.is_dir()] == ["v"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_standard_output_that_lacks_a_character_shows_it_escaped(encoding, train, small, here):
+    (here / "∑.txt").write_bytes(Path(small[1]).read_bytes())
+    done = train("--data", "∑.txt", *small[2:], flags="--steps 2 --eval-every 0 --run é", encoding=encoding)
+    assert done.code == 0, done.err
+    assert "\\u2211.txt" in done.out
+    assert ("é" in done.out) == (encoding == "cp1252")
+
+
 def test_a_flag_can_switch_off_what_a_file_switches_on(train, small, here):
     (here / "c.toml").write_text(f'tie = true\ndata = "{small[1]}"\n')
     flags = "--config c.toml --no-tie --steps 2 --eval-every 0 --run r"
@@ -186,4 +204,7 @@ def test_help_names_every_flag(command, request):
     assert done.code == 0
     assert {flag for flag in flags if flag not in done.out} == set()
     if command == "train":
-        assert all(name in done.out for name in (*Config.presets, "{auto,never,must}", "FILE.toml"))
+        assert all(
+            name in done.out
+            for name in (*Config.presets, "{stream,windows,documents}", "{auto,never,must}", "FILE.toml")
+        )

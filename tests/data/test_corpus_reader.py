@@ -212,6 +212,33 @@ def test_malformed_rows_are_named_by_line():
         assert f"ine 2 of {name}.jsonl" in message
 
 
+def test_a_malformed_row_is_named_by_the_line_where_it_begins():
+    message = refused(DataError, write("a.csv", 'a,b\n\n"x\ny",1\n2,"open\n3,4\n5,6\n'), text_column="a")
+    assert "Line 5 of a.csv begins a row that is not well-formed CSV" in message
+    message = refused(DataError, write("b.csv", 'a,b\n1,2\n"x\ny"\n'), text_column="a")
+    assert "Line 3 of b.csv has 1 columns" in message
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [("null", "null"), ("true", "a boolean"), ("3", "a number"), ("3.5", "a number"), ("[]", "an array")],
+)
+def test_what_is_no_text_is_called_by_its_json_name(value, kind):
+    message = refused(DataError, write("a.jsonl", f'{{"t": {value}}}'), text_column="t")
+    assert f"The column 't' of line 1 of a.jsonl holds {kind}, but it must hold a string." in message
+    assert f"it is {kind}." in refused(DataError, write("b.jsonl", value), text_column="t")
+
+
+@pytest.mark.parametrize(("separator", "hint"), [(";", "convert the file to commas"), ("\t", "ends in .tsv")])
+def test_another_separator_is_recognised(separator, hint):
+    write("a.csv", f"n{separator}t\n1{separator}a\n2{separator}b, c\n")
+    for column in ("t", "2", "1"):  # by position from 1 it is the comma of the last row that does not fit
+        assert hint in refused(DataError, "a.csv", text_column=column)
+    write("b.csv", f"n,t\n1,a\n2{separator}b\n")
+    assert hint in refused(DataError, "b.csv", text_column="t")
+    assert hint not in refused(DataError, write("c.csv", "n,t\n1\n"), text_column="t")
+
+
 def test_a_column_of_what_is_no_table_is_a_usage_error():
     assert "a.txt is not" in refused(UsageError, write("a.txt", "x"), text_column="a")
     assert "python-docs is not" in refused(UsageError, "python-docs", text_column="a")
