@@ -42,6 +42,8 @@ WORDS = [
     "in",
     "spring",
 ]
+#: Where what is asked does not depend on how well XLA optimises. The contracts and the documents see what users get.
+QUICK = {"cells", "cli", "models", "run", "sampling", "tasks", "training"}
 LOCAL = ("127.", "::1", "localhost")
 
 
@@ -64,6 +66,13 @@ def no_network():
     socket.socket.connect = guarded
     yield
     socket.socket.connect = connect
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_effort(request: pytest.FixtureRequest):
+    """XLA without its optimisations where nothing asks for them."""
+    if request.path.parent.name in QUICK:
+        request.getfixturevalue("quick_compiles")
 
 
 @pytest.fixture(scope="session")

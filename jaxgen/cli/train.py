@@ -10,7 +10,7 @@ from jaxgen.cli.common import flag_value, guarded, parse
 from jaxgen.errors import UsageError, choose
 
 EPILOG = """Train a recurrent generative network. Without flags: a character-level LSTM on Python's own language
-reference, about two minutes on two CPU cores.
+reference, under two minutes on two CPU cores.
 
     python train.py --data book.txt                     any text
     python train.py --data book.txt --level word        words instead of characters

@@ -15,11 +15,6 @@ from jaxgen.cli.sample import main as sample_main
 from jaxgen.cli.train import main as train_main
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick(quick_compiles):
-    """What these tests ask does not depend on how well XLA optimises."""
-
-
 class Outcome(NamedTuple):
     """What a command did: its exit code and what it wrote."""
 
