@@ -11,56 +11,22 @@ Cells (``LSTM``, ``GRU``, ``Elman``) are Flax modules with a pure step function;
 Flax's own, over time. ``train_step`` is one optax update as a pure function. The rest is in the submodules.
 """
 
-from jaxgen.cells import CELLS, GRU, LSTM, Cell, Elman, ElmanReLU, unroll
-from jaxgen.cells.torch_weights import from_torch, stack_from_torch, to_torch
-from jaxgen.data import LanguageConfig, make_batches, prepare
-from jaxgen.errors import CheckpointError, DataError, DivergedError, JaxgenError, UsageError
-from jaxgen.models import LanguageModel, Stack
-from jaxgen.run import Sampler, Settings, Trainer, resume, start
-from jaxgen.run.host import keep_memory
-from jaxgen.sampling import TRANSFORMS, decode
-from jaxgen.tasks import TASKS, LanguageTask
-from jaxgen.text import TOKENIZERS
-from jaxgen.training import TrainState, create_state, make_optimizer, make_schedule, train_step, train_steps
-from jaxgen.version import __version__
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "CELLS",
-    "GRU",
-    "LSTM",
-    "TASKS",
-    "TOKENIZERS",
-    "TRANSFORMS",
-    "Cell",
-    "CheckpointError",
-    "DataError",
-    "DivergedError",
-    "Elman",
-    "ElmanReLU",
-    "JaxgenError",
-    "LanguageConfig",
-    "LanguageModel",
-    "LanguageTask",
-    "Sampler",
-    "Settings",
-    "Stack",
-    "TrainState",
-    "Trainer",
-    "UsageError",
-    "__version__",
-    "create_state",
-    "decode",
-    "from_torch",
-    "keep_memory",
-    "make_batches",
-    "make_optimizer",
-    "make_schedule",
-    "prepare",
-    "resume",
-    "stack_from_torch",
-    "start",
-    "to_torch",
-    "train_step",
-    "train_steps",
-    "unroll",
-]
+if TYPE_CHECKING:
+    from jaxgen.api import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """Load the API on first use, so that a command can prepare its process before JAX is imported."""
+    api = import_module("jaxgen.api")
+    if name in globals():  # a subpackage, which the line above has loaded
+        return globals()[name]
+    if name != "__all__" and name not in api.__all__:
+        raise AttributeError(f"module 'jaxgen' has no attribute {name!r}")
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *import_module("jaxgen.api").__all__])

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import jaxgen
+from jaxgen import api
 from jaxgen.cells import CELLS
 from jaxgen.data import DATA
 from jaxgen.sampling import TRANSFORMS
@@ -36,7 +38,8 @@ MAY_IMPORT = {
 }
 PURE = {"errors", "types", "cells", "models", "tasks", "training", "sampling"}
 MAY_IMPORT["run"] = set(MAY_IMPORT)
-MAY_IMPORT["__init__"] = set(MAY_IMPORT)  # a notebook needs no command line
+MAY_IMPORT["api"] = set(MAY_IMPORT)  # a notebook needs no command line
+MAY_IMPORT["__init__"] = {"api"}
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 #: All that the pure half may import from outside; what is missing here does I/O or is a dependency to think about.
 OUTSIDE = {"jax", "flax", "optax", "numpy", "__future__", "collections", "dataclasses", "difflib", "functools"}
@@ -180,7 +183,8 @@ def test_no_part_may_import_one_that_may_import_it():
         (wrong_directions, "jaxgen.data.bad", "from jaxgen.tasks import TASKS"),
         (wrong_directions, "jaxgen.store.bad", "from jaxgen.cells import CELLS"),
         (wrong_directions, "jaxgen.run.bad", "from jaxgen.cli import main"),
-        (wrong_directions, "jaxgen.__init__", "from jaxgen.cli import main"),
+        (wrong_directions, "jaxgen.api", "from jaxgen.cli import main"),
+        (wrong_directions, "jaxgen.__init__", "from jaxgen.cells import LSTM"),
         *((outside_imports, "jaxgen.tasks.bad", f"def f():\n    import {module}") for module in IO_MODULES),
         (outside_imports, "jaxgen.training.bad", "import orbax.checkpoint as ocp"),
         (outside_imports, "jaxgen.types", "from matplotlib import pyplot"),
@@ -249,6 +253,9 @@ def test_a_task_that_can_be_trained_has_its_data():
 AFTER_IMPORT = """
 import sys
 import jaxgen
+if "jax" in sys.modules:
+    print("imports JAX before it is used")
+jaxgen.LSTM
 for name in ("torch", "tokenizers", "tensorboardX", "matplotlib", "orbax", "tyro"):
     if name in sys.modules:
         print("imports", name)
@@ -268,3 +275,11 @@ def test_importing_jaxgen_starts_no_backend_and_loads_none_of_the_heavy_librarie
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
     )
     assert (result.stdout, result.stderr) == ("2 devices\n", "")
+
+
+def test_the_public_names_are_those_of_the_api():
+    assert set(api.__all__) <= set(dir(jaxgen))
+    assert all(getattr(jaxgen, name) is getattr(api, name) for name in api.__all__)
+    assert jaxgen.cells.CELLS is CELLS
+    with pytest.raises(AttributeError, match="no attribute 'import_modules'"):
+        jaxgen.import_modules  # noqa: B018

@@ -16,6 +16,7 @@ def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
 
     ``text_alone``: standard output is data, exact UTF-8 wherever it is not a terminal.
     """
+    prepare_process()
     from jaxgen.run.trainer import Interrupted
 
     open_output(text_alone)
@@ -39,6 +40,19 @@ def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
         say(f"error: The system refused{where}: {error.strerror or error}.")
         return 1
     return 0
+
+
+def prepare_process() -> None:
+    """What makes JAX start and run quickly, and quietly; nothing that changes a result."""
+    # JAX reads it when it is imported. Without it every function taken from the cache of compiled ones prints two
+    # harmless lines of errors (jax-ml/jax#38445), which also fill a pipe that nobody reads. JAX sets 1 itself, and a
+    # process started by one that imported JAX inherits it: 1 is nobody's wish.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    from jaxgen.run.host import keep_compilations, keep_memory
+
+    keep_memory()
+    keep_compilations()
 
 
 def open_output(text_alone: bool) -> None:

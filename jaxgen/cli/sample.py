@@ -60,9 +60,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def sample(args: list[str]) -> None:
-    from jaxgen.run.host import keep_memory
-
-    keep_memory()
     config = parse(SampleConfig, args, prog="sample.py", description=DESCRIPTION)
     prompt = read_prompt(config)
 

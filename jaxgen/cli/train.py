@@ -30,9 +30,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def train(args: list[str]) -> None:
-    from jaxgen.run.host import keep_memory
-
-    keep_memory()
     from jaxgen.data import DATA
 
     task = "language"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen.errors import DataError
+from jaxgen.store.files import user_cache
 
 #: The environment variable that names a folder searched first.
 FOLDER_VARIABLE = "JAXGEN_DATA"
@@ -105,14 +106,7 @@ def fetch(file: NamedFile, cache: Path | None = None) -> Path:
         if local.is_file():
             _check(local, file)
             return local
-    return _download(file, cache_folder() if cache is None else cache)
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: the operating system's cache folder for jaxgen."""
-    import pooch
-
-    return Path(pooch.os_cache("jaxgen"))
+    return _download(file, user_cache() if cache is None else cache)
 
 
 def _check(path: Path, file: NamedFile) -> None:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import platform
+import warnings
+from pathlib import Path
+
+from jaxgen.store.files import user_cache
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+#: Bytes of compiled functions beyond which the oldest are removed.
+MOST_COMPILED = 1 << 29
 
 
 def keep_memory() -> bool:
@@ -26,3 +33,52 @@ def keep_memory() -> bool:
     # Older versions refuse thresholds above 32 MiB.
     mapped = any(mallopt(M_MMAP_THRESHOLD, size) == 1 for size in (1 << 30, 32 << 20))
     return mapped and mallopt(M_TRIM_THRESHOLD, 2**31 - 1) == 1
+
+
+def keep_compilations() -> Path | None:
+    """Keep compiled functions in the user's cache folder, so that a command starts quickly the second time.
+
+    Returns the folder, or None where nothing is kept: the folder cannot be written, JAX already has a folder
+    (``JAX_COMPILATION_CACHE_DIR``) or keeps nothing at all (``JAX_ENABLE_COMPILATION_CACHE=0``). Call it before the
+    first compilation. Code compiled for one processor need not run on another, hence a folder for each kind.
+    """
+    import jax
+
+    if jax.config.values["jax_compilation_cache_dir"] or not jax.config.values["jax_enable_compilation_cache"]:
+        return None
+    folder = user_cache() / "compiled" / f"{jax.lib.__version__}-{_processor()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _prune(folder)
+    except OSError:
+        return None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a start compiles many small functions
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # A damaged entry or a full disk costs a compilation, nothing else.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
+    return folder
+
+
+def _processor() -> str:
+    """A short name for the instructions that this machine's processor has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        known = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        known = f"{platform.machine()} {platform.processor()}"
+    return hashlib.sha256(known.encode()).hexdigest()[:12]
+
+
+def _prune(folder: Path) -> None:
+    """Remove the oldest compiled functions once there are too many bytes of them."""
+    with os.scandir(folder) as entries:
+        found = sorted(((entry.stat(), entry.path) for entry in entries), key=lambda pair: pair[0].st_mtime)
+    total = sum(status.st_size for status, _ in found)
+    for status, path in found:
+        if total <= MOST_COMPILED:
+            return
+        Path(path).unlink(missing_ok=True)
+        total -= status.st_size

@@ -35,6 +35,13 @@ def replace_file(path: Path, data: bytes) -> None:
         raise unwritable(path, error) from error
 
 
+def user_cache() -> Path:
+    """The operating system's cache folder for jaxgen, which may not exist yet."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("jaxgen")
+
+
 def sync_folder(path: Path) -> None:
     """Ask the system to put the folder's own entries (new names, renames) on the disk."""
     if os.name == "nt":

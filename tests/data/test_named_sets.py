@@ -119,7 +119,7 @@ def test_a_variable_that_names_no_folder_is_refused(server, tmp_path, monkeypatc
 
 
 def test_a_set_is_read_by_its_name_through_the_cache(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(named, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(named, "user_cache", lambda: tmp_path)
     monkeypatch.setitem(NAMED, "hamlet", NamedSet((entry(server),), "a line", documents="line"))
     source = read_texts(["hamlet"])
     assert source.texts == [CONTENT.decode()]
@@ -135,4 +135,4 @@ def test_every_set_has_a_secure_address_and_a_whole_digest():
 
 
 def test_the_cache_is_the_operating_systems():
-    assert named.cache_folder().name == "jaxgen"
+    assert named.user_cache().name == "jaxgen"

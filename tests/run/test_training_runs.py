@@ -16,7 +16,6 @@ from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, DivergedError, UsageError
 from jaxgen.run import Sampler, Settings, start
 from jaxgen.run.events import Evaluated, Finished, Sampled, Started
-from jaxgen.run.host import keep_memory
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.signals import StopSignals
 from jaxgen.run.trainer import MAX_STEPS_PER_CALL, Trainer, steps_per_call
@@ -148,14 +147,6 @@ def test_settings_of_the_model_that_were_altered_are_refused(book, tmp_path):
 )
 def test_larger_models_take_fewer_steps_a_call_and_never_less_than_one(parameters, tokens, expected):
     assert steps_per_call(parameters, tokens) == expected
-
-
-def test_the_allocator_is_left_alone_where_it_should_be(monkeypatch):
-    monkeypatch.setenv("JAXGEN_MALLOC", "0")
-    assert keep_memory() is False
-    monkeypatch.delenv("JAXGEN_MALLOC")
-    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
-    assert keep_memory() is False
 
 
 def test_the_first_signal_is_remembered_and_the_second_acts_as_usual():
