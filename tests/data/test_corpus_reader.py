@@ -134,7 +134,11 @@ def test_a_device_is_refused():
 
 @pytest.mark.parametrize(
     "content",
-    [gzip.compress(b"text" * 99, mtime=0)[:-12], gzip.compress(b"text", mtime=0)[:5], b"\x1f\x8b\x08\x00" + b"\xff" * 40],
+    [
+        gzip.compress(b"text" * 99, mtime=0)[:-12],
+        gzip.compress(b"text", mtime=0)[:5],
+        b"\x1f\x8b\x08\x00" + b"\xff" * 40,
+    ],
 )
 def test_a_damaged_gzip_file_is_a_data_error(content):
     assert "damaged" in refused(DataError, write("a.gz", content))
