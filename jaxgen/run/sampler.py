@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import UsageError
+from jaxgen.run import compiled
 from jaxgen.run.saved import SavedRun
 from jaxgen.sampling import (
     MAX_SEED,
@@ -24,7 +24,6 @@ from jaxgen.sampling import (
     TopK,
     TopP,
     check_seed,
-    decode,
     sample_keys,
 )
 from jaxgen.sampling.generate import prime_chunks
@@ -87,8 +86,7 @@ class Sampler:
     def __init__(self, task: Any, tokenizer: Tokenizer, params: Any, *, documents: bool = False) -> None:
         self.task, self.tokenizer, self.documents = task, tokenizer, documents
         self._params, self._prepared = params, None
-        self._prime = jax.jit(task.prime)
-        self._decoders: dict[tuple, Callable] = {}
+        self._prime = compiled.priming(task)
         self._forbidden = (PAD, UNK) if documents else (PAD, UNK, EOS)
 
     @classmethod
@@ -106,7 +104,7 @@ class Sampler:
     def weights(self) -> Any:
         """What the decode loop reads, laid out at the first use: a prompt that cannot be read compiles nothing."""
         if self._prepared is None:
-            self._prepared = jax.jit(self.task.prepare)(self._params)
+            self._prepared = compiled.preparation(self.task)(self._params)
         return self._prepared
 
     def prompt_ids(self, prompt: str, unk: str = "error") -> np.ndarray:
@@ -122,12 +120,6 @@ class Sampler:
             return ids
         newline = self.tokenizer.encode("\n")
         return newline if newline.size and UNK not in newline else np.array([EOS + 1], np.int32)
-
-    def _decoder(self, kinds: tuple[type, ...], greedy: bool) -> Callable:
-        if (kinds, greedy) not in self._decoders:
-            run = partial(decode, self.task.step, kinds, length=STREAM_CHUNK, greedy=greedy, eos=EOS, pad=PAD)
-            self._decoders[kinds, greedy] = jax.jit(run)
-        return self._decoders[kinds, greedy]
 
     def _primed(self, ids: np.ndarray, vocab: int) -> tuple[Any, jax.Array]:
         carry, logits = self.task.initial_carry(ROWS), jnp.zeros((ROWS, vocab), jnp.float32)
@@ -151,7 +143,8 @@ class Sampler:
     def _stream(self, ids: np.ndarray, settings: Settings, num_samples: int) -> Iterator[Piece]:
         vocab = self.tokenizer.vocab_size
         chain = settings.transforms(self._forbidden)
-        decoder = self._decoder(tuple(type(t) for t in chain), settings.temperature == 0)
+        kinds = tuple(type(t) for t in chain)
+        decoder = compiled.decoding(self.task, kinds, STREAM_CHUNK, settings.temperature == 0)
         carry, logits = self._primed(ids, vocab)
         for block in range(0, num_samples, ROWS):
             rows = min(ROWS, num_samples - block)

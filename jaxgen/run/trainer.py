@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -16,6 +16,8 @@ import numpy as np
 import optax
 
 from jaxgen.errors import DivergedError, UsageError
+from jaxgen.run import compiled
+from jaxgen.run.compiled import KEPT
 from jaxgen.run.events import Evaluated, Event, Finished, Progress, Sampled, Started
 from jaxgen.run.sampler import Sampler, Settings
 from jaxgen.run.signals import StopSignals
@@ -23,7 +25,7 @@ from jaxgen.run.tensorboard import open_events
 from jaxgen.sampling import PRNG
 from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses
 from jaxgen.store.config import TrainConfig
-from jaxgen.training import TrainState, create_state, eval_step, make_optimizer, make_schedule, train_steps
+from jaxgen.training import TrainState, make_optimizer, make_schedule
 from jaxgen.types import Batch
 
 Emit = Callable[[Event], None]
@@ -67,11 +69,20 @@ def plan_optimizer(config: TrainConfig, horizon: int) -> tuple[optax.Schedule, o
     """The schedule with its horizon frozen, and the optimiser that follows it. Raises ``UsageError``."""
     final = FINAL_LR if config.final_lr is None else config.final_lr
     warmup = min(config.warmup, horizon // 10)  # a short run must not be all warm-up
-    schedule = make_schedule(config.schedule, lr=config.lr, warmup=warmup, horizon=horizon, final=final)
     options = dict(config.optimizer_options)
     if config.optimizer == "adamw":
         options["weight_decay"] = config.weight_decay
-    return schedule, make_optimizer(config.optimizer, schedule, clip=config.clip, options=options)
+    chosen = (config.optimizer, tuple(sorted(options.items())), config.clip)
+    return _optimizer(*chosen, config.schedule, config.lr, warmup, horizon, final)
+
+
+@lru_cache(maxsize=KEPT)
+def _optimizer(
+    name: str, options: tuple, clip: float, course: str, lr: float, warmup: int, horizon: int, final: float
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The same objects for the same settings, so that what is compiled with them is shared."""
+    schedule = make_schedule(course, lr=lr, warmup=warmup, horizon=horizon, final=final)
+    return schedule, make_optimizer(name, schedule, clip=clip, options=dict(options))
 
 
 class Trainer:
@@ -90,8 +101,8 @@ class Trainer:
         self.key = jax.random.key(config.seed, impl=PRNG)
         self.tokens_per_step = config.batch_size * getattr(config, "seq_len", 1)
         self.calls = steps_per_call(resolved["parameters"], self.tokens_per_step)
-        self._steps = jax.jit(partial(train_steps, task, self.optimizer, self.key), donate_argnums=0)
-        self._eval = jax.jit(partial(eval_step, task))
+        self._steps = compiled.training_steps(task, self.optimizer)
+        self._eval = compiled.evaluation(task)
         self._batch_maker = data.batches
         self._sampler: Sampler | None = None
         self._events: Any = None
@@ -101,8 +112,7 @@ class Trainer:
 
     def begin(self, params: Any | None = None) -> Trainer:
         """Set the state of step 0: fresh weights, or the given ``params`` with a fresh optimiser."""
-        make = jax.jit(partial(create_state, self.task, self.optimizer, rows=self.config.batch_size))
-        state = make(self.key)
+        state = compiled.fresh_state(self.task, self.optimizer, self.config.batch_size)(self.key)
         if params is not None:
             state = state._replace(params=params, opt_state=self.optimizer.init(params))
         self.state = state
@@ -158,7 +168,7 @@ class Trainer:
             ready = batches.result()
             if step + number < boundary:
                 batches = pool.submit(self._batches, step + number, min(self.calls, boundary - step - number))
-            self.state, log = self._steps(self.state, ready, number)
+            self.state, log = self._steps(self.key, self.state, ready, number)
             if waiting is not None:
                 clock = self._read(*waiting, clock)
             step += number
@@ -206,7 +216,7 @@ class Trainer:
     def time_call(self) -> float:
         """Seconds of one call of K steps on the current state, which it advances."""
         began = time.perf_counter()
-        self.state, log = self._steps(self.state, self._batches(0, self.calls), self.calls)
+        self.state, log = self._steps(self.key, self.state, self._batches(0, self.calls), self.calls)
         jax.block_until_ready(log)
         return time.perf_counter() - began
 

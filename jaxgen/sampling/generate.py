@@ -53,7 +53,11 @@ def check_seed(seed: int) -> int:
 
 def sample_keys(seed: int, indices: Array) -> Key:
     """The keys of the samples ``indices`` [R] of ``seed``."""
-    key = jax.random.key(check_seed(seed), impl=PRNG)
+    return _fold_in_each(jax.random.key(check_seed(seed), impl=PRNG), indices)
+
+
+@jax.jit
+def _fold_in_each(key: Key, indices: Array) -> Key:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
 
 

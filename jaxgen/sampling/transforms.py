@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxgen.errors import UsageError
@@ -40,7 +41,9 @@ class Forbid:
             raise UsageError(f"Forbid got the token ids {wrong}: ids go from 0 to {vocab - 1}.")
         if len(set(self.ids)) >= vocab:
             raise UsageError("Forbid got every token of the vocabulary: leave at least one to draw.")
-        return jnp.zeros(vocab, bool).at[jnp.asarray(self.ids, jnp.int32)].set(True)
+        forbidden = np.zeros(vocab, bool)  # by NumPy, which compiles nothing
+        forbidden[list(self.ids)] = True
+        return jnp.asarray(forbidden)
 
     @staticmethod
     def update(state: Array, logits: Array) -> tuple[Array, Array]:

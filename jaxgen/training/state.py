@@ -23,5 +23,5 @@ class TrainState(NamedTuple):
 def create_state(task: Any, optimizer: optax.GradientTransformation, key: Key, rows: int) -> TrainState:
     """A fresh state for ``task`` with ``rows`` rows a batch."""
     with jax.threefry_partitionable(True):  # a user's JAX settings must not change what a seed means
-        params = task.init(key)
+        params = jax.jit(task.init)(key)  # one compilation instead of one an operation
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), task.initial_carry(rows))

@@ -10,22 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from jaxgen.run import trainer
+from jaxgen.run import compiled
 from jaxgen.store import CheckpointStore
-from jaxgen.tasks import LanguageTask
 
 
 @pytest.fixture(autouse=True)
 def nothing_compiles(monkeypatch):
-    """Every function that a command compiles, replaced by one that may not even be traced."""
+    """Every function that a command compiles, replaced by one that may not be called."""
 
     def refuse(*args, **kwargs):
         raise AssertionError("A function of the model was compiled before the input was checked.")
 
-    for name in ("train_steps", "eval_step", "create_state"):
-        monkeypatch.setattr(trainer, name, refuse)
-    for name in ("loss", "prepare", "prime", "step"):
-        monkeypatch.setattr(LanguageTask, name, refuse)
+    for name in ("fresh_state", "training_steps", "evaluation", "preparation", "priming", "decoding"):
+        monkeypatch.setattr(compiled, name, lambda *_: refuse)
 
 
 @pytest.fixture
