@@ -5,13 +5,16 @@ The command-line options and `filterwarnings = error` stand in `pyproject.toml`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
+from functools import partial
 from pathlib import Path
 
 # Before JAX is imported. Set JAX_PLATFORMS yourself to run the suite on an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as the commands do: a compiled function from the cache prints errors
 
 import jax
 import pytest
@@ -81,9 +84,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("compiled")
 
 
-@pytest.fixture(scope="module")
-def quick_compiles(compiled: Path):
-    """XLA without its optimisations and with a cache, for tests that ask nothing of either."""
+@contextlib.contextmanager
+def quickly(compiled: Path):
+    """XLA without its optimisations and with a cache of what it compiled."""
     settings = {
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(compiled),
@@ -98,6 +101,19 @@ def quick_compiles(compiled: Path):
     for name, value in former.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def quick(compiled: Path):
+    """A context for fixtures of the whole session, which are made before those of a module."""
+    return partial(quickly, compiled)
+
+
+@pytest.fixture(scope="module")
+def quick_compiles(compiled: Path):
+    """Quick compilations for the tests of a module, which ask nothing of XLA's optimisations."""
+    with quickly(compiled):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ def python_block(document: str) -> str:
     return re.search(r"```python\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL).group(1)
 
 
+@pytest.mark.slow
 def test_the_readme_example_trains_and_samples(capsys):
     exec(compile(python_block("README.md"), "README.md", "exec"), {})
     loss, text = capsys.readouterr().out.split(" ", 1)

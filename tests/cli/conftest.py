@@ -64,10 +64,19 @@ def small(book: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> tuple[Path, Outcome]:
+def course() -> list[str]:
+    """Flags for the length of the run that most tests read; whoever trains with them finds everything compiled."""
+    return ["--steps", "30", "--eval-every", "10", "--lr", "0.02", "--warmup", "2"]
+
+
+@pytest.fixture(scope="session")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, small: list[str], course: list[str], quick
+) -> tuple[Path, Outcome]:
     """A finished run of 30 steps, and what training it printed."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    done = call(train_main, [*small, "--run", run], "--steps 30 --eval-every 10 --lr 0.02 --warmup 2")
+    with quick():
+        done = call(train_main, [*small, *course, "--run", run])
     assert done.code == 0, done.err
     return run, done
 

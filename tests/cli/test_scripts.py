@@ -11,9 +11,14 @@ import pytest
 
 import jaxgen
 from jaxgen.cli import main
+from jaxgen.store import CheckpointStore
 
 ROOT = Path(jaxgen.__file__).parent.parent
 ENTRY = "import sys; from jaxgen.cli import main; sys.exit(main())"
+
+
+def digest(run):
+    return CheckpointStore(run / "checkpoints").digest()
 
 
 @pytest.fixture
@@ -38,8 +43,8 @@ def script(environment, here):
     return run
 
 
-def test_the_scripts_train_and_sample_from_any_folder(script, small, here):
-    train = script(ROOT / "train.py", *small, "--steps", 2, "--eval-every", 0)
+def test_the_scripts_train_and_sample_from_any_folder(script, small, course, run, here):
+    train = script(ROOT / "train.py", *small, *course)
     assert train.returncode == 0, train.stderr
     assert train.stderr == ""
     assert train.stdout.splitlines()[-1].startswith("Next: python sample.py --run runs/language-1")
@@ -49,6 +54,7 @@ def test_the_scripts_train_and_sample_from_any_folder(script, small, here):
     assert len(first.stdout) == 25
     installed = script("-c", ENTRY, "sample", "--length", 20, "--prompt", "The ")
     assert installed.stdout == first.stdout, "another process gave another text"
+    assert digest(here / "runs/language-1") == digest(run), "another process gave other weights"
 
 
 def test_a_reader_that_leaves_early_ends_sampling_quietly(environment, run, here):

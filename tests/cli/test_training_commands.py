@@ -54,6 +54,7 @@ def test_runs_without_a_name_are_numbered(train, small, here):
     assert sorted(path.name for path in (here / "runs").iterdir()) == ["language-1", "language-2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [

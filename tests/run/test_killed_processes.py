@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from jaxgen.cli.train import main
+from jaxgen.run import trainer
 from jaxgen.store import CheckpointStore, MetricsLog
 
 #: A training command that sends itself a signal once some steps are done: a kill at a known place.
@@ -85,6 +86,7 @@ def check(train, stopped: subprocess.CompletedProcess[str], folder: Path, code: 
 def in_process(book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Train to the end in this process, which computes the same as another; returns what was printed."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trainer, "MAX_STEPS_PER_CALL", 3)  # as above: what that process compiled serves here
 
     def train(run: str, *flags: str) -> str:
         assert main(["--data", str(book), "--run", run, *FLAGS.split(), *flags]) == 0
@@ -93,6 +95,7 @@ def in_process(book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     return train
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_143_and_resuming_loses_nothing(command, in_process, tmp_path):
     check(in_process, command("run", signal.SIGTERM, 11), tmp_path, 143)
 
