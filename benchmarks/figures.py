@@ -36,7 +36,8 @@ def train(name: str, *flags: str) -> dict[str, Any]:
     shutil.rmtree(ROOT / run, ignore_errors=True)
     command = ["python", "train.py", "--run", str(run), *flags]
     began = time.perf_counter()
-    subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=True, stdout=sys.stderr)
+    first = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # as on a first start: everything is compiled
+    subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=True, stdout=sys.stderr, env=first)
     seconds = time.perf_counter() - began
     folder = ROOT / run
     saved = json.loads((folder / "config.json").read_text())
