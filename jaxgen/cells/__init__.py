@@ -4,7 +4,8 @@ from jaxgen.cells.base import Affine, Cell, Weights
 from jaxgen.cells.elman import Elman, ElmanReLU
 from jaxgen.cells.gru import GRU
 from jaxgen.cells.lstm import LSTM
-from jaxgen.cells.unroll import recur, run, unroll
+from jaxgen.cells.scan import run
+from jaxgen.cells.unroll import FORMS, choose_form, recur, unroll
 
 CELLS: dict[str, type[Cell]] = {
     "elman": Elman,
@@ -13,4 +14,18 @@ CELLS: dict[str, type[Cell]] = {
     "lstm": LSTM,
 }
 
-__all__ = ["CELLS", "GRU", "LSTM", "Affine", "Cell", "Elman", "ElmanReLU", "Weights", "recur", "run", "unroll"]
+__all__ = [
+    "CELLS",
+    "FORMS",
+    "GRU",
+    "LSTM",
+    "Affine",
+    "Cell",
+    "Elman",
+    "ElmanReLU",
+    "Weights",
+    "choose_form",
+    "recur",
+    "run",
+    "unroll",
+]

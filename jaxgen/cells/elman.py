@@ -33,8 +33,22 @@ class Elman(Cell):
 
     @nn.nowrap
     def pointwise(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array]:
+        return self.saving(carry, z, u)[:2]
+
+    @nn.nowrap
+    def saving(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array, None]:
         h = ACTIVATIONS[self.activation](z + u)
-        return h, h
+        return h, h, None
+
+    @nn.nowrap
+    def factors(self, before: Array, after: Array, saved: None) -> Array:
+        """The slope of the activation, from its value."""
+        return 1 - after * after if self.activation == "tanh" else (after > 0).astype(after.dtype)
+
+    @nn.nowrap
+    def pull(self, dcarry: Array, dy: Array, factors: Array) -> tuple[Array, Array, Array]:
+        dz = factors * (dcarry + dy)
+        return jnp.zeros_like(dy), dz, dz
 
 
 class ElmanReLU(Elman):

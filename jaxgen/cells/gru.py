@@ -49,9 +49,30 @@ class GRU(Cell):
 
     @nn.nowrap
     def pointwise(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array]:
+        return self.saving(carry, z, u)[:2]
+
+    @nn.nowrap
+    def saving(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array, tuple[Array, Array, Array]]:
         two = 2 * self.features
         gates = lax.optimization_barrier(jnp.tanh(z[..., :two] + u[..., :two]))
         r, update = jnp.split(0.5 * (gates + 1), 2, axis=-1)
         n = jnp.tanh(z[..., two:] + r * u[..., two:])
         h = n + update * (carry - n)
-        return h, h
+        return h, h, (gates, n, u[..., two:])
+
+    @nn.nowrap
+    def factors(self, before: Array, after: Array, saved: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        """Of h' in u [.., 3H], in the last third of z [.., H], and in h itself [.., H]."""
+        gates, n, u_n = saved
+        r, update = jnp.split(0.5 * (gates + 1), 2, axis=-1)
+        in_n = (1 - update) * (1 - n * n)
+        in_gates = 0.5 * (1 - gates * gates) * jnp.concatenate([in_n * u_n, before - n], axis=-1)
+        return jnp.concatenate([in_gates, in_n * r], axis=-1), in_n, update
+
+    @nn.nowrap
+    def pull(self, dcarry: Array, dy: Array, factors: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        in_u, in_n, in_h = factors
+        dh = dcarry + dy
+        du = in_u * jnp.concatenate([dh, dh, dh], axis=-1)
+        dz = jnp.concatenate([du[..., : 2 * self.features], in_n * dh], axis=-1)
+        return in_h * dh, dz, du

@@ -55,12 +55,32 @@ class LSTM(Cell):
 
     @nn.nowrap
     def pointwise(self, carry: LSTMCarry, z: Array, u: Array) -> tuple[LSTMCarry, Array]:
-        c, _ = carry
+        return self.saving(carry, z, u)[:2]
+
+    @nn.nowrap
+    def saving(self, carry: LSTMCarry, z: Array, u: Array) -> tuple[LSTMCarry, Array, Array]:
         # The barrier keeps XLA from fusing the slices below into the tanh, which would undo its vectorisation.
-        i, f, g, o = jnp.split(lax.optimization_barrier(jnp.tanh(z + u)), 4, axis=-1)
-        c = 0.5 * ((f + 1) * c + (i + 1) * g)
+        gates = lax.optimization_barrier(jnp.tanh(z + u))
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
+        c = 0.5 * ((f + 1) * carry[0] + (i + 1) * g)
         h = 0.5 * (o + 1) * jnp.tanh(c)
-        return (c, h), h
+        return (c, h), h, gates
+
+    @nn.nowrap
+    def factors(self, before: LSTMCarry, after: LSTMCarry, saved: Array) -> tuple[Array, Array, Array]:
+        """Of the pre-activations [.., 4H], each with the gradient it belongs to; of c through h; of c through c'."""
+        i, f, g, o = jnp.split(saved, 4, axis=-1)
+        tanh_c = jnp.tanh(after[0])
+        inner = jnp.concatenate([0.5 * g, 0.5 * before[0], 0.5 * (i + 1), 0.5 * tanh_c], axis=-1)
+        return (1 - saved * saved) * inner, 0.5 * (o + 1) * (1 - tanh_c * tanh_c), 0.5 * (f + 1)
+
+    @nn.nowrap
+    def pull(self, dcarry: LSTMCarry, dy: Array, factors: tuple[Array, Array, Array]) -> tuple[LSTMCarry, Array, Array]:
+        gates, through_h, forget = factors
+        dh = dcarry[1] + dy
+        dc = dcarry[0] + dh * through_h
+        dz = gates * jnp.concatenate([dc, dc, dc, dh], axis=-1)
+        return (dc * forget, jnp.zeros_like(dh)), dz, dz
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> LSTMCarry:

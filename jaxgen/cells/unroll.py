@@ -2,80 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 from jaxgen.cells.base import Cell, promote
-from jaxgen.errors import UsageError
+from jaxgen.cells.fused import fits, run_fused
+from jaxgen.cells.scan import Masks, only, per_step, run
+from jaxgen.errors import UsageError, choose
 from jaxgen.types import Array, Carry
 
-Step = Callable[[Any, Carry, Any], tuple[Carry, Any]]
+#: How a recurrence can be computed. All forms give the same values and gradients, up to rounding.
+FORMS = ("auto", "scan", "fused")
 
 
-def _rows(mask: Array, like: Array) -> Array:
-    """A [B] mask shaped to broadcast over the trailing axes of ``like`` [B, ...]."""
-    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
+def choose_form(form: str, cell: nn.RNNCellBase) -> str:
+    """``scan`` or ``fused``. Raises ``UsageError`` for another name, and for ``fused`` with a cell that lacks it.
 
-
-def _select(mask: Array, on_true: Carry, on_false: Carry) -> Carry:
-    return jax.tree.map(lambda a, b: jnp.where(_rows(mask, b), a, b), on_true, on_false)
-
-
-def _masked_step(step: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, inputs: tuple) -> tuple[Carry, Any]:
-    """One step with the two masks around it: reset first, then the step, then what padding keeps."""
-    z, reset, initial, valid = inputs
-    if reset is not None:
-        carry = _select(reset, initial, carry)
-    new, y = step(carry, z)
-    if valid is None:
-        return new, y
-    zeros = jax.tree.map(jnp.zeros_like, y)
-    return _select(valid, new, carry), _select(valid, y, zeros)
-
-
-def _per_step(initial: Carry, carry: Carry) -> bool:
-    """Whether ``initial`` has a time axis in front of the carry's own shape."""
-    return jax.tree.leaves(initial)[0].ndim == jax.tree.leaves(carry)[0].ndim + 1
-
-
-def run(
-    step: Step,
-    weights: Any,
-    carry: Carry,
-    z: Any,
-    *,
-    reset: Array | None = None,
-    valid: Array | None = None,
-    initial: Carry | None = None,
-    reverse: bool = False,
-    length: int | None = None,
-) -> tuple[Carry, Any]:
-    """Apply the pure ``step(weights, carry, z[t]) -> (carry, y)`` over time with ``lax.scan``.
-
-    Everything is time-major: ``z`` [T, B, K] (or ``None`` with ``length``, then ``step`` gets ``None``),
-    ``reset`` and ``valid`` [T, B] booleans, ``ys`` [T, B, H]. Before step t, rows with ``reset[t]`` take the state
-    ``initial`` (zeros by default; leaves [B, H], or [T, B, H] for a state of its own at each step). Rows without
-    ``valid[t]`` keep their carry and give y = 0; the reset acts first. ``reverse`` walks from the last step to
-    the first and leaves the outputs in their places.
-
-    Returns the final carry and ``ys``.
+    The rule of ``auto``: on a CPU, fused for every cell that is one matrix product and a pointwise function, where it
+    was never slower than the plain scan. On accelerators the plain scan, until the other has been measured there.
     """
-    if reset is not None and initial is None:
-        initial = jax.tree.map(jnp.zeros_like, carry)
-    timed = reset is not None and _per_step(initial, carry)
-
-    def body(state: Carry, inputs: tuple) -> tuple[Carry, Any]:
-        z_t, reset_t, initial_t, valid_t = inputs
-        start = initial_t if timed else initial
-        return _masked_step(lambda c, a: step(weights, c, a), state, (z_t, reset_t, start, valid_t))
-
-    xs = (z, reset, initial if timed else None, valid)
-    return lax.scan(body, carry, xs, length=length, reverse=reverse)
+    choose(form, FORMS, "form")
+    if form == "auto":
+        return "fused" if fits(cell) and jax.default_backend() == "cpu" else "scan"
+    if form == "fused" and not fits(cell):
+        raise UsageError(
+            f"{type(cell).__name__} has no fused form: that takes a jaxgen cell with `pointwise` and without a `step` "
+            'of its own. Use form="scan" or "auto".'
+        )
+    return form
 
 
 def recur(
@@ -88,36 +45,34 @@ def recur(
     initial: Carry | None = None,
     reverse: bool = False,
     length: int | None = None,
+    form: str = "auto",
 ) -> tuple[Carry, Array]:
     """Run a bound ``cell`` over an input it has already projected: z [T, B, K], or [K] with ``length``.
 
-    The rest is as in ``run``. This is the part of ``unroll`` after the projection, for callers that have a
-    cheaper way to get z (a language model projects its V embeddings once and looks z up).
+    The rest is as in ``run`` and ``unroll``. This is the part of ``unroll`` after the projection, for callers that
+    have a cheaper way to get z (a language model projects its V embeddings once and looks z up).
     """
     pure = cell.clone(parent=None)  # unbound: its fields can be read, its parameters cannot
     weights = cell.weights()
-    masks = {"reset": reset, "valid": valid}
-    if z.ndim > 1:
-        return run(pure.step, weights, carry, z, **masks, initial=initial, reverse=reverse, length=length)
-    rows = jax.tree.leaves(carry)[0].shape[0]
-    bias = jnp.broadcast_to(z[None, :], (rows, z.shape[0]))
-
-    def step(weights: Any, carry: Carry, _: None) -> tuple[Carry, Array]:
-        return pure.step(weights, carry, bias)
-
-    return run(step, weights, carry, None, **masks, initial=initial, reverse=reverse, length=length)
+    masks: dict[str, Any] = {"reset": reset, "valid": valid, "initial": initial, "reverse": reverse}
+    if z.ndim == 1:
+        z = jnp.broadcast_to(z, (length or 0, jax.tree.leaves(carry)[0].shape[0], z.shape[0]))
+    if choose_form(form, cell) == "fused":
+        return run_fused(pure, weights, carry, z, **masks)
+    return run(pure.step, weights, carry, z, **masks)
 
 
 def _run_foreign(cell: nn.RNNCellBase, carry: Carry, x: Array, reset, valid, initial, reverse: bool):
     """A Linen cell that is not ours: ``nn.scan`` keeps its parameters where ``nn.RNN`` has them."""
-    timed = reset is not None and _per_step(initial, carry)
+    timed, masks_at = Masks.of(carry, reset, valid, initial).over_time(carry)
 
     def body(cell: nn.RNNCellBase, state: Carry, inputs: tuple) -> tuple[Carry, Array]:
-        x_t, reset_t, initial_t, valid_t = inputs
-        return _masked_step(cell, state, (x_t, reset_t, initial_t if timed else initial, valid_t))
+        x_t, masks = inputs[0], masks_at(inputs[1])
+        start = masks.before(state)
+        return masks.after(start, *cell(start, x_t))
 
     scan = nn.scan(body, variable_broadcast="params", split_rngs={"params": False}, reverse=reverse)
-    return scan(cell, carry, (x, reset, initial if timed else None, valid))
+    return scan(cell, carry, (x, timed))
 
 
 def _swap(tree: Any) -> Any:
@@ -155,11 +110,11 @@ def _sizes(
     steps = x.shape[time] if x is not None else length or 0
 
     single = cell.initialize_carry(jax.random.key(0), (1, 0 if x is None else x.shape[-1]))
-    per_step = initial is not None and _per_step(initial, single)
+    timed = initial is not None and per_step(initial, single)
     batches = [] if x is None else [x.shape[rows]]
     batches += [mask.shape[rows] for mask in masks.values() if mask is not None and mask.ndim == 2]
     batches += [leaf.shape[0] for leaf in jax.tree.leaves(carry) if leaf.ndim]
-    batches += [leaf.shape[rows if per_step else 0] for leaf in jax.tree.leaves(initial) if leaf.ndim]
+    batches += [leaf.shape[rows if timed else 0] for leaf in jax.tree.leaves(initial) if leaf.ndim]
     if not batches:
         raise UsageError("unroll cannot tell the batch size: with `x=None` give a `carry` or an `initial` state.")
     batch = batches[0]
@@ -168,7 +123,7 @@ def _sizes(
     for name, mask in masks.items():
         if mask is not None and mask.shape != sizes:
             raise UsageError(f"unroll got `{name}` of shape {mask.shape}: it must be [{', '.join(axes)}] = {sizes}.")
-    for name, state, lead in (("carry", carry, (batch,)), ("initial", initial, sizes if per_step else (batch,))):
+    for name, state, lead in (("carry", carry, (batch,)), ("initial", initial, sizes if timed else (batch,))):
         if state is None:
             continue
         got = jax.tree.map(jnp.shape, state)
@@ -189,6 +144,7 @@ def unroll(
     reverse: bool = False,
     length: int | None = None,
     time_major: bool = False,
+    form: str = "auto",
 ) -> tuple[Carry, Array]:
     """Run a bound ``cell`` over ``x`` [B, T, D]; returns the final carry and ys [B, T, H].
 
@@ -200,6 +156,9 @@ def unroll(
     Any Linen ``RNNCellBase`` works. One that is no jaxgen ``Cell`` runs through ``flax.linen.scan`` with its
     parameters where ``nn.RNN`` has them, and needs an input.
 
+    ``form`` is how the recurrence is computed (``FORMS``): ``scan``, the plain loop; ``fused``, which has a backward
+    pass of its own and no forward-mode derivatives; ``auto``, the faster of the two by a fixed rule (``choose_form``).
+
     Raises ``UsageError`` when shapes do not fit.
     """
     steps, batch = _sizes(cell, x, carry, initial, {"reset": reset, "valid": valid}, length, time_major)
@@ -208,7 +167,7 @@ def unroll(
     zeros = cell.initialize_carry(jax.random.key(0), (batch, 0 if x is None else x.shape[-1]))
     # A state of fewer digits than the cell keeps (bfloat16, integers) is widened, never the other way round.
     carry, initial = (_widen(state, zeros) for state in (carry, initial))
-    timed = initial is not None and _per_step(initial, zeros)
+    timed = initial is not None and per_step(initial, zeros)
     if timed and not time_major:
         initial = _swap(initial)
     if carry is None:
@@ -219,11 +178,19 @@ def unroll(
         initial = zeros
     if x is not None and valid is not None:
         # What stands in padding must not reach any sum, not even as 0 * NaN in a gradient.
-        x = jnp.where(_rows(valid, x), x, jnp.zeros_like(x))
+        x = only(valid, x)
 
     if isinstance(cell, Cell):
         carry, ys = recur(
-            cell, carry, cell.project(x), reset=reset, valid=valid, initial=initial, reverse=reverse, length=steps
+            cell,
+            carry,
+            cell.project(x),
+            reset=reset,
+            valid=valid,
+            initial=initial,
+            reverse=reverse,
+            length=steps,
+            form=form,
         )
     elif x is None:
         raise UsageError(
@@ -231,5 +198,6 @@ def unroll(
             "give it an input, or use a jaxgen cell."
         )
     else:
+        choose_form(form, cell)
         carry, ys = _run_foreign(cell, carry, x, reset, valid, initial, reverse)
     return carry, ys if time_major else _swap(ys)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxgen.cells import LSTM, Cell
+from jaxgen.cells import LSTM, Cell, choose_form
 from jaxgen.errors import UsageError
 from jaxgen.models.stack import Stack
 from jaxgen.types import Array, Carry, Key
@@ -24,7 +24,8 @@ class LanguageModel(nn.Module):
     ``cell`` is called as ``cell(features=hidden)`` once a layer: a class of ``CELLS``, a ``functools.partial`` of
     one, or any Linen ``RNNCellBase``. ``embed=None`` makes the embedding as wide as the state; ``embed=0`` feeds
     one-hot vectors straight into the cell. ``tie`` uses the embedding as the output matrix (Press & Wolf 2017,
-    arXiv:1608.05859) and needs ``embed`` equal to ``hidden``. Sizes that cannot be used raise ``UsageError``.
+    arXiv:1608.05859) and needs ``embed`` equal to ``hidden``. ``form`` is how recurrences are computed (``unroll``).
+    Sizes that cannot be used raise ``UsageError``.
     """
 
     vocab_size: int
@@ -34,6 +35,7 @@ class LanguageModel(nn.Module):
     embed: int | None = None
     dropout: float = 0.0
     tie: bool = False
+    form: str = "auto"
 
     def __post_init__(self) -> None:
         for name, least in {"vocab_size": 1, "hidden": 1, "layers": 1, "embed": 0}.items():
@@ -59,7 +61,8 @@ class LanguageModel(nn.Module):
                 (self.vocab_size, width),
                 jnp.float32,
             )
-        self.stack = Stack([self.cell(features=self.hidden) for _ in range(self.layers)], self.dropout)
+        cells = [self.cell(features=self.hidden) for _ in range(self.layers)]
+        self.stack = Stack(cells, self.dropout, self.form)
         if self.tie:
             self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab_size,))
         else:
@@ -73,6 +76,11 @@ class LanguageModel(nn.Module):
         zeros = [cell.initialize_carry(jax.random.key(0), (batch, width))]
         zeros += [cell.initialize_carry(jax.random.key(0), (batch, self.hidden)) for _ in range(self.layers - 1)]
         return tuple(zeros)
+
+    @nn.nowrap
+    def chosen_form(self) -> str:
+        """What ``form`` comes to for this model's cell, on the device that JAX computes on by default."""
+        return choose_form(self.form, self.cell(features=self.hidden, parent=None))
 
     def token_table(self) -> Array | None:
         """What the first layer's input projection gives for every token, [V, K]; ``None`` for cells without one.

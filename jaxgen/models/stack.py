@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +30,12 @@ class Stack(nn.Module):
 
     Dropout acts on the non-recurrent connections only: between layers and above the last one
     (Zaremba, Sutskever & Vinyals 2014, arXiv:1409.2329, section 3.2). It is off unless ``row_keys`` are given.
+    ``form`` is that of ``unroll``.
     """
 
     cells: Sequence[nn.RNNCellBase]
     dropout: float = 0.0
+    form: str = "auto"
 
     def __call__(
         self,
@@ -53,13 +56,14 @@ class Stack(nn.Module):
         for name, states in {"carries": carries, "initial": initial}.items():
             if states is not None and len(states) != len(self.cells):
                 raise UsageError(f"Got {len(states)} `{name}` for {len(self.cells)} layers: give one a layer.")
+        masks: dict[str, Any] = {"reset": reset, "valid": valid}
         after = []
         for layer, (cell, carry) in enumerate(zip(self.cells, carries)):
             start = None if initial is None else initial[layer]
             if projected and layer == 0 and isinstance(cell, Cell):
-                carry, x = recur(cell, carry, x, reset=reset, valid=valid, initial=start)
+                carry, x = recur(cell, carry, x, **masks, initial=start, form=self.form)
             else:
-                carry, x = unroll(cell, x, carry, reset=reset, valid=valid, initial=start, time_major=True)
+                carry, x = unroll(cell, x, carry, **masks, initial=start, time_major=True, form=self.form)
             after.append(carry)
             if row_keys is not None and self.dropout > 0:
                 x = dropout(x, self.dropout, jax.vmap(lambda key, n=layer: jax.random.fold_in(key, n))(row_keys))

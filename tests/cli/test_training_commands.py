@@ -32,6 +32,7 @@ def test_a_run_leaves_files_that_can_be_read(run):
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert load_tokenizer(json.loads((run / "tokenizer.json").read_text())).kind == "char"
     assert config(run)["resolved"]["steps"] == config(run)["resolved"]["horizon"] == 30
+    assert config(run)["resolved"]["model"]["form"] in ("scan", "fused"), "what auto came to is not written down"
     report = json.loads((run / "report.json").read_text())
     assert report["val_bpc"] == pytest.approx(report["val_loss"] / np.log(2))
     assert "=== step 10 ===" in (run / "samples.txt").read_text()

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -369,6 +369,14 @@ def check_the_state_is_at_least_float32(s: Subject) -> None:
             assert leaf.dtype == np.float32
 
 
+def check_the_fused_form_gives_the_values_and_gradients_of_the_plain_scan(s: Subject) -> None:
+    for dtype, tolerance in (("float32", 1e-5), ("float64", 1e-10)):
+        with jax.enable_x64(dtype == "float64"):
+            forms = [Subject(s.make, form=partial(unroll, form=form), dtype=dtype) for form in ("scan", "fused")]
+            plain, fused = (form.gradients(reset=RESET, valid=VALID) for form in forms)
+            assert_close(fused, plain, tolerance)
+
+
 #: For any Linen cell.
 SHARED_CHECKS = (
     check_a_loop_over_steps_equals_the_unroll,
@@ -398,6 +406,7 @@ CHECKS = (
     check_an_unroll_without_input_is_the_bias_alone,
     check_any_number_of_batch_axes_in_flax_rnn,
     check_the_state_is_at_least_float32,
+    check_the_fused_form_gives_the_values_and_gradients_of_the_plain_scan,
 )
 
 

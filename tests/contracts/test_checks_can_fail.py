@@ -53,6 +53,12 @@ class HidesAGradient(Elman):
         return h, h
 
 
+class HasAWrongDerivative(Elman):
+    @nn.nowrap
+    def factors(self, before, after, saved):
+        return 1.01 * super().factors(before, after, saved)
+
+
 class DiffersWhenFlaxCallsIt(Elman):
     def __call__(self, carry, x):
         carry, y = super().__call__(carry, x)
@@ -144,6 +150,7 @@ CAUGHT = {
     "the_unroll_agrees_with_the_equations": broken(equations="elman-relu"),
     "an_unroll_without_input_is_the_bias_alone": broken(HasNoBiasWithoutInput),
     "any_number_of_batch_axes_in_flax_rnn": broken(NeedsOneBatchAxis),
+    "the_fused_form_gives_the_values_and_gradients_of_the_plain_scan": broken(HasAWrongDerivative),
     "the_state_is_at_least_float32": broken(KeepsALowPrecisionState),
 }
 

@@ -1,0 +1,94 @@
+"""The forms of a recurrence side by side: value and all gradients of one layer, and a whole training step.
+
+    python -m benchmarks.forms            about two minutes; prints two tables in Markdown
+
+All variants take turns in one run, after a warm-up, and medians are compared: only the ratios mean something.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxgen import CELLS, LanguageModel, LanguageTask, create_state, keep_memory, train_step
+from jaxgen.cells import recur
+from jaxgen.types import Batch
+
+SIZES = [(50, 50, 128), (32, 64, 256), (32, 128, 256), (64, 64, 512)]  # B, T, H
+CELLS_SHOWN = ("lstm", "gru", "elman")
+FORMS = ("scan", "fused")
+V = 96
+ROUNDS = 15
+
+
+def medians(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Milliseconds of each call, in turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            times[name].append(1e3 * (time.perf_counter() - began))
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def layer(name: str, batch: int, length: int, hidden: int) -> dict[str, float]:
+    """Value and gradients of one recurrence over a projected input."""
+    cell = CELLS[name](features=hidden)
+    carry = cell.initialize_carry(jax.random.key(0), (batch, hidden))
+    x = jnp.zeros((batch, hidden))
+    params = cell.init(jax.random.key(0), carry, x)
+    width = jax.eval_shape(lambda: cell.apply(params, x, method="project")).shape[-1]
+    z, weight = (jax.random.normal(jax.random.key(i), (length, batch, k)) for i, k in ((1, width), (2, hidden)))
+
+    def value(form: str, params, carry, z):
+        carry, ys = cell.apply(params, carry, z, form=form, method=recur)
+        return jnp.sum(ys * weight) + sum(jnp.sum(leaf) for leaf in jax.tree.leaves(carry))
+
+    grads = {form: jax.jit(jax.grad(partial(value, form), argnums=(0, 1, 2))) for form in FORMS}
+    return medians({form: partial(grad, params, carry, z) for form, grad in grads.items()})
+
+
+def step(name: str, batch: int, length: int, hidden: int, layers: int) -> dict[str, float]:
+    """One training step: embedding, recurrent layers, output, cross-entropy, clipping, Adam."""
+    optimizer, key = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)), jax.random.key(0)
+    tokens = np.random.default_rng(0).integers(3, V, (batch, length + 1), np.int32)
+    batch_ = Batch(tokens[:, :-1], tokens[:, 1:], np.zeros((batch, length), bool), np.ones((batch, length), bool))
+    model = LanguageModel(V, CELLS[name], hidden=hidden, layers=layers)
+    calls = {}
+    for form in FORMS:
+        task = LanguageTask(dataclasses.replace(model, form=form))
+        state = create_state(task, optimizer, key, rows=batch)
+        calls[form] = partial(jax.jit(partial(train_step, task, optimizer, key)), state, batch_)
+    return medians(calls)
+
+
+def row(label: str, times: dict[str, float]) -> None:
+    print(
+        f"| {label} | {times['scan']:.1f} | {times['fused']:.1f} | {times['scan'] / times['fused']:.2f} |", flush=True
+    )
+
+
+def main() -> None:
+    keep_memory()
+    print("| cell, B, T, H: one layer, value and gradients | scan, ms | fused, ms | ratio |\n|---|---|---|---|")
+    for name in CELLS_SHOWN:
+        for sizes in SIZES:
+            row(f"{name} {', '.join(map(str, sizes))}", layer(name, *sizes))
+    print("\n| cell, B, T, H, layers: whole training step | scan, ms | fused, ms | ratio |\n|---|---|---|---|")
+    for name in ("lstm", "gru"):
+        for sizes in ((50, 50, 128, 2), (32, 64, 256, 1), (32, 128, 256, 2)):
+            row(f"{name} {', '.join(map(str, sizes))}", step(name, *sizes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The recurrence of a matrix-and-pointwise cell with a backward pass of its own.
+
+Differentiating a ``lax.scan`` accumulates the recurrent matrix's gradient step by step: T products with a batch of B
+rows each, added into a matrix that does not fit the fastest cache. Here the backward loop carries the state's gradient
+alone, and the matrix's gradient is one product over all T * B rows after it.
+
+A cell that also gives ``saving``, ``factors`` and ``pull`` has its elementwise derivatives computed for all steps at
+once, before the backward loop. Any other gets what ``jax.vjp`` makes of its ``pointwise``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxgen.cells.base import Cell, Weights
+from jaxgen.cells.scan import Masks, only, per_step, run
+from jaxgen.types import Array, Carry
+
+#: The methods by which a cell gives its derivatives.
+DERIVATIVES = ("saving", "factors", "pull")
+
+
+def fits(cell: Any) -> bool:
+    """Whether ``cell`` is one matrix product and a pointwise function, and so has a fused form."""
+    return isinstance(cell, Cell) and type(cell).step is Cell.step
+
+
+def _gives_derivatives(kind: type[Cell]) -> bool:
+    """Whether a class's ``factors`` belong to its ``pointwise``: a subclass may have replaced the latter alone."""
+    order = kind.__mro__
+    place = {n: next(i for i, c in enumerate(order) if n in vars(c)) for n in ("pointwise", *DERIVATIVES)}
+    given = max(place[n] for n in DERIVATIVES)
+    return order[given] is not Cell and given <= place["pointwise"]
+
+
+def run_fused(
+    cell: Cell,
+    weights: Weights,
+    carry: Carry,
+    z: Array,
+    *,
+    reset: Array | None = None,
+    valid: Array | None = None,
+    initial: Carry | None = None,
+    reverse: bool = False,
+) -> tuple[Carry, Array]:
+    """``run`` of an unbound ``cell`` over z [T, B, K]: the same values and the same gradients, sooner.
+
+    Reverse-mode derivatives only: for ``jax.jvp`` and second derivatives use the plain form.
+    """
+    dtype = cell.hidden(carry).dtype
+    weights = jax.tree.map(lambda a: a.astype(dtype), weights)
+    rule = _by_hand if _gives_derivatives(type(cell)) else _by_vjp
+    return rule(cell, reverse, weights, carry, z.astype(dtype), Masks.of(carry, reset, valid, initial))
+
+
+def _plain(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> tuple[Carry, Array]:
+    """What is computed where nobody asks for a gradient: the plain scan."""
+    return run(cell.step, weights, carry, z, reverse=reverse, **masks._asdict())
+
+
+def _weight_gradients(weights: Weights, h: Array, du: Array) -> Weights:
+    """From the states h [T, B, H] and the gradients du [T, B, K] of all steps."""
+    flat = du.reshape(-1, du.shape[-1])
+    kernel = h.reshape(-1, h.shape[-1]).T @ flat
+    return Weights(kernel, None if weights.bias is None else jnp.sum(flat, axis=0))
+
+
+# --- any pointwise function
+
+
+def _vjp_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> Any:
+    def unrolled(carry: Carry, z: Array, shift: Array, initial: Carry | None) -> Any:
+        """The weights are constants here; ``shift``, which is zero, reveals the gradient of ``u``."""
+
+        def step(_: None, state: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, tuple[Array, Array]]:
+            z_t, shift_t = inputs
+            new, y = cell.pointwise(state, z_t, cell.product(weights, state) + shift_t)
+            return new, (y, cell.hidden(state))
+
+        last, (ys, h) = run(step, None, carry, (z, shift), reverse=reverse, **masks._replace(initial=initial)._asdict())
+        return (last, ys), h
+
+    shift = jnp.zeros((*z.shape[:-1], weights.kernel.shape[-1]), z.dtype)
+    out, backward, h = jax.vjp(unrolled, carry, z, shift, masks.initial, has_aux=True)
+    return out, (backward, weights, h)
+
+
+def _vjp_backward(cell: Cell, reverse: bool, kept: Any, cotangents: Any) -> Any:
+    backward, weights, h = kept
+    dcarry, dz, du, dinitial = backward(cotangents)
+    return _weight_gradients(weights, h, du), dcarry, dz, Masks(None, None, dinitial)
+
+
+_by_vjp = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))
+_by_vjp.defvjp(_vjp_forward, _vjp_backward)
+
+
+# --- a cell that gives its derivatives
+
+
+def _hand_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> Any:
+    timed, masks_at = masks.over_time(carry)
+    twice: list[int] = []  # the part of the carry that is also the output, which is then written once
+
+    def body(state: Carry, inputs: tuple[Array, Masks]) -> tuple[Carry, Any]:
+        z_t, at = inputs[0], masks_at(inputs[1])
+        start = at.before(state)
+        new, y, saved = cell.saving(start, z_t, cell.product(weights, start))
+        new, y = at.after(start, new, y)
+        twice[:] = [i for i, leaf in enumerate(jax.tree.leaves(new)) if leaf is y]
+        return new, (None if twice else y, new, saved)
+
+    last, (ys, after, saved) = lax.scan(body, carry, (z, timed), reverse=reverse)
+    if twice:
+        ys = jax.tree.leaves(after)[twice[0]]
+    return (last, ys), (weights, carry, masks, after, saved)
+
+
+def _before(carry: Carry, after: Carry, masks: Masks, reverse: bool) -> Carry:
+    """The states from which the steps started: the first one, and what each step left to the next."""
+
+    def shift(first: Array, states: Array) -> Array:
+        parts = [states[1:], first[None]] if reverse else [first[None], states[:-1]]
+        return jnp.concatenate(parts)[: states.shape[0]]
+
+    return masks.before(jax.tree.map(shift, carry, after))
+
+
+def _hand_backward(cell: Cell, reverse: bool, kept: Any, cotangents: Any) -> Any:
+    weights, carry, masks, after, saved = kept
+    dlast, dys = cotangents
+    before = _before(carry, after, masks, reverse)
+    transposed = weights.kernel.T
+    to_carry = jax.linear_transpose(cell.hidden, carry)  # where the state's part of du belongs in the carry
+
+    alike = False  # z and u meet in a sum: one gradient, written once
+
+    def body(dcarry: Carry, inputs: tuple[Array, Any, Masks]) -> tuple[Carry, Any]:
+        nonlocal alike
+        dy, factors, at = inputs
+        frozen = None if at.valid is None else only(~at.valid, dcarry)
+        if at.valid is not None:
+            dcarry, dy = only(at.valid, (dcarry, dy))
+        dstart, dz, du = cell.pull(dcarry, dy, factors)
+        alike = dz is du
+        grads: Any = (dstart, du, None if alike else dz)
+        # What stands in padding may be anything, NaN too.
+        dstart, du, dz = grads if at.valid is None else only(at.valid, grads)
+        dstart = jax.tree.map(jnp.add, dstart, to_carry(du @ transposed)[0])
+        if frozen is not None:
+            dstart = jax.tree.map(jnp.add, dstart, frozen)
+        if at.reset is None:
+            return dstart, (du, dz, None)
+        return only(~at.reset, dstart), (du, dz, only(at.reset, dstart))
+
+    inputs = (dys, cell.factors(before, after, saved), masks._replace(initial=None))
+    dcarry, (du, dz, dinitial) = lax.scan(body, dlast, inputs, reverse=not reverse)
+    if alike:
+        dz = du
+    if dinitial is not None and not per_step(masks.initial, carry):
+        dinitial = jax.tree.map(lambda a: jnp.sum(a, axis=0), dinitial)
+    return _weight_gradients(weights, cell.hidden(before), du), dcarry, dz, Masks(None, None, dinitial)
+
+
+_by_hand = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))
+_by_hand.defvjp(_hand_forward, _hand_backward)
