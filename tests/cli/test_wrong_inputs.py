@@ -90,6 +90,7 @@ USAGE = {
     "--patience 0": ("--patience is 0", "greater than 0"),
     "--clip -1": ("--clip is -1.0", "0"),
     "--warmup -1": ("--warmup is -1", "0"),
+    "--final-lr 0.1 --schedule constant": ("--final-lr 0.1", "leave it out"),
     "--final-lr 2": ("--final-lr is 2.0", "less than or equal to 1"),
     "--seed -1": ("--seed is -1", "0"),
     "--seed 4294967296": ("--seed is 4294967296", "4294967295"),

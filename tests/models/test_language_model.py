@@ -311,3 +311,12 @@ def test_another_number_of_carries_than_layers_is_refused(count):
     model, params = setup(layers=2)
     with pytest.raises(UsageError, match=f"Got {count} `carries` for 2 layers"):
         apply(model, params, draw(), model.initial_carry(B)[:1] * count)
+
+
+def test_a_table_of_one_hot_inputs_is_made_for_small_vocabularies_only(monkeypatch):
+    monkeypatch.setattr("jaxgen.models.language_model.ONE_HOT_TABLE", 10)
+    for vocab, made in ((10, True), (11, False)):
+        model = LanguageModel(vocab, hidden=3, embed=0)
+        params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+        table = jax.eval_shape(lambda p, m=model: m.apply(p, method="token_table"), params)
+        assert (table is not None) is made

@@ -181,7 +181,10 @@ def test_more_steps_go_on_behind_the_frozen_schedule(whole, book, tmp_path):
     run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
     before = MetricsLog(run / "metrics.jsonl").read()
     longer = settings(book, run, **LAYOUTS["stream"]).model_copy(update={"steps": STEPS + 5})
-    assert resume(str(run), longer).train().step == STEPS + 5
+    told: list[Any] = []
+    assert resume(str(run), longer, told.append).train().step == STEPS + 5
+    notes = [event.text for event in told if isinstance(event, Note)]
+    assert any(f"reached its end at step {STEPS}" in note and "--init-from" in note for note in notes)
     rows = MetricsLog(run / "metrics.jsonl").read()
     resolved = RunDirectory(run).read_json("config.json")["resolved"]
     assert rows[:-1] == before

@@ -19,6 +19,7 @@ from jaxgen.run.events import Evaluated, Finished, Sampled, Started
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.signals import StopSignals
 from jaxgen.run.trainer import MAX_STEPS_PER_CALL, Trainer, steps_per_call
+from jaxgen.sampling import Forbid
 from jaxgen.store import CheckpointStore, MetricsLog
 
 
@@ -174,3 +175,36 @@ def test_signals_are_left_alone_on_another_thread():
     thread.start()
     thread.join()
     assert seen == [(None, before)]
+
+
+def test_a_model_that_the_machine_cannot_hold_is_refused_before_a_folder_exists(book, tmp_path, monkeypatch):
+    if jax.default_backend() != "cpu":
+        pytest.skip("weights live in the device's memory")
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 2, "SC_PAGE_SIZE": 1024}.__getitem__)
+    with pytest.raises(UsageError, match=r"A model of [\d,]+ parameters needs at least .* Choose a smaller --hidden"):
+        start(settings(book, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_speed_of_the_call_that_compiles_is_written_nowhere(book, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxgen.run.trainer.MAX_STEPS_PER_CALL", 3)
+    start(settings(book, tmp_path / "run", eval_every=3, sample_every=0, steps=6)).train()
+    first, second = (row["tokens_per_second"] for row in rows(tmp_path / "run"))
+    assert first is None
+    assert second > 0
+
+
+def test_a_transform_of_ones_own_acts_last(book, tmp_path):
+    start(settings(book, tmp_path / "run", eval_every=0)).train()
+    sampler = Sampler.load(tmp_path / "run")
+    only = sampler.tokenizer.encode("a")[0]
+    others = tuple(i for i in range(sampler.tokenizer.vocab_size) if i != only)
+    assert sampler.sample("The ", Settings(length=5, temperature=1.5, extra=(Forbid(others),))) == ["aaaaa"]
+
+
+def test_runs_that_differ_in_their_seed_alone_share_what_is_compiled(book, tmp_path):
+    one, other = (start(settings(book, tmp_path / str(seed), seed=seed)) for seed in (0, 1))
+    faster = start(settings(book, tmp_path / "faster", lr=0.03))
+    assert one._steps is other._steps
+    assert one._steps is not faster._steps
+    assert not same(one.state.params, other.state.params)
