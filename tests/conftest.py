@@ -20,6 +20,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from jaxgen.run import compiled as jaxgen_compiled
+
 # A [B] array silently broadcast against [B, B] is the commonest wrong result in batched code.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -96,11 +98,18 @@ def quickly(compiled: Path):
     former = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    forget()
     yield
     for name, value in former.items():
         jax.config.update(name, value)
+    forget()
+
+
+def forget():
+    """What was compiled with other settings must not serve here."""
     compilation_cache.reset_cache()
+    for function in vars(jaxgen_compiled).values():
+        getattr(function, "cache_clear", lambda: None)()
 
 
 @pytest.fixture(scope="session")

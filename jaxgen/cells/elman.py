@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -10,7 +12,11 @@ from jaxgen.cells.base import Affine, Cell, Weights, orthogonal
 from jaxgen.errors import choose
 from jaxgen.types import Array
 
-ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+#: Each activation and its slope, which follows from its value.
+ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+    "tanh": (jnp.tanh, lambda h: 1 - h * h),
+    "relu": (jax.nn.relu, lambda h: (h > 0).astype(h.dtype)),
+}
 
 
 class Elman(Cell):
@@ -37,13 +43,13 @@ class Elman(Cell):
 
     @nn.nowrap
     def saving(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array, None]:
-        h = ACTIVATIONS[self.activation](z + u)
+        h = ACTIVATIONS[self.activation][0](z + u)
         return h, h, None
 
     @nn.nowrap
     def factors(self, before: Array, after: Array, saved: None) -> Array:
         """The slope of the activation, from its value."""
-        return 1 - after * after if self.activation == "tanh" else (after > 0).astype(after.dtype)
+        return ACTIVATIONS[self.activation][1](after)
 
     @nn.nowrap
     def pull(self, dcarry: Array, dy: Array, factors: Array) -> tuple[Array, Array, Array]:

@@ -10,6 +10,7 @@ once, before the backward loop. Any other gets what ``jax.vjp`` makes of its ``p
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -20,21 +21,47 @@ from jaxgen.cells.base import Cell, Weights
 from jaxgen.cells.scan import Masks, only, per_step, run
 from jaxgen.types import Array, Carry
 
-#: The methods by which a cell gives its derivatives.
-DERIVATIVES = ("saving", "factors", "pull")
+#: The methods that are a cell's equations, and those by which it gives their derivatives.
+EQUATIONS, DERIVATIVES = ("pointwise", "saving", "hidden"), ("factors", "pull")
 
 
 def fits(cell: Any) -> bool:
     """Whether ``cell`` is one matrix product and a pointwise function, and so has a fused form."""
-    return isinstance(cell, Cell) and type(cell).step is Cell.step
+    return isinstance(cell, Cell) and type(cell).step is Cell.step and type(cell).product is Cell.product
+
+
+def can_run(cell: Cell, weights: Any) -> bool:
+    """Whether these weights and fields are such as the backward pass of a cell that ``fits`` can handle."""
+    fields = [getattr(cell, field.name) for field in dataclasses.fields(cell)]
+    return type(weights) is Weights and not any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(fields))
 
 
 def _gives_derivatives(kind: type[Cell]) -> bool:
-    """Whether a class's ``factors`` belong to its ``pointwise``: a subclass may have replaced the latter alone."""
-    order = kind.__mro__
-    place = {n: next(i for i, c in enumerate(order) if n in vars(c)) for n in ("pointwise", *DERIVATIVES)}
-    given = max(place[n] for n in DERIVATIVES)
-    return order[given] is not Cell and given <= place["pointwise"]
+    """Whether a class's ``factors`` and ``pull`` belong to its equations: a subclass may have replaced these alone."""
+    place = {
+        name: next(i for i, c in enumerate(kind.__mro__) if name in vars(c)) for name in (*EQUATIONS, *DERIVATIVES)
+    }
+    given = max(place[name] for name in DERIVATIVES)
+    return kind.__mro__[given] is not Cell and all(given <= place[name] for name in EQUATIONS)
+
+
+def _varying(leaf: Array) -> frozenset[str]:
+    """The axes of the mesh over which ``leaf`` varies; none outside ``shard_map``."""
+    return jax.typeof(leaf).manual_axis_type.varying
+
+
+def _on_the_same_devices(*trees: Any) -> Any:
+    """``trees`` varying over every mesh axis that one of their leaves varies over: what JAX itself does for a scan.
+
+    Inside ``shard_map`` a gradient must vary as its value does; the transpose of ``pcast`` adds it up over the devices.
+    """
+    axes = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(trees)))
+
+    def vary(leaf: Array) -> Array:
+        missing = tuple(sorted(axes - _varying(leaf)))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, trees)
 
 
 def run_fused(
@@ -50,12 +77,13 @@ def run_fused(
 ) -> tuple[Carry, Array]:
     """``run`` of an unbound ``cell`` over z [T, B, K]: the same values and the same gradients, sooner.
 
-    Reverse-mode derivatives only: for ``jax.jvp`` and second derivatives use the plain form.
+    Reverse-mode derivatives only: for ``jax.jvp`` use the plain form.
     """
     dtype = cell.hidden(carry).dtype
     weights = jax.tree.map(lambda a: a.astype(dtype), weights)
     rule = _by_hand if _gives_derivatives(type(cell)) else _by_vjp
-    return rule(cell, reverse, weights, carry, z.astype(dtype), Masks.of(carry, reset, valid, initial))
+    masks = Masks.of(carry, reset, valid, initial)
+    return rule(cell, reverse, *_on_the_same_devices(weights, carry, z.astype(dtype), masks))
 
 
 def _plain(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> tuple[Carry, Array]:

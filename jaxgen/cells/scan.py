@@ -43,6 +43,7 @@ class Masks(NamedTuple):
     @classmethod
     def of(cls, carry: Carry, reset: Array | None, valid: Array | None, initial: Carry | None) -> Masks:
         """Zeros are the initial state where none is given; without resets there is no use for one."""
+        reset, valid = (None if mask is None else jnp.asarray(mask, bool) for mask in (reset, valid))
         if reset is None:
             return cls(None, valid, None)
         return cls(reset, valid, jax.tree.map(jnp.zeros_like, carry) if initial is None else initial)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.cells.base import Cell, promote
-from jaxgen.cells.fused import fits, run_fused
+from jaxgen.cells.fused import can_run, fits, run_fused
 from jaxgen.cells.scan import Masks, only, per_step, run
 from jaxgen.errors import UsageError, choose
 from jaxgen.types import Array, Carry
@@ -55,9 +55,11 @@ def recur(
     pure = cell.clone(parent=None)  # unbound: its fields can be read, its parameters cannot
     weights = cell.weights()
     masks: dict[str, Any] = {"reset": reset, "valid": valid, "initial": initial, "reverse": reverse}
-    if z.ndim == 1:
-        z = jnp.broadcast_to(z, (length or 0, jax.tree.leaves(carry)[0].shape[0], z.shape[0]))
-    if choose_form(form, cell) == "fused":
+    chosen = choose_form(form, cell)
+    if z.ndim == 1:  # one z for all steps; by the plain scan, which need not repeat it T times
+        bias = jnp.broadcast_to(z[None, :], (jax.tree.leaves(carry)[0].shape[0], z.shape[0]))
+        return run(lambda w, c, _: pure.step(w, c, bias), weights, carry, None, **masks, length=length)
+    if chosen == "fused" and can_run(pure, weights):
         return run_fused(pure, weights, carry, z, **masks)
     return run(pure.step, weights, carry, z, **masks)
 

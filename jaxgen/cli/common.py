@@ -47,12 +47,15 @@ def prepare_process() -> None:
     # JAX reads it when it is imported. Without it every function taken from the cache of compiled ones prints two
     # harmless lines of errors (jax-ml/jax#38445), which also fill a pipe that nobody reads. JAX sets 1 itself, and a
     # process started by one that imported JAX inherits it: 1 is nobody's wish.
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+    level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")
+    too_late = "jax" in sys.modules and level != "3"
+    if level == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     from jaxgen.run.host import keep_compilations, keep_memory
 
     keep_memory()
-    keep_compilations()
+    if not too_late:
+        keep_compilations()
 
 
 def open_output(text_alone: bool) -> None:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxgen.cells import LSTM, Cell, choose_form
-from jaxgen.errors import UsageError
+from jaxgen.cells import FORMS, LSTM, Cell, choose_form
+from jaxgen.errors import UsageError, choose
 from jaxgen.models.stack import Stack
 from jaxgen.types import Array, Carry, Key
 
@@ -49,6 +49,7 @@ class LanguageModel(nn.Module):
                 f"`tie` uses the embedding as the output matrix, so `embed` must equal `hidden`, but they are "
                 f"{self.embed} and {self.hidden}: leave `embed` out, or do without `tie`."
             )
+        choose(str(self.form), FORMS, "form")
         super().__post_init__()
 
     def setup(self) -> None:

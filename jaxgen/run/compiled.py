@@ -1,12 +1,13 @@
 """The compiled functions of a task, shared by all trainers and samplers of a process that ask for the same ones.
 
-A second run with the same model and settings (another seed, a resumed run, a search over data) compiles nothing.
+A second run with the same model and settings (another seed, a resumed run, a search over data) compiles nothing. Cells
+with options of their own are the exception: two such models are never equal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from typing import Any
 
 import jax
@@ -18,7 +19,22 @@ from jaxgen.training import create_state, eval_step, train_steps
 
 #: How many functions of each kind stay compiled.
 KEPT = 16
-shared = lru_cache(maxsize=KEPT)
+
+
+def shared(make: Callable[..., Callable]) -> Callable[..., Callable]:
+    """Remember what ``make`` returned for equal arguments; for those that cannot be compared, make it anew."""
+    known = lru_cache(maxsize=KEPT)(make)
+
+    @wraps(make)
+    def get(*args: Any) -> Callable:
+        try:
+            hash(args)
+        except TypeError:
+            return make(*args)
+        return known(*args)
+
+    get.cache_clear = known.cache_clear  # type: ignore[attr-defined]
+    return get
 
 
 @shared

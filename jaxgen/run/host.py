@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -46,13 +47,13 @@ def keep_compilations() -> Path | None:
 
     if jax.config.values["jax_compilation_cache_dir"] or not jax.config.values["jax_enable_compilation_cache"]:
         return None
-    folder = user_cache() / "compiled" / f"{jax.lib.__version__}-{_processor()}"
     try:
+        folder = user_cache() / "compiled" / f"{jax.lib.__version__}-{_processor()}"
         folder.mkdir(parents=True, exist_ok=True)
-        _prune(folder)
-    except OSError:
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: a user without a home
         return None
-    if not os.access(folder, os.W_OK | os.X_OK):
+    _prune(folder)
+    if not folder.is_absolute() or not os.access(folder, os.W_OK | os.X_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a start compiles many small functions
@@ -74,11 +75,15 @@ def _processor() -> str:
 
 def _prune(folder: Path) -> None:
     """Remove the oldest compiled functions once there are too many bytes of them."""
-    with os.scandir(folder) as entries:
-        found = sorted(((entry.stat(), entry.path) for entry in entries), key=lambda pair: pair[0].st_mtime)
-    total = sum(status.st_size for status, _ in found)
-    for status, path in found:
+    found = []
+    for path in folder.glob("*-cache"):  # JAX keeps folders of its own beside them
+        with contextlib.suppress(OSError):  # another process may be pruning too
+            status = path.stat()
+            found.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
         if total <= MOST_COMPILED:
             return
-        Path(path).unlink(missing_ok=True)
-        total -= status.st_size
+        with contextlib.suppress(OSError):
+            path.unlink()
+        total -= size

@@ -45,10 +45,10 @@ def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
     data = _load(config, source.tokenizer if source else None)
     options = data.model_options()
     task = TASKS[config.task].build(**options)
-    # The rule looks at the device; written down, a resumed run computes the same bits.
-    options["form"] = task.model.chosen_form()
-    task = TASKS[config.task].build(**options)
     shapes = _shapes(task, config)
+    # What rules choose by the device is written down, so that a resumed run computes the same bits.
+    options |= task.chosen()
+    task = TASKS[config.task].build(**options)
     params = None if source is None else _borrowed(source, shapes)
     resolved = {
         "model": options,

@@ -25,7 +25,7 @@ from jaxgen.run.tensorboard import open_events
 from jaxgen.sampling import PRNG
 from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses
 from jaxgen.store.config import TrainConfig
-from jaxgen.training import TrainState, make_optimizer, make_schedule
+from jaxgen.training import OPTIMIZERS, SCHEDULES, TrainState, make_optimizer, make_schedule
 from jaxgen.types import Batch
 
 Emit = Callable[[Event], None]
@@ -72,15 +72,26 @@ def plan_optimizer(config: TrainConfig, horizon: int) -> tuple[optax.Schedule, o
     options = dict(config.optimizer_options)
     if config.optimizer == "adamw":
         options["weight_decay"] = config.weight_decay
+    # The entries themselves, beside their names: who registers another under a known name gets the other.
+    entries = (OPTIMIZERS.get(config.optimizer), SCHEDULES.get(config.schedule))
     chosen = (config.optimizer, tuple(sorted(options.items())), config.clip)
-    return _optimizer(*chosen, config.schedule, config.lr, warmup, horizon, final)
+    return _optimizer(entries, *chosen, config.schedule, config.lr, warmup, horizon, final)
 
 
 @lru_cache(maxsize=KEPT)
 def _optimizer(
-    name: str, options: tuple, clip: float, course: str, lr: float, warmup: int, horizon: int, final: float
+    entries: tuple[Any, ...],
+    name: str,
+    options: tuple[Any, ...],
+    clip: float,
+    course: str,
+    lr: float,
+    warmup: int,
+    horizon: int,
+    final: float,
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """The same objects for the same settings, so that what is compiled with them is shared."""
+    del entries
     schedule = make_schedule(course, lr=lr, warmup=warmup, horizon=horizon, final=final)
     return schedule, make_optimizer(name, schedule, clip=clip, options=dict(options))
 

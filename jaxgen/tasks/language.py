@@ -51,6 +51,10 @@ class LanguageTask:
     def has_dropout(self) -> bool:
         return self.model.dropout > 0
 
+    def chosen(self) -> dict[str, Any]:
+        """Options of ``build`` that a rule has chosen for this model on this device."""
+        return {"form": self.model.chosen_form()}
+
     def init(self, key: Key) -> Params:
         """Fresh parameters."""
         return self.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxgen.cells import GRU, LSTM, Elman, choose_form, unroll
+from jaxgen.cells.elman import ACTIVATIONS
 from jaxgen.errors import UsageError
 
 B, T, D, H = 3, 5, 4, 6
@@ -25,6 +26,31 @@ class Capped(LSTM):
         (c, h), _ = super().pointwise(carry, z, u)
         h = jnp.minimum(h, 0.05)
         return (c, h), h
+
+
+class Doubled(GRU):
+    """Other equations by way of ``saving``, from which ``pointwise`` follows."""
+
+    @nn.nowrap
+    def saving(self, carry, z, u):
+        h, y, saved = super().saving(carry, z, u)
+        return h, 2 * y, saved
+
+
+class Squashed(LSTM):
+    """A state that meets the matrix through a function."""
+
+    @staticmethod
+    def hidden(carry):
+        return jnp.tanh(carry[1])
+
+
+class Triangular(Elman):
+    """Another product: no fused form."""
+
+    @nn.nowrap
+    def product(self, weights, carry):
+        return carry @ jnp.tril(weights.kernel)
 
 
 class Counting(Elman):
@@ -74,7 +100,7 @@ def assert_close(actual, expected):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("kind", [LSTM, GRU, Capped])
+@pytest.mark.parametrize("kind", [LSTM, GRU, Capped, Doubled, Squashed])
 def test_a_state_for_every_step_and_reverse_have_the_gradients_of_the_plain_scan(kind, reverse):
     module, params, inputs, masks = case(kind)
     forms = [partial(value_and_gradients, module, form, masks, reverse) for form in ("scan", "fused")]
@@ -128,13 +154,70 @@ def test_without_a_gradient_both_forms_are_the_same_bits():
     jax.tree.map(np.testing.assert_array_equal, fused, plain)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "float32"])
+def test_masks_of_numbers_are_masks_of_truth_values(dtype):
+    module, params, inputs, masks = case(LSTM)
+    numbers = {name: mask.astype(dtype) for name, mask in masks.items()}
+    of_numbers, of_truth = (
+        jax.jit(partial(value_and_gradients, module, "fused", given, False))(params, *inputs)
+        for given in (numbers, masks)
+    )
+    assert_close(of_numbers, of_truth)
+
+
+@pytest.mark.parametrize("kind", [GRU, Capped])
+def test_parameters_that_all_devices_share_get_the_sum_of_their_gradients(kind):
+    module, params, (x, carry, _), _ = case(kind)
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Auto,))
+    spread, whole = PartitionSpec("rows"), PartitionSpec()
+
+    def gradient(form, params, x, carry):
+        def value(params):
+            return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(module.apply(params, x, carry, form=form)))
+
+        return jax.grad(value)(params)
+
+    def over_devices(form):
+        specs = {"in_specs": (whole, spread, spread), "out_specs": whole}
+        return jax.jit(jax.shard_map(partial(gradient, form), mesh=mesh, **specs))(params, x, carry)
+
+    assert_close(over_devices("fused"), over_devices("scan"))
+
+
+def test_a_field_may_be_traced():
+    class Leaky(Elman):
+        tau: float = 1.0
+
+        @nn.nowrap
+        def pointwise(self, carry, z, u):
+            h = carry + self.tau * (jnp.tanh(z + u) - carry)
+            return h, h
+
+    _, params, (x, carry, _), _ = case(Elman)
+
+    def value(tau, form):
+        carried, ys = Unrolled(Leaky(H, tau=tau)).apply(params, x, carry, form=form)
+        return jnp.sum(jnp.sin(ys)) + jnp.sum(carried)
+
+    np.testing.assert_allclose(jax.grad(value)(0.5, "auto"), jax.grad(value)(0.5, "scan"), rtol=1e-5)
+
+
+def test_an_activation_of_ones_own_brings_its_slope(monkeypatch):
+    monkeypatch.setitem(ACTIVATIONS, "sigmoid", (jax.nn.sigmoid, lambda h: h * (1 - h)))
+    module, params, inputs, masks = case(partial(Elman, activation="sigmoid"))
+    forms = [partial(value_and_gradients, module, form, masks, False) for form in ("scan", "fused")]
+    plain, fused = (jax.jit(form)(params, *inputs) for form in forms)
+    assert_close(fused, plain)
+
+
+@pytest.mark.skipif("jax.default_backend() != 'cpu'", reason="the rule of another device")
 def test_on_a_cpu_a_matrix_and_pointwise_cell_is_fused_unless_asked_otherwise():
     assert choose_form("auto", LSTM(H)) == "fused"
     assert choose_form("auto", Capped(H)) == "fused"
     assert choose_form("scan", LSTM(H)) == "scan"
 
 
-@pytest.mark.parametrize("cell", [Counting(H), nn.LSTMCell(H)])
+@pytest.mark.parametrize("cell", [Counting(H), Triangular(H), nn.LSTMCell(H)])
 def test_any_other_cell_runs_by_the_plain_scan_and_says_so_when_asked_to_fuse(cell):
     assert choose_form("auto", cell) == "scan"
     with pytest.raises(UsageError, match=f"{type(cell).__name__} has no fused form"):

@@ -320,3 +320,9 @@ def test_a_table_of_one_hot_inputs_is_made_for_small_vocabularies_only(monkeypat
         params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
         table = jax.eval_shape(lambda p, m=model: m.apply(p, method="token_table"), params)
         assert (table is not None) is made
+
+
+@pytest.mark.parametrize("form", ["fusde", 7])
+def test_a_form_that_is_none_is_refused_when_the_model_is_made(form):
+    with pytest.raises(UsageError, match=f"Unknown form '{form}'"):
+        LanguageModel(5, form=form)

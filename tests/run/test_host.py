@@ -70,6 +70,24 @@ def test_the_oldest_compiled_functions_go_when_there_are_too_many_bytes(user_cac
     assert sorted(path.name for path in folder.iterdir()) == ["0-cache", "1-cache"]
 
 
+def test_what_jax_keeps_beside_the_compiled_functions_is_left_alone(user_cache, monkeypatch):
+    folder = keep_compilations()
+    (folder / "autotuned").mkdir()
+    (folder / "1-cache").write_bytes(bytes(10))
+    monkeypatch.setattr(host, "MOST_COMPILED", 5)
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert keep_compilations() == folder
+    assert [path.name for path in folder.iterdir()] == ["autotuned"]
+
+
+def test_a_user_without_a_home_keeps_nothing(user_cache, monkeypatch):
+    def homeless():
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr(host, "user_cache", homeless)
+    assert keep_compilations() is None
+
+
 CACHED = """
 import sys
 from jaxgen.cli.common import prepare_process

@@ -14,13 +14,14 @@ import pytest
 
 from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, DivergedError, UsageError
-from jaxgen.run import Sampler, Settings, start
+from jaxgen.run import Sampler, Settings, compiled, start
 from jaxgen.run.events import Evaluated, Finished, Sampled, Started
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.signals import StopSignals
-from jaxgen.run.trainer import MAX_STEPS_PER_CALL, Trainer, steps_per_call
+from jaxgen.run.trainer import MAX_STEPS_PER_CALL, Trainer, plan_optimizer, steps_per_call
 from jaxgen.sampling import Forbid
 from jaxgen.store import CheckpointStore, MetricsLog
+from jaxgen.training import OPTIMIZERS
 
 
 def settings(book: Path, run: Path, **more: Any) -> Any:
@@ -208,3 +209,18 @@ def test_runs_that_differ_in_their_seed_alone_share_what_is_compiled(book, tmp_p
     assert one._steps is other._steps
     assert one._steps is not faster._steps
     assert not same(one.state.params, other.state.params)
+
+
+def test_an_optimizer_registered_anew_under_its_name_is_the_new_one(book, tmp_path, monkeypatch):
+    config = settings(book, tmp_path / "run")
+    _, former = plan_optimizer(config, 10)
+    monkeypatch.setitem(OPTIMIZERS, config.optimizer, type("Mine", (OPTIMIZERS[config.optimizer],), {}))
+    assert plan_optimizer(config, 10)[1] is not former
+
+
+def test_a_task_that_cannot_be_compared_compiles_for_itself():
+    class Unhashable:
+        __hash__ = None
+        prime = staticmethod(lambda *args: args)
+
+    assert compiled.priming(Unhashable()) is not compiled.priming(Unhashable())
