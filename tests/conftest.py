@@ -78,6 +78,11 @@ def compile_effort(request: pytest.FixtureRequest):
     """XLA without its optimisations where nothing asks for them."""
     if request.path.parent.name in QUICK:
         request.getfixturevalue("quick_compiles")
+        yield
+    else:
+        forget()
+        yield
+        forget()
 
 
 @pytest.fixture(scope="session")
@@ -98,16 +103,15 @@ def quickly(compiled: Path):
     former = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
-    forget()
+    compilation_cache.reset_cache()
     yield
     for name, value in former.items():
         jax.config.update(name, value)
-    forget()
+    compilation_cache.reset_cache()
 
 
 def forget():
     """What was compiled with other settings must not serve here."""
-    compilation_cache.reset_cache()
     for function in vars(jaxgen_compiled).values():
         getattr(function, "cache_clear", lambda: None)()
 

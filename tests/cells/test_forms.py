@@ -82,7 +82,9 @@ def case(kind):
     initial = jax.tree.map(lambda a: data(3, B, T, H), zeros)
     reset = np.random.default_rng(4).random((B, T)) < 0.3
     valid = np.arange(T) < np.array([[T], [2], [0]])
-    return module, module.init(jax.random.key(5), x, carry), (x, carry, initial), {"reset": reset, "valid": valid}
+    shapes = jax.eval_shape(module.init, jax.random.key(5), x, carry)  # made by NumPy: to run it compiles a lot
+    params = jax.tree.map(lambda a: 0.4 * data(5, *a.shape), shapes)
+    return module, params, (x, carry, initial), {"reset": reset, "valid": valid}
 
 
 def value_and_gradients(module, form, masks, reverse, params, x, carry, initial):
