@@ -37,7 +37,7 @@ def can_run(cell: Cell, weights: Any) -> bool:
 
 
 def _gives_derivatives(kind: type[Cell]) -> bool:
-    """Whether a class's ``factors`` and ``pull`` belong to its equations: a subclass may have replaced these alone."""
+    """Whether ``factors`` and ``pull`` belong to a class's equations, which a subclass may have replaced alone."""
     place = {
         name: next(i for i, c in enumerate(kind.__mro__) if name in vars(c)) for name in (*EQUATIONS, *DERIVATIVES)
     }
@@ -113,7 +113,8 @@ def _vjp_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: A
         last, (ys, h) = run(step, None, carry, (z, shift), reverse=reverse, **masks._replace(initial=initial)._asdict())
         return (last, ys), h
 
-    shift = jnp.zeros((*z.shape[:-1], weights.kernel.shape[-1]), z.dtype)
+    # On the devices of ``z``: were it the same zero on all of them, its gradient would be their sum.
+    _, shift = _on_the_same_devices(z, jnp.zeros((*z.shape[:-1], weights.kernel.shape[-1]), z.dtype))
     out, backward, h = jax.vjp(unrolled, carry, z, shift, masks.initial, has_aux=True)
     return out, (backward, weights, h)
 

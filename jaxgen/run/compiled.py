@@ -25,7 +25,7 @@ def shared(make: Callable[..., Callable]) -> Callable[..., Callable]:
     """Remember what ``make`` returned for equal arguments; for those that cannot be compared, make it anew."""
     known = lru_cache(maxsize=KEPT)(make)
 
-    @wraps(make)
+    @wraps(known)
     def get(*args: Any) -> Callable:
         try:
             hash(args)
@@ -33,7 +33,6 @@ def shared(make: Callable[..., Callable]) -> Callable[..., Callable]:
             return make(*args)
         return known(*args)
 
-    get.cache_clear = known.cache_clear  # type: ignore[attr-defined]
     return get
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -15,7 +18,7 @@ from jaxgen.cells import GRU, LSTM, Elman, choose_form, unroll
 from jaxgen.cells.elman import ACTIVATIONS
 from jaxgen.errors import UsageError
 
-B, T, D, H = 3, 5, 4, 6
+B, T, D, H = 4, 5, 4, 6
 
 
 class Capped(LSTM):
@@ -81,7 +84,7 @@ def case(kind):
     carry = jax.tree.map(lambda a: data(2, *a.shape), zeros)
     initial = jax.tree.map(lambda a: data(3, B, T, H), zeros)
     reset = np.random.default_rng(4).random((B, T)) < 0.3
-    valid = np.arange(T) < np.array([[T], [2], [0]])
+    valid = np.arange(T) < np.array([[T], [2], [0], [3]])
     shapes = jax.eval_shape(module.init, jax.random.key(5), x, carry)  # made by NumPy: to run it compiles a lot
     params = jax.tree.map(lambda a: 0.4 * data(5, *a.shape), shapes)
     return module, params, (x, carry, initial), {"reset": reset, "valid": valid}
@@ -112,7 +115,7 @@ def test_a_state_for_every_step_and_reverse_have_the_gradients_of_the_plain_scan
 
 def over_a_mesh(function):
     """``function`` inside ``shard_map``, the batch spread over the mesh and parameters on every device."""
-    mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(AxisType.Auto,))
     spread, whole = PartitionSpec("rows"), PartitionSpec()
 
     def local(params, *inputs):
@@ -138,7 +141,8 @@ def forgetting(module, form, masks, reverse, params, x, carry, initial):
 @pytest.mark.parametrize("kind", [GRU, Capped])
 def test_the_fused_form_works_inside_the_transformations_of_jax(kind, transform):
     module, params, inputs, _ = case(kind)
-    resets = {"reset": np.zeros((B, T), bool)}
+    rows = B // jax.device_count() if transform == "shard_map" else B
+    resets = {"reset": np.tile(np.arange(T) == 2, (rows, 1))}
 
     def transformed(form):
         function = partial(forgetting if transform == "remat" else value_and_gradients, module, form, resets, False)
@@ -170,7 +174,7 @@ def test_masks_of_numbers_are_masks_of_truth_values(dtype):
 @pytest.mark.parametrize("kind", [GRU, Capped])
 def test_parameters_that_all_devices_share_get_the_sum_of_their_gradients(kind):
     module, params, (x, carry, _), _ = case(kind)
-    mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(AxisType.Auto,))
     spread, whole = PartitionSpec("rows"), PartitionSpec()
 
     def gradient(form, params, x, carry):
@@ -179,11 +183,19 @@ def test_parameters_that_all_devices_share_get_the_sum_of_their_gradients(kind):
 
         return jax.grad(value)(params)
 
-    def over_devices(form):
-        specs = {"in_specs": (whole, spread, spread), "out_specs": whole}
-        return jax.jit(jax.shard_map(partial(gradient, form), mesh=mesh, **specs))(params, x, carry)
+    specs = {"in_specs": (whole, spread, spread), "out_specs": whole}
+    over_devices = jax.jit(jax.shard_map(partial(gradient, "fused"), mesh=mesh, **specs))
+    assert_close(over_devices(params, x, carry), jax.jit(partial(gradient, "scan"))(params, x, carry))
 
-    assert_close(over_devices("fused"), over_devices("scan"))
+
+@pytest.mark.slow
+def test_on_two_devices_too():
+    """The tests above that spread the batch over a mesh, which has one device in a process like this."""
+    options = ["-n", "0", "-p", "no:cacheprovider", "-k", "shard_map or devices_share"]
+    command = [sys.executable, "-m", "pytest", __file__, *options]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_field_may_be_traced():

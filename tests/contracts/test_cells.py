@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import pytest
 
-from jaxgen.cells import CELLS
+from jaxgen.cells import CELLS, unroll
+from jaxgen.cells.fused import fits
 
 from .checks import CHECKS, Subject, name_of
 from .equations import EQUATIONS
@@ -14,7 +15,9 @@ from .equations import EQUATIONS
 
 @cache
 def subject(name: str) -> Subject:
-    return Subject(CELLS[name], equations=EQUATIONS.get(name), optimise=True)
+    """The cell in its fused form, if it has one, on every device: one of the checks compares it with the plain scan."""
+    form = "fused" if fits(CELLS[name](features=1)) else "scan"
+    return Subject(CELLS[name], equations=EQUATIONS.get(name), form=partial(unroll, form=form), optimise=True)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=name_of)
