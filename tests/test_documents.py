@@ -31,6 +31,7 @@ def test_the_readme_example_is_about_ten_lines():
     assert len(python_block("README.md").strip().splitlines()) <= 12
 
 
+@pytest.mark.slow
 def test_the_worked_cell_trains_and_samples_and_keeps_the_contract(tmp_path, monkeypatch, capsys):
     from contracts import checks
 
