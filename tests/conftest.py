@@ -6,6 +6,7 @@ The command-line options and `filterwarnings = error` stand in `pyproject.toml`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import socket
@@ -21,6 +22,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgen.run import compiled as jaxgen_compiled
+
+gc.set_threshold(
+    200_000, 20, 20
+)  # tracing makes many small objects: a tenth of the suite's time went to looking them over
 
 # A [B] array silently broadcast against [B, B] is the commonest wrong result in batched code.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -43,6 +43,7 @@ def script(environment, here):
     return run
 
 
+@pytest.mark.slow
 def test_the_scripts_train_and_sample_from_any_folder(script, small, course, run, here):
     train = script(ROOT / "train.py", *small, *course)
     assert train.returncode == 0, train.stderr

@@ -86,7 +86,8 @@ def whole(book: Path, tmp_path_factory: pytest.TempPathFactory):
     return train
 
 
-@pytest.mark.parametrize("layout", ["stream", pytest.param("documents", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["stream", "documents"])
 def test_a_run_stopped_again_and_again_equals_one_that_was_not(layout, whole, book, tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr(trainer, "MAX_STEPS_PER_CALL", 3)
