@@ -6,7 +6,7 @@ from jaxgen.data import LanguageConfig, make_batches, prepare
 from jaxgen.errors import CheckpointError, DataError, DivergedError, JaxgenError, UsageError
 from jaxgen.models import LanguageModel, Stack
 from jaxgen.run import Sampler, Settings, Trainer, resume, start
-from jaxgen.run.host import keep_memory
+from jaxgen.run.host import keep_memory, offer_cores
 from jaxgen.sampling import TRANSFORMS, decode
 from jaxgen.tasks import TASKS, LanguageTask
 from jaxgen.text import TOKENIZERS
@@ -44,6 +44,7 @@ __all__ = [
     "make_batches",
     "make_optimizer",
     "make_schedule",
+    "offer_cores",
     "prepare",
     "resume",
     "stack_from_torch",

@@ -29,6 +29,7 @@ gc.set_threshold(
 
 # A [B] array silently broadcast against [B, B] is the commonest wrong result in batched code.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 2)  # what spreads a batch is wrong on two devices first
 
 #: Where an implicit dtype promotion raises. Not everywhere: optax's Adam computes `float ** int32`.
 STRICT_DTYPES = {"cells", "contracts", "models"}

@@ -43,7 +43,7 @@ def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
 
 
 def prepare_process() -> None:
-    """What makes JAX start and run quickly, and quietly; nothing that changes a result."""
+    """What makes JAX start and run quickly, and quietly; a result depends on the cores alone."""
     # JAX reads it when it is imported. Without it every function taken from the cache of compiled ones prints two
     # harmless lines of errors (jax-ml/jax#38445), which also fill a pipe that nobody reads. JAX sets 1 itself, and a
     # process started by one that imported JAX inherits it: 1 is nobody's wish.
@@ -51,9 +51,10 @@ def prepare_process() -> None:
     too_late = "jax" in sys.modules and level != "3"
     if level == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    from jaxgen.run.host import keep_compilations, keep_memory
+    from jaxgen.run.host import keep_compilations, keep_memory, offer_cores
 
     keep_memory()
+    offer_cores()
     if not too_late:
         keep_compilations()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial, wraps
+from threading import Lock
 from typing import Any
 
 import jax
@@ -15,7 +16,14 @@ import optax
 
 from jaxgen.sampling import decode
 from jaxgen.text import EOS, PAD
-from jaxgen.training import create_state, eval_step, train_steps
+from jaxgen.training import (
+    create_state,
+    eval_step,
+    make_mesh,
+    spread_eval_step,
+    spread_train_steps,
+    train_steps,
+)
 
 #: How many functions of each kind stay compiled.
 KEPT = 16
@@ -36,6 +44,28 @@ def shared(make: Callable[..., Callable]) -> Callable[..., Callable]:
     return get
 
 
+#: The second output of the last function that was spread over devices.
+_running: list[Any] = []
+_turn = Lock()
+
+
+def in_turn(function: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+    """``function``, which is spread over devices, starting only when no other such function runs.
+
+    The devices of a CPU share threads. Of two functions in flight each can hold a thread in the middle of an exchange
+    that the other needs to get to its own; XLA ends the process after 40 seconds of that.
+    """
+
+    def call(*args: Any) -> tuple[Any, Any]:
+        with _turn:
+            jax.block_until_ready(_running)
+            first, second = function(*args)  # the first may be a state, which the next call uses up
+            _running[:] = [second]
+        return first, second
+
+    return call
+
+
 @shared
 def fresh_state(task: Any, optimizer: optax.GradientTransformation, rows: int) -> Callable:
     """``(key) -> TrainState``."""
@@ -43,15 +73,22 @@ def fresh_state(task: Any, optimizer: optax.GradientTransformation, rows: int) -
 
 
 @shared
-def training_steps(task: Any, optimizer: optax.GradientTransformation) -> Callable:
-    """``(key, state, batches, count) -> (state, metrics)``; the state given is used up."""
-    return jax.jit(partial(train_steps, task, optimizer), donate_argnums=1)
+def training_steps(task: Any, optimizer: optax.GradientTransformation, devices: int = 1) -> Callable:
+    """``(key, state, batches, count) -> (state, metrics)``; the state given is used up.
+
+    With several ``devices`` the batch is spread over them, and the state must be (``spread_state``).
+    """
+    if devices == 1:
+        return jax.jit(partial(train_steps, task, optimizer), donate_argnums=1)
+    return in_turn(jax.jit(spread_train_steps(task, optimizer, make_mesh(devices)), donate_argnums=1))
 
 
 @shared
-def evaluation(task: Any) -> Callable:
-    """``(params, carry, batch) -> (carry, totals)``."""
-    return jax.jit(partial(eval_step, task))
+def evaluation(task: Any, devices: int = 1) -> Callable:
+    """``(params, carry, batch) -> (carry, totals)``, the batch spread over ``devices``."""
+    if devices == 1:
+        return jax.jit(partial(eval_step, task))
+    return in_turn(jax.jit(spread_eval_step(task, make_mesh(devices))))
 
 
 @shared

@@ -10,6 +10,7 @@ import platform
 import warnings
 from pathlib import Path
 
+from jaxgen.errors import UsageError
 from jaxgen.store.files import user_cache
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -61,6 +62,38 @@ def keep_compilations() -> Path | None:
     # A damaged entry or a full disk costs a compilation, nothing else.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
     return folder
+
+
+def offer_cores() -> None:
+    """Let JAX see each core of the CPU as a device, so that a batch can be spread over them (``--devices``).
+
+    Nothing happens when the number was set elsewhere (``JAX_NUM_CPU_DEVICES``), or when JAX is already in use.
+    """
+    import jax
+
+    set_elsewhere = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.values["jax_num_cpu_devices"] == -1 and not set_elsewhere:
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", cores())
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def need_devices(number: int, who: str) -> None:
+    """Raise ``UsageError`` unless there are ``number`` devices to compute on. ``who`` begins the sentence."""
+    import jax
+
+    there = jax.local_device_count()
+    if number > there:
+        more = "" if jax.default_backend() != "cpu" else f", or set JAX_NUM_CPU_DEVICES={number} (slower)"
+        raise UsageError(
+            f"{who} devices, but {there} can be used here ({jax.default_backend()}). Take a machine with more{more}."
+        )
 
 
 def _processor() -> str:

@@ -35,7 +35,7 @@ class SavedRun:
             name, config, resolved = saved["task"], saved["config"], saved["resolved"]
             kind, build = DATA[name].Config, TASKS[name].build
             options = dict(resolved["model"])
-            config, _ = dict(config), [resolved[key] for key in ("steps", "horizon", "parameters", "data")]
+            config, _ = dict(config), [resolved[key] for key in ("steps", "horizon", "parameters", "data", "devices")]
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(
                 f"{directory.config_path} does not describe a run of this version of jaxgen. Train it again."

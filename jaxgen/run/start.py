@@ -14,15 +14,17 @@ import jaxlib
 from jaxgen.data import DATA
 from jaxgen.data.task import TaskData
 from jaxgen.errors import CheckpointError, DataError, UsageError
+from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Note
+from jaxgen.run.host import need_devices
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.tensorboard import require_tensorboard
-from jaxgen.run.trainer import Emit, Progressed, Trainer, plan_optimizer
+from jaxgen.run.trainer import Emit, Progressed, Trainer
 from jaxgen.store import RunDirectory, truncate_samples
 from jaxgen.store.config import TrainConfig
 from jaxgen.tasks import TASKS
 from jaxgen.text import Tokenizer
-from jaxgen.training import create_state
+from jaxgen.training import count_devices, create_state
 from jaxgen.version import __version__
 
 #: Calls of the compiled step that ``--minutes`` times, after one that compiles.
@@ -50,9 +52,11 @@ def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
     options |= task.chosen()
     task = TASKS[config.task].build(**options)
     params = None if source is None else _borrowed(source, shapes)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    _fits_memory(parameters)
     resolved = {
         "model": options,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        "parameters": parameters,
         "data": data.identity(),
         "has_documents": data.has_documents,
         "versions": {
@@ -62,8 +66,8 @@ def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
             "python": platform.python_version(),
         },
         "device": jax.devices()[0].device_kind,
+        "devices": _spread(config, parameters),
     }
-    _fits_memory(resolved["parameters"])
     run = RunDirectory.create(config.run, config.task)
     steps = _planned(config, data)
     if steps is None:
@@ -90,6 +94,7 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) ->
             for name in changed
         )
         raise UsageError(f"The run {path} was started with other settings: {listed}. Leave them out to continue it.")
+    need_devices(saved.resolved["devices"], f"The run {path} spreads its batches over {saved.resolved['devices']}")
     data = _load(config, saved.tokenizer)
     then, now = saved.resolved["data"], data.identity()
     if then != now:
@@ -111,7 +116,8 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) ->
         trainer.begin(None if config.init_from is None else _borrowed(SavedRun.open(config.init_from), None))
     else:
         make = partial(create_state, saved.task, trainer.optimizer, rows=config.batch_size)
-        step, trainer.state, host, problems = trainer.store.restore_newest_good(jax.eval_shape(make, trainer.key))
+        step, state, host, problems = trainer.store.restore_newest_good(jax.eval_shape(make, trainer.key))
+        trainer.go_on(state)
         trainer.done = Progressed(**host)
         for problem in problems:
             emit(Note(f"WARNING: {problem} Continuing from step {step:,}."))
@@ -120,6 +126,20 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) ->
     truncate_samples(saved.directory.samples_path, step)
     _write_config(saved.directory, config, resolved)
     return trainer
+
+
+def _spread(config: TrainConfig, parameters: int) -> int:
+    """Over how many devices each batch is spread: what the settings say, else what the rule gives."""
+    if config.devices is None:
+        there, cpu = jax.local_device_count(), jax.default_backend() == "cpu"
+        return count_devices(config.batch_size, parameters, there, cpu)
+    need_devices(config.devices, f"--devices {config.devices} was given")
+    if config.batch_size % config.devices:
+        raise UsageError(
+            f"A batch of {config.batch_size} rows cannot be spread evenly over --devices {config.devices}: give a "
+            "--batch-size that it divides, or other devices."
+        )
+    return config.devices
 
 
 def _load(config: Any, tokenizer: Tokenizer | None) -> TaskData:

@@ -8,16 +8,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from jaxgen.errors import DivergedError, UsageError
 from jaxgen.run import compiled
-from jaxgen.run.compiled import KEPT
+from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Evaluated, Event, Finished, Progress, Sampled, Started
 from jaxgen.run.sampler import Sampler, Settings
 from jaxgen.run.signals import StopSignals
@@ -25,7 +23,7 @@ from jaxgen.run.tensorboard import open_events
 from jaxgen.sampling import PRNG
 from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses
 from jaxgen.store.config import TrainConfig
-from jaxgen.training import OPTIMIZERS, SCHEDULES, TrainState, make_optimizer, make_schedule
+from jaxgen.training import TrainState, make_mesh, on_one_device, spread_state
 from jaxgen.types import Batch
 
 Emit = Callable[[Event], None]
@@ -33,8 +31,6 @@ Emit = Callable[[Event], None]
 #: Arithmetic in one call of K steps: about half a second on two CPU cores, so that Ctrl-C is answered soon.
 FLOPS_PER_CALL = 4e10
 MAX_STEPS_PER_CALL = 32
-#: Share of the peak learning rate that is left at the last step, unless ``--final-lr`` says otherwise.
-FINAL_LR = 0.02
 SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 300, 0.8
 FINAL_TEMPERATURES = (0.3, 0.8, 1.0)
 
@@ -65,37 +61,6 @@ def steps_per_call(parameters: int, tokens: int) -> int:
     return int(min(max(FLOPS_PER_CALL / (6 * parameters * tokens), 1), MAX_STEPS_PER_CALL))
 
 
-def plan_optimizer(config: TrainConfig, horizon: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The schedule with its horizon frozen, and the optimiser that follows it. Raises ``UsageError``."""
-    final = FINAL_LR if config.final_lr is None else config.final_lr
-    warmup = min(config.warmup, horizon // 10)  # a short run must not be all warm-up
-    options = dict(config.optimizer_options)
-    if config.optimizer == "adamw":
-        options["weight_decay"] = config.weight_decay
-    # The entries themselves, beside their names: who registers another under a known name gets the other.
-    entries = (OPTIMIZERS.get(config.optimizer), SCHEDULES.get(config.schedule))
-    chosen = (config.optimizer, tuple(sorted(options.items())), config.clip)
-    return _optimizer(entries, *chosen, config.schedule, config.lr, warmup, horizon, final)
-
-
-@lru_cache(maxsize=KEPT)
-def _optimizer(
-    entries: tuple[Any, ...],
-    name: str,
-    options: tuple[Any, ...],
-    clip: float,
-    course: str,
-    lr: float,
-    warmup: int,
-    horizon: int,
-    final: float,
-) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The same objects for the same settings, so that what is compiled with them is shared."""
-    del entries
-    schedule = make_schedule(course, lr=lr, warmup=warmup, horizon=horizon, final=final)
-    return schedule, make_optimizer(name, schedule, clip=clip, options=dict(options))
-
-
 class Trainer:
     """One run, new or resumed. Make it with ``jaxgen.run.start`` or ``jaxgen.run.resume``, then call ``train``."""
 
@@ -112,8 +77,8 @@ class Trainer:
         self.key = jax.random.key(config.seed, impl=PRNG)
         self.tokens_per_step = config.batch_size * getattr(config, "seq_len", 1)
         self.calls = steps_per_call(resolved["parameters"], self.tokens_per_step)
-        self._steps = compiled.training_steps(task, self.optimizer)
-        self._eval = compiled.evaluation(task)
+        self.devices: int = resolved["devices"]
+        self._steps = compiled.training_steps(task, self.optimizer, self.devices)
         self._batch_maker = data.batches
         self._sampler: Sampler | None = None
         self._events: Any = None
@@ -126,7 +91,11 @@ class Trainer:
         state = compiled.fresh_state(self.task, self.optimizer, self.config.batch_size)(self.key)
         if params is not None:
             state = state._replace(params=params, opt_state=self.optimizer.init(params))
-        self.state = state
+        return self.go_on(state)
+
+    def go_on(self, state: TrainState) -> Trainer:
+        """Set the state from which ``train`` goes on, wherever its arrays lie."""
+        self.state = state if self.devices == 1 else spread_state(make_mesh(self.devices), state)
         return self
 
     # --- the loop
@@ -255,7 +224,7 @@ class Trainer:
 
     def _evaluate(self, step: int) -> dict[str, Any]:
         """Measure the validation loss, update best-so-far and patience, and write the row of metrics."""
-        report = self._report(self._params, final=False)
+        report = self._report(self._current().params, final=False)
         loss = report["val_loss"]
         if not math.isfinite(loss):
             raise self._diverged(f"The validation loss became {loss}", step)
@@ -282,7 +251,7 @@ class Trainer:
 
     @property
     def _params(self) -> Any:
-        return self._current().params
+        return on_one_device(self._current().params)
 
     def _current(self) -> TrainState:
         if self.state is None:
@@ -292,9 +261,12 @@ class Trainer:
     def _report(self, params: Any, final: bool) -> dict[str, float]:
         totals = {}
         for name, evaluation in self.data.eval_sets(final).items():
+            devices = self.devices if evaluation.rows % self.devices == 0 else 1
+            eval_step = compiled.evaluation(self.task, devices)
+            weights = on_one_device(params) if devices == 1 else params
             carry, sums = self.task.initial_carry(evaluation.rows), []
             for batch in evaluation.batches():
-                carry, batch_totals = self._eval(params, carry, batch)
+                carry, batch_totals = eval_step(weights, carry, batch)
                 sums.append(batch_totals)  # read later: the device runs ahead of the host
             totals[name] = (sum(float(s.nll) for s in sums), sum(float(s.targets) for s in sums))
         return self.data.report(totals)
@@ -321,11 +293,11 @@ class Trainer:
         if self.store.latest() is None:  # a run of no steps
             self._save(step, None)
         best = self.store.best()
-        params = self._params
+        params = self._current().params
         if best is not None and best != step:
             params, _ = self.store.restore_params(best, jax.eval_shape(self.task.init, self.key))
         report = self._report(params, final=True)
-        sampler = self._sampler_for(params)
+        sampler = self._sampler_for(on_one_device(params))
         samples = [(temperature, self._write(sampler, temperature)) for temperature in FINAL_TEMPERATURES]
         self.run.write_json("report.json", {"step": step, "best_step": best or step, **report})
         finished = Finished(str(self.run.path), step, best or step, report, samples)
@@ -339,7 +311,8 @@ class Trainer:
             "model": f"{config.cell} {config.layers}x{config.hidden}, {self.resolved['parameters']:,} parameters",
             "training": f"{self.total:,} steps of {config.batch_size} x {getattr(config, 'seq_len', 1)} tokens, "
             f"{config.optimizer} at {config.lr:g}, {config.schedule}",
-            "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
+            "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})"
+            + (f", the batch spread over {self.devices}" if self.devices > 1 else ""),
         }
 
 

@@ -85,6 +85,9 @@ class TrainConfig(BaseModel):
     """Decoupled weight decay on matrices (adamw only)."""
 
     # The run
+    devices: Positive | None = None
+    """Cores of the CPU, or accelerators, over which each batch is spread; 1: no spreading. Default: the largest number
+    that divides the batch and leaves each 8 rows or more."""
     eval_every: NotNegative | None = None
     """Steps between evaluations, each followed by a checkpoint. Default: a tenth of the run. 0: at the end only."""
     sample_every: NotNegative | None = None

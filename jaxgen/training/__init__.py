@@ -1,6 +1,14 @@
 """Training: the state, one pure step, and the optimisers."""
 
 from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+from jaxgen.training.parallel import (
+    count_devices,
+    make_mesh,
+    on_one_device,
+    spread_eval_step,
+    spread_state,
+    spread_train_steps,
+)
 from jaxgen.training.state import TrainState, create_state
 from jaxgen.training.step import StepMetrics, eval_step, train_step, train_steps
 
@@ -9,10 +17,16 @@ __all__ = [
     "SCHEDULES",
     "StepMetrics",
     "TrainState",
+    "count_devices",
     "create_state",
     "eval_step",
+    "make_mesh",
     "make_optimizer",
     "make_schedule",
+    "on_one_device",
+    "spread_eval_step",
+    "spread_state",
+    "spread_train_steps",
     "train_step",
     "train_steps",
 ]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from jaxgen.training.state import TrainState
 from jaxgen.types import Array, Batch, Carry, Key, Params
@@ -21,35 +22,68 @@ class StepMetrics(NamedTuple):
     targets: Array  # how many
 
 
-def row_keys(key: Key, step: Array, rows: int) -> Key:
-    """One dropout key a row: a function of (seed, step, row) alone."""
+def row_keys(key: Key, step: Array, rows: int, first: Array | int = 0) -> Key:
+    """One dropout key a row, the rows counted from ``first``: a function of (seed, step, row) alone."""
     at_step = jax.random.fold_in(key, step)
-    return jax.vmap(lambda row: jax.random.fold_in(at_step, row))(jnp.arange(rows))
+    return jax.vmap(lambda row: jax.random.fold_in(at_step, row))(first + jnp.arange(rows))
 
 
 def train_step(
-    task: Any, optimizer: optax.GradientTransformation, key: Key, state: TrainState, batch: Batch
+    task: Any,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    state: TrainState,
+    batch: Batch,
+    axis: str | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One update. ``task`` and ``optimizer`` are static, ``key`` seeds dropout.
 
     No gradient flows into the carry that comes in (truncated backpropagation through time, Williams & Peng 1990).
-    """
-    keys = row_keys(key, state.step, batch.tokens.shape[0]) if task.has_dropout else None
 
-    def mean_loss(params: Params) -> tuple[Array, tuple[Carry, Array]]:
+    Inside ``shard_map``, ``axis`` names the mesh axis over which the rows of ``batch`` and of the carry are spread:
+    the update is that of all rows together, and the same on every device.
+    """
+    rows, params = batch.tokens.shape[0], state.params
+    first: Array | int = 0
+    if axis is not None:
+        # Each device differentiates its own copy; differentiating the shared one would sum the gradients by itself,
+        # leaf by leaf, and a mean over devices after that would count them twice.
+        params = jax.tree.map(lambda a: lax.pcast(a, axis, to="varying"), params)
+        first = (
+            lax.axis_index(axis) * rows
+        )  # keyed by its place in the whole batch, a row drops the same units anywhere
+    keys = row_keys(key, state.step, rows, first) if task.has_dropout else None
+
+    def summed_loss(params: Params) -> tuple[Array, tuple[Carry, Array]]:
         carry, totals = task.loss(params, state.carry, batch, keys)
-        return totals.nll / jnp.maximum(totals.targets, 1.0), (carry, totals.targets)
+        return totals.nll, (carry, totals.targets)
 
     with jax.threefry_partitionable(True):  # a user's JAX settings must not change what a seed drops
-        (loss, (carry, count)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        (nll, (carry, count)), grads = jax.value_and_grad(summed_loss, has_aux=True)(params)
+    if axis is not None:
+        nll, count, grads = _summed((nll, count, grads), axis)
+    share = 1 / jnp.maximum(count, 1.0)
+    grads = jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = StepMetrics(loss, optax.tree.norm(grads), count)
+    metrics = StepMetrics(nll * share, optax.tree.norm(grads), count)
     return TrainState(state.step + 1, params, opt_state, carry), metrics
 
 
+def _summed(tree: Any, axis: str) -> Any:
+    """The sum over devices, in one exchange: two that wait for each other's threads can stop for ever on a CPU."""
+    flat, restore = ravel_pytree(tree)
+    return restore(lax.psum(flat, axis))
+
+
 def train_steps(
-    task: Any, optimizer: optax.GradientTransformation, key: Key, state: TrainState, batches: Batch, count: Array
+    task: Any,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    state: TrainState,
+    batches: Batch,
+    count: Array,
+    axis: str | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """The first ``count`` of the K stacked ``batches`` ([K, B, T] fields), in one call.
 
@@ -62,12 +96,13 @@ def train_steps(
     def body(i: Array, loop: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:
         state, log = loop
         batch = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), batches)
-        state, metrics = train_step(task, optimizer, key, state, batch)
+        state, metrics = train_step(task, optimizer, key, state, batch, axis)
         return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), log, metrics)
 
     return lax.fori_loop(0, count, body, (state, empty))
 
 
-def eval_step(task: Any, params: Params, carry: Carry, batch: Batch) -> tuple[Carry, Any]:
-    """The loss totals of one batch with dropout off, and the carry it ends in."""
-    return task.loss(params, carry, batch, None)
+def eval_step(task: Any, params: Params, carry: Carry, batch: Batch, axis: str | None = None) -> tuple[Carry, Any]:
+    """The loss totals of one batch with dropout off, and the carry it ends in. ``axis`` as in ``train_step``."""
+    carry, totals = task.loss(params, carry, batch, None)
+    return carry, totals if axis is None else _summed(totals, axis)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -187,16 +184,6 @@ def test_parameters_that_all_devices_share_get_the_sum_of_their_gradients(kind):
     specs = {"in_specs": (whole, spread, spread), "out_specs": whole}
     over_devices = jax.jit(jax.shard_map(partial(gradient, "fused"), mesh=mesh, **specs))
     assert_close(over_devices(params, x, carry), jax.jit(partial(gradient, "scan"))(params, x, carry))
-
-
-@pytest.mark.slow
-def test_on_two_devices_too():
-    """The tests above that spread the batch over a mesh, which has one device in a process like this."""
-    options = ["-n", "0", "-p", "no:cacheprovider", "-k", "shard_map or devices_share"]
-    command = [sys.executable, "-m", "pytest", __file__, *options]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout
 
 
 def test_a_field_may_be_traced():

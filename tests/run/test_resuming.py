@@ -22,6 +22,7 @@ STEPS = 24
 TIMINGS = ("tokens_per_second", "seconds")
 LAYOUTS = {
     "stream": {"dropout": 0.3, "cell": "elman"},
+    "two devices": {"dropout": 0.2, "cell": "elman", "batch_size": 16, "devices": 2},
     "documents": {"dropout": 0.2, "documents": "line", "layout": "documents"},
 }
 
@@ -87,7 +88,7 @@ def whole(book: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["stream", "documents"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_run_stopped_again_and_again_equals_one_that_was_not(layout, whole, book, tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr(trainer, "MAX_STEPS_PER_CALL", 3)

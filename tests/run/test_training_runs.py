@@ -15,10 +15,11 @@ import pytest
 from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, DivergedError, UsageError
 from jaxgen.run import Sampler, Settings, compiled, start
+from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Evaluated, Finished, Sampled, Started
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.signals import StopSignals
-from jaxgen.run.trainer import MAX_STEPS_PER_CALL, Trainer, plan_optimizer, steps_per_call
+from jaxgen.run.trainer import MAX_STEPS_PER_CALL, Trainer, steps_per_call
 from jaxgen.sampling import Forbid
 from jaxgen.store import CheckpointStore, MetricsLog
 from jaxgen.training import OPTIMIZERS

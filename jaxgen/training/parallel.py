@@ -1,0 +1,81 @@
+"""The batch spread over several devices, cores of a CPU or accelerators alike: one exchange of gradients a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxgen.training.state import TrainState
+from jaxgen.training.step import eval_step, train_steps
+
+#: The mesh axis over which rows are spread.
+ROWS = "rows"
+#: Fewer rows than these leave a device idle more than they keep it busy.
+LEAST_ROWS = 8
+#: From so many parameters on, one product of a training step keeps all cores of a CPU busy by itself.
+MANY_PARAMETERS = 2_000_000
+
+_WHOLE, _SPREAD, _SPREAD_BATCHES = PartitionSpec(), PartitionSpec(ROWS), PartitionSpec(None, ROWS)
+_PARTS: Any = {"step": _WHOLE, "params": _WHOLE, "opt_state": _WHOLE, "carry": _SPREAD}
+_STATE = TrainState(**_PARTS)
+
+
+def count_devices(rows: int, parameters: int, there: int, cpu: bool) -> int:
+    """How many of the devices that are ``there`` a batch of ``rows`` is spread over.
+
+    The largest divisor of ``rows`` that is at most ``there`` and leaves each at least ``LEAST_ROWS``; else one. On a
+    CPU also one for a model of ``MANY_PARAMETERS``, for which spreading is the slower way (docs/performance.md).
+    """
+    if cpu and parameters >= MANY_PARAMETERS:
+        return 1
+    fair = [n for n in range(1, there + 1) if rows % n == 0 and rows // n >= LEAST_ROWS]
+    return max(fair, default=1)
+
+
+def make_mesh(devices: int) -> Mesh:
+    """The first ``devices`` devices in a row."""
+    return jax.make_mesh((devices,), (ROWS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def spread_state(mesh: Mesh, state: TrainState) -> TrainState:
+    """``state`` on the devices of ``mesh``: a part of the carry on each, everything else on all."""
+    return jax.tree.map(
+        lambda spec, part: jax.device_put(part, NamedSharding(mesh, spec)),
+        _STATE,
+        state,
+        is_leaf=lambda a: isinstance(a, PartitionSpec),
+    )
+
+
+def spread_train_steps(task: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable:
+    """``train_steps`` over the devices of ``mesh``: ``(key, state, batches, count) -> (state, metrics)``.
+
+    The rows of the batch must divide by the number of devices. Equal to one device up to the order of float
+    additions, and to itself bit for bit.
+    """
+    return jax.shard_map(
+        partial(train_steps, task, optimizer, axis=ROWS),
+        mesh=mesh,
+        in_specs=(_WHOLE, _STATE, _SPREAD_BATCHES, _WHOLE),
+        out_specs=(_STATE, _WHOLE),
+    )
+
+
+def spread_eval_step(task: Any, mesh: Mesh) -> Callable:
+    """``eval_step`` over the devices of ``mesh``: ``(params, carry, batch) -> (carry, totals)``."""
+    return jax.shard_map(
+        partial(eval_step, task, axis=ROWS),
+        mesh=mesh,
+        in_specs=(_WHOLE, _SPREAD, _SPREAD),
+        out_specs=(_SPREAD, _WHOLE),
+    )
+
+
+def on_one_device(tree: Any) -> Any:
+    """The first device's copy of what all devices of a mesh hold alike, without copying it."""
+    return jax.tree.map(lambda a: a.addressable_data(0) if isinstance(a, jax.Array) else a, tree)

@@ -1,0 +1,118 @@
+"""Runs whose batches are spread over devices: recorded, resumed bit for bit, readable anywhere."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgen.data import DATA
+from jaxgen.errors import UsageError
+from jaxgen.run import Sampler, resume, start
+from jaxgen.run.compiled import in_turn
+from jaxgen.store import CheckpointStore, MetricsLog
+
+pytestmark = pytest.mark.skipif("jax.local_device_count() != 2", reason="counts on two devices")
+Config = DATA["language"].Config
+ROWS = {"batch_size": 16, "dropout": 0.3, "steps": 12, "eval_every": 6}
+SIZES = {"hidden": 8, "cell": "elman", "seq_len": 8, "lr": 0.02, "warmup": 0, "sample_every": 0, "schedule": "constant"}
+
+
+def settings(book, run, **more):
+    return Config(**{"data": (str(book),), "run": str(run), **SIZES, **more})
+
+
+@pytest.fixture(scope="module")
+def spread(book, tmp_path_factory):
+    path = tmp_path_factory.mktemp("spread") / "run"
+    start(settings(book, path, **ROWS)).train()
+    return path
+
+
+def digest(run):
+    return CheckpointStore(run / "checkpoints").digest()
+
+
+def resolved(run):
+    return json.loads((run / "config.json").read_text())["resolved"]
+
+
+def test_what_the_rule_gives_is_written_down(spread, book, tmp_path):
+    assert resolved(spread)["devices"] == 2
+    alone = tmp_path / "alone"
+    start(settings(book, alone, **ROWS, devices=1))
+    assert resolved(alone)["devices"] == 1
+    few = tmp_path / "few"
+    start(settings(book, few, **{**ROWS, "batch_size": 14}))
+    assert resolved(few)["devices"] == 1
+
+
+def test_two_devices_learn_what_one_learns(spread, book, tmp_path):
+    alone = tmp_path / "alone"
+    start(settings(book, alone, **ROWS, devices=1)).train()
+    losses = [[row["val_loss"] for row in MetricsLog(run / "metrics.jsonl").read()] for run in (spread, alone)]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+def test_a_run_on_two_devices_goes_on_bit_for_bit(spread, book, tmp_path):
+    run = tmp_path / "run"
+    first = settings(book, run, **{**ROWS, "steps": 6})
+    start(first).train()
+    resume(str(run), first.model_copy(update={"steps": 12})).train()
+    assert digest(run) == digest(spread)
+
+
+def test_a_run_of_two_devices_is_sampled_from_on_one(spread):
+    sampler = Sampler.load(spread)
+    assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(sampler.weights) if isinstance(leaf, jax.Array))
+    assert len(sampler.sample("The ")) == 1
+
+
+def test_more_devices_than_there_are_is_an_error_that_says_how_many(book, tmp_path):
+    with pytest.raises(UsageError, match=r"--devices 3 .* but 2 can be used here"):
+        start(settings(book, tmp_path / "run", **{**ROWS, "batch_size": 24}, devices=3))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_cannot_be_shared_out_evenly_is_an_error(book, tmp_path):
+    with pytest.raises(UsageError, match="A batch of 15 rows cannot be spread evenly over --devices 2"):
+        start(settings(book, tmp_path / "run", **{**ROWS, "batch_size": 15}, devices=2))
+
+
+def test_a_run_recorded_with_more_devices_says_what_it_needs(spread, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        text = (spread / name).read_text()
+        (run / name).write_text(text.replace('"devices": 2', '"devices": 4'))
+    with pytest.raises(UsageError, match=r"over 4 devices, but 2 can be used .*JAX_NUM_CPU_DEVICES=4"):
+        resume(str(run))
+
+
+def test_devices_may_not_change_in_the_middle_of_a_run(spread, book):
+    with pytest.raises(UsageError, match=r"--devices \(None then, 1 now\)"):
+        resume(str(spread), settings(book, spread, **ROWS, devices=1))
+
+
+def test_a_function_spread_over_devices_waits_for_the_one_before():
+    """Two in flight on the devices of one CPU can wait for each other's threads for ever."""
+    happened = []
+
+    class Output:
+        def __init__(self, name):
+            self.name = name
+
+        def block_until_ready(self):
+            happened.append(f"{self.name} is ready")
+            return self
+
+    def function(name):
+        happened.append(f"{name} starts")
+        return None, Output(name)
+
+    call = in_turn(function)
+    call("a"), in_turn(function)("b"), call("c")
+    assert happened == ["a starts", "a is ready", "b starts", "b is ready", "c starts"]
+    call("")

@@ -1,0 +1,108 @@
+"""A batch spread over devices: the numbers of one device, and the same bits every time."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from jaxgen.models import LanguageModel
+from jaxgen.tasks import LanguageTask
+from jaxgen.training import (
+    count_devices,
+    create_state,
+    eval_step,
+    make_mesh,
+    make_optimizer,
+    on_one_device,
+    spread_eval_step,
+    spread_state,
+    spread_train_steps,
+    train_steps,
+)
+from jaxgen.types import Batch
+
+V, B, T, K = 7, 4, 5, 3
+KEY = jax.random.key(1, impl="threefry2x32")
+OPTIMIZER = make_optimizer("sgd", optax.constant_schedule(0.5), clip=0.5, options={"momentum": 0.9})
+TASKS = {
+    "lstm": LanguageTask(LanguageModel(V, hidden=6, layers=2, dropout=0.3)),
+    "tied, of Flax": LanguageTask(LanguageModel(V, nn.GRUCell, hidden=6, dropout=0.3, tie=True)),
+}
+pytestmark = pytest.mark.skipif("jax.local_device_count() < 2", reason="needs two devices")
+
+
+def fresh(task):
+    return jax.jit(partial(create_state, task, OPTIMIZER, rows=B))(KEY)
+
+
+def batches():
+    """Rows that end and begin anew at places of their own, one of them empty."""
+    draw = np.random.default_rng(2)
+    ids = draw.integers(0, V, (K, B, T + 1)).astype(np.int32)
+    mask = np.arange(T) < draw.integers(0, T + 1, (K, B, 1))
+    mask[:, 1] = False
+    return Batch(ids[..., :-1], ids[..., 1:], draw.random((K, B, T)) < 0.2, mask)
+
+
+def host(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+def spread(task):
+    return jax.jit(spread_train_steps(task, OPTIMIZER, make_mesh(2))), spread_state(make_mesh(2), fresh(task))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_two_devices_take_the_steps_of_one(name):
+    task = TASKS[name]
+    alone = jax.jit(partial(train_steps, task, OPTIMIZER))(KEY, fresh(task), batches(), K)
+    steps, state = spread(task)
+    together = steps(KEY, state, batches(), K)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), host(together), host(alone))
+    again = steps(KEY, state, batches(), K)
+    jax.tree.map(np.testing.assert_array_equal, host(again), host(together))
+
+
+def test_two_devices_evaluate_as_one():
+    task = TASKS["lstm"]
+    batch, state = jax.tree.map(lambda field: field[0], batches()), fresh(task)
+    alone = jax.jit(partial(eval_step, task))(state.params, state.carry, batch)
+    together = jax.jit(spread_eval_step(task, make_mesh(2)))(state.params, state.carry, batch)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), host(together), host(alone))
+
+
+def test_all_devices_hold_the_same_weights_after_training_and_one_copy_can_be_had():
+    steps, state = spread(TASKS["lstm"])
+    params = steps(KEY, state, batches(), K)[0].params
+    for leaf, one in zip(jax.tree.leaves(params), jax.tree.leaves(on_one_device(params))):
+        first, second = (np.asarray(shard.data) for shard in leaf.addressable_shards)
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_array_equal(first, one)
+        assert len(one.devices()) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "parameters", "there", "cpu", "devices"),
+    [
+        (64, 10**5, 2, True, 2),
+        (15, 10**5, 2, True, 1),
+        (14, 10**5, 2, True, 1),
+        (16, 10**5, 2, True, 2),
+        (64, 10**5, 16, True, 8),
+        (50, 10**5, 4, True, 2),
+        (45, 10**5, 8, True, 5),
+        (64, 10**5, 1, True, 1),
+        (7, 10**5, 8, True, 1),
+        (64, 10**7, 2, True, 1),
+        (64, 10**7, 2, False, 2),
+    ],
+)
+def test_the_rule_takes_the_largest_fair_divisor_and_one_where_a_product_fills_all_cores(
+    rows, parameters, there, cpu, devices
+):
+    assert count_devices(rows, parameters, there, cpu) == devices
