@@ -18,7 +18,7 @@ ROWS = "rows"
 #: Fewer rows than these leave a device idle more than they keep it busy.
 LEAST_ROWS = 8
 #: From so many parameters on, one product of a training step keeps all cores of a CPU busy by itself.
-MANY_PARAMETERS = 2_000_000
+MANY_PARAMETERS = 1_200_000
 
 _WHOLE, _SPREAD, _SPREAD_BATCHES = PartitionSpec(), PartitionSpec(ROWS), PartitionSpec(None, ROWS)
 _PARTS: Any = {"step": _WHOLE, "params": _WHOLE, "opt_state": _WHOLE, "carry": _SPREAD}
