@@ -43,7 +43,10 @@ def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
 
 
 def prepare_process() -> None:
-    """What makes JAX start and run quickly, and quietly; a result depends on the cores alone."""
+    """What makes JAX start and run quickly, and quietly.
+
+    Nothing here changes a result, but for the number of cores on offer: what a run makes of it is recorded with it.
+    """
     # JAX reads it when it is imported. Without it every function taken from the cache of compiled ones prints two
     # harmless lines of errors (jax-ml/jax#38445), which also fill a pipe that nobody reads. JAX sets 1 itself, and a
     # process started by one that imported JAX inherits it: 1 is nobody's wish.

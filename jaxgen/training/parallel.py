@@ -56,7 +56,8 @@ def spread_train_steps(task: Any, optimizer: optax.GradientTransformation, mesh:
     """``train_steps`` over the devices of ``mesh``: ``(key, state, batches, count) -> (state, metrics)``.
 
     The rows of the batch must divide by the number of devices. Equal to one device up to the order of float
-    additions, and to itself bit for bit.
+    additions, and to itself bit for bit. On a CPU, let no two such functions be in flight at once: wait for the
+    results of one before calling the next (``jaxgen.run.compiled.in_turn``).
     """
     return jax.shard_map(
         partial(train_steps, task, optimizer, axis=ROWS),
@@ -67,7 +68,7 @@ def spread_train_steps(task: Any, optimizer: optax.GradientTransformation, mesh:
 
 
 def spread_eval_step(task: Any, mesh: Mesh) -> Callable:
-    """``eval_step`` over the devices of ``mesh``: ``(params, carry, batch) -> (carry, totals)``."""
+    """``eval_step`` over the devices of ``mesh``: ``(params, carry, batch) -> (carry, totals)``; one at a time too."""
     return jax.shard_map(
         partial(eval_step, task, axis=ROWS),
         mesh=mesh,
