@@ -161,6 +161,7 @@ class Jaxgen(Jax):
 
         from jaxgen import Sampler, Settings
         from jaxgen.cli.sample import Speed
+        from jaxgen.sampling import ROWS
         from jaxgen.text.base import FIRST
         from jaxgen.text.char import CharTokenizer
 
@@ -169,7 +170,9 @@ class Jaxgen(Jax):
         sampler = Sampler(task, CharTokenizer(range(32, 32 + s.vocab - FIRST)), params)
 
         def run(calls: int) -> tuple[int, float]:
-            speed, settings = Speed(), Settings(length=CHUNK * (calls + 1), temperature=TEMPERATURE, seed=0)
+            block = max(ROWS, s.batch)  # one stream as by default, many with --block
+            settings = Settings(length=CHUNK * (calls + 1), temperature=TEMPERATURE, seed=0, block=block)
+            speed = Speed(block)
             for _ in speed.timed(sampler.stream("", settings, num_samples=s.batch)):
                 pass
             return speed.later_tokens, speed.later_seconds

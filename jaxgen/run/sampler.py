@@ -34,6 +34,7 @@ from jaxgen.text import EOS, PAD, UNK, Tokenizer
 STREAM_CHUNK = 32
 MAX_LENGTH = 10_000_000
 MAX_SAMPLES = 1_000_000
+MAX_BLOCK = 4_096
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,15 @@ class Settings:
     seed: int = 0
     top_k: int | None = None
     top_p: float | None = None
+    block: int = ROWS  # samples that decode together: many are made sooner in larger blocks, with other float bits
     extra: tuple[Transform, ...] = ()
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        if isinstance(self.block, bool) or not isinstance(self.block, int) or not 1 <= self.block <= MAX_BLOCK:
+            raise UsageError(
+                f"Blocks of {self.block!r} rows cannot be decoded: give a whole number from 1 to {MAX_BLOCK}."
+            )
         if isinstance(self.length, bool) or not isinstance(self.length, int) or not 0 <= self.length <= MAX_LENGTH:
             raise UsageError(f"A length of {self.length!r} cannot be used: give a whole number from 0 to {MAX_LENGTH}.")
         if not (math.isfinite(self.temperature) and (self.temperature == 0 or 1e-6 <= self.temperature <= 1e6)):
@@ -121,9 +127,9 @@ class Sampler:
         newline = self.tokenizer.encode("\n")
         return newline if newline.size and UNK not in newline else np.array([EOS + 1], np.int32)
 
-    def _primed(self, ids: np.ndarray, vocab: int) -> tuple[Any, jax.Array]:
-        carry, logits = self.task.initial_carry(ROWS), jnp.zeros((ROWS, vocab), jnp.float32)
-        for tokens, valid in prime_chunks(ids):
+    def _primed(self, ids: np.ndarray, rows: int, vocab: int) -> tuple[Any, jax.Array]:
+        carry, logits = self.task.initial_carry(rows), jnp.zeros((rows, vocab), jnp.float32)
+        for tokens, valid in prime_chunks(ids, rows):
             carry, logits = self._prime(self.weights, carry, logits, tokens, valid)
         return carry, logits
 
@@ -145,14 +151,15 @@ class Sampler:
         chain = settings.transforms(self._forbidden)
         kinds = tuple(type(t) for t in chain)
         decoder = compiled.decoding(self.task, kinds, STREAM_CHUNK, settings.temperature == 0)
-        carry, logits = self._primed(ids, vocab)
-        for block in range(0, num_samples, ROWS):
-            rows = min(ROWS, num_samples - block)
-            keys = sample_keys(settings.seed, jnp.arange(block, block + ROWS))
+        rows = settings.block
+        carry, logits = self._primed(ids, rows, vocab)
+        for first in range(0, num_samples, rows):
+            keys = sample_keys(settings.seed, jnp.arange(first, first + rows))
             start = DecodeState(
-                carry, logits, init_chain(chain, ROWS, vocab), jnp.zeros(ROWS, bool), jnp.zeros((), jnp.int32)
+                carry, logits, init_chain(chain, rows, vocab), jnp.zeros(rows, bool), jnp.zeros((), jnp.int32)
             )
-            yield from self._block(decoder, start, keys, settings.length, range(block, block + rows))
+            asked = range(first, min(first + rows, num_samples))
+            yield from self._block(decoder, start, keys, settings.length, asked)
 
     def _block(
         self, decoder: Callable, state: DecodeState, keys: jax.Array, length: int, indices: range

@@ -2,8 +2,9 @@
 
 Reproducibility (the first promise). Sample i of seed s draws its t-th token with the key
 ``fold_in(fold_in(key(s), i), t)``, t counting generated tokens, so that neither its neighbours nor the chunks in
-which text is handed out can matter. Because the number of rows in a matrix product changes float bits, rows always
-run in blocks of ``ROWS`` (sample i is row i % ROWS of block i // ROWS) and prompts in chunks of ``PROMPT_CHUNK``.
+which text is handed out can matter. Because the number of rows in a matrix product changes float bits, rows run in
+blocks of a fixed number (sample i of blocks of R is row i % R of block i // R) and prompts in chunks of
+``PROMPT_CHUNK``.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from jaxgen.errors import UsageError
 from jaxgen.sampling.transforms import update_chain
 from jaxgen.types import Array, Carry, Key
 
-#: Rows that decode together. Part of what fixes a sample's bits: never chosen at run time.
-ROWS = 8
-#: Tokens of prompt that are read at once, likewise.
+#: Rows that decode together unless asked otherwise: by itself, one text is made soonest. Part of what fixes a sample's
+#: bits: never chosen by how many samples are asked for.
+ROWS = 1
+#: Tokens of prompt that are read at once. Fixes bits too.
 PROMPT_CHUNK = 64
 #: The generator is pinned: a user's JAX_DEFAULT_PRNG_IMPL must not change their samples.
 PRNG = "threefry2x32"

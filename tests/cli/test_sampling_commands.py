@@ -43,10 +43,15 @@ def test_the_speed_leaves_the_first_chunk_out_because_it_waits_for_compilation(s
     [([0], 1, 0), ([0, 1], 2, 0), ([0, 0, 0], 1, 2), ([0, 1, 0, 1], 2, 2), ([0, 1, 1], 2, 1), ([*range(9)], 8, 1)],
 )
 def test_the_first_chunk_holds_a_piece_of_every_sample_of_its_block(indices, first, later):
-    speed = Speed()
+    speed = Speed(block=8)
     pieces = [Piece(index, "", np.zeros(1, np.int32), False) for index in indices]
     assert list(speed.timed(iter(pieces))) == pieces
     assert (speed.first_tokens, speed.later_tokens) == (first, later)
+
+
+def test_another_block_is_printed_with_the_speed(sample, run):
+    done = sample("--run", run, "--length", 5, "--num-samples", 4, "--block", 16)
+    assert re.fullmatch(r"20 tokens in blocks of 16 in [0-9.]+ s\n", done.err)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

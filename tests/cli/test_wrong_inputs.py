@@ -199,6 +199,7 @@ SAMPLING = {
     "--temperature 0.5 nan": ("temperature of nan", "from 1e-6"),
     "--temperature hot": ("--temperature", "'hot'"),
     "--temperature": ("--temperature", "without a number", "0.8"),
+    "--block 0": ("Blocks of 0 rows", "from 1 to"),
     "--length -1": ("length of -1", "from 0"),
     "--length many": ("--length", "'many'"),
     "--num-samples 0": ("0 samples", "from 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -76,6 +77,20 @@ def ids_of(sampler, settings, num_samples=1, prompt="abc"):
 @pytest.mark.parametrize("number", [1, 3, 9, 20])
 def test_a_sample_is_the_same_alone_and_among_others(sampler, texts, number):
     assert sampler.sample("abc", WARM, num_samples=number) == texts[:number]
+
+
+def test_larger_blocks_keep_the_promise_among_themselves(sampler, texts):
+    settings = replace(WARM, block=16)
+    many = sampler.sample("abc", settings, num_samples=20)
+    assert sampler.sample("abc", settings, num_samples=18) == many[:18]
+    first = [text[:1] for text in many]
+    assert first == [text[:1] for text in texts], "the keys do not follow from the sample's number"
+
+
+@pytest.mark.parametrize("block", [0, -1, True, 2.0, 5_000])
+def test_blocks_of_no_rows_or_too_many_are_an_error(block):
+    with pytest.raises(UsageError, match="whole number from 1 to 4096"):
+        Settings(block=block)
 
 
 def test_samples_differ_from_each_other(texts):
