@@ -11,13 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from jaxgen.run.host import cores
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("jaxgen", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "keras")
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:

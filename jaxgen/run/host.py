@@ -13,7 +13,7 @@ from pathlib import Path
 from jaxgen.errors import UsageError
 from jaxgen.store.files import user_cache
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 #: Bytes of compiled functions beyond which the oldest are removed.
 MOST_COMPILED = 1 << 29
 
@@ -23,7 +23,9 @@ def keep_memory() -> bool:
 
     XLA allocates a training step's temporaries anew at each step. By default glibc maps and unmaps them every time
     and the kernel zeroes each page again, which can cost as much as the arithmetic. Memory stays with the process
-    until it ends. Only glibc has the setting; ``JAXGEN_MALLOC=0`` turns it off.
+    until it ends. All threads share one arena: the thresholds do not hold in the others, from which the devices of a
+    CPU would take their memory. Call it before the first array. Only glibc has these settings; ``JAXGEN_MALLOC=0``
+    turns them off.
     """
     if os.environ.get("JAXGEN_MALLOC", "1") == "0" or platform.libc_ver()[0] != "glibc":
         return False
@@ -34,7 +36,7 @@ def keep_memory() -> bool:
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
     # Older versions refuse thresholds above 32 MiB.
     mapped = any(mallopt(M_MMAP_THRESHOLD, size) == 1 for size in (1 << 30, 32 << 20))
-    return mapped and mallopt(M_TRIM_THRESHOLD, 2**31 - 1) == 1
+    return mapped and mallopt(M_TRIM_THRESHOLD, 2**31 - 1) == 1 and mallopt(M_ARENA_MAX, 1) == 1
 
 
 def keep_compilations() -> Path | None:
