@@ -133,7 +133,7 @@ def _spread(config: TrainConfig, parameters: int) -> int:
     if config.devices is None:
         there, cpu = jax.local_device_count(), jax.default_backend() == "cpu"
         return count_devices(config.batch_size, parameters, there, cpu)
-    need_devices(config.devices, f"--devices {config.devices} was given")
+    need_devices(config.devices, f"--devices {config.devices} asks for {config.devices}")
     if config.batch_size % config.devices:
         raise UsageError(
             f"A batch of {config.batch_size} rows cannot be spread evenly over --devices {config.devices}: give a "
