@@ -7,6 +7,7 @@ with options of their own are the exception: two such models are never equal.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, partial, wraps
 from threading import Lock
 from typing import Any
@@ -58,7 +59,8 @@ def in_turn(function: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any
 
     def call(*args: Any) -> tuple[Any, Any]:
         with _turn:
-            jax.block_until_ready(_running)
+            with suppress(Exception):  # what went wrong there is told to whoever reads its results
+                jax.block_until_ready(_running)
             first, second = function(*args)  # the first may be a state, which the next call uses up
             _running[:] = [second]
         return first, second

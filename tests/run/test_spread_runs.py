@@ -106,6 +106,8 @@ def test_a_function_spread_over_devices_waits_for_the_one_before():
 
         def block_until_ready(self):
             happened.append(f"{self.name} is ready")
+            if self.name == "b":
+                raise RuntimeError("b failed, and that is not c's fault")
             return self
 
     def function(name):
