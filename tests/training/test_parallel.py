@@ -68,6 +68,11 @@ def test_two_devices_take_the_steps_of_one(name):
     jax.tree.map(np.testing.assert_array_equal, host(again), host(together))
 
 
+def test_a_step_exchanges_once():
+    steps, state = spread(TASKS["lstm"])
+    assert steps.lower(KEY, state, batches(), K).as_text().count("stablehlo.all_reduce") == 1
+
+
 def test_two_devices_evaluate_as_one():
     task = TASKS["lstm"]
     batch, state = jax.tree.map(lambda field: field[0], batches()), fresh(task)
