@@ -23,9 +23,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgen.run import compiled as jaxgen_compiled
 
-gc.set_threshold(
-    200_000, 20, 20
-)  # tracing makes many small objects: a tenth of the suite's time went to looking them over
+# Tracing makes many small objects: a tenth of the suite's time went to looking them over.
+gc.set_threshold(200_000, 20, 20)
 
 # A [B] array silently broadcast against [B, B] is the commonest wrong result in batched code.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, get_args
 
-from jaxgen.errors import JaxgenError
+from jaxgen.errors import JaxgenError, UsageError
 
 
 def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
@@ -16,7 +16,11 @@ def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
 
     ``text_alone``: standard output is data, exact UTF-8 wherever it is not a terminal.
     """
-    prepare_process()
+    try:
+        prepare_process()
+    except JaxgenError as error:
+        say(f"error: {error}")
+        return error.exit_code
     from jaxgen.run.trainer import Interrupted
 
     open_output(text_alone)
@@ -54,6 +58,10 @@ def prepare_process() -> None:
     too_late = "jax" in sys.modules and level != "3"
     if level == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        raise UsageError(f"JAX cannot start. {error}: correct the environment variable of that name.") from None
     from jaxgen.run.host import keep_compilations, keep_memory, offer_cores
 
     keep_memory()

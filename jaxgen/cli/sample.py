@@ -67,6 +67,7 @@ def sample(args: list[str]) -> None:
     prompt = read_prompt(config)
 
     from jaxgen.run import Sampler, Settings
+    from jaxgen.run.host import need_backend
     from jaxgen.sampling import ROWS
 
     if not config.temperature:
@@ -76,6 +77,7 @@ def sample(args: list[str]) -> None:
         Settings(config.length, temperature, config.seed, config.top_k, config.top_p, block)
         for temperature in config.temperature
     ]
+    need_backend()
     sampler = Sampler.load(config.run)
     if config.top_k is not None and config.top_k > sampler.tokenizer.vocab_size:
         say(
@@ -123,11 +125,10 @@ class Speed:
         arrived = began = time.perf_counter()
         first, before = True, -1
         for piece in stream:
+            next_block = piece.index // self.block > before // self.block
             if before < 0:
                 arrived = time.perf_counter()
-            elif (
-                piece.index <= before or piece.index // self.block > before // self.block
-            ):  # the next chunk of a block, or block
+            elif piece.index <= before or next_block:  # beyond the first chunk
                 first = False
             before = piece.index
             if first:

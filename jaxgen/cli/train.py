@@ -39,7 +39,9 @@ def train(args: list[str]) -> None:
 
     from jaxgen.cli.progress import Screen
     from jaxgen.run import resume, start
+    from jaxgen.run.host import need_backend
 
+    need_backend()
     screen = Screen()
     try:
         trainer = resume(config.run, config, screen.show) if resuming else start(config, screen.show)

@@ -45,17 +45,19 @@ def shared(make: Callable[..., Callable]) -> Callable[..., Callable]:
     return get
 
 
-#: The second output of the last function that was spread over devices.
+#: The second output of the last function that was spread over the devices of a CPU.
 _running: list[Any] = []
 _turn = Lock()
 
 
 def in_turn(function: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
-    """``function``, which is spread over devices, starting only when no other such function runs.
+    """``function``, which is spread over devices, starting on a CPU only when no other such function runs.
 
     The devices of a CPU share threads. Of two functions in flight each can hold a thread in the middle of an exchange
     that the other needs to get to its own; XLA ends the process after 40 seconds of that.
     """
+    if jax.default_backend() != "cpu":
+        return function
 
     def call(*args: Any) -> tuple[Any, Any]:
         with _turn:

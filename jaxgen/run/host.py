@@ -69,14 +69,32 @@ def keep_compilations() -> Path | None:
 def offer_cores() -> None:
     """Let JAX see each core of the CPU as a device, so that a batch can be spread over them (``--devices``).
 
-    Nothing happens when the number was set elsewhere (``JAX_NUM_CPU_DEVICES``), or when JAX is already in use.
+    Nothing happens when the number was set elsewhere (``JAX_NUM_CPU_DEVICES``), or when JAX is already in use. Raises
+    ``UsageError`` for a number there that JAX cannot use.
     """
     import jax
 
+    given = jax.config.values["jax_num_cpu_devices"]
+    if given != -1 and given < 1:
+        raise UsageError(f"JAX_NUM_CPU_DEVICES={given} cannot be used: set it to a whole number from 1, or unset it.")
     set_elsewhere = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if jax.config.values["jax_num_cpu_devices"] == -1 and not set_elsewhere:
+    if given == -1 and not set_elsewhere:
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", cores())
+
+
+def need_backend() -> None:
+    """Raise ``UsageError`` unless JAX can reach the kind of device that it was told to use (``JAX_PLATFORMS``)."""
+    import jax
+
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # the first for a kind whose plugin is not installed
+        why = f": {str(error).splitlines()[0].split(' (')[0].rstrip('.')}" if str(error) else ""
+        raise UsageError(
+            f"JAX cannot use JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}{why}. Unset it to take what there is, "
+            "or install the JAX for that device."
+        ) from None
 
 
 def cores() -> int:
@@ -92,10 +110,12 @@ def need_devices(number: int, who: str) -> None:
 
     there = jax.local_device_count()
     if number > there:
-        more = "" if jax.default_backend() != "cpu" else f", or set JAX_NUM_CPU_DEVICES={number} (slower)"
-        raise UsageError(
-            f"{who} devices, but {there} can be used here ({jax.default_backend()}). Take a machine with more{more}."
-        )
+        more = "Take a machine with more."
+        if jax.default_backend() == "cpu" and number <= cores():
+            more = f"Set JAX_NUM_CPU_DEVICES={number}, or call jaxgen.offer_cores() before anything uses JAX."
+        elif jax.default_backend() == "cpu":
+            more = f"Take a machine with more cores, or set JAX_NUM_CPU_DEVICES={number} (slower)."
+        raise UsageError(f"{who} devices, but {there} can be used here ({jax.default_backend()}). {more}")
 
 
 def _processor() -> str:

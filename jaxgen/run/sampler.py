@@ -128,10 +128,16 @@ class Sampler:
         return newline if newline.size and UNK not in newline else np.array([EOS + 1], np.int32)
 
     def _primed(self, ids: np.ndarray, rows: int, vocab: int) -> tuple[Any, jax.Array]:
-        carry, logits = self.task.initial_carry(rows), jnp.zeros((rows, vocab), jnp.float32)
+        start = self.task.initial_carry(rows), jnp.zeros((rows, vocab), jnp.float32)
+        carry, logits = self._beside_weights(start)
         for tokens, valid in prime_chunks(ids, rows):
             carry, logits = self._prime(self.weights, carry, logits, tokens, valid)
         return carry, logits
+
+    def _beside_weights(self, tree: Any) -> Any:
+        """``tree`` on the device of the weights, where every call leaves it: on another, the first call of a function
+        would compile another one."""
+        return jax.device_put(tree, next(iter(jax.tree.leaves(self.weights)[0].devices())))
 
     def stream(
         self, prompt: str = "", settings: Settings | None = None, *, num_samples: int = 1, unk: str = "error"
@@ -159,6 +165,7 @@ class Sampler:
                 carry, logits, init_chain(chain, rows, vocab), jnp.zeros(rows, bool), jnp.zeros((), jnp.int32)
             )
             asked = range(first, min(first + rows, num_samples))
+            start, keys = self._beside_weights((start, keys))
             yield from self._block(decoder, start, keys, settings.length, asked)
 
     def _block(

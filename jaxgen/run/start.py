@@ -53,7 +53,8 @@ def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
     task = TASKS[config.task].build(**options)
     params = None if source is None else _borrowed(source, shapes)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    _fits_memory(parameters)
+    devices = _spread(config, parameters)
+    _fits_memory(parameters, devices)
     resolved = {
         "model": options,
         "parameters": parameters,
@@ -66,7 +67,7 @@ def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
             "python": platform.python_version(),
         },
         "device": jax.devices()[0].device_kind,
-        "devices": _spread(config, parameters),
+        "devices": devices,
     }
     run = RunDirectory.create(config.run, config.task)
     steps = _planned(config, data)
@@ -146,18 +147,19 @@ def _load(config: Any, tokenizer: Tokenizer | None) -> TaskData:
     return DATA[config.task].load(config, tokenizer)
 
 
-def _fits_memory(parameters: int) -> None:
-    """Refuse a model that the machine cannot hold: weights, gradient and two moments, 4 bytes each.
+def _fits_memory(parameters: int, devices: int) -> None:
+    """Refuse a model that the machine cannot hold: weights, gradient and two moments on each device, 4 bytes each.
 
     Only where the weights live in the computer's own memory and the system tells its size.
     """
     if jax.default_backend() != "cpu" or not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return
-    needed, there = parameters * 16, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed, there = parameters * 16 * devices, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
         raise UsageError(
             f"A model of {parameters:,} parameters needs at least {needed / 2**30:.0f} GiB to train, and this machine "
-            f"has {there / 2**30:.0f} GiB. Choose a smaller --hidden, --layers or vocabulary."
+            f"has {there / 2**30:.0f} GiB. Choose a smaller --hidden, --layers or vocabulary"
+            + (", or --devices 1." if devices > 1 else ".")
         )
 
 

@@ -23,7 +23,7 @@ from jaxgen.run.tensorboard import open_events
 from jaxgen.sampling import PRNG
 from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses
 from jaxgen.store.config import TrainConfig
-from jaxgen.training import TrainState, make_mesh, on_one_device, spread_state
+from jaxgen.training import TrainState, make_mesh, on_one_device, spread_evaluation, spread_state
 from jaxgen.types import Batch
 
 Emit = Callable[[Event], None]
@@ -85,6 +85,7 @@ class Trainer:
         self._speed, self._calls_read = 0.0, 0
         self._picture: Future[None] = Future()
         self._picture.set_result(None)
+        self._pictures = 0
 
     def begin(self, params: Any | None = None) -> Trainer:
         """Set the state of step 0: fresh weights, or the given ``params`` with a fresh optimiser."""
@@ -218,9 +219,15 @@ class Trainer:
 
     def _draw(self, pool: ThreadPoolExecutor) -> None:
         """Draw the loss curves while training goes on; what went wrong with the former picture is raised here."""
-        self._picture.result()
-        title = f"{self.run.path.name}: {self.data.identity()['name']}"
-        self._picture = pool.submit(draw_losses, self.metrics.read(), self.run.plot_path, title)
+        if self._picture.done():
+            self._picture.result()
+        self._pictures += 1
+        self._picture = pool.submit(self._draw_now, self._pictures)
+
+    def _draw_now(self, number: int) -> None:
+        if number == self._pictures:  # else a newer one waits behind it
+            title = f"{self.run.path.name}: {self.data.identity()['name']}"
+            draw_losses(self.metrics.read(), self.run.plot_path, title)
 
     def _evaluate(self, step: int) -> dict[str, Any]:
         """Measure the validation loss, update best-so-far and patience, and write the row of metrics."""
@@ -263,8 +270,9 @@ class Trainer:
         for name, evaluation in self.data.eval_sets(final).items():
             devices = self.devices if evaluation.rows % self.devices == 0 else 1
             eval_step = compiled.evaluation(self.task, devices)
-            weights = on_one_device(params) if devices == 1 else params
-            carry, sums = self.task.initial_carry(evaluation.rows), []
+            weights, carry, sums = on_one_device(params), self.task.initial_carry(evaluation.rows), []
+            if devices > 1:
+                weights, carry = spread_evaluation(make_mesh(devices), params, carry)
             for batch in evaluation.batches():
                 carry, batch_totals = eval_step(weights, carry, batch)
                 sums.append(batch_totals)  # read later: the device runs ahead of the host

@@ -6,6 +6,7 @@ from jaxgen.training.parallel import (
     make_mesh,
     on_one_device,
     spread_eval_step,
+    spread_evaluation,
     spread_state,
     spread_train_steps,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "make_schedule",
     "on_one_device",
     "spread_eval_step",
+    "spread_evaluation",
     "spread_state",
     "spread_train_steps",
     "train_step",

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxgen.training.state import TrainState
 from jaxgen.training.step import eval_step, train_steps
+from jaxgen.types import Carry, Params
 
 #: The mesh axis over which rows are spread.
 ROWS = "rows"
@@ -38,18 +39,20 @@ def count_devices(rows: int, parameters: int, there: int, cpu: bool) -> int:
 
 
 def make_mesh(devices: int) -> Mesh:
-    """The first ``devices`` devices in a row."""
-    return jax.make_mesh((devices,), (ROWS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    """The first ``devices`` devices of this process in a row."""
+    return jax.make_mesh((devices,), (ROWS,), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:devices])
 
 
 def spread_state(mesh: Mesh, state: TrainState) -> TrainState:
     """``state`` on the devices of ``mesh``: a part of the carry on each, everything else on all."""
-    return jax.tree.map(
-        lambda spec, part: jax.device_put(part, NamedSharding(mesh, spec)),
-        _STATE,
-        state,
-        is_leaf=lambda a: isinstance(a, PartitionSpec),
-    )
+    whole, spread = NamedSharding(mesh, _WHOLE), NamedSharding(mesh, _SPREAD)
+    everything_else = jax.device_put(state._replace(carry=None), whole)
+    return everything_else._replace(carry=jax.device_put(state.carry, spread))
+
+
+def spread_evaluation(mesh: Mesh, params: Params, carry: Carry) -> tuple[Params, Carry]:
+    """What an evaluation begins with on the devices of ``mesh``: ``params`` on all, a part of ``carry`` on each."""
+    return jax.device_put((params, carry), (NamedSharding(mesh, _WHOLE), NamedSharding(mesh, _SPREAD)))
 
 
 def spread_train_steps(task: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable:

@@ -49,9 +49,8 @@ def train_step(
         # Each device differentiates its own copy; differentiating the shared one would sum the gradients by itself,
         # leaf by leaf, and a mean over devices after that would count them twice.
         params = jax.tree.map(lambda a: lax.pcast(a, axis, to="varying"), params)
-        first = (
-            lax.axis_index(axis) * rows
-        )  # keyed by its place in the whole batch, a row drops the same units anywhere
+        # Keyed by its place in the whole batch, a row drops the same units anywhere.
+        first = lax.axis_index(axis) * rows
     keys = row_keys(key, state.step, rows, first) if task.has_dropout else None
 
     def summed_loss(params: Params) -> tuple[Array, tuple[Carry, Array]]:
@@ -72,7 +71,8 @@ def train_step(
 
 def _summed(tree: Any, axis: str) -> Any:
     """The sum over devices, in one exchange: two that wait for each other's threads can stop for ever on a CPU."""
-    flat, restore = ravel_pytree(tree)
+    with jax.numpy_dtype_promotion("standard"):  # of several types the widest travels
+        flat, restore = ravel_pytree(tree)
     return restore(lax.psum(flat, axis))
 
 

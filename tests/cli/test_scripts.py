@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import jaxgen
@@ -105,3 +107,24 @@ def test_the_installed_command_hands_over_to_each(args, code, part, monkeypatch,
     assert main() == code
     captured = capsys.readouterr()
     assert part in captured.out + captured.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("JAX_NUM_CPU_DEVICES", "0", "JAX_NUM_CPU_DEVICES=0 cannot be used"),
+        ("JAX_NUM_CPU_DEVICES", "two", "JAX cannot start.* JAX_NUM_CPU_DEVICES|JAX cannot start.*jax_num_cpu_devices"),
+        ("JAX_PLATFORMS", "abacus", "JAX cannot use JAX_PLATFORMS=abacus"),
+        ("JAX_PLATFORMS", "cuda", "JAX cannot use JAX_PLATFORMS=cuda"),
+    ],
+)
+def test_settings_that_jax_refuses_are_told_in_a_sentence(environment, here, name, value, sentence):
+    if value == "cuda" and jax.default_backend() != "cpu":
+        pytest.skip("there is one")
+    for command in ("train.py", "sample.py"):
+        done = subprocess.run(
+            [sys.executable, ROOT / command], cwd=here, env=environment | {name: value}, capture_output=True, text=True
+        )
+        assert re.match(f"error: .*({sentence})", done.stderr), done.stderr
+        assert (done.stderr.count("\n"), done.returncode) == (1, 2)

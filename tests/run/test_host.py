@@ -118,10 +118,17 @@ def test_a_second_start_takes_functions_from_the_cache_and_says_nothing_even_whe
     start()
 
 
-@pytest.mark.parametrize(("environment", "number"), [({}, None), ({"JAX_NUM_CPU_DEVICES": "3"}, 3)])
+@pytest.mark.parametrize(
+    ("environment", "number"),
+    [
+        ({}, None),
+        ({"JAX_NUM_CPU_DEVICES": "3"}, 3),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5),
+    ],
+)
 def test_each_core_becomes_a_device_unless_the_number_was_set_elsewhere(environment, number):
     code = "from jaxgen.run.host import offer_cores; offer_cores(); import jax; print(jax.local_device_count())"
-    clean = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    clean = {name: value for name, value in os.environ.items() if name not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
     environment = {**clean, "JAX_PLATFORMS": "cpu", **environment}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100)
     assert done.stdout.split() == [str(number or host.cores())], done.stderr

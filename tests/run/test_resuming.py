@@ -22,7 +22,7 @@ STEPS = 24
 TIMINGS = ("tokens_per_second", "seconds")
 LAYOUTS = {
     "stream": {"dropout": 0.3, "cell": "elman"},
-    "two devices": {"dropout": 0.2, "cell": "elman", "batch_size": 16, "devices": 2},
+    "two devices": {"dropout": 0.2, "cell": "elman", "batch_size": 16, "devices": min(2, jax.local_device_count())},
     "documents": {"dropout": 0.2, "documents": "line", "layout": "documents"},
 }
 

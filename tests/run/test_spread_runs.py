@@ -12,6 +12,7 @@ from jaxgen.data import DATA
 from jaxgen.errors import UsageError
 from jaxgen.run import Sampler, resume, start
 from jaxgen.run.compiled import in_turn
+from jaxgen.run.trainer import Trainer
 from jaxgen.store import CheckpointStore, MetricsLog
 
 pytestmark = pytest.mark.skipif("jax.local_device_count() != 2", reason="counts on two devices")
@@ -54,6 +55,31 @@ def test_two_devices_learn_what_one_learns(spread, book, tmp_path):
     start(settings(book, alone, **ROWS, devices=1)).train()
     losses = [[row["val_loss"] for row in MetricsLog(run / "metrics.jsonl").read()] for run in (spread, alone)]
     np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+def test_every_function_of_a_spread_run_is_compiled_once(book, tmp_path, caplog):
+    """Arrays that begin on one device and come back on two would compile it a second time."""
+    trainer = start(settings(book, tmp_path / "run", **{**ROWS, "hidden": 9, "sample_every": 6}))
+    with jax.log_compiles(True), caplog.at_level("WARNING"):
+        trainer.train()
+    names = [record.getMessage().split()[1] for record in caplog.records if record.msg.startswith("Compiling")]
+    ours = [name for name in names if name in {"jit(train_steps)", "jit(eval_step)", "jit(prime)", "jit(decode)"}]
+    assert sorted(ours) == ["jit(decode)", "jit(eval_step)", "jit(prime)", "jit(train_steps)"]
+
+
+def test_a_spread_run_reports_on_its_best_checkpoint(book, tmp_path, monkeypatch):
+    report = Trainer._report
+
+    def worse_with_time(self, params, final):
+        found = report(self, params, final)
+        return found if final else {**found, "val_loss": found["val_loss"] + float(self.state.step)}
+
+    monkeypatch.setattr(Trainer, "_report", worse_with_time)
+    run = tmp_path / "run"
+    finished = start(settings(book, run, **{**ROWS, "eval_every": 4})).train()
+    assert (finished.best_step, finished.step) == (4, 12)
+    rows = {row["step"]: row["val_loss"] for row in MetricsLog(run / "metrics.jsonl").read()}
+    np.testing.assert_allclose(finished.report["val_loss"], rows[4] - 4, rtol=1e-5)
 
 
 def test_a_run_on_two_devices_goes_on_bit_for_bit(spread, book, tmp_path):

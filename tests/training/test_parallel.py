@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -24,6 +25,7 @@ from jaxgen.training import (
     spread_train_steps,
     train_steps,
 )
+from jaxgen.training.step import _summed
 from jaxgen.types import Batch
 
 V, B, T, K = 7, 4, 5, 3
@@ -71,6 +73,21 @@ def test_two_devices_take_the_steps_of_one(name):
 def test_a_step_exchanges_once():
     steps, state = spread(TASKS["lstm"])
     assert steps.lower(KEY, state, batches(), K).as_text().count("stablehlo.all_reduce") == 1
+
+
+def test_numbers_of_several_types_are_summed_in_one_exchange_and_keep_their_types():
+    def total(tree):
+        return _summed(jax.tree.map(lambda a: jax.lax.pcast(a, "rows", to="varying"), tree), "rows")
+
+    whole = jax.sharding.PartitionSpec()
+    summed = jax.jit(jax.shard_map(total, mesh=make_mesh(2), in_specs=whole, out_specs=whole))
+    tree = {"a": jnp.arange(3, dtype=jnp.bfloat16), "b": jnp.float32(0.1)}
+    with jax.numpy_dtype_promotion("strict"):
+        got = summed(tree)
+        assert summed.lower(tree).as_text().count("stablehlo.all_reduce") == 1
+    assert {name: leaf.dtype.name for name, leaf in got.items()} == {"a": "bfloat16", "b": "float32"}
+    np.testing.assert_array_equal(got["a"].astype(jnp.float32), [0, 2, 4])
+    np.testing.assert_allclose(got["b"], 0.2, rtol=1e-6)
 
 
 def test_two_devices_evaluate_as_one():
