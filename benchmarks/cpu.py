@@ -36,7 +36,7 @@ from benchmarks.systems import SYSTEMS, Sizes
 
 PAUSE = 0.2  # seconds between two turns: OpenMP's threads spin for a while after their work
 MOST_CALLS = 512
-JAXGEN, ONE, TORCH = "jaxgen", "jaxgen-one-device", ("torch-1", "torch-all")
+JAXGEN, TORCH, FLAX = "jaxgen", ("torch-1", "torch-all"), ("flax",)
 GRID = [
     Sizes(hidden, batch, length, layers, cell)
     for cell, hidden, layers, (batch, length) in itertools.product(
@@ -300,6 +300,8 @@ def show_grid(rows: list[Row], ceiling: float | None) -> str:
 
 {table(head, lines)}
 {table(["jaxgen is so many times as fast as", "cells", "geometric mean", "worst cell"], ratios(rows))}
+"Tuned": all threads, and the allocator settings that jaxgen's commands give their process; else as installed.
+
 "Of sgemm": the FLOP/s that jaxgen's step requires (forward and backward as three forward passes, the first layer's
 input product looked up and not counted) over the measured ceiling. Keras runs the cells with B, T = 50, 50 only.
 """
@@ -307,7 +309,13 @@ input product looked up and not counted) over the measured ceiling. Keras runs t
 
 def ratios(rows: list[Row]) -> list[list[str]]:
     """The geometric mean and the worst cell against each rival, for each kind of layer."""
-    rivals = {"torch, the better of 1 and all threads": TORCH, ONE: (ONE,), "flax": ("flax",), "keras": ("keras",)}
+    rivals = {
+        "torch, the better of 1 and all threads": TORCH,
+        "torch, the best of all three": (*TORCH, "torch-tuned"),
+        "flax": FLAX,
+        "flax, the better of both": (*FLAX, "flax-tuned"),
+        "keras": ("keras",),
+    }
     lines = []
     for (rival, names), kind in itertools.product(rivals.items(), ("lstm", "gru")):
         cells = {sizes: cell for sizes, cell in by_cell(rows).items() if sizes[0] == kind}

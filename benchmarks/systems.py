@@ -6,7 +6,8 @@ All train the same model: an embedding as wide as the state, LSTM or GRU layers 
 linear output, mean cross-entropy, gradients clipped to a global norm of 1, Adam at 1e-3; random tokens. The batches lie
 ready as arrays of the system, so that no host transfer is timed anywhere. What each does by its nature stays in its
 time: jaxgen carries the state from batch to batch and reports the gradient's norm; Keras hands every loss back to the
-host. jaxgen prepares its process as its commands do; all others are as installed, PyTorch with its fused Adam.
+host. jaxgen prepares its process as its commands do; all others are as installed, PyTorch with its fused Adam, but for
+the two called tuned.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import cores
+from jaxgen.run.host import cores, keep_memory
 
 RING = 8  # batches in memory, used in turns
 RATE, CLIP, TEMPERATURE = 1e-3, 1.0, 1.0
@@ -90,11 +91,9 @@ class Jax:
 
 
 class Jaxgen(Jax):
-    """This library, through the functions that its commands call; ``devices=None``: as many as they would use."""
+    """This library, through the functions that its commands call, on as many devices as they would use."""
 
-    def __init__(self, devices: int | None) -> None:
-        if devices is not None:
-            os.environ["JAX_NUM_CPU_DEVICES"] = str(devices)  # read at the import
+    def __init__(self) -> None:
         from jaxgen.cli.common import prepare_process
 
         prepare_process()
@@ -105,21 +104,13 @@ class Jaxgen(Jax):
     def _begin(self, task: Any, optimizer: Any, rows: int, key: Any) -> tuple[Any, Callable]:
         """A fresh state and ``(key, state, batches, count) -> (state, metrics)``, as the trainer makes them."""
         from jaxgen.run import compiled
-        from jaxgen.training import make_mesh, spread_state
+        from jaxgen.training import count_devices, make_mesh, spread_state
 
         state = compiled.fresh_state(task, optimizer, rows)(key)
-        devices = self._spread(state, rows)
+        devices = count_devices(rows, self.devices)
         if devices > 1:
             state = spread_state(make_mesh(devices), state)
         return state, compiled.training_steps(task, optimizer, devices)
-
-    def _spread(self, state: Any, rows: int) -> int:
-        import jax
-
-        from jaxgen.training import count_devices
-
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        return count_devices(rows, parameters, self.devices, cpu=True)
 
     def _task(self, s: Sizes) -> Any:
         from jaxgen import LanguageTask
@@ -330,12 +321,20 @@ class Torch:
         return Job(0, run)
 
 
+def tuned(make: Callable[[], Any]) -> Any:
+    """A system whose process has the allocator settings that jaxgen's commands give theirs."""
+    if not keep_memory():
+        raise ModuleNotFoundError("the settings are glibc's", name="glibc")
+    return make()
+
+
 SYSTEMS: dict[str, Callable[[], Any]] = {
-    "jaxgen": lambda: Jaxgen(devices=None),
-    "jaxgen-one-device": lambda: Jaxgen(devices=1),
+    "jaxgen": Jaxgen,
     "torch-1": lambda: Torch(threads=1),
     "torch-all": lambda: Torch(threads=cores()),
+    "torch-tuned": lambda: tuned(lambda: Torch(threads=cores())),
     "flax": Flax,
+    "flax-tuned": lambda: tuned(Flax),
     "keras": Keras,
 }
 

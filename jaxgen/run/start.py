@@ -53,7 +53,7 @@ def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
     task = TASKS[config.task].build(**options)
     params = None if source is None else _borrowed(source, shapes)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    devices = _spread(config, parameters)
+    devices = _spread(config)
     _fits_memory(parameters, devices)
     resolved = {
         "model": options,
@@ -129,11 +129,10 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) ->
     return trainer
 
 
-def _spread(config: TrainConfig, parameters: int) -> int:
+def _spread(config: TrainConfig) -> int:
     """Over how many devices each batch is spread: what the settings say, else what the rule gives."""
     if config.devices is None:
-        there, cpu = jax.local_device_count(), jax.default_backend() == "cpu"
-        return count_devices(config.batch_size, parameters, there, cpu)
+        return count_devices(config.batch_size, jax.local_device_count())
     need_devices(config.devices, f"--devices {config.devices} asks for {config.devices}")
     if config.batch_size % config.devices:
         raise UsageError(

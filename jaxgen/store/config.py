@@ -87,7 +87,7 @@ class TrainConfig(BaseModel):
     # The run
     devices: Positive | None = None
     """Cores of the CPU, or accelerators, over which each batch is spread; 1: no spreading. Default: the largest number
-    that divides the batch and leaves each 8 rows or more; on a CPU 1 from 1.2 million parameters on."""
+    that divides the batch and leaves each 8 rows or more."""
     eval_every: NotNegative | None = None
     """Steps between evaluations, each followed by a checkpoint. Default: a tenth of the run. 0: at the end only."""
     sample_every: NotNegative | None = None

@@ -18,22 +18,17 @@ from jaxgen.types import Carry, Params
 ROWS = "rows"
 #: Fewer rows than these leave a device idle more than they keep it busy.
 LEAST_ROWS = 8
-#: From so many parameters on, one product of a training step keeps all cores of a CPU busy by itself.
-MANY_PARAMETERS = 1_200_000
 
 _WHOLE, _SPREAD, _SPREAD_BATCHES = PartitionSpec(), PartitionSpec(ROWS), PartitionSpec(None, ROWS)
 _PARTS: Any = {"step": _WHOLE, "params": _WHOLE, "opt_state": _WHOLE, "carry": _SPREAD}
 _STATE = TrainState(**_PARTS)
 
 
-def count_devices(rows: int, parameters: int, there: int, cpu: bool) -> int:
+def count_devices(rows: int, there: int) -> int:
     """How many of the devices that are ``there`` a batch of ``rows`` is spread over.
 
-    The largest divisor of ``rows`` that is at most ``there`` and leaves each at least ``LEAST_ROWS``; else one. On a
-    CPU also one for a model of ``MANY_PARAMETERS``, for which spreading is the slower way (docs/performance.md).
+    The largest divisor of ``rows`` that is at most ``there`` and leaves each at least ``LEAST_ROWS``; else one.
     """
-    if cpu and parameters >= MANY_PARAMETERS:
-        return 1
     fair = [n for n in range(1, there + 1) if rows % n == 0 and rows // n >= LEAST_ROWS]
     return max(fair, default=1)
 
