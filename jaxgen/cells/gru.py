@@ -64,10 +64,11 @@ class GRU(Cell):
     def factors(self, before: Array, after: Array, saved: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         """Of h' in u [.., 3H], in the last third of z [.., H], and in h itself [.., H]."""
         gates, n, u_n = saved
-        r, update = jnp.split(0.5 * (gates + 1), 2, axis=-1)
+        a, b = jnp.split(gates, 2, axis=-1)
+        r, update = 0.5 * (a + 1), 0.5 * (b + 1)
         in_n = (1 - update) * (1 - n * n)
-        in_gates = 0.5 * (1 - gates * gates) * jnp.concatenate([in_n * u_n, before - n], axis=-1)
-        return jnp.concatenate([in_gates, in_n * r], axis=-1), in_n, update
+        in_u = [0.5 * (1 - a * a) * (in_n * u_n), 0.5 * (1 - b * b) * (before - n), in_n * r]
+        return jnp.concatenate(in_u, axis=-1), in_n, update
 
     @nn.nowrap
     def pull(self, dcarry: Array, dy: Array, factors: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

@@ -71,8 +71,9 @@ class LSTM(Cell):
         """Of the pre-activations [.., 4H], each with the gradient it belongs to; of c through h; of c through c'."""
         i, f, g, o = jnp.split(saved, 4, axis=-1)
         tanh_c = jnp.tanh(after[0])
-        inner = jnp.concatenate([0.5 * g, 0.5 * before[0], 0.5 * (i + 1), 0.5 * tanh_c], axis=-1)
-        return (1 - saved * saved) * inner, 0.5 * (o + 1) * (1 - tanh_c * tanh_c), 0.5 * (f + 1)
+        others = (0.5 * g, 0.5 * before[0], 0.5 * (i + 1), 0.5 * tanh_c)
+        gates = jnp.concatenate([(1 - a * a) * other for a, other in zip((i, f, g, o), others)], axis=-1)
+        return gates, 0.5 * (o + 1) * (1 - tanh_c * tanh_c), 0.5 * (f + 1)
 
     @nn.nowrap
     def pull(self, dcarry: LSTMCarry, dy: Array, factors: tuple[Array, Array, Array]) -> tuple[LSTMCarry, Array, Array]:
