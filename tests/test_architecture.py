@@ -27,16 +27,17 @@ MAY_IMPORT = {
     "errors": set(),
     "types": set(),
     "version": set(),
+    "windows": {"types"},
     "cells": {"errors", "types"},
     "models": {"errors", "types", "cells"},
     "tasks": {"errors", "types", "cells", "models"},
-    "training": {"errors", "types", "cells", "models", "tasks"},
+    "training": {"errors", "types", "windows", "cells", "models", "tasks"},
     "sampling": {"errors", "types"},
     "text": {"errors", "types"},
     "store": {"errors", "types"},
-    "data": {"errors", "types", "text", "store"},
+    "data": {"errors", "types", "windows", "text", "store"},
 }
-PURE = {"errors", "types", "cells", "models", "tasks", "training", "sampling"}
+PURE = {"errors", "types", "windows", "cells", "models", "tasks", "training", "sampling"}
 MAY_IMPORT["run"] = set(MAY_IMPORT)
 MAY_IMPORT["api"] = set(MAY_IMPORT)  # a notebook needs no command line
 MAY_IMPORT["__init__"] = {"api"}

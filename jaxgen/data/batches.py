@@ -15,6 +15,7 @@ import numpy as np
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.text import EOS, PAD
 from jaxgen.types import Batch
+from jaxgen.windows import Places, read_window
 
 _PURPOSES = {"split": 1, "stream": 2, "windows": 3, "documents": 4, "lanes": 5, "evaluation": 6}
 
@@ -64,7 +65,36 @@ def permutation(n: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
     return np.argsort(random_bits(n, seed, epoch, purpose), kind="stable")
 
 
-class StreamBatches:
+class TextBatches:
+    """Batches that are windows of a text: B places at each step, all else follows from them."""
+
+    eos: int | None = None
+    steps_per_epoch: int
+
+    def __init__(self, tokens: Tokens, length: int):
+        self.length = length
+        #: The smallest type that holds every id.
+        self.id_type = np.min_scalar_type(int(tokens.ids.max(initial=0)))
+
+    def text(self, step: int) -> np.ndarray:
+        """The ids [N] that the windows of a step are of; the same array at all steps with the same text."""
+        raise NotImplementedError
+
+    def same_text(self, step: int) -> int:
+        """For how many steps from ``step`` on ``text`` stays the same."""
+        del step
+        return 1 << 62
+
+    def places(self, step: int) -> Places:
+        """Where in the text the windows of a step are."""
+        raise NotImplementedError
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step from 0, [B, T]."""
+        return read_window(self.text(step), self.places(step), self.length, self.eos, PAD, np)
+
+
+class StreamBatches(TextBatches):
     """B contiguous lanes through the text, each window going on where the one before it stopped.
 
     Each epoch starts at another place: the text is rotated by an offset drawn from (seed, epoch). ``reset`` is set
@@ -73,26 +103,25 @@ class StreamBatches:
 
     def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int):
         check_sizes(batch_size=batch_size, seq_len=seq_len, seed=seed)
-        self._ids, self._size, self._length, self._seed = tokens.ids, batch_size, seq_len, seed
+        super().__init__(tokens, seq_len)
+        self._ids, self._size, self._seed = tokens.ids, batch_size, seed
         self._stride = self._ids.size // batch_size
         if self._stride < seq_len or self._ids.size < 2:
             raise too_short(self._ids.size, max(2, batch_size * seq_len), "batch size × sequence length")
         self.steps_per_epoch = self._stride // seq_len
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step from 0, [B, T]."""
+    def text(self, step: int) -> np.ndarray:
+        return self._ids
+
+    def places(self, step: int) -> Places:
         epoch, window = divmod(step, self.steps_per_epoch)
         n = self._ids.size
         offset = int(random_bits(1, self._seed, epoch, "stream")[0]) % n
-        lane = offset + window * self._length + self._stride * np.arange(self._size, dtype=np.int64)
-        at = (lane[:, None] + np.arange(self._length)) % n
-        reset = at == 0
-        if window == 0:
-            reset[:, 0] = True
-        return Batch(_int32(self._ids[at]), _int32(self._ids[(at + 1) % n]), reset, at != n - 1)
+        start = (offset + window * self.length + self._stride * np.arange(self._size, dtype=np.int64)) % n
+        return Places(start, start, np.bool_(window == 0))
 
 
-class WindowBatches:
+class WindowBatches(TextBatches):
     """Windows of T at a stride, shuffled each epoch, each from a fresh state.
 
     The last partial batch of an epoch is left out; with fewer than B windows they are used again to fill one.
@@ -102,7 +131,8 @@ class WindowBatches:
         check_sizes(batch_size=batch_size, seq_len=seq_len, seed=seed)
         if stride is not None:
             check_sizes(stride=stride)
-        self._ids, self._size, self._length, self._seed = tokens.ids, batch_size, seq_len, seed
+        super().__init__(tokens, seq_len)
+        self._ids, self._size, self._seed = tokens.ids, batch_size, seed
         self._stride = seq_len if stride is None else stride
         if self._ids.size < seq_len + 1:
             raise too_short(self._ids.size, seq_len + 1, "sequence length + 1")
@@ -110,20 +140,19 @@ class WindowBatches:
         self.steps_per_epoch = max(1, self._windows // batch_size)
         self._order: tuple[int, np.ndarray] | None = None
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step from 0, [B, T]."""
+    def text(self, step: int) -> np.ndarray:
+        return self._ids
+
+    def places(self, step: int) -> Places:
         epoch, k = divmod(step, self.steps_per_epoch)
         cached = self._order
         if cached is None or cached[0] != epoch:
             cached = self._order = (epoch, permutation(self._windows, self._seed, epoch, "windows"))
         window = cached[1][(k * self._size + np.arange(self._size)) % self._windows]
-        at = (window * self._stride)[:, None] + np.arange(self._length)
-        reset = np.zeros(at.shape, bool)
-        reset[:, 0] = True
-        return Batch(_int32(self._ids[at]), _int32(self._ids[at + 1]), reset, np.ones(at.shape, bool))
+        return Places(window * self._stride, window * self._stride, np.bool_(True))
 
 
-class DocumentBatches:
+class DocumentBatches(TextBatches):
     """Whole documents one behind the other in B lanes, shuffled each epoch, the state reset before each.
 
     A document d1 … dn is read as EOS d1 … dn with targets d1 … dn EOS. One longer than T goes on in the next window.
@@ -131,22 +160,32 @@ class DocumentBatches:
     every epoch; which of equally long documents goes where, the lanes' rows and the order inside a lane are drawn anew.
     """
 
+    eos = EOS
+
     def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int):
         check_sizes(batch_size=batch_size, seq_len=seq_len, seed=seed)
-        self._size, self._length, self._seed = batch_size, seq_len, seed
+        super().__init__(tokens, seq_len)
+        self._size, self._seed = batch_size, seed
         self._lanes = DocumentLanes(tokens, batch_size)
         self.steps_per_epoch = -(-self._lanes.longest // seq_len)
         self._epoch: tuple[int, LaidDocuments] | None = None
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step from 0, [B, T]."""
-        epoch, k = divmod(step, self.steps_per_epoch)
-        cached = self._epoch
+    def text(self, step: int) -> np.ndarray:
+        return self._laid(step).text
+
+    def same_text(self, step: int) -> int:
+        return self.steps_per_epoch - step % self.steps_per_epoch
+
+    def places(self, step: int) -> Places:
+        return self._laid(step).places(step % self.steps_per_epoch * self.length)
+
+    def _laid(self, step: int) -> LaidDocuments:
+        epoch, cached = step // self.steps_per_epoch, self._epoch
         if cached is None or cached[0] != epoch:
             order = permutation(self._lanes.count, self._seed, epoch, "documents")
             rows = permutation(self._size, self._seed, epoch, "lanes")
             cached = self._epoch = (epoch, self._lanes.lay(order, rows))
-        return cached[1].window(k * self._length, self._length)
+        return cached[1]
 
 
 class DocumentLanes:
@@ -178,38 +217,31 @@ class DocumentLanes:
         laid = np.lexsort((rank, lane))  # by lane, then by rank
         lengths = self._lengths[laid]
         begin = np.cumsum(lengths) - lengths
-        targets = _int32(self._ids[np.repeat(self._starts[laid] - begin, lengths) + np.arange(self._ids.size)])
-        tokens = np.empty_like(targets)
-        tokens[1:] = targets[:-1]
-        tokens[begin] = EOS
-        reset = np.zeros(targets.size, bool)
-        reset[begin] = True
+        text = np.empty(self._ids.size + 1, self._ids.dtype)
+        text[0] = EOS
+        text[1:] = self._ids[np.repeat(self._starts[laid] - begin, lengths) + np.arange(self._ids.size)]
         filled = np.bincount(lane, weights=self._lengths, minlength=self.lanes).astype(np.int64)
-        return LaidDocuments(tokens, targets, reset, np.cumsum(filled) - filled, filled)
+        return LaidDocuments(text, np.cumsum(filled) - filled, np.cumsum(filled))
 
 
 @dataclass(frozen=True)
 class LaidDocuments:
-    """Lanes one after the other in flat arrays [N]; lane b begins at ``begin[b]`` and is ``filled[b]`` long."""
+    """Lanes one after the other in a text [N + 1] that begins with EOS; lane b is ``begin[b]`` … ``end[b]``.
 
-    tokens: np.ndarray
-    targets: np.ndarray
-    reset: np.ndarray
+    Every document ends in EOS, and so it is from EOS that the next one is read.
+    """
+
+    text: np.ndarray
     begin: np.ndarray
-    filled: np.ndarray
+    end: np.ndarray
+
+    def places(self, start: int) -> Places:
+        """Where in the text position ``start`` of every lane is."""
+        return Places(self.begin + start, self.end, np.bool_(False))
 
     def window(self, start: int, length: int) -> Batch:
         """Positions start … start + length of every lane, [lanes, length]; beyond a lane's end PAD, masked."""
-        at = np.broadcast_to(start + np.arange(length), (self.begin.size, length))
-        filled = self.filled[:, None]
-        there = at < filled
-        flat = np.where(there, self.begin[:, None] + at, 0)
-        return Batch(
-            np.where(there, self.tokens[flat], np.int32(PAD)),
-            np.where(there, self.targets[flat], np.int32(PAD)),
-            np.where(there, self.reset[flat], at == filled),
-            there,
-        )
+        return read_window(self.text, self.places(start), length, EOS, PAD, np)
 
 
 BATCHES: dict[str, type[StreamBatches] | type[WindowBatches] | type[DocumentBatches]] = {
@@ -248,7 +280,3 @@ def too_short(there: int, needed: int, why: str) -> DataError:
         f"The training split has {there:,} tokens, but at least {needed:,} ({why}) are needed. "
         "Give more text, or a smaller --batch-size or --seq-len."
     )
-
-
-def _int32(ids: np.ndarray) -> np.ndarray:
-    return ids.astype(np.int32, copy=False)

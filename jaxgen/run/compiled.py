@@ -18,6 +18,9 @@ import optax
 from jaxgen.sampling import decode
 from jaxgen.text import EOS, PAD
 from jaxgen.training import (
+    STACKED,
+    OfText,
+    Stacked,
     create_state,
     eval_step,
     make_mesh,
@@ -77,14 +80,16 @@ def fresh_state(task: Any, optimizer: optax.GradientTransformation, rows: int) -
 
 
 @shared
-def training_steps(task: Any, optimizer: optax.GradientTransformation, devices: int = 1) -> Callable:
-    """``(key, state, batches, count) -> (state, metrics)``; the state given is used up.
+def training_steps(
+    task: Any, optimizer: optax.GradientTransformation, devices: int = 1, read: Stacked | OfText = STACKED
+) -> Callable:
+    """``(key, state, batches, count) -> (state, metrics)``; the state given is used up. ``read`` as in ``train_steps``.
 
     With several ``devices`` the batch is spread over them, and the state must be (``spread_state``).
     """
     if devices == 1:
-        return jax.jit(partial(train_steps, task, optimizer), donate_argnums=1)
-    return in_turn(jax.jit(spread_train_steps(task, optimizer, make_mesh(devices)), donate_argnums=1))
+        return jax.jit(partial(train_steps, task, optimizer, read=read), donate_argnums=1)
+    return in_turn(jax.jit(spread_train_steps(task, optimizer, make_mesh(devices), read), donate_argnums=1))
 
 
 @shared

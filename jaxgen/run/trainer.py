@@ -17,6 +17,7 @@ from jaxgen.errors import DivergedError, UsageError
 from jaxgen.run import compiled
 from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Evaluated, Event, Finished, Progress, Sampled, Started
+from jaxgen.run.feed import Feed
 from jaxgen.run.sampler import Sampler, Settings
 from jaxgen.run.signals import StopSignals
 from jaxgen.run.tensorboard import open_events
@@ -24,7 +25,6 @@ from jaxgen.sampling import PRNG
 from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses
 from jaxgen.store.config import TrainConfig
 from jaxgen.training import TrainState, make_mesh, on_one_device, spread_evaluation, spread_state
-from jaxgen.types import Batch
 
 Emit = Callable[[Event], None]
 
@@ -78,8 +78,8 @@ class Trainer:
         self.tokens_per_step = config.batch_size * getattr(config, "seq_len", 1)
         self.calls = steps_per_call(resolved["parameters"], self.tokens_per_step)
         self.devices: int = resolved["devices"]
-        self._steps = compiled.training_steps(task, self.optimizer, self.devices)
-        self._batch_maker = data.batches
+        self._feed = Feed(data.batches, self.calls, self.devices)
+        self._steps = compiled.training_steps(task, self.optimizer, self.devices, self._feed.read)
         self._sampler: Sampler | None = None
         self._events: Any = None
         self._speed, self._calls_read = 0.0, 0
@@ -143,26 +143,21 @@ class Trainer:
         batches, so that neither waits for the other.
         """
         first, waiting, clock = step, None, time.perf_counter()
-        batches: Future = pool.submit(self._batches, step, min(self.calls, boundary - step))
+        number = min(self._feed.together(step), boundary - step)
+        batches: Future = pool.submit(self._feed.take, step, number)
         while step < boundary and signals.received is None:
-            number = min(self.calls, boundary - step)
-            ready = batches.result()
-            if step + number < boundary:
-                batches = pool.submit(self._batches, step + number, min(self.calls, boundary - step - number))
+            ready, after = batches.result(), step + number
+            following = min(self._feed.together(after), boundary - after)
+            if following:
+                batches = pool.submit(self._feed.take, after, following)
             self.state, log = self._steps(self.key, self.state, ready, number)
             if waiting is not None:
                 clock = self._read(*waiting, clock)
-            step += number
-            waiting = (log, number, step)
+            waiting = (log, number, after)
+            step, number = after, following
         if waiting is not None:
             self._read(*waiting, clock)
         return step - first
-
-    def _batches(self, step: int, number: int) -> Batch:
-        """The next ``number`` batches stacked to K: the rest repeats the last and is not used."""
-        rows = [self._batch_maker.batch(step + min(i, number - 1)) for i in range(number)]
-        rows += rows[-1:] * (self.calls - number)
-        return Batch(*(np.stack(field) for field in zip(*rows)))
 
     def _read(self, log: Any, number: int, step: int, clock: float) -> float:
         """Wait for a call's metrics, check and add them up; returns the time at which they were there."""
@@ -196,8 +191,9 @@ class Trainer:
 
     def time_call(self) -> float:
         """Seconds of one call of K steps on the current state, which it advances."""
+        batches = self._feed.take(0, self._feed.together(0))
         began = time.perf_counter()
-        self.state, log = self._steps(self.key, self.state, self._batches(0, self.calls), self.calls)
+        self.state, log = self._steps(self.key, self.state, batches, self.calls)
         jax.block_until_ready(log)
         return time.perf_counter() - began
 

@@ -9,13 +9,18 @@ from jaxgen.training.parallel import (
     spread_evaluation,
     spread_state,
     spread_train_steps,
+    spread_whole,
 )
+from jaxgen.training.reading import STACKED, OfText, Stacked
 from jaxgen.training.state import TrainState, create_state
 from jaxgen.training.step import StepMetrics, eval_step, train_step, train_steps
 
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
+    "STACKED",
+    "OfText",
+    "Stacked",
     "StepMetrics",
     "TrainState",
     "count_devices",
@@ -29,6 +34,7 @@ __all__ = [
     "spread_evaluation",
     "spread_state",
     "spread_train_steps",
+    "spread_whole",
     "train_step",
     "train_steps",
 ]

@@ -10,9 +10,11 @@ import jax
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxgen.training.reading import STACKED, OfText, Stacked
 from jaxgen.training.state import TrainState
 from jaxgen.training.step import eval_step, train_steps
 from jaxgen.types import Carry, Params
+from jaxgen.windows import Places, Windows
 
 #: The mesh axis over which rows are spread.
 ROWS = "rows"
@@ -22,6 +24,9 @@ LEAST_ROWS = 8
 _WHOLE, _SPREAD, _SPREAD_BATCHES = PartitionSpec(), PartitionSpec(ROWS), PartitionSpec(None, ROWS)
 _PARTS: Any = {"step": _WHOLE, "params": _WHOLE, "opt_state": _WHOLE, "carry": _SPREAD}
 _STATE = TrainState(**_PARTS)
+_PLACES: Any = {"start": _SPREAD_BATCHES, "stop": _SPREAD_BATCHES, "fresh": _WHOLE}
+_TEXT: Any = _WHOLE
+_SPREAD_WINDOWS = Windows(_TEXT, Places(**_PLACES))
 
 
 def count_devices(rows: int, there: int) -> int:
@@ -40,27 +45,34 @@ def make_mesh(devices: int) -> Mesh:
 
 def spread_state(mesh: Mesh, state: TrainState) -> TrainState:
     """``state`` on the devices of ``mesh``: a part of the carry on each, everything else on all."""
-    whole, spread = NamedSharding(mesh, _WHOLE), NamedSharding(mesh, _SPREAD)
-    everything_else = jax.device_put(state._replace(carry=None), whole)
-    return everything_else._replace(carry=jax.device_put(state.carry, spread))
+    everything_else = spread_whole(mesh, state._replace(carry=None))
+    return everything_else._replace(carry=jax.device_put(state.carry, NamedSharding(mesh, _SPREAD)))
 
 
 def spread_evaluation(mesh: Mesh, params: Params, carry: Carry) -> tuple[Params, Carry]:
     """What an evaluation begins with on the devices of ``mesh``: ``params`` on all, a part of ``carry`` on each."""
-    return jax.device_put((params, carry), (NamedSharding(mesh, _WHOLE), NamedSharding(mesh, _SPREAD)))
+    return spread_whole(mesh, params), jax.device_put(carry, NamedSharding(mesh, _SPREAD))
 
 
-def spread_train_steps(task: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable:
+def spread_whole(mesh: Mesh, tree: Any) -> Any:
+    """``tree`` on every device of ``mesh``."""
+    return jax.device_put(tree, NamedSharding(mesh, _WHOLE))
+
+
+def spread_train_steps(
+    task: Any, optimizer: optax.GradientTransformation, mesh: Mesh, read: Stacked | OfText = STACKED
+) -> Callable:
     """``train_steps`` over the devices of ``mesh``: ``(key, state, batches, count) -> (state, metrics)``.
 
     The rows of the batch must divide by the number of devices. Equal to one device up to the order of float
     additions, and to itself bit for bit. On a CPU, let no two such functions be in flight at once: wait for the
     results of one before calling the next (``jaxgen.run.compiled.in_turn``).
     """
+    batches = _SPREAD_WINDOWS if isinstance(read, OfText) else _SPREAD_BATCHES
     return jax.shard_map(
-        partial(train_steps, task, optimizer, axis=ROWS),
+        partial(train_steps, task, optimizer, axis=ROWS, read=read),
         mesh=mesh,
-        in_specs=(_WHOLE, _STATE, _SPREAD_BATCHES, _WHOLE),
+        in_specs=(_WHOLE, _STATE, batches, _WHOLE),
         out_specs=(_STATE, _WHOLE),
     )
 

@@ -10,6 +10,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from jaxgen.training.reading import STACKED, OfText, Stacked
 from jaxgen.training.state import TrainState
 from jaxgen.types import Array, Batch, Carry, Key, Params
 
@@ -81,22 +82,23 @@ def train_steps(
     optimizer: optax.GradientTransformation,
     key: Key,
     state: TrainState,
-    batches: Batch,
+    batches: Any,
     count: Array,
     axis: str | None = None,
+    read: Stacked | OfText = STACKED,
 ) -> tuple[TrainState, StepMetrics]:
-    """The first ``count`` of the K stacked ``batches`` ([K, B, T] fields), in one call.
+    """The first ``count`` of K ``batches``, in one call: a ``Batch`` of fields [K, B, T], or ``Windows`` that ``read``
+    turns into batches.
 
     ``count`` is traced, so that one compilation serves every number of steps up to K; the metrics are [K], zero
     beyond ``count``.
     """
-    length = batches.tokens.shape[0]
+    length = jax.tree.leaves(batches)[-1].shape[0]
     empty = StepMetrics(*(jnp.zeros(length, jnp.float32) for _ in StepMetrics._fields))
 
     def body(i: Array, loop: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:
         state, log = loop
-        batch = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), batches)
-        state, metrics = train_step(task, optimizer, key, state, batch, axis)
+        state, metrics = train_step(task, optimizer, key, state, read(batches, i), axis)
         return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), log, metrics)
 
     return lax.fori_loop(0, count, body, (state, empty))

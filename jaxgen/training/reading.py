@@ -1,0 +1,38 @@
+"""How a compiled training step gets its batches: as they are, or as places in a text that lies on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxgen.types import Array, Batch
+from jaxgen.windows import Windows, read_window
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Batches as they are: a ``Batch`` of fields [K, B, T]."""
+
+    def __call__(self, batches: Batch, i: Array) -> Batch:
+        """The i-th batch."""
+        return jax.tree.map(lambda field: lax.dynamic_index_in_dim(jnp.asarray(field), i, keepdims=False), batches)
+
+
+STACKED = Stacked()
+
+
+@dataclass(frozen=True)
+class OfText:
+    """Batches as ``Windows`` of ``length`` tokens."""
+
+    length: int
+    eos: int | None
+    pad: int
+
+    def __call__(self, windows: Windows, i: Array) -> Batch:
+        """The i-th batch."""
+        places = jax.tree.map(lambda a: lax.dynamic_index_in_dim(jnp.asarray(a), i, keepdims=False), windows.places)
+        return read_window(jnp.asarray(windows.text), places, self.length, self.eos, self.pad, jnp)

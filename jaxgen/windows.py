@@ -1,0 +1,42 @@
+"""Batches as windows of a text, in terms that both halves share: a step's data are B places and not B * T tokens."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxgen.types import ArrayLike, Batch
+
+
+class Places(NamedTuple):
+    """Which windows of a text a batch is; K of them stacked have K in front."""
+
+    start: ArrayLike  # integer [B], where each row's window begins
+    stop: ArrayLike  # integer [B], of documents: where its lane ends and padding begins
+    fresh: ArrayLike | np.bool_  # bool [], whether the rows start from a fresh state
+
+
+class Windows(NamedTuple):
+    """K batches as windows of one text."""
+
+    text: ArrayLike  # ids [N], of any integer type
+    places: Places
+
+
+def read_window(text: Any, places: Places, length: int, eos: int | None, pad: int, xp: Any) -> Batch:
+    """The batch [B, T] at ``places`` of ``text``: at each position an id, and the one behind it as the target.
+
+    Running text (``eos`` is None) goes on at its beginning after its end: there the state starts afresh and the target
+    is masked. Of documents, one behind the other with ``eos`` in front of each and behind the last, every ``eos`` that
+    is read starts one; beyond ``stop`` there is ``pad``, masked. ``xp`` is ``jax.numpy`` or ``numpy``.
+    """
+    start, stop, fresh = places
+    step = xp.arange(length)[None, :]
+    at, n = start[:, None] + step, text.shape[0]
+    tokens, targets = (text[(at + shift) % n].astype(xp.int32) for shift in (0, 1))
+    if eos is None:
+        return Batch(tokens, targets, (at % n == 0) | ((step == 0) & fresh), at % n != n - 1)
+    there = at < stop[:, None]
+    reset = xp.where(there, tokens == eos, at == stop[:, None])
+    return Batch(xp.where(there, tokens, pad), xp.where(there, targets, pad), reset, there)
