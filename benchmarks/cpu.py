@@ -34,6 +34,8 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.systems import SYSTEMS, Sizes
 
+ROUNDED = ("jaxgen-bfloat16", "torch-bfloat16")
+EXACT = [name for name in SYSTEMS if name not in ROUNDED]  # float32, and nothing else
 PAUSE = 0.2  # seconds between two turns: OpenMP's threads spin for a while after their work
 MOST_CALLS = 512
 JAXGEN, TORCH, FLAX = "jaxgen", ("torch-1", "torch-all"), ("flax",)
@@ -44,6 +46,7 @@ GRID = [
     )
 ]
 QUICK_GRID = [Sizes(128, 50, 50, 1, "lstm"), Sizes(128, 50, 50, 1, "gru")]
+ROUNDED_SHAPE = (64, 64)  # the cells of the grid that run in bfloat16 too
 KERAS_SHAPE = (50, 50)  # the cells that Keras runs: it compiles longest
 HIGHLIGHTED = (512, 2)  # H, L
 SGEMM = [Sizes(256, 4096), Sizes(512, 4096), Sizes(1024, 2048)]
@@ -272,7 +275,7 @@ def measure_grid(workers: Workers, plan: Plan, grid: list[Sizes], keep: Callable
     rows: list[Row] = []
     for count, sizes in enumerate(grid, 1):
         began = time.perf_counter()
-        names = [name for name in SYSTEMS if name != "keras" or (sizes.batch, sizes.length) == KERAS_SHAPE]
+        names = [name for name in EXACT if name != "keras" or (sizes.batch, sizes.length) == KERAS_SHAPE]
         rows += contest(workers, [(name, "train", sizes) for name in names], plan)
         keep("grid", rows)
         say(f"training step {count}/{len(grid)}: {sizes} in {time.perf_counter() - began:.0f} s")
@@ -293,9 +296,9 @@ def show_grid(rows: list[Row], ceiling: float | None) -> str:
         mine = cell.get(JAXGEN)
         share = None if mine is None or not ceiling else step_gflops(mine) / median(mine) / ceiling
         marked = f"**{number(share, '.0%')}**" if sizes[1:3] == HIGHLIGHTED else number(share, ".0%")
-        times = [milliseconds(cell.get(name)) for name in SYSTEMS]
+        times = [milliseconds(cell.get(name)) for name in EXACT]
         lines.append([", ".join(map(str, sizes)), *times, number(ratio(fastest(map(cell.get, TORCH)), mine)), marked])
-    head = ["cell, H, L, B, T", *(f"{name}, ms" for name in SYSTEMS), "torch's best / jaxgen", "of sgemm"]
+    head = ["cell, H, L, B, T", *(f"{name}, ms" for name in EXACT), "torch's best / jaxgen", "of sgemm"]
     return f"""## Whole training step, milliseconds: median (range)
 
 {table(head, lines)}
@@ -354,6 +357,36 @@ def show_processes(found: dict[str, Row], rows: list[Row]) -> str:
 {table(head, lines)}
 "First call" traces, compiles and runs one step; "set-up" makes the model and its parameters. A process keeps what its
 cells took, so the peak is that of the whole grid.
+"""
+
+
+# --- products in bfloat16
+
+
+def measure_bfloat16(workers: Workers, plan: Plan, grid: list[Sizes]) -> list[Row]:
+    rows: list[Row] = []
+    for sizes in grid:
+        say(f"bfloat16: {sizes}")
+        rows += contest(workers, [(name, "train", sizes) for name in (JAXGEN, *TORCH[1:], *ROUNDED)], plan)
+    return rows
+
+
+def show_bfloat16(rows: list[Row]) -> str:
+    names = (JAXGEN, *TORCH[1:], *ROUNDED)
+    lines, gains = [], []
+    for sizes, cell in by_cell(rows).items():
+        gains.append([ratio(cell.get(name), cell.get(ROUNDED[0])) for name in (JAXGEN, ROUNDED[1])])
+        times = [milliseconds(cell.get(name)) for name in names]
+        lines.append([", ".join(map(str, sizes)), *times, *map(number, gains[-1])])
+    head = ["cell, H, L, B, T", *(f"{name}, ms" for name in names)]
+    head += ["jaxgen / jaxgen-bfloat16", "torch-bfloat16 / jaxgen-bfloat16"]
+    means = [[gain for gain in column if gain is not None] for column in zip(*gains)]
+    shown = [number(statistics.geometric_mean(column)) if column else number(None) for column in means]
+    lines.append(["geometric mean", *["" for _ in names], *shown])
+    return f"""## Products in bfloat16, whole training step, milliseconds: median (range)
+
+{table(head, lines)}
+`--precision bfloat16` beside PyTorch's autocast. These steps compute other numbers than those above.
 """
 
 
@@ -476,6 +509,10 @@ def sections(workers: Workers, names: list[str], quick: bool, keep: Callable[[st
         ceiling = best_gflops(first + last)
         keep("sgemm", {"start": first, "end": last, "gflops": ceiling})
         print(show_sgemm(first, last), show_grid(grid, ceiling), show_processes(processes, grid), sep="\n", flush=True)
+    if "bfloat16" in names:
+        chosen = QUICK_GRID if quick else [sizes for sizes in GRID if (sizes.batch, sizes.length) == ROUNDED_SHAPE]
+        keep("bfloat16", rounded := measure_bfloat16(workers, brief, chosen))
+        print(show_bfloat16(rounded), flush=True)
     if "decode" in names:
         models = [(256, 1)] if quick else list(itertools.product((128, 256, 512), (1, 2)))
         keep("decode", decoding := measure_decoding(workers, brief, models))
@@ -488,7 +525,13 @@ def sections(workers: Workers, names: list[str], quick: bool, keep: Callable[[st
         print(show_loss(runs), flush=True)
 
 
-NEEDED = {"grid": list(SYSTEMS), "decode": [JAXGEN, *TORCH], "scaling": [JAXGEN], "loss": []}
+NEEDED = {
+    "grid": EXACT,
+    "bfloat16": [JAXGEN, *TORCH[1:], *ROUNDED],
+    "decode": [JAXGEN, *TORCH],
+    "scaling": [JAXGEN],
+    "loss": [],
+}
 
 
 def main() -> int:

@@ -93,7 +93,8 @@ class Jax:
 class Jaxgen(Jax):
     """This library, through the functions that its commands call, on as many devices as they would use."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: str) -> None:
+        self._options = options  # of the model, beside its sizes
         from jaxgen.cli.common import prepare_process
 
         prepare_process()
@@ -115,7 +116,8 @@ class Jaxgen(Jax):
     def _task(self, s: Sizes) -> Any:
         from jaxgen import LanguageTask
 
-        sizes = {"hidden": s.hidden, "layers": s.layers, "embed": None, "dropout": 0.0, "tie": False}
+        sizes: dict[str, Any] = {"hidden": s.hidden, "layers": s.layers, "embed": None, "dropout": 0.0, "tie": False}
+        sizes |= self._options
         return LanguageTask.build(vocab_size=s.vocab, cell=s.cell, cell_options={}, **sizes)
 
     def train(self, s: Sizes) -> Job:
@@ -240,9 +242,10 @@ class Torch:
 
     devices = 1
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, bfloat16: bool = False) -> None:
         import torch
 
+        self._bfloat16 = bfloat16  # products by autocast; the loss in float32
         torch.set_num_threads(threads)
         self.threads = torch.get_num_threads()
 
@@ -267,7 +270,8 @@ class Torch:
 
         def once(i: int) -> None:
             optimizer.zero_grad(set_to_none=True)
-            logits = output(layers(embedding(inputs[i % RING]))[0])
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
+                logits = output(layers(embedding(inputs[i % RING]))[0]).float()
             functional.cross_entropy(logits.flatten(0, 1), targets[i % RING].flatten()).backward()
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)
             optimizer.step()
@@ -330,8 +334,10 @@ def tuned(make: Callable[[], Any]) -> Any:
 
 SYSTEMS: dict[str, Callable[[], Any]] = {
     "jaxgen": Jaxgen,
+    "jaxgen-bfloat16": lambda: Jaxgen(precision="bfloat16"),
     "torch-1": lambda: Torch(threads=1),
     "torch-all": lambda: Torch(threads=cores()),
+    "torch-bfloat16": lambda: Torch(threads=cores(), bfloat16=True),
     "torch-tuned": lambda: tuned(lambda: Torch(threads=cores())),
     "flax": Flax,
     "flax-tuned": lambda: tuned(Flax),

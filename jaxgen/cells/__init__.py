@@ -4,6 +4,7 @@ from jaxgen.cells.base import Affine, Cell, Weights
 from jaxgen.cells.elman import Elman, ElmanReLU
 from jaxgen.cells.gru import GRU
 from jaxgen.cells.lstm import LSTM
+from jaxgen.cells.precision import PRECISIONS
 from jaxgen.cells.scan import run
 from jaxgen.cells.unroll import FORMS, choose_form, recur, unroll
 
@@ -19,6 +20,7 @@ __all__ = [
     "FORMS",
     "GRU",
     "LSTM",
+    "PRECISIONS",
     "Affine",
     "Cell",
     "Elman",

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxgen.cells.precision import matmul
 from jaxgen.types import Array, Carry
 
 Initializer = Callable[..., Array]
@@ -56,13 +57,14 @@ class Affine(nn.Module):
     """``x @ kernel + bias`` with an optional constant ``scale`` [K] folded into both.
 
     Folding costs one product over the weights and none over the activations. ``x=None`` returns the bias
-    alone, [K]: the input's part of an unroll that has no input.
+    alone, [K]: the input's part of an unroll that has no input. ``precision`` is that of the product (``matmul``).
     """
 
     features: int
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
     param_dtype: Any = jnp.float32
+    precision: str = "full"
 
     @nn.compact
     def __call__(self, x: Array | None, scale: Array | None = None) -> Array:
@@ -76,7 +78,7 @@ class Affine(nn.Module):
             kernel = kernel * scale[None, :]
         dtype = promote(x.dtype, kernel.dtype)
         # One flat product: XLA's CPU backend is faster on [B*T, D] than on [B, T, D].
-        flat = x.reshape(-1, x.shape[-1]).astype(dtype) @ kernel.astype(dtype) + bias.astype(dtype)[None, :]
+        flat = matmul(x.reshape(-1, x.shape[-1]).astype(dtype), kernel, self.precision) + bias.astype(dtype)[None, :]
         return flat.reshape(*x.shape[:-1], self.features)
 
 
@@ -89,10 +91,13 @@ class Cell(nn.RNNCellBase):
     ``pointwise``, ``step`` and ``hidden`` are pure: they may read the cell's fields and never its parameters,
     which reach them through ``weights`` and ``z``. The unrolling calls them on an unbound copy of the cell, so
     that reading a parameter there is an error and not a leaked tracer.
+
+    ``precision`` (``PRECISIONS``) is that of the matrix products; a cell hands it to its ``Affine``.
     """
 
     features: int
     param_dtype: Any = jnp.float32
+    precision: str = "full"
 
     def project(self, x: Array | None) -> Array:
         """The input's part of the pre-activations: [..., D] -> [..., K], bias included; ``None`` -> [K]."""
@@ -116,7 +121,7 @@ class Cell(nn.RNNCellBase):
     def product(self, weights: Weights, carry: Carry) -> Array:
         """The state's part of the pre-activations, [B, K]: the one matrix product of a step."""
         h = self.hidden(carry)
-        u = h @ weights.kernel.astype(h.dtype)
+        u = matmul(h, weights.kernel, self.precision)
         if weights.bias is not None:
             u = u + jnp.broadcast_to(weights.bias.astype(h.dtype), u.shape)
         return u

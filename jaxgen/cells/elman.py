@@ -26,7 +26,7 @@ class Elman(Cell):
 
     def setup(self) -> None:
         choose(self.activation, ACTIVATIONS, "Elman activation")
-        self.input = Affine(self.features, param_dtype=self.param_dtype)
+        self.input = Affine(self.features, param_dtype=self.param_dtype, precision=self.precision)
         self.recurrent_kernel = self.param(
             "recurrent_kernel", orthogonal, (self.features, self.features), self.param_dtype
         )

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxgen.cells.base import Cell, Weights
+from jaxgen.cells.precision import matmul, on_the_same_devices, rounded
 from jaxgen.cells.scan import Masks, only, per_step, run
 from jaxgen.types import Array, Carry
 
@@ -45,25 +46,6 @@ def _gives_derivatives(kind: type[Cell]) -> bool:
     return kind.__mro__[given] is not Cell and all(given <= place[name] for name in EQUATIONS)
 
 
-def _varying(leaf: Array) -> frozenset[str]:
-    """The axes of the mesh over which ``leaf`` varies; none outside ``shard_map``."""
-    return jax.typeof(leaf).manual_axis_type.varying
-
-
-def _on_the_same_devices(*trees: Any) -> Any:
-    """``trees`` varying over every mesh axis that one of their leaves varies over: what JAX itself does for a scan.
-
-    Inside ``shard_map`` a gradient must vary as its value does; the transpose of ``pcast`` adds it up over the devices.
-    """
-    axes = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(trees)))
-
-    def vary(leaf: Array) -> Array:
-        missing = tuple(sorted(axes - _varying(leaf)))
-        return lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(vary, trees)
-
-
 def run_fused(
     cell: Cell,
     weights: Weights,
@@ -83,18 +65,23 @@ def run_fused(
     weights = jax.tree.map(lambda a: a.astype(dtype), weights)
     rule = _by_hand if _gives_derivatives(type(cell)) else _by_vjp
     masks = Masks.of(carry, reset, valid, initial)
-    return rule(cell, reverse, *_on_the_same_devices(weights, carry, z.astype(dtype), masks))
+    return rule(cell, reverse, *on_the_same_devices(weights, carry, z.astype(dtype), masks))
 
 
 def _plain(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> tuple[Carry, Array]:
     """What is computed where nobody asks for a gradient: the plain scan."""
-    return run(cell.step, weights, carry, z, reverse=reverse, **masks._asdict())
+    return run(cell.step, _for_many(cell, weights), carry, z, reverse=reverse, **masks._asdict())
 
 
-def _weight_gradients(weights: Weights, h: Array, du: Array) -> Weights:
+def _for_many(cell: Cell, weights: Weights) -> Weights:
+    """The weights as a loop reads them at every step."""
+    return weights._replace(kernel=rounded(weights.kernel, cell.precision))
+
+
+def _weight_gradients(cell: Cell, weights: Weights, h: Array, du: Array) -> Weights:
     """From the states h [T, B, H] and the gradients du [T, B, K] of all steps."""
     flat = du.reshape(-1, du.shape[-1])
-    kernel = h.reshape(-1, h.shape[-1]).T @ flat
+    kernel = matmul(h.reshape(-1, h.shape[-1]).T, flat, cell.precision)
     return Weights(kernel, None if weights.bias is None else jnp.sum(flat, axis=0))
 
 
@@ -102,19 +89,21 @@ def _weight_gradients(weights: Weights, h: Array, du: Array) -> Weights:
 
 
 def _vjp_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> Any:
+    constant = _for_many(cell, weights)
+
     def unrolled(carry: Carry, z: Array, shift: Array, initial: Carry | None) -> Any:
         """The weights are constants here; ``shift``, which is zero, reveals the gradient of ``u``."""
 
         def step(_: None, state: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, tuple[Array, Array]]:
             z_t, shift_t = inputs
-            new, y = cell.pointwise(state, z_t, cell.product(weights, state) + shift_t)
+            new, y = cell.pointwise(state, z_t, cell.product(constant, state) + shift_t)
             return new, (y, cell.hidden(state))
 
         last, (ys, h) = run(step, None, carry, (z, shift), reverse=reverse, **masks._replace(initial=initial)._asdict())
         return (last, ys), h
 
     # On the devices of ``z``: were it the same zero on all of them, its gradient would be their sum.
-    _, shift = _on_the_same_devices(z, jnp.zeros((*z.shape[:-1], weights.kernel.shape[-1]), z.dtype))
+    _, shift = on_the_same_devices(z, jnp.zeros((*z.shape[:-1], weights.kernel.shape[-1]), z.dtype))
     out, backward, h = jax.vjp(unrolled, carry, z, shift, masks.initial, has_aux=True)
     return out, (backward, weights, h)
 
@@ -122,7 +111,7 @@ def _vjp_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: A
 def _vjp_backward(cell: Cell, reverse: bool, kept: Any, cotangents: Any) -> Any:
     backward, weights, h = kept
     dcarry, dz, du, dinitial = backward(cotangents)
-    return _weight_gradients(weights, h, du), dcarry, dz, Masks(None, None, dinitial)
+    return _weight_gradients(cell, weights, h, du), dcarry, dz, Masks(None, None, dinitial)
 
 
 _by_vjp = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))
@@ -134,12 +123,13 @@ _by_vjp.defvjp(_vjp_forward, _vjp_backward)
 
 def _hand_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> Any:
     timed, masks_at = masks.over_time(carry)
+    constant = _for_many(cell, weights)
     twice: list[int] = []  # the part of the carry that is also the output, which is then written once
 
     def body(state: Carry, inputs: tuple[Array, Masks]) -> tuple[Carry, Any]:
         z_t, at = inputs[0], masks_at(inputs[1])
         start = at.before(state)
-        new, y, saved = cell.saving(start, z_t, cell.product(weights, start))
+        new, y, saved = cell.saving(start, z_t, cell.product(constant, start))
         new, y = at.after(start, new, y)
         twice[:] = [i for i, leaf in enumerate(jax.tree.leaves(new)) if leaf is y]
         return new, (None if twice else y, new, saved)
@@ -164,7 +154,7 @@ def _hand_backward(cell: Cell, reverse: bool, kept: Any, cotangents: Any) -> Any
     weights, carry, masks, after, saved = kept
     dlast, dys = cotangents
     before = _before(carry, after, masks, reverse)
-    transposed = weights.kernel.T
+    transposed = rounded(weights.kernel, cell.precision).T
     to_carry = jax.linear_transpose(cell.hidden, carry)  # where the state's part of du belongs in the carry
 
     alike = False  # z and u meet in a sum: one gradient, written once
@@ -180,7 +170,7 @@ def _hand_backward(cell: Cell, reverse: bool, kept: Any, cotangents: Any) -> Any
         grads: Any = (dstart, du, None if alike else dz)
         # What stands in padding may be anything, NaN too.
         dstart, du, dz = grads if at.valid is None else only(at.valid, grads)
-        dstart = jax.tree.map(jnp.add, dstart, to_carry(du @ transposed)[0])
+        dstart = jax.tree.map(jnp.add, dstart, to_carry(matmul(du, transposed, cell.precision))[0])
         if frozen is not None:
             dstart = jax.tree.map(jnp.add, dstart, frozen)
         if at.reset is None:
@@ -193,7 +183,7 @@ def _hand_backward(cell: Cell, reverse: bool, kept: Any, cotangents: Any) -> Any
         dz = du
     if dinitial is not None and not per_step(masks.initial, carry):
         dinitial = jax.tree.map(lambda a: jnp.sum(a, axis=0), dinitial)
-    return _weight_gradients(weights, cell.hidden(before), du), dcarry, dz, Masks(None, None, dinitial)
+    return _weight_gradients(cell, weights, cell.hidden(before), du), dcarry, dz, Masks(None, None, dinitial)
 
 
 _by_hand = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))

@@ -25,7 +25,7 @@ class GRU(Cell):
     """
 
     def setup(self) -> None:
-        self.input = Affine(3 * self.features, param_dtype=self.param_dtype)
+        self.input = Affine(3 * self.features, param_dtype=self.param_dtype, precision=self.precision)
         self.recurrent_kernel = self.param(
             "recurrent_kernel",
             per_gate(orthogonal, 3),

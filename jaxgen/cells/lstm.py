@@ -31,7 +31,9 @@ class LSTM(Cell):
             h = self.features
             return jnp.zeros(shape, dtype).at[h : 2 * h].set(self.forget_bias)
 
-        self.input = Affine(4 * self.features, bias_init=bias_init, param_dtype=self.param_dtype)
+        self.input = Affine(
+            4 * self.features, bias_init=bias_init, param_dtype=self.param_dtype, precision=self.precision
+        )
         self.recurrent_kernel = self.param(
             "recurrent_kernel",
             per_gate(orthogonal, 4),

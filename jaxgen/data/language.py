@@ -210,7 +210,7 @@ class LanguageData:
     def model_options(self) -> dict[str, Any]:
         """What ``LanguageTask.build`` needs."""
         c = self.config
-        names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "tie")
+        names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "tie", "precision")
         return {"vocab_size": self.tokenizer.vocab_size, **{name: getattr(c, name) for name in names}}
 
     def identity(self) -> dict[str, str]:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxgen.cells import FORMS, LSTM, Cell, choose_form
+from jaxgen.cells import FORMS, LSTM, PRECISIONS, Cell, choose_form
+from jaxgen.cells.precision import dot_general, matmul
 from jaxgen.errors import UsageError, choose
 from jaxgen.models.stack import Stack
 from jaxgen.types import Array, Carry, Key
@@ -25,7 +26,8 @@ class LanguageModel(nn.Module):
     one, or any Linen ``RNNCellBase``. ``embed=None`` makes the embedding as wide as the state; ``embed=0`` feeds
     one-hot vectors straight into the cell. ``tie`` uses the embedding as the output matrix (Press & Wolf 2017,
     arXiv:1608.05859) and needs ``embed`` equal to ``hidden``. ``form`` is how recurrences are computed (``unroll``).
-    Sizes that cannot be used raise ``UsageError``.
+    ``precision`` is that of all matrix products (``jaxgen.cells.PRECISIONS``); other than ``full`` it takes a jaxgen
+    cell. Sizes that cannot be used raise ``UsageError``.
     """
 
     vocab_size: int
@@ -36,6 +38,7 @@ class LanguageModel(nn.Module):
     dropout: float = 0.0
     tie: bool = False
     form: str = "auto"
+    precision: str = "full"
 
     def __post_init__(self) -> None:
         for name, least in {"vocab_size": 1, "hidden": 1, "layers": 1, "embed": 0}.items():
@@ -50,6 +53,13 @@ class LanguageModel(nn.Module):
                 f"{self.embed} and {self.hidden}: leave `embed` out, or do without `tie`."
             )
         choose(str(self.form), FORMS, "form")
+        choose(str(self.precision), PRECISIONS, "precision")
+        kind = getattr(self.cell, "func", self.cell)  # that of a partial
+        if self.precision != "full" and not (isinstance(kind, type) and issubclass(kind, Cell)):
+            raise UsageError(
+                f"The precision {self.precision!r} takes a jaxgen cell, and {getattr(kind, '__name__', kind)} is none: "
+                'leave it at "full", or use a cell of CELLS or one of your own.'
+            )
         super().__post_init__()
 
     def setup(self) -> None:
@@ -62,12 +72,13 @@ class LanguageModel(nn.Module):
                 (self.vocab_size, width),
                 jnp.float32,
             )
-        cells = [self.cell(features=self.hidden) for _ in range(self.layers)]
+        more = {} if self.precision == "full" else {"precision": self.precision}  # Flax's cells know no such field
+        cells = [self.cell(features=self.hidden, **more) for _ in range(self.layers)]
         self.stack = Stack(cells, self.dropout, self.form)
         if self.tie:
             self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab_size,))
         else:
-            self.output = nn.Dense(self.vocab_size)
+            self.output = nn.Dense(self.vocab_size, dot_general=dot_general(self.precision))
 
     @nn.nowrap
     def initial_carry(self, batch: int) -> tuple[Carry, ...]:
@@ -145,5 +156,8 @@ class LanguageModel(nn.Module):
     def logits(self, hidden: Array) -> Array:
         """The output layer: states [..., H] -> float32 logits [..., V]."""
         flat = hidden.reshape(-1, hidden.shape[-1])
-        logits = flat @ self.embedding.T + self.output_bias[None, :] if self.tie else self.output(flat)
+        if self.tie:
+            logits = matmul(flat, self.embedding.T, self.precision) + self.output_bias[None, :]
+        else:
+            logits = self.output(flat)
         return logits.astype(jnp.float32).reshape(*hidden.shape[:-1], self.vocab_size)

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -57,6 +57,8 @@ class TrainConfig(BaseModel):
     """Units in a layer's state."""
     dropout: Fraction = 0.0
     """Share of each layer's outputs dropped in training (between layers and above the last)."""
+    precision: Literal["full", "bfloat16"] = "full"
+    """bfloat16 rounds the factors of matrix products: faster where the processor can, less exact."""
 
     # The optimiser
     batch_size: Size = 32

@@ -40,7 +40,9 @@ class LanguageTask:
     def build(cls, *, vocab_size: int, cell: str, cell_options: dict[str, Any], **sizes: Any) -> LanguageTask:
         """The task from plain values: a name in ``CELLS``, the cell's own options, and the model's sizes."""
         kind = CELLS[choose(cell, CELLS, "cell")]
-        check_options(kind, cell_options, f"cell {cell!r}", reserved=("features", "parent", "name", "param_dtype"))
+        check_options(
+            kind, cell_options, f"cell {cell!r}", reserved=("features", "parent", "name", "param_dtype", "precision")
+        )
         make = partial(kind, **cell_options) if cell_options else kind
         return cls(LanguageModel(vocab_size, make, **sizes))
 

@@ -1,0 +1,84 @@
+"""Matrix products, in full precision or of factors rounded to bfloat16.
+
+Processors and accelerators that multiply bfloat16 do it two or more times as fast as float32. What is rounded are the
+factors of products alone: sums, states, weights and gradients keep their own type (mixed precision, Micikevicius et
+al., ICLR 2018; with bfloat16, whose exponent is float32's, no loss needs scaling).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxgen.types import Array
+
+PRECISIONS = ("full", "bfloat16")
+
+
+def matmul(a: Array, b: Array, precision: str = "full") -> Array:
+    """a [..., N] @ b [N, K] -> [..., K] in the type of ``a``.
+
+    With ``bfloat16`` both factors are rounded, and so are those of the two products of its gradient; reverse-mode
+    derivatives only.
+    """
+    if precision == "full":
+        return a @ b.astype(a.dtype)
+    return _rounded(*on_the_same_devices(a, b))
+
+
+def rounded(kernel: Array, precision: str) -> Array:
+    """A factor of many products, rounded once for all of them."""
+    return kernel if precision == "full" else kernel.astype(jnp.bfloat16)
+
+
+def dot_general(precision: str) -> Callable[..., Array] | None:
+    """``matmul`` as Flax's layers take it."""
+    if precision == "full":
+        return None
+    return lambda a, b, dimensions, **_: matmul(a, b, precision)
+
+
+def _dot(a: Array, b: Array, contracted: tuple[int, int], dtype: Any) -> Array:
+    a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    return lax.dot_general(a, b, (((contracted[0],), (contracted[1],)), ((), ())), preferred_element_type=dtype)
+
+
+@jax.custom_vjp
+def _rounded(a: Array, b: Array) -> Array:
+    return _dot(a, b, (a.ndim - 1, 0), a.dtype)
+
+
+def _forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _rounded(a, b), (a, b)
+
+
+def _backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    a, b = kept
+    flat_a, flat_g = (x.reshape(-1, x.shape[-1]) for x in (a, g))
+    return _dot(g, b, (g.ndim - 1, 1), a.dtype), _dot(flat_a, flat_g, (0, 0), b.dtype)
+
+
+_rounded.defvjp(_forward, _backward)
+
+
+def _varying(leaf: Array) -> frozenset[str]:
+    """The axes of the mesh over which ``leaf`` varies; none outside ``shard_map``."""
+    return jax.typeof(leaf).manual_axis_type.varying
+
+
+def on_the_same_devices(*trees: Any) -> Any:
+    """``trees`` varying over every mesh axis that one of their leaves varies over: what JAX itself does for a scan.
+
+    Inside ``shard_map`` a gradient must vary as its value does; the transpose of ``pcast`` adds it up over the devices.
+    """
+    axes = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(trees)))
+
+    def vary(leaf: Array) -> Array:
+        missing = tuple(sorted(axes - _varying(leaf)))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, trees)

@@ -1,0 +1,129 @@
+"""Products of factors rounded to bfloat16: every product of every cell, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import PartitionSpec
+
+from jaxgen.cells import CELLS, unroll
+from jaxgen.cells.fused import fits
+from jaxgen.cells.precision import matmul
+from jaxgen.errors import UsageError
+from jaxgen.models import LanguageModel
+from jaxgen.tasks import LanguageTask
+from jaxgen.training import make_mesh
+from jaxgen.types import Batch
+
+B, T, D, H, V = 4, 6, 5, 8, 11
+DRAW = np.random.default_rng(0)
+X, WEIGHT = (DRAW.normal(size=(B, T, size)).astype(np.float32) for size in (D, H))
+BATCH = Batch(*DRAW.integers(0, V, (2, B, T), np.int32), np.zeros((B, T), bool), np.ones((B, T), bool))
+
+
+def products(jaxpr):
+    """All matrix products in a program, those inside its loops too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda a: hasattr(a, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
+
+
+def types(function, *args):
+    """The types of the factors and of the result of each product."""
+    found = products(jax.make_jaxpr(function)(*args).jaxpr)
+    return [(*(v.aval.dtype.name for v in (*one.invars, *one.outvars)),) for one in found]
+
+
+class Layer(nn.Module):
+    cell: nn.RNNCellBase
+    form: str
+
+    def __call__(self, x):
+        return unroll(self.cell, x, form=self.form)
+
+
+def loss(name, form, precision, params, x):
+    layer = Layer(CELLS[name](features=H, precision=precision), form)
+    carry, ys = layer.apply(params, x)
+    return jnp.sum(ys * WEIGHT) + sum(jnp.sum(leaf) for leaf in jax.tree.leaves(carry))
+
+
+def fresh(name):
+    return Layer(CELLS[name](features=H), "scan").init(jax.random.key(0), X)
+
+
+def forms(name):
+    return ["scan", "fused"] if fits(CELLS[name](features=1)) else ["scan"]
+
+
+@pytest.mark.parametrize(("name", "form"), [(name, form) for name in CELLS for form in forms(name)])
+def test_both_factors_of_every_product_are_rounded_and_its_sum_is_not(name, form):
+    found = types(jax.grad(partial(loss, name, form, "bfloat16"), argnums=(0, 1)), fresh(name), X)
+    assert len(found) >= 5  # forward: input and state; backward: the state's gradient, and that of each matrix
+    assert set(found) == {("bfloat16", "bfloat16", "float32")}
+    found = types(jax.grad(partial(loss, name, form, "full"), argnums=(0, 1)), fresh(name), X)
+    assert set(found) == {("float32", "float32", "float32")}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_rounding_moves_values_and_gradients_a_little(name):
+    params = fresh(name)
+    full, *rest = [
+        jax.jit(jax.value_and_grad(partial(loss, name, form, precision), argnums=(0, 1)))(params, X)
+        for form, precision in [("scan", "full"), *((form, "bfloat16") for form in forms(name))]
+    ]
+    for got in rest:
+        for a, b in zip(jax.tree.leaves(full), jax.tree.leaves(got)):
+            assert 0 < np.linalg.norm(a - b) < 0.03 * np.linalg.norm(a)
+            assert a.dtype == b.dtype
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_all_products_of_a_language_model_are_rounded(tie):
+    task = LanguageTask(LanguageModel(V, hidden=H, layers=2, tie=tie, precision="bfloat16"))
+    params = jax.eval_shape(task.init, jax.random.key(0))
+
+    def nll(params):
+        return task.loss(params, task.initial_carry(B), BATCH)[1].nll
+
+    assert set(types(jax.grad(nll), params)) == {("bfloat16", "bfloat16", "float32")}
+
+
+def test_the_parameters_do_not_depend_on_the_precision():
+    model = LanguageModel(V, hidden=H)
+    rounded = dataclasses.replace(model, precision="bfloat16")
+    both = [LanguageTask(m).init(jax.random.key(3)) for m in (model, rounded)]
+    jax.tree.map(np.testing.assert_array_equal, *both)
+
+
+@pytest.mark.skipif("jax.local_device_count() < 2")
+def test_the_gradient_of_a_matrix_on_all_devices_is_summed_over_them():
+    a, b = DRAW.normal(size=(4, 3)).astype(np.float32), DRAW.normal(size=(3, 2)).astype(np.float32)
+
+    def total(a, b):
+        return jnp.sum(jnp.sin(matmul(a, b, "bfloat16")))
+
+    def spread(a, b):
+        return jax.lax.psum(total(a, b), "rows")
+
+    rows, whole = PartitionSpec("rows"), PartitionSpec()
+    together = jax.shard_map(spread, mesh=make_mesh(2), in_specs=(rows, whole), out_specs=whole)
+    alone = jax.jit(jax.grad(total, argnums=(0, 1)))(a, b)
+    got = jax.jit(jax.grad(together, argnums=(0, 1)))(a, b)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-2, atol=1e-2), got, alone)
+
+
+def test_a_precision_that_is_not_there_and_a_cell_that_has_none_are_errors():
+    with pytest.raises(UsageError, match=r"bfloat61.*bfloat16"):
+        LanguageModel(V, precision="bfloat61")
+    with pytest.raises(UsageError, match="takes a jaxgen cell, and GRUCell is none"):
+        LanguageModel(V, nn.GRUCell, precision="bfloat16")
