@@ -1,6 +1,6 @@
 """What a whole run adds to its bare step: characters/s of ``train.py`` beside those of the compiled step alone.
 
-    python -m benchmarks.overhead          about two minutes; prints a table in Markdown
+    python -m benchmarks.overhead          about six minutes; prints a table in Markdown
 
 The command runs in a terminal of its own, progress line and all, and is timed by its own log between its two last
 evaluations, which are not counted. The bare step is the same compiled function with the same settings, called again and
@@ -22,13 +22,13 @@ from pathlib import Path
 
 from benchmarks import machine
 
-ROUNDS, STEPS = 3, 600  # steps of a run; the second half is timed
-FLAGS = {
-    "default": [],
-    "LSTM 1x128": ["--hidden", "128"],
-    "GRU 2x256": ["--cell", "gru", "--layers", "2"],
+ROUNDS = 3
+FLAGS = {  # with steps for about 15 seconds between evaluations
+    "default": ["--steps", "900", "--eval-every", "450"],
+    "LSTM 1x128": ["--hidden", "128", "--steps", "3000", "--eval-every", "1500"],
+    "GRU 2x256": ["--cell", "gru", "--layers", "2", "--steps", "600", "--eval-every", "300"],
 }
-COMMON = ["--steps", str(STEPS), "--eval-every", str(STEPS // 2), "--sample-every", "0"]
+COMMON = ["--sample-every", "0"]
 
 
 def whole_run(flags: list[str]) -> float:
