@@ -43,8 +43,20 @@ def dot_general(precision: str) -> Callable[..., Array] | None:
 
 
 def _dot(a: Array, b: Array, contracted: tuple[int, int], dtype: Any) -> Array:
-    a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
-    return lax.dot_general(a, b, (((contracted[0],), (contracted[1],)), ((), ())), preferred_element_type=dtype)
+    a, b = _by_rows(a.astype(jnp.bfloat16)), b.astype(jnp.bfloat16)
+    product = lax.dot_general(a, b, (((contracted[0],), (contracted[1],)), ((), ())), preferred_element_type=dtype)
+    return _by_rows(product)
+
+
+def _by_rows(a: Array) -> Array:
+    """``a`` in memory as it is written: a flat array has one layout only, and nothing is moved across the barrier.
+
+    XLA's CPU backend would fold a transposition into a product. Products of bfloat16 it then computes no faster than
+    those of float32 (a factor by columns), or not at all (the result by columns: an error when it runs).
+    """
+    if jax.default_backend() != "cpu":
+        return a
+    return lax.optimization_barrier(a.reshape(-1)).reshape(a.shape)
 
 
 @jax.custom_vjp
@@ -59,7 +71,7 @@ def _forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
 def _backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     a, b = kept
     flat_a, flat_g = (x.reshape(-1, x.shape[-1]) for x in (a, g))
-    return _dot(g, b, (g.ndim - 1, 1), a.dtype), _dot(flat_a, flat_g, (0, 0), b.dtype)
+    return _dot(g, b, (g.ndim - 1, 1), a.dtype), _dot(flat_a.T, flat_g, (1, 0), b.dtype)
 
 
 _rounded.defvjp(_forward, _backward)

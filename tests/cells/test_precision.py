@@ -87,6 +87,22 @@ def test_rounding_moves_values_and_gradients_a_little(name):
             assert a.dtype == b.dtype
 
 
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 8, 32), (2, 3, 1), (33, 64, 96), (64, 130, 5)])
+@pytest.mark.parametrize("turned", ["a", "b"])
+def test_factors_and_results_may_be_transposed(m, k, n, turned):
+    """XLA's CPU backend folds transpositions into products, and has no product of bfloat16 for some of the forms."""
+    a, b, weight = (DRAW.normal(size=size).astype(np.float32) for size in ((m, k), (k, n), (m, n)))
+
+    def total(precision, a, b):
+        y = matmul(a.T if turned == "a" else a, b.T if turned == "b" else b, precision)
+        return jnp.sum(y * weight) + jnp.sum(jnp.sin(0.1 * y.T))
+
+    given = (a.T.copy(), b) if turned == "a" else (a, b.T.copy())
+    wanted, got = (jax.jit(jax.grad(partial(total, p), argnums=(0, 1)))(*given) for p in ("full", "bfloat16"))
+    for x, y in zip(wanted, got):
+        assert np.linalg.norm(x - y) < 0.02 * np.linalg.norm(x)
+
+
 @pytest.mark.parametrize("tie", [False, True])
 def test_all_products_of_a_language_model_are_rounded(tie):
     task = LanguageTask(LanguageModel(V, hidden=H, layers=2, tie=tie, precision="bfloat16"))
