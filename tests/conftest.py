@@ -92,8 +92,11 @@ def compile_effort(request: pytest.FixtureRequest):
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which this worker keeps compiled functions."""
-    return tmp_path_factory.mktemp("compiled")
+    """The folder in which all workers keep compiled functions."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @contextlib.contextmanager

@@ -99,6 +99,7 @@ print(jax.jit(lambda x: x + 1)(1))
 """
 
 
+@pytest.mark.slow
 def test_a_second_start_takes_functions_from_the_cache_and_says_nothing_even_when_one_is_damaged(tmp_path):
     folders = dict.fromkeys(("XDG_CACHE_HOME", "HOME", "LOCALAPPDATA"), str(tmp_path))
     environment = os.environ | folders | {"TF_CPP_MIN_LOG_LEVEL": "1"}  # as JAX sets it for its children

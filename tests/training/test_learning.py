@@ -24,7 +24,10 @@ def alphabet_batches():
     return Batch(ids[..., :-1], ids[..., 1:], np.zeros((STEPS, B, T), bool), np.ones((STEPS, B, T), bool))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+SLOW = {"elman-relu"}  # the same code as another cell
+
+
+@pytest.mark.parametrize("cell", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CELLS])
 def test_a_cell_learns_a_text_of_three_letters_in_60_steps(cell):
     task = LanguageTask.build(vocab_size=3, cell=cell, cell_options={}, hidden=8, layers=1)
     optimizer = make_optimizer("adamw", optax.constant_schedule(0.03))

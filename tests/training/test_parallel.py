@@ -59,7 +59,7 @@ def spread(task):
     return jax.jit(spread_train_steps(task, OPTIMIZER, make_mesh(2))), spread_state(make_mesh(2), fresh(task))
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", ["lstm", pytest.param("tied, of Flax", marks=pytest.mark.slow)])
 def test_two_devices_take_the_steps_of_one(name):
     task = TASKS[name]
     alone = jax.jit(partial(train_steps, task, OPTIMIZER))(KEY, fresh(task), batches(), K)
