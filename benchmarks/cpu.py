@@ -56,7 +56,10 @@ SCALED = [("length", 2), ("length", 4), ("batch", 2), ("batch", 4), ("hidden", 2
 LINEAR = 2.15  # growth a doubling above which time counts as growing faster than its axis
 LOSS, LOSS_SECONDS = 1.92, 150.0
 SHAKESPEARE = ["--data", "tinyshakespeare", "--layout", "windows", "--seq-len", "64", "--sample-every", "0"]
-RUNS = [["--steps", "400", "--eval-every", "50"], ["--minutes", "2.2", "--eval-every", "100"]]
+RUNS = [
+    ["--steps", "400", "--eval-every", "50"],
+    ["--hidden", "384", "--dropout", "0.2", "--steps", "1800", "--eval-every", "300"],
+]
 QUICK_RUNS = [["--steps", "40", "--eval-every", "20"]]
 
 Row = dict[str, Any]
