@@ -23,7 +23,7 @@ from jaxgen.data.corpus import (
 )
 from jaxgen.data.task import EvalSet
 from jaxgen.errors import DataError, UsageError, choose
-from jaxgen.store.config import MAX_SIZE, Positive, Size, TrainConfig
+from jaxgen.store.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
 from jaxgen.text import TOKENIZERS, Tokenizer
 
 #: Targets that an evaluation during training scores at most; the last one scores the whole split.
@@ -67,6 +67,8 @@ class LanguageConfig(TrainConfig):
     """Steps of a window: how far gradients reach back."""
     embed: Annotated[int, Field(ge=0, le=MAX_SIZE)] | None = None
     """Width of the token embedding. Default: --hidden. 0: one-hot vectors straight into the cell."""
+    embed_dropout: Fraction = 0.0
+    """Share of each embedding dropped in training, of every occurrence anew."""
     tie: bool = False
     """Use the embedding as the output matrix too (needs --embed equal to --hidden)."""
 
@@ -210,7 +212,7 @@ class LanguageData:
     def model_options(self) -> dict[str, Any]:
         """What ``LanguageTask.build`` needs."""
         c = self.config
-        names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "tie", "precision")
+        names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "tie", "precision")
         return {"vocab_size": self.tokenizer.vocab_size, **{name: getattr(c, name) for name in names}}
 
     def identity(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxgen.cells import FORMS, LSTM, PRECISIONS, Cell, choose_form
 from jaxgen.cells.precision import dot_general, matmul
 from jaxgen.errors import UsageError, choose
-from jaxgen.models.stack import Stack
+from jaxgen.models.stack import Stack, dropout
 from jaxgen.types import Array, Carry, Key
 
 #: Largest vocabulary of one-hot inputs for which a table is made: it takes V x V ones and zeros to make.
@@ -26,6 +26,7 @@ class LanguageModel(nn.Module):
     one, or any Linen ``RNNCellBase``. ``embed=None`` makes the embedding as wide as the state; ``embed=0`` feeds
     one-hot vectors straight into the cell. ``tie`` uses the embedding as the output matrix (Press & Wolf 2017,
     arXiv:1608.05859) and needs ``embed`` equal to ``hidden``. ``form`` is how recurrences are computed (``unroll``).
+    ``dropout`` acts on what a layer passes upwards (``Stack``), ``embed_dropout`` on the embeddings in the same way.
     ``precision`` is that of all matrix products (``jaxgen.cells.PRECISIONS``); other than ``full`` it takes a jaxgen
     cell. Sizes that cannot be used raise ``UsageError``.
     """
@@ -39,14 +40,18 @@ class LanguageModel(nn.Module):
     tie: bool = False
     form: str = "auto"
     precision: str = "full"
+    embed_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in {"vocab_size": 1, "hidden": 1, "layers": 1, "embed": 0}.items():
             size = getattr(self, name)
             if (name, size) != ("embed", None) and not (isinstance(size, int | np.integer) and size >= least):
                 raise UsageError(f"The model's `{name}` is {size!r}: it must be a whole number of {least} or more.")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"The model's `dropout` is {self.dropout!r}: it must be at least 0 and less than 1.")
+        for name in ("dropout", "embed_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(
+                    f"The model's `{name}` is {getattr(self, name)!r}: it must be at least 0 and less than 1."
+                )
         if self.tie and self.embed not in (None, self.hidden):
             raise UsageError(
                 f"`tie` uses the embedding as the output matrix, so `embed` must equal `hidden`, but they are "
@@ -146,9 +151,13 @@ class LanguageModel(nn.Module):
         """``__call__`` without the output layer and with time in front: [T, B] -> the carry and states [T, B, H]."""
         if carry is None:
             carry = self.initial_carry(tokens.shape[1])
-        if table is None and self.vocab_size < tokens.size:
+        dropping = row_keys is not None and self.embed_dropout > 0
+        if table is None and self.vocab_size < tokens.size and not dropping:
             table = self.token_table()
         x = self._embed(tokens) if table is None else jnp.asarray(table)[tokens]
+        if dropping:  # of every occurrence anew, which no table of symbols can hold
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, self.layers))(row_keys)
+            x = dropout(x, self.embed_dropout, keys)
         return self.stack(
             x, carry, projected=table is not None, reset=reset, valid=valid, initial=initial, row_keys=row_keys
         )

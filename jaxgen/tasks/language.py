@@ -51,7 +51,7 @@ class LanguageTask:
 
     @property
     def has_dropout(self) -> bool:
-        return self.model.dropout > 0
+        return self.model.dropout > 0 or self.model.embed_dropout > 0
 
     def chosen(self) -> dict[str, Any]:
         """Options of ``build`` that a rule has chosen for this model on this device."""

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxgen.cells import GRU, LSTM, Elman
 from jaxgen.errors import UsageError
 from jaxgen.models import LanguageModel
+from jaxgen.models.stack import dropout
 
 B, T, H = 3, 5, 6
 SMALL, LARGE = 11, 30  # fewer and more tokens than there are in a batch of B * T
@@ -208,6 +209,21 @@ def test_another_rows_key_changes_nothing_in_this_row(dropping):
     run, _ = dropping
     a, b = run(draw(), row_keys(1, 2, 3)), run(draw(), row_keys(1, 9, 9))
     np.testing.assert_array_equal(a[0], b[0])
+
+
+@pytest.mark.parametrize("vocab_size", [SMALL, LARGE])  # with a token table where nothing is dropped, and without
+def test_dropout_of_embeddings_drops_units_of_every_occurrence_by_itself(vocab_size):
+    model, params = setup(vocab_size, embed_dropout=0.4)
+    tokens, keys = np.full((B, T), 4, np.int32), row_keys(1, 2, 3)
+    of_layer = jax.vmap(lambda key: jax.random.fold_in(key, model.layers))(keys)
+    embedded = np.broadcast_to(params["embedding"][4], (T, B, H))
+    x = dropout(jnp.asarray(embedded), model.embed_dropout, of_layer)
+    assert len(np.unique(np.asarray(x) != 0, axis=0)) > 1
+    got = apply(model, params, tokens, row_keys=keys)[1]
+    np.testing.assert_allclose(got, by_hand(model, params, jnp.swapaxes(x, 0, 1)), atol=1e-5)
+    np.testing.assert_allclose(
+        apply(model, params, tokens)[1], by_hand(model, params, embedded.swapaxes(0, 1)), atol=1e-5
+    )
 
 
 # Carry in and out
