@@ -383,13 +383,16 @@ def show_bfloat16(rows: list[Row]) -> str:
         lines.append([", ".join(map(str, sizes)), *times, *map(number, gains[-1])])
     head = ["cell, H, L, B, T", *(f"{name}, ms" for name in names)]
     head += ["jaxgen / jaxgen-bfloat16", "torch-bfloat16 / jaxgen-bfloat16"]
-    means = [[gain for gain in column if gain is not None] for column in zip(*gains)]
-    shown = [number(statistics.geometric_mean(column)) if column else number(None) for column in means]
-    lines.append(["geometric mean", *["" for _ in names], *shown])
+    for kind in ("lstm", "gru"):
+        own = [gain for sizes, gain in zip(by_cell(rows), gains) if sizes[0] == kind]
+        columns = [[value for value in column if value is not None] for column in zip(*own)]
+        means = [number(statistics.geometric_mean(column)) if column else number(None) for column in columns]
+        lines.append([f"geometric mean, {kind}", *["" for _ in names], *means])
     return f"""## Products in bfloat16, whole training step, milliseconds: median (range)
 
 {table(head, lines)}
-`--precision bfloat16` beside PyTorch's autocast. These steps compute other numbers than those above.
+`--precision bfloat16` beside PyTorch's autocast on all threads, the allocator as installed. These steps compute other
+numbers than those above.
 """
 
 

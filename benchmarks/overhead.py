@@ -4,7 +4,7 @@
 
 The command runs in a terminal of its own, progress line and all, and is timed by its own log between its two last
 evaluations, which are not counted. The bare step is the same compiled function with the same settings, called again and
-again with the same batches, nobody reading its results. Both take turns.
+again with the same batches, each call after the one before. Both take turns.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Affine(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
     param_dtype: Any = jnp.float32
-    precision: str = "full"
+    precision: str = "float32"
 
     @nn.compact
     def __call__(self, x: Array | None, scale: Array | None = None) -> Array:
@@ -97,7 +97,7 @@ class Cell(nn.RNNCellBase):
 
     features: int
     param_dtype: Any = jnp.float32
-    precision: str = "full"
+    precision: str = "float32"
 
     def project(self, x: Array | None) -> Array:
         """The input's part of the pre-activations: [..., D] -> [..., K], bias included; ``None`` -> [K]."""

@@ -1,4 +1,4 @@
-"""Matrix products, in full precision or of factors rounded to bfloat16.
+"""Matrix products of factors as they are (``float32``, whatever their type) or rounded to ``bfloat16``.
 
 Processors and accelerators that multiply bfloat16 do it two or more times as fast as float32. What is rounded are the
 factors of products alone: sums, states, weights and gradients keep their own type (mixed precision, Micikevicius et
@@ -14,30 +14,35 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxgen.errors import choose
 from jaxgen.types import Array
 
-PRECISIONS = ("full", "bfloat16")
+PRECISIONS = ("float32", "bfloat16")
 
 
-def matmul(a: Array, b: Array, precision: str = "full") -> Array:
+def _rounds(precision: str) -> bool:
+    return choose(precision, PRECISIONS, "precision") == "bfloat16"
+
+
+def matmul(a: Array, b: Array, precision: str = "float32") -> Array:
     """a [..., N] @ b [N, K] -> [..., K] in the type of ``a``.
 
     With ``bfloat16`` both factors are rounded, and so are those of the two products of its gradient; reverse-mode
-    derivatives only.
+    derivatives only. Raises ``UsageError`` for another precision.
     """
-    if precision == "full":
+    if not _rounds(precision):
         return a @ b.astype(a.dtype)
     return _rounded(*on_the_same_devices(a, b))
 
 
 def rounded(kernel: Array, precision: str) -> Array:
     """A factor of many products, rounded once for all of them."""
-    return kernel if precision == "full" else kernel.astype(jnp.bfloat16)
+    return kernel.astype(jnp.bfloat16) if _rounds(precision) else kernel
 
 
 def dot_general(precision: str) -> Callable[..., Array] | None:
     """``matmul`` as Flax's layers take it."""
-    if precision == "full":
+    if not _rounds(precision):
         return None
     return lambda a, b, dimensions, **_: matmul(a, b, precision)
 
@@ -52,7 +57,8 @@ def _by_rows(a: Array) -> Array:
     """``a`` in memory as it is written: a flat array has one layout only, and nothing is moved across the barrier.
 
     XLA's CPU backend would fold a transposition into a product. Products of bfloat16 it then computes no faster than
-    those of float32 (a factor by columns), or not at all (the result by columns: an error when it runs).
+    those of float32 (a factor by columns), or not at all (the result by columns: an error when it runs). The backend
+    asked about is JAX's default; a product placed on the CPU of a machine with an accelerator goes without this.
     """
     if jax.default_backend() != "cpu":
         return a

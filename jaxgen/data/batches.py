@@ -75,6 +75,8 @@ class TextBatches:
         self.length = length
         #: The smallest type that holds every id.
         self.id_type = np.min_scalar_type(int(tokens.ids.max(initial=0)))
+        #: Bytes of the text in that type.
+        self.text_bytes = (tokens.ids.size + 1) * self.id_type.itemsize
 
     def text(self, step: int) -> np.ndarray:
         """The ids [N] that the windows of a step are of; the same array at all steps with the same text."""

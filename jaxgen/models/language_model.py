@@ -27,8 +27,8 @@ class LanguageModel(nn.Module):
     one-hot vectors straight into the cell. ``tie`` uses the embedding as the output matrix (Press & Wolf 2017,
     arXiv:1608.05859) and needs ``embed`` equal to ``hidden``. ``form`` is how recurrences are computed (``unroll``).
     ``dropout`` acts on what a layer passes upwards (``Stack``), ``embed_dropout`` on the embeddings in the same way.
-    ``precision`` is that of all matrix products (``jaxgen.cells.PRECISIONS``); other than ``full`` it takes a jaxgen
-    cell. Sizes that cannot be used raise ``UsageError``.
+    ``precision`` is that of all matrix products (``jaxgen.cells.PRECISIONS``); other than ``float32`` it takes a jaxgen
+    cell, which must hand it to its ``Affine``. Sizes that cannot be used raise ``UsageError``.
     """
 
     vocab_size: int
@@ -39,7 +39,7 @@ class LanguageModel(nn.Module):
     dropout: float = 0.0
     tie: bool = False
     form: str = "auto"
-    precision: str = "full"
+    precision: str = "float32"
     embed_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -60,10 +60,10 @@ class LanguageModel(nn.Module):
         choose(str(self.form), FORMS, "form")
         choose(str(self.precision), PRECISIONS, "precision")
         kind = getattr(self.cell, "func", self.cell)  # that of a partial
-        if self.precision != "full" and not (isinstance(kind, type) and issubclass(kind, Cell)):
+        if self.precision != "float32" and not (isinstance(kind, type) and issubclass(kind, Cell)):
             raise UsageError(
                 f"The precision {self.precision!r} takes a jaxgen cell, and {getattr(kind, '__name__', kind)} is none: "
-                'leave it at "full", or use a cell of CELLS or one of your own.'
+                'leave it at "float32", or use a cell of CELLS or one of your own.'
             )
         super().__post_init__()
 
@@ -77,7 +77,7 @@ class LanguageModel(nn.Module):
                 (self.vocab_size, width),
                 jnp.float32,
             )
-        more = {} if self.precision == "full" else {"precision": self.precision}  # Flax's cells know no such field
+        more = {} if self.precision == "float32" else {"precision": self.precision}  # Flax's cells know no such field
         cells = [self.cell(features=self.hidden, **more) for _ in range(self.layers)]
         self.stack = Stack(cells, self.dropout, self.form)
         if self.tie:

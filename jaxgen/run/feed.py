@@ -25,7 +25,7 @@ class Feed:
         self._text: Any = None
         self._held: Any = None
         self.read: Stacked | OfText = Stacked()
-        if isinstance(batches, TextBatches) and batches.text(0).size * batches.id_type.itemsize <= MOST_HELD:
+        if isinstance(batches, TextBatches) and batches.text_bytes <= MOST_HELD:
             self.read = OfText(batches.length, batches.eos, PAD)
 
     def together(self, step: int) -> int:

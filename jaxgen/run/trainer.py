@@ -190,12 +190,11 @@ class Trainer:
         )
 
     def time_call(self) -> float:
-        """Seconds of one call of K steps on the current state, which it advances."""
-        batches = self._feed.take(0, self._feed.together(0))
-        began = time.perf_counter()
-        self.state, log = self._steps(self.key, self.state, batches, self.calls)
+        """Seconds a step, by one call on the current state, which it advances."""
+        began, number = time.perf_counter(), self._feed.together(0)
+        self.state, log = self._steps(self.key, self.state, self._feed.take(0, number), number)
         jax.block_until_ready(log)
-        return time.perf_counter() - began
+        return (time.perf_counter() - began) / number
 
     # --- at a boundary
 
@@ -218,9 +217,10 @@ class Trainer:
         if self._picture.done():
             self._picture.result()
         self._pictures += 1
-        self._picture = pool.submit(self._draw_now, self._pictures)
+        self._picture = pool.submit(self._draw_now, self._pictures, self._picture)
 
-    def _draw_now(self, number: int) -> None:
+    def _draw_now(self, number: int, former: Future[None]) -> None:
+        former.result()
         if number == self._pictures:  # else a newer one waits behind it
             title = f"{self.run.path.name}: {self.data.identity()['name']}"
             draw_losses(self.metrics.read(), self.run.plot_path, title)

@@ -57,7 +57,7 @@ class TrainConfig(BaseModel):
     """Units in a layer's state."""
     dropout: Fraction = 0.0
     """Share of each layer's outputs dropped in training (between layers and above the last)."""
-    precision: Literal["full", "bfloat16"] = "full"
+    precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 rounds the factors of matrix products: faster where the processor can, less exact."""
 
     # The optimiser

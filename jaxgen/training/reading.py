@@ -16,6 +16,10 @@ from jaxgen.windows import Windows, read_window
 class Stacked:
     """Batches as they are: a ``Batch`` of fields [K, B, T]."""
 
+    def count(self, batches: Batch) -> int:
+        """K."""
+        return jnp.shape(batches.tokens)[0]
+
     def __call__(self, batches: Batch, i: Array) -> Batch:
         """The i-th batch."""
         return jax.tree.map(lambda field: lax.dynamic_index_in_dim(jnp.asarray(field), i, keepdims=False), batches)
@@ -31,6 +35,10 @@ class OfText:
     length: int
     eos: int | None
     pad: int
+
+    def count(self, windows: Windows) -> int:
+        """K."""
+        return jnp.shape(windows.places.start)[0]
 
     def __call__(self, windows: Windows, i: Array) -> Batch:
         """The i-th batch."""

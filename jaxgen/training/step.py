@@ -93,7 +93,7 @@ def train_steps(
     ``count`` is traced, so that one compilation serves every number of steps up to K; the metrics are [K], zero
     beyond ``count``.
     """
-    length = jax.tree.leaves(batches)[-1].shape[0]
+    length = read.count(batches)
     empty = StepMetrics(*(jnp.zeros(length, jnp.float32) for _ in StepMetrics._fields))
 
     def body(i: Array, loop: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:

@@ -14,7 +14,7 @@ import pytest
 
 from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, DivergedError, UsageError
-from jaxgen.run import Sampler, Settings, compiled, start
+from jaxgen.run import Sampler, Settings, compiled, start, trainer
 from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Evaluated, Finished, Sampled, Started
 from jaxgen.run.saved import SavedRun
@@ -230,3 +230,26 @@ def test_a_task_that_cannot_be_compared_compiles_for_itself():
 def test_a_run_in_bfloat16_says_so_and_goes_on_in_it(book, tmp_path):
     start(settings(book, tmp_path / "run", precision="bfloat16", steps=2, sample_every=0)).train()
     assert SavedRun.open(tmp_path / "run").task.model.precision == "bfloat16"
+
+
+def test_the_picture_shows_the_last_evaluation(book, tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(rows, path, title):
+        drawn.append([row["step"] for row in rows])
+        path.write_bytes(b"a picture")
+
+    monkeypatch.setattr(trainer, "draw_losses", draw)
+    start(settings(book, tmp_path / "run", eval_every=2, sample_every=0)).train()
+    assert drawn[-1] == [2, 4, 6, 7]
+    assert (tmp_path / "run" / "loss.png").read_bytes() == b"a picture"
+
+
+def test_a_picture_that_cannot_be_drawn_is_an_error(book, tmp_path, monkeypatch):
+    def draw(rows, path, title):
+        if len(rows) == 1:
+            raise OSError("no room for a picture")
+
+    monkeypatch.setattr(trainer, "draw_losses", draw)
+    with pytest.raises(OSError, match="no room for a picture"):
+        start(settings(book, tmp_path / "run", eval_every=2, sample_every=0)).train()
