@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxgen.cli.train import read_config
 from jaxgen.data import DATA
 from jaxgen.store import CheckpointStore, MetricsLog
 from jaxgen.text import load_tokenizer
@@ -93,6 +94,7 @@ def test_documents_end_by_themselves_and_hold_no_line_break(train, sample, small
     assert made < 3 * 400, "no text ended before its length"
 
 
+@pytest.mark.slow
 def test_a_column_of_a_table_trains(train, small, here):
     rows = "".join(f'{n},"The cat sat on mat {n % 7}"\n' for n in range(40))
     (here / "t.csv").write_text("id,title\n" + rows)
@@ -102,15 +104,15 @@ def test_a_column_of_a_table_trains(train, small, here):
     assert config("r")["resolved"]["has_documents"] is True
 
 
-def test_a_file_of_settings_wins_over_the_preset_and_flags_win_over_both(train, small, here):
+def test_a_file_of_settings_wins_over_the_preset_and_flags_win_over_both(here):
     (here / "c.toml").write_text('hidden = 4\nbatch-size = 3\nlr = 0.5\npreset = "medium"\nlayers = 1\nsteps = 9\n')
-    done = train(*small[:2], flags="--config c.toml --seq-len 8 --batch-size 4 --epochs 0.1 --cell elman --run r")
-    assert done.code == 0, done.err
-    saved = config("r")["config"]
-    assert (saved["hidden"], saved["layers"], saved["lr"]) == (4, 1, 0.5)  # the file
-    assert (saved["batch_size"], saved["seq_len"]) == (4, 8)  # flags over the file and the preset
-    assert (saved["preset"], saved["dropout"]) == ("medium", 0.3)  # the preset
-    assert (saved["steps"], saved["epochs"]) == (None, 0.1)  # a length given as a flag replaces any other
+    flags = "--config c.toml --seq-len 8 --batch-size 4 --epochs 0.1 --cell elman --run r"
+    read, resuming = read_config(Config, flags.split())
+    assert not resuming
+    assert (read.hidden, read.layers, read.lr) == (4, 1, 0.5)  # the file
+    assert (read.batch_size, read.seq_len) == (4, 8)  # flags over the file and the preset
+    assert (read.preset, read.dropout) == ("medium", 0.3)  # the preset
+    assert (read.steps, read.epochs) == (None, 0.1)  # a length given as a flag replaces any other
 
 
 def test_a_file_of_settings_may_name_the_run_to_resume(train, small, here):

@@ -123,8 +123,8 @@ def test_a_second_start_takes_functions_from_the_cache_and_says_nothing_even_whe
     ("environment", "number"),
     [
         ({}, None),
-        ({"JAX_NUM_CPU_DEVICES": "3"}, 3),
-        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5),
+        pytest.param({"JAX_NUM_CPU_DEVICES": "3"}, 3, marks=pytest.mark.slow),
+        pytest.param({"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5, marks=pytest.mark.slow),
     ],
 )
 def test_each_core_becomes_a_device_unless_the_number_was_set_elsewhere(environment, number):

@@ -57,6 +57,7 @@ def test_two_devices_learn_what_one_learns(spread, book, tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_every_function_of_a_spread_run_is_compiled_once(book, tmp_path, caplog):
     """Arrays that begin on one device and come back on two would compile it a second time."""
     trainer = start(settings(book, tmp_path / "run", **{**ROWS, "hidden": 9, "sample_every": 6}))

@@ -227,6 +227,7 @@ def test_a_task_that_cannot_be_compared_compiles_for_itself():
     assert compiled.priming(Unhashable()) is not compiled.priming(Unhashable())
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_says_so_and_goes_on_in_it(book, tmp_path):
     start(settings(book, tmp_path / "run", precision="bfloat16", steps=2, sample_every=0)).train()
     assert SavedRun.open(tmp_path / "run").task.model.precision == "bfloat16"

@@ -32,7 +32,7 @@ V, B, T, K = 7, 4, 5, 3
 KEY = jax.random.key(1, impl="threefry2x32")
 OPTIMIZER = make_optimizer("sgd", optax.constant_schedule(0.5), clip=0.5, options={"momentum": 0.9})
 TASKS = {
-    "lstm": LanguageTask(LanguageModel(V, hidden=6, layers=2, dropout=0.3, embed_dropout=0.2)),
+    "lstm": LanguageTask(LanguageModel(V, hidden=6, dropout=0.3, embed_dropout=0.2)),
     "tied, of Flax": LanguageTask(LanguageModel(V, nn.GRUCell, hidden=6, dropout=0.3, tie=True)),
 }
 pytestmark = pytest.mark.skipif("jax.local_device_count() < 2", reason="needs two devices")
