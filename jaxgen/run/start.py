@@ -187,8 +187,13 @@ def _prolonged(saved: SavedRun, config: TrainConfig, data: Any) -> int:
 
 def _measured(trial: Trainer, began: float) -> int:
     """How many steps fit into ``--minutes``, by timing a few calls of a trainer that is thrown away."""
-    trial.begin().time_call()
-    seconds = sorted(trial.time_call() for _ in range(MEASURED_CALLS))[MEASURED_CALLS // 2]
+    times, step = [], 0
+    trial.begin()
+    for _ in range(1 + MEASURED_CALLS):  # the first compiles
+        seconds, number = trial.time_call(step)
+        times.append(seconds)
+        step += number
+    seconds = sorted(times[1:])[MEASURED_CALLS // 2]
     left = (trial.config.minutes or 0.0) * 60 * (1 - OVERHEAD) - (time.perf_counter() - began)
     return max(1, int(left / seconds))
 

@@ -189,12 +189,12 @@ class Trainer:
             f"Train again with a lower --lr or a smaller --clip. {kept} in {self.run.path}."
         )
 
-    def time_call(self) -> float:
-        """Seconds a step, by one call on the current state, which it advances."""
-        began, number = time.perf_counter(), self._feed.together(0)
-        self.state, log = self._steps(self.key, self.state, self._feed.take(0, number), number)
+    def time_call(self, step: int) -> tuple[float, int]:
+        """Seconds a step, by one call from ``step`` on, which advances the state; and how many steps that were."""
+        began, number = time.perf_counter(), self._feed.together(step)
+        self.state, log = self._steps(self.key, self.state, self._feed.take(step, number), number)
         jax.block_until_ready(log)
-        return (time.perf_counter() - began) / number
+        return (time.perf_counter() - began) / number, number
 
     # --- at a boundary
 
