@@ -7,6 +7,7 @@ it does not promise what ``shuffle`` makes of them.
 from __future__ import annotations
 
 import heapq
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,7 +66,7 @@ def permutation(n: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
     return np.argsort(random_bits(n, seed, epoch, purpose), kind="stable")
 
 
-class TextBatches:
+class TextBatches(ABC):
     """Batches that are windows of a text: B places at each step, all else follows from them."""
 
     eos: int | None = None
@@ -78,18 +79,18 @@ class TextBatches:
         #: Bytes of the text in that type.
         self.text_bytes = (tokens.ids.size + 1) * self.id_type.itemsize
 
+    @abstractmethod
     def text(self, step: int) -> np.ndarray:
         """The ids [N] that the windows of a step are of; the same array at all steps with the same text."""
-        raise NotImplementedError
 
     def same_text(self, step: int) -> int:
         """For how many steps from ``step`` on ``text`` stays the same."""
         del step
         return 1 << 62
 
+    @abstractmethod
     def places(self, step: int) -> Places:
         """Where in the text the windows of a step are."""
-        raise NotImplementedError
 
     def batch(self, step: int) -> Batch:
         """The batch of a step from 0, [B, T]."""

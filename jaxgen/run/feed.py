@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxgen.data.batches import TextBatches
 from jaxgen.text import PAD
-from jaxgen.training import OfText, Stacked, make_mesh, spread_whole
+from jaxgen.training import STACKED, OfText, Stacked, make_mesh, spread_whole
 from jaxgen.types import Batch
 from jaxgen.windows import Places, Windows
 
@@ -24,7 +24,7 @@ class Feed:
         self._batches, self._calls, self._devices = batches, calls, devices
         self._text: Any = None
         self._held: Any = None
-        self.read: Stacked | OfText = Stacked()
+        self.read: Stacked | OfText = STACKED
         if isinstance(batches, TextBatches) and batches.text_bytes <= MOST_HELD:
             self.read = OfText(batches.length, batches.eos, PAD)
 

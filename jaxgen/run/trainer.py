@@ -266,9 +266,11 @@ class Trainer:
         for name, evaluation in self.data.eval_sets(final).items():
             devices = self.devices if evaluation.rows % self.devices == 0 else 1
             eval_step = compiled.evaluation(self.task, devices)
-            weights, carry, sums = on_one_device(params), self.task.initial_carry(evaluation.rows), []
+            weights, carry, sums = params, self.task.initial_carry(evaluation.rows), []
             if devices > 1:
-                weights, carry = spread_evaluation(make_mesh(devices), params, carry)
+                weights, carry = spread_evaluation(make_mesh(devices), weights, carry)
+            else:
+                weights = on_one_device(weights)
             for batch in evaluation.batches():
                 carry, batch_totals = eval_step(weights, carry, batch)
                 sums.append(batch_totals)  # read later: the device runs ahead of the host

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,12 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from jaxgen.cells import CELLS, unroll
+from jaxgen.cells import CELLS, PRECISIONS, unroll
 from jaxgen.cells.fused import fits
 from jaxgen.cells.precision import matmul
 from jaxgen.errors import UsageError
 from jaxgen.models import LanguageModel
+from jaxgen.store.config import TrainConfig
 from jaxgen.tasks import LanguageTask
 from jaxgen.training import make_mesh
 from jaxgen.types import Batch
@@ -118,6 +120,10 @@ def test_all_products_of_a_language_model_are_rounded(tie):
         return task.loss(params, task.initial_carry(B), BATCH)[1].nll
 
     assert set(types(jax.grad(nll), params)) == {("bfloat16", "bfloat16", "float32")}
+
+
+def test_the_command_line_offers_every_precision():
+    assert get_args(TrainConfig.model_fields["precision"].annotation) == PRECISIONS
 
 
 def test_the_parameters_do_not_depend_on_the_precision():

@@ -121,7 +121,7 @@ def test_the_installed_command_hands_over_to_each(args, code, part, monkeypatch,
 )
 def test_settings_that_jax_refuses_are_told_in_a_sentence(environment, here, name, value, sentence):
     if value == "cuda" and jax.default_backend() != "cpu":
-        pytest.skip("there is one")
+        pytest.skip("JAX can use a GPU here")
     for command in ("train.py", "sample.py"):
         done = subprocess.run(
             [sys.executable, ROOT / command], cwd=here, env=environment | {name: value}, capture_output=True, text=True
