@@ -5,9 +5,9 @@ from jaxgen.cells.torch_weights import from_torch, stack_from_torch, to_torch
 from jaxgen.data import LanguageConfig, make_batches, prepare
 from jaxgen.errors import CheckpointError, DataError, DivergedError, JaxgenError, UsageError
 from jaxgen.models import LanguageModel, Stack
-from jaxgen.run import Sampler, Settings, Trainer, resume, start
+from jaxgen.run import Sampler, Settings, State, Trainer, interpolate, resume, start
 from jaxgen.run.host import keep_memory, offer_cores
-from jaxgen.sampling import TRANSFORMS, decode
+from jaxgen.sampling import TRANSFORMS, Linear, chain, decode
 from jaxgen.tasks import TASKS, LanguageTask
 from jaxgen.text import TOKENIZERS
 from jaxgen.training import TrainState, create_state, make_optimizer, make_schedule, train_step, train_steps
@@ -30,16 +30,20 @@ __all__ = [
     "LanguageConfig",
     "LanguageModel",
     "LanguageTask",
+    "Linear",
     "Sampler",
     "Settings",
     "Stack",
+    "State",
     "TrainState",
     "Trainer",
     "UsageError",
     "__version__",
+    "chain",
     "create_state",
     "decode",
     "from_torch",
+    "interpolate",
     "keep_memory",
     "make_batches",
     "make_optimizer",

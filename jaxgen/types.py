@@ -13,7 +13,7 @@ V     vocabulary size
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, NewType, TypeAlias
 
 import jax
 import numpy as np
@@ -25,6 +25,8 @@ ArrayLike: TypeAlias = jax.Array | np.ndarray
 Key: TypeAlias = jax.Array
 #: A cell's state: a pytree of arrays whose leading axis is B.
 Carry: TypeAlias = Any
+#: The id of a token of the vocabulary: an option of this type is given as text on the command line.
+TokenId = NewType("TokenId", int)
 #: A nested mapping of parameter arrays.
 Params: TypeAlias = Mapping[str, Any]
 

@@ -121,13 +121,28 @@ def parse(
 
     Raises ``UsageError``, and ``SystemExit`` (2) after a flag that does not exist or is no number.
     """
+    more = [(name, annotation, None) for name, annotation in also.items()]
+    return parse_more(kind, args, prog=prog, description=description, default=default, more=more, names=names)[0]
+
+
+def parse_more(
+    kind: Any,
+    args: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    more: Sequence[tuple[str, Any, Any]],
+    default: Any = None,
+    names: Mapping[str, Iterable[str]] = {},
+) -> tuple[Any, dict[str, Any]]:
+    """As ``parse``, and the values of flags that are in no configuration: (name, type, default) each."""
     import tyro
 
     from jaxgen.store.config import validate
 
     fields = kind.model_fields.items()
     flags: list[Any] = [_flag(name, field, default, list(names.get(name, ()))) for name, field in fields]
-    flags += [(name, annotation, None) for name, annotation in also.items()]
+    flags += [(name, annotation, dataclasses.field(default=default)) for name, annotation, default in more]
     plain: Any = dataclasses.make_dataclass(kind.__name__, flags)
     parsed = tyro.cli(
         plain,
@@ -136,7 +151,8 @@ def parse(
         description=description,
         config=(tyro.conf.DisallowNone,),
     )
-    return validate(kind, {name: getattr(parsed, name) for name in kind.model_fields})
+    config = validate(kind, {name: getattr(parsed, name) for name in kind.model_fields})
+    return config, {name: getattr(parsed, name) for name, _, _ in more}
 
 
 def _flag(name: str, field: Any, default: Any, names: list[str]) -> tuple[str, Any, Any]:

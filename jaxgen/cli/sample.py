@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from jaxgen.cli.common import guarded, parse, say
+from jaxgen.cli.common import flag_value, guarded, parse_more, say
 from jaxgen.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from jaxgen.run import Piece
+    from jaxgen.run import Piece, Sample, Sampler
 
 DESCRIPTION = """Write text with a trained model. The same run, prompt, settings and seed always give the same text.
 
     python sample.py                                      the newest run in runs/
     python sample.py --prompt "The " --temperature 0.5
     python sample.py --temperature 0.3 0.8 1.3            one section for each
+    python sample.py --temperature 1.5:0.5:200            from 1.5 to 0.5 over 200 tokens
+    python sample.py --prompt "Q: " --stop "\\n" "A:"      ends in front of either
+    python sample.py --num-samples 1000 --block 256       many at once
     echo "To be" | python sample.py --prompt-file -       prompt from standard input"""
 
 
+JSON = """Write an object for each text: tokens, log-probabilities and all that fixed it. `jaxgen replay` reads them."""
+
+
 class SampleConfig(BaseModel):
-    """Flags of ``sample.py``."""
+    """Flags of ``sample.py``; those of the logit transforms come from their registry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -37,20 +45,30 @@ class SampleConfig(BaseModel):
     """File with the text to continue; - for standard input. One line break at its end is left out."""
     length: int = 500
     """Tokens to generate."""
-    temperature: tuple[float, ...] = (0.8,)
+    temperature: tuple[str, ...] = ("0.8",)
     """0: always the likeliest token. Low: safe and repetitive. 1: the model as it is. High: wild. Several: one
-    section each."""
+    section each. 1.2,0.8 is a temperature for each token, the last for the rest; 1.5:0.5:200 a line over 200 tokens."""
+    greedy: bool = False
+    """The same as --temperature 0."""
     num_samples: int = 1
     """Texts to draw; text i is the same however many are drawn."""
+    sample_index: int | None = None
+    """Draw just the text of this number, counted from 0."""
+    best_of: int | None = None
+    """Draw so many and write the likeliest (--num-samples of them), by mean log-probability of a token."""
     seed: int = 0
     """Another seed, other texts."""
-    top_k: int | None = None
-    """Draw among the K likeliest tokens only."""
-    top_p: float | None = None
-    """Draw among the likeliest tokens that together reach this probability."""
+    stop: tuple[str, ...] = ()
+    """End a text in front of the first of these strings that it comes to; \\n, \\t and \\\\ are understood."""
+    max_seconds: float | None = None
+    """End all texts after this time (for each temperature)."""
     block: int | None = None
     """Rows that decode together (default: 1). More make many texts sooner, 256 about six times. Text i may then be
     another text than by default, but is the same for the same number, which is printed with the speed."""
+    state: str | None = None
+    """Continue from the state in this file, which --save-state wrote; the prompt is read after it."""
+    save_state: str | None = None
+    """Write the state after the prompt to this file."""
     unk: Literal["error", "skip"] = "error"
     """What to do with prompt characters that the model has never seen."""
     raw: bool = False
@@ -63,34 +81,99 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def sample(args: list[str]) -> None:
-    config = parse(SampleConfig, args, prog="sample.py", description=DESCRIPTION)
+    from jaxgen.cli.controls import read_temperature, read_transforms, transform_flags
+
+    flags = [*transform_flags(), ("json", Annotated[bool, _help(JSON)], False)]
+    config, more = parse_more(SampleConfig, args, prog="sample.py", description=DESCRIPTION, more=flags)
+    check(config, args)
     prompt = read_prompt(config)
 
     from jaxgen.run import Sampler, Settings
     from jaxgen.run.host import need_backend
     from jaxgen.sampling import ROWS
 
-    if not config.temperature:
-        raise UsageError("--temperature was given without a number: give one or more, for example 0.8.")
     block = ROWS if config.block is None else config.block
-    settings = [
-        Settings(config.length, temperature, config.seed, config.top_k, config.top_p, block)
-        for temperature in config.temperature
-    ]
+    limits = {"stop": tuple(map(unescaped, config.stop)), "max_seconds": config.max_seconds, "block": block}
+    names = ["0"] if config.greedy else config.temperature
+    plain = [Settings(config.length, read_temperature(name), config.seed, **limits) for name in names]
     need_backend()
     sampler = Sampler.load(config.run)
-    if config.top_k is not None and config.top_k > sampler.tokenizer.vocab_size:
-        say(
-            f"note: --top-k {config.top_k} is more than the vocabulary of {sampler.tokenizer.vocab_size}; all are kept."
-        )
-    streams = [sampler.stream(prompt, each, num_samples=config.num_samples, unk=config.unk) for each in settings]
+    transforms = read_transforms(more, sampler.tokenizer.encode_prompt)
+    settings = [replace(each, transforms=transforms) for each in plain]
+    for note in notes(sampler, transforms):
+        say(note)
+    options = {"prompt": prompt, "unk": config.unk, "first": config.sample_index or 0}
+    options["state"] = None if config.state is None else sampler.load_state(config.state)
+    if config.save_state is not None:
+        state = sampler.read(prompt, options["state"], unk=config.unk)
+        sampler.save_state(config.save_state, state)
+        say(f"The state after {state.tokens.size:,} tokens is in {config.save_state}.")
+
     writer = Writer(escape=sys.stdout.isatty() and not config.raw)
     speed = Speed(block, note="" if block == ROWS else f" in blocks of {block}")
-    for each, stream in zip(settings, streams):
+    number = config.num_samples if config.best_of is None else config.best_of
+    streams = [sampler.stream(settings=each, num_samples=number, **options) for each in settings]
+    for name, each, stream in zip(names, settings, streams):
+        pieces = speed.timed(stream)
+        if more["json"]:
+            writer.write_receipts(best(pieces, config), sampler, each, prompt, config)
+            continue
         if len(settings) > 1:
-            writer.heading(f"temperature {each.temperature:g}")
-        writer.write_all(speed.timed(stream), prompt, config.num_samples)
+            writer.heading(f"temperature {name}")
+        if config.best_of is None:
+            writer.write_all(pieces, prompt, options["first"], config.num_samples)
+        else:
+            writer.write_best(best(pieces, config), prompt)
     say(str(speed))
+
+
+def check(config: SampleConfig, args: Sequence[str]) -> None:
+    """Raise ``UsageError`` for flags that contradict each other."""
+    if not config.temperature:
+        raise UsageError("--temperature was given without a number: give one or more, for example 0.8.")
+    if config.greedy and flag_value(args, "--temperature") is not None:
+        raise UsageError(
+            "--greedy and --temperature were given together: --greedy is --temperature 0, give one of them."
+        )
+    if config.sample_index is not None and (config.num_samples != 1 or config.best_of is not None):
+        other = "--num-samples" if config.num_samples != 1 else "--best-of"
+        raise UsageError(f"--sample-index asks for one text and {other} for others: give one of them.")
+    if config.best_of is not None and not 1 <= config.num_samples <= config.best_of:
+        raise UsageError(
+            f"{config.num_samples} texts cannot be the best of {config.best_of}: give --best-of a number of at least "
+            "--num-samples."
+        )
+
+
+def notes(sampler: Sampler, transforms: Iterable[Any]) -> Iterator[str]:
+    """What the user may not expect of these settings with this model."""
+    from jaxgen.sampling.transforms import MinLength, TopK
+
+    vocab = sampler.tokenizer.vocab_size
+    for each in transforms:
+        if isinstance(each, TopK) and each.k > vocab:
+            yield f"note: --top-k {each.k} is more than the vocabulary of {vocab}; all are kept."
+        if isinstance(each, MinLength) and not sampler.documents:
+            yield "note: --min-length does nothing: this model was trained on running text, which has no end."
+
+
+def best(pieces: Iterator[Piece], config: SampleConfig) -> Iterable[Sample]:
+    """The samples to write, put together: all in order or the likeliest first."""
+    from jaxgen.run.sampler import likeliest, whole
+
+    return whole(pieces) if config.best_of is None else likeliest(whole(pieces), config.num_samples)
+
+
+def unescaped(text: str) -> str:
+    r"""``\\n``, ``\\t`` and ``\\\\`` as the characters they stand for: shells pass a line break on only with effort."""
+    parts = text.split("\\\\")
+    return "\\".join(part.replace("\\n", "\n").replace("\\t", "\t") for part in parts)
+
+
+def _help(text: str) -> Any:
+    import tyro
+
+    return tyro.conf.arg(help=text)
 
 
 def read_prompt(config: SampleConfig) -> str:
@@ -172,7 +255,23 @@ class Writer:
         """A line that names what follows."""
         self.put(f"--- {text} ---\n")
 
-    def write_all(self, stream: Iterator[Piece], prompt: str, num_samples: int) -> None:
+    def write_best(self, samples: Iterable[Sample], prompt: str) -> None:
+        """Chosen samples, each with its number and the mean log-probability that it was chosen by."""
+        for sample in samples:
+            self.heading(f"sample {sample.index}, {sample.mean_logp:.4f} nats a token")
+            self.put(prompt + sample.text + "\n")
+
+    def write_receipts(
+        self, samples: Iterable[Sample], sampler: Sampler, settings: Any, prompt: str, config: SampleConfig
+    ) -> None:
+        """A line of JSON for each sample."""
+        from jaxgen.run.receipts import receipt
+
+        for sample in samples:
+            value = receipt(sampler, settings, sample, prompt=prompt, unk=config.unk, state_file=config.state)
+            self.put(json.dumps(value, ensure_ascii=False) + "\n")
+
+    def write_all(self, stream: Iterator[Piece], prompt: str, first: int, num_samples: int) -> None:
         """Every sample of ``stream`` behind its prompt, each ending in a line break."""
         turn = -1
         waiting: dict[int, str] = {}
@@ -182,12 +281,12 @@ class Writer:
             if piece.last:
                 finished.add(piece.index)
             if turn < 0:
-                turn = self._begin(0, prompt, num_samples)
+                turn = self._begin(first, prompt, num_samples)
             while turn in waiting:
                 self.put(waiting.pop(turn))
                 if turn in finished:
                     self.put("\n")
-                    if turn + 1 < num_samples:
+                    if turn + 1 < first + num_samples:
                         turn = self._begin(turn + 1, prompt, num_samples)
                     else:
                         turn += 1

@@ -113,6 +113,12 @@ def priming(task: Any) -> Callable:
 
 
 @shared
+def stepping(task: Any) -> Callable:
+    """``(weights, carry, token) -> (carry, logits)``, one decoding step."""
+    return jax.jit(task.step)
+
+
+@shared
 def decoding(task: Any, kinds: tuple[type, ...], length: int, greedy: bool) -> Callable:
-    """``(weights, state, keys) -> (state, tokens)``, ``length`` tokens with transforms of these ``kinds``."""
+    """``(weights, state, keys) -> (state, drawn)``, ``length`` tokens with transforms of these ``kinds``."""
     return jax.jit(partial(decode, task.step, kinds, length=length, greedy=greedy, eos=EOS, pad=PAD))

@@ -51,7 +51,7 @@ def keep_compilations() -> Path | None:
     if jax.config.values["jax_compilation_cache_dir"] or not jax.config.values["jax_enable_compilation_cache"]:
         return None
     try:
-        folder = user_cache() / "compiled" / f"{jax.lib.__version__}-{_processor()}"
+        folder = user_cache() / "compiled" / f"{jax.lib.__version__}-{processor()}"
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError):  # RuntimeError: a user without a home
         return None
@@ -118,7 +118,7 @@ def need_devices(number: int, who: str) -> None:
         raise UsageError(f"{who} devices, but {there} can be used here ({jax.default_backend()}). {more}")
 
 
-def _processor() -> str:
+def processor() -> str:
     """A short name for the instructions that this machine's processor has."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+import heapq
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,98 +13,86 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.errors import UsageError
+from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.run import compiled
 from jaxgen.run.saved import SavedRun
-from jaxgen.sampling import (
-    MAX_SEED,
-    ROWS,
-    DecodeState,
-    Forbid,
-    Temperature,
-    TopK,
-    TopP,
-    check_seed,
-    sample_keys,
-)
-from jaxgen.sampling.generate import prime_chunks
-from jaxgen.sampling.transforms import Transform, init_chain
+from jaxgen.run.settings import MAX_LENGTH, Settings
+from jaxgen.run.state import State, load_state, save_state
+from jaxgen.run.stopping import StopStrings
+from jaxgen.sampling import MAX_SEED, Chain, DecodeState, prime_chunks, sample_keys
 from jaxgen.text import EOS, PAD, UNK, Tokenizer
 
 #: Tokens that one compiled call makes; text is handed out this often. Changes no bit.
 STREAM_CHUNK = 32
-MAX_LENGTH = 10_000_000
 MAX_SAMPLES = 1_000_000
-MAX_BLOCK = 4_096
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to draw. Raises ``UsageError`` for values out of range, before JAX sees them."""
-
-    length: int = 500
-    temperature: float = 0.8
-    seed: int = 0
-    top_k: int | None = None
-    top_p: float | None = None
-    block: int = ROWS  # samples that decode together: many are made sooner in larger blocks, with other float bits
-    extra: tuple[Transform, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed)
-        if isinstance(self.block, bool) or not isinstance(self.block, int) or not 1 <= self.block <= MAX_BLOCK:
-            raise UsageError(
-                f"Blocks of {self.block!r} rows cannot be decoded: give a whole number from 1 to {MAX_BLOCK}."
-            )
-        if isinstance(self.length, bool) or not isinstance(self.length, int) or not 0 <= self.length <= MAX_LENGTH:
-            raise UsageError(f"A length of {self.length!r} cannot be used: give a whole number from 0 to {MAX_LENGTH}.")
-        if not (math.isfinite(self.temperature) and (self.temperature == 0 or 1e-6 <= self.temperature <= 1e6)):
-            raise UsageError(
-                f"A temperature of {self.temperature} cannot be used: give 0 (always the likeliest token) or a "
-                "number from 1e-6 to 1e6; 1 samples from the model as it is, lower is safer, higher is wilder."
-            )
-        self.transforms(())
-
-    def transforms(self, forbidden: tuple[int, ...]) -> tuple[Transform, ...]:
-        """The chain, in the order in which it is applied: forbid, temperature, top-k, top-p, then ``extra``."""
-        chain: list[Transform] = [Forbid(forbidden)]
-        if self.temperature > 0:
-            chain.append(Temperature(self.temperature))
-        if self.top_k is not None:
-            chain.append(TopK(self.top_k))
-        if self.top_p is not None:
-            chain.append(TopP(self.top_p))
-        return (*chain, *self.extra)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some more text of sample ``index``; ``tokens`` are its ids."""
+    """Some more text of sample ``index``.
+
+    ``tokens`` are its ids (<eos> too, which has no text) and ``logp`` what the model gave each of them, in nats, before
+    any transform. ``end`` says why the last piece is the last: length, eos, stop or time. The tokens of a stop string
+    are among those of the last piece, its text is not.
+    """
 
     index: int
     text: str
     tokens: np.ndarray
-    last: bool
+    logp: np.ndarray
+    end: str | None = None
+
+    @property
+    def last(self) -> bool:
+        return self.end is not None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A whole text: the pieces of one sample put together."""
+
+    index: int
+    text: str
+    tokens: np.ndarray
+    logp: np.ndarray
+    end: str
+
+    @property
+    def mean_logp(self) -> float:
+        """Mean log-probability of a token in nats, by which samples of different lengths are compared."""
+        return float(self.logp.mean()) if self.logp.size else 0.0
 
 
 class Sampler:
     """Draws texts from a task's model. Compiled once, then any prompt, seed and setting runs without a new compile."""
 
-    def __init__(self, task: Any, tokenizer: Tokenizer, params: Any, *, documents: bool = False) -> None:
+    def __init__(
+        self,
+        task: Any,
+        tokenizer: Tokenizer,
+        params: Any,
+        *,
+        documents: bool = False,
+    ) -> None:
         self.task, self.tokenizer, self.documents = task, tokenizer, documents
+        #: The run that the weights come from and their digest, if they come from one.
+        self.path: Path | None = None
+        self.digest = ""
         self._params, self._prepared = params, None
-        self._prime = compiled.priming(task)
-        self._forbidden = (PAD, UNK) if documents else (PAD, UNK, EOS)
+        self._prime, self._step = compiled.priming(task), compiled.stepping(task)
 
     @classmethod
     def load(cls, run: str | Path | None = None) -> Sampler:
         """The best checkpoint of a run (by default of the newest run in ``runs/``). Raises ``CheckpointError``."""
         saved = SavedRun.open(run)
-        return cls(saved.task, saved.tokenizer, saved.params()[1], documents=saved.has_documents)
+        step, params = saved.params()
+        sampler = cls(saved.task, saved.tokenizer, params, documents=saved.has_documents)
+        sampler.path, sampler.digest = saved.directory.path, saved.checkpoints.digest(step)
+        return sampler
 
     def with_params(self, params: Any) -> Sampler:
         """Other weights of the same shapes, without compiling anything again."""
-        self._params, self._prepared = params, None
+        self._params, self._prepared, self.digest = params, None, ""
         return self
 
     @property
@@ -112,6 +101,11 @@ class Sampler:
         if self._prepared is None:
             self._prepared = compiled.preparation(self.task)(self._params)
         return self._prepared
+
+    @property
+    def forbidden(self) -> tuple[int, ...]:
+        """Ids that are never drawn: <pad> and <unk>, and <eos> of a model of running text."""
+        return (PAD, UNK) if self.documents else (PAD, UNK, EOS)
 
     def prompt_ids(self, prompt: str, unk: str = "error") -> np.ndarray:
         """The ids that prime the state: the prompt's, behind <eos> when the model knows documents.
@@ -127,12 +121,48 @@ class Sampler:
         newline = self.tokenizer.encode("\n")
         return newline if newline.size and UNK not in newline else np.array([EOS + 1], np.int32)
 
-    def _primed(self, ids: np.ndarray, rows: int, vocab: int) -> tuple[Any, jax.Array]:
-        start = self.task.initial_carry(rows), jnp.zeros((rows, vocab), jnp.float32)
-        carry, logits = self._beside_weights(start)
-        for tokens, valid in prime_chunks(ids, rows):
+    def read(self, prompt: str = "", state: State | None = None, *, unk: str = "error") -> State:
+        """The state after reading ``prompt``, from a text's beginning or going on from ``state``. ``unk`` as above."""
+        return self._read(self._ids(prompt, state, unk), state)
+
+    def _ids(self, prompt: str, state: State | None, unk: str) -> np.ndarray:
+        return self.prompt_ids(prompt, unk) if state is None else self.tokenizer.encode_prompt(prompt, unk=unk)
+
+    def blank(self) -> State:
+        """The state before anything is read. It has no logits to draw from yet."""
+        carry, logits = self.task.initial_carry(1), jnp.zeros((1, self.tokenizer.vocab_size), jnp.float32)
+        carry, logits = self._beside_weights((carry, logits))
+        return State(carry, logits, np.zeros(0, np.int32))
+
+    def _read(self, ids: np.ndarray, state: State | None) -> State:
+        state = self.blank() if state is None else state
+        # One row at a time, whatever is decoded from it: the number of rows changes float bits.
+        carry, logits = self._beside_weights((state.carry, state.logits))
+        for tokens, valid in prime_chunks(ids):
             carry, logits = self._prime(self.weights, carry, logits, tokens, valid)
-        return carry, logits
+        return State(carry, logits, np.concatenate([state.tokens, ids]).astype(np.int32))
+
+    def step(self, state: State, token: int) -> tuple[State, jax.Array]:
+        """Read one token: the new state and the logits [V] of the next, for loops of your own."""
+        if isinstance(token, bool) or not 0 <= token < self.tokenizer.vocab_size:
+            raise UsageError(f"There is no token {token!r}: ids go from 0 to {self.tokenizer.vocab_size - 1}.")
+        carry, logits = self._step(self.weights, self._beside_weights(state.carry), jnp.full(1, token, jnp.int32))
+        return State(carry, logits, np.append(state.tokens, np.int32(token))), logits[0]
+
+    def save_state(self, path: str | Path, state: State) -> None:
+        """Write ``state`` to a file, with the digest of the weights that it belongs to."""
+        save_state(path, state, {"checkpoint": self.digest})
+
+    def load_state(self, path: str | Path) -> State:
+        """The state in a file. Raises ``CheckpointError`` for one of other weights, or damaged."""
+        like = self.blank()
+        state, about = load_state(path, (like.carry, like.logits))
+        if about.get("checkpoint") != self.digest or (state.tokens >= self.tokenizer.vocab_size).any():
+            raise CheckpointError(
+                f"The state in {path} belongs to the checkpoint {about.get('checkpoint')}, not to this one "
+                f"({self.digest}): what it holds means nothing to other weights. Make it anew with --save-state."
+            )
+        return state
 
     def _beside_weights(self, tree: Any) -> Any:
         """``tree`` on the device of the weights, where every call leaves it: on another, the first call of a function
@@ -140,67 +170,163 @@ class Sampler:
         return jax.device_put(tree, next(iter(jax.tree.leaves(self.weights)[0].devices())))
 
     def stream(
-        self, prompt: str = "", settings: Settings | None = None, *, num_samples: int = 1, unk: str = "error"
+        self,
+        prompt: str = "",
+        settings: Settings | None = None,
+        *,
+        num_samples: int = 1,
+        first: int = 0,
+        state: State | None = None,
+        unk: str = "error",
     ) -> Iterator[Piece]:
-        """Yield the samples 0 … ``num_samples`` - 1 piece by piece as they are made, a block of rows at a time.
+        """Yield the samples from ``first`` on, so many, piece by piece as they are made, block by block.
 
-        Every sample's last piece says so. Raises ``UsageError`` before anything is compiled.
+        They continue ``prompt``, read from ``state`` on if one is given. Every sample's last piece says so. Raises
+        ``UsageError`` before anything is compiled.
         """
         settings = settings or Settings()
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or not 1 <= num_samples <= MAX_SAMPLES:
             raise UsageError(f"{num_samples!r} samples cannot be drawn: give a whole number from 1 to {MAX_SAMPLES}.")
-        ids = self.prompt_ids(prompt, unk)
-        return self._stream(ids, settings, num_samples)
+        if isinstance(first, bool) or not isinstance(first, int) or not 0 <= first <= MAX_SEED - MAX_SAMPLES:
+            raise UsageError(f"There is no sample {first!r}: give a whole number from 0 to {MAX_SEED - MAX_SAMPLES}.")
+        return self._stream(self._ids(prompt, state, unk), state, settings, range(first, first + num_samples))
 
-    def _stream(self, ids: np.ndarray, settings: Settings, num_samples: int) -> Iterator[Piece]:
-        vocab = self.tokenizer.vocab_size
-        chain = settings.transforms(self._forbidden)
-        kinds = tuple(type(t) for t in chain)
-        decoder = compiled.decoding(self.task, kinds, STREAM_CHUNK, settings.temperature == 0)
-        rows = settings.block
-        carry, logits = self._primed(ids, rows, vocab)
-        for first in range(0, num_samples, rows):
-            keys = sample_keys(settings.seed, jnp.arange(first, first + rows))
-            start = DecodeState(
-                carry, logits, init_chain(chain, rows, vocab), jnp.zeros(rows, bool), jnp.zeros((), jnp.int32)
-            )
-            asked = range(first, min(first + rows, num_samples))
+    def _stream(self, ids: np.ndarray, state: State | None, settings: Settings, asked: range) -> Iterator[Piece]:
+        deadline = time.monotonic() + (settings.max_seconds or float("inf"))
+        chain, rows = settings.chain(self.forbidden), settings.block
+        decoder = compiled.decoding(self.task, chain.kinds, STREAM_CHUNK, settings.greedy)
+        state = self._read(ids, state)
+        carry, logits = state.repeated(rows)
+        for block in range(asked.start // rows * rows, asked.stop, rows):
+            keys = sample_keys(settings.seed, jnp.arange(block, block + rows))
+            start = DecodeState.start(chain, carry, logits, prompt=state.tokens, eos=EOS)
             start, keys = self._beside_weights((start, keys))
-            yield from self._block(decoder, start, keys, settings.length, asked)
+            indices = range(max(block, asked.start), min(block + rows, asked.stop))
+            texts = [_Text(self.tokenizer, i, i - block, settings) for i in indices]
+            yield from self._block(decoder, start, keys, settings.length, texts, deadline)
 
     def _block(
-        self, decoder: Callable, state: DecodeState, keys: jax.Array, length: int, indices: range
+        self,
+        decoder: Callable,
+        state: DecodeState,
+        keys: jax.Array,
+        length: int,
+        texts: list[_Text],
+        deadline: float,
     ) -> Iterator[Piece]:
-        texts = [self.tokenizer.stream_decoder() for _ in indices]
-        running = [True] * len(indices)
         made, ahead = 0, None
-        while made < length and any(running):
+        while made < length and any(text.running for text in texts) and time.monotonic() < deadline:
             if ahead is None:
                 ahead = decoder(self.weights, state, keys)
-            state, tokens = ahead
+            state, drawn = ahead
             more = made + STREAM_CHUNK < length
             ahead = decoder(self.weights, state, keys) if more else None  # runs while this chunk is read
-            chunk = np.asarray(tokens)[:, : length - made]
-            made += chunk.shape[1]
-            for row, index in enumerate(indices):
-                if running[row]:
-                    ids = chunk[row]
-                    ends = np.flatnonzero(ids == EOS)
-                    ids = ids[: ends[0]] if ends.size else ids
-                    running[row] = not ends.size and made < length
-                    text = texts[row].feed(ids) + ("" if running[row] else texts[row].flush())
-                    yield Piece(index, text, ids, not running[row])
-        if length == 0:
-            yield from (Piece(index, "", np.zeros(0, np.int32), True) for index in indices)
+            tokens, logp = (np.asarray(each)[:, : length - made] for each in drawn)
+            made += tokens.shape[1]
+            for text in texts:
+                if text.running:
+                    yield text.more(tokens[text.row], logp[text.row])
+        for text in texts:
+            if text.running:
+                yield text.cut("time" if length else "length")
 
     def sample(
-        self, prompt: str = "", settings: Settings | None = None, *, num_samples: int = 1, unk: str = "error"
+        self,
+        prompt: str = "",
+        settings: Settings | None = None,
+        *,
+        num_samples: int = 1,
+        first: int = 0,
+        state: State | None = None,
+        unk: str = "error",
     ) -> list[str]:
         """The generated texts, without the prompt; sample i is the same whatever ``num_samples`` is."""
-        texts = [""] * num_samples if isinstance(num_samples, int) and 0 < num_samples <= MAX_SAMPLES else []
-        for piece in self.stream(prompt, settings, num_samples=num_samples, unk=unk):
-            texts[piece.index] += piece.text
-        return texts
+        return [
+            s.text for s in self.samples(prompt, settings, num_samples=num_samples, first=first, state=state, unk=unk)
+        ]
+
+    def samples(self, prompt: str = "", settings: Settings | None = None, **options: Any) -> Iterator[Sample]:
+        """Whole samples in order, with tokens and log-probabilities; arguments as those of ``stream``."""
+        return whole(self.stream(prompt, settings, **options))
+
+    def best(
+        self, prompt: str = "", settings: Settings | None = None, *, of: int, keep: int = 1, **options: Any
+    ) -> list[Sample]:
+        """The ``keep`` likeliest ``of`` so many samples, by mean log-probability of a token; the best first."""
+        if not 1 <= keep <= of:
+            raise UsageError(f"{keep} samples cannot be the best of {of}: give a number from 1 to {of}.")
+        return likeliest(self.samples(prompt, settings, num_samples=of, **options), keep)
 
 
-__all__ = ["MAX_SEED", "STREAM_CHUNK", "Piece", "Sampler", "Settings"]
+def whole(pieces: Iterator[Piece]) -> Iterator[Sample]:
+    """Pieces put together to samples, in order of their numbers."""
+    parts: dict[int, list[Piece]] = {}
+    done: dict[int, Sample] = {}
+    turn: int | None = None
+    for piece in pieces:
+        turn = piece.index if turn is None else turn
+        parts.setdefault(piece.index, []).append(piece)
+        if piece.end is not None:
+            mine = parts.pop(piece.index)
+            text = "".join(part.text for part in mine)
+            tokens, logp = (np.concatenate([getattr(part, name) for part in mine]) for name in ("tokens", "logp"))
+            done[piece.index] = Sample(piece.index, text, tokens, logp, piece.end)
+        while turn in done:
+            yield done.pop(turn)
+            turn += 1
+
+
+def likeliest(samples: Iterable[Sample], keep: int) -> list[Sample]:
+    """The ``keep`` samples with the largest mean log-probability of a token, the best first."""
+    return heapq.nsmallest(keep, samples, key=lambda sample: (-sample.mean_logp, sample.index))
+
+
+class _Text:
+    """One text being made: its bytes become characters, its characters end at a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, index: int, row: int, settings: Settings) -> None:
+        self.index, self.row, self.running = index, row, True
+        self._decoder = tokenizer.stream_decoder()
+        self._stop = StopStrings(settings.stop) if settings.stop else None
+        self._left = settings.length
+
+    def more(self, tokens: np.ndarray, logp: np.ndarray) -> Piece:
+        """The piece that these tokens make, up to the end of the text."""
+        ends = np.flatnonzero(tokens == EOS)
+        count = int(ends[0]) + 1 if ends.size else tokens.size
+        text, end = "", None
+        if self._stop is None:
+            text = self._decoder.feed(tokens[:count])
+        else:  # token by token, to know which of them completes a stop string
+            for taken, token in enumerate(tokens[:count], start=1):
+                certain, found = self._stop.feed(self._decoder.feed(token))
+                text += certain
+                if found is not None:
+                    return self._piece(text, tokens[:taken], logp[:taken], "stop")
+        self._left -= count
+        if ends.size:
+            end = "eos"
+        elif not self._left:
+            end = "length"
+        return self._piece(text, tokens[:count], logp[:count], end)
+
+    def cut(self, end: str) -> Piece:
+        """The last piece of a text that is not made any further."""
+        return self._piece("", np.zeros(0, np.int32), np.zeros(0, np.float32), end)
+
+    def _piece(self, text: str, tokens: np.ndarray, logp: np.ndarray, end: str | None) -> Piece:
+        self.running = end is None
+        if end is not None and end != "stop":
+            text, end = self._rest(text, end)
+        return Piece(self.index, text, tokens, logp, end)
+
+    def _rest(self, text: str, end: str) -> tuple[str, str]:
+        """``text`` with what was held back behind it: an unfinished character, the beginning of a stop string."""
+        rest = self._decoder.flush()
+        if self._stop is None:
+            return text + rest, end
+        certain, found = self._stop.feed(rest)
+        return (text + certain, "stop") if found is not None else (text + certain + self._stop.flush(), end)
+
+
+__all__ = ["MAX_LENGTH", "MAX_SEED", "STREAM_CHUNK", "Chain", "Piece", "Sample", "Sampler", "Settings", "whole"]

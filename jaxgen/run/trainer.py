@@ -18,7 +18,8 @@ from jaxgen.run import compiled
 from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Evaluated, Event, Finished, Progress, Sampled, Started
 from jaxgen.run.feed import Feed
-from jaxgen.run.sampler import Sampler, Settings
+from jaxgen.run.sampler import Sampler
+from jaxgen.run.settings import Settings
 from jaxgen.run.signals import StopSignals
 from jaxgen.run.tensorboard import open_events
 from jaxgen.sampling import PRNG

@@ -3,13 +3,13 @@
 Reproducibility (the first promise). Sample i of seed s draws its t-th token with the key
 ``fold_in(fold_in(key(s), i), t)``, t counting generated tokens, so that neither its neighbours nor the chunks in
 which text is handed out can matter. Because the number of rows in a matrix product changes float bits, rows run in
-blocks of a fixed number (sample i of blocks of R is row i % R of block i // R) and prompts in chunks of
-``PROMPT_CHUNK``.
+blocks of a fixed number (sample i of blocks of R is row i % R of block i // R), and prompts one row at a time in chunks
+of ``PROMPT_CHUNK``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from jaxgen.errors import UsageError
-from jaxgen.sampling.transforms import update_chain
+from jaxgen.sampling.transforms import Chain, Context, Kinds, Last, update_chain
 from jaxgen.types import Array, Carry, Key
 
 #: Rows that decode together unless asked otherwise: by itself, one text is made soonest. Part of what fixes a sample's
@@ -36,6 +36,16 @@ Step = Callable[[Any, Carry, Array], tuple[Carry, Array]]
 Prime = Callable[[Any, Carry, Array, Array, Array], tuple[Carry, Array]]
 
 
+class Drawn(NamedTuple):
+    """Tokens [R, T] and what the model itself gave each, before any transform: log-probabilities in nats, float32.
+
+    Behind a row's end-of-sequence token both are padding (``pad`` and 0).
+    """
+
+    tokens: Array
+    logp: Array
+
+
 class DecodeState(NamedTuple):
     """Where R rows stand: everything the next token depends on."""
 
@@ -44,6 +54,14 @@ class DecodeState(NamedTuple):
     transforms: tuple[Any, ...]
     done: Array  # [R], rows that have drawn the end-of-sequence token
     t: Array  # int32, tokens generated so far
+    token: Array  # [R], the last of them; -1 before the first
+
+    @classmethod
+    def start(cls, chain: Chain, carry: Carry, logits: Array, *, prompt: Any = (), eos: int = -1) -> DecodeState:
+        """Rows that have read ``prompt`` (for the transforms that go by it) and stand at ``carry`` and ``logits``."""
+        rows, vocab = logits.shape
+        states = chain.init(Context(rows, vocab, np.asarray(prompt, np.int32), eos))
+        return cls(carry, logits, states, jnp.zeros(rows, bool), *Last.none(rows))
 
 
 def check_seed(seed: int) -> int:
@@ -74,9 +92,20 @@ def draw(keys: Key, t: Array, logits: Array) -> Array:
         return jax.vmap(one)(keys, logits)
 
 
+def perturbed(keys: Key, t: Array, logits: Array) -> Array:
+    """The numbers [R, V] of which ``draw`` takes the largest (the Gumbel-max trick)."""
+
+    def one(key: Key, row: Array) -> Array:
+        noise = jax.random.gumbel(jax.random.fold_in(key, t), row.shape, jnp.float32, mode="low")
+        return row.astype(jnp.float32) + noise
+
+    with jax.threefry_partitionable(True):
+        return jax.vmap(one)(keys, logits)
+
+
 def decode(
     step: Step,
-    kinds: Sequence[type[Any]],
+    kinds: Kinds,
     weights: Any,
     state: DecodeState,
     keys: Key,
@@ -85,28 +114,35 @@ def decode(
     greedy: bool,
     eos: int,
     pad: int,
-) -> tuple[DecodeState, Array]:
-    """Generate ``length`` tokens a row: returns the new state and tokens [R, length] (``pad`` after ``eos``).
+) -> tuple[DecodeState, Drawn]:
+    """Generate ``length`` tokens a row: returns the new state and what was drawn.
 
-    ``kinds`` are the classes of the transforms whose states ``state`` holds. ``greedy`` takes the likeliest token
-    (the lowest id among equals) and draws nothing. Splitting a length into several calls changes no bit.
+    ``kinds`` are the classes of the transforms whose states ``state`` holds (``Chain.kinds``). ``greedy`` takes the
+    likeliest token (the lowest id among equals) and draws nothing. Splitting a length into several calls
+    changes no bit.
     """
 
-    def one(state: DecodeState, _: None) -> tuple[DecodeState, Array]:
-        transforms, logits = update_chain(kinds, state.transforms, state.logits.astype(jnp.float32))
+    def one(state: DecodeState, _: None) -> tuple[DecodeState, Drawn]:
+        plain = state.logits.astype(jnp.float32)
+        transforms, logits = update_chain(kinds, state.transforms, plain, Last(state.t, state.token))
         token = jnp.argmax(logits, axis=-1) if greedy else draw(keys, state.t, logits)
         token = jnp.where(state.done, pad, token).astype(jnp.int32)
+        logp = jnp.where(state.done, 0.0, log_probability(plain, token))
         carry, logits = step(weights, state.carry, token)
         done = state.done | (token == eos)
-        return DecodeState(carry, logits, transforms, done, state.t + 1), token
+        return DecodeState(carry, logits, transforms, done, state.t + 1, token), Drawn(token, logp)
 
-    state, tokens = lax.scan(one, state, None, length=length)
-    return state, tokens.T
+    state, drawn = lax.scan(one, state, None, length=length)
+    return state, Drawn(drawn.tokens.T, drawn.logp.T)
 
 
-def prime_chunks(
-    tokens: np.ndarray, rows: int = ROWS, chunk: int = PROMPT_CHUNK
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def log_probability(logits: Array, token: Array) -> Array:
+    """log softmax(logits [..., V])[token [...]], in nats."""
+    chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def prime_chunks(tokens: np.ndarray, rows: int = 1, chunk: int = PROMPT_CHUNK) -> list[tuple[np.ndarray, np.ndarray]]:
     """Cut a prompt into masked chunks of fixed shape: a list of (tokens, valid), each [R, P], all rows alike."""
     pieces = []
     for start in range(0, len(tokens), chunk):

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from jaxgen.errors import CheckpointError
-from jaxgen.store.files import dump_json, load_json
+from jaxgen.store.files import dump_json, file_sha256, load_json
 
 VERSION = 1
 RECORD = "checkpoint.json"
@@ -143,7 +143,7 @@ def write_record(folder: Path, step: int, metric: float | None, host: Any, leave
         "metric": metric if metric is not None and math.isfinite(metric) else None,
         "host": host,
         "leaves": leaves,
-        "files": {name: {"size": path.stat().st_size, "sha256": _file_sha256(path)} for name, path in files.items()},
+        "files": {name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for name, path in files.items()},
     }
     record = json.loads(dump_json(record))  # as it will be read: tuples are lists, keys are text
     (folder / RECORD).write_bytes(dump_json({"sha256": _record_sha256(record), "record": record}))
@@ -178,7 +178,7 @@ def check_files(folder: Path, step: int, record: Mapping[str, Any]) -> None:
         try:
             if path.stat().st_size != expected["size"]:
                 raise damaged(folder, step, f"{name} has {path.stat().st_size} bytes instead of {expected['size']}")
-            if _file_sha256(path) != expected["sha256"]:
+            if file_sha256(path) != expected["sha256"]:
                 raise damaged(folder, step, f"the content of {name} was altered")
         except OSError as error:
             raise damaged(folder, step, f"{name} cannot be read ({error.strerror})") from error
@@ -210,8 +210,3 @@ def digest(record: Mapping[str, Any]) -> str:
 
 def _record_sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -43,7 +43,7 @@ def test_compiled_functions_are_kept_in_a_folder_for_this_jaxlib_and_processor(u
 def test_another_processor_has_another_folder(user_cache, monkeypatch):
     here = keep_compilations()
     jax.config.update("jax_compilation_cache_dir", None)
-    monkeypatch.setattr(host, "_processor", lambda: "another")
+    monkeypatch.setattr(host, "processor", lambda: "another")
     assert keep_compilations() not in (here, None)
 
 

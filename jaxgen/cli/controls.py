@@ -1,0 +1,111 @@
+"""Flags of ``sample.py`` that stand for logit transforms: one for each of ``TRANSFORMS``, made from its options."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, get_args, get_type_hints
+
+from jaxgen.errors import UsageError
+from jaxgen.types import TokenId
+
+#: Turns text into token ids.
+Encode = Callable[[str], Any]
+
+
+def transform_flags() -> list[tuple[str, Any, Any]]:
+    """Name, annotated type and default of a flag for the first option of every transform but the temperature."""
+    import tyro
+
+    flags = []
+    for name, kind, option in _flagged():
+        of_tokens = _takes_tokens(option)
+        plain: Any = tuple[str, ...] if of_tokens else option | None
+        metavar = None
+        if of_tokens:
+            metavar = "TEXT=NUMBER [TEXT=NUMBER ...]" if _weighs(option) else "TEXT [TEXT ...]"
+        help_text = re.sub(r"\s+", " ", inspect.getdoc(kind) or "").replace("`", "")
+        argument = tyro.conf.arg(help=_sentence(help_text), metavar=metavar)
+        flags.append((name.replace("-", "_"), Annotated[plain, argument], () if of_tokens else None))
+    return flags
+
+
+def read_transforms(values: Mapping[str, Any], encode: Encode) -> tuple[Any, ...]:
+    """The transforms that flags ask for, in the order of ``TRANSFORMS``; ``UsageError`` for values out of range."""
+    made = []
+    for name, kind, option in _flagged():
+        value = values[name.replace("-", "_")]
+        if value is None or value == ():
+            continue
+        if _takes_tokens(option):
+            value = _biases(value, name, encode) if _weighs(option) else _ids(value, name, encode)
+        made.append(kind(value))
+    return tuple(made)
+
+
+def read_temperature(text: str) -> Any:
+    """``0.8``; ``1.2,0.8,0.5``, a token each, the last for all others; ``1.5:0.5:200``, a line over 200 tokens."""
+    from jaxgen.sampling import Linear
+
+    try:
+        if ":" in text:
+            start, end, steps = text.split(":")
+            return Linear(float(start), float(end), int(steps))
+        values = tuple(float(value) for value in text.split(","))
+    except ValueError as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(
+            f"--temperature {text!r} cannot be read: give a number such as 0.8, one a token such as 1.2,0.8,0.5, "
+            "or a line such as 1.5:0.5:200, from 1.5 to 0.5 over 200 tokens."
+        ) from None
+    return values if len(values) > 1 else values[0]
+
+
+def _flagged() -> Iterable[tuple[str, type, Any]]:
+    """Name, class and type of the first option of each transform."""
+    from jaxgen.sampling import TRANSFORMS
+
+    for name, kind in TRANSFORMS.items():
+        if name != "temperature":  # has a flag of its own, with a section for each value
+            yield name, kind, get_type_hints(kind)[dataclasses.fields(kind)[0].name]
+
+
+def _takes_tokens(option: Any) -> bool:
+    return option is TokenId or any(_takes_tokens(part) for part in get_args(option))
+
+
+def _weighs(option: Any) -> bool:
+    """Whether the option is pairs of a token and a number."""
+    return bool(get_args(get_args(option)[0]))
+
+
+def _ids(texts: Iterable[str], name: str, encode: Encode) -> tuple[int, ...]:
+    found: list[int] = []
+    for text in texts:
+        ids = [int(i) for i in encode(text)]
+        if not ids:
+            raise UsageError(f"--{name} got an empty text: give one or more characters.")
+        found += ids
+    return tuple(found)
+
+
+def _biases(pairs: Iterable[str], name: str, encode: Encode) -> tuple[tuple[int, float], ...]:
+    found = []
+    for pair in pairs:
+        text, sign, number = pair.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            sign = ""
+        if not sign:
+            raise UsageError(f"--{name} {pair!r} cannot be read: give a text and a number, such as e=-1.5.")
+        found += [(i, value) for i in _ids([text], name, encode)]
+    return tuple(found)
+
+
+def _sentence(text: str) -> str:
+    """The first sentence, for the help."""
+    return re.split(r"(?<=[.;)])\s+(?=[A-Z])", text)[0]

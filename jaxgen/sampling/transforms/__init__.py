@@ -1,0 +1,63 @@
+"""Logit transforms, one file each: what happens to the model's logits before a token is drawn."""
+
+from typing import Any
+
+from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last, Transform, chain, update_chain
+from jaxgen.sampling.transforms.bias import Bias
+from jaxgen.sampling.transforms.cutoffs import EpsilonCutoff, EtaCutoff, MinP
+from jaxgen.sampling.transforms.forbid import Forbid
+from jaxgen.sampling.transforms.force import Force
+from jaxgen.sampling.transforms.min_length import MinLength
+from jaxgen.sampling.transforms.no_repeat_ngram import NoRepeatNgram
+from jaxgen.sampling.transforms.penalties import FrequencyPenalty, PresencePenalty, RepetitionPenalty
+from jaxgen.sampling.transforms.temperature import Linear, Schedule, Temperature
+from jaxgen.sampling.transforms.top_k import TopK
+from jaxgen.sampling.transforms.top_p import TopP
+from jaxgen.sampling.transforms.typical_p import TypicalP
+
+#: In the order in which the commands apply them.
+TRANSFORMS: dict[str, type[Any]] = {
+    "forbid": Forbid,
+    "bias": Bias,
+    "repetition-penalty": RepetitionPenalty,
+    "presence-penalty": PresencePenalty,
+    "frequency-penalty": FrequencyPenalty,
+    "no-repeat-ngram": NoRepeatNgram,
+    "min-length": MinLength,
+    "force": Force,
+    "temperature": Temperature,
+    "top-k": TopK,
+    "top-p": TopP,
+    "min-p": MinP,
+    "typical-p": TypicalP,
+    "epsilon-cutoff": EpsilonCutoff,
+    "eta-cutoff": EtaCutoff,
+}
+
+__all__ = [
+    "TRANSFORMS",
+    "Bias",
+    "Chain",
+    "Context",
+    "EpsilonCutoff",
+    "EtaCutoff",
+    "Forbid",
+    "Force",
+    "FrequencyPenalty",
+    "Kinds",
+    "Last",
+    "Linear",
+    "MinLength",
+    "MinP",
+    "NoRepeatNgram",
+    "PresencePenalty",
+    "RepetitionPenalty",
+    "Schedule",
+    "Temperature",
+    "TopK",
+    "TopP",
+    "Transform",
+    "TypicalP",
+    "chain",
+    "update_chain",
+]

@@ -1,0 +1,85 @@
+"""Temperature, constant or by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.errors import UsageError
+from jaxgen.sampling.transforms.base import Context, Last, padded
+from jaxgen.types import Array
+
+#: Steps for which a function is asked; its last value holds from there on.
+TABLED = 4096
+LEAST, MOST = 1e-6, 1e6
+
+
+@dataclass(frozen=True)
+class Linear:
+    """From ``start`` at the first token to ``end`` after ``steps`` more, and ``end`` from there on."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= 10_000_000:
+            raise UsageError(f"A schedule over {self.steps!r} steps cannot be used: give 1 to 10000000 of them.")
+
+    def __call__(self, t: int) -> float:
+        return self.start + (self.end - self.start) * min(t / self.steps, 1.0)
+
+
+#: A number; one for each step, the last holding from there on; or a function of the step, such as ``Linear``.
+Schedule = float | tuple[float, ...] | Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Divide the logits by ``value`` > 0: below 1 sharpens the distribution, above 1 flattens it.
+
+    ``value`` is a number or a ``Schedule`` over the generated tokens. Zero means greedy decoding, which is a path of
+    its own (``greedy=True`` of the decode loop) and no transform. Raises ``UsageError`` for a temperature at any step
+    that cannot be used.
+    """
+
+    value: Schedule
+
+    def __post_init__(self) -> None:
+        table(self.value)
+
+    def init(self, context: Context) -> Array:
+        values = table(self.value)
+        return jnp.asarray(values if values.size == 1 else padded(values.tolist(), values[-1], np.float32))
+
+    @staticmethod
+    def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
+        size = state.shape[0]
+        return state, logits / (state if size == 1 else state[jnp.minimum(last.t, size - 1)][None])[:, None]
+
+
+def table(value: Any) -> np.ndarray:
+    """The temperatures at the steps 0, 1, …, [S] in float32; the last one holds from there on."""
+    if isinstance(value, Linear):
+        steps = range(value.steps + 1)
+        values = [value(t) for t in steps]
+    elif callable(value):
+        values = [value(t) for t in range(TABLED)]
+    else:
+        values = list(value) if isinstance(value, (tuple, list)) else [value]
+    if not values:
+        raise UsageError("A temperature schedule without a value cannot be used: give one or more.")
+    for t, each in enumerate(values):
+        # Beyond float32 the quotient of a forbidden token's -inf would be NaN, which can be drawn.
+        number = isinstance(each, (int, float, np.floating, np.integer)) and not isinstance(each, bool)
+        if not number or not LEAST <= each <= MOST:
+            where = f" at step {t}" if len(values) > 1 else ""
+            raise UsageError(
+                f"A temperature of {each}{where} cannot be used: give a number from 1e-6 to 1e6, or 0 for greedy"
+                f"{', which takes no schedule' if where else ''}."
+            )
+    return np.asarray(values, np.float32)

@@ -1,0 +1,61 @@
+"""A few arrays and what they belong to in one file (NumPy's .npz), with a digest over all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgen.errors import CheckpointError
+from jaxgen.store.files import dump_json, parse_json, replace_file
+
+ABOUT, DIGEST = "about", "sha256"
+MAX_BYTES = 2**30
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+    """Write ``arrays`` and the JSON values ``about``. Raises ``CheckpointError`` when that fails."""
+    entries = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    entries[ABOUT] = np.frombuffer(dump_json(dict(about)), np.uint8)
+    entries[DIGEST] = np.frombuffer(_digest(entries), np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **entries)
+    replace_file(path, buffer.getvalue())
+
+
+def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What ``save_arrays`` wrote. Raises ``CheckpointError`` for a file that is missing, altered or none of ours."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path} is larger than {MAX_BYTES // 2**20} MB, the most that is read.")
+        data = io.BytesIO(path.read_bytes())
+        with zipfile.ZipFile(data) as file:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+                raise ValueError("it is compressed")  # and could fill the memory
+        with np.load(data, allow_pickle=False) as loaded:
+            entries = {name: loaded[name] for name in loaded.files}
+        digest, about = entries.pop(DIGEST), None
+        if digest.tobytes() == _digest(entries):
+            about = parse_json(entries.pop(ABOUT).tobytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, json.JSONDecodeError):
+        about = None
+    if not isinstance(about, dict):
+        raise CheckpointError(f"{path} is damaged, or no file of jaxgen's. Make it anew.")
+    return entries, about
+
+
+def _digest(entries: Mapping[str, np.ndarray]) -> bytes:
+    total = hashlib.sha256()
+    for name in sorted(entries):
+        array = entries[name]
+        total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        total.update(array.tobytes())
+    return total.digest()
