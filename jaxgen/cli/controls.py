@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, get_args, get_type_hints
 
 from jaxgen.errors import UsageError
+from jaxgen.text import UNK
 from jaxgen.types import TokenId
 
 #: Turns text into token ids.
@@ -88,6 +89,10 @@ def _ids(texts: Iterable[str], name: str, encode: Encode) -> tuple[int, ...]:
         ids = [int(i) for i in encode(text)]
         if not ids:
             raise UsageError(f"--{name} got an empty text: give one or more characters.")
+        if UNK in ids:
+            raise UsageError(
+                f"--{name} {text!r} has something that the vocabulary lacks: give what the model can write."
+            )
         found += ids
     return tuple(found)
 

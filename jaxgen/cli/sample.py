@@ -98,7 +98,7 @@ def sample(args: list[str]) -> None:
     plain = [Settings(config.length, read_temperature(name), config.seed, **limits) for name in names]
     need_backend()
     sampler = Sampler.load(config.run)
-    transforms = read_transforms(more, sampler.tokenizer.encode_prompt)
+    transforms = read_transforms(more, sampler.tokenizer.encode)
     settings = [replace(each, transforms=transforms) for each in plain]
     for note in notes(sampler, transforms):
         say(note)

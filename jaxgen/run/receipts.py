@@ -76,7 +76,7 @@ class Replay:
 
 def replay(sampler: Sampler, saved: Any, where: str = "the receipt") -> Replay:
     """Draw the sample of a receipt again. Raises ``DataError`` for what is none."""
-    settings, sample, recorded = _read(saved, where)
+    settings, sample, recorded = check_receipt(saved, where)
     state = None
     if saved["state"] is not None:
         path = Path(saved["state"]["file"])
@@ -119,9 +119,10 @@ def _gap(
     return float(scores[now] - scores[was])
 
 
-def _read(saved: Any, where: str) -> tuple[Settings, int, np.ndarray]:
-    """The settings, number and tokens of a receipt."""
-    kinds = {"prompt": str, "tokens": list, "logp": list, "end": str, "index": int, "unk": str, "settings": dict}
+def check_receipt(saved: Any, where: str) -> tuple[Settings, int, np.ndarray]:
+    """The settings, number and tokens of a receipt. Raises ``DataError`` for what is none."""
+    kinds: dict[str, Any] = dict.fromkeys(("prompt", "end", "unk", "checkpoint"), str)
+    kinds |= {"tokens": list, "logp": list, "index": int, "seed": int, "settings": dict, "run": (str, type(None))}
     if not isinstance(saved, Mapping) or saved.get("receipt") != VERSION:
         raise DataError(f"{where} is no receipt of this version of jaxgen. `sample.py --json` writes them.")
     if wrong := [name for name, kind in kinds.items() if not isinstance(saved.get(name), kind)]:

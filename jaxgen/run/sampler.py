@@ -144,7 +144,8 @@ class Sampler:
 
     def step(self, state: State, token: int) -> tuple[State, jax.Array]:
         """Read one token: the new state and the logits [V] of the next, for loops of your own."""
-        if isinstance(token, bool) or not 0 <= token < self.tokenizer.vocab_size:
+        whole = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
+        if not whole or not 0 <= token < self.tokenizer.vocab_size:
             raise UsageError(f"There is no token {token!r}: ids go from 0 to {self.tokenizer.vocab_size - 1}.")
         carry, logits = self._step(self.weights, self._beside_weights(state.carry), jnp.full(1, token, jnp.int32))
         return State(carry, logits, np.append(state.tokens, np.int32(token))), logits[0]

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxgen.errors import UsageError, choose
 from jaxgen.sampling import ROWS, TRANSFORMS, Chain, Forbid, Linear, Schedule, Temperature, chain, check_seed
+from jaxgen.sampling.transforms import Force
 from jaxgen.sampling.transforms.temperature import table
 
 MAX_LENGTH = 10_000_000
@@ -52,6 +53,11 @@ class Settings:
             raise UsageError(f"At most {MAX_STOPS} stop strings of at most {MAX_STOP_LENGTH} characters can be used.")
         if self.max_seconds is not None and not (math.isfinite(self.max_seconds) and self.max_seconds > 0):
             raise UsageError(f"A limit of {self.max_seconds} seconds cannot be used: give a number above 0.")
+        forbidden, forced = (
+            {i for each in self.transforms if isinstance(each, kind) for i in each.ids} for kind in (Forbid, Force)
+        )
+        if forbidden & forced:
+            raise UsageError(f"The tokens {sorted(forbidden & forced)} are both forbidden and forced: leave one out.")
 
     @property
     def greedy(self) -> bool:

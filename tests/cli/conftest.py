@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from jaxgen.cli.replay import main as replay_main
 from jaxgen.cli.sample import main as sample_main
 from jaxgen.cli.train import main as train_main
 
@@ -54,6 +55,12 @@ def train() -> Callable[..., Outcome]:
 def sample() -> Callable[..., Outcome]:
     """``sample.py`` with these arguments."""
     return lambda *args, **output: call(sample_main, args, **output)
+
+
+@pytest.fixture
+def replay() -> Callable[..., Outcome]:
+    """``jaxgen replay`` with these arguments."""
+    return lambda *args, **output: call(replay_main, args, **output)
 
 
 @pytest.fixture(scope="session")

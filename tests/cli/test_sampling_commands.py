@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgen.cli.sample import SampleConfig, Speed, Writer, read_prompt
+from jaxgen.cli.sample import SampleConfig, Speed, Writer, read_prompt, unescaped
 from jaxgen.run import Piece
 
 
@@ -44,7 +45,7 @@ def test_the_speed_leaves_the_first_chunk_out_because_it_waits_for_compilation(s
 )
 def test_the_first_chunk_holds_a_piece_of_every_sample_of_its_block(indices, first, later):
     speed = Speed(block=8)
-    pieces = [Piece(index, "", np.zeros(1, np.int32), False) for index in indices]
+    pieces = [Piece(index, "", np.zeros(1, np.int32), np.zeros(1)) for index in indices]
     assert list(speed.timed(iter(pieces))) == pieces
     assert (speed.first_tokens, speed.later_tokens) == (first, later)
 
@@ -174,3 +175,141 @@ def test_a_windows_line_break_in_two_pieces_is_one_line_break_on_a_terminal(caps
     for text in ("a\r", "\nb\r", "c\r\n", "d\r", "", "\n"):
         writer.put(text)
     assert capsys.readouterr().out == "a\nb\\rc\nd\n"
+
+
+def objects(text: str) -> list[dict]:
+    """The receipts on standard output."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_text_ends_in_front_of_a_stop_string(sample, run):
+    whole = sample("--run", run, "--length", 60, "--seed", 2).out
+    stop = whole[20:23]
+    assert sample("--run", run, "--length", 60, "--seed", 2, "--stop", stop).out == whole[: whole.index(stop)] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [(r"\n", "\n"), (r"a\tb", "a\tb"), (r"\\n", r"\n"), (r"\\\n", "\\\n"), ("n", "n"), (r"\x", r"\x")],
+)
+def test_stop_strings_understand_escapes(typed, meant):
+    assert unescaped(typed) == meant
+
+
+def test_one_text_by_its_number_is_the_one_among_all(sample, run):
+    ten = body(sample("--run", run, "--length", 30, "--num-samples", 5).out)
+    assert sample("--run", run, "--length", 30, "--sample-index", 3).out == ten["sample 3"]
+
+
+def test_the_likeliest_of_many_come_first_with_their_numbers(sample, run):
+    all_of_them = objects(sample("--run", run, "--length", 20, "--num-samples", 6, "--json").out)
+    ranked = sorted(all_of_them, key=lambda each: -sum(each["logp"]))
+    best = body(sample("--run", run, "--length", 20, "--best-of", 6, "--num-samples", 2).out)
+    means = [f"sample {each['index']}, {sum(each['logp']) / 20:.4f} nats a token" for each in ranked[:2]]
+    assert list(best) == means
+    assert list(best.values()) == [each["text"] + "\n" for each in ranked[:2]]
+
+
+def test_a_state_is_saved_and_continued(sample, run):
+    done = sample("--run", run, "--prompt", "The ", "--length", 0, "--save-state", "s.npz")
+    assert re.search(r"The state after 4 tokens is in s\.npz\.", done.err)
+    expected = sample("--run", run, "--prompt", "The cat", "--length", 30).out.removeprefix("The ")
+    assert sample("--run", run, "--state", "s.npz", "--prompt", "cat", "--length", 30).out == expected
+
+
+def test_a_state_file_that_is_none_exits_with_4(sample, run, here):
+    (here / "s.npz").write_text("text")
+    done = sample("--run", run, "--state", "s.npz")
+    assert (done.code, done.out) == (4, "")
+    assert "s.npz is damaged" in done.err
+
+
+def test_every_transform_has_a_flag_that_does_something(sample, run):
+    plain = sample("--run", run, "--length", 40, "--temperature", 1.5).out
+    for flags in (
+        "--forbid e",
+        "--bias e=9",
+        "--repetition-penalty 5",
+        "--presence-penalty 5",
+        "--frequency-penalty 5",
+        "--no-repeat-ngram 1",
+        "--force mat",
+        "--top-k 2",
+        "--top-p 0.3",
+        "--min-p 0.5",
+        "--typical-p 0.1",
+        "--epsilon-cutoff 0.2",
+        "--eta-cutoff 0.5",
+    ):
+        done = sample("--run", run, "--length", 40, "--temperature", 1.5, *flags.split())
+        assert done.code == 0, done.err
+        assert done.out != plain, f"{flags} changes nothing"
+
+
+def test_a_least_length_without_an_end_is_told(sample, run):
+    assert "--min-length does nothing" in sample("--run", run, "--length", 5, "--min-length", 3).err
+
+
+def test_a_schedule_of_temperatures_is_a_setting_of_one_section(sample, run):
+    line = sample("--run", run, "--length", 30, "--temperature", "1.0:1.0:5").out
+    assert line == sample("--run", run, "--length", 30, "--temperature", "1.0,1.0").out
+    assert line == sample("--run", run, "--length", 30, "--temperature", 1).out
+    hot = sample("--run", run, "--length", 30, "--temperature", "1,1,1,1,1,1,1,1,1,1,50").out
+    assert (hot[:10], hot != line) == (line[:10], True)
+
+
+def test_a_receipt_holds_all_that_fixed_the_text(sample, run):
+    args = ("--run", run, "--prompt", "The ", "--length", 12, "--seed", 4, "--top-p", 0.9)
+    (value,) = objects(sample(*args, "--json").out)
+    assert value["prompt"] + value["text"] + "\n" == sample(*args).out
+    assert (value["seed"], value["index"], value["end"]) == (4, 0, "length")
+    assert len(value["tokens"]) == len(value["logp"]) == 12
+    assert value["settings"]["transforms"] == [{"name": "top-p", "options": {"p": 0.9}}]
+    assert re.fullmatch("[0-9a-f]{16}", value["checkpoint"])
+    assert {"jaxgen", "jax", "jaxlib"} <= set(value["versions"])
+    assert value["device"].startswith("cpu ")
+
+
+@pytest.fixture
+def receipts(sample, run, here):
+    """A file with three receipts."""
+    done = sample("--run", run, "--length", 40, "--num-samples", 3, "--repetition-penalty", 1.3, "--json")
+    (here / "s.jsonl").write_text(done.out)
+    return here / "s.jsonl"
+
+
+def test_a_replay_says_that_all_is_identical(replay, receipts):
+    done = replay(receipts)
+    assert (done.code, done.err) == (0, "All 3 samples are identical.\n")
+    assert done.out == "".join(f"{i + 1}: sample {i} of seed 0: identical (40 tokens)\n" for i in range(3))
+
+
+def test_a_replay_finds_the_token_that_differs_and_ends_with_1(replay, receipts):
+    values = objects(receipts.read_text())
+    values[1]["tokens"][7] = 3 + (values[1]["tokens"][7] - 2) % 5
+    receipts.write_text("\n".join(map(json.dumps, values)))
+    done = replay(receipts)
+    assert done.code == 1
+    assert re.search(r"2: sample 1 of seed 0: differs from token 7 on: '.+' was drawn, now '.+', by a gap of", done.out)
+    assert done.err == "error: 1 of 3 samples are not what they were.\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "is empty"), ("{}", "no receipt"), ("text", "Line 1 of"), ('{"receipt": 1}', "lacks"), ("[1]", "no receipt")],
+)
+def test_a_file_without_receipts_exits_with_3(content, message, replay, here):
+    (here / "s.jsonl").write_text(content)
+    done = replay("s.jsonl")
+    assert (done.code, done.out) == (3, "")
+    assert message in done.err
+
+
+def test_a_run_that_is_gone_exits_with_4(replay, receipts):
+    assert replay(receipts, "--run", "nowhere").code == 4
+
+
+def test_other_weights_are_told(replay, receipts, copied):
+    values = objects(receipts.read_text())
+    receipts.write_text("\n".join(json.dumps(each | {"checkpoint": "f" * 16}) for each in values))
+    assert "note: Line 1" in replay(receipts, "--run", copied).err

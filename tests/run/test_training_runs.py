@@ -196,12 +196,12 @@ def test_the_speed_of_the_call_that_compiles_is_written_nowhere(book, tmp_path, 
     assert second > 0
 
 
-def test_a_transform_of_ones_own_acts_last(book, tmp_path):
+def test_transforms_given_from_python_act(book, tmp_path):
     start(settings(book, tmp_path / "run", eval_every=0)).train()
     sampler = Sampler.load(tmp_path / "run")
     only = sampler.tokenizer.encode("a")[0]
     others = tuple(i for i in range(sampler.tokenizer.vocab_size) if i != only)
-    assert sampler.sample("The ", Settings(length=5, temperature=1.5, extra=(Forbid(others),))) == ["aaaaa"]
+    assert sampler.sample("The ", Settings(length=5, temperature=1.5, transforms=(Forbid(others),))) == ["aaaaa"]
 
 
 def test_runs_that_differ_in_their_seed_alone_share_what_is_compiled(book, tmp_path):

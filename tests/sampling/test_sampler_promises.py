@@ -12,9 +12,8 @@ import pytest
 
 from jaxgen.errors import UsageError
 from jaxgen.run import Sampler, Settings
-from jaxgen.sampling import PROMPT_CHUNK, ROWS, DecodeState, decode, sample_keys
-from jaxgen.sampling.generate import prime_chunks
-from jaxgen.sampling.transforms import init_chain
+from jaxgen.sampling import PROMPT_CHUNK, ROWS, DecodeState, decode, prime_chunks, sample_keys
+from jaxgen.sampling.transforms import RepetitionPenalty
 from jaxgen.tasks import LanguageTask
 from jaxgen.text import EOS, PAD, UNK, CharTokenizer
 
@@ -103,7 +102,7 @@ def primed(task, sampler):
     prime = jax.jit(task.task.prime)
 
     def read(prompt):
-        carry, logits = task.initial_carry(ROWS), jnp.zeros((ROWS, V), jnp.float32)
+        carry, logits = task.initial_carry(1), jnp.zeros((1, V), jnp.float32)
         for tokens, valid in prime_chunks(prompt):
             carry, logits = prime(sampler.weights, carry, logits, tokens, valid)
         return carry, logits
@@ -112,14 +111,13 @@ def primed(task, sampler):
 
 
 def test_blocks_decoded_in_another_order_and_in_one_call_give_the_same_texts(task, sampler, primed, texts):
-    chain = WARM.transforms((PAD, UNK, EOS))
+    chain = WARM.chain((PAD, UNK, EOS))
     options = {"length": LENGTH, "greedy": False, "eos": EOS, "pad": PAD}
-    loop = jax.jit(partial(decode, task.task.step, tuple(map(type, chain)), **options))
+    loop = jax.jit(partial(decode, task.task.step, chain.kinds, **options))
     carry, logits = primed(TOKENIZER.encode("abc"))
-    done, t = jnp.zeros(ROWS, bool), jnp.zeros((), jnp.int32)
     for block in (16, 0, 8):
-        state = DecodeState(carry, logits, init_chain(chain, ROWS, V), done, t)
-        made = loop(sampler.weights, state, sample_keys(WARM.seed, jnp.arange(block, block + ROWS)))[1]
+        state = DecodeState.start(chain, carry, logits)
+        made = loop(sampler.weights, state, sample_keys(WARM.seed, jnp.arange(block, block + ROWS)))[1].tokens
         wanted = texts[block : block + ROWS]
         assert [TOKENIZER.decode(row) for row in np.asarray(made)][: len(wanted)] == wanted
 
@@ -163,9 +161,9 @@ def test_neither_seed_nor_option_values_nor_prompt_length_are_compiled_for(task,
 @pytest.mark.parametrize("length", [1, PROMPT_CHUNK - 1, PROMPT_CHUNK, PROMPT_CHUNK + 1, 2 * PROMPT_CHUNK + 2])
 def test_a_prompt_read_in_chunks_is_the_prompt_stepped_token_by_token(task, sampler, primed, length):
     prompt = np.random.default_rng(length).integers(3, V, length).astype(np.int32)
-    carry, logits = task.initial_carry(ROWS), None
+    carry, logits = task.initial_carry(1), None
     for token in prompt:
-        carry, logits = STEP(task.task, sampler.weights, carry, jnp.full(ROWS, token))
+        carry, logits = STEP(task.task, sampler.weights, carry, jnp.full(1, token))
     got_carry, got_logits = primed(prompt)
     np.testing.assert_allclose(got_logits, logits, atol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), got_carry, carry)
@@ -190,12 +188,13 @@ def documents(task, params):
 
 def test_padding_and_unknown_are_never_drawn_from_documents(documents):
     made = ids_of(documents, Settings(length=40, temperature=1.8), num_samples=64)
-    assert set().union(*made) == set(range(V)) - {PAD, UNK, EOS}  # <eos> is the end and no part of the text
+    assert set().union(*made) == set(range(V)) - {PAD, UNK}
 
 
 def test_a_document_ends_where_eos_is_drawn(documents):
-    lengths = [len(ids) for ids in ids_of(documents, Settings(length=40, temperature=1.8), num_samples=64)]
-    assert 4 < np.mean(lengths) < 16  # one token in V = 13 ends it, less what 40 tokens cut off
+    made = ids_of(documents, Settings(length=40, temperature=1.8), num_samples=64)
+    assert 5 < np.mean([len(ids) for ids in made]) < 17  # one token in V = 13 ends it, less what 40 tokens cut off
+    assert all(EOS not in ids[:-1] for ids in made)
 
 
 def test_the_end_of_a_document_does_not_disturb_its_neighbours(documents):
@@ -216,10 +215,67 @@ def test_a_number_of_samples_that_cannot_be_drawn_is_refused(sampler, number):
         *({"temperature": value} for value in (-0.5, float("nan"), float("inf"), 1e-40, 1e39)),
         *({"length": value} for value in (-1, 2.5, True, 10**12)),
         *({"seed": value} for value in (-1, 2**32, True, 1.5)),
-        *({"top_k": value} for value in (0, -1, 1.5)),
-        *({"top_p": value} for value in (0.0, 1.5, float("nan"))),
+        *({"temperature": value} for value in ((1.0, 0.0), (1.0, float("nan")), (), True, "warm")),
+        *({"stop": value} for value in ("ab", ("",), (1,))),
+        *({"max_seconds": value} for value in (0, -1.0, float("nan"), float("inf"))),
     ],
 )
 def test_a_setting_out_of_range_is_refused_before_anything_is_compiled(option):
     with pytest.raises(UsageError, match="cannot be used: give "):
         Settings(**option)
+
+
+def test_one_sample_by_its_number_is_the_one_among_all(sampler, texts):
+    for number in (0, 7, 19):
+        assert sampler.sample("abc", WARM, first=number) == [texts[number]]
+    assert sampler.sample("abc", WARM, first=5, num_samples=3) == texts[5:8]
+
+
+def test_one_sample_of_a_larger_block_is_the_one_among_all(sampler):
+    settings = replace(WARM, block=4)
+    assert sampler.sample("abc", settings, first=6, num_samples=3) == sampler.sample("abc", settings, num_samples=9)[6:]
+
+
+@pytest.mark.parametrize("first", [-1, 1.0, True, 2**32])
+def test_a_sample_whose_number_cannot_be_is_refused(sampler, first):
+    with pytest.raises(UsageError, match="There is no sample"):
+        sampler.sample("abc", WARM, first=first)
+
+
+def test_the_size_of_the_streaming_chunk_changes_nothing(sampler, texts, monkeypatch):
+    monkeypatch.setattr("jaxgen.run.sampler.STREAM_CHUNK", 7)
+    assert sampler.sample("abc", WARM, num_samples=2) == texts[:2]
+
+
+def test_whole_samples_hold_what_the_model_gave_each_token(task, sampler, texts):
+    made = list(sampler.samples("abc", WARM, num_samples=3))
+    assert [sample.text for sample in made] == texts[:3]
+    assert [(sample.index, sample.end) for sample in made] == [(i, "length") for i in range(3)]
+    state = sampler.read("abc")
+    for token, logp in zip(made[1].tokens, made[1].logp):
+        np.testing.assert_allclose(logp, jax.nn.log_softmax(state.logits[0])[token], atol=2e-5)
+        state, _ = sampler.step(state, int(token))
+
+
+def test_the_best_of_many_are_the_likeliest_in_order(sampler):
+    everything = list(sampler.samples("abc", WARM, num_samples=12))
+    best = sampler.best("abc", WARM, of=12, keep=3)
+    ranked = sorted(everything, key=lambda sample: -sample.logp.mean())
+    assert [sample.index for sample in best] == [sample.index for sample in ranked[:3]]
+    with pytest.raises(UsageError, match="13 samples cannot be the best of 12"):
+        sampler.best("abc", WARM, of=12, keep=13)
+
+
+def test_time_that_is_up_ends_every_text_where_it_is(sampler, texts, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("jaxgen.run.sampler.time.monotonic", lambda: next(clock))
+    made = list(sampler.samples("abc", replace(WARM, max_seconds=3.5), num_samples=4))
+    # One look at the clock at the start and one ahead of every chunk: two chunks of the first text and one of the next.
+    assert [sample.end for sample in made] == ["length", "time", "time", "time"]
+    assert [sample.text for sample in made] == [texts[0], texts[1][:32], "", ""]
+
+
+def test_a_prompt_counts_for_a_repetition_penalty_however_it_was_read(sampler):
+    settings = replace(WARM, transforms=(RepetitionPenalty(50.0),))
+    assert sampler.sample("abc", settings) == sampler.sample("bc", settings, state=sampler.read("a"))
+    assert sampler.sample("abc", settings) != sampler.sample("abc", WARM)
