@@ -163,6 +163,26 @@ Titles end by `<eos>`; temperature 0 falls into cycles; at 1.8 most words are in
 {chr(10).join(sections)}"""
 
 
+def temperature() -> str:
+    """One prompt at six temperatures, from a better model of tinyshakespeare."""
+    result = train("base", "--data", "tinyshakespeare", "--preset", "base", "--sample-every", "0")
+    report = result["report"]
+    command, text = sample(result["run"], "--prompt", "ROMEO:", "--length", "280", "--temperature", *TEMPERATURES)
+    return f"""## Temperature, on one prompt
+
+    {result["command"]}
+
+{result["seconds"]:.0f} s from process start to the end; {report["windows_64_loss"]:.4f} nats/char on 64-character windows,
+{report["val_loss"]:.4f} with the state carried. {provenance(result)}
+
+    {command}
+
+```text
+{text.rstrip()}
+```
+"""
+
+
 def words() -> str:
     """A whole book at word level."""
     flags = ["--level", "word", "--epochs", "6", "--dropout", "0.4", "--batch-size", "16", "--seq-len", "32"]
@@ -211,6 +231,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "shakespeare": shakespeare,
     "cells": cells,
     "titles": titles,
+    "temperature": temperature,
     "words": words,
 }
 HEAD = "# Figures\n\nWritten by `python -m benchmarks.figures`; `JAXGEN_DATA` names the folder with the data sets.\n"

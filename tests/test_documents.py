@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import jaxgen
+from jaxgen.cli.sample import SampleConfig
 from jaxgen.data import LanguageConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +30,23 @@ def test_the_readme_example_trains_and_samples(capsys):
 
 def test_the_readme_example_is_about_ten_lines():
     assert len(python_block("README.md").strip().splitlines()) <= 12
+
+
+def test_the_sampling_page_runs_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = LanguageConfig(data=(str(ROOT / "README.md"),), hidden=4, steps=2, batch_size=2, seq_len=4, eval_every=0)
+    jaxgen.start(config).train()
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8"), re.DOTALL)
+    scope: dict = {}
+    exec(compile("\n".join(blocks).replace("length=200", "length=20"), "docs/sampling.md", "exec"), scope)
+    assert Path("to-be.npz").exists()
+    assert len(scope["texts"][0]) == 20
+
+
+def test_the_sampling_page_names_every_transform_in_its_order():
+    page = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
+    named = re.findall(r"(?m)^\| `--([a-z-]+)[^|]*?(?:`--([a-z-]+)[^|]*)?\|", page)
+    assert [name for pair in named for name in pair if name] == list(jaxgen.TRANSFORMS)
 
 
 @pytest.mark.slow
@@ -63,3 +81,11 @@ def test_every_flag_of_train_that_a_document_types_exists(document):
         with contextlib.suppress(ValueError):
             command = command[: command.index("#")]
         assert set(re.findall(r"--[a-z][a-z-]*", command)) <= known, command
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_flag_of_sample_that_a_document_types_exists(document):
+    known = {f"--{name.replace('_', '-')}" for name in SampleConfig.model_fields} | {"--help", "--json"}
+    known |= {f"--{name}" for name in jaxgen.TRANSFORMS}
+    for command in re.findall(r"python sample\.py.*$", document.read_text(encoding="utf-8"), re.MULTILINE):
+        assert set(re.findall(r"--[a-z][a-z-]*", command.split("#")[0].split("`")[0])) <= known, command
