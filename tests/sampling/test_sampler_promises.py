@@ -122,6 +122,18 @@ def test_blocks_decoded_in_another_order_and_in_one_call_give_the_same_texts(tas
         assert [TOKENIZER.decode(row) for row in np.asarray(made)][: len(wanted)] == wanted
 
 
+def test_a_sample_resumed_in_the_middle_is_the_one_made_at_once(task, sampler, primed, texts):
+    chain = replace(WARM, transforms=(RepetitionPenalty(1.0),)).chain((PAD, UNK, EOS))
+    loop = jax.jit(
+        partial(decode, task.task.step, chain.kinds, greedy=False, eos=EOS, pad=PAD), static_argnames="length"
+    )
+    keys = sample_keys(WARM.seed, jnp.arange(7, 7 + ROWS))
+    state, begun = loop(sampler.weights, DecodeState.start(chain, *primed(TOKENIZER.encode("abc"))), keys, length=13)
+    kept = jax.tree.map(np.asarray, state)  # as from a file
+    rest = loop(sampler.weights, jax.tree.map(jnp.asarray, kept), keys, length=LENGTH - 13)[1]
+    assert TOKENIZER.decode(np.concatenate([begun.tokens[0], rest.tokens[0]])) == texts[7]
+
+
 def test_a_shorter_sample_is_the_beginning_of_a_longer_one(sampler, texts):
     for length in (1, 32, 33):
         settings = Settings(length=length, temperature=1.0, seed=WARM.seed)
