@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.run import Sampler, Settings
+from jaxgen.run import Sampler, Settings, compiled
 from jaxgen.sampling import PROMPT_CHUNK, ROWS, DecodeState, decode, prime_chunks, sample_keys
 from jaxgen.sampling.transforms import RepetitionPenalty
 from jaxgen.tasks import LanguageTask
@@ -291,3 +291,29 @@ def test_a_prompt_counts_for_a_repetition_penalty_however_it_was_read(sampler):
     settings = replace(WARM, transforms=(RepetitionPenalty(50.0),))
     assert sampler.sample("abc", settings) == sampler.sample("bc", settings, state=sampler.read("a"))
     assert sampler.sample("abc", settings) != sampler.sample("abc", WARM)
+
+
+def test_decoding_ends_soon_after_every_text_has_ended(sampler, texts, monkeypatch):
+    calls = []
+
+    def counted(*args):
+        decoder = decoding(*args)
+        return lambda *more: calls.append(None) or decoder(*more)
+
+    decoding = compiled.decoding
+    monkeypatch.setattr(compiled, "decoding", counted)
+    long = Settings(length=32 * 50, temperature=1.0, seed=11, block=2)
+    both = sampler.sample("abc", replace(long, length=32), num_samples=2)
+    calls.clear()
+    stop = (both[0][20:24], both[1][10:14])
+    ended = list(sampler.samples("abc", replace(long, stop=stop), num_samples=2))
+    assert [sample.end for sample in ended] == ["stop", "stop"]
+    assert len(calls) == 2  # the chunk in which both end, and the one that was under way meanwhile
+
+
+def test_the_tokens_of_a_stopped_text_are_those_up_to_the_end_of_the_stop_string(sampler, texts):
+    (sample,) = sampler.samples("abc", replace(WARM, stop=(texts[0][5:8],)))
+    place = texts[0].index(texts[0][5:8])
+    assert sample.text == texts[0][:place]
+    assert TOKENIZER.decode(sample.tokens) == texts[0][: place + 3]
+    assert sample.tokens.size == sample.logp.size
