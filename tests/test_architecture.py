@@ -30,14 +30,15 @@ MAY_IMPORT = {
     "windows": {"types"},
     "cells": {"errors", "types"},
     "models": {"errors", "types", "cells"},
-    "tasks": {"errors", "types", "cells", "models"},
+    "baselines": {"errors", "types"},
+    "tasks": {"errors", "types", "cells", "models", "baselines"},
     "training": {"errors", "types", "windows", "cells", "models", "tasks"},
     "sampling": {"errors", "types"},
     "text": {"errors", "types"},
     "store": {"errors", "types"},
     "data": {"errors", "types", "windows", "text", "store"},
 }
-PURE = {"errors", "types", "windows", "cells", "models", "tasks", "training", "sampling"}
+PURE = {"errors", "types", "windows", "cells", "models", "baselines", "tasks", "training", "sampling"}
 MAY_IMPORT["run"] = set(MAY_IMPORT)
 MAY_IMPORT["api"] = set(MAY_IMPORT)  # a notebook needs no command line
 MAY_IMPORT["__init__"] = {"api"}
