@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.baselines.ngram import NGram
@@ -36,7 +38,7 @@ class Level(NamedTuple):
     begins: np.ndarray  # whether it is the beginning of a text
 
 
-def fit(tokens: Any, vocab_size: int, order: int, eos: int) -> tuple[NGram, dict[str, np.ndarray]]:
+def fit(tokens: Any, vocab_size: int, order: int, eos: int) -> tuple[NGram, dict[str, jax.Array]]:
     """Count ``tokens`` [N]: the model of n-grams of up to ``order`` tokens, and its parameters.
 
     Every ``eos`` ends a text and begins the next, across which no n-gram reaches; it is itself predicted as an end, and
@@ -46,13 +48,15 @@ def fit(tokens: Any, vocab_size: int, order: int, eos: int) -> tuple[NGram, dict
     ids = np.asarray(tokens)
     if ids.size == 0:
         raise DataError("There are no tokens to count n-grams of. Give more text.")
+    if not 0 <= eos < vocab_size:
+        raise UsageError(f"There is no token {eos} to end a text: ids go from 0 to {vocab_size - 1}.")
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= vocab_size:
         raise UsageError(
             f"N-grams are counted of ids from 0 to {vocab_size - 1} in one row: encode the text with its tokenizer."
         )
     model = NGram(vocab_size, order, vocab_size + 1, 1)  # checks both before anything is counted
     levels = count(np.concatenate([[eos], ids]), vocab_size, model.order, eos)
-    params = smooth(levels)
+    params = {name: jnp.asarray(leaf) for name, leaf in smooth(levels).items()}
     return NGram(vocab_size, order, params["token"].size, params["backoff"].size), params
 
 
