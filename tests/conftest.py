@@ -53,7 +53,7 @@ WORDS = [
     "spring",
 ]
 #: Where what is asked does not depend on how well XLA optimises. The contracts and the documents see what users get.
-QUICK = {"cells", "cli", "models", "run", "sampling", "tasks", "training"}
+QUICK = {"baselines", "cells", "cli", "models", "run", "sampling", "tasks", "training"}
 LOCAL = ("127.", "::1", "localhost")
 
 

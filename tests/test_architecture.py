@@ -16,8 +16,10 @@ import jaxgen
 from jaxgen import api
 from jaxgen.cells import CELLS
 from jaxgen.data import DATA
+from jaxgen.data.language import BUILT_FROM, ONLY
+from jaxgen.run.start import MODELS
 from jaxgen.sampling import TRANSFORMS
-from jaxgen.tasks import TASKS
+from jaxgen.tasks import BASELINES, TASKS, models
 from jaxgen.text import TOKENIZERS
 from jaxgen.training import OPTIMIZERS, SCHEDULES
 
@@ -30,14 +32,15 @@ MAY_IMPORT = {
     "windows": {"types"},
     "cells": {"errors", "types"},
     "models": {"errors", "types", "cells"},
-    "tasks": {"errors", "types", "cells", "models"},
+    "baselines": {"errors", "types"},
+    "tasks": {"errors", "types", "cells", "models", "baselines"},
     "training": {"errors", "types", "windows", "cells", "models", "tasks"},
     "sampling": {"errors", "types"},
     "text": {"errors", "types"},
     "store": {"errors", "types"},
     "data": {"errors", "types", "windows", "text", "store"},
 }
-PURE = {"errors", "types", "windows", "cells", "models", "tasks", "training", "sampling"}
+PURE = {"errors", "types", "windows", "cells", "models", "baselines", "tasks", "training", "sampling"}
 MAY_IMPORT["run"] = set(MAY_IMPORT)
 MAY_IMPORT["api"] = set(MAY_IMPORT)  # a notebook needs no command line
 MAY_IMPORT["__init__"] = {"api"}
@@ -249,6 +252,13 @@ def test_a_registry_is_in_alphabetical_order(registry):
 
 def test_a_task_that_can_be_trained_has_its_data():
     assert set(TASKS) == set(DATA)
+    assert set(BASELINES) <= set(TASKS)
+
+
+def test_a_model_that_can_be_trained_has_its_settings():
+    assert set(models("language")) == set(MODELS) == set(ONLY) == set(BUILT_FROM)
+    for settings in (*ONLY.values(), *BUILT_FROM.values()):
+        assert set(settings) <= set(DATA["language"].Config.model_fields)
 
 
 AFTER_IMPORT = """

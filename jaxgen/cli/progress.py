@@ -148,7 +148,8 @@ class Screen:
         table.add_column(overflow="fold")
         for label, text in _result_rows(event.report):
             table.add_row(label, text)
-        table.add_row("best step", f"{event.best_step:,} of {event.step:,}")
+        if event.step:
+            table.add_row("best step", f"{event.best_step:,} of {event.step:,}")
         table.add_row("run", Text(event.run))
         self.console.print(table)
         command = f'python sample.py --run {shlex.quote(event.run)} --prompt "The "'

@@ -15,6 +15,7 @@ reference, under two minutes on two CPU cores.
     python train.py --data book.txt                     any text
     python train.py --data book.txt --level word        words instead of characters
     python train.py --data names.txt --documents line   a text per line, each ending by itself
+    python train.py --model ngram --order 5             an n-gram model, to compare with
     python train.py --run runs/language-1 --resume auto  go on where a run stopped
 
 A preset sets several flags at once; --config FILE.toml reads any of them from a file; flags win over both."""
@@ -85,6 +86,7 @@ def _names(kind: Any) -> dict[str, Any]:
     """What the settings that name a registry's entry can be."""
     from jaxgen.cells import CELLS
     from jaxgen.data import BATCHES
+    from jaxgen.tasks import models
     from jaxgen.text import TOKENIZERS
     from jaxgen.training import OPTIMIZERS, SCHEDULES
 
@@ -92,6 +94,7 @@ def _names(kind: Any) -> dict[str, Any]:
         "cell": CELLS,
         "layout": BATCHES,
         "level": TOKENIZERS,
+        "model": models(kind.task),
         "optimizer": OPTIMIZERS,
         "preset": kind.presets,
         "schedule": SCHEDULES,

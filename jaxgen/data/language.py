@@ -32,12 +32,25 @@ EVAL_TOKENS = 200_000
 EVAL_ROWS = 32
 #: Targets scored by each windowed evaluation: 2,400 windows of 64 or 600 of 256.
 WINDOW_TOKENS = 2_400 * 64
+#: Longer n-grams than these are typing errors: almost none of them occurs twice.
+MAX_ORDER = 32
+#: Settings that one kind of model reads and others do not: most are about layers and about training by gradients.
+ONLY = {
+    "ngram": {"order"},
+    "rnn": {*TrainConfig.model_fields, "embed", "embed_dropout", "stride", "tie"}
+    - {"batch_size", "model", "run", "seed"},
+}
+#: What ``build`` of each kind of model takes from the settings.
+BUILT_FROM = {
+    "ngram": ("order",),
+    "rnn": ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "tie", "precision"),
+}
 #: Share of unknown training tokens above which a borrowed vocabulary is refused: the model would learn <unk> instead.
 MAX_UNKNOWN = 0.2
 
 
 class LanguageConfig(TrainConfig):
-    """Train a recurrent language model on any text."""
+    """Train a language model on any text: a recurrent one, or one to compare it with."""
 
     task: ClassVar[str] = "language"
 
@@ -71,6 +84,9 @@ class LanguageConfig(TrainConfig):
     """Share of each embedding dropped in training, of every occurrence anew."""
     tie: bool = False
     """Use the embedding as the output matrix too (needs --embed equal to --hidden)."""
+
+    order: Annotated[int, Field(gt=0, le=MAX_ORDER)] = 5
+    """Longest n-grams that --model ngram counts, in tokens."""
 
     presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
         "tiny": (
@@ -115,6 +131,7 @@ class LanguageConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _settings_fit(self) -> LanguageConfig:
+        self._check_model()
         if self.layout is not None:
             choose(self.layout, BATCHES, "layout")
         if self.tie and self.embed not in (None, self.hidden):
@@ -137,6 +154,22 @@ class LanguageConfig(TrainConfig):
                 "which holds nothing out: leave one of them out"
             )
         return self
+
+    def _check_model(self) -> None:
+        """Raise ``UsageError`` for a setting that differs from its default and belongs to other models."""
+        choose(self.model, ONLY, "model")
+        for other, names in ONLY.items():
+            given = [name for name in sorted(names) if getattr(self, name) != _default(type(self), name)]
+            if other != self.model and given:
+                value = getattr(self, given[0])
+                raise ValueError(
+                    f"--{given[0].replace('_', '-')} {value} has no meaning with --model {self.model}: leave it out, "
+                    f"or give --model {other}"
+                )
+
+
+def _default(kind: type[TrainConfig], name: str) -> Any:
+    return kind.model_fields[name].get_default(call_default_factory=True)
 
 
 @dataclass(frozen=True)
@@ -214,10 +247,9 @@ class LanguageData:
         return make_batches(self.corpus.layout, self.corpus.train, c.batch_size, c.seq_len, c.seed, c.stride)
 
     def model_options(self) -> dict[str, Any]:
-        """What ``LanguageTask.build`` needs."""
-        c = self.config
-        names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "tie", "precision")
-        return {"vocab_size": self.tokenizer.vocab_size, **{name: getattr(c, name) for name in names}}
+        """What ``build`` of the model needs."""
+        chosen = {name: getattr(self.config, name) for name in BUILT_FROM[self.config.model]}
+        return {"vocab_size": self.tokenizer.vocab_size, **chosen}
 
     def identity(self) -> dict[str, str]:
         """What a resumed run compares: the data's name and the digest of its bytes.

@@ -12,7 +12,7 @@ from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.store import CheckpointStore, RunDirectory
 from jaxgen.store.config import TrainConfig, validate
-from jaxgen.tasks import TASKS
+from jaxgen.tasks import models
 from jaxgen.text import Tokenizer, load_tokenizer
 
 
@@ -33,7 +33,7 @@ class SavedRun:
         saved = directory.read_json("config.json")
         try:
             name, config, resolved = saved["task"], saved["config"], saved["resolved"]
-            kind, build = DATA[name].Config, TASKS[name].build
+            kind, known = DATA[name].Config, models(name)
             options = dict(resolved["model"])
             config, _ = dict(config), [resolved[key] for key in ("steps", "horizon", "parameters", "data", "devices")]
         except (KeyError, TypeError, ValueError):
@@ -42,8 +42,8 @@ class SavedRun:
             ) from None
         tokenizer = load_tokenizer(directory.read_json("tokenizer.json"))
         try:
-            task = build(**options)
             config = validate(kind, config)
+            task = known[config.model].build(**options)
         except (UsageError, TypeError) as error:
             raise CheckpointError(f"{directory.config_path} holds settings that cannot be used. {error}") from None
         shared = [name for name in options if name != "vocab_size" and hasattr(config, name)]

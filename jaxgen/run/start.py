@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jaxlib
 
 from jaxgen.data import DATA
 from jaxgen.data.task import TaskData
 from jaxgen.errors import CheckpointError, DataError, UsageError
+from jaxgen.run import counting
 from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Note
 from jaxgen.run.host import need_devices
+from jaxgen.run.record import resolve, write_config
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.tensorboard import require_tensorboard
 from jaxgen.run.trainer import Emit, Progressed, Trainer
 from jaxgen.store import RunDirectory, truncate_samples
 from jaxgen.store.config import TrainConfig
-from jaxgen.tasks import TASKS
+from jaxgen.tasks import models
 from jaxgen.text import Tokenizer
 from jaxgen.training import count_devices, create_state
-from jaxgen.version import __version__
 
 #: Calls of the compiled step that ``--minutes`` times, after one that compiles.
 MEASURED_CALLS = 3
@@ -39,36 +39,27 @@ def ignore(event: Any) -> None:
 
 def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
     """A new run in a new folder. Raises ``UsageError``, ``DataError`` and ``CheckpointError`` before it exists."""
+    return MODELS[config.model].start(config, emit)
+
+
+def _start(config: TrainConfig, emit: Emit) -> Trainer:
     began = time.perf_counter()
     plan_optimizer(config, horizon=1)
     if config.tensorboard:
         require_tensorboard()
     source = None if config.init_from is None else SavedRun.open(config.init_from)
     data = _load(config, source.tokenizer if source else None)
-    options = data.model_options()
-    task = TASKS[config.task].build(**options)
+    options, build = data.model_options(), models(config.task)[config.model].build
+    task = build(**options)
     shapes = _shapes(task, config)
     # What rules choose by the device is written down, so that a resumed run computes the same bits.
     options |= task.chosen()
-    task = TASKS[config.task].build(**options)
+    task = build(**options)
     params = None if source is None else _borrowed(source, shapes)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     devices = _spread(config)
     _fits_memory(parameters, devices)
-    resolved = {
-        "model": options,
-        "parameters": parameters,
-        "data": data.identity(),
-        "has_documents": data.has_documents,
-        "versions": {
-            "jaxgen": __version__,
-            "jax": jax.__version__,
-            "jaxlib": jaxlib.__version__,
-            "python": platform.python_version(),
-        },
-        "device": jax.devices()[0].device_kind,
-        "devices": devices,
-    }
+    resolved = resolve(data, options, parameters, devices)
     run = RunDirectory.create(config.run, config.task)
     steps = _planned(config, data)
     if steps is None:
@@ -77,7 +68,7 @@ def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
         emit(Note(f"{config.minutes:g} minutes are enough for {steps:,} steps here; the number is fixed from now on."))
     resolved |= {"steps": steps, "horizon": steps}
     run.write_json("tokenizer.json", data.tokenizer.to_json())
-    _write_config(run, config, resolved)
+    write_config(run, config, resolved)
     return Trainer(config, data, task, run, resolved, emit).begin(params)
 
 
@@ -103,7 +94,11 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) ->
             f"The data of the run {path} have changed: {then['name']} with sha256 {then['sha256']} then, "
             f"{now['name']} with {now['sha256']} now. Bring back the old data, or start a new run with --init-from."
         )
-    resolved = {**saved.resolved, "steps": _prolonged(saved, config, data)}
+    return MODELS[config.model].resume(saved, config, data, emit)
+
+
+def _resume(saved: SavedRun, config: TrainConfig, data: TaskData, emit: Emit) -> Trainer:
+    path, resolved = saved.directory.path, {**saved.resolved, "steps": _prolonged(saved, config, data)}
     if resolved["steps"] > resolved["horizon"] and config.schedule != "constant":
         emit(
             Note(
@@ -125,7 +120,7 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) ->
     trainer.store.truncate(step)
     trainer.metrics.truncate(step)
     truncate_samples(saved.directory.samples_path, step)
-    _write_config(saved.directory, config, resolved)
+    write_config(saved.directory, config, resolved)
     return trainer
 
 
@@ -220,5 +215,12 @@ def _borrowed(source: SavedRun, shapes: Any) -> Any:
         raise UsageError(f"--init-from {source.directory.path} does not fit this model. {error}") from None
 
 
-def _write_config(run: RunDirectory, config: TrainConfig, resolved: dict[str, Any]) -> None:
-    run.write_json("config.json", {"task": config.task, "config": config.model_dump(mode="json"), "resolved": resolved})
+class Kind(NamedTuple):
+    """How runs of one kind of model begin, and how they go on with data that are what they were."""
+
+    start: Callable[[TrainConfig, Emit], Trainer]
+    resume: Callable[[SavedRun, TrainConfig, Any, Emit], Trainer]
+
+
+#: By the names that ``--model`` has.
+MODELS = {"ngram": Kind(counting.start, counting.resume), "rnn": Kind(_start, _resume)}

@@ -295,15 +295,15 @@ class Trainer:
     def _save(self, step: int, metric: float | None) -> None:
         self.store.save(step, self._current(), asdict(self.done), metric)
 
-    def _finish(self, step: int) -> Finished:
-        """Report on the best checkpoint: every evaluation in full, and samples at three temperatures."""
+    def _finish(self, step: int, report: dict[str, float] | None = None) -> Finished:
+        """Report on the best checkpoint: every evaluation in full (unless given), and samples at three temperatures."""
         if self.store.latest() is None:  # a run of no steps
             self._save(step, None)
         best = self.store.best()
         params = self._current().params
         if best is not None and best != step:
             params, _ = self.store.restore_params(best, jax.eval_shape(self.task.init, self.key))
-        report = self._report(params, final=True)
+        report = self._report(params, final=True) if report is None else report
         sampler = self._sampler_for(on_one_device(params))
         samples = [(temperature, self._write(sampler, temperature)) for temperature in FINAL_TEMPERATURES]
         self.run.write_json("report.json", {"step": step, "best_step": best or step, **report})

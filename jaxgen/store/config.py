@@ -47,6 +47,8 @@ class TrainConfig(BaseModel):
     """Everything random follows from it: initial weights, the order of the data, dropout, samples."""
 
     # The model
+    model: str = "rnn"
+    """What to train: a recurrent network, or a model to compare it with."""
     cell: str = "lstm"
     """Recurrent cell."""
     cell_options: dict[str, Finite | str] = {}

@@ -1,7 +1,19 @@
 """Tasks: a model, its loss, and how decoding is primed. A new task is one file here and one line below."""
 
+from typing import Any
+
 from jaxgen.tasks.language import LanguageTask, Totals
+from jaxgen.tasks.ngram import NGramTask
 
 TASKS = {"language": LanguageTask}
 
-__all__ = ["TASKS", "LanguageTask", "Totals"]
+#: What each task can be compared with: models that ``--model`` names instead of ``rnn``.
+BASELINES = {"language": {"ngram": NGramTask}}
+
+
+def models(task: str) -> dict[str, Any]:
+    """The models of ``task`` by the names that ``--model`` has: its own, and what it can be compared with."""
+    return {**BASELINES.get(task, {}), "rnn": TASKS[task]}
+
+
+__all__ = ["BASELINES", "TASKS", "LanguageTask", "NGramTask", "Totals", "models"]

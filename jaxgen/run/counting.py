@@ -1,0 +1,92 @@
+"""Runs of an n-gram model: counted before they begin, then evaluated, saved, sampled and reported on as any other."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen.baselines import NGram, fit
+from jaxgen.data import DATA
+from jaxgen.run.events import Finished, Note, Started
+from jaxgen.run.record import resolve, write_config
+from jaxgen.run.saved import SavedRun
+from jaxgen.run.trainer import Emit, Trainer
+from jaxgen.store import RunDirectory
+from jaxgen.store.config import TrainConfig
+from jaxgen.tasks import NGramTask
+from jaxgen.text import EOS
+from jaxgen.training import TrainState
+
+
+class Counting(Trainer):
+    """A run of no steps: its weights were counted. There is one row of metrics, one checkpoint and no loss curve."""
+
+    def hold(self, params: Any, seconds: float = 0.0) -> Counting:
+        """Set the parameters, and how long counting them took."""
+        self.done.seconds = seconds
+        self.go_on(TrainState(jnp.zeros((), jnp.int32), params, (), ()))
+        return self
+
+    def train(self) -> Finished:
+        """Evaluate the model, save it if that is not done yet, and report."""
+        self.emit(Started(str(self.run.path), self._facts(), 0, 0))
+        report = self._report(self._params, final=True)
+        if self.store.latest() is None:
+            self._record(report)
+        return self._finish(0, report)
+
+    def _record(self, report: dict[str, float]) -> None:
+        row = {
+            "step": 0,
+            "train_loss": None,
+            **report,
+            "learning_rate": None,
+            "tokens_per_second": round(self.data.corpus.train.ids.size / max(self.done.seconds, 1e-9)),
+            "seconds": round(self.done.seconds, 3),
+        }
+        self.metrics.append(row)
+        self.done.best_loss = report["val_loss"]
+        self._save(0, report["val_loss"])
+
+    def _facts(self) -> dict[str, str]:
+        ngrams, tokens = self.task.model.nodes - 1, self.data.corpus.train.ids.size
+        return {
+            **self.data.facts(),
+            "model": f"{ngrams:,} n-grams of up to {self.task.model.order} tokens, modified Kneser-Ney smoothing",
+            "training": f"{tokens:,} tokens counted"
+            + (f" in {self.done.seconds:.1f} s" if self.done.seconds else " before"),
+            "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
+        }
+
+
+def start(config: Any, emit: Emit) -> Counting:
+    """A new run in a new folder, its n-grams counted. Raises ``UsageError`` and ``DataError`` before it is a run."""
+    data = DATA[config.task].load(config)
+    run = RunDirectory.create(config.run, config.task)
+    model, params, seconds = count(data)
+    options = {**data.model_options(), "nodes": model.nodes, "contexts": model.contexts}
+    parameters = sum(leaf.size for leaf in params.values())
+    resolved = {**resolve(data, options, parameters, devices=1), "steps": 0, "horizon": 0}
+    run.write_json("tokenizer.json", data.tokenizer.to_json())
+    write_config(run, config, resolved)
+    return Counting(config, data, NGramTask(model), run, resolved, emit).hold(params, seconds)
+
+
+def resume(saved: SavedRun, config: TrainConfig, data: Any, emit: Emit) -> Counting:
+    """A run that is finished, to report on again; one that was stopped before it was saved is counted again."""
+    trainer = Counting(config, data, saved.task, saved.directory, saved.resolved, emit)
+    if trainer.store.latest() is None:
+        trainer.metrics.truncate(-1)
+        return trainer.hold(*count(data)[1:])
+    emit(Note(f"The run {saved.directory.path} is finished: n-grams are counted once, there is nothing to go on with."))
+    return trainer.hold(saved.params()[1])
+
+
+def count(data: Any) -> tuple[NGram, dict[str, Any], float]:
+    """The model of the training split, its parameters, and the seconds that it took."""
+    began = time.perf_counter()
+    model, params = fit(data.corpus.train.ids, data.tokenizer.vocab_size, data.config.order, EOS)
+    return model, params, time.perf_counter() - began

@@ -1,0 +1,111 @@
+"""Runs of an n-gram model: the same folder, evaluations and sampler as those of a recurrent one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxgen.data import DATA
+from jaxgen.errors import CheckpointError
+from jaxgen.run import Sampler, Settings, resume, start
+from jaxgen.run.events import Evaluated, Finished, Note, Started
+from jaxgen.run.saved import SavedRun
+from jaxgen.store import MetricsLog
+from jaxgen.text import EOS, PAD, UNK
+
+from .textbook import BEGIN, Textbook
+
+
+def settings(book, run, **more: Any) -> Any:
+    sizes = {"model": "ngram", "order": 3, "batch_size": 4, "seq_len": 8}
+    return DATA["language"].Config(**{"data": (str(book),), "run": str(run), **sizes, **more})
+
+
+@pytest.fixture(scope="module")
+def trained(book, tmp_path_factory):
+    run = tmp_path_factory.mktemp("counted") / "run"
+    return run, start(settings(book, run)).train()
+
+
+def test_the_validation_loss_of_a_run_is_that_of_the_formulas(book, trained):
+    run, finished = trained
+    corpus = DATA["language"].load(settings(book, run)).corpus
+    textbook = Textbook(corpus.train.ids.tolist(), corpus.tokenizer.vocab_size, 3, EOS)
+    wanted = textbook.loss(corpus.val.ids.tolist())
+    assert finished.report["val_loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_validation_loss_of_documents_is_that_of_the_formulas(book, tmp_path):
+    config = settings(book, tmp_path / "run", documents="line")
+    corpus = DATA["language"].load(config).corpus
+    textbook = Textbook(corpus.train.ids.tolist(), corpus.tokenizer.vocab_size, 3, EOS)
+    logp, context = [], (BEGIN,)
+    for token in corpus.val.ids.tolist():
+        logp.append(np.log(textbook.probability(token, context)))
+        context = (BEGIN,) if token == EOS else (*context, token)
+    assert start(config).train().report["val_loss"] == pytest.approx(-np.mean(logp), rel=1e-5)
+    texts = list(Sampler.load(tmp_path / "run").samples("", Settings(length=200, temperature=1.0), num_samples=4))
+    assert {text.end for text in texts} == {"eos"}
+
+
+def test_a_run_leaves_one_row_one_checkpoint_and_the_report(trained):
+    run, finished = trained
+    (row,) = MetricsLog(run / "metrics.jsonl").read()
+    assert {name: row[name] for name in finished.report} == finished.report
+    assert (row["step"], row["train_loss"], row["learning_rate"]) == (0, None, None)
+    store = SavedRun.open(run).checkpoints
+    assert (store.steps(), store.metric(0)) == ([0], finished.report["val_loss"])
+    report = json.loads((run / "report.json").read_text())
+    assert report == {"step": 0, "best_step": 0, **finished.report}
+
+
+def test_samples_repeat_and_hold_neither_padding_nor_unknowns(trained):
+    hot = Settings(length=300, temperature=1e6)  # every token about as likely as any other
+    first, again = (list(Sampler.load(trained[0]).samples("The ", hot, num_samples=2)) for _ in range(2))
+    assert [s.text for s in first] == [s.text for s in again]
+    assert first[0].text != first[1].text
+    drawn = np.concatenate([s.tokens for s in first])
+    assert drawn.size == 600
+    assert not set(drawn) & {PAD, UNK, EOS}
+
+
+def test_a_state_can_be_continued_from_a_file(trained, tmp_path):
+    sampler = Sampler.load(trained[0])
+    sampler.save_state(tmp_path / "state.npz", sampler.read("The ca"))
+    state = sampler.load_state(tmp_path / "state.npz")
+    assert sampler.sample("t", Settings(length=20), state=state) == sampler.sample("The cat", Settings(length=20))
+
+
+def test_a_finished_run_says_so_and_reports_again(trained):
+    run, finished = trained
+    events: list[Any] = []
+    assert resume(str(run), emit=events.append).train().report == finished.report
+    assert [type(event) for event in events] == [Note, Started, Finished]
+    assert "is finished: n-grams are counted once" in events[0].text
+    assert len(MetricsLog(run / "metrics.jsonl").read()) == 1
+
+
+def test_a_run_that_was_stopped_before_its_checkpoint_is_counted_again(trained, tmp_path):
+    run, finished = shutil.copytree(trained[0], tmp_path / "run"), trained[1]
+    shutil.rmtree(run / "checkpoints")
+    (run / "report.json").unlink()
+    events: list[Any] = []
+    assert resume(str(run), emit=events.append).train().report == finished.report
+    assert not [event for event in events if isinstance(event, (Note, Evaluated))]
+    assert len(MetricsLog(run / "metrics.jsonl").read()) == 1
+    one, two = (SavedRun.open(each).checkpoints.digest(0) for each in (run, trained[0]))
+    assert one == two
+
+
+def test_a_run_whose_sizes_were_altered_is_refused(trained, tmp_path):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    saved = json.loads((run / "config.json").read_text())
+    for name, value, message in (("order", 4, "differ in order"), ("nodes", 7, "has the shape"), ("nodes", 0, "nodes")):
+        changed = {**saved, "resolved": {**saved["resolved"], "model": {**saved["resolved"]["model"], name: value}}}
+        (run / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(CheckpointError, match=message):
+            Sampler.load(run)
