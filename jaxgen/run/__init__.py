@@ -1,5 +1,6 @@
 """Joins the two halves: training runs that can stop and go on, and sampling from what they leave."""
 
+from jaxgen.run.beams import Hypothesis, beam
 from jaxgen.run.sampler import Piece, Sample, Sampler
 from jaxgen.run.settings import Settings
 from jaxgen.run.start import resume, start
@@ -7,6 +8,7 @@ from jaxgen.run.state import State, interpolate
 from jaxgen.run.trainer import Interrupted, Trainer
 
 __all__ = [
+    "Hypothesis",
     "Interrupted",
     "Piece",
     "Sample",
@@ -14,6 +16,7 @@ __all__ = [
     "Settings",
     "State",
     "Trainer",
+    "beam",
     "interpolate",
     "resume",
     "start",

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxgen.sampling import decode
+from jaxgen.sampling import beam_search, decode
 from jaxgen.text import EOS, PAD
 from jaxgen.training import (
     STACKED,
@@ -122,3 +122,10 @@ def stepping(task: Any) -> Callable:
 def decoding(task: Any, kinds: tuple[type, ...], length: int, greedy: bool) -> Callable:
     """``(weights, state, keys) -> (state, drawn)``, ``length`` tokens with transforms of these ``kinds``."""
     return jax.jit(partial(decode, task.step, kinds, length=length, greedy=greedy, eos=EOS, pad=PAD))
+
+
+@shared
+def beams(task: Any, kinds: tuple[type, ...], width: int, length: int, n_best: int) -> Callable:
+    """``(weights, carry, logits, states, length_penalty) -> Hypotheses``, with transforms of these ``kinds``."""
+    search = partial(beam_search, task.step, kinds, width=width, length=length, n_best=n_best)
+    return jax.jit(partial(search, eos=EOS, pad=PAD))

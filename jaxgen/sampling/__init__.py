@@ -1,5 +1,6 @@
-"""Sampling: logit transforms and the decode loop. It sees a step function, never a model."""
+"""Sampling: logit transforms, the decode loop and beam search. They see a step function, never a model."""
 
+from jaxgen.sampling.beam import Hypotheses, beam_search, beam_states, check_beam, tile_beams
 from jaxgen.sampling.generate import (
     MAX_SEED,
     PRNG,
@@ -26,14 +27,19 @@ __all__ = [
     "DecodeState",
     "Drawn",
     "Forbid",
+    "Hypotheses",
     "Last",
     "Linear",
     "Schedule",
     "Temperature",
+    "beam_search",
+    "beam_states",
     "chain",
+    "check_beam",
     "check_seed",
     "decode",
     "log_probability",
     "prime_chunks",
     "sample_keys",
+    "tile_beams",
 ]
