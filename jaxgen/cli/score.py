@@ -144,7 +144,7 @@ def notes(total: Score, config: ScoreConfig) -> Iterator[str]:
     """What the user may not expect of this score."""
     if total.unknown:
         done = "left out" if config.unk == "skip" else "scored as <unk>"
-        yield f"note: {total.unknown:,} unknown tokens were {done}: bits are a lower bound."
+        yield f"note: unknown tokens were {done} ({total.unknown:,} of them): bits are a lower bound."
     if total.forced:
         yield (
             f"note: the text was cut {total.forced} times where there was no white space for a million characters; "

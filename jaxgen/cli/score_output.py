@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from jaxgen.cli.progress import visible
@@ -48,6 +49,7 @@ class Writer:
 
     def __init__(self, scorer: Scorer, per_token: bool) -> None:
         self._tokenizer, self._per_token, self._headed = scorer.sampler.tokenizer, per_token, False
+        self._shown = cache(self._quoted)  # a text has few different tokens
 
     def reading(self, name: str, reading: Reading, text: str | None = None) -> None:
         """A text, as it is scored."""
@@ -89,7 +91,7 @@ class Writer:
         line = f"{position:>9,}  {logp:>9.4f}  {math.exp(logp):>6.4f}  {self._shown(token):<8}"
         return (line + "".join(f"  {self._shown(other)} {math.exp(p):.4f}" for other, p in top)).rstrip() + "\n"
 
-    def _shown(self, token: int) -> str:
+    def _quoted(self, token: int) -> str:
         text = token_text(self._tokenizer, token)
         return text if token < len(SPECIAL) else shown(text)
 

@@ -78,25 +78,26 @@ def _document(line: str) -> Iterator[str]:
 
 def _blocks(raw: BinaryIO, size: int, seen: Callable[[int], None]) -> Iterator[bytes]:
     """The bytes of a file, unpacked if it is gzip."""
-    buffered = io.BufferedReader(_Counting(raw, seen), size)  # type: ignore[type-var]
-    stream: BinaryIO = buffered
-    if buffered.peek(2)[:2] == _GZIP:
-        stream = gzip.GzipFile(fileobj=buffered)  # type: ignore[assignment]
+    head = raw.read(len(_GZIP))
+    stream: BinaryIO = io.BufferedReader(_Counting(head, raw, seen), size)  # type: ignore[type-var]
+    if head == _GZIP:
+        stream = gzip.GzipFile(fileobj=stream)  # type: ignore[assignment]
     while block := stream.read(size):
         yield block
 
 
 class _Counting(io.RawIOBase):
-    """A stream that tells how many bytes have been read from it."""
+    """A stream whose first bytes have been read already; it tells how many have been."""
 
-    def __init__(self, raw: BinaryIO, seen: Callable[[int], None]) -> None:
-        self._raw, self._seen, self._count = raw, seen, 0
+    def __init__(self, head: bytes, raw: BinaryIO, seen: Callable[[int], None]) -> None:
+        self._head, self._raw, self._seen, self._count = head, raw, seen, 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        block = self._raw.read(len(buffer))
+        block, self._head = self._head[: len(buffer)], self._head[len(buffer) :]
+        block = block or self._raw.read(len(buffer))
         buffer[: len(block)] = block
         self._count += len(block)
         self._seen(self._count)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from jaxgen.cli.sample import main as sample_main
+from jaxgen.cli.score import main as score_main
 from jaxgen.cli.train import main as train_main
 
 
@@ -54,6 +55,12 @@ def train() -> Callable[..., Outcome]:
 def sample() -> Callable[..., Outcome]:
     """``sample.py`` with these arguments."""
     return lambda *args, **output: call(sample_main, args, **output)
+
+
+@pytest.fixture
+def score() -> Callable[..., Outcome]:
+    """``jaxgen score`` with these arguments."""
+    return lambda *args, **output: call(score_main, args, **output)
 
 
 @pytest.fixture(scope="session")
