@@ -172,8 +172,8 @@ def temperature() -> str:
 
     {result["command"]}
 
-{result["seconds"]:.0f} s from process start to the end; {report["windows_64_loss"]:.4f} nats/char on 64-character windows,
-{report["val_loss"]:.4f} with the state carried. {provenance(result)}
+{result["seconds"]:.0f} s from process start to the end; {report["windows_64_loss"]:.4f} nats/char on 64-character
+windows, {report["val_loss"]:.4f} with the state carried. {provenance(result)}
 
     {command}
 

@@ -1,25 +1,28 @@
-"""The command ``jaxgen``: the scripts at the top of the repository, installed as one."""
+"""The command ``jaxgen``: the scripts at the top of the repository and all others, installed as one."""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
-USAGE = """usage: jaxgen COMMAND [FLAGS]
-
-  train     train a model on text        (the same as python train.py)
-  sample    write text with a model      (the same as python sample.py)
-  replay    draw recorded samples again and say whether they are identical
-
-jaxgen COMMAND --help explains a command."""
+#: Each is a module of this package with a function ``main(args) -> exit code``.
+COMMANDS = {
+    "evaluate": "judge what a model writes, over several temperatures",
+    "replay": "draw recorded samples again and say whether they are identical",
+    "sample": "write text with a model      (the same as python sample.py)",
+    "score": "say how likely a model finds a text",
+    "train": "train a model on text        (the same as python train.py)",
+}
+USAGE = "usage: jaxgen COMMAND [FLAGS]\n\n{}\n\njaxgen COMMAND --help explains a command.".format(
+    "\n".join(f"  {name:9s} {text}" for name, text in COMMANDS.items())
+)
 
 
 def main() -> int:
     """Run the command named by the first argument; returns the exit code."""
-    from jaxgen.cli import replay, sample, train
     from jaxgen.cli.common import guarded, say
     from jaxgen.errors import choose
 
-    commands = {"replay": replay.main, "sample": sample.main, "train": train.main}
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(USAGE)
         return 0 if len(sys.argv) > 1 else 2
@@ -28,8 +31,8 @@ def main() -> int:
 
         print(f"jaxgen {__version__}")
         return 0
-    if sys.argv[1] not in commands:
-        code = guarded(lambda: (choose(sys.argv[1], commands, "command"), None)[1])
+    if sys.argv[1] not in COMMANDS:
+        code = guarded(lambda: (choose(sys.argv[1], COMMANDS, "command"), None)[1])
         say(USAGE)
         return code
-    return commands[sys.argv[1]](sys.argv[2:])
+    return import_module(f"jaxgen.cli.{sys.argv[1]}").main(sys.argv[2:])

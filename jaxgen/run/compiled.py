@@ -119,6 +119,12 @@ def stepping(task: Any) -> Callable:
 
 
 @shared
+def scoring(task: Any, top: int) -> Callable:
+    """``(weights, carry, tokens, targets, reset, valid, initial) -> (carry, scored)`` with the ``top`` likeliest."""
+    return jax.jit(partial(task.score, top=top))
+
+
+@shared
 def decoding(task: Any, kinds: tuple[type, ...], length: int, greedy: bool) -> Callable:
     """``(weights, state, keys) -> (state, drawn)``, ``length`` tokens with transforms of these ``kinds``."""
     return jax.jit(partial(decode, task.step, kinds, length=length, greedy=greedy, eos=EOS, pad=PAD))

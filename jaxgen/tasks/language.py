@@ -23,11 +23,23 @@ class Totals(NamedTuple):
     targets: Array  # how many
 
 
+class Scored(NamedTuple):
+    """What the model gave each target: log-probabilities in nats, float32, with the n likeliest tokens, best first."""
+
+    logp: Array  # [R, T]
+    top: Array  # int32 [R, T, n]
+    top_logp: Array  # [R, T, n]
+
+
 class Prepared(NamedTuple):
     """What the decode loop reads at every step, laid out once."""
 
     params: Params
     table: Array | None  # [V, K]
+
+
+#: Logits that scoring has in memory at once, at most: those of a chunk of words are hundreds of megabytes.
+MAX_LOGITS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -97,3 +109,48 @@ class LanguageTask:
         """One decoding step: ``token`` [R] -> the new carry and next-token logits [R, V]."""
         carry, logits = self._apply(prepared.params, token[:, None], carry, table=prepared.table)
         return carry, jax.lax.squeeze(logits, (1,))
+
+    def score(
+        self,
+        prepared: Prepared,
+        carry: Carry,
+        tokens: Array,
+        targets: Array,
+        reset: Array,
+        valid: Array,
+        initial: Carry,
+        *,
+        top: int = 0,
+    ) -> tuple[tuple[Carry, ...], Scored]:
+        """Read a chunk, ``tokens`` [R, T], and give the log-probability of each of its ``targets`` [R, T].
+
+        A row goes on from ``carry``, and from ``initial`` where ``reset`` [R, T] says so. A step that is not ``valid``
+        [R, T] reads nothing, and its log-probability is 0. ``top`` is how many likeliest tokens are given too; of
+        equally likely ones the lowest id comes first.
+        """
+        rows, steps = tokens.shape
+        carry, states = self._apply(
+            prepared.params,
+            tokens.T,
+            carry,
+            reset=reset.T,
+            valid=valid.T,
+            initial=initial,
+            table=prepared.table,
+            method=LanguageModel.states,
+        )
+
+        def one(block: tuple[Array, Array]) -> Scored:
+            logits = self._apply(prepared.params, block[0], method=LanguageModel.logits)
+            total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+            chosen = jnp.take_along_axis(logits, block[1][:, None], axis=-1)
+            likeliest, ids = jax.lax.top_k(logits, top)
+            return Scored((chosen - total)[:, 0], ids.astype(jnp.int32), likeliest - total)
+
+        size = rows * steps
+        while size % 2 == 0 and size * self.model.vocab_size > MAX_LOGITS:
+            size //= 2
+        blocks = states.reshape(-1, size, states.shape[-1]), targets.T.reshape(-1, size)
+        scored = jax.lax.map(one, blocks)
+        by_row = jax.tree.map(lambda a: jnp.swapaxes(a.reshape(steps, rows, *a.shape[2:]), 0, 1), scored)
+        return carry, by_row._replace(logp=jnp.where(valid, by_row.logp, 0.0))

@@ -112,6 +112,13 @@ class Tokenizer(ABC):
     def train(cls: type[T], texts: Iterable[str], *args: Any, **options: Any) -> T:
         """The tokenizer of some training text; raises ``UsageError`` for an option out of range."""
 
+    def safe_cut(self, text: str) -> int:
+        """The last place n at which a text that begins so can be cut, whatever follows; 0 if none is known.
+
+        The ids of ``text[:n]`` and of ``text[n:] + more`` are then together those of ``text + more``.
+        """
+        return 0
+
     def unknown(self, text: str) -> list[tuple[int, str]]:
         """What the vocabulary lacks in a text, as (position from 0, piece)."""
         return []

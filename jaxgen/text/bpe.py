@@ -52,6 +52,10 @@ class BpeTokenizer(Tokenizer):
         ]
         return np.concatenate(parts) + np.int32(FIRST) if parts else np.zeros(0, np.int32)
 
+    def safe_cut(self, text: str) -> int:
+        """In front of the last space or line break that follows something else than white space."""
+        return max((cut.start() for cut in _SAFE_CUT.finditer(without_surrogates(text))), default=0)
+
     def to_json(self) -> dict[str, Any]:
         """The library's own JSON, as one string."""
         return {"kind": self.kind, "tokenizers": self._inner.to_str()}

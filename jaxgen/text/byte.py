@@ -26,6 +26,10 @@ class ByteTokenizer(Tokenizer):
         """One id for each byte, int32 [T]; never UNK."""
         return np.frombuffer(text_bytes(text), np.uint8).astype(np.int32) + FIRST
 
+    def safe_cut(self, text: str) -> int:
+        """The end: no byte depends on another."""
+        return len(text)
+
     def to_json(self) -> dict[str, Any]:
         """The kind alone: there is nothing to learn."""
         return {"kind": self.kind}

@@ -46,6 +46,10 @@ class CharTokenizer(Tokenizer):
         """The characters that the vocabulary lacks, with their positions from 0."""
         return [(int(i), text[i]) for i in np.flatnonzero(self.encode(text) == UNK)]
 
+    def safe_cut(self, text: str) -> int:
+        """The end: no character depends on another."""
+        return len(text)
+
     def to_json(self) -> dict[str, Any]:
         """The code points, ascending (numbers, because JSON would merge two lone surrogates into one character)."""
         return {"kind": self.kind, "code_points": self._points.tolist()}

@@ -23,6 +23,8 @@ from jaxgen.text.base import (
 # Every character matches exactly one branch, so the pieces add up to the text; the classes on either side
 # of each repetition are disjoint, so matching never backtracks.
 _PIECE = re.compile(r" ?\w+(?:['’]\w+)*| ?[^\w\s]|\s")
+# White space begins a piece, and a mark that is no apostrophe ends one, whatever stands on the other side.
+_SAFE_CUT = re.compile(r"(?=\s)|(?<=[^\w\s'’])")
 
 
 class WordTokenizer(Tokenizer):
@@ -53,6 +55,10 @@ class WordTokenizer(Tokenizer):
                 found = known(piece, UNK)
             ids.append(found)
         return np.array(ids, np.int32)
+
+    def safe_cut(self, text: str) -> int:
+        """In front of the last white space or behind the last mark, whichever is later."""
+        return max((cut.start() for cut in _SAFE_CUT.finditer(without_surrogates(text))), default=0)
 
     def unknown(self, text: str) -> list[tuple[int, str]]:
         """The words that the vocabulary lacks, with the positions of their first characters from 0."""

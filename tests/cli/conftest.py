@@ -13,6 +13,7 @@ import pytest
 
 from jaxgen.cli.replay import main as replay_main
 from jaxgen.cli.sample import main as sample_main
+from jaxgen.cli.score import main as score_main
 from jaxgen.cli.train import main as train_main
 
 
@@ -61,6 +62,12 @@ def sample() -> Callable[..., Outcome]:
 def replay() -> Callable[..., Outcome]:
     """``jaxgen replay`` with these arguments."""
     return lambda *args, **output: call(replay_main, args, **output)
+
+
+@pytest.fixture
+def score() -> Callable[..., Outcome]:
+    """``jaxgen score`` with these arguments."""
+    return lambda *args, **output: call(score_main, args, **output)
 
 
 @pytest.fixture(scope="session")

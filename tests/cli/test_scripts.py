@@ -99,6 +99,7 @@ def test_wrong_input_leaves_no_traceback_and_the_exit_code_of_its_kind(script):
         (["--version"], 0, "jaxgen 0."),
         (["smaple"], 2, "Did you mean 'sample'?"),
         (["sample", "--run", "nowhere"], 4, "nowhere is not a run"),
+        (["score", "--text", "a", "--run", "nowhere"], 4, "nowhere is not a run"),
         (["train", "--lr", "nan"], 2, "--lr is nan"),
     ],
 )

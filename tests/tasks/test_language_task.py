@@ -228,7 +228,7 @@ def test_an_option_of_the_cell_reaches_it():
 
 
 @pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("function", ["build", "init", "initial_carry", "loss", "prepare", "prime", "step"])
+@pytest.mark.parametrize("function", ["build", "init", "initial_carry", "loss", "prepare", "prime", "step", "score"])
 def test_a_registered_task_has_the_functions_that_training_and_sampling_call(name, function):
     assert callable(getattr(TASKS[name], function, None))
 
