@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -56,6 +56,10 @@ class SampleConfig(BaseModel):
     """Draw just the text of this number, counted from 0."""
     best_of: int | None = None
     """Draw so many and write the likeliest (--num-samples of them), by mean log-probability of a token."""
+    beam: int | None = None
+    """Write the likeliest texts (--num-samples of them) that this many beams find, instead of drawing any."""
+    length_penalty: float = 1.0
+    """What beams are compared by: log-probability / tokens ** this. 0 favours short texts, more than 1 long ones."""
     seed: int = 0
     """Another seed, other texts."""
     stop: tuple[str, ...] = ()
@@ -110,6 +114,10 @@ def sample(args: list[str]) -> None:
         say(f"The state after {state.tokens.size:,} tokens is in {config.save_state}.")
 
     writer = Writer(escape=sys.stdout.isatty() and not config.raw)
+    if config.beam is not None:
+        search = {"prompt": prompt, "state": options["state"], "transforms": transforms}
+        write_beams(writer, sampler, config, more["json"], **search)
+        return
     speed = Speed(block, note="" if block == ROWS else f" in blocks of {block}")
     number = config.num_samples if config.best_of is None else config.best_of
     streams = [sampler.stream(settings=each, num_samples=number, **options) for each in settings]
@@ -135,6 +143,13 @@ def check(config: SampleConfig, args: Sequence[str]) -> None:
         raise UsageError(
             "--greedy and --temperature were given together: --greedy is --temperature 0, give one of them."
         )
+    if config.beam is not None:
+        single = ("best_of", "block", "max_seconds", "sample_index")
+        drawn = [f"--{name.replace('_', '-')}" for name in single if getattr(config, name) is not None]
+        drawn += ["--stop"] * bool(config.stop) + ["--greedy"] * config.greedy
+        drawn += [flag for flag in ("--temperature", "--seed") if flag_value(args, flag) is not None]
+        if drawn:
+            raise UsageError(f"--beam draws nothing, so that {drawn[0]} means nothing to it: leave one of them out.")
     if config.sample_index is not None and (config.num_samples != 1 or config.best_of is not None):
         other = "--num-samples" if config.num_samples != 1 else "--best-of"
         raise UsageError(f"--sample-index asks for one text and {other} for others: give one of them.")
@@ -162,6 +177,27 @@ def best(pieces: Iterator[Piece], config: SampleConfig) -> Iterable[Sample]:
     from jaxgen.run.sampler import likeliest, whole
 
     return whole(pieces) if config.best_of is None else likeliest(whole(pieces), config.num_samples)
+
+
+def write_beams(writer: Writer, sampler: Sampler, config: SampleConfig, as_json: bool, **search: Any) -> None:
+    """The best texts of a beam search, each headed by its score if there are several."""
+    from jaxgen.run.beams import beam
+
+    began = time.perf_counter()
+    sizes = {"width": config.beam, "length": config.length, "keep": config.num_samples}
+    found = beam(sampler, **sizes, length_penalty=config.length_penalty, unk=config.unk, **search)
+    for rank, each in enumerate(found, start=1):
+        if as_json:
+            value = {**asdict(each), "tokens": each.tokens.tolist(), "prompt": search["prompt"], "rank": rank, **sizes}
+            writer.put(json.dumps(value, ensure_ascii=False) + "\n")
+            continue
+        if config.num_samples > 1:
+            writer.heading(f"rank {rank}, {each.logp:.2f} nats, score {each.score:.4f}")
+        writer.put(search["prompt"] + each.text + "\n")
+    if len(found) < config.num_samples:
+        say(f"note: no more than {len(found)} different texts were found.")
+    tokens = sum(each.tokens.size for each in found)
+    say(f"{tokens:,} tokens by beam search of width {config.beam} in {time.perf_counter() - began:.2f} s")
 
 
 def unescaped(text: str) -> str:
