@@ -121,8 +121,7 @@ class Session:
             self._guarded(partial(self.obey, line))
             if self.leaving:
                 return
-            if self.pick and self.talk.state is not self.offered:
-                self._guarded(partial(self.offer, *self.pick))
+            self._guarded(self.renew)
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """Whatever goes wrong in a line, the session goes on.
@@ -172,14 +171,19 @@ class Session:
         if end in ENDS:
             say(ENDS[end])
 
+    def renew(self) -> None:
+        """Offer anew in the mode of ``/pick``, if the text has changed."""
+        if self.pick and self.talk.state is not self.offered:
+            self.offer(*self.pick)
+
     def offer(self, n: int = OFFERS, length: int = OFFER_LENGTH) -> None:
         """Show the likeliest ways to go on, and what they go on from."""
         self.offers, self.offered, state = [], self, self.talk.state
         found = self.talk.continuations(n, length)
         self.pick, self.offers, self.offered = (n, length), found, state
-        say(f"    {self.tail()}")
+        say(f"    {self.tail() or '(a new text)'}")
         for number, each in enumerate(found, start=1):
-            say(f"{number:3} {each.probability:6.1%}  {one_line(each.text) or '(the end of the text)'}")
+            say(f"{number:3} {each.probability:6.1%}  {one_line(each.text)}{'  (the text ends)' if each.ends else ''}")
 
     def take(self, number: int) -> None:
         """Add continuation ``number``."""
@@ -187,8 +191,10 @@ class Session:
             raise UsageError(f"No continuation {number} is offered: give the number of one, or /pick off to leave.")
         chosen = self.offers[number - 1]
         self.talk.take(chosen.tokens)
-        if not self.terminal:  # there, the next offers show the text
+        if not self.terminal or chosen.ends:  # else the next offers show it
             self.writer.put(chosen.text + "\n")
+        if chosen.ends:
+            say(ENDS["eos"])
 
     def tail(self) -> str:
         """The end of the text so far, on one line."""

@@ -32,6 +32,11 @@ class Continuation:
         """Of the first token, in which continuations differ."""
         return exp(float(self.logp[0]))
 
+    @property
+    def ends(self) -> bool:
+        """Whether the text ends with it."""
+        return EOS in self.tokens[-1:]
+
 
 def continuations(sampler: Sampler, state: State, n: int = 5, length: int = 16) -> list[Continuation]:
     """The ``n`` likeliest next tokens, the likeliest first, each with the likeliest behind it, up to ``length`` in all.
