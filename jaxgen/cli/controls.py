@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, get_args, get_type_hints
 
 from jaxgen.errors import UsageError
@@ -24,11 +24,8 @@ def transform_flags() -> list[tuple[str, Any, Any]]:
     for name, kind, option in _flagged():
         of_tokens = _takes_tokens(option)
         plain: Any = tuple[str, ...] if of_tokens else option | None
-        metavar = None
-        if of_tokens:
-            metavar = "TEXT=NUMBER [TEXT=NUMBER ...]" if _weighs(option) else "TEXT [TEXT ...]"
-        help_text = re.sub(r"\s+", " ", inspect.getdoc(kind) or "").replace("`", "")
-        argument = tyro.conf.arg(help=_sentence(help_text), metavar=metavar)
+        metavar = f"{_word(option)} [{_word(option)} ...]" if of_tokens else None
+        argument = tyro.conf.arg(help=_description(kind), metavar=metavar)
         flags.append((name.replace("-", "_"), Annotated[plain, argument], () if of_tokens else None))
     return flags
 
@@ -44,6 +41,28 @@ def read_transforms(values: Mapping[str, Any], encode: Encode) -> tuple[Any, ...
             value = _biases(value, name, encode) if _weighs(option) else _ids(value, name, encode)
         made.append(kind(value))
     return tuple(made)
+
+
+def described_transforms() -> dict[str, tuple[str, str]]:
+    """Of every transform that has a flag: what stands behind it, and what it does."""
+    return {name: (_word(option), _description(kind)) for name, kind, option in _flagged()}
+
+
+def read_words(name: str, words: Sequence[str]) -> Any:
+    """What the flag of the transform ``name`` would hold with these words behind it, for ``read_transforms``."""
+    option = next(option for each, _, option in _flagged() if each == name)
+    return tuple(words) if _takes_tokens(option) else read_number(name, words, option)
+
+
+def read_number(name: str, words: Sequence[str], kind: type = int) -> Any:
+    """The one number, of ``kind`` int or float, that ``words`` hold for the setting ``name``."""
+    try:
+        (word,) = words
+        return kind(word)
+    except ValueError:
+        raise UsageError(
+            f"--{name} {' '.join(words)!r} cannot be read: give a {'whole ' if kind is int else ''}number."
+        ) from None
 
 
 def read_temperature(text: str) -> Any:
@@ -83,6 +102,13 @@ def _weighs(option: Any) -> bool:
     return bool(get_args(get_args(option)[0]))
 
 
+def _word(option: Any) -> str:
+    """What a value of the option is called in the help."""
+    if _takes_tokens(option):
+        return "TEXT=NUMBER" if _weighs(option) else "TEXT"
+    return "N" if option is int else "X"
+
+
 def _ids(texts: Iterable[str], name: str, encode: Encode) -> tuple[int, ...]:
     found: list[int] = []
     for text in texts:
@@ -111,6 +137,7 @@ def _biases(pairs: Iterable[str], name: str, encode: Encode) -> tuple[tuple[int,
     return tuple(found)
 
 
-def _sentence(text: str) -> str:
-    """The first sentence, for the help."""
+def _description(kind: type) -> str:
+    """The first sentence of a transform's docstring."""
+    text = re.sub(r"\s+", " ", inspect.getdoc(kind) or "").replace("`", "")
     return re.split(r"(?<=[.;)])\s+(?=[A-Z])", text)[0]

@@ -75,6 +75,8 @@ class SampleConfig(BaseModel):
     """Write the state after the prompt to this file."""
     unk: Literal["error", "skip"] = "error"
     """What to do with prompt characters that the model has never seen."""
+    interactive: bool = False
+    """Continue texts line by line, with commands that change settings, take back, or offer the likeliest: /help."""
     raw: bool = False
     """Write control characters as they are on a terminal too."""
 
@@ -85,14 +87,18 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def sample(args: list[str]) -> None:
+    from jaxgen.cli import interactive
     from jaxgen.cli.controls import read_temperature, read_transforms, transform_flags
 
     flags = [*transform_flags(), ("json", Annotated[bool, _help(JSON)], False)]
     config, more = parse_more(SampleConfig, args, prog="sample.py", description=DESCRIPTION, more=flags)
     check(config, args)
+    if config.interactive:
+        interactive.check(config, more["json"])
     prompt = read_prompt(config)
 
     from jaxgen.run import Sampler, Settings
+    from jaxgen.run.conversation import Conversation
     from jaxgen.run.host import need_backend
     from jaxgen.sampling import ROWS
 
@@ -112,6 +118,10 @@ def sample(args: list[str]) -> None:
         state = sampler.read(prompt, options["state"], unk=config.unk)
         sampler.save_state(config.save_state, state)
         say(f"The state after {state.tokens.size:,} tokens is in {config.save_state}.")
+    if config.interactive:
+        talk = Conversation(sampler, settings[0], state=options["state"], unk=config.unk)
+        interactive.interact(talk, config, more, prompt)
+        return
 
     writer = Writer(escape=sys.stdout.isatty() and not config.raw)
     if config.beam is not None:

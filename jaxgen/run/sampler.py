@@ -125,6 +125,11 @@ class Sampler:
         """The state after reading ``prompt``, from a text's beginning or going on from ``state``. ``unk`` as above."""
         return self._read(self._ids(prompt, state, unk), state)
 
+    def read_tokens(self, tokens: Any, state: State | None = None) -> State:
+        """The state after token ids [T], nothing in front of them. Raises ``UsageError`` for ids out of range."""
+        self.tokenizer.decode_bytes(tokens)
+        return self._read(np.asarray(tokens, np.int32), state)
+
     def _ids(self, prompt: str, state: State | None, unk: str) -> np.ndarray:
         return self.prompt_ids(prompt, unk) if state is None else self.tokenizer.encode_prompt(prompt, unk=unk)
 

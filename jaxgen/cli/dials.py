@@ -1,0 +1,129 @@
+"""Settings that an interactive session turns on the fly: each is a command, and every flag of a transform is one."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from jaxgen.cli.common import say
+from jaxgen.cli.controls import (
+    described_transforms,
+    read_number,
+    read_temperature,
+    read_transforms,
+    read_words,
+    transform_flags,
+)
+from jaxgen.cli.sample import notes, unescaped
+from jaxgen.errors import UsageError, choose
+from jaxgen.sampling import TRANSFORMS, Linear
+
+if TYPE_CHECKING:
+    from jaxgen.run.conversation import Conversation
+
+#: Usage and help of the settings that are no transforms.
+PLAIN = {
+    "temperature": ("T", "0: always the likeliest token; 0.7; 1.2,0.8 a token each; 1.5:0.5:200 a line over tokens."),
+    "seed": ("N", "Another seed, whose answers are counted from 0."),
+    "length": ("N", "Tokens of an answer."),
+    "stop": ("TEXT ... | off", "End an answer in front of any of these texts."),
+    "max-seconds": ("S | off", "End an answer after this time."),
+    "unk": ("error | skip", "What to do with characters that the model has never seen."),
+}
+OFF = "off"
+#: What ``off`` stands for, where it stands for something.
+WITHOUT: dict[str, Any] = {"stop": (), "max-seconds": None}
+
+
+class Dials:
+    """The settings of a conversation as text. ``flags`` are the values of the transforms' flags, as parsed."""
+
+    def __init__(self, talk: Conversation, flags: Mapping[str, Any]) -> None:
+        self._talk = talk
+        self._neutral = {name.replace("_", "-"): default for name, _, default in transform_flags()}
+        self._values = {name: flags[name.replace("-", "_")] for name in self._neutral}
+        self._readers: dict[str, Callable[[Sequence[str]], Any]] = {
+            "temperature": lambda words: read_temperature(" ".join(words)),
+            "seed": partial(read_number, "seed"),
+            "length": partial(read_number, "length"),
+            "stop": tuple,
+            "max-seconds": lambda words: read_number("max-seconds", words, float),
+        }
+
+    def described(self) -> dict[str, tuple[str, str]]:
+        """Usage and help of every setting."""
+        transforms = {}
+        for name, (word, text) in described_transforms().items():
+            several = " ..." if self._neutral[name] == () else ""
+            transforms[name] = (f"{word}{several} | {OFF}", text)
+        return PLAIN | transforms
+
+    def turn(self, name: str, argument: str) -> None:
+        """Set ``name`` to what ``argument`` says, or show it if that is empty. Raises ``UsageError``."""
+        if not argument:
+            say(self._line(name))
+        elif name == "unk":
+            self._talk.unk = choose(argument, ("error", "skip"), "way to treat unknowns (--unk)")
+        elif name in self._values:
+            self._turn_transform(name, self._neutral[name] if argument == OFF else read_words(name, words(argument)))
+        else:
+            off = argument == OFF and name in WITHOUT
+            value = WITHOUT[name] if off else self._readers[name](words(argument))
+            self._talk.settings = replace(self._talk.settings, **{name.replace("-", "_"): value})
+            if name == "seed":
+                self._talk.number = 0
+
+    def lines(self) -> Iterator[str]:
+        """All settings in force, as the commands that set them."""
+        return (line for name in self.described() if not (line := self._line(name)).endswith(f" {OFF}"))
+
+    def _turn_transform(self, name: str, value: Any) -> None:
+        values = self._values | {name: value}
+        flags = {each.replace("-", "_"): value for each, value in values.items()}
+        transforms = read_transforms(flags, self._talk.sampler.tokenizer.encode_prompt)
+        self._talk.settings = replace(self._talk.settings, transforms=transforms)
+        self._values = values
+        for note in notes(self._talk.sampler, [each for each in transforms if type(each) is TRANSFORMS[name]]):
+            say(note)
+
+    def _line(self, name: str) -> str:
+        if name == "unk":
+            return f"/unk {self._talk.unk}"
+        value = self._values[name] if name in self._values else getattr(self._talk.settings, name.replace("-", "_"))
+        return f"/{name} {_written(value)}"
+
+
+def words(text: str) -> list[str]:
+    r"""Words apart at spaces that no quotes enclose; ``\\n``, ``\\t`` and ``\\\\`` as in a line of text."""
+    reader = shlex.shlex(text, posix=True, punctuation_chars=False)
+    reader.whitespace_split, reader.commenters, reader.escape = True, "", ""
+    try:
+        return [unescaped(word) for word in reader]
+    except ValueError:
+        raise UsageError(
+            f"{text!r} has a quote that is not closed: put a text with spaces or with the other quote between "
+            "two of one kind."
+        ) from None
+
+
+def _written(value: Any) -> str:
+    """A value as one would type it."""
+    if isinstance(value, Linear):
+        return f"{value.start}:{value.end}:{value.steps}"
+    if value is None or value == ():
+        return OFF
+    if not isinstance(value, tuple):
+        return str(value)
+    if all(isinstance(each, str) for each in value):
+        return " ".join(map(_quoted, value))
+    return ",".join(map(str, value))
+
+
+def _quoted(text: str) -> str:
+    for character, escape in (("\\", "\\\\"), ("\n", "\\n"), ("\t", "\\t")):
+        text = text.replace(character, escape)
+    quote = "'" if '"' in text else '"'
+    return f"{quote}{text}{quote}"
