@@ -153,7 +153,7 @@ class Jaxgen(Jax):
         import jax
 
         from jaxgen import Sampler, Settings
-        from jaxgen.cli.sample import Speed
+        from jaxgen.cli.writing import Speed
         from jaxgen.sampling import ROWS
         from jaxgen.text.base import FIRST
         from jaxgen.text.char import CharTokenizer

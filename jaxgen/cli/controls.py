@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, get_args, get_type_hints
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 from jaxgen.errors import UsageError
 from jaxgen.text import UNK
 from jaxgen.types import TokenId
+
+if TYPE_CHECKING:
+    from jaxgen.run import Sampler
 
 #: Turns text into token ids.
 Encode = Callable[[str], Any]
@@ -82,6 +85,24 @@ def read_temperature(text: str) -> Any:
             "or a line such as 1.5:0.5:200, from 1.5 to 0.5 over 200 tokens."
         ) from None
     return values if len(values) > 1 else values[0]
+
+
+def notes(sampler: Sampler, transforms: Iterable[Any]) -> Iterator[str]:
+    """What the user may not expect of these settings with this model."""
+    from jaxgen.sampling.transforms import MinLength, TopK
+
+    vocab = sampler.tokenizer.vocab_size
+    for each in transforms:
+        if isinstance(each, TopK) and each.k > vocab:
+            yield f"note: --top-k {each.k} is more than the vocabulary of {vocab}; all are kept."
+        if isinstance(each, MinLength) and not sampler.documents:
+            yield "note: --min-length does nothing: this model was trained on running text, which has no end."
+
+
+def unescaped(text: str) -> str:
+    r"""``\\n``, ``\\t`` and ``\\\\`` as the characters they stand for: shells pass a line break on only with effort."""
+    parts = text.split("\\\\")
+    return "\\".join(part.replace("\\n", "\n").replace("\\t", "\t") for part in parts)
 
 
 def _flagged() -> Iterable[tuple[str, type, Any]]:

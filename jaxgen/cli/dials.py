@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from jaxgen.cli.common import say
 from jaxgen.cli.controls import (
     described_transforms,
+    notes,
     read_number,
     read_temperature,
     read_transforms,
     read_words,
     transform_flags,
+    unescaped,
 )
-from jaxgen.cli.sample import notes, unescaped
 from jaxgen.errors import UsageError, choose
 from jaxgen.sampling import TRANSFORMS, Linear
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import flag_value, guarded, parse_more, say
+from jaxgen.cli.writing import Speed, Writer
 from jaxgen.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from jaxgen.run import Piece, Sample, Sampler
+    from jaxgen.run import Sampler, Settings
 
 DESCRIPTION = """Write text with a trained model. The same run, prompt, settings and seed always give the same text.
 
@@ -88,7 +88,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def sample(args: list[str]) -> None:
     from jaxgen.cli import interactive
-    from jaxgen.cli.controls import read_temperature, read_transforms, transform_flags
+    from jaxgen.cli.controls import notes, read_temperature, read_transforms, transform_flags, unescaped
 
     flags = [*transform_flags(), ("json", Annotated[bool, _help(JSON)], False)]
     config, more = parse_more(SampleConfig, args, prog="sample.py", description=DESCRIPTION, more=flags)
@@ -128,20 +128,39 @@ def sample(args: list[str]) -> None:
         search = {"prompt": prompt, "state": options["state"], "transforms": transforms}
         write_beams(writer, sampler, config, more["json"], **search)
         return
-    speed = Speed(block, note="" if block == ROWS else f" in blocks of {block}")
+    write_samples(writer, sampler, config, list(zip(names, settings)), as_json=more["json"], **options)
+
+
+def write_samples(
+    writer: Writer,
+    sampler: Sampler,
+    config: SampleConfig,
+    settings: Sequence[tuple[str, Settings]],
+    *,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Texts drawn with each of ``settings``, which are named by their temperatures."""
+    from jaxgen.run.receipts import receipt
+    from jaxgen.run.sampler import likeliest, whole
+
+    block = settings[0][1].block
+    speed = Speed(block, note="" if config.block is None else f" in blocks of {block}")
     number = config.num_samples if config.best_of is None else config.best_of
-    streams = [sampler.stream(settings=each, num_samples=number, **options) for each in settings]
-    for name, each, stream in zip(names, settings, streams):
+    streams = [sampler.stream(settings=each, num_samples=number, **options) for _, each in settings]
+    for (name, each), stream in zip(settings, streams):
         pieces = speed.timed(stream)
-        if more["json"]:
-            writer.write_receipts(best(pieces, config), sampler, each, prompt, config)
+        if as_json:
+            made = whole(pieces) if config.best_of is None else likeliest(whole(pieces), config.num_samples)
+            fixed = {"prompt": options["prompt"], "unk": config.unk, "state_file": config.state}
+            writer.write_json(receipt(sampler, each, sample, **fixed) for sample in made)
             continue
         if len(settings) > 1:
             writer.heading(f"temperature {name}")
         if config.best_of is None:
-            writer.write_all(pieces, prompt, options["first"], config.num_samples)
+            writer.write_all(pieces, options["prompt"], options["first"], config.num_samples)
         else:
-            writer.write_best(best(pieces, config), prompt)
+            writer.write_best(likeliest(whole(pieces), config.num_samples), options["prompt"])
     say(str(speed))
 
 
@@ -170,37 +189,19 @@ def check(config: SampleConfig, args: Sequence[str]) -> None:
         )
 
 
-def notes(sampler: Sampler, transforms: Iterable[Any]) -> Iterator[str]:
-    """What the user may not expect of these settings with this model."""
-    from jaxgen.sampling.transforms import MinLength, TopK
-
-    vocab = sampler.tokenizer.vocab_size
-    for each in transforms:
-        if isinstance(each, TopK) and each.k > vocab:
-            yield f"note: --top-k {each.k} is more than the vocabulary of {vocab}; all are kept."
-        if isinstance(each, MinLength) and not sampler.documents:
-            yield "note: --min-length does nothing: this model was trained on running text, which has no end."
-
-
-def best(pieces: Iterator[Piece], config: SampleConfig) -> Iterable[Sample]:
-    """The samples to write, put together: all in order or the likeliest first."""
-    from jaxgen.run.sampler import likeliest, whole
-
-    return whole(pieces) if config.best_of is None else likeliest(whole(pieces), config.num_samples)
-
-
 def write_beams(writer: Writer, sampler: Sampler, config: SampleConfig, as_json: bool, **search: Any) -> None:
     """The best texts of a beam search, each headed by its score if there are several."""
     from jaxgen.run.beams import beam
 
     began = time.perf_counter()
-    sizes = {"width": config.beam, "length": config.length, "keep": config.num_samples}
+    sizes: dict[str, Any] = {"width": config.beam, "length": config.length, "keep": config.num_samples}
     found = beam(sampler, **sizes, length_penalty=config.length_penalty, unk=config.unk, **search)
-    for rank, each in enumerate(found, start=1):
-        if as_json:
-            value = {**asdict(each), "tokens": each.tokens.tolist(), "prompt": search["prompt"], "rank": rank, **sizes}
-            writer.put(json.dumps(value, ensure_ascii=False) + "\n")
-            continue
+    if as_json:
+        writer.write_json(
+            {**asdict(each), "tokens": each.tokens.tolist(), "prompt": search["prompt"], "rank": rank, **sizes}
+            for rank, each in enumerate(found, start=1)
+        )
+    for rank, each in enumerate(() if as_json else found, start=1):
         if config.num_samples > 1:
             writer.heading(f"rank {rank}, {each.logp:.2f} nats, score {each.score:.4f}")
         writer.put(search["prompt"] + each.text + "\n")
@@ -208,12 +209,6 @@ def write_beams(writer: Writer, sampler: Sampler, config: SampleConfig, as_json:
         say(f"note: no more than {len(found)} different texts were found.")
     tokens = sum(each.tokens.size for each in found)
     say(f"{tokens:,} tokens by beam search of width {config.beam} in {time.perf_counter() - began:.2f} s")
-
-
-def unescaped(text: str) -> str:
-    r"""``\\n``, ``\\t`` and ``\\\\`` as the characters they stand for: shells pass a line break on only with effort."""
-    parts = text.split("\\\\")
-    return "\\".join(part.replace("\\n", "\n").replace("\\t", "\t") for part in parts)
 
 
 def _help(text: str) -> Any:
@@ -239,106 +234,3 @@ def read_prompt(config: SampleConfig) -> str:
         raise DataError(f"The prompt file {config.prompt_file} cannot be read: {error.strerror}.") from None
     # `echo` and editors end every file in a line break, which a model would take for the end of the line.
     return text.removesuffix("\r\n" if text.endswith("\r\n") else "\n")
-
-
-class Speed:
-    """Counts tokens as they are made. The first chunk of a stream waits for compilation, so it is counted apart."""
-
-    def __init__(self, block: int, note: str = "") -> None:
-        self.block, self.note = block, note
-        self.first_tokens = self.later_tokens = 0
-        self.first_seconds = self.later_seconds = 0.0
-
-    def timed(self, stream: Iterator[Piece]) -> Iterator[Piece]:
-        """The pieces of ``stream``, which is timed from here on."""
-        arrived = began = time.perf_counter()
-        first, before = True, -1
-        for piece in stream:
-            next_block = piece.index // self.block > before // self.block
-            if before < 0:
-                arrived = time.perf_counter()
-            elif piece.index <= before or next_block:  # beyond the first chunk
-                first = False
-            before = piece.index
-            if first:
-                self.first_tokens += piece.tokens.size
-            else:
-                self.later_tokens += piece.tokens.size
-            yield piece
-        self.first_seconds += arrived - began
-        self.later_seconds += time.perf_counter() - arrived
-
-    def __str__(self) -> str:
-        tokens, seconds = self.first_tokens + self.later_tokens, self.first_seconds + self.later_seconds
-        total = f"{tokens:,} tokens{self.note} in {seconds:.2f} s"
-        if not self.later_tokens:
-            return total
-        rate = self.later_tokens / max(self.later_seconds, 1e-9)
-        return (
-            f"{total}; {rate:,.0f} tokens/s after the first {self.first_tokens:,} "
-            f"({self.first_seconds:.1f} s to the first)"
-        )
-
-
-class Writer:
-    """Puts samples on standard output in order: the first of a block as it is made, the others behind it."""
-
-    def __init__(self, escape: bool) -> None:
-        self.escape, self._held = escape, ""
-
-    def put(self, text: str) -> None:
-        """Write text now."""
-        from jaxgen.cli.progress import visible
-
-        if self.escape:
-            text = self._held + text
-            self._held = "\r" if text.endswith("\r") else ""  # what follows decides whether it is half a line break
-            text = visible(text.removesuffix("\r"))
-        sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
-        sys.stdout.flush()
-
-    def heading(self, text: str) -> None:
-        """A line that names what follows."""
-        self.put(f"--- {text} ---\n")
-
-    def write_best(self, samples: Iterable[Sample], prompt: str) -> None:
-        """Chosen samples, each with its number and the mean log-probability that it was chosen by."""
-        for sample in samples:
-            self.heading(f"sample {sample.index}, {sample.mean_logp:.4f} nats a token")
-            self.put(prompt + sample.text + "\n")
-
-    def write_receipts(
-        self, samples: Iterable[Sample], sampler: Sampler, settings: Any, prompt: str, config: SampleConfig
-    ) -> None:
-        """A line of JSON for each sample."""
-        from jaxgen.run.receipts import receipt
-
-        for sample in samples:
-            value = receipt(sampler, settings, sample, prompt=prompt, unk=config.unk, state_file=config.state)
-            self.put(json.dumps(value, ensure_ascii=False) + "\n")
-
-    def write_all(self, stream: Iterator[Piece], prompt: str, first: int, num_samples: int) -> None:
-        """Every sample of ``stream`` behind its prompt, each ending in a line break."""
-        turn = -1
-        waiting: dict[int, str] = {}
-        finished: set[int] = set()
-        for piece in stream:
-            waiting[piece.index] = waiting.get(piece.index, "") + piece.text
-            if piece.last:
-                finished.add(piece.index)
-            if turn < 0:
-                turn = self._begin(first, prompt, num_samples)
-            while turn in waiting:
-                self.put(waiting.pop(turn))
-                if turn in finished:
-                    self.put("\n")
-                    if turn + 1 < first + num_samples:
-                        turn = self._begin(turn + 1, prompt, num_samples)
-                    else:
-                        turn += 1
-
-    def _begin(self, index: int, prompt: str, num_samples: int) -> int:
-        if num_samples > 1:
-            self.heading(f"sample {index}")
-        self.put(prompt)
-        return index

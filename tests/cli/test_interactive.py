@@ -201,7 +201,7 @@ def test_an_unknown_command_names_the_nearest(talk):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("/top-k 0", "top-k of 0 cannot be used: give a whole number from 1 to"),
+        ("/top-k 0", "top-k of 0 cannot be used: give a whole number of 1 or more"),
         ("/top-k many", "--top-k 'many' cannot be read: give a whole number."),
         ("/top-p 0.5 0.6", "--top-p '0.5 0.6' cannot be read: give a number."),
         ("/temperature -1", "A temperature of -1.0 cannot be used"),

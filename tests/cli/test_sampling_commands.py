@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgen.cli.sample import SampleConfig, Speed, Writer, read_prompt, unescaped
+from jaxgen.cli.controls import unescaped
+from jaxgen.cli.sample import SampleConfig, read_prompt
+from jaxgen.cli.writing import Speed, Writer
 from jaxgen.run import Piece
 
 
