@@ -8,17 +8,18 @@ USAGE = """usage: jaxgen COMMAND [FLAGS]
 
   train     train a model on text        (the same as python train.py)
   sample    write text with a model      (the same as python sample.py)
+  evaluate  measure what a model writes, over a sweep of temperatures
 
 jaxgen COMMAND --help explains a command."""
 
 
 def main() -> int:
     """Run the command named by the first argument; returns the exit code."""
-    from jaxgen.cli import sample, train
+    from jaxgen.cli import evaluate, sample, train
     from jaxgen.cli.common import guarded, say
     from jaxgen.errors import choose
 
-    commands = {"sample": sample.main, "train": train.main}
+    commands = {"evaluate": evaluate.main, "sample": sample.main, "train": train.main}
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(USAGE)
         return 0 if len(sys.argv) > 1 else 2
