@@ -25,9 +25,14 @@ DESCRIPTION = """Draw texts over a sweep of temperatures and measure them beside
     jaxgen evaluate runs/language-1 --temperature 0.5 0.7 0.9
     jaxgen evaluate --num-samples 200 --block 256 --json > quality.json
 
-A row of the table: logp, the mean log-likelihood of a token in nats; dist-1, -2, -3, the share of n-grams that are
-different ones; rep-4, the share of a text's 4-grams that it has had already; cycles, the texts that end by repeating
-themselves; known, the share of words that occur in the training text; copied, the longest span copied from it."""
+The columns:
+
+    logp         mean log-likelihood of a token in nats
+    dist-1 to 3  share of n-grams that are different ones
+    rep-4        share of a text's 4-grams that it has had already
+    cycles       texts that end by repeating themselves
+    known        share of words that occur in the training text
+    copied       longest span copied from the training text"""
 
 COLUMNS = ("temperature", "logp", "dist-1", "dist-2", "dist-3", "rep-4", "cycles", "known", "copied")
 #: Characters of a quotation.
@@ -158,7 +163,8 @@ def draw(result: Evaluation, picture: Path, saved: SavedRun) -> None:
     from jaxgen.store.quality_plot import draw_quality
 
     values = result.to_json()
-    title = f"{saved.directory.path.resolve().name}: {result.rows[0].texts} texts at each temperature"
+    name = saved.directory.path.resolve().name
+    title = f"{name}: quality against diversity, {result.rows[0].texts} texts at each temperature"
     draw_quality(values["rows"], values["validation"], picture, title, result.unit)
 
 

@@ -36,14 +36,13 @@ def _render(rows: Sequence[Mapping[str, Any]], real: Mapping[str, Any] | None, t
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.06)  # type: ignore[union-attr,call-arg]
     panels = [panel for panel in PANELS if panel is PANELS[0] or _points(rows, panel[0], panel[2])]
-    for axes, (name, label, factor) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+    places = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, label, factor) in zip(places, panels):
         _draw(axes, _points(rows, name, factor), _points([real] if real else [], name, factor))
-        _tell_missing(axes, [row for row in rows if row["distinct"][1] is None], unit)
-        if axes.lines:
-            axes.legend(loc="lower left", frameon=False, labelcolor=INK)
         axes.set_ylabel(label, color=INK)
         axes.set_xlabel(f"distinct-2 (share of {unit} pairs that are new)", color=INK)
         _dress(axes)
+    _explain(places[0], [row for row in rows if row["distinct"][1] is None], unit)
     figure.suptitle(shorten(title), x=0.012, ha="left", color=INK, fontsize=13, fontweight="bold", parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -75,10 +74,12 @@ def _draw(axes: Any, drawn: Sequence[tuple[float, float, str]], real: Sequence[t
         axes.plot([at], [height], "D", ms=8, mfc=VALIDATION, mec="white", mew=1.2, zorder=4, label=label)
 
 
-def _tell_missing(axes: Any, rows: Sequence[Mapping[str, Any]], unit: str) -> None:
-    if rows:
-        names = ", ".join(_label(row["temperature"]) for row in rows)
-        axes.plot([], [], " ", label=f"without {unit} pairs: {names}")
+def _explain(axes: Any, missing: Sequence[Mapping[str, Any]], unit: str) -> None:
+    if missing:
+        names = ", ".join(_label(row["temperature"]) for row in missing)
+        axes.plot([], [], " ", label=f"no {unit} pairs at {names}")
+    if axes.lines:
+        axes.legend(loc="best", frameon=False, labelcolor=INK)
 
 
 def _annotate(axes: Any, x: float, y: float, text: str, color: str) -> None:
@@ -88,6 +89,7 @@ def _annotate(axes: Any, x: float, y: float, text: str, color: str) -> None:
         xytext=(8, 7),
         textcoords="offset points",
         color=color,
+        fontsize=11,
         fontweight="bold",
         bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
         zorder=5,

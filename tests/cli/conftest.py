@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from jaxgen.cli.evaluate import main as evaluate_main
 from jaxgen.cli.sample import main as sample_main
 from jaxgen.cli.train import main as train_main
 
@@ -54,6 +55,13 @@ def train() -> Callable[..., Outcome]:
 def sample() -> Callable[..., Outcome]:
     """``sample.py`` with these arguments."""
     return lambda *args, **output: call(sample_main, args, **output)
+
+
+@pytest.fixture
+def evaluate() -> Callable[..., Outcome]:
+    """``jaxgen evaluate`` with these arguments, and with ``flags``, by default those for few short texts."""
+    little = "--num-samples 3 --length 40 --temperature 0 1"
+    return lambda *args, flags=little: call(evaluate_main, args, flags)
 
 
 @pytest.fixture(scope="session")
