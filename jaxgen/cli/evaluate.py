@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -170,7 +171,7 @@ def draw(result: Evaluation, picture: Path, saved: SavedRun) -> None:
 
 def width() -> int | None:
     """Columns of the terminal that standard output is, if it is one."""
-    return os.get_terminal_size().columns if sys.stdout.isatty() else None
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def report(result: Evaluation, documents: bool = False, width: int | None = None) -> str:

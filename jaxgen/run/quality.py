@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from jaxgen.run.sampler import Sample, Sampler
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.settings import Settings
 from jaxgen.text import EOS, PAD, UNK, text_bytes
-from jaxgen.text.copying import find_place, longest_copies
+from jaxgen.text.copying import Span, find_place, longest_copies
 from jaxgen.text.measures import WORD, Cycle, distinct, find_cycle, known_share, natural_unit, seq_rep, units
 from jaxgen.types import Batch
 
@@ -131,14 +131,15 @@ def evaluate(
     ]  # checked here, drawn below
     drawn = [list(stream) * (num_samples if each.greedy else 1) for each, stream in zip(sweep, streams)]
     unit = natural_unit(reference.train if reference else (s.text for samples in drawn for s in samples))
-    judge = Judge(sampler, unit, reference)
+    pieces = []
+    if reference is not None:
+        tokens = sum(s.tokens.size for samples in drawn for s in samples)
+        size = settings.length * sum(len(s.text) for samples in drawn for s in samples) / max(tokens, 1)
+        pieces = cut_pieces(reference.val, num_samples, max(1, round(size)), documents=sampler.documents)
+    texts = [s.text for samples in drawn for s in samples] + [piece.text for piece in pieces]
+    judge = Judge(sampler, unit, reference, None if reference is None else copies_of(texts, reference.train))
     rows = [judge.samples(each, samples, prompt) for each, samples in zip(temperatures, drawn)]
-    real = None
-    if reference is not None and reference.val:
-        characters, tokens = sum(row.characters for row in rows), sum(row.tokens for row in rows)
-        size = max(1, round(settings.length * characters / max(tokens, 1)))
-        real = judge.real(cut_pieces(reference.val, num_samples, size, documents=sampler.documents))
-    return Evaluation(rows, real, unit)
+    return Evaluation(rows, judge.real(pieces) if pieces else None, unit)
 
 
 @dataclass(frozen=True)
@@ -152,14 +153,14 @@ class RealText:
 def cut_pieces(texts: Sequence[str], count: int, size: int, *, documents: bool = False) -> list[RealText]:
     """Up to ``count`` pieces of ``texts`` of at most ``size`` characters, evenly spread over them.
 
-    Of documents the beginnings; of running text what follows a white space, no piece overlapping another.
+    None of no text. Of documents the beginnings; of running text what follows a white space, none overlapping another.
     """
     if documents:
         count = min(count, len(texts))
         chosen = [texts[i * len(texts) // count] for i in range(count)]
         return [RealText(text[:size], len(text) > size) for text in chosen]
     text = "".join(texts)
-    count = max(1, min(count, len(text) // size))
+    count = min(count, max(len(text) // size, 1 if text else 0))
     pieces = []
     for i in range(count):
         begin, end = (len(text) * j // count for j in (i, i + 1))
@@ -172,11 +173,12 @@ def cut_pieces(texts: Sequence[str], count: int, size: int, *, documents: bool =
 
 @dataclass(frozen=True)
 class Judge:
-    """Measures texts: the sampler knows their tokens, the reference what they are compared with."""
+    """Measures texts: the sampler knows their tokens, the reference and ``copies`` what is to be compared with it."""
 
     sampler: Sampler
     unit: str
     reference: Reference | None
+    copies: Mapping[str, Span] | None
 
     def samples(self, temperature: float, samples: Sequence[Sample], prompt: str) -> Row:
         """The row of drawn texts."""
@@ -219,15 +221,20 @@ class Judge:
             cycle=cycle,
             cycle_text=self.sampler.tokenizer.decode(turning[cycle.start :][: cycle.period]) if cycle else None,
             known_words=known_share(sequences, compare.words) if compare and self.unit == "word" else None,
-            copy=longest_copy(texts, compare.train) if compare else None,
+            copy=longest_copy(texts, self.copies, compare.train) if compare and self.copies is not None else None,
         )
 
 
-def longest_copy(texts: list[str], train: Sequence[str]) -> Copy | None:
-    """The longest span of ``texts`` that occurs in ``train``, where it does first; ``None`` if nothing is shared."""
+def copies_of(texts: Iterable[str], train: Sequence[str]) -> dict[str, Span]:
+    """The longest copied span of each text: all at once, since the training text is read through for it."""
     different = list(dict.fromkeys(texts))
-    spans = longest_copies(different, train)
-    text, (start, length) = max(zip(different, spans), key=lambda each: each[1].length)
+    return dict(zip(different, longest_copies(different, train)))
+
+
+def longest_copy(texts: Sequence[str], copies: Mapping[str, Span], train: Sequence[str]) -> Copy | None:
+    """The longest span of ``texts`` that occurs in ``train``, where it does first; ``None`` if nothing is shared."""
+    text = max(texts, key=lambda each: copies[each].length)
+    start, length = copies[text]
     copied = text[start : start + length]
     place = find_place(copied, train) if copied else None
     return place and Copy(copied, length, texts.index(text), start, place.text, place.at)

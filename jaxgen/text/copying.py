@@ -39,11 +39,13 @@ def find_place(span: str, texts: Iterable[str]) -> Place | None:
 
 def _batches(samples: Sequence[str]) -> Iterator[list[str]]:
     batch: list[str] = []
+    size = 0
     for sample in samples:
-        if batch and sum(map(len, batch)) + len(sample) > BATCH:
+        if batch and size + len(sample) > BATCH:
             yield batch
-            batch = []
+            batch, size = [], 0
         batch.append(sample)
+        size += len(sample)
     if batch:
         yield batch
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen.data import LanguageConfig, prepare
 from jaxgen.errors import UsageError
 from jaxgen.run import Sampler, Settings
-from jaxgen.run.quality import Copy, RealText, Reference, cut_pieces, evaluate, longest_copy, mean_logp
+from jaxgen.run.quality import Copy, RealText, Reference, copies_of, cut_pieces, evaluate, longest_copy, mean_logp
+from jaxgen.store.config import validate
 from jaxgen.tasks import LanguageTask
 from jaxgen.text import UNK, CharTokenizer
 
 TOKENIZER = CharTokenizer.train(["abc \n"])
-TRAIN = "a cab abc \nba cc abba cab\n" * 8
+TRAIN = "a cab abc \nba cc abba abb cab\n" * 8  # one sample begins with the rest of "abb"
 REFERENCE = Reference([TRAIN], ["ab cab bac\n" * 60])
 SETTINGS = Settings(length=100, seed=3, block=4)
 
@@ -112,6 +115,7 @@ def test_pieces_of_running_text_begin_behind_white_space_and_never_overlap():
 
 
 def test_little_text_gives_fewer_pieces_and_at_least_one():
+    assert cut_pieces([], 5, 100) == []
     assert cut_pieces(["ab"], 5, 100) == [RealText("ab", cut=False)]
     assert [piece.text for piece in cut_pieces(["a b c d e f "], 5, 6)] == ["b c ", "e f "]
 
@@ -122,6 +126,28 @@ def test_pieces_of_documents_are_beginnings_of_documents_spread_over_all():
     assert cut_pieces(texts[:2], 3, 50, documents=True) == [RealText(text, cut=False) for text in texts[:2]]
 
 
+def test_documents_end_in_real_text_as_they_do_in_samples(sampler):
+    task, weights = sampler.task, sampler.weights.params
+    reference = Reference(["cab"], ["ab cab", "ba", "c" * 150])
+    row = evaluate(
+        Sampler(task, TOKENIZER, weights, documents=True), [1.0], SETTINGS, num_samples=3, reference=reference
+    ).validation
+    assert row.texts == 3
+    assert row.tokens == row.characters + 2  # the last one is broken off, the others have an <eos>
+
+
+def test_the_texts_of_a_run_are_read_as_its_model_would_write_them(tmp_path):
+    (tmp_path / "data.txt").write_bytes(b"caf\xc3\xa9 \xff" * 10)
+    config = validate(LanguageConfig, {"data": str(tmp_path / "data.txt"), "level": "byte", "val_fraction": 0.5})
+    data = prepare(config.data, **config.reading())
+    identity = {"name": data.name, "sha256": data.sha256}
+    reference = Reference.of_run(SimpleNamespace(config=config, resolved={"data": identity}))
+    assert reference == Reference(["café \ufffd" * 5], ["café \ufffd" * 5])
+    assert reference.words == {"café"}
+    assert data.tokenizer.decode(data.train.ids) == reference.train[0]
+
+
 def test_the_longest_copy_is_found_among_equal_texts_too():
-    assert longest_copy(["xx", "abcab", "abcab"], ["zz", "cab abca"]) == Copy("abca", 4, 1, 0, 1, 4)
-    assert longest_copy(["xx", ""], ["abc"]) is None
+    texts, train = ["xx", "abcab", "abcab"], ["zz", "cab abca"]
+    assert longest_copy(texts, copies_of(texts, train), train) == Copy("abca", 4, 1, 0, 1, 4)
+    assert longest_copy(["xx"], copies_of(texts, train), train) is None
