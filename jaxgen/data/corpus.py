@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,17 +29,43 @@ __all__ = [
     "VAL_FRACTION",
     "DocumentBatches",
     "LanguageCorpus",
+    "Splits",
     "StreamBatches",
     "Tokens",
     "WindowBatches",
     "make_batches",
     "prepare",
+    "read_splits",
     "stream_eval",
     "window_eval",
 ]
 
 #: Share of the data held out unless told otherwise.
 VAL_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The texts to train on and to validate with, before a tokenizer has seen them: documents, or one running text.
+
+    The other fields are those of ``LanguageCorpus``.
+    """
+
+    train: list[str]
+    val: list[str]
+    name: str
+    sha256: str
+    val_sha256: str | None
+    layout: str
+    documents: str | None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a run remembers of its data: their name and the digest of their bytes.
+
+        With validation data, ``sha256`` is that of the two hexadecimal digests, training data first.
+        """
+        return identity(self.name, self.sha256, self.val_sha256)
 
 
 @dataclass(frozen=True)
@@ -62,6 +89,13 @@ class LanguageCorpus:
     val_unknown: int
 
 
+def identity(name: str, sha256: str, val_sha256: str | None) -> dict[str, str]:
+    """As ``Splits.identity``."""
+    if val_sha256 is not None:
+        sha256 = hashlib.sha256(f"{sha256}{val_sha256}".encode()).hexdigest()
+    return {"name": name, "sha256": sha256}
+
+
 def prepare(
     specs: Sequence[str],
     *,
@@ -82,13 +116,58 @@ def prepare(
     shuffle; ``val_data`` replaces the split. A given ``tokenizer`` decides the level. Raises ``UsageError`` for
     values out of range and ``DataError`` for data that cannot be used.
     """
-    if layout is not None:
-        choose(layout, BATCHES, "layout")
     level = tokenizer.kind if tokenizer is not None else choose(level, TOKENIZERS, "level")
     options = dict(tokenizer_options or {})
     if extra := sorted(options.keys() - TOKENIZERS[level].OPTIONS.keys()):
         allowed = ", ".join(TOKENIZERS[level].OPTIONS) or "none"
         raise UsageError(f"The level {level} has no option {extra[0]!r}; its options are: {allowed}.")
+    splits = read_splits(
+        specs,
+        level=level,
+        text_column=text_column,
+        layout=layout,
+        documents=documents,
+        val_fraction=val_fraction,
+        val_data=val_data,
+        seed=seed,
+    )
+    if tokenizer is None:
+        tokenizer = TOKENIZERS[level].train(splits.train, **options)
+    train = encode_split(tokenizer, splits.train, splits.layout)
+    val = encode_split(tokenizer, splits.val, splits.layout)
+    if (val_data or val_fraction > 0) and val.ids.size < 2:
+        raise DataError(
+            f"The validation split has {val.ids.size} tokens, but at least 2 are needed. Give more text, "
+            "a larger validation fraction, or a validation file with --val-data."
+        )
+    return LanguageCorpus(
+        tokenizer=tokenizer,
+        name=splits.name,
+        sha256=splits.sha256,
+        val_sha256=splits.val_sha256,
+        layout=splits.layout,
+        documents=splits.documents,
+        train=train,
+        val=val,
+        train_unknown=int(np.count_nonzero(train.ids == UNK)),
+        val_unknown=int(np.count_nonzero(val.ids == UNK)),
+    )
+
+
+def read_splits(
+    specs: Sequence[str],
+    *,
+    level: str = "char",
+    text_column: str | None = None,
+    layout: str | None = None,
+    documents: str | None = None,
+    val_fraction: float = VAL_FRACTION,
+    val_data: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Splits:
+    """Read texts and split them, as ``prepare`` does before it encodes them; errors as there."""
+    if layout is not None:
+        choose(layout, BATCHES, "layout")
     if not (isinstance(val_fraction, (int, float)) and 0 <= val_fraction < 1):
         raise UsageError(
             f"The validation fraction is {val_fraction!r}; it must be a number from 0 (no validation) to below 1."
@@ -104,46 +183,26 @@ def prepare(
         held_out = read_texts(val_data, text_column=text_column, documents=documents, level=level)
     if layout == "documents":
         cut = documents or _default_documents(source)
-        train_texts = split_documents(source.texts, cut)
+        train = split_documents(source.texts, cut)
         if held_out is not None:
-            val_texts = split_documents(held_out.texts, "line" if cut == "row" and not held_out.by_row else cut)
+            val = split_documents(held_out.texts, "line" if cut == "row" and not held_out.by_row else cut)
         else:
-            train_texts, val_texts = _hold_out(train_texts, val_fraction, seed, cut)
-        if not train_texts or (held_out is not None and not val_texts):
-            which = "validation data" if train_texts else "data"
+            train, val = _hold_out(train, val_fraction, seed, cut)
+        if not train or (held_out is not None and not val):
+            which = "validation data" if train else "data"
             raise DataError(f"There is no document with text in the {which} cut by {cut}. Give more text.")
     else:
         cut = None
-        train_text = join_texts(source.texts)
+        text = join_texts(source.texts)
         val_text = ""
         if held_out is not None:
             val_text = join_texts(held_out.texts)
         elif val_fraction > 0:
-            at = int(len(train_text) * (1 - val_fraction))
-            train_text, val_text = train_text[:at], train_text[at:]
-        train_texts, val_texts = [train_text], [val_text] if val_text else []
-
-    if tokenizer is None:
-        tokenizer = TOKENIZERS[level].train(train_texts, **options)
-    train = encode_split(tokenizer, train_texts, layout)
-    val = encode_split(tokenizer, val_texts, layout)
-    if (held_out is not None or val_fraction > 0) and val.ids.size < 2:
-        raise DataError(
-            f"The validation split has {val.ids.size} tokens, but at least 2 are needed. Give more text, "
-            "a larger validation fraction, or a validation file with --val-data."
-        )
-    return LanguageCorpus(
-        tokenizer=tokenizer,
-        name=source.name,
-        sha256=source.sha256,
-        val_sha256=None if held_out is None else held_out.sha256,
-        layout=layout,
-        documents=cut,
-        train=train,
-        val=val,
-        train_unknown=int(np.count_nonzero(train.ids == UNK)),
-        val_unknown=int(np.count_nonzero(val.ids == UNK)),
-    )
+            at = int(len(text) * (1 - val_fraction))
+            text, val_text = text[:at], text[at:]
+        train, val = [text], [val_text] if val_text else []
+    val_sha256 = None if held_out is None else held_out.sha256
+    return Splits(train, val, source.name, source.sha256, val_sha256, layout, cut)
 
 
 def encode_split(tokenizer: Tokenizer, texts: Sequence[str], layout: str) -> Tokens:

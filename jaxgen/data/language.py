@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +14,12 @@ from jaxgen.data.corpus import (
     BATCHES,
     VAL_FRACTION,
     LanguageCorpus,
+    Splits,
     Tokens,
+    identity,
     make_batches,
     prepare,
+    read_splits,
     stream_eval,
     window_eval,
 )
@@ -124,6 +126,18 @@ class LanguageConfig(TrainConfig):
         given = {"min_count": self.min_count, "vocab_size": self.vocab_size}
         return {name: value for name, value in given.items() if value is not None}
 
+    def reading(self) -> dict[str, Any]:
+        """What says, beside ``data``, which texts are read and how they are split."""
+        return {
+            "level": self.level,
+            "text_column": self.text_column,
+            "layout": self.layout,
+            "documents": self.documents,
+            "val_fraction": VAL_FRACTION if self.val_fraction is None else self.val_fraction,
+            "val_data": self.val_data,
+            "seed": self.seed,
+        }
+
     @field_validator("data", "val_data", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
@@ -193,18 +207,8 @@ class LanguageData:
                 f"--level is {config.level}, but the run to begin from reads tokens of the level {tokenizer.kind}: "
                 f"give --level {tokenizer.kind}, or leave out --init-from."
             )
-        corpus = prepare(
-            config.data,
-            level=config.level,
-            tokenizer_options=config.tokenizer_options(),
-            tokenizer=tokenizer,
-            text_column=config.text_column,
-            layout=config.layout,
-            documents=config.documents,
-            val_fraction=VAL_FRACTION if config.val_fraction is None else config.val_fraction,
-            val_data=config.val_data,
-            seed=config.seed,
-        )
+        options = config.tokenizer_options()
+        corpus = prepare(config.data, tokenizer_options=options, tokenizer=tokenizer, **config.reading())
         data = cls(config, corpus)
         _ = data.batches  # too little text is an error now, not after compilation
         data._check_validation()
@@ -212,6 +216,11 @@ class LanguageData:
         if tokenizer is not None and config.init_from is not None:
             data._check_vocabulary()
         return data
+
+    @staticmethod
+    def texts(config: LanguageConfig) -> Splits:
+        """Read and split the text, without encoding it; ``DataError`` for data that cannot be used."""
+        return read_splits(config.data, **config.reading())
 
     def _check_validation(self) -> None:
         there, needed = self.corpus.val.ids.size, self.config.seq_len + 1
@@ -252,14 +261,8 @@ class LanguageData:
         return {"vocab_size": self.tokenizer.vocab_size, **chosen}
 
     def identity(self) -> dict[str, str]:
-        """What a resumed run compares: the data's name and the digest of its bytes.
-
-        With ``val_data``, ``sha256`` is that of the two hexadecimal digests, training data first.
-        """
-        digest, val_digest = self.corpus.sha256, self.corpus.val_sha256
-        if val_digest is not None:
-            digest = hashlib.sha256(f"{digest}{val_digest}".encode()).hexdigest()
-        return {"name": self.corpus.name, "sha256": digest}
+        """What a resumed run compares: the data's name and the digest of its bytes (``Splits.identity``)."""
+        return identity(self.corpus.name, self.corpus.sha256, self.corpus.val_sha256)
 
     def sample_prompt(self) -> str:
         """What samples during training continue: the first words of a line of validation text, or a new document."""

@@ -104,7 +104,7 @@ def lay(segments: Iterable[Segment], rows: int) -> Iterator[Slab]:
 
 
 def _slab(held: list[tuple[int, int, Segment]], rows: int, steps: int) -> Slab:
-    shape = rows, -(-steps // CHUNK) * CHUNK
+    shape = rows, max(-(-steps // CHUNK), 1) * CHUNK  # one chunk of nothing for empty texts
     tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     reset, valid = np.zeros(shape, bool), np.zeros(shape, bool)
     places = []

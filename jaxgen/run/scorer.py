@@ -308,9 +308,6 @@ def _chunk(slab: Slab, at: int) -> list[np.ndarray]:
 
 
 def _collect(slab: Slab, scored: list[Any]) -> Iterator[TokenScores]:
-    if not scored:  # nothing but empty texts
-        empty = np.zeros((slab.tokens.shape[0], 0), np.float32)
-        scored = [(empty, np.zeros((*empty.shape, 0), np.int32), empty[..., None][..., :0])]
     logp, top, top_logp = (np.concatenate([np.asarray(each) for each in field], axis=1) for field in zip(*scored))
     for row, start, end in slab.places:
         here = row, slice(start, end)

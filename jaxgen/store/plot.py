@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,21 @@ def draw_losses(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
     1000 x 600 pixels: training loss per step and smoothed, validation loss with its best point, bits per character
     on the right where the rows have them, learning rate below. Raises ``CheckpointError`` when it cannot be written.
     """
+    save_picture(path, lambda: _render(metrics, title))
+
+
+def save_picture(path: str | os.PathLike[str], render: Callable[[], bytes]) -> None:
+    """Write what ``render`` draws to ``path``, with nothing said on the way.
+
+    Raises ``CheckpointError`` when it cannot be written.
+    """
     logger = logging.getLogger("matplotlib")  # it announces font caches and odd home folders on standard error
     level = logger.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # letters that the font lacks
         logger.setLevel(logging.CRITICAL)
         try:
-            data = _render(metrics, title)
+            data = render()
         finally:
             logger.setLevel(level)
     replace_file(Path(path), data)
@@ -59,7 +67,7 @@ def _render(metrics: Sequence[Mapping[str, Any]], title: str) -> bytes:
     for axes in {losses, below}:
         _dress(axes)
     below.set_xlabel("step", color=INK)
-    losses.set_title(_shorten(title), loc="left", color=INK, fontsize=13, fontweight="bold", pad=12, parse_math=False)
+    losses.set_title(shorten(title), loc="left", color=INK, fontsize=13, fontweight="bold", pad=12, parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -179,6 +187,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _shorten(title: str) -> str:
+def shorten(title: str) -> str:
+    """A title in one line that fits."""
     line = " ".join(title.split())
     return line if len(line) <= 90 else line[:89] + "…"

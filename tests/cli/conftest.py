@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from jaxgen.cli.evaluate import main as evaluate_main
 from jaxgen.cli.replay import main as replay_main
 from jaxgen.cli.sample import main as sample_main
 from jaxgen.cli.score import main as score_main
@@ -68,6 +69,13 @@ def replay() -> Callable[..., Outcome]:
 def score() -> Callable[..., Outcome]:
     """``jaxgen score`` with these arguments."""
     return lambda *args, **output: call(score_main, args, **output)
+
+
+@pytest.fixture
+def evaluate() -> Callable[..., Outcome]:
+    """``jaxgen evaluate`` with these arguments, and with ``flags``, by default those for few short texts."""
+    little = "--num-samples 3 --length 40 --temperature 0 1"
+    return lambda *args, flags=little: call(evaluate_main, args, flags)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,247 @@
+"""``jaxgen evaluate``: what a model writes over a sweep of temperatures, in a table and a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from jaxgen.cli.common import flag_value, guarded, parse_more, say
+from jaxgen.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from jaxgen.run.quality import Evaluation, Reference, Row
+    from jaxgen.run.saved import SavedRun
+
+DESCRIPTION = """Draw texts over a sweep of temperatures and measure them beside real text of the same amount.
+
+    jaxgen evaluate                                       the newest run in runs/
+    jaxgen evaluate runs/language-1 --temperature 0.5 0.7 0.9
+    jaxgen evaluate --num-samples 200 --block 256 --json > quality.json
+
+The columns:
+
+    logp         mean log-likelihood of a token in nats
+    dist-1 to 3  share of n-grams that are different ones
+    rep-4        share of a text's 4-grams that it has had already
+    cycles       texts that end by repeating themselves
+    known        share of words that occur in the training text
+    copied       longest span copied from the training text"""
+
+COLUMNS = ("temperature", "logp", "dist-1", "dist-2", "dist-3", "rep-4", "cycles", "known", "copied")
+#: Characters of a quotation.
+QUOTED = 200
+
+
+class EvaluateConfig(BaseModel):
+    """Flags of ``jaxgen evaluate``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    run: str | None = None
+    """Folder of the run; it may be given without the flag. Default: the newest in runs/."""
+    temperature: tuple[float, ...] = (0.0, 0.3, 0.5, 0.8, 1.0, 1.3)
+    """What to compare. 0 makes one text, which is counted --num-samples times."""
+    num_samples: int = 20
+    """Texts to draw at each temperature."""
+    length: int = 500
+    """Tokens of a text."""
+    prompt: str = ""
+    """Text to continue; it is not measured."""
+    seed: int = 0
+    """Another seed, other texts."""
+    block: int = 32
+    """Rows that decode together: more are sooner done. Another number may draw other texts."""
+    unk: Literal["error", "skip"] = "error"
+    """What to do with prompt characters that the model has never seen."""
+    require_data: bool = False
+    """Stop (exit code 3) when the training text is gone or changed, which otherwise leaves its columns empty."""
+    plot: str | None = None
+    """Where to draw the picture, a PNG. Default: quality.png in the folder of the run."""
+
+
+def _switches() -> list[tuple[str, Any, Any]]:
+    """Flags without a value."""
+    import tyro
+
+    texts = {"no_plot": "Draw no picture.", "json": "Write everything as one JSON object in place of the table."}
+    return [
+        (name, Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help=text)], False)
+        for name, text in texts.items()
+    ]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Evaluate; returns the exit code."""
+    return guarded(lambda: evaluate(list(sys.argv[1:] if args is None else args)), text_alone=True)
+
+
+def evaluate(args: list[str]) -> None:
+    config, switches = parse_more(
+        EvaluateConfig, named(args), prog="jaxgen evaluate", description=DESCRIPTION, more=_switches()
+    )
+    if not config.temperature:
+        raise UsageError("--temperature was given without a number: give one or more, for example 0.8.")
+    if config.plot is not None and switches["no_plot"]:
+        raise UsageError("--plot and --no-plot were given together: give one of them.")
+
+    from jaxgen.run import Sampler, Settings, quality
+    from jaxgen.run.host import need_backend
+    from jaxgen.run.saved import SavedRun
+
+    for temperature in config.temperature:
+        settings = Settings(config.length, temperature, config.seed, block=config.block)
+    need_backend()
+    saved = SavedRun.open(config.run)
+    picture = None if switches["no_plot"] else picture_path(config.plot, saved.directory.path)
+    reference = read_reference(saved, config.require_data)
+    sampler = Sampler.load(saved.directory.path)
+    began = time.perf_counter()
+    result = quality.evaluate(
+        sampler,
+        config.temperature,
+        settings,
+        prompt=config.prompt,
+        num_samples=config.num_samples,
+        reference=reference,
+        unk=config.unk,
+    )
+    tokens = sum(row.tokens for row in result.rows)
+    if switches["json"]:
+        about = {"run": str(saved.directory.path), "checkpoint": sampler.digest, "data": saved.resolved["data"]}
+        asked = config.model_dump(mode="json", exclude={"run", "plot", "require_data"})
+        print(json.dumps({**about, "settings": asked, **result.to_json()}, indent=2, ensure_ascii=False))
+    else:
+        print(report(result, sampler.documents, width()))
+    if picture is not None:
+        draw(result, picture, saved)
+        say(f"picture: {picture}")
+    say(f"{tokens:,} tokens drawn and measured in {time.perf_counter() - began:.1f} s")
+
+
+def named(args: list[str]) -> list[str]:
+    """``args`` with a run that was given without ``--run`` named by the flag."""
+    if not args or args[0].startswith("-"):
+        return args
+    if flag_value(args, "--run") is not None:
+        raise UsageError(f"Two runs were given, {args[0]} and --run {flag_value(args, '--run')}: give one of them.")
+    return ["--run", *args]
+
+
+def picture_path(given: str | None, run: Path) -> Path:
+    """Where the picture goes; ``UsageError`` when nothing can be written there, before any work is done."""
+    path = run / "quality.png" if given is None else Path(given)
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UsageError(
+            f"The picture cannot be written to {path}: give the name of a file in a folder that you may write with "
+            "--plot FILE, or --no-plot."
+        )
+    return path
+
+
+def read_reference(saved: SavedRun, required: bool) -> Reference | None:
+    """The texts of the run; without them ``None`` and a note, or ``DataError`` when they are ``required``."""
+    from jaxgen.run.quality import Reference
+
+    try:
+        return Reference.of_run(saved)
+    except DataError as error:
+        if required:
+            raise
+        say(f"note: {error} What compares with the training text is left out.")
+        return None
+
+
+def draw(result: Evaluation, picture: Path, saved: SavedRun) -> None:
+    """The picture of ``result``."""
+    from jaxgen.store.quality_plot import draw_quality
+
+    values = result.to_json()
+    name = saved.directory.path.resolve().name
+    title = f"{name}: quality against diversity, {result.rows[0].texts} texts at each temperature"
+    draw_quality(values["rows"], values["validation"], picture, title, result.unit)
+
+
+def width() -> int | None:
+    """Columns of the terminal that standard output is, if it is one."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def report(result: Evaluation, documents: bool = False, width: int | None = None) -> str:
+    """The table, and below it what its columns are of, the longest copy and the commonest way to go in circles."""
+    real = [] if result.validation is None else [result.validation]
+    lines = table([COLUMNS, *(cells(row) for row in [*result.rows, *real])], width)
+    lines += ["", f"logp in nats a token; dist-n and rep-4 of {result.unit}s; copied in characters"]
+    if copies := [(row, row.copy) for row in result.rows if row.copy is not None]:
+        row, copy = max(copies, key=lambda each: each[1].length)
+        place = f"document {copy.source:,}, character {copy.source_start:,}" if documents else f"{copy.source_start:,}"
+        lines += [
+            "",
+            f"longest copy: {copy.length:,} characters at temperature {name_of(row.temperature)}, "
+            f"in sample {copy.sample} from {copy.start:,}, in the training text from {place}",
+            f"  {quoted(copy.text)}",
+        ]
+    if turning := [(row, row.cycle) for row in result.rows if row.cycle is not None]:
+        row, cycle = max(turning, key=lambda each: each[0].cycles)
+        lines += [
+            "",
+            f"cycle at temperature {name_of(row.temperature)}: period {cycle.period:,} from {cycle.start:,}, in tokens",
+            f"  {quoted(row.cycle_text or '')}",
+        ]
+    return "\n".join(lines)
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """One row of the table; - is what cannot be measured."""
+    return (
+        name_of(row.temperature),
+        _number(row.logp, ".3f"),
+        *(_number(value, ".3f") for value in row.distinct),
+        _number(row.seq_rep_4, ".3f"),
+        f"{row.cycles}/{row.texts}",
+        _number(row.known_words, ".1%"),
+        "-" if row.copy is None else f"{row.copy.length:,}",
+    )
+
+
+def table(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
+    """Lines with the first column on the left and the others on the right.
+
+    In a window of ``width`` columns that is too narrow, the columns go on below, the first one repeated.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines: list[str] = []
+    shown = list(range(1, len(widths)))
+    while shown:
+        count, taken = 0, widths[0]
+        while count < len(shown) and (not count or width is None or taken + 2 + widths[shown[count]] <= width):
+            taken += 2 + widths[shown[count]]
+            count += 1
+        lines += [""] if lines else []
+        for row in rows:
+            lines.append("  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in shown[:count])]))
+        shown = shown[count:]
+    return lines
+
+
+def name_of(temperature: float | None) -> str:
+    return "validation" if temperature is None else f"{temperature:g}"
+
+
+def quoted(text: str) -> str:
+    """``text`` in one line, shortened, with nothing in it that a terminal would obey."""
+    from jaxgen.cli.progress import visible
+
+    line = visible(text if len(text) <= QUOTED else text[: QUOTED - 1] + "…")
+    return '"' + line.replace("\n", "\\n").replace("\t", "\\t") + '"'
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

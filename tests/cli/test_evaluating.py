@@ -1,0 +1,140 @@
+"""``jaxgen evaluate``: a table or JSON on standard output, the same every time, and a picture."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+
+import pytest
+
+from jaxgen.cli import main
+from jaxgen.cli.evaluate import COLUMNS, quoted, table
+from jaxgen.run import Sampler, Settings, compiled
+
+
+def test_the_table_has_a_row_for_each_temperature_and_one_for_real_text(evaluate, run):
+    done = evaluate("--run", run, "--no-plot")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0].split() == list(COLUMNS)
+    assert [line.split()[0] for line in lines[1:4]] == ["0", "1", "validation"]
+    assert lines[4] == ""
+    assert max(map(len, lines[:4])) <= 80
+    assert re.search(r"longest copy: \d+ characters at temperature [01], in sample \d", done.out)
+    assert re.fullmatch(r"240 tokens drawn and measured in [0-9.]+ s\n", done.err)
+
+
+def test_json_holds_every_number_and_two_runs_are_identical(evaluate, run, book):
+    first, again = (evaluate(run, "--json", "--no-plot") for _ in range(2))
+    assert first.code == 0, first.err
+    assert first.out == again.out
+    value = json.loads(first.out)
+    assert value["settings"]["temperature"] == [0.0, 1.0]
+    assert value["data"]["name"] == str(book)
+    assert value["checkpoint"] == Sampler.load(run).digest
+    texts = Sampler.load(run).sample(settings=Settings(length=40, temperature=1.0, block=32), num_samples=3)
+    copy = value["rows"][1]["copy"]
+    assert texts[copy["sample"]][copy["start"] :].startswith(copy["text"])
+    assert book.read_text()[copy["source_start"] :].startswith(copy["text"])
+    assert evaluate(run, "--json", "--no-plot", "--seed", 1).out != first.out
+
+
+def test_the_picture_lies_in_the_run_or_where_it_is_wanted(evaluate, copied, here):
+    done = evaluate("--run", copied)
+    assert done.err.startswith(f"picture: {copied / 'quality.png'}\n")
+    assert (copied / "quality.png").read_bytes().startswith(b"\x89PNG")
+    assert evaluate(copied, "--plot", "mine.png").code == 0
+    assert (here / "mine.png").read_bytes() == (copied / "quality.png").read_bytes()
+
+
+def test_the_newest_run_is_the_default(evaluate, run, here):
+    shutil.copytree(run, here / "runs" / "language-1")
+    assert evaluate("--no-plot").out == evaluate(run, "--no-plot").out
+
+
+def test_the_installed_command_knows_it(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["jaxgen", "evaluate", "nowhere"])
+    assert main() == 4
+    assert "nowhere is not a run" in capsys.readouterr().err
+
+
+@pytest.fixture
+def altered(copied, tmp_path):
+    """A copy of the run whose data are another file."""
+    saved = json.loads((copied / "config.json").read_text())
+    saved["config"]["data"] = [str(tmp_path / "moved.txt")]
+    (copied / "config.json").write_text(json.dumps(saved))
+    return copied
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "no file or folder"), ("another text\n" * 40, "have changed")])
+def test_without_the_data_their_columns_are_empty_unless_they_are_required(content, said, evaluate, altered, tmp_path):
+    if content is not None:
+        (tmp_path / "moved.txt").write_text(content)
+    done = evaluate(altered, "--no-plot")
+    assert done.code == 0, done.err
+    assert done.err.startswith("note: ")
+    assert said in done.err
+    rows = [line.split() for line in done.out.splitlines()[1:3]]
+    assert [row[-2:] for row in rows] == [["-", "-"]] * 2
+    assert "validation" not in done.out
+    strict = evaluate(altered, "--no-plot", "--require-data")
+    assert (strict.code, strict.out) == (3, "")
+    assert said in strict.err
+
+
+WRONG = {
+    "--temperature 0.5 -1": ("temperature of -1",),
+    "--temperature nan": ("temperature of nan",),
+    "--temperature": ("--temperature", "without a number"),
+    "--temperature hot": ("--temperature", "'hot'"),
+    "--num-samples 0": ("0 samples", "from 1"),
+    "--length -1": ("length of -1",),
+    "--block 0": ("Blocks of 0 rows",),
+    "--seed -1": ("seed of -1",),
+    "--prompt ∑": ("'∑'", "--unk skip"),
+    "--plot nowhere/q.png": ("nowhere/q.png", "--no-plot"),
+    "--plot .": ("cannot be written to .", "--plot FILE"),
+    "--plot q.png --no-plot": ("--plot and --no-plot", "one of them"),
+    "--run other": ("Two runs", "other", "one of them"),
+}
+
+
+@pytest.fixture
+def nothing_compiles(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("A function of the model was compiled before the input was checked.")
+
+    for name in ("evaluation", "preparation", "priming", "decoding"):
+        monkeypatch.setattr(compiled, name, lambda *_: refuse)
+
+
+@pytest.mark.parametrize("flags", WRONG)
+def test_wrong_flags_exit_with_2(flags, evaluate, run, nothing_compiles, here):
+    done = evaluate(run, flags=flags)
+    assert (done.code, done.out) == (2, "")
+    assert "Traceback" not in done.err
+    text = re.sub(r"[\s│╭╮╰╯─]+", " ", done.err)  # the flag parser draws boxes
+    assert [part for part in WRONG[flags] if part not in text] == []
+    assert not list(here.iterdir())
+
+
+def test_what_is_no_run_exits_with_4(evaluate, here):
+    assert evaluate("nowhere", flags="").code == 4
+    done = evaluate(flags="")
+    assert (done.code, done.out) == (4, "")
+    assert "no run in runs/" in done.err
+
+
+def test_a_table_that_is_too_wide_goes_on_below():
+    rows = [["t", "one", "two", "three"], ["0.5", "1", "22", "3"]]
+    assert table(rows) == ["t    one  two  three", "0.5    1   22      3"]
+    assert table(rows, 13) == ["t    one  two", "0.5    1   22", "", "t    three", "0.5      3"]
+    assert table(rows, 1)[-2:] == ["t    three", "0.5      3"]
+
+
+def test_quotations_are_one_line_without_control_characters():
+    assert quoted('a\n\tb\x1b[2J"') == '"a\\n\\tb\\x1b[2J""'
+    assert len(quoted("x" * 1000)) == 202

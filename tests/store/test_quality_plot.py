@@ -1,0 +1,39 @@
+"""The picture of an evaluation is drawn from whatever was measured."""
+
+import os
+
+import pytest
+
+from jaxgen.errors import CheckpointError
+from jaxgen.store.quality_plot import draw_quality
+
+
+def row(temperature, distinct, logp=-1.0, known=0.9):
+    return {"temperature": temperature, "distinct": [0.1, distinct, 0.9], "logp": logp, "known_words": known}
+
+
+def size_of_png(path):
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+
+
+@pytest.mark.parametrize(
+    ("rows", "real"),
+    [
+        ([row(0.0, 0.1), row(1.0, 0.8, -2.0, 0.5)], row(None, 0.7)),
+        ([row(0.5, 0.1, known=None), row(0.0, None)], None),
+        ([row(0.0, None, None, None)], None),
+        ([], None),
+    ],
+    ids=["full", "no training text", "nothing measured", "empty"],
+)
+def test_a_picture_of_1000_by_600_is_drawn(tmp_path, rows, real):
+    draw_quality(rows, real, tmp_path / "quality.png", "a $title$ with 漢字\nand lines " * 9)
+    assert size_of_png(tmp_path / "quality.png") == (1000, 600)
+    assert os.listdir(tmp_path) == ["quality.png"]
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"Could not write .*gone/quality\.png"):
+        draw_quality([], None, tmp_path / "gone" / "quality.png", "")
