@@ -159,15 +159,15 @@ def beam_search(
             search.trail.token.at[search.t].set(found.token),
             search.trail.parent.at[search.t].set(_take(search.slot, found.beam)),
         )
-        ends = found.token == eos
-        ending = ends[:, :width] & (found.logp[:, :width] > -jnp.inf) & ~search.done[:, None]
-        made = search.t + 1
-        slots = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), ending.shape)
-        finished = _merged(search.finished, jnp.where(ending, found.logp[:, :width], -jnp.inf), made, slots, alpha)
+        # Whole arrays with masks, no slices of them: two slices of what top_k gives make a full sort of it on a CPU.
+        places = jnp.broadcast_to(jnp.arange(found.token.shape[1], dtype=jnp.int32), found.token.shape)
+        ends, made = found.token == eos, search.t + 1
+        ending = ends & (places < width) & (found.logp > -jnp.inf) & ~search.done[:, None]
+        finished = _merged(search.finished, jnp.where(ending, found.logp, -jnp.inf), made, places, alpha)
         ended = search.ended + jnp.sum(ending, axis=1, dtype=jnp.int32)
 
         logp, slot = lax.top_k(jnp.where(ends, -jnp.inf, found.logp), width)
-        bound = logp[:, 0] / jnp.maximum(_norm(jnp.minimum(made + 1, length), alpha), _norm(length, alpha))
+        bound = jnp.max(logp, axis=1) / jnp.maximum(_norm(jnp.minimum(made + 1, length), alpha), _norm(length, alpha))
         done = search.done | (ended >= width) | (bound <= finished.score[:, -1])
 
         rows = (jnp.arange(batch, dtype=jnp.int32)[:, None] * width + _take(found.beam, slot)).reshape(-1)
@@ -223,7 +223,7 @@ def _extensions(logits: Array, logp: Array) -> _Candidates:
 
 
 def _merged(finished: _Finished, logp: Array, length: Array, slot: Array, alpha: Array) -> _Finished:
-    """The best of those that had finished and of W more [B, W] of one length; -inf ``logp`` is none."""
+    """The best of those that had finished and of more [B, M] of one length; -inf ``logp`` is none."""
     more = _Finished(logp / _norm(length, alpha), logp, jnp.broadcast_to(length, logp.shape), slot)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), finished, more)
     _, order = lax.top_k(both.score, finished.score.shape[1])

@@ -289,13 +289,24 @@ def test_the_loop_ends_as_soon_as_nothing_can_come_in_front_of_the_kept_and_no_s
     assert int(search(tables, alpha, width=ALL, n_best=2).steps) == steps
 
 
-def test_a_hypothesis_that_catches_up_late_is_waited_for():
-    """0.6 ends at once; the other 0.4 is sure of every token from there on, which is the better mean from 2 on."""
-    sure = (1, 0, 0, 0)
-    tables = repeating(*probabilities((0.4, 0, 0.6, 0), sure, sure, sure, sure))
-    found = search(tables, width=3, n_best=2)
-    log = np.log([0.4, 0.6])
-    assert_alike(listed(found), [((0,) * L, log[0], log[0] / L), ((2,), log[1], log[1])])
+@pytest.mark.parametrize(
+    ("alpha", "rows", "late"),
+    [
+        # (2,) and (1, 2) have -0.51 and -0.60 a token; (0, 0) is at -1.15 and gets to -0.46 at length 5, not at 3.
+        (1.0, [(0.1, 0.3, 0.6, 0), (1, 0, 0, 0), (0, 0, 1, 0), (1, 0, 0, 0), (1, 0, 0, 0)], (0,) * L),
+        # With alpha = -1 (1, 2) has -7.5; (3, 0) would have -8.0 at length 5, but -4.8 at 3.
+        (
+            -1.0,
+            [(0, 0.375, 0.25, 0.375), (0, 0, 1, 0), (0.47, 0, 0.06, 0.47), (1, 0, 0, 0), (0.5, 0.5, 0, 0)],
+            (3, 0, 2),
+        ),
+    ],
+)
+def test_a_hypothesis_that_catches_up_is_waited_for_whichever_length_is_best_for_it(alpha, rows, late):
+    tables = repeating(*probabilities(*rows))
+    found = listed(search(tables, alpha, width=ALL, n_best=2))
+    assert_alike(found, every_sequence(tables[0], alpha)[:2])
+    assert late in [tokens for tokens, *_ in found]
 
 
 @pytest.fixture(scope="module")
