@@ -14,7 +14,8 @@ from jaxgen.errors import UsageError
 
 if TYPE_CHECKING:
     from jaxgen.cli.score_output import JsonWriter, Writer
-    from jaxgen.run.scorer import Score, Scorer
+    from jaxgen.run.scorer import Scorer
+    from jaxgen.run.scores import Score
 
 DESCRIPTION = """How likely a model finds a text: log-probability, perplexity, bits per character and per byte.
 
@@ -126,8 +127,8 @@ def check(config: ScoreConfig, files: Sequence[str]) -> None:
         raise UsageError("Standard input (-) was given twice, but can be read once: give it once.")
     if config.window is not None and config.state != "cold":
         raise UsageError(f"--window {config.window} has a meaning with --state cold alone: leave it out, or give both.")
-    if config.lanes > 1 and (config.state == "cold" or config.lines):
-        other = "--lines" if config.lines else "--state cold"
+    if config.lanes > 1 and (config.state == "cold" or config.lines or config.candidates):
+        other = "--lines" if config.lines else "--candidates" if config.candidates else "--state cold"
         raise UsageError(f"--lanes has no meaning with {other}, which reads many places at once anyway: leave it out.")
     if config.prompt is not None and (config.lanes > 1 or config.state == "cold"):
         other = "--lanes" if config.lanes > 1 else "--state cold"
@@ -155,7 +156,7 @@ def notes(total: Score, config: ScoreConfig) -> Iterator[str]:
 def score_texts(scorer: Scorer, config: ScoreConfig, files: Sequence[str], writer: Writer | JsonWriter) -> Score:
     """Score every file, or every text of ``--text``; returns the score of all together."""
     from jaxgen.cli.score_output import Watched
-    from jaxgen.run.scorer import Score
+    from jaxgen.run.scores import Score
 
     total = Score()
     for number, text in enumerate(files or config.text, start=1):
@@ -174,7 +175,7 @@ def score_lines(scorer: Scorer, config: ScoreConfig, files: Sequence[str], write
     """Score every line of every file as a text of its own; returns the score of all together."""
     from jaxgen.cli.score_output import Watched
     from jaxgen.data.pieces import read_lines
-    from jaxgen.run.scorer import Score
+    from jaxgen.run.scores import Score
 
     total = Score()
     for path in files:
@@ -199,7 +200,7 @@ def score_lines(scorer: Scorer, config: ScoreConfig, files: Sequence[str], write
 
 def score_candidates(scorer: Scorer, config: ScoreConfig, files: Sequence[str], writer: Writer | JsonWriter) -> Score:
     """Rank the continuations of the prompt; returns the score of all together."""
-    from jaxgen.run.scorer import Score
+    from jaxgen.run.scores import Score
 
     ranked = scorer.rank(config.prompt or "", config.candidates)
     writer.ranking(config.prompt or "", ranked)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from jaxgen.cli.progress import visible
 
 if TYPE_CHECKING:
-    from jaxgen.run.scorer import Candidate, Reading, Score, Scorer, TokenScores
+    from jaxgen.run.scorer import Reading, Scorer
+    from jaxgen.run.scores import Candidate, Score, TokenScores
     from jaxgen.text import Tokenizer
 
 #: Bytes from which reading a file is worth a progress bar.
 LARGE = 1 << 20
+#: Tokens from which a speed says something.
+MEASURABLE = 10_000
 SPECIAL = ("<pad>", "<unk>", "<eos>")
 HEADER = (
     f"{'tokens':>11}  {'logp':>15}  {'nats/token':>10}  {'perplexity':>10}  {'bits/char':>9}  {'bits/byte':>9}  text"
@@ -42,6 +47,13 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 def put(text: str) -> None:
     """Write to standard output."""
     sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
+
+
+def begun(parts: Iterable[TokenScores]) -> Iterator[TokenScores]:
+    """The same parts, the first made now: a text that cannot be read leaves nothing half-written."""
+    source = iter(parts)
+    first = next(source, None)
+    return source if first is None else chain([first], source)
 
 
 class Writer:
@@ -77,7 +89,7 @@ class Writer:
             )
 
     def _tokens(self, name: str, parts: Iterable[TokenScores]) -> None:
-        position = 0
+        position, parts = 0, begun(parts)
         if self._per_token:
             put(f"--- {visible(name)} ---\n{TOKEN_HEADER}\n")
             self._headed = False
@@ -92,8 +104,10 @@ class Writer:
         return (line + "".join(f"  {self._shown(other)} {math.exp(p):.4f}" for other, p in top)).rstrip() + "\n"
 
     def _quoted(self, token: int) -> str:
-        text = token_text(self._tokenizer, token)
-        return text if token < len(SPECIAL) else shown(text)
+        if token < len(SPECIAL):
+            return SPECIAL[token]
+        text = shown(self._tokenizer.pieces[token].decode("utf-8", "surrogateescape"))
+        return re.sub(r"\\udc(..)", r"\\x\1", text)  # a byte that is no whole character
 
     def _row(self, score: Score, name: str) -> None:
         if not self._headed:
@@ -146,6 +160,7 @@ class JsonWriter:
 
     def _object(self, about: dict[str, Any], parts: Iterable[TokenScores], score: Any) -> None:
         """The tokens go out as they come, so that a large text takes no more memory than a small one."""
+        parts = begun(parts)
         put(json.dumps(about, ensure_ascii=False)[:-1])
         if self._per_token:
             put(', "per_token": [')
@@ -217,5 +232,8 @@ class Speed:
     def told(self, tokens: int) -> str:
         """So many tokens have been scored by now."""
         seconds, startup = time.perf_counter() - self._began, self._scorer.startup
+        total = f"{tokens:,} tokens in {seconds:.2f} s"
+        if tokens < MEASURABLE:
+            return total
         rate = tokens / max(seconds - startup, 1e-9)
-        return f"{tokens:,} tokens in {seconds:.2f} s; {rate:,.0f} tokens/s after {startup:.1f} s of compiling"
+        return f"{total}; {rate:,.0f} tokens/s after {startup:.1f} s of compiling"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,7 @@ from jaxgen.errors import UsageError, choose
 from jaxgen.run import compiled
 from jaxgen.run.lanes import CHUNK, Segment, Slab, carried, lay, whole, windows
 from jaxgen.run.sampler import Sampler
+from jaxgen.run.scores import Candidate, Score, TokenScores, joined
 from jaxgen.sampling import prime_chunks
 from jaxgen.text import EOS
 from jaxgen.text.pieces import UNKNOWNS, Encoded, encode_pieces
@@ -33,64 +32,6 @@ LANE, BURN_IN = 4_096, 256
 MAX_WINDOW = 1 << 16
 #: Tokens that are laid out at once, at most.
 MAX_TOKENS = 1 << 18
-
-
-class TokenScores(NamedTuple):
-    """Tokens in the order of the text, with what the model gave each and the ``top`` likeliest in its place."""
-
-    tokens: np.ndarray  # int32 [n]
-    logp: np.ndarray  # float32 [n], nats
-    top: np.ndarray  # int32 [n, top], the likeliest first
-    top_logp: np.ndarray  # float32 [n, top], nats
-
-
-@dataclass(frozen=True)
-class Score:
-    """The log-probability of a text in nats, and how much text it is.
-
-    ``tokens`` counts what was scored, <eos> too; ``chars`` and ``bytes`` the text it stands for, so that bits per
-    character include what the end costs, as in a run's evaluations. ``unknown`` tokens count as <unk>, or not at all if
-    they were skipped: the bits are then a lower bound. ``forced`` counts cuts that may have changed a few ids.
-    """
-
-    logp: float = 0.0
-    tokens: int = 0
-    chars: int = 0
-    bytes: int = 0
-    unknown: int = 0
-    forced: int = 0
-
-    def __add__(self, other: Score) -> Score:
-        return Score(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
-
-    @property
-    def nats_per_token(self) -> float:
-        """The mean negative log-likelihood; NaN without tokens, as everything below without what it divides by."""
-        return -self.logp / self.tokens if self.tokens else math.nan
-
-    @property
-    def perplexity(self) -> float:
-        """exp(nats per token)."""
-        return math.exp(min(self.nats_per_token, 700.0))
-
-    @property
-    def bits_per_char(self) -> float:
-        return -self.logp / math.log(2) / self.chars if self.chars else math.nan
-
-    @property
-    def bits_per_byte(self) -> float:
-        return -self.logp / math.log(2) / self.bytes if self.bytes else math.nan
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A continuation among others. ``rank`` counts from 1; those that are equally likely have the same."""
-
-    rank: int
-    index: int
-    text: str
-    score: Score
-    tied: bool
 
 
 class Scorer:
@@ -144,7 +85,7 @@ class Scorer:
 
     def per_token(self, text: str | Iterable[str], prompt: str = "") -> TokenScores:
         """All tokens of a text with their log-probabilities; they take memory, which ``stream`` does not."""
-        return _joined(list(self.stream(text, prompt)), self.top)
+        return joined(list(self.stream(text, prompt)), self.top)
 
     def stream(self, text: str | Iterable[str], prompt: str = "", where: str = "The text") -> Reading:
         """Score a text in constant memory: iterate over the result for its tokens, then ask it for its score.
@@ -158,7 +99,8 @@ class Scorer:
     ) -> Iterator[tuple[Score, TokenScores]]:
         """Score texts side by side, each from a state of its own behind ``prompt``: many short ones are done sooner.
 
-        Each is held in memory whole.
+        Each is held in memory whole, and ``lanes`` have no meaning here. ``where`` names the texts, which are counted
+        from 1, in messages.
         """
         prompt_ids, waiting = self._prompt_ids(prompt), deque[tuple[Encoded, int]]()
 
@@ -175,7 +117,7 @@ class Scorer:
         for part in self._run(segments(), prompt_ids, ROWS):
             parts.append(part)
             if len(parts) == waiting[0][1]:
-                yield _total(waiting.popleft()[0], parts), _joined(parts, self.top)
+                yield _total(waiting.popleft()[0], parts), joined(parts, self.top)
                 parts = []
 
     def rank(self, prompt: str, candidates: Sequence[str]) -> list[Candidate]:
@@ -320,13 +262,6 @@ def _sum(part: TokenScores) -> Score:
 
 def _total(encoded: Encoded, parts: list[TokenScores]) -> Score:
     return sum(map(_sum, parts), Score(0.0, 0, encoded.chars, encoded.bytes, encoded.unknown))
-
-
-def _joined(parts: list[TokenScores], top: int) -> TokenScores:
-    if not parts:
-        none = np.zeros((0, top), np.float32)
-        return TokenScores(np.zeros(0, np.int32), np.zeros(0, np.float32), none.astype(np.int32), none)
-    return TokenScores(*(np.concatenate(field) for field in zip(*parts)))
 
 
 def _whole_number(value: Any, what: str, least: int, most: int) -> int:

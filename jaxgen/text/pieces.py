@@ -19,7 +19,7 @@ MAX_UNCUT = 1 << 20
 class Encoded(NamedTuple):
     """Some ids, with the characters and bytes of text that they stand for, and how many unknowns were met.
 
-    ``forced``: the cut behind them was not a safe one, so that a few ids there may differ from those of the whole.
+    ``forced``: the cut in front of them was not a safe one, so that a few ids there may differ from those of the whole.
     """
 
     ids: np.ndarray
@@ -39,17 +39,17 @@ def encode_pieces(
     the text), ``skip`` leaves it out, and out of the counts too, ``keep`` has it as UNK.
     """
     choose(unk, UNKNOWNS, "way to treat unknowns (--unk)")
-    waiting, before = "", 0
+    waiting, before, forced = "", 0, False
     for piece in pieces:
         waiting += piece
         at = tokenizer.safe_cut(waiting)
-        forced = at == 0 and len(waiting) >= MAX_UNCUT
-        at = len(waiting) if forced else at
+        forcing = at == 0 and len(waiting) >= MAX_UNCUT
+        at = len(waiting) if forcing else at
         if at:
             yield _encode(tokenizer, waiting[:at], unk, where, before)._replace(forced=forced)
-            waiting, before = waiting[at:], before + at
+            waiting, before, forced = waiting[at:], before + at, forcing
     if waiting:
-        yield _encode(tokenizer, waiting, unk, where, before)
+        yield _encode(tokenizer, waiting, unk, where, before)._replace(forced=forced)
 
 
 def _encode(tokenizer: Tokenizer, text: str, unk: str, where: str, before: int) -> Encoded:
@@ -65,6 +65,7 @@ def _encode(tokenizer: Tokenizer, text: str, unk: str, where: str, before: int) 
             f"{where} has the {tokenizer.unit} {piece!r} at position {before + position + 1:,} (counted from 1), which "
             "the vocabulary lacks. Only what the training text contains can be scored: leave it out with --unk skip, "
             "or have it scored as <unk> with --unk keep."
+            + (" Texts of one line each are scored with --lines." if piece == "\n" else "")
         )
     left_out = [piece for _, piece in found]
     chars -= sum(map(len, left_out))

@@ -6,12 +6,13 @@ import io
 import json
 import math
 import re
+import subprocess
 import sys
 
 import pytest
 
 from jaxgen.cli import score_output
-from jaxgen.cli.score_output import Watched, shown, token_text
+from jaxgen.cli.score_output import Speed, Watched, Writer, shown, token_text
 from jaxgen.run import Sampler, compiled
 from jaxgen.run.scorer import Scorer
 from jaxgen.text import ByteTokenizer
@@ -50,7 +51,16 @@ def test_a_text_has_a_line_with_its_figures(score, run, scorer, here):
     assert line[0] == str(len(TEXT))
     assert [float(each.replace(",", "")) for each in line[1:6]] == pytest.approx([wanted.logp, *figures], abs=6e-4)
     assert line[6] == "a.txt"
-    assert re.fullmatch(r"43 tokens in [0-9.]+ s; [0-9,]+ tokens/s after [0-9.]+ s of compiling\n", done.err)
+    assert re.fullmatch(r"43 tokens in [0-9.]+ s\n", done.err)
+
+
+def test_the_speed_leaves_compilation_out(scorer, monkeypatch):
+    now = iter([100.0, 110.0, 110.0])
+    monkeypatch.setattr(score_output.time, "perf_counter", lambda: next(now))
+    speed = Speed(scorer)
+    scorer.startup = 6.0
+    assert speed.told(20_000) == "20,000 tokens in 10.00 s; 5,000 tokens/s after 6.0 s of compiling"
+    assert speed.told(200) == "200 tokens in 10.00 s"
 
 
 def test_a_file_standard_input_and_the_flag_score_alike_and_several_are_added_up(score, run, here, monkeypatch):
@@ -168,6 +178,7 @@ def test_unknown_characters_are_kept_or_left_out_with_a_note(score, run):
         (["-", "-"], ["given twice"]),
         (["--text", "a", "--window", "8"], ["--window 8", "--state cold"]),
         (["--text", "a", "--state", "cold", "--lanes", "2"], ["--lanes has no meaning"]),
+        (["--candidates", "a", "--lanes", "2"], ["--lanes has no meaning with --candidates"]),
         (["--text", "a", "--state", "cold", "--prompt", "b"], ["--prompt needs", "--state cold"]),
         (["--candidates", "a", "--state", "cold"], ["--candidates are read on"]),
         (["--text", "a", "--top", "2"], ["--top 2", "--per-token"]),
@@ -196,14 +207,21 @@ def test_data_that_cannot_be_read_is_a_sentence_and_exit_code_3(
 ):
     if content is not None:
         (here / name).write_bytes(content)
-    done = score("--run", run, name)
-    assert (done.code, done.out) == (3, "")
-    assert part in done.err
+    for flags in ([], ["--per-token"], ["--json"], ["--json", "--lines"]):
+        done = score("--run", run, name, *flags)
+        assert (done.code, done.out) == (3, "")
+        assert part in done.err
 
 
-def test_what_could_disturb_a_terminal_is_escaped():
+def test_what_could_disturb_a_terminal_is_escaped(scorer):
     assert shown("a'\\\r\n\t\x1b\u202e ") == r"'a\'\\\r\n\t\x1b\u202e '"
     tokenizer = ByteTokenizer()
+    sampler = Sampler(scorer.sampler.task, tokenizer, None)
+    assert [Writer(Scorer(sampler), True)._quoted(token) for token in (1, 3 + 65, 3 + 0xE2)] == [
+        "<unk>",
+        "'A'",
+        r"'\xe2'",
+    ]
     assert token_text(tokenizer, 3 + 0xE2) == r"\xe2"
     assert [token_text(tokenizer, token) for token in range(3)] == ["<pad>", "<unk>", "<eos>"]
 
@@ -219,3 +237,25 @@ def test_a_large_file_has_a_progress_bar_on_a_terminal(here, monkeypatch):
         monkeypatch.setattr(sys, "stderr", Terminal())
         assert "".join(Watched("a.txt", ByteTokenizer(), bar=True)) == TEXT * 50
         assert ("scoring" in sys.stderr.getvalue()) == bar
+
+
+MEASURED = """
+import resource, sys
+from jaxgen.cli.score import main
+assert main(sys.argv[1:]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory in kilobytes, as Linux does")
+@pytest.mark.parametrize("flags", [["--state", "cold"], ["--lanes", "64"]])
+def test_memory_does_not_grow_with_the_file(flags, run, book, here):
+    peaks = []
+    for size in (1_000_000, 12_000_000):
+        text = book.read_text()
+        (here / "a.txt").write_text(text * (size // len(text)))
+        command = [sys.executable, "-c", MEASURED, "--run", run, "a.txt", *flags]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        peaks.append(int(done.stdout.splitlines()[-1]))
+    assert peaks[1] - peaks[0] < 30  # megabytes; the ids of the larger file alone would be 48

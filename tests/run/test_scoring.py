@@ -13,7 +13,8 @@ from jaxgen.data.batches import Tokens
 from jaxgen.data.evaluation import stream_eval, window_eval
 from jaxgen.errors import UsageError
 from jaxgen.run import Sampler, Settings, compiled, lanes
-from jaxgen.run.scorer import Score, Scorer
+from jaxgen.run.scorer import Scorer
+from jaxgen.run.scores import Score
 from jaxgen.tasks import LanguageTask
 from jaxgen.text import EOS, UNK, CharTokenizer, WordTokenizer
 
@@ -119,9 +120,8 @@ def test_many_logits_are_made_block_by_block_with_the_same_result(sampler, param
     assert blocks.traces == 1
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_sample_is_scored_as_the_sampler_scored_it(sampler, scorer, temperature):
-    (sample,) = sampler.samples("abc", Settings(length=50, temperature=temperature, seed=3))
+def test_a_sample_is_scored_as_the_sampler_scored_it(sampler, scorer):
+    (sample,) = sampler.samples("abc", Settings(length=50, temperature=1.0, seed=3))
     np.testing.assert_allclose(scorer.per_token(sample.text, prompt="abc").logp, sample.logp, **CLOSE)
     assert scorer.score(sample.text, prompt="abc").logp == pytest.approx(sample.logp.sum(), rel=1e-4)
 
@@ -146,7 +146,7 @@ def test_the_end_of_a_document_can_be_left_out(documents):
 def test_where_a_text_is_cut_into_pieces_changes_no_bit(sampler, options):
     text, scorer = random_text(600), Scorer(sampler, **options)
     wanted = scorer.per_token(text)
-    for size in (1, 50, 599):
+    for size in (3, 599):
         found = scorer.per_token([text[at : at + size] for at in range(0, len(text), size)])
         np.testing.assert_array_equal(found.logp, wanted.logp)
 
@@ -161,7 +161,7 @@ def test_the_stretches_in_which_a_text_is_carried_on_change_nothing(scorer, monk
     np.testing.assert_allclose(found.logp, wanted.logp, **CLOSE)
 
 
-@pytest.mark.parametrize("window", [1, 5, 64, 100])
+@pytest.mark.parametrize("window", [1, 7, 100])
 def test_cold_windows_are_short_texts_behind_the_token_before_each(sampler, reference, window):
     text = random_text(230)
     ids, found = TOKENIZER.encode(text), Scorer(sampler, state="cold", window=window).per_token(text)
@@ -211,7 +211,7 @@ def test_a_cold_window_scores_as_a_window_of_an_evaluation(task, params, sampler
 
 
 def test_texts_side_by_side_score_as_each_alone(scorer, documents):
-    texts = [random_text(n, seed=n) for n in (0, 1, 3, 80, 200, 7)] * 20
+    texts = [random_text(n, seed=n) for n in (0, 1, 3, 80, 200, 7)] * 4
     for score in (scorer, Scorer(documents, top=1)):
         alone = {text: (score.score(text), score.per_token(text)) for text in texts[:6]}
         for text, (total, tokens) in zip(texts, score.score_each(texts), strict=True):
