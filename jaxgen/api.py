@@ -5,7 +5,19 @@ from jaxgen.cells.torch_weights import from_torch, stack_from_torch, to_torch
 from jaxgen.data import LanguageConfig, make_batches, prepare
 from jaxgen.errors import CheckpointError, DataError, DivergedError, JaxgenError, UsageError
 from jaxgen.models import LanguageModel, Stack
-from jaxgen.run import Sampler, Settings, State, Trainer, interpolate, resume, start
+from jaxgen.run import (
+    Conversation,
+    Sampler,
+    Scorer,
+    Settings,
+    State,
+    Trainer,
+    beam,
+    continuations,
+    interpolate,
+    resume,
+    start,
+)
 from jaxgen.run.host import keep_memory, offer_cores
 from jaxgen.sampling import TRANSFORMS, Linear, chain, decode
 from jaxgen.tasks import TASKS, LanguageTask
@@ -22,6 +34,7 @@ __all__ = [
     "TRANSFORMS",
     "Cell",
     "CheckpointError",
+    "Conversation",
     "DataError",
     "DivergedError",
     "Elman",
@@ -32,6 +45,7 @@ __all__ = [
     "LanguageTask",
     "Linear",
     "Sampler",
+    "Scorer",
     "Settings",
     "Stack",
     "State",
@@ -39,7 +53,9 @@ __all__ = [
     "Trainer",
     "UsageError",
     "__version__",
+    "beam",
     "chain",
+    "continuations",
     "create_state",
     "decode",
     "from_torch",
