@@ -39,6 +39,8 @@ def interpolate(a: State, b: State, weight: float) -> State:
     shapes = [jax.tree.map(jnp.shape, (state.carry, state.logits)) for state in (a, b)]
     if shapes[0] != shapes[1]:
         raise UsageError("These two states belong to models of other shapes: take both from one model.")
+    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(a.carry)):
+        raise UsageError("The states of this model are no numbers with others in between: take a recurrent model.")
     carry, logits = jax.tree.map(lambda x, y: (1 - weight) * x + weight * y, (a.carry, a.logits), (b.carry, b.logits))
     return State(carry, logits, (a if weight < 0.5 else b).tokens)
 

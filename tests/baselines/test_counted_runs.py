@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jaxgen.data import DATA
-from jaxgen.errors import CheckpointError
-from jaxgen.run import Sampler, Settings, resume, start
+from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.run import Sampler, Settings, interpolate, resume, start
 from jaxgen.run.events import Evaluated, Finished, Note, Started
 from jaxgen.run.saved import SavedRun
 from jaxgen.store import MetricsLog
@@ -78,6 +78,12 @@ def test_a_state_can_be_continued_from_a_file(trained, tmp_path):
     sampler.save_state(tmp_path / "state.npz", sampler.read("The ca"))
     state = sampler.load_state(tmp_path / "state.npz")
     assert sampler.sample("t", Settings(length=20), state=state) == sampler.sample("The cat", Settings(length=20))
+
+
+def test_nothing_lies_between_two_states(trained):
+    sampler = Sampler.load(trained[0])
+    with pytest.raises(UsageError, match="no numbers with others in between"):
+        interpolate(sampler.read("The "), sampler.read("A "), 0.5)
 
 
 def test_a_finished_run_says_so_and_reports_again(trained):
