@@ -1,6 +1,6 @@
 """What each logit transform adds to a decoding step, beside the step with a temperature alone, in turns.
 
-    python -m benchmarks.transforms       about three minutes; prints tables in Markdown
+    python -m benchmarks.transforms       about two minutes; prints tables in Markdown
 
 The step is the one of the sampler: an LSTM language model of one layer of 256, drawing and all, compiled once for each
 chain and called with the state that it returned, so that penalties and n-grams have a history to go by.
@@ -9,7 +9,6 @@ chain and called with the state that it returned, so that penalties and n-grams 
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from typing import Any
 
@@ -24,7 +23,7 @@ from jaxgen.run.sampler import STREAM_CHUNK
 from jaxgen.sampling import TRANSFORMS, DecodeState, Forbid, Temperature, chain, sample_keys
 
 HIDDEN, ROUNDS, EOS = 256, 15, 2
-TOKENS = {100: 256, 50_000: 64}  # by the size of the vocabulary, how many a turn
+SIZES = {(100, 1): 256, (50_000, 1): 32, (100, 256): 32}  # vocabulary and rows: steps a turn
 OPTIONS = {
     "forbid": {"ids": (3, 5)},
     "bias": {"biases": ((7, 1.0),)},
@@ -56,7 +55,7 @@ class Contestant:
         self.state = DecodeState.start(together, carry, logits, prompt=prompt, eos=EOS)
         self.weights, self.keys = weights, sample_keys(0, jnp.arange(rows))
         self.steps = compiled.decoding(task, together.kinds, STREAM_CHUNK, False)
-        self.calls = max(1, TOKENS[vocab] // STREAM_CHUNK)
+        self.calls = SIZES[vocab, rows] // STREAM_CHUNK
 
     def turn(self) -> float:
         began = time.perf_counter()
@@ -87,9 +86,8 @@ def compare(vocab: int, rows: int, chains: list[tuple[str, ...]]) -> None:
 def main() -> None:
     print(machine.line(machine.facts()))
     alone = [(name,) for name in TRANSFORMS]
-    for vocab, rows in ((100, 1), (50_000, 1), (100, 256)):
-        if not sys.argv[1:] or f"{vocab},{rows}" in sys.argv[1:]:
-            compare(vocab, rows, [*alone, TOGETHER])
+    for vocab, rows in SIZES:
+        compare(vocab, rows, [*alone, TOGETHER])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 import transformers as hf
 
 TARGET = Path(__file__).with_name("transformers.npz")
-STEPS, ROWS, VOCAB, PROMPT, EOS = 6, 2, 40, 9, 2
+STEPS, ROWS, VOCAB, PROMPT, EOS = 6, 2, 40, 9, 1
 CASES: dict[str, list[dict[str, Any]]] = {
     "forbid": [{"ids": [0, 7, 39]}],
     "bias": [{"biases": [[3, 1.5], [20, -4.0]]}],

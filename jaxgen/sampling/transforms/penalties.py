@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.sampling.transforms.base import Context, Last, check_number
+from jaxgen.sampling.transforms.base import Context, Last, bounded, check_number
 from jaxgen.types import Array
 
 
@@ -47,7 +47,7 @@ class RepetitionPenalty:
     def update(state: Seen, logits: Array, last: Last) -> tuple[Seen, Array]:
         seen = state.seen | drawn(last, logits)
         penalised = jnp.where(logits < 0, logits * state.penalty, logits / state.penalty)
-        return Seen(state.penalty, seen), jnp.where(seen, penalised, logits)
+        return Seen(state.penalty, seen), bounded(jnp.where(seen, penalised, logits))
 
 
 @dataclass(frozen=True)

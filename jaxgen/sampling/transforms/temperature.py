@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import UsageError
-from jaxgen.sampling.transforms.base import Context, Last, padded
+from jaxgen.sampling.transforms.base import Context, Last, bounded, padded
 from jaxgen.types import Array
 
 #: Steps for which a function is asked; its last value holds from there on.
@@ -59,7 +59,8 @@ class Temperature:
     @staticmethod
     def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
         size = state.shape[0]
-        return state, logits / (state if size == 1 else state[jnp.minimum(last.t, size - 1)][None])[:, None]
+        now = state if size == 1 else state[jnp.minimum(last.t, size - 1)][None]
+        return state, bounded(logits / now[:, None])
 
 
 def table(value: Any) -> np.ndarray:
