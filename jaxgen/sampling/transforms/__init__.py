@@ -15,7 +15,9 @@ from jaxgen.sampling.transforms.top_k import TopK
 from jaxgen.sampling.transforms.top_p import TopP
 from jaxgen.sampling.transforms.typical_p import TypicalP
 
-#: In the order in which the commands apply them.
+#: In the order in which they are applied. What may never be drawn goes first, so that nothing counts its probability;
+#: then what goes by the text so far or by the step; then the temperature; then what leaves out the unlikely, each going
+#: by the probabilities at that temperature among the tokens that are left (as in Hugging Face ``transformers``).
 TRANSFORMS: dict[str, type[Any]] = {
     "forbid": Forbid,
     "bias": Bias,

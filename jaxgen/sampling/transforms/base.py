@@ -126,3 +126,13 @@ def unless_empty(logits: Array, before: Array) -> Array:
     """``logits``, or ``before`` in rows where no token would be left."""
     left = jnp.any(logits > -jnp.inf, axis=-1, keepdims=True)
     return jnp.where(left, logits, before)
+
+
+def bounded(logits: Array) -> Array:
+    """``logits`` that were multiplied, at most the largest float32.
+
+    Without it an overflow makes a softmax NaN, and so does XLA with very large logits that do not overflow: where the
+    largest is subtracted it makes the product anew, in one operation that does not round, and what should be 0 is more
+    than ``exp`` can take. Between the two, the minimum keeps them apart; an optimisation barrier does not.
+    """
+    return jnp.minimum(logits, jnp.finfo(jnp.float32).max)

@@ -8,15 +8,22 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.sampling.transforms.base import Context, Last, check_number
+from jaxgen.sampling.transforms.base import Context, Last, bounded, check_number
 from jaxgen.types import Array
 
 
-class Penalised(NamedTuple):
-    """A penalty and what it goes by."""
+class Seen(NamedTuple):
+    """A penalty and the tokens that have occurred."""
 
     penalty: Array
-    seen: Array  # [R, V]
+    seen: Array  # bool [R, V]
+
+
+class Counted(NamedTuple):
+    """A penalty and how often each token has occurred."""
+
+    penalty: Array
+    counts: Array  # int32 [R, V]
 
 
 @dataclass(frozen=True)
@@ -31,16 +38,16 @@ class RepetitionPenalty:
     def __post_init__(self) -> None:
         check_number("A repetition penalty", self.penalty, 1e-2, 1e2, "a number from 0.01 to 100 (1: none)")
 
-    def init(self, context: Context) -> Penalised:
+    def init(self, context: Context) -> Seen:
         seen = np.zeros(context.shape, bool)
         seen[:, context.prompt] = True
-        return Penalised(jnp.float32(self.penalty), jnp.asarray(seen))
+        return Seen(jnp.float32(self.penalty), jnp.asarray(seen))
 
     @staticmethod
-    def update(state: Penalised, logits: Array, last: Last) -> tuple[Penalised, Array]:
+    def update(state: Seen, logits: Array, last: Last) -> tuple[Seen, Array]:
         seen = state.seen | drawn(last, logits)
         penalised = jnp.where(logits < 0, logits * state.penalty, logits / state.penalty)
-        return Penalised(state.penalty, seen), jnp.where(seen, penalised, logits)
+        return Seen(state.penalty, seen), bounded(jnp.where(seen, penalised, logits))
 
 
 @dataclass(frozen=True)
@@ -52,13 +59,13 @@ class PresencePenalty:
     def __post_init__(self) -> None:
         check_number("A presence penalty", self.penalty, -100, 100, "a number from -100 to 100 (0: none)")
 
-    def init(self, context: Context) -> Penalised:
-        return Penalised(jnp.float32(self.penalty), jnp.asarray(np.zeros(context.shape, bool)))
+    def init(self, context: Context) -> Seen:
+        return Seen(jnp.float32(self.penalty), jnp.asarray(np.zeros(context.shape, bool)))
 
     @staticmethod
-    def update(state: Penalised, logits: Array, last: Last) -> tuple[Penalised, Array]:
+    def update(state: Seen, logits: Array, last: Last) -> tuple[Seen, Array]:
         seen = state.seen | drawn(last, logits)
-        return Penalised(state.penalty, seen), jnp.where(seen, logits - state.penalty, logits)
+        return Seen(state.penalty, seen), jnp.where(seen, logits - state.penalty, logits)
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,13 @@ class FrequencyPenalty:
     def __post_init__(self) -> None:
         check_number("A frequency penalty", self.penalty, -100, 100, "a number from -100 to 100 (0: none)")
 
-    def init(self, context: Context) -> Penalised:
-        return Penalised(jnp.float32(self.penalty), jnp.asarray(np.zeros(context.shape, np.int32)))
+    def init(self, context: Context) -> Counted:
+        return Counted(jnp.float32(self.penalty), jnp.asarray(np.zeros(context.shape, np.int32)))
 
     @staticmethod
-    def update(state: Penalised, logits: Array, last: Last) -> tuple[Penalised, Array]:
-        counts = state.seen + drawn(last, logits).astype(jnp.int32)
-        return Penalised(state.penalty, counts), logits - state.penalty * counts.astype(jnp.float32)
+    def update(state: Counted, logits: Array, last: Last) -> tuple[Counted, Array]:
+        counts = state.counts + drawn(last, logits).astype(jnp.int32)
+        return Counted(state.penalty, counts), logits - state.penalty * counts.astype(jnp.float32)
 
 
 def drawn(last: Last, logits: Array) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import UsageError
-from jaxgen.sampling.transforms.base import Context, Last, padded
+from jaxgen.sampling.transforms.base import Context, Last, bounded, padded
 from jaxgen.types import Array
 
 #: Steps for which a function is asked; its last value holds from there on.
@@ -59,27 +59,34 @@ class Temperature:
     @staticmethod
     def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
         size = state.shape[0]
-        return state, logits / (state if size == 1 else state[jnp.minimum(last.t, size - 1)][None])[:, None]
+        now = state if size == 1 else state[jnp.minimum(last.t, size - 1)][None]
+        return state, bounded(logits / now[:, None])
 
 
 def table(value: Any) -> np.ndarray:
     """The temperatures at the steps 0, 1, …, [S] in float32; the last one holds from there on."""
     if isinstance(value, Linear):
-        steps = range(value.steps + 1)
-        values = [value(t) for t in steps]
-    elif callable(value):
+        check(value.start, " at step 0")  # the others lie between these two
+        check(value.end, f" at step {value.steps}")
+        part = np.minimum(np.arange(value.steps + 1) / value.steps, 1.0)
+        return np.asarray(value.start + (value.end - value.start) * part, np.float32)
+    if callable(value):
         values = [value(t) for t in range(TABLED)]
     else:
         values = list(value) if isinstance(value, (tuple, list)) else [value]
     if not values:
         raise UsageError("A temperature schedule without a value cannot be used: give one or more.")
     for t, each in enumerate(values):
-        # Beyond float32 the quotient of a forbidden token's -inf would be NaN, which can be drawn.
-        number = isinstance(each, (int, float, np.floating, np.integer)) and not isinstance(each, bool)
-        if not number or not LEAST <= each <= MOST:
-            where = f" at step {t}" if len(values) > 1 else ""
-            raise UsageError(
-                f"A temperature of {each}{where} cannot be used: give a number from 1e-6 to 1e6, or 0 for greedy"
-                f"{', which takes no schedule' if where else ''}."
-            )
+        check(each, f" at step {t}" if len(values) > 1 else "")
     return np.asarray(values, np.float32)
+
+
+def check(temperature: Any, where: str) -> None:
+    """Raise ``UsageError`` unless this is a number that can be divided by; ``where`` says at which step."""
+    # Beyond float32 the quotient of a forbidden token's -inf would be NaN, which can be drawn.
+    number = isinstance(temperature, (int, float, np.number)) and not isinstance(temperature, bool)
+    if not (number or getattr(temperature, "shape", None) == ()) or not LEAST <= temperature <= MOST:
+        raise UsageError(
+            f"A temperature of {temperature}{where} cannot be used: give a number from 1e-6 to 1e6, or 0 for greedy"
+            f"{', which takes no schedule' if where else ''}."
+        )

@@ -1,0 +1,87 @@
+"""Every transform of the registry keeps the contract. To add one: a line in ``TRANSFORMS``, one here, its reference."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from jaxgen.sampling import TRANSFORMS, Forbid, Temperature
+from jaxgen.sampling.transforms import (
+    Bias,
+    EpsilonCutoff,
+    EtaCutoff,
+    Force,
+    FrequencyPenalty,
+    MinLength,
+    MinP,
+    NoRepeatNgram,
+    PresencePenalty,
+    RepetitionPenalty,
+    TopK,
+    TopP,
+    TypicalP,
+)
+
+from .checks import name_of
+from .transform_checks import CHECKS, EOS, PAD, Case, Subject
+from .transform_references import REFERENCES
+
+CASES = {
+    "forbid": Case(lambda v: [Forbid((v - 1,)), Forbid(tuple(range(v - 1)))], lambda v: [Forbid(())]),
+    "bias": Case(lambda v: [Bias(((PAD, 40.0), (v - 1, -1.5))), Bias(((1, 1.0), (1, 2.0)))], lambda v: [Bias(())]),
+    "repetition-penalty": Case(
+        lambda v: [RepetitionPenalty(p) for p in (1.3, 0.01, 100.0)], lambda v: [RepetitionPenalty(1.0)]
+    ),
+    "presence-penalty": Case(lambda v: [PresencePenalty(p) for p in (1.5, -2.0)], lambda v: [PresencePenalty(0.0)]),
+    "frequency-penalty": Case(lambda v: [FrequencyPenalty(p) for p in (0.7, -2.0)], lambda v: [FrequencyPenalty(0.0)]),
+    # The window is shorter than the text.
+    "no-repeat-ngram": Case(lambda v: [NoRepeatNgram(n, 8) for n in (2, 1, 3, 4)], lambda v: [NoRepeatNgram(8, 8)]),
+    "min-length": Case(lambda v: [MinLength(n) for n in (3, 1, 99)], lambda v: [MinLength(0)]),
+    "force": Case(lambda v: [Force((1, v - 1)), Force((PAD, EOS, PAD))], lambda v: [Force(())]),
+    "temperature": Case(
+        lambda v: [Temperature(x) for x in (0.7, 1e-6, 1e6)], lambda v: [Temperature(1.0), Temperature((1.0, 1.0))]
+    ),
+    "top-k": Case(lambda v: [TopK(k) for k in (4, 1, 12)], lambda v: [TopK(v), TopK(10**9)]),
+    "top-p": Case(lambda v: [TopP(p) for p in (0.8, 1e-30, 0.99)], lambda v: [TopP(1.0)]),
+    "min-p": Case(lambda v: [MinP(p) for p in (0.1, 0.6, 1.0)], lambda v: [MinP(0.0)]),
+    "typical-p": Case(lambda v: [TypicalP(p) for p in (0.6, 1e-30, 0.95)], lambda v: [TypicalP(1.0)]),
+    "epsilon-cutoff": Case(lambda v: [EpsilonCutoff(e) for e in (0.03, 0.3, 1.0)], lambda v: [EpsilonCutoff(0.0)]),
+    "eta-cutoff": Case(lambda v: [EtaCutoff(e) for e in (0.03, 0.3, 1.0)], lambda v: [EtaCutoff(0.0)]),
+}
+#: Those that change logits; the others only take tokens out.
+CHANGING = {"bias", "repetition-penalty", "presence-penalty", "frequency-penalty", "temperature"}
+#: The transforms are compiled without XLA's optimisations anyhow (FAST).
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
+@cache
+def subject(name: str) -> Subject:
+    return Subject(TRANSFORMS[name], CASES.get(name), REFERENCES.get(name), cuts=name not in CHANGING)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=name_of)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_registered_transform_keeps_the_contract(name, check):
+    check(subject(name))
+
+
+def test_a_transform_without_a_case_or_a_reference_is_told_where_to_write_them():
+    with pytest.raises(AssertionError, match=r"TopK.*CASES of test_transforms\.py"):
+        Subject(TopK, None, REFERENCES["top-k"], cuts=True)
+    with pytest.raises(AssertionError, match=r"TopK.*tests/contracts/transform_references\.py"):
+        Subject(TopK, CASES["top-k"], None, cuts=True)
+
+
+def test_there_is_no_case_and_no_reference_without_a_transform():
+    assert list(CASES) == list(REFERENCES) == list(TRANSFORMS)
+
+
+def test_the_transforms_are_in_the_order_that_is_documented():
+    """What may never be drawn, what goes by the text or the step, the temperature, what leaves out the unlikely."""
+    names = list(TRANSFORMS)
+    assert names[:2] == ["forbid", "bias"]
+    cut_offs = names[names.index("temperature") + 1 :]
+    assert cut_offs == ["top-k", "top-p", "min-p", "typical-p", "epsilon-cutoff", "eta-cutoff"]
+    text = ["repetition-penalty", "presence-penalty", "frequency-penalty", "no-repeat-ngram", "min-length", "force"]
+    assert names[2:] == [*text, "temperature", *cut_offs]
