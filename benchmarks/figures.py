@@ -198,7 +198,7 @@ def ngrams() -> str:
             texts.append(f"    {command}\n\n```text\n{text.rstrip()}\n```\n")
     return f"""## n-grams, tinyshakespeare
 
-Counted, not trained (modified Kneser-Ney smoothing). nats/char on the whole validation split and on 2,400 windows of 64.
+Counted, not trained (modified Kneser-Ney smoothing); nats/char, on the whole validation split and on 2,400 windows.
 
 | order | state carried | 64-char windows | seconds from process start to the end | parameters | command |
 |---|---|---|---|---|---|

@@ -32,6 +32,7 @@ def test_the_readme_example_is_about_ten_lines():
     assert len(python_block("README.md").strip().splitlines()) <= 12
 
 
+@pytest.mark.slow
 def test_the_sampling_page_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = LanguageConfig(data=(str(ROOT / "README.md"),), hidden=4, steps=2, batch_size=2, seq_len=4, eval_every=0)

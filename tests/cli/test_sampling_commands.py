@@ -57,6 +57,11 @@ def test_another_block_is_printed_with_the_speed(sample, run):
     assert re.fullmatch(r"20 tokens in blocks of 16 in [0-9.]+ s\n", done.err)
 
 
+def test_who_draws_many_texts_one_by_one_is_told_of_blocks(sample, run):
+    assert "--block 256" in sample("--run", run, "--length", 1, "--num-samples", 100).err
+    assert "--block 256" not in sample("--run", run, "--length", 1, "--num-samples", 100, "--block", 50).err
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_the_text_is_exact_utf8_whatever_the_system_chose_for_pipes(encoding, sample, run):
     args = ("--run", run, "--length", 30, "--prompt", "∑ é\r\nThe ", "--unk", "skip")
@@ -226,6 +231,7 @@ def test_a_state_file_that_is_none_exits_with_4(sample, run, here):
     assert "s.npz is damaged" in done.err
 
 
+@pytest.mark.slow
 def test_every_transform_has_a_flag_that_does_something(sample, run):
     plain = sample("--run", run, "--length", 40, "--temperature", 1.5).out
     for flags in (

@@ -76,6 +76,7 @@ def test_options_train_and_the_run_samples(flags, train, sample, small, here):
     assert drawn.out.endswith("\n")
 
 
+@pytest.mark.slow
 def test_bpe_trains_and_samples(train, sample, small):
     pytest.importorskip("tokenizers")
     assert train(*small, "--level", "bpe", "--vocab-size", 270, "--steps", 2, "--eval-every", 0, "--run", "r").code == 0
@@ -176,6 +177,7 @@ def test_tensorboard_writes_events(train, small):
     assert [p.stat().st_size > 100 for p in Path("r/tensorboard").iterdir()] == [True]
 
 
+@pytest.mark.slow
 def test_the_same_command_with_resume_auto_starts_and_then_continues(train, small):
     flags = "--tie --steps 2 --eval-every 0 --run r --resume auto"
     first, second = (train(*small, flags=flags) for _ in range(2))

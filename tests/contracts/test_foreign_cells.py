@@ -17,7 +17,11 @@ def subject(name: str) -> Subject:
     return Subject(FOREIGN[name])
 
 
+#: Cells that go through the same code as the others.
+SLOW = {"LSTMCell", "MGUCell", "SimpleCell"}
+
+
 @pytest.mark.parametrize("check", SHARED_CHECKS, ids=name_of)
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("name", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in FOREIGN])
 def test_a_flax_cell_keeps_the_contract(name, check):
     check(subject(name))

@@ -60,7 +60,12 @@ def subject(name: str) -> Subject:
     return Subject(TRANSFORMS[name], CASES.get(name), REFERENCES.get(name), cuts=name not in CHANGING)
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=name_of)
+#: Uncompiled, every operation is compiled by itself.
+SLOW = {"compiled_or_not_it_gives_the_same"}
+MARKED = [pytest.param(c, marks=pytest.mark.slow, id=name_of(c)) if name_of(c) in SLOW else c for c in CHECKS]
+
+
+@pytest.mark.parametrize("check", MARKED, ids=name_of)
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_a_registered_transform_keeps_the_contract(name, check):
     check(subject(name))

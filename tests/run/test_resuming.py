@@ -108,7 +108,13 @@ def test_a_run_stopped_again_and_again_equals_one_that_was_not(layout, whole, bo
 
 
 @pytest.mark.parametrize(
-    "crash", ["between evaluations", "after a sample, unsaved", "after an evaluation, unsaved", Finished]
+    "crash",
+    [
+        pytest.param("between evaluations", marks=pytest.mark.slow),
+        "after a sample, unsaved",
+        "after an evaluation, unsaved",
+        Finished,
+    ],
 )
 def test_a_run_that_crashed_anywhere_equals_one_that_did_not(crash, whole, book, tmp_path, monkeypatch):
     run = tmp_path / "run"
@@ -229,6 +235,7 @@ def test_a_run_with_damaged_checkpoints_only_is_refused(whole, tmp_path):
         resume(str(run))
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_and_survives_a_stop(book, tmp_path, monkeypatch):
     """A learning rate too small for float32 leaves the weights alone: no evaluation is better than the first."""
     still = {"lr": 1e-30, "eval_every": 3, "sample_every": 0, "patience": 2, "steps": 20, "cell": "elman"}

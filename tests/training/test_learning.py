@@ -24,7 +24,7 @@ def alphabet_batches():
     return Batch(ids[..., :-1], ids[..., 1:], np.zeros((STEPS, B, T), bool), np.ones((STEPS, B, T), bool))
 
 
-SLOW = {"elman-relu"}  # the same code as another cell
+SLOW = {"elman", "elman-relu", "gru"}  # the same code but for the cell, which keeps the contract
 
 
 @pytest.mark.parametrize("cell", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CELLS])
