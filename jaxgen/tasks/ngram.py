@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxgen.baselines import NGram
-from jaxgen.tasks.language import Totals
+from jaxgen.tasks.language import Scored, Totals
 from jaxgen.types import Array, Batch, Key, Params
 
 
@@ -65,3 +67,30 @@ class NGramTask:
     def step(self, params: Params, carry: Array, token: Array) -> tuple[Array, Array]:
         """One decoding step: ``token`` [R] -> the new carry and next-token log-probabilities [R, V]."""
         return self.model.step(params, carry, token)
+
+    def score(
+        self,
+        params: Params,
+        carry: Array,
+        tokens: Array,
+        targets: Array,
+        reset: Array,
+        valid: Array,
+        initial: Array,
+        *,
+        top: int = 0,
+    ) -> tuple[Array, Scored]:
+        """The log-probability of each of ``targets`` [R, T] behind ``tokens``; as ``LanguageTask.score``."""
+
+        def one(carry: Array, now: tuple[Array, ...]) -> tuple[Array, Scored]:
+            token, target, reset, valid = now
+            carry = jnp.where(reset[:, None], initial, carry)
+            carry = jnp.where(valid[:, None], self.model.read(params, carry, token[:, None])[:, 0], carry)
+            logp = jnp.where(valid, self.model.log_probability(params, carry, target), 0.0)
+            if not top:  # no row of the whole vocabulary is laid out
+                return carry, Scored(logp, jnp.zeros((*target.shape, 0), jnp.int32), jnp.zeros((*target.shape, 0)))
+            likeliest, ids = lax.top_k(self.model.logits(params, carry), top)
+            return carry, Scored(logp, ids.astype(jnp.int32), likeliest)
+
+        carry, scored = lax.scan(one, carry, tuple(field.T for field in (tokens, targets, reset, valid)))
+        return carry, jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), scored)
