@@ -41,7 +41,8 @@ def read_transforms(values: Mapping[str, Any], encode: Encode) -> tuple[Any, ...
         if value is None or value == ():
             continue
         if _takes_tokens(option):
-            value = _biases(value, name, encode) if _weighs(option) else _ids(value, name, encode)
+            all_forms = not getattr(kind, "in_order", False)
+            value = _biases(value, name, encode) if _weighs(option) else _ids(value, name, encode, all_forms)
         made.append(kind(value))
     return tuple(made)
 
@@ -130,18 +131,21 @@ def _word(option: Any) -> str:
     return "N" if option is int else "X"
 
 
-def _ids(texts: Iterable[str], name: str, encode: Encode) -> tuple[int, ...]:
+def _ids(texts: Iterable[str], name: str, encode: Encode, all_forms: bool = True) -> tuple[int, ...]:
+    """The tokens of each of ``texts``; with ``all_forms``, those with a blank in front that belongs to them too."""
     found: list[int] = []
-    for text in texts:
-        ids = [int(i) for i in encode(text)]
-        if not ids:
+    for text in map(unescaped, texts):
+        plain, behind_blank = ([int(i) for i in encode(each)] for each in (text, " " + text))
+        if not plain:
             raise UsageError(f"--{name} got an empty text: give one or more characters.")
-        if UNK in ids:
+        forms = [plain, behind_blank] if len(behind_blank) == len(plain) else [plain]
+        known = [form for form in forms if UNK not in form]
+        if not known:
             raise UsageError(
                 f"--{name} {text!r} has something that the vocabulary lacks: give what the model can write."
             )
-        found += ids
-    return tuple(found)
+        found += [i for form in (known if all_forms else known[:1]) for i in form]
+    return tuple(dict.fromkeys(found)) if all_forms else tuple(found)
 
 
 def _biases(pairs: Iterable[str], name: str, encode: Encode) -> tuple[tuple[int, float], ...]:

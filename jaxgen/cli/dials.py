@@ -84,7 +84,7 @@ class Dials:
     def _turn_transform(self, name: str, value: Any) -> None:
         values = self._values | {name: value}
         flags = {each.replace("-", "_"): value for each, value in values.items()}
-        transforms = read_transforms(flags, self._talk.sampler.tokenizer.encode_prompt)
+        transforms = read_transforms(flags, self._talk.sampler.tokenizer.encode)
         self._talk.settings = replace(self._talk.settings, transforms=transforms)
         self._values = values
         for note in notes(self._talk.sampler, [each for each in transforms if type(each) is TRANSFORMS[name]]):

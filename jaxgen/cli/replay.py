@@ -57,11 +57,15 @@ def replay(args: list[str]) -> None:
     results = []
     for number, saved in enumerate(read_lines(given["file"]), start=1):
         results.append(_again(saved, f"Line {number} of {given['file']}", config.run, samplers))
-        where = f"{number}: sample {results[-1].index} of seed {saved['seed']}"
+        where = (
+            f"{number}: sample {results[-1].index} of seed {saved['seed']}"
+            if "seed" in saved
+            else (f"{number}: rank {results[-1].index} of {saved['beam']['width']} beams")
+        )
         print(f"{where}: {told(results[-1], samplers[config.run or saved['run']])}", flush=True)
     if not results:
         raise DataError(f"{given['file']} is empty. `sample.py --json` writes a line for each sample.")
-    differing = sum(result.at is not None for result in results)
+    differing = sum(not result.identical for result in results)
     if differing:
         raise Differs(f"{differing} of {len(results)} samples are not what they were.")
     say(f"All {len(results)} samples are identical.")
@@ -86,15 +90,18 @@ def _again(saved: Any, where: str, run: str | None, samplers: dict[str | None, S
 
 def told(result: Replay, sampler: Sampler) -> str:
     """The outcome in words."""
-    if result.at is None:
+    if result.identical:
         return f"identical ({result.tokens:,} tokens)"
+    if result.at is None:
+        return f"the tokens are the same, but the receipt has another {', '.join(result.altered)}"
 
     def name(token: int | None) -> str:
         return "the end" if token is None else repr(sampler.tokenizer.decode([token]) or "<eos>")
 
     text = f"differs from token {result.at} on: {name(result.was)} was drawn, now {name(result.now)}"
     if result.gap is not None:
-        text += f", by a gap of {result.gap:.3g}"
+        infinite = result.gap == float("inf")
+        text += ", for the other is cut off" if infinite else f", by a gap of {result.gap:.3g}"
     return f"{text}; up to there log-probabilities differ by at most {result.drift:.2g}"
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from jaxgen.cli.writing import Speed, Writer
 from jaxgen.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from jaxgen.run import Sampler, Settings
+    from jaxgen.run import Piece, Sampler, Settings
 
 DESCRIPTION = """Write text with a trained model. The same run, prompt, settings and seed always give the same text.
 
@@ -56,6 +57,8 @@ class SampleConfig(BaseModel):
     """Texts to draw; text i is the same however many are drawn."""
     sample_index: int | None = None
     """Draw just the text of this number, counted from 0."""
+    skip: int = 0
+    """Leave out the first tokens of each text, so many: it goes on where a shorter one ended. --length counts them."""
     best_of: int | None = None
     """Draw so many and write the likeliest (--num-samples of them), by mean log-probability of a token."""
     beam: int | None = None
@@ -67,9 +70,9 @@ class SampleConfig(BaseModel):
     stop: tuple[str, ...] = ()
     """End a text in front of the first of these strings that it comes to; \\n, \\t and \\\\ are understood."""
     max_seconds: float | None = None
-    """End all texts after this time (for each temperature)."""
+    """End all texts after this time, start-up included (for each temperature)."""
     block: int | None = None
-    """Rows that decode together (default: 1). More make many texts sooner, 256 about six times. Text i may then be
+    """Rows that decode together (default: 1). More make many texts sooner, 256 four to seven times. Text i may then be
     another text than by default, but is the same for the same number, which is printed with the speed."""
     state: str | None = None
     """Continue from the state in this file, which --save-state wrote; the prompt is read after it."""
@@ -94,7 +97,7 @@ def sample(args: list[str]) -> None:
 
     flags = [*transform_flags(), ("json", Annotated[bool, _help(JSON)], False)]
     config, more = parse_more(SampleConfig, args, prog="sample.py", description=DESCRIPTION, more=flags)
-    check(config, args)
+    check(config, args, more)
     if config.interactive:
         interactive.check(config, more["json"])
     prompt = read_prompt(config)
@@ -114,7 +117,7 @@ def sample(args: list[str]) -> None:
     settings = [replace(each, transforms=transforms) for each in plain]
     for note in notes(sampler, transforms):
         say(note)
-    options = {"prompt": prompt, "unk": config.unk, "first": config.sample_index or 0}
+    options = {"prompt": prompt, "unk": config.unk, "first": config.sample_index or 0, "skip": config.skip}
     options["state"] = None if config.state is None else sampler.load_state(config.state)
     if config.save_state is not None:
         state = sampler.read(prompt, options["state"], unk=config.unk)
@@ -127,8 +130,8 @@ def sample(args: list[str]) -> None:
 
     writer = Writer(escape=sys.stdout.isatty() and not config.raw)
     if config.beam is not None:
-        search = {"prompt": prompt, "state": options["state"], "transforms": transforms}
-        write_beams(writer, sampler, config, more["json"], **search)
+        start = {"prompt": prompt, "state": options["state"], "unk": config.unk}
+        write_beams(writer, sampler, config, transforms, as_json=more["json"], **start)
         return
     write_samples(writer, sampler, config, list(zip(names, settings)), as_json=more["json"], **options)
 
@@ -144,42 +147,60 @@ def write_samples(
 ) -> None:
     """Texts drawn with each of ``settings``, which are named by their temperatures."""
     from jaxgen.run.receipts import receipt
-    from jaxgen.run.sampler import likeliest, whole
+    from jaxgen.run.texts import likeliest, whole
 
     block = settings[0][1].block
     speed = Speed(block, note="" if config.block is None else f" in blocks of {block}")
     number = config.num_samples if config.best_of is None else config.best_of
     if number >= MANY and config.block is None:
-        say(f"note: {number} texts, one by one; --block 256 makes them about six times as fast, with other float bits.")
+        say(f"note: {number} texts, one by one; --block 256 makes them several times as fast, with other float bits.")
     streams = [sampler.stream(settings=each, num_samples=number, **options) for _, each in settings]
     for (name, each), stream in zip(settings, streams):
-        pieces = speed.timed(stream)
+        ended: set[int] = set()
+        pieces = noted(speed.timed(stream), ended)
         if as_json:
             made = whole(pieces) if config.best_of is None else likeliest(whole(pieces), config.num_samples)
             fixed = {"prompt": options["prompt"], "unk": config.unk, "state_file": config.state}
             writer.write_json(receipt(sampler, each, sample, **fixed) for sample in made)
-            continue
-        if len(settings) > 1:
-            writer.heading(f"temperature {name}")
-        if config.best_of is None:
-            writer.write_all(pieces, options["prompt"], options["first"], config.num_samples)
         else:
-            writer.write_best(likeliest(whole(pieces), config.num_samples), options["prompt"])
+            if len(settings) > 1:
+                writer.heading(f"temperature {name}")
+            if config.best_of is None:
+                writer.write_all(pieces, options["prompt"], options["first"], config.num_samples)
+            else:
+                writer.write_best(likeliest(whole(pieces), config.num_samples), options["prompt"], config.num_samples)
+        if len(ended) < number:
+            say(f"note: time was up before {number - len(ended):,} of {number:,} texts were begun.")
+        if each.greedy and number > 1:
+            say(f"note: at temperature 0 all {number} texts are the same.")
     say(str(speed))
 
 
-def check(config: SampleConfig, args: Sequence[str]) -> None:
-    """Raise ``UsageError`` for flags that contradict each other."""
+def noted(pieces: Iterator[Piece], ended: set[int]) -> Iterator[Piece]:
+    """The pieces, with the numbers of the texts that they end put into ``ended``."""
+    for piece in pieces:
+        if piece.last:
+            ended.add(piece.index)
+        yield piece
+
+
+def check(config: SampleConfig, args: Sequence[str], more: Mapping[str, Any]) -> None:
+    """Raise ``UsageError`` for flags that contradict each other or say nothing."""
     if not config.temperature:
         raise UsageError("--temperature was given without a number: give one or more, for example 0.8.")
+    empty = {"stop": config.stop, **more}
+    for flag in [flag for flag, value in empty.items() if value == () and f"--{flag}" in args]:
+        raise UsageError(f"--{flag} was given without a text: give one or more, or leave it out.")
     if config.greedy and flag_value(args, "--temperature") is not None:
         raise UsageError(
             "--greedy and --temperature were given together: --greedy is --temperature 0, give one of them."
         )
+    if config.beam is None and flag_value(args, "--length-penalty") is not None:
+        raise UsageError("--length-penalty is what beams are compared by: give --beam too, or leave it out.")
     if config.beam is not None:
         single = ("best_of", "block", "max_seconds", "sample_index")
         drawn = [f"--{name.replace('_', '-')}" for name in single if getattr(config, name) is not None]
-        drawn += ["--stop"] * bool(config.stop) + ["--greedy"] * config.greedy
+        drawn += ["--stop"] * bool(config.stop) + ["--greedy"] * config.greedy + ["--interactive"] * config.interactive
         drawn += [flag for flag in ("--temperature", "--seed") if flag_value(args, flag) is not None]
         if drawn:
             raise UsageError(f"--beam draws nothing, so that {drawn[0]} means nothing to it: leave one of them out.")
@@ -193,24 +214,26 @@ def check(config: SampleConfig, args: Sequence[str]) -> None:
         )
 
 
-def write_beams(writer: Writer, sampler: Sampler, config: SampleConfig, as_json: bool, **search: Any) -> None:
+def write_beams(
+    writer: Writer, sampler: Sampler, config: SampleConfig, transforms: tuple[Any, ...], *, as_json: bool, **start: Any
+) -> None:
     """The best texts of a beam search, each headed by its score if there are several."""
-    from jaxgen.run.beams import beam
+    from jaxgen.run.beams import Search, beam
+    from jaxgen.run.receipts import beam_receipt
 
     began = time.perf_counter()
-    sizes: dict[str, Any] = {"width": config.beam, "length": config.length, "keep": config.num_samples}
-    found = beam(sampler, **sizes, length_penalty=config.length_penalty, unk=config.unk, **search)
-    if as_json:
-        writer.write_json(
-            {**asdict(each), "tokens": each.tokens.tolist(), "prompt": search["prompt"], "rank": rank, **sizes}
-            for rank, each in enumerate(found, start=1)
-        )
-    for rank, each in enumerate(() if as_json else found, start=1):
+    search = Search(config.beam or 0, config.length, config.length_penalty, config.num_samples, transforms)
+    found = beam(sampler, **search._asdict(), **start)
+    for rank, each in enumerate(found, start=1):
+        if as_json:
+            fixed = {"prompt": start["prompt"], "unk": config.unk, "state_file": config.state}
+            writer.write_json([beam_receipt(sampler, search, rank, each, **fixed)])
+            continue
         if config.num_samples > 1:
             writer.heading(f"rank {rank}, {each.logp:.2f} nats, score {each.score:.4f}")
-        writer.put(search["prompt"] + each.text + "\n")
+        writer.put(start["prompt"] + each.text + "\n")
     if len(found) < config.num_samples:
-        say(f"note: no more than {len(found)} different texts were found.")
+        say(f"note: no more than {len(found)} texts are possible.")
     tokens = sum(each.tokens.size for each in found)
     say(f"{tokens:,} tokens by beam search of width {config.beam} in {time.perf_counter() - began:.2f} s")
 
@@ -226,7 +249,12 @@ def read_prompt(config: SampleConfig) -> str:
     if config.prompt is not None and config.prompt_file is not None:
         raise UsageError("--prompt and --prompt-file were given together: give one of them.")
     if config.prompt_file is None:
-        return config.prompt or ""
+        prompt = config.prompt or ""
+        if place := re.search("[\ud800-\udfff]", prompt):
+            raise UsageError(f"--prompt is not UTF-8 at character {place.start() + 1}: write it in UTF-8.")
+        return prompt
+    if config.prompt_file == "-" and sys.stdin is None:
+        raise DataError("--prompt-file - reads standard input, which is closed: give a file, or --prompt TEXT.")
     try:
         raw = sys.stdin.buffer.read() if config.prompt_file == "-" else Path(config.prompt_file).read_bytes()
         text = raw.decode("utf-8")

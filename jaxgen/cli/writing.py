@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from jaxgen.cli.common import say
+
 if TYPE_CHECKING:
     from jaxgen.run import Piece, Sample
 
@@ -72,11 +74,15 @@ class Writer:
         """A line that names what follows."""
         self.put(f"--- {text} ---\n")
 
-    def write_best(self, samples: Iterable[Sample], prompt: str) -> None:
-        """Chosen samples, each with its number and the mean log-probability that it was chosen by."""
+    def write_best(self, samples: Iterable[Sample], prompt: str, number: int) -> None:
+        """Chosen samples, each of several with its number and the mean log-probability that it was chosen by."""
         for sample in samples:
-            self.heading(f"sample {sample.index}, {sample.mean_logp:.4f} nats a token")
+            about = f"sample {sample.index}, {sample.mean_logp:.4f} nats a token"
+            if number > 1:
+                self.heading(about)
             self.put(prompt + sample.text + "\n")
+            if number == 1:  # standard output is the text alone
+                say(about)
 
     def write_json(self, values: Iterable[dict[str, Any]]) -> None:
         """A line of JSON for each."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.run import compiled
 from jaxgen.run.sampler import Sampler
+from jaxgen.run.settings import with_forbidden
 from jaxgen.run.state import State
-from jaxgen.sampling import Context, Forbid, beam_states, chain, check_beam
+from jaxgen.sampling import Context, beam_states, check_beam
 from jaxgen.sampling.transforms.base import check_number
 from jaxgen.text import EOS
 
@@ -29,6 +30,16 @@ class Hypothesis:
     logp: float
     score: float
     end: str
+
+
+class Search(NamedTuple):
+    """The settings of a beam search, as ``beam`` takes them."""
+
+    width: int = 5
+    length: int = 500
+    length_penalty: float = 1.0
+    keep: int = 1
+    transforms: tuple[Any, ...] = ()
 
 
 def beam(
@@ -53,7 +64,7 @@ def beam(
     """
     check_beam(width, length, keep)
     check_number("A length penalty", length_penalty, -5, 5, "a number from -5 to 5")
-    chosen = chain(Forbid(sampler.forbidden), *transforms)  # type: ignore[arg-type]
+    chosen = with_forbidden(sampler.forbidden, transforms)
     states = beam_states(chosen, Context(width, sampler.tokenizer.vocab_size, eos=EOS))
     start = sampler.read(prompt, state, unk=unk)
     search = compiled.beams(sampler.task, chosen.kinds, width, length, keep)

@@ -11,9 +11,10 @@ import numpy as np
 
 from jaxgen.errors import UsageError
 from jaxgen.run.continuations import Continuation, continuations
-from jaxgen.run.sampler import Piece, Sampler
+from jaxgen.run.sampler import Sampler
 from jaxgen.run.settings import Settings
 from jaxgen.run.state import State
+from jaxgen.run.texts import Piece
 from jaxgen.text import EOS, Tokenizer
 
 NOTHING = np.zeros(0, np.int32)

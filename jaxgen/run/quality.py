@@ -12,10 +12,11 @@ import numpy as np
 
 from jaxgen.data import DATA
 from jaxgen.errors import DataError
-from jaxgen.run.sampler import Sample, Sampler
+from jaxgen.run.sampler import Sampler
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.scorer import Scorer
 from jaxgen.run.settings import Settings
+from jaxgen.run.texts import Sample
 from jaxgen.text import EOS, UNK, text_bytes
 from jaxgen.text.copying import Span, find_place, longest_copies
 from jaxgen.text.measures import WORD, Cycle, distinct, find_cycle, known_share, natural_unit, seq_rep, units

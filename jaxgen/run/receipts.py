@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ import numpy as np
 
 from jaxgen.errors import DataError, UsageError
 from jaxgen.run import compiled
+from jaxgen.run.beams import Hypothesis, Search, beam
 from jaxgen.run.host import processor
-from jaxgen.run.sampler import Sample, Sampler
-from jaxgen.run.settings import Settings
+from jaxgen.run.sampler import Sampler
+from jaxgen.run.settings import Settings, transform_from_json, transform_to_json
+from jaxgen.run.texts import Sample
 from jaxgen.sampling import DecodeState, Last, sample_keys
 from jaxgen.sampling.generate import perturbed
 from jaxgen.sampling.transforms import update_chain
@@ -25,6 +27,8 @@ from jaxgen.version import __version__
 
 #: Of the form of a receipt.
 VERSION = 1
+#: Nats by which the log-probability of a token may differ from device to device.
+MOST_DRIFT = 1e-2
 
 
 def receipt(
@@ -40,6 +44,30 @@ def receipt(
         "seed": settings.seed,
         "index": sample.index,
         "settings": settings.to_json(),
+        **_origin(sampler, unk, state_file),
+    }
+
+
+def beam_receipt(
+    sampler: Sampler, search: Search, rank: int, found: Hypothesis, *, prompt: str, unk: str, state_file: str | None
+) -> dict[str, Any]:
+    """A text of a beam search with all that fixed it; ``total_logp`` and ``score`` are those it was compared by."""
+    return {
+        "text": found.text,
+        "prompt": prompt,
+        "tokens": found.tokens.tolist(),
+        "total_logp": found.logp,
+        "score": found.score,
+        "end": found.end,
+        "rank": rank,
+        "beam": {**search._asdict(), "transforms": [transform_to_json(each) for each in search.transforms]},
+        **_origin(sampler, unk, state_file),
+    }
+
+
+def _origin(sampler: Sampler, unk: str, state_file: str | None) -> dict[str, Any]:
+    """Where a text comes from and what computed it."""
+    return {
         "unk": unk,
         "run": None if sampler.path is None else str(sampler.path),
         "checkpoint": sampler.digest,
@@ -58,11 +86,12 @@ def device() -> str:
 
 @dataclass(frozen=True)
 class Replay:
-    """What came of drawing a sample once more. ``at`` is the first token that differs, ``None`` if none does.
+    """What came of making a text once more. ``at`` is the first token that differs, ``None`` if none does.
 
     There ``was`` was recorded and ``now`` is drawn (``None``: the text had ended), and ``gap`` is by how much ``now``
     won: of what the draw compares, in the unit of logits at the temperature in use. A millionth is another rounding,
-    anything large another model. ``drift`` is the largest difference of log-probabilities up to there.
+    anything large another model, and infinite is a token that is cut off by now. ``drift`` is the largest difference
+    of log-probabilities up to there. ``altered`` names what else in the receipt is not what its tokens say.
     """
 
     index: int
@@ -72,11 +101,18 @@ class Replay:
     now: int | None = None
     gap: float | None = None
     drift: float = 0.0
+    altered: tuple[str, ...] = ()
+
+    @property
+    def identical(self) -> bool:
+        return self.at is None and not self.altered
 
 
 def replay(sampler: Sampler, saved: Any, where: str = "the receipt") -> Replay:
-    """Draw the sample of a receipt again. Raises ``DataError`` for what is none."""
-    settings, sample, recorded = check_receipt(saved, where)
+    """Make the text of a receipt again. Raises ``DataError`` for what is none, or holds what cannot be."""
+    check_receipt(saved, where)
+    if saved["tokens"] and max(saved["tokens"]) >= sampler.tokenizer.vocab_size:
+        raise DataError(f"{where} has the token {max(saved['tokens'])}, which the vocabulary of this run has not.")
     state = None
     if saved["state"] is not None:
         path = Path(saved["state"]["file"])
@@ -84,21 +120,63 @@ def replay(sampler: Sampler, saved: Any, where: str = "the receipt") -> Replay:
             raise DataError(f"{where} continues the state in {path}, which is missing or another one by now.")
         state = sampler.load_state(path)
     prompt = {"prompt": saved["prompt"], "state": state, "unk": saved["unk"]}
+    try:
+        return (_replay_beam if "beam" in saved else _replay_sample)(sampler, saved, prompt)
+    except UsageError as error:
+        raise DataError(f"{where} cannot be made again. {error}") from None
+
+
+def _replay_sample(sampler: Sampler, saved: Mapping[str, Any], prompt: Mapping[str, Any]) -> Replay:
+    settings, index = Settings.from_json(saved["settings"]), saved["index"]
+    recorded = np.asarray(saved["tokens"], np.int64)
     # What the clock ended is compared up to there.
     length = recorded.size if saved["end"] == "time" else settings.length
     again = replace(settings, max_seconds=None, length=length)
-    (drawn,) = sampler.samples(settings=again, first=sample, **prompt)
-    both = min(recorded.size, drawn.tokens.size)
-    differ = np.flatnonzero(recorded[:both] != drawn.tokens[:both])
+    (drawn,) = sampler.samples(settings=again, first=index, **prompt)
+    at, was, now = _difference(recorded, drawn.tokens)
+    drift = float(np.abs(np.asarray(saved["logp"], np.float64)[:at] - drawn.logp[:at]).max(initial=0.0))
+    if at is None:
+        wrong = {
+            "text": saved["text"] != drawn.text,
+            "end": saved["end"] not in ("time", drawn.end),
+            "logp": drift > MOST_DRIFT,
+            "seed": saved["seed"] != settings.seed,
+        }
+        altered = tuple(name for name, differs in wrong.items() if differs)
+        return Replay(index, recorded.size, drift=drift, altered=altered)
+    gap = None if was is None or now is None else _gap(sampler, settings, index, prompt, at, was, now)
+    return Replay(index, at, at, was, now, gap, drift)
+
+
+def _replay_beam(sampler: Sampler, saved: Mapping[str, Any], prompt: Mapping[str, Any]) -> Replay:
+    values = dict(saved["beam"])
+    values["transforms"] = tuple(transform_from_json(each) for each in values["transforms"])
+    try:
+        search = Search(**values)
+    except TypeError as error:
+        raise UsageError(f"Its beam search has other settings than there are: {error}.") from None
+    found = beam(sampler, **search._asdict(), **prompt)
+    rank, recorded = saved["rank"], np.asarray(saved["tokens"], np.int64)
+    if not 1 <= rank <= len(found):
+        raise UsageError(f"It is number {rank} of a search that finds {len(found)}.")
+    again = found[rank - 1]
+    at, was, now = _difference(recorded, again.tokens)
+    wrong = {"text": saved["text"] != again.text, "end": saved["end"] != again.end}
+    drift = abs(saved["total_logp"] - again.logp) if at is None else 0.0
+    wrong["total_logp"] = drift > MOST_DRIFT * max(recorded.size, 1)
+    altered = tuple(name for name, differs in wrong.items() if differs and at is None)
+    return Replay(rank, recorded.size if at is None else at, at, was, now, None, drift, altered)
+
+
+def _difference(recorded: np.ndarray, drawn: np.ndarray) -> tuple[int | None, int | None, int | None]:
+    """The first place where two texts differ, and what either has there; ``None`` where there is nothing."""
+    both = min(recorded.size, drawn.size)
+    differ = np.flatnonzero(recorded[:both] != drawn[:both])
     at = int(differ[0]) if differ.size else both
-    logp = np.asarray(saved["logp"], np.float64)[:at]
-    drift = float(np.abs(logp - drawn.logp[:at]).max(initial=0.0))
-    if at == recorded.size == drawn.tokens.size:
-        return Replay(sample, at, drift=drift)
-    was = int(recorded[at]) if at < recorded.size else None
-    now = int(drawn.tokens[at]) if at < drawn.tokens.size else None
-    gap = None if was is None or now is None else _gap(sampler, settings, sample, prompt, at, was, now)
-    return Replay(sample, at, at, was, now, gap, drift)
+    if at == recorded.size == drawn.size:
+        return None, None, None
+    was, now = (int(tokens[at]) if at < tokens.size else None for tokens in (recorded, drawn))
+    return at, was, now
 
 
 def _gap(
@@ -119,23 +197,27 @@ def _gap(
     return float(scores[now] - scores[was])
 
 
-def check_receipt(saved: Any, where: str) -> tuple[Settings, int, np.ndarray]:
-    """The settings, number and tokens of a receipt. Raises ``DataError`` for what is none."""
-    kinds: dict[str, Any] = dict.fromkeys(("prompt", "end", "unk", "checkpoint"), str)
-    kinds |= {"tokens": list, "logp": list, "index": int, "seed": int, "settings": dict, "run": (str, type(None))}
+def check_receipt(saved: Any, where: str) -> None:
+    """Raise ``DataError`` for what is no receipt."""
     if not isinstance(saved, Mapping) or saved.get("receipt") != VERSION:
         raise DataError(f"{where} is no receipt of this version of jaxgen. `sample.py --json` writes them.")
-    if wrong := [name for name, kind in kinds.items() if not isinstance(saved.get(name), kind)]:
-        raise DataError(
-            f"{where} lacks {', '.join(wrong)}, or holds something else there. `sample.py --json` writes them."
+    is_number = lambda value: type(value) in (int, float) and abs(value) < 1e30  # noqa: E731
+    is_id = lambda value: type(value) is int and 0 <= value < 2**32  # noqa: E731
+    form: dict[str, Callable[[Any], bool]] = {
+        **dict.fromkeys(("text", "prompt", "end", "unk", "checkpoint"), lambda value: isinstance(value, str)),
+        "run": lambda value: value is None or isinstance(value, str),
+        "state": lambda value: value is None or (isinstance(value, Mapping) and set(value) == {"file", "sha256"}),
+        "tokens": lambda value: isinstance(value, list) and all(map(is_id, value)),
+    }
+    if "beam" in saved:
+        form["beam"] = lambda value: isinstance(value, Mapping) and isinstance(value.get("transforms"), list)
+        form |= {"rank": is_id, "total_logp": is_number}
+    else:
+        form["logp"] = lambda value: (
+            isinstance(value, list) and all(map(is_number, value)) and len(value) == len(saved["tokens"])
         )
-    state = saved.get("state")
-    if state is not None and not (isinstance(state, Mapping) and {"file", "sha256"} <= set(state)):
-        raise DataError(f"{where} names a state without its file and digest. `sample.py --json` writes them.")
-    numbers = [*saved["tokens"], *saved["logp"]]
-    if len(saved["tokens"]) != len(saved["logp"]) or not all(type(n) in (int, float) for n in numbers):
-        raise DataError(f"{where} has {len(saved['tokens'])} tokens and {len(saved['logp'])} log-probabilities.")
-    try:
-        return Settings.from_json(saved["settings"]), saved["index"], np.asarray(saved["tokens"], np.int64)
-    except UsageError as error:
-        raise DataError(f"{where} has settings that cannot be used. {error}") from None
+        form |= {"settings": lambda value: isinstance(value, Mapping), "index": is_id, "seed": is_id}
+    if wrong := [name for name, fits in form.items() if name not in saved or not fits(saved[name])]:
+        raise DataError(
+            f"{where} lacks {', '.join(wrong)}, or holds something else there. `sample.py --json` writes receipts."
+        )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +16,13 @@ from jaxgen.run import compiled
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.settings import MAX_LENGTH, Settings
 from jaxgen.run.state import State, load_state, save_state
-from jaxgen.run.stopping import StopStrings
-from jaxgen.sampling import MAX_SEED, Chain, DecodeState, prime_chunks, sample_keys
+from jaxgen.run.texts import Piece, Sample, TextMaker, likeliest, whole
+from jaxgen.sampling import MAX_SEED, Context, DecodeState, Last, prime_chunks, sample_keys
 from jaxgen.text import EOS, PAD, UNK, Tokenizer
 
 #: Tokens that one compiled call makes; text is handed out this often. Changes no bit.
 STREAM_CHUNK = 32
 MAX_SAMPLES = 1_000_000
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some more text of sample ``index``.
-
-    ``tokens`` are its ids (<eos> too, which has no text) and ``logp`` what the model gave each of them, in nats, before
-    any transform. ``end`` says why the last piece is the last: length, eos, stop or time. The tokens of a stop string
-    are among those of the last piece, its text is not.
-    """
-
-    index: int
-    text: str
-    tokens: np.ndarray
-    logp: np.ndarray
-    end: str | None = None
-
-    @property
-    def last(self) -> bool:
-        return self.end is not None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A whole text: the pieces of one sample put together."""
-
-    index: int
-    text: str
-    tokens: np.ndarray
-    logp: np.ndarray
-    end: str
-
-    @property
-    def mean_logp(self) -> float:
-        """Mean log-probability of a token in nats, by which samples of different lengths are compared."""
-        return float(self.logp.mean()) if self.logp.size else 0.0
 
 
 class Sampler:
@@ -182,34 +144,53 @@ class Sampler:
         *,
         num_samples: int = 1,
         first: int = 0,
+        skip: int = 0,
         state: State | None = None,
         unk: str = "error",
     ) -> Iterator[Piece]:
         """Yield the samples from ``first`` on, so many, piece by piece as they are made, block by block.
 
-        They continue ``prompt``, read from ``state`` on if one is given. Every sample's last piece says so. Raises
-        ``UsageError`` before anything is compiled.
+        They continue ``prompt``, read from ``state`` on if one is given. Every sample's last piece says so; of those
+        that no time was left to begin (``Settings.max_seconds``) there is none. What the first ``skip`` tokens of each
+        say is left out: a text resumed there is the same as in one go. Raises ``UsageError`` before anything is
+        compiled.
         """
         settings = settings or Settings()
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or not 1 <= num_samples <= MAX_SAMPLES:
             raise UsageError(f"{num_samples!r} samples cannot be drawn: give a whole number from 1 to {MAX_SAMPLES}.")
         if isinstance(first, bool) or not isinstance(first, int) or not 0 <= first <= MAX_SEED - MAX_SAMPLES:
             raise UsageError(f"There is no sample {first!r}: give a whole number from 0 to {MAX_SEED - MAX_SAMPLES}.")
-        return self._stream(self._ids(prompt, state, unk), state, settings, range(first, first + num_samples))
-
-    def _stream(self, ids: np.ndarray, state: State | None, settings: Settings, asked: range) -> Iterator[Piece]:
-        deadline = time.monotonic() + (settings.max_seconds or float("inf"))
-        chain, rows = settings.chain(self.forbidden), settings.block
+        if isinstance(skip, bool) or not isinstance(skip, int) or not 0 <= skip <= MAX_LENGTH:
+            raise UsageError(f"{skip!r} tokens cannot be skipped: give a whole number from 0 to {MAX_LENGTH}.")
+        ids, chain = self._ids(prompt, state, unk), settings.chain(self.forbidden)
+        history = ids if state is None else np.concatenate([state.tokens, ids])
+        # Once, and before anything is compiled: a transform may refuse what this vocabulary has not.
+        transforms = chain.init(Context(settings.block, self.tokenizer.vocab_size, history, EOS))
         decoder = compiled.decoding(self.task, chain.kinds, STREAM_CHUNK, settings.greedy)
-        state = self._read(ids, state)
-        carry, logits = state.repeated(rows)
+        return self._stream(decoder, settings, transforms, ids, state, range(first, first + num_samples), skip)
+
+    def _stream(
+        self,
+        decoder: Callable,
+        settings: Settings,
+        transforms: Any,
+        ids: np.ndarray,
+        state: State | None,
+        asked: range,
+        skip: int,
+    ) -> Iterator[Piece]:
+        deadline = time.monotonic() + (settings.max_seconds or float("inf"))
+        rows = settings.block
+        carry, logits = self._read(ids, state).repeated(rows)
+        start = DecodeState(carry, logits, transforms, jnp.zeros(rows, bool), *Last.none(rows))
         for block in range(asked.start // rows * rows, asked.stop, rows):
             keys = sample_keys(settings.seed, jnp.arange(block, block + rows))
-            start = DecodeState.start(chain, carry, logits, prompt=state.tokens, eos=EOS)
-            start, keys = self._beside_weights((start, keys))
             indices = range(max(block, asked.start), min(block + rows, asked.stop))
-            texts = [_Text(self.tokenizer, i, i - block, settings) for i in indices]
-            yield from self._block(decoder, start, keys, settings.length, texts, deadline)
+            texts = [TextMaker(self.tokenizer, i, i - block, settings, skip) for i in indices]
+            begun, keys = self._beside_weights((start, keys))
+            yield from self._block(decoder, begun, keys, settings.length, texts, deadline)
+            if time.monotonic() >= deadline:
+                return
 
     def _block(
         self,
@@ -217,7 +198,7 @@ class Sampler:
         state: DecodeState,
         keys: jax.Array,
         length: int,
-        texts: list[_Text],
+        texts: list[TextMaker],
         deadline: float,
     ) -> Iterator[Piece]:
         made, ahead = 0, None
@@ -262,77 +243,3 @@ class Sampler:
         if not 1 <= keep <= of:
             raise UsageError(f"{keep} samples cannot be the best of {of}: give a number from 1 to {of}.")
         return likeliest(self.samples(prompt, settings, num_samples=of, **options), keep)
-
-
-def whole(pieces: Iterator[Piece]) -> Iterator[Sample]:
-    """Pieces put together to samples, in order of their numbers."""
-    parts: dict[int, list[Piece]] = {}
-    done: dict[int, Sample] = {}
-    turn: int | None = None
-    for piece in pieces:
-        turn = piece.index if turn is None else turn
-        parts.setdefault(piece.index, []).append(piece)
-        if piece.end is not None:
-            mine = parts.pop(piece.index)
-            text = "".join(part.text for part in mine)
-            tokens, logp = (np.concatenate([getattr(part, name) for part in mine]) for name in ("tokens", "logp"))
-            done[piece.index] = Sample(piece.index, text, tokens, logp, piece.end)
-        while turn in done:
-            yield done.pop(turn)
-            turn += 1
-
-
-def likeliest(samples: Iterable[Sample], keep: int) -> list[Sample]:
-    """The ``keep`` samples with the largest mean log-probability of a token, the best first."""
-    return heapq.nsmallest(keep, samples, key=lambda sample: (-sample.mean_logp, sample.index))
-
-
-class _Text:
-    """One text being made: its bytes become characters, its characters end at a stop string."""
-
-    def __init__(self, tokenizer: Tokenizer, index: int, row: int, settings: Settings) -> None:
-        self.index, self.row, self.running = index, row, True
-        self._decoder = tokenizer.stream_decoder()
-        self._stop = StopStrings(settings.stop) if settings.stop else None
-        self._left = settings.length
-
-    def more(self, tokens: np.ndarray, logp: np.ndarray) -> Piece:
-        """The piece that these tokens make, up to the end of the text."""
-        ends = np.flatnonzero(tokens == EOS)
-        count = int(ends[0]) + 1 if ends.size else tokens.size
-        text, end = "", None
-        if self._stop is None:
-            text = self._decoder.feed(tokens[:count])
-        else:  # token by token, to know which of them completes a stop string
-            for taken, token in enumerate(tokens[:count], start=1):
-                certain, found = self._stop.feed(self._decoder.feed(token))
-                text += certain
-                if found is not None:
-                    return self._piece(text, tokens[:taken], logp[:taken], "stop")
-        self._left -= count
-        if ends.size:
-            end = "eos"
-        elif not self._left:
-            end = "length"
-        return self._piece(text, tokens[:count], logp[:count], end)
-
-    def cut(self, end: str) -> Piece:
-        """The last piece of a text that is not made any further."""
-        return self._piece("", np.zeros(0, np.int32), np.zeros(0, np.float32), end)
-
-    def _piece(self, text: str, tokens: np.ndarray, logp: np.ndarray, end: str | None) -> Piece:
-        self.running = end is None
-        if end is not None and end != "stop":
-            text, end = self._rest(text, end)
-        return Piece(self.index, text, tokens, logp, end)
-
-    def _rest(self, text: str, end: str) -> tuple[str, str]:
-        """``text`` with what was held back behind it: an unfinished character, the beginning of a stop string."""
-        rest = self._decoder.flush()
-        if self._stop is None:
-            return text + rest, end
-        certain, found = self._stop.feed(rest)
-        return (text + certain, "stop") if found is not None else (text + certain + self._stop.flush(), end)
-
-
-__all__ = ["MAX_LENGTH", "MAX_SEED", "STREAM_CHUNK", "Chain", "Piece", "Sample", "Sampler", "Settings", "whole"]

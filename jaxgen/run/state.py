@@ -15,7 +15,7 @@ from jaxgen.store.arrays import load_arrays, save_arrays
 from jaxgen.types import Array, Carry
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
     """What a model knows after ``tokens``: its layers' state, of one row, and the logits [1, V] of the next token."""
 

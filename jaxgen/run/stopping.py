@@ -28,6 +28,11 @@ class StopStrings:
         self._held = text[len(text) - held :]
         return text[: len(text) - held], None
 
+    @property
+    def held(self) -> int:
+        """How many characters are held back."""
+        return len(self._held)
+
     def flush(self) -> str:
         """What was held back, once there is no more text."""
         rest, self._held = self._held, ""

@@ -26,7 +26,13 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str
     entries[DIGEST] = np.frombuffer(_digest(entries), np.uint8)
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **entries)
-    replace_file(path, buffer.getvalue())
+    try:
+        replace_file(path, buffer.getvalue())
+    except CheckpointError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error
+        raise CheckpointError(
+            f"{path} cannot be written: {reason}. Give the name of a file that you may write."
+        ) from None
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -13,7 +13,7 @@ from jaxgen.errors import UsageError
 from jaxgen.run import Sampler, Settings
 from jaxgen.run.continuations import _whole_characters, continuations
 from jaxgen.run.conversation import Conversation, _shown
-from jaxgen.run.sampler import Piece
+from jaxgen.run.texts import Piece
 from jaxgen.sampling import Forbid
 from jaxgen.sampling.transforms import Force
 from jaxgen.tasks import LanguageTask

@@ -103,7 +103,7 @@ def check_number(name: str, value: Any, least: float, most: float, allowed: str)
 def check_whole(name: str, value: Any, least: int, most: int) -> None:
     """Raise ``UsageError`` unless ``value`` is a whole number from ``least`` to ``most``."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
-        allowed = f"from {least} to {most}" if most < 2**31 - 1 else f"of {least} or more"
+        allowed = f"from {least} to {most}" if most < 10**18 else f"of {least} or more"
         raise UsageError(f"{name} of {value} cannot be used: give a whole number {allowed}.")
 
 

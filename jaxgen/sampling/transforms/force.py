@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,9 @@ class Force:
 
     One that is forbidden cannot be forced: the draw is then left as it is.
     """
+
+    #: A flag makes one sequence of its texts, not a set of tokens.
+    in_order: ClassVar[bool] = True
 
     ids: tuple[TokenId, ...]
 

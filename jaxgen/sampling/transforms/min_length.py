@@ -26,10 +26,10 @@ class MinLength:
     n: int
 
     def __post_init__(self) -> None:
-        check_whole("A least length", self.n, 0, 2**31 - 1)
+        check_whole("A least length", self.n, 0, 10**18)
 
     def init(self, context: Context) -> Least:
-        return Least(jnp.int32(self.n), jnp.asarray(np.arange(context.vocab) == context.eos))
+        return Least(jnp.int32(min(self.n, 2**31 - 1)), jnp.asarray(np.arange(context.vocab) == context.eos))
 
     @staticmethod
     def update(state: Least, logits: Array, last: Last) -> tuple[Least, Array]:

@@ -14,7 +14,7 @@ from jaxgen.errors import UsageError
 from jaxgen.sampling.transforms.base import Context, Last, bounded, padded
 from jaxgen.types import Array
 
-#: Steps for which a function is asked; its last value holds from there on.
+#: Steps for which a function is asked unless told otherwise.
 TABLED = 4096
 LEAST, MOST = 1e-6, 1e6
 
@@ -49,12 +49,14 @@ class Temperature:
     """
 
     value: Schedule
+    #: For how many steps a function is asked; its last value holds from there on.
+    steps: int = TABLED
 
     def __post_init__(self) -> None:
-        table(self.value)
+        table(self.value, self.steps)
 
     def init(self, context: Context) -> Array:
-        values = table(self.value)
+        values = table(self.value, self.steps)
         return jnp.asarray(values if values.size == 1 else padded(values.tolist(), values[-1], np.float32))
 
     @staticmethod
@@ -64,7 +66,7 @@ class Temperature:
         return state, bounded(logits / now[:, None])
 
 
-def table(value: Any) -> np.ndarray:
+def table(value: Any, steps: int = TABLED) -> np.ndarray:
     """The temperatures at the steps 0, 1, …, [S] in float32; the last one holds from there on."""
     if isinstance(value, Linear):
         check(value.start, " at step 0")  # the others lie between these two
@@ -72,7 +74,7 @@ def table(value: Any) -> np.ndarray:
         part = np.minimum(np.arange(value.steps + 1) / value.steps, 1.0)
         return np.asarray(value.start + (value.end - value.start) * part, np.float32)
     if callable(value):
-        values = list(asked(value) if isinstance(value, Hashable) else asked.__wrapped__(value))
+        values = list((asked if isinstance(value, Hashable) else asked.__wrapped__)(value, steps))
     else:
         values = list(value) if isinstance(value, (tuple, list)) else [value]
     if not values:
@@ -83,9 +85,9 @@ def table(value: Any) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def asked(function: Callable[[int], Any]) -> tuple[Any, ...]:
+def asked(function: Callable[[int], Any], steps: int) -> tuple[Any, ...]:
     """What a function of the step gives; remembered, because one that computes with JAX takes seconds."""
-    return tuple(function(t) for t in range(TABLED))
+    return tuple(function(t) for t in range(steps))
 
 
 def check(temperature: Any, where: str) -> None:

@@ -21,7 +21,7 @@ class TopK:
     k: int
 
     def __post_init__(self) -> None:
-        check_whole("top-k", self.k, 1, 2**31 - 1)
+        check_whole("top-k", self.k, 1, 10**18)
 
     def init(self, context: Context) -> Array:
         return jnp.int32(min(self.k, context.vocab))
