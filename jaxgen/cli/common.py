@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_args
 
 from jaxgen.errors import JaxgenError, UsageError
@@ -17,7 +20,8 @@ def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
     ``text_alone``: standard output is data, exact UTF-8 wherever it is not a terminal.
     """
     try:
-        prepare_process()
+        with leaving_at_once():
+            prepare_process()
     except JaxgenError as error:
         say(f"error: {error}")
         return error.exit_code
@@ -44,6 +48,20 @@ def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
         say(f"error: The system refused{where}: {error.strerror or error}.")
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process here and now: while modules load, NumPy makes another exception of it."""
+    former = signal.getsignal(signal.SIGINT)
+    ours = former is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, former)
 
 
 def prepare_process() -> None:

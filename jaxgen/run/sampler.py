@@ -217,20 +217,12 @@ class Sampler:
             if text.running:
                 yield text.cut("time" if length else "length")
 
-    def sample(
-        self,
-        prompt: str = "",
-        settings: Settings | None = None,
-        *,
-        num_samples: int = 1,
-        first: int = 0,
-        state: State | None = None,
-        unk: str = "error",
-    ) -> list[str]:
-        """The generated texts, without the prompt; sample i is the same whatever ``num_samples`` is."""
-        return [
-            s.text for s in self.samples(prompt, settings, num_samples=num_samples, first=first, state=state, unk=unk)
-        ]
+    def sample(self, prompt: str = "", settings: Settings | None = None, **options: Any) -> list[str]:
+        """The generated texts, without the prompt; arguments as those of ``stream``.
+
+        Sample i is the same whatever ``num_samples`` is.
+        """
+        return [sample.text for sample in self.samples(prompt, settings, **options)]
 
     def samples(self, prompt: str = "", settings: Settings | None = None, **options: Any) -> Iterator[Sample]:
         """Whole samples in order, with tokens and log-probabilities; arguments as those of ``stream``."""

@@ -13,7 +13,7 @@ import pytest
 from jaxgen.errors import UsageError
 from jaxgen.run import Sampler, Settings, compiled
 from jaxgen.sampling import PROMPT_CHUNK, ROWS, DecodeState, decode, prime_chunks, sample_keys
-from jaxgen.sampling.transforms import RepetitionPenalty
+from jaxgen.sampling.transforms import Forbid, NoRepeatNgram, RepetitionPenalty, TopK, chain
 from jaxgen.tasks import LanguageTask
 from jaxgen.text import EOS, PAD, UNK, CharTokenizer
 
@@ -123,15 +123,19 @@ def test_blocks_decoded_in_another_order_and_in_one_call_give_the_same_texts(tas
 
 
 def test_a_sample_resumed_in_the_middle_is_the_one_made_at_once(task, sampler, primed, texts):
-    chain = replace(WARM, transforms=(RepetitionPenalty(1.0),)).chain((PAD, UNK, EOS))
+    settings = replace(WARM, transforms=(RepetitionPenalty(1.3), NoRepeatNgram(3)))
+    chain = settings.chain((PAD, UNK, EOS))
     loop = jax.jit(
         partial(decode, task.task.step, chain.kinds, greedy=False, eos=EOS, pad=PAD), static_argnames="length"
     )
     keys = sample_keys(WARM.seed, jnp.arange(7, 7 + ROWS))
-    state, begun = loop(sampler.weights, DecodeState.start(chain, *primed(TOKENIZER.encode("abc"))), keys, length=13)
+    start = DecodeState.start(chain, *primed(TOKENIZER.encode("abc")), prompt=TOKENIZER.encode("abc"))
+    state, begun = loop(sampler.weights, start, keys, length=13)
     kept = jax.tree.map(np.asarray, state)  # as from a file
     rest = loop(sampler.weights, jax.tree.map(jnp.asarray, kept), keys, length=LENGTH - 13)[1]
-    assert TOKENIZER.decode(np.concatenate([begun.tokens[0], rest.tokens[0]])) == texts[7]
+    (whole,) = sampler.sample("abc", settings, first=7)
+    assert TOKENIZER.decode(np.concatenate([begun.tokens[0], rest.tokens[0]])) == whole
+    assert sampler.sample("abc", settings, first=7, skip=13) == [whole[13:]]
 
 
 def test_a_shorter_sample_is_the_beginning_of_a_longer_one(sampler, texts):
@@ -282,15 +286,17 @@ def test_time_that_is_up_ends_every_text_where_it_is(sampler, texts, monkeypatch
     clock = iter(range(1000))
     monkeypatch.setattr("jaxgen.run.sampler.time.monotonic", lambda: next(clock))
     made = list(sampler.samples("abc", replace(WARM, max_seconds=3.5), num_samples=4))
-    # One look at the clock at the start and one ahead of every chunk: two chunks of the first text and one of the next.
-    assert [sample.end for sample in made] == ["length", "time", "time", "time"]
-    assert [sample.text for sample in made] == [texts[0], texts[1][:32], "", ""]
+    # A look at the clock at the start, ahead of every chunk and behind a block: two chunks of the first text, no third.
+    assert [sample.end for sample in made] == ["length", "time"][: len(made)]
+    assert [sample.text for sample in made] == [texts[0], ""][: len(made)]
+    assert len(made) < 4, "texts that no time was left to begin are not there"
 
 
 def test_a_prompt_counts_for_a_repetition_penalty_however_it_was_read(sampler):
     settings = replace(WARM, transforms=(RepetitionPenalty(50.0),))
-    assert sampler.sample("abc", settings) == sampler.sample("bc", settings, state=sampler.read("a"))
-    assert sampler.sample("abc", settings) != sampler.sample("abc", WARM)
+    whole, state = sampler.sample("abcdefgh", settings), sampler.read("abcdefgh")
+    assert sampler.sample("", settings, state=state) == whole
+    assert sampler.sample("", settings, state=replace(state, tokens=state.tokens[:0])) != whole
 
 
 def test_decoding_ends_soon_after_every_text_has_ended(sampler, texts, monkeypatch):
@@ -317,3 +323,45 @@ def test_the_tokens_of_a_stopped_text_are_those_up_to_the_end_of_the_stop_string
     assert sample.text == texts[0][:place]
     assert TOKENIZER.decode(sample.tokens) == texts[0][: place + 3]
     assert sample.tokens.size == sample.logp.size
+
+
+@pytest.mark.parametrize("skip", [1, 31, 32, 33, LENGTH, LENGTH + 5])
+def test_a_text_resumed_behind_some_tokens_is_the_rest_of_it(sampler, texts, skip):
+    made = list(sampler.samples("abc", WARM, num_samples=3, skip=skip))
+    assert [sample.text for sample in made] == [text[skip:] for text in texts[:3]]
+    assert [sample.tokens.size for sample in made] == [max(LENGTH - skip, 0)] * 3
+
+
+def test_a_stop_string_that_begins_in_what_is_skipped_still_ends_the_text(sampler, texts):
+    stop = (texts[0][8:12],)
+    place = texts[0].index(stop[0])
+    settings = replace(WARM, stop=stop)
+    for skip in (place - 1, place + 1, place + 2):
+        (sample,) = sampler.samples("abc", settings, skip=skip)
+        assert (sample.text, sample.end) == (texts[0][skip:place], "stop")
+    other = replace(WARM, stop=(texts[0][8:10] + "?",))  # held back over the place and then no stop string
+    assert sampler.sample("abc", other, skip=9) == [texts[0][9:]]
+
+
+def test_the_beginning_of_a_stop_string_at_the_end_of_a_text_belongs_to_it(sampler, texts):
+    assert sampler.sample("abc", replace(WARM, stop=(texts[0][-2:] + "?",))) == texts[:1]
+
+
+@pytest.mark.parametrize("skip", [-1, True, 1.0])
+def test_a_number_of_skipped_tokens_that_cannot_be_is_refused(sampler, skip):
+    with pytest.raises(UsageError, match="cannot be skipped"):
+        sampler.sample("abc", WARM, skip=skip)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_forbidding_all_that_could_be_drawn_is_refused(sampler, nested):
+    """Padding, which is forbidden by itself, is all that would be left."""
+    forbid = Forbid(tuple(range(EOS + 1, V)))
+    with pytest.raises(UsageError, match="leave at least one to draw"):
+        sampler.stream("abc", replace(WARM, transforms=(chain(forbid),) if nested else (forbid,)))
+
+
+def test_forbidden_tokens_stay_out_wherever_forbid_stands_in_the_chain(sampler):
+    only = tuple(i for i in range(EOS + 1, V) if i != V - 1)
+    settings = Settings(5, 1.0, transforms=(TopK(1), Forbid(only)))
+    assert ids_of(sampler, settings) == [[V - 1] * 5]

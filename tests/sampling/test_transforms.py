@@ -352,7 +352,7 @@ def test_a_whole_chain_with_other_options_needs_no_second_compilation():
 # Refusals
 
 WRONG_NUMBERS = {
-    "top-k of": (TopK, (0, -3, 2.5, True, 2**31)),
+    "top-k of": (TopK, (0, -3, 2.5, True)),
     "top-p of": (TopP, (0.0, -0.1, 1.1, np.nan, "a", True)),
     "typical-p of": (TypicalP, (0.0, 1.1, np.nan)),
     "min-p of": (MinP, (-0.1, 1.1, np.nan, None)),
