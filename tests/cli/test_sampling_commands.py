@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -14,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgen.cli.controls import unescaped
-from jaxgen.cli.sample import SampleConfig, read_prompt
+from jaxgen.cli.controls import read_transforms, unescaped
+from jaxgen.cli.sample import SampleConfig, main, read_prompt
 from jaxgen.cli.writing import Speed, Writer
 from jaxgen.run import Piece
+from jaxgen.sampling import TRANSFORMS
+from jaxgen.text import WordTokenizer
 
 
 def body(text: str) -> dict[str, str]:
@@ -321,3 +324,88 @@ def test_other_weights_are_told(replay, receipts, copied):
     values = objects(receipts.read_text())
     receipts.write_text("\n".join(json.dumps(each | {"checkpoint": "f" * 16}) for each in values))
     assert "note: Line 1" in replay(receipts, "--run", copied).err
+
+
+def test_beam_search_writes_the_likeliest_texts_in_order(sample, run, replay, here):
+    found = objects(sample("--run", run, "--length", 8, "--beam", 3, "--num-samples", 2, "--json").out)
+    assert [each["rank"] for each in found] == [1, 2]
+    assert found[0]["score"] > found[1]["score"]
+    done = sample("--run", run, "--length", 8, "--beam", 3, "--num-samples", 2)
+    assert list(body(done.out).values()) == [each["text"] + "\n" for each in found]
+    assert sample("--run", run, "--length", 8, "--beam", 3).out == found[0]["text"] + "\n"
+    greedy = sample("--run", run, "--length", 8, "--greedy").out
+    assert sample("--run", run, "--length", 8, "--beam", 1).out == greedy
+    (here / "b.jsonl").write_text("\n".join(map(json.dumps, found)))
+    assert (
+        replay("b.jsonl").out
+        == "1: rank 1 of 3 beams: identical (8 tokens)\n2: rank 2 of 3 beams: identical (8 tokens)\n"
+    )
+
+
+def test_the_length_penalty_reaches_the_search(sample, run):
+    args = ("--run", run, "--length", 6, "--beam", 2, "--json")
+    (mean,), (total,) = (objects(sample(*args, "--length-penalty", penalty).out) for penalty in (1, 0))
+    assert mean["score"] == pytest.approx(mean["total_logp"] / 6)
+    assert total["score"] == pytest.approx(total["total_logp"])
+
+
+def test_one_text_chosen_among_many_is_alone_on_standard_output(sample, run):
+    done = sample("--run", run, "--length", 20, "--best-of", 4)
+    assert len(done.out) == 21
+    assert re.search(r"sample \d, -[0-9.]+ nats a token", done.err)
+
+
+def test_texts_go_on_where_shorter_ones_ended(sample, run):
+    whole = sample("--run", run, "--length", 50, "--prompt", "The ").out
+    rest = sample("--run", run, "--length", 50, "--prompt", "The ", "--skip", 20).out
+    assert rest == "The " + whole[len("The ") + 20 :]
+
+
+def test_who_wants_several_greedy_texts_is_told_that_they_are_one(sample, run):
+    assert "all 3 texts are the same" in sample("--run", run, "--length", 4, "--greedy", "--num-samples", 3).err
+
+
+def test_texts_that_no_time_was_left_for_are_told(sample, run, monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr("jaxgen.run.sampler.time.monotonic", lambda: next(clock))
+    done = sample("--run", run, "--length", 32, "--num-samples", 50, "--max-seconds", 20)
+    assert re.search(r"note: time was up before \d+ of 50 texts were begun", done.err)
+    assert len(body(done.out)) < 50
+
+
+def test_a_top_k_beyond_all_numbers_keeps_all(sample, run):
+    assert sample("--run", run, "--length", 9, "--top-k", 99999999999).out == sample("--run", run, "--length", 9).out
+
+
+def test_control_characters_are_escaped_where_standard_output_is_a_terminal(run):
+    class Terminal(io.TextIOWrapper):
+        def isatty(self):
+            return True
+
+    out = Terminal(io.BytesIO(), "utf-8")
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        assert main(["--run", str(run), "--length", "0", "--prompt", "a\x1b", "--unk", "skip"]) == 0
+        assert main(["--run", str(run), "--length", "0", "--prompt", "b\x1b", "--unk", "skip", "--raw"]) == 0
+    out.flush()
+    assert out.buffer.getvalue() == b"a\\x1b\nb\x1b\n"
+
+
+def test_closed_standard_input_is_told(sample, run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    done = sample("--run", run, "--prompt-file", "-")
+    assert (done.code, "which is closed" in done.err) == (3, True)
+
+
+def test_a_state_that_cannot_be_written_is_told_without_advice_of_another_command(sample, run):
+    done = sample("--run", run, "--save-state", "nowhere/s.npz")
+    assert (done.code, "nowhere/s.npz cannot be written" in done.err, "--resume" in done.err) == (4, True, False)
+
+
+def test_a_word_is_named_with_and_without_the_blank_that_its_token_may_have():
+    tokenizer = WordTokenizer.train(["le café est le café\nle café\nle est " * 3])
+    ids = {text: tokenizer.encode(text).tolist() for text in ("le", " le", " café")}
+    flags = {name.replace("-", "_"): () if name in ("bias", "forbid", "force") else None for name in TRANSFORMS}
+    (forbid,) = read_transforms({**flags, "forbid": ("le", "café")}, tokenizer.encode)
+    assert set(forbid.ids) == {*ids["le"], *ids[" le"], *ids[" café"]}
+    (force,) = read_transforms({**flags, "force": ("le", " le")}, tokenizer.encode)
+    assert list(force.ids) == [*ids["le"], *ids[" le"]]
