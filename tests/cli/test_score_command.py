@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from jaxgen.cli import score_output
-from jaxgen.cli.score_output import Speed, Watched, Writer, shown, token_text
+from jaxgen.cli.score_output import Speed, Watched, Writer, put, shown, token_text
 from jaxgen.run import Sampler, compiled
 from jaxgen.run.scorer import Scorer
 from jaxgen.text import ByteTokenizer
@@ -161,11 +161,27 @@ def test_candidates_are_ranked_and_ties_stated(score, run):
     assert found["prompt"] == "The "
 
 
+def test_the_end_of_a_candidate_is_not_scored_unless_it_is_asked_for(score, scorer, monkeypatch):
+    sampler = scorer.sampler
+    documents = Sampler(sampler.task, sampler.tokenizer, sampler.weights.params, documents=True)
+    monkeypatch.setattr(Sampler, "load", lambda *_: documents)
+    for flags, end, tokens in (([], False, 3), (["--end", "yes"], True, 4)):
+        found = json.loads(score("--json", "--prompt", "The ", "--candidates", "cat", *flags).out)
+        assert (found["candidates"][0]["tokens"], found["end"]) == (tokens, end)
+    assert json.loads(score("--json", "--text", "cat").out)["tokens"] == 4
+
+
+def test_bytes_that_are_no_utf_8_are_replacement_characters_in_the_text_of_json(capsys):
+    put(json.dumps({"text": "caf\udce9"}, ensure_ascii=False))
+    assert json.loads(capsys.readouterr().out) == {"text": "caf\ufffd"}
+
+
 def test_unknown_characters_are_kept_or_left_out_with_a_note(score, run):
     keep, skip = (score("--run", run, "--json", "--text", "cat∑", "--unk", unk) for unk in ("keep", "skip"))
     assert (json.loads(keep.out)["tokens"], json.loads(skip.out)["tokens"]) == (4, 3)
     assert "note: unknown tokens were scored as <unk> (1 of them): bits are a lower bound." in keep.err
-    assert "note: unknown tokens were left out (1 of them): bits are a lower bound." in skip.err
+    assert "lower bound" not in skip.err
+    assert "note: unknown tokens were left out (1 of them): what was skipped is in neither" in skip.err
 
 
 @pytest.mark.parametrize(
@@ -249,7 +265,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory in kilobytes, as Linux does")
-@pytest.mark.parametrize("flags", [["--state", "cold"], ["--lanes", "64"]])
+@pytest.mark.parametrize("flags", [[], ["--state", "cold"], ["--lanes", "64"]])
 def test_memory_does_not_grow_with_the_file(flags, run, book, here):
     peaks = []
     for size in (1_000_000, 12_000_000):
@@ -259,3 +275,15 @@ def test_memory_does_not_grow_with_the_file(flags, run, book, here):
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
         peaks.append(int(done.stdout.splitlines()[-1]))
     assert peaks[1] - peaks[0] < 30  # megabytes; the ids of the larger file alone would be 48
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory in kilobytes, as Linux does")
+def test_memory_does_not_grow_with_the_number_of_lanes(run, book, here):
+    text, peaks = book.read_text(), []
+    (here / "a.txt").write_text(text * (4_500_000 // len(text)))  # as much as 1,024 lanes would hold at once
+    for lanes in ("2", "1024"):
+        command = [sys.executable, "-c", MEASURED, "--run", run, "a.txt", "--lanes", lanes]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        peaks.append(int(done.stdout.splitlines()[-1]))
+    assert peaks[1] - peaks[0] < 60  # megabytes
