@@ -60,8 +60,25 @@ def train(name: str, *flags: str) -> dict[str, Any]:
 def sample(run: str, *flags: str) -> tuple[str, str]:
     """Run ``sample.py``; the command and its standard output."""
     command = ["python", "sample.py", "--run", run, *flags]
-    done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=True, capture_output=True, text=True)
-    return shlex.join(command), done.stdout
+    return shlex.join(command), _sample(command).stdout
+
+
+def _sample(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command[1:]], cwd=ROOT, check=True, capture_output=True, text=True)
+
+
+def sampling_speed(run: str) -> float:
+    """Tokens/s of ``sample.py --length 20000`` after the first chunk, as it says them itself."""
+    told = _sample(["python", "sample.py", "--run", run, "--length", "20000"]).stderr
+    return told_speed(told)
+
+
+def told_speed(told: str) -> float:
+    """The number in the line about speed that ``sample.py`` writes on standard error."""
+    found = re.search(r"([0-9,]+) tokens/s after the first", told)
+    if found is None:
+        raise SystemExit(f"sample.py told no speed: {told!r}")
+    return float(found[1].replace(",", ""))
 
 
 def machine() -> str:
@@ -184,24 +201,28 @@ windows, {report["val_loss"]:.4f} with the state carried. {provenance(result)}
 
 
 def ngrams() -> str:
-    """n-grams beside the recurrent models, tinyshakespeare."""
+    """n-grams beside the default recurrent model, tinyshakespeare."""
     rows, texts = [], []
-    for order in (3, 4, 5, 6, 7, 8):
-        result = train(f"ngram-{order}", "--data", "tinyshakespeare", "--model", "ngram", "--order", str(order))
+    models = {f"ngram-{n}": (f"{n}-gram", ["--model", "ngram", "--order", str(n)]) for n in (3, 4, 5, 6, 7, 8)}
+    models["ngrams-lstm"] = ("LSTM", ["--sample-every", "0"])
+    for run, (name, flags) in models.items():
+        result = train(run, "--data", "tinyshakespeare", *flags)
         report = result["report"]
         rows.append(
-            f"| {order} | {report['val_loss']:.4f} | {report['windows_64_loss']:.4f} | {result['seconds']:.1f} "
-            f"| {result['resolved']['parameters']:,} | `{result['command']}` |"
+            f"| {name} | {report['val_loss']:.4f} | {report['windows_64_loss']:.4f} | {result['seconds']:.1f} "
+            f"| {sampling_speed(result['run']):,.0f} | {result['resolved']['parameters']:,} | `{result['command']}` |"
         )
-        if order in (3, 5, 7):
+        if name in ("3-gram", "5-gram", "7-gram", "LSTM"):
             command, text = sample(result["run"], "--prompt", "ROMEO:", "--length", "160")
             texts.append(f"    {command}\n\n```text\n{text.rstrip()}\n```\n")
     return f"""## n-grams, tinyshakespeare
 
-Counted, not trained (modified Kneser-Ney smoothing); nats/char, on the whole validation split and on 2,400 windows.
+Counted, not trained (modified Kneser-Ney smoothing), beside the default LSTM; nats/char, on the whole validation split
+and on 2,400 windows; seconds from process start to the end; characters/s of `sample.py --length 20000` after its first
+chunk.
 
-| order | state carried | 64-char windows | seconds from process start to the end | parameters | command |
-|---|---|---|---|---|---|
+| model | state carried | 64-char windows | s, start to end | sampling, characters/s | parameters | command |
+|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
 {provenance(result)}

@@ -9,11 +9,21 @@ from pathlib import Path
 import pytest
 
 import jaxgen
+from jaxgen.cli.evaluate import EvaluateConfig
+from jaxgen.cli.replay import ReplayConfig
 from jaxgen.cli.sample import SampleConfig
+from jaxgen.cli.score import ScoreConfig
 from jaxgen.data import LanguageConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+#: The flags of each beyond those of its configuration.
+OTHERS = {
+    "evaluate": (EvaluateConfig, ("--json", "--no-plot")),
+    "replay": (ReplayConfig, ()),
+    "score": (ScoreConfig, ("--json",)),
+}
 
 
 def python_block(document: str) -> str:
@@ -82,6 +92,20 @@ def test_every_flag_of_train_that_a_document_types_exists(document):
         with contextlib.suppress(ValueError):
             command = command[: command.index("#")]
         assert set(re.findall(r"--[a-z][a-z-]*", command)) <= known, command
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("command", OTHERS)
+def test_every_flag_of_another_command_that_a_document_types_exists(document, command):
+    kind, more = OTHERS[command]
+    known = {f"--{name.replace('_', '-')}" for name in kind.model_fields} | {"--help", *more}
+    for typed in re.findall(rf"jaxgen {command}\b.*$", document.read_text(encoding="utf-8"), re.MULTILINE):
+        assert set(re.findall(r"--[a-z][a-z-]*", typed.split("#")[0].split("`")[0])) <= known, typed
+
+
+def test_the_documents_type_every_command():
+    texts = " ".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+    assert [command for command in OTHERS if f"jaxgen {command} " not in texts] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

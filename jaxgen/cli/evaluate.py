@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from jaxgen.cli.common import flag_value, guarded, parse_more, say
+from jaxgen.cli.common import guarded, parse_more, say
 from jaxgen.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ DESCRIPTION = """Draw texts over a sweep of temperatures and measure them beside
 
     jaxgen evaluate                                       the newest run in runs/
     jaxgen evaluate runs/language-1 --temperature 0.5 0.7 0.9
+    jaxgen evaluate --no-plot runs/language-1
     jaxgen evaluate --num-samples 200 --block 256 --json > quality.json
 
 The columns:
@@ -46,13 +47,13 @@ class EvaluateConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     run: str | None = None
-    """Folder of the run; it may be given without the flag. Default: the newest in runs/."""
+    """Folder of the run, another way to give RUN. Default: the newest in runs/."""
     temperature: tuple[float, ...] = (0.0, 0.3, 0.5, 0.8, 1.0, 1.3)
     """What to compare. 0 makes one text, which is counted --num-samples times."""
     num_samples: int = 20
     """Texts to draw at each temperature."""
     length: int = 500
-    """Tokens of a text."""
+    """Tokens of a text, 1 or more."""
     prompt: str = ""
     """Text to continue; it is not measured."""
     seed: int = 0
@@ -67,15 +68,18 @@ class EvaluateConfig(BaseModel):
     """Where to draw the picture, a PNG. Default: quality.png in the folder of the run."""
 
 
-def _switches() -> list[tuple[str, Any, Any]]:
-    """Flags without a value."""
+def _more() -> list[tuple[str, Any, Any]]:
+    """The run as a word of its own, and flags without a value."""
     import tyro
 
+    about = tyro.conf.arg(help="Folder of the run.", metavar="[RUN]")
+    runs: Any = Annotated[tuple[str, ...], tyro.conf.Positional, about]
     texts = {"no_plot": "Draw no picture.", "json": "Write everything as one JSON object in place of the table."}
-    return [
+    switches = [
         (name, Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help=text)], False)
         for name, text in texts.items()
     ]
+    return [("runs", runs, ()), *switches]
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -84,13 +88,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def evaluate(args: list[str]) -> None:
-    config, switches = parse_more(
-        EvaluateConfig, named(args), prog="jaxgen evaluate", description=DESCRIPTION, more=_switches()
-    )
+    config, more = parse_more(EvaluateConfig, args, prog="jaxgen evaluate", description=DESCRIPTION, more=_more())
+    run = one_run(config.run, more["runs"])
     if not config.temperature:
         raise UsageError("--temperature was given without a number: give one or more, for example 0.8.")
-    if config.plot is not None and switches["no_plot"]:
-        raise UsageError("--plot and --no-plot were given together: give one of them.")
+    if config.plot is not None:
+        check_picture(config.plot, more["no_plot"])
 
     from jaxgen.run import Sampler, Settings, quality
     from jaxgen.run.host import need_backend
@@ -99,8 +102,8 @@ def evaluate(args: list[str]) -> None:
     for temperature in config.temperature:
         settings = Settings(config.length, temperature, config.seed, block=config.block)
     need_backend()
-    saved = SavedRun.open(config.run)
-    picture = None if switches["no_plot"] else picture_path(config.plot, saved.directory.path)
+    saved = SavedRun.open(run)
+    picture = None if more["no_plot"] else picture_path(config.plot, saved.directory.path)
     reference = read_reference(saved, config.require_data)
     sampler = Sampler.load(saved.directory.path)
     began = time.perf_counter()
@@ -114,7 +117,7 @@ def evaluate(args: list[str]) -> None:
         unk=config.unk,
     )
     tokens = sum(row.tokens for row in result.rows)
-    if switches["json"]:
+    if more["json"]:
         about = {"run": str(saved.directory.path), "checkpoint": sampler.digest, "data": saved.resolved["data"]}
         asked = config.model_dump(mode="json", exclude={"run", "plot", "require_data"})
         print(json.dumps({**about, "settings": asked, **result.to_json()}, indent=2, ensure_ascii=False))
@@ -126,13 +129,20 @@ def evaluate(args: list[str]) -> None:
     say(f"{tokens:,} tokens drawn and measured in {time.perf_counter() - began:.1f} s")
 
 
-def named(args: list[str]) -> list[str]:
-    """``args`` with a run that was given without ``--run`` named by the flag."""
-    if not args or args[0].startswith("-"):
-        return args
-    if flag_value(args, "--run") is not None:
-        raise UsageError(f"Two runs were given, {args[0]} and --run {flag_value(args, '--run')}: give one of them.")
-    return ["--run", *args]
+def one_run(flag: str | None, words: Sequence[str]) -> str | None:
+    """The run that was given with ``--run`` or as a word, if one was; ``UsageError`` for more than one."""
+    given = [*words, *([] if flag is None else [f"--run {flag}"])]
+    if len(given) > 1:
+        raise UsageError(f"Two runs were given, {given[0]} and {given[1]}: give one of them.")
+    return words[0] if words else flag
+
+
+def check_picture(name: str, unwanted: bool) -> None:
+    """Raise ``UsageError`` for a picture that is not wanted after all, or whose name is that of another file."""
+    if unwanted:
+        raise UsageError("--plot and --no-plot were given together: give one of them.")
+    if Path(name).suffix.lower() != ".png":
+        raise UsageError(f"--plot is {name!r}, and a PNG is drawn there: give a name that ends in .png.")
 
 
 def picture_path(given: str | None, run: Path) -> Path:

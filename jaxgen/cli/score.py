@@ -56,19 +56,21 @@ class ScoreConfig(BaseModel):
     """Tokens of a window of --state cold (default: 64)."""
     lanes: int = 1
     """Places of one text that are read side by side. 1: exactly the carried state. More: the state starts afresh every
-    4,096 tokens, warmed by the 256 before: sooner, and almost the same. The number of lanes itself changes nothing."""
+    4,096 tokens, warmed by the 256 before: sooner, and almost the same. How many changes
+    nothing but rounding."""
     per_token: bool = False
     """Write every token with its log-probability in nats and its probability."""
     top: int | None = None
-    """Likeliest tokens to write beside each token, with their probabilities (with --per-token)."""
+    """Likeliest tokens to write beside each token, with their probabilities (with --per-token); at most 1,000."""
     unk: Literal["error", "skip", "keep"] = "error"
-    """What to do with what the model has never seen. skip: leave it out, and out of the counts. keep: score it as the
-    token <unk>; bits are then a lower bound, for <unk> could be anything."""
+    """What to do with what the model has never seen. skip: leave it out, of the log-probability and of the
+    counts. keep: score it as the token <unk>; bits are then a lower bound, for <unk> could be anything."""
     end: Literal["yes", "no"] | None = None
     """Whether the end of a text is scored, by a model that knows ends. Default: yes, and for candidates no."""
 
 
-JSON = "Write an object a text on a line of its own, log-probabilities in nats; with --per-token its tokens too."
+JSON = """Write an object a text on a line of its own, log-probabilities in nats; with --per-token its tokens too. Bytes
+that are no UTF-8, which byte-level models read, are U+FFFD in its text."""
 FILES = "Text files to score (UTF-8, gzip too); - is standard input."
 
 
@@ -144,8 +146,9 @@ def check(config: ScoreConfig, files: Sequence[str]) -> None:
 def notes(total: Score, config: ScoreConfig) -> Iterator[str]:
     """What the user may not expect of this score."""
     if total.unknown:
-        done = "left out" if config.unk == "skip" else "scored as <unk>"
-        yield f"note: unknown tokens were {done} ({total.unknown:,} of them): bits are a lower bound."
+        left_out = "left out ({:,} of them): what was skipped is in neither the log-probability nor the counts."
+        kept = "scored as <unk> ({:,} of them): bits are a lower bound."
+        yield "note: unknown tokens were " + (left_out if config.unk == "skip" else kept).format(total.unknown)
     if total.forced:
         yield (
             f"note: the text was cut {total.forced} times where there was no white space for a million characters; "

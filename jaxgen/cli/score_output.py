@@ -14,6 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from jaxgen.cli.progress import visible
+from jaxgen.text.base import without_surrogates
 
 if TYPE_CHECKING:
     from jaxgen.run.scorer import Reading, Scorer
@@ -45,8 +46,8 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 
 
 def put(text: str) -> None:
-    """Write to standard output."""
-    sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
+    """Write to standard output, U+FFFD for what no UTF-8 can hold."""
+    sys.stdout.write(without_surrogates(text))
 
 
 def begun(parts: Iterable[TokenScores]) -> Iterator[TokenScores]:

@@ -170,15 +170,16 @@ class LanguageConfig(TrainConfig):
         return self
 
     def _check_model(self) -> None:
-        """Raise ``UsageError`` for a setting that differs from its default and belongs to other models."""
+        """Raise ``UsageError`` for a setting of other models, which a preset is too; what it has set is not."""
         choose(self.model, ONLY, "model")
+        preset = self.presets[self.preset][1]
         for other, names in ONLY.items():
-            given = [name for name in sorted(names) if getattr(self, name) != _default(type(self), name)]
+            usual = {name: (value := _default(type(self), name), preset.get(name, value)) for name in sorted(names)}
+            given = [name for name, values in usual.items() if getattr(self, name) not in values]
             if other != self.model and given:
-                value = getattr(self, given[0])
                 raise ValueError(
-                    f"--{given[0].replace('_', '-')} {value} has no meaning with --model {self.model}: leave it out, "
-                    f"or give --model {other}"
+                    f"--{given[0].replace('_', '-')} {getattr(self, given[0])} has no meaning with --model "
+                    f"{self.model}: leave it out, or give --model {other}"
                 )
 
 

@@ -63,10 +63,14 @@ class Counting(Trainer):
 
 
 def start(config: Any, emit: Emit) -> Counting:
-    """A new run in a new folder, its n-grams counted. Raises ``UsageError`` and ``DataError`` before it is a run."""
+    """A new run in a new folder, its n-grams counted. Raises ``UsageError`` and ``DataError`` before it is a run.
+
+    Whoever stops the counting leaves no folder behind; a folder that cannot be had is told of before it.
+    """
+    RunDirectory.check(config.run)
     data = DATA[config.task].load(config)
-    run = RunDirectory.create(config.run, config.task)
     model, params, seconds = count(data)
+    run = RunDirectory.create(config.run, config.task)
     options = {**data.model_options(), "nodes": model.nodes, "contexts": model.contexts}
     parameters = sum(leaf.size for leaf in params.values())
     resolved = {**resolve(data, options, parameters, devices=1), "steps": 0, "horizon": 0}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen.data import DATA
-from jaxgen.errors import DataError
+from jaxgen.errors import DataError, UsageError
 from jaxgen.run.sampler import Sampler
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.scorer import Scorer
@@ -120,9 +120,11 @@ def evaluate(
 
     At temperature 0 one text is drawn and counted as often. n-grams are of words where the text puts spaces between
     them, else of characters. Without a ``reference`` there is no row of validation text, and what compares with the
-    training text is ``None``. Raises ``UsageError`` before anything is compiled.
+    training text is ``None``. Raises ``UsageError`` before anything is compiled, also for texts of length 0.
     """
     settings = settings or Settings()
+    if settings.length < 1:
+        raise UsageError(f"Texts of length {settings.length} leave nothing to measure: give a length of 1 or more.")
     sweep = [replace(settings, temperature=temperature) for temperature in temperatures]
     streams = [
         sampler.samples(prompt, each, num_samples=1 if each.greedy else num_samples, unk=unk) for each in sweep

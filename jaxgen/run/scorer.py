@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxgen.errors import UsageError, choose
 from jaxgen.run import compiled
-from jaxgen.run.lanes import CHUNK, Segment, Slab, carried, lay, whole, windows
+from jaxgen.run.lanes import CHUNK, FILL, Segment, Slab, carried, lay, whole, windows
 from jaxgen.run.sampler import Sampler
 from jaxgen.run.scores import Candidate, Score, TokenScores, joined
 from jaxgen.sampling import prime_chunks
@@ -30,7 +30,8 @@ MAX_LANES = 1_024
 #: Targets of a lane's turn, and tokens before it that warm its state. As in ``stream_eval``.
 LANE, BURN_IN = 4_096, 256
 MAX_WINDOW = 1 << 16
-#: Tokens that are laid out at once, at most.
+MAX_TOP = 1_000
+#: Tokens that are laid out at once, at most; each of the likeliest that come back with one counts as two more.
 MAX_TOKENS = 1 << 18
 
 
@@ -38,13 +39,14 @@ class Scorer:
     """Scores texts with a sampler's model. Compiled once, then any text of any length runs without a new compile.
 
     ``state="carried"`` reads a text from its start to its end with one state. ``lanes`` of them read it side by side,
-    sooner: every 4,096 tokens the state then begins anew, warmed by the 256 tokens before. ``state="cold"`` begins it
+    sooner (as many at once as memory is meant for): every 4,096 tokens the state then begins anew, warmed by the 256
+    tokens before. ``state="cold"`` begins it
     anew, with nothing but the token before, for every ``window`` of tokens: far sooner, and a text scores worse.
 
     A model of documents reads <eos> in front of a text, and its <eos> is scored at the end (unless ``end`` is false).
     A model of running text knows no start: a text is then scored as it stands behind a line break, and has no end.
-    ``top`` is the number of likeliest tokens to give for every place. ``unk`` is ``error``, ``skip`` or ``keep``
-    (an unknown is then scored as the token <unk>). Raises ``UsageError`` for values out of range.
+    ``top`` is the number of likeliest tokens to give for every place, up to 1,000. ``unk`` is ``error``, ``skip`` or
+    ``keep`` (an unknown is then scored as the token <unk>). Raises ``UsageError`` for values out of range.
     """
 
     def __init__(
@@ -62,7 +64,8 @@ class Scorer:
         self.state, self.unk = choose(state, STATES, "state"), choose(unk, UNKNOWNS, "way to treat unknowns (--unk)")
         self.window = _whole_number(window, "A window", 1, MAX_WINDOW)
         self.lanes = _whole_number(lanes, "The number of lanes", 1, MAX_LANES)
-        self.top = _whole_number(top, "The number of likeliest tokens (--top)", 0, sampler.tokenizer.vocab_size)
+        most = min(MAX_TOP, sampler.tokenizer.vocab_size)
+        self.top = _whole_number(top, "The number of likeliest tokens (--top)", 0, most)
         if state == "cold" and lanes > 1:
             raise UsageError("Lanes share out one carried state, and windows are cold: give one of the two.")
         if end and not sampler.documents:
@@ -114,7 +117,7 @@ class Scorer:
                 yield from found
 
         parts: list[TokenScores] = []
-        for part in self._run(segments(), prompt_ids, ROWS):
+        for part in self._run(segments(), prompt_ids, self._rows(ROWS, self.window if self.state == "cold" else FILL)):
             parts.append(part)
             if len(parts) == waiting[0][1]:
                 yield _total(waiting.popleft()[0], parts), joined(parts, self.top)
@@ -168,10 +171,14 @@ class Scorer:
     def _segments(self, ids: Iterable[np.ndarray], start: int) -> tuple[Iterator[Segment], int]:
         """One text as segments, and the rows to lay them in."""
         if self.state == "cold":
-            return windows(ids, start, self.window), min(ROWS, MAX_TOKENS // self.window)
+            return windows(ids, start, self.window), self._rows(ROWS, self.window)
         if self.lanes > 1:
-            return windows(ids, start, LANE, BURN_IN), self.lanes
+            return windows(ids, start, LANE, BURN_IN), self._rows(self.lanes, LANE)
         return carried(ids, start), 1
+
+    def _rows(self, most: int, steps: int) -> int:
+        """Rows of ``steps`` tokens, or of as many as a row is filled with, that memory is meant for: 1 to ``most``."""
+        return max(1, min(most, MAX_TOKENS // (max(steps, FILL) * (1 + 2 * self.top))))
 
     def _run(self, segments: Iterator[Segment], prompt_ids: np.ndarray, rows: int) -> Iterator[TokenScores]:
         """The scores of each segment in order. The next ones are on their way while these are read."""

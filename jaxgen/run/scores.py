@@ -24,8 +24,9 @@ class Score:
     """The log-probability of a text in nats, and how much text it is.
 
     ``tokens`` counts what was scored, <eos> too; ``chars`` and ``bytes`` the text it stands for, so that bits per
-    character include what the end costs, as in a run's evaluations. ``unknown`` tokens count as <unk>, or not at all if
-    they were skipped: the bits are then a lower bound. ``forced`` counts cuts that may have changed a few ids.
+    character include what the end costs, as in a run's evaluations. ``unknown`` tokens count as <unk>, and bits
+    are then a lower bound; those that were skipped are in none of these sums. ``forced`` counts cuts that may have
+    changed a few ids.
     """
 
     logp: float = 0.0

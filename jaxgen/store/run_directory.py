@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -42,6 +43,22 @@ class RunDirectory:
         return run
 
     @classmethod
+    def check(cls, path: str | os.PathLike[str] | None, root: str | os.PathLike[str] = "runs") -> None:
+        """Raise the ``UsageError`` of ``create`` while nothing is made yet, for those who work long before they do."""
+        place = Path(root if path is None else path)
+        above = [each for each in (place.absolute(), *place.absolute().parents) if os.path.lexists(each)]
+        there = above[0]  # what is there of the folder, or is to hold it
+        try:
+            if path is not None and there == place.absolute():
+                _check_free(place, os.listdir(place))
+            if not there.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise _unwritable(place, error) from error
+
+    @classmethod
     def _create_numbered(cls, task: str, root: Path) -> RunDirectory:
         pattern = re.compile(rf"{re.escape(task)}-([0-9]{{1,9}})")
         try:
@@ -65,16 +82,7 @@ class RunDirectory:
             entries = os.listdir(path)
         except OSError as error:
             raise _unwritable(path, error) from error
-        if CONFIG in entries:
-            raise UsageError(
-                f"{path} already holds a run. Continue it with `--resume auto`, or choose another folder with `--run`."
-            )
-        # A start that was killed before it wrote its configuration leaves nothing of value.
-        if not all(entry == TOKENIZER or re.fullmatch(r"\..*\.tmp", entry) for entry in entries):
-            raise UsageError(
-                f"{path} is not empty and is not a run (it has no {CONFIG}). A run that exists is continued with "
-                "`--resume auto`; for a new one choose another folder with `--run`."
-            )
+        _check_free(path, entries)
         return cls(path)
 
     @classmethod
@@ -171,6 +179,20 @@ class RunDirectory:
         if self.checkpoints_path.is_dir():
             times += [entry.stat().st_mtime for entry in os.scandir(self.checkpoints_path) if entry.name[0] != "."]
         return max(times), self.path.name
+
+
+def _check_free(path: Path, entries: list[str]) -> None:
+    """Raise ``UsageError`` when the folder ``path`` has ``entries`` that a new run would not leave alone."""
+    if CONFIG in entries:
+        raise UsageError(
+            f"{path} already holds a run. Continue it with `--resume auto`, or choose another folder with `--run`."
+        )
+    # A start that was killed before it wrote its configuration leaves nothing of value.
+    if not all(entry == TOKENIZER or re.fullmatch(r"\..*\.tmp", entry) for entry in entries):
+        raise UsageError(
+            f"{path} is not empty and is not a run (it has no {CONFIG}). A run that exists is continued with "
+            "`--resume auto`; for a new one choose another folder with `--run`."
+        )
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:

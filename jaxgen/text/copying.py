@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-#: Characters that one automaton is made of: some 70 MB. The texts are read once for each.
+#: Characters that one automaton is made of: some 105 MB (benchmarks/copies.py). The texts are read
+#: once for each.
 BATCH = 200_000
 
 

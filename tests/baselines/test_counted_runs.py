@@ -11,7 +11,7 @@ import pytest
 
 from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.run import Sampler, Settings, interpolate, resume, start
+from jaxgen.run import Sampler, Settings, counting, interpolate, resume, start
 from jaxgen.run.events import Evaluated, Finished, Note, Started
 from jaxgen.run.saved import SavedRun
 from jaxgen.store import MetricsLog
@@ -61,6 +61,31 @@ def test_a_run_leaves_one_row_one_checkpoint_and_the_report(trained):
     assert (store.steps(), store.metric(0)) == ([0], finished.report["val_loss"])
     report = json.loads((run / "report.json").read_text())
     assert report == {"step": 0, "best_step": 0, **finished.report}
+
+
+def test_the_speed_is_that_of_counting(book, tmp_path):
+    trainer = start(settings(book, tmp_path / "run"))
+    assert trainer.done.seconds > 0
+    trainer.done.seconds = 0.5
+    trainer.train()
+    (row,) = MetricsLog(tmp_path / "run" / "metrics.jsonl").read()
+    assert (row["tokens_per_second"], row["seconds"]) == (2 * trainer.data.corpus.train.ids.size, 0.5)
+
+
+def test_whoever_stops_the_counting_leaves_no_folder(book, tmp_path, monkeypatch):
+    def stopped(data):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(counting, "count", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        start(settings(book, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_counted_for_a_folder_that_is_taken(book, trained, monkeypatch):
+    monkeypatch.setattr(counting, "count", lambda data: pytest.fail("counted for nothing"))
+    with pytest.raises(UsageError, match="already holds a run"):
+        start(settings(book, trained[0]))
 
 
 def test_samples_repeat_and_hold_neither_padding_nor_unknowns(trained):

@@ -10,8 +10,12 @@ import sys
 import pytest
 
 from jaxgen.cli import main
-from jaxgen.cli.evaluate import COLUMNS, quoted, table
+from jaxgen.cli.evaluate import COLUMNS, quoted, report, table
 from jaxgen.run import Sampler, Settings, compiled
+from jaxgen.run.quality import Copy, Evaluation, Row
+from jaxgen.text.measures import Cycle
+
+TURNING = ("cycle", "cycle_text")
 
 
 def test_the_table_has_a_row_for_each_temperature_and_one_for_real_text(evaluate, run):
@@ -92,11 +96,15 @@ WRONG = {
     "--temperature hot": ("--temperature", "'hot'"),
     "--num-samples 0": ("0 samples", "from 1"),
     "--length -1": ("length of -1",),
+    "--length 0": ("length 0", "1 or more"),
     "--block 0": ("Blocks of 0 rows",),
     "--seed -1": ("seed of -1",),
     "--prompt ∑": ("'∑'", "--unk skip"),
     "--plot nowhere/q.png": ("nowhere/q.png", "--no-plot"),
-    "--plot .": ("cannot be written to .", "--plot FILE"),
+    "--plot .": ("--plot is '.'", "ends in .png"),
+    "--plot thesis.tex": ("--plot is 'thesis.tex'", "ends in .png"),
+    "--plot .png": ("--plot is '.png'", "ends in .png"),
+    "--plot=": ("--plot is ''", "ends in .png"),
     "--plot q.png --no-plot": ("--plot and --no-plot", "one of them"),
     "--run other": ("Two runs", "other", "one of them"),
 }
@@ -119,6 +127,36 @@ def test_wrong_flags_exit_with_2(flags, evaluate, run, nothing_compiles, here):
     text = re.sub(r"[\s│╭╮╰╯─]+", " ", done.err)  # the flag parser draws boxes
     assert [part for part in WRONG[flags] if part not in text] == []
     assert not list(here.iterdir())
+
+
+def test_a_folder_is_no_place_for_a_picture(evaluate, run, here, nothing_compiles):
+    (here / "q.png").mkdir()
+    done = evaluate(run, "--plot", "q.png")
+    assert (done.code, done.out) == (2, "")
+    assert "cannot be written to q.png" in done.err
+
+
+def test_the_run_is_named_in_any_place_and_once(evaluate, run):
+    first, last = evaluate(run, "--no-plot"), evaluate("--no-plot", run)
+    assert (first.code, first.out) == (0, last.out)
+    two = evaluate(run, run, "--no-plot")
+    assert two.code == 2
+    assert f"Two runs were given, {run} and {run}" in two.err
+
+
+def some_row(temperature, cycles, copy):
+    turning = {"cycle": Cycle(cycles, 5 * cycles), "cycle_text": "x" * cycles} if cycles else dict.fromkeys(TURNING)
+    return Row(temperature, 9, 90, 90, -1.0, (0.1, 0.2, 0.3), 0.4, cycles, known_words=0.5, copy=copy, **turning)
+
+
+def test_the_longest_copy_and_the_commonest_cycles_are_quoted():
+    short, long = Copy("ab", 2, 0, 1, 0, 3), Copy("abcdef", 6, 4, 7, 2, 8)
+    rows = [some_row(0.3, 1, short), some_row(0.7, 3, long), some_row(1.0, 2, None), some_row(1.3, 0, short)]
+    told = report(Evaluation(rows, None, "word"), documents=True)
+    assert "longest copy: 6 characters at temperature 0.7, in sample 4 from 7" in told
+    assert 'in the training text from document 2, character 8\n  "abcdef"' in told
+    assert 'cycle at temperature 0.7: period 3 from 15, in tokens\n  "xxx"' in told
+    assert "longest copy" not in report(Evaluation(rows[2:3], None, "word"))
 
 
 def test_what_is_no_run_exits_with_4(evaluate, here):

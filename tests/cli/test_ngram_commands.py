@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
+from pathlib import Path
+
 import pytest
 
 FLAGS = "--model ngram --batch-size 4 --seq-len 8"
+
+
+@pytest.fixture
+def commands(sample, score, replay, evaluate):
+    """The commands that read a run, by name."""
+    return {"sample": sample, "score": score, "replay": replay, "evaluate": lambda *args: evaluate(*args, flags="")}
 
 
 def test_an_n_gram_model_is_trained_and_sampled_by_the_same_commands(train, sample, book, tmp_path):
@@ -20,13 +31,40 @@ def test_an_n_gram_model_is_trained_and_sampled_by_the_same_commands(train, samp
     assert len(texts[0]) == len("The ") + 30 + 1
 
 
+def test_every_command_reads_an_n_gram_run(commands, train, book, monkeypatch):
+    assert train("--data", book, "--run", "run", flags=f"{FLAGS} --order 3").code == 0
+    sample, run = commands["sample"], ("--run", "run")
+
+    def done(command, *args):
+        found = commands[command](*run, *args)
+        assert found.code == 0, found.err
+        return found.out
+
+    (line,) = map(json.loads, done("score", "--json", "--text", "The cat").splitlines())
+    by_token = done("score", "--json", "--per-token", "--top", 2, "--text", "The cat")
+    assert sum(token["logp"] for token in json.loads(by_token)["per_token"]) == pytest.approx(line["logp"], abs=1e-4)
+    table = done("evaluate", "--no-plot", "--num-samples", 2, "--length", 20, "--temperature", 0, 1)
+    assert [row.split()[0] for row in table.splitlines()[1:4]] == ["0", "1", "validation"]
+    Path("samples.jsonl").write_text(done("sample", "--length", 20, "--num-samples", 2, "--json"))
+    assert done("replay", "samples.jsonl").count("identical") == 2
+    assert done("sample", "--beam", 2, "--length", 9, "--prompt", "The ").startswith("The ")
+    done("sample", "--prompt", "The ", "--length", 0, "--save-state", "the.npz")
+    whole, rest = ("--prompt", "The cat"), ("--prompt", "cat", "--state", "the.npz")
+    assert done("sample", *whole, "--length", 20) == "The " + done("sample", *rest, "--length", 20)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The \n/quit\n"))
+    spoken = sample(*run, "--interactive", "--length", 20)
+    assert (spoken.code, len(spoken.out.strip()) >= 15) == (0, True), spoken.err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (f"{FLAGS} --hidden 512", "--hidden 512 has no meaning with --model ngram: leave it out, or give --model rnn"),
         (f"{FLAGS} --lr 0.1", "--lr 0.1 has no meaning with --model ngram"),
         (f"{FLAGS} --tie", "--tie True has no meaning with --model ngram"),
-        (f"{FLAGS} --preset tiny", "has no meaning with --model ngram"),
+        (f"{FLAGS} --preset tiny", "error: --preset tiny has no meaning with --model ngram: leave it out"),
+        (f"{FLAGS} --preset base", "error: --preset base has no meaning with --model ngram: leave it out"),
+        (f"{FLAGS} --preset base --dropout 0.5", "error: --dropout 0.5 has no meaning with --model ngram"),
         (f"{FLAGS} --steps 10", "--steps 10 has no meaning with --model ngram"),
         ("--order 3", "--order 3 has no meaning with --model rnn: leave it out, or give --model ngram"),
         ("--model ngrams", "Unknown model 'ngrams'. Did you mean 'ngram'?"),

@@ -13,10 +13,20 @@ import pytest
 from jaxgen.data import LanguageConfig, prepare
 from jaxgen.errors import UsageError
 from jaxgen.run import Sampler, Settings
-from jaxgen.run.quality import Copy, RealText, Reference, copies_of, cut_pieces, evaluate, longest_copy, mean_logp
+from jaxgen.run.quality import (
+    Copy,
+    Judge,
+    RealText,
+    Reference,
+    copies_of,
+    cut_pieces,
+    evaluate,
+    longest_copy,
+    mean_logp,
+)
 from jaxgen.store.config import validate
 from jaxgen.tasks import LanguageTask
-from jaxgen.text import UNK, CharTokenizer
+from jaxgen.text import EOS, UNK, CharTokenizer
 
 TOKENIZER = CharTokenizer.train(["abc \n"])
 TRAIN = "a cab abc \nba cc abba abb cab\n" * 8  # one sample begins with the rest of "abb"
@@ -68,20 +78,37 @@ def test_validation_text_comes_in_the_same_amount(result):
     assert result.unit == "word"
 
 
+def by_steps(sampler, text, *more):
+    """Log-probabilities of what is known of ``text`` and of the tokens ``more``, one step after the other."""
+    state, nats = sampler.read(""), []
+    logits = state.logits[0]
+    for token in (*TOKENIZER.encode(text).tolist(), *more):
+        if token != UNK:
+            nats.append(float(jax.nn.log_softmax(logits)[token]))
+        state, logits = sampler.step(state, token)
+    return nats
+
+
 def test_the_score_of_real_text_is_that_of_reading_it_token_by_token(sampler):
     texts = ["abc cab\nba" * 9, "b", "a∑b"]
-    nats = []
-    for text in texts:
-        ids = TOKENIZER.encode(text)
-        state = sampler.read("")
-        logits = state.logits[0]
-        for token in ids.tolist():
-            if token != UNK:
-                nats.append(float(jax.nn.log_softmax(logits)[token]))
-            state, logits = sampler.step(state, token)
-    assert UNK in ids
+    nats = [logp for text in texts for logp in by_steps(sampler, text)]
+    assert UNK in TOKENIZER.encode(texts[-1])
     assert mean_logp(sampler, [RealText(text, cut=False) for text in texts]) == pytest.approx(np.mean(nats), rel=1e-5)
     assert mean_logp(sampler, [RealText("", cut=False)]) is None
+
+
+def test_the_end_is_scored_of_whole_documents_and_not_of_those_broken_off(sampler):
+    documents = Sampler(sampler.task, TOKENIZER, sampler.weights.params, documents=True)
+    nats = by_steps(documents, "abc", EOS) + by_steps(documents, "cab b")
+    found = mean_logp(documents, [RealText("abc", cut=False), RealText("cab b", cut=True)])
+    assert found == pytest.approx(np.mean(nats), rel=1e-5)
+
+
+def test_the_texts_that_end_in_a_cycle_are_counted(sampler):
+    pieces = [RealText(text, cut=True) for text in ("a b c", "c" + "ab" * 30, "b cab", "ca" * 30)]
+    row = Judge(sampler, "character", None, None).real(pieces)
+    assert (row.texts, row.cycles, row.cycle_text) == (4, 2, "ab")
+    assert (row.cycle.start, row.cycle.period) == (1, 2)
 
 
 def test_without_the_training_text_its_columns_are_empty(sampler, result):
@@ -91,9 +118,9 @@ def test_without_the_training_text_its_columns_are_empty(sampler, result):
     assert (alone.rows[0].logp, alone.rows[0].distinct) == (result.rows[1].logp, result.rows[1].distinct)
 
 
-def test_texts_of_length_zero_have_nothing_to_measure(sampler):
-    (row,) = evaluate(sampler, [1.0], Settings(length=0, block=4), num_samples=2, reference=REFERENCE).rows
-    assert (row.tokens, row.logp, row.distinct, row.copy) == (0, None, (None, None, None), None)
+def test_texts_without_a_token_have_nothing_to_measure(sampler):
+    row = Judge(sampler, "word", REFERENCE, copies_of([""], REFERENCE.train)).real([RealText("", cut=False)] * 2)
+    assert (row.texts, row.tokens, row.logp, row.distinct, row.copy) == (2, 0, None, (None, None, None), None)
 
 
 def test_a_wrong_temperature_is_refused_before_the_first_text_is_drawn(sampler, monkeypatch):
@@ -102,6 +129,8 @@ def test_a_wrong_temperature_is_refused_before_the_first_text_is_drawn(sampler, 
         evaluate(sampler, [1.0, -1.0], SETTINGS)
     with pytest.raises(UsageError, match="0 samples"):
         evaluate(sampler, [1.0], SETTINGS, num_samples=0)
+    with pytest.raises(UsageError, match=r"length 0.*1 or more"):
+        evaluate(sampler, [1.0], Settings(length=0))
 
 
 def test_pieces_of_running_text_begin_behind_white_space_and_never_overlap():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from jaxgen.data.batches import Tokens
 from jaxgen.data.evaluation import stream_eval, window_eval
 from jaxgen.errors import UsageError
 from jaxgen.run import Sampler, Settings, compiled, lanes
-from jaxgen.run.scorer import Scorer
+from jaxgen.run import scorer as scorer_module
+from jaxgen.run.scorer import LANE, MAX_TOKENS, Scorer
 from jaxgen.run.scores import Score
 from jaxgen.tasks import LanguageTask
 from jaxgen.text import EOS, UNK, CharTokenizer, WordTokenizer
@@ -335,6 +337,37 @@ def test_the_end_of_a_candidate_is_scored_where_it_is_asked_for(documents):
 def test_what_cannot_be_used_is_said(sampler, options, message):
     with pytest.raises(UsageError, match=message):
         Scorer(sampler, **options)
+
+
+@pytest.mark.parametrize("top", [0, 3, V])
+def test_what_is_laid_out_at_once_is_bounded(sampler, top):
+    for options, steps in (({"lanes": 1024}, LANE), ({"state": "cold", "window": 1 << 16}, 1 << 16)):
+        rows = Scorer(sampler, top=top, **options)._segments([], 0)[1]
+        assert rows >= 1
+        assert rows * steps * (1 + 2 * top) <= MAX_TOKENS or rows == 1
+    assert Scorer(sampler, lanes=1024)._segments([], 0)[1] == MAX_TOKENS // LANE
+
+
+def test_texts_side_by_side_are_fewer_where_many_likeliest_come_back(sampler, monkeypatch):
+    asked = []
+
+    def lay(segments, rows):
+        asked.append(rows)
+        return lanes.lay(segments, rows)
+
+    monkeypatch.setattr(scorer_module, "lay", lay)
+    monkeypatch.setattr(scorer_module, "MAX_TOKENS", 2 * lanes.FILL * (1 + 2 * 3))
+    texts = [random_text(n, seed=n) for n in (30, 3, 9, 80)]
+    for (total, _), text in zip(Scorer(sampler, top=3).score_each(texts), texts, strict=True):
+        assert total.logp == pytest.approx(Scorer(sampler).score(text).logp, rel=1e-5)
+    assert asked[0] == 2
+
+
+def test_at_most_a_thousand_likeliest_tokens_are_given():
+    large = SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=50_000), documents=False)
+    assert Scorer(large, top=1000).top == 1000
+    with pytest.raises(UsageError, match=r"--top\) of 1001 cannot be used: give a whole number from 0 to 1,000"):
+        Scorer(large, top=1001)
 
 
 def test_a_prompt_needs_a_state_that_is_carried(sampler):

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from jaxgen.errors import CheckpointError
-from jaxgen.store.quality_plot import draw_quality
+from jaxgen.store.quality_plot import PANELS, _points, draw_quality
 
 
 def row(temperature, distinct, logp=-1.0, known=0.9):
@@ -32,6 +32,13 @@ def test_a_picture_of_1000_by_600_is_drawn(tmp_path, rows, real):
     draw_quality(rows, real, tmp_path / "quality.png", "a $title$ with 漢字\nand lines " * 9)
     assert size_of_png(tmp_path / "quality.png") == (1000, 600)
     assert os.listdir(tmp_path) == ["quality.png"]
+
+
+def test_a_point_lies_at_distinct_2_and_at_what_its_panel_shows():
+    rows = [row(0.5, 0.3, -2.0, 0.8), row(0.8, None), row(1.0, 0.6, -3.0, None), row(None, 0.7)]
+    shown = {name: _points(rows, name, factor) for name, _, factor in PANELS}
+    assert shown["logp"] == [(0.3, -2.0, "0.5"), (0.6, -3.0, "1"), (0.7, -1.0, "validation text")]
+    assert shown["known_words"] == [(0.3, 80.0, "0.5"), (0.7, 90.0, "validation text")]
 
 
 def test_a_picture_that_cannot_be_written_is_named(tmp_path):

@@ -61,6 +61,22 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch, path):
         RunDirectory.create(None, "language", path)
 
 
+def test_a_place_can_be_checked_and_nothing_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    RunDirectory.check("a/b")
+    RunDirectory.check(None)
+    for path in ("file", "file/run"):
+        with pytest.raises(UsageError, match=rf"Cannot make a run in {path}: Not a directory.*--run DIR"):
+            RunDirectory.check(path)
+    with pytest.raises(UsageError, match="is not empty and is not a run"):
+        RunDirectory.check(tmp_path)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UsageError, match=r"Cannot make a run in a/b: Permission denied.*--run DIR"):
+        RunDirectory.check("a/b")
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_a_folder_that_exists_but_takes_no_files_is_named(tmp_path, monkeypatch):
     def read_only(*_):
         raise OSError(30, "Read-only file system")

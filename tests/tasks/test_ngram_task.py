@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
 from jaxgen.baselines import fit
-from jaxgen.tasks import LanguageTask, NGramTask
+from jaxgen.tasks import BASELINES, LanguageTask, NGramTask
 from jaxgen.types import Batch
 
 B, T, V, EOS = 3, 5, 6, 2
@@ -58,7 +59,45 @@ def test_priming_reads_what_is_valid_and_leaves_rows_without_it_alone():
     np.testing.assert_array_equal(logits[2], given[2])
 
 
-@pytest.mark.parametrize("name", ["loss", "prime", "step"])
-def test_arguments_come_in_the_order_of_the_recurrent_task(name):
-    mine, others = (len(inspect.signature(getattr(kind, name)).parameters) for kind in (NGramTask, LanguageTask))
-    assert mine == others
+@pytest.mark.parametrize("top", [0, 4])
+def test_scores_are_those_of_the_steps_with_resets_steps_that_are_not_valid_and_the_likeliest(top):
+    reset, valid = RNG.random((B, T)) < 0.4, RNG.random((B, T)) < 0.7
+    initial, before = (walk(TASK.initial_carry(1), [token])[0] for token in (5, 4))
+    assert np.any(initial)
+    starts = np.repeat(initial, B, axis=0)
+    score = jax.jit(partial(TASK.score, top=top))
+    carry, found = score(PARAMS, np.repeat(before, B, axis=0), TOKENS, TARGETS, reset, valid, starts)
+    for b in range(B):
+        state = before
+        for t in range(T):
+            state = initial if reset[b, t] else state
+            if not valid[b, t]:
+                assert found.logp[b, t] == 0
+                continue
+            state, (logp,) = walk(state, TOKENS[b, t : t + 1])
+            np.testing.assert_allclose(found.logp[b, t], logp[TARGETS[b, t]], rtol=1e-5)
+            likeliest = np.argsort(-logp, kind="stable")[:top]
+            np.testing.assert_array_equal(found.top[b, t], likeliest)
+            np.testing.assert_allclose(found.top_logp[b, t], logp[likeliest], rtol=1e-5)
+        np.testing.assert_array_equal(carry[b], state[0])
+
+
+PUBLIC = [name for name in vars(LanguageTask) if not name.startswith("_") and callable(getattr(LanguageTask, name))]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("kind", BASELINES["language"].values())
+def test_a_baseline_is_called_as_the_recurrent_task_is(kind, name):
+    mine, others = (
+        [(each.kind, each.default) for each in inspect.signature(getattr(task, name)).parameters.values()]
+        for task in (kind, LanguageTask)
+    )
+    if name == "build":  # of options by name, which are the model's own
+        named = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
+        assert {how for how, _ in mine + others} <= named
+    else:
+        assert mine == others
+
+
+def test_a_baseline_says_whether_it_has_dropout():
+    assert [kind.has_dropout for kind in BASELINES["language"].values()] == [False]
