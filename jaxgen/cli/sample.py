@@ -153,7 +153,7 @@ def write_samples(
     speed = Speed(block, note="" if config.block is None else f" in blocks of {block}")
     number = config.num_samples if config.best_of is None else config.best_of
     if number >= MANY and config.block is None:
-        say(f"note: {number} texts, one by one; --block 256 makes them several times as fast, with other float bits.")
+        say(f"note: {number} texts, row by row; --block 256 is two to four times as fast, with other float bits.")
     streams = [sampler.stream(settings=each, num_samples=number, **options) for _, each in settings]
     for (name, each), stream in zip(settings, streams):
         ended: set[int] = set()

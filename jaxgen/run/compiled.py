@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import PartitionSpec
 
 from jaxgen.sampling import beam_search, decode
 from jaxgen.text import EOS, PAD
@@ -28,6 +29,7 @@ from jaxgen.training import (
     spread_train_steps,
     train_steps,
 )
+from jaxgen.training.parallel import ROWS
 
 #: How many functions of each kind stay compiled.
 KEPT = 16
@@ -122,6 +124,22 @@ def stepping(task: Any) -> Callable:
 def scoring(task: Any, top: int) -> Callable:
     """``(weights, carry, tokens, targets, reset, valid, initial) -> (carry, scored)`` with the ``top`` likeliest."""
     return jax.jit(partial(task.score, top=top))
+
+
+@shared
+def decoding_together(task: Any, kinds: tuple[type, ...], length: int, greedy: bool, devices: int) -> Callable:
+    """``decoding`` of many blocks in turn: states, keys and what is drawn have an axis for them in front."""
+    one = partial(decode, task.step, kinds, length=length, greedy=greedy, eos=EOS, pad=PAD)
+
+    def many(weights: Any, states: Any, keys: Any) -> Any:
+        return jax.lax.map(lambda each: one(weights, *each), (states, keys))
+
+    if devices == 1:
+        return jax.jit(many)
+    whole, shared_out = PartitionSpec(), PartitionSpec(ROWS)
+    specs: dict[str, Any] = {"in_specs": (whole, shared_out, shared_out), "out_specs": shared_out}
+    # Nothing is exchanged, so nothing is to be checked about what varies from device to device.
+    return jax.jit(jax.shard_map(many, mesh=make_mesh(devices), check_vma=False, **specs))
 
 
 @shared

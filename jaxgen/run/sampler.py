@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxgen.run.saved import SavedRun
 from jaxgen.run.settings import MAX_LENGTH, Settings
 from jaxgen.run.state import State, load_state, save_state
 from jaxgen.run.texts import Piece, Sample, TextMaker, likeliest, whole
+from jaxgen.run.together import count_sharing, count_together, lay_out
 from jaxgen.sampling import MAX_SEED, Context, DecodeState, Last, prime_chunks, sample_keys
 from jaxgen.text import EOS, PAD, UNK, Tokenizer
 
@@ -166,12 +168,12 @@ class Sampler:
         history = ids if state is None else np.concatenate([state.tokens, ids])
         # Once, and before anything is compiled: a transform may refuse what this vocabulary has not.
         transforms = chain.init(Context(settings.block, self.tokenizer.vocab_size, history, EOS))
-        decoder = compiled.decoding(self.task, chain.kinds, STREAM_CHUNK, settings.greedy)
-        return self._stream(decoder, settings, transforms, ids, state, range(first, first + num_samples), skip)
+        how = chain.kinds, STREAM_CHUNK, settings.greedy
+        return self._stream(how, settings, transforms, ids, state, range(first, first + num_samples), skip)
 
     def _stream(
         self,
-        decoder: Callable,
+        how: tuple[Any, int, bool],
         settings: Settings,
         transforms: Any,
         ids: np.ndarray,
@@ -180,19 +182,26 @@ class Sampler:
         skip: int,
     ) -> Iterator[Piece]:
         deadline = time.monotonic() + (settings.max_seconds or float("inf"))
-        rows = settings.block
+        rows, base = settings.block, asked.start // settings.block * settings.block
         carry, logits = self._read(ids, state).repeated(rows)
         start = DecodeState(carry, logits, transforms, jnp.zeros(rows, bool), *Last.none(rows))
-        for block in range(asked.start // rows * rows, asked.stop, rows):
-            keys = sample_keys(settings.seed, jnp.arange(block, block + rows))
-            indices = range(max(block, asked.start), min(block + rows, asked.stop))
-            texts = [TextMaker(self.tokenizer, i, i - block, settings, skip) for i in indices]
-            begun, keys = self._beside_weights((start, keys))
-            yield from self._block(decoder, begun, keys, settings.length, texts, deadline)
-            if time.monotonic() >= deadline:
-                return
+        while base < asked.stop and (base <= asked.start or time.monotonic() < deadline):
+            together = count_together(-(-(asked.stop - base) // rows), rows)
+            end = base + together * rows
+            indices = range(max(base, asked.start), min(end, asked.stop))
+            texts = [TextMaker(self.tokenizer, i, i - base, settings, skip) for i in indices]
+            keys = sample_keys(settings.seed, jnp.arange(base, end))
+            if together == 1:
+                begun, keys = self._beside_weights((start, keys))
+                decoder = partial(compiled.decoding(self.task, *how), self.weights)
+            else:
+                devices = count_sharing(together)
+                weights, begun, keys = lay_out(self.weights, start, keys, together, devices)
+                decoder = partial(compiled.decoding_together(self.task, *how, devices), weights)
+            yield from self._blocks(decoder, begun, keys, settings.length, texts, deadline)
+            base = end
 
-    def _block(
+    def _blocks(
         self,
         decoder: Callable,
         state: DecodeState,
@@ -204,11 +213,11 @@ class Sampler:
         made, ahead = 0, None
         while made < length and any(text.running for text in texts) and time.monotonic() < deadline:
             if ahead is None:
-                ahead = decoder(self.weights, state, keys)
+                ahead = decoder(state, keys)
             state, drawn = ahead
             more = made + STREAM_CHUNK < length
-            ahead = decoder(self.weights, state, keys) if more else None  # runs while this chunk is read
-            tokens, logp = (np.asarray(each)[:, : length - made] for each in drawn)
+            ahead = decoder(state, keys) if more else None  # runs while this chunk is read
+            tokens, logp = (np.asarray(each).reshape(-1, STREAM_CHUNK)[:, : length - made] for each in drawn)
             made += tokens.shape[1]
             for text in texts:
                 if text.running:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.run import Sampler, Settings, compiled
+from jaxgen.run import Sampler, Settings, compiled, together
 from jaxgen.sampling import PROMPT_CHUNK, ROWS, DecodeState, decode, prime_chunks, sample_keys
 from jaxgen.sampling.transforms import Forbid, NoRepeatNgram, RepetitionPenalty, TopK, chain
 from jaxgen.tasks import LanguageTask
@@ -76,6 +76,33 @@ def ids_of(sampler, settings, num_samples=1, prompt="abc"):
 @pytest.mark.parametrize("number", [1, 3, 9, 20])
 def test_a_sample_is_the_same_alone_and_among_others(sampler, texts, number):
     assert sampler.sample("abc", WARM, num_samples=number) == texts[:number]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_blocks_that_go_together_into_one_call_give_the_same_texts(sampler, texts, monkeypatch, devices):
+    monkeypatch.setattr(together, "LEAST", 4)
+    monkeypatch.setattr(together, "MOST", 8)
+    monkeypatch.setattr(together.jax, "local_device_count", lambda: devices)
+    sizes = []
+    make = compiled.decoding_together
+    monkeypatch.setattr(compiled, "decoding_together", lambda *how: sizes.append(how[-1]) or make(*how))
+    assert sampler.sample("abc", WARM, num_samples=20) == texts
+    assert sizes == [devices] * 3  # 8 and 8 and 4
+    assert sampler.sample("abc", WARM, first=3, num_samples=17) == texts[3:]
+    settings = replace(WARM, block=2, transforms=(NoRepeatNgram(3),), stop=("ab",), temperature=(1.0, 0.8))
+    many = list(sampler.samples("abc", settings, num_samples=9))
+    monkeypatch.setattr(together, "LEAST", 1000)
+    alone = [next(sampler.samples("abc", settings, first=i)) for i in range(9)]
+    assert [(s.text, s.end, s.tokens.tolist(), s.logp.tolist()) for s in many] == [
+        (s.text, s.end, s.tokens.tolist(), s.logp.tolist()) for s in alone
+    ]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "rows", "number"), [(63, 1, 1), (64, 1, 64), (65, 1, 128), (999, 1, 256), (999, 4, 64), (999, 8, 1)]
+)
+def test_blocks_go_together_in_powers_of_two_when_they_are_many_and_small(blocks, rows, number):
+    assert together.count_together(blocks, rows) == number
 
 
 def test_larger_blocks_keep_the_promise_among_themselves(sampler, texts):
