@@ -68,7 +68,7 @@ def replay(args: list[str]) -> None:
     differing = sum(not result.identical for result in results)
     if differing:
         raise Differs(f"{differing} of {len(results)} samples are not what they were.")
-    say(f"All {len(results)} samples are identical.")
+    say("The sample is identical." if len(results) == 1 else f"All {len(results)} samples are identical.")
 
 
 def _again(saved: Any, where: str, run: str | None, samplers: dict[str | None, Sampler]) -> Replay:
