@@ -116,10 +116,13 @@ def flag_value(args: Sequence[str], flag: str) -> str | None:
     """The value that ``args`` give ``--flag`` (the last one), read before the real parsing."""
     value = None
     for i, arg in enumerate(args):
-        if arg == flag and i + 1 < len(args):
+        name, _, given = arg.partition("=")
+        if name.replace("_", "-") != flag:  # both spellings are read
+            continue
+        if arg != name:
+            value = given
+        elif i + 1 < len(args):
             value = args[i + 1]
-        elif arg.startswith(flag + "="):
-            value = arg[len(flag) + 1 :]
     return value
 
 

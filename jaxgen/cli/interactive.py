@@ -60,6 +60,7 @@ def check(config: SampleConfig, json: bool) -> None:
         "--prompt-file -": (config.prompt_file == "-", "reads its lines from standard input"),
         "--json": (json, "writes plain text"),
         "--num-samples": (config.num_samples != 1, several),
+        "--skip": (config.skip != 0, several),
         "--sample-index": (config.sample_index is not None, several),
         "--best-of": (config.best_of is not None, several),
         "--block": (config.block is not None, several),

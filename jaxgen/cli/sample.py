@@ -72,7 +72,7 @@ class SampleConfig(BaseModel):
     max_seconds: float | None = None
     """End all texts after this time, start-up included (for each temperature)."""
     block: int | None = None
-    """Rows that decode together (default: 1). More make many texts sooner, 256 four to seven times. Text i may then be
+    """Rows that decode together (default: 1). More make many texts sooner, 256 two to four times. Text i may then be
     another text than by default, but is the same for the same number, which is printed with the speed."""
     state: str | None = None
     """Continue from the state in this file, which --save-state wrote; the prompt is read after it."""
@@ -148,12 +148,14 @@ def write_samples(
     """Texts drawn with each of ``settings``, which are named by their temperatures."""
     from jaxgen.run.receipts import receipt
     from jaxgen.run.texts import likeliest, whole
+    from jaxgen.run.together import count_together
 
     block = settings[0][1].block
-    speed = Speed(block, note="" if config.block is None else f" in blocks of {block}")
     number = config.num_samples if config.best_of is None else config.best_of
+    arriving = block * count_together(-(-number // block), block)  # so many texts have their first chunk at once
+    speed = Speed(arriving, note="" if config.block is None else f" in blocks of {block}")
     if number >= MANY and config.block is None:
-        say(f"note: {number} texts, row by row; --block 256 is two to four times as fast, with other float bits.")
+        say(f"note: {number} texts, a row at a time; --block 256 is two to four times as fast, with other float bits.")
     streams = [sampler.stream(settings=each, num_samples=number, **options) for _, each in settings]
     for (name, each), stream in zip(settings, streams):
         ended: set[int] = set()
@@ -201,9 +203,12 @@ def check(config: SampleConfig, args: Sequence[str], more: Mapping[str, Any]) ->
         single = ("best_of", "block", "max_seconds", "sample_index")
         drawn = [f"--{name.replace('_', '-')}" for name in single if getattr(config, name) is not None]
         drawn += ["--stop"] * bool(config.stop) + ["--greedy"] * config.greedy + ["--interactive"] * config.interactive
+        drawn += ["--skip"] * bool(config.skip)
         drawn += [flag for flag in ("--temperature", "--seed") if flag_value(args, flag) is not None]
         if drawn:
             raise UsageError(f"--beam draws nothing, so that {drawn[0]} means nothing to it: leave one of them out.")
+    if config.skip and more["json"]:
+        raise UsageError("--json writes whole texts, which can be replayed, and --skip parts: leave one of them out.")
     if config.sample_index is not None and (config.num_samples != 1 or config.best_of is not None):
         other = "--num-samples" if config.num_samples != 1 else "--best-of"
         raise UsageError(f"--sample-index asks for one text and {other} for others: give one of them.")

@@ -91,26 +91,23 @@ class Writer:
 
     def write_all(self, stream: Iterator[Piece], prompt: str, first: int, num_samples: int) -> None:
         """Every sample of ``stream`` behind its prompt, each ending in a line break."""
-        turn = -1
+        turn, begun = first, False
         waiting: dict[int, str] = {}
         finished: set[int] = set()
         for piece in stream:
             waiting[piece.index] = waiting.get(piece.index, "") + piece.text
             if piece.last:
                 finished.add(piece.index)
-            if turn < 0:
-                turn = self._begin(first, prompt, num_samples)
             while turn in waiting:
+                if not begun:
+                    self._begin(turn, prompt, num_samples)
                 self.put(waiting.pop(turn))
-                if turn in finished:
+                begun = turn not in finished
+                if not begun:
                     self.put("\n")
-                    if turn + 1 < first + num_samples:
-                        turn = self._begin(turn + 1, prompt, num_samples)
-                    else:
-                        turn += 1
+                    turn += 1
 
-    def _begin(self, index: int, prompt: str, num_samples: int) -> int:
+    def _begin(self, index: int, prompt: str, num_samples: int) -> None:
         if num_samples > 1:
             self.heading(f"sample {index}")
         self.put(prompt)
-        return index

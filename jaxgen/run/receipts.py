@@ -206,11 +206,16 @@ def check_receipt(saved: Any, where: str) -> None:
     form: dict[str, Callable[[Any], bool]] = {
         **dict.fromkeys(("text", "prompt", "end", "unk", "checkpoint"), lambda value: isinstance(value, str)),
         "run": lambda value: value is None or isinstance(value, str),
-        "state": lambda value: value is None or (isinstance(value, Mapping) and set(value) == {"file", "sha256"}),
+        "state": lambda value: (
+            value is None
+            or (isinstance(value, Mapping) and set(value) == {"file", "sha256"} and isinstance(value["file"], str))
+        ),
         "tokens": lambda value: isinstance(value, list) and all(map(is_id, value)),
     }
     if "beam" in saved:
-        form["beam"] = lambda value: isinstance(value, Mapping) and isinstance(value.get("transforms"), list)
+        form["beam"] = lambda value: (
+            isinstance(value, Mapping) and isinstance(value.get("transforms"), list) and "width" in value
+        )
         form |= {"rank": is_id, "total_logp": is_number}
     else:
         form["logp"] = lambda value: (

@@ -18,7 +18,7 @@ from jaxgen.run.saved import SavedRun
 from jaxgen.run.settings import MAX_LENGTH, Settings
 from jaxgen.run.state import State, load_state, save_state
 from jaxgen.run.texts import Piece, Sample, TextMaker, likeliest, whole
-from jaxgen.run.together import count_sharing, count_together, lay_out
+from jaxgen.run.together import count_sharing, count_together, is_small, lay_out
 from jaxgen.sampling import MAX_SEED, Context, DecodeState, Last, prime_chunks, sample_keys
 from jaxgen.text import EOS, PAD, UNK, Tokenizer
 
@@ -186,7 +186,7 @@ class Sampler:
         carry, logits = self._read(ids, state).repeated(rows)
         start = DecodeState(carry, logits, transforms, jnp.zeros(rows, bool), *Last.none(rows))
         while base < asked.stop and (base <= asked.start or time.monotonic() < deadline):
-            together = count_together(-(-(asked.stop - base) // rows), rows)
+            together = self.count_together(settings, transforms, asked.stop - base)
             end = base + together * rows
             indices = range(max(base, asked.start), min(end, asked.stop))
             texts = [TextMaker(self.tokenizer, i, i - base, settings, skip) for i in indices]
@@ -200,6 +200,12 @@ class Sampler:
                 decoder = partial(compiled.decoding_together(self.task, *how, devices), weights)
             yield from self._blocks(decoder, begun, keys, settings.length, texts, deadline)
             base = end
+
+    def count_together(self, settings: Settings, transforms: Any, number: int) -> int:
+        """How many blocks go into one call when ``number`` samples are left to draw. Changes no bit."""
+        if settings.max_seconds is not None or not is_small(self.weights, transforms):
+            return 1
+        return count_together(-(-number // settings.block), settings.block)
 
     def _blocks(
         self,

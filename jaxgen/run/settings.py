@@ -120,8 +120,8 @@ def with_forbidden(forbidden: tuple[int, ...], transforms: tuple[Any, ...]) -> C
     Only together can it be seen that nothing would be left to draw.
     """
     given = chain(*transforms).transforms
-    every = set(forbidden).union(*(each.ids for each in given if type(each) is Forbid))
-    return chain(Forbid(tuple(sorted(every))), *(each for each in given if type(each) is not Forbid))  # type: ignore[arg-type]
+    every = dict.fromkeys([*forbidden, *(i for each in given if type(each) is Forbid for i in each.ids)])
+    return chain(Forbid(tuple(every)), *(each for each in given if type(each) is not Forbid))  # type: ignore[arg-type]
 
 
 def check_temperature(value: Any, length: int) -> None:

@@ -17,13 +17,22 @@ from jaxgen.training.parallel import ROWS as AXIS
 
 #: From so many blocks on they go together, and at most so many of one row.
 LEAST, MOST = 64, 256
+#: Beyond these a call would take seconds, or its states much memory.
+MOST_PARAMETERS, MOST_STATE = 2_000_000, 2**17
 
 
 def count_together(blocks: int, rows: int) -> int:
     """How many of ``blocks`` of so many rows go into one call: a power of two, so that few sizes are compiled, or 1."""
     if blocks < LEAST or rows * LEAST > MOST:
         return 1
-    return min(1 << (blocks - 1).bit_length(), MOST // rows)
+    return min(1 << (blocks - 1).bit_length(), 1 << ((MOST // rows).bit_length() - 1))
+
+
+def is_small(weights: Any, transforms: Any) -> bool:
+    """Whether a call of many blocks is soon done and takes little memory: each block has its own ``transforms``."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(weights))
+    state = sum(leaf.nbytes for leaf in jax.tree.leaves(transforms))
+    return parameters <= MOST_PARAMETERS and state <= MOST_STATE
 
 
 def count_sharing(together: int) -> int:

@@ -99,7 +99,8 @@ def test_blocks_that_go_together_into_one_call_give_the_same_texts(sampler, text
 
 
 @pytest.mark.parametrize(
-    ("blocks", "rows", "number"), [(63, 1, 1), (64, 1, 64), (65, 1, 128), (999, 1, 256), (999, 4, 64), (999, 8, 1)]
+    ("blocks", "rows", "number"),
+    [(63, 1, 1), (64, 1, 64), (65, 1, 128), (999, 1, 256), (999, 3, 64), (999, 4, 64), (999, 8, 1)],
 )
 def test_blocks_go_together_in_powers_of_two_when_they_are_many_and_small(blocks, rows, number):
     assert together.count_together(blocks, rows) == number

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import jax.numpy as jnp
@@ -74,7 +73,7 @@ def table(value: Any, steps: int = TABLED) -> np.ndarray:
         part = np.minimum(np.arange(value.steps + 1) / value.steps, 1.0)
         return np.asarray(value.start + (value.end - value.start) * part, np.float32)
     if callable(value):
-        values = list((asked if isinstance(value, Hashable) else asked.__wrapped__)(value, steps))
+        values = [value(t) for t in range(steps)]
     else:
         values = list(value) if isinstance(value, (tuple, list)) else [value]
     if not values:
@@ -82,12 +81,6 @@ def table(value: Any, steps: int = TABLED) -> np.ndarray:
     for t, each in enumerate(values):
         check(each, f" at step {t}" if len(values) > 1 else "")
     return np.asarray(values, np.float32)
-
-
-@lru_cache(maxsize=8)
-def asked(function: Callable[[int], Any], steps: int) -> tuple[Any, ...]:
-    """What a function of the step gives; remembered, because one that computes with JAX takes seconds."""
-    return tuple(function(t) for t in range(steps))
 
 
 def check(temperature: Any, where: str) -> None:
