@@ -109,6 +109,8 @@ def read_lines(file: str) -> Iterator[Any]:
     """The JSON objects in a file, one a line. Raises ``DataError`` that names the line."""
     from jaxgen.store.files import parse_json
 
+    if file == "-" and sys.stdin is None:
+        raise DataError("Standard input is closed: name a file that `sample.py --json` wrote.")
     try:
         stream = sys.stdin.buffer if file == "-" else open(file, "rb")  # noqa: SIM115
         with stream:

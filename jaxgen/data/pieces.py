@@ -42,6 +42,8 @@ def read_pieces(
     with its byte offset, for what is not UTF-8.
     """
     name = "standard input" if path == "-" else f"the file {path}"
+    if path == "-" and sys.stdin is None:
+        raise DataError("Standard input is closed: give a file.")
     try:
         raw: BinaryIO = sys.stdin.buffer if path == "-" else Path(path).open("rb")  # noqa: SIM115
     except OSError as error:

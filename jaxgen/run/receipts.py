@@ -201,8 +201,13 @@ def check_receipt(saved: Any, where: str) -> None:
     """Raise ``DataError`` for what is no receipt."""
     if not isinstance(saved, Mapping) or saved.get("receipt") != VERSION:
         raise DataError(f"{where} is no receipt of this version of jaxgen. `sample.py --json` writes them.")
-    is_number = lambda value: type(value) in (int, float) and abs(value) < 1e30  # noqa: E731
-    is_id = lambda value: type(value) is int and 0 <= value < 2**32  # noqa: E731
+
+    def is_number(value: Any) -> bool:
+        return type(value) in (int, float) and abs(value) < 1e30
+
+    def is_id(value: Any) -> bool:
+        return type(value) is int and 0 <= value < 2**32
+
     form: dict[str, Callable[[Any], bool]] = {
         **dict.fromkeys(("text", "prompt", "end", "unk", "checkpoint"), lambda value: isinstance(value, str)),
         "run": lambda value: value is None or isinstance(value, str),
