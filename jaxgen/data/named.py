@@ -37,6 +37,10 @@ class NamedSet:
     text_column: str | None = None
     documents: str | None = None
     header: bool = False
+    #: How ``classify`` reads it: the columns of the text and of the label, and the names of labels that are numbers.
+    text_columns: tuple[str, ...] = ()
+    label_column: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 _MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
@@ -64,6 +68,9 @@ NAMED: dict[str, NamedSet] = {
         note="7,600 news items: class, title, description (Zhang et al. 2015, the test part); titles by default",
         text_column="2",
         documents="row",
+        text_columns=("2", "3"),
+        label_column="1",
+        labels=(("1", "World"), ("2", "Sports"), ("3", "Business"), ("4", "Sci/Tech")),
     ),
     "multi30k": NamedSet(
         files=(

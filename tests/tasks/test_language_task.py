@@ -234,7 +234,7 @@ def test_a_registered_task_has_the_functions_that_training_and_sampling_call(nam
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_registered_task_is_a_frozen_dataclass_that_says_whether_it_has_dropout(name):
+def test_a_registered_task_is_a_frozen_dataclass_that_says_whether_training_is_random(name):
     assert dataclasses.is_dataclass(TASKS[name])
     assert TASKS[name].__dataclass_params__.frozen
-    assert hasattr(TASKS[name], "has_dropout")
+    assert hasattr(TASKS[name], "is_random")
