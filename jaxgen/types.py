@@ -42,3 +42,20 @@ class Batch(NamedTuple):
     targets: ArrayLike  # int32, the token to predict
     reset: ArrayLike  # bool
     mask: ArrayLike  # bool
+
+
+class Writing(NamedTuple):
+    """One batch of texts to write, each from an input of its own: B rows of at most T tokens."""
+
+    inputs: Any  # what the texts are written from; every leaf has B in front
+    tokens: ArrayLike  # int32 [B, T], the input at each step: <eos>, then the text
+    targets: ArrayLike  # int32 [B, T]: the text, then <eos>
+    mask: ArrayLike  # bool [B, T], the targets that count
+    own: ArrayLike  # float32 [B], the probability that a token read is the model's own prediction (scheduled sampling)
+
+
+class Sequence(NamedTuple):
+    """B token sequences of at most S tokens, to be read whole."""
+
+    tokens: ArrayLike  # int32 [B, S]
+    valid: ArrayLike  # bool [B, S], no padding

@@ -1,6 +1,7 @@
 """Models: cells put together, still pure functions of parameters and arrays."""
 
+from jaxgen.models.encoder import Encoded, Encoder
 from jaxgen.models.language_model import LanguageModel
 from jaxgen.models.stack import Stack
 
-__all__ = ["LanguageModel", "Stack"]
+__all__ = ["Encoded", "Encoder", "LanguageModel", "Stack"]
