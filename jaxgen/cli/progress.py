@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape

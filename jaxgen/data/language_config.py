@@ -26,7 +26,6 @@ BUILT_FROM = {
 }
 
 
-
 class LanguageConfig(TrainConfig):
     """Train a language model on any text: a recurrent one, or one to compare it with."""
 

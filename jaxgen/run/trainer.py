@@ -302,9 +302,7 @@ class Trainer:
         self.run.write_json("report.json", {"step": step, "best_step": best or step, **report})
         self.data.draw(made, report, self.run.path)
         path, data = str(self.run.path), self.data
-        finished = Finished(
-            path, step, best or step, report, data.summary(report), data.next_command(path), samples
-        )
+        finished = Finished(path, step, best or step, report, data.summary(report), data.next_command(path), samples)
         self.emit(finished)
         return finished
 

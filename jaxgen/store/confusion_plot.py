@@ -16,9 +16,7 @@ MOST_WRITTEN = 20
 LABEL_LENGTH = 18
 
 
-def draw_confusion(
-    confusion: np.ndarray, labels: Sequence[str], path: str | os.PathLike[str], title: str
-) -> None:
+def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: str | os.PathLike[str], title: str) -> None:
     """Draw ``confusion`` [C, C] (true label, label given; counts) as a PNG at ``path``.
 
     Colours are shares of a true label's rows. Raises ``CheckpointError`` when it cannot be written.
