@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jaxgen.cli.common import guarded, parse_more
 from jaxgen.errors import DataError, UsageError
+from jaxgen.store.config import Seed
 
 ABOUT = """Answer inputs with a trained model: a label for each line (classify), a translation of each line (translate),
 a caption for each image (caption). Answers come in the order of the inputs, one a line, on standard output.
@@ -29,8 +30,6 @@ class PredictConfig(BaseModel):
 
     run: Annotated[str, Field(min_length=1)] | None = None
     """Folder of the run. By default the newest one that answers inputs."""
-    json: bool = False
-    """An answer as one JSON object a line."""
     beam: Annotated[int, Field(ge=0)] = 0
     """For answers that are texts: the likeliest of so many beams. 0: greedy, or drawn with --temperature."""
     length_penalty: Annotated[float, Field(ge=-5, le=5, allow_inf_nan=False)] = 1.0
@@ -39,7 +38,7 @@ class PredictConfig(BaseModel):
     """For answers that are texts: 0 takes the likeliest token, 1 draws from the model as it is."""
     length: Annotated[int, Field(gt=0)] = 200
     """For answers that are texts: tokens at most."""
-    seed: int = 0
+    seed: Seed = 0
     """What is drawn with --temperature follows from it."""
 
 
@@ -51,7 +50,10 @@ def main(args: Sequence[str] | None = None) -> int:
 def predict(args: list[str]) -> None:
     import tyro
 
-    more = [("inputs", Annotated[tuple[str, ...], tyro.conf.Positional, _inputs()], ())]
+    more = [
+        ("json", Annotated[bool, tyro.conf.arg(help="An answer as one JSON object a line.")], False),
+        ("inputs", Annotated[tuple[str, ...], tyro.conf.Positional, _inputs()], ()),
+    ]
     config, rest = parse_more(PredictConfig, args, prog="jaxgen predict", description=ABOUT, more=more)
 
     from jaxgen.run.predictor import Predictor, Writing
@@ -68,7 +70,7 @@ def predict(args: list[str]) -> None:
         raise UsageError(f"The run {predictor.path} answers files: name them, as in `jaxgen predict photo.png`.")
     writing = Writing(settings, config.beam, config.length_penalty)
     for answer in predictor.predict(inputs, writing):
-        print(json.dumps(answer, ensure_ascii=False) if config.json else codec.line(answer), flush=False)
+        print(json.dumps(answer, ensure_ascii=False) if rest["json"] else codec.line(answer), flush=False)
 
 
 def _inputs() -> Any:

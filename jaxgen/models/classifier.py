@@ -44,7 +44,8 @@ POOLINGS: dict[str, Callable[[Array, Array, int], Array]] = {"last": last, "max"
 class Classifier(nn.Module):
     """An ``Encoder``, one vector a text (``pooling``), and a linear layer to a logit for each of ``classes`` labels.
 
-    The other fields are those of ``Encoder``; its ``dropout`` acts on what is pooled, too. Sizes that cannot be used raise ``UsageError``.
+    The other fields are those of ``Encoder``; its ``dropout`` acts on what is pooled, too.
+    Sizes that cannot be used raise ``UsageError``.
     """
 
     vocab_size: int

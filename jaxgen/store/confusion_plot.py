@@ -39,8 +39,8 @@ def _render(confusion: np.ndarray, labels: Sequence[str], title: str) -> bytes:
     size = 10 if number <= MOST_WRITTEN else max(4, 200 // number)
     axes.set_xticks(range(number), short, rotation=40, ha="right", rotation_mode="anchor", fontsize=size, color=INK)
     axes.set_yticks(range(number), short, fontsize=size, color=INK)
-    for text in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
-        text.set_parse_math(False)
+    for label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
+        label.set_parse_math(False)
     axes.set_xlabel("taken for", color=GREY)
     axes.set_ylabel("is", color=GREY)
     axes.tick_params(length=0)
@@ -53,7 +53,7 @@ def _render(confusion: np.ndarray, labels: Sequence[str], title: str) -> bytes:
                 text = f"{int(confusion[row, column]):,}"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, colors=GREY, labelsize=8)
     bar.ax.yaxis.set_major_formatter("{x:.0%}")
     axes.set_title(shorten(title), loc="left", color=INK, fontsize=12, fontweight="bold", pad=12, parse_math=False)

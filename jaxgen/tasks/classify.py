@@ -61,7 +61,8 @@ class ClassifyTask:
         return ()
 
     def _logits(self, params: Params, inputs: Sequence, row_keys: Key | None = None) -> Array:
-        return self.model.apply({"params": params}, *inputs, row_keys)
+        logits: Any = self.model.apply({"params": params}, *inputs, row_keys)
+        return logits
 
     def loss(
         self, params: Params, carry: tuple[()], batch: Labelling, row_keys: Key | None = None

@@ -227,10 +227,15 @@ def test_an_option_of_the_cell_reaches_it():
     assert loss(tanh, params, carry, batch)[1].nll != loss(relu, params, carry, batch)[1].nll
 
 
+#: What is called of a task beside training: of one that answers inputs by how it does (``ANSWER``), else for sampling.
+CALLED = {"values": ["predict"], "texts": ["begin", "step"], None: ["prime", "step", "score"]}
+
+
 @pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("function", ["build", "init", "initial_carry", "loss", "prepare", "prime", "step", "score"])
-def test_a_registered_task_has_the_functions_that_training_and_sampling_call(name, function):
-    assert callable(getattr(TASKS[name], function, None))
+def test_a_registered_task_has_the_functions_that_training_and_decoding_call(name):
+    decoding = CALLED[getattr(TASKS[name], "ANSWER", None)]
+    for function in ["build", "init", "initial_carry", "loss", "measure", "prepare", "chosen", *decoding]:
+        assert callable(getattr(TASKS[name], function, None)), function
 
 
 @pytest.mark.parametrize("name", TASKS)
