@@ -1,8 +1,25 @@
 """Models: cells put together, still pure functions of parameters and arrays."""
 
+from jaxgen.models.attention import ATTENTIONS, Attention, Memory
 from jaxgen.models.classifier import POOLINGS, Classifier
-from jaxgen.models.encoder import Encoded, Encoder
+from jaxgen.models.decoder import Decoder, Written
+from jaxgen.models.encoder import Encoded, Encoder, Source
 from jaxgen.models.language_model import LanguageModel
+from jaxgen.models.seq2seq import EncoderDecoder
 from jaxgen.models.stack import Stack
 
-__all__ = ["POOLINGS", "Classifier", "Encoded", "Encoder", "LanguageModel", "Stack"]
+__all__ = [
+    "ATTENTIONS",
+    "POOLINGS",
+    "Attention",
+    "Classifier",
+    "Decoder",
+    "Encoded",
+    "Encoder",
+    "EncoderDecoder",
+    "LanguageModel",
+    "Memory",
+    "Source",
+    "Stack",
+    "Written",
+]

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxgen.cells import LSTM, Cell, choose_form, recur, unroll
 from jaxgen.models.checks import check_computation, check_rates, check_sizes
 from jaxgen.models.embedding import Embedding, dropped, folded
-from jaxgen.types import Array, Carry, Key
+from jaxgen.types import Array, ArrayLike, Carry, Key, Sequence
 
 
 class Encoded(NamedTuple):
@@ -23,6 +23,14 @@ class Encoded(NamedTuple):
     #: The state in which every layer and direction ends: the forward one at the last token, the backward one at the
     #: first. ``finals[layer][direction]`` is a carry with B in front.
     finals: tuple[tuple[Carry, ...], ...]
+
+
+class Source(NamedTuple):
+    """What a decoder may begin from (``jaxgen.models.EncoderDecoder``); B in front of every array."""
+
+    finals: tuple[Any, ...]  # for each layer of the encoder, the lowest first, any pytree of [B, ...]
+    values: Array | None = None  # [B, S, M], the places that attention looks at
+    valid: Array | None = None  # bool [B, S], false in padding; None: there is none
 
 
 class Encoder(nn.Module):
@@ -76,12 +84,16 @@ class Encoder(nn.Module):
         if self.bidirectional:
             self.backwards = [self.cell(features=self.hidden, **more) for _ in range(self.layers)]
 
+    @property
+    def has_dropout(self) -> bool:
+        return self.dropout > 0 or self.embed_dropout > 0
+
     @nn.nowrap
     def chosen_form(self) -> str:
         """What ``form`` comes to for this encoder's cell, on the device that JAX computes on by default."""
         return choose_form(self.form, self.cell(features=self.hidden, parent=None))
 
-    def __call__(self, tokens: Array, valid: Array | None = None, row_keys: Key | None = None) -> Encoded:
+    def __call__(self, tokens: ArrayLike, valid: ArrayLike | None = None, row_keys: Key | None = None) -> Encoded:
         """``tokens`` and ``valid`` [B, S], false in padding (``None``: there is none) -> outputs and final states.
 
         What stands in padding changes no bit. A row without a token ends in zeros. ``row_keys`` [B] switches dropout
@@ -104,6 +116,16 @@ class Encoder(nn.Module):
             x = dropped(x, self.dropout, folded(row_keys, layer))
             inputs = [x] * len(cells)
         return Encoded(jnp.swapaxes(x, 0, 1), tuple(finals))
+
+    def source(self, inputs: Sequence, row_keys: Key | None = None) -> Source:
+        """``__call__`` as a decoder takes it."""
+        encoded = self(inputs.tokens, inputs.valid, row_keys)
+        return Source(encoded.finals, encoded.outputs, jnp.asarray(inputs.valid, bool))
+
+    @nn.nowrap
+    def example(self) -> Sequence:
+        """Inputs of one row, by which parameters get their shapes."""
+        return Sequence(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 
     def _unroll(
         self, cell: nn.RNNCellBase, x: Array, projected: bool, valid: Array | None, reverse: bool

@@ -5,8 +5,9 @@ from typing import Any
 from jaxgen.tasks.classify import ClassifyTask
 from jaxgen.tasks.language import LanguageTask, Totals
 from jaxgen.tasks.ngram import NGramTask
+from jaxgen.tasks.translate import TranslateTask
 
-TASKS: dict[str, Any] = {"classify": ClassifyTask, "language": LanguageTask}
+TASKS: dict[str, Any] = {"classify": ClassifyTask, "language": LanguageTask, "translate": TranslateTask}
 
 #: What each task can be compared with: models that ``--model`` names instead of ``rnn``.
 BASELINES = {"language": {"ngram": NGramTask}}
