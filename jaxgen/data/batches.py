@@ -19,7 +19,7 @@ from jaxgen.types import Batch
 from jaxgen.windows import Places, read_window
 
 _PURPOSES = {"split": 1, "stream": 2, "windows": 3, "documents": 4, "lanes": 5, "evaluation": 6}
-_PURPOSES |= {"rows": 10, "row batches": 11, "scheduled sampling": 12}
+_PURPOSES |= {"dates": 7, "shapes": 8, "snippets": 9, "rows": 10, "row batches": 11}
 
 
 @dataclass(frozen=True)
