@@ -19,9 +19,10 @@ from jaxgen.data.language import LanguageData
 from jaxgen.data.language_config import LanguageConfig
 from jaxgen.data.named import NAMED
 from jaxgen.data.reader import Source, read_texts
+from jaxgen.data.translate import TranslateConfig, TranslateData
 
 #: The host half of every task, by name: options, reader, report.
-DATA: dict[str, Any] = {"classify": ClassifyData, "language": LanguageData}
+DATA: dict[str, Any] = {"classify": ClassifyData, "language": LanguageData, "translate": TranslateData}
 
 __all__ = [
     "BATCHES",
@@ -34,6 +35,7 @@ __all__ = [
     "LanguageData",
     "Source",
     "Tokens",
+    "TranslateConfig",
     "make_batches",
     "prepare",
     "read_texts",

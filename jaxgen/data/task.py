@@ -47,6 +47,10 @@ class Model(Protocol):
         """The outputs for ``inputs``, in order, as the codec's ``answer`` makes them (tasks that answer inputs)."""
         ...
 
+    def attention(self, source: Any) -> Any:
+        """Where the model looks while it writes the text for ``source`` (``jaxgen.store.attention_plot.Look``)."""
+        ...
+
 
 class Codec(Protocol):
     """What a run needs beside its weights to read inputs and to tell outputs; kept in ``tokenizer.json``."""

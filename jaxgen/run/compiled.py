@@ -121,6 +121,12 @@ def beginning(task: Any) -> Callable:
 
 
 @shared
+def attending(task: Any) -> Callable:
+    """``(weights, carry, token) -> (carry, logits, places)``, one decoding step and where it looks."""
+    return jax.jit(task.attend)
+
+
+@shared
 def priming(task: Any) -> Callable:
     """``(weights, carry, logits, tokens, valid) -> (carry, logits)``."""
     return jax.jit(task.prime)

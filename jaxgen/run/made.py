@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxgen.run.predictor import Predictor
+from jaxgen.run.predictor import Predictor, Writing
 from jaxgen.run.sampler import Sampler
 from jaxgen.run.settings import Settings
+from jaxgen.store.attention_plot import Look
 
 
 class Made:
@@ -32,8 +33,15 @@ class Made:
         sampler = self._sampler.with_params(self._params)
         return sampler.sample(prompt, Settings(length, temperature, self._seed), unk="skip")[0]
 
-    def answer(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
-        """The outputs for ``inputs``, in order (``Predictor.predict``)."""
+    def answer(self, inputs: Sequence[Any], beam: int = 0) -> list[Any]:
+        """The outputs for ``inputs``, in order; texts are written greedily, or are the likeliest of ``beam`` beams."""
+        return list(self._predicting().predict(inputs, Writing(beam=beam)))
+
+    def attention(self, source: Any) -> Look:
+        """Where the model looks while it writes the text for ``source``."""
+        return self._predicting().attention(source)
+
+    def _predicting(self) -> Predictor:
         if self._predictor is None:
             self._predictor = Predictor(self._task, self._data.codec, self._params)
-        return list(self._predictor.with_params(self._params).predict(inputs, **options))
+        return self._predictor.with_params(self._params)

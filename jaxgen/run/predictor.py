@@ -17,6 +17,7 @@ from jaxgen.run import compiled
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.settings import Settings, with_forbidden
 from jaxgen.sampling import Context, DecodeState, Last, beam_states, sample_keys, tile_beams
+from jaxgen.store.attention_plot import Look
 from jaxgen.text import EOS, PAD, UNK
 
 #: Inputs that are computed together. Fixed, because the number of rows in a product changes float bits: an answer
@@ -134,6 +135,22 @@ class Predictor:
         tokens = np.concatenate([piece.tokens for piece in pieces], axis=1)[:, : settings.length]
         logp = np.concatenate([piece.logp for piece in pieces], axis=1)[:, : settings.length]
         return [_text(tokens[row], float(logp[row].sum())) for row in range(count)]
+
+    def attention(self, source: Any, writing: Writing | None = None) -> Look:
+        """Where the model looks while it writes the text for one input, and when it ends.
+
+        Raises ``UsageError`` for a model without attention.
+        """
+        codec, example = self.codec, self.codec.encode(source)
+        packed = codec.pack([example], codec.widths(example), ROWS)
+        (text,) = self.texts(packed, np.zeros(ROWS, np.int64), 1, writing or Writing())
+        memory, carry, _ = compiled.beginning(self.task)(self.weights, packed)
+        look, rows = compiled.attending(self.task), []
+        for token in [EOS, *text.tokens.tolist()]:
+            carry, _, places = look((self.weights, memory), carry, jnp.full(ROWS, token, jnp.int32))
+            rows.append(np.asarray(places[0]))
+        labels = codec.pieces(source)
+        return Look(labels, codec.written(text.tokens), np.stack(rows)[:, : len(labels)])
 
     def _likeliest(self, memory: Any, carry: Any, logits: Any, count: int, writing: Writing) -> list[Text]:
         settings = writing.settings
