@@ -153,8 +153,10 @@ class WritingData(ABC):
             lines.append(f"{self.codec.name(each)}\n    -> {answer['text']}\n       ({verdict})")
         return [Shown(f"some of validation, {self.config.task}", "\n".join(lines))]
 
+    @abstractmethod
     def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
-        """Pictures of a finished run: none, unless a subclass has some."""
+        """Pictures of a finished run."""
 
-    def bits_per_char(self, loss: float) -> None:
-        """The loss of a text given its input is no measure of the language."""
+    def bits_per_char(self, loss: float) -> float | None:
+        """Nothing: the loss of a text given its input is no measure of the language."""
+        return None

@@ -149,6 +149,17 @@ class ConditionalTask:
         """One decoding step with the weights ``(prepared, memory)``: ``token`` [R] -> carry and logits [R, V]."""
         return self._step(weights, carry, token)[:2]
 
+    def look(self, prepared: Prepared, inputs: Any, tokens: Array) -> Array:
+        """Where each step looks that reads ``tokens`` [R, T], written from ``inputs``: weights of places [R, T, S].
+
+        Raises ``UsageError`` for a model without attention.
+        """
+        if self.model.decoder.attention == "none":
+            raise UsageError('This model was made with the attention "none" and looks nowhere: train one with another.')
+        start, memory = self._apply(prepared.params, inputs, method="begin")
+        weights: Any = self._apply(prepared.params, tokens, start, memory, method="read").weights
+        return weights
+
     def attend(
         self, weights: tuple[Prepared, Any], carry: tuple[Carry, ...], token: Array
     ) -> tuple[tuple[Carry, ...], Array, Array]:
