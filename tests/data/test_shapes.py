@@ -11,7 +11,20 @@ import pytest
 from matplotlib.path import Path
 
 from jaxgen.data import shapes as module
-from jaxgen.data.shapes import COLOURS, HELD_OUT, MARGIN, SHAPES, SIZE, SIZES, Scene, Scenes, describe, draw, held_out
+from jaxgen.data.shapes import (
+    COLOURS,
+    HELD_OUT,
+    MARGIN,
+    SHAPES,
+    SIZE,
+    SIZES,
+    Scene,
+    Scenes,
+    describe,
+    draw,
+    held_out,
+    relation,
+)
 from jaxgen.errors import UsageError
 
 NUMBER = 150
@@ -66,6 +79,13 @@ def test_a_sentence_says_the_objects_and_relations_of_its_scene(scenes):
         assert said[:3] == (first.size, first.colour, first.shape)
         expected = [(direction(first, other), other.size, other.colour, other.shape) for other in others]
         assert [part for part in (said[3:7], said[7:]) if any(part)] == expected
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_greater_distance_decides_however_near_the_other(scenes, sign):
+    a = scenes[0][2].things[0]._replace(x=32.0, y=32.0)
+    assert relation(a, a._replace(x=32.0 + 27 * sign, y=32.0 + 26 * sign)) == ("left of" if sign > 0 else "right of")
+    assert relation(a, a._replace(x=32.0 + 26 * sign, y=32.0 + 27 * sign)) == ("above" if sign > 0 else "below")
 
 
 def test_large_objects_are_named_first_and_equal_ones_from_the_left_or_from_above(scenes):
