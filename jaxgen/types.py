@@ -44,6 +44,13 @@ class Batch(NamedTuple):
     mask: ArrayLike  # bool
 
 
+class Sequence(NamedTuple):
+    """B texts as token ids, padded to S."""
+
+    tokens: ArrayLike  # int32 [B, S]
+    valid: ArrayLike  # bool [B, S], no padding
+
+
 class Writing(NamedTuple):
     """One batch of texts to write, each from an input of its own: B rows of at most T tokens."""
 
@@ -51,11 +58,12 @@ class Writing(NamedTuple):
     tokens: ArrayLike  # int32 [B, T], the input at each step: <eos>, then the text
     targets: ArrayLike  # int32 [B, T]: the text, then <eos>
     mask: ArrayLike  # bool [B, T], the targets that count
-    own: ArrayLike  # float32 [B], the probability that a token read is the model's own prediction (scheduled sampling)
+    own: ArrayLike  # float32 [B], the probability that a token read is the model's own prediction
 
 
-class Sequence(NamedTuple):
-    """B token sequences of at most S tokens, to be read whole."""
+class Labelling(NamedTuple):
+    """One batch of inputs to label: B rows."""
 
-    tokens: ArrayLike  # int32 [B, S]
-    valid: ArrayLike  # bool [B, S], no padding
+    inputs: Any  # what is labelled; every leaf has B in front
+    labels: ArrayLike  # int32 [B]
+    weights: ArrayLike  # float32 [B], how much a row counts in the loss; 0 for one that fills up a batch

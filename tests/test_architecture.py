@@ -16,7 +16,7 @@ import jaxgen
 from jaxgen import api
 from jaxgen.cells import CELLS
 from jaxgen.data import DATA
-from jaxgen.data.language import BUILT_FROM, ONLY
+from jaxgen.data.language_config import BUILT_FROM, ONLY
 from jaxgen.run.start import MODELS
 from jaxgen.sampling import TRANSFORMS
 from jaxgen.tasks import BASELINES, TASKS, models

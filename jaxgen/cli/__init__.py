@@ -8,6 +8,7 @@ from importlib import import_module
 #: Each is a module of this package with a function ``main(args) -> exit code``.
 COMMANDS = {
     "evaluate": "judge what a model writes, over several temperatures",
+    "predict": "answer inputs: a label, a translation or a caption for each",
     "replay": "draw recorded samples again and say whether they are identical",
     "sample": "write text with a model      (the same as python sample.py)",
     "score": "say how likely a model finds a text",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 import unicodedata
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -45,11 +43,11 @@ def progress_line(event: events.Progress, total: int, width: int | None = None) 
     """Where the run stands, in the longest wording that fits ``width`` columns."""
     step, loss, left = f"{event.step:,}/{total:,}", f"loss {event.loss:.3f}", clock(event.seconds_left)
     bits = "" if event.bits_per_char is None else f"{event.bits_per_char:.3f} bits"
-    speed = event.tokens_per_second
+    speed, unit = event.speed, event.unit
     wordings = (
-        (f"step {step}", loss, bits and f"{bits}/char", f"{speed:,.0f} tokens/s", f"{left} left"),
-        (step, loss, bits, f"{speed:,.0f} tok/s", f"{left} left"),
-        (step, loss, bits, f"{speed / 1000:,.0f}k/s", left),
+        (f"step {step}", loss, bits and f"{bits}/char", f"{speed:,.0f} {unit}/s", f"{left} left"),
+        (step, loss, bits, f"{speed:,.0f} {unit[:3]}/s", f"{left} left"),
+        (step, loss, bits, f"{speed / 1000:,.0f}k/s" if speed >= 10_000 else f"{speed:,.0f}/s", left),
         (step, loss, f"{left} left"),
         (step, loss, left),
     )
@@ -123,15 +121,15 @@ class Screen:
 
     def _evaluated(self, event: events.Evaluated) -> None:
         row = event.row
-        bits = f" ({row['val_bpc']:.3f} bits/char)" if "val_bpc" in row else ""
+        more = f" ({event.headline})" if event.headline else ""
         self.console.print(
-            f"step {row['step']:,}: training loss {row['train_loss']:.3f}, validation loss {row['val_loss']:.3f}{bits}"
+            f"step {row['step']:,}: training loss {row['train_loss']:.3f}, validation loss {row['val_loss']:.3f}{more}"
             + ("  [green]best so far[/green]" if event.best else ""),
             soft_wrap=True,
         )
 
     def _sampled(self, event: events.Sampled) -> None:
-        self.console.print(self._panel(event.text, f"sample at step {event.step:,}, temperature {event.temperature:g}"))
+        self.console.print(self._panel(event.text, f"step {event.step:,}, {event.title}"))
 
     def _panel(self, text: str, title: str) -> Panel:
         return Panel(Text(visible(text).strip("\n")), title=escape(title), title_align="left", border_style="dim")
@@ -141,28 +139,15 @@ class Screen:
 
     def _finished(self, event: events.Finished) -> None:
         self.close()
-        for temperature, text in event.samples:
-            self.console.print(self._panel(text, f"temperature {temperature:g}"))
+        for title, text in event.samples:
+            self.console.print(self._panel(text, title))
         table = Table.grid(padding=(0, 2))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
-        for label, text in _result_rows(event.report):
-            table.add_row(label, text)
+        for label, text in event.summary:
+            table.add_row(label, Text(text))
         if event.step:
             table.add_row("best step", f"{event.best_step:,} of {event.step:,}")
         table.add_row("run", Text(event.run))
         self.console.print(table)
-        command = f'python sample.py --run {shlex.quote(event.run)} --prompt "The "'
-        self.console.print(Text.assemble("\nNext: ", (command, "bold")), soft_wrap=True)
-
-
-def _result_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [("validation", f"{report['val_loss']:.4f} nats/token, perplexity {report['val_perplexity']:.2f}")]
-    if "val_bpc" in report:
-        rows.append(("", f"{report['val_bpc']:.4f} bits per character, {report['val_bpb']:.4f} bits per byte"))
-    for name, value in report.items():
-        if name.startswith("windows_") and name.endswith("_loss"):
-            rows.append((f"{name.split('_')[1]}-token windows", f"{value:.4f} nats/token, from a zero state"))
-        elif name == "stateful_loss":
-            rows.append(("state carried", f"{value:.4f} nats/token"))
-    return rows
+        self.console.print(Text.assemble("\nNext: ", (event.next_command, "bold")), soft_wrap=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxgen.data.builtin import BUILTIN
+from jaxgen.data.classify import ClassifyConfig, ClassifyData
 from jaxgen.data.corpus import (
     BATCHES,
     LanguageCorpus,
@@ -12,23 +15,27 @@ from jaxgen.data.corpus import (
     stream_eval,
     window_eval,
 )
-from jaxgen.data.language import LanguageConfig, LanguageData
+from jaxgen.data.language import LanguageData
+from jaxgen.data.language_config import LanguageConfig
 from jaxgen.data.named import NAMED
 from jaxgen.data.reader import Source, read_texts
+from jaxgen.data.translate import TranslateConfig, TranslateData
 
 #: The host half of every task, by name: options, reader, report.
-DATA = {"language": LanguageData}
+DATA: dict[str, Any] = {"classify": ClassifyData, "language": LanguageData, "translate": TranslateData}
 
 __all__ = [
     "BATCHES",
     "BUILTIN",
     "DATA",
     "NAMED",
+    "ClassifyConfig",
     "LanguageConfig",
     "LanguageCorpus",
     "LanguageData",
     "Source",
     "Tokens",
+    "TranslateConfig",
     "make_batches",
     "prepare",
     "read_texts",

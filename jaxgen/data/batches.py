@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from jaxgen.types import Batch
 from jaxgen.windows import Places, read_window
 
 _PURPOSES = {"split": 1, "stream": 2, "windows": 3, "documents": 4, "lanes": 5, "evaluation": 6}
+_PURPOSES |= {"dates": 7, "shapes": 8, "snippets": 9, "rows": 10, "row batches": 11}
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,12 @@ class Batches(Protocol):
 
     steps_per_epoch: int
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step from 0, [B, T]."""
+    def batch(self, step: int) -> Any:
+        """The batch of a step from 0: a tree of arrays with B rows each."""
+        ...
+
+    def same_shape(self, step: int) -> int:
+        """For how many steps from ``step`` on the shapes of a batch stay the same."""
         ...
 
 
@@ -85,6 +90,11 @@ class TextBatches(ABC):
 
     def same_text(self, step: int) -> int:
         """For how many steps from ``step`` on ``text`` stays the same."""
+        del step
+        return 1 << 62
+
+    def same_shape(self, step: int) -> int:
+        """For how many steps from ``step`` on the shapes of a batch stay the same."""
         del step
         return 1 << 62
 

@@ -32,11 +32,14 @@ def column_kind(path: Path) -> str | None:
     return _KINDS.get(Path(name).suffix)
 
 
-def read_column(text: str, kind: str, column: str, path: Path, header: bool | None = None) -> list[str]:
+def read_column(
+    text: str, kind: str, column: str, path: Path, header: bool | None = None, numbers: bool = False
+) -> list[str]:
     """The texts of one column, by name (from the header row) or by position from 1 (every row is data).
 
     ``header`` says whether a table addressed by position starts with a header row. CSV may quote fields, TSV
     has no quoting, a line of JSONL is an object (by name) or an array (by position); blank lines are skipped.
+    With ``numbers`` JSON's numbers and booleans are taken as they are written.
     Raises ``DataError`` naming the line, ``UsageError`` for a position below 1.
     """
     column = str(column)
@@ -45,7 +48,7 @@ def read_column(text: str, kind: str, column: str, path: Path, header: bool | No
         raise UsageError(f"The text column is {column}, but positions count from 1. Give 1 for the first column.")
     text = text.removeprefix("\ufeff")
     if kind == "jsonl":
-        return [_json_cell(line, column, position, f"line {n} of {path}") for n, line in _lines(text)]
+        return [_json_cell(line, column, position, f"line {n} of {path}", numbers) for n, line in _lines(text)]
     rows = _table(text, kind, path)
     return _cells(rows, column, position, path, header)
 
@@ -136,7 +139,7 @@ def _separator_hint(row: list[str]) -> str:
     return ""
 
 
-def _json_cell(line: str, column: str, position: int | None, where: str) -> str:
+def _json_cell(line: str, column: str, position: int | None, where: str, numbers: bool) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -153,6 +156,8 @@ def _json_cell(line: str, column: str, position: int | None, where: str) -> str:
             f"The column {column!r} cannot be found in {where}: it is {_JSON[type(record).__name__]}. "
             "Each line must be an object (column by name) or a long enough array (by position)."
         )
+    if numbers and isinstance(value, (int, float)):
+        return json.dumps(value)
     if not isinstance(value, str):
         raise DataError(
             f"The column {column!r} of {where} holds {_JSON[type(value).__name__]}, but it must hold a string. "

@@ -1,18 +1,16 @@
-"""The host side of language modelling: its options, its data, and what it reports."""
+"""The host side of language modelling: its data, and what it reports."""
 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
-
-from pydantic import Field, field_validator, model_validator
+from pathlib import Path
+from typing import Any, ClassVar
 
 from jaxgen.data.corpus import (
-    BATCHES,
-    VAL_FRACTION,
     LanguageCorpus,
     Splits,
     Tokens,
@@ -23,10 +21,11 @@ from jaxgen.data.corpus import (
     stream_eval,
     window_eval,
 )
-from jaxgen.data.task import EvalSet
-from jaxgen.errors import DataError, UsageError, choose
-from jaxgen.store.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
-from jaxgen.text import TOKENIZERS, Tokenizer
+from jaxgen.data.language_config import BUILT_FROM, LanguageConfig
+from jaxgen.data.task import EvalSet, Metric, Model, Shown
+from jaxgen.errors import DataError, UsageError
+from jaxgen.store.config import TrainConfig
+from jaxgen.text import Tokenizer, load_tokenizer
 
 #: Targets that an evaluation during training scores at most; the last one scores the whole split.
 EVAL_TOKENS = 200_000
@@ -34,157 +33,11 @@ EVAL_TOKENS = 200_000
 EVAL_ROWS = 32
 #: Targets scored by each windowed evaluation: 2,400 windows of 64 or 600 of 256.
 WINDOW_TOKENS = 2_400 * 64
-#: Longer n-grams than these are typing errors: almost none of them occurs twice.
-MAX_ORDER = 32
-#: Settings that one kind of model reads and others do not: most are about layers and about training by gradients.
-ONLY = {
-    "ngram": {"order"},
-    "rnn": {*TrainConfig.model_fields, "embed", "embed_dropout", "stride", "tie"}
-    - {"batch_size", "model", "run", "seed"},
-}
-#: What ``build`` of each kind of model takes from the settings.
-BUILT_FROM = {
-    "ngram": ("order",),
-    "rnn": ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "tie", "precision"),
-}
 #: Share of unknown training tokens above which a borrowed vocabulary is refused: the model would learn <unk> instead.
 MAX_UNKNOWN = 0.2
-
-
-class LanguageConfig(TrainConfig):
-    """Train a language model on any text: a recurrent one, or one to compare it with."""
-
-    task: ClassVar[str] = "language"
-
-    data: tuple[str, ...] = ("python-docs",)
-    """What to read: built-in (python-docs, python-source), a named set (tinyshakespeare, ag_news, multi30k), or
-    files, folders and globs (.gz too)."""
-    val_data: tuple[str, ...] | None = None
-    """Validation text of its own. By default the tail of the data."""
-    val_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
-    """Share of the data held out at its end (documents: drawn at random). Default: 0.1."""
-    text_column: str | None = None
-    """Column of a CSV, TSV or JSONL file to read, by name or by position from 1."""
-    level: str = "char"
-    """What a token is."""
-    vocab_size: Positive | None = None
-    """Largest vocabulary at word level (default 20000) and bpe level (default 8192)."""
-    min_count: Positive | None = None
-    """What is seen less often in the training text becomes <unk> (word level: default 2; char level: default 1)."""
-    layout: str | None = None
-    """stream (default): contiguous lanes, state carried from window to window. windows: shuffled windows from a zero
-    state. documents (default for rows of a table): texts of their own, each ending in <eos>."""
-    documents: Literal["line", "blank-line", "file", "row"] | None = None
-    """What a document is; implies --layout documents."""
-    stride: Positive | None = None
-    """Distance between the starts of windows (layout windows). Default: --seq-len."""
-    seq_len: Size = 64
-    """Steps of a window: how far gradients reach back."""
-    embed: Annotated[int, Field(ge=0, le=MAX_SIZE)] | None = None
-    """Width of the token embedding. Default: --hidden. 0: one-hot vectors straight into the cell."""
-    embed_dropout: Fraction = 0.0
-    """Share of each embedding dropped in training, of every occurrence anew."""
-    tie: bool = False
-    """Use the embedding as the output matrix too (needs --embed equal to --hidden)."""
-
-    order: Annotated[int, Field(gt=0, le=MAX_ORDER)] = 5
-    """Longest n-grams that --model ngram counts, in tokens."""
-
-    presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
-        "tiny": (
-            "LSTM 1x128, 400 steps: seconds, to see that everything works",
-            {"hidden": 128, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 400},
-        ),
-        "small": (
-            "LSTM 1x256, 1,200 steps: under two minutes on 2 CPU cores, readable text",
-            {"hidden": 256, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 1200},
-        ),
-        "base": (
-            "LSTM 1x384 with dropout, 1,800 steps: two to three minutes on 2 CPU cores, much better text",
-            {"hidden": 384, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 1800, "dropout": 0.2},
-        ),
-        "medium": (
-            "LSTM 2x512 with dropout, 6,000 steps: hours on 2 CPU cores, minutes on an accelerator",
-            {"hidden": 512, "layers": 2, "batch_size": 64, "seq_len": 128, "steps": 6000, "dropout": 0.3, "lr": 2e-3},
-        ),
-        "large": (
-            "LSTM 3x1024 with dropout, 20,000 steps: for an accelerator",
-            {
-                "hidden": 1024,
-                "layers": 3,
-                "batch_size": 128,
-                "seq_len": 256,
-                "steps": 20000,
-                "dropout": 0.4,
-                "lr": 1e-3,
-            },
-        ),
-    }
-
-    def tokenizer_options(self) -> dict[str, int]:
-        """The tokenizer options that were given; the level's own defaults hold for the rest."""
-        given = {"min_count": self.min_count, "vocab_size": self.vocab_size}
-        return {name: value for name, value in given.items() if value is not None}
-
-    def reading(self) -> dict[str, Any]:
-        """What says, beside ``data``, which texts are read and how they are split."""
-        return {
-            "level": self.level,
-            "text_column": self.text_column,
-            "layout": self.layout,
-            "documents": self.documents,
-            "val_fraction": VAL_FRACTION if self.val_fraction is None else self.val_fraction,
-            "val_data": self.val_data,
-            "seed": self.seed,
-        }
-
-    @field_validator("data", "val_data", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value  # data = "book.txt" in a TOML file
-
-    @model_validator(mode="after")
-    def _settings_fit(self) -> LanguageConfig:
-        self._check_model()
-        if self.layout is not None:
-            choose(self.layout, BATCHES, "layout")
-        if self.tie and self.embed not in (None, self.hidden):
-            raise ValueError(f"--tie needs --embed equal to --hidden, which are {self.embed} and {self.hidden}")
-        if self.stride is not None and self.layout != "windows":
-            raise ValueError(f"--stride {self.stride} has a meaning with --layout windows alone: leave it out")
-        known = TOKENIZERS[choose(self.level, TOKENIZERS, "level")].OPTIONS
-        for name, value in self.tokenizer_options().items():
-            if name not in known:
-                levels = " or ".join(level for level, kind in TOKENIZERS.items() if name in kind.OPTIONS)
-                raise ValueError(
-                    f"--{name.replace('_', '-')} {value} has no meaning with --level {self.level}: leave it out, "
-                    f"or give --level {levels}"
-                )
-        if self.documents is not None and self.layout not in (None, "documents"):
-            raise ValueError(f"--documents {self.documents} has no meaning with --layout {self.layout}")
-        if self.val_fraction is not None and self.val_data:
-            raise ValueError(
-                f"--val-fraction {self.val_fraction} has no meaning with --val-data {' '.join(self.val_data)}, "
-                "which holds nothing out: leave one of them out"
-            )
-        return self
-
-    def _check_model(self) -> None:
-        """Raise ``UsageError`` for a setting of other models, which a preset is too; what it has set is not."""
-        choose(self.model, ONLY, "model")
-        preset = self.presets[self.preset][1]
-        for other, names in ONLY.items():
-            usual = {name: (value := _default(type(self), name), preset.get(name, value)) for name in sorted(names)}
-            given = [name for name, values in usual.items() if getattr(self, name) not in values]
-            if other != self.model and given:
-                raise ValueError(
-                    f"--{given[0].replace('_', '-')} {getattr(self, given[0])} has no meaning with --model "
-                    f"{self.model}: leave it out, or give --model {other}"
-                )
-
-
-def _default(kind: type[TrainConfig], name: str) -> Any:
-    return kind.model_fields[name].get_default(call_default_factory=True)
+#: What a run shows of itself: while it trains, and at its end.
+SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 300, 0.8
+FINAL_TEMPERATURES = (0.3, 0.8, 1.0)
 
 
 @dataclass(frozen=True)
@@ -195,6 +48,19 @@ class LanguageData:
     corpus: LanguageCorpus
 
     Config: ClassVar[type[TrainConfig]] = LanguageConfig
+    COMMANDS: ClassVar[tuple[str, ...]] = ("sample", "score", "evaluate", "replay")
+    METRIC: ClassVar[Metric] = Metric("val_loss", higher=False)
+    UNIT: ClassVar[str] = "tokens"
+
+    @staticmethod
+    def read_codec(obj: Any) -> Tokenizer:
+        """The tokenizer that ``to_json`` described; raises ``CheckpointError``."""
+        return load_tokenizer(obj)
+
+    @staticmethod
+    def sizes(codec: Tokenizer) -> dict[str, int]:
+        """The options of the model that follow from the tokenizer."""
+        return {"vocab_size": codec.vocab_size}
 
     @classmethod
     def load(cls, config: LanguageConfig, tokenizer: Tokenizer | None = None) -> LanguageData:
@@ -246,6 +112,25 @@ class LanguageData:
         return self.corpus.tokenizer
 
     @property
+    def codec(self) -> Tokenizer:
+        """What texts are read and written with."""
+        return self.tokenizer
+
+    @property
+    def units_per_step(self) -> int:
+        """Tokens in a batch."""
+        return self.config.batch_size * self.config.seq_len
+
+    @property
+    def steps_of_time(self) -> int:
+        """Tokens in a batch."""
+        return self.units_per_step
+
+    def resolved(self) -> dict[str, Any]:
+        """What a run keeps of the data beside their identity."""
+        return {"has_documents": self.has_documents}
+
+    @property
     def has_documents(self) -> bool:
         """Whether <eos> ends a text, so that the model may draw it."""
         return self.corpus.layout == "documents"
@@ -264,12 +149,6 @@ class LanguageData:
     def identity(self) -> dict[str, str]:
         """What a resumed run compares: the data's name and the digest of its bytes (``Splits.identity``)."""
         return identity(self.corpus.name, self.corpus.sha256, self.corpus.val_sha256)
-
-    def sample_prompt(self) -> str:
-        """What samples during training continue: the first words of a line of validation text, or a new document."""
-        lines = [] if self.has_documents else self.tokenizer.decode(self.corpus.val.ids[:1000]).splitlines()[1:]
-        starts = (line.split()[:3] for line in lines)
-        return next((" ".join(words) for words in starts if len(words) == 3 and "".join(words).isalpha()), "")
 
     def facts(self) -> dict[str, str]:
         """Lines for the reader: label and text."""
@@ -313,7 +192,7 @@ class LanguageData:
         count = max(1, WINDOW_TOKENS // length)
         return EvalSet(rows, partial(window_eval, self.corpus.val, count, length, 0, rows))
 
-    def report(self, totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    def report(self, totals: Mapping[str, tuple[float, float]], final: bool = False) -> dict[str, float]:
         """Summed (nats, targets) by evaluation -> losses, also per character; that of ``val`` also per byte.
 
         ``val_unknown`` counts the unknown tokens of the whole validation split.
@@ -329,6 +208,49 @@ class LanguageData:
     def bits_per_char(self, loss: float) -> float:
         """Nats a training token in bits a character."""
         return loss / math.log(2) / self.corpus.train.chars_per_token
+
+    def judge(self, model: Model, final: bool) -> dict[str, Any]:
+        """Nothing: the loss says it all."""
+        return {}
+
+    def show(self, model: Model, final: bool) -> list[Shown]:
+        """A sample, or at the end one at each of three temperatures."""
+        prompt = self._prompt()
+
+        def one(temperature: float) -> Shown:
+            text = prompt + model.write(prompt, temperature, SAMPLE_LENGTH)
+            return Shown(f"temperature {temperature:g}", text)
+
+        return [one(temperature) for temperature in (FINAL_TEMPERATURES if final else (SAMPLE_TEMPERATURE,))]
+
+    def _prompt(self) -> str:
+        """What samples continue: the first words of a line of validation text, or a new document."""
+        lines = [] if self.has_documents else self.tokenizer.decode(self.corpus.val.ids[:1000]).splitlines()[1:]
+        starts = (line.split()[:3] for line in lines)
+        return next((" ".join(words) for words in starts if len(words) == 3 and "".join(words).isalpha()), "")
+
+    def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+        """No picture but the loss curve."""
+
+    def headline(self, row: Mapping[str, Any]) -> str:
+        """The bits per character of an evaluation."""
+        return f"{row['val_bpc']:.3f} bits/char" if "val_bpc" in row else ""
+
+    def summary(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """The final evaluation as labelled lines."""
+        rows = [("validation", f"{report['val_loss']:.4f} nats/token, perplexity {report['val_perplexity']:.2f}")]
+        if "val_bpc" in report:
+            rows.append(("", f"{report['val_bpc']:.4f} bits per character, {report['val_bpb']:.4f} bits per byte"))
+        for name, value in report.items():
+            if name.startswith("windows_") and name.endswith("_loss"):
+                rows.append((f"{name.split('_')[1]}-token windows", f"{value:.4f} nats/token, from a zero state"))
+            elif name == "stateful_loss":
+                rows.append(("state carried", f"{value:.4f} nats/token"))
+        return rows
+
+    def next_command(self, run: str) -> str:
+        """How to sample from the run."""
+        return f'python sample.py --run {shlex.quote(run)} --prompt "The "'
 
 
 def per_unit(name: str, loss: float, tokens: Tokens) -> dict[str, float]:

@@ -37,9 +37,27 @@ class NamedSet:
     text_column: str | None = None
     documents: str | None = None
     header: bool = False
+    #: How ``classify`` reads it: the columns of the text and of the label, and the names of labels that are numbers.
+    text_columns: tuple[str, ...] = ()
+    label_column: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+    #: How ``translate`` reads it: (split, source, target) of parallel files.
+    pairs: tuple[tuple[str, NamedFile, NamedFile], ...] = ()
 
 
 _MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
+
+_MULTI30K_SHA256 = {
+    "train.en": "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
+    "train.de": "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6",
+    "val.en": "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
+    "val.de": "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a",
+    "test_2016_flickr.en": "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9",
+    "test_2016_flickr.de": "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8",
+}
+_MULTI30K_FILES = {
+    name: NamedFile(f"multi30k/{name}.gz", f"{_MULTI30K}{name}.gz", sha256) for name, sha256 in _MULTI30K_SHA256.items()
+}
 
 NAMED: dict[str, NamedSet] = {
     "tinyshakespeare": NamedSet(
@@ -64,26 +82,22 @@ NAMED: dict[str, NamedSet] = {
         note="7,600 news items: class, title, description (Zhang et al. 2015, the test part); titles by default",
         text_column="2",
         documents="row",
+        text_columns=("2", "3"),
+        label_column="1",
+        labels=(("1", "World"), ("2", "Sports"), ("3", "Business"), ("4", "Sci/Tech")),
     ),
     "multi30k": NamedSet(
-        files=(
-            NamedFile(
-                "multi30k/train.en.gz",
-                _MULTI30K + "train.en.gz",
-                "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
-            ),
-        ),
-        note="29,000 English image captions, a line each (Multi30k task 1, training part)",
+        files=(_MULTI30K_FILES["train.en"],),
+        note="29,000 English image captions, a line each (Multi30k task 1, training part); for translate also the "
+        "German ones, with 1,014 pairs to validate and the 1,000 of test_2016_flickr",
         documents="line",
+        pairs=tuple(
+            (split, _MULTI30K_FILES[f"{stem}.en"], _MULTI30K_FILES[f"{stem}.de"])
+            for split, stem in (("train", "train"), ("val", "val"), ("test", "test_2016_flickr"))
+        ),
     ),
     "multi30k-val": NamedSet(
-        files=(
-            NamedFile(
-                "multi30k/val.en.gz",
-                _MULTI30K + "val.en.gz",
-                "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
-            ),
-        ),
+        files=(_MULTI30K_FILES["val.en"],),
         note="1,014 English image captions, a line each (Multi30k task 1, validation part): for --val-data",
         documents="line",
     ),

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-import glob
-import gzip
 import hashlib
-import os
-import stat
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from jaxgen.data.builtin import BUILTIN
 from jaxgen.data.columns import column_kind, read_column
+from jaxgen.data.files import decode, find_paths, read_bytes, unzip
 from jaxgen.data.named import NAMED, fetch
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.text import text_bytes
 
 #: How a text is cut into documents (layout ``documents``).
 DOCUMENTS = ("line", "blank-line", "file", "row")
-
-_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -75,17 +67,17 @@ def read_texts(
             continue
         named = NAMED.get(spec)
         column = named.text_column if named and text_column is None else text_column
-        for path in [fetch(file) for file in named.files] if named else _paths(spec):
-            raw = _read(path)
+        for path in [fetch(file) for file in named.files] if named else find_paths(spec):
+            raw = read_bytes(path)
             digest.update(raw)
-            data = _unzip(raw, path)
+            data = unzip(raw, path)
             if column is None:
-                texts.append(_decode(data, path, level))
+                texts.append(decode(data, path, level))
             elif (kind := column_kind(path)) is None:
                 raise _no_column(str(path))
             else:
                 texts += read_column(
-                    _decode(data, path, level), kind, column, path, header=named.header if named else None
+                    decode(data, path, level), kind, column, path, header=named.header if named else None
                 )
         defaults.add(named.documents if named else None)
         rows.add(column is not None)
@@ -114,93 +106,3 @@ def _no_column(where: str) -> UsageError:
         f"--text-column was given, but {where} is not a .csv, .tsv or .jsonl file (or one of these with .gz). "
         "Leave the flag out to read whole texts."
     )
-
-
-def _paths(spec: str) -> list[Path]:
-    """The files that one path, folder or glob means, in sorted order."""
-    try:
-        mode = os.stat(os.path.expanduser(spec)).st_mode
-    except (OSError, ValueError) as error:
-        if isinstance(error, PermissionError):
-            raise DataError(f"{spec!r} cannot be reached: permission denied. Make its folder readable.") from error
-        return _glob(spec)
-    path = Path(os.path.expanduser(spec))
-    if stat.S_ISDIR(mode):
-        return _folder(path)
-    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-        raise DataError(f"{spec!r} is a device or a socket. Give a file, a folder or a glob.")
-    return [path]
-
-
-def _glob(spec: str) -> list[Path]:
-    if glob.has_magic(spec) and "\0" not in spec:
-        found = [Path(name) for name in sorted(glob.glob(os.path.expanduser(spec), recursive=True))]
-        files = [path for path in found if path.is_file()]
-        if not files:
-            raise DataError(f"No file matches the pattern {spec!r}. Check the pattern and the folder you are in.")
-        return files
-    names = [*BUILTIN, *NAMED]
-    folder = os.path.dirname(spec)
-    try:
-        beside = [os.path.join(folder, name) for name in os.listdir(folder or ".")]
-    except (OSError, ValueError):
-        beside = []
-    nearest = difflib.get_close_matches(spec, names, n=1) or difflib.get_close_matches(spec, beside, n=1, cutoff=0.8)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise DataError(
-        f"There is no file or folder {spec!r}, and no data set of that name.{hint} "
-        f"Give a path, a glob, or one of: {', '.join(names)}."
-    )
-
-
-def _folder(root: Path) -> list[Path]:
-    """All files under a folder that are not hidden, sorted by path."""
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"The folder {error.filename} cannot be listed: {error.strerror}. Make it readable.")
-
-    paths = []
-    for here, folders, files in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [Path(here, name) for name in files if not name.startswith(".")]
-    paths = [path for path in paths if path.is_file()]
-    if not paths:
-        raise DataError(f"The folder {str(root)!r} holds no files that are not hidden. Give a folder with text in it.")
-    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"The file {path} cannot be read: {error.strerror}. Check the path and its permissions."
-        ) from error
-
-
-def _unzip(raw: bytes, path: Path) -> bytes:
-    """The content of a gzip file, recognised by its first two bytes; other bytes as they are."""
-    if not raw.startswith(_GZIP):
-        if path.suffix.lower() == ".gz" and raw:
-            raise DataError(
-                f"The file {path} is not gzip, though its name ends in .gz. Rename it, or compress it again."
-            )
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"The gzip file {path} is damaged ({error}). Copy or download it again.") from error
-
-
-def _decode(data: bytes, path: Path, level: str) -> str:
-    if level == "byte":
-        return data.decode("utf-8", "surrogateescape")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        guess = " It looks like UTF-16." if utf16 else ""
-        raise DataError(
-            f"The file {path} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start} "
-            f"({error.reason}).{guess} Convert it to UTF-8, leave it out, or read any bytes with --level byte."
-        ) from error

@@ -1,6 +1,7 @@
 """Models: cells put together, still pure functions of parameters and arrays."""
 
 from jaxgen.models.attention import ATTENTIONS, Attention, Memory
+from jaxgen.models.classifier import POOLINGS, Classifier
 from jaxgen.models.decoder import Decoder, Written
 from jaxgen.models.encoder import Encoded, Encoder, Source
 from jaxgen.models.language_model import LanguageModel
@@ -9,7 +10,9 @@ from jaxgen.models.stack import Stack
 
 __all__ = [
     "ATTENTIONS",
+    "POOLINGS",
     "Attention",
+    "Classifier",
     "Decoder",
     "Encoded",
     "Encoder",

@@ -109,6 +109,24 @@ def preparation(task: Any) -> Callable:
 
 
 @shared
+def prediction(task: Any) -> Callable:
+    """``(weights, inputs) -> values``, a tree of arrays with a row for each input."""
+    return jax.jit(task.predict)
+
+
+@shared
+def beginning(task: Any) -> Callable:
+    """``(weights, inputs) -> (memory, carry, logits)``, from which a text is written for each input."""
+    return jax.jit(task.begin)
+
+
+@shared
+def attending(task: Any) -> Callable:
+    """``(weights, carry, token) -> (carry, logits, places)``, one decoding step and where it looks."""
+    return jax.jit(task.attend)
+
+
+@shared
 def priming(task: Any) -> Callable:
     """``(weights, carry, logits, tokens, valid) -> (carry, logits)``."""
     return jax.jit(task.prime)

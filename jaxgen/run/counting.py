@@ -48,8 +48,8 @@ class Counting(Trainer):
             "seconds": round(self.done.seconds, 3),
         }
         self.metrics.append(row)
-        self.done.best_loss = report["val_loss"]
-        self._save(0, report["val_loss"])
+        self.done.best = self.data.METRIC.cost(report)
+        self._save(0, self.done.best)
 
     def _facts(self) -> dict[str, str]:
         ngrams, tokens = self.task.model.nodes - 1, self.data.corpus.train.ids.size
@@ -74,7 +74,7 @@ def start(config: Any, emit: Emit) -> Counting:
     options = {**data.model_options(), "nodes": model.nodes, "contexts": model.contexts}
     parameters = sum(leaf.size for leaf in params.values())
     resolved = {**resolve(data, options, parameters, devices=1), "steps": 0, "horizon": 0}
-    run.write_json("tokenizer.json", data.tokenizer.to_json())
+    run.write_json("tokenizer.json", data.codec.to_json())
     write_config(run, config, resolved)
     return Counting(config, data, NGramTask(model), run, resolved, emit).hold(params, seconds)
 

@@ -23,7 +23,8 @@ class Progress:
     step: int
     loss: float
     bits_per_char: float | None
-    tokens_per_second: float
+    speed: float  # in units a second
+    unit: str  # what speed counts
     seconds_left: float
 
 
@@ -33,14 +34,15 @@ class Evaluated:
 
     row: dict[str, Any]
     best: bool
+    headline: str  # what the row says, in a few words
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A text the model made at this step."""
+    """Something the model made at this step."""
 
     step: int
-    temperature: float
+    title: str
     text: str
 
 
@@ -59,7 +61,9 @@ class Finished:
     step: int
     best_step: int
     report: dict[str, Any]
-    samples: list[tuple[float, str]] = field(default_factory=list)  # (temperature, text)
+    summary: list[tuple[str, str]] = field(default_factory=list)  # the report as labelled lines
+    next_command: str = ""
+    samples: list[tuple[str, str]] = field(default_factory=list)  # (title, text)
 
 
 Event = Started | Progress | Evaluated | Sampled | Note | Finished

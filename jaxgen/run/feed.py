@@ -10,7 +10,6 @@ import numpy as np
 from jaxgen.data.batches import TextBatches
 from jaxgen.text import PAD
 from jaxgen.training import STACKED, OfText, Stacked, make_mesh, spread_whole
-from jaxgen.types import Batch
 from jaxgen.windows import Places, Windows
 
 #: Bytes of text that are put on each device; of a longer one each batch is read on the host.
@@ -30,16 +29,15 @@ class Feed:
 
     def together(self, step: int) -> int:
         """How many steps from ``step`` on one call can take."""
-        if isinstance(self.read, Stacked):
-            return self._calls
-        return min(self._calls, self._batches.same_text(step))
+        alike = self._batches.same_text if isinstance(self.read, OfText) else self._batches.same_shape
+        return min(self._calls, alike(step))
 
-    def take(self, step: int, number: int) -> Batch | Windows:
+    def take(self, step: int, number: int) -> Any:
         """The next ``number`` batches made up to ``calls``: the rest repeats the last and is not used."""
         steps = [step + min(i, number - 1) for i in range(self._calls)]
         if isinstance(self.read, Stacked):
             rows = {at: self._batches.batch(at) for at in dict.fromkeys(steps)}
-            return Batch(*(np.stack(field) for field in zip(*(rows[at] for at in steps))))
+            return jax.tree.map(lambda *fields: np.stack(fields), *(rows[at] for at in steps))
         places = [self._batches.places(at) for at in steps]
         start, stop = (np.stack(field).astype(np.int32) for field in list(zip(*places))[:2])
         return Windows(

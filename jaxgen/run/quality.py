@@ -34,7 +34,7 @@ class Reference:
     @classmethod
     def of_run(cls, saved: SavedRun) -> Reference:
         """Read them again as the run read them. Raises ``DataError`` when they are gone or not what they were."""
-        splits = DATA[saved.config.task].texts(saved.config)  # type: ignore[arg-type]
+        splits = DATA[saved.config.task].texts(saved.config)
         then, now = saved.resolved["data"], splits.identity
         if then != now:
             raise DataError(

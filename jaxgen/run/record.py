@@ -20,7 +20,7 @@ def resolve(data: TaskData, options: dict[str, Any], parameters: int, devices: i
         "model": options,
         "parameters": parameters,
         "data": data.identity(),
-        "has_documents": data.has_documents,
+        **data.resolved(),
         "versions": {
             "jaxgen": __version__,
             "jax": jax.__version__,

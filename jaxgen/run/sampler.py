@@ -46,11 +46,14 @@ class Sampler:
         self._prime, self._step = compiled.priming(task), compiled.stepping(task)
 
     @classmethod
-    def load(cls, run: str | Path | None = None) -> Sampler:
-        """The best checkpoint of a run (by default of the newest run in ``runs/``). Raises ``CheckpointError``."""
-        saved = SavedRun.open(run)
+    def load(cls, run: str | Path | None = None, command: str = "sample") -> Sampler:
+        """The best checkpoint of a run (by default of the newest language model in ``runs/``).
+
+        Raises ``CheckpointError``, and ``UsageError`` for a run whose task ``command`` cannot use.
+        """
+        saved = SavedRun.open(run, command)
         step, params = saved.params()
-        sampler = cls(saved.task, saved.tokenizer, params, documents=saved.has_documents)
+        sampler = cls(saved.task, saved.codec, params, documents=saved.has_documents)
         sampler.path, sampler.digest = saved.directory.path, saved.checkpoints.digest(step)
         return sampler
 

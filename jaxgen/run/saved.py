@@ -13,7 +13,6 @@ from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.store import CheckpointStore, RunDirectory
 from jaxgen.store.config import TrainConfig, validate
 from jaxgen.tasks import models
-from jaxgen.text import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -23,13 +22,17 @@ class SavedRun:
     directory: RunDirectory
     config: TrainConfig
     resolved: dict[str, Any]  # what the first start fixed: steps, horizon, data digest, model options
-    tokenizer: Tokenizer
+    codec: Any  # what inputs are read and outputs told with; of a language model the tokenizer
     task: Any
 
     @classmethod
-    def open(cls, run: str | Path | None) -> SavedRun:
-        """Read the run at ``run`` (``None``: the newest in ``runs/``). Raises ``CheckpointError`` if not whole."""
-        directory = RunDirectory.newest() if run is None else RunDirectory.open(run)
+    def open(cls, run: str | Path | None, command: str | None = None) -> SavedRun:
+        """Read the run at ``run`` (``None``: the newest in ``runs/``, of those that answer ``command``).
+
+        Raises ``CheckpointError`` if it is not whole, ``UsageError`` if its task does not answer ``command``.
+        """
+        able = [name for name, data in DATA.items() if command is None or command in data.COMMANDS]
+        directory = RunDirectory.newest(tasks=able) if run is None else RunDirectory.open(run)
         saved = directory.read_json("config.json")
         try:
             name, config, resolved = saved["task"], saved["config"], saved["resolved"]
@@ -40,24 +43,32 @@ class SavedRun:
             raise CheckpointError(
                 f"{directory.config_path} does not describe a run of this version of jaxgen. Train it again."
             ) from None
-        tokenizer = load_tokenizer(directory.read_json("tokenizer.json"))
+        if name not in able:
+            others = " or ".join(f"`jaxgen {each}`" for each in DATA[name].COMMANDS)
+            raise UsageError(
+                f"{directory.path} is a run of the task {name}, which `jaxgen {command}` cannot use: give it to "
+                f"{others}, or name another run with --run."
+            )
+        codec = DATA[name].read_codec(directory.read_json("tokenizer.json"))
+        sizes = DATA[name].sizes(codec)
         try:
             config = validate(kind, config)
             task = known[config.model].build(**options)
         except (UsageError, TypeError) as error:
             raise CheckpointError(f"{directory.config_path} holds settings that cannot be used. {error}") from None
-        shared = [name for name in options if name != "vocab_size" and hasattr(config, name)]
+        shared = [name for name in options if name not in sizes and hasattr(config, name)]
         if at_odds := [name for name in shared if getattr(config, name) != options[name]]:
             raise CheckpointError(
                 f"{directory.config_path} has been altered: its model and its settings differ in {', '.join(at_odds)}. "
                 "Copy the run again."
             )
-        if options.get("vocab_size") != tokenizer.vocab_size:
-            raise CheckpointError(
-                f"{directory.path} says a vocabulary of {options.get('vocab_size')}, but its tokenizer.json has "
-                f"{tokenizer.vocab_size} tokens: the two belong to different runs. Copy the run again."
-            )
-        return cls(directory, config, resolved, tokenizer, task)
+        for size, number in sizes.items():
+            if options.get(size) != number:
+                raise CheckpointError(
+                    f"{directory.path} says a {size.replace('_', ' ')} of {options.get(size)}, but by its tokenizer.json it is "
+                    f"{number}: the two belong to different runs. Copy the run again."
+                )
+        return cls(directory, config, resolved, codec, task)
 
     @property
     def has_documents(self) -> bool:

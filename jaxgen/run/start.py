@@ -24,7 +24,6 @@ from jaxgen.run.trainer import Emit, Progressed, Trainer
 from jaxgen.store import RunDirectory, truncate_samples
 from jaxgen.store.config import TrainConfig
 from jaxgen.tasks import models
-from jaxgen.text import Tokenizer
 from jaxgen.training import count_devices, create_state
 
 #: Calls of the compiled step that ``--minutes`` times, after one that compiles.
@@ -48,7 +47,12 @@ def _start(config: TrainConfig, emit: Emit) -> Trainer:
     if config.tensorboard:
         require_tensorboard()
     source = None if config.init_from is None else SavedRun.open(config.init_from)
-    data = _load(config, source.tokenizer if source else None)
+    if source is not None and source.config.task != config.task:
+        raise UsageError(
+            f"--init-from {config.init_from} is a run of the task {source.config.task}, and this is one of "
+            f"{config.task}: give a run of the same task."
+        )
+    data = _load(config, source.codec if source else None)
     options, build = data.model_options(), models(config.task)[config.model].build
     task = build(**options)
     shapes = _shapes(task, config)
@@ -67,7 +71,7 @@ def _start(config: TrainConfig, emit: Emit) -> Trainer:
         steps = _measured(trial, began)
         emit(Note(f"{config.minutes:g} minutes are enough for {steps:,} steps here; the number is fixed from now on."))
     resolved |= {"steps": steps, "horizon": steps}
-    run.write_json("tokenizer.json", data.tokenizer.to_json())
+    run.write_json("tokenizer.json", data.codec.to_json())
     write_config(run, config, resolved)
     return Trainer(config, data, task, run, resolved, emit).begin(params)
 
@@ -87,7 +91,7 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) ->
         )
         raise UsageError(f"The run {path} was started with other settings: {listed}. Leave them out to continue it.")
     need_devices(saved.resolved["devices"], f"The run {path} spreads its batches over {saved.resolved['devices']}")
-    data = _load(config, saved.tokenizer)
+    data = _load(config, saved.codec)
     then, now = saved.resolved["data"], data.identity()
     if then != now:
         raise DataError(
@@ -137,8 +141,8 @@ def _spread(config: TrainConfig) -> int:
     return config.devices
 
 
-def _load(config: Any, tokenizer: Tokenizer | None) -> TaskData:
-    return DATA[config.task].load(config, tokenizer)
+def _load(config: Any, codec: Any) -> TaskData:
+    return DATA[config.task].load(config, codec)
 
 
 def _fits_memory(parameters: int, devices: int) -> None:

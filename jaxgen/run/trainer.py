@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxgen.data.task import Shown
 from jaxgen.errors import DivergedError, UsageError
 from jaxgen.run import compiled
 from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Evaluated, Event, Finished, Progress, Sampled, Started
 from jaxgen.run.feed import Feed
-from jaxgen.run.sampler import Sampler
-from jaxgen.run.settings import Settings
+from jaxgen.run.made import Made
 from jaxgen.run.signals import StopSignals
 from jaxgen.run.tensorboard import open_events
 from jaxgen.sampling import PRNG
@@ -32,8 +32,6 @@ Emit = Callable[[Event], None]
 #: Arithmetic in one call of K steps: about half a second on two CPU cores, so that Ctrl-C is answered soon.
 FLOPS_PER_CALL = 4e10
 MAX_STEPS_PER_CALL = 32
-SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 300, 0.8
-FINAL_TEMPERATURES = (0.3, 0.8, 1.0)
 
 
 @dataclass
@@ -42,7 +40,7 @@ class Progressed:
 
     loss_sum: float = 0.0  # summed nats since the last row of metrics
     loss_count: float = 0.0
-    best_loss: float | None = None
+    best: float | None = None  # what an evaluation cost at the best step (``Metric.cost``)
     best_step: int = 0
     bad_evals: int = 0
     seconds: float = 0.0  # spent training, all starts together
@@ -76,12 +74,11 @@ class Trainer:
         self.total: int = resolved["steps"]
         self.schedule, self.optimizer = plan_optimizer(config, resolved["horizon"])
         self.key = jax.random.key(config.seed, impl=PRNG)
-        self.tokens_per_step = config.batch_size * getattr(config, "seq_len", 1)
-        self.calls = steps_per_call(resolved["parameters"], self.tokens_per_step)
+        self.calls = steps_per_call(resolved["parameters"], data.steps_of_time)
         self.devices: int = resolved["devices"]
         self._feed = Feed(data.batches, self.calls, self.devices)
         self._steps = compiled.training_steps(task, self.optimizer, self.devices, self._feed.read)
-        self._sampler: Sampler | None = None
+        self._made = Made(task, data, config.seed)
         self._events: Any = None
         self._speed, self._calls_read = 0.0, 0
         self._picture: Future[None] = Future()
@@ -174,12 +171,12 @@ class Trainer:
             self.done.loss_count += count
         self.done.seconds += now - clock
         mean = float(np.sum(losses * counts) / max(np.sum(counts), 1))
-        speed = number * self.tokens_per_step / max(now - clock, 1e-9)
+        speed = number * self.data.units_per_step / max(now - clock, 1e-9)
         # The first call compiles: its speed serves until there is another, and is written nowhere.
         self._speed = 0.8 * self._speed + 0.2 * speed if self._calls_read > 1 else speed
         self._calls_read += 1
-        left = (self.total - step) * self.tokens_per_step / self._speed
-        self.emit(Progress(step, mean, self.data.bits_per_char(mean), self._speed, left))
+        left = (self.total - step) * self.data.units_per_step / self._speed
+        self.emit(Progress(step, mean, self.data.bits_per_char(mean), self._speed, self.data.UNIT, left))
         return now
 
     def _diverged(self, what: str, step: int, more: str = "") -> DivergedError:
@@ -204,13 +201,14 @@ class Trainer:
         last = step == self.total
         due = _due(step, self._eval_every) or last
         row = self._evaluate(step) if due else None
-        text = self._sample(step) if _due(step, self._sample_every) and not last else None
-        self._save(step, None if row is None else row["val_loss"])  # last: a kill before it undoes all of the above
+        shown = self._show(step) if _due(step, self._sample_every) and not last else []
+        # Last: a kill before it undoes all of the above.
+        self._save(step, None if row is None else self.data.METRIC.cost(row))
         if row is not None:
             self._draw(pool)
-            self.emit(Evaluated(row, best=self.done.best_step == step))
-        if text is not None:
-            self.emit(Sampled(step, SAMPLE_TEMPERATURE, text))
+            self.emit(Evaluated(row, best=self.done.best_step == step, headline=self.data.headline(row)))
+        for title, text in shown:
+            self.emit(Sampled(step, title, text))
         return self._patience_gone
 
     def _draw(self, pool: ThreadPoolExecutor) -> None:
@@ -227,13 +225,14 @@ class Trainer:
             draw_losses(self.metrics.read(), self.run.plot_path, title)
 
     def _evaluate(self, step: int) -> dict[str, Any]:
-        """Measure the validation loss, update best-so-far and patience, and write the row of metrics."""
+        """Measure, update best-so-far and patience, and write the row of metrics."""
         report = self._report(self._current().params, final=False)
         loss = report["val_loss"]
         if not math.isfinite(loss):
             raise self._diverged(f"The validation loss became {loss}", step)
-        if self.done.best_loss is None or loss < self.done.best_loss:
-            self.done.best_loss, self.done.best_step, self.done.bad_evals = loss, step, 0
+        cost = self.data.METRIC.cost(report)
+        if self.done.best is None or cost < self.done.best:
+            self.done.best, self.done.best_step, self.done.bad_evals = cost, step, 0
         else:
             self.done.bad_evals += 1
         row = {
@@ -241,14 +240,14 @@ class Trainer:
             "train_loss": self.done.loss_sum / max(self.done.loss_count, 1.0),
             **report,
             "learning_rate": float(self.schedule(max(step - 1, 0))),
-            "tokens_per_second": round(self._speed) if self._calls_read > 1 else None,
+            f"{self.data.UNIT}_per_second": round(self._speed) if self._calls_read > 1 else None,
             "seconds": round(self.done.seconds, 3),
         }
         self.done.loss_sum = self.done.loss_count = 0.0
         self.metrics.append(row)
         if self._events is not None:
             for name, value in row.items():
-                if value is not None:
+                if isinstance(value, (int, float)):
                     self._events.add_scalar(name, value, step)
             self._events.flush()
         return row
@@ -262,7 +261,7 @@ class Trainer:
             raise UsageError("This trainer has no state: make it with jaxgen.start or jaxgen.resume.")
         return self.state
 
-    def _report(self, params: Any, final: bool) -> dict[str, float]:
+    def _report(self, params: Any, final: bool) -> dict[str, Any]:
         totals = {}
         for name, evaluation in self.data.eval_sets(final).items():
             devices = self.devices if evaluation.rows % self.devices == 0 else 1
@@ -275,28 +274,22 @@ class Trainer:
             for batch in evaluation.batches():
                 carry, batch_totals = eval_step(weights, carry, batch)
                 sums.append(batch_totals)  # read later: the device runs ahead of the host
-            totals[name] = (sum(float(s.nll) for s in sums), sum(float(s.targets) for s in sums))
-        return self.data.report(totals)
+            if sums:  # a split too short for a target has none
+                totals[name] = _added(sums)
+        figures = self.data.report(totals, final)
+        return figures | self.data.judge(self._made.with_params(on_one_device(params)), final)
 
-    def _sample(self, step: int) -> str:
-        text = self._write(self._sampler_for(self._params), SAMPLE_TEMPERATURE)
-        append_sample(self.run.samples_path, step, text)
-        return text
-
-    def _write(self, sampler: Sampler, temperature: float) -> str:
-        prompt = self.data.sample_prompt()
-        return prompt + sampler.sample(prompt, Settings(SAMPLE_LENGTH, temperature, self.config.seed), unk="skip")[0]
-
-    def _sampler_for(self, params: Any) -> Sampler:
-        if self._sampler is None:
-            self._sampler = Sampler(self.task, self.data.tokenizer, params, documents=self.data.has_documents)
-        return self._sampler.with_params(params)
+    def _show(self, step: int) -> list[Shown]:
+        shown = self.data.show(self._made.with_params(self._params), final=False)
+        for each in shown:
+            append_sample(self.run.samples_path, step, each.text)
+        return shown
 
     def _save(self, step: int, metric: float | None) -> None:
         self.store.save(step, self._current(), asdict(self.done), metric)
 
-    def _finish(self, step: int, report: dict[str, float] | None = None) -> Finished:
-        """Report on the best checkpoint: every evaluation in full (unless given), and samples at three temperatures."""
+    def _finish(self, step: int, report: dict[str, Any] | None = None) -> Finished:
+        """Report on the best checkpoint: every evaluation in full (unless given), samples and pictures."""
         if self.store.latest() is None:  # a run of no steps
             self._save(step, None)
         best = self.store.best()
@@ -304,10 +297,12 @@ class Trainer:
         if best is not None and best != step:
             params, _ = self.store.restore_params(best, jax.eval_shape(self.task.init, self.key))
         report = self._report(params, final=True) if report is None else report
-        sampler = self._sampler_for(on_one_device(params))
-        samples = [(temperature, self._write(sampler, temperature)) for temperature in FINAL_TEMPERATURES]
+        made = self._made.with_params(on_one_device(params))
+        samples = [(each.title, each.text) for each in self.data.show(made, final=True)]
         self.run.write_json("report.json", {"step": step, "best_step": best or step, **report})
-        finished = Finished(str(self.run.path), step, best or step, report, samples)
+        self.data.draw(made, report, self.run.path)
+        path, data = str(self.run.path), self.data
+        finished = Finished(path, step, best or step, report, data.summary(report), data.next_command(path), samples)
         self.emit(finished)
         return finished
 
@@ -316,11 +311,16 @@ class Trainer:
         return {
             **self.data.facts(),
             "model": f"{config.cell} {config.layers}x{config.hidden}, {self.resolved['parameters']:,} parameters",
-            "training": f"{self.total:,} steps of {config.batch_size} x {getattr(config, 'seq_len', 1)} tokens, "
+            "training": f"{self.total:,} steps of {self.data.units_per_step:,} {self.data.UNIT}, "
             f"{config.optimizer} at {config.lr:g}, {config.schedule}",
             "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})"
             + (f", the batch spread over {self.devices}" if self.devices > 1 else ""),
         }
+
+
+def _added(sums: list[Any]) -> Any:
+    """The sums of all batches, in NumPy's float64."""
+    return jax.tree.map(lambda *parts: sum(np.asarray(part, np.float64) for part in parts), *sums)
 
 
 def _due(step: int, every: int) -> bool:

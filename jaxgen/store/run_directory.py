@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,29 @@ class RunDirectory:
         )
 
     @classmethod
-    def newest(cls, root: str | os.PathLike[str] = "runs") -> RunDirectory:
+    def newest(cls, root: str | os.PathLike[str] = "runs", tasks: Collection[str] | None = None) -> RunDirectory:
         """The run under ``root`` whose configuration or newest checkpoint was written last.
 
-        Raises ``CheckpointError`` when there is none.
+        Only runs of ``tasks``, if they are given. Raises ``CheckpointError`` when there is none.
         """
         root = Path(root)
         runs = [run for entry in (sorted(root.iterdir()) if root.is_dir() else []) if (run := cls(entry)).exists()]
         if not runs:
             raise CheckpointError(f"There is no run in {root}/. `python train.py` makes one; `--run DIR` names one.")
-        return max(runs, key=cls._last_written)
+        able = [run for run in runs if tasks is None or run.task() in (None, *tasks)]
+        if not able:
+            raise CheckpointError(
+                f"No run in {root}/ is of a task that this command can use ({', '.join(tasks or ())}). "
+                "`python train.py TASK` makes one; `--run DIR` names one."
+            )
+        return max(able, key=cls._last_written)
+
+    def task(self) -> str | None:
+        """The task that its ``config.json`` names; ``None`` where that cannot be read."""
+        try:
+            return self.read_json(CONFIG)["task"]
+        except (CheckpointError, KeyError, TypeError):
+            return None
 
     def exists(self) -> bool:
         """Whether a run lies here: its ``config.json`` is there."""

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from jaxgen.tasks.classify import ClassifyTask
 from jaxgen.tasks.language import LanguageTask, Totals
 from jaxgen.tasks.ngram import NGramTask
+from jaxgen.tasks.translate import TranslateTask
 
-TASKS = {"language": LanguageTask}
+TASKS: dict[str, Any] = {"classify": ClassifyTask, "language": LanguageTask, "translate": TranslateTask}
 
 #: What each task can be compared with: models that ``--model`` names instead of ``rnn``.
 BASELINES = {"language": {"ngram": NGramTask}}
@@ -16,4 +18,4 @@ def models(task: str) -> dict[str, Any]:
     return {**BASELINES.get(task, {}), "rnn": TASKS[task]}
 
 
-__all__ = ["BASELINES", "TASKS", "LanguageTask", "NGramTask", "Totals", "models"]
+__all__ = ["BASELINES", "TASKS", "ClassifyTask", "LanguageTask", "NGramTask", "Totals", "models"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,9 @@ class ConditionalTask:
     label_smoothing: float = 0.0
     eos: int = EOS
 
+    #: What an answer to an input is: a text, written token by token.
+    ANSWER: ClassVar[str] = "texts"
+
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(
@@ -60,7 +63,7 @@ class ConditionalTask:
         return self.model.apply({"params": params}, *args, method=method, **kwargs)
 
     @property
-    def has_dropout(self) -> bool:
+    def is_random(self) -> bool:
         """Whether training does what evaluation does not, for which it takes ``row_keys``."""
         return self.model.has_dropout or self.own or self.label_smoothing > 0
 
@@ -123,6 +126,10 @@ class ConditionalTask:
             return jnp.concatenate([tokens[:, :1], mixed], axis=1)
 
         return lax.cond(jnp.any(own > 0), mix, lambda _: tokens, None)  # a schedule begins and may end with zeros
+
+    def measure(self, params: Params, carry: tuple[()], batch: Writing) -> tuple[tuple[()], WritingTotals]:
+        """What an evaluation sums up."""
+        return self.loss(params, carry, batch)
 
     def prepare(self, params: Params) -> Prepared:
         """Everything decoding can compute once: the first layer's product for every token."""

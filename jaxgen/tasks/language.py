@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxgen.cells import CELLS
-from jaxgen.errors import check_options, choose
 from jaxgen.models import LanguageModel
+from jaxgen.tasks.making import cell_maker
 from jaxgen.types import Array, Batch, Carry, Key, Params
 
 
@@ -51,18 +49,14 @@ class LanguageTask:
     @classmethod
     def build(cls, *, vocab_size: int, cell: str, cell_options: dict[str, Any], **sizes: Any) -> LanguageTask:
         """The task from plain values: a name in ``CELLS``, the cell's own options, and the model's sizes."""
-        kind = CELLS[choose(cell, CELLS, "cell")]
-        check_options(
-            kind, cell_options, f"cell {cell!r}", reserved=("features", "parent", "name", "param_dtype", "precision")
-        )
-        make = partial(kind, **cell_options) if cell_options else kind
-        return cls(LanguageModel(vocab_size, make, **sizes))
+        return cls(LanguageModel(vocab_size, cell_maker(cell, cell_options), **sizes))
 
     def _apply(self, params: Params, *args: Any, **kwargs: Any) -> Any:
         return self.model.apply({"params": params}, *args, **kwargs)
 
     @property
-    def has_dropout(self) -> bool:
+    def is_random(self) -> bool:
+        """Whether training draws random numbers."""
         return self.model.dropout > 0 or self.model.embed_dropout > 0
 
     def chosen(self) -> dict[str, Any]:
@@ -85,6 +79,10 @@ class LanguageTask:
         logits = self._apply(params, states, method=LanguageModel.logits)
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return carry, Totals(jnp.sum(jnp.where(mask, nll, 0.0)), jnp.sum(mask, dtype=jnp.float32))
+
+    def measure(self, params: Params, carry: Carry, batch: Batch) -> tuple[tuple[Carry, ...], Totals]:
+        """What an evaluation sums up: the loss without dropout."""
+        return self.loss(params, carry, batch)
 
     def prepare(self, params: Params) -> Prepared:
         """Everything decoding can compute once: the first layer's product for every token."""

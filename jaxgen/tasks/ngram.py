@@ -23,7 +23,7 @@ class NGramTask:
 
     model: NGram
 
-    has_dropout = False
+    is_random = False
 
     @classmethod
     def build(cls, *, vocab_size: int, order: int, nodes: int, contexts: int) -> NGramTask:
@@ -48,6 +48,10 @@ class NGramTask:
         carries = self.model.read(params, carry, tokens, reset)
         nll = -self.model.log_probability(params, carries, targets)
         return carries[:, -1], Totals(jnp.sum(jnp.where(mask, nll, 0.0)), jnp.sum(mask, dtype=jnp.float32))
+
+    def measure(self, params: Params, carry: Array, batch: Batch) -> tuple[Array, Totals]:
+        """What an evaluation sums up: the loss."""
+        return self.loss(params, carry, batch)
 
     def prepare(self, params: Params) -> Params:
         """Decoding reads the parameters as they are."""

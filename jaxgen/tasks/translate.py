@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-from jaxgen.cells import CELLS
-from jaxgen.errors import check_options, choose
 from jaxgen.models import Decoder, Encoder, EncoderDecoder
 from jaxgen.tasks.conditional import EOS, ConditionalTask
+from jaxgen.tasks.making import cell_maker
 
 
 class TranslateTask(ConditionalTask):
@@ -38,11 +36,7 @@ class TranslateTask(ConditionalTask):
         ``hidden`` wide; ``attention`` and ``tie`` are of the decoder, which writes ``vocab_size`` tokens;
         ``source_vocab`` tokens are read. The rest is that of ``ConditionalTask``.
         """
-        kind = CELLS[choose(cell, CELLS, "cell")]
-        check_options(
-            kind, cell_options, f"cell {cell!r}", reserved=("features", "parent", "name", "param_dtype", "precision")
-        )
-        make = partial(kind, **cell_options) if cell_options else kind
+        make = cell_maker(cell, cell_options)
         sizes["embed_dropout"] = embed_dropout
         encoder = Encoder(source_vocab, make, bidirectional=bidirectional, **sizes)
         decoder = Decoder(vocab_size, make, attention=attention, tie=tie, **sizes)

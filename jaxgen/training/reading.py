@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,13 @@ from jaxgen.windows import Windows, read_window
 
 @dataclass(frozen=True)
 class Stacked:
-    """Batches as they are: a ``Batch`` of fields [K, B, T]."""
+    """Batches as they are: a tree of arrays [K, B, ...]."""
 
-    def count(self, batches: Batch) -> int:
+    def count(self, batches: Any) -> int:
         """K."""
-        return jnp.shape(batches.tokens)[0]
+        return jnp.shape(jax.tree.leaves(batches)[0])[0]
 
-    def __call__(self, batches: Batch, i: Array) -> Batch:
+    def __call__(self, batches: Any, i: Array) -> Any:
         """The i-th batch."""
         return jax.tree.map(lambda field: lax.dynamic_index_in_dim(jnp.asarray(field), i, keepdims=False), batches)
 

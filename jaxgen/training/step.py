@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxgen.training.reading import STACKED, OfText, Stacked
 from jaxgen.training.state import TrainState
-from jaxgen.types import Array, Batch, Carry, Key, Params
+from jaxgen.types import Array, Carry, Key, Params
 
 
 class StepMetrics(NamedTuple):
@@ -34,17 +34,19 @@ def train_step(
     optimizer: optax.GradientTransformation,
     key: Key,
     state: TrainState,
-    batch: Batch,
+    batch: Any,
     axis: str | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One update. ``task`` and ``optimizer`` are static, ``key`` seeds dropout.
+
+    ``batch`` is what the task's ``loss`` reads, a tree of arrays with B rows each.
 
     No gradient flows into the carry that comes in (truncated backpropagation through time, Williams & Peng 1990).
 
     Inside ``shard_map``, ``axis`` names the mesh axis over which the rows of ``batch`` and of the carry are spread:
     the update is that of all rows together, and the same on every device.
     """
-    rows, params = batch.tokens.shape[0], state.params
+    rows, params = jax.tree.leaves(batch)[0].shape[0], state.params
     first: Array | int = 0
     if axis is not None:
         # Each device differentiates its own copy; differentiating the shared one would sum the gradients by itself,
@@ -52,7 +54,7 @@ def train_step(
         params = jax.tree.map(lambda a: lax.pcast(a, axis, to="varying"), params)
         # Keyed by its place in the whole batch, a row drops the same units anywhere.
         first = lax.axis_index(axis) * rows
-    keys = row_keys(key, state.step, rows, first) if task.has_dropout else None
+    keys = row_keys(key, state.step, rows, first) if task.is_random else None
 
     def summed_loss(params: Params) -> tuple[Array, tuple[Carry, Array]]:
         carry, totals = task.loss(params, state.carry, batch, keys)
@@ -87,8 +89,8 @@ def train_steps(
     axis: str | None = None,
     read: Stacked | OfText = STACKED,
 ) -> tuple[TrainState, StepMetrics]:
-    """The first ``count`` of K ``batches``, in one call: a ``Batch`` of fields [K, B, T], or ``Windows`` that ``read``
-    turns into batches.
+    """The first ``count`` of K ``batches``, in one call: a batch whose leaves have K in front, or ``Windows`` that
+    ``read`` turns into batches.
 
     ``count`` is traced, so that one compilation serves every number of steps up to K; the metrics are [K], zero
     beyond ``count``.
@@ -104,7 +106,7 @@ def train_steps(
     return lax.fori_loop(0, count, body, (state, empty))
 
 
-def eval_step(task: Any, params: Params, carry: Carry, batch: Batch, axis: str | None = None) -> tuple[Carry, Any]:
-    """The loss totals of one batch with dropout off, and the carry it ends in. ``axis`` as in ``train_step``."""
-    carry, totals = task.loss(params, carry, batch, None)
+def eval_step(task: Any, params: Params, carry: Carry, batch: Any, axis: str | None = None) -> tuple[Carry, Any]:
+    """What ``task.measure`` sums up over one batch, and the carry it ends in. ``axis`` as in ``train_step``."""
+    carry, totals = task.measure(params, carry, batch)
     return carry, totals if axis is None else _summed(totals, axis)

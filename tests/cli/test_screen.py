@@ -70,12 +70,12 @@ def test_standard_output_that_cannot_be_reconfigured_is_left_alone(monkeypatch):
 
 def test_a_sample_names_its_temperature():
     out = io.StringIO()
-    Screen(Console(width=60, file=out)).show(Sampled(step=1200, temperature=0.5, text="The cat"))
-    assert "sample at step 1,200, temperature 0.5" in out.getvalue()
+    Screen(Console(width=60, file=out)).show(Sampled(step=1200, title="temperature 0.5", text="The cat"))
+    assert "step 1,200, temperature 0.5" in out.getvalue()
 
 
-SMALL = Progress(1200, 1.234, 1.78, 12_345.6, 83)
-LARGE = Progress(123_456, 1.234, 1.78, 1_234_567, 5025)
+SMALL = Progress(1200, 1.234, 1.78, 12_345.6, "tokens", 83)
+LARGE = Progress(123_456, 1.234, 1.78, 1_234_567, "tokens", 5025)
 
 
 def live(width: int, event: Progress, total: int) -> str:
@@ -111,7 +111,7 @@ def test_at_40_columns_the_live_line_keeps_step_loss_and_time_left(event, total)
 
 
 def test_a_line_without_bits_leaves_no_gap():
-    assert progress_line(Progress(1, 2, None, 3, 4), 5) == "step 1/5  loss 2.000  3 tokens/s  0:04 left"
+    assert progress_line(Progress(1, 2, None, 3, "tokens", 4), 5) == "step 1/5  loss 2.000  3 tokens/s  0:04 left"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7384, "2:03:04")])

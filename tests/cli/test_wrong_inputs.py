@@ -329,7 +329,7 @@ BROKEN = {
     "no tokenizer": (lambda run: (run / "tokenizer.json").unlink(), ("tokenizer.json", "does not exist")),
     "another tokenizer": (
         lambda run: (run / "tokenizer.json").write_text('{"kind": "byte"}'),
-        ("vocabulary of 36", "259"),
+        ("vocab size of 36", "259"),
     ),
 }
 

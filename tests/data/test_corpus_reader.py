@@ -331,7 +331,7 @@ def test_a_path_in_a_folder_without_permission_is_a_data_error(monkeypatch):
     def deny(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("jaxgen.data.reader.os.stat", deny)
+    monkeypatch.setattr("jaxgen.data.files.os.stat", deny)
     with pytest.raises(DataError, match="cannot be reached"):
         read_texts(["locked/a.txt"])
     monkeypatch.undo()

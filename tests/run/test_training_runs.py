@@ -81,7 +81,7 @@ def test_the_sampler_loads_the_best_checkpoint_not_the_last(book, tmp_path, monk
     assert not same(params, store.restore_params(7)[0])
     saved = SavedRun.open(tmp_path / "run")
     drawn = Settings(length=20, temperature=0.0)
-    assert Sampler.load(tmp_path / "run").sample("The", drawn) == Sampler(saved.task, saved.tokenizer, params).sample(
+    assert Sampler.load(tmp_path / "run").sample("The", drawn) == Sampler(saved.task, saved.codec, params).sample(
         "The", drawn
     )
 

@@ -227,14 +227,19 @@ def test_an_option_of_the_cell_reaches_it():
     assert loss(tanh, params, carry, batch)[1].nll != loss(relu, params, carry, batch)[1].nll
 
 
-@pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("function", ["build", "init", "initial_carry", "loss", "prepare", "prime", "step", "score"])
-def test_a_registered_task_has_the_functions_that_training_and_sampling_call(name, function):
-    assert callable(getattr(TASKS[name], function, None))
+#: What is called of a task beside training: of one that answers inputs by how it does (``ANSWER``), else for sampling.
+CALLED = {"values": ["predict"], "texts": ["begin", "step"], None: ["prime", "step", "score"]}
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_registered_task_is_a_frozen_dataclass_that_says_whether_it_has_dropout(name):
+def test_a_registered_task_has_the_functions_that_training_and_decoding_call(name):
+    decoding = CALLED[getattr(TASKS[name], "ANSWER", None)]
+    for function in ["build", "init", "initial_carry", "loss", "measure", "prepare", "chosen", *decoding]:
+        assert callable(getattr(TASKS[name], function, None)), function
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_registered_task_is_a_frozen_dataclass_that_says_whether_training_is_random(name):
     assert dataclasses.is_dataclass(TASKS[name])
     assert TASKS[name].__dataclass_params__.frozen
-    assert hasattr(TASKS[name], "has_dropout")
+    assert hasattr(TASKS[name], "is_random")

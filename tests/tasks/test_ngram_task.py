@@ -99,5 +99,5 @@ def test_a_baseline_is_called_as_the_recurrent_task_is(kind, name):
         assert mine == others
 
 
-def test_a_baseline_says_whether_it_has_dropout():
-    assert [kind.has_dropout for kind in BASELINES["language"].values()] == [False]
+def test_a_baseline_says_whether_training_is_random():
+    assert [kind.is_random for kind in BASELINES["language"].values()] == [False]

@@ -1,0 +1,81 @@
+"""What a classifier needs beside its weights: how texts are read, and what the labels are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from jaxgen.data.buckets import padded, rung
+from jaxgen.errors import CheckpointError
+from jaxgen.text import PAD, Tokenizer, load_tokenizer
+from jaxgen.types import Sequence as TokenRows
+
+
+class Example(NamedTuple):
+    """One text as it is read: its ids, cut to the length that is read, and how many were cut off."""
+
+    ids: np.ndarray
+    cut: int
+
+
+@dataclass(frozen=True)
+class ClassifyCodec:
+    """How texts are read, and what the labels are called."""
+
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]
+    lower: bool
+    max_length: int
+
+    #: Whether inputs are files rather than lines.
+    FILES: ClassVar[bool] = False
+
+    def encode(self, text: str) -> Example:
+        """What is read of a text; what the vocabulary lacks is <unk>."""
+        text = text.strip().lower() if self.lower else text.strip()
+        # A word is one token with the space in front of it and another one without.
+        ids = self.tokenizer.encode(" " + text if self.tokenizer.kind == "word" else text)
+        return Example(ids[: self.max_length], max(0, ids.size - self.max_length))
+
+    def widths(self, example: Example) -> tuple[int, ...]:
+        """To what an example is padded."""
+        return (rung(example.ids.size),)
+
+    def pack(self, examples: Sequence[Example], widths: tuple[int, ...], rows: int) -> TokenRows:
+        """What a model reads of ``examples``, filled up to ``rows`` rows."""
+        ids = [example.ids for example in examples]
+        return TokenRows(*padded([*ids, *[ids[0][:0]] * (rows - len(ids))], widths[0], PAD))
+
+    def answer(self, text: str, output: np.ndarray) -> dict[str, Any]:
+        """The likeliest label and the probabilities of all, the likeliest first."""
+        order = np.argsort(-output, kind="stable")
+        probabilities = {self.labels[i]: round(float(output[i]), 6) for i in order}
+        return {"text": text, "label": self.labels[order[0]], "probabilities": probabilities}
+
+    def line(self, answer: Mapping[str, Any]) -> str:
+        """An answer as a line of plain text."""
+        return f"{answer['label']}\t{answer['probabilities'][answer['label']]:.4f}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything needed to make this codec again."""
+        labels, tokenizer = list(self.labels), self.tokenizer.to_json()
+        return {"labels": labels, "lower": self.lower, "max_length": self.max_length, "tokenizer": tokenizer}
+
+    @classmethod
+    def from_json(cls, obj: Any) -> ClassifyCodec:
+        """What ``to_json`` described; raises ``CheckpointError`` for anything else."""
+        try:
+            labels, lower, length = obj["labels"], obj["lower"], obj["max_length"]
+            if not (isinstance(lower, bool) and type(length) is int and length > 0 and len(set(labels)) == len(labels)):
+                raise ValueError
+            if not all(isinstance(label, str) for label in labels):
+                raise ValueError
+            return cls(load_tokenizer(obj["tokenizer"]), tuple(labels), lower, length)
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(
+                "The tokenizer.json of this run does not describe a classifier's labels and tokenizer: copy the run "
+                "again, or train anew."
+            ) from None

@@ -1,0 +1,114 @@
+"""Rows of tables: several columns of CSV, TSV and JSONL files side by side."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from jaxgen.data.batches import permutation
+from jaxgen.data.columns import column_kind, read_column
+from jaxgen.data.files import decode, find_paths, read_bytes, unzip
+from jaxgen.data.named import NAMED, fetch
+from jaxgen.errors import DataError, UsageError
+
+
+class Column(NamedTuple):
+    """One part of every row: the columns of the table that make it, joined by spaces."""
+
+    names: tuple[str, ...]
+    flag: str  # that names them
+    numbers: bool = False  # whether JSON's numbers are allowed
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Parts of rows side by side: ``parts[p][r]`` is part p of row r.
+
+    ``places`` says where each row stands, for messages; ``sha256`` is over the raw bytes of all files in order;
+    ``skipped`` counts the rows that were left out because a part of them was empty.
+    """
+
+    parts: tuple[list[str], ...]
+    places: list[str]
+    name: str
+    sha256: str
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def take(self, which: np.ndarray) -> Rows:
+        """The rows at these indices, in their order."""
+        chosen = which.tolist()
+        parts = tuple([part[i] for i in chosen] for part in self.parts)
+        return Rows(parts, [self.places[i] for i in chosen], self.name, self.sha256, self.skipped)
+
+
+def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | None = None) -> Rows:
+    """The rows of CSV, TSV and JSONL files (``.gz`` too), folders and globs of them, or named sets.
+
+    A column is a name, or a position from 1, with which every row is data unless ``header`` says otherwise. Raises
+    ``DataError`` for what cannot be read, ``UsageError`` for a file that is no table.
+    """
+    parts: tuple[list[str], ...] = tuple([] for _ in columns)
+    places: list[str] = []
+    digest = hashlib.sha256()
+    for spec in specs:
+        named = NAMED.get(spec)
+        for path in [fetch(file) for file in named.files] if named else find_paths(spec):
+            raw = read_bytes(path)
+            digest.update(raw)
+            kind = column_kind(path)
+            if kind is None:
+                raise UsageError(
+                    f"{path} is not a .csv, .tsv or .jsonl file (or one of these with .gz), from which rows are read. "
+                    "Give such a file."
+                )
+            text = decode(unzip(raw, path), path)
+            first = len(places)
+            for part, column in zip(parts, columns):
+                several = [read_column(text, kind, name, path, header, column.numbers) for name in column.names]
+                part += [" ".join(filter(None, cells)) for cells in zip(*several)]
+            places += [f"row {n} of {path}" for n in range(1, len(parts[0]) - first + 1)]
+    return Rows(parts, places, " + ".join(map(str, specs)), digest.hexdigest())
+
+
+def without_empty(rows: Rows, policy: Literal["skip", "refuse"]) -> Rows:
+    """``rows`` without those of which a part is white space alone; with ``refuse`` a ``DataError`` names the first.
+
+    Raises ``DataError`` when nothing is left.
+    """
+    full = [all(cell.strip() for cell in cells) for cells in zip(*rows.parts)]
+    empty = full.count(False)
+    if empty and policy == "refuse":
+        place = rows.places[full.index(False)]
+        raise DataError(
+            f"{place[0].upper()}{place[1:]} has an empty part, one of {empty:,} such rows. Fill it in, or leave these "
+            "rows out with --empty skip."
+        )
+    if not any(full):
+        raise DataError(
+            f"The data {rows.name} has no row that can be used: of {len(full):,}, {empty:,} have an empty part. "
+            "Give data with rows of which no part is empty."
+        )
+    left = rows.take(np.flatnonzero(full)) if empty else rows
+    return Rows(left.parts, left.places, left.name, left.sha256, empty)
+
+
+def split_rows(rows: Rows, held_out: int, seed: int) -> tuple[Rows, Rows]:
+    """The rows to train on and ``held_out`` others to validate with, drawn at random; both in their former order.
+
+    Raises ``DataError`` when no row would be left to train on.
+    """
+    if not 0 < held_out < len(rows):
+        raise DataError(
+            f"{held_out:,} of the {len(rows):,} rows of {rows.name} cannot be held out for validation: at least one "
+            "must be, and at least one must be left to train on. Give more rows, or another --val-rows or "
+            "--val-fraction."
+        )
+    order = permutation(len(rows), seed, 0, "split")
+    return rows.take(np.sort(order[held_out:])), rows.take(np.sort(order[:held_out]))

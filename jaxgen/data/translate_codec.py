@@ -1,0 +1,95 @@
+"""What a translator needs beside its weights: how sources are read, and how targets are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxgen.data.buckets import padded, rung
+from jaxgen.data.writing import decode_target, spaced
+from jaxgen.errors import CheckpointError
+from jaxgen.text import PAD, Tokenizer, load_tokenizer
+from jaxgen.types import Sequence as TokenRows
+
+
+@dataclass(frozen=True)
+class TranslateCodec:
+    """Two tokenizers; sources are cut to ``max_length`` tokens, and read in lower case if ``lower``."""
+
+    source: Tokenizer
+    target: Tokenizer
+    lower: bool
+    max_length: int
+
+    #: Whether inputs are files rather than lines.
+    FILES: ClassVar[bool] = False
+
+    def normal(self, text: str) -> str:
+        """A source as the tokenizer gets it."""
+        text = text.strip().lower() if self.lower else text.strip()
+        return " " + text if spaced(self.source) else text
+
+    def encode(self, text: str) -> np.ndarray:
+        """What is read of a source; what the vocabulary lacks is <unk>."""
+        return self.source.encode(self.normal(text))[: self.max_length]
+
+    def widths(self, ids: np.ndarray) -> tuple[int, ...]:
+        """To what a source is padded."""
+        return (rung(ids.size),)
+
+    def pack(self, examples: Sequence[np.ndarray], widths: tuple[int, ...], rows: int) -> TokenRows:
+        """What a model reads of sources, filled up to ``rows`` rows."""
+        empty = np.zeros(0, np.int32)
+        return TokenRows(*padded([*examples, *[empty] * (rows - len(examples))], widths[0], PAD))
+
+    def name(self, text: str) -> str:
+        """An input as a reader sees it."""
+        return text
+
+    def answer(self, text: str, output: Any) -> dict[str, Any]:
+        """A translation, its log-probability in nats, its number of tokens, and whether it came to its end."""
+        return {
+            "source": text,
+            "text": decode_target(self.target, output.tokens),
+            "logp": round(float(output.logp), 6),
+            "tokens": int(output.tokens.size),
+            "ended": bool(output.ended),
+        }
+
+    def line(self, answer: Mapping[str, Any]) -> str:
+        """An answer as a line of plain text."""
+        return " ".join(str(answer["text"]).splitlines()) if answer["text"] else ""
+
+    def pieces(self, text: str) -> list[str]:
+        """The tokens of a source, to label what attention looks at."""
+        return [self.source.decode([i]).strip() or "␣" for i in self.encode(text)]
+
+    def written(self, ids: np.ndarray) -> list[str]:
+        """The tokens of a translation, and its end."""
+        return [self.target.decode([i]).strip() or "␣" for i in ids] + ["<eos>"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything needed to make this codec again."""
+        return {
+            "lower": self.lower,
+            "max_length": self.max_length,
+            "source": self.source.to_json(),
+            "target": self.target.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, obj: Any) -> TranslateCodec:
+        """What ``to_json`` described; raises ``CheckpointError`` for anything else."""
+        try:
+            lower, length = obj["lower"], obj["max_length"]
+            if not (isinstance(lower, bool) and type(length) is int and length > 0):
+                raise ValueError
+            return cls(load_tokenizer(obj["source"]), load_tokenizer(obj["target"]), lower, length)
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(
+                "The tokenizer.json of this run does not describe the two tokenizers of a translator: copy the run "
+                "again, or train anew."
+            ) from None

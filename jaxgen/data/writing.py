@@ -1,0 +1,160 @@
+"""What the data of all tasks have in common that write a text for each input: translation and captions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxgen.data.buckets import NONE, Buckets, RowBatches, in_batches, padded
+from jaxgen.data.task import EvalSet, Metric, Model, Shown
+from jaxgen.text import EOS, PAD, Tokenizer
+from jaxgen.types import Writing
+
+#: Rows of an evaluation batch at least.
+EVAL_ROWS = 32
+#: Validation inputs whose texts are written at each evaluation; at the end those of all are.
+JUDGED = 256
+#: Validation inputs that a run shows with what it writes for them.
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One split: a row for each text to be written.
+
+    Several rows may have one input, as images with several captions have; ``groups[g]`` are the rows of input g.
+    """
+
+    inputs: list[Any]  # [N], as the codec's ``pack`` takes them
+    raw: list[Any]  # [N], as a user gives them
+    texts: list[str]  # [N]
+    targets: list[np.ndarray]  # [N], their ids
+    lengths: np.ndarray  # [N, F], of what is padded in the inputs, and behind it of the target with its end
+    groups: list[list[int]]
+
+    def references(self, group: int) -> list[str]:
+        """All texts of one input."""
+        return [self.texts[row] for row in self.groups[group]]
+
+
+def encode_target(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The ids of a text to be written: where tokens hold the space in front of a word, the first one does, too."""
+    return tokenizer.encode(" " + text if spaced(tokenizer) else text)
+
+
+def decode_target(tokenizer: Tokenizer, ids: np.ndarray) -> str:
+    """The text of ids that a model has written."""
+    text = tokenizer.decode(ids)
+    return text.removeprefix(" ") if spaced(tokenizer) else text
+
+
+def spaced(tokenizer: Tokenizer) -> bool:
+    """Whether a word in the middle of a text and the same at its beginning are other tokens."""
+    return tokenizer.kind in ("bpe", "word")
+
+
+class WritingData(ABC):
+    """Base of the data of tasks that write; a subclass gives the inputs, the figures and the pictures."""
+
+    COMMANDS: ClassVar[tuple[str, ...]] = ("predict",)
+    METRIC: ClassVar[Metric]
+    UNIT: ClassVar[str]
+
+    config: Any
+    codec: Any
+    splits: dict[str, Examples]
+
+    @abstractmethod
+    def figures(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:
+        """What written texts are worth beside their references."""
+
+    def own(self, step: int) -> float:
+        """The probability that training reads the model's own prediction at this step."""
+        return 0.0
+
+    @cached_property
+    def batches(self) -> RowBatches:
+        """The training batches, a pure function of (seed, step)."""
+        c, train = self.config, self.splits["train"]
+        pack = lambda rows, widths, step: self._pack(train, rows, widths, self.own(step))  # noqa: E731
+        return RowBatches(Buckets(train.lengths, c.buckets), c.batch_size, c.seed, pack)
+
+    def _pack(self, split: Examples, rows: np.ndarray, widths: tuple[int, ...], own: float = 0.0) -> Writing:
+        """The batch of these rows; one that is not there has no target."""
+        there = [row for row in rows.tolist() if row != NONE]
+        inputs = self.codec.pack([split.inputs[row] for row in there], widths[:-1], rows.size)
+        targets = [split.targets[row] for row in there] + [np.zeros(0, np.int32)] * (rows.size - len(there))
+        read, _ = padded([np.concatenate([[EOS], ids]) for ids in targets], widths[-1], PAD)
+        written, mask = padded([np.concatenate([ids, [EOS]]) for ids in targets], widths[-1], PAD)
+        mask[len(there) :] = False
+        return Writing(inputs, read, written, mask, np.full(rows.size, own, np.float32))
+
+    @property
+    def units_per_step(self) -> int:
+        """Rows in a batch."""
+        return self.config.batch_size
+
+    @property
+    def steps_of_time(self) -> int:
+        """Tokens in a batch, read and written, about."""
+        return max(1, round(self.config.batch_size * float(self.splits["train"].lengths.sum(axis=1).mean())))
+
+    def resolved(self) -> dict[str, Any]:
+        """What a run keeps of the data beside their identity: nothing."""
+        return {}
+
+    def eval_sets(self, final: bool) -> dict[str, EvalSet]:
+        """``val``, and at the end every other split but ``train``; each row once."""
+        rows = max(self.config.batch_size, EVAL_ROWS)
+        names = [name for name in self.splits if name != "train"] if final else ["val"]
+        return {name: EvalSet(rows, self._evaluation(self.splits[name], rows)) for name in names}
+
+    def _evaluation(self, split: Examples, rows: int) -> Callable[[], Iterator[Writing]]:
+        buckets = Buckets(split.lengths, self.config.buckets)
+        return lambda: (self._pack(split, which, buckets.widths[k]) for k, which in in_batches(buckets, rows))
+
+    def report(self, totals: Mapping[str, Any], final: bool = False) -> dict[str, Any]:
+        """Loss and share of right tokens of each evaluation, given the text up to each."""
+        row: dict[str, Any] = {}
+        for name, sums in totals.items():
+            count = float(sums.targets)
+            row[f"{name}_loss"] = float(sums.nll) / count
+            row[f"{name}_token_accuracy"] = float(sums.correct) / count
+        return row
+
+    def judge(self, model: Model, final: bool) -> dict[str, Any]:
+        """What the model writes beside what it should have: of some validation inputs, at the end of all splits."""
+        row: dict[str, Any] = {}
+        for name, split in self.splits.items():
+            if name == "train" or (name != "val" and not final):
+                continue
+            groups = range(len(split.groups) if final else min(JUDGED, len(split.groups)))
+            raw = [split.raw[split.groups[g][0]] for g in groups]
+            texts = [answer["text"] for answer in model.answer(raw, beam=self.config.beam if final else 0)]
+            found = self.figures(texts, [split.references(g) for g in groups], final)
+            row |= {f"{name}_{key}": value for key, value in found.items()}
+        return row
+
+    def show(self, model: Model, final: bool) -> list[Shown]:
+        """Some validation inputs, what the model writes for them, and what is right."""
+        val = self.splits["val"]
+        groups = range(min(SHOWN, len(val.groups)))
+        raw = [val.raw[val.groups[g][0]] for g in groups]
+        lines = []
+        for g, each, answer in zip(groups, raw, model.answer(raw)):
+            right = val.references(g)
+            verdict = "exactly right" if answer["text"] in right else f"it is: {right[0]}"
+            lines.append(f"{self.codec.name(each)}\n    -> {answer['text']}\n       ({verdict})")
+        return [Shown(f"some of validation, {self.config.task}", "\n".join(lines))]
+
+    def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+        """Pictures of a finished run: none, unless a subclass has some."""
+
+    def bits_per_char(self, loss: float) -> None:
+        """The loss of a text given its input is no measure of the language."""

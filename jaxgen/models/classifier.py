@@ -1,0 +1,91 @@
+"""A text in, a score for every label out: many to one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxgen.cells import LSTM
+from jaxgen.cells.precision import dot_general
+from jaxgen.errors import UsageError, choose
+from jaxgen.models.encoder import Encoder
+from jaxgen.types import Array, Key
+
+
+def last(outputs: Array, valid: Array, directions: int) -> Array:
+    """What each direction gives when it has read everything: forwards at the last token, backwards at the first."""
+    end = jnp.maximum(jnp.sum(valid, axis=1, dtype=jnp.int32) - 1, 0)
+    at_end = jnp.take_along_axis(outputs, end[:, None, None], axis=1)[:, 0]
+    if directions == 1:
+        return at_end
+    half = outputs.shape[-1] // 2
+    return jnp.concatenate([at_end[:, :half], outputs[:, 0, half:]], axis=-1)
+
+
+def mean(outputs: Array, valid: Array, directions: int) -> Array:
+    """The mean over the tokens."""
+    count = jnp.maximum(jnp.sum(valid, axis=1, dtype=outputs.dtype), 1)
+    return jnp.sum(jnp.where(valid[:, :, None], outputs, 0), axis=1) / count[:, None]
+
+
+def largest(outputs: Array, valid: Array, directions: int) -> Array:
+    """Of each unit the largest value at any token (Collobert & Weston, ICML 2008); 0 for a text without one."""
+    most = jnp.max(jnp.where(valid[:, :, None], outputs, -jnp.inf), axis=1)
+    return jnp.where(jnp.any(valid, axis=1)[:, None], most, 0)
+
+
+#: From outputs [B, S, M] and ``valid`` [B, S] to one vector a text, [B, M]; ``directions`` is 1 or 2.
+POOLINGS: dict[str, Callable[[Array, Array, int], Array]] = {"last": last, "max": largest, "mean": mean}
+
+
+class Classifier(nn.Module):
+    """An ``Encoder``, one vector a text (``pooling``), and a linear layer to a logit for each of ``classes`` labels.
+
+    The other fields are those of ``Encoder``; its ``dropout`` acts on what is pooled, too.
+    Sizes that cannot be used raise ``UsageError``.
+    """
+
+    vocab_size: int
+    classes: int
+    cell: Callable[..., nn.RNNCellBase] = LSTM
+    hidden: int = 256
+    layers: int = 1
+    embed: int | None = None
+    dropout: float = 0.0
+    embed_dropout: float = 0.0
+    bidirectional: bool = False
+    pooling: str = "max"
+    form: str = "auto"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        choose(self.pooling, POOLINGS, "pooling")
+        if not self.classes >= 2:
+            raise UsageError(f"A classifier has {self.classes} labels to choose from: it takes at least 2.")
+        Encoder(**self.encoder_options(), parent=None)  # which checks the sizes that it shares
+        super().__post_init__()
+
+    @nn.nowrap
+    def encoder_options(self) -> dict[str, Any]:
+        """The fields that are the encoder's too."""
+        names = ("vocab_size", "cell", "hidden", "layers", "embed", "dropout", "embed_dropout", "bidirectional")
+        return {name: getattr(self, name) for name in (*names, "form", "precision")}
+
+    def setup(self) -> None:
+        self.encoder = Encoder(**self.encoder_options())
+        self.output = nn.Dense(self.classes, dot_general=dot_general(self.precision))
+
+    @nn.nowrap
+    def chosen_form(self) -> str:
+        """What ``form`` comes to on the device that JAX computes on by default."""
+        return Encoder(**self.encoder_options(), parent=None).chosen_form()
+
+    def __call__(self, tokens: Array, valid: Array, row_keys: Key | None = None) -> Array:
+        """``tokens`` and ``valid`` [B, S] -> logits [B, classes] in float32. ``row_keys`` [B] switches dropout on."""
+        valid = jnp.asarray(valid, bool)
+        outputs = self.encoder(tokens, valid, row_keys).outputs
+        pooled = POOLINGS[self.pooling](outputs, valid, 2 if self.bidirectional else 1)
+        return self.output(pooled).astype(jnp.float32)

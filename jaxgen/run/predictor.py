@@ -1,0 +1,173 @@
+"""Answers to inputs, in order: a label for a text, a text for a text or an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.errors import UsageError
+from jaxgen.run import compiled
+from jaxgen.run.saved import SavedRun
+from jaxgen.run.settings import Settings, with_forbidden
+from jaxgen.sampling import Context, DecodeState, Last, beam_states, sample_keys, tile_beams
+from jaxgen.store.attention_plot import Look
+from jaxgen.text import EOS, PAD, UNK
+
+#: Inputs that are computed together. Fixed, because the number of rows in a product changes float bits: an answer
+#: depends on its own input alone.
+ROWS = 32
+#: Inputs that are read ahead, so that those of similar lengths can go together.
+AHEAD = 32 * ROWS
+#: Tokens that one compiled call writes.
+CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How answers that are texts are written: by default greedily, with ``beam`` the likeliest of so many beams."""
+
+    settings: Settings = field(default_factory=lambda: Settings(length=200, temperature=0.0))
+    beam: int = 0
+    length_penalty: float = 1.0
+
+
+class Text(NamedTuple):
+    """A text that was written: its tokens, without the end, and its log-probability in nats, the end counted."""
+
+    tokens: np.ndarray
+    logp: float
+    ended: bool
+
+
+class Predictor:
+    """Answers inputs with a trained model: made once, then any inputs of the widths seen compile nothing."""
+
+    def __init__(self, task: Any, codec: Any, params: Any) -> None:
+        self.task, self.codec = task, codec
+        #: The run that the weights come from, if they come from one.
+        self.path: Path | None = None
+        self._params, self._prepared = params, None
+
+    @classmethod
+    def load(cls, run: str | Path | None = None) -> Predictor:
+        """The best checkpoint of a run (by default of the newest in ``runs/`` that answers inputs).
+
+        Raises ``CheckpointError``, and ``UsageError`` for a run of a task that answers none.
+        """
+        saved = SavedRun.open(run, "predict")
+        predictor = cls(saved.task, saved.codec, saved.params()[1])
+        predictor.path = saved.directory.path
+        return predictor
+
+    def with_params(self, params: Any) -> Predictor:
+        """Other weights of the same shapes, without compiling anything again."""
+        self._params, self._prepared = params, None
+        return self
+
+    @property
+    def weights(self) -> Any:
+        """What prediction reads, laid out at the first use."""
+        if self._prepared is None:
+            self._prepared = compiled.preparation(self.task)(self._params)
+        return self._prepared
+
+    def predict(self, inputs: Iterable[Any], writing: Writing | None = None) -> Iterator[Any]:
+        """An answer for each input, in order, as the codec tells it.
+
+        It depends on its own input alone (and, where texts are drawn, on the input's number). Raises ``UsageError``
+        for settings that do not fit, and what the codec raises for an input that cannot be read.
+        """
+        writing = writing or Writing()
+        if writing.settings.length < 1:
+            raise UsageError("An answer of 0 tokens cannot be written: give a length of 1 or more.")
+        waiting, first = iter(inputs), 0
+        while some := list(islice(waiting, AHEAD)):
+            yield from self._answers(some, first, writing)
+            first += len(some)
+
+    def _answers(self, inputs: Sequence[Any], first: int, writing: Writing) -> list[Any]:
+        codec = self.codec
+        examples = [codec.encode(each) for each in inputs]
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for i, example in enumerate(examples):
+            alike.setdefault(codec.widths(example), []).append(i)
+        answers: list[Any] = [None] * len(examples)
+        for widths, which in sorted(alike.items()):
+            for start in range(0, len(which), ROWS):
+                block = which[start : start + ROWS]
+                packed = codec.pack([examples[i] for i in block], widths, ROWS)
+                numbers = np.array([first + i for i in block] + [0] * (ROWS - len(block)))
+                outputs = ANSWERS[self.task.ANSWER](self, packed, numbers, len(block), writing)
+                for i, output in zip(block, outputs):
+                    answers[i] = codec.answer(inputs[i], output)
+        return answers
+
+    def values(self, inputs: Any, numbers: np.ndarray, count: int, writing: Writing) -> list[Any]:
+        """Numbers that a model computes at once: a tree of arrays for each of the first ``count`` rows."""
+        del numbers, writing
+        rows = jax.device_get(compiled.prediction(self.task)(self.weights, inputs))
+        return [jax.tree.map(lambda a, i=i: a[i], rows) for i in range(count)]
+
+    def texts(self, inputs: Any, numbers: np.ndarray, count: int, writing: Writing) -> list[Text]:
+        """Texts that a model writes, a token at a time, for each of the first ``count`` rows."""
+        memory, carry, logits = compiled.beginning(self.task)(self.weights, inputs)
+        if writing.beam:
+            return self._likeliest(memory, carry, logits, count, writing)
+        settings = writing.settings
+        chain = settings.chain((PAD, UNK))
+        states = chain.init(Context(ROWS, logits.shape[-1], eos=EOS))
+        done = jnp.arange(ROWS) >= count  # rows that fill up a block are never waited for
+        state = DecodeState(carry, logits, states, done, *Last.none(ROWS))
+        decoder = compiled.decoding(self.task, chain.kinds, CHUNK, settings.greedy)
+        keys, pieces = sample_keys(settings.seed, jnp.asarray(numbers)), []
+        for _ in range(-(-settings.length // CHUNK)):
+            state, drawn = decoder((self.weights, memory), state, keys)
+            pieces.append(jax.device_get(drawn))
+            if np.asarray(state.done).all():
+                break
+        tokens = np.concatenate([piece.tokens for piece in pieces], axis=1)[:, : settings.length]
+        logp = np.concatenate([piece.logp for piece in pieces], axis=1)[:, : settings.length]
+        return [_text(tokens[row], float(logp[row].sum())) for row in range(count)]
+
+    def attention(self, source: Any, writing: Writing | None = None) -> Look:
+        """Where the model looks while it writes the text for one input, and when it ends.
+
+        Raises ``UsageError`` for a model without attention.
+        """
+        codec, example = self.codec, self.codec.encode(source)
+        packed = codec.pack([example], codec.widths(example), ROWS)
+        (text,) = self.texts(packed, np.zeros(ROWS, np.int64), 1, writing or Writing())
+        memory, carry, _ = compiled.beginning(self.task)(self.weights, packed)
+        look, rows = compiled.attending(self.task), []
+        for token in [EOS, *text.tokens.tolist()]:
+            carry, _, places = look((self.weights, memory), carry, jnp.full(ROWS, token, jnp.int32))
+            rows.append(np.asarray(places[0]))
+        labels = codec.pieces(source)
+        return Look(labels, codec.written(text.tokens), np.stack(rows)[:, : len(labels)])
+
+    def _likeliest(self, memory: Any, carry: Any, logits: Any, count: int, writing: Writing) -> list[Text]:
+        settings = writing.settings
+        chain = with_forbidden((PAD, UNK), settings.transforms)
+        states = beam_states(chain, Context(ROWS * writing.beam, logits.shape[-1], eos=EOS))
+        search = compiled.beams(self.task, chain.kinds, writing.beam, settings.length, 1)
+        weights = self.weights, tile_beams(memory, writing.beam)
+        found = jax.device_get(search(weights, carry, logits, states, jnp.float32(writing.length_penalty)))
+        best = zip(found.tokens[:, 0], found.lengths[:, 0], found.logp[:, 0])
+        return [_text(tokens[:length], float(logp)) for tokens, length, logp in list(best)[:count]]
+
+
+def _text(tokens: np.ndarray, logp: float) -> Text:
+    """The tokens in front of the end."""
+    ends = np.flatnonzero(tokens == EOS)
+    return Text(tokens[: ends[0]] if ends.size else tokens, logp, bool(ends.size))
+
+
+#: How an answer comes about, by the ``ANSWER`` of a task.
+ANSWERS: dict[str, Callable[..., list[Any]]] = {"texts": Predictor.texts, "values": Predictor.values}
