@@ -372,7 +372,7 @@ def test_smoothed_labels_are_those_by_hand_in_training_and_not_in_evaluation():
     ],
 )
 def test_training_asks_for_keys_where_it_does_what_evaluation_does_not(options, wanted):
-    assert build(cell="gru", **options).has_dropout is wanted
+    assert build(cell="gru", **options).is_random is wanted
 
 
 # Several devices, other encoders, one token
