@@ -35,9 +35,7 @@ def masked_softmax(scores: Array, valid: Array) -> Array:
     """
     scores = jnp.where(valid, scores, jnp.zeros_like(scores))
     top = jnp.max(scores, axis=-1, keepdims=True, where=valid, initial=jnp.finfo(scores.dtype).min)
-    # The difference is masked and not only its exponential: an infinity in padding would make the gradient NaN.
-    shifted = jnp.where(valid, scores - jax.lax.stop_gradient(top), jnp.zeros_like(scores))
-    raised = jnp.where(valid, jnp.exp(shifted), jnp.zeros_like(scores))
+    raised = jnp.where(valid, jnp.exp(scores - jax.lax.stop_gradient(top)), jnp.zeros_like(scores))
     total = jnp.sum(raised, axis=-1, keepdims=True)
     return raised / jnp.where(total > 0, total, jnp.ones_like(total))
 

@@ -116,6 +116,7 @@ class ConditionalTask:
             return tokens
 
         def mix(_: None) -> Array:
+            # The likeliest has no gradient anyway; said at once, nothing is prepared for one.
             known = lax.stop_gradient((params, start, memory))
             written = self._apply(known[0], tokens[:, :-1], *known[1:], row_keys, method="read")
             likeliest = jnp.argmax(self._apply(known[0], written.features, method="logits"), axis=-1)
