@@ -30,7 +30,7 @@ SHOWN, SHOWN_LENGTH = 3, 300
 
 
 class ClassifyConfig(RowsConfig):
-    """Train a classifier: text in, label out."""
+    """A text in, a label out: a classifier."""
 
     task: ClassVar[str] = "classify"
 
@@ -48,6 +48,11 @@ class ClassifyConfig(RowsConfig):
     pooling: Literal["last", "max", "mean"] = "max"
     """What is made of the layers' outputs: the last one, or the largest or the mean of each unit over the text."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "python train.py classify --data ag_news --level word              news by topic",
+        "python train.py classify --data mail.csv --text-column subject body --label-column spam",
+        "python train.py classify --data reviews                           a folder with a folder for each label",
+    )
     presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
         "tiny": (
             "GRU 1x64, 300 steps: seconds, to see that everything works",

@@ -161,18 +161,6 @@ class ConditionalTask:
         weights: Any = self._apply(prepared.params, tokens, start, memory, method="read").weights
         return weights
 
-    def attend(
-        self, weights: tuple[Prepared, Any], carry: tuple[Carry, ...], token: Array
-    ) -> tuple[tuple[Carry, ...], Array, Array]:
-        """``step``, and where it has looked: carry, logits [R, V], weights of the places [R, S].
-
-        Raises ``UsageError`` for a model without attention.
-        """
-        carry, logits, places = self._step(weights, carry, token)
-        if places is None:
-            raise UsageError('This model was made with the attention "none" and looks nowhere: train one with another.')
-        return carry, logits, places
-
     def _step(
         self, weights: tuple[Prepared, Any], carry: tuple[Carry, ...], token: Array
     ) -> tuple[tuple[Carry, ...], Array, Array | None]:

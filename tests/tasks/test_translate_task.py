@@ -36,7 +36,7 @@ gradient = compiled(jax.grad(lambda p, task, batch: task.loss(p, (), batch)[1].n
 prepare = compiled(ConditionalTask.prepare, static_argnums=0)
 begin = compiled(ConditionalTask.begin, static_argnums=0)
 step = compiled(ConditionalTask.step, static_argnums=0)
-attend = compiled(ConditionalTask.attend, static_argnums=0)
+look = compiled(ConditionalTask.look, static_argnums=0)
 
 
 def pairs(own=0.0):
@@ -60,6 +60,129 @@ def random_params(task, seed=0):
 
 def row_keys(seed=0, rows=B):
     return jax.random.split(jax.random.key(seed), rows)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def case(request):
+    cell = "lstm" if request.param == "general" else "gru"
+    task = build(cell=cell, attention=request.param, bidirectional=True)
+    return task, random_params(task)
+
+
+# The loss
+
+
+def log_softmax(logits):
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def logits_of(task, params, batch):
+    apply = compiled(lambda p, inputs, tokens: task.model.apply({"params": p}, inputs, tokens))
+    return np.asarray(apply(params, batch.inputs, batch.tokens), np.float64)
+
+
+def test_the_totals_are_those_of_the_logits_by_hand(case):
+    task, params = case
+    batch = pairs()
+    logp = log_softmax(logits_of(task, params, batch))
+    given = np.take_along_axis(logp, batch.targets[..., None], -1)[..., 0]
+    totals = loss(task, params, batch)
+    np.testing.assert_allclose(totals.nll, -given[batch.mask].sum(), rtol=1e-5)
+    assert totals.targets == batch.mask.sum()
+    assert totals.correct == (logp.argmax(-1) == batch.targets)[batch.mask].sum()
+
+
+def test_what_stands_in_padding_changes_no_bit_of_loss_and_gradient(case):
+    task, params = case
+    batch = pairs()
+    assert not batch.inputs.valid.all()
+    source = np.where(batch.inputs.valid, batch.inputs.tokens, SOURCE - 1).astype(np.int32)
+    read = np.concatenate([np.ones((B, 1), bool), batch.mask[:, :-1] & (batch.targets[:, :-1] != EOS)], axis=1)
+    other = batch._replace(
+        inputs=Sequence(source, batch.inputs.valid),
+        tokens=np.where(read, batch.tokens, VOCAB - 1).astype(np.int32),
+        targets=np.where(batch.mask, batch.targets, 4).astype(np.int32),
+    )
+    for function in (partial(loss, task, params), lambda batch: gradient(params, task, batch)):
+        jax.tree.map(np.testing.assert_array_equal, function(batch), function(other))
+
+
+def test_how_much_padding_there_is_changes_rounding_alone(case):
+    task, params = case
+    batch = pairs()
+    pad = lambda a: np.pad(a, [(0, 0), (0, 2)])  # noqa: E731
+    longer = Writing(*jax.tree.map(pad, tuple(batch[:4])), batch.own)
+    short, long = loss(task, params, batch), loss(task, params, longer)
+    np.testing.assert_allclose(short.nll, long.nll, rtol=1e-6)
+    assert (short.targets, short.correct) == (long.targets, long.correct)
+
+
+def test_rows_add_up_in_any_order(case):
+    task, params = case
+    batch, order = pairs(), np.random.default_rng(1).permutation(B)
+    whole = loss(task, params, batch)
+    np.testing.assert_allclose(loss(task, params, jax.tree.map(lambda a: a[order], batch)).nll, whole.nll, rtol=1e-6)
+    halves = [loss(task, params, jax.tree.map(lambda a, part=part: a[part], batch)) for part in (np.s_[:4], np.s_[4:])]
+    jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a + b, c, rtol=1e-6), *halves, whole)
+
+
+def test_without_a_target_the_gradient_is_exactly_zero(case):
+    task, params = case
+    for leaf in jax.tree.leaves(gradient(params, task, pairs()._replace(mask=np.zeros((B, T), bool)))):
+        np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
+
+
+def test_every_parameter_gets_a_gradient(case):
+    task, params = case
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params, task, pairs())):
+        assert np.any(leaf), jax.tree_util.keystr(path)
+
+
+# Decoding
+
+
+def test_steps_from_the_first_token_are_the_forward_pass(case):
+    task, params = case
+    batch = pairs()
+    prepared = prepare(task, params)
+    memory, carry, logits = begin(task, prepared, batch.inputs)
+    steps = [logits]
+    for t in range(1, T):
+        carry, logits = step(task, (prepared, memory), carry, batch.tokens[:, t])
+        steps.append(logits)
+    np.testing.assert_allclose(np.stack(steps, axis=1), logits_of(task, params, batch), atol=1e-5)
+
+
+def test_every_leaf_of_what_decoding_begins_with_has_a_row_for_each_text(case):
+    task, params = case
+    memory, carry, logits = begin(task, prepare(task, params), pairs().inputs)
+    assert {leaf.shape[0] for leaf in jax.tree.leaves((memory, carry, logits))} == {B}
+
+
+def test_a_row_decodes_the_same_whatever_its_neighbours_are(case):
+    task, params = case
+    prepared, inputs = prepare(task, params), pairs().inputs
+    other = Sequence(np.roll(inputs.tokens, 1, 0), np.roll(inputs.valid, 1, 0))
+    other.tokens[0], other.valid[0] = inputs.tokens[0], inputs.valid[0]
+    states = []
+    for source in (inputs, other):
+        memory, carry, first = begin(task, prepared, source)
+        carry, second = step(task, (prepared, memory), carry, np.full(B, 4, np.int32))
+        states.append(jax.tree.map(lambda a: a[0], (memory, carry, first, second)))
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_looking_gives_weights_of_the_places_that_are_there_to_every_step(case):
+    task, params = case
+    batch = pairs()
+    if task.model.decoder.attention == "none":
+        with pytest.raises(UsageError, match='made with the attention "none" and looks nowhere'):
+            look(task, prepare(task, params), batch.inputs, batch.tokens)
+        return
+    places = np.asarray(look(task, prepare(task, params), batch.inputs, batch.tokens))
+    assert places.shape == (*batch.tokens.shape, batch.inputs.tokens.shape[1])
+    assert (np.swapaxes(places, 1, 2)[~batch.inputs.valid] == 0).all()
+    np.testing.assert_allclose(places.sum(-1), 1, atol=1e-6)
 
 
 @pytest.fixture(scope="module", params=NAMES)
