@@ -66,6 +66,7 @@ class WritingData(ABC):
     COMMANDS: ClassVar[tuple[str, ...]] = ("predict",)
     METRIC: ClassVar[Metric]
     UNIT: ClassVar[str]
+    TARGET: ClassVar[str] = "token"
 
     config: Any
     codec: Any
