@@ -25,7 +25,8 @@ def draw_losses(
     """Draw the losses of ``metrics`` (rows of ``metrics.jsonl``; any value may be absent) as a PNG at ``path``.
 
     1000 x 600 pixels: training loss per step and smoothed, validation loss with its best point, bits per character
-    on the right where the rows have them, learning rate below. ``target`` is what a loss is of. Raises ``CheckpointError`` when it cannot be written.
+    on the right where the rows have them, learning rate below. ``target`` is what a loss is of.
+    Raises ``CheckpointError`` when it cannot be written.
     """
     save_picture(path, lambda: _render(metrics, title, target))
 
