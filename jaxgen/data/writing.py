@@ -19,7 +19,7 @@ from jaxgen.types import Writing
 #: Rows of an evaluation batch at least.
 EVAL_ROWS = 32
 #: Validation inputs whose texts are written at each evaluation; at the end those of all are.
-JUDGED = 256
+JUDGED = 1_000
 #: Validation inputs that a run shows with what it writes for them.
 SHOWN = 3
 
