@@ -27,7 +27,7 @@ MAX_BEAM = 64
 
 
 class TranslateConfig(RowsConfig):
-    """Train a translator: text in, text out."""
+    """A text in, another text out: a translator."""
 
     task: ClassVar[str] = "translate"
 
@@ -58,6 +58,11 @@ class TranslateConfig(RowsConfig):
     beam: Annotated[int, Field(ge=0, le=MAX_BEAM)] = 5
     """Beams of the final evaluation; 0: greedy, as during training."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "python train.py translate --data multi30k --preset sentences      English to German",
+        "python train.py translate --data train.en train.de --val-data val.en val.de",
+        "python train.py translate --data pairs.tsv --source-column 1 --target-column 2",
+    )
     presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
         "tiny": (
             "GRU 1x64 with attention, 300 steps: seconds, to see that everything works",
@@ -271,7 +276,7 @@ def _encoded(sources: list[str], texts: list[str], codec: TranslateCodec, leave_
     inputs, targets = [inputs[i][:most] for i in keep], [targets[i] for i in keep]
     lengths = np.array([[a.size, b.size + 1] for a, b in zip(inputs, targets)], np.int64).reshape(-1, 2)
     raw, kept = [sources[i] for i in keep], [texts[i] for i in keep]
-    return Examples(inputs, raw, kept, targets, lengths, [[i] for i in range(len(keep))])
+    return Examples(inputs, raw, raw, kept, targets, lengths, [[i] for i in range(len(keep))])
 
 
 def published(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Examples:
 
     inputs: list[Any]  # [N], as the codec's ``pack`` takes them
     raw: list[Any]  # [N], as a user gives them
+    names: list[str]  # [N], as a reader sees them
     texts: list[str]  # [N]
     targets: list[np.ndarray]  # [N], their ids
     lengths: np.ndarray  # [N, F], of what is padded in the inputs, and behind it of the target with its end
@@ -65,6 +66,7 @@ class WritingData(ABC):
     COMMANDS: ClassVar[tuple[str, ...]] = ("predict",)
     METRIC: ClassVar[Metric]
     UNIT: ClassVar[str]
+    TARGET: ClassVar[str] = "token"
 
     config: Any
     codec: Any
@@ -147,14 +149,16 @@ class WritingData(ABC):
         groups = range(min(SHOWN, len(val.groups)))
         raw = [val.raw[val.groups[g][0]] for g in groups]
         lines = []
-        for g, each, answer in zip(groups, raw, model.answer(raw)):
-            right = val.references(g)
+        for g, answer in zip(groups, model.answer(raw)):
+            right, name = val.references(g), val.names[val.groups[g][0]]
             verdict = "exactly right" if answer["text"] in right else f"it is: {right[0]}"
-            lines.append(f"{self.codec.name(each)}\n    -> {answer['text']}\n       ({verdict})")
+            lines.append(f"{name}\n    -> {answer['text']}\n       ({verdict})")
         return [Shown(f"some of validation, {self.config.task}", "\n".join(lines))]
 
+    @abstractmethod
     def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
-        """Pictures of a finished run: none, unless a subclass has some."""
+        """Pictures of a finished run."""
 
-    def bits_per_char(self, loss: float) -> None:
-        """The loss of a text given its input is no measure of the language."""
+    def bits_per_char(self, loss: float) -> float | None:
+        """Nothing: the loss of a text given its input is no measure of the language."""
+        return None

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.data.buckets import rung
 from jaxgen.errors import UsageError
 from jaxgen.run import compiled
 from jaxgen.run.saved import SavedRun
@@ -144,13 +145,11 @@ class Predictor:
         codec, example = self.codec, self.codec.encode(source)
         packed = codec.pack([example], codec.widths(example), ROWS)
         (text,) = self.texts(packed, np.zeros(ROWS, np.int64), 1, writing or Writing())
-        memory, carry, _ = compiled.beginning(self.task)(self.weights, packed)
-        look, rows = compiled.attending(self.task), []
-        for token in [EOS, *text.tokens.tolist()]:
-            carry, _, places = look((self.weights, memory), carry, jnp.full(ROWS, token, jnp.int32))
-            rows.append(np.asarray(places[0]))
-        labels = codec.pieces(source)
-        return Look(labels, codec.written(text.tokens), np.stack(rows)[:, : len(labels)])
+        tokens = np.full((ROWS, rung(text.tokens.size + 1)), PAD, np.int32)
+        tokens[0, : text.tokens.size + 1] = [EOS, *text.tokens]
+        places = np.asarray(compiled.looking(self.task)(self.weights, packed, tokens))[0]
+        labels, written = codec.pieces(source), codec.written(text.tokens)
+        return Look(labels, written, places[: len(written), : len(labels)])
 
     def _likeliest(self, memory: Any, carry: Any, logits: Any, count: int, writing: Writing) -> list[Text]:
         settings = writing.settings

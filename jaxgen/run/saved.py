@@ -64,8 +64,9 @@ class SavedRun:
             )
         for size, number in sizes.items():
             if options.get(size) != number:
+                name = size.replace("_", " ")
                 raise CheckpointError(
-                    f"{directory.path} says a {size.replace('_', ' ')} of {options.get(size)}, but by its tokenizer.json it is "
+                    f"{directory.path} says a {name} of {options.get(size)}, but by its tokenizer.json it is "
                     f"{number}: the two belong to different runs. Copy the run again."
                 )
         return cls(directory, config, resolved, codec, task)

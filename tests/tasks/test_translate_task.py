@@ -36,7 +36,7 @@ gradient = compiled(jax.grad(lambda p, task, batch: task.loss(p, (), batch)[1].n
 prepare = compiled(ConditionalTask.prepare, static_argnums=0)
 begin = compiled(ConditionalTask.begin, static_argnums=0)
 step = compiled(ConditionalTask.step, static_argnums=0)
-attend = compiled(ConditionalTask.attend, static_argnums=0)
+look = compiled(ConditionalTask.look, static_argnums=0)
 
 
 def pairs(own=0.0):
@@ -173,19 +173,16 @@ def test_a_row_decodes_the_same_whatever_its_neighbours_are(case):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-def test_attending_is_a_step_that_says_where_it_looked(case):
+def test_looking_gives_weights_of_the_places_that_are_there_to_every_step(case):
     task, params = case
-    prepared, inputs, token = prepare(task, params), pairs().inputs, np.full(B, 4, np.int32)
-    memory, carry, _ = begin(task, prepared, inputs)
+    batch = pairs()
     if task.model.decoder.attention == "none":
         with pytest.raises(UsageError, match='made with the attention "none" and looks nowhere'):
-            attend(task, (prepared, memory), carry, token)
+            look(task, prepare(task, params), batch.inputs, batch.tokens)
         return
-    *stepped, places = attend(task, (prepared, memory), carry, token)
-    jax.tree.map(
-        partial(np.testing.assert_allclose, atol=1e-6), tuple(stepped), step(task, (prepared, memory), carry, token)
-    )
-    assert (np.asarray(places)[~inputs.valid] == 0).all()
+    places = np.asarray(look(task, prepare(task, params), batch.inputs, batch.tokens))
+    assert places.shape == (*batch.tokens.shape, batch.inputs.tokens.shape[1])
+    assert (np.swapaxes(places, 1, 2)[~batch.inputs.valid] == 0).all()
     np.testing.assert_allclose(places.sum(-1), 1, atol=1e-6)
 
 
