@@ -18,7 +18,7 @@ from jaxgen.data.labelled import LabelledSplits, read_labelled
 from jaxgen.data.rows_config import RowsConfig
 from jaxgen.data.task import EvalSet, Metric, Model, Shown
 from jaxgen.errors import DataError, UsageError
-from jaxgen.store.config import TrainConfig
+from jaxgen.store.config import Fraction, TrainConfig
 from jaxgen.text import PAD, TOKENIZERS, UNK
 from jaxgen.types import Labelling
 from jaxgen.types import Sequence as TokenRows
@@ -41,6 +41,8 @@ class ClassifyConfig(RowsConfig):
     """Columns of a table that hold the text, by name or by position from 1; several are joined by spaces."""
     label_column: str | None = None
     """Column of a table that holds the label, by name or by position from 1."""
+    token_dropout: Fraction = 0.0
+    """Share of the tokens read as <unk> in training, of every text anew."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: rows of rare labels count more in training, so that all labels count the same."""
     bidirectional: bool = False
@@ -92,6 +94,7 @@ class ClassifyData:
     COMMANDS: ClassVar[tuple[str, ...]] = ("predict",)
     METRIC: ClassVar[Metric] = Metric("val_accuracy", higher=True)
     UNIT: ClassVar[str] = "texts"
+    TARGET: ClassVar[str] = "text"
 
     @staticmethod
     def read_codec(obj: Any) -> ClassifyCodec:
@@ -171,8 +174,8 @@ class ClassifyData:
     def model_options(self) -> dict[str, Any]:
         """What ``build`` of the model needs."""
         names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
-        options = {name: getattr(self.config, name) for name in (*names, "bidirectional", "pooling")}
-        return {**self.sizes(self.codec), **options}
+        options = {name: getattr(self.config, name) for name in (*names, "token_dropout", "bidirectional", "pooling")}
+        return {**self.sizes(self.codec), **options, "unknown": UNK}
 
     def resolved(self) -> dict[str, Any]:
         """What a run keeps of the data beside their identity: nothing."""

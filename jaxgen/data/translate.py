@@ -291,7 +291,7 @@ def _encoded(sources: list[str], texts: list[str], codec: TranslateCodec, leave_
     inputs, targets = [inputs[i][:most] for i in keep], [targets[i] for i in keep]
     lengths = np.array([[a.size, min(b.size + 1, most)] for a, b in zip(inputs, targets)], np.int64).reshape(-1, 2)
     raw, kept = [sources[i] for i in keep], [texts[i] for i in keep]
-    return Examples(inputs, raw, kept, targets, lengths, [[i] for i in range(len(keep))])
+    return Examples(inputs, raw, raw, kept, targets, lengths, [[i] for i in range(len(keep))])
 
 
 def published(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:

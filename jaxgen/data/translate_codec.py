@@ -53,10 +53,6 @@ class TranslateCodec:
         empty = np.zeros(0, np.int32)
         return TokenRows(*padded([*examples, *[empty] * (rows - len(examples))], widths[0], PAD))
 
-    def name(self, text: str) -> str:
-        """An input as a reader sees it."""
-        return text
-
     def answer(self, text: str, output: Any) -> dict[str, Any]:
         """A translation, its log-probability in nats, its number of tokens, and whether it came to its end.
 

@@ -35,6 +35,7 @@ class Examples:
 
     inputs: list[Any]  # [N], as the codec's ``pack`` takes them
     raw: list[Any]  # [N], as a user gives them
+    names: list[str]  # [N], as a reader sees them
     texts: list[str]  # [N]
     targets: list[np.ndarray]  # [N], their ids
     lengths: np.ndarray  # [N, F], of what is padded in the inputs, and behind it of the target as far as it counts
@@ -67,6 +68,7 @@ class WritingData(ABC):
     COMMANDS: ClassVar[tuple[str, ...]] = ("predict",)
     METRIC: ClassVar[Metric]
     UNIT: ClassVar[str]
+    TARGET: ClassVar[str] = "token"
 
     config: Any
     codec: Any
@@ -152,10 +154,10 @@ class WritingData(ABC):
         groups = range(min(SHOWN, len(val.groups)))
         raw = [val.raw[val.groups[g][0]] for g in groups]
         lines = []
-        for g, each, answer in zip(groups, raw, model.answer(raw)):
-            right = val.references(g)
+        for g, answer in zip(groups, model.answer(raw)):
+            right, name = val.references(g), val.names[val.groups[g][0]]
             verdict = "exactly right" if answer["text"] in right else f"it is: {right[0]}"
-            lines.append(f"{self.codec.name(each)}\n    -> {answer['text']}\n       ({verdict})")
+            lines.append(f"{name}\n    -> {answer['text']}\n       ({verdict})")
         return [Shown(f"some validation {self.UNIT}", "\n".join(lines))]
 
     @abstractmethod

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.cells import LSTM
 from jaxgen.cells.precision import dot_general
 from jaxgen.errors import UsageError, choose
+from jaxgen.models.checks import check_rates
+from jaxgen.models.embedding import dropped, folded
 from jaxgen.models.encoder import Encoder
 from jaxgen.types import Array, Key
 
@@ -44,8 +47,10 @@ POOLINGS: dict[str, Callable[[Array, Array, int], Array]] = {"last": last, "max"
 class Classifier(nn.Module):
     """An ``Encoder``, one vector a text (``pooling``), and a linear layer to a logit for each of ``classes`` labels.
 
-    The other fields are those of ``Encoder``; its ``dropout`` acts on what is pooled, too.
-    Sizes that cannot be used raise ``UsageError``.
+    The other fields are those of ``Encoder``, but above the last layer ``dropout`` acts on the pooled vector: the
+    largest of outputs of which half are dropped, and the others doubled, is not what prediction sees. In training a
+    share ``token_dropout`` of the tokens is read as ``unknown`` (word dropout; Iyyer et al., ACL 2015, section 3.1,
+    leave them out). Sizes that cannot be used raise ``UsageError``.
     """
 
     vocab_size: int
@@ -56,6 +61,8 @@ class Classifier(nn.Module):
     embed: int | None = None
     dropout: float = 0.0
     embed_dropout: float = 0.0
+    token_dropout: float = 0.0
+    unknown: int = 0
     bidirectional: bool = False
     pooling: str = "max"
     form: str = "auto"
@@ -65,6 +72,7 @@ class Classifier(nn.Module):
         choose(self.pooling, POOLINGS, "pooling")
         if not self.classes >= 2:
             raise UsageError(f"A classifier has {self.classes} labels to choose from: it takes at least 2.")
+        check_rates("classifier", {"token_dropout": self.token_dropout})
         Encoder(**self.encoder_options(), parent=None)  # which checks the sizes that it shares
         super().__post_init__()
 
@@ -86,6 +94,16 @@ class Classifier(nn.Module):
     def __call__(self, tokens: Array, valid: Array, row_keys: Key | None = None) -> Array:
         """``tokens`` and ``valid`` [B, S] -> logits [B, classes] in float32. ``row_keys`` [B] switches dropout on."""
         valid = jnp.asarray(valid, bool)
-        outputs = self.encoder(tokens, valid, row_keys).outputs
+        if row_keys is not None and self.token_dropout > 0:
+            tokens = self._thinned(tokens, folded(row_keys, self.layers + 1))
+        outputs = self.encoder(tokens, valid, row_keys, drop_outputs=False).outputs
         pooled = POOLINGS[self.pooling](outputs, valid, 2 if self.bidirectional else 1)
+        pooled = dropped(pooled[None], self.dropout, folded(row_keys, self.layers + 2))[0]
         return self.output(pooled).astype(jnp.float32)
+
+    @nn.nowrap
+    def _thinned(self, tokens: Array, row_keys: Key) -> Array:
+        """``tokens`` [B, S], of which a share of ``token_dropout`` is unknown; a row's by its own key alone."""
+        shape = tokens.shape[1:]
+        dropping = jax.vmap(lambda key: jax.random.bernoulli(key, self.token_dropout, shape))(row_keys)
+        return jnp.where(dropping, self.unknown, tokens)

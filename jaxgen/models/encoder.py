@@ -93,11 +93,17 @@ class Encoder(nn.Module):
         """What ``form`` comes to for this encoder's cell, on the device that JAX computes on by default."""
         return choose_form(self.form, self.cell(features=self.hidden, parent=None))
 
-    def __call__(self, tokens: ArrayLike, valid: ArrayLike | None = None, row_keys: Key | None = None) -> Encoded:
+    def __call__(
+        self,
+        tokens: ArrayLike,
+        valid: ArrayLike | None = None,
+        row_keys: Key | None = None,
+        drop_outputs: bool = True,
+    ) -> Encoded:
         """``tokens`` and ``valid`` [B, S], false in padding (``None``: there is none) -> outputs and final states.
 
         What stands in padding changes no bit. A row without a token ends in zeros. ``row_keys`` [B] switches dropout
-        on; a row's units depend on its own key alone.
+        on; a row's units depend on its own key alone. Without ``drop_outputs`` the last layer's outputs stay whole.
         """
         tokens = jnp.asarray(tokens).T
         if valid is not None:
@@ -113,7 +119,8 @@ class Encoder(nn.Module):
             ]
             finals.append(tuple(final for final, _ in read))
             x = jnp.concatenate([ys for _, ys in read], axis=-1)
-            x = dropped(x, self.dropout, folded(row_keys, layer))
+            if drop_outputs or layer + 1 < self.layers:
+                x = dropped(x, self.dropout, folded(row_keys, layer))
             inputs = [x] * len(cells)
         return Encoded(jnp.swapaxes(x, 0, 1), tuple(finals))
 

@@ -222,7 +222,7 @@ class Trainer:
         former.result()
         if number == self._pictures:  # else a newer one waits behind it
             title = f"{self.run.path.name}: {self.data.identity()['name']}"
-            draw_losses(self.metrics.read(), self.run.plot_path, title)
+            draw_losses(self.metrics.read(), self.run.plot_path, title, self.data.TARGET)
 
     def _evaluate(self, step: int) -> dict[str, Any]:
         """Measure, update best-so-far and patience, and write the row of metrics."""
