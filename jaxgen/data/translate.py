@@ -20,7 +20,7 @@ from jaxgen.data.writing import SPACED, Examples, WritingData, encode_target
 from jaxgen.errors import DataError, UsageError
 from jaxgen.store.config import Fraction, Positive, Size, TrainConfig
 from jaxgen.text import TOKENIZERS, UNK
-from jaxgen.text.overlap import bleu
+from jaxgen.text.overlap import ORDERS, bleu
 
 #: Beams of the final evaluation, at most.
 MAX_BEAM = 64
@@ -212,11 +212,15 @@ class TranslateData(WritingData):
         }
 
     def figures(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:
-        """BLEU of words (at char and byte level of characters) and exact matches; at the end also sacrebleu's."""
+        """BLEU of words (at char and byte level of characters) and exact matches; at the end also sacrebleu's.
+
+        Where no reference has four words, n-grams are as long as the longest: else all BLEU would be 0.
+        """
         cut: Callable[[str], list[str]] = str.split if self.config.level in SPACED else list
         known = [[cut(each) for each in group] for group in references]
+        orders = min(ORDERS, max(len(each) for group in known for each in group))
         row: dict[str, Any] = {
-            "bleu": bleu([cut(text) for text in texts], known).scores[-1],
+            "bleu": bleu([cut(text) for text in texts], known, orders).scores[-1],
             "exact": sum(text in group for text, group in zip(texts, references)) / len(texts),
         }
         return row | (published(texts, references) if final else {})
