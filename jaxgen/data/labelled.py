@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,11 +13,16 @@ from typing import Literal
 import numpy as np
 
 from jaxgen.data.corpus import identity
+from jaxgen.data.examples import Labelled, digest
 from jaxgen.data.files import decode, find_paths, read_bytes, unzip
 from jaxgen.data.named import NAMED
+from jaxgen.data.packages import stdlib_packages
 from jaxgen.data.rows_config import VAL_FRACTION
 from jaxgen.data.tables import Column, Rows, read_table, split_rows, without_empty
 from jaxgen.errors import DataError, UsageError
+
+#: Built-in sets by name: from a seed to the splits ``train`` and ``val``.
+LABELLED_SETS: dict[str, Callable[[int], dict[str, Labelled]]] = {"stdlib-packages": stdlib_packages}
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,14 @@ def read_labelled(
     """Read labelled texts and split them; the labels are those of the training split, sorted.
 
     Without ``val_data`` rows are held out at random; the first row of a label that would be held out altogether is
-    trained on. Raises ``DataError`` for data that cannot be used: also for a label that occurs in ``val_data`` alone,
-    or when there are fewer than two labels.
+    trained on. A built-in set has a validation split of its own. Raises ``DataError`` for data that cannot be used:
+    also for a label that occurs in ``val_data`` alone, or when there are fewer than two labels; ``UsageError`` for
+    flags that do not fit.
     """
+    if len(data) == 1 and data[0] in LABELLED_SETS:
+        flags: dict[str, object] = {"--text-column": text_columns, "--label-column": label_column}
+        flags |= {"--val-data": val_data, "--val-fraction": val_fraction, "--val-rows": val_rows}
+        return _builtin(data[0], seed, [flag for flag, value in flags.items() if value is not None])
     columns = tuple(text_columns) if text_columns else None, label_column
     rows = without_empty(_read(data, *columns), empty)
     if val_data:
@@ -96,35 +108,66 @@ def _with_every_label(train: Rows, val: Rows) -> tuple[Rows, Rows]:
     return joined, val.take(np.setdiff1d(np.arange(len(val)), moved))
 
 
-def _read(data: Sequence[str], text_columns: tuple[str, ...] | None, label_column: str | None) -> Rows:
-    if len(data) == 1 and text_columns is None and label_column is None:
-        name = data[0]
-        if name in NAMED and NAMED[name].label_column is not None:
-            return _named(name)
-        if Path(name).expanduser().is_dir():
-            return _folders(Path(name).expanduser())
-    if text_columns is None or label_column is None:
+def _builtin(name: str, seed: int, given: Sequence[str]) -> LabelledSplits:
+    """The splits of a built-in set; ``UsageError`` for flags that it has no use for."""
+    if given:
         raise UsageError(
-            f"Which columns of {' '.join(data)} hold the text and the label? Name them with --text-column and "
-            "--label-column, by name or by position from 1. Or give a folder with a folder of texts for each label."
+            f"The built-in set {name} has texts, labels and validation rows of its own, for which {given[0]} has no "
+            "meaning: leave it out."
+        )
+    made = LABELLED_SETS[name](seed)
+    sha256 = digest(made)
+    train, val = (
+        Rows((texts, labels), [f"text {n} of {split}" for n in range(1, len(texts) + 1)], name, sha256)
+        for split, (texts, labels) in ((split, made[split]) for split in ("train", "val"))
+    )
+    return LabelledSplits(train, val, None, tuple(sorted({*train.parts[1]})), 0)
+
+
+def _read(data: Sequence[str], text_columns: tuple[str, ...] | None, label_column: str | None) -> Rows:
+    known = NAMED.get(data[0]) if len(data) == 1 else None
+    labels: dict[str, str] = {}
+    if known is not None and known.label_column is not None:
+        text_columns = text_columns or known.text_columns
+        # What the set calls its labels is said of its own column alone.
+        labels = dict(known.labels) if label_column in (None, known.label_column) else {}
+        label_column = label_column or known.label_column
+    elif text_columns is None and label_column is None and len(data) == 1 and os.path.isdir(_home(data[0])):
+        return _folders(Path(_home(data[0])))
+    if text_columns is None or label_column is None:
+        _check_there(data)
+        missing = "Which columns hold the text and the label"
+        if text_columns is not None or label_column is not None:
+            missing = "Which column holds the " + ("text" if text_columns is None else "label")
+        raise UsageError(
+            f"{missing} of {' '.join(data)}? Name them with --text-column and --label-column, by name or by position "
+            "from 1. Or give a folder with a folder of texts for each label."
         )
     flags = Column(text_columns, "--text-column"), Column((label_column,), "--label-column", numbers=True)
-    rows = read_table(data, flags)
-    return Rows((rows.parts[0], [label.strip() for label in rows.parts[1]]), rows.places, rows.name, rows.sha256)
+    rows = read_table(data, flags, header=known.header if known is not None else None)
+    named = [labels.get(label.strip(), label.strip()) for label in rows.parts[1]]
+    return Rows((rows.parts[0], named), rows.places, rows.name, rows.sha256)
 
 
-def _named(name: str) -> Rows:
-    """A named set by what is known of its columns, with the names of its labels."""
-    known = NAMED[name]
-    columns = Column(known.text_columns, "--text-column"), Column((str(known.label_column),), "--label-column")
-    rows = read_table([name], columns, header=known.header)
-    names = dict(known.labels)
-    labels = [names.get(label, label) for label in rows.parts[1]]
-    return Rows((rows.parts[0], labels), rows.places, rows.name, rows.sha256)
+def _home(spec: str) -> str:
+    return os.path.expanduser(spec)
+
+
+def _check_there(data: Sequence[str]) -> None:
+    """Raise ``DataError`` for what is neither a named set nor there."""
+    for spec in data:
+        near = difflib.get_close_matches(spec, LABELLED_SETS, n=1)
+        if near and not os.path.exists(_home(spec)):
+            raise DataError(f"There is no file or folder {spec!r}. Did you mean the built-in set {near[0]!r}?")
+        if spec not in NAMED:
+            find_paths(spec)
 
 
 def _folders(root: Path) -> Rows:
-    """The files under ``root``, a text each, labelled with the name of the folder in ``root`` that they are in."""
+    """The files under ``root``, a text each, labelled with the name of the folder in ``root`` that they are in.
+
+    The digest is over the labels too: a file that was moved to another folder is another example.
+    """
     texts: list[str] = []
     labels: list[str] = []
     places: list[str] = []
@@ -137,7 +180,7 @@ def _folders(root: Path) -> Rows:
                 "leave it out; for a table give the file itself with --text-column and --label-column."
             )
         raw = read_bytes(path)
-        digest.update(raw)
+        digest.update(parts[0].encode("utf-8", "surrogateescape") + b"\0" + raw)
         texts.append(decode(unzip(raw, path), path))
         labels.append(parts[0])
         places.append(f"the file {path}")

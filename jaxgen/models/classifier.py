@@ -44,6 +44,10 @@ def largest(outputs: Array, valid: Array, directions: int) -> Array:
 POOLINGS: dict[str, Callable[[Array, Array, int], Array]] = {"last": last, "max": largest, "mean": mean}
 
 
+#: Of the embedding's initial values. With 1, on 6,600 news, rare words are random numbers that a text is known by.
+EMBED_STDDEV = 0.1
+
+
 class Classifier(nn.Module):
     """An ``Encoder``, one vector a text (``pooling``), and a linear layer to a logit for each of ``classes`` labels.
 
@@ -80,7 +84,8 @@ class Classifier(nn.Module):
     def encoder_options(self) -> dict[str, Any]:
         """The fields that are the encoder's too."""
         names = ("vocab_size", "cell", "hidden", "layers", "embed", "dropout", "embed_dropout", "bidirectional")
-        return {name: getattr(self, name) for name in (*names, "form", "precision")}
+        more = {name: getattr(self, name) for name in ("form", "precision")}
+        return {name: getattr(self, name) for name in names} | more | {"embed_stddev": EMBED_STDDEV}
 
     def setup(self) -> None:
         self.encoder = Encoder(**self.encoder_options())
@@ -94,16 +99,16 @@ class Classifier(nn.Module):
     def __call__(self, tokens: Array, valid: Array, row_keys: Key | None = None) -> Array:
         """``tokens`` and ``valid`` [B, S] -> logits [B, classes] in float32. ``row_keys`` [B] switches dropout on."""
         valid = jnp.asarray(valid, bool)
-        if row_keys is not None and self.token_dropout > 0:
-            tokens = self._thinned(tokens, folded(row_keys, self.layers + 1))
+        tokens = self._thinned(jnp.asarray(tokens), folded(row_keys, self.layers + 1))
         outputs = self.encoder(tokens, valid, row_keys, drop_outputs=False).outputs
         pooled = POOLINGS[self.pooling](outputs, valid, 2 if self.bidirectional else 1)
         pooled = dropped(pooled[None], self.dropout, folded(row_keys, self.layers + 2))[0]
         return self.output(pooled).astype(jnp.float32)
 
     @nn.nowrap
-    def _thinned(self, tokens: Array, row_keys: Key) -> Array:
+    def _thinned(self, tokens: Array, row_keys: Key | None) -> Array:
         """``tokens`` [B, S], of which a share of ``token_dropout`` is unknown; a row's by its own key alone."""
-        shape = tokens.shape[1:]
-        dropping = jax.vmap(lambda key: jax.random.bernoulli(key, self.token_dropout, shape))(row_keys)
-        return jnp.where(dropping, self.unknown, tokens)
+        if row_keys is None or self.token_dropout == 0:
+            return tokens
+        drop = lambda key: jax.random.bernoulli(key, self.token_dropout, tokens.shape[1:])  # noqa: E731
+        return jnp.where(jax.vmap(drop)(row_keys), self.unknown, tokens)

@@ -1,8 +1,8 @@
 """What every task must do, as functions that take a ``Subject`` and raise ``AssertionError``.
 
 ``test_tasks.py`` runs them over the registry, ``test_task_checks_can_fail.py`` shows for each of them a broken task
-that it catches. What a task needs to be run through them is a ``Case`` (``task_cases.py``): eight examples, and a model that
-learns them in seconds. Checks see a task as users do: data are read, a run is trained, its folder is opened again.
+that it catches. What a task needs to be run through them is a ``Case`` (``task_cases.py``): eight examples, and a model
+that learns them in seconds. Checks see a task as users do: data are read, a run is trained, its folder is opened again.
 """
 
 from __future__ import annotations

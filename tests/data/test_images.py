@@ -162,6 +162,14 @@ def test_the_exif_orientation_is_followed(name, orientation, expected):
     assert (width, height) == ((64, 40) if orientation > 4 else (40, 64))
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_a_turned_picture_is_reduced_by_what_is_wanted_of_it_upright(name):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(name, quarters((160, 160)), exif=exif)
+    assert read_image(name, (4, 40)).shape == (8, 80, 3)
+
+
 def test_the_first_frame_of_an_animation_is_read():
     frames = [Image.new("RGB", (6, 8), colour) for colour in (BLUE, RED)]
     for name in ("a.gif", "a.png", "a.tif", "a.webp"):

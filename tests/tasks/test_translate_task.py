@@ -423,6 +423,15 @@ def test_a_source_and_a_text_of_one_token_work(name):
     assert np.isfinite(totals.nll)
 
 
+@pytest.mark.parametrize("name", ["general", "additive"])
+def test_factors_rounded_to_bfloat16_change_the_loss_a_little(name):
+    rounded, plain = (build(cell="elman", attention=name, precision=each) for each in ("bfloat16", "float32"))
+    params = random_params(plain)
+    got, expected = loss(rounded, params, pairs()).nll, loss(plain, params, pairs()).nll
+    assert got != expected
+    np.testing.assert_allclose(got, expected, rtol=0.02)
+
+
 # What it is made of, and what it refuses
 
 
