@@ -79,7 +79,10 @@ def _draw(axes: Any, look: Look, size: float, turned: int) -> None:
 
 def _widest(labels: Sequence[str]) -> float:
     """Inches that the longest of some labels takes."""
-    from matplotlib.textpath import TextPath
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
 
-    widths = [TextPath((0, 0), label, size=FONT).get_extents().width for label in labels if label.strip()]
-    return max(widths, default=0.0) / POINTS
+    font = FontProperties(size=FONT)
+    return (
+        max((text_to_path.get_text_width_height_descent(label, font, False)[0] for label in labels), default=0) / POINTS
+    )
