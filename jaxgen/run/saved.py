@@ -63,11 +63,10 @@ class SavedRun:
                 "Copy the run again."
             )
         for size, number in sizes.items():
-            if options.get(size) != number:
-                name = size.replace("_", " ")
+            if options.get(size, 0) != number:  # a size of 0 need not be told
                 raise CheckpointError(
-                    f"{directory.path} says a {name} of {options.get(size)}, but by its tokenizer.json it is "
-                    f"{number}: the two belong to different runs. Copy the run again."
+                    f"{directory.path} says a {size.replace('_', ' ')} of {options.get(size, 0)}, but by its "
+                    f"tokenizer.json it is {number}: the two belong to different runs. Copy the run again."
                 )
         return cls(directory, config, resolved, codec, task)
 
