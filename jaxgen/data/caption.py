@@ -118,7 +118,7 @@ class CaptionData(WritingData):
         read = read_captioned(config.data, config.val_data, to_size(config.image_size), **options)
         if codec is None:
             texts = [text for captions in read.splits["train"].captions for text in captions]
-            codec = CaptionCodec(_tokenizer(config, texts), read.shape)
+            codec = CaptionCodec(_tokenizer(config, texts), read.shape, config.max_length)
         elif codec.shape != read.shape or codec.tokenizer.kind != config.level:
             raise UsageError(
                 f"The run to begin from reads arrays of {codec.shape} and writes tokens of the level "

@@ -31,9 +31,15 @@ class CaptionCodec:
 
     tokenizer: Tokenizer
     shape: tuple[int, ...]
+    max_length: int
 
     #: Whether inputs are files rather than lines.
     FILES: ClassVar[bool] = True
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a caption that is written, at most, unless asked otherwise: the model has seen no longer ones."""
+        return self.max_length
 
     @property
     def of_images(self) -> bool:
@@ -86,16 +92,18 @@ class CaptionCodec:
 
     def to_json(self) -> dict[str, Any]:
         """Everything needed to make this codec again."""
-        return {"shape": list(self.shape), "tokenizer": self.tokenizer.to_json()}
+        return {"max_length": self.max_length, "shape": list(self.shape), "tokenizer": self.tokenizer.to_json()}
 
     @classmethod
     def from_json(cls, obj: Any) -> CaptionCodec:
         """What ``to_json`` described; raises ``CheckpointError`` for anything else."""
         try:
-            shape = tuple(obj["shape"])
+            shape, length = tuple(obj["shape"]), obj["max_length"]
+            if type(length) is not int or length < 1:
+                raise ValueError
             if not (1 <= len(shape) <= 3 and all(type(n) is int and n > 0 for n in shape)):
                 raise ValueError
-            return cls(load_tokenizer(obj["tokenizer"]), shape)
+            return cls(load_tokenizer(obj["tokenizer"]), shape, length)
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(
                 "The tokenizer.json of this run does not describe what a captioner reads and writes: copy the run "
