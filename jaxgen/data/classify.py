@@ -42,6 +42,7 @@ class ClassifyData:
     COMMANDS: ClassVar[tuple[str, ...]] = ("predict",)
     METRIC: ClassVar[Metric] = Metric("val_accuracy", higher=True)
     UNIT: ClassVar[str] = "texts"
+    TARGET: ClassVar[str] = "text"
 
     @staticmethod
     def read_codec(obj: Any) -> ClassifyCodec:

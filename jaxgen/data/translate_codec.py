@@ -11,8 +11,11 @@ import numpy as np
 from jaxgen.data.buckets import padded, rung
 from jaxgen.data.writing import decode_target, spaced
 from jaxgen.errors import CheckpointError
-from jaxgen.text import PAD, Tokenizer, load_tokenizer
+from jaxgen.text import EOS, PAD, Tokenizer, load_tokenizer
 from jaxgen.types import Sequence as TokenRows
+
+#: Characters of a token in a picture, at most.
+LABEL = 16
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class TranslateCodec:
         text = text.strip().lower() if self.lower else text.strip()
         return " " + text if spaced(self.source) else text
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a text that is written, at most, unless asked otherwise: the model has seen no longer ones."""
+        return self.max_length
+
     def encode(self, text: str) -> np.ndarray:
         """What is read of a source; what the vocabulary lacks is <unk>."""
         return self.source.encode(self.normal(text))[: self.max_length]
@@ -46,26 +54,32 @@ class TranslateCodec:
         return TokenRows(*padded([*examples, *[empty] * (rows - len(examples))], widths[0], PAD))
 
     def answer(self, text: str, output: Any) -> dict[str, Any]:
-        """A translation, its log-probability in nats, its number of tokens, and whether it came to its end."""
+        """A translation, its log-probability in nats, its number of tokens, and whether it came to its end.
+
+        ``cut`` is how many tokens of the source were left unread. A source of white space has nothing to translate.
+        """
+        if not text.strip():
+            return {"source": text, "text": "", "logp": 0.0, "tokens": 0, "ended": True, "cut": 0}
         return {
             "source": text,
             "text": decode_target(self.target, output.tokens),
             "logp": round(float(output.logp), 6),
             "tokens": int(output.tokens.size),
             "ended": bool(output.ended),
+            "cut": max(0, self.source.encode(self.normal(text)).size - self.max_length),
         }
 
     def line(self, answer: Mapping[str, Any]) -> str:
-        """An answer as a line of plain text."""
-        return " ".join(str(answer["text"]).splitlines()) if answer["text"] else ""
+        """An answer as one line of plain text, whatever line breaks a model writes."""
+        return " ".join(str(answer["text"]).splitlines())
 
     def pieces(self, text: str) -> list[str]:
         """The tokens of a source, to label what attention looks at."""
-        return [self.source.decode([i]).strip() or "␣" for i in self.encode(text)]
+        return [_label(self.source, i) for i in self.encode(text)]
 
     def written(self, ids: np.ndarray) -> list[str]:
         """The tokens of a translation, and its end."""
-        return [self.target.decode([i]).strip() or "␣" for i in ids] + ["<eos>"]
+        return [_label(self.target, i) for i in [*ids, EOS]]
 
     def to_json(self) -> dict[str, Any]:
         """Everything needed to make this codec again."""
@@ -89,3 +103,13 @@ class TranslateCodec:
                 "The tokenizer.json of this run does not describe the two tokenizers of a translator: copy the run "
                 "again, or train anew."
             ) from None
+
+
+def _label(tokenizer: Tokenizer, token: int) -> str:
+    """A token as a short word: white space can be seen, and the middle of what is long is left out."""
+    if token == EOS:
+        return "<eos>"
+    text = tokenizer.decode([token])
+    text = text.strip() or "".join({" ": "␣", "\n": "↵", "\t": "⇥"}.get(c, "␣") for c in text)
+    half = LABEL // 2
+    return text if len(text) <= LABEL else f"{text[: half - 1]}…{text[-half:]}"

@@ -19,9 +19,11 @@ from jaxgen.types import Writing
 #: Rows of an evaluation batch at least.
 EVAL_ROWS = 32
 #: Validation inputs whose texts are written at each evaluation; at the end those of all are.
-JUDGED = 256
+JUDGED = 1_000
 #: Validation inputs that a run shows with what it writes for them.
 SHOWN = 3
+#: Levels at which a word in the middle of a text and the same at its beginning are other tokens.
+SPACED = ("bpe", "word")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Examples:
     names: list[str]  # [N], as a reader sees them
     texts: list[str]  # [N]
     targets: list[np.ndarray]  # [N], their ids
-    lengths: np.ndarray  # [N, F], of what is padded in the inputs, and behind it of the target with its end
+    lengths: np.ndarray  # [N, F], of what is padded in the inputs, and behind it of the target as far as it counts
     groups: list[list[int]]
 
     def references(self, group: int) -> list[str]:
@@ -57,7 +59,7 @@ def decode_target(tokenizer: Tokenizer, ids: np.ndarray) -> str:
 
 def spaced(tokenizer: Tokenizer) -> bool:
     """Whether a word in the middle of a text and the same at its beginning are other tokens."""
-    return tokenizer.kind in ("bpe", "word")
+    return tokenizer.kind in SPACED
 
 
 class WritingData(ABC):
@@ -66,6 +68,7 @@ class WritingData(ABC):
     COMMANDS: ClassVar[tuple[str, ...]] = ("predict",)
     METRIC: ClassVar[Metric]
     UNIT: ClassVar[str]
+    TARGET: ClassVar[str] = "token"
 
     config: Any
     codec: Any
@@ -90,10 +93,11 @@ class WritingData(ABC):
         """The batch of these rows; one that is not there has no target."""
         there = [row for row in rows.tolist() if row != NONE]
         inputs = self.codec.pack([split.inputs[row] for row in there], widths[:-1], rows.size)
-        targets = [split.targets[row] for row in there] + [np.zeros(0, np.int32)] * (rows.size - len(there))
-        read, _ = padded([np.concatenate([[EOS], ids]) for ids in targets], widths[-1], PAD)
-        written, mask = padded([np.concatenate([ids, [EOS]]) for ids in targets], widths[-1], PAD)
-        mask[len(there) :] = False
+        whole = [np.concatenate([[EOS], split.targets[row], [EOS]]) for row in there]
+        counts = [int(split.lengths[row, -1]) for row in there]
+        nothing = [np.zeros(0, np.int32)] * (rows.size - len(there))
+        read, _ = padded([*(ids[:n] for ids, n in zip(whole, counts)), *nothing], widths[-1], PAD)
+        written, mask = padded([*(ids[1 : n + 1] for ids, n in zip(whole, counts)), *nothing], widths[-1], PAD)
         return Writing(inputs, read, written, mask, np.full(rows.size, own, np.float32))
 
     @property
@@ -135,7 +139,9 @@ class WritingData(ABC):
         for name, split in self.splits.items():
             if name == "train" or (name != "val" and not final):
                 continue
-            groups = range(len(split.groups) if final else min(JUDGED, len(split.groups)))
+            there = len(split.groups)
+            judged = there if final else min(JUDGED, there)
+            groups = [there * i // judged for i in range(judged)]  # from all over the split
             raw = [split.raw[split.groups[g][0]] for g in groups]
             texts = [answer["text"] for answer in model.answer(raw, beam=self.config.beam if final else 0)]
             found = self.figures(texts, [split.references(g) for g in groups], final)
@@ -152,7 +158,7 @@ class WritingData(ABC):
             right, name = val.references(g), val.names[val.groups[g][0]]
             verdict = "exactly right" if answer["text"] in right else f"it is: {right[0]}"
             lines.append(f"{name}\n    -> {answer['text']}\n       ({verdict})")
-        return [Shown(f"some of validation, {self.config.task}", "\n".join(lines))]
+        return [Shown(f"some validation {self.UNIT}", "\n".join(lines))]
 
     @abstractmethod
     def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
