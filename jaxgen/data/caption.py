@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,7 +17,7 @@ from jaxgen.data.captioned import Captioned, CaptionedSplits, read_captioned
 from jaxgen.data.rows_config import RowsConfig
 from jaxgen.data.task import Metric, Model
 from jaxgen.data.writing import Examples, WritingData, encode_target
-from jaxgen.errors import UsageError
+from jaxgen.errors import DataError, UsageError
 from jaxgen.store.config import Fraction, NotNegative, Size, TrainConfig
 from jaxgen.text import TOKENIZERS, Tokenizer
 from jaxgen.text.overlap import caption_scores
@@ -38,6 +38,8 @@ class CaptionConfig(RowsConfig):
     features with one beside it."""
     captions: str | None = None
     """The captions file: Flickr8k tokens, COCO JSON, or a CSV or TSV table. Default: the one that is found."""
+    val_captions: str | None = None
+    """The captions file of --val-data. Default: the one that is found."""
     image_column: str = "image"
     """Column of a table of captions that names the image."""
     caption_column: str = "caption"
@@ -113,7 +115,16 @@ class CaptionData(WritingData):
 
         Raises ``DataError`` for data that cannot be used.
         """
-        names = ("captions", "image_column", "caption_column", "image_size", "missing", "empty", "strict")
+        names = (
+            "captions",
+            "val_captions",
+            "image_column",
+            "caption_column",
+            "image_size",
+            "missing",
+            "empty",
+            "strict",
+        )
         options = {name: getattr(config, name) for name in (*names, "val_fraction", "val_rows", "seed")}
         read = read_captioned(config.data, config.val_data, to_size(config.image_size), **options)
         if codec is None:
@@ -125,7 +136,15 @@ class CaptionData(WritingData):
                 f"{codec.tokenizer.kind}, here they are {read.shape} and {config.level}: make them agree, or leave "
                 "out --init-from."
             )
-        return cls(config, codec, read)
+        else:
+            codec = replace(codec, max_length=config.max_length)
+        data = cls(config, codec, read)
+        if not data.splits["train"].groups:
+            raise DataError(
+                f"Every caption of {read.name} to train on is longer than {config.max_length} tokens: give a larger "
+                "--max-length."
+            )
+        return data
 
     @cached_property
     def splits(self) -> dict[str, Examples]:  # type: ignore[override]
@@ -154,13 +173,16 @@ class CaptionData(WritingData):
             for name, each in self.read.splits.items()
             if name not in ("train", "val")
         )
-        notes = "".join(f"; {note}" for note in self.read.notes)
+        longer = sum(map(len, self.read.splits["train"].captions)) - len(train.texts)
+        notes = [*self.read.notes]
+        if longer:
+            notes.append(f"{longer:,} captions of more than {self.config.max_length:,} tokens left out of training")
         return {
             "data": f"{self.read.name} (sha256 {self.identity()['sha256'][:12]})",
             "images": f"{len(train.groups):,} with {len(train.texts):,} captions to train on, "
             f"{len(self.read.splits['val']):,} to validate"
             + (f", {others} to judge at the end" if others else "")
-            + notes,
+            + "".join(f"; {note.removesuffix('.')}" for note in notes),
             "tokens": f"{self.config.level} level, vocabulary {self.codec.tokenizer.vocab_size:,}, "
             f"{train.lengths.mean():.0f} a caption on average",
         }

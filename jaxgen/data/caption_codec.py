@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxgen.data.images import Resize, read_images
-from jaxgen.data.writing import decode_target
+from jaxgen.data.features import read_features
+from jaxgen.data.images import Resize, read_exactly
+from jaxgen.data.writing import decode_target, token_label
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.pictures import resize
-from jaxgen.text import Tokenizer, load_tokenizer
+from jaxgen.store.attention_plot import Look
+from jaxgen.text import EOS, Tokenizer, load_tokenizer
+
+
+class Named(NamedTuple):
+    """Features of one image of an ``.npz`` file, with its name."""
+
+    name: str
+    features: np.ndarray
 
 
 def to_size(height: int, width: int | None = None) -> Resize:
@@ -27,7 +36,10 @@ def to_size(height: int, width: int | None = None) -> Resize:
 
 @dataclass(frozen=True)
 class CaptionCodec:
-    """Images of ``shape`` (height, width, 3), or features of that shape in their place, and the captions' tokenizer."""
+    """Images of ``shape`` (height, width, 3), or features of that shape in their place, and the captions' tokenizer.
+
+    Captions of up to ``max_length`` tokens, the end among them, were learnt.
+    """
 
     tokenizer: Tokenizer
     shape: tuple[int, ...]
@@ -37,16 +49,28 @@ class CaptionCodec:
     FILES: ClassVar[bool] = True
 
     @property
-    def longest(self) -> int:
-        """Tokens of a caption that is written, at most, unless asked otherwise: the model has seen no longer ones."""
-        return self.max_length
-
-    @property
     def of_images(self) -> bool:
         """Whether inputs are images, not features."""
         return len(self.shape) == 3
 
-    def encode(self, source: str | Path | np.ndarray) -> np.ndarray:
+    @property
+    def longest(self) -> int:
+        """Tokens of a caption that is written, at most, unless asked otherwise: the model has seen no longer ones."""
+        return self.max_length
+
+    def sources(self, paths: Sequence[str]) -> Iterator[str | Named]:
+        """The inputs in these files: an image each, or all features of ``.npz`` files in their order.
+
+        Raises ``DataError`` for files of features that cannot be used.
+        """
+        for path in paths:
+            if self.of_images or not path.lower().endswith(".npz"):
+                yield path
+            else:
+                found = read_features(path)
+                yield from (Named(name, features) for name, features in zip(found.names, found.features))
+
+    def encode(self, source: str | Path | Named | np.ndarray) -> np.ndarray:
         """The array of an image file, or an array as it is.
 
         Raises ``DataError`` for a file that is no image, ``UsageError`` for what does not have the run's shape.
@@ -54,14 +78,18 @@ class CaptionCodec:
         if isinstance(source, (str, Path)):
             if not self.of_images:
                 raise UsageError(
-                    f"This run was trained on features of the shape {self.shape} and cannot read the image {source}: "
-                    "train one on images, or give arrays of features to jaxgen.Predictor."
+                    f"This run was trained on features of the shape {self.shape} and cannot read {source}: give "
+                    "features that were computed in the same way (.npz), or train a run on images."
                 )
             height, width = self.shape[:2]
-            return read_images([source], (height, width), to_size(height, width), strict=True).images[0]
-        array = np.asarray(source)
+            return read_exactly(source, (height, width), to_size(height, width))
+        name, array = source if isinstance(source, Named) else ("an array", np.asarray(source))
         if array.shape != self.shape:
-            raise UsageError(f"An input has the shape {array.shape}, but this run reads arrays of {self.shape}.")
+            raise UsageError(
+                f"The input {name} has the shape {array.shape}, but this run reads arrays of {self.shape}: give those."
+            )
+        if self.of_images and array.dtype != np.uint8:
+            raise UsageError(f"The input {name} is of the type {array.dtype}: give an image of uint8, from 0 to 255.")
         return array
 
     def widths(self, array: np.ndarray) -> tuple[int, ...]:
@@ -79,7 +107,7 @@ class CaptionCodec:
     def answer(self, source: Any, output: Any) -> dict[str, Any]:
         """A caption, its log-probability in nats, its number of tokens, and whether it came to its end."""
         return {
-            "image": str(source) if isinstance(source, (str, Path)) else None,
+            "image": _name(source),
             "text": decode_target(self.tokenizer, output.tokens),
             "logp": round(float(output.logp), 6),
             "tokens": int(output.tokens.size),
@@ -90,18 +118,23 @@ class CaptionCodec:
         """An answer as a line of plain text."""
         return " ".join(str(answer["text"]).split())
 
+    def look(self, source: Any, output: Any, weights: np.ndarray) -> Look:
+        """Where the decoder looked with each token of a caption, ``weights`` [.., P]: at places of the image."""
+        ids = [*output.tokens, *[EOS] * output.ended]
+        written = [token_label(self.tokenizer, i) for i in ids]
+        labels = [str(place + 1) for place in range(weights.shape[-1])]
+        return Look(labels, written, weights[: len(ids)], self.encode(source) if self.of_images else None)
+
     def to_json(self) -> dict[str, Any]:
         """Everything needed to make this codec again."""
-        return {"max_length": self.max_length, "shape": list(self.shape), "tokenizer": self.tokenizer.to_json()}
+        return {"shape": list(self.shape), "max_length": self.max_length, "tokenizer": self.tokenizer.to_json()}
 
     @classmethod
     def from_json(cls, obj: Any) -> CaptionCodec:
         """What ``to_json`` described; raises ``CheckpointError`` for anything else."""
         try:
             shape, length = tuple(obj["shape"]), obj["max_length"]
-            if type(length) is not int or length < 1:
-                raise ValueError
-            if not (1 <= len(shape) <= 3 and all(type(n) is int and n > 0 for n in shape)):
+            if not (1 <= len(shape) <= 3 and all(type(n) is int and n > 0 for n in (*shape, length))):
                 raise ValueError
             return cls(load_tokenizer(obj["tokenizer"]), shape, length)
         except (KeyError, TypeError, ValueError):
@@ -109,3 +142,10 @@ class CaptionCodec:
                 "The tokenizer.json of this run does not describe what a captioner reads and writes: copy the run "
                 "again, or train anew."
             ) from None
+
+
+def _name(source: Any) -> str | None:
+    """What an input is called, if it has a name."""
+    if isinstance(source, Named):
+        return source.name
+    return str(source) if isinstance(source, (str, Path)) else None

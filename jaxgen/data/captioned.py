@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen.data.batches import permutation
-from jaxgen.data.captions import find_captions, match_captions, read_captions
+from jaxgen.data.captions import find_captions, first_few, match_captions, read_captions
 from jaxgen.data.corpus import identity
 from jaxgen.data.features import read_features
 from jaxgen.data.files import read_bytes
@@ -85,9 +85,10 @@ def read_captioned(
     resize: Resize,
     *,
     captions: str | None = None,
+    val_captions: str | None = None,
     image_column: str = "image",
     caption_column: str = "caption",
-    image_size: int = 64,
+    image_size: int = SIZE,
     missing: str = "refuse",
     empty: str = "skip",
     strict: bool = False,
@@ -97,9 +98,21 @@ def read_captioned(
 ) -> CaptionedSplits:
     """Read images, a folder or an ``.npz`` of features each in ``data`` and ``val_data``, with their captions.
 
-    Without ``val_data`` images are held out at random. Raises ``DataError`` for data that cannot be used.
+    ``captions`` and ``val_captions`` name the captions files of each; by default they are found. Without ``val_data``
+    images are held out at random. Built-in scenes have splits of their own and leave nothing to say about reading.
+    Raises ``DataError`` for data that cannot be used, ``UsageError`` for options that contradict them.
     """
+    if val_captions is not None and val_data is None:
+        raise UsageError("--val-captions was given without --val-data: say which images they belong to.")
     if len(data) == 1 and data[0] in SCENE_SETS:
+        own = {"--captions": captions, "--val-data": val_data, "--val-fraction": val_fraction, "--val-rows": val_rows}
+        given = [flag for flag, value in own.items() if value is not None]
+        if given:
+            raise UsageError(f"{given[0]} was given, but {data[0]} has captions and splits of its own: leave it out.")
+        if image_size != SIZE:
+            raise UsageError(
+                f"--image-size is {image_size}, but the scenes of {data[0]} are drawn with {SIZE}: leave it out."
+            )
         return _builtin(data[0], seed)
     options: dict[str, Any] = {
         "image_column": image_column,
@@ -111,7 +124,8 @@ def read_captioned(
     }
     train, sha256, notes = _read(data, captions, resize, **options)
     if val_data is not None:
-        val, val_sha256, more = _read(val_data, None, resize, **options)
+        val, val_sha256, more = _read(val_data, val_captions, resize, **options)
+        more = [f"of the validation data {note}" for note in more]
         sha256, notes = identity("", sha256, val_sha256)["sha256"], notes + more
     else:
         held_out = val_rows or max(1, round(len(train) * (VAL_FRACTION if val_fraction is None else val_fraction)))
@@ -124,7 +138,10 @@ def read_captioned(
         train, val = train.take(np.sort(order[held_out:])), train.take(np.sort(order[:held_out]))
     shapes_found = {array.shape for array in (train.arrays[0], val.arrays[0])}
     if len(shapes_found) > 1:
-        raise DataError(f"The features of training and validation have different shapes: {sorted(shapes_found)}.")
+        raise DataError(
+            f"The features of training and validation have different shapes: {sorted(shapes_found)}. Compute them in "
+            "the same way."
+        )
     return CaptionedSplits({"train": train, "val": val}, " + ".join(data), sha256, shapes_found.pop(), notes)
 
 
@@ -157,6 +174,8 @@ def _read(
             f"{' '.join(data)}. Name the captions file with --captions."
         )
     place = Path(data[0]).expanduser()
+    if data[0] in SCENE_SETS:
+        raise UsageError(f"The built-in {data[0]} cannot stand in --val-data: it goes with no images but its own.")
     if not place.exists():
         raise DataError(
             f"There is no {data[0]!r}, and no built-in set of that name ({', '.join(SCENE_SETS)}). Give a folder of "
@@ -171,8 +190,8 @@ def _read(
         matched = match_captions(found, find_images(place), where=str(place), missing=missing)
         paths = [place / name for name in matched.names]
         images = read_images(paths, (image_size, image_size), resize, strict=strict)
-        for path in paths:
-            digest.update(read_bytes(path))
+        for i in images.kept:  # what cannot be read has no bytes, or none that matter
+            digest.update(read_bytes(paths[i]))
         arrays: Any = images.images
         kept, notes = images.kept, [say_skipped(images.skipped, len(paths))] if images.skipped else []
     else:
@@ -186,6 +205,6 @@ def _read(
         "images without captions": matched.images_left_out,
         "captions without images": matched.captions_left_out,
     }
-    notes += [f"{len(names):,} {what} left out" for what, names in left_out.items() if names]
+    notes += [f"{len(names):,} {what} left out ({first_few(names)})" for what, names in left_out.items() if names]
     names = [str(place / matched.names[i]) if place.is_dir() else matched.names[i] for i in kept]
     return Captioned(arrays, names, [matched.captions[i] for i in kept]), digest.hexdigest(), notes
