@@ -44,6 +44,13 @@ class Batch(NamedTuple):
     mask: ArrayLike  # bool
 
 
+class Conditioned(NamedTuple):
+    """A batch of documents of which something is known beside their text: a vector, from which a state begins."""
+
+    batch: Batch
+    condition: ArrayLike  # float32 [B, T, C], that of the document which a position belongs to
+
+
 class Sequence(NamedTuple):
     """B texts as token ids, padded to S."""
 

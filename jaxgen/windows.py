@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgen.types import ArrayLike, Batch
+from jaxgen.types import ArrayLike, Batch, Conditioned
 
 
 class Places(NamedTuple):
@@ -17,11 +17,19 @@ class Places(NamedTuple):
     fresh: ArrayLike | np.bool_  # bool [], whether the rows start from a fresh state
 
 
+class Conditions(NamedTuple):
+    """What is known of documents beside their text: each has one of a few vectors."""
+
+    of: ArrayLike  # integer [N], which one: of each document, or of the document that each position of a text is in
+    vectors: ArrayLike  # float32 [K, C]
+
+
 class Windows(NamedTuple):
     """K batches as windows of one text."""
 
     text: ArrayLike  # ids [N], of any integer type
     places: Places
+    conditions: Conditions | None = None  # of the positions of ``text``
 
 
 def read_window(text: Any, places: Places, length: int, eos: int | None, pad: int, xp: Any) -> Batch:
@@ -40,3 +48,17 @@ def read_window(text: Any, places: Places, length: int, eos: int | None, pad: in
     there = at < stop[:, None]
     reset = xp.where(there, tokens == eos, at == stop[:, None])
     return Batch(xp.where(there, tokens, pad), xp.where(there, targets, pad), reset, there)
+
+
+def read_conditioned(
+    text: Any, conditions: Conditions | None, places: Places, length: int, eos: int | None, pad: int, xp: Any
+) -> Batch | Conditioned:
+    """``read_window``, and with ``conditions`` the vector of the document that each position is in.
+
+    Of a text that begins with ``eos``, a document's first position is the ``eos`` in front of it.
+    """
+    batch = read_window(text, places, length, eos, pad, xp)
+    if conditions is None:
+        return batch
+    at = (places.start[:, None] + xp.arange(length)[None, :]) % text.shape[0]
+    return Conditioned(batch, conditions.vectors[conditions.of[at]])

@@ -118,6 +118,12 @@ class Cell(nn.RNNCellBase):
         raise NotImplementedError(f"{type(self).__name__} gives neither `pointwise` nor `step`.")
 
     @nn.nowrap
+    def within(self, values: Carry) -> Carry:
+        """A state to begin from, made of any real numbers in its shape: squashed where the cell keeps its state
+        bounded, as they are where it does not (which is the default)."""
+        return values
+
+    @nn.nowrap
     def product(self, weights: Weights, carry: Carry) -> Array:
         """The state's part of the pre-activations, [B, K]: the one matrix product of a step."""
         h = self.hidden(carry)

@@ -38,6 +38,10 @@ class Elman(Cell):
         return Weights(self.recurrent_kernel)
 
     @nn.nowrap
+    def within(self, values: Array) -> Array:
+        return jnp.tanh(values) if self.activation == "tanh" else values
+
+    @nn.nowrap
     def pointwise(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array]:
         return self.saving(carry, z, u)[:2]
 

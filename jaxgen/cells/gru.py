@@ -48,6 +48,10 @@ class GRU(Cell):
         return Weights(self.recurrent_kernel * self._scale()[None, :], bias)
 
     @nn.nowrap
+    def within(self, values: Array) -> Array:
+        return jnp.tanh(values)
+
+    @nn.nowrap
     def pointwise(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array]:
         return self.saving(carry, z, u)[:2]
 

@@ -56,6 +56,10 @@ class LSTM(Cell):
         return carry[1]
 
     @nn.nowrap
+    def within(self, values: LSTMCarry) -> LSTMCarry:
+        return values[0], jnp.tanh(values[1])
+
+    @nn.nowrap
     def pointwise(self, carry: LSTMCarry, z: Array, u: Array) -> tuple[LSTMCarry, Array]:
         return self.saving(carry, z, u)[:2]
 

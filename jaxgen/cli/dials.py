@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jaxgen.cli.common import say
+from jaxgen.cli.conditions import read_weights
 from jaxgen.cli.controls import (
     described_transforms,
     notes,
@@ -19,6 +20,7 @@ from jaxgen.cli.controls import (
     transform_flags,
     unescaped,
 )
+from jaxgen.data.conditioning import Condition
 from jaxgen.errors import UsageError, choose
 from jaxgen.sampling import TRANSFORMS, Linear
 
@@ -33,6 +35,11 @@ PLAIN = {
     "stop": ("TEXT ... | off", "End an answer in front of any of these texts."),
     "max-seconds": ("S | off", "End an answer after this time."),
     "unk": ("error | skip", "What to do with characters that the model has never seen."),
+}
+#: And of runs that know such things of their texts; they hold for texts that begin from then on.
+KNOWN = {
+    "label": ("LABEL[:WEIGHT] ... | off", "Texts that begin from now on are of this label, or between several."),
+    "features": ("X ... | off", "Texts that begin from now on have these numbers, one for each feature."),
 }
 OFF = "off"
 #: What ``off`` stands for, where it stands for something.
@@ -60,7 +67,13 @@ class Dials:
         for name, (word, text) in described_transforms().items():
             several = " ..." if self._neutral[name] == () else ""
             transforms[name] = (f"{word}{several} | {OFF}", text)
-        return PLAIN | transforms
+        return PLAIN | {name: KNOWN[name] for name in self._known()} | transforms
+
+    def _known(self) -> list[str]:
+        """The names in ``KNOWN`` that the run knows anything of."""
+        known = self._talk.sampler.conditioning
+        there = {} if known is None else {"label": known.labels, "features": known.features}
+        return [name for name in KNOWN if there.get(name)]
 
     def turn(self, name: str, argument: str) -> None:
         """Set ``name`` to what ``argument`` says, or show it if that is empty. Raises ``UsageError``."""
@@ -68,6 +81,8 @@ class Dials:
             say(self._line(name))
         elif name == "unk":
             self._talk.unk = choose(argument, ("error", "skip"), "way to treat unknowns (--unk)")
+        elif name in KNOWN:
+            self._turn_condition(name, argument)
         elif name in self._values:
             self._turn_transform(name, self._neutral[name] if argument == OFF else read_words(name, words(argument)))
         else:
@@ -81,6 +96,21 @@ class Dials:
         """All settings in force, as the commands that set them."""
         return (line for name in self.described() if not (line := self._line(name)).endswith(f" {OFF}"))
 
+    def _turn_condition(self, name: str, argument: str) -> None:
+        sampler = self._talk.sampler
+        known, now = sampler.conditioning, sampler.condition or Condition()
+        if known is None:
+            raise UsageError(f"This run knows neither labels nor features, so that /{name} means nothing to it.")
+        given = [] if argument == OFF else words(argument)
+        if name == "label":
+            now = replace(now, labels=known.choose(read_weights(given, known)).labels if given else None)
+        else:
+            numbers = [read_number(name, [word], float) for word in given]
+            now = replace(now, features=known.choose(features=numbers).features if given else None)
+        self._talk.sampler = sampler.under(now)
+        if self._talk.state is not None:
+            say("(It says where a text begins: /new begins one.)")
+
     def _turn_transform(self, name: str, value: Any) -> None:
         values = self._values | {name: value}
         flags = {each.replace("-", "_"): value for each, value in values.items()}
@@ -93,8 +123,17 @@ class Dials:
     def _line(self, name: str) -> str:
         if name == "unk":
             return f"/unk {self._talk.unk}"
+        if name in KNOWN:
+            return f"/{name} {self._condition(name)}"
         value = self._values[name] if name in self._values else getattr(self._talk.settings, name.replace("-", "_"))
         return f"/{name} {_written(value)}"
+
+    def _condition(self, name: str) -> str:
+        now = self._talk.sampler.condition or Condition()
+        if name == "features":
+            return OFF if now.features is None else " ".join(f"{value:g}" for value in now.features)
+        shares = now.labels or ()
+        return _written(tuple(label if len(shares) == 1 else f"{label}:{share:g}" for label, share in shares))
 
 
 def words(text: str) -> list[str]:

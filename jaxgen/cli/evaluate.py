@@ -37,6 +37,8 @@ The columns:
     copied       longest span copied from the training text"""
 
 COLUMNS = ("temperature", "logp", "dist-1", "dist-2", "dist-3", "rep-4", "cycles", "known", "copied")
+#: Conditions that are told, at most.
+SHARES = 10
 #: Characters of a quotation.
 QUOTED = 200
 
@@ -56,6 +58,11 @@ class EvaluateConfig(BaseModel):
     """Tokens of a text, 1 or more."""
     prompt: str = ""
     """Text to continue; it is not measured."""
+    label: tuple[str, ...] = ()
+    """Texts of this label, or between labels (Sports:0.3 World:0.7), beside validation texts of it. Default, of a run
+    with labels or features: those of as many validation texts."""
+    features: tuple[float, ...] = ()
+    """Texts with these numbers, one for each of the --feature-columns of the run."""
     seed: int = 0
     """Another seed, other texts."""
     block: int = 32
@@ -95,6 +102,7 @@ def evaluate(args: list[str]) -> None:
     if config.plot is not None:
         check_picture(config.plot, more["no_plot"])
 
+    from jaxgen.cli.conditions import conditioned
     from jaxgen.run import Sampler, Settings, quality
     from jaxgen.run.host import need_backend
     from jaxgen.run.saved import SavedRun
@@ -102,10 +110,10 @@ def evaluate(args: list[str]) -> None:
     for temperature in config.temperature:
         settings = Settings(config.length, temperature, config.seed, block=config.block)
     need_backend()
-    saved = SavedRun.open(run)
+    saved = SavedRun.open(run, "evaluate")
     picture = None if more["no_plot"] else picture_path(config.plot, saved.directory.path)
     reference = read_reference(saved, config.require_data)
-    sampler = Sampler.load(saved.directory.path)
+    sampler = conditioned(Sampler.load(saved.directory.path), config.label, config.features, note=False)
     began = time.perf_counter()
     result = quality.evaluate(
         sampler,
@@ -123,6 +131,11 @@ def evaluate(args: list[str]) -> None:
         print(json.dumps({**about, "settings": asked, **result.to_json()}, indent=2, ensure_ascii=False))
     else:
         print(report(result, sampler.documents, width()))
+    if len(result.drawn) > 1:
+        shares = ", ".join(f"{condition} {number}" for condition, number in result.drawn[:SHARES])
+        say(f"texts under the conditions of validation texts: {shares}{', …' * (len(result.drawn) > SHARES)}")
+    elif reference is not None and result.validation is None and sampler.condition is not None:
+        say(f"note: no validation text is under {sampler.condition}, so that none is beside those drawn.")
     if picture is not None:
         draw(result, picture, saved)
         say(f"picture: {picture}")

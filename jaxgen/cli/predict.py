@@ -27,7 +27,7 @@ line has its answer too, so that line n answers line n.
     echo "some text" | jaxgen predict                 the newest run, lines from standard input
     jaxgen predict texts.txt more.txt.gz --json       lines of files, answers as JSON with all that is known of them
     jaxgen predict --run runs/translate-1 --beam 5    the likeliest of five beams
-    jaxgen predict photo.png other.jpg                images"""
+    jaxgen predict photo.png other.jpg                images (or features.npz, for a run on features)"""
 #: Inputs of which ``--attention`` draws where the decoder looks, from the first on.
 MAPS = 4
 #: Flags for answers that are texts.
@@ -87,7 +87,7 @@ def predict(args: list[str]) -> None:
     if writes:
         settings = Settings(config.length or codec.longest, config.temperature, config.seed)
         writing = Writing(settings, config.beam, config.length_penalty)
-    inputs: Iterator[Any] = iter(rest["inputs"]) if codec.FILES else lines(rest["inputs"])
+    inputs: Iterator[Any] = codec.sources(rest["inputs"]) if codec.FILES else lines(rest["inputs"])
     if config.attention is not None:
         first = list(islice(inputs, MAPS))
         inputs = chain(first, inputs)
@@ -132,7 +132,8 @@ def draw(predictor: Predictor, inputs: Sequence[Any], writing: Writing, path: st
     from jaxgen.errors import CheckpointError
     from jaxgen.store.attention_plot import draw_attention
 
-    looks = [predictor.attention(each, writing, number) for number, each in enumerate(inputs) if each.strip()]
+    there = [(number, each) for number, each in enumerate(inputs) if not isinstance(each, str) or each.strip()]
+    looks = [predictor.attention(each, writing, number) for number, each in there]
     if not looks:
         raise UsageError("There is no input of which --attention could draw anything: give one that is not empty.")
     try:

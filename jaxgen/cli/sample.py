@@ -27,6 +27,7 @@ DESCRIPTION = """Write text with a trained model. The same run, prompt, settings
     python sample.py --temperature 1.5:0.5:200            from 1.5 to 0.5 over 200 tokens
     python sample.py --prompt "Q: " --stop "\\n" "A:"      ends in front of either
     python sample.py --num-samples 1000 --block 256       many at once
+    python sample.py --label Sports                       of a run trained with --label-column
     echo "To be" | python sample.py --prompt-file -       prompt from standard input"""
 
 
@@ -46,6 +47,11 @@ class SampleConfig(BaseModel):
     """Text to continue."""
     prompt_file: str | None = None
     """File with the text to continue; - for standard input. One line break at its end is left out."""
+    label: tuple[str, ...] = ()
+    """Write a text of this label, of a run trained with --label-column; or one between labels with their weights:
+    Sports:0.3 World:0.7. Default: the mean of the training texts."""
+    features: tuple[float, ...] = ()
+    """Write a text with these numbers, one for each of the --feature-columns that the run was trained with."""
     length: int = 500
     """Tokens to generate."""
     temperature: tuple[str, ...] = ("0.8",)
@@ -93,6 +99,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def sample(args: list[str]) -> None:
     from jaxgen.cli import interactive
+    from jaxgen.cli.conditions import conditioned
     from jaxgen.cli.controls import notes, read_temperature, read_transforms, transform_flags, unescaped
 
     flags = [*transform_flags(), ("json", Annotated[bool, _help(JSON)], False)]
@@ -113,6 +120,7 @@ def sample(args: list[str]) -> None:
     plain = [Settings(config.length, read_temperature(name), config.seed, **limits) for name in names]
     need_backend()
     sampler = Sampler.load(config.run)
+    sampler = conditioned(sampler, config.label, config.features, note=config.state is None)
     transforms = read_transforms(more, sampler.tokenizer.encode)
     settings = [replace(each, transforms=transforms) for each in plain]
     for note in notes(sampler, transforms):
@@ -190,9 +198,14 @@ def check(config: SampleConfig, args: Sequence[str], more: Mapping[str, Any]) ->
     """Raise ``UsageError`` for flags that contradict each other or say nothing."""
     if not config.temperature:
         raise UsageError("--temperature was given without a number: give one or more, for example 0.8.")
-    empty = {"stop": config.stop, **more}
+    empty = {"stop": config.stop, "label": config.label, **more}
     for flag in [flag for flag, value in empty.items() if value == () and f"--{flag}" in args]:
         raise UsageError(f"--{flag} was given without a text: give one or more, or leave it out.")
+    if config.features == () and "--features" in args:
+        raise UsageError("--features was given without a number: give one for each feature, or leave it out.")
+    if config.state is not None and (config.label or config.features):
+        flag = "--label" if config.label else "--features"
+        raise UsageError(f"--state goes on from a text that has begun, and {flag} says where one begins: give one.")
     if config.greedy and flag_value(args, "--temperature") is not None:
         raise UsageError(
             "--greedy and --temperature were given together: --greedy is --temperature 0, give one of them."

@@ -42,6 +42,11 @@ class ScoreConfig(BaseModel):
     """Folder of the run. Default: the newest in runs/."""
     text: tuple[str, ...] = ()
     """Texts to score instead of files."""
+    label: tuple[str, ...] = ()
+    """Score the texts as ones of this label, of a run trained with --label-column; or of one between labels:
+    Sports:0.3 World:0.7. Default: the mean of the training texts."""
+    features: tuple[float, ...] = ()
+    """Score the texts as ones with these numbers, one for each of the --feature-columns of the run."""
     lines: bool = False
     """Every line of a file is a text of its own, as names.txt was for a model trained with --documents line. Lines
     of white space alone are left out. The table sums them up by file, --json and --per-token have each."""
@@ -87,6 +92,7 @@ def score(args: list[str]) -> None:
     config, found = parse_more(ScoreConfig, args, prog="jaxgen score", description=DESCRIPTION, more=more)
     check(config, found["files"])
 
+    from jaxgen.cli.conditions import conditioned
     from jaxgen.cli.score_output import JsonWriter, Speed, Writer
     from jaxgen.data.pieces import check_readable
     from jaxgen.run.host import need_backend
@@ -99,7 +105,8 @@ def score(args: list[str]) -> None:
     if config.window is not None:
         options["window"] = config.window
     end = {"yes": True, "no": False, None: False if config.candidates else None}[config.end]
-    scorer = Scorer(Sampler.load(config.run), end=end, **options)
+    sampler = conditioned(Sampler.load(config.run, "score"), config.label, config.features)
+    scorer = Scorer(sampler, end=end, **options)
     writer = (JsonWriter if found["json"] else Writer)(scorer, config.per_token)
     speed = Speed(scorer)
     score_all = score_candidates if config.candidates else score_lines if config.lines else score_texts

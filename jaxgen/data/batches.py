@@ -15,8 +15,8 @@ import numpy as np
 
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.text import EOS, PAD
-from jaxgen.types import Batch
-from jaxgen.windows import Places, read_window
+from jaxgen.types import Batch, Conditioned
+from jaxgen.windows import Conditions, Places, read_conditioned
 
 _PURPOSES = {"split": 1, "stream": 2, "windows": 3, "documents": 4, "lanes": 5, "evaluation": 6}
 _PURPOSES |= {"dates": 7, "shapes": 8, "snippets": 9, "rows": 10, "row batches": 11}
@@ -27,13 +27,15 @@ class Tokens:
     """One split: ids [N]; ``chars`` and ``bytes`` count the text they stand for (EOS stands for none).
 
     ``doc_starts`` (int64, layout ``documents``) has the index of each document's first id; a document's ids end
-    in EOS and the next one follows. It is None for running text.
+    in EOS and the next one follows. It is None for running text. ``conditions`` is what is known of the documents
+    beside their text, if anything is.
     """
 
     ids: np.ndarray
     doc_starts: np.ndarray | None
     chars: int
     bytes: int
+    conditions: Conditions | None = None
 
     @property
     def chars_per_token(self) -> float:
@@ -88,6 +90,11 @@ class TextBatches(ABC):
     def text(self, step: int) -> np.ndarray:
         """The ids [N] that the windows of a step are of; the same array at all steps with the same text."""
 
+    def conditions(self, step: int) -> Conditions | None:
+        """What is known of each position of the text of a step beside the text itself."""
+        del step
+        return None
+
     def same_text(self, step: int) -> int:
         """For how many steps from ``step`` on ``text`` stays the same."""
         del step
@@ -102,9 +109,10 @@ class TextBatches(ABC):
     def places(self, step: int) -> Places:
         """Where in the text the windows of a step are."""
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Batch | Conditioned:
         """The batch of a step from 0, [B, T]."""
-        return read_window(self.text(step), self.places(step), self.length, self.eos, PAD, np)
+        places = self.places(step)
+        return read_conditioned(self.text(step), self.conditions(step), places, self.length, self.eos, PAD, np)
 
 
 class StreamBatches(TextBatches):
@@ -178,6 +186,9 @@ class DocumentBatches(TextBatches):
     def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int):
         check_sizes(batch_size=batch_size, seq_len=seq_len, seed=seed)
         super().__init__(tokens, seq_len)
+        if tokens.conditions is not None:
+            numbers = (tokens.ids.size + 1) * number_type(tokens.conditions).itemsize
+            self.text_bytes += numbers + np.asarray(tokens.conditions.vectors).nbytes
         self._size, self._seed = batch_size, seed
         self._lanes = DocumentLanes(tokens, batch_size)
         self.steps_per_epoch = -(-self._lanes.longest // seq_len)
@@ -185,6 +196,9 @@ class DocumentBatches(TextBatches):
 
     def text(self, step: int) -> np.ndarray:
         return self._laid(step).text
+
+    def conditions(self, step: int) -> Conditions | None:
+        return self._laid(step).conditions
 
     def same_text(self, step: int) -> int:
         return self.steps_per_epoch - step % self.steps_per_epoch
@@ -208,7 +222,7 @@ class DocumentLanes:
         starts = tokens.doc_starts
         if starts is None or starts.size == 0:
             raise DataError("There are no documents in this split. Prepare the data with the layout documents.")
-        self._ids, self._starts = tokens.ids, starts
+        self._ids, self._starts, self._conditions = tokens.ids, starts, tokens.conditions
         self._lengths = np.diff(starts, append=tokens.ids.size)
         self.count = starts.size
         ordered = np.sort(self._lengths)[::-1]
@@ -234,7 +248,12 @@ class DocumentLanes:
         text[0] = EOS
         text[1:] = self._ids[np.repeat(self._starts[laid] - begin, lengths) + np.arange(self._ids.size)]
         filled = np.bincount(lane, weights=self._lengths, minlength=self.lanes).astype(np.int64)
-        return LaidDocuments(text, np.cumsum(filled) - filled, np.cumsum(filled))
+        known = self._conditions
+        if known is not None:
+            # A document is read from the EOS in front of it; behind the last one there is nothing to read.
+            of = np.append(np.repeat(np.asarray(known.of)[laid], lengths), 0)
+            known = Conditions(of.astype(number_type(known)), known.vectors)
+        return LaidDocuments(text, np.cumsum(filled) - filled, np.cumsum(filled), known)
 
 
 @dataclass(frozen=True)
@@ -247,14 +266,15 @@ class LaidDocuments:
     text: np.ndarray
     begin: np.ndarray
     end: np.ndarray
+    conditions: Conditions | None = None  # of each position of ``text``
 
     def places(self, start: int) -> Places:
         """Where in the text position ``start`` of every lane is."""
         return Places(self.begin + start, self.end, np.bool_(False))
 
-    def window(self, start: int, length: int) -> Batch:
+    def window(self, start: int, length: int) -> Batch | Conditioned:
         """Positions start … start + length of every lane, [lanes, length]; beyond a lane's end PAD, masked."""
-        return read_window(self.text, self.places(start), length, EOS, PAD, np)
+        return read_conditioned(self.text, self.conditions, self.places(start), length, EOS, PAD, np)
 
 
 BATCHES: dict[str, type[StreamBatches] | type[WindowBatches] | type[DocumentBatches]] = {
@@ -274,6 +294,11 @@ def make_batches(
     if stride is not None:
         raise UsageError(f"--stride belongs to --layout windows, but the layout is {layout}. Leave the stride out.")
     return BATCHES[layout](tokens, batch_size, seq_len, seed)
+
+
+def number_type(conditions: Conditions) -> np.dtype:
+    """The smallest type that holds the number of every vector."""
+    return np.min_scalar_type(len(conditions.vectors) - 1)
 
 
 def check_sizes(**sizes: int) -> None:

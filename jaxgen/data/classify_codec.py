@@ -78,9 +78,11 @@ class ClassifyCodec:
         """What ``to_json`` described; raises ``CheckpointError`` for anything else."""
         try:
             labels, lower, length = obj["labels"], obj["lower"], obj["max_length"]
-            if not (isinstance(lower, bool) and type(length) is int and length > 0 and len(set(labels)) == len(labels)):
+            if not (isinstance(lower, bool) and type(length) is int and length > 0):
                 raise ValueError
-            if not all(isinstance(label, str) for label in labels):
+            if not (isinstance(labels, list) and all(isinstance(each, str) for each in labels)):
+                raise ValueError
+            if len({*labels}) != len(labels):
                 raise ValueError
             return cls(load_tokenizer(obj["tokenizer"]), tuple(labels), lower, length)
         except (KeyError, TypeError, ValueError):

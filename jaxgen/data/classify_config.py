@@ -9,6 +9,29 @@ from pydantic import field_validator
 from jaxgen.data.rows_config import RowsConfig
 from jaxgen.store.config import Fraction
 
+_WORDS = {
+    "level": "word",
+    "cell": "gru",
+    "hidden": 128,
+    "layers": 1,
+    "batch_size": 32,
+    "bidirectional": True,
+    "dropout": 0.5,
+    "embed_dropout": 0.3,
+    "token_dropout": 0.3,
+    "lr": 2e-3,
+    "buckets": 4,
+    "steps": 1000,
+}
+_CHARACTERS = _WORDS | {
+    "level": "char",
+    "embed": 64,
+    "embed_dropout": 0.1,
+    "token_dropout": 0.1,
+    "lr": 3e-3,
+    "steps": 1600,
+}
+
 
 class ClassifyConfig(RowsConfig):
     """A text in, a label out: a classifier."""
@@ -41,19 +64,14 @@ class ClassifyConfig(RowsConfig):
             "GRU 1x64, 300 steps: seconds, to see that everything works",
             {"cell": "gru", "hidden": 64, "layers": 1, "batch_size": 32, "steps": 300},
         ),
-        "small": (
-            "GRU 1x128 in both directions with dropout, 1,500 steps",
-            {
-                "cell": "gru",
-                "hidden": 128,
-                "layers": 1,
-                "batch_size": 32,
-                "bidirectional": True,
-                "dropout": 0.5,
-                "embed_dropout": 0.3,
-                "lr": 2e-3,
-                "steps": 1500,
-            },
+        "small": ("words: the same as words", _WORDS),
+        "words": (
+            "GRU 1x128 on words, in both directions, much of everything dropped, 1,000 steps",
+            _WORDS,
+        ),
+        "characters": (
+            "GRU 1x128 on characters, in both directions, 1,600 steps",
+            _CHARACTERS,
         ),
     }
 

@@ -9,12 +9,12 @@ import numpy as np
 from jaxgen.data.batches import DocumentLanes, Tokens, check_sizes, random_bits
 from jaxgen.errors import UsageError
 from jaxgen.text import PAD
-from jaxgen.types import Batch
+from jaxgen.types import Batch, Conditioned
 
 
 def stream_eval(
     tokens: Tokens, lanes: int, seq_len: int, burn_in: int = 256, limit_tokens: int | None = None
-) -> Iterator[Batch]:
+) -> Iterator[Batch | Conditioned]:
     """Every target of the split once, in batches [lanes, seq_len] whose state is carried from one to the next.
 
     Running text is shared out over the lanes; each but the first reads up to ``burn_in`` earlier tokens, masked, to
@@ -46,7 +46,10 @@ def _prefix(tokens: Tokens, limit: int) -> Tokens:
         return Tokens(tokens.ids[: max(2, limit)], None, 0, 0)
     ends = np.append(tokens.doc_starts[1:], tokens.ids.size)
     keep = max(1, int(np.searchsorted(ends, limit, side="right")))
-    return Tokens(tokens.ids[: ends[keep - 1]], tokens.doc_starts[:keep], 0, 0) if ends.size else tokens
+    if not ends.size:
+        return tokens
+    known = tokens.conditions and tokens.conditions._replace(of=np.asarray(tokens.conditions.of)[:keep])
+    return Tokens(tokens.ids[: ends[keep - 1]], tokens.doc_starts[:keep], 0, 0, known)
 
 
 def _running_text(ids: np.ndarray, lanes: int, seq_len: int, burn_in: int) -> Iterator[Batch]:
@@ -74,7 +77,7 @@ def _running_text(ids: np.ndarray, lanes: int, seq_len: int, burn_in: int) -> It
         )
 
 
-def _documents(tokens: Tokens, lanes: int, seq_len: int) -> Iterator[Batch]:
+def _documents(tokens: Tokens, lanes: int, seq_len: int) -> Iterator[Batch | Conditioned]:
     if tokens.doc_starts is None or tokens.doc_starts.size == 0:
         return
     packed = DocumentLanes(tokens, lanes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Literal
 
 import numpy as np
 
+from jaxgen.data.batches import permutation
 from jaxgen.data.corpus import identity
 from jaxgen.data.examples import Labelled, digest
 from jaxgen.data.files import decode, find_paths, read_bytes, unzip
 from jaxgen.data.named import NAMED
 from jaxgen.data.packages import stdlib_packages
 from jaxgen.data.rows_config import VAL_FRACTION
-from jaxgen.data.tables import Column, Rows, read_table, split_rows, without_empty
+from jaxgen.data.tables import Column, Rows, read_table, without_empty
 from jaxgen.errors import DataError, UsageError
 
 #: Built-in sets by name: from a seed to the splits ``train`` and ``val``.
@@ -54,10 +56,9 @@ def read_labelled(
 ) -> LabelledSplits:
     """Read labelled texts and split them; the labels are those of the training split, sorted.
 
-    Without ``val_data`` rows are held out at random; the first row of a label that would be held out altogether is
-    trained on. A built-in set has a validation split of its own. Raises ``DataError`` for data that cannot be used:
-    also for a label that occurs in ``val_data`` alone, or when there are fewer than two labels; ``UsageError`` for
-    flags that do not fit.
+    Without ``val_data`` rows are held out at random, but for one of each label at least. A built-in set has a
+    validation split of its own. Raises ``DataError`` for data that cannot be used, also for a label that occurs in
+    ``val_data`` alone and when there are fewer than two labels; ``UsageError`` for flags that do not fit.
     """
     if len(data) == 1 and data[0] in LABELLED_SETS:
         flags: dict[str, object] = {"--text-column": text_columns, "--label-column": label_column}
@@ -65,47 +66,46 @@ def read_labelled(
         return _builtin(data[0], seed, [flag for flag, value in flags.items() if value is not None])
     columns = tuple(text_columns) if text_columns else None, label_column
     rows = without_empty(_read(data, *columns), empty)
+    known = {*rows.parts[1]}
+    labels = tuple(sorted(known))
+    if len(labels) < 2:
+        raise DataError(
+            f"All rows of {rows.name} have the label {labels[0]!r}: there is nothing to tell apart. Give data with at "
+            "least two labels, or check --label-column."
+        )
     if val_data:
         train, val = rows, without_empty(_read(val_data, *columns), empty)
         val_sha256 = val.sha256
         skipped = train.skipped + val.skipped
     else:
         held_out = val_rows or max(1, round(len(rows) * (VAL_FRACTION if val_fraction is None else val_fraction)))
-        train, val = _with_every_label(*split_rows(rows, held_out, seed))
+        train, val = _split(rows, held_out, seed)
         val_sha256, skipped = None, rows.skipped
-    labels = sorted({*train.parts[1]})
-    if unseen := [i for i, label in enumerate(val.parts[1]) if label not in {*labels}]:
+    if unseen := [i for i, label in enumerate(val.parts[1]) if label not in known]:
         raise DataError(
             f"The label {val.parts[1][unseen[0]]!r} ({val.places[unseen[0]]}) occurs in the validation data alone, "
             f"which cannot be learnt; the training data have {_listed(labels)}. Add texts of it to the training data, "
             "or remove it."
         )
-    if len(labels) < 2:
-        raise DataError(
-            f"All rows of {rows.name} have the label {labels[0]!r}: there is nothing to tell apart. Give data with at "
-            "least two labels, or check --label-column."
-        )
-    return LabelledSplits(train, val, val_sha256, tuple(labels), skipped)
+    return LabelledSplits(train, val, val_sha256, labels, skipped)
 
 
-def _with_every_label(train: Rows, val: Rows) -> tuple[Rows, Rows]:
-    """The split with the first row of each label that only ``val`` has moved to ``train``."""
-    known, moved = {*train.parts[1]}, []
-    for i, label in enumerate(val.parts[1]):
-        if label not in known:
-            known.add(label)
-            moved.append(i)
-    if not moved:
-        return train, val
-    if len(moved) == len(val):
+def _split(rows: Rows, held_out: int, seed: int) -> tuple[Rows, Rows]:
+    """``split_rows``, but that a row which is the last of its label stays to be trained on and another is held out."""
+    left = Counter(rows.parts[1])
+    held: list[int] = []
+    for i in permutation(len(rows), seed, 0, "split").tolist():
+        if left[rows.parts[1][i]] > 1 and len(held) < held_out:
+            left[rows.parts[1][i]] -= 1
+            held.append(i)
+    if not held or len(held) < held_out:
         raise DataError(
-            f"Every row of {train.name} that was held out has a label of its own, so that none is left to validate "
-            "with. Give more rows, or check --label-column."
+            f"{held_out:,} of the {len(rows):,} rows of {rows.name} cannot be held out for validation: at least one "
+            f"must be, and of each of the {len(left):,} labels one must be left to train on. Give more rows, or "
+            "another --val-rows or --val-fraction, or check --label-column."
         )
-    more = val.take(np.array(moved))
-    parts = tuple(a + b for a, b in zip(train.parts, more.parts))
-    joined = Rows(parts, train.places + more.places, train.name, train.sha256, train.skipped)
-    return joined, val.take(np.setdiff1d(np.arange(len(val)), moved))
+    chosen = np.isin(np.arange(len(rows)), held)
+    return rows.take(np.flatnonzero(~chosen)), rows.take(np.flatnonzero(chosen))
 
 
 def _builtin(name: str, seed: int, given: Sequence[str]) -> LabelledSplits:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
+from jaxgen.data.conditioning import Conditioning, TextCodec, put_together, read_codec, taken_apart
 from jaxgen.data.corpus import (
     LanguageCorpus,
     Splits,
@@ -25,7 +28,8 @@ from jaxgen.data.language_config import BUILT_FROM, LanguageConfig
 from jaxgen.data.task import EvalSet, Metric, Model, Shown
 from jaxgen.errors import DataError, UsageError
 from jaxgen.store.config import TrainConfig
-from jaxgen.text import Tokenizer, load_tokenizer
+from jaxgen.text import Tokenizer
+from jaxgen.windows import Conditions
 
 #: Targets that an evaluation during training scores at most; the last one scores the whole split.
 EVAL_TOKENS = 200_000
@@ -38,6 +42,8 @@ MAX_UNKNOWN = 0.2
 #: What a run shows of itself: while it trains, and at its end.
 SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 300, 0.8
 FINAL_TEMPERATURES = (0.3, 0.8, 1.0)
+#: Of how many labels, the commonest ones.
+SHOWN_LABELS = 4
 
 
 @dataclass(frozen=True)
@@ -54,34 +60,39 @@ class LanguageData:
     TARGET: ClassVar[str] = "token"
 
     @staticmethod
-    def read_codec(obj: Any) -> Tokenizer:
-        """The tokenizer that ``to_json`` described; raises ``CheckpointError``."""
-        return load_tokenizer(obj)
+    def read_codec(obj: Any) -> TextCodec:
+        """The codec that ``to_json`` described; raises ``CheckpointError``."""
+        return read_codec(obj)
 
     @staticmethod
-    def sizes(codec: Tokenizer) -> dict[str, int]:
-        """The options of the model that follow from the tokenizer."""
-        return {"vocab_size": codec.vocab_size}
+    def sizes(codec: TextCodec) -> dict[str, int]:
+        """The options of the model that follow from the codec."""
+        tokenizer, conditioning = taken_apart(codec)
+        return {"vocab_size": tokenizer.vocab_size, "condition": conditioning.width if conditioning else 0}
 
     @classmethod
-    def load(cls, config: LanguageConfig, tokenizer: Tokenizer | None = None) -> LanguageData:
-        """Read, split and encode the text; a given ``tokenizer`` (of a resumed run) is used as it is.
+    def load(cls, config: LanguageConfig, codec: TextCodec | None = None) -> LanguageData:
+        """Read, split and encode the text; a given ``codec`` (of a resumed run) is used as it is.
 
         Raises ``DataError`` for data that cannot be used, also when a split is too short for one batch or when
         ``--init-from`` brings a vocabulary that lacks too much of the text.
         """
+        tokenizer, conditioning = (None, None) if codec is None else taken_apart(codec)
         if tokenizer is not None and tokenizer.kind != config.level:
             raise UsageError(
                 f"--level is {config.level}, but the run to begin from reads tokens of the level {tokenizer.kind}: "
                 f"give --level {tokenizer.kind}, or leave out --init-from."
             )
+        if codec is not None:
+            _check_conditions(config, conditioning)
         options = config.tokenizer_options()
-        corpus = prepare(config.data, tokenizer_options=options, tokenizer=tokenizer, **config.reading())
+        reading: dict[str, Any] = {"tokenizer": tokenizer, "conditioning": conditioning, **config.reading()}
+        corpus = prepare(config.data, tokenizer_options=options, **reading)
         data = cls(config, corpus)
         _ = data.batches  # too little text is an error now, not after compilation
         data._check_validation()
         # A run that goes on made its vocabulary for this text, whatever it lacks: only a borrowed one is checked.
-        if tokenizer is not None and config.init_from is not None:
+        if codec is not None and config.init_from is not None:
             data._check_vocabulary()
         return data
 
@@ -113,9 +124,9 @@ class LanguageData:
         return self.corpus.tokenizer
 
     @property
-    def codec(self) -> Tokenizer:
-        """What texts are read and written with."""
-        return self.tokenizer
+    def codec(self) -> TextCodec:
+        """What texts are read and written with: the tokenizer, with labels and features if there are any."""
+        return put_together(self.tokenizer, self.corpus.conditioning)
 
     @property
     def units_per_step(self) -> int:
@@ -145,7 +156,9 @@ class LanguageData:
     def model_options(self) -> dict[str, Any]:
         """What ``build`` of the model needs."""
         chosen = {name: getattr(self.config, name) for name in BUILT_FROM[self.config.model]}
-        return {"vocab_size": self.tokenizer.vocab_size, **chosen}
+        conditioning = self.corpus.conditioning
+        more = {} if conditioning is None else {"condition": conditioning.width}
+        return {"vocab_size": self.tokenizer.vocab_size, **chosen, **more}
 
     def identity(self) -> dict[str, str]:
         """What a resumed run compares: the data's name and the digest of its bytes (``Splits.identity``)."""
@@ -153,7 +166,7 @@ class LanguageData:
 
     def facts(self) -> dict[str, str]:
         """Lines for the reader: label and text."""
-        train, val = self.corpus.train, self.corpus.val
+        train, val, conditioning = self.corpus.train, self.corpus.val, self.corpus.conditioning
         unknown = [
             f"{count:,} unknown in {split} ({count / tokens.ids.size:.2%})"
             for split, count, tokens in (
@@ -167,26 +180,36 @@ class LanguageData:
             "text": f"{train.chars:,} characters to train on, {val.chars:,} to validate",
             "tokens": f"{self.config.level} level, vocabulary {self.tokenizer.vocab_size:,}, "
             + ", ".join([f"{train.ids.size:,} + {val.ids.size:,} tokens", *unknown]),
+            **({} if conditioning is None else conditioning.facts()),
         }
 
     def eval_sets(self, final: bool) -> dict[str, EvalSet]:
         """The evaluations by name; ``val`` is the one that decides which checkpoint is best.
 
         Those that carry the state (``stateful``, and ``val`` unless the layout is windows) share running text out over
-        lanes, each but the first warmed by up to 256 preceding tokens that are not scored. Documents stay whole.
+        lanes, each but the first warmed by up to 256 preceding tokens that are not scored. Documents stay whole. At the
+        end of a run with labels or numbers ``blind`` is ``val`` from their mean: what knowing them is worth.
         """
         c, val = self.config, self.corpus.val
         limit = None if final else EVAL_TOKENS
         rows = max(c.batch_size, EVAL_ROWS)
         stateful = EvalSet(rows, partial(stream_eval, val, rows, c.seq_len, limit_tokens=limit))
         if self.has_documents:
-            return {"val": stateful}
+            return {"val": stateful, **(self._blind(rows) if final else {})}
         cold = self.corpus.layout == "windows"
         sets = {"val": self._windows(c.seq_len) if cold else stateful}
         if final:
             sets |= {f"windows_{n}": self._windows(n) for n in (64, 256) if val.ids.size > n}
             sets |= {"stateful": stateful} if cold else {}
         return sets
+
+    def _blind(self, rows: int) -> dict[str, EvalSet]:
+        conditioning, val = self.corpus.conditioning, self.corpus.val
+        if conditioning is None:
+            return {}
+        everywhere = np.zeros(0 if val.doc_starts is None else val.doc_starts.size, np.uint8)
+        blind = replace(val, conditions=Conditions(everywhere, conditioning.vector()[None]))
+        return {"blind": EvalSet(rows, partial(stream_eval, blind, rows, self.config.seq_len))}
 
     def _windows(self, length: int) -> EvalSet:
         rows = max(self.config.batch_size, EVAL_ROWS)
@@ -215,7 +238,13 @@ class LanguageData:
         return {}
 
     def show(self, model: Model, final: bool) -> list[Shown]:
-        """A sample, or at the end one at each of three temperatures."""
+        """A sample, or at the end one at each of three temperatures; of a run with labels one of each of a few."""
+        if self.corpus.conditioning is not None and self.corpus.conditioning.labels:
+            return [
+                Shown(f"{label}, temperature {SAMPLE_TEMPERATURE:g}", text)
+                for label in self.corpus.conditioning.commonest(SHOWN_LABELS)
+                for text in [model.write("", SAMPLE_TEMPERATURE, SAMPLE_LENGTH, label)]
+            ]
         prompt = self._prompt()
 
         def one(temperature: float) -> Shown:
@@ -247,11 +276,26 @@ class LanguageData:
                 rows.append((f"{name.split('_')[1]}-token windows", f"{value:.4f} nats/token, from a zero state"))
             elif name == "stateful_loss":
                 rows.append(("state carried", f"{value:.4f} nats/token"))
+            elif name == "blind_loss":
+                rows.append(("not knowing", f"{value:.4f} nats/token, from the mean of all labels and features"))
         return rows
 
     def next_command(self, run: str) -> str:
         """How to sample from the run."""
-        return f'python sample.py --run {shlex.quote(run)} --prompt "The "'
+        command, conditioning = f"python sample.py --run {shlex.quote(run)}", self.corpus.conditioning
+        return f'{command} --prompt "The "' if conditioning is None else f"{command} {conditioning.example()}"
+
+
+def _check_conditions(config: LanguageConfig, conditioning: Conditioning | None) -> None:
+    """Raise ``UsageError`` unless the settings know of texts what the run to begin from knows."""
+    there = conditioning or Conditioning()
+    has = bool(there.labels), len(there.features)
+    if (config.label_column is not None, len(config.feature_columns)) != has:
+        labels = "labels" if has[0] else "no labels"
+        raise UsageError(
+            f"The run to begin from knows {labels} and {has[1] or 'no'} features of its texts, and --label-column and "
+            "--feature-columns name others: give as many, or leave out --init-from."
+        )
 
 
 def per_unit(name: str, loss: float, tokens: Tokens) -> dict[str, float]:

@@ -16,7 +16,7 @@ MAX_ORDER = 32
 #: Settings that one kind of model reads and others do not: most are about layers and about training by gradients.
 ONLY = {
     "ngram": {"order"},
-    "rnn": {*TrainConfig.model_fields, "embed", "embed_dropout", "stride", "tie"}
+    "rnn": {*TrainConfig.model_fields, "embed", "embed_dropout", "feature_columns", "label_column", "stride", "tie"}
     - {"batch_size", "model", "run", "seed"},
 }
 #: What ``build`` of each kind of model takes from the settings.
@@ -40,6 +40,11 @@ class LanguageConfig(TrainConfig):
     """Share of the data held out at its end (documents: drawn at random). Default: 0.1."""
     text_column: str | None = None
     """Column of a CSV, TSV or JSONL file to read, by name or by position from 1."""
+    label_column: str | None = None
+    """Column with the label of each text, by name or by position from 1. The label says where the state of a text
+    begins, so that sample.py --label writes one of that kind. Every row is a document then."""
+    feature_columns: tuple[str, ...] = ()
+    """Columns with numbers, from which the state of a text begins too, standardised: for sample.py --features."""
     level: str = "char"
     """What a token is."""
     vocab_size: Positive | None = None
@@ -116,10 +121,17 @@ class LanguageConfig(TrainConfig):
             "documents": self.documents,
             "val_fraction": VAL_FRACTION if self.val_fraction is None else self.val_fraction,
             "val_data": self.val_data,
+            "label_column": self.label_column,
+            "feature_columns": self.feature_columns,
             "seed": self.seed,
         }
 
-    @field_validator("data", "val_data", mode="before")
+    @property
+    def is_conditioned(self) -> bool:
+        """Whether something is known of every text beside the text itself."""
+        return self.label_column is not None or bool(self.feature_columns)
+
+    @field_validator("data", "val_data", "feature_columns", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value  # data = "book.txt" in a TOML file
@@ -136,12 +148,29 @@ class LanguageConfig(TrainConfig):
         check_level(self)
         if self.documents is not None and self.layout not in (None, "documents"):
             raise ValueError(f"--documents {self.documents} has no meaning with --layout {self.layout}")
+        if self.is_conditioned:
+            self._check_conditioned()
         if self.val_fraction is not None and self.val_data:
             raise ValueError(
                 f"--val-fraction {self.val_fraction} has no meaning with --val-data {' '.join(self.val_data)}, "
                 "which holds nothing out: leave one of them out"
             )
         return self
+
+    def _check_conditioned(self) -> None:
+        """Raise ``ValueError`` for settings with which a label would not belong to a text."""
+        flag = "--feature-columns" if self.label_column is None else "--label-column"
+        others = {"layout": (self.layout, "documents"), "documents": (self.documents, "row")}
+        for name, (given, needed) in others.items():
+            if given not in (None, needed):
+                raise ValueError(
+                    f"--{name} {given} has no meaning with {flag}, for which every row of a table is a document: leave "
+                    f"it out"
+                )
+        columns = [self.text_column, self.label_column, *self.feature_columns]
+        named = [column for column in columns if column is not None]
+        if twice := [column for column in named if named.count(column) > 1]:
+            raise ValueError(f"The column {twice[0]!r} was named twice: it is text, label or number, and that once")
 
     def _check_model(self) -> None:
         """Raise ``UsageError`` for a setting of other models, which a preset is too; what it has set is not."""

@@ -39,8 +39,8 @@ class Shown(NamedTuple):
 class Model(Protocol):
     """What data may ask of the model that is being trained, to show or to judge what it makes."""
 
-    def write(self, prompt: str, temperature: float, length: int) -> str:
-        """A text that goes on from ``prompt`` (tasks whose commands are those of texts)."""
+    def write(self, prompt: str, temperature: float, length: int, label: str | None = None) -> str:
+        """A text that goes on from ``prompt`` (tasks whose commands are those of texts), one of ``label`` if given."""
         ...
 
     def answer(self, inputs: Sequence[Any], **options: Any) -> list[Any]:

@@ -9,13 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxgen.data.buckets import padded, rung
-from jaxgen.data.writing import decode_target, spaced
+from jaxgen.data.writing import decode_target, spaced, token_label
 from jaxgen.errors import CheckpointError
+from jaxgen.store.attention_plot import Look
 from jaxgen.text import EOS, PAD, Tokenizer, load_tokenizer
 from jaxgen.types import Sequence as TokenRows
-
-#: Characters of a token in a picture, at most.
-LABEL = 16
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,17 @@ class TranslateCodec:
 
     def pieces(self, text: str) -> list[str]:
         """The tokens of a source, to label what attention looks at."""
-        return [_label(self.source, i) for i in self.encode(text)]
+        return [token_label(self.source, i) for i in self.encode(text)]
 
     def written(self, ids: np.ndarray) -> list[str]:
         """The tokens of a translation, and its end."""
-        return [_label(self.target, i) for i in [*ids, EOS]]
+        return [token_label(self.target, i) for i in [*ids, EOS]]
+
+    def look(self, text: str, output: Any, weights: np.ndarray) -> Look:
+        """Where the decoder looked with each token of a translation, ``weights`` [.., S]: at tokens of the source."""
+        labels = self.pieces(text)
+        written = self.written(output.tokens)[: output.tokens.size + output.ended]
+        return Look(labels, written, weights[: len(written), : len(labels)])
 
     def to_json(self) -> dict[str, Any]:
         """Everything needed to make this codec again."""
@@ -103,13 +107,3 @@ class TranslateCodec:
                 "The tokenizer.json of this run does not describe the two tokenizers of a translator: copy the run "
                 "again, or train anew."
             ) from None
-
-
-def _label(tokenizer: Tokenizer, token: int) -> str:
-    """A token as a short word: white space can be seen, and the middle of what is long is left out."""
-    if token == EOS:
-        return "<eos>"
-    text = tokenizer.decode([token])
-    text = text.strip() or "".join({" ": "␣", "\n": "↵", "\t": "⇥"}.get(c, "␣") for c in text)
-    half = LABEL // 2
-    return text if len(text) <= LABEL else f"{text[: half - 1]}…{text[-half:]}"

@@ -19,11 +19,13 @@ from jaxgen.types import Writing
 #: Rows of an evaluation batch at least.
 EVAL_ROWS = 32
 #: Validation inputs whose texts are written at each evaluation; at the end those of all are.
-JUDGED = 256
+JUDGED = 1_000
 #: Validation inputs that a run shows with what it writes for them.
 SHOWN = 3
 #: Levels at which a word in the middle of a text and the same at its beginning are other tokens.
 SPACED = ("bpe", "word")
+#: Characters of a token in a picture, at most.
+LABEL = 16
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ def decode_target(tokenizer: Tokenizer, ids: np.ndarray) -> str:
 def spaced(tokenizer: Tokenizer) -> bool:
     """Whether a word in the middle of a text and the same at its beginning are other tokens."""
     return tokenizer.kind in SPACED
+
+
+def token_label(tokenizer: Tokenizer, token: int) -> str:
+    """A token as a short word: white space can be seen, and the middle of what is long is left out."""
+    if token == EOS:
+        return "<eos>"
+    text = tokenizer.decode([token])
+    text = text.strip() or "".join({" ": "␣", "\n": "↵", "\t": "⇥"}.get(c, "␣") for c in text)
+    half = LABEL // 2
+    return text if len(text) <= LABEL else f"{text[: half - 1]}…{text[-half:]}"
 
 
 class WritingData(ABC):

@@ -94,14 +94,18 @@ class Attention(nn.Module):
 
 
 class General(Attention):
-    """Luong, Pham & Manning 2015 (arXiv:1508.04025), section 3.1, "general": score(h, v) = h . (v W)."""
+    """Luong, Pham & Manning 2015 (arXiv:1508.04025), section 3.1, "general", scaled: score(h, v) = h . (v W) / sqrt(H).
+
+    Without the scale (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1) sums of H products make the softmax choose
+    a single place early on, and no gradient leads it to another.
+    """
 
     def weights(self) -> tuple[()]:
         return ()
 
     @nn.nowrap
     def score(self, weights: tuple[()], keys: Array, query: Array) -> Array:
-        return jnp.einsum("bth,bsh->bts", query, keys.astype(query.dtype))
+        return jnp.einsum("bth,bsh->bts", query * self.query**-0.5, keys.astype(query.dtype))
 
 
 class AdditiveWeights(NamedTuple):

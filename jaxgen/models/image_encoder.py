@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.errors import UsageError
-from jaxgen.models.pictures import flip
+from jaxgen.models.encoder import Source
 from jaxgen.models.stack import dropout
+from jaxgen.pictures import flip
 from jaxgen.types import Array, ArrayLike, Key
 
 #: Channels that are normalised together; the widths of layers are multiples of it, which is also what vectors want.
@@ -109,7 +110,7 @@ class ImageEncoder(nn.Module):
         if images.shape[1:] != (*self.size, 3) or images.dtype != jnp.uint8:
             raise UsageError(
                 f"The image encoder got {images.dtype} {images.shape} and takes uint8 [B, {self.size[0]}, "
-                f"{self.size[1]}, 3]: resize the images (jaxgen.models.pictures.resize), or make it for another `size`."
+                f"{self.size[1]}, 3]: resize the images (jaxgen.pictures.resize), or make it for another `size`."
             )
         if row_keys is not None and self.flips > 0:
             images = flip(images, _fold(row_keys, 0), self.flips)
@@ -194,6 +195,27 @@ class _Places(nn.Module):
             return seen
         places = jnp.swapaxes(dropout(jnp.swapaxes(seen.places, 0, 1), self.dropout, _fold(row_keys, 1)), 0, 1)
         return Seen(places, dropout(seen.pooled[None], self.dropout, _fold(row_keys, 2))[0])
+
+
+class PictureSource(nn.Module):
+    """An encoder of pictures (this module says what it is) as ``EncoderDecoder`` takes it."""
+
+    encoder: Any
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether ``row_keys`` change anything."""
+        return self.encoder.has_dropout
+
+    @nn.nowrap
+    def example(self) -> Any:
+        """Inputs of one row."""
+        return self.encoder.example()
+
+    def source(self, inputs: Any, row_keys: Key | None = None) -> Source:
+        """What a decoder may begin from: the pooled vector, and the places."""
+        seen = self.encoder(inputs, row_keys)
+        return Source(((seen.pooled,),), seen.places)
 
 
 def _fold(row_keys: Key, number: int) -> Key:

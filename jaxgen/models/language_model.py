@@ -13,6 +13,7 @@ from jaxgen.cells import FORMS, LSTM, PRECISIONS, Cell, choose_form
 from jaxgen.cells.precision import dot_general, matmul
 from jaxgen.errors import UsageError, choose
 from jaxgen.models.stack import Stack, dropout
+from jaxgen.models.state_vectors import count_state, shape_state
 from jaxgen.types import Array, Carry, Key
 
 #: Largest vocabulary of one-hot inputs for which a table is made: it takes V x V ones and zeros to make.
@@ -28,7 +29,8 @@ class LanguageModel(nn.Module):
     arXiv:1608.05859) and needs ``embed`` equal to ``hidden``. ``form`` is how recurrences are computed (``unroll``).
     ``dropout`` acts on what a layer passes upwards (``Stack``), ``embed_dropout`` on the embeddings in the same way.
     ``precision`` is that of all matrix products (``jaxgen.cells.PRECISIONS``); other than ``float32`` it takes a jaxgen
-    cell, which must hand it to its ``Affine``. Sizes that cannot be used raise ``UsageError``.
+    cell, which must hand it to its ``Affine``. ``condition`` is the width of the vectors that ``initial_states`` makes
+    states of. Sizes that cannot be used raise ``UsageError``.
     """
 
     vocab_size: int
@@ -41,9 +43,10 @@ class LanguageModel(nn.Module):
     form: str = "auto"
     precision: str = "float32"
     embed_dropout: float = 0.0
+    condition: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"vocab_size": 1, "hidden": 1, "layers": 1, "embed": 0}.items():
+        for name, least in {"vocab_size": 1, "hidden": 1, "layers": 1, "embed": 0, "condition": 0}.items():
             size = getattr(self, name)
             if (name, size) != ("embed", None) and not (isinstance(size, int | np.integer) and size >= least):
                 raise UsageError(f"The model's `{name}` is {size!r}: it must be a whole number of {least} or more.")
@@ -84,6 +87,12 @@ class LanguageModel(nn.Module):
             self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab_size,))
         else:
             self.output = nn.Dense(self.vocab_size, dot_general=dot_general(self.precision))
+        if self.condition:
+            width = count_state(self.initial_carry(1))
+            self.condition_kernel = self.param(
+                "condition_kernel", nn.initializers.lecun_normal(), (self.condition, width), jnp.float32
+            )
+            self.condition_bias = self.param("condition_bias", nn.initializers.zeros_init(), (width,), jnp.float32)
 
     @nn.nowrap
     def initial_carry(self, batch: int) -> tuple[Carry, ...]:
@@ -93,6 +102,20 @@ class LanguageModel(nn.Module):
         zeros = [cell.initialize_carry(jax.random.key(0), (batch, width))]
         zeros += [cell.initialize_carry(jax.random.key(0), (batch, self.hidden)) for _ in range(self.layers - 1)]
         return tuple(zeros)
+
+    def initial_states(self, condition: Array) -> tuple[Carry, ...]:
+        """The state in which a text begins of which ``condition`` [..., C] is known: one carry a layer, [..., H].
+
+        Linear for each array of each layer's state, with tanh where the cell keeps it bounded (``Cell.within``).
+        Vectors between two conditions give states between theirs.
+        """
+        if not self.condition:
+            raise UsageError("This model knows no conditions: make it with the width of their vectors, `condition`.")
+        flat = matmul(condition.reshape(-1, self.condition), self.condition_kernel) + self.condition_bias[None, :]
+        flat = flat.reshape(*condition.shape[:-1], -1)
+        cell = self.cell(features=self.hidden, parent=None)
+        states = shape_state(flat, self.initial_carry(1))
+        return tuple(cell.within(state) if isinstance(cell, Cell) else state for state in states)
 
     @nn.nowrap
     def chosen_form(self) -> str:

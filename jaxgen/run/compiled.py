@@ -127,6 +127,12 @@ def looking(task: Any) -> Callable:
 
 
 @shared
+def initial_states(task: Any) -> Callable:
+    """``(weights, condition) -> carry``, the state of a text of which something is known beforehand."""
+    return jax.jit(task.begin_from)
+
+
+@shared
 def priming(task: Any) -> Callable:
     """``(weights, carry, logits, tokens, valid) -> (carry, logits)``."""
     return jax.jit(task.prime)

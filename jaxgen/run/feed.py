@@ -22,7 +22,7 @@ class Feed:
     def __init__(self, batches: Any, calls: int, devices: int) -> None:
         self._batches, self._calls, self._devices = batches, calls, devices
         self._text: Any = None
-        self._held: Any = None
+        self._held: Any = None  # the text and what is known of it, on the device
         self.read: Stacked | OfText = STACKED
         if isinstance(batches, TextBatches) and batches.text_bytes <= MOST_HELD:
             self.read = OfText(batches.length, batches.eos, PAD)
@@ -40,14 +40,14 @@ class Feed:
             return jax.tree.map(lambda *fields: np.stack(fields), *(rows[at] for at in steps))
         places = [self._batches.places(at) for at in steps]
         start, stop = (np.stack(field).astype(np.int32) for field in list(zip(*places))[:2])
-        return Windows(
-            self._on_device(self._batches.text(step)), Places(start, stop, np.array([p.fresh for p in places]))
-        )
+        text, conditions = self._on_device(step)
+        return Windows(text, Places(start, stop, np.array([p.fresh for p in places])), conditions)
 
-    def _on_device(self, text: np.ndarray) -> jax.Array:
-        """``text`` in the smallest type that holds its ids, put there once."""
+    def _on_device(self, step: int) -> Any:
+        """The text of a step, in the smallest type that holds its ids, and its conditions, put there once."""
+        text = self._batches.text(step)
         if text is not self._text:
-            small = text.astype(self._batches.id_type)
+            small = text.astype(self._batches.id_type), self._batches.conditions(step)
             self._held = jax.device_put(small) if self._devices == 1 else spread_whole(make_mesh(self._devices), small)
             self._text = text
         return self._held

@@ -25,12 +25,13 @@ class Made:
         self._params = params
         return self
 
-    def write(self, prompt: str, temperature: float, length: int) -> str:
+    def write(self, prompt: str, temperature: float, length: int, label: str | None = None) -> str:
         """A text that goes on from ``prompt``, drawn with the run's seed; what the vocabulary lacks is left out."""
         if self._sampler is None:
             documents = self._data.has_documents
             self._sampler = Sampler(self._task, self._data.codec, self._params, documents=documents)
         sampler = self._sampler.with_params(self._params)
+        sampler = sampler if label is None else sampler.conditioned(label)
         return sampler.sample(prompt, Settings(length, temperature, self._seed), unk="skip")[0]
 
     def answer(self, inputs: Sequence[Any], beam: int = 0) -> list[Any]:

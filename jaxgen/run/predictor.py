@@ -148,8 +148,8 @@ class Predictor:
         """
         if self.task.ANSWER != "texts" or self.task.model.decoder.attention == "none":
             raise UsageError(
-                "This model looks at no places while it writes: where one looks can be drawn for runs of the task "
-                'translate with an --attention other than "none".'
+                "This model looks at no places while it writes: where one looks can be drawn for runs of the tasks "
+                'translate and caption with an --attention other than "none".'
             )
         codec, example = self.codec, self.codec.encode(source)
         packed = codec.pack([example] * ROWS, codec.widths(example), ROWS)
@@ -157,8 +157,8 @@ class Predictor:
         tokens = np.full((ROWS, rung(text.tokens.size + 1)), PAD, np.int32)
         tokens[0, : text.tokens.size + 1] = [EOS, *text.tokens]
         places = np.asarray(compiled.looking(self.task)(self.weights, packed, tokens))[0]
-        labels, written = codec.pieces(source), codec.written(text.tokens)[: text.tokens.size + text.ended]
-        return Look(labels, written, places[: len(written), : len(labels)])
+        look: Look = codec.look(source, text, places)
+        return look
 
     def _settings(self, writing: Writing) -> Settings:
         return writing.settings or Settings(length=self.codec.longest, temperature=0.0)

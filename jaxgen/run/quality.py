@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from jaxgen.data import DATA
+from jaxgen.data.conditioning import Condition, conditions_of
 from jaxgen.errors import DataError, UsageError
 from jaxgen.run.sampler import Sampler
 from jaxgen.run.saved import SavedRun
@@ -26,10 +29,14 @@ SPACE = re.compile(r"\s")
 
 @dataclass(frozen=True)
 class Reference:
-    """The texts that a model was trained on and validated with: documents, or one running text each."""
+    """The texts that a model was trained on and validated with: documents, or one running text each.
+
+    ``conditions`` are those of the validation texts, of a run that knows some.
+    """
 
     train: list[str]
     val: list[str]
+    conditions: list[Condition] | None = None
 
     @classmethod
     def of_run(cls, saved: SavedRun) -> Reference:
@@ -41,7 +48,8 @@ class Reference:
                 f"The data of the run {saved.directory.path} have changed: {then['name']} with sha256 {then['sha256']} "
                 f"then, {now['name']} with {now['sha256']} now."
             )
-        return cls(_as_decoded(splits.train), _as_decoded(splits.val))
+        conditions = None if splits.val_known is None else conditions_of(splits.val_known)
+        return cls(_as_decoded(splits.train), _as_decoded(splits.val), conditions)
 
     @cached_property
     def words(self) -> frozenset[str]:
@@ -90,16 +98,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A row for each temperature in the order given and one for validation text; n-grams are of ``unit``."""
+    """A row for each temperature in the order given and one for validation text; n-grams are of ``unit``.
+
+    ``drawn`` says how many texts each condition got at each temperature; it is empty for a run that knows none.
+    """
 
     rows: list[Row]
     validation: Row | None
     unit: str
+    drawn: list[tuple[Condition, int]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
         rows = [_row_json(row) for row in self.rows]
+        drawn = [{**condition.to_json(), "texts": number} for condition, number in self.drawn]
         return {
+            **({"conditions": drawn} if drawn else {}),
             "unit": self.unit,
             "rows": rows,
             "validation": None if self.validation is None else _row_json(self.validation),
@@ -121,25 +135,74 @@ def evaluate(
     At temperature 0 one text is drawn and counted as often. n-grams are of words where the text puts spaces between
     them, else of characters. Without a ``reference`` there is no row of validation text, and what compares with the
     training text is ``None``. Raises ``UsageError`` before anything is compiled, also for texts of length 0.
+
+    Of a run with labels or features the texts are drawn under the conditions of as many validation texts, evenly
+    spread over them, unless ``sampler`` is under one: then the validation texts under that one are compared with.
+    Validation text is always measured under its own condition.
     """
     settings = settings or Settings()
     if settings.length < 1:
         raise UsageError(f"Texts of length {settings.length} leave nothing to measure: give a length of 1 or more.")
     sweep = [replace(settings, temperature=temperature) for temperature in temperatures]
+    shares = share_out(sampler, num_samples, reference)
     streams = [
-        sampler.samples(prompt, each, num_samples=1 if each.greedy else num_samples, unk=unk) for each in sweep
+        [
+            each.samples(prompt, how, num_samples=1 if how.greedy else len(numbers), first=numbers.start, unk=unk)
+            for each, numbers in shares
+        ]
+        for how in sweep
     ]  # checked here, drawn below
-    drawn = [list(stream) * (num_samples if each.greedy else 1) for each, stream in zip(sweep, streams)]
+    drawn = [
+        [
+            sample
+            for (_, numbers), part in zip(shares, parts)
+            for sample in list(part) * (len(numbers) if how.greedy else 1)
+        ]
+        for how, parts in zip(sweep, streams)
+    ]
     unit = natural_unit(reference.train if reference else (s.text for samples in drawn for s in samples))
     pieces = []
     if reference is not None:
         tokens = sum(s.tokens.size for samples in drawn for s in samples)
         size = settings.length * sum(len(s.text) for samples in drawn for s in samples) / max(tokens, 1)
-        pieces = cut_pieces(reference.val, num_samples, max(1, round(size)), documents=sampler.documents)
+        pieces = cut_pieces(
+            reference.val,
+            num_samples,
+            max(1, round(size)),
+            documents=sampler.documents,
+            conditions=reference.conditions,
+            only=sampler.condition,
+        )
     texts = [s.text for samples in drawn for s in samples] + [piece.text for piece in pieces]
     judge = Judge(sampler, unit, reference, None if reference is None else copies_of(texts, reference.train))
     rows = [judge.samples(each, samples, prompt) for each, samples in zip(temperatures, drawn)]
-    return Evaluation(rows, judge.real(pieces) if pieces else None, unit)
+    given = [] if sampler.conditioning is None else [(each.condition or Condition(), len(n)) for each, n in shares]
+    return Evaluation(rows, judge.real(pieces) if pieces else None, unit, given)
+
+
+def share_out(sampler: Sampler, number: int, reference: Reference | None) -> list[tuple[Sampler, range]]:
+    """Samplers with the numbers of the samples that each draws, ``number`` in all, as ``evaluate`` says.
+
+    Raises ``UsageError`` where the conditions of validation text are needed and not to be had.
+    """
+    if sampler.conditioning is None or sampler.condition is not None:
+        return [(sampler, range(number))]
+    if reference is None or not reference.conditions:
+        raise UsageError(
+            "Texts are drawn with labels and features in the proportion of the validation texts, which are not there: "
+            "say with --label or --features what the texts are to be about."
+        )
+    counts = Counter(reference.conditions[i] for i in spread(number, len(reference.conditions)))
+    shares, first = [], 0
+    for condition, count in counts.items():
+        shares.append((sampler.under(condition), range(first, first + count)))
+        first += count
+    return shares
+
+
+def spread(count: int, among: int) -> list[int]:
+    """``count`` of the numbers from 0 to ``among`` - 1, evenly spread."""
+    return [i * among // count for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -148,17 +211,28 @@ class RealText:
 
     text: str
     cut: bool
+    condition: Condition | None = None
 
 
-def cut_pieces(texts: Sequence[str], count: int, size: int, *, documents: bool = False) -> list[RealText]:
+def cut_pieces(
+    texts: Sequence[str],
+    count: int,
+    size: int,
+    *,
+    documents: bool = False,
+    conditions: Sequence[Condition] | None = None,
+    only: Condition | None = None,
+) -> list[RealText]:
     """Up to ``count`` pieces of ``texts`` of at most ``size`` characters, evenly spread over them.
 
     None of no text. Of documents the beginnings; of running text what follows a white space, none overlapping another.
+    ``conditions`` are those of the texts; with ``only``, pieces are of texts under that one.
     """
     if documents:
-        count = min(count, len(texts))
-        chosen = [texts[i * len(texts) // count] for i in range(count)]
-        return [RealText(text[:size], len(text) > size) for text in chosen]
+        under: Sequence[Condition | None] = conditions or [None] * len(texts)
+        kept = [(text, mine) for text, mine in zip(texts, under) if only is None or mine == only]
+        chosen = [kept[i] for i in spread(min(count, len(kept)), len(kept))]
+        return [RealText(text[:size], len(text) > size, mine) for text, mine in chosen]
     text = "".join(texts)
     count = min(count, max(len(text) // size, 1 if text else 0))
     pieces = []
@@ -241,14 +315,16 @@ def longest_copy(texts: Sequence[str], copies: Mapping[str, Span], train: Sequen
 
 
 def mean_logp(sampler: Sampler, pieces: Sequence[RealText]) -> float | None:
-    """The mean log-likelihood in nats that the model gives a token of real texts, each behind an empty prompt.
+    """The mean log-likelihood in nats that the model gives a token of real texts, each behind an empty prompt and under
+    its own condition.
 
     Unknown tokens are read and not scored, for nothing like them can be drawn.
     """
     logp = [np.zeros(0)]
-    for cut in (False, True):
-        texts = [piece.text for piece in pieces if piece.cut is cut]
-        scorer = Scorer(sampler, unk="keep", end=False if cut else None)
+    for condition, cut in product(dict.fromkeys(piece.condition for piece in pieces), (False, True)):
+        texts = [piece.text for piece in pieces if (piece.condition, piece.cut) == (condition, cut)]
+        mine = sampler if condition is None else sampler.under(condition)
+        scorer = Scorer(mine, unk="keep", end=False if cut else None)
         logp += [scores.logp[scores.tokens != UNK] for _, scores in scorer.score_each(texts)]
     every = np.concatenate(logp)
     return float(every.mean(dtype=np.float64)) if every.size else None

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.data.conditioning import Condition
 from jaxgen.errors import DataError, UsageError
 from jaxgen.run import compiled
 from jaxgen.run.beams import Hypothesis, Search, beam
@@ -72,6 +73,7 @@ def _origin(sampler: Sampler, unk: str, state_file: str | None) -> dict[str, Any
         "run": None if sampler.path is None else str(sampler.path),
         "checkpoint": sampler.digest,
         "state": None if state_file is None else {"file": state_file, "sha256": file_sha256(Path(state_file))},
+        **({} if sampler.conditioning is None else {"condition": (sampler.condition or Condition()).to_json()}),
         "versions": {"jaxgen": __version__, "jax": jax.__version__, "jaxlib": jax.lib.__version__},
         "device": device(),
         "receipt": VERSION,
@@ -121,9 +123,21 @@ def replay(sampler: Sampler, saved: Any, where: str = "the receipt") -> Replay:
         state = sampler.load_state(path)
     prompt = {"prompt": saved["prompt"], "state": state, "unk": saved["unk"]}
     try:
+        sampler = _under(sampler, saved)
         return (_replay_beam if "beam" in saved else _replay_sample)(sampler, saved, prompt)
     except UsageError as error:
         raise DataError(f"{where} cannot be made again. {error}") from None
+
+
+def _under(sampler: Sampler, saved: Mapping[str, Any]) -> Sampler:
+    """``sampler`` under the condition that a receipt names, as a run with labels or features writes it."""
+    if ("condition" in saved) != (sampler.conditioning is not None):
+        raise UsageError(
+            "It was drawn under a condition, and this run knows neither labels nor features."
+            if "condition" in saved
+            else "It names no condition, and the texts of this run begin from labels or features."
+        )
+    return sampler if sampler.conditioning is None else sampler.under(sampler.conditioning.read(saved["condition"]))
 
 
 def _replay_sample(sampler: Sampler, saved: Mapping[str, Any], prompt: Mapping[str, Any]) -> Replay:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.data.conditioning import Condition, TextCodec, taken_apart
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.run import compiled
 from jaxgen.run.saved import SavedRun
@@ -20,7 +22,7 @@ from jaxgen.run.state import State, load_state, save_state
 from jaxgen.run.texts import Piece, Sample, TextMaker, likeliest, whole
 from jaxgen.run.together import count_sharing, count_together, is_small, lay_out
 from jaxgen.sampling import MAX_SEED, Context, DecodeState, Last, prime_chunks, sample_keys
-from jaxgen.text import EOS, PAD, UNK, Tokenizer
+from jaxgen.text import EOS, PAD, UNK
 
 #: Tokens that one compiled call makes; text is handed out this often. Changes no bit.
 STREAM_CHUNK = 32
@@ -33,12 +35,16 @@ class Sampler:
     def __init__(
         self,
         task: Any,
-        tokenizer: Tokenizer,
+        codec: TextCodec,
         params: Any,
         *,
         documents: bool = False,
     ) -> None:
-        self.task, self.tokenizer, self.documents = task, tokenizer, documents
+        self.task, self.documents = task, documents
+        #: What texts are read and written with, and what the run knows of labels and features, if it does.
+        self.tokenizer, self.conditioning = taken_apart(codec)
+        #: What texts are to be about; ``None``, as what it leaves open, is the mean of the training texts.
+        self.condition: Condition | None = None
         #: The run that the weights come from and their digest, if they come from one.
         self.path: Path | None = None
         self.digest = ""
@@ -61,6 +67,28 @@ class Sampler:
         """Other weights of the same shapes, without compiling anything again."""
         self._params, self._prepared, self.digest = params, None, ""
         return self
+
+    def conditioned(
+        self, labels: str | Mapping[str, float] | None = None, features: Sequence[float] | None = None
+    ) -> Sampler:
+        """A sampler with the same weights whose texts are of one label, or between several with their weights
+        (``{"Sports": 1, "World": 3}``), and of these features, one number each.
+
+        It says where the state begins: interpolation is between the vectors that the labels stand for. Raises
+        ``UsageError`` for a run that knows none, for a label that is none, and for numbers that cannot be used.
+        """
+        if self.conditioning is None:
+            raise UsageError(
+                "This run knows neither labels nor features: leave them out, or train with --label-column or "
+                "--feature-columns."
+            )
+        return self.under(self.conditioning.choose(labels, features))
+
+    def under(self, condition: Condition | None) -> Sampler:
+        """A sampler with the same weights whose texts are under ``condition``."""
+        other = copy.copy(self)
+        other.condition = condition
+        return other
 
     @property
     def weights(self) -> Any:
@@ -103,6 +131,9 @@ class Sampler:
     def blank(self) -> State:
         """The state before anything is read. It has no logits to draw from yet."""
         carry, logits = self.task.initial_carry(1), jnp.zeros((1, self.tokenizer.vocab_size), jnp.float32)
+        if self.conditioning is not None:
+            vector = self.conditioning.vector(self.condition)[None]
+            carry = compiled.initial_states(self.task)(self.weights, vector)
         carry, logits = self._beside_weights((carry, logits))
         return State(carry, logits, np.zeros(0, np.int32))
 

@@ -74,7 +74,8 @@ class Trainer:
         self.total: int = resolved["steps"]
         self.schedule, self.optimizer = plan_optimizer(config, resolved["horizon"])
         self.key = jax.random.key(config.seed, impl=PRNG)
-        self.calls = steps_per_call(resolved["parameters"], data.steps_of_time)
+        most = getattr(task, "STEPS_TOGETHER", MAX_STEPS_PER_CALL)
+        self.calls = min(most, steps_per_call(resolved["parameters"], data.steps_of_time))
         self.devices: int = resolved["devices"]
         self._feed = Feed(data.batches, self.calls, self.devices)
         self._steps = compiled.training_steps(task, self.optimizer, self.devices, self._feed.read)

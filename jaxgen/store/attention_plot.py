@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgen.store.plot import GRID, INK, save_picture
+from jaxgen.store.sight_plot import render_sights
 
 
 class Look(NamedTuple):
@@ -19,6 +20,7 @@ class Look(NamedTuple):
     source: list[str]  # [S] labels of the places
     written: list[str]  # [T] tokens
     weights: np.ndarray  # [T, S], each row adds up to 1
+    image: np.ndarray | None = None  # uint8 [Y, X, 3], if the places are those of a grid over it, row by row
 
 
 #: Inches of a cell and between maps, points of a letter, and inches of a picture at most.
@@ -31,10 +33,16 @@ POINTS = 72  # in an inch
 def draw_attention(looks: Sequence[Look], path: str | os.PathLike[str]) -> None:
     """Draw each of ``looks`` as a heat map, side by side and with cells of one size, as a PNG at ``path``.
 
-    A row is a token that is written, a column a place: the darker, the more it is looked at. Raises
+    A row is a token that is written, a column a place: the darker, the more it is looked at. Where the places are as
+    many in rows as in columns over an image, it is the image that is drawn for each token (``sight_plot``). Raises
     ``CheckpointError`` when it cannot be written.
     """
-    save_picture(path, lambda: _render(looks))
+    save_picture(path, lambda: render_sights(looks) if all(map(_over_image, looks)) else _render(looks))
+
+
+def _over_image(look: Look) -> bool:
+    places = look.weights.shape[1]
+    return look.image is not None and math.isqrt(places) ** 2 == places
 
 
 def _render(looks: Sequence[Look]) -> bytes:

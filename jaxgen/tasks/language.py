@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxgen.errors import UsageError
 from jaxgen.models import LanguageModel
 from jaxgen.tasks.making import cell_maker
-from jaxgen.types import Array, Batch, Carry, Key, Params
+from jaxgen.types import Array, Batch, Carry, Conditioned, Key, Params
 
 
 class Totals(NamedTuple):
@@ -71,18 +72,41 @@ class LanguageTask:
         return self.model.initial_carry(rows)
 
     def loss(
-        self, params: Params, carry: Carry, batch: Batch, row_keys: Key | None = None
+        self, params: Params, carry: Carry, batch: Batch | Conditioned, row_keys: Key | None = None
     ) -> tuple[tuple[Carry, ...], Totals]:
-        """Summed cross-entropy of ``batch`` ([B, T] fields) from ``carry``, and the carry it ends in."""
+        """Summed cross-entropy of ``batch`` ([B, T] fields) from ``carry``, and the carry it ends in.
+
+        A reset begins from zeros, or from the state that the model makes of the document's condition. Raises
+        ``UsageError`` for a batch that lacks the conditions of a model with them, or has some for one without.
+        """
+        batch, initial = self._begun(params, batch)
         tokens, targets, reset, mask = (jnp.swapaxes(jnp.asarray(field), 0, 1) for field in batch)
-        carry, states = self._apply(params, tokens, carry, reset=reset, row_keys=row_keys, method=LanguageModel.states)
+        masks = {"reset": reset, "initial": initial, "row_keys": row_keys}
+        carry, states = self._apply(params, tokens, carry, **masks, method=LanguageModel.states)
         logits = self._apply(params, states, method=LanguageModel.logits)
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return carry, Totals(jnp.sum(jnp.where(mask, nll, 0.0)), jnp.sum(mask, dtype=jnp.float32))
 
-    def measure(self, params: Params, carry: Carry, batch: Batch) -> tuple[tuple[Carry, ...], Totals]:
+    def _begun(self, params: Params, batch: Batch | Conditioned) -> tuple[Batch, tuple[Carry, ...] | None]:
+        """The batch itself, and the state [T, B, H] that a reset at each position would begin from, if not zeros."""
+        if isinstance(batch, Conditioned) != bool(self.model.condition):
+            raise UsageError(
+                f"A model with conditions of width {self.model.condition} got a {type(batch).__name__}: give "
+                "`Conditioned` batches to a model that begins from conditions, and plain ones to one that does not."
+            )
+        if not isinstance(batch, Conditioned):
+            return batch, None
+        by_time = jnp.swapaxes(jnp.asarray(batch.condition), 0, 1)
+        return batch.batch, self._apply(params, by_time, method=LanguageModel.initial_states)
+
+    def measure(self, params: Params, carry: Carry, batch: Batch | Conditioned) -> tuple[tuple[Carry, ...], Totals]:
         """What an evaluation sums up: the loss without dropout."""
         return self.loss(params, carry, batch)
+
+    def begin_from(self, prepared: Prepared, condition: Array) -> tuple[Carry, ...]:
+        """The state of texts of which ``condition`` [R, C] is known and nothing has been read."""
+        states: tuple[Carry, ...] = self._apply(prepared.params, condition, method=LanguageModel.initial_states)
+        return states
 
     def prepare(self, params: Params) -> Prepared:
         """Everything decoding can compute once: the first layer's product for every token."""

@@ -26,7 +26,7 @@ _PARTS: Any = {"step": _WHOLE, "params": _WHOLE, "opt_state": _WHOLE, "carry": _
 _STATE = TrainState(**_PARTS)
 _PLACES: Any = {"start": _SPREAD_BATCHES, "stop": _SPREAD_BATCHES, "fresh": _WHOLE}
 _TEXT: Any = _WHOLE
-_SPREAD_WINDOWS = Windows(_TEXT, Places(**_PLACES))
+_SPREAD_WINDOWS = Windows(_TEXT, Places(**_PLACES), _TEXT)
 
 
 def count_devices(rows: int, there: int) -> int:

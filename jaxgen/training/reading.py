@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxgen.types import Array, Batch
-from jaxgen.windows import Windows, read_window
+from jaxgen.types import Array, Batch, Conditioned
+from jaxgen.windows import Windows, read_conditioned
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Stacked:
         """K."""
         return jnp.shape(jax.tree.leaves(batches)[0])[0]
 
-    def __call__(self, batches: Any, i: Array) -> Any:
+    def __call__(self, batches: Any, i: Array | int) -> Any:
         """The i-th batch."""
         return jax.tree.map(lambda field: lax.dynamic_index_in_dim(jnp.asarray(field), i, keepdims=False), batches)
 
@@ -41,7 +41,8 @@ class OfText:
         """K."""
         return jnp.shape(windows.places.start)[0]
 
-    def __call__(self, windows: Windows, i: Array) -> Batch:
+    def __call__(self, windows: Windows, i: Array | int) -> Batch | Conditioned:
         """The i-th batch."""
         places = jax.tree.map(lambda a: lax.dynamic_index_in_dim(jnp.asarray(a), i, keepdims=False), windows.places)
-        return read_window(jnp.asarray(windows.text), places, self.length, self.eos, self.pad, jnp)
+        text, conditions = jax.tree.map(jnp.asarray, (windows.text, windows.conditions))
+        return read_conditioned(text, conditions, places, self.length, self.eos, self.pad, jnp)

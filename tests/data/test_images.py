@@ -15,7 +15,7 @@ from PIL import Image, TiffImagePlugin
 
 from jaxgen.data.images import CANVAS, TOGETHER, find_images, read_image, read_images, say_skipped
 from jaxgen.errors import DataError, UsageError
-from jaxgen.models.pictures import resize
+from jaxgen.pictures import resize
 
 SIZE = (8, 6)
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

@@ -53,7 +53,7 @@ def attending(request):
 
 
 def general(params, h, v):
-    return h @ (v @ params["projection"]["kernel"])
+    return h @ (v @ params["projection"]["kernel"]) / np.sqrt(h.size)
 
 
 def additive(params, h, v):

@@ -77,7 +77,7 @@ def close(a, b, atol=1e-5):
 def attended(params, name, h, values):
     """The context of one row for the state h, and the weights: values [S', M] are those that are there."""
     p, keys = params["attending"], values @ params["attending"]["projection"]["kernel"]
-    scores = keys @ h if name == "general" else np.tanh(h @ p["query_kernel"] + keys) @ p["vector"]
+    scores = keys @ h / np.sqrt(h.size) if name == "general" else np.tanh(h @ p["query_kernel"] + keys) @ p["vector"]
     shares = np.exp(scores - scores.max())
     shares /= shares.sum()
     return shares @ values, shares

@@ -9,7 +9,7 @@ import pytest
 
 from jaxgen.errors import UsageError
 from jaxgen.models.image_encoder import FeatureEncoder, ImageEncoder, patches
-from jaxgen.models.pictures import flip, resize
+from jaxgen.pictures import flip, resize
 
 B, M = 4, 8
 SMALL = ImageEncoder((12, 8), M, widths=(16, 16), blocks=(1, 0))
