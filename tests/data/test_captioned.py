@@ -188,7 +188,7 @@ def test_empty_captions_are_skipped_or_refused():
         (["broken"], r"None of the 1 images can be used; broken/a.png: "),
         (["other"], r"Not one of the 5 captioned images is in other"),
         (["two"], r"There are 2 captions files in .*two: .*--captions"),
-        (["two/a.csv"], r"The file two/a.csv is not an .npz file"),
+        (["one/c.csv"], r"The file one/c.csv is not an .npz file"),
         (["one"], r"1 of 1 images cannot be held out"),
     ],
 )
