@@ -30,17 +30,18 @@ MAY_IMPORT = {
     "types": set(),
     "version": set(),
     "windows": {"types"},
+    "pictures": {"errors", "types"},
     "cells": {"errors", "types"},
-    "models": {"errors", "types", "cells"},
+    "models": {"errors", "types", "cells", "pictures"},
     "baselines": {"errors", "types"},
     "tasks": {"errors", "types", "cells", "models", "baselines"},
     "training": {"errors", "types", "windows", "cells", "models", "tasks"},
     "sampling": {"errors", "types"},
     "text": {"errors", "types"},
     "store": {"errors", "types"},
-    "data": {"errors", "types", "windows", "text", "store"},
+    "data": {"errors", "types", "windows", "pictures", "text", "store"},
 }
-PURE = {"errors", "types", "windows", "cells", "models", "baselines", "tasks", "training", "sampling"}
+PURE = {"errors", "types", "windows", "pictures", "cells", "models", "baselines", "tasks", "training", "sampling"}
 MAY_IMPORT["run"] = set(MAY_IMPORT)
 MAY_IMPORT["api"] = set(MAY_IMPORT)  # a notebook needs no command line
 MAY_IMPORT["__init__"] = {"api"}

@@ -110,7 +110,7 @@ def evaluate(args: list[str]) -> None:
     for temperature in config.temperature:
         settings = Settings(config.length, temperature, config.seed, block=config.block)
     need_backend()
-    saved = SavedRun.open(run)
+    saved = SavedRun.open(run, "evaluate")
     picture = None if more["no_plot"] else picture_path(config.plot, saved.directory.path)
     reference = read_reference(saved, config.require_data)
     sampler = conditioned(Sampler.load(saved.directory.path), config.label, config.features, note=False)

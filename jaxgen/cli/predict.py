@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxgen.cli.common import guarded, parse_more
+from jaxgen.cli.common import flag_value, guarded, parse_more, say
 from jaxgen.errors import DataError, UsageError
 from jaxgen.store.config import Seed
 
+if TYPE_CHECKING:
+    from jaxgen.run.predictor import Predictor, Writing
+
 ABOUT = """Answer inputs with a trained model: a label for each line (classify), a translation of each line (translate),
-a caption for each image (caption). Answers come in the order of the inputs, one a line, on standard output.
+a caption for each image (caption). Answers come in the order of the inputs, one a line, on standard output; an empty
+line has its answer too, so that line n answers line n.
 
     echo "some text" | jaxgen predict                 the newest run, lines from standard input
-    jaxgen predict texts.txt more.txt --json          lines of files, answers as JSON with all that is known of them
+    jaxgen predict texts.txt more.txt.gz --json       lines of files, answers as JSON with all that is known of them
     jaxgen predict --run runs/translate-1 --beam 5    the likeliest of five beams
-    jaxgen predict photo.png other.jpg                images"""
+    jaxgen predict photo.png other.jpg                images (or features.npz, for a run on features)"""
+#: Inputs of which ``--attention`` draws where the decoder looks, from the first on.
+MAPS = 4
+#: Flags for answers that are texts.
+OF_TEXTS = ("--attention", "--beam", "--length", "--length-penalty", "--seed", "--temperature")
 
 
 class PredictConfig(BaseModel):
@@ -36,10 +47,12 @@ class PredictConfig(BaseModel):
     """With --beam: 0 prefers the likeliest text, 1 the one that is likeliest a token, more favours longer ones."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """For answers that are texts: 0 takes the likeliest token, 1 draws from the model as it is."""
-    length: Annotated[int, Field(gt=0)] = 200
-    """For answers that are texts: tokens at most."""
+    length: Annotated[int, Field(gt=0)] | None = None
+    """For answers that are texts: tokens at most. Default: the --max-length that the model was trained with."""
     seed: Seed = 0
-    """What is drawn with --temperature follows from it."""
+    """What is drawn with --temperature follows from it and from the number of the input."""
+    attention: Annotated[str, Field(min_length=1)] | None = None
+    """PNG to draw: where the decoder looks while it writes, for the first inputs, four at most."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -55,22 +68,78 @@ def predict(args: list[str]) -> None:
         ("inputs", Annotated[tuple[str, ...], tyro.conf.Positional, _inputs()], ()),
     ]
     config, rest = parse_more(PredictConfig, args, prog="jaxgen predict", description=ABOUT, more=more)
+    check(config, args)
 
-    from jaxgen.run.predictor import Predictor, Writing
+    from jaxgen.run.host import need_backend
+    from jaxgen.run.predictor import AHEAD, Predictor, Writing
     from jaxgen.run.settings import Settings
 
-    settings = Settings(length=config.length, temperature=config.temperature, seed=config.seed)
+    need_backend()
+    predictor = Predictor.load(config.run)
+    codec, writes = predictor.codec, predictor.task.ANSWER == "texts"
+    if not writes and (given := _given(args, OF_TEXTS)):
+        raise UsageError(
+            f"{given[0]} is for answers that are texts, and the run {predictor.path} gives none: leave it out."
+        )
+    if codec.FILES and not rest["inputs"]:
+        raise UsageError(f"The run {predictor.path} answers files: name them, as in `jaxgen predict photo.png`.")
+    writing = Writing()
+    if writes:
+        settings = Settings(config.length or codec.longest, config.temperature, config.seed)
+        writing = Writing(settings, config.beam, config.length_penalty)
+    inputs: Iterator[Any] = codec.sources(rest["inputs"]) if codec.FILES else lines(rest["inputs"])
+    if config.attention is not None:
+        first = list(islice(inputs, MAPS))
+        inputs = chain(first, inputs)
+        draw(predictor, first, writing, config.attention)
+    typed = not rest["inputs"] and sys.stdin is not None and sys.stdin.isatty()
+    if typed:
+        say("A line, then Enter, is answered at once; Ctrl-D ends.")
+    put(predictor.predict(inputs, writing, 1 if typed else AHEAD), codec, rest["json"], flush=typed)
+
+
+def check(config: PredictConfig, args: Sequence[str]) -> None:
+    """Raise ``UsageError`` for flags that do not fit together."""
     if config.beam and config.temperature:
         raise UsageError("--beam searches and --temperature draws: give one of them.")
-    predictor = Predictor.load(config.run)
-    codec = predictor.codec
-    files = codec.FILES
-    inputs: Any = list(rest["inputs"]) if files else lines(rest["inputs"])
-    if files and not inputs:
-        raise UsageError(f"The run {predictor.path} answers files: name them, as in `jaxgen predict photo.png`.")
-    writing = Writing(settings, config.beam, config.length_penalty)
-    for answer in predictor.predict(inputs, writing):
-        print(json.dumps(answer, ensure_ascii=False) if rest["json"] else codec.line(answer), flush=False)
+    if not config.beam and (given := _given(args, ["--length-penalty"])):
+        raise UsageError(f"{given[0]} ranks the texts of beam search: give --beam too.")
+    if not config.temperature and (given := _given(args, ["--seed"])):
+        raise UsageError(f"{given[0]} has no meaning where nothing is drawn: give --temperature too.")
+
+
+def _given(args: Sequence[str], flags: Iterable[str]) -> list[str]:
+    return [flag for flag in flags if flag_value(args, flag) is not None]
+
+
+def put(answers: Iterable[Any], codec: Any, as_json: bool, flush: bool) -> None:
+    """Write each answer on a line of standard output; at the end say what was not read of the inputs."""
+    from jaxgen.cli.progress import visible
+
+    cut = 0
+    for answer in answers:
+        line = json.dumps(answer, ensure_ascii=False) if as_json else codec.line(answer)
+        line = visible(line) if sys.stdout.isatty() else line
+        print(line.encode("utf-8", "replace").decode("utf-8"), flush=flush)
+        cut += answer.get("cut", 0) > 0
+    if cut:
+        s, were = ("", "was") if cut == 1 else ("s", "were")
+        say(f"{cut:,} input{s} {were} longer than what the model reads: the rest was left out.")
+
+
+def draw(predictor: Predictor, inputs: Sequence[Any], writing: Writing, path: str) -> None:
+    """Draw where the decoder looks while it writes the texts for these inputs; raises ``UsageError`` if it cannot."""
+    from jaxgen.errors import CheckpointError
+    from jaxgen.store.attention_plot import draw_attention
+
+    there = [(number, each) for number, each in enumerate(inputs) if not isinstance(each, str) or each.strip()]
+    looks = [predictor.attention(each, writing, number) for number, each in there]
+    if not looks:
+        raise UsageError("There is no input of which --attention could draw anything: give one that is not empty.")
+    try:
+        draw_attention(looks, path)
+    except CheckpointError as error:
+        raise UsageError(f"--attention {path} cannot be drawn. {error}") from None
 
 
 def _inputs() -> Any:
@@ -80,25 +149,32 @@ def _inputs() -> Any:
 
 
 def lines(paths: Sequence[str]) -> Iterator[str]:
-    """The lines of files, one after the other, or of standard input (``-``); raises ``DataError``."""
+    """The lines of files (gzip too), one after the other, or of standard input (``-``); raises ``DataError``."""
     for path in paths or ("-",):
+        name = "Standard input" if path == "-" else f"The file {path}"
+        if path == "-" and sys.stdin is None:
+            raise DataError("Standard input is closed: name files of lines.")
         try:
             if path == "-":
-                if sys.stdin is None:
-                    raise UsageError("Standard input is closed: name files of lines.")
-                yield from _decoded(sys.stdin.buffer, "standard input")
+                yield from _decoded(sys.stdin.buffer, name)
             else:
-                with Path(path).open("rb") as file:
-                    yield from _decoded(file, path)
+                with Path(path).open("rb") as file:  # opened once, for it may be a pipe
+                    zipped = file.peek(2)[:2] == b"\x1f\x8b"
+                    yield from _decoded(gzip.GzipFile(fileobj=file) if zipped else file, name)
         except OSError as error:
-            raise DataError(f"The file {path} cannot be read: {error.strerror}. Check its name.") from None
+            raise DataError(
+                f"{name} cannot be read: {error.strerror or error}. Check the path and its permissions."
+            ) from None
+        except (EOFError, zlib.error) as error:
+            raise DataError(f"{name} is damaged gzip ({error}). Copy or download it again.") from None
 
 
-def _decoded(file: Any, name: str) -> Iterator[str]:
+def _decoded(file: Iterable[bytes], name: str) -> Iterator[str]:
     for number, line in enumerate(file, start=1):
         try:
-            yield line.decode("utf-8").rstrip("\r\n")
+            text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise DataError(
-                f"Line {number} of {name} is not UTF-8 (byte {line[error.start]:#04x}): convert it to UTF-8."
+                f"{name} is not UTF-8: byte {line[error.start]:#04x} in line {number:,}. Convert it to UTF-8."
             ) from None
+        yield text.removeprefix("\ufeff") if number == 1 else text

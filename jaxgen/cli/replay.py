@@ -82,7 +82,7 @@ def _again(saved: Any, where: str, run: str | None, samplers: dict[str | None, S
         raise UsageError(f"{where} names no run: say with --run which one to draw from.")
     if name not in samplers:
         need_backend()
-        samplers[name] = Sampler.load(name)
+        samplers[name] = Sampler.load(name, "replay")
     if samplers[name].digest != saved["checkpoint"]:
         say(f"note: {where} was drawn from the weights {saved['checkpoint']}; these are {samplers[name].digest}.")
     return replay(samplers[name], saved, where)

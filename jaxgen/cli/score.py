@@ -105,7 +105,7 @@ def score(args: list[str]) -> None:
     if config.window is not None:
         options["window"] = config.window
     end = {"yes": True, "no": False, None: False if config.candidates else None}[config.end]
-    sampler = conditioned(Sampler.load(config.run), config.label, config.features)
+    sampler = conditioned(Sampler.load(config.run, "score"), config.label, config.features)
     scorer = Scorer(sampler, end=end, **options)
     writer = (JsonWriter if found["json"] else Writer)(scorer, config.per_token)
     speed = Speed(scorer)

@@ -9,18 +9,21 @@ from typing import Annotated, Any
 from jaxgen.cli.common import flag_value, guarded, parse
 from jaxgen.errors import UsageError, choose
 
-EPILOG = """Train a recurrent generative network. Without flags: a character-level LSTM on Python's own language
-reference, under two minutes on two CPU cores.
+EPILOG = """{about} Built-in data, so that nothing need be downloaded:
 
-    python train.py --data book.txt                     any text
-    python train.py --data book.txt --level word        words instead of characters
-    python train.py --data names.txt --documents line   a text per line, each ending by itself
-    python train.py --model ngram --order 5             an n-gram model, to compare with
-    python train.py --run runs/language-1 --resume auto  go on where a run stopped
+    python train.py{task}
+
+{examples}
+
+The first word names the task; each has its own flags:
+
+{tasks}
 
 A preset sets several flags at once; --config FILE.toml reads any of them from a file; flags win over both."""
 
 
+#: What is trained when no task is named.
+DEFAULT_TASK = "language"
 #: Three ways to say how long a run is.
 LENGTHS = ("steps", "epochs", "minutes")
 
@@ -33,7 +36,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def train(args: list[str]) -> None:
     from jaxgen.data import DATA
 
-    task = "language"
+    task = DEFAULT_TASK
     if args and not args[0].startswith("-"):
         task = choose(args.pop(0), DATA, "task")
     config, resuming = read_config(DATA[task].Config, args)
@@ -77,7 +80,7 @@ def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
     if any(flag_value(args, f"--{name}") is not None for name in LENGTHS):
         values |= dict.fromkeys(LENGTHS)  # they replace each other
     default = validate(kind, values, f"{file}: " if file else "")
-    about = EPILOG + _presets(kind)
+    about = _about(kind) + _presets(kind)
     config = parse(kind, args, prog="train.py", description=about, default=default, also=_also(), names=_names(kind))
     return config, resuming
 
@@ -121,5 +124,19 @@ def _also() -> dict[str, Any]:
     }
 
 
+def _about(kind: Any) -> str:
+    """What training of this task is, with examples, and which other tasks there are."""
+    from jaxgen.data import DATA
+
+    tasks = "\n".join(f"    {name:10s} {_first_line(data.Config)}" for name, data in DATA.items())
+    examples = "\n".join(f"    {command}" for command in kind.examples)
+    named = "" if kind.task == DEFAULT_TASK else f" {kind.task}"
+    return EPILOG.format(about=_first_line(kind), task=named, examples=examples, tasks=tasks)
+
+
+def _first_line(kind: Any) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]
+
+
 def _presets(kind: Any) -> str:
-    return "\n\nPresets:\n" + "\n".join(f"    {name:7s} {text}" for name, (text, _) in kind.presets.items())
+    return "\n\nPresets:\n" + "\n".join(f"    {name:9s} {text}" for name, (text, _) in kind.presets.items())

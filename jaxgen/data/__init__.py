@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.data.builtin import BUILTIN
+from jaxgen.data.caption import CaptionConfig, CaptionData
 from jaxgen.data.classify import ClassifyConfig, ClassifyData
 from jaxgen.data.corpus import (
     BATCHES,
@@ -22,13 +23,19 @@ from jaxgen.data.reader import Source, read_texts
 from jaxgen.data.translate import TranslateConfig, TranslateData
 
 #: The host half of every task, by name: options, reader, report.
-DATA: dict[str, Any] = {"classify": ClassifyData, "language": LanguageData, "translate": TranslateData}
+DATA: dict[str, Any] = {
+    "caption": CaptionData,
+    "classify": ClassifyData,
+    "language": LanguageData,
+    "translate": TranslateData,
+}
 
 __all__ = [
     "BATCHES",
     "BUILTIN",
     "DATA",
     "NAMED",
+    "CaptionConfig",
     "ClassifyConfig",
     "LanguageConfig",
     "LanguageCorpus",

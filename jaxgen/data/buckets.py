@@ -19,8 +19,8 @@ NONE = -1
 def rung(length: int) -> int:
     """The width to which ``length`` is padded: 8, 12, 16, 24, 32, 48, 64, 96, …
 
-    It depends on nothing else, so that a row by itself and among others has the same width. At most half of it is
-    padding, and lengths up to L have about 2 log2(L) widths.
+    It depends on nothing else, so that a row by itself and among others has the same width. Of widths above 8 less
+    than a third is padding, and lengths up to L have about 2 log2(L) widths.
     """
     width = 8
     while width < length:

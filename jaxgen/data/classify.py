@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import field_validator
 
 from jaxgen.data.buckets import NONE, Buckets, RowBatches, in_batches, padded
-from jaxgen.data.classify_codec import ClassifyCodec
+from jaxgen.data.classify_codec import ClassifyCodec, normal
+from jaxgen.data.classify_config import ClassifyConfig
+from jaxgen.data.judging import confusion_lines, confusion_text, judged
 from jaxgen.data.labelled import LabelledSplits, read_labelled
-from jaxgen.data.rows_config import RowsConfig
 from jaxgen.data.task import EvalSet, Metric, Model, Shown
 from jaxgen.errors import DataError, UsageError
 from jaxgen.store.config import TrainConfig
+from jaxgen.store.files import replace_file
 from jaxgen.text import PAD, TOKENIZERS, UNK
 from jaxgen.types import Labelling
 from jaxgen.types import Sequence as TokenRows
@@ -27,52 +28,6 @@ from jaxgen.types import Sequence as TokenRows
 EVAL_ROWS = 32
 #: Validation texts that a run shows with what it takes them for.
 SHOWN, SHOWN_LENGTH = 3, 300
-
-
-class ClassifyConfig(RowsConfig):
-    """Train a classifier: text in, label out."""
-
-    task: ClassVar[str] = "classify"
-
-    data: tuple[str, ...] = ("stdlib-packages",)
-    """What to read: built-in (stdlib-packages), a named set (ag_news), CSV, TSV or JSONL files with --text-column and
-    --label-column (.gz too), or a folder with a folder of texts for each label."""
-    text_column: tuple[str, ...] | None = None
-    """Columns of a table that hold the text, by name or by position from 1; several are joined by spaces."""
-    label_column: str | None = None
-    """Column of a table that holds the label, by name or by position from 1."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """balanced: rows of rare labels count more in training, so that all labels count the same."""
-    bidirectional: bool = False
-    """Read every text from both ends."""
-    pooling: Literal["last", "max", "mean"] = "max"
-    """What is made of the layers' outputs: the last one, or the largest or the mean of each unit over the text."""
-
-    presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
-        "tiny": (
-            "GRU 1x64, 300 steps: seconds, to see that everything works",
-            {"cell": "gru", "hidden": 64, "layers": 1, "batch_size": 32, "steps": 300},
-        ),
-        "small": (
-            "GRU 1x128 in both directions with dropout, 1,500 steps",
-            {
-                "cell": "gru",
-                "hidden": 128,
-                "layers": 1,
-                "batch_size": 32,
-                "bidirectional": True,
-                "dropout": 0.5,
-                "embed_dropout": 0.3,
-                "lr": 2e-3,
-                "steps": 1500,
-            },
-        ),
-    }
-
-    @field_validator("text_column", mode="before")
-    @classmethod
-    def _one_or_more_columns(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -87,6 +42,7 @@ class ClassifyData:
     COMMANDS: ClassVar[tuple[str, ...]] = ("predict",)
     METRIC: ClassVar[Metric] = Metric("val_accuracy", higher=True)
     UNIT: ClassVar[str] = "texts"
+    TARGET: ClassVar[str] = "text"
 
     @staticmethod
     def read_codec(obj: Any) -> ClassifyCodec:
@@ -115,21 +71,21 @@ class ClassifyData:
             seed=config.seed,
         )
         if codec is None:
-            texts = [text.lower() if config.lower else text for text in splits.train.parts[0]]
-            if config.level == "word":
-                texts = [" " + text for text in texts]
+            texts = (normal(text, config.lower, config.level) for text in splits.train.parts[0])
             tokenizer = TOKENIZERS[config.level].train(texts, **config.tokenizer_options())
             codec = ClassifyCodec(tokenizer, splits.labels, config.lower, config.max_length)
-        elif unknown := sorted({*splits.labels} - {*codec.labels}):
-            raise DataError(
-                f"The data {splits.train.name} have the label {unknown[0]!r}, which the run to begin from does not "
-                f"know: its labels are {', '.join(map(repr, codec.labels))}. Leave out --init-from."
-            )
         elif codec.tokenizer.kind != config.level:
             raise UsageError(
                 f"--level is {config.level}, but the run to begin from reads tokens of the level "
                 f"{codec.tokenizer.kind}: give --level {codec.tokenizer.kind}, or leave out --init-from."
             )
+        elif unknown := sorted({*splits.labels} - {*codec.labels}):
+            raise DataError(
+                f"The data {splits.train.name} have the label {unknown[0]!r}, which the run to begin from does not "
+                f"know: its labels are {', '.join(map(repr, codec.labels))}. Leave out --init-from."
+            )
+        else:  # how texts are read, and how far, may change from run to run; ids and labels may not
+            codec = replace(codec, lower=config.lower, max_length=config.max_length)
         data = cls(config, codec, splits)
         _ = data._train  # rows that cannot be read are an error now, not after compilation
         return data
@@ -166,8 +122,8 @@ class ClassifyData:
     def model_options(self) -> dict[str, Any]:
         """What ``build`` of the model needs."""
         names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
-        options = {name: getattr(self.config, name) for name in (*names, "bidirectional", "pooling")}
-        return {**self.sizes(self.codec), **options}
+        options = {name: getattr(self.config, name) for name in (*names, "token_dropout", "bidirectional", "pooling")}
+        return {**self.sizes(self.codec), **options, "unknown": UNK}
 
     def resolved(self) -> dict[str, Any]:
         """What a run keeps of the data beside their identity: nothing."""
@@ -234,11 +190,13 @@ class ClassifyData:
         return [Shown("some validation texts", "\n".join(lines))]
 
     def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
-        """``confusion.png``."""
+        """``confusion.png`` and ``confusion.txt``."""
         from jaxgen.store.confusion_plot import draw_confusion
 
+        confusion, labels = np.array(report["val_confusion"]), self.codec.labels
         title = f"{folder.name}: {report['val_accuracy']:.1%} of {self._val.labels.size:,} texts are right"
-        draw_confusion(np.array(report["val_confusion"]), self.codec.labels, folder / "confusion.png", title)
+        draw_confusion(confusion, labels, folder / "confusion.png", title)
+        replace_file(folder / "confusion.txt", confusion_text(confusion, labels).encode("utf-8", "replace"))
 
     def headline(self, row: Mapping[str, Any]) -> str:
         """The accuracy of an evaluation."""
@@ -253,7 +211,7 @@ class ClassifyData:
         for label, each in report["val_labels"].items():
             figures = (f"{name} {each[name]:.3f}" for name in ("precision", "recall", "f1"))
             rows.append((label, f"{', '.join(figures)}, {each['texts']:,} texts"))
-        return rows
+        return rows + confusion_lines(np.array(report["val_confusion"]), self.codec.labels)
 
     def next_command(self, run: str) -> str:
         """How to label texts with the run."""
@@ -287,31 +245,6 @@ class _Encoded:
         ids = [self.ids[row] if row != NONE else self.ids[0][:0] for row in rows.tolist()]
         labels = np.where(there, self.labels[rows], 0).astype(np.int32)
         return Labelling(TokenRows(*padded(ids, widths[0], PAD)), labels, (there * weights[labels]).astype(np.float32))
-
-
-def judged(confusion: np.ndarray, calibration: np.ndarray) -> dict[str, Any]:
-    """The usual figures of a confusion matrix [C, C] (true, given) and of bins of confidence [N, 3].
-
-    Macro-F1 is the mean over the labels that occur, be it as true or as given ones; a label's precision, recall and F1
-    are 0 where they have no denominator. The calibration error is the mean over rows of the distance between
-    confidence and accuracy of the row's bin (ECE; Guo et al., ICML 2017, equation 3).
-    """
-    right, true, given = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    precision, recall = (right / np.maximum(each, 1) for each in (given, true))
-    f1 = 2 * right / np.maximum(true + given, 1)
-    occurs = (true + given) > 0
-    rows, confidence, correct = calibration.T
-    total = max(confusion.sum(), 1)
-    labels = [
-        {"precision": float(p), "recall": float(r), "f1": float(f), "texts": int(n)}
-        for p, r, f, n in zip(precision, recall, f1, true)
-    ]
-    return {
-        "accuracy": float(right.sum() / total),
-        "macro_f1": float(f1[occurs].mean()) if occurs.any() else 0.0,
-        "calibration_error": float(np.abs(confidence - correct).sum() / max(rows.sum(), 1)),
-        "labels": labels,
-    }
 
 
 __all__ = ["ClassifyCodec", "ClassifyConfig", "ClassifyData"]

@@ -14,6 +14,13 @@ from jaxgen.text import PAD, Tokenizer, load_tokenizer
 from jaxgen.types import Sequence as TokenRows
 
 
+def normal(text: str, lower: bool, level: str) -> str:
+    """A text as the tokenizer of a level gets it."""
+    text = text.strip().lower() if lower else text.strip()
+    # There a word with a space in front of it is one token, and the same at the beginning of a text another one.
+    return " " + text if text and level in ("bpe", "word") else text
+
+
 class Example(NamedTuple):
     """One text as it is read: its ids, cut to the length that is read, and how many were cut off."""
 
@@ -34,10 +41,8 @@ class ClassifyCodec:
     FILES: ClassVar[bool] = False
 
     def encode(self, text: str) -> Example:
-        """What is read of a text; what the vocabulary lacks is <unk>."""
-        text = text.strip().lower() if self.lower else text.strip()
-        # A word is one token with the space in front of it and another one without.
-        ids = self.tokenizer.encode(" " + text if self.tokenizer.kind == "word" else text)
+        """What is read of a text; what the vocabulary lacks is <unk>. A text of white space alone has no tokens."""
+        ids = self.tokenizer.encode(normal(text, self.lower, self.tokenizer.kind))
         return Example(ids[: self.max_length], max(0, ids.size - self.max_length))
 
     def widths(self, example: Example) -> tuple[int, ...]:
@@ -50,14 +55,18 @@ class ClassifyCodec:
         return TokenRows(*padded([*ids, *[ids[0][:0]] * (rows - len(ids))], widths[0], PAD))
 
     def answer(self, text: str, output: np.ndarray) -> dict[str, Any]:
-        """The likeliest label and the probabilities of all, the likeliest first."""
+        """The likeliest label, the probabilities of all, the likeliest first, and how many tokens were not read.
+
+        Of a text without tokens it is what the model takes texts for of which it knows nothing.
+        """
         order = np.argsort(-output, kind="stable")
         probabilities = {self.labels[i]: round(float(output[i]), 6) for i in order}
-        return {"text": text, "label": self.labels[order[0]], "probabilities": probabilities}
+        label, cut = self.labels[order[0]], self.encode(text).cut
+        return {"text": text, "label": label, "probabilities": probabilities, "cut": cut}
 
     def line(self, answer: Mapping[str, Any]) -> str:
-        """An answer as a line of plain text."""
-        return f"{answer['label']}\t{answer['probabilities'][answer['label']]:.4f}"
+        """An answer as a line of plain text: label, tab, probability. White space in a label becomes single spaces."""
+        return f"{' '.join(answer['label'].split())}\t{answer['probabilities'][answer['label']]:.4f}"
 
     def to_json(self) -> dict[str, Any]:
         """Everything needed to make this codec again."""
@@ -69,9 +78,11 @@ class ClassifyCodec:
         """What ``to_json`` described; raises ``CheckpointError`` for anything else."""
         try:
             labels, lower, length = obj["labels"], obj["lower"], obj["max_length"]
-            if not (isinstance(lower, bool) and type(length) is int and length > 0 and len(set(labels)) == len(labels)):
+            if not (isinstance(lower, bool) and type(length) is int and length > 0):
                 raise ValueError
-            if not all(isinstance(label, str) for label in labels):
+            if not (isinstance(labels, list) and all(isinstance(each, str) for each in labels)):
+                raise ValueError
+            if len({*labels}) != len(labels):
                 raise ValueError
             return cls(load_tokenizer(obj["tokenizer"]), tuple(labels), lower, length)
         except (KeyError, TypeError, ValueError):

@@ -33,24 +33,30 @@ def column_kind(path: Path) -> str | None:
 
 
 def read_column(
-    text: str, kind: str, column: str, path: Path, header: bool | None = None, numbers: bool = False
+    text: str,
+    kind: str,
+    column: str,
+    path: Path,
+    header: bool | None = None,
+    numbers: bool = False,
+    flag: str = "--text-column",
 ) -> list[str]:
     """The texts of one column, by name (from the header row) or by position from 1 (every row is data).
 
     ``header`` says whether a table addressed by position starts with a header row. CSV may quote fields, TSV
     has no quoting, a line of JSONL is an object (by name) or an array (by position); blank lines are skipped.
-    With ``numbers`` JSON's numbers and booleans are taken as they are written.
+    With ``numbers`` JSON's numbers and booleans are taken as they are written. ``flag`` is how a user names the column.
     Raises ``DataError`` naming the line, ``UsageError`` for a position below 1.
     """
     column = str(column)
     position = int(column) if column.isascii() and column.lstrip("+-").isdigit() else None
     if position is not None and position < 1:
-        raise UsageError(f"The text column is {column}, but positions count from 1. Give 1 for the first column.")
+        raise UsageError(f"{flag} is {column}, but positions count from 1. Give 1 for the first column.")
     text = text.removeprefix("\ufeff")
     if kind == "jsonl":
         return [_json_cell(line, column, position, f"line {n} of {path}", numbers) for n, line in _lines(text)]
     rows = _table(text, kind, path)
-    return _cells(rows, column, position, path, header)
+    return _cells(rows, column, position, path, header, flag)
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -91,7 +97,12 @@ def _long_fields() -> Iterator[None]:
 
 
 def _cells(
-    rows: Iterator[tuple[int, list[str]]], column: str, position: int | None, path: Path, header: bool | None
+    rows: Iterator[tuple[int, list[str]]],
+    column: str,
+    position: int | None,
+    path: Path,
+    header: bool | None,
+    flag: str,
 ) -> list[str]:
     texts: list[str] = []
     first: list[str] = []
@@ -99,7 +110,7 @@ def _cells(
     for number, row in rows:
         if width == 0:
             first, width = row, len(row)
-            index = _index(row, column, position, path)
+            index = _index(row, column, position, path, flag)
             if header or (header is None and position is None):
                 continue
         if len(row) != width:
@@ -112,11 +123,11 @@ def _cells(
     return texts
 
 
-def _index(row: list[str], column: str, position: int | None, path: Path) -> int:
+def _index(row: list[str], column: str, position: int | None, path: Path, flag: str = "The column") -> int:
     if position is not None:
         if position > len(row):
             raise DataError(
-                f"The text column is {position}, but {path} has {len(row)} columns. "
+                f"{flag} is {position}, but {path} has {len(row)} columns. "
                 f"Give a position from 1 to {len(row)}.{_separator_hint(row)}"
             )
         return position - 1

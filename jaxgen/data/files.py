@@ -8,6 +8,7 @@ import gzip
 import os
 import stat
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from jaxgen.data.builtin import BUILTIN
@@ -17,14 +18,14 @@ from jaxgen.errors import DataError
 _GZIP = b"\x1f\x8b"
 
 
-def find_paths(spec: str) -> list[Path]:
-    """The files that one path, folder or glob means, in sorted order."""
+def find_paths(spec: str, sets: Iterable[str] = (*BUILTIN, *NAMED)) -> list[Path]:
+    """The files that one path, folder or glob means, in sorted order; ``sets`` could have been named instead."""
     try:
         mode = os.stat(os.path.expanduser(spec)).st_mode
     except (OSError, ValueError) as error:
         if isinstance(error, PermissionError):
             raise DataError(f"{spec!r} cannot be reached: permission denied. Make its folder readable.") from error
-        return _glob(spec)
+        return _glob(spec, list(sets))
     path = Path(os.path.expanduser(spec))
     if stat.S_ISDIR(mode):
         return _folder(path)
@@ -33,14 +34,13 @@ def find_paths(spec: str) -> list[Path]:
     return [path]
 
 
-def _glob(spec: str) -> list[Path]:
+def _glob(spec: str, names: list[str]) -> list[Path]:
     if glob.has_magic(spec) and "\0" not in spec:
         found = [Path(name) for name in sorted(glob.glob(os.path.expanduser(spec), recursive=True))]
         files = [path for path in found if path.is_file()]
         if not files:
             raise DataError(f"No file matches the pattern {spec!r}. Check the pattern and the folder you are in.")
         return files
-    names = [*BUILTIN, *NAMED]
     folder = os.path.dirname(spec)
     try:
         beside = [os.path.join(folder, name) for name in os.listdir(folder or ".")]
@@ -93,7 +93,8 @@ def unzip(raw: bytes, path: Path) -> bytes:
         raise DataError(f"The gzip file {path} is damaged ({error}). Copy or download it again.") from error
 
 
-def decode(data: bytes, path: Path, level: str = "char") -> str:
+def decode(data: bytes, path: Path, level: str | None = None) -> str:
+    """The text of a file; where a ``level`` can be chosen, ``byte`` reads any bytes. Raises ``DataError``."""
     if level == "byte":
         return data.decode("utf-8", "surrogateescape")
     try:
@@ -101,7 +102,8 @@ def decode(data: bytes, path: Path, level: str = "char") -> str:
     except UnicodeDecodeError as error:
         utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
         guess = " It looks like UTF-16." if utf16 else ""
+        more = "or leave it out" if level is None else "leave it out, or read any bytes with --level byte"
         raise DataError(
             f"The file {path} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start} "
-            f"({error.reason}).{guess} Convert it to UTF-8, leave it out, or read any bytes with --level byte."
+            f"({error.reason}).{guess} Convert it to UTF-8, {more}."
         ) from error

@@ -2,7 +2,7 @@
 
 Pictures come in all sizes. A picture is reduced by whole factors where it is read, so that it fits a canvas of
 ``CANVAS`` times the size wanted, whatever its own size; the exact size is then made of many canvases of one shape at
-once, by a function that the caller hands in (``jaxgen.models.pictures.resize``, which is JAX and has no place here).
+once, by a function that the caller hands in (``jaxgen.pictures.resize``, which is JAX and has no place here).
 """
 
 from __future__ import annotations
@@ -85,6 +85,17 @@ def read_image(path: Path | str, size: tuple[int, int], *, most_pixels: int = MO
         raise DataError(f"The image {path} cannot be used: {reason}. Replace it, or leave it out.") from reason
 
 
+def read_exactly(path: Path | str, size: tuple[int, int], resize: Resize) -> np.ndarray:
+    """One picture as uint8 [H, W, 3], bit for bit that of ``read_images``; raises ``DataError`` as ``read_image``."""
+    picture = read_image(path, size)
+    canvases = np.zeros((TOGETHER, CANVAS * size[0], CANVAS * size[1], 3), np.uint8)
+    extents = np.ones((TOGETHER, 2), np.int32)
+    canvases[0, : picture.shape[0], : picture.shape[1]] = picture
+    extents[0] = picture.shape[:2]
+    exact: np.ndarray = np.asarray(resize(canvases, extents))[0]
+    return exact
+
+
 def read_images(
     paths: Iterable[Path | str],
     size: tuple[int, int],
@@ -112,7 +123,7 @@ def read_images(
             if strict:
                 raise DataError(
                     f"The image {path} cannot be used: {reason}. Replace it or remove it with its captions, "
-                    "or have such files skipped by leaving strict reading out."
+                    "or have such files skipped by leaving strict reading (--strict) out."
                 ) from reason
             skipped.append((str(path), str(reason)))
             continue

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from jaxgen.data.batches import permutation
 from jaxgen.data.corpus import identity
+from jaxgen.data.examples import Labelled, digest
 from jaxgen.data.files import decode, find_paths, read_bytes, unzip
 from jaxgen.data.named import NAMED
+from jaxgen.data.packages import stdlib_packages
 from jaxgen.data.rows_config import VAL_FRACTION
-from jaxgen.data.tables import Column, Rows, read_table, split_rows, without_empty
+from jaxgen.data.tables import Column, Rows, read_table, without_empty
 from jaxgen.errors import DataError, UsageError
+
+#: Built-in sets by name: from a seed to the splits ``train`` and ``val``.
+LABELLED_SETS: dict[str, Callable[[int], dict[str, Labelled]]] = {"stdlib-packages": stdlib_packages}
 
 
 @dataclass(frozen=True)
@@ -47,84 +56,118 @@ def read_labelled(
 ) -> LabelledSplits:
     """Read labelled texts and split them; the labels are those of the training split, sorted.
 
-    Without ``val_data`` rows are held out at random; the first row of a label that would be held out altogether is
-    trained on. Raises ``DataError`` for data that cannot be used: also for a label that occurs in ``val_data`` alone,
-    or when there are fewer than two labels.
+    Without ``val_data`` rows are held out at random, but for one of each label at least. A built-in set has a
+    validation split of its own. Raises ``DataError`` for data that cannot be used, also for a label that occurs in
+    ``val_data`` alone and when there are fewer than two labels; ``UsageError`` for flags that do not fit.
     """
+    if len(data) == 1 and data[0] in LABELLED_SETS:
+        flags: dict[str, object] = {"--text-column": text_columns, "--label-column": label_column}
+        flags |= {"--val-data": val_data, "--val-fraction": val_fraction, "--val-rows": val_rows}
+        return _builtin(data[0], seed, [flag for flag, value in flags.items() if value is not None])
     columns = tuple(text_columns) if text_columns else None, label_column
     rows = without_empty(_read(data, *columns), empty)
+    known = {*rows.parts[1]}
+    labels = tuple(sorted(known))
+    if len(labels) < 2:
+        raise DataError(
+            f"All rows of {rows.name} have the label {labels[0]!r}: there is nothing to tell apart. Give data with at "
+            "least two labels, or check --label-column."
+        )
     if val_data:
         train, val = rows, without_empty(_read(val_data, *columns), empty)
         val_sha256 = val.sha256
         skipped = train.skipped + val.skipped
     else:
         held_out = val_rows or max(1, round(len(rows) * (VAL_FRACTION if val_fraction is None else val_fraction)))
-        train, val = _with_every_label(*split_rows(rows, held_out, seed))
+        train, val = _split(rows, held_out, seed)
         val_sha256, skipped = None, rows.skipped
-    labels = sorted({*train.parts[1]})
-    if unseen := [i for i, label in enumerate(val.parts[1]) if label not in {*labels}]:
+    if unseen := [i for i, label in enumerate(val.parts[1]) if label not in known]:
         raise DataError(
             f"The label {val.parts[1][unseen[0]]!r} ({val.places[unseen[0]]}) occurs in the validation data alone, "
             f"which cannot be learnt; the training data have {_listed(labels)}. Add texts of it to the training data, "
             "or remove it."
         )
-    if len(labels) < 2:
-        raise DataError(
-            f"All rows of {rows.name} have the label {labels[0]!r}: there is nothing to tell apart. Give data with at "
-            "least two labels, or check --label-column."
-        )
-    return LabelledSplits(train, val, val_sha256, tuple(labels), skipped)
+    return LabelledSplits(train, val, val_sha256, labels, skipped)
 
 
-def _with_every_label(train: Rows, val: Rows) -> tuple[Rows, Rows]:
-    """The split with the first row of each label that only ``val`` has moved to ``train``."""
-    known, moved = {*train.parts[1]}, []
-    for i, label in enumerate(val.parts[1]):
-        if label not in known:
-            known.add(label)
-            moved.append(i)
-    if not moved:
-        return train, val
-    if len(moved) == len(val):
+def _split(rows: Rows, held_out: int, seed: int) -> tuple[Rows, Rows]:
+    """``split_rows``, but that a row which is the last of its label stays to be trained on and another is held out."""
+    left = Counter(rows.parts[1])
+    held: list[int] = []
+    for i in permutation(len(rows), seed, 0, "split").tolist():
+        if left[rows.parts[1][i]] > 1 and len(held) < held_out:
+            left[rows.parts[1][i]] -= 1
+            held.append(i)
+    if not held or len(held) < held_out:
         raise DataError(
-            f"Every row of {train.name} that was held out has a label of its own, so that none is left to validate "
-            "with. Give more rows, or check --label-column."
+            f"{held_out:,} of the {len(rows):,} rows of {rows.name} cannot be held out for validation: at least one "
+            f"must be, and of each of the {len(left):,} labels one must be left to train on. Give more rows, or "
+            "another --val-rows or --val-fraction, or check --label-column."
         )
-    more = val.take(np.array(moved))
-    parts = tuple(a + b for a, b in zip(train.parts, more.parts))
-    joined = Rows(parts, train.places + more.places, train.name, train.sha256, train.skipped)
-    return joined, val.take(np.setdiff1d(np.arange(len(val)), moved))
+    chosen = np.isin(np.arange(len(rows)), held)
+    return rows.take(np.flatnonzero(~chosen)), rows.take(np.flatnonzero(chosen))
+
+
+def _builtin(name: str, seed: int, given: Sequence[str]) -> LabelledSplits:
+    """The splits of a built-in set; ``UsageError`` for flags that it has no use for."""
+    if given:
+        raise UsageError(
+            f"The built-in set {name} has texts, labels and validation rows of its own, for which {given[0]} has no "
+            "meaning: leave it out."
+        )
+    made = LABELLED_SETS[name](seed)
+    sha256 = digest(made)
+    train, val = (
+        Rows((texts, labels), [f"text {n} of {split}" for n in range(1, len(texts) + 1)], name, sha256)
+        for split, (texts, labels) in ((split, made[split]) for split in ("train", "val"))
+    )
+    return LabelledSplits(train, val, None, tuple(sorted({*train.parts[1]})), 0)
 
 
 def _read(data: Sequence[str], text_columns: tuple[str, ...] | None, label_column: str | None) -> Rows:
-    if len(data) == 1 and text_columns is None and label_column is None:
-        name = data[0]
-        if name in NAMED and NAMED[name].label_column is not None:
-            return _named(name)
-        if Path(name).expanduser().is_dir():
-            return _folders(Path(name).expanduser())
+    known = NAMED.get(data[0]) if len(data) == 1 else None
+    labels: dict[str, str] = {}
+    if known is not None and known.label_column is not None:
+        text_columns = text_columns or known.text_columns
+        # What the set calls its labels is said of its own column alone.
+        labels = dict(known.labels) if label_column in (None, known.label_column) else {}
+        label_column = label_column or known.label_column
+    elif text_columns is None and label_column is None and len(data) == 1 and os.path.isdir(_home(data[0])):
+        return _folders(Path(_home(data[0])))
     if text_columns is None or label_column is None:
+        _check_there(data)
+        missing = "Which columns hold the text and the label"
+        if text_columns is not None or label_column is not None:
+            missing = "Which column holds the " + ("text" if text_columns is None else "label")
         raise UsageError(
-            f"Which columns of {' '.join(data)} hold the text and the label? Name them with --text-column and "
-            "--label-column, by name or by position from 1. Or give a folder with a folder of texts for each label."
+            f"{missing} of {' '.join(data)}? Name them with --text-column and --label-column, by name or by position "
+            "from 1. Or give a folder with a folder of texts for each label."
         )
     flags = Column(text_columns, "--text-column"), Column((label_column,), "--label-column", numbers=True)
-    rows = read_table(data, flags)
-    return Rows((rows.parts[0], [label.strip() for label in rows.parts[1]]), rows.places, rows.name, rows.sha256)
+    rows = read_table(data, flags, header=known.header if known is not None else None)
+    named = [labels.get(label.strip(), label.strip()) for label in rows.parts[1]]
+    return Rows((rows.parts[0], named), rows.places, rows.name, rows.sha256)
 
 
-def _named(name: str) -> Rows:
-    """A named set by what is known of its columns, with the names of its labels."""
-    known = NAMED[name]
-    columns = Column(known.text_columns, "--text-column"), Column((str(known.label_column),), "--label-column")
-    rows = read_table([name], columns, header=known.header)
-    names = dict(known.labels)
-    labels = [names.get(label, label) for label in rows.parts[1]]
-    return Rows((rows.parts[0], labels), rows.places, rows.name, rows.sha256)
+def _home(spec: str) -> str:
+    return os.path.expanduser(spec)
+
+
+def _check_there(data: Sequence[str]) -> None:
+    """Raise ``DataError`` for what is neither a named set nor there."""
+    for spec in data:
+        near = difflib.get_close_matches(spec, LABELLED_SETS, n=1)
+        if near and not os.path.exists(_home(spec)):
+            raise DataError(f"There is no file or folder {spec!r}. Did you mean the built-in set {near[0]!r}?")
+        if spec not in NAMED:
+            find_paths(spec)
 
 
 def _folders(root: Path) -> Rows:
-    """The files under ``root``, a text each, labelled with the name of the folder in ``root`` that they are in."""
+    """The files under ``root``, a text each, labelled with the name of the folder in ``root`` that they are in.
+
+    The digest is over the labels too: a file that was moved to another folder is another example.
+    """
     texts: list[str] = []
     labels: list[str] = []
     places: list[str] = []
@@ -137,7 +180,7 @@ def _folders(root: Path) -> Rows:
                 "leave it out; for a table give the file itself with --text-column and --label-column."
             )
         raw = read_bytes(path)
-        digest.update(raw)
+        digest.update(parts[0].encode("utf-8", "surrogateescape") + b"\0" + raw)
         texts.append(decode(unzip(raw, path), path))
         labels.append(parts[0])
         places.append(f"the file {path}")

@@ -57,6 +57,7 @@ class LanguageData:
     COMMANDS: ClassVar[tuple[str, ...]] = ("sample", "score", "evaluate", "replay")
     METRIC: ClassVar[Metric] = Metric("val_loss", higher=False)
     UNIT: ClassVar[str] = "tokens"
+    TARGET: ClassVar[str] = "token"
 
     @staticmethod
     def read_codec(obj: Any) -> TextCodec:

@@ -27,7 +27,7 @@ BUILT_FROM = {
 
 
 class LanguageConfig(TrainConfig):
-    """Train a language model on any text: a recurrent one, or one to compare it with."""
+    """Text that goes on: a language model, recurrent or one to compare it with."""
 
     task: ClassVar[str] = "language"
 
@@ -70,6 +70,13 @@ class LanguageConfig(TrainConfig):
     order: Annotated[int, Field(gt=0, le=MAX_ORDER)] = 5
     """Longest n-grams that --model ngram counts, in tokens."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "python train.py --data book.txt                     any text",
+        "python train.py --data book.txt --level word        words instead of characters",
+        "python train.py --data names.txt --documents line   a text per line, each ending by itself",
+        "python train.py --model ngram --order 5             an n-gram model, to compare with",
+        "python train.py --run runs/language-1 --resume auto  go on where a run stopped",
+    )
     presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
         "tiny": (
             "LSTM 1x128, 400 steps: seconds, to see that everything works",

@@ -52,25 +52,23 @@ def read_pairs(
 ) -> PairSplits:
     """Read pairs and split them. Each of ``data``, ``val_data`` and ``test_data`` names two parallel files or a table.
 
-    Without ``val_data`` pairs are held out at random, unless the set has validation pairs of its own. Raises
-    ``DataError`` for data that cannot be used, naming the line where two files part.
+    Sets by name may have validation and test pairs of their own, which ``val_data`` and ``test_data`` replace; named
+    there, a set gives these. Where there are no validation pairs, some of the pairs are held out at random. Raises
+    ``DataError`` for data that cannot be used, naming the line where two files part, and ``UsageError`` for settings
+    that have no meaning with the data.
     """
-    if len(data) == 1 and data[0] in PAIR_SETS:
-        return _builtin(data[0], seed)
     columns = source_column, target_column
-    named = NAMED.get(data[0]) if len(data) == 1 else None
-    read = {"train": _read(data, *columns)}
-    if named is not None:
-        others = [(split, source, target) for split, source, target in named.pairs if split != "train"]
-        read |= {split: _parallel(fetch(source), fetch(target), data[0]) for split, source, target in others}
-    read |= {
-        split: _read(specs, *columns) for split, specs in (("val", val_data), ("test", test_data)) if specs is not None
-    }
+    read = _set(data, columns, seed) or {"train": _read(data, columns)}
+    if "val" in read:
+        _no_other_way(read["train"].name, {"--val-rows": val_rows, "--val-fraction": val_fraction})
+    for split, specs in {"val": val_data, "test": test_data}.items():
+        if specs is not None:
+            known = _set(specs, columns, seed)
+            read[split] = known.get(split, known["train"]) if known else _read(specs, columns)
     full = {split: without_empty(rows, empty) for split, rows in read.items()}
-    sha256 = full["train"].sha256
-    for split, rows in full.items():
-        if split != "train":
-            sha256 = identity("", sha256, rows.sha256)["sha256"]
+    sha256, *others = dict.fromkeys(rows.sha256 for rows in full.values())
+    for other in others:
+        sha256 = identity("", sha256, other)["sha256"]
     skipped = sum(rows.skipped for rows in full.values())
     if "val" not in full:
         train = full["train"]
@@ -80,36 +78,44 @@ def read_pairs(
     return PairSplits({split: full[split] for split in order}, full["train"].name, sha256, skipped)
 
 
-def _builtin(name: str, seed: int) -> PairSplits:
-    made = PAIR_SETS[name](seed)
-    sha256 = digest(made)
-    splits = {
-        split: Rows(
-            (pairs.source, pairs.target),
-            [f"pair {n} of {split}" for n in range(1, len(pairs.source) + 1)],
-            name,
-            sha256,
-        )
-        for split, pairs in made.items()
-    }
-    return PairSplits(splits, name, sha256, 0)
+def _set(data: Sequence[str], columns: tuple[str | None, str | None], seed: int) -> dict[str, Rows]:
+    """All splits of a built-in or named set of pairs; nothing for other data."""
+    name = data[0] if len(data) == 1 else ""
+    named = NAMED[name].pairs if name in NAMED else ()
+    if name in PAIR_SETS or named:
+        _no_other_way(name, dict(zip(("--source-column", "--target-column"), columns)))
+    if name in PAIR_SETS:
+        made = PAIR_SETS[name](seed)
+        sha256 = digest(made)  # of all splits together
+        return {
+            split: Rows((a, b), [f"pair {n} of {split}" for n in range(1, len(a) + 1)], name, sha256)
+            for split, (a, b) in made.items()
+        }
+    return {split: _parallel(fetch(source), fetch(target), name) for split, source, target in named}
 
 
-def _read(specs: Sequence[str], source_column: str | None, target_column: str | None) -> Rows:
-    named = NAMED.get(specs[0]) if len(specs) == 1 else None
-    if named is not None and named.pairs:
-        source, target = next((source, target) for split, source, target in named.pairs if split == "train")
-        return _parallel(fetch(source), fetch(target), specs[0])
-    if source_column is not None and target_column is not None:
-        columns = Column((source_column,), "--source-column"), Column((target_column,), "--target-column")
-        return read_table(specs, columns)
-    paths = [path for spec in specs for path in find_paths(spec)]
-    if len(paths) == 2 and not any(map(column_kind, paths)):
+def _no_other_way(name: str, settings: dict[str, object]) -> None:
+    """Raise ``UsageError`` if one of these settings was given for a set that leaves no choice."""
+    given = [flag for flag, value in settings.items() if value is not None]
+    if given:
+        what = "validation pairs" if given[0].startswith("--val") else "sources and targets"
+        raise UsageError(f"{given[0]} was given, but {name} has {what} of its own: leave it out.")
+
+
+def _read(specs: Sequence[str], columns: tuple[str | None, str | None]) -> Rows:
+    source, target = columns
+    if source is not None and target is not None:
+        return read_table(specs, (Column((source,), "--source-column"), Column((target,), "--target-column")))
+    sets = [*PAIR_SETS, *(name for name, known in NAMED.items() if known.pairs)]
+    found = [find_paths(spec, sets) for spec in specs]
+    paths = [path for files in found for path in files]
+    if [len(files) for files in found] == [1, 1] and not any(map(column_kind, paths)):
         return _parallel(paths[0], paths[1], " + ".join(specs))
-    what = "a table" if any(map(column_kind, paths)) else f"{len(paths)} file" + ("s" if len(paths) != 1 else "")
+    number = len(paths)
+    what = "a table" if any(map(column_kind, paths)) else "one file" if number == 1 else f"{number:,} files"
     raise UsageError(
         f"Pairs cannot be read from {' '.join(specs)}, {what}: give two parallel files, the source first, or a table "
-        "with --source-column and --target-column, by name or by position from 1."
+        f"with --source-column and --target-column, by name or by position from 1, or one of: {', '.join(sets)}."
     )
 
 
@@ -125,7 +131,7 @@ def _parallel(source: Path, target: Path, name: str) -> Rows:
             f"has no counterpart in {shorter}. Line n of one must belong to line n of the other: give two files of "
             "equal length."
         )
-    places = [f"line {n} of {source}" for n in range(1, len(sides[0]) + 1)]
+    places = [f"line {n} of {source} or of {target}" for n in range(1, len(sides[0]) + 1)]
     return Rows((sides[0], sides[1]), places, name, hashlib.sha256(raw[0] + raw[1]).hexdigest())
 
 

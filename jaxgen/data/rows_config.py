@@ -41,6 +41,8 @@ class RowsConfig(TrainConfig):
     """Share of each embedding dropped in training, of every occurrence anew."""
     max_length: Size = 400
     """Tokens of a text that are read; what is behind them is cut off."""
+    patience: Positive | None = None
+    """Stop after this many evaluations without a better one (accuracy of labels, BLEU of texts)."""
     buckets: Annotated[int, Field(gt=0, le=64)] = 8
     """Groups of similar lengths that batches are made of: the shapes that are compiled, at most."""
 

@@ -67,8 +67,9 @@ class TaskData(Protocol):
     COMMANDS: ClassVar[tuple[str, ...]]
     #: What decides which checkpoint is the best.
     METRIC: ClassVar[Metric]
-    #: What speed counts.
+    #: What speed counts, and what a loss is of.
     UNIT: ClassVar[str]
+    TARGET: ClassVar[str]
 
     @property
     def config(self) -> Any: ...

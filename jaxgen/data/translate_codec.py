@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxgen.data.buckets import padded, rung
-from jaxgen.data.writing import decode_target, spaced
+from jaxgen.data.writing import decode_target, spaced, token_label
 from jaxgen.errors import CheckpointError
-from jaxgen.text import PAD, Tokenizer, load_tokenizer
+from jaxgen.store.attention_plot import Look
+from jaxgen.text import EOS, PAD, Tokenizer, load_tokenizer
 from jaxgen.types import Sequence as TokenRows
 
 
@@ -32,6 +33,11 @@ class TranslateCodec:
         text = text.strip().lower() if self.lower else text.strip()
         return " " + text if spaced(self.source) else text
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a text that is written, at most, unless asked otherwise: the model has seen no longer ones."""
+        return self.max_length
+
     def encode(self, text: str) -> np.ndarray:
         """What is read of a source; what the vocabulary lacks is <unk>."""
         return self.source.encode(self.normal(text))[: self.max_length]
@@ -45,31 +51,39 @@ class TranslateCodec:
         empty = np.zeros(0, np.int32)
         return TokenRows(*padded([*examples, *[empty] * (rows - len(examples))], widths[0], PAD))
 
-    def name(self, text: str) -> str:
-        """An input as a reader sees it."""
-        return text
-
     def answer(self, text: str, output: Any) -> dict[str, Any]:
-        """A translation, its log-probability in nats, its number of tokens, and whether it came to its end."""
+        """A translation, its log-probability in nats, its number of tokens, and whether it came to its end.
+
+        ``cut`` is how many tokens of the source were left unread. A source of white space has nothing to translate.
+        """
+        if not text.strip():
+            return {"source": text, "text": "", "logp": 0.0, "tokens": 0, "ended": True, "cut": 0}
         return {
             "source": text,
             "text": decode_target(self.target, output.tokens),
             "logp": round(float(output.logp), 6),
             "tokens": int(output.tokens.size),
             "ended": bool(output.ended),
+            "cut": max(0, self.source.encode(self.normal(text)).size - self.max_length),
         }
 
     def line(self, answer: Mapping[str, Any]) -> str:
-        """An answer as a line of plain text."""
-        return " ".join(str(answer["text"]).splitlines()) if answer["text"] else ""
+        """An answer as one line of plain text, whatever line breaks a model writes."""
+        return " ".join(str(answer["text"]).splitlines())
 
     def pieces(self, text: str) -> list[str]:
         """The tokens of a source, to label what attention looks at."""
-        return [self.source.decode([i]).strip() or "␣" for i in self.encode(text)]
+        return [token_label(self.source, i) for i in self.encode(text)]
 
     def written(self, ids: np.ndarray) -> list[str]:
         """The tokens of a translation, and its end."""
-        return [self.target.decode([i]).strip() or "␣" for i in ids] + ["<eos>"]
+        return [token_label(self.target, i) for i in [*ids, EOS]]
+
+    def look(self, text: str, output: Any, weights: np.ndarray) -> Look:
+        """Where the decoder looked with each token of a translation, ``weights`` [.., S]: at tokens of the source."""
+        labels = self.pieces(text)
+        written = self.written(output.tokens)[: output.tokens.size + output.ended]
+        return Look(labels, written, weights[: len(written), : len(labels)])
 
     def to_json(self) -> dict[str, Any]:
         """Everything needed to make this codec again."""

@@ -19,9 +19,13 @@ from jaxgen.types import Writing
 #: Rows of an evaluation batch at least.
 EVAL_ROWS = 32
 #: Validation inputs whose texts are written at each evaluation; at the end those of all are.
-JUDGED = 256
+JUDGED = 1_000
 #: Validation inputs that a run shows with what it writes for them.
 SHOWN = 3
+#: Levels at which a word in the middle of a text and the same at its beginning are other tokens.
+SPACED = ("bpe", "word")
+#: Characters of a token in a picture, at most.
+LABEL = 16
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,10 @@ class Examples:
 
     inputs: list[Any]  # [N], as the codec's ``pack`` takes them
     raw: list[Any]  # [N], as a user gives them
+    names: list[str]  # [N], as a reader sees them
     texts: list[str]  # [N]
     targets: list[np.ndarray]  # [N], their ids
-    lengths: np.ndarray  # [N, F], of what is padded in the inputs, and behind it of the target with its end
+    lengths: np.ndarray  # [N, F], of what is padded in the inputs, and behind it of the target as far as it counts
     groups: list[list[int]]
 
     def references(self, group: int) -> list[str]:
@@ -56,7 +61,17 @@ def decode_target(tokenizer: Tokenizer, ids: np.ndarray) -> str:
 
 def spaced(tokenizer: Tokenizer) -> bool:
     """Whether a word in the middle of a text and the same at its beginning are other tokens."""
-    return tokenizer.kind in ("bpe", "word")
+    return tokenizer.kind in SPACED
+
+
+def token_label(tokenizer: Tokenizer, token: int) -> str:
+    """A token as a short word: white space can be seen, and the middle of what is long is left out."""
+    if token == EOS:
+        return "<eos>"
+    text = tokenizer.decode([token])
+    text = text.strip() or "".join({" ": "␣", "\n": "↵", "\t": "⇥"}.get(c, "␣") for c in text)
+    half = LABEL // 2
+    return text if len(text) <= LABEL else f"{text[: half - 1]}…{text[-half:]}"
 
 
 class WritingData(ABC):
@@ -65,6 +80,7 @@ class WritingData(ABC):
     COMMANDS: ClassVar[tuple[str, ...]] = ("predict",)
     METRIC: ClassVar[Metric]
     UNIT: ClassVar[str]
+    TARGET: ClassVar[str] = "token"
 
     config: Any
     codec: Any
@@ -89,10 +105,11 @@ class WritingData(ABC):
         """The batch of these rows; one that is not there has no target."""
         there = [row for row in rows.tolist() if row != NONE]
         inputs = self.codec.pack([split.inputs[row] for row in there], widths[:-1], rows.size)
-        targets = [split.targets[row] for row in there] + [np.zeros(0, np.int32)] * (rows.size - len(there))
-        read, _ = padded([np.concatenate([[EOS], ids]) for ids in targets], widths[-1], PAD)
-        written, mask = padded([np.concatenate([ids, [EOS]]) for ids in targets], widths[-1], PAD)
-        mask[len(there) :] = False
+        whole = [np.concatenate([[EOS], split.targets[row], [EOS]]) for row in there]
+        counts = [int(split.lengths[row, -1]) for row in there]
+        nothing = [np.zeros(0, np.int32)] * (rows.size - len(there))
+        read, _ = padded([*(ids[:n] for ids, n in zip(whole, counts)), *nothing], widths[-1], PAD)
+        written, mask = padded([*(ids[1 : n + 1] for ids, n in zip(whole, counts)), *nothing], widths[-1], PAD)
         return Writing(inputs, read, written, mask, np.full(rows.size, own, np.float32))
 
     @property
@@ -134,7 +151,9 @@ class WritingData(ABC):
         for name, split in self.splits.items():
             if name == "train" or (name != "val" and not final):
                 continue
-            groups = range(len(split.groups) if final else min(JUDGED, len(split.groups)))
+            there = len(split.groups)
+            judged = there if final else min(JUDGED, there)
+            groups = [there * i // judged for i in range(judged)]  # from all over the split
             raw = [split.raw[split.groups[g][0]] for g in groups]
             texts = [answer["text"] for answer in model.answer(raw, beam=self.config.beam if final else 0)]
             found = self.figures(texts, [split.references(g) for g in groups], final)
@@ -147,14 +166,16 @@ class WritingData(ABC):
         groups = range(min(SHOWN, len(val.groups)))
         raw = [val.raw[val.groups[g][0]] for g in groups]
         lines = []
-        for g, each, answer in zip(groups, raw, model.answer(raw)):
-            right = val.references(g)
+        for g, answer in zip(groups, model.answer(raw)):
+            right, name = val.references(g), val.names[val.groups[g][0]]
             verdict = "exactly right" if answer["text"] in right else f"it is: {right[0]}"
-            lines.append(f"{self.codec.name(each)}\n    -> {answer['text']}\n       ({verdict})")
-        return [Shown(f"some of validation, {self.config.task}", "\n".join(lines))]
+            lines.append(f"{name}\n    -> {answer['text']}\n       ({verdict})")
+        return [Shown(f"some validation {self.UNIT}", "\n".join(lines))]
 
+    @abstractmethod
     def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
-        """Pictures of a finished run: none, unless a subclass has some."""
+        """Pictures of a finished run."""
 
-    def bits_per_char(self, loss: float) -> None:
-        """The loss of a text given its input is no measure of the language."""
+    def bits_per_char(self, loss: float) -> float | None:
+        """Nothing: the loss of a text given its input is no measure of the language."""
+        return None

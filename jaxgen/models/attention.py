@@ -35,9 +35,7 @@ def masked_softmax(scores: Array, valid: Array) -> Array:
     """
     scores = jnp.where(valid, scores, jnp.zeros_like(scores))
     top = jnp.max(scores, axis=-1, keepdims=True, where=valid, initial=jnp.finfo(scores.dtype).min)
-    # The difference is masked and not only its exponential: an infinity in padding would make the gradient NaN.
-    shifted = jnp.where(valid, scores - jax.lax.stop_gradient(top), jnp.zeros_like(scores))
-    raised = jnp.where(valid, jnp.exp(shifted), jnp.zeros_like(scores))
+    raised = jnp.where(valid, jnp.exp(scores - jax.lax.stop_gradient(top)), jnp.zeros_like(scores))
     total = jnp.sum(raised, axis=-1, keepdims=True)
     return raised / jnp.where(total > 0, total, jnp.ones_like(total))
 
@@ -96,14 +94,18 @@ class Attention(nn.Module):
 
 
 class General(Attention):
-    """Luong, Pham & Manning 2015 (arXiv:1508.04025), section 3.1, "general": score(h, v) = h . (v W)."""
+    """Luong, Pham & Manning 2015 (arXiv:1508.04025), section 3.1, "general", scaled: score(h, v) = h . (v W) / sqrt(H).
+
+    Without the scale (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1) sums of H products make the softmax choose
+    a single place early on, and no gradient leads it to another.
+    """
 
     def weights(self) -> tuple[()]:
         return ()
 
     @nn.nowrap
     def score(self, weights: tuple[()], keys: Array, query: Array) -> Array:
-        return jnp.einsum("bth,bsh->bts", query, keys.astype(query.dtype))
+        return jnp.einsum("bth,bsh->bts", query * self.query**-0.5, keys.astype(query.dtype))
 
 
 class AdditiveWeights(NamedTuple):

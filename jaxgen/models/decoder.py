@@ -43,7 +43,7 @@ class Written(NamedTuple):
 
 
 class ContextKernel(nn.Module):
-    """The matrix [M, K] by which a context enters a cell's pre-activations."""
+    """The matrix [M, K] by which a context enters a cell's pre-activations, in the units of ``Cell.project``."""
 
     @nn.compact
     def __call__(self, rows: int, columns: int) -> Array:

@@ -44,7 +44,8 @@ class Encoder(nn.Module):
     ``functools.partial`` of one, or any Linen ``RNNCellBase``. ``embed=None`` makes the embedding as wide as the state;
     ``embed=0`` feeds one-hot vectors straight into the cell. ``dropout`` acts on what a layer passes upwards, the last
     one's outputs included and final states not (``Stack``), ``embed_dropout`` on the embeddings; both are off unless
-    ``row_keys`` are given. ``form`` is that of ``unroll``, ``precision`` that of all matrix products
+    ``row_keys`` are given. ``embed_stddev`` is that of the embedding's initial values: small ones keep what has hardly
+    been seen from mattering. ``form`` is that of ``unroll``, ``precision`` that of all matrix products
     (``jaxgen.cells.PRECISIONS``); other than ``float32`` it takes a jaxgen cell. Sizes that cannot be used raise
     ``UsageError``.
     """
@@ -56,6 +57,7 @@ class Encoder(nn.Module):
     embed: int | None = None
     dropout: float = 0.0
     embed_dropout: float = 0.0
+    embed_stddev: float = 1.0
     bidirectional: bool = False
     form: str = "auto"
     precision: str = "float32"
@@ -79,7 +81,7 @@ class Encoder(nn.Module):
 
     def setup(self) -> None:
         more = {} if self.precision == "float32" else {"precision": self.precision}  # Flax's cells know no such field
-        self.embedding = Embedding(self.vocab_size, self.width, self.embed_dropout)
+        self.embedding = Embedding(self.vocab_size, self.width, self.embed_dropout, self.embed_stddev)
         self.forwards = [self.cell(features=self.hidden, **more) for _ in range(self.layers)]
         if self.bidirectional:
             self.backwards = [self.cell(features=self.hidden, **more) for _ in range(self.layers)]
@@ -93,11 +95,17 @@ class Encoder(nn.Module):
         """What ``form`` comes to for this encoder's cell, on the device that JAX computes on by default."""
         return choose_form(self.form, self.cell(features=self.hidden, parent=None))
 
-    def __call__(self, tokens: ArrayLike, valid: ArrayLike | None = None, row_keys: Key | None = None) -> Encoded:
+    def __call__(
+        self,
+        tokens: ArrayLike,
+        valid: ArrayLike | None = None,
+        row_keys: Key | None = None,
+        drop_outputs: bool = True,
+    ) -> Encoded:
         """``tokens`` and ``valid`` [B, S], false in padding (``None``: there is none) -> outputs and final states.
 
         What stands in padding changes no bit. A row without a token ends in zeros. ``row_keys`` [B] switches dropout
-        on; a row's units depend on its own key alone.
+        on; a row's units depend on its own key alone. Without ``drop_outputs`` the last layer's outputs stay whole.
         """
         tokens = jnp.asarray(tokens).T
         if valid is not None:
@@ -113,7 +121,8 @@ class Encoder(nn.Module):
             ]
             finals.append(tuple(final for final, _ in read))
             x = jnp.concatenate([ys for _, ys in read], axis=-1)
-            x = dropped(x, self.dropout, folded(row_keys, layer))
+            if drop_outputs or layer + 1 < self.layers:
+                x = dropped(x, self.dropout, folded(row_keys, layer))
             inputs = [x] * len(cells)
         return Encoded(jnp.swapaxes(x, 0, 1), tuple(finals))
 

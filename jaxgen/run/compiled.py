@@ -121,9 +121,9 @@ def beginning(task: Any) -> Callable:
 
 
 @shared
-def attending(task: Any) -> Callable:
-    """``(weights, carry, token) -> (carry, logits, places)``, one decoding step and where it looks."""
-    return jax.jit(task.attend)
+def looking(task: Any) -> Callable:
+    """``(weights, inputs, tokens) -> places``: where each step looks that reads these tokens."""
+    return jax.jit(task.look)
 
 
 @shared

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.data.buckets import rung
 from jaxgen.errors import UsageError
 from jaxgen.run import compiled
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.settings import Settings, with_forbidden
-from jaxgen.sampling import Context, DecodeState, Last, beam_states, sample_keys, tile_beams
+from jaxgen.sampling import Context, DecodeState, beam_states, sample_keys, tile_beams
 from jaxgen.store.attention_plot import Look
 from jaxgen.text import EOS, PAD, UNK
 
@@ -31,15 +32,19 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class Writing:
-    """How answers that are texts are written: by default greedily, with ``beam`` the likeliest of so many beams."""
+    """How answers that are texts are written: by default greedily and as long as the model may have learnt to write
+    (``longest`` of the codec), with ``beam`` the likeliest of so many beams."""
 
-    settings: Settings = field(default_factory=lambda: Settings(length=200, temperature=0.0))
+    settings: Settings | None = None
     beam: int = 0
     length_penalty: float = 1.0
 
 
 class Text(NamedTuple):
-    """A text that was written: its tokens, without the end, and its log-probability in nats, the end counted."""
+    """A text that was written: its tokens, without the end, and its log-probability in nats, the end counted.
+
+    Of a text of beam search, the probability is that among texts without <unk> and padding.
+    """
 
     tokens: np.ndarray
     logp: float
@@ -78,17 +83,17 @@ class Predictor:
             self._prepared = compiled.preparation(self.task)(self._params)
         return self._prepared
 
-    def predict(self, inputs: Iterable[Any], writing: Writing | None = None) -> Iterator[Any]:
-        """An answer for each input, in order, as the codec tells it.
+    def predict(self, inputs: Iterable[Any], writing: Writing | None = None, ahead: int = AHEAD) -> Iterator[Any]:
+        """An answer for each input, in order, as the codec tells it; up to ``ahead`` inputs are waited for.
 
         It depends on its own input alone (and, where texts are drawn, on the input's number). Raises ``UsageError``
         for settings that do not fit, and what the codec raises for an input that cannot be read.
         """
         writing = writing or Writing()
-        if writing.settings.length < 1:
+        if writing.settings is not None and writing.settings.length < 1:
             raise UsageError("An answer of 0 tokens cannot be written: give a length of 1 or more.")
         waiting, first = iter(inputs), 0
-        while some := list(islice(waiting, AHEAD)):
+        while some := list(islice(waiting, ahead)):
             yield from self._answers(some, first, writing)
             first += len(some)
 
@@ -102,8 +107,10 @@ class Predictor:
         for widths, which in sorted(alike.items()):
             for start in range(0, len(which), ROWS):
                 block = which[start : start + ROWS]
-                packed = codec.pack([examples[i] for i in block], widths, ROWS)
-                numbers = np.array([first + i for i in block] + [0] * (ROWS - len(block)))
+                # Filled up with the first: it is done when that is, which nonsense may never be.
+                filled = block + block[:1] * (ROWS - len(block))
+                packed = codec.pack([examples[i] for i in filled], widths, ROWS)
+                numbers = first + np.array(filled)
                 outputs = ANSWERS[self.task.ANSWER](self, packed, numbers, len(block), writing)
                 for i, output in zip(block, outputs):
                     answers[i] = codec.answer(inputs[i], output)
@@ -120,11 +127,9 @@ class Predictor:
         memory, carry, logits = compiled.beginning(self.task)(self.weights, inputs)
         if writing.beam:
             return self._likeliest(memory, carry, logits, count, writing)
-        settings = writing.settings
+        settings = self._settings(writing)
         chain = settings.chain((PAD, UNK))
-        states = chain.init(Context(ROWS, logits.shape[-1], eos=EOS))
-        done = jnp.arange(ROWS) >= count  # rows that fill up a block are never waited for
-        state = DecodeState(carry, logits, states, done, *Last.none(ROWS))
+        state = DecodeState.start(chain, carry, logits, eos=EOS)
         decoder = compiled.decoding(self.task, chain.kinds, CHUNK, settings.greedy)
         keys, pieces = sample_keys(settings.seed, jnp.asarray(numbers)), []
         for _ in range(-(-settings.length // CHUNK)):
@@ -136,24 +141,30 @@ class Predictor:
         logp = np.concatenate([piece.logp for piece in pieces], axis=1)[:, : settings.length]
         return [_text(tokens[row], float(logp[row].sum())) for row in range(count)]
 
-    def attention(self, source: Any, writing: Writing | None = None) -> Look:
-        """Where the model looks while it writes the text for one input, and when it ends.
+    def attention(self, source: Any, writing: Writing | None = None, number: int = 0) -> Look:
+        """Where the model looks while it writes the text for input ``number``, and when it ends.
 
         Raises ``UsageError`` for a model without attention.
         """
+        if self.task.ANSWER != "texts" or self.task.model.decoder.attention == "none":
+            raise UsageError(
+                "This model looks at no places while it writes: where one looks can be drawn for runs of the tasks "
+                'translate and caption with an --attention other than "none".'
+            )
         codec, example = self.codec, self.codec.encode(source)
-        packed = codec.pack([example], codec.widths(example), ROWS)
-        (text,) = self.texts(packed, np.zeros(ROWS, np.int64), 1, writing or Writing())
-        memory, carry, _ = compiled.beginning(self.task)(self.weights, packed)
-        look, rows = compiled.attending(self.task), []
-        for token in [EOS, *text.tokens.tolist()]:
-            carry, _, places = look((self.weights, memory), carry, jnp.full(ROWS, token, jnp.int32))
-            rows.append(np.asarray(places[0]))
-        labels = codec.pieces(source)
-        return Look(labels, codec.written(text.tokens), np.stack(rows)[:, : len(labels)])
+        packed = codec.pack([example] * ROWS, codec.widths(example), ROWS)
+        (text,) = self.texts(packed, np.full(ROWS, number), 1, writing or Writing())
+        tokens = np.full((ROWS, rung(text.tokens.size + 1)), PAD, np.int32)
+        tokens[0, : text.tokens.size + 1] = [EOS, *text.tokens]
+        places = np.asarray(compiled.looking(self.task)(self.weights, packed, tokens))[0]
+        look: Look = codec.look(source, text, places)
+        return look
+
+    def _settings(self, writing: Writing) -> Settings:
+        return writing.settings or Settings(length=self.codec.longest, temperature=0.0)
 
     def _likeliest(self, memory: Any, carry: Any, logits: Any, count: int, writing: Writing) -> list[Text]:
-        settings = writing.settings
+        settings = self._settings(writing)
         chain = with_forbidden((PAD, UNK), settings.transforms)
         states = beam_states(chain, Context(ROWS * writing.beam, logits.shape[-1], eos=EOS))
         search = compiled.beams(self.task, chain.kinds, writing.beam, settings.length, 1)

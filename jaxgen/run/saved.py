@@ -57,7 +57,7 @@ class SavedRun:
         except (UsageError, TypeError) as error:
             raise CheckpointError(f"{directory.config_path} holds settings that cannot be used. {error}") from None
         shared = [name for name in options if name not in sizes and hasattr(config, name)]
-        if at_odds := [name for name in shared if getattr(config, name) != options[name]]:
+        if at_odds := [name for name in shared if _plain(getattr(config, name)) != _plain(options[name])]:
             raise CheckpointError(
                 f"{directory.config_path} has been altered: its model and its settings differ in {', '.join(at_odds)}. "
                 "Copy the run again."
@@ -90,3 +90,8 @@ class SavedRun:
         shapes = jax.eval_shape(self.task.init, jax.random.key(0)) if like is None else like
         params, _ = store.restore_params(step, shapes)
         return step or 0, params
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value

@@ -74,7 +74,8 @@ class Trainer:
         self.total: int = resolved["steps"]
         self.schedule, self.optimizer = plan_optimizer(config, resolved["horizon"])
         self.key = jax.random.key(config.seed, impl=PRNG)
-        self.calls = steps_per_call(resolved["parameters"], data.steps_of_time)
+        most = getattr(task, "STEPS_TOGETHER", MAX_STEPS_PER_CALL)
+        self.calls = min(most, steps_per_call(resolved["parameters"], data.steps_of_time))
         self.devices: int = resolved["devices"]
         self._feed = Feed(data.batches, self.calls, self.devices)
         self._steps = compiled.training_steps(task, self.optimizer, self.devices, self._feed.read)
@@ -222,7 +223,7 @@ class Trainer:
         former.result()
         if number == self._pictures:  # else a newer one waits behind it
             title = f"{self.run.path.name}: {self.data.identity()['name']}"
-            draw_losses(self.metrics.read(), self.run.plot_path, title)
+            draw_losses(self.metrics.read(), self.run.plot_path, title, self.data.TARGET)
 
     def _evaluate(self, step: int) -> dict[str, Any]:
         """Measure, update best-so-far and patience, and write the row of metrics."""

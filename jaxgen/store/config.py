@@ -34,6 +34,8 @@ class TrainConfig(BaseModel):
     task: ClassVar[str]
     #: Named settings: name -> (what to expect, values). A value given otherwise wins; ``steps`` is only a default.
     presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]]
+    #: Command lines that show what else can be done.
+    examples: ClassVar[tuple[str, ...]] = ()
     #: Fields that a resumed run may change; all others would make it another run.
     may_change: ClassVar[frozenset[str]] = frozenset(
         {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "tensorboard", "run"}

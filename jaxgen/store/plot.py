@@ -19,13 +19,16 @@ INK, GREY, GRID = "#22262e", "#737985", "#e4e6ea"
 TRAIN, VALIDATION, RATE = "#4c78a8", "#d9622b", "#3f8f6b"
 
 
-def draw_losses(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], title: str) -> None:
+def draw_losses(
+    metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], title: str, target: str = "token"
+) -> None:
     """Draw the losses of ``metrics`` (rows of ``metrics.jsonl``; any value may be absent) as a PNG at ``path``.
 
     1000 x 600 pixels: training loss per step and smoothed, validation loss with its best point, bits per character
-    on the right where the rows have them, learning rate below. Raises ``CheckpointError`` when it cannot be written.
+    on the right where the rows have them, learning rate below. ``target`` is what a loss is of.
+    Raises ``CheckpointError`` when it cannot be written.
     """
-    save_picture(path, lambda: _render(metrics, title))
+    save_picture(path, lambda: _render(metrics, title, target))
 
 
 def save_picture(path: str | os.PathLike[str], render: Callable[[], bytes]) -> None:
@@ -45,7 +48,7 @@ def save_picture(path: str | os.PathLike[str], render: Callable[[], bytes]) -> N
     replace_file(Path(path), data)
 
 
-def _render(metrics: Sequence[Mapping[str, Any]], title: str) -> bytes:
+def _render(metrics: Sequence[Mapping[str, Any]], title: str, target: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -60,7 +63,7 @@ def _render(metrics: Sequence[Mapping[str, Any]], title: str) -> bytes:
     else:
         losses = below = figure.subplots()
     bits_per_nat = _bits_per_nat(validation, _series(metrics, "val_bpc"))
-    _draw_losses(losses, train, validation, bits_per_nat)
+    _draw_losses(losses, train, validation, bits_per_nat, target)
     _limit(losses, train, validation)
     if bits_per_nat:
         _add_bits(losses, bits_per_nat)
@@ -73,7 +76,7 @@ def _render(metrics: Sequence[Mapping[str, Any]], title: str) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_losses(axes: Any, train: np.ndarray, validation: np.ndarray, bits_per_nat: float) -> None:
+def _draw_losses(axes: Any, train: np.ndarray, validation: np.ndarray, bits_per_nat: float, target: str) -> None:
     if not train.size and not validation.size:
         axes.text(0.5, 0.5, "no losses yet", transform=axes.transAxes, ha="center", va="center", color=GREY)
         return
@@ -89,7 +92,7 @@ def _draw_losses(axes: Any, train: np.ndarray, validation: np.ndarray, bits_per_
         steps = np.concatenate([train[:, 0], validation[:, 0]])
         _mark_best(axes, validation, bits_per_nat, (steps.min() + steps.max()) / 2)
     axes.legend(loc="upper right", frameon=False, labelcolor=INK)
-    axes.set_ylabel("loss (nats per token)", color=INK)
+    axes.set_ylabel(f"loss (nats per {target})", color=INK)
 
 
 def _mark_best(axes: Any, validation: np.ndarray, bits_per_nat: float, middle: float) -> None:

@@ -2,12 +2,18 @@
 
 from typing import Any
 
+from jaxgen.tasks.caption import CaptionTask
 from jaxgen.tasks.classify import ClassifyTask
 from jaxgen.tasks.language import LanguageTask, Totals
 from jaxgen.tasks.ngram import NGramTask
 from jaxgen.tasks.translate import TranslateTask
 
-TASKS: dict[str, Any] = {"classify": ClassifyTask, "language": LanguageTask, "translate": TranslateTask}
+TASKS: dict[str, Any] = {
+    "caption": CaptionTask,
+    "classify": ClassifyTask,
+    "language": LanguageTask,
+    "translate": TranslateTask,
+}
 
 #: What each task can be compared with: models that ``--model`` names instead of ``rnn``.
 BASELINES = {"language": {"ngram": NGramTask}}
@@ -18,4 +24,14 @@ def models(task: str) -> dict[str, Any]:
     return {**BASELINES.get(task, {}), "rnn": TASKS[task]}
 
 
-__all__ = ["BASELINES", "TASKS", "ClassifyTask", "LanguageTask", "NGramTask", "Totals", "models"]
+__all__ = [
+    "BASELINES",
+    "TASKS",
+    "CaptionTask",
+    "ClassifyTask",
+    "LanguageTask",
+    "NGramTask",
+    "Totals",
+    "TranslateTask",
+    "models",
+]

@@ -45,7 +45,8 @@ class ClassifyTask:
     @property
     def is_random(self) -> bool:
         """Whether training draws random numbers."""
-        return self.model.dropout > 0 or self.model.embed_dropout > 0
+        model = self.model
+        return max(model.dropout, model.embed_dropout, model.token_dropout) > 0
 
     def chosen(self) -> dict[str, Any]:
         """Options of ``build`` that a rule has chosen for this model on this device."""
@@ -92,9 +93,10 @@ def _judged(logits: Array, labels: Array, counts: Array) -> tuple[Array, Array]:
     classes = logits.shape[-1]
     given = jnp.argmax(logits, axis=-1)
     confidence = jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1)
-    true = jax.nn.one_hot(labels, classes) * counts[:, None]
+    counted = counts.astype(jnp.float32)[:, None]
+    true = jax.nn.one_hot(labels, classes) * counted
     # Rows of the last bin go up to a probability of 1, which is in it.
-    inside = jax.nn.one_hot(jnp.minimum((confidence * BINS).astype(jnp.int32), BINS - 1), BINS) * counts[:, None]
+    inside = jax.nn.one_hot(jnp.minimum((confidence * BINS).astype(jnp.int32), BINS - 1), BINS) * counted
     right = (given == labels).astype(jnp.float32)
     sums = jnp.stack([jnp.ones_like(confidence), confidence, right], axis=-1)
     return true.T @ jax.nn.one_hot(given, classes), inside.T @ sums

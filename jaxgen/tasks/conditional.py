@@ -116,6 +116,7 @@ class ConditionalTask:
             return tokens
 
         def mix(_: None) -> Array:
+            # The likeliest has no gradient anyway; said at once, nothing is prepared for one.
             known = lax.stop_gradient((params, start, memory))
             written = self._apply(known[0], tokens[:, :-1], *known[1:], row_keys, method="read")
             likeliest = jnp.argmax(self._apply(known[0], written.features, method="logits"), axis=-1)
@@ -149,17 +150,16 @@ class ConditionalTask:
         """One decoding step with the weights ``(prepared, memory)``: ``token`` [R] -> carry and logits [R, V]."""
         return self._step(weights, carry, token)[:2]
 
-    def attend(
-        self, weights: tuple[Prepared, Any], carry: tuple[Carry, ...], token: Array
-    ) -> tuple[tuple[Carry, ...], Array, Array]:
-        """``step``, and where it has looked: carry, logits [R, V], weights of the places [R, S].
+    def look(self, prepared: Prepared, inputs: Any, tokens: Array) -> Array:
+        """Where each step looks that reads ``tokens`` [R, T], written from ``inputs``: weights of places [R, T, S].
 
         Raises ``UsageError`` for a model without attention.
         """
-        carry, logits, places = self._step(weights, carry, token)
-        if places is None:
+        if self.model.decoder.attention == "none":
             raise UsageError('This model was made with the attention "none" and looks nowhere: train one with another.')
-        return carry, logits, places
+        start, memory = self._apply(prepared.params, inputs, method="begin")
+        weights: Any = self._apply(prepared.params, tokens, start, memory, method="read").weights
+        return weights
 
     def _step(
         self, weights: tuple[Prepared, Any], carry: tuple[Carry, ...], token: Array

@@ -21,7 +21,7 @@ class Stacked:
         """K."""
         return jnp.shape(jax.tree.leaves(batches)[0])[0]
 
-    def __call__(self, batches: Any, i: Array) -> Any:
+    def __call__(self, batches: Any, i: Array | int) -> Any:
         """The i-th batch."""
         return jax.tree.map(lambda field: lax.dynamic_index_in_dim(jnp.asarray(field), i, keepdims=False), batches)
 
@@ -41,7 +41,7 @@ class OfText:
         """K."""
         return jnp.shape(windows.places.start)[0]
 
-    def __call__(self, windows: Windows, i: Array) -> Batch | Conditioned:
+    def __call__(self, windows: Windows, i: Array | int) -> Batch | Conditioned:
         """The i-th batch."""
         places = jax.tree.map(lambda a: lax.dynamic_index_in_dim(jnp.asarray(a), i, keepdims=False), windows.places)
         text, conditions = jax.tree.map(jnp.asarray, (windows.text, windows.conditions))

@@ -15,7 +15,7 @@ from PIL import Image, TiffImagePlugin
 
 from jaxgen.data.images import CANVAS, TOGETHER, find_images, read_image, read_images, say_skipped
 from jaxgen.errors import DataError, UsageError
-from jaxgen.models.pictures import resize
+from jaxgen.pictures import resize
 
 SIZE = (8, 6)
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -160,6 +160,14 @@ def test_the_exif_orientation_is_followed(name, orientation, expected):
     assert np.abs(np.array(colours(name), int) - np.array(expected)).max() <= 3
     height, width = read_image(name, (1000, 1000)).shape[:2]
     assert (width, height) == ((64, 40) if orientation > 4 else (40, 64))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_a_turned_picture_is_reduced_by_what_is_wanted_of_it_upright(name):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(name, quarters((160, 160)), exif=exif)
+    assert read_image(name, (4, 40)).shape == (8, 80, 3)
 
 
 def test_the_first_frame_of_an_animation_is_read():

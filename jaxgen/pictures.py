@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxgen.errors import UsageError
 from jaxgen.types import Array, ArrayLike, Key
@@ -19,11 +22,16 @@ def resize(images: ArrayLike, size: tuple[int, int], extents: ArrayLike | None =
     """
     if min(size) < 1:
         raise UsageError(f"The size of the images is {size!r}: give a height and a width of at least 1.")
-    values = jnp.asarray(images).astype(jnp.float32)
+    return _resize(jnp.asarray(images), None if extents is None else jnp.asarray(extents), (size[0], size[1]))
+
+
+@partial(jax.jit, static_argnames="size")
+def _resize(images: Array, extents: Array | None, size: tuple[int, int]) -> Array:
     if extents is None:
-        shape = (values.shape[0], *size, values.shape[3])
-        return _to_bytes(jax.image.resize(values, shape, "linear", antialias=True))
-    return jax.vmap(lambda image, extent: _resize_part(image, extent, size))(values, jnp.asarray(extents))
+        shape = (images.shape[0], *size, images.shape[3])
+        return _to_bytes(jax.image.resize(images.astype(jnp.float32), shape, "linear", antialias=True))
+    # One after the other: as floats, canvases are many times as large as what is made of them.
+    return lax.map(lambda each: _resize_part(each[0].astype(jnp.float32), each[1], size), (images, extents))
 
 
 def _resize_part(image: Array, extent: Array, size: tuple[int, int]) -> Array:

@@ -1,0 +1,266 @@
+"""The host side of captioning: its options, its data, and what it reports."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from jaxgen.data.caption_codec import CaptionCodec, to_size
+from jaxgen.data.captioned import Captioned, CaptionedSplits, read_captioned
+from jaxgen.data.rows_config import RowsConfig
+from jaxgen.data.task import Metric, Model
+from jaxgen.data.writing import Examples, WritingData, encode_target
+from jaxgen.errors import DataError, UsageError
+from jaxgen.store.config import Fraction, NotNegative, Size, TrainConfig
+from jaxgen.text import TOKENIZERS, Tokenizer
+from jaxgen.text.overlap import caption_scores
+
+#: Beams of the final evaluation, at most; and the largest side of an image.
+MAX_BEAM, MAX_IMAGE = 64, 1024
+#: Images on the contact sheet of a finished run.
+SHEET = 12
+#: Images of which it is drawn where the decoder looks.
+LOOKS = 2
+
+
+class CaptionConfig(RowsConfig):
+    """An image in, a sentence about it out: a captioner."""
+
+    task: ClassVar[str] = "caption"
+
+    data: tuple[str, ...] = ("shapes",)
+    """What to read: built-in (shapes), a folder of images with a captions file in it or beside it, or an .npz file of
+    features with one beside it."""
+    captions: str | None = None
+    """The captions file: Flickr8k tokens, COCO JSON, or a CSV or TSV table. Default: the one that is found."""
+    val_captions: str | None = None
+    """The captions file of --val-data. Default: the one that is found."""
+    image_column: str = "image"
+    """Column of a table of captions that names the image."""
+    caption_column: str = "caption"
+    """Column of a table of captions that holds the caption."""
+    image_size: Annotated[int, Field(ge=8, le=MAX_IMAGE)] = 64
+    """Height and width to which images are brought."""
+    missing: Literal["refuse", "skip"] = "refuse"
+    """What to do with images without captions and captions without images."""
+    strict: bool = False
+    """Refuse images that cannot be read, instead of leaving them out and saying so."""
+    level: str = "word"
+    """What a token of a caption is."""
+    lowercase: bool | None = False
+    """Learn captions in lower case."""
+    max_length: Size = 60
+    """Tokens of a caption at most: longer ones are left out of training."""
+    widths: tuple[Size, ...] = (16, 32, 64)
+    """Channels of the image encoder's stages, each of which but the first halves the sides; multiples of 16."""
+    blocks: tuple[NotNegative, ...] = (1, 1, 1)
+    """Residual blocks of each stage."""
+    attention: Literal["none", "additive", "general"] = "general"
+    """How the decoder looks back at the image: not at all (it has a summary of it alone), by additive scores
+    (Bahdanau) or by general ones (Luong, the fastest)."""
+    flips: Fraction = 0.0
+    """Share of training images that are mirrored, at random: not for captions that say left or right."""
+    label_smoothing: Fraction = 0.0
+    """Share of each training target that is spread evenly over the vocabulary."""
+    beam: Annotated[int, Field(ge=0, le=MAX_BEAM)] = 3
+    """Beams of the final evaluation; 0: greedy, as during training."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "python train.py caption --data photos                             a folder with a captions file",
+        "python train.py caption --data Images --captions Flickr8k.token.txt",
+        "python train.py caption --data features.npz --captions captions.csv",
+    )
+    presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "tiny": (
+            "a small network, 200 steps: to see that everything works",
+            {"hidden": 64, "layers": 1, "batch_size": 32, "steps": 200},
+        ),
+        "small": (
+            "LSTM 1x128 with attention over the image, 2,400 steps: the built-in shapes in five minutes on 2 CPU cores",
+            {"hidden": 128, "layers": 1, "embed": 64, "batch_size": 64, "lr": 2e-3, "steps": 2400},
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class CaptionData(WritingData):
+    """Captioned images with their batches and evaluations, as the trainer uses them."""
+
+    config: CaptionConfig
+    codec: CaptionCodec
+    read: CaptionedSplits
+
+    Config: ClassVar[type[TrainConfig]] = CaptionConfig
+    METRIC: ClassVar[Metric] = Metric("val_cider", higher=True)
+    UNIT: ClassVar[str] = "images"
+
+    @staticmethod
+    def read_codec(obj: Any) -> CaptionCodec:
+        """The codec that ``to_json`` described; raises ``CheckpointError``."""
+        return CaptionCodec.from_json(obj)
+
+    @staticmethod
+    def sizes(codec: CaptionCodec) -> dict[str, Any]:
+        """The options of the model that follow from the codec."""
+        return {"vocab_size": codec.tokenizer.vocab_size, "shape": list(codec.shape)}
+
+    @classmethod
+    def load(cls, config: CaptionConfig, codec: CaptionCodec | None = None) -> CaptionData:
+        """Read and split the images; a given ``codec`` (of a resumed run, or of ``--init-from``) is used as it is.
+
+        Raises ``DataError`` for data that cannot be used.
+        """
+        names = (
+            "captions",
+            "val_captions",
+            "image_column",
+            "caption_column",
+            "image_size",
+            "missing",
+            "empty",
+            "strict",
+        )
+        options = {name: getattr(config, name) for name in (*names, "val_fraction", "val_rows", "seed")}
+        read = read_captioned(config.data, config.val_data, to_size(config.image_size), **options)
+        if codec is None:
+            texts = [text for captions in read.splits["train"].captions for text in captions]
+            codec = CaptionCodec(_tokenizer(config, texts), read.shape, config.max_length)
+        elif codec.shape != read.shape or codec.tokenizer.kind != config.level:
+            raise UsageError(
+                f"The run to begin from reads arrays of {codec.shape} and writes tokens of the level "
+                f"{codec.tokenizer.kind}, here they are {read.shape} and {config.level}: make them agree, or leave "
+                "out --init-from."
+            )
+        else:
+            codec = replace(codec, max_length=config.max_length)
+        data = cls(config, codec, read)
+        if not data.splits["train"].groups:
+            raise DataError(
+                f"Every caption of {read.name} to train on is longer than {config.max_length} tokens: give a larger "
+                "--max-length."
+            )
+        return data
+
+    @cached_property
+    def splits(self) -> dict[str, Examples]:  # type: ignore[override]
+        most = self.config.max_length
+        return {
+            name: _encoded(each, self.codec, most if name == "train" else None, bool(self.config.lowercase))
+            for name, each in self.read.splits.items()
+        }
+
+    def model_options(self) -> dict[str, Any]:
+        """What ``build`` of the model needs."""
+        names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
+        more = ("attention", "widths", "blocks", "flips", "label_smoothing")
+        options = {name: getattr(self.config, name) for name in (*names, *more)}
+        return {**self.sizes(self.codec), **options}
+
+    def identity(self) -> dict[str, str]:
+        """The name of the data and the digest of their bytes."""
+        return self.read.identity
+
+    def facts(self) -> dict[str, str]:
+        """Lines for the reader: label and text."""
+        train = self.splits["train"]
+        others = ", ".join(
+            f"{len(each):,} of {name.replace('_', ' ')}"
+            for name, each in self.read.splits.items()
+            if name not in ("train", "val")
+        )
+        longer = sum(map(len, self.read.splits["train"].captions)) - len(train.texts)
+        notes = [*self.read.notes]
+        if longer:
+            notes.append(f"{longer:,} captions of more than {self.config.max_length:,} tokens left out of training")
+        return {
+            "data": f"{self.read.name} (sha256 {self.identity()['sha256'][:12]})",
+            "images": f"{len(train.groups):,} with {len(train.texts):,} captions to train on, "
+            f"{len(self.read.splits['val']):,} to validate"
+            + (f", {others} to judge at the end" if others else "")
+            + "".join(f"; {note.removesuffix('.')}" for note in notes),
+            "tokens": f"{self.config.level} level, vocabulary {self.codec.tokenizer.vocab_size:,}, "
+            f"{train.lengths.mean():.0f} a caption on average",
+        }
+
+    def figures(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:
+        """BLEU-1 to BLEU-4, CIDEr-D and exact matches, of words."""
+        return dict(caption_scores(texts, references))
+
+    def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+        """``captions.png``: some validation images with what the model writes about them, and ``attention.png``."""
+        if not self.codec.of_images:
+            return
+        from jaxgen.store.attention_plot import draw_attention
+        from jaxgen.store.sheet_plot import draw_sheet
+
+        if self.config.attention != "none":
+            first = self.splits["val"].groups[:LOOKS]
+            looks = [model.attention(self.splits["val"].raw[rows[0]]) for rows in first]
+            draw_attention(looks, folder / "attention.png")
+        val = self.splits["val"]
+        groups = range(min(SHEET, len(val.groups)))
+        images = [val.inputs[val.groups[g][0]] for g in groups]
+        answers = model.answer(images)
+        texts = [answer["text"] for answer in answers]
+        draw_sheet(images, texts, [val.references(g) for g in groups], folder / "captions.png")
+
+    def headline(self, row: Mapping[str, Any]) -> str:
+        """The quality of captions in a few words."""
+        return f"CIDEr {row['val_cider']:.2f}, BLEU-4 {row['val_bleu_4']:.1f}, {row['val_exact']:.1%} exactly right"
+
+    def summary(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """The final evaluation as labelled lines."""
+        rows = []
+        for name in self.read.splits:
+            if f"{name}_exact" in report:
+                scores = ", ".join(f"{report[f'{name}_bleu_{n}']:.1f}" for n in range(1, 5))
+                line = f"{report[f'{name}_exact']:.2%} exactly right, CIDEr {report[f'{name}_cider']:.3f}, BLEU-1 to 4 "
+                line += f"{scores}, {report[f'{name}_loss']:.4f} nats/token"
+                rows.append(("validation" if name == "val" else name.replace("_", " "), line))
+        return rows
+
+    def next_command(self, run: str) -> str:
+        """How to caption an image with the run."""
+        return f"jaxgen predict --run {shlex.quote(run)} photo.png"
+
+
+def _tokenizer(config: CaptionConfig, texts: list[str]) -> Tokenizer:
+    """A tokenizer of the training captions."""
+    kind = TOKENIZERS[config.level]
+    before = " " if config.level in ("bpe", "word") else ""
+    texts = [text.lower() for text in texts] if config.lowercase else texts
+    return kind.train((before + text for text in texts), **config.tokenizer_options())
+
+
+def _encoded(each: Captioned, codec: CaptionCodec, most: int | None, lower: bool) -> Examples:
+    """A row for each caption; with ``most`` without those that are longer."""
+    inputs: list[Any] = []
+    names: list[str] = []
+    texts: list[str] = []
+    targets: list[np.ndarray] = []
+    groups: list[list[int]] = []
+    for array, name, captions in zip(each.arrays, each.names, each.captions):
+        group = []
+        for text in captions:
+            text = text.lower() if lower else text
+            ids = encode_target(codec.tokenizer, text)
+            if most is None or ids.size < most:
+                group.append(len(texts))
+                inputs.append(array)
+                names.append(name)
+                texts.append(text)
+                targets.append(ids)
+        if group:
+            groups.append(group)
+    lengths = np.array([ids.size + 1 for ids in targets], np.int64)[:, None]
+    return Examples(inputs, inputs, names, texts, targets, lengths, groups)
+
+
+__all__ = ["CaptionCodec", "CaptionConfig", "CaptionData"]

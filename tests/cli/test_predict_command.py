@@ -1,0 +1,286 @@
+"""``train.py classify`` and ``jaxgen predict``: lines in, labels out; what cannot be answered is told in sentences."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jaxgen.cli.predict import main as predict_main
+from jaxgen.cli.train import main as train_main
+from jaxgen.run.predictor import Predictor
+from jaxgen.store import RunDirectory
+
+from .conftest import Outcome, call
+
+TABLE = "text,kind\n" + "".join(f"{a} {b},{kind}\n" for kind, a, b in [
+    ("sea", "fish", "wave"), ("sea", "wave", "ship"), ("sea", "ship", "fish"), ("sea", "fish", "ship"),
+    ("land", "tree", "road"), ("land", "road", "hill"), ("land", "hill", "tree"), ("land", "tree", "hill"),
+] * 3)  # fmt: skip
+SMALL = "--level word --cell elman --hidden 8 --lr 0.05 --batch-size 8 --devices 1 --val-rows 4"
+COLUMNS = "--text-column text --label-column kind"
+
+
+@pytest.fixture(scope="session")
+def learnt(tmp_path_factory: pytest.TempPathFactory, quick) -> tuple[Path, Outcome]:
+    """A trained classifier, and what training it printed."""
+    folder = tmp_path_factory.mktemp("learnt")
+    (folder / "kinds.csv").write_text(TABLE)
+    args = ["classify", "--data", folder / "kinds.csv", "--run", folder / "run"]
+    with quick():
+        done = call(train_main, args, f"{SMALL} {COLUMNS} --steps 30 --eval-every 15 --sample-every 15")
+    assert done.code == 0, done.err
+    return folder / "run", done
+
+
+@pytest.fixture
+def kinds(learnt: tuple[Path, Outcome]) -> Path:
+    """The folder of the trained classifier."""
+    return learnt[0]
+
+
+@pytest.fixture
+def predict(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """``jaxgen predict`` with these arguments and this standard input."""
+
+    def run(*args: object, stdin: bytes | None = b"", **output: str) -> Outcome:
+        monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
+        return call(predict_main, args, **output)
+
+    return run
+
+
+def labels(done: Outcome) -> list[str]:
+    """The labels of lines, which are all that there is."""
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "" or done.out.endswith("\n")
+    for line in done.out.splitlines():
+        assert re.fullmatch(r"(sea|land)\t[01]\.\d{4}", line)
+    return [line.split("\t")[0] for line in done.out.splitlines()]
+
+
+# What is answered
+
+
+def test_training_prints_figures_for_every_label_the_matrix_and_what_to_type_next(learnt):
+    run, done = learnt
+    text = re.sub(r" +", " ", done.out)
+    for part in (
+        "texts 20 to train on, 4 to validate",
+        "labels 2, from",
+        "validation accuracy ",
+        "calibration error",
+        "land precision",
+        "is \\ taken for 1 2",
+        "1 land ",
+        "2 sea ",
+    ):
+        assert part in text
+    assert f"echo 'a text' | jaxgen predict --run {run}" in done.out.replace("\n", "")
+
+
+def test_lines_of_standard_input_are_answered_in_order(predict, kinds):
+    done = predict("--run", kinds, stdin=b"the fish\ntree and hill\na ship on a wave\nroad\n")
+    assert labels(done) == ["sea", "land", "sea", "land"]
+
+
+def test_every_line_has_its_answer_be_it_empty_or_without_an_end(predict, kinds):
+    done = predict("--run", kinds, stdin=b"fish\n\n  \r\ntree\r\n\nship")
+    found = labels(done)
+    assert len(found) == 6
+    assert (found[0], found[3], found[5]) == ("sea", "land", "sea")
+    lines = done.out.splitlines()
+    assert lines[1] == lines[2] == lines[4]
+
+
+def test_lines_of_files_follow_each_other_and_a_dash_is_standard_input(predict, kinds, here):
+    (here / "a.txt").write_text("fish\ntree\n")
+    (here / "b.txt").write_text("hill")
+    assert labels(predict("--run", kinds, "a.txt", "-", "b.txt", stdin=b"wave\n")) == ["sea", "land", "sea", "land"]
+
+
+def test_json_has_all_that_is_known_of_an_answer(predict, kinds):
+    done = predict("--run", kinds, "--json", stdin="fish façade\ntree\n".encode())
+    first, second = (json.loads(line) for line in done.out.splitlines())
+    assert first["text"] == "fish façade"
+    assert (first["label"], second["label"]) == ("sea", "land")
+    assert [*first["probabilities"]] == ["sea", "land"]
+    assert sum(second["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert "façade" in done.out
+
+
+def test_no_lines_have_no_answers(predict, kinds):
+    assert labels(predict("--run", kinds)) == []
+
+
+def test_the_newest_run_that_answers_inputs_is_the_default(predict, kinds, run, here):
+    shutil.copytree(kinds, here / "runs/classify-1")
+    shutil.copytree(run, here / "runs/language-1")  # a newer one, which answers none
+    assert labels(predict(stdin=b"fish\n")) == ["sea"]
+
+
+def test_a_copied_run_answers_the_same(predict, kinds, here):
+    shutil.copytree(kinds, here / "copy")
+    text = b"fish\ntree wave\n"
+    assert predict("--run", "copy", stdin=text).out == predict("--run", kinds, stdin=text).out
+
+
+def test_answers_are_utf8_whatever_the_system_chose_for_pipes(predict, kinds):
+    done = predict("--run", kinds, "--json", stdin="café\n".encode(), encoding="utf-8", newline="\r\n")
+    assert "café" in done.out
+    assert "\r" not in done.out
+
+
+# What is refused
+
+
+def refused(done: Outcome, code: int, *parts: str) -> None:
+    assert done.code == code, done.err
+    assert "Traceback" not in done.err
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    for part in parts:
+        assert part in done.err
+
+
+def test_a_run_that_answers_no_inputs_is_refused(predict, run):
+    refused(
+        predict("--run", run, stdin=b"a\n"), 2, "task language, which `jaxgen predict` cannot use", "`jaxgen sample`"
+    )
+
+
+@pytest.mark.parametrize("command", ["sample", "score", "evaluate"])
+def test_commands_that_write_and_score_refuse_a_classifier(command, request, kinds):
+    args = ["--run", kinds] + (["--text", "a"] if command == "score" else [])
+    done = request.getfixturevalue(command)(*args)
+    refused(done, 2, f"task classify, which `jaxgen {command}` cannot use", "`jaxgen predict`")
+
+
+def test_without_a_run_that_answers_inputs_it_is_said_how_to_make_one(predict, run, here):
+    refused(predict(stdin=b"a\n"), 4, "no run in runs/")
+    shutil.copytree(run, here / "runs/language-1")
+    refused(predict(stdin=b"a\n"), 4, "No run in runs/ is of a task that this command can use", "classify")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("latin.txt", ("latin.txt", "not UTF-8", "0xe9", "ine 2")), ("nowhere.txt", ("nowhere.txt", "cannot be read"))],
+)
+def test_files_that_cannot_be_read_exit_with_3(name, parts, predict, kinds, here):
+    (here / "latin.txt").write_bytes(b"fish\ncaf\xe9\n")
+    refused(predict("--run", kinds, name), 3, *parts)
+
+
+def test_a_folder_and_standard_input_that_is_no_utf8_exit_with_3(predict, kinds, here):
+    (here / "folder").mkdir()
+    refused(predict("--run", kinds, "folder"), 3, "folder", "cannot be read")
+    refused(predict("--run", kinds, stdin=b"\xff\n"), 3, "tandard input", "not UTF-8", "0xff", "ine 1")
+
+
+def test_standard_input_that_is_closed_is_told(predict, kinds):
+    assert "Standard input is closed" in predict("--run", kinds, stdin=None).err
+
+
+def test_a_labels_file_of_another_run_is_refused(predict, kinds, here):
+    copy = Path(shutil.copytree(kinds, here / "copy"))
+    saved = RunDirectory(copy).read_json("tokenizer.json")
+    (copy / "tokenizer.json").write_text(json.dumps(saved | {"labels": ["sea", "land", "sky"]}))
+    refused(predict("--run", copy, stdin=b"a\n"), 4, "says a classes of 2, but by its tokenizer.json it is 3")
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(predict, kinds, monkeypatch):
+    def interrupted(*_):
+        yield {"label": "sea", "probabilities": {"sea": 1.0}, "cut": 0}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "predict", interrupted)
+    done = predict("--run", kinds, stdin=b"fish\ntree\n")
+    assert (done.code, done.err) == (130, "Stopped.\n")
+    assert done.out == "sea\t1.0000\n"
+
+
+def test_a_reader_that_has_gone_ends_predicting_quietly(kinds, monkeypatch, here):
+    class Gone(io.TextIOWrapper):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def fileno(self) -> int:
+            return spare.fileno()
+
+    with (here / "spare").open("w") as spare:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"fish\n")))
+        monkeypatch.setattr(sys, "stdout", Gone(io.BytesIO()))
+        assert predict_main(["--run", str(kinds)]) == 0
+
+
+# Data that cannot be learnt from
+
+FILES = {
+    "good.csv": TABLE,
+    "sky.csv": "text,kind\nthe bird,sky\n",
+    "one.csv": "text,kind\nfish,sea\nwave,sea\n",
+    "void.csv": "text,kind\n,sea\nfish,\n",
+    "gaps.csv": TABLE + "fish,\n",
+    "ragged.csv": "text,kind\nfish,sea\nwave\n",
+    "latin.csv": b"text,kind\ncaf\xe9,sea\n",
+    "header.csv": "text,kind\n",
+    "loose/sea/a.txt": "fish",
+    "loose/notes.txt": "about",
+    "plain.txt": "fish",
+}
+DATA = {
+    f"--data good.csv {COLUMNS.replace('kind', 'label')}": ("column 'label' is not there", "'text', 'kind'"),
+    f"--data good.csv {COLUMNS.replace('text ', '3 ')}": ("'3'", "good.csv"),
+    f"--data good.csv --val-data sky.csv {COLUMNS}": ("'sky' (row 1 of sky.csv)", "validation data alone", "'land'"),
+    f"--data one.csv {COLUMNS}": ("All rows of one.csv have the label 'sea'", "at least two labels"),
+    f"--data void.csv {COLUMNS}": ("void.csv has no row that can be used", "of 2, 2 have an empty part"),
+    f"--data header.csv {COLUMNS}": ("header.csv has no row that can be used",),
+    f"--data gaps.csv --empty refuse {COLUMNS}": ("Row 25 of gaps.csv has an empty part", "--empty skip"),
+    f"--data ragged.csv {COLUMNS}": ("Line 3 of ragged.csv has 1 columns, but the first row has 2",),
+    f"--data latin.csv {COLUMNS}": ("latin.csv is not UTF-8", "0xe9 at offset 13"),
+    f"--data nowhere.csv {COLUMNS}": ("no file or folder 'nowhere.csv'",),
+    "--data nowhere": ("no file or folder 'nowhere'",),
+    "--data loose": ("loose/notes.txt lies beside the folders", "--text-column"),
+    f"--data good.csv --val-rows 24 {COLUMNS}": ("24 of the 24 rows", "--val-rows"),
+}
+USAGE = {
+    "--data good.csv": ("Which columns hold the text and the label of good.csv", "--text-column and --label-column"),
+    "--data plain.txt --text-column 1 --label-column 2": ("plain.txt is not a .csv, .tsv or .jsonl file",),
+    "--text-column 1": ("stdlib-packages has texts", "--text-column has no meaning"),
+    "--pooling sum": ("--pooling is 'sum'", "'max'"),
+    "--token-dropout 1": ("--token-dropout is 1.0", "less than 1"),
+    "--empty keep": ("--empty is 'keep'", "'refuse'"),
+    "--preset word": ("preset 'word'", "Did you mean 'words'?"),
+    "--val-rows 3 --val-fraction 0.1": ("--val-fraction and --val-rows were given together",),
+    "--model ngram": ("model of the task classify 'ngram'", "rnn"),
+    "--level bytes": ("level 'bytes'", "Did you mean 'byte'?"),
+    "--min-count 2 --level byte": ("--min-count 2", "--level"),
+}
+
+
+@pytest.fixture
+def material(here: Path) -> Path:
+    for name, content in FILES.items():
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return here
+
+
+@pytest.mark.parametrize(("code", "flags"), [*((3, flags) for flags in DATA), *((2, flags) for flags in USAGE)])
+def test_data_and_flags_that_cannot_be_used_are_told_and_leave_no_run(code, flags, train, material):
+    done = train("classify", flags=flags)
+    refused(done, code, *(DATA | USAGE)[flags])
+    assert not (material / "runs").exists()
+
+
+def test_rows_with_an_empty_part_are_skipped_and_counted(train, material):
+    done = train("classify", "--data", "gaps.csv", flags=f"{COLUMNS} {SMALL} --steps 1")
+    assert done.code == 0, done.err
+    assert "20 to train on, 4 to validate, 1 with an empty part skipped" in re.sub(r"\s+", " ", done.out)
+    assert (material / "runs/classify-1/config.json").is_file()

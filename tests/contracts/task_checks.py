@@ -1,0 +1,340 @@
+"""What every task must do, as functions that take a ``Subject`` and raise ``AssertionError``.
+
+``test_tasks.py`` runs them over the registry, ``test_task_checks_can_fail.py`` shows for each of them a broken task
+that it catches. What a task needs to be run through them is a ``Case`` (``task_cases.py``): eight examples, and a model
+that learns them in seconds. Checks see a task as users do: data are read, a run is trained, its folder is opened again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.data import DATA
+from jaxgen.run import Interrupted, resume, start, trainer
+from jaxgen.run.events import Progress
+from jaxgen.run.predictor import Predictor
+from jaxgen.store import CheckpointStore, MetricsLog
+from jaxgen.tasks import TASKS
+from jaxgen.types import Batch, Labelling, Sequence, Writing
+
+#: Settings of every subject. Dropout: a resumed run must drop what one that was not stopped drops. Ten rows for eight
+#: examples: two of them fill up the batch.
+SHARED = {"batch_size": 10, "dropout": 0.1, "warmup": 5, "final_lr": 0.1, "devices": 1}
+#: Steps at which a run is stopped and resumed; at none of them it would have saved anything.
+STOPS = (7, 33)
+EVALUATIONS = 6
+
+
+class Examples(NamedTuple):
+    """Eight examples: the settings that read them, to train and to validate with, and what they are."""
+
+    settings: dict[str, Any]
+    inputs: list[Any]  # as prediction takes them; of different lengths, if they have any
+    targets: list[str]
+
+
+def predicted(run: Path, inputs: list[Any]) -> list[Any]:
+    """The answers of ``jaxgen predict``."""
+    return list(Predictor.load(run).predict(inputs))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a task needs to be checked."""
+
+    #: Writes eight examples into a folder.
+    write: Callable[[Path], Examples]
+    #: Settings of a tiny model that learns them by heart; ``steps`` among them.
+    settings: dict[str, Any]
+    #: The target in an answer.
+    told: Callable[[Any], str]
+    #: From a run's folder and inputs to answers.
+    answer: Callable[[Path, list[Any]], list[Any]] = predicted
+    #: Of the loss of a target, in nats: what no model can know.
+    floor: float = 0.0
+
+
+class Subject:
+    """A task under test: its examples, its data, its model, and a run that has learnt the examples."""
+
+    def __init__(
+        self, name: str, case: Case, folder: Path, quick: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        self.name, self.case, self.folder, self._quick = name, case, folder, quick
+        (folder / "data").mkdir(parents=True)
+        self.examples = case.write(folder / "data")
+        self.steps = case.settings["steps"]
+        every = {"eval_every": self.steps // EVALUATIONS, "sample_every": self.steps // 2}
+        self._settings = {**SHARED, **every, **self.examples.settings, **case.settings}
+
+    def config(self, run: str, **more: Any) -> Any:
+        """The settings of a run in this folder."""
+        return DATA[self.name].Config(**{**self._settings, "run": str(self.folder / run), **more})
+
+    # --- the pure half
+
+    @cached_property
+    def data(self) -> Any:
+        return DATA[self.name].load(self.config("none"))
+
+    @cached_property
+    def task(self) -> Any:
+        return TASKS[self.name].build(**self.data.model_options())
+
+    @cached_property
+    def params(self) -> Any:
+        """Random weights, large enough that everything matters."""
+        normal, shapes = np.random.default_rng(0).normal, jax.eval_shape(self.task.init, jax.random.key(0))
+        return jax.tree.map(lambda a: normal(0, 0.5, a.shape).astype(a.dtype), shapes)
+
+    @property
+    def batch(self) -> Any:
+        """The first training batch, in NumPy."""
+        return jax.tree.map(np.asarray, self.data.batches.batch(0))
+
+    @cached_property
+    def _loss(self) -> Callable:
+        def summed(params: Any, batch: Any) -> tuple[Any, Any]:
+            totals = self.task.loss(params, self.task.initial_carry(len(jax.tree.leaves(batch)[0])), batch)[1]
+            return totals.nll, totals
+
+        return jax.jit(jax.value_and_grad(summed, has_aux=True))
+
+    def loss(self, batch: Any) -> tuple[Any, Any]:
+        """The totals of a batch, and the gradient of its loss."""
+        (_, totals), gradient = self._loss(self.params, batch)
+        return jax.tree.map(np.asarray, (totals, gradient))
+
+    @cached_property
+    def _read(self) -> Callable:
+        """What a model computes first of all from its inputs, R rows in every leaf."""
+        task = self.task
+        if hasattr(task, "begin"):
+            return jax.jit(lambda params, inputs: task.begin(task.prepare(params), inputs))
+        if hasattr(task, "predict"):
+            return jax.jit(lambda params, inputs: task.predict(task.prepare(params), inputs))
+
+        def prime(params: Any, inputs: Any) -> Any:
+            logits = jnp.zeros((len(inputs.tokens), task.model.vocab_size))
+            carry = task.initial_carry(len(inputs.tokens))
+            return task.prime(task.prepare(params), carry, logits, inputs.tokens, inputs.mask)
+
+        return jax.jit(prime)
+
+    def read(self, inputs: Any) -> Any:
+        return jax.tree.map(np.asarray, self._read(self.params, inputs))
+
+    # --- a run
+
+    def _in_run(self, run: Callable[[], Any]) -> Any:
+        """Compiled quickly, few steps a call, so that a run can be stopped in many places; optax promotes types."""
+        few = mock.patch.object(trainer, "MAX_STEPS_PER_CALL", 2)
+        with few, self._quick(), jax.numpy_dtype_promotion("standard"):
+            return run()
+
+    def train_with_stops(self, run: str) -> Any:
+        """Train, stopped by a signal at each of ``STOPS`` and resumed."""
+        path = str(self.folder / run)
+        stopped = []
+        for number in STOPS:
+            with stopping(number) as emit:
+                begin = (
+                    (lambda e=emit: resume(path, emit=e)) if stopped else (lambda e=emit: start(self.config(run), e))
+                )
+                try:
+                    self._in_run(lambda b=begin: b().train())
+                except Interrupted:
+                    stopped.append(CheckpointStore(self.folder / run / "checkpoints").latest())
+        assert len(stopped) == len(STOPS), "the run did not stop where it was asked to"
+        return self._in_run(lambda: resume(path).train())
+
+    @cached_property
+    def trained(self) -> dict[str, Any]:
+        """The last evaluation of a run that was trained to the end, in the folder ``whole``."""
+        self._in_run(lambda: start(self.config("whole")).train())
+        return MetricsLog(self.folder / "whole" / "metrics.jsonl").read()[-1]
+
+    def answers(self, inputs: list[Any]) -> list[Any]:
+        """What the trained model answers."""
+        _ = self.trained
+        return self._in_run(lambda: self.case.answer(self.folder / "whole", inputs))
+
+
+@contextmanager
+def stopping(number: int) -> Iterator[Callable[[Any], None]]:
+    """An ``emit`` that asks for a stop, as a signal does, once ``number`` steps have been reported."""
+    signals: list[Any] = []
+
+    class Signals(trainer.StopSignals):
+        def __init__(self) -> None:
+            super().__init__()
+            signals.append(self)
+
+    def emit(event: Any) -> None:
+        if isinstance(event, Progress) and event.step >= number:
+            signals[-1].received = 2
+
+    with mock.patch.object(trainer, "StopSignals", Signals):
+        yield emit
+
+
+def traces(run: Path, unit: str) -> dict[str, Any]:
+    """Everything a run left that no clock wrote: the last and the best state, what the host knew, its logs."""
+    clocks = (f"{unit}_per_second", "seconds")
+    store = CheckpointStore(run / "checkpoints")
+    last, best = store.latest(), store.best()
+    rows = [*MetricsLog(run / "metrics.jsonl").read(), store.host(last)]
+    return {
+        "steps": (last, best),
+        "states": [_bytes(store.restore(step)[0]) for step in (last, best)],
+        "rows": [{name: value for name, value in row.items() if name not in clocks} for row in rows],
+        "samples": (run / "samples.txt").read_bytes(),
+        "report": (run / "report.json").read_bytes(),
+    }
+
+
+def _bytes(tree: Any) -> list[tuple[str, str, bytes]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path), str(leaf.dtype), np.asarray(leaf).tobytes()) for path, leaf in leaves]
+
+
+# --- padding
+
+
+def free(batch: Any) -> Any:
+    """Where a batch may hold anything: a tree of masks like it, with ``None`` for what is no content."""
+    if isinstance(batch, Labelling):
+        rows = batch.weights == 0
+        return Labelling(_free_inputs(batch.inputs, rows), rows, None)
+    if isinstance(batch, Writing):
+        unwritten = ~batch.mask
+        return Writing(_free_inputs(batch.inputs, unwritten.all(axis=1)), unwritten, unwritten, None, None)
+    if isinstance(batch, Batch):
+        return Batch(_unread(batch), ~batch.mask, None, None)
+    raise AssertionError(f"Say in tests/contracts/task_checks.py what is padding in a {type(batch).__name__}.")
+
+
+def _free_inputs(inputs: Any, rows: np.ndarray) -> Any:
+    """Padding of a row, and everything in ``rows`` that fill up the batch."""
+    if isinstance(inputs, Sequence):
+        return Sequence(~inputs.valid | rows[:, None], None)
+    return jax.tree.map(lambda a: np.broadcast_to(rows.reshape(-1, *[1] * (a.ndim - 1)), a.shape), inputs)
+
+
+def _unread(batch: Batch) -> np.ndarray:
+    """Steps behind which no target counts before the next reset."""
+    counts, reads = np.zeros(len(batch.mask), bool), np.zeros_like(batch.mask)
+    for t in reversed(range(batch.mask.shape[1])):
+        counts = counts | batch.mask[:, t]
+        reads[:, t] = counts
+        counts = counts & ~batch.reset[:, t]
+    return ~reads
+
+
+def filled(batch: Any, largest: bool) -> Any:
+    """``batch`` with its padding overwritten, by zeros or by the largest value that there is."""
+    is_leaf = lambda node: node is None  # noqa: E731
+
+    def fill(mask: Any, values: np.ndarray) -> np.ndarray:
+        return values if mask is None else np.where(mask, values.max() if largest else 0, values).astype(values.dtype)
+
+    return jax.tree.map(fill, free(batch), batch, is_leaf=is_leaf)
+
+
+def widened(batch: Any, more: int) -> Any:
+    """``batch`` with ``more`` steps of padding behind every row."""
+    pad = lambda a: np.pad(a, [(0, 0), (0, more)])  # noqa: E731
+    if isinstance(batch, Labelling):
+        return batch._replace(inputs=widened(batch.inputs, more))
+    if isinstance(batch, Writing):
+        padded = {name: pad(getattr(batch, name)) for name in ("tokens", "targets", "mask")}
+        return batch._replace(inputs=widened(batch.inputs, more), **padded)
+    return type(batch)(*map(pad, batch)) if isinstance(batch, Sequence | Batch) else batch
+
+
+def exchanged(batch: Any) -> Any:
+    """The inputs of a batch, and the same with all rows but the first exchanged."""
+    inputs = batch if isinstance(batch, Batch) else batch.inputs
+    return inputs, jax.tree.map(lambda a: np.concatenate([a[:1], np.roll(a[1:], 1, axis=0)]), inputs)
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    """The same bits."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(a: Any, b: Any, tolerance: float) -> None:
+    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)  # noqa: E731
+    jax.tree.map(close, a, b)
+
+
+# --- the checks
+
+
+def check_eight_examples_are_learnt_by_heart(s: Subject) -> None:
+    assert s.trained["val_loss"] < s.case.floor + 0.05
+
+
+def check_a_trained_model_gives_back_its_targets(s: Subject) -> None:
+    assert [s.case.told(answer) for answer in s.answers(s.examples.inputs)] == s.examples.targets
+
+
+def check_a_run_stopped_and_resumed_equals_one_that_was_not(s: Subject) -> None:
+    _ = s.trained
+    s.train_with_stops("stopped")
+    unit = s.data.UNIT
+    whole, stopped = (traces(s.folder / run, unit) for run in ("whole", "stopped"))
+    assert stopped.keys() == whole.keys()
+    for name, value in whole.items():
+        assert stopped[name] == value, f"{name} differ"
+
+
+def check_what_stands_in_padding_changes_no_bit(s: Subject) -> None:
+    one, other = (filled(s.batch, largest) for largest in (False, True))
+    assert _bytes(one) != _bytes(other), "the examples leave no padding to look at"
+    assert_equal(s.loss(one), s.loss(other))
+
+
+def check_how_much_padding_there_is_changes_rounding_alone(s: Subject) -> None:
+    (totals, gradient), (wider, its_gradient) = s.loss(s.batch), s.loss(widened(s.batch, 5))
+    assert_close(wider.nll / wider.targets, totals.nll / totals.targets, 1e-6)
+    assert_close(wider, totals, 1e-5)
+    assert_close(its_gradient, gradient, 1e-5)
+
+
+def check_the_order_of_inputs_changes_no_answer(s: Subject) -> None:
+    order = [5, 2, 7, 0, 0, 3, 6, 1, 4]
+    answers = s.answers(s.examples.inputs)
+    assert s.answers([s.examples.inputs[i] for i in order]) == [answers[i] for i in order]
+
+
+def check_an_answer_does_not_depend_on_what_is_answered_beside_it(s: Subject) -> None:
+    answers = s.answers(s.examples.inputs)
+    assert s.answers(s.examples.inputs[3:4]) == answers[3:4]
+    inputs, others = exchanged(s.batch)
+    one, other = s.read(inputs), s.read(others)
+    assert _bytes(one) != _bytes(other), "other rows must differ, or nothing is seen"
+    assert_equal(*(jax.tree.map(lambda a: a[0], each) for each in (one, other)))
+
+
+CHECKS = (
+    check_eight_examples_are_learnt_by_heart,
+    check_a_trained_model_gives_back_its_targets,
+    check_a_run_stopped_and_resumed_equals_one_that_was_not,
+    check_what_stands_in_padding_changes_no_bit,
+    check_how_much_padding_there_is_changes_rounding_alone,
+    check_the_order_of_inputs_changes_no_answer,
+    check_an_answer_does_not_depend_on_what_is_answered_beside_it,
+)
+
+__all__ = ["CHECKS", "Case", "Examples", "Subject"]

@@ -1,0 +1,35 @@
+"""Every task of the registry keeps the contract. To add a task: a line in ``TASKS``, its ``Case``, nothing here."""
+
+from __future__ import annotations
+
+import pytest
+
+from jaxgen.tasks import TASKS
+
+from .checks import name_of
+from .task_cases import CASES
+from .task_checks import CHECKS, Subject
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory, quick):
+    """name -> the task; made, and its run trained, once."""
+    made: dict[str, Subject] = {}
+
+    def make(name: str) -> Subject:
+        assert name in CASES, f"The task {name} has no case: give it one in tests/contracts/task_cases.py."
+        if name not in made:
+            made[name] = Subject(name, CASES[name], tmp_path_factory.mktemp(name), quick)
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=name_of)
+@pytest.mark.parametrize("name", TASKS)
+def test_a_registered_task_keeps_the_contract(name, check, subject):
+    check(subject(name))
+
+
+def test_there_is_no_case_without_a_task():
+    assert set(CASES) <= set(TASKS)

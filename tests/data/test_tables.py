@@ -1,0 +1,170 @@
+"""Several columns of tables side by side, rows that cannot be used, and the split of rows."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxgen.data.tables import Column, Rows, read_table, split_rows, without_empty
+from jaxgen.errors import DataError, UsageError
+
+TEXT, LABEL = Column(("a", "b"), "--text-column"), Column(("l",), "--label-column", numbers=True)
+TABLES = {
+    "t.csv": 'a,l,b\none,x,1st\n"two, too",y,"2\nnd"\n',
+    "t.tsv": 'a\tl\tb\none\tx\t1st\n"two\ty\t2 nd\n',
+    "t.jsonl": '{"a": "one", "l": "x", "b": "1st"}\n\n{"b": "2nd", "a": "two", "l": 3}\n',
+}
+READ = {
+    "t.csv": (["one 1st", "two, too 2\nnd"], ["x", "y"]),
+    "t.tsv": (["one 1st", '"two 2 nd'], ["x", "y"]),
+    "t.jsonl": (["one 1st", "two 2nd"], ["x", "3"]),
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name, text):
+    raw = text.encode() if isinstance(text, str) else text
+    Path(name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    return name
+
+
+def rows(*parts, skipped=0):
+    places = [f"row {n}" for n in range(1, len(parts[0]) + 1)]
+    return Rows(tuple(map(list, parts)), places, "it", "0", skipped)
+
+
+@pytest.mark.parametrize("zipped", ["", ".gz"])
+@pytest.mark.parametrize("name", TABLES)
+def test_columns_are_read_by_name_and_joined_by_spaces(name, zipped):
+    assert read_table([write(name + zipped, TABLES[name])], [TEXT, LABEL]).parts == READ[name]
+
+
+def test_columns_by_position_make_every_row_data_unless_there_is_a_header():
+    write("t.csv", "one,x\ntwo,y\n")
+    columns = [Column(("1",), "--text-column"), Column(("2",), "--label-column")]
+    assert read_table(["t.csv"], columns).parts == (["one", "two"], ["x", "y"])
+    assert read_table(["t.csv"], columns, header=True).parts == (["two"], ["y"])
+
+
+def test_an_empty_cell_leaves_no_space_where_columns_are_joined():
+    write("t.csv", "a,b,l\n,1,x\n2,,y\n,,z\n")
+    assert read_table(["t.csv"], [TEXT, LABEL]).parts[0] == ["1", "2", ""]
+
+
+def test_several_files_follow_each_other_with_their_places_and_one_digest():
+    parts = [write("t.csv", "a,b,l\n1,2,x\n"), write("u.tsv", "l\ta\tb\ny\t3\t4\nz\t5\t6\n")]
+    table = read_table(parts, [TEXT, LABEL])
+    assert table.parts == (["1 2", "3 4", "5 6"], ["x", "y", "z"])
+    assert table.places == ["row 1 of t.csv", "row 1 of u.tsv", "row 2 of u.tsv"]
+    assert table.name == "t.csv + u.tsv"
+    assert table.sha256 == hashlib.sha256(b"".join(Path(part).read_bytes() for part in parts)).hexdigest()
+
+
+def test_a_folder_of_tables_is_read_in_the_order_of_their_names():
+    Path("tables").mkdir()
+    for name in ("b", "a"):
+        write(f"tables/{name}.csv", f"a,b,l\n{name},1,x\n")
+    assert read_table(["tables"], [TEXT, LABEL]).parts[0] == ["a 1", "b 1"]
+
+
+def test_a_missing_column_lists_those_that_are_there():
+    write("t.csv", "text,label\n1,2\n")
+    with pytest.raises(DataError, match=r"column 'l' is not there in t\.csv, whose first row is: 'text', 'label'"):
+        read_table(["t.csv"], [Column(("text",), "--text-column"), LABEL])
+
+
+@pytest.mark.parametrize("flag", ["--text-column", "--label-column"])
+def test_a_position_that_no_row_has_is_told_by_its_flag(flag):
+    write("t.csv", "1,2\n")
+    with pytest.raises(DataError, match=rf"{flag} is 3, but t\.csv has 2 columns\. Give a position from 1 to 2"):
+        read_table(["t.csv"], [Column(("3",), flag)])
+    with pytest.raises(UsageError, match=f"{flag} is 0, but positions count from 1"):
+        read_table(["t.csv"], [Column(("0",), flag)])
+
+
+def test_a_ragged_row_is_told_by_its_line():
+    write("t.csv", "a,b,l\n1,2,x\n3,4\n")
+    with pytest.raises(DataError, match=r"Line 3 of t\.csv has 2 columns, but the first row has 3"):
+        read_table(["t.csv"], [TEXT, LABEL])
+
+
+def test_numbers_are_labels_and_no_texts():
+    write("t.jsonl", '{"a": 1, "b": "x", "l": true}\n')
+    assert read_table(["t.jsonl"], [LABEL]).parts == (["true"],)
+    with pytest.raises(DataError, match=r"'a' of line 1 of t\.jsonl holds a number, but it must hold a string"):
+        read_table(["t.jsonl"], [TEXT, LABEL])
+
+
+def test_what_is_no_table_and_what_is_no_utf8_is_refused():
+    with pytest.raises(UsageError, match=r"t\.txt is not a \.csv, \.tsv or \.jsonl file"):
+        read_table([write("t.txt", "a,b,l\n")], [TEXT])
+    with pytest.raises(DataError, match=r"t\.csv is not UTF-8: byte 0xe9 at offset 8"):
+        read_table([write("t.csv", "a,b,l\nxy\xe9,2,3\n".encode("latin-1"))], [TEXT])
+
+
+# Rows without a part
+
+
+def test_rows_with_an_empty_part_are_left_out_and_counted():
+    left = without_empty(rows("a \nc", [*"1 34"]), "skip")
+    assert left.parts == (["a", "c"], ["1", "4"])
+    assert left.places == ["row 1", "row 4"]
+    assert left.skipped == 2
+
+
+def test_a_row_with_an_empty_part_can_be_refused_and_is_named():
+    with pytest.raises(DataError, match=r"Row 2 has an empty part, one of 2 such rows.*--empty skip"):
+        without_empty(rows("a \nc", [*"1 34"]), "refuse")
+
+
+@pytest.mark.parametrize("policy", ["skip", "refuse"])
+def test_rows_that_are_all_full_are_left_alone(policy):
+    assert without_empty(rows("ab", "12"), policy) == rows("ab", "12")
+
+
+@pytest.mark.parametrize(("parts", "said"), [(("  ", "ab"), "of 2, 2 have an empty part"), (("", ""), "of 0, 0")])
+def test_no_row_that_can_be_used_is_an_error(parts, said):
+    with pytest.raises(DataError, match=f"The data it has no row that can be used: {said}"):
+        without_empty(rows(*parts), "skip")
+
+
+# The split
+
+
+@given(st.integers(2, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1))), st.integers(0, 2**32 - 1))
+def test_a_split_parts_the_rows_and_keeps_their_order(sizes, seed):
+    number, held_out = sizes
+    train, val = split_rows(rows([str(i) for i in range(number)]), held_out, seed)
+    kept, held = ([int(text) for text in split.parts[0]] for split in (train, val))
+    assert len(held) == held_out
+    assert sorted(kept + held) == list(range(number))
+    assert (kept, held) == (sorted(kept), sorted(held))
+    assert train.places == [f"row {i + 1}" for i in kept]
+
+
+def test_a_split_follows_from_the_seed():
+    many = rows([str(i) for i in range(100)])
+    assert split_rows(many, 30, 1) == split_rows(many, 30, 1)
+    assert split_rows(many, 30, 1) != split_rows(many, 30, 2)
+
+
+@pytest.mark.parametrize("held_out", [0, 2, 3])
+def test_a_split_that_leaves_a_side_empty_is_refused(held_out):
+    with pytest.raises(DataError, match=f"{held_out} of the 2 rows of it cannot be held out.*--val-rows"):
+        split_rows(rows("ab"), held_out, 0)
+
+
+def test_rows_are_taken_in_the_order_asked_for():
+    some = rows("abc", "123").take(np.array([2, 0]))
+    assert some.parts == (["c", "a"], ["3", "1"])
+    assert some.places == ["row 3", "row 1"]
