@@ -9,7 +9,6 @@ from pydantic import field_validator
 from jaxgen.data.rows_config import RowsConfig
 from jaxgen.store.config import Fraction
 
-
 _WORDS = {
     "level": "word",
     "cell": "gru",

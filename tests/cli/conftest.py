@@ -47,6 +47,12 @@ def call(
     return Outcome(code, out.buffer.getvalue().decode(out.encoding), err.getvalue())
 
 
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Outcome]:
+    """Any command: its ``main`` with arguments, and with ``flags``, which are split at spaces."""
+    return call
+
+
 @pytest.fixture
 def train() -> Callable[..., Outcome]:
     """``train.py`` with these arguments, and with ``flags``, which are split at spaces."""

@@ -56,6 +56,14 @@ def test_columns_by_position_make_every_row_data_unless_there_is_a_header():
     assert read_table(["t.csv"], columns, header=True).parts == (["two"], ["y"])
 
 
+@pytest.mark.parametrize("mixed", [[("a",), ("2",)], [("1", "b"), ("l",)], [("1",), ("l",)]])
+def test_names_beside_positions_are_refused(mixed):
+    """With the one the first row is a header, with the other data: rows would not stand side by side."""
+    write("t.csv", TABLES["t.csv"])
+    with pytest.raises(UsageError, match="give all columns by name, or all by position"):
+        read_table(["t.csv"], [Column(names, "--text-column") for names in mixed])
+
+
 def test_an_empty_cell_leaves_no_space_where_columns_are_joined():
     write("t.csv", "a,b,l\n,1,x\n2,,y\n,,z\n")
     assert read_table(["t.csv"], [TEXT, LABEL]).parts[0] == ["1", "2", ""]
