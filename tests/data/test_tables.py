@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgen.data.tables import Column, Rows, read_table, split_rows, without_empty
@@ -149,6 +149,7 @@ def test_no_row_that_can_be_used_is_an_error(parts, said):
 # The split
 
 
+@settings(deadline=None)
 @given(st.integers(2, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1))), st.integers(0, 2**32 - 1))
 def test_a_split_parts_the_rows_and_keeps_their_order(sizes, seed):
     number, held_out = sizes
