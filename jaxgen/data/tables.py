@@ -52,8 +52,10 @@ def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | N
     """The rows of CSV, TSV and JSONL files (``.gz`` too), folders and globs of them, or named sets.
 
     A column is a name, or a position from 1, with which every row is data unless ``header`` says otherwise. Raises
-    ``DataError`` for what cannot be read, ``UsageError`` for a file that is no table.
+    ``DataError`` for what cannot be read, ``UsageError`` for a file that is no table and for names beside positions.
     """
+    if header is None:
+        _check_alike([name for column in columns for name in column.names])
     parts: tuple[list[str], ...] = tuple([] for _ in columns)
     places: list[str] = []
     digest = hashlib.sha256()
@@ -76,6 +78,17 @@ def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | N
                 part += [" ".join(filter(None, cells)) for cells in zip(*several)]
             places += [f"row {n} of {path}" for n in range(1, len(parts[0]) - first + 1)]
     return Rows(parts, places, " + ".join(map(str, specs)), digest.hexdigest())
+
+
+def _check_alike(names: Sequence[str]) -> None:
+    """Raise ``UsageError`` for names beside positions: with the one the first row is a header, with the other data."""
+    positions = [name for name in map(str, names) if name.isascii() and name.lstrip("+-").isdigit()]
+    if positions and len(positions) < len(names):
+        name = next(name for name in names if name not in positions)
+        raise UsageError(
+            f"The column {name!r} was given by its name, which is in the first row, and the column {positions[0]} by "
+            "its position, with which the first row is data: give all columns by name, or all by position from 1."
+        )
 
 
 def without_empty(rows: Rows, policy: Literal["skip", "refuse"]) -> Rows:

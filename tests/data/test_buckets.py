@@ -36,16 +36,19 @@ def epoch(made, number=0):
 WIDTHS = sorted([2**k for k in range(3, 22)] + [3 * 2**k for k in range(2, 20)])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6))
 def test_a_width_is_the_next_power_of_two_or_one_and_a_half_times_one(length):
     assert rung(length) == min(width for width in WIDTHS if width >= length)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 def test_a_longer_row_is_never_padded_to_less(a, b):
     assert (rung(a) <= rung(b)) or a > b
 
 
+@settings(deadline=None)
 @given(st.integers(9, 10**6))
 def test_less_than_a_third_of_a_width_is_padding(length):
     assert 3 * (rung(length) - length) < rung(length)
@@ -54,6 +57,7 @@ def test_less_than_a_third_of_a_width_is_padding(length):
 # Groups
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 10))
 def test_there_are_no_more_groups_than_asked_and_every_row_fits_its_own(lengths, most):
     buckets = Buckets(np.array(lengths), most)
@@ -64,6 +68,7 @@ def test_there_are_no_more_groups_than_asked_and_every_row_fits_its_own(lengths,
         assert all(length <= width for length, width in zip(row, buckets.widths[bucket], strict=True))
 
 
+@settings(deadline=None)
 @given(LENGTHS)
 def test_with_as_many_groups_as_widths_no_row_is_padded_beyond_its_own(lengths):
     buckets = Buckets(np.array(lengths), 64)

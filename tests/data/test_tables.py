@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgen.data.tables import Column, Rows, read_table, split_rows, without_empty
@@ -54,6 +54,14 @@ def test_columns_by_position_make_every_row_data_unless_there_is_a_header():
     columns = [Column(("1",), "--text-column"), Column(("2",), "--label-column")]
     assert read_table(["t.csv"], columns).parts == (["one", "two"], ["x", "y"])
     assert read_table(["t.csv"], columns, header=True).parts == (["two"], ["y"])
+
+
+@pytest.mark.parametrize("mixed", [[("a",), ("2",)], [("1", "b"), ("l",)], [("1",), ("l",)]])
+def test_names_beside_positions_are_refused(mixed):
+    """With the one the first row is a header, with the other data: rows would not stand side by side."""
+    write("t.csv", TABLES["t.csv"])
+    with pytest.raises(UsageError, match="give all columns by name, or all by position"):
+        read_table(["t.csv"], [Column(names, "--text-column") for names in mixed])
 
 
 def test_an_empty_cell_leaves_no_space_where_columns_are_joined():
@@ -141,6 +149,7 @@ def test_no_row_that_can_be_used_is_an_error(parts, said):
 # The split
 
 
+@settings(deadline=None)
 @given(st.integers(2, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1))), st.integers(0, 2**32 - 1))
 def test_a_split_parts_the_rows_and_keeps_their_order(sizes, seed):
     number, held_out = sizes
