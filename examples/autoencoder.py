@@ -1,10 +1,11 @@
-"""A word becomes a vector, and the vector becomes the word again: a sequence autoencoder (Sutskever et al. 2014 used the
-same two halves for translation, arXiv:1409.3215; the decoder here gets less, nothing at all to read).
+"""A word becomes a vector, and the vector becomes the word again.
 
     python examples/autoencoder.py
 
-The encoder reads a word letter by letter; the state it ends in is the vector. The decoder begins in that state and runs
-on without any input: ``jaxgen.unroll(cell, None, carry, length=T)``. A linear layer names a letter at each step.
+A sequence autoencoder. The encoder reads a word letter by letter, and the state that it ends in is the vector. The
+decoder begins in that state and runs on without any input, ``jaxgen.unroll(cell, None, carry, length=T)``; a linear
+layer names a letter at each step. (Dai & Le 2015, arXiv:1511.01432, feed the decoder its letters too; here the vector
+is all that it gets.)
 """
 
 from __future__ import annotations

@@ -22,7 +22,9 @@ def resize(images: ArrayLike, size: tuple[int, int], extents: ArrayLike | None =
     """
     if min(size) < 1:
         raise UsageError(f"The size of the images is {size!r}: give a height and a width of at least 1.")
-    return _resize(jnp.asarray(images), None if extents is None else jnp.asarray(extents), (size[0], size[1]))
+    parts = None if extents is None else jnp.asarray(extents)
+    resized: Array = _resize(jnp.asarray(images), parts, (size[0], size[1]))
+    return resized
 
 
 @partial(jax.jit, static_argnames="size")
@@ -31,7 +33,9 @@ def _resize(images: Array, extents: Array | None, size: tuple[int, int]) -> Arra
         shape = (images.shape[0], *size, images.shape[3])
         return _to_bytes(jax.image.resize(images.astype(jnp.float32), shape, "linear", antialias=True))
     # One after the other: as floats, canvases are many times as large as what is made of them.
-    return lax.map(lambda each: _resize_part(each[0].astype(jnp.float32), each[1], size), (images, extents))
+    part = lambda each: _resize_part(each[0].astype(jnp.float32), each[1], size)  # noqa: E731
+    resized: Array = lax.map(part, (images, extents))
+    return resized
 
 
 def _resize_part(image: Array, extent: Array, size: tuple[int, int]) -> Array:

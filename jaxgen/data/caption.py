@@ -26,6 +26,8 @@ from jaxgen.text.overlap import caption_scores
 MAX_BEAM, MAX_IMAGE = 64, 1024
 #: Images on the contact sheet of a finished run.
 SHEET = 12
+#: Images of which it is drawn where the decoder looks.
+LOOKS = 2
 
 
 class CaptionConfig(RowsConfig):
@@ -192,17 +194,22 @@ class CaptionData(WritingData):
         return dict(caption_scores(texts, references))
 
     def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
-        """``captions.png``: some validation images with what the model writes under them."""
+        """``captions.png``: some validation images with what the model writes about them, and ``attention.png``."""
         if not self.codec.of_images:
             return
+        from jaxgen.store.attention_plot import draw_attention
         from jaxgen.store.sheet_plot import draw_sheet
 
+        if self.config.attention != "none":
+            first = self.splits["val"].groups[:LOOKS]
+            looks = [model.attention(self.splits["val"].raw[rows[0]]) for rows in first]
+            draw_attention(looks, folder / "attention.png")
         val = self.splits["val"]
         groups = range(min(SHEET, len(val.groups)))
         images = [val.inputs[val.groups[g][0]] for g in groups]
         answers = model.answer(images)
-        right = [answer["text"] in val.references(g) for g, answer in zip(groups, answers)]
-        draw_sheet(images, [answer["text"] for answer in answers], right, folder / "captions.png")
+        texts = [answer["text"] for answer in answers]
+        draw_sheet(images, texts, [val.references(g) for g in groups], folder / "captions.png")
 
     def headline(self, row: Mapping[str, Any]) -> str:
         """The quality of captions in a few words."""

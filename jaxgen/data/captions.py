@@ -62,7 +62,7 @@ def read_captions(
         elif empty == "refuse":
             raise DataError(
                 f"{where} of {path}: the caption of {image!r} is empty. Write one, remove it, "
-                "or have empty captions skipped."
+                "or have empty captions skipped (--empty skip)."
             )
     if not captions:
         raise DataError(f"The file {path} has no captions in it. Give a file with an image and its caption a row.")
@@ -81,7 +81,7 @@ def find_captions(folder: Path | str, *, image_column: str = "image", caption_co
         if len(found) > 1:
             raise DataError(
                 f"There are {len(found)} captions files in {place}: {first_few([path.name for path in found])}. "
-                "Say which one to use."
+                "Say which one to use (--captions)."
             )
         if found:
             return found[0]
@@ -126,7 +126,8 @@ def match_captions(
             if things:
                 total = len(captions) if things is lost else len(names)
                 raise DataError(
-                    f"{len(things)} of {total} {problem}: {first_few(things)}. Complete them, or have them skipped."
+                    f"{len(things)} of {total} {problem}: {first_few(things)}. Complete them, or have them "
+                    "skipped (--missing skip)."
                 )
     return Matched(list(found), list(found.values()), bare, lost)
 

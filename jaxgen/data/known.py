@@ -91,8 +91,8 @@ def _check_alike(columns: Sequence[str]) -> None:
     if positions and len(positions) < len(columns):
         name = next(column for column in columns if column not in positions)
         raise UsageError(
-            f"The column {name!r} was given by its name, which is in the first row, and the column {positions[0]} by its "
-            "position, with which the first row is data: give all columns by name, or all by position from 1."
+            f"The column {name!r} was given by its name, which is in the first row, and the column {positions[0]} by "
+            "its position, with which the first row is data: give all columns by name, or all by position from 1."
         )
 
 

@@ -42,10 +42,11 @@ class _Step:
 class Conversation:
     """A text to which a user and the model add in turns, each going on from the state that the last one left.
 
-    ``settings``, ``unk`` and ``sampler`` (by one under another condition) may be changed at any time. Answer k, counted from 0, is sample k of the seed (``number``
-    is that of the next one), so that the same calls give the same texts; the first is what ``Sampler`` draws without
-    a conversation. What the state has read is what was shown: not a stop string, nor what an answer that was closed
-    early had not handed out yet. When the model ends its text (<eos>), the next step begins another.
+    ``settings``, ``unk`` and ``sampler`` (by one under another condition) may be changed at any time. Answer k, counted
+    from 0, is sample k of the seed (``number`` is that of the next one), so that the same calls give the same texts;
+    the first is what ``Sampler`` draws without a conversation. What the state has read is what was shown: not a stop
+    string, nor what an answer that was closed early had not handed out yet. When the model ends its text (<eos>), the
+    next step begins another.
     """
 
     def __init__(

@@ -12,37 +12,54 @@ import numpy as np
 
 from jaxgen.store.plot import INK, VALIDATION, save_picture
 
-#: Images in a row, and characters of a caption's line.
-ACROSS, LINE = 4, 30
+#: Images in a row, characters of a line of text, and lines of one text at most.
+ACROSS, LINE, LINES = 4, 34, 5
+#: Inches: an image's side, a line of text, and what is left around both.
+SIDE, HIGH, GAP = 2.0, 0.15, 0.25
+FONT = 8
 
 
 def draw_sheet(
-    images: Sequence[np.ndarray], captions: Sequence[str], right: Sequence[bool], path: str | os.PathLike[str]
+    images: Sequence[np.ndarray],
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    path: str | os.PathLike[str],
 ) -> None:
-    """Draw ``images`` (uint8 [Y, X, 3]) with ``captions`` as a PNG at ``path``; wrong ones stand in another colour.
+    """Draw ``images`` (uint8 [Y, X, 3]) with ``captions`` as a PNG at ``path``.
 
-    Raises ``CheckpointError`` when it cannot be written.
+    A caption that is none of its image's ``references`` has the first of them under it, in another colour. Raises
+    ``CheckpointError`` when it cannot be written.
     """
-    save_picture(path, lambda: _render(images, captions, right))
+    save_picture(path, lambda: _render(images, captions, references))
 
 
-def _render(images: Sequence[np.ndarray], captions: Sequence[str], right: Sequence[bool]) -> bytes:
+def _render(images: Sequence[np.ndarray], captions: Sequence[str], references: Sequence[Sequence[str]]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    texts = [textwrap.fill(caption, LINE, max_lines=6, placeholder=" …") or "(nothing)" for caption in captions]
+    written = [_lines(caption) or ["(nothing)"] for caption in captions]
+    instead = [[] if caption in known else _lines(known[0]) for caption, known in zip(captions, references)]
     rows, across = math.ceil(len(images) / ACROSS), min(ACROSS, len(images))
-    below = 0.17 * max(text.count("\n") + 1 for text in texts)
-    figure = Figure(figsize=(2.3 * across, (2.1 + below) * rows), dpi=100, facecolor="white", layout="constrained")
+    below = HIGH * max(len(one) + len(other) for one, other in zip(written, instead)) + GAP
+    width, height = across * (SIDE + GAP) + GAP, rows * (SIDE + below) + GAP
+    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
-    every = figure.subplots(rows, across, squeeze=False).ravel()
-    for axes in every:
+    for n, (image, first, second) in enumerate(zip(images, written, instead)):
+        row, column = divmod(n, ACROSS)
+        left, top = GAP + column * (SIDE + GAP), GAP + row * (SIDE + below)
+        axes = figure.add_axes((left / width, 1 - (top + SIDE) / height, SIDE / width, SIDE / height))
         axes.axis("off")
-    for axes, image, text, fits in zip(every, images, texts, right):
         axes.imshow(image, interpolation="nearest")
-        colour = INK if fits else VALIDATION
-        label = axes.text(0.5, -0.04, text, transform=axes.transAxes, ha="center", va="top", fontsize=8, color=colour)
-        label.set_parse_math(False)
+        for number, line in enumerate([*first, *second]):
+            down = top + SIDE + 0.06 + HIGH * number
+            colour = INK if number < len(first) else VALIDATION
+            at = ((left + SIDE / 2) / width, 1 - down / height)
+            text = figure.text(*at, line, ha="center", va="top", fontsize=FONT, color=colour)
+            text.set_parse_math(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _lines(text: str) -> list[str]:
+    return textwrap.wrap(text, LINE, max_lines=LINES, placeholder=" …")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxgen.store.plot import INK
+from jaxgen.store.plot import GRID, INK
 
 if TYPE_CHECKING:
     from jaxgen.store.attention_plot import Look
@@ -40,8 +40,12 @@ def render_sights(looks: Sequence[Look]) -> bytes:
     figure = Figure(figsize=(SIDE * ACROSS, (SIDE + 0.15) * rows), dpi=100, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     for axes, panel in zip(figure.subplots(rows, ACROSS, squeeze=False).ravel(), panels):
-        axes.axis("off")
-        if panel is not None:
+        if panel is None:
+            axes.axis("off")
+        else:
+            axes.set(xticks=[], yticks=[])
+            for spine in axes.spines.values():
+                spine.set(color=GRID, linewidth=0.8)
             axes.imshow(panel[0], interpolation="nearest")
             text = panel[1] if len(panel[1]) <= LABEL else panel[1][: LABEL - 1] + "…"
             label = axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top", fontsize=9, color=INK)

@@ -11,10 +11,30 @@ from jaxgen.tasks.making import cell_maker
 
 
 class CaptionTask(ConditionalTask):
-    """``ConditionalTask`` of pictures: inputs are images uint8 [B, Y, X, 3], or features in their place."""
+    """``ConditionalTask`` of pictures: inputs are images uint8 [B, Y, X, 3], or features in their place.
+
+    A subclass with another ``encoder`` (``jaxgen.models.image_encoder`` says what one is) in ``TASKS["caption"]`` is
+    trained, kept, resumed and asked as this one is.
+    """
 
     #: Steps in one compiled call: on a CPU convolutions are slow inside its loop (``train_steps``).
     STEPS_TOGETHER: ClassVar[int] = 1
+
+    @classmethod
+    def encoder(
+        cls,
+        shape: tuple[int, ...],
+        features: int,
+        *,
+        widths: tuple[int, ...],
+        blocks: tuple[int, ...],
+        dropout: float,
+        flips: float,
+    ) -> Any:
+        """What looks at inputs of ``shape``: images (Y, X, 3), or features (F,) or (P, F); gives ``features`` each."""
+        if is_image(shape):
+            return ImageEncoder((shape[0], shape[1]), features, widths, blocks, dropout, flips)
+        return FeatureEncoder(shape, features, dropout)
 
     @classmethod
     def build(
@@ -36,16 +56,12 @@ class CaptionTask(ConditionalTask):
     ) -> CaptionTask:
         """The task from plain values: a name in ``CELLS``, the cell's own options, and the sizes of both networks.
 
-        ``shape`` is that of an image (Y, X, 3), which makes an ``ImageEncoder`` with ``widths``, ``blocks`` and
-        ``flips``, or that of features (F,) or (P, F). The encoder gives ``hidden`` features; ``dropout`` is of both
-        networks, ``sizes`` (``layers``, ``embed``, ``embed_dropout``, ``form``, ``precision``) are the decoder's.
+        ``shape`` is that of an image or of features, as ``encoder`` gets it with ``widths``, ``blocks`` and ``flips``.
+        The encoder gives ``hidden`` features; ``dropout`` is of both networks, ``sizes`` (``layers``, ``embed``,
+        ``embed_dropout``, ``form``, ``precision``) are the decoder's.
         """
-        encoder: Any
-        if is_image(shape):
-            size = (shape[0], shape[1])
-            encoder = ImageEncoder(size, hidden, tuple(widths), tuple(blocks), dropout, flips)
-        else:
-            encoder = FeatureEncoder(tuple(shape), hidden, dropout)
+        options: dict[str, Any] = {"widths": tuple(widths), "blocks": tuple(blocks), "dropout": dropout, "flips": flips}
+        encoder = cls.encoder(tuple(shape), hidden, **options)
         made = {"hidden": hidden, "dropout": dropout, "attention": attention, **sizes}
         decoder = Decoder(vocab_size, cell_maker(cell, cell_options), **made)
         return cls(EncoderDecoder(PictureSource(encoder), decoder), False, label_smoothing, eos)

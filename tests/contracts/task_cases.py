@@ -6,6 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from jaxgen.run import Sampler, Settings
 
 from .task_checks import Case, Examples
@@ -47,9 +50,21 @@ def reversals(folder: Path) -> Examples:
     return Examples(settings, WORDS, [word[::-1] for word in WORDS])
 
 
+def pictures(folder: Path) -> Examples:
+    """Animals as eight by eight pixels at random."""
+    rng, paths = np.random.default_rng(0), [str(folder / f"{word}.png") for word in WORDS]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    rows = "".join(f"{word}.png,{word}\n" for word in WORDS)
+    (folder / "captions.csv").write_text(f"image,caption\n{rows}")
+    sizes = {"image_size": 8, "widths": (16,), "blocks": (0,), "level": "char", "beam": 0}
+    return Examples({"data": (str(folder),), "val_data": (str(folder),), **sizes}, paths, WORDS)
+
+
 SMALL = {"cell": "gru", "hidden": 16, "lr": 0.03, "steps": 60}
 
 CASES: dict[str, Case] = {
+    "caption": Case(pictures, SMALL | {"steps": 90}, lambda answer: answer["text"]),
     "classify": Case(labelled, SMALL, lambda answer: answer["label"]),
     "language": Case(
         lines,
