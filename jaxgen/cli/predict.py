@@ -71,7 +71,7 @@ def predict(args: list[str]) -> None:
     check(config, args)
 
     from jaxgen.run.host import need_backend
-    from jaxgen.run.predictor import AHEAD, Predictor, Writing
+    from jaxgen.run.predictor import Predictor, Writing
     from jaxgen.run.settings import Settings
 
     need_backend()
@@ -95,7 +95,7 @@ def predict(args: list[str]) -> None:
     typed = not rest["inputs"] and sys.stdin is not None and sys.stdin.isatty()
     if typed:
         say("A line, then Enter, is answered at once; Ctrl-D ends.")
-    put(predictor.predict(inputs, writing, 1 if typed else AHEAD), codec, rest["json"], flush=typed)
+    put(predictor.predict(inputs, writing, 1 if typed else None), codec, rest["json"], flush=typed)
 
 
 def check(config: PredictConfig, args: Sequence[str]) -> None:

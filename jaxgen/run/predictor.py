@@ -83,8 +83,8 @@ class Predictor:
             self._prepared = compiled.preparation(self.task)(self._params)
         return self._prepared
 
-    def predict(self, inputs: Iterable[Any], writing: Writing | None = None, ahead: int = AHEAD) -> Iterator[Any]:
-        """An answer for each input, in order, as the codec tells it; up to ``ahead`` inputs are waited for.
+    def predict(self, inputs: Iterable[Any], writing: Writing | None = None, ahead: int | None = None) -> Iterator[Any]:
+        """An answer for each input, in order, as the codec tells it; up to ``ahead`` inputs (1,024) are waited for.
 
         It depends on its own input alone (and, where texts are drawn, on the input's number). Raises ``UsageError``
         for settings that do not fit, and what the codec raises for an input that cannot be read.
@@ -93,7 +93,7 @@ class Predictor:
         if writing.settings is not None and writing.settings.length < 1:
             raise UsageError("An answer of 0 tokens cannot be written: give a length of 1 or more.")
         waiting, first = iter(inputs), 0
-        while some := list(islice(waiting, ahead)):
+        while some := list(islice(waiting, ahead or AHEAD)):
             yield from self._answers(some, first, writing)
             first += len(some)
 
