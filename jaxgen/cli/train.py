@@ -36,9 +36,13 @@ def main(args: Sequence[str] | None = None) -> int:
 def train(args: list[str]) -> None:
     from jaxgen.data import DATA
 
-    task = DEFAULT_TASK
+    task = _saved_task(args) or DEFAULT_TASK
     if args and not args[0].startswith("-"):
-        task = choose(args.pop(0), DATA, "task")
+        named = choose(args.pop(0), DATA, "task")
+        saved = _saved_task(args)
+        if saved not in (None, named):
+            raise UsageError(f"The run to go on with is one of the task {saved}, not {named}: leave out {named!r}.")
+        task = named
     config, resuming = read_config(DATA[task].Config, args)
 
     from jaxgen.cli.progress import Screen
@@ -52,6 +56,18 @@ def train(args: list[str]) -> None:
         trainer.train()
     finally:
         screen.close()
+
+
+def _saved_task(args: list[str]) -> str | None:
+    """The task of the run that is to go on, if there is one."""
+    from jaxgen.data import DATA
+    from jaxgen.store import RunDirectory
+
+    run, mode = flag_value(args, "--run"), flag_value(args, "--resume")
+    if run is None or mode in (None, "never") or not RunDirectory(run).exists():
+        return None
+    task = RunDirectory(run).task()
+    return task if task in DATA else None
 
 
 def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:

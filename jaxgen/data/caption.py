@@ -190,8 +190,9 @@ class CaptionData(WritingData):
         }
 
     def figures(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:
-        """BLEU-1 to BLEU-4, CIDEr-D and exact matches, of words."""
-        return dict(caption_scores(texts, references))
+        """BLEU-1 to BLEU-4 and CIDEr-D of words, and the share of captions that are letter for letter a reference."""
+        exact = sum(text.strip() in {each.strip() for each in group} for text, group in zip(texts, references))
+        return {**caption_scores(texts, references), "exact": exact / len(texts)}
 
     def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
         """``captions.png``: some validation images with what the model writes about them, and ``attention.png``."""

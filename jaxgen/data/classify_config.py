@@ -64,7 +64,7 @@ class ClassifyConfig(RowsConfig):
             "GRU 1x64, 300 steps: seconds, to see that everything works",
             {"cell": "gru", "hidden": 64, "layers": 1, "batch_size": 32, "steps": 300},
         ),
-        "small": ("words: the same as words", _WORDS),
+        "small": ("the same as words", _WORDS),
         "words": (
             "GRU 1x128 on words, in both directions, much of everything dropped, 1,000 steps",
             _WORDS,

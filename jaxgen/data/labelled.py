@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from jaxgen.data.batches import permutation
+from jaxgen.data.conditioning import MAX_LABELS
 from jaxgen.data.corpus import identity
 from jaxgen.data.examples import Labelled, digest
 from jaxgen.data.files import decode, find_paths, read_bytes, unzip
@@ -72,6 +73,11 @@ def read_labelled(
         raise DataError(
             f"All rows of {rows.name} have the label {labels[0]!r}: there is nothing to tell apart. Give data with at "
             "least two labels, or check --label-column."
+        )
+    if len(labels) > MAX_LABELS:
+        raise DataError(
+            f"The {len(rows):,} rows of {rows.name} have {len(labels):,} labels, and at most {MAX_LABELS:,} can be told "
+            f"apart: {_listed(labels)}. Check --label-column: it should name kinds of texts, not single ones."
         )
     if val_data:
         train, val = rows, without_empty(_read(val_data, *columns), empty)

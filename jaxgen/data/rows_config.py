@@ -42,7 +42,8 @@ class RowsConfig(TrainConfig):
     max_length: Size = 400
     """Tokens of a text that are read; what is behind them is cut off."""
     patience: Positive | None = None
-    """Stop after this many evaluations without a better one (accuracy of labels, BLEU of texts)."""
+    """Stop after this many evaluations without a better one (accuracy of labels, BLEU of translations,
+    CIDEr of captions)."""
     buckets: Annotated[int, Field(gt=0, le=64)] = 8
     """Groups of similar lengths that batches are made of: the shapes that are compiled, at most."""
 

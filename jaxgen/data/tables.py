@@ -75,7 +75,7 @@ def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | N
             for part, column in zip(parts, columns):
                 options = header, column.numbers, column.flag
                 several = [read_column(text, kind, name, path, *options) for name in column.names]
-                part += [" ".join(filter(None, cells)) for cells in zip(*several)]
+                part += [" ".join(filter(None, cells)) for cells in zip(*several, strict=True)]
             places += [f"row {n} of {path}" for n in range(1, len(parts[0]) - first + 1)]
     return Rows(parts, places, " + ".join(map(str, specs)), digest.hexdigest())
 

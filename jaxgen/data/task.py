@@ -18,6 +18,10 @@ class EvalSet:
     batches: Callable[[], Iterator[Any]]
 
 
+#: What a nat of loss weighs beside a metric: less than any difference between two values of it that mean something.
+TIE = 1e-9
+
+
 class Metric(NamedTuple):
     """The figure of an evaluation that decides which checkpoint is the best, and when patience is lost."""
 
@@ -25,8 +29,12 @@ class Metric(NamedTuple):
     higher: bool  # is better
 
     def cost(self, row: Mapping[str, Any]) -> float:
-        """What ``row`` says of it as a number of which lower is better."""
-        return -row[self.name] if self.higher else row[self.name]
+        """What ``row`` says of it as a number of which lower is better; of equal ones the loss decides.
+
+        Figures that count whole matches stay at 0 for a while, and are equal by chance where there is little to judge.
+        """
+        value = -row[self.name] if self.higher else row[self.name]
+        return value if self.name == "val_loss" else value + TIE * row["val_loss"]
 
 
 class Shown(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -139,7 +140,7 @@ class Predictor:
                 break
         tokens = np.concatenate([piece.tokens for piece in pieces], axis=1)[:, : settings.length]
         logp = np.concatenate([piece.logp for piece in pieces], axis=1)[:, : settings.length]
-        return [_text(tokens[row], float(logp[row].sum())) for row in range(count)]
+        return [_text(tokens[row], math.fsum(logp[row])) for row in range(count)]  # however long the others are
 
     def attention(self, source: Any, writing: Writing | None = None, number: int = 0) -> Look:
         """Where the model looks while it writes the text for input ``number``, and when it ends.

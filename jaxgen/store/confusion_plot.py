@@ -35,6 +35,7 @@ def _render(confusion: np.ndarray, labels: Sequence[str], title: str) -> bytes:
     axes = figure.subplots()
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
+    labels = [label.encode("utf-8", "replace").decode() for label in labels]  # no font has half a character
     short = [label if len(label) <= LABEL_LENGTH else label[: LABEL_LENGTH - 1] + "…" for label in labels]
     size = 10 if number <= MOST_WRITTEN else max(4, 200 // number)
     axes.set_xticks(range(number), short, rotation=40, ha="right", rotation_mode="anchor", fontsize=size, color=INK)
