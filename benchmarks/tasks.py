@@ -4,7 +4,8 @@
 
 Models of one row have the same layers, sizes, batch and optimiser (AdamW, gradients clipped to norm 1), all rows full.
 The two take turns, a few steps each, so that whatever else the machine does meets both; told is the median of the
-ratios of the turns. jaxgen computes as its commands do: memory kept, the batch spread over the cores. PyTorch has as many threads.
+ratios of the turns. jaxgen computes as its commands do: memory kept, the batch spread over the cores. PyTorch has as
+many threads.
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ def read_labelled(
         )
     if len(labels) > MAX_LABELS:
         raise DataError(
-            f"The {len(rows):,} rows of {rows.name} have {len(labels):,} labels, and at most {MAX_LABELS:,} can be told "
-            f"apart: {_listed(labels)}. Check --label-column: it should name kinds of texts, not single ones."
+            f"The {len(rows):,} rows of {rows.name} have {len(labels):,} labels, and at most {MAX_LABELS:,} can be "
+            f"told apart: {_listed(labels)}. Check --label-column: it should name kinds of texts, not single ones."
         )
     if val_data:
         train, val = rows, without_empty(_read(val_data, *columns), empty)
