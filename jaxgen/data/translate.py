@@ -279,7 +279,7 @@ def _check_codec(config: TranslateConfig, codec: TranslateCodec) -> None:
             f"give --level {codec.target.kind}, or leave out --init-from."
         )
     if codec.lower != config.lower:
-        reads, flag = ("in lower case", "--lowercase True") if codec.lower else ("as they are", "--lowercase False")
+        reads, flag = ("in lower case", "--lowercase") if codec.lower else ("as they are", "--no-lowercase")
         raise UsageError(f"The run to begin from reads sources {reads}: give {flag}, or leave out --init-from.")
 
 

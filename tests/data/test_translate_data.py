@@ -219,7 +219,7 @@ def test_a_given_codec_is_used_with_the_new_limit_on_lengths(make):
 def test_a_codec_of_another_level_or_case_is_refused(make):
     with pytest.raises(UsageError, match=r"--level is word, but .* give --level char"):
         make(codec=make().codec, level="word")
-    with pytest.raises(UsageError, match=r"in lower case: give --lowercase True"):
+    with pytest.raises(UsageError, match=r"in lower case: give --lowercase, or"):
         make(codec=make(lowercase=True).codec)
 
 
