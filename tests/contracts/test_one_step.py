@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from PIL import Image
 
 from jaxgen.cells import CELLS, unroll
 from jaxgen.cells.fused import fits
@@ -177,8 +178,27 @@ def answers(run: Path) -> None:
     assert [answer["text"] for answer in found] == ["+", "-", "+"]
 
 
+def caption(folder: Path) -> dict[str, Any]:
+    """Light and dark pictures, a letter about each."""
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for number in range(16):
+        pixels = np.random.default_rng(number).integers(0, 90, (8, 8, 3), np.uint8) + 160 * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(pictures / f"{number}.png")
+    rows = (f"{number}.png,{'dl'[number % 2]}" for number in range(16))
+    (pictures / "captions.csv").write_text("\n".join(["image,caption", *rows]) + "\n")
+    return {"data": (str(pictures),)}
+
+
+def describes(run: Path) -> None:
+    found = Predictor.load(run).predict([str(run.parent / "pictures" / f"{number}.png") for number in range(4)])
+    assert [answer["text"] for answer in found] == ["d", "l", "d", "l"]
+
+
+IMAGES = {"level": "char", "image_size": 8, "widths": (16,), "blocks": (0,), "beam": 0}
 #: By the names of the tasks.
 ONE_STEP = {
+    "caption": Case(caption, IMAGES, describes),
     "classify": Case(classify, {}, knows),
     "language": Case(language, {"seq_len": 1}, goes_on),
     "translate": Case(translate, {}, answers),
