@@ -173,7 +173,11 @@ def test_the_encoder_of_the_documents_trains_and_captions_as_written(monkeypatch
         (["--data", "."], 3, "--missing skip"),
         (["--data", ".", "--captions", "none.csv"], 3, "The captions file none.csv cannot be read"),
         (["--data", ".", "--caption-column", "text"], 3, "no captions file"),
-        (["--data", ".", "--captions", "captions.csv", "--caption-column", "text"], 3, "image, caption"),
+        (
+            ["--data", ".", "--captions", "captions.csv", "--caption-column", "text"],
+            3,
+            "whose first row is: 'image', 'caption'",
+        ),
         (["--data", ".", "--missing", "skip", "--strict"], 3, "cannot be used"),
         (["--data", "shapes", "--captions", "captions.csv"], 2, "--captions was given, but shapes has"),
         (["--data", "shapes", "--widths", "10"], 2, "give multiples of 16"),

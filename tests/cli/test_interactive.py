@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -321,7 +322,7 @@ def test_control_characters_are_escaped_on_a_terminal_alone(terminal, raw, escap
     out = (Terminal if terminal else io.TextIOWrapper)(io.BytesIO(), "utf-8", newline="")
     monkeypatch.setattr(sys, "stdout", out)
     pieces = (Piece(0, text, np.zeros(1, np.int32), np.zeros(1)) for text in ("a\x1b[3", "1m\n"))
-    Session(Conversation(None, Settings()), NEUTRAL, raw=raw).answer(pieces)
+    Session(Conversation(SimpleNamespace(conditioning=None), Settings()), NEUTRAL, raw=raw).answer(pieces)
     assert out.buffer.getvalue() == (b"a\\x1b[31m\n\n" if escaped else b"a\x1b[31m\n\n")
 
 

@@ -153,11 +153,11 @@ def test_a_run_that_answers_no_inputs_is_refused(predict, run):
     )
 
 
-@pytest.mark.parametrize("command", ["sample", "score", "evaluate"])
-def test_commands_that_write_and_score_refuse_a_classifier(command, request, kinds):
-    args = ["--run", kinds] + (["--text", "a"] if command == "score" else [])
-    done = request.getfixturevalue(command)(*args)
-    refused(done, 2, f"task classify, which `jaxgen {command}` cannot use", "`jaxgen predict`")
+@pytest.mark.parametrize("name", ["sample", "score", "evaluate"])
+def test_commands_that_write_and_score_refuse_a_classifier(name, request, kinds):
+    args = ["--run", kinds] + (["--text", "a"] if name == "score" else [])
+    done = request.getfixturevalue(name)(*args)
+    refused(done, 2, f"task classify, which `jaxgen {name}` cannot use", "`jaxgen predict`")
 
 
 def test_without_a_run_that_answers_inputs_it_is_said_how_to_make_one(predict, run, here):
