@@ -13,7 +13,7 @@ from jaxgen.cli.evaluate import EvaluateConfig
 from jaxgen.cli.replay import ReplayConfig
 from jaxgen.cli.sample import SampleConfig
 from jaxgen.cli.score import ScoreConfig
-from jaxgen.data import LanguageConfig
+from jaxgen.data import DATA, LanguageConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -87,10 +87,12 @@ def test_links_between_documents_lead_somewhere(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_flag_of_train_that_a_document_types_exists(document):
-    known = {f"--{name.replace('_', '-')}" for name in LanguageConfig.model_fields} | {"--help", "--resume", "--config"}
     for command in re.findall(r"^.*python train\.py.*$", document.read_text(encoding="utf-8"), re.MULTILINE):
         with contextlib.suppress(ValueError):
             command = command[: command.index("#")]
+        named = re.search(r"train\.py ([a-z]+)", command)
+        kind = DATA[named[1]].Config if named and named[1] in DATA else LanguageConfig
+        known = {f"--{name.replace('_', '-')}" for name in kind.model_fields} | {"--help", "--resume", "--config"}
         assert set(re.findall(r"--[a-z][a-z-]*", command)) <= known, command
 
 

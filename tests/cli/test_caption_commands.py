@@ -176,7 +176,7 @@ def test_the_encoder_of_the_documents_trains_and_captions_as_written(monkeypatch
         (
             ["--data", ".", "--captions", "captions.csv", "--caption-column", "text"],
             3,
-            "whose first row is: 'image', 'caption'",
+            "row is: 'image', 'caption'",
         ),
         (["--data", ".", "--missing", "skip", "--strict"], 3, "cannot be used"),
         (["--data", "shapes", "--captions", "captions.csv"], 2, "--captions was given, but shapes has"),
