@@ -49,8 +49,8 @@ class Progressed:
 class Interrupted(Exception):
     """A signal asked to stop; everything is saved. ``exit_code`` is 128 + the signal's number."""
 
-    def __init__(self, signal_number: int, task: str, run: str, step: int) -> None:
-        command = f"python train.py {task} --run {shlex.quote(run)} --resume auto"
+    def __init__(self, signal_number: int, run: str, step: int) -> None:
+        command = f"python train.py --run {shlex.quote(run)} --resume auto"
         super().__init__(f"Stopped at step {step:,}; saved. Continue with: {command}")
         self.exit_code = 128 + signal_number
 
@@ -115,7 +115,7 @@ class Trainer:
                 else:
                     self._save(step, None)
                 if signals.received is not None and not stop:
-                    raise Interrupted(signals.received, self.config.task, str(self.run.path), step)
+                    raise Interrupted(signals.received, str(self.run.path), step)
         self._picture.result()
         return self._finish(step)
 
