@@ -283,3 +283,10 @@ def test_rows_with_an_empty_part_are_skipped_and_counted(train, material):
     assert done.code == 0, done.err
     assert "20 to train on, 4 to validate, 1 with an empty part skipped" in re.sub(r"\s+", " ", done.out)
     assert (material / "runs/classify-1/config.json").is_file()
+
+
+def test_a_run_is_gone_on_with_by_its_own_task_which_need_not_be_named(command, kinds, tmp_path):
+    shutil.copytree(kinds, tmp_path / "run")
+    args = ["--run", tmp_path / "run", "--resume", "must"]
+    assert command(train_main, args).code == 0
+    refused(command(train_main, ["language", *args]), 2, "is one of the task classify, not language")
