@@ -105,15 +105,18 @@ def _names(kind: Any) -> dict[str, Any]:
     """What the settings that name a registry's entry can be."""
     from jaxgen.cells import CELLS
     from jaxgen.data import BATCHES
+    from jaxgen.models import ATTENTIONS, POOLINGS
     from jaxgen.tasks import models
     from jaxgen.text import TOKENIZERS
     from jaxgen.training import OPTIMIZERS, SCHEDULES
 
     return {
+        "attention": ["none", *ATTENTIONS],
         "cell": CELLS,
         "layout": BATCHES,
         "level": TOKENIZERS,
         "model": models(kind.task),
+        "pooling": POOLINGS,
         "optimizer": OPTIMIZERS,
         "preset": kind.presets,
         "schedule": SCHEDULES,

@@ -14,23 +14,23 @@ from pydantic import Field
 
 from jaxgen.data.caption_codec import CaptionCodec, to_size
 from jaxgen.data.captioned import Captioned, CaptionedSplits, read_captioned
-from jaxgen.data.rows_config import RowsConfig
 from jaxgen.data.task import Metric, Model
 from jaxgen.data.writing import Examples, WritingData, encode_target
+from jaxgen.data.writing_config import Beam, WritingConfig
 from jaxgen.errors import DataError, UsageError
 from jaxgen.store.config import Fraction, NotNegative, Size, TrainConfig
 from jaxgen.text import TOKENIZERS, Tokenizer
 from jaxgen.text.overlap import caption_scores
 
-#: Beams of the final evaluation, at most; and the largest side of an image.
-MAX_BEAM, MAX_IMAGE = 64, 1024
+#: The largest side of an image.
+MAX_IMAGE = 1024
 #: Images on the contact sheet of a finished run.
 SHEET = 12
 #: Images of which it is drawn where the decoder looks.
 LOOKS = 2
 
 
-class CaptionConfig(RowsConfig):
+class CaptionConfig(WritingConfig):
     """An image in, a sentence about it out: a captioner."""
 
     task: ClassVar[str] = "caption"
@@ -62,14 +62,9 @@ class CaptionConfig(RowsConfig):
     """Channels of the image encoder's stages, each of which but the first halves the sides; multiples of 16."""
     blocks: tuple[NotNegative, ...] = (1, 1, 1)
     """Residual blocks of each stage."""
-    attention: Literal["none", "additive", "general"] = "general"
-    """How the decoder looks back at the image: not at all (it has a summary of it alone), by additive scores
-    (Bahdanau) or by general ones (Luong, the fastest)."""
     flips: Fraction = 0.0
     """Share of training images that are mirrored, at random: not for captions that say left or right."""
-    label_smoothing: Fraction = 0.0
-    """Share of each training target that is spread evenly over the vocabulary."""
-    beam: Annotated[int, Field(ge=0, le=MAX_BEAM)] = 3
+    beam: Beam = 3
     """Beams of the final evaluation; 0: greedy, as during training."""
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -159,7 +154,7 @@ class CaptionData(WritingData):
     def model_options(self) -> dict[str, Any]:
         """What ``build`` of the model needs."""
         names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
-        more = ("attention", "widths", "blocks", "flips", "label_smoothing")
+        more = ("token_dropout", "attention", "widths", "blocks", "flips", "label_smoothing")
         options = {name: getattr(self.config, name) for name in (*names, *more)}
         return {**self.sizes(self.codec), **options}
 

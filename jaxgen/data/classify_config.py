@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from jaxgen.data.rows_config import RowsConfig
+from jaxgen.errors import choose
 from jaxgen.store.config import Fraction
 
 _WORDS = {
@@ -51,7 +52,7 @@ class ClassifyConfig(RowsConfig):
     """balanced: rows of rare labels count more in training, so that all labels count the same."""
     bidirectional: bool = False
     """Read every text from both ends."""
-    pooling: Literal["last", "max", "mean"] = "max"
+    pooling: str = "max"
     """What is made of the layers' outputs: the last one, or the largest or the mean of each unit over the text."""
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -79,3 +80,10 @@ class ClassifyConfig(RowsConfig):
     @classmethod
     def _one_or_more_columns(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _pooling_exists(self) -> ClassifyConfig:
+        from jaxgen.models import POOLINGS
+
+        choose(self.pooling, POOLINGS, "pooling")
+        return self

@@ -7,26 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from jaxgen.data.parallel import PairSplits, read_pairs
-from jaxgen.data.rows_config import RowsConfig
 from jaxgen.data.task import Metric, Model
 from jaxgen.data.translate_codec import TranslateCodec
 from jaxgen.data.writing import SPACED, Examples, WritingData, encode_target
+from jaxgen.data.writing_config import WritingConfig
 from jaxgen.errors import DataError, UsageError
 from jaxgen.store.config import Fraction, Positive, Size, TrainConfig
 from jaxgen.text import TOKENIZERS, UNK
 from jaxgen.text.overlap import ORDERS, bleu
 
-#: Beams of the final evaluation, at most.
-MAX_BEAM = 64
 
-
-class TranslateConfig(RowsConfig):
+class TranslateConfig(WritingConfig):
     """A text in, another text out: a translator."""
 
     task: ClassVar[str] = "translate"
@@ -42,21 +39,14 @@ class TranslateConfig(RowsConfig):
     """Column of a table that holds the target, by name or by position from 1."""
     max_length: Size = 100
     """Tokens of a text at most: longer pairs are left out of training, longer sources are cut elsewhere."""
-    attention: Literal["none", "additive", "general"] = "general"
-    """How the decoder looks back at the source: not at all (it has the encoder's last state alone), by additive scores
-    (Bahdanau) or by general ones (Luong, the fastest)."""
     bidirectional: bool = False
     """Read every source from both ends."""
     tie: bool = False
     """Use the target's embedding as the output matrix too (needs --embed equal to --hidden)."""
-    label_smoothing: Fraction = 0.0
-    """Share of each training target that is spread evenly over the vocabulary."""
     scheduled_sampling: Fraction = 0.0
     """Probability with which training reads the model's own prediction, reached by --scheduled-sampling-steps."""
     scheduled_sampling_steps: Positive = 1000
     """Steps over which that probability rises from 0."""
-    beam: Annotated[int, Field(ge=0, le=MAX_BEAM)] = 5
-    """Beams of the final evaluation; 0: greedy, as during training."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "python train.py translate --data multi30k --preset sentences      English to German",
@@ -180,7 +170,7 @@ class TranslateData(WritingData):
     def model_options(self) -> dict[str, Any]:
         """What ``build`` of the model needs."""
         names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
-        more = ("bidirectional", "attention", "tie", "label_smoothing")
+        more = ("token_dropout", "bidirectional", "attention", "tie", "label_smoothing")
         options = {name: getattr(self.config, name) for name in (*names, *more)}
         return {**self.sizes(self.codec), **options, "own": self.config.scheduled_sampling > 0}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -13,7 +12,7 @@ from jaxgen.cells import LSTM
 from jaxgen.cells.precision import dot_general
 from jaxgen.errors import UsageError, choose
 from jaxgen.models.checks import check_rates
-from jaxgen.models.embedding import dropped, folded
+from jaxgen.models.embedding import dropped, folded, thinned
 from jaxgen.models.encoder import Encoder
 from jaxgen.types import Array, Key
 
@@ -99,16 +98,9 @@ class Classifier(nn.Module):
     def __call__(self, tokens: Array, valid: Array, row_keys: Key | None = None) -> Array:
         """``tokens`` and ``valid`` [B, S] -> logits [B, classes] in float32. ``row_keys`` [B] switches dropout on."""
         valid = jnp.asarray(valid, bool)
-        tokens = self._thinned(jnp.asarray(tokens), folded(row_keys, self.layers + 1))
+        keys = folded(row_keys, self.layers + 1)
+        tokens = thinned(jnp.asarray(tokens), self.token_dropout, self.unknown, keys)
         outputs = self.encoder(tokens, valid, row_keys, drop_outputs=False).outputs
         pooled = POOLINGS[self.pooling](outputs, valid, 2 if self.bidirectional else 1)
         pooled = dropped(pooled[None], self.dropout, folded(row_keys, self.layers + 2))[0]
         return self.output(pooled).astype(jnp.float32)
-
-    @nn.nowrap
-    def _thinned(self, tokens: Array, row_keys: Key | None) -> Array:
-        """``tokens`` [B, S], of which a share of ``token_dropout`` is unknown; a row's by its own key alone."""
-        if row_keys is None or self.token_dropout == 0:
-            return tokens
-        drop = lambda key: jax.random.bernoulli(key, self.token_dropout, tokens.shape[1:])  # noqa: E731
-        return jnp.where(jax.vmap(drop)(row_keys), self.unknown, tokens)

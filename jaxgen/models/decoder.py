@@ -14,8 +14,8 @@ from jaxgen.cells import LSTM, Affine, Cell, run, unroll
 from jaxgen.cells.precision import matmul
 from jaxgen.errors import UsageError, choose
 from jaxgen.models.attention import ATTENTIONS, Memory
-from jaxgen.models.checks import cell_name, is_own_cell
-from jaxgen.models.embedding import dropped, folded
+from jaxgen.models.checks import cell_name, check_rates, is_own_cell
+from jaxgen.models.embedding import dropped, folded, thinned
 from jaxgen.models.language_model import LanguageModel
 from jaxgen.types import Array, Carry, Key
 
@@ -61,6 +61,9 @@ class Decoder(nn.Module):
       layer's state before each step and adds the context, times a matrix, to that step's pre-activations. It takes a
       jaxgen cell and runs that layer by the plain scan.
 
+    In training a share ``token_dropout`` of the tokens but the first is read as ``unknown`` (Bowman et al. 2016,
+    arXiv:1511.06349, section 3.1), so that more has to come from what the encoder has read.
+
     With either the output layer sees tanh([context; state] W), Luong's attentional vector, H wide. Sizes that cannot be
     used raise ``UsageError``.
     """
@@ -72,6 +75,8 @@ class Decoder(nn.Module):
     embed: int | None = None
     dropout: float = 0.0
     embed_dropout: float = 0.0
+    token_dropout: float = 0.0
+    unknown: int = 1
     attention: str = "none"
     tie: bool = False
     form: str = "auto"
@@ -84,6 +89,7 @@ class Decoder(nn.Module):
                 f"The attention {self.attention!r} adds to a cell's pre-activations, which takes a jaxgen cell, and "
                 f"{cell_name(self.cell)} is none: use a cell of CELLS or one of your own, or another attention."
             )
+        check_rates("decoder", {"token_dropout": self.token_dropout})
         self._model(parent=None)  # what it refuses is refused before anything is traced
         super().__post_init__()
 
@@ -113,7 +119,7 @@ class Decoder(nn.Module):
 
     @property
     def has_dropout(self) -> bool:
-        return self.dropout > 0 or self.embed_dropout > 0
+        return max(self.dropout, self.embed_dropout, self.token_dropout) > 0
 
     def token_table(self) -> Array | None:
         """``LanguageModel.token_table``."""
@@ -164,7 +170,11 @@ class Decoder(nn.Module):
 
         Decoding is the case T = 1. ``row_keys`` [B] switches dropout on; ``table`` is a ``token_table()`` made earlier.
         """
-        tokens = jnp.asarray(tokens).T
+        tokens = jnp.asarray(tokens)
+        if row_keys is not None and self.token_dropout > 0:
+            rest = thinned(tokens[:, 1:], self.token_dropout, self.unknown, folded(row_keys, self.layers + 1))
+            tokens = jnp.concatenate([tokens[:, :1], rest], axis=1)
+        tokens = tokens.T
         if self._feeds:
             after, states, context, weights = self._feed(tokens, carry, memory, row_keys, table)
         else:

@@ -79,6 +79,14 @@ def dropped(x: Array, rate: float, row_keys: Key | None) -> Array:
     return x if row_keys is None or rate == 0 else dropout(x, rate, row_keys)
 
 
+def thinned(tokens: Array, rate: float, unknown: int, row_keys: Key | None) -> Array:
+    """``tokens`` [B, T], of which a share of ``rate`` is ``unknown``; a row's by its own key, and none without keys."""
+    if row_keys is None or rate == 0:
+        return tokens
+    hide = jax.vmap(lambda key: jax.random.bernoulli(key, rate, tokens.shape[1:]))(row_keys)
+    return jnp.where(hide, jnp.asarray(unknown, tokens.dtype), tokens)
+
+
 def folded(row_keys: Key | None, number: int) -> Key | None:
     """The keys [B] of the use ``number`` of a row's key; none from none."""
     return None if row_keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(row_keys)

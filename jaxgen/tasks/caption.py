@@ -58,7 +58,7 @@ class CaptionTask(ConditionalTask):
 
         ``shape`` is that of an image or of features, as ``encoder`` gets it with ``widths``, ``blocks`` and ``flips``.
         The encoder gives ``hidden`` features; ``dropout`` is of both networks, ``sizes`` (``layers``, ``embed``,
-        ``embed_dropout``, ``form``, ``precision``) are the decoder's.
+        ``embed_dropout``, ``token_dropout``, ``form``, ``precision``) are the decoder's.
         """
         options: dict[str, Any] = {"widths": tuple(widths), "blocks": tuple(blocks), "dropout": dropout, "flips": flips}
         encoder = cls.encoder(tuple(shape), hidden, **options)
