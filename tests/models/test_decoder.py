@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxgen.cells import GRU, LSTM
+from jaxgen.cells import GRU, LSTM, Elman
 from jaxgen.errors import UsageError
 from jaxgen.models import Decoder
 from jaxgen.models.stack import dropout
@@ -283,6 +283,33 @@ def test_a_row_is_dropped_by_its_own_key_alone(dropping):
     assert np.any(a[1] != b[1])
 
 
+@pytest.mark.parametrize("name", ["none", "additive"])
+def test_a_share_of_the_tokens_but_the_first_is_unknown_in_training(name):
+    """Seen by a cell that forgets at once: what a step gives says which token it has read."""
+    rows, length = 12, 60
+    one_place = np.repeat(normal(1, 1, 1, M), rows, 0)
+    source = (jax.tree.map(lambda a: np.repeat(a[:1], rows, 0), sources()[0]), one_place, np.ones((rows, 1), bool))
+    plain, params = setup(cell=Elman, attention=name)
+    forgetting = jax.tree_util.tree_map_with_path(
+        lambda path, a: np.zeros_like(a) if "recurrent_kernel" in str(path) else a, params
+    )
+    read = np.full((rows, length), 3, np.int32)
+    three, seven = (run(plain, forgetting, np.full_like(read, t), *source)[0].features for t in (3, 7))
+
+    def unknown(*seeds):
+        hiding = plain.clone(token_dropout=0.4, unknown=7)
+        features = run(hiding, forgetting, read, *source, row_keys(*seeds))[0].features
+        as_read, hidden = (np.abs(features - each).max(-1) < 1e-5 for each in (three, seven))
+        assert (as_read ^ hidden).all()
+        return hidden
+
+    hidden, other = unknown(*range(rows)), unknown(*range(1, rows + 1))
+    assert not hidden[:, 0].any()
+    assert abs(hidden[:, 1:].mean() - 0.4) < 0.08
+    np.testing.assert_array_equal(hidden[1:], other[:-1])  # a row's by its own key alone
+    assert len(np.unique(hidden, axis=0)) == rows
+
+
 def test_dropout_of_the_fed_layers_is_that_of_a_stack():
     """Contexts of zero leave a language model, whose dropout ``additive`` must then have."""
     fed, params = setup(layers=2, attention="additive", dropout=0.4, embed_dropout=0.3)
@@ -361,6 +388,7 @@ def test_attention_without_places_to_look_at_is_refused(name):
     [
         ({"hidden": 0}, "`hidden` is 0"),
         ({"dropout": 1.0}, "`dropout` is 1.0"),
+        ({"token_dropout": 1.0}, "`token_dropout` is 1.0"),
         ({"tie": True, "embed": 3}, "leave `embed` out, or do without `tie`"),
         ({"form": "fusde"}, "Unknown form 'fusde'"),
     ],
