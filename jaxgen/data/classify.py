@@ -28,6 +28,9 @@ from jaxgen.types import Sequence as TokenRows
 EVAL_ROWS = 32
 #: Validation texts that a run shows with what it takes them for.
 SHOWN, SHOWN_LENGTH = 3, 300
+#: Of the embedding's initial values, by level; 1 at others. Where many tokens are rare, larger ones are random numbers
+#: that a text is known by: on 6,600 news 83.5 % with 1 on words, 88 % with 0.1.
+EMBED_STDDEV = {"bpe": 0.1, "word": 0.1}
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,8 @@ class ClassifyData:
         """What ``build`` of the model needs."""
         names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
         options = {name: getattr(self.config, name) for name in (*names, "token_dropout", "bidirectional", "pooling")}
-        return {**self.sizes(self.codec), **options, "unknown": UNK}
+        stddev = EMBED_STDDEV.get(self.config.level, 1.0)
+        return {**self.sizes(self.codec), **options, "embed_stddev": stddev, "unknown": UNK}
 
     def resolved(self) -> dict[str, Any]:
         """What a run keeps of the data beside their identity: nothing."""

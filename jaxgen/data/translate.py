@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -205,16 +205,21 @@ class TranslateData(WritingData):
     def figures(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:
         """BLEU of words (at char and byte level of characters) and exact matches; at the end also sacrebleu's.
 
-        Where no reference has four words, n-grams are as long as the longest: else all BLEU would be 0.
+        Where a split has no text of four words, n-grams of all are as long as its longest: else its BLEU would be 0.
         """
-        cut: Callable[[str], list[str]] = str.split if self.config.level in SPACED else list
-        known = [[cut(each) for each in group] for group in references]
-        orders = min(ORDERS, max(len(each) for group in known for each in group))
+        known = [[self._cut(each) for each in group] for group in references]
         row: dict[str, Any] = {
-            "bleu": bleu([cut(text) for text in texts], known, orders).scores[-1],
+            "bleu": bleu([self._cut(text) for text in texts], known, self._orders).scores[-1],
             "exact": sum(text in group for text, group in zip(texts, references)) / len(texts),
         }
         return row | (published(texts, references) if final else {})
+
+    @cached_property
+    def _orders(self) -> int:
+        return min(ORDERS, *(max(len(self._cut(text)) for text in split.texts) for split in self.splits.values()))
+
+    def _cut(self, text: str) -> list[str]:
+        return text.split() if self.config.level in SPACED else list(text)
 
     def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
         """``attention.png``: where the decoder looks while it translates some validation sentences."""

@@ -43,10 +43,6 @@ def largest(outputs: Array, valid: Array, directions: int) -> Array:
 POOLINGS: dict[str, Callable[[Array, Array, int], Array]] = {"last": last, "max": largest, "mean": mean}
 
 
-#: Of the embedding's initial values. With 1, on 6,600 news, rare words are random numbers that a text is known by.
-EMBED_STDDEV = 0.1
-
-
 class Classifier(nn.Module):
     """An ``Encoder``, one vector a text (``pooling``), and a linear layer to a logit for each of ``classes`` labels.
 
@@ -64,6 +60,7 @@ class Classifier(nn.Module):
     embed: int | None = None
     dropout: float = 0.0
     embed_dropout: float = 0.0
+    embed_stddev: float = 1.0
     token_dropout: float = 0.0
     unknown: int = 0
     bidirectional: bool = False
@@ -83,8 +80,8 @@ class Classifier(nn.Module):
     def encoder_options(self) -> dict[str, Any]:
         """The fields that are the encoder's too."""
         names = ("vocab_size", "cell", "hidden", "layers", "embed", "dropout", "embed_dropout", "bidirectional")
-        more = {name: getattr(self, name) for name in ("form", "precision")}
-        return {name: getattr(self, name) for name in names} | more | {"embed_stddev": EMBED_STDDEV}
+        more = ("embed_stddev", "form", "precision")
+        return {name: getattr(self, name) for name in (*names, *more)}
 
     def setup(self) -> None:
         self.encoder = Encoder(**self.encoder_options())

@@ -158,7 +158,7 @@ WRONG_DATA = {
     "--data a.txt": (2, "one file: give two parallel files"),
     "--data t.tsv --source-column a": (2, "--source-column and --target-column go together"),
     "--val-rows 5": (2, "dates has validation pairs of its own"),
-    "--attention bahdanau": (2, "--attention is 'bahdanau'"),
+    "--attention bahdanau": (2, "Unknown attention 'bahdanau'"),
     "--tie --embed 3": (2, "--tie needs --embed equal to --hidden"),
     "--beam 100": (2, "--beam is 100"),
     "--model ngram": (2, "Unknown model"),

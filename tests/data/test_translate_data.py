@@ -227,7 +227,7 @@ def test_a_codec_of_another_level_or_case_is_refused(make):
 
 
 def test_figures_are_bleu_of_characters_and_exact_matches(make):
-    data = make()
+    data = make(val=PAIRS)
     row = data.figures(["ABCDE", "ABC"], [["ABCDE"], ["ABD"]], final=False)
     assert row["exact"] == 0.5
     matched, total = [7, 5, 3, 2], [8, 6, 4, 2]  # n-grams of 1 to 4 letters; of the second text A, B and AB are right
@@ -236,11 +236,13 @@ def test_figures_are_bleu_of_characters_and_exact_matches(make):
     assert set(row) == {"bleu", "exact"}
 
 
-def test_texts_of_three_letters_and_fewer_have_a_bleu_too(make):
+def test_where_the_longest_text_of_a_split_has_three_letters_bleu_is_of_three_in_all_splits(make):
     data = make()
     assert data.figures(["ABX", "D"], [["ABC"], ["D"]], final=False)["bleu"] == 0, "no three letters are right"
     assert data.figures(["ABC", "X"], [["ABC"], ["D"]], final=False)["bleu"] == pytest.approx(100 * np.cbrt(3 / 4))
-    assert data.figures(["A", "X"], [["A"], ["D"]], final=False)["bleu"] == pytest.approx(50)
+    assert data.figures(["ABCDE"], [["ABCXE"]], final=False)["bleu"] == pytest.approx(100 * np.cbrt(4 / 5 * 2 / 4 / 3))
+    single = make(test=[("ab", "X")])
+    assert single.figures(["A", "X"], [["A"], ["D"]], final=False)["bleu"] == pytest.approx(50)
 
 
 def test_the_final_figures_are_those_of_sacrebleu_with_its_signature(make):
@@ -404,7 +406,7 @@ def test_labels_show_white_space_and_shorten_what_is_long(codec):
         ({"source_column": "a"}, "--source-column and --target-column go together"),
         ({"beam": 65}, "--beam is 65"),
         ({"scheduled_sampling": 1.0}, "--scheduled-sampling is 1"),
-        ({"attention": "luong"}, "--attention is 'luong'"),
+        ({"attention": "luong"}, "Unknown attention 'luong'"),
         ({"val_rows": 3, "val_fraction": 0.1}, "--val-fraction and --val-rows were given together"),
         ({"level": "word", "vocab_size": 0}, "--vocab-size is 0"),
         ({"min_count": 2, "level": "byte"}, "--min-count 2 has no meaning with --level byte"),
