@@ -26,11 +26,13 @@ _WORDS = {
 }
 _CHARACTERS = _WORDS | {
     "level": "char",
+    "lowercase": True,
     "embed": 64,
+    "dropout": 0.3,
     "embed_dropout": 0.1,
     "token_dropout": 0.1,
     "lr": 3e-3,
-    "steps": 1600,
+    "steps": 3000,
 }
 
 
@@ -71,7 +73,7 @@ class ClassifyConfig(RowsConfig):
             _WORDS,
         ),
         "characters": (
-            "GRU 1x128 on characters, in both directions, 1,600 steps",
+            "GRU 1x128 on characters in lower case, in both directions, 3,000 steps",
             _CHARACTERS,
         ),
     }
