@@ -1,4 +1,4 @@
-"""Pictures as arrays: to one size, and mirrored at random; through ``jax.image``."""
+"""Pictures as arrays: to one size, and mirrored or without colours at random; through ``jax.image``."""
 
 from __future__ import annotations
 
@@ -63,5 +63,18 @@ def flip(images: Array, row_keys: Key, probability: float = 0.5) -> Array:
 
     Not for captions that say left or right. A picture's own key decides, whatever stands beside it.
     """
-    mirrored = jax.vmap(lambda key: jax.random.bernoulli(key, probability))(row_keys)
-    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    return jnp.where(_chosen(row_keys, probability), images[:, :, ::-1], images)
+
+
+def grayscale(images: Array, row_keys: Key, probability: float) -> Array:
+    """Take the colours out of each of ``images`` uint8 [B, H, W, 3] with this probability, by its own key.
+
+    What is left is the luma of ITU-R BT.601 in all three channels. Shapes then have to be known without their colours.
+    """
+    luma = jnp.round(images.astype(jnp.float32) @ jnp.array([[0.299], [0.587], [0.114]], jnp.float32))
+    return jnp.where(_chosen(row_keys, probability), luma.astype(images.dtype), images)
+
+
+def _chosen(row_keys: Key, probability: float) -> Array:
+    """Which pictures a change is for, bool [B, 1, 1, 1]."""
+    return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(row_keys)[:, None, None, None]

@@ -62,6 +62,9 @@ class CaptionConfig(WritingConfig):
     """Channels of the image encoder's stages, each of which but the first halves the sides; multiples of 16."""
     blocks: tuple[NotNegative, ...] = (1, 1, 1)
     """Residual blocks of each stage."""
+    grays: Fraction = 0.0
+    """Share of training images that lose their colours, at random: what has been seen in few colours is known in
+    others."""
     flips: Fraction = 0.0
     """Share of training images that are mirrored, at random: not for captions that say left or right."""
     beam: Beam = 3
@@ -154,7 +157,7 @@ class CaptionData(WritingData):
     def model_options(self) -> dict[str, Any]:
         """What ``build`` of the model needs."""
         names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
-        more = ("token_dropout", "attention", "widths", "blocks", "flips", "label_smoothing")
+        more = ("token_dropout", "attention", "widths", "blocks", "flips", "grays", "label_smoothing")
         options = {name: getattr(self.config, name) for name in (*names, *more)}
         return {**self.sizes(self.codec), **options}
 

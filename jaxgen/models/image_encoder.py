@@ -3,7 +3,8 @@
 An encoder of pictures is any Linen module with
 
 - ``__call__(inputs, row_keys=None) -> Seen``, where ``inputs`` have B in front and ``row_keys`` [B] are there in
-  training alone (dropout, flips). No row may see another, so no batch statistics: what trains is then what decodes;
+  training alone (dropout, flips, grays). No row may see another, so no batch statistics: what trains is then what
+  decodes;
 - ``example() -> inputs`` of one row, by which parameters get their shapes;
 - ``has_dropout``, whether ``row_keys`` change anything.
 """
@@ -21,7 +22,7 @@ from flax import linen as nn
 from jaxgen.errors import UsageError
 from jaxgen.models.encoder import Source
 from jaxgen.models.stack import dropout
-from jaxgen.pictures import flip
+from jaxgen.pictures import flip, grayscale
 from jaxgen.types import Array, ArrayLike, Key
 
 #: Channels that are normalised together; the widths of layers are multiples of it, which is also what vectors want.
@@ -62,8 +63,9 @@ class ImageEncoder(nn.Module):
     unlike a mean it keeps what is where.
 
     ``size`` is (Y, X), ``features`` is M. Training alone (``row_keys`` are given) drops places' features with the
-    probability ``dropout`` and mirrors pictures with the probability ``flips``, which is nothing for captions that say
-    left and right. Sizes and rates that cannot be used raise ``UsageError``.
+    probability ``dropout``, mirrors pictures with the probability ``flips``, which is nothing for captions that say
+    left and right, and takes the colours out of them with the probability ``grays``. Sizes and rates that cannot be
+    used raise ``UsageError``.
     """
 
     size: tuple[int, int] = (64, 64)
@@ -72,6 +74,7 @@ class ImageEncoder(nn.Module):
     blocks: Sequence[int] = (1, 1, 1)
     dropout: float = 0.0
     flips: float = 0.0
+    grays: float = 0.0
 
     def __post_init__(self) -> None:
         sizes = {"size": self.size, "features": [self.features], "widths": self.widths}
@@ -90,13 +93,13 @@ class ImageEncoder(nn.Module):
                 f"The image encoder's `blocks` are {tuple(self.blocks)} for {len(self.widths)} `widths`: "
                 "give a whole number of 0 or more for each."
             )
-        _check_rates("image encoder", dropout=self.dropout, flips=self.flips)
+        _check_rates("image encoder", dropout=self.dropout, flips=self.flips, grays=self.grays)
         super().__post_init__()
 
     @property
     def has_dropout(self) -> bool:
         """Whether ``row_keys`` change anything."""
-        return self.dropout > 0 or self.flips > 0
+        return max(self.dropout, self.flips, self.grays) > 0
 
     @nn.nowrap
     def example(self) -> Array:
@@ -114,6 +117,8 @@ class ImageEncoder(nn.Module):
             )
         if row_keys is not None and self.flips > 0:
             images = flip(images, _fold(row_keys, 0), self.flips)
+        if row_keys is not None and self.grays > 0:
+            images = grayscale(images, _fold(row_keys, 3), self.grays)
         x = patches(images.astype(jnp.float32) / 127.5 - 1.0)
         for stage, (width, blocks) in enumerate(zip(self.widths, self.blocks)):
             x = nn.Conv(width, (3, 3), strides=2)(rectified(x)) if stage else nn.Conv(width, (3, 3))(x)

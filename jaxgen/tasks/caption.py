@@ -30,10 +30,11 @@ class CaptionTask(ConditionalTask):
         blocks: tuple[int, ...],
         dropout: float,
         flips: float,
+        grays: float,
     ) -> Any:
         """What looks at inputs of ``shape``: images (Y, X, 3), or features (F,) or (P, F); gives ``features`` each."""
         if is_image(shape):
-            return ImageEncoder((shape[0], shape[1]), features, widths, blocks, dropout, flips)
+            return ImageEncoder((shape[0], shape[1]), features, widths, blocks, dropout, flips, grays)
         return FeatureEncoder(shape, features, dropout)
 
     @classmethod
@@ -49,6 +50,7 @@ class CaptionTask(ConditionalTask):
         blocks: Sequence[int] = (1, 1, 1),
         dropout: float = 0.0,
         flips: float = 0.0,
+        grays: float = 0.0,
         attention: str = "none",
         label_smoothing: float = 0.0,
         eos: int = EOS,
@@ -56,11 +58,12 @@ class CaptionTask(ConditionalTask):
     ) -> CaptionTask:
         """The task from plain values: a name in ``CELLS``, the cell's own options, and the sizes of both networks.
 
-        ``shape`` is that of an image or of features, as ``encoder`` gets it with ``widths``, ``blocks`` and ``flips``.
+        ``shape`` is that of an image or of features, as ``encoder`` gets it with ``widths``, ``blocks`` and the rates.
         The encoder gives ``hidden`` features; ``dropout`` is of both networks, ``sizes`` (``layers``, ``embed``,
         ``embed_dropout``, ``token_dropout``, ``form``, ``precision``) are the decoder's.
         """
-        options: dict[str, Any] = {"widths": tuple(widths), "blocks": tuple(blocks), "dropout": dropout, "flips": flips}
+        options: dict[str, Any] = {"widths": tuple(widths), "blocks": tuple(blocks)}
+        options |= {"dropout": dropout, "flips": flips, "grays": grays}
         encoder = cls.encoder(tuple(shape), hidden, **options)
         made = {"hidden": hidden, "dropout": dropout, "attention": attention, **sizes}
         decoder = Decoder(vocab_size, cell_maker(cell, cell_options), **made)

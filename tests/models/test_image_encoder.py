@@ -9,7 +9,7 @@ import pytest
 
 from jaxgen.errors import UsageError
 from jaxgen.models.image_encoder import FeatureEncoder, ImageEncoder, patches
-from jaxgen.pictures import flip, resize
+from jaxgen.pictures import flip, grayscale, resize
 
 B, M = 4, 8
 SMALL = ImageEncoder((12, 8), M, widths=(16, 16), blocks=(1, 0))
@@ -150,26 +150,41 @@ def test_dropout_drops_by_a_row_s_own_key_and_is_off_without_keys(params):
         np.testing.assert_array_equal(np.asarray(reversed_part)[::-1] != 0, kept)
 
 
-def test_flips_mirror_pictures_in_training_alone(params, see):
-    encoder = SMALL.clone(flips=0.5)
+def without_colours(images):
+    red, green, blue = np.moveaxis(images.astype(np.float64), -1, 0)
+    return np.repeat(np.round(0.299 * red + 0.587 * green + 0.114 * blue)[..., None], 3, -1).astype(np.uint8)
+
+
+CHANGES = {"flips": lambda images: images[:, :, ::-1], "grays": without_colours}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_share_of_the_pictures_is_changed_in_training_alone(name, params, see):
+    encoder = SMALL.clone(**{name: 0.5})
     assert encoder.has_dropout
     keys = jax.random.split(jax.random.key(3), 32)
     images = np.repeat(IMAGES[:1], 32, 0)
     there = jax.jit(encoder.apply)(params, images, keys).pooled
-    plain, mirrored = (see(params, np.repeat(x, B, 0)).pooled[0] for x in (IMAGES[:1], IMAGES[:1, :, ::-1]))
-    is_plain, is_mirrored = (np.isclose(there, x[None], atol=1e-4).all(-1) for x in (plain, mirrored))
-    assert np.all(is_plain ^ is_mirrored)
-    assert 8 <= is_mirrored.sum() <= 24
+    plain, changed = (see(params, np.repeat(x, B, 0)).pooled[0] for x in (IMAGES[:1], CHANGES[name](IMAGES[:1])))
+    is_plain, is_changed = (np.isclose(there, x[None], atol=1e-4).all(-1) for x in (plain, changed))
+    assert np.all(is_plain ^ is_changed)
+    assert 8 <= is_changed.sum() <= 24
     near(jax.jit(encoder.apply)(params, IMAGES).pooled, see(params, IMAGES).pooled)
 
 
-def test_a_row_s_key_decides_whether_it_is_mirrored():
+@pytest.mark.parametrize(("change", "name"), [(flip, "flips"), (grayscale, "grays")])
+def test_a_row_s_key_decides_whether_it_is_changed(change, name):
     images = jnp.asarray(IMAGES)
     both, alone, always, never = jax.jit(
-        lambda k: (flip(images, k), flip(images[1:2], k[1:2]), flip(images, k, 1.0), flip(images, k, 0.0))
+        lambda k: (
+            change(images, k, 0.5),
+            change(images[1:2], k[1:2], 0.5),
+            change(images, k, 1.0),
+            change(images, k, 0.0),
+        )
     )(KEYS)
     np.testing.assert_array_equal(both[1:2], alone)
-    np.testing.assert_array_equal(always, IMAGES[:, :, ::-1])
+    np.testing.assert_array_equal(always, CHANGES[name](IMAGES))
     np.testing.assert_array_equal(never, IMAGES)
 
 
@@ -213,6 +228,7 @@ def test_patches_are_the_pixels_of_blocks_with_zeros_at_the_end():
         (lambda: ImageEncoder(blocks=(1, -1, 0)), "a whole number of 0 or more for each"),
         (lambda: ImageEncoder(dropout=1.0), "`dropout` is 1.0: it must be at least 0 and less than 1"),
         (lambda: ImageEncoder(flips=-0.1), "`flips` is -0.1"),
+        (lambda: ImageEncoder(grays=1.0), "`grays` is 1.0"),
         (lambda: FeatureEncoder(()), r"`shape` must be \(F,\) or \(P, F\)"),
         (lambda: FeatureEncoder((3, 0)), "whole numbers of 1 or more"),
         (lambda: FeatureEncoder((3,), dropout=float("nan")), "`dropout` is nan"),
