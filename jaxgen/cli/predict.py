@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jaxgen.cli.common import flag_value, guarded, parse_more, say
 from jaxgen.errors import DataError, UsageError
-from jaxgen.store.config import Seed
+from jaxgen.store.config import Beam, Seed, Size
 
 if TYPE_CHECKING:
     from jaxgen.run.predictor import Predictor, Writing
@@ -41,13 +41,13 @@ class PredictConfig(BaseModel):
 
     run: Annotated[str, Field(min_length=1)] | None = None
     """Folder of the run. By default the newest one that answers inputs."""
-    beam: Annotated[int, Field(ge=0)] = 0
+    beam: Beam = 0
     """For answers that are texts: the likeliest of so many beams. 0: greedy, or drawn with --temperature."""
     length_penalty: Annotated[float, Field(ge=-5, le=5, allow_inf_nan=False)] = 1.0
     """With --beam: 0 prefers the likeliest text, 1 the one that is likeliest a token, more favours longer ones."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """For answers that are texts: 0 takes the likeliest token, 1 draws from the model as it is."""
-    length: Annotated[int, Field(gt=0)] | None = None
+    length: Size | None = None
     """For answers that are texts: tokens at most. Default: the --max-length that the model was trained with."""
     seed: Seed = 0
     """What is drawn with --temperature follows from it and from the number of the input."""

@@ -16,9 +16,9 @@ from jaxgen.data.caption_codec import CaptionCodec, to_size
 from jaxgen.data.captioned import Captioned, CaptionedSplits, read_captioned
 from jaxgen.data.task import Metric, Model
 from jaxgen.data.writing import Examples, WritingData, encode_target
-from jaxgen.data.writing_config import Beam, WritingConfig
+from jaxgen.data.writing_config import WritingConfig
 from jaxgen.errors import DataError, UsageError
-from jaxgen.store.config import Fraction, NotNegative, Size, TrainConfig
+from jaxgen.store.config import Beam, Fraction, NotNegative, Size, TrainConfig
 from jaxgen.text import TOKENIZERS, Tokenizer
 from jaxgen.text.overlap import caption_scores
 
