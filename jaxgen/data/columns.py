@@ -45,8 +45,8 @@ def read_column(
 
     ``header`` says whether a table addressed by position starts with a header row. CSV may quote fields, TSV
     has no quoting, a line of JSONL is an object (by name) or an array (by position); blank lines are skipped.
-    With ``numbers`` JSON's numbers and booleans are taken as they are written. ``flag`` is how a user names the column.
-    Raises ``DataError`` naming the line, ``UsageError`` for a position below 1.
+    JSON's null is an empty cell; with ``numbers`` its numbers and booleans are taken as they are written. ``flag`` is
+    how a user names the column. Raises ``DataError`` naming the line, ``UsageError`` for a position below 1.
     """
     column = str(column)
     position = int(column) if column.isascii() and column.lstrip("+-").isdigit() else None
@@ -171,6 +171,8 @@ def _json_cell(line: str, column: str, position: int | None, where: str, numbers
             f"The column {column!r} cannot be found in {where}: it is {_JSON[type(record).__name__]}. "
             "Each line must be an object (column by name) or a long enough array (by position)."
         )
+    if value is None:  # how many programs write a cell with nothing in it
+        return ""
     if numbers and isinstance(value, (int, float)):
         return json.dumps(value)
     if not isinstance(value, str):

@@ -92,17 +92,17 @@ def _check_alike(names: Sequence[str]) -> None:
 
 
 def without_empty(rows: Rows, policy: Literal["skip", "refuse"]) -> Rows:
-    """``rows`` without those of which a part is white space alone; with ``refuse`` a ``DataError`` names the first.
+    """``rows`` without those of which a part is empty, or white space alone.
 
-    Raises ``DataError`` when nothing is left.
+    Raises ``DataError`` when nothing is left, and with ``refuse`` for the first that is left out.
     """
     full = [all(cell.strip() for cell in cells) for cells in zip(*rows.parts)]
     empty = full.count(False)
     if empty and policy == "refuse":
         place = rows.places[full.index(False)]
         raise DataError(
-            f"{place[0].upper()}{place[1:]} has an empty part, one of {empty:,} such rows. Fill it in, or leave these "
-            "rows out with --empty skip."
+            f"{place[0].upper()}{place[1:]} has an empty part, one of {empty:,} such rows: nothing, white space alone "
+            "or JSON's null. Fill it in, or leave these rows out with --empty skip."
         )
     if not any(full):
         raise DataError(

@@ -224,9 +224,13 @@ def test_a_malformed_row_is_named_by_the_line_where_it_begins():
     assert "Line 3 of b.csv has 1 columns" in message
 
 
+def test_null_is_an_empty_cell():
+    assert read_texts([write("a.jsonl", '{"t": null}\n{"t": "x"}\n')], text_column="t").texts == ["", "x"]
+
+
 @pytest.mark.parametrize(
     ("value", "kind"),
-    [("null", "null"), ("true", "a boolean"), ("3", "a number"), ("3.5", "a number"), ("[]", "an array")],
+    [("true", "a boolean"), ("3", "a number"), ("3.5", "a number"), ("[]", "an array")],
 )
 def test_what_is_no_text_is_called_by_its_json_name(value, kind):
     message = refused(DataError, write("a.jsonl", f'{{"t": {value}}}'), text_column="t")

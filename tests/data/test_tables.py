@@ -135,6 +135,17 @@ def test_a_row_with_an_empty_part_can_be_refused_and_is_named():
         without_empty(rows("a \nc", [*"1 34"]), "refuse")
 
 
+def test_null_in_json_is_an_empty_part():
+    write(
+        "t.jsonl", '{"a": "one", "b": null, "l": "x"}\n{"a": null, "b": null, "l": "y"}\n{"a": "3", "b": "", "l": null}'
+    )
+    table = read_table(["t.jsonl"], [TEXT, LABEL])
+    left = without_empty(table, "skip")
+    assert (left.parts, left.skipped) == ((["one"], ["x"]), 2)
+    with pytest.raises(DataError, match=r"Row 2 of t\.jsonl has an empty part, one of 2 such rows: .* or JSON's null"):
+        without_empty(table, "refuse")
+
+
 @pytest.mark.parametrize("policy", ["skip", "refuse"])
 def test_rows_that_are_all_full_are_left_alone(policy):
     assert without_empty(rows("ab", "12"), policy) == rows("ab", "12")
