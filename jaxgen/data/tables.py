@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 
 from jaxgen.data.batches import permutation
 from jaxgen.data.columns import column_kind, read_column
-from jaxgen.data.files import decode, find_paths, read_bytes, unzip
+from jaxgen.data.files import FilesDigest, decode, find_paths, read_bytes, unzip
 from jaxgen.data.named import NAMED, fetch
 from jaxgen.errors import DataError, UsageError
 
@@ -28,7 +27,7 @@ class Column(NamedTuple):
 class Rows:
     """Parts of rows side by side: ``parts[p][r]`` is part p of row r.
 
-    ``places`` says where each row stands, for messages; ``sha256`` is over the raw bytes of all files in order;
+    ``places`` says where each row stands, for messages; ``sha256`` is the ``FilesDigest`` of all files;
     ``skipped`` counts the rows that were left out because a part of them was empty.
     """
 
@@ -58,12 +57,12 @@ def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | N
         _check_alike([name for column in columns for name in column.names])
     parts: tuple[list[str], ...] = tuple([] for _ in columns)
     places: list[str] = []
-    digest = hashlib.sha256()
+    digest = FilesDigest()
     for spec in specs:
         named = NAMED.get(spec)
         for path in [fetch(file) for file in named.files] if named else find_paths(spec):
             raw = read_bytes(path)
-            digest.update(raw)
+            digest.add(raw)
             kind = column_kind(path)
             if kind is None:
                 raise UsageError(
