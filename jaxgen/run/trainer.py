@@ -23,7 +23,7 @@ from jaxgen.run.made import Made
 from jaxgen.run.signals import StopSignals
 from jaxgen.run.tensorboard import open_events
 from jaxgen.sampling import PRNG
-from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses
+from jaxgen.store import Best, CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses
 from jaxgen.store.config import TrainConfig
 from jaxgen.training import TrainState, make_mesh, on_one_device, spread_evaluation, spread_state
 
@@ -217,13 +217,14 @@ class Trainer:
         if self._picture.done():
             self._picture.result()
         self._pictures += 1
-        self._picture = pool.submit(self._draw_now, self._pictures, self._picture)
+        best = Best(self.done.best_step, self.data.METRIC.name)
+        self._picture = pool.submit(self._draw_now, self._pictures, self._picture, best)
 
-    def _draw_now(self, number: int, former: Future[None]) -> None:
+    def _draw_now(self, number: int, former: Future[None], best: Best) -> None:
         former.result()
         if number == self._pictures:  # else a newer one waits behind it
             title = f"{self.run.path.name}: {self.data.identity()['name']}"
-            draw_losses(self.metrics.read(), self.run.plot_path, title, self.data.TARGET)
+            draw_losses(self.metrics.read(), self.run.plot_path, title, self.data.TARGET, best)
 
     def _evaluate(self, step: int) -> dict[str, Any]:
         """Measure, update best-so-far and patience, and write the row of metrics."""

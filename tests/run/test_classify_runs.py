@@ -174,16 +174,19 @@ def test_two_devices_give_what_one_gives_but_for_rounding(table, whole, tmp_path
 
 
 def test_patience_and_the_best_step_go_by_accuracy_and_not_by_the_loss(table, tmp_path, monkeypatch):
-    """The loss falls at every evaluation; the accuracy does not after the second."""
+    """The loss falls at every evaluation; the accuracy does not after the second. The picture says so, too."""
     accuracies, losses = iter([0.5, 0.7, 0.69, 0.6, 0.9]), iter([4.0, 3.0, 2.0, 1.0, 0.5])
 
     def scripted(self: Any, totals: Any, final: bool = False, report: Any = ClassifyData.report) -> dict[str, Any]:
         row = report(self, totals, final)
         return row if final else row | {"val_accuracy": next(accuracies), "val_loss": next(losses)}
 
+    drawn = []
     monkeypatch.setattr(ClassifyData, "report", scripted)
+    monkeypatch.setattr(trainer, "draw_losses", lambda rows, path, title, target, best: drawn.append(best))
     run = start(settings(table, tmp_path / "run", steps=20, eval_every=4, sample_every=0, patience=2)).train()
     assert (run.step, run.best_step) == (16, 8)
+    assert drawn[-1] == (8, "val_accuracy")
 
 
 def test_a_run_begins_from_the_weights_of_another(table, whole, tmp_path):
