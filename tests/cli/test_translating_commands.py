@@ -273,9 +273,9 @@ def test_at_a_terminal_every_line_is_answered_at_once(predict, dated, spelled, m
     ahead = []
     answers = Predictor.predict
 
-    def seen(self, inputs, writing=None, most=0):
+    def seen(self, inputs, writing=None, most=0, **more):
         ahead.append(most)
-        return answers(self, inputs, writing, most)
+        return answers(self, inputs, writing, most, **more)
 
     monkeypatch.setattr(Predictor, "predict", seen)
     done = predict("--run", dated, text="\n".join(spelled), terminal=True)
