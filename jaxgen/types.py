@@ -68,6 +68,13 @@ class Writing(NamedTuple):
     own: ArrayLike  # float32 [B], the probability that a token read is the model's own prediction
 
 
+class Objective(NamedTuple):
+    """What training minimises over a batch, ``loss / weight``, where that is not the mean of ``nll``."""
+
+    loss: Array  # a sum over the targets that count, each by its weight
+    weight: Array  # the sum of weights
+
+
 class Labelling(NamedTuple):
     """One batch of inputs to label: B rows."""
 

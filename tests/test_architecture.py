@@ -53,6 +53,8 @@ OUTSIDE |= {"itertools", "math", "operator", "re", "typing"}
 EFFECTS = {"open", "print", "breakpoint", "globals", "__import__", "import_module", "io_callback", "pure_callback"}
 EFFECTS |= {"save", "savez", "savetxt", "load", "loadtxt", "tofile", "fromfile"}
 UNSAFE = {"eval", "exec", "pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+#: Names with an underscore that are public all the same.
+PUBLIC = {"_asdict", "_exit", "_fields", "_replace"}
 LONGEST = 350
 IO_MODULES = [
     "os",
@@ -137,6 +139,24 @@ def unsafe(name: str, tree: ast.Module) -> Problems:
             yield f"{name}:{node.value.lineno} allows pickle"
 
 
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__") and name not in PUBLIC
+
+
+def foreign_privates(name: str, tree: ast.Module) -> Problems:
+    """Private names of other modules: what is imported, and what is asked of an object without being made here."""
+    for line, target in imports(name, tree):
+        if target.split(".")[0] == "jaxgen" and private(target.split(".")[-1]):
+            yield f"{name}:{line} imports {target}"
+    nodes = list(ast.walk(tree))
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    found = [node for node in nodes if isinstance(node, ast.Attribute) and private(node.attr)]
+    own |= {node.attr for node in found if isinstance(node.ctx, ast.Store)}
+    for node in found:
+        if ast.unparse(node.value) not in ("self", "cls", "super()") and node.attr not in own:
+            yield f"{name}:{node.lineno} uses {ast.unparse(node)}"
+
+
 def all_problems(check) -> list[str]:
     return [problem for name, tree in modules() for problem in check(name, tree)]
 
@@ -155,6 +175,10 @@ def test_the_pure_half_opens_prints_and_saves_nothing():
 
 def test_nothing_is_unpickled_or_evaluated():
     assert all_problems(unsafe) == []
+
+
+def test_no_module_uses_private_names_of_another():
+    assert all_problems(foreign_privates) == []
 
 
 def test_every_part_of_jaxgen_has_its_place_among_the_imports():
@@ -205,6 +229,9 @@ def test_no_part_may_import_one_that_may_import_it():
         (unsafe, "jaxgen.store.bad", "import yaml\nyaml.load(text)"),
         (unsafe, "jaxgen.store.bad", "np.load(path, allow_pickle=True)"),
         (unsafe, "jaxgen.store.bad", "np.load(path, allow_pickle=flag)"),
+        (foreign_privates, "jaxgen.data.bad", "from jaxgen.data.columns import _rows"),
+        (foreign_privates, "jaxgen.data.bad", "from .columns import _rows"),
+        (foreign_privates, "jaxgen.models.bad", "class A:\n    def f(self): return self.model._embed(1)"),
     ],
 )
 def test_a_check_finds_what_it_forbids(check, name, source):
@@ -225,6 +252,12 @@ def test_a_check_finds_what_it_forbids(check, name, source):
         (outside_imports, "jaxgen.data.good", "import os, io, json"),
         (effects, "jaxgen.cli.good", "print('hello')"),
         (unsafe, "jaxgen.store.good", "np.load(path, allow_pickle=False)\nre.compile('a')\nself.eval(batch)"),
+        (foreign_privates, "jaxgen.run.good", "class A:\n    def _f(self): return self._g\ndef h(a): return a._f()"),
+        (
+            foreign_privates,
+            "jaxgen.run.good",
+            "def f(a): return a._replace(b=1)\nfrom jaxgen.version import __version__",
+        ),
     ],
 )
 def test_a_check_lets_pass_what_it_allows(check, name, source):

@@ -15,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jaxgen.cli.common import flag_value, guarded, parse_more, say
 from jaxgen.errors import DataError, UsageError
-from jaxgen.store.config import Seed
+from jaxgen.store.config import Beam, Seed, Size
 
 if TYPE_CHECKING:
     from jaxgen.run.predictor import Predictor, Writing
 
 ABOUT = """Answer inputs with a trained model: a label for each line (classify), a translation of each line (translate),
 a caption for each image (caption). Answers come in the order of the inputs, one a line, on standard output; an empty
-line has its answer too, so that line n answers line n.
+line has its answer too, so that line n answers line n, and an image that cannot be read has an empty line.
 
     echo "some text" | jaxgen predict                 the newest run, lines from standard input
     jaxgen predict texts.txt more.txt.gz --json       lines of files, answers as JSON with all that is known of them
@@ -41,18 +41,20 @@ class PredictConfig(BaseModel):
 
     run: Annotated[str, Field(min_length=1)] | None = None
     """Folder of the run. By default the newest one that answers inputs."""
-    beam: Annotated[int, Field(ge=0)] = 0
+    beam: Beam = 0
     """For answers that are texts: the likeliest of so many beams. 0: greedy, or drawn with --temperature."""
     length_penalty: Annotated[float, Field(ge=-5, le=5, allow_inf_nan=False)] = 1.0
     """With --beam: 0 prefers the likeliest text, 1 the one that is likeliest a token, more favours longer ones."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """For answers that are texts: 0 takes the likeliest token, 1 draws from the model as it is."""
-    length: Annotated[int, Field(gt=0)] | None = None
+    length: Size | None = None
     """For answers that are texts: tokens at most. Default: the --max-length that the model was trained with."""
     seed: Seed = 0
     """What is drawn with --temperature follows from it and from the number of the input."""
     attention: Annotated[str, Field(min_length=1)] | None = None
     """PNG to draw: where the decoder looks while it writes, for the first inputs, four at most."""
+    strict: bool = False
+    """Answer no image if one of them cannot be read, instead of all others."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -83,11 +85,15 @@ def predict(args: list[str]) -> None:
         )
     if codec.FILES and not rest["inputs"]:
         raise UsageError(f"The run {predictor.path} answers files: name them, as in `jaxgen predict photo.png`.")
+    if config.strict and not codec.FILES:
+        raise UsageError(f"--strict is about images, and the run {predictor.path} answers lines: leave it out.")
     writing = Writing()
     if writes:
         settings = Settings(config.length or codec.longest, config.temperature, config.seed)
         writing = Writing(settings, config.beam, config.length_penalty)
     inputs: Iterator[Any] = codec.sources(rest["inputs"]) if codec.FILES else lines(rest["inputs"])
+    if config.strict:
+        inputs = iter(readable(list(inputs), codec))
     if config.attention is not None:
         first = list(islice(inputs, MAPS))
         inputs = chain(first, inputs)
@@ -95,7 +101,8 @@ def predict(args: list[str]) -> None:
     typed = not rest["inputs"] and sys.stdin is not None and sys.stdin.isatty()
     if typed:
         say("A line, then Enter, is answered at once; Ctrl-D ends.")
-    put(predictor.predict(inputs, writing, 1 if typed else None), codec, rest["json"], flush=typed)
+    answers = predictor.predict(inputs, writing, 1 if typed else None, strict=False)
+    put(answers, codec, rest["json"], flush=typed)
 
 
 def check(config: PredictConfig, args: Sequence[str]) -> None:
@@ -112,28 +119,58 @@ def _given(args: Sequence[str], flags: Iterable[str]) -> list[str]:
     return [flag for flag in flags if flag_value(args, flag) is not None]
 
 
-def put(answers: Iterable[Any], codec: Any, as_json: bool, flush: bool) -> None:
-    """Write each answer on a line of standard output; at the end say what was not read of the inputs."""
-    from jaxgen.cli.progress import visible
+def readable(inputs: Sequence[Any], codec: Any) -> Sequence[Any]:
+    """``inputs``, each of which was read; raises ``DataError`` for the first that cannot be."""
+    for each in inputs:
+        codec.encode(each)
+    return inputs
 
-    cut = 0
+
+def put(answers: Iterable[Any], codec: Any, as_json: bool, flush: bool) -> None:
+    """Write each answer on a line of standard output; at the end say what was not read of the inputs.
+
+    Of an input that cannot be read the line is empty, as JSON it has the error, which is told at once. Raises
+    ``DataError`` at the end if there was one.
+    """
+    from jaxgen.cli.progress import visible
+    from jaxgen.run.predictor import Unread
+
+    cut = unread = total = 0
     for answer in answers:
-        line = json.dumps(answer, ensure_ascii=False) if as_json else codec.line(answer)
+        total += 1
+        if isinstance(answer, Unread):
+            say(f"error: {answer.error}")
+            unread, answer = unread + 1, {"image": str(answer.source), "error": str(answer.error)}
+            line = json.dumps(answer, ensure_ascii=False) if as_json else ""
+        else:
+            line = json.dumps(answer, ensure_ascii=False) if as_json else codec.line(answer)
         line = visible(line) if sys.stdout.isatty() else line
         print(line.encode("utf-8", "replace").decode("utf-8"), flush=flush)
         cut += answer.get("cut", 0) > 0
     if cut:
         s, were = ("", "was") if cut == 1 else ("s", "were")
         say(f"{cut:,} input{s} {were} longer than what the model reads: the rest was left out.")
+    if unread:
+        raise DataError(f"{unread:,} of {total:,} inputs cannot be read and got no answer: see above.")
 
 
 def draw(predictor: Predictor, inputs: Sequence[Any], writing: Writing, path: str) -> None:
-    """Draw where the decoder looks while it writes the texts for these inputs; raises ``UsageError`` if it cannot."""
+    """Draw where the decoder looks while it writes the texts for these inputs, those that cannot be read aside.
+
+    Raises ``UsageError`` if it cannot, and ``DataError`` if none of them can be read.
+    """
     from jaxgen.errors import CheckpointError
     from jaxgen.store.attention_plot import draw_attention
 
     there = [(number, each) for number, each in enumerate(inputs) if not isinstance(each, str) or each.strip()]
-    looks = [predictor.attention(each, writing, number) for number, each in there]
+    looks, unread = [], None
+    for number, each in there:
+        try:
+            looks.append(predictor.attention(each, writing, number))
+        except DataError as error:
+            unread = unread or error
+    if not looks and unread is not None:
+        raise unread
     if not looks:
         raise UsageError("There is no input of which --attention could draw anything: give one that is not empty.")
     try:

@@ -61,6 +61,10 @@ class Batches(Protocol):
         """For how many steps from ``step`` on the shapes of a batch stay the same."""
         ...
 
+    def shapes(self) -> list[tuple[int, int]]:
+        """For each shape that a batch can have a step that has it, and how many of an epoch's steps do."""
+        ...
+
 
 def random_bits(n: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
     """``n`` random 64-bit numbers, uint64 [n], the same on every platform."""
@@ -104,6 +108,10 @@ class TextBatches(ABC):
         """For how many steps from ``step`` on the shapes of a batch stay the same."""
         del step
         return 1 << 62
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """A step of the only shape, and the number of an epoch's steps."""
+        return [(0, self.steps_per_epoch)]
 
     @abstractmethod
     def places(self, step: int) -> Places:

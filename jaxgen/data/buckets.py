@@ -87,6 +87,11 @@ class RowBatches:
         following = [bucket for bucket, _ in self._plan(epoch)[place:]]
         return next((i for i, bucket in enumerate(following) if bucket != following[0]), len(following))
 
+    def shapes(self) -> list[tuple[int, int]]:
+        """For each bucket a step that has it, and how many of an epoch's steps do."""
+        planned = [bucket for bucket, _ in self._plan(0)]
+        return [(planned.index(bucket), planned.count(bucket)) for bucket in range(len(self._buckets))]
+
     def _planned(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         order = permutation(self._buckets.which.size, self._seed, epoch, "rows")
         batches = list(in_batches(self._buckets, self._size, order))

@@ -13,15 +13,17 @@ import numpy as np
 from pydantic import Field
 
 from jaxgen.data.caption_codec import CaptionCodec, to_size
-from jaxgen.data.captioned import Captioned, CaptionedSplits, read_captioned
+from jaxgen.data.captioned import SCENE_SETS, Captioned, CaptionedSplits, read_captioned
 from jaxgen.data.task import Metric, Model
 from jaxgen.data.writing import Examples, WritingData, encode_target
-from jaxgen.data.writing_config import Beam, WritingConfig
+from jaxgen.data.writing_config import WritingConfig
 from jaxgen.errors import DataError, UsageError
-from jaxgen.store.config import Fraction, NotNegative, Size, TrainConfig
+from jaxgen.store.config import Beam, Fraction, NotNegative, Size, TrainConfig
 from jaxgen.text import TOKENIZERS, Tokenizer
 from jaxgen.text.overlap import caption_scores
 
+#: Settings that are about images, which features computed beforehand have no use for.
+OF_IMAGES = ("image_size", "widths", "blocks", "flips", "strict")
 #: The largest side of an image.
 MAX_IMAGE = 1024
 #: Images on the contact sheet of a finished run.
@@ -113,7 +115,7 @@ class CaptionData(WritingData):
     def load(cls, config: CaptionConfig, codec: CaptionCodec | None = None) -> CaptionData:
         """Read and split the images; a given ``codec`` (of a resumed run, or of ``--init-from``) is used as it is.
 
-        Raises ``DataError`` for data that cannot be used.
+        Raises ``DataError`` for data that cannot be used, ``UsageError`` for settings that mean nothing with them.
         """
         names = (
             "captions",
@@ -127,6 +129,7 @@ class CaptionData(WritingData):
         )
         options = {name: getattr(config, name) for name in (*names, "val_fraction", "val_rows", "seed")}
         read = read_captioned(config.data, config.val_data, to_size(config.image_size), **options)
+        _check_flags(config, read.shape)
         if codec is None:
             texts = [text for captions in read.splits["train"].captions for text in captions]
             codec = CaptionCodec(_tokenizer(config, texts), read.shape, config.max_length)
@@ -228,6 +231,22 @@ class CaptionData(WritingData):
     def next_command(self, run: str) -> str:
         """How to caption an image with the run."""
         return f"jaxgen predict --run {shlex.quote(run)} photo.png"
+
+
+def _check_flags(config: CaptionConfig, shape: tuple[int, ...]) -> None:
+    """Raise ``UsageError`` for settings of images that mean nothing, or something false, with inputs of ``shape``."""
+    if config.flips and config.data[0] in SCENE_SETS:
+        raise UsageError(
+            f"--flips {config.flips:g} mirrors images, and the captions of {config.data[0]} say what is left and what "
+            "is right: leave it out."
+        )
+    usual = {name: CaptionConfig.model_fields[name].default for name in OF_IMAGES}
+    given = [name for name in OF_IMAGES if getattr(config, name) != usual[name]]
+    if len(shape) < 3 and given:
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} is about images, and {config.data[0]} has features in their place, which "
+            "are read as they are: leave it out."
+        )
 
 
 def _tokenizer(config: CaptionConfig, texts: list[str]) -> Tokenizer:

@@ -14,7 +14,7 @@ from jaxgen.data.batches import permutation
 from jaxgen.data.captions import find_captions, first_few, match_captions, read_captions
 from jaxgen.data.corpus import identity
 from jaxgen.data.features import read_features
-from jaxgen.data.files import read_bytes
+from jaxgen.data.files import FilesDigest, read_bytes
 from jaxgen.data.images import Resize, find_images, read_images, say_skipped
 from jaxgen.data.rows_config import VAL_FRACTION
 from jaxgen.data.shapes import SIZE, Scenes, shapes
@@ -185,18 +185,19 @@ def _read(
     columns = {"image_column": image_column, "caption_column": caption_column}
     file = Path(captions).expanduser() if captions else find_captions(folder, **columns)
     found = read_captions(file, empty=empty, **columns)
-    digest = hashlib.sha256(read_bytes(file))
+    digest = FilesDigest()
+    digest.add(read_bytes(file))
     if place.is_dir():
         matched = match_captions(found, find_images(place), where=str(place), missing=missing)
         paths = [place / name for name in matched.names]
         images = read_images(paths, (image_size, image_size), resize, strict=strict)
         for i in images.kept:  # what cannot be read has no bytes, or none that matter
-            digest.update(read_bytes(paths[i]))
+            digest.add(read_bytes(paths[i]))
         arrays: Any = images.images
         kept, notes = images.kept, [say_skipped(images.skipped, len(paths))] if images.skipped else []
     else:
         features = read_features(place)
-        digest.update(read_bytes(place))
+        digest.add(read_bytes(place))
         matched = match_captions(found, features.names, where=str(place), missing=missing)
         numbers = {name: i for i, name in enumerate(features.names)}
         arrays = features.features[[numbers[name] for name in matched.names]]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxgen.data.columns import _index, _table
+from jaxgen.data.columns import column_index, table_rows
 from jaxgen.errors import DataError, choose
 
 #: What is done about images without captions, captions without images, and captions without words.
@@ -214,11 +214,11 @@ def _tokens(text: str, path: Path) -> _Pairs:
 def _columns(text: str, kind: str, path: Path, image_column: str, caption_column: str) -> _Pairs:
     indices: list[int] = []
     width = 0
-    for number, row in _table(text, kind, path):
+    for number, row in table_rows(text, kind, path):
         if not indices:
             if len(row) == 1:
                 raise DataError(f"The format of the captions file {path} is not known. Give {_FORMATS}.")
-            indices = [_index(row, column, None, path) for column in (image_column, caption_column)]
+            indices = [column_index(row, column, None, path) for column in (image_column, caption_column)]
             width = len(row)
             continue
         if len(row) != width:

@@ -45,8 +45,8 @@ def read_column(
 
     ``header`` says whether a table addressed by position starts with a header row. CSV may quote fields, TSV
     has no quoting, a line of JSONL is an object (by name) or an array (by position); blank lines are skipped.
-    With ``numbers`` JSON's numbers and booleans are taken as they are written. ``flag`` is how a user names the column.
-    Raises ``DataError`` naming the line, ``UsageError`` for a position below 1.
+    JSON's null is an empty cell; with ``numbers`` its numbers and booleans are taken as they are written. ``flag`` is
+    how a user names the column. Raises ``DataError`` naming the line, ``UsageError`` for a position below 1.
     """
     column = str(column)
     position = int(column) if column.isascii() and column.lstrip("+-").isdigit() else None
@@ -55,7 +55,7 @@ def read_column(
     text = text.removeprefix("\ufeff")
     if kind == "jsonl":
         return [_json_cell(line, column, position, f"line {n} of {path}", numbers) for n, line in _lines(text)]
-    rows = _table(text, kind, path)
+    rows = table_rows(text, kind, path)
     return _cells(rows, column, position, path, header, flag)
 
 
@@ -65,7 +65,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _table(text: str, kind: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+def table_rows(text: str, kind: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """The (line, fields) of each row that is not blank; the line is the one where the row begins."""
     stream = io.StringIO(text, newline="")
     if kind == "csv":
@@ -110,7 +110,7 @@ def _cells(
     for number, row in rows:
         if width == 0:
             first, width = row, len(row)
-            index = _index(row, column, position, path, flag)
+            index = column_index(row, column, position, path, flag)
             if header or (header is None and position is None):
                 continue
         if len(row) != width:
@@ -123,7 +123,11 @@ def _cells(
     return texts
 
 
-def _index(row: list[str], column: str, position: int | None, path: Path, flag: str = "The column") -> int:
+def column_index(row: list[str], column: str, position: int | None, path: Path, flag: str = "The column") -> int:
+    """Where in ``row``, the first of a table, a column is: from 0, by its name or by its ``position`` from 1.
+
+    Raises ``DataError`` unless it is there once.
+    """
     if position is not None:
         if position > len(row):
             raise DataError(
@@ -167,6 +171,8 @@ def _json_cell(line: str, column: str, position: int | None, where: str, numbers
             f"The column {column!r} cannot be found in {where}: it is {_JSON[type(record).__name__]}. "
             "Each line must be an object (column by name) or a long enough array (by position)."
         )
+    if value is None:  # how many programs write a cell with nothing in it
+        return ""
     if numbers and isinstance(value, (int, float)):
         return json.dumps(value)
     if not isinstance(value, str):

@@ -47,7 +47,7 @@ __all__ = [
 class LanguageCorpus:
     """A tokenizer and the two splits it was made for; the vocabulary comes from ``train`` alone.
 
-    ``sha256`` is over the raw bytes of the data, ``val_sha256`` over those of the validation data (None when it was
+    ``sha256`` is the ``FilesDigest`` of the data, ``val_sha256`` that of the validation data (None when it was
     held out of the data); ``documents`` is the way the texts were cut (layout ``documents``, else None);
     ``train_unknown`` and ``val_unknown`` count the UNK ids in each split. ``conditioning`` says how labels and numbers
     beside the texts become the ``conditions`` of the splits, if there are any.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import gzip
+import hashlib
 import os
 import stat
 import zlib
@@ -77,6 +78,26 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(
             f"The file {path} cannot be read: {error.strerror}. Check the path and its permissions."
         ) from error
+
+
+class FilesDigest:
+    """SHA-256 of the bytes of one file, or of the digests of several in their order.
+
+    What stands in which file is part of it: the same bytes cut elsewhere are other data.
+    """
+
+    def __init__(self) -> None:
+        self._digests: list[bytes] = []
+
+    def add(self, raw: bytes) -> None:
+        """The next file."""
+        self._digests.append(hashlib.sha256(raw).digest())
+
+    def hexdigest(self) -> str:
+        """In hexadecimal."""
+        if len(self._digests) == 1:
+            return self._digests[0].hex()
+        return hashlib.sha256(b"".join(self._digests)).hexdigest()
 
 
 def unzip(raw: bytes, path: Path) -> bytes:

@@ -34,7 +34,7 @@ class Known:
 
 @dataclass(frozen=True)
 class KnownSource:
-    """Documents with what is known of them; ``sha256`` is over the raw bytes of all files in order."""
+    """Documents with what is known of them; ``sha256`` is the ``FilesDigest`` of all files."""
 
     texts: list[str]
     known: Known

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from jaxgen.data.batches import permutation
 from jaxgen.data.conditioning import MAX_LABELS
 from jaxgen.data.corpus import identity
 from jaxgen.data.examples import Labelled, digest
-from jaxgen.data.files import decode, find_paths, read_bytes, unzip
+from jaxgen.data.files import FilesDigest, decode, find_paths, read_bytes, unzip
 from jaxgen.data.named import NAMED
 from jaxgen.data.packages import stdlib_packages
 from jaxgen.data.rows_config import VAL_FRACTION
@@ -177,7 +176,7 @@ def _folders(root: Path) -> Rows:
     texts: list[str] = []
     labels: list[str] = []
     places: list[str] = []
-    digest = hashlib.sha256()
+    digest = FilesDigest()
     for path in find_paths(str(root)):
         parts = path.relative_to(root).parts
         if len(parts) < 2:
@@ -186,7 +185,7 @@ def _folders(root: Path) -> Rows:
                 "leave it out; for a table give the file itself with --text-column and --label-column."
             )
         raw = read_bytes(path)
-        digest.update(parts[0].encode("utf-8", "surrogateescape") + b"\0" + raw)
+        digest.add(parts[0].encode("utf-8", "surrogateescape") + b"\0" + raw)
         texts.append(decode(unzip(raw, path), path))
         labels.append(parts[0])
         places.append(f"the file {path}")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from jaxgen.data.columns import column_kind
-from jaxgen.data.corpus import identity
 from jaxgen.data.dates import dates
 from jaxgen.data.examples import Pairs, digest
-from jaxgen.data.files import decode, find_paths, read_bytes, unzip
+from jaxgen.data.files import FilesDigest, decode, find_paths, read_bytes, unzip
 from jaxgen.data.named import NAMED, fetch
 from jaxgen.data.rows_config import VAL_FRACTION
 from jaxgen.data.tables import Column, Rows, read_table, split_rows, without_empty
@@ -59,16 +59,20 @@ def read_pairs(
     """
     columns = source_column, target_column
     read = _set(data, columns, seed) or {"train": _read(data, columns)}
+    digests = {split: rows.sha256 for split, rows in read.items()}
+    if len({*digests.values()}) == 1:  # of all splits of a built-in set together
+        digests = {"train": digests["train"]}
     if "val" in read:
         _no_other_way(read["train"].name, {"--val-rows": val_rows, "--val-fraction": val_fraction})
     for split, specs in {"val": val_data, "test": test_data}.items():
         if specs is not None:
             known = _set(specs, columns, seed)
             read[split] = known.get(split, known["train"]) if known else _read(specs, columns)
+            digests[split] = read[split].sha256
     full = {split: without_empty(rows, empty) for split, rows in read.items()}
-    sha256, *others = dict.fromkeys(rows.sha256 for rows in full.values())
-    for other in others:
-        sha256 = identity("", sha256, other)["sha256"]
+    sha256 = digests["train"]
+    if len(digests) > 1:  # which pairs are which split is part of it
+        sha256 = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     skipped = sum(rows.skipped for rows in full.values())
     if "val" not in full:
         train = full["train"]
@@ -121,7 +125,9 @@ def _read(specs: Sequence[str], columns: tuple[str | None, str | None]) -> Rows:
 
 def _parallel(source: Path, target: Path, name: str) -> Rows:
     """Line n of one file and line n of the other; ``.gz`` or not."""
-    raw = [read_bytes(path) for path in (source, target)]
+    raw, digest = [read_bytes(path) for path in (source, target)], FilesDigest()
+    for data in raw:
+        digest.add(data)
     sides = [_lines(decode(unzip(data, path), path)) for data, path in zip(raw, (source, target))]
     if len(sides[0]) != len(sides[1]):
         longer, shorter = (source, target) if len(sides[0]) > len(sides[1]) else (target, source)
@@ -132,7 +138,7 @@ def _parallel(source: Path, target: Path, name: str) -> Rows:
             "equal length."
         )
     places = [f"line {n} of {source} or of {target}" for n in range(1, len(sides[0]) + 1)]
-    return Rows((sides[0], sides[1]), places, name, hashlib.sha256(raw[0] + raw[1]).hexdigest())
+    return Rows((sides[0], sides[1]), places, name, digest.hexdigest())
 
 
 def _lines(text: str) -> list[str]:

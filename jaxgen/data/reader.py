@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxgen.data.builtin import BUILTIN
 from jaxgen.data.columns import column_kind, read_column
-from jaxgen.data.files import decode, find_paths, read_bytes, unzip
+from jaxgen.data.files import FilesDigest, decode, find_paths, read_bytes, unzip
 from jaxgen.data.named import NAMED, fetch
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.text import text_bytes
@@ -19,7 +18,8 @@ DOCUMENTS = ("line", "blank-line", "file", "row")
 
 @dataclass(frozen=True)
 class Source:
-    """Texts and where they came from: ``sha256`` is over the raw bytes of all files in order.
+    """Texts and where they came from: ``sha256`` is the ``FilesDigest`` of all files, a built-in corpus counting
+    as one.
 
     ``texts`` has one entry for each file, or for each row when ``by_row``.
     """
@@ -51,7 +51,7 @@ def read_texts(
     if documents is not None:
         choose(documents, DOCUMENTS, "way to cut documents (--documents)")
     texts: list[str] = []
-    digest = hashlib.sha256()
+    digest = FilesDigest()
     defaults: set[str | None] = set()
     rows: set[bool] = set()
     for spec in specs:
@@ -59,8 +59,7 @@ def read_texts(
             if text_column is not None:
                 raise _no_column(spec)
             found = BUILTIN[spec].texts()
-            for text in found:
-                digest.update(text_bytes(text))
+            digest.add(b"".join(map(text_bytes, found)))
             texts += found
             defaults.add(BUILTIN[spec].documents)
             rows.add(False)
@@ -69,7 +68,7 @@ def read_texts(
         column = named.text_column if named and text_column is None else text_column
         for path in [fetch(file) for file in named.files] if named else find_paths(spec):
             raw = read_bytes(path)
-            digest.update(raw)
+            digest.add(raw)
             data = unzip(raw, path)
             if column is None:
                 texts.append(decode(data, path, level))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 
 from jaxgen.data.batches import permutation
 from jaxgen.data.columns import column_kind, read_column
-from jaxgen.data.files import decode, find_paths, read_bytes, unzip
+from jaxgen.data.files import FilesDigest, decode, find_paths, read_bytes, unzip
 from jaxgen.data.named import NAMED, fetch
 from jaxgen.errors import DataError, UsageError
 
@@ -28,7 +27,7 @@ class Column(NamedTuple):
 class Rows:
     """Parts of rows side by side: ``parts[p][r]`` is part p of row r.
 
-    ``places`` says where each row stands, for messages; ``sha256`` is over the raw bytes of all files in order;
+    ``places`` says where each row stands, for messages; ``sha256`` is the ``FilesDigest`` of all files;
     ``skipped`` counts the rows that were left out because a part of them was empty.
     """
 
@@ -58,12 +57,12 @@ def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | N
         _check_alike([name for column in columns for name in column.names])
     parts: tuple[list[str], ...] = tuple([] for _ in columns)
     places: list[str] = []
-    digest = hashlib.sha256()
+    digest = FilesDigest()
     for spec in specs:
         named = NAMED.get(spec)
         for path in [fetch(file) for file in named.files] if named else find_paths(spec):
             raw = read_bytes(path)
-            digest.update(raw)
+            digest.add(raw)
             kind = column_kind(path)
             if kind is None:
                 raise UsageError(
@@ -92,17 +91,17 @@ def _check_alike(names: Sequence[str]) -> None:
 
 
 def without_empty(rows: Rows, policy: Literal["skip", "refuse"]) -> Rows:
-    """``rows`` without those of which a part is white space alone; with ``refuse`` a ``DataError`` names the first.
+    """``rows`` without those of which a part is empty, or white space alone.
 
-    Raises ``DataError`` when nothing is left.
+    Raises ``DataError`` when nothing is left, and with ``refuse`` for the first that is left out.
     """
     full = [all(cell.strip() for cell in cells) for cells in zip(*rows.parts)]
     empty = full.count(False)
     if empty and policy == "refuse":
         place = rows.places[full.index(False)]
         raise DataError(
-            f"{place[0].upper()}{place[1:]} has an empty part, one of {empty:,} such rows. Fill it in, or leave these "
-            "rows out with --empty skip."
+            f"{place[0].upper()}{place[1:]} has an empty part, one of {empty:,} such rows: nothing, white space alone "
+            "or JSON's null. Fill it in, or leave these rows out with --empty skip."
         )
     if not any(full):
         raise DataError(

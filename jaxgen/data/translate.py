@@ -101,6 +101,12 @@ class TranslateConfig(WritingConfig):
             raise ValueError(f"--tie needs --embed equal to --hidden, which are {self.embed} and {self.hidden}")
         if (self.source_column is None) != (self.target_column is None):
             raise ValueError("--source-column and --target-column go together: give both, or two parallel files")
+        steps = self.scheduled_sampling_steps
+        if not self.scheduled_sampling and steps != type(self).model_fields["scheduled_sampling_steps"].default:
+            raise ValueError(
+                f"--scheduled-sampling-steps {steps} has no meaning without a probability to reach: give "
+                "--scheduled-sampling too, or leave it out"
+            )
         return self
 
 

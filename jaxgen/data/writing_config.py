@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from jaxgen.data.rows_config import RowsConfig
 from jaxgen.errors import choose
-from jaxgen.store.config import Fraction
-
-#: Beams of the final evaluation, at most.
-MAX_BEAM = 64
-Beam = Annotated[int, Field(ge=0, le=MAX_BEAM)]
+from jaxgen.store.config import Beam, Fraction
 
 
 class WritingConfig(RowsConfig):

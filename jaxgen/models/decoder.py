@@ -224,4 +224,4 @@ class Decoder(nn.Module):
             table = self.token_table()
         if table is not None and not dropping:
             return jnp.asarray(table)[tokens]
-        return cell.project(dropped(self.language._embed(tokens), self.embed_dropout, row_keys))
+        return cell.project(dropped(self.language.embedded(tokens), self.embed_dropout, row_keys))

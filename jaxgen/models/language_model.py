@@ -131,9 +131,10 @@ class LanguageModel(nn.Module):
         first = self.stack.cells[0]
         if not isinstance(first, Cell) or (self.embed == 0 and self.vocab_size > ONE_HOT_TABLE):
             return None
-        return first.project(self._embed(jnp.arange(self.vocab_size)))
+        return first.project(self.embedded(jnp.arange(self.vocab_size)))
 
-    def _embed(self, tokens: Array) -> Array:
+    def embedded(self, tokens: Array) -> Array:
+        """What the first layer reads of ``tokens`` [..]: [.., E]; one-hot vectors if ``embed`` is 0."""
         if self.embed == 0:
             return jax.nn.one_hot(tokens, self.vocab_size, dtype=jnp.float32)
         return jnp.asarray(self.embedding)[tokens]
@@ -177,7 +178,7 @@ class LanguageModel(nn.Module):
         dropping = row_keys is not None and self.embed_dropout > 0
         if table is None and self.vocab_size < tokens.size and not dropping:
             table = self.token_table()
-        x = self._embed(tokens) if table is None else jnp.asarray(table)[tokens]
+        x = self.embedded(tokens) if table is None else jnp.asarray(table)[tokens]
         if dropping:  # of every occurrence anew, which no table of symbols can hold
             keys = jax.vmap(lambda key: jax.random.fold_in(key, self.layers))(row_keys)
             x = dropout(x, self.embed_dropout, keys)

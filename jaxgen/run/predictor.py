@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.data.buckets import rung
-from jaxgen.errors import UsageError
+from jaxgen.errors import DataError, UsageError
 from jaxgen.run import compiled
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.settings import Settings, with_forbidden
@@ -52,6 +52,13 @@ class Text(NamedTuple):
     ended: bool
 
 
+class Unread(NamedTuple):
+    """An input that has no answer, and why."""
+
+    source: Any
+    error: DataError
+
+
 class Predictor:
     """Answers inputs with a trained model: made once, then any inputs of the widths seen compile nothing."""
 
@@ -84,27 +91,37 @@ class Predictor:
             self._prepared = compiled.preparation(self.task)(self._params)
         return self._prepared
 
-    def predict(self, inputs: Iterable[Any], writing: Writing | None = None, ahead: int | None = None) -> Iterator[Any]:
+    def predict(
+        self, inputs: Iterable[Any], writing: Writing | None = None, ahead: int | None = None, *, strict: bool = True
+    ) -> Iterator[Any]:
         """An answer for each input, in order, as the codec tells it; up to ``ahead`` inputs (1,024) are waited for.
 
         It depends on its own input alone (and, where texts are drawn, on the input's number). Raises ``UsageError``
-        for settings that do not fit, and what the codec raises for an input that cannot be read.
+        for settings that do not fit, and ``DataError`` for an input that cannot be read; unless ``strict``, an
+        ``Unread`` stands in the place of its answer.
         """
         writing = writing or Writing()
         if writing.settings is not None and writing.settings.length < 1:
             raise UsageError("An answer of 0 tokens cannot be written: give a length of 1 or more.")
         waiting, first = iter(inputs), 0
         while some := list(islice(waiting, ahead or AHEAD)):
-            yield from self._answers(some, first, writing)
+            yield from self._answers(some, first, writing, strict)
             first += len(some)
 
-    def _answers(self, inputs: Sequence[Any], first: int, writing: Writing) -> list[Any]:
+    def _answers(self, inputs: Sequence[Any], first: int, writing: Writing, strict: bool) -> list[Any]:
         codec = self.codec
-        examples = [codec.encode(each) for each in inputs]
+        examples: list[Any] = [None] * len(inputs)
+        answers: list[Any] = [None] * len(inputs)
         alike: dict[tuple[int, ...], list[int]] = {}
-        for i, example in enumerate(examples):
-            alike.setdefault(codec.widths(example), []).append(i)
-        answers: list[Any] = [None] * len(examples)
+        for i, each in enumerate(inputs):
+            try:
+                examples[i] = codec.encode(each)
+            except DataError as error:
+                if strict:
+                    raise
+                answers[i] = Unread(each, error)
+            else:
+                alike.setdefault(codec.widths(examples[i]), []).append(i)
         for widths, which in sorted(alike.items()):
             for start in range(0, len(which), ROWS):
                 block = which[start : start + ROWS]

@@ -26,7 +26,7 @@ from jaxgen.store.config import TrainConfig
 from jaxgen.tasks import models
 from jaxgen.training import count_devices, create_state
 
-#: Calls of the compiled step that ``--minutes`` times, after one that compiles.
+#: Calls of the compiled step that ``--minutes`` times for every shape of batches, after one that compiles.
 MEASURED_CALLS = 3
 #: Share of the time of ``--minutes`` kept for evaluations, checkpoints and samples.
 OVERHEAD = 0.15
@@ -185,16 +185,20 @@ def _prolonged(saved: SavedRun, config: TrainConfig, data: Any) -> int:
 
 
 def _measured(trial: Trainer, began: float) -> int:
-    """How many steps fit into ``--minutes``, by timing a few calls of a trainer that is thrown away."""
-    times, step = [], 0
+    """How many steps fit into ``--minutes``, by timing a few calls of a trainer that is thrown away.
+
+    A step takes what those of each shape take, as often as an epoch has them. What compiling them took is lost twice:
+    the run compiles them again, with a schedule of another horizon.
+    """
+    seconds, steps, compiling = 0.0, 0, 0.0
     trial.begin()
-    for _ in range(1 + MEASURED_CALLS):  # the first compiles
-        seconds, number = trial.time_call(step)
-        times.append(seconds)
-        step += number
-    seconds = sorted(times[1:])[MEASURED_CALLS // 2]
-    left = (trial.config.minutes or 0.0) * 60 * (1 - OVERHEAD) - (time.perf_counter() - began)
-    return max(1, int(left / seconds))
+    for step, often in trial.data.batches.shapes():
+        first, together = trial.time_call(step)
+        usual = sorted(trial.time_call(step)[0] for _ in range(MEASURED_CALLS))[MEASURED_CALLS // 2]
+        compiling += max(0.0, first - usual) * together
+        seconds, steps = seconds + often * usual, steps + often
+    left = (trial.config.minutes or 0.0) * 60 * (1 - OVERHEAD) - (time.perf_counter() - began) - compiling
+    return max(1, int(left / (seconds / steps)))
 
 
 def _shapes(task: Any, config: TrainConfig) -> Any:

@@ -21,9 +21,10 @@ from jaxgen.run.events import Evaluated, Event, Finished, Progress, Sampled, Sta
 from jaxgen.run.feed import Feed
 from jaxgen.run.made import Made
 from jaxgen.run.signals import StopSignals
+from jaxgen.run.speed import Speed
 from jaxgen.run.tensorboard import open_events
 from jaxgen.sampling import PRNG
-from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses
+from jaxgen.store import Best, CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses
 from jaxgen.store.config import TrainConfig
 from jaxgen.training import TrainState, make_mesh, on_one_device, spread_evaluation, spread_state
 
@@ -81,7 +82,7 @@ class Trainer:
         self._steps = compiled.training_steps(task, self.optimizer, self.devices, self._feed.read)
         self._made = Made(task, data, config.seed)
         self._events: Any = None
-        self._speed, self._calls_read = 0.0, 0
+        self._speed = Speed()
         self._picture: Future[None] = Future()
         self._picture.set_result(None)
         self._pictures = 0
@@ -150,6 +151,7 @@ class Trainer:
             if following:
                 batches = pool.submit(self._feed.take, after, following)
             self.state, log = self._steps(self.key, self.state, ready, number)
+            self._speed.sent(ready)
             if waiting is not None:
                 clock = self._read(*waiting, clock)
             waiting = (log, number, after)
@@ -172,12 +174,10 @@ class Trainer:
             self.done.loss_count += count
         self.done.seconds += now - clock
         mean = float(np.sum(losses * counts) / max(np.sum(counts), 1))
-        speed = number * self.data.units_per_step / max(now - clock, 1e-9)
-        # The first call compiles: its speed serves until there is another, and is written nowhere.
-        self._speed = 0.8 * self._speed + 0.2 * speed if self._calls_read > 1 else speed
-        self._calls_read += 1
-        left = (self.total - step) * self.data.units_per_step / self._speed
-        self.emit(Progress(step, mean, self.data.bits_per_char(mean), self._speed, self.data.UNIT, left))
+        self._speed.done(number * self.data.units_per_step, now - clock)
+        speed = self._speed.guessed
+        left = (self.total - step) * self.data.units_per_step / speed
+        self.emit(Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left))
         return now
 
     def _diverged(self, what: str, step: int, more: str = "") -> DivergedError:
@@ -217,13 +217,14 @@ class Trainer:
         if self._picture.done():
             self._picture.result()
         self._pictures += 1
-        self._picture = pool.submit(self._draw_now, self._pictures, self._picture)
+        best = Best(self.done.best_step, self.data.METRIC.name)
+        self._picture = pool.submit(self._draw_now, self._pictures, self._picture, best)
 
-    def _draw_now(self, number: int, former: Future[None]) -> None:
+    def _draw_now(self, number: int, former: Future[None], best: Best) -> None:
         former.result()
         if number == self._pictures:  # else a newer one waits behind it
             title = f"{self.run.path.name}: {self.data.identity()['name']}"
-            draw_losses(self.metrics.read(), self.run.plot_path, title, self.data.TARGET)
+            draw_losses(self.metrics.read(), self.run.plot_path, title, self.data.TARGET, best)
 
     def _evaluate(self, step: int) -> dict[str, Any]:
         """Measure, update best-so-far and patience, and write the row of metrics."""
@@ -236,12 +237,13 @@ class Trainer:
             self.done.best, self.done.best_step, self.done.bad_evals = cost, step, 0
         else:
             self.done.bad_evals += 1
+        speed = self._speed.measured
         row = {
             "step": step,
             "train_loss": self.done.loss_sum / max(self.done.loss_count, 1.0),
             **report,
             "learning_rate": float(self.schedule(max(step - 1, 0))),
-            f"{self.data.UNIT}_per_second": round(self._speed) if self._calls_read > 1 else None,
+            f"{self.data.UNIT}_per_second": None if speed is None else round(speed),
             "seconds": round(self.done.seconds, 3),
         }
         self.done.loss_sum = self.done.loss_count = 0.0

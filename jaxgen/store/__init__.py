@@ -3,10 +3,11 @@
 from jaxgen.store.checkpoints import CheckpointStore
 from jaxgen.store.format import DamagedCheckpointError
 from jaxgen.store.metrics import MetricsLog, append_sample, truncate_samples
-from jaxgen.store.plot import draw_losses
+from jaxgen.store.plot import Best, draw_losses
 from jaxgen.store.run_directory import RunDirectory
 
 __all__ = [
+    "Best",
     "CheckpointStore",
     "DamagedCheckpointError",
     "MetricsLog",

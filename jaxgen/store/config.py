@@ -20,6 +20,9 @@ Size = Annotated[int, Field(gt=0, le=MAX_SIZE)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+#: Beams of a text that is written for an input, at most: all of a block of inputs are computed together.
+MAX_BEAM = 64
+Beam = Annotated[int, Field(ge=0, le=MAX_BEAM)]
 #: JAX wraps larger seeds silently.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 

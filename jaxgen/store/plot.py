@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,16 +19,35 @@ INK, GREY, GRID = "#22262e", "#737985", "#e4e6ea"
 TRAIN, VALIDATION, RATE = "#4c78a8", "#d9622b", "#3f8f6b"
 
 
+class Best(NamedTuple):
+    """The best checkpoint: its step, and the name of the figure that says so."""
+
+    step: int
+    by: str = "val_loss"
+
+
+class Mark(NamedTuple):
+    """Where in the picture the best checkpoint is, and what is written there."""
+
+    step: float
+    loss: float
+    text: str
+
+
 def draw_losses(
-    metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], title: str, target: str = "token"
+    metrics: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike[str],
+    title: str,
+    target: str = "token",
+    best: Best | None = None,
 ) -> None:
     """Draw the losses of ``metrics`` (rows of ``metrics.jsonl``; any value may be absent) as a PNG at ``path``.
 
-    1000 x 600 pixels: training loss per step and smoothed, validation loss with its best point, bits per character
-    on the right where the rows have them, learning rate below. ``target`` is what a loss is of.
-    Raises ``CheckpointError`` when it cannot be written.
+    1000 x 600 pixels: training loss per step and smoothed, validation loss with the best checkpoint (by default the
+    one of the lowest), bits per character on the right where the rows have them, learning rate below. ``target`` is
+    what a loss is of. Raises ``CheckpointError`` when it cannot be written.
     """
-    save_picture(path, lambda: _render(metrics, title, target))
+    save_picture(path, lambda: _render(metrics, title, target, best))
 
 
 def save_picture(path: str | os.PathLike[str], render: Callable[[], bytes]) -> None:
@@ -48,7 +67,7 @@ def save_picture(path: str | os.PathLike[str], render: Callable[[], bytes]) -> N
     replace_file(Path(path), data)
 
 
-def _render(metrics: Sequence[Mapping[str, Any]], title: str, target: str) -> bytes:
+def _render(metrics: Sequence[Mapping[str, Any]], title: str, target: str, best: Best | None) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -63,8 +82,9 @@ def _render(metrics: Sequence[Mapping[str, Any]], title: str, target: str) -> by
     else:
         losses = below = figure.subplots()
     bits_per_nat = _bits_per_nat(validation, _series(metrics, "val_bpc"))
-    _draw_losses(losses, train, validation, bits_per_nat, target)
-    _limit(losses, train, validation)
+    mark = mark_of(metrics, best)
+    _draw_losses(losses, train, validation, mark, target)
+    _limit(losses, train, validation, mark)
     if bits_per_nat:
         _add_bits(losses, bits_per_nat)
     for axes in {losses, below}:
@@ -76,7 +96,26 @@ def _render(metrics: Sequence[Mapping[str, Any]], title: str, target: str) -> by
     return buffer.getvalue()
 
 
-def _draw_losses(axes: Any, train: np.ndarray, validation: np.ndarray, bits_per_nat: float, target: str) -> None:
+def mark_of(metrics: Sequence[Mapping[str, Any]], best: Best | None = None) -> Mark | None:
+    """The ``best`` checkpoint among rows of metrics, or the one of the lowest validation loss, if it has a loss."""
+    validation = _series(metrics, "val_loss")
+    if best is None and validation.size:
+        best = Best(int(validation[np.argmin(validation[:, 1]), 0]))
+    found = validation[validation[:, 0] == best.step] if best is not None else validation
+    if best is None or not found.size:
+        return None
+    step, loss = found[0]
+    figures = _series(metrics, best.by)
+    figure = figures[figures[:, 0] == step]
+    if best.by == "val_loss" or not figure.size:
+        bits_per_nat = _bits_per_nat(validation, _series(metrics, "val_bpc"))
+        bits = f" ({loss * bits_per_nat:.3f} bits)" if bits_per_nat else ""
+        return Mark(step, loss, f"best loss {loss:.3f}{bits} at step {step:,.0f}")
+    name = best.by.removeprefix("val_").replace("_", " ")
+    return Mark(step, loss, f"best {name} {figure[0, 1]:.3f} (loss {loss:.3f}) at step {step:,.0f}")
+
+
+def _draw_losses(axes: Any, train: np.ndarray, validation: np.ndarray, mark: Mark | None, target: str) -> None:
     if not train.size and not validation.size:
         axes.text(0.5, 0.5, "no losses yet", transform=axes.transAxes, ha="center", va="center", color=GREY)
         return
@@ -90,21 +129,20 @@ def _draw_losses(axes: Any, train: np.ndarray, validation: np.ndarray, bits_per_
             *validation.T, color=VALIDATION, lw=1.8, marker="o", ms=size, mec="white", mew=0.8, label="validation"
         )
         steps = np.concatenate([train[:, 0], validation[:, 0]])
-        _mark_best(axes, validation, bits_per_nat, (steps.min() + steps.max()) / 2)
+        if mark is not None:
+            _draw_mark(axes, mark, (steps.min() + steps.max()) / 2)
     axes.legend(loc="upper right", frameon=False, labelcolor=INK)
     axes.set_ylabel(f"loss (nats per {target})", color=INK)
 
 
-def _mark_best(axes: Any, validation: np.ndarray, bits_per_nat: float, middle: float) -> None:
-    step, best = validation[np.argmin(validation[:, 1])]
-    axes.plot([step], [best], "o", ms=9, mfc="white", mec=VALIDATION, mew=2.2, zorder=5)
-    bits = f" ({best * bits_per_nat:.3f} bits)" if bits_per_nat else ""
+def _draw_mark(axes: Any, mark: Mark, middle: float) -> None:
+    axes.plot([mark.step], [mark.loss], "o", ms=9, mfc="white", mec=VALIDATION, mew=2.2, zorder=5)
     axes.annotate(
-        f"best {best:.3f}{bits} at step {step:,.0f}",
-        (step, best),
+        mark.text,
+        (mark.step, mark.loss),
         xytext=(0, 18),
         textcoords="offset points",
-        ha="right" if step > middle else "left",
+        ha="right" if mark.step > middle else "left",
         va="bottom",
         color=VALIDATION,
         fontweight="bold",
@@ -123,8 +161,11 @@ def _draw_rate(axes: Any, rate: np.ndarray) -> None:
     axes.yaxis.get_offset_text().set(color=GREY, fontsize=8)
 
 
-def _limit(axes: Any, train: np.ndarray, validation: np.ndarray) -> None:
-    """Let what is learnt late fill the height: the fall of the first steps and rare spikes may leave it."""
+def _limit(axes: Any, train: np.ndarray, validation: np.ndarray, mark: Mark | None) -> None:
+    """Let what is learnt late fill the height: the fall of the first steps and rare spikes may leave it.
+
+    The best checkpoint does not leave it, however high its loss is.
+    """
     values = np.concatenate([train[:, 1], validation[:, 1]])
     if len(values) < 2:
         return
@@ -134,6 +175,7 @@ def _limit(axes: Any, train: np.ndarray, validation: np.ndarray) -> None:
         high = max(smooth(*train.T)[fallen], np.quantile(train[fallen:, 1], 0.995))
         if validation.size:
             high = max(high, np.quantile(validation[:, 1], 0.9))
+    high = high if mark is None else max(high, mark.loss)
     room = max(high - low, 1e-3)
     axes.set_ylim(low - 0.08 * room, high + 0.08 * room)
 

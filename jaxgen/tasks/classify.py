@@ -11,7 +11,7 @@ import optax
 
 from jaxgen.models import Classifier
 from jaxgen.tasks.making import cell_maker
-from jaxgen.types import Array, Key, Labelling, Params, Sequence
+from jaxgen.types import Array, Key, Labelling, Objective, Params, Sequence
 
 #: Bins of confidence, of equal width, by which calibration is judged (Guo et al., ICML 2017, section 2, use 15).
 BINS = 15
@@ -20,10 +20,11 @@ BINS = 15
 class LabelTotals(NamedTuple):
     """Sums over the rows that count, so that batches add up."""
 
-    nll: Array  # summed negative log-likelihood, nats, each row by its weight
-    targets: Array  # the sum of weights
+    nll: Array  # summed negative log-likelihood, nats
+    targets: Array  # how many
     confusion: Array  # [classes, classes], how many rows of a label (first axis) were given a label (second)
     calibration: Array  # [BINS, 3] by the probability of the label given: rows, their probabilities, how many are right
+    objective: Objective  # the same negative log-likelihood, each row by its weight
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,16 @@ class ClassifyTask:
     def loss(
         self, params: Params, carry: tuple[()], batch: Labelling, row_keys: Key | None = None
     ) -> tuple[tuple[()], LabelTotals]:
-        """Summed cross-entropy of ``batch``, each row by its weight."""
+        """Summed cross-entropy of ``batch``; as the objective, each row by its weight."""
         logits = self._logits(params, batch.inputs, row_keys)
         labels, weights = jnp.asarray(batch.labels), jnp.asarray(batch.weights)
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        nll = jnp.sum(jnp.where(weights > 0, nll * weights, 0.0))
-        return carry, LabelTotals(nll, jnp.sum(weights), *_judged(logits, labels, weights > 0))
+        counts = weights > 0
+        summed, weighted = (jnp.sum(jnp.where(counts, each, 0.0)) for each in (nll, nll * weights))
+        judged = _judged(logits, labels, counts)
+        return carry, LabelTotals(
+            summed, jnp.sum(counts, dtype=jnp.float32), *judged, Objective(weighted, jnp.sum(weights))
+        )
 
     def measure(self, params: Params, carry: tuple[()], batch: Labelling) -> tuple[tuple[()], LabelTotals]:
         """What an evaluation sums up."""

@@ -12,7 +12,7 @@ from jax import lax
 from jaxgen.errors import UsageError
 from jaxgen.models import EncoderDecoder
 from jaxgen.models.embedding import folded
-from jaxgen.types import Array, Carry, Key, Params, Writing
+from jaxgen.types import Array, Carry, Key, Objective, Params, Writing
 
 #: The id that stands in front of a text and behind it, that of every tokenizer.
 EOS = 2
@@ -21,9 +21,10 @@ EOS = 2
 class WritingTotals(NamedTuple):
     """Sums over the targets that count, so that batches of different sizes add up."""
 
-    nll: Array  # summed negative log-likelihood, nats; in training with label smoothing, the smoothed cross-entropy
+    nll: Array  # summed negative log-likelihood, nats
     targets: Array  # how many
     correct: Array  # how many were the likeliest token
+    objective: Objective  # in training with label smoothing the smoothed cross-entropy, else that of ``nll``
 
 
 class Prepared(NamedTuple):
@@ -95,13 +96,14 @@ class ConditionalTask:
         written = self._apply(params, tokens, start, memory, row_keys, method="read")
         logits = self._apply(params, written.features, method="logits")
         total = jax.nn.logsumexp(logits, axis=-1)
-        nll = total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        nll = aim = total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         if self.label_smoothing and row_keys is not None:
             even = total - jnp.mean(logits, axis=-1)
-            nll = (1 - self.label_smoothing) * nll + self.label_smoothing * even
+            aim = (1 - self.label_smoothing) * nll + self.label_smoothing * even
         correct = mask & (jnp.argmax(logits, axis=-1) == targets)
-        sums = (jnp.where(mask, nll, 0.0), mask, correct)
-        return carry, WritingTotals(*(jnp.sum(each, dtype=jnp.float32) for each in sums))
+        each = (jnp.where(mask, nll, 0.0), mask, correct, jnp.where(mask, aim, 0.0))
+        summed, count, right, loss = (jnp.sum(one, dtype=jnp.float32) for one in each)
+        return carry, WritingTotals(summed, count, right, Objective(loss, count))
 
     def _mixed(
         self, params: Params, tokens: Array, start: tuple[Carry, ...], memory: Any, own: Array, row_keys: Key

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxgen.training.reading import STACKED, OfText, Stacked
 from jaxgen.training.state import TrainState
-from jaxgen.types import Array, Carry, Key, Params
+from jaxgen.types import Array, Carry, Key, Objective, Params
 
 
 class StepMetrics(NamedTuple):
@@ -39,7 +39,8 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """One update. ``task`` and ``optimizer`` are static, ``key`` seeds dropout.
 
-    ``batch`` is what the task's ``loss`` reads, a tree of arrays with B rows each.
+    ``batch`` is what the task's ``loss`` reads, a tree of arrays with B rows each. The mean of ``nll`` is minimised, or
+    the ``objective`` if the task's totals have one; reported is the mean of ``nll``, which an evaluation reports too.
 
     No gradient flows into the carry that comes in (truncated backpropagation through time, Williams & Peng 1990).
 
@@ -56,19 +57,20 @@ def train_step(
         first = lax.axis_index(axis) * rows
     keys = row_keys(key, state.step, rows, first) if task.is_random else None
 
-    def summed_loss(params: Params) -> tuple[Array, tuple[Carry, Array]]:
+    def summed_loss(params: Params) -> tuple[Array, Any]:
         carry, totals = task.loss(params, state.carry, batch, keys)
-        return totals.nll, (carry, totals.targets)
+        aim = getattr(totals, "objective", Objective(totals.nll, totals.targets))
+        return aim.loss, (carry, aim.weight, totals.nll, totals.targets)
 
     with jax.threefry_partitionable(True):  # a user's JAX settings must not change what a seed drops
-        (nll, (carry, count)), grads = jax.value_and_grad(summed_loss, has_aux=True)(params)
+        (_, (carry, weight, nll, count)), grads = jax.value_and_grad(summed_loss, has_aux=True)(params)
     if axis is not None:
-        nll, count, grads = _summed((nll, count, grads), axis)
-    share = 1 / jnp.maximum(count, 1.0)
+        weight, nll, count, grads = _summed((weight, nll, count, grads), axis)
+    share = 1 / jnp.maximum(weight, 1.0)
     grads = jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = StepMetrics(nll * share, optax.tree.norm(grads), count)
+    metrics = StepMetrics(nll / jnp.maximum(count, 1.0), optax.tree.norm(grads), count)
     return TrainState(state.step + 1, params, opt_state, carry), metrics
 
 

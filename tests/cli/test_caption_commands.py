@@ -118,15 +118,13 @@ def test_where_it_looks_is_drawn_over_the_images(run, photos):
 @pytest.mark.parametrize(
     ("args", "code", "sentence"),
     [
-        (["captions.csv"], 3, "captions.csv cannot be used: its content is none of"),
-        (["gone.png"], 3, "gone.png cannot be used: it cannot be reached"),
-        (["."], 3, "cannot be used: it is not a file"),
-        (["a.png", "gone.png"], 3, "gone.png cannot be used"),
+        (["a.png", "gone.png", "--strict"], 3, "gone.png cannot be used"),
+        (["gone.png", "--attention", "map.png"], 3, "gone.png cannot be used: it cannot be reached"),
         ([], 2, "answers files: name them, as in `jaxgen predict photo.png`"),
         (["a.png", "--beam", "2", "--temperature", "1"], 2, "--beam searches and --temperature draws"),
         (["a.png", "--attention", "gone/map.png"], 2, "--attention gone/map.png cannot be drawn"),
     ],
-    ids=["no-image", "no-file", "a-folder", "one-of-two", "nothing", "flags", "no-place"],
+    ids=["strict", "nothing-to-look-at", "nothing", "flags", "no-place"],
 )
 def test_what_cannot_be_answered_gets_a_sentence(args, code, sentence, run, photos, monkeypatch):
     monkeypatch.chdir(photos)
@@ -134,6 +132,34 @@ def test_what_cannot_be_answered_gets_a_sentence(args, code, sentence, run, phot
     assert (got, out) == (code, "")
     assert sentence in err
     assert "Traceback" not in err
+
+
+def test_images_that_cannot_be_read_have_empty_lines_among_the_answers_of_the_others(run, photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    told = {"captions.csv": "its content is none of", "gone.png": "it cannot be reached", ".": "it is not a file"}
+    code, out, err = predict("--run", run, "captions.csv", "a.png", "gone.png", ".", "b.png")
+    good = [predict("--run", run, name)[1] for name in ("a.png", "b.png")]
+    assert (code, out) == (3, f"\n{good[0]}\n\n{good[1]}")
+    for name, why in told.items():
+        assert err.count(f"error: The image {name} cannot be used: {why}") == 1
+    assert err.endswith("error: 3 of 5 inputs cannot be read and got no answer: see above.")
+
+
+def test_as_json_an_image_that_cannot_be_read_has_its_error(run, photos):
+    code, out, err = predict("--run", run, "--json", photos / "gone.png", photos / "a.png")
+    unread, answer = map(json.loads, out.splitlines())
+    assert code == 3
+    assert unread.keys() == {"image", "error"}
+    assert unread["image"] == str(photos / "gone.png")
+    assert unread["error"] in err
+    assert answer == json.loads(predict("--run", run, "--json", photos / "a.png")[1])
+
+
+def test_what_can_be_read_is_drawn_beside_what_cannot(run, photos):
+    code, out, _ = predict("--run", run, "--attention", "map.png", photos / "gone.png", photos / "a.png")
+    assert (code, out.count("\n")) == (3, 2)
+    with Image.open("map.png") as drawn:
+        assert drawn.format == "PNG"
 
 
 def test_a_run_on_features_answers_files_of_features(photos, tmp_path):

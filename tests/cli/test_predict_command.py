@@ -153,6 +153,10 @@ def test_a_run_that_answers_no_inputs_is_refused(predict, run):
     )
 
 
+def test_strict_reading_is_for_runs_that_answer_images(predict, kinds):
+    refused(predict("--run", kinds, "--strict", stdin=b"a\n"), 2, "--strict is about images", "answers lines")
+
+
 @pytest.mark.parametrize("name", ["sample", "score", "evaluate"])
 def test_commands_that_write_and_score_refuse_a_classifier(name, request, kinds):
     args = ["--run", kinds] + (["--text", "a"] if name == "score" else [])
@@ -193,7 +197,7 @@ def test_a_labels_file_of_another_run_is_refused(predict, kinds, here):
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback(predict, kinds, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         yield {"label": "sea", "probabilities": {"sea": 1.0}, "cut": 0}
         raise KeyboardInterrupt
 

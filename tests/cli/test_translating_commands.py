@@ -273,9 +273,9 @@ def test_at_a_terminal_every_line_is_answered_at_once(predict, dated, spelled, m
     ahead = []
     answers = Predictor.predict
 
-    def seen(self, inputs, writing=None, most=0):
+    def seen(self, inputs, writing=None, most=0, **more):
         ahead.append(most)
-        return answers(self, inputs, writing, most)
+        return answers(self, inputs, writing, most, **more)
 
     monkeypatch.setattr(Predictor, "predict", seen)
     done = predict("--run", dated, text="\n".join(spelled), terminal=True)
@@ -292,7 +292,8 @@ def test_at_a_terminal_every_line_is_answered_at_once(predict, dated, spelled, m
         ("--seed 3", "--seed has no meaning where nothing is drawn: give --temperature too"),
         ("--beam 5 --seed 3", "--seed has no meaning where nothing is drawn"),
         ("--beam -1", "--beam is -1"),
-        ("--beam 2000", "A beam width of 2000"),
+        ("--beam 65", "--beam is 65: it must be less than or equal to 64."),
+        ("--length 65537", "--length is 65537: it must be less than or equal to 65536."),
         ("--length 0", "--length is 0"),
         ("--temperature nan", "--temperature is nan"),
         ("--temperature 1e-40", "temperature of 1e-40"),

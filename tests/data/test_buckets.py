@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -154,6 +156,12 @@ def test_steps_of_the_same_shape_are_counted_up_to_the_end_of_the_epoch():
         same = made.same_shape(step)
         assert {*widths[step : step + same]} == {widths[step]}
         assert step + same == end or widths[step + same] != widths[step]
+
+
+def test_every_shape_has_a_step_and_its_share_of_the_epoch():
+    made = batches(LONG, most=3)
+    widths = [widths for _, widths, _ in epoch(made)]
+    assert {widths[step]: often for step, often in made.shapes()} == Counter(widths)
 
 
 @pytest.mark.parametrize(("sizes", "said"), [({"size": 0}, "batch size is 0"), ({"seed": -1}, "seed is -1")])

@@ -171,6 +171,21 @@ def test_what_the_flags_cannot_mean_is_refused():
             validate(CaptionConfig, {**wrong}, "flags")
 
 
+@pytest.mark.usefixtures("scenes")
+def test_scenes_whose_captions_say_left_and_right_are_not_mirrored():
+    with pytest.raises(UsageError, match=r"--flips 0.5 mirrors images, .* what is left and what is right: leave it"):
+        CaptionData.load(CaptionConfig(flips=0.5))
+
+
+@pytest.mark.parametrize(
+    "flag", [{"image_size": 32}, {"widths": (16,)}, {"blocks": (2,)}, {"flips": 0.5}, {"strict": True}]
+)
+def test_what_is_about_images_is_refused_with_features(flag):
+    name = next(iter(flag)).replace("_", "-")
+    with pytest.raises(UsageError, match=rf"--{name} is about images, and train\.npz has features in their place"):
+        make(**flag)
+
+
 # The codec
 
 

@@ -97,6 +97,17 @@ def test_a_file_moved_to_another_label_is_told_from_the_one_before():
     assert read("reviews", text=None, label=None, val_rows=1).identity != before
 
 
+def test_a_file_that_looks_like_two_has_another_digest():
+    write("two/pos/a.txt", "good")
+    write("two/pos/d.txt", "fine")
+    write("one/pos/a.txt", "goodpos\0fine")
+    for folder in ("one", "two"):
+        write(f"{folder}/neg/b.txt", "bad")
+        write(f"{folder}/neg/c.txt", "worse")
+    one, two = (read(folder, text=None, label=None, val_rows=1).train.sha256 for folder in ("one", "two"))
+    assert one != two
+
+
 @pytest.mark.skipif("JAXGEN_DATA" not in os.environ, reason="the named sets are not on this machine")
 def test_ag_news_by_name_has_titles_descriptions_and_topics():
     splits = read("ag_news", text=None, label=None, val_rows=1000)

@@ -74,6 +74,17 @@ def test_validation_and_test_pairs_of_their_own_are_read_as_the_data_are(files, 
     assert read_pairs(files, val, test).sha256 == most.sha256
 
 
+def test_the_digest_tells_which_bytes_are_sources_and_which_pairs_are_which_split(files, tmp_path):
+    other = write(tmp_path / "v.en", ["six"]), write(tmp_path / "v.de", ["sechs"])
+    splits = [(files,), (files[::-1],), (files, files), (files, other), (files, None, other), (files, other, files)]
+    found = [read_pairs(*each).sha256 for each in splits]
+    for line_in_the_middle in ("a\nb", "c\nd"), ("a\nbc", "\nd"):
+        for path, text in zip(files, line_in_the_middle):
+            Path(path).write_text(text)
+        found.append(read_pairs(files, other).sha256)
+    assert len({*found}) == len(found)
+
+
 @pytest.mark.parametrize("longer", [0, 1])
 def test_files_of_different_length_name_the_line_where_they_part(longer, files):
     with Path(files[longer]).open("a") as file:

@@ -69,13 +69,22 @@ def test_an_empty_cell_leaves_no_space_where_columns_are_joined():
     assert read_table(["t.csv"], [TEXT, LABEL]).parts[0] == ["1", "2", ""]
 
 
-def test_several_files_follow_each_other_with_their_places_and_one_digest():
+def test_several_files_follow_each_other_with_their_places():
     parts = [write("t.csv", "a,b,l\n1,2,x\n"), write("u.tsv", "l\ta\tb\ny\t3\t4\nz\t5\t6\n")]
     table = read_table(parts, [TEXT, LABEL])
     assert table.parts == (["1 2", "3 4", "5 6"], ["x", "y", "z"])
     assert table.places == ["row 1 of t.csv", "row 1 of u.tsv", "row 2 of u.tsv"]
     assert table.name == "t.csv + u.tsv"
-    assert table.sha256 == hashlib.sha256(b"".join(Path(part).read_bytes() for part in parts)).hexdigest()
+
+
+def test_the_digest_is_that_of_the_file_and_of_several_tells_what_stands_in_which():
+    row, more = "a,b,l\n1,2,x\n", "a,b,l\n3,4,y\n"
+    columns = [Column(("1",), "--text-column")]
+    whole = read_table([write("whole.csv", row + more)], columns).sha256
+    assert whole == hashlib.sha256((row + more).encode()).hexdigest()
+    parts = [[row, more], [more, row], [row + "a,b,l\n", "3,4,y\n"]]
+    cut = [read_table([write(f"{n}.csv", text) for n, text in enumerate(texts)], columns).sha256 for texts in parts]
+    assert len({whole, *cut}) == 4
 
 
 def test_a_folder_of_tables_is_read_in_the_order_of_their_names():
@@ -133,6 +142,17 @@ def test_rows_with_an_empty_part_are_left_out_and_counted():
 def test_a_row_with_an_empty_part_can_be_refused_and_is_named():
     with pytest.raises(DataError, match=r"Row 2 has an empty part, one of 2 such rows.*--empty skip"):
         without_empty(rows("a \nc", [*"1 34"]), "refuse")
+
+
+def test_null_in_json_is_an_empty_part():
+    write(
+        "t.jsonl", '{"a": "one", "b": null, "l": "x"}\n{"a": null, "b": null, "l": "y"}\n{"a": "3", "b": "", "l": null}'
+    )
+    table = read_table(["t.jsonl"], [TEXT, LABEL])
+    left = without_empty(table, "skip")
+    assert (left.parts, left.skipped) == ((["one"], ["x"]), 2)
+    with pytest.raises(DataError, match=r"Row 2 of t\.jsonl has an empty part, one of 2 such rows: .* or JSON's null"):
+        without_empty(table, "refuse")
 
 
 @pytest.mark.parametrize("policy", ["skip", "refuse"])

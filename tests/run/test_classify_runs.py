@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ from jaxgen.run.events import Evaluated, Progress, Started
 from jaxgen.run.predictor import Predictor
 from jaxgen.store import CheckpointStore, MetricsLog
 
+starting = import_module("jaxgen.run.start")  # the package has a function of that name
 CLOCKS = ("texts_per_second", "seconds")
 WORDS = {"sea": ["fish", "wave", "ship", "salt"], "land": ["tree", "road", "hill", "cow"], "sky": ["cloud", "bird"]}
 
@@ -114,6 +117,56 @@ def test_no_more_shapes_are_compiled_than_there_are_buckets(buckets, table, tmp_
     assert predicting._cache_size() <= 3  # of the three texts that are shown
 
 
+def test_the_speed_told_is_that_of_steps_that_compiled_nothing(table, tmp_path, monkeypatch):
+    """Of a clock on which a step takes a second and compiling one for another shape a hundred."""
+    run = start(settings(table, tmp_path / "run", level="char", lowercase=True, steps=16))
+    clock, seen, train = [0.0], set(), run._steps
+
+    class Waited:
+        def __init__(self, losses: Any) -> None:
+            self.losses = losses
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            clock[0] += 1
+            return np.asarray(self.losses)
+
+    def ticking(key: Any, state: Any, given: Any, number: int) -> Any:
+        width = given.inputs.tokens.shape[-1]
+        clock[0] += 0 if width in seen else 100
+        seen.add(width)
+        state, log = train(key, state, given, number)
+        return state, log._replace(loss=Waited(log.loss))
+
+    monkeypatch.setattr(run, "_steps", ticking)
+    monkeypatch.setattr(run._feed, "together", lambda step: 1)
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    run.train()
+    rows = MetricsLog(tmp_path / "run" / "metrics.jsonl").read()
+    assert (len(seen), clock[0]) == (2, 216)
+    assert [row["texts_per_second"] for row in rows] == [8, 8]
+
+
+def test_minutes_are_for_the_steps_that_compiling_every_shape_leaves_time_for(table, tmp_path, monkeypatch):
+    """Of a clock on which a step takes a second, or three for the wider shape, and compiling it a hundred."""
+    data = ClassifyData.load(settings(table, tmp_path / "run", level="char", lowercase=True))
+    widths = [data.batches.batch(step).inputs.tokens.shape[1] for step in range(data.batches.steps_per_epoch)]
+    takes = {width: 1.0 + 2.0 * (width > min(widths)) for width in {*widths}}
+    clock, seen = [0.0], set()
+
+    def time_call(step: int) -> tuple[float, int]:
+        compiling = 0.0 if widths[step] in seen else 100.0
+        seen.add(widths[step])
+        clock[0] += 2 * takes[widths[step]] + compiling
+        return takes[widths[step]] + compiling / 2, 2
+
+    trial = SimpleNamespace(begin=lambda: None, time_call=time_call, data=data, config=SimpleNamespace(minutes=60.0))
+    monkeypatch.setattr(starting, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    steps = starting._measured(trial, 0.0)
+    assert clock[0] == 2 * 100 + (1 + starting.MEASURED_CALLS) * 2 * (1 + 3)
+    left = 60 * 60 * (1 - starting.OVERHEAD) - clock[0] - 2 * 100
+    assert steps == int(left / np.mean([takes[width] for width in widths]))
+
+
 def stop_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An ``emit`` that asks for a stop, as a signal does, once ``number`` steps have been reported."""
     signals: list[Any] = []
@@ -174,16 +227,19 @@ def test_two_devices_give_what_one_gives_but_for_rounding(table, whole, tmp_path
 
 
 def test_patience_and_the_best_step_go_by_accuracy_and_not_by_the_loss(table, tmp_path, monkeypatch):
-    """The loss falls at every evaluation; the accuracy does not after the second."""
+    """The loss falls at every evaluation; the accuracy does not after the second. The picture says so, too."""
     accuracies, losses = iter([0.5, 0.7, 0.69, 0.6, 0.9]), iter([4.0, 3.0, 2.0, 1.0, 0.5])
 
     def scripted(self: Any, totals: Any, final: bool = False, report: Any = ClassifyData.report) -> dict[str, Any]:
         row = report(self, totals, final)
         return row if final else row | {"val_accuracy": next(accuracies), "val_loss": next(losses)}
 
+    drawn = []
     monkeypatch.setattr(ClassifyData, "report", scripted)
+    monkeypatch.setattr(trainer, "draw_losses", lambda rows, path, title, target, best: drawn.append(best))
     run = start(settings(table, tmp_path / "run", steps=20, eval_every=4, sample_every=0, patience=2)).train()
     assert (run.step, run.best_step) == (16, 8)
+    assert drawn[-1] == (8, "val_accuracy")
 
 
 def test_a_run_begins_from_the_weights_of_another(table, whole, tmp_path):

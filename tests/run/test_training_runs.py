@@ -236,7 +236,7 @@ def test_a_run_in_bfloat16_says_so_and_goes_on_in_it(book, tmp_path):
 def test_the_picture_shows_the_last_evaluation(book, tmp_path, monkeypatch):
     drawn = []
 
-    def draw(rows, path, title, target):
+    def draw(rows, path, title, target, best):
         drawn.append([row["step"] for row in rows])
         path.write_bytes(b"a picture")
 
@@ -247,7 +247,7 @@ def test_the_picture_shows_the_last_evaluation(book, tmp_path, monkeypatch):
 
 
 def test_a_picture_that_cannot_be_drawn_is_an_error(book, tmp_path, monkeypatch):
-    def draw(rows, path, title, target):
+    def draw(rows, path, title, target, best):
         if len(rows) == 1:
             raise OSError("no room for a picture")
 

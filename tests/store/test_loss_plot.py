@@ -6,10 +6,11 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxgen.errors import CheckpointError
-from jaxgen.store import draw_losses
-from jaxgen.store.plot import smooth
+from jaxgen.store import Best, draw_losses
+from jaxgen.store.plot import mark_of, smooth
 
 FULL = [
     {
@@ -46,6 +47,40 @@ def test_a_picture_of_1000_by_600_is_drawn(tmp_path, rows):
     draw_losses(rows, tmp_path / "loss.png", "a $title$ with 漢字\nand lines " * 9)
     assert size_of_png(tmp_path / "loss.png") == (1000, 600)
     assert os.listdir(tmp_path) == ["loss.png"]
+
+
+def rows_of(losses, **figures):
+    return [
+        {"step": 10 * (i + 1), "val_loss": loss, **{name: values[i] for name, values in figures.items()}}
+        for i, loss in enumerate(losses)
+    ]
+
+
+def test_the_best_checkpoint_is_marked_by_the_figure_that_chose_it():
+    rows = rows_of([3.0, 2.0, 2.5], val_accuracy=[0.1, 0.5, 0.625])
+    assert mark_of(rows, Best(30, "val_accuracy")) == (30, 2.5, "best accuracy 0.625 (loss 2.500) at step 30")
+
+
+def test_by_its_loss_the_best_checkpoint_is_marked_with_the_loss_and_its_bits():
+    rows = rows_of([3.0, 2.0, 2.5], val_bpc=[6.0, 4.0, 5.0])
+    assert mark_of(rows, Best(20)) == mark_of(rows) == (20, 2.0, "best loss 2.000 (4.000 bits) at step 20")
+
+
+def test_nothing_is_marked_where_the_best_checkpoint_has_no_loss():
+    assert mark_of(rows_of([math.nan, 2.0]), Best(10)) is None
+    assert mark_of([]) is None
+
+
+def test_the_best_checkpoint_is_in_the_picture_though_its_loss_is_high(tmp_path):
+    """The loss falls, but the figure that chooses was best at first: the mark, in its colour, makes the difference."""
+    rows = [{**row, "val_accuracy": 1 / row["step"]} for row in FULL]
+    marked = []
+    for best in (Best(1, "val_accuracy"), Best(0, "val_accuracy")):
+        draw_losses(rows, tmp_path / "loss.png", "", best=best)
+        with Image.open(tmp_path / "loss.png") as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        marked.append(int((pixels == [217, 98, 43]).all(axis=-1).sum()))
+    assert marked[0] > marked[1] + 500
 
 
 def test_drawing_leaves_the_logging_of_matplotlib_as_it_was(tmp_path):

@@ -356,8 +356,10 @@ def test_smoothed_labels_are_those_by_hand_in_training_and_not_in_evaluation():
     target = 0.9 * np.eye(VOCAB)[batch.targets] + 0.1 / VOCAB
     smoothed = -(target * logp).sum(-1)[batch.mask].sum()
     plain = -np.take_along_axis(logp, batch.targets[..., None], -1)[..., 0][batch.mask].sum()
-    np.testing.assert_allclose(loss(task, params, batch, row_keys()).nll, smoothed, rtol=1e-5)
-    np.testing.assert_allclose(loss(task, params, batch).nll, plain, rtol=1e-5)
+    training, evaluation = loss(task, params, batch, row_keys()), loss(task, params, batch)
+    np.testing.assert_allclose(training.objective, [smoothed, batch.mask.sum()], rtol=1e-5)
+    np.testing.assert_allclose(evaluation.objective, [plain, batch.mask.sum()], rtol=1e-5)
+    np.testing.assert_allclose([training.nll, evaluation.nll], plain, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import pytest
 from jaxgen.tasks import LanguageTask
 from jaxgen.training import create_state, eval_step, make_optimizer, make_schedule, train_step, train_steps
 from jaxgen.training.step import row_keys
-from jaxgen.types import Batch
+from jaxgen.types import Batch, Objective
 
 V, B, T, K = 7, 3, 5, 4
 KEY = jax.random.key(1, impl="threefry2x32")
@@ -22,6 +23,22 @@ SCHEDULE = make_schedule("cosine", lr=0.05, warmup=2, horizon=8, final=0.1)
 OPTIMIZER = make_optimizer("adamw", SCHEDULE, clip=0.5, options={"weight_decay": 0.1})
 SGD = make_optimizer("sgd", optax.constant_schedule(1.0), clip=0.1, options={"momentum": 0.0})
 TRACES = []
+
+
+class AimedTotals(NamedTuple):
+    nll: jax.Array
+    targets: jax.Array
+    objective: Objective
+
+
+class Aimed(LanguageTask):
+    """Minimises one and a half times what it reports."""
+
+    def loss(self, params, carry, batch, row_keys=None):
+        carry, totals = super().loss(params, carry, batch, row_keys)
+        return carry, AimedTotals(*totals, Objective(3 * totals.nll, 2 * totals.targets))
+
+
 #: Compiles in half the time, for what is not compared bitwise with what was compiled as usual.
 FAST = {"xla_backend_optimization_level": 0}
 PLAIN = LanguageTask.build(vocab_size=V, cell="lstm", cell_options={}, hidden=6, layers=1)
@@ -161,6 +178,12 @@ def test_the_update_is_the_gradient_of_the_mean_loss():
     scale = 0.1 / optax.tree.norm(grads)
     expected = jax.tree.map(lambda p, g: p - scale * g, state.params, grads)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), plain_step(state, batch())[0].params, expected)
+
+
+def test_an_objective_of_its_own_is_minimised_and_the_loss_is_reported():
+    aimed = jax.jit(partial(train_step, Aimed(PLAIN.model), SGD, KEY), compiler_options=FAST)
+    (_, plain), (_, metrics) = (step(fresh(SGD), batch()) for step in (plain_step, aimed))
+    np.testing.assert_allclose(metrics, [plain.loss, 1.5 * plain.grad_norm, plain.targets], rtol=1e-5)
 
 
 def test_a_batch_without_targets_has_loss_0_and_moves_no_parameter():
