@@ -83,8 +83,8 @@ class CaptionConfig(WritingConfig):
             {"hidden": 64, "layers": 1, "batch_size": 32, "steps": 200},
         ),
         "small": (
-            "LSTM 1x128 with attention over the image, a fifth of the images without colours, 4,000 steps: the built-in "
-            "shapes in six minutes on 2 CPU cores",
+            "LSTM 1x128 with attention over the image, a fifth of the images without colours, 4,000 steps: the "
+            "built-in shapes in six minutes on 2 CPU cores",
             {"hidden": 128, "layers": 1, "embed": 64, "batch_size": 32, "grays": 0.2, "lr": 2e-3, "steps": 4000},
         ),
     }
