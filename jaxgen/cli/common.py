@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_args
 
-from jaxgen.errors import JaxgenError, UsageError
+from jaxgen.errors import JaxgenError, UsageError, choose
 
 
 def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
@@ -138,7 +138,7 @@ def parse(
 ) -> Any:
     """Typed flags for the configuration ``kind``, every wrong value in one sentence; ``default`` holds the values that
     flags override. ``also`` names flags that are checked and explained here but read elsewhere: name -> type;
-    ``names`` the entries of the registry that a setting chooses from, for the help.
+    ``names`` the entries of the registry that a setting chooses from.
 
     Raises ``UsageError``, and ``SystemExit`` (2) after a flag that does not exist or is no number.
     """
@@ -173,6 +173,9 @@ def parse_more(
         config=(tyro.conf.DisallowNone,),
     )
     config = validate(kind, {name: getattr(parsed, name) for name in kind.model_fields})
+    for name, known in names.items():
+        if (chosen := getattr(config, name, None)) is not None:
+            choose(chosen, known, name)
     return config, {name: getattr(parsed, name) for name, _, _ in more}
 
 

@@ -242,8 +242,8 @@ def _check_flags(config: CaptionConfig, shape: tuple[int, ...]) -> None:
             "is right: leave it out."
         )
     preset = config.presets[config.preset][1]
-    usual = {name: preset.get(name, CaptionConfig.model_fields[name].default) for name in OF_IMAGES}
-    given = [name for name in OF_IMAGES if getattr(config, name) != usual[name]]
+    usual = {name: CaptionConfig.model_fields[name].default for name in OF_IMAGES}
+    given = [name for name in OF_IMAGES if getattr(config, name) not in (usual[name], preset.get(name, usual[name]))]
     if len(shape) < 3 and given:
         raise UsageError(
             f"--{given[0].replace('_', '-')} is about images, and {config.data[0]} has features in their place, which "

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 from jaxgen.data.rows_config import RowsConfig
-from jaxgen.errors import choose
 from jaxgen.store.config import Fraction
 
 _WORDS = {
@@ -32,7 +31,7 @@ _CHARACTERS = _WORDS | {
     "embed_dropout": 0.1,
     "token_dropout": 0.1,
     "lr": 3e-3,
-    "steps": 3000,
+    "steps": 2400,
 }
 
 
@@ -73,7 +72,7 @@ class ClassifyConfig(RowsConfig):
             _WORDS,
         ),
         "characters": (
-            "GRU 1x128 on characters in lower case, in both directions, 3,000 steps",
+            "GRU 1x128 on characters in lower case, in both directions, 2,400 steps",
             _CHARACTERS,
         ),
     }
@@ -82,10 +81,3 @@ class ClassifyConfig(RowsConfig):
     @classmethod
     def _one_or_more_columns(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _pooling_exists(self) -> ClassifyConfig:
-        from jaxgen.models import POOLINGS
-
-        choose(self.pooling, POOLINGS, "pooling")
-        return self

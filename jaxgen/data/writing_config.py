@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
-
 from jaxgen.data.rows_config import RowsConfig
-from jaxgen.errors import choose
 from jaxgen.store.config import Beam, Fraction
 
 
@@ -21,10 +18,3 @@ class WritingConfig(RowsConfig):
     """Share of each training target that is spread evenly over the vocabulary."""
     beam: Beam = 5
     """Beams of the final evaluation; 0: greedy, as during training."""
-
-    @model_validator(mode="after")
-    def _attention_exists(self) -> WritingConfig:
-        from jaxgen.models import ATTENTIONS
-
-        choose(self.attention, ("none", *ATTENTIONS), "attention")
-        return self

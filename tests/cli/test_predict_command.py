@@ -256,7 +256,7 @@ USAGE = {
     "--data good.csv --text-column text --label-column 2": ("give all columns by name, or all by position",),
     "--data plain.txt --text-column 1 --label-column 2": ("plain.txt is not a .csv, .tsv or .jsonl file",),
     "--text-column 1": ("stdlib-packages has texts", "--text-column has no meaning"),
-    "--pooling sum": ("Unknown pooling 'sum'", "'max'"),
+    "--pooling sum": ("Unknown pooling 'sum'", "last, max, mean"),
     "--token-dropout 1": ("--token-dropout is 1.0", "less than 1"),
     "--empty keep": ("--empty is 'keep'", "'refuse'"),
     "--preset word": ("preset 'word'", "Did you mean 'words'?"),

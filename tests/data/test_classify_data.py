@@ -45,7 +45,6 @@ def load(table, codec=None, **options):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"pooling": "sum"}, "Unknown pooling 'sum'"),
         ({"class_weights": "even"}, "--class-weights is 'even'"),
         ({"token_dropout": 1.0}, "--token-dropout is 1.0"),
         ({"buckets": 0}, "--buckets is 0"),

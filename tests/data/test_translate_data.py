@@ -406,7 +406,6 @@ def test_labels_show_white_space_and_shorten_what_is_long(codec):
         ({"source_column": "a"}, "--source-column and --target-column go together"),
         ({"beam": 65}, "--beam is 65"),
         ({"scheduled_sampling": 1.0}, "--scheduled-sampling is 1"),
-        ({"attention": "luong"}, "Unknown attention 'luong'"),
         ({"scheduled_sampling_steps": 50}, "--scheduled-sampling-steps 50 has no meaning .*--scheduled-sampling too"),
         ({"val_rows": 3, "val_fraction": 0.1}, "--val-fraction and --val-rows were given together"),
         ({"level": "word", "vocab_size": 0}, "--vocab-size is 0"),
