@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from benchmarks import machine
-from jaxgen import Sampler
+from jaxgen import Sampler, Settings
 from jaxgen.data.labelled import read_labelled
 
 
@@ -34,12 +34,12 @@ def main() -> None:
         return sum(a == b for a, b in zip(given, labels)) / len(labels)
 
     sampler = Sampler.load(asked.run)
-    options = {"length": 100, "temperature": asked.temperature, "seed": 0}
+    settings = Settings(length=100, temperature=asked.temperature)
     print(machine.line(machine.facts()) + "\n")
     print("| titles | recognised by the judge |\n|---|---|")
     print(f"| real, held out | {recognised(*map(list, splits.val.parts)):.1%} |")
     for label in sorted({*splits.train.parts[1]}):
-        texts = sampler.conditioned(label).sample(num_samples=asked.number, **options)
+        texts = sampler.conditioned(label).sample(settings=settings, num_samples=asked.number)
         print(
             f"| sampled as {label}, for example: {texts[0].strip()} | {recognised(texts, [label] * len(texts)):.1%} |"
         )

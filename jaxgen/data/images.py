@@ -30,10 +30,12 @@ _ENDINGS = "apng avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff
 SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split(" "))
 #: How many canvases are made to the exact size in one call: always so many, so that one shape is compiled.
 TOGETHER = 32
+#: The same for a picture by itself. Not one: the loop over pictures would be compiled to something else than a loop.
+ALONE = 2
 _ORIENTATION = 0x0112  # the EXIF tag, and what undoes each of its values but 1 (upright)
 _TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
 _TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
-#: Canvases [TOGETHER, 4H, 4W, 3] and the heights and widths used of each, int32 [TOGETHER, 2] -> uint8 [.., H, W, 3].
+#: Canvases [N, 4H, 4W, 3] and the heights and widths used of each, int32 [N, 2] -> uint8 [N, H, W, 3].
 Resize = Callable[[np.ndarray, np.ndarray], Any]
 
 
@@ -88,8 +90,8 @@ def read_image(path: Path | str, size: tuple[int, int], *, most_pixels: int = MO
 def read_exactly(path: Path | str, size: tuple[int, int], resize: Resize) -> np.ndarray:
     """One picture as uint8 [H, W, 3], bit for bit that of ``read_images``; raises ``DataError`` as ``read_image``."""
     picture = read_image(path, size)
-    canvases = np.zeros((TOGETHER, CANVAS * size[0], CANVAS * size[1], 3), np.uint8)
-    extents = np.ones((TOGETHER, 2), np.int32)
+    canvases = np.zeros((ALONE, CANVAS * size[0], CANVAS * size[1], 3), np.uint8)
+    extents = np.ones((ALONE, 2), np.int32)
     canvases[0, : picture.shape[0], : picture.shape[1]] = picture
     extents[0] = picture.shape[:2]
     exact: np.ndarray = np.asarray(resize(canvases, extents))[0]

@@ -32,3 +32,19 @@ class StopSignals:
 
     def __exit__(self, *exc: object) -> None:
         self._restore()
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal came while there was nothing to wait for; ``number`` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+class AtOnce(StopSignals):
+    """While entered, the first SIGINT or SIGTERM raises ``Stopped`` where the program is."""
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        super()._receive(number, frame)
+        raise Stopped(number)

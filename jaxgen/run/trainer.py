@@ -20,7 +20,7 @@ from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Evaluated, Event, Finished, Progress, Sampled, Started
 from jaxgen.run.feed import Feed
 from jaxgen.run.made import Made
-from jaxgen.run.signals import StopSignals
+from jaxgen.run.signals import AtOnce, Stopped, StopSignals
 from jaxgen.run.speed import Speed
 from jaxgen.run.tensorboard import open_events
 from jaxgen.sampling import PRNG
@@ -50,9 +50,10 @@ class Progressed:
 class Interrupted(Exception):
     """A signal asked to stop; everything is saved. ``exit_code`` is 128 + the signal's number."""
 
-    def __init__(self, signal_number: int, run: str, step: int) -> None:
+    def __init__(self, signal_number: int, run: str, step: int, done: bool = False) -> None:
+        where = "in the final evaluation; training is done and" if done else f"at step {step:,};"
         command = f"python train.py --run {shlex.quote(run)} --resume auto"
-        super().__init__(f"Stopped at step {step:,}; saved. Continue with: {command}")
+        super().__init__(f"Stopped {where} saved. Continue with: {command}")
         self.exit_code = 128 + signal_number
 
 
@@ -117,8 +118,12 @@ class Trainer:
                     self._save(step, None)
                 if signals.received is not None and not stop:
                     raise Interrupted(signals.received, str(self.run.path), step)
-        self._picture.result()
-        return self._finish(step)
+        try:
+            with AtOnce():
+                self._picture.result()
+                return self._finish(step)
+        except Stopped as stopped:
+            raise Interrupted(stopped.number, str(self.run.path), step, done=True) from None
 
     def _next_boundary(self, step: int) -> int:
         return min([self.total, *((step // n + 1) * n for n in (self._eval_every, self._sample_every) if n)])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from jaxgen.data.images import CANVAS, TOGETHER, find_images, read_image, read_images, say_skipped
+from jaxgen.data.images import CANVAS, TOGETHER, find_images, read_exactly, read_image, read_images, say_skipped
 from jaxgen.errors import DataError, UsageError
 from jaxgen.pictures import resize
 
@@ -285,6 +285,8 @@ def test_images_are_made_exactly_of_the_size_as_jax_image_does_it(exactly):
         wanted = jax.image.resize(pixels.astype(np.float32), (*SIZE, 3), "linear")
         assert np.abs(image - np.asarray(wanted)).max() <= 0.51
     np.testing.assert_array_equal(read_images(paths[-1:], SIZE, exactly).images[0], found.images[-1])
+    for path, image in zip(paths, found.images):
+        np.testing.assert_array_equal(read_exactly(path, SIZE, exactly), image)
 
 
 def test_what_cannot_be_used_is_skipped_and_counted():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,19 @@ def test_a_run_stopped_again_and_again_equals_one_that_was_not(layout, whole, bo
     resume(str(run)).train()  # with another number of steps a call
     assert first.value.exit_code == 128 + 2
     assert stopped == [6, 12, 22]
+    assert traces(run) == traces(whole(layout))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_final_evaluation_says_that_training_is_saved(number, whole, book, tmp_path, monkeypatch):
+    run, layout = tmp_path / "run", "stream"
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_finish", lambda *_: signal.raise_signal(number))
+        with pytest.raises(Interrupted, match="in the final evaluation; training is done and saved") as stopped:
+            start(settings(book, run, **LAYOUTS[layout])).train()
+    assert stopped.value.exit_code == 128 + number
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler), "as it was before"
+    resume(str(run)).train()
     assert traces(run) == traces(whole(layout))
 
 
