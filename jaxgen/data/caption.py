@@ -13,13 +13,13 @@ import numpy as np
 from pydantic import Field
 
 from jaxgen.data.caption_codec import CaptionCodec, to_size
-from jaxgen.data.captioned import Captioned, CaptionedSplits, read_captioned
+from jaxgen.data.captioned import SCENE_SETS, Captioned, CaptionedSplits, read_captioned
 from jaxgen.data.task import Metric, Model
 from jaxgen.data.writing import Examples, WritingData, encode_target
 from jaxgen.data.writing_config import Beam, WritingConfig
 from jaxgen.errors import DataError, UsageError
 from jaxgen.store.config import Fraction, NotNegative, Size, TrainConfig
-from jaxgen.text import TOKENIZERS, Tokenizer
+from jaxgen.text import EOS, TOKENIZERS, Tokenizer
 from jaxgen.text.overlap import caption_scores
 
 #: The largest side of an image.
@@ -153,10 +153,14 @@ class CaptionData(WritingData):
 
     def model_options(self) -> dict[str, Any]:
         """What ``build`` of the model needs."""
-        names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
-        more = ("token_dropout", "attention", "widths", "blocks", "flips", "label_smoothing")
-        options = {name: getattr(self.config, name) for name in (*names, *more)}
-        return {**self.sizes(self.codec), **options}
+        return {**self.sizes(self.codec), **_given(self.config)}
+
+    @classmethod
+    def foreseen(cls, config: CaptionConfig) -> dict[str, Any] | None:
+        """What ``build`` will get, with the least vocabulary; ``None`` where the data have to be read for it."""
+        if config.data[0] not in SCENE_SETS and not Path(config.data[0]).expanduser().is_dir():
+            return None
+        return {"vocab_size": EOS + 1, "shape": [config.image_size, config.image_size, 3], **_given(config)}
 
     def identity(self) -> dict[str, str]:
         """The name of the data and the digest of their bytes."""
@@ -225,6 +229,13 @@ class CaptionData(WritingData):
     def next_command(self, run: str) -> str:
         """How to caption an image with the run."""
         return f"jaxgen predict --run {shlex.quote(run)} photo.png"
+
+
+def _given(config: CaptionConfig) -> dict[str, Any]:
+    """The options of ``build`` that are settings."""
+    names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
+    more = ("token_dropout", "attention", "widths", "blocks", "flips", "label_smoothing")
+    return {name: getattr(config, name) for name in (*names, *more)}
 
 
 def _tokenizer(config: CaptionConfig, texts: list[str]) -> Tokenizer:

@@ -9,6 +9,7 @@ import re
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -191,6 +192,7 @@ def test_what_cannot_be_trained_on_gets_a_sentence_and_no_run(args, code, senten
         (folder / name).write_bytes((photos / name).read_bytes())
     (folder / "c.png").write_bytes(b"no image")
     monkeypatch.chdir(folder)
+    monkeypatch.setitem(captioned.SCENE_SETS, "shapes", mock.Mock(side_effect=AssertionError("scenes were made first")))
     got, _, err = ran(train_main, "caption", *args, "--run", "run", *TINY.replace("--val-rows 2", "").split())
     assert sentence in err
     assert got == code
