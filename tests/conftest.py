@@ -10,7 +10,7 @@ import gc
 import os
 import random
 import socket
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -83,6 +83,30 @@ def no_network():
     socket.socket.connect = connect
 
 
+@pytest.fixture(autouse=True, scope="session")
+def older_code():
+    """XLA's older code generation wherever its optimisations are switched off; JAX has no setting for it.
+
+    Where XLA does not know the option any more, tests take longer and ask the same.
+    """
+    try:
+        jax.jit(lambda: 0, compiler_options=OLDER)()
+    except jax.errors.JaxRuntimeError:
+        yield
+        return
+    former = compiler.get_compile_options
+
+    def options(*args: Any, env_options_overrides: dict[str, Any] | None = None, **more: Any) -> Any:
+        given = env_options_overrides or {}
+        level = (
+            0 if jax.config.values["jax_disable_most_optimizations"] else given.get("xla_backend_optimization_level")
+        )
+        return former(*args, env_options_overrides=OLDER | given if level == 0 else given, **more)
+
+    with mock.patch.object(compiler, "get_compile_options", options):
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compile_effort(request: pytest.FixtureRequest):
     """XLA without its optimisations where nothing asks for them."""
@@ -117,31 +141,10 @@ def quickly(compiled: Path):
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-    with always(older()):
-        yield
+    yield
     for name, value in former.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-
-
-@cache
-def older() -> dict[str, Any]:
-    """``OLDER``, or nothing where XLA does not know it any more."""
-    try:
-        jax.jit(lambda: 0, compiler_options=OLDER)()
-    except Exception:  # whatever it is by then: tests take longer, and ask the same
-        return {}
-    return OLDER
-
-
-def always(given: dict[str, Any]) -> Any:
-    """A context in which every function is compiled with these options of XLA, for which JAX has no setting."""
-    former = compiler.get_compile_options
-
-    def options(*args: Any, env_options_overrides: dict[str, Any] | None = None, **more: Any) -> Any:
-        return former(*args, env_options_overrides={**given, **(env_options_overrides or {})}, **more)
-
-    return mock.patch.object(compiler, "get_compile_options", options)
 
 
 def forget():
