@@ -92,19 +92,17 @@ def older_code():
     try:
         jax.jit(lambda: 0, compiler_options=OLDER)()
     except jax.errors.JaxRuntimeError:
-        yield
+        yield {}
         return
     former = compiler.get_compile_options
 
     def options(*args: Any, env_options_overrides: dict[str, Any] | None = None, **more: Any) -> Any:
         given = env_options_overrides or {}
-        level = (
-            0 if jax.config.values["jax_disable_most_optimizations"] else given.get("xla_backend_optimization_level")
-        )
-        return former(*args, env_options_overrides=OLDER | given if level == 0 else given, **more)
+        off = jax.config.values["jax_disable_most_optimizations"] or given.get("xla_backend_optimization_level") == 0
+        return former(*args, env_options_overrides=OLDER | given if off else given, **more)
 
     with mock.patch.object(compiler, "get_compile_options", options):
-        yield
+        yield OLDER
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -165,6 +163,20 @@ def quick_compiles(compiled: Path):
     """Quick compilations for the tests of a module, which ask nothing of XLA's optimisations."""
     with quickly(compiled):
         yield
+
+
+@pytest.fixture(scope="session")
+def quick_environment(compiled: Path, older_code: dict[str, Any]) -> dict[str, str]:
+    """The same for a process of its own, which then computes the same bits: its environment."""
+    flags = [f"--{name}={str(value).lower()}" for name, value in older_code.items()]
+    return {
+        **os.environ,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip(),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from jaxgen.tasks import TASKS
 SIDE = 8
 NAMES = [f"{letter}.png" for letter in "abcdefgh"]
 TINY = "--cell gru --hidden 8 --layers 1 --batch-size 4 --steps 4 --eval-every 4 --sample-every 2 --beam 2 --val-rows 2"
-TINY += " --min-count 1"
+TINY += " --min-count 1 --max-length 12"  # a picture of attention has a panel for each token
 ENCODER = f" --image-size {SIDE} --widths 16 --blocks 0"
 
 
