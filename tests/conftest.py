@@ -12,6 +12,8 @@ import random
 import socket
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 # Before JAX is imported. Set JAX_PLATFORMS yourself to run the suite on an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,6 +21,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as the commands do: a compiled funct
 
 import jax
 import pytest
+from jax._src import compiler
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgen.run import compiled as jaxgen_compiled
@@ -54,6 +57,8 @@ WORDS = [
 ]
 #: Where what is asked does not depend on how well XLA optimises. The contracts and the documents see what users get.
 QUICK = {"baselines", "cells", "cli", "models", "run", "sampling", "tasks", "training"}
+#: XLA's older code generation for the CPU, which takes a third of the newer one's time.
+OLDER = {"xla_cpu_use_fusion_emitters": False}
 LOCAL = ("127.", "::1", "localhost")
 
 
@@ -76,6 +81,28 @@ def no_network():
     socket.socket.connect = guarded
     yield
     socket.socket.connect = connect
+
+
+@pytest.fixture(autouse=True, scope="session")
+def older_code():
+    """XLA's older code generation wherever its optimisations are switched off; JAX has no setting for it.
+
+    Where XLA does not know the option any more, tests take longer and ask the same.
+    """
+    try:
+        jax.jit(lambda: 0, compiler_options=OLDER)()
+    except jax.errors.JaxRuntimeError:
+        yield {}
+        return
+    former = compiler.get_compile_options
+
+    def options(*args: Any, env_options_overrides: dict[str, Any] | None = None, **more: Any) -> Any:
+        given = env_options_overrides or {}
+        off = jax.config.values["jax_disable_most_optimizations"] or given.get("xla_backend_optimization_level") == 0
+        return former(*args, env_options_overrides=OLDER | given if off else given, **more)
+
+    with mock.patch.object(compiler, "get_compile_options", options):
+        yield OLDER
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -136,6 +163,20 @@ def quick_compiles(compiled: Path):
     """Quick compilations for the tests of a module, which ask nothing of XLA's optimisations."""
     with quickly(compiled):
         yield
+
+
+@pytest.fixture(scope="session")
+def quick_environment(compiled: Path, older_code: dict[str, Any]) -> dict[str, str]:
+    """The same for a process of its own, which then computes the same bits: its environment."""
+    flags = [f"--{name}={str(value).lower()}" for name, value in older_code.items()]
+    return {
+        **os.environ,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip(),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from jaxgen.data.writing import Examples, WritingData, encode_target
 from jaxgen.data.writing_config import WritingConfig
 from jaxgen.errors import DataError, UsageError
 from jaxgen.store.config import Beam, Fraction, NotNegative, Size, TrainConfig
-from jaxgen.text import TOKENIZERS, Tokenizer
+from jaxgen.text import EOS, TOKENIZERS, Tokenizer
 from jaxgen.text.overlap import caption_scores
 
 #: Settings that are about images, which features computed beforehand have no use for.
@@ -160,10 +160,14 @@ class CaptionData(WritingData):
 
     def model_options(self) -> dict[str, Any]:
         """What ``build`` of the model needs."""
-        names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
-        more = ("token_dropout", "attention", "widths", "blocks", "flips", "grays", "label_smoothing")
-        options = {name: getattr(self.config, name) for name in (*names, *more)}
-        return {**self.sizes(self.codec), **options}
+        return {**self.sizes(self.codec), **_given(self.config)}
+
+    @classmethod
+    def foreseen(cls, config: CaptionConfig) -> dict[str, Any] | None:
+        """What ``build`` will get, with the least vocabulary; ``None`` where the data have to be read for it."""
+        if config.data[0] not in SCENE_SETS and not Path(config.data[0]).expanduser().is_dir():
+            return None
+        return {"vocab_size": EOS + 1, "shape": [config.image_size, config.image_size, 3], **_given(config)}
 
     def identity(self) -> dict[str, str]:
         """The name of the data and the digest of their bytes."""
@@ -249,6 +253,13 @@ def _check_flags(config: CaptionConfig, shape: tuple[int, ...]) -> None:
             f"--{given[0].replace('_', '-')} is about images, and {config.data[0]} has features in their place, which "
             "are read as they are: leave it out."
         )
+
+
+def _given(config: CaptionConfig) -> dict[str, Any]:
+    """The options of ``build`` that are settings."""
+    names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
+    more = ("token_dropout", "attention", "widths", "blocks", "flips", "grays", "label_smoothing")
+    return {name: getattr(config, name) for name in (*names, *more)}
 
 
 def _tokenizer(config: CaptionConfig, texts: list[str]) -> Tokenizer:

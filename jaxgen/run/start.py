@@ -52,8 +52,11 @@ def _start(config: TrainConfig, emit: Emit) -> Trainer:
             f"--init-from {config.init_from} is a run of the task {source.config.task}, and this is one of "
             f"{config.task}: give a run of the same task."
         )
+    build, foreseen = models(config.task)[config.model].build, getattr(DATA[config.task], "foreseen", None)
+    if foreseen is not None and (known := foreseen(config)) is not None:
+        build(**known)  # what is wrong with the model is said before data are read that take a while
     data = _load(config, source.codec if source else None)
-    options, build = data.model_options(), models(config.task)[config.model].build
+    options = data.model_options()
     task = build(**options)
     shapes = _shapes(task, config)
     # What rules choose by the device is written down, so that a resumed run computes the same bits.

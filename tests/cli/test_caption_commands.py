@@ -9,6 +9,7 @@ import re
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from jaxgen.tasks import TASKS
 SIDE = 8
 NAMES = [f"{letter}.png" for letter in "abcdefgh"]
 TINY = "--cell gru --hidden 8 --layers 1 --batch-size 4 --steps 4 --eval-every 4 --sample-every 2 --beam 2 --val-rows 2"
-TINY += " --min-count 1"
+TINY += " --min-count 1 --max-length 12"  # a picture of attention has a panel for each token
 ENCODER = f" --image-size {SIDE} --widths 16 --blocks 0"
 
 
@@ -217,6 +218,7 @@ def test_what_cannot_be_trained_on_gets_a_sentence_and_no_run(args, code, senten
         (folder / name).write_bytes((photos / name).read_bytes())
     (folder / "c.png").write_bytes(b"no image")
     monkeypatch.chdir(folder)
+    monkeypatch.setitem(captioned.SCENE_SETS, "shapes", mock.Mock(side_effect=AssertionError("scenes were made first")))
     got, _, err = ran(train_main, "caption", *args, "--run", "run", *TINY.replace("--val-rows 2", "").split())
     assert sentence in err
     assert got == code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -24,23 +23,14 @@ def digest(run):
 
 
 @pytest.fixture
-def environment(compiled):
-    return {
-        **os.environ,
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(compiled),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-
-
-@pytest.fixture
-def script(environment, here):
+def script(quick_environment, here):
     """Run Python with these arguments, from a folder that is not the repository."""
 
     def run(*args: object, **more: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *map(str, args)]
-        return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=200, **more)
+        return subprocess.run(
+            command, cwd=here, env=quick_environment, capture_output=True, text=True, timeout=200, **more
+        )
 
     return run
 
@@ -60,12 +50,14 @@ def test_the_scripts_train_and_sample_from_any_folder(script, small, course, run
     assert digest(here / "runs/language-1") == digest(run), "another process gave other weights"
 
 
-def test_a_reader_that_leaves_early_ends_sampling_quietly(environment, run, here):
+def test_a_reader_that_leaves_early_ends_sampling_quietly(quick_environment, run, here):
     command = [sys.executable, ROOT / "sample.py", "--run", run, "--length", "100000"]
     errors = here / "errors"  # a file: a pipe that nobody reads would fill up
     with (
         errors.open("w") as file,
-        subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.PIPE, stderr=file, text=True) as process,
+        subprocess.Popen(
+            command, cwd=here, env=quick_environment, stdout=subprocess.PIPE, stderr=file, text=True
+        ) as process,
     ):
         assert len(process.stdout.read(10)) == 10
         process.stdout.close()
@@ -120,12 +112,16 @@ def test_the_installed_command_hands_over_to_each(args, code, part, monkeypatch,
         ("JAX_PLATFORMS", "cuda", "JAX cannot use JAX_PLATFORMS=cuda"),
     ],
 )
-def test_settings_that_jax_refuses_are_told_in_a_sentence(environment, here, name, value, sentence):
+def test_settings_that_jax_refuses_are_told_in_a_sentence(quick_environment, here, name, value, sentence):
     if value == "cuda" and jax.default_backend() != "cpu":
         pytest.skip("JAX can use a GPU here")
     for command in ("train.py", "sample.py"):
         done = subprocess.run(
-            [sys.executable, ROOT / command], cwd=here, env=environment | {name: value}, capture_output=True, text=True
+            [sys.executable, ROOT / command],
+            cwd=here,
+            env=quick_environment | {name: value},
+            capture_output=True,
+            text=True,
         )
         assert re.match(f"error: .*({sentence})", done.stderr), done.stderr
         assert (done.stderr.count("\n"), done.returncode) == (1, 2)

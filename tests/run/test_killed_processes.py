@@ -43,18 +43,16 @@ FLAGS = (
 
 
 @pytest.fixture
-def command(book: Path, tmp_path: Path, compiled: Path):
+def command(book: Path, tmp_path: Path, quick_environment: dict[str, str]):
     """Train in a process of its own, which a signal may end at a step; returns the finished process."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    fast = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(compiled)}
-    always = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
     def train(run: str, number: int, step: int, *flags: str, optimised: bool = False):
         return subprocess.run(
             [sys.executable, script, str(int(number)), str(step), "--data", book, "--run", run, *FLAGS.split(), *flags],
             cwd=tmp_path,
-            env=os.environ if optimised else {**os.environ, **fast, **always},
+            env=os.environ if optimised else quick_environment,
             capture_output=True,
             text=True,
             timeout=300,
