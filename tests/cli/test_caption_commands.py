@@ -132,6 +132,7 @@ def test_what_cannot_be_answered_gets_a_sentence(args, code, sentence, run, phot
     assert (got, out) == (code, "")
     assert sentence in err
     assert "Traceback" not in err
+    assert "--resume" not in err, "predicting does not go on where it stopped"
 
 
 def test_images_that_cannot_be_read_have_empty_lines_among_the_answers_of_the_others(run, photos, monkeypatch):
