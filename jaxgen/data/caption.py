@@ -230,8 +230,8 @@ class CaptionData(WritingData):
         return rows
 
     def next_command(self, run: str) -> str:
-        """How to caption an image with the run."""
-        return f"jaxgen predict --run {shlex.quote(run)} photo.png"
+        """How to caption an image with the run, or features in its place."""
+        return f"jaxgen predict --run {shlex.quote(run)} {'photo.png' if self.codec.of_images else 'features.npz'}"
 
 
 def _check_flags(config: CaptionConfig, shape: tuple[int, ...]) -> None:

@@ -334,5 +334,6 @@ def test_without_pillow_scenes_are_there_and_folders_say_what_to_install(scenes,
         CaptionData.load(CaptionConfig(data=("photos",)))
 
 
-def test_the_next_command_captions_an_image():
-    assert make().next_command("a run") == "jaxgen predict --run 'a run' photo.png"
+def test_the_next_command_captions_what_was_trained_on(scenes):
+    assert make().next_command("a run") == "jaxgen predict --run 'a run' features.npz"
+    assert scenes.next_command("a run") == "jaxgen predict --run 'a run' photo.png"
