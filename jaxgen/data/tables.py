@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxgen.data.batches import permutation
-from jaxgen.data.columns import column_kind, read_column
+from jaxgen.data.columns import check_alike, column_kind, read_column
 from jaxgen.data.files import FilesDigest, decode, find_paths, read_bytes, unzip
 from jaxgen.data.named import NAMED, fetch
 from jaxgen.errors import DataError, UsageError
@@ -54,7 +54,7 @@ def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | N
     ``DataError`` for what cannot be read, ``UsageError`` for a file that is no table and for names beside positions.
     """
     if header is None:
-        _check_alike([name for column in columns for name in column.names])
+        check_alike([name for column in columns for name in column.names])
     parts: tuple[list[str], ...] = tuple([] for _ in columns)
     places: list[str] = []
     digest = FilesDigest()
@@ -77,17 +77,6 @@ def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | N
                 part += [" ".join(filter(None, cells)) for cells in zip(*several, strict=True)]
             places += [f"row {n} of {path}" for n in range(1, len(parts[0]) - first + 1)]
     return Rows(parts, places, " + ".join(map(str, specs)), digest.hexdigest())
-
-
-def _check_alike(names: Sequence[str]) -> None:
-    """Raise ``UsageError`` for names beside positions: with the one the first row is a header, with the other data."""
-    positions = [name for name in map(str, names) if name.isascii() and name.lstrip("+-").isdigit()]
-    if positions and len(positions) < len(names):
-        name = next(name for name in names if name not in positions)
-        raise UsageError(
-            f"The column {name!r} was given by its name, which is in the first row, and the column {positions[0]} by "
-            "its position, with which the first row is data: give all columns by name, or all by position from 1."
-        )
 
 
 def without_empty(rows: Rows, policy: Literal["skip", "refuse"]) -> Rows:
