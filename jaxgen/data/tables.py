@@ -92,6 +92,8 @@ def without_empty(rows: Rows, policy: Literal["skip", "refuse"]) -> Rows:
             f"{place[0].upper()}{place[1:]} has an empty part, one of {empty:,} such rows: nothing, white space alone "
             "or JSON's null. Fill it in, or leave these rows out with --empty skip."
         )
+    if not full:
+        raise DataError(f"There are no rows in the data {rows.name}: they are empty, or have a header alone. Add rows.")
     if not any(full):
         raise DataError(
             f"The data {rows.name} has no row that can be used: of {len(full):,}, {empty:,} have an empty part. "
