@@ -140,7 +140,8 @@ def put(answers: Iterable[Any], codec: Any, as_json: bool, flush: bool) -> None:
         total += 1
         if isinstance(answer, Unread):
             say(f"error: {answer.error}")
-            unread, answer = unread + 1, {"image": str(answer.source), "error": str(answer.error)}
+            name = getattr(answer.source, "name", None) or str(answer.source)
+            unread, answer = unread + 1, {"image": name, "error": str(answer.error)}
             line = json.dumps(answer, ensure_ascii=False) if as_json else ""
         else:
             line = json.dumps(answer, ensure_ascii=False) if as_json else codec.line(answer)

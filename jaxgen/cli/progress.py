@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 import unicodedata
+from collections.abc import Iterable
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -37,6 +39,15 @@ def visible(text: str) -> str:
 
 def _disturbs(c: str) -> bool:
     return c not in "\n\t" and (c in TRICKS or unicodedata.category(c) in ("Cc", "Cs", "Cn"))
+
+
+def shortened(text: str, width: int) -> str:
+    """Text in ``width`` columns at most, an ellipsis in the place of its middle where it is longer."""
+    if cell_len(text) <= width:
+        return text
+    begin = set_cell_size(text, max(0, width - 1) // 2).rstrip()
+    end = set_cell_size(text[::-1], max(0, width - 1 - cell_len(begin)))[::-1].lstrip()
+    return f"{begin}…{end}"
 
 
 def progress_line(event: events.Progress, total: int, width: int | None = None) -> str:
@@ -91,12 +102,7 @@ class Screen:
 
     def _started(self, event: events.Started) -> None:
         self._total = event.last_step
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        for label, text in {"run": event.run, **event.facts}.items():
-            table.add_row(label, Text(text))
-        self.console.print(table)
+        self.console.print(self._table({"run": event.run, **event.facts}.items()))
         if event.first_step:
             self.console.print(f"Continuing from step {event.first_step:,}.")
         if self.console.is_terminal and event.first_step < event.last_step:
@@ -131,6 +137,15 @@ class Screen:
     def _sampled(self, event: events.Sampled) -> None:
         self.console.print(self._panel(event.text, f"step {event.step:,}, {event.title}"))
 
+    def _table(self, rows: Iterable[tuple[str, str]]) -> Table:
+        """Labels, which may be those of the user's data, with a text beside each that keeps half the width or more."""
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for label, text in rows:
+            table.add_row(Text(shortened(visible(label), self.console.width // 2 - 2)), Text(text))
+        return table
+
     def _panel(self, text: str, title: str) -> Panel:
         return Panel(Text(visible(text).strip("\n")), title=escape(title), title_align="left", border_style="dim")
 
@@ -141,13 +156,8 @@ class Screen:
         self.close()
         for title, text in event.samples:
             self.console.print(self._panel(text, title))
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        for label, text in event.summary:
-            table.add_row(label, Text(text))
+        rows = [*event.summary]
         if event.step:
-            table.add_row("best step", f"{event.best_step:,} of {event.step:,}")
-        table.add_row("run", Text(event.run))
-        self.console.print(table)
+            rows.append(("best step", f"{event.best_step:,} of {event.step:,}"))
+        self.console.print(self._table([*rows, ("run", event.run)]))
         self.console.print(Text.assemble("\nNext: ", (event.next_command, "bold")), soft_wrap=True)

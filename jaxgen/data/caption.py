@@ -45,9 +45,9 @@ class CaptionConfig(WritingConfig):
     val_captions: str | None = None
     """The captions file of --val-data. Default: the one that is found."""
     image_column: str = "image"
-    """Column of a table of captions that names the image."""
+    """Column of a table of captions that names the image, by name or by position from 1."""
     caption_column: str = "caption"
-    """Column of a table of captions that holds the caption."""
+    """Column of a table of captions that holds the caption, by name or by position from 1."""
     image_size: Annotated[int, Field(ge=8, le=MAX_IMAGE)] = 64
     """Height and width to which images are brought."""
     missing: Literal["refuse", "skip"] = "refuse"
@@ -234,8 +234,8 @@ class CaptionData(WritingData):
         return rows
 
     def next_command(self, run: str) -> str:
-        """How to caption an image with the run."""
-        return f"jaxgen predict --run {shlex.quote(run)} photo.png"
+        """How to caption an image with the run, or features in its place."""
+        return f"jaxgen predict --run {shlex.quote(run)} {'photo.png' if self.codec.of_images else 'features.npz'}"
 
 
 def _check_flags(config: CaptionConfig, shape: tuple[int, ...]) -> None:

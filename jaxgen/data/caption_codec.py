@@ -12,7 +12,7 @@ import numpy as np
 from jaxgen.data.features import read_features
 from jaxgen.data.images import Resize, read_exactly
 from jaxgen.data.writing import decode_target, token_label
-from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.pictures import resize
 from jaxgen.store.attention_plot import Look
 from jaxgen.text import EOS, Tokenizer, load_tokenizer
@@ -23,6 +23,7 @@ class Named(NamedTuple):
 
     name: str
     features: np.ndarray
+    file: str = ""
 
 
 def to_size(height: int, width: int | None = None) -> Resize:
@@ -61,32 +62,41 @@ class CaptionCodec:
     def sources(self, paths: Sequence[str]) -> Iterator[str | Named]:
         """The inputs in these files: an image each, or all features of ``.npz`` files in their order.
 
-        Raises ``DataError`` for files of features that cannot be used.
+        A file of features that cannot be used is an input itself, for which ``encode`` says why.
         """
         for path in paths:
             if self.of_images or not path.lower().endswith(".npz"):
                 yield path
             else:
-                found = read_features(path)
-                yield from (Named(name, features) for name, features in zip(found.names, found.features))
+                try:
+                    found = read_features(path)
+                except DataError:
+                    yield path
+                    continue
+                yield from (Named(name, features, path) for name, features in zip(found.names, found.features))
 
     def encode(self, source: str | Path | Named | np.ndarray) -> np.ndarray:
         """The array of an image file, or an array as it is.
 
-        Raises ``DataError`` for a file that is no image, ``UsageError`` for what does not have the run's shape.
+        Raises ``DataError`` for a file that is no image and for features of a file that do not have the run's shape,
+        ``UsageError`` for an array that does not.
         """
         if isinstance(source, (str, Path)):
             if not self.of_images:
-                raise UsageError(
+                if str(source).lower().endswith(".npz"):
+                    read_features(source)  # says what is wrong with it
+                raise DataError(
                     f"This run was trained on features of the shape {self.shape} and cannot read {source}: give "
                     "features that were computed in the same way (.npz), or train a run on images."
                 )
             height, width = self.shape[:2]
             return read_exactly(source, (height, width), to_size(height, width))
-        name, array = source if isinstance(source, Named) else ("an array", np.asarray(source))
+        name, array, file = source if isinstance(source, Named) else ("an array", np.asarray(source), "")
         if array.shape != self.shape:
-            raise UsageError(
-                f"The input {name} has the shape {array.shape}, but this run reads arrays of {self.shape}: give those."
+            where = f" of {file}" if file else ""
+            raise (DataError if isinstance(source, Named) else UsageError)(
+                f"The input {name}{where} has the shape {array.shape}, but this run reads arrays of "
+                f"{self.shape}: give those."
             )
         if self.of_images and array.dtype != np.uint8:
             raise UsageError(f"The input {name} is of the type {array.dtype}: give an image of uint8, from 0 to 255.")

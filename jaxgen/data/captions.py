@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxgen.data.columns import column_index, table_rows
+from jaxgen.data.columns import check_alike, column_index, column_position, table_rows
 from jaxgen.errors import DataError, choose
 
 #: What is done about images without captions, captions without images, and captions without words.
@@ -40,7 +40,8 @@ def read_captions(
     """Image name -> its captions, both in the order of the file.
 
     The format is told by the content: Flickr8k tokens, COCO captions JSON (in the order of its ``images``), or a
-    table whose header has both columns (``.tsv`` or a tab in the header: tab-separated without quoting, else CSV).
+    table whose header has both columns, or whose columns are given by position from 1 (``.tsv`` or a tab in the
+    first row: tab-separated without quoting, else CSV).
     White space in a caption becomes single spaces. ``empty`` refuses captions without words or skips them. Raises
     ``DataError`` naming the line for what is malformed, and where not one caption is left.
     """
@@ -185,6 +186,9 @@ def _holds_captions(path: Path, image_column: str, caption_column: str) -> bool:
         return True
     header = beginning.lstrip("\n").partition("\n")[0].rstrip("\r")
     cells = [cell.strip('"') for cell in header.split("\t" if kind == "tsv" else ",")]
+    positions = [column_position(column, "") for column in (image_column, caption_column)]
+    if None not in positions:  # without a header; whatever has fewer columns holds something else
+        return len(cells) > 1 and all(position <= len(cells) for position in positions if position)
     return {image_column, caption_column} <= set(cells)
 
 
@@ -212,18 +216,22 @@ def _tokens(text: str, path: Path) -> _Pairs:
 
 
 def _columns(text: str, kind: str, path: Path, image_column: str, caption_column: str) -> _Pairs:
+    flags = {"--image-column": image_column, "--caption-column": caption_column}
+    check_alike([*flags.values()])
+    positions = {flag: column_position(column, flag) for flag, column in flags.items()}
     indices: list[int] = []
     width = 0
     for number, row in table_rows(text, kind, path):
         if not indices:
             if len(row) == 1:
                 raise DataError(f"The format of the captions file {path} is not known. Give {_FORMATS}.")
-            indices = [column_index(row, column, None, path) for column in (image_column, caption_column)]
+            indices = [column_index(row, column, positions[flag], path, flag) for flag, column in flags.items()]
             width = len(row)
-            continue
+            if None in positions.values():
+                continue
         if len(row) != width:
             raise DataError(
-                f"Line {number} of {path} has {len(row)} columns, but its header has {width}. Correct that line; "
+                f"Line {number} of {path} has {len(row)} columns, but its first row has {width}. Correct that line; "
                 "in CSV, captions with commas stand in quotation marks."
             )
         yield f"Line {number}", row[indices[0]], row[indices[1]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,31 @@ def read_column(
     how a user names the column. Raises ``DataError`` naming the line, ``UsageError`` for a position below 1.
     """
     column = str(column)
-    position = int(column) if column.isascii() and column.lstrip("+-").isdigit() else None
-    if position is not None and position < 1:
-        raise UsageError(f"{flag} is {column}, but positions count from 1. Give 1 for the first column.")
+    position = column_position(column, flag)
     text = text.removeprefix("\ufeff")
     if kind == "jsonl":
         return [_json_cell(line, column, position, f"line {n} of {path}", numbers) for n, line in _lines(text)]
     rows = table_rows(text, kind, path)
     return _cells(rows, column, position, path, header, flag)
+
+
+def column_position(column: str, flag: str) -> int | None:
+    """The position from 1 that ``column`` is, or None for a name; raises ``UsageError`` for one below 1."""
+    position = int(column) if column.isascii() and column.lstrip("+-").isdigit() else None
+    if position is not None and position < 1:
+        raise UsageError(f"{flag} is {column}, but positions count from 1. Give 1 for the first column.")
+    return position
+
+
+def check_alike(names: Sequence[str]) -> None:
+    """Raise ``UsageError`` for names beside positions: with the one the first row is a header, with the other data."""
+    positions = [name for name in map(str, names) if name.isascii() and name.lstrip("+-").isdigit()]
+    if positions and len(positions) < len(names):
+        name = next(name for name in names if name not in positions)
+        raise UsageError(
+            f"The column {name!r} was given by its name, which is in the first row, and the column {positions[0]} by "
+            "its position, with which the first row is data: give all columns by name, or all by position from 1."
+        )
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -123,7 +140,7 @@ def _cells(
     return texts
 
 
-def column_index(row: list[str], column: str, position: int | None, path: Path, flag: str = "The column") -> int:
+def column_index(row: list[str], column: str, position: int | None, path: Path, flag: str) -> int:
     """Where in ``row``, the first of a table, a column is: from 0, by its name or by its ``position`` from 1.
 
     Raises ``DataError`` unless it is there once.
@@ -141,7 +158,8 @@ def column_index(row: list[str], column: str, position: int | None, path: Path, 
     names = ", ".join(repr(name) for name in row)
     raise DataError(
         f"The column {column!r} {problem} in {path}, whose first row is: {names}. "
-        f"Give one of these names, or a position from 1 to {len(row)} if this row is data." + _separator_hint(row)
+        f"Give one of these names with {flag}, or a position from 1 to {len(row)} if this row is data."
+        + _separator_hint(row)
     )
 
 

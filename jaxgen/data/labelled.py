@@ -65,6 +65,7 @@ def read_labelled(
         flags |= {"--val-data": val_data, "--val-fraction": val_fraction, "--val-rows": val_rows}
         return _builtin(data[0], seed, [flag for flag, value in flags.items() if value is not None])
     columns = tuple(text_columns) if text_columns else None, label_column
+    _check_there([spec for spec in (*data, *(val_data or ())) if spec in LABELLED_SETS])
     rows = without_empty(_read(data, *columns), empty)
     known = {*rows.parts[1]}
     labels = tuple(sorted(known))
@@ -159,8 +160,13 @@ def _home(spec: str) -> str:
 
 
 def _check_there(data: Sequence[str]) -> None:
-    """Raise ``DataError`` for what is neither a named set nor there."""
+    """Raise ``DataError`` for what is neither a named set nor there, ``UsageError`` for a built-in set among data."""
     for spec in data:
+        if spec in LABELLED_SETS and not os.path.exists(_home(spec)):
+            raise UsageError(
+                f"The built-in set {spec} stands alone: it has validation rows of its own, goes with no other data "
+                "and cannot be --val-data. Give it as the only --data, or leave it out."
+            )
         near = difflib.get_close_matches(spec, LABELLED_SETS, n=1)
         if near and not os.path.exists(_home(spec)):
             raise DataError(f"There is no file or folder {spec!r}. Did you mean the built-in set {near[0]!r}?")

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxgen.data.batches import permutation
-from jaxgen.data.columns import column_kind, read_column
+from jaxgen.data.columns import check_alike, column_kind, read_column
 from jaxgen.data.files import FilesDigest, decode, find_paths, read_bytes, unzip
 from jaxgen.data.named import NAMED, fetch
 from jaxgen.errors import DataError, UsageError
@@ -54,7 +54,7 @@ def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | N
     ``DataError`` for what cannot be read, ``UsageError`` for a file that is no table and for names beside positions.
     """
     if header is None:
-        _check_alike([name for column in columns for name in column.names])
+        check_alike([name for column in columns for name in column.names])
     parts: tuple[list[str], ...] = tuple([] for _ in columns)
     places: list[str] = []
     digest = FilesDigest()
@@ -79,17 +79,6 @@ def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | N
     return Rows(parts, places, " + ".join(map(str, specs)), digest.hexdigest())
 
 
-def _check_alike(names: Sequence[str]) -> None:
-    """Raise ``UsageError`` for names beside positions: with the one the first row is a header, with the other data."""
-    positions = [name for name in map(str, names) if name.isascii() and name.lstrip("+-").isdigit()]
-    if positions and len(positions) < len(names):
-        name = next(name for name in names if name not in positions)
-        raise UsageError(
-            f"The column {name!r} was given by its name, which is in the first row, and the column {positions[0]} by "
-            "its position, with which the first row is data: give all columns by name, or all by position from 1."
-        )
-
-
 def without_empty(rows: Rows, policy: Literal["skip", "refuse"]) -> Rows:
     """``rows`` without those of which a part is empty, or white space alone.
 
@@ -103,6 +92,8 @@ def without_empty(rows: Rows, policy: Literal["skip", "refuse"]) -> Rows:
             f"{place[0].upper()}{place[1:]} has an empty part, one of {empty:,} such rows: nothing, white space alone "
             "or JSON's null. Fill it in, or leave these rows out with --empty skip."
         )
+    if not full:
+        raise DataError(f"There are no rows in the data {rows.name}: they are empty, or have a header alone. Add rows.")
     if not any(full):
         raise DataError(
             f"The data {rows.name} has no row that can be used: of {len(full):,}, {empty:,} have an empty part. "

@@ -16,10 +16,14 @@ MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 64
 
 
-def replace_file(path: Path, data: bytes) -> None:
+#: What to do about a file of a run that could not be written.
+RESUME = "repeat the command with `--resume auto`; what was saved before is untouched"
+
+
+def replace_file(path: Path, data: bytes, advice: str = "repeat the command") -> None:
     """Make ``path`` hold exactly ``data``: a reader or a crash sees the old file or the new one, never a part.
 
-    Raises ``CheckpointError`` naming the path when it cannot be written.
+    Raises ``CheckpointError`` naming the path when it cannot be written; ``advice`` is what to do then.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -33,7 +37,7 @@ def replace_file(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise unwritable(path, error, advice) from error
 
 
 def file_sha256(path: Path) -> str:
@@ -60,12 +64,11 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def unwritable(path: Path, error: BaseException) -> CheckpointError:
-    """The error that says ``path`` could not be written, why, and what to do."""
+def unwritable(path: Path, error: BaseException, advice: str = RESUME) -> CheckpointError:
+    """The error that says ``path`` could not be written, why, and what to do: by default as for a run in training."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return CheckpointError(
-        f"Could not write {path}: {reason}. Make room on that disk or make the folder writable, then repeat the "
-        "command with `--resume auto`; what was saved before is untouched."
+        f"Could not write {path}: {reason}. Make room on that disk or make the folder writable, then {advice}."
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen.errors import CheckpointError
-from jaxgen.store.files import parse_json, replace_file, unwritable
+from jaxgen.store.files import RESUME, parse_json, replace_file, unwritable
 
 
 class MetricsLog:
@@ -27,7 +27,7 @@ class MetricsLog:
         """
         line = json.dumps(_plain(row), allow_nan=False) + "\n"
         if _ends_torn(self.path):
-            replace_file(self.path, b"".join(raw for raw, _ in self._lines()))
+            replace_file(self.path, b"".join(raw for raw, _ in self._lines()), RESUME)
         _append(self.path, line.encode("ascii"))
 
     def read(self) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ class MetricsLog:
         """Drop the rows whose ``"step"`` is beyond ``step``, and a torn last line, in one atomic replacement."""
         if self.path.exists():
             kept = [raw for raw, row in self._lines() if not _beyond(row.get("step"), step)]
-            replace_file(self.path, b"".join(kept))
+            replace_file(self.path, b"".join(kept), RESUME)
 
     def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         data = self.path.read_bytes() if self.path.exists() else b""
@@ -74,7 +74,7 @@ def append_sample(path: str | os.PathLike[str], step: int, text: str) -> None:
     body = re.sub(rb"(?m)^(\\*=== step)", rb"\\\1", body)
     target = Path(path)
     if _ends_torn(target):
-        replace_file(target, b"".join(section for _, section in _sections(target.read_bytes())))
+        replace_file(target, b"".join(section for _, section in _sections(target.read_bytes())), RESUME)
     _append(target, b"=== step %d ===\n%b\n\n" % (step, body.rstrip(b"\n")))
 
 
@@ -83,7 +83,7 @@ def truncate_samples(path: str | os.PathLike[str], step: int) -> None:
     target = Path(path)
     if target.exists():
         kept = [section for number, section in _sections(target.read_bytes()) if not _beyond(number, step)]
-        replace_file(target, b"".join(kept))
+        replace_file(target, b"".join(kept), RESUME)
 
 
 def _sections(data: bytes) -> Iterator[tuple[int | None, bytes]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.store.files import dump_json, load_json, replace_file
+from jaxgen.store.files import RESUME, dump_json, load_json, replace_file
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -167,7 +167,7 @@ class RunDirectory:
 
         Raises ``ValueError`` for a number that is not finite and ``CheckpointError`` when it cannot be written.
         """
-        replace_file(self._file(name), dump_json(value))
+        replace_file(self._file(name), dump_json(value), RESUME)
 
     def read_json(self, name: str) -> Any:
         """The content of the JSON file ``name``. Raises ``CheckpointError`` (see ``files.load_json``)."""

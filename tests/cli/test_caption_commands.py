@@ -133,6 +133,7 @@ def test_what_cannot_be_answered_gets_a_sentence(args, code, sentence, run, phot
     assert (got, out) == (code, "")
     assert sentence in err
     assert "Traceback" not in err
+    assert "--resume" not in err, "predicting does not go on where it stopped"
 
 
 def test_images_that_cannot_be_read_have_empty_lines_among_the_answers_of_the_others(run, photos, monkeypatch):
@@ -173,9 +174,16 @@ def test_a_run_on_features_answers_files_of_features(photos, tmp_path):
     code, out, _ = predict("--run", run, "--json", photos / "f.npz")
     assert code == 0
     assert [json.loads(line)["image"] for line in out.splitlines()] == NAMES
-    code, _, err = predict("--run", run, photos / "a.png")
-    assert code == 2
+    good = out
+    np.savez(tmp_path / "g.npz", features=np.zeros((1, 4)), names=np.array(["wide"]))
+    asked = [photos / "a.png", tmp_path / "g.npz", tmp_path / "gone.npz", photos / "f.npz"]
+    code, out, err = predict("--run", run, "--json", *asked)
+    assert code == 3
+    assert out.endswith(good)
+    assert [json.loads(line)["image"] for line in out.splitlines()[:3]] == [str(asked[0]), "wide", str(asked[2])]
     assert "features of the shape (3,) and cannot read" in err
+    assert f"The input wide of {asked[1]} has the shape (4,)" in err
+    assert f"The file {asked[2]} cannot be read" in err
 
 
 @pytest.mark.slow

@@ -7,12 +7,13 @@ import re
 import sys
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from jaxgen.cli import progress
 from jaxgen.cli.common import open_output
 from jaxgen.cli.progress import PipeConsole, Screen, clock, progress_line, visible
-from jaxgen.run.events import Note, Progress, Sampled, Started
+from jaxgen.run.events import Finished, Note, Progress, Sampled, Started
 
 
 class Broken(io.StringIO):
@@ -76,6 +77,22 @@ def test_a_sample_names_its_temperature():
 
 SMALL = Progress(1200, 1.234, 1.78, 12_345.6, "tokens", 83)
 LARGE = Progress(123_456, 1.234, 1.78, 1_234_567, "tokens", 5025)
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_labels_of_any_length_leave_room_for_their_figures(width):
+    labels = ["comp.sys.ibm.pc.hardware and everything that goes with it", "説明" * 20, "[b]short[/b]"]
+    shown = io.StringIO()
+    rows = [(label, f"{n}1.25% right") for n, label in enumerate(labels)]
+    Screen(Console(file=shown, width=width)).show(Finished("r", 1, 1, {}, rows))
+    lines = shown.getvalue().splitlines()
+    assert all(cell_len(line) <= width for line in lines)
+    for n, label in enumerate(labels):
+        (line,) = (line for line in lines if f"{n}1.25% right" in line)
+        begin, _, end = line.split("  ")[0].partition("…")
+        assert label.startswith(begin)
+        assert label.endswith(end)
+        assert cell_len(begin) >= 6
 
 
 def live(width: int, event: Progress, total: int) -> str:

@@ -230,8 +230,8 @@ def test_an_image_is_asked_about_as_it_was_trained_on():
         ((8, 8, 3), "text.png", DataError, r"The image text.png cannot be used: its content is none of .*leave it out"),
         ((8, 8, 3), np.zeros((4, 8, 3), np.uint8), UsageError, r"has the shape \(4, 8, 3\), .* arrays of \(8, 8, 3\)"),
         ((8, 8, 3), np.zeros((8, 8, 3)), UsageError, r"of the type float64: give an image of uint8"),
-        ((2,), "photo.png", UsageError, r"features of the shape \(2,\) and cannot read photo.png: .*\.npz"),
-        ((2,), Named("x", np.zeros(3)), UsageError, r"The input x has the shape \(3,\)"),
+        ((2,), "photo.png", DataError, r"features of the shape \(2,\) and cannot read photo.png: .*\.npz"),
+        ((2,), Named("x", np.zeros(3), "f.npz"), DataError, r"The input x of f\.npz has the shape \(3,\)"),
     ],
 )
 def test_what_cannot_be_captioned_is_refused_with_a_sentence(shape, source, error, sentence):
@@ -334,5 +334,6 @@ def test_without_pillow_scenes_are_there_and_folders_say_what_to_install(scenes,
         CaptionData.load(CaptionConfig(data=("photos",)))
 
 
-def test_the_next_command_captions_an_image():
-    assert make().next_command("a run") == "jaxgen predict --run 'a run' photo.png"
+def test_the_next_command_captions_what_was_trained_on(scenes):
+    assert make().next_command("a run") == "jaxgen predict --run 'a run' features.npz"
+    assert scenes.next_command("a run") == "jaxgen predict --run 'a run' photo.png"

@@ -72,6 +72,20 @@ def test_the_columns_of_a_table_may_have_other_names():
     assert "The column 'caption' is not there in c.csv, whose first row is: 'file', 'text', 'image'." in message
 
 
+def test_the_columns_of_a_table_may_be_given_by_position_where_every_row_is_data():
+    path = write("photos.csv", "1,one,x.png\n2,two,y.png\n")
+    assert read_captions(path, image_column="3", caption_column="2") == {"x.png": ["one"], "y.png": ["two"]}
+    Path("empty").mkdir()
+    assert find_captions("empty", image_column="3", caption_column="2").name == path.name
+    assert "--image-column is 4, but photos.csv has 3" in refused(
+        read_captions, path, image_column="4", caption_column="2"
+    )
+    assert "Give one of these names with --image-column, or a position from 1 to 3" in refused(read_captions, path)
+    for columns in ({"image_column": "3"}, {"image_column": "0", "caption_column": "1"}):
+        with pytest.raises(UsageError, match=r"by position from 1|positions count from 1"):
+            read_captions(path, **columns)
+
+
 def test_text_keeps_what_only_looks_like_markup():
     line = 'x.jpg#0\tsays "hi", café \u2028 naïve #1'
     assert read_captions(write("c.txt", line)) == {"x.jpg": ['says "hi", café naïve #1']}
@@ -86,7 +100,7 @@ def test_text_keeps_what_only_looks_like_markup():
         (
             "c.csv",
             "image,caption\na.jpg,A\nb.jpg,A cat, a dog\n",
-            "Line 3 of c.csv has 3 columns, but its header has 2",
+            "Line 3 of c.csv has 3 columns, but its first row has 2",
         ),
         ("c.csv", 'image,caption\na.jpg,"\n\n"\n', "Line 2 of c.csv: the caption of 'a.jpg' is empty."),
         ("c.csv", 'image,caption\na.jpg,"A\n', "Line 2 of c.csv begins a row that is not well-formed CSV"),

@@ -250,3 +250,13 @@ def test_what_is_not_there_is_said_before_columns_are_asked_for():
         DataError, match=r"no file or folder 'stdlib-package'\. Did you mean the built-in set 'stdlib-p"
     ):
         read("stdlib-package", text=None, label=None)
+
+
+@pytest.mark.parametrize("columns", [{}, {"text": None, "label": None}])
+def test_a_built_in_set_stands_alone(columns):
+    write("m.csv", "t,l\n1,x\n2,y\n")
+    for data, val_data in ((("m.csv",), ("stdlib-packages",)), (("stdlib-packages", "m.csv"), None)):
+        with pytest.raises(UsageError, match=r"stdlib-packages stands alone: .* cannot be --val-data"):
+            read_labelled(
+                data, val_data, text_columns=columns.get("text", ("t",)), label_column=columns.get("label", "l")
+            )
