@@ -27,7 +27,7 @@ TURNS, STEPS = 7, 5
 Steps = Callable[[int], None]
 
 
-def ours(task: Any, batch: Any, rows: int) -> Steps:
+def ours(task: Any, batch: Any, rows: int, tokens: int) -> Steps:
     """Steps of jaxgen."""
     import jax
     import optax
@@ -36,8 +36,9 @@ def ours(task: Any, batch: Any, rows: int) -> Steps:
     from jaxgen.training import count_devices, make_mesh, spread_state
 
     optimizer, key = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)), jax.random.key(0)
-    devices = count_devices(rows, jax.local_device_count())
     state = compiled.fresh_state(task, optimizer, rows)(key)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    devices = count_devices(rows, jax.local_device_count(), parameters / tokens)
     state = state if devices == 1 else spread_state(make_mesh(devices), state)
     train = compiled.training_steps(task, optimizer, devices)
     stacked, held = jax.tree.map(lambda field: np.asarray(field)[None], batch), [state]
@@ -89,7 +90,7 @@ def classify(rows: int, length: int, hidden: int, vocab: int, classes: int) -> t
         return nn.functional.cross_entropy(output(encoder(embedding(ids))[0].amax(dim=1)), right)
 
     batch = Labelling(Sequence(tokens, valid), labels, weights)
-    return ours(task, batch, rows), theirs(nn.ModuleList([embedding, encoder, output]), loss)
+    return ours(task, batch, rows, rows * length), theirs(nn.ModuleList([embedding, encoder, output]), loss)
 
 
 def translate(rows: int, length: int, hidden: int, vocab: int) -> tuple[Steps, Steps]:
@@ -130,7 +131,7 @@ def translate(rows: int, length: int, hidden: int, vocab: int) -> tuple[Steps, S
         return nn.functional.cross_entropy(model(read, write).flatten(0, 1), right.flatten())
 
     batch = Writing(Sequence(source, every), tokens, targets, every, np.zeros(rows, np.float32))
-    return ours(task, batch, rows), theirs(model, loss)
+    return ours(task, batch, rows, 2 * rows * length), theirs(model, loss)
 
 
 def caption(rows: int, length: int, hidden: int, vocab: int) -> tuple[Steps, Steps]:
@@ -194,7 +195,7 @@ def caption(rows: int, length: int, hidden: int, vocab: int) -> tuple[Steps, Ste
         return nn.functional.cross_entropy(model(pixels, write).flatten(0, 1), right.flatten())
 
     batch = Writing(images, tokens, targets, every, np.zeros(rows, np.float32))
-    return ours(task, batch, rows), theirs(model, loss)
+    return ours(task, batch, rows, rows * length), theirs(model, loss)
 
 
 CASES: dict[str, Callable[[], tuple[Steps, Steps]]] = {

@@ -64,7 +64,7 @@ def _start(config: TrainConfig, emit: Emit) -> Trainer:
     task = build(**options)
     params = None if source is None else _borrowed(source, shapes)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    devices = _spread(config)
+    devices = _spread(config, parameters / data.steps_of_time)
     _fits_memory(parameters, devices)
     resolved = resolve(data, options, parameters, devices)
     run = RunDirectory.create(config.run, config.task)
@@ -131,10 +131,10 @@ def _resume(saved: SavedRun, config: TrainConfig, data: TaskData, emit: Emit) ->
     return trainer
 
 
-def _spread(config: TrainConfig) -> int:
-    """Over how many devices each batch is spread: what the settings say, else what the rule gives."""
+def _spread(config: TrainConfig, load: float) -> int:
+    """Over how many devices each batch is spread: what the settings say, else what ``count_devices`` gives."""
     if config.devices is None:
-        return count_devices(config.batch_size, jax.local_device_count())
+        return count_devices(config.batch_size, jax.local_device_count(), load)
     need_devices(config.devices, f"--devices {config.devices} asks for {config.devices}")
     if config.batch_size % config.devices:
         raise UsageError(

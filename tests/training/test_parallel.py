@@ -114,3 +114,8 @@ def test_all_devices_hold_the_same_weights_after_training_and_one_copy_can_be_ha
 )
 def test_the_rule_takes_the_largest_divisor_that_leaves_each_device_enough_rows(rows, there, devices):
     assert count_devices(rows, there) == devices
+
+
+def test_a_batch_with_many_parameters_for_each_of_its_tokens_stays_on_one_device():
+    assert count_devices(64, 2, load=100.0) == 2
+    assert count_devices(64, 2, load=3_900.0) == 1
