@@ -242,7 +242,7 @@ DATA = {
     f"--data good.csv --val-data sky.csv {COLUMNS}": ("'sky' (row 1 of sky.csv)", "validation data alone", "'land'"),
     f"--data one.csv {COLUMNS}": ("All rows of one.csv have the label 'sea'", "at least two labels"),
     f"--data void.csv {COLUMNS}": ("void.csv has no row that can be used", "of 2, 2 have an empty part"),
-    f"--data header.csv {COLUMNS}": ("header.csv has no row that can be used",),
+    f"--data header.csv {COLUMNS}": ("There are no rows in the data header.csv",),
     f"--data gaps.csv --empty refuse {COLUMNS}": ("Row 25 of gaps.csv has an empty part", "--empty skip"),
     f"--data ragged.csv {COLUMNS}": ("Line 3 of ragged.csv has 1 columns, but the first row has 2",),
     f"--data latin.csv {COLUMNS}": ("latin.csv is not UTF-8", "0xe9 at offset 13"),

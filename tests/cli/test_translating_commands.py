@@ -148,7 +148,7 @@ WRONG_DATA = {
     "--data a.txt b.txt": (3, "line 3 of a.txt has no counterpart in b.txt"),
     "--data a.txt nowhere.txt": (3, "There is no file or folder 'nowhere.txt'"),
     "--data a.txt latin.txt": (3, "latin.txt is not UTF-8"),
-    "--data empty.txt empty.txt": (3, "no row that can be used"),
+    "--data empty.txt empty.txt": (3, "There are no rows in the data empty.txt"),
     "--data holes.txt b.txt --empty refuse": (3, "Line 2 of holes.txt or of b.txt has an empty part"),
     "--data t.tsv --source-column a --target-column c": (3, "'c' is not there in t.tsv, whose first row is: 'a', 'b'"),
     "--data t.tsv --source-column 1 --target-column 3": (3, "t.tsv has 2 columns"),
