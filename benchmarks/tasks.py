@@ -156,8 +156,8 @@ def caption(rows: int, length: int, hidden: int, vocab: int) -> tuple[Steps, Ste
     class Block(nn.Module):
         def __init__(self, width: int) -> None:
             super().__init__()
-            convolve = lambda: nn.Conv2d(width, width, 3, padding=1)  # noqa: E731
-            self.inner = nn.Sequential(rectified(width), convolve(), rectified(width), convolve())
+            first, second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+            self.inner = nn.Sequential(rectified(width), first, rectified(width), second)
 
         def forward(self, x: Any) -> Any:
             return x + self.inner(x)

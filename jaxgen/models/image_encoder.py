@@ -48,39 +48,9 @@ class Block(nn.Module):
         return x + nn.Conv(x.shape[-1], (3, 3))(rectified(y))
 
 
-class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018, arXiv:1803.08494), whose statistics are one picture's own.
-
-    ``flax.linen.GroupNorm`` with the same parameters and numbers, but sums over places are products with ones: XLA's
-    CPU backend computes those in half the time of reductions over the middle axes, and a training step of the default
-    network in 94 % of the time.
-    """
-
-    epsilon: float = 1e-6
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, Y, X, C] -> the same shape."""
-        rows, _, _, channels = x.shape
-        scale = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
-        flat = x.reshape(rows, -1, channels)
-        ones = jnp.ones((rows, 1, flat.shape[1]), x.dtype)
-
-        def mean(values: Array) -> Array:
-            summed = jnp.matmul(ones, values, precision="highest").reshape(rows, -1, GROUP)
-            return jnp.repeat(jnp.mean(summed, axis=-1) / flat.shape[1], GROUP, axis=-1)
-
-        centre = mean(flat)
-        variance = jnp.maximum(mean(flat * flat) - centre * centre, 0.0)
-        factor = scale[None, :] * jax.lax.rsqrt(variance + self.epsilon)
-        shift = bias[None, :] - centre * factor
-        return x * factor[:, None, None, :] + shift[:, None, None, :]
-
-
 def rectified(x: Array) -> Array:
-    """relu of group normalisation."""
-    return nn.relu(GroupNorm()(x))
+    """relu of group normalisation (Wu & He 2018, arXiv:1803.08494), whose statistics are one picture's own."""
+    return nn.relu(nn.GroupNorm(num_groups=None, group_size=GROUP)(x))
 
 
 class ImageEncoder(nn.Module):

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from jaxgen.errors import UsageError
-from jaxgen.models.image_encoder import FeatureEncoder, GroupNorm, ImageEncoder, patches
+from jaxgen.models.image_encoder import FeatureEncoder, ImageEncoder, patches
 from jaxgen.pictures import flip, grayscale, resize
 
 B, M = 4, 8
@@ -149,18 +148,6 @@ def test_dropout_drops_by_a_row_s_own_key_and_is_off_without_keys(params):
         near(part[kept], 2 * whole[kept])
         assert np.any(kept[0] != kept[1])
         np.testing.assert_array_equal(np.asarray(reversed_part)[::-1] != 0, kept)
-
-
-def test_normalisation_is_that_of_flax():
-    rng = np.random.default_rng(1)
-    x = rng.normal(3, 2, (2, 3, 5, 48)).astype(np.float32)
-    params = {"params": {name: rng.normal(size=48).astype(np.float32) for name in ("scale", "bias")}}
-
-    def graded(norm):
-        loss = lambda params, x: jnp.mean(jnp.sin(norm.apply(params, x)))  # noqa: E731
-        return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
-
-    jax.tree.map(near, graded(GroupNorm()), graded(nn.GroupNorm(num_groups=None, group_size=16)))
 
 
 def without_colours(images):
