@@ -23,7 +23,7 @@ from jaxgen.text import EOS, TOKENIZERS, Tokenizer
 from jaxgen.text.overlap import caption_scores
 
 #: Settings that are about images, which features computed beforehand have no use for.
-OF_IMAGES = ("image_size", "widths", "blocks", "flips", "grays", "strict")
+OF_IMAGES = ("image_size", "patch", "widths", "blocks", "flips", "grays", "strict")
 #: The largest side of an image.
 MAX_IMAGE = 1024
 #: Images on the contact sheet of a finished run.
@@ -60,9 +60,11 @@ class CaptionConfig(WritingConfig):
     """Learn captions in lower case."""
     max_length: Size = 60
     """Tokens of a caption at most: longer ones are left out of training."""
-    widths: tuple[Size, ...] = (16, 32, 64)
+    patch: Size = 4
+    """Side in pixels of the squares that are the first places of the image encoder: small ones for fine details."""
+    widths: tuple[Size, ...] = (32, 64)
     """Channels of the image encoder's stages, each of which but the first halves the sides; multiples of 16."""
-    blocks: tuple[NotNegative, ...] = (1, 1, 1)
+    blocks: tuple[NotNegative, ...] = (1, 1)
     """Residual blocks of each stage."""
     grays: Fraction = 0.0
     """Share of training images that lose their colours, at random: what has been seen in few colours is known in
@@ -258,7 +260,7 @@ def _check_flags(config: CaptionConfig, shape: tuple[int, ...]) -> None:
 def _given(config: CaptionConfig) -> dict[str, Any]:
     """The options of ``build`` that are settings."""
     names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
-    more = ("token_dropout", "attention", "widths", "blocks", "flips", "grays", "label_smoothing")
+    more = ("token_dropout", "attention", "patch", "widths", "blocks", "flips", "grays", "label_smoothing")
     return {name: getattr(config, name) for name in (*names, *more)}
 
 

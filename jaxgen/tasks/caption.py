@@ -26,6 +26,7 @@ class CaptionTask(ConditionalTask):
         shape: tuple[int, ...],
         features: int,
         *,
+        patch: int,
         widths: tuple[int, ...],
         blocks: tuple[int, ...],
         dropout: float,
@@ -34,7 +35,7 @@ class CaptionTask(ConditionalTask):
     ) -> Any:
         """What looks at inputs of ``shape``: images (Y, X, 3), or features (F,) or (P, F); gives ``features`` each."""
         if is_image(shape):
-            return ImageEncoder((shape[0], shape[1]), features, widths, blocks, dropout, flips, grays)
+            return ImageEncoder((shape[0], shape[1]), features, patch, widths, blocks, dropout, flips, grays)
         return FeatureEncoder(shape, features, dropout)
 
     @classmethod
@@ -46,8 +47,9 @@ class CaptionTask(ConditionalTask):
         cell: str,
         cell_options: dict[str, Any],
         hidden: int,
-        widths: Sequence[int] = (16, 32, 64),
-        blocks: Sequence[int] = (1, 1, 1),
+        patch: int = 4,
+        widths: Sequence[int] = (32, 64),
+        blocks: Sequence[int] = (1, 1),
         dropout: float = 0.0,
         flips: float = 0.0,
         grays: float = 0.0,
@@ -58,11 +60,12 @@ class CaptionTask(ConditionalTask):
     ) -> CaptionTask:
         """The task from plain values: a name in ``CELLS``, the cell's own options, and the sizes of both networks.
 
-        ``shape`` is that of an image or of features, as ``encoder`` gets it with ``widths``, ``blocks`` and the rates.
+        ``shape`` is that of an image or of features, as ``encoder`` gets it with ``patch``, ``widths``, ``blocks``
+        and the rates.
         The encoder gives ``hidden`` features; ``dropout`` is of both networks, ``sizes`` (``layers``, ``embed``,
         ``embed_dropout``, ``token_dropout``, ``form``, ``precision``) are the decoder's.
         """
-        options: dict[str, Any] = {"widths": tuple(widths), "blocks": tuple(blocks)}
+        options: dict[str, Any] = {"patch": patch, "widths": tuple(widths), "blocks": tuple(blocks)}
         options |= {"dropout": dropout, "flips": flips, "grays": grays}
         encoder = cls.encoder(tuple(shape), hidden, **options)
         made = {"hidden": hidden, "dropout": dropout, "attention": attention, **sizes}

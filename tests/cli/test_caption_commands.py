@@ -26,7 +26,7 @@ SIDE = 8
 NAMES = [f"{letter}.png" for letter in "abcdefgh"]
 TINY = "--cell gru --hidden 8 --layers 1 --batch-size 4 --steps 4 --eval-every 4 --sample-every 2 --beam 2 --val-rows 2"
 TINY += " --min-count 1 --max-length 12"  # a picture of attention has a panel for each token
-ENCODER = f" --image-size {SIDE} --widths 16 --blocks 0"
+ENCODER = f" --image-size {SIDE} --patch 2 --widths 16 --blocks 0"
 
 
 def ran(main: Any, *args: Any) -> tuple[int, str, str]:

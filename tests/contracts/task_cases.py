@@ -57,7 +57,7 @@ def pictures(folder: Path) -> Examples:
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
     rows = "".join(f"{word}.png,{word}\n" for word in WORDS)
     (folder / "captions.csv").write_text(f"image,caption\n{rows}")
-    sizes = {"image_size": 8, "widths": (16,), "blocks": (0,), "level": "char", "beam": 0}
+    sizes = {"image_size": 8, "patch": 2, "widths": (16,), "blocks": (0,), "level": "char", "beam": 0}
     return Examples({"data": (str(folder),), "val_data": (str(folder),), **sizes}, paths, WORDS)
 
 

@@ -195,7 +195,7 @@ def describes(run: Path) -> None:
     assert [answer["text"] for answer in found] == ["d", "l", "d", "l"]
 
 
-IMAGES = {"level": "char", "image_size": 8, "widths": (16,), "blocks": (0,), "beam": 0}
+IMAGES = {"level": "char", "image_size": 8, "patch": 2, "widths": (16,), "blocks": (0,), "beam": 0}
 #: By the names of the tasks.
 ONE_STEP = {
     "caption": Case(caption, IMAGES, describes),

@@ -178,7 +178,16 @@ def test_scenes_whose_captions_say_left_and_right_are_not_mirrored():
 
 
 @pytest.mark.parametrize(
-    "flag", [{"image_size": 32}, {"widths": (16,)}, {"blocks": (2,)}, {"flips": 0.5}, {"grays": 0.1}, {"strict": True}]
+    "flag",
+    [
+        {"image_size": 32},
+        {"patch": 2},
+        {"widths": (16,)},
+        {"blocks": (2,)},
+        {"flips": 0.5},
+        {"grays": 0.1},
+        {"strict": True},
+    ],
 )
 def test_what_is_about_images_is_refused_with_features(flag):
     name = next(iter(flag)).replace("_", "-")

@@ -12,7 +12,7 @@ from jaxgen.models.image_encoder import FeatureEncoder, ImageEncoder, patches
 from jaxgen.pictures import flip, grayscale, resize
 
 B, M = 4, 8
-SMALL = ImageEncoder((12, 8), M, widths=(16, 16), blocks=(1, 0))
+SMALL = ImageEncoder((12, 8), M, patch=2, widths=(16, 16), blocks=(1, 0))
 PLACES = 3 * 2
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.integers(0, 256, (B, 12, 8, 3)).astype(np.uint8)
@@ -104,11 +104,18 @@ def test_a_second_batch_compiles_nothing(params, see):
 
 
 @pytest.mark.parametrize(
-    ("size", "widths", "places"),
-    [((64, 64), (16, 32, 64), 64), ((12, 8), (16,), 24), ((13, 7), (16, 32), 4 * 2), ((1, 1), (16, 16), 1)],
+    ("size", "patch", "widths", "places"),
+    [
+        ((64, 64), 4, (32, 64), 64),
+        ((64, 64), 1, (16,), 4096),
+        ((12, 8), 2, (16,), 24),
+        ((13, 7), 2, (16, 32), 4 * 2),
+        ((13, 7), 3, (16, 32), 3 * 2),
+        ((1, 1), 4, (16, 16), 1),
+    ],
 )
-def test_sides_are_halved_by_every_stage_and_rounded_up(size, widths, places):
-    encoder = ImageEncoder(size, M, widths, [0] * len(widths))
+def test_sides_are_divided_by_patches_halved_by_every_later_stage_and_rounded_up(size, patch, widths, places):
+    encoder = ImageEncoder(size, M, patch, widths, [0] * len(widths))
     seen, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), encoder.example())
     assert (seen.places.shape, seen.places.dtype) == ((1, places, M), jnp.float32)
     assert (seen.pooled.shape, seen.pooled.dtype) == ((1, M), jnp.float32)
@@ -203,17 +210,17 @@ def test_features_are_normalised_and_projected(shape):
     near(seen.pooled, dense(np.maximum(dense(places, end["Dense_1"]), 0).reshape(B, -1), end["Dense_2"]))
 
 
-def test_patches_are_the_pixels_of_blocks_with_zeros_at_the_end():
+@pytest.mark.parametrize(("side", "rows", "columns"), [(1, 5, 4), (2, 3, 2), (3, 2, 2), (6, 1, 1)])
+def test_patches_are_the_pixels_of_squares_with_zeros_at_the_end(side, rows, columns):
     images = GENERATOR.normal(size=(2, 5, 4, 3)).astype(np.float32)
-    found = np.asarray(jax.jit(lambda x: patches(x, 2))(images))
-    assert found.shape == (2, 3, 2, 12)
-    padded = np.pad(images, [(0, 0), (0, 1), (0, 0), (0, 0)])
+    found = np.asarray(jax.jit(lambda x: patches(x, side))(images))
+    assert found.shape == (2, rows, columns, side * side * 3)
+    padded = np.pad(images, [(0, 0), (0, rows * side - 5), (0, columns * side - 4), (0, 0)])
     for b in range(2):
-        for i in range(3):
-            for j in range(2):
-                np.testing.assert_array_equal(
-                    found[b, i, j], padded[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].reshape(-1)
-                )
+        for i in range(rows):
+            for j in range(columns):
+                square = padded[b, side * i : side * (i + 1), side * j : side * (j + 1)]
+                np.testing.assert_array_equal(found[b, i, j], square.reshape(-1))
 
 
 @pytest.mark.parametrize(
@@ -222,10 +229,11 @@ def test_patches_are_the_pixels_of_blocks_with_zeros_at_the_end():
         (lambda: ImageEncoder((0, 8)), "`size` is .*give whole numbers of 1 or more"),
         (lambda: ImageEncoder((8, 8, 3)), "it must be a height and a width"),
         (lambda: ImageEncoder(features=0), "`features` is 0"),
+        (lambda: ImageEncoder(patch=0), "`patch` is 0"),
         (lambda: ImageEncoder(widths=()), "`widths` is"),
         (lambda: ImageEncoder(widths=(16, 20), blocks=(0, 0)), "has the width 20 .* give multiples of 16"),
-        (lambda: ImageEncoder(blocks=(1,)), "`blocks` are .1,. for 3 `widths`"),
-        (lambda: ImageEncoder(blocks=(1, -1, 0)), "a whole number of 0 or more for each"),
+        (lambda: ImageEncoder(blocks=(1,)), "`blocks` are .1,. for 2 `widths`"),
+        (lambda: ImageEncoder(blocks=(1, -1)), "a whole number of 0 or more for each"),
         (lambda: ImageEncoder(dropout=1.0), "`dropout` is 1.0: it must be at least 0 and less than 1"),
         (lambda: ImageEncoder(flips=-0.1), "`flips` is -0.1"),
         (lambda: ImageEncoder(grays=1.0), "`grays` is 1.0"),

@@ -21,7 +21,9 @@ PAD = 0
 #: Compiles in half the time; how fast these few steps run does not matter.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-build = partial(CaptionTask.build, vocab_size=VOCAB, cell="gru", cell_options={}, hidden=H, widths=(16,), blocks=(0,))
+build = partial(
+    CaptionTask.build, vocab_size=VOCAB, cell="gru", cell_options={}, hidden=H, patch=2, widths=(16,), blocks=(0,)
+)
 graded = compiled(
     jax.value_and_grad(lambda p, task, batch, keys: task.loss(p, (), batch, keys)[1].nll), static_argnums=1
 )
