@@ -1,0 +1,10 @@
+"""Faults that jaxgen must survive, each really made: ``python -m tests.faults`` writes what happened.
+
+A further fault is a ``Fault`` in one of the modules here; a further module is one line in ``FAULTS``.
+"""
+
+from __future__ import annotations
+
+from .fault import Fault
+
+FAULTS: tuple[Fault, ...] = ()
