@@ -176,7 +176,7 @@ class TranslateData(WritingData):
     def model_options(self) -> dict[str, Any]:
         """What ``build`` of the model needs."""
         names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
-        more = ("token_dropout", "token_noise", "bidirectional", "attention", "tie", "label_smoothing")
+        more = ("token_dropout", "bidirectional", "attention", "tie", "label_smoothing")
         options = {name: getattr(self.config, name) for name in (*names, *more)}
         return {**self.sizes(self.codec), **options, "own": self.config.scheduled_sampling > 0}
 

@@ -14,8 +14,6 @@ class WritingConfig(RowsConfig):
     (Bahdanau) or by general ones (Luong, the fastest)."""
     token_dropout: Fraction = 0.0
     """Share of the tokens written before that training reads as <unk>, so that more has to come from the input."""
-    token_noise: Fraction = 0.0
-    """Share of them that training reads as any other token, so that none rules out another."""
     label_smoothing: Fraction = 0.0
     """Share of each training target that is spread evenly over the vocabulary."""
     beam: Beam = 5

@@ -15,7 +15,7 @@ from jaxgen.cells.precision import matmul
 from jaxgen.errors import UsageError, choose
 from jaxgen.models.attention import ATTENTIONS, Memory
 from jaxgen.models.checks import cell_name, check_rates, is_own_cell
-from jaxgen.models.embedding import dropped, folded, noised, thinned
+from jaxgen.models.embedding import dropped, folded, thinned
 from jaxgen.models.language_model import LanguageModel
 from jaxgen.types import Array, Carry, Key
 
@@ -62,9 +62,7 @@ class Decoder(nn.Module):
       jaxgen cell and runs that layer by the plain scan.
 
     In training a share ``token_dropout`` of the tokens but the first is read as ``unknown`` (Bowman et al. 2016,
-    arXiv:1511.06349, section 3.1), and a share ``token_noise`` as any other token (Xie et al. 2017, arXiv:1703.02573,
-    section 3.3, drawn evenly as in Wang et al. 2018, arXiv:1808.07512). More has then to come from what the encoder has
-    read; with noise no token that was written rules out another, be they never so rarely seen together.
+    arXiv:1511.06349, section 3.1), so that more has to come from what the encoder has read.
 
     With either the output layer sees tanh([context; state] W), Luong's attentional vector, H wide. Sizes that cannot be
     used raise ``UsageError``.
@@ -78,7 +76,6 @@ class Decoder(nn.Module):
     dropout: float = 0.0
     embed_dropout: float = 0.0
     token_dropout: float = 0.0
-    token_noise: float = 0.0
     unknown: int = 1
     attention: str = "none"
     tie: bool = False
@@ -92,7 +89,7 @@ class Decoder(nn.Module):
                 f"The attention {self.attention!r} adds to a cell's pre-activations, which takes a jaxgen cell, and "
                 f"{cell_name(self.cell)} is none: use a cell of CELLS or one of your own, or another attention."
             )
-        check_rates("decoder", {"token_dropout": self.token_dropout, "token_noise": self.token_noise})
+        check_rates("decoder", {"token_dropout": self.token_dropout})
         self._model(parent=None)  # what it refuses is refused before anything is traced
         super().__post_init__()
 
@@ -122,7 +119,7 @@ class Decoder(nn.Module):
 
     @property
     def has_dropout(self) -> bool:
-        return max(self.dropout, self.embed_dropout, self.token_dropout, self.token_noise) > 0
+        return max(self.dropout, self.embed_dropout, self.token_dropout) > 0
 
     def token_table(self) -> Array | None:
         """``LanguageModel.token_table``."""
@@ -174,9 +171,10 @@ class Decoder(nn.Module):
         Decoding is the case T = 1. ``row_keys`` [B] switches dropout on; ``table`` is a ``token_table()`` made earlier.
         """
         tokens = jnp.asarray(tokens)
-        rest = noised(tokens[:, 1:], self.token_noise, self.vocab_size, folded(row_keys, self.layers + 2))
-        rest = thinned(rest, self.token_dropout, self.unknown, folded(row_keys, self.layers + 1))
-        tokens = jnp.concatenate([tokens[:, :1], rest], axis=1).T
+        if row_keys is not None and self.token_dropout > 0:
+            rest = thinned(tokens[:, 1:], self.token_dropout, self.unknown, folded(row_keys, self.layers + 1))
+            tokens = jnp.concatenate([tokens[:, :1], rest], axis=1)
+        tokens = tokens.T
         if self._feeds:
             after, states, context, weights = self._feed(tokens, carry, memory, row_keys, table)
         else:

@@ -87,19 +87,6 @@ def thinned(tokens: Array, rate: float, unknown: int, row_keys: Key | None) -> A
     return jnp.where(hide, jnp.asarray(unknown, tokens.dtype), tokens)
 
 
-def noised(tokens: Array, rate: float, vocab_size: int, row_keys: Key | None) -> Array:
-    """``tokens`` [B, T], of which a share of ``rate`` is drawn anew, evenly from the vocabulary; keys as above."""
-    if row_keys is None or rate == 0:
-        return tokens
-
-    def row(key: Key, tokens: Array) -> Array:
-        which, what = jax.random.split(key)
-        drawn = jax.random.randint(what, tokens.shape, 0, vocab_size, tokens.dtype)
-        return jnp.where(jax.random.bernoulli(which, rate, tokens.shape), drawn, tokens)
-
-    return jax.vmap(row)(row_keys, tokens)
-
-
 def folded(row_keys: Key | None, number: int) -> Key | None:
     """The keys [B] of the use ``number`` of a row's key; none from none."""
     return None if row_keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(row_keys)

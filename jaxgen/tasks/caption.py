@@ -63,7 +63,7 @@ class CaptionTask(ConditionalTask):
         ``shape`` is that of an image or of features, as ``encoder`` gets it with ``patch``, ``widths``, ``blocks``
         and the rates.
         The encoder gives ``hidden`` features; ``dropout`` is of both networks, ``sizes`` (``layers``, ``embed``,
-        ``embed_dropout``, ``token_dropout``, ``token_noise``, ``form``, ``precision``) are the decoder's.
+        ``embed_dropout``, ``token_dropout``, ``form``, ``precision``) are the decoder's.
         """
         options: dict[str, Any] = {"patch": patch, "widths": tuple(widths), "blocks": tuple(blocks)}
         options |= {"dropout": dropout, "flips": flips, "grays": grays}

@@ -22,7 +22,6 @@ class TranslateTask(ConditionalTask):
         cell_options: dict[str, Any],
         embed_dropout: float = 0.0,
         token_dropout: float = 0.0,
-        token_noise: float = 0.0,
         bidirectional: bool = False,
         attention: str = "none",
         tie: bool = False,
@@ -35,12 +34,11 @@ class TranslateTask(ConditionalTask):
 
         ``sizes`` (``hidden``, ``layers``, ``embed``, ``dropout``, ``form``, ``precision``) and ``embed_dropout`` are
         those of ``Encoder`` and ``Decoder`` alike; ``bidirectional`` is of the encoder, whose every direction is
-        ``hidden`` wide; ``attention``, ``tie``, ``token_dropout`` and ``token_noise`` are of the decoder, which writes
-        ``vocab_size`` tokens; ``source_vocab`` tokens are read. The rest is that of ``ConditionalTask``.
+        ``hidden`` wide; ``attention``, ``tie`` and ``token_dropout`` are of the decoder, which writes ``vocab_size``
+        tokens; ``source_vocab`` tokens are read. The rest is that of ``ConditionalTask``.
         """
         make = cell_maker(cell, cell_options)
         sizes["embed_dropout"] = embed_dropout
         encoder = Encoder(source_vocab, make, bidirectional=bidirectional, **sizes)
-        reading: dict[str, Any] = {"token_dropout": token_dropout, "token_noise": token_noise}
-        decoder = Decoder(vocab_size, make, attention=attention, tie=tie, **reading, **sizes)
+        decoder = Decoder(vocab_size, make, attention=attention, tie=tie, token_dropout=token_dropout, **sizes)
         return cls(EncoderDecoder(encoder, decoder), own, label_smoothing, eos)

@@ -369,7 +369,6 @@ def test_smoothed_labels_are_those_by_hand_in_training_and_not_in_evaluation():
         ({"dropout": 0.1}, True),
         ({"embed_dropout": 0.1}, True),
         ({"token_dropout": 0.1}, True),
-        ({"token_noise": 0.1}, True),
         ({"own": True}, True),
         ({"label_smoothing": 0.1}, True),
     ],
