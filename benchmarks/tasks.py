@@ -23,8 +23,8 @@ import numpy as np
 from jaxgen.run.host import cores, keep_memory, offer_cores
 
 TURNS, STEPS = 7, 5
-#: The side of the squares that the image encoder begins with.
-PATCH = 4
+#: Of the image encoder: the side of the squares that it begins with, and the residual blocks of its stages.
+PATCH, BLOCKS = 2, (0, 1, 1)
 #: A function that takes so many steps and waits for the last one.
 Steps = Callable[[int], None]
 
@@ -145,10 +145,16 @@ def caption(rows: int, length: int, hidden: int, vocab: int) -> tuple[Steps, Ste
     from jaxgen.tasks import CaptionTask
     from jaxgen.types import Writing
 
-    draw, widths = np.random.default_rng(0), (32, 64)
+    draw, widths = np.random.default_rng(0), (32, 32, 64)
     images = draw.integers(0, 256, (rows, 64, 64, 3)).astype(np.uint8)
     tokens, targets = (draw.integers(3, vocab, (rows, length)).astype(np.int32) for _ in range(2))
-    sizes: dict[str, Any] = {"hidden": hidden, "attention": "general", "patch": PATCH, "widths": widths}
+    sizes: dict[str, Any] = {
+        "hidden": hidden,
+        "attention": "general",
+        "patch": PATCH,
+        "widths": widths,
+        "blocks": BLOCKS,
+    }
     task = CaptionTask.build(vocab_size=vocab, shape=(64, 64, 3), cell="lstm", cell_options={}, **sizes)
     every = np.ones(tokens.shape, bool)
 
@@ -171,7 +177,8 @@ def caption(rows: int, length: int, hidden: int, vocab: int) -> tuple[Steps, Ste
             for stage, width in enumerate(widths):
                 before = widths[stage - 1] if stage else 3 * PATCH * PATCH
                 stages += [rectified(before)] if stage else []
-                stages += [nn.Conv2d(before, width, 3, stride=2 if stage else 1, padding=1), Block(width)]
+                stages += [nn.Conv2d(before, width, 3, stride=2 if stage else 1, padding=1)]
+                stages += [Block(width) for _ in range(BLOCKS[stage])]
             self.network = nn.Sequential(*stages, rectified(widths[-1]))
             self.places, self.where = nn.Linear(widths[-1], hidden), nn.Parameter(torch.randn(1, 64, hidden))
             self.narrow, self.pooled = nn.Linear(hidden, NARROW), nn.Linear(64 * NARROW, hidden)

@@ -58,7 +58,7 @@ class ImageEncoder(nn.Module):
 
     A first convolution sees squares of ``patch`` x ``patch`` pixels as one place; every later stage begins with a
     convolution of stride 2. ``widths`` are the channels of the stages and ``blocks`` their residual blocks, so a side
-    of 64 pixels becomes 8 places with patches of 4 and two stages. (Processors compute many channels at few places
+    of 64 pixels becomes 8 places with patches of 2 and three stages. (Processors compute many channels at few places
     much faster than few channels at many.) Each place gets a learned vector of its own, by which attention and
     the pooled vector know where it is. ``pooled`` is a product of all places side by side, NARROW channels of each:
     unlike a mean it keeps what is where.
@@ -71,9 +71,9 @@ class ImageEncoder(nn.Module):
 
     size: tuple[int, int] = (64, 64)
     features: int = 128
-    patch: int = 4
-    widths: Sequence[int] = (32, 64)
-    blocks: Sequence[int] = (1, 1)
+    patch: int = 2
+    widths: Sequence[int] = (32, 32, 64)
+    blocks: Sequence[int] = (0, 1, 1)
     dropout: float = 0.0
     flips: float = 0.0
     grays: float = 0.0

@@ -106,6 +106,7 @@ def test_a_second_batch_compiles_nothing(params, see):
 @pytest.mark.parametrize(
     ("size", "patch", "widths", "places"),
     [
+        ((64, 64), 2, (32, 32, 64), 64),
         ((64, 64), 4, (32, 64), 64),
         ((64, 64), 1, (16,), 4096),
         ((12, 8), 2, (16,), 24),
@@ -232,8 +233,8 @@ def test_patches_are_the_pixels_of_squares_with_zeros_at_the_end(side, rows, col
         (lambda: ImageEncoder(patch=0), "`patch` is 0"),
         (lambda: ImageEncoder(widths=()), "`widths` is"),
         (lambda: ImageEncoder(widths=(16, 20), blocks=(0, 0)), "has the width 20 .* give multiples of 16"),
-        (lambda: ImageEncoder(blocks=(1,)), "`blocks` are .1,. for 2 `widths`"),
-        (lambda: ImageEncoder(blocks=(1, -1)), "a whole number of 0 or more for each"),
+        (lambda: ImageEncoder(blocks=(1,)), "`blocks` are .1,. for 3 `widths`"),
+        (lambda: ImageEncoder(blocks=(1, -1, 0)), "a whole number of 0 or more for each"),
         (lambda: ImageEncoder(dropout=1.0), "`dropout` is 1.0: it must be at least 0 and less than 1"),
         (lambda: ImageEncoder(flips=-0.1), "`flips` is -0.1"),
         (lambda: ImageEncoder(grays=1.0), "`grays` is 1.0"),
