@@ -21,7 +21,8 @@ from jaxgen.data.evaluation import stream_eval, window_eval
 from jaxgen.data.known import Known
 from jaxgen.data.splits import VAL_FRACTION, Splits, identity, join_texts, read_splits, split_documents
 from jaxgen.errors import DataError, UsageError, choose
-from jaxgen.text import EOS, TOKENIZERS, UNK, Tokenizer, text_bytes
+from jaxgen.text import EOS, TOKENIZERS, UNK, Tokenizer
+from jaxgen.text.pieces import encode_pieces
 
 __all__ = [
     "BATCHES",
@@ -41,6 +42,10 @@ __all__ = [
     "stream_eval",
     "window_eval",
 ]
+
+
+#: Characters that are encoded at once, which bounds what is needed beside the text and its tokens.
+PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -143,12 +148,15 @@ def _conditioned(tokens: Tokens, known: Known | None, conditioning: Conditioning
 
 def encode_split(tokenizer: Tokenizer, texts: Sequence[str], layout: str) -> Tokens:
     """The tokens of one split: with layout ``documents`` each text ends in EOS and its start is kept."""
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
-    parts = [tokenizer.encode(text).astype(dtype) for text in texts]
-    starts = None
-    if layout == "documents":
-        end = np.array([EOS], dtype)
-        starts = np.cumsum([0, *(part.size + 1 for part in parts)], dtype=np.int64)[:-1]
-        parts = [array for part in parts for array in (part, end)]
-    ids = np.concatenate(parts) if parts else np.zeros(0, dtype)
-    return Tokens(ids, starts, sum(map(len, texts)), sum(len(text_bytes(text)) for text in texts))
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
+    end = np.array([EOS], dtype).tobytes() if layout == "documents" else b""
+    grown, starts, chars, size = bytearray(), [], 0, 0  # one buffer: parts put together at the end are there twice
+    for text in texts:
+        starts.append(len(grown) // dtype.itemsize)
+        slices = (text[at : at + PIECE] for at in range(0, len(text), PIECE))
+        for part in encode_pieces(tokenizer, slices, unk="keep"):
+            grown += part.ids.astype(dtype).tobytes()
+            chars, size = chars + part.chars, size + part.bytes
+        grown += end
+    ids = np.frombuffer(grown, dtype)
+    return Tokens(ids, np.array(starts, np.int64) if layout == "documents" else None, chars, size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -40,6 +40,17 @@ def text_bytes(text: str) -> bytes:
 def without_surrogates(text: str) -> str:
     """The text with every lone surrogate replaced by U+FFFD, one character for one."""
     return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
+
+
+def safe_chunks(text: str, safe: re.Pattern[str], size: int) -> Iterator[str]:
+    """The text in chunks of ``size`` characters and up to the next ``safe`` place to cut; one of 16 times ``size``
+    without any is cut all the same, because what a tokenizer needs for it would grow without bound."""
+    start = 0
+    while start < len(text):
+        cut = safe.search(text, start + size, start + 16 * size)
+        end = cut.start() if cut else start + 16 * size
+        yield text[start:end]
+        start = end
 
 
 class StreamDecoder:

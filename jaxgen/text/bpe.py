@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from jaxgen.text.base import (
     check_option,
     json_fields,
     malformed,
+    safe_chunks,
     without_surrogates,
 )
 
@@ -48,7 +49,7 @@ class BpeTokenizer(Tokenizer):
         """The ids of the byte runs, int32 [T]; never UNK."""
         parts = [
             np.array(self._inner.encode(chunk, add_special_tokens=False).ids, np.int32)
-            for chunk in _chunks(without_surrogates(text))
+            for chunk in safe_chunks(without_surrogates(text), _SAFE_CUT, _CHUNK)
         ]
         return np.concatenate(parts) + np.int32(FIRST) if parts else np.zeros(0, np.int32)
 
@@ -86,7 +87,7 @@ class BpeTokenizer(Tokenizer):
             special_tokens=[],
             show_progress=False,
         )
-        chunks = (chunk for text in texts for chunk in _chunks(without_surrogates(text)))
+        chunks = (chunk for text in texts for chunk in safe_chunks(without_surrogates(text), _SAFE_CUT, _CHUNK))
         inner.train_from_iterator(chunks, trainer=trainer)
         return cls(inner)
 
@@ -113,15 +114,6 @@ def _byte_alphabet() -> list[str]:
             alphabet.append(chr(stand_in))
             stand_in += 1
     return alphabet
-
-
-def _chunks(text: str) -> Iterator[str]:
-    start = 0
-    while start < len(text):
-        cut = _SAFE_CUT.search(text, start + _CHUNK)
-        end = cut.start() if cut else len(text)
-        yield text[start:end]
-        start = end
 
 
 def _check_inner(source: Any) -> None:

@@ -17,6 +17,7 @@ from jaxgen.text.base import (
     check_option,
     json_list,
     malformed,
+    safe_chunks,
     without_surrogates,
 )
 
@@ -25,6 +26,8 @@ from jaxgen.text.base import (
 _PIECE = re.compile(r" ?\w+(?:['’]\w+)*| ?[^\w\s]|\s")
 # White space begins a piece, and a mark that is no apostrophe ends one, whatever stands on the other side.
 _SAFE_CUT = re.compile(r"(?=\s)|(?<=[^\w\s'’])")
+# A list of all pieces takes ten times the memory of their text.
+_CHUNK = 1 << 18
 
 
 class WordTokenizer(Tokenizer):
@@ -93,7 +96,8 @@ class WordTokenizer(Tokenizer):
         check_option("vocab_size", vocab_size, FIRST + 1)
         counts: Counter[str] = Counter()
         for text in texts:
-            counts.update(split_words(text))
+            for chunk in safe_chunks(text, _SAFE_CUT, _CHUNK):
+                counts.update(split_words(chunk))
         del counts[" "]
         frequent = sorted((-count, word) for word, count in counts.items() if count >= min_count)
         return cls([" ", *(word for _, word in frequent[: vocab_size - FIRST - 1])])

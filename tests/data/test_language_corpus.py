@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data import prepare
+from jaxgen.data import corpus, prepare
 from jaxgen.data.corpus import join_texts, split_documents
 from jaxgen.errors import DataError, UsageError
-from jaxgen.text import EOS, UNK, CharTokenizer
+from jaxgen.text import EOS, TOKENIZERS, UNK, CharTokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -178,3 +178,21 @@ def test_documents_need_two_of_them():
         prepare([write("b.txt", "\n \n")], layout="documents")
     with pytest.raises(DataError, match="no document with text"):
         prepare([write("c.txt", "\n \n")], layout="documents", val_fraction=0)
+
+
+@pytest.mark.parametrize("layout", ["stream", "documents"])
+@pytest.mark.parametrize("level", ["char", "byte", "word"])
+def test_texts_encoded_a_little_at_a_time_are_encoded_as_a_whole(level, layout, monkeypatch):
+    texts = ["the cat sat, the dog's mat\n" * 3, "", "l’été\n\n two  cats"]
+    tokenizer = TOKENIZERS[level].train(texts)
+    whole = corpus.encode_split(tokenizer, texts, layout)
+    monkeypatch.setattr(corpus, "PIECE", 5)
+    pieces = corpus.encode_split(tokenizer, texts, layout)
+    ends = [] if layout == "stream" else [EOS]
+    expected = [np.concatenate([tokenizer.encode(text), ends]) for text in texts]
+    for found in (whole, pieces):
+        np.testing.assert_array_equal(found.ids, np.concatenate(expected))
+        assert (found.doc_starts is None) == (layout == "stream")
+        if layout == "documents":
+            np.testing.assert_array_equal(found.doc_starts, np.cumsum([0, *map(len, expected)])[:-1])
+        assert (found.chars, found.bytes) == (sum(map(len, texts)), sum(len(text.encode()) for text in texts))

@@ -1,12 +1,15 @@
 """A text that comes in pieces has the ids of the whole, wherever it is cut."""
 
+import re
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgen.errors import UsageError
-from jaxgen.text import TOKENIZERS, UNK, ByteTokenizer, CharTokenizer, WordTokenizer, pieces, text_bytes
+from jaxgen.text import TOKENIZERS, UNK, ByteTokenizer, CharTokenizer, WordTokenizer, base, pieces, text_bytes
 from jaxgen.text.pieces import encode_pieces
 
 TEXT = "the cat sat on the mat. the dog's bed, l’été\r\n\n the cat's hat! 'tis don't  two\t\u2003\x1c漢字 🎉\n" * 4
@@ -55,6 +58,23 @@ def test_a_text_without_a_place_to_cut_is_cut_where_memory_asks_for_it(monkeypat
     monkeypatch.setattr(pieces, "MAX_UNCUT", 10)
     found = list(encode_pieces(TRAINED["word"], ["x" * 6] * 4, unk="keep"))
     assert [(part.chars, part.forced) for part in found] == [(12, False), (12, True)]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word"])
+@pytest.mark.parametrize("text", [TEXT, "x" * 900, "漢" * 20 + " " * 50, ""])
+def test_tokenizers_learn_and_read_chunks_as_they_do_the_whole(kind, text, monkeypatch):
+    whole = TOKENIZERS[kind].train([text])
+    monkeypatch.setattr(sys.modules[type(whole).__module__], "_CHUNK", 16)
+    assert TRAINED[kind].decode(TRAINED[kind].encode(TEXT)) == TEXT
+    chunked = TOKENIZERS[kind].train([text])
+    assert "".join(base.safe_chunks(text, re.compile(" "), 16)) == text
+    if "x" not in text:  # which has no place to cut
+        assert chunked.to_json() == whole.to_json()
+
+
+def test_a_chunk_ends_at_a_safe_place_or_at_sixteen_times_its_size():
+    chunks = list(base.safe_chunks("ab cd ef" + "g" * 70, re.compile(" "), 4))
+    assert chunks == ["ab cd", " ef" + "g" * 61, "g" * 9]
 
 
 def test_the_place_of_an_unknown_is_counted_in_the_whole_text():
