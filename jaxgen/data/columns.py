@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ _JSON = {
     "list": "an array",
     "dict": "an object",
 }
+#: Half of a character beyond U+FFFF, which no file in UTF-8 holds and an escape in JSON may.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELD_LIMIT = 2**31 - 1  # a C long on every platform
 
 
@@ -197,5 +200,10 @@ def _json_cell(line: str, column: str, position: int | None, where: str, numbers
         raise DataError(
             f"The column {column!r} of {where} holds {_JSON[type(value).__name__]}, but it must hold a string. "
             "Correct or remove that line."
+        )
+    if (half := _SURROGATE.search(value)) and not _SURROGATE.search(line):
+        raise DataError(
+            f"The column {column!r} of {where} holds half a character, \\u{ord(half[0]):04x}: write both halves of the "
+            "surrogate pair, or remove that line."
         )
     return value
