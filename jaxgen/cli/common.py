@@ -54,7 +54,7 @@ def _told(command: Callable[[], None], text_alone: bool) -> int:
         say("Stopped.")
         return 130
     except BrokenPipeError:
-        discard_output()  # whoever read it has gone (`| head`)
+        discard(sys.stdout)  # whoever read it has gone (`| head`)
         return 0
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
@@ -131,13 +131,18 @@ def end_output(code: int, last: str = "") -> int:
 
     That nobody reads it any more changes nothing.
     """
+    if sys.stderr is not None:
+        try:
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            discard(sys.stderr)
     if sys.stdout is None:
         return code
     try:
         sys.stdout.write(last)
         sys.stdout.flush()
     except (OSError, ValueError) as error:  # the second for a file that is closed
-        discard_output()
+        discard(sys.stdout)
         if code == 0 and not isinstance(error, BrokenPipeError):
             say(f"error: Standard output cannot be written: {reason(error)}.")
             return 1
@@ -152,8 +157,10 @@ def reason(error: Exception) -> str:
 def say(text: str) -> None:
     """A line on standard error, if there is one that can be written; what could disturb a terminal is escaped."""
     if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):  # a full disk, a closed pipe, a terminal that is gone
+        try:
             print(visible(text), file=sys.stderr, flush=True)
+        except (OSError, ValueError):  # a full disk, a closed pipe, a terminal that is gone
+            discard(sys.stderr)
 
 
 def put(text: str, *, flush: bool = False) -> None:
@@ -177,10 +184,10 @@ def _disturbs(c: str) -> bool:
     return c not in "\n\t" and (c in TRICKS or unicodedata.category(c) in ("Cc", "Cs", "Cn"))
 
 
-def discard_output() -> None:
-    """Send standard output nowhere from now on, so that closing it at exit does not fail again."""
+def discard(file: Any) -> None:
+    """Send what is written to ``file``, and what waits in it, nowhere: Python ends with 120 where closing it fails."""
     with contextlib.suppress(OSError, ValueError):  # a test's or a notebook's is no file of the system
-        descriptor = sys.stdout.fileno()
+        descriptor = file.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, descriptor)
         os.close(nowhere)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from jaxgen.cli.common import Lasting, discard_output, reason, say, visible
+from jaxgen.cli.common import Lasting, discard, reason, say, visible
 from jaxgen.run import events
 
 #: Seconds between plain lines where there is no terminal.
@@ -57,7 +57,7 @@ def progress_line(event: events.Progress, total: int, width: int | None = None) 
 
 def lost(error: Exception) -> None:
     """Training goes on without standard output; that its reader left on purpose needs no word."""
-    discard_output()
+    discard(sys.stdout)
     if not isinstance(error, BrokenPipeError):
         say(f"note: Standard output cannot be written ({reason(error)}): training goes on unseen.")
 

@@ -13,7 +13,7 @@ from functools import cache
 from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from jaxgen.cli.common import Lasting, put, visible
+from jaxgen.cli.common import Lasting, discard, put, visible
 
 if TYPE_CHECKING:
     from jaxgen.run.scorer import Reading, Scorer
@@ -212,7 +212,7 @@ class Watched:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        console = Console(file=cast(IO[str], Lasting(sys.stderr, lambda _: None)))
+        console = Console(file=cast(IO[str], Lasting(sys.stderr, lambda _: discard(sys.stderr))))
         with Progress(*columns, console=console, transient=True) as progress:
             line = progress.add_task("scoring", total=size)
             report = lambda seen: progress.update(line, completed=seen)  # noqa: E731
