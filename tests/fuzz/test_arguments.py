@@ -129,4 +129,4 @@ def test_arguments_at_random_end_with_an_exit_code_and_a_sentence(command, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_many_arguments_at_random_end_with_an_exit_code_and_a_sentence(command, tmp_path):
-    found(command, 600, tmp_path)
+    found(command, 300, tmp_path)
