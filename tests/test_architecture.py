@@ -52,7 +52,12 @@ OUTSIDE |= {"itertools", "math", "operator", "re", "typing"}
 #: Calls by which a pure function would reach a file, the terminal or arbitrary code.
 EFFECTS = {"open", "print", "breakpoint", "globals", "__import__", "import_module", "io_callback", "pure_callback"}
 EFFECTS |= {"save", "savez", "savetxt", "load", "loadtxt", "tofile", "fromfile"}
-UNSAFE = {"eval", "exec", "pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+UNSAFE = {"eval", "exec", "pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+#: Functions that unpickle, or run what they read; the first only without ``allow_pickle=False``.
+LOADERS = {"np.load", "numpy.load", "jnp.load", "jax.numpy.load"}
+UNSAFE_CALLS = {"torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "pd.read_pickle"}
+#: The place of ``allow_pickle`` among the arguments of NumPy's functions.
+PICKLE_PLACE = {"load": 2, "save": 2, "read_array": 1, "write_array": 3}
 #: Names with an underscore that are public all the same.
 PUBLIC = {"_asdict", "_exit", "_fields", "_replace"}
 LONGEST = 350
@@ -131,12 +136,31 @@ def unsafe(name: str, tree: ast.Module) -> Problems:
         if UNSAFE & set(target.split(".")):
             yield f"{name}:{line} imports {target}"
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in UNSAFE:
-            yield f"{name}:{node.lineno} calls {node.func.id}"
-        if called(node) in ("load", "unsafe_load", "full_load") and ast.unparse(node.func).startswith("yaml."):
-            yield f"{name}:{node.lineno} calls {ast.unparse(node.func)}"
-        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
-            yield f"{name}:{node.value.lineno} allows pickle"
+        if isinstance(node, ast.Name) and node.id in {"eval", "exec", "__builtins__"}:
+            yield f"{name}:{node.lineno} uses {node.id}"
+        of_builtins = isinstance(node, ast.Attribute) and "builtins" in ast.unparse(node.value)
+        if isinstance(node, ast.Attribute) and node.attr in (UNSAFE if of_builtins else UNSAFE - {"eval", "exec"}):
+            yield f"{name}:{node.lineno} uses {ast.unparse(node)}"
+        if isinstance(node, ast.Call):
+            yield from (f"{name}:{node.lineno} {problem}" for problem in _unsafe_call(node))
+
+
+def _unsafe_call(node: ast.Call) -> Iterator[str]:
+    function = ast.unparse(node.func)
+    keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+    if function in UNSAFE_CALLS:
+        yield f"calls {function}"
+    if keywords.get("allow_pickle", "False") != "False":
+        yield "allows pickle"
+    place = PICKLE_PLACE.get(called(node)) if function.split(".")[0] in ("np", "numpy", "jnp", "format") else None
+    if place is not None and len(node.args) > place and ast.unparse(node.args[place]) != "False":
+        yield "allows pickle"
+    if function in LOADERS and "allow_pickle" not in keywords and len(node.args) <= PICKLE_PLACE["load"]:
+        yield f"calls {function} without allow_pickle=False"
+    if called(node) == "getattr" and node.args and "builtins" in ast.unparse(node.args[0]):
+        yield "takes a name out of builtins"
+    if called(node) == "getattr" and len(node.args) > 1 and getattr(node.args[1], "value", None) in UNSAFE:
+        yield f"takes {ast.unparse(node.args[1])} by its name"
 
 
 def private(name: str) -> bool:
@@ -229,6 +253,20 @@ def test_no_part_may_import_one_that_may_import_it():
         (unsafe, "jaxgen.store.bad", "import yaml\nyaml.load(text)"),
         (unsafe, "jaxgen.store.bad", "np.load(path, allow_pickle=True)"),
         (unsafe, "jaxgen.store.bad", "np.load(path, allow_pickle=flag)"),
+        (unsafe, "jaxgen.store.bad", "np.load(path, None, True)"),
+        (unsafe, "jaxgen.store.bad", "np.load(path)"),
+        (unsafe, "jaxgen.store.bad", "np.lib.format.read_array(file, True)"),
+        (unsafe, "jaxgen.store.bad", "import builtins\nbuiltins.eval('1')"),
+        (unsafe, "jaxgen.store.bad", "getattr(builtins, name)('1')"),
+        (unsafe, "jaxgen.store.bad", "getattr(__import__('builtins'), name)('1')"),
+        (unsafe, "jaxgen.store.bad", "getattr(module, 'eval')('1')"),
+        (unsafe, "jaxgen.store.bad", "__builtins__['eval']('1')"),
+        (unsafe, "jaxgen.store.bad", "run = eval"),
+        (unsafe, "jaxgen.store.bad", "import marshal"),
+        (unsafe, "jaxgen.store.bad", "from shelve import open"),
+        (unsafe, "jaxgen.store.bad", "import joblib"),
+        (unsafe, "jaxgen.store.bad", "import numpy\nnumpy.lib.format.pickle.load(file)"),
+        (unsafe, "jaxgen.store.bad", "import torch\ntorch.load(path)"),
         (foreign_privates, "jaxgen.data.bad", "from jaxgen.data.columns import _rows"),
         (foreign_privates, "jaxgen.data.bad", "from .columns import _rows"),
         (foreign_privates, "jaxgen.models.bad", "class A:\n    def f(self): return self.model._embed(1)"),

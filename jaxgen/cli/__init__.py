@@ -21,17 +21,16 @@ USAGE = "usage: jaxgen COMMAND [FLAGS]\n\n{}\n\njaxgen COMMAND --help explains a
 
 def main() -> int:
     """Run the command named by the first argument; returns the exit code."""
-    from jaxgen.cli.common import guarded, say
+    from jaxgen.cli.common import end_output, guarded, hold_descriptors, say
     from jaxgen.errors import choose
 
+    hold_descriptors()
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if len(sys.argv) > 1 else 2
+        return end_output(0 if len(sys.argv) > 1 else 2, f"{USAGE}\n")
     if sys.argv[1] in ("-V", "--version"):
         from jaxgen.version import __version__
 
-        print(f"jaxgen {__version__}")
-        return 0
+        return end_output(0, f"jaxgen {__version__}\n")
     if sys.argv[1] not in COMMANDS:
         code = guarded(lambda: (choose(sys.argv[1], COMMANDS, "command"), None)[1])
         say(USAGE)

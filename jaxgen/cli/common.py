@@ -8,10 +8,14 @@ import os
 import signal
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_args
 
 from jaxgen.errors import JaxgenError, UsageError, choose
+
+#: Line breaks that are none to a terminal, and characters that turn the writing direction around.
+TRICKS = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
@@ -19,6 +23,16 @@ def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
 
     ``text_alone``: standard output is data, exact UTF-8 wherever it is not a terminal.
     """
+    hold_descriptors()
+    try:
+        code = _told(command, text_alone)
+    except SystemExit as stop:  # the flag parser's, behind its help or its message
+        stop.code = end_output(stop.code if isinstance(stop.code, int) else 1)
+        raise
+    return end_output(code)
+
+
+def _told(command: Callable[[], None], text_alone: bool) -> int:
     try:
         with leaving_at_once():
             prepare_process()
@@ -30,7 +44,6 @@ def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
     open_output(text_alone)
     try:
         command()
-        sys.stdout.flush()
     except JaxgenError as error:
         say(f"error: {error}")
         return error.exit_code
@@ -41,7 +54,7 @@ def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
         say("Stopped.")
         return 130
     except BrokenPipeError:
-        discard_output()  # whoever read it has gone (`| head`)
+        discard(sys.stdout)  # whoever read it has gone (`| head`)
         return 0
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
@@ -88,6 +101,18 @@ def prepare_process() -> None:
         keep_compilations()
 
 
+def hold_descriptors() -> None:
+    """Put the null device where standard input, output or errors were closed (`>&-`).
+
+    The next files to be opened would take their places, and what libraries write as output would be written into them.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+
+
 def open_output(text_alone: bool) -> None:
     """Let standard output take every character, whatever encoding the system chose for it."""
     if sys.stdout is None:  # closed by the shell (`>&-`)
@@ -101,15 +126,99 @@ def open_output(text_alone: bool) -> None:
         reconfigure(errors="backslashreplace")
 
 
-def say(text: str) -> None:
-    """A line on standard error, if there is one."""
+def end_output(code: int, last: str = "") -> int:
+    """Write ``last`` and what waits for standard output; returns the exit code, 1 where that fails and it was 0.
+
+    That nobody reads it any more changes nothing.
+    """
     if sys.stderr is not None:
-        print(text, file=sys.stderr, flush=True)
+        try:
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            discard(sys.stderr)
+    if sys.stdout is None:
+        return code
+    try:
+        sys.stdout.write(last)
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:  # the second for a file that is closed
+        discard(sys.stdout)
+        if code == 0 and not isinstance(error, BrokenPipeError):
+            say(f"error: Standard output cannot be written: {reason(error)}.")
+            return 1
+    return code
 
 
-def discard_output() -> None:
-    """Send standard output nowhere from now on, so that closing it at exit does not fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def reason(error: Exception) -> str:
+    """Why the system refused, in its own words."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def say(text: str) -> None:
+    """A line on standard error, if there is one that can be written; what could disturb a terminal is escaped."""
+    if sys.stderr is not None:
+        try:
+            print(visible(text), file=sys.stderr, flush=True)
+        except (OSError, ValueError):  # a full disk, a closed pipe, a terminal that is gone
+            discard(sys.stderr)
+
+
+def put(text: str, *, flush: bool = False) -> None:
+    """Write to standard output: on a terminal with what could disturb it escaped, U+FFFD for what no UTF-8 can hold."""
+    from jaxgen.text.base import without_surrogates
+
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else without_surrogates(text))
+    if flush:
+        sys.stdout.flush()
+
+
+def visible(text: str) -> str:
+    """Text with what could disturb a terminal escaped, line breaks and tabs kept: a model may write anything.
+
+    All that the commands show of a model, of data and of files goes through here.
+    """
+    return "".join(repr(c)[1:-1] if _disturbs(c) else c for c in text.replace("\r\n", "\n"))
+
+
+def _disturbs(c: str) -> bool:
+    return c not in "\n\t" and (c in TRICKS or unicodedata.category(c) in ("Cc", "Cs", "Cn"))
+
+
+def discard(file: Any) -> None:
+    """Send what is written to ``file``, and what waits in it, nowhere: Python ends with 120 where closing it fails."""
+    with contextlib.suppress(OSError, ValueError):  # a test's or a notebook's is no file of the system
+        descriptor = file.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+class Lasting:
+    """A stream of text that takes everything: from its first failure on it goes nowhere, and ``lost`` is told why."""
+
+    def __init__(self, file: Any, lost: Callable[[Exception], None]) -> None:
+        self._file, self._lost, self._gone = file, lost, False
+
+    def write(self, text: str) -> int:
+        """Write ``text``, if anything can still be written."""
+        self._try(lambda: self._file.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what waits, if anything can still be written."""
+        self._try(self._file.flush)
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        if self._gone:
+            return
+        try:
+            action()
+        except (OSError, ValueError) as error:
+            self._gone = True
+            self._lost(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def flag_value(args: Sequence[str], flag: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from jaxgen.cli.common import guarded, parse_more, say
+from jaxgen.cli.common import guarded, parse_more, put, say, visible
 from jaxgen.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -128,9 +128,9 @@ def evaluate(args: list[str]) -> None:
     if more["json"]:
         about = {"run": str(saved.directory.path), "checkpoint": sampler.digest, "data": saved.resolved["data"]}
         asked = config.model_dump(mode="json", exclude={"run", "plot", "require_data"})
-        print(json.dumps({**about, "settings": asked, **result.to_json()}, indent=2, ensure_ascii=False))
+        put(json.dumps({**about, "settings": asked, **result.to_json()}, indent=2, ensure_ascii=False) + "\n")
     else:
-        print(report(result, sampler.documents, width()))
+        put(report(result, sampler.documents, width()) + "\n")
     if len(result.drawn) > 1:
         shares = ", ".join(f"{condition} {number}" for condition, number in result.drawn[:SHARES])
         say(f"texts under the conditions of validation texts: {shares}{', …' * (len(result.drawn) > SHARES)}")
@@ -260,8 +260,6 @@ def name_of(temperature: float | None) -> str:
 
 def quoted(text: str) -> str:
     """``text`` in one line, shortened, with nothing in it that a terminal would obey."""
-    from jaxgen.cli.progress import visible
-
     line = visible(text if len(text) <= QUOTED else text[: QUOTED - 1] + "…")
     return '"' + line.replace("\n", "\\n").replace("\t", "\\t") + '"'
 

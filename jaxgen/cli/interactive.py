@@ -18,10 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxgen.cli.common import say
+from jaxgen.cli.common import say, visible
 from jaxgen.cli.controls import read_number, unescaped
 from jaxgen.cli.dials import OFF, Dials
-from jaxgen.cli.progress import visible
 from jaxgen.cli.sample import SampleConfig
 from jaxgen.cli.writing import Writer
 from jaxgen.errors import JaxgenError, UsageError, choose

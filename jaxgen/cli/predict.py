@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxgen.cli.common import flag_value, guarded, parse_more, say
+from jaxgen.cli.common import flag_value, guarded, parse_more, put, say
 from jaxgen.errors import DataError, UsageError
 from jaxgen.store.config import Beam, Seed, Size
 
@@ -102,7 +102,7 @@ def predict(args: list[str]) -> None:
     if typed:
         say("A line, then Enter, is answered at once; Ctrl-D ends.")
     answers = predictor.predict(inputs, writing, 1 if typed else None, strict=False)
-    put(answers, codec, rest["json"], flush=typed)
+    write(answers, codec, rest["json"], flush=typed)
 
 
 def check(config: PredictConfig, args: Sequence[str]) -> None:
@@ -126,13 +126,12 @@ def readable(inputs: Sequence[Any], codec: Any) -> Sequence[Any]:
     return inputs
 
 
-def put(answers: Iterable[Any], codec: Any, as_json: bool, flush: bool) -> None:
+def write(answers: Iterable[Any], codec: Any, as_json: bool, flush: bool) -> None:
     """Write each answer on a line of standard output; at the end say what was not read of the inputs.
 
     Of an input that cannot be read the line is empty, as JSON it has the error, which is told at once. Raises
     ``DataError`` at the end if there was one.
     """
-    from jaxgen.cli.progress import visible
     from jaxgen.run.predictor import Unread
 
     cut = unread = total = 0
@@ -145,8 +144,7 @@ def put(answers: Iterable[Any], codec: Any, as_json: bool, flush: bool) -> None:
             line = json.dumps(answer, ensure_ascii=False) if as_json else ""
         else:
             line = json.dumps(answer, ensure_ascii=False) if as_json else codec.line(answer)
-        line = visible(line) if sys.stdout.isatty() else line
-        print(line.encode("utf-8", "replace").decode("utf-8"), flush=flush)
+        put(line + "\n", flush=flush)
         cut += answer.get("cut", 0) > 0
     if cut:
         s, were = ("", "was") if cut == 1 else ("s", "were")

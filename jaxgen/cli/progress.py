@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 import time
-import unicodedata
 from collections.abc import Iterable
+from typing import IO, cast
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from jaxgen.cli.common import discard_output
+from jaxgen.cli.common import Lasting, discard, reason, say, visible
 from jaxgen.run import events
 
 #: Seconds between plain lines where there is no terminal.
 PLAIN_EVERY = 15.0
 #: Columns of a terminal from which the live line has a bar, and what the bar takes of them at least.
 WIDE, BAR = 90, 6
-#: Line breaks that are none to a terminal, and characters that turn the writing direction around.
-TRICKS = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def clock(seconds: float) -> str:
@@ -30,15 +28,6 @@ def clock(seconds: float) -> str:
     whole = max(0, round(seconds))
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
-
-
-def visible(text: str) -> str:
-    """Text with what could disturb a terminal escaped, line breaks and tabs kept: a model may write anything."""
-    return "".join(repr(c)[1:-1] if _disturbs(c) else c for c in text.replace("\r\n", "\n"))
-
-
-def _disturbs(c: str) -> bool:
-    return c not in "\n\t" and (c in TRICKS or unicodedata.category(c) in ("Cc", "Cs", "Cn"))
 
 
 def shortened(text: str, width: int) -> str:
@@ -66,33 +55,33 @@ def progress_line(event: events.Progress, total: int, width: int | None = None) 
     return next((line for line in lines if width is None or len(line) <= width), lines[-1])
 
 
-class PipeConsole(Console):
-    """A console that lets a closed pipe be handled."""
+def lost(error: Exception) -> None:
+    """Training goes on without standard output; that its reader left on purpose needs no word."""
+    discard(sys.stdout)
+    if not isinstance(error, BrokenPipeError):
+        say(f"note: Standard output cannot be written ({reason(error)}): training goes on unseen.")
 
-    def on_broken_pipe(self) -> None:
-        """Leave the decision to ``Screen``; rich would end the process."""
-        raise BrokenPipeError
+
+def shown(text: str, style: str = "") -> Text:
+    """Text of data, files or a model as rich may print it: no markup is read in it, and nothing disturbs a terminal."""
+    return Text(visible(text), style=style)
 
 
 class Screen:
-    """Renders the trainer's events to standard output."""
+    """Renders the trainer's events to standard output.
+
+    Once that fails (a reader that has gone, a full disk, a closed terminal), training goes on unseen.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or PipeConsole(highlight=False)
-        self._gone = False
+        self.console = console or Console(file=cast(IO[str], Lasting(sys.stdout, lost)), highlight=False)
         self._bar: Progress | None = None
         self._last_plain = 0.0
         self._total = 0
 
     def show(self, event: events.Event) -> None:
-        """Render one event. When whoever read the output has gone (`| head`), training goes on unseen."""
-        if self._gone:
-            return
-        try:
-            getattr(self, f"_{type(event).__name__.lower()}")(event)
-        except BrokenPipeError:
-            self._gone = True
-            discard_output()
+        """Render one event."""
+        getattr(self, f"_{type(event).__name__.lower()}")(event)
 
     def close(self) -> None:
         """Take the live line off the screen."""
@@ -127,11 +116,10 @@ class Screen:
 
     def _evaluated(self, event: events.Evaluated) -> None:
         row = event.row
+        losses = f"step {row['step']:,}: training loss {row['train_loss']:.3f}, validation loss {row['val_loss']:.3f}"
         more = f" ({event.headline})" if event.headline else ""
         self.console.print(
-            f"step {row['step']:,}: training loss {row['train_loss']:.3f}, validation loss {row['val_loss']:.3f}{more}"
-            + ("  [green]best so far[/green]" if event.best else ""),
-            soft_wrap=True,
+            shown(f"{losses}{more}") + Text("  best so far" if event.best else "", style="green"), soft_wrap=True
         )
 
     def _sampled(self, event: events.Sampled) -> None:
@@ -143,14 +131,14 @@ class Screen:
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
         for label, text in rows:
-            table.add_row(Text(shortened(visible(label), self.console.width // 2 - 2)), Text(text))
+            table.add_row(Text(shortened(visible(label), self.console.width // 2 - 2)), shown(text))
         return table
 
     def _panel(self, text: str, title: str) -> Panel:
-        return Panel(Text(visible(text).strip("\n")), title=escape(title), title_align="left", border_style="dim")
+        return Panel(shown(text.strip("\n")), title=shown(title), title_align="left", border_style="dim")
 
     def _note(self, event: events.Note) -> None:
-        self.console.print(Text(event.text, style="yellow"), soft_wrap=True)
+        self.console.print(shown(event.text, "yellow"), soft_wrap=True)
 
     def _finished(self, event: events.Finished) -> None:
         self.close()
@@ -160,4 +148,4 @@ class Screen:
         if event.step:
             rows.append(("best step", f"{event.best_step:,} of {event.step:,}"))
         self.console.print(self._table([*rows, ("run", event.run)]))
-        self.console.print(Text.assemble("\nNext: ", (event.next_command, "bold")), soft_wrap=True)
+        self.console.print(Text("\nNext: ") + shown(event.next_command, "bold"), soft_wrap=True)

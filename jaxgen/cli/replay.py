@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from jaxgen.cli.common import guarded, parse_more, say
+from jaxgen.cli.common import guarded, parse_more, put, say
 from jaxgen.errors import DataError, JaxgenError, UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def replay(args: list[str]) -> None:
             if "seed" in saved
             else (f"{number}: rank {results[-1].index} of {saved['beam']['width']} beams")
         )
-        print(f"{where}: {told(results[-1], samplers[config.run or saved['run']])}", flush=True)
+        put(f"{where}: {told(results[-1], samplers[config.run or saved['run']])}\n", flush=True)
     if not results:
         raise DataError(f"{given['file']} is empty. `sample.py --json` writes a line for each sample.")
     differing = sum(not result.identical for result in results)

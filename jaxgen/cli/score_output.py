@@ -11,10 +11,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
-from jaxgen.cli.progress import visible
-from jaxgen.text.base import without_surrogates
+from jaxgen.cli.common import Lasting, discard, put, visible
 
 if TYPE_CHECKING:
     from jaxgen.run.scorer import Reading, Scorer
@@ -43,11 +42,6 @@ def shown(text: str) -> str:
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     """What a token stands for; bytes that are no whole character are escaped."""
     return SPECIAL[token] if token < len(SPECIAL) else tokenizer.pieces[token].decode("utf-8", "backslashreplace")
-
-
-def put(text: str) -> None:
-    """Write to standard output, U+FFFD for what no UTF-8 can hold."""
-    sys.stdout.write(without_surrogates(text))
 
 
 def begun(parts: Iterable[TokenScores]) -> Iterator[TokenScores]:
@@ -218,7 +212,8 @@ class Watched:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        console = Console(file=cast(IO[str], Lasting(sys.stderr, lambda _: discard(sys.stderr))))
+        with Progress(*columns, console=console, transient=True) as progress:
             line = progress.add_task("scoring", total=size)
             report = lambda seen: progress.update(line, completed=seen)  # noqa: E731
             yield from read_pieces(self._path, any_bytes=self._any_bytes, seen=report)

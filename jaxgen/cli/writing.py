@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from jaxgen.cli.common import say
+from jaxgen.cli.common import say, visible
 
 if TYPE_CHECKING:
     from jaxgen.run import Piece, Sample
@@ -61,8 +61,6 @@ class Writer:
 
     def put(self, text: str) -> None:
         """Write text now."""
-        from jaxgen.cli.progress import visible
-
         if self.escape:
             text = self._held + text
             self._held = "\r" if text.endswith("\r") else ""  # what follows decides whether it is half a line break

@@ -7,13 +7,17 @@ import ctypes
 import hashlib
 import os
 import platform
+import time
 import warnings
+import zlib
 from pathlib import Path
 
 from jaxgen.errors import UsageError
 from jaxgen.store.files import user_cache
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+#: How a compiled function begins that was compressed by Zstandard; zlib is what JAX brings itself.
+ZSTANDARD = b"\x28\xb5\x2f\xfd"
 #: Bytes of compiled functions beyond which the oldest are removed.
 MOST_COMPILED = 1 << 29
 
@@ -55,6 +59,7 @@ def keep_compilations() -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError):  # RuntimeError: a user without a home
         return None
+    _drop_torn(folder)
     _prune(folder)
     if not folder.is_absolute() or not os.access(folder, os.W_OK | os.X_OK):
         return None
@@ -126,6 +131,33 @@ def processor() -> str:
     except (OSError, StopIteration):
         known = f"{platform.machine()} {platform.processor()}"
     return hashlib.sha256(known.encode()).hexdigest()[:12]
+
+
+def _drop_torn(folder: Path) -> None:
+    """Remove compiled functions that are not whole: JAX refuses them at every start and never writes them again.
+
+    It writes in place, so that a kill or a full disk leaves a part. Each is looked at once, at the next start.
+    """
+    looked = folder / ".looked"
+    try:
+        before, now = looked.stat().st_mtime_ns if looked.exists() else 0, time.time_ns()
+        for path in folder.glob("*-cache"):
+            if path.stat().st_mtime_ns >= before and not _whole(path.read_bytes()):
+                path.unlink(missing_ok=True)
+        looked.touch()
+        os.utime(looked, ns=(now, now))
+    except OSError:  # another process may be pruning, or the folder cannot be written
+        return
+
+
+def _whole(entry: bytes) -> bool:
+    """Whether a compiled function was written to its end; of Zstandard, where JAX finds it, nothing can be told."""
+    reader = zlib.decompressobj()
+    try:
+        reader.decompress(entry)
+    except zlib.error:
+        return entry.startswith(ZSTANDARD)
+    return reader.eof
 
 
 def _prune(folder: Path) -> None:

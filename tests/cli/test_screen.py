@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import re
+import signal
 import sys
 
 import pytest
@@ -11,23 +14,109 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from jaxgen.cli import progress
-from jaxgen.cli.common import open_output
-from jaxgen.cli.progress import PipeConsole, Screen, clock, progress_line, visible
-from jaxgen.run.events import Finished, Note, Progress, Sampled, Started
+from jaxgen.cli.common import end_output, guarded, open_output, put, say, visible
+from jaxgen.cli.progress import Screen, clock, progress_line
+from jaxgen.run.events import Evaluated, Finished, Note, Progress, Sampled, Started
+from jaxgen.run.trainer import Interrupted
 
 
 class Broken(io.StringIO):
+    """A stream that cannot be written, as the system would say it."""
+
+    def __init__(self, number: int, terminal: bool = False) -> None:
+        super().__init__()
+        self.number, self.terminal = number, terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
     def write(self, text: str) -> int:
-        raise BrokenPipeError
+        raise OSError(self.number, os.strerror(self.number))
+
+    flush = lambda self: self.write("")  # noqa: E731
 
 
-def test_training_goes_on_unseen_when_the_reader_of_its_output_has_gone(monkeypatch):
+GONE = [errno.ENOSPC, errno.EIO, errno.EBADF]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("number", [*GONE, errno.EPIPE])
+def test_training_goes_on_unseen_when_its_output_cannot_be_written(number, terminal, monkeypatch, capsys):
     discarded = []
-    monkeypatch.setattr(progress, "discard_output", lambda: discarded.append(True))
-    screen = Screen(PipeConsole(file=Broken()))
+    monkeypatch.setattr(progress, "discard", discarded.append)
+    monkeypatch.setattr(sys, "stdout", Broken(number, terminal))
+    screen = Screen()
+    screen.show(Started("r", {}, 0, 10))
     screen.show(Note("first"))
     screen.show(Note("second"))
-    assert discarded == [True]
+    screen.close()
+    monkeypatch.undo()
+    assert len(discarded) == 1
+    told = "" if number == errno.EPIPE else f"note: Standard output cannot be written ({os.strerror(number)}): "
+    assert capsys.readouterr().err == (told and told + "training goes on unseen.\n")
+
+
+@pytest.mark.parametrize("number", [*GONE, errno.EPIPE])
+def test_an_exit_code_outlives_standard_errors_that_cannot_be_written(number, monkeypatch):
+    def stopped():
+        raise Interrupted(signal.SIGTERM, "r", 3)
+
+    monkeypatch.setattr(sys, "stderr", Broken(number))
+    assert guarded(stopped) == 143
+
+
+@pytest.mark.parametrize(("number", "code"), [*((number, 1) for number in GONE), (errno.EPIPE, 0)])
+def test_what_is_written_last_and_cannot_be_is_an_error_unless_nobody_reads_it(number, code, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Broken(number))
+    assert end_output(0) == code
+    assert end_output(3) == 3
+    monkeypatch.undo()
+    assert capsys.readouterr().err.startswith("error: Standard output cannot be written" if code else "")
+
+
+#: What a terminal would obey: clear the screen, change the title, a C1 command, a bell, writing from right to left.
+HOSTILE = "a\x1b[2Jb\x1b]0;title\x07c\x9b31md\u202ee\u2066f"
+HARMLESS = r"a\x1b[2Jb\x1b]0;title\x07c\x9b31md\u202ee\u2066f"
+
+
+def everything_of(text: str) -> list[object]:
+    row = {"step": 1, "train_loss": 1.0, "val_loss": 1.0}
+    return [
+        Started(text, {text: text}, 0, 1),
+        Evaluated(row, True, text),
+        Sampled(1, text, text),
+        Note(text),
+        Finished(text, 1, 1, {}, [(text, text)], text, [(text, text)]),
+    ]
+
+
+@pytest.mark.parametrize("event", everything_of(HOSTILE), ids=lambda event: type(event).__name__)
+def test_no_event_brings_what_a_terminal_would_obey(event):
+    out = io.StringIO()
+    Screen(Console(file=out, width=200)).show(event)
+    assert HARMLESS in out.getvalue()
+    assert out.getvalue() == visible(out.getvalue())
+
+
+@pytest.mark.parametrize("event", everything_of("[/b] [red]x[/red]"), ids=lambda event: type(event).__name__)
+def test_brackets_in_an_event_are_no_markup(event):
+    out = io.StringIO()
+    Screen(Console(file=out, width=200)).show(event)
+    assert "[/b] [red]x[/red]" in out.getvalue()
+
+
+def test_a_message_brings_nothing_that_a_terminal_would_obey(capsys):
+    say(HOSTILE)
+    assert capsys.readouterr().err == HARMLESS + "\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_written_is_escaped_on_a_terminal_alone(terminal, monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stdout", out)
+    put(HOSTILE)
+    assert out.getvalue() == (HARMLESS if terminal else HOSTILE)
 
 
 def test_control_characters_are_escaped_and_line_breaks_kept():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -64,6 +65,32 @@ def test_a_reader_that_leaves_early_ends_sampling_quietly(quick_environment, run
         process.wait(timeout=120)
     assert process.returncode == 0
     assert errors.read_text() == ""
+
+
+@pytest.mark.parametrize("arguments", [["-c", ENTRY], pytest.param([ROOT / "train.py"], marks=pytest.mark.slow)])
+def test_help_that_nobody_reads_ends_quietly(arguments, here):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run([sys.executable, *arguments, "--help"], cwd=here, stdout=write, stderr=subprocess.PIPE)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_no_file_takes_the_place_of_standard_output_that_was_closed(number, here):
+    code = f"""if True:
+        import os
+        os.close({number})
+        from jaxgen.cli.common import hold_descriptors
+        hold_descriptors()
+        with open("mine", "w") as file:
+            os.write({number}, b"from a library") if {number} else os.read({number}, 1)
+            os._exit(file.fileno() <= {number})
+    """
+    assert subprocess.run([sys.executable, "-c", code], cwd=here).returncode == 0
+    assert (here / "mine").read_bytes() == b""
 
 
 @pytest.mark.parametrize("name", ["train.py", "sample.py"])

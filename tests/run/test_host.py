@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zlib
 
 import jax
 import pytest
@@ -62,22 +63,44 @@ def test_nothing_is_kept_where_the_cache_folder_cannot_be_made(user_cache):
 def test_the_oldest_compiled_functions_go_when_there_are_too_many_bytes(user_cache, monkeypatch):
     folder = keep_compilations()
     for age in range(4):
-        (folder / f"{age}-cache").write_bytes(bytes(10))
+        (folder / f"{age}-cache").write_bytes(zlib.compress(b""))
         os.utime(folder / f"{age}-cache", (1000 - age, 1000 - age))
-    monkeypatch.setattr(host, "MOST_COMPILED", 25)
+    monkeypatch.setattr(host, "MOST_COMPILED", 20)
     jax.config.update("jax_compilation_cache_dir", None)
     keep_compilations()
-    assert sorted(path.name for path in folder.iterdir()) == ["0-cache", "1-cache"]
+    assert sorted(path.name for path in folder.glob("*-cache")) == ["0-cache", "1-cache"]
 
 
 def test_what_jax_keeps_beside_the_compiled_functions_is_left_alone(user_cache, monkeypatch):
     folder = keep_compilations()
     (folder / "autotuned").mkdir()
-    (folder / "1-cache").write_bytes(bytes(10))
+    (folder / "1-cache").write_bytes(zlib.compress(b""))
     monkeypatch.setattr(host, "MOST_COMPILED", 5)
     jax.config.update("jax_compilation_cache_dir", None)
     assert keep_compilations() == folder
-    assert [path.name for path in folder.iterdir()] == ["autotuned"]
+    assert sorted(path.name for path in folder.iterdir()) == [".looked", "autotuned"]
+
+
+def test_what_was_not_written_to_its_end_is_removed_at_the_next_start(user_cache):
+    folder, whole = keep_compilations(), zlib.compress(bytes(range(256)) * 50)
+    (folder / "whole-cache").write_bytes(whole)
+    (folder / "other-cache").write_bytes(host.ZSTANDARD + b"what only Zstandard can read")
+    for length in (0, 3, 20, len(whole) - 1):
+        (folder / f"{length}-cache").write_bytes(whole[:length])
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_compilations()
+    assert sorted(path.name for path in folder.glob("*-cache")) == ["other-cache", "whole-cache"]
+
+
+def test_a_compiled_function_is_looked_at_once(user_cache, monkeypatch):
+    folder = keep_compilations()
+    (folder / "whole-cache").write_bytes(zlib.compress(bytes(50)))
+    os.utime(folder / "whole-cache", (1000, 1000))
+    looks = []
+    monkeypatch.setattr(host, "_whole", looks.append)
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_compilations()
+    assert looks == []
 
 
 def test_a_user_without_a_home_keeps_nothing(user_cache, monkeypatch):

@@ -1,0 +1,110 @@
+"""Altered files are read, or refused in a sentence: a hundred thousand of them in the slow lane."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import jaxgen
+from jaxgen.data import LanguageConfig
+from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.run.saved import SavedRun
+from jaxgen.store.config import read_toml, validate
+from jaxgen.store.files import parse_json
+from jaxgen.text import TOKENIZERS, load_tokenizer
+
+from .mutation import altered, mutated_bytes
+
+TEXT = "The cat sat on the mat. é∑\n" * 8
+TOML = b"""# a run
+hidden = 8
+cell = "elman"
+lr = 0.02
+data = ["book.txt", "other.txt"]
+cell-options = { activation = "relu" }
+tie = false
+
+[optimizer-options]
+b2 = 0.99
+"""
+#: Files of each kind, in the default suite and in the slow one.
+SOME = pytest.param(60, id="some")
+MANY = pytest.param(16_000, id="many", marks=pytest.mark.slow)
+FEWER = pytest.param(12_000, id="many", marks=pytest.mark.slow)
+
+
+def refused_well(read: Callable[[bytes], object], raw: bytes, kinds: type | tuple[type, ...]) -> None:
+    """Read ``raw``; what is not accepted must be refused with one of ``kinds``, in a sentence that can be shown."""
+    told = "a sentence"
+    try:
+        read(raw)
+    except kinds as error:
+        told = str(error)
+    except BaseException as error:
+        raise AssertionError(f"{type(error).__name__}: {str(error)[:300]} for {raw[:500]!r}") from error
+    assert told
+    assert not re.search("pydantic|Traceback", told), told
+
+
+@pytest.mark.parametrize("number", [SOME, MANY])
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_an_altered_tokenizer_is_refused_or_works(kind, number):
+    if kind == "bpe":
+        pytest.importorskip("tokenizers")
+    options = {"vocab_size": 300} if kind == "bpe" else {}
+    raw = json.dumps(TOKENIZERS[kind].train(TEXT, **options).to_json()).encode()
+    pick = random.Random(kind)
+
+    def read(data: bytes) -> None:
+        try:
+            value = parse_json(data)
+        except ValueError:
+            return
+        tokenizer = load_tokenizer(value)
+        ids = tokenizer.encode(TEXT[:30])
+        assert all(0 <= int(i) < tokenizer.vocab_size for i in ids)
+        tokenizer.decode(ids)
+
+    for _ in range(number):
+        refused_well(read, altered(raw, pick), CheckpointError)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory, book: Path) -> Path:
+    """A run that has begun: its settings are written, and nothing is trained."""
+    path = tmp_path_factory.mktemp("begun") / "run"
+    config = LanguageConfig(data=(str(book),), run=str(path), cell="elman", hidden=4, batch_size=2, seq_len=8, steps=2)
+    jaxgen.start(config)
+    return path
+
+
+@pytest.mark.parametrize("number", [SOME, FEWER])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_run_with_an_altered_file_is_refused_or_opens(name, number, begun, tmp_path):
+    for each in ("config.json", "tokenizer.json"):
+        (tmp_path / each).write_bytes((begun / each).read_bytes())
+    raw, pick = (begun / name).read_bytes(), random.Random(name)
+
+    def read(data: bytes) -> None:
+        (tmp_path / name).write_bytes(data)
+        SavedRun.open(tmp_path)
+
+    for _ in range(number):
+        refused_well(read, altered(raw, pick), CheckpointError)
+
+
+@pytest.mark.parametrize("number", [SOME, FEWER])
+def test_an_altered_file_of_settings_is_refused_or_read(number, tmp_path):
+    pick, path = random.Random("toml"), tmp_path / "settings.toml"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        validate(LanguageConfig, read_toml(str(path)))
+
+    for _ in range(number):
+        refused_well(read, mutated_bytes(TOML, pick), UsageError)
