@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ class OrbaxError(Exception):
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays as a nested dictionary to the new folder ``path``. Raises ``OrbaxError``."""
+    """Write named arrays as a nested dictionary to the new folder ``path``. Raises ``OSError`` or ``OrbaxError``."""
     tree = fmt.nest({name: array for name, array in arrays.items() if array.size})  # Orbax refuses empty arrays
     if not tree:
         return
@@ -29,14 +31,19 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         with _orbax() as (ocp, checkpointer):
             checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
     except Exception as error:
+        if code := re.search(r"os_error_code='?([0-9]+)", str(error)):  # all that is left of the system's error
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+        if isinstance(error, OSError):
+            raise
         raise OrbaxError(str(error)) from error
 
 
 def read_arrays(folder: Path, step: int, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The arrays named in ``leaves``, as NumPy's, whatever number and kind of devices saved them.
 
-    Their shapes and dtypes are compared with ``leaves`` before anything is allocated. Raises
-    ``DamagedCheckpointError``.
+    Their shapes and dtypes are compared with ``leaves`` before anything is allocated, which raises
+    ``DamagedCheckpointError``. The files were found to be those that were saved: whatever else goes wrong raises
+    ``UnreadableCheckpointError``.
     """
     empty = {n: np.zeros(v["shape"], jax.numpy.dtype(v["dtype"])) for n, v in leaves.items() if 0 in v["shape"]}
     stored = [name for name in leaves if name not in empty]
@@ -58,7 +65,9 @@ def read_arrays(folder: Path, step: int, leaves: Mapping[str, Any]) -> dict[str,
     except CheckpointError:
         raise
     except Exception as error:
-        raise fmt.damaged(folder, step, f"its arrays cannot be read ({type(error).__name__})") from error
+        code = re.search(r"os_error_code='?([0-9]+)", str(error))
+        reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or type(error).__name__
+        raise fmt.unreadable(folder, step, f"{fmt.ARRAYS} ({reason})") from error
 
 
 @contextmanager
