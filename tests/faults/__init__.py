@@ -5,10 +5,11 @@ A further fault is a ``Fault`` in one of the modules here; a further module is o
 
 from __future__ import annotations
 
-from . import damage, disk
+from . import damage, disk, hostile
 from .fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
     *damage.FAULTS,
     *disk.FAULTS,
+    *hostile.FAULTS,
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxgen.store import CheckpointStore
+from jaxgen.store import format as fmt
 
 #: Step -> metric of the checkpoints that ``filled`` saves: the first is the best, the last the latest.
 METRICS = {10: 1.0, 20: 3.0, 30: 2.0}
@@ -35,3 +38,19 @@ def check(store: CheckpointStore, step: int, size: int = 64) -> None:
     assert host == {"step": step}
     for name, array in state(step, size)["params"].items():
         assert np.asarray(restored["params"][name]).tobytes() == array.tobytes(), f"other weights in {name}"
+
+
+def forge(checkpoint: Path, **changes: dict[str, Any]) -> None:
+    """Make the record say what the files are by now, and ``changes``, under a checksum that is right."""
+    record = json.loads((checkpoint / fmt.RECORD).read_bytes())["record"]
+    for name in record["files"]:
+        content = (checkpoint / name).read_bytes()
+        record["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    for key, entries in changes.items():
+        record[key] |= entries
+    (checkpoint / fmt.RECORD).write_text(json.dumps({"sha256": fmt._record_sha256(record), "record": record}))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every name in ``folder`` with what it holds."""
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
