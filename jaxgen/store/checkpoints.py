@@ -7,9 +7,7 @@ import os
 import re
 import secrets
 import shutil
-import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,8 @@ from jaxgen.errors import CheckpointError
 from jaxgen.store import format as fmt
 from jaxgen.store import orbax_io
 from jaxgen.store.files import sync_folder, unwritable
-from jaxgen.store.format import DamagedCheckpointError, UnreadableCheckpointError, damaged
+from jaxgen.store.folders import entries, is_folder, sync_tree, writing
+from jaxgen.store.format import DamagedCheckpointError, damaged
 
 _NAME = re.compile(r"([0-9]{8,18})(?:\.([0-9]{1,9}))?")
 _ASIDE = re.compile(r"([0-9]{8,18})(?:\.[0-9]{1,9})?\.damaged(?:-[0-9]+)?")
@@ -100,7 +99,7 @@ class CheckpointStore:
             orbax_io.write_arrays(partial / fmt.ARRAYS, arrays)
             beside = self._metrics_beside(step)
             fmt.write_record(partial, step, None if metric is None else float(metric), dict(host), leaves, beside)
-            _sync_tree(partial)
+            sync_tree(partial)
             os.rename(partial, self._next_folder(step))
             sync_folder(self.directory)
         except (OSError, orbax_io.OrbaxError) as error:
@@ -126,15 +125,15 @@ class CheckpointStore:
             if folder.name not in damaged_later:
                 self._drop(folder)
         for lost in self._lost:
-            with _writing(self.directory):
+            with writing(self.directory):
                 self._aside(f"{lost:08d}").mkdir()  # says so to those who ask which one is best
         self._damaged, self._lost = set(), set()
 
     def clean(self) -> None:
         """Remove what a killed save or a killed removal left (once per store). Only the process that trains may."""
         if not self._cleaned:
-            for entry in self._entries():
-                if entry.name.startswith(_UNFINISHED) and _is_folder(entry):
+            for entry in entries(self.directory):
+                if entry.name.startswith(_UNFINISHED) and is_folder(entry):
                     self._drop(entry)
         self._cleaned = True
 
@@ -220,28 +219,9 @@ class CheckpointStore:
 
     # --- folders
 
-    def _entries(self) -> list[Path]:
-        """What lies in the folder, none when it does not exist. Refused: a link, which leads to the files of others."""
-        try:
-            mode = os.lstat(self.directory).st_mode
-            if not stat.S_ISDIR(mode):
-                what = "a link" if stat.S_ISLNK(mode) else "not a folder"
-                raise CheckpointError(
-                    f"{self.directory} is {what}: a run keeps its checkpoints in a folder of its own. Put the folder "
-                    "itself there."
-                )
-            return sorted(self.directory.iterdir())
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise UnreadableCheckpointError(
-                f"{self.directory} cannot be read now: {error.strerror}. Nothing was changed. Repeat the command once "
-                "it can be."
-            ) from error
-
     def _every(self) -> list[tuple[int, int, Path]]:
         """All checkpoints as (step, revision, folder), ascending."""
-        matches = [(match, entry) for entry in self._entries() if (match := _NAME.fullmatch(entry.name))]
+        matches = [(match, entry) for entry in entries(self.directory) if (match := _NAME.fullmatch(entry.name))]
         return sorted((int(match[1]), int(match[2] or 0), entry) for match, entry in matches)
 
     def _folders(self) -> dict[int, Path]:
@@ -272,7 +252,7 @@ class CheckpointStore:
             else:
                 own[step] = record["metric"]
                 told |= fmt.metrics_beside(record)
-        aside = {int(match[1]) for entry in self._entries() if (match := _ASIDE.fullmatch(entry.name))}
+        aside = {int(match[1]) for entry in entries(self.directory) if (match := _ASIDE.fullmatch(entry.name))}
         metrics = {step: metric for step, metric in told.items() if step in folders or step not in aside} | own
         return metrics, broken, [error for step, error in broken.items() if step not in told]
 
@@ -328,12 +308,12 @@ class CheckpointStore:
     def _drop(self, folder: Path) -> None:
         """Rename first: a removal that is killed half-way must not leave half a checkpoint."""
         doomed = self.directory / f"{_UNFINISHED}{folder.name.removeprefix(_UNFINISHED)}-{secrets.token_hex(4)}"
-        with _writing(self.directory):
+        with writing(self.directory):
             os.rename(folder, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
     def _set_aside(self, folder: Path) -> None:
-        with _writing(self.directory):
+        with writing(self.directory):
             os.rename(folder, self._aside(folder.name))
             sync_folder(self.directory)
 
@@ -349,10 +329,6 @@ def _lowest(metrics: Mapping[int, float | None]) -> int | None:
     return min(finite, key=lambda step: (finite[step], step), default=None)
 
 
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
 def _is_whole(folder: Path) -> bool:
     """Whether the record and the files are those that were saved. Raises ``CheckpointError`` if none can tell now."""
     match = _NAME.fullmatch(folder.name)
@@ -362,20 +338,3 @@ def _is_whole(folder: Path) -> bool:
     except DamagedCheckpointError:
         return False
     return True
-
-
-@contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(directory, error) from error
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with open(path, "r+b") as file:  # Windows syncs files open for writing only
-                os.fsync(file.fileno())

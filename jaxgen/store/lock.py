@@ -88,6 +88,12 @@ class RunLock:
                     each.rmdir()
             raise
 
+    @classmethod
+    def release_all(cls) -> None:
+        """Release what this process holds, at its end."""
+        for lock in list(cls._held.values()):
+            lock.release()
+
     def release(self) -> None:
         """Let others train the run."""
         if self._held.get(self.folder) is self:
@@ -102,6 +108,9 @@ class RunLock:
     def _is_there(self) -> bool:
         """Whether the file in the folder is the one that is locked, and not one that another made since."""
         return self._descriptor >= 0 and _is_same(self._descriptor, self.folder / LOCK)
+
+
+atexit.register(RunLock.release_all)
 
 
 def exclusively(where: Callable[..., str | os.PathLike[str] | None]) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -264,9 +273,3 @@ def _is_same(descriptor: int, path: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(there.st_mode) and (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
-
-
-@atexit.register
-def _release_all() -> None:
-    for lock in list(RunLock._held.values()):
-        lock.release()
