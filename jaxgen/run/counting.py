@@ -16,6 +16,7 @@ from jaxgen.run.saved import SavedRun
 from jaxgen.run.trainer import Emit, Trainer
 from jaxgen.store import RunDirectory
 from jaxgen.store.config import TrainConfig
+from jaxgen.store.lock import locked
 from jaxgen.tasks import NGramTask
 from jaxgen.text import EOS
 from jaxgen.training import TrainState
@@ -30,6 +31,7 @@ class Counting(Trainer):
         self.go_on(TrainState(jnp.zeros((), jnp.int32), params, (), ()))
         return self
 
+    @locked
     def train(self) -> Finished:
         """Evaluate the model, save it if that is not done yet, and report."""
         self.emit(Started(str(self.run.path), self._facts(), 0, 0))

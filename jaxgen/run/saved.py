@@ -38,7 +38,11 @@ class SavedRun:
             name, config, resolved = saved["task"], saved["config"], saved["resolved"]
             kind, known = DATA[name].Config, models(name)
             options = dict(resolved["model"])
-            config, _ = dict(config), [resolved[key] for key in ("steps", "horizon", "parameters", "data", "devices")]
+            config, digests = dict(config), [resolved["data"][key] for key in ("name", "sha256")]
+            if not all(type(resolved[key]) is int for key in ("steps", "horizon", "parameters", "devices")):
+                raise TypeError
+            if not all(isinstance(each, str) for each in digests):
+                raise TypeError
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(
                 f"{directory.config_path} does not describe a run of this version of jaxgen. Train it again."

@@ -23,6 +23,7 @@ from jaxgen.run.tensorboard import require_tensorboard
 from jaxgen.run.trainer import Emit, Progressed, Trainer
 from jaxgen.store import RunDirectory, truncate_samples
 from jaxgen.store.config import TrainConfig
+from jaxgen.store.lock import exclusively
 from jaxgen.tasks import models
 from jaxgen.training import count_devices, create_state
 
@@ -36,6 +37,7 @@ def ignore(event: Any) -> None:
     """An ``emit`` for those who do not listen."""
 
 
+@exclusively(lambda config, *_, **__: config.run)
 def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
     """A new run in a new folder. Raises ``UsageError``, ``DataError`` and ``CheckpointError`` before it exists."""
     return MODELS[config.model].start(config, emit)
@@ -79,6 +81,7 @@ def _start(config: TrainConfig, emit: Emit) -> Trainer:
     return Trainer(config, data, task, run, resolved, emit).begin(params)
 
 
+@exclusively(lambda path, *_, **__: path if RunDirectory(path).exists() else None)
 def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) -> Trainer:
     """Continue the run at ``path`` where it stopped, bitwise as if it had not (on one kind of device).
 
@@ -124,9 +127,9 @@ def _resume(saved: SavedRun, config: TrainConfig, data: TaskData, emit: Emit) ->
         trainer.done = Progressed(**host)
         for problem in problems:
             emit(Note(f"WARNING: {problem} Continuing from step {step:,}."))
-    trainer.store.truncate(step)
     trainer.metrics.truncate(step)
     truncate_samples(saved.directory.samples_path, step)
+    trainer.store.truncate(step)
     write_config(saved.directory, config, resolved)
     return trainer
 

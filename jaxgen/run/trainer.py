@@ -26,6 +26,7 @@ from jaxgen.run.tensorboard import open_events
 from jaxgen.sampling import PRNG
 from jaxgen.store import Best, CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses
 from jaxgen.store.config import TrainConfig
+from jaxgen.store.lock import locked
 from jaxgen.training import TrainState, make_mesh, on_one_device, spread_evaluation, spread_state
 
 Emit = Callable[[Event], None]
@@ -102,6 +103,7 @@ class Trainer:
 
     # --- the loop
 
+    @locked
     def train(self) -> Finished:
         """Run to the last step. Raises ``Interrupted`` (all saved) and ``DivergedError``."""
         step = int(self._current().step)

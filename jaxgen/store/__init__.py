@@ -1,7 +1,7 @@
 """What a run keeps on disk: its folder, its checkpoints, its metrics and samples, its picture."""
 
 from jaxgen.store.checkpoints import CheckpointStore
-from jaxgen.store.format import DamagedCheckpointError
+from jaxgen.store.format import DamagedCheckpointError, UnreadableCheckpointError
 from jaxgen.store.metrics import MetricsLog, append_sample, truncate_samples
 from jaxgen.store.plot import Best, draw_losses
 from jaxgen.store.run_directory import RunDirectory
@@ -12,6 +12,7 @@ __all__ = [
     "DamagedCheckpointError",
     "MetricsLog",
     "RunDirectory",
+    "UnreadableCheckpointError",
     "append_sample",
     "draw_losses",
     "truncate_samples",

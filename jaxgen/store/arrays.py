@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,12 +39,14 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What ``save_arrays`` wrote. Raises ``CheckpointError`` for a file that is missing, altered or none of ours."""
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device would block
+            raise CheckpointError(f"{path} is not a regular file. Give one that jaxgen wrote.")
         if path.stat().st_size > MAX_BYTES:
             raise CheckpointError(f"{path} is larger than {MAX_BYTES // 2**20} MB, the most that is read.")
         data = io.BytesIO(path.read_bytes())
         with zipfile.ZipFile(data) as file:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
-                raise ValueError("it is compressed")  # and could fill the memory
+            _check_sizes(file, len(data.getbuffer()))
+        data.seek(0)
         with np.load(data, allow_pickle=False) as loaded:
             entries = {name: loaded[name] for name in loaded.files}
         digest, about = entries.pop(DIGEST), None
@@ -56,6 +59,22 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not isinstance(about, dict):
         raise CheckpointError(f"{path} is damaged, or no file of jaxgen's. Make it anew.")
     return entries, about
+
+
+def _check_sizes(file: zipfile.ZipFile, size: int) -> None:
+    """Raise ``ValueError`` unless every array is as large as its entry, and all entries together as the file."""
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+        raise ValueError("it is compressed")  # and could fill the memory
+    if sum(entry.file_size for entry in file.infolist()) > size:
+        raise ValueError("its entries overlap")
+    for entry in file.infolist():
+        with file.open(entry) as header:
+            version = np.lib.format.read_magic(header)
+            if version != (1, 0):
+                raise ValueError("its header is larger than that of any array of ours")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(header)
+            if dtype.hasobject or header.tell() + math.prod(shape) * dtype.itemsize != entry.file_size:
+                raise ValueError("its header is not that of its content")
 
 
 def _digest(entries: Mapping[str, np.ndarray]) -> bytes:

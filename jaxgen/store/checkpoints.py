@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import errno
 import os
 import re
 import secrets
@@ -17,9 +17,11 @@ from jaxgen.errors import CheckpointError
 from jaxgen.store import format as fmt
 from jaxgen.store import orbax_io
 from jaxgen.store.files import sync_folder, unwritable
+from jaxgen.store.folders import entries, is_folder, sync_tree, writing
 from jaxgen.store.format import DamagedCheckpointError, damaged
 
 _NAME = re.compile(r"([0-9]{8,18})(?:\.([0-9]{1,9}))?")
+_ASIDE = re.compile(r"([0-9]{8,18})(?:\.[0-9]{1,9})?\.damaged(?:-[0-9]+)?")
 _UNFINISHED = ".tmp-"
 
 
@@ -28,7 +30,8 @@ class CheckpointStore:
 
     A checkpoint is a folder named by its step; saving a step again makes ``<step>.1`` and then drops the former, so
     there is no moment without one. Reading never writes: what a killed save left is ignored, and removed by the
-    next save.
+    next save. A folder of that name is a checkpoint whatever it holds: one that is damaged is told of, and what sets it
+    aside (as ``<step>.damaged``, which nothing here touches again) is ``truncate``, when a run goes on without it.
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep_latest: int = 2) -> None:
@@ -36,7 +39,9 @@ class CheckpointStore:
             raise ValueError(f"keep_latest is {keep_latest}; it must be at least 1.")
         self.directory = Path(directory).absolute()
         self.keep_latest = keep_latest
-        self._cleaned = False
+        self._cleaned = self._known = False
+        self._damaged: set[str] = set()  # names of folders that restoring found damaged
+        self._lost: set[int] = set()  # steps that were best and are gone
 
     # --- what is there
 
@@ -49,21 +54,19 @@ class CheckpointStore:
         return max(self._folders(), default=None)
 
     def best(self) -> int | None:
-        """The step with the lowest finite metric, the earliest of equals; ``None`` when no checkpoint has one."""
-        metrics: dict[int, float] = {}
-        for step in self.steps():
-            try:
-                metric = self.metric(step)
-            except CheckpointError:
-                continue  # restoring it says what is wrong
-            if metric is not None:
-                metrics[step] = metric
-        return min(metrics, key=lambda step: metrics[step], default=None)
+        """The step with the lowest finite metric, the earliest of equals; ``None`` when no checkpoint has one.
+
+        Every record knows the metrics of those beside it, so a damaged best one is still the best, and restoring it
+        says what is wrong. Raises ``CheckpointError`` when the metric of a damaged one is told nowhere.
+        """
+        metrics, _, untold = self._metrics()
+        if untold:
+            raise untold[0]
+        return _lowest(metrics)
 
     def metric(self, step: int) -> float | None:
         """The metric that ``step`` was saved with; ``None`` when it had none or it was not finite."""
-        value = self._record(step)[1]["metric"]
-        return value if isinstance(value, float) and math.isfinite(value) else None
+        return self._record(step)[1]["metric"]
 
     def host(self, step: int | None = None) -> dict[str, Any]:
         """The JSON saved beside the arrays, without reading them (step ``None``: the latest)."""
@@ -90,33 +93,47 @@ class CheckpointStore:
             metric = self._former_metric(step, leaves)
         partial = self.directory / f"{_UNFINISHED}{step}-{os.getpid()}-{secrets.token_hex(4)}"
         try:
-            self.directory.mkdir(exist_ok=True)
+            self._make_folder()
             self.clean()
             partial.mkdir()
             orbax_io.write_arrays(partial / fmt.ARRAYS, arrays)
-            fmt.write_record(partial, step, None if metric is None else float(metric), dict(host), leaves)
-            _sync_tree(partial)
+            beside = self._metrics_beside(step)
+            fmt.write_record(partial, step, None if metric is None else float(metric), dict(host), leaves, beside)
+            sync_tree(partial)
             os.rename(partial, self._next_folder(step))
             sync_folder(self.directory)
         except (OSError, orbax_io.OrbaxError) as error:
-            raise unwritable(self.directory, error.__cause__ or error) from error
+            shutil.rmtree(partial, ignore_errors=True)
+            reason = error if isinstance(error, OSError) else error.__cause__ or error
+            raise unwritable(self.directory, reason, needed=sum(array.nbytes for array in arrays.values())) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+        self._known = True
         self._retain(step)
 
     def truncate(self, step: int) -> None:
-        """Drop the checkpoints beyond ``step``: a run that resumes there will write them again."""
+        """Drop the checkpoints beyond ``step``: a run that resumes there will write them again.
+
+        Those that are damaged are set aside instead, and so are older ones that ``restore_newest_good`` found damaged.
+        """
         self.clean()
-        for later in [s for s in self.steps() if s > step]:
-            self._drop(self._folders()[later])
+        later = [folder for number, _, folder in self._every() if number > step and folder.name not in self._damaged]
+        damaged_later = {folder.name for folder in later if not _is_whole(folder)}  # all are read before any is dropped
+        for name in sorted(self._damaged | damaged_later):
+            self._set_aside(self.directory / name)
+        for folder in later:
+            if folder.name not in damaged_later:
+                self._drop(folder)
+        for lost in self._lost:
+            with writing(self.directory):
+                self._aside(f"{lost:08d}").mkdir()  # says so to those who ask which one is best
+        self._damaged, self._lost = set(), set()
 
     def clean(self) -> None:
         """Remove what a killed save or a killed removal left (once per store). Only the process that trains may."""
-        if not self._cleaned and self.directory.is_dir():
-            whole = self._folders().values()
-            for entry in list(self.directory.iterdir()):
-                ours = _NAME.fullmatch(entry.name) or entry.name.startswith(_UNFINISHED)
-                if ours and entry not in whole and entry.is_dir():
+        if not self._cleaned:
+            for entry in entries(self.directory):
+                if entry.name.startswith(_UNFINISHED) and is_folder(entry):
                     self._drop(entry)
         self._cleaned = True
 
@@ -129,24 +146,27 @@ class CheckpointStore:
         back its classes; without it the state is nested dictionaries. Raises ``DamagedCheckpointError`` naming what
         was altered, and ``CheckpointError`` for no such step or a leaf of another shape.
         """
-        return self._restore(step, like, "")
+        return self._restore(*self._find(step), like, "")
 
     def restore_params(self, step: int | None = None, like: Any = None) -> tuple[Any, dict[str, Any]]:
         """As ``restore``, but only the subtree ``params`` of the state; ``like`` is that subtree's."""
-        return self._restore(step, like, "params/")
+        return self._restore(*self._find(step), like, "params/")
 
     def restore_newest_good(self, like: Any = None) -> tuple[int, Any, dict[str, Any], list[str]]:
-        """The newest checkpoint that is undamaged: (step, state, host, what was wrong with each newer one).
+        """The newest checkpoint that is undamaged: (step, state, host, what was wrong with each that is not).
 
-        Raises ``CheckpointError`` when none is good, and at once when one has another shape than ``like``.
+        ``truncate`` then sets those aside. They are the newer ones, and of the older ones the best and any that cannot
+        say whether it is. Raises ``CheckpointError`` when none is good, and at once when one has another shape than
+        ``like`` or cannot be read now.
         """
         problems: list[str] = []
-        for step in reversed(self.steps()):
+        for step, _, folder in reversed(self._every()):
             try:
-                state, host = self.restore(step, like)
+                state, host = self._restore(folder, step, like, "")
             except DamagedCheckpointError as error:
-                problems.append(str(error))
+                self._note(folder, error, problems)
             else:
+                self._look_at_best(problems)
                 return step, state, host, problems
         if problems:
             raise CheckpointError(
@@ -155,15 +175,37 @@ class CheckpointStore:
             )
         raise self._nothing()
 
-    def _restore(self, step: int | None, like: Any, prefix: str) -> tuple[Any, dict[str, Any]]:
-        folder, record = self._record(step)
-        step = record["step"]
+    def _look_at_best(self, problems: list[str]) -> None:
+        """Add what is wrong with the best checkpoint, and with those that may be it."""
+        _, broken, _ = self._metrics()
+        for step, error in broken.items():
+            if not isinstance(error, DamagedCheckpointError):
+                raise error
+            if (folder := self._folders()[step]).name not in self._damaged:
+                self._note(folder, error, problems)
+        best, folders = _lowest(self._metrics()[0]), self._folders()
+        if best is not None and best not in folders:
+            self._lost.add(best)
+            problems.append(f"The checkpoint of step {best}, the best one, is missing from {self.directory}.")
+        elif best is not None and folders[best].name not in self._damaged:
+            try:
+                fmt.check_files(folders[best], best, fmt.read_record(folders[best], best))
+            except DamagedCheckpointError as error:
+                self._note(folders[best], error, problems)
+
+    def _note(self, folder: Path, error: DamagedCheckpointError, problems: list[str]) -> None:
+        self._damaged.add(folder.name)
+        problems.append(f"{error.said} It is set aside as {self._aside(folder.name)}.")
+
+    def _restore(self, folder: Path, step: int, like: Any, prefix: str) -> tuple[Any, dict[str, Any]]:
+        record = fmt.read_record(folder, step)
         leaves = {name: leaf for name, leaf in record["leaves"].items() if name.startswith(prefix)}
         if not leaves and prefix:
             raise CheckpointError(f"The checkpoint of step {step} holds no {prefix[:-1]}; it was not saved by jaxgen.")
         wanted = None if like is None else [prefix + name for name, _ in fmt.leaf_names(like)]
         if wanted is not None:
             fmt.check_like(step, leaves, dict(zip(wanted, jax.tree_util.tree_leaves(like))))
+        fmt.check_memory(step, leaves)
         fmt.check_files(folder, step, record)
         arrays = orbax_io.read_arrays(folder, step, leaves)
         for name, leaf in leaves.items():
@@ -177,22 +219,55 @@ class CheckpointStore:
 
     # --- folders
 
+    def _every(self) -> list[tuple[int, int, Path]]:
+        """All checkpoints as (step, revision, folder), ascending."""
+        matches = [(match, entry) for entry in entries(self.directory) if (match := _NAME.fullmatch(entry.name))]
+        return sorted((int(match[1]), int(match[2] or 0), entry) for match, entry in matches)
+
     def _folders(self) -> dict[int, Path]:
         """Step -> its folder: of a step saved again, the one written last."""
-        found: dict[int, tuple[int, Path]] = {}
-        for entry in self.directory.iterdir() if self.directory.is_dir() else []:
-            match = _NAME.fullmatch(entry.name)
-            if match and (entry / fmt.RECORD).is_file():
-                step, revision = int(match[1]), int(match[2] or 0)
-                found[step] = max(found.get(step, (-1, entry)), (revision, entry))
-        return {step: entry for step, (_, entry) in found.items()}
+        folders = {step: folder for step, _, folder in self._every()}
+        self._known |= bool(folders)
+        return folders
+
+    def _make_folder(self) -> None:
+        """Make the folder unless it was there before: then someone removed it, and the best one with it."""
+        if not self._known:
+            self.directory.mkdir(exist_ok=True)
+        elif not self.directory.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the folder was removed while the run went on")
+
+    def _metrics(self) -> tuple[dict[int, float | None], dict[int, CheckpointError], list[CheckpointError]]:
+        """Step -> metric, by its record or by those beside it; step -> what is wrong with its record; and of those
+        the errors of the steps whose metric none tells."""
+        own: dict[int, float | None] = {}
+        told: dict[int, float | None] = {}
+        broken: dict[int, CheckpointError] = {}
+        folders = self._folders()
+        for step, folder in sorted(folders.items()):
+            try:
+                record = fmt.read_record(folder, step)
+            except CheckpointError as error:
+                broken[step] = error
+            else:
+                own[step] = record["metric"]
+                told |= fmt.metrics_beside(record)
+        aside = {int(match[1]) for entry in entries(self.directory) if (match := _ASIDE.fullmatch(entry.name))}
+        metrics = {step: metric for step, metric in told.items() if step in folders or step not in aside} | own
+        return metrics, broken, [error for step, error in broken.items() if step not in told]
+
+    def _metrics_beside(self, step: int) -> dict[int, float | None]:
+        """What the record of ``step`` is to remember of the others."""
+        metrics, _, _ = self._metrics()
+        kept = {*self._folders(), _lowest(metrics)}
+        return {beside: metric for beside, metric in metrics.items() if beside in kept and beside != step}
 
     def _next_folder(self, step: int) -> Path:
         matches = [match for entry in os.listdir(self.directory) if (match := _NAME.fullmatch(entry))]
         revision = max((int(match[2] or 0) for match in matches if int(match[1]) == step), default=-1) + 1
         return self.directory / (f"{step:08d}.{revision}" if revision else f"{step:08d}")
 
-    def _record(self, step: int | None) -> tuple[Path, dict[str, Any]]:
+    def _find(self, step: int | None) -> tuple[Path, int]:
         folders = self._folders()
         if not folders:
             raise self._nothing()
@@ -200,7 +275,11 @@ class CheckpointStore:
         if chosen not in folders:
             there = ", ".join(map(str, sorted(folders)))
             raise CheckpointError(f"There is no checkpoint of step {step} in {self.directory}. Choose one of: {there}.")
-        return folders[chosen], fmt.read_record(folders[chosen], chosen)
+        return folders[chosen], chosen
+
+    def _record(self, step: int | None) -> tuple[Path, dict[str, Any]]:
+        folder, chosen = self._find(step)
+        return folder, fmt.read_record(folder, chosen)
 
     def _nothing(self) -> CheckpointError:
         return CheckpointError(
@@ -209,33 +288,53 @@ class CheckpointStore:
         )
 
     def _former_metric(self, step: int, leaves: dict[str, Any]) -> float | None:
+        folder = self._folders().get(step)
         try:
-            return self.metric(step) if self._record(step)[1]["leaves"] == leaves else None
-        except CheckpointError:
+            record = None if folder is None else fmt.read_record(folder, step)
+        except DamagedCheckpointError:
             return None
+        return record["metric"] if record is not None and record["leaves"] == leaves else None
 
     def _retain(self, saved: int) -> None:
+        """Drop all but the latest, the best and those whose record cannot be read: nothing is known of these."""
+        metrics, broken, _ = self._metrics()
         folders = self._folders()
-        keep = {saved, self.best(), *sorted(folders)[-self.keep_latest :]}
-        keep_folders = {folder for step, folder in folders.items() if step in keep}
-        for entry in list(self.directory.iterdir()):
-            if _NAME.fullmatch(entry.name) and entry not in keep_folders:
-                self._drop(entry)
+        latest = sorted(folders.keys() - broken.keys())[-self.keep_latest :]
+        keep = {folders[step] for step in {saved, _lowest(metrics), *latest, *broken} if step in folders}
+        for _, _, folder in self._every():
+            if folder not in keep:
+                self._drop(folder)
 
     def _drop(self, folder: Path) -> None:
         """Rename first: a removal that is killed half-way must not leave half a checkpoint."""
         doomed = self.directory / f"{_UNFINISHED}{folder.name.removeprefix(_UNFINISHED)}-{secrets.token_hex(4)}"
-        try:
+        with writing(self.directory):
             os.rename(folder, doomed)
-        except OSError as error:
-            raise unwritable(self.directory, error) from error
         shutil.rmtree(doomed, ignore_errors=True)
 
+    def _set_aside(self, folder: Path) -> None:
+        with writing(self.directory):
+            os.rename(folder, self._aside(folder.name))
+            sync_folder(self.directory)
 
-def _sync_tree(folder: Path) -> None:
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with open(path, "r+b") as file:  # Windows syncs files open for writing only
-                os.fsync(file.fileno())
+    def _aside(self, name: str) -> Path:
+        """Where the damaged checkpoint in the folder ``name`` goes."""
+        numbers = ("", *(f"-{number}" for number in range(2, 1000)))
+        places = (self.directory / f"{name}.damaged{number}" for number in numbers)
+        return next(place for place in places if not os.path.lexists(place))
+
+
+def _lowest(metrics: Mapping[int, float | None]) -> int | None:
+    finite = {step: metric for step, metric in metrics.items() if metric is not None}
+    return min(finite, key=lambda step: (finite[step], step), default=None)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the record and the files are those that were saved. Raises ``CheckpointError`` if none can tell now."""
+    match = _NAME.fullmatch(folder.name)
+    step = int(match[1]) if match else 0
+    try:
+        fmt.check_files(folder, step, fmt.read_record(folder, step))
+    except DamagedCheckpointError:
+        return False
+    return True

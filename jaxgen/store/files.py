@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import secrets
+import shutil
+import stat
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from jaxgen.errors import CheckpointError
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 64
+#: Lists and objects in one file, and values: each takes far more memory than the two bytes that it is written in.
+MAX_JSON_CONTAINERS = 2**20
+MAX_JSON_VALUES = 2**21
+#: What a disk says that has no room, or lets this user have no more of it.
+NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 #: What to do about a file of a run that could not be written.
@@ -37,7 +45,31 @@ def replace_file(path: Path, data: bytes, advice: str = "repeat the command") ->
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
     except OSError as error:
-        raise unwritable(path, error, advice) from error
+        raise unwritable(path, error, advice, len(data)) from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read. Raises ``ValueError`` for a link, and for a pipe or a device, which would block."""
+    if problem := not_regular(os.lstat(path)):
+        raise ValueError(problem)
+    return open(path, "rb")
+
+
+def not_regular(status: os.stat_result) -> str | None:
+    """What is wrong with what has this ``os.lstat`` as a file of a run; ``None`` for a regular file."""
+    if stat.S_ISLNK(status.st_mode):
+        return "is a link, and a run holds its own files only"
+    return None if stat.S_ISREG(status.st_mode) else "is not a regular file"
+
+
+def refuse_links(path: Path) -> None:
+    """Raise ``CheckpointError`` when what lies at ``path`` is no regular file: it is not written through or cut."""
+    try:
+        problem = not_regular(os.lstat(path))
+    except OSError:
+        return  # nothing there; what else it is, opening it will say
+    if problem:
+        raise CheckpointError(f"{path} {problem}. Remove it, then {RESUME}.")
 
 
 def file_sha256(path: Path) -> str:
@@ -64,12 +96,29 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def unwritable(path: Path, error: BaseException, advice: str = RESUME) -> CheckpointError:
-    """The error that says ``path`` could not be written, why, and what to do: by default as for a run in training."""
+def unwritable(path: Path, error: BaseException, advice: str = RESUME, needed: int | None = None) -> CheckpointError:
+    """The error that says ``path`` could not be written, why, and what to do: by default as for a run in training.
+
+    Where there is no room it tells how many bytes were ``needed``, if given, and how many are free.
+    """
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, OSError) and error.errno in NO_ROOM and needed is not None:
+        reason += f" ({_size(needed)} needed{_free(path)})"
     return CheckpointError(
         f"Could not write {path}: {reason}. Make room on that disk or make the folder writable, then {advice}."
     )
+
+
+def _free(path: Path) -> str:
+    there = next(place for place in (path, *path.absolute().parents) if place.is_dir())
+    try:
+        return f", {_size(shutil.disk_usage(there).free)} free"
+    except OSError:
+        return ""
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e6:,.1f} MB" if number >= 1e5 else f"{number / 1e3:,.1f} kB"
 
 
 def dump_json(value: Any) -> bytes:
@@ -80,32 +129,46 @@ def dump_json(value: Any) -> bytes:
 def load_json(path: Path, advice: str) -> Any:
     """Read one JSON file of ours; ``advice`` is the sentence that says what to do when that fails.
 
-    Refused with ``CheckpointError``: missing, not a regular file, larger than 64 MB, not UTF-8, not JSON, deeper
-    than 64 levels, a key given twice, a number that is not finite.
+    Refused with ``CheckpointError``: missing, a link, not a regular file, larger than 64 MB, and what ``parse_json``
+    refuses.
     """
 
     def refuse(problem: str, cause: Exception | None = None) -> NoReturn:
         raise CheckpointError(f"{path} {problem}. {advice}") from cause
 
     try:
-        if not path.exists():
-            refuse("does not exist")
-        if not path.is_file():  # a pipe or a device would block
-            refuse("is not a regular file")
-        with open(path, "rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
+        data = read_bounded(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        refuse("does not exist", error)
     except OSError as error:
         refuse(f"cannot be read ({error.strerror})", error)
-    if len(data) > MAX_JSON_BYTES:
-        refuse(f"is larger than {MAX_JSON_BYTES // 2**20} MB, the most that is read")
+    except ValueError as error:
+        refuse(str(error), error)
     try:
         return parse_json(data)
     except ValueError as error:
         refuse(f"is not acceptable JSON: {error}", error)
 
 
+def read_bounded(path: Path) -> bytes:
+    """The bytes of a regular file of at most 64 MB. Raises ``ValueError`` that says what else it is."""
+    with open_regular(path) as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"is larger than {MAX_JSON_BYTES // 2**20} MB, the most that is read")
+    return data
+
+
 def parse_json(data: bytes) -> Any:
-    """``data`` as JSON under the rules of ``load_json``. Raises ``ValueError`` that says what is wrong."""
+    """``data`` as strict JSON. Raises ``ValueError`` that says what is wrong.
+
+    That is: not UTF-8, not JSON, deeper than 64 levels, a key given twice, a number that is not finite, and more lists
+    or values than a run ever writes, before any is made.
+    """
+    if data.count(b"[") + data.count(b"{") > MAX_JSON_CONTAINERS:
+        raise ValueError(f"it has more than {MAX_JSON_CONTAINERS:,} lists and objects, the most that are read")
+    if data.count(b",") > MAX_JSON_VALUES:
+        raise ValueError(f"it has more than {MAX_JSON_VALUES:,} values, the most that are read")
     try:
         value = json.loads(
             data.decode("utf-8"),

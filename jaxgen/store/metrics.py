@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen.errors import CheckpointError
-from jaxgen.store.files import RESUME, parse_json, replace_file, unwritable
+from jaxgen.store.files import RESUME, parse_json, refuse_links, replace_file, sync_folder, unwritable
 
 
 class MetricsLog:
@@ -21,7 +22,7 @@ class MetricsLog:
         self.path = Path(path)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add ``row`` as one line, handed to the system before this returns; numbers that are not finite become null.
+        """Add ``row`` as one line, on the disk before this returns; numbers that are not finite become null.
 
         Scalars of NumPy and JAX are taken as numbers. Raises ``CheckpointError`` when the file cannot be written.
         """
@@ -38,14 +39,33 @@ class MetricsLog:
         return [row for _, row in self._lines()]
 
     def truncate(self, step: int) -> None:
-        """Drop the rows whose ``"step"`` is beyond ``step``, and a torn last line, in one atomic replacement."""
-        if self.path.exists():
-            kept = [raw for raw, row in self._lines() if not _beyond(row.get("step"), step)]
-            replace_file(self.path, b"".join(kept), RESUME)
+        """Drop the rows whose ``"step"`` is beyond ``step``, and a torn last line, in one atomic replacement.
+
+        A damaged line goes with them where it stands beyond ``step`` too: behind the last row that is kept, and with a
+        greater step of its own if that can still be read. Any other raises as in ``read``.
+        """
+        lines = list(self._parsed())
+        if not self.path.exists():
+            return
+        within = [row is not None and not _beyond(row.get("step"), step) for _, row, _ in lines]
+        last = max((number for number, inside in enumerate(within) if inside), default=-1)
+        reached = last >= 0 and (lines[last][1] or {}).get("step") == step
+        for number, (line, row, error) in enumerate(lines):
+            told = re.match(rb'\{"step": ([0-9]{1,18}),', line)
+            after = number > last and (reached if told is None else int(told[1]) > step)
+            if row is None and error is not None and not after:
+                raise error
+        replace_file(self.path, b"".join(line for (line, _, _), inside in zip(lines, within) if inside), RESUME)
 
     def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        data = self.path.read_bytes() if self.path.exists() else b""
-        lines = data.split(b"\n")
+        for line, row, error in self._parsed():
+            if row is None:
+                raise error or AssertionError("unreachable")
+            yield line, row
+
+    def _parsed(self) -> Iterator[tuple[bytes, dict[str, Any] | None, CheckpointError | None]]:
+        """Every line with its row, or without one and with the error that says so; a torn last line is left out."""
+        lines = _content(self.path).split(b"\n")
         for number, line in enumerate(lines, start=1):
             last = number == len(lines)
             if last and not line:
@@ -57,11 +77,13 @@ class MetricsLog:
             except ValueError as error:
                 if last:
                     return
-                raise CheckpointError(
-                    f"Line {number} of {self.path} is not a row of metrics: {error}. Delete that line; the run goes "
-                    "on without it."
-                ) from error
-            yield line + b"\n", row
+                problem = CheckpointError(
+                    f"Line {number} of {self.path} is not a row of metrics: {error}. Delete that line; the run goes on "
+                    "without it."
+                )
+                yield line + b"\n", None, problem
+            else:
+                yield line + b"\n", row, None
 
 
 def append_sample(path: str | os.PathLike[str], step: int, text: str) -> None:
@@ -74,15 +96,16 @@ def append_sample(path: str | os.PathLike[str], step: int, text: str) -> None:
     body = re.sub(rb"(?m)^(\\*=== step)", rb"\\\1", body)
     target = Path(path)
     if _ends_torn(target):
-        replace_file(target, b"".join(section for _, section in _sections(target.read_bytes())), RESUME)
+        replace_file(target, b"".join(section for _, section in _sections(_content(target))), RESUME)
     _append(target, b"=== step %d ===\n%b\n\n" % (step, body.rstrip(b"\n")))
 
 
 def truncate_samples(path: str | os.PathLike[str], step: int) -> None:
     """Drop the sections of ``samples.txt`` that belong to a step beyond ``step``, and one cut short by a crash."""
     target = Path(path)
+    data = _content(target)
     if target.exists():
-        kept = [section for number, section in _sections(target.read_bytes()) if not _beyond(number, step)]
+        kept = [section for number, section in _sections(data) if not _beyond(number, step)]
         replace_file(target, b"".join(kept), RESUME)
 
 
@@ -105,7 +128,19 @@ def _beyond(number: Any, step: int) -> bool:
     return isinstance(number, (int, float)) and number > step
 
 
+def _content(path: Path) -> bytes:
+    """The bytes of a log; none when it does not exist. Raises ``CheckpointError`` for a link or no regular file."""
+    refuse_links(path)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read now: {error.strerror}. Nothing was changed.") from error
+
+
 def _ends_torn(path: Path) -> bool:
+    refuse_links(path)
     if not path.exists() or path.stat().st_size == 0:
         return False
     with open(path, "rb") as file:
@@ -114,12 +149,17 @@ def _ends_torn(path: Path) -> bool:
 
 
 def _append(path: Path, data: bytes) -> None:
+    """Add ``data`` for good: a checkpoint saved next stands for it, and must not outlive it when the power fails."""
     try:
+        new = not path.exists()
         with open(path, "ab", buffering=0) as file:  # one write: a kill leaves the line whole or absent
             if file.write(data) != len(data):
-                raise OSError(0, "the disk is full")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        if new:
+            sync_folder(path.parent)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise unwritable(path, error, needed=len(data)) from error
 
 
 def _plain(value: Any) -> Any:

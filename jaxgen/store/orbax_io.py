@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import logging
+import os
+import re
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,30 +25,35 @@ class OrbaxError(Exception):
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays as a nested dictionary to the new folder ``path``. Raises ``OrbaxError``."""
+    """Write named arrays as a nested dictionary to the new folder ``path``. Raises ``OSError`` or ``OrbaxError``."""
     tree = fmt.nest({name: array for name, array in arrays.items() if array.size})  # Orbax refuses empty arrays
     if not tree:
         return
     try:
-        with _orbax() as (ocp, checkpointer):
+        with _orbax() as (ocp, checkpointer), _without_magic(path) as path:
             checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
     except Exception as error:
+        if code := re.search(r"os_error_code='?([0-9]+)", str(error)):  # all that is left of the system's error
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+        if isinstance(error, OSError):
+            raise
         raise OrbaxError(str(error)) from error
 
 
 def read_arrays(folder: Path, step: int, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The arrays named in ``leaves``, as NumPy's, whatever number and kind of devices saved them.
 
-    Their shapes and dtypes are compared with ``leaves`` before anything is allocated. Raises
-    ``DamagedCheckpointError``.
+    Their shapes and dtypes are compared with ``leaves`` before anything is allocated, which raises
+    ``DamagedCheckpointError``. The files were found to be those that were saved: whatever else goes wrong raises
+    ``UnreadableCheckpointError``.
     """
     empty = {n: np.zeros(v["shape"], jax.numpy.dtype(v["dtype"])) for n, v in leaves.items() if 0 in v["shape"]}
     stored = [name for name in leaves if name not in empty]
     if not stored:
         return empty
     try:
-        with _orbax() as (ocp, checkpointer):
-            found = fmt.flatten(checkpointer.metadata(folder / fmt.ARRAYS).item_metadata.tree)
+        with _orbax() as (ocp, checkpointer), _without_magic(folder / fmt.ARRAYS) as path:
+            found = fmt.flatten(checkpointer.metadata(path).item_metadata.tree)
             for name in stored:
                 there = found.get(name)
                 shape_and_dtype = None if there is None else [list(there.shape), np.dtype(there.dtype).name]
@@ -54,11 +63,28 @@ def read_arrays(folder: Path, step: int, leaves: Mapping[str, Any]) -> dict[str,
             # NumPy's arrays have no sharding, so the number of devices that saved them does not matter.
             how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             request = ocp.args.PyTreeRestore(tree, restore_args=how, partial_restore=True)
-            return fmt.flatten(checkpointer.restore(folder / fmt.ARRAYS, args=request)) | empty
+            return fmt.flatten(checkpointer.restore(path, args=request)) | empty
     except CheckpointError:
         raise
     except Exception as error:
-        raise fmt.damaged(folder, step, f"its arrays cannot be read ({type(error).__name__})") from error
+        code = re.search(r"os_error_code='?([0-9]+)", str(error))
+        reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or type(error).__name__
+        raise fmt.unreadable(folder, step, f"{fmt.ARRAYS} ({reason})") from error
+
+
+@contextmanager
+def _without_magic(path: Path) -> Iterator[Path]:
+    """Another name of ``path`` where its own has characters of a glob in it.
+
+    Orbax looks for what it has written with a glob, finds nothing, and leaves in silence what cannot be restored.
+    """
+    if not glob.has_magic(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxgen-") as folder:
+        link = Path(folder, "run")
+        link.symlink_to(path.parent, target_is_directory=True)
+        yield link / path.name
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.store.files import RESUME, dump_json, load_json, replace_file
+from jaxgen.store.lock import LOCK
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -124,9 +125,10 @@ class RunDirectory:
     def task(self) -> str | None:
         """The task that its ``config.json`` names; ``None`` where that cannot be read."""
         try:
-            return self.read_json(CONFIG)["task"]
+            task = self.read_json(CONFIG)["task"]
         except (CheckpointError, KeyError, TypeError):
             return None
+        return task if isinstance(task, str) else None
 
     def exists(self) -> bool:
         """Whether a run lies here: its ``config.json`` is there."""
@@ -183,8 +185,11 @@ class RunDirectory:
     def _prove_writable(self) -> None:
         probe = self.path / f".probe-{os.getpid()}.tmp"
         try:
-            probe.write_bytes(b"\0")
-            probe.unlink()
+            probe.touch(exist_ok=False)  # what lies there already may be a link
+            try:
+                probe.write_bytes(b"\0")
+            finally:
+                probe.unlink()
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
@@ -202,7 +207,7 @@ def _check_free(path: Path, entries: list[str]) -> None:
             f"{path} already holds a run. Continue it with `--resume auto`, or choose another folder with `--run`."
         )
     # A start that was killed before it wrote its configuration leaves nothing of value.
-    if not all(entry == TOKENIZER or re.fullmatch(r"\..*\.tmp", entry) for entry in entries):
+    if not all(entry in (TOKENIZER, LOCK) or re.fullmatch(r"\..*\.tmp", entry) for entry in entries):
         raise UsageError(
             f"{path} is not empty and is not a run (it has no {CONFIG}). A run that exists is continued with "
             "`--resume auto`; for a new one choose another folder with `--run`."

@@ -301,6 +301,11 @@ def flip_a_bit(run: Path) -> None:
     victim.write_bytes(raw)
 
 
+def lose_a_record(run: Path) -> None:
+    best = CheckpointStore(run / "checkpoints").best()
+    (run / "checkpoints" / f"{best:08d}" / "checkpoint.json").unlink()
+
+
 def edit(run: Path, *keys: str, value: object) -> None:
     saved = json.loads((run / "config.json").read_text())
     inner = saved
@@ -324,6 +329,10 @@ BROKEN = {
     "a cell that is none": (lambda run: edit(run, "resolved", "model", "cell", value="x"), ("Unknown cell 'x'",)),
     "a setting missing": (lambda run: edit(run, "resolved", value={}), ("does not describe a run",)),
     "a model that is none": (lambda run: edit(run, "resolved", "model", value="x"), ("does not describe a run",)),
+    "a number of steps that is none": (lambda run: edit(run, "resolved", "steps", value="9"), ("does not describe",)),
+    "data that are none": (lambda run: edit(run, "resolved", "data", value=[]), ("does not describe a run",)),
+    "a task that is none": (lambda run: edit(run, "task", value=[]), ("does not describe a run",)),
+    "no record of the best": (lose_a_record, ("is damaged: checkpoint.json is missing",)),
     "no JSON": (lambda run: (run / "config.json").write_text("{"), ("config.json", "JSON")),
     "a list": (lambda run: (run / "config.json").write_text("[]"), ("does not describe a run",)),
     "no tokenizer": (lambda run: (run / "tokenizer.json").unlink(), ("tokenizer.json", "does not exist")),
@@ -334,6 +343,9 @@ BROKEN = {
 }
 
 
+STILL_RESUMED = ("no checkpoint", "a flipped bit", "no record of the best")
+
+
 @pytest.mark.parametrize("damage", BROKEN)
 def test_a_damaged_run_exits_with_4_and_is_left_as_it_is(damage, sample, copied):
     break_it, parts = BROKEN[damage]
@@ -341,7 +353,7 @@ def test_a_damaged_run_exits_with_4_and_is_left_as_it_is(damage, sample, copied)
     check(sample("--run", copied), 4, parts, tree(copied), copied)
 
 
-@pytest.mark.parametrize("damage", [d for d in BROKEN if d not in ("no checkpoint", "a flipped bit")])
+@pytest.mark.parametrize("damage", [d for d in BROKEN if d not in STILL_RESUMED])
 def test_a_damaged_run_is_not_resumed(damage, train, copied):
     break_it, parts = BROKEN[damage]
     break_it(copied)

@@ -5,7 +5,12 @@ A further fault is a ``Fault`` in one of the modules here; a further module is o
 
 from __future__ import annotations
 
-from . import environment
+from . import damage, disk, environment, hostile
 from .fault import Fault
 
-FAULTS: tuple[Fault, ...] = (*environment.FAULTS,)
+FAULTS: tuple[Fault, ...] = (
+    *damage.FAULTS,
+    *disk.FAULTS,
+    *hostile.FAULTS,
+    *environment.FAULTS,
+)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -172,6 +173,39 @@ def test_json_that_is_not_acceptable_is_refused_in_a_sentence(tmp_path, content,
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"config\.json is not acceptable JSON: .*{problem}.*Copy the run"):
         RunDirectory(tmp_path).read_json("config.json")
+
+
+@pytest.mark.parametrize("unit", [b"[],", b"{},", b"1,", b'["",[[]]],'])
+def test_json_that_would_fill_the_memory_is_refused_before_it_is_made(tmp_path, unit):
+    (tmp_path / "config.json").write_bytes(b"[" + unit * (2**26 // len(unit) - 9) + b"0]")
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=r"it has more than .* the most that are read"):
+            RunDirectory(tmp_path).read_json("config.json")
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_task_that_is_no_name_is_none(tmp_path):
+    (tmp_path / "config.json").write_text('{"task": []}')
+    assert RunDirectory(tmp_path).task() is None
+
+
+def test_a_link_in_place_of_a_file_of_a_run_is_refused(tmp_path):
+    (tmp_path / "theirs").write_text("{}")
+    (tmp_path / "config.json").symlink_to(tmp_path / "theirs")
+    with pytest.raises(CheckpointError, match=r"config\.json is a link, and a run holds its own files only"):
+        RunDirectory(tmp_path).read_json("config.json")
+
+
+def test_a_link_where_writing_is_tried_is_not_written_through(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / f".probe-{os.getpid()}.tmp").symlink_to(tmp_path / "theirs")
+    with pytest.raises(UsageError, match="Cannot make a run"):
+        RunDirectory.create(run, "language")
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_json_of_64_levels_is_read(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +75,60 @@ def test_a_spoilt_line_in_the_middle_is_named(log):
     log.path.write_bytes(log.path.read_bytes().replace(b'{"step": 20', b'{"step" 20'))
     with pytest.raises(CheckpointError, match=r"Line 2 of .*metrics\.jsonl is not a row"):
         log.read()
+
+
+def spoil(log, line):
+    lines = log.path.read_bytes().splitlines(keepends=True)
+    lines[line] = lines[line].replace(b'"train_loss"', b'"train_loss\x00')
+    log.path.write_bytes(b"".join(lines))
+
+
+@pytest.mark.parametrize(("step", "line"), [(10, 1), (10, 2), (20, 2), (15, 1), (5, 0)])
+def test_a_spoilt_line_beyond_the_step_goes_with_the_others(log, step, line):
+    whole = log.path.read_bytes().splitlines(keepends=True)
+    spoil(log, line)
+    log.truncate(step)
+    assert log.path.read_bytes() == b"".join(whole[: step // 10])
+
+
+@pytest.mark.parametrize(("step", "line"), [(30, 1), (20, 0), (20, 1), (10, 0), (30, 2)])
+def test_a_spoilt_line_up_to_the_step_is_named_and_nothing_is_cut(log, step, line):
+    spoil(log, line)
+    before = log.path.read_bytes()
+    with pytest.raises(CheckpointError, match=rf"Line {line + 1} of .*metrics\.jsonl is not a row"):
+        log.truncate(step)
+    assert log.path.read_bytes() == before
+
+
+def test_a_line_that_tells_no_step_goes_once_all_up_to_the_step_are_there(log):
+    lines = log.path.read_bytes().splitlines(keepends=True)
+    log.path.write_bytes(lines[0] + b"\0" * 30 + b"\n" + lines[2])
+    log.truncate(10)
+    assert log.path.read_bytes() == lines[0]
+
+
+def test_what_is_logged_is_on_the_disk_before_a_checkpoint_stands_for_it(log, samples, monkeypatch):
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    log.append({"step": 40})
+    append_sample(samples, 40, "more")
+    assert synced == [log.path.stat().st_size, samples.stat().st_size]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt"])
+def test_a_link_in_place_of_a_log_is_not_written_through_and_a_pipe_not_waited_for(tmp_path, name):
+    path, theirs = tmp_path / name, tmp_path / "theirs"
+    log = MetricsLog(path)
+    asks = (lambda: log.append({"step": 1}), log.read, lambda: log.truncate(0))
+    if name == "samples.txt":
+        asks = (lambda: append_sample(path, 1, "a"), lambda: truncate_samples(path, 0))
+    for make, problem in ((lambda: path.symlink_to(theirs), "is a link"), (lambda: os.mkfifo(path), "not a regular")):
+        make()
+        for ask in asks:
+            with pytest.raises(CheckpointError, match=problem):
+                ask()
+        path.unlink()
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path):

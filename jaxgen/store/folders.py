@@ -1,0 +1,55 @@
+"""What lies in a folder of checkpoints, and changes to it that are told of when the system refuses them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jaxgen.errors import CheckpointError
+from jaxgen.store.files import sync_folder, unwritable
+from jaxgen.store.format import UnreadableCheckpointError
+
+
+def entries(directory: Path) -> list[Path]:
+    """What lies in ``directory``, none when it does not exist. Refused: a link, which leads to the files of others."""
+    try:
+        mode = os.lstat(directory).st_mode
+        if not stat.S_ISDIR(mode):
+            what = "a link" if stat.S_ISLNK(mode) else "not a folder"
+            raise CheckpointError(
+                f"{directory} is {what}: a run keeps its checkpoints in a folder of its own. Put that folder there."
+            )
+        return sorted(directory.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UnreadableCheckpointError(
+            f"{directory} cannot be read now: {error.strerror}. Nothing was changed. Repeat the command once it can be."
+        ) from error
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder and no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """What the system refuses while entered is the ``CheckpointError`` of a ``directory`` that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(directory, error) from error
+
+
+def sync_tree(folder: Path) -> None:
+    """Ask the system to put all that lies in ``folder`` on the disk."""
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with open(path, "r+b") as file:  # Windows syncs files open for writing only
+                os.fsync(file.fileno())

@@ -1,0 +1,168 @@
+"""Run folders made by someone who means harm: nothing outside is touched, run, waited for or allocated."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxgen.errors import CheckpointError
+from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory, append_sample
+
+from .fault import Fault
+from .stores import check, filled, forge, state, tree
+
+Attack = Callable[[CheckpointStore, Path, np.random.Generator], None]
+
+
+class Trap:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch '{self.path}/sprung'",)
+
+
+def chosen(store: CheckpointStore, draw: np.random.Generator) -> Path:
+    """A file of the latest checkpoint other than its record."""
+    files = sorted(path for path in (store.directory / "00000030" / "arrays").rglob("*") if path.is_file())
+    return files[int(draw.integers(len(files)))]
+
+
+def pickle_beside(store: CheckpointStore, outside: Path, draw: np.random.Generator) -> None:
+    names = ("checkpoint.pkl", "arrays/params.npy", "arrays/_sharding.pickle", "arrays/d/x.pt")
+    (store.directory / "00000030" / names[int(draw.integers(len(names)))]).write_bytes(pickle.dumps(Trap(outside)))
+
+
+def link_to_a_file(store: CheckpointStore, outside: Path, draw: np.random.Generator) -> None:
+    victim = chosen(store, draw)
+    victim.unlink()
+    victim.symlink_to(outside / "file")
+
+
+def link_to_a_folder(store: CheckpointStore, outside: Path, draw: np.random.Generator) -> None:
+    (store.directory / "00000030").rename(store.directory / "notes")
+    (store.directory / "00000030").symlink_to(outside)
+
+
+def endless_file(store: CheckpointStore, outside: Path, draw: np.random.Generator) -> None:
+    victim = chosen(store, draw)
+    victim.unlink()
+    if draw.integers(2):
+        os.mkfifo(victim)
+    else:
+        victim.symlink_to("/dev/zero")
+
+
+def key_outside(store: CheckpointStore, outside: Path, draw: np.random.Generator) -> None:
+    keys = (str(outside / "file"), "../../../outside/file", "/dev/zero", "arrays/../../../../outside/file")
+    key = keys[int(draw.integers(len(keys)))]
+    forge(store.directory / "00000030", files={key: {"size": 4, "sha256": "0" * 64}})
+
+
+def terabytes(store: CheckpointStore, outside: Path, draw: np.random.Generator) -> None:
+    shape = [2 ** int(draw.integers(10, 25)), 2**22, 2**8]
+    forge(store.directory / "00000030", leaves={"params/kernel": {"shape": shape, "dtype": "float32", "sha256": ""}})
+
+
+def json_bomb(store: CheckpointStore, outside: Path, draw: np.random.Generator) -> None:
+    units = (b"[],", b"{},", b"0,", b"[" * 9, b'{"a":')
+    content = b"[" + units[int(draw.integers(len(units)))] * 10_000_000
+    (store.directory / "00000030" / "checkpoint.json").write_bytes(content[: 2**26])
+
+
+def attacked(attack: Attack) -> Callable[[Path, np.random.Generator], str]:
+    """A checkpoint that ``attack`` prepared is read, refused in a sentence, set aside and trained past."""
+
+    def inject(folder: Path, draw: np.random.Generator) -> str:
+        outside = folder / "outside"
+        outside.mkdir()
+        (outside / "file").write_bytes(b"mine")
+        store = filled(folder / "run")
+        attack(store, outside, draw)
+        before = tree(outside)
+        tracemalloc.start()
+        try:
+            with pytest.raises(CheckpointError) as caught:
+                store.restore(30)
+            assert tracemalloc.get_traced_memory()[1] < 2**28, "what it claims to hold was allocated"
+        finally:
+            tracemalloc.stop()
+        assert "step 30" in str(caught.value)
+        store.save(40, state(40), {"step": 40}, 0.5)
+        store.truncate(store.restore_newest_good()[0])
+        for step in (50, 60, 70):
+            store.save(step, state(step), {"step": step}, 4.0)
+        assert tree(outside) == before, "something outside of the run was changed"
+        return "refused naming the step; nothing outside was touched and training went on"
+
+    return inject
+
+
+def pickle_for_a_file(folder: Path, draw: np.random.Generator) -> str:
+    """A pickle in place of a file that Orbax reads, or need not read, under a digest that is right."""
+    store = filled(folder / "run")
+    chosen(store, draw).write_bytes(pickle.dumps(Trap(folder)))
+    forge(store.directory / "00000030")
+    try:
+        check(store, 30)
+    except CheckpointError as error:
+        told = "step 30 " in str(error)
+    else:
+        told = True
+    assert told
+    assert not (folder / "sprung").exists(), "it was unpickled"
+    return "never unpickled: refused naming the step, or not needed and every weight right"
+
+
+def links_for_logs(folder: Path, draw: np.random.Generator) -> str:
+    """Links where a run writes."""
+    run, outside = folder / "run", folder / "outside"
+    outside.mkdir()
+    (outside / "20261122").mkdir()
+    (outside / "file").write_bytes(b"mine")
+    run.mkdir()
+    for name in ("metrics.jsonl", "samples.txt", "config.json"):
+        (run / name).symlink_to(outside / "file")
+    (run / "checkpoints").symlink_to(outside)
+    before = tree(outside)
+    log, store = MetricsLog(run / "metrics.jsonl"), CheckpointStore(run / "checkpoints")
+    for ask in (
+        lambda: log.append({"step": 1}),
+        lambda: log.truncate(0),
+        lambda: append_sample(run / "samples.txt", 1, "text"),
+        lambda: RunDirectory(run).read_json("config.json"),
+        lambda: store.save(1, state(1), {}),
+        lambda: store.truncate(0),
+        store.clean,
+        store.restore,
+    ):
+        with pytest.raises(CheckpointError, match="is a link"):
+            ask()
+    assert tree(outside) == before
+    return "refused; nothing outside was touched"
+
+
+REQUIRED = "refused before allocation or execution with a sentence"
+ATTACKS = {
+    "a pickle among the files of a checkpoint": pickle_beside,
+    "a link to a file outside": link_to_a_file,
+    "a link to a folder outside in place of a checkpoint": link_to_a_folder,
+    "a pipe or a device in place of a file": endless_file,
+    "a key that leads outside": key_outside,
+    "a shape of terabytes, its record forged": terabytes,
+    "JSON that would fill the memory": json_bomb,
+}
+
+FAULTS = (
+    *(Fault(f"hostile folder: {name}", REQUIRED, attacked(attack), times=5) for name, attack in ATTACKS.items()),
+    Fault("hostile folder: a pickle for a file, its digest forged", REQUIRED, pickle_for_a_file, times=20),
+    Fault("hostile folder: links where a run writes", REQUIRED, links_for_logs, times=1),
+)

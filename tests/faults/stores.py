@@ -1,0 +1,56 @@
+"""Checkpoints to put faults into, and what must be true of them afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgen.store import CheckpointStore
+from jaxgen.store import format as fmt
+
+#: Step -> metric of the checkpoints that ``filled`` saves: the first is the best, the last the latest.
+METRICS = {10: 1.0, 20: 3.0, 30: 2.0}
+
+
+def state(step: int, size: int = 64) -> dict[str, Any]:
+    """Arrays that belong to ``step`` and do not compress."""
+    draw = np.random.default_rng(step)
+    weights = {"kernel": draw.normal(size=(size, 4)).astype("float32"), "bias": draw.normal(size=3).astype("float32")}
+    return {"params": weights, "step": np.int32(step)}
+
+
+def filled(folder: Path) -> CheckpointStore:
+    """The checkpoints of the three steps in ``folder/checkpoints``."""
+    folder.mkdir(exist_ok=True)
+    store = CheckpointStore(folder / "checkpoints")
+    for step, metric in METRICS.items():
+        store.save(step, state(step), {"step": step}, metric)
+    return store
+
+
+def check(store: CheckpointStore, step: int, size: int = 64) -> None:
+    """The checkpoint of ``step`` restores, and every bit is that of its state."""
+    restored, host = store.restore(step)
+    assert host == {"step": step}
+    for name, array in state(step, size)["params"].items():
+        assert np.asarray(restored["params"][name]).tobytes() == array.tobytes(), f"other weights in {name}"
+
+
+def forge(checkpoint: Path, **changes: dict[str, Any]) -> None:
+    """Make the record say what the files are by now, and ``changes``, under a checksum that is right."""
+    record = json.loads((checkpoint / fmt.RECORD).read_bytes())["record"]
+    for name in record["files"]:
+        content = (checkpoint / name).read_bytes()
+        record["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    for key, entries in changes.items():
+        record[key] |= entries
+    (checkpoint / fmt.RECORD).write_text(json.dumps({"sha256": fmt._record_sha256(record), "record": record}))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every name in ``folder`` with what it holds."""
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
