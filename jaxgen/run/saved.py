@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,11 @@ class SavedRun:
         store = self.checkpoints
         best = store.best()
         step = store.latest() if best is None else best
+        if step == 0 and self.resolved["steps"]:
+            raise CheckpointError(
+                f"The run {self.directory.path} has not learnt anything yet: its only checkpoint is that of its first "
+                f"weights. Train it with `python train.py --run {shlex.quote(str(self.directory.path))} --resume auto`."
+            )
         shapes = jax.eval_shape(self.task.init, jax.random.key(0)) if like is None else like
         params, _ = store.restore_params(step, shapes)
         return step or 0, params

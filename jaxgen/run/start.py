@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +24,7 @@ from jaxgen.run.record import resolve, write_config
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.tensorboard import require_tensorboard
 from jaxgen.run.trainer import Emit, Progressed, Trainer
-from jaxgen.store import RunDirectory, truncate_samples
+from jaxgen.store import CheckpointStore, RunDirectory, truncate_samples
 from jaxgen.store.config import TrainConfig
 from jaxgen.tasks import models
 from jaxgen.training import count_devices, create_state
@@ -30,6 +33,8 @@ from jaxgen.training import count_devices, create_state
 MEASURED_CALLS = 3
 #: Share of the time of ``--minutes`` kept for evaluations, checkpoints and samples.
 OVERHEAD = 0.15
+#: Folders of checkpoints of step 0, whole or not.
+FIRST = r"0{8}(\.[0-9]+)?|\.tmp-.*"
 
 
 def ignore(event: Any) -> None:
@@ -67,6 +72,7 @@ def _start(config: TrainConfig, emit: Emit) -> Trainer:
     devices = _spread(config, parameters / data.steps_of_time)
     _fits_memory(parameters, devices)
     resolved = resolve(data, options, parameters, devices)
+    _clear_unfinished(config.run)
     run = RunDirectory.create(config.run, config.task)
     steps = _planned(config, data)
     if steps is None:
@@ -75,8 +81,10 @@ def _start(config: TrainConfig, emit: Emit) -> Trainer:
         emit(Note(f"{config.minutes:g} minutes are enough for {steps:,} steps here; the number is fixed from now on."))
     resolved |= {"steps": steps, "horizon": steps}
     run.write_json("tokenizer.json", data.codec.to_json())
+    trainer = Trainer(config, data, task, run, resolved, emit).begin(params)
+    trainer.save_first()
     write_config(run, config, resolved)
-    return Trainer(config, data, task, run, resolved, emit).begin(params)
+    return trainer
 
 
 def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) -> Trainer:
@@ -114,21 +122,34 @@ def _resume(saved: SavedRun, config: TrainConfig, data: TaskData, emit: Emit) ->
             )
         )
     trainer = Trainer(config, data, saved.task, saved.directory, resolved, emit)
-    step = 0
-    if trainer.store.latest() is None:  # stopped before its first checkpoint: begin again, to the same end
-        trainer.begin(None if config.init_from is None else _borrowed(SavedRun.open(config.init_from), None))
-    else:
-        make = partial(create_state, saved.task, trainer.optimizer, rows=config.batch_size)
-        step, state, host, problems = trainer.store.restore_newest_good(jax.eval_shape(make, trainer.key))
-        trainer.go_on(state)
-        trainer.done = Progressed(**host)
-        for problem in problems:
-            emit(Note(f"WARNING: {problem} Continuing from step {step:,}."))
+    if trainer.store.latest() is None:
+        raise CheckpointError(
+            f"The run {path} has no checkpoint left, and every run has one from its first moment: bring its folder "
+            f"{trainer.store.directory.name} back, or train anew in another folder."
+        )
+    make = partial(create_state, saved.task, trainer.optimizer, rows=config.batch_size)
+    step, state, host, problems = trainer.store.restore_newest_good(jax.eval_shape(make, trainer.key))
+    trainer.recall(Progressed.read(host, path)).go_on(state)
+    for problem in problems:
+        emit(Note(f"WARNING: {problem} Continuing from step {step:,}."))
     trainer.store.truncate(step)
     trainer.metrics.truncate(step)
     truncate_samples(saved.directory.samples_path, step)
     write_config(saved.directory, config, resolved)
     return trainer
+
+
+def _clear_unfinished(path: str | None) -> None:
+    """Remove the first checkpoint of a start that was killed before it wrote its configuration, and nothing else."""
+    run = RunDirectory("" if path is None else path)
+    if path is None or run.exists() or run.checkpoints_path.is_symlink() or not run.checkpoints_path.is_dir():
+        return
+    if not set(CheckpointStore(run.checkpoints_path).steps()) - {0}:
+        for entry in list(run.checkpoints_path.iterdir()):
+            if entry.is_dir() and not entry.is_symlink() and re.fullmatch(FIRST, entry.name):
+                shutil.rmtree(entry, ignore_errors=True)
+        with suppress(OSError):
+            run.checkpoints_path.rmdir()
 
 
 def _spread(config: TrainConfig, load: float) -> int:

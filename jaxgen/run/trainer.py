@@ -5,27 +5,28 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxgen.data.task import Shown
-from jaxgen.errors import DivergedError, UsageError
+from jaxgen.errors import CheckpointError, DivergedError, UsageError
 from jaxgen.run import compiled
 from jaxgen.run.course import plan_optimizer
-from jaxgen.run.events import Evaluated, Event, Finished, Progress, Sampled, Started
+from jaxgen.run.events import Evaluated, Event, Finished, Note, Progress, Sampled, Started
 from jaxgen.run.feed import Feed
 from jaxgen.run.made import Made
 from jaxgen.run.signals import AtOnce, Stopped, StopSignals
 from jaxgen.run.speed import Speed
 from jaxgen.run.tensorboard import open_events
 from jaxgen.sampling import PRNG
-from jaxgen.store import Best, CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses
+from jaxgen.store import Best, CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses, truncate_samples
 from jaxgen.store.config import TrainConfig
+from jaxgen.store.format import DamagedCheckpointError
 from jaxgen.training import TrainState, make_mesh, on_one_device, spread_evaluation, spread_state
 
 Emit = Callable[[Event], None]
@@ -33,6 +34,8 @@ Emit = Callable[[Event], None]
 #: Arithmetic in one call of K steps: about half a second on two CPU cores, so that Ctrl-C is answered soon.
 FLOPS_PER_CALL = 4e10
 MAX_STEPS_PER_CALL = 32
+#: How often ``--on-nan rollback`` goes back in one run, and what it multiplies the learning rate by each time.
+MAX_ROLLBACKS, ROLLBACK_SCALE = 5, 0.5
 
 
 @dataclass
@@ -45,6 +48,20 @@ class Progressed:
     best_step: int = 0
     bad_evals: int = 0
     seconds: float = 0.0  # spent training, all starts together
+    rollbacks: int = 0  # how often training went back; the learning rate follows from it
+
+    @classmethod
+    def read(cls, host: Mapping[str, Any], run: object) -> Progressed:
+        """What a checkpoint of ``run`` remembers; ``CheckpointError`` unless it is just that."""
+        usual = asdict(cls())
+        if host.keys() - usual.keys() or any(
+            isinstance(value, bool)
+            or not isinstance(value, (int, float) if isinstance(usual[name], (float, type(None))) else int)
+            for name, value in host.items()
+            if not (name == "best" and value is None)
+        ):
+            raise CheckpointError(f"A checkpoint of the run {run} was not saved by this jaxgen. Copy the run again.")
+        return cls(**host)
 
 
 class Interrupted(Exception):
@@ -74,16 +91,16 @@ class Trainer:
         self.done = Progressed()
         self.state: TrainState | None = None
         self.total: int = resolved["steps"]
-        self.schedule, self.optimizer = plan_optimizer(config, resolved["horizon"])
         self.key = jax.random.key(config.seed, impl=PRNG)
         most = getattr(task, "STEPS_TOGETHER", MAX_STEPS_PER_CALL)
         self.calls = min(most, steps_per_call(resolved["parameters"], data.steps_of_time))
         self.devices: int = resolved["devices"]
         self._feed = Feed(data.batches, self.calls, self.devices)
-        self._steps = compiled.training_steps(task, self.optimizer, self.devices, self._feed.read)
+        self._plan()
         self._made = Made(task, data, config.seed)
         self._events: Any = None
         self._speed = Speed()
+        self._grad_norm = math.nan  # of the last step that was read
         self._picture: Future[None] = Future()
         self._picture.set_result(None)
         self._pictures = 0
@@ -95,27 +112,47 @@ class Trainer:
             state = state._replace(params=params, opt_state=self.optimizer.init(params))
         return self.go_on(state)
 
+    def recall(self, done: Progressed) -> Trainer:
+        """Set what the host remembers, with the learning rate that follows from it."""
+        self.done = done
+        return self._plan()
+
+    def _plan(self) -> Trainer:
+        """The schedule and the compiled step. After a rollback it is compiled anew: the rate is a constant of it."""
+        scale = ROLLBACK_SCALE**self.done.rollbacks
+        self.schedule, self.optimizer = plan_optimizer(self.config, self.resolved["horizon"], scale)
+        self._steps = compiled.training_steps(self.task, self.optimizer, self.devices, self._feed.read)
+        return self
+
     def go_on(self, state: TrainState) -> Trainer:
         """Set the state from which ``train`` goes on, wherever its arrays lie."""
         self.state = state if self.devices == 1 else spread_state(make_mesh(self.devices), state)
         return self
+
+    def save_first(self) -> None:
+        """Save the state of step 0: a run without a checkpoint has lost them all, and never begins anew in silence."""
+        self._save(0, None)
 
     # --- the loop
 
     def train(self) -> Finished:
         """Run to the last step. Raises ``Interrupted`` (all saved) and ``DivergedError``."""
         step = int(self._current().step)
-        self._events = open_events(self.run) if self.config.tensorboard else None
+        self._events = open_events(self.run, step) if self.config.tensorboard else None
         self.emit(Started(str(self.run.path), self._facts(), step, self.total))
         stop = step >= self.total or self._patience_gone
         with StopSignals() as signals, ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as drawing:
             while not stop:
                 boundary = self._next_boundary(step)
-                step += self._run_to(step, boundary, pool, signals)
-                if step == boundary:
-                    stop = self._at_boundary(step, drawing) or step >= self.total
-                else:
-                    self._save(step, None)
+                try:
+                    step += self._run_to(step, boundary, pool, signals)
+                    self._check_state(step)
+                    if step == boundary:
+                        stop = self._at_boundary(step, drawing) or step >= self.total
+                    else:
+                        self._save_between(step)
+                except DivergedError as error:
+                    step = self._roll_back(error)
                 if signals.received is not None and not stop:
                     raise Interrupted(signals.received, str(self.run.path), step)
         try:
@@ -127,6 +164,9 @@ class Trainer:
 
     def _next_boundary(self, step: int) -> int:
         return min([self.total, *((step // n + 1) * n for n in (self._eval_every, self._sample_every) if n)])
+
+    def _is_boundary(self, step: int) -> bool:
+        return step == 0 or _due(step, self._eval_every) or _due(step, self._sample_every)
 
     @property
     def _eval_every(self) -> int:
@@ -169,11 +209,15 @@ class Trainer:
         """Wait for a call's metrics, check and add them up; returns the time at which they were there."""
         losses, counts = (np.asarray(a)[:number].astype(np.float64) for a in (log.loss, log.targets))
         now = time.perf_counter()
-        bad = np.flatnonzero(~np.isfinite(losses))
+        norms = np.asarray(log.grad_norm)[:number].astype(np.float64)
+        bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(norms)))
         if bad.size:
-            at = step - number + int(bad[0]) + 1
-            norm = float(np.asarray(log.grad_norm)[bad[0]])
-            raise self._diverged(f"The loss became {losses[bad[0]]}", at, f", gradient norm {norm:.3g}")
+            first = int(bad[0])
+            self._grad_norm = float(norms[first])
+            fine = np.isfinite(losses[first])
+            what = f"The gradient norm became {norms[first]}" if fine else f"The loss became {losses[first]}"
+            raise self._diverged(what, step - number + first + 1)
+        self._grad_norm = float(norms[-1])
         for loss, count in zip(losses, counts):
             self.done.loss_sum += loss * count
             self.done.loss_count += count
@@ -185,13 +229,59 @@ class Trainer:
         self.emit(Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left))
         return now
 
-    def _diverged(self, what: str, step: int, more: str = "") -> DivergedError:
+    def _check_state(self, step: int) -> None:
+        """Raise ``DivergedError`` unless all that a checkpoint would hold is finite: such a one is never saved."""
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(self._current())):
+            if jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact) and not np.isfinite(leaf).all():
+                raise self._diverged(f"{jax.tree_util.keystr(path).lstrip('.')} is no longer finite", step)
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
         saved = self.store.latest()
         kept = "Nothing was saved yet" if saved is None else f"The checkpoint of step {saved:,} before it is kept"
         return DivergedError(
-            f"{what} at step {step:,} (learning rate {float(self.schedule(max(step - 1, 0))):.3g}{more}). "
-            f"Train again with a lower --lr or a smaller --clip. {kept} in {self.run.path}."
+            f"{what} at step {step:,} (learning rate {float(self.schedule(max(step - 1, 0))):.3g}, gradient norm "
+            f"{self._grad_norm:.3g}). Train again with a lower --lr or a smaller --clip, or give --on-nan rollback. "
+            f"{kept} in {self.run.path}."
         )
+
+    def _roll_back(self, error: DivergedError) -> int:
+        """Go back to the last good checkpoint with half the learning rate; raises ``error`` where that must not be.
+
+        Only to one of an evaluation or a sample: those a run has that was never stopped. Logs and patience go back
+        with it; how often it was done does not, so that a run that is killed in between comes to the same.
+        """
+        if self.config.on_nan != "rollback" or self.done.rollbacks >= MAX_ROLLBACKS:
+            raise error
+        like = jax.eval_shape(lambda state: state, self._current())
+        steps = self.store.steps()
+        for step in reversed([step for step in steps if self._is_boundary(step)] or steps):
+            try:
+                state, host = self.store.restore(step, like)
+            except DamagedCheckpointError as damage:
+                self.emit(Note(f"WARNING: {damage}"))
+                continue
+            rollbacks = self.done.rollbacks + 1
+            self.recall(replace(Progressed.read(host, self.run.path), rollbacks=rollbacks)).go_on(state)
+            self._forget_beyond(step)
+            rate = f"{ROLLBACK_SCALE**rollbacks:g} of what it would be"
+            what = str(error).split(". ")[0]
+            self.emit(
+                Note(
+                    f"WARNING: {what}. Going back to step {step:,} with a learning rate of {rate} "
+                    f"(rollback {rollbacks} of {MAX_ROLLBACKS} at most)."
+                )
+            )
+            return step
+        raise error
+
+    def _forget_beyond(self, step: int) -> None:
+        """Drop the checkpoints, rows, samples and events beyond ``step``: they will be written again."""
+        self.store.truncate(step)
+        self.metrics.truncate(step)
+        truncate_samples(self.run.samples_path, step)
+        if self._events is not None:
+            self._events.close()
+            self._events = open_events(self.run, step)
 
     def time_call(self, step: int) -> tuple[float, int]:
         """Seconds a step, by one call from ``step`` on, which advances the state; and how many steps that were."""
@@ -293,13 +383,17 @@ class Trainer:
             append_sample(self.run.samples_path, step, each.text)
         return shown
 
+    def _save_between(self, step: int) -> None:
+        """Save where a signal stopped the run, and keep what a rollback may have to go back to."""
+        if self.config.on_nan == "rollback":
+            self.store.keep_latest = max(self.store.keep_latest, len(self.store.steps()) + 1)
+        self._save(step, None)
+
     def _save(self, step: int, metric: float | None) -> None:
         self.store.save(step, self._current(), asdict(self.done), metric)
 
     def _finish(self, step: int, report: dict[str, Any] | None = None) -> Finished:
         """Report on the best checkpoint: every evaluation in full (unless given), samples and pictures."""
-        if self.store.latest() is None:  # a run of no steps
-            self._save(step, None)
         best = self.store.best()
         params = self._current().params
         if best is not None and best != step:

@@ -41,7 +41,7 @@ class TrainConfig(BaseModel):
     examples: ClassVar[tuple[str, ...]] = ()
     #: Fields that a resumed run may change; all others would make it another run.
     may_change: ClassVar[frozenset[str]] = frozenset(
-        {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "tensorboard", "run"}
+        {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "on_nan", "tensorboard", "run"}
     )
 
     preset: str = "small"
@@ -103,6 +103,9 @@ class TrainConfig(BaseModel):
     """Steps between printed samples. Default: with each evaluation. 0: at the end only."""
     patience: Positive | None = None
     """Stop after this many evaluations without a better validation loss."""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """When the loss, a gradient or a weight is no finite number: stop, or go back to the last evaluation or sample,
+    halve the learning rate and go on (5 times at most)."""
     init_from: str | None = None
     """Start from the best weights of this other run."""
     tensorboard: bool = False

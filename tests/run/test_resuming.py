@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.run import Interrupted, resume, start, trainer
 from jaxgen.run.events import Finished, Note, Progress, Started
+from jaxgen.run.saved import SavedRun
 from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory
 
 Config = DATA["language"].Config
@@ -153,13 +155,63 @@ def test_a_run_that_crashed_anywhere_equals_one_that_did_not(crash, whole, book,
     assert traces(run) == traces(whole("stream"))
 
 
-def test_a_run_stopped_before_its_first_checkpoint_begins_again(whole, book, tmp_path):
+def test_a_run_stopped_before_its_first_evaluation_begins_again(whole, book, tmp_path):
     run = tmp_path / "run"
     start(settings(book, run, **LAYOUTS["stream"]))  # the folder is there, nothing was trained
+    with pytest.raises(CheckpointError, match=r"has not learnt anything yet.*--resume auto"):
+        SavedRun.open(run).params()
     events: list[Any] = []
     resume(str(run), emit=events.append).train()
     assert next(e for e in events if isinstance(e, Started)).first_step == 0
     assert traces(run) == traces(whole("stream"))
+
+
+@pytest.mark.parametrize("step", [0, STEPS])
+def test_a_run_without_its_checkpoints_is_refused_and_never_begun_anew(step, whole, book, tmp_path):
+    run = tmp_path / "run"
+    if step:
+        shutil.copytree(whole("stream"), run)
+    else:
+        start(settings(book, run))
+    shutil.rmtree(run / "checkpoints")
+    before = sorted(run.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"has no checkpoint left.* bring its folder checkpoints back"):
+        resume(str(run))
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_start_killed_in_front_of_its_configuration_is_repeated(whole, book, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+
+    def killed(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["jaxgen.run.start"], "write_config", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            start(settings(book, run, seed=5))
+    (run / "checkpoints" / ".tmp-0-1-abc").mkdir()
+    start(settings(book, run, **LAYOUTS["stream"])).train()
+    assert traces(run) == traces(whole("stream"))
+
+
+def test_checkpoints_of_a_run_that_lost_its_configuration_are_left_alone(whole, book, tmp_path):
+    run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
+    for path in run.iterdir():
+        if path.name != "checkpoints":
+            path.unlink()
+    before = sorted(run.rglob("*"))
+    with pytest.raises(UsageError, match="is not empty and is not a run"):
+        start(settings(book, run))
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_run_begun_with_anothers_weights_begins_again_with_the_same(whole, book, tmp_path):
+    other, run = Path(shutil.copytree(whole("stream"), tmp_path / "other")), tmp_path / "run"
+    first = start(settings(book, run, init_from=str(other), cell="elman", dropout=0.3)).state.params
+    shutil.rmtree(other)
+    again = resume(str(run)).state.params
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True))
 
 
 def test_resuming_a_finished_run_changes_nothing(whole, tmp_path):
