@@ -73,13 +73,14 @@ def _start(config: TrainConfig, emit: Emit) -> Trainer:
     _fits_memory(parameters, devices)
     resolved = resolve(data, options, parameters, devices)
     _clear_unfinished(config.run)
-    run = RunDirectory.create(config.run, config.task)
     steps = _planned(config, data)
-    if steps is None:
-        trial = Trainer(config, data, task, run, {**resolved, "steps": 1, "horizon": 1}, emit)
-        steps = _measured(trial, began)
+    if steps is None:  # before there is a folder: who stops the measuring leaves none behind
+        RunDirectory.check(config.run)
+        nowhere = RunDirectory("" if config.run is None else config.run)
+        steps = _measured(Trainer(config, data, task, nowhere, {**resolved, "steps": 1, "horizon": 1}, emit), began)
         emit(Note(f"{config.minutes:g} minutes are enough for {steps:,} steps here; the number is fixed from now on."))
     resolved |= {"steps": steps, "horizon": steps}
+    run = RunDirectory.create(config.run, config.task)
     run.write_json("tokenizer.json", data.codec.to_json())
     trainer = Trainer(config, data, task, run, resolved, emit).begin(params)
     trainer.save_first()
@@ -122,6 +123,9 @@ def _resume(saved: SavedRun, config: TrainConfig, data: TaskData, emit: Emit) ->
             )
         )
     trainer = Trainer(config, data, saved.task, saved.directory, resolved, emit)
+    for torn in saved.directory.path.glob(".*.tmp"):  # what a killed process was writing
+        if torn.is_file() and not torn.is_symlink():
+            torn.unlink()
     if trainer.store.latest() is None:
         raise CheckpointError(
             f"The run {path} has no checkpoint left, and every run has one from its first moment: bring its folder "

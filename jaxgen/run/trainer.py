@@ -65,12 +65,14 @@ class Progressed:
 
 
 class Interrupted(Exception):
-    """A signal asked to stop; everything is saved. ``exit_code`` is 128 + the signal's number."""
+    """A signal asked to stop; everything is saved. ``exit_code`` is 128 + the signal's number.
 
-    def __init__(self, signal_number: int, run: str, step: int, done: bool = False) -> None:
-        where = "in the final evaluation; training is done and" if done else f"at step {step:,};"
-        command = f"python train.py --run {shlex.quote(run)} --resume auto"
-        super().__init__(f"Stopped {where} saved. Continue with: {command}")
+    ``run`` is the one to continue, if there is one.
+    """
+
+    def __init__(self, signal_number: int, where: str, run: str | None = None) -> None:
+        command = "" if run is None else f" Continue with: python train.py --run {shlex.quote(run)} --resume auto"
+        super().__init__(f"Stopped {where}.{command}")
         self.exit_code = 128 + signal_number
 
 
@@ -154,13 +156,16 @@ class Trainer:
                 except DivergedError as error:
                     step = self._roll_back(error)
                 if signals.received is not None and not stop:
-                    raise Interrupted(signals.received, str(self.run.path), step)
+                    raise Interrupted(signals.received, f"at step {step:,}; saved", str(self.run.path))
+        done = "in the final evaluation; training is done and saved"
+        if signals.received is not None:  # while the last row of metrics was made, or the picture of it
+            raise Interrupted(signals.received, done, str(self.run.path))
         try:
             with AtOnce():
                 self._picture.result()
                 return self._finish(step)
         except Stopped as stopped:
-            raise Interrupted(stopped.number, str(self.run.path), step, done=True) from None
+            raise Interrupted(stopped.number, done, str(self.run.path)) from None
 
     def _next_boundary(self, step: int) -> int:
         return min([self.total, *((step // n + 1) * n for n in (self._eval_every, self._sample_every) if n)])
@@ -397,7 +402,11 @@ class Trainer:
         best = self.store.best()
         params = self._current().params
         if best is not None and best != step:
-            params, _ = self.store.restore_params(best, jax.eval_shape(self.task.init, self.key))
+            try:
+                params, _ = self.store.restore_params(best, jax.eval_shape(self.task.init, self.key))
+            except DamagedCheckpointError as error:  # all that training can give is there
+                self.emit(Note(f"WARNING: {error} The report is of step {step:,} instead, the last."))
+                best = step
         report = self._report(params, final=True) if report is None else report
         made = self._made.with_params(on_one_device(params))
         samples = [(each.title, each.text) for each in self.data.show(made, final=True)]

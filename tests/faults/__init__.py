@@ -5,7 +5,7 @@ A further fault is a ``Fault`` in one of the modules here; a further module is o
 
 from __future__ import annotations
 
-from . import diverging
+from . import diverging, kills
 from .fault import Fault
 
-FAULTS: tuple[Fault, ...] = (*diverging.FAULTS,)
+FAULTS: tuple[Fault, ...] = (*diverging.FAULTS, *kills.FAULTS)

@@ -44,14 +44,21 @@ WORDS = [
 Spoil = Callable[[Any, Any], tuple[Any, Any]]
 
 
+def book(folder: Path) -> Path:
+    """A little text, made where it is missing."""
+    path = folder / "book.txt"
+    if not path.exists():
+        path.write_text(" ".join(np.random.default_rng(0).choice(WORDS, 160)) + "\n")
+    return path
+
+
 def settings(folder: Path, run: str, **more: Any) -> Any:
-    """A run of a second on a little text, which is made where it is missing."""
-    book = folder / "book.txt"
-    if not book.exists():
-        book.write_text(" ".join(np.random.default_rng(0).choice(WORDS, 160)) + "\n")
+    """A run of a second on a little text."""
     sizes = {"hidden": 8, "batch_size": 4, "seq_len": 8, "lr": 0.02, "warmup": 3, "cell": "elman", "dropout": 0.2}
     rhythm = {"steps": STEPS, "eval_every": EVERY, "sample_every": 8}
-    return DATA["language"].Config(**{"data": (str(book),), "run": str(folder / run), **sizes, **rhythm, **more})
+    return DATA["language"].Config(
+        **{"data": (str(book(folder)),), "run": str(folder / run), **sizes, **rhythm, **more}
+    )
 
 
 def weight(value: float) -> Spoil:

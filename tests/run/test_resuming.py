@@ -16,7 +16,7 @@ import pytest
 from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.run import Interrupted, resume, start, trainer
-from jaxgen.run.events import Finished, Note, Progress, Started
+from jaxgen.run.events import Evaluated, Finished, Note, Progress, Started
 from jaxgen.run.saved import SavedRun
 from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory
 
@@ -121,6 +121,33 @@ def test_a_signal_during_the_final_evaluation_says_that_training_is_saved(number
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler), "as it was before"
     resume(str(run)).train()
     assert traces(run) == traces(whole(layout))
+
+
+def test_a_signal_during_the_evaluation_of_the_last_step_is_not_lost(whole, book, tmp_path):
+    run = tmp_path / "run"
+
+    def emit(event: Any) -> None:
+        if isinstance(event, Evaluated) and event.row["step"] == STEPS:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="training is done and saved") as stopped:
+        start(settings(book, run, **LAYOUTS["stream"]), emit).train()
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
+    resume(str(run)).train()
+    assert traces(run) == traces(whole("stream"))
+
+
+def test_a_finished_run_whose_best_checkpoint_is_damaged_reports_on_the_last(book, tmp_path):
+    run = tmp_path / "run"
+    still = settings(book, run, steps=4, eval_every=2, sample_every=0, lr=1e-30)  # the first remains the best
+    assert start(still).train().best_step == 2
+    victim = max((run / "checkpoints" / "00000002" / "arrays").rglob("*"), key=lambda path: path.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:-1])
+    events: list[Any] = []
+    assert resume(str(run), emit=events.append).train().best_step == 4
+    (note,) = [event.text for event in events if isinstance(event, Note)]
+    assert note.startswith("WARNING: The checkpoint of step 2 is damaged")
+    assert "The report is of step 4 instead" in note
 
 
 @pytest.mark.parametrize(

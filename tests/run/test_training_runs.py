@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,16 @@ def test_a_run_folder_in_use_is_refused_before_it_is_touched(book, tmp_path):
     with pytest.raises(UsageError, match="already holds a run"):
         start(settings(book, tmp_path / "run"))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_whoever_stops_the_measuring_leaves_no_folder(book, tmp_path, monkeypatch):
+    def stopped(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["jaxgen.run.start"], "_measured", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        start(settings(book, tmp_path / "run", steps=None, minutes=1.0))
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_of_the_model_that_were_altered_are_refused(book, tmp_path):
