@@ -52,7 +52,10 @@ def train(args: list[str]) -> None:
     need_backend()
     screen = Screen()
     try:
-        trainer = resume(config.run, config, screen.show) if resuming else start(config, screen.show)
+        if resuming:
+            trainer = resume(config.run, config, screen.show, flag_value(args, "--data-changed") or "refuse")
+        else:
+            trainer = start(config, screen.show)
         trainer.train()
     finally:
         screen.close()
@@ -135,6 +138,14 @@ def _also() -> dict[str, Any]:
                 help="With --run: auto continues the run or, where there is none, starts it; must continues it; "
                 "never, the default, refuses to touch a run that exists. The saved settings hold, and only the length "
                 "and the rhythm of the run may change.",
+            ),
+        ],
+        "data_changed": Annotated[
+            str | None,
+            arg(
+                metavar="{refuse,accept}",
+                help="When a run goes on and its data are not what they were: refuse, the default, or accept them. "
+                "The same data at another place, named with --data, are no change.",
             ),
         ],
         "config": Annotated[

@@ -15,12 +15,12 @@ import jax
 
 from jaxgen.data import DATA
 from jaxgen.data.task import TaskData
-from jaxgen.errors import CheckpointError, DataError, UsageError
+from jaxgen.errors import CheckpointError, DataError, UsageError, choose
 from jaxgen.run import counting
 from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Note
 from jaxgen.run.host import need_devices
-from jaxgen.run.record import resolve, write_config
+from jaxgen.run.record import resolve, version_changes, write_config
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.tensorboard import require_tensorboard
 from jaxgen.run.trainer import Emit, Progressed, Trainer
@@ -88,15 +88,17 @@ def _start(config: TrainConfig, emit: Emit) -> Trainer:
     return trainer
 
 
-def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) -> Trainer:
+def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore, data_changed: str = "refuse") -> Trainer:
     """Continue the run at ``path`` where it stopped, bitwise as if it had not (on one kind of device).
 
-    ``config`` may differ from the saved one in ``TrainConfig.may_change`` alone, else ``UsageError``. Raises
-    ``DataError`` when the data are not what they were, ``CheckpointError`` when no checkpoint is good.
+    ``config`` may differ from the saved one in ``TrainConfig.may_change``, and in ``places`` where the same data are
+    found, else ``UsageError``. Raises ``DataError`` when the data are not what they were, unless ``data_changed`` is
+    ``"accept"`` instead of ``"refuse"``, and ``CheckpointError`` when no checkpoint is good.
     """
+    choose(data_changed, ("accept", "refuse"), "value for --data-changed")
     saved = SavedRun.open(path)
     config = config or saved.config
-    if changed := saved.config.changes(config):
+    if changed := [name for name in saved.config.changes(config) if name not in config.places]:
         listed = ", ".join(
             f"--{name.replace('_', '-')} ({getattr(saved.config, name)!r} then, {getattr(config, name)!r} now)"
             for name in changed
@@ -105,11 +107,20 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) ->
     need_devices(saved.resolved["devices"], f"The run {path} spreads its batches over {saved.resolved['devices']}")
     data = _load(config, saved.codec)
     then, now = saved.resolved["data"], data.identity()
-    if then != now:
-        raise DataError(
+    if then["sha256"] != now["sha256"]:
+        changes = (
             f"The data of the run {path} have changed: {then['name']} with sha256 {then['sha256']} then, "
-            f"{now['name']} with {now['sha256']} now. Bring back the old data, or start a new run with --init-from."
+            f"{now['name']} with {now['sha256']} now."
         )
+        if data_changed == "refuse":
+            raise DataError(
+                f"{changes} Bring back the old data, start a new run with --init-from, or give --data-changed accept "
+                "to go on with these."
+            )
+        emit(Note(f"WARNING: {changes} The run goes on with these, from where it was in the old."))
+    saved.resolved["data"] = now
+    if other := version_changes(saved.resolved):
+        emit(Note(f"WARNING: This run was begun with {other}: what is computed from here on may differ in its bits."))
     return MODELS[config.model].resume(saved, config, data, emit)
 
 

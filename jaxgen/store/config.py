@@ -44,6 +44,9 @@ class TrainConfig(BaseModel):
         {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "on_nan", "tensorboard", "run"}
     )
 
+    #: Fields that say where the data lie. A resumed run may find the same data elsewhere.
+    places: ClassVar[frozenset[str]] = frozenset({"data", "val_data", "test_data", "captions", "val_captions"})
+
     preset: str = "small"
     """Named settings, listed above."""
     run: Annotated[str, Field(min_length=1)] | None = None

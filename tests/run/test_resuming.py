@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib
 import numpy as np
 import pytest
 
@@ -318,6 +319,35 @@ def test_changed_data_are_refused_with_both_digests(book, tmp_path):
     digests = [word.rstrip(".,") for word in str(error.value).split() if len(word.rstrip(".,")) == 64]
     assert digests[0] == then
     assert len(set(digests)) == 2
+    told: list[Any] = []
+    resume(str(tmp_path / "run"), emit=told.append, data_changed="accept")
+    assert all(part in told[0].text for part in ("WARNING", *digests))
+    resume(str(tmp_path / "run"), emit=told.append)  # it was accepted once
+    assert len(told) == 1
+    with pytest.raises(UsageError, match="--data-changed"):
+        resume(str(tmp_path / "run"), data_changed="yes")
+
+
+def test_data_that_were_moved_are_found_where_they_are_now(whole, book, tmp_path):
+    first, moved = tmp_path / "first.txt", tmp_path / "moved.txt"
+    shutil.copy(book, first)
+    start(settings(first, tmp_path / "run", **LAYOUTS["stream"]))
+    first.rename(moved)
+    with pytest.raises(DataError):
+        resume(str(tmp_path / "run"))
+    resume(str(tmp_path / "run"), settings(moved, tmp_path / "run", **LAYOUTS["stream"]))
+    resume(str(tmp_path / "run")).train()
+    assert traces(tmp_path / "run") == traces(whole("stream"))
+
+
+def test_a_run_that_goes_on_under_other_versions_says_so(whole, tmp_path):
+    run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
+    saved = RunDirectory(run).read_json("config.json")
+    saved["resolved"]["versions"]["jaxlib"] = "0.0.1"
+    RunDirectory(run).write_json("config.json", saved)
+    told: list[Any] = []
+    resume(str(run), emit=told.append)
+    assert f"jaxlib 0.0.1 and goes on with {jaxlib.__version__}: what is computed" in told[0].text
 
 
 def test_a_run_with_damaged_checkpoints_only_is_refused(whole, tmp_path):
