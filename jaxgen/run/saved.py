@@ -39,7 +39,8 @@ class SavedRun:
             name, config, resolved = saved["task"], saved["config"], saved["resolved"]
             kind, known = DATA[name].Config, models(name)
             options = dict(resolved["model"])
-            config, _ = dict(config), [resolved[key] for key in ("steps", "horizon", "parameters", "data", "devices")]
+            config = dict(config)
+            _check_resolved(resolved)
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(
                 f"{directory.config_path} does not describe a run of this version of jaxgen. Train it again."
@@ -96,6 +97,15 @@ class SavedRun:
         shapes = jax.eval_shape(self.task.init, jax.random.key(0)) if like is None else like
         params, _ = store.restore_params(step, shapes)
         return step or 0, params
+
+
+def _check_resolved(resolved: Any) -> None:
+    """Raise ``KeyError``, ``TypeError`` or ``ValueError`` unless ``resolved`` has what all runs have."""
+    numbers = [resolved[key] for key in ("steps", "horizon", "parameters", "devices")]
+    if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):
+        raise ValueError("a number is none")
+    if not all(isinstance(resolved["data"][key], str) for key in ("name", "sha256")):
+        raise ValueError("the data have no digest")
 
 
 def _plain(value: Any) -> Any:
