@@ -21,7 +21,7 @@ from .fault import Fault, Unavailable
 #: a step reported, a file or folder put on the disk or renamed. The process gets signals, or none, at the moment given:
 #: a number from 1, or below that a share of those that the first attempt had.
 SCRIPT = """
-import json, os, sys, threading, time
+import json, os, signal, sys, threading, time
 import jaxgen.run, jaxgen.run.trainer as trainer
 import orbax.checkpoint
 from jaxgen.cli.progress import Screen
@@ -29,7 +29,7 @@ from jaxgen.cli.train import main
 
 trainer.MAX_STEPS_PER_CALL = 2
 
-def attempt(flags, moment, delay, signals, log):
+def attempt(flags, moment, delay, numbers, log):
     count = 0
 
     def watched(function):
@@ -37,11 +37,13 @@ def attempt(flags, moment, delay, signals, log):
             nonlocal count
             count += 1
             if count == moment:
-                send = lambda: (time.sleep(delay), [os.kill(os.getpid(), number) for number in signals])
+                send = lambda: (time.sleep(delay), [os.kill(os.getpid(), number) for number in numbers])
                 threading.Thread(target=send, daemon=True).start() if delay else send()
             return function(*args)
         return call
 
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # which a shell ignores in what it runs behind it
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.fsync, os.rename, os.replace = map(watched, (os.fsync, os.rename, os.replace))
     Screen.show = watched(Screen.show)
     sys.stdout = sys.stderr = open(log, "w", buffering=1)
@@ -51,10 +53,10 @@ def attempt(flags, moment, delay, signals, log):
     os._exit(code)  # as the interpreter would, without waiting for what JAX leaves behind in a fork
 
 codes, most = [], 0
-for number, (flags, moment, *signals) in enumerate(json.loads(sys.argv[1])):
+for number, (flags, moment, *when) in enumerate(json.loads(sys.argv[1])):
     child = os.fork()
     if not child:
-        attempt(flags, int(moment * most) + 1 if 0 < moment < 1 else int(moment), *signals, f"log-{number}.txt")
+        attempt(flags, int(moment * most) + 1 if 0 < moment < 1 else int(moment), *when, f"log-{number}.txt")
     codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     if not number:
         most = int(open("log-0.txt").read().split("moments")[1])
