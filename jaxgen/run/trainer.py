@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxgen.data.task import Shown
-from jaxgen.errors import CheckpointError, DivergedError, UsageError
+from jaxgen.errors import DivergedError, UsageError
 from jaxgen.run import compiled
 from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Evaluated, Event, Finished, Note, Progress, Sampled, Started
 from jaxgen.run.feed import Feed
 from jaxgen.run.made import Made
+from jaxgen.run.measuring import measured
+from jaxgen.run.progressed import Interrupted, Progressed
+from jaxgen.run.rolling_back import ROLLBACK_SCALE, check_finite, roll_back
 from jaxgen.run.signals import AtOnce, Stopped, StopSignals
 from jaxgen.run.speed import Speed
 from jaxgen.run.tensorboard import open_events
@@ -27,53 +30,13 @@ from jaxgen.sampling import PRNG
 from jaxgen.store import Best, CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses, truncate_samples
 from jaxgen.store.config import TrainConfig
 from jaxgen.store.format import DamagedCheckpointError
-from jaxgen.training import TrainState, make_mesh, on_one_device, spread_evaluation, spread_state
+from jaxgen.training import TrainState, make_mesh, on_one_device, spread_state
 
 Emit = Callable[[Event], None]
 
 #: Arithmetic in one call of K steps: about half a second on two CPU cores, so that Ctrl-C is answered soon.
 FLOPS_PER_CALL = 4e10
 MAX_STEPS_PER_CALL = 32
-#: How often ``--on-nan rollback`` goes back in one run, and what it multiplies the learning rate by each time.
-MAX_ROLLBACKS, ROLLBACK_SCALE = 5, 0.5
-
-
-@dataclass
-class Progressed:
-    """What the host remembers between evaluations; saved with every checkpoint, exactly."""
-
-    loss_sum: float = 0.0  # summed nats since the last row of metrics
-    loss_count: float = 0.0
-    best: float | None = None  # what an evaluation cost at the best step (``Metric.cost``)
-    best_step: int = 0
-    bad_evals: int = 0
-    seconds: float = 0.0  # spent training, all starts together
-    rollbacks: int = 0  # how often training went back; the learning rate follows from it
-
-    @classmethod
-    def read(cls, host: Mapping[str, Any], run: object) -> Progressed:
-        """What a checkpoint of ``run`` remembers; ``CheckpointError`` unless it is just that."""
-        usual = asdict(cls())
-        if host.keys() - usual.keys() or any(
-            isinstance(value, bool)
-            or not isinstance(value, (int, float) if isinstance(usual[name], (float, type(None))) else int)
-            for name, value in host.items()
-            if not (name == "best" and value is None)
-        ):
-            raise CheckpointError(f"A checkpoint of the run {run} was not saved by this jaxgen. Copy the run again.")
-        return cls(**host)
-
-
-class Interrupted(Exception):
-    """A signal asked to stop; everything is saved. ``exit_code`` is 128 + the signal's number.
-
-    ``run`` is the one to continue, if there is one.
-    """
-
-    def __init__(self, signal_number: int, where: str, run: str | None = None) -> None:
-        command = "" if run is None else f" Continue with: python train.py --run {shlex.quote(run)} --resume auto"
-        super().__init__(f"Stopped {where}.{command}")
-        self.exit_code = 128 + signal_number
 
 
 def steps_per_call(parameters: int, tokens: int) -> int:
@@ -148,13 +111,13 @@ class Trainer:
                 boundary = self._next_boundary(step)
                 try:
                     step += self._run_to(step, boundary, pool, signals)
-                    self._check_state(step)
+                    check_finite(self._current(), partial(self._diverged, step=step))
                     if step == boundary:
                         stop = self._at_boundary(step, drawing) or step >= self.total
                     else:
                         self._save_between(step)
                 except DivergedError as error:
-                    step = self._roll_back(error)
+                    step = roll_back(self, error)
                 if signals.received is not None and not stop:
                     raise Interrupted(signals.received, f"at step {step:,}; saved", str(self.run.path))
         done = "in the final evaluation; training is done and saved"
@@ -170,7 +133,7 @@ class Trainer:
     def _next_boundary(self, step: int) -> int:
         return min([self.total, *((step // n + 1) * n for n in (self._eval_every, self._sample_every) if n)])
 
-    def _is_boundary(self, step: int) -> bool:
+    def is_boundary(self, step: int) -> bool:
         return step == 0 or _due(step, self._eval_every) or _due(step, self._sample_every)
 
     @property
@@ -234,12 +197,6 @@ class Trainer:
         self.emit(Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left))
         return now
 
-    def _check_state(self, step: int) -> None:
-        """Raise ``DivergedError`` unless all that a checkpoint would hold is finite: such a one is never saved."""
-        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(self._current())):
-            if jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact) and not np.isfinite(leaf).all():
-                raise self._diverged(f"{jax.tree_util.keystr(path).lstrip('.')} is no longer finite", step)
-
     def _diverged(self, what: str, step: int) -> DivergedError:
         saved = self.store.latest()
         kept = "Nothing was saved yet" if saved is None else f"The checkpoint of step {saved:,} before it is kept"
@@ -249,37 +206,7 @@ class Trainer:
             f"{kept} in {self.run.path}."
         )
 
-    def _roll_back(self, error: DivergedError) -> int:
-        """Go back to the last good checkpoint with half the learning rate; raises ``error`` where that must not be.
-
-        Only to one of an evaluation or a sample: those a run has that was never stopped. Logs and patience go back
-        with it; how often it was done does not, so that a run that is killed in between comes to the same.
-        """
-        if self.config.on_nan != "rollback" or self.done.rollbacks >= MAX_ROLLBACKS:
-            raise error
-        like = jax.eval_shape(lambda state: state, self._current())
-        steps = self.store.steps()
-        for step in reversed([step for step in steps if self._is_boundary(step)] or steps):
-            try:
-                state, host = self.store.restore(step, like)
-            except DamagedCheckpointError as damage:
-                self.emit(Note(f"WARNING: {damage}"))
-                continue
-            rollbacks = self.done.rollbacks + 1
-            self.recall(replace(Progressed.read(host, self.run.path), rollbacks=rollbacks)).go_on(state)
-            self._forget_beyond(step)
-            rate = f"{ROLLBACK_SCALE**rollbacks:g} of what it would be"
-            what = str(error).split(". ")[0]
-            self.emit(
-                Note(
-                    f"WARNING: {what}. Going back to step {step:,} with a learning rate of {rate} "
-                    f"(rollback {rollbacks} of {MAX_ROLLBACKS} at most)."
-                )
-            )
-            return step
-        raise error
-
-    def _forget_beyond(self, step: int) -> None:
+    def forget_beyond(self, step: int) -> None:
         """Drop the checkpoints, rows, samples and events beyond ``step``: they will be written again."""
         self.store.truncate(step)
         self.metrics.truncate(step)
@@ -365,21 +292,7 @@ class Trainer:
         return self.state
 
     def _report(self, params: Any, final: bool) -> dict[str, Any]:
-        totals = {}
-        for name, evaluation in self.data.eval_sets(final).items():
-            devices = self.devices if evaluation.rows % self.devices == 0 else 1
-            eval_step = compiled.evaluation(self.task, devices)
-            weights, carry, sums = params, self.task.initial_carry(evaluation.rows), []
-            if devices > 1:
-                weights, carry = spread_evaluation(make_mesh(devices), weights, carry)
-            else:
-                weights = on_one_device(weights)
-            for batch in evaluation.batches():
-                carry, batch_totals = eval_step(weights, carry, batch)
-                sums.append(batch_totals)  # read later: the device runs ahead of the host
-            if sums:  # a split too short for a target has none
-                totals[name] = _added(sums)
-        figures = self.data.report(totals, final)
+        figures = self.data.report(measured(self.task, self.data.eval_sets(final), params, self.devices), final)
         return figures | self.data.judge(self._made.with_params(on_one_device(params)), final)
 
     def _show(self, step: int) -> list[Shown]:
@@ -427,11 +340,6 @@ class Trainer:
             "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})"
             + (f", the batch spread over {self.devices}" if self.devices > 1 else ""),
         }
-
-
-def _added(sums: list[Any]) -> Any:
-    """The sums of all batches, in NumPy's float64."""
-    return jax.tree.map(lambda *parts: sum(np.asarray(part, np.float64) for part in parts), *sums)
 
 
 def _due(step: int, every: int) -> bool:

@@ -18,6 +18,7 @@ from jaxgen.errors import DivergedError
 from jaxgen.run import resume, start, trainer
 from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Note
+from jaxgen.run.rolling_back import MAX_ROLLBACKS
 from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory
 
 from .fault import Fault
@@ -189,7 +190,7 @@ def never_ending(folder: Path, draw: np.random.Generator) -> str:
     spoil, _ = spoils(draw)
     with spoiled(spoil, EVERY + 2, times=99), pytest.raises(DivergedError):
         start(settings(folder, "run", on_nan="rollback"), notes.append).train()
-    assert sum(isinstance(note, Note) for note in notes) == trainer.MAX_ROLLBACKS
+    assert sum(isinstance(note, Note) for note in notes) == MAX_ROLLBACKS
     check_kept(folder / "run")
     return "went back five times, then stopped with exit 5"
 
