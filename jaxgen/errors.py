@@ -34,7 +34,7 @@ class CheckpointError(JaxgenError):
 
 
 class DivergedError(JaxgenError):
-    """Training produced a loss that is not a finite number (exit code 5)."""
+    """Training produced a loss, gradient or weight that is not a finite number (exit code 5)."""
 
     exit_code = 5
 

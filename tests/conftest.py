@@ -56,7 +56,7 @@ WORDS = [
     "spring",
 ]
 #: Where what is asked does not depend on how well XLA optimises. The contracts and the documents see what users get.
-QUICK = {"baselines", "cells", "cli", "models", "run", "sampling", "tasks", "training"}
+QUICK = {"baselines", "cells", "cli", "faults", "models", "run", "sampling", "tasks", "training"}
 #: XLA's older code generation for the CPU, which takes a third of the newer one's time, and in one piece.
 OLDER = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 LOCAL = ("127.", "::1", "localhost")

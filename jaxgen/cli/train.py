@@ -52,7 +52,10 @@ def train(args: list[str]) -> None:
     need_backend()
     screen = Screen()
     try:
-        trainer = resume(config.run, config, screen.show) if resuming else start(config, screen.show)
+        if resuming:
+            trainer = resume(config.run, config, screen.show, flag_value(args, "--data-changed") or "refuse")
+        else:
+            trainer = start(config, screen.show)
         trainer.train()
     finally:
         screen.close()
@@ -62,24 +65,27 @@ def _saved_task(args: list[str]) -> str | None:
     """The task of the run that is to go on, if there is one."""
     from jaxgen.data import DATA
     from jaxgen.store import RunDirectory
+    from jaxgen.store.config import check_folder
 
     run, mode = flag_value(args, "--run"), flag_value(args, "--resume")
+    check_folder(run)
     if run is None or mode in (None, "never") or not RunDirectory(run).exists():
         return None
     task = RunDirectory(run).task()
-    return task if task in DATA else None
+    return task if isinstance(task, str) and task in DATA else None
 
 
 def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
     """Flags over ``--config`` over ``--preset`` over defaults; or, when resuming, flags over the saved settings."""
     from jaxgen.run.saved import SavedRun
     from jaxgen.store import RunDirectory
-    from jaxgen.store.config import read_toml, validate
+    from jaxgen.store.config import check_folder, read_toml, validate
 
     mode, file, run = (flag_value(args, flag) for flag in ("--resume", "--config", "--run"))
     values = {} if file is None else read_toml(file)
     if run is None and "run" in values:
         run = str(values["run"])  # its type is checked with the rest
+    check_folder(run)
     mode = "never" if mode is None else choose(mode, ("auto", "never", "must"), "value for --resume")
     resuming = False
     if mode != "never":
@@ -135,6 +141,14 @@ def _also() -> dict[str, Any]:
                 help="With --run: auto continues the run or, where there is none, starts it; must continues it; "
                 "never, the default, refuses to touch a run that exists. The saved settings hold, and only the length "
                 "and the rhythm of the run may change.",
+            ),
+        ],
+        "data_changed": Annotated[
+            str | None,
+            arg(
+                metavar="{refuse,accept}",
+                help="When a run goes on and its data are not what they were: refuse, the default, or accept them. "
+                "The same data at another place, named with --data, are no change.",
             ),
         ],
         "config": Annotated[

@@ -13,7 +13,8 @@ from jaxgen.data import DATA
 from jaxgen.run.events import Finished, Note, Started
 from jaxgen.run.record import resolve, write_config
 from jaxgen.run.saved import SavedRun
-from jaxgen.run.trainer import Emit, Trainer
+from jaxgen.run.signals import AtOnce, Stopped
+from jaxgen.run.trainer import Emit, Interrupted, Trainer
 from jaxgen.store import RunDirectory
 from jaxgen.store.config import TrainConfig
 from jaxgen.store.lock import locked
@@ -34,11 +35,15 @@ class Counting(Trainer):
     @locked
     def train(self) -> Finished:
         """Evaluate the model, save it if that is not done yet, and report."""
-        self.emit(Started(str(self.run.path), self._facts(), 0, 0))
-        report = self._report(self._params, final=True)
-        if self.store.latest() is None:
-            self._record(report)
-        return self._finish(0, report)
+        try:
+            with AtOnce():
+                self.emit(Started(str(self.run.path), self._facts(), 0, 0))
+                report = self._report(self._params, final=True)
+                if self.store.latest() is None:
+                    self._record(report)
+                return self._finish(0, report)
+        except Stopped as stopped:
+            raise Interrupted(stopped.number, "in the evaluation of what was counted", str(self.run.path)) from None
 
     def _record(self, report: dict[str, float]) -> None:
         row = {
@@ -70,8 +75,12 @@ def start(config: Any, emit: Emit) -> Counting:
     Whoever stops the counting leaves no folder behind; a folder that cannot be had is told of before it.
     """
     RunDirectory.check(config.run)
-    data = DATA[config.task].load(config)
-    model, params, seconds = count(data)
+    try:
+        with AtOnce():
+            data = DATA[config.task].load(config)
+            model, params, seconds = count(data)
+    except Stopped as stopped:
+        raise Interrupted(stopped.number, "while n-grams were counted; there is no run yet") from None
     run = RunDirectory.create(config.run, config.task)
     options = {**data.model_options(), "nodes": model.nodes, "contexts": model.contexts}
     parameters = sum(leaf.size for leaf in params.values())
@@ -86,7 +95,11 @@ def resume(saved: SavedRun, config: TrainConfig, data: Any, emit: Emit) -> Count
     trainer = Counting(config, data, saved.task, saved.directory, saved.resolved, emit)
     if trainer.store.latest() is None:
         trainer.metrics.truncate(-1)
-        return trainer.hold(*count(data)[1:])
+        try:
+            with AtOnce():
+                return trainer.hold(*count(data)[1:])
+        except Stopped as stopped:
+            raise Interrupted(stopped.number, "while n-grams were counted", str(saved.directory.path)) from None
     emit(Note(f"The run {saved.directory.path} is finished: n-grams are counted once, there is nothing to go on with."))
     return trainer.hold(saved.params()[1])
 

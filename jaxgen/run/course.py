@@ -15,8 +15,13 @@ from jaxgen.training import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
 FINAL_LR = 0.02
 
 
-def plan_optimizer(config: TrainConfig, horizon: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The schedule with its horizon frozen, and the optimiser that follows it. Raises ``UsageError``."""
+def plan_optimizer(
+    config: TrainConfig, horizon: int, scale: float = 1.0
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The schedule with its horizon frozen, and the optimiser that follows it. Raises ``UsageError``.
+
+    ``scale`` multiplies the learning rate, of which the compiled step makes constants: another one is another step.
+    """
     final = FINAL_LR if config.final_lr is None else config.final_lr
     warmup = min(config.warmup, horizon // 10)  # a short run must not be all warm-up
     options = dict(config.optimizer_options)
@@ -25,7 +30,7 @@ def plan_optimizer(config: TrainConfig, horizon: int) -> tuple[optax.Schedule, o
     # The entries themselves, beside their names: who registers another under a known name gets the other.
     entries = (OPTIMIZERS.get(config.optimizer), SCHEDULES.get(config.schedule))
     chosen = (config.optimizer, tuple(sorted(options.items())), config.clip)
-    return _optimizer(entries, *chosen, config.schedule, config.lr, warmup, horizon, final)
+    return _optimizer(entries, *chosen, config.schedule, config.lr * scale, warmup, horizon, final)
 
 
 @lru_cache(maxsize=KEPT)

@@ -21,14 +21,26 @@ def resolve(data: TaskData, options: dict[str, Any], parameters: int, devices: i
         "parameters": parameters,
         "data": data.identity(),
         **data.resolved(),
-        "versions": {
-            "jaxgen": __version__,
-            "jax": jax.__version__,
-            "jaxlib": jaxlib.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": _versions(),
         "device": jax.devices()[0].device_kind,
         "devices": devices,
+    }
+
+
+def version_changes(resolved: dict[str, Any]) -> str:
+    """What computed the run ``resolved`` when it began and is another version here, in words; empty if nothing is."""
+    then, now = resolved.get("versions"), _versions()
+    known = then if isinstance(then, dict) else {}
+    others = [name for name in ("jax", "jaxlib", "python") if name in known and known[name] != now[name]]
+    return " and ".join(f"{name} {known[name]} and goes on with {now[name]}" for name in others)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "jaxgen": __version__,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "python": platform.python_version(),
     }
 
 

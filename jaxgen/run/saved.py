@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,8 @@ class SavedRun:
             name, config, resolved = saved["task"], saved["config"], saved["resolved"]
             kind, known = DATA[name].Config, models(name)
             options = dict(resolved["model"])
-            config, digests = dict(config), [resolved["data"][key] for key in ("name", "sha256")]
-            if not all(type(resolved[key]) is int for key in ("steps", "horizon", "parameters", "devices")):
-                raise TypeError
-            if not all(isinstance(each, str) for each in digests):
-                raise TypeError
+            config = dict(config)
+            _check_resolved(resolved)
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(
                 f"{directory.config_path} does not describe a run of this version of jaxgen. Train it again."
@@ -91,9 +89,23 @@ class SavedRun:
         store = self.checkpoints
         best = store.best()
         step = store.latest() if best is None else best
+        if step == 0 and self.resolved["steps"]:
+            raise CheckpointError(
+                f"The run {self.directory.path} has not learnt anything yet: its only checkpoint is that of its first "
+                f"weights. Train it with `python train.py --run {shlex.quote(str(self.directory.path))} --resume auto`."
+            )
         shapes = jax.eval_shape(self.task.init, jax.random.key(0)) if like is None else like
         params, _ = store.restore_params(step, shapes)
         return step or 0, params
+
+
+def _check_resolved(resolved: Any) -> None:
+    """Raise ``KeyError``, ``TypeError`` or ``ValueError`` unless ``resolved`` has what all runs have."""
+    numbers = [resolved[key] for key in ("steps", "horizon", "parameters", "devices")]
+    if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):
+        raise ValueError("a number is none")
+    if not all(isinstance(resolved["data"][key], str) for key in ("name", "sha256")):
+        raise ValueError("the data have no digest")
 
 
 def _plain(value: Any) -> Any:

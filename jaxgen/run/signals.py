@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the loop to stop after the current call, the second ends at once."""
+"""Ctrl-C, SIGTERM, a closed terminal: the first asks the loop to stop behind the current call, the second ends."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import threading
 from types import FrameType
 from typing import Any
 
+#: What asks a run to stop; SIGHUP comes when its terminal closes, where the system has it.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
 
 class StopSignals:
-    """While entered, remembers the first SIGINT or SIGTERM in ``received``; a second one acts as usual."""
+    """While entered, remembers the first of ``STOPPING`` in ``received``; a second one acts as usual.
+
+    A SIGHUP that is ignored (``nohup``) stays so.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -17,8 +23,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._receive)
+            for number in STOPPING:
+                if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._former[number] = signal.signal(number, self._receive)
         return self
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -43,7 +50,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class AtOnce(StopSignals):
-    """While entered, the first SIGINT or SIGTERM raises ``Stopped`` where the program is."""
+    """While entered, the first of ``STOPPING`` raises ``Stopped`` where the program is."""
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         super()._receive(number, frame)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,16 +15,16 @@ import jax
 
 from jaxgen.data import DATA
 from jaxgen.data.task import TaskData
-from jaxgen.errors import CheckpointError, DataError, UsageError
+from jaxgen.errors import CheckpointError, DataError, UsageError, choose
 from jaxgen.run import counting
 from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Note
 from jaxgen.run.host import need_devices
-from jaxgen.run.record import resolve, write_config
+from jaxgen.run.record import resolve, version_changes, write_config
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.tensorboard import require_tensorboard
 from jaxgen.run.trainer import Emit, Progressed, Trainer
-from jaxgen.store import RunDirectory, truncate_samples
+from jaxgen.store import CheckpointStore, RunDirectory, truncate_samples
 from jaxgen.store.config import TrainConfig
 from jaxgen.store.lock import exclusively
 from jaxgen.tasks import models
@@ -31,6 +34,8 @@ from jaxgen.training import count_devices, create_state
 MEASURED_CALLS = 3
 #: Share of the time of ``--minutes`` kept for evaluations, checkpoints and samples.
 OVERHEAD = 0.15
+#: Folders of checkpoints of step 0, whole or not.
+FIRST = r"0{8}(\.[0-9]+)?|\.tmp-.*"
 
 
 def ignore(event: Any) -> None:
@@ -69,28 +74,34 @@ def _start(config: TrainConfig, emit: Emit) -> Trainer:
     devices = _spread(config, parameters / data.steps_of_time)
     _fits_memory(parameters, devices)
     resolved = resolve(data, options, parameters, devices)
-    run = RunDirectory.create(config.run, config.task)
+    _clear_unfinished(config.run)
     steps = _planned(config, data)
-    if steps is None:
-        trial = Trainer(config, data, task, run, {**resolved, "steps": 1, "horizon": 1}, emit)
-        steps = _measured(trial, began)
+    if steps is None:  # before there is a folder: who stops the measuring leaves none behind
+        RunDirectory.check(config.run)
+        nowhere = RunDirectory("" if config.run is None else config.run)
+        steps = _measured(Trainer(config, data, task, nowhere, {**resolved, "steps": 1, "horizon": 1}, emit), began)
         emit(Note(f"{config.minutes:g} minutes are enough for {steps:,} steps here; the number is fixed from now on."))
     resolved |= {"steps": steps, "horizon": steps}
+    run = RunDirectory.create(config.run, config.task)
     run.write_json("tokenizer.json", data.codec.to_json())
+    trainer = Trainer(config, data, task, run, resolved, emit).begin(params)
+    trainer.save_first()
     write_config(run, config, resolved)
-    return Trainer(config, data, task, run, resolved, emit).begin(params)
+    return trainer
 
 
 @exclusively(lambda path, *_, **__: path if RunDirectory(path).exists() else None)
-def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) -> Trainer:
+def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore, data_changed: str = "refuse") -> Trainer:
     """Continue the run at ``path`` where it stopped, bitwise as if it had not (on one kind of device).
 
-    ``config`` may differ from the saved one in ``TrainConfig.may_change`` alone, else ``UsageError``. Raises
-    ``DataError`` when the data are not what they were, ``CheckpointError`` when no checkpoint is good.
+    ``config`` may differ from the saved one in ``TrainConfig.may_change``, and in ``places`` where the same data are
+    found, else ``UsageError``. Raises ``DataError`` when the data are not what they were, unless ``data_changed`` is
+    ``"accept"`` instead of ``"refuse"``, and ``CheckpointError`` when no checkpoint is good.
     """
+    choose(data_changed, ("accept", "refuse"), "value for --data-changed")
     saved = SavedRun.open(path)
     config = config or saved.config
-    if changed := saved.config.changes(config):
+    if changed := [name for name in saved.config.changes(config) if name not in config.places]:
         listed = ", ".join(
             f"--{name.replace('_', '-')} ({getattr(saved.config, name)!r} then, {getattr(config, name)!r} now)"
             for name in changed
@@ -99,11 +110,20 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore) ->
     need_devices(saved.resolved["devices"], f"The run {path} spreads its batches over {saved.resolved['devices']}")
     data = _load(config, saved.codec)
     then, now = saved.resolved["data"], data.identity()
-    if then != now:
-        raise DataError(
+    if then["sha256"] != now["sha256"]:
+        changes = (
             f"The data of the run {path} have changed: {then['name']} with sha256 {then['sha256']} then, "
-            f"{now['name']} with {now['sha256']} now. Bring back the old data, or start a new run with --init-from."
+            f"{now['name']} with {now['sha256']} now."
         )
+        if data_changed == "refuse":
+            raise DataError(
+                f"{changes} Bring back the old data, start a new run with --init-from, or give --data-changed accept "
+                "to go on with these."
+            )
+        emit(Note(f"WARNING: {changes} The run goes on with these, from where it was in the old."))
+    saved.resolved["data"] = now
+    if other := version_changes(saved.resolved):
+        emit(Note(f"WARNING: This run was begun with {other}: what is computed from here on may differ in its bits."))
     return MODELS[config.model].resume(saved, config, data, emit)
 
 
@@ -117,21 +137,34 @@ def _resume(saved: SavedRun, config: TrainConfig, data: TaskData, emit: Emit) ->
             )
         )
     trainer = Trainer(config, data, saved.task, saved.directory, resolved, emit)
-    step = 0
-    if trainer.store.latest() is None:  # stopped before its first checkpoint: begin again, to the same end
-        trainer.begin(None if config.init_from is None else _borrowed(SavedRun.open(config.init_from), None))
-    else:
-        make = partial(create_state, saved.task, trainer.optimizer, rows=config.batch_size)
-        step, state, host, problems = trainer.store.restore_newest_good(jax.eval_shape(make, trainer.key))
-        trainer.go_on(state)
-        trainer.done = Progressed(**host)
-        for problem in problems:
-            emit(Note(f"WARNING: {problem} Continuing from step {step:,}."))
+    if trainer.store.latest() is None:
+        raise CheckpointError(
+            f"The run {path} has no checkpoint left, and every run has one from its first moment: bring its folder "
+            f"{trainer.store.directory.name} back, or train anew in another folder."
+        )
+    make = partial(create_state, saved.task, trainer.optimizer, rows=config.batch_size)
+    step, state, host, problems = trainer.store.restore_newest_good(jax.eval_shape(make, trainer.key))
+    trainer.recall(Progressed.read(host, path)).go_on(state)
+    for problem in problems:
+        emit(Note(f"WARNING: {problem} Continuing from step {step:,}."))
     trainer.metrics.truncate(step)
     truncate_samples(saved.directory.samples_path, step)
     trainer.store.truncate(step)
     write_config(saved.directory, config, resolved)
     return trainer
+
+
+def _clear_unfinished(path: str | None) -> None:
+    """Remove the first checkpoint of a start that was killed before it wrote its configuration, and nothing else."""
+    run = RunDirectory("" if path is None else path)
+    if path is None or run.exists() or run.checkpoints_path.is_symlink() or not run.checkpoints_path.is_dir():
+        return
+    if not set(CheckpointStore(run.checkpoints_path).steps()) - {0}:
+        for entry in list(run.checkpoints_path.iterdir()):
+            if entry.is_dir() and not entry.is_symlink() and re.fullmatch(FIRST, entry.name):
+                shutil.rmtree(entry, ignore_errors=True)
+        with suppress(OSError):
+            run.checkpoints_path.rmdir()
 
 
 def _spread(config: TrainConfig, load: float) -> int:

@@ -19,6 +19,6 @@ def require_tensorboard() -> Any:
     return tensorboardX
 
 
-def open_events(run: RunDirectory) -> Any:
-    """A writer of events into the run's folder ``tensorboard/``."""
-    return require_tensorboard().SummaryWriter(str(run.path / "tensorboard"))
+def open_events(run: RunDirectory, step: int) -> Any:
+    """A writer of events into the run's folder ``tensorboard/``; those beyond ``step`` are no longer shown."""
+    return require_tensorboard().SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1 if step else None)

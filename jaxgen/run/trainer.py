@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,45 +17,27 @@ from jaxgen.data.task import Shown
 from jaxgen.errors import DivergedError, UsageError
 from jaxgen.run import compiled
 from jaxgen.run.course import plan_optimizer
-from jaxgen.run.events import Evaluated, Event, Finished, Progress, Sampled, Started
+from jaxgen.run.events import Evaluated, Event, Finished, Note, Progress, Sampled, Started
 from jaxgen.run.feed import Feed
 from jaxgen.run.made import Made
+from jaxgen.run.measuring import measured
+from jaxgen.run.progressed import Interrupted, Progressed
+from jaxgen.run.rolling_back import ROLLBACK_SCALE, check_finite, roll_back
 from jaxgen.run.signals import AtOnce, Stopped, StopSignals
 from jaxgen.run.speed import Speed
 from jaxgen.run.tensorboard import open_events
 from jaxgen.sampling import PRNG
-from jaxgen.store import Best, CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses
+from jaxgen.store import Best, CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses, truncate_samples
 from jaxgen.store.config import TrainConfig
+from jaxgen.store.format import DamagedCheckpointError
 from jaxgen.store.lock import locked
-from jaxgen.training import TrainState, make_mesh, on_one_device, spread_evaluation, spread_state
+from jaxgen.training import TrainState, make_mesh, on_one_device, spread_state
 
 Emit = Callable[[Event], None]
 
 #: Arithmetic in one call of K steps: about half a second on two CPU cores, so that Ctrl-C is answered soon.
 FLOPS_PER_CALL = 4e10
 MAX_STEPS_PER_CALL = 32
-
-
-@dataclass
-class Progressed:
-    """What the host remembers between evaluations; saved with every checkpoint, exactly."""
-
-    loss_sum: float = 0.0  # summed nats since the last row of metrics
-    loss_count: float = 0.0
-    best: float | None = None  # what an evaluation cost at the best step (``Metric.cost``)
-    best_step: int = 0
-    bad_evals: int = 0
-    seconds: float = 0.0  # spent training, all starts together
-
-
-class Interrupted(Exception):
-    """A signal asked to stop; everything is saved. ``exit_code`` is 128 + the signal's number."""
-
-    def __init__(self, signal_number: int, run: str, step: int, done: bool = False) -> None:
-        where = "in the final evaluation; training is done and" if done else f"at step {step:,};"
-        command = f"python train.py --run {shlex.quote(run)} --resume auto"
-        super().__init__(f"Stopped {where} saved. Continue with: {command}")
-        self.exit_code = 128 + signal_number
 
 
 def steps_per_call(parameters: int, tokens: int) -> int:
@@ -75,16 +57,16 @@ class Trainer:
         self.done = Progressed()
         self.state: TrainState | None = None
         self.total: int = resolved["steps"]
-        self.schedule, self.optimizer = plan_optimizer(config, resolved["horizon"])
         self.key = jax.random.key(config.seed, impl=PRNG)
         most = getattr(task, "STEPS_TOGETHER", MAX_STEPS_PER_CALL)
         self.calls = min(most, steps_per_call(resolved["parameters"], data.steps_of_time))
         self.devices: int = resolved["devices"]
         self._feed = Feed(data.batches, self.calls, self.devices)
-        self._steps = compiled.training_steps(task, self.optimizer, self.devices, self._feed.read)
+        self._plan()
         self._made = Made(task, data, config.seed)
         self._events: Any = None
         self._speed = Speed()
+        self._grad_norm = math.nan  # of the last step that was read
         self._picture: Future[None] = Future()
         self._picture.set_result(None)
         self._pictures = 0
@@ -96,10 +78,26 @@ class Trainer:
             state = state._replace(params=params, opt_state=self.optimizer.init(params))
         return self.go_on(state)
 
+    def recall(self, done: Progressed) -> Trainer:
+        """Set what the host remembers, with the learning rate that follows from it."""
+        self.done = done
+        return self._plan()
+
+    def _plan(self) -> Trainer:
+        """The schedule and the compiled step. After a rollback it is compiled anew: the rate is a constant of it."""
+        scale = ROLLBACK_SCALE**self.done.rollbacks
+        self.schedule, self.optimizer = plan_optimizer(self.config, self.resolved["horizon"], scale)
+        self._steps = compiled.training_steps(self.task, self.optimizer, self.devices, self._feed.read)
+        return self
+
     def go_on(self, state: TrainState) -> Trainer:
         """Set the state from which ``train`` goes on, wherever its arrays lie."""
         self.state = state if self.devices == 1 else spread_state(make_mesh(self.devices), state)
         return self
+
+    def save_first(self) -> None:
+        """Save the state of step 0: a run without a checkpoint has lost them all, and never begins anew in silence."""
+        self._save(0, None)
 
     # --- the loop
 
@@ -107,28 +105,38 @@ class Trainer:
     def train(self) -> Finished:
         """Run to the last step. Raises ``Interrupted`` (all saved) and ``DivergedError``."""
         step = int(self._current().step)
-        self._events = open_events(self.run) if self.config.tensorboard else None
+        self._events = open_events(self.run, step) if self.config.tensorboard else None
         self.emit(Started(str(self.run.path), self._facts(), step, self.total))
         stop = step >= self.total or self._patience_gone
         with StopSignals() as signals, ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as drawing:
             while not stop:
                 boundary = self._next_boundary(step)
-                step += self._run_to(step, boundary, pool, signals)
-                if step == boundary:
-                    stop = self._at_boundary(step, drawing) or step >= self.total
-                else:
-                    self._save(step, None)
+                try:
+                    step += self._run_to(step, boundary, pool, signals)
+                    check_finite(self._current(), partial(self._diverged, step=step))
+                    if step == boundary:
+                        stop = self._at_boundary(step, drawing) or step >= self.total
+                    else:
+                        self._save_between(step)
+                except DivergedError as error:
+                    step = roll_back(self, error)
                 if signals.received is not None and not stop:
-                    raise Interrupted(signals.received, str(self.run.path), step)
+                    raise Interrupted(signals.received, f"at step {step:,}; saved", str(self.run.path))
+        done = "in the final evaluation; training is done and saved"
+        if signals.received is not None:  # while the last row of metrics was made, or the picture of it
+            raise Interrupted(signals.received, done, str(self.run.path))
         try:
             with AtOnce():
                 self._picture.result()
                 return self._finish(step)
         except Stopped as stopped:
-            raise Interrupted(stopped.number, str(self.run.path), step, done=True) from None
+            raise Interrupted(stopped.number, done, str(self.run.path)) from None
 
     def _next_boundary(self, step: int) -> int:
         return min([self.total, *((step // n + 1) * n for n in (self._eval_every, self._sample_every) if n)])
+
+    def is_boundary(self, step: int) -> bool:
+        return step == 0 or _due(step, self._eval_every) or _due(step, self._sample_every)
 
     @property
     def _eval_every(self) -> int:
@@ -171,11 +179,15 @@ class Trainer:
         """Wait for a call's metrics, check and add them up; returns the time at which they were there."""
         losses, counts = (np.asarray(a)[:number].astype(np.float64) for a in (log.loss, log.targets))
         now = time.perf_counter()
-        bad = np.flatnonzero(~np.isfinite(losses))
+        norms = np.asarray(log.grad_norm)[:number].astype(np.float64)
+        bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(norms)))
         if bad.size:
-            at = step - number + int(bad[0]) + 1
-            norm = float(np.asarray(log.grad_norm)[bad[0]])
-            raise self._diverged(f"The loss became {losses[bad[0]]}", at, f", gradient norm {norm:.3g}")
+            first = int(bad[0])
+            self._grad_norm = float(norms[first])
+            fine = np.isfinite(losses[first])
+            what = f"The gradient norm became {norms[first]}" if fine else f"The loss became {losses[first]}"
+            raise self._diverged(what, step - number + first + 1)
+        self._grad_norm = float(norms[-1])
         for loss, count in zip(losses, counts):
             self.done.loss_sum += loss * count
             self.done.loss_count += count
@@ -187,13 +199,23 @@ class Trainer:
         self.emit(Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left))
         return now
 
-    def _diverged(self, what: str, step: int, more: str = "") -> DivergedError:
+    def _diverged(self, what: str, step: int) -> DivergedError:
         saved = self.store.latest()
         kept = "Nothing was saved yet" if saved is None else f"The checkpoint of step {saved:,} before it is kept"
         return DivergedError(
-            f"{what} at step {step:,} (learning rate {float(self.schedule(max(step - 1, 0))):.3g}{more}). "
-            f"Train again with a lower --lr or a smaller --clip. {kept} in {self.run.path}."
+            f"{what} at step {step:,} (learning rate {float(self.schedule(max(step - 1, 0))):.3g}, gradient norm "
+            f"{self._grad_norm:.3g}). Train again with a lower --lr or a smaller --clip, or give --on-nan rollback. "
+            f"{kept} in {self.run.path}."
         )
+
+    def forget_beyond(self, step: int) -> None:
+        """Drop the checkpoints, rows, samples and events beyond ``step``: they will be written again."""
+        self.store.truncate(step)
+        self.metrics.truncate(step)
+        truncate_samples(self.run.samples_path, step)
+        if self._events is not None:
+            self._events.close()
+            self._events = open_events(self.run, step)
 
     def time_call(self, step: int) -> tuple[float, int]:
         """Seconds a step, by one call from ``step`` on, which advances the state; and how many steps that were."""
@@ -272,21 +294,7 @@ class Trainer:
         return self.state
 
     def _report(self, params: Any, final: bool) -> dict[str, Any]:
-        totals = {}
-        for name, evaluation in self.data.eval_sets(final).items():
-            devices = self.devices if evaluation.rows % self.devices == 0 else 1
-            eval_step = compiled.evaluation(self.task, devices)
-            weights, carry, sums = params, self.task.initial_carry(evaluation.rows), []
-            if devices > 1:
-                weights, carry = spread_evaluation(make_mesh(devices), weights, carry)
-            else:
-                weights = on_one_device(weights)
-            for batch in evaluation.batches():
-                carry, batch_totals = eval_step(weights, carry, batch)
-                sums.append(batch_totals)  # read later: the device runs ahead of the host
-            if sums:  # a split too short for a target has none
-                totals[name] = _added(sums)
-        figures = self.data.report(totals, final)
+        figures = self.data.report(measured(self.task, self.data.eval_sets(final), params, self.devices), final)
         return figures | self.data.judge(self._made.with_params(on_one_device(params)), final)
 
     def _show(self, step: int) -> list[Shown]:
@@ -295,17 +303,25 @@ class Trainer:
             append_sample(self.run.samples_path, step, each.text)
         return shown
 
+    def _save_between(self, step: int) -> None:
+        """Save where a signal stopped the run, and keep what a rollback may have to go back to."""
+        if self.config.on_nan == "rollback":
+            self.store.keep_latest = max(self.store.keep_latest, len(self.store.steps()) + 1)
+        self._save(step, None)
+
     def _save(self, step: int, metric: float | None) -> None:
         self.store.save(step, self._current(), asdict(self.done), metric)
 
     def _finish(self, step: int, report: dict[str, Any] | None = None) -> Finished:
         """Report on the best checkpoint: every evaluation in full (unless given), samples and pictures."""
-        if self.store.latest() is None:  # a run of no steps
-            self._save(step, None)
         best = self.store.best()
         params = self._current().params
         if best is not None and best != step:
-            params, _ = self.store.restore_params(best, jax.eval_shape(self.task.init, self.key))
+            try:
+                params, _ = self.store.restore_params(best, jax.eval_shape(self.task.init, self.key))
+            except DamagedCheckpointError as error:  # all that training can give is there
+                self.emit(Note(f"WARNING: {error} The report is of step {step:,} instead, the last."))
+                best = step
         report = self._report(params, final=True) if report is None else report
         made = self._made.with_params(on_one_device(params))
         samples = [(each.title, each.text) for each in self.data.show(made, final=True)]
@@ -326,11 +342,6 @@ class Trainer:
             "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})"
             + (f", the batch spread over {self.devices}" if self.devices > 1 else ""),
         }
-
-
-def _added(sums: list[Any]) -> Any:
-    """The sums of all batches, in NumPy's float64."""
-    return jax.tree.map(lambda *parts: sum(np.asarray(part, np.float64) for part in parts), *sums)
 
 
 def _due(step: int, every: int) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from jaxgen.errors import UsageError, choose
 
@@ -26,6 +27,11 @@ Beam = Annotated[int, Field(ge=0, le=MAX_BEAM)]
 #: JAX wraps larger seeds silently.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
+#: Larger configuration files are something else.
+MAX_CONFIG_BYTES = 2**20
+#: The longest name of a file or folder that systems take, in bytes, and what is shown of a wrong value, in characters.
+MAX_NAME, MAX_SHOWN = 255, 200
+
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -41,8 +47,11 @@ class TrainConfig(BaseModel):
     examples: ClassVar[tuple[str, ...]] = ()
     #: Fields that a resumed run may change; all others would make it another run.
     may_change: ClassVar[frozenset[str]] = frozenset(
-        {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "tensorboard", "run"}
+        {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "on_nan", "tensorboard", "run"}
     )
+
+    #: Fields that say where the data lie. A resumed run may find the same data elsewhere.
+    places: ClassVar[frozenset[str]] = frozenset({"data", "val_data", "test_data", "captions", "val_captions"})
 
     preset: str = "small"
     """Named settings, listed above."""
@@ -103,10 +112,19 @@ class TrainConfig(BaseModel):
     """Steps between printed samples. Default: with each evaluation. 0: at the end only."""
     patience: Positive | None = None
     """Stop after this many evaluations without a better validation loss."""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """When the loss, a gradient or a weight is no finite number: stop, or go back to the last evaluation or sample,
+    halve the learning rate and go on (5 times at most)."""
     init_from: str | None = None
     """Start from the best weights of this other run."""
     tensorboard: bool = False
     """Write TensorBoard events too (needs the extra jaxgen[tb])."""
+
+    @field_validator("run")
+    @classmethod
+    def _can_be_a_folder(cls, value: str | None) -> str | None:
+        check_folder(value)
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -128,6 +146,14 @@ class TrainConfig(BaseModel):
         return [name for name in mine if mine[name] != theirs[name] and name not in self.may_change]
 
 
+def check_folder(path: str | None) -> None:
+    """Raise ``UsageError`` for the name of a run's folder that no system can have."""
+    if path is not None and "\0" in path:
+        raise UsageError("--run holds a NUL character: give the name of a folder without one.")
+    if path is not None and any(len(os.fsencode(part)) > MAX_NAME for part in Path(path).parts):
+        raise UsageError(f"--run has a name of more than {MAX_NAME} bytes: give a shorter one.")
+
+
 def describe(error: ValidationError, kind: type[BaseModel]) -> str:
     """Pydantic's findings as sentences: what was given, what is allowed."""
     lines = []
@@ -139,7 +165,9 @@ def describe(error: ValidationError, kind: type[BaseModel]) -> str:
             lines.append(f"{where!r} is no setting of this task{_suggest(where, kind.model_fields)}")
         elif flag:
             allowed = [word for word in re.findall(r"'([^']*)'", message) if item["type"] == "literal_error"]
-            lines.append(f"{flag} is {item['input']!r}: {message}{_suggest(str(item['input']), allowed)}")
+            given, shown = str(item["input"])[:MAX_SHOWN], repr(item["input"])
+            shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]} …"
+            lines.append(f"{flag} is {shown}: {message.removesuffix('.')}{_suggest(given, allowed)}")
         else:
             lines.append(message.removesuffix("."))
     return "; ".join(lines) + "."
@@ -162,11 +190,27 @@ def validate(kind: type[Config], values: dict[str, Any], source: str = "") -> Co
 def read_toml(path: str) -> dict[str, Any]:
     """The settings in a TOML file; dashes in names count as underscores."""
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        if "\0" not in path and Path(path).exists() and not Path(path).is_file():  # a pipe or a device has no end
+            raise UsageError(f"The configuration file {path} is not a regular file: give one in TOML.")
+        with open(path, "rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
+            raise UsageError(
+                f"The configuration file {path} is larger than {MAX_CONFIG_BYTES // 2**20} MB: shorten it."
+            )
+        values = tomllib.loads(data.decode("utf-8").replace("\r\n", "\n"))
+    except UsageError:
+        raise
     except OSError as error:
         raise UsageError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"The configuration file {path} is not UTF-8 at byte offset {error.start}.") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"The configuration file {path} is not valid TOML: {error}.") from None
+    except RecursionError:
+        raise UsageError(
+            f"The configuration file {path} is nested too deeply: settings are values and lists."
+        ) from None
+    except ValueError as error:  # a name with a NUL character, a number of thousands of digits
+        raise UsageError(f"The configuration file {path!r} cannot be read: {str(error).split(';')[0]}.") from None
     return {name.replace("-", "_"): value for name, value in values.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.run import Sampler, Settings, counting, interpolate, resume, start
+from jaxgen.run import Interrupted, Sampler, Settings, counting, interpolate, resume, start
 from jaxgen.run.events import Evaluated, Finished, Note, Started
 from jaxgen.run.saved import SavedRun
 from jaxgen.store import MetricsLog
@@ -80,6 +81,24 @@ def test_whoever_stops_the_counting_leaves_no_folder(book, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         start(settings(book, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_it_with_a_sentence(number, book, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(counting, "count", lambda data: signal.raise_signal(number))
+        with pytest.raises(Interrupted, match="while n-grams were counted; there is no run yet") as stopped:
+            start(settings(book, run))
+    assert stopped.value.exit_code == 128 + number
+    assert not run.exists()
+    trainer = start(settings(book, run))
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_report", lambda *_, **__: signal.raise_signal(number))
+        with pytest.raises(Interrupted, match=r"in the evaluation of .* --resume auto") as stopped:
+            trainer.train()
+    assert stopped.value.exit_code == 128 + number
+    assert resume(str(run)).train().step == 0
 
 
 def test_nothing_is_counted_for_a_folder_that_is_taken(book, trained, monkeypatch):

@@ -5,12 +5,14 @@ A further fault is a ``Fault`` in one of the modules here; a further module is o
 
 from __future__ import annotations
 
-from . import damage, disk, environment, hostile
+from . import damage, disk, diverging, environment, hostile, kills
 from .fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
-    *damage.FAULTS,
+    *kills.FAULTS,
     *disk.FAULTS,
+    *damage.FAULTS,
+    *diverging.FAULTS,
     *hostile.FAULTS,
     *environment.FAULTS,
 )

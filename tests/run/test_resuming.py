@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib
 import numpy as np
 import pytest
 
 from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.run import Interrupted, resume, start, trainer
-from jaxgen.run.events import Finished, Note, Progress, Started
+from jaxgen.run.events import Evaluated, Finished, Note, Progress, Started
+from jaxgen.run.saved import SavedRun
 from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory
 
 Config = DATA["language"].Config
@@ -121,6 +124,33 @@ def test_a_signal_during_the_final_evaluation_says_that_training_is_saved(number
     assert traces(run) == traces(whole(layout))
 
 
+def test_a_signal_during_the_evaluation_of_the_last_step_is_not_lost(whole, book, tmp_path):
+    run = tmp_path / "run"
+
+    def emit(event: Any) -> None:
+        if isinstance(event, Evaluated) and event.row["step"] == STEPS:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="training is done and saved") as stopped:
+        start(settings(book, run, **LAYOUTS["stream"]), emit).train()
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
+    resume(str(run)).train()
+    assert traces(run) == traces(whole("stream"))
+
+
+def test_a_finished_run_whose_best_checkpoint_is_damaged_reports_on_the_last(book, tmp_path):
+    run = tmp_path / "run"
+    still = settings(book, run, steps=4, eval_every=2, sample_every=0, lr=1e-30)  # the first remains the best
+    assert start(still).train().best_step == 2
+    victim = max((run / "checkpoints" / "00000002" / "arrays").rglob("*"), key=lambda path: path.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:-1])
+    events: list[Any] = []
+    assert resume(str(run), emit=events.append).train().best_step == 4
+    (note,) = [event.text for event in events if isinstance(event, Note)]
+    assert note.startswith("WARNING: The checkpoint of step 2 is damaged")
+    assert "The report is of step 4 instead" in note
+
+
 @pytest.mark.parametrize(
     "crash",
     [
@@ -153,13 +183,63 @@ def test_a_run_that_crashed_anywhere_equals_one_that_did_not(crash, whole, book,
     assert traces(run) == traces(whole("stream"))
 
 
-def test_a_run_stopped_before_its_first_checkpoint_begins_again(whole, book, tmp_path):
+def test_a_run_stopped_before_its_first_evaluation_begins_again(whole, book, tmp_path):
     run = tmp_path / "run"
     start(settings(book, run, **LAYOUTS["stream"]))  # the folder is there, nothing was trained
+    with pytest.raises(CheckpointError, match=r"has not learnt anything yet.*--resume auto"):
+        SavedRun.open(run).params()
     events: list[Any] = []
     resume(str(run), emit=events.append).train()
     assert next(e for e in events if isinstance(e, Started)).first_step == 0
     assert traces(run) == traces(whole("stream"))
+
+
+@pytest.mark.parametrize("step", [0, STEPS])
+def test_a_run_without_its_checkpoints_is_refused_and_never_begun_anew(step, whole, book, tmp_path):
+    run = tmp_path / "run"
+    if step:
+        shutil.copytree(whole("stream"), run)
+    else:
+        start(settings(book, run))
+    shutil.rmtree(run / "checkpoints")
+    before = sorted(run.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"has no checkpoint left.* bring its folder checkpoints back"):
+        resume(str(run))
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_start_killed_in_front_of_its_configuration_is_repeated(whole, book, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+
+    def killed(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["jaxgen.run.start"], "write_config", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            start(settings(book, run, seed=5))
+    (run / "checkpoints" / ".tmp-0-1-abc").mkdir()
+    start(settings(book, run, **LAYOUTS["stream"])).train()
+    assert traces(run) == traces(whole("stream"))
+
+
+def test_checkpoints_of_a_run_that_lost_its_configuration_are_left_alone(whole, book, tmp_path):
+    run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
+    for path in run.iterdir():
+        if path.name != "checkpoints":
+            path.unlink()
+    before = sorted(run.rglob("*"))
+    with pytest.raises(UsageError, match="is not empty and is not a run"):
+        start(settings(book, run))
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_run_begun_with_anothers_weights_begins_again_with_the_same(whole, book, tmp_path):
+    other, run = Path(shutil.copytree(whole("stream"), tmp_path / "other")), tmp_path / "run"
+    first = start(settings(book, run, init_from=str(other), cell="elman", dropout=0.3)).state.params
+    shutil.rmtree(other)
+    again = resume(str(run)).state.params
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True))
 
 
 def test_resuming_a_finished_run_changes_nothing(whole, tmp_path):
@@ -239,6 +319,35 @@ def test_changed_data_are_refused_with_both_digests(book, tmp_path):
     digests = [word.rstrip(".,") for word in str(error.value).split() if len(word.rstrip(".,")) == 64]
     assert digests[0] == then
     assert len(set(digests)) == 2
+    told: list[Any] = []
+    resume(str(tmp_path / "run"), emit=told.append, data_changed="accept")
+    assert all(part in told[0].text for part in ("WARNING", *digests))
+    resume(str(tmp_path / "run"), emit=told.append)  # it was accepted once
+    assert len(told) == 1
+    with pytest.raises(UsageError, match="--data-changed"):
+        resume(str(tmp_path / "run"), data_changed="yes")
+
+
+def test_data_that_were_moved_are_found_where_they_are_now(whole, book, tmp_path):
+    first, moved = tmp_path / "first.txt", tmp_path / "moved.txt"
+    shutil.copy(book, first)
+    start(settings(first, tmp_path / "run", **LAYOUTS["stream"]))
+    first.rename(moved)
+    with pytest.raises(DataError):
+        resume(str(tmp_path / "run"))
+    resume(str(tmp_path / "run"), settings(moved, tmp_path / "run", **LAYOUTS["stream"]))
+    resume(str(tmp_path / "run")).train()
+    assert traces(tmp_path / "run") == traces(whole("stream"))
+
+
+def test_a_run_that_goes_on_under_other_versions_says_so(whole, tmp_path):
+    run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
+    saved = RunDirectory(run).read_json("config.json")
+    saved["resolved"]["versions"]["jaxlib"] = "0.0.1"
+    RunDirectory(run).write_json("config.json", saved)
+    told: list[Any] = []
+    resume(str(run), emit=told.append)
+    assert f"jaxlib 0.0.1 and goes on with {jaxlib.__version__}: what is computed" in told[0].text
 
 
 def test_a_run_with_damaged_checkpoints_only_is_refused(whole, tmp_path):

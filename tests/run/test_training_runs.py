@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,8 @@ def test_a_diverged_run_says_so_and_saves_nothing_of_it(book, tmp_path, eval_eve
         start(settings(book, run, eval_every=eval_every, sample_every=0, **wild)).train()
     assert error.value.exit_code == 5
     store = CheckpointStore(run / "checkpoints")
-    assert store.steps() == ([1] if eval_every else [])
-    assert [row["step"] for row in rows(run)] == store.steps()
+    assert store.steps() == ([0, 1] if eval_every else [0])
+    assert [row["step"] for row in rows(run)] == store.steps()[1:]
     for step in store.steps():
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(store.restore(step)[0]))
 
@@ -134,6 +135,16 @@ def test_a_run_folder_in_use_is_refused_before_it_is_touched(book, tmp_path):
     with pytest.raises(UsageError, match="already holds a run"):
         start(settings(book, tmp_path / "run"))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_whoever_stops_the_measuring_leaves_no_folder(book, tmp_path, monkeypatch):
+    def stopped(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["jaxgen.run.start"], "_measured", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        start(settings(book, tmp_path / "run", steps=None, minutes=1.0))
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_of_the_model_that_were_altered_are_refused(book, tmp_path):
