@@ -59,7 +59,7 @@ def test_training_goes_on_unseen_when_its_output_cannot_be_written(number, termi
 @pytest.mark.parametrize("number", [*GONE, errno.EPIPE])
 def test_an_exit_code_outlives_standard_errors_that_cannot_be_written(number, monkeypatch):
     def stopped():
-        raise Interrupted(signal.SIGTERM, "r", 3)
+        raise Interrupted(signal.SIGTERM, "after step 3; saved", "r")
 
     monkeypatch.setattr(sys, "stderr", Broken(number))
     assert guarded(stopped) == 143

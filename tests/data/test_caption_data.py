@@ -181,7 +181,7 @@ def test_scenes_whose_captions_say_left_and_right_are_not_mirrored():
     "flag",
     [
         {"image_size": 32},
-        {"patch": 2},
+        {"patch": 4},
         {"widths": (16,)},
         {"blocks": (2,)},
         {"flips": 0.5},

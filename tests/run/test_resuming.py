@@ -138,15 +138,34 @@ def test_a_signal_during_the_evaluation_of_the_last_step_is_not_lost(whole, book
     assert traces(run) == traces(whole("stream"))
 
 
-def test_a_finished_run_whose_best_checkpoint_is_damaged_reports_on_the_last(book, tmp_path):
+def truncate_largest(checkpoint: Path) -> None:
+    victim = max((checkpoint / "arrays").rglob("*"), key=lambda path: path.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:-1])
+
+
+def test_a_finished_run_whose_best_checkpoint_is_damaged_reports_on_the_best_that_is_left(book, tmp_path):
     run = tmp_path / "run"
     still = settings(book, run, steps=4, eval_every=2, sample_every=0, lr=1e-30)  # the first remains the best
     assert start(still).train().best_step == 2
-    victim = max((run / "checkpoints" / "00000002" / "arrays").rglob("*"), key=lambda path: path.stat().st_size)
-    victim.write_bytes(victim.read_bytes()[:-1])
+    truncate_largest(run / "checkpoints" / "00000002")
     events: list[Any] = []
     assert resume(str(run), emit=events.append).train().best_step == 4
     (note,) = [event.text for event in events if isinstance(event, Note)]
+    assert note.startswith("WARNING: The checkpoint of step 2 is damaged")
+    assert note.endswith("00000002.damaged. Continuing from step 4.")
+
+
+def test_a_best_checkpoint_that_is_damaged_while_training_goes_on_leaves_a_report_on_the_last(book, tmp_path):
+    run, notes = tmp_path / "run", []
+
+    def emit(event: Any) -> None:
+        if isinstance(event, Evaluated) and event.row["step"] == 4:
+            truncate_largest(run / "checkpoints" / "00000002")
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    assert start(settings(book, run, steps=4, eval_every=2, sample_every=0, lr=1e-30), emit).train().best_step == 4
+    (note,) = notes
     assert note.startswith("WARNING: The checkpoint of step 2 is damaged")
     assert "The report is of step 4 instead" in note
 
