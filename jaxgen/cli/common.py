@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -274,18 +275,37 @@ def parse_more(
     flags: list[Any] = [_flag(name, field, default, list(names.get(name, ()))) for name, field in fields]
     flags += [(name, annotation, dataclasses.field(default=default)) for name, annotation, default in more]
     plain: Any = dataclasses.make_dataclass(kind.__name__, flags)
-    parsed = tyro.cli(
-        plain,
-        args=list(args),
-        prog=prog,
-        description=description,
-        config=(tyro.conf.DisallowNone,),
-    )
+    values = [str(getattr(default, name)) for name in kind.model_fields] if default is not None else []
+    with _harmless("".join([*map(str, args), *values])):
+        parsed = tyro.cli(
+            plain,
+            args=list(args),
+            prog=prog,
+            description=description,
+            config=(tyro.conf.DisallowNone,),
+        )
     config = validate(kind, {name: getattr(parsed, name) for name in kind.model_fields})
     for name, known in names.items():
         if (chosen := getattr(config, name, None)) is not None:
             choose(chosen, known, name)
     return config, {name: getattr(parsed, name) for name, _, _ in more}
+
+
+@contextlib.contextmanager
+def _harmless(shown: str) -> Iterator[None]:
+    """What the flag parser writes is escaped, where there is need for it in the arguments and values that it shows."""
+    if visible(shown) == shown:  # as a rule: then it sees the terminal, its colours and its width
+        yield
+        return
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield
+    finally:
+        for written, file in ((out.getvalue(), sys.stdout), (err.getvalue(), sys.stderr)):
+            if written and file is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    print(visible(written), end="", file=file, flush=True)
 
 
 def _flag(name: str, field: Any, default: Any, names: list[str]) -> tuple[str, Any, Any]:

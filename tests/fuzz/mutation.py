@@ -44,16 +44,16 @@ def mutated_json(value: Any, pick: random.Random) -> Any:
             holder, key = inner, pick.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
             inner = inner[key]
         if holder is None:
-            return pick.choice(VALUES)
+            return copy.deepcopy(pick.choice(VALUES))
         match pick.randrange(6):
             case 0:
                 del holder[key]
             case 1 if isinstance(holder, list):
-                holder.append(inner)
+                holder.append(copy.deepcopy(inner))
             case 2 if isinstance(holder, dict):
-                holder[pick.choice(["", "x", "kind", "task", "model"])] = inner
+                holder[pick.choice(["", "x", "kind", "task", "model"])] = copy.deepcopy(inner)
             case _:
-                holder[key] = pick.choice(VALUES)
+                holder[key] = copy.deepcopy(pick.choice(VALUES))
     return value
 
 
