@@ -207,7 +207,7 @@ class CheckpointStore:
             fmt.check_like(step, leaves, dict(zip(wanted, jax.tree_util.tree_leaves(like))))
         fmt.check_memory(step, leaves)
         fmt.check_files(folder, step, record)
-        arrays = orbax_io.read_arrays(folder, step, leaves)
+        arrays = orbax_io.read_arrays(folder, step, leaves, record["leaves"])
         for name, leaf in leaves.items():
             if fmt.describe(arrays[name]) != leaf:
                 raise damaged(folder, step, f"the array {name} does not match its checksum")

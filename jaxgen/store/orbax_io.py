@@ -40,12 +40,12 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         raise OrbaxError(str(error)) from error
 
 
-def read_arrays(folder: Path, step: int, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def read_arrays(folder: Path, step: int, leaves: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The arrays named in ``leaves``, as NumPy's, whatever number and kind of devices saved them.
 
-    Their shapes and dtypes are compared with ``leaves`` before anything is allocated, which raises
-    ``DamagedCheckpointError``. The files were found to be those that were saved: whatever else goes wrong raises
-    ``UnreadableCheckpointError``.
+    They are some or all of ``saved``, and nothing else may be there. Shapes and dtypes are compared before anything is
+    allocated, which raises ``DamagedCheckpointError``. The files were found to be those that were saved: whatever else
+    goes wrong raises ``UnreadableCheckpointError``.
     """
     empty = {n: np.zeros(v["shape"], jax.numpy.dtype(v["dtype"])) for n, v in leaves.items() if 0 in v["shape"]}
     stored = [name for name in leaves if name not in empty]
@@ -54,6 +54,8 @@ def read_arrays(folder: Path, step: int, leaves: Mapping[str, Any]) -> dict[str,
     try:
         with _orbax() as (ocp, checkpointer), _without_magic(folder / fmt.ARRAYS) as path:
             found = fmt.flatten(checkpointer.metadata(path).item_metadata.tree)
+            if more := sorted(found.keys() - saved.keys()):
+                raise fmt.damaged(folder, step, f"it has the array {more[0]}, of which its record says nothing")
             for name in stored:
                 there = found.get(name)
                 shape_and_dtype = None if there is None else [list(there.shape), np.dtype(there.dtype).name]
