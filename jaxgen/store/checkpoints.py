@@ -103,7 +103,7 @@ class CheckpointStore:
             os.rename(partial, self._next_folder(step))
             sync_folder(self.directory)
         except (OSError, orbax_io.OrbaxError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)  # before it is told how much is free
             reason = error if isinstance(error, OSError) else error.__cause__ or error
             raise unwritable(self.directory, reason, needed=sum(array.nbytes for array in arrays.values())) from error
         finally:

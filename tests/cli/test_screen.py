@@ -33,7 +33,8 @@ class Broken(io.StringIO):
     def write(self, text: str) -> int:
         raise OSError(self.number, os.strerror(self.number))
 
-    flush = lambda self: self.write("")  # noqa: E731
+    def flush(self) -> None:
+        self.write("")
 
 
 GONE = [errno.ENOSPC, errno.EIO, errno.EBADF]

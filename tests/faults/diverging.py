@@ -24,24 +24,7 @@ from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory
 from .fault import Fault
 
 STEPS, EVERY = 24, 6
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "while",
-    "dogs",
-    "ran",
-    "over",
-    "hills",
-    "and",
-    "birds",
-    "sang",
-    "of",
-    "rain",
-]
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "dogs", "ran", "over", "hills"]
 Spoil = Callable[[Any, Any], tuple[Any, Any]]
 
 

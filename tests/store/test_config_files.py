@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from edited import edit
 
 from jaxgen.cli.train import main
 from jaxgen.data import DATA
@@ -87,6 +88,7 @@ def made(book: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["resolved", "horizon"], None),
         (["resolved", "devices"], True),
         (["resolved", "data"], "book"),
+        (["resolved", "data"], []),
         (["resolved", "data", "sha256"], 5),
         (["config"], 5),
         (["config", "run"], "a\0b"),
@@ -95,12 +97,7 @@ def made(book: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_an_altered_configuration_of_a_run_exits_with_4(keys, value, made, tmp_path, capsys):
     run = Path(shutil.copytree(made, tmp_path / "run"))
-    saved = json.loads((run / "config.json").read_text())
-    inner = saved
-    for key in keys[:-1]:
-        inner = inner[key]
-    inner[keys[-1]] = value
-    (run / "config.json").write_text(json.dumps(saved))
+    edit(run, *keys, value=value)
     with pytest.raises(CheckpointError):
         SavedRun.open(run)
     assert main(["--run", str(run), "--resume", "must"]) == 4
