@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from jaxgen.cli.common import flag_value, guarded, parse
+from jaxgen.cli.processes import flags, joined, take_part
 from jaxgen.errors import UsageError, choose
 
 EPILOG = """{about} Built-in data, so that nothing need be downloaded:
@@ -30,10 +31,36 @@ LENGTHS = ("steps", "epochs", "minutes")
 
 def main(args: Sequence[str] | None = None) -> int:
     """Train; returns the exit code."""
-    return guarded(lambda: train(list(sys.argv[1:] if args is None else args)))
+    given = list(sys.argv[1:] if args is None else args)
+    return take_part(given, lambda: guarded(lambda: train(given)))
 
 
 def train(args: list[str]) -> None:
+    joined(args)
+
+    from jaxgen.cli.progress import Screen
+    from jaxgen.run import resume, start
+    from jaxgen.run.host import need_backend
+    from jaxgen.run.team import losing_none, this_team
+
+    screen = Screen()
+    try:
+        with losing_none():
+            with this_team().together() as facts:  # behind it the first process makes the folder that all looked for
+                config, resuming = _asked(args)
+                facts["settings"] = "goes on" if resuming else "begins"
+            need_backend()
+            if resuming:
+                trainer = resume(config.run, config, screen.show, flag_value(args, "--data-changed") or "refuse")
+            else:
+                trainer = start(config, screen.show)
+            trainer.train()
+    finally:
+        screen.close()
+
+
+def _asked(args: list[str]) -> tuple[Any, bool]:
+    """The settings that ``args`` name, and whether a run goes on with them."""
     from jaxgen.data import DATA
 
     task = _saved_task(args) or DEFAULT_TASK
@@ -43,22 +70,7 @@ def train(args: list[str]) -> None:
         if saved not in (None, named):
             raise UsageError(f"The run to go on with is one of the task {saved}, not {named}: leave out {named!r}.")
         task = named
-    config, resuming = read_config(DATA[task].Config, args)
-
-    from jaxgen.cli.progress import Screen
-    from jaxgen.run import resume, start
-    from jaxgen.run.host import need_backend
-
-    need_backend()
-    screen = Screen()
-    try:
-        if resuming:
-            trainer = resume(config.run, config, screen.show, flag_value(args, "--data-changed") or "refuse")
-        else:
-            trainer = start(config, screen.show)
-        trainer.train()
-    finally:
-        screen.close()
+    return read_config(DATA[task].Config, args)
 
 
 def _saved_task(args: list[str]) -> str | None:
@@ -154,6 +166,7 @@ def _also() -> dict[str, Any]:
         "config": Annotated[
             str | None, arg(metavar="FILE.toml", help="Read settings from a file, named as the flags are.")
         ],
+        **flags(),
     }
 
 

@@ -22,6 +22,10 @@ _PURPOSES = {"split": 1, "stream": 2, "windows": 3, "documents": 4, "lanes": 5, 
 _PURPOSES |= {"dates": 7, "shapes": 8, "snippets": 9, "rows": 10, "row batches": 11}
 
 
+#: All rows of a batch.
+EVERY = slice(None)
+
+
 @dataclass(frozen=True)
 class Tokens:
     """One split: ids [N]; ``chars`` and ``bytes`` count the text they stand for (EOS stands for none).
@@ -53,8 +57,8 @@ class Batches(Protocol):
 
     steps_per_epoch: int
 
-    def batch(self, step: int) -> Any:
-        """The batch of a step from 0: a tree of arrays with B rows each."""
+    def batch(self, step: int, rows: slice = EVERY) -> Any:
+        """The batch of a step from 0: a tree of arrays with B rows each, or with those ``rows`` of them alone."""
         ...
 
     def same_shape(self, step: int) -> int:
@@ -117,9 +121,10 @@ class TextBatches(ABC):
     def places(self, step: int) -> Places:
         """Where in the text the windows of a step are."""
 
-    def batch(self, step: int) -> Batch | Conditioned:
-        """The batch of a step from 0, [B, T]."""
-        places = self.places(step)
+    def batch(self, step: int, rows: slice = EVERY) -> Batch | Conditioned:
+        """The batch of a step from 0, [B, T], or those ``rows`` of it."""
+        start, stop, fresh = self.places(step)
+        places = Places(start[rows], stop[rows], fresh)
         return read_conditioned(self.text(step), self.conditions(step), places, self.length, self.eos, PAD, np)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.data.batches import check_sizes, permutation
+from jaxgen.data.batches import EVERY, check_sizes, permutation
 
 #: Shapes that training compiles at most.
 MAX_BUCKETS = 8
@@ -75,11 +75,11 @@ class RowBatches:
         self.steps_per_epoch = int(np.sum(-(-counts // batch_size)))
         self._plan = lru_cache(maxsize=2)(self._planned)
 
-    def batch(self, step: int) -> Any:
-        """The batch of a step from 0."""
+    def batch(self, step: int, rows: slice = EVERY) -> Any:
+        """The batch of a step from 0, or those ``rows`` of it."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        bucket, rows = self._plan(epoch)[place]
-        return self._pack(rows, self._buckets.widths[bucket], step)
+        bucket, every = self._plan(epoch)[place]
+        return self._pack(every[rows], self._buckets.widths[bucket], step)
 
     def same_shape(self, step: int) -> int:
         """For how many steps from ``step`` on, in its epoch, the widths stay the same."""

@@ -22,8 +22,10 @@ from jaxgen.training import (
     STACKED,
     OfText,
     Stacked,
+    asked_train_steps,
     create_state,
     eval_step,
+    make_global_mesh,
     make_mesh,
     spread_eval_step,
     spread_train_steps,
@@ -87,11 +89,13 @@ def training_steps(
 ) -> Callable:
     """``(key, state, batches, count) -> (state, metrics)``; the state given is used up. ``read`` as in ``train_steps``.
 
-    With several ``devices`` the batch is spread over them, and the state must be (``spread_state``).
+    With several ``devices`` the batch is spread over them, and the state must be (``spread_state``). With several
+    processes the functions are those of ``asked_train_steps``.
     """
     if devices == 1:
         return jax.jit(partial(train_steps, task, optimizer, read=read), donate_argnums=1)
-    return in_turn(jax.jit(spread_train_steps(task, optimizer, make_mesh(devices), read), donate_argnums=1))
+    steps = spread_train_steps if jax.process_count() == 1 else asked_train_steps
+    return in_turn(jax.jit(steps(task, optimizer, make_global_mesh(devices), read), donate_argnums=1))
 
 
 @shared
@@ -99,7 +103,7 @@ def evaluation(task: Any, devices: int = 1) -> Callable:
     """``(params, carry, batch) -> (carry, totals)``, the batch spread over ``devices``."""
     if devices == 1:
         return jax.jit(partial(eval_step, task))
-    return in_turn(jax.jit(spread_eval_step(task, make_mesh(devices))))
+    return in_turn(jax.jit(spread_eval_step(task, make_global_mesh(devices))))
 
 
 @shared

@@ -66,4 +66,8 @@ class Finished:
     samples: list[tuple[str, str]] = field(default_factory=list)  # (title, text)
 
 
+def ignore(event: Any) -> None:
+    """An ``emit`` for those who do not listen."""
+
+
 Event = Started | Progress | Evaluated | Sampled | Note | Finished

@@ -7,9 +7,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgen.data.batches import TextBatches
+from jaxgen.data.batches import EVERY, TextBatches
+from jaxgen.run.team import this_team
 from jaxgen.text import PAD
-from jaxgen.training import STACKED, OfText, Stacked, make_mesh, spread_whole
+from jaxgen.training import (
+    STACKED,
+    OfText,
+    Stacked,
+    make_global_mesh,
+    spread_shares,
+    spread_whole,
+    spread_windows,
+)
 from jaxgen.windows import Places, Windows
 
 #: Bytes of text that are put on each device; of a longer one each batch is read on the host.
@@ -17,10 +26,16 @@ MOST_HELD = 1 << 28
 
 
 class Feed:
-    """The training data of a run, ``calls`` batches at a time. ``read`` is how the compiled step gets each of them."""
+    """The training data of a run, ``calls`` batches of ``rows`` at a time.
 
-    def __init__(self, batches: Any, calls: int, devices: int) -> None:
-        self._batches, self._calls, self._devices = batches, calls, devices
+    ``read`` is how the compiled step gets each of them. Of several processes each reads its share of the rows.
+    """
+
+    def __init__(self, batches: Any, calls: int, devices: int, rows: int) -> None:
+        self._batches, self._calls, self._devices, team = batches, calls, devices, this_team()
+        self._mesh = None if team.alone else make_global_mesh(devices)
+        share = rows // team.count
+        self._share = EVERY if team.alone else slice(share * team.index, share * (team.index + 1))
         self._text: Any = None
         self._held: Any = None  # the text and what is known of it, on the device
         self.read: Stacked | OfText = STACKED
@@ -36,18 +51,21 @@ class Feed:
         """The next ``number`` batches made up to ``calls``: the rest repeats the last and is not used."""
         steps = [step + min(i, number - 1) for i in range(self._calls)]
         if isinstance(self.read, Stacked):
-            rows = {at: self._batches.batch(at) for at in dict.fromkeys(steps)}
-            return jax.tree.map(lambda *fields: np.stack(fields), *(rows[at] for at in steps))
+            read = {at: self._batches.batch(at, self._share) for at in dict.fromkeys(steps)}
+            stacked = jax.tree.map(lambda *fields: np.stack(fields), *(read[at] for at in steps))
+            return stacked if self._mesh is None else spread_shares(self._mesh, stacked)
         places = [self._batches.places(at) for at in steps]
         start, stop = (np.stack(field).astype(np.int32) for field in list(zip(*places))[:2])
         text, conditions = self._on_device(step)
-        return Windows(text, Places(start, stop, np.array([p.fresh for p in places])), conditions)
+        windows = Windows(text, Places(start, stop, np.array([p.fresh for p in places])), conditions)
+        return windows if self._mesh is None else spread_windows(self._mesh, windows)
 
     def _on_device(self, step: int) -> Any:
         """The text of a step, in the smallest type that holds its ids, and its conditions, put there once."""
         text = self._batches.text(step)
         if text is not self._text:
             small = text.astype(self._batches.id_type), self._batches.conditions(step)
-            self._held = jax.device_put(small) if self._devices == 1 else spread_whole(make_mesh(self._devices), small)
+            alone = self._devices == 1
+            self._held = jax.device_put(small) if alone else spread_whole(make_global_mesh(self._devices), small)
             self._text = text
         return self._held

@@ -9,21 +9,25 @@ import jax
 import numpy as np
 
 from jaxgen.run import compiled
-from jaxgen.training import make_mesh, on_one_device, spread_evaluation
+from jaxgen.training import make_global_mesh, on_one_device, spread_batch, spread_evaluation
 
 
 def measured(task: Any, sets: Mapping[str, Any], params: Any, devices: int) -> dict[str, Any]:
     """The totals of each of the evaluation ``sets`` that has a target, its rows spread over ``devices``."""
     totals = {}
     for name, evaluation in sets.items():
-        spread = devices if evaluation.rows % devices == 0 else 1
+        spread = devices if evaluation.rows % devices == 0 else 1  # then each process measures by itself
         eval_step = compiled.evaluation(task, spread)
         weights, carry, sums = params, task.initial_carry(evaluation.rows), []
+        batches: Any = evaluation.batches()
         if spread > 1:
-            weights, carry = spread_evaluation(make_mesh(spread), weights, carry)
+            mesh = make_global_mesh(spread)
+            weights, carry = spread_evaluation(mesh, weights, carry)
+            if jax.process_count() > 1:
+                batches = (spread_batch(mesh, batch) for batch in batches)
         else:
             weights = on_one_device(weights)
-        for batch in evaluation.batches():
+        for batch in batches:
             carry, batch_totals = eval_step(weights, carry, batch)
             sums.append(batch_totals)  # read later: the device runs ahead of the host
         if sums:  # a split too short for a target has none

@@ -21,21 +21,23 @@ def resolve(data: TaskData, options: dict[str, Any], parameters: int, devices: i
         "parameters": parameters,
         "data": data.identity(),
         **data.resolved(),
-        "versions": _versions(),
+        "versions": versions(),
         "device": jax.devices()[0].device_kind,
         "devices": devices,
+        "processes": jax.process_count(),
     }
 
 
 def version_changes(resolved: dict[str, Any]) -> str:
     """What computed the run ``resolved`` when it began and is another version here, in words; empty if nothing is."""
-    then, now = resolved.get("versions"), _versions()
+    then, now = resolved.get("versions"), versions()
     known = then if isinstance(then, dict) else {}
     others = [name for name in ("jax", "jaxlib", "python") if name in known and known[name] != now[name]]
     return " and ".join(f"{name} {known[name]} and goes on with {now[name]}" for name in others)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What computes here."""
     return {
         "jaxgen": __version__,
         "jax": jax.__version__,

@@ -12,7 +12,6 @@ import numpy as np
 from jaxgen.errors import DivergedError
 from jaxgen.run.events import Note
 from jaxgen.run.progressed import Progressed
-from jaxgen.store.format import DamagedCheckpointError
 
 if TYPE_CHECKING:
     from jaxgen.run.trainer import Trainer
@@ -36,24 +35,18 @@ def roll_back(trainer: Trainer, error: DivergedError) -> int:
     """
     if trainer.config.on_nan != "rollback" or trainer.done.rollbacks >= MAX_ROLLBACKS:
         raise error
-    like = jax.eval_shape(lambda state: state, trainer.state)
-    steps = trainer.store.steps()
-    for step in reversed([step for step in steps if trainer.is_boundary(step)] or steps):
-        try:
-            state, host = trainer.store.restore(step, like)
-        except DamagedCheckpointError as damage:
-            trainer.emit(Note(f"WARNING: {damage}"))
-            continue
-        rollbacks = trainer.done.rollbacks + 1
-        trainer.recall(replace(Progressed.read(host, trainer.run.path), rollbacks=rollbacks)).go_on(state)
-        trainer.forget_beyond(step)
-        rate = f"{ROLLBACK_SCALE**rollbacks:g} of what it would be"
-        what = str(error).split(". ")[0]
-        trainer.emit(
-            Note(
-                f"WARNING: {what}. Going back to step {step:,} with a learning rate of {rate} "
-                f"(rollback {rollbacks} of {MAX_ROLLBACKS} at most)."
-            )
+    state, found = trainer.last_good()
+    if found is None:
+        raise error
+    rollbacks, step = trainer.done.rollbacks + 1, found["step"]
+    trainer.recall(replace(Progressed(**found["done"]), rollbacks=rollbacks)).go_on(state)
+    trainer.forget_beyond(step)
+    rate = f"{ROLLBACK_SCALE**rollbacks:g} of what it would be"
+    what = str(error).split(". ")[0]
+    trainer.emit(
+        Note(
+            f"WARNING: {what}. Going back to step {step:,} with a learning rate of {rate} "
+            f"(rollback {rollbacks} of {MAX_ROLLBACKS} at most)."
         )
-        return step
-    raise error
+    )
+    return step

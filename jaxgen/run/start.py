@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxgen.data import DATA
 from jaxgen.data.task import TaskData
 from jaxgen.errors import CheckpointError, DataError, UsageError, choose
 from jaxgen.run import counting
 from jaxgen.run.course import plan_optimizer
-from jaxgen.run.events import Note
+from jaxgen.run.events import Note, ignore
+from jaxgen.run.follower import Follower
 from jaxgen.run.host import need_devices
-from jaxgen.run.record import resolve, version_changes, write_config
+from jaxgen.run.record import resolve, version_changes, versions, write_config
 from jaxgen.run.saved import SavedRun
+from jaxgen.run.team import this_team
 from jaxgen.run.tensorboard import require_tensorboard
 from jaxgen.run.trainer import Emit, Progressed, Trainer
 from jaxgen.store import CheckpointStore, RunDirectory, truncate_samples
 from jaxgen.store.config import TrainConfig
-from jaxgen.store.lock import exclusively
+from jaxgen.store.lock import RunLock
 from jaxgen.tasks import models
 from jaxgen.training import count_devices, create_state
 
@@ -38,18 +43,72 @@ OVERHEAD = 0.15
 FIRST = r"0{8}(\.[0-9]+)?|\.tmp-.*"
 
 
-def ignore(event: Any) -> None:
-    """An ``emit`` for those who do not listen."""
-
-
-@exclusively(lambda config, *_, **__: config.run)
 def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
-    """A new run in a new folder. Raises ``UsageError``, ``DataError`` and ``CheckpointError`` before it exists."""
-    return MODELS[config.model].start(config, emit)
+    """A new run in a new folder. Raises ``UsageError``, ``DataError`` and ``CheckpointError`` before it exists.
+
+    Of several processes that were joined (``jaxgen.run.joining``) each must call it, and the first makes the folder.
+    """
+    with _exclusively(config.run):
+        return MODELS[config.model].start(config, emit)
+
+
+@contextmanager
+def _exclusively(folder: str | None) -> Iterator[None]:
+    """Keep the lock of a run's folder, if the block ends well; of several processes the leader has it."""
+    team = this_team()
+    with ExitStack() as stack:
+        with team.together():
+            if folder is not None and team.leads:
+                stack.enter_context(RunLock.kept(folder))
+        yield
 
 
 def _start(config: TrainConfig, emit: Emit) -> Trainer:
-    began = time.perf_counter()
+    began, team = time.perf_counter(), this_team()
+    with team.together() as facts:
+        task, data, resolved, params = _prepared(config)
+        facts |= _facts(config, data)
+        if team.leads:
+            _clear_unfinished(config.run)
+            RunDirectory.check(config.run)
+    emit = emit if team.leads else ignore
+    steps = _planned(config, data)
+    if steps is None:  # before there is a folder: who stops the measuring leaves none behind
+        nowhere = RunDirectory("" if config.run is None else config.run)
+        one = {**resolved, "steps": 1, "horizon": 1}
+        steps = team.told(_measured(_trainer(config, data, task, nowhere, one, emit), began))
+        emit(Note(f"{config.minutes:g} minutes are enough for {steps:,} steps here; the number is fixed from now on."))
+    resolved |= {"steps": steps, "horizon": steps}
+    with team.together():
+        run = RunDirectory.create(config.run, config.task) if team.leads else RunDirectory("")
+        if team.leads:
+            run.write_json("tokenizer.json", data.codec.to_json())
+    trainer = _trainer(config, data, task, run, resolved, emit).begin(params)
+    with team.together():
+        trainer.save_first()
+        if team.leads:
+            write_config(run, config, resolved)
+    return trainer
+
+
+def _trainer(
+    config: TrainConfig, data: Any, task: Any, run: RunDirectory, resolved: dict[str, Any], emit: Emit
+) -> Trainer:
+    """What trains in this process."""
+    if this_team().leads:
+        return Trainer(config, data, task, run, resolved, emit)
+    return Follower(config, data, task, run, resolved)
+
+
+def _facts(config: TrainConfig, data: TaskData) -> dict[str, str]:
+    """What must be the same on all processes that train one run."""
+    here = {"run", *config.places}
+    settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in here}
+    return {"settings": json.dumps(settings), "versions": json.dumps(versions()), "data": data.identity()["sha256"]}
+
+
+def _prepared(config: TrainConfig) -> tuple[Any, TaskData, dict[str, Any], Any]:
+    """The task, its data, what a run keeps of both, and the weights to begin from, if any; nothing is written."""
     plan_optimizer(config, horizon=1)
     if config.tensorboard:
         require_tensorboard()
@@ -73,24 +132,9 @@ def _start(config: TrainConfig, emit: Emit) -> Trainer:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     devices = _spread(config, parameters / data.steps_of_time)
     _fits_memory(parameters, devices)
-    resolved = resolve(data, options, parameters, devices)
-    _clear_unfinished(config.run)
-    steps = _planned(config, data)
-    if steps is None:  # before there is a folder: who stops the measuring leaves none behind
-        RunDirectory.check(config.run)
-        nowhere = RunDirectory("" if config.run is None else config.run)
-        steps = _measured(Trainer(config, data, task, nowhere, {**resolved, "steps": 1, "horizon": 1}, emit), began)
-        emit(Note(f"{config.minutes:g} minutes are enough for {steps:,} steps here; the number is fixed from now on."))
-    resolved |= {"steps": steps, "horizon": steps}
-    run = RunDirectory.create(config.run, config.task)
-    run.write_json("tokenizer.json", data.codec.to_json())
-    trainer = Trainer(config, data, task, run, resolved, emit).begin(params)
-    trainer.save_first()
-    write_config(run, config, resolved)
-    return trainer
+    return task, data, resolve(data, options, parameters, devices), params
 
 
-@exclusively(lambda path, *_, **__: path if RunDirectory(path).exists() else None)
 def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore, data_changed: str = "refuse") -> Trainer:
     """Continue the run at ``path`` where it stopped, bitwise as if it had not (on one kind of device).
 
@@ -99,6 +143,18 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore, da
     ``"accept"`` instead of ``"refuse"``, and ``CheckpointError`` when no checkpoint is good.
     """
     choose(data_changed, ("accept", "refuse"), "value for --data-changed")
+    with _exclusively(path if RunDirectory(path).exists() else None):
+        team = this_team()
+        emit = emit if team.leads else ignore
+        with team.together() as facts:
+            saved, config, data = _reopened(path, config, emit, data_changed)
+            facts |= _facts(config, data)
+        return MODELS[config.model].resume(saved, config, data, emit)
+
+
+def _reopened(
+    path: str, config: TrainConfig | None, emit: Emit, data_changed: str
+) -> tuple[SavedRun, TrainConfig, TaskData]:
     saved = SavedRun.open(path)
     config = config or saved.config
     if changed := [name for name in saved.config.changes(config) if name not in config.places]:
@@ -107,8 +163,9 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore, da
             for name in changed
         )
         raise UsageError(f"The run {path} was started with other settings: {listed}. Leave them out to continue it.")
-    need_devices(saved.resolved["devices"], f"The run {path} spreads its batches over {saved.resolved['devices']}")
     data = _load(config, saved.codec)
+    if note := _spread_again(saved, config, data):
+        emit(Note(note))
     then, now = saved.resolved["data"], data.identity()
     if then["sha256"] != now["sha256"]:
         changes = (
@@ -124,7 +181,24 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore, da
     saved.resolved["data"] = now
     if other := version_changes(saved.resolved):
         emit(Note(f"WARNING: This run was begun with {other}: what is computed from here on may differ in its bits."))
-    return MODELS[config.model].resume(saved, config, data, emit)
+    return saved, config, data
+
+
+def _spread_again(saved: SavedRun, config: TrainConfig, data: TaskData) -> str:
+    """Take the devices that the run had or, of another number of processes, those that it has now; in words, then."""
+    resolved, now = saved.resolved, this_team().count
+    then = resolved.get("processes", 1)
+    if then == now:
+        who = f"The run {saved.directory.path} spreads its batches over {resolved['devices']}"
+        need_devices(resolved["devices"] // now, who)
+        return ""
+    devices = _spread(config, resolved["parameters"] / data.steps_of_time)
+    before = f"{then} process{'' if then == 1 else 'es'} and {resolved['devices']}"
+    resolved |= {"devices": devices, "processes": now}
+    return (
+        f"The run was on {before} devices and goes on with {now} and {devices}: its batches stay the same, and sums "
+        "over them are rounded in another order."
+    )
 
 
 def _resume(saved: SavedRun, config: TrainConfig, data: TaskData, emit: Emit) -> Trainer:
@@ -136,22 +210,36 @@ def _resume(saved: SavedRun, config: TrainConfig, data: TaskData, emit: Emit) ->
                 f"{resolved['steps']:,}. For a new course of it, start another run with --init-from {path}."
             )
         )
-    trainer = Trainer(config, data, saved.task, saved.directory, resolved, emit)
+    trainer, team = _trainer(config, data, saved.task, saved.directory, resolved, emit), this_team()
+    make = partial(create_state, saved.task, trainer.optimizer, rows=config.batch_size)
+    like = jax.eval_shape(make, trainer.key)
+    state, done = None, None
+    with team.together():
+        if team.leads:
+            state, done = _restored(trainer, like, emit)
+            write_config(saved.directory, config, resolved)
+    if state is None:
+        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    trainer.recall(Progressed(**team.told(done))).go_on(team.shared(state))
+    return trainer
+
+
+def _restored(trainer: Trainer, like: Any, emit: Emit) -> tuple[Any, dict[str, Any]]:
+    """The state of the newest good checkpoint and what the host remembered; what was recorded later is dropped."""
+    path = trainer.run.path
     if trainer.store.latest() is None:
         raise CheckpointError(
             f"The run {path} has no checkpoint left, and every run has one from its first moment: bring its folder "
             f"{trainer.store.directory.name} back, or train anew in another folder."
         )
-    make = partial(create_state, saved.task, trainer.optimizer, rows=config.batch_size)
-    step, state, host, problems = trainer.store.restore_newest_good(jax.eval_shape(make, trainer.key))
-    trainer.recall(Progressed.read(host, path)).go_on(state)
+    step, state, host, problems = trainer.store.restore_newest_good(like)
+    done = asdict(Progressed.read(host, path))
     for problem in problems:
         emit(Note(f"WARNING: {problem} Continuing from step {step:,}."))
     trainer.metrics.truncate(step)
-    truncate_samples(saved.directory.samples_path, step)
+    truncate_samples(trainer.run.samples_path, step)
     trainer.store.truncate(step)
-    write_config(saved.directory, config, resolved)
-    return trainer
+    return state, done
 
 
 def _clear_unfinished(path: str | None) -> None:
@@ -168,10 +256,21 @@ def _clear_unfinished(path: str | None) -> None:
 
 
 def _spread(config: TrainConfig, load: float) -> int:
-    """Over how many devices each batch is spread: what the settings say, else what ``count_devices`` gives."""
+    """Over how many devices of all processes each batch is spread: what the settings say, else ``count_devices``."""
+    processes = this_team().count
+    if config.batch_size % processes:
+        raise UsageError(
+            f"A batch of {config.batch_size} rows cannot be shared evenly by {processes} processes: give a "
+            "--batch-size that their number divides."
+        )
     if config.devices is None:
-        return count_devices(config.batch_size, jax.local_device_count(), load)
-    need_devices(config.devices, f"--devices {config.devices} asks for {config.devices}")
+        return processes * count_devices(config.batch_size // processes, jax.local_device_count(), load)
+    if config.devices % processes:
+        raise UsageError(
+            f"--devices {config.devices} cannot be the same number of devices on each of {processes} processes: give "
+            "the number of all together."
+        )
+    need_devices(config.devices // processes, f"--devices {config.devices} asks for {config.devices}")
     if config.batch_size % config.devices:
         raise UsageError(
             f"A batch of {config.batch_size} rows cannot be spread evenly over --devices {config.devices}: give a "

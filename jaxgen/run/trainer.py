@@ -25,13 +25,14 @@ from jaxgen.run.progressed import Interrupted, Progressed
 from jaxgen.run.rolling_back import ROLLBACK_SCALE, check_finite, roll_back
 from jaxgen.run.signals import AtOnce, Stopped, StopSignals
 from jaxgen.run.speed import Speed
+from jaxgen.run.team import this_team
 from jaxgen.run.tensorboard import open_events
 from jaxgen.sampling import PRNG
 from jaxgen.store import Best, CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses, truncate_samples
 from jaxgen.store.config import TrainConfig
 from jaxgen.store.format import DamagedCheckpointError
 from jaxgen.store.lock import locked
-from jaxgen.training import TrainState, make_mesh, on_one_device, spread_state
+from jaxgen.training import TrainState, make_global_mesh, on_one_device, spread_state
 
 Emit = Callable[[Event], None]
 
@@ -61,7 +62,8 @@ class Trainer:
         most = getattr(task, "STEPS_TOGETHER", MAX_STEPS_PER_CALL)
         self.calls = min(most, steps_per_call(resolved["parameters"], data.steps_of_time))
         self.devices: int = resolved["devices"]
-        self._feed = Feed(data.batches, self.calls, self.devices)
+        self.team = this_team()
+        self._feed = Feed(data.batches, self.calls, self.devices, config.batch_size)
         self._plan()
         self._made = Made(task, data, config.seed)
         self._events: Any = None
@@ -76,7 +78,7 @@ class Trainer:
         state = compiled.fresh_state(self.task, self.optimizer, self.config.batch_size)(self.key)
         if params is not None:
             state = state._replace(params=params, opt_state=self.optimizer.init(params))
-        return self.go_on(state)
+        return self.go_on(self.team.shared(state))
 
     def recall(self, done: Progressed) -> Trainer:
         """Set what the host remembers, with the learning rate that follows from it."""
@@ -92,7 +94,7 @@ class Trainer:
 
     def go_on(self, state: TrainState) -> Trainer:
         """Set the state from which ``train`` goes on, wherever its arrays lie."""
-        self.state = state if self.devices == 1 else spread_state(make_mesh(self.devices), state)
+        self.state = state if self.devices == 1 else spread_state(make_global_mesh(self.devices), state)
         return self
 
     def save_first(self) -> None:
@@ -104,33 +106,46 @@ class Trainer:
     @locked
     def train(self) -> Finished:
         """Run to the last step. Raises ``Interrupted`` (all saved) and ``DivergedError``."""
+        return self._train()
+
+    def _train(self) -> Finished:
         step = int(self._current().step)
         self._events = open_events(self.run, step) if self.config.tensorboard else None
         self.emit(Started(str(self.run.path), self._facts(), step, self.total))
         stop = step >= self.total or self._patience_gone
+        received = None
         with StopSignals() as signals, ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as drawing:
             while not stop:
                 boundary = self._next_boundary(step)
                 try:
                     step += self._run_to(step, boundary, pool, signals)
-                    check_finite(self._current(), partial(self._diverged, step=step))
+                    check_finite(self._whole(), partial(self._diverged, step=step))
                     if step == boundary:
                         stop = self._at_boundary(step, drawing) or step >= self.total
                     else:
                         self._save_between(step)
                 except DivergedError as error:
                     step = roll_back(self, error)
-                if signals.received is not None and not stop:
-                    raise Interrupted(signals.received, f"at step {step:,}; saved", str(self.run.path))
+                received = self.team.signal(signals.received)
+                if received is not None and not stop:
+                    raise self._interrupted(received, f"at step {step:,}; saved")
         done = "in the final evaluation; training is done and saved"
-        if signals.received is not None:  # while the last row of metrics was made, or the picture of it
-            raise Interrupted(signals.received, done, str(self.run.path))
+        if received is not None:  # while the last row of metrics was made
+            raise self._interrupted(received, done)
+        if not self.team.alone:  # the others would wait for ever for one that leaves at once
+            with StopSignals():
+                return self._finish(step)
+        if signals.received is not None:  # while the last picture was drawn
+            raise self._interrupted(signals.received, done)
         try:
             with AtOnce():
                 self._picture.result()
                 return self._finish(step)
         except Stopped as stopped:
-            raise Interrupted(stopped.number, done, str(self.run.path)) from None
+            raise self._interrupted(stopped.number, done) from None
+
+    def _interrupted(self, number: int, where: str) -> Interrupted:
+        return Interrupted(number, where, str(self.run.path))
 
     def _next_boundary(self, step: int) -> int:
         return min([self.total, *((step // n + 1) * n for n in (self._eval_every, self._sample_every) if n)])
@@ -160,12 +175,13 @@ class Trainer:
         first, waiting, clock = step, None, time.perf_counter()
         number = min(self._feed.together(step), boundary - step)
         batches: Future = pool.submit(self._feed.take, step, number)
-        while step < boundary and signals.received is None:
+        while step < boundary and not self.team.stops(signals.received):
             ready, after = batches.result(), step + number
             following = min(self._feed.together(after), boundary - after)
             if following:
                 batches = pool.submit(self._feed.take, after, following)
-            self.state, log = self._steps(self.key, self.state, ready, number)
+            asking = self.team.asking(signals.received, self.devices)
+            self.state, log = self._steps(self.key, self.state, ready, number, *asking)
             self._speed.sent(ready)
             if waiting is not None:
                 clock = self._read(*waiting, clock)
@@ -177,6 +193,7 @@ class Trainer:
 
     def _read(self, log: Any, number: int, step: int, clock: float) -> float:
         """Wait for a call's metrics, check and add them up; returns the time at which they were there."""
+        log = self.team.heard(log)
         losses, counts = (np.asarray(a)[:number].astype(np.float64) for a in (log.loss, log.targets))
         now = time.perf_counter()
         norms = np.asarray(log.grad_norm)[:number].astype(np.float64)
@@ -208,6 +225,27 @@ class Trainer:
             f"{kept} in {self.run.path}."
         )
 
+    def last_good(self) -> tuple[Any, dict[str, Any] | None]:
+        """The state of the last good checkpoint of a boundary, its step and what the host remembered, if there is one.
+
+        Of several processes the leader reads it for all.
+        """
+        state, found = self._last_good()
+        found = self.team.told(found)
+        return (state if found is None else self.team.shared(state)), found
+
+    def _last_good(self) -> tuple[Any, dict[str, Any] | None]:
+        whole = self._whole()
+        like, steps = jax.eval_shape(lambda state: state, whole), self.store.steps()
+        for step in reversed([step for step in steps if self.is_boundary(step)] or steps):
+            try:
+                state, host = self.store.restore(step, like)
+            except DamagedCheckpointError as damage:
+                self.emit(Note(f"WARNING: {damage}"))
+                continue
+            return state, {"step": step, "done": asdict(Progressed.read(host, self.run.path))}
+        return whole, None
+
     def forget_beyond(self, step: int) -> None:
         """Drop the checkpoints, rows, samples and events beyond ``step``: they will be written again."""
         self.store.truncate(step)
@@ -220,7 +258,8 @@ class Trainer:
     def time_call(self, step: int) -> tuple[float, int]:
         """Seconds a step, by one call from ``step`` on, which advances the state; and how many steps that were."""
         began, number = time.perf_counter(), self._feed.together(step)
-        self.state, log = self._steps(self.key, self.state, self._feed.take(step, number), number)
+        asking = self.team.asking(None, self.devices)
+        self.state, log = self._steps(self.key, self.state, self._feed.take(step, number), number, *asking)
         jax.block_until_ready(log)
         return (time.perf_counter() - began) / number, number
 
@@ -255,12 +294,17 @@ class Trainer:
             title = f"{self.run.path.name}: {self.data.identity()['name']}"
             draw_losses(self.metrics.read(), self.run.plot_path, title, self.data.TARGET, best)
 
-    def _evaluate(self, step: int) -> dict[str, Any]:
-        """Measure, update best-so-far and patience, and write the row of metrics."""
+    def _evaluate(self, step: int) -> dict[str, Any] | None:
+        """Measure, update best-so-far and patience, and write the row of metrics, which a follower does not."""
         report = self._report(self._current().params, final=False)
         loss = report["val_loss"]
         if not math.isfinite(loss):
             raise self._diverged(f"The validation loss became {loss}", step)
+        row = self._write_row(step, report)
+        self.done = Progressed(**self.team.told(asdict(self.done)))  # what was judged, the leader alone knows
+        return row
+
+    def _write_row(self, step: int, report: dict[str, Any]) -> dict[str, Any] | None:
         cost = self.data.METRIC.cost(report)
         if self.done.best is None or cost < self.done.best:
             self.done.best, self.done.best_step, self.done.bad_evals = cost, step, 0
@@ -293,8 +337,15 @@ class Trainer:
             raise UsageError("This trainer has no state: make it with jaxgen.start or jaxgen.resume.")
         return self.state
 
+    def _whole(self) -> TrainState:
+        """The state as a checkpoint holds it, wherever its rows lie."""
+        return self.team.whole(self._current())
+
+    def _measured(self, params: Any, final: bool) -> dict[str, Any]:
+        return self.data.report(measured(self.task, self.data.eval_sets(final), params, self.devices), final)
+
     def _report(self, params: Any, final: bool) -> dict[str, Any]:
-        figures = self.data.report(measured(self.task, self.data.eval_sets(final), params, self.devices), final)
+        figures = self._measured(params, final)
         return figures | self.data.judge(self._made.with_params(on_one_device(params)), final)
 
     def _show(self, step: int) -> list[Shown]:
@@ -310,7 +361,7 @@ class Trainer:
         self._save(step, None)
 
     def _save(self, step: int, metric: float | None) -> None:
-        self.store.save(step, self._current(), asdict(self.done), metric)
+        self.store.save(step, self._whole(), asdict(self.done), metric)
 
     def _finish(self, step: int, report: dict[str, Any] | None = None) -> Finished:
         """Report on the best checkpoint: every evaluation in full (unless given), samples and pictures."""
@@ -322,6 +373,8 @@ class Trainer:
             except DamagedCheckpointError as error:  # all that training can give is there
                 self.emit(Note(f"WARNING: {error} The report is of step {step:,} instead, the last."))
                 best = step
+        if self.team.told(best) not in (None, step):
+            params = self.team.shared(params)
         report = self._report(params, final=True) if report is None else report
         made = self._made.with_params(on_one_device(params))
         samples = [(each.title, each.text) for each in self.data.show(made, final=True)]
@@ -330,6 +383,7 @@ class Trainer:
         path, data = str(self.run.path), self.data
         finished = Finished(path, step, best or step, report, data.summary(report), data.next_command(path), samples)
         self.emit(finished)
+        self.team.told()  # the others wait for it, so that all end together
         return finished
 
     def _facts(self) -> dict[str, str]:
@@ -340,7 +394,8 @@ class Trainer:
             "training": f"{self.total:,} steps of {self.data.units_per_step:,} {self.data.UNIT}, "
             f"{config.optimizer} at {config.lr:g}, {config.schedule}",
             "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})"
-            + (f", the batch spread over {self.devices}" if self.devices > 1 else ""),
+            + (f", the batch spread over {self.devices}" if self.devices > 1 else "")
+            + ("" if self.team.alone else f" of {self.team.count} processes"),
         }
 
 

@@ -101,7 +101,17 @@ def _orbax() -> Iterator[tuple[Any, Any]]:
         logger.setLevel(logging.CRITICAL)
         try:
             # zarr3 with OCDBT: about a dozen files whatever the number of arrays, and the fastest to read.
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_zarr3=True)) as checkpointer:
+            alone = _by_itself(ocp)
+            handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, multiprocessing_options=alone)
+            with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
                 yield ocp, checkpointer
         finally:
             logger.setLevel(level)
+
+
+def _by_itself(ocp: Any) -> Any:
+    """Of several processes this one reads or writes alone; Orbax would wait for all of them."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(me, {me}, f"process{me}")

@@ -2,14 +2,20 @@
 
 from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
 from jaxgen.training.parallel import (
+    asked_train_steps,
     count_devices,
+    make_global_mesh,
     make_mesh,
     on_one_device,
+    spread_batch,
     spread_eval_step,
     spread_evaluation,
+    spread_rows,
+    spread_shares,
     spread_state,
     spread_train_steps,
     spread_whole,
+    spread_windows,
 )
 from jaxgen.training.reading import STACKED, OfText, Stacked
 from jaxgen.training.state import TrainState, create_state
@@ -23,18 +29,24 @@ __all__ = [
     "Stacked",
     "StepMetrics",
     "TrainState",
+    "asked_train_steps",
     "count_devices",
     "create_state",
     "eval_step",
+    "make_global_mesh",
     "make_mesh",
     "make_optimizer",
     "make_schedule",
     "on_one_device",
+    "spread_batch",
     "spread_eval_step",
     "spread_evaluation",
+    "spread_rows",
+    "spread_shares",
     "spread_state",
     "spread_train_steps",
     "spread_whole",
+    "spread_windows",
     "train_step",
     "train_steps",
 ]

@@ -52,7 +52,7 @@ def taken(source, first, number):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_device_reads_what_the_host_reads(layout, devices):
     batches = make_batches(layout, LAYOUTS[layout], B, T, seed=3)
-    source = feed.Feed(batches, CALLS, devices)
+    source = feed.Feed(batches, CALLS, devices, B)
     assert isinstance(source.read, OfText)
     number = 3 * batches.steps_per_epoch + 1
     for step, got in enumerate(taken(source, 2, number), 2):
@@ -64,7 +64,7 @@ def test_the_device_reads_what_the_host_reads(layout, devices):
 def test_a_text_is_held_once_in_the_smallest_type_that_holds_its_ids():
     for vocab, kind in ((50, "uint8"), (300, "uint16"), (70_000, "uint32")):
         ids = np.append(np.full(99, 5), vocab - 1)
-        source = feed.Feed(make_batches("stream", Tokens(ids, None, 0, 0), B, T, seed=0), CALLS, 1)
+        source = feed.Feed(make_batches("stream", Tokens(ids, None, 0, 0), B, T, seed=0), CALLS, 1, B)
         first, second = source.take(0, CALLS), source.take(CALLS, CALLS)
         assert isinstance(first, Windows)
         assert first.text is second.text
@@ -73,7 +73,7 @@ def test_a_text_is_held_once_in_the_smallest_type_that_holds_its_ids():
 
 def test_a_call_ends_where_documents_are_shuffled_anew():
     batches = make_batches("documents", LAYOUTS["documents"], B, T, seed=3)
-    source = feed.Feed(batches, 100, 1)
+    source = feed.Feed(batches, 100, 1, B)
     assert batches.steps_per_epoch > 2
     assert [source.together(step) for step in (0, 1, batches.steps_per_epoch)] == [
         batches.steps_per_epoch,
@@ -90,7 +90,7 @@ def test_a_text_too_long_for_the_device_trains_to_the_same_bits(monkeypatch):
     ends = []
     for most, kind in ((feed.MOST_HELD, OfText), (0, Stacked)):
         monkeypatch.setattr(feed, "MOST_HELD", most)
-        source = feed.Feed(batches, CALLS, 1)
+        source = feed.Feed(batches, CALLS, 1, B)
         assert isinstance(source.read, kind)
         state = jax.jit(partial(create_state, task, optimizer, rows=B))(key)
         steps, count = jax.jit(partial(train_steps, task, optimizer, read=source.read)), source.together(0)

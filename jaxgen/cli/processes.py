@@ -1,0 +1,149 @@
+"""A training command as one process of several: its flags, and the launcher that watches over it.
+
+The runtime ends a process at once, in C++, when another one of the job is lost. So the command starts itself once more
+as a child and waits: what ends the child without a word, the parent can say.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from jaxgen.cli.common import flag_value, say
+from jaxgen.errors import JaxgenError, UsageError, choose
+from jaxgen.run.joining import HEARTBEAT, Job, join, leave
+
+#: Set for the child: the number of the process that launched it.
+LAUNCHED = "JAXGEN_LAUNCHED_BY"
+#: What a command exits with when another process of its job was lost.
+LOST = 6
+#: Linux: the signal that a process gets when its parent ends.
+PR_SET_PDEATHSIG = 1
+PASSED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+FLAGS = ("--distributed", "--coordinator", "--num-processes", "--process-id", "--heartbeat")
+
+
+def flags() -> dict[str, Any]:
+    """The flags as the command explains them."""
+    from tyro.conf import arg
+
+    def flag(kind: Any, metavar: str, text: str) -> Any:
+        return Annotated[kind, arg(metavar=metavar, help=text)]
+
+    return {
+        "distributed": flag(
+            str | None,
+            "{auto}",
+            "Train with other processes that a cluster started with the same command (SLURM, Open MPI, Kubernetes, a "
+            "TPU pod): each computes its share of every batch.",
+        ),
+        "coordinator": flag(
+            str | None, "HOST:PORT", "The same without a cluster that tells: where process 0 is to be found."
+        ),
+        "num_processes": flag(int | None, "N", "With --coordinator: how many processes there are."),
+        "process_id": flag(int | None, "I", "With --coordinator: which of them this one is, from 0."),
+        "heartbeat": flag(
+            int | None, "SECONDS", f"How long a process may give no sign before it counts as lost. Default: {HEARTBEAT}."
+        ),
+    }
+
+
+def job(args: Sequence[str]) -> Job | None:
+    """The job that the flags name, if they name one. Raises ``UsageError`` for flags that do not fit together."""
+    auto, coordinator, *numbers = (flag_value(args, flag) for flag in FLAGS)
+    if auto is None and coordinator is None:
+        for flag, value in zip(FLAGS[2:], numbers):
+            if value is not None:
+                raise UsageError(f"{flag} {value} belongs to a job of several processes: give --coordinator too.")
+        return None
+    if auto is not None:
+        choose(auto, ("auto",), "value for --distributed")
+        named = [flag for flag, value in zip(FLAGS[1:4], (coordinator, *numbers)) if value is not None]
+        if named:
+            raise UsageError(f"--distributed auto asks the cluster, and {named[0]} was given: leave one of them out.")
+    processes, index, heartbeat = (
+        None if value is None else _whole(flag, value) for flag, value in zip(FLAGS[2:], numbers)
+    )
+    return Job(coordinator, processes, index, HEARTBEAT if heartbeat is None else heartbeat)
+
+
+def _whole(flag: str, value: str) -> int:
+    if not value.isascii() or not value.isdigit() or len(value) > 9:
+        raise UsageError(f"{flag} is {value!r}: give a whole number.")
+    return int(value)
+
+
+def take_part(args: Sequence[str], work: Callable[[], int]) -> int:
+    """Run the command ``work``, as one process of several if ``args`` say so; returns the exit code."""
+    if {"-h", "--help"} & set(args):
+        return work()
+    try:
+        if job(args) is None:
+            return work()
+    except JaxgenError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    if os.environ.get(LAUNCHED) is None:
+        return _launch()
+    _end_with_parent(int(os.environ.pop(LAUNCHED)))
+    return _left(work())
+
+
+def joined(args: Sequence[str]) -> None:
+    """Meet the other processes, if ``args`` name a job."""
+    if (named := job(args)) is not None:
+        join(named)
+
+
+def _left(code: int) -> int:
+    """Leave the job with an exit code. Who cannot expect the others to end too does not wait for them."""
+    from jaxgen.run.team import this_team
+    from jaxgen.store.lock import RunLock
+
+    if code == 0 or this_team().ends_together:
+        leave()
+        return code
+    RunLock.release_all()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)
+
+
+def _launch() -> int:
+    """This command once more, as a child; returns its exit code, or what the end that it found comes to."""
+    command = [sys.executable, *sys.orig_argv[1:]]
+    # In a group of its own: Ctrl-C at a terminal reaches this process alone, which passes it on once.
+    child = subprocess.Popen(command, env={**os.environ, LAUNCHED: str(os.getpid())}, process_group=0)  # noqa: S603
+    for number in PASSED_ON:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: child.send_signal(number))
+    code = child.wait()
+    if code >= 0:
+        return code
+    if -code == signal.SIGABRT:
+        say(
+            "error: Another process of the job was lost (or the coordinator was), and the others cannot go on without "
+            "it. What was saved last is kept: start all processes again, with --resume auto."
+        )
+        return LOST
+    name = signal.Signals(-code).name
+    say(f"error: This process of the job was ended by {name}. Start all processes again, with --resume auto.")
+    return 128 - code
+
+
+def _end_with_parent(parent: int) -> None:
+    """Let the system end this process when the one that launched it ends (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    except (OSError, AttributeError):
+        return
+    if os.getppid() != parent:  # it ended before
+        os._exit(128 + signal.SIGKILL)

@@ -1,0 +1,64 @@
+"""A process that trains along with others: it computes, and leaves the run's folder and the screen to the first."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from jaxgen.data.task import Shown
+from jaxgen.errors import DivergedError
+from jaxgen.run.events import Finished, ignore
+from jaxgen.run.progressed import Interrupted
+from jaxgen.run.trainer import Trainer
+from jaxgen.store import RunDirectory
+from jaxgen.store.config import TrainConfig
+from jaxgen.training import TrainState
+
+
+class Follower(Trainer):
+    """A ``Trainer`` that takes part in all that is computed together, and keeps no record of it."""
+
+    def __init__(self, config: TrainConfig, data: Any, task: Any, run: RunDirectory, resolved: dict[str, Any]) -> None:
+        super().__init__(config.model_copy(update={"tensorboard": False}), data, task, run, resolved, ignore)
+
+    def train(self) -> Finished:
+        """As a ``Trainer``, without the lock of the run, which the leader has."""
+        return self._train()
+
+    def forget_beyond(self, step: int) -> None:
+        """Nothing was kept."""
+
+    def _save(self, step: int, metric: float | None) -> None:
+        self._whole()
+
+    def _save_between(self, step: int) -> None:
+        self._save(step, None)
+
+    def _last_good(self) -> tuple[TrainState, None]:
+        return self._whole(), None
+
+    def _report(self, params: Any, final: bool) -> dict[str, Any]:
+        return self._measured(params, final)
+
+    def _write_row(self, step: int, report: dict[str, Any]) -> None:
+        pass
+
+    def _show(self, step: int) -> list[Shown]:
+        return []
+
+    def _draw(self, pool: ThreadPoolExecutor) -> None:
+        pass
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        return DivergedError(f"{what} at step {step:,}: process 0 of the job says more.")
+
+    def _interrupted(self, number: int, where: str) -> Interrupted:
+        return Interrupted(number, f"{where} by process 0 of the job")
+
+    def _finish(self, step: int, report: dict[str, Any] | None = None) -> Finished:
+        params = self._current().params
+        if (best := self.team.told()) not in (None, step):
+            params = self.team.shared(params)
+        report = self._measured(params, final=True) if report is None else report
+        self.team.told()
+        return Finished("", step, best or step, report)

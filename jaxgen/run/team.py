@@ -1,0 +1,191 @@
+"""Several processes that train one run: what they agree on, and what only the first of them does.
+
+The first process, number 0, leads: it alone writes the run's folder and speaks. The others follow: they compute their
+share of every batch. All take the same path through the program, and whatever could part their ways (a signal, a wrong
+file, what lies in the run's folder) is agreed upon first: one that waits alone waits for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxgen.errors import DataError, JaxgenError, UsageError
+from jaxgen.training import StepMetrics, TrainState, make_global_mesh, spread_rows
+
+#: What must be the same on all processes, and how it is told when it is not.
+FACTS: dict[str, tuple[type[JaxgenError], str]] = {
+    "settings": (UsageError, "were started with other settings: give all the same flags and files of settings"),
+    "versions": (UsageError, "have other versions of jaxgen, JAX or Python: install the same on all hosts"),
+    "data": (DataError, "read other data: give all the same files"),
+}
+
+
+class PeerError(JaxgenError):
+    """Another process of the job cannot go on, and so none can; ``exit_code`` is the other's."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class LostError(JaxgenError):
+    """Another process of the job has gone without a word (exit code 6)."""
+
+    exit_code = 6
+
+
+class Team:
+    """The processes of a job: this one is number ``index`` of ``count``. One alone agrees with itself at no cost."""
+
+    def __init__(self, index: int = 0, count: int = 1) -> None:
+        self.index, self.count = index, count
+        #: Whether all are about to end for the same reason, so that none has to be told.
+        self.ends_together = False
+        self._asked = 0
+
+    @property
+    def alone(self) -> bool:
+        return self.count == 1
+
+    @property
+    def leads(self) -> bool:
+        return self.index == 0
+
+    # --- what all know
+
+    def gathered(self, value: Any) -> list[Any]:
+        """The JSON ``value`` of each process, in their order."""
+        if self.alone:
+            return [value]
+        from jax.experimental.multihost_utils import process_allgather
+
+        mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        sizes = np.asarray(process_allgather(np.array([mine.size], np.int32))).reshape(-1)
+        padded = np.pad(mine, (0, _rounded(int(sizes.max())) - mine.size))
+        every = np.asarray(process_allgather(padded)).reshape(self.count, -1)
+        return [json.loads(row[:size].tobytes()) for row, size in zip(every, sizes.tolist())]
+
+    def told(self, value: Any = None) -> Any:
+        """The JSON ``value`` of the leader."""
+        return value if self.alone else self.gathered(value if self.leads else None)[0]
+
+    def shared(self, tree: Any) -> Any:
+        """The leader's arrays; the others give any of the same shapes."""
+        if self.alone:
+            return tree
+        from jax.experimental.multihost_utils import broadcast_one_to_all
+
+        leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+        # In one exchange: the order of several in a program may differ from process to process on a CPU.
+        mine = np.concatenate([np.frombuffer(leaf.tobytes(), np.uint8) for leaf in leaves])
+        theirs = np.asarray(broadcast_one_to_all(mine, is_source=self.leads)).tobytes()
+        starts = np.cumsum([0, *(leaf.nbytes for leaf in leaves)]).tolist()
+        copies = [
+            np.frombuffer(theirs, leaf.dtype, leaf.size, at).reshape(leaf.shape) for leaf, at in zip(leaves, starts)
+        ]
+        return jax.tree.unflatten(structure, copies)
+
+    def whole(self, state: TrainState) -> TrainState:
+        """``state`` with all rows of its carry, of which each process has some."""
+        if self.alone:
+            return state
+        from jax.experimental.multihost_utils import process_allgather
+
+        return state._replace(carry=process_allgather(state.carry, tiled=True))
+
+    @contextmanager
+    def together(self) -> Iterator[dict[str, str]]:
+        """All go on behind the block, or none does: what one process raises in it, all raise.
+
+        What is put under a name of ``FACTS`` into the dictionary that it gives must be the same on all.
+        """
+        facts: dict[str, str] = {}
+        if self.alone:
+            yield facts
+            return
+        failed: JaxgenError | None = None
+        try:
+            yield facts
+        except JaxgenError as error:
+            failed = error
+        mine = {name: hashlib.sha256(fact.encode()).hexdigest() for name, fact in facts.items()}
+        told = {"code": 0 if failed is None else failed.exit_code, "said": str(failed or ""), "facts": mine}
+        every = self.gathered(told)
+        self.ends_together = True
+        if failed is not None:
+            raise failed
+        for number, each in enumerate(every):
+            if each["code"]:
+                raise PeerError(f"Process {number} of the job cannot go on. {each['said']}", each["code"])
+        for name, (kind, what) in FACTS.items():
+            others = [n for n, each in enumerate(every) if each["facts"].get(name) != every[0]["facts"].get(name)]
+            if others:
+                who = f"process {others[0]}" if len(others) == 1 else f"processes {', '.join(map(str, others))}"
+                raise kind(f"Process 0 and {who} of the job {what}.")
+        self.ends_together = False
+
+    # --- signals
+
+    def asking(self, received: int | None, devices: int) -> tuple[Any, ...]:
+        """What a compiled call gets of a signal that this process ``received``; nothing where there is one process."""
+        if self.alone:
+            return ()
+        return (spread_rows(make_global_mesh(devices), np.full(devices // self.count, received or 0, np.int32)),)
+
+    def heard(self, log: Any) -> StepMetrics:
+        """The metrics of a call; whether any process asked in it to stop is remembered."""
+        if self.alone:
+            return log
+        metrics, asked = log
+        self._asked = max(self._asked, int(asked))
+        return metrics
+
+    def stops(self, received: int | None) -> bool:
+        """Whether all know that one was asked to stop."""
+        return received is not None if self.alone else self._asked > 0
+
+    def signal(self, received: int | None) -> int | None:
+        """The signal that any process ``received``. All ask at the same place."""
+        if self.alone:
+            return received
+        found = max(self.gathered(max(received or 0, self._asked)))
+        self.ends_together = found > 0
+        return found or None
+
+
+def this_team() -> Team:
+    """The processes of this job, as many as were joined (``jax.distributed``) before JAX was first used."""
+    joined = jax.distributed.is_initialized()  # else no device need be asked
+    return _team(jax.process_index(), jax.process_count()) if joined else _team(0, 1)
+
+
+@cache
+def _team(index: int, count: int) -> Team:
+    return Team(index, count)
+
+
+@contextmanager
+def losing_none() -> Iterator[None]:
+    """Say it in a sentence when an exchange with another process fails."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if this_team().alone:
+            raise
+        raise LostError(
+            f"Another process of the job was lost ({str(error).splitlines()[0][:200].rstrip('.')}), and the others "
+            "cannot go on without it. What was saved last is kept: start all processes again, with --resume auto."
+        ) from None
+
+
+def _rounded(size: int) -> int:
+    """A power of two, so that messages of all lengths have few shapes to compile for."""
+    return 1 << max(6, (size - 1).bit_length())
