@@ -48,7 +48,9 @@ def flags() -> dict[str, Any]:
         "num_processes": flag(int | None, "N", "With --coordinator: how many processes there are."),
         "process_id": flag(int | None, "I", "With --coordinator: which of them this one is, from 0."),
         "heartbeat": flag(
-            int | None, "SECONDS", f"How long a process may give no sign before it counts as lost. Default: {HEARTBEAT}."
+            int | None,
+            "SECONDS",
+            f"How long a process may give no sign before it counts as lost. Default: {HEARTBEAT}.",
         ),
     }
 
@@ -119,7 +121,7 @@ def _launch() -> int:
     """This command once more, as a child; returns its exit code, or what the end that it found comes to."""
     command = [sys.executable, *sys.orig_argv[1:]]
     # In a group of its own: Ctrl-C at a terminal reaches this process alone, which passes it on once.
-    child = subprocess.Popen(command, env={**os.environ, LAUNCHED: str(os.getpid())}, process_group=0)  # noqa: S603
+    child = subprocess.Popen(command, env={**os.environ, LAUNCHED: str(os.getpid())}, process_group=0)
     for number in PASSED_ON:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, _: child.send_signal(number))

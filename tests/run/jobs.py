@@ -1,0 +1,103 @@
+"""Jobs of several real processes on this machine, one of which can be made to meet something at a known step."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+#: A training command that meets something once it has read the results of a step: a signal to itself, or to the
+#: process that launched it; NaN stands for a loss that is none.
+SCRIPT = """
+import os, sys
+import jaxgen.run.trainer as trainer
+from jaxgen.cli.train import main
+
+trainer.MAX_STEPS_PER_CALL = 3
+what, step = os.environ.get("MEETS", "nothing:0").split(":")
+read, met = trainer.Trainer._read, []
+
+def reading(self, log, number, at, clock):
+    clock = read(self, log, number, at, clock)
+    if at >= int(step) and what != "nothing" and not met:
+        met.append(at)
+        who, name = what.split()
+        os.kill(os.getppid() if who == "launcher" else os.getpid(), int(name))
+    return clock
+
+trainer.Trainer._read = reading
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+HEARTBEAT = 5
+
+
+def free_port() -> int:
+    """A port on which nobody listens just now."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one process of a job ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Starts jobs in ``folder``, whose processes have one device each, and waits for their end."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(
+        self,
+        processes: int,
+        *flags: object,
+        meets: tuple[int, str, int, int] | None = None,
+        others: dict[int, list[str]] | None = None,
+        timeout: float = 240,
+    ) -> list[Ended]:
+        """Train with ``flags`` in so many processes; 0: by one alone, without a job.
+
+        ``meets``: (process, who is sent it: itself or its launcher, signal, step). ``others``: more flags of some.
+        """
+        script = self.folder / "job.py"
+        script.write_text(SCRIPT)
+        port, children = free_port(), []
+        for index in range(max(processes, 1)):
+            job = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", processes, "--process-id", index]
+            job += ["--heartbeat", HEARTBEAT]
+            command = [*flags, *(others or {}).get(index, []), *(job if processes else [])]
+            environment = {**self.environment, "JAX_NUM_CPU_DEVICES": "1"}
+            if meets is not None and meets[0] == index:
+                environment["MEETS"] = f"{meets[1]} {int(meets[2])}:{meets[3]}"
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, str(script), *map(str, command)],
+                    cwd=self.folder,
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        try:
+            texts = [child.communicate(timeout=timeout) for child in children]
+        finally:
+            for child in children:
+                child.kill()
+        return [Ended(child.returncode, *text) for child, text in zip(children, texts)]
+
+
+def ended_by(number: signal.Signals) -> int:
+    """What a command exits with that a signal stopped."""
+    return 128 + int(number)
