@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from jaxgen.cli.common import flag_value, say
 from jaxgen.errors import JaxgenError, UsageError, choose
-from jaxgen.run.joining import HEARTBEAT, Job, join, leave
 
-#: Set for the child: the number of the process that launched it.
+#: Set for the child: the number of the process that launched it, and of the pipe into which it writes once it has
+#: met the others.
 LAUNCHED = "JAXGEN_LAUNCHED_BY"
 #: What a command exits with when another process of its job was lost.
 LOST = 6
@@ -26,6 +28,47 @@ LOST = 6
 PR_SET_PDEATHSIG = 1
 PASSED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 FLAGS = ("--distributed", "--coordinator", "--num-processes", "--process-id", "--heartbeat")
+
+
+#: Seconds without a sign after which a process counts as lost.
+HEARTBEAT = 60
+#: Processes of one job at most: more are a typing error.
+MOST_PROCESSES = 100_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """Processes that find each other at ``coordinator`` (HOST:PORT, served by number 0); None: as the cluster says.
+
+    Raises ``UsageError`` for values that no job has.
+    """
+
+    coordinator: str | None = None
+    processes: int | None = None
+    index: int | None = None
+    heartbeat: int = HEARTBEAT
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.heartbeat <= 86_400:
+            raise UsageError(f"--heartbeat {self.heartbeat} cannot be used: give seconds from 1 to 86,400.")
+        if self.coordinator is None:
+            return
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65_536:
+            raise UsageError(
+                f"--coordinator {self.coordinator} is no address: give the host of process 0 and a free port there, as "
+                "in --coordinator 10.0.0.1:1234."
+            )
+        if self.processes is None or not 1 <= self.processes <= MOST_PROCESSES:
+            raise UsageError(
+                f"--num-processes must be a whole number from 1 to {MOST_PROCESSES:,}, how many processes the job has; "
+                f"{'none' if self.processes is None else self.processes} was given."
+            )
+        if self.index is None or not 0 <= self.index < self.processes:
+            raise UsageError(
+                f"--process-id must be a whole number from 0 to {self.processes - 1}, another one for each process of "
+                f"the job; {'none' if self.index is None else self.index} was given."
+            )
 
 
 def flags() -> dict[str, Any]:
@@ -85,25 +128,54 @@ def take_part(args: Sequence[str], work: Callable[[], int]) -> int:
     if {"-h", "--help"} & set(args):
         return work()
     try:
-        if job(args) is None:
+        named = job(args)
+        if named is None:
             return work()
+        if os.environ.get(LAUNCHED) is None:
+            return _launch(named)
     except JaxgenError as error:
         say(f"error: {error}")
         return error.exit_code
-    if os.environ.get(LAUNCHED) is None:
-        return _launch()
-    _end_with_parent(int(os.environ.pop(LAUNCHED)))
+    _end_with_parent(int(os.environ[LAUNCHED].split()[0]))
     return _left(work())
 
 
 def joined(args: Sequence[str]) -> None:
     """Meet the other processes, if ``args`` name a job."""
     if (named := job(args)) is not None:
-        join(named)
+        _join(named)
+        if launched := os.environ.pop(LAUNCHED, ""):
+            os.write(int(launched.split()[1]), b"met")
+
+
+def _join(named: Job) -> None:
+    from jaxgen.run.joining import join
+
+    try:
+        join(named.coordinator, named.processes, named.index, named.heartbeat)
+    except (RuntimeError, ValueError, OSError) as error:
+        why = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        if named.coordinator is not None:
+            raise not_met(named, why) from None
+        raise UsageError(
+            f"--distributed auto finds no job here ({why}): start it through SLURM, Open MPI, Kubernetes or on a TPU "
+            "pod, or name all with --coordinator HOST:PORT --num-processes N --process-id I."
+        ) from None
+
+
+def not_met(job: Job, why: str) -> UsageError:
+    """The error for processes that did not find each other."""
+    who = "processes of the job" if job.processes is None else f"{job.processes} processes of the job"
+    where = "" if job.coordinator is None else f" at {job.coordinator}"
+    return UsageError(
+        f"The {who} did not meet{where} ({why}). Start all of them at about the same time, each with its own "
+        "--process-id; process 0 runs on that host, and the port is free there and open to the others."
+    )
 
 
 def _left(code: int) -> int:
     """Leave the job with an exit code. Who cannot expect the others to end too does not wait for them."""
+    from jaxgen.run.joining import leave
     from jaxgen.run.team import this_team
     from jaxgen.store.lock import RunLock
 
@@ -117,17 +189,22 @@ def _left(code: int) -> int:
     os._exit(code)
 
 
-def _launch() -> int:
+def _launch(named: Job) -> int:
     """This command once more, as a child; returns its exit code, or what the end that it found comes to."""
-    command = [sys.executable, *sys.orig_argv[1:]]
+    command, (told, tells) = [sys.executable, *sys.orig_argv[1:]], os.pipe()
     # In a group of its own: Ctrl-C at a terminal reaches this process alone, which passes it on once.
-    child = subprocess.Popen(command, env={**os.environ, LAUNCHED: str(os.getpid())}, process_group=0)
+    child = subprocess.Popen(
+        command, env={**os.environ, LAUNCHED: f"{os.getpid()} {tells}"}, pass_fds=[tells], process_group=0
+    )
+    os.close(tells)
     for number in PASSED_ON:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, _: child.send_signal(number))
     code = child.wait()
     if code >= 0:
         return code
+    if -code == signal.SIGABRT and not os.read(told, 1):  # the end of the pipe
+        raise not_met(named, "some of them did not come")
     if -code == signal.SIGABRT:
         say(
             "error: Another process of the job was lost (or the coordinator was), and the others cannot go on without "

@@ -34,9 +34,11 @@ def roll_back(trainer: Trainer, error: DivergedError) -> int:
     with it; how often it was done does not, so that a run that is killed in between comes to the same.
     """
     if trainer.config.on_nan != "rollback" or trainer.done.rollbacks >= MAX_ROLLBACKS:
+        trainer.team.ends_together = True
         raise error
     state, found = trainer.last_good()
     if found is None:
+        trainer.team.ends_together = True
         raise error
     rollbacks, step = trainer.done.rollbacks + 1, found["step"]
     trainer.recall(replace(Progressed(**found["done"]), rollbacks=rollbacks)).go_on(state)

@@ -48,8 +48,16 @@ def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
 
     Of several processes that were joined (``jaxgen.run.joining``) each must call it, and the first makes the folder.
     """
+    _check_several(config.model)
     with _exclusively(config.run):
         return MODELS[config.model].start(config, emit)
+
+
+def _check_several(model: str) -> None:
+    """Raise ``UsageError``, on all processes at once, where several cannot share the work."""
+    with this_team().together():
+        if not this_team().alone and not MODELS[model].several:
+            raise UsageError(f"--model {model} is made by one process: leave out --distributed or --coordinator.")
 
 
 @contextmanager
@@ -149,6 +157,7 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore, da
         with team.together() as facts:
             saved, config, data = _reopened(path, config, emit, data_changed)
             facts |= _facts(config, data)
+        _check_several(config.model)
         return MODELS[config.model].resume(saved, config, data, emit)
 
 
@@ -366,7 +375,8 @@ class Kind(NamedTuple):
 
     start: Callable[[TrainConfig, Emit], Trainer]
     resume: Callable[[SavedRun, TrainConfig, Any, Emit], Trainer]
+    several: bool  # whether processes can share the work
 
 
 #: By the names that ``--model`` has.
-MODELS = {"ngram": Kind(counting.start, counting.resume), "rnn": Kind(_start, _resume)}
+MODELS = {"ngram": Kind(counting.start, counting.resume, False), "rnn": Kind(_start, _resume, True)}

@@ -31,7 +31,7 @@ from jaxgen.sampling import PRNG
 from jaxgen.store import Best, CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses, truncate_samples
 from jaxgen.store.config import TrainConfig
 from jaxgen.store.format import DamagedCheckpointError
-from jaxgen.store.lock import locked
+from jaxgen.store.lock import RunLock, locked
 from jaxgen.training import TrainState, make_global_mesh, on_one_device, spread_state
 
 Emit = Callable[[Event], None]
@@ -361,7 +361,9 @@ class Trainer:
         self._save(step, None)
 
     def _save(self, step: int, metric: float | None) -> None:
-        self.store.save(step, self._whole(), asdict(self.done), metric)
+        whole = self._whole()
+        RunLock.check(self.run.path)
+        self.store.save(step, whole, asdict(self.done), metric)
 
     def _finish(self, step: int, report: dict[str, Any] | None = None) -> Finished:
         """Report on the best checkpoint: every evaluation in full (unless given), samples and pictures."""
@@ -395,7 +397,7 @@ class Trainer:
             f"{config.optimizer} at {config.lr:g}, {config.schedule}",
             "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})"
             + (f", the batch spread over {self.devices}" if self.devices > 1 else "")
-            + ("" if self.team.alone else f" of {self.team.count} processes"),
+            + ("" if self.team.alone else f" devices of {self.team.count} processes"),
         }
 
 

@@ -9,10 +9,11 @@ import os
 import platform
 import re
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.store.files import parse_json, refuse_links, unwritable
@@ -25,7 +26,9 @@ except ImportError:  # Windows: the content of the file alone decides there
 LOCK = ".lock"
 #: Files that are being written, and those that prove a folder writable: each with the number of its process.
 _TEMPORARY = re.compile(r"\.(?:.+\.([0-9]{1,9})-[0-9a-f]{8}|probe-([0-9]{1,9}))\.tmp")
-P = ParamSpec("P")
+#: Seconds between signs of life of whoever holds a lock, and seconds without one after which a lock from another host,
+#: where nobody can look, counts for nothing. Network file systems show the time of a file up to a minute late.
+SIGN_EVERY, SILENT = 20, 180
 T = TypeVar("T")
 
 
@@ -34,13 +37,21 @@ class RunLock:
 
     The file holds process id, host, boot and the process's start time. The system lets go of its lock when the process
     ends, however it ends, so what a killed one leaves in the file does not count; where the system has no locks, the
-    four say whether that process still runs. Readers need no lock.
+    four say whether that process still runs. Of one on another host the time of the file does, which its holder keeps
+    setting. Readers need no lock.
     """
 
     _held: dict[Path, RunLock] = {}
 
     def __init__(self, folder: Path, descriptor: int) -> None:
         self.folder, self.training, self._descriptor, self._process = folder, False, descriptor, os.getpid()
+        self._released = threading.Event()
+        threading.Thread(target=self._live, name="run lock", daemon=True).start()
+
+    def _live(self) -> None:
+        while not self._released.wait(SIGN_EVERY):
+            with suppress(OSError):
+                os.utime(self.folder / LOCK)
 
     @classmethod
     def take(cls, folder: str | os.PathLike[str]) -> RunLock:
@@ -89,6 +100,22 @@ class RunLock:
             raise
 
     @classmethod
+    def check(cls, folder: str | os.PathLike[str]) -> None:
+        """Raise ``CheckpointError`` if another process took the lock that this one holds.
+
+        It may, on another host, when this one gave no sign for long: it stood still, or the file system did.
+        """
+        held = cls._held.get(Path(folder).resolve())
+        if held is None or not held._is_there():
+            return
+        holder = _read(held._descriptor)
+        if holder and holder != _myself():
+            raise CheckpointError(
+                f"The run {folder} was taken over by process {holder['pid']} on the host {holder['host']!a}, because "
+                f"this one gave no sign for {SILENT} seconds. Nothing was saved since: let the other one train."
+            )
+
+    @classmethod
     def release_all(cls) -> None:
         """Release what this process holds, at its end."""
         for lock in list(cls._held.values()):
@@ -96,6 +123,7 @@ class RunLock:
 
     def release(self) -> None:
         """Let others train the run."""
+        self._released.set()
         if self._held.get(self.folder) is self:
             del self._held[self.folder]
         if self._descriptor >= 0:
@@ -111,23 +139,6 @@ class RunLock:
 
 
 atexit.register(RunLock.release_all)
-
-
-def exclusively(where: Callable[..., str | os.PathLike[str] | None]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate what makes a trainer: it has the lock of the folder that ``where`` finds in its arguments, if any."""
-
-    def decorate(make: Callable[P, T]) -> Callable[P, T]:
-        @functools.wraps(make)
-        def making(*args: P.args, **options: P.kwargs) -> T:
-            folder = where(*args, **options)
-            if folder is None:
-                return make(*args, **options)
-            with RunLock.kept(folder):
-                return make(*args, **options)
-
-        return making
-
-    return decorate
 
 
 def locked(train: Callable[[Any], T]) -> Callable[[Any], T]:
@@ -181,7 +192,7 @@ def _acquire(path: Path, folder: Path) -> int:
         try:
             free = _lock(descriptor)
             holder = _read(descriptor)
-            if free is False or (holder and _may_run(holder, free)):
+            if free is False or (holder and _may_run(holder, free, path)):
                 raise _refusal(folder, holder)
             if _is_same(descriptor, path):  # else its holder removed it just now
                 _write(descriptor, path)
@@ -205,20 +216,38 @@ def _lock(descriptor: int) -> bool | None:
     return True
 
 
-def _may_run(holder: dict[str, Any], free: bool | None) -> bool:
+def _may_run(holder: dict[str, Any], free: bool | None, path: Path) -> bool:
     """Whether the process that wrote the file may still train, although the system would give its lock away."""
     myself = _myself()
     if holder["boot"] == myself["boot"]:
         same = holder["started"] == _started(holder["pid"]) and runs(holder["pid"])
         return free is None and same
-    return holder["host"] != myself["host"]  # else this machine has been started anew since
+    # Of the same host, this machine has been started anew since.
+    return holder["host"] != myself["host"] and _silence(path) < SILENT
+
+
+def _silence(path: Path) -> float:
+    """Seconds since the holder of the lock gave a sign, by the clock of the file system."""
+    probe = path.with_name(f".probe-{os.getpid()}.tmp")
+    try:
+        probe.unlink(missing_ok=True)
+        probe.touch(exist_ok=False)
+        try:
+            return probe.stat().st_mtime - path.stat().st_mtime
+        finally:
+            probe.unlink()
+    except OSError:
+        return 0.0
 
 
 def _refusal(folder: Path, holder: dict[str, Any]) -> UsageError:
     myself = _myself()
     who = f"process {holder['pid']} on the host {holder['host']!a}" if holder else "another process"
     if holder and holder["host"] != myself["host"] and holder["boot"] != myself["boot"]:
-        advice = f"From this host ({myself['host']!a}) it cannot be seen: if it no longer runs, delete {folder / LOCK}."
+        advice = (
+            f"From this host ({myself['host']!a}) it cannot be seen: if it no longer runs, its lock counts for nothing "
+            f"{SILENT} seconds after its last sign; or delete {folder / LOCK} now."
+        )
     else:
         advice = "Wait for it to end or stop it, or choose another folder with `--run`."
     return UsageError(f"The run {folder} is being trained by {who}, and only one process may. {advice}")

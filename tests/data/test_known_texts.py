@@ -260,7 +260,7 @@ def test_evaluation_has_the_vectors_too_also_of_a_part(corpus):
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.skipif("jax.local_device_count() < 2"))])
 def test_the_device_reads_the_vectors_that_the_host_reads(corpus, devices):
     batches = make_batches("documents", corpus.train, 4, 5, seed=3)
-    feed = Feed(batches, 3, devices)
+    feed = Feed(batches, 3, devices, 4)
     read = jax.jit(feed.read)
     for step in (0, 2, batches.steps_per_epoch):
         given = feed.take(step, 1)

@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
 
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.store import lock as locking
-from jaxgen.store.lock import LOCK, RunLock, exclusively, locked
+from jaxgen.store.lock import LOCK, RunLock, locked
 
 HOLDER = """
 import sys
@@ -95,6 +96,37 @@ def test_a_process_on_another_host_is_told_with_what_to_do_if_it_is_gone(tmp_pat
         RunLock.take(tmp_path)
 
 
+def test_a_process_on_another_host_that_gives_no_sign_any_more_is_no_obstacle(tmp_path):
+    pretend(tmp_path, host="node-7", boot="theirs", pid=12)
+    now = os.stat(tmp_path / LOCK).st_mtime
+    os.utime(tmp_path / LOCK, (now, now - locking.SILENT + 60))
+    with pytest.raises(UsageError, match=rf"counts for nothing {locking.SILENT} seconds after its last sign"):
+        RunLock.take(tmp_path)
+    os.utime(tmp_path / LOCK, (now, now - locking.SILENT - 1))
+    RunLock.take(tmp_path)
+    assert os.listdir(tmp_path) == [LOCK]
+
+
+def test_who_holds_the_lock_gives_signs_of_life_until_it_lets_go(tmp_path, monkeypatch):
+    signs, given = [], threading.Event()
+    monkeypatch.setattr(locking, "SIGN_EVERY", 0.001)
+    monkeypatch.setattr(locking.os, "utime", lambda path: (signs.append(path), given.set()))
+    lock = RunLock.take(tmp_path)
+    assert given.wait(30)
+    assert signs[0] == tmp_path.resolve() / LOCK
+    lock.release()
+    assert lock._released.is_set()
+
+
+def test_a_run_that_was_taken_over_is_not_written_any_more(tmp_path):
+    RunLock.check(tmp_path)  # nobody holds it
+    RunLock.take(tmp_path)
+    RunLock.check(tmp_path)
+    pretend(tmp_path, host="node-7", boot="theirs", pid=12)
+    with pytest.raises(CheckpointError, match=r"taken over by process 12 on the host 'node-7'.*Nothing was saved"):
+        RunLock.check(tmp_path)
+
+
 def test_a_link_in_its_place_is_refused_and_not_written_through(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LOCK).symlink_to(tmp_path / "theirs")
@@ -123,10 +155,10 @@ def test_a_lock_that_was_deleted_is_taken_anew(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_start_that_fails_leaves_no_folder(tmp_path, error):
-    @exclusively(lambda folder: folder)
     def make(folder):
-        assert os.listdir(folder) == [LOCK]
-        raise error
+        with RunLock.kept(folder):
+            assert os.listdir(folder) == [LOCK]
+            raise error
 
     for folder, left in ((tmp_path / "a" / "b", []), (tmp_path, [])):
         with pytest.raises(error):
@@ -135,7 +167,8 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path, error):
 
 
 def test_a_start_that_succeeds_keeps_its_lock(tmp_path):
-    assert exclusively(lambda folder: folder)(lambda folder: 5)(tmp_path / "a") == 5
+    with RunLock.kept(tmp_path / "a"):
+        pass
     assert os.listdir(tmp_path / "a") == [LOCK]
 
 
