@@ -104,9 +104,10 @@ def unwritable(path: Path, error: BaseException, advice: str = RESUME, needed: i
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if isinstance(error, OSError) and error.errno in NO_ROOM and needed is not None:
         reason += f" ({_size(needed)} needed{_free(path)})"
-    return CheckpointError(
-        f"Could not write {path}: {reason}. Make room on that disk or make the folder writable, then {advice}."
-    )
+    said = f"Could not write {path}: {reason}."
+    refusal = CheckpointError(f"{said} Make room on that disk or make the folder writable, then {advice}.")
+    refusal.said = said
+    return refusal
 
 
 def _free(path: Path) -> str:
