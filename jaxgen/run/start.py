@@ -90,7 +90,7 @@ def _start(config: TrainConfig, emit: Emit) -> Trainer:
     return trainer
 
 
-@exclusively(lambda path, *_, **__: path if RunDirectory(path).exists() else None)
+@exclusively(lambda path, *_, **__: path if RunDirectory(path).exists() else None, new=False)
 def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore, data_changed: str = "refuse") -> Trainer:
     """Continue the run at ``path`` where it stopped, bitwise as if it had not (on one kind of device).
 

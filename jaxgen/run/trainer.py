@@ -70,8 +70,7 @@ class Trainer:
         self._grad_norm = math.nan  # of the last step that was read
         self._picture: Future[None] = Future()
         self._picture.set_result(None)
-        self._pictures = 0
-        self._undrawn = Undrawn()
+        self._pictures, self._undrawn = 0, Undrawn()
 
     def begin(self, params: Any | None = None) -> Trainer:
         """Set the state of step 0: fresh weights, or the given ``params`` with a fresh optimiser."""

@@ -59,10 +59,11 @@ class RunLock:
 
     @classmethod
     @contextmanager
-    def kept(cls, folder: str | os.PathLike[str]) -> Iterator[RunLock]:
+    def kept(cls, folder: str | os.PathLike[str], new: bool = True) -> Iterator[RunLock]:
         """Take the lock, making the folder where there is none, and keep it if the block ends well.
 
-        Else it is released, and what was made for it is removed again.
+        Else it is released, and what was made for it is removed again. Where the system refuses, another folder is
+        advised if the run is ``new``.
         """
         place = Path(folder).resolve()
         before, made = cls._held.get(place), [each for each in (place, *place.parents) if not os.path.lexists(each)]
@@ -72,7 +73,7 @@ class RunLock:
                 lock = cls.take(folder)
             except (OSError, CheckpointError) as error:
                 cause = error if isinstance(error, OSError) else error.__cause__
-                if not isinstance(cause, OSError):
+                if not new or not isinstance(cause, OSError):
                     raise
                 raise UsageError(
                     f"Cannot make a run in {folder}: {cause.strerror}. Choose a folder that you may write with "
@@ -113,8 +114,13 @@ class RunLock:
 atexit.register(RunLock.release_all)
 
 
-def exclusively(where: Callable[..., str | os.PathLike[str] | None]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate what makes a trainer: it has the lock of the folder that ``where`` finds in its arguments, if any."""
+def exclusively(
+    where: Callable[..., str | os.PathLike[str] | None], new: bool = True
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate what makes a trainer, of a ``new`` run or of one that is there.
+
+    It has the lock of the folder that ``where`` finds in its arguments, if any.
+    """
 
     def decorate(make: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(make)
@@ -122,7 +128,7 @@ def exclusively(where: Callable[..., str | os.PathLike[str] | None]) -> Callable
             folder = where(*args, **options)
             if folder is None:
                 return make(*args, **options)
-            with RunLock.kept(folder):
+            with RunLock.kept(folder, new):
                 return make(*args, **options)
 
         return making
