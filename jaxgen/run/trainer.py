@@ -215,7 +215,6 @@ class Trainer:
         self.metrics.truncate(step)
         truncate_samples(self.run.samples_path, step)
         if self._events is not None:
-            self._events.close()
             self._events = open_events(self.run, step)
 
     def time_call(self, step: int) -> tuple[float, int]:
