@@ -20,7 +20,7 @@ from jaxgen.run import counting
 from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Note
 from jaxgen.run.host import need_devices
-from jaxgen.run.record import resolve, version_changes, write_config
+from jaxgen.run.record import changes_since, resolve, write_config
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.tensorboard import require_tensorboard
 from jaxgen.run.trainer import Emit, Progressed, Trainer
@@ -122,7 +122,7 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore, da
             )
         emit(Note(f"WARNING: {changes} The run goes on with these, from where it was in the old."))
     saved.resolved["data"] = now
-    if other := version_changes(saved.resolved):
+    if other := changes_since(saved.resolved):
         emit(Note(f"WARNING: This run was begun with {other}: what is computed from here on may differ in its bits."))
     return MODELS[config.model].resume(saved, config, data, emit)
 

@@ -130,6 +130,11 @@ def _size(number: int) -> str:
     return f"{number / 1e6:,.1f} MB" if number >= 1e5 else f"{number / 1e3:,.1f} kB"
 
 
+def json_sha256(value: Any) -> str:
+    """The digest of ``value`` as ``dump_json`` writes it, as hexadecimal digits."""
+    return hashlib.sha256(dump_json(value)).hexdigest()
+
+
 def dump_json(value: Any) -> bytes:
     """``value`` as indented JSON in ASCII. Raises ``ValueError`` for a number that is not finite."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("ascii")
