@@ -133,6 +133,16 @@ def processor() -> str:
     return hashlib.sha256(known.encode()).hexdigest()[:12]
 
 
+def processor_name() -> str:
+    """What this machine's processor calls itself, and ``processor()``: instructions may differ under one name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name} ({processor()})"
+
+
 def _drop_torn(folder: Path) -> None:
     """Remove compiled functions that are not whole: JAX refuses them at every start and never writes them again.
 

@@ -9,8 +9,10 @@ import jax
 import jaxlib
 
 from jaxgen.data.task import TaskData
+from jaxgen.run.host import processor_name
 from jaxgen.store import RunDirectory
 from jaxgen.store.config import TrainConfig
+from jaxgen.store.files import json_sha256
 from jaxgen.version import __version__
 
 
@@ -23,17 +25,29 @@ def resolve(data: TaskData, options: dict[str, Any], parameters: int, devices: i
         **data.resolved(),
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
+        "processor": processor_name(),
         "devices": devices,
         "processes": jax.process_count(),
+        "tokenizer": json_sha256(data.codec.to_json()),
     }
 
 
-def version_changes(resolved: dict[str, Any]) -> str:
-    """What computed the run ``resolved`` when it began and is another version here, in words; empty if nothing is."""
+def changes_since(resolved: dict[str, Any]) -> str:
+    """What computed the run ``resolved`` when it began and is another here, in words; empty if nothing is.
+
+    That is versions, the kind of device, and of a CPU the kind of processor, as far as the run says them.
+    """
     then, now = resolved.get("versions"), versions()
-    known = then if isinstance(then, dict) else {}
-    others = [name for name in ("jax", "jaxlib", "python") if name in known and known[name] != now[name]]
-    return " and ".join(f"{name} {known[name]} and goes on with {now[name]}" for name in others)
+    known = dict(then) if isinstance(then, dict) else {}
+    here = {name: now[name] for name in ("jax", "jaxlib", "python")}
+    here["device"] = known["device"] = jax.devices()[0].device_kind
+    for name in ("device", "processor"):
+        if isinstance(resolved.get(name), str):
+            known[name] = resolved[name]
+    if known["device"] == here["device"] and jax.default_backend() == "cpu":
+        here["processor"] = processor_name()
+    others = [name for name, value in here.items() if known.get(name, value) != value]
+    return " and ".join(f"{name} {known[name]} and goes on with {here[name]}" for name in others)
 
 
 def versions() -> dict[str, str]:

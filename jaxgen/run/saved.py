@@ -13,6 +13,7 @@ from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.store import CheckpointStore, RunDirectory
 from jaxgen.store.config import TrainConfig, validate
+from jaxgen.store.files import json_sha256
 from jaxgen.tasks import models
 
 
@@ -51,7 +52,8 @@ class SavedRun:
                 f"{directory.path} is a run of the task {name}, which `jaxgen {command}` cannot use: give it to "
                 f"{others}, or name another run with --run."
             )
-        codec = DATA[name].read_codec(directory.read_json("tokenizer.json"))
+        tokenizer = directory.read_json("tokenizer.json")
+        codec = DATA[name].read_codec(tokenizer)
         sizes = DATA[name].sizes(codec)
         try:
             config = validate(kind, config)
@@ -70,6 +72,11 @@ class SavedRun:
                     f"{directory.path} says a {size.replace('_', ' ')} of {options.get(size, 0)}, but by its "
                     f"tokenizer.json it is {number}: the two belong to different runs. Copy the run again."
                 )
+        if resolved.get("tokenizer", json_sha256(tokenizer)) != json_sha256(tokenizer):
+            raise CheckpointError(
+                f"{directory.tokenizer_path} has been altered: its digest is not the one in config.json. Copy the run "
+                "again."
+            )
         return cls(directory, config, resolved, codec, task)
 
     @property
@@ -104,6 +111,8 @@ def _check_resolved(resolved: Any) -> None:
     numbers = [resolved[key] for key in ("steps", "horizon", "parameters", "devices")]
     if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):
         raise ValueError("a number is none")
+    if not all(numbers[2:]):
+        raise ValueError("there is no model, or no device for it")
     if not all(isinstance(resolved["data"][key], str) for key in ("name", "sha256")):
         raise ValueError("the data have no digest")
 

@@ -24,7 +24,7 @@ from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Note, ignore
 from jaxgen.run.follower import Follower
 from jaxgen.run.host import need_devices
-from jaxgen.run.record import resolve, version_changes, versions, write_config
+from jaxgen.run.record import changes_since, resolve, versions, write_config
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.team import this_team
 from jaxgen.run.tensorboard import require_tensorboard
@@ -61,13 +61,13 @@ def _check_several(model: str) -> None:
 
 
 @contextmanager
-def _exclusively(folder: str | None) -> Iterator[None]:
+def _exclusively(folder: str | None, new: bool = True) -> Iterator[None]:
     """Keep the lock of a run's folder, if the block ends well; of several processes the leader has it."""
     team = this_team()
     with ExitStack() as stack:
         with team.together():
             if folder is not None and team.leads:
-                stack.enter_context(RunLock.kept(folder))
+                stack.enter_context(RunLock.kept(folder, new))
         yield
 
 
@@ -151,7 +151,7 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore, da
     ``"accept"`` instead of ``"refuse"``, and ``CheckpointError`` when no checkpoint is good.
     """
     choose(data_changed, ("accept", "refuse"), "value for --data-changed")
-    with _exclusively(path if RunDirectory(path).exists() else None):
+    with _exclusively(path if RunDirectory(path).exists() else None, new=False):
         team = this_team()
         emit = emit if team.leads else ignore
         with team.together() as facts:
@@ -188,7 +188,7 @@ def _reopened(
             )
         emit(Note(f"WARNING: {changes} The run goes on with these, from where it was in the old."))
     saved.resolved["data"] = now
-    if other := version_changes(saved.resolved):
+    if other := changes_since(saved.resolved):
         emit(Note(f"WARNING: This run was begun with {other}: what is computed from here on may differ in its bits."))
     return saved, config, data
 

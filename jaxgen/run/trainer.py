@@ -21,6 +21,7 @@ from jaxgen.run.events import Evaluated, Event, Finished, Note, Progress, Sample
 from jaxgen.run.feed import Feed
 from jaxgen.run.made import Made
 from jaxgen.run.measuring import measured
+from jaxgen.run.pictures import Undrawn
 from jaxgen.run.progressed import Interrupted, Progressed
 from jaxgen.run.rolling_back import ROLLBACK_SCALE, check_finite, roll_back
 from jaxgen.run.signals import AtOnce, Stopped, StopSignals
@@ -71,7 +72,7 @@ class Trainer:
         self._grad_norm = math.nan  # of the last step that was read
         self._picture: Future[None] = Future()
         self._picture.set_result(None)
-        self._pictures = 0
+        self._pictures, self._undrawn = 0, Undrawn()
 
     def begin(self, params: Any | None = None) -> Trainer:
         """Set the state of step 0: fresh weights, or the given ``params`` with a fresh optimiser."""
@@ -252,7 +253,6 @@ class Trainer:
         self.metrics.truncate(step)
         truncate_samples(self.run.samples_path, step)
         if self._events is not None:
-            self._events.close()
             self._events = open_events(self.run, step)
 
     def time_call(self, step: int) -> tuple[float, int]:
@@ -281,18 +281,17 @@ class Trainer:
         return self._patience_gone
 
     def _draw(self, pool: ThreadPoolExecutor) -> None:
-        """Draw the loss curves while training goes on; what went wrong with the former picture is raised here."""
-        if self._picture.done():
-            self._picture.result()
+        """Draw the loss curves while training goes on; what went wrong with former pictures is told here."""
+        self._undrawn.tell(self.emit)
         self._pictures += 1
         best = Best(self.done.best_step, self.data.METRIC.name)
-        self._picture = pool.submit(self._draw_now, self._pictures, self._picture, best)
+        self._picture = pool.submit(self._draw_now, self._pictures, best)
 
-    def _draw_now(self, number: int, former: Future[None], best: Best) -> None:
-        former.result()
+    def _draw_now(self, number: int, best: Best) -> None:
         if number == self._pictures:  # else a newer one waits behind it
             title = f"{self.run.path.name}: {self.data.identity()['name']}"
-            draw_losses(self.metrics.read(), self.run.plot_path, title, self.data.TARGET, best)
+            with self._undrawn.expected(f"{self.run.plot_path}"):
+                draw_losses(self.metrics.read(), self.run.plot_path, title, self.data.TARGET, best)
 
     def _evaluate(self, step: int) -> dict[str, Any] | None:
         """Measure, update best-so-far and patience, and write the row of metrics, which a follower does not."""
@@ -381,7 +380,9 @@ class Trainer:
         made = self._made.with_params(on_one_device(params))
         samples = [(each.title, each.text) for each in self.data.show(made, final=True)]
         self.run.write_json("report.json", {"step": step, "best_step": best or step, **report})
-        self.data.draw(made, report, self.run.path)
+        with self._undrawn.expected(f"the pictures of the report in {self.run.path}"):
+            self.data.draw(made, report, self.run.path)
+        self._undrawn.tell(self.emit)
         path, data = str(self.run.path), self.data
         finished = Finished(path, step, best or step, report, data.summary(report), data.next_command(path), samples)
         self.emit(finished)

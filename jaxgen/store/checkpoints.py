@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxgen.errors import CheckpointError
 from jaxgen.store import format as fmt
 from jaxgen.store import orbax_io
 from jaxgen.store.files import sync_folder, unwritable
-from jaxgen.store.folders import entries, is_folder, sync_tree, writing
+from jaxgen.store.folders import entries, is_folder, size_on_disk, sync_tree, writing
 from jaxgen.store.format import DamagedCheckpointError, damaged
 
 _NAME = re.compile(r"([0-9]{8,18})(?:\.([0-9]{1,9}))?")
@@ -104,8 +105,9 @@ class CheckpointStore:
             sync_folder(self.directory)
         except (OSError, orbax_io.OrbaxError) as error:
             shutil.rmtree(partial, ignore_errors=True)  # before it is told how much is free
+            self._cleaned = False  # what Orbax still writes may make it anew
             reason = error if isinstance(error, OSError) else error.__cause__ or error
-            raise unwritable(self.directory, reason, needed=sum(array.nbytes for array in arrays.values())) from error
+            raise unwritable(self.directory, reason, needed=self._needed(arrays)) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         self._known = True
@@ -236,6 +238,11 @@ class CheckpointStore:
             self.directory.mkdir(exist_ok=True)
         elif not self.directory.is_dir():
             raise FileNotFoundError(errno.ENOENT, "the folder was removed while the run went on")
+
+    def _needed(self, arrays: Mapping[str, np.ndarray]) -> int:
+        """How many bytes of the disk a checkpoint takes, by its arrays and by the one before it."""
+        former = list(self._folders().values())[-1:]
+        return max(sum(array.nbytes for array in arrays.values()), *map(size_on_disk, former), 0)
 
     def _metrics(self) -> tuple[dict[int, float | None], dict[int, CheckpointError], list[CheckpointError]]:
         """Step -> metric, by its record or by those beside it; step -> what is wrong with its record; and of those

@@ -24,8 +24,13 @@ MAX_JSON_VALUES = 2**21
 NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
+#: What to do first, where it is known, about a file that could not be written.
+FIRST = dict.fromkeys(NO_ROOM, "Make room on that disk") | {
+    errno.EROFS: "Make that disk writable",
+    errno.ENOENT: "Bring its folder back",
+}
 #: What to do about a file of a run that could not be written.
-RESUME = "repeat the command with `--resume auto`; what was saved before is untouched"
+RESUME = "repeat the command with `--resume auto`"
 
 
 def replace_file(path: Path, data: bytes, advice: str = "repeat the command") -> None:
@@ -102,11 +107,15 @@ def unwritable(path: Path, error: BaseException, advice: str = RESUME, needed: i
     Where there is no room it tells how many bytes were ``needed``, if given, and how many are free.
     """
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if isinstance(error, OSError) and error.errno in NO_ROOM and needed is not None:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in NO_ROOM and needed is not None:
         reason += f" ({_size(needed)} needed{_free(path)})"
-    return CheckpointError(
-        f"Could not write {path}: {reason}. Make room on that disk or make the folder writable, then {advice}."
-    )
+    first = FIRST.get(number or 0, "Make room on that disk or make the folder writable")
+    kept = "; what was saved before is untouched" if advice == RESUME and number != errno.ENOENT else ""
+    said = f"Could not write {path}: {reason}."
+    refusal = CheckpointError(f"{said} {first}, then {advice}{kept}.")
+    refusal.said = said
+    return refusal
 
 
 def _free(path: Path) -> str:
@@ -119,6 +128,11 @@ def _free(path: Path) -> str:
 
 def _size(number: int) -> str:
     return f"{number / 1e6:,.1f} MB" if number >= 1e5 else f"{number / 1e3:,.1f} kB"
+
+
+def json_sha256(value: Any) -> str:
+    """The digest of ``value`` as ``dump_json`` writes it, as hexadecimal digits."""
+    return hashlib.sha256(dump_json(value)).hexdigest()
 
 
 def dump_json(value: Any) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jaxgen.errors import CheckpointError
@@ -43,6 +43,14 @@ def writing(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise unwritable(directory, error) from error
+
+
+def size_on_disk(folder: Path) -> int:
+    """The bytes that the files of ``folder`` take, in whole blocks where the system tells them."""
+    with suppress(OSError):
+        found = [path.stat() for path in folder.rglob("*")]
+        return sum(getattr(status, "st_blocks", 0) * 512 or status.st_size for status in found)
+    return 0
 
 
 def sync_tree(folder: Path) -> None:

@@ -38,8 +38,6 @@ ARRAYS = "arrays"
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint whose bytes are not those that were saved; an older one may still be good."""
 
-    said: str = ""  # what is wrong, without what to do
-
 
 class UnreadableCheckpointError(CheckpointError):
     """A checkpoint that the system does not let be read now: it may well be good, and nothing is concluded from it."""

@@ -70,10 +70,11 @@ class RunLock:
 
     @classmethod
     @contextmanager
-    def kept(cls, folder: str | os.PathLike[str]) -> Iterator[RunLock]:
+    def kept(cls, folder: str | os.PathLike[str], new: bool = True) -> Iterator[RunLock]:
         """Take the lock, making the folder where there is none, and keep it if the block ends well.
 
-        Else it is released, and what was made for it is removed again.
+        Else it is released, and what was made for it is removed again. Where the system refuses, another folder is
+        advised if the run is ``new``.
         """
         place = Path(folder).resolve()
         before, made = cls._held.get(place), [each for each in (place, *place.parents) if not os.path.lexists(each)]
@@ -83,7 +84,7 @@ class RunLock:
                 lock = cls.take(folder)
             except (OSError, CheckpointError) as error:
                 cause = error if isinstance(error, OSError) else error.__cause__
-                if not isinstance(cause, OSError):
+                if not new or not isinstance(cause, OSError):
                     raise
                 raise UsageError(
                     f"Cannot make a run in {folder}: {cause.strerror}. Choose a folder that you may write with "

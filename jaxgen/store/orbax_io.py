@@ -6,6 +6,7 @@ import glob
 import logging
 import os
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     if not tree:
         return
     try:
-        with _orbax() as (ocp, checkpointer), _without_magic(path) as path:
+        with _orbax() as (ocp, checkpointer), _without_magic(path) as path, _deserted():
             checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
     except Exception as error:
         if code := re.search(r"os_error_code='?([0-9]+)", str(error)):  # all that is left of the system's error
@@ -87,6 +88,28 @@ def _without_magic(path: Path) -> Iterator[Path]:
         link = Path(folder, "run")
         link.symlink_to(path.parent, target_is_directory=True)
         yield link / path.name
+
+
+@contextmanager
+def _deserted() -> Iterator[None]:
+    """Hush the writes that Orbax deserts when one fails: whenever they end, each finds its event loop closed.
+
+    They end some time after that, so what is hushed stays so unless all went well.
+    """
+    former, logger = sys.unraisablehook, logging.getLogger("asyncio")
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            former(unraisable)
+
+    def is_another(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.getMessage()
+
+    sys.unraisablehook = hook
+    logger.addFilter(is_another)
+    yield
+    sys.unraisablehook = former
+    logger.removeFilter(is_another)
 
 
 @contextmanager

@@ -134,6 +134,8 @@ def _check_inner(source: Any) -> None:
     before = inner.get("pre_tokenizer")
     need(isinstance(before, dict) and before.get("type") == "ByteLevel", "its pre_tokenizer is not ByteLevel")
     need(before.get("add_prefix_space") is False and before.get("use_regex") is True, "its pre_tokenizer has changed")
+    after = inner.get("decoder")  # never asked, but read: any other may hold a regular expression
+    need(isinstance(after, dict) and after.get("type") == "ByteLevel", "its decoder is not ByteLevel")
     model = inner.get("model")
     need(isinstance(model, dict) and model.get("type") == "BPE", "its model is not BPE")
     for option in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -311,6 +312,14 @@ def widen(run: Path) -> None:
     edit(run, "config", "hidden", value=16)
 
 
+def spell_otherwise(run: Path) -> None:
+    """The last character of the vocabulary becomes the next one: still a tokenizer, but of other texts."""
+    path = run / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["code_points"][-1] += 1
+    path.write_text(json.dumps(tokenizer))
+
+
 BROKEN = {
     "no checkpoint": (remove_checkpoints, ("There is no checkpoint in",)),
     "a flipped bit": (flip_a_bit, ("is damaged", "arrays")),
@@ -324,6 +333,7 @@ BROKEN = {
     "no JSON": (lambda run: (run / "config.json").write_text("{"), ("config.json", "JSON")),
     "a list": (lambda run: (run / "config.json").write_text("[]"), ("does not describe a run",)),
     "no tokenizer": (lambda run: (run / "tokenizer.json").unlink(), ("tokenizer.json", "does not exist")),
+    "another character": (spell_otherwise, ("tokenizer.json has been altered: its digest",)),
     "another tokenizer": (
         lambda run: (run / "tokenizer.json").write_text('{"kind": "byte"}'),
         ("vocab size of 36", "259"),

@@ -5,12 +5,13 @@ A further fault is a ``Fault`` in one of the modules here; a further module is o
 
 from __future__ import annotations
 
-from . import damage, disk, diverging, environment, hostile, kills
+from . import damage, disk, diverging, environment, full_runs, hostile, kills
 from .fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
     *kills.FAULTS,
     *disk.FAULTS,
+    *full_runs.FAULTS,
     *damage.FAULTS,
     *diverging.FAULTS,
     *hostile.FAULTS,

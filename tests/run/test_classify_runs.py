@@ -16,7 +16,7 @@ import pytest
 from jaxgen.data import ClassifyConfig, ClassifyData
 from jaxgen.errors import DataError, UsageError
 from jaxgen.run import Interrupted, compiled, resume, start, trainer
-from jaxgen.run.events import Evaluated, Progress, Started
+from jaxgen.run.events import Evaluated, Finished, Note, Progress, Started
 from jaxgen.run.predictor import Predictor
 from jaxgen.store import CheckpointStore, MetricsLog
 
@@ -86,6 +86,17 @@ def test_a_run_leaves_figures_samples_and_pictures(whole):
     assert told[0] == f"accuracy {rows[0]['val_accuracy']:.1%}, macro-F1 {rows[0]['val_macro_f1']:.3f}"
     facts = next(event.facts for event in events if isinstance(event, Started))
     assert facts["texts"] == "48 to train on, 12 to validate"
+
+
+def test_a_picture_of_the_report_that_cannot_be_written_is_told_and_the_run_is_complete(whole, table, tmp_path):
+    events: list[Any] = []
+    run = start(settings(table, tmp_path / "run"), events.append)
+    (tmp_path / "run" / "confusion.png").mkdir()
+    run.train()
+    (note,) = [event.text for event in events if isinstance(event, Note)]
+    assert f"Could not write {tmp_path / 'run' / 'confusion.png'}: Is a directory." in note
+    assert isinstance(events[-1], Finished)
+    assert (tmp_path / "run" / "report.json").read_bytes() == (whole[0] / "report.json").read_bytes()
 
 
 def test_the_report_is_that_of_the_best_step(whole):

@@ -13,11 +13,13 @@ import jax
 import jaxlib
 import numpy as np
 import pytest
+from edited import edit
 
 from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.run import Interrupted, resume, start, trainer
 from jaxgen.run.events import Evaluated, Finished, Note, Progress, Started
+from jaxgen.run.host import processor_name
 from jaxgen.run.saved import SavedRun
 from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory
 
@@ -359,14 +361,30 @@ def test_data_that_were_moved_are_found_where_they_are_now(whole, book, tmp_path
     assert traces(tmp_path / "run") == traces(whole("stream"))
 
 
-def test_a_run_that_goes_on_under_other_versions_says_so(whole, tmp_path):
+@pytest.mark.parametrize(
+    ("keys", "then", "now"),
+    [
+        (["versions", "jaxlib"], "0.0.1", jaxlib.__version__),
+        (["processor"], "Abacus 3000 (0123456789ab)", processor_name()),
+        (["device"], "Abacus 3000", jax.devices()[0].device_kind),
+    ],
+)
+def test_a_run_that_goes_on_with_other_versions_or_elsewhere_says_so(keys, then, now, whole, tmp_path):
     run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
-    saved = RunDirectory(run).read_json("config.json")
-    saved["resolved"]["versions"]["jaxlib"] = "0.0.1"
-    RunDirectory(run).write_json("config.json", saved)
+    edit(run, "resolved", *keys, value=then)
     told: list[Any] = []
     resume(str(run), emit=told.append)
-    assert f"jaxlib 0.0.1 and goes on with {jaxlib.__version__}: what is computed" in told[0].text
+    (note,) = (event.text for event in told if isinstance(event, Note))
+    assert f"begun with {keys[-1]} {then} and goes on with {now}: what is computed from here on may differ" in note
+
+
+def test_a_run_that_goes_on_where_it_began_says_nothing(whole, tmp_path):
+    run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
+    told: list[Any] = []
+    resume(str(run), emit=told.append)
+    edit(run, "resolved", "processor", value=None)  # a run from before it was written down
+    resume(str(run), emit=told.append)
+    assert not [event for event in told if isinstance(event, Note)]
 
 
 def test_a_run_with_damaged_checkpoints_only_is_refused(whole, tmp_path):

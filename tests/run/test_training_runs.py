@@ -17,7 +17,7 @@ from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, DivergedError, UsageError
 from jaxgen.run import Sampler, Settings, compiled, start, trainer
 from jaxgen.run.course import plan_optimizer
-from jaxgen.run.events import Evaluated, Finished, Sampled, Started
+from jaxgen.run.events import Evaluated, Finished, Note, Sampled, Started
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.signals import StopSignals
 from jaxgen.run.trainer import MAX_STEPS_PER_CALL, Trainer, steps_per_call
@@ -257,11 +257,36 @@ def test_the_picture_shows_the_last_evaluation(book, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "loss.png").read_bytes() == b"a picture"
 
 
-def test_a_picture_that_cannot_be_drawn_is_an_error(book, tmp_path, monkeypatch):
+def test_a_picture_that_cannot_be_drawn_is_told_once_and_ends_no_training(book, tmp_path, monkeypatch):
+    """No tick of an axis fits, at every evaluation but the last."""
+
     def draw(rows, path, title, target, best):
-        if len(rows) == 1:
-            raise OSError("no room for a picture")
+        if len(rows) < 4:
+            raise ValueError("no tick fits\nat all")
+        path.write_bytes(b"a picture")
 
     monkeypatch.setattr(trainer, "draw_losses", draw)
-    with pytest.raises(OSError, match="no room for a picture"):
-        start(settings(book, tmp_path / "run", eval_every=2, sample_every=0)).train()
+    events: list[Any] = []
+    start(settings(book, tmp_path / "run", eval_every=2, sample_every=0), events.append).train()
+    (note,) = [event.text for event in events if isinstance(event, Note)]
+    assert note.startswith(f"WARNING: Could not draw {tmp_path / 'run' / 'loss.png'}: ValueError no tick fits. ")
+    assert isinstance(events[-1], Finished)
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").latest() == 7
+    assert (tmp_path / "run" / "loss.png").read_bytes() == b"a picture"
+
+
+def test_a_picture_that_cannot_be_written_is_told_at_the_end_too(book, tmp_path):
+    events: list[Any] = []
+    run = start(settings(book, tmp_path / "run", eval_every=0), events.append)
+    (tmp_path / "run" / "loss.png").mkdir()
+    run.train()
+    (note,) = [event.text for event in events if isinstance(event, Note)]
+    assert f"Could not write {tmp_path / 'run' / 'loss.png'}: Is a directory. Nothing else is lost" in note
+
+
+def test_metrics_that_cannot_be_written_end_a_training(book, tmp_path):
+    run = start(settings(book, tmp_path / "run", eval_every=2))
+    (tmp_path / "run" / "metrics.jsonl").mkdir()
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is not a regular file"):
+        run.train()
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [0]

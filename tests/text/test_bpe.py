@@ -52,6 +52,10 @@ def test_without_the_library_the_message_says_what_to_install(monkeypatch):
         load_tokenizer(TOKENIZER.to_json())
 
 
+#: A regular expression that takes years on a word of 40 letters.
+BOMB = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+
+
 def broken(change):
     inner = json.loads(TOKENIZER.to_json()["tokenizers"])
     change(inner)
@@ -71,6 +75,14 @@ def broken(change):
         lambda inner: inner["model"].update(vocab=None),
         lambda inner: inner["model"]["vocab"].pop("a"),
         lambda inner: inner["model"]["vocab"].update(zzz=9999),
+        lambda inner: inner["model"]["vocab"].update(a=-1),
+        lambda inner: inner["model"]["vocab"].update(a=inner["model"]["vocab"]["b"]),
+        lambda inner: inner["model"]["vocab"].update(a=10**30),
+        lambda inner: inner.update(pre_tokenizer=BOMB),
+        lambda inner: inner.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [inner["pre_tokenizer"], BOMB]}),
+        lambda inner: inner.update(normalizer={"type": "Replace", "pattern": BOMB["pattern"], "content": ""}),
+        lambda inner: inner.update(decoder={"type": "Replace", "pattern": BOMB["pattern"], "content": ""}),
+        lambda inner: inner.update(post_processor={"type": "TemplateProcessing"}),
         lambda inner: inner["model"]["vocab"].update(a="1"),
         lambda inner: inner["model"]["vocab"].update({"漢": len(inner["model"]["vocab"])}),
         lambda inner: inner["model"].update(merges=3),
