@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jaxgen.data.task import Shown
@@ -12,7 +11,6 @@ from jaxgen.run.progressed import Interrupted
 from jaxgen.run.trainer import Trainer
 from jaxgen.store import RunDirectory
 from jaxgen.store.config import TrainConfig
-from jaxgen.training import TrainState
 
 
 class Follower(Trainer):
@@ -29,13 +27,10 @@ class Follower(Trainer):
         """Nothing was kept."""
 
     def _save(self, step: int, metric: float | None) -> None:
-        self._whole()
+        self.whole()
 
     def _save_between(self, step: int) -> None:
         self._save(step, None)
-
-    def _last_good(self) -> tuple[TrainState, None]:
-        return self._whole(), None
 
     def _report(self, params: Any, final: bool) -> dict[str, Any]:
         return self._measured(params, final)
@@ -45,9 +40,6 @@ class Follower(Trainer):
 
     def _show(self, step: int) -> list[Shown]:
         return []
-
-    def _draw(self, pool: ThreadPoolExecutor) -> None:
-        pass
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         return DivergedError(f"{what} at step {step:,}: process 0 of the job says more.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from jaxgen.errors import DivergedError
 from jaxgen.run.events import Note
 from jaxgen.run.progressed import Progressed
+from jaxgen.store.format import DamagedCheckpointError
 
 if TYPE_CHECKING:
     from jaxgen.run.trainer import Trainer
@@ -36,7 +37,7 @@ def roll_back(trainer: Trainer, error: DivergedError) -> int:
     if trainer.config.on_nan != "rollback" or trainer.done.rollbacks >= MAX_ROLLBACKS:
         trainer.team.ends_together = True
         raise error
-    state, found = trainer.last_good()
+    state, found = _last_good(trainer)
     if found is None:
         trainer.team.ends_together = True
         raise error
@@ -52,3 +53,28 @@ def roll_back(trainer: Trainer, error: DivergedError) -> int:
         )
     )
     return step
+
+
+def _last_good(trainer: Trainer) -> tuple[Any, dict[str, Any] | None]:
+    """The state of the last good checkpoint of a boundary, its step and what the host remembered, if there is one.
+
+    Of several processes the leader reads it for all.
+    """
+    state = trainer.whole()
+    found = None
+    if trainer.team.leads:
+        state, found = _read(trainer, jax.eval_shape(lambda state: state, state)) or (state, None)
+    found = trainer.team.told(found)
+    return (state if found is None else trainer.team.shared(state)), found
+
+
+def _read(trainer: Trainer, like: Any) -> tuple[Any, dict[str, Any]] | None:
+    steps = trainer.store.steps()
+    for step in reversed([step for step in steps if trainer.rhythm.is_boundary(step)] or steps):
+        try:
+            state, host = trainer.store.restore(step, like)
+        except DamagedCheckpointError as damage:
+            trainer.emit(Note(f"WARNING: {damage}"))
+            continue
+        return state, {"step": step, "done": asdict(Progressed.read(host, trainer.run.path))}
+    return None

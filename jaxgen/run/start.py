@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import time
@@ -23,9 +22,10 @@ from jaxgen.run import counting
 from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Note, ignore
 from jaxgen.run.follower import Follower
-from jaxgen.run.host import need_devices
+from jaxgen.run.length import measured, planned, prolonged
 from jaxgen.run.record import changes_since, resolve, versions, write_config
 from jaxgen.run.saved import SavedRun
+from jaxgen.run.spreading import check_memory, spread_again, spread_over
 from jaxgen.run.team import this_team
 from jaxgen.run.tensorboard import require_tensorboard
 from jaxgen.run.trainer import Emit, Progressed, Trainer
@@ -33,12 +33,8 @@ from jaxgen.store import CheckpointStore, RunDirectory, truncate_samples
 from jaxgen.store.config import TrainConfig
 from jaxgen.store.lock import RunLock
 from jaxgen.tasks import models
-from jaxgen.training import count_devices, create_state
+from jaxgen.training import create_state
 
-#: Calls of the compiled step that ``--minutes`` times for every shape of batches, after one that compiles.
-MEASURED_CALLS = 3
-#: Share of the time of ``--minutes`` kept for evaluations, checkpoints and samples.
-OVERHEAD = 0.15
 #: Folders of checkpoints of step 0, whole or not.
 FIRST = r"0{8}(\.[0-9]+)?|\.tmp-.*"
 
@@ -80,11 +76,11 @@ def _start(config: TrainConfig, emit: Emit) -> Trainer:
             _clear_unfinished(config.run)
             RunDirectory.check(config.run)
     emit = emit if team.leads else ignore
-    steps = _planned(config, data)
+    steps = planned(config, data)
     if steps is None:  # before there is a folder: who stops the measuring leaves none behind
         nowhere = RunDirectory("" if config.run is None else config.run)
         one = {**resolved, "steps": 1, "horizon": 1}
-        steps = team.told(_measured(_trainer(config, data, task, nowhere, one, emit), began))
+        steps = team.told(measured(_trainer(config, data, task, nowhere, one, emit), began))
         emit(Note(f"{config.minutes:g} minutes are enough for {steps:,} steps here; the number is fixed from now on."))
     resolved |= {"steps": steps, "horizon": steps}
     with team.together():
@@ -138,8 +134,8 @@ def _prepared(config: TrainConfig) -> tuple[Any, TaskData, dict[str, Any], Any]:
     task = build(**options)
     params = None if source is None else _borrowed(source, shapes)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    devices = _spread(config, parameters / data.steps_of_time)
-    _fits_memory(parameters, devices)
+    devices = spread_over(config, parameters / data.steps_of_time)
+    check_memory(parameters, devices)
     return task, data, resolve(data, options, parameters, devices), params
 
 
@@ -173,7 +169,7 @@ def _reopened(
         )
         raise UsageError(f"The run {path} was started with other settings: {listed}. Leave them out to continue it.")
     data = _load(config, saved.codec)
-    if note := _spread_again(saved, config, data):
+    if note := spread_again(saved, config, data):
         emit(Note(note))
     then, now = saved.resolved["data"], data.identity()
     if then["sha256"] != now["sha256"]:
@@ -193,25 +189,8 @@ def _reopened(
     return saved, config, data
 
 
-def _spread_again(saved: SavedRun, config: TrainConfig, data: TaskData) -> str:
-    """Take the devices that the run had or, of another number of processes, those that it has now; in words, then."""
-    resolved, now = saved.resolved, this_team().count
-    then = resolved.get("processes", 1)
-    if then == now:
-        who = f"The run {saved.directory.path} spreads its batches over {resolved['devices']}"
-        need_devices(resolved["devices"] // now, who)
-        return ""
-    devices = _spread(config, resolved["parameters"] / data.steps_of_time)
-    before = f"{then} process{'' if then == 1 else 'es'} and {resolved['devices']}"
-    resolved |= {"devices": devices, "processes": now}
-    return (
-        f"The run was on {before} devices and goes on with {now} and {devices}: its batches stay the same, and sums "
-        "over them are rounded in another order."
-    )
-
-
 def _resume(saved: SavedRun, config: TrainConfig, data: TaskData, emit: Emit) -> Trainer:
-    path, resolved = saved.directory.path, {**saved.resolved, "steps": _prolonged(saved, config, data)}
+    path, resolved = saved.directory.path, {**saved.resolved, "steps": prolonged(saved, config, data)}
     if resolved["steps"] > resolved["horizon"] and config.schedule != "constant":
         emit(
             Note(
@@ -264,88 +243,8 @@ def _clear_unfinished(path: str | None) -> None:
             run.checkpoints_path.rmdir()
 
 
-def _spread(config: TrainConfig, load: float) -> int:
-    """Over how many devices of all processes each batch is spread: what the settings say, else ``count_devices``."""
-    processes = this_team().count
-    if config.batch_size % processes:
-        raise UsageError(
-            f"A batch of {config.batch_size} rows cannot be shared evenly by {processes} processes: give a "
-            "--batch-size that their number divides."
-        )
-    if config.devices is None:
-        return processes * count_devices(config.batch_size // processes, jax.local_device_count(), load)
-    if config.devices % processes:
-        raise UsageError(
-            f"--devices {config.devices} cannot be the same number of devices on each of {processes} processes: give "
-            "the number of all together."
-        )
-    need_devices(config.devices // processes, f"--devices {config.devices} asks for {config.devices}")
-    if config.batch_size % config.devices:
-        raise UsageError(
-            f"A batch of {config.batch_size} rows cannot be spread evenly over --devices {config.devices}: give a "
-            "--batch-size that it divides, or other devices."
-        )
-    return config.devices
-
-
 def _load(config: Any, codec: Any) -> TaskData:
     return DATA[config.task].load(config, codec)
-
-
-def _fits_memory(parameters: int, devices: int) -> None:
-    """Refuse a model that the machine cannot hold: weights, gradient and two moments on each device, 4 bytes each.
-
-    Only where the weights live in the computer's own memory and the system tells its size.
-    """
-    if jax.default_backend() != "cpu" or not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return
-    needed, there = parameters * 16 * devices, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
-        raise UsageError(
-            f"A model of {parameters:,} parameters needs at least {needed / 2**30:.0f} GiB to train, and this machine "
-            f"has {there / 2**30:.0f} GiB. Choose a smaller --hidden, --layers or vocabulary"
-            + (", or --devices 1." if devices > 1 else ".")
-        )
-
-
-def _planned(config: TrainConfig, data: Any) -> int | None:
-    """The number of steps that the settings name; ``None`` when it is to be measured."""
-    if config.minutes is not None:
-        return None
-    if config.epochs is not None:
-        return max(1, round(config.epochs * data.batches.steps_per_epoch))
-    return config.presets[config.preset][1]["steps"] if config.steps is None else config.steps
-
-
-def _prolonged(saved: SavedRun, config: TrainConfig, data: Any) -> int:
-    """The number of steps of a resumed run; the horizon of its schedule stays what it was."""
-    then, now = ((c.steps, c.epochs, c.minutes) for c in (saved.config, config))
-    if now in (then, (None, None, None)):
-        return saved.resolved["steps"]
-    planned = _planned(config, data)
-    if planned is None:
-        raise UsageError(
-            f"--minutes {config.minutes:g} cannot be measured in a run that goes on: name the new length with --steps "
-            f"(it is {saved.resolved['steps']} now)."
-        )
-    return planned
-
-
-def _measured(trial: Trainer, began: float) -> int:
-    """How many steps fit into ``--minutes``, by timing a few calls of a trainer that is thrown away.
-
-    A step takes what those of each shape take, as often as an epoch has them. What compiling them took is lost twice:
-    the run compiles them again, with a schedule of another horizon.
-    """
-    seconds, steps, compiling = 0.0, 0, 0.0
-    trial.begin()
-    for step, often in trial.data.batches.shapes():
-        first, together = trial.time_call(step)
-        usual = sorted(trial.time_call(step)[0] for _ in range(MEASURED_CALLS))[MEASURED_CALLS // 2]
-        compiling += max(0.0, first - usual) * together
-        seconds, steps = seconds + often * usual, steps + often
-    left = (trial.config.minutes or 0.0) * 60 * (1 - OVERHEAD) - (time.perf_counter() - began) - compiling
-    return max(1, int(left / (seconds / steps)))
 
 
 def _shapes(task: Any, config: TrainConfig) -> Any:

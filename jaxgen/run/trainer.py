@@ -21,15 +21,16 @@ from jaxgen.run.events import Evaluated, Event, Finished, Note, Progress, Sample
 from jaxgen.run.feed import Feed
 from jaxgen.run.made import Made
 from jaxgen.run.measuring import measured
-from jaxgen.run.pictures import Undrawn
+from jaxgen.run.pictures import LossCurves
 from jaxgen.run.progressed import Interrupted, Progressed
+from jaxgen.run.rhythm import Rhythm
 from jaxgen.run.rolling_back import ROLLBACK_SCALE, check_finite, roll_back
 from jaxgen.run.signals import AtOnce, Stopped, StopSignals
 from jaxgen.run.speed import Speed
 from jaxgen.run.team import this_team
 from jaxgen.run.tensorboard import open_events
 from jaxgen.sampling import PRNG
-from jaxgen.store import Best, CheckpointStore, MetricsLog, RunDirectory, append_sample, draw_losses, truncate_samples
+from jaxgen.store import Best, CheckpointStore, MetricsLog, RunDirectory, append_sample, truncate_samples
 from jaxgen.store.config import TrainConfig
 from jaxgen.store.format import DamagedCheckpointError
 from jaxgen.store.lock import RunLock, locked
@@ -63,16 +64,14 @@ class Trainer:
         most = getattr(task, "STEPS_TOGETHER", MAX_STEPS_PER_CALL)
         self.calls = min(most, steps_per_call(resolved["parameters"], data.steps_of_time))
         self.devices: int = resolved["devices"]
-        self.team = this_team()
+        self.team, self.rhythm = this_team(), Rhythm.of(config, resolved["horizon"], self.total)
         self._feed = Feed(data.batches, self.calls, self.devices, config.batch_size)
         self._plan()
         self._made = Made(task, data, config.seed)
         self._events: Any = None
         self._speed = Speed()
         self._grad_norm = math.nan  # of the last step that was read
-        self._picture: Future[None] = Future()
-        self._picture.set_result(None)
-        self._pictures, self._undrawn = 0, Undrawn()
+        self._curves = LossCurves(run, data.identity()["name"], data.TARGET)
 
     def begin(self, params: Any | None = None) -> Trainer:
         """Set the state of step 0: fresh weights, or the given ``params`` with a fresh optimiser."""
@@ -117,10 +116,10 @@ class Trainer:
         received = None
         with StopSignals() as signals, ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as drawing:
             while not stop:
-                boundary = self._next_boundary(step)
+                boundary = self.rhythm.following(step)
                 try:
                     step += self._run_to(step, boundary, pool, signals)
-                    check_finite(self._whole(), partial(self._diverged, step=step))
+                    check_finite(self.whole(), partial(self._diverged, step=step))
                     if step == boundary:
                         stop = self._at_boundary(step, drawing) or step >= self.total
                     else:
@@ -131,37 +130,18 @@ class Trainer:
                 if received is not None and not stop:
                     raise self._interrupted(received, f"at step {step:,}; saved")
         done = "in the final evaluation; training is done and saved"
-        if received is not None:  # while the last row of metrics was made
+        received = signals.received if self.team.alone else received
+        if received is not None:  # while the last row of metrics was made, or the picture of it
             raise self._interrupted(received, done)
-        if not self.team.alone:  # the others would wait for ever for one that leaves at once
-            with StopSignals():
-                return self._finish(step)
-        if signals.received is not None:  # while the last picture was drawn
-            raise self._interrupted(signals.received, done)
         try:
-            with AtOnce():
-                self._picture.result()
+            with AtOnce() if self.team.alone else StopSignals():  # others would wait for ever for one that left
+                self._curves.wait()
                 return self._finish(step)
         except Stopped as stopped:
             raise self._interrupted(stopped.number, done) from None
 
     def _interrupted(self, number: int, where: str) -> Interrupted:
         return Interrupted(number, where, str(self.run.path))
-
-    def _next_boundary(self, step: int) -> int:
-        return min([self.total, *((step // n + 1) * n for n in (self._eval_every, self._sample_every) if n)])
-
-    def is_boundary(self, step: int) -> bool:
-        return step == 0 or _due(step, self._eval_every) or _due(step, self._sample_every)
-
-    @property
-    def _eval_every(self) -> int:
-        asked = self.config.eval_every
-        return max(1, self.resolved["horizon"] // 10) if asked is None else asked
-
-    @property
-    def _sample_every(self) -> int:
-        return self._eval_every if self.config.sample_every is None else self.config.sample_every
 
     @property
     def _patience_gone(self) -> bool:
@@ -226,27 +206,6 @@ class Trainer:
             f"{kept} in {self.run.path}."
         )
 
-    def last_good(self) -> tuple[Any, dict[str, Any] | None]:
-        """The state of the last good checkpoint of a boundary, its step and what the host remembered, if there is one.
-
-        Of several processes the leader reads it for all.
-        """
-        state, found = self._last_good()
-        found = self.team.told(found)
-        return (state if found is None else self.team.shared(state)), found
-
-    def _last_good(self) -> tuple[Any, dict[str, Any] | None]:
-        whole = self._whole()
-        like, steps = jax.eval_shape(lambda state: state, whole), self.store.steps()
-        for step in reversed([step for step in steps if self.is_boundary(step)] or steps):
-            try:
-                state, host = self.store.restore(step, like)
-            except DamagedCheckpointError as damage:
-                self.emit(Note(f"WARNING: {damage}"))
-                continue
-            return state, {"step": step, "done": asdict(Progressed.read(host, self.run.path))}
-        return whole, None
-
     def forget_beyond(self, step: int) -> None:
         """Drop the checkpoints, rows, samples and events beyond ``step``: they will be written again."""
         self.store.truncate(step)
@@ -268,30 +227,18 @@ class Trainer:
     def _at_boundary(self, step: int, pool: ThreadPoolExecutor) -> bool:
         """Evaluate, sample and save where due; True when patience has run out."""
         last = step == self.total
-        due = _due(step, self._eval_every) or last
+        due = self.rhythm.evaluates(step) or last
         row = self._evaluate(step) if due else None
-        shown = self._show(step) if _due(step, self._sample_every) and not last else []
+        shown = self._show(step) if self.rhythm.samples(step) and not last else []
         # Last: a kill before it undoes all of the above.
         self._save(step, None if row is None else self.data.METRIC.cost(row))
         if row is not None:
-            self._draw(pool)
+            self._curves.undrawn.tell(self.emit)
+            self._curves.draw(pool, self.metrics, Best(self.done.best_step, self.data.METRIC.name))
             self.emit(Evaluated(row, best=self.done.best_step == step, headline=self.data.headline(row)))
         for title, text in shown:
             self.emit(Sampled(step, title, text))
         return self._patience_gone
-
-    def _draw(self, pool: ThreadPoolExecutor) -> None:
-        """Draw the loss curves while training goes on; what went wrong with former pictures is told here."""
-        self._undrawn.tell(self.emit)
-        self._pictures += 1
-        best = Best(self.done.best_step, self.data.METRIC.name)
-        self._picture = pool.submit(self._draw_now, self._pictures, best)
-
-    def _draw_now(self, number: int, best: Best) -> None:
-        if number == self._pictures:  # else a newer one waits behind it
-            title = f"{self.run.path.name}: {self.data.identity()['name']}"
-            with self._undrawn.expected(f"{self.run.plot_path}"):
-                draw_losses(self.metrics.read(), self.run.plot_path, title, self.data.TARGET, best)
 
     def _evaluate(self, step: int) -> dict[str, Any] | None:
         """Measure, update best-so-far and patience, and write the row of metrics, which a follower does not."""
@@ -336,7 +283,7 @@ class Trainer:
             raise UsageError("This trainer has no state: make it with jaxgen.start or jaxgen.resume.")
         return self.state
 
-    def _whole(self) -> TrainState:
+    def whole(self) -> TrainState:
         """The state as a checkpoint holds it, wherever its rows lie."""
         return self.team.whole(self._current())
 
@@ -360,7 +307,7 @@ class Trainer:
         self._save(step, None)
 
     def _save(self, step: int, metric: float | None) -> None:
-        whole = self._whole()
+        whole = self.whole()
         RunLock.check(self.run.path)
         self.store.save(step, whole, asdict(self.done), metric)
 
@@ -380,9 +327,9 @@ class Trainer:
         made = self._made.with_params(on_one_device(params))
         samples = [(each.title, each.text) for each in self.data.show(made, final=True)]
         self.run.write_json("report.json", {"step": step, "best_step": best or step, **report})
-        with self._undrawn.expected(f"the pictures of the report in {self.run.path}"):
+        with self._curves.undrawn.expected(f"the pictures of the report in {self.run.path}"):
             self.data.draw(made, report, self.run.path)
-        self._undrawn.tell(self.emit)
+        self._curves.undrawn.tell(self.emit)
         path, data = str(self.run.path), self.data
         finished = Finished(path, step, best or step, report, data.summary(report), data.next_command(path), samples)
         self.emit(finished)
@@ -400,7 +347,3 @@ class Trainer:
             + (f", the batch spread over {self.devices}" if self.devices > 1 else "")
             + ("" if self.team.alone else f" devices of {self.team.count} processes"),
         }
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

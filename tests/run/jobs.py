@@ -10,12 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 #: A training command that meets something once it has read the results of a step: a signal to itself, or to the
-#: process that launched it; NaN stands for a loss that is none.
+#: process that launched it.
 SCRIPT = """
 import os, sys
-import jaxgen.run.trainer as trainer
 from jaxgen.cli.train import main
 
+if "JAXGEN_LAUNCHED_BY" not in os.environ and "--coordinator" in sys.argv:
+    sys.exit(main())  # only waits
+
+import jaxgen.run.joining as joining
+import jaxgen.run.trainer as trainer
+
+joining.COMING = int(os.environ["COMING"])
 trainer.MAX_STEPS_PER_CALL = 3
 what, step = os.environ.get("MEETS", "nothing:0").split(":")
 read, met = trainer.Trainer._read, []
@@ -62,23 +68,26 @@ class Jobs:
         self,
         processes: int,
         *flags: object,
-        meets: tuple[int, str, int, int] | None = None,
+        meets: tuple[int | None, str, int, int] | None = None,
         others: dict[int, list[str]] | None = None,
+        number: int | None = None,
+        coming: int = 120,
         timeout: float = 240,
     ) -> list[Ended]:
         """Train with ``flags`` in so many processes; 0: by one alone, without a job.
 
-        ``meets``: (process, who is sent it: itself or its launcher, signal, step). ``others``: more flags of some.
+        ``meets``: (process or None for all, who is sent it: itself or its launcher, signal, step). ``others``: more
+        flags of some. ``number``: how many they believe to be. ``coming``: seconds in which they must meet.
         """
         script = self.folder / "job.py"
         script.write_text(SCRIPT)
         port, children = free_port(), []
         for index in range(max(processes, 1)):
-            job = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", processes, "--process-id", index]
+            job = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", number or processes, "--process-id", index]
             job += ["--heartbeat", HEARTBEAT]
             command = [*flags, *(others or {}).get(index, []), *(job if processes else [])]
-            environment = {**self.environment, "JAX_NUM_CPU_DEVICES": "1"}
-            if meets is not None and meets[0] == index:
+            environment = {**self.environment, "JAX_NUM_CPU_DEVICES": "1", "COMING": str(coming)}
+            if meets is not None and meets[0] in (index, None):
                 environment["MEETS"] = f"{meets[1]} {int(meets[2])}:{meets[3]}"
             children.append(
                 subprocess.Popen(

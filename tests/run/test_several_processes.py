@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgen.cli.processes import LOST
+from jaxgen.cli.train import main
 from jaxgen.run.saved import SavedRun
 from jaxgen.store import CheckpointStore
 from tests.run.jobs import Jobs, ended_by
@@ -51,10 +52,20 @@ def check_quiet(ended) -> None:
     assert "step" not in ended.out
 
 
-def test_two_processes_train_what_one_does_and_stop_together(jobs):
+@pytest.fixture
+def alone(jobs, monkeypatch, capsys):
+    """Train in this process; returns what was printed."""
+    monkeypatch.chdir(jobs.folder)
+
+    def train(run: str, *flags: str) -> str:
+        assert main(["--data", "book.txt", "--run", run, *FLAGS.split(), *flags]) == 0
+        return capsys.readouterr().out
+
+    return train
+
+
+def test_two_processes_train_what_one_does_and_stop_together(jobs, alone):
     """The fast part of all that follows: a signal to one that follows, and going on with another number."""
-    one = train(jobs, 0, "one")
-    assert one[0].code == 0, one[0].err
     stopped = train(jobs, 2, "two", meets=(1, "launcher", signal.SIGTERM, 9))
     assert [ended.code for ended in stopped] == [ended_by(signal.SIGTERM)] * 2, stopped
     at = CheckpointStore(jobs.folder / "two" / "checkpoints").latest()
@@ -62,9 +73,8 @@ def test_two_processes_train_what_one_does_and_stop_together(jobs):
     assert f"at step {at}; saved. Continue with: python train.py --run two --resume auto" in stopped[0].err
     assert f"at step {at}; saved by process 0 of the job" in stopped[1].err
     check_quiet(stopped[1])
-    again = train(jobs, 0, "two", "--resume", "auto")
-    assert again[0].code == 0, again[0].err
-    assert "The run was on 2 processes" in again[0].out
+    assert "The run was on 2 processes and 2 devices and goes on with 1 and 1" in alone("two", "--resume", "auto")
+    alone("one")
     check_same(jobs.folder / "one", jobs.folder / "two")
 
 
@@ -89,3 +99,106 @@ def test_a_killed_process_ends_the_others_and_the_job_goes_on_when_started_again
     assert stores[0].digest() == stores[1].digest(), "as if nothing had happened: bit for bit"
     assert (jobs.folder / "run" / "samples.txt").read_bytes() == (jobs.folder / "whole" / "samples.txt").read_bytes()
     check_same(jobs.folder / "run", jobs.folder / "whole", 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["windows", "documents"])
+def test_two_and_four_processes_compute_what_one_does(jobs, alone, layout):
+    alone("one", "--layout", layout)
+    for number in (2, 4):
+        ended = train(jobs, number, str(number), "--layout", layout)
+        assert [each.code for each in ended] == [0] * number, ended
+        check_same(jobs.folder / "one", jobs.folder / str(number))
+        for each in ended[1:]:
+            check_quiet(each)
+    assert "spread over 4 devices of 4 processes" in ended[0].out
+
+
+@pytest.mark.slow
+def test_going_on_with_more_processes(jobs, alone):
+    stopped = train(jobs, 0, "run", meets=(0, "itself", signal.SIGTERM, 9))
+    assert stopped[0].code == ended_by(signal.SIGTERM), stopped
+    ended = train(jobs, 4, "run", "--resume", "auto")
+    assert [each.code for each in ended] == [0] * 4, ended
+    assert "The run was on 1 process and 1 devices and goes on with 4 and 4" in ended[0].out
+    alone("one")
+    check_same(jobs.folder / "one", jobs.folder / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classify", "translate"])
+def test_rows_of_tables_are_shared_too(jobs, monkeypatch, capsys, task):
+    table = jobs.folder / "rows.csv"
+    lines = [f"{word} {n},{('odd', 'even')[n % 2 == 0]} {word}" for n in range(40) for word in ("cat", "dog", "a bird")]
+    table.write_text("a,b\n" + "\n".join(lines) + "\n")
+    columns = {
+        "classify": "--text-column a --label-column b",
+        "translate": "--source-column a --target-column b --preset tiny",
+    }
+    flags = [task, "--data", "rows.csv", *columns[task].split(), "--hidden", "8", "--batch-size", "8"]
+    flags += ["--steps", "12", "--eval-every", "6", "--dropout", "0.1"]
+    monkeypatch.chdir(jobs.folder)
+    assert main([*flags, "--run", "one"]) == 0
+    ended = jobs.run(2, *flags, "--run", "two")
+    assert [each.code for each in ended] == [0, 0], ended
+    check_same(jobs.folder / "one", jobs.folder / "two")
+
+
+@pytest.mark.slow
+def test_interrupts_at_all_processes_stop_them_once(jobs):
+    """Ctrl-C at the terminal of a launcher that started several."""
+    ended = train(jobs, 2, "run", meets=(None, "launcher", signal.SIGINT, 9))
+    assert [each.code for each in ended] == [ended_by(signal.SIGINT)] * 2, ended
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "others", "code", "sentences"),
+    [
+        ([], {1: ["--lr", "0.5"]}, 2, ["were started with other settings"] * 2),
+        ([], {1: ["--data", "other.txt"]}, 3, ["read other data"] * 2),
+        ([], {1: ["--data", "nowhere.txt"]}, 3, ["Process 1 of the job cannot go on. There is no", "There is no file"]),
+        (["--run", "full"], {}, 2, ["is not empty", "Process 0 of the job cannot go on"]),
+        (["--batch-size", "7"], {}, 2, ["7 rows cannot be shared evenly by 2"] * 2),
+        (["--devices", "3", "--batch-size", "9"], {}, 2, ["cannot be"] * 2),
+        (["--clip", "0", "--lr", "1e38"], {}, 5, ["The loss became", "process 0 of the job says more"]),
+    ],
+    ids=["settings", "data", "no data", "folder", "rows", "devices", "diverged"],
+)
+def test_what_one_cannot_do_all_say_and_none_waits(jobs, flags, others, code, sentences):
+    (jobs.folder / "other.txt").write_text("Another text, which is long enough to be trained on. " * 99)
+    (jobs.folder / "full").mkdir()
+    (jobs.folder / "full" / "mine").write_text("something")
+    ended = train(jobs, 2, "run", *flags, others=others)
+    assert [each.code for each in ended] == [code, code], ended
+    for each, sentence in zip(ended, sentences):
+        assert sentence in each.err
+        assert "Traceback" not in each.err
+    assert not (jobs.folder / "run" / "config.json").exists() or code == 5
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_meet_say_so(jobs):
+    ended = jobs.run(1, *FLAGS.split(), coming=5, number=2)
+    assert ended[0].code == 2
+    assert "The 2 processes of the job did not meet at 127.0.0.1:" in ended[0].err
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--coordinator here", "--coordinator here is no address"),
+        ("--coordinator here:0", "--coordinator here:0 is no address"),
+        ("--coordinator here:1 --process-id 0", "--num-processes must be a whole number"),
+        ("--coordinator here:1 --num-processes 2 --process-id 2", "--process-id must be a whole number from 0 to 1"),
+        ("--coordinator here:1 --num-processes two", "--num-processes is 'two'"),
+        ("--coordinator here:1 --num-processes 2 --process-id 0 --heartbeat 0", "--heartbeat 0 cannot be used"),
+        ("--num-processes 2", "--num-processes 2 belongs to a job of several processes"),
+        ("--distributed yes", "Unknown value for --distributed 'yes'"),
+        ("--distributed auto --coordinator here:1", "leave one of them out"),
+    ],
+)
+def test_flags_that_name_no_job_are_refused_before_anything_starts(flags, sentence, monkeypatch, capsys):
+    monkeypatch.setattr("subprocess.Popen", None)
+    assert main(flags.split()) == 2
+    assert sentence in capsys.readouterr().err

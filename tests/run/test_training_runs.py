@@ -15,7 +15,7 @@ import pytest
 
 from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, DivergedError, UsageError
-from jaxgen.run import Sampler, Settings, compiled, start, trainer
+from jaxgen.run import Sampler, Settings, compiled, pictures, start
 from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Evaluated, Finished, Note, Sampled, Started
 from jaxgen.run.saved import SavedRun
@@ -141,7 +141,7 @@ def test_whoever_stops_the_measuring_leaves_no_folder(book, tmp_path, monkeypatc
     def stopped(*_: Any) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["jaxgen.run.start"], "_measured", stopped)
+    monkeypatch.setattr(sys.modules["jaxgen.run.start"], "measured", stopped)
     with pytest.raises(KeyboardInterrupt):
         start(settings(book, tmp_path / "run", steps=None, minutes=1.0))
     assert not (tmp_path / "run").exists()
@@ -251,7 +251,7 @@ def test_the_picture_shows_the_last_evaluation(book, tmp_path, monkeypatch):
         drawn.append([row["step"] for row in rows])
         path.write_bytes(b"a picture")
 
-    monkeypatch.setattr(trainer, "draw_losses", draw)
+    monkeypatch.setattr(pictures, "draw_losses", draw)
     start(settings(book, tmp_path / "run", eval_every=2, sample_every=0)).train()
     assert drawn[-1] == [2, 4, 6, 7]
     assert (tmp_path / "run" / "loss.png").read_bytes() == b"a picture"
@@ -265,7 +265,7 @@ def test_a_picture_that_cannot_be_drawn_is_told_once_and_ends_no_training(book, 
             raise ValueError("no tick fits\nat all")
         path.write_bytes(b"a picture")
 
-    monkeypatch.setattr(trainer, "draw_losses", draw)
+    monkeypatch.setattr(pictures, "draw_losses", draw)
     events: list[Any] = []
     start(settings(book, tmp_path / "run", eval_every=2, sample_every=0), events.append).train()
     (note,) = [event.text for event in events if isinstance(event, Note)]
