@@ -5,11 +5,12 @@ A further fault is a ``Fault`` in one of the modules here; a further module is o
 
 from __future__ import annotations
 
-from . import damage, disk, diverging, environment, full_runs, hostile, kills
+from . import damage, disk, diverging, environment, full_runs, hostile, kills, several
 from .fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
     *kills.FAULTS,
+    *several.FAULTS,
     *disk.FAULTS,
     *full_runs.FAULTS,
     *damage.FAULTS,

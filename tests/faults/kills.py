@@ -69,16 +69,10 @@ FLAGS = (
 NEVER: tuple[float, float, tuple[int, ...]] = (0.0, 0.0, ())
 
 
-def train(folder: Path, *attempts: tuple[str, float, float, tuple[int, ...]]) -> list[int]:
-    """The exit codes of training the run named in each attempt, which is resumed where it exists.
-
-    In front of them a run ``whole`` is trained, which nothing stops.
-    """
-    if not hasattr(os, "fork"):
-        raise Unavailable("processes cannot be forked here")
-    book(folder)
+def environment(folder: Path) -> dict[str, str]:
+    """The environment of a process that compiles quickly, and what another one compiled not at all."""
     compiled = jax.config.jax_compilation_cache_dir or str(folder / "compiled")
-    environment = {
+    return {
         **os.environ,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": compiled,
@@ -87,11 +81,21 @@ def train(folder: Path, *attempts: tuple[str, float, float, tuple[int, ...]]) ->
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
     }
+
+
+def train(folder: Path, *attempts: tuple[str, float, float, tuple[int, ...]]) -> list[int]:
+    """The exit codes of training the run named in each attempt, which is resumed where it exists.
+
+    In front of them a run ``whole`` is trained, which nothing stops.
+    """
+    if not hasattr(os, "fork"):
+        raise Unavailable("processes cannot be forked here")
+    book(folder)
     given = [
         ([*FLAGS.split(), "--run", run, "--resume", "auto"], *when) for run, *when in [("whole", *NEVER), *attempts]
     ]
     command = [sys.executable, "-c", SCRIPT, json.dumps(given)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     first, *codes = json.loads(done.stdout)
     assert first == 0, log(folder, 0)

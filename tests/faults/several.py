@@ -1,0 +1,109 @@
+"""Jobs of several processes, one of which is killed, stopped, or given something else than the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+
+from jaxgen.store import CheckpointStore
+from tests.run.jobs import Ended, Jobs, ended_by
+
+from .diverging import book, traces
+from .fault import Fault, Unavailable
+from .kills import environment
+
+FLAGS = (
+    "--preset tiny --cell elman --hidden 8 --batch-size 4 --seq-len 8 --lr 0.02 --dropout 0.2 --steps 20 "
+    "--eval-every 8 --data book.txt"
+)
+LOST = 6
+
+
+def _jobs(folder: Path) -> Jobs:
+    if not hasattr(os, "fork"):
+        raise Unavailable("processes get no signals here")
+    book(folder)
+    return Jobs(folder, environment(folder))
+
+
+def _without_a_trace(ended: list[Ended]) -> None:
+    for each in ended:
+        assert "Traceback" not in each.err, each.err
+
+
+def kill_one(folder: Path, draw: np.random.Generator) -> str:
+    jobs = _jobs(folder)
+    lost, step = int(draw.integers(2)), int(draw.integers(1, 20))
+    who = ("itself", "launcher")[draw.integers(2)]
+    ended = jobs.run(2, *FLAGS.split(), "--run", "run", meets=(lost, who, signal.SIGKILL, step))
+    _without_a_trace(ended)
+    assert ended[lost].code in (-signal.SIGKILL, ended_by(signal.SIGKILL)), ended
+    assert ended[1 - lost].code == LOST, ended
+    assert "Another process of the job was lost" in ended[1 - lost].err
+    for run in ("run", "whole"):
+        again = jobs.run(2, *FLAGS.split(), "--run", run, "--resume", "auto")
+        assert [each.code for each in again] == [0, 0], again
+    assert traces(folder / "run") == traces(folder / "whole")
+    return "the other ended within the heartbeat and said why; started again, all came to the same, bit for bit"
+
+
+def stop_one(folder: Path, draw: np.random.Generator) -> str:
+    jobs = _jobs(folder)
+    number = (signal.SIGTERM, signal.SIGINT)[draw.integers(2)]
+    meets = (int(draw.integers(2)), ("itself", "launcher")[draw.integers(2)], number, int(draw.integers(1, 14)))
+    ended = jobs.run(2, *FLAGS.split(), "--run", "run", meets=meets)
+    _without_a_trace(ended)
+    assert [each.code for each in ended] == [ended_by(number)] * 2, ended
+    at = CheckpointStore(folder / "run" / "checkpoints").latest()
+    assert all(f"at step {at}; saved" in each.err for each in ended), ended
+    for run in ("run", "whole"):
+        again = jobs.run(2, *FLAGS.split(), "--run", run, "--resume", "auto")
+        assert [each.code for each in again] == [0, 0], again
+    assert traces(folder / "run") == traces(folder / "whole")
+    return "all stopped at the same step, saved once, exit code 143 or 130; resumed bit for bit"
+
+
+def start_apart(folder: Path, draw: np.random.Generator) -> str:
+    jobs = _jobs(folder)
+    (folder / "other.txt").write_text("Another text, which is long enough to be trained on. " * 99)
+    others = [
+        (2, ["--lr", "0.5"]),
+        (3, ["--data", "other.txt"]),
+        (3, ["--data", "nowhere.txt"]),
+        (2, ["--layers", "2"]),
+    ]
+    code, flags = others[draw.integers(len(others))]
+    ended = jobs.run(2, *FLAGS.split(), "--run", "run", others={int(draw.integers(2)): flags.split()})
+    _without_a_trace(ended)
+    assert [each.code for each in ended] == [code, code], ended
+    assert all(each.err.count("error: ") == 1 for each in ended), ended
+    assert not (folder / "run" / "config.json").exists()
+    return "all said so and ended at once with the same exit code, nothing was made"
+
+
+FAULTS = (
+    Fault(
+        "SIGKILL of one of several processes",
+        "the others end within the heartbeat, with a sentence; started again, all goes on as if nothing had happened",
+        kill_one,
+        times=3,
+        slow=True,
+    ),
+    Fault(
+        "SIGTERM or Ctrl-C to one of several processes",
+        "all save and stop at the same step",
+        stop_one,
+        times=3,
+        slow=True,
+    ),
+    Fault(
+        "several processes with other settings or data",
+        "a sentence and the same exit code on all, none waits",
+        start_apart,
+        times=3,
+        slow=True,
+    ),
+)
