@@ -27,7 +27,14 @@ from .environment import surroundings
 from .fault import Fault
 from .stores import tree
 
-HOLDER = "import sys; from jaxgen.store.lock import RunLock; RunLock.take(sys.argv[1]); print(flush=True); sys.stdin.read()"
+HOLDER = """
+import sys
+from jaxgen.store.lock import RunLock
+
+RunLock.take(sys.argv[1])
+print(flush=True)
+sys.stdin.read()
+"""
 
 
 def begun(folder: Path) -> Path:
