@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,8 +48,9 @@ def damaged(folder: Path, step: int, problem: str) -> DamagedCheckpointError:
     """The error that says what is wrong with the checkpoint of ``step`` in ``folder``."""
     said = f"The checkpoint of step {step} is damaged: {problem}."
     error = DamagedCheckpointError(
-        f"{said} Copy {folder} again from where it came, or let `python train.py --run DIR --resume auto` set it aside "
-        "and go on with those that are good."
+        f"{said} Copy {folder} again from where it came, or let `python train.py --run "
+        f"{shlex.quote(str(folder.parent.parent))} --resume auto` set it aside: the run then goes on with those that "
+        "are good, and can be used."
     )
     error.said = said
     return error

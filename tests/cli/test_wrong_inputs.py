@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -349,6 +350,14 @@ def test_a_damaged_run_exits_with_4_and_is_left_as_it_is(damage, sample, copied)
     break_it, parts = BROKEN[damage]
     break_it(copied)
     check(sample("--run", copied), 4, parts, tree(copied), copied)
+
+
+def test_what_is_advised_for_a_damaged_checkpoint_makes_the_run_usable(sample, train, copied, monkeypatch):
+    monkeypatch.undo()  # this compiles
+    flip_a_bit(copied)
+    advised = re.search("`python train.py (.*?)`", sample("--run", copied).err)
+    assert train(*shlex.split(advised[1])).code == 0
+    assert sample("--run", copied, "--length", 3).code == 0
 
 
 @pytest.mark.parametrize("damage", [d for d in BROKEN if d not in STILL_RESUMED])

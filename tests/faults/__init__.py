@@ -5,7 +5,7 @@ A further fault is a ``Fault`` in one of the modules here; a further module is o
 
 from __future__ import annotations
 
-from . import damage, disk, diverging, environment, full_runs, hostile, kills, several
+from . import damage, disk, diverging, environment, full_runs, hostile, kills, refusals, several
 from .fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -15,6 +15,7 @@ FAULTS: tuple[Fault, ...] = (
     *full_runs.FAULTS,
     *damage.FAULTS,
     *diverging.FAULTS,
+    *refusals.FAULTS,
     *hostile.FAULTS,
     *environment.FAULTS,
 )

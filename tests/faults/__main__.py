@@ -4,75 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.machine import facts, line
+from jaxgen.run.host import cores
 
 from . import FAULTS
-from .fault import Fault, Unavailable
+from .fault import Fault
+from .trying import Tried, attempts
 
 BEGIN, END = "<!-- faults -->\n", "<!-- end -->\n"
-#: Characters of a failure's message in the table.
-TOLD = 200
-
-
-@dataclass
-class Tried:
-    """What became of a fault: outcomes of which it was survived, failures, and what was missing to make it."""
-
-    fault: Fault
-    survived: Counter[str] = field(default_factory=Counter)
-    failed: Counter[str] = field(default_factory=Counter)
-    missing: str = ""
-
-    def row(self) -> str:
-        """A line of the table."""
-        survived, failed = self.survived.total(), self.failed.total()
-        happened = [*_counted(self.survived), *(f"**not survived**: {text}" for text in _counted(self.failed))]
-        if self.missing:
-            happened.append(f"not tried here: {self.missing}")
-        cells = (self.fault.name, self.fault.required, survived + failed, survived, "; ".join(happened))
-        return "| {} |".format(" | ".join(str(cell).replace("|", "\\|") for cell in cells))
-
-
-def _counted(outcomes: Counter[str]) -> list[str]:
-    return [text if number == 1 else f"{text} ({number})" for text, number in outcomes.most_common()]
-
-
-def attempt(fault: Fault, times: int, report: Callable[[], None] = lambda: None) -> Tried:
-    """Make ``fault`` so many times, each in an empty folder and with its own draw; ``report`` is called after each."""
-    tried = Tried(fault)
-    for number in range(times):
-        with tempfile.TemporaryDirectory(prefix="fault-", ignore_cleanup_errors=True) as folder:
-            try:
-                tried.survived[fault.inject(Path(folder), np.random.default_rng(number))] += 1
-            except Unavailable as missing:
-                tried.missing = str(missing)
-                return tried
-            except Exception as error:
-                tried.failed[_in_short(error, folder)] += 1
-        report()
-    return tried
-
-
-def _in_short(error: Exception, folder: str) -> str:
-    """A failure's message on one line, without the folder's name, so that equal ones count as such."""
-    text = re.sub(r"\s+", " ", str(error).replace(folder, "FOLDER")).strip()
-    kind = "" if isinstance(error, AssertionError) and text else f"{type(error).__name__} "
-    return kind + (text if len(text) <= TOLD else text[:TOLD] + "…")
 
 
 def table(tried: Sequence[Tried]) -> str:
@@ -96,6 +45,9 @@ def main(args: Sequence[str] | None = None, faults: Sequence[Fault] = FAULTS) ->
     parser.add_argument("--only", metavar="SUBSTRING", default="", help="faults whose name contains it")
     parser.add_argument("--times", metavar="N", type=int, help="how often each is made; default: as it says itself")
     parser.add_argument("--write", metavar="FILE", type=Path, help="a page in which the table is replaced")
+    parser.add_argument(
+        "--jobs", metavar="N", type=int, default=cores(), help="how many at a time; default: one a core"
+    )
     given = parser.parse_args(args)
     chosen = [fault for fault in faults if given.only in fault.name]
     if not chosen:
@@ -103,15 +55,17 @@ def main(args: Sequence[str] | None = None, faults: Sequence[Fault] = FAULTS) ->
     if given.times is not None and given.times < 1:
         parser.error(f"--times is {given.times}: give 1 or more")
 
-    began, machine, tried = time.perf_counter(), line(facts()), []
+    if given.jobs < 1:
+        parser.error(f"--jobs is {given.jobs}: give 1 or more")
+
+    began, machine, tried = time.perf_counter(), line(facts()), [Tried(fault) for fault in chosen]
+    times = [given.times or fault.times for fault in chosen]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        times = [given.times or fault.times for fault in chosen]
         task = progress.add_task("", total=sum(times))
-        for fault, number in zip(chosen, times):
-            progress.update(task, description=fault.name)
-            tried.append(attempt(fault, number, lambda: progress.advance(task)))
-            progress.update(task, completed=sum(times[: len(tried)]))
+        for place, outcome in attempts(chosen, times, given.jobs):
+            tried[place].add(outcome)
+            progress.update(task, advance=1, description=f"{chosen[place].name}: {outcome.how}")
     written = table(tried)
     print(written)
     if given.write is not None:

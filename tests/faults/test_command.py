@@ -7,6 +7,9 @@ import pytest
 from . import __main__ as command
 from .fault import Fault, Unavailable
 
+#: All in this process.
+ONE = ["--jobs", "1"]
+
 
 def survives(folder, draw):
     return "went on" if draw.integers(2**32) % 2 else "fell | back"
@@ -35,7 +38,7 @@ def no_machine(monkeypatch):
 
 
 def test_what_was_survived_is_counted_by_outcome(capsys):
-    assert command.main([], [fault(survives)]) == 0
+    assert command.main(ONE, [fault(survives)]) == 0
     row = capsys.readouterr().out.splitlines()[2]
     assert row.startswith("| survives | goes on | 4 | 4 | ")
     assert "went on" in row
@@ -46,23 +49,33 @@ def test_what_was_survived_is_counted_by_outcome(capsys):
     ("inject", "told"), [(fails, "lost FOLDER/a file (4)"), (breaks, "ZeroDivisionError division by zero (4)")]
 )
 def test_what_was_not_survived_is_told_once_and_the_command_ends_with_1(inject, told, capsys):
-    assert command.main([], [fault(inject), fault(survives)]) == 1
+    assert command.main(ONE, [fault(inject), fault(survives)]) == 1
     rows = capsys.readouterr().out.splitlines()
     assert rows[2] == f"| {inject.__name__} | goes on | 4 | 0 | **not survived**: {told} |"
     assert rows[3].startswith("| survives")
 
 
 def test_what_cannot_be_made_here_is_listed_and_no_failure(capsys):
-    assert command.main([], [fault(cannot)]) == 0
+    assert command.main(ONE, [fault(cannot)]) == 0
     assert "| cannot | goes on | 0 | 0 | not tried here: no root |" in capsys.readouterr().out
 
 
 def test_some_are_chosen_by_name_and_made_another_number_of_times(capsys):
-    assert command.main(["--only", "viv", "--times", "2"], [fault(survives), fault(fails)]) == 0
+    assert command.main([*ONE, "--only", "viv", "--times", "2"], [fault(survives), fault(fails)]) == 0
     assert "| survives | goes on | 2 | 2 |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [["--only", "nothing"], ["--times", "0"]])
+def test_several_at_a_time_make_the_same_table(capfd):
+    faults = [fault(survives), fault(fails), fault(cannot), fault(breaks)]
+    tables = []
+    for jobs in ("1", "3"):
+        assert command.main(["--jobs", jobs], faults) == 1
+        tables.append(capfd.readouterr().out)
+    assert tables[0] == tables[1]
+    assert "| survives | goes on | 4 | 4 |" in tables[1]
+
+
+@pytest.mark.parametrize("flags", [["--only", "nothing"], ["--times", "0"], ["--jobs", "0"]])
 def test_nothing_to_try_is_a_usage_error(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         command.main(flags, [fault(survives)])
@@ -73,7 +86,7 @@ def test_the_table_replaces_the_one_on_the_page(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text(f"above\n{command.BEGIN}old\n{command.END}below\n")
     for _ in range(2):
-        command.main(["--write", str(page)], [fault(cannot)])
+        command.main([*ONE, "--write", str(page)], [fault(cannot)])
     text = page.read_text()
     assert "old" not in text
     assert text.count("| cannot |") == 1
@@ -84,4 +97,4 @@ def test_the_table_replaces_the_one_on_the_page(tmp_path, capsys):
 def test_a_page_without_the_markers_is_refused(tmp_path, capsys):
     (tmp_path / "page.md").write_text("text\n")
     with pytest.raises(SystemExit, match="has no lines"):
-        command.main(["--write", str(tmp_path / "page.md")], [fault(cannot)])
+        command.main([*ONE, "--write", str(tmp_path / "page.md")], [fault(cannot)])

@@ -16,7 +16,14 @@ from jaxgen.run import start as module
 from jaxgen.run.saved import SavedRun
 from jaxgen.store.lock import LOCK, RunLock
 
-HOLDER = "import sys; from jaxgen.store.lock import RunLock; RunLock.take(sys.argv[1]); print(); sys.stdin.read()"
+HOLDER = """
+import sys
+from jaxgen.store.lock import RunLock
+
+RunLock.take(sys.argv[1])
+print(flush=True)
+sys.stdin.read()
+"""
 
 
 def settings(book: Path, run: Path, **more):

@@ -1,77 +1,21 @@
-"""Checkpoints: what was saved comes back bit for bit, or an error says what was altered."""
+"""Checkpoints: what was saved comes back bit for bit, the latest and the best are kept, another shape is told."""
 
 import asyncio
-import errno
-import hashlib
-import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
-from pathlib import Path
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from kept_states import State, abstract, assert_bitwise_equal, make_state
 
 from jaxgen.errors import CheckpointError
-from jaxgen.store import CheckpointStore, DamagedCheckpointError, UnreadableCheckpointError
+from jaxgen.store import CheckpointStore
 from jaxgen.store import format as fmt
-
-
-class State(NamedTuple):
-    params: dict
-    optimizer: tuple
-    step: jax.Array
-
-
-def make_state(seed=0, hidden=4):
-    kernel = np.random.default_rng(seed).normal(size=(hidden, 3)).astype("float32")
-    params = {"cell": {"kernel": jnp.asarray(kernel), "bias": jnp.full((3,), 0.1, jnp.bfloat16)}}
-    optimizer = optax.adamw(1e-3)
-    gradients = jax.tree.map(lambda p: p * 0.3, params)
-    return State(params, optimizer.update(gradients, optimizer.init(params), params)[1], jnp.int32(7))
-
-
-def abstract(tree):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-
-def assert_bitwise_equal(left, right):
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right)):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
-def flip_bit(path: Path, position: int):
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1
-    path.write_bytes(data)
-
-
-def largest_file(folder: Path) -> Path:
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size * (p.name != fmt.RECORD))
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A folder with the checkpoints of steps 10 and 20, to be copied by those who alter it."""
-    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
-    store = CheckpointStore(folder)
-    store.save(10, make_state(1), {"position": 10}, metric=2.0)
-    store.save(20, make_state(2), {"position": 20}, metric=3.0)
-    return folder
-
-
-@pytest.fixture
-def store(saved, tmp_path):
-    return CheckpointStore(shutil.copytree(saved, tmp_path / "checkpoints"))
 
 
 def test_parameters_and_adamw_state_come_back_bit_for_bit_in_their_classes(store):
@@ -226,103 +170,6 @@ def test_another_tree_or_dtype_is_named(store, change, message):
         store.restore(20, like=abstract(like))
 
 
-def test_a_flipped_bit_in_any_file_is_detected_and_the_file_named(saved, tmp_path):
-    folder = saved / "00000010"
-    for path in [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size]:
-        copy = shutil.copytree(saved, tmp_path / "copy", dirs_exist_ok=True)
-        name = path.relative_to(folder)
-        flip_bit(copy / folder.name / name, path.stat().st_size // 2)
-        with pytest.raises(DamagedCheckpointError, match=rf"checkpoint of step 10 is damaged: .*{name}"):
-            CheckpointStore(copy).restore(10)
-
-
-@pytest.mark.parametrize("spoil", [os.remove, lambda path: os.truncate(path, 5)])
-def test_a_file_removed_or_cut_short_is_detected(store, spoil):
-    spoil(largest_file(store.directory / "00000020"))
-    with pytest.raises(DamagedCheckpointError, match="step 20 is damaged: arrays/"):
-        store.restore()
-
-
-def rewrite_record(folder: Path, change) -> None:
-    """Forge a record whose own checksum is right."""
-    record = json.loads((folder / fmt.RECORD).read_bytes())["record"]
-    change(record)
-    (folder / fmt.RECORD).write_text(json.dumps({"sha256": fmt._record_sha256(record), "record": record}))
-
-
-def test_an_array_other_than_the_one_recorded_is_detected(store):
-    folder = store.directory / "00000020"
-    rewrite_record(folder, lambda record: record["leaves"]["step"].update(sha256="0" * 64))
-    with pytest.raises(DamagedCheckpointError, match="the array step does not match its checksum"):
-        store.restore()
-
-
-def test_a_forged_shape_is_refused_before_allocation(store):
-    folder = store.directory / "00000020"
-    rewrite_record(folder, lambda record: record["leaves"]["params/cell/kernel"].update(shape=[10**9, 10**6]))
-    with pytest.raises(CheckpointError, match=r"arrays of the checkpoint of step 20 take 3,725,290 GiB"):
-        store.restore()
-    rewrite_record(folder, lambda record: record["leaves"]["params/cell/kernel"].update(shape=[9, 9]))
-    with pytest.raises(DamagedCheckpointError, match="params/cell/kernel is not there in the shape that was saved"):
-        store.restore()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda record: record["leaves"]["step"].pop("shape"),
-        lambda record: record["leaves"]["step"].update(more=1),
-        lambda record: record["leaves"]["step"].update(shape=[True]),
-        lambda record: record["leaves"]["step"].update(shape=[0, 2**62, 2**62]),
-        lambda record: record["leaves"]["step"].update(shape="12"),
-        lambda record: record["leaves"]["step"].update(dtype="object"),
-        lambda record: record["leaves"]["step"].update(dtype=["f4"]),
-        lambda record: record["leaves"].update({"step/inner": record["leaves"]["step"]}),
-        lambda record: record["leaves"].update({"a//b": record["leaves"]["step"]}),
-        lambda record: record["leaves"].update(step=None),
-        lambda record: record["files"].update({"arrays/_METADATA": {"size": "1", "sha256": ""}}),
-        lambda record: record["files"].update({"arrays/_METADATA": {"size": 1}}),
-        lambda record: record.update(files=[]),
-        lambda record: record.update(host=[]),
-        lambda record: record.update(metric="best"),
-        lambda record: record.update(metrics={"ten": 1.0}),
-        lambda record: record.update(metrics={"10": []}),
-        lambda record: record.pop("leaves"),
-    ],
-)
-def test_a_forged_record_that_is_none_is_damage(store, change):
-    rewrite_record(store.directory / "00000020", change)
-    with pytest.raises(DamagedCheckpointError, match=r"step 20 is damaged: checkpoint\.json is not the record"):
-        store.restore()
-
-
-def test_a_record_written_before_it_knew_those_beside_it_is_read(store):
-    rewrite_record(store.directory / "00000020", lambda record: record.pop("metrics"))
-    assert store.restore()[1] == {"position": 20}
-    assert store.best() == 10
-
-
-def test_a_checkpoint_of_a_later_format_says_so(store):
-    rewrite_record(store.directory / "00000020", lambda record: record.update(version=2))
-    with pytest.raises(CheckpointError, match="written in format 2"):
-        store.restore()
-
-
-def test_the_newest_good_checkpoint_is_found_and_the_problem_told(store):
-    flip_bit(largest_file(store.directory / "00000020"), 100)
-    step, state, host, problems = store.restore_newest_good(like=make_state())
-    assert (step, host, len(problems)) == (10, {"position": 10}, 1)
-    assert "step 20" in problems[0]
-    assert_bitwise_equal(state, make_state(1))
-
-
-def test_all_checkpoints_damaged_is_an_error(store):
-    for name in ("00000010", "00000020"):
-        flip_bit(largest_file(store.directory / name), 100)
-    with pytest.raises(CheckpointError, match=r"No checkpoint in .* is good"):
-        store.restore_newest_good()
-
-
 def test_another_shape_is_not_taken_for_damage(store):
     with pytest.raises(CheckpointError, match="has the shape"):
         store.restore_newest_good(like=make_state(hidden=5))
@@ -376,193 +223,6 @@ def test_half_written_and_half_removed_folders_are_ignored_and_removed_by_the_ne
     store.save(30, make_state(), {})
     assert sorted(os.listdir(store.directory)) == [".tmp-others", "00000010", "00000020", "00000030", "notes"]
     assert (tmp_path / "others" / "thesis.tex").exists()
-
-
-def cut_record(folder: Path):
-    os.truncate(folder / fmt.RECORD, 100)
-
-
-def flip_array(folder: Path):
-    flip_bit(largest_file(folder), 100)
-
-
-def remove_record(folder: Path):
-    os.remove(folder / fmt.RECORD)
-
-
-DAMAGES = pytest.mark.parametrize("damage", [cut_record, flip_array, remove_record, shutil.rmtree])
-
-
-@DAMAGES
-def test_a_damaged_best_checkpoint_is_not_replaced_by_another_in_silence(store, damage):
-    damage(store.directory / "00000010")
-    for _ in range(2):
-        assert store.best() == 10
-        with pytest.raises(
-            CheckpointError, match=r"step 10 is damaged: (checkpoint\.json|the content of arrays/)|of step 10"
-        ):
-            store.restore(store.best())
-        store.save(30, make_state(3), {}, metric=4.0)
-    assert (store.directory / "00000010").exists() == (damage is not shutil.rmtree)
-
-
-@DAMAGES
-def test_a_run_that_goes_on_sets_a_damaged_best_checkpoint_aside_and_says_so(store, damage):
-    store.save(30, make_state(3), {}, metric=2.5)
-    damage(store.directory / "00000010")
-    step, _, _, problems = store.restore_newest_good(like=make_state())
-    assert step == 30
-    assert len(problems) == 1
-    assert "step 10" in problems[0]
-    store.truncate(step)
-    store.save(40, make_state(4), {})
-    again = CheckpointStore(store.directory)
-    assert (again.steps(), again.best(), again.restore_newest_good()[3]) == ([30, 40], 30, [])
-    assert "00000010.damaged" in os.listdir(store.directory)
-
-
-def test_without_the_metric_of_a_damaged_checkpoint_no_other_is_called_the_best(store):
-    cut_record(store.directory / "00000020")
-    with pytest.raises(DamagedCheckpointError, match=r"step 20 is damaged: checkpoint\.json"):
-        store.best()
-
-
-def test_damaged_checkpoints_are_set_aside_and_nothing_removes_them(store):
-    for _ in range(2):
-        flip_array(store.directory / "00000020")
-        before = (largest_file(store.directory / "00000020")).read_bytes()
-        step, _, _, problems = store.restore_newest_good()
-        assert f"It is set aside as {store.directory / '00000020.damaged'}" in problems[0]
-        store.truncate(step)
-        assert CheckpointStore(store.directory).latest() == store.best() == 10
-        for later in (20, 30):
-            store.save(later, make_state(later), {}, metric=9.0)
-        store.truncate(20)
-    aside = sorted(entry for entry in os.listdir(store.directory) if "damaged" in entry)
-    assert aside == ["00000020.damaged", "00000020.damaged-2"]
-    assert largest_file(store.directory / aside[1]).read_bytes() == before
-
-
-def test_of_a_step_saved_again_the_former_serves_where_the_later_is_damaged(store):
-    copy = shutil.copytree(store.directory / "00000020", store.directory / "00000020.1")
-    flip_array(copy)
-    step, _, host, problems = store.restore_newest_good()
-    store.truncate(step)
-    assert (step, host, len(problems)) == (20, {"position": 20}, 1)
-    assert (store.steps(), store.host()) == ([10, 20], {"position": 20})
-
-
-def test_a_damaged_record_does_not_stop_training_and_is_kept(store):
-    remove_record(store.directory / "00000020")
-    for step in (30, 40, 50):
-        store.save(step, make_state(step), {}, metric=float(step))
-    assert store.steps() == [10, 20, 40, 50]
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_without_free_file_descriptors_nothing_is_taken_for_damaged_or_removed(store):
-    before, limits = tree(store.directory), resource.getrlimit(resource.RLIMIT_NOFILE)
-    asks = (store.restore, store.restore_newest_good, store.best, lambda: store.truncate(10), store.clean)
-    for ask in asks:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
-        try:
-            with pytest.raises(UnreadableCheckpointError, match=r"cannot be read now: .*Too many open files"):
-                ask()
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert tree(store.directory) == before
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ENOMEM])
-@pytest.mark.parametrize("place", ["format.file_sha256", "format.read_bounded"])
-def test_what_cannot_be_read_now_is_neither_damaged_nor_dropped(store, monkeypatch, number, place):
-    def refuse(*_):
-        raise OSError(number, os.strerror(number))
-
-    before = tree(store.directory)
-    monkeypatch.setattr(f"jaxgen.store.{place}", refuse)
-    for ask in (store.restore, store.restore_newest_good, lambda: store.truncate(10)):
-        with pytest.raises(UnreadableCheckpointError, match=rf"step 20 cannot be read now: .*{os.strerror(number)}"):
-            ask()
-    assert tree(store.directory) == before
-
-
-def test_a_file_that_was_not_saved_is_refused(store):
-    (store.directory / "00000020" / "arrays" / "more").touch()
-    with pytest.raises(DamagedCheckpointError, match="arrays/more is not one of the files that were saved"):
-        store.restore()
-
-
-def link_a_file(folder: Path, elsewhere: Path):
-    victim = largest_file(folder)
-    victim.rename(elsewhere)
-    victim.symlink_to(elsewhere)
-
-
-def link_a_folder(folder: Path, elsewhere: Path):
-    (folder / "arrays").rename(elsewhere)
-    (folder / "arrays").symlink_to(elsewhere)
-
-
-def link_the_checkpoint(folder: Path, elsewhere: Path):
-    folder.rename(elsewhere)
-    folder.symlink_to(elsewhere)
-
-
-def link_the_record(folder: Path, elsewhere: Path):
-    (folder / fmt.RECORD).rename(elsewhere)
-    (folder / fmt.RECORD).symlink_to(elsewhere)
-
-
-def make_a_pipe(folder: Path, elsewhere: Path):
-    victim = largest_file(folder)
-    victim.unlink()
-    os.mkfifo(victim)
-
-
-def leave_the_folder(folder: Path, elsewhere: Path):
-    elsewhere.write_bytes(b"secret")
-    digest = hashlib.sha256(b"secret").hexdigest()
-    names = {"../../elsewhere", str(elsewhere), "arrays/../../../elsewhere"}
-    rewrite_record(folder, lambda record: record["files"].update({n: {"size": 6, "sha256": digest} for n in names}))
-
-
-@pytest.mark.parametrize(
-    ("attack", "problem"),
-    [
-        (link_a_file, "arrays/.* is a link"),
-        (link_a_folder, "arrays.* is missing"),
-        (link_the_checkpoint, "00000020 is a link"),
-        (link_the_record, r"checkpoint\.json: is a link"),
-        (make_a_pipe, "arrays/.* is not a regular file"),
-        (leave_the_folder, "elsewhere is missing"),
-    ],
-)
-def test_nothing_outside_of_a_checkpoint_is_read_or_changed(store, tmp_path, attack, problem):
-    elsewhere = tmp_path / "elsewhere"
-    attack(store.directory / "00000020", elsewhere)
-    before = tree(elsewhere) if elsewhere.is_dir() else elsewhere.exists() and elsewhere.read_bytes()
-    with pytest.raises(DamagedCheckpointError, match=problem):
-        store.restore(20)
-    store.truncate(store.restore_newest_good()[0])
-    for step in (30, 40, 50):
-        store.save(step, make_state(step), {}, metric=1.0)
-    assert (tree(elsewhere) if elsewhere.is_dir() else elsewhere.exists() and elsewhere.read_bytes()) == before
-
-
-def test_a_link_in_place_of_the_folder_is_refused_and_what_it_names_is_left_alone(store, tmp_path):
-    (tmp_path / "theirs" / "20261122").mkdir(parents=True)
-    (tmp_path / "theirs" / ".tmp-notes").mkdir()
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path / "theirs")
-    linked = CheckpointStore(link)
-    for ask in (linked.latest, linked.clean, linked.restore, lambda: linked.save(1, make_state(), {})):
-        with pytest.raises(CheckpointError, match="link is a link: a run keeps its checkpoints in a folder"):
-            ask()
-    assert sorted(os.listdir(tmp_path / "theirs")) == [".tmp-notes", "20261122"]
 
 
 def test_a_folder_that_was_removed_while_training_is_not_made_again(store):
@@ -624,13 +284,6 @@ def test_what_two_devices_saved_one_device_restores(killed):
     state, _ = CheckpointStore(folder).restore(like={"x": jax.ShapeDtypeStruct((8,), "float32")})
     np.testing.assert_array_equal(state["x"], np.arange(8.0))
     assert len(state["x"].sharding.device_set) == 1
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"record": {}, "sha256": ""}'])
-def test_a_record_that_is_none_is_damage(store, content):
-    (store.directory / "00000020" / fmt.RECORD).write_bytes(content)
-    with pytest.raises(DamagedCheckpointError, match=r"step 20 is damaged: .*checkpoint\.json"):
-        store.restore()
 
 
 def test_a_state_without_params_says_so(tmp_path):
