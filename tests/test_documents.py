@@ -13,6 +13,7 @@ from jaxgen.cli.evaluate import EvaluateConfig
 from jaxgen.cli.replay import ReplayConfig
 from jaxgen.cli.sample import SampleConfig
 from jaxgen.cli.score import ScoreConfig
+from jaxgen.cli.train import also
 from jaxgen.data import DATA, LanguageConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +93,10 @@ def test_every_flag_of_train_that_a_document_types_exists(document):
             command = command[: command.index("#")]
         named = re.search(r"train\.py ([a-z]+)", command)
         kind = DATA[named[1]].Config if named and named[1] in DATA else LanguageConfig
-        known = {f"--{name.replace('_', '-')}" for name in kind.model_fields} | {"--help", "--resume", "--config"}
+        known = {f"--{name.replace('_', '-')}" for name in kind.model_fields} | {
+            "--help",
+            *(f"--{name.replace('_', '-')}" for name in also()),
+        }
         assert set(re.findall(r"--[a-z][a-z-]*", command)) <= known, command
 
 

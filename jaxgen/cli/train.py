@@ -115,7 +115,7 @@ def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
         values |= dict.fromkeys(LENGTHS)  # they replace each other
     default = validate(kind, values, f"{file}: " if file else "")
     about = _about(kind) + _presets(kind)
-    config = parse(kind, args, prog="train.py", description=about, default=default, also=_also(), names=_names(kind))
+    config = parse(kind, args, prog="train.py", description=about, default=default, also=also(), names=_names(kind))
     return config, resuming
 
 
@@ -141,7 +141,7 @@ def _names(kind: Any) -> dict[str, Any]:
     }
 
 
-def _also() -> dict[str, Any]:
+def also() -> dict[str, Any]:
     """The flags that say where settings come from."""
     from tyro.conf import arg
 
