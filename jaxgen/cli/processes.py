@@ -12,7 +12,9 @@ import re
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -137,7 +139,14 @@ def take_part(args: Sequence[str], work: Callable[[], int]) -> int:
         say(f"error: {error}")
         return error.exit_code
     _end_with_parent(int(os.environ[LAUNCHED].split()[0]))
-    return _left(work())
+    try:
+        code = work()
+    except SystemExit as stop:  # the flag parser's
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:  # an error of ours: leaving in the usual way would wait for the others
+        traceback.print_exc()
+        code = 1
+    return _left(code)
 
 
 def joined(args: Sequence[str]) -> None:
@@ -180,11 +189,12 @@ def _left(code: int) -> int:
     from jaxgen.store.lock import RunLock
 
     if code == 0 or this_team().ends_together:
-        leave()
+        with suppress(RuntimeError):  # that another is lost by now changes nothing for this one
+            leave()
         return code
     RunLock.release_all()
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
+        with suppress(AttributeError, OSError, ValueError):  # one that was closed
             stream.flush()
     os._exit(code)
 
@@ -192,14 +202,25 @@ def _left(code: int) -> int:
 def _launch(named: Job) -> int:
     """This command once more, as a child; returns its exit code, or what the end that it found comes to."""
     command, (told, tells) = [sys.executable, *sys.orig_argv[1:]], os.pipe()
+    children: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def pass_on(number: int, _: Any) -> None:
+        early.append(number)
+        for child in children:
+            child.send_signal(number)
+
+    for number in PASSED_ON:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
     # In a group of its own: Ctrl-C at a terminal reaches this process alone, which passes it on once.
     child = subprocess.Popen(
         command, env={**os.environ, LAUNCHED: f"{os.getpid()} {tells}"}, pass_fds=[tells], process_group=0
     )
     os.close(tells)
-    for number in PASSED_ON:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, _: child.send_signal(number))
+    if early:  # while there was none to pass it on to
+        child.send_signal(early[0])
+    children.append(child)
     code = child.wait()
     if code >= 0:
         return code

@@ -57,7 +57,7 @@ def spread_again(saved: SavedRun, config: TrainConfig, data: TaskData) -> str:
 
 
 def check_memory(parameters: int, devices: int) -> None:
-    """Refuse a model that the machine cannot hold: weights, gradient and two moments on each device, 4 bytes each.
+    """Refuse a model that this machine cannot hold: weights, gradient and two moments on each device, 4 bytes each.
 
     Only where the weights live in the computer's own memory and the system tells its size.
     """

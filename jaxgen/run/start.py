@@ -135,7 +135,7 @@ def _prepared(config: TrainConfig) -> tuple[Any, TaskData, dict[str, Any], Any]:
     params = None if source is None else _borrowed(source, shapes)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     devices = spread_over(config, parameters / data.steps_of_time)
-    check_memory(parameters, devices)
+    check_memory(parameters, devices // this_team().count)
     return task, data, resolve(data, options, parameters, devices), params
 
 

@@ -327,6 +327,16 @@ def check_an_answer_does_not_depend_on_what_is_answered_beside_it(s: Subject) ->
     assert_equal(*(jax.tree.map(lambda a: a[0], each) for each in (one, other)))
 
 
+def check_the_shares_of_several_processes_are_the_batch_of_one(s: Subject) -> None:
+    batches = s.data.batches
+    for step in range(3):
+        whole = batches.batch(step)
+        rows = len(jax.tree.leaves(whole)[0])
+        parts = [batches.batch(step, slice(at, at + rows // 4)) for at in range(0, rows, rows // 4)]
+        assert len(parts) == 4
+        assert_equal(jax.tree.map(lambda *shares: np.concatenate(shares), *parts), whole)
+
+
 CHECKS = (
     check_eight_examples_are_learnt_by_heart,
     check_a_trained_model_gives_back_its_targets,
@@ -335,6 +345,7 @@ CHECKS = (
     check_how_much_padding_there_is_changes_rounding_alone,
     check_the_order_of_inputs_changes_no_answer,
     check_an_answer_does_not_depend_on_what_is_answered_beside_it,
+    check_the_shares_of_several_processes_are_the_batch_of_one,
 )
 
 __all__ = ["CHECKS", "Case", "Examples", "Subject"]

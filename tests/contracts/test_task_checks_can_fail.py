@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import pytest
 
 from jaxgen.data import DATA, ClassifyData
+from jaxgen.data.batches import EVERY
+from jaxgen.data.buckets import RowBatches
 from jaxgen.data.classify_codec import ClassifyCodec
 from jaxgen.run.predictor import Predictor
 from jaxgen.tasks import TASKS, ClassifyTask
@@ -51,6 +53,11 @@ class RemembersWhereItWas(ClassifyData):
         return mock.Mock(wraps=batches, steps_per_epoch=1, batch=lambda step: batches.batch(next(asked)))
 
 
+def of_the_beginning(batches, step, rows=EVERY, batch=RowBatches.batch):
+    first = rows.start or 0
+    return batch(batches, step, slice(0, rows.stop - first) if first else rows)
+
+
 def the_least_likely(codec, text, output, answer=ClassifyCodec.answer):
     return answer(codec, text, -output)
 
@@ -68,6 +75,7 @@ CAUGHT = {
     "how_much_padding_there_is_changes_rounding_alone": of_tasks(classify=CountsPadding),
     "the_order_of_inputs_changes_no_answer": mock.patch.object(Predictor, "_answers", by_its_place),
     "an_answer_does_not_depend_on_what_is_answered_beside_it": of_tasks(classify=SeesAllRows),
+    "the_shares_of_several_processes_are_the_batch_of_one": mock.patch.object(RowBatches, "batch", of_the_beginning),
 }
 #: Enough to learn the examples, where what is broken is not the learning.
 FEWER = replace(CASES["classify"], settings=CASES["classify"].settings | {"cell": "elman", "lr": 0.02, "steps": 42})
