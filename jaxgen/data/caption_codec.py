@@ -111,7 +111,8 @@ class CaptionCodec:
         """What a model reads of arrays, filled up to ``rows`` rows with zeros."""
         del widths
         packed = np.zeros((rows, *self.shape), np.uint8 if self.of_images else np.float32)
-        packed[: len(examples)] = examples
+        for to, array in zip(packed, examples):
+            to[:] = array
         return packed
 
     def answer(self, source: Any, output: Any) -> dict[str, Any]:

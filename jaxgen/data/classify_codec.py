@@ -52,7 +52,8 @@ class ClassifyCodec:
     def pack(self, examples: Sequence[Example], widths: tuple[int, ...], rows: int) -> TokenRows:
         """What a model reads of ``examples``, filled up to ``rows`` rows."""
         ids = [example.ids for example in examples]
-        return TokenRows(*padded([*ids, *[ids[0][:0]] * (rows - len(ids))], widths[0], PAD))
+        empty = np.zeros(0, np.int32)
+        return TokenRows(*padded([*ids, *[empty] * (rows - len(ids))], widths[0], PAD))
 
     def answer(self, text: str, output: np.ndarray) -> dict[str, Any]:
         """The likeliest label, the probabilities of all, the likeliest first, and how many tokens were not read.

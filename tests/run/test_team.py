@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import jax
 import numpy as np
 import pytest
 
@@ -44,9 +47,9 @@ def test_one_alone_agrees_with_itself_at_no_cost():
 
 def test_what_one_raises_all_raise_with_its_exit_code(monkeypatch):
     team = exchange(monkeypatch, [said(), said(3, "There is no file 'x'.")])
-    with pytest.raises(PeerError, match=r"Process 2 of the job cannot go on. There is no file 'x'.") as caught:
-        with team.together():
-            pass
+    sentence = r"Process 2 of the job cannot go on. There is no file 'x'."
+    with pytest.raises(PeerError, match=sentence) as caught, team.together():
+        pass
     assert caught.value.exit_code == 3
     assert team.ends_together
 
@@ -67,8 +70,6 @@ def test_whoever_failed_raises_its_own(monkeypatch):
     ],
 )
 def test_what_must_be_the_same_is_compared(monkeypatch, name, kind, sentence):
-    import hashlib
-
     digest = hashlib.sha256(b"mine").hexdigest()
     team = exchange(monkeypatch, [said(**{name: digest}), said(**{name: "another"})])
     with pytest.raises(kind, match=sentence), team.together() as facts:
@@ -88,8 +89,6 @@ def test_a_bug_is_told_to_nobody_and_keeps_its_traceback(monkeypatch):
 
 
 def test_a_failing_exchange_is_a_sentence_where_there_are_several(monkeypatch):
-    import jax
-
     def fail():
         with losing_none():
             raise jax.errors.JaxRuntimeError("Gloo all-reduce failed: Connection closed\nand more")
