@@ -10,7 +10,7 @@ from typing import IO, cast
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -76,6 +76,7 @@ class Screen:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=cast(IO[str], Lasting(sys.stdout, lost)), highlight=False)
         self._bar: Progress | None = None
+        self._reading_bar: Progress | None = None
         self._last_plain = 0.0
         self._total = 0
 
@@ -84,12 +85,23 @@ class Screen:
         getattr(self, f"_{type(event).__name__.lower()}")(event)
 
     def close(self) -> None:
-        """Take the live line off the screen."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        """Take the live lines off the screen."""
+        for bar in filter(None, (self._bar, self._reading_bar)):
+            bar.stop()
+        self._bar = self._reading_bar = None
+
+    def _reading(self, event: events.Reading) -> None:
+        if self._reading_bar is None and self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            self._reading_bar = Progress(*columns, console=self.console, transient=True, refresh_per_second=4)
+            self._reading_bar.start()
+        if self._reading_bar is not None:
+            line = next((task for task in self._reading_bar.tasks if task.description == event.what), None)
+            number = self._reading_bar.add_task(event.what, total=event.total) if line is None else line.id
+            self._reading_bar.update(number, completed=event.done, total=event.total)
 
     def _started(self, event: events.Started) -> None:
+        self.close()
         self._total = event.last_step
         self.console.print(self._table({"run": event.run, **event.facts}.items()))
         if event.first_step:

@@ -15,6 +15,7 @@ from pydantic import Field
 from jaxgen.data.caption_codec import CaptionCodec, to_size
 from jaxgen.data.captioned import SCENE_SETS, Captioned, CaptionedSplits, read_captioned
 from jaxgen.data.task import Metric, Model
+from jaxgen.data.watch import SILENT, Watch
 from jaxgen.data.writing import Examples, WritingData, encode_target
 from jaxgen.data.writing_config import WritingConfig
 from jaxgen.errors import DataError, UsageError
@@ -116,11 +117,12 @@ class CaptionData(WritingData):
         return {"vocab_size": codec.tokenizer.vocab_size, "shape": list(codec.shape)}
 
     @classmethod
-    def load(cls, config: CaptionConfig, codec: CaptionCodec | None = None) -> CaptionData:
+    def load(cls, config: CaptionConfig, codec: CaptionCodec | None = None, watch: Watch = SILENT) -> CaptionData:
         """Read and split the images; a given ``codec`` (of a resumed run, or of ``--init-from``) is used as it is.
 
         Raises ``DataError`` for data that cannot be used, ``UsageError`` for settings that mean nothing with them.
         """
+        del watch  # all of it is read into memory, which is soon done
         names = (
             "captions",
             "val_captions",

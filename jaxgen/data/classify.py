@@ -17,6 +17,7 @@ from jaxgen.data.classify_config import ClassifyConfig
 from jaxgen.data.judging import confusion_lines, confusion_text, judged
 from jaxgen.data.labelled import LabelledSplits, read_labelled
 from jaxgen.data.task import EvalSet, Metric, Model, Shown
+from jaxgen.data.watch import SILENT, Watch
 from jaxgen.errors import DataError, UsageError
 from jaxgen.store.config import TrainConfig
 from jaxgen.store.files import replace_file
@@ -58,11 +59,12 @@ class ClassifyData:
         return {"vocab_size": codec.tokenizer.vocab_size, "classes": len(codec.labels)}
 
     @classmethod
-    def load(cls, config: ClassifyConfig, codec: ClassifyCodec | None = None) -> ClassifyData:
+    def load(cls, config: ClassifyConfig, codec: ClassifyCodec | None = None, watch: Watch = SILENT) -> ClassifyData:
         """Read and split the rows; a given ``codec`` (of a resumed run, or of ``--init-from``) is used as it is.
 
         Raises ``DataError`` for data that cannot be used, also for labels that the codec does not know.
         """
+        del watch  # all of it is read into memory, which is soon done
         splits = read_labelled(
             config.data,
             config.val_data,

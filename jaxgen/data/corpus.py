@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +21,13 @@ from jaxgen.data.batches import (
 from jaxgen.data.conditioning import Conditioning
 from jaxgen.data.evaluation import stream_eval, window_eval
 from jaxgen.data.known import Known
-from jaxgen.data.splits import VAL_FRACTION, Splits, identity, join_texts, read_splits, split_documents
+from jaxgen.data.running import RunningText
+from jaxgen.data.splits import VAL_FRACTION, Splits, identity, read_splits, split_documents
+from jaxgen.data.watch import SILENT, Counter, Watch, followed
 from jaxgen.errors import DataError, UsageError, choose
-from jaxgen.text import EOS, TOKENIZERS, UNK, Tokenizer
-from jaxgen.text.pieces import encode_pieces
+from jaxgen.store.token_files import Part, keep
+from jaxgen.text import EOS, TOKENIZERS, Tokenizer, in_pieces
+from jaxgen.text.pieces import Encoded, encode_pieces, evenly
 
 __all__ = [
     "BATCHES",
@@ -34,7 +39,6 @@ __all__ = [
     "Tokens",
     "WindowBatches",
     "identity",
-    "join_texts",
     "make_batches",
     "prepare",
     "read_splits",
@@ -44,8 +48,10 @@ __all__ = [
 ]
 
 
-#: Characters that are encoded at once, which bounds what is needed beside the text and its tokens.
+#: Characters that are encoded at once, which bounds what is needed beside the tokens.
 PIECE = 1 << 18
+#: Characters of running text from which its tokens are kept in a file that is mapped, and not in memory.
+LARGE = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,8 @@ class LanguageCorpus:
 
     ``sha256`` is the ``FilesDigest`` of the data, ``val_sha256`` that of the validation data (None when it was
     held out of the data); ``documents`` is the way the texts were cut (layout ``documents``, else None);
-    ``train_unknown`` and ``val_unknown`` count the UNK ids in each split. ``conditioning`` says how labels and numbers
-    beside the texts become the ``conditions`` of the splits, if there are any.
+    ``conditioning`` says how labels and numbers beside the texts become the ``conditions`` of the splits, if there are
+    any.
     """
 
     tokenizer: Tokenizer
@@ -66,8 +72,6 @@ class LanguageCorpus:
     documents: str | None
     train: Tokens
     val: Tokens
-    train_unknown: int
-    val_unknown: int
     conditioning: Conditioning | None = None
 
 
@@ -86,6 +90,7 @@ def prepare(
     feature_columns: Sequence[str] = (),
     conditioning: Conditioning | None = None,
     seed: int = 0,
+    watch: Watch = SILENT,
 ) -> LanguageCorpus:
     """Read texts, split them, train a tokenizer on the training split (or use the one given) and encode both.
 
@@ -93,8 +98,9 @@ def prepare(
     Stream and windows split the joined text at ``int(n * (1 - val_fraction))`` characters, documents by a seeded
     shuffle; ``val_data`` replaces the split. A given ``tokenizer`` decides the level. With ``label_column`` or
     ``feature_columns`` every row of a table is a document of which these are known; a given ``conditioning`` says what
-    they mean, else it follows from the training split. Raises ``UsageError`` for values out of range and ``DataError``
-    for data that cannot be used.
+    they mean, else it follows from the training split. Running text is read in pieces, and the tokens of a large one
+    are kept in a file (``jaxgen.store.token_files``), so that neither need fit into memory. ``watch`` follows it all.
+    Raises ``UsageError`` for values out of range and ``DataError`` for data that cannot be used.
     """
     level = tokenizer.kind if tokenizer is not None else choose(level, TOKENIZERS, "level")
     options = dict(tokenizer_options or {})
@@ -112,13 +118,15 @@ def prepare(
         label_column=label_column,
         feature_columns=feature_columns,
         seed=seed,
+        watch=watch,
     )
     if conditioning is None and splits.train_known is not None:
         conditioning = Conditioning.fit(splits.train_known, feature_columns, splits.name)
     if tokenizer is None:
-        tokenizer = TOKENIZERS[level].train(splits.train, **options)
-    train = _conditioned(encode_split(tokenizer, splits.train, splits.layout), splits.train_known, conditioning)
-    val = _conditioned(encode_split(tokenizer, splits.val, splits.layout), splits.val_known, conditioning)
+        counter = Counter(watch, "learning the vocabulary", sum(map(len, splits.train)))
+        tokenizer = TOKENIZERS[level].train((followed(in_pieces(text), counter) for text in splits.train), **options)
+    encoded = (encode_split(tokenizer, part, splits.layout, watch) for part in (splits.train, splits.val))
+    train, val = map(_conditioned, encoded, (splits.train_known, splits.val_known), (conditioning, conditioning))
     if (val_data or val_fraction > 0) and val.ids.size < 2:
         raise DataError(
             f"The validation split has {val.ids.size} tokens, but at least 2 are needed. Give more text, "
@@ -133,8 +141,6 @@ def prepare(
         documents=splits.documents,
         train=train,
         val=val,
-        train_unknown=int(np.count_nonzero(train.ids == UNK)),
-        val_unknown=int(np.count_nonzero(val.ids == UNK)),
         conditioning=conditioning,
     )
 
@@ -146,17 +152,44 @@ def _conditioned(tokens: Tokens, known: Known | None, conditioning: Conditioning
     return replace(tokens, conditions=conditioning.encode(known))
 
 
-def encode_split(tokenizer: Tokenizer, texts: Sequence[str], layout: str) -> Tokens:
+def encode_split(
+    tokenizer: Tokenizer, texts: Sequence[str | RunningText], layout: str, watch: Watch = SILENT
+) -> Tokens:
     """The tokens of one split: with layout ``documents`` each text ends in EOS and its start is kept."""
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
+    counter = Counter(watch, "encoding", sum(map(len, texts)))
+    if len(texts) == 1 and isinstance(texts[0], RunningText) and len(texts[0]) >= LARGE:
+        return _kept(tokenizer, texts[0], counter)
+    dtype = _id_type(tokenizer)
     end = np.array([EOS], dtype).tobytes() if layout == "documents" else b""
-    grown, starts, chars, size = bytearray(), [], 0, 0  # one buffer: parts put together at the end are there twice
+    grown, starts, amounts = bytearray(), [], (0, 0, 0)  # one buffer: parts put together at the end are there twice
     for text in texts:
         starts.append(len(grown) // dtype.itemsize)
-        slices = (text[at : at + PIECE] for at in range(0, len(text), PIECE))
-        for part in encode_pieces(tokenizer, slices, unk="keep"):
+        for part in _encoded(tokenizer, text, counter):
             grown += part.ids.astype(dtype).tobytes()
-            chars, size = chars + part.chars, size + part.bytes
+            amounts = amounts[0] + part.chars, amounts[1] + part.bytes, amounts[2] + part.unknown
         grown += end
     ids = np.frombuffer(grown, dtype)
-    return Tokens(ids, np.array(starts, np.int64) if layout == "documents" else None, chars, size)
+    return Tokens(ids, np.array(starts, np.int64) if layout == "documents" else None, *amounts)
+
+
+def _id_type(tokenizer: Tokenizer) -> np.dtype:
+    """The smallest type that holds every id."""
+    return np.min_scalar_type(tokenizer.vocab_size - 1)
+
+
+def _encoded(tokenizer: Tokenizer, text: str | RunningText, counter: Counter) -> Iterator[Encoded]:
+    return encode_pieces(tokenizer, evenly(followed(in_pieces(text), counter), PIECE), unk="keep")
+
+
+def _kept(tokenizer: Tokenizer, text: RunningText, counter: Counter) -> Tokens:
+    """The tokens of a text in a file."""
+
+    def parts() -> Iterator[Part]:
+        for part in _encoded(tokenizer, text, counter):
+            yield Part(part.ids, (part.chars, part.bytes, part.unknown))
+        text.check()
+
+    dtype = _id_type(tokenizer)
+    key = hashlib.sha256(json.dumps([text.sha256, tokenizer.to_json()]).encode()).hexdigest()
+    ids, (chars, size, unknown) = keep(key, dtype, parts, len(text) * dtype.itemsize, counter.watch.note)
+    return Tokens(ids, None, chars, size, unknown)

@@ -49,7 +49,7 @@ def _prefix(tokens: Tokens, limit: int) -> Tokens:
     if not ends.size:
         return tokens
     known = tokens.conditions and tokens.conditions._replace(of=np.asarray(tokens.conditions.of)[:keep])
-    return Tokens(tokens.ids[: ends[keep - 1]], tokens.doc_starts[:keep], 0, 0, known)
+    return Tokens(tokens.ids[: ends[keep - 1]], tokens.doc_starts[:keep], 0, 0, conditions=known)
 
 
 def _running_text(ids: np.ndarray, lanes: int, seq_len: int, burn_in: int) -> Iterator[Batch]:
@@ -91,15 +91,19 @@ def _windows(tokens: Tokens, n_windows: int, length: int, seed: int, batch_size:
     if ids.size < length + 1:
         return
     starts = (random_bits(n_windows, seed, 0, "evaluation") % np.uint64(ids.size - length)).astype(np.int64)
-    new_document = np.zeros(ids.size, bool)
-    if tokens.doc_starts is not None:
-        new_document[tokens.doc_starts] = True
     for k in range(0, n_windows, batch_size):
         rows = starts[k : k + batch_size]
         mask = np.arange(batch_size) < rows.size
         at = np.pad(rows, (0, batch_size - rows.size))[:, None] + np.arange(length)
-        reset = new_document[at + 1]
+        reset = _begins(at + 1, tokens.doc_starts)
         reset[:, 0] = True
         yield Batch(
             ids[at].astype(np.int32), ids[at + 1].astype(np.int32), reset, np.repeat(mask[:, None], length, axis=1)
         )
+
+
+def _begins(at: np.ndarray, starts: np.ndarray | None) -> np.ndarray:
+    """Which places are among the ascending ``starts``."""
+    if starts is None or not starts.size:
+        return np.zeros(at.shape, bool)
+    return starts[np.minimum(np.searchsorted(starts, at), starts.size - 1)] == at

@@ -6,17 +6,21 @@ import difflib
 import glob
 import gzip
 import hashlib
+import io
 import os
 import stat
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from jaxgen.data.builtin import BUILTIN
 from jaxgen.data.named import NAMED
+from jaxgen.data.pieces import GZIP, blocks, decoded
 from jaxgen.errors import DataError
 
-_GZIP = b"\x1f\x8b"
+#: Bytes that a ``FileText`` reads at once.
+_BLOCK = 1 << 18
 
 
 def find_paths(spec: str, sets: Iterable[str] = (*BUILTIN, *NAMED)) -> list[Path]:
@@ -72,12 +76,93 @@ def _folder(root: Path) -> list[Path]:
 
 
 def read_bytes(path: Path) -> bytes:
+    """All of a file."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"The file {path} cannot be read: {error.strerror}. Check the path and its permissions."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"The file {path} cannot be read: {error.strerror}. Check the path and its permissions.")
+
+
+class FileText:
+    """The text of a file, in pieces, as often as it is iterated over: memory does not grow with the file.
+
+    What can be read but once, a pipe, is kept. ``sha256`` (of the bytes as they lie there) and ``chars`` are known when
+    the file has been read to its end. ``seen`` is told of every byte of the first reading. Raises ``DataError`` for
+    what cannot be read, unpacked or decoded.
+    """
+
+    def __init__(self, path: Path, level: str, seen: Callable[[int], None] | None = None) -> None:
+        self.path, self._level, self._seen = path, level, seen
+        self.sha256 = b""
+        self.chars = 0
+        self._kept: bytes | None = None
+        self._status: tuple[int, ...] = ()
+
+    def __iter__(self) -> Iterator[str]:
+        if self.sha256:
+            yield from self._read(lambda block: None)
+            return
+        digest, chars = hashlib.sha256(), 0
+
+        def watch(block: memoryview) -> None:
+            digest.update(block)
+            if self._seen is not None:
+                self._seen(len(block))
+
+        for piece in self._read(watch):
+            chars += len(piece)
+            yield piece
+        self.sha256, self.chars = digest.digest(), chars
+
+    def check(self) -> None:
+        """Raise ``DataError`` if the file is not what it was when it was first opened."""
+        if self._kept is None and self._status:
+            try:
+                now = _status(os.stat(self.path))
+            except OSError as error:
+                raise _unreadable(self.path, error) from error
+            if now != self._status:
+                raise DataError(
+                    f"The file {self.path} was changed while it was being read. Repeat the command once nothing writes "
+                    "to it."
+                )
+
+    def _read(self, watch: Callable[[memoryview], None]) -> Iterator[str]:
+        def refuse(error: UnicodeDecodeError, before: int) -> DataError:
+            return not_utf8(error, before, self.path, self._level)
+
+        try:
+            with self._open() as raw:
+                parts = blocks(raw, _BLOCK, watch, lambda head: _check_name(head, self.path))
+                yield from decoded(parts, refuse, self._level == "byte")
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise _damaged(self.path, error) from error
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+    def _open(self) -> BinaryIO:
+        if self._kept is not None:
+            return io.BytesIO(self._kept)
+        raw = open(self.path, "rb", buffering=0)  # noqa: SIM115
+        try:
+            status = os.fstat(raw.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                with raw:
+                    self._kept = raw.readall()
+                return io.BytesIO(self._kept)
+            self._status = self._status or _status(status)
+        except BaseException:
+            raw.close()
+            raise
+        return raw
+
+
+def _status(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class FilesDigest:
@@ -86,8 +171,8 @@ class FilesDigest:
     What stands in which file is part of it: the same bytes cut elsewhere are other data.
     """
 
-    def __init__(self) -> None:
-        self._digests: list[bytes] = []
+    def __init__(self, sha256s: Iterable[bytes] = ()) -> None:
+        self._digests = list(sha256s)
 
     def add(self, raw: bytes) -> None:
         """The next file."""
@@ -102,16 +187,22 @@ class FilesDigest:
 
 def unzip(raw: bytes, path: Path) -> bytes:
     """The content of a gzip file, recognised by its first two bytes; other bytes as they are."""
-    if not raw.startswith(_GZIP):
-        if path.suffix.lower() == ".gz" and raw:
-            raise DataError(
-                f"The file {path} is not gzip, though its name ends in .gz. Rename it, or compress it again."
-            )
+    if not raw.startswith(GZIP):
+        _check_name(raw, path)
         return raw
     try:
         return gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"The gzip file {path} is damaged ({error}). Copy or download it again.") from error
+        raise _damaged(path, error) from error
+
+
+def _check_name(head: bytes, path: Path) -> None:
+    if head and not head.startswith(GZIP) and path.suffix.lower() == ".gz":
+        raise DataError(f"The file {path} is not gzip, though its name ends in .gz. Rename it, or compress it again.")
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"The gzip file {path} is damaged ({error}). Copy or download it again.")
 
 
 def decode(data: bytes, path: Path, level: str | None = None) -> str:
@@ -121,10 +212,15 @@ def decode(data: bytes, path: Path, level: str | None = None) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        guess = " It looks like UTF-16." if utf16 else ""
-        more = "or leave it out" if level is None else "leave it out, or read any bytes with --level byte"
-        raise DataError(
-            f"The file {path} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start} "
-            f"({error.reason}).{guess} Convert it to UTF-8, {more}."
-        ) from error
+        raise not_utf8(error, 0, path, level) from error
+
+
+def not_utf8(error: UnicodeDecodeError, before: int, path: Path, level: str | None = None) -> DataError:
+    """The error for a file that is no UTF-8, of which ``before`` bytes are in front of those in ``error``."""
+    utf16 = before == 0 and error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
+    guess = " It looks like UTF-16." if utf16 else ""
+    more = "or leave it out" if level is None else "leave it out, or read any bytes with --level byte"
+    return DataError(
+        f"The file {path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {before + error.start} "
+        f"({error.reason}).{guess} Convert it to UTF-8, {more}."
+    )

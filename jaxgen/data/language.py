@@ -26,6 +26,7 @@ from jaxgen.data.corpus import (
 )
 from jaxgen.data.language_config import BUILT_FROM, LanguageConfig
 from jaxgen.data.task import EvalSet, Metric, Model, Shown
+from jaxgen.data.watch import SILENT, Watch
 from jaxgen.errors import DataError, UsageError
 from jaxgen.store.config import TrainConfig
 from jaxgen.text import Tokenizer
@@ -71,10 +72,10 @@ class LanguageData:
         return {"vocab_size": tokenizer.vocab_size, "condition": conditioning.width if conditioning else 0}
 
     @classmethod
-    def load(cls, config: LanguageConfig, codec: TextCodec | None = None) -> LanguageData:
+    def load(cls, config: LanguageConfig, codec: TextCodec | None = None, watch: Watch = SILENT) -> LanguageData:
         """Read, split and encode the text; a given ``codec`` (of a resumed run) is used as it is.
 
-        Raises ``DataError`` for data that cannot be used, also when a split is too short for one batch or when
+        ``watch`` follows it. Raises ``DataError`` for data that cannot be used, also when a split is too short for one batch or when
         ``--init-from`` brings a vocabulary that lacks too much of the text.
         """
         tokenizer, conditioning = (None, None) if codec is None else taken_apart(codec)
@@ -87,7 +88,7 @@ class LanguageData:
             _check_conditions(config, conditioning)
         options = config.tokenizer_options()
         reading: dict[str, Any] = {"tokenizer": tokenizer, "conditioning": conditioning, **config.reading()}
-        corpus = prepare(config.data, tokenizer_options=options, **reading)
+        corpus = prepare(config.data, tokenizer_options=options, watch=watch, **reading)
         data = cls(config, corpus)
         _ = data.batches  # too little text is an error now, not after compilation
         data._check_validation()
@@ -111,7 +112,7 @@ class LanguageData:
             )
 
     def _check_vocabulary(self) -> None:
-        unknown, there = self.corpus.train_unknown, self.corpus.train.ids.size
+        unknown, there = self.corpus.train.unknown, self.corpus.train.ids.size
         if unknown > MAX_UNKNOWN * there:
             raise DataError(
                 f"{unknown / there:.0%} of the training tokens are unknown to the vocabulary of --init-from "
@@ -170,8 +171,8 @@ class LanguageData:
         unknown = [
             f"{count:,} unknown in {split} ({count / tokens.ids.size:.2%})"
             for split, count, tokens in (
-                ("training", self.corpus.train_unknown, train),
-                ("validation", self.corpus.val_unknown, val),
+                ("training", self.corpus.train.unknown, train),
+                ("validation", self.corpus.val.unknown, val),
             )
             if count
         ]
@@ -225,7 +226,7 @@ class LanguageData:
         means = {name: nll / count for name, (nll, count) in totals.items() if count}
         row = {f"{name}_loss": loss for name, loss in means.items()}
         if "val" in means:
-            row |= {**per_unit("val", means["val"], val), "val_unknown": self.corpus.val_unknown}
+            row |= {**per_unit("val", means["val"], val), "val_unknown": self.corpus.val.unknown}
         others = {name: loss for name, loss in means.items() if name != "val"}
         return row | {f"{name}_bpc": per_unit(name, loss, val)[f"{name}_bpc"] for name, loss in others.items()}
 

@@ -16,7 +16,8 @@ from jaxgen.errors import DataError
 
 #: Bytes that are read at once.
 PIECE = 1 << 16
-_GZIP = b"\x1f\x8b"
+#: How a gzip file begins.
+GZIP = b"\x1f\x8b"
 
 
 def check_readable(paths: Iterable[str]) -> None:
@@ -50,8 +51,22 @@ def read_pieces(
         raise DataError(
             f"{_capital(name)} cannot be read: {error.strerror}. Check the path and its permissions."
         ) from None
+    count = 0
+
+    def watch(block: memoryview) -> None:
+        nonlocal count
+        count += len(block)
+        if seen is not None:
+            seen(count)
+
+    def refuse(error: UnicodeDecodeError, before: int) -> DataError:
+        return DataError(
+            f"{_capital(name)} is not UTF-8: byte {error.object[error.start]:#04x} at offset {before + error.start:,} "
+            f"({error.reason}). Convert it to UTF-8; a model trained with --level byte reads any bytes."
+        )
+
     try:
-        yield from _decoded(_blocks(raw, size, seen or (lambda count: None)), name, any_bytes)
+        yield from decoded(blocks(raw, size, watch), refuse, any_bytes)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{_capital(name)} cannot be read to its end ({error}). Copy it again.") from None
     finally:
@@ -62,37 +77,44 @@ def read_pieces(
 def read_lines(pieces: Iterable[str]) -> Iterator[str]:
     """The lines of a text that comes in pieces, as documents are cut by line: without their line breaks, those of
     white space alone left out."""
+    for line in whole_lines(pieces):
+        line = line.removesuffix("\r")
+        if line and not line.isspace():
+            yield line
+
+
+def whole_lines(pieces: Iterable[str]) -> Iterator[str]:
+    """What is between the newlines of a text that comes in pieces, in front of the first and behind the last."""
     rest: list[str] = []
     for piece in pieces:
         *lines, last = piece.split("\n")
         for line in lines:
-            yield from _document("".join([*rest, line]))
+            yield "".join([*rest, line])
             rest = []
         rest.append(last)
-    yield from _document("".join(rest))
+    yield "".join(rest)
 
 
-def _document(line: str) -> Iterator[str]:
-    line = line.removesuffix("\r")
-    if line and not line.isspace():
-        yield line
-
-
-def _blocks(raw: BinaryIO, size: int, seen: Callable[[int], None]) -> Iterator[bytes]:
-    """The bytes of a file, unpacked if it is gzip."""
-    head = raw.read(len(_GZIP))
-    stream: BinaryIO = io.BufferedReader(_Counting(head, raw, seen), size)  # type: ignore[type-var]
-    if head == _GZIP:
+def blocks(
+    raw: BinaryIO, size: int, watch: Callable[[memoryview], None], begin: Callable[[bytes], None] | None = None
+) -> Iterator[bytes]:
+    """The bytes of a file, unpacked if it is gzip. ``watch`` gets all bytes as they are read from it, ``begin`` the
+    first two before any others."""
+    head = raw.read(len(GZIP))
+    if begin is not None:
+        begin(head)
+    stream: BinaryIO = io.BufferedReader(_Watched(head, raw, watch), size)  # type: ignore[type-var]
+    if head == GZIP:
         stream = gzip.GzipFile(fileobj=stream)  # type: ignore[assignment]
     while block := stream.read(size):
         yield block
 
 
-class _Counting(io.RawIOBase):
-    """A stream whose first bytes have been read already; it tells how many have been."""
+class _Watched(io.RawIOBase):
+    """A stream whose first bytes have been read already; it shows what it reads."""
 
-    def __init__(self, head: bytes, raw: BinaryIO, seen: Callable[[int], None]) -> None:
-        self._head, self._raw, self._seen, self._count = head, raw, seen, 0
+    def __init__(self, head: bytes, raw: BinaryIO, watch: Callable[[memoryview], None]) -> None:
+        self._head, self._raw, self._watch = head, raw, watch
 
     def readable(self) -> bool:
         return True
@@ -101,16 +123,18 @@ class _Counting(io.RawIOBase):
         block, self._head = self._head[: len(buffer)], self._head[len(buffer) :]
         block = block or self._raw.read(len(buffer))
         buffer[: len(block)] = block
-        self._count += len(block)
-        self._seen(self._count)
+        self._watch(memoryview(block))
         return len(block)
 
 
-def _decoded(blocks: Iterable[bytes], name: str, any_bytes: bool) -> Iterator[str]:
-    """UTF-8 as text; a character that is cut waits for its rest."""
+def decoded(
+    parts: Iterable[bytes], refuse: Callable[[UnicodeDecodeError, int], Exception], any_bytes: bool
+) -> Iterator[str]:
+    """UTF-8 as text; a character that is cut waits for its rest. What is no UTF-8 raises what ``refuse`` makes of the
+    error and of how many bytes were in front of those in it."""
     errors = "surrogateescape" if any_bytes else "strict"
     waiting, before, ended = b"", 0, False
-    source = iter(blocks)
+    source = iter(parts)
     while not ended:
         block = next(source, None)
         ended = block is None
@@ -118,10 +142,7 @@ def _decoded(blocks: Iterable[bytes], name: str, any_bytes: bool) -> Iterator[st
         try:
             text, used = utf_8_decode(waiting, errors, ended)
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"{_capital(name)} is not UTF-8: byte {waiting[error.start]:#04x} at offset {before + error.start:,} "
-                f"({error.reason}). Convert it to UTF-8; a model trained with --level byte reads any bytes."
-            ) from None
+            raise refuse(error, before) from None
         waiting, before = waiting[used:], before + used
         if text:
             yield text

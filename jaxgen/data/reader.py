@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from jaxgen.data.builtin import BUILTIN
 from jaxgen.data.columns import column_kind, read_column
-from jaxgen.data.files import FilesDigest, decode, find_paths, read_bytes, unzip
+from jaxgen.data.files import FilesDigest, FileText, decode, find_paths, read_bytes, unzip
 from jaxgen.data.named import NAMED, fetch
+from jaxgen.data.watch import SILENT, Counter, Watch
 from jaxgen.errors import DataError, UsageError, choose
-from jaxgen.text import text_bytes
+from jaxgen.text import in_pieces, text_bytes
 
 #: How a text is cut into documents (layout ``documents``).
 DOCUMENTS = ("line", "blank-line", "file", "row")
@@ -18,17 +23,28 @@ DOCUMENTS = ("line", "blank-line", "file", "row")
 
 @dataclass(frozen=True)
 class Source:
-    """Texts and where they came from: ``sha256`` is the ``FilesDigest`` of all files, a built-in corpus counting
-    as one.
+    """Texts and where they came from.
 
-    ``texts`` has one entry for each file, or for each row when ``by_row``.
+    ``texts`` has one entry for each file, or for each row when ``by_row``: a string, or a file's text that is read in
+    pieces whenever it is wanted. ``files`` are the SHA-256 of all files, a built-in corpus counting as one; those of
+    files in ``texts`` are known once they have been read.
     """
 
-    texts: list[str]
+    texts: Sequence[str | FileText]
     name: str
-    sha256: str
+    files: Sequence[bytes | FileText]
     default_documents: str | None
     by_row: bool
+
+    @property
+    def sha256(self) -> str:
+        """The ``FilesDigest`` of all files."""
+        return FilesDigest(each.sha256 if isinstance(each, FileText) else each for each in self.files).hexdigest()
+
+    def check(self) -> None:
+        """Raise ``DataError`` when there is no text in the data, once they have been read."""
+        if not any(text.chars if isinstance(text, FileText) else text for text in self.texts):
+            raise DataError(f"The data {self.name} is empty. Give a file that has text in it.")
 
 
 def read_texts(
@@ -40,9 +56,29 @@ def read_texts(
 ) -> Source:
     """Read built-in corpora, named sets, files, folders and globs, ``.gz`` or not, or a column of CSV/TSV/JSONL.
 
-    A built-in or named set goes before a file of the same name (write ``./name`` for the file). ``text_column``
-    is a header name or a position from 1, with which every row is data. ``level="byte"`` reads any bytes. Raises
-    ``DataError`` for what cannot be read, ``UsageError`` for flags that do not fit.
+    All ``texts`` are strings. A built-in or named set goes before a file of the same name (write ``./name`` for the
+    file). ``text_column`` is a header name or a position from 1, with which every row is data. ``level="byte"`` reads
+    any bytes. Raises ``DataError`` for what cannot be read, ``UsageError`` for flags that do not fit.
+    """
+    source = open_texts(specs, text_column=text_column, documents=documents, level=level)
+    texts = ["".join(in_pieces(text)) for text in source.texts]
+    source.check()
+    return replace(
+        source, texts=texts, files=[each.sha256 if isinstance(each, FileText) else each for each in source.files]
+    )
+
+
+def open_texts(
+    specs: Sequence[str],
+    *,
+    text_column: str | None = None,
+    documents: str | None = None,
+    level: str = "char",
+    watch: Watch = SILENT,
+) -> Source:
+    """As ``read_texts``, but that files of running text are read in pieces whenever their text is wanted.
+
+    Errors of those files are raised then. ``watch`` follows the first reading.
     """
     if isinstance(specs, str):
         specs = [specs]
@@ -50,16 +86,17 @@ def read_texts(
         raise UsageError("No data was given. Name a built-in corpus, a data set, a file, a folder or a glob.")
     if documents is not None:
         choose(documents, DOCUMENTS, "way to cut documents (--documents)")
-    texts: list[str] = []
-    digest = FilesDigest()
+    texts: list[str | FileText] = []
+    files: list[bytes | FileText] = []
     defaults: set[str | None] = set()
     rows: set[bool] = set()
+    counter = Counter(watch, "reading", 0)
     for spec in specs:
         if spec in BUILTIN:
             if text_column is not None:
                 raise _no_column(spec)
             found = BUILTIN[spec].texts()
-            digest.add(b"".join(map(text_bytes, found)))
+            files.append(hashlib.sha256(b"".join(map(text_bytes, found))).digest())
             texts += found
             defaults.add(BUILTIN[spec].documents)
             rows.add(False)
@@ -67,25 +104,20 @@ def read_texts(
         named = NAMED.get(spec)
         column = named.text_column if named and text_column is None else text_column
         for path in [fetch(file) for file in named.files] if named else find_paths(spec):
-            raw = read_bytes(path)
-            digest.add(raw)
-            data = unzip(raw, path)
             if column is None:
-                texts.append(decode(data, path, level))
-            elif (kind := column_kind(path)) is None:
-                raise _no_column(str(path))
+                text = FileText(path, level, counter.add)
+                with suppress(OSError):  # it will be said when the file is read
+                    counter.total += os.stat(path).st_size
+                texts.append(text)
+                files.append(text)
             else:
-                texts += read_column(
-                    decode(data, path, level), kind, column, path, header=named.header if named else None
-                )
+                texts += _column(path, column, level, named.header if named else None, files)
         defaults.add(named.documents if named else None)
         rows.add(column is not None)
     if len(rows) > 1:
         raise UsageError(
             f"The data {', '.join(specs)} mixes rows of a table with whole texts. Give one kind at a time."
         )
-    if not any(texts):
-        raise DataError(f"The data {', '.join(specs)} is empty. Give a file that has text in it.")
     by_row = rows == {True}
     if documents == "row" and not by_row:
         raise UsageError(
@@ -97,7 +129,18 @@ def read_texts(
     default = defaults.pop() if len(defaults) == 1 else None
     if by_row and text_column is not None:
         default = "row"
-    return Source(texts, " + ".join(map(str, specs)), digest.hexdigest(), default, by_row)
+    return Source(texts, " + ".join(map(str, specs)), files, default, by_row)
+
+
+def _column(path: Path, column: str, level: str, header: bool | None, files: list[bytes | FileText]) -> list[str]:
+    """The texts of a column; the digest of the file is added to ``files``."""
+    raw = read_bytes(path)
+    files.append(hashlib.sha256(raw).digest())
+    data = unzip(raw, path)
+    kind = column_kind(path)
+    if kind is None:
+        raise _no_column(str(path))
+    return read_column(decode(data, path, level), kind, column, path, header=header)
 
 
 def _no_column(where: str) -> UsageError:

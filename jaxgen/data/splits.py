@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from jaxgen.data.batches import BATCHES, permutation
 from jaxgen.data.known import Known, KnownSource, read_known
-from jaxgen.data.reader import Source, read_texts
+from jaxgen.data.pieces import read_lines, whole_lines
+from jaxgen.data.reader import Source, open_texts
+from jaxgen.data.running import RunningText
+from jaxgen.data.watch import SILENT, Watch
 from jaxgen.errors import DataError, UsageError, choose
+from jaxgen.text import Text, in_pieces
 
 #: Share of the data held out unless told otherwise.
 VAL_FRACTION = 0.1
@@ -26,8 +32,8 @@ class Splits:
     read. The other fields are those of ``LanguageCorpus``.
     """
 
-    train: list[str]
-    val: list[str]
+    train: Sequence[str | RunningText]
+    val: Sequence[str | RunningText]
     name: str
     sha256: str
     val_sha256: str | None
@@ -43,6 +49,11 @@ class Splits:
         With validation data, ``sha256`` is that of the two hexadecimal digests, training data first.
         """
         return identity(self.name, self.sha256, self.val_sha256)
+
+    def whole(self) -> tuple[list[str], list[str]]:
+        """The texts to train on and to validate with as strings."""
+        train, val = (["".join(in_pieces(text)) for text in part] for part in (self.train, self.val))
+        return train, val
 
 
 def identity(name: str, sha256: str, val_sha256: str | None) -> dict[str, str]:
@@ -64,8 +75,12 @@ def read_splits(
     label_column: str | None = None,
     feature_columns: Sequence[str] = (),
     seed: int = 0,
+    watch: Watch = SILENT,
 ) -> Splits:
-    """Read texts and split them, as ``prepare`` does before it encodes them; errors as there."""
+    """Read texts and split them, as ``prepare`` does before it encodes them; errors as there.
+
+    Running text is not held in memory: it can be read again in pieces.
+    """
     if layout is not None:
         choose(layout, BATCHES, "layout")
     if not (isinstance(val_fraction, (int, float)) and 0 <= val_fraction < 1):
@@ -82,64 +97,70 @@ def read_splits(
         known = read_known(specs, *names)
         return _split_known(known, read_known(val_data, *names) if val_data else None, val_fraction, seed)
 
-    source = read_texts(specs, text_column=text_column, documents=documents, level=level)
+    reading: dict[str, Any] = {"text_column": text_column, "documents": documents, "level": level, "watch": watch}
+    source = open_texts(specs, **reading)
+    held_out = open_texts(val_data, **reading) if val_data else None
     if layout is None:
         layout = "documents" if documents is not None or source.by_row else "stream"
-    held_out = None
-    if val_data:
-        held_out = read_texts(val_data, text_column=text_column, documents=documents, level=level)
+    train: Sequence[str | RunningText]
+    val: Sequence[str | RunningText]
     if layout == "documents":
         cut = documents or _default_documents(source)
-        train = split_documents(source.texts, cut)
-        if held_out is not None:
-            val = split_documents(held_out.texts, "line" if cut == "row" and not held_out.by_row else cut)
-        else:
-            train, val = _hold_out(train, val_fraction, seed, cut)
-        if not train or (held_out is not None and not val):
-            which = "validation data" if train else "data"
-            raise DataError(f"There is no document with text in the {which} cut by {cut}. Give more text.")
+        train, val = _documents(source, held_out, cut, val_fraction, seed)
     else:
         cut = None
-        text = join_texts(source.texts)
-        val_text = ""
-        if held_out is not None:
-            val_text = join_texts(held_out.texts)
-        elif val_fraction > 0:
-            at = int(len(text) * (1 - val_fraction))
-            text, val_text = text[:at], text[at:]
-        train, val = [text], [val_text] if val_text else []
+        train, val = _running(source, held_out, val_fraction)
     val_sha256 = None if held_out is None else held_out.sha256
     return Splits(train, val, source.name, source.sha256, val_sha256, layout, cut)
 
 
-def join_texts(texts: Iterable[str]) -> str:
-    """The texts one after the other, with a newline between two where the first does not end in one."""
-    filled = [text for text in texts if text]
-    return "".join([text if text.endswith("\n") else text + "\n" for text in filled[:-1]] + filled[-1:])
+def _running(
+    source: Source, held_out: Source | None, val_fraction: float
+) -> tuple[Sequence[RunningText], Sequence[RunningText]]:
+    """One text to train on, and one to validate with if there is any."""
+    text = RunningText.of(source)
+    if held_out is not None:
+        return [text], [RunningText.of(held_out)]
+    train, val = text.cut(int(len(text) * (1 - val_fraction)))
+    return [train], [val] if len(val) else []
 
 
-def split_documents(texts: Iterable[str], by: str) -> list[str]:
+def _documents(
+    source: Source, held_out: Source | None, cut: str, val_fraction: float, seed: int
+) -> tuple[list[str], list[str]]:
+    """The documents to train on and those to validate with."""
+    train = split_documents(source.texts, cut)
+    source.check()
+    if held_out is None:
+        train, val = _hold_out(train, val_fraction, seed, cut)
+    else:
+        val = split_documents(held_out.texts, "line" if cut == "row" and not held_out.by_row else cut)
+        held_out.check()
+    if not train or (held_out is not None and not val):
+        which = "validation data" if train else "data"
+        raise DataError(f"There is no document with text in the {which} cut by {cut}. Give more text.")
+    return train, val
+
+
+def split_documents(texts: Iterable[Text], by: str) -> list[str]:
     """Texts cut into documents by ``line``, ``blank-line``, ``file`` or ``row``; those without text are dropped."""
     if by == "line":
-        found = [line.removesuffix("\r") for text in texts for line in text.split("\n")]
-    elif by == "blank-line":
-        found = [paragraph for text in texts for paragraph in _paragraphs(text)]
-    else:
-        found = list(texts)
+        return [line for text in texts for line in read_lines(in_pieces(text))]
+    if by == "blank-line":
+        return [paragraph for text in texts for paragraph in _paragraphs(in_pieces(text))]
+    found = ("".join(in_pieces(text)) for text in texts)
     return [document for document in found if document and not document.isspace()]
 
 
-def _paragraphs(text: str) -> list[str]:
+def _paragraphs(pieces: Iterable[str]) -> Iterator[str]:
     """Runs of lines that are not blank, inner line endings kept."""
-    found: list[str] = []
     run: list[str] = []
-    for line in [*text.split("\n"), ""]:
+    for line in chain(whole_lines(pieces), [""]):
         if line.strip():
             run.append(line)
         elif run:
-            found.append("\n".join(run).removesuffix("\r"))
+            yield "\n".join(run).removesuffix("\r")
             run = []
-    return found
 
 
 def _default_documents(source: Source) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from jaxgen.data.batches import Batches
+from jaxgen.data.watch import SILENT, Watch
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,11 @@ class TaskData(Protocol):
     def config(self) -> Any: ...
 
     @classmethod
-    def load(cls, config: Any, codec: Any = None, /) -> TaskData:
-        """Read the data; a given ``codec`` (of a resumed run) is used as it is. Raises ``DataError``."""
+    def load(cls, config: Any, codec: Any = None, watch: Watch = SILENT, /) -> TaskData:
+        """Read the data; a given ``codec`` (of a resumed run) is used as it is, and ``watch`` told if it takes a while.
+
+        Raises ``DataError``.
+        """
         ...
 
     @staticmethod

@@ -15,6 +15,7 @@ from pydantic import field_validator, model_validator
 from jaxgen.data.parallel import PairSplits, read_pairs
 from jaxgen.data.task import Metric, Model
 from jaxgen.data.translate_codec import TranslateCodec
+from jaxgen.data.watch import SILENT, Watch
 from jaxgen.data.writing import SPACED, Examples, WritingData, encode_target
 from jaxgen.data.writing_config import WritingConfig
 from jaxgen.errors import DataError, UsageError
@@ -133,11 +134,12 @@ class TranslateData(WritingData):
         return {"source_vocab": codec.source.vocab_size, "vocab_size": codec.target.vocab_size}
 
     @classmethod
-    def load(cls, config: TranslateConfig, codec: TranslateCodec | None = None) -> TranslateData:
+    def load(cls, config: TranslateConfig, codec: TranslateCodec | None = None, watch: Watch = SILENT) -> TranslateData:
         """Read and split the pairs; a given ``codec`` (of a resumed run, or of ``--init-from``) is used as it is.
 
         Raises ``DataError`` for data that cannot be used, also when every pair is too long.
         """
+        del watch  # all of it is read into memory, which is soon done
         pairs = read_pairs(
             config.data,
             config.val_data,

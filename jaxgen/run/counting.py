@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxgen.baselines import NGram, fit
 from jaxgen.data import DATA
-from jaxgen.run.events import Finished, Note, Started
+from jaxgen.run.events import Finished, Note, Started, Told
 from jaxgen.run.record import resolve, write_config
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.signals import AtOnce, Stopped
@@ -77,7 +77,7 @@ def start(config: Any, emit: Emit) -> Counting:
     RunDirectory.check(config.run)
     try:
         with AtOnce():
-            data = DATA[config.task].load(config)
+            data = DATA[config.task].load(config, None, Told(emit))
             model, params, seconds = count(data)
     except Stopped as stopped:
         raise Interrupted(stopped.number, "while n-grams were counted; there is no run yet") from None

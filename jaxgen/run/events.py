@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Large data are being read, learnt from or encoded before anything is built; ``done`` of ``total`` are."""
+
+    what: str
+    done: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -70,4 +80,19 @@ def ignore(event: Any) -> None:
     """An ``emit`` for those who do not listen."""
 
 
-Event = Started | Progress | Evaluated | Sampled | Note | Finished
+Event = Reading | Started | Progress | Evaluated | Sampled | Note | Finished
+
+
+class Told:
+    """How data are read, as events: a ``jaxgen.data.watch.Watch``."""
+
+    def __init__(self, emit: Callable[[Any], None]) -> None:
+        self._emit = emit
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """A ``Reading``."""
+        self._emit(Reading(what, done, total))
+
+    def note(self, text: str) -> None:
+        """A ``Note``."""
+        self._emit(Note(text))

@@ -64,7 +64,7 @@ class Feed:
         """The text of a step, in the smallest type that holds its ids, and its conditions, put there once."""
         text = self._batches.text(step)
         if text is not self._text:
-            small = text.astype(self._batches.id_type), self._batches.conditions(step)
+            small = text.astype(self._batches.id_type, copy=False), self._batches.conditions(step)
             alone = self._devices == 1
             self._held = jax.device_put(small) if alone else spread_whole(make_global_mesh(self._devices), small)
             self._text = text

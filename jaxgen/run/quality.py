@@ -49,7 +49,8 @@ class Reference:
                 f"then, {now['name']} with {now['sha256']} now."
             )
         conditions = None if splits.val_known is None else conditions_of(splits.val_known)
-        return cls(_as_decoded(splits.train), _as_decoded(splits.val), conditions)
+        train, val = splits.whole()
+        return cls(_as_decoded(train), _as_decoded(val), conditions)
 
     @cached_property
     def words(self) -> frozenset[str]:

@@ -20,7 +20,7 @@ from jaxgen.data.task import TaskData
 from jaxgen.errors import CheckpointError, DataError, UsageError, choose
 from jaxgen.run import counting
 from jaxgen.run.course import plan_optimizer
-from jaxgen.run.events import Note, ignore
+from jaxgen.run.events import Note, Told, ignore
 from jaxgen.run.follower import Follower
 from jaxgen.run.length import measured, planned, prolonged
 from jaxgen.run.record import changes_since, resolve, versions, write_config
@@ -69,13 +69,13 @@ def _exclusively(folder: str | None, new: bool = True) -> Iterator[None]:
 
 def _start(config: TrainConfig, emit: Emit) -> Trainer:
     began, team = time.perf_counter(), this_team()
+    emit = emit if team.leads else ignore
     with team.together() as facts:
-        task, data, resolved, params = _prepared(config)
+        task, data, resolved, params = _prepared(config, emit)
         facts |= _facts(config, data)
         if team.leads:
             _clear_unfinished(config.run)
             RunDirectory.check(config.run)
-    emit = emit if team.leads else ignore
     steps = planned(config, data)
     if steps is None:  # before there is a folder: who stops the measuring leaves none behind
         nowhere = RunDirectory("" if config.run is None else config.run)
@@ -111,7 +111,7 @@ def _facts(config: TrainConfig, data: TaskData) -> dict[str, str]:
     return {"settings": json.dumps(settings), "versions": json.dumps(versions()), "data": data.identity()["sha256"]}
 
 
-def _prepared(config: TrainConfig) -> tuple[Any, TaskData, dict[str, Any], Any]:
+def _prepared(config: TrainConfig, emit: Emit) -> tuple[Any, TaskData, dict[str, Any], Any]:
     """The task, its data, what a run keeps of both, and the weights to begin from, if any; nothing is written."""
     plan_optimizer(config, horizon=1)
     if config.tensorboard:
@@ -125,7 +125,7 @@ def _prepared(config: TrainConfig) -> tuple[Any, TaskData, dict[str, Any], Any]:
     build, foreseen = models(config.task)[config.model].build, getattr(DATA[config.task], "foreseen", None)
     if foreseen is not None and (known := foreseen(config)) is not None:
         build(**known)  # what is wrong with the model is said before data are read that take a while
-    data = _load(config, source.codec if source else None)
+    data = _load(config, source.codec if source else None, emit)
     options = data.model_options()
     task = build(**options)
     shapes = _shapes(task, config)
@@ -168,7 +168,7 @@ def _reopened(
             for name in changed
         )
         raise UsageError(f"The run {path} was started with other settings: {listed}. Leave them out to continue it.")
-    data = _load(config, saved.codec)
+    data = _load(config, saved.codec, emit)
     if note := spread_again(saved, config, data):
         emit(Note(note))
     then, now = saved.resolved["data"], data.identity()
@@ -243,8 +243,8 @@ def _clear_unfinished(path: str | None) -> None:
             run.checkpoints_path.rmdir()
 
 
-def _load(config: Any, codec: Any) -> TaskData:
-    return DATA[config.task].load(config, codec)
+def _load(config: Any, codec: Any, emit: Emit) -> TaskData:
+    return DATA[config.task].load(config, codec, Told(emit))
 
 
 def _shapes(task: Any, config: TrainConfig) -> Any:

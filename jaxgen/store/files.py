@@ -106,16 +106,21 @@ def unwritable(path: Path, error: BaseException, advice: str = RESUME, needed: i
 
     Where there is no room it tells how many bytes were ``needed``, if given, and how many are free.
     """
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     number = error.errno if isinstance(error, OSError) else None
-    if number in NO_ROOM and needed is not None:
-        reason += f" ({_size(needed)} needed{_free(path)})"
     first = FIRST.get(number or 0, "Make room on that disk or make the folder writable")
     kept = "; what was saved before is untouched" if advice == RESUME and number != errno.ENOENT else ""
-    said = f"Could not write {path}: {reason}."
+    said = f"Could not write {path}: {refused(path, error, needed)}."
     refusal = CheckpointError(f"{said} {first}, then {advice}{kept}.")
     refusal.said = said
     return refusal
+
+
+def refused(path: Path, error: BaseException, needed: int | None = None) -> str:
+    """Why ``path`` could not be written, in words; where there is no room, the bytes ``needed`` and those free."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, OSError) and error.errno in NO_ROOM and needed is not None:
+        reason += f" ({_size(needed)} needed{_free(path)})"
+    return reason
 
 
 def _free(path: Path) -> str:

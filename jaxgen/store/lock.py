@@ -255,10 +255,10 @@ def _refusal(folder: Path, holder: dict[str, Any]) -> UsageError:
 
 
 def _myself() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": platform.node(), "boot": _boot(), "started": _started(os.getpid())}
+    return {"pid": os.getpid(), "host": platform.node(), "boot": boot(), "started": _started(os.getpid())}
 
 
-def _boot() -> str:
+def boot() -> str:
     """What tells one start of this machine from any other; its name where the system does not say."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -6,7 +6,7 @@ import difflib
 from typing import Any
 
 from jaxgen.errors import CheckpointError
-from jaxgen.text.base import EOS, PAD, UNK, StreamDecoder, Tokenizer, text_bytes
+from jaxgen.text.base import EOS, PAD, UNK, StreamDecoder, Text, Tokenizer, in_pieces, text_bytes
 from jaxgen.text.bpe import BpeTokenizer
 from jaxgen.text.byte import ByteTokenizer
 from jaxgen.text.char import CharTokenizer
@@ -42,8 +42,10 @@ __all__ = [
     "ByteTokenizer",
     "CharTokenizer",
     "StreamDecoder",
+    "Text",
     "Tokenizer",
     "WordTokenizer",
+    "in_pieces",
     "load_tokenizer",
     "text_bytes",
 ]

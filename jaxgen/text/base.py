@@ -27,6 +27,8 @@ _NOT_A_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _SHOWN = 5
 
 T = TypeVar("T", bound="Tokenizer")
+#: A text, or the pieces that add up to it.
+Text = str | Iterable[str]
 
 
 def text_bytes(text: str) -> bytes:
@@ -42,15 +44,44 @@ def without_surrogates(text: str) -> str:
     return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
 
 
-def safe_chunks(text: str, safe: re.Pattern[str], size: int) -> Iterator[str]:
+def in_pieces(text: Text) -> Iterable[str]:
+    """The pieces of a text; a string is one."""
+    return (text,) if isinstance(text, str) else text
+
+
+def safe_chunks(text: Text, safe: re.Pattern[str], size: int) -> Iterator[str]:
     """The text in chunks of ``size`` characters and up to the next ``safe`` place to cut; one of 16 times ``size``
-    without any is cut all the same, because what a tokenizer needs for it would grow without bound."""
-    start = 0
-    while start < len(text):
-        cut = safe.search(text, start + size, start + 16 * size)
+    without any is cut all the same, because what a tokenizer needs for it would grow without bound.
+
+    ``safe`` may look at the characters before a place and at one behind it, and so it does not matter where the pieces
+    of a text end.
+    """
+    held, start = "", 0
+    for piece in in_pieces(text):
+        held, start = held[start:] + piece, 0
+        while start + size < len(held):
+            cut = safe.search(held, start + size, start + 16 * size)
+            if cut is None and start + 16 * size > len(held):
+                break  # the next piece may have a place to cut
+            end = cut.start() if cut else start + 16 * size
+            yield held[start:end]
+            start = end
+    while start < len(held):
+        cut = safe.search(held, start + size, start + 16 * size)
         end = cut.start() if cut else start + 16 * size
-        yield text[start:end]
+        yield held[start:end]
         start = end
+
+
+def last_cut(safe: re.Pattern[str], text: str) -> int:
+    """Where the last ``safe`` place to cut a text is, 0 if there is none; it is sought from the end."""
+    size = 256
+    while True:
+        if found := [cut.start() for cut in safe.finditer(text, max(0, len(text) - size))]:
+            return found[-1]
+        if size >= len(text):
+            return 0
+        size *= 4
 
 
 class StreamDecoder:
@@ -120,8 +151,11 @@ class Tokenizer(ABC):
 
     @classmethod
     @abstractmethod
-    def train(cls: type[T], texts: Iterable[str], *args: Any, **options: Any) -> T:
-        """The tokenizer of some training text; raises ``UsageError`` for an option out of range."""
+    def train(cls: type[T], texts: Iterable[Text], *args: Any, **options: Any) -> T:
+        """The tokenizer of some training texts, each a string or its pieces: the same wherever they are cut.
+
+        Raises ``UsageError`` for an option out of range.
+        """
 
     def safe_cut(self, text: str) -> int:
         """The last place n at which a text that begins so can be cut, whatever follows; 0 if none is known.

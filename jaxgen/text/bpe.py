@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -14,9 +14,12 @@ from jaxgen.errors import UsageError
 from jaxgen.text.base import (
     FIRST,
     SPECIAL_PIECES,
+    Text,
     Tokenizer,
     check_option,
+    in_pieces,
     json_fields,
+    last_cut,
     malformed,
     safe_chunks,
     without_surrogates,
@@ -27,6 +30,10 @@ _CHUNK = 1 << 16
 # Between a character that is not whitespace and one of these, the pre-tokenizer always cuts, and what it does
 # before and after does not depend on the other side.
 _SAFE_CUT = re.compile(r"(?<=\S)[\n ]")
+# A merge takes the library time in proportion to the length of each word: letters without end, or white space, would be
+# one word, and a megabyte of them hours.
+_LONG_RUN = re.compile(r"(?<!\S)\S{1025}|(?<!\s)\s{1025}")
+_PARTS = re.compile(r"\s{0,1024}\S{1,1024}|\s{1,1024}")
 
 
 class BpeTokenizer(Tokenizer):
@@ -55,7 +62,7 @@ class BpeTokenizer(Tokenizer):
 
     def safe_cut(self, text: str) -> int:
         """In front of the last space or line break that follows something else than white space."""
-        return max((cut.start() for cut in _SAFE_CUT.finditer(without_surrogates(text))), default=0)
+        return last_cut(_SAFE_CUT, without_surrogates(text))
 
     def to_json(self) -> dict[str, Any]:
         """The library's own JSON, as one string."""
@@ -73,7 +80,7 @@ class BpeTokenizer(Tokenizer):
             raise malformed(cls.kind, f"the tokenizers library refuses it ({error})") from error
 
     @classmethod
-    def train(cls, texts: Iterable[str], *, vocab_size: int = 8192) -> BpeTokenizer:
+    def train(cls, texts: Iterable[Text], *, vocab_size: int = 8192) -> BpeTokenizer:
         """At most ``vocab_size`` tokens, the 3 special ids and the 256 bytes included."""
         check_option("vocab_size", vocab_size, FIRST + 256)
         library = _library()
@@ -87,9 +94,18 @@ class BpeTokenizer(Tokenizer):
             special_tokens=[],
             show_progress=False,
         )
-        chunks = (chunk for text in texts for chunk in safe_chunks(without_surrogates(text), _SAFE_CUT, _CHUNK))
-        inner.train_from_iterator(chunks, trainer=trainer)
+        inner.train_from_iterator(_chunks(texts), trainer=trainer)
         return cls(inner)
+
+
+def _chunks(texts: Iterable[Text]) -> Iterator[str]:
+    """What is learnt from: the texts in chunks, their long runs without white space in parts."""
+    for text in texts:
+        for chunk in safe_chunks(map(without_surrogates, in_pieces(text)), _SAFE_CUT, _CHUNK):
+            if not _LONG_RUN.search(chunk):
+                yield chunk
+            else:
+                yield from (part[0] for part in _PARTS.finditer(chunk))
 
 
 def _library() -> ModuleType:

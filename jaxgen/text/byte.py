@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.text.base import FIRST, SPECIAL_PIECES, Tokenizer, json_fields, text_bytes
+from jaxgen.text.base import FIRST, SPECIAL_PIECES, Text, Tokenizer, json_fields, text_bytes
 
 
 class ByteTokenizer(Tokenizer):
@@ -41,6 +41,6 @@ class ByteTokenizer(Tokenizer):
         return cls()
 
     @classmethod
-    def train(cls, texts: Iterable[str] = ()) -> ByteTokenizer:
+    def train(cls, texts: Iterable[Text] = ()) -> ByteTokenizer:
         """The one byte tokenizer, whatever the texts."""
         return cls()

@@ -12,15 +12,17 @@ from jaxgen.text.base import (
     FIRST,
     SPECIAL_PIECES,
     UNK,
+    Text,
     Tokenizer,
     check_option,
+    in_pieces,
     json_list,
     malformed,
     without_surrogates,
 )
 
 _CODE_POINTS = 0x110000
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 
 
 class CharTokenizer(Tokenizer):
@@ -65,13 +67,14 @@ class CharTokenizer(Tokenizer):
         return cls(points)
 
     @classmethod
-    def train(cls, texts: Iterable[str], *, min_count: int = 1) -> CharTokenizer:
+    def train(cls, texts: Iterable[Text], *, min_count: int = 1) -> CharTokenizer:
         """Every character that occurs at least ``min_count`` times."""
         check_option("min_count", min_count, 1)
-        counts = np.zeros(_CODE_POINTS, np.int64)
+        counts = np.zeros(0, np.int64)
         for chunk in _chunks(texts):
-            found = np.bincount(_code_points(chunk))
-            counts[: found.size] += found
+            found = np.bincount(_code_points(chunk), minlength=counts.size)
+            found[: counts.size] += counts
+            counts = found
         return cls(np.flatnonzero(counts >= min_count).tolist())
 
 
@@ -79,13 +82,13 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[str]:
-    """The texts glued or cut to strings of about a million characters, so that counting is never per tiny text."""
+def _chunks(texts: Iterable[Text]) -> Iterator[str]:
+    """The texts glued or cut to strings of ``_CHUNK`` characters or a little more: counting is never per tiny text."""
     waiting: list[str] = []
     size = 0
-    for text in texts:
-        for start in range(0, len(text), _CHUNK):
-            part = text[start : start + _CHUNK]
+    for piece in (piece for text in texts for piece in in_pieces(text)):
+        for start in range(0, len(piece), _CHUNK):
+            part = piece[start : start + _CHUNK]
             waiting.append(part)
             size += len(part)
             if size >= _CHUNK:

@@ -29,6 +29,34 @@ class Encoded(NamedTuple):
     forced: bool = False
 
 
+def evenly(pieces: Iterable[str], size: int) -> Iterator[str]:
+    """The text that ``pieces`` add up to in pieces of ``size`` characters, wherever it was cut before."""
+    waiting: list[str] = []
+    held = 0
+    for piece in pieces:
+        start = 0
+        while held + len(piece) - start >= size:
+            end = start + size - held
+            yield "".join([*waiting, piece[start:end]])
+            waiting, held, start = [], 0, end
+        if start < len(piece):
+            waiting.append(piece[start:])
+            held += len(piece) - start
+    if waiting:
+        yield "".join(waiting)
+
+
+def between(pieces: Iterable[str], start: int, stop: int | None) -> Iterator[str]:
+    """Characters ``start`` to ``stop`` of the text that ``pieces`` add up to; no more than needed is taken of them."""
+    before = 0
+    for piece in pieces:
+        if part := piece[max(0, start - before) : None if stop is None else max(0, stop - before)]:
+            yield part
+        before += len(piece)
+        if stop is not None and before >= stop:
+            return
+
+
 def encode_pieces(
     tokenizer: Tokenizer, pieces: Iterable[str], *, unk: str = "error", where: str = "The text"
 ) -> Iterator[Encoded]:

@@ -13,9 +13,11 @@ from jaxgen.text.base import (
     FIRST,
     SPECIAL_PIECES,
     UNK,
+    Text,
     Tokenizer,
     check_option,
     json_list,
+    last_cut,
     malformed,
     safe_chunks,
     without_surrogates,
@@ -61,7 +63,7 @@ class WordTokenizer(Tokenizer):
 
     def safe_cut(self, text: str) -> int:
         """In front of the last white space or behind the last mark, whichever is later."""
-        return max((cut.start() for cut in _SAFE_CUT.finditer(without_surrogates(text))), default=0)
+        return last_cut(_SAFE_CUT, without_surrogates(text))
 
     def unknown(self, text: str) -> list[tuple[int, str]]:
         """The words that the vocabulary lacks, with the positions of their first characters from 0."""
@@ -90,7 +92,7 @@ class WordTokenizer(Tokenizer):
         return cls(words)
 
     @classmethod
-    def train(cls, texts: Iterable[str], *, min_count: int = 2, vocab_size: int = 20000) -> WordTokenizer:
+    def train(cls, texts: Iterable[Text], *, min_count: int = 2, vocab_size: int = 20000) -> WordTokenizer:
         """The single space, then pieces by frequency, until a count is below ``min_count`` or V = ``vocab_size``."""
         check_option("min_count", min_count, 1)
         check_option("vocab_size", vocab_size, FIRST + 1)

@@ -153,13 +153,15 @@ def test_a_file_named_gz_that_is_not_is_a_data_error():
     assert "not gzip" in refused(DataError, write("a.gz", "plain"))
 
 
-def test_a_file_without_permission_is_a_data_error(monkeypatch):
-    def deny(path):
+@pytest.mark.parametrize("column", [None, "1"])
+def test_a_file_without_permission_is_a_data_error(column, monkeypatch):
+    def deny(*args, **options):
         raise PermissionError(13, "Permission denied")
 
-    write("a.txt", "x")
+    write("a.csv", "x")
     monkeypatch.setattr(Path, "read_bytes", deny)
-    assert "Permission denied" in refused(DataError, "a.txt")
+    monkeypatch.setattr("builtins.open", deny)
+    assert "Permission denied" in refused(DataError, "a.csv", text_column=column)
 
 
 def test_nothing_given_is_a_usage_error():

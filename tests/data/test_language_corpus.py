@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgen.data import corpus, prepare
-from jaxgen.data.corpus import join_texts, split_documents
+from jaxgen.data.running import join_texts
+from jaxgen.data.splits import split_documents
 from jaxgen.errors import DataError, UsageError
 from jaxgen.text import EOS, TOKENIZERS, UNK, CharTokenizer
 
@@ -44,14 +45,15 @@ def test_the_tail_of_the_text_is_validation_and_the_rest_training():
 def test_the_vocabulary_comes_from_training_alone_and_unknowns_are_counted():
     corpus = prepare([write("a.txt", "ab" * 45 + "abzabzzabb")])
     assert corpus.tokenizer.vocab_size == 5
-    assert corpus.val_unknown == 3
+    assert corpus.val.unknown == 3
     assert np.count_nonzero(corpus.val.ids == UNK) == 3
 
 
 def test_texts_are_joined_by_a_newline_only_where_none_is():
-    assert join_texts(["a", "b\n", "", "c"]) == "a\nb\nc"
-    assert join_texts(["a\r\n"]) == "a\r\n"
-    assert join_texts([]) == ""
+    assert "".join(join_texts(["a", "b\n", "", "c"])) == "a\nb\nc"
+    assert "".join(join_texts([["", "a", "b"], [], ["", "c\n", ""], ["d"]])) == "ab\nc\nd"
+    assert "".join(join_texts(["a\r\n"])) == "a\r\n"
+    assert "".join(join_texts([])) == ""
 
 
 def test_characters_and_bytes_are_those_of_the_text():
@@ -93,10 +95,10 @@ def test_every_level_goes_with_every_layout(level, layout):
     assert corpus.train.ids.ndim == 1
 
 
-def test_a_large_vocabulary_is_held_in_int32(monkeypatch):
-    text = "".join(map(chr, range(0x10000, 0x10000 + 66000)))
-    assert prepare([write("a.txt", text)], val_fraction=0).train.ids.dtype == np.int32
-    assert prepare([write("b.txt", "abc")], val_fraction=0).train.ids.dtype == np.uint16
+@pytest.mark.parametrize(("symbols", "dtype"), [(253, np.uint8), (254, np.uint16), (66_000, np.uint32)])
+def test_ids_take_as_few_bytes_as_the_vocabulary_allows(symbols, dtype):
+    text = "".join(map(chr, range(0x10000, 0x10000 + symbols)))
+    assert prepare([write("a.txt", text)], val_fraction=0).train.ids.dtype == dtype
 
 
 def test_documents_are_split_whole_by_a_seeded_shuffle():

@@ -86,7 +86,7 @@ def test_the_identity_changes_with_either_source():
 def test_unknown_tokens_are_counted_and_told_for_both_splits():
     tokenizer = CharTokenizer.train(["the cat sat o m\n"])  # lacks the n of "on"
     data = load(tokenizer)
-    assert (data.corpus.train_unknown, data.corpus.val_unknown) == (54, 6)
+    assert (data.corpus.train.unknown, data.corpus.val.unknown) == (54, 6)
     tokens = data.facts()["tokens"]
     assert "1,242 + 138 tokens, 54 unknown in training (4.35%), 6 unknown in validation (4.35%)" in tokens
     assert data.report({"val": (10.0, 10)})["val_unknown"] == 6
@@ -110,8 +110,8 @@ def test_a_borrowed_vocabulary_that_lacks_much_of_the_text_is_refused():
 def test_a_run_that_goes_on_keeps_its_own_vocabulary_whatever_it_lacks():
     rare = {"level": "word", "vocab_size": 5, "min_count": 1}
     first = load(**rare)
-    assert first.corpus.train_unknown > 0.2 * first.corpus.train.ids.size
-    assert load(first.tokenizer, **rare).corpus.train_unknown == first.corpus.train_unknown
+    assert first.corpus.train.unknown > 0.2 * first.corpus.train.ids.size
+    assert load(first.tokenizer, **rare).corpus.train.unknown == first.corpus.train.unknown
 
 
 def test_every_evaluation_is_reported_in_bits_per_character():
