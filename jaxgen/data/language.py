@@ -75,8 +75,8 @@ class LanguageData:
     def load(cls, config: LanguageConfig, codec: TextCodec | None = None, watch: Watch = SILENT) -> LanguageData:
         """Read, split and encode the text; a given ``codec`` (of a resumed run) is used as it is.
 
-        ``watch`` follows it. Raises ``DataError`` for data that cannot be used, also when a split is too short for one batch or when
-        ``--init-from`` brings a vocabulary that lacks too much of the text.
+        ``watch`` follows it. Raises ``DataError`` for data that cannot be used, also when a split is too short for one
+        batch or when ``--init-from`` brings a vocabulary that lacks too much of the text.
         """
         tokenizer, conditioning = (None, None) if codec is None else taken_apart(codec)
         if tokenizer is not None and tokenizer.kind != config.level:

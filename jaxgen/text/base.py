@@ -56,13 +56,14 @@ def safe_chunks(text: Text, safe: re.Pattern[str], size: int) -> Iterator[str]:
     ``safe`` may look at the characters before a place and at one behind it, and so it does not matter where the pieces
     of a text end.
     """
-    held, start = "", 0
+    held, start, looked = "", 0, 0
     for piece in in_pieces(text):
-        held, start = held[start:] + piece, 0
+        held, start, looked = held[start:] + piece, 0, looked - start
         while start + size < len(held):
-            cut = safe.search(held, start + size, start + 16 * size)
+            cut = safe.search(held, max(start + size, looked), start + 16 * size)
             if cut is None and start + 16 * size > len(held):
-                break  # the next piece may have a place to cut
+                looked = len(held) - 1  # the next piece may have a place to cut, behind this character
+                break
             end = cut.start() if cut else start + 16 * size
             yield held[start:end]
             start = end

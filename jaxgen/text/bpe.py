@@ -30,10 +30,13 @@ _CHUNK = 1 << 16
 # Between a character that is not whitespace and one of these, the pre-tokenizer always cuts, and what it does
 # before and after does not depend on the other side.
 _SAFE_CUT = re.compile(r"(?<=\S)[\n ]")
-# A merge takes the library time in proportion to the length of each word: letters without end, or white space, would be
-# one word, and a megabyte of them hours.
-_LONG_RUN = re.compile(r"(?<!\S)\S{1025}|(?<!\s)\s{1025}")
-_PARTS = re.compile(r"\s{0,1024}\S{1,1024}|\s{1,1024}")
+# The library makes one word of letters (digits, marks, white space) without end. A merge takes it time in proportion to
+# the length of each word it is in, hours for a megabyte, and words that never come again a hundred bytes a character.
+_LONGEST = 1 << 10
+_MOST_LONG = 1 << 19
+_LONG_RUN = re.compile(
+    "|".join(rf"(?<!{kind}){kind}{{{_LONGEST + 1},}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s"))
+)
 
 
 class BpeTokenizer(Tokenizer):
@@ -99,13 +102,20 @@ class BpeTokenizer(Tokenizer):
 
 
 def _chunks(texts: Iterable[Text]) -> Iterator[str]:
-    """What is learnt from: the texts in chunks, their long runs without white space in parts."""
+    """What is learnt from: the texts in chunks, with endless words in parts and no more than some of them."""
+    left = _MOST_LONG
     for text in texts:
         for chunk in safe_chunks(map(without_surrogates, in_pieces(text)), _SAFE_CUT, _CHUNK):
-            if not _LONG_RUN.search(chunk):
-                yield chunk
-            else:
-                yield from (part[0] for part in _PARTS.finditer(chunk))
+            start = 0
+            for run in _LONG_RUN.finditer(chunk):
+                learnt = min(left, run.end() - run.start())
+                left -= learnt
+                for at in range(run.start() + _LONGEST, run.start() + learnt, _LONGEST):
+                    yield chunk[start:at]
+                    start = at
+                yield chunk[start : run.start() + learnt]
+                start = run.end()
+            yield chunk[start:]
 
 
 def _library() -> ModuleType:

@@ -1,0 +1,70 @@
+"""A text larger than memory: its file and its tokens are read from the disk, and what is anonymous stays small."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.memory import run_watched
+
+MB = 10**6
+#: Train on the text of ``argv[1]`` and tell the growth of memory since the imports, and since a run on a small text.
+TRAINING = """
+import json, os
+import jaxgen.run.trainer, jaxgen.store.plot
+from jaxgen.data import LanguageConfig
+from jaxgen.run import start
+
+settings = dict(hidden=4, layers=1, cell="elman", batch_size=2, seq_len=8, steps=2, eval_every=2, sample_every=0,
+                devices=1, val_data=("small.txt",))
+imported = Peak()
+start(LanguageConfig(data=("small.txt",), run="small", **settings)).train()
+begun = Peak()
+trainer = start(LanguageConfig(data=(sys.argv[1],), run="large", **settings))
+trainer.train()
+ids = trainer.data.corpus.train.ids
+print(json.dumps({"imported": imported.growth(), "begun": begun.growth(), "tokens": ids.size, "type": ids.dtype.name,
+                  "text": trainer.data.tokenizer.decode(ids[-30:])}))
+"""
+
+
+def write(path: Path, size: int) -> str:
+    """A text of ``size`` bytes, the same million of them over and over, and its last 30 characters."""
+    draw = np.random.default_rng(0)
+    block = draw.choice(np.frombuffer(b"abcdefghij klmnop\n", np.uint8), MB).tobytes()
+    with path.open("wb") as file:
+        for _ in range(size // MB):
+            file.write(block)
+    return block[-30:].decode()
+
+
+def trained(folder: Path, size: int) -> None:
+    """Train on a text of ``size`` bytes within the memory that is allowed, whatever its size."""
+    end = write(folder / "large.txt", size)
+    write(folder / "small.txt", MB)
+    try:
+        script = f"import os; os.chdir({str(folder)!r})\n{TRAINING}"
+        done = run_watched(script, "large.txt", env={"XDG_CACHE_HOME": str(folder / "cache")})
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        assert (found["tokens"], found["type"], found["text"]) == (size, "uint8", end)
+        (kept,) = (folder / "cache" / "jaxgen" / "tokens").iterdir()
+        assert kept.stat().st_size >= size
+        assert found["imported"] <= 500 * MB, f"{found['imported'] / MB:.0f} MB more than after the imports"
+        assert found["begun"] <= 40 * MB, f"{found['begun'] / MB:.0f} MB more than with a small text"
+        print(
+            f"{size / MB:,.0f} MB of text: {found['imported'] / MB:.0f} MB above the imports, {found['begun'] / MB:.0f} MB"
+        )
+    finally:
+        for path in (folder / "large.txt", *(folder / "cache").rglob("*.tokens")):
+            path.unlink(missing_ok=True)
+
+
+def test_training_on_50_mb_takes_as_much_memory_as_on_one(tmp_path):
+    trained(tmp_path, 50 * MB)
+
+
+@pytest.mark.slow
+def test_training_on_2_gb_takes_as_much_memory_as_on_one(tmp_path):
+    trained(tmp_path, 2000 * MB)
