@@ -33,7 +33,7 @@ _SAFE_CUT = re.compile(r"(?<=\S)[\n ]")
 # The library makes one word of letters (digits, marks, white space) without end. A merge takes it time in proportion to
 # the length of each word it is in, hours for a megabyte, and words that never come again a hundred bytes a character.
 _LONGEST = 1 << 10
-_MOST_LONG = 1 << 19
+_MOST_LONG = 1 << 18
 _LONG_RUN = re.compile(
     "|".join(rf"(?<!{kind}){kind}{{{_LONGEST + 1},}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s"))
 )

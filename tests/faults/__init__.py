@@ -5,7 +5,7 @@ A further fault is a ``Fault`` in one of the modules here; a further module is o
 
 from __future__ import annotations
 
-from . import damage, disk, diverging, environment, full_runs, hostile, kills, refusals, several
+from . import damage, disk, diverging, environment, full_runs, hostile, kills, refusals, several, texts
 from .fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -18,4 +18,5 @@ FAULTS: tuple[Fault, ...] = (
     *refusals.FAULTS,
     *hostile.FAULTS,
     *environment.FAULTS,
+    *texts.FAULTS,
 )

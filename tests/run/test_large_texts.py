@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from tests.memory import run_watched
+from faults.fault import Unavailable
+from faults.memory import run_watched
 
 MB = 10**6
 #: Train on the text of ``argv[1]`` and tell the growth of memory since the imports, and since a run on a small text.
 TRAINING = """
-import json, os
+import json
 import jaxgen.run.trainer, jaxgen.store.plot
 from jaxgen.data import LanguageConfig
 from jaxgen.run import start
@@ -44,18 +44,17 @@ def trained(folder: Path, size: int) -> None:
     end = write(folder / "large.txt", size)
     write(folder / "small.txt", MB)
     try:
-        script = f"import os; os.chdir({str(folder)!r})\n{TRAINING}"
-        done = run_watched(script, "large.txt", env={"XDG_CACHE_HOME": str(folder / "cache")})
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout.splitlines()[-1])
+        told = run_watched(TRAINING, "large.txt", cwd=folder, env={"XDG_CACHE_HOME": str(folder / "cache")})
+        found = json.loads(told.splitlines()[-1])
         assert (found["tokens"], found["type"], found["text"]) == (size, "uint8", end)
         (kept,) = (folder / "cache" / "jaxgen" / "tokens").iterdir()
         assert kept.stat().st_size >= size
         assert found["imported"] <= 500 * MB, f"{found['imported'] / MB:.0f} MB more than after the imports"
-        assert found["begun"] <= 40 * MB, f"{found['begun'] / MB:.0f} MB more than with a small text"
-        print(
-            f"{size / MB:,.0f} MB of text: {found['imported'] / MB:.0f} MB above the imports, {found['begun'] / MB:.0f} MB"
-        )
+        assert found["begun"] <= 100 * MB, f"{found['begun'] / MB:.0f} MB more than with a small text"
+        told = [f"{size / MB:,.0f} MB of text", *(f"{found[name] / MB:.0f} MB" for name in ("imported", "begun"))]
+        print("{}: {} above the imports, {} above a small text".format(*told))
+    except Unavailable as missing:
+        pytest.skip(str(missing))
     finally:
         for path in (folder / "large.txt", *(folder / "cache").rglob("*.tokens")):
             path.unlink(missing_ok=True)

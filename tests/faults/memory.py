@@ -8,9 +8,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
+from .fault import Unavailable
 
-#: In front of a script: ``anonymous()`` in bytes; ``Peak()`` from here on, its ``growth()`` so far.
+#: In front of a script: ``Peak()`` watches from here on, its ``growth()`` is in bytes.
 WATCHING = """
 import sys, threading, time
 
@@ -33,13 +33,13 @@ class Peak:
 """
 
 
-def run_watched(
-    script: str, *args: object, env: Mapping[str, str], timeout: float = 600
-) -> subprocess.CompletedProcess[str]:
-    """Run ``script`` behind ``WATCHING``, with nothing compiled better than it must be."""
+def run_watched(script: str, *args: object, cwd: Path, env: Mapping[str, str]) -> str:
+    """What ``script`` writes, run behind ``WATCHING``; nothing is compiled better than it must be."""
     if not Path("/proc/self/status").exists():
-        pytest.skip("only Linux tells how much memory is anonymous")
-    root = str(Path(__file__).parent.parent)
+        raise Unavailable("only Linux tells how much memory is anonymous")
+    root = str(Path(__file__).resolve().parents[2])
     ours = {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **env}
     command = [sys.executable, "-c", WATCHING + script, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | ours, timeout=timeout)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | ours, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -1,0 +1,174 @@
+"""Odd texts: each comes back exactly from its tokens or is refused naming the offset, within bounded memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxgen.data import prepare
+from jaxgen.errors import DataError
+
+from .fault import Fault
+from .memory import run_watched
+
+MB = 10**6
+#: The most memory that reading, learning and encoding may take, in bytes of the file.
+TIMES = 6
+LEVELS = ("char", "byte", "bpe")
+#: Encode the text of ``argv[1]`` at a level, tell the growth of memory, then read it back from its tokens.
+ENCODING = """
+import json
+import jaxgen.data.corpus, jaxgen.text
+try:
+    import tokenizers
+except ImportError:
+    pass
+watched = Peak()
+made = jaxgen.data.prepare([sys.argv[1]], level=sys.argv[2])
+growth = watched.growth()
+with open(sys.argv[1], "rb") as file:
+    for tokens in (made.train, made.val):
+        for start in range(0, tokens.ids.size, 1 << 16):
+            text = made.tokenizer.decode_bytes(tokens.ids[start : start + (1 << 16)])
+            unknown = text.count(b"<unk>")
+            assert unknown or file.read(len(text)) == text, "it came back as another"
+            assert not unknown, "a symbol was lost"
+    assert not file.read(1), "its end is missing"
+print(json.dumps(growth))
+"""
+
+
+def came_back(path: Path, *levels: str) -> None:
+    """Raise ``AssertionError`` unless the file comes back from its tokens, bytes for bytes."""
+    for level in levels:
+        made = prepare([str(path)], level=level)
+        found = b"".join(made.tokenizer.decode_bytes(tokens.ids) for tokens in (made.train, made.val))
+        assert found == path.read_bytes(), f"at the level {level} it came back as another"
+
+
+def refused(path: Path, *told: str, levels: tuple[str, ...] = LEVELS, **options: str) -> None:
+    """Raise ``AssertionError`` unless it is refused with the exit code of data, and all that must be is told."""
+    for level in levels:
+        with pytest.raises(DataError) as caught:
+            prepare([str(path)], level=level, **options)
+        assert caught.value.exit_code == 3
+        assert all(part in str(caught.value) for part in told), str(caught.value)
+
+
+def written(folder: Path, content: bytes) -> Path:
+    path = folder / "text.txt"
+    path.write_bytes(content)
+    return path
+
+
+def letters(draw: np.random.Generator, alphabet: str, size: int) -> str:
+    return "".join(draw.choice(list(alphabet), size))
+
+
+def empty(folder: Path, draw: np.random.Generator) -> str:
+    refused(written(folder, b""), "is empty")
+    return "refused, exit code 3"
+
+
+def one_symbol(folder: Path, draw: np.random.Generator) -> str:
+    refused(written(folder, b"x"), "at least 2 are needed")
+    came_back(written(folder, "é".encode() * int(draw.integers(100, 5000))), *LEVELS)
+    return "one alone refused, exit code 3; many came back"
+
+
+def peculiar(symbols: str) -> Callable[[Path, np.random.Generator], str]:
+    """Words with ``symbols`` among them: first, last, and wherever chance puts them."""
+
+    def inject(folder: Path, draw: np.random.Generator) -> str:
+        # What is held out at the end must have no symbol of its own: every text begins with all there are.
+        text = symbols + "abc \r\n" + letters(draw, symbols + "abc \r\n", 3000) + symbols
+        came_back(written(folder, text.encode()), *LEVELS)
+        return "came back at the levels char, byte and bpe"
+
+    return inject
+
+
+def malformed(folder: Path, draw: np.random.Generator) -> str:
+    """Bytes that are no UTF-8, half a character among them, anywhere in a text of some pieces."""
+    wrong = [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xe2\x82", b"\xf5\x80\x80\x80"][int(draw.integers(5))]
+    text = letters(draw, "ab €🎉\n", 300_000)
+    before = len(text[: int(draw.integers(len(text)))].encode())
+    path = written(folder, text.encode()[:before] + wrong + b"a" + text.encode()[before:])
+    refused(path, f"byte {wrong[0]:#04x} at offset {before} ", levels=("char", "bpe"))
+    came_back(path, "byte")
+    return "refused naming the offset, exit code 3; came back at the level byte"
+
+
+def half_a_character(folder: Path, draw: np.random.Generator) -> str:
+    path = folder / "rows.jsonl"
+    line = int(draw.integers(1, 50))
+    path.write_text("\n".join('{"t": "a\\ud83c"}' if n == line else '{"t": "a\\ud83c\\udf89"}' for n in range(1, 51)))
+    refused(path, f"line {line} of", "half a character", text_column="t")
+    return "refused naming the line, exit code 3"
+
+
+def large(make: Callable[[np.random.Generator], str], *levels: str) -> Callable[[Path, np.random.Generator], str]:
+    """A text of 20 MB, in a process whose memory is watched."""
+
+    def inject(folder: Path, draw: np.random.Generator) -> str:
+        path = written(folder, make(draw).encode())
+        size, most = path.stat().st_size, 0.0
+        for level in levels:
+            told = run_watched(ENCODING, path.name, level, cwd=folder, env={"XDG_CACHE_HOME": str(folder)})
+            most = max(most, json.loads(told) / size)
+            assert most <= TIMES, f"at the level {level} it took {most:.1f} times its size"
+        return (
+            f"came back at the {'levels' if levels[1:] else 'level'} {', '.join(levels)} within {TIMES} times its size"
+        )
+
+    return inject
+
+
+def block(draw: np.random.Generator, alphabet: str) -> str:
+    """20 MB of ASCII on one line: a million symbols by chance, over and over."""
+    return letters(draw, alphabet, MB) * 20
+
+
+def one_emoji(draw: np.random.Generator) -> str:
+    text = block(draw, "abcde ")
+    return f"🎉{text}"
+
+
+def many_symbols(draw: np.random.Generator) -> str:
+    """50,000 different symbols, each in what is learnt from too."""
+    points = np.concatenate([np.arange(0x4E00, 0x9E00), np.arange(0xAC00, 0xD700), np.arange(0x20000, 0x24A50)])[
+        :50_000
+    ]
+    assert points.size == 50_000
+    every = "".join(map(chr, points.tolist()))
+    return "".join(letters(draw, every, 50_000) + every for _ in range(55))
+
+
+REQUIRED = "comes back exactly, or exit code 3 with the offset"
+BOUNDED = f"comes back exactly; memory above the imports at most {TIMES} times the file"
+
+FAULTS = (
+    Fault("text: empty", REQUIRED, empty, times=1),
+    Fault("text: one symbol", REQUIRED, one_symbol, times=5),
+    Fault("text: NUL bytes", REQUIRED, peculiar("\0"), times=5),
+    Fault("text: a byte order mark, in front and in the middle", REQUIRED, peculiar("\ufeff"), times=5),
+    Fault("text: CRLF, lone CR, other line separators", REQUIRED, peculiar("\r\n\r\x85\u2028\x0b"), times=5),
+    Fault("text: literal <unk>, <eos> and end-of-text marks", REQUIRED, peculiar("<unk><eos><|endoftext|>"), times=5),
+    Fault("text: malformed UTF-8", REQUIRED, malformed, times=20),
+    Fault("text: half a character, escaped in JSONL", REQUIRED, half_a_character, times=5),
+    Fault("text: 20 MB on one line", BOUNDED, large(lambda draw: block(draw, "abcdefgh "), "char", "byte"), times=2),
+    Fault("text: 20 MB of ASCII with one emoji", BOUNDED, large(one_emoji, "char", "byte"), times=2, slow=True),
+    Fault("text: 20 MB of 50,000 symbols", BOUNDED, large(many_symbols, "char", "byte"), times=2, slow=True),
+    *(
+        Fault(f"text: 20 MB {name}, BPE", BOUNDED, large(make, "bpe"), times=1, slow=True)
+        for name, make in {
+            "on one line": lambda draw: block(draw, "abcdefgh "),
+            "without a space": lambda draw: letters(draw, "abcdefghijklmnop", 20 * MB),
+            "of 50,000 symbols": many_symbols,
+        }.items()
+    ),
+)
