@@ -16,7 +16,7 @@ from rich.console import Console
 from jaxgen.cli import progress
 from jaxgen.cli.common import end_output, guarded, open_output, put, say, visible
 from jaxgen.cli.progress import Screen, clock, progress_line
-from jaxgen.run.events import Evaluated, Finished, Note, Progress, Sampled, Started
+from jaxgen.run.events import Evaluated, Finished, Note, Progress, Reading, Sampled, Started
 from jaxgen.run.trainer import Interrupted
 
 
@@ -193,6 +193,20 @@ def live(width: int, event: Progress, total: int) -> str:
     screen.show(event)
     screen.close()
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", out.getvalue().replace("\r", "\n")).strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_reading_large_data_has_a_bar_on_a_terminal_that_goes_when_the_run_begins(terminal):
+    out = io.StringIO()
+    screen = Screen(Console(width=80, height=25, force_terminal=terminal, file=out, color_system=None))
+    for what in ("reading", "encoding"):
+        for done in (10, 50, 100):
+            screen.show(Reading(what, done, 100))
+    shown = out.getvalue()
+    screen.show(Started("r", {}, 0, 10))
+    assert screen._reading_bar is None
+    screen.close()
+    assert ("reading" in shown or "reading" in out.getvalue()) == terminal
 
 
 def test_a_wide_window_has_a_bar_and_a_narrow_one_has_not():

@@ -215,3 +215,11 @@ def test_one_token_a_step_simply_works():
     for layout in BATCHES:
         tokens = documents([2, 1]) if layout == "documents" else running(4)
         assert make_batches(layout, tokens, 1, 1, 0).batch(0).tokens.shape == (1, 1)
+
+
+@pytest.mark.parametrize("together", [1, 4, 9, 1000])
+def test_documents_laid_a_few_at_a_time_lie_as_all_at_once(together, monkeypatch):
+    whole = [example("documents").text(step) for step in (0, 40)]
+    monkeypatch.setattr("jaxgen.data.batches.LAID_TOGETHER", together)
+    for step, text in zip((0, 40), whole):
+        np.testing.assert_array_equal(example("documents").text(step), text)

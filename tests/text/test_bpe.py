@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.text import BpeTokenizer, load_tokenizer
+from jaxgen.text import BpeTokenizer, bpe, load_tokenizer
 
 TEXT = "low lower lowest, new newer newest! 123 'tis don't\r\n\tindented  twice\n\n\nend \u00a0é漢字 🎉\n" * 6
 TOKENIZER = BpeTokenizer.train([TEXT], vocab_size=300)
@@ -101,3 +101,17 @@ def test_a_changed_library_file_is_a_checkpoint_error(change):
 def test_a_library_file_that_is_no_object_is_a_checkpoint_error(text):
     with pytest.raises(CheckpointError, match="malformed"):
         load_tokenizer({"kind": "bpe", "tokenizers": text})
+
+
+def test_endless_words_are_learnt_from_in_parts_and_no_more_of_them_than_is_bearable(monkeypatch):
+    monkeypatch.setattr(bpe, "_MOST_LONG", 3000)
+    endless = "ab" * 2000
+    chunks = list(bpe._chunks([f"the cat {endless} sat", iter(["1" * 700, "1" * 700, " " * 9, "." * 99])]))
+    assert chunks == ["the cat " + endless[:1024], endless[:1024], endless[:952], " sat", "", " " * 9 + "." * 99]
+
+
+def test_an_endless_word_comes_back_from_what_was_learnt_of_its_parts():
+    text = "abcabd" * 400
+    tokenizer = BpeTokenizer.train([text], vocab_size=265)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode(text).size < len(text) / 2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxgen.errors import UsageError
 from jaxgen.text import TOKENIZERS, UNK, ByteTokenizer, CharTokenizer, WordTokenizer, base, pieces, text_bytes
-from jaxgen.text.pieces import encode_pieces
+from jaxgen.text.pieces import between, encode_pieces, evenly
 
 TEXT = "the cat sat on the mat. the dog's bed, l’été\r\n\n the cat's hat! 'tis don't  two\t\u2003\x1c漢字 🎉\n" * 4
 TRAINED = {kind: cls.train([TEXT]) for kind, cls in TOKENIZERS.items() if kind != "bpe"}
@@ -70,6 +70,39 @@ def test_tokenizers_learn_and_read_chunks_as_they_do_the_whole(kind, text, monke
     assert "".join(base.safe_chunks(text, re.compile(" "), 16)) == text
     if "x" not in text:  # which has no place to cut
         assert chunked.to_json() == whole.to_json()
+
+
+@ALL
+@settings(max_examples=40, deadline=None)
+@given(given_parts=st.lists(parts, max_size=3))
+def test_a_vocabulary_learnt_from_pieces_is_that_of_the_whole_texts(kind, given_parts):
+    options = {"bpe": {"vocab_size": 270}, "word": {"min_count": 1}}.get(kind, {})
+    whole = TOKENIZERS[kind].train(["".join(text) for text in given_parts], **options)
+    assert TOKENIZERS[kind].train(map(iter, given_parts), **options).to_json() == whole.to_json()
+
+
+@settings(max_examples=100, deadline=None)
+@given(parts=parts, size=st.integers(1, 4), kind=st.sampled_from(["bpe", "word"]))
+def test_chunks_do_not_depend_on_where_pieces_end(parts, size, kind):
+    safe, text = sys.modules[type(TRAINED[kind]).__module__]._SAFE_CUT, "".join(parts)
+    chunks = list(base.safe_chunks(parts, safe, size))
+    assert chunks == list(base.safe_chunks(text, safe, size))
+    assert "".join(chunks) == text
+    assert base.last_cut(safe, text) == max((cut.start() for cut in safe.finditer(text)), default=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(parts=parts, size=st.integers(1, 9), start=st.integers(0, 9), stop=st.none() | st.integers(0, 20))
+def test_a_text_is_cut_anew_and_a_part_of_it_taken(parts, size, start, stop):
+    text = "".join(parts)
+    assert list(evenly(parts, size)) == [text[at : at + size] for at in range(0, len(text), size)]
+    assert "".join(between(parts, start, stop)) == text[start:stop]
+
+
+def test_no_more_is_taken_than_the_part_that_is_wanted():
+    pieces = iter(["ab", "cd", "ef"])
+    assert "".join(between(pieces, 1, 4)) == "bcd"
+    assert next(pieces) == "ef"
 
 
 def test_a_chunk_ends_at_a_safe_place_or_at_sixteen_times_its_size():
