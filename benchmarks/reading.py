@@ -22,7 +22,7 @@ from benchmarks import machine
 from benchmarks.copies import library
 
 #: Megabytes of text at each level.
-SIZES = (("char", 20), ("char", 2000), ("byte", 2000), ("word", 200), ("bpe", 200))
+SIZES = (("char", 20), ("char", 2000), ("byte", 2000), ("word", 20), ("bpe", 20))
 
 
 def anonymous() -> float:
@@ -65,9 +65,8 @@ def main() -> None:
         one(*asked.one)
         return
     print(machine.line(machine.facts()) + "\n")
-    print(
-        "| level | text, MB | first start, s | memory, MB | second start, s | memory, MB |\n|---|---:|---:|---:|---:|---:|"
-    )
+    print("| level | text, MB | first start, s | memory, MB | second start, s | memory, MB |")
+    print("|---|---:|---:|---:|---:|---:|")
     for level, megabytes in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "text.txt")

@@ -26,14 +26,16 @@ from jaxgen.text.base import (
 )
 
 # The library keeps offsets, masks and strings for every token of a call: 10 MB at once take gigabytes.
-_CHUNK = 1 << 16
+_CHUNK = 1 << 13
+# To learn it takes 256 chunks at a time, and several times their size.
+_LEARN_CHUNK = 1 << 12
 # Between a character that is not whitespace and one of these, the pre-tokenizer always cuts, and what it does
 # before and after does not depend on the other side.
 _SAFE_CUT = re.compile(r"(?<=\S)[\n ]")
 # The library makes one word of letters (digits, marks, white space) without end. A merge takes it time in proportion to
 # the length of each word it is in, hours for a megabyte, and words that never come again a hundred bytes a character.
 _LONGEST = 1 << 10
-_MOST_LONG = 1 << 18
+_MOST_LONG = 1 << 17
 _LONG_RUN = re.compile(
     "|".join(rf"(?<!{kind}){kind}{{{_LONGEST + 1},}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s"))
 )
@@ -105,7 +107,7 @@ def _chunks(texts: Iterable[Text]) -> Iterator[str]:
     """What is learnt from: the texts in chunks, with endless words in parts and no more than some of them."""
     left = _MOST_LONG
     for text in texts:
-        for chunk in safe_chunks(map(without_surrogates, in_pieces(text)), _SAFE_CUT, _CHUNK):
+        for chunk in safe_chunks(map(without_surrogates, in_pieces(text)), _SAFE_CUT, _LEARN_CHUNK):
             start = 0
             for run in _LONG_RUN.finditer(chunk):
                 learnt = min(left, run.end() - run.start())

@@ -112,7 +112,7 @@ def half_a_character(folder: Path, draw: np.random.Generator) -> str:
 
 
 def large(make: Callable[[np.random.Generator], str], *levels: str) -> Callable[[Path, np.random.Generator], str]:
-    """A text of 20 MB, in a process whose memory is watched."""
+    """A large text, in a process whose memory is watched."""
 
     def inject(folder: Path, draw: np.random.Generator) -> str:
         path = written(folder, make(draw).encode())
@@ -128,14 +128,19 @@ def large(make: Callable[[np.random.Generator], str], *levels: str) -> Callable[
     return inject
 
 
-def block(draw: np.random.Generator, alphabet: str) -> str:
-    """20 MB of ASCII on one line: a million symbols by chance, over and over."""
-    return letters(draw, alphabet, MB) * 20
+def words(draw: np.random.Generator) -> str:
+    """20 MB of words on one line: a few megabytes of 20,000 different ones by chance, over and over."""
+    known = [letters(draw, "abcdefghijklmnop", int(size)) for size in draw.integers(2, 10, 20_000)]
+    some = " ".join(draw.choice(known, 400_000)) + " "
+    return (some * 20)[: 20 * MB]
 
 
 def one_emoji(draw: np.random.Generator) -> str:
-    text = block(draw, "abcde ")
-    return f"🎉{text}"
+    return f"🎉{words(draw)}"
+
+
+def no_space(draw: np.random.Generator) -> str:
+    return letters(draw, "abcdefghijklmnop", 5 * MB)
 
 
 def many_symbols(draw: np.random.Generator) -> str:
@@ -160,15 +165,9 @@ FAULTS = (
     Fault("text: literal <unk>, <eos> and end-of-text marks", REQUIRED, peculiar("<unk><eos><|endoftext|>"), times=5),
     Fault("text: malformed UTF-8", REQUIRED, malformed, times=20),
     Fault("text: half a character, escaped in JSONL", REQUIRED, half_a_character, times=5),
-    Fault("text: 20 MB on one line", BOUNDED, large(lambda draw: block(draw, "abcdefgh "), "char", "byte"), times=2),
+    Fault("text: 20 MB on one line", BOUNDED, large(words, "char", "byte"), times=2),
+    Fault("text: 20 MB on one line, BPE", BOUNDED, large(words, "bpe"), times=1, slow=True),
     Fault("text: 20 MB of ASCII with one emoji", BOUNDED, large(one_emoji, "char", "byte"), times=2, slow=True),
+    Fault("text: 5 MB without a space", BOUNDED, large(no_space, "char", "bpe"), times=1, slow=True),
     Fault("text: 20 MB of 50,000 symbols", BOUNDED, large(many_symbols, "char", "byte"), times=2, slow=True),
-    *(
-        Fault(f"text: 20 MB {name}, BPE", BOUNDED, large(make, "bpe"), times=1, slow=True)
-        for name, make in {
-            "on one line": lambda draw: block(draw, "abcdefgh "),
-            "without a space": lambda draw: letters(draw, "abcdefghijklmnop", 20 * MB),
-            "of 50,000 symbols": many_symbols,
-        }.items()
-    ),
 )
