@@ -25,10 +25,9 @@ from jaxgen.text.base import (
     without_surrogates,
 )
 
-# The library keeps offsets, masks and strings for every token of a call: 10 MB at once take gigabytes.
-_CHUNK = 1 << 13
-# To learn it takes 256 chunks at a time, and several times their size.
-_LEARN_CHUNK = 1 << 12
+# The library keeps offsets, masks and strings for every token of a call, a hundred bytes each, and it learns from 256
+# chunks at a time.
+_CHUNK = 1 << 12
 # Between a character that is not whitespace and one of these, the pre-tokenizer always cuts, and what it does
 # before and after does not depend on the other side.
 _SAFE_CUT = re.compile(r"(?<=\S)[\n ]")
@@ -107,7 +106,7 @@ def _chunks(texts: Iterable[Text]) -> Iterator[str]:
     """What is learnt from: the texts in chunks, with endless words in parts and no more than some of them."""
     left = _MOST_LONG
     for text in texts:
-        for chunk in safe_chunks(map(without_surrogates, in_pieces(text)), _SAFE_CUT, _LEARN_CHUNK):
+        for chunk in safe_chunks(map(without_surrogates, in_pieces(text)), _SAFE_CUT, _CHUNK):
             start = 0
             for run in _LONG_RUN.finditer(chunk):
                 learnt = min(left, run.end() - run.start())

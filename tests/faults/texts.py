@@ -140,7 +140,7 @@ def one_emoji(draw: np.random.Generator) -> str:
 
 
 def no_space(draw: np.random.Generator) -> str:
-    return letters(draw, "abcdefghijklmnop", 5 * MB)
+    return letters(draw, "abcdefghijklmnop", 20 * MB)
 
 
 def many_symbols(draw: np.random.Generator) -> str:
@@ -168,6 +168,6 @@ FAULTS = (
     Fault("text: 20 MB on one line", BOUNDED, large(words, "char", "byte"), times=2),
     Fault("text: 20 MB on one line, BPE", BOUNDED, large(words, "bpe"), times=1, slow=True),
     Fault("text: 20 MB of ASCII with one emoji", BOUNDED, large(one_emoji, "char", "byte"), times=2, slow=True),
-    Fault("text: 5 MB without a space", BOUNDED, large(no_space, "char", "bpe"), times=1, slow=True),
-    Fault("text: 20 MB of 50,000 symbols", BOUNDED, large(many_symbols, "char", "byte"), times=2, slow=True),
+    Fault("text: 20 MB without a space, BPE", BOUNDED, large(no_space, "bpe"), times=1, slow=True),
+    Fault("text: 20 MB of 50,000 symbols", BOUNDED, large(many_symbols, *LEVELS), times=1, slow=True),
 )
