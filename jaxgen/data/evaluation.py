@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxgen.data.batches import DocumentLanes, Tokens, check_sizes, random_bits
+from jaxgen.data.batches import Tokens, check_sizes, random_bits
+from jaxgen.data.lanes import DocumentLanes
 from jaxgen.errors import UsageError
 from jaxgen.text import PAD
 from jaxgen.types import Batch, Conditioned
