@@ -87,7 +87,7 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
     for axes, (name, (label, unit)) in zip(figure.subplots(len(units), sharex=True), units.items()):
         axes.plot(steps, [None if record[name] is None else record[name] / unit for record in records])
         axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
     axes.set_xlabel("step")
     figure.savefig(path)
 
