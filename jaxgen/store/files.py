@@ -136,8 +136,9 @@ def _size(number: int) -> str:
 
 
 def json_sha256(value: Any) -> str:
-    """The digest of ``value`` as ``dump_json`` writes it, as hexadecimal digits."""
-    return hashlib.sha256(dump_json(value)).hexdigest()
+    """The digest of a JSON value, as hexadecimal digits: the same however it is spaced and its keys are ordered."""
+    canonical = json.dumps(value, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 def dump_json(value: Any) -> bytes:
