@@ -123,6 +123,11 @@ def refused(path: Path, error: BaseException, needed: int | None = None) -> str:
     return reason
 
 
+def removed() -> FileNotFoundError:
+    """The error of a run's folder that was there, for ``unwritable``."""
+    return FileNotFoundError(errno.ENOENT, "the folder was removed or moved while the run went on")
+
+
 def _free(path: Path) -> str:
     there = next(place for place in (path, *path.absolute().parents) if place.is_dir())
     try:
