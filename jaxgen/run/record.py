@@ -9,11 +9,15 @@ import jax
 import jaxlib
 
 from jaxgen.data.task import TaskData
+from jaxgen.errors import CheckpointError
 from jaxgen.run.host import processor_name
 from jaxgen.store import RunDirectory
 from jaxgen.store.config import TrainConfig
 from jaxgen.store.files import json_sha256
 from jaxgen.version import __version__
+
+#: Where ``config.json`` holds the digest of the rest.
+DIGEST = "sha256"
 
 
 def resolve(data: TaskData, options: dict[str, Any], parameters: int, devices: int) -> dict[str, Any]:
@@ -62,4 +66,31 @@ def versions() -> dict[str, str]:
 
 def write_config(run: RunDirectory, config: TrainConfig, resolved: dict[str, Any]) -> None:
     """Write ``config.json``; with it the folder is a run."""
-    run.write_json("config.json", {"task": config.task, "config": config.model_dump(mode="json"), "resolved": resolved})
+    content = {"task": config.task, "config": config.model_dump(mode="json"), "resolved": resolved}
+    run.write_json("config.json", with_digest(content))
+
+
+def with_digest(content: dict[str, Any]) -> dict[str, Any]:
+    """``content`` with the digest of all of it, in place of any that it has."""
+    rest = {name: value for name, value in content.items() if name != DIGEST}
+    return {DIGEST: json_sha256(rest), **rest}
+
+
+def read_config(run: RunDirectory) -> dict[str, Any]:
+    """What ``write_config`` wrote. Raises ``CheckpointError`` if any of it has changed since.
+
+    With an altered number it would train on as another run, and nothing else could tell.
+    """
+    content = run.read_json("config.json")
+    if not isinstance(content, dict) or not isinstance(content.get(DIGEST), str):
+        raise CheckpointError(
+            f"{run.config_path} does not describe a run of this version of jaxgen: it has no digest. Copy the run "
+            "again, or train it again."
+        )
+    if content[DIGEST] != with_digest(content)[DIGEST]:
+        raise CheckpointError(
+            f"{run.config_path} has been altered: its digest is not that of its content. Copy the run again. Settings "
+            "are given as flags instead: those that a run may change, with --resume; others, to a new run, which may "
+            "begin from the weights of another with --init-from."
+        )
+    return content

@@ -11,6 +11,7 @@ import jax
 
 from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.run.record import read_config
 from jaxgen.store import CheckpointStore, RunDirectory
 from jaxgen.store.config import TrainConfig, validate
 from jaxgen.store.files import json_sha256
@@ -35,7 +36,7 @@ class SavedRun:
         """
         able = [name for name, data in DATA.items() if command is None or command in data.COMMANDS]
         directory = RunDirectory.newest(tasks=able) if run is None else RunDirectory.open(run)
-        saved = directory.read_json("config.json")
+        saved = read_config(directory)
         try:
             name, config, resolved = saved["task"], saved["config"], saved["resolved"]
             kind, known = DATA[name].Config, models(name)

@@ -310,6 +310,7 @@ class Trainer:
         whole = self.whole()
         RunLock.check(self.run.path)
         self.store.save(step, whole, asdict(self.done), metric)
+        RunLock.check(self.run.path)  # what was saved into a folder that is another by now is not the run's
 
     def _finish(self, step: int, report: dict[str, Any] | None = None) -> Finished:
         """Report on the best checkpoint: every evaluation in full (unless given), samples and pictures."""

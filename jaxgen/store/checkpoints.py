@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import secrets
@@ -17,8 +16,8 @@ import numpy as np
 from jaxgen.errors import CheckpointError
 from jaxgen.store import format as fmt
 from jaxgen.store import orbax_io
-from jaxgen.store.files import sync_folder, unwritable
-from jaxgen.store.folders import entries, is_folder, size_on_disk, sync_tree, writing
+from jaxgen.store.files import removed, sync_folder, unwritable
+from jaxgen.store.folders import entries, is_folder, size_on_disk, staying, sync_tree, writing
 from jaxgen.store.format import DamagedCheckpointError, damaged
 
 _NAME = re.compile(r"([0-9]{8,18})(?:\.([0-9]{1,9}))?")
@@ -96,11 +95,12 @@ class CheckpointStore:
         try:
             self._make_folder()
             self.clean()
-            partial.mkdir()
-            orbax_io.write_arrays(partial / fmt.ARRAYS, arrays)
             beside = self._metrics_beside(step)
-            fmt.write_record(partial, step, None if metric is None else float(metric), dict(host), leaves, beside)
-            sync_tree(partial)
+            with staying(self.directory, partial):
+                partial.mkdir()
+                orbax_io.write_arrays(partial / fmt.ARRAYS, arrays)
+                fmt.write_record(partial, step, None if metric is None else float(metric), dict(host), leaves, beside)
+                sync_tree(partial)
             os.rename(partial, self._next_folder(step))
             sync_folder(self.directory)
         except (OSError, orbax_io.OrbaxError) as error:
@@ -237,7 +237,7 @@ class CheckpointStore:
         if not self._known:
             self.directory.mkdir(exist_ok=True)
         elif not self.directory.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "the folder was removed while the run went on")
+            raise removed()
 
     def _needed(self, arrays: Mapping[str, np.ndarray]) -> int:
         """How many bytes of the disk a checkpoint takes, by its arrays and by the one before it."""

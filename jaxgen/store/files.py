@@ -123,6 +123,11 @@ def refused(path: Path, error: BaseException, needed: int | None = None) -> str:
     return reason
 
 
+def removed() -> FileNotFoundError:
+    """The error of a run's folder that was there, for ``unwritable``."""
+    return FileNotFoundError(errno.ENOENT, "the folder was removed or moved while the run went on")
+
+
 def _free(path: Path) -> str:
     there = next(place for place in (path, *path.absolute().parents) if place.is_dir())
     try:
@@ -136,8 +141,9 @@ def _size(number: int) -> str:
 
 
 def json_sha256(value: Any) -> str:
-    """The digest of ``value`` as ``dump_json`` writes it, as hexadecimal digits."""
-    return hashlib.sha256(dump_json(value)).hexdigest()
+    """The digest of a JSON value, as hexadecimal digits: the same however it is spaced and its keys are ordered."""
+    canonical = json.dumps(value, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 def dump_json(value: Any) -> bytes:

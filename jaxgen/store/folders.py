@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jaxgen.errors import CheckpointError
-from jaxgen.store.files import sync_folder, unwritable
+from jaxgen.store.files import removed, sync_folder, unwritable
 from jaxgen.store.format import UnreadableCheckpointError
 
 
@@ -61,3 +62,43 @@ def sync_tree(folder: Path) -> None:
         else:
             with open(path, "r+b") as file:  # Windows syncs files open for writing only
                 os.fsync(file.fileno())
+
+
+@contextmanager
+def staying(folder: Path, partial: Path) -> Iterator[None]:
+    """``FileNotFoundError`` unless ``folder``, into whose ``partial`` the block writes, is there until its end.
+
+    Where it is removed or moved meanwhile, Orbax makes anew whatever is missing above its files, and a run would go on
+    where nothing else of it is. What was made so is removed.
+    """
+    there = [(each, _held(each)) for each in (folder, folder.parent)]  # held, so that no other gets their numbers
+    try:
+        try:
+            yield
+        except Exception as error:
+            if not _is_still(*there[0]):
+                raise removed() from error
+            raise
+        if not _is_still(*there[0]):
+            raise removed()
+    finally:
+        if not _is_still(*there[0]):
+            shutil.rmtree(partial, ignore_errors=True)
+        for each, descriptor in there:
+            with suppress(OSError):  # one that holds something by now was not made by Orbax alone
+                if not _is_still(each, descriptor):
+                    each.rmdir()
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _held(folder: Path) -> int | None:
+    """A descriptor of a folder; ``None`` on Windows, which gives none and removes no folder that is written to."""
+    return None if os.name == "nt" else os.open(folder, getattr(os, "O_PATH", os.O_RDONLY))
+
+
+def _is_still(folder: Path, descriptor: int | None) -> bool:
+    try:
+        return descriptor is None or os.path.samestat(os.stat(folder), os.fstat(descriptor))
+    except OSError:
+        return False

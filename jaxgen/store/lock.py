@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.store.files import parse_json, refuse_links, unwritable
+from jaxgen.store.files import RESUME, parse_json, refuse_links, removed, unwritable
 
 try:
     import fcntl
@@ -102,13 +102,22 @@ class RunLock:
 
     @classmethod
     def check(cls, folder: str | os.PathLike[str]) -> None:
-        """Raise ``CheckpointError`` if another process took the lock that this one holds.
+        """Raise ``CheckpointError`` if this process held the lock and does not any more.
 
-        It may, on another host, when this one gave no sign for long: it stood still, or the file system did.
+        The folder may be gone, or be another by now. A process on another host may have taken the lock, when this one
+        gave no sign for long: it stood still, or the file system did.
         """
         held = cls._held.get(Path(folder).resolve())
-        if held is None or not held._is_there():
+        if held is None or held._process != os.getpid():
             return
+        if not held._is_there():
+            if not held.folder.is_dir():
+                raise unwritable(Path(folder), removed())
+            raise CheckpointError(
+                f"{folder} is another folder than the one that this process trained in, or another process trains in "
+                f"it: its {LOCK} was removed or replaced. See that the run is there and that nothing trains it, then "
+                f"{RESUME}."
+            )
         holder = _read(held._descriptor)
         if holder and holder != _myself():
             raise CheckpointError(

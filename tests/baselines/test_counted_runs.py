@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edited import write
 
 from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, UsageError
@@ -156,6 +157,6 @@ def test_a_run_whose_sizes_were_altered_is_refused(trained, tmp_path):
     saved = json.loads((run / "config.json").read_text())
     for name, value, message in (("order", 4, "differ in order"), ("nodes", 7, "has the shape"), ("nodes", 0, "nodes")):
         changed = {**saved, "resolved": {**saved["resolved"], "model": {**saved["resolved"]["model"], name: value}}}
-        (run / "config.json").write_text(json.dumps(changed))
+        write(run, changed)
         with pytest.raises(CheckpointError, match=message):
             Sampler.load(run)

@@ -8,6 +8,7 @@ import shutil
 import sys
 
 import pytest
+from edited import edit
 
 from jaxgen.cli import main
 from jaxgen.cli.evaluate import COLUMNS, quoted, report, table
@@ -67,9 +68,7 @@ def test_the_installed_command_knows_it(capsys, monkeypatch):
 @pytest.fixture
 def altered(copied, tmp_path):
     """A copy of the run whose data are another file."""
-    saved = json.loads((copied / "config.json").read_text())
-    saved["config"]["data"] = [str(tmp_path / "moved.txt")]
-    (copied / "config.json").write_text(json.dumps(saved))
+    edit(copied, "config", "data", value=[str(tmp_path / "moved.txt")])
     return copied
 
 

@@ -321,10 +321,25 @@ def spell_otherwise(run: Path) -> None:
     path.write_text(json.dumps(tokenizer))
 
 
+def learn_faster(run: Path) -> None:
+    """As someone would with an editor."""
+    path = run / "config.json"
+    assert path.read_text().count('"lr": 0.02') == 1
+    path.write_text(path.read_text().replace('"lr": 0.02', '"lr": 0.03'))
+
+
+def without_digest(run: Path) -> None:
+    saved = json.loads((run / "config.json").read_text())
+    del saved["sha256"]
+    (run / "config.json").write_text(json.dumps(saved))
+
+
 BROKEN = {
     "no checkpoint": (remove_checkpoints, ("There is no checkpoint in",)),
     "a flipped bit": (flip_a_bit, ("is damaged", "arrays")),
     "another shape": (widen, ("has the shape (36, 8); the model has (36, 16)",)),
+    "another setting": (learn_faster, ("config.json has been altered", "flags", "--resume", "--init-from")),
+    "no digest of the settings": (without_digest, ("config.json does not describe a run", "no digest")),
     "settings at odds": (lambda run: edit(run, "config", "hidden", value=16), ("altered", "hidden")),
     "a setting of another kind": (lambda run: edit(run, "config", "lr", value="x"), ("--lr is 'x'",)),
     "a cell that is none": (lambda run: edit(run, "resolved", "model", "cell", value="x"), ("Unknown cell 'x'",)),

@@ -5,7 +5,7 @@ A further fault is a ``Fault`` in one of the modules here; a further module is o
 
 from __future__ import annotations
 
-from . import damage, disk, diverging, environment, full_runs, hostile, kills, refusals, several, texts
+from . import damage, disk, diverging, environment, full_runs, hostile, kills, refusals, several, terminal, texts
 from .fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -17,6 +17,7 @@ FAULTS: tuple[Fault, ...] = (
     *diverging.FAULTS,
     *refusals.FAULTS,
     *hostile.FAULTS,
+    *terminal.FAULTS,
     *environment.FAULTS,
     *texts.FAULTS,
 )

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
+from jaxgen.errors import CheckpointError
+from jaxgen.store import CheckpointStore, orbax_io
+
 from .fault import Fault, Unavailable
+from .stores import check, filled
 
 #: In a process with its own mounts: fill the disk of ``argv[1]``, or do what else ``argv[2]`` says, and save once more.
 SCRIPT = """
@@ -19,7 +28,7 @@ import os, resource, signal, shutil, subprocess, sys
 from pathlib import Path
 from jaxgen.errors import CheckpointError
 from jaxgen.store import CheckpointStore
-from tests.faults.stores import METRICS, check, filled, state
+from tests.faults.stores import check, filled, state
 
 place, what, left = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", place]
@@ -77,6 +86,41 @@ def saving(what: str, said: str, outcome: str) -> Callable[[Path, np.random.Gene
     return inject
 
 
+def vanishing(folder: Path, draw: np.random.Generator) -> str:
+    """The run's folder is removed or moved at a random moment of a save of some megabytes."""
+    run, away = folder / "run", folder / "away"
+    store = filled(run)
+    (run / "config.json").write_text("{}")
+    begun, write, remove = threading.Event(), orbax_io.write_arrays, bool(draw.integers(2))
+    delay = float(draw.choice([0.0, draw.uniform(0, 0.2)]))
+    big = {"params": {f"w{n}": draw.normal(size=(512, 512)).astype("float32") for n in range(8)}}
+
+    def strike() -> None:
+        begun.wait()
+        time.sleep(delay)
+        os.rename(run, away)  # at once: what is removed file by file is not gone until the last
+        if remove:
+            shutil.rmtree(away, ignore_errors=True)
+
+    def written(path: Path, arrays: dict[str, np.ndarray]) -> None:
+        begun.set()
+        write(path, arrays)
+
+    with ThreadPoolExecutor(1) as pool, mock.patch.object(orbax_io, "write_arrays", written):
+        struck, told = pool.submit(strike), None
+        try:
+            store.save(40, big, {"step": 40}, 0.5)
+        except CheckpointError as error:
+            told = str(error)
+        struck.result()
+    # Without an error it was saved before.
+    assert told is None or (str(run / "checkpoints") in told and "Bring its folder back" in told), told
+    assert not run.exists(), "it was made again"
+    if not remove:
+        check(CheckpointStore(away / "checkpoints"), 30)
+    return "told, or saved before; never made again"
+
+
 REQUIRED = "clear error naming path and size; the previous checkpoints restore, the best among them"
 ROOM = r"\(524\.3 kB|0\.5 MB needed, .* free\)"
 
@@ -101,6 +145,12 @@ FAULTS = (
     Fault(
         "folder of checkpoints removed",
         "clear error naming the path; not made again in silence",
-        saving("removed", "the folder was removed while the run went on", "told; not made again"),
+        saving("removed", "the folder was removed or moved while the run went on", "told; not made again"),
+    ),
+    Fault(
+        "the run's folder removed or moved while a checkpoint is written",
+        "clear error naming the path; not made again in silence",
+        vanishing,
+        times=20,
     ),
 )

@@ -6,13 +6,12 @@ checkpoint, metrics, samples or a picture is written, and the run is told to go 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import jax
@@ -21,102 +20,116 @@ import numpy as np
 from jaxgen.store import CheckpointStore
 
 from .diverging import book, traces
-from .environment import ROOT, surroundings
 from .fault import Fault, Unavailable
+from .kills import FLAGS, environment
 
-FLAGS = (
-    "--preset tiny --cell elman --hidden 8 --batch-size 4 --seq-len 8 --lr 0.02 --dropout 0.2 --steps 14 "
-    "--eval-every 3 --sample-every 4 --devices 1 --data=book.txt --resume=auto"
-)
 #: Behind the first moments, which make a run with a checkpoint, and in front of those of the last save.
 EARLIEST, LATEST = 0.2, 0.8
-#: In front of the modules of a training: counts the files and folders that it puts on the disk or renames, and at the
-#: moment given copies the run as it is and lets the disk fill up (and again whenever it has room), become read-only, or
-#: lose the run.
-MOMENTS = """
-import atexit, os, pathlib, subprocess
+#: Trains undisturbed, then on a small disk of its own where there is one, with the fault; then tries to go on, puts the
+#: disk right and goes on, each in a process of its own, forked before JAX started anything. A moment is a file or
+#: folder that is put on the disk or renamed: at the one given it copies the run as it is and lets the disk fill up (and
+#: again whenever it has room), become read-only, or lose the run.
+SCRIPT = """
+import json, os, shutil, subprocess, sys
+import jaxgen.run, jaxgen.run.trainer as trainer, matplotlib.pyplot, orbax.checkpoint
+from jaxgen.cli.train import main
 
-count, what, moment, left = 0, *os.environ["FAULT"].split()
-fsync, rename, replace = os.fsync, os.rename, os.replace
+trainer.MAX_STEPS_PER_CALL = 2  # so that kills and this compile the same
+
+what, share, left, mounted, flags = json.loads(sys.argv[1])
+codes = []
+
+def shell(command):
+    return subprocess.run(command, shell=True, capture_output=True).returncode
 
 def fill():
     with open("disk/ballast", "ab") as file:
-        file.write(bytes(max(0, os.statvfs("disk").f_bavail * os.statvfs("disk").f_frsize - int(left))))
+        file.write(bytes(max(0, os.statvfs("disk").f_bavail * os.statvfs("disk").f_frsize - left)))
 
 def strike():
-    subprocess.run(["cp", "-a", "disk/run", "before"])  # a picture may be drawn meanwhile
+    shell("cp -a disk/run before")  # a picture may be drawn meanwhile
     if what == "read-only":  # the disk once more above itself: what was opened before may still be written
-        subprocess.run(["mount", "--bind", "disk", "disk"], check=True)
-        subprocess.run(["mount", "-o", "remount,bind,ro", "disk"], check=True)
+        assert not shell("mount --bind disk disk && mount -o remount,bind,ro disk")
     elif what == "removed":
-        rename("disk/run", "removed")
+        os.rename("disk/run", "removed")
 
-def watched(function):
-    def call(*args, **options):
-        global count
-        count += 1
-        if count == int(moment):
-            strike()
-        if what == "full" and count >= int(moment):
-            fill()
-        return function(*args, **options)
-    return call
+def attempt(run, moment=0):
+    child = os.fork()
+    if child:
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        return
+    count = 0
 
-os.fsync, os.rename, os.replace = map(watched, (fsync, rename, replace))
-if what == "none":
-    atexit.register(lambda: pathlib.Path("moments").write_text(str(count)))
+    def watched(function):
+        def call(*args, **options):
+            nonlocal count
+            count += 1
+            if count == moment:
+                strike()
+            if moment and what == "full" and count >= moment:
+                fill()
+            return function(*args, **options)
+        return call
+
+    sys.stdout, sys.stderr = open(os.devnull, "w"), open(f"log-{len(codes)}", "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), 2)
+    os.fsync, os.rename, os.replace = map(watched, (os.fsync, os.rename, os.replace))
+    code = main([*flags, f"--run={run}"])
+    with open("moments", "a") as file:
+        print(count, file=file)
+    os._exit(code)  # as the interpreter would, without waiting for what JAX leaves behind in a fork
+
+os.mkdir("disk")
+attempt("whole")
+moment = int(share * int(open("moments").read()))
+if mounted and shell("mount -t tmpfs -o size=3m tmpfs disk"):
+    sys.exit(77)
+attempt("disk/run", moment)
+shell("cp -a disk/run after")
+attempt("disk/run")
+if what == "full":
+    os.unlink("disk/ballast")
+elif what == "read-only":
+    assert not shell("umount disk")
+else:
+    shell("rm -rf disk/run; cp -a before disk/run")
+attempt("disk/run")
+assert not shell("cp -a disk/run run")
+print(json.dumps(codes))
 """
-#: Trains on a small disk of its own where there is one, then tries to go on, then puts it right and goes on.
-SCRIPT = """
-mkdir disk
-if [ "$1" = mounted ]; then mount -t tmpfs -o size=3m tmpfs disk || exit 77; fi
-shift
-"$@" 2> log-0; echo $? > code-0
-case $FAULT in none*) mv disk/run run; exit;; esac
-cp -a disk/run after 2> /dev/null
-FAULT="none 0 0" "$@" 2> log-1; echo $? > code-1
-case $FAULT in
-    full*) rm disk/ballast;;
-    read-only*) umount disk;;
-    removed*) rm -rf disk/run; cp -a before disk/run;;
-esac
-FAULT="none 0 0" "$@" 2> log-2; echo $? > code-2
-cp -a disk/run run
-"""
 
 
-def train(folder: Path, fault: str, mounted: bool) -> None:
-    """Train in ``folder``, with the fault at its moment; what the run was and is then lies there."""
-    if os.name == "nt":
-        raise Unavailable("a POSIX shell is needed")
+def train(folder: Path, what: str, draw: np.random.Generator) -> list[int]:
+    """Train in ``folder``, with the fault at its moment, and go on; the exit codes."""
+    if not hasattr(os, "fork"):
+        raise Unavailable("processes cannot be forked here")
+    mounted = what != "removed"
     if mounted and (sys.platform != "linux" or os.geteuid()):
         raise Unavailable("only root can mount a small disk, and only on Linux")
     book(folder)
-    (folder / "sitecustomize.py").write_text(MOMENTS)
-    command = ["sh", "-c", SCRIPT, "sh", "mounted" if mounted else "", sys.executable, str(ROOT / "train.py")]
-    command += [*FLAGS.split(), "--run=disk/run"]
+    given = [
+        what,
+        float(draw.uniform(EARLIEST, LATEST)),
+        int(draw.integers(8_000)),
+        mounted,
+        [*FLAGS.split(), "--resume=auto"],
+    ]
+    command = [sys.executable, "-c", SCRIPT, json.dumps(given)]
     done = subprocess.run(
         ["unshare", "-m", *command] if mounted else command,
         cwd=folder,
-        env=surroundings(PYTHONPATH=f"{folder}{os.pathsep}{ROOT}", FAULT=fault),
+        env=environment(folder),
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        capture_output=True,
+        text=True,
         timeout=600,
     )
-    if done.returncode == 77 or b"unshare" in done.stderr:
+    if done.returncode == 77 or "unshare" in done.stderr:
         raise Unavailable("this machine lets no disk be mounted")
-    assert done.returncode == 0, done.stderr.decode()
-
-
-@cache
-def whole() -> tuple[dict[str, object], int]:
-    """What a run leaves that nothing disturbs, and how many moments it has."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        train(folder, "none 0 0", mounted=False)
-        assert (folder / "code-0").read_text() == "0\n", (folder / "log-0").read_text()
-        return traces(folder / "run"), int((folder / "moments").read_text())
+    assert done.returncode == 0, done.stderr
+    whole, *codes = json.loads(done.stdout)
+    assert whole == 0, log(folder, 0)
+    return codes
 
 
 def log(folder: Path, number: int) -> str:
@@ -141,11 +154,8 @@ def struck(what: str, said: str, outcome: str) -> Callable[[Path, np.random.Gene
     """A training in which ``what`` happens; the error must match ``said``."""
 
     def inject(folder: Path, draw: np.random.Generator) -> str:
-        usual, moments = whole()
-        moment = int(draw.uniform(EARLIEST, LATEST) * moments)
-        train(folder, f"{what} {moment} {draw.integers(8_000)}", mounted=what != "removed")
-        codes = [int((folder / f"code-{number}").read_text()) for number in range(3)]
-        told = [log(folder, number) for number in range(3)]
+        codes = train(folder, what, draw)
+        told = [log(folder, number) for number in range(1, 4)]
         assert codes == ([4, 0, 0] if what == "removed" else [4, 4, 0]), told
         for text in told[: 1 if what == "removed" else 2]:
             assert re.search(rf"error: Could not write \S*disk/run\S*: {said}", text), text
@@ -153,7 +163,7 @@ def struck(what: str, said: str, outcome: str) -> Callable[[Path, np.random.Gene
             assert not (folder / "after").exists(), "it was made again"
         else:
             check_kept(folder / "before", folder / "after")
-        assert traces(folder / "run") == usual
+        assert traces(folder / "run") == traces(folder / "whole")
         assert not [path for path in (folder / "run").rglob(".*") if ".tmp" in path.name]
         return outcome
 

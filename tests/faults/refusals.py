@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +20,7 @@ import pytest
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.run import compiled, resume, start
 from jaxgen.run.events import Note
+from jaxgen.run.record import with_digest
 from jaxgen.run.saved import SavedRun
 from jaxgen.store.lock import RunLock
 
@@ -112,8 +114,26 @@ def other_versions(folder: Path, draw: np.random.Generator) -> str:
     return "restored, and said that bits may differ"
 
 
+def altered_settings(folder: Path, draw: np.random.Generator) -> str:
+    """A bit of ``config.json`` flips, and someone writes another number into it."""
+    run = begun(folder)
+    path = run / "config.json"
+    raw = path.read_bytes()
+    assert raw.count(b'"lr": 0.02') == 1
+    path.write_bytes(raw.replace(b'"lr": 0.02', b'"lr": 0.03'))
+    refused(run, CheckpointError, "config.json has been altered", "--resume", "--init-from")
+    flipped = bytearray(raw)
+    digit = int(draw.choice([at for at, byte in enumerate(raw) if chr(byte).isalnum()]))
+    flipped[digit] ^= 1 << int(draw.integers(5))
+    path.write_bytes(flipped)
+    refused(run, CheckpointError, "config.json")
+    path.write_bytes(raw)
+    assert resume(str(run)).total == STEPS
+    return "exit 4 naming the file, and what to do for other settings; as it was, it went on"
+
+
 def alter(run: Path, changes: dict[str, Any]) -> None:
-    """Set values in ``config.json``; the keys are paths."""
+    """Set values in ``config.json``, and its digest anew; the keys are paths."""
     saved = json.loads((run / "config.json").read_text())
     for path, value in changes.items():
         inner = saved
@@ -121,6 +141,8 @@ def alter(run: Path, changes: dict[str, Any]) -> None:
         for parent in parents:
             inner = inner[parent]
         inner[last] = value
+    with suppress(ValueError):  # a number that is none has no digest
+        saved = with_digest(saved)
     (run / "config.json").write_text(json.dumps(saved))
 
 
@@ -196,6 +218,11 @@ FAULTS = (
         "exit 2 listing the fields that differ; those that may change may",
         other_settings,
         slow=True,
+    ),
+    Fault(
+        "a bit or a number altered in config.json",
+        "refused with a sentence, never resumed as another run",
+        altered_settings,
     ),
     Fault("another jaxlib, Python or processor", "restores, or says why not", other_versions, times=1, slow=True),
     Fault(

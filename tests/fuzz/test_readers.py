@@ -13,7 +13,9 @@ import pytest
 import jaxgen
 from jaxgen.data import LanguageConfig
 from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.run.record import read_config, with_digest
 from jaxgen.run.saved import SavedRun
+from jaxgen.store import RunDirectory
 from jaxgen.store.config import read_toml, validate
 from jaxgen.store.files import parse_json
 from jaxgen.text import TOKENIZERS, load_tokenizer
@@ -95,7 +97,35 @@ def test_a_run_with_an_altered_file_is_refused_or_opens(name, number, begun, tmp
         SavedRun.open(tmp_path)
 
     for _ in range(number):
-        refused_well(read, altered(raw, pick), CheckpointError)
+        data = altered(raw, pick)
+        refused_well(read, data, CheckpointError)
+        if name == "config.json":  # by whoever knows how its digest is made, too
+            refused_well(read, forged(data), CheckpointError)
+
+
+def forged(data: bytes) -> bytes:
+    """``data`` as the ``config.json`` of a run, under a digest that is right; as it is where there is none."""
+    try:
+        return json.dumps(with_digest(parse_json(data))).encode()
+    except (AttributeError, ValueError):
+        return data
+
+
+@pytest.mark.parametrize("every", [37, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_flipped_bit_of_the_settings_is_refused_or_means_the_same(every, begun, tmp_path):
+    raw, path = (begun / "config.json").read_bytes(), tmp_path / "config.json"
+    settings, same = parse_json(raw), 0
+
+    def read(data: bytes) -> None:
+        nonlocal same
+        path.write_bytes(data)
+        assert read_config(RunDirectory(tmp_path)) == settings
+        same += 1  # a number may be written 1e-05 or 1E-05, and a space as the end of a line
+
+    for place in range(0, 8 * len(raw), every):
+        at, bit = divmod(place, 8)
+        refused_well(read, raw[:at] + bytes([raw[at] ^ 1 << bit]) + raw[at + 1 :], CheckpointError)
+    assert same < len(raw) / every
 
 
 @pytest.mark.parametrize("number", [SOME, FEWER])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from jaxgen.data import DATA
-from jaxgen.errors import DataError, UsageError
+from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.run import resume, start
 from jaxgen.run import start as module
 from jaxgen.run.saved import SavedRun
+from jaxgen.store import MetricsLog, orbax_io
 from jaxgen.store.lock import LOCK, RunLock
 
 HOLDER = """
@@ -73,3 +76,40 @@ def test_the_lock_is_held_until_training_ends_and_a_start_that_fails_leaves_noth
     assert set(held) == {True}
     assert not (run / LOCK).exists()
     assert run.resolve() not in RunLock._held
+
+
+def remove(run: Path) -> None:
+    shutil.rmtree(run)
+
+
+def replace(run: Path) -> None:
+    """As Orbax leaves it that makes what is missing."""
+    run.rename(run.with_name("away"))
+    (run / "checkpoints").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("moment", ["metrics", "arrays"])
+@pytest.mark.parametrize("strike", [remove, replace])
+def test_a_run_whose_folder_goes_while_it_trains_ends_and_is_not_made_again(
+    moment, strike, book, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    trainer = start(settings(book, run))
+    write, append = orbax_io.write_arrays, MetricsLog.append
+
+    def appended(log: MetricsLog, row: dict[str, object]) -> None:
+        append(log, row)
+        strike(run)
+
+    def written(path: Path, arrays: dict[str, object]) -> None:
+        strike(run)
+        write(path, arrays)
+
+    if moment == "metrics":
+        monkeypatch.setattr(MetricsLog, "append", appended)
+    else:
+        monkeypatch.setattr(orbax_io, "write_arrays", written)
+    with pytest.raises(CheckpointError, match=re.escape(str(run))) as told:
+        trainer.train()
+    assert told.value.exit_code == 4
+    assert not [path for path in run.rglob("*") if path.suffix == ".json"]

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from edited import edit
 
 from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, DivergedError, UsageError
@@ -149,8 +150,7 @@ def test_whoever_stops_the_measuring_leaves_no_folder(book, tmp_path, monkeypatc
 
 def test_settings_of_the_model_that_were_altered_are_refused(book, tmp_path):
     start(settings(book, tmp_path / "run"))
-    path = tmp_path / "run" / "config.json"
-    path.write_text(path.read_text().replace('"hidden": 8', '"hidden": 16', 1))
+    edit(tmp_path / "run", "config", "hidden", value=16)
     with pytest.raises(CheckpointError, match="differ in hidden"):
         SavedRun.open(tmp_path / "run")
 

@@ -14,7 +14,7 @@ import pytest
 from kept_states import State, abstract, assert_bitwise_equal, make_state
 
 from jaxgen.errors import CheckpointError
-from jaxgen.store import CheckpointStore
+from jaxgen.store import CheckpointStore, orbax_io
 from jaxgen.store import format as fmt
 
 
@@ -225,10 +225,53 @@ def test_half_written_and_half_removed_folders_are_ignored_and_removed_by_the_ne
     assert (tmp_path / "others" / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize("strike", [shutil.rmtree, lambda run: run.rename(run.with_name("away"))], ids=["rm", "mv"])
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_a_run_that_goes_while_its_arrays_are_written_is_told_of_and_not_made_again(
+    late, strike, saved, tmp_path, monkeypatch
+):
+    run, write, made = tmp_path / "run", orbax_io.write_arrays, []
+    store = CheckpointStore(shutil.copytree(saved, run / "checkpoints"))
+
+    def struck(path, arrays):
+        if late:
+            write(path, arrays)
+        strike(run)
+        write(path, arrays)  # Orbax makes what is missing
+        made.append(path.exists())
+
+    monkeypatch.setattr(orbax_io, "write_arrays", struck)
+    with pytest.raises(
+        CheckpointError, match=r"run/checkpoints: the folder was removed or moved.*Bring its folder back"
+    ):
+        store.save(30, make_state(3), {})
+    assert made == [True]
+    assert not run.exists()
+
+
+def test_a_folder_that_takes_the_place_of_a_run_while_its_arrays_are_written_gets_no_checkpoint(
+    saved, tmp_path, monkeypatch
+):
+    run, write = tmp_path / "run", orbax_io.write_arrays
+    store = CheckpointStore(shutil.copytree(saved, run / "checkpoints"))
+
+    def struck(path, arrays):
+        run.rename(tmp_path / "away")
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "notes").touch()
+        write(path, arrays)
+
+    monkeypatch.setattr(orbax_io, "write_arrays", struck)
+    with pytest.raises(CheckpointError, match="the folder was removed or moved"):
+        store.save(30, make_state(3), {})
+    assert os.listdir(run) == ["notes"]
+    assert CheckpointStore(tmp_path / "away" / "checkpoints").steps() == [10, 20]
+
+
 def test_a_folder_that_was_removed_while_training_is_not_made_again(store):
     store.save(30, make_state(), {})
     shutil.rmtree(store.directory)
-    with pytest.raises(CheckpointError, match="the folder was removed while the run went on"):
+    with pytest.raises(CheckpointError, match="the folder was removed or moved while the run went on"):
         store.save(40, make_state(), {})
     assert not store.directory.exists()
 

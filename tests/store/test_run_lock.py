@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,45 @@ def test_a_run_that_was_taken_over_is_not_written_any_more(tmp_path):
     pretend(tmp_path, host="node-7", boot="theirs", pid=12)
     with pytest.raises(CheckpointError, match=r"taken over by process 12 on the host 'node-7'.*Nothing was saved"):
         RunLock.check(tmp_path)
+
+
+def lose(run):
+    shutil.rmtree(run)
+
+
+def move(run):
+    run.rename(run.with_name("away"))
+
+
+def make_anew(run):
+    move(run)
+    run.mkdir()
+
+
+def delete_the_lock(run):
+    (run / LOCK).unlink()
+
+
+def replace_the_lock(run):
+    (run / LOCK).rename(run / "former")
+    (run / LOCK).write_text((run / "former").read_text())
+
+
+@pytest.mark.parametrize("strike", [lose, move, make_anew, delete_the_lock, replace_the_lock])
+def test_a_run_whose_lock_is_gone_or_another_is_not_written_any_more(strike, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    RunLock.take(run)
+    RunLock.check(run)
+    strike(run)
+    left = sorted(tmp_path.rglob("*"))
+    gone = "Could not write .*: the folder was removed or moved.*Bring its folder back"
+    message = (
+        gone if strike in (lose, move) else rf"run is another folder than the one .*{LOCK} was removed or replaced"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        RunLock.check(run)
+    assert sorted(tmp_path.rglob("*")) == left
 
 
 def test_a_link_in_its_place_is_refused_and_not_written_through(tmp_path):
