@@ -178,17 +178,20 @@ FAULTS = (
         "the disk fills up during a training",
         REQUIRED,
         struck("full", ROOM, "told with the bytes needed and free, with exit 4; what was saved restored, and resumed"),
+        times=3,
     ),
     Fault(
         "the disk becomes read-only during a training",
         REQUIRED,
         struck("read-only", "Read-only file system", "told, with exit 4; what was saved restored, and resumed"),
+        times=3,
         slow=True,
     ),
     Fault(
         "the run's folder is removed during a training",
         "clear error naming the path; not made again in silence; --resume goes on bit for bit once it is back",
         struck("removed", "No such file|the folder was removed", "told, with exit 4; brought back it was resumed"),
+        times=3,
         slow=True,
     ),
 )

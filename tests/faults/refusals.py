@@ -212,11 +212,18 @@ FAULTS = (
         times=2,
         slow=True,
     ),
-    Fault("data changed since the checkpoint", "exit 3 with both digests; a flag overrides", other_data, slow=True),
+    Fault(
+        "data changed since the checkpoint",
+        "exit 3 with both digests; a flag overrides",
+        other_data,
+        times=3,
+        slow=True,
+    ),
     Fault(
         "resumed with other settings",
         "exit 2 listing the fields that differ; those that may change may",
         other_settings,
+        times=3,
         slow=True,
     ),
     Fault(
