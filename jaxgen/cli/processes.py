@@ -9,9 +9,12 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import select
 import signal
+import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -29,6 +32,9 @@ LOST = 6
 #: Linux: the signal that a process gets when its parent ends.
 PR_SET_PDEATHSIG = 1
 PASSED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+#: Seconds after which it is said that the others have not come yet, and seconds between two signals that are one: who
+#: signals a whole group reaches a process twice.
+PATIENCE, AT_ONCE = 10.0, 2.0
 FLAGS = ("--distributed", "--coordinator", "--num-processes", "--process-id", "--heartbeat")
 
 
@@ -154,12 +160,17 @@ def joined(args: Sequence[str]) -> None:
     if (named := job(args)) is not None:
         _join(named)
         if launched := os.environ.pop(LAUNCHED, ""):
+            from jaxgen.run.signals import StopSignals
+
+            StopSignals.watched = True
             os.write(int(launched.split()[1]), b"met")
 
 
 def _join(named: Job) -> None:
     from jaxgen.run.joining import join
 
+    if named.index == 0 and named.coordinator is not None:
+        _check_port(named)
     try:
         join(named.coordinator, named.processes, named.index, named.heartbeat)
     except (RuntimeError, ValueError, OSError) as error:
@@ -172,14 +183,30 @@ def _join(named: Job) -> None:
         ) from None
 
 
+def _check_port(named: Job) -> None:
+    """Raise ``UsageError`` if process 0 cannot listen where the others look for it: the runtime would crash."""
+    port = int(str(named.coordinator).rpartition(":")[2])
+    try:
+        with socket.create_server(("", port)):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"Process 0 cannot listen on port {port} ({error.strerror}): give another in --coordinator, the same on "
+            "all processes."
+        ) from None
+
+
 def not_met(job: Job, why: str) -> UsageError:
     """The error for processes that did not find each other."""
     who = "processes of the job" if job.processes is None else f"{job.processes} processes of the job"
-    where = "" if job.coordinator is None else f" at {job.coordinator}"
     return UsageError(
-        f"The {who} did not meet{where} ({why}). Start all of them at about the same time, each with its own "
+        f"The {who} did not meet{_at(job)} ({why}). Start all of them at about the same time, each with its own "
         "--process-id; process 0 runs on that host, and the port is free there and open to the others."
     )
+
+
+def _at(job: Job) -> str:
+    return "" if job.coordinator is None else f" at {job.coordinator}"
 
 
 def _left(code: int) -> int:
@@ -199,40 +226,75 @@ def _left(code: int) -> int:
     os._exit(code)
 
 
+class _Child:
+    """This command once more, as a process that this one watches over."""
+
+    def __init__(self) -> None:
+        self.stopped_by, self._at, self.met = 0, 0.0, False
+        self._told, tells = os.pipe()
+        self._process: subprocess.Popen[bytes] | None = None
+        for number in PASSED_ON:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._pass_on)
+        # In a group of its own: Ctrl-C at a terminal reaches this process alone, which passes it on once.
+        self._process = subprocess.Popen(
+            [sys.executable, *sys.orig_argv[1:]],
+            env={**os.environ, LAUNCHED: f"{os.getpid()} {tells}"},
+            pass_fds=[tells],
+            process_group=0,
+        )
+        os.close(tells)
+        if self.stopped_by:  # while there was nobody to pass it on to
+            self._process.kill()
+
+    def wait_to_meet(self, seconds: float) -> bool:
+        """Whether the child met the others, or ended, within some seconds."""
+        if not select.select([self._told], [], [], seconds)[0]:
+            return False
+        self.met |= bool(os.read(self._told, 1))  # else it is the end of the pipe
+        return True
+
+    def wait(self) -> int:
+        """Its exit code, negative for the signal that ended it."""
+        assert self._process is not None
+        return self._process.wait()
+
+    def _pass_on(self, number: int, _: Any) -> None:
+        """The first signal asks the child to stop. A later one ends it, and so does any before it met the others."""
+        first = not self.stopped_by
+        if first:
+            self.stopped_by, self._at = number, time.monotonic()
+        if self._process is None:
+            return
+        if first and (self.met or self.wait_to_meet(0)):
+            self._process.send_signal(number)
+        elif first or time.monotonic() - self._at > AT_ONCE:
+            self._process.kill()
+
+
 def _launch(named: Job) -> int:
-    """This command once more, as a child; returns its exit code, or what the end that it found comes to."""
-    command, (told, tells) = [sys.executable, *sys.orig_argv[1:]], os.pipe()
-    children: list[subprocess.Popen[bytes]] = []
-    early: list[int] = []
-
-    def pass_on(number: int, _: Any) -> None:
-        early.append(number)
-        for child in children:
-            child.send_signal(number)
-
-    for number in PASSED_ON:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, pass_on)
-    # In a group of its own: Ctrl-C at a terminal reaches this process alone, which passes it on once.
-    child = subprocess.Popen(
-        command, env={**os.environ, LAUNCHED: f"{os.getpid()} {tells}"}, pass_fds=[tells], process_group=0
-    )
-    os.close(tells)
-    if early:  # while there was none to pass it on to
-        child.send_signal(early[0])
-    children.append(child)
+    """Run this command as a child; returns its exit code, or what the end that it found comes to."""
+    child = _Child()
+    if not child.wait_to_meet(PATIENCE) and not child.met:
+        who = "processes" if named.processes is None else f"{named.processes} processes"
+        say(f"Waiting for the {who} of the job{_at(named)} …")
     code = child.wait()
+    child.wait_to_meet(0)
     if code >= 0:
         return code
-    if -code == signal.SIGABRT and not os.read(told, 1):  # the end of the pipe
-        raise not_met(named, "some of them did not come")
+    if child.stopped_by:
+        say("Stopped." if child.met else "Stopped while waiting for the other processes of the job.")
+        return 128 + child.stopped_by
+    name = signal.Signals(-code).name
+    if not child.met:
+        say(f"error: {not_met(named, f'the runtime ended with {name}')}")
+        return LOST
     if -code == signal.SIGABRT:
         say(
             "error: Another process of the job was lost (or the coordinator was), and the others cannot go on without "
             "it. What was saved last is kept: start all processes again, with --resume auto."
         )
         return LOST
-    name = signal.Signals(-code).name
     say(f"error: This process of the job was ended by {name}. Start all processes again, with --resume auto.")
     return 128 - code
 

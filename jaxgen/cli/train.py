@@ -41,14 +41,14 @@ def train(args: list[str]) -> None:
     from jaxgen.cli.progress import Screen
     from jaxgen.run import resume, start
     from jaxgen.run.host import need_backend
-    from jaxgen.run.team import losing_none, this_team
+    from jaxgen.run.team import exchanging, this_team
 
     screen = Screen()
     try:
-        with losing_none():
+        with exchanging():
             with this_team().together() as facts:  # behind it the first process makes the folder that all looked for
                 config, resuming = _asked(args)
-                facts["settings"] = "goes on" if resuming else "begins"
+                facts["folder"] = "goes on" if resuming else "begins"
             need_backend()
             if resuming:
                 trainer = resume(config.run, config, screen.show, flag_value(args, "--data-changed") or "refuse")

@@ -127,6 +127,7 @@ def prepare(
         tokenizer = TOKENIZERS[level].train((followed(in_pieces(text), counter) for text in splits.train), **options)
     encoded = (encode_split(tokenizer, part, splits.layout, watch) for part in (splits.train, splits.val))
     train, val = map(_conditioned, encoded, (splits.train_known, splits.val_known), (conditioning, conditioning))
+    splits.check()
     if (val_data or val_fraction > 0) and val.ids.size < 2:
         raise DataError(
             f"The validation split has {val.ids.size} tokens, but at least 2 are needed. Give more text, "

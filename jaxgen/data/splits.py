@@ -53,7 +53,14 @@ class Splits:
     def whole(self) -> tuple[list[str], list[str]]:
         """The texts to train on and to validate with as strings."""
         train, val = (["".join(in_pieces(text)) for text in part] for part in (self.train, self.val))
+        self.check()
         return train, val
+
+    def check(self) -> None:
+        """Raise ``DataError`` if a file was changed since it was first read: ask once all has been read."""
+        for text in (*self.train, *self.val):
+            if isinstance(text, RunningText):
+                text.check()
 
 
 def identity(name: str, sha256: str, val_sha256: str | None) -> dict[str, str]:

@@ -81,6 +81,7 @@ def ignore(event: Any) -> None:
 
 
 Event = Reading | Started | Progress | Evaluated | Sampled | Note | Finished
+Emit = Callable[[Event], None]
 
 
 class Told:

@@ -11,6 +11,7 @@ from jaxgen.run.progressed import Interrupted
 from jaxgen.run.trainer import Trainer
 from jaxgen.store import RunDirectory
 from jaxgen.store.config import TrainConfig
+from jaxgen.training import TrainState
 
 
 class Follower(Trainer):
@@ -26,8 +27,8 @@ class Follower(Trainer):
     def forget_beyond(self, step: int) -> None:
         """Nothing was kept."""
 
-    def _save(self, step: int, metric: float | None) -> None:
-        self.whole()
+    def _store(self, step: int, whole: TrainState, metric: float | None) -> None:
+        pass
 
     def _save_between(self, step: int) -> None:
         self._save(step, None)
@@ -47,10 +48,8 @@ class Follower(Trainer):
     def _interrupted(self, number: int, where: str) -> Interrupted:
         return Interrupted(number, f"{where} by process 0 of the job")
 
-    def _finish(self, step: int, report: dict[str, Any] | None = None) -> Finished:
-        params = self._current().params
-        if (best := self.team.told()) not in (None, step):
-            params = self.team.shared(params)
-        report = self._measured(params, final=True) if report is None else report
-        self.team.told()
-        return Finished("", step, best or step, report)
+    def _best(self, step: int) -> tuple[int | None, Any]:
+        return None, self._current().params
+
+    def _conclude(self, step: int, best: int | None, params: Any, report: dict[str, Any] | None) -> Finished:
+        return Finished("", step, best or step, self._measured(params, final=True) if report is None else report)

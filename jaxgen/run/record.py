@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jaxlib
@@ -15,6 +15,9 @@ from jaxgen.store import RunDirectory
 from jaxgen.store.config import TrainConfig
 from jaxgen.store.files import json_sha256
 from jaxgen.version import __version__
+
+if TYPE_CHECKING:
+    from jaxgen.run.trainer import Trainer
 
 #: Where ``config.json`` holds the digest of the rest.
 DIGEST = "sha256"
@@ -94,3 +97,17 @@ def read_config(run: RunDirectory) -> dict[str, Any]:
             "begin from the weights of another with --init-from."
         )
     return content
+
+
+def facts_of(trainer: Trainer) -> dict[str, str]:
+    """Lines for the reader of a run that begins: label and text."""
+    config, data, resolved, team = trainer.config, trainer.data, trainer.resolved, trainer.team
+    spread = f", the batch spread over {trainer.devices}" if trainer.devices > 1 else ""
+    return {
+        **data.facts(),
+        "model": f"{config.cell} {config.layers}x{config.hidden}, {resolved['parameters']:,} parameters",
+        "training": f"{trainer.total:,} steps of {data.units_per_step:,} {data.UNIT}, "
+        f"{config.optimizer} at {config.lr:g}, {config.schedule}",
+        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()}){spread}"
+        + ("" if team.alone else f" devices of {team.count} processes"),
+    }

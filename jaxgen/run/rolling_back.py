@@ -43,7 +43,8 @@ def roll_back(trainer: Trainer, error: DivergedError) -> int:
         raise error
     rollbacks, step = trainer.done.rollbacks + 1, found["step"]
     trainer.recall(replace(Progressed(**found["done"]), rollbacks=rollbacks)).go_on(state)
-    trainer.forget_beyond(step)
+    with trainer.team.together():
+        trainer.forget_beyond(step)
     rate = f"{ROLLBACK_SCALE**rollbacks:g} of what it would be"
     what = str(error).split(". ")[0]
     trainer.emit(

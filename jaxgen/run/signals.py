@@ -14,8 +14,11 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 class StopSignals:
     """While entered, remembers the first of ``STOPPING`` in ``received``; a second one acts as usual.
 
-    A SIGHUP that is ignored (``nohup``) stays so.
+    A SIGHUP that is ignored (``nohup``) stays so. Where another process watches over this one (``watched``), further
+    signals do nothing here: who signals a whole group reaches both, and the other passes on what it gets.
     """
+
+    watched = False
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -29,8 +32,9 @@ class StopSignals:
         return self
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
+        self.received = self.received or number
+        if not self.watched:
+            self._restore()
 
     def _restore(self) -> None:
         for number, former in self._former.items():

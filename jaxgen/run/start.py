@@ -20,7 +20,7 @@ from jaxgen.data.task import TaskData
 from jaxgen.errors import CheckpointError, DataError, UsageError, choose
 from jaxgen.run import counting
 from jaxgen.run.course import plan_optimizer
-from jaxgen.run.events import Note, Told, ignore
+from jaxgen.run.events import Emit, Note, Told, ignore
 from jaxgen.run.follower import Follower
 from jaxgen.run.length import measured, planned, prolonged
 from jaxgen.run.record import changes_since, resolve, versions, write_config
@@ -28,7 +28,7 @@ from jaxgen.run.saved import SavedRun
 from jaxgen.run.spreading import check_memory, spread_again, spread_over
 from jaxgen.run.team import this_team
 from jaxgen.run.tensorboard import require_tensorboard
-from jaxgen.run.trainer import Emit, Progressed, Trainer
+from jaxgen.run.trainer import Progressed, Trainer
 from jaxgen.store import CheckpointStore, RunDirectory, truncate_samples
 from jaxgen.store.config import TrainConfig
 from jaxgen.store.lock import RunLock
@@ -72,7 +72,7 @@ def _start(config: TrainConfig, emit: Emit) -> Trainer:
     emit = emit if team.leads else ignore
     with team.together() as facts:
         task, data, resolved, params = _prepared(config, emit)
-        facts |= _facts(config, data)
+        facts |= _facts(config, data, resolved)
         if team.leads:
             _clear_unfinished(config.run)
             RunDirectory.check(config.run)
@@ -104,11 +104,17 @@ def _trainer(
     return Follower(config, data, task, run, resolved)
 
 
-def _facts(config: TrainConfig, data: TaskData) -> dict[str, str]:
+def _facts(config: TrainConfig, data: TaskData, resolved: dict[str, Any]) -> dict[str, str]:
     """What must be the same on all processes that train one run."""
     here = {"run", *config.places}
     settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in here}
-    return {"settings": json.dumps(settings), "versions": json.dumps(versions()), "data": data.identity()["sha256"]}
+    plan = {name: resolved[name] for name in ("model", "devices")}
+    return {
+        "settings": json.dumps(settings),
+        "versions": json.dumps(versions()),
+        "data": data.identity()["sha256"],
+        "plan": json.dumps(plan, default=str),
+    }
 
 
 def _prepared(config: TrainConfig, emit: Emit) -> tuple[Any, TaskData, dict[str, Any], Any]:
@@ -152,7 +158,7 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore, da
         emit = emit if team.leads else ignore
         with team.together() as facts:
             saved, config, data = _reopened(path, config, emit, data_changed)
-            facts |= _facts(config, data)
+            facts |= _facts(config, data, saved.resolved)
         _check_several(config.model)
         return MODELS[config.model].resume(saved, config, data, emit)
 

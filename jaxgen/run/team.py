@@ -9,22 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from jaxgen.errors import DataError, JaxgenError, UsageError
-from jaxgen.training import StepMetrics, TrainState, make_global_mesh, spread_rows
+from jaxgen.training import StepMetrics, TrainState, make_global_mesh, spread_rows, whole_on
 
 #: What must be the same on all processes, and how it is told when it is not.
 FACTS: dict[str, tuple[type[JaxgenError], str]] = {
     "settings": (UsageError, "were started with other settings: give all the same flags and files of settings"),
     "versions": (UsageError, "have other versions of jaxgen, JAX or Python: install the same on all hosts"),
     "data": (DataError, "read other data: give all the same files"),
+    "folder": (UsageError, "do not see the same run: its folder must lie on a disk that all of them can read"),
+    "plan": (
+        UsageError,
+        "have other devices, and would compute in other ways: give --devices, or take hosts of one kind (on a CPU the "
+        "number of cores counts, or JAX_NUM_CPU_DEVICES)",
+    ),
 }
 
 
@@ -65,12 +73,9 @@ class Team:
         """The JSON ``value`` of each process, in their order."""
         if self.alone:
             return [value]
-        from jax.experimental.multihost_utils import process_allgather
-
         mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
-        sizes = np.asarray(process_allgather(np.array([mine.size], np.int32))).reshape(-1)
-        padded = np.pad(mine, (0, _rounded(int(sizes.max())) - mine.size))
-        every = np.asarray(process_allgather(padded)).reshape(self.count, -1)
+        sizes = self._everyone(np.array([mine.size], np.int32)).reshape(-1)
+        every = self._everyone(np.pad(mine, (0, _rounded(int(sizes.max())) - mine.size)))
         return [json.loads(row[:size].tobytes()) for row, size in zip(every, sizes.tolist())]
 
     def told(self, value: Any = None) -> Any:
@@ -81,12 +86,12 @@ class Team:
         """The leader's arrays; the others give any of the same shapes."""
         if self.alone:
             return tree
-        from jax.experimental.multihost_utils import broadcast_one_to_all
-
         leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
         # In one exchange: the order of several in a program may differ from process to process on a CPU.
         mine = np.concatenate([np.frombuffer(leaf.tobytes(), np.uint8) for leaf in leaves])
-        theirs = np.asarray(broadcast_one_to_all(mine, is_source=self.leads)).tobytes()
+        with exchanging():
+            given = spread_rows(self._mesh, (mine if self.leads else np.zeros_like(mine))[None])
+            theirs = np.asarray(_summed(spread_over=whole_on(self._mesh))(given)).tobytes()
         starts = np.cumsum([0, *(leaf.nbytes for leaf in leaves)]).tolist()
         copies = [
             np.frombuffer(theirs, leaf.dtype, leaf.size, at).reshape(leaf.shape) for leaf, at in zip(leaves, starts)
@@ -97,9 +102,22 @@ class Team:
         """``state`` with all rows of its carry, of which each process has some."""
         if self.alone:
             return state
-        from jax.experimental.multihost_utils import process_allgather
 
-        return state._replace(carry=process_allgather(state.carry, tiled=True))
+        def gather(leaf: jax.Array) -> np.ndarray:
+            with exchanging():
+                return np.asarray(_same(spread_over=whole_on(leaf.sharding.mesh))(leaf))  # type: ignore[attr-defined]
+
+        return state._replace(carry=jax.tree.map(gather, state.carry))
+
+    def _everyone(self, mine: np.ndarray) -> np.ndarray:
+        """The array [...] of each process as a row, [P, ...]."""
+        with exchanging():
+            return np.asarray(_same(spread_over=whole_on(self._mesh))(spread_rows(self._mesh, mine[None])))
+
+    @cached_property
+    def _mesh(self) -> Mesh:
+        """A device of each process: of all there may be another number on each."""
+        return make_global_mesh(self.count)
 
     @contextmanager
     def together(self) -> Iterator[dict[str, str]]:
@@ -173,17 +191,29 @@ def _team(index: int, count: int) -> Team:
 
 
 @contextmanager
-def losing_none() -> Iterator[None]:
-    """Say it in a sentence when an exchange with another process fails."""
+def exchanging() -> Iterator[None]:
+    """Say it in a sentence when an exchange with another process fails, which the runtime tells in several ways."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if this_team().alone:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if this_team().alone or isinstance(error, JaxgenError):
+            raise
+        if isinstance(error, ValueError) and not re.search("gloo|UNKNOWN|UNAVAILABLE|INTERNAL", str(error), re.I):
             raise
         raise LostError(
             f"Another process of the job was lost ({str(error).splitlines()[0][:200].rstrip('.')}), and the others "
             "cannot go on without it. What was saved last is kept: start all processes again, with --resume auto."
         ) from None
+
+
+@cache
+def _same(spread_over: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda array: array, out_shardings=spread_over)
+
+
+@cache
+def _summed(spread_over: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda array: array.sum(0, dtype=array.dtype), out_shardings=spread_over)
 
 
 def _rounded(size: int) -> int:

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from jaxgen.errors import CheckpointError, UsageError
@@ -58,6 +59,13 @@ class Events:
         from tensorboardX.summary import scalar
 
         self._add(step=step, summary=scalar(name, value))
+
+    def add_row(self, row: Mapping[str, Any], step: int) -> None:
+        """Write a point for every number in a row of metrics."""
+        for name, value in row.items():
+            if isinstance(value, (int, float)):
+                self.add_scalar(name, value, step)
+        self.flush()
 
     def flush(self) -> None:
         """Put what was added on the disk."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -17,12 +16,13 @@ from jaxgen.data.task import Shown
 from jaxgen.errors import DivergedError, UsageError
 from jaxgen.run import compiled
 from jaxgen.run.course import plan_optimizer
-from jaxgen.run.events import Evaluated, Event, Finished, Note, Progress, Sampled, Started
+from jaxgen.run.events import Emit, Evaluated, Finished, Note, Progress, Sampled, Started
 from jaxgen.run.feed import Feed
 from jaxgen.run.made import Made
 from jaxgen.run.measuring import measured
 from jaxgen.run.pictures import LossCurves
 from jaxgen.run.progressed import Interrupted, Progressed
+from jaxgen.run.record import facts_of
 from jaxgen.run.rhythm import Rhythm
 from jaxgen.run.rolling_back import ROLLBACK_SCALE, check_finite, roll_back
 from jaxgen.run.signals import AtOnce, Stopped, StopSignals
@@ -35,8 +35,6 @@ from jaxgen.store.config import TrainConfig
 from jaxgen.store.format import DamagedCheckpointError
 from jaxgen.store.lock import RunLock, locked
 from jaxgen.training import TrainState, make_global_mesh, on_one_device, spread_state
-
-Emit = Callable[[Event], None]
 
 #: Arithmetic in one call of K steps: about half a second on two CPU cores, so that Ctrl-C is answered soon.
 FLOPS_PER_CALL = 4e10
@@ -111,7 +109,7 @@ class Trainer:
     def _train(self) -> Finished:
         step = int(self._current().step)
         self._events = open_events(self.run, step) if self.config.tensorboard else None
-        self.emit(Started(str(self.run.path), self._facts(), step, self.total))
+        self.emit(Started(str(self.run.path), facts_of(self), step, self.total))
         stop = step >= self.total or self._patience_gone
         received = None
         with StopSignals() as signals, ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as drawing:
@@ -229,7 +227,8 @@ class Trainer:
         last = step == self.total
         due = self.rhythm.evaluates(step) or last
         row = self._evaluate(step) if due else None
-        shown = self._show(step) if self.rhythm.samples(step) and not last else []
+        with self.team.together():
+            shown = self._show(step) if self.rhythm.samples(step) and not last else []
         # Last: a kill before it undoes all of the above.
         self._save(step, None if row is None else self.data.METRIC.cost(row))
         if row is not None:
@@ -246,11 +245,13 @@ class Trainer:
         loss = report["val_loss"]
         if not math.isfinite(loss):
             raise self._diverged(f"The validation loss became {loss}", step)
-        row = self._write_row(step, report)
+        with self.team.together():
+            row = self._write_row(step, report)
         self.done = Progressed(**self.team.told(asdict(self.done)))  # what was judged, the leader alone knows
         return row
 
     def _write_row(self, step: int, report: dict[str, Any]) -> dict[str, Any] | None:
+        RunLock.check(self.run.path)
         cost = self.data.METRIC.cost(report)
         if self.done.best is None or cost < self.done.best:
             self.done.best, self.done.best_step, self.done.bad_evals = cost, step, 0
@@ -268,10 +269,7 @@ class Trainer:
         self.done.loss_sum = self.done.loss_count = 0.0
         self.metrics.append(row)
         if self._events is not None:
-            for name, value in row.items():
-                if isinstance(value, (int, float)):
-                    self._events.add_scalar(name, value, step)
-            self._events.flush()
+            self._events.add_row(row, step)
         return row
 
     @property
@@ -296,6 +294,7 @@ class Trainer:
 
     def _show(self, step: int) -> list[Shown]:
         shown = self.data.show(self._made.with_params(self._params), final=False)
+        RunLock.check(self.run.path)
         for each in shown:
             append_sample(self.run.samples_path, step, each.text)
         return shown
@@ -308,12 +307,25 @@ class Trainer:
 
     def _save(self, step: int, metric: float | None) -> None:
         whole = self.whole()
+        with self.team.together():
+            self._store(step, whole, metric)
+
+    def _store(self, step: int, whole: TrainState, metric: float | None) -> None:
         RunLock.check(self.run.path)
         self.store.save(step, whole, asdict(self.done), metric)
         RunLock.check(self.run.path)  # what was saved into a folder that is another by now is not the run's
 
     def _finish(self, step: int, report: dict[str, Any] | None = None) -> Finished:
         """Report on the best checkpoint: every evaluation in full (unless given), samples and pictures."""
+        with self.team.together():
+            best, params = self._best(step)
+        if (best := self.team.told(best)) not in (None, step):
+            params = self.team.shared(params)
+        with self.team.together():
+            return self._conclude(step, best, params, report)
+
+    def _best(self, step: int) -> tuple[int | None, Any]:
+        """The best step, if one is, and its weights."""
         best = self.store.best()
         params = self._current().params
         if best is not None and best != step:
@@ -322,8 +334,9 @@ class Trainer:
             except DamagedCheckpointError as error:  # all that training can give is there
                 self.emit(Note(f"WARNING: {error} The report is of step {step:,} instead, the last."))
                 best = step
-        if self.team.told(best) not in (None, step):
-            params = self.team.shared(params)
+        return best, params
+
+    def _conclude(self, step: int, best: int | None, params: Any, report: dict[str, Any] | None) -> Finished:
         report = self._report(params, final=True) if report is None else report
         made = self._made.with_params(on_one_device(params))
         samples = [(each.title, each.text) for each in self.data.show(made, final=True)]
@@ -334,17 +347,4 @@ class Trainer:
         path, data = str(self.run.path), self.data
         finished = Finished(path, step, best or step, report, data.summary(report), data.next_command(path), samples)
         self.emit(finished)
-        self.team.told()  # the others wait for it, so that all end together
         return finished
-
-    def _facts(self) -> dict[str, str]:
-        config = self.config
-        return {
-            **self.data.facts(),
-            "model": f"{config.cell} {config.layers}x{config.hidden}, {self.resolved['parameters']:,} parameters",
-            "training": f"{self.total:,} steps of {self.data.units_per_step:,} {self.data.UNIT}, "
-            f"{config.optimizer} at {config.lr:g}, {config.schedule}",
-            "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})"
-            + (f", the batch spread over {self.devices}" if self.devices > 1 else "")
-            + ("" if self.team.alone else f" devices of {self.team.count} processes"),
-        }

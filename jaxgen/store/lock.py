@@ -49,7 +49,7 @@ class RunLock:
         threading.Thread(target=self._live, name="run lock", daemon=True).start()
 
     def _live(self) -> None:
-        while not self._released.wait(SIGN_EVERY):
+        while not self._released.wait(SIGN_EVERY) and self._is_ours():
             with suppress(OSError):
                 os.utime(self.folder / LOCK)
 
@@ -122,7 +122,7 @@ class RunLock:
         if holder and holder != _myself():
             raise CheckpointError(
                 f"The run {folder} was taken over by process {holder['pid']} on the host {holder['host']!a}, because "
-                f"this one gave no sign for {SILENT} seconds. Nothing was saved since: let the other one train."
+                f"this one gave no sign for {SILENT} seconds. Nothing was written since: let the other one train."
             )
 
     @classmethod
@@ -137,11 +137,15 @@ class RunLock:
         if self._held.get(self.folder) is self:
             del self._held[self.folder]
         if self._descriptor >= 0:
-            if self._process == os.getpid() and self._is_there():
+            if self._process == os.getpid() and self._is_ours():
                 with suppress(OSError):
                     os.unlink(self.folder / LOCK)
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _is_ours(self) -> bool:
+        """Whether nobody else, on another host, took what this process holds."""
+        return self._is_there() and _read(self._descriptor) in ({}, _myself())
 
     def _is_there(self) -> bool:
         """Whether the file in the folder is the one that is locked, and not one that another made since."""
@@ -286,8 +290,7 @@ def _started(process: int) -> int | None:
 def _read(descriptor: int) -> dict[str, Any]:
     """Who wrote the file; empty when nobody can be made out."""
     try:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        holder = parse_json(os.read(descriptor, 4096))
+        holder = parse_json(os.pread(descriptor, 4096, 0))  # without moving in the file: a thread reads too
     except (OSError, ValueError):
         return {}
     if not isinstance(holder, dict) or not isinstance(holder.get("started", ""), (int, type(None))):

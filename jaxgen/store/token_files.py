@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from jaxgen.errors import DataError
-from jaxgen.store.files import not_regular, refused, sync_folder, user_cache
+from jaxgen.store.files import not_regular, parse_json, refused, sync_folder, user_cache
 from jaxgen.store.lock import boot, runs
 
 #: A change of what lies in these files, or of how text becomes ids.
@@ -66,6 +66,8 @@ def keep(
     try:
         found = _read(path, key, dtype)
     except ValueError as problem:
+        if path.is_dir():
+            raise DataError(f"{path}, where the tokens of these data are kept, is a folder: remove it.") from None
         tell(f"WARNING: {path}, the tokens of these data, {problem}: they are made again.")
     else:
         if found is not None:
@@ -121,7 +123,9 @@ def _write(file: IO[bytes], key: str, dtype: np.dtype, parts: Iterable[Part]) ->
         digest.update(block)
         size += part.ids.size
         counts = np.add(counts if counts.size else 0, np.array(part.counts, np.int64))
-    record = {"key": key, "dtype": dtype.name, "size": size, "sha256": digest.hexdigest(), "counts": counts.tolist()}
+    record = {"key": key, "dtype": dtype.name, "size": size, "counts": counts.tolist()}
+    digest.update(json.dumps(record).encode())
+    record["sha256"] = digest.hexdigest()
     file.write(json.dumps(record).encode().ljust(TRAILER))
     file.flush()
     os.fsync(file.fileno())
@@ -138,23 +142,24 @@ def _read(path: Path, key: str, dtype: np.dtype) -> Kept | None:
             if length < 0:
                 raise ValueError("is not whole")
             file.seek(length)
-            record = json.loads(file.read())
+            record = parse_json(file.read())
             digest, left = hashlib.sha256(), length
             file.seek(0)
             while left and (block := file.read(min(BLOCK, left))):
                 digest.update(block)
                 left -= len(block)
-            size = length // dtype.itemsize
-            said = [record[name] for name in ("key", "dtype", "size", "sha256")]
-            if said != [key, dtype.name, size, digest.hexdigest()] or size * dtype.itemsize != length:
+            said = record.pop("sha256")
+            digest.update(json.dumps(record).encode())
+            written = said == digest.hexdigest() and [record["key"], record["dtype"]] == [key, dtype.name]
+            if not written or record["size"] * dtype.itemsize != length:
                 raise ValueError("are not what was written")
             os.utime(file.fileno() if os.utime in os.supports_fd else path)
-            return Kept(_mapped(file, dtype), tuple(map(int, record["counts"])))
+            return Kept(_mapped(file, dtype), tuple(record["counts"]))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError("are damaged") from error
 
 

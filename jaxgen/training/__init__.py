@@ -16,6 +16,7 @@ from jaxgen.training.parallel import (
     spread_train_steps,
     spread_whole,
     spread_windows,
+    whole_on,
 )
 from jaxgen.training.reading import STACKED, OfText, Stacked
 from jaxgen.training.state import TrainState, create_state
@@ -49,4 +50,5 @@ __all__ = [
     "spread_windows",
     "train_step",
     "train_steps",
+    "whole_on",
 ]

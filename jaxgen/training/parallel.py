@@ -95,6 +95,11 @@ def spread_rows(mesh: Mesh, share: Any) -> jax.Array:
     return jax.make_array_from_process_local_data(NamedSharding(mesh, _SPREAD), share)
 
 
+def whole_on(mesh: Mesh) -> NamedSharding:
+    """Where an array lies that every device of ``mesh`` has whole."""
+    return NamedSharding(mesh, _WHOLE)
+
+
 def spread_whole(mesh: Mesh, tree: Any) -> Any:
     """``tree`` on every device of ``mesh``."""
     return _placed(mesh, _WHOLE, tree)

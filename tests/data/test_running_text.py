@@ -105,10 +105,11 @@ def test_a_file_is_read_as_often_as_it_is_wanted_and_a_pipe_is_kept():
     assert ["".join(part) for part in text.cut(5)] == ["one t", "wo\npiped"]
 
 
+@pytest.mark.parametrize("large", [1, 1 << 25])
 @pytest.mark.parametrize("change", ["longer", "other", "replaced", "gone"])
-def test_a_file_that_changes_while_it_is_read_is_told_of(change, monkeypatch):
+def test_a_file_that_changes_while_it_is_read_is_told_of(change, large, monkeypatch):
     (name,) = write(["abcdefgh" * 9])
-    monkeypatch.setattr(corpus, "LARGE", 1)
+    monkeypatch.setattr(corpus, "LARGE", large)
     train = TOKENIZERS["char"].train.__func__
 
     def meanwhile(cls, texts, **options):

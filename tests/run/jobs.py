@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ import jaxgen.run.joining as joining
 import jaxgen.run.trainer as trainer
 
 joining.COMING = int(os.environ["COMING"])
+from jaxgen.errors import CheckpointError
+# more
 trainer.MAX_STEPS_PER_CALL = 3
 what, step = os.environ.get("MEETS", "nothing:0").split(":")
 read, met = trainer.Trainer._read, []
@@ -30,11 +33,27 @@ def reading(self, log, number, at, clock):
     clock = read(self, log, number, at, clock)
     if at >= int(step) and what != "nothing" and not met:
         met.append(at)
-        who, name = what.split()
-        os.kill(os.getppid() if who == "launcher" else os.getpid(), int(name))
+        meet()
     return clock
 
-trainer.Trainer._read = reading
+def meet():
+    who, name = what.split()
+    if who != "itself":
+        os.kill(os.getppid(), int(name))
+    if who != "launcher":
+        os.kill(os.getpid(), int(name))
+
+def late(method):
+    def called(self, *args):
+        if what != "nothing" and step == method.__name__:
+            meet()
+        return method(self, *args)
+    return called
+
+if step.isdigit():
+    trainer.Trainer._read = reading
+else:  # the name of a method in front of which it happens
+    setattr(trainer.Trainer, step, late(getattr(trainer.Trainer, step)))
 if __name__ == "__main__":
     sys.exit(main())
 """
@@ -68,7 +87,11 @@ class Jobs:
         self,
         processes: int,
         *flags: object,
-        meets: tuple[int | None, str, int, int] | None = None,
+        meets: tuple[int | None, str, int, int | str] | None = None,
+        devices: tuple[int, ...] = (),
+        port: int | None = None,
+        script: str = "",
+        interrupted: bool = False,
         others: dict[int, list[str]] | None = None,
         number: int | None = None,
         coming: int = 120,
@@ -76,22 +99,25 @@ class Jobs:
     ) -> list[Ended]:
         """Train with ``flags`` in so many processes; 0: by one alone, without a job.
 
-        ``meets``: (process or None for all, who is sent it: itself or its launcher, signal, step). ``others``: more
-        flags of some. ``number``: how many they believe to be. ``coming``: seconds in which they must meet.
+        ``meets``: (process or None for all, who is sent it: itself, its launcher or both, signal, step or the method
+        of the trainer in front of which it comes). ``others``: more flags of some. ``devices``: how many each has.
+        ``number``: how many they believe to be. ``coming``: seconds in which they must meet.
+        ``script``: what they run before they train. ``interrupted``: they are, while they wait for each other.
         """
-        script = self.folder / "job.py"
-        script.write_text(SCRIPT)
-        port, children = free_port(), []
+        file = self.folder / "job.py"
+        file.write_text(SCRIPT.replace("# more", script))
+        port, children = port or free_port(), []
         for index in range(max(processes, 1)):
             job = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", number or processes, "--process-id", index]
             job += ["--heartbeat", HEARTBEAT]
             command = [*flags, *(others or {}).get(index, []), *(job if processes else [])]
-            environment = {**self.environment, "JAX_NUM_CPU_DEVICES": "1", "COMING": str(coming)}
+            there = devices[index] if devices else 1
+            environment = {**self.environment, "JAX_NUM_CPU_DEVICES": str(there), "COMING": str(coming)}
             if meets is not None and meets[0] in (index, None):
                 environment["MEETS"] = f"{meets[1]} {int(meets[2])}:{meets[3]}"
             children.append(
                 subprocess.Popen(
-                    [sys.executable, str(script), *map(str, command)],
+                    [sys.executable, str(file), *map(str, command)],
                     cwd=self.folder,
                     env=environment,
                     stdout=subprocess.PIPE,
@@ -100,6 +126,9 @@ class Jobs:
                 )
             )
         try:
+            if interrupted:
+                time.sleep(8)
+                children[0].send_signal(signal.SIGINT)
             texts = [child.communicate(timeout=timeout) for child in children]
         finally:
             for child in children:

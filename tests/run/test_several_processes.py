@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from pathlib import Path
 
 import jax
@@ -145,10 +146,60 @@ def test_rows_of_tables_are_shared_too(jobs, monkeypatch, capsys, task):
 
 
 @pytest.mark.slow
-def test_interrupts_at_all_processes_stop_them_once(jobs):
-    """Ctrl-C at the terminal of a launcher that started several."""
-    ended = train(jobs, 2, "run", meets=(None, "launcher", signal.SIGINT, 9))
-    assert [each.code for each in ended] == [ended_by(signal.SIGINT)] * 2, ended
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("who", ["launcher", "both"])
+def test_a_signal_to_all_processes_of_a_job_stops_them_once(jobs, number, who):
+    """As a terminal and SLURM send it, the latter to launchers and children."""
+    ended = train(jobs, 2, "run", meets=(None, who, number, 9))
+    assert [each.code for each in ended] == [ended_by(number)] * 2, ended
+    assert CheckpointStore(jobs.folder / "run" / "checkpoints").latest() > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lost", "where"),
+    [(0, "_write_row"), (0, "_show"), (0, "_store"), (0, "_conclude"), (1, "_evaluate"), (1, "_finish")],
+)
+def test_a_process_that_is_killed_between_calls_ends_the_others_with_a_sentence(jobs, lost, where):
+    ended = train(jobs, 2, "run", meets=(lost, "itself", signal.SIGKILL, where))
+    assert ended[lost].code == ended_by(signal.SIGKILL), ended
+    assert ended[1 - lost].code == LOST, ended
+    assert "Another process of the job was lost" in ended[1 - lost].err
+    assert "Traceback" not in ended[1 - lost].err
+
+
+@pytest.mark.slow
+def test_a_leader_that_cannot_write_tells_the_others(jobs):
+    (jobs.folder / "run").mkdir()
+    ended = train(
+        jobs, 2, "run", script="trainer.RunLock.check = lambda _: (_ for _ in ()).throw(CheckpointError('No.'))"
+    )
+    assert [each.code for each in ended] == [4, 4], ended
+    assert "Process 0 of the job cannot go on. No." in ended[1].err
+
+
+@pytest.mark.slow
+def test_hosts_with_other_numbers_of_devices_are_told(jobs):
+    ended = train(jobs, 2, "run", "--batch-size", "32", devices=(2, 1))
+    assert [each.code for each in ended] == [2, 2], ended
+    assert "have other devices" in ended[0].err
+    same = train(jobs, 2, "run", "--batch-size", "32", "--devices", "2", devices=(2, 1))
+    assert [each.code for each in same] == [0, 0], same
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_told(jobs):
+    with socket.create_server(("", 0)) as server:
+        ended = jobs.run(1, *FLAGS.split(), number=2, port=server.getsockname()[1])
+    assert ended[0].code == 2, ended
+    assert "cannot listen on port" in ended[0].err
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_another_can_be_stopped(jobs):
+    ended = jobs.run(1, *FLAGS.split(), number=2, interrupted=True)
+    assert ended[0].code == ended_by(signal.SIGINT), ended
+    assert "Stopped while waiting for the other processes of the job." in ended[0].err
 
 
 @pytest.mark.slow
@@ -180,7 +231,7 @@ def test_what_one_cannot_do_all_say_and_none_waits(jobs, flags, others, code, se
 @pytest.mark.slow
 def test_processes_that_do_not_meet_say_so(jobs):
     ended = jobs.run(1, *FLAGS.split(), coming=5, number=2)
-    assert ended[0].code == 2
+    assert ended[0].code == LOST
     assert "The 2 processes of the job did not meet at 127.0.0.1:" in ended[0].err
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from jaxgen.errors import DataError, UsageError
 from jaxgen.run import team as module
-from jaxgen.run.team import LostError, PeerError, Team, losing_none, this_team
+from jaxgen.run.team import LostError, PeerError, Team, exchanging, this_team
 from jaxgen.training import TrainState
 
 
@@ -90,7 +90,7 @@ def test_a_bug_is_told_to_nobody_and_keeps_its_traceback(monkeypatch):
 
 def test_a_failing_exchange_is_a_sentence_where_there_are_several(monkeypatch):
     def fail():
-        with losing_none():
+        with exchanging():
             raise jax.errors.JaxRuntimeError("Gloo all-reduce failed: Connection closed\nand more")
 
     with pytest.raises(jax.errors.JaxRuntimeError):

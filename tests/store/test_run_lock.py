@@ -119,13 +119,18 @@ def test_who_holds_the_lock_gives_signs_of_life_until_it_lets_go(tmp_path, monke
     assert lock._released.is_set()
 
 
-def test_a_run_that_was_taken_over_is_not_written_any_more(tmp_path):
+def test_a_run_that_was_taken_over_is_not_written_any_more(tmp_path, monkeypatch):
     RunLock.check(tmp_path)  # nobody holds it
-    RunLock.take(tmp_path)
+    lock = RunLock.take(tmp_path)
     RunLock.check(tmp_path)
     pretend(tmp_path, host="node-7", boot="theirs", pid=12)
-    with pytest.raises(CheckpointError, match=r"taken over by process 12 on the host 'node-7'.*Nothing was saved"):
+    with pytest.raises(CheckpointError, match=r"taken over by process 12 on the host 'node-7'.*Nothing was written"):
         RunLock.check(tmp_path)
+    monkeypatch.setattr(locking, "SIGN_EVERY", 0.0)
+    monkeypatch.setattr(locking.os, "utime", None)
+    lock._live()  # ends, and gives no signs of life for the other
+    lock.release()
+    assert os.listdir(tmp_path) == [LOCK], "what the other holds stays"
 
 
 def lose(run):

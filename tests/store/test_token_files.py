@@ -1,5 +1,6 @@
 """Tokens in files: found again, never trusted, never in each other's way, no room told of."""
 
+import json
 import os
 import subprocess
 import sys
@@ -74,7 +75,20 @@ def longer(raw):
     return b"\0\0" + raw
 
 
-@pytest.mark.parametrize("damage", [cut, flip, flip_record, longer, lambda raw: b"", lambda raw: b"\0" * len(raw)])
+def other_counts(raw):
+    record = json.loads(raw[IDS.nbytes :])
+    record["counts"][0] += 1
+    return raw[: IDS.nbytes] + json.dumps(record).encode().ljust(1024)
+
+
+def nested(raw):
+    return raw[: IDS.nbytes] + b"[" * 1024
+
+
+NOTHING, ZEROS = lambda raw: b"", lambda raw: b"\0" * len(raw)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, flip_record, other_counts, nested, longer, NOTHING, ZEROS])
 def test_a_damaged_file_is_told_of_and_made_again(damage, folder):
     kept()
     (path,) = folder.iterdir()
@@ -85,6 +99,15 @@ def test_a_damaged_file_is_told_of_and_made_again(damage, folder):
     assert str(path) in notes[0]
     assert "made again" in notes[0]
     kept(never)
+
+
+def test_a_folder_in_its_place_is_told_before_anything_is_made(folder):
+    kept()
+    (path,) = folder.iterdir()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match="is a folder: remove it"):
+        kept(never)
 
 
 def test_a_link_is_replaced_and_not_followed(folder, tmp_path):
