@@ -76,7 +76,7 @@ def start_apart(folder: Path, draw: np.random.Generator) -> str:
         (2, ["--layers", "2"]),
     ]
     code, flags = others[draw.integers(len(others))]
-    ended = jobs.run(2, *FLAGS.split(), "--run", "run", others={int(draw.integers(2)): flags.split()})
+    ended = jobs.run(2, *FLAGS.split(), "--run", "run", others={int(draw.integers(2)): flags})
     _without_a_trace(ended)
     assert [each.code for each in ended] == [code, code], ended
     assert all(each.err.count("error: ") == 1 for each in ended), ended
