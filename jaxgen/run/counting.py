@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxgen.baselines import NGram, fit
 from jaxgen.data import DATA
 from jaxgen.run.events import Emit, Finished, Note, Started, Told
-from jaxgen.run.record import facts_of, resolve, write_config
+from jaxgen.run.record import resolve, write_config
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.signals import AtOnce, Stopped
 from jaxgen.run.trainer import Interrupted, Trainer
@@ -37,7 +37,7 @@ class Counting(Trainer):
         """Evaluate the model, save it if that is not done yet, and report."""
         try:
             with AtOnce():
-                self.emit(Started(str(self.run.path), facts_of(self), 0, 0))
+                self.emit(Started(str(self.run.path), self._facts(), 0, 0))
                 report = self._report(self._params, final=True)
                 if self.store.latest() is None:
                     self._record(report)

@@ -50,7 +50,9 @@ class RemembersWhereItWas(ClassifyData):
     @cached_property
     def batches(self):
         batches, asked = super().batches, iter(range(10**6))
-        return mock.Mock(wraps=batches, steps_per_epoch=1, batch=lambda step: batches.batch(next(asked)))
+        return mock.Mock(
+            wraps=batches, steps_per_epoch=1, batch=lambda step, rows=EVERY: batches.batch(next(asked), rows)
+        )
 
 
 def of_the_beginning(batches, step, rows=EVERY, batch=RowBatches.batch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +14,11 @@ import pytest
 
 from jaxgen.data import ClassifyConfig, ClassifyData
 from jaxgen.errors import DataError, UsageError
-from jaxgen.run import Interrupted, compiled, resume, start, trainer
+from jaxgen.run import Interrupted, compiled, length, pictures, resume, start, trainer
 from jaxgen.run.events import Evaluated, Finished, Note, Progress, Started
 from jaxgen.run.predictor import Predictor
 from jaxgen.store import CheckpointStore, MetricsLog
 
-starting = import_module("jaxgen.run.start")  # the package has a function of that name
 CLOCKS = ("texts_per_second", "seconds")
 WORDS = {"sea": ["fish", "wave", "ship", "salt"], "land": ["tree", "road", "hill", "cow"], "sky": ["cloud", "bird"]}
 
@@ -171,10 +169,10 @@ def test_minutes_are_for_the_steps_that_compiling_every_shape_leaves_time_for(ta
         return takes[widths[step]] + compiling / 2, 2
 
     trial = SimpleNamespace(begin=lambda: None, time_call=time_call, data=data, config=SimpleNamespace(minutes=60.0))
-    monkeypatch.setattr(starting, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    steps = starting._measured(trial, 0.0)
-    assert clock[0] == 2 * 100 + (1 + starting.MEASURED_CALLS) * 2 * (1 + 3)
-    left = 60 * 60 * (1 - starting.OVERHEAD) - clock[0] - 2 * 100
+    monkeypatch.setattr(length, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    steps = length.measured(trial, 0.0)
+    assert clock[0] == 2 * 100 + (1 + length.MEASURED_CALLS) * 2 * (1 + 3)
+    left = 60 * 60 * (1 - length.OVERHEAD) - clock[0] - 2 * 100
     assert steps == int(left / np.mean([takes[width] for width in widths]))
 
 
@@ -247,7 +245,7 @@ def test_patience_and_the_best_step_go_by_accuracy_and_not_by_the_loss(table, tm
 
     drawn = []
     monkeypatch.setattr(ClassifyData, "report", scripted)
-    monkeypatch.setattr(trainer, "draw_losses", lambda rows, path, title, target, best: drawn.append(best))
+    monkeypatch.setattr(pictures, "draw_losses", lambda rows, path, title, target, best: drawn.append(best))
     run = start(settings(table, tmp_path / "run", steps=20, eval_every=4, sample_every=0, patience=2)).train()
     assert (run.step, run.best_step) == (16, 8)
     assert drawn[-1] == (8, "val_accuracy")

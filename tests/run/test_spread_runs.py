@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from jaxgen.run import Sampler, resume, start
 from jaxgen.run.compiled import in_turn
 from jaxgen.run.trainer import Trainer
 from jaxgen.store import CheckpointStore, MetricsLog
+from tests.edited import edit
 
 pytestmark = pytest.mark.skipif("jax.local_device_count() != 2", reason="counts on two devices")
 Config = DATA["language"].Config
@@ -112,8 +114,8 @@ def test_a_run_recorded_with_more_devices_says_what_it_needs(spread, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     for name in ("config.json", "tokenizer.json"):
-        text = (spread / name).read_text()
-        (run / name).write_text(text.replace('"devices": 2', '"devices": 4'))
+        shutil.copy(spread / name, run)
+    edit(run, "resolved", "devices", value=4)
     with pytest.raises(UsageError, match=r"over 4 devices, but 2 can be used .*JAX_NUM_CPU_DEVICES=4"):
         resume(str(run))
 
