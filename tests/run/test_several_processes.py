@@ -80,8 +80,7 @@ def test_two_processes_train_what_one_does_and_stop_together(jobs, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("who", ["itself", "launcher"])
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize(("lost", "who"), [(0, "launcher"), (1, "itself")])
 def test_a_killed_process_ends_the_others_and_the_job_goes_on_when_started_again(jobs, lost, who):
     killed = train(jobs, 2, "run", meets=(lost, who, signal.SIGKILL, 11))
     codes = [ended.code for ended in killed]
@@ -103,16 +102,15 @@ def test_a_killed_process_ends_the_others_and_the_job_goes_on_when_started_again
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["windows", "documents"])
-def test_two_and_four_processes_compute_what_one_does(jobs, alone, layout):
+@pytest.mark.parametrize(("number", "layout"), [(2, "windows"), (4, "documents"), (4, "stream")])
+def test_two_and_four_processes_compute_what_one_does(jobs, alone, number, layout):
     alone("one", "--layout", layout)
-    for number in (2, 4):
-        ended = train(jobs, number, str(number), "--layout", layout)
-        assert [each.code for each in ended] == [0] * number, ended
-        check_same(jobs.folder / "one", jobs.folder / str(number))
-        for each in ended[1:]:
-            check_quiet(each)
-    assert "spread over 4 devices of 4 processes" in ended[0].out
+    ended = train(jobs, number, "several", "--layout", layout)
+    assert [each.code for each in ended] == [0] * number, ended
+    check_same(jobs.folder / "one", jobs.folder / "several")
+    for each in ended[1:]:
+        check_quiet(each)
+    assert f"spread over {number} devices of {number} processes" in ended[0].out
 
 
 @pytest.mark.slow
