@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -24,19 +24,29 @@ from .trying import Tried, attempts
 BEGIN, END = "<!-- faults -->\n", "<!-- end -->\n"
 
 
-def table(tried: Sequence[Tried]) -> str:
+def table(rows: Iterable[str]) -> str:
     """All of it in Markdown."""
     head = "| fault | required | times tried | survived | what happened |\n|---|---|---:|---:|---|\n"
-    return head + "".join(each.row() + "\n" for each in tried)
+    return head + "".join(row + "\n" for row in rows)
 
 
-def rewrite(page: Path, text: str) -> None:
-    """Put ``text`` between the markers of ``page``."""
+def rewrite(page: Path, rows: Mapping[str, str], made: str, faults: Sequence[Fault]) -> None:
+    """Put ``rows``, by the names of their faults, between the markers of ``page``, and below them how they were made.
+
+    Rows of other ``faults`` that are there stay, with what is said of them.
+    """
     before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    there, end, after = rest.partition(END)
     if not (begin and end):
         raise SystemExit(f"{page} has no lines {BEGIN.strip()} and {END.strip()} for the table to stand between.")
-    page.write_text(f"{before}{begin}{text}{end}{after}", encoding="utf-8")
+    if len(rows) < len(faults):
+        lines = there.splitlines()
+        named = [(line.split(" | ")[0].removeprefix("| "), line) for line in lines if line.startswith("| ")]
+        former = {name.replace("\\|", "|"): line for name, line in named}
+        rows = {fault.name: found for fault in faults if (found := {**former, **rows}.get(fault.name))}
+        said = [line for line in lines if line and not line.startswith("|")]
+        made = "\n\n".join([*said, f"Made again since: {made}"])
+    page.write_text(f"{before}{begin}\n{table(rows.values())}\n{made}\n\n{end}{after}", encoding="utf-8")
 
 
 def main(args: Sequence[str] | None = None, faults: Sequence[Fault] = FAULTS) -> int:
@@ -44,7 +54,12 @@ def main(args: Sequence[str] | None = None, faults: Sequence[Fault] = FAULTS) ->
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--only", metavar="SUBSTRING", default="", help="faults whose name contains it")
     parser.add_argument("--times", metavar="N", type=int, help="how often each is made; default: as it says itself")
-    parser.add_argument("--write", metavar="FILE", type=Path, help="a page in which the table is replaced")
+    parser.add_argument(
+        "--write",
+        metavar="FILE",
+        type=Path,
+        help="a page whose table is replaced, or with --only those rows",
+    )
     parser.add_argument(
         "--jobs", metavar="N", type=int, default=cores(), help="how many at a time; default: one a core"
     )
@@ -66,11 +81,12 @@ def main(args: Sequence[str] | None = None, faults: Sequence[Fault] = FAULTS) ->
         for place, outcome in attempts(chosen, times, given.jobs):
             tried[place].add(outcome)
             progress.update(task, advance=1, description=f"{chosen[place].name}: {outcome.how}")
-    written = table(tried)
-    print(written)
+    rows = {each.fault.name: each.row() for each in tried}
+    print(table(rows.values()))
     if given.write is not None:
+        which = f"{', '.join(rows)}; " if len(rows) < len(faults) else ""
         minutes = (time.perf_counter() - began) / 60
-        rewrite(given.write, f"\n{written}\n{minutes:.0f} minutes on {machine}\n\n")
+        rewrite(given.write, rows, f"{which}{minutes:.0f} minutes on {machine}", faults)
     return int(any(each.failed for each in tried))
 
 

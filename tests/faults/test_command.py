@@ -94,6 +94,23 @@ def test_the_table_replaces_the_one_on_the_page(tmp_path, capsys):
     assert text.endswith("0 minutes on some machine\n\n" + command.END + "below\n")
 
 
+def test_with_only_some_the_others_stay_on_the_page(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(f"{command.BEGIN}{command.END}")
+    piped = Fault("reads (`| head`)", "goes on", survives, times=1)
+    faults = [fault(survives), piped, fault(cannot)]
+    command.main([*ONE, "--write", str(page)], faults)
+    before = page.read_text().splitlines()
+    command.main([*ONE, "--only", "surv", "--times", "9", "--write", str(page)], faults)
+    after = page.read_text().splitlines()
+    rows = [line for line in after if line.startswith("| ")]
+    assert len(rows) == 4
+    assert set(before) - set(after) == {line for line in before if line.startswith("| survives")}
+    assert [line for line in after if line.startswith("| survives | goes on | 9 |")] == rows[1:2]
+    assert "0 minutes on some machine" in after
+    assert "Made again since: survives; 0 minutes on some machine" in after
+
+
 def test_a_page_without_the_markers_is_refused(tmp_path, capsys):
     (tmp_path / "page.md").write_text("text\n")
     with pytest.raises(SystemExit, match="has no lines"):
