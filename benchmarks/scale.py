@@ -1,10 +1,10 @@
 """A batch spread over 1 to 8 devices that share this machine's cores: what spreading costs, and what it exchanges.
 
-    python -m benchmarks.scale          about four minutes; prints a table in Markdown
+    python -m benchmarks.scale          about a minute; prints a table in Markdown
 
-The devices are simulated: as many as asked share the cores there are, so no step gets faster beyond their number, and
-what it takes longer than on as many devices as cores is what spreading itself costs. What is exchanged is read off the
-compiled step (the operands of its all-reduces) and is the same on real devices. `docs/scale.md` has the table.
+The devices are simulated: as many as asked share the cores there are, so the table tells what cutting a batch up and
+exchanging gradients costs, not how a step gets faster on real ones. What is exchanged is read off the compiled step
+(the operands of its all-reduces) and is the same there. `docs/scale.md` has the table.
 """
 
 from __future__ import annotations
