@@ -34,6 +34,14 @@ def _without_a_trace(ended: list[Ended]) -> None:
         assert "Traceback" not in each.err, each.err
 
 
+def _goes_on(jobs: Jobs) -> None:
+    """Started again, the run comes to what one comes to that nothing happened to."""
+    for run in ("run", "whole"):
+        again = jobs.run(2, *FLAGS.split(), "--run", run, "--resume", "auto")
+        assert [each.code for each in again] == [0, 0], again
+    assert traces(jobs.folder / "run") == traces(jobs.folder / "whole")
+
+
 def kill_one(folder: Path, draw: np.random.Generator) -> str:
     jobs = _jobs(folder)
     lost, step = int(draw.integers(2)), int(draw.integers(1, 20))
@@ -43,10 +51,7 @@ def kill_one(folder: Path, draw: np.random.Generator) -> str:
     assert ended[lost].code in (-signal.SIGKILL, ended_by(signal.SIGKILL)), ended
     assert ended[1 - lost].code == LOST, ended
     assert "Another process of the job was lost" in ended[1 - lost].err
-    for run in ("run", "whole"):
-        again = jobs.run(2, *FLAGS.split(), "--run", run, "--resume", "auto")
-        assert [each.code for each in again] == [0, 0], again
-    assert traces(folder / "run") == traces(folder / "whole")
+    _goes_on(jobs)
     return "the other ended within the heartbeat and said why; started again, all came to the same, bit for bit"
 
 
@@ -59,10 +64,7 @@ def stop_one(folder: Path, draw: np.random.Generator) -> str:
     assert [each.code for each in ended] == [ended_by(number)] * 2, ended
     at = CheckpointStore(folder / "run" / "checkpoints").latest()
     assert all(f"at step {at}; saved" in each.err for each in ended), ended
-    for run in ("run", "whole"):
-        again = jobs.run(2, *FLAGS.split(), "--run", run, "--resume", "auto")
-        assert [each.code for each in again] == [0, 0], again
-    assert traces(folder / "run") == traces(folder / "whole")
+    _goes_on(jobs)
     return "all stopped at the same step, saved once, exit code 143 or 130; resumed bit for bit"
 
 
