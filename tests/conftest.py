@@ -9,6 +9,7 @@ import contextlib
 import gc
 import os
 import random
+import signal
 import socket
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,10 @@ from jax._src import compiler
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgen.run import compiled as jaxgen_compiled
+
+# A shell that starts something in the background has it ignore Ctrl-C, and what it starts too: some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tracing makes many small objects: a tenth of the suite's time went to looking them over.
 gc.set_threshold(200_000, 20, 20)

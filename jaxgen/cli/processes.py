@@ -162,7 +162,7 @@ def joined(args: Sequence[str]) -> None:
         if launched := os.environ.pop(LAUNCHED, ""):
             from jaxgen.run.signals import StopSignals
 
-            StopSignals.watched = True
+            StopSignals.watch()
             os.write(int(launched.split()[1]), b"met")
 
 
@@ -234,7 +234,7 @@ class _Child:
         self._told, tells = os.pipe()
         self._process: subprocess.Popen[bytes] | None = None
         for number in PASSED_ON:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._pass_on)
         # In a group of its own: Ctrl-C at a terminal reaches this process alone, which passes it on once.
         self._process = subprocess.Popen(

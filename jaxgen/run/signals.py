@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 #: What asks a run to stop; SIGHUP comes when its terminal closes, where the system has it.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -14,15 +14,23 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 class StopSignals:
     """While entered, remembers the first of ``STOPPING`` in ``received``; a second one acts as usual.
 
-    A SIGHUP that is ignored (``nohup``) stays so. Where another process watches over this one (``watched``), further
+    A SIGHUP that is ignored (``nohup``) stays so. Where another process watches over this one (``watch``), further
     signals do nothing here: who signals a whole group reaches both, and the other passes on what it gets.
     """
 
-    watched = False
+    _watched: ClassVar[StopSignals | None] = None
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.received: int | None = None if self._watched is None else self._watched.received
         self._former: dict[int, Any] = {}
+
+    @classmethod
+    def watch(cls) -> None:
+        """From here on another process watches over this one, and a signal waits for the next ``StopSignals``.
+
+        It would end this process alone, while others count on it.
+        """
+        cls._watched = cls().__enter__()
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
@@ -33,7 +41,7 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
-        if not self.watched:
+        if self._watched is None:
             self._restore()
 
     def _restore(self) -> None:

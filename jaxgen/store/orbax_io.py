@@ -50,7 +50,7 @@ def read_arrays(folder: Path, step: int, leaves: Mapping[str, Any], saved: Mappi
     """
     empty = {n: np.zeros(v["shape"], jax.numpy.dtype(v["dtype"])) for n, v in leaves.items() if 0 in v["shape"]}
     stored = [name for name in leaves if name not in empty]
-    if not stored:
+    if not stored and not (folder / fmt.ARRAYS).exists():
         return empty
     try:
         with _orbax() as (ocp, checkpointer), _without_magic(folder / fmt.ARRAYS) as path:
@@ -62,6 +62,8 @@ def read_arrays(folder: Path, step: int, leaves: Mapping[str, Any], saved: Mappi
                 shape_and_dtype = None if there is None else [list(there.shape), np.dtype(there.dtype).name]
                 if shape_and_dtype != [leaves[name]["shape"], leaves[name]["dtype"]]:
                     raise fmt.damaged(folder, step, f"the array {name} is not there in the shape that was saved")
+            if not stored:
+                return empty
             tree = fmt.nest(dict.fromkeys(stored, 0))
             # NumPy's arrays have no sharding, so the number of devices that saved them does not matter.
             how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)

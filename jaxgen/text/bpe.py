@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from types import ModuleType
@@ -32,12 +33,13 @@ _CHUNK = 1 << 12
 # before and after does not depend on the other side.
 _SAFE_CUT = re.compile(r"(?<=\S)[\n ]")
 # The library makes one word of letters (digits, marks, white space) without end. A merge takes it time in proportion to
-# the length of each word it is in, hours for a megabyte, and words that never come again a hundred bytes a character.
-_LONGEST = 1 << 10
-_MOST_LONG = 1 << 17
-_LONG_RUN = re.compile(
-    "|".join(rf"(?<!{kind}){kind}{{{_LONGEST + 1},}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s"))
-)
+# the length of each word it is in, hours for a megabyte.
+_LONGEST = 1 << 8
+_WORD = re.compile("|".join(rf" ?{kind}{{1,{_LONGEST}}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")))
+# It keeps every different word, in so many bytes of memory and so many more for each byte. What would exceed the memory it
+# may take is not learnt from; a longer text may take more, so that what comes often in a late part is learnt too.
+_TAKEN_BY_WORD, _TAKEN_BY_BYTE = 256, 128
+_MEMORY, _MEMORY_OF_TEXT = 40_000_000, 4500
 
 
 class BpeTokenizer(Tokenizer):
@@ -103,20 +105,34 @@ class BpeTokenizer(Tokenizer):
 
 
 def _chunks(texts: Iterable[Text]) -> Iterator[str]:
-    """What is learnt from: the texts in chunks, with endless words in parts and no more than some of them."""
-    left = _MOST_LONG
+    """What is learnt from: the texts in chunks, endless words in parts, and of different words as many as memory allows."""
+    known: set[str] = set()
+    taken = read = 0
     for text in texts:
         for chunk in safe_chunks(map(without_surrogates, in_pieces(text)), _SAFE_CUT, _CHUNK):
-            start = 0
-            for run in _LONG_RUN.finditer(chunk):
-                learnt = min(left, run.end() - run.start())
-                left -= learnt
-                for at in range(run.start() + _LONGEST, run.start() + learnt, _LONGEST):
-                    yield chunk[start:at]
-                    start = at
-                yield chunk[start : run.start() + learnt]
-                start = run.end()
-            yield chunk[start:]
+            read += len(chunk)
+            allowed = _MEMORY + _MEMORY_OF_TEXT * math.isqrt(read)
+            words = _WORD.findall(chunk)
+            for word in dict.fromkeys(words):
+                if taken < allowed and word not in known:
+                    known.add(word)
+                    taken += _TAKEN_BY_WORD + _TAKEN_BY_BYTE * len(word.encode())
+            if known.issuperset(words) and max(map(len, words), default=0) < _LONGEST:
+                yield chunk
+            else:
+                yield from _learnt(words, known)
+
+
+def _learnt(words: list[str], known: set[str]) -> Iterator[str]:
+    """The ``known`` ones of some words; those that follow each other together, but for those of endless ones."""
+    together = ""
+    for word in words:
+        together += word if word in known else ""
+        if together and (word not in known or len(word) >= _LONGEST):
+            yield together
+            together = ""
+    if together:
+        yield together
 
 
 def _library() -> ModuleType:

@@ -143,6 +143,11 @@ def no_space(draw: np.random.Generator) -> str:
     return letters(draw, "abcdefghijklmnop", 20 * MB)
 
 
+def never_again(draw: np.random.Generator) -> str:
+    """20 MB of words that all differ."""
+    return " ".join(f"{number:x}" for number in draw.permutation(3_000_000))[: 20 * MB]
+
+
 def many_symbols(draw: np.random.Generator) -> str:
     """50,000 different symbols, each in what is learnt from too."""
     points = np.concatenate([np.arange(0x4E00, 0x9E00), np.arange(0xAC00, 0xD700), np.arange(0x20000, 0x24A50)])[
@@ -169,5 +174,6 @@ FAULTS = (
     Fault("text: 20 MB on one line, BPE", BOUNDED, large(words, "bpe"), times=1, slow=True),
     Fault("text: 20 MB of ASCII with one emoji", BOUNDED, large(one_emoji, "char", "byte"), times=2, slow=True),
     Fault("text: 20 MB without a space, BPE", BOUNDED, large(no_space, "bpe"), times=1, slow=True),
+    Fault("text: 20 MB of words that all differ, BPE", BOUNDED, large(never_again, "bpe"), times=1, slow=True),
     Fault("text: 20 MB of 50,000 symbols", BOUNDED, large(many_symbols, *LEVELS), times=1, slow=True),
 )

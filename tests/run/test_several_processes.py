@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxgen.cli.processes import LOST
 from jaxgen.cli.train import main
@@ -124,18 +125,33 @@ def test_going_on_with_more_processes(jobs, alone):
     check_same(jobs.folder / "one", jobs.folder / "run")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["classify", "translate"])
-def test_rows_of_tables_are_shared_too(jobs, monkeypatch, capsys, task):
-    table = jobs.folder / "rows.csv"
+def rows_of_a_table(folder: Path) -> None:
     lines = [f"{word} {n},{('odd', 'even')[n % 2 == 0]} {word}" for n in range(40) for word in ("cat", "dog", "a bird")]
-    table.write_text("a,b\n" + "\n".join(lines) + "\n")
-    columns = {
-        "classify": "--text-column a --label-column b",
-        "translate": "--source-column a --target-column b --preset tiny",
-    }
-    flags = [task, "--data", "rows.csv", *columns[task].split(), "--hidden", "8", "--batch-size", "8"]
-    flags += ["--steps", "12", "--eval-every", "6", "--dropout", "0.1"]
+    (folder / "rows.csv").write_text("a,b\n" + "\n".join(lines) + "\n")
+
+
+def images_with_captions(folder: Path) -> None:
+    draw, lines = np.random.default_rng(0), ["image,caption"]
+    (folder / "photos").mkdir()
+    for n in range(40):
+        Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "photos" / f"{n}.png")
+        lines += [f"{n}.png,a {('small', 'very large')[n % 2]} {word}" for word in ("cat", "dog")]
+    (folder / "photos" / "captions.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "flags"),
+    [
+        (rows_of_a_table, "classify --data rows.csv --text-column a --label-column b"),
+        (rows_of_a_table, "translate --data rows.csv --source-column a --target-column b --preset tiny"),
+        (images_with_captions, "caption --data photos --image-size 8 --patch 2 --widths 16 --blocks 0 --min-count 1"),
+    ],
+    ids=["classify", "translate", "caption"],
+)
+def test_examples_are_shared_too(jobs, monkeypatch, capsys, make, flags):
+    make(jobs.folder)
+    flags = [*flags.split(), *"--hidden 8 --batch-size 8 --steps 12 --eval-every 6 --dropout 0.1".split()]
     monkeypatch.chdir(jobs.folder)
     assert main([*flags, "--run", "one"]) == 0
     ended = jobs.run(2, *flags, "--run", "two")
@@ -151,6 +167,14 @@ def test_a_signal_to_all_processes_of_a_job_stops_them_once(jobs, number, who):
     ended = train(jobs, 2, "run", meets=(None, who, number, 9))
     assert [each.code for each in ended] == [ended_by(number)] * 2, ended
     assert CheckpointStore(jobs.folder / "run" / "checkpoints").latest() > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_signal_before_the_first_step_stops_all_behind_it(jobs, asked):
+    ended = train(jobs, 2, "run", meets=(asked, "launcher", signal.SIGTERM, "begin"))
+    assert [each.code for each in ended] == [ended_by(signal.SIGTERM)] * 2, ended
+    assert 0 < CheckpointStore(jobs.folder / "run" / "checkpoints").latest() < 8
 
 
 @pytest.mark.slow

@@ -103,11 +103,28 @@ def test_a_library_file_that_is_no_object_is_a_checkpoint_error(text):
         load_tokenizer({"kind": "bpe", "tokenizers": text})
 
 
-def test_endless_words_are_learnt_from_in_parts_and_no_more_of_them_than_is_bearable(monkeypatch):
-    monkeypatch.setattr(bpe, "_MOST_LONG", 3000)
-    endless = "ab" * 2000
-    chunks = list(bpe._chunks([f"the cat {endless} sat", iter(["1" * 700, "1" * 700, " " * 9, "." * 99])]))
-    assert chunks == ["the cat " + endless[:1024], endless[:1024], endless[:952], " sat", "", " " * 9 + "." * 99]
+def test_endless_words_are_learnt_from_in_parts():
+    endless = "ab" * 300
+    chunks = list(bpe._chunks([f"the cat {endless} sat", iter(["1" * 200, "1" * 200, " " * 9, "." * 99])]))
+    assert chunks == [
+        *("the cat " + endless[:256], endless[256:512], endless[512:] + " sat"),
+        *("1" * 256, "1" * 144 + " " * 9 + "." * 99),
+    ]
+
+
+def test_different_words_are_learnt_from_as_far_as_memory_allows(monkeypatch):
+    monkeypatch.setattr(bpe, "_MEMORY", 2 * bpe._TAKEN_BY_WORD)  # two words and one more
+    monkeypatch.setattr(bpe, "_MEMORY_OF_TEXT", 0)
+    assert list(bpe._chunks([" a b c d a b", "a b"])) == [" a b", " a b", " b"]
+
+
+def test_what_comes_often_in_a_late_part_of_a_large_text_is_learnt_too(monkeypatch):
+    monkeypatch.setattr(bpe, "_MEMORY", 1 << 12)
+    never_again = "".join(f" {n:x}" for n in range(10_000, 40_000))
+    late = " 그리고 und et" * 3000
+    tokenizer = BpeTokenizer.train([never_again + late], vocab_size=300)
+    assert tokenizer.encode(late).size < len(late) / 2
+    assert tokenizer.decode(tokenizer.encode(never_again)) == never_again
 
 
 def test_an_endless_word_comes_back_from_what_was_learnt_of_its_parts():
