@@ -36,8 +36,8 @@ _SAFE_CUT = re.compile(r"(?<=\S)[\n ]")
 # the length of each word it is in, hours for a megabyte.
 _LONGEST = 1 << 8
 _WORD = re.compile("|".join(rf" ?{kind}{{1,{_LONGEST}}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")))
-# It keeps every different word, in so many bytes of memory and so many more for each byte. What would exceed the memory it
-# may take is not learnt from; a longer text may take more, so that what comes often in a late part is learnt too.
+# It keeps every different word, in so many bytes of memory and so many more for each byte. What would exceed the memory
+# it may take is not learnt from; a longer text may take more, so that what comes often in a late part is learnt too.
 _TAKEN_BY_WORD, _TAKEN_BY_BYTE = 256, 128
 _MEMORY, _MEMORY_OF_TEXT = 40_000_000, 4500
 
@@ -105,7 +105,7 @@ class BpeTokenizer(Tokenizer):
 
 
 def _chunks(texts: Iterable[Text]) -> Iterator[str]:
-    """What is learnt from: the texts in chunks, endless words in parts, and of different words as many as memory allows."""
+    """What is learnt from: the texts in chunks, endless words in parts, as many different words as memory allows."""
     known: set[str] = set()
     taken = read = 0
     for text in texts:

@@ -30,6 +30,9 @@ _PIECE = re.compile(r" ?\w+(?:['’]\w+)*| ?[^\w\s]|\s")
 _SAFE_CUT = re.compile(r"(?=\s)|(?<=[^\w\s'’])")
 # A list of all pieces takes ten times the memory of their text.
 _CHUNK = 1 << 18
+# Different pieces that are counted at a time, a hundred bytes each. Where there are more, the rarest so far are
+# forgotten, as in lossy counting (Manku and Motwani 2002): what is frequent anywhere in the text is found all the same.
+_COUNTED = 1 << 18
 
 
 class WordTokenizer(Tokenizer):
@@ -93,16 +96,28 @@ class WordTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[Text], *, min_count: int = 2, vocab_size: int = 20000) -> WordTokenizer:
-        """The single space, then pieces by frequency, until a count is below ``min_count`` or V = ``vocab_size``."""
+        """The single space, then pieces by frequency, until a count is below ``min_count`` or V = ``vocab_size``.
+
+        Of texts with more than 262,144 different pieces, and more than 4 V, the counts of rare ones are too low.
+        """
         check_option("min_count", min_count, 1)
         check_option("vocab_size", vocab_size, FIRST + 1)
         counts: Counter[str] = Counter()
+        most = max(_COUNTED, 4 * vocab_size)
         for text in texts:
             for chunk in safe_chunks(text, _SAFE_CUT, _CHUNK):
                 counts.update(split_words(chunk))
+                if len(counts) > most:
+                    counts = _frequent(counts, most // 2)
         del counts[" "]
         frequent = sorted((-count, word) for word, count in counts.items() if count >= min_count)
         return cls([" ", *(word for _, word in frequent[: vocab_size - FIRST - 1])])
+
+
+def _frequent(counts: Counter[str], most: int) -> Counter[str]:
+    """Of some counts the highest, at most so many; those level with each other all stay or all go."""
+    beyond = sorted(counts.values(), reverse=True)[most]
+    return Counter({piece: count for piece, count in counts.items() if count > beyond})
 
 
 def split_words(text: str) -> list[str]:

@@ -113,8 +113,8 @@ def test_endless_words_are_learnt_from_in_parts():
 
 
 def test_different_words_are_learnt_from_as_far_as_memory_allows(monkeypatch):
-    monkeypatch.setattr(bpe, "_MEMORY", 2 * bpe._TAKEN_BY_WORD)  # two words and one more
-    monkeypatch.setattr(bpe, "_MEMORY_OF_TEXT", 0)
+    for name, value in {"_TAKEN_BY_WORD": 1, "_TAKEN_BY_BYTE": 0, "_MEMORY": 2, "_MEMORY_OF_TEXT": 0}.items():
+        monkeypatch.setattr(bpe, name, value)
     assert list(bpe._chunks([" a b c d a b", "a b"])) == [" a b", " a b", " b"]
 
 

@@ -19,6 +19,7 @@ from jaxgen.text import (
     WordTokenizer,
     load_tokenizer,
     text_bytes,
+    word,
 )
 from jaxgen.text.word import split_words
 
@@ -233,6 +234,17 @@ def test_words_are_ranked_by_count_and_cut_at_the_limits():
     assert WordTokenizer.train([text]).to_json()["words"] == [" ", " a", " b"]
     assert WordTokenizer.train([text], min_count=1).to_json()["words"] == [" ", " a", " b", " c", "b"]
     assert WordTokenizer.train([text], min_count=1, vocab_size=5).vocab_size == 5
+
+
+def test_what_is_frequent_is_found_among_more_words_than_are_counted_at_a_time(monkeypatch):
+    monkeypatch.setattr("jaxgen.text.word._COUNTED", 64)
+    monkeypatch.setattr("jaxgen.text.word._CHUNK", 256)
+    sizes, frequent = [], word._frequent
+    monkeypatch.setattr(word, "_frequent", lambda counts, most: sizes.append(len(counts)) or frequent(counts, most))
+    never_again = " ".join(f"{number:x}" for number in range(10_000, 20_000))
+    text = f"{never_again} und et et {'et und ' * 300}{never_again[::-1]}"
+    assert WordTokenizer.train([text], vocab_size=6).to_json()["words"] == [" ", " et", " und"]
+    assert 64 < max(sizes) < 64 + 256
 
 
 def test_a_word_unknown_with_its_space_falls_back_to_the_space_and_the_bare_word():
