@@ -151,10 +151,7 @@ def images_with_captions(folder: Path) -> None:
 )
 def test_examples_are_shared_too(jobs, monkeypatch, capsys, make, flags):
     make(jobs.folder)
-    flags = [
-        *flags.split(),
-        *["--hidden", "8", "--batch-size", "8", "--steps", "12", "--eval-every", "6", "--dropout", "0.1"],
-    ]
+    flags = f"{flags} --hidden 8 --batch-size 8 --steps 12 --eval-every 6 --dropout 0.1".split()
     monkeypatch.chdir(jobs.folder)
     assert main([*flags, "--run", "one"]) == 0
     ended = jobs.run(2, *flags, "--run", "two")
