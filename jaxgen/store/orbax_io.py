@@ -8,9 +8,11 @@ import os
 import re
 import sys
 import tempfile
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def read_arrays(folder: Path, step: int, leaves: Mapping[str, Any], saved: Mappi
     if not stored and not (folder / fmt.ARRAYS).exists():
         return empty
     try:
-        with _orbax() as (ocp, checkpointer), _without_magic(folder / fmt.ARRAYS) as path:
+        with _orbax() as (ocp, checkpointer), _without_magic(folder / fmt.ARRAYS) as path, _deserted():
             found = fmt.flatten(checkpointer.metadata(path).item_metadata.tree)
             if more := sorted(found.keys() - saved.keys()):
                 raise fmt.damaged(folder, step, f"it has the array {more[0]}, of which its record says nothing")
@@ -94,24 +96,38 @@ def _without_magic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _deserted() -> Iterator[None]:
-    """Hush the writes that Orbax deserts when one fails: whenever they end, each finds its event loop closed.
+    """Hush the reads or writes that Orbax deserts when one fails: whenever they end, each finds its event loop closed.
 
     They end some time after that, so what is hushed stays so unless all went well.
     """
-    former, logger = sys.unraisablehook, logging.getLogger("asyncio")
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            former(unraisable)
-
-    def is_another(record: logging.LogRecord) -> bool:
-        return "orbax" not in record.getMessage()
-
-    sys.unraisablehook = hook
-    logger.addFilter(is_another)
+    logger = logging.getLogger("asyncio")
+    if isinstance(sys.unraisablehook, _Hushing):
+        yield
+        return
+    former = sys.unraisablehook
+    sys.unraisablehook = _Hushing(former)
+    logger.addFilter(_is_another)
     yield
     sys.unraisablehook = former
-    logger.removeFilter(is_another)
+    logger.removeFilter(_is_another)
+
+
+@dataclass(frozen=True)
+class _Hushing:
+    """An unraisable hook that says nothing of a closed event loop."""
+
+    former: Callable[[Any], Any]
+
+    def __call__(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self.former(unraisable)
+
+
+def _is_another(record: logging.LogRecord) -> bool:
+    """Whether asyncio tells of something else than Orbax."""
+    raised = record.exc_info[2] if record.exc_info else None
+    places = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(raised)]
+    return not any(re.search(r"orbax[/\\]", said) for said in (record.getMessage(), *places))
 
 
 @contextmanager
