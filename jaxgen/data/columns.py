@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jaxgen.data.pieces import whole_lines
 from jaxgen.errors import DataError, UsageError
+from jaxgen.text import Text, in_pieces
 
 _KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 #: What JSON calls the values that Python reads.
@@ -26,6 +27,7 @@ _JSON = {
 }
 #: Half of a character beyond U+FFFF, which no file in UTF-8 holds and an escape in JSON may.
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_ENDED = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)")
 _FIELD_LIMIT = 2**31 - 1  # a C long on every platform
 
 
@@ -36,7 +38,7 @@ def column_kind(path: Path) -> str | None:
 
 
 def read_column(
-    text: str,
+    text: Text,
     kind: str,
     column: str,
     path: Path,
@@ -51,13 +53,27 @@ def read_column(
     JSON's null is an empty cell; with ``numbers`` its numbers and booleans are taken as they are written. ``flag`` is
     how a user names the column. Raises ``DataError`` naming the line, ``UsageError`` for a position below 1.
     """
+    return list(column_texts(text, kind, column, path, header, numbers, flag))
+
+
+def column_texts(
+    text: Text,
+    kind: str,
+    column: str,
+    path: Path,
+    header: bool | None = None,
+    numbers: bool = False,
+    flag: str = "--text-column",
+) -> Iterator[str]:
+    """As ``read_column``, one after the other: read them to the end before any others."""
     column = str(column)
     position = column_position(column, flag)
-    text = text.removeprefix("\ufeff")
     if kind == "jsonl":
-        return [_json_cell(line, column, position, f"line {n} of {path}", numbers) for n, line in _lines(text)]
-    rows = table_rows(text, kind, path)
-    return _cells(rows, column, position, path, header, flag)
+        for number, line in enumerate(whole_lines(_without_mark(text)), 1):
+            if line.strip():
+                yield _json_cell(line, column, position, f"line {number} of {path}", numbers)
+    else:
+        yield from _cells(table_rows(text, kind, path), column, position, path, header, flag)
 
 
 def column_position(column: str, flag: str) -> int | None:
@@ -79,19 +95,29 @@ def check_alike(names: Sequence[str]) -> None:
         )
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, line
+def _without_mark(text: Text) -> Iterator[str]:
+    """The pieces of a text, without a byte order mark in front of it."""
+    begun = False
+    for piece in filter(None, in_pieces(text)):
+        yield piece if begun else piece.removeprefix("\ufeff")
+        begun = True
 
 
-def table_rows(text: str, kind: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+def _csv_lines(text: Text) -> Iterator[str]:
+    """The lines of a text with their ends, which are \\n, \\r or both."""
+    for line in whole_lines(_without_mark(text)):
+        if "\r" in line:
+            yield from _ENDED.findall(f"{line}\n")
+        else:
+            yield f"{line}\n"
+
+
+def table_rows(text: Text, kind: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """The (line, fields) of each row that is not blank; the line is the one where the row begins."""
-    stream = io.StringIO(text, newline="")
     if kind == "csv":
-        reader = csv.reader(stream, strict=True)
+        reader = csv.reader(_csv_lines(text), strict=True)
     else:
-        reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+        reader = csv.reader(_csv_lines(text), delimiter="\t", quoting=csv.QUOTE_NONE)
     begin = 1  # a quote left open swallows the rest of the file: only the row's first line tells where
     with _long_fields():
         try:
@@ -123,8 +149,7 @@ def _cells(
     path: Path,
     header: bool | None,
     flag: str,
-) -> list[str]:
-    texts: list[str] = []
+) -> Iterator[str]:
     first: list[str] = []
     width = index = 0
     for number, row in rows:
@@ -139,8 +164,7 @@ def _cells(
                 "Correct that line: every row must have the same number of columns."
                 + (_separator_hint(first) or _separator_hint(row))
             )
-        texts.append(row[index])
-    return texts
+        yield row[index]
 
 
 def column_index(row: list[str], column: str, position: int | None, path: Path, flag: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -162,7 +163,8 @@ def encode_split(
         return _kept(tokenizer, texts[0], counter)
     dtype = _id_type(tokenizer)
     end = np.array([EOS], dtype).tobytes() if layout == "documents" else b""
-    grown, starts, amounts = bytearray(), [], (0, 0, 0)  # one buffer: parts put together at the end are there twice
+    # One buffer each: parts put together at the end are there twice.
+    grown, starts, amounts = bytearray(), array("q"), (0, 0, 0)
     for text in texts:
         starts.append(len(grown) // dtype.itemsize)
         for part in _encoded(tokenizer, text, counter):
@@ -170,7 +172,7 @@ def encode_split(
             amounts = amounts[0] + part.chars, amounts[1] + part.bytes, amounts[2] + part.unknown
         grown += end
     ids = np.frombuffer(grown, dtype)
-    return Tokens(ids, np.array(starts, np.int64) if layout == "documents" else None, *amounts)
+    return Tokens(ids, np.frombuffer(starts, np.int64) if layout == "documents" else None, *amounts)
 
 
 def _id_type(tokenizer: Tokenizer) -> np.dtype:

@@ -7,12 +7,12 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from jaxgen.data.builtin import BUILTIN
-from jaxgen.data.columns import column_kind, read_column
-from jaxgen.data.files import FilesDigest, FileText, decode, find_paths, read_bytes, unzip
+from jaxgen.data.columns import column_kind, column_texts
+from jaxgen.data.files import FilesDigest, FileText, find_paths
 from jaxgen.data.named import NAMED, fetch
+from jaxgen.data.packed import PackedTexts
 from jaxgen.data.watch import SILENT, Counter, Watch
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.text import in_pieces, text_bytes
@@ -87,6 +87,7 @@ def open_texts(
     if documents is not None:
         choose(documents, DOCUMENTS, "way to cut documents (--documents)")
     texts: list[str | FileText] = []
+    cells = PackedTexts()
     files: list[bytes | FileText] = []
     defaults: set[str | None] = set()
     rows: set[bool] = set()
@@ -104,14 +105,17 @@ def open_texts(
         named = NAMED.get(spec)
         column = named.text_column if named and text_column is None else text_column
         for path in [fetch(file) for file in named.files] if named else find_paths(spec):
+            text = FileText(path, level, counter.add)
+            with suppress(OSError):  # it will be said when the file is read
+                counter.total += os.stat(path).st_size
+            files.append(text)
             if column is None:
-                text = FileText(path, level, counter.add)
-                with suppress(OSError):  # it will be said when the file is read
-                    counter.total += os.stat(path).st_size
                 texts.append(text)
-                files.append(text)
             else:
-                texts += _column(path, column, level, named.header if named else None, files)
+                kind = column_kind(path)
+                if kind is None:
+                    raise _no_column(str(path))
+                cells.extend(column_texts(text, kind, column, path, header=named.header if named else None))
         defaults.add(named.documents if named else None)
         rows.add(column is not None)
     if len(rows) > 1:
@@ -129,18 +133,7 @@ def open_texts(
     default = defaults.pop() if len(defaults) == 1 else None
     if by_row and text_column is not None:
         default = "row"
-    return Source(texts, " + ".join(map(str, specs)), files, default, by_row)
-
-
-def _column(path: Path, column: str, level: str, header: bool | None, files: list[bytes | FileText]) -> list[str]:
-    """The texts of a column; the digest of the file is added to ``files``."""
-    raw = read_bytes(path)
-    files.append(hashlib.sha256(raw).digest())
-    data = unzip(raw, path)
-    kind = column_kind(path)
-    if kind is None:
-        raise _no_column(str(path))
-    return read_column(decode(data, path, level), kind, column, path, header=header)
+    return Source(cells if by_row else texts, " + ".join(map(str, specs)), files, default, by_row)
 
 
 def _no_column(where: str) -> UsageError:

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxgen.data.batches import BATCHES, permutation
 from jaxgen.data.known import Known, KnownSource, read_known
+from jaxgen.data.packed import PackedTexts
 from jaxgen.data.pieces import read_lines, whole_lines
 from jaxgen.data.reader import Source, open_texts
 from jaxgen.data.running import RunningText
@@ -58,7 +59,7 @@ class Splits:
 
     def check(self) -> None:
         """Raise ``DataError`` if a file was changed since it was first read: ask once all has been read."""
-        for text in (*self.train, *self.val):
+        for text in (*self.train[:1], *self.val[:1]):  # running text is one text
             if isinstance(text, RunningText):
                 text.check()
 
@@ -134,7 +135,7 @@ def _running(
 
 def _documents(
     source: Source, held_out: Source | None, cut: str, val_fraction: float, seed: int
-) -> tuple[list[str], list[str]]:
+) -> tuple[PackedTexts, PackedTexts]:
     """The documents to train on and those to validate with."""
     train = split_documents(source.texts, cut)
     source.check()
@@ -149,14 +150,15 @@ def _documents(
     return train, val
 
 
-def split_documents(texts: Iterable[Text], by: str) -> list[str]:
+def split_documents(texts: Iterable[Text], by: str) -> PackedTexts:
     """Texts cut into documents by ``line``, ``blank-line``, ``file`` or ``row``; those without text are dropped."""
     if by == "line":
-        return [line for text in texts for line in read_lines(in_pieces(text))]
+        return PackedTexts(line for text in texts for line in read_lines(in_pieces(text)))
     if by == "blank-line":
-        return [paragraph for text in texts for paragraph in _paragraphs(in_pieces(text))]
-    found = ("".join(in_pieces(text)) for text in texts)
-    return [document for document in found if document and not document.isspace()]
+        return PackedTexts(paragraph for text in texts for paragraph in _paragraphs(in_pieces(text)))
+    if not isinstance(texts, PackedTexts):
+        texts = PackedTexts("".join(in_pieces(text)) for text in texts)
+    return texts.take(np.flatnonzero([len(text) > 0 and not text.isspace() for text in texts]))
 
 
 def _paragraphs(pieces: Iterable[str]) -> Iterator[str]:
@@ -176,10 +178,10 @@ def _default_documents(source: Source) -> str:
     return source.default_documents or ("file" if len(source.texts) > 1 else "line")
 
 
-def _hold_out(documents: list[str], val_fraction: float, seed: int, by: str) -> tuple[list[str], list[str]]:
+def _hold_out(documents: PackedTexts, val_fraction: float, seed: int, by: str) -> tuple[PackedTexts, PackedTexts]:
     """The documents to train on and those held out, both in the order of the data."""
     train, val = _held_out(len(documents), val_fraction, seed, by)
-    return [documents[i] for i in train], [documents[i] for i in val]
+    return documents.take(train), documents.take(val)
 
 
 def _held_out(count: int, val_fraction: float, seed: int, by: str) -> tuple[np.ndarray, np.ndarray]:

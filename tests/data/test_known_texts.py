@@ -90,7 +90,7 @@ def test_rows_without_a_text_are_left_out_with_what_is_known_of_them():
 def test_labels_change_nothing_about_which_texts_are_held_out():
     plain = read_splits([table()], text_column="text", seed=5)
     known = read_splits([table()], **COLUMNS, seed=5)
-    assert (known.train, known.val, known.sha256) == (plain.train, plain.val, plain.sha256)
+    assert (known.train, known.val, known.sha256) == (list(plain.train), list(plain.val), plain.sha256)
     for texts, about in ((known.train, known.train_known), (known.val, known.val_known)):
         assert [text[0].upper() for text in texts] == about.labels
 

@@ -116,16 +116,16 @@ def test_documents_are_split_whole_by_a_seeded_shuffle():
 
 def test_documents_can_be_lines_paragraphs_files_or_rows():
     text = "one\r\ntwo\n \r\n\nthree\u2028x\n\n\n"
-    assert split_documents([text], "line") == ["one", "two", "three\u2028x"]
-    assert split_documents([text, "", " \n"], "blank-line") == ["one\r\ntwo", "three\u2028x"]
-    assert split_documents([text, "", " \n", "b"], "file") == [text, "b"]
-    assert split_documents(["b", "", "a\nc"], "row") == ["b", "a\nc"]
+    assert list(split_documents([text], "line")) == ["one", "two", "three\u2028x"]
+    assert list(split_documents([text, "", " \n"], "blank-line")) == ["one\r\ntwo", "three\u2028x"]
+    assert list(split_documents([text, "", " \n", "b"], "file")) == [text, "b"]
+    assert list(split_documents(["b", "", "a\nc"], "row")) == ["b", "a\nc"]
 
 
 @settings(max_examples=60, deadline=None)
 @given(lines=st.lists(st.sampled_from(["", " ", "a", "b c", "\t", "d\r"]), max_size=12))
 def test_paragraphs_lose_only_blank_lines(lines):
-    found = split_documents(["\n".join(lines)], "blank-line")
+    found = list(split_documents(["\n".join(lines)], "blank-line"))
     kept = [line.removesuffix("\r") for line in lines if line.strip()]
     assert [line.removesuffix("\r") for paragraph in found for line in paragraph.split("\n")] == kept
 

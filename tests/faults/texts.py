@@ -28,8 +28,12 @@ try:
 except ImportError:
     pass
 watched = Peak()
-made = jaxgen.data.prepare([sys.argv[1]], level=sys.argv[2])
+options = json.loads(sys.argv[3])
+made = jaxgen.data.prepare([sys.argv[1]], level=sys.argv[2], **options)
 growth = watched.growth()
+if options:  # rows: their order is that of the text, and a part of them was held out
+    assert made.train.chars + made.val.chars > 14_000_000 and not made.val.unknown
+    sys.exit(print(json.dumps(growth)))
 with open(sys.argv[1], "rb") as file:
     for tokens in (made.train, made.val):
         for start in range(0, tokens.ids.size, 1 << 16):
@@ -111,14 +115,19 @@ def half_a_character(folder: Path, draw: np.random.Generator) -> str:
     return "refused naming the line, exit code 3"
 
 
-def large(make: Callable[[np.random.Generator], str], *levels: str) -> Callable[[Path, np.random.Generator], str]:
-    """A large text, in a process whose memory is watched."""
+def large(
+    make: Callable[[np.random.Generator], str], *levels: str, name: str = "text.txt", **options: str
+) -> Callable[[Path, np.random.Generator], str]:
+    """A large text, read with some options in a process whose memory is watched."""
 
     def inject(folder: Path, draw: np.random.Generator) -> str:
-        path = written(folder, make(draw).encode())
+        path = folder / name
+        path.write_text(make(draw), encoding="utf-8", newline="")
         size, most = path.stat().st_size, 0.0
         for level in levels:
-            told = run_watched(ENCODING, path.name, level, cwd=folder, env={"XDG_CACHE_HOME": str(folder)})
+            told = run_watched(
+                ENCODING, path.name, level, json.dumps(options), cwd=folder, env={"XDG_CACHE_HOME": str(folder)}
+            )
             most = max(most, json.loads(told) / size)
             assert most <= TIMES, f"at the level {level} it took {most:.1f} times its size"
         return (
@@ -141,6 +150,12 @@ def one_emoji(draw: np.random.Generator) -> str:
 
 def no_space(draw: np.random.Generator) -> str:
     return letters(draw, "abcdefghijklmnop", 20 * MB)
+
+
+def one_a_row(draw: np.random.Generator) -> str:
+    """20 MB of rows of one word."""
+    known = [letters(draw, "abcdefghijklmnop", int(size)) for size in draw.integers(2, 10, 20_000)]
+    return "\n".join(["word", *draw.choice(known, 3_000_000)])
 
 
 def never_again(draw: np.random.Generator) -> str:
@@ -175,5 +190,13 @@ FAULTS = (
     Fault("text: 20 MB of ASCII with one emoji", BOUNDED, large(one_emoji, "char", "byte"), times=2, slow=True),
     Fault("text: 20 MB without a space, BPE", BOUNDED, large(no_space, "bpe"), times=1, slow=True),
     Fault("text: 20 MB of words that all differ, BPE", BOUNDED, large(never_again, "bpe"), times=1, slow=True),
+    Fault("text: 20 MB of lines of a word", BOUNDED, large(one_a_row, "char", documents="line"), times=1, slow=True),
+    Fault(
+        "text: 20 MB of rows of a word, CSV",
+        BOUNDED,
+        large(one_a_row, "char", name="text.csv", text_column="word"),
+        times=1,
+        slow=True,
+    ),
     Fault("text: 20 MB of 50,000 symbols", BOUNDED, large(many_symbols, *LEVELS), times=1, slow=True),
 )
