@@ -2,14 +2,14 @@
 
 import os
 import signal
-import sys
 
 if __name__ == "__main__":
     former = signal.getsignal(signal.SIGINT)
     if former is signal.default_int_handler:
         # While modules load, Ctrl-C may not raise: NumPy turns the exception into another, with a traceback.
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from jaxgen.cli import leave
     from jaxgen.cli.train import main
 
     signal.signal(signal.SIGINT, former)
-    sys.exit(main())
+    leave(main())

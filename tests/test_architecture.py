@@ -27,6 +27,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxgen"
 #: What each part of jaxgen may import, besides itself. A part may name only parts above its own line.
 MAY_IMPORT = {
     "errors": set(),
+    "interrupts": set(),
     "types": set(),
     "version": set(),
     "windows": {"types"},

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
+from typing import NoReturn
 
 #: Each is a module of this package with a function ``main(args) -> exit code``.
 COMMANDS = {
@@ -17,6 +21,30 @@ COMMANDS = {
 USAGE = "usage: jaxgen COMMAND [FLAGS]\n\n{}\n\njaxgen COMMAND --help explains a command.".format(
     "\n".join(f"  {name:9s} {text}" for name, text in COMMANDS.items())
 )
+
+
+def run() -> NoReturn:
+    """The command ``jaxgen``, from which the process never returns."""
+    former = signal.getsignal(signal.SIGINT)
+    if former is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # as in train.py
+    from jaxgen.cli import common  # noqa: F401
+
+    signal.signal(signal.SIGINT, former)
+    leave(main())
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with an exit code.
+
+    One that was stopped ends here and now: a device may still be computing, and Python's own end would crash over it.
+    """
+    if code > 128:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, OSError, ValueError):  # one that was closed
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main() -> int:

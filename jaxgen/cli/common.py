@@ -6,14 +6,14 @@ import contextlib
 import dataclasses
 import io
 import os
-import signal
+import re
 import sys
-import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_args
 
 from jaxgen.errors import JaxgenError, UsageError, choose
+from jaxgen.interrupts import interruptible
 
 #: Line breaks that are none to a terminal, and characters that turn the writing direction around.
 TRICKS = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -26,7 +26,8 @@ def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
     """
     hold_descriptors()
     try:
-        code = _told(command, text_alone)
+        with interruptible():
+            code = _told(command, text_alone)
     except SystemExit as stop:  # the flag parser's, behind its help or its message
         stop.code = end_output(stop.code if isinstance(stop.code, int) else 1)
         raise
@@ -35,8 +36,7 @@ def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
 
 def _told(command: Callable[[], None], text_alone: bool) -> int:
     try:
-        with leaving_at_once():
-            prepare_process()
+        prepare_process()
     except JaxgenError as error:
         say(f"error: {error}")
         return error.exit_code
@@ -54,6 +54,11 @@ def _told(command: Callable[[], None], text_alone: bool) -> int:
     except KeyboardInterrupt:
         say("Stopped.")
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        say(f"error: There is not enough memory{_how_much(error)}: give a smaller model, batch or file.")
+        return 1
     except BrokenPipeError:
         discard(sys.stdout)  # whoever read it has gone (`| head`)
         return 0
@@ -64,18 +69,10 @@ def _told(command: Callable[[], None], text_alone: bool) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """Ctrl-C ends the process here and now: while modules load, NumPy makes another exception of it."""
-    former = signal.getsignal(signal.SIGINT)
-    ours = former is signal.default_int_handler and threading.current_thread() is threading.main_thread()
-    if ours:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, former)
+def _how_much(error: Exception) -> str:
+    """How much memory was asked for, where the error says it."""
+    found = re.search(r"allocat\w* (?:an array )?(?:of )?([0-9]+) ?(?:bytes|B\b)", str(error))
+    return f" for {int(found[1]) / 1e9:,.1f} GB more" if found else ""
 
 
 def prepare_process() -> None:

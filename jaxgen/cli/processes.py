@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from jaxgen.cli.common import flag_value, say
+from jaxgen.cli.common import flag_value, hold_descriptors, say
 from jaxgen.errors import JaxgenError, UsageError, choose
 
 #: Set for the child: the number of the process that launched it, and of the pipe into which it writes once it has
@@ -135,6 +135,7 @@ def take_part(args: Sequence[str], work: Callable[[], int]) -> int:
     """Run the command ``work``, as one process of several if ``args`` say so; returns the exit code."""
     if {"-h", "--help"} & set(args):
         return work()
+    hold_descriptors()  # else the pipe between the two processes could take the place of standard output
     try:
         named = job(args)
         if named is None:
@@ -173,7 +174,7 @@ def _join(named: Job) -> None:
         _check_port(named)
     try:
         join(named.coordinator, named.processes, named.index, named.heartbeat)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, LookupError) as error:
         why = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         if named.coordinator is not None:
             raise not_met(named, why) from None

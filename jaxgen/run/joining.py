@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
+
 import jax
 
+#: Where the processes of the job that was joined met: HOST:PORT, or None where the cluster said it.
+_met_at: list[str | None] = []
 #: Seconds in which all must have come, and in which all must have gone.
 COMING, GOING = 300, 30
 
@@ -15,6 +20,7 @@ def join(coordinator: str | None, processes: int | None, index: int | None, hear
     ``RuntimeError``, ``ValueError`` or ``OSError`` where they cannot meet; the runtime itself ends a process for which
     the others do not come in time.
     """
+    _met_at.append(coordinator)
     # A signal is agreed upon by the training loop; JAX's own way would take SIGTERM, and nothing but that.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
@@ -28,6 +34,24 @@ def join(coordinator: str | None, processes: int | None, index: int | None, hear
         shutdown_timeout_seconds=GOING,
     )
     jax.devices()
+
+
+def unreachable() -> str | None:
+    """The address that the name of this host stands for, if the job is on other hosts too and they cannot reach it.
+
+    Processes that compute on CPUs find each other by these names.
+    """
+    try:
+        here = _address(socket.gethostname())
+        hosts = [address.rpartition(":")[0].strip("[]") for address in _met_at if address is not None]
+        alone = any(ipaddress.ip_address(_address(host)).is_loopback for host in hosts)
+        return here if ipaddress.ip_address(here).is_loopback and not alone else None
+    except (OSError, ValueError):
+        return None
+
+
+def _address(name: str) -> str:
+    return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
 
 
 def leave() -> None:

@@ -7,6 +7,8 @@ import threading
 from types import FrameType
 from typing import Any, ClassVar
 
+from jaxgen.interrupts import again, collecting, importing
+
 #: What asks a run to stop; SIGHUP comes when its terminal closes, where the system has it.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -62,8 +64,11 @@ class Stopped(KeyboardInterrupt):
 
 
 class AtOnce(StopSignals):
-    """While entered, the first of ``STOPPING`` raises ``Stopped`` where the program is."""
+    """While entered, each of ``STOPPING`` raises ``Stopped`` where the program is, or as soon as it can be heard."""
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        super()._receive(number, frame)
+        if importing(frame) or collecting(frame):
+            again(number)
+            return
+        self.received = self.received or number
         raise Stopped(number)

@@ -20,8 +20,8 @@ def spread_over(config: TrainConfig, load: float) -> int:
     processes = this_team().count
     if config.batch_size % processes:
         raise UsageError(
-            f"A batch of {config.batch_size} rows cannot be shared evenly by {processes} processes: give a "
-            "--batch-size that their number divides."
+            f"A batch of {config.batch_size} rows cannot be shared evenly by {processes} processes: start "
+            "another number of them, or a new run with a --batch-size that their number divides."
         )
     if config.devices is None:
         return processes * count_devices(config.batch_size // processes, jax.local_device_count(), load)
@@ -43,10 +43,12 @@ def spread_again(saved: SavedRun, config: TrainConfig, data: TaskData) -> str:
     """Take the devices that the run had or, of another number of processes, those that it has now; in words, then."""
     resolved, now = saved.resolved, this_team().count
     then = resolved.get("processes", 1)
-    if then == now:
+    if not other_processes(saved):
         who = f"The run {saved.directory.path} spreads its batches over {resolved['devices']}"
         need_devices(resolved["devices"] // now, who)
         return ""
+    if config.devices == saved.config.devices and not _possible(config, now):
+        config = config.model_copy(update={"devices": None})  # what was asked for then cannot be had of these
     devices = spread_over(config, resolved["parameters"] / data.steps_of_time)
     before = f"{then} process{'' if then == 1 else 'es'} and {resolved['devices']}"
     resolved |= {"devices": devices, "processes": now}
@@ -54,6 +56,17 @@ def spread_again(saved: SavedRun, config: TrainConfig, data: TaskData) -> str:
         f"The run was on {before} devices and goes on with {now} and {devices}: its batches stay the same, and sums "
         "over them are rounded in another order."
     )
+
+
+def other_processes(saved: SavedRun) -> bool:
+    """Whether the run was on another number of processes than there are now."""
+    return bool(saved.resolved.get("processes", 1) != this_team().count)
+
+
+def _possible(config: TrainConfig, processes: int) -> bool:
+    """Whether so many processes have the devices that the settings ask for."""
+    each, rest = divmod(config.devices or processes, processes)
+    return rest == 0 and each <= jax.local_device_count()
 
 
 def check_memory(parameters: int, devices: int) -> None:

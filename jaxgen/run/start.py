@@ -25,7 +25,7 @@ from jaxgen.run.follower import Follower
 from jaxgen.run.length import measured, planned, prolonged
 from jaxgen.run.record import changes_since, resolve, versions, write_config
 from jaxgen.run.saved import SavedRun
-from jaxgen.run.spreading import check_memory, spread_again, spread_over
+from jaxgen.run.spreading import check_memory, other_processes, spread_again, spread_over
 from jaxgen.run.team import this_team
 from jaxgen.run.tensorboard import require_tensorboard
 from jaxgen.run.trainer import Progressed, Trainer
@@ -168,7 +168,8 @@ def _reopened(
 ) -> tuple[SavedRun, TrainConfig, TaskData]:
     saved = SavedRun.open(path)
     config = config or saved.config
-    if changed := [name for name in saved.config.changes(config) if name not in config.places]:
+    may_change = config.places | ({"devices"} if other_processes(saved) else set())
+    if changed := [name for name in saved.config.changes(config) if name not in may_change]:
         listed = ", ".join(
             f"--{name.replace('_', '-')} ({getattr(saved.config, name)!r} then, {getattr(config, name)!r} now)"
             for name in changed

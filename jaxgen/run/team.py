@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property
@@ -20,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxgen.errors import DataError, JaxgenError, UsageError
+from jaxgen.run.joining import unreachable
 from jaxgen.training import StepMetrics, TrainState, make_global_mesh, spread_rows, whole_on
 
 #: What must be the same on all processes, and how it is told when it is not.
@@ -129,14 +131,16 @@ class Team:
         if self.alone:
             yield facts
             return
-        failed: JaxgenError | None = None
+        failed: JaxgenError | SystemExit | None = None
+        code, said = 0, ""
         try:
             yield facts
         except JaxgenError as error:
-            failed = error
+            failed, code, said = error, error.exit_code, str(error)
+        except SystemExit as stop:  # the flag parser's, which has said why
+            failed, code, said = stop, stop.code if isinstance(stop.code, int) else 1, "Its flags cannot be read."
         mine = {name: hashlib.sha256(fact.encode()).hexdigest() for name, fact in facts.items()}
-        told = {"code": 0 if failed is None else failed.exit_code, "said": str(failed or ""), "facts": mine}
-        every = self.gathered(told)
+        every = self.gathered({"code": code, "said": said, "facts": mine})
         self.ends_together = True
         if failed is not None:
             raise failed
@@ -196,8 +200,14 @@ def exchanging() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if this_team().alone or isinstance(error, JaxgenError):
+        if this_team().alone or isinstance(error, JaxgenError) or "RESOURCE_EXHAUSTED" in str(error):
             raise
+        if "context initialization failed" in str(error) and (address := unreachable()):
+            raise UsageError(
+                f"The processes of the job met and cannot reach each other: the name of this host, "
+                f"{socket.gethostname()}, stands for {address}, an address that no other host can reach. Let it stand "
+                "for the address that the others see, in /etc/hosts of each host."
+            ) from None
         if isinstance(error, ValueError) and not re.search("gloo|UNKNOWN|UNAVAILABLE|INTERNAL", str(error), re.I):
             raise
         raise LostError(

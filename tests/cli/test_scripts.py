@@ -16,7 +16,7 @@ from jaxgen.cli import main
 from jaxgen.store import CheckpointStore
 
 ROOT = Path(jaxgen.__file__).parent.parent
-ENTRY = "import sys; from jaxgen.cli import main; sys.exit(main())"
+ENTRY = "from jaxgen.cli import run; run()"
 
 
 def digest(run):
@@ -152,3 +152,14 @@ def test_settings_that_jax_refuses_are_told_in_a_sentence(quick_environment, her
         )
         assert re.match(f"error: .*({sentence})", done.stderr), done.stderr
         assert (done.stderr.count("\n"), done.returncode) == (1, 2)
+
+
+def test_the_pipe_to_a_process_of_a_job_takes_no_place_of_a_stream_that_was_closed(here):
+    code = """if True:
+        import os
+        from jaxgen.cli import processes
+        os.close(0), os.close(1)
+        processes._launch = lambda job: min(os.pipe()) > 2
+        os._exit(processes.take_part("--coordinator a:1 --num-processes 1 --process-id 0".split(), None))
+    """
+    assert subprocess.run([sys.executable, "-c", code], cwd=here).returncode == 1

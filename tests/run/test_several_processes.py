@@ -210,6 +210,17 @@ def test_hosts_with_other_numbers_of_devices_are_told(jobs):
 
 
 @pytest.mark.slow
+def test_a_run_whose_devices_were_named_goes_on_with_another_number_of_processes(jobs):
+    begun = train(jobs, 2, "run", "--devices", "2", "--steps", "8")
+    assert [ended.code for ended in begun] == [0, 0], begun
+    alone = train(jobs, 0, "run", "--resume", "auto", "--steps", "12")
+    assert alone[0].code == 0, alone
+    named = train(jobs, 4, "run", "--resume", "auto", "--steps", "16", "--devices", "4")
+    assert [ended.code for ended in named] == [0] * 4, named
+    assert "goes on with 4 and 4" in named[0].out
+
+
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_told(jobs):
     with socket.create_server(("", 0)) as server:
         ended = jobs.run(1, *FLAGS.split(), number=2, port=server.getsockname()[1])
@@ -234,9 +245,10 @@ def test_a_process_that_waits_for_another_can_be_stopped(jobs):
         (["--run", "full"], {}, 2, ["is not empty", "Process 0 of the job cannot go on"]),
         (["--batch-size", "7"], {}, 2, ["7 rows cannot be shared evenly by 2"] * 2),
         (["--devices", "3", "--batch-size", "9"], {}, 2, ["cannot be"] * 2),
+        ([], {1: ["--hidden", "abc"]}, 2, ["Process 1 of the job cannot go on. Its flags cannot be read.", "--hidden"]),
         (["--clip", "0", "--lr", "1e38"], {}, 5, ["The loss became", "process 0 of the job says more"]),
     ],
-    ids=["settings", "data", "no data", "folder", "rows", "devices", "diverged"],
+    ids=["settings", "data", "no data", "folder", "rows", "devices", "flags", "diverged"],
 )
 def test_what_one_cannot_do_all_say_and_none_waits(jobs, flags, others, code, sentences):
     (jobs.folder / "other.txt").write_text("Another text, which is long enough to be trained on. " * 99)

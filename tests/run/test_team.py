@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import DataError, UsageError
+from jaxgen.run import joining
 from jaxgen.run import team as module
 from jaxgen.run.team import LostError, PeerError, Team, exchanging, this_team
 from jaxgen.training import TrainState
@@ -99,3 +100,35 @@ def test_a_failing_exchange_is_a_sentence_where_there_are_several(monkeypatch):
     with pytest.raises(LostError, match=r"lost \(Gloo all-reduce failed: Connection closed\).*--resume auto") as caught:
         fail()
     assert caught.value.exit_code == 6
+
+
+def test_too_little_memory_is_no_lost_process(monkeypatch):
+    monkeypatch.setattr(module, "this_team", lambda: Team(1, 2))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"), exchanging():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+
+@pytest.mark.parametrize(
+    ("name", "met_at", "kind"),
+    [
+        ("127.0.1.1", "10.0.0.1:1234", UsageError),
+        ("127.0.1.1", None, UsageError),
+        ("127.0.1.1", "127.0.0.1:1234", LostError),
+        ("127.0.1.1", "[::1]:1234", LostError),
+        ("10.0.0.2", "10.0.0.1:1234", LostError),
+    ],
+)
+def test_hosts_that_cannot_reach_each_other_by_name_are_told_why(monkeypatch, name, met_at, kind):
+    monkeypatch.setattr(module, "this_team", lambda: Team(1, 2))
+    monkeypatch.setattr(joining, "_met_at", [met_at])
+    monkeypatch.setattr("socket.gethostname", lambda: name)
+    with pytest.raises(kind, match="stands for 127.0.1.1" if kind is UsageError else "was lost"), exchanging():
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo context initialization failed: Connection refused")
+
+
+def test_flags_that_cannot_be_read_are_told_to_the_others(monkeypatch):
+    team, told = Team(0, 2), []
+    monkeypatch.setattr(team, "gathered", lambda mine: told.append(mine) or [mine, said()])
+    with pytest.raises(SystemExit), team.together():
+        raise SystemExit(2)
+    assert (told[0]["code"], team.ends_together) == (2, True)
