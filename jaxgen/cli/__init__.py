@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
@@ -28,10 +29,9 @@ def run() -> NoReturn:
     former = signal.getsignal(signal.SIGINT)
     if former is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # as in train.py
-    from jaxgen.cli import common  # noqa: F401
-
+    command = _named()
     signal.signal(signal.SIGINT, former)
-    leave(main())
+    leave(command())
 
 
 def leave(code: int) -> NoReturn:
@@ -44,23 +44,34 @@ def leave(code: int) -> NoReturn:
             with suppress(AttributeError, OSError, ValueError):  # one that was closed
                 stream.flush()
         os._exit(code)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done
     sys.exit(code)
 
 
 def main() -> int:
     """Run the command named by the first argument; returns the exit code."""
+    return _named()()
+
+
+def _named() -> Callable[[], int]:
+    """The command named by the first argument, with all that it needs to begin."""
     from jaxgen.cli.common import end_output, guarded, hold_descriptors, say
     from jaxgen.errors import choose
 
     hold_descriptors()
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        return end_output(0 if len(sys.argv) > 1 else 2, f"{USAGE}\n")
+        return lambda: end_output(0 if len(sys.argv) > 1 else 2, f"{USAGE}\n")
     if sys.argv[1] in ("-V", "--version"):
         from jaxgen.version import __version__
 
-        return end_output(0, f"jaxgen {__version__}\n")
-    if sys.argv[1] not in COMMANDS:
+        return lambda: end_output(0, f"jaxgen {__version__}\n")
+    if sys.argv[1] in COMMANDS:
+        command = import_module(f"jaxgen.cli.{sys.argv[1]}").main
+        return lambda: command(sys.argv[2:])
+
+    def refuse() -> int:
         code = guarded(lambda: (choose(sys.argv[1], COMMANDS, "command"), None)[1])
         say(USAGE)
         return code
-    return import_module(f"jaxgen.cli.{sys.argv[1]}").main(sys.argv[2:])
+
+    return refuse
