@@ -5,11 +5,25 @@ A further fault is a ``Fault`` in one of the modules here; a further module is o
 
 from __future__ import annotations
 
-from . import damage, disk, diverging, environment, full_runs, hostile, kills, refusals, several, terminal, texts
+from . import (
+    damage,
+    disk,
+    diverging,
+    environment,
+    full_runs,
+    hostile,
+    interrupts,
+    kills,
+    refusals,
+    several,
+    terminal,
+    texts,
+)
 from .fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
     *kills.FAULTS,
+    *interrupts.FAULTS,
     *several.FAULTS,
     *disk.FAULTS,
     *full_runs.FAULTS,
