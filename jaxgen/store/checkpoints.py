@@ -53,6 +53,10 @@ class CheckpointStore:
         """The last step that has a checkpoint."""
         return max(self._folders(), default=None)
 
+    def names(self) -> list[str]:
+        """The folders of the checkpoints: others once one was saved, replaced or dropped."""
+        return [folder.name for _, _, folder in self._every()]
+
     def best(self) -> int | None:
         """The step with the lowest finite metric, the earliest of equals; ``None`` when no checkpoint has one.
 

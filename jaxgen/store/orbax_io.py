@@ -74,9 +74,21 @@ def read_arrays(folder: Path, step: int, leaves: Mapping[str, Any], saved: Mappi
     except CheckpointError:
         raise
     except Exception as error:
-        code = re.search(r"os_error_code='?([0-9]+)", str(error))
-        reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or type(error).__name__
-        raise fmt.unreadable(folder, step, f"{fmt.ARRAYS} ({reason})") from error
+        raise fmt.unreadable(folder, step, f"{fmt.ARRAYS} ({_reason(folder / fmt.ARRAYS, error)})") from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why ``path`` could not be read, in words."""
+    if code := re.search(r"os_error_code='?([0-9]+)", str(error)):
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if not path.exists():  # Orbax stumbles over what is not there in many ways
+        return "the folder was removed while it was read"
+    first = (str(error).splitlines() or [""])[0][:200]
+    return f"Orbax, which reads it, gave up: {type(error).__name__}" + (f": {first}" if first else "")
 
 
 @contextmanager

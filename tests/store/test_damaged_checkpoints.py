@@ -212,6 +212,18 @@ def test_what_cannot_be_read_now_is_neither_damaged_nor_dropped(store, monkeypat
     assert tree(store.directory) == before
 
 
+def test_a_checkpoint_that_is_removed_while_it_is_read_says_so(store, monkeypatch):
+    monkeypatch.setattr(fmt, "check_files", lambda folder, *_: shutil.rmtree(folder))  # the last look before Orbax's
+    with pytest.raises(UnreadableCheckpointError, match=r"arrays \(the folder was removed while it was read\)"):
+        store.restore(20)
+
+
+def test_what_orbax_says_is_told_where_the_system_says_nothing(store, monkeypatch):
+    monkeypatch.setattr(fmt, "flatten", lambda tree: {}.popitem())
+    with pytest.raises(UnreadableCheckpointError, match=r"gave up: KeyError: 'popitem\(\): dictionary is empty'"):
+        store.restore(20)
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"record": {}, "sha256": ""}'])
 def test_a_record_that_is_none_is_damage(store, content):
     (store.directory / "00000020" / fmt.RECORD).write_bytes(content)
