@@ -165,19 +165,22 @@ class CheckpointStore:
         say whether it is. Raises ``CheckpointError`` when none is good, and at once when one has another shape than
         ``like`` or cannot be read now.
         """
-        problems: list[str] = []
+        found: list[tuple[Path, DamagedCheckpointError]] = []
         for step, _, folder in reversed(self._every()):
             try:
                 state, host = self._restore(folder, step, like, "")
             except DamagedCheckpointError as error:
-                self._note(folder, error, problems)
+                found.append((folder, error))
             else:
+                problems: list[str] = []
+                for each in found:
+                    self._note(*each, problems)
                 self._look_at_best(problems)
                 return step, state, host, problems
-        if problems:
+        if found:  # they stay where they are
             raise CheckpointError(
-                f"No checkpoint in {self.directory} is good. {' '.join(problems)} Copy the run again, or train anew "
-                "with `python train.py --run DIR`."
+                f"No checkpoint in {self.directory} is good. {' '.join(error.said for _, error in found)} Nothing was "
+                "changed. Copy the run again, or train anew with `python train.py --run DIR`."
             )
         raise self._nothing()
 

@@ -104,6 +104,18 @@ def test_all_checkpoints_damaged_is_an_error(store):
         store.restore_newest_good()
 
 
+def test_where_all_are_damaged_none_is_said_to_be_set_aside_and_none_is(store):
+    for name in ("00000010", "00000020"):
+        (store.directory / name / fmt.RECORD).write_text("{}")
+    before = tree(store.directory)
+    with pytest.raises(
+        CheckpointError, match=r"step 20 is damaged: .* step 10 is damaged: .* Nothing was changed\."
+    ) as told:
+        store.restore_newest_good()
+    assert "set aside" not in str(told.value)
+    assert tree(store.directory) == before
+
+
 def cut_record(folder: Path):
     os.truncate(folder / fmt.RECORD, 100)
 
