@@ -17,7 +17,7 @@ from jaxgen.errors import CheckpointError
 from jaxgen.store import format as fmt
 from jaxgen.store import orbax_io
 from jaxgen.store.files import removed, sync_folder, unwritable
-from jaxgen.store.folders import entries, is_folder, size_on_disk, staying, sync_tree, writing
+from jaxgen.store.folders import entries, is_folder, is_whole, size_on_disk, staying, sync_tree, writing
 from jaxgen.store.format import DamagedCheckpointError, damaged
 
 _NAME = re.compile(r"([0-9]{8,18})(?:\.([0-9]{1,9}))?")
@@ -123,11 +123,12 @@ class CheckpointStore:
         Those that are damaged are set aside instead, and so are older ones that ``restore_newest_good`` found damaged.
         """
         self.clean()
-        later = [folder for number, _, folder in self._every() if number > step and folder.name not in self._damaged]
-        damaged_later = {folder.name for folder in later if not _is_whole(folder)}  # all are read before any is dropped
+        later = [(n, folder) for n, _, folder in self._every() if n > step and folder.name not in self._damaged]
+        # All are read before any is dropped.
+        damaged_later = {folder.name for number, folder in later if not is_whole(folder, number)}
         for name in sorted(self._damaged | damaged_later):
             self._set_aside(self.directory / name)
-        for folder in later:
+        for _, folder in later:
             if folder.name not in damaged_later:
                 self._drop(folder)
         for lost in self._lost:
@@ -341,14 +342,3 @@ class CheckpointStore:
 def _lowest(metrics: Mapping[int, float | None]) -> int | None:
     finite = {step: metric for step, metric in metrics.items() if metric is not None}
     return min(finite, key=lambda step: (finite[step], step), default=None)
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether the record and the files are those that were saved. Raises ``CheckpointError`` if none can tell now."""
-    match = _NAME.fullmatch(folder.name)
-    step = int(match[1]) if match else 0
-    try:
-        fmt.check_files(folder, step, fmt.read_record(folder, step))
-    except DamagedCheckpointError:
-        return False
-    return True

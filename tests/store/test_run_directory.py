@@ -4,12 +4,14 @@ import json
 import os
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.store import RunDirectory
 from jaxgen.store.files import replace_file
+from jaxgen.store.lock import LOCK
 
 
 def test_runs_are_numbered_by_task(tmp_path):
@@ -97,6 +99,32 @@ def test_opening_what_is_no_run_says_what_is_missing(tmp_path):
     for name, missing in [("", "has no config.json"), ("none", "does not exist"), ("file", "is not a folder")]:
         with pytest.raises(CheckpointError, match=rf"it {missing}.*python train\.py --run"):
             RunDirectory.open(tmp_path / name)
+
+
+@pytest.mark.parametrize("more", ["checkpoints/00000007/", "metrics.jsonl", "samples.txt"])
+def test_a_run_whose_config_is_gone_is_told_from_a_start_that_was_killed(tmp_path, more):
+    for name in ("checkpoints/00000000/", "checkpoints/.tmp-0-1-ab/", "tokenizer.json", ".config.json.1-ab.tmp", LOCK):
+        make(tmp_path / name, folder=name.endswith("/"))
+    RunDirectory(tmp_path).check_config()
+    make(tmp_path / more, folder=more.endswith("/"))
+    for ask in (RunDirectory.open, lambda path: RunDirectory(path).check_config()):
+        with pytest.raises(CheckpointError, match=r"a run that is damaged: its config\.json is missing\. Copy the run"):
+            ask(tmp_path)
+
+
+def make(path: Path, folder: bool) -> None:
+    path.mkdir(parents=True) if folder else path.write_text("")
+
+
+def test_a_folder_in_which_nothing_was_trained_holds_no_damaged_run(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "mine")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine" / "note.txt").write_text("")
+    for name in ("", "mine", "none", "file", "file/below"):
+        RunDirectory(tmp_path / name).check_config()
+    (tmp_path / "mine" / "checkpoints").mkdir()
+    RunDirectory(tmp_path / "mine").check_config()
 
 
 def test_the_newest_run_is_the_one_whose_config_or_checkpoint_is_newest(tmp_path):
