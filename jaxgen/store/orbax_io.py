@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import glob
 import logging
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import CoroutineType
 from typing import Any
 
 import jax
@@ -126,12 +128,14 @@ def _deserted() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Hushing:
-    """An unraisable hook that says nothing of a closed event loop."""
+    """An unraisable hook that says nothing of an event loop that is closed, or for which there were no descriptors."""
 
     former: Callable[[Any], Any]
 
     def __call__(self, unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        error = unraisable.exc_value
+        unmade = isinstance(error, AttributeError) and "EventLoop" in str(error) and "'_ssock'" in str(error)
+        if not unmade and str(error) != "Event loop is closed":
             self.former(unraisable)
 
 
@@ -143,9 +147,26 @@ def _is_another(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
+def _never_awaited() -> Iterator[None]:
+    """Hush the warnings of Orbax's coroutines that nobody awaits once the block fails: they come when these are freed,
+    which may be when the process ends."""
+    try:
+        yield
+    except Exception:
+        for name in {each.__qualname__ for each in gc.get_objects() if _is_orbax(each)}:
+            said = re.escape(f"coroutine '{name}' was never awaited")
+            warnings.filterwarnings("ignore", f"{said}$", RuntimeWarning)
+        raise
+
+
+def _is_orbax(each: Any) -> bool:
+    return type(each) is CoroutineType and bool(re.search(r"orbax[/\\]", each.cr_code.co_filename))
+
+
+@contextmanager
 def _orbax() -> Iterator[tuple[Any, Any]]:
     """Orbax and a checkpointer, quiet while in use. Imported here because that takes a third of a second."""
-    with warnings.catch_warnings():
+    with _never_awaited(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import orbax.checkpoint as ocp
 

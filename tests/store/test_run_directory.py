@@ -1,5 +1,6 @@
 """The folder of a run: made once, found again, its JSON whole and strictly read."""
 
+import errno
 import json
 import os
 import tracemalloc
@@ -10,7 +11,7 @@ import pytest
 
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.store import RunDirectory
-from jaxgen.store.files import replace_file
+from jaxgen.store.files import replace_file, unwritable
 from jaxgen.store.lock import LOCK
 
 
@@ -166,6 +167,32 @@ def test_a_value_that_json_lacks_leaves_the_former_file(tmp_path, bad):
     with pytest.raises((ValueError, TypeError)):
         run.write_json("config.json", {"a": bad})
     assert run.read_json("config.json") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space"), r"No space \(.* needed.*\)\. Make room on that disk, then"),
+        (OSError(errno.EMFILE, "Too many"), r"Too many\. Raise the limit of open files \(ulimit -n\), then"),
+        (OSError(errno.ENFILE, "Too many"), r"Too many\. Close other programs, or raise the limit of .*, then"),
+        (OSError(errno.ENOMEM, "Cannot allocate"), r"Cannot allocate\. Make memory free, then"),
+        (OSError(errno.EACCES, "Denied"), r"Denied\. Make the folder writable, then"),
+        (
+            OSError(errno.EIO, "Input/output"),
+            r"Input/output\. Make room on that disk or make the folder writable, then",
+        ),
+        (MemoryError(), r"out of memory\. Make memory free, then"),
+    ],
+)
+def test_what_is_advised_where_a_file_cannot_be_written_is_by_what_the_system_says(tmp_path, error, told):
+    with pytest.raises(CheckpointError, match=rf"^Could not write .*/a: {told} repeat the command"):
+        raise unwritable(tmp_path / "a", error, "repeat the command", 10)
+
+
+def test_a_folder_in_place_of_a_file_is_to_be_removed(tmp_path):
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"Is a directory\. Remove the folder of that name, then repeat"):
+        RunDirectory(tmp_path).write_json("report.json", {})
 
 
 def test_a_write_that_fails_leaves_the_former_file_and_no_other(tmp_path, monkeypatch):
