@@ -114,16 +114,18 @@ def _deserted() -> Iterator[None]:
 
     They end some time after that, so what is hushed stays so unless all went well.
     """
-    logger = logging.getLogger("asyncio")
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     if isinstance(sys.unraisablehook, _Hushing):
         yield
         return
     former = sys.unraisablehook
     sys.unraisablehook = _Hushing(former)
-    logger.addFilter(_is_another)
+    for logger in loggers:
+        logger.addFilter(_is_another)
     yield
     sys.unraisablehook = former
-    logger.removeFilter(_is_another)
+    for logger in loggers:
+        logger.removeFilter(_is_another)
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,10 @@ class _Hushing:
 
 
 def _is_another(record: logging.LogRecord) -> bool:
-    """Whether asyncio tells of something else than Orbax."""
+    """Whether something else is told of than Orbax, or by it."""
     raised = record.exc_info[2] if record.exc_info else None
     places = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(raised)]
-    return not any(re.search(r"orbax[/\\]", said) for said in (record.getMessage(), *places))
+    return not any(re.search(r"orbax[/\\]", said) for said in (record.getMessage(), record.pathname, *places))
 
 
 @contextmanager

@@ -56,7 +56,8 @@ def told(monkeypatch):
     heard: list[str] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: heard.append(str(unraisable.exc_value)))
     yield heard
-    logging.getLogger("asyncio").removeFilter(orbax_io._is_another)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).removeFilter(orbax_io._is_another)
 
 
 @pytest.fixture
@@ -77,8 +78,11 @@ def test_what_a_failed_write_deserted_is_hushed_and_nothing_else(failed, caplog)
     log.error("_GatheringFuture exception was never retrieved", exc_info=failing_in("/lib/orbax/checkpoint/x.py"))
     log.error("Task exception was never retrieved: <coro defined at /lib/orbax/checkpoint/y.py>")
     log.error("mine", exc_info=failing_in("/home/me/mine.py"))
+    late = logging.getLogger("absl")  # what Orbax's own threads tell
+    late.handle(late.makeRecord("absl", logging.ERROR, "/lib/orbax/checkpoint/z.py", 1, "thread", (), None))
+    late.handle(late.makeRecord("absl", logging.ERROR, "/home/me/mine.py", 1, "mine too", (), None))
     assert failed == ["mine"]
-    assert [record.message for record in caplog.records] == ["mine"]
+    assert [record.message for record in caplog.records] == ["mine", "mine too"]
 
 
 def test_where_all_went_well_nothing_is_hushed(told, caplog, tmp_path):
