@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,6 +30,8 @@ line has its answer too, so that line n answers line n, and an image that cannot
     jaxgen predict photo.png other.jpg                images (or features.npz, for a run on features)"""
 #: Inputs of which ``--attention`` draws where the decoder looks, from the first on.
 MAPS = 4
+#: Bytes that a line may have, with its end: it is read whole.
+LONGEST = 16 * 2**20
 #: Flags for answers that are texts.
 OF_TEXTS = ("--attention", "--beam", "--length", "--length-penalty", "--seed", "--temperature")
 
@@ -205,8 +207,13 @@ def lines(paths: Sequence[str]) -> Iterator[str]:
             raise DataError(f"{name} is damaged gzip ({error}). Copy or download it again.") from None
 
 
-def _decoded(file: Iterable[bytes], name: str) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
+def _decoded(file: BinaryIO | gzip.GzipFile, name: str) -> Iterator[str]:
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
+        if len(line) > LONGEST:
+            raise DataError(
+                f"{name} has more than {LONGEST // 2**20} MiB in line {number:,}, the most that one input may have. "
+                "Give a text with an input on each line."
+            )
         try:
             text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:

@@ -104,6 +104,8 @@ def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
         if run is None:
             raise UsageError(f"--resume {mode} needs to know which run: give --run DIR.")
         resuming = mode == "must" or RunDirectory(run).exists()
+        if not resuming:  # what is damaged is not begun anew
+            RunDirectory(run).check_config()
     if resuming and run is not None:
         values = {**SavedRun.open(run).config.model_dump(), "run": run, **values}
     else:

@@ -91,12 +91,15 @@ class FileText:
     """The text of a file, in pieces, as often as it is iterated over: memory does not grow with the file.
 
     What can be read but once, a pipe, is kept. ``sha256`` (of the bytes as they lie there) and ``chars`` are known when
-    the file has been read to its end. ``seen`` is told of every byte of the first reading. Raises ``DataError`` for
-    what cannot be read, unpacked or decoded.
+    the file has been read to its end. ``seen`` is told of every byte of the first reading; in the digest ``named`` goes
+    before them. Where a ``level`` can be chosen, ``byte`` reads any bytes. Raises ``DataError`` for what cannot be
+    read, unpacked or decoded.
     """
 
-    def __init__(self, path: Path, level: str, seen: Callable[[int], None] | None = None) -> None:
-        self.path, self._level, self._seen = path, level, seen
+    def __init__(
+        self, path: Path, level: str | None = None, seen: Callable[[int], None] | None = None, named: bytes = b""
+    ) -> None:
+        self.path, self._level, self._seen, self._named = path, level, seen, named
         self.sha256 = b""
         self.chars = 0
         self._kept: bytes | None = None
@@ -106,7 +109,7 @@ class FileText:
         if self.sha256:
             yield from self._read(lambda block: None)
             return
-        digest, chars = hashlib.sha256(), 0
+        digest, chars = hashlib.sha256(self._named), 0
 
         def watch(block: memoryview) -> None:
             digest.update(block)
@@ -185,17 +188,6 @@ class FilesDigest:
         return hashlib.sha256(b"".join(self._digests)).hexdigest()
 
 
-def unzip(raw: bytes, path: Path) -> bytes:
-    """The content of a gzip file, recognised by its first two bytes; other bytes as they are."""
-    if not raw.startswith(GZIP):
-        _check_name(raw, path)
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, error) from error
-
-
 def _check_name(head: bytes, path: Path) -> None:
     if head and not head.startswith(GZIP) and path.suffix.lower() == ".gz":
         raise DataError(f"The file {path} is not gzip, though its name ends in .gz. Rename it, or compress it again.")
@@ -203,16 +195,6 @@ def _check_name(head: bytes, path: Path) -> None:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(f"The gzip file {path} is damaged ({error}). Copy or download it again.")
-
-
-def decode(data: bytes, path: Path, level: str | None = None) -> str:
-    """The text of a file; where a ``level`` can be chosen, ``byte`` reads any bytes. Raises ``DataError``."""
-    if level == "byte":
-        return data.decode("utf-8", "surrogateescape")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise not_utf8(error, 0, path, level) from error
 
 
 def not_utf8(error: UnicodeDecodeError, before: int, path: Path, level: str | None = None) -> DataError:

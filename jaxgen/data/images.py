@@ -21,6 +21,8 @@ from jaxgen.errors import DataError, UsageError
 
 #: Pictures of more pixels than this are refused before they are decoded: pillow's own limit, 256 MiB of RGB.
 MOST_PIXELS = 89_478_485
+#: Rows of more pixels than this may have 2**31 bits: pillow then says that the memory is short, however much there is.
+WIDEST = 2**31 // 64 - 7
 #: A canvas is so many times as high and as wide as the pictures wanted.
 CANVAS = 4
 #: The formats that are read. Not pillow's others: some start another program (EPS), most have no care taken of them.
@@ -194,7 +196,15 @@ def _read(pillow: Any, path: Path, size: tuple[int, int], most_pixels: int) -> n
             with pillow.open(path, formats=formats) as image:
                 if image.width * image.height > most_pixels:
                     raise _Unusable(f"{image.width} x {image.height} pixels are more than the limit of {most_pixels:,}")
-                return _pixels(pillow, image, size)
+                try:
+                    return _pixels(pillow, image, size)
+                except MemoryError as error:
+                    if image.width <= WIDEST:
+                        raise
+                    raise _Unusable(
+                        f"its rows of {image.width:,} pixels are longer than what can be decoded: up to {WIDEST:,} "
+                        "pixels always can"
+                    ) from error
     except _Unusable:
         raise
     except (pillow.DecompressionBombWarning, pillow.DecompressionBombError) as error:

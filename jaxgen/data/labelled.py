@@ -16,7 +16,7 @@ from jaxgen.data.batches import permutation
 from jaxgen.data.conditioning import MAX_LABELS
 from jaxgen.data.corpus import identity
 from jaxgen.data.examples import Labelled, digest
-from jaxgen.data.files import FilesDigest, decode, find_paths, read_bytes, unzip
+from jaxgen.data.files import FilesDigest, FileText, find_paths
 from jaxgen.data.named import NAMED
 from jaxgen.data.packages import stdlib_packages
 from jaxgen.data.rows_config import VAL_FRACTION
@@ -182,7 +182,7 @@ def _folders(root: Path) -> Rows:
     texts: list[str] = []
     labels: list[str] = []
     places: list[str] = []
-    digest = FilesDigest()
+    digests: list[bytes] = []
     for path in find_paths(str(root)):
         parts = path.relative_to(root).parts
         if len(parts) < 2:
@@ -190,12 +190,12 @@ def _folders(root: Path) -> Rows:
                 f"{path} lies beside the folders that are to name the labels. Put it into the folder of its label, or "
                 "leave it out; for a table give the file itself with --text-column and --label-column."
             )
-        raw = read_bytes(path)
-        digest.add(parts[0].encode("utf-8", "surrogateescape") + b"\0" + raw)
-        texts.append(decode(unzip(raw, path), path))
+        text = FileText(path, named=parts[0].encode("utf-8", "surrogateescape") + b"\0")
+        texts.append("".join(text))
+        digests.append(text.sha256)
         labels.append(parts[0])
         places.append(f"the file {path}")
-    return Rows((texts, labels), places, str(root), digest.hexdigest())
+    return Rows((texts, labels), places, str(root), FilesDigest(digests).hexdigest())
 
 
 def _listed(labels: Sequence[str]) -> str:

@@ -12,8 +12,9 @@ from typing import Literal
 from jaxgen.data.columns import column_kind
 from jaxgen.data.dates import dates
 from jaxgen.data.examples import Pairs, digest
-from jaxgen.data.files import FilesDigest, decode, find_paths, read_bytes, unzip
+from jaxgen.data.files import FilesDigest, FileText, find_paths
 from jaxgen.data.named import NAMED, fetch
+from jaxgen.data.pieces import whole_lines
 from jaxgen.data.rows_config import VAL_FRACTION
 from jaxgen.data.tables import Column, Rows, read_table, split_rows, without_empty
 from jaxgen.errors import DataError, UsageError
@@ -125,10 +126,8 @@ def _read(specs: Sequence[str], columns: tuple[str | None, str | None]) -> Rows:
 
 def _parallel(source: Path, target: Path, name: str) -> Rows:
     """Line n of one file and line n of the other; ``.gz`` or not."""
-    raw, digest = [read_bytes(path) for path in (source, target)], FilesDigest()
-    for data in raw:
-        digest.add(data)
-    sides = [_lines(decode(unzip(data, path), path)) for data, path in zip(raw, (source, target))]
+    texts = [FileText(path) for path in (source, target)]
+    sides = [_lines(text) for text in texts]
     if len(sides[0]) != len(sides[1]):
         longer, shorter = (source, target) if len(sides[0]) > len(sides[1]) else (target, source)
         last = min(map(len, sides))
@@ -138,10 +137,11 @@ def _parallel(source: Path, target: Path, name: str) -> Rows:
             "equal length."
         )
     places = [f"line {n} of {source} or of {target}" for n in range(1, len(sides[0]) + 1)]
-    return Rows((sides[0], sides[1]), places, name, digest.hexdigest())
+    return Rows((sides[0], sides[1]), places, name, FilesDigest(text.sha256 for text in texts).hexdigest())
 
 
-def _lines(text: str) -> list[str]:
+def _lines(text: FileText) -> list[str]:
     """The lines of a text; what stands behind the last line break is one if it is not empty."""
-    lines = text.removeprefix("\ufeff").split("\n")
-    return [line.rstrip("\r") for line in (lines[:-1] if not lines[-1] else lines)]
+    lines = list(whole_lines(text))
+    lines[0] = lines[0].removeprefix("\ufeff")
+    return [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxgen.data.batches import permutation
 from jaxgen.data.columns import check_alike, column_kind, read_column
-from jaxgen.data.files import FilesDigest, decode, find_paths, read_bytes, unzip
+from jaxgen.data.files import FilesDigest, FileText, find_paths
 from jaxgen.data.named import NAMED, fetch
 from jaxgen.errors import DataError, UsageError
 
@@ -57,26 +57,26 @@ def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | N
         check_alike([name for column in columns for name in column.names])
     parts: tuple[list[str], ...] = tuple([] for _ in columns)
     places: list[str] = []
-    digest = FilesDigest()
+    digests: list[bytes] = []
     for spec in specs:
         named = NAMED.get(spec)
         for path in [fetch(file) for file in named.files] if named else find_paths(spec):
-            raw = read_bytes(path)
-            digest.add(raw)
             kind = column_kind(path)
             if kind is None:
                 raise UsageError(
                     f"{path} is not a .csv, .tsv or .jsonl file (or one of these with .gz), from which rows are read. "
                     "Give such a file."
                 )
-            text = decode(unzip(raw, path), path)
+            text = FileText(path)  # read for every column anew: whole, it may take far more memory than they do
             first = len(places)
             for part, column in zip(parts, columns):
                 options = header, column.numbers, column.flag
                 several = [read_column(text, kind, name, path, *options) for name in column.names]
+                text.check()
                 part += [" ".join(filter(None, cells)) for cells in zip(*several, strict=True)]
+            digests.append(text.sha256)
             places += [f"row {n} of {path}" for n in range(1, len(parts[0]) - first + 1)]
-    return Rows(parts, places, " + ".join(map(str, specs)), digest.hexdigest())
+    return Rows(parts, places, " + ".join(map(str, specs)), FilesDigest(digests).hexdigest())
 
 
 def without_empty(rows: Rows, policy: Literal["skip", "refuse"]) -> Rows:

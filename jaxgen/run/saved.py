@@ -17,6 +17,9 @@ from jaxgen.store.config import TrainConfig, validate
 from jaxgen.store.files import json_sha256
 from jaxgen.tasks import models
 
+#: How often weights are looked for in a run that is being trained: what was found may be dropped before it is read.
+TRIES = 20
+
 
 @dataclass(frozen=True)
 class SavedRun:
@@ -94,7 +97,18 @@ class SavedRun:
 
         ``like`` has the shapes that they must have (default: those of the run's own model), else ``CheckpointError``.
         """
+        shapes = jax.eval_shape(self.task.init, jax.random.key(0)) if like is None else like
         store = self.checkpoints
+        for _ in range(TRIES - 1):
+            there = store.names()
+            try:
+                return self._best(store, shapes)
+            except CheckpointError:
+                if store.names() == there:
+                    raise
+        return self._best(store, shapes)
+
+    def _best(self, store: CheckpointStore, shapes: Any) -> tuple[int, Any]:
         best = store.best()
         step = store.latest() if best is None else best
         if step == 0 and self.resolved["steps"]:
@@ -102,7 +116,6 @@ class SavedRun:
                 f"The run {self.directory.path} has not learnt anything yet: its only checkpoint is that of its first "
                 f"weights. Train it with `python train.py --run {shlex.quote(str(self.directory.path))} --resume auto`."
             )
-        shapes = jax.eval_shape(self.task.init, jax.random.key(0)) if like is None else like
         params, _ = store.restore_params(step, shapes)
         return step or 0, params
 

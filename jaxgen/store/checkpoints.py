@@ -17,7 +17,7 @@ from jaxgen.errors import CheckpointError
 from jaxgen.store import format as fmt
 from jaxgen.store import orbax_io
 from jaxgen.store.files import removed, sync_folder, unwritable
-from jaxgen.store.folders import entries, is_folder, size_on_disk, staying, sync_tree, writing
+from jaxgen.store.folders import entries, is_folder, is_whole, size_on_disk, staying, sync_tree, writing
 from jaxgen.store.format import DamagedCheckpointError, damaged
 
 _NAME = re.compile(r"([0-9]{8,18})(?:\.([0-9]{1,9}))?")
@@ -52,6 +52,10 @@ class CheckpointStore:
     def latest(self) -> int | None:
         """The last step that has a checkpoint."""
         return max(self._folders(), default=None)
+
+    def names(self) -> list[str]:
+        """The folders of the checkpoints: others once one was saved, replaced or dropped."""
+        return [folder.name for _, _, folder in self._every()]
 
     def best(self) -> int | None:
         """The step with the lowest finite metric, the earliest of equals; ``None`` when no checkpoint has one.
@@ -119,11 +123,12 @@ class CheckpointStore:
         Those that are damaged are set aside instead, and so are older ones that ``restore_newest_good`` found damaged.
         """
         self.clean()
-        later = [folder for number, _, folder in self._every() if number > step and folder.name not in self._damaged]
-        damaged_later = {folder.name for folder in later if not _is_whole(folder)}  # all are read before any is dropped
+        later = [(n, folder) for n, _, folder in self._every() if n > step and folder.name not in self._damaged]
+        # All are read before any is dropped.
+        damaged_later = {folder.name for number, folder in later if not is_whole(folder, number)}
         for name in sorted(self._damaged | damaged_later):
             self._set_aside(self.directory / name)
-        for folder in later:
+        for _, folder in later:
             if folder.name not in damaged_later:
                 self._drop(folder)
         for lost in self._lost:
@@ -161,19 +166,22 @@ class CheckpointStore:
         say whether it is. Raises ``CheckpointError`` when none is good, and at once when one has another shape than
         ``like`` or cannot be read now.
         """
-        problems: list[str] = []
+        found: list[tuple[Path, DamagedCheckpointError]] = []
         for step, _, folder in reversed(self._every()):
             try:
                 state, host = self._restore(folder, step, like, "")
             except DamagedCheckpointError as error:
-                self._note(folder, error, problems)
+                found.append((folder, error))
             else:
+                problems: list[str] = []
+                for each in found:
+                    self._note(*each, problems)
                 self._look_at_best(problems)
                 return step, state, host, problems
-        if problems:
+        if found:  # they stay where they are
             raise CheckpointError(
-                f"No checkpoint in {self.directory} is good. {' '.join(problems)} Copy the run again, or train anew "
-                "with `python train.py --run DIR`."
+                f"No checkpoint in {self.directory} is good. {' '.join(error.said for _, error in found)} Nothing was "
+                "changed. Copy the run again, or train anew with `python train.py --run DIR`."
             )
         raise self._nothing()
 
@@ -334,14 +342,3 @@ class CheckpointStore:
 def _lowest(metrics: Mapping[int, float | None]) -> int | None:
     finite = {step: metric for step, metric in metrics.items() if metric is not None}
     return min(finite, key=lambda step: (finite[step], step), default=None)
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether the record and the files are those that were saved. Raises ``CheckpointError`` if none can tell now."""
-    match = _NAME.fullmatch(folder.name)
-    step = int(match[1]) if match else 0
-    try:
-        fmt.check_files(folder, step, fmt.read_record(folder, step))
-    except DamagedCheckpointError:
-        return False
-    return True

@@ -28,6 +28,12 @@ NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 FIRST = dict.fromkeys(NO_ROOM, "Make room on that disk") | {
     errno.EROFS: "Make that disk writable",
     errno.ENOENT: "Bring its folder back",
+    errno.EACCES: "Make the folder writable",
+    errno.EPERM: "Make the folder writable",
+    errno.EISDIR: "Remove the folder of that name",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "Close other programs, or raise the limit of open files of the system",
+    errno.ENOMEM: "Make memory free",
 }
 #: What to do about a file of a run that could not be written.
 RESUME = "repeat the command with `--resume auto`"
@@ -106,7 +112,7 @@ def unwritable(path: Path, error: BaseException, advice: str = RESUME, needed: i
 
     Where there is no room it tells how many bytes were ``needed``, if given, and how many are free.
     """
-    number = error.errno if isinstance(error, OSError) else None
+    number = error.errno if isinstance(error, OSError) else errno.ENOMEM if isinstance(error, MemoryError) else None
     first = FIRST.get(number or 0, "Make room on that disk or make the folder writable")
     kept = "; what was saved before is untouched" if advice == RESUME and number != errno.ENOENT else ""
     said = f"Could not write {path}: {refused(path, error, needed)}."
@@ -118,6 +124,8 @@ def unwritable(path: Path, error: BaseException, advice: str = RESUME, needed: i
 def refused(path: Path, error: BaseException, needed: int | None = None) -> str:
     """Why ``path`` could not be written, in words; where there is no room, the bytes ``needed`` and those free."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, MemoryError):  # it says nothing, or what could not be had
+        reason = "out of memory"
     if isinstance(error, OSError) and error.errno in NO_ROOM and needed is not None:
         reason += f" ({_size(needed)} needed{_free(path)})"
     return reason

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jaxgen.errors import CheckpointError
 from jaxgen.store.files import removed, sync_folder, unwritable
-from jaxgen.store.format import UnreadableCheckpointError
+from jaxgen.store.format import DamagedCheckpointError, UnreadableCheckpointError, check_files, read_record
 
 
 def entries(directory: Path) -> list[Path]:
@@ -35,6 +35,15 @@ def entries(directory: Path) -> list[Path]:
 def is_folder(path: Path) -> bool:
     """Whether it is a folder and no link to one."""
     return path.is_dir() and not path.is_symlink()
+
+
+def is_whole(folder: Path, step: int) -> bool:
+    """Whether a checkpoint is as it was saved. Raises ``CheckpointError`` if none can tell now."""
+    try:
+        check_files(folder, step, read_record(folder, step))
+    except DamagedCheckpointError:
+        return False
+    return True
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import glob
 import logging
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import CoroutineType
 from typing import Any
 
 import jax
@@ -74,9 +76,21 @@ def read_arrays(folder: Path, step: int, leaves: Mapping[str, Any], saved: Mappi
     except CheckpointError:
         raise
     except Exception as error:
-        code = re.search(r"os_error_code='?([0-9]+)", str(error))
-        reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or type(error).__name__
-        raise fmt.unreadable(folder, step, f"{fmt.ARRAYS} ({reason})") from error
+        raise fmt.unreadable(folder, step, f"{fmt.ARRAYS} ({_reason(folder / fmt.ARRAYS, error)})") from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why ``path`` could not be read, in words."""
+    if code := re.search(r"os_error_code='?([0-9]+)", str(error)):
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if not path.exists():  # Orbax stumbles over what is not there in many ways
+        return "the folder was removed while it was read"
+    first = (str(error).splitlines() or [""])[0][:200]
+    return f"Orbax, which reads it, gave up: {type(error).__name__}" + (f": {first}" if first else "")
 
 
 @contextmanager
@@ -100,40 +114,61 @@ def _deserted() -> Iterator[None]:
 
     They end some time after that, so what is hushed stays so unless all went well.
     """
-    logger = logging.getLogger("asyncio")
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     if isinstance(sys.unraisablehook, _Hushing):
         yield
         return
     former = sys.unraisablehook
     sys.unraisablehook = _Hushing(former)
-    logger.addFilter(_is_another)
+    for logger in loggers:
+        logger.addFilter(_is_another)
     yield
     sys.unraisablehook = former
-    logger.removeFilter(_is_another)
+    for logger in loggers:
+        logger.removeFilter(_is_another)
 
 
 @dataclass(frozen=True)
 class _Hushing:
-    """An unraisable hook that says nothing of a closed event loop."""
+    """An unraisable hook that says nothing of an event loop that is closed, or for which there were no descriptors."""
 
     former: Callable[[Any], Any]
 
     def __call__(self, unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        error = unraisable.exc_value
+        unmade = isinstance(error, AttributeError) and "EventLoop" in str(error) and "'_ssock'" in str(error)
+        if not unmade and str(error) != "Event loop is closed":
             self.former(unraisable)
 
 
 def _is_another(record: logging.LogRecord) -> bool:
-    """Whether asyncio tells of something else than Orbax."""
+    """Whether something else is told of than Orbax, or by it."""
     raised = record.exc_info[2] if record.exc_info else None
     places = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(raised)]
-    return not any(re.search(r"orbax[/\\]", said) for said in (record.getMessage(), *places))
+    return not any(re.search(r"orbax[/\\]", said) for said in (record.getMessage(), record.pathname, *places))
+
+
+@contextmanager
+def _never_awaited() -> Iterator[None]:
+    """Hush the warnings of Orbax's coroutines that nobody awaits once the block fails: they come when these are freed,
+    which may be when the process ends."""
+    try:
+        yield
+    except Exception:
+        for name in {each.__qualname__ for each in gc.get_objects() if _is_orbax(each)}:
+            said = re.escape(f"coroutine '{name}' was never awaited")
+            warnings.filterwarnings("ignore", f"{said}$", RuntimeWarning)
+        raise
+
+
+def _is_orbax(each: Any) -> bool:
+    return type(each) is CoroutineType and bool(re.search(r"orbax[/\\]", each.cr_code.co_filename))
 
 
 @contextmanager
 def _orbax() -> Iterator[tuple[Any, Any]]:
     """Orbax and a checkpointer, quiet while in use. Imported here because that takes a third of a second."""
-    with warnings.catch_warnings():
+    with _never_awaited(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import orbax.checkpoint as ocp
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.store.files import RESUME, dump_json, load_json, replace_file
+from jaxgen.store.checkpoints import CheckpointStore
+from jaxgen.store.files import RESUME, dump_json, load_json, not_regular, replace_file
+from jaxgen.store.folders import is_folder
 from jaxgen.store.lock import LOCK
 
 CONFIG = "config.json"
@@ -89,10 +91,11 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunDirectory:
-        """The run that lies at ``path``. Raises ``CheckpointError`` when none does."""
+        """The run that lies at ``path``. Raises ``CheckpointError`` when none does, or one without its settings."""
         run = cls(path)
         if run.exists():
             return run
+        run.check_config()
         if not run.path.exists():
             missing = "does not exist"
         elif not run.path.is_dir():
@@ -133,6 +136,29 @@ class RunDirectory:
     def exists(self) -> bool:
         """Whether a run lies here: its ``config.json`` is there."""
         return self.config_path.is_file()
+
+    def check_config(self) -> None:
+        """Raise ``CheckpointError`` where a run lies whose ``config.json`` is gone, or is no file.
+
+        What a start leaves that was killed before it wrote its configuration is no run.
+        """
+        trained = self._has_trained()  # asked first: whoever starts a run just now writes its configuration before that
+        try:
+            problem = not_regular(os.lstat(self.config_path))
+        except OSError:
+            problem = "is missing" if trained else None
+        if problem:
+            raise CheckpointError(
+                f"{self.path} holds a run that is damaged: its {CONFIG} {problem}. Copy the run again from where it "
+                "came, or train another in a new folder with `python train.py --run DIR`."
+            )
+
+    def _has_trained(self) -> bool:
+        """Whether there are checkpoints, and more than a start makes before it writes its configuration."""
+        if not is_folder(self.checkpoints_path):
+            return False
+        steps = CheckpointStore(self.checkpoints_path).steps()
+        return bool(steps) and (steps != [0] or not all(map(_is_of_a_start, {*os.listdir(self.path)} - {CHECKPOINTS})))
 
     @property
     def config_path(self) -> Path:
@@ -207,11 +233,16 @@ def _check_free(path: Path, entries: list[str]) -> None:
             f"{path} already holds a run. Continue it with `--resume auto`, or choose another folder with `--run`."
         )
     # A start that was killed before it wrote its configuration leaves nothing of value.
-    if not all(entry in (TOKENIZER, LOCK) or re.fullmatch(r"\..*\.tmp", entry) for entry in entries):
+    if not all(map(_is_of_a_start, entries)):
         raise UsageError(
             f"{path} is not empty and is not a run (it has no {CONFIG}). A run that exists is continued with "
             "`--resume auto`; for a new one choose another folder with `--run`."
         )
+
+
+def _is_of_a_start(entry: str) -> bool:
+    """Whether a start makes what has this name before it writes its configuration, checkpoints aside."""
+    return entry in (TOKENIZER, LOCK) or re.fullmatch(r"\..*\.tmp", entry) is not None
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
 import shutil
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jaxgen.cli.predict import lines
 from jaxgen.cli.predict import main as predict_main
 from jaxgen.cli.train import main as train_main
+from jaxgen.errors import DataError
 from jaxgen.run.predictor import Predictor
 from jaxgen.store import RunDirectory
 
@@ -183,6 +187,26 @@ def test_a_folder_and_standard_input_that_is_no_utf8_exit_with_3(predict, kinds,
     (here / "folder").mkdir()
     refused(predict("--run", kinds, "folder"), 3, "folder", "cannot be read")
     refused(predict("--run", kinds, stdin=b"\xff\n"), 3, "tandard input", "not UTF-8", "0xff", "ine 1")
+
+
+def test_a_line_longer_than_an_input_may_be_is_refused_by_its_number_and_not_read_whole(predict, kinds, here):
+    with gzip.open(here / "long.txt.gz", "wb", compresslevel=1) as file:
+        file.write(b"fish\n" + b"x" * (64 * 2**20))
+    said = "long.txt.gz has more than 16 MiB in line 2"
+    refused(predict("--run", kinds, "long.txt.gz"), 3, said, "on each line")
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=said):
+            list(lines(["long.txt.gz"]))
+        assert tracemalloc.get_traced_memory()[1] < 48 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_longest_line_that_an_input_may_be_is_answered(predict, kinds, monkeypatch):
+    monkeypatch.setattr("jaxgen.cli.predict.LONGEST", 5)
+    assert len(predict("--run", kinds, stdin=b"fish\nfishy").out.splitlines()) == 2
+    refused(predict("--run", kinds, stdin=b"fishy\n"), 3, "tandard input has more than", "in line 1")
 
 
 def test_standard_input_that_is_closed_is_told(predict, kinds):

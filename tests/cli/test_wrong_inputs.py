@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -380,6 +381,41 @@ def test_a_damaged_run_is_not_resumed(damage, train, copied):
     break_it, parts = BROKEN[damage]
     break_it(copied)
     check(train("--run", copied, "--resume", "auto"), 4, parts, tree(copied), copied)
+
+
+def lost(config: Path) -> None:
+    """The file is gone already."""
+
+
+def linked_to_itself(config: Path) -> None:
+    config.symlink_to(config.name)
+
+
+def linked_to_nothing(config: Path) -> None:
+    config.symlink_to("nothing")
+
+
+LOST = {
+    lost: "config.json is missing",
+    Path.mkdir: "config.json is not a regular file",
+    os.mkfifo: "config.json is not a regular file",
+    linked_to_itself: "config.json is a link",
+    linked_to_nothing: "config.json is a link",
+}
+
+
+@pytest.mark.parametrize(
+    "command", ["sample", "train --resume auto", "train --resume must", "train language --resume auto"]
+)
+@pytest.mark.parametrize("instead", LOST)
+def test_a_run_without_its_settings_is_told_to_be_damaged_and_no_flag_that_was_given(instead, command, request, copied):
+    (copied / "config.json").unlink()
+    instead(copied / "config.json")
+    name, *flags = command.split()
+    parts = (f"{copied} holds a run that is damaged: its {LOST[instead]}", "Copy the run again", "new folder")
+    done = request.getfixturevalue(name)(*flags, "--run", copied)
+    check(done, 4, parts, tree(copied), copied)
+    assert "--resume" not in done.err
 
 
 def test_an_existing_run_is_not_touched_without_resume(train, small, copied):

@@ -3,8 +3,10 @@
 import builtins
 import contextlib
 import io
+import struct
 import subprocess
 import sys
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from jaxgen.data.images import CANVAS, TOGETHER, find_images, read_exactly, read_image, read_images, say_skipped
+from jaxgen.data.images import (
+    CANVAS,
+    TOGETHER,
+    WIDEST,
+    find_images,
+    read_exactly,
+    read_image,
+    read_images,
+    say_skipped,
+)
 from jaxgen.errors import DataError, UsageError
 from jaxgen.pictures import resize
 
@@ -217,6 +228,17 @@ def test_pillows_warning_of_a_decompression_bomb_is_an_error(monkeypatch, limit)
     save("a.png", Image.new("1", (400, 300)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     assert "too many pixels: Image size (120000 pixels) exceeds limit of" in refused("a.png")
+
+
+def test_rows_longer_than_pillow_decodes_are_no_matter_of_memory():
+    def chunk(kind, content):
+        checksum = zlib.crc32(kind + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + kind + content + checksum
+
+    for width, told in ((WIDEST + 8, f"its rows of {WIDEST + 8:,} pixels are longer than"), (20, "cannot be decoded")):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, 16, 6, 0, 0, 0))  # 16 bits of red, green, blue, alpha
+        Path("a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"none") + chunk(b"IEND", b""))
+        assert told in refused("a.png")
 
 
 def cut(name, content, keep):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import os
 from collections import Counter
 from pathlib import Path
@@ -95,6 +97,17 @@ def test_a_file_moved_to_another_label_is_told_from_the_one_before():
     before = read("reviews", text=None, label=None, val_rows=1).identity
     os.rename("reviews/neg/b.txt", "reviews/pos/b.txt")
     assert read("reviews", text=None, label=None, val_rows=1).identity != before
+
+
+def test_the_digest_of_a_folder_is_over_each_label_and_the_bytes_of_its_file():
+    files = {"cat/a.txt": b"purr", "cat/b.txt.gz": gzip.compress("miaow \u00e9".encode()), "dog/a.txt": b"woof"}
+    for name, content in files.items():
+        Path("sounds", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("sounds", name).write_bytes(content)
+    found = read("sounds", text=None, label=None, val_rows=1)
+    assert "miaow \u00e9" in [*found.train.parts[0], *found.val.parts[0]]
+    each = [hashlib.sha256(name[:3].encode() + b"\0" + content).digest() for name, content in files.items()]
+    assert found.train.sha256 == hashlib.sha256(b"".join(each)).hexdigest()
 
 
 def test_a_file_that_looks_like_two_has_another_digest():

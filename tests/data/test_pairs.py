@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,27 @@ def test_line_n_of_one_file_belongs_to_line_n_of_the_other(end, mark, suffix, tm
 def test_a_last_line_without_its_break_is_a_line(files, tmp_path):
     Path(files[0]).write_text("\n".join(ENGLISH))
     assert pairs(read_pairs(files)) == sorted(zip(ENGLISH, GERMAN))
+
+
+def test_a_carriage_return_behind_the_last_line_break_is_an_empty_line(files):
+    Path(files[0]).write_bytes("\n".join([*ENGLISH, "\r"]).encode())
+    with pytest.raises(DataError, match=r"a\.en has 6 lines and .*a\.de has 5"):
+        read_pairs(files)
+
+
+def test_packed_files_are_never_whole_beside_their_lines_and_the_digest_is_that_of_their_bytes(tmp_path):
+    lines, size = 24, 2**20
+    data = [write(tmp_path / f"a.{side}.gz", [f"{n}{side * size}" for n in range(lines)]) for side in "xy"]
+    tracemalloc.start()
+    try:
+        found = read_pairs(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sum(len(part) for part in found.splits.values()) == lines
+    assert peak < 2.5 * lines * size  # both sides are twice that much
+    each = b"".join(hashlib.sha256(Path(path).read_bytes()).digest() for path in data)
+    assert found.sha256 == hashlib.sha256(each).hexdigest()
 
 
 def test_the_number_of_pairs_held_out_is_as_asked_and_follows_from_the_seed(files):

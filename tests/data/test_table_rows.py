@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import hashlib
 import io
+import os
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.columns import table_rows
+from jaxgen.data.columns import read_column, table_rows
+from jaxgen.data.tables import Column, read_table
 from jaxgen.errors import DataError
 
 OPTIONS = {"csv": {"strict": True}, "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
@@ -36,3 +43,43 @@ def test_rows_are_those_of_the_whole_text(kind, pieces):
 def test_a_row_is_found_by_the_line_where_it_begins():
     rows = table_rows(iter(['a,"b\n', 'c"\r', "\nd,e\r", "f,g"]), "csv", Path("t"))
     assert list(rows) == [(1, ["a", "b\nc"]), (3, ["d", "e"]), (4, ["f", "g"])]
+
+
+def test_of_a_packed_table_only_the_columns_wanted_are_in_memory_and_the_digest_is_that_of_its_bytes(tmp_path):
+    path, rows, other = tmp_path / "t.csv.gz", 40, "x" * 2**20  # unpacked 40 MiB, of which nothing is wanted
+    with gzip.open(path, "wt", compresslevel=1) as file:
+        file.writelines(f"text {n},{other},label {n}\n" for n in range(rows))
+    columns = [Column(("1",), "--text-column"), Column(("3",), "--label-column")]
+    tracemalloc.start()
+    try:
+        found = read_table([str(path)], columns)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.parts == ([f"text {n}" for n in range(rows)], [f"label {n}" for n in range(rows)])
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert peak < 15 * 2**20
+
+
+def test_a_table_that_changes_between_two_readings_of_it_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\nc,d\n")
+    columns, times = [Column(("1",), "--text-column"), Column(("2",), "--label-column")], iter(range(1, 9))
+
+    def growing(*args, **options):
+        path.write_text("a,b\n" + "c,d\n" * next(times))
+        return read_column(*args, **options)
+
+    monkeypatch.setattr("jaxgen.data.tables.read_column", growing)
+    with pytest.raises(DataError, match="was changed while it was being read"):
+        read_table([str(path)], columns)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+def test_a_table_that_can_be_read_but_once_gives_all_its_columns(tmp_path):
+    os.mkfifo(tmp_path / "t.tsv")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit((tmp_path / "t.tsv").write_text, "a\tb\nc\td\n")
+        rows = read_table([str(tmp_path / "t.tsv")], [Column((n,), "--text-column") for n in "12"])
+    assert rows.parts == (["a", "c"], ["b", "d"])
+    assert rows.sha256 == hashlib.sha256(b"a\tb\nc\td\n").hexdigest()

@@ -19,7 +19,7 @@ from jaxgen.errors import CheckpointError, DivergedError, UsageError
 from jaxgen.run import Sampler, Settings, compiled, pictures, start
 from jaxgen.run.course import plan_optimizer
 from jaxgen.run.events import Evaluated, Finished, Note, Sampled, Started
-from jaxgen.run.saved import SavedRun
+from jaxgen.run.saved import TRIES, SavedRun
 from jaxgen.run.signals import StopSignals
 from jaxgen.run.trainer import MAX_STEPS_PER_CALL, Trainer, steps_per_call
 from jaxgen.sampling import Forbid
@@ -86,6 +86,43 @@ def test_the_sampler_loads_the_best_checkpoint_not_the_last(book, tmp_path, monk
     assert Sampler.load(tmp_path / "run").sample("The", drawn) == Sampler(saved.task, saved.codec, params).sample(
         "The", drawn
     )
+
+
+def test_weights_are_looked_for_again_where_training_dropped_what_was_found(book, tmp_path, monkeypatch):
+    """Others sample from a run while it is trained: what was the best is dropped once another is better."""
+    trained = start(settings(book, tmp_path / "run", eval_every=0, sample_every=0))
+    trained.train()
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    state, host = store.restore()
+    store.save(8, state, host, metric=-1.0)
+    find, dropped = CheckpointStore.best, []
+
+    def better_meanwhile(self: CheckpointStore) -> int | None:
+        found = find(self)
+        if len(dropped) < 2:
+            dropped.append(found)
+            for more in (1, 2, 3):  # so many that the one found is dropped
+                step = 8 + 3 * len(dropped) + more
+                CheckpointStore(self.directory).save(step, state, host, metric=-2.0 * step)
+        return found
+
+    monkeypatch.setattr(CheckpointStore, "best", better_meanwhile)
+    assert SavedRun.open(tmp_path / "run").params()[0] == 17
+    assert dropped == [8, 14]
+
+
+def test_weights_are_looked_for_so_often_and_no_more(book, tmp_path, monkeypatch):
+    start(settings(book, tmp_path / "run", sample_every=0)).train()
+    names, asked = iter(range(10**6)), []
+    monkeypatch.setattr(CheckpointStore, "names", lambda self: next(names))  # as if something were saved all the time
+    monkeypatch.setattr(CheckpointStore, "best", lambda self: asked.append(1) or 999)
+    with pytest.raises(CheckpointError, match="no checkpoint of step 999"):
+        SavedRun.open(tmp_path / "run").params()
+    assert len(asked) == TRIES
+    monkeypatch.setattr(CheckpointStore, "names", lambda self: [])
+    with pytest.raises(CheckpointError, match="no checkpoint of step 999"):
+        SavedRun.open(tmp_path / "run").params()
+    assert len(asked) == TRIES + 1
 
 
 def test_a_new_run_can_begin_with_the_best_weights_of_another(book, tmp_path):

@@ -104,6 +104,18 @@ def test_all_checkpoints_damaged_is_an_error(store):
         store.restore_newest_good()
 
 
+def test_where_all_are_damaged_none_is_said_to_be_set_aside_and_none_is(store):
+    for name in ("00000010", "00000020"):
+        (store.directory / name / fmt.RECORD).write_text("{}")
+    before = tree(store.directory)
+    with pytest.raises(
+        CheckpointError, match=r"step 20 is damaged: .* step 10 is damaged: .* Nothing was changed\."
+    ) as told:
+        store.restore_newest_good()
+    assert "set aside" not in str(told.value)
+    assert tree(store.directory) == before
+
+
 def cut_record(folder: Path):
     os.truncate(folder / fmt.RECORD, 100)
 
@@ -210,6 +222,18 @@ def test_what_cannot_be_read_now_is_neither_damaged_nor_dropped(store, monkeypat
         with pytest.raises(UnreadableCheckpointError, match=rf"step 20 cannot be read now: .*{os.strerror(number)}"):
             ask()
     assert tree(store.directory) == before
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_says_so(store, monkeypatch):
+    monkeypatch.setattr(fmt, "check_files", lambda folder, *_: shutil.rmtree(folder))  # the last look before Orbax's
+    with pytest.raises(UnreadableCheckpointError, match=r"arrays \(the folder was removed while it was read\)"):
+        store.restore(20)
+
+
+def test_what_orbax_says_is_told_where_the_system_says_nothing(store, monkeypatch):
+    monkeypatch.setattr(fmt, "flatten", lambda tree: {}.popitem())
+    with pytest.raises(UnreadableCheckpointError, match=r"gave up: KeyError: 'popitem\(\): dictionary is empty'"):
+        store.restore(20)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"record": {}, "sha256": ""}'])

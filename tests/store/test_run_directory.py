@@ -1,15 +1,18 @@
 """The folder of a run: made once, found again, its JSON whole and strictly read."""
 
+import errno
 import json
 import os
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.store import RunDirectory
-from jaxgen.store.files import replace_file
+from jaxgen.store.files import replace_file, unwritable
+from jaxgen.store.lock import LOCK
 
 
 def test_runs_are_numbered_by_task(tmp_path):
@@ -99,6 +102,32 @@ def test_opening_what_is_no_run_says_what_is_missing(tmp_path):
             RunDirectory.open(tmp_path / name)
 
 
+@pytest.mark.parametrize("more", ["checkpoints/00000007/", "metrics.jsonl", "samples.txt"])
+def test_a_run_whose_config_is_gone_is_told_from_a_start_that_was_killed(tmp_path, more):
+    for name in ("checkpoints/00000000/", "checkpoints/.tmp-0-1-ab/", "tokenizer.json", ".config.json.1-ab.tmp", LOCK):
+        make(tmp_path / name, folder=name.endswith("/"))
+    RunDirectory(tmp_path).check_config()
+    make(tmp_path / more, folder=more.endswith("/"))
+    for ask in (RunDirectory.open, lambda path: RunDirectory(path).check_config()):
+        with pytest.raises(CheckpointError, match=r"a run that is damaged: its config\.json is missing\. Copy the run"):
+            ask(tmp_path)
+
+
+def make(path: Path, folder: bool) -> None:
+    path.mkdir(parents=True) if folder else path.write_text("")
+
+
+def test_a_folder_in_which_nothing_was_trained_holds_no_damaged_run(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "mine")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine" / "note.txt").write_text("")
+    for name in ("", "mine", "none", "file", "file/below"):
+        RunDirectory(tmp_path / name).check_config()
+    (tmp_path / "mine" / "checkpoints").mkdir()
+    RunDirectory(tmp_path / "mine").check_config()
+
+
 def test_the_newest_run_is_the_one_whose_config_or_checkpoint_is_newest(tmp_path):
     for name, config, checkpoint in [("a", 100, 900), ("b", 500, None), ("c", 300, 400)]:
         steps = tmp_path / name / "checkpoints" / "00000001"
@@ -138,6 +167,32 @@ def test_a_value_that_json_lacks_leaves_the_former_file(tmp_path, bad):
     with pytest.raises((ValueError, TypeError)):
         run.write_json("config.json", {"a": bad})
     assert run.read_json("config.json") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space"), r"No space \(.* needed.*\)\. Make room on that disk, then"),
+        (OSError(errno.EMFILE, "Too many"), r"Too many\. Raise the limit of open files \(ulimit -n\), then"),
+        (OSError(errno.ENFILE, "Too many"), r"Too many\. Close other programs, or raise the limit of .*, then"),
+        (OSError(errno.ENOMEM, "Cannot allocate"), r"Cannot allocate\. Make memory free, then"),
+        (OSError(errno.EACCES, "Denied"), r"Denied\. Make the folder writable, then"),
+        (
+            OSError(errno.EIO, "Input/output"),
+            r"Input/output\. Make room on that disk or make the folder writable, then",
+        ),
+        (MemoryError(), r"out of memory\. Make memory free, then"),
+    ],
+)
+def test_what_is_advised_where_a_file_cannot_be_written_is_by_what_the_system_says(tmp_path, error, told):
+    with pytest.raises(CheckpointError, match=rf"^Could not write .*/a: {told} repeat the command"):
+        raise unwritable(tmp_path / "a", error, "repeat the command", 10)
+
+
+def test_a_folder_in_place_of_a_file_is_to_be_removed(tmp_path):
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"Is a directory\. Remove the folder of that name, then repeat"):
+        RunDirectory(tmp_path).write_json("report.json", {})
 
 
 def test_a_write_that_fails_leaves_the_former_file_and_no_other(tmp_path, monkeypatch):
