@@ -115,6 +115,8 @@ USAGE = {
     "--steps 3 --epochs 2": ("--steps and --epochs", "give one of them"),
     "--tie --embed 4": ("--tie", "--embed", "4", "--hidden", "256"),
     "--stride 4": ("--stride 4", "--layout windows"),
+    "--level bpe --vocab-size 999999999": ("--vocab-size is 999999999", "less than or equal to 1048576"),
+    "--level word --vocab-size 1048577": ("--vocab-size is 1048577", "less than or equal to 1048576"),
     "--vocab-size 9": ("--vocab-size 9", "--level char"),
     "--documents line --layout stream": ("--documents line", "--layout stream"),
     "--weight-decay 0.1 --optimizer sgd": ("weight decay", "sgd", "adamw"),
