@@ -278,6 +278,24 @@ def test_features_of_another_size_than_their_header_says_are_refused_before_they
     assert "'features' of f.npz should be 800000000000000 bytes, but 4 are there." in refused(read_features, "f.npz")
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"(" * 9_000,
+        b"-" * 9_000 + b"1",
+        b"1+" * 3_000 + b"1",
+        b"{'descr': (), 'fortran_order': False, 'shape': (1,)}",
+        b"{1: 2, 'a': 3}",
+    ],
+    ids=["brackets left open", "thousands of signs", "thousands of sums", "no type", "keys of two kinds"],
+)
+def test_features_with_a_header_that_is_none_are_refused_whatever_its_reader_raises(header):
+    with zipfile.ZipFile("f.npz", "w") as archive:
+        archive.writestr("features.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        archive.writestr("names.npy", b"")
+    assert "The file f.npz is not an .npz file, or is damaged (" in refused(read_features, "f.npz")
+
+
 def test_what_is_no_npz_file_is_refused():
     np.savez("f.npz", features=GOOD, names=NAMES)
     content = Path("f.npz").read_bytes()
