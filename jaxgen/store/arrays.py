@@ -28,7 +28,7 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str
     np.savez(buffer, allow_pickle=False, **entries)
     try:
         replace_file(path, buffer.getvalue())
-    except CheckpointError as error:
+    except (CheckpointError, ValueError) as error:  # a name with a NUL character, or that of a folder
         reason = getattr(error.__cause__, "strerror", None) or error
         raise CheckpointError(
             f"{path} cannot be written: {reason}. Give the name of a file that you may write."
