@@ -18,6 +18,8 @@ Positive = Annotated[int, Field(gt=0)]
 #: Sizes beyond these are typing errors; they would exhaust the memory or the patience before any message.
 MAX_SIZE, MAX_LAYERS = 65_536, 64
 Size = Annotated[int, Field(gt=0, le=MAX_SIZE)]
+#: Longer runs are typing errors too; nobody would see their end, and a number of steps is computed from all three.
+MAX_STEPS, MAX_EPOCHS, MAX_MINUTES = 10**12, 10**6, 10**6
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -79,11 +81,11 @@ class TrainConfig(BaseModel):
     # The optimiser
     batch_size: Size = 32
     """Rows in a batch."""
-    steps: NotNegative | None = None
+    steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] | None = None
     """Training steps (one batch each). Give this, --epochs or --minutes; the default is the preset's."""
-    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=MAX_EPOCHS, allow_inf_nan=False)] | None = None
     """Passes over the training data, instead of --steps."""
-    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    minutes: Annotated[float, Field(gt=0, le=MAX_MINUTES, allow_inf_nan=False)] | None = None
     """Time to train, instead of --steps: a few steps are measured, then the number of steps is fixed."""
     optimizer: str = "adamw"
     """How gradients become updates."""
@@ -188,7 +190,10 @@ def validate(kind: type[Config], values: dict[str, Any], source: str = "") -> Co
 
 
 def read_toml(path: str) -> dict[str, Any]:
-    """The settings in a TOML file; dashes in names count as underscores."""
+    """The settings in a TOML file; dashes in names count as underscores.
+
+    Raises ``UsageError`` for a file that cannot be read, or that has a setting twice in this way.
+    """
     try:
         if "\0" not in path and Path(path).exists() and not Path(path).is_file():  # a pipe or a device has no end
             raise UsageError(f"The configuration file {path} is not a regular file: give one in TOML.")
@@ -213,4 +218,11 @@ def read_toml(path: str) -> dict[str, Any]:
         ) from None
     except ValueError as error:  # a name with a NUL character, a number of thousands of digits
         raise UsageError(f"The configuration file {path!r} cannot be read: {str(error).split(';')[0]}.") from None
-    return {name.replace("-", "_"): value for name, value in values.items()}
+    written: dict[str, str] = {}
+    for name in values:
+        if (first := written.setdefault(name.replace("-", "_"), name)) != name:
+            raise UsageError(
+                f"The configuration file {path} has {first!r} and {name!r}, which are one setting: leave one of them "
+                "out."
+            )
+    return {setting: values[name] for setting, name in written.items()}
