@@ -86,6 +86,15 @@ def test_the_columns_of_a_table_may_be_given_by_position_where_every_row_is_data
             read_captions(path, **columns)
 
 
+@pytest.mark.parametrize("column", ["--5", "+-5", "9" * 5_000])
+def test_what_only_resembles_a_position_of_a_column_is_its_name(column):
+    path = write("photos.csv", "x.png,one\n")
+    said = refused(read_captions, path, image_column="image", caption_column=column)
+    assert "is not there in photos.csv" in said
+    with pytest.raises(DataError, match="no captions file"):
+        find_captions(".", image_column="image", caption_column=column)
+
+
 def test_text_keeps_what_only_looks_like_markup():
     line = 'x.jpg#0\tsays "hi", café \u2028 naïve #1'
     assert read_captions(write("c.txt", line)) == {"x.jpg": ['says "hi", café naïve #1']}
