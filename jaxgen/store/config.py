@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from jaxgen.errors import UsageError, choose
 
@@ -122,10 +122,10 @@ class TrainConfig(BaseModel):
     tensorboard: bool = False
     """Write TensorBoard events too (needs the extra jaxgen[tb])."""
 
-    @field_validator("run")
+    @field_validator("run", "init_from")
     @classmethod
-    def _can_be_a_folder(cls, value: str | None) -> str | None:
-        check_folder(value)
+    def _can_be_a_folder(cls, value: str | None, info: ValidationInfo) -> str | None:
+        check_folder(value, f"--{str(info.field_name).replace('_', '-')}")
         return value
 
     @model_validator(mode="after")
@@ -148,12 +148,18 @@ class TrainConfig(BaseModel):
         return [name for name in mine if mine[name] != theirs[name] and name not in self.may_change]
 
 
-def check_folder(path: str | None) -> None:
-    """Raise ``UsageError`` for the name of a run's folder that no system can have."""
-    if path is not None and "\0" in path:
-        raise UsageError("--run holds a NUL character: give the name of a folder without one.")
-    if path is not None and any(len(os.fsencode(part)) > MAX_NAME for part in Path(path).parts):
-        raise UsageError(f"--run has a name of more than {MAX_NAME} bytes: give a shorter one.")
+def check_folder(path: str | None, flag: str = "--run") -> None:
+    """Raise ``UsageError`` for the name of a run's folder that no system can have; ``flag`` is how a user gives it."""
+    if path is None:
+        return
+    if "\0" in path:
+        raise UsageError(f"{flag} holds a NUL character: give the name of a folder without one.")
+    try:
+        too_long = any(len(os.fsencode(part)) > MAX_NAME for part in Path(path).parts)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+        raise UsageError(f"{flag} holds half a character: give the name of a folder without it.") from None
+    if too_long:
+        raise UsageError(f"{flag} has a name of more than {MAX_NAME} bytes: give a shorter one.")
 
 
 def describe(error: ValidationError, kind: type[BaseModel]) -> str:
