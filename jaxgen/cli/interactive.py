@@ -7,6 +7,7 @@ The text alone goes to standard output, all else to standard error. What a line 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -134,6 +135,9 @@ class Session:
                 action()
         except JaxgenError as error:
             say(f"error: {error}")
+        except (OSError, ValueError) as error:  # what the system, or a function of Python's, has against a line
+            sys.stdout.flush()  # raises again where it is the output that is gone, and that ends the session
+            say(f"error: This line cannot be obeyed: {getattr(error, 'strerror', None) or error}. Give another.")
         except KeyboardInterrupt:  # the second
             say("\nStopped.")
         if self.signals.received == signal.SIGTERM:
@@ -272,7 +276,9 @@ def _path(command: str, argument: str) -> Path:
     """A file's name; no shell has seen to the tilde."""
     if not argument:
         raise UsageError(f"/{command} was given without a file: give its name, for example /{command} here.npz.")
-    return Path(argument).expanduser()
+    if "\0" in argument:
+        raise UsageError(f"/{command} was given a name with a NUL character: give the name of a file without one.")
+    return Path(os.path.expanduser(argument))
 
 
 def read_lines(names: Iterable[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -170,7 +171,7 @@ class CaptionData(WritingData):
     @classmethod
     def foreseen(cls, config: CaptionConfig) -> dict[str, Any] | None:
         """What ``build`` will get, with the least vocabulary; ``None`` where the data have to be read for it."""
-        if config.data[0] not in SCENE_SETS and not Path(config.data[0]).expanduser().is_dir():
+        if config.data[0] not in SCENE_SETS and not os.path.isdir(os.path.expanduser(config.data[0])):
             return None
         return {"vocab_size": EOS + 1, "shape": [config.image_size, config.image_size, 3], **_given(config)}
 

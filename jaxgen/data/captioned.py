@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,7 +174,7 @@ def _read(
             f"Captioned images are one folder or one .npz file of features, but {len(data)} were given: "
             f"{' '.join(data)}. Name the captions file with --captions."
         )
-    place = Path(data[0]).expanduser()
+    place = Path(os.path.expanduser(data[0]))
     if data[0] in SCENE_SETS:
         raise UsageError(f"The built-in {data[0]} cannot stand in --val-data: it goes with no images but its own.")
     if not place.exists():
@@ -183,7 +184,7 @@ def _read(
         )
     folder = place if place.is_dir() else place.parent
     columns = {"image_column": image_column, "caption_column": caption_column}
-    file = Path(captions).expanduser() if captions else find_captions(folder, **columns)
+    file = Path(os.path.expanduser(captions)) if captions else find_captions(folder, **columns)
     found = read_captions(file, empty=empty, **columns)
     digest = FilesDigest()
     digest.add(read_bytes(file))

@@ -25,6 +25,8 @@ _JSON = {
     "list": "an array",
     "dict": "an object",
 }
+#: A column that is given by its number. Longer numbers are names: no table is as wide, and the longest are no ``int``.
+_POSITION = re.compile("[+-]?[0-9]{1,9}")
 #: Half of a character beyond U+FFFF, which no file in UTF-8 holds and an escape in JSON may.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ENDED = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)")
@@ -78,7 +80,7 @@ def column_texts(
 
 def column_position(column: str, flag: str) -> int | None:
     """The position from 1 that ``column`` is, or None for a name; raises ``UsageError`` for one below 1."""
-    position = int(column) if column.isascii() and column.lstrip("+-").isdigit() else None
+    position = int(column) if _POSITION.fullmatch(column) else None
     if position is not None and position < 1:
         raise UsageError(f"{flag} is {column}, but positions count from 1. Give 1 for the first column.")
     return position
@@ -86,7 +88,7 @@ def column_position(column: str, flag: str) -> int | None:
 
 def check_alike(names: Sequence[str]) -> None:
     """Raise ``UsageError`` for names beside positions: with the one the first row is a header, with the other data."""
-    positions = [name for name in map(str, names) if name.isascii() and name.lstrip("+-").isdigit()]
+    positions = [name for name in map(str, names) if _POSITION.fullmatch(name)]
     if positions and len(positions) < len(names):
         name = next(name for name in names if name not in positions)
         raise UsageError(

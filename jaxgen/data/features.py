@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import math
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -45,9 +44,9 @@ def read_features(path: Path | str) -> Features:
         raise DataError(f"The file {path} cannot be read: {error.strerror or error}. Check the path.") from error
     except MemoryError as error:
         raise DataError(f"The features of {path} need more memory than there is. Store them as float16.") from error
-    except (ValueError, zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:  # what is damaged makes zipfile and NumPy raise nearly everything: TokenError, …
         raise DataError(
             f"The file {path} is not an .npz file, or is damaged ({error}). "
             "Write it with numpy.savez(path, features=..., names=...)."
@@ -73,7 +72,10 @@ def _header(archive: zipfile.ZipFile, name: str, path: Path) -> tuple[int, ...]:
             raise DataError(
                 f"The array {name!r} of {path} is of a kind that is not read. Store plain numbers or strings."
             )
-        shape, _, dtype = read[version](file)
+        try:
+            shape, _, dtype = read[version](file)
+        except MemoryError as error:  # a header is a line of Python, and this is one that nests too deeply
+            raise ValueError("a header is no description of an array") from error
         there, needed = entry.file_size - file.tell(), math.prod(shape) * dtype.itemsize
     if dtype.kind not in ("US" if name == "names" else "fiu"):
         wanted = "strings: numpy.array(names, dtype=str)" if name == "names" else "real numbers"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxgen.data.builtin import BUILTIN
+from jaxgen.data.columns import check_alike
 from jaxgen.data.named import NAMED, NamedSet
 from jaxgen.data.tables import Column, Rows, read_table
 from jaxgen.errors import DataError, UsageError
@@ -68,7 +69,7 @@ def read_known(
             f"Which column of {' '.join(specs)} holds the text? Name it with --text-column, by name or by position "
             "from 1: labels and numbers are read beside it."
         )
-    _check_alike([text_column, *([] if label_column is None else [label_column]), *feature_columns])
+    check_alike([text_column, *([] if label_column is None else [label_column]), *feature_columns])
     columns = [Column((text_column,), "--text-column")]
     if label_column is not None:
         columns.append(Column((label_column,), "--label-column", numbers=True))
@@ -83,17 +84,6 @@ def read_known(
     numbers = [_numbers(rows, part, name) for part, name in zip(rows.parts[first:], feature_columns)]
     table = np.stack(numbers, axis=1) if numbers else np.zeros((len(rows), 0))
     return KnownSource(rows.parts[0], Known(labels, table, rows.places), rows.name, rows.sha256)
-
-
-def _check_alike(columns: Sequence[str]) -> None:
-    """Raise ``UsageError`` for names beside positions: with the one the first row is a header, with the other data."""
-    positions = [column for column in columns if column.isascii() and column.isdigit()]
-    if positions and len(positions) < len(columns):
-        name = next(column for column in columns if column not in positions)
-        raise UsageError(
-            f"The column {name!r} was given by its name, which is in the first row, and the column {positions[0]} by "
-            "its position, with which the first row is data: give all columns by name, or all by position from 1."
-        )
 
 
 def _labels(rows: Rows, named: NamedSet | None, column: str) -> list[str]:

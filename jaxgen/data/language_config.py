@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from jaxgen.data.corpus import BATCHES, VAL_FRACTION
-from jaxgen.data.levels import check_level, tokenizer_options
+from jaxgen.data.levels import VocabSize, check_level, tokenizer_options
 from jaxgen.errors import choose
 from jaxgen.store.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
 
@@ -47,7 +47,7 @@ class LanguageConfig(TrainConfig):
     """Columns with numbers, from which the state of a text begins too, standardised: for sample.py --features."""
     level: str = "char"
     """What a token is."""
-    vocab_size: Positive | None = None
+    vocab_size: VocabSize | None = None
     """Largest vocabulary at word level (default 20000) and bpe level (default 8192)."""
     min_count: Positive | None = None
     """What is seen less often in the training text becomes <unk> (word level: default 2; char level: default 1)."""

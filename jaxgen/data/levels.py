@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from jaxgen.errors import choose
-from jaxgen.text import TOKENIZERS
+from jaxgen.text import MAX_VOCAB, TOKENIZERS
+
+#: Larger vocabularies are typing errors.
+VocabSize = Annotated[int, Field(gt=0, le=MAX_VOCAB)]
 
 
 def tokenizer_options(config: Any) -> dict[str, int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
 from jaxgen.errors import UsageError
 from jaxgen.run.saved import SavedRun
 from jaxgen.run.trainer import Trainer
-from jaxgen.store.config import TrainConfig
+from jaxgen.store.config import MAX_STEPS, TrainConfig
 
 #: Calls of the compiled step that ``--minutes`` times for every shape of batches, after one that compiles.
 MEASURED_CALLS = 3
@@ -17,11 +18,20 @@ OVERHEAD = 0.15
 
 
 def planned(config: TrainConfig, data: Any) -> int | None:
-    """The number of steps that the settings name; ``None`` when it is to be measured."""
+    """The number of steps that the settings name; ``None`` when it is to be measured.
+
+    Raises ``UsageError`` for epochs of more steps than a run has.
+    """
     if config.minutes is not None:
         return None
     if config.epochs is not None:
-        return max(1, round(config.epochs * data.batches.steps_per_epoch))
+        steps = max(1, round(config.epochs * data.batches.steps_per_epoch))
+        if steps > MAX_STEPS:
+            raise UsageError(
+                f"--epochs {config.epochs:g} of {data.batches.steps_per_epoch:,} steps are {steps:,} steps, and a run "
+                f"has at most {MAX_STEPS:,}: give fewer epochs."
+            )
+        return steps
     return config.presets[config.preset][1]["steps"] if config.steps is None else config.steps
 
 
@@ -53,4 +63,5 @@ def measured(trial: Trainer, began: float) -> int:
         compiling += max(0.0, first - usual) * together
         seconds, steps = seconds + often * usual, steps + often
     left = (trial.config.minutes or 0.0) * 60 * (1 - OVERHEAD) - (time.perf_counter() - began) - compiling
-    return max(1, int(left / (seconds / steps)))
+    each = max(seconds / steps, sys.float_info.min)  # a coarse clock may see no time pass
+    return max(1, int(min(left / each, MAX_STEPS)))

@@ -238,7 +238,10 @@ def check_receipt(saved: Any, where: str) -> None:
         form |= {"rank": is_id, "total_logp": is_number}
     else:
         form["logp"] = lambda value: (
-            isinstance(value, list) and all(map(is_number, value)) and len(value) == len(saved["tokens"])
+            isinstance(value, list)
+            and all(map(is_number, value))
+            and isinstance(saved.get("tokens"), list)
+            and len(value) == len(saved["tokens"])
         )
         form |= {"settings": lambda value: isinstance(value, Mapping), "index": is_id, "seed": is_id}
     if wrong := [name for name, fits in form.items() if name not in saved or not fits(saved[name])]:

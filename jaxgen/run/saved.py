@@ -13,7 +13,7 @@ from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.run.record import read_config
 from jaxgen.store import CheckpointStore, RunDirectory
-from jaxgen.store.config import TrainConfig, validate
+from jaxgen.store.config import TrainConfig, check_folder, validate
 from jaxgen.store.files import json_sha256
 from jaxgen.tasks import models
 
@@ -35,8 +35,10 @@ class SavedRun:
     def open(cls, run: str | Path | None, command: str | None = None) -> SavedRun:
         """Read the run at ``run`` (``None``: the newest in ``runs/``, of those that answer ``command``).
 
-        Raises ``CheckpointError`` if it is not whole, ``UsageError`` if its task does not answer ``command``.
+        Raises ``CheckpointError`` if it is not whole, ``UsageError`` if its task does not answer ``command`` or no
+        folder can have its name.
         """
+        check_folder(None if run is None else str(run))
         able = [name for name, data in DATA.items() if command is None or command in data.COMMANDS]
         directory = RunDirectory.newest(tasks=able) if run is None else RunDirectory.open(run)
         saved = read_config(directory)

@@ -162,6 +162,8 @@ def transform_from_json(value: Any) -> Any:
     """The transform that ``transform_to_json`` described; ``UsageError`` for anything else."""
     if not isinstance(value, Mapping) or set(value) != {"name", "options"} or not isinstance(value["options"], Mapping):
         raise UsageError("A transform in a file has a name and options.")
+    if not isinstance(value["name"], str):
+        raise UsageError(f"A transform in a file has the name of one, not {value['name']!r}.")
     kind = TRANSFORMS[choose(value["name"], TRANSFORMS, "transform")]
     try:
         return kind(**{name: _tupled(option) for name, option in value["options"].items()})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import zipfile
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str
     np.savez(buffer, allow_pickle=False, **entries)
     try:
         replace_file(path, buffer.getvalue())
-    except CheckpointError as error:
+    except (CheckpointError, ValueError) as error:  # a name with a NUL character, or that of a folder
         reason = getattr(error.__cause__, "strerror", None) or error
         raise CheckpointError(
             f"{path} cannot be written: {reason}. Give the name of a file that you may write."
@@ -43,21 +42,28 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             raise CheckpointError(f"{path} is not a regular file. Give one that jaxgen wrote.")
         if path.stat().st_size > MAX_BYTES:
             raise CheckpointError(f"{path} is larger than {MAX_BYTES // 2**20} MB, the most that is read.")
-        data = io.BytesIO(path.read_bytes())
-        with zipfile.ZipFile(data) as file:
-            _check_sizes(file, len(data.getbuffer()))
-        data.seek(0)
-        with np.load(data, allow_pickle=False) as loaded:
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:  # a name with a NUL character
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path} cannot be read: {reason}.") from None
+    entries, about = _parsed(data)
+    if not isinstance(about, dict):
+        raise CheckpointError(f"{path} is damaged, or no file of jaxgen's. Make it anew.")
+    return entries, about
+
+
+def _parsed(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
+    """The arrays of a file and what they belong to, which is ``None`` unless the file is whole."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            _check_sizes(file, len(data))
+        with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
             entries = {name: loaded[name] for name in loaded.files}
         digest, about = entries.pop(DIGEST), None
         if digest.tobytes() == _digest(entries):
             about = parse_json(entries.pop(ABOUT).tobytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
-    except (ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, json.JSONDecodeError):
-        about = None
-    if not isinstance(about, dict):
-        raise CheckpointError(f"{path} is damaged, or no file of jaxgen's. Make it anew.")
+    except Exception:  # what is damaged makes zipfile and NumPy raise nearly everything: RuntimeError, TokenError, …
+        return {}, None
     return entries, about
 
 
@@ -73,7 +79,9 @@ def _check_sizes(file: zipfile.ZipFile, size: int) -> None:
             if version != (1, 0):
                 raise ValueError("its header is larger than that of any array of ours")
             shape, _, dtype = np.lib.format.read_array_header_1_0(header)
-            if dtype.hasobject or header.tell() + math.prod(shape) * dtype.itemsize != entry.file_size:
+            if dtype.hasobject or not dtype.itemsize:
+                raise ValueError("its type is that of no array of ours")
+            if header.tell() + math.prod(shape) * dtype.itemsize != entry.file_size:
                 raise ValueError("its header is not that of its content")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from jaxgen.errors import UsageError, choose
 
@@ -18,6 +18,8 @@ Positive = Annotated[int, Field(gt=0)]
 #: Sizes beyond these are typing errors; they would exhaust the memory or the patience before any message.
 MAX_SIZE, MAX_LAYERS = 65_536, 64
 Size = Annotated[int, Field(gt=0, le=MAX_SIZE)]
+#: Longer runs are typing errors too; nobody would see their end, and a number of steps is computed from all three.
+MAX_STEPS, MAX_EPOCHS, MAX_MINUTES = 10**12, 10**6, 10**6
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -79,11 +81,11 @@ class TrainConfig(BaseModel):
     # The optimiser
     batch_size: Size = 32
     """Rows in a batch."""
-    steps: NotNegative | None = None
+    steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] | None = None
     """Training steps (one batch each). Give this, --epochs or --minutes; the default is the preset's."""
-    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=MAX_EPOCHS, allow_inf_nan=False)] | None = None
     """Passes over the training data, instead of --steps."""
-    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    minutes: Annotated[float, Field(gt=0, le=MAX_MINUTES, allow_inf_nan=False)] | None = None
     """Time to train, instead of --steps: a few steps are measured, then the number of steps is fixed."""
     optimizer: str = "adamw"
     """How gradients become updates."""
@@ -120,10 +122,10 @@ class TrainConfig(BaseModel):
     tensorboard: bool = False
     """Write TensorBoard events too (needs the extra jaxgen[tb])."""
 
-    @field_validator("run")
+    @field_validator("run", "init_from")
     @classmethod
-    def _can_be_a_folder(cls, value: str | None) -> str | None:
-        check_folder(value)
+    def _can_be_a_folder(cls, value: str | None, info: ValidationInfo) -> str | None:
+        check_folder(value, f"--{str(info.field_name).replace('_', '-')}")
         return value
 
     @model_validator(mode="after")
@@ -146,12 +148,18 @@ class TrainConfig(BaseModel):
         return [name for name in mine if mine[name] != theirs[name] and name not in self.may_change]
 
 
-def check_folder(path: str | None) -> None:
-    """Raise ``UsageError`` for the name of a run's folder that no system can have."""
-    if path is not None and "\0" in path:
-        raise UsageError("--run holds a NUL character: give the name of a folder without one.")
-    if path is not None and any(len(os.fsencode(part)) > MAX_NAME for part in Path(path).parts):
-        raise UsageError(f"--run has a name of more than {MAX_NAME} bytes: give a shorter one.")
+def check_folder(path: str | None, flag: str = "--run") -> None:
+    """Raise ``UsageError`` for the name of a run's folder that no system can have; ``flag`` is how a user gives it."""
+    if path is None:
+        return
+    if "\0" in path:
+        raise UsageError(f"{flag} holds a NUL character: give the name of a folder without one.")
+    try:
+        too_long = any(len(os.fsencode(part)) > MAX_NAME for part in Path(path).parts)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+        raise UsageError(f"{flag} holds half a character: give the name of a folder without it.") from None
+    if too_long:
+        raise UsageError(f"{flag} has a name of more than {MAX_NAME} bytes: give a shorter one.")
 
 
 def describe(error: ValidationError, kind: type[BaseModel]) -> str:
@@ -188,7 +196,10 @@ def validate(kind: type[Config], values: dict[str, Any], source: str = "") -> Co
 
 
 def read_toml(path: str) -> dict[str, Any]:
-    """The settings in a TOML file; dashes in names count as underscores."""
+    """The settings in a TOML file; dashes in names count as underscores.
+
+    Raises ``UsageError`` for a file that cannot be read, or that has a setting twice in this way.
+    """
     try:
         if "\0" not in path and Path(path).exists() and not Path(path).is_file():  # a pipe or a device has no end
             raise UsageError(f"The configuration file {path} is not a regular file: give one in TOML.")
@@ -213,4 +224,11 @@ def read_toml(path: str) -> dict[str, Any]:
         ) from None
     except ValueError as error:  # a name with a NUL character, a number of thousands of digits
         raise UsageError(f"The configuration file {path!r} cannot be read: {str(error).split(';')[0]}.") from None
-    return {name.replace("-", "_"): value for name, value in values.items()}
+    written: dict[str, str] = {}
+    for name in values:
+        if (first := written.setdefault(name.replace("-", "_"), name)) != name:
+            raise UsageError(
+                f"The configuration file {path} has {first!r} and {name!r}, which are one setting: leave one of them "
+                "out."
+            )
+    return {setting: values[name] for setting, name in written.items()}

@@ -6,7 +6,7 @@ import difflib
 from typing import Any
 
 from jaxgen.errors import CheckpointError
-from jaxgen.text.base import EOS, PAD, UNK, StreamDecoder, Text, Tokenizer, in_pieces, text_bytes
+from jaxgen.text.base import EOS, MAX_VOCAB, PAD, UNK, StreamDecoder, Text, Tokenizer, in_pieces, text_bytes
 from jaxgen.text.bpe import BpeTokenizer
 from jaxgen.text.byte import ByteTokenizer
 from jaxgen.text.char import CharTokenizer
@@ -35,6 +35,7 @@ def load_tokenizer(obj: Any) -> Tokenizer:
 
 __all__ = [
     "EOS",
+    "MAX_VOCAB",
     "PAD",
     "TOKENIZERS",
     "UNK",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,9 @@ EOS = 2
 #: The bytes that the special ids stand for; ordinary tokens follow them.
 SPECIAL_PIECES: tuple[bytes, ...] = (b"", b"<unk>", b"")
 FIRST = len(SPECIAL_PIECES)
+#: The largest vocabulary that is learnt. The library of the bpe level allocates for all of it at once, and ends the
+#: process when it cannot.
+MAX_VOCAB = 2**20
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_A_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -204,10 +208,11 @@ class Tokenizer(ABC):
         )
 
 
-def check_option(name: str, value: Any, least: int) -> int:
+def check_option(name: str, value: Any, least: int, most: float = math.inf) -> int:
     """Return a whole-number option of ``train``, or raise ``UsageError``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise UsageError(f"The tokenizer option {name} is {value!r}; it must be a whole number of at least {least}.")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+        allowed = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise UsageError(f"The tokenizer option {name} is {value!r}; it must be a whole number {allowed}.")
     return int(value)
 
 

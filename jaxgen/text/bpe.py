@@ -14,6 +14,7 @@ import numpy as np
 from jaxgen.errors import UsageError
 from jaxgen.text.base import (
     FIRST,
+    MAX_VOCAB,
     SPECIAL_PIECES,
     Text,
     Tokenizer,
@@ -88,7 +89,7 @@ class BpeTokenizer(Tokenizer):
     @classmethod
     def train(cls, texts: Iterable[Text], *, vocab_size: int = 8192) -> BpeTokenizer:
         """At most ``vocab_size`` tokens, the 3 special ids and the 256 bytes included."""
-        check_option("vocab_size", vocab_size, FIRST + 256)
+        check_option("vocab_size", vocab_size, FIRST + 256, MAX_VOCAB)
         library = _library()
         inner = library.Tokenizer(library.models.BPE())
         inner.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

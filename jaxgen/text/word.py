@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxgen.text.base import (
     FIRST,
+    MAX_VOCAB,
     SPECIAL_PIECES,
     UNK,
     Text,
@@ -101,7 +102,7 @@ class WordTokenizer(Tokenizer):
         Of texts with more than 262,144 different pieces, and more than 4 V, the counts of rare ones are too low.
         """
         check_option("min_count", min_count, 1)
-        check_option("vocab_size", vocab_size, FIRST + 1)
+        check_option("vocab_size", vocab_size, FIRST + 1, MAX_VOCAB)
         counts: Counter[str] = Counter()
         most = max(_COUNTED, 4 * vocab_size)
         for text in texts:

@@ -193,6 +193,42 @@ def test_a_state_is_saved_and_loaded(talk, sampler, here):
     assert len(loaded.out) == 11
 
 
+@pytest.mark.parametrize("name", [".", "/", "a\0b", "~nosuchuser/x", "x" * 300])
+def test_a_state_that_cannot_be_saved_is_told_and_the_session_goes_on(talk, name, here):
+    done = talk("The", f"/save {name}", "on")
+    assert (done.code, done.out) == (0, talk("The", "on").out)
+    assert done.err.count("error: ") == 1
+    assert re.search("cannot be written: .*|NUL character: .*", done.err)
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [ValueError("there is no such thing"), OSError(5, "Input/output error")])
+def test_whatever_goes_wrong_in_a_line_the_session_goes_on(sampler, capsys, error):
+    session = Session(Conversation(sampler, Settings(length=4)), NEUTRAL)
+
+    def fail(_):
+        raise error
+
+    session.actions["new"] = interactive.Command(fail, "", "")
+    session.run(["/new", "The"])
+    shown = capsys.readouterr()
+    assert shown.err == f"error: This line cannot be obeyed: {error.args[-1]}. Give another.\n"
+    assert len(shown.out) == 5
+
+
+def test_an_output_that_cannot_be_written_ends_the_session(sampler, monkeypatch):
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    session, lines = Session(Conversation(sampler, Settings(length=4)), NEUTRAL), iter(["The", "on"])
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Full())
+        with pytest.raises(OSError, match="No space left"):
+            session.run(lines)
+    assert list(lines) == ["on"]
+
+
 def test_an_unknown_command_names_the_nearest(talk):
     done = talk("/temprature 0.3", "The")
     assert "error: Unknown command '/temprature'. Did you mean '/temperature'?" in done.err
@@ -218,6 +254,9 @@ def test_an_unknown_command_names_the_nearest(talk):
         ("/save", "/save was given without a file"),
         ("/save there", "A text that has not begun has no state to save"),
         ("/load nowhere", "nowhere cannot be read: No such file"),
+        ("/load ~nosuchuser/x", "~nosuchuser/x cannot be read: No such file"),
+        ("/load a\0b", "/load was given a name with a NUL character: give the name of a file without one."),
+        ("/load ~a\0b", "/load was given a name with a NUL character"),
         ("/pick 0", "0 continuations cannot be offered"),
         ("/pick 1 2 3", "/pick takes two numbers at most"),
         ("/pick x", "--pick 'x' cannot be read"),

@@ -172,6 +172,10 @@ def test_what_the_flags_cannot_mean_is_refused():
 
 
 @pytest.mark.usefixtures("scenes")
+def test_the_home_of_a_user_that_nobody_is_foresees_nothing():
+    assert CaptionData.foreseen(validate(CaptionConfig, {"data": ["~nosuchuser/x"]})) is None
+
+
 def test_scenes_whose_captions_say_left_and_right_are_not_mirrored():
     with pytest.raises(UsageError, match=r"--flips 0.5 mirrors images, .* what is left and what is right: leave it"):
         CaptionData.load(CaptionConfig(flips=0.5))

@@ -208,6 +208,13 @@ def test_what_gives_no_captioned_image_is_refused_with_a_sentence(data, sentence
         read(data, None)
 
 
+def test_the_home_of_a_user_that_nobody_is_is_a_folder_that_is_not_there():
+    with pytest.raises(DataError, match=r"There is no '~nosuchuser/x', and no built-in set"):
+        read(["~nosuchuser/x"], None)
+    with pytest.raises(DataError, match=r"~nosuchuser/c.csv cannot be read"):
+        read(["photos"], None, captions="~nosuchuser/c.csv")
+
+
 def test_several_folders_are_refused():
     with pytest.raises(UsageError, match=r"one folder or one .npz file of features, but 2 were given: photos more"):
         read(["photos", "more"], None)

@@ -86,6 +86,15 @@ def test_the_columns_of_a_table_may_be_given_by_position_where_every_row_is_data
             read_captions(path, **columns)
 
 
+@pytest.mark.parametrize("column", ["--5", "+-5", "9" * 5_000])
+def test_what_only_resembles_a_position_of_a_column_is_its_name(column):
+    path = write("photos.csv", "x.png,one\n")
+    said = refused(read_captions, path, image_column="image", caption_column=column)
+    assert "is not there in photos.csv" in said
+    with pytest.raises(DataError, match="no captions file"):
+        find_captions(".", image_column="image", caption_column=column)
+
+
 def test_text_keeps_what_only_looks_like_markup():
     line = 'x.jpg#0\tsays "hi", café \u2028 naïve #1'
     assert read_captions(write("c.txt", line)) == {"x.jpg": ['says "hi", café naïve #1']}
@@ -276,6 +285,24 @@ def test_features_of_another_size_than_their_header_says_are_refused_before_they
         archive.writestr("features.npy", header.getvalue() + b"1234")
         archive.writestr("names.npy", names.getvalue())
     assert "'features' of f.npz should be 800000000000000 bytes, but 4 are there." in refused(read_features, "f.npz")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"(" * 9_000,
+        b"-" * 9_000 + b"1",
+        b"1+" * 3_000 + b"1",
+        b"{'descr': (), 'fortran_order': False, 'shape': (1,)}",
+        b"{1: 2, 'a': 3}",
+    ],
+    ids=["brackets left open", "thousands of signs", "thousands of sums", "no type", "keys of two kinds"],
+)
+def test_features_with_a_header_that_is_none_are_refused_whatever_its_reader_raises(header):
+    with zipfile.ZipFile("f.npz", "w") as archive:
+        archive.writestr("features.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        archive.writestr("names.npy", b"")
+    assert "The file f.npz is not an .npz file, or is damaged (" in refused(read_features, "f.npz")
 
 
 def test_what_is_no_npz_file_is_refused():

@@ -352,6 +352,13 @@ def test_columns_by_name_and_by_position_are_not_mixed():
     assert "'text' was given by its name" in refused(UsageError, table(), label_column="2", feature_columns=())
 
 
+@pytest.mark.parametrize("column", ["+-5", "9" * 5_000])
+@pytest.mark.parametrize("flag", ["text_column", "label_column", "feature_columns"])
+def test_what_only_resembles_a_position_is_the_name_of_a_column(flag, column):
+    given = {flag: (column,) if flag == "feature_columns" else column}
+    assert f"The column {column!r} is not there in" in refused(DataError, table(), **given)
+
+
 def test_text_without_columns_has_no_labels():
     assert "--text-column" in refused(UsageError, table(), text_column=None)
     assert "python-docs have no columns" in refused(UsageError, "python-docs")

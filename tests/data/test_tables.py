@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,17 @@ def test_a_position_that_no_row_has_is_told_by_its_flag(flag):
         read_table(["t.csv"], [Column(("3",), flag)])
     with pytest.raises(UsageError, match=f"{flag} is 0, but positions count from 1"):
         read_table(["t.csv"], [Column(("0",), flag)])
+
+
+@pytest.mark.parametrize("column", ["--5", "+-5", "-+1", "+", "9" * 10, "9" * 5_000])
+def test_what_only_resembles_a_position_is_a_name(column):
+    write("t.csv", "1,2\n")
+    with pytest.raises(DataError, match=rf"The column '{re.escape(column)}' is not there in t\.csv"):
+        read_table(["t.csv"], [Column((column,), "--text-column")])
+    with pytest.raises(UsageError, match="give all columns by name, or all by position"):
+        read_table(["t.csv"], [Column((column, "1"), "--text-column")])
+    write("t.csv", f"{column},1\na,2\n")
+    assert read_table(["t.csv"], [Column((column,), "--text-column")]).parts == (["a"],)
 
 
 def test_a_ragged_row_is_told_by_its_line():

@@ -409,6 +409,7 @@ def test_labels_show_white_space_and_shorten_what_is_long(codec):
         ({"scheduled_sampling_steps": 50}, "--scheduled-sampling-steps 50 has no meaning .*--scheduled-sampling too"),
         ({"val_rows": 3, "val_fraction": 0.1}, "--val-fraction and --val-rows were given together"),
         ({"level": "word", "vocab_size": 0}, "--vocab-size is 0"),
+        ({"level": "bpe", "vocab_size": 2**20 + 1}, "--vocab-size is 1048577: it must be less than or equal to"),
         ({"min_count": 2, "level": "byte"}, "--min-count 2 has no meaning with --level byte"),
     ],
 )

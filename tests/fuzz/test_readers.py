@@ -8,16 +8,23 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 
 import jaxgen
 from jaxgen.data import LanguageConfig
-from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.errors import CheckpointError, DataError, UsageError
+from jaxgen.run import Sampler, Settings, compiled
+from jaxgen.run.beams import Search
+from jaxgen.run.receipts import replay
 from jaxgen.run.record import read_config, with_digest
 from jaxgen.run.saved import SavedRun
+from jaxgen.run.settings import transform_to_json
+from jaxgen.sampling.transforms import Bias, NoRepeatNgram, RepetitionPenalty, TopP
 from jaxgen.store import RunDirectory
 from jaxgen.store.config import read_toml, validate
 from jaxgen.store.files import parse_json
+from jaxgen.tasks import LanguageTask
 from jaxgen.text import TOKENIZERS, load_tokenizer
 
 from .mutation import altered, mutated_bytes
@@ -126,6 +133,53 @@ def test_a_flipped_bit_of_the_settings_is_refused_or_means_the_same(every, begun
         at, bit = divmod(place, 8)
         refused_well(read, raw[:at] + bytes([raw[at] ^ 1 << bit]) + raw[at + 1 :], CheckpointError)
     assert same < len(raw) / every
+
+
+ORIGIN = {"unk": "error", "run": None, "checkpoint": "", "state": None, "receipt": 1}
+TRANSFORMS = (RepetitionPenalty(1.2), NoRepeatNgram(3), Bias(((4, 1.5),)), TopP(0.9))
+DRAWN = {"text": "at", "prompt": "The ", "tokens": [5, 6], "logp": [-1.0, -0.5], "end": "length", "seed": 1, "index": 0}
+DRAWN |= {"settings": Settings(2, (1.0, 0.5), 1, TRANSFORMS, ("ab",)).to_json(), **ORIGIN}
+FOUND = {
+    "text": "at",
+    "prompt": "The ",
+    "tokens": [5, 6],
+    "total_logp": -1.5,
+    "score": -0.7,
+    "end": "length",
+    "rank": 1,
+}
+FOUND |= {"beam": {**Search()._asdict(), "transforms": [transform_to_json(Bias(((4, 1.5),)))]}, **ORIGIN}
+
+
+@pytest.mark.parametrize("number", [SOME, FEWER])
+@pytest.mark.parametrize("kind", ["sample", "beam"])
+def test_an_altered_receipt_is_refused_or_drawn(kind, number, monkeypatch):
+    tokenizer = TOKENIZERS["char"].train([TEXT])
+    task = LanguageTask.build(vocab_size=tokenizer.vocab_size, cell="elman", cell_options={}, hidden=4)
+    sampler = Sampler(task, tokenizer, task.init(jax.random.key(0)))
+    pick, drawn = random.Random(kind), 0
+
+    def end(*args: object, **options: object) -> None:
+        nonlocal drawn
+        drawn += 1
+        raise DataError("The receipt was accepted.")
+
+    monkeypatch.setattr(Sampler, "_stream", end)
+    monkeypatch.setattr(compiled, "beams", end)
+    raw = json.dumps({"sample": DRAWN, "beam": FOUND}[kind]).encode()
+
+    def read(data: bytes) -> None:
+        try:
+            value = parse_json(data)
+        except ValueError:
+            return
+        replay(sampler, value)
+
+    refused_well(read, raw, DataError)
+    assert drawn == 1
+    for _ in range(number):
+        refused_well(read, altered(raw, pick), (DataError, CheckpointError))
+    assert drawn < number
 
 
 @pytest.mark.parametrize("number", [SOME, FEWER])

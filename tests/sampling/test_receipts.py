@@ -141,6 +141,9 @@ def test_what_the_clock_ended_is_compared_up_to_there(tiny, receipts):
         {"tokens": "abc"},
         {"tokens": [1]},
         {"tokens": None, "logp": None},
+        {"tokens": None},
+        {"tokens": 5},
+        {"tokens": True},
         {"logp": [["x"]], "tokens": [1]},
         {"settings": {}},
         {"settings": None},
@@ -161,6 +164,11 @@ def test_what_the_clock_ended_is_compared_up_to_there(tiny, receipts):
         {"settings": {**SETTINGS.to_json(), "max_seconds": "long"}},
         {"settings": {**SETTINGS.to_json(), "transforms": [{"name": "bias", "options": {"biases": [[1, 2, 3]]}}]}},
         {"settings": {**SETTINGS.to_json(), "transforms": [{"name": "bias", "options": {"biases": [["a", 2]]}}]}},
+        *(
+            {"settings": {**SETTINGS.to_json(), "transforms": [{"name": name, "options": {}}]}}
+            for name in (5, None, True, [], {})
+        ),
+        {"beam": {"width": 2, "transforms": [{"name": 5, "options": {}}]}, "rank": 1, "total_logp": 0.0},
         {"beam": {"width": 2, "transforms": [], "more": 1}, "rank": 1, "total_logp": 0.0},
         {"beam": 5},
     ],
@@ -168,6 +176,12 @@ def test_what_the_clock_ended_is_compared_up_to_there(tiny, receipts):
 def test_what_is_no_receipt_is_refused(tiny, receipts, change):
     with pytest.raises(DataError, match="line 7"):
         replay(tiny, receipts[0] | change, "line 7")
+
+
+@pytest.mark.parametrize("name", ["tokens", "logp", "settings", "end", "state", "unk", "checkpoint"])
+def test_a_receipt_that_lacks_a_part_is_refused_by_its_name(tiny, receipts, name):
+    with pytest.raises(DataError, match=f"lacks .*{name}"):
+        replay(tiny, {key: value for key, value in receipts[0].items() if key != name})
 
 
 def test_what_is_not_even_an_object_is_refused(tiny):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from jaxgen.data import DATA
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.run import start
 from jaxgen.run.saved import SavedRun
-from jaxgen.store.config import MAX_CONFIG_BYTES, read_toml
+from jaxgen.store.config import MAX_CONFIG_BYTES, read_toml, validate
 
 FILES = {
     "thousands of brackets": (b"a = " + b"[" * 5_000, "nested too deeply"),
@@ -61,6 +62,25 @@ def test_a_run_cannot_have_every_name(run, resume, tmp_path, monkeypatch, capsys
     assert main(["--config", "c.toml", *resume]) == 2
     assert "--run h" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["c.toml"]
+
+
+@pytest.mark.parametrize("run", ["x" * 5_000, "a\0b", f"a/{'ü' * 200}"])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "sample", "score"])
+def test_no_command_opens_a_run_of_such_a_name(command, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = {"predict": ["a.txt"], "score": ["--text", "a"]}.get(command, [])
+    assert importlib.import_module(f"jaxgen.cli.{command}").main(["--run", run, *given]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --run h")
+    assert len(said) < 200
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800"])
+def test_a_run_to_begin_from_cannot_have_every_name_either(name):
+    with pytest.raises(UsageError, match="--init-from h"):
+        validate(DATA["language"].Config, {"init_from": name})
+    with pytest.raises(UsageError, match="--run h"):
+        SavedRun.open(name)
 
 
 def test_a_wrong_value_is_shown_in_part_when_it_is_long(tmp_path, capsys):

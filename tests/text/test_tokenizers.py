@@ -236,6 +236,20 @@ def test_words_are_ranked_by_count_and_cut_at_the_limits():
     assert WordTokenizer.train([text], min_count=1, vocab_size=5).vocab_size == 5
 
 
+@pytest.mark.parametrize("kind", ["bpe", "word"])
+@pytest.mark.parametrize("size", [2**20 + 1, 999_999_999, 10**30])
+def test_a_vocabulary_that_no_memory_holds_is_refused_before_anything_is_read(kind, size):
+    if kind == "bpe":
+        pytest.importorskip("tokenizers")
+
+    def unread():
+        raise AssertionError("The text was read.")
+        yield
+
+    with pytest.raises(UsageError, match=rf"vocab_size is {size}; it must be a whole number from \d+ to 1048576"):
+        TOKENIZERS[kind].train(unread(), vocab_size=size)
+
+
 def test_what_is_frequent_is_found_among_more_words_than_are_counted_at_a_time(monkeypatch):
     monkeypatch.setattr("jaxgen.text.word._COUNTED", 64)
     monkeypatch.setattr("jaxgen.text.word._CHUNK", 256)
