@@ -18,8 +18,8 @@ Positive = Annotated[int, Field(gt=0)]
 #: Sizes beyond these are typing errors; they would exhaust the memory or the patience before any message.
 MAX_SIZE, MAX_LAYERS = 65_536, 64
 Size = Annotated[int, Field(gt=0, le=MAX_SIZE)]
-#: Longer runs are typing errors too; nobody would see their end, and a number of steps is computed from all three.
-MAX_STEPS, MAX_EPOCHS, MAX_MINUTES = 10**12, 10**6, 10**6
+#: Longer runs are typing errors too, and steps are counted in int32; their number is computed from all three.
+MAX_STEPS, MAX_EPOCHS, MAX_MINUTES = 2 * 10**9, 10**6, 10**6
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

@@ -91,7 +91,7 @@ USAGE = {
     "--seq-len -3": ("--seq-len is -3", "greater than 0"),
     "--steps -3": ("--steps is -3", "0"),
     "--epochs 0": ("--epochs is 0.0", "greater than 0"),
-    "--steps 1000000000001": ("--steps is 1000000000001", "less than or equal to 1000000000000"),
+    "--steps 2000000001": ("--steps is 2000000001", "less than or equal to 2000000000"),
     "--epochs 1e308": ("--epochs is 1e+308", "less than or equal to 1000000"),
     "--minutes 1e308": ("--minutes is 1e+308", "less than or equal to 1000000"),
     "--config endless.toml": ("endless.toml", "--minutes is 1e+308", "less than or equal to 1000000"),
