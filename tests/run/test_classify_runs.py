@@ -187,10 +187,10 @@ def test_minutes_of_steps_that_take_no_time_are_the_most_steps_that_a_run_has(mo
 
 def test_epochs_of_more_steps_than_a_run_has_are_refused(table, tmp_path):
     config = settings(table, tmp_path / "run", steps=None, epochs=1e6)
-    data = SimpleNamespace(batches=SimpleNamespace(steps_per_epoch=10**6))
+    data = SimpleNamespace(batches=SimpleNamespace(steps_per_epoch=2000))
     assert length.planned(config, data) == MAX_STEPS
     data.batches.steps_per_epoch += 1
-    with pytest.raises(UsageError, match=r"--epochs 1e\+06 of 1,000,001 steps .* at most .*: give fewer epochs"):
+    with pytest.raises(UsageError, match=r"--epochs 1e\+06 of 2,001 steps .* at most .*: give fewer epochs"):
         length.planned(config, data)
 
 
