@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -22,9 +23,10 @@ def importing(frame: FrameType | None) -> bool:
 
 
 def collecting(frame: FrameType | None) -> bool:
-    """Whether Python is collecting garbage where a signal came, during which JAX has it call something: what is
-    raised in there is printed and forgotten."""
-    return any(each.f_code.co_name == "_xla_gc_callback" for each in _stack(frame))
+    """Whether Python calls something because it collects garbage where a signal came, as JAX has it do: what is raised
+    in there is printed and forgotten."""
+    called = {getattr(each, "__code__", None) for each in gc.callbacks}
+    return any(each.f_code in called for each in _stack(frame))
 
 
 def _stack(frame: FrameType | None) -> Iterator[FrameType]:

@@ -22,12 +22,14 @@ def while_collecting():
     added: list[Callable[..., None]] = []
 
     def collect(action: Callable[[], object]) -> None:
-        def _xla_gc_callback(phase: str, info: object) -> None:
-            gc.callbacks.remove(added.pop())
-            action()
+        def called(phase: str, info: object) -> None:
+            if not done:
+                done.append(phase)
+                action()
 
-        added.append(_xla_gc_callback)
-        gc.callbacks.append(_xla_gc_callback)
+        done: list[str] = []
+        added.append(called)
+        gc.callbacks.append(called)
         gc.collect()
         time.sleep(5)
 
