@@ -39,25 +39,6 @@ def column_kind(path: Path) -> str | None:
     return _KINDS.get(Path(name).suffix)
 
 
-def read_column(
-    text: Text,
-    kind: str,
-    column: str,
-    path: Path,
-    header: bool | None = None,
-    numbers: bool = False,
-    flag: str = "--text-column",
-) -> list[str]:
-    """The texts of one column, by name (from the header row) or by position from 1 (every row is data).
-
-    ``header`` says whether a table addressed by position starts with a header row. CSV may quote fields, TSV
-    has no quoting, a line of JSONL is an object (by name) or an array (by position); blank lines are skipped.
-    JSON's null is an empty cell; with ``numbers`` its numbers and booleans are taken as they are written. ``flag`` is
-    how a user names the column. Raises ``DataError`` naming the line, ``UsageError`` for a position below 1.
-    """
-    return list(column_texts(text, kind, column, path, header, numbers, flag))
-
-
 def column_texts(
     text: Text,
     kind: str,
@@ -67,7 +48,14 @@ def column_texts(
     numbers: bool = False,
     flag: str = "--text-column",
 ) -> Iterator[str]:
-    """As ``read_column``, one after the other: read them to the end before any others."""
+    """The texts of one column, by name (from the header row) or by position from 1 (every row is data), row by row.
+
+    ``header`` says whether a table addressed by position starts with a header row. CSV may quote fields, TSV
+    has no quoting, a line of JSONL is an object (by name) or an array (by position); blank lines are skipped.
+    JSON's null is an empty cell; with ``numbers`` its numbers and booleans are taken as they are written. ``flag`` is
+    how a user names the column. Read one column to its end before the next: Python's limit on the length of a field is
+    lifted meanwhile. Raises ``DataError`` naming the line, ``UsageError`` for a position below 1.
+    """
     column = str(column)
     position = column_position(column, flag)
     if kind == "jsonl":

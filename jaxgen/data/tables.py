@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxgen.data.batches import permutation
-from jaxgen.data.columns import check_alike, column_kind, read_column
+from jaxgen.data.columns import check_alike, column_kind, column_texts
 from jaxgen.data.files import FilesDigest, FileText, find_paths
 from jaxgen.data.named import NAMED, fetch
 from jaxgen.errors import DataError, UsageError
@@ -71,7 +71,7 @@ def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | N
             first = len(places)
             for part, column in zip(parts, columns):
                 options = header, column.numbers, column.flag
-                several = [read_column(text, kind, name, path, *options) for name in column.names]
+                several = [list(column_texts(text, kind, name, path, *options)) for name in column.names]
                 text.check()
                 part += [" ".join(filter(None, cells)) for cells in zip(*several, strict=True)]
             digests.append(text.sha256)

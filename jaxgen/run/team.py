@@ -100,14 +100,15 @@ class Team:
         ]
         return jax.tree.unflatten(structure, copies)
 
-    def whole(self, state: TrainState) -> TrainState:
-        """``state`` with all rows of its carry, of which each process has some."""
+    def whole(self, state: TrainState, devices: int) -> TrainState:
+        """``state`` with all rows of its carry, which lie on ``devices`` of all processes."""
         if self.alone:
             return state
+        everywhere = _same(spread_over=whole_on(make_global_mesh(devices)))
 
         def gather(leaf: jax.Array) -> np.ndarray:
             with exchanging():
-                return np.asarray(_same(spread_over=whole_on(leaf.sharding.mesh))(leaf))  # type: ignore[attr-defined]
+                return np.asarray(everywhere(leaf))
 
         return state._replace(carry=jax.tree.map(gather, state.carry))
 

@@ -283,7 +283,7 @@ class Trainer:
 
     def whole(self) -> TrainState:
         """The state as a checkpoint holds it, wherever its rows lie."""
-        return self.team.whole(self._current())
+        return self.team.whole(self._current(), self.devices)
 
     def _measured(self, params: Any, final: bool) -> dict[str, Any]:
         return self.data.report(measured(self.task, self.data.eval_sets(final), params, self.devices), final)

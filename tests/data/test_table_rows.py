@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.columns import read_column, table_rows
+from jaxgen.data.columns import column_texts, table_rows
 from jaxgen.data.tables import Column, read_table
 from jaxgen.errors import DataError
 
@@ -68,9 +68,9 @@ def test_a_table_that_changes_between_two_readings_of_it_is_refused(tmp_path, mo
 
     def growing(*args, **options):
         path.write_text("a,b\n" + "c,d\n" * next(times))
-        return read_column(*args, **options)
+        return column_texts(*args, **options)
 
-    monkeypatch.setattr("jaxgen.data.tables.read_column", growing)
+    monkeypatch.setattr("jaxgen.data.tables.column_texts", growing)
     with pytest.raises(DataError, match="was changed while it was being read"):
         read_table([str(path)], columns)
 

@@ -37,7 +37,7 @@ def test_one_alone_agrees_with_itself_at_no_cost():
     assert team.gathered({"a": 1}) == [{"a": 1}]
     assert team.told("x") == "x"
     assert team.shared(state) is state
-    assert team.whole(state) is state
+    assert team.whole(state, 1) is state
     assert team.asking(15, 2) == ()
     assert team.heard("log") == "log"
     assert (team.stops(None), team.stops(15)) == (False, True)

@@ -88,9 +88,9 @@ def test_what_a_failed_write_deserted_is_hushed_and_nothing_else(failed, caplog)
 def test_where_all_went_well_nothing_is_hushed(told, caplog, tmp_path):
     orbax_io.write_arrays(tmp_path / "new", {"w": np.ones(3)})
     sys.unraisablehook(SimpleNamespace(exc_value=CLOSED))
-    logging.getLogger("asyncio").error("about orbax")
+    logging.getLogger("asyncio").error("about /lib/orbax/x.py")
     assert told == ["Event loop is closed"]
-    assert [record.message for record in caplog.records] == ["about orbax"]
+    assert [record.message for record in caplog.records] == ["about /lib/orbax/x.py"]
 
 
 def test_where_descriptors_are_short_the_error_alone_is_told(tmp_path):
