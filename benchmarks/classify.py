@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import machine
-from jaxgen.data.labelled import LabelledSplits, read_labelled
+from jaxgen.tasks.classify.data import LabelledSplits, read_labelled
 
 RUNS = Path("runs/benchmark-classify")
 PRESETS = ("words", "characters")

@@ -19,8 +19,7 @@ import numpy as np
 import optax
 
 from benchmarks import machine
-from jaxgen import LanguageTask, keep_memory, offer_cores
-from jaxgen.run import compiled
+from jaxgen import LanguageTask, jitted, keep_memory, offer_cores
 from jaxgen.training import make_mesh, spread_state
 from jaxgen.types import Batch
 
@@ -45,11 +44,11 @@ class Contestant:
 
     def __init__(self, task: LanguageTask, optimizer: Any, batches: Batch, devices: int) -> None:
         self.key, self.batches = jax.random.key(0), batches
-        self.state = compiled.fresh_state(task, optimizer, batches.tokens.shape[1])(self.key)
+        self.state = jitted.jit_init_state(task, optimizer, batches.tokens.shape[1])(self.key)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         if devices > 1:
             self.state = spread_state(make_mesh(devices), self.state)
-        self.steps = compiled.training_steps(task, optimizer, devices)
+        self.steps = jitted.jit_train_steps(task, optimizer, devices)
 
     def turn(self) -> float:
         began = time.perf_counter()

@@ -13,7 +13,7 @@ import argparse
 
 from benchmarks import machine
 from jaxgen import Sampler, Settings
-from jaxgen.data.labelled import read_labelled
+from jaxgen.tasks.classify.data import read_labelled
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from jaxgen.run.host import cores
+from jaxgen.runtime import cores
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("jaxgen", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "keras")

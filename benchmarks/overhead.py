@@ -67,8 +67,8 @@ class BareStep:
         import jax
 
         from jaxgen.cli.train import read_config
-        from jaxgen.data import DATA
-        from jaxgen.run import start
+        from jaxgen.tasks.registry import DATA
+        from jaxgen.trainer.run import start
 
         config, _ = read_config(DATA["language"].Config, [*flags, *COMMON, "--run", str(folder)])
         self.trainer = start(config)

@@ -33,7 +33,7 @@ def anonymous() -> float:
 
 def one(path: str, level: str) -> None:
     """Print the seconds and the megabytes of one start."""
-    from jaxgen.data import prepare
+    from jaxgen.tasks.language.corpus import prepare
 
     if level == "bpe":
         import tokenizers  # noqa: F401

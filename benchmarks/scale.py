@@ -21,8 +21,7 @@ import numpy as np
 import optax
 
 from benchmarks import machine
-from jaxgen import LanguageTask, keep_memory
-from jaxgen.run import compiled
+from jaxgen import LanguageTask, jitted, keep_memory
 from jaxgen.training import make_mesh, spread_state
 from jaxgen.types import Batch
 
@@ -52,11 +51,11 @@ class Contestant:
         shape = tokens[..., 1:].shape
         fields = tokens[..., :-1], tokens[..., 1:], np.zeros(shape, bool), np.ones(shape, bool)
         self.key, self.batches = jax.random.key(0), Batch(*map(jnp.asarray, fields))
-        self.state = compiled.fresh_state(task, optimizer, rows)(self.key)
+        self.state = jitted.jit_init_state(task, optimizer, rows)(self.key)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         if devices > 1:
             self.state = spread_state(make_mesh(devices), self.state)
-        self.steps = compiled.training_steps(task, optimizer, devices)
+        self.steps = jitted.jit_train_steps(task, optimizer, devices)
         self.program = self._program(task, optimizer, devices)
 
     def _program(self, task: Any, optimizer: Any, devices: int) -> str:

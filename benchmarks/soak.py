@@ -38,9 +38,9 @@ def open_files() -> int:
 
 def soak(folder: Path, steps: int, every: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Train; a record at every evaluation, and the identity of the data."""
-    from jaxgen.data import DATA
-    from jaxgen.run import start
-    from jaxgen.run.events import Evaluated
+    from jaxgen.tasks.registry import DATA
+    from jaxgen.trainer.events import Evaluated
+    from jaxgen.trainer.run import start
 
     records: list[dict[str, Any]] = []
     began = time.perf_counter()

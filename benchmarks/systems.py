@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.run.host import cores, keep_memory
+from jaxgen.runtime import cores, keep_memory
 
 RING = 8  # batches in memory, used in turns
 RATE, CLIP, TEMPERATURE = 1e-3, 1.0, 1.0
@@ -104,14 +104,14 @@ class Jaxgen(Jax):
 
     def _begin(self, task: Any, optimizer: Any, rows: int, key: Any) -> tuple[Any, Callable]:
         """A fresh state and ``(key, state, batches, count) -> (state, metrics)``, as the trainer makes them."""
-        from jaxgen.run import compiled
+        from jaxgen import jitted
         from jaxgen.training import count_devices, make_mesh, spread_state
 
-        state = compiled.fresh_state(task, optimizer, rows)(key)
+        state = jitted.jit_init_state(task, optimizer, rows)(key)
         devices = count_devices(rows, self.devices)
         if devices > 1:
             state = spread_state(make_mesh(devices), state)
-        return state, compiled.training_steps(task, optimizer, devices)
+        return state, jitted.jit_train_steps(task, optimizer, devices)
 
     def _task(self, s: Sizes) -> Any:
         from jaxgen import LanguageTask
@@ -126,7 +126,7 @@ class Jaxgen(Jax):
         import jax.numpy as jnp
         import optax
 
-        from jaxgen.run.trainer import steps_per_call
+        from jaxgen.trainer.trainer import steps_per_call
         from jaxgen.types import Batch
 
         optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(RATE))
@@ -153,10 +153,10 @@ class Jaxgen(Jax):
         import jax
 
         from jaxgen import Sampler, Settings
-        from jaxgen.cli.writing import Speed
+        from jaxgen.cli.output import Speed
         from jaxgen.sampling import ROWS
-        from jaxgen.text.base import FIRST
-        from jaxgen.text.char import CharTokenizer
+        from jaxgen.tokenizers.base import FIRST
+        from jaxgen.tokenizers.char import CharTokenizer
 
         task = self._task(s)
         params = jax.jit(task.init)(jax.random.key(0))

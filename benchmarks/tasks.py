@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from jaxgen.run.host import cores, keep_memory, offer_cores
+from jaxgen.runtime import cores, keep_memory, offer_cores
 
 TURNS, STEPS = 7, 5
 #: Of the image encoder: the side of the squares that it begins with, and the residual blocks of its stages.
@@ -34,15 +34,15 @@ def ours(task: Any, batch: Any, rows: int, tokens: int) -> Steps:
     import jax
     import optax
 
-    from jaxgen.run import compiled
+    from jaxgen import jitted
     from jaxgen.training import count_devices, make_mesh, spread_state
 
     optimizer, key = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)), jax.random.key(0)
-    state = compiled.fresh_state(task, optimizer, rows)(key)
+    state = jitted.jit_init_state(task, optimizer, rows)(key)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     devices = count_devices(rows, jax.local_device_count(), parameters / tokens)
     state = state if devices == 1 else spread_state(make_mesh(devices), state)
-    train = compiled.training_steps(task, optimizer, devices)
+    train = jitted.jit_train_steps(task, optimizer, devices)
     stacked, held = jax.tree.map(lambda field: np.asarray(field)[None], batch), [state]
 
     def take(number: int) -> None:
@@ -74,7 +74,7 @@ def classify(rows: int, length: int, hidden: int, vocab: int, classes: int) -> t
     import torch
     from torch import nn
 
-    from jaxgen.tasks import ClassifyTask
+    from jaxgen.tasks.classify.objective import ClassifyTask
     from jaxgen.types import Labelling, Sequence
 
     draw = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def translate(rows: int, length: int, hidden: int, vocab: int) -> tuple[Steps, S
     import torch
     from torch import nn
 
-    from jaxgen.tasks import TranslateTask
+    from jaxgen.tasks.translate.objective import TranslateTask
     from jaxgen.types import Sequence, Writing
 
     draw = np.random.default_rng(0)
@@ -142,7 +142,7 @@ def caption(rows: int, length: int, hidden: int, vocab: int) -> tuple[Steps, Ste
     from torch import nn
 
     from jaxgen.models.image_encoder import GROUP, NARROW
-    from jaxgen.tasks import CaptionTask
+    from jaxgen.tasks.caption.objective import CaptionTask
     from jaxgen.types import Writing
 
     draw, widths = np.random.default_rng(0), (32, 32, 64)

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine
-from jaxgen import LanguageTask
-from jaxgen.run import compiled
-from jaxgen.run.sampler import STREAM_CHUNK
+from jaxgen import LanguageTask, jitted
+from jaxgen.inference.sampler import STREAM_CHUNK
 from jaxgen.sampling import TRANSFORMS, DecodeState, Forbid, Temperature, chain, sample_keys
 
 HIDDEN, ROUNDS, EOS = 256, 15, 2
@@ -54,7 +53,7 @@ class Contestant:
         carry, logits = task.initial_carry(rows), jnp.zeros((rows, vocab), jnp.float32)
         self.state = DecodeState.start(together, carry, logits, prompt=prompt, eos=EOS)
         self.weights, self.keys = weights, sample_keys(0, jnp.arange(rows))
-        self.steps = compiled.decoding(task, together.kinds, STREAM_CHUNK, False)
+        self.steps = jitted.jit_decode(task, together.kinds, STREAM_CHUNK, False)
         self.calls = SIZES[vocab, rows] // STREAM_CHUNK
 
     def turn(self) -> float:
@@ -69,7 +68,7 @@ def compare(vocab: int, rows: int, chains: list[tuple[str, ...]]) -> None:
     """A row of the table for each chain."""
     sizes = {"hidden": HIDDEN, "layers": 1, "embed": None, "dropout": 0.0, "tie": False}
     task = LanguageTask.build(vocab_size=vocab, cell="lstm", cell_options={}, **sizes)
-    weights = compiled.preparation(task)(task.init(jax.random.key(0)))
+    weights = jitted.jit_prepare(task)(task.init(jax.random.key(0)))
     contestants = [Contestant(task, weights, names, vocab, rows) for names in [(), *chains]]
     for each in contestants * 2:  # compile, then warm up
         each.turn()

@@ -23,7 +23,7 @@ import optax
 from flax import linen as nn
 
 import jaxgen
-from jaxgen.data.builtin import BUILTIN
+from jaxgen.data.datasets import BUILTIN
 
 #: The letters; the first symbol ends a word and fills up what is behind it.
 SYMBOLS = ".abcdefghijklmnopqrstuvwxyz"

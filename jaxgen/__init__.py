@@ -12,6 +12,7 @@ Flax's own, over time. ``train_step`` is one optax update as a pure function. Th
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Load the API on first use, so that a command can prepare its process before JAX is imported."""
+    """Load a subpackage or a name of the API on first use, so that a command can prepare its process before JAX."""
+    if not name.startswith("_") and find_spec(f"jaxgen.{name}") is not None:
+        return import_module(f"jaxgen.{name}")
     api = import_module("jaxgen.api")
-    if name in globals():  # a subpackage, which the line above has loaded
-        return globals()[name]
     if name != "__all__" and name not in api.__all__:
         raise AttributeError(f"module 'jaxgen' has no attribute {name!r}")
     return getattr(api, name)

@@ -1,28 +1,35 @@
 """The public API in one screen: what ``import jaxgen`` offers, each name loaded on its first use."""
 
-from jaxgen.cells import CELLS, GRU, LSTM, Cell, Elman, ElmanReLU, unroll
-from jaxgen.cells.torch_weights import from_torch, stack_from_torch, to_torch
-from jaxgen.data import LanguageConfig, make_batches, prepare
+from jaxgen.cells import CELLS
+from jaxgen.cells.base import Cell
+from jaxgen.cells.elman import Elman, ElmanReLU
+from jaxgen.cells.gru import GRU
+from jaxgen.cells.lstm import LSTM
+from jaxgen.cells.torch import from_torch, stack_from_torch, to_torch
+from jaxgen.cells.unroll import unroll
 from jaxgen.errors import CheckpointError, DataError, DivergedError, JaxgenError, UsageError
-from jaxgen.models import LanguageModel, Stack
-from jaxgen.run import (
-    Conversation,
-    Sampler,
-    Scorer,
-    Settings,
-    State,
-    Trainer,
-    beam,
-    continuations,
-    interpolate,
-    resume,
-    start,
-)
-from jaxgen.run.host import keep_memory, offer_cores
-from jaxgen.sampling import TRANSFORMS, Linear, chain, decode
-from jaxgen.tasks import TASKS, LanguageTask
-from jaxgen.text import TOKENIZERS
-from jaxgen.training import TrainState, create_state, make_optimizer, make_schedule, train_step, train_steps
+from jaxgen.inference.beam_search import beam
+from jaxgen.inference.chat import Conversation, continuations
+from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.sampler import Sampler
+from jaxgen.inference.scorer import Scorer
+from jaxgen.inference.state import State, interpolate
+from jaxgen.models.language_model import LanguageModel
+from jaxgen.models.layers import Stack
+from jaxgen.runtime import keep_memory, offer_cores
+from jaxgen.sampling.decode import decode
+from jaxgen.sampling.transforms import TRANSFORMS
+from jaxgen.sampling.transforms.base import chain
+from jaxgen.sampling.transforms.temperature import Linear
+from jaxgen.tasks.language.config import LanguageConfig
+from jaxgen.tasks.language.corpus import make_batches, prepare
+from jaxgen.tasks.language.objective import LanguageTask
+from jaxgen.tasks.registry import TASKS
+from jaxgen.tokenizers import TOKENIZERS
+from jaxgen.trainer.run import resume, start
+from jaxgen.trainer.trainer import Trainer
+from jaxgen.training.optimizer import make_optimizer, make_schedule
+from jaxgen.training.step import TrainState, create_state, train_step, train_steps
 from jaxgen.version import __version__
 
 __all__ = [

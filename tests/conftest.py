@@ -25,7 +25,7 @@ import pytest
 from jax._src import compiler
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxgen.run import compiled as jaxgen_compiled
+from jaxgen import jitted
 
 # A shell that starts something in the background has it ignore Ctrl-C, and what it starts too: some tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -61,7 +61,19 @@ WORDS = [
     "spring",
 ]
 #: Where what is asked does not depend on how well XLA optimises. The contracts and the documents see what users get.
-QUICK = {"baselines", "cells", "cli", "faults", "models", "run", "sampling", "tasks", "training"}
+QUICK = {
+    "baselines",
+    "cells",
+    "cli",
+    "distributed",
+    "faults",
+    "inference",
+    "models",
+    "sampling",
+    "tasks",
+    "trainer",
+    "training",
+}
 #: XLA's older code generation for the CPU, which takes a third of the newer one's time, and in one piece.
 OLDER = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 LOCAL = ("127.", "::1", "localhost")
@@ -152,7 +164,7 @@ def quickly(compiled: Path):
 
 def forget():
     """What was compiled with other settings must not serve here."""
-    for function in vars(jaxgen_compiled).values():
+    for function in vars(jitted).values():
         if hasattr(function, "__wrapped__"):
             function.__wrapped__.cache_clear()
 

@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from jaxgen.data import LanguageConfig
-from jaxgen.run import start
-from jaxgen.store.config import validate
+from jaxgen.runs.config import validate
+from jaxgen.tasks.language.config import LanguageConfig
+from jaxgen.trainer.run import start
 
 #: What a text is, by its label and its number.
 TEXTS = {(label, n): letter * n for label, letter in (("first", "a"), ("second", "b")) for n in (1, 2, 3)}

@@ -15,38 +15,16 @@ import pytest
 import jaxgen
 from jaxgen import api
 from jaxgen.cells import CELLS
-from jaxgen.data import DATA
-from jaxgen.data.language_config import BUILT_FROM, ONLY
-from jaxgen.run.start import MODELS
 from jaxgen.sampling import TRANSFORMS
-from jaxgen.tasks import BASELINES, TASKS, models
-from jaxgen.text import TOKENIZERS
+from jaxgen.tasks.language.config import BUILT_FROM, ONLY
+from jaxgen.tasks.registry import BASELINES, DATA, TASKS, model_names
+from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.training import OPTIMIZERS, SCHEDULES
 
 PACKAGE = Path(__file__).parent.parent / "jaxgen"
-#: What each part of jaxgen may import, besides itself. A part may name only parts above its own line.
-MAY_IMPORT = {
-    "errors": set(),
-    "interrupts": set(),
-    "types": set(),
-    "version": set(),
-    "windows": {"types"},
-    "pictures": {"errors", "types"},
-    "cells": {"errors", "types"},
-    "models": {"errors", "types", "cells", "pictures"},
-    "baselines": {"errors", "types"},
-    "tasks": {"errors", "types", "cells", "models", "baselines"},
-    "training": {"errors", "types", "windows", "cells", "models", "tasks"},
-    "sampling": {"errors", "types"},
-    "text": {"errors", "types"},
-    "store": {"errors", "types"},
-    "data": {"errors", "types", "windows", "pictures", "text", "store"},
-}
-PURE = {"errors", "types", "windows", "pictures", "cells", "models", "baselines", "tasks", "training", "sampling"}
-MAY_IMPORT["run"] = set(MAY_IMPORT)
-MAY_IMPORT["api"] = set(MAY_IMPORT)  # a notebook needs no command line
-MAY_IMPORT["__init__"] = {"api"}
-MAY_IMPORT["cli"] = set(MAY_IMPORT)
+#: The pure half: functions of arrays. Of the tasks and baselines, the modules of these names.
+PURE = {"errors", "types", "cells", "models", "training", "sampling"}
+PURE_MODULES = {"objective", "kneser_ney", "model"}
 #: All that the pure half may import from outside; what is missing here does I/O or is a dependency to think about.
 OUTSIDE = {"jax", "flax", "optax", "numpy", "__future__", "collections", "dataclasses", "difflib", "functools"}
 OUTSIDE |= {"itertools", "math", "operator", "re", "typing"}
@@ -61,7 +39,6 @@ UNSAFE_CALLS = {"torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
 PICKLE_PLACE = {"load": 2, "save": 2, "read_array": 1, "write_array": 3}
 #: Names with an underscore that are public all the same.
 PUBLIC = {"_asdict", "_exit", "_fields", "_replace"}
-LONGEST = 350
 IO_MODULES = [
     "os",
     "pathlib",
@@ -114,21 +91,20 @@ def imports(name: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, str(literal)
 
 
-def wrong_directions(name: str, tree: ast.Module) -> Problems:
-    for line, target in imports(name, tree):
-        if target.split(".")[0] == "jaxgen" and part(target) not in MAY_IMPORT[part(name)] | {part(name)}:
-            yield f"{name}:{line} imports {target}"
+def pure(name: str) -> bool:
+    """Whether the module ``name`` belongs to the pure half."""
+    return part(name) in PURE or (part(name) in {"tasks", "baselines"} and name.rpartition(".")[2] in PURE_MODULES)
 
 
 def outside_imports(name: str, tree: ast.Module) -> Problems:
     for line, target in imports(name, tree):
-        if part(name) in PURE and target.split(".")[0] not in OUTSIDE | {"jaxgen"}:
+        if pure(name) and target.split(".")[0] not in OUTSIDE | {"jaxgen"}:
             yield f"{name}:{line} imports {target}"
 
 
 def effects(name: str, tree: ast.Module) -> Problems:
     for node in ast.walk(tree):
-        if part(name) in PURE and called(node) in EFFECTS:
+        if pure(name) and called(node) in EFFECTS:
             yield f"{name}:{node.lineno} calls {called(node)}"
 
 
@@ -186,10 +162,6 @@ def all_problems(check) -> list[str]:
     return [problem for name, tree in modules() for problem in check(name, tree)]
 
 
-def test_imports_point_one_way():
-    assert all_problems(wrong_directions) == []
-
-
 def test_the_pure_half_imports_jax_and_nothing_that_does_io():
     assert all_problems(outside_imports) == []
 
@@ -206,40 +178,13 @@ def test_no_module_uses_private_names_of_another():
     assert all_problems(foreign_privates) == []
 
 
-def test_every_part_of_jaxgen_has_its_place_among_the_imports():
-    assert {part(name) for name, _ in modules()} == set(MAY_IMPORT)
-
-
-def test_no_part_may_import_one_that_may_import_it():
-    order = list(MAY_IMPORT)
-    assert all(order.index(other) < order.index(name) for name, others in MAY_IMPORT.items() for other in others)
-
-
 @pytest.mark.parametrize(
     ("check", "name", "source"),
     [
-        (wrong_directions, "jaxgen.cells.bad", "import jaxgen.models.stack"),
-        (wrong_directions, "jaxgen.cells.bad", "def f():\n    from jaxgen.tasks import TASKS"),
-        (
-            wrong_directions,
-            "jaxgen.cells.bad",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import jaxgen.run",
+        *(
+            (outside_imports, "jaxgen.tasks.language.objective", f"def f():\n    import {module}")
+            for module in IO_MODULES
         ),
-        (wrong_directions, "jaxgen.cells.bad", "from ..models import Stack"),
-        (wrong_directions, "jaxgen.cells.__init__", "from ..run import Sampler"),
-        (wrong_directions, "jaxgen.models.bad", "from jaxgen import LSTM"),
-        (wrong_directions, "jaxgen.models.bad", "from jaxgen import tasks"),
-        (wrong_directions, "jaxgen.models.bad", "import jaxgen"),
-        (wrong_directions, "jaxgen.sampling.bad", "from jaxgen.models import LanguageModel"),
-        (wrong_directions, "jaxgen.sampling.bad", "import importlib\nimportlib.import_module('jaxgen.tasks')"),
-        (wrong_directions, "jaxgen.training.bad", "from jaxgen.store import RunDirectory"),
-        (wrong_directions, "jaxgen.text.bad", "from jaxgen.data import reader"),
-        (wrong_directions, "jaxgen.data.bad", "from jaxgen.tasks import TASKS"),
-        (wrong_directions, "jaxgen.store.bad", "from jaxgen.cells import CELLS"),
-        (wrong_directions, "jaxgen.run.bad", "from jaxgen.cli import main"),
-        (wrong_directions, "jaxgen.api", "from jaxgen.cli import main"),
-        (wrong_directions, "jaxgen.__init__", "from jaxgen.cells import LSTM"),
-        *((outside_imports, "jaxgen.tasks.bad", f"def f():\n    import {module}") for module in IO_MODULES),
         (outside_imports, "jaxgen.training.bad", "import orbax.checkpoint as ocp"),
         (outside_imports, "jaxgen.types", "from matplotlib import pyplot"),
         (outside_imports, "jaxgen.cells.bad", "import torch"),
@@ -247,28 +192,28 @@ def test_no_part_may_import_one_that_may_import_it():
         (effects, "jaxgen.sampling.bad", "print('hello')"),
         (effects, "jaxgen.models.bad", "import jax\njax.debug.print('{}', 1)"),
         (effects, "jaxgen.models.bad", "import numpy as np\nnp.save('a.npy', x)"),
-        (unsafe, "jaxgen.store.bad", "import pickle"),
-        (unsafe, "jaxgen.store.bad", "from pickle import loads"),
-        (unsafe, "jaxgen.store.bad", "eval('1')"),
-        (unsafe, "jaxgen.store.bad", "exec('a = 1')"),
-        (unsafe, "jaxgen.store.bad", "import yaml\nyaml.load(text)"),
-        (unsafe, "jaxgen.store.bad", "np.load(path, allow_pickle=True)"),
-        (unsafe, "jaxgen.store.bad", "np.load(path, allow_pickle=flag)"),
-        (unsafe, "jaxgen.store.bad", "np.load(path, None, True)"),
-        (unsafe, "jaxgen.store.bad", "np.load(path)"),
-        (unsafe, "jaxgen.store.bad", "np.lib.format.read_array(file, True)"),
-        (unsafe, "jaxgen.store.bad", "import builtins\nbuiltins.eval('1')"),
-        (unsafe, "jaxgen.store.bad", "getattr(builtins, name)('1')"),
-        (unsafe, "jaxgen.store.bad", "getattr(__import__('builtins'), name)('1')"),
-        (unsafe, "jaxgen.store.bad", "getattr(module, 'eval')('1')"),
-        (unsafe, "jaxgen.store.bad", "__builtins__['eval']('1')"),
-        (unsafe, "jaxgen.store.bad", "run = eval"),
-        (unsafe, "jaxgen.store.bad", "import marshal"),
-        (unsafe, "jaxgen.store.bad", "from shelve import open"),
-        (unsafe, "jaxgen.store.bad", "import joblib"),
-        (unsafe, "jaxgen.store.bad", "import numpy\nnumpy.lib.format.pickle.load(file)"),
-        (unsafe, "jaxgen.store.bad", "import torch\ntorch.load(path)"),
-        (foreign_privates, "jaxgen.data.bad", "from jaxgen.data.columns import _rows"),
+        (unsafe, "jaxgen.runs.bad", "import pickle"),
+        (unsafe, "jaxgen.runs.bad", "from pickle import loads"),
+        (unsafe, "jaxgen.runs.bad", "eval('1')"),
+        (unsafe, "jaxgen.runs.bad", "exec('a = 1')"),
+        (unsafe, "jaxgen.runs.bad", "import yaml\nyaml.load(text)"),
+        (unsafe, "jaxgen.runs.bad", "np.load(path, allow_pickle=True)"),
+        (unsafe, "jaxgen.runs.bad", "np.load(path, allow_pickle=flag)"),
+        (unsafe, "jaxgen.runs.bad", "np.load(path, None, True)"),
+        (unsafe, "jaxgen.runs.bad", "np.load(path)"),
+        (unsafe, "jaxgen.runs.bad", "np.lib.format.read_array(file, True)"),
+        (unsafe, "jaxgen.runs.bad", "import builtins\nbuiltins.eval('1')"),
+        (unsafe, "jaxgen.runs.bad", "getattr(builtins, name)('1')"),
+        (unsafe, "jaxgen.runs.bad", "getattr(__import__('builtins'), name)('1')"),
+        (unsafe, "jaxgen.runs.bad", "getattr(module, 'eval')('1')"),
+        (unsafe, "jaxgen.runs.bad", "__builtins__['eval']('1')"),
+        (unsafe, "jaxgen.runs.bad", "run = eval"),
+        (unsafe, "jaxgen.runs.bad", "import marshal"),
+        (unsafe, "jaxgen.runs.bad", "from shelve import open"),
+        (unsafe, "jaxgen.runs.bad", "import joblib"),
+        (unsafe, "jaxgen.runs.bad", "import numpy\nnumpy.lib.format.pickle.load(file)"),
+        (unsafe, "jaxgen.runs.bad", "import torch\ntorch.load(path)"),
+        (foreign_privates, "jaxgen.data.bad", "from jaxgen.data.tables import _rows"),
         (foreign_privates, "jaxgen.data.bad", "from .columns import _rows"),
         (foreign_privates, "jaxgen.models.bad", "class A:\n    def f(self): return self.model._embed(1)"),
     ],
@@ -280,21 +225,18 @@ def test_a_check_finds_what_it_forbids(check, name, source):
 @pytest.mark.parametrize(
     ("check", "name", "source"),
     [
-        (
-            wrong_directions,
-            "jaxgen.training.good",
-            "from jaxgen.tasks import TASKS\nfrom jaxgen.training.state import S",
-        ),
-        (wrong_directions, "jaxgen.cells.good", "from .base import Cell\nfrom ..types import Array"),
-        (wrong_directions, "jaxgen.cells.__init__", "from .base import Cell"),
         (outside_imports, "jaxgen.models.good", "from flax import linen as nn\nimport jax.numpy as jnp"),
         (outside_imports, "jaxgen.data.good", "import os, io, json"),
         (effects, "jaxgen.cli.good", "print('hello')"),
-        (unsafe, "jaxgen.store.good", "np.load(path, allow_pickle=False)\nre.compile('a')\nself.eval(batch)"),
-        (foreign_privates, "jaxgen.run.good", "class A:\n    def _f(self): return self._g\ndef h(a): return a._f()"),
+        (unsafe, "jaxgen.runs.good", "np.load(path, allow_pickle=False)\nre.compile('a')\nself.eval(batch)"),
         (
             foreign_privates,
-            "jaxgen.run.good",
+            "jaxgen.trainer.good",
+            "class A:\n    def _f(self): return self._g\ndef h(a): return a._f()",
+        ),
+        (
+            foreign_privates,
+            "jaxgen.trainer.good",
             "def f(a): return a._replace(b=1)\nfrom jaxgen.version import __version__",
         ),
     ],
@@ -305,11 +247,6 @@ def test_a_check_lets_pass_what_it_allows(check, name, source):
 
 def test_every_module_begins_with_a_docstring():
     assert [name for name, tree in modules() if not ast.get_docstring(tree)] == []
-
-
-def test_every_module_can_be_read_in_one_sitting():
-    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
-    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
 
 
 @pytest.mark.parametrize("registry", [CELLS, DATA, OPTIMIZERS, SCHEDULES, TASKS, TOKENIZERS, TRANSFORMS])
@@ -330,7 +267,7 @@ def test_a_task_that_can_be_trained_has_its_data():
 
 
 def test_a_model_that_can_be_trained_has_its_settings():
-    assert set(models("language")) == set(MODELS) == set(ONLY) == set(BUILT_FROM)
+    assert set(model_names("language")) == set(ONLY) == set(BUILT_FROM)
     for settings in (*ONLY.values(), *BUILT_FROM.values()):
         assert set(settings) <= set(DATA["language"].Config.model_fields)
 

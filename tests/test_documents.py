@@ -14,7 +14,8 @@ from jaxgen.cli.replay import ReplayConfig
 from jaxgen.cli.sample import SampleConfig
 from jaxgen.cli.score import ScoreConfig
 from jaxgen.cli.train import also
-from jaxgen.data import DATA, LanguageConfig
+from jaxgen.tasks.language.config import LanguageConfig
+from jaxgen.tasks.registry import DATA
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_args
 
 from jaxgen.errors import JaxgenError, UsageError, choose
-from jaxgen.interrupts import interruptible
+from jaxgen.trainer.signals import interruptible
 
 #: Line breaks that are none to a terminal, and characters that turn the writing direction around.
 TRICKS = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -40,7 +40,7 @@ def _told(command: Callable[[], None], text_alone: bool) -> int:
     except JaxgenError as error:
         say(f"error: {error}")
         return error.exit_code
-    from jaxgen.run.trainer import Interrupted
+    from jaxgen.trainer.trainer import Interrupted
 
     open_output(text_alone)
     try:
@@ -91,7 +91,7 @@ def prepare_process() -> None:
         import jax  # noqa: F401
     except ValueError as error:
         raise UsageError(f"JAX cannot start. {error}: correct the environment variable of that name.") from None
-    from jaxgen.run.host import keep_compilations, keep_memory, offer_cores
+    from jaxgen.runtime import keep_compilations, keep_memory, offer_cores
 
     keep_memory()
     offer_cores()
@@ -163,7 +163,7 @@ def say(text: str) -> None:
 
 def put(text: str, *, flush: bool = False) -> None:
     """Write to standard output: on a terminal with what could disturb it escaped, U+FFFD for what no UTF-8 can hold."""
-    from jaxgen.text.base import without_surrogates
+    from jaxgen.tokenizers.base import without_surrogates
 
     sys.stdout.write(visible(text) if sys.stdout.isatty() else without_surrogates(text))
     if flush:
@@ -266,7 +266,7 @@ def parse_more(
     """As ``parse``, and the values of flags that are in no configuration: (name, type, default) each."""
     import tyro
 
-    from jaxgen.store.config import validate
+    from jaxgen.runs.config import validate
 
     fields = kind.model_fields.items()
     flags: list[Any] = [_flag(name, field, default, list(names.get(name, ()))) for name, field in fields]

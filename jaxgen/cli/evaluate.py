@@ -17,8 +17,8 @@ from jaxgen.cli.common import guarded, parse_more, put, say, visible
 from jaxgen.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from jaxgen.run.quality import Evaluation, Reference, Row
-    from jaxgen.run.saved import SavedRun
+    from jaxgen.inference.loading import SavedRun
+    from jaxgen.inference.quality import Evaluation, Reference, Row
 
 DESCRIPTION = """Draw texts over a sweep of temperatures and measure them beside real text of the same amount.
 
@@ -102,10 +102,12 @@ def evaluate(args: list[str]) -> None:
     if config.plot is not None:
         check_picture(config.plot, more["no_plot"])
 
-    from jaxgen.cli.conditions import conditioned
-    from jaxgen.run import Sampler, Settings, quality
-    from jaxgen.run.host import need_backend
-    from jaxgen.run.saved import SavedRun
+    from jaxgen.cli.sampling_flags import conditioned
+    from jaxgen.inference import quality
+    from jaxgen.inference.generation_config import Settings
+    from jaxgen.inference.loading import SavedRun
+    from jaxgen.inference.sampler import Sampler
+    from jaxgen.runtime import need_backend
 
     for temperature in config.temperature:
         settings = Settings(config.length, temperature, config.seed, block=config.block)
@@ -171,7 +173,7 @@ def picture_path(given: str | None, run: Path) -> Path:
 
 def read_reference(saved: SavedRun, required: bool) -> Reference | None:
     """The texts of the run; without them ``None`` and a note, or ``DataError`` when they are ``required``."""
-    from jaxgen.run.quality import Reference
+    from jaxgen.inference.quality import Reference
 
     try:
         return Reference.of_run(saved)
@@ -184,7 +186,7 @@ def read_reference(saved: SavedRun, required: bool) -> Reference | None:
 
 def draw(result: Evaluation, picture: Path, saved: SavedRun) -> None:
     """The picture of ``result``."""
-    from jaxgen.store.quality_plot import draw_quality
+    from jaxgen.plots.quality import draw_quality
 
     values = result.to_json()
     name = saved.directory.path.resolve().name

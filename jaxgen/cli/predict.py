@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jaxgen.cli.common import flag_value, guarded, parse_more, put, say
 from jaxgen.errors import DataError, UsageError
-from jaxgen.store.config import Beam, Seed, Size
+from jaxgen.runs.config import Beam, Seed, Size
 
 if TYPE_CHECKING:
-    from jaxgen.run.predictor import Predictor, Writing
+    from jaxgen.inference.predictor import Predictor, Writing
 
 ABOUT = """Answer inputs with a trained model: a label for each line (classify), a translation of each line (translate),
 a caption for each image (caption). Answers come in the order of the inputs, one a line, on standard output; an empty
@@ -74,9 +74,9 @@ def predict(args: list[str]) -> None:
     config, rest = parse_more(PredictConfig, args, prog="jaxgen predict", description=ABOUT, more=more)
     check(config, args)
 
-    from jaxgen.run.host import need_backend
-    from jaxgen.run.predictor import Predictor, Writing
-    from jaxgen.run.settings import Settings
+    from jaxgen.inference.generation_config import Settings
+    from jaxgen.inference.predictor import Predictor, Writing
+    from jaxgen.runtime import need_backend
 
     need_backend()
     predictor = Predictor.load(config.run)
@@ -134,7 +134,7 @@ def write(answers: Iterable[Any], codec: Any, as_json: bool, flush: bool) -> Non
     Of an input that cannot be read the line is empty, as JSON it has the error, which is told at once. Raises
     ``DataError`` at the end if there was one.
     """
-    from jaxgen.run.predictor import Unread
+    from jaxgen.inference.predictor import Unread
 
     cut = unread = total = 0
     for answer in answers:
@@ -161,7 +161,7 @@ def draw(predictor: Predictor, inputs: Sequence[Any], writing: Writing, path: st
     Raises ``UsageError`` if it cannot, and ``DataError`` if none of them can be read.
     """
     from jaxgen.errors import CheckpointError
-    from jaxgen.store.attention_plot import draw_attention
+    from jaxgen.plots.attention import draw_attention
 
     there = [(number, each) for number, each in enumerate(inputs) if not isinstance(each, str) or each.strip()]
     looks, unread = [], None

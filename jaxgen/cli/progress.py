@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxgen.cli.common import Lasting, discard, reason, say, visible
-from jaxgen.run import events
+from jaxgen.trainer import events
 
 #: Seconds between plain lines where there is no terminal.
 PLAIN_EVERY = 15.0

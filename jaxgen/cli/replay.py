@@ -12,8 +12,8 @@ from jaxgen.cli.common import guarded, parse_more, put, say
 from jaxgen.errors import DataError, JaxgenError, UsageError
 
 if TYPE_CHECKING:
-    from jaxgen.run import Sampler
-    from jaxgen.run.receipts import Replay
+    from jaxgen.inference.receipts import Replay
+    from jaxgen.inference.sampler import Sampler
 
 DESCRIPTION = """Draw the samples of a file again, which sample.py --json wrote, and say whether they are the same.
 
@@ -72,9 +72,9 @@ def replay(args: list[str]) -> None:
 
 
 def _again(saved: Any, where: str, run: str | None, samplers: dict[str | None, Sampler]) -> Replay:
-    from jaxgen.run import Sampler
-    from jaxgen.run.host import need_backend
-    from jaxgen.run.receipts import check_receipt, replay
+    from jaxgen.inference.receipts import check_receipt, replay
+    from jaxgen.inference.sampler import Sampler
+    from jaxgen.runtime import need_backend
 
     check_receipt(saved, where)
     name = run or saved["run"]
@@ -107,7 +107,7 @@ def told(result: Replay, sampler: Sampler) -> str:
 
 def read_lines(file: str) -> Iterator[Any]:
     """The JSON objects in a file, one a line. Raises ``DataError`` that names the line."""
-    from jaxgen.store.files import parse_json
+    from jaxgen.fsutil import parse_json
 
     if file == "-" and sys.stdin is None:
         raise DataError("Standard input is closed: name a file that `sample.py --json` wrote.")

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import flag_value, guarded, parse_more, say
-from jaxgen.cli.writing import Speed, Writer
+from jaxgen.cli.output import Speed, Writer
 from jaxgen.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from jaxgen.run import Piece, Sampler, Settings
+    from jaxgen.inference.generation_config import Settings
+    from jaxgen.inference.sampler import Sampler
+    from jaxgen.inference.text_stream import Piece
 
 DESCRIPTION = """Write text with a trained model. The same run, prompt, settings and seed always give the same text.
 
@@ -98,9 +100,15 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def sample(args: list[str]) -> None:
-    from jaxgen.cli import interactive
-    from jaxgen.cli.conditions import conditioned
-    from jaxgen.cli.controls import notes, read_temperature, read_transforms, transform_flags, unescaped
+    from jaxgen.cli import chat as interactive
+    from jaxgen.cli.sampling_flags import (
+        conditioned,
+        notes,
+        read_temperature,
+        read_transforms,
+        transform_flags,
+        unescaped,
+    )
 
     flags = [*transform_flags(), ("json", Annotated[bool, _help(JSON)], False)]
     config, more = parse_more(SampleConfig, args, prog="sample.py", description=DESCRIPTION, more=flags)
@@ -109,10 +117,11 @@ def sample(args: list[str]) -> None:
         interactive.check(config, more["json"])
     prompt = read_prompt(config)
 
-    from jaxgen.run import Sampler, Settings
-    from jaxgen.run.conversation import Conversation
-    from jaxgen.run.host import need_backend
-    from jaxgen.sampling import ROWS
+    from jaxgen.inference.chat import Conversation
+    from jaxgen.inference.generation_config import Settings
+    from jaxgen.inference.sampler import Sampler
+    from jaxgen.runtime import need_backend
+    from jaxgen.sampling.decode import ROWS
 
     block = ROWS if config.block is None else config.block
     limits = {"stop": tuple(map(unescaped, config.stop)), "max_seconds": config.max_seconds, "block": block}
@@ -154,9 +163,9 @@ def write_samples(
     **options: Any,
 ) -> None:
     """Texts drawn with each of ``settings``, which are named by their temperatures."""
-    from jaxgen.run.receipts import receipt
-    from jaxgen.run.texts import likeliest, whole
-    from jaxgen.run.together import count_together
+    from jaxgen.inference.batch_decode import count_together
+    from jaxgen.inference.receipts import receipt
+    from jaxgen.inference.text_stream import likeliest, whole
 
     block = settings[0][1].block
     number = config.num_samples if config.best_of is None else config.best_of
@@ -236,8 +245,8 @@ def write_beams(
     writer: Writer, sampler: Sampler, config: SampleConfig, transforms: tuple[Any, ...], *, as_json: bool, **start: Any
 ) -> None:
     """The best texts of a beam search, each headed by its score if there are several."""
-    from jaxgen.run.beams import Search, beam
-    from jaxgen.run.receipts import beam_receipt
+    from jaxgen.inference.beam_search import Search, beam
+    from jaxgen.inference.receipts import beam_receipt
 
     began = time.perf_counter()
     search = Search(config.beam or 0, config.length, config.length_penalty, config.num_samples, transforms)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from jaxgen.cli.common import flag_value, guarded, parse
-from jaxgen.cli.processes import flags, joined, take_part
+from jaxgen.distributed.launcher import flags, joined, take_part
 from jaxgen.errors import UsageError, choose
 
 EPILOG = """{about} Built-in data, so that nothing need be downloaded:
@@ -39,9 +39,9 @@ def train(args: list[str]) -> None:
     joined(args)
 
     from jaxgen.cli.progress import Screen
-    from jaxgen.run import resume, start
-    from jaxgen.run.host import need_backend
-    from jaxgen.run.team import exchanging, this_team
+    from jaxgen.distributed.processes import exchanging, this_team
+    from jaxgen.runtime import need_backend
+    from jaxgen.trainer.run import resume, start
 
     screen = Screen()
     try:
@@ -61,7 +61,7 @@ def train(args: list[str]) -> None:
 
 def _asked(args: list[str]) -> tuple[Any, bool]:
     """The settings that ``args`` name, and whether a run goes on with them."""
-    from jaxgen.data import DATA
+    from jaxgen.tasks.registry import DATA
 
     task = _saved_task(args) or DEFAULT_TASK
     if args and not args[0].startswith("-"):
@@ -75,9 +75,9 @@ def _asked(args: list[str]) -> tuple[Any, bool]:
 
 def _saved_task(args: list[str]) -> str | None:
     """The task of the run that is to go on, if there is one."""
-    from jaxgen.data import DATA
-    from jaxgen.store import RunDirectory
-    from jaxgen.store.config import check_folder
+    from jaxgen.runs.config import check_folder
+    from jaxgen.runs.directory import RunDirectory
+    from jaxgen.tasks.registry import DATA
 
     run, mode = flag_value(args, "--run"), flag_value(args, "--resume")
     check_folder(run)
@@ -89,9 +89,9 @@ def _saved_task(args: list[str]) -> str | None:
 
 def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
     """Flags over ``--config`` over ``--preset`` over defaults; or, when resuming, flags over the saved settings."""
-    from jaxgen.run.saved import SavedRun
-    from jaxgen.store import RunDirectory
-    from jaxgen.store.config import check_folder, read_toml, validate
+    from jaxgen.inference.loading import SavedRun
+    from jaxgen.runs.config import check_folder, read_toml, validate
+    from jaxgen.runs.directory import RunDirectory
 
     mode, file, run = (flag_value(args, flag) for flag in ("--resume", "--config", "--run"))
     values = {} if file is None else read_toml(file)
@@ -124,18 +124,19 @@ def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
 def _names(kind: Any) -> dict[str, Any]:
     """What the settings that name a registry's entry can be."""
     from jaxgen.cells import CELLS
-    from jaxgen.data import BATCHES
-    from jaxgen.models import ATTENTIONS, POOLINGS
-    from jaxgen.tasks import models
-    from jaxgen.text import TOKENIZERS
-    from jaxgen.training import OPTIMIZERS, SCHEDULES
+    from jaxgen.models.attention import ATTENTIONS
+    from jaxgen.models.classifier import POOLINGS
+    from jaxgen.tasks.language.corpus import BATCHES
+    from jaxgen.tasks.registry import model_names
+    from jaxgen.tokenizers import TOKENIZERS
+    from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES
 
     return {
         "attention": ["none", *ATTENTIONS],
         "cell": CELLS,
         "layout": BATCHES,
         "level": TOKENIZERS,
-        "model": models(kind.task),
+        "model": model_names(kind.task),
         "pooling": POOLINGS,
         "optimizer": OPTIMIZERS,
         "preset": kind.presets,
@@ -174,7 +175,7 @@ def also() -> dict[str, Any]:
 
 def _about(kind: Any) -> str:
     """What training of this task is, with examples, and which other tasks there are."""
-    from jaxgen.data import DATA
+    from jaxgen.tasks.registry import DATA
 
     tasks = "\n".join(f"    {name:10s} {_first_line(data.Config)}" for name, data in DATA.items())
     examples = "\n".join(f"    {command}" for command in kind.examples)

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.data.batches import BATCHES, permutation
-from jaxgen.data.known import Known, KnownSource, read_known
-from jaxgen.data.packed import PackedTexts
-from jaxgen.data.pieces import read_lines, whole_lines
-from jaxgen.data.reader import Source, open_texts
-from jaxgen.data.running import RunningText
-from jaxgen.data.watch import SILENT, Watch
+from jaxgen.data.batches import BATCHES
+from jaxgen.data.files import read_lines, whole_lines
+from jaxgen.data.packed_texts import PackedTexts
+from jaxgen.data.progress import SILENT, Watch
+from jaxgen.data.sources import RunningText, Source, open_texts
+from jaxgen.data.tokens import permutation
 from jaxgen.errors import DataError, UsageError, choose
-from jaxgen.text import Text, in_pieces
+from jaxgen.tasks.language.conditioning import Known, KnownSource, read_known
+from jaxgen.tokenizers.base import Text, in_pieces
 
 #: Share of the data held out unless told otherwise.
 VAL_FRACTION = 0.1

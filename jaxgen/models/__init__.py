@@ -2,12 +2,11 @@
 
 from jaxgen.models.attention import ATTENTIONS, Attention, Memory
 from jaxgen.models.classifier import POOLINGS, Classifier
-from jaxgen.models.decoder import Decoder, Written
+from jaxgen.models.decoder import Decoder, EncoderDecoder, Written
 from jaxgen.models.encoder import Encoded, Encoder, Source
 from jaxgen.models.image_encoder import FeatureEncoder, ImageEncoder, PictureSource, Seen
 from jaxgen.models.language_model import LanguageModel
-from jaxgen.models.seq2seq import EncoderDecoder
-from jaxgen.models.stack import Stack
+from jaxgen.models.layers import Stack
 
 __all__ = [
     "ATTENTIONS",

@@ -8,12 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.cells import LSTM
+from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.precision import dot_general
 from jaxgen.errors import UsageError, choose
-from jaxgen.models.checks import check_rates
-from jaxgen.models.embedding import dropped, folded, thinned
 from jaxgen.models.encoder import Encoder
+from jaxgen.models.layers import check_rates, dropped, folded, thinned
 from jaxgen.types import Array, Key
 
 

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.cells import LSTM, Cell, choose_form, recur, unroll
-from jaxgen.models.checks import check_computation, check_rates, check_sizes
-from jaxgen.models.embedding import Embedding, dropped, folded
+from jaxgen.cells.base import Cell
+from jaxgen.cells.lstm import LSTM
+from jaxgen.cells.unroll import choose_form, recur, unroll
+from jaxgen.models.layers import Embedding, check_computation, check_rates, check_sizes, dropped, folded
 from jaxgen.types import Array, ArrayLike, Carry, Key, Sequence
 
 

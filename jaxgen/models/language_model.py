@@ -9,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxgen.cells import FORMS, LSTM, PRECISIONS, Cell, choose_form
-from jaxgen.cells.precision import dot_general, matmul
+from jaxgen.cells.base import Cell
+from jaxgen.cells.lstm import LSTM
+from jaxgen.cells.precision import PRECISIONS, dot_general, matmul
+from jaxgen.cells.unroll import FORMS, choose_form
 from jaxgen.errors import UsageError, choose
-from jaxgen.models.stack import Stack, dropout
-from jaxgen.models.state_vectors import count_state, shape_state
+from jaxgen.models.layers import ONE_HOT_TABLE, Stack, count_state, dropout, shape_state
 from jaxgen.types import Array, Carry, Key
-
-#: Largest vocabulary of one-hot inputs for which a table is made: it takes V x V ones and zeros to make.
-ONE_HOT_TABLE = 4_096
 
 
 class LanguageModel(nn.Module):

@@ -1,7 +1,7 @@
 """Sampling: logit transforms, the decode loop and beam search. They see a step function, never a model."""
 
 from jaxgen.sampling.beam import Hypotheses, beam_search, beam_states, check_beam, tile_beams
-from jaxgen.sampling.generate import (
+from jaxgen.sampling.decode import (
     MAX_SEED,
     PRNG,
     PROMPT_CHUNK,
@@ -14,7 +14,10 @@ from jaxgen.sampling.generate import (
     prime_chunks,
     sample_keys,
 )
-from jaxgen.sampling.transforms import TRANSFORMS, Chain, Context, Forbid, Last, Linear, Schedule, Temperature, chain
+from jaxgen.sampling.transforms import TRANSFORMS
+from jaxgen.sampling.transforms.base import Chain, Context, Last, chain
+from jaxgen.sampling.transforms.constraints import Forbid
+from jaxgen.sampling.transforms.temperature import Linear, Schedule, Temperature
 
 __all__ = [
     "MAX_SEED",

@@ -30,9 +30,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxgen.errors import UsageError
-from jaxgen.sampling.generate import Step
-from jaxgen.sampling.transforms import Chain, Context, Kinds, Last, update_chain
-from jaxgen.sampling.transforms.base import check_whole
+from jaxgen.sampling.decode import Step
+from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last, check_whole, update_chain
 from jaxgen.types import Array, Carry
 
 MAX_WIDTH = 1_024

@@ -1,7 +1,6 @@
 """Training: the state, one pure step, and the optimisers."""
 
-from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
-from jaxgen.training.parallel import (
+from jaxgen.training.data_parallel import (
     asked_train_steps,
     count_devices,
     make_global_mesh,
@@ -18,9 +17,9 @@ from jaxgen.training.parallel import (
     spread_windows,
     whole_on,
 )
-from jaxgen.training.reading import STACKED, OfText, Stacked
-from jaxgen.training.state import TrainState, create_state
-from jaxgen.training.step import StepMetrics, eval_step, train_step, train_steps
+from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+from jaxgen.training.step import StepMetrics, TrainState, create_state, eval_step, train_step, train_steps
+from jaxgen.training.windows import STACKED, OfText, Stacked
 
 __all__ = [
     "OPTIMIZERS",

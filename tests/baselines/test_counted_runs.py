@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 from edited import write
 
-from jaxgen.data import DATA
+from jaxgen.baselines.ngram import run as counting
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.run import Interrupted, Sampler, Settings, counting, interpolate, resume, start
-from jaxgen.run.events import Evaluated, Finished, Note, Started
-from jaxgen.run.saved import SavedRun
-from jaxgen.store import MetricsLog
-from jaxgen.text import EOS, PAD, UNK
+from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.sampler import Sampler
+from jaxgen.inference.state import interpolate
+from jaxgen.runs.logs import MetricsLog
+from jaxgen.tasks.registry import DATA
+from jaxgen.tokenizers import EOS, PAD, UNK
+from jaxgen.trainer.events import Evaluated, Finished, Note, Started
+from jaxgen.trainer.run import resume, start
+from jaxgen.trainer.trainer import Interrupted
 
 from .textbook import BEGIN, Textbook
 

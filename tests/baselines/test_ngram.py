@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.baselines import NGram, fit, ngram
-from jaxgen.baselines.kneser_ney import FALLBACK, discounts
+from jaxgen.baselines.ngram import model as ngram
+from jaxgen.baselines.ngram.kneser_ney import FALLBACK, discounts, fit
+from jaxgen.baselines.ngram.model import NGram
 from jaxgen.errors import DataError, UsageError
 
 from .textbook import BEGIN, Textbook

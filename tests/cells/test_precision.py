@@ -18,8 +18,8 @@ from jaxgen.cells.fused import fits
 from jaxgen.cells.precision import matmul
 from jaxgen.errors import UsageError
 from jaxgen.models import LanguageModel
-from jaxgen.store.config import TrainConfig
-from jaxgen.tasks import LanguageTask
+from jaxgen.runs.config import TrainConfig
+from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.training import make_mesh
 from jaxgen.types import Batch
 

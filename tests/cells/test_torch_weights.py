@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxgen.cells import CELLS, unroll
-from jaxgen.cells.torch_weights import TORCH_KINDS, from_torch, stack_from_torch, to_torch
+from jaxgen.cells.torch import TORCH_KINDS, from_torch, stack_from_torch, to_torch
 from jaxgen.errors import UsageError
 from jaxgen.models import Stack
 

@@ -17,10 +17,10 @@ from PIL import Image
 
 from jaxgen.cli.predict import main as predict_main
 from jaxgen.cli.train import main as train_main
-from jaxgen.data import captioned
-from jaxgen.data.shapes import shapes
-from jaxgen.run.predictor import Predictor
-from jaxgen.tasks import TASKS
+from jaxgen.inference.predictor import Predictor
+from jaxgen.tasks.caption import data as captioned
+from jaxgen.tasks.caption.shapes import shapes
+from jaxgen.tasks.registry import TASKS
 
 SIDE = 8
 NAMES = [f"{letter}.png" for letter in "abcdefgh"]

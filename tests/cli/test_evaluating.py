@@ -10,11 +10,13 @@ import sys
 import pytest
 from edited import edit
 
+from jaxgen import jitted
 from jaxgen.cli import main
 from jaxgen.cli.evaluate import COLUMNS, quoted, report, table
-from jaxgen.run import Sampler, Settings, compiled
-from jaxgen.run.quality import Copy, Evaluation, Row
-from jaxgen.text.measures import Cycle
+from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.quality import Copy, Evaluation, Row
+from jaxgen.inference.sampler import Sampler
+from jaxgen.metrics.diversity import Cycle
 
 TURNING = ("cycle", "cycle_text")
 
@@ -115,7 +117,7 @@ def nothing_compiles(monkeypatch):
         raise AssertionError("A function of the model was compiled before the input was checked.")
 
     for name in ("evaluation", "preparation", "priming", "decoding"):
-        monkeypatch.setattr(compiled, name, lambda *_: refuse)
+        monkeypatch.setattr(jitted, name, lambda *_: refuse)
 
 
 @pytest.mark.parametrize("flags", WRONG)

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen.cli import interactive
-from jaxgen.cli.dials import Dials, words
-from jaxgen.cli.interactive import Session, read_lines
-from jaxgen.run import Piece, Sampler, Settings
-from jaxgen.run.conversation import Conversation
+from jaxgen.cli import chat as interactive
+from jaxgen.cli.chat import Dials, Session, read_lines, words
+from jaxgen.inference.chat import Conversation
+from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.sampler import Sampler
+from jaxgen.inference.text_stream import Piece
 from jaxgen.sampling import TRANSFORMS, Linear
 
 ROOT = Path(jaxgen.__file__).parent.parent

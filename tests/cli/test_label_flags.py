@@ -10,9 +10,9 @@ from pathlib import Path
 import labelled
 import pytest
 
-from jaxgen.cli.conditions import read_weights
-from jaxgen.data.conditioning import Conditioning
+from jaxgen.cli.sampling_flags import read_weights
 from jaxgen.errors import UsageError
+from jaxgen.tasks.language.conditioning import Conditioning
 
 SHORT = ("--length", 6, "--greedy")
 

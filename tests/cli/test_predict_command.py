@@ -19,8 +19,8 @@ from jaxgen.cli.predict import lines
 from jaxgen.cli.predict import main as predict_main
 from jaxgen.cli.train import main as train_main
 from jaxgen.errors import DataError
-from jaxgen.run.predictor import Predictor
-from jaxgen.store import RunDirectory
+from jaxgen.inference.predictor import Predictor
+from jaxgen.runs.directory import RunDirectory
 
 TABLE = "text,kind\n" + "".join(f"{a} {b},{kind}\n" for kind, a, b in [
     ("sea", "fish", "wave"), ("sea", "wave", "ship"), ("sea", "ship", "fish"), ("sea", "fish", "ship"),

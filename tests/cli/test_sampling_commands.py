@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgen.cli.controls import read_transforms, unescaped
+from jaxgen.cli.output import Speed, Writer
 from jaxgen.cli.sample import SampleConfig, main, read_prompt
-from jaxgen.cli.writing import Speed, Writer
-from jaxgen.run import Piece
+from jaxgen.cli.sampling_flags import read_transforms, unescaped
+from jaxgen.inference.text_stream import Piece
 from jaxgen.sampling import TRANSFORMS
-from jaxgen.text import WordTokenizer
+from jaxgen.tokenizers import WordTokenizer
 
 
 def body(text: str) -> dict[str, str]:
@@ -367,7 +367,7 @@ def test_who_wants_several_greedy_texts_is_told_that_they_are_one(sample, run):
 
 def test_texts_that_no_time_was_left_for_are_told(sample, run, monkeypatch):
     clock = iter(range(10**6))
-    monkeypatch.setattr("jaxgen.run.sampler.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("jaxgen.inference.sampler.time.monotonic", lambda: next(clock))
     done = sample("--run", run, "--length", 32, "--num-samples", 50, "--max-seconds", 20)
     assert re.search(r"note: time was up before \d+ of 50 texts were begun", done.err)
     assert len(body(done.out)) < 50

@@ -12,11 +12,12 @@ import sys
 
 import pytest
 
-from jaxgen.cli import score_output
-from jaxgen.cli.score_output import Speed, Watched, Writer, put, shown, token_text
-from jaxgen.run import Sampler, compiled
-from jaxgen.run.scorer import Scorer
-from jaxgen.text import ByteTokenizer
+from jaxgen import jitted
+from jaxgen.cli import score as score_output
+from jaxgen.cli.score import Speed, Watched, Writer, put, shown, token_text
+from jaxgen.inference.sampler import Sampler
+from jaxgen.inference.scorer import Scorer
+from jaxgen.tokenizers import ByteTokenizer
 
 TEXT = "The cat sat on a mat.\nDogs ran over hills.\n"
 
@@ -29,7 +30,7 @@ def nothing_compiles(monkeypatch):
         raise AssertionError("A function of the model was compiled before the input was checked.")
 
     for name in ("preparation", "priming", "scoring"):
-        monkeypatch.setattr(compiled, name, lambda *_: refuse)
+        monkeypatch.setattr(jitted, name, lambda *_: refuse)
 
 
 def rows(text: str) -> list[list[str]]:

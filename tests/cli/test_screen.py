@@ -16,8 +16,8 @@ from rich.console import Console
 from jaxgen.cli import progress
 from jaxgen.cli.common import end_output, guarded, open_output, put, say, visible
 from jaxgen.cli.progress import Screen, clock, progress_line
-from jaxgen.run.events import Evaluated, Finished, Note, Progress, Reading, Sampled, Started
-from jaxgen.run.trainer import Interrupted
+from jaxgen.trainer.events import Evaluated, Finished, Note, Progress, Reading, Sampled, Started
+from jaxgen.trainer.trainer import Interrupted
 
 
 class Broken(io.StringIO):

@@ -13,7 +13,7 @@ import pytest
 
 import jaxgen
 from jaxgen.cli import main
-from jaxgen.store import CheckpointStore
+from jaxgen.runs.checkpoints import CheckpointStore
 
 ROOT = Path(jaxgen.__file__).parent.parent
 ENTRY = "from jaxgen.cli import run; run()"

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from jaxgen.cli.train import read_config
-from jaxgen.data import DATA
-from jaxgen.store import CheckpointStore, MetricsLog
-from jaxgen.text import load_tokenizer
+from jaxgen.runs.checkpoints import CheckpointStore
+from jaxgen.runs.logs import MetricsLog
+from jaxgen.tasks.registry import DATA
+from jaxgen.tokenizers import load_tokenizer
 
 Config = DATA["language"].Config
 
@@ -145,7 +146,7 @@ def test_a_flag_can_switch_off_what_a_file_switches_on(train, small, here):
 @pytest.mark.parametrize("name", Config.presets)
 def test_every_preset_is_accepted_with_its_own_values(name, train, small, monkeypatch):
     seen = []
-    monkeypatch.setattr("jaxgen.run.start", lambda config, emit: seen.append(config) or _Idle())
+    monkeypatch.setattr("jaxgen.trainer.run", lambda config, emit: seen.append(config) or _Idle())
     assert train("--data", small[1], "--preset", name).code == 0
     values = Config.presets[name][1]
     assert {key: getattr(seen[0], key) for key in values if key != "steps"} == {

@@ -17,9 +17,10 @@ from PIL import Image
 
 from jaxgen.cli.predict import main as predict_main
 from jaxgen.cli.train import main as train_main
-from jaxgen.data.dates import dates
-from jaxgen.run.predictor import Predictor
-from jaxgen.store import CheckpointStore, MetricsLog
+from jaxgen.inference.predictor import Predictor
+from jaxgen.runs.checkpoints import CheckpointStore
+from jaxgen.runs.logs import MetricsLog
+from jaxgen.tasks.translate.dates import dates
 
 #: Everything has one width, 8 letters read and 12 written, so that each function is compiled once.
 LONGEST = 11

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from edited import edit
 
-from jaxgen.run import compiled
-from jaxgen.store import CheckpointStore
+from jaxgen import jitted
+from jaxgen.runs.checkpoints import CheckpointStore
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def nothing_compiles(monkeypatch):
         raise AssertionError("A function of the model was compiled before the input was checked.")
 
     for name in ("fresh_state", "training_steps", "evaluation", "preparation", "priming", "decoding"):
-        monkeypatch.setattr(compiled, name, lambda *_: refuse)
+        monkeypatch.setattr(jitted, name, lambda *_: refuse)
 
 
 @pytest.fixture

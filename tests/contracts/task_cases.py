@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxgen.run import Sampler, Settings
+from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.sampler import Sampler
 
 from .task_checks import Case, Examples
 

@@ -19,12 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.data import DATA
-from jaxgen.run import Interrupted, resume, start, trainer
-from jaxgen.run.events import Progress
-from jaxgen.run.predictor import Predictor
-from jaxgen.store import CheckpointStore, MetricsLog
-from jaxgen.tasks import TASKS
+from jaxgen.inference.predictor import Predictor
+from jaxgen.runs.checkpoints import CheckpointStore
+from jaxgen.runs.logs import MetricsLog
+from jaxgen.tasks.registry import DATA, TASKS
+from jaxgen.trainer import trainer
+from jaxgen.trainer.events import Progress
+from jaxgen.trainer.run import resume, start
+from jaxgen.trainer.trainer import Interrupted
 from jaxgen.types import Batch, Labelling, Sequence, Writing
 
 #: Settings of every subject. Dropout: a resumed run must drop what one that was not stopped drops. Ten rows for eight

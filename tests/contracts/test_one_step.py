@@ -18,11 +18,13 @@ from PIL import Image
 
 from jaxgen.cells import CELLS, unroll
 from jaxgen.cells.fused import fits
-from jaxgen.data import DATA
-from jaxgen.run import Sampler, Scorer, Settings, start
-from jaxgen.run.predictor import Predictor
-from jaxgen.store.config import validate
-from jaxgen.tasks import TASKS
+from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.predictor import Predictor
+from jaxgen.inference.sampler import Sampler
+from jaxgen.inference.scorer import Scorer
+from jaxgen.runs.config import validate
+from jaxgen.tasks.registry import DATA, TASKS
+from jaxgen.trainer.run import start
 
 B, D, H = 3, 4, 5
 FAST = {"xla_backend_optimization_level": 0}

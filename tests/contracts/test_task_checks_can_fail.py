@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxgen.data import DATA, ClassifyData
-from jaxgen.data.batches import EVERY
-from jaxgen.data.buckets import RowBatches
-from jaxgen.data.classify_codec import ClassifyCodec
-from jaxgen.run.predictor import Predictor
-from jaxgen.tasks import TASKS, ClassifyTask
+from jaxgen.data.bucketing import RowBatches
+from jaxgen.data.tokens import EVERY
+from jaxgen.inference.predictor import Predictor
+from jaxgen.tasks.classify.codec import ClassifyCodec
+from jaxgen.tasks.classify.data import ClassifyData
+from jaxgen.tasks.classify.objective import ClassifyTask
+from jaxgen.tasks.registry import DATA, TASKS
 
 from . import task_checks
 from .checks import name_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jaxgen.tasks import TASKS
+from jaxgen.tasks.registry import TASKS
 
 from .checks import name_of
 from .task_cases import CASES

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxgen.sampling import Context, Forbid, Last, sample_keys
-from jaxgen.sampling.generate import draw
+from jaxgen.sampling.decode import draw
 
 R, T, V = 3, 5, 17
 LARGE = 50_000

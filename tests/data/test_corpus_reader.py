@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxgen.data.builtin import BUILTIN, python_source
-from jaxgen.data.named import NAMED, NamedFile, NamedSet
-from jaxgen.data.reader import read_texts
+from jaxgen.data.datasets import BUILTIN, NAMED, NamedFile, NamedSet, python_source
+from jaxgen.data.sources import read_texts
 from jaxgen.errors import DataError, UsageError
 
 
@@ -326,7 +325,7 @@ def test_python_source_leaves_tests_and_packages_out_and_stops_at_its_limit(monk
         write(name, name)
     write("latin.py", b"\xe9")
     assert python_source(".") == ["a/x.py", "b.py"]
-    monkeypatch.setattr("jaxgen.data.builtin._SOURCE_LIMIT", 7)
+    monkeypatch.setattr("jaxgen.data.datasets._SOURCE_LIMIT", 7)
     assert python_source(".") == ["a/x.py"]
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxgen.data import named
-from jaxgen.data.named import NAMED, NamedFile, NamedSet, fetch
-from jaxgen.data.reader import read_texts
+from jaxgen.data import datasets as named
+from jaxgen.data.datasets import NAMED, NamedFile, NamedSet, fetch
+from jaxgen.data.sources import read_texts
 from jaxgen.errors import DataError
 
 CONTENT = b"To be, or not to be\n"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxgen.data import packed
-from jaxgen.data.packed import PackedTexts
+from jaxgen.data import packed_texts as packed
+from jaxgen.data.packed_texts import PackedTexts
 
 TEXTS = ["one", "", "zwei €", "\U0001f389", "half \ud83c", "a byte \udcff", "one"]
 

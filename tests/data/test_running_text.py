@@ -11,11 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data import corpus, files, make_batches, prepare, watch
-from jaxgen.data.reader import open_texts
-from jaxgen.data.running import RunningText
+from jaxgen.data import files
+from jaxgen.data import progress as watch
+from jaxgen.data.sources import RunningText, open_texts
 from jaxgen.errors import DataError
-from jaxgen.text import TOKENIZERS, UNK
+from jaxgen.tasks.language import corpus
+from jaxgen.tasks.language.corpus import make_batches, prepare
+from jaxgen.tokenizers import TOKENIZERS, UNK
 
 OPTIONS = {"char": {}, "byte": {}, "word": {"min_count": 1}, "bpe": {"vocab_size": 280}}
 letters = st.sampled_from("abcab  .,'\r\n\ufeff\0é漢🎉")

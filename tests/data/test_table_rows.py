@@ -15,8 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.columns import column_texts, table_rows
-from jaxgen.data.tables import Column, read_table
+from jaxgen.data.tables import Column, column_texts, read_table, table_rows
 from jaxgen.errors import DataError
 
 OPTIONS = {"csv": {"strict": True}, "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.corpus import split_documents
-from jaxgen.data.pieces import check_readable, read_lines, read_pieces
+from jaxgen.data.files import check_readable, read_lines, read_pieces
 from jaxgen.errors import DataError
+from jaxgen.tasks.language.corpus import split_documents
 
 TEXT = "one\r\ntwo €\n\n🎉 three\rfour\n" * 30
 

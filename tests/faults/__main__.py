@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.machine import facts, line
-from jaxgen.run.host import cores
+from jaxgen.runtime import cores
 
 from . import FAULTS
 from .fault import Fault

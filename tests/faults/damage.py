@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import CheckpointError
-from jaxgen.store import CheckpointStore, DamagedCheckpointError, orbax_io
+from jaxgen.runs import orbax_io
+from jaxgen.runs.checkpoints import CheckpointStore
+from jaxgen.runs.manifest import DamagedCheckpointError
 
 from .fault import Fault
 from .stores import METRICS, check, filled

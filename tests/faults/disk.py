@@ -17,7 +17,8 @@ from unittest import mock
 import numpy as np
 
 from jaxgen.errors import CheckpointError
-from jaxgen.store import CheckpointStore, orbax_io
+from jaxgen.runs import orbax_io
+from jaxgen.runs.checkpoints import CheckpointStore
 
 from .fault import Fault, Unavailable
 from .stores import check, filled

@@ -13,13 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.data import DATA
 from jaxgen.errors import DivergedError
-from jaxgen.run import resume, start, trainer
-from jaxgen.run.course import plan_optimizer
-from jaxgen.run.events import Note
-from jaxgen.run.rolling_back import MAX_ROLLBACKS
-from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory
+from jaxgen.runs.checkpoints import CheckpointStore
+from jaxgen.runs.directory import RunDirectory
+from jaxgen.runs.logs import MetricsLog
+from jaxgen.tasks.registry import DATA
+from jaxgen.trainer import trainer
+from jaxgen.trainer.events import Note
+from jaxgen.trainer.nan_recovery import MAX_ROLLBACKS
+from jaxgen.trainer.run import resume, start
+from jaxgen.trainer.schedule import plan_optimizer
 
 from .fault import Fault
 

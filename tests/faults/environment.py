@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.store import CheckpointStore
+from jaxgen.runs.checkpoints import CheckpointStore
 
 from .fault import Fault, Unavailable
 

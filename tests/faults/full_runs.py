@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxgen.store import CheckpointStore
+from jaxgen.runs.checkpoints import CheckpointStore
 
 from .diverging import book, traces
 from .fault import Fault, Unavailable

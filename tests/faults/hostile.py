@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import CheckpointError
-from jaxgen.store import CheckpointStore, MetricsLog, RunDirectory, append_sample
+from jaxgen.runs.checkpoints import CheckpointStore
+from jaxgen.runs.directory import RunDirectory
+from jaxgen.runs.logs import MetricsLog, append_sample
 
 from .fault import Fault
 from .stores import check, filled, forge, state, tree

@@ -13,7 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxgen.store import CheckpointStore, MetricsLog
+from jaxgen.runs.checkpoints import CheckpointStore
+from jaxgen.runs.logs import MetricsLog
 
 from .diverging import book, traces
 from .fault import Fault, Unavailable

@@ -17,12 +17,13 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from jaxgen import jitted
 from jaxgen.errors import CheckpointError, DataError, UsageError
-from jaxgen.run import compiled, resume, start
-from jaxgen.run.events import Note
-from jaxgen.run.record import with_digest
-from jaxgen.run.saved import SavedRun
-from jaxgen.store.lock import RunLock
+from jaxgen.inference.loading import SavedRun
+from jaxgen.runs.config_file import with_digest
+from jaxgen.runs.lock import RunLock
+from jaxgen.trainer.events import Note
+from jaxgen.trainer.run import resume, start
 
 from .diverging import STEPS, book, settings, traces
 from .environment import surroundings
@@ -48,8 +49,8 @@ def begun(folder: Path) -> Path:
 
 def refused(run: Path, kind: type[Exception], *said: str, do: Callable[[], Any] | None = None) -> None:
     """Going on with ``run``, or what else there is to ``do``, is refused before anything compiles or changes."""
-    names = ("fresh_state", "training_steps", "evaluation", "preparation", "priming", "decoding")
-    never = mock.patch.multiple(compiled, **dict.fromkeys(names, mock.Mock(side_effect=AssertionError("compiled"))))
+    names = ("jit_init_state", "jit_train_steps", "jit_eval_step", "jit_prepare", "jit_prefill", "jit_decode")
+    never = mock.patch.multiple(jitted, **dict.fromkeys(names, mock.Mock(side_effect=AssertionError("compiled"))))
     before = tree(run)
     with never, pytest.raises(kind) as caught:
         (do or (lambda: resume(str(run))))()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.store import CheckpointStore
-from tests.run.jobs import Ended, Jobs, ended_by
+from jaxgen.runs.checkpoints import CheckpointStore
+from tests.distributed.jobs import Ended, Jobs, ended_by
 
 from .diverging import book, traces
 from .fault import Fault, Unavailable

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.store import CheckpointStore
-from jaxgen.store import format as fmt
+from jaxgen.runs import manifest as fmt
+from jaxgen.runs.checkpoints import CheckpointStore
 
 #: Step -> metric of the checkpoints that ``filled`` saves: the first is the best, the last the latest.
 METRICS = {10: 1.0, 20: 3.0, 30: 2.0}

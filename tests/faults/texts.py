@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgen.data import prepare
 from jaxgen.errors import DataError
+from jaxgen.tasks.language.corpus import prepare
 
 from .fault import Fault
 from .memory import run_watched
@@ -29,7 +29,7 @@ except ImportError:
     pass
 watched = Peak()
 options = json.loads(sys.argv[3])
-made = jaxgen.data.prepare([sys.argv[1]], level=sys.argv[2], **options)
+made = jaxgen.tasks.language.corpus.prepare([sys.argv[1]], level=sys.argv[2], **options)
 growth = watched.growth()
 if options:  # rows: their order is that of the text, and a part of them was held out
     assert made.train.chars + made.val.chars > 14_000_000 and not made.val.unknown

@@ -17,12 +17,13 @@ from jaxgen.cli.evaluate import EvaluateConfig
 from jaxgen.cli.predict import PredictConfig
 from jaxgen.cli.sample import SampleConfig
 from jaxgen.cli.score import ScoreConfig
-from jaxgen.data import DATA, LanguageConfig
 from jaxgen.errors import CheckpointError
-from jaxgen.run.predictor import Predictor
-from jaxgen.run.sampler import Sampler
-from jaxgen.run.saved import SavedRun
+from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.predictor import Predictor
+from jaxgen.inference.sampler import Sampler
 from jaxgen.sampling import TRANSFORMS
+from jaxgen.tasks.language.config import LanguageConfig
+from jaxgen.tasks.registry import DATA
 
 #: The flags of each command beyond those of its configuration, and words that stand by themselves.
 COMMANDS = {
@@ -81,7 +82,12 @@ def stubbed():
         raise Stub("The arguments were accepted.")
 
     with contextlib.ExitStack() as stack:
-        for owner, name in ((jaxgen.run, "start"), (jaxgen.run, "resume"), (Sampler, "load"), (Predictor, "load")):
+        for owner, name in (
+            (jaxgen.trainer, "start"),
+            (jaxgen.trainer, "resume"),
+            (Sampler, "load"),
+            (Predictor, "load"),
+        ):
             stack.enter_context(mock.patch.object(owner, name, end))
         stack.enter_context(mock.patch.object(SavedRun, "open", end))
         stack.enter_context(mock.patch("jaxgen.cli.common.prepare_process"))

@@ -12,20 +12,21 @@ import jax
 import pytest
 
 import jaxgen
-from jaxgen.data import LanguageConfig
+from jaxgen import jitted
 from jaxgen.errors import CheckpointError, DataError, UsageError
-from jaxgen.run import Sampler, Settings, compiled
-from jaxgen.run.beams import Search
-from jaxgen.run.receipts import replay
-from jaxgen.run.record import read_config, with_digest
-from jaxgen.run.saved import SavedRun
-from jaxgen.run.settings import transform_to_json
+from jaxgen.fsutil import parse_json
+from jaxgen.inference.beam_search import Search
+from jaxgen.inference.generation_config import Settings, transform_to_json
+from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.receipts import replay
+from jaxgen.inference.sampler import Sampler
+from jaxgen.runs.config import read_toml, validate
+from jaxgen.runs.config_file import read_config, with_digest
+from jaxgen.runs.directory import RunDirectory
 from jaxgen.sampling.transforms import Bias, NoRepeatNgram, RepetitionPenalty, TopP
-from jaxgen.store import RunDirectory
-from jaxgen.store.config import read_toml, validate
-from jaxgen.store.files import parse_json
-from jaxgen.tasks import LanguageTask
-from jaxgen.text import TOKENIZERS, load_tokenizer
+from jaxgen.tasks.language.config import LanguageConfig
+from jaxgen.tasks.language.objective import LanguageTask
+from jaxgen.tokenizers import TOKENIZERS, load_tokenizer
 
 from .mutation import altered, mutated_bytes
 
@@ -165,7 +166,7 @@ def test_an_altered_receipt_is_refused_or_drawn(kind, number, monkeypatch):
         raise DataError("The receipt was accepted.")
 
     monkeypatch.setattr(Sampler, "_stream", end)
-    monkeypatch.setattr(compiled, "beams", end)
+    monkeypatch.setattr(jitted, "jit_beam_search", end)
     raw = json.dumps({"sample": DRAWN, "beam": FOUND}[kind]).encode()
 
     def read(data: bytes) -> None:

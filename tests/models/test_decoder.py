@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxgen.cells import GRU, LSTM, Elman
 from jaxgen.errors import UsageError
 from jaxgen.models import Decoder
-from jaxgen.models.stack import dropout
+from jaxgen.models.layers import dropout
 
 B, T, S, M, H = 3, 4, 5, 6, 7
 SMALL, LARGE = 9, 20  # fewer and more tokens than there are in a batch of B * T
@@ -89,7 +89,7 @@ def sigmoid(a):
 
 def lstm(p, carry, x, more):
     """One step; ``more`` is added to the input's part of the pre-activations, in the units in which cells have them:
-    a sigmoid is half a tanh of half of what it gets (``jaxgen.cells.LSTM``)."""
+    a sigmoid is half a tanh of half of what it gets (``jaxgen.cells.lstm.LSTM``)."""
     c, h = carry
     more = more * np.repeat([2, 2, 1, 2], H)
     i, f, g, o = np.split(x @ p["input"]["kernel"] + p["input"]["bias"] + more + h @ p["recurrent_kernel"], 4)

@@ -11,10 +11,10 @@ import pytest
 from flax import linen as nn
 
 from jaxgen.cells import GRU, LSTM, Elman
-from jaxgen.cells.torch_weights import from_torch
+from jaxgen.cells.torch import from_torch
 from jaxgen.errors import UsageError
 from jaxgen.models import Encoder
-from jaxgen.models.stack import dropout
+from jaxgen.models.layers import dropout
 
 B, S, H = 4, 5, 6
 SMALL, LARGE = 11, 30  # fewer and more tokens than there are in a batch of B * S

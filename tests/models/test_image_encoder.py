@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.models.image_encoder import FeatureEncoder, ImageEncoder, patches
-from jaxgen.pictures import flip, grayscale, resize
+from jaxgen.models.image_encoder import FeatureEncoder, ImageEncoder, flip, grayscale, patches, resize
 
 B, M = 4, 8
 SMALL = ImageEncoder((12, 8), M, patch=2, widths=(16, 16), blocks=(1, 0))

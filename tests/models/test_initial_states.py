@@ -13,8 +13,8 @@ from flax import linen as nn
 from jaxgen.cells import CELLS, LSTM
 from jaxgen.errors import UsageError
 from jaxgen.models import LanguageModel
-from jaxgen.models.state_vectors import count_state, shape_state
-from jaxgen.tasks import LanguageTask
+from jaxgen.models.layers import count_state, shape_state
+from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.types import Batch, Conditioned
 
 B, T, H, C, V = 3, 4, 5, 3, 7

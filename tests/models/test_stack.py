@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxgen.cells import GRU, Elman
 from jaxgen.errors import UsageError
 from jaxgen.models import Stack
-from jaxgen.models.stack import dropout
+from jaxgen.models.layers import dropout
 
 T, B, D, H = 4, 3, 2, 5
 

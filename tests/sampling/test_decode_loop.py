@@ -28,7 +28,7 @@ from jaxgen.sampling import (
     prime_chunks,
     sample_keys,
 )
-from jaxgen.sampling.generate import draw, perturbed
+from jaxgen.sampling.decode import draw, perturbed
 from jaxgen.sampling.transforms import (
     Bias,
     EpsilonCutoff,

@@ -34,7 +34,7 @@ from jaxgen.sampling.transforms import (
     TypicalP,
     update_chain,
 )
-from jaxgen.sampling.transforms.threshold import PAIRS
+from jaxgen.sampling.transforms.truncation import PAIRS
 
 R, EOS = 3, 2
 #: Compiles in half the time; how fast these few steps run does not matter.

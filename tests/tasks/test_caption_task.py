@@ -12,8 +12,8 @@ import pytest
 from flax import linen as nn
 
 from jaxgen.models import Seen
-from jaxgen.tasks.caption import CaptionTask
-from jaxgen.tasks.conditional import EOS, ConditionalTask
+from jaxgen.tasks.caption.objective import CaptionTask
+from jaxgen.tasks.seq2seq.objective import EOS, ConditionalTask
 from jaxgen.types import Writing
 
 B, T, VOCAB, H, SIDE = 4, 5, 7, 8, 8

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.data.judging import judged
 from jaxgen.errors import UsageError
-from jaxgen.tasks import ClassifyTask
-from jaxgen.tasks.classify import BINS, _judged
+from jaxgen.metrics.classification import judged
+from jaxgen.tasks.classify.objective import BINS, ClassifyTask, _judged
 from jaxgen.types import Labelling, Sequence
 
 B, S, V, C = 6, 5, 9, 3

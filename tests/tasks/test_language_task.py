@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.tasks import TASKS, LanguageTask
+from jaxgen.tasks.language.objective import LanguageTask
+from jaxgen.tasks.registry import TASKS
 from jaxgen.types import Batch
 
 B, T, H = 4, 6, 5

@@ -15,12 +15,12 @@ from flax import linen as nn
 from jaxgen.errors import UsageError
 from jaxgen.models import Decoder, EncoderDecoder, Source
 from jaxgen.sampling import Context, DecodeState, beam_search, beam_states, chain, decode, sample_keys, tile_beams
-from jaxgen.sampling.transforms.min_length import MinLength
-from jaxgen.tasks.conditional import EOS, ConditionalTask
-from jaxgen.tasks.translate import TranslateTask
+from jaxgen.sampling.transforms.constraints import MinLength
+from jaxgen.tasks.seq2seq.objective import EOS, ConditionalTask
+from jaxgen.tasks.translate.objective import TranslateTask
 from jaxgen.training import train_steps
-from jaxgen.training.parallel import make_mesh, spread_train_steps
-from jaxgen.training.state import TrainState
+from jaxgen.training.data_parallel import make_mesh, spread_train_steps
+from jaxgen.training.step import TrainState
 from jaxgen.types import Sequence, Writing
 
 B, S, T, H = 8, 5, 6, 12

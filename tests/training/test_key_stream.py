@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgen.tasks import LanguageTask
+from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.training import create_state
 from jaxgen.training.step import row_keys
 

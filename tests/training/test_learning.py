@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from jaxgen.cells import CELLS
-from jaxgen.tasks import LanguageTask
+from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.training import create_state, make_optimizer, train_steps
 from jaxgen.types import Batch
 

@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 
 from jaxgen.models import LanguageModel
-from jaxgen.tasks import LanguageTask
+from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.training import (
     count_devices,
     create_state,

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgen.tasks import LanguageTask
+from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.training import create_state, eval_step, make_optimizer, make_schedule, train_step, train_steps
 from jaxgen.training.step import row_keys
 from jaxgen.types import Batch, Objective

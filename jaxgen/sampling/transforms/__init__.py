@@ -3,17 +3,10 @@
 from typing import Any
 
 from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last, Transform, chain, update_chain
-from jaxgen.sampling.transforms.bias import Bias
-from jaxgen.sampling.transforms.cutoffs import EpsilonCutoff, EtaCutoff, MinP
-from jaxgen.sampling.transforms.forbid import Forbid
-from jaxgen.sampling.transforms.force import Force
-from jaxgen.sampling.transforms.min_length import MinLength
-from jaxgen.sampling.transforms.no_repeat_ngram import NoRepeatNgram
-from jaxgen.sampling.transforms.penalties import FrequencyPenalty, PresencePenalty, RepetitionPenalty
+from jaxgen.sampling.transforms.constraints import Bias, Forbid, Force, MinLength
+from jaxgen.sampling.transforms.penalties import FrequencyPenalty, NoRepeatNgram, PresencePenalty, RepetitionPenalty
 from jaxgen.sampling.transforms.temperature import Linear, Schedule, Temperature
-from jaxgen.sampling.transforms.top_k import TopK
-from jaxgen.sampling.transforms.top_p import TopP
-from jaxgen.sampling.transforms.typical_p import TypicalP
+from jaxgen.sampling.transforms.truncation import EpsilonCutoff, EtaCutoff, MinP, TopK, TopP, TypicalP
 
 #: In the order in which they are applied. What may never be drawn goes first, so that nothing counts its probability;
 #: then what goes by the text so far or by the step; then the temperature; then what leaves out the unlikely, each going

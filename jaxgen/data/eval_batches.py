@@ -1,0 +1,110 @@
+"""Evaluation batches: the whole split with carried state, or seeded windows from a zero state; shapes never change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxgen.data.packing import DocumentLanes
+from jaxgen.data.tokens import Tokens, check_sizes, random_bits
+from jaxgen.errors import UsageError
+from jaxgen.tokenizers.base import PAD
+from jaxgen.types import Batch, Conditioned
+
+
+def stream_eval(
+    tokens: Tokens, lanes: int, seq_len: int, burn_in: int = 256, limit_tokens: int | None = None
+) -> Iterator[Batch | Conditioned]:
+    """Every target of the split once, in batches [lanes, seq_len] whose state is carried from one to the next.
+
+    Running text is shared out over the lanes; each but the first reads up to ``burn_in`` earlier tokens, masked, to
+    warm its state. Lanes that a short split does not need stay masked. Documents lie whole in lanes, EOS scored.
+    ``limit_tokens`` keeps a prefix (of documents: at least one). Nothing is yielded for a split without targets.
+    """
+    check_sizes(lanes=lanes, seq_len=seq_len)
+    if limit_tokens is not None:
+        check_sizes(limit_tokens=limit_tokens)
+        tokens = _prefix(tokens, limit_tokens)
+    if burn_in < 0:
+        raise UsageError(f"The burn-in is {burn_in}; it must be 0 or more tokens.")
+    if tokens.doc_starts is None:
+        return _running_text(tokens.ids, lanes, seq_len, burn_in)
+    return _documents(tokens, lanes, seq_len)
+
+
+def window_eval(tokens: Tokens, n_windows: int, length: int, seed: int, batch_size: int) -> Iterator[Batch]:
+    """``n_windows`` seeded uniform windows of the split from a zero state, in batches [batch_size, length].
+
+    The rows that fill the last batch are masked. Nothing is yielded when the split is shorter than length + 1.
+    """
+    check_sizes(n_windows=n_windows, length=length, batch_size=batch_size, seed=seed)
+    return _windows(tokens, n_windows, length, seed, batch_size)
+
+
+def _prefix(tokens: Tokens, limit: int) -> Tokens:
+    if tokens.doc_starts is None:
+        return Tokens(tokens.ids[: max(2, limit)], None, 0, 0)
+    ends = np.append(tokens.doc_starts[1:], tokens.ids.size)
+    keep = max(1, int(np.searchsorted(ends, limit, side="right")))
+    if not ends.size:
+        return tokens
+    known = tokens.conditions and tokens.conditions._replace(of=np.asarray(tokens.conditions.of)[:keep])
+    return Tokens(tokens.ids[: ends[keep - 1]], tokens.doc_starts[:keep], 0, 0, conditions=known)
+
+
+def _running_text(ids: np.ndarray, lanes: int, seq_len: int, burn_in: int) -> Iterator[Batch]:
+    n_targets = ids.size - 1
+    if n_targets < 1:
+        return
+    # A lane whose share is smaller than its burn-in would cost more than it saves.
+    used = max(1, min(lanes, n_targets // max(burn_in, seq_len)))
+    # Lane b predicts ids[share[b]:share[b + 1]]; unused lanes have an empty share at the end.
+    share = np.full(lanes + 1, ids.size, np.int64)
+    share[: used + 1] = 1 + np.arange(used + 1) * n_targets // used
+    first, last = share[:-1], share[1:]
+    begin = np.where(first < last, np.maximum(1, first - burn_in), last)
+    for start in range(0, int((last - begin).max()), seq_len):
+        at = (begin + start)[:, None] + np.arange(seq_len)
+        there = at < last[:, None]
+        at = np.where(there, at, 1)
+        reset = np.zeros(at.shape, bool)
+        reset[:, 0] = start == 0
+        yield Batch(
+            np.where(there, ids[at - 1], PAD).astype(np.int32),
+            np.where(there, ids[at], PAD).astype(np.int32),
+            reset,
+            there & (at >= first[:, None]),
+        )
+
+
+def _documents(tokens: Tokens, lanes: int, seq_len: int) -> Iterator[Batch | Conditioned]:
+    if tokens.doc_starts is None or tokens.doc_starts.size == 0:
+        return
+    packed = DocumentLanes(tokens, lanes)
+    laid = packed.lay(np.arange(packed.count), np.arange(lanes))
+    for start in range(0, packed.longest, seq_len):
+        yield laid.window(start, seq_len)
+
+
+def _windows(tokens: Tokens, n_windows: int, length: int, seed: int, batch_size: int) -> Iterator[Batch]:
+    ids = tokens.ids
+    if ids.size < length + 1:
+        return
+    starts = (random_bits(n_windows, seed, 0, "evaluation") % np.uint64(ids.size - length)).astype(np.int64)
+    for k in range(0, n_windows, batch_size):
+        rows = starts[k : k + batch_size]
+        mask = np.arange(batch_size) < rows.size
+        at = np.pad(rows, (0, batch_size - rows.size))[:, None] + np.arange(length)
+        reset = _begins(at + 1, tokens.doc_starts)
+        reset[:, 0] = True
+        yield Batch(
+            ids[at].astype(np.int32), ids[at + 1].astype(np.int32), reset, np.repeat(mask[:, None], length, axis=1)
+        )
+
+
+def _begins(at: np.ndarray, starts: np.ndarray | None) -> np.ndarray:
+    """Which places are among the ascending ``starts``."""
+    if starts is None or not starts.size:
+        return np.zeros(at.shape, bool)
+    return starts[np.minimum(np.searchsorted(starts, at), starts.size - 1)] == at

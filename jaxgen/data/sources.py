@@ -1,0 +1,193 @@
+"""From what the user names (a set, files, folders, globs, columns) to texts; newlines are never translated."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from jaxgen.data.datasets import BUILTIN, NAMED, fetch
+from jaxgen.data.files import FilesDigest, FileText, find_paths
+from jaxgen.data.packed_texts import PackedTexts
+from jaxgen.data.progress import SILENT, Counter, Watch
+from jaxgen.data.tables import column_kind, column_texts
+from jaxgen.errors import DataError, UsageError, choose
+from jaxgen.tokenizers.base import Text, in_pieces, text_bytes
+from jaxgen.tokenizers.pieces import between
+
+
+@dataclass(frozen=True)
+class RunningText:
+    """Characters ``start`` to ``stop`` of the texts of a source one after the other, in pieces, as often as wanted."""
+
+    source: Source
+    start: int
+    stop: int
+
+    @classmethod
+    def of(cls, source: Source) -> RunningText:
+        """All of a source, which is read once to count its characters. Raises ``DataError`` as reading it does."""
+        chars = sum(map(len, join_texts(source.texts)))
+        source.check()
+        return cls(source, 0, chars)
+
+    def __iter__(self) -> Iterator[str]:
+        return between(join_texts(self.source.texts), self.start, self.stop)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def cut(self, at: int) -> tuple[RunningText, RunningText]:
+        """Its first ``at`` characters, and the others."""
+        return replace(self, stop=self.start + at), replace(self, start=self.start + at)
+
+    def check(self) -> None:
+        """Raise ``DataError`` if a file was changed since its characters were counted."""
+        for text in self.source.texts:
+            if not isinstance(text, str):
+                text.check()
+
+    @property
+    def sha256(self) -> str:
+        """What tells this text from others: the digest of the files, and which characters of them it is."""
+        return hashlib.sha256(f"{self.source.sha256} {self.start} {self.stop}".encode()).hexdigest()
+
+
+def join_texts(texts: Iterable[Text]) -> Iterator[str]:
+    """The texts one after the other, with a newline between two where the first does not end in one."""
+    last = "\n"
+    for text in texts:
+        begun = False
+        for piece in filter(None, in_pieces(text)):
+            if not begun and last != "\n":
+                yield "\n"
+            begun, last = True, piece[-1]
+            yield piece
+
+
+#: How a text is cut into documents (layout ``documents``).
+DOCUMENTS = ("line", "blank-line", "file", "row")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Texts and where they came from.
+
+    ``texts`` has one entry for each file, or for each row when ``by_row``: a string, or a file's text that is read in
+    pieces whenever it is wanted. ``files`` are the SHA-256 of all files, a built-in corpus counting as one; those of
+    files in ``texts`` are known once they have been read.
+    """
+
+    texts: Sequence[str | FileText]
+    name: str
+    files: Sequence[bytes | FileText]
+    default_documents: str | None
+    by_row: bool
+
+    @property
+    def sha256(self) -> str:
+        """The ``FilesDigest`` of all files."""
+        return FilesDigest(each.sha256 if isinstance(each, FileText) else each for each in self.files).hexdigest()
+
+    def check(self) -> None:
+        """Raise ``DataError`` when there is no text in the data, once they have been read."""
+        if not any(text.chars if isinstance(text, FileText) else text for text in self.texts):
+            raise DataError(f"The data {self.name} is empty. Give a file that has text in it.")
+
+
+def read_texts(
+    specs: Sequence[str],
+    *,
+    text_column: str | None = None,
+    documents: str | None = None,
+    level: str = "char",
+) -> Source:
+    """Read built-in corpora, named sets, files, folders and globs, ``.gz`` or not, or a column of CSV/TSV/JSONL.
+
+    All ``texts`` are strings. A built-in or named set goes before a file of the same name (write ``./name`` for the
+    file). ``text_column`` is a header name or a position from 1, with which every row is data. ``level="byte"`` reads
+    any bytes. Raises ``DataError`` for what cannot be read, ``UsageError`` for flags that do not fit.
+    """
+    source = open_texts(specs, text_column=text_column, documents=documents, level=level)
+    texts = ["".join(in_pieces(text)) for text in source.texts]
+    source.check()
+    return replace(
+        source, texts=texts, files=[each.sha256 if isinstance(each, FileText) else each for each in source.files]
+    )
+
+
+def open_texts(
+    specs: Sequence[str],
+    *,
+    text_column: str | None = None,
+    documents: str | None = None,
+    level: str = "char",
+    watch: Watch = SILENT,
+) -> Source:
+    """As ``read_texts``, but that files of running text are read in pieces whenever their text is wanted.
+
+    Errors of those files are raised then. ``watch`` follows the first reading.
+    """
+    if isinstance(specs, str):
+        specs = [specs]
+    if not specs:
+        raise UsageError("No data was given. Name a built-in corpus, a data set, a file, a folder or a glob.")
+    if documents is not None:
+        choose(documents, DOCUMENTS, "way to cut documents (--documents)")
+    texts: list[str | FileText] = []
+    cells = PackedTexts()
+    files: list[bytes | FileText] = []
+    defaults: set[str | None] = set()
+    rows: set[bool] = set()
+    counter = Counter(watch, "reading", 0)
+    for spec in specs:
+        if spec in BUILTIN:
+            if text_column is not None:
+                raise _no_column(spec)
+            found = BUILTIN[spec].texts()
+            files.append(hashlib.sha256(b"".join(map(text_bytes, found))).digest())
+            texts += found
+            defaults.add(BUILTIN[spec].documents)
+            rows.add(False)
+            continue
+        named = NAMED.get(spec)
+        column = named.text_column if named and text_column is None else text_column
+        for path in [fetch(file) for file in named.files] if named else find_paths(spec):
+            text = FileText(path, level, counter.add)
+            with suppress(OSError):  # it will be said when the file is read
+                counter.total += os.stat(path).st_size
+            files.append(text)
+            if column is None:
+                texts.append(text)
+            else:
+                kind = column_kind(path)
+                if kind is None:
+                    raise _no_column(str(path))
+                cells.extend(column_texts(text, kind, column, path, header=named.header if named else None))
+        defaults.add(named.documents if named else None)
+        rows.add(column is not None)
+    if len(rows) > 1:
+        raise UsageError(
+            f"The data {', '.join(specs)} mixes rows of a table with whole texts. Give one kind at a time."
+        )
+    by_row = rows == {True}
+    if documents == "row" and not by_row:
+        raise UsageError(
+            "Documents by row need a table: give a .csv, .tsv or .jsonl file and --text-column, "
+            "or choose --documents line, blank-line or file."
+        )
+    if documents == "file" and by_row:
+        raise UsageError("A column of a table is read row by row: choose --documents row, line or blank-line.")
+    default = defaults.pop() if len(defaults) == 1 else None
+    if by_row and text_column is not None:
+        default = "row"
+    return Source(cells if by_row else texts, " + ".join(map(str, specs)), files, default, by_row)
+
+
+def _no_column(where: str) -> UsageError:
+    return UsageError(
+        f"--text-column was given, but {where} is not a .csv, .tsv or .jsonl file (or one of these with .gz). "
+        "Leave the flag out to read whole texts."
+    )

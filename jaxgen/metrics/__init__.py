@@ -1,0 +1,1 @@
+"""Metrics of generated texts and of predicted labels: functions of sequences and arrays."""

@@ -1,0 +1,1 @@
+"""The figures that a run draws, one module per figure."""

@@ -1,0 +1,113 @@
+"""What ``config.json`` says of a run: the settings as given, and what its first start made of them."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jaxlib
+
+from jaxgen.errors import CheckpointError
+from jaxgen.fsutil import json_sha256
+from jaxgen.runs.config import TrainConfig
+from jaxgen.runs.directory import RunDirectory
+from jaxgen.runtime import processor_name
+from jaxgen.tasks.base import TaskData
+from jaxgen.version import __version__
+
+if TYPE_CHECKING:
+    from jaxgen.trainer.trainer import Trainer
+
+#: Where ``config.json`` holds the digest of the rest.
+DIGEST = "sha256"
+
+
+def resolve(data: TaskData, options: dict[str, Any], parameters: int, devices: int) -> dict[str, Any]:
+    """What follows from data and device, for a model of these ``options``; the number of steps is still open."""
+    return {
+        "model": options,
+        "parameters": parameters,
+        "data": data.identity(),
+        **data.resolved(),
+        "versions": versions(),
+        "device": jax.devices()[0].device_kind,
+        "processor": processor_name(),
+        "devices": devices,
+        "processes": jax.process_count(),
+        "tokenizer": json_sha256(data.codec.to_json()),
+    }
+
+
+def changes_since(resolved: dict[str, Any]) -> str:
+    """What computed the run ``resolved`` when it began and is another here, in words; empty if nothing is.
+
+    That is versions, the kind of device, and of a CPU the kind of processor, as far as the run says them.
+    """
+    then, now = resolved.get("versions"), versions()
+    known = dict(then) if isinstance(then, dict) else {}
+    here = {name: now[name] for name in ("jax", "jaxlib", "python")}
+    here["device"] = known["device"] = jax.devices()[0].device_kind
+    for name in ("device", "processor"):
+        if isinstance(resolved.get(name), str):
+            known[name] = resolved[name]
+    if known["device"] == here["device"] and jax.default_backend() == "cpu":
+        here["processor"] = processor_name()
+    others = [name for name, value in here.items() if known.get(name, value) != value]
+    return " and ".join(f"{name} {known[name]} and goes on with {here[name]}" for name in others)
+
+
+def versions() -> dict[str, str]:
+    """What computes here."""
+    return {
+        "jaxgen": __version__,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def write_config(run: RunDirectory, config: TrainConfig, resolved: dict[str, Any]) -> None:
+    """Write ``config.json``; with it the folder is a run."""
+    content = {"task": config.task, "config": config.model_dump(mode="json"), "resolved": resolved}
+    run.write_json("config.json", with_digest(content))
+
+
+def with_digest(content: dict[str, Any]) -> dict[str, Any]:
+    """``content`` with the digest of all of it, in place of any that it has."""
+    rest = {name: value for name, value in content.items() if name != DIGEST}
+    return {DIGEST: json_sha256(rest), **rest}
+
+
+def read_config(run: RunDirectory) -> dict[str, Any]:
+    """What ``write_config`` wrote. Raises ``CheckpointError`` if any of it has changed since.
+
+    With an altered number it would train on as another run, and nothing else could tell.
+    """
+    content = run.read_json("config.json")
+    if not isinstance(content, dict) or not isinstance(content.get(DIGEST), str):
+        raise CheckpointError(
+            f"{run.config_path} does not describe a run of this version of jaxgen: it has no digest. Copy the run "
+            "again, or train it again."
+        )
+    if content[DIGEST] != with_digest(content)[DIGEST]:
+        raise CheckpointError(
+            f"{run.config_path} has been altered: its digest is not that of its content. Copy the run again. Settings "
+            "are given as flags instead: those that a run may change, with --resume; others, to a new run, which may "
+            "begin from the weights of another with --init-from."
+        )
+    return content
+
+
+def facts_of(trainer: Trainer) -> dict[str, str]:
+    """Lines for the reader of a run that begins: label and text."""
+    config, data, resolved, team = trainer.config, trainer.data, trainer.resolved, trainer.team
+    spread = f", the batch spread over {trainer.devices}" if trainer.devices > 1 else ""
+    return {
+        **data.facts(),
+        "model": f"{config.cell} {config.layers}x{config.hidden}, {resolved['parameters']:,} parameters",
+        "training": f"{trainer.total:,} steps of {data.units_per_step:,} {data.UNIT}, "
+        f"{config.optimizer} at {config.lr:g}, {config.schedule}",
+        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()}){spread}"
+        + ("" if team.alone else f" devices of {team.count} processes"),
+    }

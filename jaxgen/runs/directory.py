@@ -1,0 +1,250 @@
+"""The folder of one run: where each of its files lies, and how a run is made and found."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.fsutil import RESUME, dump_json, load_json, not_regular, replace_file
+from jaxgen.runs.checkpoints import CheckpointStore, is_folder
+from jaxgen.runs.lock import LOCK
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+CHECKPOINTS = "checkpoints"
+
+
+class RunDirectory:
+    """A run's folder, complete in itself: copied elsewhere, everything still works.
+
+    Use ``create`` for a new run, ``open`` for one that exists and ``newest`` for the one last worked on.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r})"
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str] | None, task: str, root: str | os.PathLike[str] = "runs"
+    ) -> RunDirectory:
+        """Make the folder of a new run and prove that it can be written; ``None`` means ``<root>/<task>-<n>``.
+
+        Two processes never get the same ``n``. Raises ``UsageError`` when the folder holds something already
+        or cannot be written.
+        """
+        run = cls._create_numbered(task, Path(root)) if path is None else cls._create_at(Path(path))
+        run._prove_writable()
+        return run
+
+    @classmethod
+    def check(cls, path: str | os.PathLike[str] | None, root: str | os.PathLike[str] = "runs") -> None:
+        """Raise the ``UsageError`` of ``create`` while nothing is made yet, for those who work long before they do."""
+        place = Path(root if path is None else path)
+        above = [each for each in (place.absolute(), *place.absolute().parents) if os.path.lexists(each)]
+        there = above[0]  # what is there of the folder, or is to hold it
+        try:
+            if path is not None and there == place.absolute():
+                _check_free(place, os.listdir(place))
+            if not there.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise _unwritable(place, error) from error
+
+    @classmethod
+    def _create_numbered(cls, task: str, root: Path) -> RunDirectory:
+        pattern = re.compile(rf"{re.escape(task)}-([0-9]{{1,9}})")
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            taken = [int(match[1]) for entry in os.listdir(root) if (match := pattern.fullmatch(entry))]
+            for number in itertools.count(max(taken, default=0) + 1):
+                candidate = root / f"{task}-{number}"
+                try:
+                    candidate.mkdir()  # atomic: whoever makes it owns it
+                except FileExistsError:
+                    continue
+                return cls(candidate)
+        except OSError as error:
+            raise _unwritable(root, error) from error
+        raise AssertionError("unreachable")
+
+    @classmethod
+    def _create_at(cls, path: Path) -> RunDirectory:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            entries = os.listdir(path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        _check_free(path, entries)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunDirectory:
+        """The run that lies at ``path``. Raises ``CheckpointError`` when none does, or one without its settings."""
+        run = cls(path)
+        if run.exists():
+            return run
+        run.check_config()
+        if not run.path.exists():
+            missing = "does not exist"
+        elif not run.path.is_dir():
+            missing = "is not a folder"
+        else:
+            missing = f"has no {CONFIG}"
+        raise CheckpointError(
+            f"{run.path} is not a run: it {missing}. `python train.py --run {run.path}` makes a run; "
+            "without `--run` the newest one is used."
+        )
+
+    @classmethod
+    def newest(cls, root: str | os.PathLike[str] = "runs", tasks: Collection[str] | None = None) -> RunDirectory:
+        """The run under ``root`` whose configuration or newest checkpoint was written last.
+
+        Only runs of ``tasks``, if they are given. Raises ``CheckpointError`` when there is none.
+        """
+        root = Path(root)
+        runs = [run for entry in (sorted(root.iterdir()) if root.is_dir() else []) if (run := cls(entry)).exists()]
+        if not runs:
+            raise CheckpointError(f"There is no run in {root}/. `python train.py` makes one; `--run DIR` names one.")
+        able = [run for run in runs if tasks is None or run.task() in (None, *tasks)]
+        if not able:
+            raise CheckpointError(
+                f"No run in {root}/ is of a task that this command can use ({', '.join(tasks or ())}). "
+                "`python train.py TASK` makes one; `--run DIR` names one."
+            )
+        return max(able, key=cls._last_written)
+
+    def task(self) -> str | None:
+        """The task that its ``config.json`` names; ``None`` where that cannot be read."""
+        try:
+            task = self.read_json(CONFIG)["task"]
+        except (CheckpointError, KeyError, TypeError):
+            return None
+        return task if isinstance(task, str) else None
+
+    def exists(self) -> bool:
+        """Whether a run lies here: its ``config.json`` is there."""
+        return self.config_path.is_file()
+
+    def check_config(self) -> None:
+        """Raise ``CheckpointError`` where a run lies whose ``config.json`` is gone, or is no file.
+
+        What a start leaves that was killed before it wrote its configuration is no run.
+        """
+        trained = self._has_trained()  # asked first: whoever starts a run just now writes its configuration before that
+        try:
+            problem = not_regular(os.lstat(self.config_path))
+        except OSError:
+            problem = "is missing" if trained else None
+        if problem:
+            raise CheckpointError(
+                f"{self.path} holds a run that is damaged: its {CONFIG} {problem}. Copy the run again from where it "
+                "came, or train another in a new folder with `python train.py --run DIR`."
+            )
+
+    def _has_trained(self) -> bool:
+        """Whether there are checkpoints, and more than a start makes before it writes its configuration."""
+        if not is_folder(self.checkpoints_path):
+            return False
+        steps = CheckpointStore(self.checkpoints_path).steps()
+        return bool(steps) and (steps != [0] or not all(map(_is_of_a_start, {*os.listdir(self.path)} - {CHECKPOINTS})))
+
+    @property
+    def config_path(self) -> Path:
+        """``config.json``: everything needed to build the model again."""
+        return self.path / CONFIG
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """``tokenizer.json``: the vocabulary."""
+        return self.path / TOKENIZER
+
+    @property
+    def checkpoints_path(self) -> Path:
+        """``checkpoints/``: what ``CheckpointStore`` keeps."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def metrics_path(self) -> Path:
+        """``metrics.jsonl``: one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples_path(self) -> Path:
+        """``samples.txt``: what the model wrote while it learnt."""
+        return self.path / "samples.txt"
+
+    @property
+    def plot_path(self) -> Path:
+        """``loss.png``: the loss curves."""
+        return self.path / "loss.png"
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write ``value`` to the file ``name`` of the run, whole or not at all.
+
+        Raises ``ValueError`` for a number that is not finite and ``CheckpointError`` when it cannot be written.
+        """
+        replace_file(self._file(name), dump_json(value), RESUME)
+
+    def read_json(self, name: str) -> Any:
+        """The content of the JSON file ``name``. Raises ``CheckpointError`` (see ``files.load_json``)."""
+        return load_json(
+            self._file(name), f"Copy the run {self.path} again, or train another with `python train.py --run DIR`."
+        )
+
+    def _file(self, name: str) -> Path:
+        if Path(name).name != name:
+            raise ValueError(f"{name!r} is not the name of a file in the run; give it without a folder.")
+        return self.path / name
+
+    def _prove_writable(self) -> None:
+        probe = self.path / f".probe-{os.getpid()}.tmp"
+        try:
+            probe.touch(exist_ok=False)  # what lies there already may be a link
+            try:
+                probe.write_bytes(b"\0")
+            finally:
+                probe.unlink()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def _last_written(self) -> tuple[float, str]:
+        times = [self.config_path.stat().st_mtime]
+        if self.checkpoints_path.is_dir():
+            times += [entry.stat().st_mtime for entry in os.scandir(self.checkpoints_path) if entry.name[0] != "."]
+        return max(times), self.path.name
+
+
+def _check_free(path: Path, entries: list[str]) -> None:
+    """Raise ``UsageError`` when the folder ``path`` has ``entries`` that a new run would not leave alone."""
+    if CONFIG in entries:
+        raise UsageError(
+            f"{path} already holds a run. Continue it with `--resume auto`, or choose another folder with `--run`."
+        )
+    # A start that was killed before it wrote its configuration leaves nothing of value.
+    if not all(map(_is_of_a_start, entries)):
+        raise UsageError(
+            f"{path} is not empty and is not a run (it has no {CONFIG}). A run that exists is continued with "
+            "`--resume auto`; for a new one choose another folder with `--run`."
+        )
+
+
+def _is_of_a_start(entry: str) -> bool:
+    """Whether a start makes what has this name before it writes its configuration, checkpoints aside."""
+    return entry in (TOKENIZER, LOCK) or re.fullmatch(r"\..*\.tmp", entry) is not None
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"Cannot make a run in {path}: {error.strerror}. Choose a folder that you may write with `--run DIR`."
+    )

@@ -1,0 +1,186 @@
+"""Settings of the process that make JAX fast on a CPU; the commands apply them, importing jaxgen never does."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import time
+import warnings
+import zlib
+from pathlib import Path
+
+from jaxgen.errors import UsageError
+from jaxgen.fsutil import user_cache
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+#: How a compiled function begins that was compressed by Zstandard; zlib is what JAX brings itself.
+ZSTANDARD = b"\x28\xb5\x2f\xfd"
+#: Bytes of compiled functions beyond which the oldest are removed.
+MOST_COMPILED = 1 << 29
+
+
+def keep_memory() -> bool:
+    """Ask glibc to keep large freed blocks instead of returning them to the system; True if it agreed.
+
+    XLA allocates a training step's temporaries anew at each step. By default glibc maps and unmaps them every time
+    and the kernel zeroes each page again, which can cost as much as the arithmetic. Memory stays with the process
+    until it ends. All threads share one arena: the thresholds do not hold in the others, from which the devices of a
+    CPU would take their memory. Call it before the first array. Only glibc has these settings; ``JAXGEN_MALLOC=0``
+    turns them off.
+    """
+    if os.environ.get("JAXGEN_MALLOC", "1") == "0" or platform.libc_ver()[0] != "glibc":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
+    # Older versions refuse thresholds above 32 MiB.
+    mapped = any(mallopt(M_MMAP_THRESHOLD, size) == 1 for size in (1 << 30, 32 << 20))
+    return mapped and mallopt(M_TRIM_THRESHOLD, 2**31 - 1) == 1 and mallopt(M_ARENA_MAX, 1) == 1
+
+
+def keep_compilations() -> Path | None:
+    """Keep compiled functions in the user's cache folder, so that a command starts quickly the second time.
+
+    Returns the folder, or None where nothing is kept: the folder cannot be written, JAX already has a folder
+    (``JAX_COMPILATION_CACHE_DIR``) or keeps nothing at all (``JAX_ENABLE_COMPILATION_CACHE=0``). Call it before the
+    first compilation. Code compiled for one processor need not run on another, hence a folder for each kind.
+    """
+    import jax
+
+    if jax.config.values["jax_compilation_cache_dir"] or not jax.config.values["jax_enable_compilation_cache"]:
+        return None
+    try:
+        folder = user_cache() / "compiled" / f"{jax.lib.__version__}-{processor()}"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: a user without a home
+        return None
+    _drop_torn(folder)
+    _prune(folder)
+    if not folder.is_absolute() or not os.access(folder, os.W_OK | os.X_OK):
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a start compiles many small functions
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # A damaged entry or a full disk costs a compilation, nothing else.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
+    return folder
+
+
+def offer_cores() -> None:
+    """Let JAX see each core of the CPU as a device, so that a batch can be spread over them (``--devices``).
+
+    Nothing happens when the number was set elsewhere (``JAX_NUM_CPU_DEVICES``), or when JAX is already in use. Raises
+    ``UsageError`` for a number there that JAX cannot use.
+    """
+    import jax
+
+    given = jax.config.values["jax_num_cpu_devices"]
+    if given != -1 and given < 1:
+        raise UsageError(f"JAX_NUM_CPU_DEVICES={given} cannot be used: set it to a whole number from 1, or unset it.")
+    set_elsewhere = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if given == -1 and not set_elsewhere:
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", cores())
+
+
+def need_backend() -> None:
+    """Raise ``UsageError`` unless JAX can reach the kind of device that it was told to use (``JAX_PLATFORMS``)."""
+    import jax
+
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # the first for a kind whose plugin is not installed
+        why = f": {str(error).splitlines()[0].split(' (')[0].rstrip('.')}" if str(error) else ""
+        raise UsageError(
+            f"JAX cannot use JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}{why}. Unset it to take what there is, "
+            "or install the JAX for that device."
+        ) from None
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def need_devices(number: int, who: str) -> None:
+    """Raise ``UsageError`` unless there are ``number`` devices to compute on. ``who`` begins the sentence."""
+    import jax
+
+    there = jax.local_device_count()
+    if number > there:
+        more = "Take a machine with more."
+        if jax.default_backend() == "cpu" and number <= cores():
+            more = f"Set JAX_NUM_CPU_DEVICES={number}, or call jaxgen.offer_cores() before anything uses JAX."
+        elif jax.default_backend() == "cpu":
+            more = f"Take a machine with more cores, or set JAX_NUM_CPU_DEVICES={number} (slower)."
+        raise UsageError(f"{who} devices, but {there} can be used here ({jax.default_backend()}). {more}")
+
+
+def processor() -> str:
+    """A short name for the instructions that this machine's processor has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        known = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        known = f"{platform.machine()} {platform.processor()}"
+    return hashlib.sha256(known.encode()).hexdigest()[:12]
+
+
+def processor_name() -> str:
+    """What this machine's processor calls itself, and ``processor()``: instructions may differ under one name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name} ({processor()})"
+
+
+def _drop_torn(folder: Path) -> None:
+    """Remove compiled functions that are not whole: JAX refuses them at every start and never writes them again.
+
+    It writes in place, so that a kill or a full disk leaves a part. Each is looked at once, at the next start.
+    """
+    looked = folder / ".looked"
+    try:
+        before, now = looked.stat().st_mtime_ns if looked.exists() else 0, time.time_ns()
+        for path in folder.glob("*-cache"):
+            if path.stat().st_mtime_ns >= before and not _whole(path.read_bytes()):
+                path.unlink(missing_ok=True)
+        looked.touch()
+        os.utime(looked, ns=(now, now))
+    except OSError:  # another process may be pruning, or the folder cannot be written
+        return
+
+
+def _whole(entry: bytes) -> bool:
+    """Whether a compiled function was written to its end; of Zstandard, where JAX finds it, nothing can be told."""
+    reader = zlib.decompressobj()
+    try:
+        reader.decompress(entry)
+    except zlib.error:
+        return entry.startswith(ZSTANDARD)
+    return reader.eof
+
+
+def _prune(folder: Path) -> None:
+    """Remove the oldest compiled functions once there are too many bytes of them."""
+    found = []
+    for path in folder.glob("*-cache"):  # JAX keeps folders of its own beside them
+        with contextlib.suppress(OSError):  # another process may be pruning too
+            status = path.stat()
+            found.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= MOST_COMPILED:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+        total -= size

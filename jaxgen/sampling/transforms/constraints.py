@@ -1,0 +1,104 @@
+"""Tokens that are never drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.errors import UsageError
+from jaxgen.sampling.transforms.base import Context, Last, check_ids, check_number, check_whole, padded, unless_empty
+from jaxgen.types import Array, TokenId
+
+
+@dataclass(frozen=True)
+class Forbid:
+    """Never draw any of these tokens. ``<pad>`` and ``<unk>`` are always among them."""
+
+    ids: tuple[TokenId, ...]
+
+    def init(self, context: Context) -> Array:
+        check_ids("Forbid", self.ids, context.vocab)
+        if len(set(self.ids)) >= context.vocab:
+            raise UsageError("Forbid got every token of the vocabulary: leave at least one to draw.")
+        forbidden = np.zeros(context.vocab, bool)  # by NumPy, which compiles nothing
+        forbidden[list(self.ids)] = True
+        return jnp.asarray(forbidden)
+
+    @staticmethod
+    def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
+        return state, jnp.where(state[None, :], -jnp.inf, logits)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Add a number to the logit of each of these tokens: +1 makes one 2.7 times as likely beside the others."""
+
+    biases: tuple[tuple[TokenId, float], ...]
+
+    def __post_init__(self) -> None:
+        for _, value in self.biases:
+            check_number("A bias", value, -1e4, 1e4, "a number from -10000 to 10000; to rule a token out, forbid it")
+
+    def init(self, context: Context) -> Array:
+        check_ids("Bias", [i for i, _ in self.biases], context.vocab)
+        bias = np.zeros(context.vocab, np.float32)
+        for i, value in self.biases:
+            bias[i] += value
+        return jnp.asarray(bias)
+
+    @staticmethod
+    def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
+        return state, jnp.where(state[None, :] == 0, logits, logits + state[None, :])
+
+
+@dataclass(frozen=True)
+class Force:
+    """Begin the generated text with these tokens. They are drawn with probability 1 and count as generated.
+
+    One that is forbidden cannot be forced: the draw is then left as it is.
+    """
+
+    #: A flag makes one sequence of its texts, not a set of tokens.
+    in_order: ClassVar[bool] = True
+
+    ids: tuple[TokenId, ...]
+
+    def init(self, context: Context) -> Array:
+        check_ids("Force", self.ids, context.vocab)
+        return jnp.asarray(padded(self.ids, -1, np.int32))
+
+    @staticmethod
+    def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
+        size = state.shape[0]
+        token = jnp.where(last.t < size, state[jnp.minimum(last.t, size - 1)], -1)
+        ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
+        forced = jnp.where(ids == token, logits, -jnp.inf)
+        return state, jnp.where(token < 0, logits, unless_empty(forced, logits))
+
+
+class Least(NamedTuple):
+    """Until when which tokens are held back."""
+
+    n: Array
+    ends: Array  # [V]
+
+
+@dataclass(frozen=True)
+class MinLength:
+    """Do not let a text end before it has this many tokens, unless nothing else is possible."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        check_whole("A least length", self.n, 0, 10**18)
+
+    def init(self, context: Context) -> Least:
+        return Least(jnp.int32(min(self.n, 2**31 - 1)), jnp.asarray(np.arange(context.vocab) == context.eos))
+
+    @staticmethod
+    def update(state: Least, logits: Array, last: Last) -> tuple[Least, Array]:
+        held = jnp.where((last.t < state.n) & state.ends[None, :], -jnp.inf, logits)
+        return state, unless_empty(held, logits)

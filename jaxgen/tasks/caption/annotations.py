@@ -1,0 +1,289 @@
+"""Captions of images: the common file formats, and which images they belong to."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxgen.data.tables import check_alike, column_index, column_position, table_rows
+from jaxgen.errors import DataError, choose
+
+#: What is done about images without captions, captions without images, and captions without words.
+POLICIES = ("refuse", "skip")
+#: A line of the Flickr8k token format: ``name.jpg#0<TAB>caption``.
+_TOKEN = re.compile(r"(?P<image>[^\t]+)#\d+\t(?P<caption>.*)")
+_SUFFIXES = frozenset((".csv", ".json", ".token", ".tsv", ".txt"))
+#: So much of a file is looked at to recognise it.
+_BEGINNING = 1 << 16
+_FORMATS = (
+    "a Flickr8k token file (lines `name.jpg#0<TAB>caption`), COCO captions JSON (`images` and `annotations`), "
+    "or a CSV or TSV table with a header"
+)
+
+
+class Matched(NamedTuple):
+    """Captions and what they are of, in the order of the captions' file."""
+
+    names: list[str]  # of images, as the folder or the features name them
+    captions: list[list[str]]  # for each, one caption or more
+    images_left_out: list[str]  # had no captions
+    captions_left_out: list[str]  # named no image there is
+
+
+def read_captions(
+    path: Path | str, *, image_column: str = "image", caption_column: str = "caption", empty: str = "refuse"
+) -> dict[str, list[str]]:
+    """Image name -> its captions, both in the order of the file.
+
+    The format is told by the content: Flickr8k tokens, COCO captions JSON (in the order of its ``images``), or a
+    table whose header has both columns, or whose columns are given by position from 1 (``.tsv`` or a tab in the
+    first row: tab-separated without quoting, else CSV).
+    White space in a caption becomes single spaces. ``empty`` refuses captions without words or skips them. Raises
+    ``DataError`` naming the line for what is malformed, and where not one caption is left.
+    """
+    choose(empty, POLICIES, "policy for empty captions")
+    path = Path(path)
+    text = _text(path)
+    kind = _kind(text[:_BEGINNING], path)
+    if kind == "json":
+        pairs = _coco(text, path)
+    elif kind == "token":
+        pairs = _tokens(text, path)
+    else:
+        pairs = _columns(text, kind, path, image_column, caption_column)
+    captions: dict[str, list[str]] = {}
+    for where, image, caption in pairs:
+        words = " ".join(caption.split())
+        if words:
+            captions.setdefault(image, []).append(words)
+        elif empty == "refuse":
+            raise DataError(
+                f"{where} of {path}: the caption of {image!r} is empty. Write one, remove it, "
+                "or have empty captions skipped (--empty skip)."
+            )
+    if not captions:
+        raise DataError(f"The file {path} has no captions in it. Give a file with an image and its caption a row.")
+    return captions
+
+
+def find_captions(folder: Path | str, *, image_column: str = "image", caption_column: str = "caption") -> Path:
+    """The one captions file inside ``folder``, or else beside it; raises ``DataError`` for none and for several."""
+    folder = Path(folder)
+    for place in (folder, folder.resolve().parent):
+        try:
+            files = sorted(path for path in place.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
+        except OSError as error:
+            raise DataError(f"The folder {place} cannot be listed: {error.strerror}. Make it readable.") from error
+        found = [path for path in files if _holds_captions(path, image_column, caption_column)]
+        if len(found) > 1:
+            raise DataError(
+                f"There are {len(found)} captions files in {place}: {first_few([path.name for path in found])}. "
+                "Say which one to use (--captions)."
+            )
+        if found:
+            return found[0]
+    raise DataError(
+        f"There is no captions file in {folder} or beside it. Put one there or name it: {_FORMATS} "
+        f"with the columns {image_column!r} and {caption_column!r}."
+    )
+
+
+def match_captions(
+    captions: Mapping[str, Sequence[str]], names: Iterable[str], *, where: str, missing: str = "refuse"
+) -> Matched:
+    """Pair ``captions`` with the images (or features) of these ``names``, by the same name or the same last part.
+
+    A last part ("a.jpg" of "x/a.jpg") counts where it is the only such one. ``missing="refuse"`` raises
+    ``DataError`` for images without captions and captions without images, and ``"skip"`` leaves them out; both do
+    so when nothing matches. ``where`` says in errors where the images are.
+    """
+    choose(missing, POLICIES, "policy for missing images and captions")
+    names = list(names)
+    if not names:
+        raise DataError(f"There are no images in {where}. Give a folder that has image files in it.")
+    known = _by_last_part(names) | {name: name for name in names}
+    found: dict[str, list[str]] = {}
+    lost = []
+    for image, texts in captions.items():
+        if image in known:
+            found.setdefault(known[image], []).extend(texts)
+        else:
+            lost.append(image)
+    if not found:
+        raise DataError(
+            f"Not one of the {len(captions)} captioned images is in {where}: the captions name {first_few(captions)}, "
+            f"the images are {first_few(names)}. Give the captions of these images."
+        )
+    bare = [name for name in names if name not in found]
+    if missing == "refuse":
+        for things, problem in (
+            (lost, f"captioned images are not in {where}"),
+            (bare, f"images in {where} have no caption"),
+        ):
+            if things:
+                total = len(captions) if things is lost else len(names)
+                raise DataError(
+                    f"{len(things)} of {total} {problem}: {first_few(things)}. Complete them, or have them "
+                    "skipped (--missing skip)."
+                )
+    return Matched(list(found), list(found.values()), bare, lost)
+
+
+def first_few(names: Iterable[str], most: int = 3) -> str:
+    """The first names as an error shows them."""
+    names = list(names)
+    return ", ".join(map(repr, names[:most])) + (", …" if len(names) > most else "")
+
+
+def _text(path: Path) -> str:
+    """The whole file as text without a byte-order mark."""
+    data = _bytes(path)
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        guess = " It looks like UTF-16." if data.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
+        raise DataError(
+            f"The captions file {path} is not UTF-8: byte {data[error.start]:#04x} on line {line} ({error.reason})."
+            f"{guess} Convert it to UTF-8."
+        ) from error
+
+
+def _bytes(path: Path, most: int = -1) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(most)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"The captions file {path} cannot be read: {reason}. Check the path and its permissions."
+        ) from error
+
+
+def _kind(beginning: str, path: Path) -> str:
+    """``json``, ``token``, ``tsv`` or ``csv``; whether a table has the columns is another question."""
+    first = beginning.lstrip().partition("\n")[0].rstrip("\r")
+    if first.startswith("{") or path.suffix.lower() == ".json":
+        return "json"
+    if _TOKEN.fullmatch(first):
+        return "token"
+    return "tsv" if path.suffix.lower() == ".tsv" or "\t" in first else "csv"
+
+
+def _holds_captions(path: Path, image_column: str, caption_column: str) -> bool:
+    """Whether ``read_captions`` would know what to do with a file, from its beginning, for JSON from all of it."""
+    beginning = _bytes(path, _BEGINNING).decode("utf-8", "ignore").removeprefix("\ufeff")
+    if not beginning.strip():
+        return False
+    kind = _kind(beginning, path)
+    if kind == "json":
+        return all(_occurs(f'"{key}"'.encode(), path) for key in ("annotations", "caption"))
+    if kind == "token":
+        return True
+    header = beginning.lstrip("\n").partition("\n")[0].rstrip("\r")
+    cells = [cell.strip('"') for cell in header.split("\t" if kind == "tsv" else ",")]
+    positions = [column_position(column, "") for column in (image_column, caption_column)]
+    if None not in positions:  # without a header; whatever has fewer columns holds something else
+        return len(cells) > 1 and all(position <= len(cells) for position in positions if position)
+    return {image_column, caption_column} <= set(cells)
+
+
+def _occurs(needle: bytes, path: Path) -> bool:
+    """Whether a file that may be large has ``needle`` in it."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(needle) >= 0
+
+
+#: (where in the file, image, caption) of each caption.
+_Pairs = Iterator[tuple[str, str, str]]
+
+
+def _tokens(text: str, path: Path) -> _Pairs:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        found = _TOKEN.fullmatch(line.rstrip("\r"))
+        if found is None:
+            raise DataError(
+                f"Line {number} of {path} is not `name.jpg#0<TAB>caption`, as its first line is: {line[:60]!r}. "
+                "Correct or remove that line."
+            )
+        yield f"Line {number}", found["image"], found["caption"]
+
+
+def _columns(text: str, kind: str, path: Path, image_column: str, caption_column: str) -> _Pairs:
+    flags = {"--image-column": image_column, "--caption-column": caption_column}
+    check_alike([*flags.values()])
+    positions = {flag: column_position(column, flag) for flag, column in flags.items()}
+    indices: list[int] = []
+    width = 0
+    for number, row in table_rows(text, kind, path):
+        if not indices:
+            if len(row) == 1:
+                raise DataError(f"The format of the captions file {path} is not known. Give {_FORMATS}.")
+            indices = [column_index(row, column, positions[flag], path, flag) for flag, column in flags.items()]
+            width = len(row)
+            if None in positions.values():
+                continue
+        if len(row) != width:
+            raise DataError(
+                f"Line {number} of {path} has {len(row)} columns, but its first row has {width}. Correct that line; "
+                "in CSV, captions with commas stand in quotation marks."
+            )
+        yield f"Line {number}", row[indices[0]], row[indices[1]]
+
+
+def _coco(text: str, path: Path) -> _Pairs:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"The captions file {path} is not JSON ({error}). Correct it, or download it again.") from error
+    images, annotations = (_records(content, key, path) for key in ("images", "annotations"))
+    captions: dict[Any, list[tuple[str, Any]]] = {}
+    for place, record in enumerate(images):
+        known = _field(record, "id", (int, str), f"Image {place}", path)
+        if known in captions:
+            raise DataError(f"Image {place} of {path} has the id {known!r}, as one before it has. Make them differ.")
+        captions[known] = []
+    for place, record in enumerate(annotations):
+        image = _field(record, "image_id", (int, str), f"Annotation {place}", path)
+        if image not in captions:
+            raise DataError(
+                f"Annotation {place} of {path} is of the image {image!r}, which is not among its `images`. "
+                "Add the image, or remove the annotation."
+            )
+        captions[image].append((f"Annotation {place}", _field(record, "caption", (str,), f"Annotation {place}", path)))
+    for place, (record, found) in enumerate(zip(images, captions.values())):
+        name = _field(record, "file_name", (str,), f"Image {place}", path)
+        yield from ((where, name, caption) for where, caption in found)
+
+
+def _records(content: Any, key: str, path: Path) -> list[Any]:
+    records = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(records, list):
+        raise DataError(
+            f"The captions file {path} is JSON without a list {key!r}. COCO captions are an object with `images` "
+            "(id, file_name) and `annotations` (image_id, caption)."
+        )
+    return records
+
+
+def _field(record: Any, key: str, kinds: tuple[type, ...], where: str, path: Path) -> Any:
+    value = record.get(key) if isinstance(record, dict) else None
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        kind = " or ".join("a string" if kind is str else "a whole number" for kind in kinds)
+        raise DataError(f"{where} of {path} (counted from 0) must have {key!r}, {kind}. Correct or remove it.")
+    return value
+
+
+def _by_last_part(names: Sequence[str]) -> dict[str, str]:
+    """Each name by what stands behind its last slash, where that is the only such one."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        last = name.rpartition("/")[2]
+        found[last] = None if last in found else name
+    return {last: name for last, name in found.items() if name is not None}

@@ -1,0 +1,436 @@
+"""The host side of captioning: its options, its data, and what it reports."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxgen.data.files import FilesDigest, read_bytes
+from jaxgen.data.progress import SILENT, Watch
+from jaxgen.data.tokens import permutation
+from jaxgen.errors import DataError, UsageError
+from jaxgen.metrics.text_overlap import caption_scores
+from jaxgen.runs.config import TrainConfig
+from jaxgen.tasks.base import Metric, Model
+from jaxgen.tasks.caption.annotations import find_captions, first_few, match_captions, read_captions
+from jaxgen.tasks.caption.codec import CaptionCodec, to_size
+from jaxgen.tasks.caption.config import OF_IMAGES, CaptionConfig
+from jaxgen.tasks.caption.images import Resize, find_images, read_features, read_images, say_skipped
+from jaxgen.tasks.caption.shapes import SIZE, Scenes, shapes
+from jaxgen.tasks.language.corpus import identity
+from jaxgen.tasks.rows_config import VAL_FRACTION
+from jaxgen.tasks.seq2seq.data import Examples, WritingData, encode_target
+from jaxgen.tokenizers import TOKENIZERS
+from jaxgen.tokenizers.base import EOS, Tokenizer
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Images, or features in their place, with one caption or more each."""
+
+    arrays: Sequence[np.ndarray]  # [N], made when they are asked for or there already
+    names: list[str]
+    captions: list[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, which: np.ndarray) -> Captioned:
+        """Those at these indices, in their order."""
+        chosen = which.tolist()
+        return Captioned(
+            [self.arrays[i] for i in chosen], [self.names[i] for i in chosen], [self.captions[i] for i in chosen]
+        )
+
+
+@dataclass(frozen=True)
+class CaptionedSplits:
+    """Captioned images by split: ``train``, ``val``, and others that are judged when a run has ended."""
+
+    splits: dict[str, Captioned]
+    name: str
+    sha256: str
+    shape: tuple[int, ...]
+    notes: list[str] = field(default_factory=list)  # what was left out
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a run remembers of its data: their name and the digest of their bytes."""
+        return {"name": self.name, "sha256": self.sha256}
+
+
+class _Pictures(Sequence[np.ndarray]):
+    """The pictures of scenes, drawn once each when they are first asked for."""
+
+    def __init__(self, scenes: Scenes) -> None:
+        self._scenes = scenes
+        self._drawn: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, i: Any) -> Any:
+        if i not in self._drawn:
+            self._drawn[i] = self._scenes.image(i)
+        return self._drawn[i]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))
+
+
+#: Built-in sets by name: from a seed to splits of scenes.
+SCENE_SETS: dict[str, Callable[[int], dict[str, Scenes]]] = {"shapes": shapes}
+
+
+def read_captioned(
+    data: Sequence[str],
+    val_data: Sequence[str] | None,
+    resize: Resize,
+    *,
+    captions: str | None = None,
+    val_captions: str | None = None,
+    image_column: str = "image",
+    caption_column: str = "caption",
+    image_size: int = SIZE,
+    missing: str = "refuse",
+    empty: str = "skip",
+    strict: bool = False,
+    val_fraction: float | None = None,
+    val_rows: int | None = None,
+    seed: int = 0,
+) -> CaptionedSplits:
+    """Read images, a folder or an ``.npz`` of features each in ``data`` and ``val_data``, with their captions.
+
+    ``captions`` and ``val_captions`` name the captions files of each; by default they are found. Without ``val_data``
+    images are held out at random. Built-in scenes have splits of their own and leave nothing to say about reading.
+    Raises ``DataError`` for data that cannot be used, ``UsageError`` for options that contradict them.
+    """
+    if val_captions is not None and val_data is None:
+        raise UsageError("--val-captions was given without --val-data: say which images they belong to.")
+    if len(data) == 1 and data[0] in SCENE_SETS:
+        own = {"--captions": captions, "--val-data": val_data, "--val-fraction": val_fraction, "--val-rows": val_rows}
+        given = [flag for flag, value in own.items() if value is not None]
+        if given:
+            raise UsageError(f"{given[0]} was given, but {data[0]} has captions and splits of its own: leave it out.")
+        if image_size != SIZE:
+            raise UsageError(
+                f"--image-size is {image_size}, but the scenes of {data[0]} are drawn with {SIZE}: leave it out."
+            )
+        return _builtin(data[0], seed)
+    options: dict[str, Any] = {
+        "image_column": image_column,
+        "caption_column": caption_column,
+        "image_size": image_size,
+        "missing": missing,
+        "empty": empty,
+        "strict": strict,
+    }
+    train, sha256, notes = _read(data, captions, resize, **options)
+    if val_data is not None:
+        val, val_sha256, more = _read(val_data, val_captions, resize, **options)
+        more = [f"of the validation data {note}" for note in more]
+        sha256, notes = identity("", sha256, val_sha256)["sha256"], notes + more
+    else:
+        held_out = val_rows or max(1, round(len(train) * (VAL_FRACTION if val_fraction is None else val_fraction)))
+        if not 0 < held_out < len(train):
+            raise DataError(
+                f"{held_out:,} of {len(train):,} images cannot be held out for validation: at least one must be, and "
+                "at least one must be left to train on. Give more images, or another --val-rows or --val-fraction."
+            )
+        order = permutation(len(train), seed, 0, "split")
+        train, val = train.take(np.sort(order[held_out:])), train.take(np.sort(order[:held_out]))
+    shapes_found = {array.shape for array in (train.arrays[0], val.arrays[0])}
+    if len(shapes_found) > 1:
+        raise DataError(
+            f"The features of training and validation have different shapes: {sorted(shapes_found)}. Compute them in "
+            "the same way."
+        )
+    return CaptionedSplits({"train": train, "val": val}, " + ".join(data), sha256, shapes_found.pop(), notes)
+
+
+def _builtin(name: str, seed: int) -> CaptionedSplits:
+    splits = {}
+    digest = hashlib.sha256()
+    for split, scenes in SCENE_SETS[name](seed).items():
+        digest.update(scenes.digest.encode())
+        numbers = range(len(scenes))
+        names = [f"scene {i} of {split}" for i in numbers]
+        splits[split] = Captioned(_Pictures(scenes), names, [[scenes.caption(i)] for i in numbers])
+    return CaptionedSplits(splits, name, digest.hexdigest(), (SIZE, SIZE, 3))
+
+
+def _read(
+    data: Sequence[str],
+    captions: str | None,
+    resize: Resize,
+    *,
+    image_column: str,
+    caption_column: str,
+    image_size: int,
+    missing: str,
+    empty: str,
+    strict: bool,
+) -> tuple[Captioned, str, list[str]]:
+    if len(data) != 1:
+        raise UsageError(
+            f"Captioned images are one folder or one .npz file of features, but {len(data)} were given: "
+            f"{' '.join(data)}. Name the captions file with --captions."
+        )
+    place = Path(os.path.expanduser(data[0]))
+    if data[0] in SCENE_SETS:
+        raise UsageError(f"The built-in {data[0]} cannot stand in --val-data: it goes with no images but its own.")
+    if not place.exists():
+        raise DataError(
+            f"There is no {data[0]!r}, and no built-in set of that name ({', '.join(SCENE_SETS)}). Give a folder of "
+            "images, or an .npz file of features."
+        )
+    folder = place if place.is_dir() else place.parent
+    columns = {"image_column": image_column, "caption_column": caption_column}
+    file = Path(os.path.expanduser(captions)) if captions else find_captions(folder, **columns)
+    found = read_captions(file, empty=empty, **columns)
+    digest = FilesDigest()
+    digest.add(read_bytes(file))
+    if place.is_dir():
+        matched = match_captions(found, find_images(place), where=str(place), missing=missing)
+        paths = [place / name for name in matched.names]
+        images = read_images(paths, (image_size, image_size), resize, strict=strict)
+        for i in images.kept:  # what cannot be read has no bytes, or none that matter
+            digest.add(read_bytes(paths[i]))
+        arrays: Any = images.images
+        kept, notes = images.kept, [say_skipped(images.skipped, len(paths))] if images.skipped else []
+    else:
+        features = read_features(place)
+        digest.add(read_bytes(place))
+        matched = match_captions(found, features.names, where=str(place), missing=missing)
+        numbers = {name: i for i, name in enumerate(features.names)}
+        arrays = features.features[[numbers[name] for name in matched.names]]
+        kept, notes = list(range(len(matched.names))), []
+    left_out = {
+        "images without captions": matched.images_left_out,
+        "captions without images": matched.captions_left_out,
+    }
+    notes += [f"{len(names):,} {what} left out ({first_few(names)})" for what, names in left_out.items() if names]
+    names = [str(place / matched.names[i]) if place.is_dir() else matched.names[i] for i in kept]
+    return Captioned(arrays, names, [matched.captions[i] for i in kept]), digest.hexdigest(), notes
+
+
+#: Images on the contact sheet of a finished run.
+SHEET = 12
+#: Images of which it is drawn where the decoder looks.
+LOOKS = 2
+
+
+@dataclass(frozen=True)
+class CaptionData(WritingData):
+    """Captioned images with their batches and evaluations, as the trainer uses them."""
+
+    config: CaptionConfig
+    codec: CaptionCodec
+    read: CaptionedSplits
+
+    Config: ClassVar[type[TrainConfig]] = CaptionConfig
+    METRIC: ClassVar[Metric] = Metric("val_cider", higher=True)
+    UNIT: ClassVar[str] = "images"
+
+    @staticmethod
+    def read_codec(obj: Any) -> CaptionCodec:
+        """The codec that ``to_json`` described; raises ``CheckpointError``."""
+        return CaptionCodec.from_json(obj)
+
+    @staticmethod
+    def sizes(codec: CaptionCodec) -> dict[str, Any]:
+        """The options of the model that follow from the codec."""
+        return {"vocab_size": codec.tokenizer.vocab_size, "shape": list(codec.shape)}
+
+    @classmethod
+    def load(cls, config: CaptionConfig, codec: CaptionCodec | None = None, watch: Watch = SILENT) -> CaptionData:
+        """Read and split the images; a given ``codec`` (of a resumed run, or of ``--init-from``) is used as it is.
+
+        Raises ``DataError`` for data that cannot be used, ``UsageError`` for settings that mean nothing with them.
+        """
+        del watch  # all of it is read into memory, which is soon done
+        names = (
+            "captions",
+            "val_captions",
+            "image_column",
+            "caption_column",
+            "image_size",
+            "missing",
+            "empty",
+            "strict",
+        )
+        options = {name: getattr(config, name) for name in (*names, "val_fraction", "val_rows", "seed")}
+        read = read_captioned(config.data, config.val_data, to_size(config.image_size), **options)
+        _check_flags(config, read.shape)
+        if codec is None:
+            texts = [text for captions in read.splits["train"].captions for text in captions]
+            codec = CaptionCodec(_tokenizer(config, texts), read.shape, config.max_length)
+        elif codec.shape != read.shape or codec.tokenizer.kind != config.level:
+            raise UsageError(
+                f"The run to begin from reads arrays of {codec.shape} and writes tokens of the level "
+                f"{codec.tokenizer.kind}, here they are {read.shape} and {config.level}: make them agree, or leave "
+                "out --init-from."
+            )
+        else:
+            codec = replace(codec, max_length=config.max_length)
+        data = cls(config, codec, read)
+        if not data.splits["train"].groups:
+            raise DataError(
+                f"Every caption of {read.name} to train on is longer than {config.max_length} tokens: give a larger "
+                "--max-length."
+            )
+        return data
+
+    @cached_property
+    def splits(self) -> dict[str, Examples]:  # type: ignore[override]
+        most = self.config.max_length
+        return {
+            name: _encoded(each, self.codec, most if name == "train" else None, bool(self.config.lowercase))
+            for name, each in self.read.splits.items()
+        }
+
+    def model_options(self) -> dict[str, Any]:
+        """What ``build`` of the model needs."""
+        return {**self.sizes(self.codec), **_given(self.config)}
+
+    @classmethod
+    def foreseen(cls, config: CaptionConfig) -> dict[str, Any] | None:
+        """What ``build`` will get, with the least vocabulary; ``None`` where the data have to be read for it."""
+        if config.data[0] not in SCENE_SETS and not os.path.isdir(os.path.expanduser(config.data[0])):
+            return None
+        return {"vocab_size": EOS + 1, "shape": [config.image_size, config.image_size, 3], **_given(config)}
+
+    def identity(self) -> dict[str, str]:
+        """The name of the data and the digest of their bytes."""
+        return self.read.identity
+
+    def facts(self) -> dict[str, str]:
+        """Lines for the reader: label and text."""
+        train = self.splits["train"]
+        others = ", ".join(
+            f"{len(each):,} of {name.replace('_', ' ')}"
+            for name, each in self.read.splits.items()
+            if name not in ("train", "val")
+        )
+        longer = sum(map(len, self.read.splits["train"].captions)) - len(train.texts)
+        notes = [*self.read.notes]
+        if longer:
+            notes.append(f"{longer:,} captions of more than {self.config.max_length:,} tokens left out of training")
+        return {
+            "data": f"{self.read.name} (sha256 {self.identity()['sha256'][:12]})",
+            "images": f"{len(train.groups):,} with {len(train.texts):,} captions to train on, "
+            f"{len(self.read.splits['val']):,} to validate"
+            + (f", {others} to judge at the end" if others else "")
+            + "".join(f"; {note.removesuffix('.')}" for note in notes),
+            "tokens": f"{self.config.level} level, vocabulary {self.codec.tokenizer.vocab_size:,}, "
+            f"{train.lengths.mean():.0f} a caption on average",
+        }
+
+    def figures(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:
+        """BLEU-1 to BLEU-4 and CIDEr-D of words, and the share of captions that are letter for letter a reference."""
+        exact = sum(text.strip() in {each.strip() for each in group} for text, group in zip(texts, references))
+        return {**caption_scores(texts, references), "exact": exact / len(texts)}
+
+    def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+        """``captions.png``: some validation images with what the model writes about them, and ``attention.png``."""
+        if not self.codec.of_images:
+            return
+        from jaxgen.plots.attention import draw_attention
+        from jaxgen.plots.contact_sheet import draw_sheet
+
+        if self.config.attention != "none":
+            first = self.splits["val"].groups[:LOOKS]
+            looks = [model.attention(self.splits["val"].raw[rows[0]]) for rows in first]
+            draw_attention(looks, folder / "attention.png")
+        val = self.splits["val"]
+        groups = range(min(SHEET, len(val.groups)))
+        images = [val.inputs[val.groups[g][0]] for g in groups]
+        answers = model.answer(images)
+        texts = [answer["text"] for answer in answers]
+        draw_sheet(images, texts, [val.references(g) for g in groups], folder / "captions.png")
+
+    def headline(self, row: Mapping[str, Any]) -> str:
+        """The quality of captions in a few words."""
+        return f"CIDEr {row['val_cider']:.2f}, BLEU-4 {row['val_bleu_4']:.1f}, {row['val_exact']:.1%} exactly right"
+
+    def summary(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """The final evaluation as labelled lines."""
+        rows = []
+        for name in self.read.splits:
+            if f"{name}_exact" in report:
+                scores = ", ".join(f"{report[f'{name}_bleu_{n}']:.1f}" for n in range(1, 5))
+                line = f"{report[f'{name}_exact']:.2%} exactly right, CIDEr {report[f'{name}_cider']:.3f}, BLEU-1 to 4 "
+                line += f"{scores}, {report[f'{name}_loss']:.4f} nats/token"
+                rows.append(("validation" if name == "val" else name.replace("_", " "), line))
+        return rows
+
+    def next_command(self, run: str) -> str:
+        """How to caption an image with the run, or features in its place."""
+        return f"jaxgen predict --run {shlex.quote(run)} {'photo.png' if self.codec.of_images else 'features.npz'}"
+
+
+def _check_flags(config: CaptionConfig, shape: tuple[int, ...]) -> None:
+    """Raise ``UsageError`` for settings of images that mean nothing, or something false, with inputs of ``shape``."""
+    if config.flips and config.data[0] in SCENE_SETS:
+        raise UsageError(
+            f"--flips {config.flips:g} mirrors images, and the captions of {config.data[0]} say what is left and what "
+            "is right: leave it out."
+        )
+    preset = config.presets[config.preset][1]
+    usual = {name: CaptionConfig.model_fields[name].default for name in OF_IMAGES}
+    given = [name for name in OF_IMAGES if getattr(config, name) not in (usual[name], preset.get(name, usual[name]))]
+    if len(shape) < 3 and given:
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} is about images, and {config.data[0]} has features in their place, which "
+            "are read as they are: leave it out."
+        )
+
+
+def _given(config: CaptionConfig) -> dict[str, Any]:
+    """The options of ``build`` that are settings."""
+    names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
+    more = ("token_dropout", "attention", "patch", "widths", "blocks", "flips", "grays", "label_smoothing")
+    return {name: getattr(config, name) for name in (*names, *more)}
+
+
+def _tokenizer(config: CaptionConfig, texts: list[str]) -> Tokenizer:
+    """A tokenizer of the training captions."""
+    kind = TOKENIZERS[config.level]
+    before = " " if config.level in ("bpe", "word") else ""
+    texts = [text.lower() for text in texts] if config.lowercase else texts
+    return kind.train((before + text for text in texts), **config.tokenizer_options())
+
+
+def _encoded(each: Captioned, codec: CaptionCodec, most: int | None, lower: bool) -> Examples:
+    """A row for each caption; with ``most`` without those that are longer."""
+    inputs: list[Any] = []
+    names: list[str] = []
+    texts: list[str] = []
+    targets: list[np.ndarray] = []
+    groups: list[list[int]] = []
+    for array, name, captions in zip(each.arrays, each.names, each.captions):
+        group = []
+        for text in captions:
+            text = text.lower() if lower else text
+            ids = encode_target(codec.tokenizer, text)
+            if most is None or ids.size < most:
+                group.append(len(texts))
+                inputs.append(array)
+                names.append(name)
+                texts.append(text)
+                targets.append(ids)
+        if group:
+            groups.append(group)
+    lengths = np.array([ids.size + 1 for ids in targets], np.int64)[:, None]
+    return Examples(inputs, inputs, names, texts, targets, lengths, groups)
+
+
+__all__ = ["CaptionCodec", "CaptionConfig", "CaptionData"]

@@ -1,0 +1,447 @@
+"""The host side of classification: its options, its data, and what it reports."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from jaxgen.data.bucketing import NONE, Buckets, RowBatches, in_batches, padded
+from jaxgen.data.datasets import NAMED
+from jaxgen.data.files import FilesDigest, FileText, find_paths
+from jaxgen.data.progress import SILENT, Watch
+from jaxgen.data.tables import Column, Labelled, Rows, digest, read_table, without_empty
+from jaxgen.data.tokens import permutation
+from jaxgen.errors import DataError, UsageError
+from jaxgen.fsutil import replace_file
+from jaxgen.metrics.classification import confusion_lines, confusion_text, judged
+from jaxgen.runs.config import TrainConfig
+from jaxgen.tasks.base import EvalSet, Metric, Model, Shown
+from jaxgen.tasks.classify.codec import ClassifyCodec, normal
+from jaxgen.tasks.classify.config import ClassifyConfig
+from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
+from jaxgen.tasks.language.conditioning import MAX_LABELS
+from jaxgen.tasks.language.corpus import identity
+from jaxgen.tasks.rows_config import VAL_FRACTION
+from jaxgen.tokenizers import TOKENIZERS
+from jaxgen.tokenizers.base import PAD, UNK
+from jaxgen.types import Labelling
+from jaxgen.types import Sequence as TokenRows
+
+#: Built-in sets by name: from a seed to the splits ``train`` and ``val``.
+LABELLED_SETS: dict[str, Callable[[int], dict[str, Labelled]]] = {"stdlib-packages": stdlib_packages}
+
+
+@dataclass(frozen=True)
+class LabelledSplits:
+    """Texts and their labels (the two parts of the rows), to train on and to validate with."""
+
+    train: Rows
+    val: Rows
+    val_sha256: str | None
+    labels: tuple[str, ...]
+    skipped: int
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a run remembers of its data: their name and the digest of their bytes."""
+        return identity(self.train.name, self.train.sha256, self.val_sha256)
+
+
+def read_labelled(
+    data: Sequence[str],
+    val_data: Sequence[str] | None = None,
+    *,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    empty: Literal["skip", "refuse"] = "skip",
+    val_fraction: float | None = None,
+    val_rows: int | None = None,
+    seed: int = 0,
+) -> LabelledSplits:
+    """Read labelled texts and split them; the labels are those of the training split, sorted.
+
+    Without ``val_data`` rows are held out at random, but for one of each label at least. A built-in set has a
+    validation split of its own. Raises ``DataError`` for data that cannot be used, also for a label that occurs in
+    ``val_data`` alone and when there are fewer than two labels; ``UsageError`` for flags that do not fit.
+    """
+    if len(data) == 1 and data[0] in LABELLED_SETS:
+        flags: dict[str, object] = {"--text-column": text_columns, "--label-column": label_column}
+        flags |= {"--val-data": val_data, "--val-fraction": val_fraction, "--val-rows": val_rows}
+        return _builtin(data[0], seed, [flag for flag, value in flags.items() if value is not None])
+    columns = tuple(text_columns) if text_columns else None, label_column
+    _check_there([spec for spec in (*data, *(val_data or ())) if spec in LABELLED_SETS])
+    rows = without_empty(_read(data, *columns), empty)
+    known = {*rows.parts[1]}
+    labels = tuple(sorted(known))
+    if len(labels) < 2:
+        raise DataError(
+            f"All rows of {rows.name} have the label {labels[0]!r}: there is nothing to tell apart. Give data with at "
+            "least two labels, or check --label-column."
+        )
+    if len(labels) > MAX_LABELS:
+        raise DataError(
+            f"The {len(rows):,} rows of {rows.name} have {len(labels):,} labels, and at most {MAX_LABELS:,} can be "
+            f"told apart: {_listed(labels)}. Check --label-column: it should name kinds of texts, not single ones."
+        )
+    if val_data:
+        train, val = rows, without_empty(_read(val_data, *columns), empty)
+        val_sha256 = val.sha256
+        skipped = train.skipped + val.skipped
+    else:
+        held_out = val_rows or max(1, round(len(rows) * (VAL_FRACTION if val_fraction is None else val_fraction)))
+        train, val = _split(rows, held_out, seed)
+        val_sha256, skipped = None, rows.skipped
+    if unseen := [i for i, label in enumerate(val.parts[1]) if label not in known]:
+        raise DataError(
+            f"The label {val.parts[1][unseen[0]]!r} ({val.places[unseen[0]]}) occurs in the validation data alone, "
+            f"which cannot be learnt; the training data have {_listed(labels)}. Add texts of it to the training data, "
+            "or remove it."
+        )
+    return LabelledSplits(train, val, val_sha256, labels, skipped)
+
+
+def _split(rows: Rows, held_out: int, seed: int) -> tuple[Rows, Rows]:
+    """``split_rows``, but that a row which is the last of its label stays to be trained on and another is held out."""
+    left = Counter(rows.parts[1])
+    held: list[int] = []
+    for i in permutation(len(rows), seed, 0, "split").tolist():
+        if left[rows.parts[1][i]] > 1 and len(held) < held_out:
+            left[rows.parts[1][i]] -= 1
+            held.append(i)
+    if not held or len(held) < held_out:
+        raise DataError(
+            f"{held_out:,} of the {len(rows):,} rows of {rows.name} cannot be held out for validation: at least one "
+            f"must be, and of each of the {len(left):,} labels one must be left to train on. Give more rows, or "
+            "another --val-rows or --val-fraction, or check --label-column."
+        )
+    chosen = np.isin(np.arange(len(rows)), held)
+    return rows.take(np.flatnonzero(~chosen)), rows.take(np.flatnonzero(chosen))
+
+
+def _builtin(name: str, seed: int, given: Sequence[str]) -> LabelledSplits:
+    """The splits of a built-in set; ``UsageError`` for flags that it has no use for."""
+    if given:
+        raise UsageError(
+            f"The built-in set {name} has texts, labels and validation rows of its own, for which {given[0]} has no "
+            "meaning: leave it out."
+        )
+    made = LABELLED_SETS[name](seed)
+    sha256 = digest(made)
+    train, val = (
+        Rows((texts, labels), [f"text {n} of {split}" for n in range(1, len(texts) + 1)], name, sha256)
+        for split, (texts, labels) in ((split, made[split]) for split in ("train", "val"))
+    )
+    return LabelledSplits(train, val, None, tuple(sorted({*train.parts[1]})), 0)
+
+
+def _read(data: Sequence[str], text_columns: tuple[str, ...] | None, label_column: str | None) -> Rows:
+    known = NAMED.get(data[0]) if len(data) == 1 else None
+    labels: dict[str, str] = {}
+    if known is not None and known.label_column is not None:
+        text_columns = text_columns or known.text_columns
+        # What the set calls its labels is said of its own column alone.
+        labels = dict(known.labels) if label_column in (None, known.label_column) else {}
+        label_column = label_column or known.label_column
+    elif text_columns is None and label_column is None and len(data) == 1 and os.path.isdir(_home(data[0])):
+        return _folders(Path(_home(data[0])))
+    if text_columns is None or label_column is None:
+        _check_there(data)
+        missing = "Which columns hold the text and the label"
+        if text_columns is not None or label_column is not None:
+            missing = "Which column holds the " + ("text" if text_columns is None else "label")
+        raise UsageError(
+            f"{missing} of {' '.join(data)}? Name them with --text-column and --label-column, by name or by position "
+            "from 1. Or give a folder with a folder of texts for each label."
+        )
+    flags = Column(text_columns, "--text-column"), Column((label_column,), "--label-column", numbers=True)
+    rows = read_table(data, flags, header=known.header if known is not None else None)
+    named = [labels.get(label.strip(), label.strip()) for label in rows.parts[1]]
+    return Rows((rows.parts[0], named), rows.places, rows.name, rows.sha256)
+
+
+def _home(spec: str) -> str:
+    return os.path.expanduser(spec)
+
+
+def _check_there(data: Sequence[str]) -> None:
+    """Raise ``DataError`` for what is neither a named set nor there, ``UsageError`` for a built-in set among data."""
+    for spec in data:
+        if spec in LABELLED_SETS and not os.path.exists(_home(spec)):
+            raise UsageError(
+                f"The built-in set {spec} stands alone: it has validation rows of its own, goes with no other data "
+                "and cannot be --val-data. Give it as the only --data, or leave it out."
+            )
+        near = difflib.get_close_matches(spec, LABELLED_SETS, n=1)
+        if near and not os.path.exists(_home(spec)):
+            raise DataError(f"There is no file or folder {spec!r}. Did you mean the built-in set {near[0]!r}?")
+        if spec not in NAMED:
+            find_paths(spec)
+
+
+def _folders(root: Path) -> Rows:
+    """The files under ``root``, a text each, labelled with the name of the folder in ``root`` that they are in.
+
+    The digest is over the labels too: a file that was moved to another folder is another example.
+    """
+    texts: list[str] = []
+    labels: list[str] = []
+    places: list[str] = []
+    digests: list[bytes] = []
+    for path in find_paths(str(root)):
+        parts = path.relative_to(root).parts
+        if len(parts) < 2:
+            raise DataError(
+                f"{path} lies beside the folders that are to name the labels. Put it into the folder of its label, or "
+                "leave it out; for a table give the file itself with --text-column and --label-column."
+            )
+        text = FileText(path, named=parts[0].encode("utf-8", "surrogateescape") + b"\0")
+        texts.append("".join(text))
+        digests.append(text.sha256)
+        labels.append(parts[0])
+        places.append(f"the file {path}")
+    return Rows((texts, labels), places, str(root), FilesDigest(digests).hexdigest())
+
+
+def _listed(labels: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, labels[:10]))
+    return f"{shown} and {len(labels) - 10} more" if len(labels) > 10 else shown
+
+
+#: Rows of an evaluation batch at least.
+EVAL_ROWS = 32
+#: Validation texts that a run shows with what it takes them for.
+SHOWN, SHOWN_LENGTH = 3, 300
+#: Of the embedding's initial values, by level; 1 at others. Where many tokens are rare, larger ones are random numbers
+#: that a text is known by: on 6,600 news 83.5 % with 1 on words, 88 % with 0.1.
+EMBED_STDDEV = {"bpe": 0.1, "word": 0.1}
+
+
+@dataclass(frozen=True)
+class ClassifyData:
+    """Labelled texts with their batches and evaluations, as the trainer uses them."""
+
+    config: ClassifyConfig
+    codec: ClassifyCodec
+    splits: LabelledSplits
+
+    Config: ClassVar[type[TrainConfig]] = ClassifyConfig
+    COMMANDS: ClassVar[tuple[str, ...]] = ("predict",)
+    METRIC: ClassVar[Metric] = Metric("val_accuracy", higher=True)
+    UNIT: ClassVar[str] = "texts"
+    TARGET: ClassVar[str] = "text"
+
+    @staticmethod
+    def read_codec(obj: Any) -> ClassifyCodec:
+        """The codec that ``to_json`` described; raises ``CheckpointError``."""
+        return ClassifyCodec.from_json(obj)
+
+    @staticmethod
+    def sizes(codec: ClassifyCodec) -> dict[str, int]:
+        """The options of the model that follow from the codec."""
+        return {"vocab_size": codec.tokenizer.vocab_size, "classes": len(codec.labels)}
+
+    @classmethod
+    def load(cls, config: ClassifyConfig, codec: ClassifyCodec | None = None, watch: Watch = SILENT) -> ClassifyData:
+        """Read and split the rows; a given ``codec`` (of a resumed run, or of ``--init-from``) is used as it is.
+
+        Raises ``DataError`` for data that cannot be used, also for labels that the codec does not know.
+        """
+        del watch  # all of it is read into memory, which is soon done
+        splits = read_labelled(
+            config.data,
+            config.val_data,
+            text_columns=config.text_column,
+            label_column=config.label_column,
+            empty=config.empty,
+            val_fraction=config.val_fraction,
+            val_rows=config.val_rows,
+            seed=config.seed,
+        )
+        if codec is None:
+            texts = (normal(text, config.lower, config.level) for text in splits.train.parts[0])
+            tokenizer = TOKENIZERS[config.level].train(texts, **config.tokenizer_options())
+            codec = ClassifyCodec(tokenizer, splits.labels, config.lower, config.max_length)
+        elif codec.tokenizer.kind != config.level:
+            raise UsageError(
+                f"--level is {config.level}, but the run to begin from reads tokens of the level "
+                f"{codec.tokenizer.kind}: give --level {codec.tokenizer.kind}, or leave out --init-from."
+            )
+        elif unknown := sorted({*splits.labels} - {*codec.labels}):
+            raise DataError(
+                f"The data {splits.train.name} have the label {unknown[0]!r}, which the run to begin from does not "
+                f"know: its labels are {', '.join(map(repr, codec.labels))}. Leave out --init-from."
+            )
+        else:  # how texts are read, and how far, may change from run to run; ids and labels may not
+            codec = replace(codec, lower=config.lower, max_length=config.max_length)
+        data = cls(config, codec, splits)
+        _ = data._train  # rows that cannot be read are an error now, not after compilation
+        return data
+
+    @cached_property
+    def _train(self) -> _Encoded:
+        return _Encoded.of(self.splits.train.parts, self.codec)
+
+    @cached_property
+    def _val(self) -> _Encoded:
+        return _Encoded.of(self.splits.val.parts, self.codec)
+
+    @cached_property
+    def batches(self) -> RowBatches:
+        """The training batches, a pure function of (seed, step)."""
+        c, train = self.config, self._train
+        weights = np.ones(len(self.codec.labels))
+        if c.class_weights == "balanced":
+            counts = np.bincount(train.labels, minlength=weights.size)
+            weights = train.labels.size / np.maximum(counts, 1) / weights.size
+        pack = partial(train.pack, weights=weights)
+        return RowBatches(Buckets(train.lengths, c.buckets), c.batch_size, c.seed, lambda rows, w, _: pack(rows, w))
+
+    @property
+    def units_per_step(self) -> int:
+        """Texts in a batch."""
+        return self.config.batch_size
+
+    @property
+    def steps_of_time(self) -> int:
+        """Tokens in a batch, about."""
+        return max(1, round(self.config.batch_size * float(self._train.lengths.mean())))
+
+    def model_options(self) -> dict[str, Any]:
+        """What ``build`` of the model needs."""
+        names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
+        options = {name: getattr(self.config, name) for name in (*names, "token_dropout", "bidirectional", "pooling")}
+        stddev = EMBED_STDDEV.get(self.config.level, 1.0)
+        return {**self.sizes(self.codec), **options, "embed_stddev": stddev, "unknown": UNK}
+
+    def resolved(self) -> dict[str, Any]:
+        """What a run keeps of the data beside their identity: nothing."""
+        return {}
+
+    def identity(self) -> dict[str, str]:
+        """The name of the data and the digest of their bytes."""
+        return self.splits.identity
+
+    def facts(self) -> dict[str, str]:
+        """Lines for the reader: label and text."""
+        train, val = self._train, self._val
+        skipped = f", {self.splits.skipped:,} with an empty part skipped" if self.splits.skipped else ""
+        cut = f", {train.cut:,} cut to {self.codec.max_length:,} tokens" if train.cut else ""
+        unknown = sum(int((ids == UNK).sum()) for ids in val.ids) / max(1, int(val.lengths.sum()))
+        counts = np.bincount(train.labels, minlength=len(self.codec.labels))
+        most, least = int(counts.argmax()), int(counts.argmin())
+        return {
+            "data": f"{self.splits.train.name} (sha256 {self.identity()['sha256'][:12]})",
+            "texts": f"{train.labels.size:,} to train on, {val.labels.size:,} to validate{skipped}{cut}",
+            "labels": f"{len(self.codec.labels)}, from {counts[most]:,} texts of {self.codec.labels[most]!r} to "
+            f"{counts[least]:,} of {self.codec.labels[least]!r}",
+            "tokens": f"{self.config.level} level, vocabulary {self.codec.tokenizer.vocab_size:,}, "
+            f"{train.lengths.mean():.0f} a text on average, {unknown:.1%} unknown in validation",
+        }
+
+    def eval_sets(self, final: bool) -> dict[str, EvalSet]:
+        """The validation rows, each once."""
+        rows = max(self.config.batch_size, EVAL_ROWS)
+        val = self._val
+        buckets = Buckets(val.lengths, self.config.buckets)
+        weights = np.ones(len(self.codec.labels))
+
+        def batches() -> Any:
+            return (val.pack(which, buckets.widths[k], weights) for k, which in in_batches(buckets, rows))
+
+        return {"val": EvalSet(rows, batches)}
+
+    def report(self, totals: Mapping[str, Any], final: bool = False) -> dict[str, Any]:
+        """Accuracy, macro-F1 and calibration of each evaluation; at the end also per label, and what is confused."""
+        row: dict[str, Any] = {}
+        for name, sums in totals.items():
+            figures = judged(np.asarray(sums.confusion), np.asarray(sums.calibration))
+            row[f"{name}_loss"] = float(sums.nll) / float(sums.targets)
+            row |= {f"{name}_{key}": figures[key] for key in ("accuracy", "macro_f1", "calibration_error")}
+            if final:
+                row[f"{name}_labels"] = dict(zip(self.codec.labels, figures["labels"]))
+                row[f"{name}_confusion"] = np.asarray(sums.confusion).astype(int).tolist()
+        return row
+
+    def judge(self, model: Model, final: bool) -> dict[str, Any]:
+        """Nothing: a pass over the rows says it all."""
+        return {}
+
+    def show(self, model: Model, final: bool) -> list[Shown]:
+        """Some validation texts, what they are and what the model takes them for."""
+        texts, labels = (part[:SHOWN] for part in self.splits.val.parts)
+        lines = []
+        for text, label, answer in zip(texts, labels, model.answer(texts)):
+            given, sure = answer["label"], answer["probabilities"][answer["label"]]
+            verdict = "right" if given == label else f"it is {label}"
+            short = text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 2] + " …"
+            lines.append(f"{short}\n    -> {given} ({sure:.0%}; {verdict})")
+        return [Shown("some validation texts", "\n".join(lines))]
+
+    def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+        """``confusion.png`` and ``confusion.txt``."""
+        from jaxgen.plots.confusion import draw_confusion
+
+        confusion, labels = np.array(report["val_confusion"]), self.codec.labels
+        title = f"{folder.name}: {report['val_accuracy']:.1%} of {self._val.labels.size:,} texts are right"
+        draw_confusion(confusion, labels, folder / "confusion.png", title)
+        replace_file(folder / "confusion.txt", confusion_text(confusion, labels).encode("utf-8", "replace"))
+
+    def headline(self, row: Mapping[str, Any]) -> str:
+        """The accuracy of an evaluation."""
+        return f"accuracy {row['val_accuracy']:.1%}, macro-F1 {row['val_macro_f1']:.3f}"
+
+    def summary(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """The final evaluation as labelled lines."""
+        rows = [
+            ("validation", f"accuracy {report['val_accuracy']:.2%}, macro-F1 {report['val_macro_f1']:.4f}"),
+            ("", f"{report['val_loss']:.4f} nats/text, calibration error {report['val_calibration_error']:.4f}"),
+        ]
+        for label, each in report["val_labels"].items():
+            figures = (f"{name} {each[name]:.3f}" for name in ("precision", "recall", "f1"))
+            rows.append((label, f"{', '.join(figures)}, {each['texts']:,} texts"))
+        return rows + confusion_lines(np.array(report["val_confusion"]), self.codec.labels)
+
+    def next_command(self, run: str) -> str:
+        """How to label texts with the run."""
+        return f"echo 'a text' | jaxgen predict --run {shlex.quote(run)}"
+
+    def bits_per_char(self, loss: float) -> None:
+        """A label has no characters."""
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """One split: the ids of its texts, their lengths [N, 1], their labels [N], and how many texts were cut."""
+
+    ids: list[np.ndarray]
+    lengths: np.ndarray
+    labels: np.ndarray
+    cut: int
+
+    @classmethod
+    def of(cls, parts: tuple[list[str], ...], codec: ClassifyCodec) -> _Encoded:
+        examples = [codec.encode(text) for text in parts[0]]
+        numbers = {label: i for i, label in enumerate(codec.labels)}
+        ids = [example.ids for example in examples]
+        lengths = np.array([each.size for each in ids])[:, None]
+        labels = np.array([numbers[label] for label in parts[1]], np.int32)
+        return cls(ids, lengths, labels, sum(example.cut > 0 for example in examples))
+
+    def pack(self, rows: np.ndarray, widths: tuple[int, ...], weights: np.ndarray) -> Labelling:
+        """The batch of these rows, each with the weight of its label."""
+        there = rows != NONE
+        ids = [self.ids[row] if row != NONE else self.ids[0][:0] for row in rows.tolist()]
+        labels = np.where(there, self.labels[rows], 0).astype(np.int32)
+        return Labelling(TokenRows(*padded(ids, widths[0], PAD)), labels, (there * weights[labels]).astype(np.float32))
+
+
+__all__ = ["ClassifyCodec", "ClassifyConfig", "ClassifyData"]

@@ -1,0 +1,1 @@
+"""Language modelling (many-to-many, aligned)."""

@@ -1,0 +1,364 @@
+"""From labels and numbers to the vectors that texts begin from, and how a user names them."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxgen.data.datasets import BUILTIN, NAMED, NamedSet
+from jaxgen.data.tables import Column, Rows, check_alike, read_table
+from jaxgen.errors import CheckpointError, DataError, UsageError, choose
+from jaxgen.tokenizers import load_tokenizer
+from jaxgen.tokenizers.base import Tokenizer
+from jaxgen.training.windows import Conditions
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of N documents: ``labels`` (none of them, or N), ``numbers`` [N, F], and where each stands."""
+
+    labels: list[str]
+    numbers: np.ndarray  # float64
+    places: list[str]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def take(self, which: np.ndarray) -> Known:
+        """What is known of the documents at these indices, in their order."""
+        chosen = which.tolist()
+        labels = [self.labels[i] for i in chosen] if self.labels else []
+        return Known(labels, self.numbers[which], [self.places[i] for i in chosen])
+
+
+@dataclass(frozen=True)
+class KnownSource:
+    """Documents with what is known of them; ``sha256`` is the ``FilesDigest`` of all files."""
+
+    texts: list[str]
+    known: Known
+    name: str
+    sha256: str
+
+
+def read_known(
+    specs: Sequence[str],
+    text_column: str | None = None,
+    label_column: str | None = None,
+    feature_columns: Sequence[str] = (),
+) -> KnownSource:
+    """The rows of CSV, TSV and JSONL files (``.gz`` too) or of a named set that have a text, with label and numbers.
+
+    Columns are names, or positions from 1, with which every row is data. A named set has a text column of its own, and
+    names for the labels of its label column. Rows whose text is white space are left out, as without labels. Raises
+    ``DataError`` for what cannot be read, also for a text without label or number, ``UsageError`` for data that are no
+    table.
+    """
+    specs = [specs] if isinstance(specs, str) else list(specs)
+    if built_in := [spec for spec in specs if spec in BUILTIN]:
+        raise UsageError(
+            f"The built-in data {built_in[0]} have no columns for --label-column or --feature-columns to name: give a "
+            ".csv, .tsv or .jsonl file, or leave the flag out."
+        )
+    named = NAMED.get(specs[0]) if len(specs) == 1 else None
+    text_column = text_column or (named.text_column if named else None)
+    if text_column is None:
+        raise UsageError(
+            f"Which column of {' '.join(specs)} holds the text? Name it with --text-column, by name or by position "
+            "from 1: labels and numbers are read beside it."
+        )
+    check_alike([text_column, *([] if label_column is None else [label_column]), *feature_columns])
+    columns = [Column((text_column,), "--text-column")]
+    if label_column is not None:
+        columns.append(Column((label_column,), "--label-column", numbers=True))
+    columns += [Column((name,), "--feature-columns", numbers=True) for name in feature_columns]
+    rows = read_table(specs, columns, header=named.header if named else None)
+    kept = [i for i, text in enumerate(rows.parts[0]) if text and not text.isspace()]
+    if not kept:
+        raise DataError(f"The data {rows.name} have no row with a text. Give rows with text, or check --text-column.")
+    rows = rows.take(np.array(kept))
+    labels = [] if label_column is None else _labels(rows, named, label_column)
+    first = len(rows.parts) - len(feature_columns)
+    numbers = [_numbers(rows, part, name) for part, name in zip(rows.parts[first:], feature_columns)]
+    table = np.stack(numbers, axis=1) if numbers else np.zeros((len(rows), 0))
+    return KnownSource(rows.parts[0], Known(labels, table, rows.places), rows.name, rows.sha256)
+
+
+def _labels(rows: Rows, named: NamedSet | None, column: str) -> list[str]:
+    """The label of every row; a named set has names for its own."""
+    labels = [label.strip() for label in rows.parts[1]]
+    if missing := [i for i, label in enumerate(labels) if not label]:
+        raise DataError(
+            f"{_capital(rows.places[missing[0]])} has a text and no label, one of {len(missing):,} such rows. Fill in "
+            "the label, or remove the row."
+        )
+    names = dict(named.labels) if named and column == named.label_column else {}
+    return [names.get(label, label) for label in labels]
+
+
+def _numbers(rows: Rows, cells: list[str], column: str) -> np.ndarray:
+    """A column as numbers, float64 [N]."""
+    found = np.empty(len(cells))
+    for i, cell in enumerate(cells):
+        try:
+            found[i] = float(cell)
+        except ValueError:
+            found[i] = math.nan
+        if not math.isfinite(found[i]):
+            raise DataError(
+                f"{_capital(rows.places[i])} has {cell!r} in the column {column!r}, which is no finite number: correct "
+                "it, remove the row, or leave the column out of --feature-columns."
+            )
+    return found
+
+
+def _capital(place: str) -> str:
+    return place[0].upper() + place[1:]
+
+
+#: More labels than these are no labels: a column of texts or of numbers was named by mistake.
+MAX_LABELS = 1_000
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a text is to be about: labels with their shares, which add up to 1, and one number a feature.
+
+    ``None`` stands for the mean of the training texts.
+    """
+
+    labels: tuple[tuple[str, float], ...] | None = None
+    features: tuple[float, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        labels = None if self.labels is None else dict(self.labels)
+        return {"labels": labels, "features": None if self.features is None else list(self.features)}
+
+    def __str__(self) -> str:
+        shares = [f"{name}:{share:g}" for name, share in self.labels or ()]
+        parts = [" ".join(shares) if len(shares) > 1 else shares[0].rpartition(":")[0]] if shares else []
+        parts += [" ".join(f"{value:g}" for value in self.features)] if self.features is not None else []
+        return ", ".join(parts) or "the mean"
+
+
+def conditions_of(known: Known) -> list[Condition]:
+    """The condition of each document."""
+    labels: Sequence[Any] = [((label, 1.0),) for label in known.labels] or [None] * len(known)
+    numbers = [tuple(row) or None for row in known.numbers.tolist()]
+    return [Condition(*both) for both in zip(labels, numbers)]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a run knows of conditions: a vector is the labels' shares, then the standardised features.
+
+    ``shares`` are those of the labels among the training documents, ``means`` and ``deviations`` the training
+    documents' own.
+    """
+
+    labels: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
+    features: tuple[str, ...] = ()
+    means: tuple[float, ...] = ()
+    deviations: tuple[float, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """C, of a vector."""
+        return len(self.labels) + len(self.features)
+
+    @classmethod
+    def fit(cls, known: Known, features: Sequence[str], name: str) -> Conditioning:
+        """From the training documents of the data ``name``. Raises ``DataError`` for what tells nothing apart."""
+        counts = Counter(known.labels)
+        labels = sorted(counts)
+        if len(labels) == 1:
+            raise DataError(
+                f"All texts of {name} have the label {labels[0]!r}: there is nothing to tell apart. Give data with at "
+                "least two labels, or check --label-column."
+            )
+        if len(labels) > MAX_LABELS:
+            raise DataError(
+                f"The label column of {name} has {len(labels):,} different values, and at most {MAX_LABELS:,} can be "
+                "told apart as labels: check --label-column; numbers belong to --feature-columns."
+            )
+        means, deviations = known.numbers.mean(axis=0), known.numbers.std(axis=0)
+        for feature, deviation in zip(features, deviations):
+            if not (math.isfinite(deviation) and deviation > 0):
+                raise DataError(
+                    f"The numbers of the column {feature!r} cannot be standardised: their deviation among the texts of "
+                    f"{name} to train on is {deviation:g}. Leave the column out, or check it."
+                )
+        shares = tuple(counts[label] / len(known) for label in labels)
+        return cls(tuple(labels), shares, tuple(features), tuple(means.tolist()), tuple(deviations.tolist()))
+
+    def encode(self, known: Known) -> Conditions:
+        """The vectors of documents, those that are alike once. Raises ``DataError`` for an unknown label."""
+        number = {label: i for i, label in enumerate(self.labels)}
+        if unseen := [i for i, label in enumerate(known.labels) if label not in number]:
+            raise DataError(
+                f"The label {known.labels[unseen[0]]!r} ({known.places[unseen[0]]}) is none that was learnt: those are "
+                f"{listed(self.labels)}. Leave texts of it out of the data, or train with some of them."
+            )
+        of = np.array([number[label] for label in known.labels], np.int64)
+        if not self.features:
+            return Conditions(of, np.eye(len(self.labels), dtype=np.float32))
+        beside = of[:, None] if self.labels else np.zeros((len(known), 0))
+        different, of = np.unique(np.concatenate([beside, known.numbers], axis=1), axis=0, return_inverse=True)
+        shares = np.eye(len(self.labels))[different[:, : beside.shape[1]].astype(np.int64).reshape(-1)]
+        shares = shares.reshape(len(different), len(self.labels))
+        numbers = self._standardised(different[:, beside.shape[1] :])
+        return Conditions(of.reshape(-1), np.concatenate([shares, numbers], axis=1).astype(np.float32))
+
+    def choose(
+        self, labels: str | Mapping[str, float] | None = None, features: Sequence[float] | None = None
+    ) -> Condition:
+        """A condition by names: one label, or labels with weights, of which only their proportion counts, and a number
+        a feature.
+
+        Raises ``UsageError`` for a label that is none, and for weights or numbers that cannot be used.
+        """
+        if labels is not None and not self.labels:
+            raise UsageError(
+                f"This run has no labels: its texts begin from the numbers {listed(self.features)}. Give those "
+                "(--features), or train with --label-column."
+            )
+        if features is not None and len(features) != len(self.features):
+            known = f"it has {len(self.features)} ({listed(self.features)})" if self.features else "it has none"
+            raise UsageError(f"{len(features)} numbers were given for the features of this run, and {known}.")
+        if features is not None and not all(math.isfinite(value) for value in features):
+            raise UsageError(f"Features of {' '.join(map(str, features))} cannot be used: give finite numbers.")
+        if isinstance(labels, str):
+            labels = {labels: 1.0}
+        shares = None if labels is None else self._shares(labels)
+        return Condition(shares, None if features is None else tuple(float(value) for value in features))
+
+    def _shares(self, weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+        for label in weights:
+            choose(label, self.labels, "label")
+        total = sum(weights.values())
+        if not all(weight >= 0 for weight in weights.values()) or not 0 < total < math.inf:
+            given = " ".join(f"{label}:{weight:g}" for label, weight in weights.items())
+            raise UsageError(f"Weights of {given or 'no label'} cannot be used: give numbers above 0.")
+        if math.isclose(total, 1.0, rel_tol=1e-12):  # those of a receipt are taken as they are
+            total = 1.0
+        return tuple((label, float(weight / total)) for label, weight in weights.items() if weight > 0)
+
+    def vector(self, condition: Condition | None = None) -> np.ndarray:
+        """The vector [C] of a condition, float32; what it leaves open, and ``None``, is the training texts' mean."""
+        condition = condition or Condition()
+        shares, named = np.array(self.shares), condition.labels
+        if named is not None:
+            weights = dict(named)
+            shares = np.array([weights.get(label, 0.0) for label in self.labels])
+        numbers = np.zeros(len(self.features))
+        if condition.features is not None:
+            numbers = self._standardised(np.array(condition.features))
+        return np.concatenate([shares, numbers]).astype(np.float32)
+
+    def _standardised(self, numbers: np.ndarray) -> np.ndarray:
+        return (numbers - np.array(self.means)) / np.array(self.deviations)
+
+    def commonest(self, number: int) -> list[str]:
+        """The labels that most training texts have, the commonest first."""
+        return [self.labels[i] for i in np.argsort(-np.array(self.shares), kind="stable")[:number]]
+
+    def facts(self) -> dict[str, str]:
+        """Lines for the reader: label and text."""
+        told = {}
+        if self.labels:
+            common, rare = (max(self.shares), min(self.shares))
+            most, least = (self.labels[self.shares.index(share)] for share in (common, rare))
+            told["labels"] = f"{len(self.labels)}, from {common:.1%} {most!r} to {rare:.1%} {least!r}"
+        if self.features:
+            each = (f"{name} {m:.3g} ± {d:.3g}" for name, m, d in zip(self.features, self.means, self.deviations))
+            told["features"] = ", ".join(each)
+        return told
+
+    def example(self) -> str:
+        """Flags that name a condition."""
+        if self.labels:
+            return f"--label {shlex.quote(self.commonest(1)[0])}"
+        return "--features " + " ".join(f"{mean:.3g}" for mean in self.means)
+
+    def read(self, obj: Any) -> Condition:
+        """The condition that ``Condition.to_json`` described; ``UsageError`` for anything else."""
+        try:
+            return self.choose(obj["labels"] and dict(obj["labels"]), obj["features"] and list(obj["features"]))
+        except UsageError:
+            raise
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
+            raise UsageError(f"A condition has labels with their shares, and features: {error!r}.") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything needed to make this again, as JSON values."""
+        return {name: list(getattr(self, name)) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_json(cls, obj: Any) -> Conditioning:
+        """What ``to_json`` described; raises ``ValueError`` or its like for anything else."""
+        values = {name: tuple(obj[name]) for name in cls.__dataclass_fields__}
+        if not all(isinstance(name, str) for name in (*values["labels"], *values["features"])):
+            raise ValueError
+        if not all(
+            math.isfinite(float(number)) for name in ("shares", "means", "deviations") for number in values[name]
+        ):
+            raise ValueError
+        labels, features = len(values["labels"]), len(values["features"])
+        wanted = {"labels": labels, "shares": labels, "features": features, "means": features, "deviations": features}
+        if {name: len(value) for name, value in values.items()} != wanted or labels + features == 0:
+            raise ValueError
+        if len({*values["labels"]}) != labels or not all(deviation > 0 for deviation in values["deviations"]):
+            raise ValueError
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class ConditionedCodec:
+    """How the texts of a run are read, and what their conditions are."""
+
+    tokenizer: Tokenizer
+    conditioning: Conditioning
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything needed to make this codec again."""
+        return {"conditioning": self.conditioning.to_json(), "tokenizer": self.tokenizer.to_json()}
+
+
+#: What the texts of a run are read with: runs without conditions keep their tokenizer alone.
+TextCodec = Tokenizer | ConditionedCodec
+
+
+def read_codec(obj: Any) -> TextCodec:
+    """The codec that ``to_json`` described; raises ``CheckpointError`` for anything else."""
+    if not (isinstance(obj, dict) and "conditioning" in obj):
+        return load_tokenizer(obj)
+    try:
+        return ConditionedCodec(load_tokenizer(obj["tokenizer"]), Conditioning.from_json(obj["conditioning"]))
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            "The tokenizer.json of this run does not describe labels and features: copy the run again, or train anew."
+        ) from None
+
+
+def taken_apart(codec: TextCodec) -> tuple[Tokenizer, Conditioning | None]:
+    """The tokenizer of a codec, and what it knows of conditions, if it does."""
+    return (codec.tokenizer, codec.conditioning) if isinstance(codec, ConditionedCodec) else (codec, None)
+
+
+def put_together(tokenizer: Tokenizer, conditioning: Conditioning | None) -> TextCodec:
+    """The opposite of ``taken_apart``."""
+    return tokenizer if conditioning is None else ConditionedCodec(tokenizer, conditioning)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in quotes, the first ten of many."""
+    shown = ", ".join(map(repr, names[:10]))
+    return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown

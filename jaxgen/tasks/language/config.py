@@ -1,0 +1,190 @@
+"""The settings of a language model's run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from jaxgen.errors import choose
+from jaxgen.runs.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
+from jaxgen.tasks.language.corpus import BATCHES, VAL_FRACTION
+from jaxgen.tasks.rows_config import VocabSize, check_level, tokenizer_options
+
+#: Longer n-grams than these are typing errors: almost none of them occurs twice.
+MAX_ORDER = 32
+#: Settings that one kind of model reads and others do not: most are about layers and about training by gradients.
+ONLY = {
+    "ngram": {"order"},
+    "rnn": {*TrainConfig.model_fields, "embed", "embed_dropout", "feature_columns", "label_column", "stride", "tie"}
+    - {"batch_size", "model", "run", "seed"},
+}
+#: What ``build`` of each kind of model takes from the settings.
+BUILT_FROM = {
+    "ngram": ("order",),
+    "rnn": ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "tie", "precision"),
+}
+
+
+class LanguageConfig(TrainConfig):
+    """Text that goes on: a language model, recurrent or one to compare it with."""
+
+    task: ClassVar[str] = "language"
+
+    data: tuple[str, ...] = ("python-docs",)
+    """What to read: built-in (python-docs, python-source), a named set (tinyshakespeare, ag_news, multi30k), or
+    files, folders and globs (.gz too)."""
+    val_data: tuple[str, ...] | None = None
+    """Validation text of its own. By default the tail of the data."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
+    """Share of the data held out at its end (documents: drawn at random). Default: 0.1."""
+    text_column: str | None = None
+    """Column of a CSV, TSV or JSONL file to read, by name or by position from 1."""
+    label_column: str | None = None
+    """Column with the label of each text, by name or by position from 1. The label says where the state of a text
+    begins, so that sample.py --label writes one of that kind. Every row is a document then."""
+    feature_columns: tuple[str, ...] = ()
+    """Columns with numbers, from which the state of a text begins too, standardised: for sample.py --features."""
+    level: str = "char"
+    """What a token is."""
+    vocab_size: VocabSize | None = None
+    """Largest vocabulary at word level (default 20000) and bpe level (default 8192)."""
+    min_count: Positive | None = None
+    """What is seen less often in the training text becomes <unk> (word level: default 2; char level: default 1)."""
+    layout: str | None = None
+    """stream (default): contiguous lanes, state carried from window to window. windows: shuffled windows from a zero
+    state. documents (default for rows of a table): texts of their own, each ending in <eos>."""
+    documents: Literal["line", "blank-line", "file", "row"] | None = None
+    """What a document is; implies --layout documents."""
+    stride: Positive | None = None
+    """Distance between the starts of windows (layout windows). Default: --seq-len."""
+    seq_len: Size = 64
+    """Steps of a window: how far gradients reach back."""
+    embed: Annotated[int, Field(ge=0, le=MAX_SIZE)] | None = None
+    """Width of the token embedding. Default: --hidden. 0: one-hot vectors straight into the cell."""
+    embed_dropout: Fraction = 0.0
+    """Share of each embedding dropped in training, of every occurrence anew."""
+    tie: bool = False
+    """Use the embedding as the output matrix too (needs --embed equal to --hidden)."""
+
+    order: Annotated[int, Field(gt=0, le=MAX_ORDER)] = 5
+    """Longest n-grams that --model ngram counts, in tokens."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "python train.py --data book.txt                     any text",
+        "python train.py --data book.txt --level word        words instead of characters",
+        "python train.py --data names.txt --documents line   a text per line, each ending by itself",
+        "python train.py --model ngram --order 5             an n-gram model, to compare with",
+        "python train.py --run runs/language-1 --resume auto  go on where a run stopped",
+    )
+    presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "tiny": (
+            "LSTM 1x128, 400 steps: seconds, to see that everything works",
+            {"hidden": 128, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 400},
+        ),
+        "small": (
+            "LSTM 1x256, 1,200 steps: under two minutes on 2 CPU cores, readable text",
+            {"hidden": 256, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 1200},
+        ),
+        "base": (
+            "LSTM 1x384 with dropout, 1,800 steps: two to three minutes on 2 CPU cores, much better text",
+            {"hidden": 384, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 1800, "dropout": 0.2},
+        ),
+        "medium": (
+            "LSTM 2x512 with dropout, 6,000 steps: hours on 2 CPU cores, minutes on an accelerator",
+            {"hidden": 512, "layers": 2, "batch_size": 64, "seq_len": 128, "steps": 6000, "dropout": 0.3, "lr": 2e-3},
+        ),
+        "large": (
+            "LSTM 3x1024 with dropout, 20,000 steps: for an accelerator",
+            {
+                "hidden": 1024,
+                "layers": 3,
+                "batch_size": 128,
+                "seq_len": 256,
+                "steps": 20000,
+                "dropout": 0.4,
+                "lr": 1e-3,
+            },
+        ),
+    }
+
+    def tokenizer_options(self) -> dict[str, int]:
+        """The tokenizer options that were given; the level's own defaults hold for the rest."""
+        return tokenizer_options(self)
+
+    def reading(self) -> dict[str, Any]:
+        """What says, beside ``data``, which texts are read and how they are split."""
+        return {
+            "level": self.level,
+            "text_column": self.text_column,
+            "layout": self.layout,
+            "documents": self.documents,
+            "val_fraction": VAL_FRACTION if self.val_fraction is None else self.val_fraction,
+            "val_data": self.val_data,
+            "label_column": self.label_column,
+            "feature_columns": self.feature_columns,
+            "seed": self.seed,
+        }
+
+    @property
+    def is_conditioned(self) -> bool:
+        """Whether something is known of every text beside the text itself."""
+        return self.label_column is not None or bool(self.feature_columns)
+
+    @field_validator("data", "val_data", "feature_columns", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value  # data = "book.txt" in a TOML file
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> LanguageConfig:
+        self._check_model()
+        if self.layout is not None:
+            choose(self.layout, BATCHES, "layout")
+        if self.tie and self.embed not in (None, self.hidden):
+            raise ValueError(f"--tie needs --embed equal to --hidden, which are {self.embed} and {self.hidden}")
+        if self.stride is not None and self.layout != "windows":
+            raise ValueError(f"--stride {self.stride} has a meaning with --layout windows alone: leave it out")
+        check_level(self)
+        if self.documents is not None and self.layout not in (None, "documents"):
+            raise ValueError(f"--documents {self.documents} has no meaning with --layout {self.layout}")
+        if self.is_conditioned:
+            self._check_conditioned()
+        if self.val_fraction is not None and self.val_data:
+            raise ValueError(
+                f"--val-fraction {self.val_fraction} has no meaning with --val-data {' '.join(self.val_data)}, "
+                "which holds nothing out: leave one of them out"
+            )
+        return self
+
+    def _check_conditioned(self) -> None:
+        """Raise ``ValueError`` for settings with which a label would not belong to a text."""
+        flag = "--feature-columns" if self.label_column is None else "--label-column"
+        others = {"layout": (self.layout, "documents"), "documents": (self.documents, "row")}
+        for name, (given, needed) in others.items():
+            if given not in (None, needed):
+                raise ValueError(
+                    f"--{name} {given} has no meaning with {flag}, for which every row of a table is a document: leave "
+                    f"it out"
+                )
+        columns = [self.text_column, self.label_column, *self.feature_columns]
+        named = [column for column in columns if column is not None]
+        if twice := [column for column in named if named.count(column) > 1]:
+            raise ValueError(f"The column {twice[0]!r} was named twice: it is text, label or number, and that once")
+
+    def _check_model(self) -> None:
+        """Raise ``UsageError`` for a setting of other models, which a preset is too; what it has set is not."""
+        choose(self.model, ONLY, "model")
+        preset = self.presets[self.preset][1]
+        for other, names in ONLY.items():
+            usual = {name: (value := _default(type(self), name), preset.get(name, value)) for name in sorted(names)}
+            given = [name for name, values in usual.items() if getattr(self, name) not in values]
+            if other != self.model and given:
+                raise ValueError(
+                    f"--{given[0].replace('_', '-')} {getattr(self, given[0])} has no meaning with --model "
+                    f"{self.model}: leave it out, or give --model {other}"
+                )
+
+
+def _default(kind: type[TrainConfig], name: str) -> Any:
+    return kind.model_fields[name].get_default(call_default_factory=True)

@@ -1,0 +1,315 @@
+"""The host side of language modelling: its data, and what it reports."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxgen.data.progress import SILENT, Watch
+from jaxgen.errors import DataError, UsageError
+from jaxgen.runs.config import TrainConfig
+from jaxgen.tasks.base import EvalSet, Metric, Model, Shown
+from jaxgen.tasks.language.conditioning import Conditioning, TextCodec, put_together, read_codec, taken_apart
+from jaxgen.tasks.language.config import BUILT_FROM, LanguageConfig
+from jaxgen.tasks.language.corpus import (
+    LanguageCorpus,
+    Splits,
+    Tokens,
+    identity,
+    make_batches,
+    prepare,
+    read_splits,
+    stream_eval,
+    window_eval,
+)
+from jaxgen.tokenizers.base import Tokenizer
+from jaxgen.training.windows import Conditions
+
+#: Targets that an evaluation during training scores at most; the last one scores the whole split.
+EVAL_TOKENS = 200_000
+#: Rows of an evaluation batch at least: nothing is learnt from it, so it need not be as small as a training batch.
+EVAL_ROWS = 32
+#: Targets scored by each windowed evaluation: 2,400 windows of 64 or 600 of 256.
+WINDOW_TOKENS = 2_400 * 64
+#: Share of unknown training tokens above which a borrowed vocabulary is refused: the model would learn <unk> instead.
+MAX_UNKNOWN = 0.2
+#: What a run shows of itself: while it trains, and at its end.
+SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 300, 0.8
+FINAL_TEMPERATURES = (0.3, 0.8, 1.0)
+#: Of how many labels, the commonest ones.
+SHOWN_LABELS = 4
+
+
+@dataclass(frozen=True)
+class LanguageData:
+    """A corpus with its batches and evaluations, as the trainer uses them."""
+
+    config: LanguageConfig
+    corpus: LanguageCorpus
+
+    Config: ClassVar[type[TrainConfig]] = LanguageConfig
+    COMMANDS: ClassVar[tuple[str, ...]] = ("sample", "score", "evaluate", "replay")
+    METRIC: ClassVar[Metric] = Metric("val_loss", higher=False)
+    UNIT: ClassVar[str] = "tokens"
+    TARGET: ClassVar[str] = "token"
+
+    @staticmethod
+    def read_codec(obj: Any) -> TextCodec:
+        """The codec that ``to_json`` described; raises ``CheckpointError``."""
+        return read_codec(obj)
+
+    @staticmethod
+    def sizes(codec: TextCodec) -> dict[str, int]:
+        """The options of the model that follow from the codec."""
+        tokenizer, conditioning = taken_apart(codec)
+        return {"vocab_size": tokenizer.vocab_size, "condition": conditioning.width if conditioning else 0}
+
+    @classmethod
+    def load(cls, config: LanguageConfig, codec: TextCodec | None = None, watch: Watch = SILENT) -> LanguageData:
+        """Read, split and encode the text; a given ``codec`` (of a resumed run) is used as it is.
+
+        ``watch`` follows it. Raises ``DataError`` for data that cannot be used, also when a split is too short for one
+        batch or when ``--init-from`` brings a vocabulary that lacks too much of the text.
+        """
+        tokenizer, conditioning = (None, None) if codec is None else taken_apart(codec)
+        if tokenizer is not None and tokenizer.kind != config.level:
+            raise UsageError(
+                f"--level is {config.level}, but the run to begin from reads tokens of the level {tokenizer.kind}: "
+                f"give --level {tokenizer.kind}, or leave out --init-from."
+            )
+        if codec is not None:
+            _check_conditions(config, conditioning)
+        options = config.tokenizer_options()
+        reading: dict[str, Any] = {"tokenizer": tokenizer, "conditioning": conditioning, **config.reading()}
+        corpus = prepare(config.data, tokenizer_options=options, watch=watch, **reading)
+        data = cls(config, corpus)
+        _ = data.batches  # too little text is an error now, not after compilation
+        data._check_validation()
+        # A run that goes on made its vocabulary for this text, whatever it lacks: only a borrowed one is checked.
+        if codec is not None and config.init_from is not None:
+            data._check_vocabulary()
+        return data
+
+    @staticmethod
+    def texts(config: LanguageConfig) -> Splits:
+        """Read and split the text, without encoding it; ``DataError`` for data that cannot be used."""
+        return read_splits(config.data, **config.reading())
+
+    def _check_validation(self) -> None:
+        there, needed = self.corpus.val.ids.size, self.config.seq_len + 1
+        if self.corpus.layout == "windows" and there < needed:
+            more = "a longer --val-data" if self.config.val_data else "a larger --val-fraction"
+            raise DataError(
+                f"The validation split has {there:,} tokens, but --layout windows needs at least {needed:,} "
+                f"(--seq-len + 1). Give more text, {more}, or a smaller --seq-len."
+            )
+
+    def _check_vocabulary(self) -> None:
+        unknown, there = self.corpus.train.unknown, self.corpus.train.ids.size
+        if unknown > MAX_UNKNOWN * there:
+            raise DataError(
+                f"{unknown / there:.0%} of the training tokens are unknown to the vocabulary of --init-from "
+                f"{self.config.init_from}, and at most {MAX_UNKNOWN:.0%} may be. Start without --init-from, or give "
+                "text like that which the vocabulary was made for."
+            )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.corpus.tokenizer
+
+    @property
+    def codec(self) -> TextCodec:
+        """What texts are read and written with: the tokenizer, with labels and features if there are any."""
+        return put_together(self.tokenizer, self.corpus.conditioning)
+
+    @property
+    def units_per_step(self) -> int:
+        """Tokens in a batch."""
+        return self.config.batch_size * self.config.seq_len
+
+    @property
+    def steps_of_time(self) -> int:
+        """Tokens in a batch."""
+        return self.units_per_step
+
+    def resolved(self) -> dict[str, Any]:
+        """What a run keeps of the data beside their identity."""
+        return {"has_documents": self.has_documents}
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether <eos> ends a text, so that the model may draw it."""
+        return self.corpus.layout == "documents"
+
+    @property
+    def batches(self) -> Any:
+        """The training batches, a pure function of (seed, step)."""
+        c = self.config
+        return make_batches(self.corpus.layout, self.corpus.train, c.batch_size, c.seq_len, c.seed, c.stride)
+
+    def model_options(self) -> dict[str, Any]:
+        """What ``build`` of the model needs."""
+        chosen = {name: getattr(self.config, name) for name in BUILT_FROM[self.config.model]}
+        conditioning = self.corpus.conditioning
+        more = {} if conditioning is None else {"condition": conditioning.width}
+        return {"vocab_size": self.tokenizer.vocab_size, **chosen, **more}
+
+    def identity(self) -> dict[str, str]:
+        """What a resumed run compares: the data's name and the digest of its bytes (``Splits.identity``)."""
+        return identity(self.corpus.name, self.corpus.sha256, self.corpus.val_sha256)
+
+    def facts(self) -> dict[str, str]:
+        """Lines for the reader: label and text."""
+        train, val, conditioning = self.corpus.train, self.corpus.val, self.corpus.conditioning
+        unknown = [
+            f"{count:,} unknown in {split} ({count / tokens.ids.size:.2%})"
+            for split, count, tokens in (
+                ("training", self.corpus.train.unknown, train),
+                ("validation", self.corpus.val.unknown, val),
+            )
+            if count
+        ]
+        return {
+            "data": f"{self.corpus.name} (sha256 {self.corpus.sha256[:12]})",
+            "text": f"{train.chars:,} characters to train on, {val.chars:,} to validate",
+            "tokens": f"{self.config.level} level, vocabulary {self.tokenizer.vocab_size:,}, "
+            + ", ".join([f"{train.ids.size:,} + {val.ids.size:,} tokens", *unknown]),
+            **({} if conditioning is None else conditioning.facts()),
+        }
+
+    def eval_sets(self, final: bool) -> dict[str, EvalSet]:
+        """The evaluations by name; ``val`` is the one that decides which checkpoint is best.
+
+        Those that carry the state (``stateful``, and ``val`` unless the layout is windows) share running text out over
+        lanes, each but the first warmed by up to 256 preceding tokens that are not scored. Documents stay whole. At the
+        end of a run with labels or numbers ``blind`` is ``val`` from their mean: what knowing them is worth.
+        """
+        c, val = self.config, self.corpus.val
+        limit = None if final else EVAL_TOKENS
+        rows = max(c.batch_size, EVAL_ROWS)
+        stateful = EvalSet(rows, partial(stream_eval, val, rows, c.seq_len, limit_tokens=limit))
+        if self.has_documents:
+            return {"val": stateful, **(self._blind(rows) if final else {})}
+        cold = self.corpus.layout == "windows"
+        sets = {"val": self._windows(c.seq_len) if cold else stateful}
+        if final:
+            sets |= {f"windows_{n}": self._windows(n) for n in (64, 256) if val.ids.size > n}
+            sets |= {"stateful": stateful} if cold else {}
+        return sets
+
+    def _blind(self, rows: int) -> dict[str, EvalSet]:
+        conditioning, val = self.corpus.conditioning, self.corpus.val
+        if conditioning is None:
+            return {}
+        everywhere = np.zeros(0 if val.doc_starts is None else val.doc_starts.size, np.uint8)
+        blind = replace(val, conditions=Conditions(everywhere, conditioning.vector()[None]))
+        return {"blind": EvalSet(rows, partial(stream_eval, blind, rows, self.config.seq_len))}
+
+    def _windows(self, length: int) -> EvalSet:
+        rows = max(self.config.batch_size, EVAL_ROWS)
+        count = max(1, WINDOW_TOKENS // length)
+        return EvalSet(rows, partial(window_eval, self.corpus.val, count, length, 0, rows))
+
+    def report(self, totals: Mapping[str, tuple[float, float]], final: bool = False) -> dict[str, float]:
+        """Summed (nats, targets) by evaluation -> losses, also per character; that of ``val`` also per byte.
+
+        ``val_unknown`` counts the unknown tokens of the whole validation split.
+        """
+        val = self.corpus.val
+        means = {name: nll / count for name, (nll, count) in totals.items() if count}
+        row = {f"{name}_loss": loss for name, loss in means.items()}
+        if "val" in means:
+            row |= {**per_unit("val", means["val"], val), "val_unknown": self.corpus.val.unknown}
+        others = {name: loss for name, loss in means.items() if name != "val"}
+        return row | {f"{name}_bpc": per_unit(name, loss, val)[f"{name}_bpc"] for name, loss in others.items()}
+
+    def bits_per_char(self, loss: float) -> float:
+        """Nats a training token in bits a character."""
+        return loss / math.log(2) / self.corpus.train.chars_per_token
+
+    def judge(self, model: Model, final: bool) -> dict[str, Any]:
+        """Nothing: the loss says it all."""
+        return {}
+
+    def show(self, model: Model, final: bool) -> list[Shown]:
+        """A sample, or at the end one at each of three temperatures; of a run with labels one of each of a few."""
+        if self.corpus.conditioning is not None and self.corpus.conditioning.labels:
+            return [
+                Shown(f"{label}, temperature {SAMPLE_TEMPERATURE:g}", text)
+                for label in self.corpus.conditioning.commonest(SHOWN_LABELS)
+                for text in [model.write("", SAMPLE_TEMPERATURE, SAMPLE_LENGTH, label)]
+            ]
+        prompt = self._prompt()
+
+        def one(temperature: float) -> Shown:
+            text = prompt + model.write(prompt, temperature, SAMPLE_LENGTH)
+            return Shown(f"temperature {temperature:g}", text)
+
+        return [one(temperature) for temperature in (FINAL_TEMPERATURES if final else (SAMPLE_TEMPERATURE,))]
+
+    def _prompt(self) -> str:
+        """What samples continue: the first words of a line of validation text, or a new document."""
+        lines = [] if self.has_documents else self.tokenizer.decode(self.corpus.val.ids[:1000]).splitlines()[1:]
+        starts = (line.split()[:3] for line in lines)
+        return next((" ".join(words) for words in starts if len(words) == 3 and "".join(words).isalpha()), "")
+
+    def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+        """No picture but the loss curve."""
+
+    def headline(self, row: Mapping[str, Any]) -> str:
+        """The bits per character of an evaluation."""
+        return f"{row['val_bpc']:.3f} bits/char" if "val_bpc" in row else ""
+
+    def summary(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """The final evaluation as labelled lines."""
+        rows = [("validation", f"{report['val_loss']:.4f} nats/token, perplexity {report['val_perplexity']:.2f}")]
+        if "val_bpc" in report:
+            rows.append(("", f"{report['val_bpc']:.4f} bits per character, {report['val_bpb']:.4f} bits per byte"))
+        for name, value in report.items():
+            if name.startswith("windows_") and name.endswith("_loss"):
+                rows.append((f"{name.split('_')[1]}-token windows", f"{value:.4f} nats/token, from a zero state"))
+            elif name == "stateful_loss":
+                rows.append(("state carried", f"{value:.4f} nats/token"))
+            elif name == "blind_loss":
+                rows.append(("not knowing", f"{value:.4f} nats/token, from the mean of all labels and features"))
+        return rows
+
+    def next_command(self, run: str) -> str:
+        """How to sample from the run."""
+        command, conditioning = f"python sample.py --run {shlex.quote(run)}", self.corpus.conditioning
+        return f'{command} --prompt "The "' if conditioning is None else f"{command} {conditioning.example()}"
+
+
+def _check_conditions(config: LanguageConfig, conditioning: Conditioning | None) -> None:
+    """Raise ``UsageError`` unless the settings know of texts what the run to begin from knows."""
+    there = conditioning or Conditioning()
+    has = bool(there.labels), len(there.features)
+    if (config.label_column is not None, len(config.feature_columns)) != has:
+        labels = "labels" if has[0] else "no labels"
+        raise UsageError(
+            f"The run to begin from knows {labels} and {has[1] or 'no'} features of its texts, and --label-column and "
+            "--feature-columns name others: give as many, or leave out --init-from."
+        )
+
+
+def per_unit(name: str, loss: float, tokens: Tokens) -> dict[str, float]:
+    """A loss in nats a token as perplexity and as bits per character and per byte of the text it stands for.
+
+    With unknown tokens the bits are a lower bound: to predict <unk> is not to predict the text behind it.
+    """
+    bits = loss / math.log(2)
+    return {
+        f"{name}_perplexity": math.exp(min(loss, 700.0)),
+        f"{name}_bpc": bits / tokens.chars_per_token,
+        f"{name}_bpb": bits / tokens.bytes_per_token,
+    }
+
+
+__all__ = ["LanguageConfig", "LanguageData"]

@@ -1,0 +1,1 @@
+"""What the encoder-decoder tasks, translation and captioning, share."""

@@ -1,0 +1,371 @@
+"""The host side of translation: its options, its data, and what it reports."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from jaxgen.data.datasets import NAMED, fetch
+from jaxgen.data.files import FilesDigest, FileText, find_paths, whole_lines
+from jaxgen.data.progress import SILENT, Watch
+from jaxgen.data.tables import Column, Pairs, Rows, column_kind, digest, read_table, split_rows, without_empty
+from jaxgen.errors import DataError, UsageError
+from jaxgen.metrics.text_overlap import ORDERS, bleu
+from jaxgen.runs.config import TrainConfig
+from jaxgen.tasks.base import Metric, Model
+from jaxgen.tasks.rows_config import VAL_FRACTION
+from jaxgen.tasks.seq2seq.data import SPACED, Examples, WritingData, encode_target
+from jaxgen.tasks.translate.codec import TranslateCodec
+from jaxgen.tasks.translate.config import TranslateConfig
+from jaxgen.tasks.translate.dates import dates
+from jaxgen.tokenizers import TOKENIZERS
+from jaxgen.tokenizers.base import UNK
+
+
+@dataclass(frozen=True)
+class PairSplits:
+    """Pairs of texts by split: ``train``, ``val``, and others that are judged when a run has ended."""
+
+    splits: dict[str, Rows]
+    name: str
+    sha256: str
+    skipped: int
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a run remembers of its data: their name and the digest of their bytes."""
+        return {"name": self.name, "sha256": self.sha256}
+
+
+#: Built-in sets by name: from a seed to splits.
+PAIR_SETS: dict[str, Callable[[int], dict[str, Pairs]]] = {"dates": dates}
+
+
+def read_pairs(
+    data: Sequence[str],
+    val_data: Sequence[str] | None = None,
+    test_data: Sequence[str] | None = None,
+    *,
+    source_column: str | None = None,
+    target_column: str | None = None,
+    empty: Literal["skip", "refuse"] = "skip",
+    val_fraction: float | None = None,
+    val_rows: int | None = None,
+    seed: int = 0,
+) -> PairSplits:
+    """Read pairs and split them. Each of ``data``, ``val_data`` and ``test_data`` names two parallel files or a table.
+
+    Sets by name may have validation and test pairs of their own, which ``val_data`` and ``test_data`` replace; named
+    there, a set gives these. Where there are no validation pairs, some of the pairs are held out at random. Raises
+    ``DataError`` for data that cannot be used, naming the line where two files part, and ``UsageError`` for settings
+    that have no meaning with the data.
+    """
+    columns = source_column, target_column
+    read = _set(data, columns, seed) or {"train": _read(data, columns)}
+    digests = {split: rows.sha256 for split, rows in read.items()}
+    if len({*digests.values()}) == 1:  # of all splits of a built-in set together
+        digests = {"train": digests["train"]}
+    if "val" in read:
+        _no_other_way(read["train"].name, {"--val-rows": val_rows, "--val-fraction": val_fraction})
+    for split, specs in {"val": val_data, "test": test_data}.items():
+        if specs is not None:
+            known = _set(specs, columns, seed)
+            read[split] = known.get(split, known["train"]) if known else _read(specs, columns)
+            digests[split] = read[split].sha256
+    full = {split: without_empty(rows, empty) for split, rows in read.items()}
+    sha256 = digests["train"]
+    if len(digests) > 1:  # which pairs are which split is part of it
+        sha256 = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    skipped = sum(rows.skipped for rows in full.values())
+    if "val" not in full:
+        train = full["train"]
+        held_out = val_rows or max(1, round(len(train) * (VAL_FRACTION if val_fraction is None else val_fraction)))
+        full["train"], full["val"] = split_rows(train, held_out, seed)
+    order = ["train", "val", *(split for split in full if split not in ("train", "val"))]
+    return PairSplits({split: full[split] for split in order}, full["train"].name, sha256, skipped)
+
+
+def _set(data: Sequence[str], columns: tuple[str | None, str | None], seed: int) -> dict[str, Rows]:
+    """All splits of a built-in or named set of pairs; nothing for other data."""
+    name = data[0] if len(data) == 1 else ""
+    named = NAMED[name].pairs if name in NAMED else ()
+    if name in PAIR_SETS or named:
+        _no_other_way(name, dict(zip(("--source-column", "--target-column"), columns)))
+    if name in PAIR_SETS:
+        made = PAIR_SETS[name](seed)
+        sha256 = digest(made)  # of all splits together
+        return {
+            split: Rows((a, b), [f"pair {n} of {split}" for n in range(1, len(a) + 1)], name, sha256)
+            for split, (a, b) in made.items()
+        }
+    return {split: _parallel(fetch(source), fetch(target), name) for split, source, target in named}
+
+
+def _no_other_way(name: str, settings: dict[str, object]) -> None:
+    """Raise ``UsageError`` if one of these settings was given for a set that leaves no choice."""
+    given = [flag for flag, value in settings.items() if value is not None]
+    if given:
+        what = "validation pairs" if given[0].startswith("--val") else "sources and targets"
+        raise UsageError(f"{given[0]} was given, but {name} has {what} of its own: leave it out.")
+
+
+def _read(specs: Sequence[str], columns: tuple[str | None, str | None]) -> Rows:
+    source, target = columns
+    if source is not None and target is not None:
+        return read_table(specs, (Column((source,), "--source-column"), Column((target,), "--target-column")))
+    sets = [*PAIR_SETS, *(name for name, known in NAMED.items() if known.pairs)]
+    found = [find_paths(spec, sets) for spec in specs]
+    paths = [path for files in found for path in files]
+    if [len(files) for files in found] == [1, 1] and not any(map(column_kind, paths)):
+        return _parallel(paths[0], paths[1], " + ".join(specs))
+    number = len(paths)
+    what = "a table" if any(map(column_kind, paths)) else "one file" if number == 1 else f"{number:,} files"
+    raise UsageError(
+        f"Pairs cannot be read from {' '.join(specs)}, {what}: give two parallel files, the source first, or a table "
+        f"with --source-column and --target-column, by name or by position from 1, or one of: {', '.join(sets)}."
+    )
+
+
+def _parallel(source: Path, target: Path, name: str) -> Rows:
+    """Line n of one file and line n of the other; ``.gz`` or not."""
+    texts = [FileText(path) for path in (source, target)]
+    sides = [_lines(text) for text in texts]
+    if len(sides[0]) != len(sides[1]):
+        longer, shorter = (source, target) if len(sides[0]) > len(sides[1]) else (target, source)
+        last = min(map(len, sides))
+        raise DataError(
+            f"{source} has {len(sides[0]):,} lines and {target} has {len(sides[1]):,}: line {last + 1:,} of {longer} "
+            f"has no counterpart in {shorter}. Line n of one must belong to line n of the other: give two files of "
+            "equal length."
+        )
+    places = [f"line {n} of {source} or of {target}" for n in range(1, len(sides[0]) + 1)]
+    return Rows((sides[0], sides[1]), places, name, FilesDigest(text.sha256 for text in texts).hexdigest())
+
+
+def _lines(text: FileText) -> list[str]:
+    """The lines of a text; what stands behind the last line break is one if it is not empty."""
+    lines = list(whole_lines(text))
+    lines[0] = lines[0].removeprefix("\ufeff")
+    return [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+@dataclass(frozen=True)
+class TranslateData(WritingData):
+    """Pairs of texts with their batches and evaluations, as the trainer uses them."""
+
+    config: TranslateConfig
+    codec: TranslateCodec
+    pairs: PairSplits
+
+    Config: ClassVar[type[TrainConfig]] = TranslateConfig
+    METRIC: ClassVar[Metric] = Metric("val_bleu", higher=True)
+    UNIT: ClassVar[str] = "pairs"
+
+    @staticmethod
+    def read_codec(obj: Any) -> TranslateCodec:
+        """The codec that ``to_json`` described; raises ``CheckpointError``."""
+        return TranslateCodec.from_json(obj)
+
+    @staticmethod
+    def sizes(codec: TranslateCodec) -> dict[str, int]:
+        """The options of the model that follow from the codec."""
+        return {"source_vocab": codec.source.vocab_size, "vocab_size": codec.target.vocab_size}
+
+    @classmethod
+    def load(cls, config: TranslateConfig, codec: TranslateCodec | None = None, watch: Watch = SILENT) -> TranslateData:
+        """Read and split the pairs; a given ``codec`` (of a resumed run, or of ``--init-from``) is used as it is.
+
+        Raises ``DataError`` for data that cannot be used, also when every pair is too long.
+        """
+        del watch  # all of it is read into memory, which is soon done
+        pairs = read_pairs(
+            config.data,
+            config.val_data,
+            config.test_data,
+            source_column=config.source_column,
+            target_column=config.target_column,
+            empty=config.empty,
+            val_fraction=config.val_fraction,
+            val_rows=config.val_rows,
+            seed=config.seed,
+        )
+        if codec is None:
+            codec = _new_codec(config, pairs)
+        else:
+            _check_codec(config, codec)
+            codec = replace(codec, max_length=config.max_length)
+        data = cls(config, codec, pairs)
+        if not data.splits["train"].raw or not data.splits["val"].raw:
+            raise DataError(
+                f"Every pair of {pairs.name} to train on or to validate with is longer than {config.max_length} "
+                "tokens: give a larger --max-length."
+            )
+        return data
+
+    @cached_property
+    def splits(self) -> dict[str, Examples]:  # type: ignore[override]
+        return {
+            name: _encoded(rows.parts[0], rows.parts[1], self.codec, leave_out=name == "train")
+            for name, rows in self.pairs.splits.items()
+        }
+
+    def own(self, step: int) -> float:
+        """The probability that training reads the model's own prediction at this step."""
+        return self.config.scheduled_sampling * min(1.0, step / self.config.scheduled_sampling_steps)
+
+    def model_options(self) -> dict[str, Any]:
+        """What ``build`` of the model needs."""
+        names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
+        more = ("token_dropout", "bidirectional", "attention", "tie", "label_smoothing")
+        options = {name: getattr(self.config, name) for name in (*names, *more)}
+        return {**self.sizes(self.codec), **options, "own": self.config.scheduled_sampling > 0}
+
+    def identity(self) -> dict[str, str]:
+        """The name of the data and the digest of their bytes."""
+        return self.pairs.identity
+
+    def facts(self) -> dict[str, str]:
+        """Lines for the reader: label and text."""
+        train, val = self.splits["train"], self.splits["val"]
+        most, longer = self.config.max_length, len(self.pairs.splits["train"]) - len(train.raw)
+        pairs = [f"{len(train.raw):,} to train on", f"{len(val.raw):,} to validate"]
+        others = [
+            f"{len(split.raw):,} of {name}" for name, split in self.splits.items() if name not in ("train", "val")
+        ]
+        pairs += [f"{', '.join(others)} to judge at the end"] if others else []
+        pairs += [f"{self.pairs.skipped:,} with an empty side skipped"] if self.pairs.skipped else []
+        pairs += [f"{longer:,} longer than {most:,} tokens left out of training"] if longer else []
+        sizes = f"{self.codec.source.vocab_size:,} and {self.codec.target.vocab_size:,}"
+        means = train.lengths.mean(axis=0) - (0, 1)
+        unknown = [
+            sum(int((ids == UNK).sum()) for ids in side) / max(1, sum(ids.size for ids in side))
+            for side in (val.inputs, val.targets)
+        ]
+        return {
+            "data": f"{self.pairs.name} (sha256 {self.identity()['sha256'][:12]})",
+            "pairs": ", ".join(pairs),
+            "tokens": f"{self.config.level} level, vocabularies of {sizes}, {means[0]:.0f} and {means[1]:.0f} a text "
+            f"on average, {unknown[0]:.1%} and {unknown[1]:.1%} unknown in validation",
+        }
+
+    def figures(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:
+        """BLEU of words (at char and byte level of characters) and exact matches; at the end also sacrebleu's.
+
+        Where a split has no text of four words, n-grams of all are as long as its longest: else its BLEU would be 0.
+        """
+        known = [[self._cut(each) for each in group] for group in references]
+        row: dict[str, Any] = {
+            "bleu": bleu([self._cut(text) for text in texts], known, self._orders).scores[-1],
+            "exact": sum(text in group for text, group in zip(texts, references)) / len(texts),
+        }
+        return row | (published(texts, references) if final else {})
+
+    @cached_property
+    def _orders(self) -> int:
+        return min(ORDERS, *(max(len(self._cut(text)) for text in split.texts) for split in self.splits.values()))
+
+    def _cut(self, text: str) -> list[str]:
+        return text.split() if self.config.level in SPACED else list(text)
+
+    def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+        """``attention.png``: where the decoder looks while it translates some validation sentences."""
+        if self.config.attention == "none":
+            return
+        from jaxgen.plots.attention import draw_attention
+
+        sources = self.splits["val"].raw[:2]
+        draw_attention([model.attention(source) for source in sources], folder / "attention.png")
+
+    def headline(self, row: Mapping[str, Any]) -> str:
+        """The quality of translations in a few words."""
+        return f"BLEU {row['val_bleu']:.1f}, {row['val_exact']:.1%} exactly right"
+
+    def summary(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """The final evaluation as labelled lines."""
+        rows, unit = [], "words" if self.config.level in SPACED else "characters"
+        for name in self.splits:
+            if f"{name}_bleu" not in report:
+                continue
+            about = {key.removeprefix(f"{name}_"): value for key, value in report.items() if key.startswith(f"{name}_")}
+            line = f"{about['exact']:.2%} exactly right, tokens {about['token_accuracy']:.2%}, "
+            line += f"{about['loss']:.4f} nats/token, BLEU of {unit} {about['bleu']:.2f}"
+            rows.append(("validation" if name == "val" else name.replace("_", " "), line))
+            if "sacrebleu" in about:
+                rows.append(("", f"sacrebleu: BLEU {about['sacrebleu']:.2f}, chrF {about['chrf']:.2f}"))
+        signature = report.get("val_signature")
+        return [*rows, ("sacrebleu", str(signature))] if signature else rows
+
+    def next_command(self, run: str) -> str:
+        """How to translate with the run."""
+        example = shlex.quote(self.splits["val"].raw[0])
+        return f"echo {example} | jaxgen predict --run {shlex.quote(run)}"
+
+
+def _new_codec(config: TranslateConfig, pairs: PairSplits) -> TranslateCodec:
+    """Tokenizers of the two sides of the training split."""
+    sources, targets = ([text.strip() for text in part] for part in pairs.splits["train"].parts)
+    if config.lower:
+        sources = [text.lower() for text in sources]
+    kind, options = TOKENIZERS[config.level], config.tokenizer_options()
+    before = " " if kind.kind in SPACED else ""
+    made = [kind.train((before + text for text in texts), **options) for texts in (sources, targets)]
+    return TranslateCodec(made[0], made[1], config.lower, config.max_length)
+
+
+def _check_codec(config: TranslateConfig, codec: TranslateCodec) -> None:
+    """Raise ``UsageError`` for settings of another vocabulary than that of the run to begin from."""
+    if codec.target.kind != config.level:
+        raise UsageError(
+            f"--level is {config.level}, but the run to begin from reads tokens of the level {codec.target.kind}: "
+            f"give --level {codec.target.kind}, or leave out --init-from."
+        )
+    if codec.lower != config.lower:
+        reads, flag = ("in lower case", "--lowercase") if codec.lower else ("as they are", "--no-lowercase")
+        raise UsageError(f"The run to begin from reads sources {reads}: give {flag}, or leave out --init-from.")
+
+
+def _encoded(sources: list[str], texts: list[str], codec: TranslateCodec, leave_out: bool) -> Examples:
+    """Pairs as ids; with ``leave_out`` without those of which a side is too long.
+
+    Otherwise sources are cut, and of a target no more counts in the loss; texts are judged by all of it.
+    """
+    texts = [text.strip() for text in texts]
+    inputs = [codec.source.encode(codec.normal(source)) for source in sources]
+    targets = [encode_target(codec.target, text) for text in texts]
+    most = codec.max_length
+    keep = [i for i, (a, b) in enumerate(zip(inputs, targets)) if not leave_out or (a.size <= most and b.size < most)]
+    inputs, targets = [inputs[i][:most] for i in keep], [targets[i] for i in keep]
+    lengths = np.array([[a.size, min(b.size + 1, most)] for a, b in zip(inputs, targets)], np.int64).reshape(-1, 2)
+    raw, kept = [sources[i] for i in keep], [texts[i] for i in keep]
+    return Examples(inputs, raw, raw, kept, targets, lengths, [[i] for i in range(len(keep))])
+
+
+def published(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """BLEU and chrF as sacrebleu counts them, with its signatures; nothing where it is not installed.
+
+    Texts with fewer references than others repeat their last one, which changes neither figure.
+    """
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+    except ImportError:
+        return {}
+    most = max(map(len, references))
+    columns = [[group[min(n, len(group) - 1)] for group in references] for n in range(most)]
+    bleu_of_words, chrf = BLEU(force=True), CHRF()  # force: no warning of texts that look tokenized
+    row = {
+        "sacrebleu": float(bleu_of_words.corpus_score(list(texts), columns).score),
+        "chrf": float(chrf.corpus_score(list(texts), columns).score),
+    }
+    return row | {"signature": f"BLEU {bleu_of_words.get_signature()}; chrF {chrf.get_signature()}"}
+
+
+__all__ = ["TranslateCodec", "TranslateConfig", "TranslateData"]

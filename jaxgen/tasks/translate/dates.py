@@ -1,0 +1,229 @@
+"""``dates``: one day in 32 spellings -> ``2026-11-21``, the built-in set for ``translate``.
+
+Every day from 1900 to 2099 takes part. No spelling can be read in two ways:
+
+- between points the day comes first (21.11.2026), between slashes the month (11/21/2026), unless a year of four digits
+  leads, after which come month and day;
+- two digits of a year mean 1950 to 2049, and days of other years are never written with them.
+
+Nor does any text come from two spellings: 5 May and 5 May., whose month has three letters, differ by the point.
+
+Two things are held out. *Dates*: the days of ``val`` and of ``held_out_dates`` occur in training in no spelling.
+*Pairs* of a spelling and a month: training never writes a day of that month in that spelling, though it shows the
+spelling with other months and the month, in that same form, in other spellings; so ``held_out_pairs`` asks whether the
+two can be put together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import date, timedelta
+
+import numpy as np
+
+from jaxgen.data.tables import Pairs
+from jaxgen.data.tokens import check_sizes, permutation, random_bits
+from jaxgen.errors import UsageError
+
+FIRST, LAST = date(1900, 1, 1), date(2099, 12, 31)
+#: The years that may be written with two digits.
+SHORT_YEARS = range(1950, 2050)
+#: The fields are those of ``spell``. No two of them ever write the same text, or a held-out pair would not be held out.
+SPELLINGS = (
+    "{weekday}, {d} {month} {year}",
+    "{weekday} the {nth} of {month}, {year}",
+    "{d} {month} {year}",
+    "{nth} {month} {year}",
+    "the {nth} of {month} {year}",
+    "the {ordinal} of {month}, {year}",
+    "{month} {d}, {year}",
+    "{month} {nth}, {year}",
+    "{month} the {nth}, {year}",
+    "{month} {ordinal}, {year}",
+    "{year}, {month} {d}",
+    "{d}. {month} '{yy}",
+    "{wd} {d} {mon} {year}",
+    "{wd}, {mon} {d}, {year}",
+    "{d} {mon}. {year}",
+    "{mon}. {d}, {year}",
+    "{nth} {mon} '{yy}",
+    "{mon} {nth} '{yy}",
+    "{d}-{mon}-{year}",
+    "{year}-{mon}-{dd}",
+    "{d} {MON} {year}",
+    "{MON} {d} {year}",
+    "{dd}-{MON}-{year}",
+    "{dd}{MON}{yy}",
+    "{wd} {d}.{m}.{year}",
+    "{dd}.{mm}.{year}",
+    "{d}. {m}. {year}",
+    "{d}.{m}.{yy}",
+    "{mm}/{dd}/{year}",
+    "{m}/{d}/{yy}",
+    "{year}/{mm}/{dd}",
+    "{year}{mm}{dd}",
+)
+# Not those of `calendar`, which follow the locale.
+_WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+_MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
+_TO_NINETEENTH = [
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+    "eleventh",
+    "twelfth",
+    "thirteenth",
+    "fourteenth",
+    "fifteenth",
+    "sixteenth",
+    "seventeenth",
+    "eighteenth",
+    "nineteenth",
+]
+_ORDINALS = [
+    *_TO_NINETEENTH,
+    "twentieth",
+    *(f"twenty-{word}" for word in _TO_NINETEENTH[:9]),
+    "thirtieth",
+    "thirty-first",
+]
+_ENDINGS = {1: "st", 2: "nd", 3: "rd", 21: "st", 22: "nd", 23: "rd", 31: "st"}
+# How a spelling writes the month, found by the field it has; the others write digits.
+_FORMS = ("{month}", "{mon}", "{MON}")
+# For each month so many spellings are held out, each of another form, so that training shows every form of every month,
+# and at most one of them with two digits of the year, so that every year has a spelling; of a spelling so many months.
+_HELD_A_MONTH, _HELD_A_SPELLING = 3, 2
+# The streams of random bits; 1 to 12 are the months of the held-out pairs.
+_DAYS, _PAIR_DAYS, _TRAIN, _VAL, _DATES, _PAIRS = 0, 13, 14, 15, 16, 17
+
+
+def spell(day: date, spelling: str) -> str:
+    """A day in one of ``SPELLINGS``.
+
+    For 7 March 1999 the fields are d 7, dd 07, nth 7th, ordinal seventh, weekday Sunday, wd Sun, month March, mon Mar,
+    MON MAR, m 3, mm 03, year 1999, yy 99.
+    """
+    weekday, month = _WEEKDAYS[day.weekday()], _MONTHS[day.month - 1]
+    return spelling.format(
+        d=day.day,
+        dd=f"{day.day:02}",
+        nth=f"{day.day}{_ENDINGS.get(day.day, 'th')}",
+        ordinal=_ORDINALS[day.day - 1],
+        weekday=weekday,
+        wd=weekday[:3],
+        month=month,
+        mon=month[:3],
+        MON=month[:3].upper(),
+        m=day.month,
+        mm=f"{day.month:02}",
+        year=day.year,
+        yy=f"{day.year % 100:02}",
+    )
+
+
+def held_out(seed: int) -> frozenset[tuple[str, int]]:
+    """The (spelling, month) pairs that training never shows, months from 1: three a month, about a tenth of all."""
+    pairs: set[tuple[str, int]] = set()
+    months: Counter[str] = Counter()
+    for month in range(1, 13):
+        chosen: list[str] = []
+        traits: set[str] = set()
+        for k in permutation(len(SPELLINGS), seed, month, "dates"):
+            spelling = SPELLINGS[k]
+            new = {next((form for form in _FORMS if form in spelling), "digits")}
+            new |= {"{yy}"} if "{yy}" in spelling else set()
+            if traits.isdisjoint(new) and months[spelling] < _HELD_A_SPELLING and len(chosen) < _HELD_A_MONTH:
+                chosen.append(spelling)
+                traits |= new
+        months.update(chosen)
+        pairs |= {(spelling, month) for spelling in chosen}
+    return frozenset(pairs)
+
+
+def dates(
+    seed: int = 0, *, train: int = 40_000, val: int = 1_000, held_out_dates: int = 2_000, held_out_pairs: int = 2_000
+) -> dict[str, Pairs]:
+    """The splits ``train``, ``val``, ``held_out_dates`` and ``held_out_pairs`` with so many pairs of texts each.
+
+    No pair occurs twice in a split, and a day occurs once in any but ``train``, where days come back, in other
+    spellings, when there are more pairs than days. ``val`` is for stopping early. The days of ``held_out_pairs`` are
+    those that training may use, so that nothing but the pair is new. A pure function of its arguments, the same on
+    every platform. Raises ``UsageError`` for numbers that are not at least 1 or that there are not days enough for.
+    """
+    check_sizes(
+        seed=seed,
+        number_of_training_pairs=train,
+        number_of_validation_pairs=val,
+        number_of_held_out_dates=held_out_dates,
+        number_of_held_out_pairs=held_out_pairs,
+    )
+    order = permutation((LAST - FIRST).days + 1, seed, _DAYS, "dates")
+    apart, kept = order[: val + held_out_dates], order[val + held_out_dates :]
+    again = kept[permutation(kept.size, seed, _PAIR_DAYS, "dates")]
+    held = held_out(seed)
+    pairs = _choices([[name for name in SPELLINGS if (name, month) in held] for month in range(1, 13)])
+    others = _choices([[name for name in SPELLINGS if (name, month) not in held] for month in range(1, 13)])
+    rounds = min(len(spellings) for spellings in others.values())
+    return {
+        "train": _pairs("training pairs", train, kept, rounds, others, random_bits(kept.size, seed, _TRAIN, "dates")),
+        "val": _pairs("validation pairs", val, apart[:val], 1, others, random_bits(val, seed, _VAL, "dates")),
+        "held_out_dates": _pairs(
+            "held-out dates", held_out_dates, apart[val:], 1, others, random_bits(held_out_dates, seed, _DATES, "dates")
+        ),
+        "held_out_pairs": _pairs(
+            "held-out pairs", held_out_pairs, again, 1, pairs, random_bits(again.size, seed, _PAIRS, "dates")
+        ),
+    }
+
+
+def _choices(by_month: list[list[str]]) -> dict[tuple[int, bool], list[str]]:
+    """The spellings to choose from, by month and by whether the year may be written with two digits."""
+    full = {(m, False): [name for name in names if "{yy}" not in name] for m, names in enumerate(by_month, 1)}
+    return full | {(m, True): names for m, names in enumerate(by_month, 1)}
+
+
+def _pairs(
+    what: str,
+    number: int,
+    days: np.ndarray,
+    rounds: int,
+    choices: dict[tuple[int, bool], list[str]],
+    offsets: np.ndarray,
+) -> Pairs:
+    """``number`` pairs: every day in one of its spellings, then every day in the next of them, for so many rounds.
+
+    ``days`` [N] counts from ``FIRST``, ``offsets`` [N] are random bits; each of ``choices`` has at least ``rounds``.
+    """
+    if number > days.size * rounds:
+        raise UsageError(
+            f"{number:,} {what} were asked for, but the days of {FIRST.year} to {LAST.year} left by the other splits "
+            f"allow {days.size * rounds:,}. Ask for fewer."
+        )
+    source, target = [], []
+    for k in range(number):
+        turn, n = divmod(k, days.size)
+        day = FIRST + timedelta(days=int(days[n]))
+        spellings = choices[day.month, day.year in SHORT_YEARS]
+        source.append(spell(day, spellings[(int(offsets[n]) + turn) % len(spellings)]))
+        target.append(day.isoformat())
+    return Pairs(source, target)

@@ -1,0 +1,52 @@
+"""Tokenizers: text to token ids and back. A new one is one file and one line in ``TOKENIZERS``."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from jaxgen.errors import CheckpointError
+from jaxgen.tokenizers.base import EOS, MAX_VOCAB, PAD, UNK, StreamDecoder, Text, Tokenizer, in_pieces, text_bytes
+from jaxgen.tokenizers.bpe import BpeTokenizer
+from jaxgen.tokenizers.byte import ByteTokenizer
+from jaxgen.tokenizers.char import CharTokenizer
+from jaxgen.tokenizers.word import WordTokenizer
+
+TOKENIZERS: dict[str, type[Tokenizer]] = {
+    "char": CharTokenizer,
+    "byte": ByteTokenizer,
+    "word": WordTokenizer,
+    "bpe": BpeTokenizer,
+}
+
+
+def load_tokenizer(obj: Any) -> Tokenizer:
+    """The tokenizer that ``to_json`` described; raises ``CheckpointError`` for anything malformed."""
+    kind = obj.get("kind") if isinstance(obj, dict) else None
+    if not isinstance(kind, str) or kind not in TOKENIZERS:
+        nearest = difflib.get_close_matches(str(kind), TOKENIZERS, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise CheckpointError(
+            f"The tokenizer of this run has the kind {kind!r}.{hint} It must be one of: {', '.join(TOKENIZERS)}. "
+            "Copy the run folder again, or use the version of jaxgen that wrote it."
+        )
+    return TOKENIZERS[kind].from_json(obj)
+
+
+__all__ = [
+    "EOS",
+    "MAX_VOCAB",
+    "PAD",
+    "TOKENIZERS",
+    "UNK",
+    "BpeTokenizer",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "StreamDecoder",
+    "Text",
+    "Tokenizer",
+    "WordTokenizer",
+    "in_pieces",
+    "load_tokenizer",
+    "text_bytes",
+]

@@ -1,0 +1,199 @@
+"""Byte-level byte-pair encoding through the ``tokenizers`` library (extra ``[bpe]``)."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxgen.errors import UsageError
+from jaxgen.tokenizers.base import (
+    FIRST,
+    MAX_VOCAB,
+    SPECIAL_PIECES,
+    Text,
+    Tokenizer,
+    check_option,
+    in_pieces,
+    json_fields,
+    last_cut,
+    malformed,
+    safe_chunks,
+    without_surrogates,
+)
+
+# The library keeps offsets, masks and strings for every token of a call, a hundred bytes each, and it learns from 256
+# chunks at a time.
+_CHUNK = 1 << 12
+# Between a character that is not whitespace and one of these, the pre-tokenizer always cuts, and what it does
+# before and after does not depend on the other side.
+_SAFE_CUT = re.compile(r"(?<=\S)[\n ]")
+# The library makes one word of letters (digits, marks, white space) without end. A merge takes it time in proportion to
+# the length of each word it is in, hours for a megabyte.
+_LONGEST = 1 << 8
+_WORD = re.compile("|".join(rf" ?{kind}{{1,{_LONGEST}}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")))
+# It keeps every different word, in so many bytes of memory and so many more for each byte. What would exceed the memory
+# it may take is not learnt from; a longer text may take more, so that what comes often in a late part is learnt too.
+_TAKEN_BY_WORD, _TAKEN_BY_BYTE = 256, 128
+_MEMORY, _MEMORY_OF_TEXT = 40_000_000, 4500
+
+
+class BpeTokenizer(Tokenizer):
+    """Tokens are runs of bytes learnt from the text; every text without lone surrogates comes back exactly.
+
+    The library knows no special token, so nothing a user writes is ever special: its ids are shifted by three.
+    """
+
+    kind = "bpe"
+    OPTIONS: ClassVar[dict[str, int]] = {"vocab_size": 8192}
+
+    def __init__(self, inner: Any):
+        self._inner = inner
+        vocab = inner.get_vocab(with_added_tokens=False)
+        to_byte = {char: byte for byte, char in enumerate(_byte_alphabet())}
+        tokens = sorted(vocab, key=vocab.__getitem__)
+        self.pieces = [*SPECIAL_PIECES, *(bytes([to_byte[char] for char in token]) for token in tokens)]
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of the byte runs, int32 [T]; never UNK."""
+        parts = [
+            np.array(self._inner.encode(chunk, add_special_tokens=False).ids, np.int32)
+            for chunk in safe_chunks(without_surrogates(text), _SAFE_CUT, _CHUNK)
+        ]
+        return np.concatenate(parts) + np.int32(FIRST) if parts else np.zeros(0, np.int32)
+
+    def safe_cut(self, text: str) -> int:
+        """In front of the last space or line break that follows something else than white space."""
+        return last_cut(_SAFE_CUT, without_surrogates(text))
+
+    def to_json(self) -> dict[str, Any]:
+        """The library's own JSON, as one string."""
+        return {"kind": self.kind, "tokenizers": self._inner.to_str()}
+
+    @classmethod
+    def from_json(cls, obj: Any) -> BpeTokenizer:
+        """The tokenizer of the library's JSON; raises ``CheckpointError``, ``UsageError`` without the library."""
+        json_fields(obj, cls.kind, ("tokenizers",))
+        _check_inner(obj["tokenizers"])
+        library = _library()
+        try:
+            return cls(library.Tokenizer.from_str(obj["tokenizers"]))
+        except Exception as error:  # the library raises the bare base class
+            raise malformed(cls.kind, f"the tokenizers library refuses it ({error})") from error
+
+    @classmethod
+    def train(cls, texts: Iterable[Text], *, vocab_size: int = 8192) -> BpeTokenizer:
+        """At most ``vocab_size`` tokens, the 3 special ids and the 256 bytes included."""
+        check_option("vocab_size", vocab_size, FIRST + 256, MAX_VOCAB)
+        library = _library()
+        inner = library.Tokenizer(library.models.BPE())
+        inner.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        inner.decoder = library.decoders.ByteLevel()
+        trainer = library.trainers.BpeTrainer(
+            vocab_size=vocab_size - FIRST,
+            min_frequency=2,
+            initial_alphabet=_byte_alphabet(),
+            special_tokens=[],
+            show_progress=False,
+        )
+        inner.train_from_iterator(_chunks(texts), trainer=trainer)
+        return cls(inner)
+
+
+def _chunks(texts: Iterable[Text]) -> Iterator[str]:
+    """What is learnt from: the texts in chunks, endless words in parts, as many different words as memory allows."""
+    known: set[str] = set()
+    taken = read = 0
+    for text in texts:
+        for chunk in safe_chunks(map(without_surrogates, in_pieces(text)), _SAFE_CUT, _CHUNK):
+            read += len(chunk)
+            allowed = _MEMORY + _MEMORY_OF_TEXT * math.isqrt(read)
+            words = _WORD.findall(chunk)
+            for word in dict.fromkeys(words):
+                if taken < allowed and word not in known:
+                    known.add(word)
+                    taken += _TAKEN_BY_WORD + _TAKEN_BY_BYTE * len(word.encode())
+            if known.issuperset(words) and max(map(len, words), default=0) < _LONGEST:
+                yield chunk
+            else:
+                yield from _learnt(words, known)
+
+
+def _learnt(words: list[str], known: set[str]) -> Iterator[str]:
+    """The ``known`` ones of some words; those that follow each other together, but for those of endless ones."""
+    together = ""
+    for word in words:
+        together += word if word in known else ""
+        if together and (word not in known or len(word) >= _LONGEST):
+            yield together
+            together = ""
+    if together:
+        yield together
+
+
+def _library() -> ModuleType:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise UsageError(
+            "The level bpe needs the package tokenizers, which is not installed. "
+            'Install it with: pip install "jaxgen[bpe]", or choose --level char, byte or word.'
+        ) from error
+    return tokenizers
+
+
+def _byte_alphabet() -> list[str]:
+    """The character that stands for each byte in byte-level BPE (Radford et al. 2019): itself if it is printable."""
+    alphabet = []
+    stand_in = 0x100
+    for byte in range(256):
+        if 0x21 <= byte <= 0x7E or 0xA1 <= byte <= 0xAC or byte >= 0xAE:
+            alphabet.append(chr(byte))
+        else:
+            alphabet.append(chr(stand_in))
+            stand_in += 1
+    return alphabet
+
+
+def _check_inner(source: Any) -> None:
+    """Check what the library would accept, or panic over, but ``train`` never writes."""
+
+    def need(condition: Any, what: str) -> None:
+        if not condition:
+            raise malformed(BpeTokenizer.kind, what)
+
+    need(isinstance(source, str), "the field 'tokenizers' is not a string")
+    try:
+        inner = json.loads(source)
+    except (ValueError, RecursionError) as error:
+        raise malformed(BpeTokenizer.kind, f"the field 'tokenizers' is not JSON ({error})") from error
+    need(isinstance(inner, dict), "the field 'tokenizers' is not a JSON object")
+    for unused in ("added_tokens", "normalizer", "post_processor", "truncation", "padding"):
+        need(not inner.get(unused), f"it has a {unused}, which training never writes")
+    before = inner.get("pre_tokenizer")
+    need(isinstance(before, dict) and before.get("type") == "ByteLevel", "its pre_tokenizer is not ByteLevel")
+    need(before.get("add_prefix_space") is False and before.get("use_regex") is True, "its pre_tokenizer has changed")
+    after = inner.get("decoder")  # never asked, but read: any other may hold a regular expression
+    need(isinstance(after, dict) and after.get("type") == "ByteLevel", "its decoder is not ByteLevel")
+    model = inner.get("model")
+    need(isinstance(model, dict) and model.get("type") == "BPE", "its model is not BPE")
+    for option in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
+        need(not model.get(option), f"its model has the option {option}, which training never writes")
+    vocab, merges = model.get("vocab"), model.get("merges")
+    need(
+        isinstance(vocab, dict) and all(type(i) is int for i in vocab.values()), "its vocabulary is not a table of ids"
+    )
+    need(sorted(vocab.values()) == list(range(len(vocab))), "the ids of its vocabulary are not 0, 1, 2, …")
+    alphabet = set(_byte_alphabet())
+    need(alphabet <= vocab.keys(), "some of the 256 bytes are missing from its vocabulary")
+    need(all(token and set(token) <= alphabet for token in vocab), "a token of its vocabulary is not a run of bytes")
+    need(isinstance(merges, list), "its merges are not a list")
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        known = isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) and p in vocab for p in pair)
+        need(known and "".join(pair) in vocab, f"the merge {merge!a} joins no two tokens of the vocabulary to a third")

@@ -1,0 +1,46 @@
+"""One token for each byte of UTF-8: nothing is ever unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from jaxgen.tokenizers.base import FIRST, SPECIAL_PIECES, Text, Tokenizer, json_fields, text_bytes
+
+
+class ByteTokenizer(Tokenizer):
+    """256 byte values after the special ids.
+
+    A file read with ``surrogateescape`` is encoded to exactly its bytes and ``decode_bytes`` gives them back;
+    ``decode`` shows bytes that are no UTF-8 as U+FFFD.
+    """
+
+    kind = "byte"
+
+    def __init__(self) -> None:
+        self.pieces = [*SPECIAL_PIECES, *(bytes([value]) for value in range(256))]
+
+    def encode(self, text: str) -> np.ndarray:
+        """One id for each byte, int32 [T]; never UNK."""
+        return np.frombuffer(text_bytes(text), np.uint8).astype(np.int32) + FIRST
+
+    def safe_cut(self, text: str) -> int:
+        """The end: no byte depends on another."""
+        return len(text)
+
+    def to_json(self) -> dict[str, Any]:
+        """The kind alone: there is nothing to learn."""
+        return {"kind": self.kind}
+
+    @classmethod
+    def from_json(cls, obj: Any) -> ByteTokenizer:
+        """The one byte tokenizer; raises ``CheckpointError``."""
+        json_fields(obj, cls.kind, ())
+        return cls()
+
+    @classmethod
+    def train(cls, texts: Iterable[Text] = ()) -> ByteTokenizer:
+        """The one byte tokenizer, whatever the texts."""
+        return cls()

@@ -1,0 +1,98 @@
+"""One token for each Unicode code point: an exact round trip of every text that the vocabulary covers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxgen.tokenizers.base import (
+    FIRST,
+    SPECIAL_PIECES,
+    UNK,
+    Text,
+    Tokenizer,
+    check_option,
+    in_pieces,
+    json_list,
+    malformed,
+    without_surrogates,
+)
+
+_CODE_POINTS = 0x110000
+_CHUNK = 1 << 18
+
+
+class CharTokenizer(Tokenizer):
+    """Characters in code-point order after the special ids."""
+
+    kind = "char"
+    OPTIONS: ClassVar[dict[str, int]] = {"min_count": 1}
+
+    def __init__(self, code_points: Sequence[int]):
+        points = np.asarray(code_points, np.int64)
+        self._points = points
+        self.pieces = [*SPECIAL_PIECES, *(without_surrogates(chr(p)).encode() for p in points.tolist())]
+        # One entry beyond the greatest code point stands for all greater ones.
+        self._end = int(points[-1]) + 1 if points.size else 0
+        self._table = np.full(self._end + 1, UNK, np.int32)
+        self._table[points] = np.arange(FIRST, FIRST + points.size, dtype=np.int32)
+
+    def encode(self, text: str) -> np.ndarray:
+        """One id for each character, int32 [T]."""
+        return self._table[np.minimum(_code_points(text), self._end)]
+
+    def unknown(self, text: str) -> list[tuple[int, str]]:
+        """The characters that the vocabulary lacks, with their positions from 0."""
+        return [(int(i), text[i]) for i in np.flatnonzero(self.encode(text) == UNK)]
+
+    def safe_cut(self, text: str) -> int:
+        """The end: no character depends on another."""
+        return len(text)
+
+    def to_json(self) -> dict[str, Any]:
+        """The code points, ascending (numbers, because JSON would merge two lone surrogates into one character)."""
+        return {"kind": self.kind, "code_points": self._points.tolist()}
+
+    @classmethod
+    def from_json(cls, obj: Any) -> CharTokenizer:
+        """The tokenizer of a list of ascending code points; raises ``CheckpointError``."""
+        points = json_list(obj, cls.kind, "code_points")
+        if not all(type(p) is int and 0 <= p < _CODE_POINTS for p in points):
+            raise malformed(cls.kind, f"a code point is no whole number from 0 to {_CODE_POINTS - 1}")
+        if not all(a < b for a, b in pairwise(points)):
+            raise malformed(cls.kind, "the code points are not in ascending order without repetition")
+        return cls(points)
+
+    @classmethod
+    def train(cls, texts: Iterable[Text], *, min_count: int = 1) -> CharTokenizer:
+        """Every character that occurs at least ``min_count`` times."""
+        check_option("min_count", min_count, 1)
+        counts = np.zeros(0, np.int64)
+        for chunk in _chunks(texts):
+            found = np.bincount(_code_points(chunk), minlength=counts.size)
+            found[: counts.size] += counts
+            counts = found
+        return cls(np.flatnonzero(counts >= min_count).tolist())
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def _chunks(texts: Iterable[Text]) -> Iterator[str]:
+    """The texts glued or cut to strings of ``_CHUNK`` characters or a little more: counting is never per tiny text."""
+    waiting: list[str] = []
+    size = 0
+    for piece in (piece for text in texts for piece in in_pieces(text)):
+        for start in range(0, len(piece), _CHUNK):
+            part = piece[start : start + _CHUNK]
+            waiting.append(part)
+            size += len(part)
+            if size >= _CHUNK:
+                yield "".join(waiting)
+                waiting, size = [], 0
+    if waiting:
+        yield "".join(waiting)

@@ -1,0 +1,126 @@
+"""Words and punctuation marks, each with the space before it; only rare words are lost, to ``<unk>``."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxgen.tokenizers.base import (
+    FIRST,
+    MAX_VOCAB,
+    SPECIAL_PIECES,
+    UNK,
+    Text,
+    Tokenizer,
+    check_option,
+    json_list,
+    last_cut,
+    malformed,
+    safe_chunks,
+    without_surrogates,
+)
+
+# Every character matches exactly one branch, so the pieces add up to the text; the classes on either side
+# of each repetition are disjoint, so matching never backtracks.
+_PIECE = re.compile(r" ?\w+(?:['’]\w+)*| ?[^\w\s]|\s")
+# White space begins a piece, and a mark that is no apostrophe ends one, whatever stands on the other side.
+_SAFE_CUT = re.compile(r"(?=\s)|(?<=[^\w\s'’])")
+# A list of all pieces takes ten times the memory of their text.
+_CHUNK = 1 << 18
+# Different pieces that are counted at a time, a hundred bytes each. Where there are more, the rarest so far are
+# forgotten, as in lossy counting (Manku and Motwani 2002): what is frequent anywhere in the text is found all the same.
+_COUNTED = 1 << 18
+
+
+class WordTokenizer(Tokenizer):
+    """A word (inner apostrophes included) or one punctuation mark, glued to one space before it; case is kept.
+
+    A piece whose form with the space is not in the vocabulary is read as a space and the bare piece.
+    """
+
+    kind = "word"
+    unit = "word"
+    OPTIONS: ClassVar[dict[str, int]] = {"min_count": 2, "vocab_size": 20000}
+
+    def __init__(self, words: Sequence[str]):
+        self._words = list(words)
+        self._ids = {word: FIRST + i for i, word in enumerate(self._words)}
+        self.pieces = [*SPECIAL_PIECES, *(word.encode() for word in self._words)]
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of the pieces, int32 [T]; a piece that is unknown with and without its space ends in UNK."""
+        ids: list[int] = []
+        known = self._ids.get
+        for piece in split_words(text):
+            found = known(piece)
+            if found is None:
+                if piece[0] == " " and len(piece) > 1:
+                    ids.append(self._ids[" "])
+                    piece = piece[1:]
+                found = known(piece, UNK)
+            ids.append(found)
+        return np.array(ids, np.int32)
+
+    def safe_cut(self, text: str) -> int:
+        """In front of the last white space or behind the last mark, whichever is later."""
+        return last_cut(_SAFE_CUT, without_surrogates(text))
+
+    def unknown(self, text: str) -> list[tuple[int, str]]:
+        """The words that the vocabulary lacks, with the positions of their first characters from 0."""
+        found = []
+        for match in _PIECE.finditer(without_surrogates(text)):
+            word = match[0][1:] if match[0][0] == " " and len(match[0]) > 1 else match[0]
+            if match[0] not in self._ids and word not in self._ids:
+                found.append((match.end() - len(word), word))
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The pieces in the order of their ids."""
+        return {"kind": self.kind, "words": self._words}
+
+    @classmethod
+    def from_json(cls, obj: Any) -> WordTokenizer:
+        """The tokenizer of a list of pieces; raises ``CheckpointError``."""
+        words = json_list(obj, cls.kind, "words")
+        for word in words:
+            if not isinstance(word, str) or not _PIECE.fullmatch(word) or word != without_surrogates(word):
+                raise malformed(cls.kind, f"{word!a} is not a word, a punctuation mark or one whitespace character")
+        if len(set(words)) != len(words):
+            raise malformed(cls.kind, "a word is listed twice")
+        if " " not in words:
+            raise malformed(cls.kind, "the single space is missing from its words")
+        return cls(words)
+
+    @classmethod
+    def train(cls, texts: Iterable[Text], *, min_count: int = 2, vocab_size: int = 20000) -> WordTokenizer:
+        """The single space, then pieces by frequency, until a count is below ``min_count`` or V = ``vocab_size``.
+
+        Of texts with more than 262,144 different pieces, and more than 4 V, the counts of rare ones are too low.
+        """
+        check_option("min_count", min_count, 1)
+        check_option("vocab_size", vocab_size, FIRST + 1, MAX_VOCAB)
+        counts: Counter[str] = Counter()
+        most = max(_COUNTED, 4 * vocab_size)
+        for text in texts:
+            for chunk in safe_chunks(text, _SAFE_CUT, _CHUNK):
+                counts.update(split_words(chunk))
+                if len(counts) > most:
+                    counts = _frequent(counts, most // 2)
+        del counts[" "]
+        frequent = sorted((-count, word) for word, count in counts.items() if count >= min_count)
+        return cls([" ", *(word for _, word in frequent[: vocab_size - FIRST - 1])])
+
+
+def _frequent(counts: Counter[str], most: int) -> Counter[str]:
+    """Of some counts the highest, at most so many; those level with each other all stay or all go."""
+    beyond = sorted(counts.values(), reverse=True)[most]
+    return Counter({piece: count for piece, count in counts.items() if count > beyond})
+
+
+def split_words(text: str) -> list[str]:
+    """The pieces of a text, which add up to it (lone surrogates become U+FFFD)."""
+    return _PIECE.findall(without_surrogates(text))

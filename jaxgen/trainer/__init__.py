@@ -1,0 +1,1 @@
+"""The training loop on the host, and what it calls at evaluations and checkpoints."""

@@ -1,0 +1,77 @@
+"""The picture of attention: cells of one size, every label inside, whatever the texts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxgen.errors import CheckpointError
+from jaxgen.plots import attention as attention_plot
+from jaxgen.plots.attention import CELL, HIGHEST, WIDEST, Look, draw_attention
+
+WORDS = Look(
+    ["A", "man", "in", "an", "orange", "hat"],
+    ["Ein", "Mann", "mit", "einem", "orangefarbenen", "Hut", "<eos>"],
+    np.eye(7, 6),
+)
+LETTERS = Look(list("21␣Nov"), [*"2026-11-21", "<eos>"], np.full((11, 6), 1 / 6))
+LONG = Look([f"w{i}" for i in range(90)], [f"W{i}" for i in range(120)], np.full((120, 90), 1 / 90))
+ODD = Look(["$x^2$", "東", "_", "\u202e\x00", "�"], ["مرحبا", "", "<eos>"], np.full((3, 5), 0.2))
+ONE = Look(["a"], ["<eos>"], np.ones((1, 1)))
+
+
+#: What a cell is drawn in that all is looked at.
+DARK = (8, 48, 107)
+
+
+def picture(path) -> np.ndarray:
+    """[height, width, RGB]"""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def dark(path) -> np.ndarray:
+    """[height, width], where a cell is looked at alone."""
+    return (picture(path) == DARK).all(axis=-1)
+
+
+@pytest.mark.parametrize(
+    "looks",
+    [[WORDS], [LETTERS], [ONE], [ODD], [WORDS, ONE], [LONG, ONE]],
+    ids=["words", "letters", "one", "odd", "two", "long"],
+)
+def test_nothing_reaches_the_edge_and_the_picture_has_a_bound(looks, tmp_path):
+    draw_attention(looks, tmp_path / "map.png")
+    drawn = picture(tmp_path / "map.png")
+    for edge in (drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]):
+        assert edge.min() == 255
+    assert (drawn < 200).any()
+    assert drawn.shape[0] <= 100 * HIGHEST + 1
+    assert drawn.shape[1] <= 100 * WIDEST + 1
+
+
+def test_what_is_looked_at_is_dark_and_lies_where_it_belongs(tmp_path):
+    draw_attention([WORDS], tmp_path / "map.png")
+    found, side = dark(tmp_path / "map.png"), round(100 * CELL)
+    top, left = np.flatnonzero(found.any(axis=1)).min(), np.flatnonzero(found.any(axis=0)).min()
+    for t, s in np.ndindex(6, 6):
+        assert found[top + t * side + side // 2, left + s * side + side // 2] == (t == s)
+
+
+def test_cells_are_as_large_beside_a_longer_text(tmp_path):
+    draw_attention([ONE], tmp_path / "alone.png")
+    draw_attention([WORDS._replace(weights=np.zeros((7, 6))), ONE], tmp_path / "beside.png")
+    for name in ("alone", "beside"):
+        side = np.sqrt(dark(tmp_path / f"{name}.png").sum())
+        assert 100 * CELL - 4 < side < 100 * CELL, "all but the frame"
+
+
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere"):
+        draw_attention([ONE], tmp_path / "nowhere" / "map.png")
+
+
+def test_labels_are_measured_and_not_counted():
+    assert attention_plot._widest(["iiii"]) < attention_plot._widest(["WWWW"]) < 1.0
+    assert attention_plot._widest([]) == attention_plot._widest([""]) == 0.0

@@ -1,0 +1,46 @@
+"""The picture of an evaluation is drawn from whatever was measured."""
+
+import os
+
+import pytest
+
+from jaxgen.errors import CheckpointError
+from jaxgen.plots.quality import PANELS, _points, draw_quality
+
+
+def row(temperature, distinct, logp=-1.0, known=0.9):
+    return {"temperature": temperature, "distinct": [0.1, distinct, 0.9], "logp": logp, "known_words": known}
+
+
+def size_of_png(path):
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+
+
+@pytest.mark.parametrize(
+    ("rows", "real"),
+    [
+        ([row(0.0, 0.1), row(1.0, 0.8, -2.0, 0.5)], row(None, 0.7)),
+        ([row(0.5, 0.1, known=None), row(0.0, None)], None),
+        ([row(0.0, None, None, None)], None),
+        ([], None),
+    ],
+    ids=["full", "no training text", "nothing measured", "empty"],
+)
+def test_a_picture_of_1000_by_600_is_drawn(tmp_path, rows, real):
+    draw_quality(rows, real, tmp_path / "quality.png", "a $title$ with 漢字\nand lines " * 9)
+    assert size_of_png(tmp_path / "quality.png") == (1000, 600)
+    assert os.listdir(tmp_path) == ["quality.png"]
+
+
+def test_a_point_lies_at_distinct_2_and_at_what_its_panel_shows():
+    rows = [row(0.5, 0.3, -2.0, 0.8), row(0.8, None), row(1.0, 0.6, -3.0, None), row(None, 0.7)]
+    shown = {name: _points(rows, name, factor) for name, _, factor in PANELS}
+    assert shown["logp"] == [(0.3, -2.0, "0.5"), (0.6, -3.0, "1"), (0.7, -1.0, "validation text")]
+    assert shown["known_words"] == [(0.3, 80.0, "0.5"), (0.7, 90.0, "validation text")]
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"Could not write .*gone/quality\.png"):
+        draw_quality([], None, tmp_path / "gone" / "quality.png", "")

@@ -1,0 +1,367 @@
+"""Checkpoints: what was saved comes back bit for bit, the latest and the best are kept, another shape is told."""
+
+import asyncio
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+from kept_states import State, abstract, assert_bitwise_equal, make_state
+
+from jaxgen.errors import CheckpointError
+from jaxgen.runs import manifest as fmt
+from jaxgen.runs import orbax_io
+from jaxgen.runs.checkpoints import CheckpointStore
+
+
+def test_parameters_and_adamw_state_come_back_bit_for_bit_in_their_classes(store):
+    state, _ = store.restore(20, like=abstract(make_state()))
+    assert_bitwise_equal(state, make_state(2))
+
+
+@pytest.mark.parametrize("name", ["[b]x", "what?", "all *", "{a,b}", "~", "a b é"])
+def test_a_folder_may_have_any_name(name, tmp_path):
+    folder = tmp_path / name / "checkpoints"
+    folder.parent.mkdir()
+    CheckpointStore(folder).save(3, make_state(), {})
+    assert_bitwise_equal(CheckpointStore(folder).restore(like=abstract(make_state()))[0], make_state())
+
+
+def test_host_json_comes_back_exactly(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints")
+    host = {"position": 2**60, "loss": 0.1 + 0.2, "best": None, "order": [1, [2.5e-310]], "text": "é\ud800"}
+    store.save(1, make_state(), host)
+    assert store.restore()[1] == host == store.host(1)
+
+
+def test_without_like_the_state_is_nested_dictionaries(store):
+    state, _ = store.restore(10)
+    assert set(state) == {"params", "optimizer", "step"}
+    assert_bitwise_equal(state["params"], make_state(1).params)
+
+
+def test_parameters_alone_can_be_restored(store):
+    params, host = store.restore_params(10, like=abstract(make_state().params))
+    assert_bitwise_equal(params, make_state(1).params)
+    assert host == {"position": 10}
+
+
+def test_restored_arrays_can_be_donated(store):
+    state, _ = store.restore(20, like=abstract(make_state()))
+    doubled = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)(state)
+    np.testing.assert_array_equal(doubled.params["cell"]["kernel"], 2 * make_state(2).params["cell"]["kernel"])
+
+
+def test_unusual_leaves_survive(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints")
+    state = {
+        "empty": np.zeros((0, 3), "float32"),
+        "a/b.c%": np.array([True, False]),
+        "": np.float32([math.nan, -0.0, math.inf]),
+        "wide": np.arange(3, dtype="int64") + 2**40,
+        "transposed": np.arange(6, dtype="uint32").reshape(2, 3).T,
+        "none": None,
+        "list": [np.float64(1.5), np.uint8(3)],
+    }
+    store.save(0, state, {})
+    assert_bitwise_equal(store.restore(like=state)[0], jax.tree.map(np.asarray, state))
+    assert set(store.restore()[0]) == set(state) - {"none"}
+
+
+def test_a_state_without_any_number_can_be_saved(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints")
+    store.save(0, {"empty": np.zeros((0,), "float32")}, {})
+    assert store.restore()[0]["empty"].shape == (0,)
+
+
+def test_a_typed_key_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"dropout is a typed PRNG key; save jax\.random\.key_data"):
+        CheckpointStore(tmp_path / "checkpoints").save(0, {"dropout": jax.random.key(0)}, {})
+
+
+def test_nan_in_the_host_json_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        CheckpointStore(tmp_path / "checkpoints").save(0, make_state(), {"best": math.nan})
+    assert os.listdir(tmp_path / "checkpoints") == []
+
+
+def test_the_latest_and_the_best_are_kept_and_known_after_reopening(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints", keep_latest=2)
+    for step, metric in enumerate([3.0, 1.0, math.nan, -math.inf, 2.0, None]):
+        store.save(step, {"x": np.float32([step])}, {}, metric)
+    reopened = CheckpointStore(tmp_path / "checkpoints")
+    assert (reopened.steps(), reopened.best(), reopened.latest()) == ([1, 4, 5], 1, 5)
+    assert reopened.restore(1)[0]["x"] == 1
+
+
+def test_a_metric_that_is_not_finite_is_never_best(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints")
+    store.save(1, {"x": np.float32([1])}, {}, metric=math.nan)
+    store.save(2, {"x": np.float32([1])}, {}, metric=-math.inf)
+    assert store.best() is None
+
+
+def test_the_earliest_of_equal_metrics_is_best(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints")
+    for step in (5, 6):
+        store.save(step, {"x": np.float32([1])}, {}, metric=1)
+    assert store.best() == 5
+
+
+def test_saving_a_step_again_replaces_it_every_time(store):
+    for seed in (3, 4, 5):
+        store.save(20, make_state(seed), {"again": seed})
+    assert_bitwise_equal(store.restore(20, like=make_state())[0], make_state(5))
+    assert store.steps() == [10, 20]
+    assert len(os.listdir(store.directory)) == 2
+
+
+def test_saving_the_same_state_again_without_a_metric_keeps_its_metric(store):
+    store.save(10, make_state(1), {"signal": True})
+    assert (store.metric(10), store.best(), store.host(10)) == (2.0, 10, {"signal": True})
+
+
+def test_a_step_saved_out_of_order_is_not_removed_at_once(store):
+    store.save(5, make_state(5), {})
+    assert 5 in store.steps()
+
+
+def test_truncation_drops_the_later_steps(store):
+    store.truncate(10)
+    assert store.steps() == [10]
+    assert os.listdir(store.directory) == ["00000010"]
+
+
+def test_the_digest_follows_the_arrays_alone(store, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = CheckpointStore(tmp_path / "other" / "checkpoints")
+    other.save(99, make_state(1), {"other": "host"})
+    assert other.digest() == store.digest(10) != store.digest(20)
+    assert len(other.digest()) == 16
+
+
+def test_a_wrong_shape_is_named_with_both_shapes_before_arrays_are_read(store, monkeypatch):
+    monkeypatch.setattr("jaxgen.runs.orbax_io.read_arrays", lambda *_: pytest.fail("arrays were read"))
+    with pytest.raises(CheckpointError) as caught:
+        store.restore(20, like=abstract(make_state(hidden=5)))
+    assert "params/cell/kernel has the shape (4, 3); the model has (5, 3)" in str(caught.value)
+    assert "config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda cell: cell | {"peephole": cell["bias"]}, "has no params/cell/peephole, which the model needs"),
+        (lambda cell: {"kernel": cell["kernel"]}, "has params/cell/bias, which the model lacks"),
+        (
+            lambda cell: cell | {"bias": cell["bias"].astype("float32")},
+            "params/cell/bias has the dtype bfloat16; the model has float32",
+        ),
+    ],
+)
+def test_another_tree_or_dtype_is_named(store, change, message):
+    like = make_state()
+    like = like._replace(params={"cell": change(like.params["cell"])})
+    with pytest.raises(CheckpointError, match=message):
+        store.restore(20, like=abstract(like))
+
+
+def test_another_shape_is_not_taken_for_damage(store):
+    with pytest.raises(CheckpointError, match="has the shape"):
+        store.restore_newest_good(like=make_state(hidden=5))
+
+
+@pytest.mark.parametrize("ask", [CheckpointStore.restore, CheckpointStore.restore_newest_good, CheckpointStore.digest])
+def test_no_checkpoint_at_all_says_how_to_make_one(tmp_path, ask):
+    with pytest.raises(CheckpointError, match=r"There is no checkpoint in .*python train\.py"):
+        ask(CheckpointStore(tmp_path / "checkpoints"))
+
+
+def test_a_step_that_is_not_there_names_those_that_are(store):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 15 .* Choose one of: 10, 20"):
+        store.restore(15)
+
+
+def test_a_save_that_fails_keeps_the_former_and_leaves_nothing(store, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(CheckpointError, match=r"Could not write .*checkpoints: No space left on device"):
+        store.save(30, make_state(3), {})
+    monkeypatch.undo()
+    assert sorted(os.listdir(store.directory)) == ["00000010", "00000020"]
+    assert_bitwise_equal(store.restore(like=make_state())[0], make_state(2))
+
+
+def test_a_run_folder_that_vanished_is_not_made_again(tmp_path):
+    with pytest.raises(CheckpointError, match=r"Could not write .*checkpoints"):
+        CheckpointStore(tmp_path / "gone" / "checkpoints").save(1, make_state(), {})
+    assert not (tmp_path / "gone").exists()
+
+
+def test_reading_changes_nothing_on_the_disk(store):
+    (store.directory / ".tmp-30-1-abc").mkdir()
+    before = sorted(p.relative_to(store.directory) for p in store.directory.rglob("*"))
+    reader = CheckpointStore(store.directory)
+    reader.restore()
+    reader.best()
+    assert sorted(p.relative_to(store.directory) for p in store.directory.rglob("*")) == before
+
+
+def test_half_written_and_half_removed_folders_are_ignored_and_removed_by_the_next_save(store, tmp_path):
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "thesis.tex").touch()
+    shutil.copytree(store.directory / "00000020", store.directory / ".tmp-30-1-abc")
+    (store.directory / ".tmp-others").symlink_to(tmp_path / "others")
+    (store.directory / "notes").mkdir()
+    assert store.steps() == [10, 20]
+    store.save(30, make_state(), {})
+    assert sorted(os.listdir(store.directory)) == [".tmp-others", "00000010", "00000020", "00000030", "notes"]
+    assert (tmp_path / "others" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("strike", [shutil.rmtree, lambda run: run.rename(run.with_name("away"))], ids=["rm", "mv"])
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_a_run_that_goes_while_its_arrays_are_written_is_told_of_and_not_made_again(
+    late, strike, saved, tmp_path, monkeypatch
+):
+    run, write, made = tmp_path / "run", orbax_io.write_arrays, []
+    store = CheckpointStore(shutil.copytree(saved, run / "checkpoints"))
+
+    def struck(path, arrays):
+        if late:
+            write(path, arrays)
+        strike(run)
+        write(path, arrays)  # Orbax makes what is missing
+        made.append(path.exists())
+
+    monkeypatch.setattr(orbax_io, "write_arrays", struck)
+    with pytest.raises(
+        CheckpointError, match=r"run/checkpoints: the folder was removed or moved.*Bring its folder back"
+    ):
+        store.save(30, make_state(3), {})
+    assert made == [True]
+    assert not run.exists()
+
+
+def test_a_folder_that_takes_the_place_of_a_run_while_its_arrays_are_written_gets_no_checkpoint(
+    saved, tmp_path, monkeypatch
+):
+    run, write = tmp_path / "run", orbax_io.write_arrays
+    store = CheckpointStore(shutil.copytree(saved, run / "checkpoints"))
+
+    def struck(path, arrays):
+        run.rename(tmp_path / "away")
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "notes").touch()
+        write(path, arrays)
+
+    monkeypatch.setattr(orbax_io, "write_arrays", struck)
+    with pytest.raises(CheckpointError, match="the folder was removed or moved"):
+        store.save(30, make_state(3), {})
+    assert os.listdir(run) == ["notes"]
+    assert CheckpointStore(tmp_path / "away" / "checkpoints").steps() == [10, 20]
+
+
+def test_a_folder_that_was_removed_while_training_is_not_made_again(store):
+    store.save(30, make_state(), {})
+    shutil.rmtree(store.directory)
+    with pytest.raises(CheckpointError, match="the folder was removed or moved while the run went on"):
+        store.save(40, make_state(), {})
+    assert not store.directory.exists()
+
+
+def test_a_store_works_inside_a_running_event_loop(tmp_path):
+    async def notebook_cell():
+        store = CheckpointStore(tmp_path / "checkpoints")
+        store.save(1, make_state(), {})
+        return store.restore(like=make_state())[0]
+
+    assert_bitwise_equal(asyncio.run(notebook_cell()), make_state())
+
+
+KILLED = """
+import os, sys
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+from jaxgen.store import CheckpointStore
+assert not [name for name in sys.modules if name.startswith(("orbax", "matplotlib"))]
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+state = {"x": jax.device_put(np.arange(8.0, dtype="float32"), sharding)}
+store = CheckpointStore(sys.argv[1])
+store.save(1, state, {})
+store.restore()
+os.rename = lambda *_: os._exit(137)
+store.save(2, state, {})
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A trainer on two devices that was killed while it saved step 2, just before the end."""
+    folder = tmp_path_factory.mktemp("killed") / "checkpoints"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-W", "error", "-c", KILLED, str(folder)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120), folder
+
+
+def test_saving_and_restoring_say_nothing_to_the_user(killed):
+    process, _ = killed
+    assert (process.returncode, process.stdout, process.stderr) == (137, "", "")
+
+
+def test_a_kill_in_the_middle_of_a_save_leaves_the_former_checkpoint(killed):
+    _, folder = killed
+    assert len(os.listdir(folder)) == 2  # the half-written one is there
+    assert CheckpointStore(folder).steps() == [1]
+
+
+def test_what_two_devices_saved_one_device_restores(killed):
+    _, folder = killed
+    state, _ = CheckpointStore(folder).restore(like={"x": jax.ShapeDtypeStruct((8,), "float32")})
+    np.testing.assert_array_equal(state["x"], np.arange(8.0))
+    assert len(state["x"].sharding.device_set) == 1
+
+
+def test_a_state_without_params_says_so(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints")
+    store.save(1, {"x": np.float32([1])}, {})
+    with pytest.raises(CheckpointError, match="holds no params"):
+        store.restore_params()
+
+
+def test_paths_that_would_collide_are_refused(tmp_path):
+    state = {
+        "layers": [{1: np.float32([1])}, optax.EmptyState()],
+        "a": State({"x": np.float32([1])}, (), np.float32([2])),
+    }
+    names = [name for name, _ in fmt.leaf_names(state)]
+    assert names == ["a/params/x", "a/step", "layers/0/1"]
+    with pytest.raises(ValueError, match="have the same path"):
+        fmt.leaf_names(Twins())
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Twins:
+    """A node whose two children have keys that read the same."""
+
+    def tree_flatten_with_keys(self):
+        return [(jax.tree_util.DictKey(key), np.float32([1])) for key in (1, "1")], None
+
+    @classmethod
+    def tree_unflatten(cls, _, __):
+        return cls()
+
+
+def test_a_store_that_keeps_nothing_and_a_negative_step_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="keep_latest is 0"):
+        CheckpointStore(tmp_path, keep_latest=0)
+    with pytest.raises(ValueError, match="must not be negative"):
+        CheckpointStore(tmp_path).save(-1, {}, {})

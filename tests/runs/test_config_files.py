@@ -1,0 +1,130 @@
+"""Configuration files and names that nobody would write: a sentence, never a traceback."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from edited import edit
+
+from jaxgen.cli.train import main
+from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.inference.loading import SavedRun
+from jaxgen.runs.config import MAX_CONFIG_BYTES, read_toml, validate
+from jaxgen.tasks.registry import DATA
+from jaxgen.trainer.run import start
+
+FILES = {
+    "thousands of brackets": (b"a = " + b"[" * 5_000, "nested too deeply"),
+    "thousands of tables": (b"a = " + b"{a = " * 5_000, "nested too deeply"),
+    "thousands of digits": (b"hidden = " + b"9" * 5_000, "cannot be read.* digits"),
+    "NUL": (b"a = 1\0", "not valid TOML"),
+    "a megabyte and more": (b"#" * (MAX_CONFIG_BYTES + 1), "larger than 1 MB"),
+    "no UTF-8": (b"a = '\xff'", "not UTF-8 at byte offset 5"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_configuration_is_refused(name, tmp_path):
+    content, message = FILES[name]
+    (tmp_path / "c.toml").write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        read_toml(str(tmp_path / "c.toml"))
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", ".", "a\0b", "x" * 300])
+def test_what_is_no_file_is_refused(path):
+    with pytest.raises(UsageError, match="configuration file"):
+        read_toml(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes in folders here")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="not a regular file"):
+        read_toml(str(tmp_path / "pipe"))
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume", "auto"], ["--resume", "must"]])
+@pytest.mark.parametrize("run", ["x" * 300, "a\0b", f"a/{'ü' * 200}"])
+def test_a_run_cannot_have_every_name(run, resume, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--run", run, *resume]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --run h")
+    assert said.count("\n") == 1
+    (tmp_path / "c.toml").write_text(f"run = {json.dumps(run)}\n")
+    assert main(["--config", "c.toml", *resume]) == 2
+    assert "--run h" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["c.toml"]
+
+
+@pytest.mark.parametrize("run", ["x" * 5_000, "a\0b", f"a/{'ü' * 200}"])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "sample", "score"])
+def test_no_command_opens_a_run_of_such_a_name(command, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = {"predict": ["a.txt"], "score": ["--text", "a"]}.get(command, [])
+    assert importlib.import_module(f"jaxgen.cli.{command}").main(["--run", run, *given]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --run h")
+    assert len(said) < 200
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800"])
+def test_a_run_to_begin_from_cannot_have_every_name_either(name):
+    with pytest.raises(UsageError, match="--init-from h"):
+        validate(DATA["language"].Config, {"init_from": name})
+    with pytest.raises(UsageError, match="--run h"):
+        SavedRun.open(name)
+
+
+def test_a_wrong_value_is_shown_in_part_when_it_is_long(tmp_path, capsys):
+    (tmp_path / "c.toml").write_text(f"hidden = '{'x' * 5_000}'\n")
+    assert main(["--config", str(tmp_path / "c.toml")]) == 2
+    assert len(capsys.readouterr().err) < 500
+
+
+@pytest.fixture(scope="module")
+def made(book: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("made") / "run"
+    sizes = {"hidden": 8, "batch_size": 4, "seq_len": 8, "cell": "elman", "steps": 4}
+    start(DATA["language"].Config(data=(str(book),), run=str(run), **sizes))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (["task"], []),
+        (["task"], {"a": 1}),
+        (["resolved"], []),
+        (["resolved", "steps"], "many"),
+        (["resolved", "steps"], -1),
+        (["resolved", "horizon"], None),
+        (["resolved", "devices"], True),
+        (["resolved", "devices"], 0),
+        (["resolved", "parameters"], 0),
+        (["resolved", "tokenizer"], None),
+        (["resolved", "tokenizer"], "0" * 64),
+        (["resolved", "data"], "book"),
+        (["resolved", "data"], []),
+        (["resolved", "data", "sha256"], 5),
+        (["config"], 5),
+        (["config", "run"], "a\0b"),
+    ],
+    ids=str,
+)
+def test_an_altered_configuration_of_a_run_exits_with_4(keys, value, made, tmp_path, capsys):
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    edit(run, *keys, value=value)
+    with pytest.raises(CheckpointError):
+        SavedRun.open(run)
+    assert main(["--run", str(run), "--resume", "must"]) == 4
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1

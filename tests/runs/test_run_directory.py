@@ -1,0 +1,287 @@
+"""The folder of a run: made once, found again, its JSON whole and strictly read."""
+
+import errno
+import json
+import os
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.fsutil import replace_file, unwritable
+from jaxgen.runs.directory import RunDirectory
+from jaxgen.runs.lock import LOCK
+
+
+def test_runs_are_numbered_by_task(tmp_path):
+    names = [RunDirectory.create(None, task, tmp_path / "runs").path.name for task in ("language", "language", "dates")]
+    assert names == ["language-1", "language-2", "dates-1"]
+
+
+def test_the_next_number_is_beyond_the_highest(tmp_path):
+    (tmp_path / "language-7").mkdir()
+    assert RunDirectory.create(None, "language", tmp_path).path.name == "language-8"
+
+
+def test_runs_started_at_once_never_share_a_folder(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: RunDirectory.create(None, "language", tmp_path), range(32)))
+    assert len({run.path for run in runs}) == 32
+
+
+def test_a_named_run_is_made_with_its_parents(tmp_path):
+    run = RunDirectory.create(tmp_path / "a" / "b é", "language")
+    assert run.path.is_dir()
+    assert os.listdir(run.path) == []
+
+
+def test_a_folder_that_holds_a_run_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"already holds a run.*--resume auto.*--run"):
+        RunDirectory.create(tmp_path, "language")
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UsageError, match=r"is not empty and is not a run.*--resume auto.*--run"):
+        RunDirectory.create(tmp_path, "language")
+
+
+def test_what_a_start_killed_early_left_is_taken_over(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / ".config.json.1-ab.tmp").write_text("{")
+    assert RunDirectory.create(tmp_path, "language").path == tmp_path
+
+
+@pytest.mark.parametrize("path", ["file", "file/run", "/proc/run"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=rf"Cannot make a run in {path}: .*--run DIR"):
+        RunDirectory.create(path, "language")
+    with pytest.raises(UsageError, match=rf"Cannot make a run in {path}: "):
+        RunDirectory.create(None, "language", path)
+
+
+def test_a_place_can_be_checked_and_nothing_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    RunDirectory.check("a/b")
+    RunDirectory.check(None)
+    for path in ("file", "file/run"):
+        with pytest.raises(UsageError, match=rf"Cannot make a run in {path}: Not a directory.*--run DIR"):
+            RunDirectory.check(path)
+    with pytest.raises(UsageError, match="is not empty and is not a run"):
+        RunDirectory.check(tmp_path)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UsageError, match=r"Cannot make a run in a/b: Permission denied.*--run DIR"):
+        RunDirectory.check("a/b")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_that_exists_but_takes_no_files_is_named(tmp_path, monkeypatch):
+    def read_only(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", read_only)
+    with pytest.raises(UsageError, match="Read-only file system"):
+        RunDirectory.create(tmp_path, "language")
+
+
+def test_a_run_is_opened(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert RunDirectory.open(tmp_path).path == tmp_path
+
+
+def test_opening_what_is_no_run_says_what_is_missing(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name, missing in [("", "has no config.json"), ("none", "does not exist"), ("file", "is not a folder")]:
+        with pytest.raises(CheckpointError, match=rf"it {missing}.*python train\.py --run"):
+            RunDirectory.open(tmp_path / name)
+
+
+@pytest.mark.parametrize("more", ["checkpoints/00000007/", "metrics.jsonl", "samples.txt"])
+def test_a_run_whose_config_is_gone_is_told_from_a_start_that_was_killed(tmp_path, more):
+    for name in ("checkpoints/00000000/", "checkpoints/.tmp-0-1-ab/", "tokenizer.json", ".config.json.1-ab.tmp", LOCK):
+        make(tmp_path / name, folder=name.endswith("/"))
+    RunDirectory(tmp_path).check_config()
+    make(tmp_path / more, folder=more.endswith("/"))
+    for ask in (RunDirectory.open, lambda path: RunDirectory(path).check_config()):
+        with pytest.raises(CheckpointError, match=r"a run that is damaged: its config\.json is missing\. Copy the run"):
+            ask(tmp_path)
+
+
+def make(path: Path, folder: bool) -> None:
+    path.mkdir(parents=True) if folder else path.write_text("")
+
+
+def test_a_folder_in_which_nothing_was_trained_holds_no_damaged_run(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "mine")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine" / "note.txt").write_text("")
+    for name in ("", "mine", "none", "file", "file/below"):
+        RunDirectory(tmp_path / name).check_config()
+    (tmp_path / "mine" / "checkpoints").mkdir()
+    RunDirectory(tmp_path / "mine").check_config()
+
+
+def test_the_newest_run_is_the_one_whose_config_or_checkpoint_is_newest(tmp_path):
+    for name, config, checkpoint in [("a", 100, 900), ("b", 500, None), ("c", 300, 400)]:
+        steps = tmp_path / name / "checkpoints" / "00000001"
+        steps.mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+        os.utime(tmp_path / name / "config.json", (config, config))
+        os.utime(steps, (checkpoint or 0, checkpoint or 0))
+    (tmp_path / "not-a-run").mkdir()
+    assert RunDirectory.newest(tmp_path).path.name == "a"
+
+
+@pytest.mark.parametrize("root", ["", "none"])
+def test_no_run_at_all_says_how_to_make_one(tmp_path, root):
+    with pytest.raises(CheckpointError, match=r"There is no run in .*python train\.py"):
+        RunDirectory.newest(tmp_path / root)
+
+
+def test_the_parts_of_a_run_lie_where_the_design_says(tmp_path):
+    run = RunDirectory(tmp_path)
+    paths = [run.config_path, run.tokenizer_path, run.checkpoints_path, run.metrics_path, run.samples_path]
+    assert [path.name for path in [*paths, run.plot_path]] == [
+        *("config.json", "tokenizer.json", "checkpoints", "metrics.jsonl", "samples.txt", "loss.png")
+    ]
+
+
+def test_json_comes_back_as_written(tmp_path):
+    run, value = RunDirectory(tmp_path), {"é\ud800\n": [1, 0.1, None, True, {"a": []}]}
+    run.write_json("config.json", value)
+    assert run.read_json("config.json") == value
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), {1, 2}])
+def test_a_value_that_json_lacks_leaves_the_former_file(tmp_path, bad):
+    run = RunDirectory(tmp_path)
+    run.write_json("config.json", {"a": 1})
+    with pytest.raises((ValueError, TypeError)):
+        run.write_json("config.json", {"a": bad})
+    assert run.read_json("config.json") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space"), r"No space \(.* needed.*\)\. Make room on that disk, then"),
+        (OSError(errno.EMFILE, "Too many"), r"Too many\. Raise the limit of open files \(ulimit -n\), then"),
+        (OSError(errno.ENFILE, "Too many"), r"Too many\. Close other programs, or raise the limit of .*, then"),
+        (OSError(errno.ENOMEM, "Cannot allocate"), r"Cannot allocate\. Make memory free, then"),
+        (OSError(errno.EACCES, "Denied"), r"Denied\. Make the folder writable, then"),
+        (
+            OSError(errno.EIO, "Input/output"),
+            r"Input/output\. Make room on that disk or make the folder writable, then",
+        ),
+        (MemoryError(), r"out of memory\. Make memory free, then"),
+    ],
+)
+def test_what_is_advised_where_a_file_cannot_be_written_is_by_what_the_system_says(tmp_path, error, told):
+    with pytest.raises(CheckpointError, match=rf"^Could not write .*/a: {told} repeat the command"):
+        raise unwritable(tmp_path / "a", error, "repeat the command", 10)
+
+
+def test_a_folder_in_place_of_a_file_is_to_be_removed(tmp_path):
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"Is a directory\. Remove the folder of that name, then repeat"):
+        RunDirectory(tmp_path).write_json("report.json", {})
+
+
+def test_a_write_that_fails_leaves_the_former_file_and_no_other(tmp_path, monkeypatch):
+    replace_file(tmp_path / "a", b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(CheckpointError, match=r"Could not write .*a: No space left on device.*repeat the command\."):
+        replace_file(tmp_path / "a", b"new")
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "Expecting value"),
+        (b'{"a": 1', "Expecting"),
+        (b'\xff{"a": 1}', "byte 0 is not UTF-8"),
+        (b'{"a": {"b": 1, "b": 2}}', "the key 'b' is given twice"),
+        (b'{"a": NaN}', "NaN is not finite"),
+        (b'{"a": -Infinity}', "-Infinity is not finite"),
+        (b'{"a": 1e999}', "1e999 is not finite"),
+        (b"9" * 5000, "integer string conversion"),
+        (b"[" * 65 + b"]" * 65, "nested deeper than 64 levels"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested deeper than 64 levels"),
+        (b"[" * 1_000_000, "nested deeper than 64 levels"),
+    ],
+)
+def test_json_that_is_not_acceptable_is_refused_in_a_sentence(tmp_path, content, problem):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"config\.json is not acceptable JSON: .*{problem}.*Copy the run"):
+        RunDirectory(tmp_path).read_json("config.json")
+
+
+@pytest.mark.parametrize("unit", [b"[],", b"{},", b"1,", b'["",[[]]],'])
+def test_json_that_would_fill_the_memory_is_refused_before_it_is_made(tmp_path, unit):
+    (tmp_path / "config.json").write_bytes(b"[" + unit * (2**26 // len(unit) - 9) + b"0]")
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=r"it has more than .* the most that are read"):
+            RunDirectory(tmp_path).read_json("config.json")
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_task_that_is_no_name_is_none(tmp_path):
+    (tmp_path / "config.json").write_text('{"task": []}')
+    assert RunDirectory(tmp_path).task() is None
+
+
+def test_a_link_in_place_of_a_file_of_a_run_is_refused(tmp_path):
+    (tmp_path / "theirs").write_text("{}")
+    (tmp_path / "config.json").symlink_to(tmp_path / "theirs")
+    with pytest.raises(CheckpointError, match=r"config\.json is a link, and a run holds its own files only"):
+        RunDirectory(tmp_path).read_json("config.json")
+
+
+def test_a_link_where_writing_is_tried_is_not_written_through(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / f".probe-{os.getpid()}.tmp").symlink_to(tmp_path / "theirs")
+    with pytest.raises(UsageError, match="Cannot make a run"):
+        RunDirectory.create(run, "language")
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_json_of_64_levels_is_read(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"[" * 64 + b"]" * 64)
+    assert json.dumps(RunDirectory(tmp_path).read_json("config.json")).count("[") == 64
+
+
+def test_json_larger_than_64_megabytes_is_refused_unread(tmp_path):
+    with open(tmp_path / "config.json", "wb") as file:
+        file.truncate(64 * 2**20 + 1)  # sparse: takes no room
+    with pytest.raises(CheckpointError, match="is larger than 64 MB"):
+        RunDirectory(tmp_path).read_json("config.json")
+
+
+def test_a_file_that_is_missing_or_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    for name, problem in [("config.json", "does not exist"), ("pipe.json", "is not a regular file")]:
+        with pytest.raises(CheckpointError, match=problem):
+            RunDirectory(tmp_path).read_json(name)
+
+
+def test_a_name_that_leaves_the_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not the name of a file in the run"):
+        RunDirectory(tmp_path).read_json("../config.json")

@@ -1,0 +1,230 @@
+"""One process trains a run: another is refused by name, and what a dead one left is no obstacle."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.runs import lock as locking
+from jaxgen.runs.lock import LOCK, RunLock, locked
+
+HOLDER = """
+import sys
+from jaxgen.store.lock import RunLock
+RunLock.take(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock of ``tmp_path`` until its standard input is closed."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def pretend(folder, **changes):
+    (folder / LOCK).write_text(json.dumps(locking._myself() | changes))
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system without locks: what the file says decides."""
+    monkeypatch.setattr(locking, "_lock", lambda _: None)
+
+
+@pytest.fixture(autouse=True)
+def released(tmp_path):
+    yield
+    for held in list(RunLock._held.values()):
+        if held.folder.is_relative_to(tmp_path):
+            held.release()
+
+
+def test_a_second_process_is_refused_by_process_and_host_until_the_first_ends(holder, tmp_path):
+    with pytest.raises(UsageError, match=rf"is being trained by process {holder.pid} on the host .*--run"):
+        RunLock.take(tmp_path)
+    holder.communicate("")
+    assert os.listdir(tmp_path) == [], "a process that ends leaves nothing"
+    RunLock.take(tmp_path)
+
+
+def test_what_a_killed_process_left_is_taken_over(holder, tmp_path):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert os.listdir(tmp_path) == [LOCK]
+    RunLock.take(tmp_path).release()
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_locks_of_the_system_a_running_process_is_known_by_number_and_start(holder, tmp_path, no_locks):
+    with pytest.raises(UsageError, match=f"process {holder.pid}"):
+        RunLock.take(tmp_path)
+    pretend(tmp_path, pid=holder.pid, started=locking._started(holder.pid) + 1)
+    RunLock.take(tmp_path)  # the number was used again
+
+
+@pytest.mark.parametrize(
+    "changes", [{"boot": "an earlier one"}, {"pid": 2**22 + 1, "started": 5}], ids=["earlier boot", "dead process"]
+)
+def test_without_locks_of_the_system_a_dead_process_is_no_obstacle(tmp_path, no_locks, changes):
+    pretend(tmp_path, **changes)
+    RunLock.take(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "1"}', "x" * 5000])
+def test_a_file_that_nobody_wrote_is_no_obstacle(tmp_path, content):
+    (tmp_path / LOCK).write_text(content)
+    RunLock.take(tmp_path)
+
+
+def test_a_process_on_another_host_is_told_with_what_to_do_if_it_is_gone(tmp_path):
+    pretend(tmp_path, host="node-7", boot="theirs", pid=12)
+    with pytest.raises(UsageError, match=rf"process 12 on the host 'node-7'.*cannot be seen.*delete .*{LOCK}"):
+        RunLock.take(tmp_path)
+
+
+def test_a_process_on_another_host_that_gives_no_sign_any_more_is_no_obstacle(tmp_path):
+    pretend(tmp_path, host="node-7", boot="theirs", pid=12)
+    now = os.stat(tmp_path / LOCK).st_mtime
+    os.utime(tmp_path / LOCK, (now, now - locking.SILENT + 60))
+    with pytest.raises(UsageError, match=rf"counts for nothing {locking.SILENT} seconds after its last sign"):
+        RunLock.take(tmp_path)
+    os.utime(tmp_path / LOCK, (now, now - locking.SILENT - 1))
+    RunLock.take(tmp_path)
+    assert os.listdir(tmp_path) == [LOCK]
+
+
+def test_who_holds_the_lock_gives_signs_of_life_until_it_lets_go(tmp_path, monkeypatch):
+    signs, given = [], threading.Event()
+    monkeypatch.setattr(locking, "SIGN_EVERY", 0.001)
+    monkeypatch.setattr(locking.os, "utime", lambda path: (signs.append(path), given.set()))
+    lock = RunLock.take(tmp_path)
+    assert given.wait(30)
+    assert signs[0] == tmp_path.resolve() / LOCK
+    lock.release()
+    assert lock._released.is_set()
+
+
+def test_a_run_that_was_taken_over_is_not_written_any_more(tmp_path, monkeypatch):
+    RunLock.check(tmp_path)  # nobody holds it
+    lock = RunLock.take(tmp_path)
+    RunLock.check(tmp_path)
+    pretend(tmp_path, host="node-7", boot="theirs", pid=12)
+    with pytest.raises(CheckpointError, match=r"taken over by process 12 on the host 'node-7'.*Nothing was written"):
+        RunLock.check(tmp_path)
+    monkeypatch.setattr(locking, "SIGN_EVERY", 0.0)
+    monkeypatch.setattr(locking.os, "utime", None)
+    lock._live()  # ends, and gives no signs of life for the other
+    lock.release()
+    assert os.listdir(tmp_path) == [LOCK], "what the other holds stays"
+
+
+def lose(run):
+    shutil.rmtree(run)
+
+
+def move(run):
+    run.rename(run.with_name("away"))
+
+
+def make_anew(run):
+    move(run)
+    run.mkdir()
+
+
+def delete_the_lock(run):
+    (run / LOCK).unlink()
+
+
+def replace_the_lock(run):
+    (run / LOCK).rename(run / "former")
+    (run / LOCK).write_text((run / "former").read_text())
+
+
+@pytest.mark.parametrize("strike", [lose, move, make_anew, delete_the_lock, replace_the_lock])
+def test_a_run_whose_lock_is_gone_or_another_is_not_written_any_more(strike, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    RunLock.take(run)
+    RunLock.check(run)
+    strike(run)
+    left = sorted(tmp_path.rglob("*"))
+    gone = "Could not write .*: the folder was removed or moved.*Bring its folder back"
+    message = (
+        gone if strike in (lose, move) else rf"run is another folder than the one .*{LOCK} was removed or replaced"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        RunLock.check(run)
+    assert sorted(tmp_path.rglob("*")) == left
+
+
+def test_a_link_in_its_place_is_refused_and_not_written_through(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "theirs")
+    with pytest.raises(CheckpointError, match="is a link"):
+        RunLock.take(tmp_path / "run")
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_one_process_may_make_two_trainers_but_train_one_at_a_time(tmp_path):
+    assert RunLock.take(tmp_path) is RunLock.take(tmp_path)
+    trainer = SimpleNamespace(run=SimpleNamespace(path=tmp_path))
+    with pytest.raises(UsageError, match=f"process {os.getpid()}"):
+        locked(locked(lambda _: None))(trainer)
+    assert locked(lambda _: os.listdir(tmp_path))(trainer) == [LOCK]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_that_was_deleted_is_taken_anew(tmp_path):
+    first = RunLock.take(tmp_path)
+    os.remove(tmp_path / LOCK)
+    second = RunLock.take(tmp_path)
+    first.release()
+    assert second is not first
+    assert os.listdir(tmp_path) == [LOCK], "the former holder must not remove what is not its own"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_start_that_fails_leaves_no_folder(tmp_path, error):
+    def make(folder):
+        with RunLock.kept(folder):
+            assert os.listdir(folder) == [LOCK]
+            raise error
+
+    for folder, left in ((tmp_path / "a" / "b", []), (tmp_path, [])):
+        with pytest.raises(error):
+            make(folder)
+        assert os.listdir(tmp_path) == left
+
+
+def test_a_start_that_succeeds_keeps_its_lock(tmp_path):
+    with RunLock.kept(tmp_path / "a"):
+        pass
+    assert os.listdir(tmp_path / "a") == [LOCK]
+
+
+def test_leftovers_of_killed_processes_are_removed_and_no_others(holder, tmp_path):
+    dead = 2**22 + 1
+    names = [f".metrics.jsonl.{dead}-0a1b2c3d.tmp", f".config.json.{os.getpid()}-0a1b2c3d.tmp", f".probe-{dead}.tmp"]
+    others = [f".report.json.{holder.pid}-0a1b2c3d.tmp", ".swap.tmp", "notes.tmp"]
+    holder.stdin.write("")
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in [*names, *others]:
+        (run / name).touch()
+    RunLock.take(run)
+    assert sorted(os.listdir(run)) == sorted([LOCK, *others])

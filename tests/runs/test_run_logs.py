@@ -1,0 +1,173 @@
+"""metrics.jsonl and samples.txt: nothing lost, nothing torn, cut back exactly to the step a run resumes from."""
+
+import json
+import math
+import os
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.errors import CheckpointError
+from jaxgen.runs.logs import MetricsLog, append_sample, truncate_samples
+
+
+@pytest.fixture
+def log(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in (10, 20, 30):
+        log.append({"step": step, "train_loss": 1 / step})
+    return log
+
+
+def test_rows_come_back_as_written(log):
+    assert log.read() == [{"step": step, "train_loss": 1 / step} for step in (10, 20, 30)]
+
+
+def test_each_row_is_one_line_of_strict_json(log):
+    log.append({"step": 40, "loss": math.nan, "deep": [{"x": -math.inf}], "text": "a\nb"})
+    last = log.path.read_text().splitlines()[3]
+    assert json.loads(last, parse_constant=pytest.fail) == {
+        "step": 40,
+        "loss": None,
+        "deep": [{"x": None}],
+        "text": "a\nb",
+    }
+
+
+def test_scalars_of_numpy_and_jax_are_numbers(log):
+    log.append({"step": np.int64(40), "a": jnp.float32(0.5), "b": np.float32(math.inf), "c": np.bool_(True)})
+    assert log.read()[-1] == {"step": 40, "a": 0.5, "b": None, "c": True}
+
+
+def test_an_array_is_refused(log):
+    with pytest.raises(TypeError, match="not set"):
+        log.append({"step": 40, "a": {1}})
+
+
+def test_a_log_that_does_not_exist_is_empty(tmp_path):
+    log = MetricsLog(tmp_path / "none.jsonl")
+    log.truncate(5)
+    assert log.read() == []
+
+
+def test_truncation_drops_later_rows_and_keeps_the_others_byte_for_byte(log):
+    before = log.path.read_bytes().splitlines(keepends=True)
+    log.truncate(20)
+    assert log.path.read_bytes() == b"".join(before[:2])
+
+
+@pytest.mark.parametrize("cut", range(1, 30))
+def test_a_torn_last_line_is_dropped_when_reading_appending_and_truncating(log, cut):
+    whole = log.path.read_bytes()
+    torn = whole[: len(whole) - cut]
+    rows = [10, 20] if cut > 1 else [10, 20, 30]  # without its newline alone, the row is still whole
+    log.path.write_bytes(torn)
+    assert [row["step"] for row in log.read()] == rows
+    log.append({"step": 40})
+    assert [row["step"] for row in log.read()] == [*rows, 40]
+    log.path.write_bytes(torn)
+    log.truncate(100)
+    assert log.path.read_bytes() == b"".join(whole.splitlines(keepends=True)[: len(rows)])
+
+
+def test_a_spoilt_line_in_the_middle_is_named(log):
+    log.path.write_bytes(log.path.read_bytes().replace(b'{"step": 20', b'{"step" 20'))
+    with pytest.raises(CheckpointError, match=r"Line 2 of .*metrics\.jsonl is not a row"):
+        log.read()
+
+
+def spoil(log, line):
+    lines = log.path.read_bytes().splitlines(keepends=True)
+    lines[line] = lines[line].replace(b'"train_loss"', b'"train_loss\x00')
+    log.path.write_bytes(b"".join(lines))
+
+
+@pytest.mark.parametrize(("step", "line"), [(10, 1), (10, 2), (20, 2), (15, 1), (5, 0)])
+def test_a_spoilt_line_beyond_the_step_goes_with_the_others(log, step, line):
+    whole = log.path.read_bytes().splitlines(keepends=True)
+    spoil(log, line)
+    log.truncate(step)
+    assert log.path.read_bytes() == b"".join(whole[: step // 10])
+
+
+@pytest.mark.parametrize(("step", "line"), [(30, 1), (20, 0), (20, 1), (10, 0), (30, 2)])
+def test_a_spoilt_line_up_to_the_step_is_named_and_nothing_is_cut(log, step, line):
+    spoil(log, line)
+    before = log.path.read_bytes()
+    with pytest.raises(CheckpointError, match=rf"Line {line + 1} of .*metrics\.jsonl is not a row"):
+        log.truncate(step)
+    assert log.path.read_bytes() == before
+
+
+def test_a_line_that_tells_no_step_goes_once_all_up_to_the_step_are_there(log):
+    lines = log.path.read_bytes().splitlines(keepends=True)
+    log.path.write_bytes(lines[0] + b"\0" * 30 + b"\n" + lines[2])
+    log.truncate(10)
+    assert log.path.read_bytes() == lines[0]
+
+
+def test_what_is_logged_is_on_the_disk_before_a_checkpoint_stands_for_it(log, samples, monkeypatch):
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    log.append({"step": 40})
+    append_sample(samples, 40, "more")
+    assert synced == [log.path.stat().st_size, samples.stat().st_size]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt"])
+def test_a_link_in_place_of_a_log_is_not_written_through_and_a_pipe_not_waited_for(tmp_path, name):
+    path, theirs = tmp_path / name, tmp_path / "theirs"
+    log = MetricsLog(path)
+    asks = (lambda: log.append({"step": 1}), log.read, lambda: log.truncate(0))
+    if name == "samples.txt":
+        asks = (lambda: append_sample(path, 1, "a"), lambda: truncate_samples(path, 0))
+    for make, problem in ((lambda: path.symlink_to(theirs), "is a link"), (lambda: os.mkfifo(path), "not a regular")):
+        make()
+        for ask in asks:
+            with pytest.raises(CheckpointError, match=problem):
+                ask()
+        path.unlink()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"Could not write .*gone/metrics\.jsonl.*--resume auto"):
+        MetricsLog(tmp_path / "gone" / "metrics.jsonl").append({"step": 1})
+
+
+@pytest.fixture
+def samples(tmp_path):
+    path = tmp_path / "samples.txt"
+    append_sample(path, 10, "Once upon é\ud800")
+    append_sample(path, 20, "=== step 5 ===\nfake\n\\=== step 99 ===\n=== step")
+    append_sample(path, 30, "later\n")
+    return path
+
+
+def test_samples_are_readable_sections(samples):
+    assert samples.read_text(encoding="utf-8").startswith("=== step 10 ===\nOnce upon é\\ud800\n\n=== step 20 ===\n")
+
+
+def test_samples_beyond_the_step_are_dropped_whatever_the_text_says(samples):
+    whole = samples.read_bytes()
+    truncate_samples(samples, 20)
+    assert samples.read_bytes() == whole[: whole.index(b"=== step 30")]
+    truncate_samples(samples, 10)
+    assert samples.read_bytes() == whole[: whole.index(b"=== step 20")]
+
+
+def test_a_torn_section_is_dropped_and_the_next_begins_afresh(samples):
+    whole = samples.read_bytes()
+    first_two = whole[: whole.index(b"=== step 30")]
+    for end in range(len(first_two) + 1, len(whole)):
+        if whole[end - 1 : end] == b"\n":
+            continue  # ends with a line: a whole section as far as anyone can tell
+        samples.write_bytes(whole[:end])
+        append_sample(samples, 30, "later")
+        assert samples.read_bytes() == whole
+
+
+def test_samples_that_do_not_exist_need_no_truncation(tmp_path):
+    truncate_samples(tmp_path / "samples.txt", 3)
+    assert not (tmp_path / "samples.txt").exists()

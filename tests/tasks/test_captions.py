@@ -1,0 +1,316 @@
+"""Captions files: what each format gives, how captions find their images, and the sentence for what is wrong."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxgen.errors import DataError, UsageError
+from jaxgen.tasks.caption.annotations import find_captions, match_captions, read_captions
+from jaxgen.tasks.caption.images import read_features
+
+TOKENS = "b.jpg#0\tA dog .\nb.jpg#1\tTwo  dogs, \tat play\na.jpg#0\tA cat\n"
+TABLE = 'image,caption\nb.jpg,A dog .\nb.jpg,"Two  dogs, \tat play"\na.jpg,A cat\n'
+COCO = {
+    "info": {"year": 2014},
+    "images": [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg", "height": 480}],
+    "annotations": [
+        {"image_id": 7, "id": 1, "caption": "A dog ."},
+        {"image_id": 3, "id": 2, "caption": "A cat\n"},
+        {"image_id": 7, "id": 3, "caption": "Two  dogs, \tat play"},
+    ],
+}
+WANTED = {"b.jpg": ["A dog .", "Two dogs, at play"], "a.jpg": ["A cat"]}
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name, content):
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(content, str | bytes):
+        content = json.dumps(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def refused(read, *arguments, **options):
+    with pytest.raises(DataError) as caught:
+        read(*arguments, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("c.token.txt", TOKENS),
+        ("c", TOKENS.replace("\n", "\r\n") + "\r\n"),
+        ("c.csv", TABLE),
+        ("captions.txt", "\ufeff" + TABLE.replace("\n", "\r\n")),
+        ("c.tsv", "image\tid\tcaption\nb.jpg\t1\tA dog .\nb.jpg\t2\tTwo  dogs, at play\n\na.jpg\t3\tA cat\n"),
+        ("c.txt", "caption\timage\nA dog .\tb.jpg\nTwo dogs, at play\tb.jpg\nA cat\ta.jpg"),
+        ("c.json", COCO),
+        ("c.txt", COCO),
+    ],
+)
+def test_every_format_gives_the_same_captions_in_the_same_order(name, content):
+    found = read_captions(write(name, content))
+    assert found == WANTED
+    assert list(found) == list(WANTED)
+
+
+def test_the_columns_of_a_table_may_have_other_names():
+    path = write("c.csv", "file,text,image\nx.png,one,1\n")
+    assert read_captions(path, image_column="file", caption_column="text") == {"x.png": ["one"]}
+    message = refused(read_captions, path)
+    assert "The column 'caption' is not there in c.csv, whose first row is: 'file', 'text', 'image'." in message
+
+
+def test_the_columns_of_a_table_may_be_given_by_position_where_every_row_is_data():
+    path = write("photos.csv", "1,one,x.png\n2,two,y.png\n")
+    assert read_captions(path, image_column="3", caption_column="2") == {"x.png": ["one"], "y.png": ["two"]}
+    Path("empty").mkdir()
+    assert find_captions("empty", image_column="3", caption_column="2").name == path.name
+    assert "--image-column is 4, but photos.csv has 3" in refused(
+        read_captions, path, image_column="4", caption_column="2"
+    )
+    assert "Give one of these names with --image-column, or a position from 1 to 3" in refused(read_captions, path)
+    for columns in ({"image_column": "3"}, {"image_column": "0", "caption_column": "1"}):
+        with pytest.raises(UsageError, match=r"by position from 1|positions count from 1"):
+            read_captions(path, **columns)
+
+
+@pytest.mark.parametrize("column", ["--5", "+-5", "9" * 5_000])
+def test_what_only_resembles_a_position_of_a_column_is_its_name(column):
+    path = write("photos.csv", "x.png,one\n")
+    said = refused(read_captions, path, image_column="image", caption_column=column)
+    assert "is not there in photos.csv" in said
+    with pytest.raises(DataError, match="no captions file"):
+        find_captions(".", image_column="image", caption_column=column)
+
+
+def test_text_keeps_what_only_looks_like_markup():
+    line = 'x.jpg#0\tsays "hi", café \u2028 naïve #1'
+    assert read_captions(write("c.txt", line)) == {"x.jpg": ['says "hi", café naïve #1']}
+    assert read_captions(write("c.tsv", 'image\tcaption\nx.jpg\t"so" it said\n')) == {"x.jpg": ['"so" it said']}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("c.txt", "a.jpg#0\tA cat\nnonsense\n", "Line 2 of c.txt is not `name.jpg#0<TAB>caption`"),
+        ("c.txt", "a.jpg#0\tA cat\n\na.jpg#1\t  \n", "Line 3 of c.txt: the caption of 'a.jpg' is empty."),
+        (
+            "c.csv",
+            "image,caption\na.jpg,A\nb.jpg,A cat, a dog\n",
+            "Line 3 of c.csv has 3 columns, but its first row has 2",
+        ),
+        ("c.csv", 'image,caption\na.jpg,"\n\n"\n', "Line 2 of c.csv: the caption of 'a.jpg' is empty."),
+        ("c.csv", 'image,caption\na.jpg,"A\n', "Line 2 of c.csv begins a row that is not well-formed CSV"),
+        ("c.csv", "image,caption\n", "The file c.csv has no captions in it."),
+        ("c.txt", "", "The file c.txt has no captions in it."),
+        ("c.txt", "A cat\nA dog\n", "The format of the captions file c.txt is not known. Give a Flickr8k token file"),
+        ("c.txt", b"a.jpg#0\tA cat\na.jpg#1\tcaf\xe9\n", "c.txt is not UTF-8: byte 0xe9 on line 2"),
+        ("c.txt", "A cat".encode("utf-16"), "It looks like UTF-16."),
+        ("c.json", "{", "The captions file c.json is not JSON (Expecting property name"),
+        ("c.json", "[" * 100_000, "The captions file c.json is not JSON ("),
+        ("c.json", [], "c.json is JSON without a list 'images'."),
+        ("c.json", {"images": [], "annotations": {}}, "c.json is JSON without a list 'annotations'."),
+        (
+            "c.json",
+            COCO | {"images": [{"id": True}]},
+            "Image 0 of c.json (counted from 0) must have 'id', a whole number",
+        ),
+        ("c.json", COCO | {"images": [{"id": 7}] * 2}, "Image 1 of c.json has the id 7, as one before it has."),
+        (
+            "c.json",
+            COCO | {"images": COCO["images"][:1]},
+            "Annotation 1 of c.json is of the image 3, which is not among",
+        ),
+        (
+            "c.json",
+            COCO | {"images": [{"id": 7}, {"id": 3}]},
+            "Image 0 of c.json (counted from 0) must have 'file_name'",
+        ),
+        (
+            "c.json",
+            COCO | {"annotations": [{"image_id": 7}]},
+            "Annotation 0 of c.json (counted from 0) must have 'caption'",
+        ),
+        ("c.json", COCO | {"annotations": [None]}, "Annotation 0 of c.json (counted from 0) must have 'image_id'"),
+        ("c.json", COCO | {"annotations": []}, "The file c.json has no captions in it."),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(name, content, sentence):
+    assert sentence in refused(read_captions, write(name, content))
+
+
+def test_a_file_that_cannot_be_read_is_named():
+    Path("folder.json").mkdir()
+    assert "The captions file none.txt cannot be read: No such file" in refused(read_captions, "none.txt")
+    assert "The captions file folder.json cannot be read: Is a directory" in refused(read_captions, "folder.json")
+
+
+def test_empty_captions_are_skipped_on_request():
+    path = write("c.txt", "a.jpg#0\t\na.jpg#1\tA cat\nb.jpg#0\t \n")
+    assert read_captions(path, empty="skip") == {"a.jpg": ["A cat"]}
+    with pytest.raises(UsageError, match="Unknown policy for empty captions 'ignore'"):
+        read_captions(path, empty="ignore")
+
+
+@pytest.mark.parametrize("place", ["photos/captions", "captions"])
+@pytest.mark.parametrize(
+    ("ending", "content"), [(".token", TOKENS), (".csv", TABLE), (".txt", TABLE), (".json", COCO), (".JSON", COCO)]
+)
+def test_the_captions_of_a_folder_are_found_inside_it_and_beside_it(place, ending, content):
+    write("photos/a.jpg", "")
+    write("photos/notes.txt", "Taken in spring, with a, b")
+    write("photos/other.csv", "image,label\na.jpg,cat\n")
+    write("photos/empty.json", "")
+    write("instances.json", {"images": [], "annotations": [{"image_id": 1, "bbox": []}]})
+    path = write(place + ending, content)
+    assert find_captions("photos").resolve() == path.resolve()
+
+
+def test_captions_inside_go_before_captions_beside():
+    write("captions.csv", TABLE)
+    inside = write("photos/captions.csv", TABLE)
+    assert find_captions("photos") == inside
+
+
+def test_none_and_several_captions_files_are_refused():
+    Path("photos").mkdir()
+    message = refused(find_captions, "photos")
+    assert message.startswith("There is no captions file in photos or beside it. Put one there or name it: ")
+    assert "COCO captions JSON" in message
+    write("photos/a.token.txt", TOKENS)
+    write("photos/b.token.txt", TOKENS)
+    assert "There are 2 captions files in photos: 'a.token.txt', 'b.token.txt'. Say which" in refused(
+        find_captions, "photos"
+    )
+    assert "The folder none cannot be listed: No such file" in refused(find_captions, "none")
+
+
+def test_captions_find_their_images_by_name_or_last_part():
+    names = ["x/a.jpg", "x/b.jpg", "y/b.jpg", "c.jpg"]
+    captions = {"c.jpg": ["C"], "a.jpg": ["A", "Aa"], "y/b.jpg": ["B"], "x/b.jpg": ["X"]}
+    found = match_captions(captions, names, where="photos")
+    assert found.names == ["c.jpg", "x/a.jpg", "y/b.jpg", "x/b.jpg"]
+    assert found.captions == [["C"], ["A", "Aa"], ["B"], ["X"]]
+    assert (found.images_left_out, found.captions_left_out) == ([], [])
+
+
+def test_an_ambiguous_last_part_finds_no_image():
+    found = match_captions({"b.jpg": ["?"], "c.jpg": ["C"]}, ["x/b.jpg", "y/b.jpg", "c.jpg"], where="p", missing="skip")
+    assert found == (["c.jpg"], [["C"]], ["x/b.jpg", "y/b.jpg"], ["b.jpg"])
+
+
+def test_images_and_captions_without_each_other_are_refused_or_skipped():
+    captions = {name: [name] for name in ("a", "b", "c", "d", "e")}
+    message = refused(match_captions, captions, ["a"], where="photos")
+    assert message.startswith("4 of 5 captioned images are not in photos: 'b', 'c', 'd', ….")
+    message = refused(match_captions, {"a": ["A"]}, ["a", "z"], where="photos")
+    assert message.startswith("1 of 2 images in photos have no caption: 'z'.")
+    found = match_captions(captions, ["z", "c", "a"], where="photos", missing="skip")
+    assert found == (["a", "c"], [["a"], ["c"]], ["z"], ["b", "d", "e"])
+    with pytest.raises(UsageError, match="Unknown policy for missing"):
+        match_captions(captions, ["a"], where="photos", missing="ignore")
+
+
+@pytest.mark.parametrize("missing", ["refuse", "skip"])
+def test_nothing_in_common_is_an_error(missing):
+    message = refused(match_captions, {"a": ["A"]}, ["z"], where="photos", missing=missing)
+    assert "Not one of the 1 captioned images is in photos: the captions name 'a', the images are 'z'." in message
+    assert "There are no images in photos." in refused(match_captions, {"a": ["A"]}, [], where="photos")
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 2, 4)])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32"])
+def test_features_are_read_as_float32(shape, dtype):
+    features = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    np.savez("f.npz", features=features, names=["a", "b", "ü"], more=np.zeros(2))
+    found = read_features("f.npz")
+    assert found.names == ["a", "b", "ü"]
+    assert found.features.dtype == np.float32
+    np.testing.assert_array_equal(found.features, features)
+
+
+def test_features_may_be_compressed_by_columns_and_named_in_bytes():
+    features = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    np.savez_compressed("f.npz", features=features, names=np.array(["ü".encode(), b"b"]))
+    found = read_features("f.npz")
+    assert found.names == ["ü", "b"]
+    np.testing.assert_array_equal(found.features, features)
+
+
+NAMES = np.array(["a", "b"])
+GOOD = np.ones((2, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"features": GOOD}, "has no array 'names'; it has: features."),
+        ({"names": NAMES, "x": GOOD}, "has no array 'features'; it has: names, x."),
+        ({"features": GOOD, "names": np.array(["a", 1], object)}, "is of the type object. It must be of strings"),
+        ({"features": GOOD.astype(object), "names": NAMES}, "is of the type object. It must be of real numbers"),
+        ({"features": GOOD.astype(complex), "names": NAMES}, "is of the type complex128. It must be of real numbers"),
+        ({"features": GOOD, "names": NAMES[:1]}, "have the shape (2, 3) and their names (1,): they must be"),
+        ({"features": GOOD[0], "names": NAMES}, "have the shape (3,)"),
+        ({"features": GOOD[:, :0], "names": NAMES}, "have the shape (2, 0)"),
+        ({"features": GOOD * [[1], [np.inf]], "names": NAMES}, "The features of 1 of 2 images in f.npz are not finite"),
+        ({"features": GOOD.astype(float) * 1e39, "names": NAMES}, "the first those of 'a'. Compute them again"),
+        ({"features": GOOD, "names": NAMES[[1, 1]]}, "must differ and not be empty, but these do not: 'b'."),
+        ({"features": GOOD, "names": np.array(["a", ""])}, "but these do not: ''."),
+        ({"features": GOOD, "names": np.array([b"a", b"\xff"])}, "is damaged ('utf-8' codec can't decode"),
+    ],
+)
+def test_features_that_cannot_be_used_are_refused(arrays, sentence):
+    np.savez("f.npz", **arrays)
+    assert sentence in refused(read_features, "f.npz")
+
+
+def test_features_of_another_size_than_their_header_says_are_refused_before_they_are_allocated():
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2, 10**14)})
+    names = io.BytesIO()
+    np.save(names, NAMES)
+    with zipfile.ZipFile("f.npz", "w") as archive:
+        archive.writestr("features.npy", header.getvalue() + b"1234")
+        archive.writestr("names.npy", names.getvalue())
+    assert "'features' of f.npz should be 800000000000000 bytes, but 4 are there." in refused(read_features, "f.npz")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"(" * 9_000,
+        b"-" * 9_000 + b"1",
+        b"1+" * 3_000 + b"1",
+        b"{'descr': (), 'fortran_order': False, 'shape': (1,)}",
+        b"{1: 2, 'a': 3}",
+    ],
+    ids=["brackets left open", "thousands of signs", "thousands of sums", "no type", "keys of two kinds"],
+)
+def test_features_with_a_header_that_is_none_are_refused_whatever_its_reader_raises(header):
+    with zipfile.ZipFile("f.npz", "w") as archive:
+        archive.writestr("features.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        archive.writestr("names.npy", b"")
+    assert "The file f.npz is not an .npz file, or is damaged (" in refused(read_features, "f.npz")
+
+
+def test_what_is_no_npz_file_is_refused():
+    np.savez("f.npz", features=GOOD, names=NAMES)
+    content = Path("f.npz").read_bytes()
+    for damaged in (b"", b"text", content[:200], content[:100] + b"xxxx" + content[104:]):
+        Path("d.npz").write_bytes(damaged)
+        assert "The file d.npz is not an .npz file, or is damaged (" in refused(read_features, "d.npz")
+    np.save("a.npz.npy", GOOD)
+    assert "is not an .npz file, or is damaged (" in refused(read_features, "a.npz.npy")
+    assert "The file none.npz cannot be read: No such file" in refused(read_features, "none.npz")

@@ -1,0 +1,152 @@
+"""The host side of a run: what is refused before training, what a resumed run compares, what is reported."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from jaxgen.errors import DataError, UsageError
+from jaxgen.runs.config import validate
+from jaxgen.tasks.language.config import LanguageConfig
+from jaxgen.tasks.language.data import LanguageData
+from jaxgen.tokenizers import CharTokenizer
+
+TEXT = "the cat sat on the mat\n" * 60  # 1,380 characters, 138 of them held out
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("JAXGEN_DATA", raising=False)
+
+
+def write(name, text):
+    Path(name).write_text(text, encoding="utf-8")
+    return name
+
+
+def settings(**options):
+    return validate(LanguageConfig, {"data": (write("a.txt", TEXT),), "batch_size": 2, "seq_len": 16, **options})
+
+
+def load(tokenizer=None, **options):
+    return LanguageData.load(settings(**options), tokenizer)
+
+
+def refused(error, *args, **options):
+    with pytest.raises(error) as caught:
+        load(*args, **options)
+    return str(caught.value)
+
+
+def test_windows_need_a_validation_split_of_one_window():
+    assert set(load(layout="windows", seq_len=137).eval_sets(final=False)) == {"val"}
+    said = refused(DataError, layout="windows", seq_len=138)
+    assert "validation split has 138 tokens" in said
+    assert "at least 139" in said
+    assert "a larger --val-fraction, or a smaller --seq-len" in said
+    said = refused(DataError, layout="windows", val_data=(write("v.txt", "the cat"),))
+    assert "7 tokens" in said
+    assert "a longer --val-data" in said
+
+
+def test_other_layouts_validate_on_less_than_a_window():
+    for layout in ("stream", "documents"):
+        data = load(layout=layout, val_data=(write("v.txt", "the cat"),))
+        (batches,) = (evaluation.batches() for evaluation in data.eval_sets(final=False).values())
+        assert sum(batch.mask.sum() for batch in batches) == (6 if layout == "stream" else 8)
+
+
+def test_validation_documents_without_text_are_refused():
+    said = refused(DataError, layout="documents", val_data=(write("v.txt", "\n \n"),))
+    assert "no document with text in the validation data cut by line" in said
+
+
+def test_the_identity_is_the_plain_digest_without_validation_data():
+    data = load()
+    assert data.corpus.val_sha256 is None
+    assert data.identity() == {"name": "a.txt", "sha256": data.corpus.sha256}
+
+
+def test_the_identity_changes_with_either_source():
+    def identity(train, val):
+        found = load(data=(write("d.txt", train),), val_data=(write("v.txt", val),)).identity()
+        assert found["name"] == "d.txt"
+        assert len(found["sha256"]) == 64
+        return found["sha256"]
+
+    found = {
+        identity(TEXT, "the cat"),
+        identity(TEXT, "the mat"),
+        identity(TEXT + "t", "the cat"),
+        load().identity()["sha256"],
+    }
+    assert len(found) == 4
+
+
+def test_unknown_tokens_are_counted_and_told_for_both_splits():
+    tokenizer = CharTokenizer.train(["the cat sat o m\n"])  # lacks the n of "on"
+    data = load(tokenizer)
+    assert (data.corpus.train.unknown, data.corpus.val.unknown) == (54, 6)
+    tokens = data.facts()["tokens"]
+    assert "1,242 + 138 tokens, 54 unknown in training (4.35%), 6 unknown in validation (4.35%)" in tokens
+    assert data.report({"val": (10.0, 10)})["val_unknown"] == 6
+
+
+def test_no_unknown_tokens_are_told_when_there_are_none():
+    data = load()
+    assert "unknown" not in data.facts()["tokens"]
+    assert data.report({"val": (10.0, 10)})["val_unknown"] == 0
+
+
+def test_a_borrowed_vocabulary_that_lacks_much_of_the_text_is_refused():
+    tokenizer = CharTokenizer.train(["the c\n"])
+    said = refused(DataError, tokenizer, init_from="runs/old")
+    assert "30% of the training tokens are unknown to the vocabulary of --init-from runs/old" in said
+    assert "at most 20%" in said
+    assert "Start without --init-from" in said
+    load(CharTokenizer.train(["the cat s\n"]), init_from="runs/old")  # 13%
+
+
+def test_a_run_that_goes_on_keeps_its_own_vocabulary_whatever_it_lacks():
+    rare = {"level": "word", "vocab_size": 5, "min_count": 1}
+    first = load(**rare)
+    assert first.corpus.train.unknown > 0.2 * first.corpus.train.ids.size
+    assert load(first.tokenizer, **rare).corpus.train.unknown == first.corpus.train.unknown
+
+
+def test_every_evaluation_is_reported_in_bits_per_character():
+    data = load(level="byte", data=(write("b.txt", "é🎉 ab" * 300),))
+    row = data.report({"val": (8.0, 4), "windows_64": (3.0, 1), "stateful": (5.0, 2), "windows_256": (0.0, 0)})
+    assert row.keys() == {
+        "val_loss",
+        "val_perplexity",
+        "val_bpc",
+        "val_bpb",
+        "val_unknown",
+        "windows_64_loss",
+        "windows_64_bpc",
+        "stateful_loss",
+        "stateful_bpc",
+    }
+    per_char = data.corpus.val.ids.size / data.corpus.val.chars
+    for name, loss in {"val": 2.0, "windows_64": 3.0, "stateful": 2.5}.items():
+        assert row[f"{name}_loss"] == loss
+        assert row[f"{name}_bpc"] == pytest.approx(loss / math.log(2) * per_char)
+
+
+def test_a_tenth_is_held_out_unless_told_otherwise():
+    assert load().corpus.val.chars == 138
+    assert load(val_fraction=0.5).corpus.val.chars == 690
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"val_fraction": 0.2, "val_data": "v.txt"}, "--val-fraction 0.2 has no meaning with --val-data v.txt"),
+        ({"layout": "window"}, "Unknown layout 'window'. Did you mean 'windows'?"),
+        ({"layout": "steam", "stride": 4}, "Did you mean 'stream'?"),
+    ],
+)
+def test_settings_that_do_not_fit_are_usage_errors(options, says):
+    assert says in refused(UsageError, **options)

@@ -1,0 +1,164 @@
+"""What a command asks of its process: memory kept, compiled functions kept, and nothing where it cannot be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zlib
+
+import jax
+import pytest
+
+from jaxgen import runtime as host
+from jaxgen.runtime import keep_compilations, keep_memory
+
+
+@pytest.fixture
+def user_cache(tmp_path, monkeypatch):
+    """A process without a folder for compiled functions, whose user has an empty cache folder."""
+    monkeypatch.setattr(host, "user_cache", lambda: tmp_path / "cache")
+    names = ["compilation_cache_dir", "persistent_cache_min_compile_time_secs", "persistent_cache_min_entry_size_bytes"]
+    former = {f"jax_{name}": jax.config.values[f"jax_{name}"] for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield tmp_path / "cache"
+    for name, value in former.items():
+        jax.config.update(name, value)
+
+
+def test_the_allocator_is_left_alone_where_it_should_be(monkeypatch):
+    monkeypatch.setenv("JAXGEN_MALLOC", "0")
+    assert keep_memory() is False
+    monkeypatch.delenv("JAXGEN_MALLOC")
+    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
+    assert keep_memory() is False
+
+
+def test_compiled_functions_are_kept_in_a_folder_for_this_jaxlib_and_processor(user_cache):
+    folder = keep_compilations()
+    assert folder.parent == user_cache / "compiled"
+    assert folder.name.startswith(jax.lib.__version__)
+    assert jax.config.jax_compilation_cache_dir == str(folder)
+
+
+def test_another_processor_has_another_folder(user_cache, monkeypatch):
+    here = keep_compilations()
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setattr(host, "processor", lambda: "another")
+    assert keep_compilations() not in (here, None)
+
+
+def test_a_folder_that_was_chosen_for_jax_stays(user_cache, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
+    assert keep_compilations() is None
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
+
+
+def test_nothing_is_kept_where_the_cache_folder_cannot_be_made(user_cache):
+    user_cache.write_text("a file where the folder would be")
+    assert keep_compilations() is None
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_the_oldest_compiled_functions_go_when_there_are_too_many_bytes(user_cache, monkeypatch):
+    folder = keep_compilations()
+    for age in range(4):
+        (folder / f"{age}-cache").write_bytes(zlib.compress(b""))
+        os.utime(folder / f"{age}-cache", (1000 - age, 1000 - age))
+    monkeypatch.setattr(host, "MOST_COMPILED", 20)
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_compilations()
+    assert sorted(path.name for path in folder.glob("*-cache")) == ["0-cache", "1-cache"]
+
+
+def test_what_jax_keeps_beside_the_compiled_functions_is_left_alone(user_cache, monkeypatch):
+    folder = keep_compilations()
+    (folder / "autotuned").mkdir()
+    (folder / "1-cache").write_bytes(zlib.compress(b""))
+    monkeypatch.setattr(host, "MOST_COMPILED", 5)
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert keep_compilations() == folder
+    assert sorted(path.name for path in folder.iterdir()) == [".looked", "autotuned"]
+
+
+def test_what_was_not_written_to_its_end_is_removed_at_the_next_start(user_cache):
+    folder, whole = keep_compilations(), zlib.compress(bytes(range(256)) * 50)
+    (folder / "whole-cache").write_bytes(whole)
+    (folder / "other-cache").write_bytes(host.ZSTANDARD + b"what only Zstandard can read")
+    for length in (0, 3, 20, len(whole) - 1):
+        (folder / f"{length}-cache").write_bytes(whole[:length])
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_compilations()
+    assert sorted(path.name for path in folder.glob("*-cache")) == ["other-cache", "whole-cache"]
+
+
+def test_a_compiled_function_is_looked_at_once(user_cache, monkeypatch):
+    folder = keep_compilations()
+    (folder / "whole-cache").write_bytes(zlib.compress(bytes(50)))
+    os.utime(folder / "whole-cache", (1000, 1000))
+    looks = []
+    monkeypatch.setattr(host, "_whole", looks.append)
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_compilations()
+    assert looks == []
+
+
+def test_a_user_without_a_home_keeps_nothing(user_cache, monkeypatch):
+    def homeless():
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr(host, "user_cache", homeless)
+    assert keep_compilations() is None
+
+
+CACHED = """
+import sys
+from jaxgen.cli.common import prepare_process
+if "jax" in sys.modules:
+    print("JAX was imported before its process was prepared")
+prepare_process()
+import jax
+print(jax.jit(lambda x: x + 1)(1))
+"""
+
+
+@pytest.mark.slow
+def test_a_second_start_takes_functions_from_the_cache_and_says_nothing_even_when_one_is_damaged(tmp_path):
+    folders = dict.fromkeys(("XDG_CACHE_HOME", "HOME", "LOCALAPPDATA"), str(tmp_path))
+    environment = os.environ | folders | {"TF_CPP_MIN_LOG_LEVEL": "1"}  # as JAX sets it for its children
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+    def start():
+        command = [sys.executable, "-c", CACHED]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert (done.stdout, done.stderr, done.returncode) == ("2\n", "", 0)
+        return {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*-cache")}
+
+    first = start()
+    assert first
+    assert start() == first, "a function was compiled again"
+    for path in tmp_path.rglob("*-cache"):
+        path.write_bytes(path.read_bytes()[:20])
+    start()
+
+
+@pytest.mark.parametrize(
+    ("environment", "number"),
+    [
+        ({}, None),
+        pytest.param({"JAX_NUM_CPU_DEVICES": "3"}, 3, marks=pytest.mark.slow),
+        pytest.param({"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5, marks=pytest.mark.slow),
+    ],
+)
+def test_each_core_becomes_a_device_unless_the_number_was_set_elsewhere(environment, number):
+    code = "from jaxgen.runtime import offer_cores; offer_cores(); import jax; print(jax.local_device_count())"
+    clean = {name: value for name, value in os.environ.items() if name not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    environment = {**clean, "JAX_PLATFORMS": "cpu", **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100)
+    assert done.stdout.split() == [str(number or host.cores())], done.stderr
+
+
+def test_cores_are_offered_too_late_without_an_error():
+    there = jax.local_device_count()
+    host.offer_cores()
+    assert jax.local_device_count() == there

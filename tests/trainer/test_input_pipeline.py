@@ -1,0 +1,98 @@
+"""Batches as places in a text on the device: the same batches, the same training, bit for bit."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxgen.data.tokens import Tokens
+from jaxgen.tasks.language.corpus import make_batches
+from jaxgen.tasks.language.objective import LanguageTask
+from jaxgen.tokenizers import EOS
+from jaxgen.trainer import input_pipeline as feed
+from jaxgen.training import OfText, Stacked, create_state, train_steps
+from jaxgen.training.windows import Windows
+
+B, T, CALLS = 4, 5, 8
+DRAW = np.random.default_rng(0)
+
+
+def running_text(size=107, vocab=50):
+    return Tokens(DRAW.integers(3, vocab, size), None, size, size)
+
+
+def documents(lengths):
+    parts = [np.append(DRAW.integers(3, 50, n), EOS) for n in lengths]
+    starts = np.cumsum([0, *(part.size for part in parts[:-1])])
+    return Tokens(np.concatenate(parts), starts, 0, 0)
+
+
+LAYOUTS = {
+    "stream": running_text(),
+    "windows": running_text(),
+    "documents": documents([3, 11, 0, 7, 1, 20, 5, 5, 9, 2, 6]),
+}
+
+
+def taken(source, first, number):
+    """The batches of steps first … first + number, as the compiled step would see them."""
+    step = first
+    while step < first + number:
+        count = min(source.together(step), first + number - step)
+        given = source.take(step, count)
+        yield from (jax.jit(source.read)(given, i) for i in range(count))
+        step += count
+
+
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.skipif("jax.local_device_count() < 2"))])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_device_reads_what_the_host_reads(layout, devices):
+    batches = make_batches(layout, LAYOUTS[layout], B, T, seed=3)
+    source = feed.Feed(batches, CALLS, devices, B)
+    assert isinstance(source.read, OfText)
+    number = 3 * batches.steps_per_epoch + 1
+    for step, got in enumerate(taken(source, 2, number), 2):
+        for name, field, wanted in zip(got._fields, got, batches.batch(step)):
+            np.testing.assert_array_equal(field, wanted, err_msg=f"{name} at step {step}")
+            assert field.dtype == wanted.dtype
+
+
+def test_a_text_is_held_once_in_the_smallest_type_that_holds_its_ids():
+    for vocab, kind in ((50, "uint8"), (300, "uint16"), (70_000, "uint32")):
+        ids = np.append(np.full(99, 5), vocab - 1)
+        source = feed.Feed(make_batches("stream", Tokens(ids, None, 0, 0), B, T, seed=0), CALLS, 1, B)
+        first, second = source.take(0, CALLS), source.take(CALLS, CALLS)
+        assert isinstance(first, Windows)
+        assert first.text is second.text
+        assert first.text.dtype == kind
+
+
+def test_a_call_ends_where_documents_are_shuffled_anew():
+    batches = make_batches("documents", LAYOUTS["documents"], B, T, seed=3)
+    source = feed.Feed(batches, 100, 1, B)
+    assert batches.steps_per_epoch > 2
+    assert [source.together(step) for step in (0, 1, batches.steps_per_epoch)] == [
+        batches.steps_per_epoch,
+        batches.steps_per_epoch - 1,
+        batches.steps_per_epoch,
+    ]
+
+
+@pytest.mark.slow
+def test_a_text_too_long_for_the_device_trains_to_the_same_bits(monkeypatch):
+    batches = make_batches("documents", LAYOUTS["documents"], B, T, seed=3)
+    task = LanguageTask.build(vocab_size=50, cell="elman", cell_options={}, hidden=4, dropout=0.2)
+    optimizer, key = optax.sgd(0.1), jax.random.key(0)
+    ends = []
+    for most, kind in ((feed.MOST_HELD, OfText), (0, Stacked)):
+        monkeypatch.setattr(feed, "MOST_HELD", most)
+        source = feed.Feed(batches, CALLS, 1, B)
+        assert isinstance(source.read, kind)
+        state = jax.jit(partial(create_state, task, optimizer, rows=B))(key)
+        steps, count = jax.jit(partial(train_steps, task, optimizer, read=source.read)), source.together(0)
+        ends.append(steps(key, state, source.take(0, min(count, 3)), min(count, 3)))
+    jax.tree.map(np.testing.assert_array_equal, *ends)

@@ -1,0 +1,116 @@
+"""A second process that would train a run is refused before it reads data or compiles anything."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxgen.errors import CheckpointError, DataError, UsageError
+from jaxgen.inference.loading import SavedRun
+from jaxgen.runs import orbax_io
+from jaxgen.runs.lock import LOCK, RunLock
+from jaxgen.runs.logs import MetricsLog
+from jaxgen.tasks.registry import DATA
+from jaxgen.trainer.run import resume, start
+from jaxgen.trainer.run import start as module
+
+HOLDER = """
+import sys
+from jaxgen.store.lock import RunLock
+
+RunLock.take(sys.argv[1])
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def settings(book: Path, run: Path, **more):
+    sizes = {"hidden": 8, "batch_size": 4, "seq_len": 8, "cell": "elman", "steps": 2}
+    return DATA["language"].Config(**{"data": (str(book),), "run": str(run), **sizes, **more})
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A folder whose lock another process holds, and that process."""
+    folder = tmp_path / "held"
+    folder.mkdir()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    process.stdout.readline()
+    yield folder, process
+    process.kill()
+    process.communicate()
+
+
+def test_a_run_that_another_process_trains_is_neither_begun_nor_continued_but_read(held, book, tmp_path, monkeypatch):
+    folder, process = held
+    start(settings(book, tmp_path / "run")).train()
+    for path in (tmp_path / "run").iterdir():
+        path.rename(folder / path.name)
+    monkeypatch.setattr(sys.modules[module.__module__], "_load", lambda *_: pytest.fail("data were loaded"))
+    for again in (lambda: resume(str(folder)), lambda: start(settings(book, folder))):
+        with pytest.raises(UsageError, match=f"is being trained by process {process.pid} on the host") as refused:
+            again()
+        assert refused.value.exit_code == 2
+    assert SavedRun.open(folder).params()[0] == 2
+    monkeypatch.undo()
+    process.kill()
+    process.wait()
+    assert resume(str(folder)).train().step == 2
+    assert LOCK not in os.listdir(folder)
+
+
+def test_the_lock_is_held_until_training_ends_and_a_start_that_fails_leaves_nothing(book, tmp_path):
+    run = tmp_path / "a" / "run"
+    with pytest.raises(DataError):
+        start(settings(tmp_path / "none.txt", run))
+    assert not (tmp_path / "a").exists()
+    held = []
+    start(settings(book, run), lambda event: held.append((run / LOCK).exists())).train()
+    assert set(held) == {True}
+    assert not (run / LOCK).exists()
+    assert run.resolve() not in RunLock._held
+
+
+def remove(run: Path) -> None:
+    shutil.rmtree(run)
+
+
+def replace(run: Path) -> None:
+    """As Orbax leaves it that makes what is missing."""
+    run.rename(run.with_name("away"))
+    (run / "checkpoints").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("moment", ["metrics", "arrays"])
+@pytest.mark.parametrize("strike", [remove, replace])
+def test_a_run_whose_folder_goes_while_it_trains_ends_and_is_not_made_again(
+    moment, strike, book, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    trainer = start(settings(book, run))
+    write, append = orbax_io.write_arrays, MetricsLog.append
+
+    def appended(log: MetricsLog, row: dict[str, object]) -> None:
+        append(log, row)
+        strike(run)
+
+    def written(path: Path, arrays: dict[str, object]) -> None:
+        strike(run)
+        write(path, arrays)
+
+    if moment == "metrics":
+        monkeypatch.setattr(MetricsLog, "append", appended)
+    else:
+        monkeypatch.setattr(orbax_io, "write_arrays", written)
+    with pytest.raises(CheckpointError, match=re.escape(str(run))) as told:
+        trainer.train()
+    assert told.value.exit_code == 4
+    assert not [path for path in run.rglob("*") if path.suffix == ".json"]

@@ -1,0 +1,334 @@
+"""What a training run does beside resuming: its last row, its best checkpoint, its ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from edited import edit
+
+from jaxgen import jitted
+from jaxgen.errors import CheckpointError, DivergedError, UsageError
+from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.loading import TRIES, SavedRun
+from jaxgen.inference.sampler import Sampler
+from jaxgen.runs.checkpoints import CheckpointStore
+from jaxgen.runs.logs import MetricsLog
+from jaxgen.sampling import Forbid
+from jaxgen.tasks.registry import DATA
+from jaxgen.trainer import recorder as pictures
+from jaxgen.trainer.events import Evaluated, Finished, Note, Sampled, Started
+from jaxgen.trainer.run import start
+from jaxgen.trainer.schedule import plan_optimizer
+from jaxgen.trainer.signals import StopSignals
+from jaxgen.trainer.trainer import MAX_STEPS_PER_CALL, Trainer, steps_per_call
+from jaxgen.training import OPTIMIZERS
+
+
+def settings(book: Path, run: Path, **more: Any) -> Any:
+    sizes = {"hidden": 8, "batch_size": 4, "seq_len": 8, "lr": 0.02, "warmup": 2, "steps": 7, "cell": "elman"}
+    return DATA["language"].Config(**{"data": (str(book),), "run": str(run), **sizes, **more})
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return MetricsLog(run / "metrics.jsonl").read()
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_the_last_row_of_metrics_is_the_evaluation_at_the_last_step(book, tmp_path):
+    start(settings(book, tmp_path / "run", eval_every=3, sample_every=0)).train()
+    assert [row["step"] for row in rows(tmp_path / "run")] == [3, 6, 7]
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").latest() == 7
+
+
+def test_samples_come_with_each_evaluation_unless_asked_otherwise(book, tmp_path):
+    events: list[Any] = []
+    start(settings(book, tmp_path / "run", eval_every=3), events.append).train()
+    assert [event.step for event in events if isinstance(event, Sampled)] == [3, 6]
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Finished)
+
+
+def test_eval_every_zero_evaluates_at_the_end_only(book, tmp_path):
+    events: list[Any] = []
+    start(settings(book, tmp_path / "run", eval_every=0), events.append).train()
+    assert [event.row["step"] for event in events if isinstance(event, Evaluated)] == [7]
+    assert not [event for event in events if isinstance(event, Sampled)]
+
+
+def test_a_run_of_no_steps_leaves_its_first_weights(book, tmp_path):
+    finished = start(settings(book, tmp_path / "run", steps=0)).train()
+    assert finished.step == 0
+    assert len(Sampler.load(tmp_path / "run").sample("", Settings(length=5))[0]) == 5
+
+
+def test_the_sampler_loads_the_best_checkpoint_not_the_last(book, tmp_path, monkeypatch):
+    report = Trainer._report
+
+    def worse_with_time(self: Trainer, params: Any, final: bool) -> dict[str, float]:
+        found = report(self, params, final)
+        return found if final else {**found, "val_loss": found["val_loss"] + float(self.state.step)}
+
+    monkeypatch.setattr(Trainer, "_report", worse_with_time)
+    finished = start(settings(book, tmp_path / "run", eval_every=2, sample_every=0)).train()
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    step, params = SavedRun.open(tmp_path / "run").params()
+    assert (finished.best_step, step) == (2, 2)
+    assert same(params, store.restore_params(2)[0])
+    assert not same(params, store.restore_params(7)[0])
+    saved = SavedRun.open(tmp_path / "run")
+    drawn = Settings(length=20, temperature=0.0)
+    assert Sampler.load(tmp_path / "run").sample("The", drawn) == Sampler(saved.task, saved.codec, params).sample(
+        "The", drawn
+    )
+
+
+def test_weights_are_looked_for_again_where_training_dropped_what_was_found(book, tmp_path, monkeypatch):
+    """Others sample from a run while it is trained: what was the best is dropped once another is better."""
+    trained = start(settings(book, tmp_path / "run", eval_every=0, sample_every=0))
+    trained.train()
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    state, host = store.restore()
+    store.save(8, state, host, metric=-1.0)
+    find, dropped = CheckpointStore.best, []
+
+    def better_meanwhile(self: CheckpointStore) -> int | None:
+        found = find(self)
+        if len(dropped) < 2:
+            dropped.append(found)
+            for more in (1, 2, 3):  # so many that the one found is dropped
+                step = 8 + 3 * len(dropped) + more
+                CheckpointStore(self.directory).save(step, state, host, metric=-2.0 * step)
+        return found
+
+    monkeypatch.setattr(CheckpointStore, "best", better_meanwhile)
+    assert SavedRun.open(tmp_path / "run").params()[0] == 17
+    assert dropped == [8, 14]
+
+
+def test_weights_are_looked_for_so_often_and_no_more(book, tmp_path, monkeypatch):
+    start(settings(book, tmp_path / "run", sample_every=0)).train()
+    names, asked = iter(range(10**6)), []
+    monkeypatch.setattr(CheckpointStore, "names", lambda self: next(names))  # as if something were saved all the time
+    monkeypatch.setattr(CheckpointStore, "best", lambda self: asked.append(1) or 999)
+    with pytest.raises(CheckpointError, match="no checkpoint of step 999"):
+        SavedRun.open(tmp_path / "run").params()
+    assert len(asked) == TRIES
+    monkeypatch.setattr(CheckpointStore, "names", lambda self: [])
+    with pytest.raises(CheckpointError, match="no checkpoint of step 999"):
+        SavedRun.open(tmp_path / "run").params()
+    assert len(asked) == TRIES + 1
+
+
+def test_a_new_run_can_begin_with_the_best_weights_of_another(book, tmp_path):
+    start(settings(book, tmp_path / "old", sample_every=0)).train()
+    trainer = start(settings(book, tmp_path / "new", init_from=str(tmp_path / "old")))
+    _, old = SavedRun.open(tmp_path / "old").params()
+    assert same(trainer.state.params, old)
+    assert int(trainer.state.step) == 0
+    with pytest.raises(
+        UsageError,
+        match=r"--init-from .*old does not fit this model.*has the shape \(\d+, 8\); the model has \(\d+, 16\)",
+    ):
+        start(settings(book, tmp_path / "wide", init_from=str(tmp_path / "old"), hidden=16))
+    with pytest.raises(UsageError, match=r"--level is word, but .* level char"):
+        start(settings(book, tmp_path / "words", init_from=str(tmp_path / "old"), level="word"))
+    assert not (tmp_path / "wide").exists()
+    assert not (tmp_path / "words").exists()
+
+
+@pytest.mark.parametrize("eval_every", [1, 0], ids=["seen by the evaluation", "seen in the training loss"])
+def test_a_diverged_run_says_so_and_saves_nothing_of_it(book, tmp_path, eval_every):
+    """The warm-up starts at zero: the first step changes nothing, the second sends the weights to infinity."""
+    wild = {"cell": "elman-relu", "optimizer": "sgd", "lr": 1e30, "clip": 0.0, "warmup": 2, "steps": 20}
+    run = tmp_path / "run"
+    with pytest.raises(DivergedError, match=r"loss became (nan|inf) at step [23] .*lower --lr") as error:
+        start(settings(book, run, eval_every=eval_every, sample_every=0, **wild)).train()
+    assert error.value.exit_code == 5
+    store = CheckpointStore(run / "checkpoints")
+    assert store.steps() == ([0, 1] if eval_every else [0])
+    assert [row["step"] for row in rows(run)] == store.steps()[1:]
+    for step in store.steps():
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(store.restore(step)[0]))
+
+
+def test_training_works_on_another_thread(book, tmp_path):
+    done: list[Any] = []
+    thread = threading.Thread(
+        target=lambda: done.append(start(settings(book, tmp_path / "run", sample_every=0)).train())
+    )
+    thread.start()
+    thread.join()
+    assert done[0].step == 7
+
+
+def test_a_run_folder_in_use_is_refused_before_it_is_touched(book, tmp_path):
+    start(settings(book, tmp_path / "run"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match="already holds a run"):
+        start(settings(book, tmp_path / "run"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_whoever_stops_the_measuring_leaves_no_folder(book, tmp_path, monkeypatch):
+    def stopped(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["jaxgen.trainer.run"], "measured", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        start(settings(book, tmp_path / "run", steps=None, minutes=1.0))
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_the_model_that_were_altered_are_refused(book, tmp_path):
+    start(settings(book, tmp_path / "run"))
+    edit(tmp_path / "run", "config", "hidden", value=16)
+    with pytest.raises(CheckpointError, match="differ in hidden"):
+        SavedRun.open(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tokens", "expected"),
+    [(1_000, 64, MAX_STEPS_PER_CALL), (346_000, 2_048, 9), (2_000_000, 4_096, 1), (10**9, 10**5, 1)],
+)
+def test_larger_models_take_fewer_steps_a_call_and_never_less_than_one(parameters, tokens, expected):
+    assert steps_per_call(parameters, tokens) == expected
+
+
+def test_the_first_signal_is_remembered_and_the_second_acts_as_usual():
+    former = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals reach the main thread only")
+    with StopSignals() as signals:
+        assert signals.received is None
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_signals_are_left_alone_on_another_thread():
+    seen: list[Any] = []
+
+    def enter() -> None:
+        with StopSignals() as signals:
+            seen.append((signals.received, signal.getsignal(signal.SIGTERM)))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [(None, before)]
+
+
+def test_a_model_that_the_machine_cannot_hold_is_refused_before_a_folder_exists(book, tmp_path, monkeypatch):
+    if jax.default_backend() != "cpu":
+        pytest.skip("weights live in the device's memory")
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 2, "SC_PAGE_SIZE": 1024}.__getitem__)
+    with pytest.raises(UsageError, match=r"A model of [\d,]+ parameters needs at least .* Choose a smaller --hidden"):
+        start(settings(book, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_speed_of_the_call_that_compiles_is_written_nowhere(book, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxgen.trainer.trainer.MAX_STEPS_PER_CALL", 3)
+    start(settings(book, tmp_path / "run", eval_every=3, sample_every=0, steps=6)).train()
+    first, second = (row["tokens_per_second"] for row in rows(tmp_path / "run"))
+    assert first is None
+    assert second > 0
+
+
+def test_transforms_given_from_python_act(book, tmp_path):
+    start(settings(book, tmp_path / "run", eval_every=0)).train()
+    sampler = Sampler.load(tmp_path / "run")
+    only = sampler.tokenizer.encode("a")[0]
+    others = tuple(i for i in range(sampler.tokenizer.vocab_size) if i != only)
+    assert sampler.sample("The ", Settings(length=5, temperature=1.5, transforms=(Forbid(others),))) == ["aaaaa"]
+
+
+def test_runs_that_differ_in_their_seed_alone_share_what_is_compiled(book, tmp_path):
+    one, other = (start(settings(book, tmp_path / str(seed), seed=seed)) for seed in (0, 1))
+    faster = start(settings(book, tmp_path / "faster", lr=0.03))
+    assert one._steps is other._steps
+    assert one._steps is not faster._steps
+    assert not same(one.state.params, other.state.params)
+
+
+def test_an_optimizer_registered_anew_under_its_name_is_the_new_one(book, tmp_path, monkeypatch):
+    config = settings(book, tmp_path / "run")
+    _, former = plan_optimizer(config, 10)
+    monkeypatch.setitem(OPTIMIZERS, config.optimizer, type("Mine", (OPTIMIZERS[config.optimizer],), {}))
+    assert plan_optimizer(config, 10)[1] is not former
+
+
+def test_a_task_that_cannot_be_compared_compiles_for_itself():
+    class Unhashable:
+        __hash__ = None
+        prime = staticmethod(lambda *args: args)
+
+    assert jitted.jit_prefill(Unhashable()) is not jitted.jit_prefill(Unhashable())
+
+
+@pytest.mark.slow
+def test_a_run_in_bfloat16_says_so_and_goes_on_in_it(book, tmp_path):
+    start(settings(book, tmp_path / "run", precision="bfloat16", steps=2, sample_every=0)).train()
+    assert SavedRun.open(tmp_path / "run").task.model.precision == "bfloat16"
+
+
+def test_the_picture_shows_the_last_evaluation(book, tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(rows, path, title, target, best):
+        drawn.append([row["step"] for row in rows])
+        path.write_bytes(b"a picture")
+
+    monkeypatch.setattr(pictures, "draw_losses", draw)
+    start(settings(book, tmp_path / "run", eval_every=2, sample_every=0)).train()
+    assert drawn[-1] == [2, 4, 6, 7]
+    assert (tmp_path / "run" / "loss.png").read_bytes() == b"a picture"
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_once_and_ends_no_training(book, tmp_path, monkeypatch):
+    """No tick of an axis fits, at every evaluation but the last."""
+
+    def draw(rows, path, title, target, best):
+        if len(rows) < 4:
+            raise ValueError("no tick fits\nat all")
+        path.write_bytes(b"a picture")
+
+    monkeypatch.setattr(pictures, "draw_losses", draw)
+    events: list[Any] = []
+    start(settings(book, tmp_path / "run", eval_every=2, sample_every=0), events.append).train()
+    (note,) = [event.text for event in events if isinstance(event, Note)]
+    assert note.startswith(f"WARNING: Could not draw {tmp_path / 'run' / 'loss.png'}: ValueError no tick fits. ")
+    assert isinstance(events[-1], Finished)
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").latest() == 7
+    assert (tmp_path / "run" / "loss.png").read_bytes() == b"a picture"
+
+
+def test_a_picture_that_cannot_be_written_is_told_at_the_end_too(book, tmp_path):
+    events: list[Any] = []
+    run = start(settings(book, tmp_path / "run", eval_every=0), events.append)
+    (tmp_path / "run" / "loss.png").mkdir()
+    run.train()
+    (note,) = [event.text for event in events if isinstance(event, Note)]
+    assert f"Could not write {tmp_path / 'run' / 'loss.png'}: Is a directory. Nothing else is lost" in note
+
+
+def test_metrics_that_cannot_be_written_end_a_training(book, tmp_path):
+    run = start(settings(book, tmp_path / "run", eval_every=2))
+    (tmp_path / "run" / "metrics.jsonl").mkdir()
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is not a regular file"):
+        run.train()
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [0]
