@@ -504,7 +504,7 @@ Loss in nats a character on 2,400 seeded windows of 64 characters from a zero st
 
 
 def sections(workers: Workers, names: list[str], quick: bool, keep: Callable[[str, Any], None]) -> None:
-    """Measure, print and ``keep`` one section after the other."""
+    """Measure, print and ``get_or_create`` one section after the other."""
     plan = Plan(rounds=3) if quick else Plan()
     brief = replace(plan, seconds=plan.seconds / 2)
     if "grid" in names:

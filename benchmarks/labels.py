@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from benchmarks import machine
-from jaxgen import Sampler, Settings
+from jaxgen import GenerationConfig, Sampler
 from jaxgen.tasks.classify.data import read_labelled
 
 
@@ -34,7 +34,7 @@ def main() -> None:
         return sum(a == b for a, b in zip(given, labels)) / len(labels)
 
     sampler = Sampler.load(asked.run)
-    settings = Settings(length=100, temperature=asked.temperature)
+    settings = GenerationConfig(length=100, temperature=asked.temperature)
     print(machine.line(machine.facts()) + "\n")
     print("| titles | recognised by the judge |\n|---|---|")
     print(f"| real, held out | {recognised(*map(list, splits.val.parts)):.1%} |")

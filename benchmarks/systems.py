@@ -152,7 +152,7 @@ class Jaxgen(Jax):
         """Texts as ``sample.py`` makes them, decoded to strings; timed as it times itself, from the first chunk on."""
         import jax
 
-        from jaxgen import Sampler, Settings
+        from jaxgen import GenerationConfig, Sampler
         from jaxgen.cli.output import Speed
         from jaxgen.sampling import ROWS
         from jaxgen.tokenizers.base import FIRST
@@ -164,7 +164,7 @@ class Jaxgen(Jax):
 
         def run(calls: int) -> tuple[int, float]:
             block = max(ROWS, s.batch)  # one stream as by default, many with --block
-            settings = Settings(length=CHUNK * (calls + 1), temperature=TEMPERATURE, seed=0, block=block)
+            settings = GenerationConfig(length=CHUNK * (calls + 1), temperature=TEMPERATURE, seed=0, block=block)
             speed = Speed(block)
             for _ in speed.timed(sampler.stream("", settings, num_samples=s.batch)):
                 pass

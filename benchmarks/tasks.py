@@ -75,7 +75,7 @@ def classify(rows: int, length: int, hidden: int, vocab: int, classes: int) -> t
     from torch import nn
 
     from jaxgen.tasks.classify.objective import ClassifyTask
-    from jaxgen.types import Labelling, Sequence
+    from jaxgen.types import ClassificationBatch, Sequence
 
     draw = np.random.default_rng(0)
     tokens = draw.integers(3, vocab, (rows, length)).astype(np.int32)
@@ -91,7 +91,7 @@ def classify(rows: int, length: int, hidden: int, vocab: int, classes: int) -> t
     def loss() -> Any:
         return nn.functional.cross_entropy(output(encoder(embedding(ids))[0].amax(dim=1)), right)
 
-    batch = Labelling(Sequence(tokens, valid), labels, weights)
+    batch = ClassificationBatch(Sequence(tokens, valid), labels, weights)
     return ours(task, batch, rows, rows * length), theirs(nn.ModuleList([embedding, encoder, output]), loss)
 
 
@@ -101,7 +101,7 @@ def translate(rows: int, length: int, hidden: int, vocab: int) -> tuple[Steps, S
     from torch import nn
 
     from jaxgen.tasks.translate.objective import TranslateTask
-    from jaxgen.types import Sequence, Writing
+    from jaxgen.types import Seq2SeqBatch, Sequence
 
     draw = np.random.default_rng(0)
     source, tokens, targets = (draw.integers(3, vocab, (rows, length)).astype(np.int32) for _ in range(3))
@@ -132,7 +132,7 @@ def translate(rows: int, length: int, hidden: int, vocab: int) -> tuple[Steps, S
     def loss() -> Any:
         return nn.functional.cross_entropy(model(read, write).flatten(0, 1), right.flatten())
 
-    batch = Writing(Sequence(source, every), tokens, targets, every, np.zeros(rows, np.float32))
+    batch = Seq2SeqBatch(Sequence(source, every), tokens, targets, every, np.zeros(rows, np.float32))
     return ours(task, batch, rows, 2 * rows * length), theirs(model, loss)
 
 
@@ -143,7 +143,7 @@ def caption(rows: int, length: int, hidden: int, vocab: int) -> tuple[Steps, Ste
 
     from jaxgen.models.image_encoder import GROUP, NARROW
     from jaxgen.tasks.caption.objective import CaptionTask
-    from jaxgen.types import Writing
+    from jaxgen.types import Seq2SeqBatch
 
     draw, widths = np.random.default_rng(0), (32, 32, 64)
     images = draw.integers(0, 256, (rows, 64, 64, 3)).astype(np.uint8)
@@ -203,7 +203,7 @@ def caption(rows: int, length: int, hidden: int, vocab: int) -> tuple[Steps, Ste
     def loss() -> Any:
         return nn.functional.cross_entropy(model(pixels, write).flatten(0, 1), right.flatten())
 
-    batch = Writing(images, tokens, targets, every, np.zeros(rows, np.float32))
+    batch = Seq2SeqBatch(images, tokens, targets, every, np.zeros(rows, np.float32))
     return ours(task, batch, rows, rows * length), theirs(model, loss)
 
 

@@ -9,11 +9,11 @@ from jaxgen.cells.torch import from_torch, stack_from_torch, to_torch
 from jaxgen.cells.unroll import unroll
 from jaxgen.errors import CheckpointError, DataError, DivergedError, JaxgenError, UsageError
 from jaxgen.inference.beam_search import beam
-from jaxgen.inference.chat import Conversation, continuations
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.chat import ChatSession, continuations
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
-from jaxgen.inference.state import State, interpolate
+from jaxgen.inference.state import DecoderState, interpolate
 from jaxgen.models.language_model import LanguageModel
 from jaxgen.models.layers import Stack
 from jaxgen.runtime import keep_memory, offer_cores
@@ -40,12 +40,14 @@ __all__ = [
     "TOKENIZERS",
     "TRANSFORMS",
     "Cell",
+    "ChatSession",
     "CheckpointError",
-    "Conversation",
     "DataError",
+    "DecoderState",
     "DivergedError",
     "Elman",
     "ElmanReLU",
+    "GenerationConfig",
     "JaxgenError",
     "LanguageConfig",
     "LanguageModel",
@@ -53,9 +55,7 @@ __all__ = [
     "Linear",
     "Sampler",
     "Scorer",
-    "Settings",
     "Stack",
-    "State",
     "TrainState",
     "Trainer",
     "UsageError",

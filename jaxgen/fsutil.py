@@ -115,13 +115,13 @@ def unwritable(path: Path, error: BaseException, advice: str = RESUME, needed: i
     number = error.errno if isinstance(error, OSError) else errno.ENOMEM if isinstance(error, MemoryError) else None
     first = FIRST.get(number or 0, "Make room on that disk or make the folder writable")
     kept = "; what was saved before is untouched" if advice == RESUME and number != errno.ENOENT else ""
-    said = f"Could not write {path}: {refused(path, error, needed)}."
+    said = f"Could not write {path}: {io_reason(path, error, needed)}."
     refusal = CheckpointError(f"{said} {first}, then {advice}{kept}.")
     refusal.said = said
     return refusal
 
 
-def refused(path: Path, error: BaseException, needed: int | None = None) -> str:
+def io_reason(path: Path, error: BaseException, needed: int | None = None) -> str:
     """Why ``path`` could not be written, in words; where there is no room, the bytes ``needed`` and those free."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if isinstance(error, MemoryError):  # it says nothing, or what could not be had
@@ -131,7 +131,7 @@ def refused(path: Path, error: BaseException, needed: int | None = None) -> str:
     return reason
 
 
-def removed() -> FileNotFoundError:
+def run_dir_missing() -> FileNotFoundError:
     """The error of a run's folder that was there, for ``unwritable``."""
     return FileNotFoundError(errno.ENOENT, "the folder was removed or moved while the run went on")
 

@@ -28,7 +28,7 @@ from jaxgen.training.data_parallel import (
     spread_train_steps,
 )
 from jaxgen.training.step import create_state, eval_step, train_steps
-from jaxgen.training.windows import STACKED, OfText, Stacked
+from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
 
 #: How many functions of each kind stay compiled.
 KEPT = 16
@@ -82,7 +82,7 @@ def jit_init_state(task: Any, optimizer: optax.GradientTransformation, rows: int
 
 @cached
 def jit_train_steps(
-    task: Any, optimizer: optax.GradientTransformation, devices: int = 1, read: Stacked | OfText = STACKED
+    task: Any, optimizer: optax.GradientTransformation, devices: int = 1, read: HostBatches | DeviceText = HOST_BATCHES
 ) -> Callable:
     """``(key, state, batches, count) -> (state, metrics)``; the state given is used up. ``read`` as in ``train_steps``.
 

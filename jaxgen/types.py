@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     mask: ArrayLike  # bool
 
 
-class Conditioned(NamedTuple):
+class ConditionedBatch(NamedTuple):
     """A batch of documents of which something is known beside their text: a vector, from which a state begins."""
 
     batch: Batch
@@ -58,7 +58,7 @@ class Sequence(NamedTuple):
     valid: ArrayLike  # bool [B, S], no padding
 
 
-class Writing(NamedTuple):
+class Seq2SeqBatch(NamedTuple):
     """One batch of texts to write, each from an input of its own: B rows of at most T tokens."""
 
     inputs: Any  # what the texts are written from; every leaf has B in front
@@ -75,7 +75,7 @@ class Objective(NamedTuple):
     weight: Array  # the sum of weights
 
 
-class Labelling(NamedTuple):
+class ClassificationBatch(NamedTuple):
     """One batch of inputs to label: B rows."""
 
     inputs: Any  # what is labelled; every leaf has B in front

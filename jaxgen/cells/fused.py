@@ -19,7 +19,7 @@ from jax import lax
 
 from jaxgen.cells.base import Cell, Weights
 from jaxgen.cells.precision import matmul, on_the_same_devices, rounded
-from jaxgen.cells.scan import Masks, only, per_step, run
+from jaxgen.cells.scan import Masks, mask_rows, per_step, run
 from jaxgen.types import Array, Carry
 
 #: The methods that are a cell's equations, and those by which it gives their derivatives.
@@ -162,20 +162,20 @@ def _hand_backward(cell: Cell, reverse: bool, kept: Any, cotangents: Any) -> Any
     def body(dcarry: Carry, inputs: tuple[Array, Any, Masks]) -> tuple[Carry, Any]:
         nonlocal alike
         dy, factors, at = inputs
-        frozen = None if at.valid is None else only(~at.valid, dcarry)
+        frozen = None if at.valid is None else mask_rows(~at.valid, dcarry)
         if at.valid is not None:
-            dcarry, dy = only(at.valid, (dcarry, dy))
+            dcarry, dy = mask_rows(at.valid, (dcarry, dy))
         dstart, dz, du = cell.pull(dcarry, dy, factors)
         alike = dz is du
         grads: Any = (dstart, du, None if alike else dz)
         # What stands in padding may be anything, NaN too.
-        dstart, du, dz = grads if at.valid is None else only(at.valid, grads)
+        dstart, du, dz = grads if at.valid is None else mask_rows(at.valid, grads)
         dstart = jax.tree.map(jnp.add, dstart, to_carry(matmul(du, transposed, cell.precision))[0])
         if frozen is not None:
             dstart = jax.tree.map(jnp.add, dstart, frozen)
         if at.reset is None:
             return dstart, (du, dz, None)
-        return only(~at.reset, dstart), (du, dz, only(at.reset, dstart))
+        return mask_rows(~at.reset, dstart), (du, dz, mask_rows(at.reset, dstart))
 
     inputs = (dys, cell.factors(before, after, saved), masks._replace(initial=None))
     dcarry, (du, dz, dinitial) = lax.scan(body, dlast, inputs, reverse=not reverse)

@@ -23,7 +23,7 @@ def select(mask: Array, on_true: Carry, on_false: Carry) -> Carry:
     return jax.tree.map(lambda a, b: jnp.where(rows(mask, b), a, b), on_true, on_false)
 
 
-def only(mask: Array, tree: Any) -> Any:
+def mask_rows(mask: Array, tree: Any) -> Any:
     """``tree`` in the rows of ``mask`` and zero in the others."""
     return jax.tree.map(lambda a: jnp.where(rows(mask, a), a, jnp.zeros_like(a)), tree)
 
@@ -60,7 +60,7 @@ class Masks(NamedTuple):
 
     def after(self, start: Carry, new: Carry, y: Any) -> tuple[Carry, Any]:
         """The state and the output that a step leaves: padding keeps the one and gives zeros for the other."""
-        return (new, y) if self.valid is None else (select(self.valid, new, start), only(self.valid, y))
+        return (new, y) if self.valid is None else (select(self.valid, new, start), mask_rows(self.valid, y))
 
 
 def run(

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from jaxgen.cells.base import Cell, promote
 from jaxgen.cells.fused import can_run, fits, run_fused
-from jaxgen.cells.scan import Masks, only, per_step, run
+from jaxgen.cells.scan import Masks, mask_rows, per_step, run
 from jaxgen.errors import UsageError, choose
 from jaxgen.types import Array, Carry
 
@@ -181,7 +181,7 @@ def unroll(
         initial = zeros
     if x is not None and valid is not None:
         # What stands in padding must not reach any sum, not even as 0 * NaN in a gradient.
-        x = only(valid, x)
+        x = mask_rows(valid, x)
 
     if isinstance(cell, Cell):
         carry, ys = recur(

@@ -55,7 +55,7 @@ def main() -> int:
 
 def _named() -> Callable[[], int]:
     """The command named by the first argument, with all that it needs to begin."""
-    from jaxgen.cli.common import end_output, guarded, hold_descriptors, say
+    from jaxgen.cli.common import end_output, hold_descriptors, log, run_command
     from jaxgen.errors import choose
 
     hold_descriptors()
@@ -70,8 +70,8 @@ def _named() -> Callable[[], int]:
         return lambda: command(sys.argv[2:])
 
     def refuse() -> int:
-        code = guarded(lambda: (choose(sys.argv[1], COMMANDS, "command"), None)[1])
-        say(USAGE)
+        code = run_command(lambda: (choose(sys.argv[1], COMMANDS, "command"), None)[1])
+        log(USAGE)
         return code
 
     return refuse

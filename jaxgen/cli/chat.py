@@ -1,7 +1,7 @@
 """``sample.py --interactive``: lines and commands in, answers out as they are made.
 
 The text alone goes to standard output, all else to standard error. What a line does to the text is
-``jaxgen.run.conversation``'s business; here lines are parsed and results shown.
+``jaxgen.inference.chat``'s business; here lines are parsed and results shown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxgen.cli.common import say, visible
+from jaxgen.cli.common import escape_controls, log
 from jaxgen.cli.output import Writer
 from jaxgen.cli.sample import SampleConfig
 from jaxgen.cli.sampling_flags import read_number, unescaped
@@ -27,8 +27,8 @@ from jaxgen.errors import JaxgenError, UsageError, choose
 from jaxgen.trainer.signals import StopSignals
 
 if TYPE_CHECKING:
-    from jaxgen.inference.chat import Continuation, Conversation
-    from jaxgen.inference.text_stream import Piece
+    from jaxgen.inference.chat import ChatSession, Continuation
+    from jaxgen.inference.text_stream import Chunk
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,7 +47,7 @@ from jaxgen.sampling.transforms.temperature import Linear
 from jaxgen.tasks.language.conditioning import Condition
 
 if TYPE_CHECKING:
-    from jaxgen.inference.chat import Conversation
+    from jaxgen.inference.chat import ChatSession
 
 
 #: Usage and help of the settings that are no transforms.
@@ -72,7 +72,7 @@ WITHOUT: dict[str, Any] = {"stop": (), "max-seconds": None}
 class Dials:
     """The settings of a conversation as text. ``flags`` are the values of the transforms' flags, as parsed."""
 
-    def __init__(self, talk: Conversation, flags: Mapping[str, Any]) -> None:
+    def __init__(self, talk: ChatSession, flags: Mapping[str, Any]) -> None:
         self._talk = talk
         self._neutral = {name.replace("_", "-"): default for name, _, default in transform_flags()}
         self._values = {name: flags[name.replace("-", "_")] for name in self._neutral}
@@ -101,7 +101,7 @@ class Dials:
     def turn(self, name: str, argument: str) -> None:
         """Set ``name`` to what ``argument`` says, or show it if that is empty. Raises ``UsageError``."""
         if not argument:
-            say(self._line(name))
+            log(self._line(name))
         elif name == "unk":
             self._talk.unk = choose(argument, ("error", "skip"), "way to treat unknowns (--unk)")
         elif name in KNOWN:
@@ -132,7 +132,7 @@ class Dials:
             now = replace(now, features=known.choose(features=numbers).features if given else None)
         self._talk.sampler = sampler.under(now)
         if self._talk.state is not None:
-            say("(It says where a text begins: /new begins one.)")
+            log("(It says where a text begins: /new begins one.)")
 
     def _turn_transform(self, name: str, value: Any) -> None:
         values = self._values | {name: value}
@@ -141,7 +141,7 @@ class Dials:
         self._talk.settings = replace(self._talk.settings, transforms=transforms)
         self._values = values
         for note in notes(self._talk.sampler, [each for each in transforms if type(each) is TRANSFORMS[name]]):
-            say(note)
+            log(note)
 
     def _line(self, name: str) -> str:
         if name == "unk":
@@ -243,7 +243,7 @@ class Command:
 class Session:
     """A conversation at the keyboard, or in a pipe."""
 
-    def __init__(self, talk: Conversation, flags: Mapping[str, Any], *, raw: bool = False) -> None:
+    def __init__(self, talk: ChatSession, flags: Mapping[str, Any], *, raw: bool = False) -> None:
         self.talk = talk
         self.dials = Dials(talk, flags)
         self.terminal = sys.stdout.isatty()
@@ -294,12 +294,12 @@ class Session:
             with StopSignals() as self.signals:
                 action()
         except JaxgenError as error:
-            say(f"error: {error}")
+            log(f"error: {error}")
         except (OSError, ValueError) as error:  # what the system, or a function of Python's, has against a line
             sys.stdout.flush()  # raises again where it is the output that is gone, and that ends the session
-            say(f"error: This line cannot be obeyed: {getattr(error, 'strerror', None) or error}. Give another.")
+            log(f"error: This line cannot be obeyed: {getattr(error, 'strerror', None) or error}. Give another.")
         except KeyboardInterrupt:  # the second
-            say("\nStopped.")
+            log("\nStopped.")
         if self.signals.received == signal.SIGTERM:
             signal.raise_signal(signal.SIGTERM)
 
@@ -319,7 +319,7 @@ class Session:
         else:
             self.answer(self.talk.say(_literal(line)))
 
-    def answer(self, pieces: Generator[Piece, None, None]) -> None:
+    def answer(self, pieces: Generator[Chunk, None, None]) -> None:
         """Write an answer as it is made, and a line break behind it."""
         end: str | None = None
         with contextlib.closing(pieces):
@@ -334,7 +334,7 @@ class Session:
                 end = "stopped"
         self.writer.put("\n")
         if end in ENDS:
-            say(ENDS[end])
+            log(ENDS[end])
 
     def renew(self) -> None:
         """Offer anew in the mode of ``/pick``, if the text has changed."""
@@ -346,9 +346,9 @@ class Session:
         self.offers, self.offered, state = [], self, self.talk.state
         found = self.talk.continuations(n, length)
         self.pick, self.offers, self.offered = (n, length), found, state
-        say(f"    {self.tail() or '(a new text)'}")
+        log(f"    {self.tail() or '(a new text)'}")
         for number, each in enumerate(found, start=1):
-            say(f"{number:3} {each.probability:6.1%}  {one_line(each.text)}{'  (the text ends)' if each.ends else ''}")
+            log(f"{number:3} {each.probability:6.1%}  {one_line(each.text)}{'  (the text ends)' if each.ends else ''}")
 
     def take(self, number: int) -> None:
         """Add continuation ``number``."""
@@ -359,7 +359,7 @@ class Session:
         if not self.terminal or chosen.ends:  # else the next offers show it
             self.writer.put(chosen.text + "\n")
         if chosen.ends:
-            say(ENDS["eos"])
+            log(ENDS["eos"])
 
     def tail(self) -> str:
         """The end of the text so far, on one line."""
@@ -371,7 +371,7 @@ class Session:
 
     def _undo(self, _: str) -> None:
         self.talk.undo()
-        say(f"The text ends again in: {self.tail()}" if self.talk.text else "The text is at its beginning again.")
+        log(f"The text ends again in: {self.tail()}" if self.talk.text else "The text is at its beginning again.")
 
     def _new(self, _: str) -> None:
         self.talk.begin()
@@ -387,21 +387,21 @@ class Session:
 
     def _settings(self, _: str) -> None:
         for line in self.dials.lines():
-            say(line)
+            log(line)
         if self.pick:
-            say("/pick {} {}".format(*self.pick))
-        say(f"The next answer is number {self.talk.number}.")
+            log("/pick {} {}".format(*self.pick))
+        log(f"The next answer is number {self.talk.number}.")
 
     def _save(self, argument: str) -> None:
         path, state = _path("save", argument), self.talk.state
         if state is None:
             raise UsageError("A text that has not begun has no state to save: write a line first.")
         self.talk.sampler.save_state(path, state)
-        say(f"The state after {state.tokens.size:,} tokens is in {path}.")
+        log(f"The state after {state.tokens.size:,} tokens is in {path}.")
 
     def _load(self, argument: str) -> None:
         self.talk.begin(self.talk.sampler.load_state(_path("load", argument)))
-        say(f"The text ends in: {self.tail()}")
+        log(f"The text ends in: {self.tail()}")
 
     def _quit(self, _: str) -> None:
         self.leaving = True
@@ -409,22 +409,22 @@ class Session:
     def _help(self, _: str) -> None:
         width = min(shutil.get_terminal_size().columns, 120)
         for paragraph in HELP.strip().split("\n\n"):
-            say(textwrap.fill(paragraph, width) + "\n")
+            log(textwrap.fill(paragraph, width) + "\n")
         for heading, commands in (
             ("Commands", self.actions),
             ("Settings; one without a value is shown", self.settings),
         ):
-            say(f"{heading}:\n")
+            log(f"{heading}:\n")
             for name, command in commands.items():
                 usage = f"/{name} {command.usage}".strip()
                 lines = textwrap.wrap(command.help, max(width - USAGE, 30))
-                say("\n".join(f"{head:{USAGE}}{line}" for head, line in zip([usage, *[""] * len(lines)], lines)))
-            say("")
+                log("\n".join(f"{head:{USAGE}}{line}" for head, line in zip([usage, *[""] * len(lines)], lines)))
+            log("")
 
 
 def one_line(text: str) -> str:
     """Text as it can be shown in a line of a list."""
-    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+    return escape_controls(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _literal(line: str) -> str:
@@ -457,10 +457,10 @@ def read_lines(names: Iterable[str]) -> Iterator[str]:
         try:
             yield ask()
         except EOFError:
-            say("")
+            log("")
             return
         except KeyboardInterrupt:
-            say("\n(/quit or Ctrl-D leaves.)")
+            log("\n(/quit or Ctrl-D leaves.)")
 
 
 def ask() -> str:
@@ -482,11 +482,11 @@ def complete(names: list[str]) -> None:
     readline.parse_and_bind("bind ^I rl_complete" if other else "tab: complete")
 
 
-def interact(talk: Conversation, config: SampleConfig, flags: Mapping[str, Any], first: str) -> None:
+def interact(talk: ChatSession, config: SampleConfig, flags: Mapping[str, Any], first: str) -> None:
     """Talk until the lines end. ``flags`` are the values of the transforms' flags, ``first`` is text to begin with."""
     session = Session(talk, flags, raw=config.raw)
     tokenizer = talk.sampler.tokenizer
-    say(
+    log(
         f"{talk.sampler.path}: {tokenizer.kind} level, vocabulary of {tokenizer.vocab_size:,}. "
         "Type text to continue, or /help."
     )

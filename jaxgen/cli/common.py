@@ -19,7 +19,7 @@ from jaxgen.trainer.signals import interruptible
 TRICKS = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-def guarded(command: Callable[[], None], *, text_alone: bool = False) -> int:
+def run_command(command: Callable[[], None], *, text_alone: bool = False) -> int:
     """Run ``command`` and turn every expected failure into one sentence on standard error and its exit code.
 
     ``text_alone``: standard output is data, exact UTF-8 wherever it is not a terminal.
@@ -38,7 +38,7 @@ def _told(command: Callable[[], None], text_alone: bool) -> int:
     try:
         prepare_process()
     except JaxgenError as error:
-        say(f"error: {error}")
+        log(f"error: {error}")
         return error.exit_code
     from jaxgen.trainer.trainer import Interrupted
 
@@ -46,25 +46,25 @@ def _told(command: Callable[[], None], text_alone: bool) -> int:
     try:
         command()
     except JaxgenError as error:
-        say(f"error: {error}")
+        log(f"error: {error}")
         return error.exit_code
     except Interrupted as stop:
-        say(str(stop))
+        log(str(stop))
         return stop.exit_code
     except KeyboardInterrupt:
-        say("Stopped.")
+        log("Stopped.")
         return 130
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        say(f"error: There is not enough memory{_how_much(error)}: give a smaller model, batch or file.")
+        log(f"error: There is not enough memory{_how_much(error)}: give a smaller model, batch or file.")
         return 1
     except BrokenPipeError:
         discard(sys.stdout)  # whoever read it has gone (`| head`)
         return 0
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        say(f"error: The system refused{where}: {error.strerror or error}.")
+        log(f"error: The system refused{where}: {error.strerror or error}.")
         return 1
     return 0
 
@@ -142,7 +142,7 @@ def end_output(code: int, last: str = "") -> int:
     except (OSError, ValueError) as error:  # the second for a file that is closed
         discard(sys.stdout)
         if code == 0 and not isinstance(error, BrokenPipeError):
-            say(f"error: Standard output cannot be written: {reason(error)}.")
+            log(f"error: Standard output cannot be written: {reason(error)}.")
             return 1
     return code
 
@@ -152,25 +152,25 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """A line on standard error, if there is one that can be written; what could disturb a terminal is escaped."""
     if sys.stderr is not None:
         try:
-            print(visible(text), file=sys.stderr, flush=True)
+            print(escape_controls(text), file=sys.stderr, flush=True)
         except (OSError, ValueError):  # a full disk, a closed pipe, a terminal that is gone
             discard(sys.stderr)
 
 
-def put(text: str, *, flush: bool = False) -> None:
+def write_out(text: str, *, flush: bool = False) -> None:
     """Write to standard output: on a terminal with what could disturb it escaped, U+FFFD for what no UTF-8 can hold."""
     from jaxgen.tokenizers.base import without_surrogates
 
-    sys.stdout.write(visible(text) if sys.stdout.isatty() else without_surrogates(text))
+    sys.stdout.write(escape_controls(text) if sys.stdout.isatty() else without_surrogates(text))
     if flush:
         sys.stdout.flush()
 
 
-def visible(text: str) -> str:
+def escape_controls(text: str) -> str:
     """Text with what could disturb a terminal escaped, line breaks and tabs kept: a model may write anything.
 
     All that the commands show of a model, of data and of files goes through here.
@@ -191,7 +191,7 @@ def discard(file: Any) -> None:
         os.close(nowhere)
 
 
-class Lasting:
+class SafeStream:
     """A stream of text that takes everything: from its first failure on it goes nowhere, and ``lost`` is told why."""
 
     def __init__(self, file: Any, lost: Callable[[Exception], None]) -> None:
@@ -291,7 +291,7 @@ def parse_more(
 @contextlib.contextmanager
 def _harmless(shown: str) -> Iterator[None]:
     """What the flag parser writes is escaped, where there is need for it in the arguments and values that it shows."""
-    if visible(shown) == shown:  # as a rule: then it sees the terminal, its colours and its width
+    if escape_controls(shown) == shown:  # as a rule: then it sees the terminal, its colours and its width
         yield
         return
     out, err = io.StringIO(), io.StringIO()
@@ -302,7 +302,7 @@ def _harmless(shown: str) -> Iterator[None]:
         for written, file in ((out.getvalue(), sys.stdout), (err.getvalue(), sys.stderr)):
             if written and file is not None:
                 with contextlib.suppress(OSError, ValueError):
-                    print(visible(written), end="", file=file, flush=True)
+                    print(escape_controls(written), end="", file=file, flush=True)
 
 
 def _flag(name: str, field: Any, default: Any, names: list[str]) -> tuple[str, Any, Any]:

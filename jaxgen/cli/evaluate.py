@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from jaxgen.cli.common import guarded, parse_more, put, say, visible
+from jaxgen.cli.common import escape_controls, log, parse_more, run_command, write_out
 from jaxgen.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from jaxgen.inference.loading import SavedRun
+    from jaxgen.inference.loading import LoadedRun
     from jaxgen.inference.quality import Evaluation, Reference, Row
 
 DESCRIPTION = """Draw texts over a sweep of temperatures and measure them beside real text of the same amount.
@@ -91,7 +91,7 @@ def _more() -> list[tuple[str, Any, Any]]:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Evaluate; returns the exit code."""
-    return guarded(lambda: evaluate(list(sys.argv[1:] if args is None else args)), text_alone=True)
+    return run_command(lambda: evaluate(list(sys.argv[1:] if args is None else args)), text_alone=True)
 
 
 def evaluate(args: list[str]) -> None:
@@ -104,15 +104,15 @@ def evaluate(args: list[str]) -> None:
 
     from jaxgen.cli.sampling_flags import conditioned
     from jaxgen.inference import quality
-    from jaxgen.inference.generation_config import Settings
-    from jaxgen.inference.loading import SavedRun
+    from jaxgen.inference.generation_config import GenerationConfig
+    from jaxgen.inference.loading import LoadedRun
     from jaxgen.inference.sampler import Sampler
     from jaxgen.runtime import need_backend
 
     for temperature in config.temperature:
-        settings = Settings(config.length, temperature, config.seed, block=config.block)
+        settings = GenerationConfig(config.length, temperature, config.seed, block=config.block)
     need_backend()
-    saved = SavedRun.open(run, "evaluate")
+    saved = LoadedRun.open(run, "evaluate")
     picture = None if more["no_plot"] else picture_path(config.plot, saved.directory.path)
     reference = read_reference(saved, config.require_data)
     sampler = conditioned(Sampler.load(saved.directory.path), config.label, config.features, note=False)
@@ -130,18 +130,18 @@ def evaluate(args: list[str]) -> None:
     if more["json"]:
         about = {"run": str(saved.directory.path), "checkpoint": sampler.digest, "data": saved.resolved["data"]}
         asked = config.model_dump(mode="json", exclude={"run", "plot", "require_data"})
-        put(json.dumps({**about, "settings": asked, **result.to_json()}, indent=2, ensure_ascii=False) + "\n")
+        write_out(json.dumps({**about, "settings": asked, **result.to_json()}, indent=2, ensure_ascii=False) + "\n")
     else:
-        put(report(result, sampler.documents, width()) + "\n")
+        write_out(report(result, sampler.documents, width()) + "\n")
     if len(result.drawn) > 1:
         shares = ", ".join(f"{condition} {number}" for condition, number in result.drawn[:SHARES])
-        say(f"texts under the conditions of validation texts: {shares}{', …' * (len(result.drawn) > SHARES)}")
+        log(f"texts under the conditions of validation texts: {shares}{', …' * (len(result.drawn) > SHARES)}")
     elif reference is not None and result.validation is None and sampler.condition is not None:
-        say(f"note: no validation text is under {sampler.condition}, so that none is beside those drawn.")
+        log(f"note: no validation text is under {sampler.condition}, so that none is beside those drawn.")
     if picture is not None:
         draw(result, picture, saved)
-        say(f"picture: {picture}")
-    say(f"{tokens:,} tokens drawn and measured in {time.perf_counter() - began:.1f} s")
+        log(f"picture: {picture}")
+    log(f"{tokens:,} tokens drawn and measured in {time.perf_counter() - began:.1f} s")
 
 
 def one_run(flag: str | None, words: Sequence[str]) -> str | None:
@@ -171,7 +171,7 @@ def picture_path(given: str | None, run: Path) -> Path:
     return path
 
 
-def read_reference(saved: SavedRun, required: bool) -> Reference | None:
+def read_reference(saved: LoadedRun, required: bool) -> Reference | None:
     """The texts of the run; without them ``None`` and a note, or ``DataError`` when they are ``required``."""
     from jaxgen.inference.quality import Reference
 
@@ -180,11 +180,11 @@ def read_reference(saved: SavedRun, required: bool) -> Reference | None:
     except DataError as error:
         if required:
             raise
-        say(f"note: {error} What compares with the training text is left out.")
+        log(f"note: {error} What compares with the training text is left out.")
         return None
 
 
-def draw(result: Evaluation, picture: Path, saved: SavedRun) -> None:
+def draw(result: Evaluation, picture: Path, saved: LoadedRun) -> None:
     """The picture of ``result``."""
     from jaxgen.plots.quality import draw_quality
 
@@ -262,7 +262,7 @@ def name_of(temperature: float | None) -> str:
 
 def quoted(text: str) -> str:
     """``text`` in one line, shortened, with nothing in it that a terminal would obey."""
-    line = visible(text if len(text) <= QUOTED else text[: QUOTED - 1] + "…")
+    line = escape_controls(text if len(text) <= QUOTED else text[: QUOTED - 1] + "…")
     return '"' + line.replace("\n", "\\n").replace("\t", "\\t") + '"'
 
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from jaxgen.cli.common import say, visible
+from jaxgen.cli.common import escape_controls, log
 
 if TYPE_CHECKING:
-    from jaxgen.inference.text_stream import Piece, Sample
+    from jaxgen.inference.text_stream import Chunk, Sample
 
 
 class Speed:
@@ -22,7 +22,7 @@ class Speed:
         self.first_tokens = self.later_tokens = 0
         self.first_seconds = self.later_seconds = 0.0
 
-    def timed(self, stream: Iterator[Piece]) -> Iterator[Piece]:
+    def timed(self, stream: Iterator[Chunk]) -> Iterator[Chunk]:
         """The pieces of ``stream``, which is timed from here on."""
         arrived = began = time.perf_counter()
         first, before = True, -1
@@ -64,7 +64,7 @@ class Writer:
         if self.escape:
             text = self._held + text
             self._held = "\r" if text.endswith("\r") else ""  # what follows decides whether it is half a line break
-            text = visible(text.removesuffix("\r"))
+            text = escape_controls(text.removesuffix("\r"))
         sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
         sys.stdout.flush()
 
@@ -80,14 +80,14 @@ class Writer:
                 self.heading(about)
             self.put(prompt + sample.text + "\n")
             if number == 1:  # standard output is the text alone
-                say(about)
+                log(about)
 
     def write_json(self, values: Iterable[dict[str, Any]]) -> None:
         """A line of JSON for each."""
         for value in values:
             self.put(json.dumps(value, ensure_ascii=False) + "\n")
 
-    def write_all(self, stream: Iterator[Piece], prompt: str, first: int, num_samples: int) -> None:
+    def write_all(self, stream: Iterator[Chunk], prompt: str, first: int, num_samples: int) -> None:
         """Every sample of ``stream`` behind its prompt, each ending in a line break."""
         turn, begun = first, False
         waiting: dict[int, str] = {}

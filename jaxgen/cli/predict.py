@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxgen.cli.common import flag_value, guarded, parse_more, put, say
+from jaxgen.cli.common import flag_value, log, parse_more, run_command, write_out
 from jaxgen.errors import DataError, UsageError
 from jaxgen.runs.config import Beam, Seed, Size
 
@@ -61,7 +61,7 @@ class PredictConfig(BaseModel):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Predict; returns the exit code."""
-    return guarded(lambda: predict(list(sys.argv[1:] if args is None else args)), text_alone=True)
+    return run_command(lambda: predict(list(sys.argv[1:] if args is None else args)), text_alone=True)
 
 
 def predict(args: list[str]) -> None:
@@ -74,7 +74,7 @@ def predict(args: list[str]) -> None:
     config, rest = parse_more(PredictConfig, args, prog="jaxgen predict", description=ABOUT, more=more)
     check(config, args)
 
-    from jaxgen.inference.generation_config import Settings
+    from jaxgen.inference.generation_config import GenerationConfig
     from jaxgen.inference.predictor import Predictor, Writing
     from jaxgen.runtime import need_backend
 
@@ -91,7 +91,7 @@ def predict(args: list[str]) -> None:
         raise UsageError(f"--strict is about images, and the run {predictor.path} answers lines: leave it out.")
     writing = Writing()
     if writes:
-        settings = Settings(config.length or codec.longest, config.temperature, config.seed)
+        settings = GenerationConfig(config.length or codec.longest, config.temperature, config.seed)
         writing = Writing(settings, config.beam, config.length_penalty)
     inputs: Iterator[Any] = codec.sources(rest["inputs"]) if codec.FILES else lines(rest["inputs"])
     if config.strict:
@@ -102,7 +102,7 @@ def predict(args: list[str]) -> None:
         draw(predictor, first, writing, config.attention)
     typed = not rest["inputs"] and sys.stdin is not None and sys.stdin.isatty()
     if typed:
-        say("A line, then Enter, is answered at once; Ctrl-D ends.")
+        log("A line, then Enter, is answered at once; Ctrl-D ends.")
     answers = predictor.predict(inputs, writing, 1 if typed else None, strict=False)
     write(answers, codec, rest["json"], flush=typed)
 
@@ -140,17 +140,17 @@ def write(answers: Iterable[Any], codec: Any, as_json: bool, flush: bool) -> Non
     for answer in answers:
         total += 1
         if isinstance(answer, Unread):
-            say(f"error: {answer.error}")
+            log(f"error: {answer.error}")
             name = getattr(answer.source, "name", None) or str(answer.source)
             unread, answer = unread + 1, {"image": name, "error": str(answer.error)}
             line = json.dumps(answer, ensure_ascii=False) if as_json else ""
         else:
             line = json.dumps(answer, ensure_ascii=False) if as_json else codec.line(answer)
-        put(line + "\n", flush=flush)
+        write_out(line + "\n", flush=flush)
         cut += answer.get("cut", 0) > 0
     if cut:
         s, were = ("", "was") if cut == 1 else ("s", "were")
-        say(f"{cut:,} input{s} {were} longer than what the model reads: the rest was left out.")
+        log(f"{cut:,} input{s} {were} longer than what the model reads: the rest was left out.")
     if unread:
         raise DataError(f"{unread:,} of {total:,} inputs cannot be read and got no answer: see above.")
 

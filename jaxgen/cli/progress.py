@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from jaxgen.cli.common import Lasting, discard, reason, say, visible
+from jaxgen.cli.common import SafeStream, discard, escape_controls, log, reason
 from jaxgen.trainer import events
 
 #: Seconds between plain lines where there is no terminal.
@@ -59,12 +59,12 @@ def lost(error: Exception) -> None:
     """Training goes on without standard output; that its reader left on purpose needs no word."""
     discard(sys.stdout)
     if not isinstance(error, BrokenPipeError):
-        say(f"note: Standard output cannot be written ({reason(error)}): training goes on unseen.")
+        log(f"note: Standard output cannot be written ({reason(error)}): training goes on unseen.")
 
 
 def shown(text: str, style: str = "") -> Text:
     """Text of data, files or a model as rich may print it: no markup is read in it, and nothing disturbs a terminal."""
-    return Text(visible(text), style=style)
+    return Text(escape_controls(text), style=style)
 
 
 class Screen:
@@ -74,7 +74,7 @@ class Screen:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=cast(IO[str], Lasting(sys.stdout, lost)), highlight=False)
+        self.console = console or Console(file=cast(IO[str], SafeStream(sys.stdout, lost)), highlight=False)
         self._bar: Progress | None = None
         self._reading_bar: Progress | None = None
         self._last_plain = 0.0
@@ -143,7 +143,7 @@ class Screen:
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
         for label, text in rows:
-            table.add_row(Text(shortened(visible(label), self.console.width // 2 - 2)), shown(text))
+            table.add_row(Text(shortened(escape_controls(label), self.console.width // 2 - 2)), shown(text))
         return table
 
     def _panel(self, text: str, title: str) -> Panel:

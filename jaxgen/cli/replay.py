@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from jaxgen.cli.common import guarded, parse_more, put, say
+from jaxgen.cli.common import log, parse_more, run_command, write_out
 from jaxgen.errors import DataError, JaxgenError, UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Differs(JaxgenError):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Replay; returns the exit code."""
-    return guarded(lambda: replay(list(sys.argv[1:] if args is None else args)))
+    return run_command(lambda: replay(list(sys.argv[1:] if args is None else args)))
 
 
 def replay(args: list[str]) -> None:
@@ -62,13 +62,13 @@ def replay(args: list[str]) -> None:
             if "seed" in saved
             else (f"{number}: rank {results[-1].index} of {saved['beam']['width']} beams")
         )
-        put(f"{where}: {told(results[-1], samplers[config.run or saved['run']])}\n", flush=True)
+        write_out(f"{where}: {told(results[-1], samplers[config.run or saved['run']])}\n", flush=True)
     if not results:
         raise DataError(f"{given['file']} is empty. `sample.py --json` writes a line for each sample.")
     differing = sum(not result.identical for result in results)
     if differing:
         raise Differs(f"{differing} of {len(results)} samples are not what they were.")
-    say("The sample is identical." if len(results) == 1 else f"All {len(results)} samples are identical.")
+    log("The sample is identical." if len(results) == 1 else f"All {len(results)} samples are identical.")
 
 
 def _again(saved: Any, where: str, run: str | None, samplers: dict[str | None, Sampler]) -> Replay:
@@ -84,7 +84,7 @@ def _again(saved: Any, where: str, run: str | None, samplers: dict[str | None, S
         need_backend()
         samplers[name] = Sampler.load(name, "replay")
     if samplers[name].digest != saved["checkpoint"]:
-        say(f"note: {where} was drawn from the weights {saved['checkpoint']}; these are {samplers[name].digest}.")
+        log(f"note: {where} was drawn from the weights {saved['checkpoint']}; these are {samplers[name].digest}.")
     return replay(samplers[name], saved, where)
 
 

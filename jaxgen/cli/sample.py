@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from jaxgen.cli.common import flag_value, guarded, parse_more, say
+from jaxgen.cli.common import flag_value, log, parse_more, run_command
 from jaxgen.cli.output import Speed, Writer
 from jaxgen.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from jaxgen.inference.generation_config import Settings
+    from jaxgen.inference.generation_config import GenerationConfig
     from jaxgen.inference.sampler import Sampler
-    from jaxgen.inference.text_stream import Piece
+    from jaxgen.inference.text_stream import Chunk
 
 DESCRIPTION = """Write text with a trained model. The same run, prompt, settings and seed always give the same text.
 
@@ -96,7 +96,7 @@ class SampleConfig(BaseModel):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Sample; returns the exit code."""
-    return guarded(lambda: sample(list(sys.argv[1:] if args is None else args)), text_alone=True)
+    return run_command(lambda: sample(list(sys.argv[1:] if args is None else args)), text_alone=True)
 
 
 def sample(args: list[str]) -> None:
@@ -117,8 +117,8 @@ def sample(args: list[str]) -> None:
         interactive.check(config, more["json"])
     prompt = read_prompt(config)
 
-    from jaxgen.inference.chat import Conversation
-    from jaxgen.inference.generation_config import Settings
+    from jaxgen.inference.chat import ChatSession
+    from jaxgen.inference.generation_config import GenerationConfig
     from jaxgen.inference.sampler import Sampler
     from jaxgen.runtime import need_backend
     from jaxgen.sampling.decode import ROWS
@@ -126,22 +126,22 @@ def sample(args: list[str]) -> None:
     block = ROWS if config.block is None else config.block
     limits = {"stop": tuple(map(unescaped, config.stop)), "max_seconds": config.max_seconds, "block": block}
     names = ["0"] if config.greedy else config.temperature
-    plain = [Settings(config.length, read_temperature(name), config.seed, **limits) for name in names]
+    plain = [GenerationConfig(config.length, read_temperature(name), config.seed, **limits) for name in names]
     need_backend()
     sampler = Sampler.load(config.run)
     sampler = conditioned(sampler, config.label, config.features, note=config.state is None)
     transforms = read_transforms(more, sampler.tokenizer.encode)
     settings = [replace(each, transforms=transforms) for each in plain]
     for note in notes(sampler, transforms):
-        say(note)
+        log(note)
     options = {"prompt": prompt, "unk": config.unk, "first": config.sample_index or 0, "skip": config.skip}
     options["state"] = None if config.state is None else sampler.load_state(config.state)
     if config.save_state is not None:
         state = sampler.read(prompt, options["state"], unk=config.unk)
         sampler.save_state(config.save_state, state)
-        say(f"The state after {state.tokens.size:,} tokens is in {config.save_state}.")
+        log(f"The state after {state.tokens.size:,} tokens is in {config.save_state}.")
     if config.interactive:
-        talk = Conversation(sampler, settings[0], state=options["state"], unk=config.unk)
+        talk = ChatSession(sampler, settings[0], state=options["state"], unk=config.unk)
         interactive.interact(talk, config, more, prompt)
         return
 
@@ -157,7 +157,7 @@ def write_samples(
     writer: Writer,
     sampler: Sampler,
     config: SampleConfig,
-    settings: Sequence[tuple[str, Settings]],
+    settings: Sequence[tuple[str, GenerationConfig]],
     *,
     as_json: bool,
     **options: Any,
@@ -165,20 +165,20 @@ def write_samples(
     """Texts drawn with each of ``settings``, which are named by their temperatures."""
     from jaxgen.inference.batch_decode import count_together
     from jaxgen.inference.receipts import receipt
-    from jaxgen.inference.text_stream import likeliest, whole
+    from jaxgen.inference.text_stream import collect, select_best
 
     block = settings[0][1].block
     number = config.num_samples if config.best_of is None else config.best_of
     arriving = block * count_together(-(-number // block), block)  # so many texts have their first chunk at once
     speed = Speed(arriving, note="" if config.block is None else f" in blocks of {block}")
     if number >= MANY and config.block is None:
-        say(f"note: {number} texts, a row at a time; --block 256 is two to four times as fast, with other float bits.")
+        log(f"note: {number} texts, a row at a time; --block 256 is two to four times as fast, with other float bits.")
     streams = [sampler.stream(settings=each, num_samples=number, **options) for _, each in settings]
     for (name, each), stream in zip(settings, streams):
         ended: set[int] = set()
         pieces = noted(speed.timed(stream), ended)
         if as_json:
-            made = whole(pieces) if config.best_of is None else likeliest(whole(pieces), config.num_samples)
+            made = collect(pieces) if config.best_of is None else select_best(collect(pieces), config.num_samples)
             fixed = {"prompt": options["prompt"], "unk": config.unk, "state_file": config.state}
             writer.write_json(receipt(sampler, each, sample, **fixed) for sample in made)
         else:
@@ -187,15 +187,17 @@ def write_samples(
             if config.best_of is None:
                 writer.write_all(pieces, options["prompt"], options["first"], config.num_samples)
             else:
-                writer.write_best(likeliest(whole(pieces), config.num_samples), options["prompt"], config.num_samples)
+                writer.write_best(
+                    select_best(collect(pieces), config.num_samples), options["prompt"], config.num_samples
+                )
         if len(ended) < number:
-            say(f"note: time was up before {number - len(ended):,} of {number:,} texts were begun.")
+            log(f"note: time was up before {number - len(ended):,} of {number:,} texts were begun.")
         if each.greedy and number > 1:
-            say(f"note: at temperature 0 all {number} texts are the same.")
-    say(str(speed))
+            log(f"note: at temperature 0 all {number} texts are the same.")
+    log(str(speed))
 
 
-def noted(pieces: Iterator[Piece], ended: set[int]) -> Iterator[Piece]:
+def noted(pieces: Iterator[Chunk], ended: set[int]) -> Iterator[Chunk]:
     """The pieces, with the numbers of the texts that they end put into ``ended``."""
     for piece in pieces:
         if piece.last:
@@ -260,9 +262,9 @@ def write_beams(
             writer.heading(f"rank {rank}, {each.logp:.2f} nats, score {each.score:.4f}")
         writer.put(start["prompt"] + each.text + "\n")
     if len(found) < config.num_samples:
-        say(f"note: no more than {len(found)} texts are possible.")
+        log(f"note: no more than {len(found)} texts are possible.")
     tokens = sum(each.tokens.size for each in found)
-    say(f"{tokens:,} tokens by beam search of width {config.beam} in {time.perf_counter() - began:.2f} s")
+    log(f"{tokens:,} tokens by beam search of width {config.beam} in {time.perf_counter() - began:.2f} s")
 
 
 def _help(text: str) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jaxgen.inference.sampler import Sampler
 from typing import TYPE_CHECKING
 
-from jaxgen.cli.common import say
+from jaxgen.cli.common import log
 from jaxgen.errors import choose
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def conditioned(sampler: Sampler, label: Sequence[str], features: Sequence[float
         weights = None if not label or known is None else read_weights(label, known)
         return sampler.conditioned(weights, features or None)
     if note and sampler.conditioning is not None:
-        say(f"note: without {flags(sampler.conditioning)} a text begins from the mean of the training texts.")
+        log(f"note: without {flags(sampler.conditioning)} a text begins from the mean of the training texts.")
     return sampler
 
 

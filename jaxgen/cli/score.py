@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from jaxgen.cli.common import guarded, parse_more, say
+from jaxgen.cli.common import log, parse_more, run_command
 from jaxgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ from functools import cache
 from itertools import chain
 from typing import IO, TYPE_CHECKING, cast
 
-from jaxgen.cli.common import Lasting, discard, put, visible
+from jaxgen.cli.common import SafeStream, discard, escape_controls, write_out
 
 if TYPE_CHECKING:
     from jaxgen.inference.scorer import Candidate, Reading, Score, Scorer, TokenScores
@@ -47,7 +47,7 @@ def shown(text: str) -> str:
     """Text in quotes on one line, with what could disturb a terminal escaped."""
     for character, escaped in (("\\", "\\\\"), ("\r", "\\r"), ("\n", "\\n"), ("\t", "\\t"), ("'", "\\'")):
         text = text.replace(character, escaped)
-    return f"'{visible(text)}'"
+    return f"'{escape_controls(text)}'"
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
@@ -86,10 +86,10 @@ class Writer:
 
     def ranking(self, prompt: str, ranked: Sequence[Candidate]) -> None:
         """Candidates, the likeliest first; those that are equally likely have a = behind their rank."""
-        put(RANK_HEADER + "\n")
+        write_out(RANK_HEADER + "\n")
         for each in ranked:
             rank, score = f"{each.rank}{'=' if each.tied else ' '}", each.score
-            put(
+            write_out(
                 f"{rank:>5}  {score.tokens:>6,}  {score.logp:>10.4f}  {-score.nats_per_token:>10.4f}  "
                 f"{shown(each.text)}\n"
             )
@@ -97,13 +97,13 @@ class Writer:
     def _tokens(self, name: str, parts: Iterable[TokenScores]) -> None:
         position, parts = 0, begun(parts)
         if self._per_token:
-            put(f"--- {visible(name)} ---\n{TOKEN_HEADER}\n")
+            write_out(f"--- {escape_controls(name)} ---\n{TOKEN_HEADER}\n")
             self._headed = False
         for part in parts:
             if self._per_token:
                 for token, logp, top, top_logp in zip(*part):
                     position += 1
-                    put(self._token(position, int(token), float(logp), zip(top.tolist(), top_logp.tolist())))
+                    write_out(self._token(position, int(token), float(logp), zip(top.tolist(), top_logp.tolist())))
 
     def _token(self, position: int, token: int, logp: float, top: Iterable[tuple[int, float]]) -> str:
         line = f"{position:>9,}  {logp:>9.4f}  {math.exp(logp):>6.4f}  {self._shown(token):<8}"
@@ -117,7 +117,7 @@ class Writer:
 
     def _row(self, score: Score, name: str) -> None:
         if not self._headed:
-            put(HEADER + "\n")
+            write_out(HEADER + "\n")
             self._headed = True
         ratios = (
             (score.nats_per_token, "10.4f"),
@@ -127,7 +127,7 @@ class Writer:
         )
         fields = [f"{score.tokens:>11,}", f"{score.logp:>15,.4f}"]
         fields += [" " * (int(form.split(".")[0]) - 1) + "-" if math.isnan(x) else f"{x:{form}}" for x, form in ratios]
-        put("  ".join([*fields, visible(name)]) + "\n")
+        write_out("  ".join([*fields, escape_controls(name)]) + "\n")
         sys.stdout.flush()
 
 
@@ -162,23 +162,23 @@ class JsonWriter:
             }
             for each in ranked
         ]
-        put(json.dumps({"prompt": prompt, "candidates": candidates, **self._about()}, ensure_ascii=False) + "\n")
+        write_out(json.dumps({"prompt": prompt, "candidates": candidates, **self._about()}, ensure_ascii=False) + "\n")
 
     def _object(self, about: dict[str, Any], parts: Iterable[TokenScores], score: Any) -> None:
         """The tokens go out as they come, so that a large text takes no more memory than a small one."""
         parts = begun(parts)
-        put(json.dumps(about, ensure_ascii=False)[:-1])
+        write_out(json.dumps(about, ensure_ascii=False)[:-1])
         if self._per_token:
-            put(', "per_token": [')
+            write_out(', "per_token": [')
         between = ""
         for part in parts:
             if self._per_token:
                 for token in self._tokens(part):
-                    put(between + json.dumps(token, ensure_ascii=False))
+                    write_out(between + json.dumps(token, ensure_ascii=False))
                     between = ", "
         if self._per_token:
-            put("]")
-        put(", " + json.dumps({**figures(score()), **self._about()}, ensure_ascii=False)[1:] + "\n")
+            write_out("]")
+        write_out(", " + json.dumps({**figures(score()), **self._about()}, ensure_ascii=False)[1:] + "\n")
         sys.stdout.flush()
 
     def _tokens(self, part: TokenScores) -> Iterator[dict[str, Any]]:
@@ -223,7 +223,7 @@ class Watched:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        console = Console(file=cast(IO[str], Lasting(sys.stderr, lambda _: discard(sys.stderr))))
+        console = Console(file=cast(IO[str], SafeStream(sys.stderr, lambda _: discard(sys.stderr))))
         with Progress(*columns, console=console, transient=True) as progress:
             line = progress.add_task("scoring", total=size)
             report = lambda seen: progress.update(line, completed=seen)  # noqa: E731
@@ -310,7 +310,7 @@ FILES = "Text files to score (UTF-8, gzip too); - is standard input."
 
 def main(args: Sequence[str] | None = None) -> int:
     """Score; returns the exit code."""
-    return guarded(lambda: score(list(sys.argv[1:] if args is None else args)), text_alone=True)
+    return run_command(lambda: score(list(sys.argv[1:] if args is None else args)), text_alone=True)
 
 
 def score(args: list[str]) -> None:
@@ -340,8 +340,8 @@ def score(args: list[str]) -> None:
     score_all = score_candidates if config.candidates else score_lines if config.lines else score_texts
     total = score_all(scorer, config, found["files"], writer)
     for note in notes(total, config):
-        say(note)
-    say(speed.told(total.tokens))
+        log(note)
+    log(speed.told(total.tokens))
 
 
 def check(config: ScoreConfig, files: Sequence[str]) -> None:
@@ -441,5 +441,5 @@ def score_candidates(scorer: Scorer, config: ScoreConfig, files: Sequence[str], 
     ranked = scorer.rank(config.prompt or "", config.candidates)
     writer.ranking(config.prompt or "", ranked)
     if any(each.tied for each in ranked):
-        say("note: candidates with = behind their rank are equally likely; of those the one given first comes first.")
+        log("note: candidates with = behind their rank are equally likely; of those the one given first comes first.")
     return sum((each.score for each in ranked), Score())

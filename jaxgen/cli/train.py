@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from jaxgen.cli.common import flag_value, guarded, parse
+from jaxgen.cli.common import flag_value, parse, run_command
 from jaxgen.distributed.launcher import flags, joined, take_part
 from jaxgen.errors import UsageError, choose
 
@@ -32,21 +32,23 @@ LENGTHS = ("steps", "epochs", "minutes")
 def main(args: Sequence[str] | None = None) -> int:
     """Train; returns the exit code."""
     given = list(sys.argv[1:] if args is None else args)
-    return take_part(given, lambda: guarded(lambda: train(given)))
+    return take_part(given, lambda: run_command(lambda: train(given)))
 
 
 def train(args: list[str]) -> None:
     joined(args)
 
     from jaxgen.cli.progress import Screen
-    from jaxgen.distributed.processes import exchanging, this_team
+    from jaxgen.distributed.processes import exchanging, process_group
     from jaxgen.runtime import need_backend
     from jaxgen.trainer.run import resume, start
 
     screen = Screen()
     try:
         with exchanging():
-            with this_team().together() as facts:  # behind it the first process makes the folder that all looked for
+            with (
+                process_group().together() as facts
+            ):  # behind it the first process makes the folder that all looked for
                 config, resuming = _asked(args)
                 facts["folder"] = "goes on" if resuming else "begins"
             need_backend()
@@ -89,7 +91,7 @@ def _saved_task(args: list[str]) -> str | None:
 
 def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
     """Flags over ``--config`` over ``--preset`` over defaults; or, when resuming, flags over the saved settings."""
-    from jaxgen.inference.loading import SavedRun
+    from jaxgen.inference.loading import LoadedRun
     from jaxgen.runs.config import check_folder, read_toml, validate
     from jaxgen.runs.directory import RunDirectory
 
@@ -107,7 +109,7 @@ def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
         if not resuming:  # what is damaged is not begun anew
             RunDirectory(run).check_config()
     if resuming and run is not None:
-        values = {**SavedRun.open(run).config.model_dump(), "run": run, **values}
+        values = {**LoadedRun.open(run).config.model_dump(), "run": run, **values}
     else:
         name = flag_value(args, "--preset") or values.get("preset", kind.model_fields["preset"].default)
         preset = dict(kind.presets[choose(str(name), kind.presets, "preset")][1])

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxgen.data.packing import DocumentLanes, LaidDocuments, number_type
+from jaxgen.data.packing import DocumentPacker, PackedDocuments, number_type
 from jaxgen.data.tokens import EVERY, PURPOSES, Tokens, check_sizes, permutation, random_bits
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.tokenizers.base import EOS, PAD
 from jaxgen.training.windows import Conditions, Places, read_conditioned
-from jaxgen.types import Batch, Conditioned
+from jaxgen.types import Batch, ConditionedBatch
 
 PURPOSES |= {"dates": 7, "shapes": 8, "snippets": 9, "rows": 10, "row batches": 11}
 
@@ -79,7 +79,7 @@ class TextBatches(ABC):
     def places(self, step: int) -> Places:
         """Where in the text the windows of a step are."""
 
-    def batch(self, step: int, rows: slice = EVERY) -> Batch | Conditioned:
+    def batch(self, step: int, rows: slice = EVERY) -> Batch | ConditionedBatch:
         """The batch of a step from 0, [B, T], or those ``rows`` of it."""
         start, stop, fresh = self.places(step)
         places = Places(start[rows], stop[rows], fresh)
@@ -161,9 +161,9 @@ class DocumentBatches(TextBatches):
             numbers = (tokens.ids.size + 1) * number_type(tokens.conditions).itemsize
             self.text_bytes += numbers + np.asarray(tokens.conditions.vectors).nbytes
         self._size, self._seed = batch_size, seed
-        self._lanes = DocumentLanes(tokens, batch_size)
+        self._lanes = DocumentPacker(tokens, batch_size)
         self.steps_per_epoch = -(-self._lanes.longest // seq_len)
-        self._epoch: tuple[int, LaidDocuments] | None = None
+        self._epoch: tuple[int, PackedDocuments] | None = None
 
     def text(self, step: int) -> np.ndarray:
         return self._laid(step).text
@@ -177,7 +177,7 @@ class DocumentBatches(TextBatches):
     def places(self, step: int) -> Places:
         return self._laid(step).places(step % self.steps_per_epoch * self.length)
 
-    def _laid(self, step: int) -> LaidDocuments:
+    def _laid(self, step: int) -> PackedDocuments:
         epoch, cached = step // self.steps_per_epoch, self._epoch
         if cached is None or cached[0] != epoch:
             order = permutation(self._lanes.count, self._seed, epoch, "documents")

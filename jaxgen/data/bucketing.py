@@ -13,10 +13,10 @@ from jaxgen.data.tokens import EVERY, check_sizes, permutation
 #: Shapes that training compiles at most.
 MAX_BUCKETS = 8
 #: What stands in a batch for a row that is not there.
-NONE = -1
+PAD_ROW = -1
 
 
-def rung(length: int) -> int:
+def bucket_width(length: int) -> int:
     """The width to which ``length`` is padded: 8, 12, 16, 24, 32, 48, 64, 96, …
 
     It depends on nothing else, so that a row by itself and among others has the same width. Of widths above 8 less
@@ -39,7 +39,7 @@ class Buckets:
         check_sizes(most=most)
         self.lengths = np.asarray(lengths, np.int64).reshape(len(lengths), -1)
         longest = self.lengths.max(axis=1, initial=1)
-        rungs = np.array([rung(int(length)) for length in np.unique(longest)])
+        rungs = np.array([bucket_width(int(length)) for length in np.unique(longest)])
         group = rungs[np.searchsorted(np.unique(longest), longest)]
         names, counts = np.unique(group, return_counts=True)
         while names.size > most:
@@ -51,14 +51,14 @@ class Buckets:
         self.which = np.searchsorted(names, group)
         #: The widths of each group's fields.
         self.widths = [
-            tuple(rung(int(n)) for n in self.lengths[self.which == k].max(axis=0)) for k in range(names.size)
+            tuple(bucket_width(int(n)) for n in self.lengths[self.which == k].max(axis=0)) for k in range(names.size)
         ]
 
     def __len__(self) -> int:
         return len(self.widths)
 
 
-#: Makes a batch of rows (``NONE`` for one that is not there), padded to the widths given.
+#: Makes a batch of rows (``PAD_ROW`` for one that is not there), padded to the widths given.
 Pack = Callable[[np.ndarray, tuple[int, ...]], Any]
 
 
@@ -106,7 +106,7 @@ def in_batches(buckets: Buckets, size: int, order: np.ndarray | None = None) -> 
         rows = order[buckets.which[order] == bucket]
         for start in range(0, rows.size, size):
             part = rows[start : start + size]
-            yield bucket, np.concatenate([part, np.full(size - part.size, NONE, part.dtype)])
+            yield bucket, np.concatenate([part, np.full(size - part.size, PAD_ROW, part.dtype)])
 
 
 def padded(rows: Sequence[np.ndarray], width: int, fill: int) -> tuple[np.ndarray, np.ndarray]:

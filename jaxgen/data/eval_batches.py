@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxgen.data.packing import DocumentLanes
+from jaxgen.data.packing import DocumentPacker
 from jaxgen.data.tokens import Tokens, check_sizes, random_bits
 from jaxgen.errors import UsageError
 from jaxgen.tokenizers.base import PAD
-from jaxgen.types import Batch, Conditioned
+from jaxgen.types import Batch, ConditionedBatch
 
 
 def stream_eval(
     tokens: Tokens, lanes: int, seq_len: int, burn_in: int = 256, limit_tokens: int | None = None
-) -> Iterator[Batch | Conditioned]:
+) -> Iterator[Batch | ConditionedBatch]:
     """Every target of the split once, in batches [lanes, seq_len] whose state is carried from one to the next.
 
     Running text is shared out over the lanes; each but the first reads up to ``burn_in`` earlier tokens, masked, to
@@ -78,10 +78,10 @@ def _running_text(ids: np.ndarray, lanes: int, seq_len: int, burn_in: int) -> It
         )
 
 
-def _documents(tokens: Tokens, lanes: int, seq_len: int) -> Iterator[Batch | Conditioned]:
+def _documents(tokens: Tokens, lanes: int, seq_len: int) -> Iterator[Batch | ConditionedBatch]:
     if tokens.doc_starts is None or tokens.doc_starts.size == 0:
         return
-    packed = DocumentLanes(tokens, lanes)
+    packed = DocumentPacker(tokens, lanes)
     laid = packed.lay(np.arange(packed.count), np.arange(lanes))
     for start in range(0, packed.longest, seq_len):
         yield laid.window(start, seq_len)

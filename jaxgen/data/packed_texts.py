@@ -14,7 +14,7 @@ _ENCODING = "utf-8", "surrogatepass"
 _SMALL, _LARGE = "I", "Q"
 
 
-class PackedTexts(Sequence[str]):
+class CompactStrings(Sequence[str]):
     """Texts, or some of them (``take``), that are made into strings when they are asked for."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
@@ -34,9 +34,9 @@ class PackedTexts(Sequence[str]):
                 self._ends = array(_LARGE, self._ends)
                 self._ends.append(len(self._bytes))
 
-    def take(self, which: np.ndarray) -> PackedTexts:
+    def take(self, which: np.ndarray) -> CompactStrings:
         """The texts at these indices, in their order; the bytes are shared."""
-        taken = PackedTexts()
+        taken = CompactStrings()
         taken._bytes, taken._ends = self._bytes, self._ends
         chosen = which if self._which is None else self._which[which]
         taken._which = chosen.astype(np.min_scalar_type(len(self._ends)), copy=False)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxgen.errors import DataError
 from jaxgen.tokenizers.base import EOS, PAD
 from jaxgen.training.windows import Conditions, Places, read_conditioned
-from jaxgen.types import Batch, Conditioned
+from jaxgen.types import Batch, ConditionedBatch
 
 if TYPE_CHECKING:
     from jaxgen.data.tokens import Tokens
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LAID_TOGETHER = 1 << 18
 
 
-class DocumentLanes:
+class DocumentPacker:
     """Documents packed into lanes without splitting any: the next longest always goes to the emptiest lane."""
 
     def __init__(self, tokens: Tokens, lanes: int):
@@ -41,7 +41,7 @@ class DocumentLanes:
         self.lanes = lanes
         self.longest = max(filled for filled, _ in heap)
 
-    def lay(self, order: np.ndarray, rows: np.ndarray) -> LaidDocuments:
+    def lay(self, order: np.ndarray, rows: np.ndarray) -> PackedDocuments:
         """Put all documents in lanes: ``order`` [count] decides between equals, ``rows`` [lanes] numbers the lanes."""
         rank = np.empty(self.count, np.int64)
         rank[order] = np.arange(self.count)
@@ -62,7 +62,7 @@ class DocumentLanes:
             # A document is read from the EOS in front of it; behind the last one there is nothing to read.
             of = np.append(np.repeat(np.asarray(known.of)[laid].astype(number_type(known)), lengths), 0)
             known = Conditions(of.astype(number_type(known)), known.vectors)
-        return LaidDocuments(text, np.cumsum(filled) - filled, np.cumsum(filled), known)
+        return PackedDocuments(text, np.cumsum(filled) - filled, np.cumsum(filled), known)
 
 
 def _together(lengths: np.ndarray) -> Iterator[slice]:
@@ -77,7 +77,7 @@ def _together(lengths: np.ndarray) -> Iterator[slice]:
 
 
 @dataclass(frozen=True)
-class LaidDocuments:
+class PackedDocuments:
     """Lanes one after the other in a text [N + 1] that begins with EOS; lane b is ``begin[b]`` … ``end[b]``.
 
     Every document ends in EOS, and so it is from EOS that the next one is read.
@@ -92,7 +92,7 @@ class LaidDocuments:
         """Where in the text position ``start`` of every lane is."""
         return Places(self.begin + start, self.end, np.bool_(False))
 
-    def window(self, start: int, length: int) -> Batch | Conditioned:
+    def window(self, start: int, length: int) -> Batch | ConditionedBatch:
         """Positions start … start + length of every lane, [lanes, length]; beyond a lane's end PAD, masked."""
         return read_conditioned(self.text, self.conditions, self.places(start), length, EOS, PAD, np)
 

@@ -10,7 +10,7 @@ from typing import Protocol
 LARGE = 1 << 24
 
 
-class Watch(Protocol):
+class ProgressReporter(Protocol):
     """What a command shows while data are read."""
 
     def progress(self, what: str, done: int, total: int) -> None:
@@ -39,7 +39,7 @@ SILENT = Silent()
 class Counter:
     """Adds up how much is done, and tells ``watch`` if ``total`` is large."""
 
-    def __init__(self, watch: Watch, what: str, total: int) -> None:
+    def __init__(self, watch: ProgressReporter, what: str, total: int) -> None:
         self.watch, self.what, self.total, self.done = watch, what, total, 0
 
     def add(self, amount: int) -> None:
@@ -49,7 +49,7 @@ class Counter:
             self.watch.progress(self.what, self.done, self.total)
 
 
-def followed(pieces: Iterable[str], counter: Counter) -> Iterator[str]:
+def track(pieces: Iterable[str], counter: Counter) -> Iterator[str]:
     """The pieces of a text, whose characters are counted once they have been used."""
     for piece in pieces:
         yield piece

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from jaxgen.data.datasets import BUILTIN, NAMED, fetch
 from jaxgen.data.files import FilesDigest, FileText, find_paths
-from jaxgen.data.packed_texts import PackedTexts
-from jaxgen.data.progress import SILENT, Counter, Watch
+from jaxgen.data.packed_texts import CompactStrings
+from jaxgen.data.progress import SILENT, Counter, ProgressReporter
 from jaxgen.data.tables import column_kind, column_texts
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.tokenizers.base import Text, in_pieces, text_bytes
@@ -19,15 +19,15 @@ from jaxgen.tokenizers.pieces import between
 
 
 @dataclass(frozen=True)
-class RunningText:
+class TextStream:
     """Characters ``start`` to ``stop`` of the texts of a source one after the other, in pieces, as often as wanted."""
 
-    source: Source
+    source: TextSource
     start: int
     stop: int
 
     @classmethod
-    def of(cls, source: Source) -> RunningText:
+    def of(cls, source: TextSource) -> TextStream:
         """All of a source, which is read once to count its characters. Raises ``DataError`` as reading it does."""
         chars = sum(map(len, join_texts(source.texts)))
         source.check()
@@ -39,7 +39,7 @@ class RunningText:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def cut(self, at: int) -> tuple[RunningText, RunningText]:
+    def cut(self, at: int) -> tuple[TextStream, TextStream]:
         """Its first ``at`` characters, and the others."""
         return replace(self, stop=self.start + at), replace(self, start=self.start + at)
 
@@ -72,7 +72,7 @@ DOCUMENTS = ("line", "blank-line", "file", "row")
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """Texts and where they came from.
 
     ``texts`` has one entry for each file, or for each row when ``by_row``: a string, or a file's text that is read in
@@ -103,7 +103,7 @@ def read_texts(
     text_column: str | None = None,
     documents: str | None = None,
     level: str = "char",
-) -> Source:
+) -> TextSource:
     """Read built-in corpora, named sets, files, folders and globs, ``.gz`` or not, or a column of CSV/TSV/JSONL.
 
     All ``texts`` are strings. A built-in or named set goes before a file of the same name (write ``./name`` for the
@@ -124,8 +124,8 @@ def open_texts(
     text_column: str | None = None,
     documents: str | None = None,
     level: str = "char",
-    watch: Watch = SILENT,
-) -> Source:
+    watch: ProgressReporter = SILENT,
+) -> TextSource:
     """As ``read_texts``, but that files of running text are read in pieces whenever their text is wanted.
 
     Errors of those files are raised then. ``watch`` follows the first reading.
@@ -137,7 +137,7 @@ def open_texts(
     if documents is not None:
         choose(documents, DOCUMENTS, "way to cut documents (--documents)")
     texts: list[str | FileText] = []
-    cells = PackedTexts()
+    cells = CompactStrings()
     files: list[bytes | FileText] = []
     defaults: set[str | None] = set()
     rows: set[bool] = set()
@@ -183,7 +183,7 @@ def open_texts(
     default = defaults.pop() if len(defaults) == 1 else None
     if by_row and text_column is not None:
         default = "row"
-    return Source(cells if by_row else texts, " + ".join(map(str, specs)), files, default, by_row)
+    return TextSource(cells if by_row else texts, " + ".join(map(str, specs)), files, default, by_row)
 
 
 def _no_column(where: str) -> UsageError:

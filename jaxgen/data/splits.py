@@ -13,12 +13,12 @@ import numpy as np
 
 from jaxgen.data.batches import BATCHES
 from jaxgen.data.files import read_lines, whole_lines
-from jaxgen.data.packed_texts import PackedTexts
-from jaxgen.data.progress import SILENT, Watch
-from jaxgen.data.sources import RunningText, Source, open_texts
+from jaxgen.data.packed_texts import CompactStrings
+from jaxgen.data.progress import SILENT, ProgressReporter
+from jaxgen.data.sources import TextSource, TextStream, open_texts
 from jaxgen.data.tokens import permutation
 from jaxgen.errors import DataError, UsageError, choose
-from jaxgen.tasks.language.conditioning import Known, KnownSource, read_known
+from jaxgen.tasks.language.conditioning import KnownSource, RowMetadata, read_conditioning_columns
 from jaxgen.tokenizers.base import Text, in_pieces
 
 #: Share of the data held out unless told otherwise.
@@ -33,15 +33,15 @@ class Splits:
     read. The other fields are those of ``LanguageCorpus``.
     """
 
-    train: Sequence[str | RunningText]
-    val: Sequence[str | RunningText]
+    train: Sequence[str | TextStream]
+    val: Sequence[str | TextStream]
     name: str
     sha256: str
     val_sha256: str | None
     layout: str
     documents: str | None
-    train_known: Known | None = None
-    val_known: Known | None = None
+    train_known: RowMetadata | None = None
+    val_known: RowMetadata | None = None
 
     @property
     def identity(self) -> dict[str, str]:
@@ -60,7 +60,7 @@ class Splits:
     def check(self) -> None:
         """Raise ``DataError`` if a file was changed since it was first read: ask once all has been read."""
         for text in (*self.train[:1], *self.val[:1]):  # running text is one text
-            if isinstance(text, RunningText):
+            if isinstance(text, TextStream):
                 text.check()
 
 
@@ -83,7 +83,7 @@ def read_splits(
     label_column: str | None = None,
     feature_columns: Sequence[str] = (),
     seed: int = 0,
-    watch: Watch = SILENT,
+    watch: ProgressReporter = SILENT,
 ) -> Splits:
     """Read texts and split them, as ``prepare`` does before it encodes them; errors as there.
 
@@ -102,16 +102,18 @@ def read_splits(
             other = f"--layout {layout}" if layout not in (None, "documents") else f"--documents {documents}"
             raise UsageError(f"Labels and features belong to rows, which {other} does not keep: leave it out.")
         names = text_column, label_column, feature_columns
-        known = read_known(specs, *names)
-        return _split_known(known, read_known(val_data, *names) if val_data else None, val_fraction, seed)
+        known = read_conditioning_columns(specs, *names)
+        return _split_known(
+            known, read_conditioning_columns(val_data, *names) if val_data else None, val_fraction, seed
+        )
 
     reading: dict[str, Any] = {"text_column": text_column, "documents": documents, "level": level, "watch": watch}
     source = open_texts(specs, **reading)
     held_out = open_texts(val_data, **reading) if val_data else None
     if layout is None:
         layout = "documents" if documents is not None or source.by_row else "stream"
-    train: Sequence[str | RunningText]
-    val: Sequence[str | RunningText]
+    train: Sequence[str | TextStream]
+    val: Sequence[str | TextStream]
     if layout == "documents":
         cut = documents or _default_documents(source)
         train, val = _documents(source, held_out, cut, val_fraction, seed)
@@ -123,19 +125,19 @@ def read_splits(
 
 
 def _running(
-    source: Source, held_out: Source | None, val_fraction: float
-) -> tuple[Sequence[RunningText], Sequence[RunningText]]:
+    source: TextSource, held_out: TextSource | None, val_fraction: float
+) -> tuple[Sequence[TextStream], Sequence[TextStream]]:
     """One text to train on, and one to validate with if there is any."""
-    text = RunningText.of(source)
+    text = TextStream.of(source)
     if held_out is not None:
-        return [text], [RunningText.of(held_out)]
+        return [text], [TextStream.of(held_out)]
     train, val = text.cut(int(len(text) * (1 - val_fraction)))
     return [train], [val] if len(val) else []
 
 
 def _documents(
-    source: Source, held_out: Source | None, cut: str, val_fraction: float, seed: int
-) -> tuple[PackedTexts, PackedTexts]:
+    source: TextSource, held_out: TextSource | None, cut: str, val_fraction: float, seed: int
+) -> tuple[CompactStrings, CompactStrings]:
     """The documents to train on and those to validate with."""
     train = split_documents(source.texts, cut)
     source.check()
@@ -150,14 +152,14 @@ def _documents(
     return train, val
 
 
-def split_documents(texts: Iterable[Text], by: str) -> PackedTexts:
+def split_documents(texts: Iterable[Text], by: str) -> CompactStrings:
     """Texts cut into documents by ``line``, ``blank-line``, ``file`` or ``row``; those without text are dropped."""
     if by == "line":
-        return PackedTexts(line for text in texts for line in read_lines(in_pieces(text)))
+        return CompactStrings(line for text in texts for line in read_lines(in_pieces(text)))
     if by == "blank-line":
-        return PackedTexts(paragraph for text in texts for paragraph in _paragraphs(in_pieces(text)))
-    if not isinstance(texts, PackedTexts):
-        texts = PackedTexts("".join(in_pieces(text)) for text in texts)
+        return CompactStrings(paragraph for text in texts for paragraph in _paragraphs(in_pieces(text)))
+    if not isinstance(texts, CompactStrings):
+        texts = CompactStrings("".join(in_pieces(text)) for text in texts)
     return texts.take(np.flatnonzero([len(text) > 0 and not text.isspace() for text in texts]))
 
 
@@ -172,13 +174,15 @@ def _paragraphs(pieces: Iterable[str]) -> Iterator[str]:
             run = []
 
 
-def _default_documents(source: Source) -> str:
+def _default_documents(source: TextSource) -> str:
     if source.by_row:
         return "row"
     return source.default_documents or ("file" if len(source.texts) > 1 else "line")
 
 
-def _hold_out(documents: PackedTexts, val_fraction: float, seed: int, by: str) -> tuple[PackedTexts, PackedTexts]:
+def _hold_out(
+    documents: CompactStrings, val_fraction: float, seed: int, by: str
+) -> tuple[CompactStrings, CompactStrings]:
     """The documents to train on and those held out, both in the order of the data."""
     train, val = _held_out(len(documents), val_fraction, seed, by)
     return documents.take(train), documents.take(val)

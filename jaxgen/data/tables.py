@@ -238,7 +238,7 @@ class Column(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
+class Table:
     """Parts of rows side by side: ``parts[p][r]`` is part p of row r.
 
     ``places`` says where each row stands, for messages; ``sha256`` is the ``FilesDigest`` of all files;
@@ -254,14 +254,14 @@ class Rows:
     def __len__(self) -> int:
         return len(self.places)
 
-    def take(self, which: np.ndarray) -> Rows:
+    def take(self, which: np.ndarray) -> Table:
         """The rows at these indices, in their order."""
         chosen = which.tolist()
         parts = tuple([part[i] for i in chosen] for part in self.parts)
-        return Rows(parts, [self.places[i] for i in chosen], self.name, self.sha256, self.skipped)
+        return Table(parts, [self.places[i] for i in chosen], self.name, self.sha256, self.skipped)
 
 
-def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | None = None) -> Rows:
+def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | None = None) -> Table:
     """The rows of CSV, TSV and JSONL files (``.gz`` too), folders and globs of them, or named sets.
 
     A column is a name, or a position from 1, with which every row is data unless ``header`` says otherwise. Raises
@@ -290,10 +290,10 @@ def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | N
                 part += [" ".join(filter(None, cells)) for cells in zip(*several, strict=True)]
             digests.append(text.sha256)
             places += [f"row {n} of {path}" for n in range(1, len(parts[0]) - first + 1)]
-    return Rows(parts, places, " + ".join(map(str, specs)), FilesDigest(digests).hexdigest())
+    return Table(parts, places, " + ".join(map(str, specs)), FilesDigest(digests).hexdigest())
 
 
-def without_empty(rows: Rows, policy: Literal["skip", "refuse"]) -> Rows:
+def without_empty(rows: Table, policy: Literal["skip", "refuse"]) -> Table:
     """``rows`` without those of which a part is empty, or white space alone.
 
     Raises ``DataError`` when nothing is left, and with ``refuse`` for the first that is left out.
@@ -314,10 +314,10 @@ def without_empty(rows: Rows, policy: Literal["skip", "refuse"]) -> Rows:
             "Give data with rows of which no part is empty."
         )
     left = rows.take(np.flatnonzero(full)) if empty else rows
-    return Rows(left.parts, left.places, left.name, left.sha256, empty)
+    return Table(left.parts, left.places, left.name, left.sha256, empty)
 
 
-def split_rows(rows: Rows, held_out: int, seed: int) -> tuple[Rows, Rows]:
+def split_rows(rows: Table, held_out: int, seed: int) -> tuple[Table, Table]:
     """The rows to train on and ``held_out`` others to validate with, drawn at random; both in their former order.
 
     Raises ``DataError`` when no row would be left to train on.

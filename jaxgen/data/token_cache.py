@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from jaxgen.errors import DataError
-from jaxgen.fsutil import not_regular, parse_json, refused, sync_folder, user_cache
+from jaxgen.fsutil import io_reason, not_regular, parse_json, sync_folder, user_cache
 from jaxgen.runs.lock import boot, runs
 
 #: A change of what lies in these files, or of how text becomes ids.
@@ -47,7 +47,7 @@ class Kept(NamedTuple):
     counts: tuple[int, ...]
 
 
-def keep(
+def get_or_create(
     key: str, dtype: np.dtype, make: Callable[[], Iterable[Part]], about: int, tell: Callable[[str], None]
 ) -> Kept:
     """The ids that ``make`` gives, mapped from the file of that ``key``, or from a new one.
@@ -109,7 +109,7 @@ def _room(path: Path, about: int) -> Iterator[None]:
     except OSError as error:
         raise DataError(
             f"The tokens of these data do not fit into memory and could not be kept in {path}: "
-            f"{refused(path, error, about)}. Make room on that disk, or name a folder on another with the variable "
+            f"{io_reason(path, error, about)}. Make room on that disk, or name a folder on another with the variable "
             "XDG_CACHE_HOME, then repeat the command."
         ) from error
 

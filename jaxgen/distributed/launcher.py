@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from jaxgen.cli.common import flag_value, hold_descriptors, say
+from jaxgen.cli.common import flag_value, hold_descriptors, log
 from jaxgen.errors import JaxgenError, UsageError, choose
 
 #: Set for the child: the number of the process that launched it, and of the pipe into which it writes once it has
@@ -143,7 +143,7 @@ def take_part(args: Sequence[str], work: Callable[[], int]) -> int:
         if os.environ.get(LAUNCHED) is None:
             return _launch(named)
     except JaxgenError as error:
-        say(f"error: {error}")
+        log(f"error: {error}")
         return error.exit_code
     _end_with_parent(int(os.environ[LAUNCHED].split()[0]))
     try:
@@ -212,10 +212,10 @@ def _at(job: Job) -> str:
 
 def _left(code: int) -> int:
     """Leave the job with an exit code. Who cannot expect the others to end too does not wait for them."""
-    from jaxgen.distributed.processes import leave, this_team
+    from jaxgen.distributed.processes import leave, process_group
     from jaxgen.runs.lock import RunLock
 
-    if code == 0 or this_team().ends_together:
+    if code == 0 or process_group().ends_together:
         with suppress(RuntimeError):  # that another is lost by now changes nothing for this one
             leave()
         return code
@@ -277,25 +277,25 @@ def _launch(named: Job) -> int:
     child = _Child()
     if not child.wait_to_meet(PATIENCE) and not child.met:
         who = "processes" if named.processes is None else f"{named.processes} processes"
-        say(f"Waiting for the {who} of the job{_at(named)} …")
+        log(f"Waiting for the {who} of the job{_at(named)} …")
     code = child.wait()
     child.wait_to_meet(0)
     if code >= 0:
         return code
     if child.stopped_by:
-        say("Stopped." if child.met else "Stopped while waiting for the other processes of the job.")
+        log("Stopped." if child.met else "Stopped while waiting for the other processes of the job.")
         return 128 + child.stopped_by
     name = signal.Signals(-code).name
     if not child.met:
-        say(f"error: {not_met(named, f'the runtime ended with {name}')}")
+        log(f"error: {not_met(named, f'the runtime ended with {name}')}")
         return LOST
     if -code == signal.SIGABRT:
-        say(
+        log(
             "error: Another process of the job was lost (or the coordinator was), and the others cannot go on without "
             "it. What was saved last is kept: start all processes again, with --resume auto."
         )
         return LOST
-    say(f"error: This process of the job was ended by {name}. Start all processes again, with --resume auto.")
+    log(f"error: This process of the job was ended by {name}. Start all processes again, with --resume auto.")
     return 128 - code
 
 

@@ -106,7 +106,7 @@ class LostError(JaxgenError):
     exit_code = 6
 
 
-class Team:
+class ProcessGroup:
     """The processes of a job: this one is number ``index`` of ``count``. One alone agrees with itself at no cost."""
 
     def __init__(self, index: int = 0, count: int = 1) -> None:
@@ -238,15 +238,15 @@ class Team:
         return found or None
 
 
-def this_team() -> Team:
+def process_group() -> ProcessGroup:
     """The processes of this job, as many as were joined (``jax.distributed``) before JAX was first used."""
     joined = jax.distributed.is_initialized()  # else no device need be asked
     return _team(jax.process_index(), jax.process_count()) if joined else _team(0, 1)
 
 
 @cache
-def _team(index: int, count: int) -> Team:
-    return Team(index, count)
+def _team(index: int, count: int) -> ProcessGroup:
+    return ProcessGroup(index, count)
 
 
 @contextmanager
@@ -255,7 +255,7 @@ def exchanging() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if this_team().alone or isinstance(error, JaxgenError) or "RESOURCE_EXHAUSTED" in str(error):
+        if process_group().alone or isinstance(error, JaxgenError) or "RESOURCE_EXHAUSTED" in str(error):
             raise
         if "context initialization failed" in str(error) and (address := unreachable()):
             raise UsageError(

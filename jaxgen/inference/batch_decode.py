@@ -41,7 +41,7 @@ def count_sharing(together: int) -> int:
     return min(1 << (there.bit_length() - 1), together)
 
 
-def lay_out(weights: Any, state: Any, keys: Any, together: int, devices: int) -> tuple[Any, Any, Any]:
+def device_layout(weights: Any, state: Any, keys: Any, together: int, devices: int) -> tuple[Any, Any, Any]:
     """What a call reads: ``weights`` on all devices, ``state`` for each block, ``keys`` [blocks * R] by block."""
     states = jax.tree.map(lambda a: jnp.broadcast_to(a, (together, *a.shape)), state)
     keys = keys.reshape(together, -1)

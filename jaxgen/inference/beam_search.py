@@ -11,7 +11,7 @@ import numpy as np
 from jaxgen import jitted
 from jaxgen.inference.generation_config import with_forbidden
 from jaxgen.inference.sampler import Sampler
-from jaxgen.inference.state import State
+from jaxgen.inference.state import DecoderState
 from jaxgen.sampling.beam import beam_states, check_beam
 from jaxgen.sampling.transforms.base import Context, check_number
 from jaxgen.tokenizers.base import EOS
@@ -50,7 +50,7 @@ def beam(
     length: int = 500,
     length_penalty: float = 1.0,
     keep: int = 1,
-    state: State | None = None,
+    state: DecoderState | None = None,
     transforms: tuple[Any, ...] = (),
     unk: str = "error",
 ) -> list[Hypothesis]:

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import UsageError
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
-from jaxgen.inference.state import State
-from jaxgen.inference.text_stream import Piece
+from jaxgen.inference.state import DecoderState
+from jaxgen.inference.text_stream import Chunk
 from jaxgen.tokenizers.base import EOS, Tokenizer
 
 NOTHING = np.zeros(0, np.int32)
@@ -27,21 +27,21 @@ class _Step:
     """Where a conversation stands: at ``begun`` (``None``: nothing was read), and then ``drawn`` followed."""
 
     sampler: Sampler
-    begun: State | None
+    begun: DecoderState | None
     drawn: np.ndarray
     #: The conversation's ``number`` before this step.
     number: int
     answer: bool = False
 
     @cached_property
-    def after(self) -> State | None:
+    def after(self) -> DecoderState | None:
         """The state behind it all. Read when it is needed: an interrupt then loses nothing that was shown."""
         if EOS in self.drawn[-1:]:
             return None
         return self.sampler.read_tokens(self.drawn, self.begun) if self.drawn.size else self.begun
 
 
-class Conversation:
+class ChatSession:
     """A text to which a user and the model add in turns, each going on from the state that the last one left.
 
     ``settings``, ``unk`` and ``sampler`` (by one under another condition) may be changed at any time. Answer k, counted
@@ -52,14 +52,19 @@ class Conversation:
     """
 
     def __init__(
-        self, sampler: Sampler, settings: Settings | None = None, *, state: State | None = None, unk: str = "error"
+        self,
+        sampler: Sampler,
+        settings: GenerationConfig | None = None,
+        *,
+        state: DecoderState | None = None,
+        unk: str = "error",
     ) -> None:
-        self.sampler, self.settings, self.unk = sampler, settings or Settings(), unk
+        self.sampler, self.settings, self.unk = sampler, settings or GenerationConfig(), unk
         self.number = 0
         self._step, self._past = _Step(sampler, state, NOTHING, 0), list[_Step]()
 
     @property
-    def state(self) -> State | None:
+    def state(self) -> DecoderState | None:
         """After all that was read and drawn; ``None`` at the beginning of a text."""
         return self._step.after
 
@@ -68,14 +73,14 @@ class Conversation:
         """All that the state has read."""
         return "" if self.state is None else self.sampler.tokenizer.decode(self.state.tokens)
 
-    def say(self, text: str = "") -> Generator[Piece, None, None]:
+    def say(self, text: str = "") -> Generator[Chunk, None, None]:
         """Read ``text`` and draw an answer, piece by piece; close it to stop there. The first piece makes it a step.
 
         Raises ``UsageError`` for characters that the vocabulary lacks (as ``unk`` says); nothing has changed then.
         """
         return self._answer(self._read(text))
 
-    def again(self) -> Generator[Piece, None, None]:
+    def again(self) -> Generator[Chunk, None, None]:
         """Another answer in place of the last one. Raises ``UsageError`` where the last step was none."""
         if not self._step.answer or self._step.begun is None:
             raise UsageError("There is no answer to replace by another: the last step was none, so draw one first.")
@@ -90,7 +95,7 @@ class Conversation:
         self.sampler.tokenizer.decode_bytes(tokens)
         self._go(self._here(), np.asarray(tokens, np.int32))
 
-    def begin(self, state: State | None = None) -> None:
+    def begin(self, state: DecoderState | None = None) -> None:
         """Begin a new text, or go on from ``state``."""
         self._go(state)
 
@@ -105,19 +110,19 @@ class Conversation:
         """The likeliest ways to go on from here, as ``continuations`` finds them; one of them can be taken."""
         return continuations(self.sampler, self._here(), n, length)
 
-    def _here(self) -> State:
+    def _here(self) -> DecoderState:
         return self.sampler.read() if self.state is None else self.state
 
-    def _read(self, text: str) -> State:
+    def _read(self, text: str) -> DecoderState:
         return self.sampler.read(text, self.state, unk=self.unk)
 
-    def _go(self, begun: State | None, drawn: np.ndarray = NOTHING, *, answer: bool = False) -> None:
+    def _go(self, begun: DecoderState | None, drawn: np.ndarray = NOTHING, *, answer: bool = False) -> None:
         self._past.append(self._step)
         self._step = _Step(self.sampler, begun, drawn, self.number, answer)
         self.number += answer
 
-    def _answer(self, begun: State) -> Generator[Piece, None, None]:
-        pieces: list[Piece] = []
+    def _answer(self, begun: DecoderState) -> Generator[Chunk, None, None]:
+        pieces: list[Chunk] = []
         failed = False
         try:
             for piece in self.sampler.stream(settings=self.settings, first=self.number, state=begun):
@@ -131,7 +136,7 @@ class Conversation:
                 self._go(begun, _shown(self.sampler.tokenizer, pieces), answer=True)
 
 
-def _shown(tokenizer: Tokenizer, pieces: list[Piece]) -> np.ndarray:
+def _shown(tokenizer: Tokenizer, pieces: list[Chunk]) -> np.ndarray:
     """The tokens [T] of the text of ``pieces``: those drawn, without what was held back of them."""
     tokens = np.concatenate([NOTHING, *(piece.tokens for piece in pieces)])
     text = "".join(piece.text for piece in pieces)
@@ -166,7 +171,7 @@ class Continuation:
         return EOS in self.tokens[-1:]
 
 
-def continuations(sampler: Sampler, state: State, n: int = 5, length: int = 16) -> list[Continuation]:
+def continuations(sampler: Sampler, state: DecoderState, n: int = 5, length: int = 16) -> list[Continuation]:
     """The ``n`` likeliest next tokens, the likeliest first, each with the likeliest behind it, up to ``length`` in all.
 
     The model alone decides: temperature and transforms play no part. Tokens that are never drawn are not offered, so
@@ -182,12 +187,12 @@ def continuations(sampler: Sampler, state: State, n: int = 5, length: int = 16) 
     return [_followed(sampler, state, int(token), logp[token], length) for token in likeliest]
 
 
-def _followed(sampler: Sampler, state: State, token: int, logp: np.float32, length: int) -> Continuation:
+def _followed(sampler: Sampler, state: DecoderState, token: int, logp: np.float32, length: int) -> Continuation:
     """``token`` and what is likeliest behind it."""
     tokens, each = np.array([token], np.int32), np.array([logp], np.float32)
     if token != EOS:
         after, _ = sampler.step(state, token)
-        (greedy,) = sampler.samples(settings=Settings(length - 1, temperature=0.0), state=after)
+        (greedy,) = sampler.samples(settings=GenerationConfig(length - 1, temperature=0.0), state=after)
         tokens, each = np.append(tokens, greedy.tokens), np.append(each, greedy.logp)
     whole = _whole_characters(sampler.tokenizer, tokens)
     return Continuation(sampler.tokenizer.decode(tokens[:whole]), tokens[:whole], each[:whole])

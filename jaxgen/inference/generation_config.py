@@ -23,7 +23,7 @@ MAX_STOP_LENGTH = 1_000
 
 
 @dataclass(frozen=True)
-class Settings:
+class GenerationConfig:
     """How to draw. Raises ``UsageError`` for values out of range, before JAX sees them.
 
     ``temperature`` is a number, a tuple of one for each step (the last holding from there on), ``Linear`` or any
@@ -97,7 +97,7 @@ class Settings:
         return _listed(values)
 
     @classmethod
-    def from_json(cls, values: Any) -> Settings:
+    def from_json(cls, values: Any) -> GenerationConfig:
         """What ``to_json`` wrote; ``UsageError`` for anything else."""
         known = [f.name for f in fields(cls)]
         if not isinstance(values, Mapping) or set(values) != set(known):

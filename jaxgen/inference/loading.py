@@ -22,7 +22,7 @@ TRIES = 20
 
 
 @dataclass(frozen=True)
-class SavedRun:
+class LoadedRun:
     """What ``config.json`` and ``tokenizer.json`` say, with the model they describe (no weights yet)."""
 
     directory: RunDirectory
@@ -32,7 +32,7 @@ class SavedRun:
     task: Any
 
     @classmethod
-    def open(cls, run: str | Path | None, command: str | None = None) -> SavedRun:
+    def open(cls, run: str | Path | None, command: str | None = None) -> LoadedRun:
         """Read the run at ``run`` (``None``: the newest in ``runs/``, of those that answer ``command``).
 
         Raises ``CheckpointError`` if it is not whole, ``UsageError`` if its task does not answer ``command`` or no

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import jitted
-from jaxgen.data.bucketing import rung
+from jaxgen.data.bucketing import bucket_width
 from jaxgen.errors import DataError, UsageError
-from jaxgen.inference.generation_config import Settings, with_forbidden
-from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.generation_config import GenerationConfig, with_forbidden
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.plots.attention import Look
 from jaxgen.sampling.beam import beam_states, tile_beams
 from jaxgen.sampling.decode import DecodeState, sample_keys
@@ -38,7 +38,7 @@ class Writing:
     """How answers that are texts are written: by default greedily and as long as the model may have learnt to write
     (``longest`` of the codec), with ``beam`` the likeliest of so many beams."""
 
-    settings: Settings | None = None
+    settings: GenerationConfig | None = None
     beam: int = 0
     length_penalty: float = 1.0
 
@@ -76,7 +76,7 @@ class Predictor:
 
         Raises ``CheckpointError``, and ``UsageError`` for a run of a task that answers none.
         """
-        saved = SavedRun.open(run, "predict")
+        saved = LoadedRun.open(run, "predict")
         predictor = cls(saved.task, saved.codec, saved.params()[1])
         predictor.path = saved.directory.path
         return predictor
@@ -174,14 +174,14 @@ class Predictor:
         codec, example = self.codec, self.codec.encode(source)
         packed = codec.pack([example] * ROWS, codec.widths(example), ROWS)
         (text,) = self.texts(packed, np.full(ROWS, number), 1, writing or Writing())
-        tokens = np.full((ROWS, rung(text.tokens.size + 1)), PAD, np.int32)
+        tokens = np.full((ROWS, bucket_width(text.tokens.size + 1)), PAD, np.int32)
         tokens[0, : text.tokens.size + 1] = [EOS, *text.tokens]
         places = np.asarray(jitted.jit_attention(self.task)(self.weights, packed, tokens))[0]
         look: Look = codec.look(source, text, places)
         return look
 
-    def _settings(self, writing: Writing) -> Settings:
-        return writing.settings or Settings(length=self.codec.longest, temperature=0.0)
+    def _settings(self, writing: Writing) -> GenerationConfig:
+        return writing.settings or GenerationConfig(length=self.codec.longest, temperature=0.0)
 
     def _likeliest(self, memory: Any, carry: Any, logits: Any, count: int, writing: Writing) -> list[Text]:
         settings = self._settings(writing)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from jaxgen.errors import DataError, UsageError
-from jaxgen.inference.generation_config import Settings
-from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.inference.text_stream import Sample
@@ -39,7 +39,7 @@ class Reference:
     conditions: list[Condition] | None = None
 
     @classmethod
-    def of_run(cls, saved: SavedRun) -> Reference:
+    def of_run(cls, saved: LoadedRun) -> Reference:
         """Read them again as the run read them. Raises ``DataError`` when they are gone or not what they were."""
         splits = DATA[saved.config.task].texts(saved.config)
         then, now = saved.resolved["data"], splits.identity
@@ -124,7 +124,7 @@ class Evaluation:
 def evaluate(
     sampler: Sampler,
     temperatures: Sequence[float],
-    settings: Settings | None = None,
+    settings: GenerationConfig | None = None,
     *,
     prompt: str = "",
     num_samples: int = 20,
@@ -141,11 +141,11 @@ def evaluate(
     spread over them, unless ``sampler`` is under one: then the validation texts under that one are compared with.
     Validation text is always measured under its own condition.
     """
-    settings = settings or Settings()
+    settings = settings or GenerationConfig()
     if settings.length < 1:
         raise UsageError(f"Texts of length {settings.length} leave nothing to measure: give a length of 1 or more.")
     sweep = [replace(settings, temperature=temperature) for temperature in temperatures]
-    shares = share_out(sampler, num_samples, reference)
+    shares = allocate(sampler, num_samples, reference)
     streams = [
         [
             each.samples(prompt, how, num_samples=1 if how.greedy else len(numbers), first=numbers.start, unk=unk)
@@ -175,13 +175,13 @@ def evaluate(
             only=sampler.condition,
         )
     texts = [s.text for samples in drawn for s in samples] + [piece.text for piece in pieces]
-    judge = Judge(sampler, unit, reference, None if reference is None else copies_of(texts, reference.train))
+    judge = SampleMetrics(sampler, unit, reference, None if reference is None else copies_of(texts, reference.train))
     rows = [judge.samples(each, samples, prompt) for each, samples in zip(temperatures, drawn)]
     given = [] if sampler.conditioning is None else [(each.condition or Condition(), len(n)) for each, n in shares]
     return Evaluation(rows, judge.real(pieces) if pieces else None, unit, given)
 
 
-def share_out(sampler: Sampler, number: int, reference: Reference | None) -> list[tuple[Sampler, range]]:
+def allocate(sampler: Sampler, number: int, reference: Reference | None) -> list[tuple[Sampler, range]]:
     """Samplers with the numbers of the samples that each draws, ``number`` in all, as ``evaluate`` says.
 
     Raises ``UsageError`` where the conditions of validation text are needed and not to be had.
@@ -207,7 +207,7 @@ def spread(count: int, among: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class RealText:
+class ReferenceText:
     """A piece of real text; ``cut``: it was broken off there."""
 
     text: str
@@ -223,7 +223,7 @@ def cut_pieces(
     documents: bool = False,
     conditions: Sequence[Condition] | None = None,
     only: Condition | None = None,
-) -> list[RealText]:
+) -> list[ReferenceText]:
     """Up to ``count`` pieces of ``texts`` of at most ``size`` characters, evenly spread over them.
 
     None of no text. Of documents the beginnings; of running text what follows a white space, none overlapping another.
@@ -233,7 +233,7 @@ def cut_pieces(
         under: Sequence[Condition | None] = conditions or [None] * len(texts)
         kept = [(text, mine) for text, mine in zip(texts, under) if only is None or mine == only]
         chosen = [kept[i] for i in spread(min(count, len(kept)), len(kept))]
-        return [RealText(text[:size], len(text) > size, mine) for text, mine in chosen]
+        return [ReferenceText(text[:size], len(text) > size, mine) for text, mine in chosen]
     text = "".join(texts)
     count = min(count, max(len(text) // size, 1 if text else 0))
     pieces = []
@@ -242,12 +242,12 @@ def cut_pieces(
         space = SPACE.search(text, begin, end - 1)
         begin = space.end() if space else begin
         end = min(begin + size, end)
-        pieces.append(RealText(text[begin:end], end < len(text)))
+        pieces.append(ReferenceText(text[begin:end], end < len(text)))
     return pieces
 
 
 @dataclass(frozen=True)
-class Judge:
+class SampleMetrics:
     """Measures texts: the sampler knows their tokens, the reference and ``copies`` what is to be compared with it."""
 
     sampler: Sampler
@@ -262,13 +262,13 @@ class Judge:
         mean = float(logp.mean(dtype=np.float64)) if logp.size else None
         return self._row(temperature, [s.text for s in samples], [s.tokens for s in samples], sequences, mean)
 
-    def real(self, pieces: Sequence[RealText]) -> Row:
+    def real(self, pieces: Sequence[ReferenceText]) -> Row:
         """The row of real text."""
         sequences = [units(piece.text, self.unit, cut=piece.cut) for piece in pieces]
         tokens = [self._tokens(piece) for piece in pieces]
         return self._row(None, [piece.text for piece in pieces], tokens, sequences, mean_logp(self.sampler, pieces))
 
-    def _tokens(self, piece: RealText) -> np.ndarray:
+    def _tokens(self, piece: ReferenceText) -> np.ndarray:
         ids = self.sampler.tokenizer.encode(piece.text)
         ends = self.sampler.documents and not piece.cut
         return np.append(ids, np.int32(EOS)) if ends else ids
@@ -315,7 +315,7 @@ def longest_copy(texts: Sequence[str], copies: Mapping[str, Span], train: Sequen
     return place and Copy(copied, length, texts.index(text), start, place.text, place.at)
 
 
-def mean_logp(sampler: Sampler, pieces: Sequence[RealText]) -> float | None:
+def mean_logp(sampler: Sampler, pieces: Sequence[ReferenceText]) -> float | None:
     """The mean log-likelihood in nats that the model gives a token of real texts, each behind an empty prompt and under
     its own condition.
 

@@ -15,7 +15,7 @@ from jaxgen import jitted
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import file_sha256
 from jaxgen.inference.beam_search import Hypothesis, Search, beam
-from jaxgen.inference.generation_config import Settings, transform_from_json, transform_to_json
+from jaxgen.inference.generation_config import GenerationConfig, transform_from_json, transform_to_json
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.text_stream import Sample
 from jaxgen.runtime import processor
@@ -32,7 +32,13 @@ MOST_DRIFT = 1e-2
 
 
 def receipt(
-    sampler: Sampler, settings: Settings, sample: Sample, *, prompt: str, unk: str, state_file: str | None = None
+    sampler: Sampler,
+    settings: GenerationConfig,
+    sample: Sample,
+    *,
+    prompt: str,
+    unk: str,
+    state_file: str | None = None,
 ) -> dict[str, Any]:
     """``sample`` with all that fixed it, as JSON values. ``logp`` are the model's log-probabilities in nats."""
     return {
@@ -140,7 +146,7 @@ def _under(sampler: Sampler, saved: Mapping[str, Any]) -> Sampler:
 
 
 def _replay_sample(sampler: Sampler, saved: Mapping[str, Any], prompt: Mapping[str, Any]) -> Replay:
-    settings, index = Settings.from_json(saved["settings"]), saved["index"]
+    settings, index = GenerationConfig.from_json(saved["settings"]), saved["index"]
     recorded = np.asarray(saved["tokens"], np.int64)
     # What the clock ended is compared up to there.
     length = recorded.size if saved["end"] == "time" else settings.length
@@ -193,7 +199,7 @@ def _difference(recorded: np.ndarray, drawn: np.ndarray) -> tuple[int | None, in
 
 
 def _gap(
-    sampler: Sampler, settings: Settings, index: int, prompt: Mapping[str, Any], at: int, was: int, now: int
+    sampler: Sampler, settings: GenerationConfig, index: int, prompt: Mapping[str, Any], at: int, was: int, now: int
 ) -> float:
     """By how much token ``now`` beat ``was`` when token ``at`` was drawn."""
     chain, rows = settings.chain(sampler.forbidden), settings.block

@@ -15,14 +15,14 @@ import numpy as np
 
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.inference.batch_decode import count_sharing, count_together, is_small, lay_out
-from jaxgen.inference.generation_config import MAX_LENGTH, Settings
-from jaxgen.inference.loading import SavedRun
-from jaxgen.inference.state import State, load_state, save_state
-from jaxgen.inference.text_stream import Piece, Sample, TextMaker, likeliest, whole
-from jaxgen.sampling.decode import MAX_SEED, DecodeState, prime_chunks, sample_keys
+from jaxgen.inference.batch_decode import count_sharing, count_together, device_layout, is_small
+from jaxgen.inference.generation_config import MAX_LENGTH, GenerationConfig
+from jaxgen.inference.loading import LoadedRun
+from jaxgen.inference.state import DecoderState, load_state, save_state
+from jaxgen.inference.text_stream import Chunk, Sample, StreamingDetokenizer, collect, select_best
+from jaxgen.sampling.decode import MAX_SEED, DecodeState, prefill_chunks, sample_keys
 from jaxgen.sampling.transforms.base import Context, Last
-from jaxgen.tasks.language.conditioning import Condition, TextCodec, taken_apart
+from jaxgen.tasks.language.conditioning import Condition, TextCodec, split_codec
 from jaxgen.tokenizers.base import EOS, PAD, UNK
 
 #: Tokens that one compiled call makes; text is handed out this often. Changes no bit.
@@ -43,7 +43,7 @@ class Sampler:
     ) -> None:
         self.task, self.documents = task, documents
         #: What texts are read and written with, and what the run knows of labels and features, if it does.
-        self.tokenizer, self.conditioning = taken_apart(codec)
+        self.tokenizer, self.conditioning = split_codec(codec)
         #: What texts are to be about; ``None``, as what it leaves open, is the mean of the training texts.
         self.condition: Condition | None = None
         #: The run that the weights come from and their digest, if they come from one.
@@ -58,7 +58,7 @@ class Sampler:
 
         Raises ``CheckpointError``, and ``UsageError`` for a run whose task ``command`` cannot use.
         """
-        saved = SavedRun.open(run, command)
+        saved = LoadedRun.open(run, command)
         step, params = saved.params()
         sampler = cls(saved.task, saved.codec, params, documents=saved.has_documents)
         sampler.path, sampler.digest = saved.directory.path, saved.checkpoints.digest(step)
@@ -117,48 +117,48 @@ class Sampler:
         newline = self.tokenizer.encode("\n")
         return newline if newline.size and UNK not in newline else np.array([EOS + 1], np.int32)
 
-    def read(self, prompt: str = "", state: State | None = None, *, unk: str = "error") -> State:
+    def read(self, prompt: str = "", state: DecoderState | None = None, *, unk: str = "error") -> DecoderState:
         """The state after reading ``prompt``, from a text's beginning or going on from ``state``. ``unk`` as above."""
         return self._read(self._ids(prompt, state, unk), state)
 
-    def read_tokens(self, tokens: Any, state: State | None = None) -> State:
+    def read_tokens(self, tokens: Any, state: DecoderState | None = None) -> DecoderState:
         """The state after token ids [T], nothing in front of them. Raises ``UsageError`` for ids out of range."""
         self.tokenizer.decode_bytes(tokens)
         return self._read(np.asarray(tokens, np.int32), state)
 
-    def _ids(self, prompt: str, state: State | None, unk: str) -> np.ndarray:
+    def _ids(self, prompt: str, state: DecoderState | None, unk: str) -> np.ndarray:
         return self.prompt_ids(prompt, unk) if state is None else self.tokenizer.encode_prompt(prompt, unk=unk)
 
-    def blank(self) -> State:
+    def blank(self) -> DecoderState:
         """The state before anything is read. It has no logits to draw from yet."""
         carry, logits = self.task.initial_carry(1), jnp.zeros((1, self.tokenizer.vocab_size), jnp.float32)
         if self.conditioning is not None:
             vector = self.conditioning.vector(self.condition)[None]
             carry = jitted.jit_initial_states(self.task)(self.weights, vector)
         carry, logits = self._beside_weights((carry, logits))
-        return State(carry, logits, np.zeros(0, np.int32))
+        return DecoderState(carry, logits, np.zeros(0, np.int32))
 
-    def _read(self, ids: np.ndarray, state: State | None) -> State:
+    def _read(self, ids: np.ndarray, state: DecoderState | None) -> DecoderState:
         state = self.blank() if state is None else state
         # One row at a time, whatever is decoded from it: the number of rows changes float bits.
         carry, logits = self._beside_weights((state.carry, state.logits))
-        for tokens, valid in prime_chunks(ids):
+        for tokens, valid in prefill_chunks(ids):
             carry, logits = self._prime(self.weights, carry, logits, tokens, valid)
-        return State(carry, logits, np.concatenate([state.tokens, ids]).astype(np.int32))
+        return DecoderState(carry, logits, np.concatenate([state.tokens, ids]).astype(np.int32))
 
-    def step(self, state: State, token: int) -> tuple[State, jax.Array]:
+    def step(self, state: DecoderState, token: int) -> tuple[DecoderState, jax.Array]:
         """Read one token: the new state and the logits [V] of the next, for loops of your own."""
         whole = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
         if not whole or not 0 <= token < self.tokenizer.vocab_size:
             raise UsageError(f"There is no token {token!r}: ids go from 0 to {self.tokenizer.vocab_size - 1}.")
         carry, logits = self._step(self.weights, self._beside_weights(state.carry), jnp.full(1, token, jnp.int32))
-        return State(carry, logits, np.append(state.tokens, np.int32(token))), logits[0]
+        return DecoderState(carry, logits, np.append(state.tokens, np.int32(token))), logits[0]
 
-    def save_state(self, path: str | Path, state: State) -> None:
+    def save_state(self, path: str | Path, state: DecoderState) -> None:
         """Write ``state`` to a file, with the digest of the weights that it belongs to."""
         save_state(path, state, {"checkpoint": self.digest})
 
-    def load_state(self, path: str | Path) -> State:
+    def load_state(self, path: str | Path) -> DecoderState:
         """The state in a file. Raises ``CheckpointError`` for one of other weights, or damaged."""
         like = self.blank()
         state, about = load_state(path, (like.carry, like.logits))
@@ -177,14 +177,14 @@ class Sampler:
     def stream(
         self,
         prompt: str = "",
-        settings: Settings | None = None,
+        settings: GenerationConfig | None = None,
         *,
         num_samples: int = 1,
         first: int = 0,
         skip: int = 0,
-        state: State | None = None,
+        state: DecoderState | None = None,
         unk: str = "error",
-    ) -> Iterator[Piece]:
+    ) -> Iterator[Chunk]:
         """Yield the samples from ``first`` on, so many, piece by piece as they are made, block by block.
 
         They continue ``prompt``, read from ``state`` on if one is given. Every sample's last piece says so; of those
@@ -192,7 +192,7 @@ class Sampler:
         say is left out: a text resumed there is the same as in one go. Raises ``UsageError`` before anything is
         compiled.
         """
-        settings = settings or Settings()
+        settings = settings or GenerationConfig()
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or not 1 <= num_samples <= MAX_SAMPLES:
             raise UsageError(f"{num_samples!r} samples cannot be drawn: give a whole number from 1 to {MAX_SAMPLES}.")
         if isinstance(first, bool) or not isinstance(first, int) or not 0 <= first <= MAX_SEED - MAX_SAMPLES:
@@ -209,13 +209,13 @@ class Sampler:
     def _stream(
         self,
         how: tuple[Any, int, bool],
-        settings: Settings,
+        settings: GenerationConfig,
         transforms: Any,
         ids: np.ndarray,
-        state: State | None,
+        state: DecoderState | None,
         asked: range,
         skip: int,
-    ) -> Iterator[Piece]:
+    ) -> Iterator[Chunk]:
         deadline = time.monotonic() + (settings.max_seconds or float("inf"))
         rows, base = settings.block, asked.start // settings.block * settings.block
         carry, logits = self._read(ids, state).repeated(rows)
@@ -224,19 +224,19 @@ class Sampler:
             together = self.count_together(settings, transforms, asked.stop - base)
             end = base + together * rows
             indices = range(max(base, asked.start), min(end, asked.stop))
-            texts = [TextMaker(self.tokenizer, i, i - base, settings, skip) for i in indices]
+            texts = [StreamingDetokenizer(self.tokenizer, i, i - base, settings, skip) for i in indices]
             keys = sample_keys(settings.seed, jnp.arange(base, end))
             if together == 1:
                 begun, keys = self._beside_weights((start, keys))
                 decoder = partial(jitted.jit_decode(self.task, *how), self.weights)
             else:
                 devices = count_sharing(together)
-                weights, begun, keys = lay_out(self.weights, start, keys, together, devices)
+                weights, begun, keys = device_layout(self.weights, start, keys, together, devices)
                 decoder = partial(jitted.jit_decode_blocks(self.task, *how, devices), weights)
             yield from self._blocks(decoder, begun, keys, settings.length, texts, deadline)
             base = end
 
-    def count_together(self, settings: Settings, transforms: Any, number: int) -> int:
+    def count_together(self, settings: GenerationConfig, transforms: Any, number: int) -> int:
         """How many blocks go into one call when ``number`` samples are left to draw. Changes no bit."""
         if settings.max_seconds is not None or not is_small(self.weights, transforms):
             return 1
@@ -248,9 +248,9 @@ class Sampler:
         state: DecodeState,
         keys: jax.Array,
         length: int,
-        texts: list[TextMaker],
+        texts: list[StreamingDetokenizer],
         deadline: float,
-    ) -> Iterator[Piece]:
+    ) -> Iterator[Chunk]:
         made, ahead = 0, None
         while made < length and any(text.running for text in texts) and time.monotonic() < deadline:
             if ahead is None:
@@ -267,21 +267,21 @@ class Sampler:
             if text.running:
                 yield text.cut("time" if length else "length")
 
-    def sample(self, prompt: str = "", settings: Settings | None = None, **options: Any) -> list[str]:
+    def sample(self, prompt: str = "", settings: GenerationConfig | None = None, **options: Any) -> list[str]:
         """The generated texts, without the prompt; arguments as those of ``stream``.
 
         Sample i is the same whatever ``num_samples`` is.
         """
         return [sample.text for sample in self.samples(prompt, settings, **options)]
 
-    def samples(self, prompt: str = "", settings: Settings | None = None, **options: Any) -> Iterator[Sample]:
+    def samples(self, prompt: str = "", settings: GenerationConfig | None = None, **options: Any) -> Iterator[Sample]:
         """Whole samples in order, with tokens and log-probabilities; arguments as those of ``stream``."""
-        return whole(self.stream(prompt, settings, **options))
+        return collect(self.stream(prompt, settings, **options))
 
     def best(
-        self, prompt: str = "", settings: Settings | None = None, *, of: int, keep: int = 1, **options: Any
+        self, prompt: str = "", settings: GenerationConfig | None = None, *, of: int, keep: int = 1, **options: Any
     ) -> list[Sample]:
         """The ``keep`` likeliest ``of`` so many samples, by mean log-probability of a token; the best first."""
         if not 1 <= keep <= of:
             raise UsageError(f"{keep} samples cannot be the best of {of}: give a number from 1 to {of}.")
-        return likeliest(self.samples(prompt, settings, num_samples=of, **options), keep)
+        return select_best(self.samples(prompt, settings, num_samples=of, **options), keep)

@@ -18,8 +18,8 @@ import numpy as np
 from jaxgen import jitted
 from jaxgen.errors import UsageError, choose
 from jaxgen.inference.sampler import Sampler
-from jaxgen.inference.scoring_batches import CHUNK, FILL, Segment, Slab, carried, lay, whole, windows
-from jaxgen.sampling.decode import prime_chunks
+from jaxgen.inference.scoring_batches import CHUNK, FILL, PackedBatch, Segment, pack, stateful_segments, whole, windows
+from jaxgen.sampling.decode import prefill_chunks
 from jaxgen.tokenizers.base import EOS
 from jaxgen.tokenizers.pieces import UNKNOWNS, Encoded, encode_pieces
 
@@ -83,7 +83,7 @@ class Candidate:
     tied: bool
 
 
-def joined(parts: Sequence[TokenScores], top: int) -> TokenScores:
+def concat(parts: Sequence[TokenScores], top: int) -> TokenScores:
     """The tokens of several parts in order; ``top`` is how many likeliest they come with."""
     if not parts:
         none = np.zeros((0, top), np.float32)
@@ -157,7 +157,7 @@ class Scorer:
 
     def per_token(self, text: str | Iterable[str], prompt: str = "") -> TokenScores:
         """All tokens of a text with their log-probabilities; they take memory, which ``stream`` does not."""
-        return joined(list(self.stream(text, prompt)), self.top)
+        return concat(list(self.stream(text, prompt)), self.top)
 
     def stream(self, text: str | Iterable[str], prompt: str = "", where: str = "The text") -> Reading:
         """Score a text in constant memory: iterate over the result for its tokens, then ask it for its score.
@@ -189,7 +189,7 @@ class Scorer:
         for part in self._run(segments(), prompt_ids, self._rows(ROWS, self.window if self.state == "cold" else FILL)):
             parts.append(part)
             if len(parts) == waiting[0][1]:
-                yield _total(waiting.popleft()[0], parts), joined(parts, self.top)
+                yield _total(waiting.popleft()[0], parts), concat(parts, self.top)
                 parts = []
 
     def rank(self, prompt: str, candidates: Sequence[str]) -> list[Candidate]:
@@ -243,7 +243,7 @@ class Scorer:
             return windows(ids, start, self.window), self._rows(ROWS, self.window)
         if self.lanes > 1:
             return windows(ids, start, LANE, BURN_IN), self._rows(self.lanes, LANE)
-        return carried(ids, start), 1
+        return stateful_segments(ids, start), 1
 
     def _rows(self, most: int, steps: int) -> int:
         """Rows of ``steps`` tokens, or of as many as a row is filled with, that memory is meant for: 1 to ``most``."""
@@ -251,7 +251,7 @@ class Scorer:
 
     def _run(self, segments: Iterator[Segment], prompt_ids: np.ndarray, rows: int) -> Iterator[TokenScores]:
         """The scores of each segment in order. The next ones are on their way while these are read."""
-        slabs = lay(segments, rows)
+        slabs = pack(segments, rows)
         first = next(slabs, None)  # before anything is compiled: what cannot be encoded raises here
         if first is None:
             return
@@ -274,7 +274,7 @@ class Scorer:
         """The state of ``rows`` rows after the prompt without its last token, which is read with the text."""
         state = self.sampler.blank()
         carry, logits = state.carry, state.logits
-        for tokens, valid in prime_chunks(prompt_ids[:-1]):
+        for tokens, valid in prefill_chunks(prompt_ids[:-1]):
             prime = jitted.jit_prefill(self.sampler.task)
             carry, logits = prime(self.sampler.weights, carry, logits, tokens, valid)
         return jax.tree.map(lambda a: jnp.repeat(a, rows, axis=0), carry)
@@ -312,7 +312,7 @@ class Reading:
         self._score += amount
 
 
-def _dispatch(function: Any, weights: Any, carry: Any, initial: Any, slab: Slab) -> tuple[Any, list[Any]]:
+def _dispatch(function: Any, weights: Any, carry: Any, initial: Any, slab: PackedBatch) -> tuple[Any, list[Any]]:
     """Start scoring a slab: the carry behind it, and what its chunks will give."""
     scored = []
     for at in range(0, slab.tokens.shape[1], CHUNK):
@@ -321,11 +321,11 @@ def _dispatch(function: Any, weights: Any, carry: Any, initial: Any, slab: Slab)
     return carry, scored
 
 
-def _chunk(slab: Slab, at: int) -> list[np.ndarray]:
+def _chunk(slab: PackedBatch, at: int) -> list[np.ndarray]:
     return [field[:, at : at + CHUNK] for field in (slab.tokens, slab.targets, slab.reset, slab.valid)]
 
 
-def _collect(slab: Slab, scored: list[Any]) -> Iterator[TokenScores]:
+def _collect(slab: PackedBatch, scored: list[Any]) -> Iterator[TokenScores]:
     logp, top, top_logp = (np.concatenate([np.asarray(each) for each in field], axis=1) for field in zip(*scored))
     for row, start, end in slab.places:
         here = row, slice(start, end)

@@ -30,7 +30,7 @@ class Segment(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Slab:
+class PackedBatch:
     """Segments laid in rows: fields [R, C], with C a multiple of ``CHUNK``.
 
     ``places`` says for each segment in order where its scored targets lie: row, first column, end column.
@@ -43,10 +43,10 @@ class Slab:
     places: list[tuple[int, int, int]]
 
 
-def carried(ids: Iterable[np.ndarray], start: int) -> Iterator[Segment]:
+def stateful_segments(ids: Iterable[np.ndarray], start: int) -> Iterator[Segment]:
     """A whole text, each stretch going on from the one before it; ``start`` is read in front of its first token."""
     fresh = True
-    for targets in regroup(ids, STRETCH):  # the same stretches, and bits, wherever the text was cut
+    for targets in rechunk(ids, STRETCH):  # the same stretches, and bits, wherever the text was cut
         yield whole(targets, start)._replace(fresh=fresh)
         start, fresh = int(targets[-1]), False
 
@@ -57,7 +57,7 @@ def windows(ids: Iterable[np.ndarray], start: int, length: int, burn_in: int = 0
     The first token that a stretch reads is the one in front of it, as in ``window_eval``.
     """
     context = np.array([start], np.int32)
-    for targets in regroup(ids, length):
+    for targets in rechunk(ids, length):
         skip = context.size - 1
         read = np.concatenate([context, targets])
         yield Segment(read[:-1], read[1:], skip)
@@ -69,7 +69,7 @@ def whole(ids: np.ndarray, start: int) -> Segment:
     return Segment(np.concatenate([np.array([start], np.int32), ids])[: ids.size], ids)
 
 
-def regroup(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+def rechunk(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
     """The same ids in arrays of ``size``, the last of what is left."""
     held: list[np.ndarray] = []
     count = 0
@@ -85,7 +85,7 @@ def regroup(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield np.concatenate(held)
 
 
-def lay(segments: Iterable[Segment], rows: int) -> Iterator[Slab]:
+def pack(segments: Iterable[Segment], rows: int) -> Iterator[PackedBatch]:
     """Lay segments in ``rows`` rows, the next always behind the shortest, and hand them out when all rows have some.
 
     Those that are not ``fresh`` take one row, where they lie behind the segment that they go on from.
@@ -103,7 +103,7 @@ def lay(segments: Iterable[Segment], rows: int) -> Iterator[Slab]:
         yield _slab(held, rows, max(lanes)[0])
 
 
-def _slab(held: list[tuple[int, int, Segment]], rows: int, steps: int) -> Slab:
+def _slab(held: list[tuple[int, int, Segment]], rows: int, steps: int) -> PackedBatch:
     shape = rows, max(-(-steps // CHUNK), 1) * CHUNK  # one chunk of nothing for empty texts
     tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     reset, valid = np.zeros(shape, bool), np.zeros(shape, bool)
@@ -113,4 +113,4 @@ def _slab(held: list[tuple[int, int, Segment]], rows: int, steps: int) -> Slab:
         tokens[row, at:end], targets[row, at:end], valid[row, at:end] = segment.tokens, segment.targets, True
         reset[row, at : min(at + 1, end)] = segment.fresh
         places.append((row, at + segment.skip, end))
-    return Slab(tokens, targets, reset, valid, places)
+    return PackedBatch(tokens, targets, reset, valid, places)

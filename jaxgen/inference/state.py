@@ -99,7 +99,7 @@ def _digest(entries: Mapping[str, np.ndarray]) -> bytes:
 
 
 @dataclass(frozen=True, eq=False)
-class State:
+class DecoderState:
     """What a model knows after ``tokens``: its layers' state, of one row, and the logits [1, V] of the next token."""
 
     carry: Carry
@@ -111,7 +111,7 @@ class State:
         return jax.tree.map(lambda a: jnp.repeat(a, rows, axis=0), (self.carry, self.logits))
 
 
-def interpolate(a: State, b: State, weight: float) -> State:
+def interpolate(a: DecoderState, b: DecoderState, weight: float) -> DecoderState:
     """The state ``weight`` of the way from ``a`` (0) to ``b`` (1), each number on a straight line.
 
     The logits follow the same line. Where the output layer reads the last layer's state itself, as with LSTM, GRU and
@@ -125,17 +125,17 @@ def interpolate(a: State, b: State, weight: float) -> State:
     if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(a.carry)):
         raise UsageError("The states of this model are no numbers with others in between: take a recurrent model.")
     carry, logits = jax.tree.map(lambda x, y: (1 - weight) * x + weight * y, (a.carry, a.logits), (b.carry, b.logits))
-    return State(carry, logits, (a if weight < 0.5 else b).tokens)
+    return DecoderState(carry, logits, (a if weight < 0.5 else b).tokens)
 
 
-def save_state(path: str | Path, state: State, about: dict[str, Any]) -> None:
+def save_state(path: str | Path, state: DecoderState, about: dict[str, Any]) -> None:
     """Write ``state`` to a file, with what it belongs to (``about``: JSON values)."""
     leaves = jax.tree.leaves((state.carry, state.logits))
     arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
     save_arrays(Path(path), arrays | {"tokens": np.asarray(state.tokens, np.int32)}, about)
 
 
-def load_state(path: str | Path, like: tuple[Carry, Array]) -> tuple[State, dict[str, Any]]:
+def load_state(path: str | Path, like: tuple[Carry, Array]) -> tuple[DecoderState, dict[str, Any]]:
     """The state in a file and what it belongs to; ``like`` is a carry and logits of the right shapes.
 
     Raises ``CheckpointError`` for a file that is missing, damaged, or of another model.
@@ -149,4 +149,4 @@ def load_state(path: str | Path, like: tuple[Carry, Array]) -> tuple[State, dict
     ):
         raise CheckpointError(f"The state in {path} is not one of this model. Make it anew with --save-state.")
     carry, logits = jax.tree.unflatten(structure, [jnp.asarray(arrays[name]) for name in names])
-    return State(carry, logits, arrays["tokens"]), about
+    return DecoderState(carry, logits, arrays["tokens"]), about

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.tokenizers.base import EOS, Tokenizer
 
 
@@ -53,7 +53,7 @@ class StopStrings:
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class Chunk:
     """Some more text of sample ``index``.
 
     ``tokens`` are its ids (<eos> too, which has no text) and ``logp`` what the model gave each of them, in nats, before
@@ -88,9 +88,9 @@ class Sample:
         return float(self.logp.mean()) if self.logp.size else -np.inf
 
 
-def whole(pieces: Iterator[Piece]) -> Iterator[Sample]:
+def collect(pieces: Iterator[Chunk]) -> Iterator[Sample]:
     """Pieces put together to samples, in order of their numbers."""
-    parts: dict[int, list[Piece]] = {}
+    parts: dict[int, list[Chunk]] = {}
     done: dict[int, Sample] = {}
     turn: int | None = None
     for piece in pieces:
@@ -106,7 +106,7 @@ def whole(pieces: Iterator[Piece]) -> Iterator[Sample]:
             turn += 1
 
 
-def likeliest(samples: Iterable[Sample], keep: int) -> list[Sample]:
+def select_best(samples: Iterable[Sample], keep: int) -> list[Sample]:
     """The ``keep`` samples with the largest mean log-probability of a token, the best first.
 
     Those that the time limit cut come behind all others.
@@ -114,19 +114,19 @@ def likeliest(samples: Iterable[Sample], keep: int) -> list[Sample]:
     return heapq.nsmallest(keep, samples, key=lambda each: (each.end == "time", -each.mean_logp, each.index))
 
 
-class TextMaker:
+class StreamingDetokenizer:
     """One text being made: its bytes become characters, its characters end at a stop string.
 
     ``row`` is its place in a block; the text of the first ``skip`` tokens is left out.
     """
 
-    def __init__(self, tokenizer: Tokenizer, index: int, row: int, settings: Settings, skip: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, index: int, row: int, settings: GenerationConfig, skip: int) -> None:
         self.index, self.row, self.running = index, row, True
         self._decoder = tokenizer.stream_decoder()
         self._stop = StopStrings(settings.stop) if settings.stop else None
         self._left, self._skip, self._drop = settings.length, skip, 0
 
-    def more(self, tokens: np.ndarray, logp: np.ndarray) -> Piece:
+    def more(self, tokens: np.ndarray, logp: np.ndarray) -> Chunk:
         """The piece that these tokens make, up to the end of the text."""
         ends = np.flatnonzero(tokens == EOS)
         count = int(ends[0]) + 1 if ends.size else tokens.size
@@ -155,16 +155,16 @@ class TextMaker:
                 return text, taken, True
         return text, tokens.size, False
 
-    def cut(self, end: str) -> Piece:
+    def cut(self, end: str) -> Chunk:
         """The last piece of a text that is not made any further."""
         return self._piece("", np.zeros(0, np.int32), np.zeros(0, np.float32), end)
 
-    def _piece(self, text: str, tokens: np.ndarray, logp: np.ndarray, end: str | None) -> Piece:
+    def _piece(self, text: str, tokens: np.ndarray, logp: np.ndarray, end: str | None) -> Chunk:
         self.running = end is None
         if end is not None and end != "stop":
             text, end = self._rest(text, end)
         shown, self._drop = text[self._drop :], max(self._drop - len(text), 0)
-        return Piece(self.index, shown, tokens, logp, end)
+        return Chunk(self.index, shown, tokens, logp, end)
 
     def _rest(self, text: str, end: str) -> tuple[str, str]:
         """``text`` with what was held back behind it: an unfinished character, the beginning of a stop string."""

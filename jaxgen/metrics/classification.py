@@ -13,7 +13,7 @@ MOST_SHOWN = 12
 MISTAKES = 8
 
 
-def judged(confusion: np.ndarray, calibration: np.ndarray) -> dict[str, Any]:
+def classification_metrics(confusion: np.ndarray, calibration: np.ndarray) -> dict[str, Any]:
     """The usual figures of a confusion matrix [C, C] (true, given) and of bins of confidence [N, 3].
 
     Macro-F1 is the mean over the labels that occur, be it as true or as given ones; a label's precision, recall and F1

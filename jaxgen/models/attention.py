@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.cells.precision import dot_general, matmul
-from jaxgen.cells.scan import only
+from jaxgen.cells.scan import mask_rows
 from jaxgen.types import Array
 
 
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         What stands in padding can be anything, NaN too; nothing of it is left.
         """
         valid = jnp.ones(values.shape[:2], bool) if valid is None else jnp.asarray(valid, bool)
-        values = only(valid, values)
+        values = mask_rows(valid, values)
         return Memory(values, self.keys(values), valid)
 
     @nn.nowrap

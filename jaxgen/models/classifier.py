@@ -12,7 +12,7 @@ from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.precision import dot_general
 from jaxgen.errors import UsageError, choose
 from jaxgen.models.encoder import Encoder
-from jaxgen.models.layers import check_rates, dropped, folded, thinned
+from jaxgen.models.layers import check_rates, drop_tokens, dropped, fold_in_rows
 from jaxgen.types import Array, Key
 
 
@@ -94,9 +94,9 @@ class Classifier(nn.Module):
     def __call__(self, tokens: Array, valid: Array, row_keys: Key | None = None) -> Array:
         """``tokens`` and ``valid`` [B, S] -> logits [B, classes] in float32. ``row_keys`` [B] switches dropout on."""
         valid = jnp.asarray(valid, bool)
-        keys = folded(row_keys, self.layers + 1)
-        tokens = thinned(jnp.asarray(tokens), self.token_dropout, self.unknown, keys)
+        keys = fold_in_rows(row_keys, self.layers + 1)
+        tokens = drop_tokens(jnp.asarray(tokens), self.token_dropout, self.unknown, keys)
         outputs = self.encoder(tokens, valid, row_keys, drop_outputs=False).outputs
         pooled = POOLINGS[self.pooling](outputs, valid, 2 if self.bidirectional else 1)
-        pooled = dropped(pooled[None], self.dropout, folded(row_keys, self.layers + 2))[0]
+        pooled = dropped(pooled[None], self.dropout, fold_in_rows(row_keys, self.layers + 2))[0]
         return self.output(pooled).astype(jnp.float32)

@@ -18,7 +18,7 @@ from jaxgen.cells.unroll import unroll
 from jaxgen.errors import UsageError, choose
 from jaxgen.models.attention import ATTENTIONS, Memory
 from jaxgen.models.language_model import LanguageModel
-from jaxgen.models.layers import cell_name, check_rates, dropped, folded, is_own_cell, thinned
+from jaxgen.models.layers import cell_name, check_rates, drop_tokens, dropped, fold_in_rows, is_own_cell
 from jaxgen.types import Array, Carry, Key
 
 #: The fields that are those of the language model.
@@ -36,7 +36,7 @@ LANGUAGE = (
 )
 
 
-class Written(NamedTuple):
+class DecoderOutput(NamedTuple):
     """What a decoder makes of T tokens; ``Decoder.logits`` makes logits of ``features``."""
 
     carry: tuple[Carry, ...]
@@ -167,14 +167,14 @@ class Decoder(nn.Module):
         memory: Any = (),
         row_keys: Key | None = None,
         table: Array | None = None,
-    ) -> Written:
+    ) -> DecoderOutput:
         """``tokens`` [B, T] from a state and with a memory as ``begin`` gives them.
 
         Decoding is the case T = 1. ``row_keys`` [B] switches dropout on; ``table`` is a ``token_table()`` made earlier.
         """
         tokens = jnp.asarray(tokens)
         if row_keys is not None and self.token_dropout > 0:
-            rest = thinned(tokens[:, 1:], self.token_dropout, self.unknown, folded(row_keys, self.layers + 1))
+            rest = drop_tokens(tokens[:, 1:], self.token_dropout, self.unknown, fold_in_rows(row_keys, self.layers + 1))
             tokens = jnp.concatenate([tokens[:, :1], rest], axis=1)
         tokens = tokens.T
         if self._feeds:
@@ -183,11 +183,11 @@ class Decoder(nn.Module):
             after, states = self.language.states(tokens, carry, row_keys=row_keys, table=table)
         states = jnp.swapaxes(states, 0, 1)
         if self.attention == "none":
-            return Written(after, states, None)
+            return DecoderOutput(after, states, None)
         if not self._feeds:
             context, weights = self.attending.attend(self.attending.weights(), memory, states)
         both = jnp.concatenate([context, states.astype(context.dtype)], axis=-1)
-        return Written(after, jnp.tanh(self.combine(both)), weights)
+        return DecoderOutput(after, jnp.tanh(self.combine(both)), weights)
 
     def _feed(
         self, tokens: Array, carry: Sequence[Carry], memory: Memory, row_keys: Key | None, table: Array | None
@@ -198,7 +198,7 @@ class Decoder(nn.Module):
         """
         cells: Any = self.language.stack.cells
         first, *upper = cells
-        z = self._projected(first, tokens, folded(row_keys, self.layers), table)
+        z = self._projected(first, tokens, fold_in_rows(row_keys, self.layers), table)
         pure, attending = first.clone(parent=None), self.attending.clone(parent=None)
         kernel = self.context_kernel(memory.values.shape[-1], z.shape[-1])
 
@@ -213,10 +213,10 @@ class Decoder(nn.Module):
         state, (x, contexts, shares) = run(step, constant, carry[0], z)
         after = [state]
         for layer, (cell, state) in enumerate(zip(upper, carry[1:]), start=1):
-            x = dropped(x, self.dropout, folded(row_keys, layer - 1))
+            x = dropped(x, self.dropout, fold_in_rows(row_keys, layer - 1))
             state, x = unroll(cell, x, state, time_major=True, form=self.form)
             after.append(state)
-        x = dropped(x, self.dropout, folded(row_keys, self.layers - 1))
+        x = dropped(x, self.dropout, fold_in_rows(row_keys, self.layers - 1))
         return tuple(after), x, jnp.swapaxes(contexts, 0, 1), jnp.swapaxes(shares, 0, 1)
 
     def _projected(self, cell: Cell, tokens: Array, row_keys: Key | None, table: Array | None) -> Array:
@@ -249,7 +249,7 @@ class EncoderDecoder(nn.Module):
 
     def begin(self, inputs: Any, row_keys: Key | None = None) -> tuple[tuple[Carry, ...], Any]:
         """Read ``inputs`` -> the state in which the decoder begins and its memory (``Decoder.begin``)."""
-        source = self.encoder.source(inputs, row_keys=folded(row_keys, 0))
+        source = self.encoder.source(inputs, row_keys=fold_in_rows(row_keys, 0))
         return self.decoder.begin(source.finals, source.values, source.valid)
 
     def read(
@@ -259,9 +259,9 @@ class EncoderDecoder(nn.Module):
         memory: Any,
         row_keys: Key | None = None,
         table: Array | None = None,
-    ) -> Written:
+    ) -> DecoderOutput:
         """``Decoder.read`` of ``tokens`` [B, T]."""
-        return self.decoder.read(tokens, carry, memory, folded(row_keys, 1), table)
+        return self.decoder.read(tokens, carry, memory, fold_in_rows(row_keys, 1), table)
 
     def logits(self, features: Array) -> Array:
         """``Decoder.logits``: features [..., H] -> float32 logits [..., V]."""

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxgen.cells.base import Cell
 from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.unroll import choose_form, recur, unroll
-from jaxgen.models.layers import Embedding, check_computation, check_rates, check_sizes, dropped, folded
+from jaxgen.models.layers import Embedding, check_computation, check_rates, check_sizes, dropped, fold_in_rows
 from jaxgen.types import Array, ArrayLike, Carry, Key, Sequence
 
 
@@ -113,7 +113,7 @@ class Encoder(nn.Module):
             valid = jnp.asarray(valid, bool).T
             tokens = jnp.where(valid, tokens, 0)
         layers = list(zip(self.forwards, *([self.backwards] if self.bidirectional else [])))
-        inputs, projected = self.embedding.read(tokens, layers[0], folded(row_keys, self.layers))
+        inputs, projected = self.embedding.read(tokens, layers[0], fold_in_rows(row_keys, self.layers))
         finals: list[tuple[Carry, ...]] = []
         for layer, cells in enumerate(layers):
             read = [
@@ -123,7 +123,7 @@ class Encoder(nn.Module):
             finals.append(tuple(final for final, _ in read))
             x = jnp.concatenate([ys for _, ys in read], axis=-1)
             if drop_outputs or layer + 1 < self.layers:
-                x = dropped(x, self.dropout, folded(row_keys, layer))
+                x = dropped(x, self.dropout, fold_in_rows(row_keys, layer))
             inputs = [x] * len(cells)
         return Encoded(jnp.swapaxes(x, 0, 1), tuple(finals))
 

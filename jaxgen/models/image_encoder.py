@@ -101,7 +101,7 @@ GROUP = 16
 NARROW = 16
 
 
-class Seen(NamedTuple):
+class ImageFeatures(NamedTuple):
     """What an encoder makes of B pictures."""
 
     places: Array  # [B, P, M], what attention looks at, row by row from the top left
@@ -179,13 +179,13 @@ class ImageEncoder(nn.Module):
         return jnp.zeros((1, *self.size, 3), jnp.uint8)
 
     @nn.compact
-    def __call__(self, images: ArrayLike, row_keys: Key | None = None) -> Seen:
+    def __call__(self, images: ArrayLike, row_keys: Key | None = None) -> ImageFeatures:
         """uint8 [B, Y, X, 3] -> places [B, P, M] and pooled [B, M]. Raises ``UsageError`` for another size or type."""
         images = jnp.asarray(images)
         if images.shape[1:] != (*self.size, 3) or images.dtype != jnp.uint8:
             raise UsageError(
                 f"The image encoder got {images.dtype} {images.shape} and takes uint8 [B, {self.size[0]}, "
-                f"{self.size[1]}, 3]: resize the images (jaxgen.pictures.resize), or make it for another `size`."
+                f"{self.size[1]}, 3]: resize the images, or make it for another `size`."
             )
         if row_keys is not None and self.flips > 0:
             images = flip(images, _fold(row_keys, 0), self.flips)
@@ -232,7 +232,7 @@ class FeatureEncoder(nn.Module):
         return jnp.zeros((1, *self.shape), jnp.float32)
 
     @nn.compact
-    def __call__(self, features: ArrayLike, row_keys: Key | None = None) -> Seen:
+    def __call__(self, features: ArrayLike, row_keys: Key | None = None) -> ImageFeatures:
         """[B, F] or [B, P, F] -> places [B, P, M] (P = 1 for the former) and pooled [B, M].
 
         Raises ``UsageError`` for features of another shape.
@@ -256,21 +256,21 @@ def patches(images: Array, side: int) -> Array:
 
 
 class _Places(nn.Module):
-    """The end of both encoders: features of P places [B, P, C] to ``Seen``."""
+    """The end of both encoders: features of P places [B, P, C] to ``ImageFeatures``."""
 
     features: int
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Array, row_keys: Key | None) -> Seen:
+    def __call__(self, x: Array, row_keys: Key | None) -> ImageFeatures:
         where = self.param("where", nn.initializers.normal(1.0), (1, x.shape[1], self.features))
         places = nn.Dense(self.features)(x) + where
         narrow = nn.relu(nn.Dense(NARROW)(places)).reshape(x.shape[0], -1)
-        seen = Seen(places, nn.Dense(self.features)(narrow))
+        seen = ImageFeatures(places, nn.Dense(self.features)(narrow))
         if row_keys is None or self.dropout == 0:
             return seen
         places = jnp.swapaxes(dropout(jnp.swapaxes(seen.places, 0, 1), self.dropout, _fold(row_keys, 1)), 0, 1)
-        return Seen(places, dropout(seen.pooled[None], self.dropout, _fold(row_keys, 2))[0])
+        return ImageFeatures(places, dropout(seen.pooled[None], self.dropout, _fold(row_keys, 2))[0])
 
 
 class PictureSource(nn.Module):

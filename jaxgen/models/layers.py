@@ -150,7 +150,7 @@ class Embedding(nn.Module):
         """
         if not isinstance(cell, Cell) or (self.width == 0 and self.vocab_size > ONE_HOT_TABLE):
             return None
-        return cell.project(widened(self(jnp.arange(self.vocab_size)), beside))
+        return cell.project(pad_features(self(jnp.arange(self.vocab_size)), beside))
 
     def read(
         self,
@@ -171,10 +171,10 @@ class Embedding(nn.Module):
         if tables is not None and all(table is not None for table in tables) and not dropping:
             return [jnp.asarray(table)[tokens] for table in tables], True
         x = dropped(self(tokens), self.dropout, row_keys)
-        return [widened(x, beside)] * len(cells), False
+        return [pad_features(x, beside)] * len(cells), False
 
 
-def widened(x: Array, beside: int) -> Array:
+def pad_features(x: Array, beside: int) -> Array:
     """x [..., D] with ``beside`` zeros behind."""
     return x if not beside else jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, beside)])
 
@@ -184,7 +184,7 @@ def dropped(x: Array, rate: float, row_keys: Key | None) -> Array:
     return x if row_keys is None or rate == 0 else dropout(x, rate, row_keys)
 
 
-def thinned(tokens: Array, rate: float, unknown: int, row_keys: Key | None) -> Array:
+def drop_tokens(tokens: Array, rate: float, unknown: int, row_keys: Key | None) -> Array:
     """``tokens`` [B, T], of which a share of ``rate`` is ``unknown``; a row's by its own key, and none without keys."""
     if row_keys is None or rate == 0:
         return tokens
@@ -192,7 +192,7 @@ def thinned(tokens: Array, rate: float, unknown: int, row_keys: Key | None) -> A
     return jnp.where(hide, jnp.asarray(unknown, tokens.dtype), tokens)
 
 
-def folded(row_keys: Key | None, number: int) -> Key | None:
+def fold_in_rows(row_keys: Key | None, number: int) -> Key | None:
     """The keys [B] of the use ``number`` of a row's key; none from none."""
     return None if row_keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(row_keys)
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxgen.errors import CheckpointError
-from jaxgen.fsutil import removed, sync_folder, unwritable
+from jaxgen.fsutil import run_dir_missing, sync_folder, unwritable
 from jaxgen.runs import manifest as fmt
 from jaxgen.runs import orbax_io
 from jaxgen.runs.manifest import DamagedCheckpointError, UnreadableCheckpointError, check_files, damaged, read_record
@@ -82,7 +82,7 @@ def sync_tree(folder: Path) -> None:
 
 
 @contextmanager
-def staying(folder: Path, partial: Path) -> Iterator[None]:
+def guard_directory(folder: Path, partial: Path) -> Iterator[None]:
     """``FileNotFoundError`` unless ``folder``, into whose ``partial`` the block writes, is there until its end.
 
     Where it is removed or moved meanwhile, Orbax makes anew whatever is missing above its files, and a run would go on
@@ -94,10 +94,10 @@ def staying(folder: Path, partial: Path) -> Iterator[None]:
             yield
         except Exception as error:
             if not _is_still(*there[0]):
-                raise removed() from error
+                raise run_dir_missing() from error
             raise
         if not _is_still(*there[0]):
-            raise removed()
+            raise run_dir_missing()
     finally:
         if not _is_still(*there[0]):
             shutil.rmtree(partial, ignore_errors=True)
@@ -201,7 +201,7 @@ class CheckpointStore:
             self._make_folder()
             self.clean()
             beside = self._metrics_beside(step)
-            with staying(self.directory, partial):
+            with guard_directory(self.directory, partial):
                 partial.mkdir()
                 orbax_io.write_arrays(partial / fmt.ARRAYS, arrays)
                 fmt.write_record(partial, step, None if metric is None else float(metric), dict(host), leaves, beside)
@@ -346,7 +346,7 @@ class CheckpointStore:
         if not self._known:
             self.directory.mkdir(exist_ok=True)
         elif not self.directory.is_dir():
-            raise removed()
+            raise run_dir_missing()
 
     def _needed(self, arrays: Mapping[str, np.ndarray]) -> int:
         """How many bytes of the disk a checkpoint takes, by its arrays and by the one before it."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DIGEST = "sha256"
 
 
-def resolve(data: TaskData, options: dict[str, Any], parameters: int, devices: int) -> dict[str, Any]:
+def resolve_config(data: TaskData, options: dict[str, Any], parameters: int, devices: int) -> dict[str, Any]:
     """What follows from data and device, for a model of these ``options``; the number of steps is still open."""
     return {
         "model": options,
@@ -39,7 +39,7 @@ def resolve(data: TaskData, options: dict[str, Any], parameters: int, devices: i
     }
 
 
-def changes_since(resolved: dict[str, Any]) -> str:
+def environment_diff(resolved: dict[str, Any]) -> str:
     """What computed the run ``resolved`` when it began and is another here, in words; empty if nothing is.
 
     That is versions, the kind of device, and of a CPU the kind of processor, as far as the run says them.
@@ -99,7 +99,7 @@ def read_config(run: RunDirectory) -> dict[str, Any]:
     return content
 
 
-def facts_of(trainer: Trainer) -> dict[str, str]:
+def run_summary(trainer: Trainer) -> dict[str, str]:
     """Lines for the reader of a run that begins: label and text."""
     config, data, resolved, team = trainer.config, trainer.data, trainer.resolved, trainer.team
     spread = f", the batch spread over {trainer.devices}" if trainer.devices > 1 else ""

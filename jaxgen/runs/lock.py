@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.fsutil import RESUME, parse_json, refuse_links, removed, unwritable
+from jaxgen.fsutil import RESUME, parse_json, refuse_links, run_dir_missing, unwritable
 
 try:
     import fcntl
@@ -112,7 +112,7 @@ class RunLock:
             return
         if not held._is_there():
             if not held.folder.is_dir():
-                raise unwritable(Path(folder), removed())
+                raise unwritable(Path(folder), run_dir_missing())
             raise CheckpointError(
                 f"{folder} is another folder than the one that this process trained in, or another process trains in "
                 f"it: its {LOCK} was removed or replaced. See that the run is there and that nothing trains it, then "

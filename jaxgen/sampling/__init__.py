@@ -3,15 +3,15 @@
 from jaxgen.sampling.beam import Hypotheses, beam_search, beam_states, check_beam, tile_beams
 from jaxgen.sampling.decode import (
     MAX_SEED,
+    PREFILL_CHUNK,
     PRNG,
-    PROMPT_CHUNK,
     ROWS,
     DecodeState,
     Drawn,
     check_seed,
     decode,
     log_probability,
-    prime_chunks,
+    prefill_chunks,
     sample_keys,
 )
 from jaxgen.sampling.transforms import TRANSFORMS
@@ -21,8 +21,8 @@ from jaxgen.sampling.transforms.temperature import Linear, Schedule, Temperature
 
 __all__ = [
     "MAX_SEED",
+    "PREFILL_CHUNK",
     "PRNG",
-    "PROMPT_CHUNK",
     "ROWS",
     "TRANSFORMS",
     "Chain",
@@ -42,7 +42,7 @@ __all__ = [
     "check_seed",
     "decode",
     "log_probability",
-    "prime_chunks",
+    "prefill_chunks",
     "sample_keys",
     "tile_beams",
 ]

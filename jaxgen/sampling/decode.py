@@ -4,7 +4,7 @@ Reproducibility (the first promise). Sample i of seed s draws its t-th token wit
 ``fold_in(fold_in(key(s), i), t)``, t counting generated tokens, so that neither its neighbours nor the chunks in
 which text is handed out can matter. Because the number of rows in a matrix product changes float bits, rows run in
 blocks of a fixed number (sample i of blocks of R is row i % R of block i // R), and prompts one row at a time in chunks
-of ``PROMPT_CHUNK``.
+of ``PREFILL_CHUNK``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxgen.types import Array, Carry, Key
 #: bits: never chosen by how many samples are asked for.
 ROWS = 1
 #: Tokens of prompt that are read at once. Fixes bits too.
-PROMPT_CHUNK = 64
+PREFILL_CHUNK = 64
 #: The generator is pinned: a user's JAX_DEFAULT_PRNG_IMPL must not change their samples.
 PRNG = "threefry2x32"
 MAX_SEED = 2**32 - 1
@@ -142,7 +142,9 @@ def log_probability(logits: Array, token: Array) -> Array:
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def prime_chunks(tokens: np.ndarray, rows: int = 1, chunk: int = PROMPT_CHUNK) -> list[tuple[np.ndarray, np.ndarray]]:
+def prefill_chunks(
+    tokens: np.ndarray, rows: int = 1, chunk: int = PREFILL_CHUNK
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Cut a prompt into masked chunks of fixed shape: a list of (tokens, valid), each [R, P], all rows alike."""
     pieces = []
     for start in range(0, len(tokens), chunk):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from jaxgen.data.batches import Batches
-from jaxgen.data.progress import SILENT, Watch
+from jaxgen.data.progress import SILENT, ProgressReporter
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Metric(NamedTuple):
         return value if self.name == "val_loss" else value + TIE * row["val_loss"]
 
 
-class Shown(NamedTuple):
+class Example(NamedTuple):
     """Something the model made, to look at."""
 
     title: str
@@ -57,7 +57,7 @@ class Model(Protocol):
         ...
 
     def attention(self, source: Any) -> Any:
-        """Where the model looks while it writes the text for ``source`` (``jaxgen.store.attention_plot.Look``)."""
+        """Where the model looks while it writes the text for ``source`` (``jaxgen.plots.attention.Look``)."""
         ...
 
 
@@ -84,7 +84,7 @@ class TaskData(Protocol):
     def config(self) -> Any: ...
 
     @classmethod
-    def load(cls, config: Any, codec: Any = None, watch: Watch = SILENT, /) -> TaskData:
+    def load(cls, config: Any, codec: Any = None, watch: ProgressReporter = SILENT, /) -> TaskData:
         """Read the data; a given ``codec`` (of a resumed run) is used as it is, and ``watch`` told if it takes a while.
 
         Raises ``DataError``.
@@ -137,7 +137,7 @@ class TaskData(Protocol):
         """Figures that take more than a pass over the evaluation sets."""
         ...
 
-    def show(self, model: Model, final: bool) -> list[Shown]:
+    def show(self, model: Model, final: bool) -> list[Example]:
         """What the model makes, for people who watch it learn."""
         ...
 

@@ -95,7 +95,7 @@ class RowsConfig(TrainConfig):
         return self
 
 
-class WritingConfig(RowsConfig):
+class Seq2SeqConfig(RowsConfig):
     """Settings of what writes a text for each input."""
 
     attention: str = "general"

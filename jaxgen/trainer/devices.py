@@ -6,18 +6,18 @@ import os
 
 import jax
 
-from jaxgen.distributed.processes import this_team
+from jaxgen.distributed.processes import process_group
 from jaxgen.errors import UsageError
-from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.config import TrainConfig
 from jaxgen.runtime import need_devices
 from jaxgen.tasks.base import TaskData
 from jaxgen.training.data_parallel import count_devices
 
 
-def spread_over(config: TrainConfig, load: float) -> int:
+def choose_devices(config: TrainConfig, load: float) -> int:
     """Over how many devices of all processes each batch is spread: what the settings say, else ``count_devices``."""
-    processes = this_team().count
+    processes = process_group().count
     if config.batch_size % processes:
         raise UsageError(
             f"A batch of {config.batch_size} rows cannot be shared evenly by {processes} processes: start "
@@ -39,9 +39,9 @@ def spread_over(config: TrainConfig, load: float) -> int:
     return config.devices
 
 
-def spread_again(saved: SavedRun, config: TrainConfig, data: TaskData) -> str:
+def rescale_devices(saved: LoadedRun, config: TrainConfig, data: TaskData) -> str:
     """Take the devices that the run had or, of another number of processes, those that it has now; in words, then."""
-    resolved, now = saved.resolved, this_team().count
+    resolved, now = saved.resolved, process_group().count
     then = resolved.get("processes", 1)
     if not other_processes(saved):
         who = f"The run {saved.directory.path} spreads its batches over {resolved['devices']}"
@@ -49,7 +49,7 @@ def spread_again(saved: SavedRun, config: TrainConfig, data: TaskData) -> str:
         return ""
     if config.devices == saved.config.devices and not _possible(config, now):
         config = config.model_copy(update={"devices": None})  # what was asked for then cannot be had of these
-    devices = spread_over(config, resolved["parameters"] / data.steps_of_time)
+    devices = choose_devices(config, resolved["parameters"] / data.steps_of_time)
     before = f"{then} process{'' if then == 1 else 'es'} and {resolved['devices']}"
     resolved |= {"devices": devices, "processes": now}
     return (
@@ -58,9 +58,9 @@ def spread_again(saved: SavedRun, config: TrainConfig, data: TaskData) -> str:
     )
 
 
-def other_processes(saved: SavedRun) -> bool:
+def other_processes(saved: LoadedRun) -> bool:
     """Whether the run was on another number of processes than there are now."""
-    return bool(saved.resolved.get("processes", 1) != this_team().count)
+    return bool(saved.resolved.get("processes", 1) != process_group().count)
 
 
 def _possible(config: TrainConfig, processes: int) -> bool:

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 
 from jaxgen import jitted
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.predictor import Predictor, Writing
 from jaxgen.inference.sampler import Sampler
 from jaxgen.plots.attention import Look
 from jaxgen.training.data_parallel import make_global_mesh, on_one_device, spread_batch, spread_evaluation
 
 
-def measured(task: Any, sets: Mapping[str, Any], params: Any, devices: int) -> dict[str, Any]:
+def evaluate(task: Any, sets: Mapping[str, Any], params: Any, devices: int) -> dict[str, Any]:
     """The totals of each of the evaluation ``sets`` that has a target, its rows spread over ``devices``."""
     totals = {}
     for name, evaluation in sets.items():
@@ -65,7 +65,7 @@ class Made:
             self._sampler = Sampler(self._task, self._data.codec, self._params, documents=documents)
         sampler = self._sampler.with_params(self._params)
         sampler = sampler if label is None else sampler.conditioned(label)
-        return sampler.sample(prompt, Settings(length, temperature, self._seed), unk="skip")[0]
+        return sampler.sample(prompt, GenerationConfig(length, temperature, self._seed), unk="skip")[0]
 
     def answer(self, inputs: Sequence[Any], beam: int = 0) -> list[Any]:
         """The outputs for ``inputs``, in order; texts are written greedily, or are the likeliest of ``beam`` beams."""

@@ -84,8 +84,8 @@ Event = Reading | Started | Progress | Evaluated | Sampled | Note | Finished
 Emit = Callable[[Event], None]
 
 
-class Told:
-    """How data are read, as events: a ``jaxgen.data.watch.Watch``."""
+class ProgressEvents:
+    """How data are read, as events: a ``jaxgen.data.watch.ProgressReporter``."""
 
     def __init__(self, emit: Callable[[Any], None]) -> None:
         self._emit = emit

@@ -7,7 +7,7 @@ from typing import Any
 from jaxgen.errors import DivergedError
 from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
-from jaxgen.tasks.base import Shown
+from jaxgen.tasks.base import Example
 from jaxgen.trainer.events import Finished, ignore
 from jaxgen.trainer.progress_state import Interrupted
 from jaxgen.trainer.trainer import Trainer
@@ -39,7 +39,7 @@ class Follower(Trainer):
     def _write_row(self, step: int, report: dict[str, Any]) -> None:
         pass
 
-    def _show(self, step: int) -> list[Shown]:
+    def _show(self, step: int) -> list[Example]:
         return []
 
     def _diverged(self, what: str, step: int) -> DivergedError:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxgen.errors import DivergedError
 from jaxgen.runs.manifest import DamagedCheckpointError
 from jaxgen.trainer.events import Note
-from jaxgen.trainer.progress_state import Progressed
+from jaxgen.trainer.progress_state import ProgressState
 
 if TYPE_CHECKING:
     from jaxgen.trainer.trainer import Trainer
@@ -28,7 +28,7 @@ def check_finite(state: Any, diverged: Callable[[str], DivergedError]) -> None:
             raise diverged(f"{jax.tree_util.keystr(path).lstrip('.')} is no longer finite")
 
 
-def roll_back(trainer: Trainer, error: DivergedError) -> int:
+def nan_recovery(trainer: Trainer, error: DivergedError) -> int:
     """Go back to the last good checkpoint with half the learning rate; raises ``error`` where that must not be.
 
     Only to one of an evaluation or a sample, which a run that was never stopped has too. Logs and patience go back
@@ -42,7 +42,7 @@ def roll_back(trainer: Trainer, error: DivergedError) -> int:
         trainer.team.ends_together = True
         raise error
     rollbacks, step = trainer.done.rollbacks + 1, found["step"]
-    trainer.recall(replace(Progressed(**found["done"]), rollbacks=rollbacks)).go_on(state)
+    trainer.recall(replace(ProgressState(**found["done"]), rollbacks=rollbacks)).go_on(state)
     with trainer.team.together():
         trainer.forget_beyond(step)
     rate = f"{ROLLBACK_SCALE**rollbacks:g} of what it would be"
@@ -77,5 +77,5 @@ def _read(trainer: Trainer, like: Any) -> tuple[Any, dict[str, Any]] | None:
         except DamagedCheckpointError as damage:
             trainer.emit(Note(f"WARNING: {damage}"))
             continue
-        return state, {"step": step, "done": asdict(Progressed.read(host, trainer.run.path))}
+        return state, {"step": step, "done": asdict(ProgressState.read(host, trainer.run.path))}
     return None

@@ -11,7 +11,7 @@ from jaxgen.errors import CheckpointError
 
 
 @dataclass
-class Progressed:
+class ProgressState:
     """What the host remembers between evaluations; saved with every checkpoint, exactly."""
 
     loss_sum: float = 0.0  # summed nats since the last row of metrics
@@ -23,7 +23,7 @@ class Progressed:
     rollbacks: int = 0  # how often training went back; the learning rate follows from it
 
     @classmethod
-    def read(cls, host: Mapping[str, Any], run: object) -> Progressed:
+    def read(cls, host: Mapping[str, Any], run: object) -> ProgressState:
         """What a checkpoint of ``run`` remembers; ``CheckpointError`` unless it is just that."""
         usual = asdict(cls())
         if host.keys() - usual.keys() or any(

@@ -23,7 +23,7 @@ from jaxgen.runs.logs import MetricsLog
 from jaxgen.trainer.events import Note
 
 
-class Undrawn:
+class PlotErrors:
     """What went wrong while pictures were drawn, on whatever thread, kept until there is someone to ``tell``."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class LossCurves:
         self._run, self._data, self._target, self._asked = run, data, target, 0
         self._picture: Future[None] = Future()
         self._picture.set_result(None)
-        self.undrawn = Undrawn()
+        self.undrawn = PlotErrors()
 
     def draw(self, pool: ThreadPoolExecutor, metrics: MetricsLog, best: Best) -> None:
         """Draw all of ``metrics`` on a thread of ``pool``."""
@@ -79,7 +79,7 @@ class LossCurves:
 FADING = 0.8
 
 
-class Speed:
+class Throughput:
     """Units a second of calls, the latest counting most; a call during which something was compiled does not count.
 
     A step is compiled anew for every shape of batches, and the host compiles while the device computes the call

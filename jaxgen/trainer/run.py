@@ -16,23 +16,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgen.distributed.processes import this_team
+from jaxgen.distributed.processes import process_group
 from jaxgen.errors import CheckpointError, DataError, UsageError, choose
-from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import MAX_STEPS, TrainConfig
-from jaxgen.runs.config_file import changes_since, resolve, versions, write_config
+from jaxgen.runs.config_file import environment_diff, resolve_config, versions, write_config
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock
 from jaxgen.runs.logs import truncate_samples
 from jaxgen.tasks.base import TaskData
 from jaxgen.tasks.registry import DATA, baseline, objective
-from jaxgen.trainer.devices import check_memory, other_processes, spread_again, spread_over
-from jaxgen.trainer.events import Emit, Note, Told, ignore
+from jaxgen.trainer.devices import check_memory, choose_devices, other_processes, rescale_devices
+from jaxgen.trainer.events import Emit, Note, ProgressEvents, ignore
 from jaxgen.trainer.follower import Follower
+from jaxgen.trainer.progress_state import ProgressState
 from jaxgen.trainer.recorder import require_tensorboard
-from jaxgen.trainer.schedule import plan_optimizer
-from jaxgen.trainer.trainer import Progressed, Trainer
+from jaxgen.trainer.schedule import build_optimizer
+from jaxgen.trainer.trainer import Trainer
 from jaxgen.training.step import create_state
 
 #: Calls of the compiled step that ``--minutes`` times for every shape of batches, after one that compiles.
@@ -41,7 +42,7 @@ MEASURED_CALLS = 3
 OVERHEAD = 0.15
 
 
-def planned(config: TrainConfig, data: Any) -> int | None:
+def num_steps(config: TrainConfig, data: Any) -> int | None:
     """The number of steps that the settings name; ``None`` when it is to be measured.
 
     Raises ``UsageError`` for epochs of more steps than a run has.
@@ -59,12 +60,12 @@ def planned(config: TrainConfig, data: Any) -> int | None:
     return config.presets[config.preset][1]["steps"] if config.steps is None else config.steps
 
 
-def prolonged(saved: SavedRun, config: TrainConfig, data: Any) -> int:
+def extend_steps(saved: LoadedRun, config: TrainConfig, data: Any) -> int:
     """The number of steps of a resumed run; the horizon of its schedule stays what it was."""
     then, now = ((c.steps, c.epochs, c.minutes) for c in (saved.config, config))
     if now in (then, (None, None, None)):
         return saved.resolved["steps"]
-    steps = planned(config, data)
+    steps = num_steps(config, data)
     if steps is None:
         raise UsageError(
             f"--minutes {config.minutes:g} cannot be measured in a run that goes on: name the new length with --steps "
@@ -73,7 +74,7 @@ def prolonged(saved: SavedRun, config: TrainConfig, data: Any) -> int:
     return steps
 
 
-def measured(trial: Trainer, began: float) -> int:
+def steps_for_minutes(trial: Trainer, began: float) -> int:
     """How many steps fit into ``--minutes``, by timing a few calls of a trainer that is thrown away.
 
     A step takes what those of each shape take, as often as an epoch has them. What compiling them took is lost twice:
@@ -98,7 +99,7 @@ FIRST = r"0{8}(\.[0-9]+)?|\.tmp-.*"
 def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
     """A new run in a new folder. Raises ``UsageError``, ``DataError`` and ``CheckpointError`` before it exists.
 
-    Of several processes that were joined (``jaxgen.run.joining``) each must call it, and the first makes the folder.
+    With several processes (``jaxgen.distributed``), each must call it, and process 0 makes the folder.
     """
     _check_several(config)
     with _exclusively(config.run):
@@ -107,8 +108,8 @@ def start(config: TrainConfig, emit: Emit = ignore) -> Trainer:
 
 def _check_several(config: TrainConfig) -> None:
     """Raise ``UsageError``, on all processes at once, where several cannot share the work."""
-    with this_team().together():
-        if not this_team().alone and config.model != "rnn" and not baseline(config.task, config.model).SEVERAL:
+    with process_group().together():
+        if not process_group().alone and config.model != "rnn" and not baseline(config.task, config.model).SEVERAL:
             raise UsageError(
                 f"--model {config.model} is made by one process: leave out --distributed or --coordinator."
             )
@@ -117,7 +118,7 @@ def _check_several(config: TrainConfig) -> None:
 @contextmanager
 def _exclusively(folder: str | None, new: bool = True) -> Iterator[None]:
     """Keep the lock of a run's folder, if the block ends well; of several processes the leader has it."""
-    team = this_team()
+    team = process_group()
     with ExitStack() as stack:
         with team.together():
             if folder is not None and team.leads:
@@ -126,7 +127,7 @@ def _exclusively(folder: str | None, new: bool = True) -> Iterator[None]:
 
 
 def _start(config: TrainConfig, emit: Emit) -> Trainer:
-    began, team = time.perf_counter(), this_team()
+    began, team = time.perf_counter(), process_group()
     emit = emit if team.leads else ignore
     with team.together() as facts:
         task, data, resolved, params = _prepared(config, emit)
@@ -134,11 +135,11 @@ def _start(config: TrainConfig, emit: Emit) -> Trainer:
         if team.leads:
             _clear_unfinished(config.run)
             RunDirectory.check(config.run)
-    steps = planned(config, data)
+    steps = num_steps(config, data)
     if steps is None:  # before there is a folder: who stops the measuring leaves none behind
         nowhere = RunDirectory("" if config.run is None else config.run)
         one = {**resolved, "steps": 1, "horizon": 1}
-        steps = team.told(measured(_trainer(config, data, task, nowhere, one, emit), began))
+        steps = team.told(steps_for_minutes(_trainer(config, data, task, nowhere, one, emit), began))
         emit(Note(f"{config.minutes:g} minutes are enough for {steps:,} steps here; the number is fixed from now on."))
     resolved |= {"steps": steps, "horizon": steps}
     with team.together():
@@ -157,7 +158,7 @@ def _trainer(
     config: TrainConfig, data: Any, task: Any, run: RunDirectory, resolved: dict[str, Any], emit: Emit
 ) -> Trainer:
     """What trains in this process."""
-    if this_team().leads:
+    if process_group().leads:
         return Trainer(config, data, task, run, resolved, emit)
     return Follower(config, data, task, run, resolved)
 
@@ -177,10 +178,10 @@ def _facts(config: TrainConfig, data: TaskData, resolved: dict[str, Any]) -> dic
 
 def _prepared(config: TrainConfig, emit: Emit) -> tuple[Any, TaskData, dict[str, Any], Any]:
     """The task, its data, what a run keeps of both, and the weights to begin from, if any; nothing is written."""
-    plan_optimizer(config, horizon=1)
+    build_optimizer(config, horizon=1)
     if config.tensorboard:
         require_tensorboard()
-    source = None if config.init_from is None else SavedRun.open(config.init_from)
+    source = None if config.init_from is None else LoadedRun.open(config.init_from)
     if source is not None and source.config.task != config.task:
         raise UsageError(
             f"--init-from {config.init_from} is a run of the task {source.config.task}, and this is one of "
@@ -198,9 +199,9 @@ def _prepared(config: TrainConfig, emit: Emit) -> tuple[Any, TaskData, dict[str,
     task = build(**options)
     params = None if source is None else _borrowed(source, shapes)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    devices = spread_over(config, parameters / data.steps_of_time)
-    check_memory(parameters, devices // this_team().count)
-    return task, data, resolve(data, options, parameters, devices), params
+    devices = choose_devices(config, parameters / data.steps_of_time)
+    check_memory(parameters, devices // process_group().count)
+    return task, data, resolve_config(data, options, parameters, devices), params
 
 
 def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore, data_changed: str = "refuse") -> Trainer:
@@ -212,7 +213,7 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore, da
     """
     choose(data_changed, ("accept", "refuse"), "value for --data-changed")
     with _exclusively(path if RunDirectory(path).exists() else None, new=False):
-        team = this_team()
+        team = process_group()
         emit = emit if team.leads else ignore
         with team.together() as facts:
             saved, config, data = _reopened(path, config, emit, data_changed)
@@ -224,8 +225,8 @@ def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore, da
 
 def _reopened(
     path: str, config: TrainConfig | None, emit: Emit, data_changed: str
-) -> tuple[SavedRun, TrainConfig, TaskData]:
-    saved = SavedRun.open(path)
+) -> tuple[LoadedRun, TrainConfig, TaskData]:
+    saved = LoadedRun.open(path)
     config = config or saved.config
     may_change = config.places | ({"devices"} if other_processes(saved) else set())
     if changed := [name for name in saved.config.changes(config) if name not in may_change]:
@@ -235,7 +236,7 @@ def _reopened(
         )
         raise UsageError(f"The run {path} was started with other settings: {listed}. Leave them out to continue it.")
     data = _load(config, saved.codec, emit)
-    if note := spread_again(saved, config, data):
+    if note := rescale_devices(saved, config, data):
         emit(Note(note))
     then, now = saved.resolved["data"], data.identity()
     if then["sha256"] != now["sha256"]:
@@ -250,13 +251,13 @@ def _reopened(
             )
         emit(Note(f"WARNING: {changes} The run goes on with these, from where it was in the old."))
     saved.resolved["data"] = now
-    if other := changes_since(saved.resolved):
+    if other := environment_diff(saved.resolved):
         emit(Note(f"WARNING: This run was begun with {other}: what is computed from here on may differ in its bits."))
     return saved, config, data
 
 
-def _resume(saved: SavedRun, config: TrainConfig, data: TaskData, emit: Emit) -> Trainer:
-    path, resolved = saved.directory.path, {**saved.resolved, "steps": prolonged(saved, config, data)}
+def _resume(saved: LoadedRun, config: TrainConfig, data: TaskData, emit: Emit) -> Trainer:
+    path, resolved = saved.directory.path, {**saved.resolved, "steps": extend_steps(saved, config, data)}
     if resolved["steps"] > resolved["horizon"] and config.schedule != "constant":
         emit(
             Note(
@@ -264,7 +265,7 @@ def _resume(saved: SavedRun, config: TrainConfig, data: TaskData, emit: Emit) ->
                 f"{resolved['steps']:,}. For a new course of it, start another run with --init-from {path}."
             )
         )
-    trainer, team = _trainer(config, data, saved.task, saved.directory, resolved, emit), this_team()
+    trainer, team = _trainer(config, data, saved.task, saved.directory, resolved, emit), process_group()
     make = partial(create_state, saved.task, trainer.optimizer, rows=config.batch_size)
     like = jax.eval_shape(make, trainer.key)
     state, done = None, None
@@ -274,7 +275,7 @@ def _resume(saved: SavedRun, config: TrainConfig, data: TaskData, emit: Emit) ->
             write_config(saved.directory, config, resolved)
     if state is None:
         state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    trainer.recall(Progressed(**team.told(done))).go_on(team.shared(state))
+    trainer.recall(ProgressState(**team.told(done))).go_on(team.shared(state))
     return trainer
 
 
@@ -287,7 +288,7 @@ def _restored(trainer: Trainer, like: Any, emit: Emit) -> tuple[Any, dict[str, A
             f"{trainer.store.directory.name} back, or train anew in another folder."
         )
     step, state, host, problems = trainer.store.restore_newest_good(like)
-    done = asdict(Progressed.read(host, path))
+    done = asdict(ProgressState.read(host, path))
     for problem in problems:
         emit(Note(f"WARNING: {problem} Continuing from step {step:,}."))
     trainer.metrics.truncate(step)
@@ -310,7 +311,7 @@ def _clear_unfinished(path: str | None) -> None:
 
 
 def _load(config: Any, codec: Any, emit: Emit) -> TaskData:
-    return DATA[config.task].load(config, codec, Told(emit))
+    return DATA[config.task].load(config, codec, ProgressEvents(emit))
 
 
 def _shapes(task: Any, config: TrainConfig) -> Any:
@@ -327,7 +328,7 @@ def _shapes(task: Any, config: TrainConfig) -> Any:
         ) from None
 
 
-def _borrowed(source: SavedRun, shapes: Any) -> Any:
+def _borrowed(source: LoadedRun, shapes: Any) -> Any:
     """The best weights of ``source``; ``UsageError`` unless they have the ``shapes`` of the new model."""
     try:
         return source.params(shapes)[1]

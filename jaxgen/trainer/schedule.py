@@ -14,7 +14,7 @@ from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, mak
 
 
 @dataclass(frozen=True)
-class Rhythm:
+class EvalSchedule:
     """Steps between evaluations and between samples (0: none before the end), and the last step."""
 
     evaluation: int
@@ -22,7 +22,7 @@ class Rhythm:
     last: int
 
     @classmethod
-    def of(cls, config: TrainConfig, horizon: int, last: int) -> Rhythm:
+    def of(cls, config: TrainConfig, horizon: int, last: int) -> EvalSchedule:
         """What the settings say; by default ten evaluations, each with a sample."""
         evaluation = max(1, horizon // 10) if config.eval_every is None else config.eval_every
         return cls(evaluation, evaluation if config.sample_every is None else config.sample_every, last)
@@ -50,7 +50,7 @@ def _due(step: int, every: int) -> bool:
 FINAL_LR = 0.02
 
 
-def plan_optimizer(
+def build_optimizer(
     config: TrainConfig, horizon: int, scale: float = 1.0
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """The schedule with its horizon frozen, and the optimiser that follows it. Raises ``UsageError``.

@@ -134,7 +134,7 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-class AtOnce(StopSignals):
+class RaiseOnSignal(StopSignals):
     """While entered, each of ``STOPPING`` raises ``Stopped`` where the program is, or as soon as it can be heard."""
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

@@ -13,26 +13,26 @@ import jax
 import numpy as np
 
 from jaxgen import jitted
-from jaxgen.distributed.processes import this_team
+from jaxgen.distributed.processes import process_group
 from jaxgen.errors import DivergedError, UsageError
 from jaxgen.plots.loss import Best
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import TrainConfig
-from jaxgen.runs.config_file import facts_of
+from jaxgen.runs.config_file import run_summary
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock, locked
 from jaxgen.runs.logs import MetricsLog, append_sample, truncate_samples
 from jaxgen.runs.manifest import DamagedCheckpointError
 from jaxgen.sampling.decode import PRNG
-from jaxgen.tasks.base import Shown
-from jaxgen.trainer.evaluate import Made, measured
+from jaxgen.tasks.base import Example
+from jaxgen.trainer.evaluate import Made, evaluate
 from jaxgen.trainer.events import Emit, Evaluated, Finished, Note, Progress, Sampled, Started
-from jaxgen.trainer.input_pipeline import Feed
-from jaxgen.trainer.nan_recovery import ROLLBACK_SCALE, check_finite, roll_back
-from jaxgen.trainer.progress_state import Interrupted, Progressed
-from jaxgen.trainer.recorder import LossCurves, Speed, open_events
-from jaxgen.trainer.schedule import Rhythm, plan_optimizer
-from jaxgen.trainer.signals import AtOnce, Stopped, StopSignals
+from jaxgen.trainer.input_pipeline import InputPipeline
+from jaxgen.trainer.nan_recovery import ROLLBACK_SCALE, check_finite, nan_recovery
+from jaxgen.trainer.progress_state import Interrupted, ProgressState
+from jaxgen.trainer.recorder import LossCurves, Throughput, open_events
+from jaxgen.trainer.schedule import EvalSchedule, build_optimizer
+from jaxgen.trainer.signals import RaiseOnSignal, Stopped, StopSignals
 from jaxgen.training.data_parallel import make_global_mesh, on_one_device, spread_state
 from jaxgen.training.step import TrainState
 
@@ -47,7 +47,7 @@ def steps_per_call(parameters: int, tokens: int) -> int:
 
 
 class Trainer:
-    """One run, new or resumed. Make it with ``jaxgen.run.start`` or ``jaxgen.run.resume``, then call ``train``."""
+    """One run, new or resumed. Make it with ``jaxgen.start`` or ``jaxgen.resume``, then call ``train``."""
 
     def __init__(
         self, config: TrainConfig, data: Any, task: Any, run: RunDirectory, resolved: dict[str, Any], emit: Emit
@@ -55,19 +55,19 @@ class Trainer:
         self.config, self.data, self.task, self.run, self.resolved, self.emit = config, data, task, run, resolved, emit
         self.store = CheckpointStore(run.checkpoints_path)
         self.metrics = MetricsLog(run.metrics_path)
-        self.done = Progressed()
+        self.done = ProgressState()
         self.state: TrainState | None = None
         self.total: int = resolved["steps"]
         self.key = jax.random.key(config.seed, impl=PRNG)
         most = getattr(task, "STEPS_TOGETHER", MAX_STEPS_PER_CALL)
         self.calls = min(most, steps_per_call(resolved["parameters"], data.steps_of_time))
         self.devices: int = resolved["devices"]
-        self.team, self.rhythm = this_team(), Rhythm.of(config, resolved["horizon"], self.total)
-        self._feed = Feed(data.batches, self.calls, self.devices, config.batch_size)
+        self.team, self.rhythm = process_group(), EvalSchedule.of(config, resolved["horizon"], self.total)
+        self._feed = InputPipeline(data.batches, self.calls, self.devices, config.batch_size)
         self._plan()
         self._made = Made(task, data, config.seed)
         self._events: Any = None
-        self._speed = Speed()
+        self._speed = Throughput()
         self._grad_norm = math.nan  # of the last step that was read
         self._curves = LossCurves(run, data.identity()["name"], data.TARGET)
 
@@ -78,7 +78,7 @@ class Trainer:
             state = state._replace(params=params, opt_state=self.optimizer.init(params))
         return self.go_on(self.team.shared(state))
 
-    def recall(self, done: Progressed) -> Trainer:
+    def recall(self, done: ProgressState) -> Trainer:
         """Set what the host remembers, with the learning rate that follows from it."""
         self.done = done
         return self._plan()
@@ -86,7 +86,7 @@ class Trainer:
     def _plan(self) -> Trainer:
         """The schedule and the compiled step. After a rollback it is compiled anew: the rate is a constant of it."""
         scale = ROLLBACK_SCALE**self.done.rollbacks
-        self.schedule, self.optimizer = plan_optimizer(self.config, self.resolved["horizon"], scale)
+        self.schedule, self.optimizer = build_optimizer(self.config, self.resolved["horizon"], scale)
         self._steps = jitted.jit_train_steps(self.task, self.optimizer, self.devices, self._feed.read)
         return self
 
@@ -109,7 +109,7 @@ class Trainer:
     def _train(self) -> Finished:
         step = int(self._current().step)
         self._events = open_events(self.run, step) if self.config.tensorboard else None
-        self.emit(Started(str(self.run.path), facts_of(self), step, self.total))
+        self.emit(Started(str(self.run.path), run_summary(self), step, self.total))
         stop = step >= self.total or self._patience_gone
         received = None
         with StopSignals() as signals, ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as drawing:
@@ -123,7 +123,7 @@ class Trainer:
                     else:
                         self._save_between(step)
                 except DivergedError as error:
-                    step = roll_back(self, error)
+                    step = nan_recovery(self, error)
                 received = self.team.signal(signals.received)
                 if received is not None and not stop:
                     raise self._interrupted(received, f"at step {step:,}; saved")
@@ -132,7 +132,7 @@ class Trainer:
         if received is not None:  # while the last row of metrics was made, or the picture of it
             raise self._interrupted(received, done)
         try:
-            with AtOnce() if self.team.alone else StopSignals():  # others would wait for ever for one that left
+            with RaiseOnSignal() if self.team.alone else StopSignals():  # others would wait for ever for one that left
                 self._curves.wait()
                 return self._finish(step)
         except Stopped as stopped:
@@ -247,7 +247,7 @@ class Trainer:
             raise self._diverged(f"The validation loss became {loss}", step)
         with self.team.together():
             row = self._write_row(step, report)
-        self.done = Progressed(**self.team.told(asdict(self.done)))  # what was judged, the leader alone knows
+        self.done = ProgressState(**self.team.told(asdict(self.done)))  # what was judged, the leader alone knows
         return row
 
     def _write_row(self, step: int, report: dict[str, Any]) -> dict[str, Any] | None:
@@ -286,13 +286,13 @@ class Trainer:
         return self.team.whole(self._current(), self.devices)
 
     def _measured(self, params: Any, final: bool) -> dict[str, Any]:
-        return self.data.report(measured(self.task, self.data.eval_sets(final), params, self.devices), final)
+        return self.data.report(evaluate(self.task, self.data.eval_sets(final), params, self.devices), final)
 
     def _report(self, params: Any, final: bool) -> dict[str, Any]:
         figures = self._measured(params, final)
         return figures | self.data.judge(self._made.with_params(on_one_device(params)), final)
 
-    def _show(self, step: int) -> list[Shown]:
+    def _show(self, step: int) -> list[Example]:
         shown = self.data.show(self._made.with_params(self._params), final=False)
         RunLock.check(self.run.path)
         for each in shown:

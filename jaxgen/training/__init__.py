@@ -19,14 +19,14 @@ from jaxgen.training.data_parallel import (
 )
 from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
 from jaxgen.training.step import StepMetrics, TrainState, create_state, eval_step, train_step, train_steps
-from jaxgen.training.windows import STACKED, OfText, Stacked
+from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
 
 __all__ = [
+    "HOST_BATCHES",
     "OPTIMIZERS",
     "SCHEDULES",
-    "STACKED",
-    "OfText",
-    "Stacked",
+    "DeviceText",
+    "HostBatches",
     "StepMetrics",
     "TrainState",
     "asked_train_steps",

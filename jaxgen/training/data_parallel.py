@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxgen.training.step import TrainState, eval_step, train_steps
-from jaxgen.training.windows import STACKED, OfText, Places, Stacked, Windows
+from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches, Places, Windows
 from jaxgen.types import Carry, Params
 
 #: The mesh axis over which rows are spread.
@@ -117,15 +117,15 @@ def _placed(mesh: Mesh, how: PartitionSpec, tree: Any) -> Any:
 
 
 def spread_train_steps(
-    task: Any, optimizer: optax.GradientTransformation, mesh: Mesh, read: Stacked | OfText = STACKED
+    task: Any, optimizer: optax.GradientTransformation, mesh: Mesh, read: HostBatches | DeviceText = HOST_BATCHES
 ) -> Callable:
     """``train_steps`` over the devices of ``mesh``: ``(key, state, batches, count) -> (state, metrics)``.
 
     The rows of the batch must divide by the number of devices. Equal to one device up to the order of float
     additions, and to itself bit for bit. On a CPU, let no two such functions be in flight at once: wait for the
-    results of one before calling the next (``jaxgen.run.jitted.one_at_a_time``).
+    results of one before calling the next (``jaxgen.jitted.one_at_a_time``).
     """
-    batches = _SPREAD_WINDOWS if isinstance(read, OfText) else _SPREAD_BATCHES
+    batches = _SPREAD_WINDOWS if isinstance(read, DeviceText) else _SPREAD_BATCHES
     return jax.shard_map(
         partial(train_steps, task, optimizer, axis=ROWS, read=read),
         mesh=mesh,
@@ -135,14 +135,14 @@ def spread_train_steps(
 
 
 def asked_train_steps(
-    task: Any, optimizer: optax.GradientTransformation, mesh: Mesh, read: Stacked | OfText = STACKED
+    task: Any, optimizer: optax.GradientTransformation, mesh: Mesh, read: HostBatches | DeviceText = HOST_BATCHES
 ) -> Callable:
     """``spread_train_steps`` that also tell all devices what any was asked.
 
     ``(key, state, batches, count, asked) -> (state, (metrics, asked))``: ``asked`` has a whole number for each device,
     and the largest comes back.
     """
-    batches = _SPREAD_WINDOWS if isinstance(read, OfText) else _SPREAD_BATCHES
+    batches = _SPREAD_WINDOWS if isinstance(read, DeviceText) else _SPREAD_BATCHES
 
     def steps(key: Any, state: TrainState, batches: Any, count: Any, asked: Any) -> Any:
         state, log = train_steps(task, optimizer, key, state, batches, count, axis=ROWS, read=read)

@@ -10,7 +10,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from jaxgen.training.windows import STACKED, OfText, Stacked
+from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
 from jaxgen.types import Array, Carry, Key, Objective, Params
 
 
@@ -104,7 +104,7 @@ def train_steps(
     batches: Any,
     count: Array,
     axis: str | None = None,
-    read: Stacked | OfText = STACKED,
+    read: HostBatches | DeviceText = HOST_BATCHES,
 ) -> tuple[TrainState, StepMetrics]:
     """The first ``count`` of K ``batches``, in one call: a batch whose leaves have K in front, or ``Windows`` that
     ``read`` turns into batches.

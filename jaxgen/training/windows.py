@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxgen.types import Array, ArrayLike, Batch, Conditioned
+from jaxgen.types import Array, ArrayLike, Batch, ConditionedBatch
 
 
 class Places(NamedTuple):
@@ -56,7 +56,7 @@ def read_window(text: Any, places: Places, length: int, eos: int | None, pad: in
 
 def read_conditioned(
     text: Any, conditions: Conditions | None, places: Places, length: int, eos: int | None, pad: int, xp: Any
-) -> Batch | Conditioned:
+) -> Batch | ConditionedBatch:
     """``read_window``, and with ``conditions`` the vector of the document that each position is in.
 
     Of a text that begins with ``eos``, a document's first position is the ``eos`` in front of it.
@@ -65,11 +65,11 @@ def read_conditioned(
     if conditions is None:
         return batch
     at = (places.start[:, None] + xp.arange(length)[None, :]) % text.shape[0]
-    return Conditioned(batch, conditions.vectors[conditions.of[at]])
+    return ConditionedBatch(batch, conditions.vectors[conditions.of[at]])
 
 
 @dataclass(frozen=True)
-class Stacked:
+class HostBatches:
     """Batches as they are: a tree of arrays [K, B, ...]."""
 
     def count(self, batches: Any) -> int:
@@ -81,11 +81,11 @@ class Stacked:
         return jax.tree.map(lambda field: lax.dynamic_index_in_dim(jnp.asarray(field), i, keepdims=False), batches)
 
 
-STACKED = Stacked()
+HOST_BATCHES = HostBatches()
 
 
 @dataclass(frozen=True)
-class OfText:
+class DeviceText:
     """Batches as ``Windows`` of ``length`` tokens."""
 
     length: int
@@ -96,7 +96,7 @@ class OfText:
         """K."""
         return jnp.shape(windows.places.start)[0]
 
-    def __call__(self, windows: Windows, i: Array | int) -> Batch | Conditioned:
+    def __call__(self, windows: Windows, i: Array | int) -> Batch | ConditionedBatch:
         """The i-th batch."""
         places = jax.tree.map(lambda a: lax.dynamic_index_in_dim(jnp.asarray(a), i, keepdims=False), windows.places)
         text, conditions = jax.tree.map(jnp.asarray, (windows.text, windows.conditions))

@@ -13,8 +13,8 @@ from edited import write
 
 from jaxgen.baselines.ngram import run as counting
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.inference.generation_config import Settings
-from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.state import interpolate
 from jaxgen.runs.logs import MetricsLog
@@ -55,7 +55,9 @@ def test_the_validation_loss_of_documents_is_that_of_the_formulas(book, tmp_path
         logp.append(np.log(textbook.probability(token, context)))
         context = (BEGIN,) if token == EOS else (*context, token)
     assert start(config).train().report["val_loss"] == pytest.approx(-np.mean(logp), rel=1e-5)
-    texts = list(Sampler.load(tmp_path / "run").samples("", Settings(length=200, temperature=1.0), num_samples=4))
+    texts = list(
+        Sampler.load(tmp_path / "run").samples("", GenerationConfig(length=200, temperature=1.0), num_samples=4)
+    )
     assert {text.end for text in texts} == {"eos"}
 
 
@@ -64,7 +66,7 @@ def test_a_run_leaves_one_row_one_checkpoint_and_the_report(trained):
     (row,) = MetricsLog(run / "metrics.jsonl").read()
     assert {name: row[name] for name in finished.report} == finished.report
     assert (row["step"], row["train_loss"], row["learning_rate"]) == (0, None, None)
-    store = SavedRun.open(run).checkpoints
+    store = LoadedRun.open(run).checkpoints
     assert (store.steps(), store.metric(0)) == ([0], finished.report["val_loss"])
     report = json.loads((run / "report.json").read_text())
     assert report == {"step": 0, "best_step": 0, **finished.report}
@@ -114,7 +116,7 @@ def test_nothing_is_counted_for_a_folder_that_is_taken(book, trained, monkeypatc
 
 
 def test_samples_repeat_and_hold_neither_padding_nor_unknowns(trained):
-    hot = Settings(length=300, temperature=1e6)  # every token about as likely as any other
+    hot = GenerationConfig(length=300, temperature=1e6)  # every token about as likely as any other
     first, again = (list(Sampler.load(trained[0]).samples("The ", hot, num_samples=2)) for _ in range(2))
     assert [s.text for s in first] == [s.text for s in again]
     assert first[0].text != first[1].text
@@ -127,7 +129,9 @@ def test_a_state_can_be_continued_from_a_file(trained, tmp_path):
     sampler = Sampler.load(trained[0])
     sampler.save_state(tmp_path / "state.npz", sampler.read("The ca"))
     state = sampler.load_state(tmp_path / "state.npz")
-    assert sampler.sample("t", Settings(length=20), state=state) == sampler.sample("The cat", Settings(length=20))
+    assert sampler.sample("t", GenerationConfig(length=20), state=state) == sampler.sample(
+        "The cat", GenerationConfig(length=20)
+    )
 
 
 def test_nothing_lies_between_two_states(trained):
@@ -153,7 +157,7 @@ def test_a_run_that_was_stopped_before_its_checkpoint_is_counted_again(trained, 
     assert resume(str(run), emit=events.append).train().report == finished.report
     assert not [event for event in events if isinstance(event, (Note, Evaluated))]
     assert len(MetricsLog(run / "metrics.jsonl").read()) == 1
-    one, two = (SavedRun.open(each).checkpoints.digest(0) for each in (run, trained[0]))
+    one, two = (LoadedRun.open(each).checkpoints.digest(0) for each in (run, trained[0]))
     assert one == two
 
 

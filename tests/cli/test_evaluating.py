@@ -13,7 +13,7 @@ from edited import edit
 from jaxgen import jitted
 from jaxgen.cli import main
 from jaxgen.cli.evaluate import COLUMNS, quoted, report, table
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.quality import Copy, Evaluation, Row
 from jaxgen.inference.sampler import Sampler
 from jaxgen.metrics.diversity import Cycle
@@ -41,7 +41,7 @@ def test_json_holds_every_number_and_two_runs_are_identical(evaluate, run, book)
     assert value["settings"]["temperature"] == [0.0, 1.0]
     assert value["data"]["name"] == str(book)
     assert value["checkpoint"] == Sampler.load(run).digest
-    texts = Sampler.load(run).sample(settings=Settings(length=40, temperature=1.0, block=32), num_samples=3)
+    texts = Sampler.load(run).sample(settings=GenerationConfig(length=40, temperature=1.0, block=32), num_samples=3)
     copy = value["rows"][1]["copy"]
     assert texts[copy["sample"]][copy["start"] :].startswith(copy["text"])
     assert book.read_text()[copy["source_start"] :].startswith(copy["text"])

@@ -18,10 +18,10 @@ import pytest
 import jaxgen
 from jaxgen.cli import chat as interactive
 from jaxgen.cli.chat import Dials, Session, read_lines, words
-from jaxgen.inference.chat import Conversation
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.chat import ChatSession
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
-from jaxgen.inference.text_stream import Piece
+from jaxgen.inference.text_stream import Chunk
 from jaxgen.sampling import TRANSFORMS, Linear
 
 ROOT = Path(jaxgen.__file__).parent.parent
@@ -56,7 +56,7 @@ def sampler(trained):
 
 @pytest.fixture
 def dials(sampler):
-    talk = Conversation(sampler, Settings())
+    talk = ChatSession(sampler, GenerationConfig())
     return Dials(talk, NEUTRAL), talk
 
 
@@ -127,7 +127,7 @@ def test_every_transform_is_a_command_that_off_takes_back(dials, name):
     turned.turn(name, value)
     assert [type(each) for each in talk.settings.transforms] == [TRANSFORMS[name]]
     turned.turn(name, "off")
-    assert talk.settings == Settings()
+    assert talk.settings == GenerationConfig()
 
 
 def test_settings_are_shown_as_the_commands_that_set_them(dials, sampler):
@@ -205,7 +205,7 @@ def test_a_state_that_cannot_be_saved_is_told_and_the_session_goes_on(talk, name
 
 @pytest.mark.parametrize("error", [ValueError("there is no such thing"), OSError(5, "Input/output error")])
 def test_whatever_goes_wrong_in_a_line_the_session_goes_on(sampler, capsys, error):
-    session = Session(Conversation(sampler, Settings(length=4)), NEUTRAL)
+    session = Session(ChatSession(sampler, GenerationConfig(length=4)), NEUTRAL)
 
     def fail(_):
         raise error
@@ -222,7 +222,7 @@ def test_an_output_that_cannot_be_written_ends_the_session(sampler, monkeypatch)
         def flush(self) -> None:
             raise OSError(28, "No space left on device")
 
-    session, lines = Session(Conversation(sampler, Settings(length=4)), NEUTRAL), iter(["The", "on"])
+    session, lines = Session(ChatSession(sampler, GenerationConfig(length=4)), NEUTRAL), iter(["The", "on"])
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", Full())
         with pytest.raises(OSError, match="No space left"):
@@ -266,14 +266,20 @@ def test_an_unknown_command_names_the_nearest(talk):
     ],
 )
 def test_a_wrong_line_is_told_in_a_sentence_and_changes_nothing(sampler, capsys, line, sentence):
-    talk = Conversation(sampler, Settings(length=4))
+    talk = ChatSession(sampler, GenerationConfig(length=4))
     session = Session(talk, NEUTRAL)
     session.run([line])
     shown = capsys.readouterr()
     assert shown.err.startswith("error: ")
     assert sentence in shown.err
     assert shown.err.count("\n") == 1
-    assert (shown.out, talk.settings, talk.state, talk.number, session.pick) == ("", Settings(length=4), None, 0, None)
+    assert (shown.out, talk.settings, talk.state, talk.number, session.pick) == (
+        "",
+        GenerationConfig(length=4),
+        None,
+        0,
+        None,
+    )
 
 
 def test_unknown_characters_can_be_skipped_from_here_on(talk):
@@ -361,8 +367,8 @@ def test_an_interrupt_stops_the_answer_and_the_text_goes_on_from_what_was_shown(
 def test_control_characters_are_escaped_on_a_terminal_alone(terminal, raw, escaped, monkeypatch):
     out = (Terminal if terminal else io.TextIOWrapper)(io.BytesIO(), "utf-8", newline="")
     monkeypatch.setattr(sys, "stdout", out)
-    pieces = (Piece(0, text, np.zeros(1, np.int32), np.zeros(1)) for text in ("a\x1b[3", "1m\n"))
-    Session(Conversation(SimpleNamespace(conditioning=None), Settings()), NEUTRAL, raw=raw).answer(pieces)
+    pieces = (Chunk(0, text, np.zeros(1, np.int32), np.zeros(1)) for text in ("a\x1b[3", "1m\n"))
+    Session(ChatSession(SimpleNamespace(conditioning=None), GenerationConfig()), NEUTRAL, raw=raw).answer(pieces)
     assert out.buffer.getvalue() == (b"a\\x1b[31m\n\n" if escaped else b"a\x1b[31m\n\n")
 
 

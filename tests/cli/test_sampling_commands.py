@@ -18,7 +18,7 @@ import pytest
 from jaxgen.cli.output import Speed, Writer
 from jaxgen.cli.sample import SampleConfig, main, read_prompt
 from jaxgen.cli.sampling_flags import read_transforms, unescaped
-from jaxgen.inference.text_stream import Piece
+from jaxgen.inference.text_stream import Chunk
 from jaxgen.sampling import TRANSFORMS
 from jaxgen.tokenizers import WordTokenizer
 
@@ -50,7 +50,7 @@ def test_the_speed_leaves_the_first_chunk_out_because_it_waits_for_compilation(s
 )
 def test_the_first_chunk_holds_a_piece_of_every_sample_of_its_block(indices, first, later):
     speed = Speed(block=8)
-    pieces = [Piece(index, "", np.zeros(1, np.int32), np.zeros(1)) for index in indices]
+    pieces = [Chunk(index, "", np.zeros(1, np.int32), np.zeros(1)) for index in indices]
     assert list(speed.timed(iter(pieces))) == pieces
     assert (speed.first_tokens, speed.later_tokens) == (first, later)
 

@@ -13,8 +13,9 @@ import sys
 import pytest
 
 from jaxgen import jitted
-from jaxgen.cli import score as score_output
-from jaxgen.cli.score import Speed, Watched, Writer, put, shown, token_text
+from jaxgen.cli import score
+from jaxgen.cli.common import write_out
+from jaxgen.cli.score import Speed, Watched, Writer, shown, token_text
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.tokenizers import ByteTokenizer
@@ -58,7 +59,7 @@ def test_a_text_has_a_line_with_its_figures(score, run, scorer, here):
 
 def test_the_speed_leaves_compilation_out(scorer, monkeypatch):
     now = iter([100.0, 110.0, 110.0])
-    monkeypatch.setattr(score_output.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(score.time, "perf_counter", lambda: next(now))
     speed = Speed(scorer)
     scorer.startup = 6.0
     assert speed.told(20_000) == "20,000 tokens in 10.00 s; 5,000 tokens/s after 6.0 s of compiling"
@@ -174,7 +175,7 @@ def test_the_end_of_a_candidate_is_not_scored_unless_it_is_asked_for(score, scor
 
 
 def test_bytes_that_are_no_utf_8_are_replacement_characters_in_the_text_of_json(capsys):
-    put(json.dumps({"text": "caf\udce9"}, ensure_ascii=False))
+    write_out(json.dumps({"text": "caf\udce9"}, ensure_ascii=False))
     assert json.loads(capsys.readouterr().out) == {"text": "caf\ufffd"}
 
 
@@ -251,7 +252,7 @@ def test_a_large_file_has_a_progress_bar_on_a_terminal(here, monkeypatch):
 
     (here / "a.txt").write_text(TEXT * 50)
     for large, bar in ((10, True), (1 << 20, False)):
-        monkeypatch.setattr(score_output, "LARGE", large)
+        monkeypatch.setattr(score, "LARGE", large)
         monkeypatch.setattr(sys, "stderr", Terminal())
         assert "".join(Watched("a.txt", ByteTokenizer(), bar=True)) == TEXT * 50
         assert ("scoring" in sys.stderr.getvalue()) == bar

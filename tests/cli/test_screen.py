@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from jaxgen.cli import progress
-from jaxgen.cli.common import end_output, guarded, open_output, put, say, visible
+from jaxgen.cli.common import end_output, escape_controls, log, open_output, run_command, write_out
 from jaxgen.cli.progress import Screen, clock, progress_line
 from jaxgen.trainer.events import Evaluated, Finished, Note, Progress, Reading, Sampled, Started
 from jaxgen.trainer.trainer import Interrupted
@@ -63,7 +63,7 @@ def test_an_exit_code_outlives_standard_errors_that_cannot_be_written(number, mo
         raise Interrupted(signal.SIGTERM, "after step 3; saved", "r")
 
     monkeypatch.setattr(sys, "stderr", Broken(number))
-    assert guarded(stopped) == 143
+    assert run_command(stopped) == 143
 
 
 @pytest.mark.parametrize(("number", "code"), [*((number, 1) for number in GONE), (errno.EPIPE, 0)])
@@ -96,7 +96,7 @@ def test_no_event_brings_what_a_terminal_would_obey(event):
     out = io.StringIO()
     Screen(Console(file=out, width=200)).show(event)
     assert HARMLESS in out.getvalue()
-    assert out.getvalue() == visible(out.getvalue())
+    assert out.getvalue() == escape_controls(out.getvalue())
 
 
 @pytest.mark.parametrize("event", everything_of("[/b] [red]x[/red]"), ids=lambda event: type(event).__name__)
@@ -107,7 +107,7 @@ def test_brackets_in_an_event_are_no_markup(event):
 
 
 def test_a_message_brings_nothing_that_a_terminal_would_obey(capsys):
-    say(HOSTILE)
+    log(HOSTILE)
     assert capsys.readouterr().err == HARMLESS + "\n"
 
 
@@ -116,26 +116,26 @@ def test_what_is_written_is_escaped_on_a_terminal_alone(terminal, monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(out, "isatty", lambda: terminal)
     monkeypatch.setattr(sys, "stdout", out)
-    put(HOSTILE)
+    write_out(HOSTILE)
     assert out.getvalue() == (HARMLESS if terminal else HOSTILE)
 
 
 def test_control_characters_are_escaped_and_line_breaks_kept():
-    assert visible("a\x1b[2Jb\n\tc\x00\x9b") == "a\\x1b[2Jb\n\tc\\x00\\x9b"
+    assert escape_controls("a\x1b[2Jb\n\tc\x00\x9b") == "a\\x1b[2Jb\n\tc\\x00\\x9b"
 
 
 @pytest.mark.parametrize("c", ["\ud800", "\uffff", "\u2028", "\u2029", "\u202a", "\u202e", "\u2066", "\u2069"])
 def test_what_is_no_character_or_turns_the_text_around_is_escaped(c):
-    assert visible(f"a{c}b") == f"a\\u{ord(c):04x}b"
+    assert escape_controls(f"a{c}b") == f"a\\u{ord(c):04x}b"
 
 
 @pytest.mark.parametrize("text", ["10\u00a0km", "東京\u3000都", "👩\u200d💻", "soft\u00adhyphen", "\ue000", "é"])
 def test_ordinary_text_is_shown_as_it_is(text):
-    assert visible(text) == text
+    assert escape_controls(text) == text
 
 
 def test_a_carriage_return_is_dropped_before_a_line_break_and_escaped_elsewhere():
-    assert visible("a\r\nb\rc\r") == "a\nb\\rc\\r"
+    assert escape_controls("a\r\nb\rc\r") == "a\nb\\rc\\r"
 
 
 class Terminal(io.TextIOWrapper):

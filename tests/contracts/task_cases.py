@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 
 from .task_checks import Case, Examples
@@ -39,7 +39,7 @@ def lines(folder: Path) -> Examples:
 def continued(run: Path, prompts: list[Any]) -> list[str]:
     """The likeliest texts behind prompts."""
     sampler = Sampler.load(run)
-    return [sampler.sample(prompt, Settings(12, temperature=0.0))[0] for prompt in prompts]
+    return [sampler.sample(prompt, GenerationConfig(12, temperature=0.0))[0] for prompt in prompts]
 
 
 def reversals(folder: Path) -> Examples:

@@ -27,7 +27,7 @@ from jaxgen.trainer import trainer
 from jaxgen.trainer.events import Progress
 from jaxgen.trainer.run import resume, start
 from jaxgen.trainer.trainer import Interrupted
-from jaxgen.types import Batch, Labelling, Sequence, Writing
+from jaxgen.types import Batch, ClassificationBatch, Seq2SeqBatch, Sequence
 
 #: Settings of every subject. Dropout: a resumed run must drop what one that was not stopped drops. Ten rows for eight
 #: examples: two of them fill up the batch.
@@ -215,12 +215,12 @@ def _bytes(tree: Any) -> list[tuple[str, str, bytes]]:
 
 def free(batch: Any) -> Any:
     """Where a batch may hold anything: a tree of masks like it, with ``None`` for what is no content."""
-    if isinstance(batch, Labelling):
+    if isinstance(batch, ClassificationBatch):
         rows = batch.weights == 0
-        return Labelling(_free_inputs(batch.inputs, rows), rows, None)
-    if isinstance(batch, Writing):
+        return ClassificationBatch(_free_inputs(batch.inputs, rows), rows, None)
+    if isinstance(batch, Seq2SeqBatch):
         unwritten = ~batch.mask
-        return Writing(_free_inputs(batch.inputs, unwritten.all(axis=1)), unwritten, unwritten, None, None)
+        return Seq2SeqBatch(_free_inputs(batch.inputs, unwritten.all(axis=1)), unwritten, unwritten, None, None)
     if isinstance(batch, Batch):
         return Batch(_unread(batch), ~batch.mask, None, None)
     raise AssertionError(f"Say in tests/contracts/task_checks.py what is padding in a {type(batch).__name__}.")
@@ -256,9 +256,9 @@ def filled(batch: Any, largest: bool) -> Any:
 def widened(batch: Any, more: int) -> Any:
     """``batch`` with ``more`` steps of padding behind every row."""
     pad = lambda a: np.pad(a, [(0, 0), (0, more)])  # noqa: E731
-    if isinstance(batch, Labelling):
+    if isinstance(batch, ClassificationBatch):
         return batch._replace(inputs=widened(batch.inputs, more))
-    if isinstance(batch, Writing):
+    if isinstance(batch, Seq2SeqBatch):
         padded = {name: pad(getattr(batch, name)) for name in ("tokens", "targets", "mask")}
         return batch._replace(inputs=widened(batch.inputs, more), **padded)
     return type(batch)(*map(pad, batch)) if isinstance(batch, Sequence | Batch) else batch

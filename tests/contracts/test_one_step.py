@@ -18,7 +18,7 @@ from PIL import Image
 
 from jaxgen.cells import CELLS, unroll
 from jaxgen.cells.fused import fits
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
@@ -150,8 +150,8 @@ def language(folder: Path) -> dict[str, Any]:
 def goes_on(run: Path) -> None:
     sampler = Sampler.load(run)
     for one, other in ("ab", "ba"):
-        assert sampler.sample(one, Settings(1, temperature=0.0)) == [other]
-        assert [len(text) for text in sampler.sample(one, Settings(1, 2.0), num_samples=2)] == [1, 1]
+        assert sampler.sample(one, GenerationConfig(1, temperature=0.0)) == [other]
+        assert [len(text) for text in sampler.sample(one, GenerationConfig(1, 2.0), num_samples=2)] == [1, 1]
         score = Scorer(sampler).score(other, prompt=one)
         expected = jax.nn.log_softmax(sampler.read(one).logits[0])[sampler.tokenizer.encode(other)[0]]
         assert score.tokens == 1

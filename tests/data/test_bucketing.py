@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.bucketing import NONE, Buckets, RowBatches, in_batches, padded, rung
+from jaxgen.data.bucketing import PAD_ROW, Buckets, RowBatches, bucket_width, in_batches, padded
 from jaxgen.errors import UsageError
 
 #: Lengths of rows with one field, or with two.
@@ -41,19 +41,19 @@ WIDTHS = sorted([2**k for k in range(3, 22)] + [3 * 2**k for k in range(2, 20)])
 @settings(deadline=None)
 @given(st.integers(0, 10**6))
 def test_a_width_is_the_next_power_of_two_or_one_and_a_half_times_one(length):
-    assert rung(length) == min(width for width in WIDTHS if width >= length)
+    assert bucket_width(length) == min(width for width in WIDTHS if width >= length)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 def test_a_longer_row_is_never_padded_to_less(a, b):
-    assert (rung(a) <= rung(b)) or a > b
+    assert (bucket_width(a) <= bucket_width(b)) or a > b
 
 
 @settings(deadline=None)
 @given(st.integers(9, 10**6))
 def test_less_than_a_third_of_a_width_is_padding(length):
-    assert 3 * (rung(length) - length) < rung(length)
+    assert 3 * (bucket_width(length) - length) < bucket_width(length)
 
 
 # Groups
@@ -75,7 +75,7 @@ def test_there_are_no_more_groups_than_asked_and_every_row_fits_its_own(lengths,
 def test_with_as_many_groups_as_widths_no_row_is_padded_beyond_its_own(lengths):
     buckets = Buckets(np.array(lengths), 64)
     for row, bucket in zip(lengths, buckets.which):
-        assert max(buckets.widths[bucket]) == rung(max(row))
+        assert max(buckets.widths[bucket]) == bucket_width(max(row))
 
 
 def test_of_too_many_groups_the_smallest_joins_the_next_longer():
@@ -102,7 +102,7 @@ def test_groups_are_at_least_one():
 def test_every_row_is_in_one_batch_of_an_epoch_and_every_batch_is_full(lengths, most, size, seed, number):
     made = epoch(batches(lengths, most, size, seed), number)
     rows = [row for batch, _, _ in made for row in batch]
-    assert sorted(row for row in rows if row != NONE) == list(range(len(lengths)))
+    assert sorted(row for row in rows if row != PAD_ROW) == list(range(len(lengths)))
     assert {len(batch) for batch, _, _ in made} == {size}
     assert len({widths for _, widths, _ in made}) <= most
 
@@ -113,7 +113,7 @@ def test_filler_stands_behind_the_rows_of_the_last_batch_of_a_group(lengths, siz
     made = epoch(batches(lengths, 4, size))
     filled: dict[tuple[int, ...], int] = {}
     for rows, widths, _ in made:
-        there = [row != NONE for row in rows]
+        there = [row != PAD_ROW for row in rows]
         assert there == sorted(there, reverse=True)
         assert any(there)
         filled[widths] = filled.get(widths, 0) + (not all(there))
@@ -172,7 +172,7 @@ def test_sizes_that_are_none_are_refused(sizes, said):
 
 def test_for_an_evaluation_rows_stay_in_order():
     rows = [row for _, part in in_batches(Buckets(np.array([3, 20, 4, 21, 5])), 2) for row in part.tolist()]
-    assert rows == [0, 2, 4, NONE, 1, 3]
+    assert rows == [0, 2, 4, PAD_ROW, 1, 3]
 
 
 def test_rows_are_padded_behind_their_ids():

@@ -8,21 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxgen.data import packed_texts as packed
-from jaxgen.data.packed_texts import PackedTexts
+from jaxgen.data.packed_texts import CompactStrings
 
 TEXTS = ["one", "", "zwei €", "\U0001f389", "half \ud83c", "a byte \udcff", "one"]
 
 
 @given(st.lists(st.text(st.characters(), max_size=5), max_size=9))
 def test_texts_come_back_as_they_were(texts):
-    found = PackedTexts(texts)
+    found = CompactStrings(texts)
     assert list(found) == texts
     assert [found[i] for i in range(len(found))] == texts
     assert len(found) == len(texts)
 
 
 def test_it_is_indexed_and_cut_like_a_list():
-    found = PackedTexts(TEXTS)
+    found = CompactStrings(TEXTS)
     assert (found[-1], found[2:4], found[::-2]) == (TEXTS[-1], TEXTS[2:4], TEXTS[::-2])
     for beyond in (len(TEXTS), -len(TEXTS) - 1):
         with pytest.raises(IndexError):
@@ -32,7 +32,7 @@ def test_it_is_indexed_and_cut_like_a_list():
 
 
 def test_a_selection_of_a_selection_is_in_the_order_asked_for():
-    found = PackedTexts(TEXTS).take(np.array([6, 4, 2, 1]))
+    found = CompactStrings(TEXTS).take(np.array([6, 4, 2, 1]))
     assert list(found) == [TEXTS[6], TEXTS[4], TEXTS[2], TEXTS[1]]
     assert list(found.take(np.array([3, 0]))) == [found[3], found[0]] == [TEXTS[1], TEXTS[6]]
     assert list(found.take(np.arange(0))) == []
@@ -40,11 +40,11 @@ def test_a_selection_of_a_selection_is_in_the_order_asked_for():
 
 def test_a_selection_is_not_extended():
     with pytest.raises(TypeError, match="cannot be extended"):
-        PackedTexts(TEXTS).take(np.arange(2)).extend(["more"])
+        CompactStrings(TEXTS).take(np.arange(2)).extend(["more"])
 
 
 def test_more_bytes_than_small_numbers_count_are_no_obstacle(monkeypatch):
     monkeypatch.setattr(packed, "_SMALL", "B")
     texts = [f"text {n}" for n in range(100)]
-    assert list(PackedTexts(texts)) == texts
-    assert list(PackedTexts(texts).take(np.array([99, 0]))) == ["text 99", "text 0"]
+    assert list(CompactStrings(texts)) == texts
+    assert list(CompactStrings(texts).take(np.array([99, 0]))) == ["text 99", "text 0"]

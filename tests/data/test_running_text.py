@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jaxgen.data import files
 from jaxgen.data import progress as watch
-from jaxgen.data.sources import RunningText, open_texts
+from jaxgen.data.sources import TextStream, open_texts
 from jaxgen.errors import DataError
 from jaxgen.tasks.language import corpus
 from jaxgen.tasks.language.corpus import make_batches, prepare
@@ -100,7 +100,7 @@ def test_a_file_is_read_as_often_as_it_is_wanted_and_a_pipe_is_kept():
     os.write(write_end, b"piped")
     os.close(write_end)
     try:
-        text = RunningText.of(open_texts([name, f"/dev/fd/{read_end}"]))
+        text = TextStream.of(open_texts([name, f"/dev/fd/{read_end}"]))
     finally:
         os.close(read_end)
     assert ["".join(text), "".join(text)] == ["one two\npiped"] * 2

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.tables import Column, Rows, read_table, split_rows, without_empty
+from jaxgen.data.tables import Column, Table, read_table, split_rows, without_empty
 from jaxgen.errors import DataError, UsageError
 
 TEXT, LABEL = Column(("a", "b"), "--text-column"), Column(("l",), "--label-column", numbers=True)
@@ -41,7 +41,7 @@ def write(name, text):
 
 def rows(*parts, skipped=0):
     places = [f"row {n}" for n in range(1, len(parts[0]) + 1)]
-    return Rows(tuple(map(list, parts)), places, "it", "0", skipped)
+    return Table(tuple(map(list, parts)), places, "it", "0", skipped)
 
 
 @pytest.mark.parametrize("zipped", ["", ".gz"])

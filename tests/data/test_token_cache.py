@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgen.data import token_cache as token_files
-from jaxgen.data.token_cache import Part, keep
+from jaxgen.data.token_cache import Part, get_or_create
 from jaxgen.errors import DataError
 
 IDS = np.arange(3000, dtype=np.uint16)
@@ -34,7 +34,7 @@ def never():
 
 
 def kept(make=parts, key="a", dtype=TYPE, notes=None):
-    found = keep(key, dtype, make, IDS.nbytes, never if notes is None else notes.append)
+    found = get_or_create(key, dtype, make, IDS.nbytes, never if notes is None else notes.append)
     np.testing.assert_array_equal(found.ids, IDS)
     assert found.counts == (3, 30)
     return found
@@ -55,7 +55,7 @@ def test_what_follows_from_something_else_lies_elsewhere(folder):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
 def test_nothing_at_all_can_be_kept_too(dtype):
     for make in (lambda: iter(()), never):
-        found = keep("empty", np.dtype(dtype), make, 0, never)
+        found = get_or_create("empty", np.dtype(dtype), make, 0, never)
         assert (found.ids.size, found.ids.dtype, found.counts) == (0, dtype, ())
 
 
@@ -144,7 +144,7 @@ def test_what_stops_the_making_leaves_nothing(folder):
         raise KeyboardInterrupt
 
     with suppress(KeyboardInterrupt):
-        keep("a", TYPE, stopped, 0, never)
+        get_or_create("a", TYPE, stopped, 0, never)
     assert list(folder.iterdir()) == []
     kept()
 
@@ -186,7 +186,7 @@ def test_no_room_is_told_with_the_path_and_the_size(folder):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
     try:
         with pytest.raises(DataError, match=r"tokens: File too large \(6\.0 kB needed, .* free\)\. Make room") as error:
-            keep("a", TYPE, parts, IDS.nbytes, never)
+            get_or_create("a", TYPE, parts, IDS.nbytes, never)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(folder) in str(error.value)

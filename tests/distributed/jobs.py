@@ -19,8 +19,8 @@ from jaxgen.cli.train import main
 if "JAXGEN_LAUNCHED_BY" not in os.environ and "--coordinator" in sys.argv:
     sys.exit(main())  # only waits
 
-import jaxgen.run.joining as joining
-import jaxgen.run.trainer as trainer
+import jaxgen.distributed.processes as joining
+import jaxgen.trainer.trainer as trainer
 
 joining.COMING = int(os.environ["COMING"])
 from jaxgen.errors import CheckpointError

@@ -10,14 +10,14 @@ import pytest
 
 from jaxgen.distributed import processes as joining
 from jaxgen.distributed import processes as module
-from jaxgen.distributed.processes import LostError, PeerError, Team, exchanging, this_team
+from jaxgen.distributed.processes import LostError, PeerError, ProcessGroup, exchanging, process_group
 from jaxgen.errors import DataError, UsageError
 from jaxgen.training import TrainState
 
 
-def exchange(monkeypatch: pytest.MonkeyPatch, others: list) -> Team:
+def exchange(monkeypatch: pytest.MonkeyPatch, others: list) -> ProcessGroup:
     """The first of several processes, of which the others always say the same."""
-    team = Team(0, len(others) + 1)
+    team = ProcessGroup(0, len(others) + 1)
     monkeypatch.setattr(team, "gathered", lambda mine: [mine, *others])
     return team
 
@@ -27,13 +27,13 @@ def said(code=0, sentence="", **facts):
 
 
 def test_a_process_that_was_joined_to_none_is_alone_and_leads():
-    team = this_team()
+    team = process_group()
     assert (team.alone, team.leads, team.count) == (True, True, 1)
-    assert team is this_team()
+    assert team is process_group()
 
 
 def test_one_alone_agrees_with_itself_at_no_cost():
-    team, state = Team(), TrainState(np.zeros(()), {}, {}, np.ones((2, 3)))
+    team, state = ProcessGroup(), TrainState(np.zeros(()), {}, {}, np.ones((2, 3)))
     assert team.gathered({"a": 1}) == [{"a": 1}]
     assert team.told("x") == "x"
     assert team.shared(state) is state
@@ -82,7 +82,7 @@ def test_what_must_be_the_same_is_compared(monkeypatch, name, kind, sentence):
 
 
 def test_a_bug_is_told_to_nobody_and_keeps_its_traceback(monkeypatch):
-    team = Team(0, 2)
+    team = ProcessGroup(0, 2)
     monkeypatch.setattr(team, "gathered", None)
     with pytest.raises(ZeroDivisionError), team.together():
         _ = 1 / 0
@@ -96,14 +96,14 @@ def test_a_failing_exchange_is_a_sentence_where_there_are_several(monkeypatch):
 
     with pytest.raises(jax.errors.JaxRuntimeError):
         fail()
-    monkeypatch.setattr(module, "this_team", lambda: Team(1, 2))
+    monkeypatch.setattr(module, "process_group", lambda: ProcessGroup(1, 2))
     with pytest.raises(LostError, match=r"lost \(Gloo all-reduce failed: Connection closed\).*--resume auto") as caught:
         fail()
     assert caught.value.exit_code == 6
 
 
 def test_too_little_memory_is_no_lost_process(monkeypatch):
-    monkeypatch.setattr(module, "this_team", lambda: Team(1, 2))
+    monkeypatch.setattr(module, "process_group", lambda: ProcessGroup(1, 2))
     with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"), exchanging():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
@@ -119,7 +119,7 @@ def test_too_little_memory_is_no_lost_process(monkeypatch):
     ],
 )
 def test_hosts_that_cannot_reach_each_other_by_name_are_told_why(monkeypatch, name, met_at, kind):
-    monkeypatch.setattr(module, "this_team", lambda: Team(1, 2))
+    monkeypatch.setattr(module, "process_group", lambda: ProcessGroup(1, 2))
     monkeypatch.setattr(joining, "_met_at", [met_at])
     monkeypatch.setattr("socket.gethostname", lambda: name)
     with pytest.raises(kind, match="stands for 127.0.1.1" if kind is UsageError else "was lost"), exchanging():
@@ -127,7 +127,7 @@ def test_hosts_that_cannot_reach_each_other_by_name_are_told_why(monkeypatch, na
 
 
 def test_flags_that_cannot_be_read_are_told_to_the_others(monkeypatch):
-    team, told = Team(0, 2), []
+    team, told = ProcessGroup(0, 2), []
     monkeypatch.setattr(team, "gathered", lambda mine: told.append(mine) or [mine, said()])
     with pytest.raises(SystemExit), team.together():
         raise SystemExit(2)

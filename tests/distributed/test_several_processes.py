@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxgen.cli.train import main
 from jaxgen.distributed.launcher import LOST
-from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.checkpoints import CheckpointStore
 from tests.distributed.jobs import Jobs, ended_by
 
@@ -43,7 +43,7 @@ def check_same(one: Path, other: Path, tolerance: float = 1e-5) -> None:
     for mine, theirs in zip(rows(one), rows(other)):
         for name in ("train_loss", "val_loss"):
             assert mine[name] == pytest.approx(theirs[name], rel=tolerance), name
-    weights = [SavedRun.open(run).params()[1] for run in (one, other)]
+    weights = [LoadedRun.open(run).params()[1] for run in (one, other)]
     for a, b in zip(*map(jax.tree.leaves, weights)):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 

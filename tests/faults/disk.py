@@ -28,7 +28,7 @@ SCRIPT = """
 import os, resource, signal, shutil, subprocess, sys
 from pathlib import Path
 from jaxgen.errors import CheckpointError
-from jaxgen.store import CheckpointStore
+from jaxgen.runs.checkpoints import CheckpointStore
 from tests.faults.stores import check, filled, state
 
 place, what, left = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

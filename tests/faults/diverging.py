@@ -22,7 +22,7 @@ from jaxgen.trainer import trainer
 from jaxgen.trainer.events import Note
 from jaxgen.trainer.nan_recovery import MAX_ROLLBACKS
 from jaxgen.trainer.run import resume, start
-from jaxgen.trainer.schedule import plan_optimizer
+from jaxgen.trainer.schedule import build_optimizer
 
 from .fault import Fault
 
@@ -164,7 +164,7 @@ def going_back(folder: Path, draw: np.random.Generator) -> str:
     rows = MetricsLog(store.directory.parent / "metrics.jsonl").read()
     assert [row["step"] for row in rows] == list(range(EVERY, STEPS + 1, EVERY))
     assert store.host()["rollbacks"] == times
-    rate = float(plan_optimizer(settings(folder, "whole"), STEPS)[0](STEPS - 1))
+    rate = float(build_optimizer(settings(folder, "whole"), STEPS)[0](STEPS - 1))
     assert rows[-1]["learning_rate"] == pytest.approx(rate * 0.5**times)
     assert traces(folder / "run") == traces(folder / "whole")
     return "went back, lowered the learning rate and went on; killed in between it came to the same, bit for bit"

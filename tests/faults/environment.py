@@ -39,7 +39,7 @@ time.time_ns = lambda: now_ns() + jump.choice([-10, -1, 1, 10]) * year * 10**9
 #: A training that is asked to stop once some steps are done.
 STOPPED = """
 import os, signal, sys
-import jaxgen.run.trainer as trainer
+import jaxgen.trainer.trainer as trainer
 from jaxgen.cli.progress import Screen
 from jaxgen.cli.train import main
 

@@ -24,7 +24,7 @@ from .fault import Fault, Unavailable
 #: a number from 1, or below that a share of those that the first attempt had.
 SCRIPT = """
 import json, os, signal, sys, threading, time
-import jaxgen.run, jaxgen.run.trainer as trainer
+import jaxgen.trainer.run, jaxgen.trainer.trainer as trainer
 import orbax.checkpoint
 from jaxgen.cli.progress import Screen
 from jaxgen.cli.train import main

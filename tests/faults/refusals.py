@@ -19,7 +19,7 @@ import pytest
 
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, DataError, UsageError
-from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.config_file import with_digest
 from jaxgen.runs.lock import RunLock
 from jaxgen.trainer.events import Note
@@ -32,7 +32,7 @@ from .stores import tree
 
 HOLDER = """
 import sys
-from jaxgen.store.lock import RunLock
+from jaxgen.runs.lock import RunLock
 
 RunLock.take(sys.argv[1])
 print(flush=True)
@@ -78,7 +78,7 @@ def other_data(folder: Path, draw: np.random.Generator) -> str:
     """A letter of the text becomes another."""
     run, text = begun(folder), book(folder)
     content = bytearray(text.read_bytes())
-    then = SavedRun.open(run).resolved["data"]["sha256"]
+    then = LoadedRun.open(run).resolved["data"]["sha256"]
     place = int(draw.choice([at for at, byte in enumerate(content) if chr(byte) == "a"]))
     content[place] = ord("o")
     text.write_bytes(content)
@@ -189,7 +189,7 @@ def hostile_descriptions(folder: Path, draw: np.random.Generator) -> str:
         attack()
         tracemalloc.start()
         try:
-            for do in (None, lambda: SavedRun.open(run).params()):
+            for do in (None, lambda: LoadedRun.open(run).params()):
                 refused(run, CheckpointError, do=do)
             assert tracemalloc.get_traced_memory()[1] < 2**28, "what it claims to hold was allocated"
         finally:

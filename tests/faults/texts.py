@@ -22,7 +22,7 @@ LEVELS = ("char", "byte", "bpe")
 #: Encode the text of ``argv[1]`` at a level, tell the growth of memory, then read it back from its tokens.
 ENCODING = """
 import json
-import jaxgen.data.corpus, jaxgen.text
+import jaxgen.tasks.language.corpus, jaxgen.tokenizers
 try:
     import tokenizers
 except ImportError:

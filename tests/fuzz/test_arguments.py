@@ -12,18 +12,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import jaxgen.run
 from jaxgen.cli.evaluate import EvaluateConfig
 from jaxgen.cli.predict import PredictConfig
 from jaxgen.cli.sample import SampleConfig
 from jaxgen.cli.score import ScoreConfig
 from jaxgen.errors import CheckpointError
-from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.sampler import Sampler
 from jaxgen.sampling import TRANSFORMS
 from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.tasks.registry import DATA
+from jaxgen.trainer import run
 
 #: The flags of each command beyond those of its configuration, and words that stand by themselves.
 COMMANDS = {
@@ -83,13 +83,13 @@ def stubbed():
 
     with contextlib.ExitStack() as stack:
         for owner, name in (
-            (jaxgen.trainer, "start"),
-            (jaxgen.trainer, "resume"),
+            (run, "start"),
+            (run, "resume"),
             (Sampler, "load"),
             (Predictor, "load"),
         ):
             stack.enter_context(mock.patch.object(owner, name, end))
-        stack.enter_context(mock.patch.object(SavedRun, "open", end))
+        stack.enter_context(mock.patch.object(LoadedRun, "open", end))
         stack.enter_context(mock.patch("jaxgen.cli.common.prepare_process"))
         stack.enter_context(mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO())))
         yield

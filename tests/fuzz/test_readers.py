@@ -16,8 +16,8 @@ from jaxgen import jitted
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.fsutil import parse_json
 from jaxgen.inference.beam_search import Search
-from jaxgen.inference.generation_config import Settings, transform_to_json
-from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.generation_config import GenerationConfig, transform_to_json
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.receipts import replay
 from jaxgen.inference.sampler import Sampler
 from jaxgen.runs.config import read_toml, validate
@@ -102,7 +102,7 @@ def test_a_run_with_an_altered_file_is_refused_or_opens(name, number, begun, tmp
 
     def read(data: bytes) -> None:
         (tmp_path / name).write_bytes(data)
-        SavedRun.open(tmp_path)
+        LoadedRun.open(tmp_path)
 
     for _ in range(number):
         data = altered(raw, pick)
@@ -139,7 +139,7 @@ def test_a_flipped_bit_of_the_settings_is_refused_or_means_the_same(every, begun
 ORIGIN = {"unk": "error", "run": None, "checkpoint": "", "state": None, "receipt": 1}
 TRANSFORMS = (RepetitionPenalty(1.2), NoRepeatNgram(3), Bias(((4, 1.5),)), TopP(0.9))
 DRAWN = {"text": "at", "prompt": "The ", "tokens": [5, 6], "logp": [-1.0, -0.5], "end": "length", "seed": 1, "index": 0}
-DRAWN |= {"settings": Settings(2, (1.0, 0.5), 1, TRANSFORMS, ("ab",)).to_json(), **ORIGIN}
+DRAWN |= {"settings": GenerationConfig(2, (1.0, 0.5), 1, TRANSFORMS, ("ab",)).to_json(), **ORIGIN}
 FOUND = {
     "text": "at",
     "prompt": "The ",

@@ -9,7 +9,7 @@ import pytest
 
 from jaxgen.errors import UsageError
 from jaxgen.inference.beam_search import beam
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 from jaxgen.sampling.transforms import Force, MinLength, NoRepeatNgram, RepetitionPenalty
 from jaxgen.tasks.language.objective import LanguageTask
@@ -71,7 +71,7 @@ def test_a_text_of_running_text_has_the_whole_length_and_no_special_token(runnin
 def test_one_beam_is_the_greedy_sample(running, documents):
     for sampler in (running, documents):
         (found,) = beam(sampler, "ab", width=1, length=LENGTH)
-        (sample,) = sampler.samples("ab", Settings(length=LENGTH, temperature=0))
+        (sample,) = sampler.samples("ab", GenerationConfig(length=LENGTH, temperature=0))
         assert (found.text, found.end) == (sample.text, sample.end)
         np.testing.assert_array_equal(found.tokens, sample.tokens)
 

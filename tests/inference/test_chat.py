@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.inference.chat import Conversation, _shown, _whole_characters, continuations
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.chat import ChatSession, _shown, _whole_characters, continuations
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
-from jaxgen.inference.text_stream import Piece
+from jaxgen.inference.text_stream import Chunk
 from jaxgen.sampling import Forbid
 from jaxgen.sampling.transforms import Force
 from jaxgen.tasks.language.objective import LanguageTask
@@ -21,8 +21,8 @@ from jaxgen.tokenizers import EOS, PAD, UNK, ByteTokenizer, CharTokenizer
 
 TOKENIZER = CharTokenizer.train(["abcdefgh \n"])
 V = TOKENIZER.vocab_size
-WARM = Settings(length=12, temperature=1.0, seed=11)
-GREEDY = Settings(length=12, temperature=0.0)
+WARM = GenerationConfig(length=12, temperature=1.0, seed=11)
+GREEDY = GenerationConfig(length=12, temperature=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,11 @@ def same(a, b):
 
 
 def test_the_first_answer_is_what_the_sampler_draws_alone(sampler):
-    assert text(Conversation(sampler, WARM).say("abc")) == sampler.sample("abc", WARM)[0]
+    assert text(ChatSession(sampler, WARM).say("abc")) == sampler.sample("abc", WARM)[0]
 
 
 def test_the_state_is_that_of_all_the_text_read_at_once(sampler):
-    talk = Conversation(sampler, WARM)
+    talk = ChatSession(sampler, WARM)
     spoken = "abc" + text(talk.say("abc")) + "de f" + text(talk.say("de f")) + text(talk.say())
     whole = sampler.read(spoken)
     assert talk.text == spoken
@@ -69,13 +69,13 @@ def test_the_state_is_that_of_all_the_text_read_at_once(sampler):
 
 
 def test_answers_to_nothing_are_one_greedy_text(sampler):
-    talk = Conversation(sampler, GREEDY)
+    talk = ChatSession(sampler, GREEDY)
     parts = [text(talk.say(line)) for line in ("abc", "", "")]
     assert "".join(parts) == sampler.sample("abc", replace(GREEDY, length=36))[0]
 
 
 def test_answer_k_is_sample_k(sampler):
-    talk = Conversation(sampler, WARM)
+    talk = ChatSession(sampler, WARM)
     text(talk.say("abc"))
     state = talk.state
     assert text(talk.say("d")) == sampler.sample("d", WARM, first=1, state=state)[0]
@@ -83,7 +83,7 @@ def test_answer_k_is_sample_k(sampler):
 
 
 def test_undo_brings_back_the_state_and_then_the_same_answer(sampler):
-    talk = Conversation(sampler, WARM)
+    talk = ChatSession(sampler, WARM)
     text(talk.say("abc"))
     before = talk.state
     answer = text(talk.say("d"))
@@ -98,7 +98,7 @@ def test_undo_brings_back_the_state_and_then_the_same_answer(sampler):
 
 
 def test_again_draws_the_next_sample_in_place_of_the_answer_and_undo_brings_that_back(sampler):
-    talk = Conversation(sampler, WARM)
+    talk = ChatSession(sampler, WARM)
     first = text(talk.say("abc"))
     state = talk.state
     second = text(talk.again())
@@ -110,7 +110,7 @@ def test_again_draws_the_next_sample_in_place_of_the_answer_and_undo_brings_that
 
 
 def test_again_needs_an_answer(sampler):
-    talk = Conversation(sampler, WARM)
+    talk = ChatSession(sampler, WARM)
     with pytest.raises(UsageError, match="no answer to replace"):
         talk.again()
     talk.add("abc")
@@ -120,7 +120,7 @@ def test_again_needs_an_answer(sampler):
 
 def test_the_state_does_not_know_the_stop_string_that_was_not_shown(sampler):
     whole = sampler.sample("abc", WARM)[0]
-    talk = Conversation(sampler, replace(WARM, stop=(whole[5:8],)))
+    talk = ChatSession(sampler, replace(WARM, stop=(whole[5:8],)))
     answer = text(talk.say("abc"))
     assert whole.startswith(answer)
     assert len(answer) < len(whole)
@@ -128,7 +128,7 @@ def test_the_state_does_not_know_the_stop_string_that_was_not_shown(sampler):
 
 
 def test_an_answer_that_is_closed_early_stands_as_far_as_it_was_handed_out(sampler):
-    talk = Conversation(sampler, replace(WARM, length=80))
+    talk = ChatSession(sampler, replace(WARM, length=80))
     pieces = talk.say("abc")
     first = next(pieces).text
     pieces.close()
@@ -140,7 +140,7 @@ def test_an_answer_that_is_closed_early_stands_as_far_as_it_was_handed_out(sampl
 
 @pytest.mark.parametrize("wrong", ["unknown character", "nothing to draw"])
 def test_an_answer_that_fails_changes_nothing(sampler, wrong):
-    talk = Conversation(sampler, WARM)
+    talk = ChatSession(sampler, WARM)
     text(talk.say("abc"))
     before = talk.state
     if wrong == "nothing to draw":
@@ -152,7 +152,7 @@ def test_an_answer_that_fails_changes_nothing(sampler, wrong):
 
 
 def test_behind_the_end_of_a_text_another_begins(documents):
-    talk = Conversation(documents, replace(WARM, transforms=(Force((EOS,)),)))
+    talk = ChatSession(documents, replace(WARM, transforms=(Force((EOS,)),)))
     (piece,) = talk.say("abc")
     assert (piece.end, piece.text, talk.state) == ("eos", "", None)
     talk.settings = WARM
@@ -163,7 +163,7 @@ def test_behind_the_end_of_a_text_another_begins(documents):
 
 
 def test_a_conversation_can_begin_anew_or_from_a_state(sampler):
-    talk = Conversation(sampler, WARM)
+    talk = ChatSession(sampler, WARM)
     text(talk.say("abc"))
     state = talk.state
     talk.begin()
@@ -201,14 +201,14 @@ def test_the_end_of_a_text_is_offered_where_there_is_one(documents):
     found = {each.tokens[0]: each for each in continuations(documents, documents.read("abc"), n=V, length=4)}
     assert len(found) == V - 2
     assert (found[EOS].tokens.tolist(), found[EOS].text, found[EOS].ends) == ([EOS], "", True)
-    talk = Conversation(documents, WARM)
+    talk = ChatSession(documents, WARM)
     talk.add("abc")
     talk.take(found[EOS].tokens)
     assert talk.state is None
 
 
 def test_a_continuation_that_is_taken_is_read_on(sampler):
-    talk = Conversation(sampler, WARM)
+    talk = ChatSession(sampler, WARM)
     talk.add("abc")
     chosen = talk.continuations(3, 5)[2]
     talk.take(chosen.tokens)
@@ -238,7 +238,7 @@ def test_a_continuation_ends_with_a_whole_character_if_it_has_one(tokens, count)
 def test_the_tokens_of_what_was_shown_decode_to_it(shown):
     tokenizer, whole = ByteTokenizer(), "aé∑\ufffdbc"
     tokens = tokenizer.encode(whole)
-    kept = _shown(tokenizer, [Piece(0, whole[:shown], tokens[:3], tokens[:3]), Piece(0, "", tokens[3:], tokens[3:])])
+    kept = _shown(tokenizer, [Chunk(0, whole[:shown], tokens[:3], tokens[:3]), Chunk(0, "", tokens[3:], tokens[3:])])
     assert kept.tolist() == tokenizer.encode(whole[:shown]).tolist()
 
 
@@ -252,7 +252,7 @@ def test_a_token_shown_in_part_is_read_in_part():
 
     tokenizer = Pairs()
     both = tokenizer.vocab_size - 1
-    assert _shown(tokenizer, [Piece(0, "aba", np.array([both, both]), np.zeros(2))]).tolist() == [
+    assert _shown(tokenizer, [Chunk(0, "aba", np.array([both, both]), np.zeros(2))]).tolist() == [
         both,
         tokenizer.encode("a")[0],
     ]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxgen.errors import UsageError
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.sampling import TRANSFORMS, Linear
 from jaxgen.sampling.transforms import (
     Bias,
@@ -35,23 +35,23 @@ KINDS += [TopK(5), TopP(0.9), MinP(0.1), TypicalP(0.5), PresencePenalty(0.5), Fr
 KINDS += [EpsilonCutoff(0.001), EtaCutoff(0.01)]
 
 
-def names(settings: Settings) -> list[type]:
+def names(settings: GenerationConfig) -> list[type]:
     return [type(transform) for transform in settings.chain((0, 1)).transforms]
 
 
 def test_the_temperature_comes_before_the_first_cut_and_behind_the_penalties():
-    settings = Settings(transforms=(RepetitionPenalty(1.2), TopK(4), TopP(0.9)))
+    settings = GenerationConfig(transforms=(RepetitionPenalty(1.2), TopK(4), TopP(0.9)))
     assert names(settings) == [Forbid, RepetitionPenalty, Temperature, TopK, TopP]
-    assert names(Settings(transforms=(RepetitionPenalty(1.2),))) == [Forbid, RepetitionPenalty, Temperature]
+    assert names(GenerationConfig(transforms=(RepetitionPenalty(1.2),))) == [Forbid, RepetitionPenalty, Temperature]
 
 
 def test_transforms_keep_the_order_in_which_they_are_given():
-    settings = Settings(transforms=(TopP(0.9), TopK(4), RepetitionPenalty(1.2)))
+    settings = GenerationConfig(transforms=(TopP(0.9), TopK(4), RepetitionPenalty(1.2)))
     assert names(settings) == [Forbid, Temperature, TopP, TopK, RepetitionPenalty]
 
 
 def test_greedy_settings_have_no_temperature():
-    assert names(Settings(temperature=0, transforms=(TopK(4),))) == [Forbid, TopK]
+    assert names(GenerationConfig(temperature=0, transforms=(TopK(4),))) == [Forbid, TopK]
 
 
 def test_a_transform_of_ones_own_comes_behind_the_temperature():
@@ -59,7 +59,7 @@ def test_a_transform_of_ones_own_comes_behind_the_temperature():
     class Mine(TopK):
         pass
 
-    assert names(Settings(transforms=(Mine(3),))) == [Forbid, Temperature, Mine]
+    assert names(GenerationConfig(transforms=(Mine(3),))) == [Forbid, Temperature, Mine]
 
 
 @given(
@@ -75,12 +75,12 @@ def test_a_transform_of_ones_own_comes_behind_the_temperature():
     max_seconds=st.one_of(st.none(), st.floats(0.1, 1e6)),
 )
 def test_settings_are_the_same_after_a_file(transforms, temperature, stop, seed, max_seconds):
-    settings = Settings(9, temperature, seed, transforms, stop, max_seconds, 4)
-    assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    settings = GenerationConfig(9, temperature, seed, transforms, stop, max_seconds, 4)
+    assert GenerationConfig.from_json(json.loads(json.dumps(settings.to_json()))) == settings
 
 
 def test_a_function_of_the_step_becomes_the_table_of_its_values():
-    settings = Settings(temperature=lambda t: 1.0 + 0.5 * (t > 2))
+    settings = GenerationConfig(temperature=lambda t: 1.0 + 0.5 * (t > 2))
     assert settings.to_json()["temperature"][:5] == [1.0, 1.0, 1.0, 1.5, 1.5]
 
 
@@ -93,7 +93,7 @@ def test_a_transform_in_no_registry_cannot_be_written_down():
         pass
 
     with pytest.raises(UsageError, match=r"Mine is in no registry.*jaxgen\.TRANSFORMS"):
-        Settings(transforms=(Mine(3),)).to_json()
+        GenerationConfig(transforms=(Mine(3),)).to_json()
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_a_transform_in_no_registry_cannot_be_written_down():
 )
 def test_settings_that_no_run_wrote_are_refused_with_a_sentence(change):
     with pytest.raises(UsageError):
-        Settings.from_json(Settings().to_json() | change)
+        GenerationConfig.from_json(GenerationConfig().to_json() | change)
 
 
 def test_what_is_forced_may_not_be_forbidden():
     with pytest.raises(UsageError, match=r"\[4\].*both"):
-        Settings(transforms=(Forbid((4,)), Force((3, 4))))
+        GenerationConfig(transforms=(Forbid((4,)), Force((3, 4))))

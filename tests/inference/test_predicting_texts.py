@@ -10,7 +10,7 @@ import pytest
 
 from jaxgen import jitted
 from jaxgen.errors import UsageError
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.predictor import ROWS, Predictor, Writing
 from jaxgen.tasks.classify.codec import ClassifyCodec
 from jaxgen.tasks.classify.objective import ClassifyTask
@@ -25,7 +25,7 @@ SOURCES = ["".join(np.random.default_rng(i).choice([*LETTERS], 1 + i * 5 % 12)) 
 #: A block of one width, for what takes long to compile.
 SHORT = [source for source in SOURCES if len(source) <= 8][:ROWS]
 BEAMS = 4
-DRAWN = Settings(length=LONGEST, temperature=1.0, seed=7)
+DRAWN = GenerationConfig(length=LONGEST, temperature=1.0, seed=7)
 
 
 class Told(TranslateCodec):
@@ -177,32 +177,32 @@ def test_what_is_drawn_follows_from_the_seed_and_the_number_of_the_input(predict
     assert list(predictor.predict(others, Writing(DRAWN)))[40] == drawn[40]
     same = {tokens for _, tokens, *_ in predictor.predict(SOURCES[:1] * 20, Writing(DRAWN))}
     assert len(same) > 10, "inputs that are alike draw for themselves"
-    other_seed = Writing(Settings(length=LONGEST, temperature=1.0, seed=8))
+    other_seed = Writing(GenerationConfig(length=LONGEST, temperature=1.0, seed=8))
     assert list(predictor.predict(SOURCES, other_seed)) != drawn
     assert drawn != greedy
 
 
 def test_a_low_temperature_draws_what_is_likeliest(predictor, greedy):
-    cold = Writing(Settings(length=LONGEST, temperature=1e-4))
+    cold = Writing(GenerationConfig(length=LONGEST, temperature=1e-4))
     assert [each[1] for each in predictor.predict(SOURCES[:ROWS], cold)] == [each[1] for each in greedy[:ROWS]]
 
 
 @pytest.mark.parametrize("beam", [0, BEAMS])
 def test_no_text_is_longer_than_asked(beam, predictor):
-    found = list(predictor.predict(SHORT, Writing(Settings(length=3, temperature=0.0), beam)))
+    found = list(predictor.predict(SHORT, Writing(GenerationConfig(length=3, temperature=0.0), beam)))
     assert max(len(tokens) for _, tokens, *_ in found) == 3
     assert all(ended == (len(tokens) < 3) for _, tokens, _, ended in found)
 
 
 def test_by_default_texts_are_as_long_as_the_model_may_have_learnt(predictor, greedy):
-    asked = Writing(Settings(length=LONGEST, temperature=0.0))
+    asked = Writing(GenerationConfig(length=LONGEST, temperature=0.0))
     assert list(predictor.predict(SOURCES, asked)) == greedy
     assert max(len(tokens) for _, tokens, *_ in greedy) == LONGEST
 
 
 def test_an_answer_of_no_tokens_is_refused(predictor):
     with pytest.raises(UsageError, match="give a length of 1 or more"):
-        list(predictor.predict(SOURCES[:1], Writing(Settings(length=0, temperature=0.0))))
+        list(predictor.predict(SOURCES[:1], Writing(GenerationConfig(length=0, temperature=0.0))))
 
 
 def test_an_empty_source_is_answered_without_disturbing_others(predictor, greedy):

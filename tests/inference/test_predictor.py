@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxgen import jitted
-from jaxgen.data.bucketing import rung
+from jaxgen.data.bucketing import bucket_width
 from jaxgen.inference import predictor
 from jaxgen.inference.predictor import ROWS, Predictor
 from jaxgen.tasks.classify.codec import ClassifyCodec
@@ -112,7 +112,7 @@ def test_a_long_text_is_answered_by_its_beginning_and_says_how_much_was_not_read
 
 
 def test_as_many_functions_are_compiled_as_there_are_widths(classifier, many):
-    widths = {rung(min(len(text), LONGEST)) for text in many[0]}
+    widths = {bucket_width(min(len(text), LONGEST)) for text in many[0]}
     assert jitted.jit_predict(classifier.task)._cache_size() <= len(widths)
     before = jitted.jit_predict(classifier.task)._cache_size()
     list(classifier.predict(texts(100, seed=2)))

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.quality import (
     Copy,
-    Judge,
-    RealText,
     Reference,
+    ReferenceText,
+    SampleMetrics,
     copies_of,
     cut_pieces,
     evaluate,
@@ -33,7 +33,7 @@ from jaxgen.tokenizers import EOS, UNK, CharTokenizer
 TOKENIZER = CharTokenizer.train(["abc \n"])
 TRAIN = "a cab abc \nba cc abba abb cab\n" * 8  # one sample begins with the rest of "abb"
 REFERENCE = Reference([TRAIN], ["ab cab bac\n" * 60])
-SETTINGS = Settings(length=100, seed=3, block=4)
+SETTINGS = GenerationConfig(length=100, seed=3, block=4)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def result(sampler):
 
 
 def test_a_row_is_of_the_texts_that_the_sampler_draws(sampler, result):
-    samples = list(sampler.samples("ab", Settings(length=100, temperature=1.0, seed=3, block=4), num_samples=4))
+    samples = list(sampler.samples("ab", GenerationConfig(length=100, temperature=1.0, seed=3, block=4), num_samples=4))
     row = result.rows[1]
     assert (row.temperature, row.texts, row.tokens, row.characters) == (1.0, 4, 400, 400)
     assert row.logp == pytest.approx(np.mean([s.mean_logp for s in samples]), rel=1e-6)
@@ -66,7 +66,7 @@ def test_a_row_is_of_the_texts_that_the_sampler_draws(sampler, result):
 
 
 def test_the_greedy_text_is_counted_as_often_as_it_would_be_drawn(sampler, result):
-    (text,) = sampler.sample("ab", Settings(length=100, temperature=0, block=4))
+    (text,) = sampler.sample("ab", GenerationConfig(length=100, temperature=0, block=4))
     row = result.rows[0]
     assert (row.texts, row.tokens, row.cycles) == (4, 400, 4)
     tail = text[row.cycle.start :]
@@ -95,20 +95,22 @@ def test_the_score_of_real_text_is_that_of_reading_it_token_by_token(sampler):
     texts = ["abc cab\nba" * 9, "b", "a∑b"]
     nats = [logp for text in texts for logp in by_steps(sampler, text)]
     assert UNK in TOKENIZER.encode(texts[-1])
-    assert mean_logp(sampler, [RealText(text, cut=False) for text in texts]) == pytest.approx(np.mean(nats), rel=1e-5)
-    assert mean_logp(sampler, [RealText("", cut=False)]) is None
+    assert mean_logp(sampler, [ReferenceText(text, cut=False) for text in texts]) == pytest.approx(
+        np.mean(nats), rel=1e-5
+    )
+    assert mean_logp(sampler, [ReferenceText("", cut=False)]) is None
 
 
 def test_the_end_is_scored_of_whole_documents_and_not_of_those_broken_off(sampler):
     documents = Sampler(sampler.task, TOKENIZER, sampler.weights.params, documents=True)
     nats = by_steps(documents, "abc", EOS) + by_steps(documents, "cab b")
-    found = mean_logp(documents, [RealText("abc", cut=False), RealText("cab b", cut=True)])
+    found = mean_logp(documents, [ReferenceText("abc", cut=False), ReferenceText("cab b", cut=True)])
     assert found == pytest.approx(np.mean(nats), rel=1e-5)
 
 
 def test_the_texts_that_end_in_a_cycle_are_counted(sampler):
-    pieces = [RealText(text, cut=True) for text in ("a b c", "c" + "ab" * 30, "b cab", "ca" * 30)]
-    row = Judge(sampler, "character", None, None).real(pieces)
+    pieces = [ReferenceText(text, cut=True) for text in ("a b c", "c" + "ab" * 30, "b cab", "ca" * 30)]
+    row = SampleMetrics(sampler, "character", None, None).real(pieces)
     assert (row.texts, row.cycles, row.cycle_text) == (4, 2, "ab")
     assert (row.cycle.start, row.cycle.period) == (1, 2)
 
@@ -121,7 +123,9 @@ def test_without_the_training_text_its_columns_are_empty(sampler, result):
 
 
 def test_texts_without_a_token_have_nothing_to_measure(sampler):
-    row = Judge(sampler, "word", REFERENCE, copies_of([""], REFERENCE.train)).real([RealText("", cut=False)] * 2)
+    row = SampleMetrics(sampler, "word", REFERENCE, copies_of([""], REFERENCE.train)).real(
+        [ReferenceText("", cut=False)] * 2
+    )
     assert (row.texts, row.tokens, row.logp, row.distinct, row.copy) == (2, 0, None, (None, None, None), None)
 
 
@@ -132,7 +136,7 @@ def test_a_wrong_temperature_is_refused_before_the_first_text_is_drawn(sampler, 
     with pytest.raises(UsageError, match="0 samples"):
         evaluate(sampler, [1.0], SETTINGS, num_samples=0)
     with pytest.raises(UsageError, match=r"length 0.*1 or more"):
-        evaluate(sampler, [1.0], Settings(length=0))
+        evaluate(sampler, [1.0], GenerationConfig(length=0))
 
 
 def test_pieces_of_running_text_begin_behind_white_space_and_never_overlap():
@@ -148,14 +152,14 @@ def test_pieces_of_running_text_begin_behind_white_space_and_never_overlap():
 
 def test_little_text_gives_fewer_pieces_and_at_least_one():
     assert cut_pieces([], 5, 100) == []
-    assert cut_pieces(["ab"], 5, 100) == [RealText("ab", cut=False)]
+    assert cut_pieces(["ab"], 5, 100) == [ReferenceText("ab", cut=False)]
     assert [piece.text for piece in cut_pieces(["a b c d e f "], 5, 6)] == ["b c ", "e f "]
 
 
 def test_pieces_of_documents_are_beginnings_of_documents_spread_over_all():
     texts = [f"{i} and more" for i in range(9)]
-    assert cut_pieces(texts, 3, 5, documents=True) == [RealText(f"{i} and", cut=True) for i in (0, 3, 6)]
-    assert cut_pieces(texts[:2], 3, 50, documents=True) == [RealText(text, cut=False) for text in texts[:2]]
+    assert cut_pieces(texts, 3, 5, documents=True) == [ReferenceText(f"{i} and", cut=True) for i in (0, 3, 6)]
+    assert cut_pieces(texts[:2], 3, 50, documents=True) == [ReferenceText(text, cut=False) for text in texts[:2]]
 
 
 def test_documents_end_in_real_text_as_they_do_in_samples(sampler):

@@ -11,12 +11,12 @@ import pytest
 
 from jaxgen.errors import DataError
 from jaxgen.inference.beam_search import Search, beam
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.receipts import beam_receipt, receipt, replay
 from jaxgen.inference.sampler import Sampler
 from jaxgen.sampling.transforms import Bias, NoRepeatNgram, TopP
 
-SETTINGS = Settings(50, 1.1, 9, transforms=(NoRepeatNgram(3), TopP(0.95)), stop=("ab",), block=3)
+SETTINGS = GenerationConfig(50, 1.1, 9, transforms=(NoRepeatNgram(3), TopP(0.95)), stop=("ab",), block=3)
 
 
 def written(sampler, settings=SETTINGS, prompt="abc", number=4, **more):
@@ -38,7 +38,7 @@ def test_a_replayed_sample_is_identical(tiny, receipts, index):
     assert result.drift < 1e-5
 
 
-@pytest.mark.parametrize("settings", [replace(SETTINGS, temperature=0), Settings(40, (2.0, 0.5), 1)])
+@pytest.mark.parametrize("settings", [replace(SETTINGS, temperature=0), GenerationConfig(40, (2.0, 0.5), 1)])
 def test_greedy_and_scheduled_samples_are_identical_too(tiny, settings):
     assert all(replay(tiny, each).at is None for each in written(tiny, settings, number=2))
 
@@ -52,7 +52,7 @@ def test_an_altered_token_is_found_with_the_gap_by_which_the_other_won(tiny, rec
 
 
 def test_the_gap_is_that_of_the_numbers_that_were_compared(tiny):
-    greedy = written(tiny, Settings(5, 0), number=1)[0]
+    greedy = written(tiny, GenerationConfig(5, 0), number=1)[0]
     state = tiny.read("abc")
     for token in greedy["tokens"][:3]:
         state, _ = tiny.step(state, token)
@@ -98,7 +98,7 @@ def test_unknown_characters_are_treated_as_they_were(tiny):
 
 
 def test_the_gap_of_a_drawn_token_is_that_of_the_perturbed_logits(tiny):
-    settings = Settings(6, 0.7, 12, block=2)
+    settings = GenerationConfig(6, 0.7, 12, block=2)
     value = written(tiny, settings, number=4)[3]
     state = tiny.read("abc")
     for token in value["tokens"][:4]:

@@ -13,9 +13,9 @@ import pytest
 from jaxgen import jitted
 from jaxgen.errors import UsageError
 from jaxgen.inference import batch_decode as together
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
-from jaxgen.sampling import PROMPT_CHUNK, ROWS, DecodeState, decode, prime_chunks, sample_keys
+from jaxgen.sampling import PREFILL_CHUNK, ROWS, DecodeState, decode, prefill_chunks, sample_keys
 from jaxgen.sampling.transforms import Forbid, NoRepeatNgram, RepetitionPenalty, TopK, chain
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers import EOS, PAD, UNK, CharTokenizer
@@ -23,7 +23,7 @@ from jaxgen.tokenizers import EOS, PAD, UNK, CharTokenizer
 TOKENIZER = CharTokenizer.train(["abcdefgh \n"])
 V = TOKENIZER.vocab_size
 LENGTH = 40  # more than one streaming chunk
-WARM = Settings(length=LENGTH, temperature=1.0, seed=11)
+WARM = GenerationConfig(length=LENGTH, temperature=1.0, seed=11)
 #: Compiles in half the time, for what is compared to a tolerance.
 FAST = {"xla_backend_optimization_level": 0}
 STEP = jax.jit(LanguageTask.step, static_argnums=0, compiler_options=FAST)
@@ -120,7 +120,7 @@ def test_larger_blocks_keep_the_promise_among_themselves(sampler, texts):
 @pytest.mark.parametrize("block", [0, -1, True, 2.0, 5_000])
 def test_blocks_of_no_rows_or_too_many_are_an_error(block):
     with pytest.raises(UsageError, match="whole number from 1 to 4096"):
-        Settings(block=block)
+        GenerationConfig(block=block)
 
 
 def test_samples_differ_from_each_other(texts):
@@ -134,7 +134,7 @@ def primed(task, sampler):
 
     def read(prompt):
         carry, logits = task.initial_carry(1), jnp.zeros((1, V), jnp.float32)
-        for tokens, valid in prime_chunks(prompt):
+        for tokens, valid in prefill_chunks(prompt):
             carry, logits = prime(sampler.weights, carry, logits, tokens, valid)
         return carry, logits
 
@@ -171,7 +171,7 @@ def test_a_sample_resumed_in_the_middle_is_the_one_made_at_once(task, sampler, p
 
 def test_a_shorter_sample_is_the_beginning_of_a_longer_one(sampler, texts):
     for length in (1, 32, 33):
-        settings = Settings(length=length, temperature=1.0, seed=WARM.seed)
+        settings = GenerationConfig(length=length, temperature=1.0, seed=WARM.seed)
         assert sampler.sample("abc", settings, num_samples=3) == [text[:length] for text in texts[:3]]
 
 
@@ -186,11 +186,11 @@ def test_each_sample_has_one_last_piece(sampler):
 
 
 def test_a_length_of_0_gives_empty_texts(sampler):
-    assert sampler.sample("abc", Settings(length=0), num_samples=3) == [""] * 3
+    assert sampler.sample("abc", GenerationConfig(length=0), num_samples=3) == [""] * 3
 
 
 def test_another_seed_gives_other_texts(sampler, texts):
-    other = sampler.sample("abc", Settings(length=LENGTH, temperature=1.0, seed=0), num_samples=3)
+    other = sampler.sample("abc", GenerationConfig(length=LENGTH, temperature=1.0, seed=0), num_samples=3)
     assert not set(other) & set(texts)
 
 
@@ -201,11 +201,11 @@ def test_another_prompt_gives_other_texts(sampler, texts):
 def test_neither_seed_nor_option_values_nor_prompt_length_are_compiled_for(task, sampler, texts):
     before = dict(task.traces)
     for prompt, seed, temperature in (("h", 1, 0.3), ("abc " * 40, 2**32 - 1, 1.8)):
-        sampler.sample(prompt, Settings(length=5, temperature=temperature, seed=seed), num_samples=2)
+        sampler.sample(prompt, GenerationConfig(length=5, temperature=temperature, seed=seed), num_samples=2)
     assert task.traces == before
 
 
-@pytest.mark.parametrize("length", [1, PROMPT_CHUNK - 1, PROMPT_CHUNK, PROMPT_CHUNK + 1, 2 * PROMPT_CHUNK + 2])
+@pytest.mark.parametrize("length", [1, PREFILL_CHUNK - 1, PREFILL_CHUNK, PREFILL_CHUNK + 1, 2 * PREFILL_CHUNK + 2])
 def test_a_prompt_read_in_chunks_is_the_prompt_stepped_token_by_token(task, sampler, primed, length):
     prompt = np.random.default_rng(length).integers(3, V, length).astype(np.int32)
     carry, logits = task.initial_carry(1), None
@@ -217,13 +217,13 @@ def test_a_prompt_read_in_chunks_is_the_prompt_stepped_token_by_token(task, samp
 
 
 def test_greedy_ignores_the_seed_and_all_samples_are_one(sampler):
-    made = [sampler.sample("abc", Settings(length=9, temperature=0, seed=s), num_samples=3) for s in (0, 5)]
+    made = [sampler.sample("abc", GenerationConfig(length=9, temperature=0, seed=s), num_samples=3) for s in (0, 5)]
     assert len({text for texts in made for text in texts}) == 1
 
 
 def test_special_tokens_are_never_drawn_from_running_text(task, params):
     flat = Sampler(task, TOKENIZER, jax.tree.map(jnp.zeros_like, params))
-    made = ids_of(flat, Settings(length=100, temperature=1.8), num_samples=64)
+    made = ids_of(flat, GenerationConfig(length=100, temperature=1.8), num_samples=64)
     assert set().union(*made) == set(range(V)) - {PAD, UNK, EOS}
 
 
@@ -234,18 +234,18 @@ def documents(task, params):
 
 
 def test_padding_and_unknown_are_never_drawn_from_documents(documents):
-    made = ids_of(documents, Settings(length=40, temperature=1.8), num_samples=64)
+    made = ids_of(documents, GenerationConfig(length=40, temperature=1.8), num_samples=64)
     assert set().union(*made) == set(range(V)) - {PAD, UNK}
 
 
 def test_a_document_ends_where_eos_is_drawn(documents):
-    made = ids_of(documents, Settings(length=40, temperature=1.8), num_samples=64)
+    made = ids_of(documents, GenerationConfig(length=40, temperature=1.8), num_samples=64)
     assert 5 < np.mean([len(ids) for ids in made]) < 17  # one token in V = 13 ends it, less what 40 tokens cut off
     assert all(EOS not in ids[:-1] for ids in made)
 
 
 def test_the_end_of_a_document_does_not_disturb_its_neighbours(documents):
-    settings = Settings(length=40, temperature=1.8)
+    settings = GenerationConfig(length=40, temperature=1.8)
     alone = [ids_of(documents, settings, n)[-1] for n in (1, 2, 3)]
     assert alone == ids_of(documents, settings, 3)
 
@@ -269,7 +269,7 @@ def test_a_number_of_samples_that_cannot_be_drawn_is_refused(sampler, number):
 )
 def test_a_setting_out_of_range_is_refused_before_anything_is_compiled(option):
     with pytest.raises(UsageError, match="cannot be used: give "):
-        Settings(**option)
+        GenerationConfig(**option)
 
 
 def test_one_sample_by_its_number_is_the_one_among_all(sampler, texts):
@@ -339,7 +339,7 @@ def test_decoding_ends_soon_after_every_text_has_ended(sampler, texts, monkeypat
 
     decoding = jitted.jit_decode
     monkeypatch.setattr(jitted, "jit_decode", counted)
-    long = Settings(length=32 * 50, temperature=1.0, seed=11, block=2)
+    long = GenerationConfig(length=32 * 50, temperature=1.0, seed=11, block=2)
     both = sampler.sample("abc", replace(long, length=32), num_samples=2)
     calls.clear()
     stop = (both[0][20:24], both[1][10:14])
@@ -394,5 +394,5 @@ def test_forbidding_all_that_could_be_drawn_is_refused(sampler, nested):
 
 def test_forbidden_tokens_stay_out_wherever_forbid_stands_in_the_chain(sampler):
     only = tuple(i for i in range(EOS + 1, V) if i != V - 1)
-    settings = Settings(5, 1.0, transforms=(TopK(1), Forbid(only)))
+    settings = GenerationConfig(5, 1.0, transforms=(TopK(1), Forbid(only)))
     assert ids_of(sampler, settings) == [[V - 1] * 5]

@@ -16,7 +16,7 @@ from jaxgen.data.tokens import Tokens
 from jaxgen.errors import UsageError
 from jaxgen.inference import scorer as scorer_module
 from jaxgen.inference import scoring_batches as lanes
-from jaxgen.inference.generation_config import Settings
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import LANE, MAX_TOKENS, Score, Scorer
 from jaxgen.tasks.language.objective import LanguageTask
@@ -125,14 +125,14 @@ def test_many_logits_are_made_block_by_block_with_the_same_result(sampler, param
 
 
 def test_a_sample_is_scored_as_the_sampler_scored_it(sampler, scorer):
-    (sample,) = sampler.samples("abc", Settings(length=50, temperature=1.0, seed=3))
+    (sample,) = sampler.samples("abc", GenerationConfig(length=50, temperature=1.0, seed=3))
     np.testing.assert_allclose(scorer.per_token(sample.text, prompt="abc").logp, sample.logp, **CLOSE)
     assert scorer.score(sample.text, prompt="abc").logp == pytest.approx(sample.logp.sum(), rel=1e-4)
 
 
 def test_a_sampled_document_is_scored_with_its_end(documents):
     sample = next(
-        s for s in documents.samples("a", Settings(length=90, temperature=1.0), num_samples=9) if s.end == "eos"
+        s for s in documents.samples("a", GenerationConfig(length=90, temperature=1.0), num_samples=9) if s.end == "eos"
     )
     found = Scorer(documents).per_token(sample.text, prompt="a")
     np.testing.assert_array_equal(found.tokens, sample.tokens)
@@ -355,7 +355,7 @@ def test_texts_side_by_side_are_fewer_where_many_likeliest_come_back(sampler, mo
 
     def lay(segments, rows):
         asked.append(rows)
-        return lanes.lay(segments, rows)
+        return lanes.pack(segments, rows)
 
     monkeypatch.setattr(scorer_module, "lay", lay)
     monkeypatch.setattr(scorer_module, "MAX_TOKENS", 2 * lanes.FILL * (1 + 2 * 3))

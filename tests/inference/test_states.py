@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.inference.generation_config import Settings
-from jaxgen.inference.state import State, interpolate
+from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.state import DecoderState, interpolate
 
-SETTINGS = Settings(length=20, temperature=1.0, seed=5)
+SETTINGS = GenerationConfig(length=20, temperature=1.0, seed=5)
 
 
-def equal(a: State, b: State) -> None:
+def equal(a: DecoderState, b: DecoderState) -> None:
     jax.tree.map(np.testing.assert_array_equal, (a.carry, a.logits, a.tokens), (b.carry, b.logits, b.tokens))
 
 
@@ -33,7 +33,9 @@ def test_a_state_can_be_branched_without_being_used_up(tiny):
 
 
 def test_blocks_of_any_size_continue_the_same_state(tiny):
-    first = [tiny.sample("", Settings(1, 1.0, 5, block=n), state=tiny.read("abc"), num_samples=3) for n in (1, 3, 4)]
+    first = [
+        tiny.sample("", GenerationConfig(1, 1.0, 5, block=n), state=tiny.read("abc"), num_samples=3) for n in (1, 3, 4)
+    ]
     assert first[0] == first[1] == first[2]
 
 
@@ -99,7 +101,7 @@ def test_the_state_of_another_checkpoint_is_refused(tiny, tmp_path, monkeypatch)
 
 def test_the_state_of_another_model_is_refused(tiny, tmp_path):
     state = tiny.read("ab")
-    tiny.save_state(tmp_path / "s.npz", State(state.carry[:1], state.logits, state.tokens))
+    tiny.save_state(tmp_path / "s.npz", DecoderState(state.carry[:1], state.logits, state.tokens))
     with pytest.raises(CheckpointError, match="not one of this model"):
         tiny.load_state(tmp_path / "s.npz")
 

@@ -35,7 +35,7 @@ def normal(seed, *shape, dtype=np.float32):
 
 
 def whole(decoder, tokens, finals, values, valid, row_keys=None):
-    """What a decoder makes of a text from a source: ``Written``, and logits."""
+    """What a decoder makes of a text from a source: ``DecoderOutput``, and logits."""
     carry, memory = decoder.begin(finals, values, valid)
     written = decoder.read(tokens, carry, memory, row_keys)
     return written, decoder.logits(written.features)

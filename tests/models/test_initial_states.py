@@ -15,7 +15,7 @@ from jaxgen.errors import UsageError
 from jaxgen.models import LanguageModel
 from jaxgen.models.layers import count_state, shape_state
 from jaxgen.tasks.language.objective import LanguageTask
-from jaxgen.types import Batch, Conditioned
+from jaxgen.types import Batch, ConditionedBatch
 
 B, T, H, C, V = 3, 4, 5, 3, 7
 FAST = {"xla_backend_optimization_level": 0}
@@ -108,7 +108,9 @@ def case():
     task = LanguageTask.build(vocab_size=V, cell="elman", cell_options={}, hidden=H, layers=1, condition=C)
     draw = np.random.default_rng(3)
     ids = draw.integers(0, V, (B, T + 1)).astype(np.int32)
-    batch = Conditioned(Batch(ids[:, :-1], ids[:, 1:], RESET, MASK), draw.normal(size=(B, T, C)).astype(np.float32))
+    batch = ConditionedBatch(
+        Batch(ids[:, :-1], ids[:, 1:], RESET, MASK), draw.normal(size=(B, T, C)).astype(np.float32)
+    )
     carry = (jnp.asarray(draw.normal(size=(B, H)), jnp.float32),)
     return task, random_params(task.model), carry, batch
 

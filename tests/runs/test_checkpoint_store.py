@@ -290,7 +290,7 @@ KILLED = """
 import os, sys
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
-from jaxgen.store import CheckpointStore
+from jaxgen.runs.checkpoints import CheckpointStore
 assert not [name for name in sys.modules if name.startswith(("orbax", "matplotlib"))]
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
 sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))

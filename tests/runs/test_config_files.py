@@ -13,7 +13,7 @@ from edited import edit
 
 from jaxgen.cli.train import main
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.config import MAX_CONFIG_BYTES, read_toml, validate
 from jaxgen.tasks.registry import DATA
 from jaxgen.trainer.run import start
@@ -80,7 +80,7 @@ def test_a_run_to_begin_from_cannot_have_every_name_either(name):
     with pytest.raises(UsageError, match="--init-from h"):
         validate(DATA["language"].Config, {"init_from": name})
     with pytest.raises(UsageError, match="--run h"):
-        SavedRun.open(name)
+        LoadedRun.open(name)
 
 
 def test_a_wrong_value_is_shown_in_part_when_it_is_long(tmp_path, capsys):
@@ -123,7 +123,7 @@ def test_an_altered_configuration_of_a_run_exits_with_4(keys, value, made, tmp_p
     run = Path(shutil.copytree(made, tmp_path / "run"))
     edit(run, *keys, value=value)
     with pytest.raises(CheckpointError):
-        SavedRun.open(run)
+        LoadedRun.open(run)
     assert main(["--run", str(run), "--resume", "must"]) == 4
     said = capsys.readouterr().err
     assert said.startswith("error: ")

@@ -22,7 +22,7 @@ import os, resource, sys
 from pathlib import Path
 import numpy as np
 import orbax.checkpoint
-from jaxgen.store import orbax_io
+from jaxgen.runs import orbax_io
 
 folder, arrays = Path(sys.argv[1]), {"w": np.ones(3)}
 orbax_io.write_arrays(folder / "whole", arrays)

@@ -17,7 +17,7 @@ from jaxgen.runs.lock import LOCK, RunLock, locked
 
 HOLDER = """
 import sys
-from jaxgen.store.lock import RunLock
+from jaxgen.runs.lock import RunLock
 RunLock.take(sys.argv[1])
 print("held", flush=True)
 sys.stdin.read()

@@ -25,7 +25,7 @@ from jaxgen.sampling import (
     check_seed,
     decode,
     log_probability,
-    prime_chunks,
+    prefill_chunks,
     sample_keys,
 )
 from jaxgen.sampling.decode import draw, perturbed
@@ -354,14 +354,14 @@ def test_the_search_for_a_sort_finds_one():
 @pytest.mark.parametrize("length", [1, 6, 7, 14, 15])
 def test_prompt_chunks_of_one_shape_hold_the_prompt_in_order(length):
     prompt = np.arange(1, length + 1)
-    chunks = prime_chunks(prompt, rows=2, chunk=7)
+    chunks = prefill_chunks(prompt, rows=2, chunk=7)
     assert {(t.shape, v.shape) for t, v in chunks} == {((2, 7), (2, 7))}
     for row in range(2):
         np.testing.assert_array_equal(np.concatenate([t[row][v[row]] for t, v in chunks]), prompt)
 
 
 def test_an_empty_prompt_has_no_chunk():
-    assert prime_chunks(np.zeros(0, np.int32)) == []
+    assert prefill_chunks(np.zeros(0, np.int32)) == []
 
 
 def test_a_log_probability_is_that_of_the_models_own_logits():

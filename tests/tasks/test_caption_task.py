@@ -11,10 +11,10 @@ import optax
 import pytest
 from flax import linen as nn
 
-from jaxgen.models import Seen
+from jaxgen.models import ImageFeatures
 from jaxgen.tasks.caption.objective import CaptionTask
 from jaxgen.tasks.seq2seq.objective import EOS, ConditionalTask
-from jaxgen.types import Writing
+from jaxgen.types import Seq2SeqBatch
 
 B, T, VOCAB, H, SIDE = 4, 5, 7, 8, 8
 PAD = 0
@@ -44,7 +44,7 @@ def captions(inputs):
     places = np.arange(T)[None, :]
     targets = np.where(places < lengths[:, None], text, np.where(places == lengths[:, None], EOS, PAD)).astype(np.int32)
     tokens = np.concatenate([np.full((B, 1), EOS, np.int32), targets[:, :-1]], axis=1)
-    return Writing(inputs, tokens, targets, places <= lengths[:, None], np.zeros(B, np.float32))
+    return Seq2SeqBatch(inputs, tokens, targets, places <= lengths[:, None], np.zeros(B, np.float32))
 
 
 def images(seed=0):
@@ -135,7 +135,7 @@ class Corners(nn.Module):
     def __call__(self, inputs, row_keys=None):
         corners = inputs[:, :: SIDE - 1, :: SIDE - 1].reshape(inputs.shape[0], 4, 3).astype(jnp.float32) / 255
         places = nn.Dense(self.features)(corners)
-        return Seen(places, places.reshape(places.shape[0], -1))
+        return ImageFeatures(places, places.reshape(places.shape[0], -1))
 
 
 class CornersTask(CaptionTask):

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jaxgen.data.bucketing import NONE
+from jaxgen.data.bucketing import PAD_ROW
 from jaxgen.errors import CheckpointError, DataError, UsageError
-from jaxgen.metrics.classification import MISTAKES, confusion_lines, confusion_text, judged, mistakes
+from jaxgen.metrics.classification import MISTAKES, classification_metrics, confusion_lines, confusion_text, mistakes
 from jaxgen.runs.config import validate
 from jaxgen.tasks.classify.codec import ClassifyCodec
 from jaxgen.tasks.classify.data import LABELLED_SETS, ClassifyConfig, ClassifyData
@@ -180,7 +180,7 @@ def test_an_epoch_has_every_text_with_its_label_once(table):
 
 def test_rows_that_fill_up_a_batch_count_for_nothing(table):
     data = load(table)
-    batch = data._train.pack(np.array([3, NONE]), (8,), np.ones(3))
+    batch = data._train.pack(np.array([3, PAD_ROW]), (8,), np.ones(3))
     assert batch.weights.tolist() == [1, 0]
     assert not batch.inputs.valid[1].any()
     assert batch.labels.dtype == np.int32
@@ -285,7 +285,7 @@ def calibration(*bins):
 
 
 def test_figures_of_a_confusion_matrix_by_hand():
-    figures = judged(CONFUSION, calibration((6, 3.0, 2), (5, 4.0, 6)))
+    figures = classification_metrics(CONFUSION, calibration((6, 3.0, 2), (5, 4.0, 6)))
     f1 = [10 / 13, 6 / 9]
     assert figures["accuracy"] == 8 / 11
     np.testing.assert_allclose(figures["macro_f1"], np.mean(f1))
@@ -297,9 +297,9 @@ def test_figures_of_a_confusion_matrix_by_hand():
 
 
 def test_a_label_that_is_given_but_never_right_counts_in_macro_f1():
-    assert judged(np.array([[2, 0, 2], [0, 2, 0], [0, 0, 0]]), calibration())["macro_f1"] == pytest.approx(
-        (2 / 3 + 1 + 0) / 3
-    )
+    assert classification_metrics(np.array([[2, 0, 2], [0, 2, 0], [0, 0, 0]]), calibration())[
+        "macro_f1"
+    ] == pytest.approx((2 / 3 + 1 + 0) / 3)
 
 
 @pytest.mark.parametrize("number", [2, 5])
@@ -308,7 +308,7 @@ def test_accuracy_and_macro_f1_are_those_of_scikit_learn(number):
     rng = np.random.default_rng(number)
     true, given = rng.integers(0, number, 40), rng.integers(0, number + 1, 40) % number
     confusion = metrics.confusion_matrix(true, given, labels=range(number))
-    figures = judged(confusion, calibration())
+    figures = classification_metrics(confusion, calibration())
     assert figures["accuracy"] == pytest.approx(metrics.accuracy_score(true, given))
     assert figures["macro_f1"] == pytest.approx(metrics.f1_score(true, given, average="macro"))
     for name, theirs in zip(("precision", "recall", "f1"), metrics.precision_recall_fscore_support(true, given)):

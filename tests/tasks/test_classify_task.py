@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.metrics.classification import judged
+from jaxgen.metrics.classification import classification_metrics
 from jaxgen.tasks.classify.objective import BINS, ClassifyTask, _judged
-from jaxgen.types import Labelling, Sequence
+from jaxgen.types import ClassificationBatch, Sequence
 
 B, S, V, C = 6, 5, 9, 3
 VALID = np.arange(S)[None, :] < np.array([5, 3, 1, 4, 2, 0])[:, None]
@@ -43,7 +43,7 @@ def params(task):
 
 
 def batch(weights=WEIGHTS, labels=LABELS, tokens=TOKENS):
-    return Labelling(Sequence(tokens, VALID), labels, weights)
+    return ClassificationBatch(Sequence(tokens, VALID), labels, weights)
 
 
 def test_the_objective_is_the_weighted_cross_entropy_by_hand_and_what_is_reported_has_no_weights(task, params):
@@ -87,7 +87,7 @@ def test_calibration_is_that_of_a_loop_over_rows():
     np.testing.assert_allclose(calibration[:, 0], [len(sure) for sure, _ in bins])
     np.testing.assert_allclose(calibration[:, 1], [sum(sure) for sure, _ in bins], rtol=1e-5)
     np.testing.assert_allclose(calibration[:, 2], [sum(right) for _, right in bins])
-    figures = judged(np.asarray(confusion), np.asarray(calibration))
+    figures = classification_metrics(np.asarray(confusion), np.asarray(calibration))
     np.testing.assert_allclose(figures["calibration_error"], error, rtol=1e-5)
 
 

@@ -21,18 +21,18 @@ from jaxgen.tasks.language.conditioning import (
     Condition,
     ConditionedCodec,
     Conditioning,
-    Known,
+    RowMetadata,
     conditions_of,
-    put_together,
+    join_codec,
     read_codec,
-    read_known,
-    taken_apart,
+    read_conditioning_columns,
+    split_codec,
 )
 from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.tasks.language.corpus import make_batches, prepare, stream_eval
 from jaxgen.tasks.language.data import LanguageData
 from jaxgen.tokenizers import EOS, CharTokenizer
-from jaxgen.trainer.input_pipeline import Feed
+from jaxgen.trainer.input_pipeline import InputPipeline
 
 WORDS = ["ant", "bee", "cow", "dog", "elk"]
 
@@ -69,7 +69,7 @@ def refused(error: type[Exception], path: str, **more) -> str:
 
 
 def test_every_row_keeps_its_own_label_and_number():
-    found = read_known([table()], *COLUMNS.values())
+    found = read_conditioning_columns([table()], *COLUMNS.values())
     assert found.texts == [text for text, _, _ in rows()]
     assert found.known.labels == [label for _, label, _ in rows()]
     assert found.known.numbers[:, 0].tolist() == [number for _, _, number in rows()]
@@ -79,14 +79,17 @@ def test_every_row_keeps_its_own_label_and_number():
 def test_tables_of_every_kind_are_read_alike():
     tabs = "\n".join("\t".join(map(str, row)) for row in [("text", "kind", "size"), *rows()])
     lines = "\n".join(json.dumps({"text": t, "kind": k, "size": s}) for t, k, s in rows())
-    read = [read_known([p], *COLUMNS.values()) for p in (table(), write("r.tsv", tabs), write("r.jsonl", lines))]
+    read = [
+        read_conditioning_columns([p], *COLUMNS.values())
+        for p in (table(), write("r.tsv", tabs), write("r.jsonl", lines))
+    ]
     assert read[0].texts == read[1].texts == read[2].texts
     assert read[0].known.labels == read[1].known.labels == read[2].known.labels
     np.testing.assert_array_equal(read[0].known.numbers, read[2].known.numbers)
 
 
 def test_rows_without_a_text_are_left_out_with_what_is_known_of_them():
-    found = read_known([write("r.csv", "text,kind,size\nant,A,1\n  ,,x\nbee,B,2\n")], *COLUMNS.values())
+    found = read_conditioning_columns([write("r.csv", "text,kind,size\nant,A,1\n  ,,x\nbee,B,2\n")], *COLUMNS.values())
     assert (found.texts, found.known.labels, found.known.numbers.tolist()) == (["ant", "bee"], ["A", "B"], [[1], [2]])
 
 
@@ -111,15 +114,15 @@ def test_a_named_set_brings_the_names_of_its_labels(monkeypatch):
     for name in ("known", "tables"):
         monkeypatch.setitem(vars(__import__(f"jaxgen.data.{name}", fromlist=["NAMED"]))["NAMED"], "news", named)
     monkeypatch.setattr("jaxgen.data.tables.fetch", lambda file: path)
-    found = read_known(["news"], None, "1", ())
+    found = read_conditioning_columns(["news"], None, "1", ())
     assert found.texts == ["Title one", "Title two", "Title three"]
     assert found.known.labels == ["World", "Sports", "World"]
-    assert read_known(["news"], None, "3", ()).known.labels == ["text"] * 3
+    assert read_conditioning_columns(["news"], None, "3", ()).known.labels == ["text"] * 3
 
 
 @pytest.mark.skipif("JAXGEN_DATA" not in os.environ, reason="ag_news lies in JAXGEN_DATA")
 def test_ag_news_is_read_by_name():
-    found = read_known(["ag_news"], None, module.NAMED["ag_news"].label_column, ())
+    found = read_conditioning_columns(["ag_news"], None, module.NAMED["ag_news"].label_column, ())
     assert {*found.known.labels} == {"World", "Sports", "Business", "Sci/Tech"}
     assert (len(found.texts), found.texts[0]) == (7600, "Fears for T N pension after talks")
     assert found.known.labels[0] == "Business"
@@ -143,7 +146,7 @@ def test_a_vector_is_the_shares_of_labels_and_the_standardised_numbers():
 
 
 def test_documents_that_are_alike_share_a_vector():
-    known = Known(["b", "a", "b", "b"], np.array([[1.0], [2.0], [1.0], [3.0]]), ["", "", "", ""])
+    known = RowMetadata(["b", "a", "b", "b"], np.array([[1.0], [2.0], [1.0], [3.0]]), ["", "", "", ""])
     conditioning = Conditioning.fit(known, ("n",), "rows")
     made = conditioning.encode(known)
     assert made.vectors.shape == (3, 3)
@@ -263,7 +266,7 @@ def test_evaluation_has_the_vectors_too_also_of_a_part(corpus):
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.skipif("jax.local_device_count() < 2"))])
 def test_the_device_reads_the_vectors_that_the_host_reads(corpus, devices):
     batches = make_batches("documents", corpus.train, 4, 5, seed=3)
-    feed = Feed(batches, 3, devices, 4)
+    feed = InputPipeline(batches, 3, devices, 4)
     read = jax.jit(feed.read)
     for step in (0, 2, batches.steps_per_epoch):
         given = feed.take(step, 1)
@@ -278,7 +281,7 @@ def test_the_device_reads_the_vectors_that_the_host_reads(corpus, devices):
 
 def test_a_codec_comes_back_from_json():
     tokenizer = CharTokenizer.train(["abc"])
-    codec = put_together(tokenizer, Conditioning(("a", "b"), (0.25, 0.75), ("n",), (2.0,), (4.0,)))
+    codec = join_codec(tokenizer, Conditioning(("a", "b"), (0.25, 0.75), ("n",), (2.0,), (4.0,)))
     again = read_codec(json.loads(json.dumps(codec.to_json())))
     assert isinstance(again, ConditionedCodec)
     assert again.conditioning == codec.conditioning
@@ -287,9 +290,9 @@ def test_a_codec_comes_back_from_json():
 
 def test_a_run_without_labels_keeps_its_tokenizer_alone():
     tokenizer = CharTokenizer.train(["abc"])
-    assert put_together(tokenizer, None) is tokenizer
+    assert join_codec(tokenizer, None) is tokenizer
     assert read_codec(tokenizer.to_json()).to_json() == tokenizer.to_json()
-    assert taken_apart(tokenizer) == (tokenizer, None)
+    assert split_codec(tokenizer) == (tokenizer, None)
 
 
 GOOD = Conditioning(("a", "b"), (0.25, 0.75), ("n",), (2.0,), (4.0,)).to_json()

@@ -21,7 +21,7 @@ from jaxgen.tasks.translate.objective import TranslateTask
 from jaxgen.training import train_steps
 from jaxgen.training.data_parallel import make_mesh, spread_train_steps
 from jaxgen.training.step import TrainState
-from jaxgen.types import Sequence, Writing
+from jaxgen.types import Seq2SeqBatch, Sequence
 
 B, S, T, H = 8, 5, 6, 12
 SOURCE, VOCAB, PAD = 11, 9, 0
@@ -49,7 +49,9 @@ def pairs(own=0.0):
     targets = np.where(places < lengths[:, None], text, np.where(places == lengths[:, None], EOS, PAD)).astype(np.int32)
     tokens = np.concatenate([np.full((B, 1), EOS, np.int32), targets[:, :-1]], axis=1)
     source = np.where(valid, rng.integers(3, SOURCE, (B, S)), PAD).astype(np.int32)
-    return Writing(Sequence(source, valid), tokens, targets, places <= lengths[:, None], np.full(B, own, np.float32))
+    return Seq2SeqBatch(
+        Sequence(source, valid), tokens, targets, places <= lengths[:, None], np.full(B, own, np.float32)
+    )
 
 
 def random_params(task, seed=0):
@@ -112,7 +114,7 @@ def test_how_much_padding_there_is_changes_rounding_alone(case):
     task, params = case
     batch = pairs()
     pad = lambda a: np.pad(a, [(0, 0), (0, 2)])  # noqa: E731
-    longer = Writing(*jax.tree.map(pad, tuple(batch[:4])), batch.own)
+    longer = Seq2SeqBatch(*jax.tree.map(pad, tuple(batch[:4])), batch.own)
     short, long = loss(task, params, batch), loss(task, params, longer)
     np.testing.assert_allclose(short.nll, long.nll, rtol=1e-6)
     assert (short.targets, short.correct) == (long.targets, long.correct)

@@ -177,7 +177,7 @@ def test_minutes_are_for_the_steps_that_compiling_every_shape_leaves_time_for(ta
 
     trial = SimpleNamespace(begin=lambda: None, time_call=time_call, data=data, config=SimpleNamespace(minutes=60.0))
     monkeypatch.setattr(length, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    steps = length.measured(trial, 0.0)
+    steps = length.steps_for_minutes(trial, 0.0)
     assert clock[0] == 2 * 100 + (1 + length.MEASURED_CALLS) * 2 * (1 + 3)
     left = 60 * 60 * (1 - length.OVERHEAD) - clock[0] - 2 * 100
     assert steps == int(left / np.mean([takes[width] for width in widths]))
@@ -188,16 +188,16 @@ def test_minutes_of_steps_that_take_no_time_are_the_most_steps_that_a_run_has(mo
     config = SimpleNamespace(minutes=1e6)
     trial = SimpleNamespace(begin=lambda: None, time_call=lambda step: (0.0, 2), data=data, config=config)
     monkeypatch.setattr(length, "time", SimpleNamespace(perf_counter=lambda: 0.0))
-    assert length.measured(trial, 0.0) == MAX_STEPS
+    assert length.steps_for_minutes(trial, 0.0) == MAX_STEPS
 
 
 def test_epochs_of_more_steps_than_a_run_has_are_refused(table, tmp_path):
     config = settings(table, tmp_path / "run", steps=None, epochs=1e6)
     data = SimpleNamespace(batches=SimpleNamespace(steps_per_epoch=2000))
-    assert length.planned(config, data) == MAX_STEPS
+    assert length.num_steps(config, data) == MAX_STEPS
     data.batches.steps_per_epoch += 1
     with pytest.raises(UsageError, match=r"--epochs 1e\+06 of 2,001 steps .* at most .*: give fewer epochs"):
-        length.planned(config, data)
+        length.num_steps(config, data)
 
 
 def stop_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -14,7 +14,7 @@ from jaxgen.tasks.language.corpus import make_batches
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers import EOS
 from jaxgen.trainer import input_pipeline as feed
-from jaxgen.training import OfText, Stacked, create_state, train_steps
+from jaxgen.training import DeviceText, HostBatches, create_state, train_steps
 from jaxgen.training.windows import Windows
 
 B, T, CALLS = 4, 5, 8
@@ -52,8 +52,8 @@ def taken(source, first, number):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_device_reads_what_the_host_reads(layout, devices):
     batches = make_batches(layout, LAYOUTS[layout], B, T, seed=3)
-    source = feed.Feed(batches, CALLS, devices, B)
-    assert isinstance(source.read, OfText)
+    source = feed.InputPipeline(batches, CALLS, devices, B)
+    assert isinstance(source.read, DeviceText)
     number = 3 * batches.steps_per_epoch + 1
     for step, got in enumerate(taken(source, 2, number), 2):
         for name, field, wanted in zip(got._fields, got, batches.batch(step)):
@@ -64,7 +64,7 @@ def test_the_device_reads_what_the_host_reads(layout, devices):
 def test_a_text_is_held_once_in_the_smallest_type_that_holds_its_ids():
     for vocab, kind in ((50, "uint8"), (300, "uint16"), (70_000, "uint32")):
         ids = np.append(np.full(99, 5), vocab - 1)
-        source = feed.Feed(make_batches("stream", Tokens(ids, None, 0, 0), B, T, seed=0), CALLS, 1, B)
+        source = feed.InputPipeline(make_batches("stream", Tokens(ids, None, 0, 0), B, T, seed=0), CALLS, 1, B)
         first, second = source.take(0, CALLS), source.take(CALLS, CALLS)
         assert isinstance(first, Windows)
         assert first.text is second.text
@@ -73,7 +73,7 @@ def test_a_text_is_held_once_in_the_smallest_type_that_holds_its_ids():
 
 def test_a_call_ends_where_documents_are_shuffled_anew():
     batches = make_batches("documents", LAYOUTS["documents"], B, T, seed=3)
-    source = feed.Feed(batches, 100, 1, B)
+    source = feed.InputPipeline(batches, 100, 1, B)
     assert batches.steps_per_epoch > 2
     assert [source.together(step) for step in (0, 1, batches.steps_per_epoch)] == [
         batches.steps_per_epoch,
@@ -88,9 +88,9 @@ def test_a_text_too_long_for_the_device_trains_to_the_same_bits(monkeypatch):
     task = LanguageTask.build(vocab_size=50, cell="elman", cell_options={}, hidden=4, dropout=0.2)
     optimizer, key = optax.sgd(0.1), jax.random.key(0)
     ends = []
-    for most, kind in ((feed.MOST_HELD, OfText), (0, Stacked)):
+    for most, kind in ((feed.MOST_HELD, DeviceText), (0, HostBatches)):
         monkeypatch.setattr(feed, "MOST_HELD", most)
-        source = feed.Feed(batches, CALLS, 1, B)
+        source = feed.InputPipeline(batches, CALLS, 1, B)
         assert isinstance(source.read, kind)
         state = jax.jit(partial(create_state, task, optimizer, rows=B))(key)
         steps, count = jax.jit(partial(train_steps, task, optimizer, read=source.read)), source.together(0)

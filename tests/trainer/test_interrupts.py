@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxgen.trainer.signals import AtOnce, Stopped, interruptible
+from jaxgen.trainer.signals import RaiseOnSignal, Stopped, interruptible
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_an_interrupt_that_is_lost_comes_again(while_collecting, capfd):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_would_be_lost_waits_until_it_is_not(while_collecting, number):
-    with pytest.raises(Stopped) as stopped, AtOnce() as signals:
+    with pytest.raises(Stopped) as stopped, RaiseOnSignal() as signals:
         while_collecting(lambda: signal.raise_signal(number))
     assert stopped.value.number == signals.received == number
 

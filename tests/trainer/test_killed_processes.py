@@ -18,7 +18,7 @@ from jaxgen.trainer import trainer
 #: A training command that sends itself a signal once some steps are done: a kill at a known place.
 SCRIPT = """
 import os, sys
-import jaxgen.run.trainer as trainer
+import jaxgen.trainer.trainer as trainer
 from jaxgen.cli.progress import Screen
 from jaxgen.cli.train import main
 

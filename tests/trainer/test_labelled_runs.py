@@ -16,9 +16,9 @@ import pytest
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.inference import quality
 from jaxgen.inference.beam_search import Search, beam
-from jaxgen.inference.chat import Conversation
-from jaxgen.inference.generation_config import Settings
-from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.chat import ChatSession
+from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.receipts import beam_receipt, receipt, replay
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
@@ -28,7 +28,7 @@ from jaxgen.tasks.language.conditioning import Condition
 from jaxgen.tokenizers import EOS
 from jaxgen.trainer.run import resume, start
 
-GREEDY = Settings(6, temperature=0.0)
+GREEDY = GenerationConfig(6, temperature=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_prompt_is_read_behind_the_label_and_a_state_carries_it_on(sampler, tm
 
 
 def test_samples_do_not_depend_on_how_many_are_drawn_under_a_label(sampler):
-    mine, settings = sampler.conditioned({"first": 1, "second": 1}), Settings(5, 1.5, seed=4)
+    mine, settings = sampler.conditioned({"first": 1, "second": 1}), GenerationConfig(5, 1.5, seed=4)
     assert mine.sample("", settings, num_samples=6)[4:] == mine.sample("", settings, num_samples=2, first=4)
 
 
@@ -121,7 +121,7 @@ def test_a_score_is_under_the_label_and_the_sum_of_its_tokens(sampler):
 
 
 def test_a_receipt_names_the_condition_and_is_replayed_under_it(sampler):
-    mine, settings = sampler.conditioned({"first": 1, "second": 2}, [2.5]), Settings(6, 1.3, seed=2)
+    mine, settings = sampler.conditioned({"first": 1, "second": 2}, [2.5]), GenerationConfig(6, 1.3, seed=2)
     (sample,) = mine.samples("", settings)
     value = json.loads(json.dumps(receipt(mine, settings, sample, prompt="", unk="error")))
     assert value["condition"] == {"labels": {"first": 1 / 3, "second": 2 / 3}, "features": [2.5]}
@@ -167,7 +167,7 @@ def test_a_receipt_without_a_condition_is_none_of_this_run_and_the_other_way_rou
 
 
 def test_a_conversation_begins_its_next_text_under_another_label(sampler):
-    talk = Conversation(sampler.conditioned("first", [3]), GREEDY)
+    talk = ChatSession(sampler.conditioned("first", [3]), GREEDY)
     assert "".join(piece.text for piece in talk.say()) == "aaa"
     talk.sampler = sampler.conditioned("second", [2])
     assert "".join(piece.text for piece in talk.say()) == "bb"
@@ -188,11 +188,11 @@ def test_a_run_without_labels_refuses_them(sampler):
 
 @pytest.fixture(scope="module")
 def reference(run):
-    return quality.Reference.of_run(SavedRun.open(run))
+    return quality.Reference.of_run(LoadedRun.open(run))
 
 
 def test_texts_are_drawn_under_the_conditions_of_validation_texts(sampler, reference):
-    result = quality.evaluate(sampler, [0.0, 1.0], Settings(6, block=2), num_samples=5, reference=reference)
+    result = quality.evaluate(sampler, [0.0, 1.0], GenerationConfig(6, block=2), num_samples=5, reference=reference)
     at = quality.spread(5, len(reference.val))
     asked = [reference.conditions[i] for i in at]
     assert sorted(map(str, (c for c, n in result.drawn for _ in range(n)))) == sorted(map(str, asked))
@@ -211,20 +211,22 @@ def test_texts_are_drawn_under_the_conditions_of_validation_texts(sampler, refer
 def test_under_one_condition_real_texts_under_it_stand_beside(sampler, reference):
     known = reference.conditions[0]
     same = [text for text, each in zip(reference.val, reference.conditions) if each == known]
-    result = quality.evaluate(sampler.under(known), [0.0], Settings(6), num_samples=50, reference=reference)
+    result = quality.evaluate(sampler.under(known), [0.0], GenerationConfig(6), num_samples=50, reference=reference)
     assert result.validation.texts == len(same)
     assert result.validation.characters == sum(map(len, same))
     between = sampler.conditioned({"first": 1, "second": 1}, [2])
-    assert quality.evaluate(between, [0.0], Settings(6), num_samples=2, reference=reference).validation is None
+    assert quality.evaluate(between, [0.0], GenerationConfig(6), num_samples=2, reference=reference).validation is None
 
 
 def test_without_validation_texts_a_condition_must_be_given(sampler, reference):
     with pytest.raises(UsageError, match="say with --label or --features"):
-        quality.evaluate(sampler, [0.0], Settings(6), num_samples=2)
+        quality.evaluate(sampler, [0.0], GenerationConfig(6), num_samples=2)
     with pytest.raises(UsageError, match="say with --label or --features"):
-        quality.evaluate(sampler, [0.0], Settings(6), num_samples=2, reference=replace(reference, conditions=None))
+        quality.evaluate(
+            sampler, [0.0], GenerationConfig(6), num_samples=2, reference=replace(reference, conditions=None)
+        )
     mine = sampler.conditioned("first", [2])
-    assert quality.evaluate(mine, [0.0], Settings(6), num_samples=2).rows[0].characters == 4
+    assert quality.evaluate(mine, [0.0], GenerationConfig(6), num_samples=2).rows[0].characters == 4
 
 
 def test_the_reference_has_the_condition_of_every_validation_text(reference):

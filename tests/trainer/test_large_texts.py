@@ -12,9 +12,9 @@ MB = 10**6
 #: Train on the text of ``argv[1]`` and tell the growth of memory since the imports, and since a run on a small text.
 TRAINING = """
 import json
-import jaxgen.run.trainer, jaxgen.store.plot
-from jaxgen.data import LanguageConfig
-from jaxgen.run import start
+import jaxgen.trainer.trainer, jaxgen.plots.loss
+from jaxgen.tasks.language.config import LanguageConfig
+from jaxgen.trainer.run import start
 
 settings = dict(hidden=4, layers=1, cell="elman", batch_size=2, seq_len=8, steps=2, eval_every=2, sample_every=0,
                 devices=1, val_data=("small.txt",))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jaxgen.errors import CheckpointError, DataError, UsageError
-from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs import orbax_io
 from jaxgen.runs.lock import LOCK, RunLock
 from jaxgen.runs.logs import MetricsLog
@@ -22,7 +22,7 @@ from jaxgen.trainer.run import start as module
 
 HOLDER = """
 import sys
-from jaxgen.store.lock import RunLock
+from jaxgen.runs.lock import RunLock
 
 RunLock.take(sys.argv[1])
 print(flush=True)
@@ -59,7 +59,7 @@ def test_a_run_that_another_process_trains_is_neither_begun_nor_continued_but_re
         with pytest.raises(UsageError, match=f"is being trained by process {process.pid} on the host") as refused:
             again()
         assert refused.value.exit_code == 2
-    assert SavedRun.open(folder).params()[0] == 2
+    assert LoadedRun.open(folder).params()[0] == 2
     monkeypatch.undo()
     process.kill()
     process.wait()

@@ -16,7 +16,7 @@ import pytest
 from edited import edit
 
 from jaxgen.errors import CheckpointError, DataError, UsageError
-from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
@@ -212,7 +212,7 @@ def test_a_run_stopped_before_its_first_evaluation_begins_again(whole, book, tmp
     run = tmp_path / "run"
     start(settings(book, run, **LAYOUTS["stream"]))  # the folder is there, nothing was trained
     with pytest.raises(CheckpointError, match=r"has not learnt anything yet.*--resume auto"):
-        SavedRun.open(run).params()
+        LoadedRun.open(run).params()
     events: list[Any] = []
     resume(str(run), emit=events.append).train()
     assert next(e for e in events if isinstance(e, Started)).first_step == 0

@@ -16,8 +16,8 @@ from edited import edit
 
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, DivergedError, UsageError
-from jaxgen.inference.generation_config import Settings
-from jaxgen.inference.loading import TRIES, SavedRun
+from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.loading import TRIES, LoadedRun
 from jaxgen.inference.sampler import Sampler
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
@@ -26,7 +26,7 @@ from jaxgen.tasks.registry import DATA
 from jaxgen.trainer import recorder as pictures
 from jaxgen.trainer.events import Evaluated, Finished, Note, Sampled, Started
 from jaxgen.trainer.run import start
-from jaxgen.trainer.schedule import plan_optimizer
+from jaxgen.trainer.schedule import build_optimizer
 from jaxgen.trainer.signals import StopSignals
 from jaxgen.trainer.trainer import MAX_STEPS_PER_CALL, Trainer, steps_per_call
 from jaxgen.training import OPTIMIZERS
@@ -69,7 +69,7 @@ def test_eval_every_zero_evaluates_at_the_end_only(book, tmp_path):
 def test_a_run_of_no_steps_leaves_its_first_weights(book, tmp_path):
     finished = start(settings(book, tmp_path / "run", steps=0)).train()
     assert finished.step == 0
-    assert len(Sampler.load(tmp_path / "run").sample("", Settings(length=5))[0]) == 5
+    assert len(Sampler.load(tmp_path / "run").sample("", GenerationConfig(length=5))[0]) == 5
 
 
 def test_the_sampler_loads_the_best_checkpoint_not_the_last(book, tmp_path, monkeypatch):
@@ -82,12 +82,12 @@ def test_the_sampler_loads_the_best_checkpoint_not_the_last(book, tmp_path, monk
     monkeypatch.setattr(Trainer, "_report", worse_with_time)
     finished = start(settings(book, tmp_path / "run", eval_every=2, sample_every=0)).train()
     store = CheckpointStore(tmp_path / "run" / "checkpoints")
-    step, params = SavedRun.open(tmp_path / "run").params()
+    step, params = LoadedRun.open(tmp_path / "run").params()
     assert (finished.best_step, step) == (2, 2)
     assert same(params, store.restore_params(2)[0])
     assert not same(params, store.restore_params(7)[0])
-    saved = SavedRun.open(tmp_path / "run")
-    drawn = Settings(length=20, temperature=0.0)
+    saved = LoadedRun.open(tmp_path / "run")
+    drawn = GenerationConfig(length=20, temperature=0.0)
     assert Sampler.load(tmp_path / "run").sample("The", drawn) == Sampler(saved.task, saved.codec, params).sample(
         "The", drawn
     )
@@ -112,7 +112,7 @@ def test_weights_are_looked_for_again_where_training_dropped_what_was_found(book
         return found
 
     monkeypatch.setattr(CheckpointStore, "best", better_meanwhile)
-    assert SavedRun.open(tmp_path / "run").params()[0] == 17
+    assert LoadedRun.open(tmp_path / "run").params()[0] == 17
     assert dropped == [8, 14]
 
 
@@ -122,18 +122,18 @@ def test_weights_are_looked_for_so_often_and_no_more(book, tmp_path, monkeypatch
     monkeypatch.setattr(CheckpointStore, "names", lambda self: next(names))  # as if something were saved all the time
     monkeypatch.setattr(CheckpointStore, "best", lambda self: asked.append(1) or 999)
     with pytest.raises(CheckpointError, match="no checkpoint of step 999"):
-        SavedRun.open(tmp_path / "run").params()
+        LoadedRun.open(tmp_path / "run").params()
     assert len(asked) == TRIES
     monkeypatch.setattr(CheckpointStore, "names", lambda self: [])
     with pytest.raises(CheckpointError, match="no checkpoint of step 999"):
-        SavedRun.open(tmp_path / "run").params()
+        LoadedRun.open(tmp_path / "run").params()
     assert len(asked) == TRIES + 1
 
 
 def test_a_new_run_can_begin_with_the_best_weights_of_another(book, tmp_path):
     start(settings(book, tmp_path / "old", sample_every=0)).train()
     trainer = start(settings(book, tmp_path / "new", init_from=str(tmp_path / "old")))
-    _, old = SavedRun.open(tmp_path / "old").params()
+    _, old = LoadedRun.open(tmp_path / "old").params()
     assert same(trainer.state.params, old)
     assert int(trainer.state.step) == 0
     with pytest.raises(
@@ -194,7 +194,7 @@ def test_settings_of_the_model_that_were_altered_are_refused(book, tmp_path):
     start(settings(book, tmp_path / "run"))
     edit(tmp_path / "run", "config", "hidden", value=16)
     with pytest.raises(CheckpointError, match="differ in hidden"):
-        SavedRun.open(tmp_path / "run")
+        LoadedRun.open(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,9 @@ def test_transforms_given_from_python_act(book, tmp_path):
     sampler = Sampler.load(tmp_path / "run")
     only = sampler.tokenizer.encode("a")[0]
     others = tuple(i for i in range(sampler.tokenizer.vocab_size) if i != only)
-    assert sampler.sample("The ", Settings(length=5, temperature=1.5, transforms=(Forbid(others),))) == ["aaaaa"]
+    assert sampler.sample("The ", GenerationConfig(length=5, temperature=1.5, transforms=(Forbid(others),))) == [
+        "aaaaa"
+    ]
 
 
 def test_runs_that_differ_in_their_seed_alone_share_what_is_compiled(book, tmp_path):
@@ -267,9 +269,9 @@ def test_runs_that_differ_in_their_seed_alone_share_what_is_compiled(book, tmp_p
 
 def test_an_optimizer_registered_anew_under_its_name_is_the_new_one(book, tmp_path, monkeypatch):
     config = settings(book, tmp_path / "run")
-    _, former = plan_optimizer(config, 10)
+    _, former = build_optimizer(config, 10)
     monkeypatch.setitem(OPTIMIZERS, config.optimizer, type("Mine", (OPTIMIZERS[config.optimizer],), {}))
-    assert plan_optimizer(config, 10)[1] is not former
+    assert build_optimizer(config, 10)[1] is not former
 
 
 def test_a_task_that_cannot_be_compared_compiles_for_itself():
@@ -283,7 +285,7 @@ def test_a_task_that_cannot_be_compared_compiles_for_itself():
 @pytest.mark.slow
 def test_a_run_in_bfloat16_says_so_and_goes_on_in_it(book, tmp_path):
     start(settings(book, tmp_path / "run", precision="bfloat16", steps=2, sample_every=0)).train()
-    assert SavedRun.open(tmp_path / "run").task.model.precision == "bfloat16"
+    assert LoadedRun.open(tmp_path / "run").task.model.precision == "bfloat16"
 
 
 def test_the_picture_shows_the_last_evaluation(book, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from contracts.task_cases import CASES
 from contracts.task_checks import Subject, check_a_run_stopped_and_resumed_equals_one_that_was_not
 
 from jaxgen import jitted
-from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.predictor import Predictor, Writing
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
@@ -74,14 +74,14 @@ def test_the_best_is_that_of_the_highest_bleu_and_patience_counts_from_there(set
     assert [row["val_bleu"] for row in rows] == [10.0, 30.0, 20.0, 29.0]
     assert (finished.step, finished.best_step) == (8, 4)
     assert CheckpointStore(tmp_path / "run" / "checkpoints").best() == 4
-    assert SavedRun.open(tmp_path / "run").params()[0] == 4
+    assert LoadedRun.open(tmp_path / "run").params()[0] == 4
 
 
 def test_a_run_from_another_one_keeps_its_vocabulary_and_begins_with_its_weights(settings, tmp_path):
     start(settings("old")).train()
     others = [("xa", "XA"), ("ya", "YA"), ("za", "ZA")] * 4
     trainer = start(settings("new", others, init_from=str(tmp_path / "old"), max_length=50))
-    saved = SavedRun.open(tmp_path / "old")
+    saved = LoadedRun.open(tmp_path / "old")
     jax.tree.map(np.testing.assert_array_equal, trainer.state.params, saved.params()[1])
     assert trainer.data.codec.source.to_json() == saved.codec.source.to_json()
     assert (trainer.data.splits["train"].inputs[0] == UNK).tolist() == [True, False]
@@ -93,7 +93,7 @@ def test_the_final_report_is_of_what_beams_find(settings, tmp_path):
     finished = start(settings("run", beam=2, val_rows=5)).train()
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     predictor = Predictor.load(tmp_path / "run")
-    data = TranslateData.load(TranslateConfig(**SavedRun.open(tmp_path / "run").config.model_dump()), predictor.codec)
+    data = TranslateData.load(TranslateConfig(**LoadedRun.open(tmp_path / "run").config.model_dump()), predictor.codec)
     texts = [answer["text"] for answer in predictor.predict(data.splits["val"].raw, Writing(beam=2))]
     references = [[text] for text in data.splits["val"].texts]
     again = {f"val_{name}": value for name, value in data.figures(texts, references, final=True).items()}

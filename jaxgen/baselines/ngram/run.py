@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from jaxgen.baselines.ngram.kneser_ney import fit
 from jaxgen.baselines.ngram.model import NGram
 from jaxgen.baselines.ngram.objective import NGramTask as Task
-from jaxgen.inference.loading import SavedRun
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.config import TrainConfig
-from jaxgen.runs.config_file import resolve, write_config
+from jaxgen.runs.config_file import resolve_config, write_config
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import locked
 from jaxgen.tasks.registry import DATA
 from jaxgen.tokenizers.base import EOS
-from jaxgen.trainer.events import Emit, Finished, Note, Started, Told
-from jaxgen.trainer.signals import AtOnce, Stopped
+from jaxgen.trainer.events import Emit, Finished, Note, ProgressEvents, Started
+from jaxgen.trainer.signals import RaiseOnSignal, Stopped
 from jaxgen.trainer.trainer import Interrupted, Trainer
 from jaxgen.training.step import TrainState
 
@@ -27,10 +27,10 @@ from jaxgen.training.step import TrainState
 SEVERAL = False
 
 
-class Counting(Trainer):
+class NGramRun(Trainer):
     """A run of no steps: its weights were counted. There is one row of metrics, one checkpoint and no loss curve."""
 
-    def hold(self, params: Any, seconds: float = 0.0) -> Counting:
+    def hold(self, params: Any, seconds: float = 0.0) -> NGramRun:
         """Set the parameters, and how long counting them took."""
         self.done.seconds = seconds
         self.go_on(TrainState(jnp.zeros((), jnp.int32), params, (), ()))
@@ -40,7 +40,7 @@ class Counting(Trainer):
     def train(self) -> Finished:
         """Evaluate the model, save it if that is not done yet, and report."""
         try:
-            with AtOnce():
+            with RaiseOnSignal():
                 self.emit(Started(str(self.run.path), self._facts(), 0, 0))
                 report = self._report(self._params, final=True)
                 if self.store.latest() is None:
@@ -73,34 +73,34 @@ class Counting(Trainer):
         }
 
 
-def start(config: Any, emit: Emit) -> Counting:
+def start(config: Any, emit: Emit) -> NGramRun:
     """A new run in a new folder, its n-grams counted. Raises ``UsageError`` and ``DataError`` before it is a run.
 
     Whoever stops the counting leaves no folder behind; a folder that cannot be had is told of before it.
     """
     RunDirectory.check(config.run)
     try:
-        with AtOnce():
-            data = DATA[config.task].load(config, None, Told(emit))
+        with RaiseOnSignal():
+            data = DATA[config.task].load(config, None, ProgressEvents(emit))
             model, params, seconds = count(data)
     except Stopped as stopped:
         raise Interrupted(stopped.number, "while n-grams were counted; there is no run yet") from None
     run = RunDirectory.create(config.run, config.task)
     options = {**data.model_options(), "nodes": model.nodes, "contexts": model.contexts}
     parameters = sum(leaf.size for leaf in params.values())
-    resolved = {**resolve(data, options, parameters, devices=1), "steps": 0, "horizon": 0}
+    resolved = {**resolve_config(data, options, parameters, devices=1), "steps": 0, "horizon": 0}
     run.write_json("tokenizer.json", data.codec.to_json())
     write_config(run, config, resolved)
-    return Counting(config, data, Task(model), run, resolved, emit).hold(params, seconds)
+    return NGramRun(config, data, Task(model), run, resolved, emit).hold(params, seconds)
 
 
-def resume(saved: SavedRun, config: TrainConfig, data: Any, emit: Emit) -> Counting:
+def resume(saved: LoadedRun, config: TrainConfig, data: Any, emit: Emit) -> NGramRun:
     """A run that is finished, to report on again; one that was stopped before it was saved is counted again."""
-    trainer = Counting(config, data, saved.task, saved.directory, saved.resolved, emit)
+    trainer = NGramRun(config, data, saved.task, saved.directory, saved.resolved, emit)
     if trainer.store.latest() is None:
         trainer.metrics.truncate(-1)
         try:
-            with AtOnce():
+            with RaiseOnSignal():
                 return trainer.hold(*count(data)[1:])
         except Stopped as stopped:
             raise Interrupted(stopped.number, "while n-grams were counted", str(saved.directory.path)) from None

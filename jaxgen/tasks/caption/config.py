@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from jaxgen.runs.config import Beam, Fraction, NotNegative, Size
-from jaxgen.tasks.rows_config import WritingConfig
+from jaxgen.tasks.rows_config import Seq2SeqConfig
 
 #: Settings that are about images, which features computed beforehand have no use for.
 OF_IMAGES = ("image_size", "patch", "widths", "blocks", "flips", "grays", "strict")
@@ -17,7 +17,7 @@ OF_IMAGES = ("image_size", "patch", "widths", "blocks", "flips", "grays", "stric
 MAX_IMAGE = 1024
 
 
-class CaptionConfig(WritingConfig):
+class CaptionConfig(Seq2SeqConfig):
     """An image in, a sentence about it out: a captioner."""
 
     task: ClassVar[str] = "caption"

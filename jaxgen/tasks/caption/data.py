@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxgen.data.files import FilesDigest, read_bytes
-from jaxgen.data.progress import SILENT, Watch
+from jaxgen.data.progress import SILENT, ProgressReporter
 from jaxgen.data.tokens import permutation
 from jaxgen.errors import DataError, UsageError
 from jaxgen.metrics.text_overlap import caption_scores
@@ -27,7 +27,7 @@ from jaxgen.tasks.caption.images import Resize, find_images, read_features, read
 from jaxgen.tasks.caption.shapes import SIZE, Scenes, shapes
 from jaxgen.tasks.language.corpus import identity
 from jaxgen.tasks.rows_config import VAL_FRACTION
-from jaxgen.tasks.seq2seq.data import Examples, WritingData, encode_target
+from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqData, encode_target
 from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.tokenizers.base import EOS, Tokenizer
 
@@ -229,7 +229,7 @@ LOOKS = 2
 
 
 @dataclass(frozen=True)
-class CaptionData(WritingData):
+class CaptionData(Seq2SeqData):
     """Captioned images with their batches and evaluations, as the trainer uses them."""
 
     config: CaptionConfig
@@ -251,7 +251,9 @@ class CaptionData(WritingData):
         return {"vocab_size": codec.tokenizer.vocab_size, "shape": list(codec.shape)}
 
     @classmethod
-    def load(cls, config: CaptionConfig, codec: CaptionCodec | None = None, watch: Watch = SILENT) -> CaptionData:
+    def load(
+        cls, config: CaptionConfig, codec: CaptionCodec | None = None, watch: ProgressReporter = SILENT
+    ) -> CaptionData:
         """Read and split the images; a given ``codec`` (of a resumed run, or of ``--init-from``) is used as it is.
 
         Raises ``DataError`` for data that cannot be used, ``UsageError`` for settings that mean nothing with them.

@@ -2,7 +2,7 @@
 
 Pictures come in all sizes. A picture is reduced by whole factors where it is read, so that it fits a canvas of
 ``CANVAS`` times the size wanted, whatever its own size; the exact size is then made of many canvases of one shape at
-once, by a function that the caller hands in (``jaxgen.pictures.resize``, which is JAX and has no place here).
+once, by a function that the caller hands in (``resize``).
 """
 
 from __future__ import annotations

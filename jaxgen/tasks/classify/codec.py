@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxgen.data.bucketing import padded, rung
+from jaxgen.data.bucketing import bucket_width, padded
 from jaxgen.errors import CheckpointError
 from jaxgen.tokenizers import load_tokenizer
 from jaxgen.tokenizers.base import PAD, Tokenizer
@@ -48,7 +48,7 @@ class ClassifyCodec:
 
     def widths(self, example: Example) -> tuple[int, ...]:
         """To what an example is padded."""
-        return (rung(example.ids.size),)
+        return (bucket_width(example.ids.size),)
 
     def pack(self, examples: Sequence[Example], widths: tuple[int, ...], rows: int) -> TokenRows:
         """What a model reads of ``examples``, filled up to ``rows`` rows."""

@@ -14,17 +14,17 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from jaxgen.data.bucketing import NONE, Buckets, RowBatches, in_batches, padded
+from jaxgen.data.bucketing import PAD_ROW, Buckets, RowBatches, in_batches, padded
 from jaxgen.data.datasets import NAMED
 from jaxgen.data.files import FilesDigest, FileText, find_paths
-from jaxgen.data.progress import SILENT, Watch
-from jaxgen.data.tables import Column, Labelled, Rows, digest, read_table, without_empty
+from jaxgen.data.progress import SILENT, ProgressReporter
+from jaxgen.data.tables import Column, Labelled, Table, digest, read_table, without_empty
 from jaxgen.data.tokens import permutation
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import replace_file
-from jaxgen.metrics.classification import confusion_lines, confusion_text, judged
+from jaxgen.metrics.classification import classification_metrics, confusion_lines, confusion_text
 from jaxgen.runs.config import TrainConfig
-from jaxgen.tasks.base import EvalSet, Metric, Model, Shown
+from jaxgen.tasks.base import EvalSet, Example, Metric, Model
 from jaxgen.tasks.classify.codec import ClassifyCodec, normal
 from jaxgen.tasks.classify.config import ClassifyConfig
 from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
@@ -33,7 +33,7 @@ from jaxgen.tasks.language.corpus import identity
 from jaxgen.tasks.rows_config import VAL_FRACTION
 from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.tokenizers.base import PAD, UNK
-from jaxgen.types import Labelling
+from jaxgen.types import ClassificationBatch
 from jaxgen.types import Sequence as TokenRows
 
 #: Built-in sets by name: from a seed to the splits ``train`` and ``val``.
@@ -44,8 +44,8 @@ LABELLED_SETS: dict[str, Callable[[int], dict[str, Labelled]]] = {"stdlib-packag
 class LabelledSplits:
     """Texts and their labels (the two parts of the rows), to train on and to validate with."""
 
-    train: Rows
-    val: Rows
+    train: Table
+    val: Table
     val_sha256: str | None
     labels: tuple[str, ...]
     skipped: int
@@ -109,7 +109,7 @@ def read_labelled(
     return LabelledSplits(train, val, val_sha256, labels, skipped)
 
 
-def _split(rows: Rows, held_out: int, seed: int) -> tuple[Rows, Rows]:
+def _split(rows: Table, held_out: int, seed: int) -> tuple[Table, Table]:
     """``split_rows``, but that a row which is the last of its label stays to be trained on and another is held out."""
     left = Counter(rows.parts[1])
     held: list[int] = []
@@ -137,13 +137,13 @@ def _builtin(name: str, seed: int, given: Sequence[str]) -> LabelledSplits:
     made = LABELLED_SETS[name](seed)
     sha256 = digest(made)
     train, val = (
-        Rows((texts, labels), [f"text {n} of {split}" for n in range(1, len(texts) + 1)], name, sha256)
+        Table((texts, labels), [f"text {n} of {split}" for n in range(1, len(texts) + 1)], name, sha256)
         for split, (texts, labels) in ((split, made[split]) for split in ("train", "val"))
     )
     return LabelledSplits(train, val, None, tuple(sorted({*train.parts[1]})), 0)
 
 
-def _read(data: Sequence[str], text_columns: tuple[str, ...] | None, label_column: str | None) -> Rows:
+def _read(data: Sequence[str], text_columns: tuple[str, ...] | None, label_column: str | None) -> Table:
     known = NAMED.get(data[0]) if len(data) == 1 else None
     labels: dict[str, str] = {}
     if known is not None and known.label_column is not None:
@@ -165,7 +165,7 @@ def _read(data: Sequence[str], text_columns: tuple[str, ...] | None, label_colum
     flags = Column(text_columns, "--text-column"), Column((label_column,), "--label-column", numbers=True)
     rows = read_table(data, flags, header=known.header if known is not None else None)
     named = [labels.get(label.strip(), label.strip()) for label in rows.parts[1]]
-    return Rows((rows.parts[0], named), rows.places, rows.name, rows.sha256)
+    return Table((rows.parts[0], named), rows.places, rows.name, rows.sha256)
 
 
 def _home(spec: str) -> str:
@@ -187,7 +187,7 @@ def _check_there(data: Sequence[str]) -> None:
             find_paths(spec)
 
 
-def _folders(root: Path) -> Rows:
+def _folders(root: Path) -> Table:
     """The files under ``root``, a text each, labelled with the name of the folder in ``root`` that they are in.
 
     The digest is over the labels too: a file that was moved to another folder is another example.
@@ -208,7 +208,7 @@ def _folders(root: Path) -> Rows:
         digests.append(text.sha256)
         labels.append(parts[0])
         places.append(f"the file {path}")
-    return Rows((texts, labels), places, str(root), FilesDigest(digests).hexdigest())
+    return Table((texts, labels), places, str(root), FilesDigest(digests).hexdigest())
 
 
 def _listed(labels: Sequence[str]) -> str:
@@ -250,7 +250,9 @@ class ClassifyData:
         return {"vocab_size": codec.tokenizer.vocab_size, "classes": len(codec.labels)}
 
     @classmethod
-    def load(cls, config: ClassifyConfig, codec: ClassifyCodec | None = None, watch: Watch = SILENT) -> ClassifyData:
+    def load(
+        cls, config: ClassifyConfig, codec: ClassifyCodec | None = None, watch: ProgressReporter = SILENT
+    ) -> ClassifyData:
         """Read and split the rows; a given ``codec`` (of a resumed run, or of ``--init-from``) is used as it is.
 
         Raises ``DataError`` for data that cannot be used, also for labels that the codec does not know.
@@ -363,7 +365,7 @@ class ClassifyData:
         """Accuracy, macro-F1 and calibration of each evaluation; at the end also per label, and what is confused."""
         row: dict[str, Any] = {}
         for name, sums in totals.items():
-            figures = judged(np.asarray(sums.confusion), np.asarray(sums.calibration))
+            figures = classification_metrics(np.asarray(sums.confusion), np.asarray(sums.calibration))
             row[f"{name}_loss"] = float(sums.nll) / float(sums.targets)
             row |= {f"{name}_{key}": figures[key] for key in ("accuracy", "macro_f1", "calibration_error")}
             if final:
@@ -375,7 +377,7 @@ class ClassifyData:
         """Nothing: a pass over the rows says it all."""
         return {}
 
-    def show(self, model: Model, final: bool) -> list[Shown]:
+    def show(self, model: Model, final: bool) -> list[Example]:
         """Some validation texts, what they are and what the model takes them for."""
         texts, labels = (part[:SHOWN] for part in self.splits.val.parts)
         lines = []
@@ -384,7 +386,7 @@ class ClassifyData:
             verdict = "right" if given == label else f"it is {label}"
             short = text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 2] + " …"
             lines.append(f"{short}\n    -> {given} ({sure:.0%}; {verdict})")
-        return [Shown("some validation texts", "\n".join(lines))]
+        return [Example("some validation texts", "\n".join(lines))]
 
     def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
         """``confusion.png`` and ``confusion.txt``."""
@@ -436,12 +438,14 @@ class _Encoded:
         labels = np.array([numbers[label] for label in parts[1]], np.int32)
         return cls(ids, lengths, labels, sum(example.cut > 0 for example in examples))
 
-    def pack(self, rows: np.ndarray, widths: tuple[int, ...], weights: np.ndarray) -> Labelling:
+    def pack(self, rows: np.ndarray, widths: tuple[int, ...], weights: np.ndarray) -> ClassificationBatch:
         """The batch of these rows, each with the weight of its label."""
-        there = rows != NONE
-        ids = [self.ids[row] if row != NONE else self.ids[0][:0] for row in rows.tolist()]
+        there = rows != PAD_ROW
+        ids = [self.ids[row] if row != PAD_ROW else self.ids[0][:0] for row in rows.tolist()]
         labels = np.where(there, self.labels[rows], 0).astype(np.int32)
-        return Labelling(TokenRows(*padded(ids, widths[0], PAD)), labels, (there * weights[labels]).astype(np.float32))
+        return ClassificationBatch(
+            TokenRows(*padded(ids, widths[0], PAD)), labels, (there * weights[labels]).astype(np.float32)
+        )
 
 
 __all__ = ["ClassifyCodec", "ClassifyConfig", "ClassifyData"]

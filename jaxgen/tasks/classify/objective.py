@@ -11,7 +11,7 @@ import optax
 
 from jaxgen.models.classifier import Classifier
 from jaxgen.models.layers import cell_maker
-from jaxgen.types import Array, Key, Labelling, Objective, Params, Sequence
+from jaxgen.types import Array, ClassificationBatch, Key, Objective, Params, Sequence
 
 #: Bins of confidence, of equal width, by which calibration is judged (Guo et al., ICML 2017, section 2, use 15).
 BINS = 15
@@ -67,7 +67,7 @@ class ClassifyTask:
         return logits
 
     def loss(
-        self, params: Params, carry: tuple[()], batch: Labelling, row_keys: Key | None = None
+        self, params: Params, carry: tuple[()], batch: ClassificationBatch, row_keys: Key | None = None
     ) -> tuple[tuple[()], LabelTotals]:
         """Summed cross-entropy of ``batch``; as the objective, each row by its weight."""
         logits = self._logits(params, batch.inputs, row_keys)
@@ -80,7 +80,7 @@ class ClassifyTask:
             summed, jnp.sum(counts, dtype=jnp.float32), *judged, Objective(weighted, jnp.sum(weights))
         )
 
-    def measure(self, params: Params, carry: tuple[()], batch: Labelling) -> tuple[tuple[()], LabelTotals]:
+    def measure(self, params: Params, carry: tuple[()], batch: ClassificationBatch) -> tuple[tuple[()], LabelTotals]:
         """What an evaluation sums up."""
         return self.loss(params, carry, batch)
 

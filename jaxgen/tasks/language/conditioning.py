@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen.data.datasets import BUILTIN, NAMED, NamedSet
-from jaxgen.data.tables import Column, Rows, check_alike, read_table
+from jaxgen.data.tables import Column, Table, check_alike, read_table
 from jaxgen.errors import CheckpointError, DataError, UsageError, choose
 from jaxgen.tokenizers import load_tokenizer
 from jaxgen.tokenizers.base import Tokenizer
@@ -20,7 +20,7 @@ from jaxgen.training.windows import Conditions
 
 
 @dataclass(frozen=True)
-class Known:
+class RowMetadata:
     """What is known of N documents: ``labels`` (none of them, or N), ``numbers`` [N, F], and where each stands."""
 
     labels: list[str]
@@ -30,11 +30,11 @@ class Known:
     def __len__(self) -> int:
         return len(self.places)
 
-    def take(self, which: np.ndarray) -> Known:
+    def take(self, which: np.ndarray) -> RowMetadata:
         """What is known of the documents at these indices, in their order."""
         chosen = which.tolist()
         labels = [self.labels[i] for i in chosen] if self.labels else []
-        return Known(labels, self.numbers[which], [self.places[i] for i in chosen])
+        return RowMetadata(labels, self.numbers[which], [self.places[i] for i in chosen])
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class KnownSource:
     """Documents with what is known of them; ``sha256`` is the ``FilesDigest`` of all files."""
 
     texts: list[str]
-    known: Known
+    known: RowMetadata
     name: str
     sha256: str
 
 
-def read_known(
+def read_conditioning_columns(
     specs: Sequence[str],
     text_column: str | None = None,
     label_column: str | None = None,
@@ -87,10 +87,10 @@ def read_known(
     first = len(rows.parts) - len(feature_columns)
     numbers = [_numbers(rows, part, name) for part, name in zip(rows.parts[first:], feature_columns)]
     table = np.stack(numbers, axis=1) if numbers else np.zeros((len(rows), 0))
-    return KnownSource(rows.parts[0], Known(labels, table, rows.places), rows.name, rows.sha256)
+    return KnownSource(rows.parts[0], RowMetadata(labels, table, rows.places), rows.name, rows.sha256)
 
 
-def _labels(rows: Rows, named: NamedSet | None, column: str) -> list[str]:
+def _labels(rows: Table, named: NamedSet | None, column: str) -> list[str]:
     """The label of every row; a named set has names for its own."""
     labels = [label.strip() for label in rows.parts[1]]
     if missing := [i for i, label in enumerate(labels) if not label]:
@@ -102,7 +102,7 @@ def _labels(rows: Rows, named: NamedSet | None, column: str) -> list[str]:
     return [names.get(label, label) for label in labels]
 
 
-def _numbers(rows: Rows, cells: list[str], column: str) -> np.ndarray:
+def _numbers(rows: Table, cells: list[str], column: str) -> np.ndarray:
     """A column as numbers, float64 [N]."""
     found = np.empty(len(cells))
     for i, cell in enumerate(cells):
@@ -148,7 +148,7 @@ class Condition:
         return ", ".join(parts) or "the mean"
 
 
-def conditions_of(known: Known) -> list[Condition]:
+def conditions_of(known: RowMetadata) -> list[Condition]:
     """The condition of each document."""
     labels: Sequence[Any] = [((label, 1.0),) for label in known.labels] or [None] * len(known)
     numbers = [tuple(row) or None for row in known.numbers.tolist()]
@@ -175,7 +175,7 @@ class Conditioning:
         return len(self.labels) + len(self.features)
 
     @classmethod
-    def fit(cls, known: Known, features: Sequence[str], name: str) -> Conditioning:
+    def fit(cls, known: RowMetadata, features: Sequence[str], name: str) -> Conditioning:
         """From the training documents of the data ``name``. Raises ``DataError`` for what tells nothing apart."""
         counts = Counter(known.labels)
         labels = sorted(counts)
@@ -199,7 +199,7 @@ class Conditioning:
         shares = tuple(counts[label] / len(known) for label in labels)
         return cls(tuple(labels), shares, tuple(features), tuple(means.tolist()), tuple(deviations.tolist()))
 
-    def encode(self, known: Known) -> Conditions:
+    def encode(self, known: RowMetadata) -> Conditions:
         """The vectors of documents, those that are alike once. Raises ``DataError`` for an unknown label."""
         number = {label: i for i, label in enumerate(self.labels)}
         if unseen := [i for i, label in enumerate(known.labels) if label not in number]:
@@ -348,13 +348,13 @@ def read_codec(obj: Any) -> TextCodec:
         ) from None
 
 
-def taken_apart(codec: TextCodec) -> tuple[Tokenizer, Conditioning | None]:
+def split_codec(codec: TextCodec) -> tuple[Tokenizer, Conditioning | None]:
     """The tokenizer of a codec, and what it knows of conditions, if it does."""
     return (codec.tokenizer, codec.conditioning) if isinstance(codec, ConditionedCodec) else (codec, None)
 
 
-def put_together(tokenizer: Tokenizer, conditioning: Conditioning | None) -> TextCodec:
-    """The opposite of ``taken_apart``."""
+def join_codec(tokenizer: Tokenizer, conditioning: Conditioning | None) -> TextCodec:
+    """The opposite of ``split_codec``."""
     return tokenizer if conditioning is None else ConditionedCodec(tokenizer, conditioning)
 
 

@@ -13,13 +13,13 @@ import numpy as np
 
 from jaxgen.data.batches import BATCHES, DocumentBatches, StreamBatches, WindowBatches, make_batches
 from jaxgen.data.eval_batches import stream_eval, window_eval
-from jaxgen.data.progress import SILENT, Counter, Watch, followed
-from jaxgen.data.sources import RunningText
+from jaxgen.data.progress import SILENT, Counter, ProgressReporter, track
+from jaxgen.data.sources import TextStream
 from jaxgen.data.splits import VAL_FRACTION, Splits, identity, read_splits, split_documents
-from jaxgen.data.token_cache import Part, keep
+from jaxgen.data.token_cache import Part, get_or_create
 from jaxgen.data.tokens import Tokens
 from jaxgen.errors import DataError, UsageError, choose
-from jaxgen.tasks.language.conditioning import Conditioning, Known
+from jaxgen.tasks.language.conditioning import Conditioning, RowMetadata
 from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.tokenizers.base import EOS, Tokenizer, in_pieces
 from jaxgen.tokenizers.pieces import Encoded, encode_pieces, evenly
@@ -85,7 +85,7 @@ def prepare(
     feature_columns: Sequence[str] = (),
     conditioning: Conditioning | None = None,
     seed: int = 0,
-    watch: Watch = SILENT,
+    watch: ProgressReporter = SILENT,
 ) -> LanguageCorpus:
     """Read texts, split them, train a tokenizer on the training split (or use the one given) and encode both.
 
@@ -94,7 +94,7 @@ def prepare(
     shuffle; ``val_data`` replaces the split. A given ``tokenizer`` decides the level. With ``label_column`` or
     ``feature_columns`` every row of a table is a document of which these are known; a given ``conditioning`` says what
     they mean, else it follows from the training split. Running text is read in pieces, and the tokens of a large one
-    are kept in a file (``jaxgen.store.token_files``), so that neither need fit into memory. ``watch`` follows it all.
+    are kept in a file (``jaxgen.data.token_cache``), so that neither need fit into memory. ``watch`` follows it all.
     Raises ``UsageError`` for values out of range and ``DataError`` for data that cannot be used.
     """
     level = tokenizer.kind if tokenizer is not None else choose(level, TOKENIZERS, "level")
@@ -119,7 +119,7 @@ def prepare(
         conditioning = Conditioning.fit(splits.train_known, feature_columns, splits.name)
     if tokenizer is None:
         counter = Counter(watch, "learning the vocabulary", sum(map(len, splits.train)))
-        tokenizer = TOKENIZERS[level].train((followed(in_pieces(text), counter) for text in splits.train), **options)
+        tokenizer = TOKENIZERS[level].train((track(in_pieces(text), counter) for text in splits.train), **options)
     encoded = (encode_split(tokenizer, part, splits.layout, watch) for part in (splits.train, splits.val))
     train, val = map(_conditioned, encoded, (splits.train_known, splits.val_known), (conditioning, conditioning))
     splits.check()
@@ -141,7 +141,7 @@ def prepare(
     )
 
 
-def _conditioned(tokens: Tokens, known: Known | None, conditioning: Conditioning | None) -> Tokens:
+def _conditioned(tokens: Tokens, known: RowMetadata | None, conditioning: Conditioning | None) -> Tokens:
     """``tokens`` with what is known of their documents."""
     if known is None or conditioning is None:
         return tokens
@@ -149,11 +149,11 @@ def _conditioned(tokens: Tokens, known: Known | None, conditioning: Conditioning
 
 
 def encode_split(
-    tokenizer: Tokenizer, texts: Sequence[str | RunningText], layout: str, watch: Watch = SILENT
+    tokenizer: Tokenizer, texts: Sequence[str | TextStream], layout: str, watch: ProgressReporter = SILENT
 ) -> Tokens:
     """The tokens of one split: with layout ``documents`` each text ends in EOS and its start is kept."""
     counter = Counter(watch, "encoding", sum(map(len, texts)))
-    if len(texts) == 1 and isinstance(texts[0], RunningText) and len(texts[0]) >= LARGE:
+    if len(texts) == 1 and isinstance(texts[0], TextStream) and len(texts[0]) >= LARGE:
         return _kept(tokenizer, texts[0], counter)
     dtype = _id_type(tokenizer)
     end = np.array([EOS], dtype).tobytes() if layout == "documents" else b""
@@ -174,11 +174,11 @@ def _id_type(tokenizer: Tokenizer) -> np.dtype:
     return np.min_scalar_type(tokenizer.vocab_size - 1)
 
 
-def _encoded(tokenizer: Tokenizer, text: str | RunningText, counter: Counter) -> Iterator[Encoded]:
-    return encode_pieces(tokenizer, evenly(followed(in_pieces(text), counter), PIECE), unk="keep")
+def _encoded(tokenizer: Tokenizer, text: str | TextStream, counter: Counter) -> Iterator[Encoded]:
+    return encode_pieces(tokenizer, evenly(track(in_pieces(text), counter), PIECE), unk="keep")
 
 
-def _kept(tokenizer: Tokenizer, text: RunningText, counter: Counter) -> Tokens:
+def _kept(tokenizer: Tokenizer, text: TextStream, counter: Counter) -> Tokens:
     """The tokens of a text in a file."""
 
     def parts() -> Iterator[Part]:
@@ -188,5 +188,5 @@ def _kept(tokenizer: Tokenizer, text: RunningText, counter: Counter) -> Tokens:
 
     dtype = _id_type(tokenizer)
     key = hashlib.sha256(json.dumps([text.sha256, tokenizer.to_json()]).encode()).hexdigest()
-    ids, (chars, size, unknown) = keep(key, dtype, parts, len(text) * dtype.itemsize, counter.watch.note)
+    ids, (chars, size, unknown) = get_or_create(key, dtype, parts, len(text) * dtype.itemsize, counter.watch.note)
     return Tokens(ids, None, chars, size, unknown)

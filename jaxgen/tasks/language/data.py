@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxgen.data.progress import SILENT, Watch
+from jaxgen.data.progress import SILENT, ProgressReporter
 from jaxgen.errors import DataError, UsageError
 from jaxgen.runs.config import TrainConfig
-from jaxgen.tasks.base import EvalSet, Metric, Model, Shown
-from jaxgen.tasks.language.conditioning import Conditioning, TextCodec, put_together, read_codec, taken_apart
+from jaxgen.tasks.base import EvalSet, Example, Metric, Model
+from jaxgen.tasks.language.conditioning import Conditioning, TextCodec, join_codec, read_codec, split_codec
 from jaxgen.tasks.language.config import BUILT_FROM, LanguageConfig
 from jaxgen.tasks.language.corpus import (
     LanguageCorpus,
@@ -68,17 +68,19 @@ class LanguageData:
     @staticmethod
     def sizes(codec: TextCodec) -> dict[str, int]:
         """The options of the model that follow from the codec."""
-        tokenizer, conditioning = taken_apart(codec)
+        tokenizer, conditioning = split_codec(codec)
         return {"vocab_size": tokenizer.vocab_size, "condition": conditioning.width if conditioning else 0}
 
     @classmethod
-    def load(cls, config: LanguageConfig, codec: TextCodec | None = None, watch: Watch = SILENT) -> LanguageData:
+    def load(
+        cls, config: LanguageConfig, codec: TextCodec | None = None, watch: ProgressReporter = SILENT
+    ) -> LanguageData:
         """Read, split and encode the text; a given ``codec`` (of a resumed run) is used as it is.
 
         ``watch`` follows it. Raises ``DataError`` for data that cannot be used, also when a split is too short for one
         batch or when ``--init-from`` brings a vocabulary that lacks too much of the text.
         """
-        tokenizer, conditioning = (None, None) if codec is None else taken_apart(codec)
+        tokenizer, conditioning = (None, None) if codec is None else split_codec(codec)
         if tokenizer is not None and tokenizer.kind != config.level:
             raise UsageError(
                 f"--level is {config.level}, but the run to begin from reads tokens of the level {tokenizer.kind}: "
@@ -127,7 +129,7 @@ class LanguageData:
     @property
     def codec(self) -> TextCodec:
         """What texts are read and written with: the tokenizer, with labels and features if there are any."""
-        return put_together(self.tokenizer, self.corpus.conditioning)
+        return join_codec(self.tokenizer, self.corpus.conditioning)
 
     @property
     def units_per_step(self) -> int:
@@ -238,19 +240,19 @@ class LanguageData:
         """Nothing: the loss says it all."""
         return {}
 
-    def show(self, model: Model, final: bool) -> list[Shown]:
+    def show(self, model: Model, final: bool) -> list[Example]:
         """A sample, or at the end one at each of three temperatures; of a run with labels one of each of a few."""
         if self.corpus.conditioning is not None and self.corpus.conditioning.labels:
             return [
-                Shown(f"{label}, temperature {SAMPLE_TEMPERATURE:g}", text)
+                Example(f"{label}, temperature {SAMPLE_TEMPERATURE:g}", text)
                 for label in self.corpus.conditioning.commonest(SHOWN_LABELS)
                 for text in [model.write("", SAMPLE_TEMPERATURE, SAMPLE_LENGTH, label)]
             ]
         prompt = self._prompt()
 
-        def one(temperature: float) -> Shown:
+        def one(temperature: float) -> Example:
             text = prompt + model.write(prompt, temperature, SAMPLE_LENGTH)
-            return Shown(f"temperature {temperature:g}", text)
+            return Example(f"temperature {temperature:g}", text)
 
         return [one(temperature) for temperature in (FINAL_TEMPERATURES if final else (SAMPLE_TEMPERATURE,))]
 

@@ -12,7 +12,7 @@ import optax
 from jaxgen.errors import UsageError
 from jaxgen.models.language_model import LanguageModel
 from jaxgen.models.layers import cell_maker
-from jaxgen.types import Array, Batch, Carry, Conditioned, Key, Params
+from jaxgen.types import Array, Batch, Carry, ConditionedBatch, Key, Params
 
 
 class Totals(NamedTuple):
@@ -72,7 +72,7 @@ class LanguageTask:
         return self.model.initial_carry(rows)
 
     def loss(
-        self, params: Params, carry: Carry, batch: Batch | Conditioned, row_keys: Key | None = None
+        self, params: Params, carry: Carry, batch: Batch | ConditionedBatch, row_keys: Key | None = None
     ) -> tuple[tuple[Carry, ...], Totals]:
         """Summed cross-entropy of ``batch`` ([B, T] fields) from ``carry``, and the carry it ends in.
 
@@ -87,19 +87,21 @@ class LanguageTask:
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return carry, Totals(jnp.sum(jnp.where(mask, nll, 0.0)), jnp.sum(mask, dtype=jnp.float32))
 
-    def _begun(self, params: Params, batch: Batch | Conditioned) -> tuple[Batch, tuple[Carry, ...] | None]:
+    def _begun(self, params: Params, batch: Batch | ConditionedBatch) -> tuple[Batch, tuple[Carry, ...] | None]:
         """The batch itself, and the state [T, B, H] that a reset at each position would begin from, if not zeros."""
-        if isinstance(batch, Conditioned) != bool(self.model.condition):
+        if isinstance(batch, ConditionedBatch) != bool(self.model.condition):
             raise UsageError(
                 f"A model with conditions of width {self.model.condition} got a {type(batch).__name__}: give "
                 "`Conditioned` batches to a model that begins from conditions, and plain ones to one that does not."
             )
-        if not isinstance(batch, Conditioned):
+        if not isinstance(batch, ConditionedBatch):
             return batch, None
         by_time = jnp.swapaxes(jnp.asarray(batch.condition), 0, 1)
         return batch.batch, self._apply(params, by_time, method=LanguageModel.initial_states)
 
-    def measure(self, params: Params, carry: Carry, batch: Batch | Conditioned) -> tuple[tuple[Carry, ...], Totals]:
+    def measure(
+        self, params: Params, carry: Carry, batch: Batch | ConditionedBatch
+    ) -> tuple[tuple[Carry, ...], Totals]:
         """What an evaluation sums up: the loss without dropout."""
         return self.loss(params, carry, batch)
 

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxgen.data.bucketing import NONE, Buckets, RowBatches, in_batches, padded
-from jaxgen.tasks.base import EvalSet, Metric, Model, Shown
+from jaxgen.data.bucketing import PAD_ROW, Buckets, RowBatches, in_batches, padded
+from jaxgen.tasks.base import EvalSet, Example, Metric, Model
 from jaxgen.tokenizers.base import EOS, PAD, Tokenizer
-from jaxgen.types import Writing
+from jaxgen.types import Seq2SeqBatch
 
 #: Rows of an evaluation batch at least.
 EVAL_ROWS = 32
@@ -35,7 +35,7 @@ class Examples:
     Several rows may have one input, as images with several captions have; ``groups[g]`` are the rows of input g.
     """
 
-    inputs: list[Any]  # [N], as the codec's ``pack`` takes them
+    inputs: list[Any]  # [N], as the codec's ``lay`` takes them
     raw: list[Any]  # [N], as a user gives them
     names: list[str]  # [N], as a reader sees them
     texts: list[str]  # [N]
@@ -74,7 +74,7 @@ def token_label(tokenizer: Tokenizer, token: int) -> str:
     return text if len(text) <= LABEL else f"{text[: half - 1]}…{text[-half:]}"
 
 
-class WritingData(ABC):
+class Seq2SeqData(ABC):
     """Base of the data of tasks that write; a subclass gives the inputs, the figures and the pictures."""
 
     COMMANDS: ClassVar[tuple[str, ...]] = ("predict",)
@@ -101,16 +101,16 @@ class WritingData(ABC):
         pack = lambda rows, widths, step: self._pack(train, rows, widths, self.own(step))  # noqa: E731
         return RowBatches(Buckets(train.lengths, c.buckets), c.batch_size, c.seed, pack)
 
-    def _pack(self, split: Examples, rows: np.ndarray, widths: tuple[int, ...], own: float = 0.0) -> Writing:
+    def _pack(self, split: Examples, rows: np.ndarray, widths: tuple[int, ...], own: float = 0.0) -> Seq2SeqBatch:
         """The batch of these rows; one that is not there has no target."""
-        there = [row for row in rows.tolist() if row != NONE]
+        there = [row for row in rows.tolist() if row != PAD_ROW]
         inputs = self.codec.pack([split.inputs[row] for row in there], widths[:-1], rows.size)
         whole = [np.concatenate([[EOS], split.targets[row], [EOS]]) for row in there]
         counts = [int(split.lengths[row, -1]) for row in there]
         nothing = [np.zeros(0, np.int32)] * (rows.size - len(there))
         read, _ = padded([*(ids[:n] for ids, n in zip(whole, counts)), *nothing], widths[-1], PAD)
         written, mask = padded([*(ids[1 : n + 1] for ids, n in zip(whole, counts)), *nothing], widths[-1], PAD)
-        return Writing(inputs, read, written, mask, np.full(rows.size, own, np.float32))
+        return Seq2SeqBatch(inputs, read, written, mask, np.full(rows.size, own, np.float32))
 
     @property
     def units_per_step(self) -> int:
@@ -132,7 +132,7 @@ class WritingData(ABC):
         names = [name for name in self.splits if name != "train"] if final else ["val"]
         return {name: EvalSet(rows, self._evaluation(self.splits[name], rows)) for name in names}
 
-    def _evaluation(self, split: Examples, rows: int) -> Callable[[], Iterator[Writing]]:
+    def _evaluation(self, split: Examples, rows: int) -> Callable[[], Iterator[Seq2SeqBatch]]:
         buckets = Buckets(split.lengths, self.config.buckets)
         return lambda: (self._pack(split, which, buckets.widths[k]) for k, which in in_batches(buckets, rows))
 
@@ -160,7 +160,7 @@ class WritingData(ABC):
             row |= {f"{name}_{key}": value for key, value in found.items()}
         return row
 
-    def show(self, model: Model, final: bool) -> list[Shown]:
+    def show(self, model: Model, final: bool) -> list[Example]:
         """Some validation inputs, what the model writes for them, and what is right."""
         val = self.splits["val"]
         groups = range(min(SHOWN, len(val.groups)))
@@ -170,7 +170,7 @@ class WritingData(ABC):
             right, name = val.references(g), val.names[val.groups[g][0]]
             verdict = "exactly right" if answer["text"] in right else f"it is: {right[0]}"
             lines.append(f"{name}\n    -> {answer['text']}\n       ({verdict})")
-        return [Shown(f"some validation {self.UNIT}", "\n".join(lines))]
+        return [Example(f"some validation {self.UNIT}", "\n".join(lines))]
 
     @abstractmethod
     def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:

@@ -11,8 +11,8 @@ from jax import lax
 
 from jaxgen.errors import UsageError
 from jaxgen.models.decoder import EncoderDecoder
-from jaxgen.models.layers import folded
-from jaxgen.types import Array, Carry, Key, Objective, Params, Writing
+from jaxgen.models.layers import fold_in_rows
+from jaxgen.types import Array, Carry, Key, Objective, Params, Seq2SeqBatch
 
 #: The id that stands in front of a text and behind it, that of every tokenizer.
 EOS = 2
@@ -82,7 +82,7 @@ class ConditionalTask:
         return ()
 
     def loss(
-        self, params: Params, carry: tuple[()], batch: Writing, row_keys: Key | None = None
+        self, params: Params, carry: tuple[()], batch: Seq2SeqBatch, row_keys: Key | None = None
     ) -> tuple[tuple[()], WritingTotals]:
         """Summed cross-entropy of the targets that count. ``row_keys`` [B] are there in training alone.
 
@@ -123,13 +123,13 @@ class ConditionalTask:
             written = self._apply(known[0], tokens[:, :-1], *known[1:], row_keys, method="read")
             likeliest = jnp.argmax(self._apply(known[0], written.features, method="logits"), axis=-1)
             draw = lambda key: jax.random.uniform(key, (tokens.shape[1] - 1,))  # noqa: E731
-            replaced = jax.vmap(draw)(folded(row_keys, 2)) < own[:, None]
+            replaced = jax.vmap(draw)(fold_in_rows(row_keys, 2)) < own[:, None]
             mixed = jnp.where(replaced, likeliest.astype(tokens.dtype), tokens[:, 1:])
             return jnp.concatenate([tokens[:, :1], mixed], axis=1)
 
         return lax.cond(jnp.any(own > 0), mix, lambda _: tokens, None)  # a schedule begins and may end with zeros
 
-    def measure(self, params: Params, carry: tuple[()], batch: Writing) -> tuple[tuple[()], WritingTotals]:
+    def measure(self, params: Params, carry: tuple[()], batch: Seq2SeqBatch) -> tuple[tuple[()], WritingTotals]:
         """What an evaluation sums up."""
         return self.loss(params, carry, batch)
 

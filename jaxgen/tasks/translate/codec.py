@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxgen.data.bucketing import padded, rung
+from jaxgen.data.bucketing import bucket_width, padded
 from jaxgen.errors import CheckpointError
 from jaxgen.plots.attention import Look
 from jaxgen.tasks.seq2seq.data import decode_target, spaced, token_label
@@ -45,7 +45,7 @@ class TranslateCodec:
 
     def widths(self, ids: np.ndarray) -> tuple[int, ...]:
         """To what a source is padded."""
-        return (rung(ids.size),)
+        return (bucket_width(ids.size),)
 
     def pack(self, examples: Sequence[np.ndarray], widths: tuple[int, ...], rows: int) -> TokenRows:
         """What a model reads of sources, filled up to ``rows`` rows."""

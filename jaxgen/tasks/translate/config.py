@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 from pydantic import field_validator, model_validator
 
 from jaxgen.runs.config import Fraction, Positive, Size
-from jaxgen.tasks.rows_config import WritingConfig
+from jaxgen.tasks.rows_config import Seq2SeqConfig
 
 
-class TranslateConfig(WritingConfig):
+class TranslateConfig(Seq2SeqConfig):
     """A text in, another text out: a translator."""
 
     task: ClassVar[str] = "translate"

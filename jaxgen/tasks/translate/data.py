@@ -15,14 +15,14 @@ import numpy as np
 
 from jaxgen.data.datasets import NAMED, fetch
 from jaxgen.data.files import FilesDigest, FileText, find_paths, whole_lines
-from jaxgen.data.progress import SILENT, Watch
-from jaxgen.data.tables import Column, Pairs, Rows, column_kind, digest, read_table, split_rows, without_empty
+from jaxgen.data.progress import SILENT, ProgressReporter
+from jaxgen.data.tables import Column, Pairs, Table, column_kind, digest, read_table, split_rows, without_empty
 from jaxgen.errors import DataError, UsageError
 from jaxgen.metrics.text_overlap import ORDERS, bleu
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import Metric, Model
 from jaxgen.tasks.rows_config import VAL_FRACTION
-from jaxgen.tasks.seq2seq.data import SPACED, Examples, WritingData, encode_target
+from jaxgen.tasks.seq2seq.data import SPACED, Examples, Seq2SeqData, encode_target
 from jaxgen.tasks.translate.codec import TranslateCodec
 from jaxgen.tasks.translate.config import TranslateConfig
 from jaxgen.tasks.translate.dates import dates
@@ -34,7 +34,7 @@ from jaxgen.tokenizers.base import UNK
 class PairSplits:
     """Pairs of texts by split: ``train``, ``val``, and others that are judged when a run has ended."""
 
-    splits: dict[str, Rows]
+    splits: dict[str, Table]
     name: str
     sha256: str
     skipped: int
@@ -93,7 +93,7 @@ def read_pairs(
     return PairSplits({split: full[split] for split in order}, full["train"].name, sha256, skipped)
 
 
-def _set(data: Sequence[str], columns: tuple[str | None, str | None], seed: int) -> dict[str, Rows]:
+def _set(data: Sequence[str], columns: tuple[str | None, str | None], seed: int) -> dict[str, Table]:
     """All splits of a built-in or named set of pairs; nothing for other data."""
     name = data[0] if len(data) == 1 else ""
     named = NAMED[name].pairs if name in NAMED else ()
@@ -103,7 +103,7 @@ def _set(data: Sequence[str], columns: tuple[str | None, str | None], seed: int)
         made = PAIR_SETS[name](seed)
         sha256 = digest(made)  # of all splits together
         return {
-            split: Rows((a, b), [f"pair {n} of {split}" for n in range(1, len(a) + 1)], name, sha256)
+            split: Table((a, b), [f"pair {n} of {split}" for n in range(1, len(a) + 1)], name, sha256)
             for split, (a, b) in made.items()
         }
     return {split: _parallel(fetch(source), fetch(target), name) for split, source, target in named}
@@ -117,7 +117,7 @@ def _no_other_way(name: str, settings: dict[str, object]) -> None:
         raise UsageError(f"{given[0]} was given, but {name} has {what} of its own: leave it out.")
 
 
-def _read(specs: Sequence[str], columns: tuple[str | None, str | None]) -> Rows:
+def _read(specs: Sequence[str], columns: tuple[str | None, str | None]) -> Table:
     source, target = columns
     if source is not None and target is not None:
         return read_table(specs, (Column((source,), "--source-column"), Column((target,), "--target-column")))
@@ -134,7 +134,7 @@ def _read(specs: Sequence[str], columns: tuple[str | None, str | None]) -> Rows:
     )
 
 
-def _parallel(source: Path, target: Path, name: str) -> Rows:
+def _parallel(source: Path, target: Path, name: str) -> Table:
     """Line n of one file and line n of the other; ``.gz`` or not."""
     texts = [FileText(path) for path in (source, target)]
     sides = [_lines(text) for text in texts]
@@ -147,7 +147,7 @@ def _parallel(source: Path, target: Path, name: str) -> Rows:
             "equal length."
         )
     places = [f"line {n} of {source} or of {target}" for n in range(1, len(sides[0]) + 1)]
-    return Rows((sides[0], sides[1]), places, name, FilesDigest(text.sha256 for text in texts).hexdigest())
+    return Table((sides[0], sides[1]), places, name, FilesDigest(text.sha256 for text in texts).hexdigest())
 
 
 def _lines(text: FileText) -> list[str]:
@@ -158,7 +158,7 @@ def _lines(text: FileText) -> list[str]:
 
 
 @dataclass(frozen=True)
-class TranslateData(WritingData):
+class TranslateData(Seq2SeqData):
     """Pairs of texts with their batches and evaluations, as the trainer uses them."""
 
     config: TranslateConfig
@@ -180,7 +180,9 @@ class TranslateData(WritingData):
         return {"source_vocab": codec.source.vocab_size, "vocab_size": codec.target.vocab_size}
 
     @classmethod
-    def load(cls, config: TranslateConfig, codec: TranslateCodec | None = None, watch: Watch = SILENT) -> TranslateData:
+    def load(
+        cls, config: TranslateConfig, codec: TranslateCodec | None = None, watch: ProgressReporter = SILENT
+    ) -> TranslateData:
         """Read and split the pairs; a given ``codec`` (of a resumed run, or of ``--init-from``) is used as it is.
 
         Raises ``DataError`` for data that cannot be used, also when every pair is too long.
