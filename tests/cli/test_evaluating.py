@@ -116,7 +116,7 @@ def nothing_compiles(monkeypatch):
     def refuse(*args):
         raise AssertionError("A function of the model was compiled before the input was checked.")
 
-    for name in ("evaluation", "preparation", "priming", "decoding"):
+    for name in ("jit_eval_step", "jit_prepare", "jit_prefill", "jit_decode"):
         monkeypatch.setattr(jitted, name, lambda *_: refuse)
 
 

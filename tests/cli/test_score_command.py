@@ -30,7 +30,7 @@ def nothing_compiles(monkeypatch):
     def refuse(*args):
         raise AssertionError("A function of the model was compiled before the input was checked.")
 
-    for name in ("preparation", "priming", "scoring"):
+    for name in ("jit_prepare", "jit_prefill", "jit_score"):
         monkeypatch.setattr(jitted, name, lambda *_: refuse)
 
 

@@ -24,7 +24,7 @@ def nothing_compiles(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("A function of the model was compiled before the input was checked.")
 
-    for name in ("fresh_state", "training_steps", "evaluation", "preparation", "priming", "decoding"):
+    for name in ("jit_init_state", "jit_train_steps", "jit_eval_step", "jit_prepare", "jit_prefill", "jit_decode"):
         monkeypatch.setattr(jitted, name, lambda *_: refuse)
 
 

@@ -212,7 +212,7 @@ def test_without_free_file_descriptors_nothing_is_taken_for_damaged_or_removed(s
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ENOMEM])
-@pytest.mark.parametrize("place", ["format.file_sha256", "format.read_bounded"])
+@pytest.mark.parametrize("place", ["manifest.file_sha256", "manifest.read_bounded"])
 def test_what_cannot_be_read_now_is_neither_damaged_nor_dropped(store, monkeypatch, number, place):
     def refuse(*_):
         raise OSError(number, os.strerror(number))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgen.data.datasets import NamedSet
+from jaxgen.data.datasets import NAMED, NamedSet
 from jaxgen.data.splits import read_splits
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.runs.config import validate
@@ -111,8 +111,7 @@ def test_the_first_text_of_a_label_is_never_held_out():
 def test_a_named_set_brings_the_names_of_its_labels(monkeypatch):
     path = Path(write("news.csv", "1,Title one,text\n2,Title two,text\n1,Title three,text\n"))
     named = NamedSet((object(),), "", text_column="2", label_column="1", labels=(("1", "World"), ("2", "Sports")))
-    for name in ("known", "tables"):
-        monkeypatch.setitem(vars(__import__(f"jaxgen.data.{name}", fromlist=["NAMED"]))["NAMED"], "news", named)
+    monkeypatch.setitem(NAMED, "news", named)
     monkeypatch.setattr("jaxgen.data.tables.fetch", lambda file: path)
     found = read_conditioning_columns(["news"], None, "1", ())
     assert found.texts == ["Title one", "Title two", "Title three"]
