@@ -55,8 +55,8 @@ def bag(splits: LabelledSplits) -> Row:
 
     began = clock()
     words = TfidfVectorizer()
-    model = LogisticRegression(max_iter=1000).fit(words.fit_transform(splits.train.parts[0]), splits.train.parts[1])
-    given, true = model.predict(words.transform(splits.val.parts[0])), splits.val.parts[1]
+    model = LogisticRegression(max_iter=1000).fit(words.fit_transform(splits.train.columns[0]), splits.train.columns[1])
+    given, true = model.predict(words.transform(splits.val.columns[0])), splits.val.columns[1]
     wall, processor = (after - before for before, after in zip(began, clock()))
     score = float(accuracy_score(true, given)), float(f1_score(true, given, average="macro"))
     return Row("bag of words, logistic regression", *score, wall, processor, "scikit-learn")

@@ -27,7 +27,7 @@ def main() -> None:
 
     splits = read_labelled(["ag_news"], text_columns=["2"], val_rows=1000)
     words = TfidfVectorizer()
-    judge = LogisticRegression(max_iter=1000).fit(words.fit_transform(splits.train.parts[0]), splits.train.parts[1])
+    judge = LogisticRegression(max_iter=1000).fit(words.fit_transform(splits.train.columns[0]), splits.train.columns[1])
 
     def recognised(texts: list[str], labels: list[str]) -> float:
         given = judge.predict(words.transform(texts))
@@ -37,8 +37,8 @@ def main() -> None:
     settings = GenerationConfig(length=100, temperature=asked.temperature)
     print(machine.line(machine.facts()) + "\n")
     print("| titles | recognised by the judge |\n|---|---|")
-    print(f"| real, held out | {recognised(*map(list, splits.val.parts)):.1%} |")
-    for label in sorted({*splits.train.parts[1]}):
+    print(f"| real, held out | {recognised(*map(list, splits.val.columns)):.1%} |")
+    for label in sorted({*splits.train.columns[1]}):
         texts = sampler.conditioned(label).sample(settings=settings, num_samples=asked.number)
         print(
             f"| sampled as {label}, for example: {texts[0].strip()} | {recognised(texts, [label] * len(texts)):.1%} |"

@@ -54,7 +54,7 @@ def soak(folder: Path, steps: int, every: int) -> tuple[list[dict[str, Any]], di
     rhythm = {"steps": steps, "eval_every": every, "sample_every": every, "schedule": "constant", "lr": 1e-3}
     trainer = start(DATA["language"].Config(run=str(folder / "run"), **SIZES, **rhythm), watch)
     trainer.train()
-    return records, trainer.data.identity()
+    return records, trainer.data.fingerprint()
 
 
 def judged(records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -48,10 +48,11 @@ class Buckets:
             counts[least + 1] += counts[least]
             names, counts = np.delete(names, least), np.delete(counts, least)
         #: The group of each row, [N].
-        self.which = np.searchsorted(names, group)
+        self.bucket_of = np.searchsorted(names, group)
         #: The widths of each group's fields.
         self.widths = [
-            tuple(bucket_width(int(n)) for n in self.lengths[self.which == k].max(axis=0)) for k in range(names.size)
+            tuple(bucket_width(int(n)) for n in self.lengths[self.bucket_of == k].max(axis=0))
+            for k in range(names.size)
         ]
 
     def __len__(self) -> int:
@@ -71,7 +72,7 @@ class RowBatches:
     def __init__(self, buckets: Buckets, batch_size: int, seed: int, pack: Callable[..., Any]) -> None:
         check_sizes(batch_size=batch_size, seed=seed)
         self._buckets, self._size, self._seed, self._pack = buckets, batch_size, seed, pack
-        counts = np.bincount(buckets.which, minlength=len(buckets))
+        counts = np.bincount(buckets.bucket_of, minlength=len(buckets))
         self.steps_per_epoch = int(np.sum(-(-counts // batch_size)))
         self._plan = lru_cache(maxsize=2)(self._planned)
 
@@ -93,7 +94,7 @@ class RowBatches:
         return [(planned.index(bucket), planned.count(bucket)) for bucket in range(len(self._buckets))]
 
     def _planned(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        order = permutation(self._buckets.which.size, self._seed, epoch, "rows")
+        order = permutation(self._buckets.bucket_of.size, self._seed, epoch, "rows")
         batches = list(in_batches(self._buckets, self._size, order))
         shuffled = permutation(len(batches), self._seed, epoch, "row batches")
         return [batches[i] for i in shuffled]
@@ -101,9 +102,9 @@ class RowBatches:
 
 def in_batches(buckets: Buckets, size: int, order: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
     """All rows once, bucket by bucket: (bucket, rows [size]), in ``order`` within each."""
-    order = np.arange(buckets.which.size) if order is None else order
+    order = np.arange(buckets.bucket_of.size) if order is None else order
     for bucket in range(len(buckets)):
-        rows = order[buckets.which[order] == bucket]
+        rows = order[buckets.bucket_of[order] == bucket]
         for start in range(0, rows.size, size):
             part = rows[start : start + size]
             yield bucket, np.concatenate([part, np.full(size - part.size, PAD_ROW, part.dtype)])

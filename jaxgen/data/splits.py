@@ -44,12 +44,12 @@ class Splits:
     val_known: RowMetadata | None = None
 
     @property
-    def identity(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """What a run remembers of its data: their name and the digest of their bytes.
 
         With validation data, ``sha256`` is that of the two hexadecimal digests, training data first.
         """
-        return identity(self.name, self.sha256, self.val_sha256)
+        return fingerprint(self.name, self.sha256, self.val_sha256)
 
     def whole(self) -> tuple[list[str], list[str]]:
         """The texts to train on and to validate with as strings."""
@@ -64,8 +64,8 @@ class Splits:
                 text.check()
 
 
-def identity(name: str, sha256: str, val_sha256: str | None) -> dict[str, str]:
-    """As ``Splits.identity``."""
+def fingerprint(name: str, sha256: str, val_sha256: str | None) -> dict[str, str]:
+    """As ``Splits.fingerprint``."""
     if val_sha256 is not None:
         sha256 = hashlib.sha256(f"{sha256}{val_sha256}".encode()).hexdigest()
     return {"name": name, "sha256": sha256}

@@ -239,26 +239,26 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Parts of rows side by side: ``parts[p][r]`` is part p of row r.
+    """Columns side by side: ``columns[c][r]`` is the cell of column c in row r.
 
-    ``places`` says where each row stands, for messages; ``sha256`` is the ``FilesDigest`` of all files;
+    ``locations`` says where each row stands, for messages; ``sha256`` is the ``FilesDigest`` of all files;
     ``skipped`` counts the rows that were left out because a part of them was empty.
     """
 
-    parts: tuple[list[str], ...]
-    places: list[str]
+    columns: tuple[list[str], ...]
+    locations: list[str]
     name: str
     sha256: str
     skipped: int = 0
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
     def take(self, which: np.ndarray) -> Table:
         """The rows at these indices, in their order."""
         chosen = which.tolist()
-        parts = tuple([part[i] for i in chosen] for part in self.parts)
-        return Table(parts, [self.places[i] for i in chosen], self.name, self.sha256, self.skipped)
+        columns = tuple([column[i] for i in chosen] for column in self.columns)
+        return Table(columns, [self.locations[i] for i in chosen], self.name, self.sha256, self.skipped)
 
 
 def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | None = None) -> Table:
@@ -298,10 +298,10 @@ def without_empty(rows: Table, policy: Literal["skip", "refuse"]) -> Table:
 
     Raises ``DataError`` when nothing is left, and with ``refuse`` for the first that is left out.
     """
-    full = [all(cell.strip() for cell in cells) for cells in zip(*rows.parts)]
+    full = [all(cell.strip() for cell in cells) for cells in zip(*rows.columns)]
     empty = full.count(False)
     if empty and policy == "refuse":
-        place = rows.places[full.index(False)]
+        place = rows.locations[full.index(False)]
         raise DataError(
             f"{place[0].upper()}{place[1:]} has an empty part, one of {empty:,} such rows: nothing, white space alone "
             "or JSON's null. Fill it in, or leave these rows out with --empty skip."
@@ -314,7 +314,7 @@ def without_empty(rows: Table, policy: Literal["skip", "refuse"]) -> Table:
             "Give data with rows of which no part is empty."
         )
     left = rows.take(np.flatnonzero(full)) if empty else rows
-    return Table(left.parts, left.places, left.name, left.sha256, empty)
+    return Table(left.columns, left.locations, left.name, left.sha256, empty)
 
 
 def split_rows(rows: Table, held_out: int, seed: int) -> tuple[Table, Table]:

@@ -60,7 +60,7 @@ class LoadedRun:
             )
         tokenizer = directory.read_json("tokenizer.json")
         codec = DATA[name].read_codec(tokenizer)
-        sizes = DATA[name].sizes(codec)
+        sizes = DATA[name].vocab_sizes(codec)
         try:
             config = validate(kind, config)
             task = objective(name, config.model).build(**options)

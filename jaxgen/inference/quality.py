@@ -42,7 +42,7 @@ class Reference:
     def of_run(cls, saved: LoadedRun) -> Reference:
         """Read them again as the run read them. Raises ``DataError`` when they are gone or not what they were."""
         splits = DATA[saved.config.task].texts(saved.config)
-        then, now = saved.resolved["data"], splits.identity
+        then, now = saved.resolved["data"], splits.fingerprint
         if then != now:
             raise DataError(
                 f"The data of the run {saved.directory.path} have changed: {then['name']} with sha256 {then['sha256']} "

@@ -28,7 +28,7 @@ def resolve_config(data: TaskData, options: dict[str, Any], parameters: int, dev
     return {
         "model": options,
         "parameters": parameters,
-        "data": data.identity(),
+        "data": data.fingerprint(),
         **data.resolved(),
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
@@ -104,7 +104,7 @@ def run_summary(trainer: Trainer) -> dict[str, str]:
     config, data, resolved, team = trainer.config, trainer.data, trainer.resolved, trainer.team
     spread = f", the batch spread over {trainer.devices}" if trainer.devices > 1 else ""
     return {
-        **data.facts(),
+        **data.summary(),
         "model": f"{config.cell} {config.layers}x{config.hidden}, {resolved['parameters']:,} parameters",
         "training": f"{trainer.total:,} steps of {data.units_per_step:,} {data.UNIT}, "
         f"{config.optimizer} at {config.lr:g}, {config.schedule}",

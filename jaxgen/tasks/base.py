@@ -97,7 +97,7 @@ class TaskData(Protocol):
         ...
 
     @staticmethod
-    def sizes(codec: Any, /) -> dict[str, int]:
+    def vocab_sizes(codec: Any, /) -> dict[str, int]:
         """The options of the model that follow from the codec."""
         ...
 
@@ -113,7 +113,7 @@ class TaskData(Protocol):
         ...
 
     @property
-    def steps_of_time(self) -> int:
+    def tokens_per_step(self) -> int:
         """How often a batch passes through the model's weights, about: rows times time steps."""
         ...
 
@@ -123,9 +123,9 @@ class TaskData(Protocol):
         """What a run keeps of the data beside their identity."""
         ...
 
-    def identity(self) -> dict[str, str]: ...
+    def fingerprint(self) -> dict[str, str]: ...
 
-    def facts(self) -> dict[str, str]: ...
+    def summary(self) -> dict[str, str]: ...
 
     def eval_sets(self, final: bool) -> dict[str, EvalSet]: ...
 
@@ -133,15 +133,15 @@ class TaskData(Protocol):
         """The figures of evaluations from what the task's ``measure`` summed up in each; ``val_loss`` among them."""
         ...
 
-    def judge(self, model: Model, final: bool) -> dict[str, Any]:
+    def generation_metrics(self, model: Model, final: bool) -> dict[str, Any]:
         """Figures that take more than a pass over the evaluation sets."""
         ...
 
-    def show(self, model: Model, final: bool) -> list[Example]:
+    def examples(self, model: Model, final: bool) -> list[Example]:
         """What the model makes, for people who watch it learn."""
         ...
 
-    def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+    def save_plots(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
         """Pictures of a finished run, beside its loss curve."""
         ...
 
@@ -149,7 +149,7 @@ class TaskData(Protocol):
         """An evaluation in a few words."""
         ...
 
-    def summary(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def report_lines(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
         """The final evaluation as labelled lines."""
         ...
 

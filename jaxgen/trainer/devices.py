@@ -49,7 +49,7 @@ def rescale_devices(saved: LoadedRun, config: TrainConfig, data: TaskData) -> st
         return ""
     if config.devices == saved.config.devices and not _possible(config, now):
         config = config.model_copy(update={"devices": None})  # what was asked for then cannot be had of these
-    devices = choose_devices(config, resolved["parameters"] / data.steps_of_time)
+    devices = choose_devices(config, resolved["parameters"] / data.tokens_per_step)
     before = f"{then} process{'' if then == 1 else 'es'} and {resolved['devices']}"
     resolved |= {"devices": devices, "processes": now}
     return (

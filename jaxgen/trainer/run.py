@@ -171,7 +171,7 @@ def _facts(config: TrainConfig, data: TaskData, resolved: dict[str, Any]) -> dic
     return {
         "settings": json.dumps(settings),
         "versions": json.dumps(versions()),
-        "data": data.identity()["sha256"],
+        "data": data.fingerprint()["sha256"],
         "plan": json.dumps(plan, default=str),
     }
 
@@ -187,8 +187,9 @@ def _prepared(config: TrainConfig, emit: Emit) -> tuple[Any, TaskData, dict[str,
             f"--init-from {config.init_from} is a run of the task {source.config.task}, and this is one of "
             f"{config.task}: give a run of the same task."
         )
-    build, foreseen = objective(config.task, config.model).build, getattr(DATA[config.task], "foreseen", None)
-    if foreseen is not None and (known := foreseen(config)) is not None:
+    build = objective(config.task, config.model).build
+    options_of = getattr(DATA[config.task], "options_without_data", None)
+    if options_of is not None and (known := options_of(config)) is not None:
         build(**known)  # what is wrong with the model is said before data are read that take a while
     data = _load(config, source.codec if source else None, emit)
     options = data.model_options()
@@ -199,7 +200,7 @@ def _prepared(config: TrainConfig, emit: Emit) -> tuple[Any, TaskData, dict[str,
     task = build(**options)
     params = None if source is None else _borrowed(source, shapes)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    devices = choose_devices(config, parameters / data.steps_of_time)
+    devices = choose_devices(config, parameters / data.tokens_per_step)
     check_memory(parameters, devices // process_group().count)
     return task, data, resolve_config(data, options, parameters, devices), params
 
@@ -238,7 +239,7 @@ def _reopened(
     data = _load(config, saved.codec, emit)
     if note := rescale_devices(saved, config, data):
         emit(Note(note))
-    then, now = saved.resolved["data"], data.identity()
+    then, now = saved.resolved["data"], data.fingerprint()
     if then["sha256"] != now["sha256"]:
         changes = (
             f"The data of the run {path} have changed: {then['name']} with sha256 {then['sha256']} then, "

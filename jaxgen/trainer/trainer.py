@@ -60,7 +60,7 @@ class Trainer:
         self.total: int = resolved["steps"]
         self.key = jax.random.key(config.seed, impl=PRNG)
         most = getattr(task, "STEPS_TOGETHER", MAX_STEPS_PER_CALL)
-        self.calls = min(most, steps_per_call(resolved["parameters"], data.steps_of_time))
+        self.calls = min(most, steps_per_call(resolved["parameters"], data.tokens_per_step))
         self.devices: int = resolved["devices"]
         self.team, self.rhythm = process_group(), EvalSchedule.of(config, resolved["horizon"], self.total)
         self._feed = InputPipeline(data.batches, self.calls, self.devices, config.batch_size)
@@ -69,7 +69,7 @@ class Trainer:
         self._events: Any = None
         self._speed = Throughput()
         self._grad_norm = math.nan  # of the last step that was read
-        self._curves = LossCurves(run, data.identity()["name"], data.TARGET)
+        self._curves = LossCurves(run, data.fingerprint()["name"], data.TARGET)
 
     def begin(self, params: Any | None = None) -> Trainer:
         """Set the state of step 0: fresh weights, or the given ``params`` with a fresh optimiser."""
@@ -290,10 +290,10 @@ class Trainer:
 
     def _report(self, params: Any, final: bool) -> dict[str, Any]:
         figures = self._measured(params, final)
-        return figures | self.data.judge(self._made.with_params(on_one_device(params)), final)
+        return figures | self.data.generation_metrics(self._made.with_params(on_one_device(params)), final)
 
     def _show(self, step: int) -> list[Example]:
-        shown = self.data.show(self._made.with_params(self._params), final=False)
+        shown = self.data.examples(self._made.with_params(self._params), final=False)
         RunLock.check(self.run.path)
         for each in shown:
             append_sample(self.run.samples_path, step, each.text)
@@ -339,12 +339,14 @@ class Trainer:
     def _conclude(self, step: int, best: int | None, params: Any, report: dict[str, Any] | None) -> Finished:
         report = self._report(params, final=True) if report is None else report
         made = self._made.with_params(on_one_device(params))
-        samples = [(each.title, each.text) for each in self.data.show(made, final=True)]
+        samples = [(each.title, each.text) for each in self.data.examples(made, final=True)]
         self.run.write_json("report.json", {"step": step, "best_step": best or step, **report})
         with self._curves.undrawn.expected(f"the pictures of the report in {self.run.path}"):
-            self.data.draw(made, report, self.run.path)
+            self.data.save_plots(made, report, self.run.path)
         self._curves.undrawn.tell(self.emit)
         path, data = str(self.run.path), self.data
-        finished = Finished(path, step, best or step, report, data.summary(report), data.next_command(path), samples)
+        finished = Finished(
+            path, step, best or step, report, data.report_lines(report), data.next_command(path), samples
+        )
         self.emit(finished)
         return finished

@@ -65,8 +65,8 @@ def test_there_are_no_more_groups_than_asked_and_every_row_fits_its_own(lengths,
     buckets = Buckets(np.array(lengths), most)
     assert len(buckets) <= most
     assert len({*buckets.widths}) == len(buckets)
-    assert {*buckets.which.tolist()} == {*range(len(buckets))}
-    for row, bucket in zip(lengths, buckets.which):
+    assert {*buckets.bucket_of.tolist()} == {*range(len(buckets))}
+    for row, bucket in zip(lengths, buckets.bucket_of):
         assert all(length <= width for length, width in zip(row, buckets.widths[bucket], strict=True))
 
 
@@ -74,7 +74,7 @@ def test_there_are_no_more_groups_than_asked_and_every_row_fits_its_own(lengths,
 @given(LENGTHS)
 def test_with_as_many_groups_as_widths_no_row_is_padded_beyond_its_own(lengths):
     buckets = Buckets(np.array(lengths), 64)
-    for row, bucket in zip(lengths, buckets.which):
+    for row, bucket in zip(lengths, buckets.bucket_of):
         assert max(buckets.widths[bucket]) == bucket_width(max(row))
 
 

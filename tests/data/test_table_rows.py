@@ -55,7 +55,7 @@ def test_of_a_packed_table_only_the_columns_wanted_are_in_memory_and_the_digest_
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert found.parts == ([f"text {n}" for n in range(rows)], [f"label {n}" for n in range(rows)])
+    assert found.columns == ([f"text {n}" for n in range(rows)], [f"label {n}" for n in range(rows)])
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert peak < 15 * 2**20
 
@@ -80,5 +80,5 @@ def test_a_table_that_can_be_read_but_once_gives_all_its_columns(tmp_path):
     with ThreadPoolExecutor(1) as pool:
         pool.submit((tmp_path / "t.tsv").write_text, "a\tb\nc\td\n")
         rows = read_table([str(tmp_path / "t.tsv")], [Column((n,), "--text-column") for n in "12"])
-    assert rows.parts == (["a", "c"], ["b", "d"])
+    assert rows.columns == (["a", "c"], ["b", "d"])
     assert rows.sha256 == hashlib.sha256(b"a\tb\nc\td\n").hexdigest()

@@ -47,14 +47,14 @@ def rows(*parts, skipped=0):
 @pytest.mark.parametrize("zipped", ["", ".gz"])
 @pytest.mark.parametrize("name", TABLES)
 def test_columns_are_read_by_name_and_joined_by_spaces(name, zipped):
-    assert read_table([write(name + zipped, TABLES[name])], [TEXT, LABEL]).parts == READ[name]
+    assert read_table([write(name + zipped, TABLES[name])], [TEXT, LABEL]).columns == READ[name]
 
 
 def test_columns_by_position_make_every_row_data_unless_there_is_a_header():
     write("t.csv", "one,x\ntwo,y\n")
     columns = [Column(("1",), "--text-column"), Column(("2",), "--label-column")]
-    assert read_table(["t.csv"], columns).parts == (["one", "two"], ["x", "y"])
-    assert read_table(["t.csv"], columns, header=True).parts == (["two"], ["y"])
+    assert read_table(["t.csv"], columns).columns == (["one", "two"], ["x", "y"])
+    assert read_table(["t.csv"], columns, header=True).columns == (["two"], ["y"])
 
 
 @pytest.mark.parametrize("mixed", [[("a",), ("2",)], [("1", "b"), ("l",)], [("1",), ("l",)]])
@@ -67,14 +67,14 @@ def test_names_beside_positions_are_refused(mixed):
 
 def test_an_empty_cell_leaves_no_space_where_columns_are_joined():
     write("t.csv", "a,b,l\n,1,x\n2,,y\n,,z\n")
-    assert read_table(["t.csv"], [TEXT, LABEL]).parts[0] == ["1", "2", ""]
+    assert read_table(["t.csv"], [TEXT, LABEL]).columns[0] == ["1", "2", ""]
 
 
 def test_several_files_follow_each_other_with_their_places():
     parts = [write("t.csv", "a,b,l\n1,2,x\n"), write("u.tsv", "l\ta\tb\ny\t3\t4\nz\t5\t6\n")]
     table = read_table(parts, [TEXT, LABEL])
-    assert table.parts == (["1 2", "3 4", "5 6"], ["x", "y", "z"])
-    assert table.places == ["row 1 of t.csv", "row 1 of u.tsv", "row 2 of u.tsv"]
+    assert table.columns == (["1 2", "3 4", "5 6"], ["x", "y", "z"])
+    assert table.locations == ["row 1 of t.csv", "row 1 of u.tsv", "row 2 of u.tsv"]
     assert table.name == "t.csv + u.tsv"
 
 
@@ -92,7 +92,7 @@ def test_a_folder_of_tables_is_read_in_the_order_of_their_names():
     Path("tables").mkdir()
     for name in ("b", "a"):
         write(f"tables/{name}.csv", f"a,b,l\n{name},1,x\n")
-    assert read_table(["tables"], [TEXT, LABEL]).parts[0] == ["a 1", "b 1"]
+    assert read_table(["tables"], [TEXT, LABEL]).columns[0] == ["a 1", "b 1"]
 
 
 def test_a_missing_column_lists_those_that_are_there():
@@ -118,7 +118,7 @@ def test_what_only_resembles_a_position_is_a_name(column):
     with pytest.raises(UsageError, match="give all columns by name, or all by position"):
         read_table(["t.csv"], [Column((column, "1"), "--text-column")])
     write("t.csv", f"{column},1\na,2\n")
-    assert read_table(["t.csv"], [Column((column,), "--text-column")]).parts == (["a"],)
+    assert read_table(["t.csv"], [Column((column,), "--text-column")]).columns == (["a"],)
 
 
 def test_a_ragged_row_is_told_by_its_line():
@@ -129,7 +129,7 @@ def test_a_ragged_row_is_told_by_its_line():
 
 def test_numbers_are_labels_and_no_texts():
     write("t.jsonl", '{"a": 1, "b": "x", "l": true}\n')
-    assert read_table(["t.jsonl"], [LABEL]).parts == (["true"],)
+    assert read_table(["t.jsonl"], [LABEL]).columns == (["true"],)
     with pytest.raises(DataError, match=r"'a' of line 1 of t\.jsonl holds a number, but it must hold a string"):
         read_table(["t.jsonl"], [TEXT, LABEL])
 
@@ -146,8 +146,8 @@ def test_what_is_no_table_and_what_is_no_utf8_is_refused():
 
 def test_rows_with_an_empty_part_are_left_out_and_counted():
     left = without_empty(rows("a \nc", [*"1 34"]), "skip")
-    assert left.parts == (["a", "c"], ["1", "4"])
-    assert left.places == ["row 1", "row 4"]
+    assert left.columns == (["a", "c"], ["1", "4"])
+    assert left.locations == ["row 1", "row 4"]
     assert left.skipped == 2
 
 
@@ -162,7 +162,7 @@ def test_null_in_json_is_an_empty_part():
     )
     table = read_table(["t.jsonl"], [TEXT, LABEL])
     left = without_empty(table, "skip")
-    assert (left.parts, left.skipped) == ((["one"], ["x"]), 2)
+    assert (left.columns, left.skipped) == ((["one"], ["x"]), 2)
     with pytest.raises(DataError, match=r"Row 2 of t\.jsonl has an empty part, one of 2 such rows: .* or JSON's null"):
         without_empty(table, "refuse")
 
@@ -192,11 +192,11 @@ def test_no_row_that_can_be_used_is_an_error(parts, said):
 def test_a_split_parts_the_rows_and_keeps_their_order(sizes, seed):
     number, held_out = sizes
     train, val = split_rows(rows([str(i) for i in range(number)]), held_out, seed)
-    kept, held = ([int(text) for text in split.parts[0]] for split in (train, val))
+    kept, held = ([int(text) for text in split.columns[0]] for split in (train, val))
     assert len(held) == held_out
     assert sorted(kept + held) == list(range(number))
     assert (kept, held) == (sorted(kept), sorted(held))
-    assert train.places == [f"row {i + 1}" for i in kept]
+    assert train.locations == [f"row {i + 1}" for i in kept]
 
 
 def test_a_split_follows_from_the_seed():
@@ -213,5 +213,5 @@ def test_a_split_that_leaves_a_side_empty_is_refused(held_out):
 
 def test_rows_are_taken_in_the_order_asked_for():
     some = rows("abc", "123").take(np.array([2, 0]))
-    assert some.parts == (["c", "a"], ["3", "1"])
-    assert some.places == ["row 3", "row 1"]
+    assert some.columns == (["c", "a"], ["3", "1"])
+    assert some.locations == ["row 3", "row 1"]

@@ -130,7 +130,7 @@ def test_long_captions_are_left_out_of_training_alone_and_counted():
     assert [text for _, text in ROWS if len(text.split()) < 4] == data.splits["train"].texts
     assert len(data.splits["train"].groups) == 3
     assert len(data.splits["val"].texts) == 4
-    assert "1 captions of more than 4 tokens left out of training" in data.facts()["images"]
+    assert "1 captions of more than 4 tokens left out of training" in data.summary()["images"]
     with pytest.raises(DataError, match=r"Every caption of train.npz .* longer than 1 tokens: give a larger --max-le"):
         make(max_length=1)
 
@@ -145,11 +145,11 @@ def test_captions_are_read_in_lower_case_on_request_and_the_first_word_is_as_any
 
 
 def test_facts_say_what_was_read(scenes):
-    facts = make().facts()
+    facts = make().summary()
     assert facts["images"] == "4 with 5 captions to train on, 2 to validate"
     assert facts["data"].startswith("train.npz (sha256 ")
     assert "word level" in facts["tokens"]
-    assert scenes.facts()["images"].endswith("3 to validate, 2 of test, 2 of held out to judge at the end")
+    assert scenes.summary()["images"].endswith("3 to validate, 2 of test, 2 of held out to judge at the end")
 
 
 def test_unreadable_images_are_counted_in_the_facts():
@@ -159,7 +159,7 @@ def test_unreadable_images_are_counted_in_the_facts():
     Path("photos/b.png").write_bytes(b"broken")
     Path("photos/c.csv").write_text("image,caption\na.png,a\nb.png,b\nc.png,c\n")
     data = CaptionData.load(CaptionConfig(data=("photos",), image_size=8, **WORDS))
-    assert data.facts()["images"].startswith(
+    assert data.summary()["images"].startswith(
         "1 with 1 captions to train on, 1 to validate; 1 of 3 images was skipped ("
     )
     with pytest.raises(DataError, match=r"photos/b.png cannot be used"):
@@ -174,7 +174,7 @@ def test_what_the_flags_cannot_mean_is_refused():
 
 @pytest.mark.usefixtures("scenes")
 def test_the_home_of_a_user_that_nobody_is_foresees_nothing():
-    assert CaptionData.foreseen(validate(CaptionConfig, {"data": ["~nosuchuser/x"]})) is None
+    assert CaptionData.options_without_data(validate(CaptionConfig, {"data": ["~nosuchuser/x"]})) is None
 
 
 def test_scenes_whose_captions_say_left_and_right_are_not_mirrored():
@@ -290,32 +290,32 @@ def test_a_codec_of_another_run_is_used_where_it_fits():
 def test_the_figures_are_those_of_all_references_together(monkeypatch):
     data = make()
     model = Model("the dog", "a dog runs")
-    during = data.judge(model, final=False)
+    during = data.generation_metrics(model, final=False)
     assert [(list(map(float, next(zip(*inputs)))), options) for inputs, options in model.asked] == [
         ([8.0, 9.0], {"beam": 0})
     ]
     assert during["val_exact"] == 0.5
     assert during["val_bleu_1"] == pytest.approx(100 * 4 / 5), "of five words all but one are right"
     assert during["val_cider"] > 0
-    assert data.judge(model, final=True).keys() == during.keys()
+    assert data.generation_metrics(model, final=True).keys() == during.keys()
     assert model.asked[-1][1] == {"beam": 3}
     assert data.METRIC.cost(during | {"val_loss": 0.0}) == -during["val_cider"]
 
 
 def test_all_splits_are_judged_at_the_end(scenes):
     model = Model(*["a cat"] * 3)
-    report = scenes.judge(model, final=True)
+    report = scenes.generation_metrics(model, final=True)
     assert {f"{name}_exact" for name in ("val", "test", "held_out")} <= set(report)
     assert [len(inputs) for inputs, _ in model.asked] == [3, 2, 2]
     losses = {f"{name}_loss": 0.5 for name in ("val", "test", "held_out")}
-    lines = scenes.summary(report | losses)
+    lines = scenes.report_lines(report | losses)
     assert [label for label, _ in lines] == ["validation", "test", "held out"]
     assert lines[2][1].startswith("0.00% exactly right, CIDEr 0.000, BLEU-1 to 4 ")
     assert scenes.headline(report).endswith("0.0% exactly right")
 
 
 def test_images_are_shown_with_what_is_right():
-    (shown,) = make().show(Model("the dog", "a cow"), final=False)
+    (shown,) = make().examples(Model("the dog", "a cow"), final=False)
     assert shown.text.splitlines() == [
         *("i8", "    -> the dog", "       (exactly right)"),
         *("i9", "    -> a cow", "       (it is: a cat runs)"),
@@ -323,7 +323,7 @@ def test_images_are_shown_with_what_is_right():
 
 
 def test_a_finished_run_has_a_sheet_and_what_was_looked_at(scenes, tmp_path):
-    scenes.draw(Model("a cat", "", "$x^2$ " + "word " * 60), {}, tmp_path)
+    scenes.save_plots(Model("a cat", "", "$x^2$ " + "word " * 60), {}, tmp_path)
     with Image.open(tmp_path / "captions.png") as sheet:
         drawn = np.asarray(sheet.convert("RGB")).astype(int)
     for edge in (drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]):
@@ -334,7 +334,7 @@ def test_a_finished_run_has_a_sheet_and_what_was_looked_at(scenes, tmp_path):
     assert (tmp_path / "attention.png").stat().st_size > 1000
     features = tmp_path / "features"
     features.mkdir()
-    make().draw(Model("a", "b"), {}, features)
+    make().save_plots(Model("a", "b"), {}, features)
     assert not list(features.iterdir())
 
 

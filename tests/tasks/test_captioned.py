@@ -136,7 +136,7 @@ def test_validation_images_of_their_own_have_captions_of_their_own():
 def test_the_digest_is_that_of_images_and_captions():
     table("c.csv")
     before = read(["photos"], None)
-    assert read(["photos"], None).identity == before.identity == {"name": "photos", "sha256": before.sha256}
+    assert read(["photos"], None).fingerprint == before.fingerprint == {"name": "photos", "sha256": before.sha256}
     Image.new("RGB", (SIZE, SIZE), (200,) * 3).save("photos/a.png")
     changed = read(["photos"], None)
     table("c.csv", [*ROWS[:-1], (NAMES[-1], "another")])

@@ -225,13 +225,13 @@ def test_the_vocabulary_comes_from_the_training_texts(table, tmp_path):
     other.write_text("t,l\nqqq,hot\n")
     data = load(table, val_data=(str(other),))
     assert UNK in data._val.ids[0]
-    assert "100.0% unknown in validation" in data.facts()["tokens"]
+    assert "100.0% unknown in validation" in data.summary()["tokens"]
 
 
 def test_a_built_in_set_is_read_by_name(monkeypatch):
     monkeypatch.setitem(LABELLED_SETS, "stdlib-packages", lambda seed: stdlib_packages(seed, train=3, val=2))
     data = ClassifyData.load(ClassifyConfig(level="word"))
-    assert data.facts()["texts"] == "30 to train on, 20 to validate"
+    assert data.summary()["texts"] == "30 to train on, 20 to validate"
     assert len(data.codec.labels) == 10
 
 
@@ -269,7 +269,7 @@ def test_another_level_than_that_of_a_given_codec_is_refused(table):
 def test_the_facts_of_a_run_name_labels_lengths_and_what_was_left_out(table):
     with open(table, "a") as file:
         file.write(",hot\nmore,\n")
-    facts = load(table, max_length=8).facts()
+    facts = load(table, max_length=8).summary()
     cut = sum(len(text) > 8 for text, _ in ROWS)
     assert facts["texts"] == f"16 to train on, 16 to validate, 4 with an empty part skipped, {cut} cut to 8 tokens"
     assert facts["labels"] == "3, from 10 texts of 'cold' to 2 of 'mild'"
@@ -338,7 +338,7 @@ def test_a_report_has_the_matrix_and_the_labels_at_the_end_alone(table):
 
 def test_a_summary_has_a_line_for_each_label_and_the_matrix(table):
     data = load(table)
-    lines = data.summary(data.report(totals(), final=True))
+    lines = data.report_lines(data.report(totals(), final=True))
     assert lines[0] == ("validation", "accuracy 72.73%, macro-F1 0.7179")
     assert lines[1] == ("", "0.5000 nats/text, calibration error 0.0909")
     assert lines[2] == ("cold", "precision 0.714, recall 0.833, f1 0.769, 6 texts")
@@ -367,7 +367,7 @@ def test_without_a_mistake_none_is_told():
 
 def test_the_matrix_is_written_as_a_picture_and_as_text(table, tmp_path):
     data = load(table)
-    data.draw(None, data.report(totals(), final=True), tmp_path)
+    data.save_plots(None, data.report(totals(), final=True), tmp_path)
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "confusion.txt").read_text() == (
         "is \\ taken for\tcold\thot\tmild\ncold\t5\t1\t0\nhot\t2\t3\t0\nmild\t0\t0\t0\n"
@@ -378,7 +378,7 @@ def test_the_matrix_is_written_as_a_picture_and_as_text(table, tmp_path):
 def test_validation_texts_are_shown_with_what_they_are_taken_for(table):
     data = load(table)
     model = SimpleNamespace(answer=lambda texts: [{"label": "hot", "probabilities": {"hot": 0.6}} for _ in texts])
-    (shown,) = data.show(model, final=False)
+    (shown,) = data.examples(model, final=False)
     assert shown.text.splitlines()[:2] == ["x", "    -> hot (60%; it is cold)"]
     assert shown.text.count("->") == 3
 

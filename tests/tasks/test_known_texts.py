@@ -73,7 +73,7 @@ def test_every_row_keeps_its_own_label_and_number():
     assert found.texts == [text for text, _, _ in rows()]
     assert found.known.labels == [label for _, label, _ in rows()]
     assert found.known.numbers[:, 0].tolist() == [number for _, _, number in rows()]
-    assert found.known.places[2] == "row 3 of rows.csv"
+    assert found.known.locations[2] == "row 3 of rows.csv"
 
 
 def test_tables_of_every_kind_are_read_alike():
@@ -396,7 +396,7 @@ def test_a_resumed_run_keeps_what_it_learnt_of_labels():
     data = LanguageData.load(config, ConditionedCodec(codec.tokenizer, other))
     assert data.codec.conditioning == other
     np.testing.assert_allclose(data.corpus.train.conditions.vectors[:, -1].max() * 2, max(r[2] for r in rows()), 0.3)
-    assert data.model_options()["condition"] == LanguageData.sizes(codec)["condition"] == other.width
+    assert data.model_options()["condition"] == LanguageData.vocab_sizes(codec)["condition"] == other.width
 
 
 @pytest.mark.parametrize("more", [{"label_column": None}, {"feature_columns": ("size",)}])
@@ -420,7 +420,7 @@ def test_the_blind_evaluation_reads_the_same_texts_from_the_mean():
 
 def test_a_run_says_what_it_knows_and_how_to_ask_for_it():
     data = LanguageData.load(validate(LanguageConfig, {"data": table(), **SETTINGS, "feature_columns": ("size",)}))
-    facts = data.facts()
+    facts = data.summary()
     assert facts["labels"].startswith("5, from ")
     assert facts["features"].startswith("size ")
     assert data.next_command("runs/a").startswith("python sample.py --run runs/a --label ")

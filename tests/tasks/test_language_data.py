@@ -65,12 +65,12 @@ def test_validation_documents_without_text_are_refused():
 def test_the_identity_is_the_plain_digest_without_validation_data():
     data = load()
     assert data.corpus.val_sha256 is None
-    assert data.identity() == {"name": "a.txt", "sha256": data.corpus.sha256}
+    assert data.fingerprint() == {"name": "a.txt", "sha256": data.corpus.sha256}
 
 
 def test_the_identity_changes_with_either_source():
     def identity(train, val):
-        found = load(data=(write("d.txt", train),), val_data=(write("v.txt", val),)).identity()
+        found = load(data=(write("d.txt", train),), val_data=(write("v.txt", val),)).fingerprint()
         assert found["name"] == "d.txt"
         assert len(found["sha256"]) == 64
         return found["sha256"]
@@ -79,7 +79,7 @@ def test_the_identity_changes_with_either_source():
         identity(TEXT, "the cat"),
         identity(TEXT, "the mat"),
         identity(TEXT + "t", "the cat"),
-        load().identity()["sha256"],
+        load().fingerprint()["sha256"],
     }
     assert len(found) == 4
 
@@ -88,14 +88,14 @@ def test_unknown_tokens_are_counted_and_told_for_both_splits():
     tokenizer = CharTokenizer.train(["the cat sat o m\n"])  # lacks the n of "on"
     data = load(tokenizer)
     assert (data.corpus.train.unknown, data.corpus.val.unknown) == (54, 6)
-    tokens = data.facts()["tokens"]
+    tokens = data.summary()["tokens"]
     assert "1,242 + 138 tokens, 54 unknown in training (4.35%), 6 unknown in validation (4.35%)" in tokens
     assert data.report({"val": (10.0, 10)})["val_unknown"] == 6
 
 
 def test_no_unknown_tokens_are_told_when_there_are_none():
     data = load()
-    assert "unknown" not in data.facts()["tokens"]
+    assert "unknown" not in data.summary()["tokens"]
     assert data.report({"val": (10.0, 10)})["val_unknown"] == 0
 
 

@@ -32,7 +32,7 @@ def files(tmp_path: Path) -> tuple[str, str]:
 
 def pairs(splits: PairSplits) -> list[tuple[str, str]]:
     """All pairs to train on and to validate with, in no order."""
-    return sorted(pair for split in ("train", "val") for pair in zip(*splits.splits[split].parts))
+    return sorted(pair for split in ("train", "val") for pair in zip(*splits.splits[split].columns))
 
 
 # Two files
@@ -78,7 +78,7 @@ def test_packed_files_are_never_whole_beside_their_lines_and_the_digest_is_that_
 
 
 def test_the_number_of_pairs_held_out_is_as_asked_and_follows_from_the_seed(files):
-    splits = [read_pairs(files, val_rows=2, seed=seed).splits["val"].parts for seed in (0, 0, 1, 2, 3)]
+    splits = [read_pairs(files, val_rows=2, seed=seed).splits["val"].columns for seed in (0, 0, 1, 2, 3)]
     assert splits[0] == splits[1]
     assert {len(sources) for sources, _ in splits} == {2}
     assert len({tuple(sources) for sources, _ in splits}) > 1
@@ -91,8 +91,8 @@ def test_validation_and_test_pairs_of_their_own_are_read_as_the_data_are(files, 
     alone, more, most = read_pairs(files), read_pairs(files, val), read_pairs(files, val, test)
     assert list(most.splits) == ["train", "val", "test"]
     assert len(more.splits["train"]) == len(ENGLISH)
-    assert most.splits["val"].parts == (["six"], ["sechs"])
-    assert most.splits["test"].parts == (["seven"], ["sieben"])
+    assert most.splits["val"].columns == (["six"], ["sechs"])
+    assert most.splits["test"].columns == (["seven"], ["sieben"])
     assert len({found.sha256 for found in (alone, more, most)}) == 3
     assert read_pairs(files, val, test).sha256 == most.sha256
 
@@ -232,7 +232,7 @@ def test_dates_have_splits_of_their_own_that_follow_from_the_seed():
     found = read_pairs(("dates",), seed=3)
     assert list(found.splits) == ["train", "val", "held_out_dates", "held_out_pairs"]
     assert found.name == "dates"
-    assert found.splits["val"].parts[1][0].count("-") == 2
+    assert found.splits["val"].columns[1][0].count("-") == 2
     assert found.sha256 == read_pairs(("dates",), seed=3).sha256
     assert found.sha256 != read_pairs(("dates",), seed=4).sha256
 
@@ -240,7 +240,7 @@ def test_dates_have_splits_of_their_own_that_follow_from_the_seed():
 def test_a_set_with_validation_pairs_may_be_given_others_and_more_to_judge(files):
     found = read_pairs(("dates",), files, files)
     assert list(found.splits) == ["train", "val", "held_out_dates", "held_out_pairs", "test"]
-    assert found.splits["val"].parts == found.splits["test"].parts == (ENGLISH, GERMAN)
+    assert found.splits["val"].columns == found.splits["test"].columns == (ENGLISH, GERMAN)
     assert found.sha256 != read_pairs(("dates",)).sha256
 
 
@@ -261,7 +261,7 @@ def test_settings_without_meaning_for_a_set_are_refused(more, sentence):
 def test_multi30k_is_read_by_name_with_its_validation_and_test_pairs(files):
     found = read_pairs(("multi30k",))
     assert {name: len(rows) for name, rows in found.splits.items()} == {"train": 29_000, "val": 1_014, "test": 1_000}
-    assert found.splits["train"].parts[0][0] == "Two young, White males are outside near many bushes."
-    assert found.splits["train"].parts[1][0].startswith("Zwei junge weiße Männer")
+    assert found.splits["train"].columns[0][0] == "Two young, White males are outside near many bushes."
+    assert found.splits["train"].columns[1][0].startswith("Zwei junge weiße Männer")
     own = read_pairs(files, ("multi30k",), ("multi30k",))
     assert [len(own.splits[name]) for name in ("train", "val", "test")] == [5, 1_014, 1_000]

@@ -102,7 +102,7 @@ def test_shapes_are_few_and_both_sides_have_their_own_width(make):
 
 def test_the_probability_of_reading_its_own_predictions_rises_to_what_was_asked(make):
     data = make(scheduled_sampling=0.5, scheduled_sampling_steps=100)
-    assert [data.own(step) for step in (0, 50, 100, 1000)] == [0.0, 0.25, 0.5, 0.5]
+    assert [data.scheduled_sampling_prob(step) for step in (0, 50, 100, 1000)] == [0.0, 0.25, 0.5, 0.5]
     np.testing.assert_array_equal(data.batches.batch(50).own, np.full(4, 0.25, np.float32))
     assert data.model_options()["own"]
     forced = make()
@@ -118,7 +118,7 @@ def test_pairs_of_which_a_side_is_too_long_are_left_out_of_training_and_counted(
     data = make(train, max_length=8)
     assert ("a" * 8) in data.splits["train"].raw
     assert len(data.splits["train"].raw) == len(PAIRS) - 1 + 1
-    assert "3 longer than 8 tokens left out of training" in data.facts()["pairs"]
+    assert "3 longer than 8 tokens left out of training" in data.summary()["pairs"]
     assert max(ids.size for ids in data.splits["train"].targets) == 7
     with pytest.raises(DataError, match=r"longer than 1 tokens: give a larger --max-length"):
         make(max_length=1)
@@ -164,7 +164,7 @@ def test_the_vocabulary_comes_from_the_training_pairs_of_each_side(make):
     assert (data.splits["val"].inputs[0] == UNK).sum() == 1
     assert set(data.codec.source.decode(range(3, data.codec.source.vocab_size))) == set("abcde ")
     assert set(data.codec.target.decode(range(3, data.codec.target.vocab_size))) == set("ABCDE ")
-    assert "33.3% and 33.3% unknown in validation" in data.facts()["tokens"]
+    assert "33.3% and 33.3% unknown in validation" in data.summary()["tokens"]
 
 
 def test_words_are_read_in_lower_case_and_written_as_they_are(make):
@@ -199,10 +199,10 @@ def test_a_target_comes_back_from_its_ids_at_every_level(level, make):
 
 def test_facts_say_what_was_read(make):
     data = make([*PAIRS, ("", "x")], test=[("a", "b")])
-    facts = data.facts()
+    facts = data.summary()
     assert facts["pairs"] == "6 to train on, 3 to validate, 1 of test to judge at the end, 1 with an empty side skipped"
     assert facts["tokens"].startswith("char level, vocabularies of 9 and 9, 4 and 4 a text on average")
-    assert data.identity()["sha256"][:12] in facts["data"]
+    assert data.fingerprint()["sha256"][:12] in facts["data"]
 
 
 # Beginning from another run
@@ -284,10 +284,10 @@ def test_during_training_some_of_validation_is_written_greedily_and_at_the_end_a
     val = [*VAL, ("dab", "BAD")]
     data = make(val=val, test=[("ab", "X")], beam=3)
     model = Model(dict(val) | {"ab": "wrong"})
-    during = data.judge(model, final=False)
+    during = data.generation_metrics(model, final=False)
     assert model.asked == [(["abe", "c"], {"beam": 0})], "from all over the split"
     assert during == {"val_bleu": pytest.approx(100), "val_exact": 1.0}
-    final = data.judge(model, final=True)
+    final = data.generation_metrics(model, final=True)
     assert model.asked[1:] == [([source for source, _ in val], {"beam": 3}), (["ab"], {"beam": 3})]
     assert (final["val_exact"], final["test_exact"]) == (1.0, 0.0)
     assert {"val_sacrebleu", "val_chrf", "val_signature", "test_sacrebleu"} <= set(final)
@@ -303,7 +303,7 @@ def test_a_report_is_in_nats_a_target(make):
 
 def test_three_pairs_are_shown_with_what_is_right(make):
     data = make(val=[*VAL, ("dd", "DD")])
-    (shown,) = data.show(Model({"abe": "EBA", "bad": "DUB", "c": ""}), final=False)
+    (shown,) = data.examples(Model({"abe": "EBA", "bad": "DUB", "c": ""}), final=False)
     assert shown.title == "some validation pairs"
     assert shown.text.splitlines() == [
         *("abe", "    -> EBA", "       (exactly right)"),
@@ -316,7 +316,7 @@ def test_the_summary_names_every_split_and_the_signature(make):
     data = make(test=[("a", "b")])
     figures = {"loss": 0.25, "token_accuracy": 0.5, "bleu": 40.0, "exact": 0.125, "sacrebleu": 30.0, "chrf": 50.0}
     report = {f"{split}_{name}": value for split in ("val", "test") for name, value in figures.items()}
-    rows = data.summary(report | {"val_signature": "BLEU nrefs:1"})
+    rows = data.report_lines(report | {"val_signature": "BLEU nrefs:1"})
     assert [label for label, _ in rows] == ["validation", "", "test", "", "sacrebleu"]
     assert rows[0][1] == "12.50% exactly right, tokens 50.00%, 0.2500 nats/token, BLEU of characters 40.00"
     assert rows[1][1] == "sacrebleu: BLEU 30.00, chrF 50.00"
@@ -336,9 +336,9 @@ def test_where_it_looks_is_drawn_for_runs_with_attention_alone(make, tmp_path, m
         def attention(self, source: str) -> str:
             return f"look at {source}"
 
-    make(attention="none").draw(Looking({}), {}, tmp_path)
+    make(attention="none").save_plots(Looking({}), {}, tmp_path)
     assert not drawn
-    make().draw(Looking({}), {}, tmp_path)
+    make().save_plots(Looking({}), {}, tmp_path)
     assert drawn == [(["look at abe", "look at bad"], tmp_path / "attention.png")]
 
 

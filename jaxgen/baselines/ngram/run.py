@@ -65,7 +65,7 @@ class NGramRun(Trainer):
     def _facts(self) -> dict[str, str]:
         ngrams, tokens = self.task.model.nodes - 1, self.data.corpus.train.ids.size
         return {
-            **self.data.facts(),
+            **self.data.summary(),
             "model": f"{ngrams:,} n-grams of up to {self.task.model.order} tokens, modified Kneser-Ney smoothing",
             "training": f"{tokens:,} tokens counted"
             + (f" in {self.done.seconds:.1f} s" if self.done.seconds else " before"),

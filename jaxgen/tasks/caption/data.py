@@ -25,7 +25,7 @@ from jaxgen.tasks.caption.codec import CaptionCodec, to_size
 from jaxgen.tasks.caption.config import OF_IMAGES, CaptionConfig
 from jaxgen.tasks.caption.images import Resize, find_images, read_features, read_images, say_skipped
 from jaxgen.tasks.caption.shapes import SIZE, Scenes, shapes
-from jaxgen.tasks.language.corpus import identity
+from jaxgen.tasks.language.corpus import fingerprint
 from jaxgen.tasks.rows_config import VAL_FRACTION
 from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqData, encode_target
 from jaxgen.tokenizers import TOKENIZERS
@@ -62,7 +62,7 @@ class CaptionedSplits:
     notes: list[str] = field(default_factory=list)  # what was left out
 
     @property
-    def identity(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """What a run remembers of its data: their name and the digest of their bytes."""
         return {"name": self.name, "sha256": self.sha256}
 
@@ -137,7 +137,7 @@ def read_captioned(
     if val_data is not None:
         val, val_sha256, more = _read(val_data, val_captions, resize, **options)
         more = [f"of the validation data {note}" for note in more]
-        sha256, notes = identity("", sha256, val_sha256)["sha256"], notes + more
+        sha256, notes = fingerprint("", sha256, val_sha256)["sha256"], notes + more
     else:
         held_out = val_rows or max(1, round(len(train) * (VAL_FRACTION if val_fraction is None else val_fraction)))
         if not 0 < held_out < len(train):
@@ -246,7 +246,7 @@ class CaptionData(Seq2SeqData):
         return CaptionCodec.from_json(obj)
 
     @staticmethod
-    def sizes(codec: CaptionCodec) -> dict[str, Any]:
+    def vocab_sizes(codec: CaptionCodec) -> dict[str, Any]:
         """The options of the model that follow from the codec."""
         return {"vocab_size": codec.tokenizer.vocab_size, "shape": list(codec.shape)}
 
@@ -301,20 +301,20 @@ class CaptionData(Seq2SeqData):
 
     def model_options(self) -> dict[str, Any]:
         """What ``build`` of the model needs."""
-        return {**self.sizes(self.codec), **_given(self.config)}
+        return {**self.vocab_sizes(self.codec), **_given(self.config)}
 
     @classmethod
-    def foreseen(cls, config: CaptionConfig) -> dict[str, Any] | None:
+    def options_without_data(cls, config: CaptionConfig) -> dict[str, Any] | None:
         """What ``build`` will get, with the least vocabulary; ``None`` where the data have to be read for it."""
         if config.data[0] not in SCENE_SETS and not os.path.isdir(os.path.expanduser(config.data[0])):
             return None
         return {"vocab_size": EOS + 1, "shape": [config.image_size, config.image_size, 3], **_given(config)}
 
-    def identity(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """The name of the data and the digest of their bytes."""
-        return self.read.identity
+        return self.read.fingerprint
 
-    def facts(self) -> dict[str, str]:
+    def summary(self) -> dict[str, str]:
         """Lines for the reader: label and text."""
         train = self.splits["train"]
         others = ", ".join(
@@ -327,7 +327,7 @@ class CaptionData(Seq2SeqData):
         if longer:
             notes.append(f"{longer:,} captions of more than {self.config.max_length:,} tokens left out of training")
         return {
-            "data": f"{self.read.name} (sha256 {self.identity()['sha256'][:12]})",
+            "data": f"{self.read.name} (sha256 {self.fingerprint()['sha256'][:12]})",
             "images": f"{len(train.groups):,} with {len(train.texts):,} captions to train on, "
             f"{len(self.read.splits['val']):,} to validate"
             + (f", {others} to judge at the end" if others else "")
@@ -341,7 +341,7 @@ class CaptionData(Seq2SeqData):
         exact = sum(text.strip() in {each.strip() for each in group} for text, group in zip(texts, references))
         return {**caption_scores(texts, references), "exact": exact / len(texts)}
 
-    def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+    def save_plots(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
         """``captions.png``: some validation images with what the model writes about them, and ``attention.png``."""
         if not self.codec.of_images:
             return
@@ -363,7 +363,7 @@ class CaptionData(Seq2SeqData):
         """The quality of captions in a few words."""
         return f"CIDEr {row['val_cider']:.2f}, BLEU-4 {row['val_bleu_4']:.1f}, {row['val_exact']:.1%} exactly right"
 
-    def summary(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def report_lines(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
         """The final evaluation as labelled lines."""
         rows = []
         for name in self.read.splits:

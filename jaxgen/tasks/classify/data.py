@@ -29,7 +29,7 @@ from jaxgen.tasks.classify.codec import ClassifyCodec, normal
 from jaxgen.tasks.classify.config import ClassifyConfig
 from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
 from jaxgen.tasks.language.conditioning import MAX_LABELS
-from jaxgen.tasks.language.corpus import identity
+from jaxgen.tasks.language.corpus import fingerprint
 from jaxgen.tasks.rows_config import VAL_FRACTION
 from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.tokenizers.base import PAD, UNK
@@ -51,9 +51,9 @@ class LabelledSplits:
     skipped: int
 
     @property
-    def identity(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """What a run remembers of its data: their name and the digest of their bytes."""
-        return identity(self.train.name, self.train.sha256, self.val_sha256)
+        return fingerprint(self.train.name, self.train.sha256, self.val_sha256)
 
 
 def read_labelled(
@@ -80,7 +80,7 @@ def read_labelled(
     columns = tuple(text_columns) if text_columns else None, label_column
     _check_there([spec for spec in (*data, *(val_data or ())) if spec in LABELLED_SETS])
     rows = without_empty(_read(data, *columns), empty)
-    known = {*rows.parts[1]}
+    known = {*rows.columns[1]}
     labels = tuple(sorted(known))
     if len(labels) < 2:
         raise DataError(
@@ -100,22 +100,22 @@ def read_labelled(
         held_out = val_rows or max(1, round(len(rows) * (VAL_FRACTION if val_fraction is None else val_fraction)))
         train, val = _split(rows, held_out, seed)
         val_sha256, skipped = None, rows.skipped
-    if unseen := [i for i, label in enumerate(val.parts[1]) if label not in known]:
+    if unseen := [i for i, label in enumerate(val.columns[1]) if label not in known]:
         raise DataError(
-            f"The label {val.parts[1][unseen[0]]!r} ({val.places[unseen[0]]}) occurs in the validation data alone, "
-            f"which cannot be learnt; the training data have {_listed(labels)}. Add texts of it to the training data, "
-            "or remove it."
+            f"The label {val.columns[1][unseen[0]]!r} ({val.locations[unseen[0]]}) occurs only in the validation data "
+            f"and cannot be learnt; the training data have {_listed(labels)}. Add training texts with this label, "
+            "or remove it from the validation data."
         )
     return LabelledSplits(train, val, val_sha256, labels, skipped)
 
 
 def _split(rows: Table, held_out: int, seed: int) -> tuple[Table, Table]:
     """``split_rows``, but that a row which is the last of its label stays to be trained on and another is held out."""
-    left = Counter(rows.parts[1])
+    left = Counter(rows.columns[1])
     held: list[int] = []
     for i in permutation(len(rows), seed, 0, "split").tolist():
-        if left[rows.parts[1][i]] > 1 and len(held) < held_out:
-            left[rows.parts[1][i]] -= 1
+        if left[rows.columns[1][i]] > 1 and len(held) < held_out:
+            left[rows.columns[1][i]] -= 1
             held.append(i)
     if not held or len(held) < held_out:
         raise DataError(
@@ -140,7 +140,7 @@ def _builtin(name: str, seed: int, given: Sequence[str]) -> LabelledSplits:
         Table((texts, labels), [f"text {n} of {split}" for n in range(1, len(texts) + 1)], name, sha256)
         for split, (texts, labels) in ((split, made[split]) for split in ("train", "val"))
     )
-    return LabelledSplits(train, val, None, tuple(sorted({*train.parts[1]})), 0)
+    return LabelledSplits(train, val, None, tuple(sorted({*train.columns[1]})), 0)
 
 
 def _read(data: Sequence[str], text_columns: tuple[str, ...] | None, label_column: str | None) -> Table:
@@ -164,8 +164,8 @@ def _read(data: Sequence[str], text_columns: tuple[str, ...] | None, label_colum
         )
     flags = Column(text_columns, "--text-column"), Column((label_column,), "--label-column", numbers=True)
     rows = read_table(data, flags, header=known.header if known is not None else None)
-    named = [labels.get(label.strip(), label.strip()) for label in rows.parts[1]]
-    return Table((rows.parts[0], named), rows.places, rows.name, rows.sha256)
+    named = [labels.get(label.strip(), label.strip()) for label in rows.columns[1]]
+    return Table((rows.columns[0], named), rows.locations, rows.name, rows.sha256)
 
 
 def _home(spec: str) -> str:
@@ -245,7 +245,7 @@ class ClassifyData:
         return ClassifyCodec.from_json(obj)
 
     @staticmethod
-    def sizes(codec: ClassifyCodec) -> dict[str, int]:
+    def vocab_sizes(codec: ClassifyCodec) -> dict[str, int]:
         """The options of the model that follow from the codec."""
         return {"vocab_size": codec.tokenizer.vocab_size, "classes": len(codec.labels)}
 
@@ -269,7 +269,7 @@ class ClassifyData:
             seed=config.seed,
         )
         if codec is None:
-            texts = (normal(text, config.lower, config.level) for text in splits.train.parts[0])
+            texts = (normal(text, config.lower, config.level) for text in splits.train.columns[0])
             tokenizer = TOKENIZERS[config.level].train(texts, **config.tokenizer_options())
             codec = ClassifyCodec(tokenizer, splits.labels, config.lower, config.max_length)
         elif codec.tokenizer.kind != config.level:
@@ -290,11 +290,11 @@ class ClassifyData:
 
     @cached_property
     def _train(self) -> _Encoded:
-        return _Encoded.of(self.splits.train.parts, self.codec)
+        return _Encoded.of(self.splits.train.columns, self.codec)
 
     @cached_property
     def _val(self) -> _Encoded:
-        return _Encoded.of(self.splits.val.parts, self.codec)
+        return _Encoded.of(self.splits.val.columns, self.codec)
 
     @cached_property
     def batches(self) -> RowBatches:
@@ -313,7 +313,7 @@ class ClassifyData:
         return self.config.batch_size
 
     @property
-    def steps_of_time(self) -> int:
+    def tokens_per_step(self) -> int:
         """Tokens in a batch, about."""
         return max(1, round(self.config.batch_size * float(self._train.lengths.mean())))
 
@@ -322,17 +322,17 @@ class ClassifyData:
         names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
         options = {name: getattr(self.config, name) for name in (*names, "token_dropout", "bidirectional", "pooling")}
         stddev = EMBED_STDDEV.get(self.config.level, 1.0)
-        return {**self.sizes(self.codec), **options, "embed_stddev": stddev, "unknown": UNK}
+        return {**self.vocab_sizes(self.codec), **options, "embed_stddev": stddev, "unknown": UNK}
 
     def resolved(self) -> dict[str, Any]:
         """What a run keeps of the data beside their identity: nothing."""
         return {}
 
-    def identity(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """The name of the data and the digest of their bytes."""
-        return self.splits.identity
+        return self.splits.fingerprint
 
-    def facts(self) -> dict[str, str]:
+    def summary(self) -> dict[str, str]:
         """Lines for the reader: label and text."""
         train, val = self._train, self._val
         skipped = f", {self.splits.skipped:,} with an empty part skipped" if self.splits.skipped else ""
@@ -341,7 +341,7 @@ class ClassifyData:
         counts = np.bincount(train.labels, minlength=len(self.codec.labels))
         most, least = int(counts.argmax()), int(counts.argmin())
         return {
-            "data": f"{self.splits.train.name} (sha256 {self.identity()['sha256'][:12]})",
+            "data": f"{self.splits.train.name} (sha256 {self.fingerprint()['sha256'][:12]})",
             "texts": f"{train.labels.size:,} to train on, {val.labels.size:,} to validate{skipped}{cut}",
             "labels": f"{len(self.codec.labels)}, from {counts[most]:,} texts of {self.codec.labels[most]!r} to "
             f"{counts[least]:,} of {self.codec.labels[least]!r}",
@@ -373,13 +373,13 @@ class ClassifyData:
                 row[f"{name}_confusion"] = np.asarray(sums.confusion).astype(int).tolist()
         return row
 
-    def judge(self, model: Model, final: bool) -> dict[str, Any]:
+    def generation_metrics(self, model: Model, final: bool) -> dict[str, Any]:
         """Nothing: a pass over the rows says it all."""
         return {}
 
-    def show(self, model: Model, final: bool) -> list[Example]:
+    def examples(self, model: Model, final: bool) -> list[Example]:
         """Some validation texts, what they are and what the model takes them for."""
-        texts, labels = (part[:SHOWN] for part in self.splits.val.parts)
+        texts, labels = (part[:SHOWN] for part in self.splits.val.columns)
         lines = []
         for text, label, answer in zip(texts, labels, model.answer(texts)):
             given, sure = answer["label"], answer["probabilities"][answer["label"]]
@@ -388,7 +388,7 @@ class ClassifyData:
             lines.append(f"{short}\n    -> {given} ({sure:.0%}; {verdict})")
         return [Example("some validation texts", "\n".join(lines))]
 
-    def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+    def save_plots(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
         """``confusion.png`` and ``confusion.txt``."""
         from jaxgen.plots.confusion import draw_confusion
 
@@ -401,7 +401,7 @@ class ClassifyData:
         """The accuracy of an evaluation."""
         return f"accuracy {row['val_accuracy']:.1%}, macro-F1 {row['val_macro_f1']:.3f}"
 
-    def summary(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def report_lines(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
         """The final evaluation as labelled lines."""
         rows = [
             ("validation", f"accuracy {report['val_accuracy']:.2%}, macro-F1 {report['val_macro_f1']:.4f}"),

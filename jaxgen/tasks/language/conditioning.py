@@ -25,16 +25,16 @@ class RowMetadata:
 
     labels: list[str]
     numbers: np.ndarray  # float64
-    places: list[str]
+    locations: list[str]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
     def take(self, which: np.ndarray) -> RowMetadata:
         """What is known of the documents at these indices, in their order."""
         chosen = which.tolist()
         labels = [self.labels[i] for i in chosen] if self.labels else []
-        return RowMetadata(labels, self.numbers[which], [self.places[i] for i in chosen])
+        return RowMetadata(labels, self.numbers[which], [self.locations[i] for i in chosen])
 
 
 @dataclass(frozen=True)
@@ -79,24 +79,24 @@ def read_conditioning_columns(
         columns.append(Column((label_column,), "--label-column", numbers=True))
     columns += [Column((name,), "--feature-columns", numbers=True) for name in feature_columns]
     rows = read_table(specs, columns, header=named.header if named else None)
-    kept = [i for i, text in enumerate(rows.parts[0]) if text and not text.isspace()]
+    kept = [i for i, text in enumerate(rows.columns[0]) if text and not text.isspace()]
     if not kept:
         raise DataError(f"The data {rows.name} have no row with a text. Give rows with text, or check --text-column.")
     rows = rows.take(np.array(kept))
     labels = [] if label_column is None else _labels(rows, named, label_column)
-    first = len(rows.parts) - len(feature_columns)
-    numbers = [_numbers(rows, part, name) for part, name in zip(rows.parts[first:], feature_columns)]
+    first = len(rows.columns) - len(feature_columns)
+    numbers = [_numbers(rows, part, name) for part, name in zip(rows.columns[first:], feature_columns)]
     table = np.stack(numbers, axis=1) if numbers else np.zeros((len(rows), 0))
-    return KnownSource(rows.parts[0], RowMetadata(labels, table, rows.places), rows.name, rows.sha256)
+    return KnownSource(rows.columns[0], RowMetadata(labels, table, rows.locations), rows.name, rows.sha256)
 
 
 def _labels(rows: Table, named: NamedSet | None, column: str) -> list[str]:
     """The label of every row; a named set has names for its own."""
-    labels = [label.strip() for label in rows.parts[1]]
+    labels = [label.strip() for label in rows.columns[1]]
     if missing := [i for i, label in enumerate(labels) if not label]:
         raise DataError(
-            f"{_capital(rows.places[missing[0]])} has a text and no label, one of {len(missing):,} such rows. Fill in "
-            "the label, or remove the row."
+            f"{_capital(rows.locations[missing[0]])} has a text and no label, one of {len(missing):,} such rows. "
+            "Fill in the label, or remove the row."
         )
     names = dict(named.labels) if named and column == named.label_column else {}
     return [names.get(label, label) for label in labels]
@@ -112,8 +112,8 @@ def _numbers(rows: Table, cells: list[str], column: str) -> np.ndarray:
             found[i] = math.nan
         if not math.isfinite(found[i]):
             raise DataError(
-                f"{_capital(rows.places[i])} has {cell!r} in the column {column!r}, which is no finite number: correct "
-                "it, remove the row, or leave the column out of --feature-columns."
+                f"{_capital(rows.locations[i])} has {cell!r} in the column {column!r}, which is no finite number: "
+                "correct it, remove the row, or leave the column out of --feature-columns."
             )
     return found
 
@@ -204,8 +204,8 @@ class Conditioning:
         number = {label: i for i, label in enumerate(self.labels)}
         if unseen := [i for i, label in enumerate(known.labels) if label not in number]:
             raise DataError(
-                f"The label {known.labels[unseen[0]]!r} ({known.places[unseen[0]]}) is none that was learnt: those are "
-                f"{listed(self.labels)}. Leave texts of it out of the data, or train with some of them."
+                f"The label {known.labels[unseen[0]]!r} ({known.locations[unseen[0]]}) is none that was learnt: those "
+                f"are {listed(self.labels)}. Leave texts of it out of the data, or train with some of them."
             )
         of = np.array([number[label] for label in known.labels], np.int64)
         if not self.features:
@@ -270,7 +270,7 @@ class Conditioning:
         """The labels that most training texts have, the commonest first."""
         return [self.labels[i] for i in np.argsort(-np.array(self.shares), kind="stable")[:number]]
 
-    def facts(self) -> dict[str, str]:
+    def summary(self) -> dict[str, str]:
         """Lines for the reader: label and text."""
         told = {}
         if self.labels:

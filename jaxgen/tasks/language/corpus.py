@@ -15,7 +15,7 @@ from jaxgen.data.batches import BATCHES, DocumentBatches, StreamBatches, WindowB
 from jaxgen.data.eval_batches import stream_eval, window_eval
 from jaxgen.data.progress import SILENT, Counter, ProgressReporter, track
 from jaxgen.data.sources import TextStream
-from jaxgen.data.splits import VAL_FRACTION, Splits, identity, read_splits, split_documents
+from jaxgen.data.splits import VAL_FRACTION, Splits, fingerprint, read_splits, split_documents
 from jaxgen.data.token_cache import Part, get_or_create
 from jaxgen.data.tokens import Tokens
 from jaxgen.errors import DataError, UsageError, choose
@@ -33,7 +33,7 @@ __all__ = [
     "StreamBatches",
     "Tokens",
     "WindowBatches",
-    "identity",
+    "fingerprint",
     "make_batches",
     "prepare",
     "read_splits",

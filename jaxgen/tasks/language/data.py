@@ -22,7 +22,7 @@ from jaxgen.tasks.language.corpus import (
     LanguageCorpus,
     Splits,
     Tokens,
-    identity,
+    fingerprint,
     make_batches,
     prepare,
     read_splits,
@@ -66,7 +66,7 @@ class LanguageData:
         return read_codec(obj)
 
     @staticmethod
-    def sizes(codec: TextCodec) -> dict[str, int]:
+    def vocab_sizes(codec: TextCodec) -> dict[str, int]:
         """The options of the model that follow from the codec."""
         tokenizer, conditioning = split_codec(codec)
         return {"vocab_size": tokenizer.vocab_size, "condition": conditioning.width if conditioning else 0}
@@ -137,7 +137,7 @@ class LanguageData:
         return self.config.batch_size * self.config.seq_len
 
     @property
-    def steps_of_time(self) -> int:
+    def tokens_per_step(self) -> int:
         """Tokens in a batch."""
         return self.units_per_step
 
@@ -163,11 +163,11 @@ class LanguageData:
         more = {} if conditioning is None else {"condition": conditioning.width}
         return {"vocab_size": self.tokenizer.vocab_size, **chosen, **more}
 
-    def identity(self) -> dict[str, str]:
-        """What a resumed run compares: the data's name and the digest of its bytes (``Splits.identity``)."""
-        return identity(self.corpus.name, self.corpus.sha256, self.corpus.val_sha256)
+    def fingerprint(self) -> dict[str, str]:
+        """What a resumed run compares: the data's name and the digest of its bytes (``Splits.fingerprint``)."""
+        return fingerprint(self.corpus.name, self.corpus.sha256, self.corpus.val_sha256)
 
-    def facts(self) -> dict[str, str]:
+    def summary(self) -> dict[str, str]:
         """Lines for the reader: label and text."""
         train, val, conditioning = self.corpus.train, self.corpus.val, self.corpus.conditioning
         unknown = [
@@ -183,7 +183,7 @@ class LanguageData:
             "text": f"{train.chars:,} characters to train on, {val.chars:,} to validate",
             "tokens": f"{self.config.level} level, vocabulary {self.tokenizer.vocab_size:,}, "
             + ", ".join([f"{train.ids.size:,} + {val.ids.size:,} tokens", *unknown]),
-            **({} if conditioning is None else conditioning.facts()),
+            **({} if conditioning is None else conditioning.summary()),
         }
 
     def eval_sets(self, final: bool) -> dict[str, EvalSet]:
@@ -236,11 +236,11 @@ class LanguageData:
         """Nats a training token in bits a character."""
         return loss / math.log(2) / self.corpus.train.chars_per_token
 
-    def judge(self, model: Model, final: bool) -> dict[str, Any]:
+    def generation_metrics(self, model: Model, final: bool) -> dict[str, Any]:
         """Nothing: the loss says it all."""
         return {}
 
-    def show(self, model: Model, final: bool) -> list[Example]:
+    def examples(self, model: Model, final: bool) -> list[Example]:
         """A sample, or at the end one at each of three temperatures; of a run with labels one of each of a few."""
         if self.corpus.conditioning is not None and self.corpus.conditioning.labels:
             return [
@@ -262,14 +262,14 @@ class LanguageData:
         starts = (line.split()[:3] for line in lines)
         return next((" ".join(words) for words in starts if len(words) == 3 and "".join(words).isalpha()), "")
 
-    def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+    def save_plots(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
         """No picture but the loss curve."""
 
     def headline(self, row: Mapping[str, Any]) -> str:
         """The bits per character of an evaluation."""
         return f"{row['val_bpc']:.3f} bits/char" if "val_bpc" in row else ""
 
-    def summary(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def report_lines(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
         """The final evaluation as labelled lines."""
         rows = [("validation", f"{report['val_loss']:.4f} nats/token, perplexity {report['val_perplexity']:.2f}")]
         if "val_bpc" in report:

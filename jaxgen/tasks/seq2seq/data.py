@@ -90,7 +90,7 @@ class Seq2SeqData(ABC):
     def figures(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:
         """What written texts are worth beside their references."""
 
-    def own(self, step: int) -> float:
+    def scheduled_sampling_prob(self, step: int) -> float:
         """The probability that training reads the model's own prediction at this step."""
         return 0.0
 
@@ -98,7 +98,10 @@ class Seq2SeqData(ABC):
     def batches(self) -> RowBatches:
         """The training batches, a pure function of (seed, step)."""
         c, train = self.config, self.splits["train"]
-        pack = lambda rows, widths, step: self._pack(train, rows, widths, self.own(step))  # noqa: E731
+
+        def pack(rows: np.ndarray, widths: tuple[int, ...], step: int) -> Seq2SeqBatch:
+            return self._pack(train, rows, widths, self.scheduled_sampling_prob(step))
+
         return RowBatches(Buckets(train.lengths, c.buckets), c.batch_size, c.seed, pack)
 
     def _pack(self, split: Examples, rows: np.ndarray, widths: tuple[int, ...], own: float = 0.0) -> Seq2SeqBatch:
@@ -118,7 +121,7 @@ class Seq2SeqData(ABC):
         return self.config.batch_size
 
     @property
-    def steps_of_time(self) -> int:
+    def tokens_per_step(self) -> int:
         """Tokens in a batch, read and written, about."""
         return max(1, round(self.config.batch_size * float(self.splits["train"].lengths.sum(axis=1).mean())))
 
@@ -145,7 +148,7 @@ class Seq2SeqData(ABC):
             row[f"{name}_token_accuracy"] = float(sums.correct) / count
         return row
 
-    def judge(self, model: Model, final: bool) -> dict[str, Any]:
+    def generation_metrics(self, model: Model, final: bool) -> dict[str, Any]:
         """What the model writes beside what it should have: of some validation inputs, at the end of all splits."""
         row: dict[str, Any] = {}
         for name, split in self.splits.items():
@@ -160,7 +163,7 @@ class Seq2SeqData(ABC):
             row |= {f"{name}_{key}": value for key, value in found.items()}
         return row
 
-    def show(self, model: Model, final: bool) -> list[Example]:
+    def examples(self, model: Model, final: bool) -> list[Example]:
         """Some validation inputs, what the model writes for them, and what is right."""
         val = self.splits["val"]
         groups = range(min(SHOWN, len(val.groups)))
@@ -173,7 +176,7 @@ class Seq2SeqData(ABC):
         return [Example(f"some validation {self.UNIT}", "\n".join(lines))]
 
     @abstractmethod
-    def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+    def save_plots(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
         """Pictures of a finished run."""
 
     def bits_per_char(self, loss: float) -> float | None:

@@ -40,7 +40,7 @@ class PairSplits:
     skipped: int
 
     @property
-    def identity(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """What a run remembers of its data: their name and the digest of their bytes."""
         return {"name": self.name, "sha256": self.sha256}
 
@@ -175,7 +175,7 @@ class TranslateData(Seq2SeqData):
         return TranslateCodec.from_json(obj)
 
     @staticmethod
-    def sizes(codec: TranslateCodec) -> dict[str, int]:
+    def vocab_sizes(codec: TranslateCodec) -> dict[str, int]:
         """The options of the model that follow from the codec."""
         return {"source_vocab": codec.source.vocab_size, "vocab_size": codec.target.vocab_size}
 
@@ -215,11 +215,11 @@ class TranslateData(Seq2SeqData):
     @cached_property
     def splits(self) -> dict[str, Examples]:  # type: ignore[override]
         return {
-            name: _encoded(rows.parts[0], rows.parts[1], self.codec, leave_out=name == "train")
+            name: _encoded(rows.columns[0], rows.columns[1], self.codec, leave_out=name == "train")
             for name, rows in self.pairs.splits.items()
         }
 
-    def own(self, step: int) -> float:
+    def scheduled_sampling_prob(self, step: int) -> float:
         """The probability that training reads the model's own prediction at this step."""
         return self.config.scheduled_sampling * min(1.0, step / self.config.scheduled_sampling_steps)
 
@@ -228,13 +228,13 @@ class TranslateData(Seq2SeqData):
         names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
         more = ("token_dropout", "bidirectional", "attention", "tie", "label_smoothing")
         options = {name: getattr(self.config, name) for name in (*names, *more)}
-        return {**self.sizes(self.codec), **options, "own": self.config.scheduled_sampling > 0}
+        return {**self.vocab_sizes(self.codec), **options, "own": self.config.scheduled_sampling > 0}
 
-    def identity(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """The name of the data and the digest of their bytes."""
-        return self.pairs.identity
+        return self.pairs.fingerprint
 
-    def facts(self) -> dict[str, str]:
+    def summary(self) -> dict[str, str]:
         """Lines for the reader: label and text."""
         train, val = self.splits["train"], self.splits["val"]
         most, longer = self.config.max_length, len(self.pairs.splits["train"]) - len(train.raw)
@@ -252,7 +252,7 @@ class TranslateData(Seq2SeqData):
             for side in (val.inputs, val.targets)
         ]
         return {
-            "data": f"{self.pairs.name} (sha256 {self.identity()['sha256'][:12]})",
+            "data": f"{self.pairs.name} (sha256 {self.fingerprint()['sha256'][:12]})",
             "pairs": ", ".join(pairs),
             "tokens": f"{self.config.level} level, vocabularies of {sizes}, {means[0]:.0f} and {means[1]:.0f} a text "
             f"on average, {unknown[0]:.1%} and {unknown[1]:.1%} unknown in validation",
@@ -277,7 +277,7 @@ class TranslateData(Seq2SeqData):
     def _cut(self, text: str) -> list[str]:
         return text.split() if self.config.level in SPACED else list(text)
 
-    def draw(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+    def save_plots(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
         """``attention.png``: where the decoder looks while it translates some validation sentences."""
         if self.config.attention == "none":
             return
@@ -290,7 +290,7 @@ class TranslateData(Seq2SeqData):
         """The quality of translations in a few words."""
         return f"BLEU {row['val_bleu']:.1f}, {row['val_exact']:.1%} exactly right"
 
-    def summary(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def report_lines(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
         """The final evaluation as labelled lines."""
         rows, unit = [], "words" if self.config.level in SPACED else "characters"
         for name in self.splits:
@@ -313,7 +313,7 @@ class TranslateData(Seq2SeqData):
 
 def _new_codec(config: TranslateConfig, pairs: PairSplits) -> TranslateCodec:
     """Tokenizers of the two sides of the training split."""
-    sources, targets = ([text.strip() for text in part] for part in pairs.splits["train"].parts)
+    sources, targets = ([text.strip() for text in part] for part in pairs.splits["train"].columns)
     if config.lower:
         sources = [text.lower() for text in sources]
     kind, options = TOKENIZERS[config.level], config.tokenizer_options()
