@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jaxlib
@@ -13,30 +13,10 @@ from jaxgen.fsutil import json_sha256
 from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runtime import processor_name
-from jaxgen.tasks.base import TaskData
 from jaxgen.version import __version__
-
-if TYPE_CHECKING:
-    from jaxgen.trainer.trainer import Trainer
 
 #: Where ``config.json`` holds the digest of the rest.
 DIGEST = "sha256"
-
-
-def resolve_config(data: TaskData, options: dict[str, Any], parameters: int, devices: int) -> dict[str, Any]:
-    """What follows from data and device, for a model of these ``options``; the number of steps is still open."""
-    return {
-        "model": options,
-        "parameters": parameters,
-        "data": data.fingerprint(),
-        **data.resolved(),
-        "versions": versions(),
-        "device": jax.devices()[0].device_kind,
-        "processor": processor_name(),
-        "devices": devices,
-        "processes": jax.process_count(),
-        "tokenizer": json_sha256(data.codec.to_json()),
-    }
 
 
 def environment_diff(resolved: dict[str, Any]) -> str:
@@ -97,17 +77,3 @@ def read_config(run: RunDirectory) -> dict[str, Any]:
             "begin from the weights of another with --init-from."
         )
     return content
-
-
-def run_summary(trainer: Trainer) -> dict[str, str]:
-    """Lines for the reader of a run that begins: label and text."""
-    config, data, resolved, team = trainer.config, trainer.data, trainer.resolved, trainer.team
-    spread = f", the batch spread over {trainer.devices}" if trainer.devices > 1 else ""
-    return {
-        **data.summary(),
-        "model": f"{config.cell} {config.layers}x{config.hidden}, {resolved['parameters']:,} parameters",
-        "training": f"{trainer.total:,} steps of {data.units_per_step:,} {data.UNIT}, "
-        f"{config.optimizer} at {config.lr:g}, {config.schedule}",
-        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()}){spread}"
-        + ("" if team.alone else f" devices of {team.count} processes"),
-    }

@@ -18,9 +18,25 @@ import numpy as np
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import unwritable
 from jaxgen.plots.loss import Best, draw_losses
+from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
+from jaxgen.tasks.base import TaskData
 from jaxgen.trainer.events import Note
+
+
+def run_summary(config: TrainConfig, data: TaskData, resolved: Mapping[str, Any], processes: int) -> dict[str, str]:
+    """Returns the lines that describe a run when it starts: label -> text."""
+    devices = resolved["devices"]
+    spread = f", the batch spread over {devices}" if devices > 1 else ""
+    return {
+        **data.summary(),
+        "model": f"{config.cell} {config.layers}x{config.hidden}, {resolved['parameters']:,} parameters",
+        "training": f"{resolved['steps']:,} steps of {data.units_per_step:,} {data.UNIT}, "
+        f"{config.optimizer} at {config.lr:g}, {config.schedule}",
+        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()}){spread}"
+        + ("" if processes == 1 else f" devices of {processes} processes"),
+    }
 
 
 class PlotErrors:

@@ -18,13 +18,15 @@ import numpy as np
 
 from jaxgen.distributed.processes import process_group
 from jaxgen.errors import CheckpointError, DataError, UsageError, choose
+from jaxgen.fsutil import json_sha256
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import MAX_STEPS, TrainConfig
-from jaxgen.runs.config_file import environment_diff, resolve_config, versions, write_config
+from jaxgen.runs.config_file import environment_diff, versions, write_config
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock
 from jaxgen.runs.logs import truncate_samples
+from jaxgen.runtime import processor_name
 from jaxgen.tasks.base import TaskData
 from jaxgen.tasks.registry import DATA, baseline, objective
 from jaxgen.trainer.devices import check_memory, choose_devices, other_processes, rescale_devices
@@ -203,6 +205,22 @@ def _prepared(config: TrainConfig, emit: Emit) -> tuple[Any, TaskData, dict[str,
     devices = choose_devices(config, parameters / data.tokens_per_step)
     check_memory(parameters, devices // process_group().count)
     return task, data, resolve_config(data, options, parameters, devices), params
+
+
+def resolve_config(data: TaskData, options: dict[str, Any], parameters: int, devices: int) -> dict[str, Any]:
+    """What ``config.json`` records as resolved from the data and the device; the number of steps is added later."""
+    return {
+        "model": options,
+        "parameters": parameters,
+        "data": data.fingerprint(),
+        **data.resolved(),
+        "versions": versions(),
+        "device": jax.devices()[0].device_kind,
+        "processor": processor_name(),
+        "devices": devices,
+        "processes": jax.process_count(),
+        "tokenizer": json_sha256(data.codec.to_json()),
+    }
 
 
 def resume(path: str, config: TrainConfig | None = None, emit: Emit = ignore, data_changed: str = "refuse") -> Trainer:

@@ -18,7 +18,6 @@ from jaxgen.errors import DivergedError, UsageError
 from jaxgen.plots.loss import Best
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import TrainConfig
-from jaxgen.runs.config_file import run_summary
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock, locked
 from jaxgen.runs.logs import MetricsLog, append_sample, truncate_samples
@@ -28,9 +27,9 @@ from jaxgen.tasks.base import Example
 from jaxgen.trainer.evaluate import Made, evaluate
 from jaxgen.trainer.events import Emit, Evaluated, Finished, Note, Progress, Sampled, Started
 from jaxgen.trainer.input_pipeline import InputPipeline
-from jaxgen.trainer.nan_recovery import ROLLBACK_SCALE, check_finite, nan_recovery
+from jaxgen.trainer.nan_recovery import MAX_ROLLBACKS, ROLLBACK_SCALE, check_finite, nan_recovery
 from jaxgen.trainer.progress_state import Interrupted, ProgressState
-from jaxgen.trainer.recorder import LossCurves, Throughput, open_events
+from jaxgen.trainer.recorder import LossCurves, Throughput, open_events, run_summary
 from jaxgen.trainer.schedule import EvalSchedule, build_optimizer
 from jaxgen.trainer.signals import RaiseOnSignal, Stopped, StopSignals
 from jaxgen.training.data_parallel import make_global_mesh, on_one_device, spread_state
@@ -109,7 +108,8 @@ class Trainer:
     def _train(self) -> Finished:
         step = int(self._current().step)
         self._events = open_events(self.run, step) if self.config.tensorboard else None
-        self.emit(Started(str(self.run.path), run_summary(self), step, self.total))
+        facts = run_summary(self.config, self.data, self.resolved, self.team.count)
+        self.emit(Started(str(self.run.path), facts, step, self.total))
         stop = step >= self.total or self._patience_gone
         received = None
         with StopSignals() as signals, ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as drawing:
@@ -123,7 +123,7 @@ class Trainer:
                     else:
                         self._save_between(step)
                 except DivergedError as error:
-                    step = nan_recovery(self, error)
+                    step = self._recover(error)
                 received = self.team.signal(signals.received)
                 if received is not None and not stop:
                     raise self._interrupted(received, f"at step {step:,}; saved")
@@ -203,6 +203,38 @@ class Trainer:
             f"{self._grad_norm:.3g}). Train again with a lower --lr or a smaller --clip, or give --on-nan rollback. "
             f"{kept} in {self.run.path}."
         )
+
+    def _recover(self, error: DivergedError) -> int:
+        """Return to the last good checkpoint with half the learning rate; returns its step.
+
+        Raises ``error`` without ``--on-nan rollback``, after ``MAX_ROLLBACKS`` and where no checkpoint is good.
+        """
+        state, found = None, None
+        if self.config.on_nan == "rollback" and self.done.rollbacks < MAX_ROLLBACKS:
+            state = self.whole()
+            if self.team.leads:
+                like = jax.eval_shape(lambda state: state, state)
+                restored = nan_recovery(self.store, self.rhythm, self.done, like, self.note)
+                if restored is not None:
+                    state, found = restored[1], (restored[0], asdict(restored[2]))
+            found = self.team.told(found)
+        if found is None:
+            self.team.ends_together = True
+            raise error
+        step, done = found
+        self.recall(ProgressState(**done)).go_on(self.team.shared(state))
+        with self.team.together():
+            self.forget_beyond(step)
+        self.note(
+            f"WARNING: {str(error).split('. ')[0]}. Going back to step {step:,} with a learning rate of "
+            f"{ROLLBACK_SCALE**self.done.rollbacks:g} of what it would be "
+            f"(rollback {self.done.rollbacks} of {MAX_ROLLBACKS} at most)."
+        )
+        return step
+
+    def note(self, text: str) -> None:
+        """Emit a ``Note``."""
+        self.emit(Note(text))
 
     def forget_beyond(self, step: int) -> None:
         """Drop the checkpoints, rows, samples and events beyond ``step``: they will be written again."""

@@ -13,12 +13,13 @@ from jaxgen.baselines.ngram.model import NGram
 from jaxgen.baselines.ngram.objective import NGramTask as Task
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.config import TrainConfig
-from jaxgen.runs.config_file import resolve_config, write_config
+from jaxgen.runs.config_file import write_config
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import locked
 from jaxgen.tasks.registry import DATA
 from jaxgen.tokenizers.base import EOS
 from jaxgen.trainer.events import Emit, Finished, Note, ProgressEvents, Started
+from jaxgen.trainer.run import resolve_config
 from jaxgen.trainer.signals import RaiseOnSignal, Stopped
 from jaxgen.trainer.trainer import Interrupted, Trainer
 from jaxgen.training.step import TrainState
