@@ -2,8 +2,8 @@
 
     python -m benchmarks.devices          about three minutes; prints a table in Markdown
 
-Whole training step, embedding to Adam, through the functions that the trainer calls. The rule `count_devices` rests on
-this table (docs/performance.md).
+Whole training step, embedding to Adam, through the functions that the trainer calls. The rule `data_parallel_size`
+rests on this table (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import optax
 
 from benchmarks import machine
 from jaxgen import LanguageTask, jitted, keep_memory, offer_cores
-from jaxgen.training import make_mesh, spread_state
+from jaxgen.training import make_mesh, shard_state
 from jaxgen.types import Batch
 
 V, STEPS, ROUNDS = 96, 2, 9
@@ -47,7 +47,7 @@ class Contestant:
         self.state = jitted.jit_init_state(task, optimizer, batches.tokens.shape[1])(self.key)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         if devices > 1:
-            self.state = spread_state(make_mesh(devices), self.state)
+            self.state = shard_state(make_mesh(devices), self.state)
         self.steps = jitted.jit_train_steps(task, optimizer, devices)
 
     def turn(self) -> float:

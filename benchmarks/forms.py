@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from jaxgen import CELLS, LanguageModel, LanguageTask, create_state, keep_memory, train_step
-from jaxgen.cells import recur
+from jaxgen.cells import unroll_projected
 from jaxgen.types import Batch
 
 SIZES = [(50, 50, 128), (32, 64, 256), (32, 128, 256), (64, 64, 512)]  # B, T, H
@@ -51,7 +51,7 @@ def layer(name: str, batch: int, length: int, hidden: int) -> dict[str, float]:
     z, weight = (jax.random.normal(jax.random.key(i), (length, batch, k)) for i, k in ((1, width), (2, hidden)))
 
     def value(form: str, params, carry, z):
-        carry, ys = cell.apply(params, carry, z, form=form, method=recur)
+        carry, ys = cell.apply(params, carry, z, form=form, method=unroll_projected)
         return jnp.sum(ys * weight) + sum(jnp.sum(leaf) for leaf in jax.tree.leaves(carry))
 
     grads = {form: jax.jit(jax.grad(partial(value, form), argnums=(0, 1, 2))) for form in FORMS}

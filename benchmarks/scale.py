@@ -22,7 +22,7 @@ import optax
 
 from benchmarks import machine
 from jaxgen import LanguageTask, jitted, keep_memory
-from jaxgen.training import make_mesh, spread_state
+from jaxgen.training import make_mesh, shard_state
 from jaxgen.types import Batch
 
 DEVICES, ROUNDS, STEPS, V = (1, 2, 4, 8), 9, 2, 96
@@ -54,7 +54,7 @@ class Contestant:
         self.state = jitted.jit_init_state(task, optimizer, rows)(self.key)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         if devices > 1:
-            self.state = spread_state(make_mesh(devices), self.state)
+            self.state = shard_state(make_mesh(devices), self.state)
         self.steps = jitted.jit_train_steps(task, optimizer, devices)
         self.program = self._program(task, optimizer, devices)
 
@@ -62,10 +62,10 @@ class Contestant:
         """The compiled step by itself, as text."""
         if devices == 1:
             return ""
-        from jaxgen.training import spread_train_steps
+        from jaxgen.training import shard_train_steps
 
         one = jax.tree.map(lambda a: a[:1], self.batches)
-        steps = jax.jit(spread_train_steps(task, optimizer, make_mesh(devices)))
+        steps = jax.jit(shard_train_steps(task, optimizer, make_mesh(devices)))
         return steps.lower(self.key, self.state, one, 1).compile().as_text()
 
     def turn(self) -> float:

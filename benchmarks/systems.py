@@ -105,12 +105,12 @@ class Jaxgen(Jax):
     def _begin(self, task: Any, optimizer: Any, rows: int, key: Any) -> tuple[Any, Callable]:
         """A fresh state and ``(key, state, batches, count) -> (state, metrics)``, as the trainer makes them."""
         from jaxgen import jitted
-        from jaxgen.training import count_devices, make_mesh, spread_state
+        from jaxgen.training import data_parallel_size, make_mesh, shard_state
 
         state = jitted.jit_init_state(task, optimizer, rows)(key)
-        devices = count_devices(rows, self.devices)
+        devices = data_parallel_size(rows, self.devices)
         if devices > 1:
-            state = spread_state(make_mesh(devices), state)
+            state = shard_state(make_mesh(devices), state)
         return state, jitted.jit_train_steps(task, optimizer, devices)
 
     def _task(self, s: Sizes) -> Any:
@@ -154,7 +154,7 @@ class Jaxgen(Jax):
 
         from jaxgen import GenerationConfig, Sampler
         from jaxgen.cli.output import Speed
-        from jaxgen.sampling import ROWS
+        from jaxgen.sampling import DECODE_ROWS
         from jaxgen.tokenizers.base import FIRST
         from jaxgen.tokenizers.char import CharTokenizer
 
@@ -163,7 +163,7 @@ class Jaxgen(Jax):
         sampler = Sampler(task, CharTokenizer(range(32, 32 + s.vocab - FIRST)), params)
 
         def run(calls: int) -> tuple[int, float]:
-            block = max(ROWS, s.batch)  # one stream as by default, many with --block
+            block = max(DECODE_ROWS, s.batch)  # one stream as by default, many with --block
             settings = GenerationConfig(length=CHUNK * (calls + 1), temperature=TEMPERATURE, seed=0, block=block)
             speed = Speed(block)
             for _ in speed.timed(sampler.stream("", settings, num_samples=s.batch)):

@@ -35,13 +35,13 @@ def ours(task: Any, batch: Any, rows: int, tokens: int) -> Steps:
     import optax
 
     from jaxgen import jitted
-    from jaxgen.training import count_devices, make_mesh, spread_state
+    from jaxgen.training import data_parallel_size, make_mesh, shard_state
 
     optimizer, key = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)), jax.random.key(0)
     state = jitted.jit_init_state(task, optimizer, rows)(key)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    devices = count_devices(rows, jax.local_device_count(), parameters / tokens)
-    state = state if devices == 1 else spread_state(make_mesh(devices), state)
+    devices = data_parallel_size(rows, jax.local_device_count(), parameters / tokens)
+    state = state if devices == 1 else shard_state(make_mesh(devices), state)
     train = jitted.jit_train_steps(task, optimizer, devices)
     stacked, held = jax.tree.map(lambda field: np.asarray(field)[None], batch), [state]
 
@@ -75,7 +75,7 @@ def classify(rows: int, length: int, hidden: int, vocab: int, classes: int) -> t
     from torch import nn
 
     from jaxgen.tasks.classify.objective import ClassifyTask
-    from jaxgen.types import ClassificationBatch, Sequence
+    from jaxgen.types import ClassificationBatch, TokenRows
 
     draw = np.random.default_rng(0)
     tokens = draw.integers(3, vocab, (rows, length)).astype(np.int32)
@@ -91,7 +91,7 @@ def classify(rows: int, length: int, hidden: int, vocab: int, classes: int) -> t
     def loss() -> Any:
         return nn.functional.cross_entropy(output(encoder(embedding(ids))[0].amax(dim=1)), right)
 
-    batch = ClassificationBatch(Sequence(tokens, valid), labels, weights)
+    batch = ClassificationBatch(TokenRows(tokens, valid), labels, weights)
     return ours(task, batch, rows, rows * length), theirs(nn.ModuleList([embedding, encoder, output]), loss)
 
 
@@ -101,7 +101,7 @@ def translate(rows: int, length: int, hidden: int, vocab: int) -> tuple[Steps, S
     from torch import nn
 
     from jaxgen.tasks.translate.objective import TranslateTask
-    from jaxgen.types import Seq2SeqBatch, Sequence
+    from jaxgen.types import Seq2SeqBatch, TokenRows
 
     draw = np.random.default_rng(0)
     source, tokens, targets = (draw.integers(3, vocab, (rows, length)).astype(np.int32) for _ in range(3))
@@ -132,7 +132,7 @@ def translate(rows: int, length: int, hidden: int, vocab: int) -> tuple[Steps, S
     def loss() -> Any:
         return nn.functional.cross_entropy(model(read, write).flatten(0, 1), right.flatten())
 
-    batch = Seq2SeqBatch(Sequence(source, every), tokens, targets, every, np.zeros(rows, np.float32))
+    batch = Seq2SeqBatch(TokenRows(source, every), tokens, targets, every, np.zeros(rows, np.float32))
     return ours(task, batch, rows, 2 * rows * length), theirs(model, loss)
 
 

@@ -20,12 +20,12 @@ from jaxgen.sampling.beam import beam_search
 from jaxgen.sampling.decode import decode
 from jaxgen.tokenizers.base import EOS, PAD
 from jaxgen.training.data_parallel import (
-    ROWS,
-    asked_train_steps,
+    BATCH_AXIS,
     make_global_mesh,
     make_mesh,
-    spread_eval_step,
-    spread_train_steps,
+    shard_eval_step,
+    shard_train_steps,
+    shard_train_steps_with_stop_flag,
 )
 from jaxgen.training.step import create_state, eval_step, train_steps
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
@@ -86,12 +86,12 @@ def jit_train_steps(
 ) -> Callable:
     """``(key, state, batches, count) -> (state, metrics)``; the state given is used up. ``read`` as in ``train_steps``.
 
-    With several ``devices`` the batch is spread over them, and the state must be (``spread_state``). With several
-    processes the functions are those of ``asked_train_steps``.
+    With several ``devices`` the batch is spread over them, and the state must be (``shard_state``). With several
+    processes the functions are those of ``shard_train_steps_with_stop_flag``.
     """
     if devices == 1:
         return jax.jit(partial(train_steps, task, optimizer, read=read), donate_argnums=1)
-    steps = spread_train_steps if jax.process_count() == 1 else asked_train_steps
+    steps = shard_train_steps if jax.process_count() == 1 else shard_train_steps_with_stop_flag
     return one_at_a_time(jax.jit(steps(task, optimizer, make_global_mesh(devices), read), donate_argnums=1))
 
 
@@ -100,7 +100,7 @@ def jit_eval_step(task: Any, devices: int = 1) -> Callable:
     """``(params, carry, batch) -> (carry, totals)``, the batch spread over ``devices``."""
     if devices == 1:
         return jax.jit(partial(eval_step, task))
-    return one_at_a_time(jax.jit(spread_eval_step(task, make_global_mesh(devices))))
+    return one_at_a_time(jax.jit(shard_eval_step(task, make_global_mesh(devices))))
 
 
 @cached
@@ -118,25 +118,25 @@ def jit_predict(task: Any) -> Callable:
 @cached
 def jit_encode(task: Any) -> Callable:
     """``(weights, inputs) -> (memory, carry, logits)``, from which a text is written for each input."""
-    return jax.jit(task.begin)
+    return jax.jit(task.init_decoder)
 
 
 @cached
 def jit_attention(task: Any) -> Callable:
     """``(weights, inputs, tokens) -> places``: where each step looks that reads these tokens."""
-    return jax.jit(task.look)
+    return jax.jit(task.attention_weights)
 
 
 @cached
 def jit_initial_states(task: Any) -> Callable:
     """``(weights, condition) -> carry``, the state of a text of which something is known beforehand."""
-    return jax.jit(task.begin_from)
+    return jax.jit(task.initial_states)
 
 
 @cached
 def jit_prefill(task: Any) -> Callable:
     """``(weights, carry, logits, tokens, valid) -> (carry, logits)``."""
-    return jax.jit(task.prime)
+    return jax.jit(task.prefill)
 
 
 @cached
@@ -161,7 +161,7 @@ def jit_decode_blocks(task: Any, kinds: tuple[type, ...], length: int, greedy: b
 
     if devices == 1:
         return jax.jit(many)
-    whole, shared_out = PartitionSpec(), PartitionSpec(ROWS)
+    whole, shared_out = PartitionSpec(), PartitionSpec(BATCH_AXIS)
     specs: dict[str, Any] = {"in_specs": (whole, shared_out, shared_out), "out_specs": shared_out}
     # Nothing is exchanged, so nothing is to be checked about what varies from device to device.
     return jax.jit(jax.shard_map(many, mesh=make_mesh(devices), check_vma=False, **specs))

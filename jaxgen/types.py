@@ -51,21 +51,21 @@ class ConditionedBatch(NamedTuple):
     condition: ArrayLike  # float32 [B, T, C], that of the document which a position belongs to
 
 
-class Sequence(NamedTuple):
-    """B texts as token ids, padded to S."""
+class TokenRows(NamedTuple):
+    """B texts as token ids, padded to S tokens."""
 
     tokens: ArrayLike  # int32 [B, S]
     valid: ArrayLike  # bool [B, S], no padding
 
 
 class Seq2SeqBatch(NamedTuple):
-    """One batch of texts to write, each from an input of its own: B rows of at most T tokens."""
+    """A batch of B inputs, each with a target text of at most T tokens."""
 
-    inputs: Any  # what the texts are written from; every leaf has B in front
+    inputs: Any  # what the encoder reads; every leaf has B in front
     tokens: ArrayLike  # int32 [B, T], the input at each step: <eos>, then the text
     targets: ArrayLike  # int32 [B, T]: the text, then <eos>
     mask: ArrayLike  # bool [B, T], the targets that count
-    own: ArrayLike  # float32 [B], the probability that a token read is the model's own prediction
+    scheduled_sampling_prob: ArrayLike  # float32 [B], probability that the decoder reads its own prediction
 
 
 class Objective(NamedTuple):
@@ -81,3 +81,19 @@ class ClassificationBatch(NamedTuple):
     inputs: Any  # what is labelled; every leaf has B in front
     labels: ArrayLike  # int32 [B]
     weights: ArrayLike  # float32 [B], how much a row counts in the loss; 0 for one that fills up a batch
+
+
+class DecodeWeights(NamedTuple):
+    """What decoding reads at every step, computed once from the parameters."""
+
+    params: Params
+    table: Array | None  # [V, K], the first layer's input projection of every token
+
+
+class AttentionMap(NamedTuple):
+    """The attention weights of one generated text, with labels."""
+
+    source: list[str]  # [S] labels of the source positions
+    written: list[str]  # [T] generated tokens
+    weights: np.ndarray  # [T, S], each row sums to 1
+    image: np.ndarray | None = None  # uint8 [Y, X, 3], if the source positions are a grid over it, row by row

@@ -6,7 +6,7 @@ from jaxgen.cells.gru import GRU
 from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.precision import PRECISIONS
 from jaxgen.cells.scan import run
-from jaxgen.cells.unroll import FORMS, choose_form, recur, unroll
+from jaxgen.cells.unroll import FORMS, choose_form, unroll, unroll_projected
 
 CELLS: dict[str, type[Cell]] = {
     "elman": Elman,
@@ -27,7 +27,7 @@ __all__ = [
     "ElmanReLU",
     "Weights",
     "choose_form",
-    "recur",
     "run",
     "unroll",
+    "unroll_projected",
 ]

@@ -118,7 +118,7 @@ class Cell(nn.RNNCellBase):
         raise NotImplementedError(f"{type(self).__name__} gives neither `pointwise` nor `step`.")
 
     @nn.nowrap
-    def within(self, values: Carry) -> Carry:
+    def clamp_state(self, values: Carry) -> Carry:
         """A state to begin from, made of any real numbers in its shape: squashed where the cell keeps its state
         bounded, as they are where it does not (which is the default)."""
         return values
@@ -140,18 +140,18 @@ class Cell(nn.RNNCellBase):
     # The next three are a faster way to the derivatives of ``pointwise``. A cell gives all of them or none.
 
     @nn.nowrap
-    def saving(self, carry: Carry, z: Array, u: Array) -> tuple[Carry, Array, Any]:
-        """``pointwise``, and what ``factors`` needs of it: new carry, y, a pytree of [B, ...]."""
+    def forward_with_residuals(self, carry: Carry, z: Array, u: Array) -> tuple[Carry, Array, Any]:
+        """``pointwise``, and what ``precompute_vjp`` needs of it: new carry, y, a pytree of [B, ...]."""
         raise NotImplementedError(f"{type(self).__name__} gives no derivatives of its own.")
 
     @nn.nowrap
-    def factors(self, before: Carry, after: Carry, saved: Any) -> Any:
-        """What can be computed for every step at once: the arrays with which ``pull`` multiplies, from the carries
+    def precompute_vjp(self, before: Carry, after: Carry, saved: Any) -> Any:
+        """What can be computed for every step at once: the arrays with which ``vjp_step`` multiplies, from the carries
         before and after each step and from what was saved, all [T, B, ...]. Padding may hold anything."""
         raise NotImplementedError(f"{type(self).__name__} gives no derivatives of its own.")
 
     @nn.nowrap
-    def pull(self, dcarry: Carry, dy: Array, factors: Any) -> tuple[Carry, Array, Array]:
+    def vjp_step(self, dcarry: Carry, dy: Array, factors: Any) -> tuple[Carry, Array, Array]:
         """One step backwards: the gradients of the new carry and y [B, ...] -> those of the old carry, z and u."""
         raise NotImplementedError(f"{type(self).__name__} gives no derivatives of its own.")
 

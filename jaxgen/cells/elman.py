@@ -38,25 +38,25 @@ class Elman(Cell):
         return Weights(self.recurrent_kernel)
 
     @nn.nowrap
-    def within(self, values: Array) -> Array:
+    def clamp_state(self, values: Array) -> Array:
         return jnp.tanh(values) if self.activation == "tanh" else values
 
     @nn.nowrap
     def pointwise(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array]:
-        return self.saving(carry, z, u)[:2]
+        return self.forward_with_residuals(carry, z, u)[:2]
 
     @nn.nowrap
-    def saving(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array, None]:
+    def forward_with_residuals(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array, None]:
         h = ACTIVATIONS[self.activation][0](z + u)
         return h, h, None
 
     @nn.nowrap
-    def factors(self, before: Array, after: Array, saved: None) -> Array:
+    def precompute_vjp(self, before: Array, after: Array, saved: None) -> Array:
         """The slope of the activation, from its value."""
         return ACTIVATIONS[self.activation][1](after)
 
     @nn.nowrap
-    def pull(self, dcarry: Array, dy: Array, factors: Array) -> tuple[Array, Array, Array]:
+    def vjp_step(self, dcarry: Array, dy: Array, factors: Array) -> tuple[Array, Array, Array]:
         dz = factors * (dcarry + dy)
         return jnp.zeros_like(dy), dz, dz
 

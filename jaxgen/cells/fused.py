@@ -4,8 +4,8 @@ Differentiating a ``lax.scan`` accumulates the recurrent matrix's gradient step 
 rows each, added into a matrix that does not fit the fastest cache. Here the backward loop carries the state's gradient
 alone, and the matrix's gradient is one product over all T * B rows after it.
 
-A cell that also gives ``saving``, ``factors`` and ``pull`` has its elementwise derivatives computed for all steps at
-once, before the backward loop. Any other gets what ``jax.vjp`` makes of its ``pointwise``.
+If the cell also defines ``forward_with_residuals``, ``precompute_vjp`` and ``vjp_step``, its elementwise derivatives
+are computed for all steps at once before the backward loop. Otherwise ``jax.vjp`` differentiates its ``pointwise``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxgen.cells.base import Cell, Weights
-from jaxgen.cells.precision import matmul, on_the_same_devices, rounded
+from jaxgen.cells.precision import match_varying_axes, matmul, rounded
 from jaxgen.cells.scan import Masks, mask_rows, per_step, run
 from jaxgen.types import Array, Carry
 
 #: The methods that are a cell's equations, and those by which it gives their derivatives.
-EQUATIONS, DERIVATIVES = ("pointwise", "saving", "hidden"), ("factors", "pull")
+EQUATIONS, DERIVATIVES = ("pointwise", "forward_with_residuals", "hidden"), ("precompute_vjp", "vjp_step")
 
 
 def fits(cell: Any) -> bool:
@@ -38,7 +38,7 @@ def can_run(cell: Cell, weights: Any) -> bool:
 
 
 def _gives_derivatives(kind: type[Cell]) -> bool:
-    """Whether ``factors`` and ``pull`` belong to a class's equations, which a subclass may have replaced alone."""
+    """Whether ``precompute_vjp`` and ``vjp_step`` match the equations; a subclass may have overridden those alone."""
     place = {
         name: next(i for i, c in enumerate(kind.__mro__) if name in vars(c)) for name in (*EQUATIONS, *DERIVATIVES)
     }
@@ -65,7 +65,7 @@ def run_fused(
     weights = jax.tree.map(lambda a: a.astype(dtype), weights)
     rule = _by_hand if _gives_derivatives(type(cell)) else _by_vjp
     masks = Masks.of(carry, reset, valid, initial)
-    return rule(cell, reverse, *on_the_same_devices(weights, carry, z.astype(dtype), masks))
+    return rule(cell, reverse, *match_varying_axes(weights, carry, z.astype(dtype), masks))
 
 
 def _plain(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> tuple[Carry, Array]:
@@ -103,7 +103,7 @@ def _vjp_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: A
         return (last, ys), h
 
     # On the devices of ``z``: were it the same zero on all of them, its gradient would be their sum.
-    _, shift = on_the_same_devices(z, jnp.zeros((*z.shape[:-1], weights.kernel.shape[-1]), z.dtype))
+    _, shift = match_varying_axes(z, jnp.zeros((*z.shape[:-1], weights.kernel.shape[-1]), z.dtype))
     out, backward, h = jax.vjp(unrolled, carry, z, shift, masks.initial, has_aux=True)
     return out, (backward, weights, h)
 
@@ -129,7 +129,7 @@ def _hand_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: 
     def body(state: Carry, inputs: tuple[Array, Masks]) -> tuple[Carry, Any]:
         z_t, at = inputs[0], masks_at(inputs[1])
         start = at.before(state)
-        new, y, saved = cell.saving(start, z_t, cell.product(constant, start))
+        new, y, saved = cell.forward_with_residuals(start, z_t, cell.product(constant, start))
         new, y = at.after(start, new, y)
         twice[:] = [i for i, leaf in enumerate(jax.tree.leaves(new)) if leaf is y]
         return new, (None if twice else y, new, saved)
@@ -165,7 +165,7 @@ def _hand_backward(cell: Cell, reverse: bool, kept: Any, cotangents: Any) -> Any
         frozen = None if at.valid is None else mask_rows(~at.valid, dcarry)
         if at.valid is not None:
             dcarry, dy = mask_rows(at.valid, (dcarry, dy))
-        dstart, dz, du = cell.pull(dcarry, dy, factors)
+        dstart, dz, du = cell.vjp_step(dcarry, dy, factors)
         alike = dz is du
         grads: Any = (dstart, du, None if alike else dz)
         # What stands in padding may be anything, NaN too.
@@ -177,7 +177,7 @@ def _hand_backward(cell: Cell, reverse: bool, kept: Any, cotangents: Any) -> Any
             return dstart, (du, dz, None)
         return mask_rows(~at.reset, dstart), (du, dz, mask_rows(at.reset, dstart))
 
-    inputs = (dys, cell.factors(before, after, saved), masks._replace(initial=None))
+    inputs = (dys, cell.precompute_vjp(before, after, saved), masks._replace(initial=None))
     dcarry, (du, dz, dinitial) = lax.scan(body, dlast, inputs, reverse=not reverse)
     if alike:
         dz = du

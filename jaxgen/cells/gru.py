@@ -48,15 +48,17 @@ class GRU(Cell):
         return Weights(self.recurrent_kernel * self._scale()[None, :], bias)
 
     @nn.nowrap
-    def within(self, values: Array) -> Array:
+    def clamp_state(self, values: Array) -> Array:
         return jnp.tanh(values)
 
     @nn.nowrap
     def pointwise(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array]:
-        return self.saving(carry, z, u)[:2]
+        return self.forward_with_residuals(carry, z, u)[:2]
 
     @nn.nowrap
-    def saving(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array, tuple[Array, Array, Array]]:
+    def forward_with_residuals(
+        self, carry: Array, z: Array, u: Array
+    ) -> tuple[Array, Array, tuple[Array, Array, Array]]:
         two = 2 * self.features
         gates = lax.optimization_barrier(jnp.tanh(z[..., :two] + u[..., :two]))
         r, update = jnp.split(0.5 * (gates + 1), 2, axis=-1)
@@ -65,7 +67,9 @@ class GRU(Cell):
         return h, h, (gates, n, u[..., two:])
 
     @nn.nowrap
-    def factors(self, before: Array, after: Array, saved: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def precompute_vjp(
+        self, before: Array, after: Array, saved: tuple[Array, Array, Array]
+    ) -> tuple[Array, Array, Array]:
         """Of h' in u [.., 3H], in the last third of z [.., H], and in h itself [.., H]."""
         gates, n, u_n = saved
         a, b = jnp.split(gates, 2, axis=-1)
@@ -75,7 +79,7 @@ class GRU(Cell):
         return jnp.concatenate(in_u, axis=-1), in_n, update
 
     @nn.nowrap
-    def pull(self, dcarry: Array, dy: Array, factors: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def vjp_step(self, dcarry: Array, dy: Array, factors: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         in_u, in_n, in_h = factors
         dh = dcarry + dy
         du = in_u * jnp.concatenate([dh, dh, dh], axis=-1)

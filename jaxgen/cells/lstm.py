@@ -56,15 +56,15 @@ class LSTM(Cell):
         return carry[1]
 
     @nn.nowrap
-    def within(self, values: LSTMCarry) -> LSTMCarry:
+    def clamp_state(self, values: LSTMCarry) -> LSTMCarry:
         return values[0], jnp.tanh(values[1])
 
     @nn.nowrap
     def pointwise(self, carry: LSTMCarry, z: Array, u: Array) -> tuple[LSTMCarry, Array]:
-        return self.saving(carry, z, u)[:2]
+        return self.forward_with_residuals(carry, z, u)[:2]
 
     @nn.nowrap
-    def saving(self, carry: LSTMCarry, z: Array, u: Array) -> tuple[LSTMCarry, Array, Array]:
+    def forward_with_residuals(self, carry: LSTMCarry, z: Array, u: Array) -> tuple[LSTMCarry, Array, Array]:
         # The barrier keeps XLA from fusing the slices below into the tanh, which would undo its vectorisation.
         gates = lax.optimization_barrier(jnp.tanh(z + u))
         i, f, g, o = jnp.split(gates, 4, axis=-1)
@@ -73,7 +73,7 @@ class LSTM(Cell):
         return (c, h), h, gates
 
     @nn.nowrap
-    def factors(self, before: LSTMCarry, after: LSTMCarry, saved: Array) -> tuple[Array, Array, Array]:
+    def precompute_vjp(self, before: LSTMCarry, after: LSTMCarry, saved: Array) -> tuple[Array, Array, Array]:
         """Of the pre-activations [.., 4H], each with the gradient it belongs to; of c through h; of c through c'."""
         i, f, g, o = jnp.split(saved, 4, axis=-1)
         tanh_c = jnp.tanh(after[0])
@@ -82,7 +82,9 @@ class LSTM(Cell):
         return gates, 0.5 * (o + 1) * (1 - tanh_c * tanh_c), 0.5 * (f + 1)
 
     @nn.nowrap
-    def pull(self, dcarry: LSTMCarry, dy: Array, factors: tuple[Array, Array, Array]) -> tuple[LSTMCarry, Array, Array]:
+    def vjp_step(
+        self, dcarry: LSTMCarry, dy: Array, factors: tuple[Array, Array, Array]
+    ) -> tuple[LSTMCarry, Array, Array]:
         gates, through_h, forget = factors
         dh = dcarry[1] + dy
         dc = dcarry[0] + dh * through_h

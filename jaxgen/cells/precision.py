@@ -32,7 +32,7 @@ def matmul(a: Array, b: Array, precision: str = "float32") -> Array:
     """
     if not _rounds(precision):
         return a @ b.astype(a.dtype)
-    return _rounded(*on_the_same_devices(a, b))
+    return _rounded(*match_varying_axes(a, b))
 
 
 def rounded(kernel: Array, precision: str) -> Array:
@@ -88,7 +88,7 @@ def _varying(leaf: Array) -> frozenset[str]:
     return jax.typeof(leaf).manual_axis_type.varying
 
 
-def on_the_same_devices(*trees: Any) -> Any:
+def match_varying_axes(*trees: Any) -> Any:
     """``trees`` varying over every mesh axis that one of their leaves varies over: what JAX itself does for a scan.
 
     Inside ``shard_map`` a gradient must vary as its value does; the transpose of ``pcast`` adds it up over the devices.

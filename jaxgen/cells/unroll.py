@@ -36,7 +36,7 @@ def choose_form(form: str, cell: nn.RNNCellBase) -> str:
     return form
 
 
-def recur(
+def unroll_projected(
     cell: Cell,
     carry: Carry,
     z: Array,
@@ -184,7 +184,7 @@ def unroll(
         x = mask_rows(valid, x)
 
     if isinstance(cell, Cell):
-        carry, ys = recur(
+        carry, ys = unroll_projected(
             cell,
             carry,
             cell.project(x),

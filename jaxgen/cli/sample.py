@@ -121,9 +121,9 @@ def sample(args: list[str]) -> None:
     from jaxgen.inference.generation_config import GenerationConfig
     from jaxgen.inference.sampler import Sampler
     from jaxgen.runtime import need_backend
-    from jaxgen.sampling.decode import ROWS
+    from jaxgen.sampling.decode import DECODE_ROWS
 
-    block = ROWS if config.block is None else config.block
+    block = DECODE_ROWS if config.block is None else config.block
     limits = {"stop": tuple(map(unescaped, config.stop)), "max_seconds": config.max_seconds, "block": block}
     names = ["0"] if config.greedy else config.temperature
     plain = [GenerationConfig(config.length, read_temperature(name), config.seed, **limits) for name in names]

@@ -15,7 +15,7 @@ from jaxgen.data.packing import DocumentPacker, PackedDocuments, number_type
 from jaxgen.data.tokens import EVERY, PURPOSES, Tokens, check_sizes, permutation, random_bits
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.tokenizers.base import EOS, PAD
-from jaxgen.training.windows import Conditions, Places, read_conditioned
+from jaxgen.training.windows import Conditions, WindowIndex, read_conditioned
 from jaxgen.types import Batch, ConditionedBatch
 
 PURPOSES |= {"dates": 7, "shapes": 8, "snippets": 9, "rows": 10, "row batches": 11}
@@ -76,13 +76,13 @@ class TextBatches(ABC):
         return [(0, self.steps_per_epoch)]
 
     @abstractmethod
-    def places(self, step: int) -> Places:
+    def places(self, step: int) -> WindowIndex:
         """Where in the text the windows of a step are."""
 
     def batch(self, step: int, rows: slice = EVERY) -> Batch | ConditionedBatch:
         """The batch of a step from 0, [B, T], or those ``rows`` of it."""
         start, stop, fresh = self.places(step)
-        places = Places(start[rows], stop[rows], fresh)
+        places = WindowIndex(start[rows], stop[rows], fresh)
         return read_conditioned(self.text(step), self.conditions(step), places, self.length, self.eos, PAD, np)
 
 
@@ -105,12 +105,12 @@ class StreamBatches(TextBatches):
     def text(self, step: int) -> np.ndarray:
         return self._ids
 
-    def places(self, step: int) -> Places:
+    def places(self, step: int) -> WindowIndex:
         epoch, window = divmod(step, self.steps_per_epoch)
         n = self._ids.size
         offset = int(random_bits(1, self._seed, epoch, "stream")[0]) % n
         start = (offset + window * self.length + self._stride * np.arange(self._size, dtype=np.int64)) % n
-        return Places(start, start, np.bool_(window == 0))
+        return WindowIndex(start, start, np.bool_(window == 0))
 
 
 class WindowBatches(TextBatches):
@@ -135,13 +135,13 @@ class WindowBatches(TextBatches):
     def text(self, step: int) -> np.ndarray:
         return self._ids
 
-    def places(self, step: int) -> Places:
+    def places(self, step: int) -> WindowIndex:
         epoch, k = divmod(step, self.steps_per_epoch)
         cached = self._order
         if cached is None or cached[0] != epoch:
             cached = self._order = (epoch, permutation(self._windows, self._seed, epoch, "windows"))
         window = cached[1][(k * self._size + np.arange(self._size)) % self._windows]
-        return Places(window * self._stride, window * self._stride, np.bool_(True))
+        return WindowIndex(window * self._stride, window * self._stride, np.bool_(True))
 
 
 class DocumentBatches(TextBatches):
@@ -174,7 +174,7 @@ class DocumentBatches(TextBatches):
     def same_text(self, step: int) -> int:
         return self.steps_per_epoch - step % self.steps_per_epoch
 
-    def places(self, step: int) -> Places:
+    def places(self, step: int) -> WindowIndex:
         return self._laid(step).places(step % self.steps_per_epoch * self.length)
 
     def _laid(self, step: int) -> PackedDocuments:

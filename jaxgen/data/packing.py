@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxgen.errors import DataError
 from jaxgen.tokenizers.base import EOS, PAD
-from jaxgen.training.windows import Conditions, Places, read_conditioned
+from jaxgen.training.windows import Conditions, WindowIndex, read_conditioned
 from jaxgen.types import Batch, ConditionedBatch
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ class PackedDocuments:
     end: np.ndarray
     conditions: Conditions | None = None  # of each position of ``text``
 
-    def places(self, start: int) -> Places:
+    def places(self, start: int) -> WindowIndex:
         """Where in the text position ``start`` of every lane is."""
-        return Places(self.begin + start, self.end, np.bool_(False))
+        return WindowIndex(self.begin + start, self.end, np.bool_(False))
 
     def window(self, start: int, length: int) -> Batch | ConditionedBatch:
         """Positions start … start + length of every lane, [lanes, length]; beyond a lane's end PAD, masked."""

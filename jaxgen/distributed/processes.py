@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxgen.errors import DataError, JaxgenError, UsageError
-from jaxgen.training.data_parallel import make_global_mesh, spread_rows, whole_on
+from jaxgen.training.data_parallel import make_global_mesh, replicated_sharding, shard_local_rows
 from jaxgen.training.step import StepMetrics, TrainState
 
 #: Where the processes of the job that was joined met: HOST:PORT, or None where the cluster said it.
@@ -146,8 +146,8 @@ class ProcessGroup:
         # In one exchange: the order of several in a program may differ from process to process on a CPU.
         mine = np.concatenate([np.frombuffer(leaf.tobytes(), np.uint8) for leaf in leaves])
         with exchanging():
-            given = spread_rows(self._mesh, (mine if self.leads else np.zeros_like(mine))[None])
-            theirs = np.asarray(_summed(spread_over=whole_on(self._mesh))(given)).tobytes()
+            given = shard_local_rows(self._mesh, (mine if self.leads else np.zeros_like(mine))[None])
+            theirs = np.asarray(_summed(spread_over=replicated_sharding(self._mesh))(given)).tobytes()
         starts = np.cumsum([0, *(leaf.nbytes for leaf in leaves)]).tolist()
         copies = [
             np.frombuffer(theirs, leaf.dtype, leaf.size, at).reshape(leaf.shape) for leaf, at in zip(leaves, starts)
@@ -158,7 +158,7 @@ class ProcessGroup:
         """``state`` with all rows of its carry, which lie on ``devices`` of all processes."""
         if self.alone:
             return state
-        everywhere = _same(spread_over=whole_on(make_global_mesh(devices)))
+        everywhere = _same(spread_over=replicated_sharding(make_global_mesh(devices)))
 
         def gather(leaf: jax.Array) -> np.ndarray:
             with exchanging():
@@ -169,7 +169,9 @@ class ProcessGroup:
     def _everyone(self, mine: np.ndarray) -> np.ndarray:
         """The array [...] of each process as a row, [P, ...]."""
         with exchanging():
-            return np.asarray(_same(spread_over=whole_on(self._mesh))(spread_rows(self._mesh, mine[None])))
+            return np.asarray(
+                _same(spread_over=replicated_sharding(self._mesh))(shard_local_rows(self._mesh, mine[None]))
+            )
 
     @cached_property
     def _mesh(self) -> Mesh:
@@ -215,7 +217,7 @@ class ProcessGroup:
         """What a compiled call gets of a signal that this process ``received``; nothing where there is one process."""
         if self.alone:
             return ()
-        return (spread_rows(make_global_mesh(devices), np.full(devices // self.count, received or 0, np.int32)),)
+        return (shard_local_rows(make_global_mesh(devices), np.full(devices // self.count, received or 0, np.int32)),)
 
     def heard(self, log: Any) -> StepMetrics:
         """The metrics of a call; whether any process asked in it to stop is remembered."""

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxgen.training.data_parallel import ROWS as AXIS
-from jaxgen.training.data_parallel import make_mesh
+from jaxgen.training.data_parallel import BATCH_AXIS, make_mesh
 
 #: From so many blocks on they go together, and at most so many of one row.
 LEAST, MOST = 64, 256
@@ -49,5 +48,5 @@ def device_layout(weights: Any, state: Any, keys: Any, together: int, devices: i
         beside = next(iter(jax.tree.leaves(weights)[0].devices()))
         return weights, *jax.device_put((states, keys), beside)
     mesh = make_mesh(devices)
-    everywhere, shared = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS)))
+    everywhere, shared = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(BATCH_AXIS)))
     return jax.device_put(weights, everywhere), *jax.device_put((states, keys), shared)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen.errors import UsageError, choose
-from jaxgen.sampling.decode import ROWS, check_seed
+from jaxgen.sampling.decode import DECODE_ROWS, check_seed
 from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.sampling.transforms.base import Chain, chain
 from jaxgen.sampling.transforms.constraints import Forbid, Force
@@ -40,7 +40,7 @@ class GenerationConfig:
     transforms: tuple[Any, ...] = ()
     stop: tuple[str, ...] = ()
     max_seconds: float | None = None
-    block: int = ROWS
+    block: int = DECODE_ROWS
 
     def __post_init__(self) -> None:
         check_seed(self.seed)

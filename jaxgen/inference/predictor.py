@@ -18,11 +18,11 @@ from jaxgen.data.bucketing import bucket_width
 from jaxgen.errors import DataError, UsageError
 from jaxgen.inference.generation_config import GenerationConfig, with_forbidden
 from jaxgen.inference.loading import LoadedRun
-from jaxgen.plots.attention import Look
 from jaxgen.sampling.beam import beam_states, tile_beams
 from jaxgen.sampling.decode import DecodeState, sample_keys
 from jaxgen.sampling.transforms.base import Context
 from jaxgen.tokenizers.base import EOS, PAD, UNK
+from jaxgen.types import AttentionMap
 
 #: Inputs that are computed together. Fixed, because the number of rows in a product changes float bits: an answer
 #: depends on its own input alone.
@@ -161,7 +161,7 @@ class Predictor:
         logp = np.concatenate([piece.logp for piece in pieces], axis=1)[:, : settings.length]
         return [_text(tokens[row], math.fsum(logp[row])) for row in range(count)]  # however long the others are
 
-    def attention(self, source: Any, writing: Writing | None = None, number: int = 0) -> Look:
+    def attention(self, source: Any, writing: Writing | None = None, number: int = 0) -> AttentionMap:
         """Where the model looks while it writes the text for input ``number``, and when it ends.
 
         Raises ``UsageError`` for a model without attention.
@@ -177,8 +177,8 @@ class Predictor:
         tokens = np.full((ROWS, bucket_width(text.tokens.size + 1)), PAD, np.int32)
         tokens[0, : text.tokens.size + 1] = [EOS, *text.tokens]
         places = np.asarray(jitted.jit_attention(self.task)(self.weights, packed, tokens))[0]
-        look: Look = codec.look(source, text, places)
-        return look
+        attention_map: AttentionMap = codec.attention_map(source, text, places)
+        return attention_map
 
     def _settings(self, writing: Writing) -> GenerationConfig:
         return writing.settings or GenerationConfig(length=self.codec.longest, temperature=0.0)

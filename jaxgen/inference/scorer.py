@@ -275,8 +275,8 @@ class Scorer:
         state = self.sampler.blank()
         carry, logits = state.carry, state.logits
         for tokens, valid in prefill_chunks(prompt_ids[:-1]):
-            prime = jitted.jit_prefill(self.sampler.task)
-            carry, logits = prime(self.sampler.weights, carry, logits, tokens, valid)
+            prefill = jitted.jit_prefill(self.sampler.task)
+            carry, logits = prefill(self.sampler.weights, carry, logits, tokens, valid)
         return jax.tree.map(lambda a: jnp.repeat(a, rows, axis=0), carry)
 
 

@@ -3,8 +3,8 @@
 from jaxgen.models.attention import ATTENTIONS, Attention, Memory
 from jaxgen.models.classifier import POOLINGS, Classifier
 from jaxgen.models.decoder import Decoder, DecoderOutput, EncoderDecoder
-from jaxgen.models.encoder import Encoded, Encoder, Source
-from jaxgen.models.image_encoder import FeatureEncoder, ImageEncoder, ImageFeatures, PictureSource
+from jaxgen.models.encoder import DecoderInput, Encoded, Encoder
+from jaxgen.models.image_encoder import FeatureEncoder, ImageEncoder, ImageEncoderAdapter, ImageFeatures
 from jaxgen.models.language_model import LanguageModel
 from jaxgen.models.layers import Stack
 
@@ -14,16 +14,16 @@ __all__ = [
     "Attention",
     "Classifier",
     "Decoder",
+    "DecoderInput",
     "DecoderOutput",
     "Encoded",
     "Encoder",
     "EncoderDecoder",
     "FeatureEncoder",
     "ImageEncoder",
+    "ImageEncoderAdapter",
     "ImageFeatures",
     "LanguageModel",
     "Memory",
-    "PictureSource",
-    "Source",
     "Stack",
 ]

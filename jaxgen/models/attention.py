@@ -44,11 +44,11 @@ class Attention(nn.Module):
     """Scores of S places for a query: the state of a decoder, H wide. Keys are the values times a matrix [M, H].
 
     A subclass gives ``weights`` and ``score``, and declares more parameters in ``setup``. ``score`` is pure and called
-    on an unbound copy (``clone(parent=None)``), where reading a parameter is an error. ``feeds`` says where it stands
-    in a decoder: before each step of the recurrence, whose input the context becomes, or behind it.
+    on an unbound copy (``clone(parent=None)``), where reading a parameter is an error. ``in_recurrence`` says where a
+    decoder attends: before each step of the recurrence, which then reads the context, or after it.
     """
 
-    feeds: ClassVar[bool] = False
+    in_recurrence: ClassVar[bool] = False
 
     query: int  # H
     param_dtype: Any = jnp.float32
@@ -74,7 +74,7 @@ class Attention(nn.Module):
         """Keys [B, S, H] and queries [B, T, H] -> scores [B, T, S]."""
         raise NotImplementedError(f"{type(self).__name__} has no score.")
 
-    def remember(self, values: Array, valid: Array | None = None) -> Memory:
+    def build_memory(self, values: Array, valid: Array | None = None) -> Memory:
         """Values [B, S, M] laid out for attending: ``valid`` [B, S] is false in padding (``None``: there is none).
 
         What stands in padding can be anything, NaN too; nothing of it is left.
@@ -121,7 +121,7 @@ class Additive(Attention):
     What u meets is as wide as the query.
     """
 
-    feeds: ClassVar[bool] = True
+    in_recurrence: ClassVar[bool] = True
 
     def setup(self) -> None:
         super().setup()

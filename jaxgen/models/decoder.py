@@ -18,7 +18,7 @@ from jaxgen.cells.unroll import unroll
 from jaxgen.errors import UsageError, choose
 from jaxgen.models.attention import ATTENTIONS, Memory
 from jaxgen.models.language_model import LanguageModel
-from jaxgen.models.layers import cell_name, check_rates, drop_tokens, dropped, fold_in_rows, is_own_cell
+from jaxgen.models.layers import cell_name, check_rates, drop_tokens, dropped, fold_in_rows, is_jaxgen_cell
 from jaxgen.types import Array, Carry, Key
 
 #: The fields that are those of the language model.
@@ -86,7 +86,7 @@ class Decoder(nn.Module):
 
     def __post_init__(self) -> None:
         choose(str(self.attention), ["none", *ATTENTIONS], "attention")
-        if self._feeds and not is_own_cell(self.cell):
+        if self._feeds and not is_jaxgen_cell(self.cell):
             raise UsageError(
                 f"The attention {self.attention!r} adds to a cell's pre-activations, which takes a jaxgen cell, and "
                 f"{cell_name(self.cell)} is none: use a cell of CELLS or one of your own, or another attention."
@@ -102,7 +102,7 @@ class Decoder(nn.Module):
 
     @property
     def _feeds(self) -> bool:
-        return self.attention in ATTENTIONS and ATTENTIONS[self.attention].feeds
+        return self.attention in ATTENTIONS and ATTENTIONS[self.attention].in_recurrence
 
     def setup(self) -> None:
         self.language = self._model()
@@ -131,7 +131,9 @@ class Decoder(nn.Module):
         """The output layer: features [..., H] -> float32 logits [..., V]."""
         return self.language.logits(features)
 
-    def begin(self, finals: Sequence[Any], values: Array | None, valid: Array | None = None) -> tuple[Carry, Any]:
+    def init_decoder(
+        self, finals: Sequence[Any], values: Array | None, valid: Array | None = None
+    ) -> tuple[Carry, Any]:
         """The state in which to begin and what to attend to (``()`` without attention), from what an encoder has read.
 
         Every array of a layer's state is h = tanh(f W + b), with f all arrays in which one layer of the encoder ended,
@@ -158,9 +160,9 @@ class Decoder(nn.Module):
                 f"The attention {self.attention!r} needs places to look at, and the encoder gives none: "
                 'use the attention "none", or an encoder that gives outputs.'
             )
-        return tuple(carry), self.attending.remember(values, valid)
+        return tuple(carry), self.attending.build_memory(values, valid)
 
-    def read(
+    def decode(
         self,
         tokens: Array,
         carry: Sequence[Carry],
@@ -168,7 +170,7 @@ class Decoder(nn.Module):
         row_keys: Key | None = None,
         table: Array | None = None,
     ) -> DecoderOutput:
-        """``tokens`` [B, T] from a state and with a memory as ``begin`` gives them.
+        """``tokens`` [B, T] from a state and with a memory as ``init_decoder`` gives them.
 
         Decoding is the case T = 1. ``row_keys`` [B] switches dropout on; ``table`` is a ``token_table()`` made earlier.
         """
@@ -234,8 +236,8 @@ class EncoderDecoder(nn.Module):
 
     An encoder is any Linen module with
 
-    - ``source(inputs, row_keys=None) -> Source``: reads ``inputs``, a pytree of arrays with B in front; ``row_keys``
-      [B] switches dropout on. What one row gives must not depend on the others;
+    - ``encode(inputs, row_keys=None) -> DecoderInput``, where ``inputs`` is a pytree of arrays with B in front and
+      ``row_keys`` [B] switch dropout on. The rows must be independent of each other;
     - ``example() -> inputs`` of one row, by which parameters get their shapes;
     - ``has_dropout``, whether ``row_keys`` change anything.
     """
@@ -247,12 +249,12 @@ class EncoderDecoder(nn.Module):
     def has_dropout(self) -> bool:
         return self.encoder.has_dropout or self.decoder.has_dropout
 
-    def begin(self, inputs: Any, row_keys: Key | None = None) -> tuple[tuple[Carry, ...], Any]:
-        """Read ``inputs`` -> the state in which the decoder begins and its memory (``Decoder.begin``)."""
-        source = self.encoder.source(inputs, row_keys=fold_in_rows(row_keys, 0))
-        return self.decoder.begin(source.finals, source.values, source.valid)
+    def init_decoder(self, inputs: Any, row_keys: Key | None = None) -> tuple[tuple[Carry, ...], Any]:
+        """Read ``inputs`` -> the state in which the decoder begins and its memory (``Decoder.init_decoder``)."""
+        source = self.encoder.encode(inputs, row_keys=fold_in_rows(row_keys, 0))
+        return self.decoder.init_decoder(source.finals, source.values, source.valid)
 
-    def read(
+    def decode(
         self,
         tokens: Array,
         carry: Sequence[Carry],
@@ -260,8 +262,8 @@ class EncoderDecoder(nn.Module):
         row_keys: Key | None = None,
         table: Array | None = None,
     ) -> DecoderOutput:
-        """``Decoder.read`` of ``tokens`` [B, T]."""
-        return self.decoder.read(tokens, carry, memory, fold_in_rows(row_keys, 1), table)
+        """``Decoder.decode`` of ``tokens`` [B, T]."""
+        return self.decoder.decode(tokens, carry, memory, fold_in_rows(row_keys, 1), table)
 
     def logits(self, features: Array) -> Array:
         """``Decoder.logits``: features [..., H] -> float32 logits [..., V]."""
@@ -273,4 +275,4 @@ class EncoderDecoder(nn.Module):
 
     def __call__(self, inputs: Any, tokens: Array, row_keys: Key | None = None) -> Array:
         """Logits [B, T, V] of what follows each of ``tokens`` [B, T] when written from ``inputs``."""
-        return self.logits(self.read(tokens, *self.begin(inputs, row_keys), row_keys).features)
+        return self.logits(self.decode(tokens, *self.init_decoder(inputs, row_keys), row_keys).features)

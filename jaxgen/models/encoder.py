@@ -11,9 +11,9 @@ from flax import linen as nn
 
 from jaxgen.cells.base import Cell
 from jaxgen.cells.lstm import LSTM
-from jaxgen.cells.unroll import choose_form, recur, unroll
-from jaxgen.models.layers import Embedding, check_computation, check_rates, check_sizes, dropped, fold_in_rows
-from jaxgen.types import Array, ArrayLike, Carry, Key, Sequence
+from jaxgen.cells.unroll import choose_form, unroll, unroll_projected
+from jaxgen.models.layers import Embedding, check_form_and_precision, check_rates, check_sizes, dropped, fold_in_rows
+from jaxgen.types import Array, ArrayLike, Carry, Key, TokenRows
 
 
 class Encoded(NamedTuple):
@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
     finals: tuple[tuple[Carry, ...], ...]
 
 
-class Source(NamedTuple):
+class DecoderInput(NamedTuple):
     """What a decoder may begin from (``jaxgen.models.EncoderDecoder``); B in front of every array."""
 
     finals: tuple[Any, ...]  # for each layer of the encoder, the lowest first, any pytree of [B, ...]
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         sizes: dict[str, tuple[Any, int]] = {name: (getattr(self, name), 1) for name in ("vocab_size", "hidden")}
         check_sizes("encoder", sizes | {"layers": (self.layers, 1), "embed": (self.width, 0)})
         check_rates("encoder", {"dropout": self.dropout, "embed_dropout": self.embed_dropout})
-        check_computation(self.cell, self.form, self.precision)
+        check_form_and_precision(self.cell, self.form, self.precision)
         super().__post_init__()
 
     @property
@@ -127,15 +127,15 @@ class Encoder(nn.Module):
             inputs = [x] * len(cells)
         return Encoded(jnp.swapaxes(x, 0, 1), tuple(finals))
 
-    def source(self, inputs: Sequence, row_keys: Key | None = None) -> Source:
+    def encode(self, inputs: TokenRows, row_keys: Key | None = None) -> DecoderInput:
         """``__call__`` as a decoder takes it."""
         encoded = self(inputs.tokens, inputs.valid, row_keys)
-        return Source(encoded.finals, encoded.outputs, jnp.asarray(inputs.valid, bool))
+        return DecoderInput(encoded.finals, encoded.outputs, jnp.asarray(inputs.valid, bool))
 
     @nn.nowrap
-    def example(self) -> Sequence:
+    def example(self) -> TokenRows:
         """Inputs of one row, by which parameters get their shapes."""
-        return Sequence(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
+        return TokenRows(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 
     def _unroll(
         self, cell: nn.RNNCellBase, x: Array, projected: bool, valid: Array | None, reverse: bool
@@ -145,4 +145,4 @@ class Encoder(nn.Module):
         if not (projected and isinstance(cell, Cell)):
             return unroll(cell, x, **options, time_major=True)
         start = cell.initialize_carry(jax.random.key(0), (x.shape[1], self.width or self.vocab_size))
-        return recur(cell, start, x, **options)
+        return unroll_projected(cell, start, x, **options)

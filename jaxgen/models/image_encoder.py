@@ -2,9 +2,8 @@
 
 An encoder of pictures is any Linen module with
 
-- ``__call__(inputs, row_keys=None) -> Seen``, where ``inputs`` have B in front and ``row_keys`` [B] are there in
-  training alone (dropout, flips, grays). No row may see another, so no batch statistics: what trains is then what
-  decodes;
+- ``__call__(inputs, row_keys=None) -> ImageFeatures``, where ``inputs`` have B in front and ``row_keys`` [B] are given
+  in training only (dropout, flips, grays). The rows must be independent of each other, so no batch statistics;
 - ``example() -> inputs`` of one row, by which parameters get their shapes;
 - ``has_dropout``, whether ``row_keys`` change anything.
 """
@@ -22,7 +21,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxgen.errors import UsageError
-from jaxgen.models.encoder import Source
+from jaxgen.models.encoder import DecoderInput
 from jaxgen.models.layers import dropout
 from jaxgen.types import Array, ArrayLike, Key
 
@@ -273,7 +272,7 @@ class _Places(nn.Module):
         return ImageFeatures(places, dropout(seen.pooled[None], self.dropout, _fold(row_keys, 2))[0])
 
 
-class PictureSource(nn.Module):
+class ImageEncoderAdapter(nn.Module):
     """An encoder of pictures (this module says what it is) as ``EncoderDecoder`` takes it."""
 
     encoder: Any
@@ -288,10 +287,10 @@ class PictureSource(nn.Module):
         """Inputs of one row."""
         return self.encoder.example()
 
-    def source(self, inputs: Any, row_keys: Key | None = None) -> Source:
+    def encode(self, inputs: Any, row_keys: Key | None = None) -> DecoderInput:
         """What a decoder may begin from: the pooled vector, and the places."""
         seen = self.encoder(inputs, row_keys)
-        return Source(((seen.pooled,),), seen.places)
+        return DecoderInput(((seen.pooled,),), seen.places)
 
 
 def _fold(row_keys: Key, number: int) -> Key:

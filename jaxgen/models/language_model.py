@@ -14,7 +14,7 @@ from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.precision import PRECISIONS, dot_general, matmul
 from jaxgen.cells.unroll import FORMS, choose_form
 from jaxgen.errors import UsageError, choose
-from jaxgen.models.layers import ONE_HOT_TABLE, Stack, count_state, dropout, shape_state
+from jaxgen.models.layers import ONE_HOT_TABLE, Stack, dropout, state_size, unflatten_state
 from jaxgen.types import Array, Carry, Key
 
 
@@ -86,7 +86,7 @@ class LanguageModel(nn.Module):
         else:
             self.output = nn.Dense(self.vocab_size, dot_general=dot_general(self.precision))
         if self.condition:
-            width = count_state(self.initial_carry(1))
+            width = state_size(self.initial_carry(1))
             self.condition_kernel = self.param(
                 "condition_kernel", nn.initializers.lecun_normal(), (self.condition, width), jnp.float32
             )
@@ -104,7 +104,7 @@ class LanguageModel(nn.Module):
     def initial_states(self, condition: Array) -> tuple[Carry, ...]:
         """The state in which a text begins of which ``condition`` [..., C] is known: one carry a layer, [..., H].
 
-        Linear for each array of each layer's state, with tanh where the cell keeps it bounded (``Cell.within``).
+        Linear for each array of each layer's state, with tanh where the cell keeps it bounded (``Cell.clamp_state``).
         Vectors between two conditions give states between theirs.
         """
         if not self.condition:
@@ -112,8 +112,8 @@ class LanguageModel(nn.Module):
         flat = matmul(condition.reshape(-1, self.condition), self.condition_kernel) + self.condition_bias[None, :]
         flat = flat.reshape(*condition.shape[:-1], -1)
         cell = self.cell(features=self.hidden, parent=None)
-        states = shape_state(flat, self.initial_carry(1))
-        return tuple(cell.within(state) if isinstance(cell, Cell) else state for state in states)
+        states = unflatten_state(flat, self.initial_carry(1))
+        return tuple(cell.clamp_state(state) if isinstance(cell, Cell) else state for state in states)
 
     @nn.nowrap
     def chosen_form(self) -> str:

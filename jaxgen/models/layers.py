@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxgen.cells import CELLS
 from jaxgen.cells.base import Cell
 from jaxgen.cells.precision import PRECISIONS
-from jaxgen.cells.unroll import FORMS, recur, unroll
+from jaxgen.cells.unroll import FORMS, unroll, unroll_projected
 from jaxgen.errors import UsageError, check_options, choose
 from jaxgen.types import Array, Carry, Key
 
@@ -41,7 +41,7 @@ def check_rates(what: str, rates: Mapping[str, float]) -> None:
             raise UsageError(f"The {what}'s `{name}` is {rate!r}: it must be at least 0 and less than 1.")
 
 
-def is_own_cell(cell: Callable[..., Any]) -> bool:
+def is_jaxgen_cell(cell: Callable[..., Any]) -> bool:
     """Whether ``cell``, a class or a ``functools.partial`` of one, makes jaxgen cells."""
     kind = getattr(cell, "func", cell)
     return isinstance(kind, type) and issubclass(kind, Cell)
@@ -53,11 +53,11 @@ def cell_name(cell: Callable[..., Any]) -> str:
     return getattr(kind, "__name__", str(kind))
 
 
-def check_computation(cell: Callable[..., Any], form: str, precision: str) -> None:
+def check_form_and_precision(cell: Callable[..., Any], form: str, precision: str) -> None:
     """Raise ``UsageError`` unless ``form`` and ``precision`` exist and ``cell`` knows the precision."""
     choose(str(form), FORMS, "form")
     choose(str(precision), PRECISIONS, "precision")
-    if precision != "float32" and not is_own_cell(cell):
+    if precision != "float32" and not is_jaxgen_cell(cell):
         raise UsageError(
             f"The precision {precision!r} takes a jaxgen cell, and {cell_name(cell)} is none: "
             'leave it at "float32", or use a cell of CELLS or one of your own.'
@@ -111,7 +111,7 @@ class Stack(nn.Module):
         for layer, (cell, carry) in enumerate(zip(self.cells, carries)):
             start = None if initial is None else initial[layer]
             if projected and layer == 0 and isinstance(cell, Cell):
-                carry, x = recur(cell, carry, x, **masks, initial=start, form=self.form)
+                carry, x = unroll_projected(cell, carry, x, **masks, initial=start, form=self.form)
             else:
                 carry, x = unroll(cell, x, carry, **masks, initial=start, time_major=True, form=self.form)
             after.append(carry)
@@ -197,12 +197,12 @@ def fold_in_rows(row_keys: Key | None, number: int) -> Key | None:
     return None if row_keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(row_keys)
 
 
-def count_state(like: Carry) -> int:
+def state_size(like: Carry) -> int:
     """How many numbers one row of a state has; every leaf of ``like`` has B in front."""
     return sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(like))
 
 
-def shape_state(flat: Array, like: Carry) -> Carry:
+def unflatten_state(flat: Array, like: Carry) -> Carry:
     """``flat`` [..., S] in the structure of ``like``: its leaves [B, ...] with the leading axes of ``flat`` for B."""
     leaves, structure = jax.tree.flatten(like)
     ends = list(itertools.accumulate(math.prod(leaf.shape[1:]) for leaf in leaves))
@@ -211,7 +211,7 @@ def shape_state(flat: Array, like: Carry) -> Carry:
     return jax.tree.unflatten(structure, shaped)
 
 
-def cell_maker(cell: str, cell_options: dict[str, Any]) -> Any:
+def cell_factory(cell: str, cell_options: dict[str, Any]) -> Any:
     """What makes the cell of this name in ``CELLS`` with these options of its own, called with ``features``.
 
     Raises ``UsageError`` for a name or an option that does not exist.

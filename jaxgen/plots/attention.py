@@ -6,24 +6,12 @@ import io
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxgen.plots.loss import GRID, INK, save_picture
-
-if TYPE_CHECKING:
-    pass
-
-
-class Look(NamedTuple):
-    """One text with where each of its tokens has looked."""
-
-    source: list[str]  # [S] labels of the places
-    written: list[str]  # [T] tokens
-    weights: np.ndarray  # [T, S], each row adds up to 1
-    image: np.ndarray | None = None  # uint8 [Y, X, 3], if the places are those of a grid over it, row by row
-
+from jaxgen.types import AttentionMap
 
 #: Inches of a cell and between maps, points of a letter, and inches of a picture at most.
 CELL, GAP, FONT, WIDEST, HIGHEST = 0.26, 0.25, 9.0, 30.0, 20.0
@@ -32,7 +20,7 @@ TURNED = 60
 POINTS = 72  # in an inch
 
 
-def draw_attention(looks: Sequence[Look], path: str | os.PathLike[str]) -> None:
+def draw_attention(looks: Sequence[AttentionMap], path: str | os.PathLike[str]) -> None:
     """Draw each of ``looks`` as a heat map, side by side and with cells of one size, as a PNG at ``path``.
 
     A row is a token that is written, a column a place: the darker, the more it is looked at. Where the places are as
@@ -42,12 +30,12 @@ def draw_attention(looks: Sequence[Look], path: str | os.PathLike[str]) -> None:
     save_picture(path, lambda: render_sights(looks) if all(map(_over_image, looks)) else _render(looks))
 
 
-def _over_image(look: Look) -> bool:
+def _over_image(look: AttentionMap) -> bool:
     places = look.weights.shape[1]
     return look.image is not None and math.isqrt(places) ** 2 == places
 
 
-def _render(looks: Sequence[Look]) -> bytes:
+def _render(looks: Sequence[AttentionMap]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -74,7 +62,7 @@ def _render(looks: Sequence[Look]) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(axes: Any, look: Look, size: float, turned: int) -> None:
+def _draw(axes: Any, look: AttentionMap, size: float, turned: int) -> None:
     axes.imshow(look.weights, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
     lean = {"rotation": turned, "ha": "left", "rotation_mode": "anchor"} if turned else {}
     axes.xaxis.tick_top()
@@ -105,7 +93,7 @@ ACROSS, SIDE, LABEL, LEAST = 8, 1.3, 14, 0.12
 MOST_ROWS = 24
 
 
-def render_sights(looks: Sequence[Look]) -> bytes:
+def render_sights(looks: Sequence[AttentionMap]) -> bytes:
     """A PNG: a line of images for each look, first the image itself, then what is seen of it with each token.
 
     Of each image there is the more, the more it is looked at; the rest is white. The place that a token looks at most

@@ -2,10 +2,10 @@
 
 from jaxgen.sampling.beam import Hypotheses, beam_search, beam_states, check_beam, tile_beams
 from jaxgen.sampling.decode import (
+    DECODE_ROWS,
     MAX_SEED,
     PREFILL_CHUNK,
     PRNG,
-    ROWS,
     DecodeState,
     Drawn,
     check_seed,
@@ -20,10 +20,10 @@ from jaxgen.sampling.transforms.constraints import Forbid
 from jaxgen.sampling.transforms.temperature import Linear, Schedule, Temperature
 
 __all__ = [
+    "DECODE_ROWS",
     "MAX_SEED",
     "PREFILL_CHUNK",
     "PRNG",
-    "ROWS",
     "TRANSFORMS",
     "Chain",
     "Context",

@@ -23,7 +23,7 @@ from jaxgen.types import Array, Carry, Key
 
 #: Rows that decode together unless asked otherwise: by itself, one text is made soonest. Part of what fixes a sample's
 #: bits: never chosen by how many samples are asked for.
-ROWS = 1
+DECODE_ROWS = 1
 #: Tokens of prompt that are read at once. Fixes bits too.
 PREFILL_CHUNK = 64
 #: The generator is pinned: a user's JAX_DEFAULT_PRNG_IMPL must not change their samples.
@@ -32,8 +32,8 @@ MAX_SEED = 2**32 - 1
 
 #: ``step(weights, carry, token [R]) -> (carry, logits [R, V])``
 Step = Callable[[Any, Carry, Array], tuple[Carry, Array]]
-#: ``prime(weights, carry, logits [R, V], tokens [R, P], valid [R, P]) -> (carry, logits [R, V])``
-Prime = Callable[[Any, Carry, Array, Array, Array], tuple[Carry, Array]]
+#: ``prefill(weights, carry, logits [R, V], tokens [R, P], valid [R, P]) -> (carry, logits [R, V])``
+Prefill = Callable[[Any, Carry, Array, Array, Array], tuple[Carry, Array]]
 
 
 class Drawn(NamedTuple):

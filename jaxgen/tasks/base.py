@@ -57,7 +57,7 @@ class Model(Protocol):
         ...
 
     def attention(self, source: Any) -> Any:
-        """Where the model looks while it writes the text for ``source`` (``jaxgen.plots.attention.Look``)."""
+        """Where the model looks while it writes the text for ``source`` (``jaxgen.types.AttentionMap``)."""
         ...
 
 

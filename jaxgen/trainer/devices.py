@@ -12,11 +12,11 @@ from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.config import TrainConfig
 from jaxgen.runtime import need_devices
 from jaxgen.tasks.base import TaskData
-from jaxgen.training.data_parallel import count_devices
+from jaxgen.training.data_parallel import data_parallel_size
 
 
 def choose_devices(config: TrainConfig, load: float) -> int:
-    """Over how many devices of all processes each batch is spread: what the settings say, else ``count_devices``."""
+    """The number of devices, over all processes, that share a batch: the setting, else ``data_parallel_size``."""
     processes = process_group().count
     if config.batch_size % processes:
         raise UsageError(
@@ -24,7 +24,7 @@ def choose_devices(config: TrainConfig, load: float) -> int:
             "another number of them, or a new run with a --batch-size that their number divides."
         )
     if config.devices is None:
-        return processes * count_devices(config.batch_size // processes, jax.local_device_count(), load)
+        return processes * data_parallel_size(config.batch_size // processes, jax.local_device_count(), load)
     if config.devices % processes:
         raise UsageError(
             f"--devices {config.devices} cannot be the same number of devices on each of {processes} processes: give "

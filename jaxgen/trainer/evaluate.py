@@ -12,8 +12,8 @@ from jaxgen import jitted
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.predictor import Predictor, Writing
 from jaxgen.inference.sampler import Sampler
-from jaxgen.plots.attention import Look
-from jaxgen.training.data_parallel import make_global_mesh, on_one_device, spread_batch, spread_evaluation
+from jaxgen.training.data_parallel import make_global_mesh, shard_batch, shard_evaluation, unreplicate
+from jaxgen.types import AttentionMap
 
 
 def evaluate(task: Any, sets: Mapping[str, Any], params: Any, devices: int) -> dict[str, Any]:
@@ -26,11 +26,11 @@ def evaluate(task: Any, sets: Mapping[str, Any], params: Any, devices: int) -> d
         batches: Any = evaluation.batches()
         if spread > 1:
             mesh = make_global_mesh(spread)
-            weights, carry = spread_evaluation(mesh, weights, carry)
+            weights, carry = shard_evaluation(mesh, weights, carry)
             if jax.process_count() > 1:
-                batches = (spread_batch(mesh, batch) for batch in batches)
+                batches = (shard_batch(mesh, batch) for batch in batches)
         else:
-            weights = on_one_device(weights)
+            weights = unreplicate(weights)
         for batch in batches:
             carry, batch_totals = eval_step(weights, carry, batch)
             sums.append(batch_totals)  # read later: the device runs ahead of the host
@@ -71,7 +71,7 @@ class Made:
         """The outputs for ``inputs``, in order; texts are written greedily, or are the likeliest of ``beam`` beams."""
         return list(self._predicting().predict(inputs, Writing(beam=beam)))
 
-    def attention(self, source: Any) -> Look:
+    def attention(self, source: Any) -> AttentionMap:
         """Where the model looks while it writes the text for ``source``."""
         return self._predicting().attention(source)
 

@@ -11,8 +11,8 @@ from jaxgen.data.batches import TextBatches
 from jaxgen.data.tokens import EVERY
 from jaxgen.distributed.processes import process_group
 from jaxgen.tokenizers.base import PAD
-from jaxgen.training.data_parallel import make_global_mesh, spread_shares, spread_whole, spread_windows
-from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches, Places, Windows
+from jaxgen.training.data_parallel import make_global_mesh, replicate, shard_local_batches, shard_windows
+from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches, WindowIndex, Windows
 
 #: Bytes of text that are put on each device; of a longer one each batch is read on the host.
 MOST_HELD = 1 << 28
@@ -46,12 +46,12 @@ class InputPipeline:
         if isinstance(self.read, HostBatches):
             read = {at: self._batches.batch(at, self._share) for at in dict.fromkeys(steps)}
             stacked = jax.tree.map(lambda *fields: np.stack(fields), *(read[at] for at in steps))
-            return stacked if self._mesh is None else spread_shares(self._mesh, stacked)
+            return stacked if self._mesh is None else shard_local_batches(self._mesh, stacked)
         places = [self._batches.places(at) for at in steps]
         start, stop = (np.stack(field).astype(np.int32) for field in list(zip(*places))[:2])
         text, conditions = self._on_device(step)
-        windows = Windows(text, Places(start, stop, np.array([p.fresh for p in places])), conditions)
-        return windows if self._mesh is None else spread_windows(self._mesh, windows)
+        windows = Windows(text, WindowIndex(start, stop, np.array([p.fresh for p in places])), conditions)
+        return windows if self._mesh is None else shard_windows(self._mesh, windows)
 
     def _on_device(self, step: int) -> Any:
         """The text of a step, in the smallest type that holds its ids, and its conditions, put there once."""
@@ -59,6 +59,6 @@ class InputPipeline:
         if text is not self._text:
             small = text.astype(self._batches.id_type, copy=False), self._batches.conditions(step)
             alone = self._devices == 1
-            self._held = jax.device_put(small) if alone else spread_whole(make_global_mesh(self._devices), small)
+            self._held = jax.device_put(small) if alone else replicate(make_global_mesh(self._devices), small)
             self._text = text
         return self._held

@@ -198,7 +198,7 @@ def _prepared(config: TrainConfig, emit: Emit) -> tuple[Any, TaskData, dict[str,
     task = build(**options)
     shapes = _shapes(task, config)
     # What rules choose by the device is written down, so that a resumed run computes the same bits.
-    options |= task.chosen()
+    options |= task.resolved_options()
     task = build(**options)
     params = None if source is None else _borrowed(source, shapes)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))

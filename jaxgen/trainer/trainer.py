@@ -32,7 +32,7 @@ from jaxgen.trainer.progress_state import Interrupted, ProgressState
 from jaxgen.trainer.recorder import LossCurves, Throughput, open_events, run_summary
 from jaxgen.trainer.schedule import EvalSchedule, build_optimizer
 from jaxgen.trainer.signals import RaiseOnSignal, Stopped, StopSignals
-from jaxgen.training.data_parallel import make_global_mesh, on_one_device, spread_state
+from jaxgen.training.data_parallel import make_global_mesh, shard_state, unreplicate
 from jaxgen.training.step import TrainState
 
 #: Arithmetic in one call of K steps: about half a second on two CPU cores, so that Ctrl-C is answered soon.
@@ -58,7 +58,7 @@ class Trainer:
         self.state: TrainState | None = None
         self.total: int = resolved["steps"]
         self.key = jax.random.key(config.seed, impl=PRNG)
-        most = getattr(task, "STEPS_TOGETHER", MAX_STEPS_PER_CALL)
+        most = getattr(task, "STEPS_PER_CALL", MAX_STEPS_PER_CALL)
         self.calls = min(most, steps_per_call(resolved["parameters"], data.tokens_per_step))
         self.devices: int = resolved["devices"]
         self.team, self.rhythm = process_group(), EvalSchedule.of(config, resolved["horizon"], self.total)
@@ -91,7 +91,7 @@ class Trainer:
 
     def go_on(self, state: TrainState) -> Trainer:
         """Set the state from which ``train`` goes on, wherever its arrays lie."""
-        self.state = state if self.devices == 1 else spread_state(make_global_mesh(self.devices), state)
+        self.state = state if self.devices == 1 else shard_state(make_global_mesh(self.devices), state)
         return self
 
     def save_first(self) -> None:
@@ -306,7 +306,7 @@ class Trainer:
 
     @property
     def _params(self) -> Any:
-        return on_one_device(self._current().params)
+        return unreplicate(self._current().params)
 
     def _current(self) -> TrainState:
         if self.state is None:
@@ -322,7 +322,7 @@ class Trainer:
 
     def _report(self, params: Any, final: bool) -> dict[str, Any]:
         figures = self._measured(params, final)
-        return figures | self.data.generation_metrics(self._made.with_params(on_one_device(params)), final)
+        return figures | self.data.generation_metrics(self._made.with_params(unreplicate(params)), final)
 
     def _show(self, step: int) -> list[Example]:
         shown = self.data.examples(self._made.with_params(self._params), final=False)
@@ -370,7 +370,7 @@ class Trainer:
 
     def _conclude(self, step: int, best: int | None, params: Any, report: dict[str, Any] | None) -> Finished:
         report = self._report(params, final=True) if report is None else report
-        made = self._made.with_params(on_one_device(params))
+        made = self._made.with_params(unreplicate(params))
         samples = [(each.title, each.text) for each in self.data.examples(made, final=True)]
         self.run.write_json("report.json", {"step": step, "best_step": best or step, **report})
         with self._curves.undrawn.expected(f"the pictures of the report in {self.run.path}"):

@@ -127,6 +127,6 @@ def train_steps(
 
 
 def eval_step(task: Any, params: Params, carry: Carry, batch: Any, axis: str | None = None) -> tuple[Carry, Any]:
-    """What ``task.measure`` sums up over one batch, and the carry it ends in. ``axis`` as in ``train_step``."""
-    carry, totals = task.measure(params, carry, batch)
+    """What ``task.evaluate`` sums up over one batch, and the carry it ends in. ``axis`` as in ``train_step``."""
+    carry, totals = task.evaluate(params, carry, batch)
     return carry, totals if axis is None else _summed(totals, axis)

@@ -13,7 +13,7 @@ from jax import lax
 from jaxgen.types import Array, ArrayLike, Batch, ConditionedBatch
 
 
-class Places(NamedTuple):
+class WindowIndex(NamedTuple):
     """Which windows of a text a batch is; K of them stacked have K in front."""
 
     start: ArrayLike  # integer [B], where each row's window begins
@@ -32,11 +32,11 @@ class Windows(NamedTuple):
     """K batches as windows of one text."""
 
     text: ArrayLike  # ids [N], of any integer type
-    places: Places
+    window_index: WindowIndex
     conditions: Conditions | None = None  # of the positions of ``text``
 
 
-def read_window(text: Any, places: Places, length: int, eos: int | None, pad: int, xp: Any) -> Batch:
+def read_window(text: Any, places: WindowIndex, length: int, eos: int | None, pad: int, xp: Any) -> Batch:
     """The batch [B, T] at ``places`` of ``text``: at each position an id, and the one behind it as the target.
 
     Running text (``eos`` is None) goes on at its beginning after its end: there the state starts afresh and the target
@@ -55,7 +55,7 @@ def read_window(text: Any, places: Places, length: int, eos: int | None, pad: in
 
 
 def read_conditioned(
-    text: Any, conditions: Conditions | None, places: Places, length: int, eos: int | None, pad: int, xp: Any
+    text: Any, conditions: Conditions | None, places: WindowIndex, length: int, eos: int | None, pad: int, xp: Any
 ) -> Batch | ConditionedBatch:
     """``read_window``, and with ``conditions`` the vector of the document that each position is in.
 
@@ -94,10 +94,12 @@ class DeviceText:
 
     def count(self, windows: Windows) -> int:
         """K."""
-        return jnp.shape(windows.places.start)[0]
+        return jnp.shape(windows.window_index.start)[0]
 
     def __call__(self, windows: Windows, i: Array | int) -> Batch | ConditionedBatch:
         """The i-th batch."""
-        places = jax.tree.map(lambda a: lax.dynamic_index_in_dim(jnp.asarray(a), i, keepdims=False), windows.places)
+        places = jax.tree.map(
+            lambda a: lax.dynamic_index_in_dim(jnp.asarray(a), i, keepdims=False), windows.window_index
+        )
         text, conditions = jax.tree.map(jnp.asarray, (windows.text, windows.conditions))
         return read_conditioned(text, conditions, places, self.length, self.eos, self.pad, jnp)

@@ -30,11 +30,11 @@ class Capped(LSTM):
 
 
 class Doubled(GRU):
-    """Other equations by way of ``saving``, from which ``pointwise`` follows."""
+    """Other equations by way of ``forward_with_residuals``, from which ``pointwise`` follows."""
 
     @nn.nowrap
-    def saving(self, carry, z, u):
-        h, y, saved = super().saving(carry, z, u)
+    def forward_with_residuals(self, carry, z, u):
+        h, y, saved = super().forward_with_residuals(carry, z, u)
         return h, 2 * y, saved
 
 

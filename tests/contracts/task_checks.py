@@ -27,7 +27,7 @@ from jaxgen.trainer import trainer
 from jaxgen.trainer.events import Progress
 from jaxgen.trainer.run import resume, start
 from jaxgen.trainer.trainer import Interrupted
-from jaxgen.types import Batch, ClassificationBatch, Seq2SeqBatch, Sequence
+from jaxgen.types import Batch, ClassificationBatch, Seq2SeqBatch, TokenRows
 
 #: Settings of every subject. Dropout: a resumed run must drop what one that was not stopped drops. Ten rows for eight
 #: examples: two of them fill up the batch.
@@ -121,17 +121,17 @@ class Subject:
     def _read(self) -> Callable:
         """What a model computes first of all from its inputs, R rows in every leaf."""
         task = self.task
-        if hasattr(task, "begin"):
-            return jax.jit(lambda params, inputs: task.begin(task.prepare(params), inputs))
+        if hasattr(task, "init_decoder"):
+            return jax.jit(lambda params, inputs: task.init_decoder(task.prepare(params), inputs))
         if hasattr(task, "predict"):
             return jax.jit(lambda params, inputs: task.predict(task.prepare(params), inputs))
 
-        def prime(params: Any, inputs: Any) -> Any:
+        def prefill(params: Any, inputs: Any) -> Any:
             logits = jnp.zeros((len(inputs.tokens), task.model.vocab_size))
             carry = task.initial_carry(len(inputs.tokens))
-            return task.prime(task.prepare(params), carry, logits, inputs.tokens, inputs.mask)
+            return task.prefill(task.prepare(params), carry, logits, inputs.tokens, inputs.mask)
 
-        return jax.jit(prime)
+        return jax.jit(prefill)
 
     def read(self, inputs: Any) -> Any:
         return jax.tree.map(np.asarray, self._read(self.params, inputs))
@@ -228,8 +228,8 @@ def free(batch: Any) -> Any:
 
 def _free_inputs(inputs: Any, rows: np.ndarray) -> Any:
     """Padding of a row, and everything in ``rows`` that fill up the batch."""
-    if isinstance(inputs, Sequence):
-        return Sequence(~inputs.valid | rows[:, None], None)
+    if isinstance(inputs, TokenRows):
+        return TokenRows(~inputs.valid | rows[:, None], None)
     return jax.tree.map(lambda a: np.broadcast_to(rows.reshape(-1, *[1] * (a.ndim - 1)), a.shape), inputs)
 
 
@@ -261,7 +261,7 @@ def widened(batch: Any, more: int) -> Any:
     if isinstance(batch, Seq2SeqBatch):
         padded = {name: pad(getattr(batch, name)) for name in ("tokens", "targets", "mask")}
         return batch._replace(inputs=widened(batch.inputs, more), **padded)
-    return type(batch)(*map(pad, batch)) if isinstance(batch, Sequence | Batch) else batch
+    return type(batch)(*map(pad, batch)) if isinstance(batch, TokenRows | Batch) else batch
 
 
 def exchanged(batch: Any) -> Any:

@@ -27,9 +27,9 @@ class CountingTask:
         self.task, self.traces = task, 0
         self.prepare, self.initial_carry = task.prepare, task.initial_carry
 
-    def prime(self, *args):
+    def prefill(self, *args):
         self.traces += 1
-        return self.task.prime(*args)
+        return self.task.prefill(*args)
 
     def step(self, *args):
         self.traces += 1

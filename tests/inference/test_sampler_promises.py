@@ -15,7 +15,7 @@ from jaxgen.errors import UsageError
 from jaxgen.inference import batch_decode as together
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
-from jaxgen.sampling import PREFILL_CHUNK, ROWS, DecodeState, decode, prefill_chunks, sample_keys
+from jaxgen.sampling import DECODE_ROWS, PREFILL_CHUNK, DecodeState, decode, prefill_chunks, sample_keys
 from jaxgen.sampling.transforms import Forbid, NoRepeatNgram, RepetitionPenalty, TopK, chain
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers import EOS, PAD, UNK, CharTokenizer
@@ -33,12 +33,12 @@ class CountingTask:
     """The language task, counting how often its decoding functions are traced."""
 
     def __init__(self, task):
-        self.task, self.traces = task, {"prime": 0, "step": 0}
+        self.task, self.traces = task, {"prefill": 0, "step": 0}
         self.prepare, self.initial_carry = task.prepare, task.initial_carry
 
-    def prime(self, *args):
-        self.traces["prime"] += 1
-        return self.task.prime(*args)
+    def prefill(self, *args):
+        self.traces["prefill"] += 1
+        return self.task.prefill(*args)
 
     def step(self, *args):
         self.traces["step"] += 1
@@ -130,12 +130,12 @@ def test_samples_differ_from_each_other(texts):
 @pytest.fixture(scope="module")
 def primed(task, sampler):
     """The carry and logits after a prompt of any length, read in chunks."""
-    prime = jax.jit(task.task.prime)
+    prefill = jax.jit(task.task.prefill)
 
     def read(prompt):
         carry, logits = task.initial_carry(1), jnp.zeros((1, V), jnp.float32)
         for tokens, valid in prefill_chunks(prompt):
-            carry, logits = prime(sampler.weights, carry, logits, tokens, valid)
+            carry, logits = prefill(sampler.weights, carry, logits, tokens, valid)
         return carry, logits
 
     return read
@@ -148,8 +148,8 @@ def test_blocks_decoded_in_another_order_and_in_one_call_give_the_same_texts(tas
     carry, logits = primed(TOKENIZER.encode("abc"))
     for block in (16, 0, 8):
         state = DecodeState.start(chain, carry, logits)
-        made = loop(sampler.weights, state, sample_keys(WARM.seed, jnp.arange(block, block + ROWS)))[1].tokens
-        wanted = texts[block : block + ROWS]
+        made = loop(sampler.weights, state, sample_keys(WARM.seed, jnp.arange(block, block + DECODE_ROWS)))[1].tokens
+        wanted = texts[block : block + DECODE_ROWS]
         assert [TOKENIZER.decode(row) for row in np.asarray(made)][: len(wanted)] == wanted
 
 
@@ -159,7 +159,7 @@ def test_a_sample_resumed_in_the_middle_is_the_one_made_at_once(task, sampler, p
     loop = jax.jit(
         partial(decode, task.task.step, chain.kinds, greedy=False, eos=EOS, pad=PAD), static_argnames="length"
     )
-    keys = sample_keys(WARM.seed, jnp.arange(7, 7 + ROWS))
+    keys = sample_keys(WARM.seed, jnp.arange(7, 7 + DECODE_ROWS))
     start = DecodeState.start(chain, *primed(TOKENIZER.encode("abc")), prompt=TOKENIZER.encode("abc"))
     state, begun = loop(sampler.weights, start, keys, length=13)
     kept = jax.tree.map(np.asarray, state)  # as from a file

@@ -32,10 +32,10 @@ class CountingTask:
 
     def __init__(self, task):
         self.task, self.traces = task, 0
-        self.prepare, self.initial_carry, self.prime, self.step = (
+        self.prepare, self.initial_carry, self.prefill, self.step = (
             task.prepare,
             task.initial_carry,
-            task.prime,
+            task.prefill,
             task.step,
         )
 

@@ -27,7 +27,7 @@ def make(name, dtype=np.float32):
     attention = ATTENTIONS[name](H, param_dtype=dtype)
 
     def whole(attention, values, valid, query):
-        return attention.attend(attention.weights(), attention.remember(values, valid), query)
+        return attention.attend(attention.weights(), attention.build_memory(values, valid), query)
 
     shapes = jax.eval_shape(partial(attention.init, method=whole), jax.random.key(0), *data(dtype=dtype))["params"]
     params = jax.tree.map(lambda leaf: normal(3, *leaf.shape, dtype=dtype), shapes)

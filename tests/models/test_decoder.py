@@ -36,8 +36,8 @@ def normal(seed, *shape, dtype=np.float32):
 
 def whole(decoder, tokens, finals, values, valid, row_keys=None):
     """What a decoder makes of a text from a source: ``DecoderOutput``, and logits."""
-    carry, memory = decoder.begin(finals, values, valid)
-    written = decoder.read(tokens, carry, memory, row_keys)
+    carry, memory = decoder.init_decoder(finals, values, valid)
+    written = decoder.decode(tokens, carry, memory, row_keys)
     return written, decoder.logits(written.features)
 
 
@@ -179,9 +179,9 @@ def test_step_by_step_is_the_pass_over_the_whole_text(name, dtype, atol):
 
         @partial(jax.jit, compiler_options=FAST)
         def step(token, carry, memory, table):
-            return model.apply({"params": params}, token, carry, memory, table=table, method="read")
+            return model.apply({"params": params}, token, carry, memory, table=table, method="decode")
 
-        carry, memory = run(model, params, *inputs, method="begin")
+        carry, memory = run(model, params, *inputs, method="init_decoder")
         table, steps = run(model, params, method="token_table"), []
         for t in range(T):
             steps.append(step(draw(LARGE)[:, t : t + 1], carry, memory, table))
@@ -199,10 +199,10 @@ def test_a_flax_cell_writes_too_unless_its_input_is_added_to(name):
         return
     model, params = setup(cell=nn.GRUCell, layers=2, attention=name)
     written, _ = run(model, params, draw(), *sources())
-    carry, memory = run(model, params, *sources(), method="begin")
+    carry, memory = run(model, params, *sources(), method="init_decoder")
     halves = []
     for part in (np.s_[:, :2], np.s_[:, 2:]):
-        halves.append(run(model, params, draw()[part], carry, memory, method="read"))
+        halves.append(run(model, params, draw()[part], carry, memory, method="decode"))
         carry = halves[-1].carry
     close(np.concatenate([half.features for half in halves], axis=1), written.features)
 
@@ -343,7 +343,7 @@ def test_dropout_of_embeddings_takes_the_key_of_the_layer_above_the_last():
 def test_layers_begin_in_those_of_the_encoder_matched_from_the_top(layers, matched):
     model, params = setup(cell=LSTM, layers=layers)
     finals, *_ = source = sources()
-    carry, memory = run(model, params, *source, method="begin")
+    carry, memory = run(model, params, *source, method="init_decoder")
     assert memory == ()
     for layer, encoded in enumerate(matched):
         bridge = params[f"bridge_{layer}"]
@@ -354,7 +354,7 @@ def test_layers_begin_in_those_of_the_encoder_matched_from_the_top(layers, match
 def test_any_arrays_can_be_begun_from():
     finals = ({"mean": normal(1, B, 2, 3)},)
     model, params = setup(source=(finals, None, None))
-    carry, _ = run(model, params, finals, None, None, method="begin")
+    carry, _ = run(model, params, finals, None, None, method="init_decoder")
     bridge = params["bridge_0"]
     close(carry, (np.tanh(finals[0]["mean"].reshape(B, 6) @ bridge["kernel"] + bridge["bias"]),))
 
@@ -362,8 +362,8 @@ def test_any_arrays_can_be_begun_from():
 def test_a_text_of_no_tokens_leaves_the_state_alone():
     for name in NAMES:
         model, params = setup(attention=name)
-        carry, memory = run(model, params, *sources(), method="begin")
-        written = run(model, params, draw(shape=(B, 0)), carry, memory, method="read")
+        carry, memory = run(model, params, *sources(), method="init_decoder")
+        written = run(model, params, draw(shape=(B, 0)), carry, memory, method="decode")
         jax.tree.map(np.testing.assert_array_equal, written.carry, carry)
         assert written.features.shape == (B, 0, H)
 

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxgen.cells import CELLS, LSTM
 from jaxgen.errors import UsageError
 from jaxgen.models import LanguageModel
-from jaxgen.models.layers import count_state, shape_state
+from jaxgen.models.layers import state_size, unflatten_state
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.types import Batch, ConditionedBatch
 
@@ -57,7 +57,7 @@ def test_a_state_to_begin_from_is_one_that_the_cell_can_be_in(name):
     for x in z:
         states.append(step(params, states[-1], x)[0])
     reached = jax.tree.map(lambda *a: float(np.abs(np.stack(a)).max()), *states)
-    huge = cell.within(jax.tree.map(lambda a: jnp.full_like(a, 100.0), like))
+    huge = cell.clamp_state(jax.tree.map(lambda a: jnp.full_like(a, 100.0), like))
     for far, begin in zip(jax.tree.leaves(reached), jax.tree.leaves(huge), strict=True):
         assert (far <= 1.0) == bool((jnp.abs(begin) <= 1.0).all())
 
@@ -79,9 +79,9 @@ def test_a_vector_between_two_gives_the_numbers_between_theirs():
 
 def test_flat_numbers_become_the_carry_that_they_are_numbers_of():
     like = jax.tree.map(jnp.float32, ({"a": np.zeros((2, 3)), "b": np.zeros((2, 1, 2))}, np.zeros((2, 4))))
-    assert count_state(like) == 9
+    assert state_size(like) == 9
     flat = jnp.arange(2 * 5 * 9.0).reshape(2, 5, 9)
-    first, second = shape_state(flat, like)
+    first, second = unflatten_state(flat, like)
     np.testing.assert_array_equal(first["a"], flat[..., :3])
     np.testing.assert_array_equal(first["b"], flat[..., 3:5].reshape(2, 5, 1, 2))
     np.testing.assert_array_equal(second, flat[..., 5:])
@@ -157,5 +157,5 @@ def test_a_batch_must_be_of_the_kind_that_the_model_begins_from(case):
 
 def test_the_state_that_sampling_begins_from_is_that_of_training(case):
     task, params, _, batch = case
-    rows = task.begin_from(task.prepare(params), batch.condition[:, 0])
+    rows = task.initial_states(task.prepare(params), batch.condition[:, 0])
     np.testing.assert_allclose(rows[0], begun(task.model, params, batch.condition)[0][:, 0], rtol=1e-5)

@@ -8,17 +8,18 @@ from PIL import Image
 
 from jaxgen.errors import CheckpointError
 from jaxgen.plots import attention as attention_plot
-from jaxgen.plots.attention import CELL, HIGHEST, WIDEST, Look, draw_attention
+from jaxgen.plots.attention import CELL, HIGHEST, WIDEST, draw_attention
+from jaxgen.types import AttentionMap
 
-WORDS = Look(
+WORDS = AttentionMap(
     ["A", "man", "in", "an", "orange", "hat"],
     ["Ein", "Mann", "mit", "einem", "orangefarbenen", "Hut", "<eos>"],
     np.eye(7, 6),
 )
-LETTERS = Look(list("21␣Nov"), [*"2026-11-21", "<eos>"], np.full((11, 6), 1 / 6))
-LONG = Look([f"w{i}" for i in range(90)], [f"W{i}" for i in range(120)], np.full((120, 90), 1 / 90))
-ODD = Look(["$x^2$", "東", "_", "\u202e\x00", "�"], ["مرحبا", "", "<eos>"], np.full((3, 5), 0.2))
-ONE = Look(["a"], ["<eos>"], np.ones((1, 1)))
+LETTERS = AttentionMap(list("21␣Nov"), [*"2026-11-21", "<eos>"], np.full((11, 6), 1 / 6))
+LONG = AttentionMap([f"w{i}" for i in range(90)], [f"W{i}" for i in range(120)], np.full((120, 90), 1 / 90))
+ODD = AttentionMap(["$x^2$", "東", "_", "\u202e\x00", "�"], ["مرحبا", "", "<eos>"], np.full((3, 5), 0.2))
+ONE = AttentionMap(["a"], ["<eos>"], np.ones((1, 1)))
 
 
 #: What a cell is drawn in that all is looked at.

@@ -14,7 +14,6 @@ from PIL import Image
 
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.inference.predictor import Text
-from jaxgen.plots.attention import Look
 from jaxgen.runs.config import validate
 from jaxgen.tasks.caption import data as captioned
 from jaxgen.tasks.caption.codec import Named
@@ -22,6 +21,7 @@ from jaxgen.tasks.caption.config import CaptionConfig
 from jaxgen.tasks.caption.data import CaptionCodec, CaptionData
 from jaxgen.tasks.caption.shapes import shapes
 from jaxgen.tokenizers import EOS, PAD, CharTokenizer
+from jaxgen.types import AttentionMap
 
 #: Features are their number: image n is (n, n).
 ROWS = [("i0", "a dog"), ("i0", "the dog runs"), ("i1", "a cat"), ("i2", "the big cat sleeps on a mat"), ("i3", "a")]
@@ -67,8 +67,8 @@ class Model:
         self.asked.append((list(inputs), options))
         return [{"text": text} for _, text in zip(inputs, self.texts, strict=False)]
 
-    def attention(self, source: Any) -> Look:
-        return Look(["1", "2", "3", "4"], ["a", "<eos>"], np.full((2, 4), 0.25), source)
+    def attention(self, source: Any) -> AttentionMap:
+        return AttentionMap(["1", "2", "3", "4"], ["a", "<eos>"], np.full((2, 4), 0.25), source)
 
 
 # Batches

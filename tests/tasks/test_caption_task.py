@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from jaxgen.models import ImageFeatures
 from jaxgen.tasks.caption.objective import CaptionTask
-from jaxgen.tasks.seq2seq.objective import EOS, ConditionalTask
+from jaxgen.tasks.seq2seq.objective import EOS, Seq2SeqTask
 from jaxgen.types import Seq2SeqBatch
 
 B, T, VOCAB, H, SIDE = 4, 5, 7, 8, 8
@@ -32,7 +32,7 @@ logits_of = compiled(
     lambda task, params, inputs, tokens: task.model.apply({"params": params}, inputs, tokens), static_argnums=0
 )
 begin = compiled(
-    lambda task, params, inputs: ConditionalTask.begin(task, task.prepare(params), inputs), static_argnums=0
+    lambda task, params, inputs: Seq2SeqTask.init_decoder(task, task.prepare(params), inputs), static_argnums=0
 )
 
 

@@ -12,7 +12,7 @@ import pytest
 from jaxgen.errors import UsageError
 from jaxgen.metrics.classification import classification_metrics
 from jaxgen.tasks.classify.objective import BINS, ClassifyTask, _judged
-from jaxgen.types import ClassificationBatch, Sequence
+from jaxgen.types import ClassificationBatch, TokenRows
 
 B, S, V, C = 6, 5, 9, 3
 VALID = np.arange(S)[None, :] < np.array([5, 3, 1, 4, 2, 0])[:, None]
@@ -43,7 +43,7 @@ def params(task):
 
 
 def batch(weights=WEIGHTS, labels=LABELS, tokens=TOKENS):
-    return ClassificationBatch(Sequence(tokens, VALID), labels, weights)
+    return ClassificationBatch(TokenRows(tokens, VALID), labels, weights)
 
 
 def test_the_objective_is_the_weighted_cross_entropy_by_hand_and_what_is_reported_has_no_weights(task, params):
@@ -128,12 +128,12 @@ def test_training_is_random_with_any_dropout_and_only_then(name):
 def test_an_evaluation_is_without_dropout(params):
     dropping = build(bidirectional=True, dropout=0.5, embed_dropout=0.5, token_dropout=0.5)
     np.testing.assert_array_equal(
-        dropping.measure(params, (), batch())[1].nll, build(bidirectional=True).measure(params, (), batch())[1].nll
+        dropping.evaluate(params, (), batch())[1].nll, build(bidirectional=True).evaluate(params, (), batch())[1].nll
     )
 
 
 def test_what_a_rule_has_chosen_builds_the_same_task():
-    assert build(**build().chosen()).model.form in ("fused", "scan")
+    assert build(**build().resolved_options()).model.form in ("fused", "scan")
 
 
 def test_an_unknown_cell_and_its_options_are_refused():

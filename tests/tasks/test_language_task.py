@@ -28,7 +28,7 @@ compiled = partial(jax.jit, compiler_options=FAST)
 
 build = partial(LanguageTask.build, cell="elman", cell_options={}, hidden=H, layers=1)
 loss = compiled(LanguageTask.loss, static_argnums=0)
-prime = compiled(LanguageTask.prime, static_argnums=0)
+prefill = compiled(LanguageTask.prefill, static_argnums=0)
 step = compiled(LanguageTask.step, static_argnums=0)
 gradient = compiled(jax.grad(lambda p, task, c, b: task.loss(p, c, b)[1].nll), static_argnums=1)
 
@@ -160,7 +160,7 @@ def test_stepping_token_by_token_is_the_forward_pass(decoding):
 
 def test_priming_is_the_forward_pass_over_the_prompt(decoding):
     task, prepared, tokens, (carry, logits) = decoding
-    got = prime(task, prepared, task.initial_carry(B), jnp.zeros(logits[:, 0].shape), tokens, np.ones((B, T), bool))
+    got = prefill(task, prepared, task.initial_carry(B), jnp.zeros(logits[:, 0].shape), tokens, np.ones((B, T), bool))
     close(got, (carry, logits[:, -1]))
 
 
@@ -171,7 +171,7 @@ def test_priming_in_two_chunks_is_priming_in_one(decoding):
         some = np.concatenate([tokens, tokens], axis=1)[:, start:stop]
         padded = np.zeros((B, T), np.int32)
         padded[:, : some.shape[1]] = some
-        state = prime(task, prepared, *state, padded, np.arange(T)[None, :].repeat(B, 0) < some.shape[1])
+        state = prefill(task, prepared, *state, padded, np.arange(T)[None, :].repeat(B, 0) < some.shape[1])
     carry = task.initial_carry(B)
     for token in np.concatenate([tokens, tokens[:, :2]], axis=1).T:
         carry, logits = step(task, prepared, carry, token)
@@ -186,7 +186,7 @@ def test_what_stands_in_the_padding_of_a_prompt_changes_no_bit(decoding):
     task, prepared, tokens, (_, logits) = decoding
     valid, start = ragged([0, 1, 3, T]), (task.initial_carry(B), jnp.ones(logits[:, 0].shape))
     pair = (
-        prime(task, prepared, *start, np.where(valid, tokens, junk).astype(np.int32), valid)
+        prefill(task, prepared, *start, np.where(valid, tokens, junk).astype(np.int32), valid)
         for junk in (0, task.model.vocab_size - 1)
     )
     jax.tree.map(np.testing.assert_array_equal, *pair)
@@ -195,13 +195,13 @@ def test_what_stands_in_the_padding_of_a_prompt_changes_no_bit(decoding):
 def test_a_row_with_a_shorter_prompt_stops_at_its_end(decoding):
     task, prepared, tokens, (_, logits) = decoding
     counts = [1, 2, 3, T]
-    got = prime(task, prepared, task.initial_carry(B), jnp.zeros(logits[:, 0].shape), tokens, ragged(counts))[1]
+    got = prefill(task, prepared, task.initial_carry(B), jnp.zeros(logits[:, 0].shape), tokens, ragged(counts))[1]
     close(got, np.stack([logits[b, n - 1] for b, n in enumerate(counts)]))
 
 
 def test_a_row_without_a_prompt_keeps_its_carry_and_logits_bitwise(decoding):
     task, prepared, tokens, (carry, logits) = decoding
-    got_carry, got = prime(task, prepared, carry, logits[:, 2], tokens, ragged([0, 1, 3, T]))
+    got_carry, got = prefill(task, prepared, carry, logits[:, 2], tokens, ragged([0, 1, 3, T]))
     np.testing.assert_array_equal(got[0], logits[0, 2])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), got_carry, carry)
 
@@ -229,13 +229,13 @@ def test_an_option_of_the_cell_reaches_it():
 
 
 #: What is called of a task beside training: of one that answers inputs by how it does (``ANSWER``), else for sampling.
-CALLED = {"values": ["predict"], "texts": ["begin", "step"], None: ["prime", "step", "score"]}
+CALLED = {"values": ["predict"], "texts": ["init_decoder", "step"], None: ["prefill", "step", "score"]}
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_registered_task_has_the_functions_that_training_and_decoding_call(name):
     decoding = CALLED[getattr(TASKS[name], "ANSWER", None)]
-    for function in ["build", "init", "initial_carry", "loss", "measure", "prepare", "chosen", *decoding]:
+    for function in ["build", "init", "initial_carry", "loss", "evaluate", "prepare", "resolved_options", *decoding]:
         assert callable(getattr(TASKS[name], function, None)), function
 
 

@@ -52,7 +52,7 @@ def test_priming_reads_what_is_valid_and_leaves_rows_without_it_alone():
     valid = np.arange(T)[None] < np.array([T, 2, 0])[:, None]
     before = walk(TASK.initial_carry(1), [3, 4])[0]
     carry, given = np.repeat(before, B, axis=0), RNG.normal(size=(B, V)).astype(np.float32)
-    primed, logits = jax.jit(TASK.prime)(PARAMS, carry, given, TOKENS, valid)
+    primed, logits = jax.jit(TASK.prefill)(PARAMS, carry, given, TOKENS, valid)
     for b, count in enumerate([T, 2]):
         state, found = walk(before, TOKENS[b, :count])
         np.testing.assert_array_equal(primed[b], state[0])
@@ -85,7 +85,7 @@ def test_scores_are_those_of_the_steps_with_resets_steps_that_are_not_valid_and_
 
 
 #: What is called of a model that knows labels or features alone, which no baseline does.
-CONDITIONED = {"begin_from"}
+CONDITIONED = {"initial_states"}
 PUBLIC = [
     name
     for name in vars(LanguageTask)

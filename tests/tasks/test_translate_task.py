@@ -13,15 +13,15 @@ import pytest
 from flax import linen as nn
 
 from jaxgen.errors import UsageError
-from jaxgen.models import Decoder, EncoderDecoder, Source
+from jaxgen.models import Decoder, DecoderInput, EncoderDecoder
 from jaxgen.sampling import Context, DecodeState, beam_search, beam_states, chain, decode, sample_keys, tile_beams
 from jaxgen.sampling.transforms.constraints import MinLength
-from jaxgen.tasks.seq2seq.objective import EOS, ConditionalTask
+from jaxgen.tasks.seq2seq.objective import EOS, Seq2SeqTask
 from jaxgen.tasks.translate.objective import TranslateTask
 from jaxgen.training import train_steps
-from jaxgen.training.data_parallel import make_mesh, spread_train_steps
+from jaxgen.training.data_parallel import make_mesh, shard_train_steps
 from jaxgen.training.step import TrainState
-from jaxgen.types import Seq2SeqBatch, Sequence
+from jaxgen.types import Seq2SeqBatch, TokenRows
 
 B, S, T, H = 8, 5, 6, 12
 SOURCE, VOCAB, PAD = 11, 9, 0
@@ -33,10 +33,10 @@ compiled = partial(jax.jit, compiler_options=FAST)
 build = partial(TranslateTask.build, source_vocab=SOURCE, vocab_size=VOCAB, cell_options={}, hidden=H)
 loss = compiled(lambda task, params, batch, keys=None: task.loss(params, (), batch, keys)[1], static_argnums=0)
 gradient = compiled(jax.grad(lambda p, task, batch: task.loss(p, (), batch)[1].nll), static_argnums=1)
-prepare = compiled(ConditionalTask.prepare, static_argnums=0)
-begin = compiled(ConditionalTask.begin, static_argnums=0)
-step = compiled(ConditionalTask.step, static_argnums=0)
-look = compiled(ConditionalTask.look, static_argnums=0)
+prepare = compiled(Seq2SeqTask.prepare, static_argnums=0)
+begin = compiled(Seq2SeqTask.init_decoder, static_argnums=0)
+step = compiled(Seq2SeqTask.step, static_argnums=0)
+attention_weights = compiled(Seq2SeqTask.attention_weights, static_argnums=0)
 
 
 def pairs(own=0.0):
@@ -50,7 +50,7 @@ def pairs(own=0.0):
     tokens = np.concatenate([np.full((B, 1), EOS, np.int32), targets[:, :-1]], axis=1)
     source = np.where(valid, rng.integers(3, SOURCE, (B, S)), PAD).astype(np.int32)
     return Seq2SeqBatch(
-        Sequence(source, valid), tokens, targets, places <= lengths[:, None], np.full(B, own, np.float32)
+        TokenRows(source, valid), tokens, targets, places <= lengths[:, None], np.full(B, own, np.float32)
     )
 
 
@@ -102,7 +102,7 @@ def test_what_stands_in_padding_changes_no_bit_of_loss_and_gradient(case):
     source = np.where(batch.inputs.valid, batch.inputs.tokens, SOURCE - 1).astype(np.int32)
     read = np.concatenate([np.ones((B, 1), bool), batch.mask[:, :-1] & (batch.targets[:, :-1] != EOS)], axis=1)
     other = batch._replace(
-        inputs=Sequence(source, batch.inputs.valid),
+        inputs=TokenRows(source, batch.inputs.valid),
         tokens=np.where(read, batch.tokens, VOCAB - 1).astype(np.int32),
         targets=np.where(batch.mask, batch.targets, 4).astype(np.int32),
     )
@@ -114,7 +114,7 @@ def test_how_much_padding_there_is_changes_rounding_alone(case):
     task, params = case
     batch = pairs()
     pad = lambda a: np.pad(a, [(0, 0), (0, 2)])  # noqa: E731
-    longer = Seq2SeqBatch(*jax.tree.map(pad, tuple(batch[:4])), batch.own)
+    longer = Seq2SeqBatch(*jax.tree.map(pad, tuple(batch[:4])), batch.scheduled_sampling_prob)
     short, long = loss(task, params, batch), loss(task, params, longer)
     np.testing.assert_allclose(short.nll, long.nll, rtol=1e-6)
     assert (short.targets, short.correct) == (long.targets, long.correct)
@@ -165,7 +165,7 @@ def test_every_leaf_of_what_decoding_begins_with_has_a_row_for_each_text(case):
 def test_a_row_decodes_the_same_whatever_its_neighbours_are(case):
     task, params = case
     prepared, inputs = prepare(task, params), pairs().inputs
-    other = Sequence(np.roll(inputs.tokens, 1, 0), np.roll(inputs.valid, 1, 0))
+    other = TokenRows(np.roll(inputs.tokens, 1, 0), np.roll(inputs.valid, 1, 0))
     other.tokens[0], other.valid[0] = inputs.tokens[0], inputs.valid[0]
     states = []
     for source in (inputs, other):
@@ -180,9 +180,9 @@ def test_looking_gives_weights_of_the_places_that_are_there_to_every_step(case):
     batch = pairs()
     if task.model.decoder.attention == "none":
         with pytest.raises(UsageError, match='made with the attention "none" and looks nowhere'):
-            look(task, prepare(task, params), batch.inputs, batch.tokens)
+            attention_weights(task, prepare(task, params), batch.inputs, batch.tokens)
         return
-    places = np.asarray(look(task, prepare(task, params), batch.inputs, batch.tokens))
+    places = np.asarray(attention_weights(task, prepare(task, params), batch.inputs, batch.tokens))
     assert places.shape == (*batch.tokens.shape, batch.inputs.tokens.shape[1])
     assert (np.swapaxes(places, 1, 2)[~batch.inputs.valid] == 0).all()
     np.testing.assert_allclose(places.sum(-1), 1, atol=1e-6)
@@ -217,7 +217,7 @@ def test_greedy_decoding_recovers_the_texts_learnt_by_heart(trained):
     @compiled
     def write(params, inputs):
         prepared = task.prepare(params)
-        memory, carry, logits = task.begin(prepared, inputs)
+        memory, carry, logits = task.init_decoder(prepared, inputs)
         state = DecodeState.start(chain(), carry, logits, eos=EOS)
         keys = sample_keys(0, jnp.arange(B))
         sizes = {"length": T, "greedy": True, "eos": EOS, "pad": PAD}
@@ -235,7 +235,7 @@ def test_beam_search_recovers_the_texts_learnt_by_heart(trained):
     @compiled
     def write(params, inputs, states):
         prepared = task.prepare(params)
-        memory, carry, logits = task.begin(prepared, inputs)
+        memory, carry, logits = task.init_decoder(prepared, inputs)
         weights, sizes = (prepared, tile_beams(memory, width)), {"width": width, "length": T, "n_best": 1}
         return beam_search(task.step, at_least.kinds, weights, carry, logits, states, 0.0, **sizes, eos=EOS, pad=PAD)
 
@@ -252,8 +252,8 @@ def test_beam_search_recovers_the_texts_learnt_by_heart(trained):
 @pytest.fixture(scope="module")
 def sampling():
     """A task that may read its own predictions, and the same without."""
-    task = build(cell="gru", attention="general", own=True)
-    return task, dataclasses.replace(task, own=False), random_params(task)
+    task = build(cell="gru", attention="general", scheduled_sampling=True)
+    return task, dataclasses.replace(task, scheduled_sampling=False), random_params(task)
 
 
 def test_gradients_agree_with_finite_differences(sampling):
@@ -301,7 +301,7 @@ def test_own_with_a_probability_reads_about_that_share_of_its_own_predictions(sa
 
     @compiled
     def mixed(keys, own):
-        start, memory = task._apply(params, many.inputs, method="begin")
+        start, memory = task._apply(params, many.inputs, method="init_decoder")
         return task._mixed(params, tokens, start, memory, own, keys)
 
     keys = row_keys(rows=40 * B)
@@ -321,7 +321,7 @@ def test_a_row_reads_its_own_by_its_own_key_and_probability_alone(sampling):
 
     @compiled
     def mixed(keys, own):
-        start, memory = task._apply(params, pairs().inputs, method="begin")
+        start, memory = task._apply(params, pairs().inputs, method="init_decoder")
         return task._mixed(params, tokens, start, memory, own, keys)
 
     own = np.full(B, 0.5, np.float32)
@@ -371,7 +371,7 @@ def test_smoothed_labels_are_those_by_hand_in_training_and_not_in_evaluation():
         ({"dropout": 0.1}, True),
         ({"embed_dropout": 0.1}, True),
         ({"token_dropout": 0.1}, True),
-        ({"own": True}, True),
+        ({"scheduled_sampling": True}, True),
         ({"label_smoothing": 0.1}, True),
     ],
 )
@@ -383,12 +383,12 @@ def test_training_asks_for_keys_where_it_does_what_evaluation_does_not(options, 
 
 
 def test_two_devices_train_as_one_does():
-    task = build(cell="elman", attention="general", own=True, dropout=0.2)
+    task = build(cell="elman", attention="general", scheduled_sampling=True, dropout=0.2)
     optimizer, params = optax.sgd(0.1), random_params(task)
     batches = jax.tree.map(lambda a: jnp.asarray(a)[None], pairs(own=0.5))
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ())
     one = compiled(partial(train_steps, task, optimizer))
-    two = compiled(spread_train_steps(task, optimizer, make_mesh(2)))
+    two = compiled(shard_train_steps(task, optimizer, make_mesh(2)))
     (a, log), (b, other) = (train(jax.random.key(0), state, batches, jnp.int32(1)) for train in (one, two))
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), (a.params, log), (b.params, other))
 
@@ -398,15 +398,15 @@ class Numbers(nn.Module):
 
     has_dropout = False
 
-    def source(self, inputs, row_keys=None):
-        return Source((inputs,))
+    def encode(self, inputs, row_keys=None):
+        return DecoderInput((inputs,))
 
     def example(self):
         return jnp.zeros((1, 3))
 
 
 def test_any_encoder_that_gives_a_source_can_be_written_from():
-    task = ConditionalTask(EncoderDecoder(Numbers(), Decoder(VOCAB, hidden=H)))
+    task = Seq2SeqTask(EncoderDecoder(Numbers(), Decoder(VOCAB, hidden=H)))
     params = random_params(task)
     batch = pairs()._replace(inputs=np.random.default_rng(1).normal(size=(B, 3)).astype(np.float32))
     bridge = params["decoder"]["bridge_0"]
@@ -445,7 +445,7 @@ def test_factors_rounded_to_bfloat16_change_the_loss_a_little(name):
 def test_initial_carries_are_nothing_and_the_form_chosen_is_told():
     task = build(cell="lstm")
     assert task.initial_carry(B) == ()
-    assert task.chosen() == {"form": "fused" if jax.default_backend() == "cpu" else "scan"}
+    assert task.resolved_options() == {"form": "fused" if jax.default_backend() == "cpu" else "scan"}
 
 
 def test_sizes_reach_encoder_and_decoder():
@@ -457,7 +457,11 @@ def test_sizes_reach_encoder_and_decoder():
     assert params["decoder"]["language"]["embedding"].shape == (VOCAB, 4)
     assert params["encoder"]["backwards_1"]["input"]["kernel"].shape == (2 * H, 4 * H)
     assert params["decoder"]["language"]["output"]["kernel"].shape == (H, VOCAB)
-    assert (task.model.encoder.dropout, task.model.decoder.dropout, task.chosen()["form"]) == (0.1, 0.1, "scan")
+    assert (task.model.encoder.dropout, task.model.decoder.dropout, task.resolved_options()["form"]) == (
+        0.1,
+        0.1,
+        "scan",
+    )
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def test_an_optimizer_registered_anew_under_its_name_is_the_new_one(book, tmp_pa
 def test_a_task_that_cannot_be_compared_compiles_for_itself():
     class Unhashable:
         __hash__ = None
-        prime = staticmethod(lambda *args: args)
+        prefill = staticmethod(lambda *args: args)
 
     assert jitted.jit_prefill(Unhashable()) is not jitted.jit_prefill(Unhashable())
 

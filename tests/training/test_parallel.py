@@ -14,16 +14,16 @@ from flax import linen as nn
 from jaxgen.models import LanguageModel
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.training import (
-    count_devices,
     create_state,
+    data_parallel_size,
     eval_step,
     make_mesh,
     make_optimizer,
-    on_one_device,
-    spread_eval_step,
-    spread_state,
-    spread_train_steps,
+    shard_eval_step,
+    shard_state,
+    shard_train_steps,
     train_steps,
+    unreplicate,
 )
 from jaxgen.training.step import _summed
 from jaxgen.types import Batch
@@ -56,7 +56,7 @@ def host(tree):
 
 
 def spread(task):
-    return jax.jit(spread_train_steps(task, OPTIMIZER, make_mesh(2))), spread_state(make_mesh(2), fresh(task))
+    return jax.jit(shard_train_steps(task, OPTIMIZER, make_mesh(2))), shard_state(make_mesh(2), fresh(task))
 
 
 @pytest.mark.parametrize("name", ["lstm", pytest.param("tied, of Flax", marks=pytest.mark.slow)])
@@ -94,14 +94,14 @@ def test_two_devices_evaluate_as_one():
     task = TASKS["lstm"]
     batch, state = jax.tree.map(lambda field: field[0], batches()), fresh(task)
     alone = jax.jit(partial(eval_step, task))(state.params, state.carry, batch)
-    together = jax.jit(spread_eval_step(task, make_mesh(2)))(state.params, state.carry, batch)
+    together = jax.jit(shard_eval_step(task, make_mesh(2)))(state.params, state.carry, batch)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), host(together), host(alone))
 
 
 def test_all_devices_hold_the_same_weights_after_training_and_one_copy_can_be_had():
     steps, state = spread(TASKS["lstm"])
     params = steps(KEY, state, batches(), K)[0].params
-    for leaf, one in zip(jax.tree.leaves(params), jax.tree.leaves(on_one_device(params))):
+    for leaf, one in zip(jax.tree.leaves(params), jax.tree.leaves(unreplicate(params))):
         first, second = (np.asarray(shard.data) for shard in leaf.addressable_shards)
         np.testing.assert_array_equal(first, second)
         np.testing.assert_array_equal(first, one)
@@ -113,9 +113,9 @@ def test_all_devices_hold_the_same_weights_after_training_and_one_copy_can_be_ha
     [(64, 2, 2), (15, 2, 1), (14, 2, 1), (16, 2, 2), (64, 16, 8), (50, 4, 2), (45, 8, 5), (64, 1, 1), (7, 8, 1)],
 )
 def test_the_rule_takes_the_largest_divisor_that_leaves_each_device_enough_rows(rows, there, devices):
-    assert count_devices(rows, there) == devices
+    assert data_parallel_size(rows, there) == devices
 
 
 def test_a_batch_with_many_parameters_for_each_of_its_tokens_stays_on_one_device():
-    assert count_devices(64, 2, load=100.0) == 2
-    assert count_devices(64, 2, load=3_900.0) == 1
+    assert data_parallel_size(64, 2, load=100.0) == 2
+    assert data_parallel_size(64, 2, load=3_900.0) == 1

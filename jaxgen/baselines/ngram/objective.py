@@ -30,7 +30,7 @@ class NGramTask:
         """The task from plain values: the longest n-gram, and the sizes of the tree that was counted."""
         return cls(NGram(vocab_size, order, nodes, contexts))
 
-    def chosen(self) -> dict[str, Any]:
+    def resolved_options(self) -> dict[str, Any]:
         """Options of ``build`` that a rule has chosen: none."""
         return {}
 
@@ -49,7 +49,7 @@ class NGramTask:
         nll = -self.model.log_probability(params, carries, targets)
         return carries[:, -1], Totals(jnp.sum(jnp.where(mask, nll, 0.0)), jnp.sum(mask, dtype=jnp.float32))
 
-    def measure(self, params: Params, carry: Array, batch: Batch) -> tuple[Array, Totals]:
+    def evaluate(self, params: Params, carry: Array, batch: Batch) -> tuple[Array, Totals]:
         """What an evaluation sums up: the loss."""
         return self.loss(params, carry, batch)
 
@@ -57,7 +57,7 @@ class NGramTask:
         """Decoding reads the parameters as they are."""
         return params
 
-    def prime(self, params: Params, carry: Array, logits: Array, tokens: Array, valid: Array) -> tuple[Array, Array]:
+    def prefill(self, params: Params, carry: Array, logits: Array, tokens: Array, valid: Array) -> tuple[Array, Array]:
         """Read a chunk of prompt: ``tokens`` and ``valid`` [R, P] -> the carry and next-token logits [R, V].
 
         Valid tokens come first in a row. A row without any keeps its carry and the ``logits`` given.

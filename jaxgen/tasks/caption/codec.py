@@ -11,11 +11,11 @@ import numpy as np
 
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.models.image_encoder import resize
-from jaxgen.plots.attention import Look
 from jaxgen.tasks.caption.images import Resize, read_exactly, read_features
 from jaxgen.tasks.seq2seq.data import decode_target, token_label
 from jaxgen.tokenizers import load_tokenizer
 from jaxgen.tokenizers.base import EOS, Tokenizer
+from jaxgen.types import AttentionMap
 
 
 class Named(NamedTuple):
@@ -129,12 +129,12 @@ class CaptionCodec:
         """An answer as a line of plain text."""
         return " ".join(str(answer["text"]).split())
 
-    def look(self, source: Any, output: Any, weights: np.ndarray) -> Look:
+    def attention_map(self, source: Any, output: Any, weights: np.ndarray) -> AttentionMap:
         """Where the decoder looked with each token of a caption, ``weights`` [.., P]: at places of the image."""
         ids = [*output.tokens, *[EOS] * output.ended]
         written = [token_label(self.tokenizer, i) for i in ids]
         labels = [str(place + 1) for place in range(weights.shape[-1])]
-        return Look(labels, written, weights[: len(ids)], self.encode(source) if self.of_images else None)
+        return AttentionMap(labels, written, weights[: len(ids)], self.encode(source) if self.of_images else None)
 
     def to_json(self) -> dict[str, Any]:
         """Everything needed to make this codec again."""

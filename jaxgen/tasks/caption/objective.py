@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from jaxgen.models.decoder import Decoder, EncoderDecoder
-from jaxgen.models.image_encoder import FeatureEncoder, ImageEncoder, PictureSource
-from jaxgen.models.layers import cell_maker
-from jaxgen.tasks.seq2seq.objective import EOS, ConditionalTask
+from jaxgen.models.image_encoder import FeatureEncoder, ImageEncoder, ImageEncoderAdapter
+from jaxgen.models.layers import cell_factory
+from jaxgen.tasks.seq2seq.objective import EOS, Seq2SeqTask
 
 
-class CaptionTask(ConditionalTask):
-    """``ConditionalTask`` of pictures: inputs are images uint8 [B, Y, X, 3], or features in their place.
+class CaptionTask(Seq2SeqTask):
+    """``Seq2SeqTask`` of pictures: inputs are images uint8 [B, Y, X, 3], or features in their place.
 
     A subclass with another ``encoder`` (``jaxgen.models.image_encoder`` says what one is) in ``TASKS["caption"]`` is
     trained, kept, resumed and asked as this one is.
     """
 
     #: Steps in one compiled call: on a CPU convolutions are slow inside its loop (``train_steps``).
-    STEPS_TOGETHER: ClassVar[int] = 1
+    STEPS_PER_CALL: ClassVar[int] = 1
 
     @classmethod
     def encoder(
@@ -70,8 +70,8 @@ class CaptionTask(ConditionalTask):
         options |= {"dropout": dropout, "flips": flips, "grays": grays}
         encoder = cls.encoder(tuple(shape), hidden, **options)
         made = {"hidden": hidden, "dropout": dropout, "attention": attention, **sizes}
-        decoder = Decoder(vocab_size, cell_maker(cell, cell_options), **made)
-        return cls(EncoderDecoder(PictureSource(encoder), decoder), False, label_smoothing, eos)
+        decoder = Decoder(vocab_size, cell_factory(cell, cell_options), **made)
+        return cls(EncoderDecoder(ImageEncoderAdapter(encoder), decoder), False, label_smoothing, eos)
 
 
 def is_image(shape: Sequence[int]) -> bool:

@@ -12,7 +12,7 @@ from jaxgen.data.bucketing import bucket_width, padded
 from jaxgen.errors import CheckpointError
 from jaxgen.tokenizers import load_tokenizer
 from jaxgen.tokenizers.base import PAD, Tokenizer
-from jaxgen.types import Sequence as TokenRows
+from jaxgen.types import TokenRows
 
 
 def normal(text: str, lower: bool, level: str) -> str:

@@ -33,8 +33,7 @@ from jaxgen.tasks.language.corpus import fingerprint
 from jaxgen.tasks.rows_config import VAL_FRACTION
 from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.tokenizers.base import PAD, UNK
-from jaxgen.types import ClassificationBatch
-from jaxgen.types import Sequence as TokenRows
+from jaxgen.types import ClassificationBatch, TokenRows
 
 #: Built-in sets by name: from a seed to the splits ``train`` and ``val``.
 LABELLED_SETS: dict[str, Callable[[int], dict[str, Labelled]]] = {"stdlib-packages": stdlib_packages}

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import optax
 
 from jaxgen.models.classifier import Classifier
-from jaxgen.models.layers import cell_maker
-from jaxgen.types import Array, ClassificationBatch, Key, Objective, Params, Sequence
+from jaxgen.models.layers import cell_factory
+from jaxgen.types import Array, ClassificationBatch, Key, Objective, Params, TokenRows
 
 #: Bins of confidence, of equal width, by which calibration is judged (Guo et al., ICML 2017, section 2, use 15).
 BINS = 15
 
 
-class LabelTotals(NamedTuple):
+class ClassificationTotals(NamedTuple):
     """Sums over the rows that count, so that batches add up."""
 
     nll: Array  # summed negative log-likelihood, nats
@@ -41,7 +41,7 @@ class ClassifyTask:
         cls, *, vocab_size: int, classes: int, cell: str, cell_options: dict[str, Any], **sizes: Any
     ) -> ClassifyTask:
         """The task from plain values: a name in ``CELLS``, the cell's own options, and the model's sizes."""
-        return cls(Classifier(vocab_size, classes, cell_maker(cell, cell_options), **sizes))
+        return cls(Classifier(vocab_size, classes, cell_factory(cell, cell_options), **sizes))
 
     @property
     def is_random(self) -> bool:
@@ -49,7 +49,7 @@ class ClassifyTask:
         model = self.model
         return max(model.dropout, model.embed_dropout, model.token_dropout) > 0
 
-    def chosen(self) -> dict[str, Any]:
+    def resolved_options(self) -> dict[str, Any]:
         """Options of ``build`` that a rule has chosen for this model on this device."""
         return {"form": self.model.chosen_form()}
 
@@ -62,13 +62,13 @@ class ClassifyTask:
         del rows
         return ()
 
-    def _logits(self, params: Params, inputs: Sequence, row_keys: Key | None = None) -> Array:
+    def _logits(self, params: Params, inputs: TokenRows, row_keys: Key | None = None) -> Array:
         logits: Any = self.model.apply({"params": params}, *inputs, row_keys)
         return logits
 
     def loss(
         self, params: Params, carry: tuple[()], batch: ClassificationBatch, row_keys: Key | None = None
-    ) -> tuple[tuple[()], LabelTotals]:
+    ) -> tuple[tuple[()], ClassificationTotals]:
         """Summed cross-entropy of ``batch``; as the objective, each row by its weight."""
         logits = self._logits(params, batch.inputs, row_keys)
         labels, weights = jnp.asarray(batch.labels), jnp.asarray(batch.weights)
@@ -76,11 +76,13 @@ class ClassifyTask:
         counts = weights > 0
         summed, weighted = (jnp.sum(jnp.where(counts, each, 0.0)) for each in (nll, nll * weights))
         judged = _judged(logits, labels, counts)
-        return carry, LabelTotals(
+        return carry, ClassificationTotals(
             summed, jnp.sum(counts, dtype=jnp.float32), *judged, Objective(weighted, jnp.sum(weights))
         )
 
-    def measure(self, params: Params, carry: tuple[()], batch: ClassificationBatch) -> tuple[tuple[()], LabelTotals]:
+    def evaluate(
+        self, params: Params, carry: tuple[()], batch: ClassificationBatch
+    ) -> tuple[tuple[()], ClassificationTotals]:
         """What an evaluation sums up."""
         return self.loss(params, carry, batch)
 
@@ -88,7 +90,7 @@ class ClassifyTask:
         """Prediction reads the parameters as they are."""
         return params
 
-    def predict(self, params: Params, inputs: Sequence) -> Array:
+    def predict(self, params: Params, inputs: TokenRows) -> Array:
         """The probability of every label for every row, [R, classes]."""
         return jax.nn.softmax(self._logits(params, inputs), axis=-1)
 

@@ -11,8 +11,8 @@ import optax
 
 from jaxgen.errors import UsageError
 from jaxgen.models.language_model import LanguageModel
-from jaxgen.models.layers import cell_maker
-from jaxgen.types import Array, Batch, Carry, ConditionedBatch, Key, Params
+from jaxgen.models.layers import cell_factory
+from jaxgen.types import Array, Batch, Carry, ConditionedBatch, DecodeWeights, Key, Params
 
 
 class Totals(NamedTuple):
@@ -30,13 +30,6 @@ class Scored(NamedTuple):
     top_logp: Array  # [R, T, n]
 
 
-class Prepared(NamedTuple):
-    """What the decode loop reads at every step, laid out once."""
-
-    params: Params
-    table: Array | None  # [V, K]
-
-
 #: Logits that scoring has in memory at once, at most: those of a chunk of words are hundreds of megabytes.
 MAX_LOGITS = 1 << 22
 
@@ -50,7 +43,7 @@ class LanguageTask:
     @classmethod
     def build(cls, *, vocab_size: int, cell: str, cell_options: dict[str, Any], **sizes: Any) -> LanguageTask:
         """The task from plain values: a name in ``CELLS``, the cell's own options, and the model's sizes."""
-        return cls(LanguageModel(vocab_size, cell_maker(cell, cell_options), **sizes))
+        return cls(LanguageModel(vocab_size, cell_factory(cell, cell_options), **sizes))
 
     def _apply(self, params: Params, *args: Any, **kwargs: Any) -> Any:
         return self.model.apply({"params": params}, *args, **kwargs)
@@ -60,7 +53,7 @@ class LanguageTask:
         """Whether training draws random numbers."""
         return self.model.dropout > 0 or self.model.embed_dropout > 0
 
-    def chosen(self) -> dict[str, Any]:
+    def resolved_options(self) -> dict[str, Any]:
         """Options of ``build`` that a rule has chosen for this model on this device."""
         return {"form": self.model.chosen_form()}
 
@@ -99,23 +92,23 @@ class LanguageTask:
         by_time = jnp.swapaxes(jnp.asarray(batch.condition), 0, 1)
         return batch.batch, self._apply(params, by_time, method=LanguageModel.initial_states)
 
-    def measure(
+    def evaluate(
         self, params: Params, carry: Carry, batch: Batch | ConditionedBatch
     ) -> tuple[tuple[Carry, ...], Totals]:
         """What an evaluation sums up: the loss without dropout."""
         return self.loss(params, carry, batch)
 
-    def begin_from(self, prepared: Prepared, condition: Array) -> tuple[Carry, ...]:
+    def initial_states(self, prepared: DecodeWeights, condition: Array) -> tuple[Carry, ...]:
         """The state of texts of which ``condition`` [R, C] is known and nothing has been read."""
         states: tuple[Carry, ...] = self._apply(prepared.params, condition, method=LanguageModel.initial_states)
         return states
 
-    def prepare(self, params: Params) -> Prepared:
+    def prepare(self, params: Params) -> DecodeWeights:
         """Everything decoding can compute once: the first layer's product for every token."""
-        return Prepared(params, self._apply(params, method=LanguageModel.token_table))
+        return DecodeWeights(params, self._apply(params, method=LanguageModel.token_table))
 
-    def prime(
-        self, prepared: Prepared, carry: Carry, logits: Array, tokens: Array, valid: Array
+    def prefill(
+        self, prepared: DecodeWeights, carry: Carry, logits: Array, tokens: Array, valid: Array
     ) -> tuple[tuple[Carry, ...], Array]:
         """Read a chunk of prompt: ``tokens`` and ``valid`` [R, P] -> the carry and next-token logits [R, V].
 
@@ -129,14 +122,14 @@ class LanguageTask:
         new = self._apply(prepared.params, last, method=LanguageModel.logits)
         return carry, jnp.where((count > 0)[:, None], new, logits)
 
-    def step(self, prepared: Prepared, carry: Carry, token: Array) -> tuple[tuple[Carry, ...], Array]:
+    def step(self, prepared: DecodeWeights, carry: Carry, token: Array) -> tuple[tuple[Carry, ...], Array]:
         """One decoding step: ``token`` [R] -> the new carry and next-token logits [R, V]."""
         carry, logits = self._apply(prepared.params, token[:, None], carry, table=prepared.table)
         return carry, jax.lax.squeeze(logits, (1,))
 
     def score(
         self,
-        prepared: Prepared,
+        prepared: DecodeWeights,
         carry: Carry,
         tokens: Array,
         targets: Array,

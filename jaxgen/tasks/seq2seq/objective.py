@@ -12,13 +12,13 @@ from jax import lax
 from jaxgen.errors import UsageError
 from jaxgen.models.decoder import EncoderDecoder
 from jaxgen.models.layers import fold_in_rows
-from jaxgen.types import Array, Carry, Key, Objective, Params, Seq2SeqBatch
+from jaxgen.types import Array, Carry, DecodeWeights, Key, Objective, Params, Seq2SeqBatch
 
 #: The id that stands in front of a text and behind it, that of every tokenizer.
 EOS = 2
 
 
-class WritingTotals(NamedTuple):
+class Seq2SeqTotals(NamedTuple):
     """Sums over the targets that count, so that batches of different sizes add up."""
 
     nll: Array  # summed negative log-likelihood, nats
@@ -27,24 +27,17 @@ class WritingTotals(NamedTuple):
     objective: Objective  # in training with label smoothing the smoothed cross-entropy, else that of ``nll``
 
 
-class Prepared(NamedTuple):
-    """What the decode loop reads at every step, laid out once."""
-
-    params: Params
-    table: Array | None  # [V, K]
-
-
 @dataclass(frozen=True)
-class ConditionalTask:
+class Seq2SeqTask:
     """An encoder and a decoder with their loss and their decoding functions; everything here is pure.
 
-    ``own`` makes scheduled sampling possible: the probabilities are in the batches (``Writing.own``).
+    ``scheduled_sampling`` switches scheduled sampling on; its probability is in the batches.
     ``label_smoothing`` is the share of the training target spread evenly over the vocabulary (Szegedy et al. 2016,
     arXiv:1512.00567, section 7); evaluation is without. Decoding begins behind the token ``eos``.
     """
 
     model: EncoderDecoder
-    own: bool = False
+    scheduled_sampling: bool = False
     label_smoothing: float = 0.0
     eos: int = EOS
 
@@ -66,9 +59,9 @@ class ConditionalTask:
     @property
     def is_random(self) -> bool:
         """Whether training does what evaluation does not, for which it takes ``row_keys``."""
-        return self.model.has_dropout or self.own or self.label_smoothing > 0
+        return self.model.has_dropout or self.scheduled_sampling or self.label_smoothing > 0
 
-    def chosen(self) -> dict[str, Any]:
+    def resolved_options(self) -> dict[str, Any]:
         """Options of ``build`` that a rule has chosen for this model on this device."""
         return {"form": self.model.decoder.chosen_form()}
 
@@ -83,17 +76,17 @@ class ConditionalTask:
 
     def loss(
         self, params: Params, carry: tuple[()], batch: Seq2SeqBatch, row_keys: Key | None = None
-    ) -> tuple[tuple[()], WritingTotals]:
+    ) -> tuple[tuple[()], Seq2SeqTotals]:
         """Summed cross-entropy of the targets that count. ``row_keys`` [B] are there in training alone.
 
-        With them dropout is on, labels are smoothed and, of a task made with ``own``, the decoder reads its own
-        predictions with the probabilities ``batch.own``.
+        With them dropout is on, labels are smoothed, and with ``scheduled_sampling`` the decoder reads its own
+        predictions with the probabilities ``batch.scheduled_sampling_prob``.
         """
         tokens, targets, mask = (jnp.asarray(field) for field in (batch.tokens, batch.targets, batch.mask))
-        start, memory = self._apply(params, batch.inputs, row_keys, method="begin")
-        if self.own and row_keys is not None:
-            tokens = self._mixed(params, tokens, start, memory, jnp.asarray(batch.own), row_keys)
-        written = self._apply(params, tokens, start, memory, row_keys, method="read")
+        start, memory = self._apply(params, batch.inputs, row_keys, method="init_decoder")
+        if self.scheduled_sampling and row_keys is not None:
+            tokens = self._mixed(params, tokens, start, memory, jnp.asarray(batch.scheduled_sampling_prob), row_keys)
+        written = self._apply(params, tokens, start, memory, row_keys, method="decode")
         logits = self._apply(params, written.features, method="logits")
         total = jax.nn.logsumexp(logits, axis=-1)
         nll = aim = total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -103,12 +96,12 @@ class ConditionalTask:
         correct = mask & (jnp.argmax(logits, axis=-1) == targets)
         each = (jnp.where(mask, nll, 0.0), mask, correct, jnp.where(mask, aim, 0.0))
         summed, count, right, loss = (jnp.sum(one, dtype=jnp.float32) for one in each)
-        return carry, WritingTotals(summed, count, right, Objective(loss, count))
+        return carry, Seq2SeqTotals(summed, count, right, Objective(loss, count))
 
     def _mixed(
-        self, params: Params, tokens: Array, start: tuple[Carry, ...], memory: Any, own: Array, row_keys: Key
+        self, params: Params, tokens: Array, start: tuple[Carry, ...], memory: Any, prob: Array, row_keys: Key
     ) -> Array:
-        """``tokens`` [B, T], each but the first replaced by the model's own prediction with probability ``own`` [B].
+        """``tokens`` [B, T], each but the first replaced by the model's own prediction with probability ``prob`` [B].
 
         Scheduled sampling (Bengio et al. 2015, arXiv:1506.03099) in two passes (Duckworth et al. 2019,
         arXiv:1906.04331): predictions are the likeliest tokens of a pass that reads the text itself, without gradient,
@@ -120,53 +113,53 @@ class ConditionalTask:
         def mix(_: None) -> Array:
             # The likeliest has no gradient anyway; said at once, nothing is prepared for one.
             known = lax.stop_gradient((params, start, memory))
-            written = self._apply(known[0], tokens[:, :-1], *known[1:], row_keys, method="read")
+            written = self._apply(known[0], tokens[:, :-1], *known[1:], row_keys, method="decode")
             likeliest = jnp.argmax(self._apply(known[0], written.features, method="logits"), axis=-1)
             draw = lambda key: jax.random.uniform(key, (tokens.shape[1] - 1,))  # noqa: E731
-            replaced = jax.vmap(draw)(fold_in_rows(row_keys, 2)) < own[:, None]
+            replaced = jax.vmap(draw)(fold_in_rows(row_keys, 2)) < prob[:, None]
             mixed = jnp.where(replaced, likeliest.astype(tokens.dtype), tokens[:, 1:])
             return jnp.concatenate([tokens[:, :1], mixed], axis=1)
 
-        return lax.cond(jnp.any(own > 0), mix, lambda _: tokens, None)  # a schedule begins and may end with zeros
+        return lax.cond(jnp.any(prob > 0), mix, lambda _: tokens, None)  # a schedule begins and may end with zeros
 
-    def measure(self, params: Params, carry: tuple[()], batch: Seq2SeqBatch) -> tuple[tuple[()], WritingTotals]:
+    def evaluate(self, params: Params, carry: tuple[()], batch: Seq2SeqBatch) -> tuple[tuple[()], Seq2SeqTotals]:
         """What an evaluation sums up."""
         return self.loss(params, carry, batch)
 
-    def prepare(self, params: Params) -> Prepared:
+    def prepare(self, params: Params) -> DecodeWeights:
         """Everything decoding can compute once: the first layer's product for every token."""
-        return Prepared(params, self._apply(params, method="token_table"))
+        return DecodeWeights(params, self._apply(params, method="token_table"))
 
-    def begin(self, prepared: Prepared, inputs: Any) -> tuple[Any, tuple[Carry, ...], Array]:
+    def init_decoder(self, prepared: DecodeWeights, inputs: Any) -> tuple[Any, tuple[Carry, ...], Array]:
         """Read ``inputs``, R rows in every leaf -> memory, carry and the logits [R, V] of the first token.
 
         Every leaf of the memory and of the carry has R in front. The memory stays the same while a text is written.
         """
-        carry, memory = self._apply(prepared.params, inputs, method="begin")
+        carry, memory = self._apply(prepared.params, inputs, method="init_decoder")
         first = jnp.full(jax.tree.leaves(carry)[0].shape[0], self.eos, jnp.int32)
         return memory, *self.step((prepared, memory), carry, first)
 
     def step(
-        self, weights: tuple[Prepared, Any], carry: tuple[Carry, ...], token: Array
+        self, weights: tuple[DecodeWeights, Any], carry: tuple[Carry, ...], token: Array
     ) -> tuple[tuple[Carry, ...], Array]:
         """One decoding step with the weights ``(prepared, memory)``: ``token`` [R] -> carry and logits [R, V]."""
         return self._step(weights, carry, token)[:2]
 
-    def look(self, prepared: Prepared, inputs: Any, tokens: Array) -> Array:
+    def attention_weights(self, prepared: DecodeWeights, inputs: Any, tokens: Array) -> Array:
         """Where each step looks that reads ``tokens`` [R, T], written from ``inputs``: weights of places [R, T, S].
 
         Raises ``UsageError`` for a model without attention.
         """
         if self.model.decoder.attention == "none":
             raise UsageError('This model was made with the attention "none" and looks nowhere: train one with another.')
-        start, memory = self._apply(prepared.params, inputs, method="begin")
-        weights: Any = self._apply(prepared.params, tokens, start, memory, method="read").weights
+        start, memory = self._apply(prepared.params, inputs, method="init_decoder")
+        weights: Any = self._apply(prepared.params, tokens, start, memory, method="decode").weights
         return weights
 
     def _step(
-        self, weights: tuple[Prepared, Any], carry: tuple[Carry, ...], token: Array
+        self, weights: tuple[DecodeWeights, Any], carry: tuple[Carry, ...], token: Array
     ) -> tuple[tuple[Carry, ...], Array, Array | None]:
         prepared, memory = weights
-        written = self._apply(prepared.params, token[:, None], carry, memory, table=prepared.table, method="read")
+        written = self._apply(prepared.params, token[:, None], carry, memory, table=prepared.table, method="decode")
         features, places = jax.tree.map(lambda a: jnp.squeeze(a, 1), (written.features, written.weights))
         return written.carry, self._apply(prepared.params, features, method="logits"), places

@@ -10,11 +10,10 @@ import numpy as np
 
 from jaxgen.data.bucketing import bucket_width, padded
 from jaxgen.errors import CheckpointError
-from jaxgen.plots.attention import Look
 from jaxgen.tasks.seq2seq.data import decode_target, spaced, token_label
 from jaxgen.tokenizers import load_tokenizer
 from jaxgen.tokenizers.base import EOS, PAD, Tokenizer
-from jaxgen.types import Sequence as TokenRows
+from jaxgen.types import AttentionMap, TokenRows
 
 
 @dataclass(frozen=True)
@@ -80,11 +79,11 @@ class TranslateCodec:
         """The tokens of a translation, and its end."""
         return [token_label(self.target, i) for i in [*ids, EOS]]
 
-    def look(self, text: str, output: Any, weights: np.ndarray) -> Look:
+    def attention_map(self, text: str, output: Any, weights: np.ndarray) -> AttentionMap:
         """Where the decoder looked with each token of a translation, ``weights`` [.., S]: at tokens of the source."""
         labels = self.pieces(text)
         written = self.written(output.tokens)[: output.tokens.size + output.ended]
-        return Look(labels, written, weights[: len(written), : len(labels)])
+        return AttentionMap(labels, written, weights[: len(written), : len(labels)])
 
     def to_json(self) -> dict[str, Any]:
         """Everything needed to make this codec again."""

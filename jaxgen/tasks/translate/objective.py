@@ -6,12 +6,12 @@ from typing import Any
 
 from jaxgen.models.decoder import Decoder, EncoderDecoder
 from jaxgen.models.encoder import Encoder
-from jaxgen.models.layers import cell_maker
-from jaxgen.tasks.seq2seq.objective import EOS, ConditionalTask
+from jaxgen.models.layers import cell_factory
+from jaxgen.tasks.seq2seq.objective import EOS, Seq2SeqTask
 
 
-class TranslateTask(ConditionalTask):
-    """``ConditionalTask`` of texts: inputs are a ``Sequence`` of source tokens."""
+class TranslateTask(Seq2SeqTask):
+    """``Seq2SeqTask`` of texts: inputs are a ``TokenRows`` of source tokens."""
 
     @classmethod
     def build(
@@ -26,7 +26,7 @@ class TranslateTask(ConditionalTask):
         bidirectional: bool = False,
         attention: str = "none",
         tie: bool = False,
-        own: bool = False,
+        scheduled_sampling: bool = False,
         label_smoothing: float = 0.0,
         eos: int = EOS,
         **sizes: Any,
@@ -36,10 +36,10 @@ class TranslateTask(ConditionalTask):
         ``sizes`` (``hidden``, ``layers``, ``embed``, ``dropout``, ``form``, ``precision``) and ``embed_dropout`` are
         those of ``Encoder`` and ``Decoder`` alike; ``bidirectional`` is of the encoder, whose every direction is
         ``hidden`` wide; ``attention``, ``tie`` and ``token_dropout`` are of the decoder, which writes ``vocab_size``
-        tokens; ``source_vocab`` tokens are read. The rest is that of ``ConditionalTask``.
+        tokens; ``source_vocab`` tokens are read. The rest is that of ``Seq2SeqTask``.
         """
-        make = cell_maker(cell, cell_options)
+        make = cell_factory(cell, cell_options)
         sizes["embed_dropout"] = embed_dropout
         encoder = Encoder(source_vocab, make, bidirectional=bidirectional, **sizes)
         decoder = Decoder(vocab_size, make, attention=attention, tie=tie, token_dropout=token_dropout, **sizes)
-        return cls(EncoderDecoder(encoder, decoder), own, label_smoothing, eos)
+        return cls(EncoderDecoder(encoder, decoder), scheduled_sampling, label_smoothing, eos)
