@@ -7,6 +7,7 @@ from jaxgen.cells.gru import GRU
 from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.torch import from_torch, stack_from_torch, to_torch
 from jaxgen.cells.unroll import unroll
+from jaxgen.data.batches import make_batches
 from jaxgen.errors import CheckpointError, DataError, DivergedError, JaxgenError, UsageError
 from jaxgen.inference.beam_search import beam
 from jaxgen.inference.chat import ChatSession, continuations
@@ -22,7 +23,7 @@ from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.sampling.transforms.base import chain
 from jaxgen.sampling.transforms.temperature import Linear
 from jaxgen.tasks.language.config import LanguageConfig
-from jaxgen.tasks.language.corpus import make_batches, prepare
+from jaxgen.tasks.language.corpus import prepare
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tasks.registry import TASKS
 from jaxgen.tokenizers import TOKENIZERS

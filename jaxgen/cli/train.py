@@ -126,9 +126,9 @@ def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
 def _names(kind: Any) -> dict[str, Any]:
     """What the settings that name a registry's entry can be."""
     from jaxgen.cells import CELLS
+    from jaxgen.data.batches import BATCHES
     from jaxgen.models.attention import ATTENTIONS
     from jaxgen.models.classifier import POOLINGS
-    from jaxgen.tasks.language.corpus import BATCHES
     from jaxgen.tasks.registry import model_names
     from jaxgen.tokenizers import TOKENIZERS
     from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES

@@ -12,7 +12,7 @@ from jaxgen.data.datasets import BUILTIN, NAMED, fetch
 from jaxgen.data.files import FilesDigest, FileText, find_paths
 from jaxgen.data.packed_texts import CompactStrings
 from jaxgen.data.progress import SILENT, Counter, ProgressReporter
-from jaxgen.data.tables import column_kind, column_texts
+from jaxgen.data.tables import Column, read_rows, table_kind
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.tokenizers.base import Text, in_pieces, text_bytes
 from jaxgen.tokenizers.pieces import between
@@ -162,10 +162,11 @@ def open_texts(
             if column is None:
                 texts.append(text)
             else:
-                kind = column_kind(path)
+                kind = table_kind(path)
                 if kind is None:
                     raise _no_column(str(path))
-                cells.extend(column_texts(text, kind, column, path, header=named.header if named else None))
+                columns, header = [Column((column,), "--text-column")], named.header if named else None
+                cells.extend(cell for _, (cell,) in read_rows(text, kind, path, columns, header))
         defaults.add(named.documents if named else None)
         rows.add(column is not None)
     if len(rows) > 1:

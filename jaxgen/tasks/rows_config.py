@@ -33,10 +33,6 @@ def check_level(config: Any) -> None:
             )
 
 
-#: Share of the rows held out unless told otherwise.
-VAL_FRACTION = 0.1
-
-
 class RowsConfig(TrainConfig):
     """Settings of data that are rows."""
 

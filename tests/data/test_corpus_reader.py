@@ -238,7 +238,7 @@ def test_half_a_character_in_jsonl_is_refused_with_its_line():
     whole, half = '{"t": "\\ud83c\\udf89"}\n', '{"t": "a\\ud83c"}\n'
     assert read_texts([write("a.jsonl", whole)], text_column="t").texts == ["🎉"]
     message = refused(DataError, write("b.jsonl", whole + half), text_column="t")
-    assert "line 2 of b.jsonl holds half a character, \\ud83c: write both halves" in message
+    assert "line 2 of b.jsonl holds half of a surrogate pair, \\ud83c" in message
     bytes_as_they_are = read_texts([write("c.jsonl", b'{"t": "\xff"}\n')], text_column="t", level="byte")
     assert bytes_as_they_are.texts[0].encode("utf-8", "surrogateescape") == b"\xff"
 

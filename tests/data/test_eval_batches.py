@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxgen.data.eval_batches import stream_eval, window_eval
+from jaxgen.data.tokens import Tokens
 from jaxgen.errors import UsageError
-from jaxgen.tasks.language.corpus import Tokens, stream_eval, window_eval
 from jaxgen.tokenizers import EOS
 
 GENERAL = settings(max_examples=80, deadline=None)

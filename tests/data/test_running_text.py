@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from jaxgen.data import files
 from jaxgen.data import progress as watch
+from jaxgen.data.batches import make_batches
 from jaxgen.data.sources import TextStream, open_texts
 from jaxgen.errors import DataError
 from jaxgen.tasks.language import corpus
-from jaxgen.tasks.language.corpus import make_batches, prepare
+from jaxgen.tasks.language.corpus import prepare
 from jaxgen.tokenizers import TOKENIZERS, UNK
 
 OPTIONS = {"char": {}, "byte": {}, "word": {"min_count": 1}, "bpe": {"vocab_size": 280}}

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.tables import Column, column_texts, read_table, table_rows
+from jaxgen.data.files import whole_lines
+from jaxgen.data.tables import Column, read_rows, read_table, table_rows
 from jaxgen.errors import DataError
 
 OPTIONS = {"csv": {"strict": True}, "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
@@ -60,18 +61,27 @@ def test_of_a_packed_table_only_the_columns_wanted_are_in_memory_and_the_digest_
     assert peak < 15 * 2**20
 
 
-def test_a_table_that_changes_between_two_readings_of_it_is_refused(tmp_path, monkeypatch):
+def test_a_table_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "t.csv"
     path.write_text("a,b\nc,d\n")
-    columns, times = [Column(("1",), "--text-column"), Column(("2",), "--label-column")], iter(range(1, 9))
 
     def growing(*args, **options):
-        path.write_text("a,b\n" + "c,d\n" * next(times))
-        return column_texts(*args, **options)
+        for row in read_rows(*args, **options):
+            yield row
+            path.write_text("a,b\nc,d\ne,f\n")
 
-    monkeypatch.setattr("jaxgen.data.tables.column_texts", growing)
-    with pytest.raises(DataError, match="was changed while it was being read"):
-        read_table([str(path)], columns)
+    monkeypatch.setattr("jaxgen.data.tables.read_rows", growing)
+    with pytest.raises(DataError, match="changed while it was being read"):
+        read_table([str(path)], [Column(("1",), "--text-column"), Column(("2",), "--label-column")])
+
+
+def test_a_table_is_read_once_for_all_its_columns(tmp_path, monkeypatch):
+    path, texts = tmp_path / "t.jsonl", []
+    path.write_text('{"a": "1", "b": "2", "c": "3"}\n')
+    monkeypatch.setattr("jaxgen.data.tables.whole_lines", lambda text: texts.append(text) or whole_lines(text))
+    columns = [Column(("a", "b"), "--text-column"), Column(("c",), "--label-column")]
+    assert read_table([str(path)], columns).columns == (["1 2"], ["3"])
+    assert len(texts) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.tables import Column, Table, read_table, split_rows, without_empty
+from jaxgen.data.splits import hold_out
+from jaxgen.data.tables import Column, Table, read_table, without_empty
 from jaxgen.errors import DataError, UsageError
 
 TEXT, LABEL = Column(("a", "b"), "--text-column"), Column(("l",), "--label-column", numbers=True)
@@ -175,8 +176,8 @@ def test_rows_that_are_all_full_are_left_alone(policy):
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        (("  ", "ab"), "The data it has no row that can be used: of 2, 2 have an empty part"),
-        (("", ""), "There are no rows in the data it: they are empty, or have a header alone"),
+        (("  ", "ab"), "no usable row"),
+        (("", ""), "no rows"),
     ],
 )
 def test_no_row_that_can_be_used_is_an_error(parts, said):
@@ -191,7 +192,7 @@ def test_no_row_that_can_be_used_is_an_error(parts, said):
 @given(st.integers(2, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1))), st.integers(0, 2**32 - 1))
 def test_a_split_parts_the_rows_and_keeps_their_order(sizes, seed):
     number, held_out = sizes
-    train, val = split_rows(rows([str(i) for i in range(number)]), held_out, seed)
+    train, val = hold_out(rows([str(i) for i in range(number)]), "it", seed, val_rows=held_out)
     kept, held = ([int(text) for text in split.columns[0]] for split in (train, val))
     assert len(held) == held_out
     assert sorted(kept + held) == list(range(number))
@@ -201,14 +202,14 @@ def test_a_split_parts_the_rows_and_keeps_their_order(sizes, seed):
 
 def test_a_split_follows_from_the_seed():
     many = rows([str(i) for i in range(100)])
-    assert split_rows(many, 30, 1) == split_rows(many, 30, 1)
-    assert split_rows(many, 30, 1) != split_rows(many, 30, 2)
+    once, again, other = (hold_out(many, "it", seed, val_rows=30) for seed in (1, 1, 2))
+    assert once == again != other
 
 
 @pytest.mark.parametrize("held_out", [0, 2, 3])
 def test_a_split_that_leaves_a_side_empty_is_refused(held_out):
     with pytest.raises(DataError, match=f"{held_out} of the 2 rows of it cannot be held out.*--val-rows"):
-        split_rows(rows("ab"), held_out, 0)
+        hold_out(rows("ab"), "it", 0, val_rows=held_out)
 
 
 def test_rows_are_taken_in_the_order_asked_for():

@@ -109,7 +109,7 @@ def test_text_keeps_what_only_looks_like_markup():
         (
             "c.csv",
             "image,caption\na.jpg,A\nb.jpg,A cat, a dog\n",
-            "Line 3 of c.csv has 3 columns, but its first row has 2",
+            "Line 3 of c.csv has 3 columns, but the first row has 2",
         ),
         ("c.csv", 'image,caption\na.jpg,"\n\n"\n', "Line 2 of c.csv: the caption of 'a.jpg' is empty."),
         ("c.csv", 'image,caption\na.jpg,"A\n', "Line 2 of c.csv begins a row that is not well-formed CSV"),

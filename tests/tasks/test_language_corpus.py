@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgen.data.sources import join_texts
-from jaxgen.data.splits import split_documents
 from jaxgen.errors import DataError, UsageError
 from jaxgen.tasks.language import corpus
-from jaxgen.tasks.language.corpus import prepare
+from jaxgen.tasks.language.corpus import prepare, split_documents
 from jaxgen.tokenizers import EOS, TOKENIZERS, UNK, CharTokenizer
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxgen.data.tables import check_alike, column_index, column_position, table_rows
+from jaxgen.data.tables import Column, check_same_style, column_position, read_rows
 from jaxgen.errors import DataError, choose
 
 #: What is done about images without captions, captions without images, and captions without words.
@@ -216,25 +216,12 @@ def _tokens(text: str, path: Path) -> _Pairs:
 
 
 def _columns(text: str, kind: str, path: Path, image_column: str, caption_column: str) -> _Pairs:
-    flags = {"--image-column": image_column, "--caption-column": caption_column}
-    check_alike([*flags.values()])
-    positions = {flag: column_position(column, flag) for flag, column in flags.items()}
-    indices: list[int] = []
-    width = 0
-    for number, row in table_rows(text, kind, path):
-        if not indices:
-            if len(row) == 1:
-                raise DataError(f"The format of the captions file {path} is not known. Give {_FORMATS}.")
-            indices = [column_index(row, column, positions[flag], path, flag) for flag, column in flags.items()]
-            width = len(row)
-            if None in positions.values():
-                continue
-        if len(row) != width:
-            raise DataError(
-                f"Line {number} of {path} has {len(row)} columns, but its first row has {width}. Correct that line; "
-                "in CSV, captions with commas stand in quotation marks."
-            )
-        yield f"Line {number}", row[indices[0]], row[indices[1]]
+    check_same_style([image_column, caption_column])
+    if text.strip() and ("\t" if kind == "tsv" else ",") not in text.lstrip().partition("\n")[0]:
+        raise DataError(f"The format of the captions file {path} is not known. Give {_FORMATS}.")
+    columns = [Column((image_column,), "--image-column"), Column((caption_column,), "--caption-column")]
+    for number, (image, caption) in read_rows(text, kind, path, columns):
+        yield f"Line {number}", image, caption
 
 
 def _coco(text: str, path: Path) -> _Pairs:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxgen.data.files import FilesDigest, read_bytes
 from jaxgen.data.progress import SILENT, ProgressReporter
-from jaxgen.data.tokens import permutation
+from jaxgen.data.splits import fingerprint, hold_out
 from jaxgen.errors import DataError, UsageError
 from jaxgen.metrics.text_overlap import caption_scores
 from jaxgen.runs.config import TrainConfig
@@ -25,8 +25,6 @@ from jaxgen.tasks.caption.codec import CaptionCodec, to_size
 from jaxgen.tasks.caption.config import OF_IMAGES, CaptionConfig
 from jaxgen.tasks.caption.images import Resize, find_images, read_features, read_images, say_skipped
 from jaxgen.tasks.caption.shapes import SIZE, Scenes, shapes
-from jaxgen.tasks.language.corpus import fingerprint
-from jaxgen.tasks.rows_config import VAL_FRACTION
 from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqData, encode_target
 from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.tokenizers.base import EOS, Tokenizer
@@ -64,7 +62,7 @@ class CaptionedSplits:
     @property
     def fingerprint(self) -> dict[str, str]:
         """What a run remembers of its data: their name and the digest of their bytes."""
-        return {"name": self.name, "sha256": self.sha256}
+        return fingerprint(self.name, self.sha256)
 
 
 class _Pictures(Sequence[np.ndarray]):
@@ -139,14 +137,7 @@ def read_captioned(
         more = [f"of the validation data {note}" for note in more]
         sha256, notes = fingerprint("", sha256, val_sha256)["sha256"], notes + more
     else:
-        held_out = val_rows or max(1, round(len(train) * (VAL_FRACTION if val_fraction is None else val_fraction)))
-        if not 0 < held_out < len(train):
-            raise DataError(
-                f"{held_out:,} of {len(train):,} images cannot be held out for validation: at least one must be, and "
-                "at least one must be left to train on. Give more images, or another --val-rows or --val-fraction."
-            )
-        order = permutation(len(train), seed, 0, "split")
-        train, val = train.take(np.sort(order[held_out:])), train.take(np.sort(order[:held_out]))
+        train, val = hold_out(train, data[0], seed, val_rows=val_rows, val_fraction=val_fraction, unit="images")
     shapes_found = {array.shape for array in (train.arrays[0], val.arrays[0])}
     if len(shapes_found) > 1:
         raise DataError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import shlex
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -18,8 +17,8 @@ from jaxgen.data.bucketing import PAD_ROW, Buckets, RowBatches, in_batches, padd
 from jaxgen.data.datasets import NAMED
 from jaxgen.data.files import FilesDigest, FileText, find_paths
 from jaxgen.data.progress import SILENT, ProgressReporter
+from jaxgen.data.splits import fingerprint, hold_out
 from jaxgen.data.tables import Column, Labelled, Table, digest, read_table, without_empty
-from jaxgen.data.tokens import permutation
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import replace_file
 from jaxgen.metrics.classification import classification_metrics, confusion_lines, confusion_text
@@ -29,8 +28,6 @@ from jaxgen.tasks.classify.codec import ClassifyCodec, normal
 from jaxgen.tasks.classify.config import ClassifyConfig
 from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
 from jaxgen.tasks.language.conditioning import MAX_LABELS
-from jaxgen.tasks.language.corpus import fingerprint
-from jaxgen.tasks.rows_config import VAL_FRACTION
 from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.tokenizers.base import PAD, UNK
 from jaxgen.types import ClassificationBatch, TokenRows
@@ -96,8 +93,9 @@ def read_labelled(
         val_sha256 = val.sha256
         skipped = train.skipped + val.skipped
     else:
-        held_out = val_rows or max(1, round(len(rows) * (VAL_FRACTION if val_fraction is None else val_fraction)))
-        train, val = _split(rows, held_out, seed)
+        train, val = hold_out(
+            rows, rows.name, seed, val_rows=val_rows, val_fraction=val_fraction, labels=rows.columns[1]
+        )
         val_sha256, skipped = None, rows.skipped
     if unseen := [i for i, label in enumerate(val.columns[1]) if label not in known]:
         raise DataError(
@@ -106,24 +104,6 @@ def read_labelled(
             "or remove it from the validation data."
         )
     return LabelledSplits(train, val, val_sha256, labels, skipped)
-
-
-def _split(rows: Table, held_out: int, seed: int) -> tuple[Table, Table]:
-    """``split_rows``, but that a row which is the last of its label stays to be trained on and another is held out."""
-    left = Counter(rows.columns[1])
-    held: list[int] = []
-    for i in permutation(len(rows), seed, 0, "split").tolist():
-        if left[rows.columns[1][i]] > 1 and len(held) < held_out:
-            left[rows.columns[1][i]] -= 1
-            held.append(i)
-    if not held or len(held) < held_out:
-        raise DataError(
-            f"{held_out:,} of the {len(rows):,} rows of {rows.name} cannot be held out for validation: at least one "
-            f"must be, and of each of the {len(left):,} labels one must be left to train on. Give more rows, or "
-            "another --val-rows or --val-fraction, or check --label-column."
-        )
-    chosen = np.isin(np.arange(len(rows)), held)
-    return rows.take(np.flatnonzero(~chosen)), rows.take(np.flatnonzero(chosen))
 
 
 def _builtin(name: str, seed: int, given: Sequence[str]) -> LabelledSplits:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen.data.datasets import BUILTIN, NAMED, NamedSet
-from jaxgen.data.tables import Column, Table, check_alike, read_table
+from jaxgen.data.tables import Column, Table, capitalized, check_same_style, read_table
 from jaxgen.errors import CheckpointError, DataError, UsageError, choose
 from jaxgen.tokenizers import load_tokenizer
 from jaxgen.tokenizers.base import Tokenizer
@@ -38,7 +38,7 @@ class RowMetadata:
 
 
 @dataclass(frozen=True)
-class KnownSource:
+class ConditionedTexts:
     """Documents with what is known of them; ``sha256`` is the ``FilesDigest`` of all files."""
 
     texts: list[str]
@@ -52,7 +52,7 @@ def read_conditioning_columns(
     text_column: str | None = None,
     label_column: str | None = None,
     feature_columns: Sequence[str] = (),
-) -> KnownSource:
+) -> ConditionedTexts:
     """The rows of CSV, TSV and JSONL files (``.gz`` too) or of a named set that have a text, with label and numbers.
 
     Columns are names, or positions from 1, with which every row is data. A named set has a text column of its own, and
@@ -73,7 +73,7 @@ def read_conditioning_columns(
             f"Which column of {' '.join(specs)} holds the text? Name it with --text-column, by name or by position "
             "from 1: labels and numbers are read beside it."
         )
-    check_alike([text_column, *([] if label_column is None else [label_column]), *feature_columns])
+    check_same_style([text_column, *([] if label_column is None else [label_column]), *feature_columns])
     columns = [Column((text_column,), "--text-column")]
     if label_column is not None:
         columns.append(Column((label_column,), "--label-column", numbers=True))
@@ -87,7 +87,7 @@ def read_conditioning_columns(
     first = len(rows.columns) - len(feature_columns)
     numbers = [_numbers(rows, part, name) for part, name in zip(rows.columns[first:], feature_columns)]
     table = np.stack(numbers, axis=1) if numbers else np.zeros((len(rows), 0))
-    return KnownSource(rows.columns[0], RowMetadata(labels, table, rows.locations), rows.name, rows.sha256)
+    return ConditionedTexts(rows.columns[0], RowMetadata(labels, table, rows.locations), rows.name, rows.sha256)
 
 
 def _labels(rows: Table, named: NamedSet | None, column: str) -> list[str]:
@@ -95,7 +95,7 @@ def _labels(rows: Table, named: NamedSet | None, column: str) -> list[str]:
     labels = [label.strip() for label in rows.columns[1]]
     if missing := [i for i, label in enumerate(labels) if not label]:
         raise DataError(
-            f"{_capital(rows.locations[missing[0]])} has a text and no label, one of {len(missing):,} such rows. "
+            f"{capitalized(rows.locations[missing[0]])} has a text and no label, one of {len(missing):,} such rows. "
             "Fill in the label, or remove the row."
         )
     names = dict(named.labels) if named and column == named.label_column else {}
@@ -112,14 +112,10 @@ def _numbers(rows: Table, cells: list[str], column: str) -> np.ndarray:
             found[i] = math.nan
         if not math.isfinite(found[i]):
             raise DataError(
-                f"{_capital(rows.locations[i])} has {cell!r} in the column {column!r}, which is no finite number: "
+                f"{capitalized(rows.locations[i])} has {cell!r} in the column {column!r}, which is no finite number: "
                 "correct it, remove the row, or leave the column out of --feature-columns."
             )
     return found
-
-
-def _capital(place: str) -> str:
-    return place[0].upper() + place[1:]
 
 
 #: More labels than these are no labels: a column of texts or of numbers was named by mistake.

@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from jaxgen.data.batches import BATCHES
+from jaxgen.data.splits import VAL_FRACTION
 from jaxgen.errors import choose
 from jaxgen.runs.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
-from jaxgen.tasks.language.corpus import BATCHES, VAL_FRACTION
 from jaxgen.tasks.rows_config import VocabSize, check_level, tokenizer_options
 
 #: Longer n-grams than these are typing errors: almost none of them occurs twice.

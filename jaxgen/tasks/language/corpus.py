@@ -1,62 +1,86 @@
-"""From texts to a tokenizer and two splits of tokens."""
+"""Reads texts, splits them and encodes them: from what the user names to a tokenizer and two splits of tokens."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from itertools import chain
 
 import numpy as np
 
-from jaxgen.data.batches import BATCHES, DocumentBatches, StreamBatches, WindowBatches, make_batches
-from jaxgen.data.eval_batches import stream_eval, window_eval
+from jaxgen.data.batches import BATCHES
+from jaxgen.data.files import read_lines, whole_lines
+from jaxgen.data.packed_texts import CompactStrings
 from jaxgen.data.progress import SILENT, Counter, ProgressReporter, track
-from jaxgen.data.sources import TextStream
-from jaxgen.data.splits import VAL_FRACTION, Splits, fingerprint, read_splits, split_documents
+from jaxgen.data.sources import TextSource, TextStream, open_texts
+from jaxgen.data.splits import VAL_FRACTION, fingerprint
 from jaxgen.data.token_cache import Part, get_or_create
-from jaxgen.data.tokens import Tokens
+from jaxgen.data.tokens import Tokens, permutation
 from jaxgen.errors import DataError, UsageError, choose
-from jaxgen.tasks.language.conditioning import Conditioning, RowMetadata
+from jaxgen.tasks.language.conditioning import (
+    ConditionedTexts,
+    Conditioning,
+    RowMetadata,
+    read_conditioning_columns,
+)
 from jaxgen.tokenizers import TOKENIZERS
-from jaxgen.tokenizers.base import EOS, Tokenizer, in_pieces
+from jaxgen.tokenizers.base import EOS, Text, Tokenizer, in_pieces
 from jaxgen.tokenizers.pieces import Encoded, encode_pieces, evenly
 
-__all__ = [
-    "BATCHES",
-    "VAL_FRACTION",
-    "DocumentBatches",
-    "LanguageCorpus",
-    "Splits",
-    "StreamBatches",
-    "Tokens",
-    "WindowBatches",
-    "fingerprint",
-    "make_batches",
-    "prepare",
-    "read_splits",
-    "split_documents",
-    "stream_eval",
-    "window_eval",
-]
-
-
-#: Characters that are encoded at once, which bounds what is needed beside the tokens.
+#: Characters that are encoded at once, which bounds the memory needed beside the tokens.
 PIECE = 1 << 18
-#: Characters of running text from which its tokens are kept in a file that is mapped, and not in memory.
+#: Characters of running text from which its tokens are kept in a memory-mapped file.
 LARGE = 1 << 25
 
 
 @dataclass(frozen=True)
-class LanguageCorpus:
-    """A tokenizer and the two splits it was made for; the vocabulary comes from ``train`` alone.
+class TextSplits:
+    """The training and validation texts before tokenization: documents, or one running text.
 
-    ``sha256`` is the ``FilesDigest`` of the data, ``val_sha256`` that of the validation data (None when it was
-    held out of the data); ``documents`` is the way the texts were cut (layout ``documents``, else None);
-    ``conditioning`` says how labels and numbers beside the texts become the ``conditions`` of the splits, if there are
-    any.
+    ``train_known`` and ``val_known`` are the labels and numbers of the documents, if such columns were read. The other
+    fields are those of ``LanguageCorpus``.
+    """
+
+    train: Sequence[str | TextStream]
+    val: Sequence[str | TextStream]
+    name: str
+    sha256: str
+    val_sha256: str | None
+    layout: str
+    documents: str | None
+    train_known: RowMetadata | None = None
+    val_known: RowMetadata | None = None
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What a run keeps of its data: their name and the digest of their bytes."""
+        return fingerprint(self.name, self.sha256, self.val_sha256)
+
+    def whole(self) -> tuple[list[str], list[str]]:
+        """Returns the training and validation texts as strings."""
+        train, val = (["".join(in_pieces(text)) for text in part] for part in (self.train, self.val))
+        self.check()
+        return train, val
+
+    def check(self) -> None:
+        """Raises ``DataError`` if a file changed since it was first read; call it after the last reading."""
+        for text in (*self.train[:1], *self.val[:1]):  # running text is one text
+            if isinstance(text, TextStream):
+                text.check()
+
+
+@dataclass(frozen=True)
+class LanguageCorpus:
+    """A tokenizer and the two splits it encoded; its vocabulary comes from ``train`` alone.
+
+    ``sha256`` is the ``FilesDigest`` of the data, ``val_sha256`` that of the validation data (None when they were
+    held out of the data). ``documents`` is the way the texts were cut (layout ``documents``, else None).
+    ``conditioning`` turns the labels and numbers of the documents into the ``conditions`` of the splits.
     """
 
     tokenizer: Tokenizer
@@ -74,7 +98,7 @@ def prepare(
     specs: Sequence[str],
     *,
     level: str = "char",
-    tokenizer_options: dict[str, Any] | None = None,
+    tokenizer_options: Mapping[str, int] | None = None,
     tokenizer: Tokenizer | None = None,
     text_column: str | None = None,
     layout: str | None = None,
@@ -87,15 +111,31 @@ def prepare(
     seed: int = 0,
     watch: ProgressReporter = SILENT,
 ) -> LanguageCorpus:
-    """Read texts, split them, train a tokenizer on the training split (or use the one given) and encode both.
+    """Reads and splits texts, trains a tokenizer on the training split (or uses the one given) and encodes both.
 
-    ``layout`` defaults to documents when ``documents`` is given or the data are rows of a table, else to stream.
-    Stream and windows split the joined text at ``int(n * (1 - val_fraction))`` characters, documents by a seeded
-    shuffle; ``val_data`` replaces the split. A given ``tokenizer`` decides the level. With ``label_column`` or
-    ``feature_columns`` every row of a table is a document of which these are known; a given ``conditioning`` says what
-    they mean, else it follows from the training split. Running text is read in pieces, and the tokens of a large one
-    are kept in a file (``jaxgen.data.token_cache``), so that neither need fit into memory. ``watch`` follows it all.
-    Raises ``UsageError`` for values out of range and ``DataError`` for data that cannot be used.
+    Running text is read in pieces, and the tokens of a large one are kept in a file (``jaxgen.data.token_cache``), so
+    neither has to fit into memory.
+
+    Args:
+        specs: Built-in corpora, named sets, files, folders or globs.
+        level: What a token is, if no ``tokenizer`` is given.
+        tokenizer_options: Options of ``Tokenizer.train``.
+        tokenizer: Encodes the texts; by default one is trained.
+        text_column: Column of a table to read, by name or by position from 1.
+        layout: ``stream``, ``windows`` or ``documents``. Default: documents for rows of a table or if ``documents`` is
+            given, else stream.
+        documents: How texts are cut into documents: by ``line``, ``blank-line``, ``file`` or ``row``.
+        val_fraction: Share of the data held out: the tail of running text, documents at random.
+        val_data: Validation data of their own, instead of holding some out.
+        label_column: Column with the label of each document; every row of a table is then a document.
+        feature_columns: Columns with numbers, likewise.
+        conditioning: Encodes labels and numbers; by default it is fitted to the training split.
+        seed: Seed of the split.
+        watch: Receives progress and notes.
+
+    Raises:
+        UsageError: A value is out of range.
+        DataError: The data cannot be used.
     """
     level = tokenizer.kind if tokenizer is not None else choose(level, TOKENIZERS, "level")
     options = dict(tokenizer_options or {})
@@ -141,8 +181,154 @@ def prepare(
     )
 
 
+def read_splits(
+    specs: Sequence[str],
+    *,
+    level: str = "char",
+    text_column: str | None = None,
+    layout: str | None = None,
+    documents: str | None = None,
+    val_fraction: float = VAL_FRACTION,
+    val_data: Sequence[str] | None = None,
+    label_column: str | None = None,
+    feature_columns: Sequence[str] = (),
+    seed: int = 0,
+    watch: ProgressReporter = SILENT,
+) -> TextSplits:
+    """Reads texts and splits them, as ``prepare`` does before it encodes them; arguments and errors as there.
+
+    Running text is not held in memory: it can be read again in pieces.
+    """
+    if layout is not None:
+        choose(layout, BATCHES, "layout")
+    if not (isinstance(val_fraction, (int, float)) and 0 <= val_fraction < 1):
+        raise UsageError(
+            f"The validation fraction is {val_fraction!r}; it must be a number from 0 (no validation) to below 1."
+        )
+    if documents is not None and layout not in (None, "documents"):
+        raise UsageError(f"--documents {documents} needs --layout documents, not --layout {layout}.")
+    if label_column is not None or feature_columns:
+        if layout not in (None, "documents") or documents not in (None, "row"):
+            other = f"--layout {layout}" if layout not in (None, "documents") else f"--documents {documents}"
+            raise UsageError(f"Labels and features belong to rows, which {other} does not keep: leave it out.")
+        names = text_column, label_column, feature_columns
+        table = read_conditioning_columns(specs, *names)
+        val_table = read_conditioning_columns(val_data, *names) if val_data else None
+        return _split_conditioned(table, val_table, val_fraction, seed)
+
+    read = partial(open_texts, text_column=text_column, documents=documents, level=level, watch=watch)
+    source = read(specs)
+    held_out = read(val_data) if val_data else None
+    if layout is None:
+        layout = "documents" if documents is not None or source.by_row else "stream"
+    train: Sequence[str | TextStream]
+    val: Sequence[str | TextStream]
+    if layout == "documents":
+        cut = documents or _default_documents(source)
+        train, val = _documents(source, held_out, cut, val_fraction, seed)
+    else:
+        cut = None
+        train, val = _running(source, held_out, val_fraction)
+    val_sha256 = None if held_out is None else held_out.sha256
+    return TextSplits(train, val, source.name, source.sha256, val_sha256, layout, cut)
+
+
+def _running(
+    source: TextSource, held_out: TextSource | None, val_fraction: float
+) -> tuple[Sequence[TextStream], Sequence[TextStream]]:
+    """Splits running text: one training text and at most one validation text."""
+    text = TextStream.of(source)
+    if held_out is not None:
+        return [text], [TextStream.of(held_out)]
+    train, val = text.cut(int(len(text) * (1 - val_fraction)))
+    return [train], [val] if len(val) else []
+
+
+def _documents(
+    source: TextSource, held_out: TextSource | None, cut: str, val_fraction: float, seed: int
+) -> tuple[CompactStrings, CompactStrings]:
+    """Splits documents, at random unless there are validation data of their own."""
+    train = split_documents(source.texts, cut)
+    source.check()
+    if held_out is None:
+        train, val = map(train.take, _split_indices(len(train), val_fraction, seed, cut))
+    else:
+        val = split_documents(held_out.texts, "line" if cut == "row" and not held_out.by_row else cut)
+        held_out.check()
+    if not train or (held_out is not None and not val):
+        which = "validation data" if train else "data"
+        raise DataError(f"There is no document with text in the {which} cut by {cut}. Give more text.")
+    return train, val
+
+
+def split_documents(texts: Iterable[Text], by: str) -> CompactStrings:
+    """Cuts texts into documents by ``line``, ``blank-line``, ``file`` or ``row``; drops those without text."""
+    if by == "line":
+        return CompactStrings(line for text in texts for line in read_lines(in_pieces(text)))
+    if by == "blank-line":
+        return CompactStrings(paragraph for text in texts for paragraph in _paragraphs(in_pieces(text)))
+    if not isinstance(texts, CompactStrings):
+        texts = CompactStrings("".join(in_pieces(text)) for text in texts)
+    return texts.take(np.flatnonzero([len(text) > 0 and not text.isspace() for text in texts]))
+
+
+def _paragraphs(pieces: Iterable[str]) -> Iterator[str]:
+    """Yields runs of lines that are not blank, with their inner line endings."""
+    run: list[str] = []
+    for line in chain(whole_lines(pieces), [""]):
+        if line.strip():
+            run.append(line)
+        elif run:
+            yield "\n".join(run).removesuffix("\r")
+            run = []
+
+
+def _default_documents(source: TextSource) -> str:
+    if source.by_row:
+        return "row"
+    return source.default_documents or ("file" if len(source.texts) > 1 else "line")
+
+
+def _split_indices(count: int, val_fraction: float, seed: int, by: str) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of the training and of the validation documents: the tail of a seeded shuffle, both sorted."""
+    if val_fraction == 0:
+        return np.arange(count), np.arange(0)
+    if count < 2:
+        raise DataError(
+            f"The data cut by {by} has {count} document{'' if count == 1 else 's'} with text, but at "
+            "least 2 are needed to hold one out. Cut it in another way with --documents, or give --val-data."
+        )
+    held = min(max(1, math.floor(count * val_fraction)), count - 1)
+    order = permutation(count, seed, 0, "split")
+    return np.sort(order[:-held]), np.sort(order[-held:])
+
+
+def _split_conditioned(
+    source: ConditionedTexts, held_out: ConditionedTexts | None, val_fraction: float, seed: int
+) -> TextSplits:
+    """Splits rows with labels or numbers: as without, but one text of each label is kept for training."""
+    if held_out is not None:
+        parts = source.texts, held_out.texts, source.name, source.sha256, held_out.sha256
+        return TextSplits(*parts, "documents", "row", source.known, held_out.known)
+    train, val = _split_indices(len(source.texts), val_fraction, seed, "row")
+    labels = source.known.labels
+    if labels:
+        seen = {labels[i] for i in train}
+        first = {labels[i]: i for i in reversed(val.tolist()) if labels[i] not in seen}
+        moved = np.array(sorted(first.values()), np.int64)
+        if moved.size and moved.size == val.size:
+            raise DataError(
+                f"Every text of {source.name} that would be held out is the only one of its label, so none is left for "
+                "validation. Give more rows, or check --label-column."
+            )
+        train, val = np.sort(np.concatenate([train, moved])), np.setdiff1d(val, moved)
+    texts, val_texts = ([source.texts[i] for i in which.tolist()] for which in (train, val))
+    known, val_known = (source.known.take(which) for which in (train, val))
+    return TextSplits(texts, val_texts, source.name, source.sha256, None, "documents", "row", known, val_known)
+
+
 def _conditioned(tokens: Tokens, known: RowMetadata | None, conditioning: Conditioning | None) -> Tokens:
-    """``tokens`` with what is known of their documents."""
+    """Adds the encoded labels and numbers of the documents to ``tokens``."""
     if known is None or conditioning is None:
         return tokens
     return replace(tokens, conditions=conditioning.encode(known))
@@ -151,13 +337,13 @@ def _conditioned(tokens: Tokens, known: RowMetadata | None, conditioning: Condit
 def encode_split(
     tokenizer: Tokenizer, texts: Sequence[str | TextStream], layout: str, watch: ProgressReporter = SILENT
 ) -> Tokens:
-    """The tokens of one split: with layout ``documents`` each text ends in EOS and its start is kept."""
+    """Encodes one split; with layout ``documents``, ends each text in EOS and records where it starts."""
     counter = Counter(watch, "encoding", sum(map(len, texts)))
     if len(texts) == 1 and isinstance(texts[0], TextStream) and len(texts[0]) >= LARGE:
         return _kept(tokenizer, texts[0], counter)
     dtype = _id_type(tokenizer)
     end = np.array([EOS], dtype).tobytes() if layout == "documents" else b""
-    # One buffer each: parts put together at the end are there twice.
+    # Append to one buffer: concatenating parts at the end would need the memory twice.
     grown, starts, amounts = bytearray(), array("q"), (0, 0, 0)
     for text in texts:
         starts.append(len(grown) // dtype.itemsize)
@@ -170,7 +356,7 @@ def encode_split(
 
 
 def _id_type(tokenizer: Tokenizer) -> np.dtype:
-    """The smallest type that holds every id."""
+    """The smallest integer type that holds every id."""
     return np.min_scalar_type(tokenizer.vocab_size - 1)
 
 
@@ -179,7 +365,7 @@ def _encoded(tokenizer: Tokenizer, text: str | TextStream, counter: Counter) -> 
 
 
 def _kept(tokenizer: Tokenizer, text: TextStream, counter: Counter) -> Tokens:
-    """The tokens of a text in a file."""
+    """Encodes a large text into a memory-mapped file."""
 
     def parts() -> Iterator[Part]:
         for part in _encoded(tokenizer, text, counter):

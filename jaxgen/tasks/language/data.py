@@ -12,23 +12,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from jaxgen.data.batches import make_batches
+from jaxgen.data.eval_batches import stream_eval, window_eval
 from jaxgen.data.progress import SILENT, ProgressReporter
+from jaxgen.data.splits import fingerprint
+from jaxgen.data.tokens import Tokens
 from jaxgen.errors import DataError, UsageError
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import EvalSet, Example, Metric, Model
 from jaxgen.tasks.language.conditioning import Conditioning, TextCodec, join_codec, read_codec, split_codec
 from jaxgen.tasks.language.config import BUILT_FROM, LanguageConfig
-from jaxgen.tasks.language.corpus import (
-    LanguageCorpus,
-    Splits,
-    Tokens,
-    fingerprint,
-    make_batches,
-    prepare,
-    read_splits,
-    stream_eval,
-    window_eval,
-)
+from jaxgen.tasks.language.corpus import LanguageCorpus, TextSplits, prepare, read_splits
 from jaxgen.tokenizers.base import Tokenizer
 from jaxgen.training.windows import Conditions
 
@@ -100,7 +94,7 @@ class LanguageData:
         return data
 
     @staticmethod
-    def texts(config: LanguageConfig) -> Splits:
+    def texts(config: LanguageConfig) -> TextSplits:
         """Read and split the text, without encoding it; ``DataError`` for data that cannot be used."""
         return read_splits(config.data, **config.reading())
 
@@ -164,7 +158,7 @@ class LanguageData:
         return {"vocab_size": self.tokenizer.vocab_size, **chosen, **more}
 
     def fingerprint(self) -> dict[str, str]:
-        """What a resumed run compares: the data's name and the digest of its bytes (``Splits.fingerprint``)."""
+        """What a resumed run compares: the data's name and the digest of its bytes (``TextSplits.fingerprint``)."""
         return fingerprint(self.corpus.name, self.corpus.sha256, self.corpus.val_sha256)
 
     def summary(self) -> dict[str, str]:

@@ -16,12 +16,12 @@ import numpy as np
 from jaxgen.data.datasets import NAMED, fetch
 from jaxgen.data.files import FilesDigest, FileText, find_paths, whole_lines
 from jaxgen.data.progress import SILENT, ProgressReporter
-from jaxgen.data.tables import Column, Pairs, Table, column_kind, digest, read_table, split_rows, without_empty
+from jaxgen.data.splits import fingerprint, hold_out
+from jaxgen.data.tables import Column, Pairs, Table, digest, read_table, table_kind, without_empty
 from jaxgen.errors import DataError, UsageError
 from jaxgen.metrics.text_overlap import ORDERS, bleu
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import Metric, Model
-from jaxgen.tasks.rows_config import VAL_FRACTION
 from jaxgen.tasks.seq2seq.data import SPACED, Examples, Seq2SeqData, encode_target
 from jaxgen.tasks.translate.codec import TranslateCodec
 from jaxgen.tasks.translate.config import TranslateConfig
@@ -42,7 +42,7 @@ class PairSplits:
     @property
     def fingerprint(self) -> dict[str, str]:
         """What a run remembers of its data: their name and the digest of their bytes."""
-        return {"name": self.name, "sha256": self.sha256}
+        return fingerprint(self.name, self.sha256)
 
 
 #: Built-in sets by name: from a seed to splits.
@@ -86,9 +86,8 @@ def read_pairs(
         sha256 = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     skipped = sum(rows.skipped for rows in full.values())
     if "val" not in full:
-        train = full["train"]
-        held_out = val_rows or max(1, round(len(train) * (VAL_FRACTION if val_fraction is None else val_fraction)))
-        full["train"], full["val"] = split_rows(train, held_out, seed)
+        rows = full["train"]
+        full["train"], full["val"] = hold_out(rows, rows.name, seed, val_rows=val_rows, val_fraction=val_fraction)
     order = ["train", "val", *(split for split in full if split not in ("train", "val"))]
     return PairSplits({split: full[split] for split in order}, full["train"].name, sha256, skipped)
 
@@ -124,10 +123,10 @@ def _read(specs: Sequence[str], columns: tuple[str | None, str | None]) -> Table
     sets = [*PAIR_SETS, *(name for name, known in NAMED.items() if known.pairs)]
     found = [find_paths(spec, sets) for spec in specs]
     paths = [path for files in found for path in files]
-    if [len(files) for files in found] == [1, 1] and not any(map(column_kind, paths)):
+    if [len(files) for files in found] == [1, 1] and not any(map(table_kind, paths)):
         return _parallel(paths[0], paths[1], " + ".join(specs))
     number = len(paths)
-    what = "a table" if any(map(column_kind, paths)) else "one file" if number == 1 else f"{number:,} files"
+    what = "a table" if any(map(table_kind, paths)) else "one file" if number == 1 else f"{number:,} files"
     raise UsageError(
         f"Pairs cannot be read from {' '.join(specs)}, {what}: give two parallel files, the source first, or a table "
         f"with --source-column and --target-column, by name or by position from 1, or one of: {', '.join(sets)}."
