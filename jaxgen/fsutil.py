@@ -10,8 +10,11 @@ import os
 import secrets
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jaxgen.errors import CheckpointError
 
@@ -247,3 +250,40 @@ def _check_depth(value: Any) -> None:
         depth += 1
         if level and depth >= MAX_JSON_DEPTH:
             raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels")
+
+
+#: How the contents of our JSON files are validated: exact types, no unknown fields, finite numbers.
+STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+T = TypeVar("T")
+
+
+class StrictModel(BaseModel):
+    """Base of the schemas of our JSON files."""
+
+    model_config = STRICT
+
+
+def load_strict(kind: Callable[..., T], value: object, what: str) -> T:
+    """Makes a ``StrictModel``, or a pydantic dataclass with ``STRICT``, of a JSON object.
+
+    Args:
+        kind: The class; its fields are those of the object.
+        value: The JSON value.
+        what: What the value describes, for the message.
+
+    Raises:
+        CheckpointError: The value is not an object, or a field is missing, unknown or wrong.
+    """
+    if not isinstance(value, dict):
+        raise malformed(what, f"it is a {type(value).__name__}, not an object")
+    try:
+        return kind(**value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise malformed(what, f"{place}: {first['msg']}" if place else first["msg"]) from error
+
+
+def malformed(what: str, problem: str) -> CheckpointError:
+    """Returns the error for a description in the run folder that cannot be used."""
+    return CheckpointError(f"The {what} of this run is malformed: {problem}. Copy the run folder again, or train anew.")

@@ -1,4 +1,4 @@
-"""What every tokenizer shares: three special ids, pieces of UTF-8, decoding, prompts, strict JSON."""
+"""The base class of tokenizers, and what they share: the special ids, decoding and prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from jaxgen.errors import CheckpointError, UsageError, choose
+from jaxgen.errors import UsageError, choose
 
 #: Padding: never a target that counts, never sampled.
 PAD = 0
@@ -214,32 +214,3 @@ def check_option(name: str, value: Any, least: int, most: float = math.inf) -> i
         allowed = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise UsageError(f"The tokenizer option {name} is {value!r}; it must be a whole number {allowed}.")
     return int(value)
-
-
-def malformed(kind: str, what: str) -> CheckpointError:
-    """The error for a tokenizer description that cannot be used."""
-    return CheckpointError(
-        f"The {kind} tokenizer of this run is malformed: {what}. "
-        "The file tokenizer.json must be as training wrote it: copy the run folder again, or train anew."
-    )
-
-
-def json_list(obj: Any, kind: str, field: str) -> list[Any]:
-    """The list in ``obj[field]`` after checking the kind and that no other field is there."""
-    json_fields(obj, kind, (field,))
-    value = obj[field]
-    if not isinstance(value, list):
-        raise malformed(kind, f"the field {field!r} holds a {type(value).__name__}, not a list")
-    return value
-
-
-def json_fields(obj: Any, kind: str, fields: Sequence[str]) -> None:
-    """Check that ``obj`` is a dictionary of this kind with exactly these fields, or raise ``CheckpointError``."""
-    if not isinstance(obj, dict):
-        raise malformed(kind, f"it is a {type(obj).__name__}, not an object")
-    if obj.get("kind") != kind:
-        raise malformed(kind, f"its kind is {obj.get('kind')!r}")
-    if set(obj) != {"kind", *fields}:
-        raise malformed(
-            kind, f"it has the fields {sorted(map(str, obj))}, but {sorted(['kind', *fields])} are expected"
-        )

@@ -7,11 +7,13 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import AfterValidator, ConfigDict, FailFast, model_validator
 
 from jaxgen.errors import UsageError
+from jaxgen.fsutil import StrictModel, load_strict, malformed
 from jaxgen.tokenizers.base import (
     FIRST,
     MAX_VOCAB,
@@ -20,9 +22,7 @@ from jaxgen.tokenizers.base import (
     Tokenizer,
     check_option,
     in_pieces,
-    json_fields,
     last_cut,
-    malformed,
     safe_chunks,
     without_surrogates,
 )
@@ -76,15 +76,19 @@ class BpeTokenizer(Tokenizer):
         return {"kind": self.kind, "tokenizers": self._inner.to_str()}
 
     @classmethod
-    def from_json(cls, obj: Any) -> BpeTokenizer:
+    def from_json(cls, obj: object) -> BpeTokenizer:
         """The tokenizer of the library's JSON; raises ``CheckpointError``, ``UsageError`` without the library."""
-        json_fields(obj, cls.kind, ("tokenizers",))
-        _check_inner(obj["tokenizers"])
+        source = load_strict(_Saved, obj, "bpe tokenizer").tokenizers
+        try:
+            inner = json.loads(source)
+        except (ValueError, RecursionError) as error:
+            raise malformed("bpe tokenizer", f"the field 'tokenizers' is not JSON ({error})") from error
+        load_strict(_Inner, inner, "bpe tokenizer")
         library = _library()
         try:
-            return cls(library.Tokenizer.from_str(obj["tokenizers"]))
+            return cls(library.Tokenizer.from_str(source))
         except Exception as error:  # the library raises the bare base class
-            raise malformed(cls.kind, f"the tokenizers library refuses it ({error})") from error
+            raise malformed("bpe tokenizer", f"the tokenizers library refuses it ({error})") from error
 
     @classmethod
     def train(cls, texts: Iterable[Text], *, vocab_size: int = 8192) -> BpeTokenizer:
@@ -160,40 +164,70 @@ def _byte_alphabet() -> list[str]:
     return alphabet
 
 
-def _check_inner(source: Any) -> None:
-    """Check what the library would accept, or panic over, but ``train`` never writes."""
+def _absent(value: object) -> object:
+    if value:
+        raise ValueError("training never sets this option")
+    return value
 
-    def need(condition: Any, what: str) -> None:
-        if not condition:
-            raise malformed(BpeTokenizer.kind, what)
 
-    need(isinstance(source, str), "the field 'tokenizers' is not a string")
-    try:
-        inner = json.loads(source)
-    except (ValueError, RecursionError) as error:
-        raise malformed(BpeTokenizer.kind, f"the field 'tokenizers' is not JSON ({error})") from error
-    need(isinstance(inner, dict), "the field 'tokenizers' is not a JSON object")
-    for unused in ("added_tokens", "normalizer", "post_processor", "truncation", "padding"):
-        need(not inner.get(unused), f"it has a {unused}, which training never writes")
-    before = inner.get("pre_tokenizer")
-    need(isinstance(before, dict) and before.get("type") == "ByteLevel", "its pre_tokenizer is not ByteLevel")
-    need(before.get("add_prefix_space") is False and before.get("use_regex") is True, "its pre_tokenizer has changed")
-    after = inner.get("decoder")  # never asked, but read: any other may hold a regular expression
-    need(isinstance(after, dict) and after.get("type") == "ByteLevel", "its decoder is not ByteLevel")
-    model = inner.get("model")
-    need(isinstance(model, dict) and model.get("type") == "BPE", "its model is not BPE")
-    for option in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
-        need(not model.get(option), f"its model has the option {option}, which training never writes")
-    vocab, merges = model.get("vocab"), model.get("merges")
-    need(
-        isinstance(vocab, dict) and all(type(i) is int for i in vocab.values()), "its vocabulary is not a table of ids"
-    )
-    need(sorted(vocab.values()) == list(range(len(vocab))), "the ids of its vocabulary are not 0, 1, 2, …")
-    alphabet = set(_byte_alphabet())
-    need(alphabet <= vocab.keys(), "some of the 256 bytes are missing from its vocabulary")
-    need(all(token and set(token) <= alphabet for token in vocab), "a token of its vocabulary is not a run of bytes")
-    need(isinstance(merges, list), "its merges are not a list")
-    for merge in merges:
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        known = isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) and p in vocab for p in pair)
-        need(known and "".join(pair) in vocab, f"the merge {merge!a} joins no two tokens of the vocabulary to a third")
+_Absent = Annotated[object, AfterValidator(_absent)]
+
+
+class _Saved(StrictModel):
+    kind: Literal["bpe"]
+    tokenizers: str
+
+
+class _Part(StrictModel):
+    """A part of the library's JSON; what later releases of the library add to it is ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _PreTokenizer(_Part):
+    type: Literal["ByteLevel"]
+    add_prefix_space: Literal[False]
+    use_regex: Literal[True]
+
+
+class _Decoder(_Part):
+    type: Literal["ByteLevel"]  # not used, but any other may hold a regular expression
+
+
+class _Model(_Part):
+    type: Literal["BPE"]
+    vocab: dict[str, int]
+    merges: Annotated[list[str | list[str]], FailFast()]
+    dropout: _Absent = None
+    unk_token: _Absent = None
+    continuing_subword_prefix: _Absent = None
+    end_of_word_suffix: _Absent = None
+    ignore_merges: _Absent = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> _Model:
+        alphabet = set(_byte_alphabet())
+        if sorted(self.vocab.values()) != list(range(len(self.vocab))):
+            raise ValueError("the ids of the vocabulary are not 0, 1, 2, …")
+        if not alphabet <= self.vocab.keys():
+            raise ValueError("some of the 256 bytes are missing from the vocabulary")
+        if not all(token and set(token) <= alphabet for token in self.vocab):
+            raise ValueError("a token of the vocabulary is not a run of bytes")
+        for merge in self.merges:
+            pair = merge.split(" ") if isinstance(merge, str) else merge
+            if len(pair) != 2 or not {*pair, "".join(pair)} <= self.vocab.keys():
+                raise ValueError(f"the merge {merge!a} does not join two tokens of the vocabulary to a third")
+        return self
+
+
+class _Inner(_Part):
+    """What the library would accept, or panic over, without what ``train`` never writes."""
+
+    pre_tokenizer: _PreTokenizer
+    decoder: _Decoder
+    model: _Model
+    added_tokens: _Absent = None
+    normalizer: _Absent = None
+    post_processor: _Absent = None
+    truncation: _Absent = None
+    padding: _Absent = None

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
-from jaxgen.tokenizers.base import FIRST, SPECIAL_PIECES, Text, Tokenizer, json_fields, text_bytes
+from jaxgen.fsutil import StrictModel, load_strict
+from jaxgen.tokenizers.base import FIRST, SPECIAL_PIECES, Text, Tokenizer, text_bytes
+
+
+class _Saved(StrictModel):
+    kind: Literal["byte"]
 
 
 class ByteTokenizer(Tokenizer):
@@ -30,17 +35,17 @@ class ByteTokenizer(Tokenizer):
         """The end: no byte depends on another."""
         return len(text)
 
-    def to_json(self) -> dict[str, Any]:
-        """The kind alone: there is nothing to learn."""
+    def to_json(self) -> dict[str, str]:
+        """Only the kind: there is nothing to learn."""
         return {"kind": self.kind}
 
     @classmethod
-    def from_json(cls, obj: Any) -> ByteTokenizer:
-        """The one byte tokenizer; raises ``CheckpointError``."""
-        json_fields(obj, cls.kind, ())
+    def from_json(cls, obj: object) -> ByteTokenizer:
+        """The byte tokenizer; raises ``CheckpointError``."""
+        load_strict(_Saved, obj, "byte tokenizer")
         return cls()
 
     @classmethod
     def train(cls, texts: Iterable[Text] = ()) -> ByteTokenizer:
-        """The one byte tokenizer, whatever the texts."""
+        """The byte tokenizer, whatever the texts."""
         return cls()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import AfterValidator, FailFast, Field
 
+from jaxgen.fsutil import StrictModel, load_strict
 from jaxgen.tokenizers.base import (
     FIRST,
     SPECIAL_PIECES,
@@ -16,13 +17,22 @@ from jaxgen.tokenizers.base import (
     Tokenizer,
     check_option,
     in_pieces,
-    json_list,
-    malformed,
     without_surrogates,
 )
 
 _CODE_POINTS = 0x110000
 _CHUNK = 1 << 18
+
+
+def _ascending(points: list[int]) -> list[int]:
+    if points and not (np.diff(points) > 0).all():
+        raise ValueError("code points must be in ascending order without repetition")
+    return points
+
+
+class _Saved(StrictModel):
+    kind: Literal["char"]
+    code_points: Annotated[list[Annotated[int, Field(ge=0, lt=_CODE_POINTS)]], FailFast(), AfterValidator(_ascending)]
 
 
 class CharTokenizer(Tokenizer):
@@ -57,14 +67,9 @@ class CharTokenizer(Tokenizer):
         return {"kind": self.kind, "code_points": self._points.tolist()}
 
     @classmethod
-    def from_json(cls, obj: Any) -> CharTokenizer:
-        """The tokenizer of a list of ascending code points; raises ``CheckpointError``."""
-        points = json_list(obj, cls.kind, "code_points")
-        if not all(type(p) is int and 0 <= p < _CODE_POINTS for p in points):
-            raise malformed(cls.kind, f"a code point is no whole number from 0 to {_CODE_POINTS - 1}")
-        if not all(a < b for a, b in pairwise(points)):
-            raise malformed(cls.kind, "the code points are not in ascending order without repetition")
-        return cls(points)
+    def from_json(cls, obj: object) -> CharTokenizer:
+        """The tokenizer that ``to_json`` described; raises ``CheckpointError``."""
+        return cls(load_strict(_Saved, obj, "char tokenizer").code_points)
 
     @classmethod
     def train(cls, texts: Iterable[Text], *, min_count: int = 1) -> CharTokenizer:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import AfterValidator, FailFast
 
+from jaxgen.fsutil import StrictModel, load_strict
 from jaxgen.tokenizers.base import (
     FIRST,
     MAX_VOCAB,
@@ -17,9 +19,7 @@ from jaxgen.tokenizers.base import (
     Text,
     Tokenizer,
     check_option,
-    json_list,
     last_cut,
-    malformed,
     safe_chunks,
     without_surrogates,
 )
@@ -34,6 +34,22 @@ _CHUNK = 1 << 18
 # Different pieces that are counted at a time, a hundred bytes each. Where there are more, the rarest so far are
 # forgotten, as in lossy counting (Manku and Motwani 2002): what is frequent anywhere in the text is found all the same.
 _COUNTED = 1 << 18
+
+
+def _pieces(words: list[str]) -> list[str]:
+    for word in words:
+        if not _PIECE.fullmatch(word) or word != without_surrogates(word):
+            raise ValueError(f"{word!a} is not a word, a punctuation mark or one white space character")
+    if len(set(words)) != len(words):
+        raise ValueError("a word is listed twice")
+    if " " not in words:
+        raise ValueError("the single space is missing")
+    return words
+
+
+class _Saved(StrictModel):
+    kind: Literal["word"]
+    words: Annotated[list[str], FailFast(), AfterValidator(_pieces)]
 
 
 class WordTokenizer(Tokenizer):
@@ -83,17 +99,9 @@ class WordTokenizer(Tokenizer):
         return {"kind": self.kind, "words": self._words}
 
     @classmethod
-    def from_json(cls, obj: Any) -> WordTokenizer:
-        """The tokenizer of a list of pieces; raises ``CheckpointError``."""
-        words = json_list(obj, cls.kind, "words")
-        for word in words:
-            if not isinstance(word, str) or not _PIECE.fullmatch(word) or word != without_surrogates(word):
-                raise malformed(cls.kind, f"{word!a} is not a word, a punctuation mark or one whitespace character")
-        if len(set(words)) != len(words):
-            raise malformed(cls.kind, "a word is listed twice")
-        if " " not in words:
-            raise malformed(cls.kind, "the single space is missing from its words")
-        return cls(words)
+    def from_json(cls, obj: object) -> WordTokenizer:
+        """The tokenizer that ``to_json`` described; raises ``CheckpointError``."""
+        return cls(load_strict(_Saved, obj, "word tokenizer").words)
 
     @classmethod
     def train(cls, texts: Iterable[Text], *, min_count: int = 2, vocab_size: int = 20000) -> WordTokenizer:
