@@ -253,7 +253,7 @@ def _check_depth(value: Any) -> None:
 
 
 #: How the contents of our JSON files are validated: exact types, no unknown fields, finite numbers.
-STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 T = TypeVar("T")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 from jaxgen.errors import CheckpointError
 from jaxgen.tokenizers.base import EOS, MAX_VOCAB, PAD, UNK, StreamDecoder, Text, Tokenizer, in_pieces, text_bytes
@@ -20,8 +22,12 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {
 }
 
 
-def load_tokenizer(obj: Any) -> Tokenizer:
-    """The tokenizer that ``to_json`` described; raises ``CheckpointError`` for anything malformed."""
+def load_tokenizer(obj: object) -> Tokenizer:
+    """The tokenizer that ``to_json`` described.
+
+    Raises:
+        CheckpointError: The description is malformed.
+    """
     kind = obj.get("kind") if isinstance(obj, dict) else None
     if not isinstance(kind, str) or kind not in TOKENIZERS:
         nearest = difflib.get_close_matches(str(kind), TOKENIZERS, n=1)
@@ -33,6 +39,12 @@ def load_tokenizer(obj: Any) -> Tokenizer:
     return TOKENIZERS[kind].from_json(obj)
 
 
+#: A field of a codec that is validated with ``load_strict``: a tokenizer, or what its ``to_json`` returned.
+SavedTokenizer = Annotated[
+    Tokenizer, BeforeValidator(lambda value: value if isinstance(value, Tokenizer) else load_tokenizer(value))
+]
+
+
 __all__ = [
     "EOS",
     "MAX_VOCAB",
@@ -42,6 +54,7 @@ __all__ = [
     "BpeTokenizer",
     "ByteTokenizer",
     "CharTokenizer",
+    "SavedTokenizer",
     "StreamDecoder",
     "Text",
     "Tokenizer",

@@ -352,7 +352,7 @@ def codec() -> TranslateCodec:
 
 
 def test_a_codec_comes_back_from_its_json(codec):
-    again = TranslateCodec.from_json(json.loads(json.dumps(codec.to_json())))
+    again = TranslateData.read_codec(json.loads(json.dumps(codec.to_json())))
     assert again.to_json() == codec.to_json()
     np.testing.assert_array_equal(again.encode(" ABca "), codec.source.encode("abca"))
 
@@ -361,9 +361,9 @@ def test_a_codec_comes_back_from_its_json(codec):
 @pytest.mark.parametrize("value", [None, "x", 0, {"kind": "char"}])
 def test_a_codec_that_was_altered_is_refused(field, value, codec):
     with pytest.raises(CheckpointError):
-        TranslateCodec.from_json(codec.to_json() | {field: value})
+        TranslateData.read_codec(codec.to_json() | {field: value})
     with pytest.raises(CheckpointError):
-        TranslateCodec.from_json([])
+        TranslateData.read_codec([])
 
 
 def test_an_answer_is_a_line_whatever_the_model_writes(codec):

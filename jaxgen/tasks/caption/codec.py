@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from pydantic import Field, PositiveInt, Strict
+from pydantic.dataclasses import dataclass
 
-from jaxgen.errors import CheckpointError, DataError, UsageError
+from jaxgen.errors import DataError, UsageError
+from jaxgen.fsutil import STRICT
 from jaxgen.models.image_encoder import resize
 from jaxgen.tasks.caption.images import Resize, read_exactly, read_features
 from jaxgen.tasks.seq2seq.data import decode_target, token_label
-from jaxgen.tokenizers import load_tokenizer
-from jaxgen.tokenizers.base import EOS, Tokenizer
+from jaxgen.tokenizers import SavedTokenizer
+from jaxgen.tokenizers.base import EOS
 from jaxgen.types import AttentionMap
 
 
@@ -35,16 +37,16 @@ def to_size(height: int, width: int | None = None) -> Resize:
     return resized
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class CaptionCodec:
     """Images of ``shape`` (height, width, 3), or features of that shape in their place, and the captions' tokenizer.
 
     Captions of up to ``max_length`` tokens, the end among them, were learnt.
     """
 
-    tokenizer: Tokenizer
-    shape: tuple[int, ...]
-    max_length: int
+    tokenizer: SavedTokenizer
+    shape: Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1, max_length=3)]
+    max_length: PositiveInt
 
     #: Whether inputs are files rather than lines.
     FILES: ClassVar[bool] = True
@@ -139,20 +141,6 @@ class CaptionCodec:
     def to_json(self) -> dict[str, Any]:
         """Everything needed to make this codec again."""
         return {"shape": list(self.shape), "max_length": self.max_length, "tokenizer": self.tokenizer.to_json()}
-
-    @classmethod
-    def from_json(cls, obj: Any) -> CaptionCodec:
-        """What ``to_json`` described; raises ``CheckpointError`` for anything else."""
-        try:
-            shape, length = tuple(obj["shape"]), obj["max_length"]
-            if not (1 <= len(shape) <= 3 and all(type(n) is int and n > 0 for n in (*shape, length))):
-                raise ValueError
-            return cls(load_tokenizer(obj["tokenizer"]), shape, length)
-        except (KeyError, TypeError, ValueError):
-            raise CheckpointError(
-                "The tokenizer.json of this run does not describe what a captioner reads and writes: copy the run "
-                "again, or train anew."
-            ) from None
 
 
 def _name(source: Any) -> str | None:

@@ -17,6 +17,7 @@ from jaxgen.data.files import FilesDigest, read_bytes
 from jaxgen.data.progress import SILENT, ProgressReporter
 from jaxgen.data.splits import fingerprint, hold_out
 from jaxgen.errors import DataError, UsageError
+from jaxgen.fsutil import load_strict
 from jaxgen.metrics.text_overlap import caption_scores
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import Metric, Model
@@ -232,9 +233,9 @@ class CaptionData(Seq2SeqData):
     UNIT: ClassVar[str] = "images"
 
     @staticmethod
-    def read_codec(obj: Any) -> CaptionCodec:
+    def read_codec(obj: object) -> CaptionCodec:
         """The codec that ``to_json`` described; raises ``CheckpointError``."""
-        return CaptionCodec.from_json(obj)
+        return load_strict(CaptionCodec, obj, "caption tokenizer.json")
 
     @staticmethod
     def vocab_sizes(codec: CaptionCodec) -> dict[str, Any]:

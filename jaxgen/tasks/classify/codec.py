@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from pydantic import AfterValidator, PositiveInt, Strict
+from pydantic.dataclasses import dataclass
 
 from jaxgen.data.bucketing import bucket_width, padded
-from jaxgen.errors import CheckpointError
-from jaxgen.tokenizers import load_tokenizer
-from jaxgen.tokenizers.base import PAD, Tokenizer
+from jaxgen.fsutil import STRICT
+from jaxgen.tokenizers import SavedTokenizer
+from jaxgen.tokenizers.base import PAD
 from jaxgen.types import TokenRows
 
 
@@ -29,14 +30,20 @@ class Example(NamedTuple):
     cut: int
 
 
-@dataclass(frozen=True)
+def _different(labels: tuple[str, ...]) -> tuple[str, ...]:
+    if len({*labels}) != len(labels):
+        raise ValueError("a label is listed twice")
+    return labels
+
+
+@dataclass(frozen=True, config=STRICT)
 class ClassifyCodec:
     """How texts are read, and what the labels are called."""
 
-    tokenizer: Tokenizer
-    labels: tuple[str, ...]
+    tokenizer: SavedTokenizer
+    labels: Annotated[tuple[str, ...], Strict(False), AfterValidator(_different)]
     lower: bool
-    max_length: int
+    max_length: PositiveInt
 
     #: Whether inputs are files rather than lines.
     FILES: ClassVar[bool] = False
@@ -74,21 +81,3 @@ class ClassifyCodec:
         """Everything needed to make this codec again."""
         labels, tokenizer = list(self.labels), self.tokenizer.to_json()
         return {"labels": labels, "lower": self.lower, "max_length": self.max_length, "tokenizer": tokenizer}
-
-    @classmethod
-    def from_json(cls, obj: Any) -> ClassifyCodec:
-        """What ``to_json`` described; raises ``CheckpointError`` for anything else."""
-        try:
-            labels, lower, length = obj["labels"], obj["lower"], obj["max_length"]
-            if not (isinstance(lower, bool) and type(length) is int and length > 0):
-                raise ValueError
-            if not (isinstance(labels, list) and all(isinstance(each, str) for each in labels)):
-                raise ValueError
-            if len({*labels}) != len(labels):
-                raise ValueError
-            return cls(load_tokenizer(obj["tokenizer"]), tuple(labels), lower, length)
-        except (KeyError, TypeError, ValueError):
-            raise CheckpointError(
-                "The tokenizer.json of this run does not describe a classifier's labels and tokenizer: copy the run "
-                "again, or train anew."
-            ) from None

@@ -20,7 +20,7 @@ from jaxgen.data.progress import SILENT, ProgressReporter
 from jaxgen.data.splits import fingerprint, hold_out
 from jaxgen.data.tables import Column, Labelled, Table, digest, read_table, without_empty
 from jaxgen.errors import DataError, UsageError
-from jaxgen.fsutil import replace_file
+from jaxgen.fsutil import load_strict, replace_file
 from jaxgen.metrics.classification import classification_metrics, confusion_lines, confusion_text
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import EvalSet, Example, Metric, Model
@@ -219,9 +219,9 @@ class ClassifyData:
     TARGET: ClassVar[str] = "text"
 
     @staticmethod
-    def read_codec(obj: Any) -> ClassifyCodec:
+    def read_codec(obj: object) -> ClassifyCodec:
         """The codec that ``to_json`` described; raises ``CheckpointError``."""
-        return ClassifyCodec.from_json(obj)
+        return load_strict(ClassifyCodec, obj, "classify tokenizer.json")
 
     @staticmethod
     def vocab_sizes(codec: ClassifyCodec) -> dict[str, int]:

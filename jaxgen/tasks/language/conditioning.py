@@ -6,15 +6,18 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic.dataclasses
+from pydantic import BeforeValidator, Strict, model_validator
 
 from jaxgen.data.datasets import BUILTIN, NAMED, NamedSet
 from jaxgen.data.tables import Column, Table, capitalized, check_same_style, read_table
-from jaxgen.errors import CheckpointError, DataError, UsageError, choose
-from jaxgen.tokenizers import load_tokenizer
+from jaxgen.errors import DataError, UsageError, choose
+from jaxgen.fsutil import STRICT, load_strict
+from jaxgen.tokenizers import SavedTokenizer, load_tokenizer
 from jaxgen.tokenizers.base import Tokenizer
 from jaxgen.training.windows import Conditions
 
@@ -151,7 +154,11 @@ def conditions_of(known: RowMetadata) -> list[Condition]:
     return [Condition(*both) for both in zip(labels, numbers)]
 
 
-@dataclass(frozen=True)
+_Strings = Annotated[tuple[str, ...], Strict(False)]
+_Numbers = Annotated[tuple[float, ...], Strict(False)]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Conditioning:
     """What a run knows of conditions: a vector is the labels' shares, then the standardised features.
 
@@ -159,11 +166,21 @@ class Conditioning:
     documents' own.
     """
 
-    labels: tuple[str, ...] = ()
-    shares: tuple[float, ...] = ()
-    features: tuple[str, ...] = ()
-    means: tuple[float, ...] = ()
-    deviations: tuple[float, ...] = ()
+    labels: _Strings = ()
+    shares: _Numbers = ()
+    features: _Strings = ()
+    means: _Numbers = ()
+    deviations: _Numbers = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Conditioning:
+        if len({*self.labels}) != len(self.labels) or len(self.shares) != len(self.labels):
+            raise ValueError("each label must occur once and have one share")
+        if not len(self.features) == len(self.means) == len(self.deviations):
+            raise ValueError("each feature must have one mean and one deviation")
+        if not all(deviation > 0 for deviation in self.deviations):
+            raise ValueError("deviations must be above 0")
+        return self
 
     @property
     def width(self) -> int:
@@ -295,33 +312,22 @@ class Conditioning:
 
     def to_json(self) -> dict[str, Any]:
         """Everything needed to make this again, as JSON values."""
-        return {name: list(getattr(self, name)) for name in self.__dataclass_fields__}
-
-    @classmethod
-    def from_json(cls, obj: Any) -> Conditioning:
-        """What ``to_json`` described; raises ``ValueError`` or its like for anything else."""
-        values = {name: tuple(obj[name]) for name in cls.__dataclass_fields__}
-        if not all(isinstance(name, str) for name in (*values["labels"], *values["features"])):
-            raise ValueError
-        if not all(
-            math.isfinite(float(number)) for name in ("shares", "means", "deviations") for number in values[name]
-        ):
-            raise ValueError
-        labels, features = len(values["labels"]), len(values["features"])
-        wanted = {"labels": labels, "shares": labels, "features": features, "means": features, "deviations": features}
-        if {name: len(value) for name, value in values.items()} != wanted or labels + features == 0:
-            raise ValueError
-        if len({*values["labels"]}) != labels or not all(deviation > 0 for deviation in values["deviations"]):
-            raise ValueError
-        return cls(**values)
+        return {name: list(values) for name, values in asdict(self).items()}
 
 
-@dataclass(frozen=True)
+def _read_conditioning(value: object) -> Conditioning:
+    found = value if isinstance(value, Conditioning) else load_strict(Conditioning, value, "language tokenizer.json")
+    if not found.width:
+        raise ValueError("there must be labels or features")
+    return found
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class ConditionedCodec:
-    """How the texts of a run are read, and what their conditions are."""
+    """The tokenizer of a run with labels or features, and what these are."""
 
-    tokenizer: Tokenizer
-    conditioning: Conditioning
+    tokenizer: SavedTokenizer
+    conditioning: Annotated[Conditioning, BeforeValidator(_read_conditioning)]
 
     def to_json(self) -> dict[str, Any]:
         """Everything needed to make this codec again."""
@@ -332,16 +338,11 @@ class ConditionedCodec:
 TextCodec = Tokenizer | ConditionedCodec
 
 
-def read_codec(obj: Any) -> TextCodec:
+def read_codec(obj: object) -> TextCodec:
     """The codec that ``to_json`` described; raises ``CheckpointError`` for anything else."""
     if not (isinstance(obj, dict) and "conditioning" in obj):
         return load_tokenizer(obj)
-    try:
-        return ConditionedCodec(load_tokenizer(obj["tokenizer"]), Conditioning.from_json(obj["conditioning"]))
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(
-            "The tokenizer.json of this run does not describe labels and features: copy the run again, or train anew."
-        ) from None
+    return load_strict(ConditionedCodec, obj, "language tokenizer.json")
 
 
 def split_codec(codec: TextCodec) -> tuple[Tokenizer, Conditioning | None]:

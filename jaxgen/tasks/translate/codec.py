@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
 
 from jaxgen.data.bucketing import bucket_width, padded
-from jaxgen.errors import CheckpointError
+from jaxgen.fsutil import STRICT
 from jaxgen.tasks.seq2seq.data import decode_target, spaced, token_label
-from jaxgen.tokenizers import load_tokenizer
-from jaxgen.tokenizers.base import EOS, PAD, Tokenizer
+from jaxgen.tokenizers import SavedTokenizer
+from jaxgen.tokenizers.base import EOS, PAD
 from jaxgen.types import AttentionMap, TokenRows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TranslateCodec:
     """Two tokenizers; sources are cut to ``max_length`` tokens, and read in lower case if ``lower``."""
 
-    source: Tokenizer
-    target: Tokenizer
+    source: SavedTokenizer
+    target: SavedTokenizer
     lower: bool
-    max_length: int
+    max_length: PositiveInt
 
     #: Whether inputs are files rather than lines.
     FILES: ClassVar[bool] = False
@@ -93,17 +94,3 @@ class TranslateCodec:
             "source": self.source.to_json(),
             "target": self.target.to_json(),
         }
-
-    @classmethod
-    def from_json(cls, obj: Any) -> TranslateCodec:
-        """What ``to_json`` described; raises ``CheckpointError`` for anything else."""
-        try:
-            lower, length = obj["lower"], obj["max_length"]
-            if not (isinstance(lower, bool) and type(length) is int and length > 0):
-                raise ValueError
-            return cls(load_tokenizer(obj["source"]), load_tokenizer(obj["target"]), lower, length)
-        except (KeyError, TypeError, ValueError):
-            raise CheckpointError(
-                "The tokenizer.json of this run does not describe the two tokenizers of a translator: copy the run "
-                "again, or train anew."
-            ) from None

@@ -19,6 +19,7 @@ from jaxgen.data.progress import SILENT, ProgressReporter
 from jaxgen.data.splits import fingerprint, hold_out
 from jaxgen.data.tables import Column, Pairs, Table, digest, read_table, table_kind, without_empty
 from jaxgen.errors import DataError, UsageError
+from jaxgen.fsutil import load_strict
 from jaxgen.metrics.text_overlap import ORDERS, bleu
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import Metric, Model
@@ -169,9 +170,9 @@ class TranslateData(Seq2SeqData):
     UNIT: ClassVar[str] = "pairs"
 
     @staticmethod
-    def read_codec(obj: Any) -> TranslateCodec:
+    def read_codec(obj: object) -> TranslateCodec:
         """The codec that ``to_json`` described; raises ``CheckpointError``."""
-        return TranslateCodec.from_json(obj)
+        return load_strict(TranslateCodec, obj, "translate tokenizer.json")
 
     @staticmethod
     def vocab_sizes(codec: TranslateCodec) -> dict[str, int]:
