@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.models.image_encoder import FeatureEncoder, ImageEncoder, flip, grayscale, patches, resize
+from jaxgen.models.image_encoder import FeatureEncoder, ImageEncoder, flip, grayscale, patches
 
 B, M = 4, 8
 SMALL = ImageEncoder((12, 8), M, patch=2, widths=(16, 16), blocks=(1, 0))
@@ -257,27 +257,3 @@ def test_features_of_another_shape_are_refused():
     encoder = FeatureEncoder((3, 5), M)
     with pytest.raises(UsageError, match=r"got \(4, 3, 6\) and takes \[B, 3, 5\]"):
         encoder.init(jax.random.key(0), np.zeros((4, 3, 6), np.float32))
-
-
-def test_resizing_a_part_is_resizing_it_alone_whatever_lies_beyond():
-    part = GENERATOR.integers(0, 256, (9, 5, 3)).astype(np.uint8)
-    canvases = GENERATOR.integers(0, 256, (2, 12, 10, 3)).astype(np.uint8)
-    canvases[:, :9, :5] = part
-    cut = jax.jit(lambda x, extents: resize(x, (4, 8), extents))
-    found = np.asarray(cut(canvases, np.array([[9, 5], [9, 5]], np.int32)))
-    np.testing.assert_array_equal(found[0], found[1])
-    assert found.dtype == np.uint8
-    wanted = jax.jit(lambda x: jax.image.resize(x, (4, 8, 3), "linear", antialias=True))(part.astype(np.float32))
-    assert np.abs(found[0] - np.asarray(wanted)).max() <= 0.5 + 1e-4
-    np.testing.assert_array_equal(jax.jit(lambda x: resize(x, (4, 8)))(part[None])[0], np.rint(wanted))
-
-
-def test_a_picture_of_the_right_size_stays_as_it_is():
-    extents = np.array([[12, 8]] * B, np.int32)
-    for found in jax.jit(lambda x: (resize(x, (12, 8)), resize(x, (12, 8), extents)))(IMAGES):
-        np.testing.assert_array_equal(found, IMAGES)
-
-
-def test_a_size_below_one_is_refused():
-    with pytest.raises(UsageError, match="give a height and a width of at least 1"):
-        resize(IMAGES, (0, 8))

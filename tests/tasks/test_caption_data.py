@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -336,16 +335,6 @@ def test_a_finished_run_has_a_sheet_and_what_was_looked_at(scenes, tmp_path):
     features.mkdir()
     make().save_plots(Model("a", "b"), {}, features)
     assert not list(features.iterdir())
-
-
-def test_without_pillow_scenes_are_there_and_folders_say_what_to_install(scenes, monkeypatch):
-    Path("photos").mkdir()
-    Image.new("RGB", (8, 8)).save("photos/a.png")
-    Path("photos/c.csv").write_text("image,caption\na.png,a\n")
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    assert CaptionData.load(CaptionConfig()).splits["train"].texts
-    with pytest.raises(UsageError, match=r'Reading image files needs pillow. .*pip install "jaxgen\[image\]"'):
-        CaptionData.load(CaptionConfig(data=("photos",)))
 
 
 def test_the_next_command_captions_what_was_trained_on(scenes):

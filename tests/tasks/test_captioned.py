@@ -21,12 +21,7 @@ ROWS = [(name, f"{name[-5]} number {n}") for name in NAMES for n in range(1 + (n
 SIZE = 8
 
 
-def corner(canvases: np.ndarray, extents: np.ndarray) -> np.ndarray:
-    """A stand-in for resizing: the top left pixels of pictures that have the size wanted."""
-    return canvases[:, :SIZE, :SIZE]
-
-
-read = partial(read_captioned, resize=corner, image_size=SIZE)
+read = partial(read_captioned, image_size=SIZE)
 
 
 def shade(name: str) -> int:
@@ -239,7 +234,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few")
 def test_built_in_scenes_have_four_splits_of_pictures_with_their_sentence():
-    found = read_captioned(["shapes"], None, corner, seed=3)
+    found = read_captioned(["shapes"], None, seed=3)
     scenes = shapes(3)
     assert {name: len(split) for name, split in found.splits.items()} == {
         "train": 6,
@@ -252,7 +247,7 @@ def test_built_in_scenes_have_four_splits_of_pictures_with_their_sentence():
             np.testing.assert_array_equal(array, scenes[name].image(i))
             assert captions == [scenes[name].caption(i)]
     assert found.shape == found.splits["val"].arrays[0].shape
-    assert found.sha256 != read_captioned(["shapes"], None, corner, seed=4).sha256
+    assert found.sha256 != read_captioned(["shapes"], None, seed=4).sha256
 
 
 @pytest.mark.usefixtures("few")
@@ -264,7 +259,7 @@ def test_built_in_scenes_have_four_splits_of_pictures_with_their_sentence():
 def test_built_in_scenes_leave_nothing_to_choose(options):
     flag = f"--{next(iter(options)).replace('_', '-')}"
     with pytest.raises(UsageError, match=f"{flag} .*leave it out"):
-        read_captioned(["shapes"], None, corner, **options)
+        read_captioned(["shapes"], None, **options)
 
 
 def test_built_in_scenes_are_no_validation_data():
@@ -272,4 +267,4 @@ def test_built_in_scenes_are_no_validation_data():
     with pytest.raises(UsageError, match=r"The built-in shapes cannot stand in --val-data"):
         read(["photos"], ["shapes"])
     with pytest.raises(UsageError, match=r"--val-data was given, but shapes has captions and splits of its own"):
-        read_captioned(["shapes"], ["photos"], corner)
+        read_captioned(["shapes"], ["photos"])

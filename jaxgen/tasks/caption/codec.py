@@ -12,8 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import STRICT
-from jaxgen.models.image_encoder import resize
-from jaxgen.tasks.caption.images import Resize, read_exactly, read_features
+from jaxgen.tasks.caption.images import read_features, read_image
 from jaxgen.tasks.seq2seq.data import decode_target, token_label
 from jaxgen.tokenizers import SavedTokenizer
 from jaxgen.tokenizers.base import EOS
@@ -26,15 +25,6 @@ class Named(NamedTuple):
     name: str
     features: np.ndarray
     file: str = ""
-
-
-def to_size(height: int, width: int | None = None) -> Resize:
-    """What brings pictures on canvases to this size, as ``read_images`` asks for it; ``width`` is ``height``."""
-
-    def resized(canvases: np.ndarray, extents: np.ndarray) -> np.ndarray:
-        return np.asarray(resize(canvases, (height, width or height), extents))
-
-    return resized
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -92,7 +82,7 @@ class CaptionCodec:
                     "features that were computed in the same way (.npz), or train a run on images."
                 )
             height, width = self.shape[:2]
-            return read_exactly(source, (height, width), to_size(height, width))
+            return read_image(source, (height, width))
         name, array, file = source if isinstance(source, Named) else ("an array", np.asarray(source), "")
         if array.shape != self.shape:
             where = f" of {file}" if file else ""

@@ -22,9 +22,9 @@ from jaxgen.metrics.text_overlap import caption_scores
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import Metric, Model
 from jaxgen.tasks.caption.annotations import find_captions, first_few, match_captions, read_captions
-from jaxgen.tasks.caption.codec import CaptionCodec, to_size
+from jaxgen.tasks.caption.codec import CaptionCodec
 from jaxgen.tasks.caption.config import OF_IMAGES, CaptionConfig
-from jaxgen.tasks.caption.images import Resize, find_images, read_features, read_images, say_skipped
+from jaxgen.tasks.caption.images import describe_skipped, find_images, read_features, read_images
 from jaxgen.tasks.caption.shapes import SIZE, Scenes, shapes
 from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqData, encode_target
 from jaxgen.tokenizers import TOKENIZERS
@@ -92,7 +92,6 @@ SCENE_SETS: dict[str, Callable[[int], dict[str, Scenes]]] = {"shapes": shapes}
 def read_captioned(
     data: Sequence[str],
     val_data: Sequence[str] | None,
-    resize: Resize,
     *,
     captions: str | None = None,
     val_captions: str | None = None,
@@ -132,9 +131,9 @@ def read_captioned(
         "empty": empty,
         "strict": strict,
     }
-    train, sha256, notes = _read(data, captions, resize, **options)
+    train, sha256, notes = _read(data, captions, **options)
     if val_data is not None:
-        val, val_sha256, more = _read(val_data, val_captions, resize, **options)
+        val, val_sha256, more = _read(val_data, val_captions, **options)
         more = [f"of the validation data {note}" for note in more]
         sha256, notes = fingerprint("", sha256, val_sha256)["sha256"], notes + more
     else:
@@ -162,7 +161,6 @@ def _builtin(name: str, seed: int) -> CaptionedSplits:
 def _read(
     data: Sequence[str],
     captions: str | None,
-    resize: Resize,
     *,
     image_column: str,
     caption_column: str,
@@ -193,11 +191,11 @@ def _read(
     if place.is_dir():
         matched = match_captions(found, find_images(place), where=str(place), missing=missing)
         paths = [place / name for name in matched.names]
-        images = read_images(paths, (image_size, image_size), resize, strict=strict)
+        images = read_images(paths, (image_size, image_size), strict=strict)
         for i in images.kept:  # what cannot be read has no bytes, or none that matter
             digest.add(read_bytes(paths[i]))
         arrays: Any = images.images
-        kept, notes = images.kept, [say_skipped(images.skipped, len(paths))] if images.skipped else []
+        kept, notes = images.kept, [describe_skipped(images.skipped, len(paths))] if images.skipped else []
     else:
         features = read_features(place)
         digest.add(read_bytes(place))
@@ -262,7 +260,7 @@ class CaptionData(Seq2SeqData):
             "strict",
         )
         options = {name: getattr(config, name) for name in (*names, "val_fraction", "val_rows", "seed")}
-        read = read_captioned(config.data, config.val_data, to_size(config.image_size), **options)
+        read = read_captioned(config.data, config.val_data, **options)
         _check_flags(config, read.shape)
         if codec is None:
             texts = [text for captions in read.splits["train"].captions for text in captions]

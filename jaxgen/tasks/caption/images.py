@@ -1,9 +1,4 @@
-"""Image files of any common kind to 8-bit RGB, one at a time (pillow, the extra ``[image]``).
-
-Pictures come in all sizes. A picture is reduced by whole factors where it is read, so that it fits a canvas of
-``CANVAS`` times the size wanted, whatever its own size; the exact size is then made of many canvases of one shape at
-once, by a function that the caller hands in (``resize``).
-"""
+"""Image files of the common formats as 8-bit RGB arrays, and ``.npz`` files of features in their place."""
 
 from __future__ import annotations
 
@@ -13,54 +8,50 @@ import os
 import stat
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from jaxgen.errors import DataError, UsageError
 from jaxgen.tasks.caption.annotations import first_few
 
-#: Pictures of more pixels than this are refused before they are decoded: pillow's own limit, 256 MiB of RGB.
+if TYPE_CHECKING:  # importing the tasks does not load Pillow
+    from PIL.Image import Image
+
+#: Images with more pixels are refused before they are decoded: Pillow's own limit, 256 MiB of RGB.
 MOST_PIXELS = 89_478_485
-#: Rows of more pixels than this may have 2**31 bits: pillow then says that the memory is short, however much there is.
+#: Rows with more pixels may have 2**31 bits: Pillow then raises ``MemoryError``, however much memory there is.
 WIDEST = 2**31 // 64 - 7
-#: A canvas is so many times as high and as wide as the pictures wanted.
-CANVAS = 4
-#: The formats that are read. Not pillow's others: some start another program (EPS), most have no care taken of them.
+#: The formats that are read. Of Pillow's others, some start another program (EPS) and most are poorly maintained.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _ENDINGS = "apng avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp"
-#: What names of image files end in, for finding them in folders; what a file is, its content says.
+#: Endings by which image files are found in folders; the format itself is told by the content.
 SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split(" "))
-#: How many canvases are made to the exact size in one call: always so many, so that one shape is compiled.
-TOGETHER = 32
-#: The same for a picture by itself. Not one: the loop over pictures would be compiled to something else than a loop.
-ALONE = 2
-_ORIENTATION = 0x0112  # the EXIF tag, and what undoes each of its values but 1 (upright)
-_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
-_TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
-#: Canvases [N, 4H, 4W, 3] and the heights and widths used of each, int32 [N, 2] -> uint8 [N, H, W, 3].
-Resize = Callable[[np.ndarray, np.ndarray], Any]
+#: Large images are first reduced by whole factors, to no less than this many times the target size.
+REDUCING_GAP = 2.0
 
 
 class Images(NamedTuple):
-    """What ``read_images`` found: pixels, which of the paths they are of, and what was left out."""
+    """What ``read_images`` returns: pixels, the paths they belong to, and what was left out."""
 
     images: np.ndarray  # uint8 [N, H, W, 3]
     kept: list[int]  # positions in the list of paths, ascending
-    skipped: list[tuple[str, str]]  # (path, why), in the order of the paths
+    skipped: list[tuple[str, str]]  # (path, reason), in the order of the paths
 
 
-class _Unusable(Exception):
-    """Why a file gives no picture: the end of the sentence "The image X cannot be used: "."""
+class _UnusableImage(Exception):
+    """The reason why a file gives no image: the end of the sentence "The image X cannot be used: "."""
 
 
 def find_images(folder: Path) -> list[str]:
-    """The files under ``folder`` whose names end as those of images do, as sorted paths relative to it with ``/``.
+    """Returns the image files under ``folder``, by their names' endings, as sorted relative paths with ``/``.
 
-    Hidden files and folders are left out. Raises ``DataError`` for a folder that cannot be listed.
+    Hidden files and folders are left out.
+
+    Raises:
+        DataError: A folder cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
@@ -78,72 +69,46 @@ def find_images(folder: Path) -> list[str]:
 
 
 def read_image(path: Path | str, size: tuple[int, int], *, most_pixels: int = MOST_PIXELS) -> np.ndarray:
-    """One picture as uint8 [h, w, 3], reduced by whole factors until h <= 4H and w <= 4W for the ``size`` (H, W).
+    """Reads one image, stretched to ``size`` (H, W), as uint8 [H, W, 3].
 
-    Reduction is by averages over blocks of pixels, each axis by itself, and never to less than twice the size wanted.
-    CMYK, palettes, greys, 16-bit channels (their high byte) and others become RGB without colour management;
-    transparent parts are laid over white, the EXIF orientation is followed, of several frames the first is read.
-    Raises ``DataError`` naming the file and the reason: no image, damaged, cut off, more than ``most_pixels``, or
-    pixels whose white is not known (floating point).
+    CMYK, palettes, greys, 16-bit channels (their high byte) and others become RGB without colour management.
+    Transparent parts are laid over white, the EXIF orientation is applied, and of an animation the first frame is read.
+
+    Raises:
+        DataError: The file is not an image, damaged, truncated or too large, or its white point is not known
+            (floating-point pixels).
     """
-    pillow = _pillow()
+    _check_size(size)
     try:
-        return _read(pillow, Path(path), _checked(size), most_pixels)
-    except _Unusable as reason:
+        return _read(Path(path), size, most_pixels)
+    except _UnusableImage as reason:
         raise DataError(f"The image {path} cannot be used: {reason}. Replace it, or leave it out.") from reason
 
 
-def read_exactly(path: Path | str, size: tuple[int, int], resize: Resize) -> np.ndarray:
-    """One picture as uint8 [H, W, 3], bit for bit that of ``read_images``; raises ``DataError`` as ``read_image``."""
-    picture = read_image(path, size)
-    canvases = np.zeros((ALONE, CANVAS * size[0], CANVAS * size[1], 3), np.uint8)
-    extents = np.ones((ALONE, 2), np.int32)
-    canvases[0, : picture.shape[0], : picture.shape[1]] = picture
-    extents[0] = picture.shape[:2]
-    exact: np.ndarray = np.asarray(resize(canvases, extents))[0]
-    return exact
-
-
 def read_images(
-    paths: Iterable[Path | str],
-    size: tuple[int, int],
-    resize: Resize,
-    *,
-    strict: bool = False,
-    most_pixels: int = MOST_PIXELS,
+    paths: Iterable[Path | str], size: tuple[int, int], *, strict: bool = False, most_pixels: int = MOST_PIXELS
 ) -> Images:
-    """The pictures of ``paths`` at exactly ``size`` (H, W); those that cannot be used are left out and said.
+    """Reads images as ``read_image`` does, one at a time, and leaves out those that cannot be used.
 
-    ``resize`` gets canvases and the part used of each (``Resize``). One file is decoded at a time. ``strict`` raises
-    ``DataError`` for the first that cannot be used instead; without it the same is raised when none can be.
+    Raises:
+        DataError: No image can be used, or ``strict`` is set and one cannot.
     """
-    pillow, (height, width), paths = _pillow(), _checked(size), list(paths)
-    images = np.empty((len(paths), height, width, 3), np.uint8)
+    _check_size(size)
+    paths = list(paths)
+    images = np.empty((len(paths), *size, 3), np.uint8)
     kept: list[int] = []
     skipped: list[tuple[str, str]] = []
-    canvases = np.zeros((TOGETHER, CANVAS * height, CANVAS * width, 3), np.uint8)
-    extents = np.ones((TOGETHER, 2), np.int32)
-    waiting = 0
-    for place, path in enumerate(paths):
+    for i, path in enumerate(paths):
         try:
-            picture = _read(pillow, Path(path), size, most_pixels)
-        except _Unusable as reason:
+            images[len(kept)] = _read(Path(path), size, most_pixels)
+            kept.append(i)
+        except _UnusableImage as reason:
             if strict:
                 raise DataError(
-                    f"The image {path} cannot be used: {reason}. Replace it or remove it with its captions, "
-                    "or have such files skipped by leaving strict reading (--strict) out."
+                    f"The image {path} cannot be used: {reason}. Replace it, remove it with its captions, or leave out "
+                    "--strict to skip such files."
                 ) from reason
             skipped.append((str(path), str(reason)))
-            continue
-        canvases[waiting, : picture.shape[0], : picture.shape[1]] = picture
-        extents[waiting] = picture.shape[:2]
-        kept.append(place)
-        waiting += 1
-        if waiting == TOGETHER:
-            images[len(kept) - waiting : len(kept)] = resize(canvases, extents)
-            waiting = 0
-    if waiting:
-        images[len(kept) - waiting : len(kept)] = np.asarray(resize(canvases, extents))[:waiting]
     if not kept:
         raise DataError(
             f"None of the {len(paths)} images can be used; {skipped[0][0]}: {skipped[0][1]}. Check the folder."
@@ -153,8 +118,8 @@ def read_images(
     return Images(images[: len(kept)], kept, skipped)
 
 
-def say_skipped(skipped: Sequence[tuple[str, str]], total: int, most: int = 3) -> str:
-    """A sentence on what ``read_images`` left out of ``total`` files: how many, the first ``most`` with reasons."""
+def describe_skipped(skipped: Sequence[tuple[str, str]], total: int, most: int = 3) -> str:
+    """Returns a sentence on what ``read_images`` left out of ``total`` files, with the first ``most`` reasons."""
     if not skipped:
         return f"All {total} images can be used."
     names = "; ".join(f"{path}: {reason}" for path, reason in skipped[:most])
@@ -163,98 +128,84 @@ def say_skipped(skipped: Sequence[tuple[str, str]], total: int, most: int = 3) -
     return f"{len(skipped)} of {total} images {verb} skipped ({names}{more})."
 
 
-def _pillow() -> ModuleType:
-    """``PIL.Image`` with its formats loaded; raises ``UsageError`` where pillow is missing."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise UsageError(
-            'Reading image files needs pillow. Install it with: pip install "jaxgen[image]", '
-            "or give features computed beforehand (.npz)."
-        ) from error
-    Image.init()
-    return Image
-
-
-def _checked(size: tuple[int, int]) -> tuple[int, int]:
+def _check_size(size: tuple[int, int]) -> None:
     if len(size) != 2 or min(size) < 1:
         raise UsageError(f"The size of the images is {size!r}: give a height and a width of at least 1.")
-    return size
 
 
-def _read(pillow: Any, path: Path, size: tuple[int, int], most_pixels: int) -> np.ndarray:
-    """``read_image``, with ``_Unusable`` for every file that gives no picture."""
+def _read(path: Path, size: tuple[int, int], most_pixels: int) -> np.ndarray:
+    """Returns the pixels of a file; raises ``_UnusableImage`` if it gives none."""
+    import PIL.Image as pillow
+
+    pillow.init()
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
-        raise _Unusable(f"it cannot be reached ({getattr(error, 'strerror', None) or error})") from error
+        raise _UnusableImage(f"it cannot be reached ({getattr(error, 'strerror', None) or error})") from error
     if not stat.S_ISREG(status.st_mode):
-        raise _Unusable("it is not a file")
+        raise _UnusableImage("it is not a file")
     if not status.st_size:
-        raise _Unusable("it is empty")
+        raise _UnusableImage("it is empty")
     formats = [name for name in FORMATS if name in pillow.OPEN]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata and the like: the pixels are what counts
+            warnings.simplefilter("ignore")  # damaged metadata and the like do not matter, the pixels do
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             with pillow.open(path, formats=formats) as image:
                 if image.width * image.height > most_pixels:
-                    raise _Unusable(f"{image.width} x {image.height} pixels are more than the limit of {most_pixels:,}")
+                    raise _UnusableImage(
+                        f"{image.width} x {image.height} pixels are more than the limit of {most_pixels:,}"
+                    )
                 try:
-                    return _pixels(pillow, image, size)
+                    return _pixels(image, size)
                 except MemoryError as error:
                     if image.width <= WIDEST:
                         raise
-                    raise _Unusable(
-                        f"its rows of {image.width:,} pixels are longer than what can be decoded: up to {WIDEST:,} "
-                        "pixels always can"
+                    raise _UnusableImage(
+                        f"its rows of {image.width:,} pixels are too long: up to {WIDEST:,} pixels can be decoded"
                     ) from error
-    except _Unusable:
+    except _UnusableImage:
         raise
     except (pillow.DecompressionBombWarning, pillow.DecompressionBombError) as error:
-        raise _Unusable(f"it has too many pixels: {error}".rstrip(".")) from error
+        raise _UnusableImage(f"it has too many pixels: {error}".rstrip(".")) from error
     except pillow.UnidentifiedImageError as error:
-        raise _Unusable(f"its content is none of {', '.join(formats)}, or its beginning is damaged") from error
+        raise _UnusableImage(f"its content is none of {', '.join(formats)}, or its beginning is damaged") from error
     except MemoryError as error:
-        raise _Unusable("it needs more memory than there is") from error
-    except Exception as error:  # what is damaged makes decoders raise nearly everything: SyntaxError, struct.error, …
+        raise _UnusableImage("it needs more memory than there is") from error
+    except Exception as error:  # damaged files make decoders raise nearly everything: SyntaxError, struct.error, …
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise _Unusable(f"it cannot be decoded: {reason}") from error
+        raise _UnusableImage(f"it cannot be decoded: {reason}") from error
 
 
-def _pixels(pillow: Any, image: Any, size: tuple[int, int]) -> np.ndarray:
-    """The pixels of an open image, as ``read_image`` says."""
-    if image.format in ("JPEG", "MPO"):  # these decode at 1/2, 1/4 or 1/8 directly, to no less than what is asked for
-        rows, columns = size[::-1] if _turned(image) else size
-        image.draft(None, (2 * columns, 2 * rows))
+def _pixels(image: Image, size: tuple[int, int]) -> np.ndarray:
+    """Decodes an open image and resizes it to ``size``, uint8 [H, W, 3]."""
+    from PIL import Image as pillow
+    from PIL import ImageOps
+
+    side = math.ceil(REDUCING_GAP * max(size))
+    image.draft(None, (side, side))  # JPEG can be decoded at 1/2, 1/4 or 1/8, to no less than what is asked for
     image.load()
-    turn, turned = image.getexif().get(_ORIENTATION), _turned(image)  # anew: pillow turns TIFFs while it loads them
-    image = _colours(pillow, image)
-    rows, columns = size[::-1] if turned else size
-    image = image.reduce((max(1, image.width // (2 * columns)), max(1, image.height // (2 * rows))))
+    ImageOps.exif_transpose(image, in_place=True)
+    height, width = size
+    image = _to_rgb(image).resize((width, height), pillow.Resampling.BILINEAR, reducing_gap=REDUCING_GAP)
     if image.mode == "RGBA":
         white = pillow.new("RGB", image.size, "white")
         white.paste(image, mask=image.getchannel("A"))
         image = white
-    if turn in _TURNS:
-        image = image.transpose(pillow.Transpose[_TURNS[turn]])
     return np.asarray(image)
 
 
-def _turned(image: Any) -> bool:
-    """Whether the EXIF orientation makes columns of the rows."""
-    return image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+def _to_rgb(image: Image) -> Image:
+    """Converts a loaded image to the mode RGB, or to RGBA if it has transparency."""
+    from PIL import Image as pillow
 
-
-def _colours(pillow: Any, image: Any) -> Any:
-    """The loaded image in the mode RGB, or RGBA if any of it may be transparent."""
     if image.mode == "F":
-        raise _Unusable("its pixels are floating-point numbers, of which it is not known what is white")
+        raise _UnusableImage("its pixels are floating-point numbers, of which it is not known what is white")
     if not image.mode.startswith("I"):
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
-    values = np.asarray(image)  # pillow would clip 16 bits to 255
+    values = np.asarray(image)  # Pillow would clip 16 bits to 255
     if values.min() < 0 or values.max() > 0xFFFF:
-        raise _Unusable("its pixels are whole numbers of more than 16 bits, of which it is not known what is white")
+        raise _UnusableImage("its pixels are integers of more than 16 bits, of which it is not known what is white")
     grey = pillow.fromarray((values >> 8).astype(np.uint8))
     transparent = image.info.get("transparency")
     if transparent is None:
