@@ -278,7 +278,7 @@ import jaxgen
 if "jax" in sys.modules:
     print("imports JAX before it is used")
 jaxgen.LSTM
-for name in ("torch", "tokenizers", "tensorboardX", "matplotlib", "orbax", "tyro"):
+for name in ("torch", "tokenizers", "tensorboardX", "matplotlib", "orbax", "filelock", "tyro"):
     if name in sys.modules:
         print("imports", name)
 import jax

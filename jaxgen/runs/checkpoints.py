@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, the latest few and the best kept, every bit verified on the way back."""
+"""The checkpoints of a run: each complete or absent, the latest few and the best kept, every bit verified."""
 
 from __future__ import annotations
 
@@ -8,22 +8,36 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxgen.errors import CheckpointError
 from jaxgen.fsutil import run_dir_missing, sync_folder, unwritable
-from jaxgen.runs import manifest as fmt
-from jaxgen.runs import orbax_io
-from jaxgen.runs.manifest import DamagedCheckpointError, UnreadableCheckpointError, check_files, damaged, read_record
+from jaxgen.runs.manifest import (
+    PARAMS,
+    DamagedCheckpointError,
+    Leaf,
+    Manifest,
+    UnreadableCheckpointError,
+    check_like,
+    encode_checkpoint,
+    read_arrays,
+    read_files,
+    read_manifest,
+)
+from jaxgen.runs.tensors import Tree, host_arrays, named_leaves, to_device, unflatten
 
 
-def entries(directory: Path) -> list[Path]:
-    """What lies in ``directory``, none when it does not exist. Refused: a link, which leads to the files of others."""
+def list_entries(directory: Path) -> list[Path]:
+    """What lies in ``directory``, sorted; nothing if it does not exist.
+
+    Raises:
+        CheckpointError: if it is a link, which may lead to the files of others, or not a folder.
+        UnreadableCheckpointError: if the system refuses to read it.
+    """
     try:
         mode = os.lstat(directory).st_mode
         if not stat.S_ISDIR(mode):
@@ -41,98 +55,65 @@ def entries(directory: Path) -> list[Path]:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether it is a folder and no link to one."""
+    """Whether ``path`` is a folder and not a link to one."""
     return path.is_dir() and not path.is_symlink()
 
 
-def is_whole(folder: Path, step: int) -> bool:
-    """Whether a checkpoint is as it was saved. Raises ``CheckpointError`` if none can tell now."""
+def is_good(folder: Path, step: int) -> bool:
+    """Whether a checkpoint is as it was saved. Raises ``CheckpointError`` if that cannot be told now."""
     try:
-        check_files(folder, step, read_record(folder, step))
+        read_files(folder, step, read_manifest(folder, step))
     except DamagedCheckpointError:
         return False
     return True
 
 
 @contextmanager
-def writing(directory: Path) -> Iterator[None]:
-    """What the system refuses while entered is the ``CheckpointError`` of a ``directory`` that cannot be written."""
+def _writing(directory: Path) -> Iterator[None]:
+    """Raise an ``OSError`` of the block as the ``CheckpointError`` of a ``directory`` that cannot be written."""
     try:
         yield
     except OSError as error:
         raise unwritable(directory, error) from error
 
 
-def size_on_disk(folder: Path) -> int:
-    """The bytes that the files of ``folder`` take, in whole blocks where the system tells them."""
-    with suppress(OSError):
-        found = [path.stat() for path in folder.rglob("*")]
-        return sum(getattr(status, "st_blocks", 0) * 512 or status.st_size for status in found)
-    return 0
+def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files to a new folder, all of it on the disk before this returns."""
+    for name, data in files.items():
+        with open(folder / name, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    sync_folder(folder)
 
 
-def sync_tree(folder: Path) -> None:
-    """Ask the system to put all that lies in ``folder`` on the disk."""
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with open(path, "r+b") as file:  # Windows syncs files open for writing only
-                os.fsync(file.fileno())
+class _Metrics(NamedTuple):
+    """What the manifests in a folder say of the metrics."""
 
+    known: dict[int, float | None]  # step -> metric, by its own manifest or another one
+    broken: dict[int, CheckpointError]  # step -> why its manifest cannot be read
+    unknown: list[CheckpointError]  # those of ``broken`` whose metric no other manifest has
 
-@contextmanager
-def guard_directory(folder: Path, partial: Path) -> Iterator[None]:
-    """``FileNotFoundError`` unless ``folder``, into whose ``partial`` the block writes, is there until its end.
-
-    Where it is removed or moved meanwhile, Orbax makes anew whatever is missing above its files, and a run would go on
-    where nothing else of it is. What was made so is removed.
-    """
-    there = [(each, _held(each)) for each in (folder, folder.parent)]  # held, so that no other gets their numbers
-    try:
-        try:
-            yield
-        except Exception as error:
-            if not _is_still(*there[0]):
-                raise run_dir_missing() from error
-            raise
-        if not _is_still(*there[0]):
-            raise run_dir_missing()
-    finally:
-        if not _is_still(*there[0]):
-            shutil.rmtree(partial, ignore_errors=True)
-        for each, descriptor in there:
-            with suppress(OSError):  # one that holds something by now was not made by Orbax alone
-                if not _is_still(each, descriptor):
-                    each.rmdir()
-            if descriptor is not None:
-                os.close(descriptor)
-
-
-def _held(folder: Path) -> int | None:
-    """A descriptor of a folder; ``None`` on Windows, which gives none and removes no folder that is written to."""
-    return None if os.name == "nt" else os.open(folder, getattr(os, "O_PATH", os.O_RDONLY))
-
-
-def _is_still(folder: Path, descriptor: int | None) -> bool:
-    try:
-        return descriptor is None or os.path.samestat(os.stat(folder), os.fstat(descriptor))
-    except OSError:
-        return False
+    @property
+    def best(self) -> int | None:
+        """The step with the lowest metric, the earliest of equals."""
+        finite = {step: metric for step, metric in self.known.items() if metric is not None}
+        return min(finite, key=lambda step: (finite[step], step), default=None)
 
 
 _NAME = re.compile(r"([0-9]{8,18})(?:\.([0-9]{1,9}))?")
-_ASIDE = re.compile(r"([0-9]{8,18})(?:\.[0-9]{1,9})?\.damaged(?:-[0-9]+)?")
+_DAMAGED = re.compile(r"([0-9]{8,18})(?:\.[0-9]{1,9})?\.damaged(?:-[0-9]+)?")
 _UNFINISHED = ".tmp-"
 
 
 class CheckpointStore:
     """The checkpoints in one folder: the latest ``keep_latest`` and the one with the lowest metric.
 
-    A checkpoint is a folder named by its step; saving a step again makes ``<step>.1`` and then drops the former, so
-    there is no moment without one. Reading never writes: what a killed save left is ignored, and removed by the
-    next save. A folder of that name is a checkpoint whatever it holds: one that is damaged is told of, and what sets it
-    aside (as ``<step>.damaged``, which nothing here touches again) is ``truncate``, when a run goes on without it.
+    A checkpoint is a folder named by its step, written under a temporary name and then renamed. Saving a step again
+    writes ``<step>.1`` and then drops the former one, so there is always a complete checkpoint. Reading never writes:
+    what a killed save leaves is ignored, and the next save removes it. A folder with the name of a checkpoint is one,
+    whatever it holds: damage is reported, never taken for absence. When a run continues without a damaged checkpoint,
+    ``truncate`` renames it to ``<step>.damaged``, and nothing here ever touches it again.
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep_latest: int = 2) -> None:
@@ -140,14 +121,15 @@ class CheckpointStore:
             raise ValueError(f"keep_latest is {keep_latest}; it must be at least 1.")
         self.directory = Path(directory).absolute()
         self.keep_latest = keep_latest
-        self._cleaned = self._known = False
-        self._damaged: set[str] = set()  # names of folders that restoring found damaged
-        self._lost: set[int] = set()  # steps that were best and are gone
+        self._cleaned = False
+        self._existed = False  # whether this store has seen a checkpoint in its folder
+        self._damaged: set[str] = set()  # names of folders found damaged by ``restore_newest_good``
+        self._lost: set[int] = set()  # steps that were best and are missing
 
-    # --- what is there
+    # --- queries
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending. Whether each is undamaged, only ``restore`` finds out."""
+        """The steps that have a checkpoint, ascending. Only ``restore`` tells whether each is undamaged."""
         return sorted(self._folders())
 
     def latest(self) -> int | None:
@@ -155,228 +137,243 @@ class CheckpointStore:
         return max(self._folders(), default=None)
 
     def names(self) -> list[str]:
-        """The folders of the checkpoints: others once one was saved, replaced or dropped."""
-        return [folder.name for _, _, folder in self._every()]
+        """The names of the checkpoint folders. They change when a checkpoint is saved, replaced or dropped."""
+        return [folder.name for _, _, folder in self._all()]
 
     def best(self) -> int | None:
-        """The step with the lowest finite metric, the earliest of equals; ``None`` when no checkpoint has one.
+        """The step with the lowest finite metric, the earliest of equals; ``None`` if no checkpoint has one.
 
-        Every record knows the metrics of those beside it, so a damaged best one is still the best, and restoring it
-        says what is wrong. Raises ``CheckpointError`` when the metric of a damaged one is told nowhere.
+        Every manifest holds the metrics of the other checkpoints, so a damaged best one is still the best, and
+        restoring it says what is wrong.
+
+        Raises:
+            CheckpointError: if the metric of a damaged checkpoint is not known.
         """
-        metrics, _, untold = self._metrics()
-        if untold:
-            raise untold[0]
-        return _lowest(metrics)
+        metrics = self._metrics()
+        if metrics.unknown:
+            raise metrics.unknown[0]
+        return metrics.best
 
     def metric(self, step: int) -> float | None:
-        """The metric that ``step`` was saved with; ``None`` when it had none or it was not finite."""
-        return self._record(step)[1]["metric"]
+        """The metric that ``step`` was saved with; ``None`` if there was none or it was not finite."""
+        return self._manifest(step).metric
 
     def host(self, step: int | None = None) -> dict[str, Any]:
-        """The JSON saved beside the arrays, without reading them (step ``None``: the latest)."""
-        return self._record(step)[1]["host"]
+        """The JSON object saved with the arrays of ``step`` (default: the latest), without reading them."""
+        return self._manifest(step).host
 
     def digest(self, step: int | None = None) -> str:
-        """Sixteen hexadecimal digits standing for every bit of the arrays (step ``None``: the latest)."""
-        return fmt.digest(self._record(step)[1])
+        """Sixteen hexadecimal digits that stand for every bit of the arrays of ``step`` (default: the latest)."""
+        return self._manifest(step).digest()
 
     # --- saving
 
-    def save(self, step: int, state: Any, host: Mapping[str, Any], metric: float | None = None) -> None:
-        """Save a pytree of arrays and a JSON object as the checkpoint of ``step``, then drop those no longer kept.
+    def save(self, step: int, state: Tree, host: Mapping[str, Any], metric: float | None = None) -> None:
+        """Save a checkpoint, then drop those that are no longer kept.
 
-        ``metric``: lower is better; one that is not finite is never best. A step saved before is replaced, and
-        keeps its metric when the arrays are equal and none is given. Raises ``ValueError`` when the state holds
-        what a checkpoint cannot (typed keys, objects; NaN in ``host``), ``CheckpointError`` when the disk refuses.
+        Args:
+            step: the step of the checkpoint; one that was saved before is replaced.
+            state: a pytree of arrays.
+            host: a JSON object to keep with them.
+            metric: lower is better; one that is not finite is never the best. By default a step that is saved again
+                with equal arrays keeps the metric it had.
+
+        Raises:
+            ValueError: if the state or ``host`` holds what a checkpoint cannot (typed keys, objects, NaN in ``host``).
+            CheckpointError: if the disk refuses.
         """
         if step < 0:
             raise ValueError(f"The step is {step}; it must not be negative.")
-        arrays = fmt.to_arrays(state)
-        leaves = {name: fmt.describe(array) for name, array in arrays.items()}
-        if metric is None:
-            metric = self._former_metric(step, leaves)
+        arrays = host_arrays(state)
+        leaves = {name: Leaf.of(array) for name, array in arrays.items()}
+        metric = self._former_metric(step, leaves) if metric is None else float(metric)
         partial = self.directory / f"{_UNFINISHED}{step}-{os.getpid()}-{secrets.token_hex(4)}"
+        needed = sum(array.nbytes for array in arrays.values())
         try:
-            self._make_folder()
+            self._make_directory()
             self.clean()
-            beside = self._metrics_beside(step)
-            with guard_directory(self.directory, partial):
-                partial.mkdir()
-                orbax_io.write_arrays(partial / fmt.ARRAYS, arrays)
-                fmt.write_record(partial, step, None if metric is None else float(metric), dict(host), leaves, beside)
-                sync_tree(partial)
+            metrics = self._metrics_of_others(step)
+            partial.mkdir()  # early: if another folder takes the place of the run's, the rest fails
+            files = encode_checkpoint(step, arrays, leaves, metric, metrics, host)
+            needed = sum(map(len, files.values()))
+            _write_files(partial, files)
             os.rename(partial, self._next_folder(step))
             sync_folder(self.directory)
-        except (OSError, orbax_io.OrbaxError) as error:
-            shutil.rmtree(partial, ignore_errors=True)  # before it is told how much is free
-            self._cleaned = False  # what Orbax still writes may make it anew
-            reason = error if isinstance(error, OSError) else error.__cause__ or error
-            raise unwritable(self.directory, reason, needed=self._needed(arrays)) from error
+        except (OSError, MemoryError) as error:
+            shutil.rmtree(partial, ignore_errors=True)  # before the free space is measured
+            reason = run_dir_missing() if isinstance(error, FileNotFoundError) else error
+            raise unwritable(self.directory, reason, needed=needed) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        self._known = True
-        self._retain(step)
+        self._existed = True
+        self._drop_old(step)
 
     def truncate(self, step: int) -> None:
-        """Drop the checkpoints beyond ``step``: a run that resumes there will write them again.
+        """Drop the checkpoints after ``step``: a run that resumes there writes them again.
 
-        Those that are damaged are set aside instead, and so are older ones that ``restore_newest_good`` found damaged.
+        Damaged ones are set aside instead, and so are the older ones that ``restore_newest_good`` found damaged.
         """
         self.clean()
-        later = [(n, folder) for n, _, folder in self._every() if n > step and folder.name not in self._damaged]
-        # All are read before any is dropped.
-        damaged_later = {folder.name for number, folder in later if not is_whole(folder, number)}
+        later = [(n, folder) for n, _, folder in self._all() if n > step and folder.name not in self._damaged]
+        # Read all of them before any is dropped.
+        damaged_later = {folder.name for number, folder in later if not is_good(folder, number)}
         for name in sorted(self._damaged | damaged_later):
-            self._set_aside(self.directory / name)
+            with _writing(self.directory):
+                os.rename(self.directory / name, self._damaged_name(name))
+                sync_folder(self.directory)
         for _, folder in later:
             if folder.name not in damaged_later:
                 self._drop(folder)
         for lost in self._lost:
-            with writing(self.directory):
-                self._aside(f"{lost:08d}").mkdir()  # says so to those who ask which one is best
+            with _writing(self.directory):
+                self._damaged_name(f"{lost:08d}").mkdir()  # so that ``best`` no longer counts it
         self._damaged, self._lost = set(), set()
 
     def clean(self) -> None:
-        """Remove what a killed save or a killed removal left (once per store). Only the process that trains may."""
+        """Remove what a killed save or removal left, once per store. Only the process that trains may call it."""
         if not self._cleaned:
-            for entry in entries(self.directory):
+            for entry in list_entries(self.directory):
                 if entry.name.startswith(_UNFINISHED) and is_folder(entry):
                     self._drop(entry)
         self._cleaned = True
 
     # --- restoring
 
-    def restore(self, step: int | None = None, like: Any = None) -> tuple[Any, dict[str, Any]]:
-        """The state and the host JSON of ``step`` (``None``: the latest), on this process's default device.
+    def restore(self, step: int | None = None, like: Tree = None) -> tuple[Tree, dict[str, Any]]:
+        """The state and the host JSON of ``step`` (default: the latest), on this process's default device.
 
-        ``like`` is a pytree of arrays or ``jax.ShapeDtypeStruct``: it is checked before any array is read, and gives
-        back its classes; without it the state is nested dictionaries. Raises ``DamagedCheckpointError`` naming what
-        was altered, and ``CheckpointError`` for no such step or a leaf of another shape.
+        Args:
+            step: the step of the checkpoint.
+            like: a pytree of arrays or ``jax.ShapeDtypeStruct``. It is compared with the checkpoint before any array
+                is read, and gives the state its classes; without it the state is nested dictionaries.
+
+        Raises:
+            DamagedCheckpointError: names what was altered.
+            CheckpointError: if there is no such step, or a leaf has another shape or dtype.
         """
-        return self._restore(*self._find(step), like, "")
+        return self._restore(*self._find(step), like)
 
-    def restore_params(self, step: int | None = None, like: Any = None) -> tuple[Any, dict[str, Any]]:
+    def restore_params(self, step: int | None = None, like: Tree = None) -> tuple[Tree, dict[str, Any]]:
         """As ``restore``, but only the subtree ``params`` of the state; ``like`` is that subtree's."""
-        return self._restore(*self._find(step), like, "params/")
+        return self._restore(*self._find(step), like, PARAMS)
 
-    def restore_newest_good(self, like: Any = None) -> tuple[int, Any, dict[str, Any], list[str]]:
-        """The newest checkpoint that is undamaged: (step, state, host, what was wrong with each that is not).
+    def restore_newest_good(self, like: Tree = None) -> tuple[int, Tree, dict[str, Any], list[str]]:
+        """The newest undamaged checkpoint: step, state, host JSON, and what is wrong with each damaged one.
 
-        ``truncate`` then sets those aside. They are the newer ones, and of the older ones the best and any that cannot
-        say whether it is. Raises ``CheckpointError`` when none is good, and at once when one has another shape than
-        ``like`` or cannot be read now.
+        The damaged ones are those that are newer, and of the older ones the best and any that may be the best. A
+        following ``truncate`` sets them aside.
+
+        Raises:
+            CheckpointError: if none is good, or one has another shape than ``like`` or cannot be read now.
         """
-        found: list[tuple[Path, DamagedCheckpointError]] = []
-        for step, _, folder in reversed(self._every()):
+        damaged: list[tuple[Path, DamagedCheckpointError]] = []
+        for step, _, folder in reversed(self._all()):
             try:
-                state, host = self._restore(folder, step, like, "")
+                state, host = self._restore(folder, step, like)
             except DamagedCheckpointError as error:
-                found.append((folder, error))
+                damaged.append((folder, error))
             else:
-                problems: list[str] = []
-                for each in found:
-                    self._note(*each, problems)
-                self._look_at_best(problems)
-                return step, state, host, problems
-        if found:  # they stay where they are
+                problems = [self._note_damage(*each) for each in damaged]
+                return step, state, host, problems + self._check_best()
+        if damaged:  # they stay where they are
             raise CheckpointError(
-                f"No checkpoint in {self.directory} is good. {' '.join(error.said for _, error in found)} Nothing was "
-                "changed. Copy the run again, or train anew with `python train.py --run DIR`."
+                f"No checkpoint in {self.directory} is good. {' '.join(error.said for _, error in damaged)} "
+                "Nothing was changed. Copy the run again, or train a new one with `python train.py --run DIR`."
             )
-        raise self._nothing()
+        raise self._no_checkpoint()
 
-    def _look_at_best(self, problems: list[str]) -> None:
-        """Add what is wrong with the best checkpoint, and with those that may be it."""
-        _, broken, _ = self._metrics()
-        for step, error in broken.items():
+    def _check_best(self) -> list[str]:
+        """What is wrong with the best checkpoint, and with those that may be the best."""
+        problems: list[str] = []
+        metrics, folders = self._metrics(), self._folders()
+        suspects = {step: error for step, error in metrics.broken.items() if folders[step].name not in self._damaged}
+        for step, error in suspects.items():
             if not isinstance(error, DamagedCheckpointError):
                 raise error
-            if (folder := self._folders()[step]).name not in self._damaged:
-                self._note(folder, error, problems)
-        best, folders = _lowest(self._metrics()[0]), self._folders()
+            problems.append(self._note_damage(folders[step], error))
+        best = metrics.best
         if best is not None and best not in folders:
             self._lost.add(best)
             problems.append(f"The checkpoint of step {best}, the best one, is missing from {self.directory}.")
         elif best is not None and folders[best].name not in self._damaged:
             try:
-                fmt.check_files(folders[best], best, fmt.read_record(folders[best], best))
+                read_files(folders[best], best, read_manifest(folders[best], best))
             except DamagedCheckpointError as error:
-                self._note(folders[best], error, problems)
+                problems.append(self._note_damage(folders[best], error))
+        return problems
 
-    def _note(self, folder: Path, error: DamagedCheckpointError, problems: list[str]) -> None:
+    def _note_damage(self, folder: Path, error: DamagedCheckpointError) -> str:
         self._damaged.add(folder.name)
-        problems.append(f"{error.said} It is set aside as {self._aside(folder.name)}.")
+        return f"{error.said} It is set aside as {self._damaged_name(folder.name)}."
 
-    def _restore(self, folder: Path, step: int, like: Any, prefix: str) -> tuple[Any, dict[str, Any]]:
-        record = fmt.read_record(folder, step)
-        leaves = {name: leaf for name, leaf in record["leaves"].items() if name.startswith(prefix)}
+    def _restore(self, folder: Path, step: int, like: Tree, prefix: str = "") -> tuple[Tree, dict[str, Any]]:
+        manifest = read_manifest(folder, step)
+        leaves = {name: leaf for name, leaf in manifest.leaves.items() if name.startswith(prefix)}
         if not leaves and prefix:
-            raise CheckpointError(f"The checkpoint of step {step} holds no {prefix[:-1]}; it was not saved by jaxgen.")
-        wanted = None if like is None else [prefix + name for name, _ in fmt.leaf_names(like)]
+            raise CheckpointError(
+                f"The checkpoint of step {step} has no {prefix[:-1]}, so jaxgen's trainer did not write it. Give "
+                "another run with --run."
+            )
+        wanted = None if like is None else {prefix + name: leaf for name, leaf in named_leaves(like)}
         if wanted is not None:
-            fmt.check_like(step, leaves, dict(zip(wanted, jax.tree_util.tree_leaves(like))))
-        fmt.check_memory(step, leaves)
-        fmt.check_files(folder, step, record)
-        arrays = orbax_io.read_arrays(folder, step, leaves, record["leaves"])
-        for name, leaf in leaves.items():
-            if fmt.describe(arrays[name]) != leaf:
-                raise damaged(folder, step, f"the array {name} does not match its checksum")
-        placed = {name: fmt.to_device(arrays[name]) for name in leaves}
-        if wanted is not None:
-            state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), [placed[name] for name in wanted])
-            return state, record["host"]
-        return fmt.unescape(fmt.nest({name[len(prefix) :]: array for name, array in placed.items()})), record["host"]
+            check_like(step, leaves, wanted)
+        arrays = {name: to_device(a) for name, a in read_arrays(folder, step, manifest, leaves).items()}
+        if wanted is None:
+            return unflatten({name.removeprefix(prefix): array for name, array in arrays.items()}), manifest.host
+        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted]), manifest.host
 
     # --- folders
 
-    def _every(self) -> list[tuple[int, int, Path]]:
+    def _all(self) -> list[tuple[int, int, Path]]:
         """All checkpoints as (step, revision, folder), ascending."""
-        matches = [(match, entry) for entry in entries(self.directory) if (match := _NAME.fullmatch(entry.name))]
+        entries = list_entries(self.directory)
+        matches = [(match, entry) for entry in entries if (match := _NAME.fullmatch(entry.name))]
         return sorted((int(match[1]), int(match[2] or 0), entry) for match, entry in matches)
 
     def _folders(self) -> dict[int, Path]:
         """Step -> its folder: of a step saved again, the one written last."""
-        folders = {step: folder for step, _, folder in self._every()}
-        self._known |= bool(folders)
+        folders = {step: folder for step, _, folder in self._all()}
+        self._existed |= bool(folders)
         return folders
 
-    def _make_folder(self) -> None:
-        """Make the folder unless it was there before: then someone removed it, and the best one with it."""
-        if not self._known:
+    def _make_directory(self) -> None:
+        """Make the folder unless it existed before: then somebody removed it, and the best checkpoint with it."""
+        if not self._existed:
             self.directory.mkdir(exist_ok=True)
         elif not self.directory.is_dir():
             raise run_dir_missing()
 
-    def _needed(self, arrays: Mapping[str, np.ndarray]) -> int:
-        """How many bytes of the disk a checkpoint takes, by its arrays and by the one before it."""
-        former = list(self._folders().values())[-1:]
-        return max(sum(array.nbytes for array in arrays.values()), *map(size_on_disk, former), 0)
-
-    def _metrics(self) -> tuple[dict[int, float | None], dict[int, CheckpointError], list[CheckpointError]]:
-        """Step -> metric, by its record or by those beside it; step -> what is wrong with its record; and of those
-        the errors of the steps whose metric none tells."""
+    def _metrics(self) -> _Metrics:
+        """What all manifests say of the metrics. Checkpoints set aside do not count, unless saved again since."""
         own: dict[int, float | None] = {}
-        told: dict[int, float | None] = {}
+        others: dict[int, float | None] = {}
         broken: dict[int, CheckpointError] = {}
         folders = self._folders()
         for step, folder in sorted(folders.items()):
             try:
-                record = fmt.read_record(folder, step)
+                manifest = read_manifest(folder, step)
             except CheckpointError as error:
                 broken[step] = error
             else:
-                own[step] = record["metric"]
-                told |= fmt.metrics_beside(record)
-        aside = {int(match[1]) for entry in entries(self.directory) if (match := _ASIDE.fullmatch(entry.name))}
-        metrics = {step: metric for step, metric in told.items() if step in folders or step not in aside} | own
-        return metrics, broken, [error for step, error in broken.items() if step not in told]
+                own[step] = manifest.metric
+                others |= manifest.other_metrics()
+        aside = {int(m[1]) for entry in list_entries(self.directory) if (m := _DAMAGED.fullmatch(entry.name))}
+        counted = {step: metric for step, metric in others.items() if step in folders or step not in aside}
+        return _Metrics(counted | own, broken, [error for step, error in broken.items() if step not in others])
 
-    def _metrics_beside(self, step: int) -> dict[int, float | None]:
-        """What the record of ``step`` is to remember of the others."""
-        metrics, _, _ = self._metrics()
-        kept = {*self._folders(), _lowest(metrics)}
-        return {beside: metric for beside, metric in metrics.items() if beside in kept and beside != step}
+    def _metrics_of_others(self, step: int) -> dict[int, float | None]:
+        """The metrics of the other checkpoints, for the manifest of ``step``."""
+        metrics = self._metrics()
+        kept = {*self._folders(), metrics.best} - {step}
+        return {other: metric for other, metric in metrics.known.items() if other in kept}
+
+    def _former_metric(self, step: int, leaves: Mapping[str, Leaf]) -> float | None:
+        folder = self._folders().get(step)
+        try:
+            manifest = None if folder is None else read_manifest(folder, step)
+        except DamagedCheckpointError:
+            return None
+        return manifest.metric if manifest is not None and manifest.leaves == leaves else None
 
     def _next_folder(self, step: int) -> Path:
         matches = [match for entry in os.listdir(self.directory) if (match := _NAME.fullmatch(entry))]
@@ -386,60 +383,40 @@ class CheckpointStore:
     def _find(self, step: int | None) -> tuple[Path, int]:
         folders = self._folders()
         if not folders:
-            raise self._nothing()
+            raise self._no_checkpoint()
         chosen = max(folders) if step is None else step
         if chosen not in folders:
             there = ", ".join(map(str, sorted(folders)))
             raise CheckpointError(f"There is no checkpoint of step {step} in {self.directory}. Choose one of: {there}.")
         return folders[chosen], chosen
 
-    def _record(self, step: int | None) -> tuple[Path, dict[str, Any]]:
-        folder, chosen = self._find(step)
-        return folder, fmt.read_record(folder, chosen)
+    def _manifest(self, step: int | None) -> Manifest:
+        return read_manifest(*self._find(step))
 
-    def _nothing(self) -> CheckpointError:
+    def _no_checkpoint(self) -> CheckpointError:
         return CheckpointError(
             f"There is no checkpoint in {self.directory}. Training writes one at every evaluation and when it is "
             "stopped: `python train.py --run DIR`."
         )
 
-    def _former_metric(self, step: int, leaves: dict[str, Any]) -> float | None:
-        folder = self._folders().get(step)
-        try:
-            record = None if folder is None else fmt.read_record(folder, step)
-        except DamagedCheckpointError:
-            return None
-        return record["metric"] if record is not None and record["leaves"] == leaves else None
-
-    def _retain(self, saved: int) -> None:
-        """Drop all but the latest, the best and those whose record cannot be read: nothing is known of these."""
-        metrics, broken, _ = self._metrics()
-        folders = self._folders()
-        latest = sorted(folders.keys() - broken.keys())[-self.keep_latest :]
-        keep = {folders[step] for step in {saved, _lowest(metrics), *latest, *broken} if step in folders}
-        for _, _, folder in self._every():
+    def _drop_old(self, saved: int) -> None:
+        """Drop all but the latest, the best and those whose manifest cannot be read, of which nothing is known."""
+        metrics, folders = self._metrics(), self._folders()
+        latest = sorted(folders.keys() - metrics.broken.keys())[-self.keep_latest :]
+        keep = {folders[step] for step in {saved, metrics.best, *latest, *metrics.broken} if step in folders}
+        for _, _, folder in self._all():
             if folder not in keep:
                 self._drop(folder)
 
     def _drop(self, folder: Path) -> None:
-        """Rename first: a removal that is killed half-way must not leave half a checkpoint."""
+        """Remove a folder. It is renamed first, so that a removal killed half-way does not leave half a checkpoint."""
         doomed = self.directory / f"{_UNFINISHED}{folder.name.removeprefix(_UNFINISHED)}-{secrets.token_hex(4)}"
-        with writing(self.directory):
+        with _writing(self.directory):
             os.rename(folder, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
-    def _set_aside(self, folder: Path) -> None:
-        with writing(self.directory):
-            os.rename(folder, self._aside(folder.name))
-            sync_folder(self.directory)
-
-    def _aside(self, name: str) -> Path:
-        """Where the damaged checkpoint in the folder ``name`` goes."""
-        numbers = ("", *(f"-{number}" for number in range(2, 1000)))
-        places = (self.directory / f"{name}.damaged{number}" for number in numbers)
+    def _damaged_name(self, name: str) -> Path:
+        """Where the damaged checkpoint in the folder ``name`` is moved to."""
+        suffixes = ("", *(f"-{number}" for number in range(2, 1000)))
+        places = (self.directory / f"{name}.damaged{suffix}" for suffix in suffixes)
         return next(place for place in places if not os.path.lexists(place))
-
-
-def _lowest(metrics: Mapping[int, float | None]) -> int | None:
-    finite = {step: metric for step, metric in metrics.items() if metric is not None}
-    return min(finite, key=lambda step: (finite[step], step), default=None)

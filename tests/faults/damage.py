@@ -1,4 +1,4 @@
-"""Checkpoints whose bytes are not those that were saved: any file, the record too, cut, removed or one bit flipped."""
+"""Damaged checkpoints: any file, the manifest too, cut, removed or with one bit flipped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import CheckpointError
-from jaxgen.runs import orbax_io
+from jaxgen.runs import manifest as manifest_module
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.manifest import DamagedCheckpointError
 
@@ -52,14 +52,16 @@ def spoil_every_file(spoil: Spoil) -> Callable[[Path, np.random.Generator], str]
                 name = victim.relative_to(whole)
                 spoil(copy / name, draw)
                 one_spoilt(CheckpointStore(copy), step, str(name.relative_to(name.parts[0])))
-        return "told with step and file before Orbax opened it; resuming took the newest good one and kept the damaged"
+        return (
+            "reported with step and file before it was parsed; resuming took the newest good one and kept the damaged"
+        )
 
     return inject
 
 
 def one_spoilt(store: CheckpointStore, step: int, name: str) -> None:
-    opened = mock.patch.object(orbax_io, "read_arrays", side_effect=AssertionError("Orbax opened a damaged checkpoint"))
-    with opened, pytest.raises(DamagedCheckpointError) as caught:
+    parsed = mock.patch.object(manifest_module, "decode", side_effect=AssertionError("a damaged file was parsed"))
+    with parsed, pytest.raises(DamagedCheckpointError) as caught:
         store.restore(step)
     assert f"step {step} " in str(caught.value)
     assert name in str(caught.value)
@@ -93,7 +95,7 @@ def spoil_all(folder: Path, draw: np.random.Generator) -> str:
 
 
 REQUIRED = (
-    "detected before Orbax opens it; step and file named; resuming falls back to the newest good one with a warning"
+    "detected before it is parsed; step and file named; resuming falls back to the newest good one with a warning"
 )
 
 FAULTS = (

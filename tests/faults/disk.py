@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 
 from jaxgen.errors import CheckpointError
-from jaxgen.runs import orbax_io
+from jaxgen.runs import checkpoints as checkpoints_module
 from jaxgen.runs.checkpoints import CheckpointStore
 
 from .fault import Fault, Unavailable
@@ -92,7 +92,7 @@ def vanishing(folder: Path, draw: np.random.Generator) -> str:
     run, away = folder / "run", folder / "away"
     store = filled(run)
     (run / "config.json").write_text("{}")
-    begun, write, remove = threading.Event(), orbax_io.write_arrays, bool(draw.integers(2))
+    begun, write, remove = threading.Event(), checkpoints_module._write_files, bool(draw.integers(2))
     delay = float(draw.choice([0.0, draw.uniform(0, 0.2)]))
     big = {"params": {f"w{n}": draw.normal(size=(512, 512)).astype("float32") for n in range(8)}}
 
@@ -103,11 +103,11 @@ def vanishing(folder: Path, draw: np.random.Generator) -> str:
         if remove:
             shutil.rmtree(away, ignore_errors=True)
 
-    def written(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    def written(path: Path, files: dict[str, bytes]) -> None:
         begun.set()
-        write(path, arrays)
+        write(path, files)
 
-    with ThreadPoolExecutor(1) as pool, mock.patch.object(orbax_io, "write_arrays", written):
+    with ThreadPoolExecutor(1) as pool, mock.patch.object(checkpoints_module, "_write_files", written):
         struck, told = pool.submit(strike), None
         try:
             store.save(40, big, {"step": 40}, 0.5)

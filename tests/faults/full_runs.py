@@ -31,7 +31,7 @@ EARLIEST, LATEST = 0.2, 0.8
 #: again whenever it has room), become read-only, or lose the run.
 SCRIPT = """
 import json, os, shutil, subprocess, sys
-import jaxgen.trainer.run, jaxgen.trainer.trainer as trainer, matplotlib.pyplot, orbax.checkpoint
+import jaxgen.trainer.run, jaxgen.trainer.trainer as trainer, matplotlib.pyplot
 from jaxgen.cli.train import main
 
 trainer.MAX_STEPS_PER_CALL = 2  # so that kills and this compile the same

@@ -25,7 +25,6 @@ from .fault import Fault, Unavailable
 SCRIPT = """
 import json, os, signal, sys, threading, time
 import jaxgen.trainer.run, jaxgen.trainer.trainer as trainer
-import orbax.checkpoint
 from jaxgen.cli.progress import Screen
 from jaxgen.cli.train import main
 

@@ -1,4 +1,4 @@
-"""Checkpoints to put faults into, and what must be true of them afterwards."""
+"""Checkpoints to damage, and what must be true of them afterwards."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.runs import manifest as fmt
+from jaxgen.fsutil import json_sha256
 from jaxgen.runs.checkpoints import CheckpointStore
+from jaxgen.runs.manifest import MANIFEST
 
 #: Step -> metric of the checkpoints that ``filled`` saves: the first is the best, the last the latest.
 METRICS = {10: 1.0, 20: 3.0, 30: 2.0}
@@ -41,14 +42,15 @@ def check(store: CheckpointStore, step: int, size: int = 64) -> None:
 
 
 def forge(checkpoint: Path, **changes: dict[str, Any]) -> None:
-    """Make the record say what the files are by now, and ``changes``, under a checksum that is right."""
-    record = json.loads((checkpoint / fmt.RECORD).read_bytes())["record"]
-    for name in record["files"]:
+    """Make the manifest agree with the files as they are now and with ``changes``, under a checksum that is right."""
+    manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+    del manifest["sha256"]
+    for name in manifest["files"]:
         content = (checkpoint / name).read_bytes()
-        record["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     for key, entries in changes.items():
-        record[key] |= entries
-    (checkpoint / fmt.RECORD).write_text(json.dumps({"sha256": fmt._record_sha256(record), "record": record}))
+        manifest[key] |= entries
+    (checkpoint / MANIFEST).write_text(json.dumps({"sha256": json_sha256(manifest), **manifest}))
 
 
 def tree(folder: Path) -> dict[str, bytes]:

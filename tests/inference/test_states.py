@@ -1,8 +1,6 @@
-"""The state of a text as a value: kept, continued, branched, mixed."""
+"""Decoder states as values: saved, continued, branched, mixed."""
 
 from __future__ import annotations
-
-import contextlib
 
 import jax
 import numpy as np
@@ -52,20 +50,20 @@ def test_a_step_is_what_decoding_does(tiny):
 
 @pytest.mark.parametrize("token", [-1, 99, True, 1.0])
 def test_a_step_with_no_token_of_the_vocabulary_is_refused(tiny, token):
-    with pytest.raises(UsageError, match="There is no token"):
+    with pytest.raises(UsageError, match="token"):
         tiny.step(tiny.read("a"), token)
 
 
 def test_a_state_comes_back_from_a_file_bit_for_bit(tiny, tmp_path):
     state = tiny.read("abcab")
-    tiny.save_state(tmp_path / "s.npz", state)
-    again = tiny.load_state(tmp_path / "s.npz")
+    tiny.save_state(tmp_path / "s.safetensors", state)
+    again = tiny.load_state(tmp_path / "s.safetensors")
     equal(again, state)
     assert tiny.sample("c", SETTINGS, state=again) == tiny.sample("abcabc", SETTINGS)
 
 
 def test_a_damaged_file_is_refused(tiny, tmp_path):
-    path = tmp_path / "s.npz"
+    path = tmp_path / "s.safetensors"
     tiny.save_state(path, tiny.read("ab"))
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
@@ -73,10 +71,10 @@ def test_a_damaged_file_is_refused(tiny, tmp_path):
         damaged = bytearray(whole)
         damaged[place] ^= 1
         path.write_bytes(damaged)
-        with contextlib.suppress(CheckpointError):
-            equal(tiny.load_state(path), tiny.read("ab"))  # a bit that holds no data, as of a time in the archive
+        with pytest.raises(CheckpointError, match="damaged"):
+            tiny.load_state(path)
     path.write_bytes(whole[:-10])
-    with pytest.raises(CheckpointError, match="damaged, or no file of jaxgen's"):
+    with pytest.raises(CheckpointError, match="damaged"):
         tiny.load_state(path)
 
 
@@ -85,25 +83,25 @@ def test_a_file_that_is_not_there_or_something_else_is_refused(tiny, tmp_path):
         tiny.load_state(tmp_path / "none")
     for content in (b"", b"text", b"PK\x03\x04"):
         (tmp_path / "x").write_bytes(content)
-        with pytest.raises(CheckpointError, match="damaged, or no file of jaxgen's"):
+        with pytest.raises(CheckpointError, match="damaged"):
             tiny.load_state(tmp_path / "x")
     np.savez_compressed(tmp_path / "x.npz", leaf0=np.zeros(9))
-    with pytest.raises(CheckpointError, match="damaged, or no file of jaxgen's"):
+    with pytest.raises(CheckpointError, match="damaged"):
         tiny.load_state(tmp_path / "x.npz")
 
 
 def test_the_state_of_another_checkpoint_is_refused(tiny, tmp_path, monkeypatch):
-    tiny.save_state(tmp_path / "s.npz", tiny.read("ab"))
+    tiny.save_state(tmp_path / "s.safetensors", tiny.read("ab"))
     monkeypatch.setattr(tiny, "digest", "another")
-    with pytest.raises(CheckpointError, match="belongs to the checkpoint"):
-        tiny.load_state(tmp_path / "s.npz")
+    with pytest.raises(CheckpointError, match="checkpoint"):
+        tiny.load_state(tmp_path / "s.safetensors")
 
 
 def test_the_state_of_another_model_is_refused(tiny, tmp_path):
     state = tiny.read("ab")
-    tiny.save_state(tmp_path / "s.npz", DecoderState(state.carry[:1], state.logits, state.tokens))
-    with pytest.raises(CheckpointError, match="not one of this model"):
-        tiny.load_state(tmp_path / "s.npz")
+    tiny.save_state(tmp_path / "s.safetensors", DecoderState(state.carry[:1], state.logits, state.tokens))
+    with pytest.raises(CheckpointError, match="another model"):
+        tiny.load_state(tmp_path / "s.safetensors")
 
 
 def test_the_ends_of_an_interpolation_are_the_states_themselves(tiny):
@@ -121,5 +119,5 @@ def test_the_logits_between_two_states_are_those_of_the_state_between(tiny):
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
 def test_a_weight_outside_is_refused(tiny, weight):
-    with pytest.raises(UsageError, match="lies outside two states"):
+    with pytest.raises(UsageError, match="outside"):
         interpolate(tiny.read("a"), tiny.read("b"), weight)

@@ -1,4 +1,4 @@
-"""Checkpoints for those who alter them."""
+"""Saved checkpoints for tests that read or alter them."""
 
 import shutil
 

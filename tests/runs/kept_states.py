@@ -1,5 +1,6 @@
-"""States to save as checkpoints, and what is done to those that were."""
+"""States to save as checkpoints, and ways to alter saved ones."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgen.runs import manifest as fmt
+from jaxgen.fsutil import json_sha256
+from jaxgen.runs.manifest import MANIFEST
 
 
 class State(NamedTuple):
@@ -44,14 +46,22 @@ def flip_bit(path: Path, position: int):
 
 
 def largest_file(folder: Path) -> Path:
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size * (p.name != fmt.RECORD))
+    return max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
 
 
-def rewrite_record(folder: Path, change) -> None:
-    """Forge a record whose own checksum is right."""
-    record = json.loads((folder / fmt.RECORD).read_bytes())["record"]
-    change(record)
-    (folder / fmt.RECORD).write_text(json.dumps({"sha256": fmt._record_sha256(record), "record": record}))
+def forge_manifest(folder: Path, change) -> None:
+    """Change a manifest and give it a checksum that is right again."""
+    content = json.loads((folder / MANIFEST).read_bytes())
+    del content["sha256"]
+    change(content)
+    (folder / MANIFEST).write_text(json.dumps({"sha256": json_sha256(content), **content}))
+
+
+def forge_file(folder: Path, name: str, data: bytes) -> None:
+    """Replace a file and make the manifest say so."""
+    (folder / name).write_bytes(data)
+    entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    forge_manifest(folder, lambda manifest: manifest["files"].update({name: entry}))
 
 
 def tree(folder: Path) -> dict[str, bytes]:

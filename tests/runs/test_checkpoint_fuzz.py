@@ -1,4 +1,4 @@
-"""Whatever becomes of a checkpoint's bytes, what is restored is what was saved, or an error in a sentence."""
+"""Whatever happens to the bytes of a checkpoint, restoring gives what was saved or a clear error."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kept_states import forge_file, forge_manifest
 
 from jaxgen.errors import CheckpointError
-from jaxgen.runs import manifest as fmt
 from jaxgen.runs.checkpoints import CheckpointStore
+from jaxgen.runs.manifest import MANIFEST
+from jaxgen.runs.tensors import named_leaves
 
 STATE = {
     "params": {
@@ -54,15 +56,15 @@ def never_wrong(folder: Path) -> bool:
     if restored is None:
         return False
     state, _ = restored
-    leaves = fmt.flatten(state)
-    assert leaves.keys() == fmt.flatten(STATE).keys()
-    for name, array in fmt.flatten(STATE).items():
+    leaves = dict(named_leaves(state))
+    assert leaves.keys() == dict(named_leaves(STATE)).keys()
+    for name, array in named_leaves(STATE):
         assert np.asarray(leaves[name]).tobytes() == np.asarray(array).tobytes(), name
     return True
 
 
 def mutate(folder: Path, draw: np.random.Generator) -> None:
-    """Alter one file: bits, a piece overwritten, inserted, removed or repeated, or the file swapped with another."""
+    """Alter one file: flip bits; overwrite, insert, remove or repeat a piece; or swap it with another file."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     path, other = (paths[int(draw.integers(len(paths)))] for _ in range(2))
     data = bytearray(path.read_bytes())
@@ -116,10 +118,10 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def forged(saved: Path, folder: Path, data: st.DataObject) -> None:
-    """One value of the record replaced, removed or added, under a checksum that is right again."""
-    record = json.loads((saved / "00000001" / fmt.RECORD).read_bytes())["record"]
-    changed = copy.deepcopy(record)
-    *parents, last = data.draw(st.sampled_from([place for place in places(record) if place]))
+    """Replace, remove or add one value of the manifest, under a checksum that is right again."""
+    content = json.loads((saved / "00000001" / MANIFEST).read_bytes())
+    changed = copy.deepcopy(content)
+    *parents, last = data.draw(st.sampled_from([place for place in places(content) if place]))
     inner = changed
     for key in parents:
         inner = inner[key]
@@ -135,9 +137,29 @@ def forged(saved: Path, folder: Path, data: st.DataObject) -> None:
             inner.append(new)
     if not (folder / "00000001").exists():
         shutil.copytree(saved, folder, dirs_exist_ok=True)
-    content = {"sha256": fmt._record_sha256(changed), "record": changed}
-    (folder / "00000001" / fmt.RECORD).write_text(json.dumps(content))
+    (folder / "00000001" / MANIFEST).write_text(json.dumps({"sha256": "", **changed}))
+    forge_manifest(folder / "00000001", lambda manifest: None)
     never_wrong(folder)
+
+
+def forge_tensors(saved: Path, folder: Path, times: int) -> None:
+    """Mutate a safetensors file, most often its header, under digests that are right again."""
+    original = {path.name: path.read_bytes() for path in (saved / "00000001").iterdir()}
+    for number in range(times):
+        draw = np.random.default_rng(number)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(saved, folder)
+        name = ("model.safetensors", "training_state.safetensors")[number % 2]
+        data = bytearray(original[name])
+        for _ in range(int(draw.integers(1, 4))):
+            place = int(draw.integers(len(data) if draw.integers(4) == 0 else min(len(data), 200)))
+            data[place : place + int(draw.integers(0, 3))] = draw.integers(0, 256, 1, dtype=np.uint8).tobytes()
+        forge_file(folder / "00000001", name, bytes(data))
+        never_wrong(folder)
+
+
+def test_forged_tensor_files_never_give_other_weights(saved, tmp_path):
+    forge_tensors(saved, tmp_path / "copy", 150)
 
 
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
@@ -145,14 +167,14 @@ QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "database
 
 @settings(max_examples=20, derandomize=True, **QUIET)
 @given(data=st.data())
-def test_forged_records_never_give_other_weights(saved, tmp_path, data):
+def test_forged_manifests_never_give_other_weights(saved, tmp_path, data):
     forged(saved, tmp_path, data)
 
 
 @pytest.mark.slow
 @settings(max_examples=300, **QUIET)
 @given(data=st.data())
-def test_hundreds_of_forged_records_never_give_other_weights(saved, tmp_path, data):
+def test_hundreds_of_forged_manifests_never_give_other_weights(saved, tmp_path, data):
     forged(saved, tmp_path, data)
 
 

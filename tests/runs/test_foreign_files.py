@@ -1,21 +1,26 @@
-"""Links, pipes and files that nobody saved, in place of checkpoints: nothing outside is read or changed."""
+"""Links, pipes and foreign files in a checkpoint: refused, and nothing outside of it is read or changed."""
 
 import hashlib
 import os
 from pathlib import Path
 
 import pytest
-from kept_states import largest_file, make_state, rewrite_record, tree
+from kept_states import forge_manifest, largest_file, make_state, tree
 
 from jaxgen.errors import CheckpointError
-from jaxgen.runs import manifest as fmt
 from jaxgen.runs.checkpoints import CheckpointStore
-from jaxgen.runs.manifest import DamagedCheckpointError
+from jaxgen.runs.manifest import MANIFEST, DamagedCheckpointError
 
 
 def test_a_file_that_was_not_saved_is_refused(store):
-    (store.directory / "00000020" / "arrays" / "more").touch()
-    with pytest.raises(DamagedCheckpointError, match="arrays/more is not one of the files that were saved"):
+    (store.directory / "00000020" / "more.safetensors").touch()
+    with pytest.raises(DamagedCheckpointError, match=r"more\.safetensors is not"):
+        store.restore()
+
+
+def test_a_folder_that_was_not_saved_is_refused(store):
+    (store.directory / "00000020" / "more").mkdir()
+    with pytest.raises(DamagedCheckpointError, match="more is not"):
         store.restore()
 
 
@@ -25,19 +30,14 @@ def link_a_file(folder: Path, elsewhere: Path):
     victim.symlink_to(elsewhere)
 
 
-def link_a_folder(folder: Path, elsewhere: Path):
-    (folder / "arrays").rename(elsewhere)
-    (folder / "arrays").symlink_to(elsewhere)
-
-
 def link_the_checkpoint(folder: Path, elsewhere: Path):
     folder.rename(elsewhere)
     folder.symlink_to(elsewhere)
 
 
-def link_the_record(folder: Path, elsewhere: Path):
-    (folder / fmt.RECORD).rename(elsewhere)
-    (folder / fmt.RECORD).symlink_to(elsewhere)
+def link_the_manifest(folder: Path, elsewhere: Path):
+    (folder / MANIFEST).rename(elsewhere)
+    (folder / MANIFEST).symlink_to(elsewhere)
 
 
 def make_a_pipe(folder: Path, elsewhere: Path):
@@ -49,19 +49,19 @@ def make_a_pipe(folder: Path, elsewhere: Path):
 def leave_the_folder(folder: Path, elsewhere: Path):
     elsewhere.write_bytes(b"secret")
     digest = hashlib.sha256(b"secret").hexdigest()
-    names = {"../../elsewhere", str(elsewhere), "arrays/../../../elsewhere"}
-    rewrite_record(folder, lambda record: record["files"].update({n: {"size": 6, "sha256": digest} for n in names}))
+    names = {"../../elsewhere", str(elsewhere), "more/../../../elsewhere"}
+    entry = {"size": 6, "sha256": digest}
+    forge_manifest(folder, lambda manifest: manifest["files"].update(dict.fromkeys(names, entry)))
 
 
 @pytest.mark.parametrize(
     ("attack", "problem"),
     [
-        (link_a_file, "arrays/.* is a link"),
-        (link_a_folder, "arrays.* is missing"),
+        (link_a_file, r"\.safetensors is a link"),
         (link_the_checkpoint, "00000020 is a link"),
-        (link_the_record, r"checkpoint\.json: is a link"),
-        (make_a_pipe, "arrays/.* is not a regular file"),
-        (leave_the_folder, "elsewhere is missing"),
+        (link_the_manifest, r"manifest\.json: is a link"),
+        (make_a_pipe, "not a regular file"),
+        (leave_the_folder, r"manifest\.json"),
     ],
 )
 def test_nothing_outside_of_a_checkpoint_is_read_or_changed(store, tmp_path, attack, problem):
@@ -83,6 +83,6 @@ def test_a_link_in_place_of_the_folder_is_refused_and_what_it_names_is_left_alon
     link.symlink_to(tmp_path / "theirs")
     linked = CheckpointStore(link)
     for ask in (linked.latest, linked.clean, linked.restore, lambda: linked.save(1, make_state(), {})):
-        with pytest.raises(CheckpointError, match="link is a link: a run keeps its checkpoints in a folder"):
+        with pytest.raises(CheckpointError, match="link is a link"):
             ask()
     assert sorted(os.listdir(tmp_path / "theirs")) == [".tmp-notes", "20261122"]

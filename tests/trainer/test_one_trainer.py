@@ -13,7 +13,7 @@ import pytest
 
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.inference.loading import LoadedRun
-from jaxgen.runs import orbax_io
+from jaxgen.runs import checkpoints as checkpoints_module
 from jaxgen.runs.lock import LOCK, RunLock
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.registry import DATA
@@ -84,7 +84,6 @@ def remove(run: Path) -> None:
 
 
 def replace(run: Path) -> None:
-    """As Orbax leaves it that makes what is missing."""
     run.rename(run.with_name("away"))
     (run / "checkpoints").mkdir(parents=True)
 
@@ -96,20 +95,20 @@ def test_a_run_whose_folder_goes_while_it_trains_ends_and_is_not_made_again(
 ):
     run = tmp_path / "run"
     trainer = start(settings(book, run))
-    write, append = orbax_io.write_arrays, MetricsLog.append
+    write, append = checkpoints_module._write_files, MetricsLog.append
 
     def appended(log: MetricsLog, row: dict[str, object]) -> None:
         append(log, row)
         strike(run)
 
-    def written(path: Path, arrays: dict[str, object]) -> None:
+    def written(path: Path, files: dict[str, bytes]) -> None:
         strike(run)
-        write(path, arrays)
+        write(path, files)
 
     if moment == "metrics":
         monkeypatch.setattr(MetricsLog, "append", appended)
     else:
-        monkeypatch.setattr(orbax_io, "write_arrays", written)
+        monkeypatch.setattr(checkpoints_module, "_write_files", written)
     with pytest.raises(CheckpointError, match=re.escape(str(run))) as told:
         trainer.train()
     assert told.value.exit_code == 4
