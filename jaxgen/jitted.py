@@ -1,7 +1,7 @@
-"""The compiled functions of a task, shared by all trainers and samplers of a process that ask for the same ones.
+"""The compiled functions of a task, shared by all trainers and samplers of a process.
 
-A second run with the same model and settings (another seed, a resumed run, a search over data) compiles nothing. Cells
-with options of their own are the exception: two such models are never equal.
+A second run with the same model and settings (another seed, a resumed run) compiles nothing. A task that cannot be
+hashed shares nothing.
 """
 
 from __future__ import annotations
@@ -30,44 +30,44 @@ from jaxgen.training.data_parallel import (
 from jaxgen.training.step import create_state, eval_step, train_steps
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
 
-#: How many functions of each kind stay compiled.
-KEPT = 16
+#: The largest number of compiled functions of each kind that are kept.
+CACHE_SIZE = 16
 
 
 def cached(make: Callable[..., Callable]) -> Callable[..., Callable]:
-    """Remember what ``make`` returned for equal arguments; for those that cannot be compared, make it anew."""
-    known = lru_cache(maxsize=KEPT)(make)
+    """``make`` with a cache of its results; arguments that cannot be hashed are not cached."""
+    cached_make = lru_cache(maxsize=CACHE_SIZE)(make)
 
-    @wraps(known)
+    @wraps(cached_make)
     def get(*args: Any) -> Callable:
         try:
             hash(args)
         except TypeError:
             return make(*args)
-        return known(*args)
+        return cached_make(*args)
 
     return get
 
 
-#: The second output of the last function that was spread over the devices of a CPU.
+#: The second output of the last function that was sharded over the devices of a CPU.
 _running: list[Any] = []
 _turn = Lock()
 
 
 def one_at_a_time(function: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
-    """``function``, which is spread over devices, starting on a CPU only when no other such function runs.
+    """``function``, which is sharded over devices; on a CPU it starts only when no other such function runs.
 
-    The devices of a CPU share threads. Of two functions in flight each can hold a thread in the middle of an exchange
-    that the other needs to get to its own; XLA ends the process after 40 seconds of that.
+    The devices of a CPU share threads. Two functions in flight can deadlock: each holds a thread in the middle of an
+    exchange that the other needs for its own. XLA ends the process after 40 seconds.
     """
     if jax.default_backend() != "cpu":
         return function
 
     def call(*args: Any) -> tuple[Any, Any]:
         with _turn:
-            with suppress(Exception):  # what went wrong there is told to whoever reads its results
+            with suppress(Exception):  # its error is raised where its results are read
                 jax.block_until_ready(_running)
-            first, second = function(*args)  # the first may be a state, which the next call uses up
+            first, second = function(*args)  # ``first`` may be a state, which the next call donates
             _running[:] = [second]
         return first, second
 
@@ -84,9 +84,9 @@ def jit_init_state(task: Any, optimizer: optax.GradientTransformation, rows: int
 def jit_train_steps(
     task: Any, optimizer: optax.GradientTransformation, devices: int = 1, read: HostBatches | DeviceText = HOST_BATCHES
 ) -> Callable:
-    """``(key, state, batches, count) -> (state, metrics)``; the state given is used up. ``read`` as in ``train_steps``.
+    """``(key, state, batches, count) -> (state, metrics)``; donates the state. ``read`` as in ``train_steps``.
 
-    With several ``devices`` the batch is spread over them, and the state must be (``shard_state``). With several
+    With several ``devices`` the batch is sharded over them, and the state must be (``shard_state``). With several
     processes the functions are those of ``shard_train_steps_with_stop_flag``.
     """
     if devices == 1:
@@ -97,7 +97,7 @@ def jit_train_steps(
 
 @cached
 def jit_eval_step(task: Any, devices: int = 1) -> Callable:
-    """``(params, carry, batch) -> (carry, totals)``, the batch spread over ``devices``."""
+    """``(params, carry, batch) -> (carry, totals)``, the batch sharded over ``devices``."""
     if devices == 1:
         return jax.jit(partial(eval_step, task))
     return one_at_a_time(jax.jit(shard_eval_step(task, make_global_mesh(devices))))
@@ -117,19 +117,19 @@ def jit_predict(task: Any) -> Callable:
 
 @cached
 def jit_encode(task: Any) -> Callable:
-    """``(weights, inputs) -> (memory, carry, logits)``, from which a text is written for each input."""
+    """``(weights, inputs) -> (memory, carry, logits)``, from which a text is decoded for each input."""
     return jax.jit(task.init_decoder)
 
 
 @cached
 def jit_attention(task: Any) -> Callable:
-    """``(weights, inputs, tokens) -> places``: where each step looks that reads these tokens."""
+    """``(weights, inputs, tokens) -> attention weights`` of each step that reads these tokens."""
     return jax.jit(task.attention_weights)
 
 
 @cached
 def jit_initial_states(task: Any) -> Callable:
-    """``(weights, condition) -> carry``, the state of a text of which something is known beforehand."""
+    """``(weights, condition) -> carry``, the initial state of a text with known labels or features."""
     return jax.jit(task.initial_states)
 
 
@@ -147,13 +147,13 @@ def jit_decode_step(task: Any) -> Callable:
 
 @cached
 def jit_score(task: Any, top: int) -> Callable:
-    """``(weights, carry, tokens, targets, reset, valid, initial) -> (carry, scored)`` with the ``top`` likeliest."""
+    """``(weights, carry, tokens, targets, reset, valid, initial) -> (carry, scored)``, also the ``top`` best tokens."""
     return jax.jit(partial(task.score, top=top))
 
 
 @cached
 def jit_decode_blocks(task: Any, kinds: tuple[type, ...], length: int, greedy: bool, devices: int) -> Callable:
-    """``jit_decode`` of many blocks in turn: states, keys and what is drawn have an axis for them in front."""
+    """``jit_decode`` of many blocks in turn: states, keys and outputs have a leading axis of blocks."""
     one = partial(decode, task.step, kinds, length=length, greedy=greedy, eos=EOS, pad=PAD)
 
     def many(weights: Any, states: Any, keys: Any) -> Any:
@@ -163,7 +163,7 @@ def jit_decode_blocks(task: Any, kinds: tuple[type, ...], length: int, greedy: b
         return jax.jit(many)
     whole, shared_out = PartitionSpec(), PartitionSpec(BATCH_AXIS)
     specs: dict[str, Any] = {"in_specs": (whole, shared_out, shared_out), "out_specs": shared_out}
-    # Nothing is exchanged, so nothing is to be checked about what varies from device to device.
+    # The devices exchange nothing, so there is no need to check what varies between them.
     return jax.jit(jax.shard_map(many, mesh=make_mesh(devices), check_vma=False, **specs))
 
 

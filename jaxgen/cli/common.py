@@ -40,7 +40,7 @@ def _told(command: Callable[[], None], text_alone: bool) -> int:
     except JaxgenError as error:
         log(f"error: {error}")
         return error.exit_code
-    from jaxgen.trainer.trainer import Interrupted
+    from jaxgen.trainer.progress_state import Interrupted
 
     open_output(text_alone)
     try:

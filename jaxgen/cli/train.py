@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from jaxgen.cli.common import flag_value, parse, run_command
-from jaxgen.distributed.launcher import flags, joined, take_part
+from jaxgen.cli.common import flag_value, hold_descriptors, log, parse, run_command
 from jaxgen.errors import UsageError, choose
+
+if TYPE_CHECKING:
+    from jaxgen.distributed.launcher import Job
+    from jaxgen.trainer.process_group import ProcessGroup
 
 EPILOG = """{about} Built-in data, so that nothing need be downloaded:
 
@@ -25,6 +28,10 @@ A preset sets several flags at once; --config FILE.toml reads any of them from a
 
 #: What is trained when no task is named.
 DEFAULT_TASK = "language"
+#: The flags of a job of several processes.
+DISTRIBUTED_FLAGS = ("--distributed", "--coordinator", "--num-processes", "--process-id", "--heartbeat")
+#: Seconds without a sign of life after which a process counts as lost.
+HEARTBEAT = 60
 #: Three ways to say how long a run is.
 LENGTHS = ("steps", "epochs", "minutes")
 
@@ -32,30 +39,70 @@ LENGTHS = ("steps", "epochs", "minutes")
 def main(args: Sequence[str] | None = None) -> int:
     """Train; returns the exit code."""
     given = list(sys.argv[1:] if args is None else args)
-    return take_part(given, lambda: run_command(lambda: train(given)))
+    several = any(flag_value(given, flag) is not None for flag in DISTRIBUTED_FLAGS)
+    if several and not {"-h", "--help"} & set(given):
+        return _train_distributed(given)
+    return run_command(lambda: train(given))
 
 
-def train(args: list[str]) -> None:
-    joined(args)
+def _train_distributed(args: list[str]) -> int:
+    """Train as one process of several; returns the exit code."""
+    from jaxgen.distributed.launcher import launch, meet
 
+    hold_descriptors()  # else the pipe between parent and child could take the place of standard output
+    try:
+        job = read_job(args)
+    except UsageError as error:
+        log(f"error: {error}")
+        return error.exit_code
+    return launch(job, lambda: run_command(lambda: train(args, meet(job))), log)
+
+
+def read_job(args: Sequence[str]) -> Job:
+    """The job that the flags describe. Raises ``UsageError`` for flags that do not fit together."""
+    from jaxgen.distributed.launcher import Job
+
+    auto, coordinator, *numbers = (flag_value(args, flag) for flag in DISTRIBUTED_FLAGS)
+    if auto is None and coordinator is None:
+        flag, value = next(each for each in zip(DISTRIBUTED_FLAGS[2:], numbers) if each[1] is not None)
+        raise UsageError(f"{flag} {value} belongs to a job of several processes: give --coordinator too.")
+    if auto is not None:
+        choose(auto, ("auto",), "value for --distributed")
+        named = [flag for flag, value in zip(DISTRIBUTED_FLAGS[1:4], (coordinator, *numbers)) if value is not None]
+        if named:
+            raise UsageError(f"--distributed auto asks the cluster, and {named[0]} was given: leave one of them out.")
+    processes, index, heartbeat = (
+        None if value is None else _whole_number(flag, value) for flag, value in zip(DISTRIBUTED_FLAGS[2:], numbers)
+    )
+    return Job(coordinator, processes, index, HEARTBEAT if heartbeat is None else heartbeat)
+
+
+def _whole_number(flag: str, value: str) -> int:
+    if not value.isascii() or not value.isdigit() or len(value) > 9:
+        raise UsageError(f"{flag} is {value!r}: give a whole number.")
+    return int(value)
+
+
+def train(args: list[str], group: ProcessGroup | None = None) -> None:
+    """Start or continue the run that ``args`` describe, in this process or in those of ``group``."""
     from jaxgen.cli.progress import Screen
-    from jaxgen.distributed.processes import exchanging, process_group
     from jaxgen.runtime import need_backend
+    from jaxgen.trainer.process_group import ProcessGroup
     from jaxgen.trainer.run import resume, start
 
+    group = group or ProcessGroup()
     screen = Screen()
     try:
-        with exchanging():
-            with (
-                process_group().together() as facts
-            ):  # behind it the first process makes the folder that all looked for
+        with group.translate_errors():
+            with group.all_or_none() as facts:  # before process 0 makes the folder that all of them look for
                 config, resuming = _asked(args)
                 facts["folder"] = "goes on" if resuming else "begins"
             need_backend()
             if resuming:
-                trainer = resume(config.run, config, screen.show, flag_value(args, "--data-changed") or "refuse")
+                changed = flag_value(args, "--data-changed") or "refuse"
+                trainer = resume(config.run, config, screen.show, changed, group=group)
             else:
-                trainer = start(config, screen.show)
+                trainer = start(config, screen.show, group=group)
             trainer.train()
     finally:
         screen.close()
@@ -171,7 +218,31 @@ def also() -> dict[str, Any]:
         "config": Annotated[
             str | None, arg(metavar="FILE.toml", help="Read settings from a file, named as the flags are.")
         ],
-        **flags(),
+        **_distributed_flags(),
+    }
+
+
+def _distributed_flags() -> dict[str, Any]:
+    from tyro.conf import arg
+
+    def flag(kind: Any, metavar: str, text: str) -> Any:
+        return Annotated[kind, arg(metavar=metavar, help=text)]
+
+    return {
+        "distributed": flag(
+            str | None,
+            "{auto}",
+            "Train with the other processes that a cluster started with the same command (SLURM, Open MPI, "
+            "Kubernetes, a TPU pod): each computes its share of every batch.",
+        ),
+        "coordinator": flag(str | None, "HOST:PORT", "The same without a cluster: the address of process 0."),
+        "num_processes": flag(int | None, "N", "With --coordinator: the number of processes."),
+        "process_id": flag(int | None, "I", "With --coordinator: the number of this process, from 0."),
+        "heartbeat": flag(
+            int | None,
+            "SECONDS",
+            f"Seconds without a sign of life after which a process counts as lost. Default: {HEARTBEAT}.",
+        ),
     }
 
 

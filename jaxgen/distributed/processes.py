@@ -1,9 +1,4 @@
-"""Several processes that train one run: what they agree on, and what only the first of them does.
-
-The first process, number 0, leads: it alone writes the run's folder and speaks. The others follow: they compute their
-share of every batch. All take the same path through the program, and whatever could part their ways (a signal, a wrong
-file, what lies in the run's folder) is agreed upon first: one that waits alone waits for ever.
-"""
+"""Several processes that train one run: how they find each other, and what they exchange."""
 
 from __future__ import annotations
 
@@ -15,55 +10,71 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxgen.errors import DataError, JaxgenError, UsageError
+from jaxgen.trainer.process_group import ProcessGroup, StopFlag
+from jaxgen.trainer.signals import StopSignals
 from jaxgen.training.data_parallel import make_global_mesh, replicated_sharding, shard_local_rows
 from jaxgen.training.step import StepMetrics, TrainState
 
-#: Where the processes of the job that was joined met: HOST:PORT, or None where the cluster said it.
+T = TypeVar("T")
+
+#: The address at which the processes of this job met, HOST:PORT, or None where the cluster said it.
 _met_at: list[str | None] = []
-#: Seconds in which all must have come, and in which all must have gone.
-COMING, GOING = 300, 30
+#: Seconds in which all processes must join, and in which all must leave.
+JOIN_TIMEOUT, LEAVE_TIMEOUT = 300, 30
 
 
 def join(coordinator: str | None, processes: int | None, index: int | None, heartbeat: int) -> None:
-    """Wait until all ``processes`` have met at ``coordinator`` (HOST:PORT); with None, as the cluster says.
+    """Wait until all processes of the job have joined. Call it before anything uses a device.
 
-    After ``heartbeat`` seconds without a sign a process counts as lost. Call it before anything uses a device. Raises
-    ``RuntimeError``, ``ValueError`` or ``OSError`` where they cannot meet; the runtime itself ends a process for which
-    the others do not come in time.
+    Args:
+        coordinator: where process 0 listens, HOST:PORT; with None the cluster says this and the next two.
+        processes: how many processes the job has.
+        index: the number of this one, from 0.
+        heartbeat: seconds without a sign of life after which a process counts as lost.
+
+    Raises:
+        RuntimeError, ValueError, OSError: the processes cannot meet. If some do not come in time, the runtime itself
+            ends this process.
     """
     _met_at.append(coordinator)
-    # A signal is agreed upon by the training loop; JAX's own way would take SIGTERM, and nothing but that.
+    # The training loop agrees on signals. JAX's own service would take SIGTERM, and only that.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         coordinator,
         processes,
         index,
-        # Half-set variables of a cluster must not be read where everything was said.
+        # With everything given, half-set variables of a cluster must not be read.
         cluster_detection_method=None if coordinator is None else "deactivate",
-        initialization_timeout=COMING,
+        initialization_timeout=JOIN_TIMEOUT,
         heartbeat_timeout_seconds=heartbeat,
-        shutdown_timeout_seconds=GOING,
+        shutdown_timeout_seconds=LEAVE_TIMEOUT,
     )
     jax.devices()
 
 
-def unreachable() -> str | None:
-    """The address that the name of this host stands for, if the job is on other hosts too and they cannot reach it.
+def leave() -> None:
+    """Leave the job; waits until all processes do."""
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
+def unreachable_address() -> str | None:
+    """The address of this host's name, if the job has other hosts and they cannot reach that address.
 
     Processes that compute on CPUs find each other by these names.
     """
     try:
         here = _address(socket.gethostname())
         hosts = [address.rpartition(":")[0].strip("[]") for address in _met_at if address is not None]
-        alone = any(ipaddress.ip_address(_address(host)).is_loopback for host in hosts)
-        return here if ipaddress.ip_address(here).is_loopback and not alone else None
+        one_host = any(ipaddress.ip_address(_address(host)).is_loopback for host in hosts)
+        return here if ipaddress.ip_address(here).is_loopback and not one_host else None
     except (OSError, ValueError):
         return None
 
@@ -72,15 +83,9 @@ def _address(name: str) -> str:
     return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
 
 
-def leave() -> None:
-    """Go, once all have come to their end."""
-    if jax.distributed.is_initialized():
-        jax.distributed.shutdown()
-
-
-#: What must be the same on all processes, and how it is told when it is not.
-FACTS: dict[str, tuple[type[JaxgenError], str]] = {
-    "settings": (UsageError, "were started with other settings: give all the same flags and files of settings"),
+#: What must be the same on all processes: the error where it is not, and the rest of its message.
+MUST_AGREE: dict[str, tuple[type[JaxgenError], str]] = {
+    "settings": (UsageError, "were started with other settings: give all the same flags and configuration files"),
     "versions": (UsageError, "have other versions of jaxgen, JAX or Python: install the same on all hosts"),
     "data": (DataError, "read other data: give all the same files"),
     "folder": (UsageError, "do not see the same run: its folder must lie on a disk that all of them can read"),
@@ -93,7 +98,7 @@ FACTS: dict[str, tuple[type[JaxgenError], str]] = {
 
 
 class PeerError(JaxgenError):
-    """Another process of the job cannot go on, and so none can; ``exit_code`` is the other's."""
+    """Another process of the job failed, so that none can continue; ``exit_code`` is the other's."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -101,188 +106,159 @@ class PeerError(JaxgenError):
 
 
 class LostError(JaxgenError):
-    """Another process of the job has gone without a word (exit code 6)."""
+    """Another process of the job ended without a word (exit code 6)."""
 
     exit_code = 6
 
 
-class ProcessGroup:
-    """The processes of a job: this one is number ``index`` of ``count``. One alone agrees with itself at no cost."""
+class JaxStopFlag(StopFlag):
+    """A stop flag that travels with the training steps, so that all processes see it after the same step."""
 
-    def __init__(self, index: int = 0, count: int = 1) -> None:
-        self.index, self.count = index, count
-        #: Whether all are about to end for the same reason, so that none has to be told.
-        self.ends_together = False
-        self._asked = 0
+    def __init__(self, signals: StopSignals, group: JaxProcessGroup, devices: int) -> None:
+        super().__init__(signals)
+        self._group, self._devices, self._received = group, devices, 0
+
+    def inputs(self) -> tuple[Any, ...]:
+        mesh, here = make_global_mesh(self._devices), self._devices // self._group.count
+        return (shard_local_rows(mesh, np.full(here, self.signals.received or 0, np.int32)),)
+
+    def read(self, log: Any) -> StepMetrics:
+        metrics, received = log
+        self._received = max(self._received, int(received))
+        return metrics
 
     @property
-    def alone(self) -> bool:
-        return self.count == 1
+    def is_set(self) -> bool:
+        return self._received > 0
 
-    @property
-    def leads(self) -> bool:
-        return self.index == 0
+    def agree(self) -> int | None:
+        received = max(self._group.all_gather(max(self.signals.received or 0, self._received)))
+        self._group.ends_together = received > 0
+        return received or None
 
-    # --- what all know
 
-    def gathered(self, value: Any) -> list[Any]:
-        """The JSON ``value`` of each process, in their order."""
-        if self.alone:
-            return [value]
+class JaxProcessGroup(ProcessGroup):
+    """The processes that joined through ``jax.distributed``."""
+
+    def all_gather(self, value: T) -> list[T]:
         mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
-        sizes = self._everyone(np.array([mine.size], np.int32)).reshape(-1)
-        every = self._everyone(np.pad(mine, (0, _rounded(int(sizes.max())) - mine.size)))
-        return [json.loads(row[:size].tobytes()) for row, size in zip(every, sizes.tolist())]
+        sizes = self._gather_array(np.array([mine.size], np.int32)).reshape(-1)
+        # Padded to a power of two, so that messages of all lengths have few shapes to compile for.
+        padded = 1 << max(6, (int(sizes.max()) - 1).bit_length())
+        rows = self._gather_array(np.pad(mine, (0, padded - mine.size)))
+        return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.tolist())]
 
-    def told(self, value: Any = None) -> Any:
-        """The JSON ``value`` of the leader."""
-        return value if self.alone else self.gathered(value if self.leads else None)[0]
+    def broadcast_json(self, value: Any) -> Any:
+        return self.all_gather(value if self.is_main else None)[0]
 
-    def shared(self, tree: Any) -> Any:
-        """The leader's arrays; the others give any of the same shapes."""
-        if self.alone:
-            return tree
+    def broadcast_tree(self, tree: Any) -> Any:
         leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
-        # In one exchange: the order of several in a program may differ from process to process on a CPU.
+        # In one exchange: on a CPU, the order of several in a program may differ from process to process.
         mine = np.concatenate([np.frombuffer(leaf.tobytes(), np.uint8) for leaf in leaves])
-        with exchanging():
-            given = shard_local_rows(self._mesh, (mine if self.leads else np.zeros_like(mine))[None])
-            theirs = np.asarray(_summed(spread_over=replicated_sharding(self._mesh))(given)).tobytes()
+        with self.translate_errors():
+            given = shard_local_rows(self._mesh, (mine if self.is_main else np.zeros_like(mine))[None])
+            received = np.asarray(_jit_sum(out_shardings=replicated_sharding(self._mesh))(given)).tobytes()
         starts = np.cumsum([0, *(leaf.nbytes for leaf in leaves)]).tolist()
         copies = [
-            np.frombuffer(theirs, leaf.dtype, leaf.size, at).reshape(leaf.shape) for leaf, at in zip(leaves, starts)
+            np.frombuffer(received, leaf.dtype, leaf.size, at).reshape(leaf.shape) for leaf, at in zip(leaves, starts)
         ]
         return jax.tree.unflatten(structure, copies)
 
-    def whole(self, state: TrainState, devices: int) -> TrainState:
-        """``state`` with all rows of its carry, which lie on ``devices`` of all processes."""
-        if self.alone:
-            return state
-        everywhere = _same(spread_over=replicated_sharding(make_global_mesh(devices)))
+    def gather_state(self, state: TrainState, devices: int) -> TrainState:
+        gather = _jit_identity(out_shardings=replicated_sharding(make_global_mesh(devices)))
 
-        def gather(leaf: jax.Array) -> np.ndarray:
-            with exchanging():
-                return np.asarray(everywhere(leaf))
+        def gathered(leaf: jax.Array) -> np.ndarray:
+            with self.translate_errors():
+                return np.asarray(gather(leaf))
 
-        return state._replace(carry=jax.tree.map(gather, state.carry))
-
-    def _everyone(self, mine: np.ndarray) -> np.ndarray:
-        """The array [...] of each process as a row, [P, ...]."""
-        with exchanging():
-            return np.asarray(
-                _same(spread_over=replicated_sharding(self._mesh))(shard_local_rows(self._mesh, mine[None]))
-            )
-
-    @cached_property
-    def _mesh(self) -> Mesh:
-        """A device of each process: of all there may be another number on each."""
-        return make_global_mesh(self.count)
+        return state._replace(carry=jax.tree.map(gathered, state.carry))
 
     @contextmanager
-    def together(self) -> Iterator[dict[str, str]]:
-        """All go on behind the block, or none does: what one process raises in it, all raise.
-
-        What is put under a name of ``FACTS`` into the dictionary that it gives must be the same on all.
-        """
+    def all_or_none(self) -> Iterator[dict[str, str]]:
         facts: dict[str, str] = {}
-        if self.alone:
-            yield facts
-            return
         failed: JaxgenError | SystemExit | None = None
-        code, said = 0, ""
+        code, message = 0, ""
         try:
             yield facts
         except JaxgenError as error:
-            failed, code, said = error, error.exit_code, str(error)
-        except SystemExit as stop:  # the flag parser's, which has said why
-            failed, code, said = stop, stop.code if isinstance(stop.code, int) else 1, "Its flags cannot be read."
-        mine = {name: hashlib.sha256(fact.encode()).hexdigest() for name, fact in facts.items()}
-        every = self.gathered({"code": code, "said": said, "facts": mine})
+            failed, code, message = error, error.exit_code, str(error)
+        except SystemExit as stop:  # from the flag parser, which has printed why
+            failed, code = stop, stop.code if isinstance(stop.code, int) else 1
+            message = "Its flags cannot be read."
+        digests = {name: hashlib.sha256(fact.encode()).hexdigest() for name, fact in facts.items()}
+        reports = self.all_gather({"code": code, "message": message, "facts": digests})
         self.ends_together = True
         if failed is not None:
             raise failed
-        for number, each in enumerate(every):
-            if each["code"]:
-                raise PeerError(f"Process {number} of the job cannot go on. {each['said']}", each["code"])
-        for name, (kind, what) in FACTS.items():
-            others = [n for n, each in enumerate(every) if each["facts"].get(name) != every[0]["facts"].get(name)]
-            if others:
-                who = f"process {others[0]}" if len(others) == 1 else f"processes {', '.join(map(str, others))}"
-                raise kind(f"Process 0 and {who} of the job {what}.")
+        _raise_for(reports)
         self.ends_together = False
 
-    # --- signals
+    def stop_flag(self, signals: StopSignals, devices: int) -> StopFlag:
+        return JaxStopFlag(signals, self, devices)
 
-    def asking(self, received: int | None, devices: int) -> tuple[Any, ...]:
-        """What a compiled call gets of a signal that this process ``received``; nothing where there is one process."""
-        if self.alone:
-            return ()
-        return (shard_local_rows(make_global_mesh(devices), np.full(devices // self.count, received or 0, np.int32)),)
+    @contextmanager
+    def translate_errors(self) -> Iterator[None]:
+        """Turn what the runtime raises for a failed exchange into ``LostError`` or ``UsageError``."""
+        try:
+            yield
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            if isinstance(error, JaxgenError) or "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            if "context initialization failed" in str(error) and (address := unreachable_address()):
+                raise UsageError(
+                    f"The processes of the job met and cannot reach each other: the name of this host, "
+                    f"{socket.gethostname()}, stands for {address}, an address that no other host can reach. In "
+                    "/etc/hosts of each host, let its name stand for the address that the others see."
+                ) from None
+            if isinstance(error, ValueError) and not re.search("gloo|UNKNOWN|UNAVAILABLE|INTERNAL", str(error), re.I):
+                raise
+            raise LostError(
+                f"Another process of the job was lost ({str(error).splitlines()[0][:200].rstrip('.')}), and the others "
+                "cannot continue without it. The last checkpoint is kept: start all processes again, with --resume "
+                "auto."
+            ) from None
 
-    def heard(self, log: Any) -> StepMetrics:
-        """The metrics of a call; whether any process asked in it to stop is remembered."""
-        if self.alone:
-            return log
-        metrics, asked = log
-        self._asked = max(self._asked, int(asked))
-        return metrics
+    def _gather_array(self, mine: np.ndarray) -> np.ndarray:
+        """The array of each process as a row: [...] -> [processes, ...]."""
+        with self.translate_errors():
+            rows = shard_local_rows(self._mesh, mine[None])
+            return np.asarray(_jit_identity(out_shardings=replicated_sharding(self._mesh))(rows))
 
-    def stops(self, received: int | None) -> bool:
-        """Whether all know that one was asked to stop."""
-        return received is not None if self.alone else self._asked > 0
+    @cached_property
+    def _mesh(self) -> Mesh:
+        """One device of each process: the processes may have different numbers of devices."""
+        return make_global_mesh(self.count)
 
-    def signal(self, received: int | None) -> int | None:
-        """The signal that any process ``received``. All ask at the same place."""
-        if self.alone:
-            return received
-        found = max(self.gathered(max(received or 0, self._asked)))
-        self.ends_together = found > 0
-        return found or None
+
+def _raise_for(reports: list[dict[str, Any]]) -> None:
+    """Raise ``PeerError`` if a process failed, or the error of ``MUST_AGREE`` for what differs between processes."""
+    for index, report in enumerate(reports):
+        if report["code"]:
+            raise PeerError(f"Process {index} of the job cannot continue. {report['message']}", report["code"])
+    for name, (kind, what) in MUST_AGREE.items():
+        ours = reports[0]["facts"].get(name)
+        others = [str(index) for index, report in enumerate(reports) if report["facts"].get(name) != ours]
+        if others:
+            who = f"process {others[0]}" if len(others) == 1 else f"processes {', '.join(others)}"
+            raise kind(f"Process 0 and {who} of the job {what}.")
 
 
 def process_group() -> ProcessGroup:
-    """The processes of this job, as many as were joined (``jax.distributed``) before JAX was first used."""
+    """The group of the processes that joined, always the same object; without ``join`` that of a single process."""
     joined = jax.distributed.is_initialized()  # else no device need be asked
-    return _team(jax.process_index(), jax.process_count()) if joined else _team(0, 1)
+    return _group(jax.process_index(), jax.process_count()) if joined else _group(0, 1)
 
 
 @cache
-def _team(index: int, count: int) -> ProcessGroup:
-    return ProcessGroup(index, count)
-
-
-@contextmanager
-def exchanging() -> Iterator[None]:
-    """Say it in a sentence when an exchange with another process fails, which the runtime tells in several ways."""
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if process_group().alone or isinstance(error, JaxgenError) or "RESOURCE_EXHAUSTED" in str(error):
-            raise
-        if "context initialization failed" in str(error) and (address := unreachable()):
-            raise UsageError(
-                f"The processes of the job met and cannot reach each other: the name of this host, "
-                f"{socket.gethostname()}, stands for {address}, an address that no other host can reach. Let it stand "
-                "for the address that the others see, in /etc/hosts of each host."
-            ) from None
-        if isinstance(error, ValueError) and not re.search("gloo|UNKNOWN|UNAVAILABLE|INTERNAL", str(error), re.I):
-            raise
-        raise LostError(
-            f"Another process of the job was lost ({str(error).splitlines()[0][:200].rstrip('.')}), and the others "
-            "cannot go on without it. What was saved last is kept: start all processes again, with --resume auto."
-        ) from None
+def _group(index: int, count: int) -> ProcessGroup:
+    return ProcessGroup() if count == 1 else JaxProcessGroup(index, count)
 
 
 @cache
-def _same(spread_over: NamedSharding) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(lambda array: array, out_shardings=spread_over)
+def _jit_identity(out_shardings: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda array: array, out_shardings=out_shardings)
 
 
 @cache
-def _summed(spread_over: NamedSharding) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(lambda array: array.sum(0, dtype=array.dtype), out_shardings=spread_over)
-
-
-def _rounded(size: int) -> int:
-    """A power of two, so that messages of all lengths have few shapes to compile for."""
-    return 1 << max(6, (size - 1).bit_length())
+def _jit_sum(out_shardings: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda array: array.sum(0, dtype=array.dtype), out_shardings=out_shardings)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import json
 import os
 import platform
 import re
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import RESUME, parse_json, refuse_links, run_dir_missing, unwritable
@@ -29,7 +28,6 @@ _TEMPORARY = re.compile(r"\.(?:.+\.([0-9]{1,9})-[0-9a-f]{8}|probe-([0-9]{1,9}))\
 #: Seconds between signs of life of whoever holds a lock, and seconds without one after which a lock from another host,
 #: where nobody can look, counts for nothing. Network file systems show the time of a file up to a minute late.
 SIGN_EVERY, SILENT = 20, 180
-T = TypeVar("T")
 
 
 class RunLock:
@@ -44,7 +42,7 @@ class RunLock:
     _held: dict[Path, RunLock] = {}
 
     def __init__(self, folder: Path, descriptor: int) -> None:
-        self.folder, self.training, self._descriptor, self._process = folder, False, descriptor, os.getpid()
+        self.folder, self.in_training, self._descriptor, self._process = folder, False, descriptor, os.getpid()
         self._released = threading.Event()
         threading.Thread(target=self._live, name="run lock", daemon=True).start()
 
@@ -101,6 +99,19 @@ class RunLock:
             raise
 
     @classmethod
+    @contextmanager
+    def training(cls, folder: str | os.PathLike[str]) -> Iterator[None]:
+        """Hold the lock of the run in ``folder``. Raises ``UsageError`` if any process trains it, also this one."""
+        lock = cls.take(folder)
+        if lock.in_training:
+            raise _refusal(Path(folder), _myself())
+        lock.in_training = True
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @classmethod
     def check(cls, folder: str | os.PathLike[str]) -> None:
         """Raise ``CheckpointError`` if this process held the lock and does not any more.
 
@@ -153,23 +164,6 @@ class RunLock:
 
 
 atexit.register(RunLock.release_all)
-
-
-def locked(train: Callable[[Any], T]) -> Callable[[Any], T]:
-    """The method ``train`` of a trainer, holding the lock of its ``run`` until it returns or raises."""
-
-    @functools.wraps(train)
-    def holding(trainer: Any) -> T:
-        lock = RunLock.take(trainer.run.path)
-        if lock.training:
-            raise _refusal(trainer.run.path, _myself())
-        lock.training = True
-        try:
-            return train(trainer)
-        finally:
-            lock.release()
-
-    return holding
 
 
 def runs(process: int) -> bool:

@@ -45,19 +45,19 @@ class Example(NamedTuple):
     text: str
 
 
-class Model(Protocol):
-    """What data may ask of the model that is being trained, to show or to judge what it makes."""
+class Inference(Protocol):
+    """Inference with the current training weights, with which a task judges and shows what its model makes."""
 
-    def write(self, prompt: str, temperature: float, length: int, label: str | None = None) -> str:
-        """A text that goes on from ``prompt`` (tasks whose commands are those of texts), one of ``label`` if given."""
+    def generate(self, prompt: str, temperature: float, length: int, label: str | None = None) -> str:
+        """A text that continues ``prompt``, of ``label`` if one is given (language models)."""
         ...
 
-    def answer(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
-        """The outputs for ``inputs``, in order, as the codec's ``answer`` makes them (tasks that answer inputs)."""
+    def predict(self, inputs: Sequence[Any], beam: int = 0) -> list[Any]:
+        """The outputs for ``inputs``, in order, as the codec's ``answer`` returns them (all other tasks)."""
         ...
 
     def attention(self, source: Any) -> Any:
-        """Where the model looks while it writes the text for ``source`` (``jaxgen.types.AttentionMap``)."""
+        """The attention weights while the model writes the text for ``source`` (a ``jaxgen.types.AttentionMap``)."""
         ...
 
 
@@ -133,15 +133,15 @@ class TaskData(Protocol):
         """The figures of evaluations from what the task's ``measure`` summed up in each; ``val_loss`` among them."""
         ...
 
-    def generation_metrics(self, model: Model, final: bool) -> dict[str, Any]:
+    def generation_metrics(self, inference: Inference, final: bool) -> dict[str, Any]:
         """Figures that take more than a pass over the evaluation sets."""
         ...
 
-    def examples(self, model: Model, final: bool) -> list[Example]:
+    def examples(self, inference: Inference, final: bool) -> list[Example]:
         """What the model makes, for people who watch it learn."""
         ...
 
-    def save_plots(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+    def save_plots(self, inference: Inference, report: Mapping[str, Any], folder: Path) -> None:
         """Pictures of a finished run, beside its loss curve."""
         ...
 

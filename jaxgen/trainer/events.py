@@ -1,4 +1,4 @@
-"""What the training loop says while it runs; the command line renders it, a notebook may ignore it."""
+"""Events of a training run: what ``emit`` and callbacks receive. The command line shows them on the screen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Reading:
-    """Large data are being read, learnt from or encoded before anything is built; ``done`` of ``total`` are."""
+    """Large data are being read or encoded, before the model is built; ``done`` of ``total`` is finished."""
 
     what: str
     done: int
@@ -28,28 +28,33 @@ class Started:
 
 @dataclass(frozen=True)
 class Progress:
-    """Some steps are done; ``loss`` is the mean of the last call's, in nats a target."""
+    """Some steps are done; ``loss`` is the mean over the last call, in nats per target."""
 
     step: int
     loss: float
     bits_per_char: float | None
-    speed: float  # in units a second
-    unit: str  # what speed counts
+    speed: float  # in units per second
+    unit: str  # what ``speed`` counts
     seconds_left: float
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The validation loss was measured and a checkpoint saved; ``row`` is the line of ``metrics.jsonl``."""
+    """The model was evaluated; ``row`` is the line of ``metrics.jsonl``."""
 
     row: dict[str, Any]
-    best: bool
-    headline: str  # what the row says, in a few words
+    best_step: int  # the step of the best evaluation so far
+    headline: str  # the row in a few words
+
+    @property
+    def best(self) -> bool:
+        """Whether this evaluation is the best so far."""
+        return bool(self.row["step"] == self.best_step)
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Something the model made at this step."""
+    """An example of what the model makes at this step."""
 
     step: int
     title: str
@@ -58,7 +63,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Note:
-    """Something worth knowing that is no error."""
+    """A message that is no error."""
 
     text: str
 
@@ -77,7 +82,7 @@ class Finished:
 
 
 def ignore(event: Any) -> None:
-    """An ``emit`` for those who do not listen."""
+    """An ``emit`` that does nothing."""
 
 
 Event = Reading | Started | Progress | Evaluated | Sampled | Note | Finished
@@ -85,15 +90,15 @@ Emit = Callable[[Event], None]
 
 
 class ProgressEvents:
-    """How data are read, as events: a ``jaxgen.data.watch.ProgressReporter``."""
+    """Reports the reading of data as events: a ``jaxgen.data.progress.ProgressReporter``."""
 
     def __init__(self, emit: Callable[[Any], None]) -> None:
         self._emit = emit
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """A ``Reading``."""
+        """Emit a ``Reading``."""
         self._emit(Reading(what, done, total))
 
     def note(self, text: str) -> None:
-        """A ``Note``."""
+        """Emit a ``Note``."""
         self._emit(Note(text))

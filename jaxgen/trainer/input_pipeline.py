@@ -1,4 +1,4 @@
-"""What the compiled training step reads: batches stacked on the host, or places in a text that lies on the device."""
+"""What the compiled training step reads: stacked batches, or windows of a text that lies on the device."""
 
 from __future__ import annotations
 
@@ -7,58 +7,60 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgen.data.batches import TextBatches
+from jaxgen.data.batches import Batches, TextBatches
 from jaxgen.data.tokens import EVERY
-from jaxgen.distributed.processes import process_group
 from jaxgen.tokenizers.base import PAD
+from jaxgen.trainer.process_group import ProcessGroup
 from jaxgen.training.data_parallel import make_global_mesh, replicate, shard_local_batches, shard_windows
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches, WindowIndex, Windows
 
-#: Bytes of text that are put on each device; of a longer one each batch is read on the host.
-MOST_HELD = 1 << 28
+#: Texts of at most this many bytes are put on every device; batches of longer ones are read on the host.
+MAX_DEVICE_TEXT_BYTES = 1 << 28
 
 
 class InputPipeline:
-    """The training data of a run, ``calls`` batches of ``rows`` at a time.
+    """The training data of a run, up to ``calls`` batches of ``rows`` rows at a time.
 
-    ``read`` is how the compiled step gets each of them. Of several processes each reads its share of the rows.
+    ``read`` is how the compiled step gets a batch from what ``next`` returns. Each process of ``group`` reads its share
+    of the rows.
     """
 
-    def __init__(self, batches: Any, calls: int, devices: int, rows: int) -> None:
-        self._batches, self._calls, self._devices, team = batches, calls, devices, process_group()
-        self._mesh = None if team.alone else make_global_mesh(devices)
-        share = rows // team.count
-        self._share = EVERY if team.alone else slice(share * team.index, share * (team.index + 1))
-        self._text: Any = None
-        self._held: Any = None  # the text and what is known of it, on the device
+    def __init__(self, batches: Batches, calls: int, devices: int, rows: int, group: ProcessGroup) -> None:
+        self._batches, self._calls, self._devices = batches, calls, devices
+        self._mesh = None if group.is_single else make_global_mesh(devices)
+        share = rows // group.count
+        self._share = EVERY if group.is_single else slice(share * group.index, share * (group.index + 1))
+        self._text: np.ndarray | None = None
+        self._on_device: Any = None  # the text, and the conditions of its documents
         self.read: HostBatches | DeviceText = HOST_BATCHES
-        if isinstance(batches, TextBatches) and batches.text_bytes <= MOST_HELD:
-            self.read = DeviceText(batches.length, batches.eos, PAD)
+        self._windows: TextBatches | None = None  # batches that the device reads from the text
+        if isinstance(batches, TextBatches) and batches.text_bytes <= MAX_DEVICE_TEXT_BYTES:
+            self.read, self._windows = DeviceText(batches.length, batches.eos, PAD), batches
 
-    def together(self, step: int) -> int:
-        """How many steps from ``step`` on one call can take."""
-        alike = self._batches.same_text if isinstance(self.read, DeviceText) else self._batches.same_shape
-        return min(self._calls, alike(step))
+    def steps_in_call(self, step: int) -> int:
+        """The number of steps from ``step`` on that one call can take."""
+        alike = self._batches.same_shape(step) if self._windows is None else self._windows.same_text(step)
+        return min(self._calls, alike)
 
-    def take(self, step: int, number: int) -> Any:
-        """The next ``number`` batches made up to ``calls``: the rest repeats the last and is not used."""
+    def next(self, step: int, number: int) -> Any:
+        """The ``number`` batches from ``step`` on, stacked; padded to ``calls`` with copies of the last."""
         steps = [step + min(i, number - 1) for i in range(self._calls)]
-        if isinstance(self.read, HostBatches):
-            read = {at: self._batches.batch(at, self._share) for at in dict.fromkeys(steps)}
-            stacked = jax.tree.map(lambda *fields: np.stack(fields), *(read[at] for at in steps))
+        if self._windows is None:
+            batches = {at: self._batches.batch(at, self._share) for at in dict.fromkeys(steps)}
+            stacked = jax.tree.map(lambda *fields: np.stack(fields), *(batches[at] for at in steps))
             return stacked if self._mesh is None else shard_local_batches(self._mesh, stacked)
-        places = [self._batches.places(at) for at in steps]
+        places = [self._windows.places(at) for at in steps]
         start, stop = (np.stack(field).astype(np.int32) for field in list(zip(*places))[:2])
-        text, conditions = self._on_device(step)
+        text, conditions = self._text_on_device(self._windows, step)
         windows = Windows(text, WindowIndex(start, stop, np.array([p.fresh for p in places])), conditions)
         return windows if self._mesh is None else shard_windows(self._mesh, windows)
 
-    def _on_device(self, step: int) -> Any:
-        """The text of a step, in the smallest type that holds its ids, and its conditions, put there once."""
-        text = self._batches.text(step)
+    def _text_on_device(self, batches: TextBatches, step: int) -> Any:
+        """The text of a step, in the smallest type that holds its ids, and its conditions; copied when it changes."""
+        text = batches.text(step)
         if text is not self._text:
-            small = text.astype(self._batches.id_type, copy=False), self._batches.conditions(step)
-            alone = self._devices == 1
-            self._held = jax.device_put(small) if alone else replicate(make_global_mesh(self._devices), small)
+            small = text.astype(batches.id_type, copy=False), batches.conditions(step)
+            one = self._devices == 1
+            self._on_device = jax.device_put(small) if one else replicate(make_global_mesh(self._devices), small)
             self._text = text
-        return self._held
+        return self._on_device

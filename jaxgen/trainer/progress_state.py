@@ -1,4 +1,4 @@
-"""What the host of a run remembers, and how a run says that it was stopped."""
+"""What the host knows of a run's progress, and how an interrupted run ends."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import jax
+import numpy as np
+
 from jaxgen.errors import CheckpointError
 
 
 @dataclass
 class ProgressState:
-    """What the host remembers between evaluations; saved with every checkpoint, exactly."""
+    """What the host remembers between evaluations; saved exactly, with every checkpoint."""
 
-    loss_sum: float = 0.0  # summed nats since the last row of metrics
-    loss_count: float = 0.0
-    best: float | None = None  # what an evaluation cost at the best step (``Metric.cost``)
+    loss_sum: float = 0.0  # nats since the last row of metrics
+    loss_count: float = 0.0  # targets since then
+    best: float | None = None  # ``Metric.cost`` of the best evaluation
     best_step: int = 0
-    bad_evals: int = 0
-    seconds: float = 0.0  # spent training, all starts together
-    rollbacks: int = 0  # how often training went back; the learning rate follows from it
+    bad_evals: int = 0  # since the best one
+    seconds: float = 0.0  # of training, over all starts
+    rollbacks: int = 0  # the learning rate follows from it
 
     @classmethod
     def read(cls, host: Mapping[str, Any], run: object) -> ProgressState:
-        """What a checkpoint of ``run`` remembers; ``CheckpointError`` unless it is just that."""
-        usual = asdict(cls())
-        if host.keys() - usual.keys() or any(
+        """The progress in the host record of a checkpoint of ``run``. Raises ``CheckpointError`` for other records."""
+        defaults = asdict(cls())
+        if host.keys() - defaults.keys() or any(
             isinstance(value, bool)
-            or not isinstance(value, (int, float) if isinstance(usual[name], (float, type(None))) else int)
+            or not isinstance(value, (int, float) if isinstance(defaults[name], (float, type(None))) else int)
             for name, value in host.items()
             if not (name == "best" and value is None)
         ):
@@ -36,10 +39,54 @@ class ProgressState:
         return cls(**host)
 
 
-class Interrupted(Exception):
-    """A signal asked to stop; everything is saved. ``exit_code`` is 128 + the signal's number.
+#: Weight of the earlier calls beside the next one.
+DECAY = 0.8
 
-    ``run`` is the one to continue, if there is one.
+
+class Throughput:
+    """Units per second, a mean over calls in which the latest count most.
+
+    Calls during which something was compiled are left out: a step is compiled for every shape of batches, and the host
+    compiles while the device computes the call before.
+    """
+
+    def __init__(self) -> None:
+        self._shapes: set[Any] = set()
+        self._compiled = False
+        self._units = self._seconds = 0.0
+        self._with_compilation = 0.0
+
+    def dispatched(self, batches: Any) -> None:
+        """A call on ``batches`` was dispatched."""
+        shapes = tuple((np.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(batches))
+        self._compiled |= shapes not in self._shapes
+        self._shapes.add(shapes)
+
+    def completed(self, units: float, seconds: float) -> None:
+        """The results of a call on ``units`` arrived, ``seconds`` after those of the call before."""
+        seconds = max(seconds, 1e-9)
+        if self._compiled:
+            self._with_compilation = units / seconds
+        else:
+            self._units = DECAY * self._units + units
+            self._seconds = DECAY * self._seconds + seconds
+        self._compiled = False
+
+    @property
+    def measured(self) -> float | None:
+        """Units per second; None until a call has compiled nothing."""
+        return self._units / self._seconds if self._seconds else None
+
+    @property
+    def estimate(self) -> float:
+        """``measured``; until that is known, the speed with compilation, which is too low."""
+        return self.measured or self._with_compilation
+
+
+class Interrupted(Exception):
+    """A signal stopped the run; everything is saved. ``exit_code`` is 128 + the signal's number.
+
+    ``run`` is the path of the run to continue, if there is one.
     """
 
     def __init__(self, signal_number: int, where: str, run: str | None = None) -> None:

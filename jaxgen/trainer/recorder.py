@@ -1,28 +1,326 @@
-"""Pictures of a training. One that cannot be drawn is said once, and never the end of what is saved."""
+"""What a training run records and shows: callbacks of the training loop, and the recorder that calls them."""
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
-import struct
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
-import numpy as np
 
-from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.fsutil import unwritable
+from jaxgen.errors import CheckpointError
 from jaxgen.plots.loss import Best, draw_losses
+from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
-from jaxgen.runs.logs import MetricsLog
-from jaxgen.tasks.base import TaskData
-from jaxgen.trainer.events import Note
+from jaxgen.runs.lock import RunLock
+from jaxgen.runs.logs import MetricsLog, append_sample, truncate_samples
+from jaxgen.runs.manifest import DamagedCheckpointError
+from jaxgen.tasks.base import Inference, TaskData
+from jaxgen.trainer.events import Emit, Evaluated, Event, Finished, Note, Progress, Sampled, Started
+from jaxgen.training.step import TrainState
+from jaxgen.types import Params
+
+
+class Callback:
+    """Base class for what watches a training run. Override the methods you need and pass it to ``jaxgen.start``.
+
+    The training loop calls callbacks on the main process only, and waits for them. At one step the order is
+    ``on_evaluation``, ``on_sample``, ``on_checkpoint``. Logs are written before the checkpoint: a resumed run first
+    drops what they have after its checkpoint (``truncate_after``). What a callback raises ends the run.
+    """
+
+    def on_start(self, event: Started) -> None:
+        """The run starts or resumes; nothing is compiled yet."""
+
+    def on_step(self, event: Progress) -> None:
+        """A call of some training steps is done."""
+
+    def on_evaluation(self, event: Evaluated) -> None:
+        """The model was evaluated."""
+
+    def on_sample(self, event: Sampled) -> None:
+        """The model made an example."""
+
+    def on_checkpoint(self, step: int) -> None:
+        """A checkpoint was saved, after the evaluation and the examples of its step. A new run saves step 0 at once."""
+
+    def on_note(self, event: Note) -> None:
+        """The training loop has a message for the user."""
+
+    def on_end(self, event: Finished, inference: Inference) -> None:
+        """The run is complete; ``inference`` uses the weights that the report is of."""
+
+    def truncate_after(self, step: int) -> None:
+        """Training resumes from ``step``: drop what was recorded after it."""
+
+    def wait(self) -> None:
+        """Wait for work in the background. Also called when training is interrupted or fails."""
+
+
+class NullRecorder(Callback):
+    """Records nothing: the recorder of all processes but the main one, and of steps that are only timed."""
+
+    store: CheckpointStore | None = None
+
+    def __enter__(self) -> NullRecorder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def save(
+        self, step: int, state: TrainState, host: Mapping[str, Any], metric: float | None = None, keep: bool = False
+    ) -> None:
+        """Save a checkpoint.
+
+        Args:
+            step: the number of training steps taken.
+            state: the state, all its rows on this host.
+            host: what the host must remember, as JSON.
+            metric: the value that decides which checkpoint is best (lower is better); None if there is none.
+            keep: keep the earlier checkpoints too.
+        """
+
+    def best_params(self, step: int, like: Params) -> tuple[int, Params] | None:
+        """The step and weights of the best checkpoint; None if it is that of ``step``, or if there is none.
+
+        ``like`` has the shapes of the weights.
+        """
+        return None
+
+
+class Recorder(NullRecorder):
+    """Writes a run directory and calls ``callbacks`` in order. While entered, it holds the lock of the run."""
+
+    store: CheckpointStore
+
+    def __init__(self, run: RunDirectory, callbacks: Sequence[Callback]) -> None:
+        self.run, self.callbacks = run, callbacks
+        self.store = CheckpointStore(run.checkpoints_path)
+        self._entered = ExitStack()
+
+    def __enter__(self) -> Recorder:
+        self._entered.enter_context(RunLock.training(self.run.path))
+        self._entered.callback(self.wait)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._entered.close()
+
+    def on_start(self, event: Started) -> None:
+        self._call("on_start", event)
+
+    def on_step(self, event: Progress) -> None:
+        self._call("on_step", event)
+
+    def on_evaluation(self, event: Evaluated) -> None:
+        RunLock.check(self.run.path)
+        self._call("on_evaluation", event)
+
+    def on_sample(self, event: Sampled) -> None:
+        RunLock.check(self.run.path)
+        self._call("on_sample", event)
+
+    def on_checkpoint(self, step: int) -> None:
+        self._call("on_checkpoint", step)
+
+    def on_note(self, event: Note) -> None:
+        self._call("on_note", event)
+
+    def on_end(self, event: Finished, inference: Inference) -> None:
+        self._call("on_end", event, inference)
+
+    def truncate_after(self, step: int) -> None:
+        self.store.truncate(step)
+        self._call("truncate_after", step)
+
+    def wait(self) -> None:
+        self._call("wait")
+
+    def _call(self, method: str, *args: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, method)(*args)
+
+    def save(
+        self, step: int, state: TrainState, host: Mapping[str, Any], metric: float | None = None, keep: bool = False
+    ) -> None:
+        if keep:
+            self.store.keep_latest = max(self.store.keep_latest, len(self.store.steps()) + 1)
+        RunLock.check(self.run.path)
+        self.store.save(step, state, host, metric)
+        RunLock.check(self.run.path)  # if the folder was replaced meanwhile, the checkpoint is not the run's
+
+    def best_params(self, step: int, like: Params) -> tuple[int, Params] | None:
+        best = self.store.best()
+        if best in (None, step):
+            return None
+        try:
+            return best, self.store.restore_params(best, like)[0]
+        except DamagedCheckpointError as error:  # the last weights are still there
+            self.on_note(Note(f"WARNING: {error} The report is of step {step:,} instead, the last."))
+            return None
+
+
+def make_recorder(
+    run: RunDirectory, config: TrainConfig, data: TaskData, emit: Emit, callbacks: Sequence[Callback] = ()
+) -> Recorder:
+    """The recorder of a run: its logs, report and plots, TensorBoard if asked for, ``emit``, and ``callbacks``."""
+    standard: list[Callback] = [MetricsWriter(run), SamplesWriter(run), ReportWriter(run)]
+    if config.tensorboard:
+        from jaxgen.trainer.tensorboard import TensorBoard
+
+        standard.append(TensorBoard(run))
+    return Recorder(run, [*standard, Plots(run, data, emit), Emitter(emit), *callbacks])
+
+
+class MetricsWriter(Callback):
+    """Appends each evaluation to ``metrics.jsonl``."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._log = MetricsLog(run.metrics_path)
+
+    def on_evaluation(self, event: Evaluated) -> None:
+        self._log.append(event.row)
+
+    def truncate_after(self, step: int) -> None:
+        self._log.truncate(step)
+
+
+class SamplesWriter(Callback):
+    """Appends each example to ``samples.txt``."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._path = run.samples_path
+
+    def on_sample(self, event: Sampled) -> None:
+        append_sample(self._path, event.step, event.text)
+
+    def truncate_after(self, step: int) -> None:
+        truncate_samples(self._path, step)
+
+
+class ReportWriter(Callback):
+    """Writes ``report.json`` at the end."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+
+    def on_end(self, event: Finished, inference: Inference) -> None:
+        self._run.write_json("report.json", {"step": event.step, "best_step": event.best_step, **event.report})
+
+
+class Emitter(Callback):
+    """Passes events to ``emit``. Evaluations and examples wait until their checkpoint is saved."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._unsaved: list[Event] = []
+
+    def on_start(self, event: Started) -> None:
+        self._emit(event)
+
+    def on_step(self, event: Progress) -> None:
+        self._emit(event)
+
+    def on_note(self, event: Note) -> None:
+        self._emit(event)
+
+    def on_evaluation(self, event: Evaluated) -> None:
+        self._unsaved.append(event)
+
+    def on_sample(self, event: Sampled) -> None:
+        self._unsaved.append(event)
+
+    def on_checkpoint(self, step: int) -> None:
+        events, self._unsaved = self._unsaved, []
+        for event in events:
+            self._emit(event)
+
+    def on_end(self, event: Finished, inference: Inference) -> None:
+        self._emit(event)
+
+    def truncate_after(self, step: int) -> None:
+        self._unsaved = []
+
+
+class Plots(Callback):
+    """Draws the loss curve in the background, and at the end the plots of the task.
+
+    A plot that fails is reported as a ``Note`` once and ends nothing.
+    """
+
+    def __init__(self, run: RunDirectory, data: TaskData, emit: Emit) -> None:
+        self._run, self._data, self._emit = run, data, emit
+        self._metrics = MetricsLog(run.metrics_path)
+        self._errors = PlotErrors()
+        self._evaluated: Evaluated | None = None  # to be drawn once its checkpoint is saved
+        self._requested = 0
+        self._pool: ThreadPoolExecutor | None = None
+        self._plot: Future[None] | None = None
+
+    def on_evaluation(self, event: Evaluated) -> None:
+        self._evaluated = event
+
+    def on_checkpoint(self, step: int) -> None:
+        if self._evaluated is None:
+            return
+        self._errors.report(self._emit)
+        self._requested += 1
+        self._pool = self._pool or ThreadPoolExecutor(1)
+        best = Best(self._evaluated.best_step, self._data.METRIC.name)
+        self._plot = self._pool.submit(self._draw, self._requested, best)
+        self._evaluated = None
+
+    def on_end(self, event: Finished, inference: Inference) -> None:
+        if self._plot is not None:
+            self._plot.result()
+        with self._errors.caught(f"the plots of the report in {self._run.path}"):
+            self._data.save_plots(inference, event.report, self._run.path)
+        self._errors.report(self._emit)
+
+    def truncate_after(self, step: int) -> None:
+        self._evaluated = None
+
+    def wait(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    def _draw(self, number: int, best: Best) -> None:
+        if number != self._requested:  # a newer request waits behind this one
+            return
+        title = f"{self._run.path.name}: {self._data.fingerprint()['name']}"
+        with self._errors.caught(f"{self._run.plot_path}"):
+            draw_losses(self._metrics.read(), self._run.plot_path, title, self._data.TARGET, best)
+
+
+class PlotErrors:
+    """Exceptions of plots, on whatever thread, kept until the main thread reports them."""
+
+    def __init__(self) -> None:
+        self._waiting: list[str] = []
+        self._reported: set[str] = set()
+
+    @contextmanager
+    def caught(self, what: str) -> Iterator[None]:
+        """A context that keeps every exception instead of raising it. ``what`` names the plot in a sentence."""
+        try:
+            yield
+        except Exception as error:  # a full disk, or whatever fonts, texts and numbers make of a plotting library
+            first = next(iter(str(error).splitlines()), "")
+            said = getattr(error, "said", "") if isinstance(error, CheckpointError) else ""
+            said = said or f"Could not draw {what}: {type(error).__name__} {first}".rstrip(". ") + "."
+            self._waiting.append(f"WARNING: {said} Nothing else is lost: weights and metrics are saved without it.")
+
+    def report(self, emit: Callable[[Note], None]) -> None:
+        """Emit each message that has not been reported yet."""
+        while self._waiting:
+            text = self._waiting.pop(0)
+            if text not in self._reported:
+                self._reported.add(text)
+                emit(Note(text))
 
 
 def run_summary(config: TrainConfig, data: TaskData, resolved: Mapping[str, Any], processes: int) -> dict[str, str]:
@@ -37,172 +335,3 @@ def run_summary(config: TrainConfig, data: TaskData, resolved: Mapping[str, Any]
         "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()}){spread}"
         + ("" if processes == 1 else f" devices of {processes} processes"),
     }
-
-
-class PlotErrors:
-    """What went wrong while pictures were drawn, on whatever thread, kept until there is someone to ``tell``."""
-
-    def __init__(self) -> None:
-        self._waiting: list[str] = []
-        self._told: set[str] = set()
-
-    @contextmanager
-    def expected(self, what: str) -> Iterator[None]:
-        """While entered, nothing that goes wrong is raised. ``what`` is drawn there, as a sentence names it."""
-        try:
-            yield
-        except Exception as error:  # a full disk, or whatever fonts, texts and numbers make of a library of pictures
-            first = next(iter(str(error).splitlines()), "")
-            said = getattr(error, "said", "") if isinstance(error, CheckpointError) else ""
-            said = said or f"Could not draw {what}: {type(error).__name__} {first}".rstrip(". ") + "."
-            self._waiting.append(f"WARNING: {said} Nothing else is lost: weights and metrics are saved without it.")
-
-    def tell(self, emit: Callable[[Note], None]) -> None:
-        """Emit a ``Note`` of each that was not told yet."""
-        while self._waiting:
-            text = self._waiting.pop(0)
-            if text not in self._told:
-                self._told.add(text)
-                emit(Note(text))
-
-
-class LossCurves:
-    """The loss curves of a run, drawn while training goes on."""
-
-    def __init__(self, run: RunDirectory, data: str, target: str) -> None:
-        self._run, self._data, self._target, self._asked = run, data, target, 0
-        self._picture: Future[None] = Future()
-        self._picture.set_result(None)
-        self.undrawn = PlotErrors()
-
-    def draw(self, pool: ThreadPoolExecutor, metrics: MetricsLog, best: Best) -> None:
-        """Draw all of ``metrics`` on a thread of ``pool``."""
-        self._asked += 1
-        self._picture = pool.submit(self._draw, self._asked, metrics, best)
-
-    def wait(self) -> None:
-        """Until the last one is drawn."""
-        self._picture.result()
-
-    def _draw(self, number: int, metrics: MetricsLog, best: Best) -> None:
-        if number == self._asked:  # else a newer one waits behind it
-            title = f"{self._run.path.name}: {self._data}"
-            with self.undrawn.expected(f"{self._run.plot_path}"):
-                draw_losses(metrics.read(), self._run.plot_path, title, self._target, best)
-
-
-#: What an earlier call still counts beside the next one.
-FADING = 0.8
-
-
-class Throughput:
-    """Units a second of calls, the latest counting most; a call during which something was compiled does not count.
-
-    A step is compiled anew for every shape of batches, and the host compiles while the device computes the call
-    before. Say with ``sent`` what was dispatched since the last ``done``.
-    """
-
-    def __init__(self) -> None:
-        self._shapes: set[Any] = set()
-        self._compiled = False
-        self._units = self._seconds = 0.0
-        self._with_compilation = 0.0
-
-    def sent(self, batches: Any) -> None:
-        """A call on ``batches`` was dispatched."""
-        shapes = tuple((np.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(batches))
-        self._compiled |= shapes not in self._shapes
-        self._shapes.add(shapes)
-
-    def done(self, units: float, seconds: float) -> None:
-        """The results of a call on ``units`` are there, ``seconds`` after those of the call before."""
-        seconds = max(seconds, 1e-9)
-        if self._compiled:
-            self._with_compilation = units / seconds
-        else:
-            self._units = FADING * self._units + units
-            self._seconds = FADING * self._seconds + seconds
-        self._compiled = False
-
-    @property
-    def measured(self) -> float | None:
-        """Units a second, once a call has compiled nothing."""
-        return self._units / self._seconds if self._seconds else None
-
-    @property
-    def guessed(self) -> float:
-        """The same; until then what can be said, which is too low."""
-        return self.measured or self._with_compilation
-
-
-def require_tensorboard() -> Any:
-    """The optional package. Raises ``UsageError`` when it is not installed."""
-    try:
-        import tensorboardX
-    except ImportError:
-        raise UsageError(
-            'TensorBoard events need the package tensorboardX: pip install "jaxgen[tb]", or leave out --tensorboard.'
-        ) from None
-    return tensorboardX
-
-
-def open_events(run: RunDirectory, step: int) -> Events:
-    """A writer of events into the run's folder ``tensorboard/``; those beyond ``step`` are no longer shown."""
-    require_tensorboard()
-    return Events(run, step)
-
-
-class Events:
-    """One file of scalars. Raises ``CheckpointError`` when it cannot be written.
-
-    Written here and now: the writer that tensorboardX offers has a thread that ends in silence on a full disk, and who
-    gives it more waits for it forever.
-    """
-
-    def __init__(self, run: RunDirectory, step: int) -> None:
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        folder = run.path / "tensorboard"
-        if folder.is_symlink():
-            raise CheckpointError(f"{folder} is a link, and a run holds its own files only. Remove it.")
-        # Files are read in the order of their names; a rollback may begin two in a second.
-        now = time.time_ns()
-        self._path = folder / f"events.out.tfevents.{now // 10**9:010}.{socket.gethostname()}.{now}"
-        self._event, self._waiting = Event, b""
-        self._add(file_version="brain.Event:2")
-        # As a session begins, TensorBoard forgets what it has from its step on.
-        self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
-        self.flush()
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Add a point to the curve ``name``; ``flush`` writes it."""
-        from tensorboardX.summary import scalar
-
-        self._add(step=step, summary=scalar(name, value))
-
-    def add_row(self, row: Mapping[str, Any], step: int) -> None:
-        """Write a point for every number in a row of metrics."""
-        for name, value in row.items():
-            if isinstance(value, (int, float)):
-                self.add_scalar(name, value, step)
-        self.flush()
-
-    def flush(self) -> None:
-        """Put what was added on the disk."""
-        try:
-            self._path.parent.mkdir(exist_ok=True)
-            with open(self._path, "ab", buffering=0) as file:
-                if file.write(self._waiting) != len(self._waiting):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise unwritable(self._path, error, needed=len(self._waiting)) from error
-        self._waiting = b""
-
-    def _add(self, **what: Any) -> None:
-        """A record: its length and the event, each with a checksum behind it."""
-        from tensorboardX.record_writer import masked_crc32c
-
-        event = self._event(wall_time=time.time(), **what).SerializeToString()
-        for part in (struct.pack("<Q", len(event)), event):
-            self._waiting += part + struct.pack("<I", masked_crc32c(part))

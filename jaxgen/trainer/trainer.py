@@ -1,4 +1,4 @@
-"""The host loop: dispatch steps, evaluate, save, stop early, resume. It emits events and prints nothing."""
+"""The training loop: dispatch steps, evaluate, save, stop early. A ``Recorder`` writes and shows what it reports."""
 
 from __future__ import annotations
 
@@ -13,27 +13,23 @@ import jax
 import numpy as np
 
 from jaxgen import jitted
-from jaxgen.distributed.processes import process_group
 from jaxgen.errors import DivergedError, UsageError
-from jaxgen.plots.loss import Best
-from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
-from jaxgen.runs.lock import RunLock, locked
-from jaxgen.runs.logs import MetricsLog, append_sample, truncate_samples
-from jaxgen.runs.manifest import DamagedCheckpointError
 from jaxgen.sampling.decode import PRNG
-from jaxgen.tasks.base import Example
-from jaxgen.trainer.evaluate import Made, evaluate
-from jaxgen.trainer.events import Emit, Evaluated, Finished, Note, Progress, Sampled, Started
+from jaxgen.tasks.base import TaskData
+from jaxgen.trainer.evaluate import TrainingInference, evaluate
+from jaxgen.trainer.events import Evaluated, Finished, Note, Progress, Sampled, Started
 from jaxgen.trainer.input_pipeline import InputPipeline
 from jaxgen.trainer.nan_recovery import MAX_ROLLBACKS, ROLLBACK_SCALE, check_finite, nan_recovery
-from jaxgen.trainer.progress_state import Interrupted, ProgressState
-from jaxgen.trainer.recorder import LossCurves, Throughput, open_events, run_summary
+from jaxgen.trainer.process_group import ProcessGroup, StopFlag
+from jaxgen.trainer.progress_state import Interrupted, ProgressState, Throughput
+from jaxgen.trainer.recorder import NullRecorder, run_summary
 from jaxgen.trainer.schedule import EvalSchedule, build_optimizer
 from jaxgen.trainer.signals import RaiseOnSignal, Stopped, StopSignals
 from jaxgen.training.data_parallel import make_global_mesh, shard_state, unreplicate
 from jaxgen.training.step import TrainState
+from jaxgen.types import Params
 
 #: Arithmetic in one call of K steps: about half a second on two CPU cores, so that Ctrl-C is answered soon.
 FLOPS_PER_CALL = 4e10
@@ -49,157 +45,281 @@ class Trainer:
     """One run, new or resumed. Make it with ``jaxgen.start`` or ``jaxgen.resume``, then call ``train``."""
 
     def __init__(
-        self, config: TrainConfig, data: Any, task: Any, run: RunDirectory, resolved: dict[str, Any], emit: Emit
+        self,
+        config: TrainConfig,
+        data: TaskData,
+        task: Any,
+        run: RunDirectory,
+        resolved: dict[str, Any],
+        recorder: NullRecorder,
+        group: ProcessGroup,
     ) -> None:
-        self.config, self.data, self.task, self.run, self.resolved, self.emit = config, data, task, run, resolved, emit
-        self.store = CheckpointStore(run.checkpoints_path)
-        self.metrics = MetricsLog(run.metrics_path)
-        self.done = ProgressState()
+        self.config, self.data, self.task, self.run, self.resolved = config, data, task, run, resolved
+        self.recorder, self.group = recorder, group
+        self.progress = ProgressState()
         self.state: TrainState | None = None
-        self.total: int = resolved["steps"]
         self.key = jax.random.key(config.seed, impl=PRNG)
-        most = getattr(task, "STEPS_PER_CALL", MAX_STEPS_PER_CALL)
-        self.calls = min(most, steps_per_call(resolved["parameters"], data.tokens_per_step))
+        self.total_steps: int = resolved["steps"]
         self.devices: int = resolved["devices"]
-        self.team, self.rhythm = process_group(), EvalSchedule.of(config, resolved["horizon"], self.total)
-        self._feed = InputPipeline(data.batches, self.calls, self.devices, config.batch_size)
-        self._plan()
-        self._made = Made(task, data, config.seed)
-        self._events: Any = None
-        self._speed = Throughput()
+        most = getattr(task, "STEPS_PER_CALL", MAX_STEPS_PER_CALL)
+        self.steps_per_call = min(most, steps_per_call(resolved["parameters"], data.tokens_per_step))
+        self.eval_schedule = EvalSchedule.of(config, resolved["horizon"], self.total_steps)
+        self.inputs = InputPipeline(data.batches, self.steps_per_call, self.devices, config.batch_size, group)
+        self.set_progress(self.progress)
+        self._inference = TrainingInference(task, data, config.seed)
+        self._throughput = Throughput()
         self._grad_norm = math.nan  # of the last step that was read
-        self._curves = LossCurves(run, data.fingerprint()["name"], data.TARGET)
 
-    def begin(self, params: Any | None = None) -> Trainer:
-        """Set the state of step 0: fresh weights, or the given ``params`` with a fresh optimiser."""
+    # --- state
+
+    def init_state(self, params: Params | None = None) -> Trainer:
+        """Set the state of step 0: new weights, or the given ``params`` with a new optimizer state."""
         state = jitted.jit_init_state(self.task, self.optimizer, self.config.batch_size)(self.key)
         if params is not None:
             state = state._replace(params=params, opt_state=self.optimizer.init(params))
-        return self.go_on(self.team.shared(state))
+        return self.set_state(self.group.broadcast_tree(state))
 
-    def recall(self, done: ProgressState) -> Trainer:
-        """Set what the host remembers, with the learning rate that follows from it."""
-        self.done = done
-        return self._plan()
-
-    def _plan(self) -> Trainer:
-        """The schedule and the compiled step. After a rollback it is compiled anew: the rate is a constant of it."""
-        scale = ROLLBACK_SCALE**self.done.rollbacks
-        self.schedule, self.optimizer = build_optimizer(self.config, self.resolved["horizon"], scale)
-        self._steps = jitted.jit_train_steps(self.task, self.optimizer, self.devices, self._feed.read)
-        return self
-
-    def go_on(self, state: TrainState) -> Trainer:
-        """Set the state from which ``train`` goes on, wherever its arrays lie."""
+    def set_state(self, state: TrainState) -> Trainer:
+        """Set the state from which ``train`` continues, on whatever devices its arrays are."""
         self.state = state if self.devices == 1 else shard_state(make_global_mesh(self.devices), state)
         return self
 
-    def save_first(self) -> None:
-        """Save the state of step 0: a run without a checkpoint has lost them all, and never begins anew in silence."""
-        self._save(0, None)
+    def set_progress(self, progress: ProgressState) -> Trainer:
+        """Set the progress, and the learning rate and compiled step that follow from its number of rollbacks."""
+        self.progress = progress
+        scale = ROLLBACK_SCALE**progress.rollbacks
+        self.learning_rate, self.optimizer = build_optimizer(self.config, self.resolved["horizon"], scale)
+        self._train_steps = jitted.jit_train_steps(self.task, self.optimizer, self.devices, self.inputs.read)
+        return self
+
+    def gathered_state(self) -> TrainState:
+        """The state as a checkpoint holds it, with all rows on this host."""
+        return self.group.gather_state(self._state, self.devices)
+
+    @property
+    def _state(self) -> TrainState:
+        if self.state is None:
+            raise UsageError("This trainer has no state: make it with jaxgen.start or jaxgen.resume.")
+        return self.state
 
     # --- the loop
 
-    @locked
     def train(self) -> Finished:
-        """Run to the last step. Raises ``Interrupted`` (all saved) and ``DivergedError``."""
-        return self._train()
-
-    def _train(self) -> Finished:
-        step = int(self._current().step)
-        self._events = open_events(self.run, step) if self.config.tensorboard else None
-        facts = run_summary(self.config, self.data, self.resolved, self.team.count)
-        self.emit(Started(str(self.run.path), facts, step, self.total))
-        stop = step >= self.total or self._patience_gone
-        received = None
-        with StopSignals() as signals, ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as drawing:
-            while not stop:
-                boundary = self.rhythm.following(step)
+        """Train to the last step and report. Raises ``Interrupted`` (everything is saved) and ``DivergedError``."""
+        with self.recorder:
+            step = int(self._state.step)
+            summary = run_summary(self.config, self.data, self.resolved, self.group.count)
+            self.recorder.on_start(Started(str(self.run.path), summary, step, self.total_steps))
+            with StopSignals() as signals, ThreadPoolExecutor(1) as pool:
+                stop = self.group.stop_flag(signals, self.devices)
                 try:
-                    step += self._run_to(step, boundary, pool, signals)
-                    check_finite(self.whole(), partial(self._diverged, step=step))
-                    if step == boundary:
-                        stop = self._at_boundary(step, drawing) or step >= self.total
-                    else:
-                        self._save_between(step)
-                except DivergedError as error:
-                    step = self._recover(error)
-                received = self.team.signal(signals.received)
-                if received is not None and not stop:
-                    raise self._interrupted(received, f"at step {step:,}; saved")
-        done = "in the final evaluation; training is done and saved"
-        received = signals.received if self.team.alone else received
-        if received is not None:  # while the last row of metrics was made, or the picture of it
-            raise self._interrupted(received, done)
+                    step = self._train_from(step, pool, stop)
+                finally:
+                    self.recorder.wait()
+            return self._end(step, stop.agree())
+
+    def _train_from(self, step: int, pool: ThreadPoolExecutor, stop: StopFlag) -> int:
+        """Train, evaluate and save until the last step, or until patience is exhausted; returns the step."""
+        finished = step >= self.total_steps or self._patience_exhausted
+        while not finished:
+            boundary = self.eval_schedule.following(step)
+            try:
+                step += self._run_to(step, boundary, pool, stop)
+                check_finite(self.gathered_state(), partial(self._diverged, step=step))
+                if step == boundary:
+                    self._at_boundary(step)
+                    finished = step >= self.total_steps or self._patience_exhausted
+                else:
+                    self._save(step, keep=self.config.on_nan == "rollback")
+            except DivergedError as error:
+                step = self._recover(error)
+            received = stop.agree()
+            if received is not None and not finished:
+                raise self._interrupted(received, f"at step {step:,}; saved")
+        return step
+
+    def _end(self, step: int, received: int | None) -> Finished:
+        """Report on the run, unless a signal was ``received`` during the last evaluation."""
+        where = "in the final evaluation; training is done and saved"
+        if received is not None:
+            raise self._interrupted(received, where)
         try:
-            with RaiseOnSignal() if self.team.alone else StopSignals():  # others would wait for ever for one that left
-                self._curves.wait()
+            # With several processes, one that left here would make the others wait forever.
+            with RaiseOnSignal() if self.group.is_single else StopSignals():
                 return self._finish(step)
         except Stopped as stopped:
-            raise self._interrupted(stopped.number, done) from None
-
-    def _interrupted(self, number: int, where: str) -> Interrupted:
-        return Interrupted(number, where, str(self.run.path))
+            raise self._interrupted(stopped.number, where) from None
 
     @property
-    def _patience_gone(self) -> bool:
-        return self.config.patience is not None and self.done.bad_evals >= self.config.patience
+    def _patience_exhausted(self) -> bool:
+        return self.config.patience is not None and self.progress.bad_evals >= self.config.patience
 
-    def _run_to(self, step: int, boundary: int, pool: ThreadPoolExecutor, signals: StopSignals) -> int:
-        """Dispatch calls of up to K steps until ``boundary`` or a signal; returns the number of steps done.
+    def _run_to(self, step: int, boundary: int, pool: ThreadPoolExecutor, stop: StopFlag) -> int:
+        """Take steps until ``boundary`` or a signal; returns their number.
 
-        While the device works on one call, the host reads the metrics of the one before and builds the next
-        batches, so that neither waits for the other.
+        While the device works on one call, the host reads the metrics of the call before and builds the next batches,
+        so that neither waits for the other.
         """
-        first, waiting, clock = step, None, time.perf_counter()
-        number = min(self._feed.together(step), boundary - step)
-        batches: Future = pool.submit(self._feed.take, step, number)
-        while step < boundary and not self.team.stops(signals.received):
+        first, unread, clock = step, None, time.perf_counter()
+        number = min(self.inputs.steps_in_call(step), boundary - step)
+        batches: Future = pool.submit(self.inputs.next, step, number)
+        while step < boundary and not stop.is_set:
             ready, after = batches.result(), step + number
-            following = min(self._feed.together(after), boundary - after)
+            following = min(self.inputs.steps_in_call(after), boundary - after)
             if following:
-                batches = pool.submit(self._feed.take, after, following)
-            asking = self.team.asking(signals.received, self.devices)
-            self.state, log = self._steps(self.key, self.state, ready, number, *asking)
-            self._speed.sent(ready)
-            if waiting is not None:
-                clock = self._read(*waiting, clock)
-            waiting = (log, number, after)
+                batches = pool.submit(self.inputs.next, after, following)
+            self.state, log = self._train_steps(self.key, self.state, ready, number, *stop.inputs())
+            self._throughput.dispatched(ready)
+            if unread is not None:
+                clock = self._read_metrics(stop, *unread, clock)
+            unread = (log, number, after)
             step, number = after, following
-        if waiting is not None:
-            self._read(*waiting, clock)
+        if unread is not None:
+            self._read_metrics(stop, *unread, clock)
         return step - first
 
-    def _read(self, log: Any, number: int, step: int, clock: float) -> float:
-        """Wait for a call's metrics, check and add them up; returns the time at which they were there."""
-        log = self.team.heard(log)
-        losses, counts = (np.asarray(a)[:number].astype(np.float64) for a in (log.loss, log.targets))
+    def _read_metrics(self, stop: StopFlag, log: Any, number: int, step: int, clock: float) -> float:
+        """Wait for the metrics of a call that ends at ``step``, check and add them; returns when they arrived."""
+        log = stop.read(log)
+        losses, counts, norms = (
+            np.asarray(a)[:number].astype(np.float64) for a in (log.loss, log.targets, log.grad_norm)
+        )
         now = time.perf_counter()
-        norms = np.asarray(log.grad_norm)[:number].astype(np.float64)
         bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(norms)))
         if bad.size:
             first = int(bad[0])
             self._grad_norm = float(norms[first])
-            fine = np.isfinite(losses[first])
-            what = f"The gradient norm became {norms[first]}" if fine else f"The loss became {losses[first]}"
+            is_norm = np.isfinite(losses[first])
+            what = f"The gradient norm became {norms[first]}" if is_norm else f"The loss became {losses[first]}"
             raise self._diverged(what, step - number + first + 1)
         self._grad_norm = float(norms[-1])
         for loss, count in zip(losses, counts):
-            self.done.loss_sum += loss * count
-            self.done.loss_count += count
-        self.done.seconds += now - clock
+            self.progress.loss_sum += loss * count
+            self.progress.loss_count += count
+        self.progress.seconds += now - clock
         mean = float(np.sum(losses * counts) / max(np.sum(counts), 1))
-        self._speed.done(number * self.data.units_per_step, now - clock)
-        speed = self._speed.guessed
-        left = (self.total - step) * self.data.units_per_step / speed
-        self.emit(Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left))
+        self._throughput.completed(number * self.data.units_per_step, now - clock)
+        speed = self._throughput.estimate
+        left = (self.total_steps - step) * self.data.units_per_step / speed
+        self.recorder.on_step(Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left))
         return now
 
+    def time_call(self, step: int) -> tuple[float, int]:
+        """Seconds per step of one call from ``step`` on, which advances the state; and its number of steps."""
+        began, number = time.perf_counter(), self.inputs.steps_in_call(step)
+        stop = self.group.stop_flag(StopSignals(), self.devices)
+        batches = self.inputs.next(step, number)
+        self.state, log = self._train_steps(self.key, self.state, batches, number, *stop.inputs())
+        jax.block_until_ready(log)
+        return (time.perf_counter() - began) / number, number
+
+    # --- evaluation, examples, checkpoints
+
+    def _at_boundary(self, step: int) -> None:
+        """Evaluate, show examples and save, where they are due."""
+        last = step == self.total_steps
+        metric = self._evaluate(step) if self.eval_schedule.evaluates(step) or last else None
+        if self.eval_schedule.samples(step) and not last:
+            with self.group.all_or_none():
+                if self.group.is_main:
+                    for each in self.data.examples(self._inference_with(self._state.params), final=False):
+                        self.recorder.on_sample(Sampled(step, *each))
+        self._save(step, metric)  # last, because it makes all of the above final
+
+    def _evaluate(self, step: int) -> float | None:
+        """Evaluate, update the best step and patience, and record the row; returns its cost on the main process."""
+        metrics = self._metrics(self._state.params, final=False)
+        if not math.isfinite(metrics["val_loss"]):
+            raise self._diverged(f"The validation loss became {metrics['val_loss']}", step)
+        cost = None
+        with self.group.all_or_none():
+            if self.group.is_main:
+                metrics |= self.data.generation_metrics(self._inference_with(self._state.params), False)
+                cost = self._update_progress(step, metrics)
+                row = self._row(step, metrics)
+                self.progress.loss_sum = self.progress.loss_count = 0.0
+                self.recorder.on_evaluation(Evaluated(row, self.progress.best_step, self.data.headline(row)))
+        self.progress = ProgressState(**self.group.broadcast_json(asdict(self.progress)))
+        return cost
+
+    def _update_progress(self, step: int, metrics: dict[str, Any]) -> float:
+        """Note whether an evaluation is the best so far; returns its cost."""
+        progress, cost = self.progress, self.data.METRIC.cost(metrics)
+        if progress.best is None or cost < progress.best:
+            progress.best, progress.best_step, progress.bad_evals = cost, step, 0
+        else:
+            progress.bad_evals += 1
+        return cost
+
+    def _row(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        """The line of ``metrics.jsonl``."""
+        speed = self._throughput.measured
+        return {
+            "step": step,
+            "train_loss": self.progress.loss_sum / max(self.progress.loss_count, 1.0),
+            **metrics,
+            "learning_rate": float(self.learning_rate(max(step - 1, 0))),
+            f"{self.data.UNIT}_per_second": None if speed is None else round(speed),
+            "seconds": round(self.progress.seconds, 3),
+        }
+
+    def _metrics(self, params: Params, final: bool) -> dict[str, Any]:
+        """The metrics of the evaluation sets; all processes compute them together."""
+        return self.data.report(evaluate(self.task, self.data.eval_sets(final), params, self.devices), final)
+
+    def _inference_with(self, params: Params) -> TrainingInference:
+        return self._inference.with_params(unreplicate(params))
+
+    def save_first(self) -> None:
+        """Save the state of step 0. A run without any checkpoint has lost them, and must not silently start again."""
+        self._save(0)
+
+    def _save(self, step: int, metric: float | None = None, keep: bool = False) -> None:
+        """Save a checkpoint; with ``keep``, the earlier ones stay for a rollback."""
+        state = self.gathered_state()
+        with self.group.all_or_none():
+            self.recorder.save(step, state, asdict(self.progress), metric, keep)
+        self.recorder.on_checkpoint(step)
+
+    def _finish(self, step: int) -> Finished:
+        """Report on the best checkpoint: all evaluations in full, examples and plots."""
+        best, params = None, self._state.params
+        with self.group.all_or_none():
+            if self.group.is_main:
+                best = self.recorder.best_params(step, jax.eval_shape(self.task.init, self.key))
+        best_step = self.group.broadcast_json(None if best is None else best[0])
+        if best_step is not None:
+            params = self.group.broadcast_tree(params if best is None else best[1])
+        with self.group.all_or_none():
+            metrics = self._metrics(params, final=True)
+            return self._conclude(step, best_step or step, params, metrics)
+
+    def _conclude(self, step: int, best_step: int, params: Params, metrics: dict[str, Any]) -> Finished:
+        """Complete the final ``metrics`` and record the end of the run."""
+        if not self.group.is_main:
+            return Finished("", step, best_step, metrics)
+        inference, path = self._inference_with(params), str(self.run.path)
+        report = metrics | self.data.generation_metrics(inference, True)
+        samples = [(each.title, each.text) for each in self.data.examples(inference, final=True)]
+        summary, command = self.data.report_lines(report), self.data.next_command(path)
+        finished = Finished(path, step, best_step, report, summary, command, samples)
+        self.recorder.on_end(finished, inference)
+        return finished
+
+    # --- how training can end early
+
+    def _interrupted(self, number: int, where: str) -> Interrupted:
+        if not self.group.is_main:
+            return Interrupted(number, f"{where} by process 0 of the job")
+        return Interrupted(number, where, str(self.run.path))
+
     def _diverged(self, what: str, step: int) -> DivergedError:
-        saved = self.store.latest()
+        if self.recorder.store is None:
+            return DivergedError(f"{what} at step {step:,}: process 0 of the job says more.")
+        saved = self.recorder.store.latest()
         kept = "Nothing was saved yet" if saved is None else f"The checkpoint of step {saved:,} before it is kept"
         return DivergedError(
-            f"{what} at step {step:,} (learning rate {float(self.schedule(max(step - 1, 0))):.3g}, gradient norm "
+            f"{what} at step {step:,} (learning rate {float(self.learning_rate(max(step - 1, 0))):.3g}, gradient norm "
             f"{self._grad_norm:.3g}). Train again with a lower --lr or a smaller --clip, or give --on-nan rollback. "
             f"{kept} in {self.run.path}."
         )
@@ -207,178 +327,30 @@ class Trainer:
     def _recover(self, error: DivergedError) -> int:
         """Return to the last good checkpoint with half the learning rate; returns its step.
 
-        Raises ``error`` without ``--on-nan rollback``, after ``MAX_ROLLBACKS`` and where no checkpoint is good.
+        Raises ``error`` without ``--on-nan rollback``, after ``MAX_ROLLBACKS``, and where no checkpoint is good.
         """
         state, found = None, None
-        if self.config.on_nan == "rollback" and self.done.rollbacks < MAX_ROLLBACKS:
-            state = self.whole()
-            if self.team.leads:
+        if self.config.on_nan == "rollback" and self.progress.rollbacks < MAX_ROLLBACKS:
+            state = self.gathered_state()
+            if self.recorder.store is not None:
                 like = jax.eval_shape(lambda state: state, state)
-                restored = nan_recovery(self.store, self.rhythm, self.done, like, self.note)
+                restored = nan_recovery(self.recorder.store, self.eval_schedule, self.progress, like, self._note)
                 if restored is not None:
                     state, found = restored[1], (restored[0], asdict(restored[2]))
-            found = self.team.told(found)
-        if found is None:
-            self.team.ends_together = True
+            found = self.group.broadcast_json(found)
+        if state is None or found is None:
+            self.group.ends_together = True
             raise error
-        step, done = found
-        self.recall(ProgressState(**done)).go_on(self.team.shared(state))
-        with self.team.together():
-            self.forget_beyond(step)
-        self.note(
+        step, progress = found
+        self.set_progress(ProgressState(**progress)).set_state(self.group.broadcast_tree(state))
+        with self.group.all_or_none():
+            self.recorder.truncate_after(step)
+        rollbacks = self.progress.rollbacks
+        self._note(
             f"WARNING: {str(error).split('. ')[0]}. Going back to step {step:,} with a learning rate of "
-            f"{ROLLBACK_SCALE**self.done.rollbacks:g} of what it would be "
-            f"(rollback {self.done.rollbacks} of {MAX_ROLLBACKS} at most)."
+            f"{ROLLBACK_SCALE**rollbacks:g} of what it would be (rollback {rollbacks} of {MAX_ROLLBACKS} at most)."
         )
         return step
 
-    def note(self, text: str) -> None:
-        """Emit a ``Note``."""
-        self.emit(Note(text))
-
-    def forget_beyond(self, step: int) -> None:
-        """Drop the checkpoints, rows, samples and events beyond ``step``: they will be written again."""
-        self.store.truncate(step)
-        self.metrics.truncate(step)
-        truncate_samples(self.run.samples_path, step)
-        if self._events is not None:
-            self._events = open_events(self.run, step)
-
-    def time_call(self, step: int) -> tuple[float, int]:
-        """Seconds a step, by one call from ``step`` on, which advances the state; and how many steps that were."""
-        began, number = time.perf_counter(), self._feed.together(step)
-        asking = self.team.asking(None, self.devices)
-        self.state, log = self._steps(self.key, self.state, self._feed.take(step, number), number, *asking)
-        jax.block_until_ready(log)
-        return (time.perf_counter() - began) / number, number
-
-    # --- at a boundary
-
-    def _at_boundary(self, step: int, pool: ThreadPoolExecutor) -> bool:
-        """Evaluate, sample and save where due; True when patience has run out."""
-        last = step == self.total
-        due = self.rhythm.evaluates(step) or last
-        row = self._evaluate(step) if due else None
-        with self.team.together():
-            shown = self._show(step) if self.rhythm.samples(step) and not last else []
-        # Last: a kill before it undoes all of the above.
-        self._save(step, None if row is None else self.data.METRIC.cost(row))
-        if row is not None:
-            self._curves.undrawn.tell(self.emit)
-            self._curves.draw(pool, self.metrics, Best(self.done.best_step, self.data.METRIC.name))
-            self.emit(Evaluated(row, best=self.done.best_step == step, headline=self.data.headline(row)))
-        for title, text in shown:
-            self.emit(Sampled(step, title, text))
-        return self._patience_gone
-
-    def _evaluate(self, step: int) -> dict[str, Any] | None:
-        """Measure, update best-so-far and patience, and write the row of metrics, which a follower does not."""
-        report = self._report(self._current().params, final=False)
-        loss = report["val_loss"]
-        if not math.isfinite(loss):
-            raise self._diverged(f"The validation loss became {loss}", step)
-        with self.team.together():
-            row = self._write_row(step, report)
-        self.done = ProgressState(**self.team.told(asdict(self.done)))  # what was judged, the leader alone knows
-        return row
-
-    def _write_row(self, step: int, report: dict[str, Any]) -> dict[str, Any] | None:
-        RunLock.check(self.run.path)
-        cost = self.data.METRIC.cost(report)
-        if self.done.best is None or cost < self.done.best:
-            self.done.best, self.done.best_step, self.done.bad_evals = cost, step, 0
-        else:
-            self.done.bad_evals += 1
-        speed = self._speed.measured
-        row = {
-            "step": step,
-            "train_loss": self.done.loss_sum / max(self.done.loss_count, 1.0),
-            **report,
-            "learning_rate": float(self.schedule(max(step - 1, 0))),
-            f"{self.data.UNIT}_per_second": None if speed is None else round(speed),
-            "seconds": round(self.done.seconds, 3),
-        }
-        self.done.loss_sum = self.done.loss_count = 0.0
-        self.metrics.append(row)
-        if self._events is not None:
-            self._events.add_row(row, step)
-        return row
-
-    @property
-    def _params(self) -> Any:
-        return unreplicate(self._current().params)
-
-    def _current(self) -> TrainState:
-        if self.state is None:
-            raise UsageError("This trainer has no state: make it with jaxgen.start or jaxgen.resume.")
-        return self.state
-
-    def whole(self) -> TrainState:
-        """The state as a checkpoint holds it, wherever its rows lie."""
-        return self.team.whole(self._current(), self.devices)
-
-    def _measured(self, params: Any, final: bool) -> dict[str, Any]:
-        return self.data.report(evaluate(self.task, self.data.eval_sets(final), params, self.devices), final)
-
-    def _report(self, params: Any, final: bool) -> dict[str, Any]:
-        figures = self._measured(params, final)
-        return figures | self.data.generation_metrics(self._made.with_params(unreplicate(params)), final)
-
-    def _show(self, step: int) -> list[Example]:
-        shown = self.data.examples(self._made.with_params(self._params), final=False)
-        RunLock.check(self.run.path)
-        for each in shown:
-            append_sample(self.run.samples_path, step, each.text)
-        return shown
-
-    def _save_between(self, step: int) -> None:
-        """Save where a signal stopped the run, and keep what a rollback may have to go back to."""
-        if self.config.on_nan == "rollback":
-            self.store.keep_latest = max(self.store.keep_latest, len(self.store.steps()) + 1)
-        self._save(step, None)
-
-    def _save(self, step: int, metric: float | None) -> None:
-        whole = self.whole()
-        with self.team.together():
-            self._store(step, whole, metric)
-
-    def _store(self, step: int, whole: TrainState, metric: float | None) -> None:
-        RunLock.check(self.run.path)
-        self.store.save(step, whole, asdict(self.done), metric)
-        RunLock.check(self.run.path)  # what was saved into a folder that is another by now is not the run's
-
-    def _finish(self, step: int, report: dict[str, Any] | None = None) -> Finished:
-        """Report on the best checkpoint: every evaluation in full (unless given), samples and pictures."""
-        with self.team.together():
-            best, params = self._best(step)
-        if (best := self.team.told(best)) not in (None, step):
-            params = self.team.shared(params)
-        with self.team.together():
-            return self._conclude(step, best, params, report)
-
-    def _best(self, step: int) -> tuple[int | None, Any]:
-        """The best step, if one is, and its weights."""
-        best = self.store.best()
-        params = self._current().params
-        if best is not None and best != step:
-            try:
-                params, _ = self.store.restore_params(best, jax.eval_shape(self.task.init, self.key))
-            except DamagedCheckpointError as error:  # all that training can give is there
-                self.emit(Note(f"WARNING: {error} The report is of step {step:,} instead, the last."))
-                best = step
-        return best, params
-
-    def _conclude(self, step: int, best: int | None, params: Any, report: dict[str, Any] | None) -> Finished:
-        report = self._report(params, final=True) if report is None else report
-        made = self._made.with_params(unreplicate(params))
-        samples = [(each.title, each.text) for each in self.data.examples(made, final=True)]
-        self.run.write_json("report.json", {"step": step, "best_step": best or step, **report})
-        with self._curves.undrawn.expected(f"the pictures of the report in {self.run.path}"):
-            self.data.save_plots(made, report, self.run.path)
-        self._curves.undrawn.tell(self.emit)
-        path, data = str(self.run.path), self.data
-        finished = Finished(
-            path, step, best or step, report, data.report_lines(report), data.next_command(path), samples
-        )
-        self.emit(finished)
-        return finished
+    def _note(self, text: str) -> None:
+        self.recorder.on_note(Note(text))

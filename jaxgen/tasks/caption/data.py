@@ -20,7 +20,7 @@ from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import load_strict
 from jaxgen.metrics.text_overlap import caption_scores
 from jaxgen.runs.config import TrainConfig
-from jaxgen.tasks.base import Metric, Model
+from jaxgen.tasks.base import Inference, Metric
 from jaxgen.tasks.caption.annotations import find_captions, first_few, match_captions, read_captions
 from jaxgen.tasks.caption.codec import CaptionCodec
 from jaxgen.tasks.caption.config import OF_IMAGES, CaptionConfig
@@ -331,7 +331,7 @@ class CaptionData(Seq2SeqData):
         exact = sum(text.strip() in {each.strip() for each in group} for text, group in zip(texts, references))
         return {**caption_scores(texts, references), "exact": exact / len(texts)}
 
-    def save_plots(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+    def save_plots(self, inference: Inference, report: Mapping[str, Any], folder: Path) -> None:
         """``captions.png``: some validation images with what the model writes about them, and ``attention.png``."""
         if not self.codec.of_images:
             return
@@ -340,12 +340,12 @@ class CaptionData(Seq2SeqData):
 
         if self.config.attention != "none":
             first = self.splits["val"].groups[:LOOKS]
-            looks = [model.attention(self.splits["val"].raw[rows[0]]) for rows in first]
+            looks = [inference.attention(self.splits["val"].raw[rows[0]]) for rows in first]
             draw_attention(looks, folder / "attention.png")
         val = self.splits["val"]
         groups = range(min(SHEET, len(val.groups)))
         images = [val.inputs[val.groups[g][0]] for g in groups]
-        answers = model.answer(images)
+        answers = inference.predict(images)
         texts = [answer["text"] for answer in answers]
         draw_sheet(images, texts, [val.references(g) for g in groups], folder / "captions.png")
 

@@ -23,7 +23,7 @@ from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import load_strict, replace_file
 from jaxgen.metrics.classification import classification_metrics, confusion_lines, confusion_text
 from jaxgen.runs.config import TrainConfig
-from jaxgen.tasks.base import EvalSet, Example, Metric, Model
+from jaxgen.tasks.base import EvalSet, Example, Inference, Metric
 from jaxgen.tasks.classify.codec import ClassifyCodec, normal
 from jaxgen.tasks.classify.config import ClassifyConfig
 from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
@@ -352,22 +352,22 @@ class ClassifyData:
                 row[f"{name}_confusion"] = np.asarray(sums.confusion).astype(int).tolist()
         return row
 
-    def generation_metrics(self, model: Model, final: bool) -> dict[str, Any]:
+    def generation_metrics(self, inference: Inference, final: bool) -> dict[str, Any]:
         """Nothing: a pass over the rows says it all."""
         return {}
 
-    def examples(self, model: Model, final: bool) -> list[Example]:
+    def examples(self, inference: Inference, final: bool) -> list[Example]:
         """Some validation texts, what they are and what the model takes them for."""
         texts, labels = (part[:SHOWN] for part in self.splits.val.columns)
         lines = []
-        for text, label, answer in zip(texts, labels, model.answer(texts)):
+        for text, label, answer in zip(texts, labels, inference.predict(texts)):
             given, sure = answer["label"], answer["probabilities"][answer["label"]]
             verdict = "right" if given == label else f"it is {label}"
             short = text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 2] + " …"
             lines.append(f"{short}\n    -> {given} ({sure:.0%}; {verdict})")
         return [Example("some validation texts", "\n".join(lines))]
 
-    def save_plots(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+    def save_plots(self, inference: Inference, report: Mapping[str, Any], folder: Path) -> None:
         """``confusion.png`` and ``confusion.txt``."""
         from jaxgen.plots.confusion import draw_confusion
 

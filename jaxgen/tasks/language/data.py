@@ -19,7 +19,7 @@ from jaxgen.data.splits import fingerprint
 from jaxgen.data.tokens import Tokens
 from jaxgen.errors import DataError, UsageError
 from jaxgen.runs.config import TrainConfig
-from jaxgen.tasks.base import EvalSet, Example, Metric, Model
+from jaxgen.tasks.base import EvalSet, Example, Inference, Metric
 from jaxgen.tasks.language.conditioning import Conditioning, TextCodec, join_codec, read_codec, split_codec
 from jaxgen.tasks.language.config import BUILT_FROM, LanguageConfig
 from jaxgen.tasks.language.corpus import LanguageCorpus, TextSplits, prepare, read_splits
@@ -230,22 +230,22 @@ class LanguageData:
         """Nats a training token in bits a character."""
         return loss / math.log(2) / self.corpus.train.chars_per_token
 
-    def generation_metrics(self, model: Model, final: bool) -> dict[str, Any]:
+    def generation_metrics(self, inference: Inference, final: bool) -> dict[str, Any]:
         """Nothing: the loss says it all."""
         return {}
 
-    def examples(self, model: Model, final: bool) -> list[Example]:
+    def examples(self, inference: Inference, final: bool) -> list[Example]:
         """A sample, or at the end one at each of three temperatures; of a run with labels one of each of a few."""
         if self.corpus.conditioning is not None and self.corpus.conditioning.labels:
             return [
                 Example(f"{label}, temperature {SAMPLE_TEMPERATURE:g}", text)
                 for label in self.corpus.conditioning.commonest(SHOWN_LABELS)
-                for text in [model.write("", SAMPLE_TEMPERATURE, SAMPLE_LENGTH, label)]
+                for text in [inference.generate("", SAMPLE_TEMPERATURE, SAMPLE_LENGTH, label)]
             ]
         prompt = self._prompt()
 
         def one(temperature: float) -> Example:
-            text = prompt + model.write(prompt, temperature, SAMPLE_LENGTH)
+            text = prompt + inference.generate(prompt, temperature, SAMPLE_LENGTH)
             return Example(f"temperature {temperature:g}", text)
 
         return [one(temperature) for temperature in (FINAL_TEMPERATURES if final else (SAMPLE_TEMPERATURE,))]
@@ -256,7 +256,7 @@ class LanguageData:
         starts = (line.split()[:3] for line in lines)
         return next((" ".join(words) for words in starts if len(words) == 3 and "".join(words).isalpha()), "")
 
-    def save_plots(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+    def save_plots(self, inference: Inference, report: Mapping[str, Any], folder: Path) -> None:
         """No picture but the loss curve."""
 
     def headline(self, row: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxgen.data.bucketing import PAD_ROW, Buckets, RowBatches, in_batches, padded
-from jaxgen.tasks.base import EvalSet, Example, Metric, Model
+from jaxgen.tasks.base import EvalSet, Example, Inference, Metric
 from jaxgen.tokenizers.base import EOS, PAD, Tokenizer
 from jaxgen.types import Seq2SeqBatch
 
@@ -148,7 +148,7 @@ class Seq2SeqData(ABC):
             row[f"{name}_token_accuracy"] = float(sums.correct) / count
         return row
 
-    def generation_metrics(self, model: Model, final: bool) -> dict[str, Any]:
+    def generation_metrics(self, inference: Inference, final: bool) -> dict[str, Any]:
         """What the model writes beside what it should have: of some validation inputs, at the end of all splits."""
         row: dict[str, Any] = {}
         for name, split in self.splits.items():
@@ -158,25 +158,25 @@ class Seq2SeqData(ABC):
             judged = there if final else min(JUDGED, there)
             groups = [there * i // judged for i in range(judged)]  # from all over the split
             raw = [split.raw[split.groups[g][0]] for g in groups]
-            texts = [answer["text"] for answer in model.answer(raw, beam=self.config.beam if final else 0)]
+            texts = [answer["text"] for answer in inference.predict(raw, beam=self.config.beam if final else 0)]
             found = self.figures(texts, [split.references(g) for g in groups], final)
             row |= {f"{name}_{key}": value for key, value in found.items()}
         return row
 
-    def examples(self, model: Model, final: bool) -> list[Example]:
+    def examples(self, inference: Inference, final: bool) -> list[Example]:
         """Some validation inputs, what the model writes for them, and what is right."""
         val = self.splits["val"]
         groups = range(min(SHOWN, len(val.groups)))
         raw = [val.raw[val.groups[g][0]] for g in groups]
         lines = []
-        for g, answer in zip(groups, model.answer(raw)):
+        for g, answer in zip(groups, inference.predict(raw)):
             right, name = val.references(g), val.names[val.groups[g][0]]
             verdict = "exactly right" if answer["text"] in right else f"it is: {right[0]}"
             lines.append(f"{name}\n    -> {answer['text']}\n       ({verdict})")
         return [Example(f"some validation {self.UNIT}", "\n".join(lines))]
 
     @abstractmethod
-    def save_plots(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+    def save_plots(self, inference: Inference, report: Mapping[str, Any], folder: Path) -> None:
         """Pictures of a finished run."""
 
     def bits_per_char(self, loss: float) -> float | None:

@@ -22,7 +22,7 @@ from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import load_strict
 from jaxgen.metrics.text_overlap import ORDERS, bleu
 from jaxgen.runs.config import TrainConfig
-from jaxgen.tasks.base import Metric, Model
+from jaxgen.tasks.base import Inference, Metric
 from jaxgen.tasks.seq2seq.data import SPACED, Examples, Seq2SeqData, encode_target
 from jaxgen.tasks.translate.codec import TranslateCodec
 from jaxgen.tasks.translate.config import TranslateConfig
@@ -277,14 +277,14 @@ class TranslateData(Seq2SeqData):
     def _cut(self, text: str) -> list[str]:
         return text.split() if self.config.level in SPACED else list(text)
 
-    def save_plots(self, model: Model, report: Mapping[str, Any], folder: Path) -> None:
+    def save_plots(self, inference: Inference, report: Mapping[str, Any], folder: Path) -> None:
         """``attention.png``: where the decoder looks while it translates some validation sentences."""
         if self.config.attention == "none":
             return
         from jaxgen.plots.attention import draw_attention
 
         sources = self.splits["val"].raw[:2]
-        draw_attention([model.attention(source) for source in sources], folder / "attention.png")
+        draw_attention([inference.attention(source) for source in sources], folder / "attention.png")
 
     def headline(self, row: Mapping[str, Any]) -> str:
         """The quality of translations in a few words."""
