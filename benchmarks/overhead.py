@@ -78,14 +78,14 @@ class BareStep:
     def speed(self, seconds: float) -> float:
         """Characters/s over so many seconds."""
         trainer, calls = self.trainer, 0
-        batches = trainer._feed.take(0, trainer._feed.together(0))
+        batches = trainer.inputs.next(0, trainer.inputs.steps_in_call(0))
         self.wait(trainer.state)
         began = time.perf_counter()
         while time.perf_counter() - began < seconds:
-            trainer.state, log = trainer._steps(trainer.key, trainer.state, batches, trainer.calls)
+            trainer.state, log = trainer._train_steps(trainer.key, trainer.state, batches, trainer.steps_per_call)
             calls += 1
             self.wait(log)
-        return calls * trainer.calls * trainer.tokens_per_step / (time.perf_counter() - began)
+        return calls * trainer.steps_per_call * trainer.data.tokens_per_step / (time.perf_counter() - began)
 
 
 def main() -> None:

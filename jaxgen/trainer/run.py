@@ -27,11 +27,12 @@ from jaxgen.runs.lock import RunLock
 from jaxgen.runtime import processor_name
 from jaxgen.tasks.base import Codec, TaskData
 from jaxgen.tasks.registry import DATA, baseline, objective
+from jaxgen.trainer.callbacks import Callback
 from jaxgen.trainer.devices import check_memory, choose_devices, has_other_processes, rescale_devices
 from jaxgen.trainer.events import Emit, Note, ProgressEvents, ignore
 from jaxgen.trainer.process_group import ProcessGroup
 from jaxgen.trainer.progress_state import ProgressState
-from jaxgen.trainer.recorder import Callback, NullRecorder, Recorder, make_recorder
+from jaxgen.trainer.recorder import NullRecorder, Recorder, make_recorder
 from jaxgen.trainer.schedule import build_optimizer
 from jaxgen.trainer.trainer import Trainer
 from jaxgen.training.step import TrainState, create_state

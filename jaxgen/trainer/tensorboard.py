@@ -13,8 +13,8 @@ from typing import Any
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import unwritable
 from jaxgen.runs.directory import RunDirectory
+from jaxgen.trainer.callbacks import Callback
 from jaxgen.trainer.events import Evaluated, Started
-from jaxgen.trainer.recorder import Callback
 
 
 def require_tensorboard() -> None:

@@ -74,8 +74,8 @@ def test_a_run_leaves_one_row_one_checkpoint_and_the_report(trained):
 
 def test_the_speed_is_that_of_counting(book, tmp_path):
     trainer = start(settings(book, tmp_path / "run"))
-    assert trainer.done.seconds > 0
-    trainer.done.seconds = 0.5
+    assert trainer.progress.seconds > 0
+    trainer.progress.seconds = 0.5
     trainer.train()
     (row,) = MetricsLog(tmp_path / "run" / "metrics.jsonl").read()
     assert (row["tokens_per_second"], row["seconds"]) == (2 * trainer.data.corpus.train.ids.size, 0.5)
@@ -102,7 +102,7 @@ def test_a_signal_stops_it_with_a_sentence(number, book, tmp_path, monkeypatch):
     assert not run.exists()
     trainer = start(settings(book, run))
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_report", lambda *_, **__: signal.raise_signal(number))
+        patch.setattr(trainer, "_metrics", lambda *_, **__: signal.raise_signal(number))
         with pytest.raises(Interrupted, match=r"in the evaluation of .* --resume auto") as stopped:
             trainer.train()
     assert stopped.value.exit_code == 128 + number

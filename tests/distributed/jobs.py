@@ -20,17 +20,18 @@ if "JAXGEN_LAUNCHED_BY" not in os.environ and "--coordinator" in sys.argv:
     sys.exit(main())  # only waits
 
 import jaxgen.distributed.processes as joining
+import jaxgen.trainer.recorder as recorder
 import jaxgen.trainer.trainer as trainer
 
-joining.COMING = int(os.environ["COMING"])
+joining.JOIN_TIMEOUT = int(os.environ["COMING"])
 from jaxgen.errors import CheckpointError
 # more
 trainer.MAX_STEPS_PER_CALL = 3
 what, step = os.environ.get("MEETS", "nothing:0").split(":")
-read, met = trainer.Trainer._read, []
+read, met = trainer.Trainer._read_metrics, []
 
-def reading(self, log, number, at, clock):
-    clock = read(self, log, number, at, clock)
+def reading(self, stop, log, number, at, clock):
+    clock = read(self, stop, log, number, at, clock)
     if at >= int(step) and what != "nothing" and not met:
         met.append(at)
         meet()
@@ -45,15 +46,16 @@ def meet():
 
 def late(method):
     def called(self, *args):
-        if what != "nothing" and step == method.__name__:
-            meet()
+        meet()
         return method(self, *args)
     return called
 
 if step.isdigit():
-    trainer.Trainer._read = reading
-else:  # the name of a method in front of which it happens
-    setattr(trainer.Trainer, step, late(getattr(trainer.Trainer, step)))
+    trainer.Trainer._read_metrics = reading
+elif what != "nothing":  # Class.method, before which it happens
+    kind, name = step.split(".")
+    kind = getattr(trainer, kind, None) or getattr(recorder, kind)
+    setattr(kind, name, late(getattr(kind, name)))
 if __name__ == "__main__":
     sys.exit(main())
 """
@@ -99,8 +101,8 @@ class Jobs:
     ) -> list[Ended]:
         """Train with ``flags`` in so many processes; 0: by one alone, without a job.
 
-        ``meets``: (process or None for all, who is sent it: itself, its launcher or both, signal, step or the method
-        of the trainer in front of which it comes). ``others``: more flags of some. ``devices``: how many each has.
+        ``meets``: (process or None for all, who is sent it: itself, its launcher or both, signal, step or the
+        Class.method before which it comes). ``others``: more flags of some. ``devices``: how many each has.
         ``number``: how many they believe to be. ``coming``: seconds in which they must meet.
         ``script``: what they run before they train. ``interrupted``: they are, while they wait for each other.
         """

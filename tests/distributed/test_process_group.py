@@ -1,4 +1,4 @@
-"""What several processes agree on, as one alone does it; the rest needs real ones (test_several_processes)."""
+"""What several processes agree on; the rest needs real ones (test_several_processes)."""
 
 from __future__ import annotations
 
@@ -8,103 +8,122 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgen.distributed import processes as joining
-from jaxgen.distributed import processes as module
-from jaxgen.distributed.processes import LostError, PeerError, ProcessGroup, exchanging, process_group
+from jaxgen.distributed import processes
+from jaxgen.distributed.processes import JaxProcessGroup, LostError, PeerError, process_group
 from jaxgen.errors import DataError, UsageError
+from jaxgen.trainer.process_group import ProcessGroup
+from jaxgen.trainer.signals import StopSignals
 from jaxgen.training import TrainState
 
 
-def exchange(monkeypatch: pytest.MonkeyPatch, others: list) -> ProcessGroup:
-    """The first of several processes, of which the others always say the same."""
-    team = ProcessGroup(0, len(others) + 1)
-    monkeypatch.setattr(team, "gathered", lambda mine: [mine, *others])
-    return team
+def exchange(monkeypatch: pytest.MonkeyPatch, others: list) -> JaxProcessGroup:
+    """The first of several processes, of which the others always report the same."""
+    group = JaxProcessGroup(0, len(others) + 1)
+    monkeypatch.setattr(group, "all_gather", lambda mine: [mine, *others])
+    return group
 
 
-def said(code=0, sentence="", **facts):
-    return {"code": code, "said": sentence, "facts": facts}
+def report(code=0, message="", **facts):
+    return {"code": code, "message": message, "facts": facts}
 
 
-def test_a_process_that_was_joined_to_none_is_alone_and_leads():
-    team = process_group()
-    assert (team.alone, team.leads, team.count) == (True, True, 1)
-    assert team is process_group()
+def test_without_a_job_the_group_is_always_the_same_single_process():
+    group = process_group()
+    assert (group.is_single, group.is_main, group.count) == (True, True, 1)
+    assert group is process_group()
 
 
-def test_one_alone_agrees_with_itself_at_no_cost():
-    team, state = ProcessGroup(), TrainState(np.zeros(()), {}, {}, np.ones((2, 3)))
-    assert team.gathered({"a": 1}) == [{"a": 1}]
-    assert team.told("x") == "x"
-    assert team.shared(state) is state
-    assert team.whole(state, 1) is state
-    assert team.asking(15, 2) == ()
-    assert team.heard("log") == "log"
-    assert (team.stops(None), team.stops(15)) == (False, True)
-    assert (team.signal(None), team.signal(15)) == (None, 15)
-    with pytest.raises(DataError), team.together():
+def test_a_single_process_exchanges_nothing():
+    group, state = ProcessGroup(), TrainState(np.zeros(()), {}, {}, np.ones((2, 3)))
+    assert group.all_gather({"a": 1}) == [{"a": 1}]
+    assert group.broadcast_json("x") == "x"
+    assert group.broadcast_tree(state) is state
+    assert group.gather_state(state, 1) is state
+    signals = StopSignals()
+    stop = group.stop_flag(signals, 2)
+    assert stop.inputs() == ()
+    assert stop.read("log") == "log"
+    assert (stop.is_set, stop.agree()) == (False, None)
+    signals.received = 15
+    assert (stop.is_set, stop.agree()) == (True, 15)
+    with pytest.raises(DataError), group.all_or_none():
         raise DataError("no data")
 
 
+def test_a_stop_flag_is_set_when_the_steps_bring_it_and_all_agree_on_it(monkeypatch):
+    group = JaxProcessGroup(0, 2)
+    stop = group.stop_flag(StopSignals(), 2)
+    stop.signals.received = 2
+    assert not stop.is_set, "the other process does not know of it yet"
+    assert stop.read(("metrics", np.int32(15))) == "metrics"
+    assert stop.is_set
+    monkeypatch.setattr(group, "all_gather", lambda mine: [mine, 0])
+    assert (stop.agree(), group.ends_together) == (15, True)
+
+
 def test_what_one_raises_all_raise_with_its_exit_code(monkeypatch):
-    team = exchange(monkeypatch, [said(), said(3, "There is no file 'x'.")])
-    sentence = r"Process 2 of the job cannot go on. There is no file 'x'."
-    with pytest.raises(PeerError, match=sentence) as caught, team.together():
+    group = exchange(monkeypatch, [report(), report(3, "There is no file 'x'.")])
+    with pytest.raises(PeerError, match=r"[Pp]rocess 2 .*'x'") as caught, group.all_or_none():
         pass
     assert caught.value.exit_code == 3
-    assert team.ends_together
+    assert group.ends_together
 
 
-def test_whoever_failed_raises_its_own(monkeypatch):
-    team = exchange(monkeypatch, [said(3, "There is no file 'x'.")])
-    with pytest.raises(UsageError, match="mine"), team.together():
+def test_the_process_that_failed_raises_its_own_error(monkeypatch):
+    group = exchange(monkeypatch, [report(3, "There is no file 'x'.")])
+    with pytest.raises(UsageError, match="mine"), group.all_or_none():
         raise UsageError("mine")
-    assert team.ends_together
+    assert group.ends_together
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "sentence"),
-    [
-        ("settings", UsageError, "Process 0 and process 2 of the job were started with other settings"),
-        ("versions", UsageError, "have other versions"),
-        ("data", DataError, "read other data"),
-    ],
+    ("name", "kind", "word"),
+    [("settings", UsageError, "settings"), ("versions", UsageError, "versions"), ("data", DataError, "data")],
 )
-def test_what_must_be_the_same_is_compared(monkeypatch, name, kind, sentence):
+def test_what_must_be_the_same_is_compared(monkeypatch, name, kind, word):
     digest = hashlib.sha256(b"mine").hexdigest()
-    team = exchange(monkeypatch, [said(**{name: digest}), said(**{name: "another"})])
-    with pytest.raises(kind, match=sentence), team.together() as facts:
+    group = exchange(monkeypatch, [report(**{name: digest}), report(**{name: "another"})])
+    with pytest.raises(kind, match=f"process 2 .*{word}"), group.all_or_none() as facts:
         facts[name] = "mine"
-    same = exchange(monkeypatch, [said(**{name: digest})])
-    with same.together() as facts:
+    same = exchange(monkeypatch, [report(**{name: digest})])
+    with same.all_or_none() as facts:
         facts[name] = "mine"
     assert not same.ends_together
 
 
-def test_a_bug_is_told_to_nobody_and_keeps_its_traceback(monkeypatch):
-    team = ProcessGroup(0, 2)
-    monkeypatch.setattr(team, "gathered", None)
-    with pytest.raises(ZeroDivisionError), team.together():
+def test_a_bug_is_reported_to_nobody_and_keeps_its_traceback(monkeypatch):
+    group = JaxProcessGroup(0, 2)
+    monkeypatch.setattr(group, "all_gather", None)
+    with pytest.raises(ZeroDivisionError), group.all_or_none():
         _ = 1 / 0
-    assert not team.ends_together
+    assert not group.ends_together
 
 
-def test_a_failing_exchange_is_a_sentence_where_there_are_several(monkeypatch):
-    def fail():
-        with exchanging():
+def test_flags_that_cannot_be_read_are_reported_to_the_others(monkeypatch):
+    group, sent = JaxProcessGroup(0, 2), []
+    monkeypatch.setattr(group, "all_gather", lambda mine: sent.append(mine) or [mine, report()])
+    with pytest.raises(SystemExit), group.all_or_none():
+        raise SystemExit(2)
+    assert (sent[0]["code"], group.ends_together) == (2, True)
+
+
+def test_a_failed_exchange_is_explained_where_there_are_several_processes():
+    def fail(group):
+        with group.translate_errors():
             raise jax.errors.JaxRuntimeError("Gloo all-reduce failed: Connection closed\nand more")
 
     with pytest.raises(jax.errors.JaxRuntimeError):
-        fail()
-    monkeypatch.setattr(module, "process_group", lambda: ProcessGroup(1, 2))
-    with pytest.raises(LostError, match=r"lost \(Gloo all-reduce failed: Connection closed\).*--resume auto") as caught:
-        fail()
+        fail(ProcessGroup())
+    with pytest.raises(LostError, match=r"Connection closed\).*--resume auto") as caught:
+        fail(JaxProcessGroup(1, 2))
     assert caught.value.exit_code == 6
 
 
-def test_too_little_memory_is_no_lost_process(monkeypatch):
-    monkeypatch.setattr(module, "process_group", lambda: ProcessGroup(1, 2))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"), exchanging():
+def test_too_little_memory_is_no_lost_process():
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"),
+        JaxProcessGroup(1, 2).translate_errors(),
+    ):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
 
@@ -119,16 +138,10 @@ def test_too_little_memory_is_no_lost_process(monkeypatch):
     ],
 )
 def test_hosts_that_cannot_reach_each_other_by_name_are_told_why(monkeypatch, name, met_at, kind):
-    monkeypatch.setattr(module, "process_group", lambda: ProcessGroup(1, 2))
-    monkeypatch.setattr(joining, "_met_at", [met_at])
+    monkeypatch.setattr(processes, "_met_at", [met_at])
     monkeypatch.setattr("socket.gethostname", lambda: name)
-    with pytest.raises(kind, match="stands for 127.0.1.1" if kind is UsageError else "was lost"), exchanging():
+    with (
+        pytest.raises(kind, match="127.0.1.1" if kind is UsageError else "lost"),
+        JaxProcessGroup(1, 2).translate_errors(),
+    ):
         raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo context initialization failed: Connection refused")
-
-
-def test_flags_that_cannot_be_read_are_told_to_the_others(monkeypatch):
-    team, told = ProcessGroup(0, 2), []
-    monkeypatch.setattr(team, "gathered", lambda mine: told.append(mine) or [mine, said()])
-    with pytest.raises(SystemExit), team.together():
-        raise SystemExit(2)
-    assert (told[0]["code"], team.ends_together) == (2, True)

@@ -172,7 +172,7 @@ def test_a_signal_to_all_processes_of_a_job_stops_them_once(jobs, number, who):
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [0, 1])
 def test_a_signal_before_the_first_step_stops_all_behind_it(jobs, asked):
-    ended = train(jobs, 2, "run", meets=(asked, "launcher", signal.SIGTERM, "begin"))
+    ended = train(jobs, 2, "run", meets=(asked, "launcher", signal.SIGTERM, "Trainer.init_state"))
     assert [each.code for each in ended] == [ended_by(signal.SIGTERM)] * 2, ended
     assert 0 < CheckpointStore(jobs.folder / "run" / "checkpoints").latest() < 8
 
@@ -180,7 +180,14 @@ def test_a_signal_before_the_first_step_stops_all_behind_it(jobs, asked):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("lost", "where"),
-    [(0, "_write_row"), (0, "_show"), (0, "_store"), (0, "_conclude"), (1, "_evaluate"), (1, "_finish")],
+    [
+        (0, "Recorder.on_evaluation"),
+        (0, "Recorder.on_sample"),
+        (0, "Recorder.save"),
+        (0, "Trainer._conclude"),
+        (1, "Trainer._evaluate"),
+        (1, "Trainer._finish"),
+    ],
 )
 def test_a_process_that_is_killed_between_calls_ends_the_others_with_a_sentence(jobs, lost, where):
     ended = train(jobs, 2, "run", meets=(lost, "itself", signal.SIGKILL, where))
@@ -194,10 +201,10 @@ def test_a_process_that_is_killed_between_calls_ends_the_others_with_a_sentence(
 def test_a_leader_that_cannot_write_tells_the_others(jobs):
     (jobs.folder / "run").mkdir()
     ended = train(
-        jobs, 2, "run", script="trainer.RunLock.check = lambda _: (_ for _ in ()).throw(CheckpointError('No.'))"
+        jobs, 2, "run", script="recorder.RunLock.check = lambda _: (_ for _ in ()).throw(CheckpointError('No.'))"
     )
     assert [each.code for each in ended] == [4, 4], ended
-    assert "Process 0 of the job cannot go on. No." in ended[1].err
+    assert "Process 0 of the job cannot continue. No." in ended[1].err
 
 
 @pytest.mark.slow
@@ -241,11 +248,21 @@ def test_a_process_that_waits_for_another_can_be_stopped(jobs):
     [
         ([], {1: ["--lr", "0.5"]}, 2, ["were started with other settings"] * 2),
         ([], {1: ["--data", "other.txt"]}, 3, ["read other data"] * 2),
-        ([], {1: ["--data", "nowhere.txt"]}, 3, ["Process 1 of the job cannot go on. There is no", "There is no file"]),
-        (["--run", "full"], {}, 2, ["is not empty", "Process 0 of the job cannot go on"]),
+        (
+            [],
+            {1: ["--data", "nowhere.txt"]},
+            3,
+            ["Process 1 of the job", "There is no file"],
+        ),
+        (["--run", "full"], {}, 2, ["is not empty", "Process 0 of the job"]),
         (["--batch-size", "7"], {}, 2, ["7 rows cannot be shared evenly by 2"] * 2),
         (["--devices", "3", "--batch-size", "9"], {}, 2, ["cannot be"] * 2),
-        ([], {1: ["--hidden", "abc"]}, 2, ["Process 1 of the job cannot go on. Its flags cannot be read.", "--hidden"]),
+        (
+            [],
+            {1: ["--hidden", "abc"]},
+            2,
+            ["Process 1 of the job", "--hidden"],
+        ),
         (["--clip", "0", "--lr", "1e38"], {}, 5, ["The loss became", "process 0 of the job says more"]),
     ],
     ids=["settings", "data", "no data", "folder", "rows", "devices", "flags", "diverged"],

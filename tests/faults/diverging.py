@@ -66,20 +66,20 @@ def figure(name: str, value: float) -> Spoil:
 
 def spoiled(spoil: Spoil, step: int, times: int) -> Any:
     """While entered, calls that end at ``step`` or beyond are spoiled until the run went back ``times`` times."""
-    plan = trainer.Trainer._plan
+    set_progress = trainer.Trainer.set_progress
 
-    def planned(self: Any) -> Any:
-        plan(self)
-        steps, rollbacks = self._steps, self.done.rollbacks
+    def spoiling_progress(self: Any, progress: Any) -> Any:
+        set_progress(self, progress)
+        steps, rollbacks = self._train_steps, progress.rollbacks
 
         def spoiling(key: Any, state: Any, batches: Any, number: int) -> Any:
             state, log = steps(key, state, batches, number)
             return spoil(state, log) if rollbacks < times and int(state.step) >= step else (state, log)
 
-        self._steps = spoiling
+        self._train_steps = spoiling
         return self
 
-    return mock.patch.multiple(trainer.Trainer, _plan=planned)
+    return mock.patch.multiple(trainer.Trainer, set_progress=spoiling_progress)
 
 
 def spoils(draw: np.random.Generator) -> tuple[Spoil, str]:

@@ -129,7 +129,7 @@ def altered_settings(folder: Path, draw: np.random.Generator) -> str:
     path.write_bytes(flipped)
     refused(run, CheckpointError, "config.json")
     path.write_bytes(raw)
-    assert resume(str(run)).total == STEPS
+    assert resume(str(run)).total_steps == STEPS
     return "exit 4 naming the file, and what to do for other settings; as it was, it went on"
 
 

@@ -34,6 +34,7 @@ from jaxgen.tasks.language.corpus import prepare, read_splits
 from jaxgen.tasks.language.data import LanguageData
 from jaxgen.tokenizers import EOS, CharTokenizer
 from jaxgen.trainer.input_pipeline import InputPipeline
+from jaxgen.trainer.process_group import ProcessGroup
 
 WORDS = ["ant", "bee", "cow", "dog", "elk"]
 
@@ -266,10 +267,10 @@ def test_evaluation_has_the_vectors_too_also_of_a_part(corpus):
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.skipif("jax.local_device_count() < 2"))])
 def test_the_device_reads_the_vectors_that_the_host_reads(corpus, devices):
     batches = make_batches("documents", corpus.train, 4, 5, seed=3)
-    feed = InputPipeline(batches, 3, devices, 4)
+    feed = InputPipeline(batches, 3, devices, 4, ProcessGroup())
     read = jax.jit(feed.read)
     for step in (0, 2, batches.steps_per_epoch):
-        given = feed.take(step, 1)
+        given = feed.next(step, 1)
         got = read(given, 0)
         jax.tree.map(np.testing.assert_array_equal, got, batches.batch(step))
         assert given.conditions.of.dtype == np.uint8

@@ -19,7 +19,7 @@ from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import MAX_STEPS
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.classify.data import ClassifyConfig, ClassifyData
-from jaxgen.trainer import recorder as pictures
+from jaxgen.trainer import callbacks as pictures
 from jaxgen.trainer import run as length
 from jaxgen.trainer import trainer
 from jaxgen.trainer.events import Evaluated, Finished, Note, Progress, Started
@@ -124,11 +124,11 @@ def test_no_more_shapes_are_compiled_than_there_are_buckets(buckets, table, tmp_
     few = {"buckets": buckets, "hidden": 10 + buckets, "steps": 20, "eval_every": 10, "sample_every": 0}
     run = start(settings(table, tmp_path / "run", level="char", lowercase=True, **few))
     evaluating, predicting = jitted.jit_eval_step(run.task, 1), jitted.jit_predict(run.task)
-    assert run._steps._cache_size() == evaluating._cache_size() == 0  # no other test has this size
+    assert run._train_steps._cache_size() == evaluating._cache_size() == 0  # no other test has this size
     run.train()
     shapes = {run.data.batches.batch(step).inputs.tokens.shape for step in range(20)}
     assert len(shapes) == buckets
-    assert run._steps._cache_size() == buckets
+    assert run._train_steps._cache_size() == buckets
     assert 1 <= evaluating._cache_size() <= buckets
     assert predicting._cache_size() <= 3  # of the three texts that are shown
 
@@ -136,7 +136,7 @@ def test_no_more_shapes_are_compiled_than_there_are_buckets(buckets, table, tmp_
 def test_the_speed_told_is_that_of_steps_that_compiled_nothing(table, tmp_path, monkeypatch):
     """Of a clock on which a step takes a second and compiling one for another shape a hundred."""
     run = start(settings(table, tmp_path / "run", level="char", lowercase=True, steps=16))
-    clock, seen, train = [0.0], set(), run._steps
+    clock, seen, train = [0.0], set(), run._train_steps
 
     class Waited:
         def __init__(self, losses: Any) -> None:
@@ -154,7 +154,7 @@ def test_the_speed_told_is_that_of_steps_that_compiled_nothing(table, tmp_path, 
         return state, log._replace(loss=Waited(log.loss))
 
     monkeypatch.setattr(run, "_steps", ticking)
-    monkeypatch.setattr(run._feed, "together", lambda step: 1)
+    monkeypatch.setattr(run.inputs, "steps_in_call", lambda step: 1)
     monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     run.train()
     rows = MetricsLog(tmp_path / "run" / "metrics.jsonl").read()
@@ -175,7 +175,9 @@ def test_minutes_are_for_the_steps_that_compiling_every_shape_leaves_time_for(ta
         clock[0] += 2 * takes[widths[step]] + compiling
         return takes[widths[step]] + compiling / 2, 2
 
-    trial = SimpleNamespace(begin=lambda: None, time_call=time_call, data=data, config=SimpleNamespace(minutes=60.0))
+    trial = SimpleNamespace(
+        init_state=lambda: None, time_call=time_call, data=data, config=SimpleNamespace(minutes=60.0)
+    )
     monkeypatch.setattr(length, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     steps = length.steps_for_minutes(trial, 0.0)
     assert clock[0] == 2 * 100 + (1 + length.MEASURED_CALLS) * 2 * (1 + 3)
@@ -186,7 +188,7 @@ def test_minutes_are_for_the_steps_that_compiling_every_shape_leaves_time_for(ta
 def test_minutes_of_steps_that_take_no_time_are_the_most_steps_that_a_run_has(monkeypatch):
     data = SimpleNamespace(batches=SimpleNamespace(shapes=lambda: iter([(0, 3)])))
     config = SimpleNamespace(minutes=1e6)
-    trial = SimpleNamespace(begin=lambda: None, time_call=lambda step: (0.0, 2), data=data, config=config)
+    trial = SimpleNamespace(init_state=lambda: None, time_call=lambda step: (0.0, 2), data=data, config=config)
     monkeypatch.setattr(length, "time", SimpleNamespace(perf_counter=lambda: 0.0))
     assert length.steps_for_minutes(trial, 0.0) == MAX_STEPS
 
@@ -237,10 +239,10 @@ def test_a_run_that_crashed_before_it_saved_equals_one_that_did_not(step, table,
     """Behind samples, or behind samples and a row of metrics, that no checkpoint stands for."""
     save = trainer.Trainer._save
 
-    def crash(self: Any, at: int, metric: float | None) -> None:
+    def crash(self: Any, at: int, *more: Any, **options: Any) -> None:
         if at == step:
             raise RuntimeError("crash")
-        save(self, at, metric)
+        save(self, at, *more, **options)
 
     monkeypatch.setattr(trainer.Trainer, "_save", crash)
     with pytest.raises(RuntimeError, match="crash"):

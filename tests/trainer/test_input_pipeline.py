@@ -14,6 +14,7 @@ from jaxgen.data.tokens import Tokens
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers import EOS
 from jaxgen.trainer import input_pipeline as feed
+from jaxgen.trainer.process_group import ProcessGroup
 from jaxgen.training import DeviceText, HostBatches, create_state, train_steps
 from jaxgen.training.windows import Windows
 
@@ -42,8 +43,8 @@ def taken(source, first, number):
     """The batches of steps first … first + number, as the compiled step would see them."""
     step = first
     while step < first + number:
-        count = min(source.together(step), first + number - step)
-        given = source.take(step, count)
+        count = min(source.steps_in_call(step), first + number - step)
+        given = source.next(step, count)
         yield from (jax.jit(source.read)(given, i) for i in range(count))
         step += count
 
@@ -52,7 +53,7 @@ def taken(source, first, number):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_device_reads_what_the_host_reads(layout, devices):
     batches = make_batches(layout, LAYOUTS[layout], B, T, seed=3)
-    source = feed.InputPipeline(batches, CALLS, devices, B)
+    source = feed.InputPipeline(batches, CALLS, devices, B, ProcessGroup())
     assert isinstance(source.read, DeviceText)
     number = 3 * batches.steps_per_epoch + 1
     for step, got in enumerate(taken(source, 2, number), 2):
@@ -64,8 +65,10 @@ def test_the_device_reads_what_the_host_reads(layout, devices):
 def test_a_text_is_held_once_in_the_smallest_type_that_holds_its_ids():
     for vocab, kind in ((50, "uint8"), (300, "uint16"), (70_000, "uint32")):
         ids = np.append(np.full(99, 5), vocab - 1)
-        source = feed.InputPipeline(make_batches("stream", Tokens(ids, None, 0, 0), B, T, seed=0), CALLS, 1, B)
-        first, second = source.take(0, CALLS), source.take(CALLS, CALLS)
+        source = feed.InputPipeline(
+            make_batches("stream", Tokens(ids, None, 0, 0), B, T, seed=0), CALLS, 1, B, ProcessGroup()
+        )
+        first, second = source.next(0, CALLS), source.next(CALLS, CALLS)
         assert isinstance(first, Windows)
         assert first.text is second.text
         assert first.text.dtype == kind
@@ -73,9 +76,9 @@ def test_a_text_is_held_once_in_the_smallest_type_that_holds_its_ids():
 
 def test_a_call_ends_where_documents_are_shuffled_anew():
     batches = make_batches("documents", LAYOUTS["documents"], B, T, seed=3)
-    source = feed.InputPipeline(batches, 100, 1, B)
+    source = feed.InputPipeline(batches, 100, 1, B, ProcessGroup())
     assert batches.steps_per_epoch > 2
-    assert [source.together(step) for step in (0, 1, batches.steps_per_epoch)] == [
+    assert [source.steps_in_call(step) for step in (0, 1, batches.steps_per_epoch)] == [
         batches.steps_per_epoch,
         batches.steps_per_epoch - 1,
         batches.steps_per_epoch,
@@ -88,11 +91,11 @@ def test_a_text_too_long_for_the_device_trains_to_the_same_bits(monkeypatch):
     task = LanguageTask.build(vocab_size=50, cell="elman", cell_options={}, hidden=4, dropout=0.2)
     optimizer, key = optax.sgd(0.1), jax.random.key(0)
     ends = []
-    for most, kind in ((feed.MOST_HELD, DeviceText), (0, HostBatches)):
-        monkeypatch.setattr(feed, "MOST_HELD", most)
-        source = feed.InputPipeline(batches, CALLS, 1, B)
+    for most, kind in ((feed.MAX_DEVICE_TEXT_BYTES, DeviceText), (0, HostBatches)):
+        monkeypatch.setattr(feed, "MAX_DEVICE_TEXT_BYTES", most)
+        source = feed.InputPipeline(batches, CALLS, 1, B, ProcessGroup())
         assert isinstance(source.read, kind)
         state = jax.jit(partial(create_state, task, optimizer, rows=B))(key)
-        steps, count = jax.jit(partial(train_steps, task, optimizer, read=source.read)), source.together(0)
-        ends.append(steps(key, state, source.take(0, min(count, 3)), min(count, 3)))
+        steps, count = jax.jit(partial(train_steps, task, optimizer, read=source.read)), source.steps_in_call(0)
+        ends.append(steps(key, state, source.next(0, min(count, 3)), min(count, 3)))
     jax.tree.map(np.testing.assert_array_equal, *ends)

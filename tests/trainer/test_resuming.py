@@ -193,10 +193,10 @@ def test_a_run_that_crashed_anywhere_equals_one_that_did_not(crash, whole, book,
         if between or (isinstance(crash, type) and isinstance(event, crash)):
             raise RuntimeError("crash")
 
-    def save(self: Any, step: int, metric: float | None) -> None:
+    def save(self: Any, step: int, *more: Any, **options: Any) -> None:
         if step == (12 if "sample" in crash else 16):  # the log has an entry that no checkpoint stands for
             raise RuntimeError("crash")
-        former(self, step, metric)
+        former(self, step, *more, **options)
 
     former = trainer.Trainer._save
     if "unsaved" in str(crash):
@@ -323,7 +323,7 @@ def test_more_steps_go_on_behind_the_frozen_schedule(whole, book, tmp_path):
 def test_a_run_that_goes_on_keeps_its_new_length(whole, book, tmp_path):
     run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
     resume(str(run), settings(book, run, **LAYOUTS["stream"]).model_copy(update={"steps": STEPS + 5}))
-    assert resume(str(run)).total == STEPS + 5
+    assert resume(str(run)).total_steps == STEPS + 5
 
 
 def test_other_settings_are_refused_by_name(whole, book, tmp_path):

@@ -14,8 +14,8 @@ from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.registry import DATA
-from jaxgen.trainer.recorder import open_events
 from jaxgen.trainer.run import resume, start
+from jaxgen.trainer.tensorboard import EventFile
 
 pytest.importorskip("tensorboardX")
 
@@ -58,7 +58,7 @@ def curve(run: Path, name: str) -> tuple[list[tuple[int, float]], int]:
 def test_events_beyond_the_step_from_which_a_run_goes_on_are_no_longer_shown(step, again, book, tmp_path):
     run = tmp_path / "run"
     trainer = start(settings(book, run))
-    trainer.store.keep_latest = 5
+    trainer.recorder.store.keep_latest = 5
     trainer.train()
     CheckpointStore(run / "checkpoints").truncate(step)  # as if it had been killed in front of the next save
     resume(str(run)).train()
@@ -69,7 +69,7 @@ def test_events_beyond_the_step_from_which_a_run_goes_on_are_no_longer_shown(ste
 
 def test_two_files_of_one_moment_are_both_kept(tmp_path):
     for step in (1, 2):
-        writer = open_events(RunDirectory(tmp_path), step - 1)
+        writer = EventFile(RunDirectory(tmp_path), step - 1)
         writer.add_scalar("loss", float(step), step)
         writer.flush()
     assert curve(tmp_path, "loss") == ([(1, 1.0), (2, 2.0)], 2)
@@ -78,7 +78,7 @@ def test_two_files_of_one_moment_are_both_kept(tmp_path):
 def test_events_on_a_full_disk_are_an_error_and_nothing_waits(tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")
-    writer = open_events(RunDirectory(tmp_path), 0)
+    writer = EventFile(RunDirectory(tmp_path), 0)
     (file,) = (tmp_path / "tensorboard").iterdir()
     file.unlink()
     file.symlink_to("/dev/full")
@@ -93,5 +93,5 @@ def test_a_link_in_place_of_the_folder_is_not_written_through(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "tensorboard").symlink_to(tmp_path / "outside")
     with pytest.raises(CheckpointError, match="is a link"):
-        open_events(RunDirectory(tmp_path / "run"), 0)
+        EventFile(RunDirectory(tmp_path / "run"), 0)
     assert list((tmp_path / "outside").iterdir()) == []

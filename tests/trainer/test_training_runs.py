@@ -23,7 +23,7 @@ from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.sampling import Forbid
 from jaxgen.tasks.registry import DATA
-from jaxgen.trainer import recorder as pictures
+from jaxgen.trainer import callbacks as pictures
 from jaxgen.trainer.events import Evaluated, Finished, Note, Sampled, Started
 from jaxgen.trainer.run import start
 from jaxgen.trainer.schedule import build_optimizer
@@ -73,13 +73,13 @@ def test_a_run_of_no_steps_leaves_its_first_weights(book, tmp_path):
 
 
 def test_the_sampler_loads_the_best_checkpoint_not_the_last(book, tmp_path, monkeypatch):
-    report = Trainer._report
+    metrics = Trainer._metrics
 
     def worse_with_time(self: Trainer, params: Any, final: bool) -> dict[str, float]:
-        found = report(self, params, final)
+        found = metrics(self, params, final)
         return found if final else {**found, "val_loss": found["val_loss"] + float(self.state.step)}
 
-    monkeypatch.setattr(Trainer, "_report", worse_with_time)
+    monkeypatch.setattr(Trainer, "_metrics", worse_with_time)
     finished = start(settings(book, tmp_path / "run", eval_every=2, sample_every=0)).train()
     store = CheckpointStore(tmp_path / "run" / "checkpoints")
     step, params = LoadedRun.open(tmp_path / "run").params()
@@ -262,8 +262,8 @@ def test_transforms_given_from_python_act(book, tmp_path):
 def test_runs_that_differ_in_their_seed_alone_share_what_is_compiled(book, tmp_path):
     one, other = (start(settings(book, tmp_path / str(seed), seed=seed)) for seed in (0, 1))
     faster = start(settings(book, tmp_path / "faster", lr=0.03))
-    assert one._steps is other._steps
-    assert one._steps is not faster._steps
+    assert one._train_steps is other._train_steps
+    assert one._train_steps is not faster._train_steps
     assert not same(one.state.params, other.state.params)
 
 

@@ -48,7 +48,7 @@ def test_training_and_evaluation_compile_one_function_a_width_and_no_more(bucket
     assert widths == min(buckets, 4)
     evaluation = jitted.jit_eval_step(trainer.task)
     trainer.train()
-    assert trainer._steps._cache_size() == widths
+    assert trainer._train_steps._cache_size() == widths
     assert evaluation._cache_size() <= widths
     assert jitted.jit_encode(trainer.task)._cache_size() <= 4, "a width of sources each"
 

@@ -19,10 +19,11 @@ from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.tasks.language.data import LanguageData
 from jaxgen.tokenizers.base import EOS
+from jaxgen.trainer.callbacks import Callback
 from jaxgen.trainer.events import Emit, Finished, Note, ProgressEvents, Started
 from jaxgen.trainer.process_group import ProcessGroup
 from jaxgen.trainer.progress_state import Interrupted
-from jaxgen.trainer.recorder import Callback, make_recorder
+from jaxgen.trainer.recorder import make_recorder
 from jaxgen.trainer.run import resolve_config
 from jaxgen.trainer.signals import RaiseOnSignal, Stopped
 from jaxgen.trainer.trainer import Trainer
