@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-from types import SimpleNamespace
 
 import pytest
 
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.runs import lock as locking
-from jaxgen.runs.lock import LOCK, RunLock, locked
+from jaxgen.runs.lock import LOCK, RunLock
 
 HOLDER = """
 import sys
@@ -182,10 +181,11 @@ def test_a_link_in_its_place_is_refused_and_not_written_through(tmp_path):
 
 def test_one_process_may_make_two_trainers_but_train_one_at_a_time(tmp_path):
     assert RunLock.take(tmp_path) is RunLock.take(tmp_path)
-    trainer = SimpleNamespace(run=SimpleNamespace(path=tmp_path))
-    with pytest.raises(UsageError, match=f"process {os.getpid()}"):
-        locked(locked(lambda _: None))(trainer)
-    assert locked(lambda _: os.listdir(tmp_path))(trainer) == [LOCK]
+    pid = f"{os.getpid()}"
+    with pytest.raises(UsageError, match=pid), RunLock.training(tmp_path), RunLock.training(tmp_path):
+        pytest.fail("two trainings at a time")
+    with RunLock.training(tmp_path):
+        assert os.listdir(tmp_path) == [LOCK]
     assert os.listdir(tmp_path) == []
 
 

@@ -180,11 +180,11 @@ def test_a_run_folder_in_use_is_refused_before_it_is_touched(book, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_whoever_stops_the_measuring_leaves_no_folder(book, tmp_path, monkeypatch):
+def test_interrupting_the_measurement_leaves_no_run_directory(book, tmp_path, monkeypatch):
     def stopped(*_: Any) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["jaxgen.trainer.run"], "measured", stopped)
+    monkeypatch.setattr(sys.modules["jaxgen.trainer.run"], "steps_for_minutes", stopped)
     with pytest.raises(KeyboardInterrupt):
         start(settings(book, tmp_path / "run", steps=None, minutes=1.0))
     assert not (tmp_path / "run").exists()
