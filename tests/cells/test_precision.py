@@ -153,7 +153,7 @@ def test_the_gradient_of_a_matrix_on_all_devices_is_summed_over_them():
 def test_a_precision_that_is_not_there_and_a_cell_that_has_none_are_errors():
     with pytest.raises(UsageError, match=r"bfloat61.*bfloat16"):
         LanguageModel(V, precision="bfloat61")
-    with pytest.raises(UsageError, match=r"bf16.*Did you mean 'bfloat16'"):
+    with pytest.raises(UsageError, match="bfloat16"):
         loss("elman", "scan", "bf16", fresh("elman"), X)
-    with pytest.raises(UsageError, match="takes a jaxgen cell, and GRUCell is none"):
+    with pytest.raises(UsageError, match="GRUCell"):
         LanguageModel(V, nn.GRUCell, precision="bfloat16")

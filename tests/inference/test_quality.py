@@ -131,11 +131,11 @@ def test_texts_without_a_token_have_nothing_to_measure(sampler):
 
 def test_a_wrong_temperature_is_refused_before_the_first_text_is_drawn(sampler, monkeypatch):
     monkeypatch.setattr(Sampler, "_read", lambda *_: pytest.fail("read before the settings were checked"))
-    with pytest.raises(UsageError, match="temperature of -1"):
+    with pytest.raises(UsageError, match="-1"):
         evaluate(sampler, [1.0, -1.0], SETTINGS)
     with pytest.raises(UsageError, match="0 samples"):
         evaluate(sampler, [1.0], SETTINGS, num_samples=0)
-    with pytest.raises(UsageError, match=r"length 0.*1 or more"):
+    with pytest.raises(UsageError, match="length"):
         evaluate(sampler, [1.0], GenerationConfig(length=0))
 
 

@@ -79,7 +79,7 @@ def test_a_damaged_file_is_refused(tiny, tmp_path):
 
 
 def test_a_file_that_is_not_there_or_something_else_is_refused(tiny, tmp_path):
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="read"):
         tiny.load_state(tmp_path / "none")
     for content in (b"", b"text", b"PK\x03\x04"):
         (tmp_path / "x").write_bytes(content)

@@ -135,11 +135,11 @@ def test_all_scores_of_texts_have_names():
 
 @pytest.mark.parametrize("measure", [bleu, cider, exact_match])
 def test_texts_without_references_are_refused(measure):
-    with pytest.raises(DataError, match="There are 0 texts to compare with 0 groups"):
+    with pytest.raises(DataError, match="0 texts"):
         measure([], [])
-    with pytest.raises(DataError, match="There are 2 texts to compare with 1 groups"):
+    with pytest.raises(DataError, match="2 texts"):
         measure([["a"], ["b"]], [[["a"]]])
-    with pytest.raises(DataError, match=r"Text 1 \(counted from 0\) has no reference"):
+    with pytest.raises(DataError, match="Text 1"):
         measure([["a"], ["b"]], [[["a"]], []])
 
 

@@ -199,8 +199,8 @@ def test_nothing_is_dropped_without_keys():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"pooling": "sum"}, "Unknown pooling 'sum'.*last, max, mean"),
-        ({"classes": 1}, "1 labels to choose from: it takes at least 2"),
+        ({"pooling": "sum"}, "'sum'"),
+        ({"classes": 1}, "at least 2"),
         ({"token_dropout": 1.0}, "classifier's `token_dropout` is 1.0"),
         ({"hidden": 0}, "encoder's `hidden` is 0"),
         ({"form": "fusde"}, "Unknown form 'fusde'"),

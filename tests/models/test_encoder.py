@@ -253,29 +253,29 @@ def test_dropout_acts_on_what_layers_pass_upwards_and_not_on_final_states():
 @pytest.mark.parametrize("name", ["vocab_size", "hidden", "layers"])
 @pytest.mark.parametrize("size", [0, -1, 2.5, None, True])
 def test_a_size_that_is_no_positive_whole_number_is_refused(name, size):
-    with pytest.raises(UsageError, match=f"The encoder's `{name}` is {size!r}: it must be a whole number of 1 or more"):
+    with pytest.raises(UsageError, match=f"{name}.*{size!r}"):
         Encoder(**{"vocab_size": SMALL, name: size})
 
 
 def test_a_negative_embedding_is_refused():
-    with pytest.raises(UsageError, match="`embed` is -1: it must be a whole number of 0 or more"):
+    with pytest.raises(UsageError, match="embed"):
         Encoder(SMALL, embed=-1)
 
 
 @pytest.mark.parametrize("name", ["dropout", "embed_dropout"])
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 def test_a_dropout_outside_its_range_is_refused(name, rate):
-    with pytest.raises(UsageError, match=f"`{name}` is .* at least 0 and less than 1"):
+    with pytest.raises(UsageError, match=name):
         Encoder(SMALL, **{name: rate})
 
 
 def test_an_unknown_form_and_an_unknown_precision_are_refused():
-    with pytest.raises(UsageError, match="Unknown form 'fusde'"):
+    with pytest.raises(UsageError, match="'fusde'"):
         Encoder(SMALL, form="fusde")
-    with pytest.raises(UsageError, match="Unknown precision 'float16'"):
+    with pytest.raises(UsageError, match="'float16'"):
         Encoder(SMALL, precision="float16")
 
 
 def test_another_precision_with_a_flax_cell_is_refused():
-    with pytest.raises(UsageError, match="takes a jaxgen cell, and GRUCell is none"):
+    with pytest.raises(UsageError, match="GRUCell"):
         Encoder(SMALL, nn.GRUCell, precision="bfloat16")

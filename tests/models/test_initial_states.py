@@ -91,9 +91,9 @@ def test_a_model_without_conditions_has_no_parameters_for_them_and_refuses_some(
     model = LanguageModel(V, hidden=H)
     params = random_params(model)
     assert not [name for name in params if "condition" in name]
-    with pytest.raises(UsageError, match="knows no conditions"):
+    with pytest.raises(UsageError, match="condition"):
         begun(model, params, jnp.zeros((1, C)))
-    with pytest.raises(UsageError, match="`condition` is -1"):
+    with pytest.raises(UsageError, match="condition"):
         LanguageModel(V, condition=-1)
 
 
@@ -148,10 +148,10 @@ def test_a_condition_counts_where_a_text_begins_and_nowhere_else(case):
 
 def test_a_batch_must_be_of_the_kind_that_the_model_begins_from(case):
     task, params, carry, batch = case
-    with pytest.raises(UsageError, match="conditions of width 3 got a Batch"):
+    with pytest.raises(UsageError, match="width 3"):
         task.loss(params, carry, batch.batch)
     plain = LanguageTask.build(vocab_size=V, cell="elman", cell_options={}, hidden=H, layers=1)
-    with pytest.raises(UsageError, match="conditions of width 0 got a Conditioned"):
+    with pytest.raises(UsageError, match="width 0"):
         plain.loss(params, carry, batch)
 
 

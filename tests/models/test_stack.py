@@ -75,5 +75,5 @@ def test_cells_of_different_kinds_and_sizes_stack():
 def test_another_number_of_states_than_layers_is_refused(name):
     states = {"carries": [jnp.zeros((B, H))] * 2, "initial": [jnp.zeros((B, H))] * 2}
     states[name] = states[name][:1]
-    with pytest.raises(UsageError, match=f"Got 1 `{name}` for 2 layers"):
+    with pytest.raises(UsageError, match=name):
         Stack([GRU(H), GRU(H)]).init(jax.random.key(0), jnp.ones((T, B, D)), **states)

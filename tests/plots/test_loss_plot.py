@@ -90,7 +90,7 @@ def test_drawing_leaves_the_logging_of_matplotlib_as_it_was(tmp_path):
 
 
 def test_a_picture_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"Could not write .*gone/loss\.png"):
+    with pytest.raises(CheckpointError, match=r"loss\.png"):
         draw_losses([], tmp_path / "gone" / "loss.png", "")
 
 

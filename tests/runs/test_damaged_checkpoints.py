@@ -222,7 +222,7 @@ def test_damaged_checkpoints_are_set_aside_and_nothing_removes_them(store):
         flip_array(store.directory / "00000020")
         before = (largest_file(store.directory / "00000020")).read_bytes()
         step, _, _, problems = store.restore_newest_good()
-        assert f"It is set aside as {store.directory / '00000020.damaged'}" in problems[0]
+        assert str(store.directory / "00000020.damaged") in problems[0]
         store.truncate(step)
         assert CheckpointStore(store.directory).latest() == store.best() == 10
         for later in (20, 30):

@@ -147,7 +147,7 @@ def test_a_seed_of_32_bits_is_accepted(seed):
 
 @pytest.mark.parametrize("seed", [-1, 2**32, True, False, 1.5, 1.0, "1", None])
 def test_any_other_seed_is_refused(seed):
-    with pytest.raises(UsageError, match=re.escape(f"A seed of {seed!r} cannot be used: give a whole number from 0")):
+    with pytest.raises(UsageError, match=re.escape(repr(seed))):
         sample_keys(seed, jnp.arange(2))
 
 

@@ -137,7 +137,7 @@ def test_what_a_rule_has_chosen_builds_the_same_task():
 
 
 def test_an_unknown_cell_and_its_options_are_refused():
-    with pytest.raises(UsageError, match="Unknown cell 'gruu'"):
+    with pytest.raises(UsageError, match="'gruu'"):
         build(cell="gruu")
-    with pytest.raises(UsageError, match="has no option 'x'"):
+    with pytest.raises(UsageError, match="'x'"):
         build(cell_options={"x": 1})

