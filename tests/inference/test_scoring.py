@@ -357,7 +357,7 @@ def test_texts_side_by_side_are_fewer_where_many_likeliest_come_back(sampler, mo
         asked.append(rows)
         return lanes.pack(segments, rows)
 
-    monkeypatch.setattr(scorer_module, "lay", lay)
+    monkeypatch.setattr(scorer_module, "pack", lay)
     monkeypatch.setattr(scorer_module, "MAX_TOKENS", 2 * lanes.FILL * (1 + 2 * 3))
     texts = [random_text(n, seed=n) for n in (30, 3, 9, 80)]
     for (total, _), text in zip(Scorer(sampler, top=3).score_each(texts), texts, strict=True):

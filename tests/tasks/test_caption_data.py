@@ -145,10 +145,10 @@ def test_captions_are_read_in_lower_case_on_request_and_the_first_word_is_as_any
 
 def test_facts_say_what_was_read(scenes):
     facts = make().summary()
-    assert facts["images"] == "4 with 5"
+    assert "4 with 5 " in facts["images"]
     assert facts["data"].startswith("train.npz (sha256 ")
     assert "word level" in facts["tokens"]
-    assert scenes.summary()["images"].endswith("2 of held out")
+    assert "2 of held out" in scenes.summary()["images"]
 
 
 def test_unreadable_images_are_counted_in_the_facts():

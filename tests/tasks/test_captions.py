@@ -185,7 +185,7 @@ def test_captions_inside_go_before_captions_beside():
 def test_none_and_several_captions_files_are_refused():
     Path("photos").mkdir()
     message = refused(find_captions, "photos")
-    assert message.startswith("no captions")
+    assert "no captions" in message
     assert "COCO" in message
     write("photos/a.token.txt", TOKENS)
     write("photos/b.token.txt", TOKENS)
@@ -210,9 +210,9 @@ def test_an_ambiguous_last_part_finds_no_image():
 def test_images_and_captions_without_each_other_are_refused_or_skipped():
     captions = {name: [name] for name in ("a", "b", "c", "d", "e")}
     message = refused(match_captions, captions, ["a"], where="photos")
-    assert message.startswith("4 of 5")
+    assert "4 of 5" in message
     message = refused(match_captions, {"a": ["A"]}, ["a", "z"], where="photos")
-    assert message.startswith("1 of 2")
+    assert "1 of 2" in message
     found = match_captions(captions, ["z", "c", "a"], where="photos", missing="skip")
     assert found == (["a", "c"], [["a"], ["c"]], ["z"], ["b", "d", "e"])
     with pytest.raises(UsageError, match="missing"):

@@ -231,7 +231,7 @@ def test_the_vocabulary_comes_from_the_training_texts(table, tmp_path):
 def test_a_built_in_set_is_read_by_name(monkeypatch):
     monkeypatch.setitem(LABELLED_SETS, "stdlib-packages", lambda seed: stdlib_packages(seed, train=3, val=2))
     data = ClassifyData.load(ClassifyConfig(level="word"))
-    assert data.summary()["texts"] == "30 to train on"
+    assert data.summary()["texts"].startswith("30 to train on, 20 ")
     assert len(data.codec.labels) == 10
 
 
@@ -269,8 +269,8 @@ def test_the_facts_of_a_run_name_labels_lengths_and_what_was_left_out(table):
         file.write(",hot\nmore,\n")
     facts = load(table, max_length=8).summary()
     cut = sum(len(text) > 8 for text, _ in ROWS)
-    assert facts["texts"] == f"{cut} cut to 8"
-    assert facts["labels"] == "10 texts of 'cold'"
+    assert f"{cut} cut to 8 " in facts["texts"]
+    assert "10 texts of 'cold'" in facts["labels"]
     assert facts["tokens"].startswith("char level, vocabulary 6, ")
 
 

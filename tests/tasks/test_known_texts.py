@@ -347,7 +347,7 @@ def test_tables_that_cannot_be_used_are_refused_with_the_place(text, error, said
 def test_a_label_in_the_validation_data_alone_is_refused():
     more = write("v.csv", "text,kind,size\nfox,F,3\n")
     said = refused(DataError, table(), val_data=[more])
-    assert said.startswith("'F'")
+    assert "'F'" in said
 
 
 def test_a_column_with_too_many_labels_is_refused(monkeypatch):

@@ -90,7 +90,7 @@ def test_a_run_leaves_figures_samples_and_pictures(whole):
     told = [event.headline for event in events if isinstance(event, Evaluated)]
     assert told[0] == f"accuracy {rows[0]['val_accuracy']:.1%}, macro-F1 {rows[0]['val_macro_f1']:.3f}"
     facts = next(event.facts for event in events if isinstance(event, Started))
-    assert facts["texts"] == "48 to train on"
+    assert facts["texts"].startswith("48 to train on, 12 ")
 
 
 def test_a_picture_of_the_report_that_cannot_be_written_is_told_and_the_run_is_complete(whole, table, tmp_path):

@@ -157,8 +157,8 @@ def test_a_finished_run_whose_best_checkpoint_is_damaged_reports_on_the_best_tha
     events: list[Any] = []
     assert resume(str(run), emit=events.append).train().best_step == 4
     (note,) = [event.text for event in events if isinstance(event, Note)]
-    assert note.startswith("step 2")
-    assert note.endswith("step 4")
+    assert "step 2" in note
+    assert "step 4" in note
 
 
 def test_a_best_checkpoint_that_is_damaged_while_training_goes_on_leaves_a_report_on_the_last(book, tmp_path):
@@ -172,7 +172,7 @@ def test_a_best_checkpoint_that_is_damaged_while_training_goes_on_leaves_a_repor
 
     assert start(settings(book, run, steps=4, eval_every=2, sample_every=0, lr=1e-30), emit).train().best_step == 4
     (note,) = notes
-    assert note.startswith("step 2")
+    assert "step 2" in note
     assert "step 4" in note
 
 
