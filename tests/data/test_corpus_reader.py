@@ -249,11 +249,11 @@ def test_half_a_character_in_jsonl_is_refused_with_its_line():
 )
 def test_what_is_no_text_is_called_by_its_json_name(value, kind):
     message = refused(DataError, write("a.jsonl", f'{{"t": {value}}}'), text_column="t")
-    assert f"{kind}" in message
-    assert f"it is {kind}." in refused(DataError, write("b.jsonl", value), text_column="t")
+    assert kind in message
+    assert kind in refused(DataError, write("b.jsonl", value), text_column="t")
 
 
-@pytest.mark.parametrize(("separator", "hint"), [(";", "commas"), ("\t", "ends in .tsv")])
+@pytest.mark.parametrize(("separator", "hint"), [(";", "convert"), ("\t", ".tsv")])
 def test_another_separator_is_recognised(separator, hint):
     write("a.csv", f"n{separator}t\n1{separator}a\n2{separator}b, c\n")
     for column in ("t", "2", "1"):  # by position from 1 it is the comma of the last row that does not fit

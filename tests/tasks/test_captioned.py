@@ -161,10 +161,9 @@ def test_what_lacks_its_counterpart_is_refused_or_left_out_and_counted():
         read(["photos"], None)
     found = read(["photos"], None, missing="skip")
     assert set(pairs(found)) == set(NAMES[1:])
-    assert found.notes == [
-        "'a.png'",
-        "'gone.png'",
-    ]
+    images, captions = found.notes
+    assert "'a.png'" in images
+    assert "'gone.png'" in captions
 
 
 def test_empty_captions_are_skipped_or_refused():

@@ -200,7 +200,8 @@ def test_a_target_comes_back_from_its_ids_at_every_level(level, make):
 def test_facts_say_what_was_read(make):
     data = make([*PAIRS, ("", "x")], test=[("a", "b")])
     facts = data.summary()
-    assert facts["pairs"].startswith("6 to train on, 3 ") and "1 of test" in facts["pairs"]
+    assert facts["pairs"].startswith("6 to train on, 3 ")
+    assert "1 of test" in facts["pairs"]
     assert "9 and 9" in facts["tokens"]
     assert data.fingerprint()["sha256"][:12] in facts["data"]
 
