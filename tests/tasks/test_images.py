@@ -284,7 +284,7 @@ def test_what_cannot_be_used_is_skipped_and_counted():
     sentence = describe_skipped(found.skipped, 4, most=1)
     assert "2 of 4 images" in sentence
     assert sentence.endswith("; …).")
-    assert describe_skipped([], 4) == "All 4"
+    assert describe_skipped([], 4).startswith("All 4 ")
 
 
 def test_strict_reading_refuses_what_would_be_skipped():
