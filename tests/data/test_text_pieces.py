@@ -53,7 +53,7 @@ def test_a_damaged_gzip_file_is_an_error_of_the_data(tmp_path):
     for number, broken in enumerate((raw[:-500], raw[:200] + b"\0" * 90 + raw[290:])):
         path = tmp_path / f"{number}.gz"
         path.write_bytes(broken)
-        with pytest.raises(DataError, match=r"cannot be read to its end|not UTF-8"):
+        with pytest.raises(DataError, match=r"damaged|not UTF-8"):
             list(read_pieces(str(path), any_bytes=True))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxgen.data.files import read_bytes, read_text
 from jaxgen.data.tables import Column, check_same_style, column_position, read_rows
 from jaxgen.errors import DataError, choose
 
@@ -47,7 +48,7 @@ def read_captions(
     """
     choose(empty, POLICIES, "policy for empty captions")
     path = Path(path)
-    text = _text(path)
+    text = read_text(path)
     kind = _kind(text[:_BEGINNING], path)
     if kind == "json":
         pairs = _coco(text, path)
@@ -139,31 +140,6 @@ def first_few(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(map(repr, names[:most])) + (", …" if len(names) > most else "")
 
 
-def _text(path: Path) -> str:
-    """The whole file as text without a byte-order mark."""
-    data = _bytes(path)
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        guess = " It looks like UTF-16." if data.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
-        raise DataError(
-            f"The captions file {path} is not UTF-8: byte {data[error.start]:#04x} on line {line} ({error.reason})."
-            f"{guess} Convert it to UTF-8."
-        ) from error
-
-
-def _bytes(path: Path, most: int = -1) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(most)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"The captions file {path} cannot be read: {reason}. Check the path and its permissions."
-        ) from error
-
-
 def _kind(beginning: str, path: Path) -> str:
     """``json``, ``token``, ``tsv`` or ``csv``; whether a table has the columns is another question."""
     first = beginning.lstrip().partition("\n")[0].rstrip("\r")
@@ -176,7 +152,7 @@ def _kind(beginning: str, path: Path) -> str:
 
 def _holds_captions(path: Path, image_column: str, caption_column: str) -> bool:
     """Whether ``read_captions`` would know what to do with a file, from its beginning, for JSON from all of it."""
-    beginning = _bytes(path, _BEGINNING).decode("utf-8", "ignore").removeprefix("\ufeff")
+    beginning = read_bytes(path, _BEGINNING).decode("utf-8", "ignore").removeprefix("\ufeff")
     if not beginning.strip():
         return False
     kind = _kind(beginning, path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import math
-import os
 import stat
 import warnings
 import zipfile
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from jaxgen.data.files import walk_files
 from jaxgen.errors import DataError, UsageError
 from jaxgen.tasks.caption.annotations import first_few
 
@@ -53,19 +53,8 @@ def find_images(folder: Path) -> list[str]:
     Raises:
         DataError: A folder cannot be listed.
     """
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"The folder {error.filename} cannot be listed: {error.strerror}. Make it readable.")
-
-    found = []
-    for here, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(here, name).relative_to(folder).as_posix()
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
-        ]
-    return sorted(found)
+    names = (path.relative_to(folder).as_posix() for path in walk_files(folder) if path.suffix.lower() in SUFFIXES)
+    return sorted(names)
 
 
 def read_image(path: Path | str, size: tuple[int, int], *, most_pixels: int = MOST_PIXELS) -> np.ndarray:

@@ -182,7 +182,7 @@ def _folders(root: Path) -> Table:
                 f"{path} lies beside the folders that are to name the labels. Put it into the folder of its label, or "
                 "leave it out; for a table give the file itself with --text-column and --label-column."
             )
-        text = FileText(path, named=parts[0].encode("utf-8", "surrogateescape") + b"\0")
+        text = FileText(path, prefix=parts[0].encode("utf-8", "surrogateescape") + b"\0")
         texts.append("".join(text))
         digests.append(text.sha256)
         labels.append(parts[0])
