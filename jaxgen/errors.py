@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 
 
 class JaxgenError(Exception):
@@ -51,6 +52,25 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     raise UsageError(f"Unknown {what} {name!r}.{hint} Choose one of: {', '.join(known)}.")
+
+
+def check_int(what: str, value: object, least: int, most: int | None = None) -> int:
+    """Returns ``value`` as an ``int``.
+
+    Args:
+        what: What the value is, as the beginning of a sentence, for example ``"The batch size"``.
+        value: A Python or NumPy integer.
+        least: The smallest value allowed.
+        most: The largest value allowed, if there is one.
+
+    Raises:
+        UsageError: The value is not a whole number in that range.
+    """
+    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if number is None or number < least or (most is not None and number > most):
+        allowed = f"of at least {least}" if most is None else f"from {least} to {most:,}"
+        raise UsageError(f"{what} is {value!r}: give a whole number {allowed}.")
+    return number
 
 
 def check_options(kind: type, options: Mapping[str, object], what: str, reserved: Iterable[str] = ()) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxgen.errors import UsageError
+from jaxgen.errors import check_int
 from jaxgen.training.windows import Conditions
 
 PURPOSES = {"split": 1, "stream": 2, "windows": 3, "documents": 4, "lanes": 5, "evaluation": 6}
@@ -56,11 +56,10 @@ def permutation(n: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raise ``UsageError`` unless every size is a whole number of at least 1 (a seed: 0 … 2³²-1)."""
+    """Raises ``UsageError`` unless every size is a whole number of at least 1 (a ``seed``: 0 to 2**32 - 1)."""
     for name, value in sizes.items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        what = f"The {name.replace('_', ' ')}"
         if name == "seed":
-            if not (whole and 0 <= value < 1 << 32):
-                raise UsageError(f"The seed is {value!r}; it must be a whole number from 0 to {(1 << 32) - 1}.")
-        elif not (whole and value >= 1):
-            raise UsageError(f"The {name.replace('_', ' ')} is {value!r}; it must be a whole number of at least 1.")
+            check_int(what, value, 0, (1 << 32) - 1)
+        else:
+            check_int(what, value, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -206,11 +205,3 @@ class Tokenizer(ABC):
             f"{places}{' …' if more else ''} (counted from 1). Only what the training text contains can be read: "
             f"leave {it} out with --unk skip, or write the prompt without {it}."
         )
-
-
-def check_option(name: str, value: Any, least: int, most: float = math.inf) -> int:
-    """Return a whole-number option of ``train``, or raise ``UsageError``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
-        allowed = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-        raise UsageError(f"The tokenizer option {name} is {value!r}; it must be a whole number {allowed}.")
-    return int(value)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, FailFast, model_validator
 
-from jaxgen.errors import UsageError
+from jaxgen.errors import UsageError, check_int
 from jaxgen.fsutil import StrictModel, load_strict, malformed
 from jaxgen.tokenizers.base import (
     FIRST,
@@ -20,7 +20,6 @@ from jaxgen.tokenizers.base import (
     SPECIAL_PIECES,
     Text,
     Tokenizer,
-    check_option,
     in_pieces,
     last_cut,
     safe_chunks,
@@ -93,7 +92,7 @@ class BpeTokenizer(Tokenizer):
     @classmethod
     def train(cls, texts: Iterable[Text], *, vocab_size: int = 8192) -> BpeTokenizer:
         """At most ``vocab_size`` tokens, the 3 special ids and the 256 bytes included."""
-        check_option("vocab_size", vocab_size, FIRST + 256, MAX_VOCAB)
+        check_int("The tokenizer option vocab_size", vocab_size, FIRST + 256, MAX_VOCAB)
         library = _library()
         inner = library.Tokenizer(library.models.BPE())
         inner.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

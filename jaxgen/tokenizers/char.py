@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import AfterValidator, FailFast, Field
 
+from jaxgen.errors import check_int
 from jaxgen.fsutil import StrictModel, load_strict
 from jaxgen.tokenizers.base import (
     FIRST,
@@ -15,7 +16,6 @@ from jaxgen.tokenizers.base import (
     UNK,
     Text,
     Tokenizer,
-    check_option,
     in_pieces,
     without_surrogates,
 )
@@ -74,7 +74,7 @@ class CharTokenizer(Tokenizer):
     @classmethod
     def train(cls, texts: Iterable[Text], *, min_count: int = 1) -> CharTokenizer:
         """Every character that occurs at least ``min_count`` times."""
-        check_option("min_count", min_count, 1)
+        check_int("The tokenizer option min_count", min_count, 1)
         counts = np.zeros(0, np.int64)
         for chunk in _chunks(texts):
             found = np.bincount(_code_points(chunk), minlength=counts.size)

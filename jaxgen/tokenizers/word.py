@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import AfterValidator, FailFast
 
+from jaxgen.errors import check_int
 from jaxgen.fsutil import StrictModel, load_strict
 from jaxgen.tokenizers.base import (
     FIRST,
@@ -18,7 +19,6 @@ from jaxgen.tokenizers.base import (
     UNK,
     Text,
     Tokenizer,
-    check_option,
     last_cut,
     safe_chunks,
     without_surrogates,
@@ -109,8 +109,8 @@ class WordTokenizer(Tokenizer):
 
         Of texts with more than 262,144 different pieces, and more than 4 V, the counts of rare ones are too low.
         """
-        check_option("min_count", min_count, 1)
-        check_option("vocab_size", vocab_size, FIRST + 1, MAX_VOCAB)
+        check_int("The tokenizer option min_count", min_count, 1)
+        check_int("The tokenizer option vocab_size", vocab_size, FIRST + 1, MAX_VOCAB)
         counts: Counter[str] = Counter()
         most = max(_COUNTED, 4 * vocab_size)
         for text in texts:
