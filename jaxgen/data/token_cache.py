@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxgen.errors import DataError
 from jaxgen.fsutil import io_reason, not_regular, parse_json, sync_folder, user_cache
-from jaxgen.runs.lock import boot, runs
+from jaxgen.runs.lock import boot_id, is_running
 
 #: A change of what lies in these files, or of how text becomes ids.
 VERSION = 1
@@ -173,7 +173,7 @@ def _mapped(file: IO[bytes], dtype: np.dtype) -> np.ndarray:
 
 def _machine() -> str:
     """What tells this machine, or container, from others that may share the folder; their processes are not ours."""
-    return hashlib.sha256(f"{platform.node()} {boot()}".encode()).hexdigest()[:8]
+    return hashlib.sha256(f"{platform.node()} {boot_id()}".encode()).hexdigest()[:8]
 
 
 def _clean(folder: Path) -> None:
@@ -184,7 +184,7 @@ def _clean(folder: Path) -> None:
             continue
         with suppress(OSError):
             process = int(match[2])
-            gone = process != os.getpid() and not runs(process)
+            gone = process != os.getpid() and not is_running(process)
             if gone if match[1] == _machine() else time.time() - os.lstat(path).st_mtime > ABANDONED:
                 path.unlink()
 

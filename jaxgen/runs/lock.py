@@ -1,9 +1,8 @@
-"""One trainer a run: a lock in its folder that names who holds it, and that no dead process keeps."""
+"""One trainer per run: a lock file in the run's folder, held through the system and, across hosts, by a lease."""
 
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import platform
 import re
@@ -12,42 +11,78 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+
+from filelock import lock_descriptor
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import RESUME, parse_json, refuse_links, run_dir_missing, unwritable
 
-try:
-    import fcntl
-except ImportError:  # Windows: the content of the file alone decides there
-    fcntl = None  # type: ignore[assignment]
-
 LOCK = ".lock"
-#: Files that are being written, and those that prove a folder writable: each with the number of its process.
+#: Seconds between two heartbeats of the holder, which set the time of the file.
+HEARTBEAT_SECONDS = 20
+#: Seconds without a heartbeat after which the lock of another host no longer counts. Network file systems may show the
+#: time of a file up to a minute late.
+LEASE_SECONDS = 180
+#: Temporary files of ``replace_file`` and of probes, with the id of the process that writes them.
 _TEMPORARY = re.compile(r"\.(?:.+\.([0-9]{1,9})-[0-9a-f]{8}|probe-([0-9]{1,9}))\.tmp")
-#: Seconds between signs of life of whoever holds a lock, and seconds without one after which a lock from another host,
-#: where nobody can look, counts for nothing. Network file systems show the time of a file up to a minute late.
-SIGN_EVERY, SILENT = 20, 180
+
+
+class Owner(BaseModel):
+    """The process that wrote a lock file."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    pid: int
+    host: str
+    #: Which start of that machine it runs in, see ``boot_id``.
+    boot: str
+    #: When it began, see ``start_time``: process ids are used again.
+    started: int | None = None
+
+    @classmethod
+    def current(cls) -> Owner:
+        """This process."""
+        return cls(pid=os.getpid(), host=platform.node(), boot=boot_id(), started=start_time(os.getpid()))
+
+    @classmethod
+    def read(cls, descriptor: int) -> Owner | None:
+        """The owner named in an open lock file; ``None`` if it names nobody."""
+        try:
+            # Read at an offset: the heartbeat reads the same descriptor in its thread.
+            return cls.model_validate(parse_json(os.pread(descriptor, 4096, 0)))
+        except (OSError, ValidationError, ValueError):
+            return None
+
+    def may_run(self, locks_work: bool, path: Path) -> bool:
+        """Whether the process may still train, although the system does not hold its lock at ``path``."""
+        here = Owner.current()
+        if self.boot == here.boot:
+            return not locks_work and self.started == start_time(self.pid) and is_running(self.pid)
+        # On this host: the machine was restarted since.
+        return self.host != here.host and _seconds_since_heartbeat(path) < LEASE_SECONDS
 
 
 class RunLock:
     """The right of this process to train the run in ``folder``: ``take`` it, and ``release`` it when done.
 
-    The file holds process id, host, boot and the process's start time. The system lets go of its lock when the process
-    ends, however it ends, so what a killed one leaves in the file does not count; where the system has no locks, the
-    four say whether that process still runs. Of one on another host the time of the file does, which its holder keeps
-    setting. Readers need no lock.
+    The system holds the lock and lets go of it when the process ends, however it ends, so what a killed process leaves
+    in the file does not count. Two cases the system does not cover: on a file system without locks, the owner written
+    in the file decides; against a process on another host, whose lock may not be visible here, the file's time does,
+    which its holder keeps setting. Readers need no lock.
     """
 
     _held: dict[Path, RunLock] = {}
 
     def __init__(self, folder: Path, descriptor: int) -> None:
-        self.folder, self.in_training, self._descriptor, self._process = folder, False, descriptor, os.getpid()
+        self.folder = folder
+        self.in_training = False
+        self._descriptor = descriptor
+        self._process = os.getpid()  # a fork does not hold the lock
         self._released = threading.Event()
-        threading.Thread(target=self._live, name="run lock", daemon=True).start()
+        threading.Thread(target=self._heartbeat, name="run lock", daemon=True).start()
 
-    def _live(self) -> None:
-        while not self._released.wait(SIGN_EVERY) and self._is_ours():
+    def _heartbeat(self) -> None:
+        while not self._released.wait(HEARTBEAT_SECONDS) and self._is_ours():
             with suppress(OSError):
                 os.utime(self.folder / LOCK)
 
@@ -55,12 +90,14 @@ class RunLock:
     def take(cls, folder: str | os.PathLike[str]) -> RunLock:
         """The lock of the run in ``folder``, which this process may hold already.
 
-        What killed processes left there of files they were writing is removed. Raises ``UsageError`` that names the
-        process and the host that hold it.
+        Temporary files that killed processes left there are removed.
+
+        Raises:
+            UsageError: names the process and the host that hold it.
         """
         place = Path(folder).resolve()
         held = cls._held.get(place)
-        if held is not None and held._process == os.getpid() and held._is_there():
+        if held is not None and held._process == os.getpid() and held._is_in_place():
             return held
         cls._held[place] = lock = cls(place, _acquire(place / LOCK, Path(folder)))
         _remove_temporaries(place)
@@ -69,10 +106,13 @@ class RunLock:
     @classmethod
     @contextmanager
     def kept(cls, folder: str | os.PathLike[str], new: bool = True) -> Iterator[RunLock]:
-        """Take the lock, making the folder where there is none, and keep it if the block ends well.
+        """Take the lock, making the folder if needed, and keep it if the block succeeds.
 
-        Else it is released, and what was made for it is removed again. Where the system refuses, another folder is
-        advised if the run is ``new``.
+        Otherwise it is released, and the folders that were made are removed again.
+
+        Raises:
+            UsageError: if another process holds the lock, or the system refuses and the run is ``new``.
+            CheckpointError: if the system refuses and the run is not new.
         """
         place = Path(folder).resolve()
         before, made = cls._held.get(place), [each for each in (place, *place.parents) if not os.path.lexists(each)]
@@ -94,17 +134,17 @@ class RunLock:
             if held is not None and held is not before:
                 held.release()
             for each in made:
-                with suppress(OSError):  # one that holds something by now stays
+                with suppress(OSError):  # one that is not empty stays
                     each.rmdir()
             raise
 
     @classmethod
     @contextmanager
     def training(cls, folder: str | os.PathLike[str]) -> Iterator[None]:
-        """Hold the lock of the run in ``folder``. Raises ``UsageError`` if any process trains it, also this one."""
+        """Hold the lock of the run in ``folder``. Raises ``UsageError`` if any process trains it, this one included."""
         lock = cls.take(folder)
         if lock.in_training:
-            raise _refusal(Path(folder), _myself())
+            raise _refusal(Path(folder), Owner.current())
         lock.in_training = True
         try:
             yield
@@ -113,37 +153,37 @@ class RunLock:
 
     @classmethod
     def check(cls, folder: str | os.PathLike[str]) -> None:
-        """Raise ``CheckpointError`` if this process held the lock and does not any more.
+        """Raise ``CheckpointError`` if this process took the lock and has lost it.
 
-        The folder may be gone, or be another by now. A process on another host may have taken the lock, when this one
-        gave no sign for long: it stood still, or the file system did.
+        The folder may be gone or have been replaced. A process on another host may have taken the lock, if this process
+        or the file system stood still for too long.
         """
         held = cls._held.get(Path(folder).resolve())
         if held is None or held._process != os.getpid():
             return
-        if not held._is_there():
+        if not held._is_in_place():
             if not held.folder.is_dir():
                 raise unwritable(Path(folder), run_dir_missing())
             raise CheckpointError(
-                f"{folder} is another folder than the one that this process trained in, or another process trains in "
-                f"it: its {LOCK} was removed or replaced. See that the run is there and that nothing trains it, then "
+                f"{folder} is not the folder that this process trained in, or another process trains in it: its "
+                f"{LOCK} was removed or replaced. Make sure that the run is there and that nothing trains it, then "
                 f"{RESUME}."
             )
-        holder = _read(held._descriptor)
-        if holder and holder != _myself():
+        owner = Owner.read(held._descriptor)
+        if owner is not None and owner != Owner.current():
             raise CheckpointError(
-                f"The run {folder} was taken over by process {holder['pid']} on the host {holder['host']!a}, because "
-                f"this one gave no sign for {SILENT} seconds. Nothing was written since: let the other one train."
+                f"Process {owner.pid} on the host {owner.host!a} took over the run {folder}, because this process gave "
+                f"no heartbeat for {LEASE_SECONDS} seconds. Nothing was written since: let the other one train."
             )
 
     @classmethod
     def release_all(cls) -> None:
-        """Release what this process holds, at its end."""
+        """Release all locks of this process, at its end."""
         for lock in list(cls._held.values()):
             lock.release()
 
     def release(self) -> None:
-        """Let others train the run."""
+        """Let other processes train the run."""
         self._released.set()
         if self._held.get(self.folder) is self:
             del self._held[self.folder]
@@ -155,25 +195,25 @@ class RunLock:
             self._descriptor = -1
 
     def _is_ours(self) -> bool:
-        """Whether nobody else, on another host, took what this process holds."""
-        return self._is_there() and _read(self._descriptor) in ({}, _myself())
+        """Whether the lock is in place and no process on another host has taken it."""
+        return self._is_in_place() and Owner.read(self._descriptor) in (None, Owner.current())
 
-    def _is_there(self) -> bool:
-        """Whether the file in the folder is the one that is locked, and not one that another made since."""
-        return self._descriptor >= 0 and _is_same(self._descriptor, self.folder / LOCK)
+    def _is_in_place(self) -> bool:
+        """Whether the file in the folder is the one that is locked, not one that was made since."""
+        return self._descriptor >= 0 and _is_same_file(self._descriptor, self.folder / LOCK)
 
 
 atexit.register(RunLock.release_all)
 
 
-def runs(process: int) -> bool:
-    """Whether another process of this number runs on this machine."""
-    if process == os.getpid() or process <= 0:
+def is_running(pid: int) -> bool:
+    """Whether another process with this id runs on this machine."""
+    if pid == os.getpid() or pid <= 0:
         return False
     if os.name == "nt":
-        return True  # cannot be asked there without ending it
+        return True  # asking would end it
     try:
-        os.kill(process, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
@@ -181,16 +221,24 @@ def runs(process: int) -> bool:
     return True
 
 
-def _remove_temporaries(folder: Path) -> None:
-    for entry in os.scandir(folder):
-        match = _TEMPORARY.fullmatch(entry.name)
-        if match and entry.is_file(follow_symlinks=False) and not runs(int(match[1] or match[2])):
-            with suppress(OSError):
-                os.unlink(entry.path)
+def boot_id() -> str:
+    """An id of the current start of this machine; its name where the system gives none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"host {platform.node()}"
+
+
+def start_time(pid: int) -> int | None:
+    """When a process began, in clock ticks since the machine started; ``None`` if the system does not say."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _acquire(path: Path, folder: Path) -> int:
-    """The descriptor of the locked file at ``path``; ``UsageError`` when another has it."""
+    """The descriptor of the locked file at ``path``. Raises ``UsageError`` if another process holds it."""
     while True:
         refuse_links(path)
         try:
@@ -198,12 +246,12 @@ def _acquire(path: Path, folder: Path) -> int:
         except OSError as error:
             raise unwritable(path, error) from error
         try:
-            free = _lock(descriptor)
-            holder = _read(descriptor)
-            if free is False or (holder and _may_run(holder, free, path)):
-                raise _refusal(folder, holder)
-            if _is_same(descriptor, path):  # else its holder removed it just now
-                _write(descriptor, path)
+            locked = _system_lock(descriptor)
+            owner = Owner.read(descriptor)
+            if locked is False or (owner is not None and owner.may_run(locked is not None, path)):
+                raise _refusal(folder, owner)
+            if _is_same_file(descriptor, path):  # otherwise its holder has just removed it
+                _write_owner(descriptor, path)
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -211,31 +259,26 @@ def _acquire(path: Path, folder: Path) -> int:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool | None:
-    """Whether the system gave the lock; ``None`` where it has none to give."""
-    if fcntl is None:
-        return None
+def _system_lock(descriptor: int) -> bool | None:
+    """Whether the system gave the lock; ``None`` if the file system has no locks."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return lock_descriptor(descriptor, blocking=False)
     except OSError:
         return None
-    return True
 
 
-def _may_run(holder: dict[str, Any], free: bool | None, path: Path) -> bool:
-    """Whether the process that wrote the file may still train, although the system would give its lock away."""
-    myself = _myself()
-    if holder["boot"] == myself["boot"]:
-        same = holder["started"] == _started(holder["pid"]) and runs(holder["pid"])
-        return free is None and same
-    # Of the same host, this machine has been started anew since.
-    return holder["host"] != myself["host"] and _silence(path) < SILENT
+def _write_owner(descriptor: int, path: Path) -> None:
+    try:
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, (Owner.current().model_dump_json() + "\n").encode())
+        os.fsync(descriptor)
+    except OSError as error:
+        raise unwritable(path, error, needed=4096) from error
 
 
-def _silence(path: Path) -> float:
-    """Seconds since the holder of the lock gave a sign, by the clock of the file system."""
+def _seconds_since_heartbeat(path: Path) -> float:
+    """Seconds since the holder of the lock set its time, by the clock of the file system."""
     probe = path.with_name(f".probe-{os.getpid()}.tmp")
     try:
         probe.unlink(missing_ok=True)
@@ -248,64 +291,30 @@ def _silence(path: Path) -> float:
         return 0.0
 
 
-def _refusal(folder: Path, holder: dict[str, Any]) -> UsageError:
-    myself = _myself()
-    who = f"process {holder['pid']} on the host {holder['host']!a}" if holder else "another process"
-    if holder and holder["host"] != myself["host"] and holder["boot"] != myself["boot"]:
+def _refusal(folder: Path, owner: Owner | None) -> UsageError:
+    here = Owner.current()
+    who = "another process" if owner is None else f"process {owner.pid} on the host {owner.host!a}"
+    if owner is not None and owner.host != here.host and owner.boot != here.boot:
         advice = (
-            f"From this host ({myself['host']!a}) it cannot be seen: if it no longer runs, its lock counts for nothing "
-            f"{SILENT} seconds after its last sign; or delete {folder / LOCK} now."
+            f"This host ({here.host!a}) cannot see whether it still runs. If it does not, its lock expires "
+            f"{LEASE_SECONDS} seconds after its last heartbeat; or delete {folder / LOCK} now."
         )
     else:
         advice = "Wait for it to end or stop it, or choose another folder with `--run`."
     return UsageError(f"The run {folder} is being trained by {who}, and only one process may. {advice}")
 
 
-def _myself() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": platform.node(), "boot": boot(), "started": _started(os.getpid())}
-
-
-def boot() -> str:
-    """What tells one start of this machine from any other; its name where the system does not say."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return f"host {platform.node()}"
-
-
-def _started(process: int) -> int | None:
-    """When the process began, in ticks since the machine did: a number used again has another."""
-    try:
-        return int(Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _read(descriptor: int) -> dict[str, Any]:
-    """Who wrote the file; empty when nobody can be made out."""
-    try:
-        holder = parse_json(os.pread(descriptor, 4096, 0))  # without moving in the file: a thread reads too
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(holder, dict) or not isinstance(holder.get("started", ""), (int, type(None))):
-        return {}
-    kinds = {"pid": int, "host": str, "boot": str}
-    return holder if all(isinstance(holder.get(name), kind) for name, kind in kinds.items()) else {}
-
-
-def _write(descriptor: int, path: Path) -> None:
-    try:
-        os.ftruncate(descriptor, 0)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        os.write(descriptor, (json.dumps(_myself()) + "\n").encode())
-        os.fsync(descriptor)
-    except OSError as error:
-        raise unwritable(path, error, needed=4096) from error
-
-
-def _is_same(descriptor: int, path: Path) -> bool:
+def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
         there, mine = os.lstat(path), os.fstat(descriptor)
     except OSError:
         return False
     return stat.S_ISREG(there.st_mode) and (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+def _remove_temporaries(folder: Path) -> None:
+    for entry in os.scandir(folder):
+        match = _TEMPORARY.fullmatch(entry.name)
+        if match and entry.is_file(follow_symlinks=False) and not is_running(int(match[1] or match[2])):
+            with suppress(OSError):
+                os.unlink(entry.path)

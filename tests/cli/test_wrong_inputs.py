@@ -306,16 +306,16 @@ def remove_checkpoints(run: Path) -> None:
 
 def flip_a_bit(run: Path) -> None:
     best = CheckpointStore(run / "checkpoints").best()
-    files = [path for path in (run / "checkpoints" / f"{best:08d}" / "arrays").rglob("*") if path.is_file()]
+    files = (run / "checkpoints" / f"{best:08d}").glob("*.safetensors")
     victim = max(files, key=lambda path: path.stat().st_size)
     raw = bytearray(victim.read_bytes())
     raw[len(raw) // 2] ^= 1
     victim.write_bytes(raw)
 
 
-def lose_a_record(run: Path) -> None:
+def lose_a_manifest(run: Path) -> None:
     best = CheckpointStore(run / "checkpoints").best()
-    (run / "checkpoints" / f"{best:08d}" / "checkpoint.json").unlink()
+    (run / "checkpoints" / f"{best:08d}" / "manifest.json").unlink()
 
 
 def widen(run: Path) -> None:
@@ -346,7 +346,7 @@ def without_digest(run: Path) -> None:
 
 BROKEN = {
     "no checkpoint": (remove_checkpoints, ("checkpoint",)),
-    "a flipped bit": (flip_a_bit, ("is damaged", "arrays")),
+    "a flipped bit": (flip_a_bit, ("is damaged", ".safetensors")),
     "another shape": (widen, ("(36, 16)",)),
     "another setting": (learn_faster, ("config.json", "flags", "--resume", "--init-from")),
     "no digest of the settings": (without_digest, ("config.json", "no digest")),
@@ -355,7 +355,7 @@ BROKEN = {
     "a cell that is none": (lambda run: edit(run, "resolved", "model", "cell", value="x"), ("Unknown cell 'x'",)),
     "a setting missing": (lambda run: edit(run, "resolved", value={}), ("does not describe a run",)),
     "a model that is none": (lambda run: edit(run, "resolved", "model", value="x"), ("does not describe a run",)),
-    "no record of the best": (lose_a_record, ("checkpoint.json",)),
+    "no manifest of the best": (lose_a_manifest, ("manifest.json",)),
     "no JSON": (lambda run: (run / "config.json").write_text("{"), ("config.json", "JSON")),
     "a list": (lambda run: (run / "config.json").write_text("[]"), ("does not describe a run",)),
     "no tokenizer": (lambda run: (run / "tokenizer.json").unlink(), ("tokenizer.json", "does not exist")),
@@ -367,7 +367,7 @@ BROKEN = {
 }
 
 
-STILL_RESUMED = ("no checkpoint", "a flipped bit", "no record of the best")
+STILL_RESUMED = ("no checkpoint", "a flipped bit", "no manifest of the best")
 
 
 @pytest.mark.parametrize("damage", BROKEN)

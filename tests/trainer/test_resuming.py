@@ -145,7 +145,7 @@ def test_a_signal_during_the_evaluation_of_the_last_step_is_not_lost(whole, book
 
 
 def truncate_largest(checkpoint: Path) -> None:
-    victim = max((checkpoint / "arrays").rglob("*"), key=lambda path: path.stat().st_size)
+    victim = max(checkpoint.glob("*.safetensors"), key=lambda path: path.stat().st_size)
     victim.write_bytes(victim.read_bytes()[:-1])
 
 
@@ -289,7 +289,7 @@ def test_another_seed_begins_with_other_weights(book, tmp_path):
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(whole, tmp_path):
     run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
     steps = CheckpointStore(run / "checkpoints").steps()
-    files = [path for path in (run / "checkpoints" / f"{STEPS:08d}" / "arrays").rglob("*") if path.is_file()]
+    files = (run / "checkpoints" / f"{STEPS:08d}").glob("*.safetensors")
     victim = max(files, key=lambda path: path.stat().st_size)
     raw = bytearray(victim.read_bytes())
     raw[len(raw) // 2] ^= 1
@@ -393,8 +393,8 @@ def test_a_run_that_goes_on_where_it_began_says_nothing(whole, tmp_path):
 
 def test_a_run_with_damaged_checkpoints_only_is_refused(whole, tmp_path):
     run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
-    for record in (run / "checkpoints").glob("*/checkpoint.json"):
-        record.write_text(record.read_text().replace("best_step", "best_stop"))
+    for manifest in (run / "checkpoints").glob("*/manifest.json"):
+        manifest.write_text(manifest.read_text().replace("best_step", "best_stop"))
     with pytest.raises(CheckpointError, match=r"checkpoints.* good"):
         resume(str(run))
 
