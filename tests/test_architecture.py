@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -270,6 +271,40 @@ def test_a_model_that_can_be_trained_has_its_settings():
     assert set(model_names("language")) == set(ONLY) == set(BUILT_FROM)
     for settings in (*ONLY.values(), *BUILT_FROM.values()):
         assert set(settings) <= set(DATA["language"].Config.model_fields)
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The import contracts of pyproject.toml, checked for the package ``jaxgen`` in ``folder``."""
+    pytest.importorskip("importlinter")
+    command = "import sys; from importlinter.cli import lint_imports_command; lint_imports_command()"
+    config = str(PACKAGE.parent / "pyproject.toml")
+    return subprocess.run(
+        [sys.executable, "-c", command, "--config", config, "--no-cache"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder), "COLUMNS": "200"},
+    )
+
+
+def test_imports_go_one_way_and_in_no_circle():
+    result = lint_imports(PACKAGE.parent)
+    assert result.returncode == 0, result.stdout
+
+
+def test_the_import_contracts_see_imports_in_functions_under_type_checking_and_in_circles(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "jaxgen", ignore=shutil.ignore_patterns("__pycache__"))
+    for module, line in {
+        "data/tokens.py": "def late():\n    import jaxgen.tasks.base\n",
+        "sampling/beam.py": "import typing\nif typing.TYPE_CHECKING:\n    import jaxgen.tokenizers.base\n",
+        "runs/config.py": "import jaxgen.runs.config_file\n",
+    }.items():
+        with open(tmp_path / "jaxgen" / module, "a") as file:
+            file.write(f"\n{line}")
+    result = lint_imports(tmp_path)
+    assert result.returncode == 1, result.stdout
+    assert result.stdout.count("BROKEN") == 3
 
 
 AFTER_IMPORT = """
