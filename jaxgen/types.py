@@ -1,99 +1,108 @@
-"""The dimension legend and the array aliases that every signature uses.
+"""The dimension legend, the array types, and the structures that signatures share.
 
-====  =============================================
-B     batch: rows that never see each other
+Shapes are written with jaxtyping: ``Float[Array, "B T H"]``. Each letter is one dimension:
+
+====  =======================================================
+B     batch: rows, which are independent of each other
 T     time: steps of the recurrence
 D     input features of a layer
 H     hidden features of a layer
 K     width of a cell's pre-activations (4H for LSTM)
 V     vocabulary size
-====  =============================================
+S     source positions, which attention looks at
+M     features of a source position
+Y, X  rows and columns of an image
+====  =======================================================
+
+Rarer dimensions are words (``classes``, ``condition``, ``updates``). Tests check the shapes at run time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NewType, TypeAlias
+from typing import NamedTuple, NewType, TypeAlias
 
 import jax
+import jax.typing
 import numpy as np
+from jaxtyping import Bool, Float, Int, PyTree, UInt8
+from jaxtyping import Key as KeyType
 
 Array: TypeAlias = jax.Array
-#: An array of any library that NumPy can read.
+#: An array of JAX or NumPy.
 ArrayLike: TypeAlias = jax.Array | np.ndarray
-#: A typed PRNG key (``jax.random.key``), or a stack of them.
-Key: TypeAlias = jax.Array
+DType: TypeAlias = jax.typing.DTypeLike
+#: A typed PRNG key (``jax.random.key``).
+Key: TypeAlias = KeyType[Array, ""]
+#: One PRNG key for each row of a batch; given in training only.
+RowKeys: TypeAlias = KeyType[Array, "B"]
 #: A cell's state: a pytree of arrays whose leading axis is B.
-Carry: TypeAlias = Any
+Carry: TypeAlias = PyTree
+#: A nested mapping of parameter arrays.
+Params: TypeAlias = Mapping[str, PyTree]
 #: The id of a token of the vocabulary: an option of this type is given as text on the command line.
 TokenId = NewType("TokenId", int)
-#: A nested mapping of parameter arrays.
-Params: TypeAlias = Mapping[str, Any]
 
 
 class Batch(NamedTuple):
-    """One training or evaluation batch of token windows; every field is [B, T].
+    """A batch of token windows for training or evaluation, the same structure for every layout."""
 
-    ``reset[b, t]`` says that row b starts afresh before step t; ``mask[b, t]`` says that the target at
-    t counts in the loss. All three layouts (stream, windows, documents) are this one structure.
-    """
-
-    tokens: ArrayLike  # int32, the input at each step
-    targets: ArrayLike  # int32, the token to predict
-    reset: ArrayLike  # bool
-    mask: ArrayLike  # bool
+    tokens: Int[ArrayLike, "B T"]  # the input at each step
+    targets: Int[ArrayLike, "B T"]  # the token to predict
+    reset: Bool[ArrayLike, "B T"]  # the row's state is reset before this step
+    mask: Bool[ArrayLike, "B T"]  # the target counts in the loss
 
 
 class ConditionedBatch(NamedTuple):
-    """A batch of documents of which something is known beside their text: a vector, from which a state begins."""
+    """A batch of documents whose initial states depend on a condition vector."""
 
     batch: Batch
-    condition: ArrayLike  # float32 [B, T, C], that of the document which a position belongs to
+    condition: Float[ArrayLike, "B T condition"]  # of the document that each position belongs to
 
 
 class TokenRows(NamedTuple):
     """B texts as token ids, padded to S tokens."""
 
-    tokens: ArrayLike  # int32 [B, S]
-    valid: ArrayLike  # bool [B, S], no padding
+    tokens: Int[ArrayLike, "B S"]
+    valid: Bool[ArrayLike, "B S"]  # false in padding
 
 
 class Seq2SeqBatch(NamedTuple):
     """A batch of B inputs, each with a target text of at most T tokens."""
 
-    inputs: Any  # what the encoder reads; every leaf has B in front
-    tokens: ArrayLike  # int32 [B, T], the input at each step: <eos>, then the text
-    targets: ArrayLike  # int32 [B, T]: the text, then <eos>
-    mask: ArrayLike  # bool [B, T], the targets that count
-    scheduled_sampling_prob: ArrayLike  # float32 [B], probability that the decoder reads its own prediction
-
-
-class Objective(NamedTuple):
-    """What training minimises over a batch, ``loss / weight``, where that is not the mean of ``nll``."""
-
-    loss: Array  # a sum over the targets that count, each by its weight
-    weight: Array  # the sum of weights
+    inputs: PyTree  # what the encoder reads; every leaf has B in front
+    tokens: Int[ArrayLike, "B T"]  # the input at each step: <eos>, then the text
+    targets: Int[ArrayLike, "B T"]  # the text, then <eos>
+    mask: Bool[ArrayLike, "B T"]  # the target counts in the loss
+    scheduled_sampling_prob: Float[ArrayLike, "B"]  # probability that the decoder reads its own prediction
 
 
 class ClassificationBatch(NamedTuple):
-    """One batch of inputs to label: B rows."""
+    """A batch of B inputs with a label each."""
 
-    inputs: Any  # what is labelled; every leaf has B in front
-    labels: ArrayLike  # int32 [B]
-    weights: ArrayLike  # float32 [B], how much a row counts in the loss; 0 for one that fills up a batch
+    inputs: PyTree  # what the classifier reads; every leaf has B in front
+    labels: Int[ArrayLike, "B"]
+    weights: Float[ArrayLike, "B"]  # weight of the row in the loss; 0 for rows that only fill the batch
+
+
+class Objective(NamedTuple):
+    """What training minimises, ``loss / weight``, where that differs from the mean of ``nll``."""
+
+    loss: Float[Array, ""]  # weighted sum over the targets that count
+    weight: Float[Array, ""]  # sum of their weights
 
 
 class DecodeWeights(NamedTuple):
     """What decoding reads at every step, computed once from the parameters."""
 
     params: Params
-    table: Array | None  # [V, K], the first layer's input projection of every token
+    table: Float[Array, "V K"] | None  # the first layer's input projection of every token
 
 
 class AttentionMap(NamedTuple):
     """The attention weights of one generated text, with labels."""
 
-    source: list[str]  # [S] labels of the source positions
-    written: list[str]  # [T] generated tokens
-    weights: np.ndarray  # [T, S], each row sums to 1
-    image: np.ndarray | None = None  # uint8 [Y, X, 3], if the source positions are a grid over it, row by row
+    source: list[str]  # one label for each source position
+    written: list[str]  # the generated tokens
+    weights: Float[np.ndarray, "T S"]  # each row sums to 1
+    image: UInt8[np.ndarray, "Y X 3"] | None = None  # if the source positions are a grid over it, row by row

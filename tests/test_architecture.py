@@ -28,7 +28,7 @@ PURE = {"errors", "types", "cells", "models", "training", "sampling"}
 PURE_MODULES = {"objective", "kneser_ney", "model"}
 #: All that the pure half may import from outside; what is missing here does I/O or is a dependency to think about.
 OUTSIDE = {"jax", "flax", "optax", "numpy", "__future__", "collections", "dataclasses", "difflib", "functools"}
-OUTSIDE |= {"itertools", "math", "numbers", "operator", "re", "typing"}
+OUTSIDE |= {"itertools", "jaxtyping", "math", "numbers", "operator", "re", "typing"}
 #: Calls by which a pure function would reach a file, the terminal or arbitrary code.
 EFFECTS = {"open", "print", "breakpoint", "globals", "__import__", "import_module", "io_callback", "pure_callback"}
 EFFECTS |= {"save", "savez", "savetxt", "load", "loadtxt", "tofile", "fromfile"}

@@ -20,7 +20,7 @@ from jax import lax
 from jaxgen.cells.base import Cell, Weights
 from jaxgen.cells.precision import match_varying_axes, matmul, rounded
 from jaxgen.cells.scan import Masks, mask_rows, per_step, run
-from jaxgen.types import Array, Carry
+from jaxgen.types import Array, ArrayLike, Carry
 
 #: The methods that are a cell's equations, and those by which it gives their derivatives.
 EQUATIONS, DERIVATIVES = ("pointwise", "forward_with_residuals", "hidden"), ("precompute_vjp", "vjp_step")
@@ -52,8 +52,8 @@ def run_fused(
     carry: Carry,
     z: Array,
     *,
-    reset: Array | None = None,
-    valid: Array | None = None,
+    reset: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
     initial: Carry | None = None,
     reverse: bool = False,
 ) -> tuple[Carry, Array]:

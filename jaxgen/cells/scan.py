@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxgen.types import Array, Carry
+from jaxgen.types import Array, ArrayLike, Carry
 
 Step = Callable[[Any, Carry, Any], tuple[Carry, Any]]
 
@@ -41,7 +41,7 @@ class Masks(NamedTuple):
     initial: Carry | None  # [B, H], or one for each step, [T, B, H]
 
     @classmethod
-    def of(cls, carry: Carry, reset: Array | None, valid: Array | None, initial: Carry | None) -> Masks:
+    def of(cls, carry: Carry, reset: ArrayLike | None, valid: ArrayLike | None, initial: Carry | None) -> Masks:
         """Zeros are the initial state where none is given; without resets there is no use for one."""
         reset, valid = (None if mask is None else jnp.asarray(mask, bool) for mask in (reset, valid))
         if reset is None:
@@ -69,8 +69,8 @@ def run(
     carry: Carry,
     z: Any,
     *,
-    reset: Array | None = None,
-    valid: Array | None = None,
+    reset: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
     initial: Carry | None = None,
     reverse: bool = False,
     length: int | None = None,

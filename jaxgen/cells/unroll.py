@@ -12,7 +12,7 @@ from jaxgen.cells.base import Cell, promote
 from jaxgen.cells.fused import can_run, fits, run_fused
 from jaxgen.cells.scan import Masks, mask_rows, per_step, run
 from jaxgen.errors import UsageError, choose
-from jaxgen.types import Array, Carry
+from jaxgen.types import Array, ArrayLike, Carry
 
 #: How a recurrence can be computed. All forms give the same values and gradients, up to rounding.
 FORMS = ("auto", "scan", "fused")
@@ -41,8 +41,8 @@ def unroll_projected(
     carry: Carry,
     z: Array,
     *,
-    reset: Array | None = None,
-    valid: Array | None = None,
+    reset: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
     initial: Carry | None = None,
     reverse: bool = False,
     length: int | None = None,
@@ -141,8 +141,8 @@ def unroll(
     x: Array | None,
     carry: Carry | None = None,
     *,
-    reset: Array | None = None,
-    valid: Array | None = None,
+    reset: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
     initial: Carry | None = None,
     reverse: bool = False,
     length: int | None = None,
@@ -181,7 +181,7 @@ def unroll(
         initial = zeros
     if x is not None and valid is not None:
         # What stands in padding must not reach any sum, not even as 0 * NaN in a gradient.
-        x = mask_rows(valid, x)
+        x = mask_rows(jnp.asarray(valid, bool), x)
 
     if isinstance(cell, Cell):
         carry, ys = unroll_projected(

@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from jaxgen.cells.precision import dot_general, matmul
 from jaxgen.cells.scan import mask_rows
-from jaxgen.types import Array
+from jaxgen.types import Array, ArrayLike
 
 
 class Memory(NamedTuple):
@@ -74,14 +74,14 @@ class Attention(nn.Module):
         """Keys [B, S, H] and queries [B, T, H] -> scores [B, T, S]."""
         raise NotImplementedError(f"{type(self).__name__} has no score.")
 
-    def build_memory(self, values: Array, valid: Array | None = None) -> Memory:
+    def build_memory(self, values: ArrayLike, valid: ArrayLike | None = None) -> Memory:
         """Values [B, S, M] laid out for attending: ``valid`` [B, S] is false in padding (``None``: there is none).
 
         What stands in padding can be anything, NaN too; nothing of it is left.
         """
         valid = jnp.ones(values.shape[:2], bool) if valid is None else jnp.asarray(valid, bool)
-        values = mask_rows(valid, values)
-        return Memory(values, self.keys(values), valid)
+        masked = mask_rows(valid, jnp.asarray(values))
+        return Memory(masked, self.keys(masked), valid)
 
     @nn.nowrap
     def attend(self, weights: Any, memory: Memory, query: Array) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.precision import dot_general
 from jaxgen.errors import UsageError, choose
 from jaxgen.models.encoder import Encoder
-from jaxgen.models.layers import check_rates, drop_tokens, dropped, fold_in_rows
+from jaxgen.models.layers import check_rates, drop_tokens, dropout, fold_in_rows
 from jaxgen.types import Array, Key
 
 
@@ -98,5 +98,5 @@ class Classifier(nn.Module):
         tokens = drop_tokens(jnp.asarray(tokens), self.token_dropout, self.unknown, keys)
         outputs = self.encoder(tokens, valid, row_keys, drop_outputs=False).outputs
         pooled = POOLINGS[self.pooling](outputs, valid, 2 if self.bidirectional else 1)
-        pooled = dropped(pooled[None], self.dropout, fold_in_rows(row_keys, self.layers + 2))[0]
+        pooled = dropout(pooled[None], self.dropout, fold_in_rows(row_keys, self.layers + 2))[0]
         return self.output(pooled).astype(jnp.float32)

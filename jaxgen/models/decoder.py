@@ -1,14 +1,14 @@
-"""A text written from what an encoder has read: a language model whose state begins there, and which may look back."""
+"""A decoder conditioned on an encoder, and the two together: a language model with an initial state and attention."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Bool, Float, Int, PyTree, Shaped
 
 from jaxgen.cells.base import Affine, Cell
 from jaxgen.cells.lstm import LSTM
@@ -17,12 +17,23 @@ from jaxgen.cells.scan import run
 from jaxgen.cells.unroll import unroll
 from jaxgen.errors import UsageError, choose
 from jaxgen.models.attention import ATTENTIONS, Memory
+from jaxgen.models.encoder import DecoderInput
 from jaxgen.models.language_model import LanguageModel
-from jaxgen.models.layers import cell_name, check_rates, drop_tokens, dropped, fold_in_rows, is_jaxgen_cell
-from jaxgen.types import Array, Carry, Key
+from jaxgen.models.layers import (
+    CellFactory,
+    cell_name,
+    check_rates,
+    drop_tokens,
+    dropout,
+    fold_in_rows,
+    makes_jaxgen_cells,
+    state_size,
+    unflatten_state,
+)
+from jaxgen.types import Array, ArrayLike, Carry, RowKeys
 
-#: The fields that are those of the language model.
-LANGUAGE = (
+#: The fields of a ``Decoder`` that are those of its ``LanguageModel``.
+LANGUAGE_FIELDS = (
     "vocab_size",
     "cell",
     "hidden",
@@ -37,41 +48,47 @@ LANGUAGE = (
 
 
 class DecoderOutput(NamedTuple):
-    """What a decoder makes of T tokens; ``Decoder.logits`` makes logits of ``features``."""
+    """What ``Decoder.decode`` computes for T tokens; ``Decoder.logits`` maps ``features`` to logits."""
 
     carry: tuple[Carry, ...]
-    features: Array  # [B, T, H]
-    weights: Array | None  # [B, T, S], where each step has looked; None without attention
+    features: Shaped[Array, "B T H"]
+    weights: Shaped[Array, "B T S"] | None  # attention weights; ``None`` without attention
 
 
 class ContextKernel(nn.Module):
-    """The matrix [M, K] by which a context enters a cell's pre-activations, in the units of ``Cell.project``."""
+    """The matrix by which an attention context enters a cell's pre-activations, in the units of ``Cell.project``."""
 
     @nn.compact
-    def __call__(self, rows: int, columns: int) -> Array:
+    def __call__(self, rows: int, columns: int) -> Float[Array, "M K"]:
         return self.param("kernel", nn.initializers.lecun_normal(), (rows, columns), jnp.float32)
 
 
 class Decoder(nn.Module):
-    """A ``LanguageModel`` (its fields are those) that begins where an encoder ended and may attend to a ``Memory``.
+    """A ``LanguageModel`` that starts from the final states of an encoder and may attend to a ``Memory``.
 
-    ``attention`` names how (``ATTENTIONS``), or is ``none``: then all that is known of the source is the first state.
+    - ``general`` attention (Luong, Pham & Manning 2015, arXiv:1508.04025, sections 3 and 3.1) uses the top layer's
+      outputs as queries, after the recurrence, so training is as parallel as without attention. (No input feeding,
+      section 3.3.)
+    - ``additive`` attention (Bahdanau, Cho & Bengio 2015, arXiv:1409.0473, sections 3.1 and A.2.2) uses the first
+      layer's state before each step as the query and adds the context, times a matrix, to that step's pre-activations.
+      It needs a jaxgen cell and runs the first layer by the plain scan, whatever ``form`` says.
 
-    - ``general`` (Luong, Pham & Manning 2015, arXiv:1508.04025, sections 3 and 3.1) attends with the top layer's state,
-      behind the recurrence, so that training runs over all steps as without it. (No input feeding, section 3.3.)
-    - ``additive`` (Bahdanau, Cho & Bengio 2015, arXiv:1409.0473, sections 3.1 and A.2.2) attends with the first
-      layer's state before each step and adds the context, times a matrix, to that step's pre-activations. It takes a
-      jaxgen cell and runs that layer by the plain scan.
+    With attention the output layer reads tanh([context; state] W), Luong's attentional vector, H wide.
 
-    In training a share ``token_dropout`` of the tokens but the first is read as ``unknown`` (Bowman et al. 2016,
-    arXiv:1511.06349, section 3.1), so that more has to come from what the encoder has read.
+    Args:
+        attention: a name in ``ATTENTIONS``, or ``none``: then the initial state is all that is known of the source.
+        token_dropout: in training, the rate at which tokens but the first are replaced by ``unknown``, so that the
+            decoder has to rely on the encoder (Bowman et al. 2016, arXiv:1511.06349, section 3.1).
+        unknown: the token that replaces dropped ones.
 
-    With either the output layer sees tanh([context; state] W), Luong's attentional vector, H wide. Sizes that cannot be
-    used raise ``UsageError``.
+    The other fields are those of ``LanguageModel``.
+
+    Raises:
+        UsageError: for values that cannot be used.
     """
 
     vocab_size: int
-    cell: Callable[..., nn.RNNCellBase] = LSTM
+    cell: CellFactory = LSTM
     hidden: int = 256
     layers: int = 1
     embed: int | None = None
@@ -86,125 +103,136 @@ class Decoder(nn.Module):
 
     def __post_init__(self) -> None:
         choose(str(self.attention), ["none", *ATTENTIONS], "attention")
-        if self._feeds and not is_jaxgen_cell(self.cell):
+        if self._attends_in_recurrence and not makes_jaxgen_cells(self.cell):
             raise UsageError(
-                f"The attention {self.attention!r} adds to a cell's pre-activations, which takes a jaxgen cell, and "
-                f"{cell_name(self.cell)} is none: use a cell of CELLS or one of your own, or another attention."
+                f"The attention {self.attention!r} adds to a cell's pre-activations, so it needs a jaxgen cell, which "
+                f"{cell_name(self.cell)} is not: use a cell of CELLS or a subclass of `Cell`, or another attention."
             )
         check_rates("decoder", {"token_dropout": self.token_dropout})
-        self._model(parent=None)  # what it refuses is refused before anything is traced
+        LanguageModel(**self._language_fields(), parent=None)  # checks the other fields
         super().__post_init__()
 
     @nn.nowrap
-    def _model(self, **options: Any) -> LanguageModel:
-        sizes = {name: getattr(self, name) for name in LANGUAGE}
-        return LanguageModel(**sizes, **options)
+    def _language_fields(self) -> dict[str, PyTree]:
+        return {name: getattr(self, name) for name in LANGUAGE_FIELDS}
 
     @property
-    def _feeds(self) -> bool:
+    def _attends_in_recurrence(self) -> bool:
         return self.attention in ATTENTIONS and ATTENTIONS[self.attention].in_recurrence
 
     def setup(self) -> None:
-        self.language = self._model()
-        states = [jax.tree.leaves(state) for state in self._model(parent=None).initial_carry(1)]
-        self.bridge = [Affine(sum(leaf.size for leaf in state), precision=self.precision) for state in states]
+        self.language = LanguageModel(**self._language_fields())
+        sizes = [state_size(state) for state in self.language.initial_carry(1)]
+        self.bridge = [Affine(size, precision=self.precision) for size in sizes]
         if self.attention != "none":
             self.attending = ATTENTIONS[self.attention](self.hidden, precision=self.precision)
             self.combine = Affine(self.hidden, precision=self.precision)
-        if self._feeds:
+        if self._attends_in_recurrence:
             self.context_kernel = ContextKernel()
 
     @nn.nowrap
     def chosen_form(self) -> str:
-        """What ``form`` comes to for this decoder's cell, on the device that JAX computes on by default."""
-        return self._model(parent=None).chosen_form()
+        """The form that ``form`` resolves to for this decoder's cell on JAX's default device."""
+        return LanguageModel(**self._language_fields(), parent=None).chosen_form()
 
     @property
     def has_dropout(self) -> bool:
+        """Whether ``row_keys`` change anything."""
         return max(self.dropout, self.embed_dropout, self.token_dropout) > 0
 
-    def token_table(self) -> Array | None:
+    def token_table(self) -> Shaped[Array, "V K"] | None:
         """``LanguageModel.token_table``."""
         return self.language.token_table()
 
-    def logits(self, features: Array) -> Array:
-        """The output layer: features [..., H] -> float32 logits [..., V]."""
+    def logits(self, features: Shaped[Array, "*batch H"]) -> Float[Array, "*batch V"]:
+        """The output layer, in float32."""
         return self.language.logits(features)
 
     def init_decoder(
-        self, finals: Sequence[Any], values: Array | None, valid: Array | None = None
-    ) -> tuple[Carry, Any]:
-        """The state in which to begin and what to attend to (``()`` without attention), from what an encoder has read.
+        self,
+        finals: Sequence[PyTree],
+        values: Shaped[ArrayLike, "B S M"] | None,
+        valid: Bool[ArrayLike, "B S"] | None = None,
+    ) -> tuple[tuple[Carry, ...], PyTree]:
+        """The initial carry, and the ``Memory`` to attend to (``()`` without attention).
 
-        Every array of a layer's state is h = tanh(f W + b), with f all arrays in which one layer of the encoder ended,
-        side by side, so that encoder and decoder may differ in cell, size, directions and layers (Bahdanau et al. 2015,
-        appendix A.2.2, where f is the backward reading alone). ``finals`` has any pytree of [B, ...] for each layer of
-        the encoder, the lowest first. Layers are matched from the top downwards; where the encoder has fewer, its
-        lowest serves all that are left.
+        Every array of a layer's state is tanh(f W + b), with f the concatenation of all final arrays of one encoder
+        layer, so encoder and decoder may differ in cell, size, directions and layers (Bahdanau et al. 2015, appendix
+        A.2.2, where f is the backward direction only). Layers are matched from the top downwards; where the encoder has
+        fewer, its lowest layer serves all that are left.
 
-        ``values`` [B, S, M] with ``valid`` [B, S] (``None``: all of them) are what attention looks at.
+        Args:
+            finals: a pytree of arrays [B, ...] for each layer of the encoder, the lowest first.
+            values: what attention looks at.
+            valid: false in padding; ``None``: there is no padding.
         """
         rows, unmatched = jax.tree.leaves(finals)[0].shape[0], self.layers - len(finals)
         carry = []
-        for layer, (bridge, like) in enumerate(zip(self.bridge, self._model(parent=None).initial_carry(rows))):
+        for layer, (bridge, like) in enumerate(zip(self.bridge, self.language.initial_carry(rows))):
             given = [leaf.reshape(rows, -1) for leaf in jax.tree.leaves(finals[max(0, layer - unmatched)])]
-            flat = jnp.tanh(bridge(jnp.concatenate(given, axis=-1)))
-            leaves, structure = jax.tree.flatten(like)
-            ends = list(itertools.accumulate(leaf.size // rows for leaf in leaves))
-            parts = zip(jnp.split(flat, ends[:-1], axis=-1), leaves)
-            carry.append(jax.tree.unflatten(structure, [part.astype(a.dtype).reshape(a.shape) for part, a in parts]))
+            carry.append(unflatten_state(jnp.tanh(bridge(jnp.concatenate(given, axis=-1))), like))
         if self.attention == "none":
             return tuple(carry), ()
         if values is None:
             raise UsageError(
-                f"The attention {self.attention!r} needs places to look at, and the encoder gives none: "
-                'use the attention "none", or an encoder that gives outputs.'
+                f"The attention {self.attention!r} needs source positions to look at, and the encoder gives none: "
+                'use the attention "none", or an encoder that gives values.'
             )
         return tuple(carry), self.attending.build_memory(values, valid)
 
     def decode(
         self,
-        tokens: Array,
+        tokens: Int[ArrayLike, "B T"],
         carry: Sequence[Carry],
-        memory: Any = (),
-        row_keys: Key | None = None,
-        table: Array | None = None,
+        memory: PyTree = (),
+        row_keys: RowKeys | None = None,
+        table: Shaped[ArrayLike, "V K"] | None = None,
     ) -> DecoderOutput:
-        """``tokens`` [B, T] from a state and with a memory as ``init_decoder`` gives them.
+        """Read ``tokens`` from a carry and a memory of ``init_decoder``; a decoding step is the case T = 1.
 
-        Decoding is the case T = 1. ``row_keys`` [B] switches dropout on; ``table`` is a ``token_table()`` made earlier.
+        Args:
+            tokens: token ids.
+            carry: one for each layer.
+            memory: a ``Memory``, or ``()`` without attention.
+            row_keys: switch dropout on.
+            table: a ``token_table()`` computed earlier.
         """
         tokens = jnp.asarray(tokens)
         if row_keys is not None and self.token_dropout > 0:
             rest = drop_tokens(tokens[:, 1:], self.token_dropout, self.unknown, fold_in_rows(row_keys, self.layers + 1))
             tokens = jnp.concatenate([tokens[:, :1], rest], axis=1)
         tokens = tokens.T
-        if self._feeds:
-            after, states, context, weights = self._feed(tokens, carry, memory, row_keys, table)
+        if self._attends_in_recurrence:
+            after, states, context, weights = self._decode_with_context(tokens, carry, memory, row_keys, table)
         else:
             after, states = self.language.states(tokens, carry, row_keys=row_keys, table=table)
         states = jnp.swapaxes(states, 0, 1)
         if self.attention == "none":
             return DecoderOutput(after, states, None)
-        if not self._feeds:
+        if not self._attends_in_recurrence:
             context, weights = self.attending.attend(self.attending.weights(), memory, states)
         both = jnp.concatenate([context, states.astype(context.dtype)], axis=-1)
         return DecoderOutput(after, jnp.tanh(self.combine(both)), weights)
 
-    def _feed(
-        self, tokens: Array, carry: Sequence[Carry], memory: Memory, row_keys: Key | None, table: Array | None
-    ) -> tuple[tuple[Carry, ...], Array, Array, Array]:
+    def _decode_with_context(
+        self,
+        tokens: Int[Array, "T B"],
+        carry: Sequence[Carry],
+        memory: Memory,
+        row_keys: RowKeys | None,
+        table: Shaped[ArrayLike, "V K"] | None,
+    ) -> tuple[tuple[Carry, ...], Shaped[Array, "T B H"], Shaped[Array, "B T M"], Shaped[Array, "B T S"]]:
         """The layers with a context added to the first one's pre-activations.
 
-        Returns the carry, the top layer's states [T, B, H], contexts [B, T, M] and their weights [B, T, S].
+        Returns the carry, the top layer's outputs, the contexts and the attention weights.
         """
-        cells: Any = self.language.stack.cells
+        cells: Any = self.language.stack.cells  # ``__post_init__`` refuses others
         first, *upper = cells
         z = self._projected(first, tokens, fold_in_rows(row_keys, self.layers), table)
         pure, attending = first.clone(parent=None), self.attending.clone(parent=None)
         kernel = self.context_kernel(memory.values.shape[-1], z.shape[-1])
 
-        def step(weights: Any, state: Carry, z_t: Array) -> tuple[Carry, tuple[Array, Array, Array]]:
+        def step(weights: PyTree, state: Carry, z_t: Array) -> tuple[Carry, tuple[Array, Array, Array]]:
             recurrent, scoring, kernel, memory = weights
             context, shares = attending.attend(scoring, memory, pure.hidden(state)[:, None, :])
             context, shares = jnp.squeeze(context, 1), jnp.squeeze(shares, 1)
@@ -215,64 +243,82 @@ class Decoder(nn.Module):
         state, (x, contexts, shares) = run(step, constant, carry[0], z)
         after = [state]
         for layer, (cell, state) in enumerate(zip(upper, carry[1:]), start=1):
-            x = dropped(x, self.dropout, fold_in_rows(row_keys, layer - 1))
+            x = dropout(x, self.dropout, fold_in_rows(row_keys, layer - 1))
             state, x = unroll(cell, x, state, time_major=True, form=self.form)
             after.append(state)
-        x = dropped(x, self.dropout, fold_in_rows(row_keys, self.layers - 1))
+        x = dropout(x, self.dropout, fold_in_rows(row_keys, self.layers - 1))
         return tuple(after), x, jnp.swapaxes(contexts, 0, 1), jnp.swapaxes(shares, 0, 1)
 
-    def _projected(self, cell: Cell, tokens: Array, row_keys: Key | None, table: Array | None) -> Array:
-        """The tokens' part of the first layer's pre-activations, [T, B, K]."""
-        dropping = row_keys is not None and self.embed_dropout > 0
-        if table is None and self.vocab_size < tokens.size and not dropping:
-            table = self.token_table()
-        if table is not None and not dropping:
-            return jnp.asarray(table)[tokens]
-        return cell.project(dropped(self.language.embedded(tokens), self.embed_dropout, row_keys))
+    def _projected(
+        self,
+        cell: Cell,
+        tokens: Int[Array, "T B"],
+        row_keys: RowKeys | None,
+        table: Shaped[ArrayLike, "V K"] | None,
+    ) -> Shaped[Array, "T B K"]:
+        """The tokens' part of the first layer's pre-activations."""
+        tables = None if table is None else [table]
+        (x,), projected = self.language.embedder.inputs(tokens, [cell], row_keys, tables)
+        return x if projected else cell.project(x)
+
+
+class EncoderProtocol(Protocol):
+    """What ``EncoderDecoder`` needs of an encoder: any Linen module with these methods will do."""
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether ``row_keys`` change anything."""
+        ...
+
+    def example(self) -> PyTree:
+        """Inputs of one row, from which the parameters get their shapes."""
+        ...
+
+    def encode(self, inputs: PyTree, row_keys: RowKeys | None = None) -> DecoderInput:
+        """Read ``inputs``, a pytree with B in front; the rows must be independent of each other."""
+        ...
 
 
 class EncoderDecoder(nn.Module):
-    """``decoder`` writes from what ``encoder`` has read.
+    """An encoder (``EncoderProtocol``) and the ``Decoder`` that starts from its final states.
 
-    An encoder is any Linen module with
-
-    - ``encode(inputs, row_keys=None) -> DecoderInput``, where ``inputs`` is a pytree of arrays with B in front and
-      ``row_keys`` [B] switch dropout on. The rows must be independent of each other;
-    - ``example() -> inputs`` of one row, by which parameters get their shapes;
-    - ``has_dropout``, whether ``row_keys`` change anything.
+    ``Seq2SeqTask`` calls the methods by name, so a subclass may override any of them.
     """
 
-    encoder: Any
+    encoder: EncoderProtocol
     decoder: Decoder
 
     @property
     def has_dropout(self) -> bool:
+        """Whether ``row_keys`` change anything."""
         return self.encoder.has_dropout or self.decoder.has_dropout
 
-    def init_decoder(self, inputs: Any, row_keys: Key | None = None) -> tuple[tuple[Carry, ...], Any]:
-        """Read ``inputs`` -> the state in which the decoder begins and its memory (``Decoder.init_decoder``)."""
+    def init_decoder(self, inputs: PyTree, row_keys: RowKeys | None = None) -> tuple[tuple[Carry, ...], PyTree]:
+        """Encode ``inputs`` and return the decoder's initial carry and memory (``Decoder.init_decoder``)."""
         source = self.encoder.encode(inputs, row_keys=fold_in_rows(row_keys, 0))
         return self.decoder.init_decoder(source.finals, source.values, source.valid)
 
     def decode(
         self,
-        tokens: Array,
+        tokens: Int[ArrayLike, "B T"],
         carry: Sequence[Carry],
-        memory: Any,
-        row_keys: Key | None = None,
-        table: Array | None = None,
+        memory: PyTree,
+        row_keys: RowKeys | None = None,
+        table: Shaped[ArrayLike, "V K"] | None = None,
     ) -> DecoderOutput:
-        """``Decoder.decode`` of ``tokens`` [B, T]."""
+        """``Decoder.decode``."""
         return self.decoder.decode(tokens, carry, memory, fold_in_rows(row_keys, 1), table)
 
-    def logits(self, features: Array) -> Array:
-        """``Decoder.logits``: features [..., H] -> float32 logits [..., V]."""
+    def logits(self, features: Shaped[Array, "*batch H"]) -> Float[Array, "*batch V"]:
+        """``Decoder.logits``."""
         return self.decoder.logits(features)
 
-    def token_table(self) -> Array | None:
+    def token_table(self) -> Shaped[Array, "V K"] | None:
         """``Decoder.token_table``."""
         return self.decoder.token_table()
 
-    def __call__(self, inputs: Any, tokens: Array, row_keys: Key | None = None) -> Array:
-        """Logits [B, T, V] of what follows each of ``tokens`` [B, T] when written from ``inputs``."""
+    def __call__(
+        self, inputs: PyTree, tokens: Int[ArrayLike, "B T"], row_keys: RowKeys | None = None
+    ) -> Float[Array, "B T V"]:
+        """The logits of each next token of ``tokens``, given ``inputs``."""
         return self.logits(self.decode(tokens, *self.init_decoder(inputs, row_keys), row_keys).features)

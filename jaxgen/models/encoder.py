@@ -1,58 +1,74 @@
-"""A text read whole: recurrent layers in one direction or in both."""
+"""A bidirectional recurrent encoder of token sequences, and what an encoder hands to a decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Bool, Int, PyTree, Shaped
 
 from jaxgen.cells.base import Cell
 from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.unroll import choose_form, unroll, unroll_projected
-from jaxgen.models.layers import Embedding, check_form_and_precision, check_rates, check_sizes, dropped, fold_in_rows
-from jaxgen.types import Array, ArrayLike, Carry, Key, TokenRows
+from jaxgen.models.layers import (
+    CellFactory,
+    Embedding,
+    check_rates,
+    check_recurrence,
+    check_sizes,
+    dropout,
+    fold_in_rows,
+    make_cell,
+)
+from jaxgen.types import Array, ArrayLike, Carry, RowKeys, TokenRows
 
 
 class Encoded(NamedTuple):
-    """What an encoder makes of B texts of at most S tokens."""
+    """The outputs and final states of an ``Encoder``."""
 
-    #: Of the last layer, [B, S, M]; both directions beside each other, zero in padding.
-    outputs: Array
-    #: The state in which every layer and direction ends: the forward one at the last token, the backward one at the
-    #: first. ``finals[layer][direction]`` is a carry with B in front.
+    #: Of the last layer, both directions side by side; zero in padding.
+    outputs: Shaped[Array, "B S M"]
+    #: ``finals[layer][direction]`` is the carry after the last token read: the last of the text forwards, the first
+    #: backwards.
     finals: tuple[tuple[Carry, ...], ...]
 
 
 class DecoderInput(NamedTuple):
-    """What a decoder may begin from (``jaxgen.models.EncoderDecoder``); B in front of every array."""
+    """What an encoder hands to a decoder (``jaxgen.models.EncoderDecoder``)."""
 
-    finals: tuple[Any, ...]  # for each layer of the encoder, the lowest first, any pytree of [B, ...]
-    values: Array | None = None  # [B, S, M], the places that attention looks at
-    valid: Array | None = None  # bool [B, S], false in padding; None: there is none
+    finals: tuple[PyTree, ...]  # for each layer of the encoder, the lowest first, any pytree of [B, ...]
+    values: Shaped[Array, "B S M"] | None = None  # what attention looks at
+    valid: Bool[Array, "B S"] | None = None  # false in padding; ``None``: there is no padding
 
 
 class Encoder(nn.Module):
-    """Embedding and ``layers`` recurrent layers of ``hidden`` units a direction (M = ``hidden``, or twice that).
+    """Embedding and ``layers`` recurrent layers of ``hidden`` units in each direction.
 
-    With ``bidirectional`` every layer reads the outputs of the one below from both ends, and gives both readings side
-    by side (Schuster & Paliwal 1997, IEEE Transactions on Signal Processing 45; stacked as in Graves, Jaitly & Mohamed
-    2013). The backward reading of a padded row begins at its last token.
+    With ``bidirectional`` every layer reads the outputs of the one below in both directions and concatenates the
+    results (Schuster & Paliwal 1997, IEEE Transactions on Signal Processing 45; stacked as in Graves, Jaitly & Mohamed
+    2013). The backward direction of a padded row starts at its last token.
 
-    ``cell`` is called as ``cell(features=hidden)`` for each layer and direction: a class of ``CELLS``, a
-    ``functools.partial`` of one, or any Linen ``RNNCellBase``. ``embed=None`` makes the embedding as wide as the state;
-    ``embed=0`` feeds one-hot vectors straight into the cell. ``dropout`` acts on what a layer passes upwards, the last
-    one's outputs included and final states not (``Stack``), ``embed_dropout`` on the embeddings; both are off unless
-    ``row_keys`` are given. ``embed_stddev`` is that of the embedding's initial values: small ones keep what has hardly
-    been seen from mattering. ``form`` is that of ``unroll``, ``precision`` that of all matrix products
-    (``jaxgen.cells.PRECISIONS``); other than ``float32`` it takes a jaxgen cell. Sizes that cannot be used raise
-    ``UsageError``.
+    Args:
+        vocab_size: number of tokens.
+        cell: called as ``cell(features=hidden)`` for each layer and direction, as in ``LanguageModel``.
+        hidden: units of a layer in one direction.
+        layers: number of recurrent layers.
+        embed: width of the embedding. ``None``: as wide as the state. 0: the first layer reads one-hot vectors.
+        dropout: rate of dropout on the outputs of every layer; final states are not dropped.
+        embed_dropout: rate of dropout on the embedded tokens.
+        embed_stddev: standard deviation of the embedding's initial values. With small ones, rare tokens matter little.
+        bidirectional: read in both directions.
+        form: how recurrences are computed (``jaxgen.unroll``).
+        precision: of all matrix products (``jaxgen.cells.PRECISIONS``). Other than ``float32`` it needs a jaxgen cell.
+
+    Raises:
+        UsageError: for values that cannot be used.
     """
 
     vocab_size: int
-    cell: Callable[..., nn.RNNCellBase] = LSTM
+    cell: CellFactory = LSTM
     hidden: int = 256
     layers: int = 1
     embed: int | None = None
@@ -64,15 +80,15 @@ class Encoder(nn.Module):
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        sizes: dict[str, tuple[Any, int]] = {name: (getattr(self, name), 1) for name in ("vocab_size", "hidden")}
+        sizes: dict[str, tuple[object, int]] = {name: (getattr(self, name), 1) for name in ("vocab_size", "hidden")}
         check_sizes("encoder", sizes | {"layers": (self.layers, 1), "embed": (self.width, 0)})
         check_rates("encoder", {"dropout": self.dropout, "embed_dropout": self.embed_dropout})
-        check_form_and_precision(self.cell, self.form, self.precision)
+        check_recurrence(self.cell, self.form, self.precision)
         super().__post_init__()
 
     @property
     def width(self) -> int:
-        """Of the embedding; 0 for one-hot vectors."""
+        """Width of the embedding; 0 for one-hot vectors."""
         return self.hidden if self.embed is None else self.embed
 
     @property
@@ -81,39 +97,48 @@ class Encoder(nn.Module):
         return self.hidden * (2 if self.bidirectional else 1)
 
     def setup(self) -> None:
-        more = {} if self.precision == "float32" else {"precision": self.precision}  # Flax's cells know no such field
         self.embedding = Embedding(self.vocab_size, self.width, self.embed_dropout, self.embed_stddev)
-        self.forwards = [self.cell(features=self.hidden, **more) for _ in range(self.layers)]
+        self.forwards = self._cells()
         if self.bidirectional:
-            self.backwards = [self.cell(features=self.hidden, **more) for _ in range(self.layers)]
+            self.backwards = self._cells()
+
+    @nn.nowrap
+    def _cells(self) -> list[nn.RNNCellBase]:
+        return [make_cell(self.cell, self.hidden, self.precision) for _ in range(self.layers)]
 
     @property
     def has_dropout(self) -> bool:
+        """Whether ``row_keys`` change anything."""
         return self.dropout > 0 or self.embed_dropout > 0
 
     @nn.nowrap
     def chosen_form(self) -> str:
-        """What ``form`` comes to for this encoder's cell, on the device that JAX computes on by default."""
-        return choose_form(self.form, self.cell(features=self.hidden, parent=None))
+        """The form that ``form`` resolves to for this encoder's cell on JAX's default device."""
+        return choose_form(self.form, make_cell(self.cell, self.hidden))
 
     def __call__(
         self,
-        tokens: ArrayLike,
-        valid: ArrayLike | None = None,
-        row_keys: Key | None = None,
+        tokens: Int[ArrayLike, "B S"],
+        valid: Bool[ArrayLike, "B S"] | None = None,
+        row_keys: RowKeys | None = None,
         drop_outputs: bool = True,
     ) -> Encoded:
-        """``tokens`` and ``valid`` [B, S], false in padding (``None``: there is none) -> outputs and final states.
+        """The outputs and final states of a batch of texts.
 
-        What stands in padding changes no bit. A row without a token ends in zeros. ``row_keys`` [B] switches dropout
-        on; a row's units depend on its own key alone. Without ``drop_outputs`` the last layer's outputs stay whole.
+        The content of padding changes no bit. A row without tokens ends in the zero state.
+
+        Args:
+            tokens: token ids.
+            valid: false in padding; ``None``: there is no padding.
+            row_keys: switch dropout on. What a row drops depends on its own key only.
+            drop_outputs: whether dropout acts on the outputs of the last layer too.
         """
         tokens = jnp.asarray(tokens).T
         if valid is not None:
             valid = jnp.asarray(valid, bool).T
             tokens = jnp.where(valid, tokens, 0)
         layers = list(zip(self.forwards, *([self.backwards] if self.bidirectional else [])))
-        inputs, projected = self.embedding.read(tokens, layers[0], fold_in_rows(row_keys, self.layers))
+        inputs, projected = self.embedding.inputs(tokens, layers[0], fold_in_rows(row_keys, self.layers))
         finals: list[tuple[Carry, ...]] = []
         for layer, cells in enumerate(layers):
             read = [
@@ -123,26 +148,30 @@ class Encoder(nn.Module):
             finals.append(tuple(final for final, _ in read))
             x = jnp.concatenate([ys for _, ys in read], axis=-1)
             if drop_outputs or layer + 1 < self.layers:
-                x = dropped(x, self.dropout, fold_in_rows(row_keys, layer))
+                x = dropout(x, self.dropout, fold_in_rows(row_keys, layer))
             inputs = [x] * len(cells)
         return Encoded(jnp.swapaxes(x, 0, 1), tuple(finals))
 
-    def encode(self, inputs: TokenRows, row_keys: Key | None = None) -> DecoderInput:
-        """``__call__`` as a decoder takes it."""
+    def encode(self, inputs: TokenRows, row_keys: RowKeys | None = None) -> DecoderInput:
+        """``__call__`` in the form that ``EncoderDecoder`` needs."""
         encoded = self(inputs.tokens, inputs.valid, row_keys)
         return DecoderInput(encoded.finals, encoded.outputs, jnp.asarray(inputs.valid, bool))
 
     @nn.nowrap
     def example(self) -> TokenRows:
-        """Inputs of one row, by which parameters get their shapes."""
+        """Inputs of one row, from which the parameters get their shapes."""
         return TokenRows(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 
     def _unroll(
-        self, cell: nn.RNNCellBase, x: Array, projected: bool, valid: Array | None, reverse: bool
-    ) -> tuple[Carry, Array]:
-        """The final state and the outputs [S, B, H] of one layer in one direction; x is [S, B, ...]."""
-        options: dict[str, Any] = {"valid": valid, "reverse": reverse, "form": self.form}
+        self,
+        cell: nn.RNNCellBase,
+        x: Shaped[Array, "S B _"],
+        projected: bool,
+        valid: Bool[Array, "S B"] | None,
+        reverse: bool,
+    ) -> tuple[Carry, Shaped[Array, "S B H"]]:
+        """The final state and the outputs of one layer in one direction."""
         if not (projected and isinstance(cell, Cell)):
-            return unroll(cell, x, **options, time_major=True)
+            return unroll(cell, x, valid=valid, reverse=reverse, form=self.form, time_major=True)
         start = cell.initialize_carry(jax.random.key(0), (x.shape[1], self.width or self.vocab_size))
-        return unroll_projected(cell, start, x, **options)
+        return unroll_projected(cell, start, x, valid=valid, reverse=reverse, form=self.form)

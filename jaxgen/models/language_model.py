@@ -1,38 +1,127 @@
-"""A recurrent language model: token in, distribution over the next token out, at every step."""
+"""A recurrent language model, and the protocol by which the language task uses any model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
+from jaxtyping import Bool, Float, Int, PyTree, Shaped
 
 from jaxgen.cells.base import Cell
 from jaxgen.cells.lstm import LSTM
-from jaxgen.cells.precision import PRECISIONS, dot_general, matmul
-from jaxgen.cells.unroll import FORMS, choose_form
-from jaxgen.errors import UsageError, choose
-from jaxgen.models.layers import ONE_HOT_TABLE, Stack, dropout, state_size, unflatten_state
-from jaxgen.types import Array, Carry, Key
+from jaxgen.cells.precision import dot_general, matmul
+from jaxgen.cells.unroll import choose_form
+from jaxgen.errors import UsageError
+from jaxgen.models.layers import (
+    CellFactory,
+    Embedding,
+    Stack,
+    check_rates,
+    check_recurrence,
+    check_sizes,
+    fold_in_rows,
+    make_cell,
+    state_size,
+    unflatten_state,
+)
+from jaxgen.types import Array, ArrayLike, Carry, RowKeys
+
+
+class LanguageModelProtocol(Protocol):
+    """What ``LanguageTask`` needs of a model: any Linen module with these fields and methods will do.
+
+    Training, prefill, decoding and scoring all call ``states`` and then ``logits``, by name: a subclass of
+    ``LanguageModel`` that overrides one of the methods is used with its override everywhere. The task never calls
+    ``__call__`` but to initialise the parameters; it must touch all of them.
+
+    ``initial_carry`` and ``chosen_form`` are called on the unbound module (``flax.linen.nowrap``).
+    """
+
+    vocab_size: int
+    condition: int  # width of the condition vectors; 0 for a model without conditions
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether ``row_keys`` change anything."""
+        ...
+
+    def initial_carry(self, batch: int) -> tuple[Carry, ...]:
+        """The state before the first token; every leaf has ``batch`` in front."""
+        ...
+
+    def chosen_form(self) -> str:
+        """The form in which the recurrence runs (``jaxgen.cells.FORMS`` without ``auto``)."""
+        ...
+
+    def states(
+        self,
+        tokens: Int[ArrayLike, "T B"],
+        carry: Sequence[Carry] | None = None,
+        reset: Bool[ArrayLike, "T B"] | None = None,
+        valid: Bool[ArrayLike, "T B"] | None = None,
+        initial: Sequence[Carry] | None = None,
+        row_keys: RowKeys | None = None,
+        table: Shaped[ArrayLike, "V K"] | None = None,
+    ) -> tuple[tuple[Carry, ...], Shaped[Array, "T B H"]]:
+        """The carry after ``tokens`` and the vectors that ``logits`` reads, one for each step."""
+        ...
+
+    def logits(self, hidden: Shaped[Array, "*batch H"]) -> Float[Array, "*batch V"]:
+        """The logits of the next token in float32."""
+        ...
+
+    def token_table(self) -> Shaped[Array, "V K"] | None:
+        """What ``states`` can take as ``table``, computed once for many calls; ``None`` if there is no such thing."""
+        ...
+
+    def initial_states(self, condition: Float[ArrayLike, "*batch condition"]) -> tuple[Carry, ...]:
+        """The initial state for each condition vector."""
+        ...
+
+    def __call__(
+        self, tokens: Int[ArrayLike, "B T"], carry: Sequence[Carry] | None = None
+    ) -> tuple[tuple[Carry, ...], Float[Array, "B T V"]]:
+        """The carry after ``tokens`` and the logits of each next token."""
+        ...
+
+    def init(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
+        """``flax.linen.Module.init``."""
+        ...
+
+    def apply(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
+        """``flax.linen.Module.apply``."""
+        ...
 
 
 class LanguageModel(nn.Module):
     """Embedding, ``layers`` recurrent layers of ``hidden`` units, and a linear output over the vocabulary.
 
-    ``cell`` is called as ``cell(features=hidden)`` once a layer: a class of ``CELLS``, a ``functools.partial`` of
-    one, or any Linen ``RNNCellBase``. ``embed=None`` makes the embedding as wide as the state; ``embed=0`` feeds
-    one-hot vectors straight into the cell. ``tie`` uses the embedding as the output matrix (Press & Wolf 2017,
-    arXiv:1608.05859) and needs ``embed`` equal to ``hidden``. ``form`` is how recurrences are computed (``unroll``).
-    ``dropout`` acts on what a layer passes upwards (``Stack``), ``embed_dropout`` on the embeddings in the same way.
-    ``precision`` is that of all matrix products (``jaxgen.cells.PRECISIONS``); other than ``float32`` it takes a jaxgen
-    cell, which must hand it to its ``Affine``. ``condition`` is the width of the vectors that ``initial_states`` makes
-    states of. Sizes that cannot be used raise ``UsageError``.
+    To change what the model computes, override ``states`` or ``logits``; ``__call__`` is the two of them.
+
+    Args:
+        vocab_size: number of tokens.
+        cell: called as ``cell(features=hidden)`` for each layer: a class of ``CELLS``, a ``functools.partial`` of one,
+            or a factory of any Linen ``RNNCellBase``.
+        hidden: units of a layer.
+        layers: number of recurrent layers.
+        embed: width of the embedding. ``None``: as wide as the state. 0: the first layer reads one-hot vectors.
+        dropout: rate of dropout on what a layer passes upwards (``Stack``).
+        tie: use the embedding as the output matrix (Press & Wolf 2017, arXiv:1608.05859); needs ``embed == hidden``.
+        form: how recurrences are computed (``jaxgen.unroll``).
+        precision: of all matrix products (``jaxgen.cells.PRECISIONS``). Other than ``float32`` it needs a jaxgen cell,
+            whose field ``precision`` is replaced.
+        embed_dropout: rate of dropout on the embedded tokens.
+        condition: width of the vectors that ``initial_states`` reads; 0 for none.
+
+    Raises:
+        UsageError: for values that cannot be used.
     """
 
     vocab_size: int
-    cell: Callable[..., nn.RNNCellBase] = LSTM
+    cell: CellFactory = LSTM
     hidden: int = 256
     layers: int = 1
     embed: int | None = None
@@ -44,43 +133,41 @@ class LanguageModel(nn.Module):
     condition: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"vocab_size": 1, "hidden": 1, "layers": 1, "embed": 0, "condition": 0}.items():
-            size = getattr(self, name)
-            if (name, size) != ("embed", None) and not (isinstance(size, int | np.integer) and size >= least):
-                raise UsageError(f"The model's `{name}` is {size!r}: it must be a whole number of {least} or more.")
-        for name in ("dropout", "embed_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(
-                    f"The model's `{name}` is {getattr(self, name)!r}: it must be at least 0 and less than 1."
-                )
-        if self.tie and self.embed not in (None, self.hidden):
+        sizes: dict[str, tuple[object, int]] = {name: (getattr(self, name), 1) for name in ("vocab_size", "hidden")}
+        sizes |= {"layers": (self.layers, 1), "embed": (self.width, 0), "condition": (self.condition, 0)}
+        check_sizes("model", sizes)
+        check_rates("model", {"dropout": self.dropout, "embed_dropout": self.embed_dropout})
+        if self.tie and self.width != self.hidden:
             raise UsageError(
                 f"`tie` uses the embedding as the output matrix, so `embed` must equal `hidden`, but they are "
-                f"{self.embed} and {self.hidden}: leave `embed` out, or do without `tie`."
+                f"{self.embed} and {self.hidden}: leave `embed` out, or turn `tie` off."
             )
-        choose(str(self.form), FORMS, "form")
-        choose(str(self.precision), PRECISIONS, "precision")
-        kind = getattr(self.cell, "func", self.cell)  # that of a partial
-        if self.precision != "float32" and not (isinstance(kind, type) and issubclass(kind, Cell)):
+        check_recurrence(self.cell, self.form, self.precision)
+        if type(self).__call__ is not LanguageModel.__call__:
             raise UsageError(
-                f"The precision {self.precision!r} takes a jaxgen cell, and {getattr(kind, '__name__', kind)} is none: "
-                'leave it at "float32", or use a cell of CELLS or one of your own.'
+                f"{type(self).__name__} overrides `__call__`, which training and decoding do not use: "
+                "override `states` or `logits` instead."
             )
         super().__post_init__()
 
+    @property
+    def width(self) -> int:
+        """Width of the embedding; 0 for one-hot vectors."""
+        return self.hidden if self.embed is None else self.embed
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether ``row_keys`` change anything."""
+        return self.dropout > 0 or self.embed_dropout > 0
+
     def setup(self) -> None:
-        width = self.hidden if self.embed is None else self.embed
-        if width:
-            # A cell wants inputs of unit size; an output matrix (with ``tie``) wants rows of unit length.
-            self.embedding = self.param(
-                "embedding",
-                nn.initializers.normal(width**-0.5 if self.tie else 1.0),
-                (self.vocab_size, width),
-                jnp.float32,
-            )
-        more = {} if self.precision == "float32" else {"precision": self.precision}  # Flax's cells know no such field
-        cells = [self.cell(features=self.hidden, **more) for _ in range(self.layers)]
-        self.stack = Stack(cells, self.dropout, self.form)
+        # A cell wants inputs of unit size; an output matrix (with ``tie``) wants rows of unit length.
+        stddev = self.hidden**-0.5 if self.tie else 1.0
+        self.embedder = Embedding(self.vocab_size, self.width, self.embed_dropout, stddev)
+        nn.share_scope(self, self.embedder)  # the parameter is ``embedding``, not ``embedder/embedding``
+        if self.width:
+            self.embedder.matrix()  # initial values depend on the order of creation: the embedding comes first
+        self.stack = Stack(self._cells(), self.dropout, self.form)
         if self.tie:
             self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab_size,))
         else:
@@ -93,65 +180,63 @@ class LanguageModel(nn.Module):
             self.condition_bias = self.param("condition_bias", nn.initializers.zeros_init(), (width,), jnp.float32)
 
     @nn.nowrap
+    def _cells(self) -> list[nn.RNNCellBase]:
+        return [make_cell(self.cell, self.hidden, self.precision) for _ in range(self.layers)]
+
+    @nn.nowrap
     def initial_carry(self, batch: int) -> tuple[Carry, ...]:
-        """The zero state of ``batch`` rows: one carry a layer."""
-        cell = self.cell(features=self.hidden, parent=None)
-        width = self.hidden if self.embed is None else self.embed or self.vocab_size
-        zeros = [cell.initialize_carry(jax.random.key(0), (batch, width))]
-        zeros += [cell.initialize_carry(jax.random.key(0), (batch, self.hidden)) for _ in range(self.layers - 1)]
-        return tuple(zeros)
+        """The zero state of ``batch`` rows, one carry for each layer."""
+        cells = self._cells() if self.scope is None else self.stack.cells
+        widths = [self.width or self.vocab_size, *[self.hidden] * (self.layers - 1)]
+        return tuple(cell.initialize_carry(jax.random.key(0), (batch, width)) for cell, width in zip(cells, widths))
 
-    def initial_states(self, condition: Array) -> tuple[Carry, ...]:
-        """The state in which a text begins of which ``condition`` [..., C] is known: one carry a layer, [..., H].
+    def initial_states(self, condition: Float[ArrayLike, "*batch condition"]) -> tuple[Carry, ...]:
+        """The initial state for each condition vector, one carry for each layer.
 
-        Linear for each array of each layer's state, with tanh where the cell keeps it bounded (``Cell.clamp_state``).
-        Vectors between two conditions give states between theirs.
+        A linear map of the vector for each array of the state, clamped to the range of the cell (``Cell.clamp_state``).
         """
         if not self.condition:
-            raise UsageError("This model knows no conditions: make it with the width of their vectors, `condition`.")
-        flat = matmul(condition.reshape(-1, self.condition), self.condition_kernel) + self.condition_bias[None, :]
-        flat = flat.reshape(*condition.shape[:-1], -1)
-        cell = self.cell(features=self.hidden, parent=None)
-        states = unflatten_state(flat, self.initial_carry(1))
-        return tuple(cell.clamp_state(state) if isinstance(cell, Cell) else state for state in states)
+            raise UsageError("This model has no conditions: create it with `condition`, the width of their vectors.")
+        flat = (
+            matmul(jnp.asarray(condition).reshape(-1, self.condition), self.condition_kernel)
+            + self.condition_bias[None, :]
+        )
+        states = unflatten_state(flat.reshape(*condition.shape[:-1], -1), self.initial_carry(1))
+        return tuple(
+            cell.clamp_state(state) if isinstance(cell, Cell) else state
+            for cell, state in zip(self.stack.cells, states)
+        )
 
     @nn.nowrap
     def chosen_form(self) -> str:
-        """What ``form`` comes to for this model's cell, on the device that JAX computes on by default."""
-        return choose_form(self.form, self.cell(features=self.hidden, parent=None))
+        """The form that ``form`` resolves to for this model's cell on JAX's default device."""
+        return choose_form(self.form, make_cell(self.cell, self.hidden))
 
-    def token_table(self) -> Array | None:
-        """What the first layer's input projection gives for every token, [V, K]; ``None`` for cells without one.
-
-        ``project(E)[tokens] == project(E[tokens])``: whoever looks up more tokens than there are in the
-        vocabulary saves the difference.
-        """
-        first = self.stack.cells[0]
-        if not isinstance(first, Cell) or (self.embed == 0 and self.vocab_size > ONE_HOT_TABLE):
-            return None
-        return first.project(self.embedded(jnp.arange(self.vocab_size)))
-
-    def embedded(self, tokens: Array) -> Array:
-        """What the first layer reads of ``tokens`` [..]: [.., E]; one-hot vectors if ``embed`` is 0."""
-        if self.embed == 0:
-            return jax.nn.one_hot(tokens, self.vocab_size, dtype=jnp.float32)
-        return jnp.asarray(self.embedding)[tokens]
+    def token_table(self) -> Shaped[Array, "V K"] | None:
+        """The first layer's input projection of every token (``Embedding.table``); ``None`` for cells without one."""
+        return self.embedder.table(self.stack.cells[0])
 
     def __call__(
         self,
-        tokens: Array,
+        tokens: Int[ArrayLike, "B T"],
         carry: Sequence[Carry] | None = None,
         *,
-        reset: Array | None = None,
-        valid: Array | None = None,
+        reset: Bool[ArrayLike, "B T"] | None = None,
+        valid: Bool[ArrayLike, "B T"] | None = None,
         initial: Sequence[Carry] | None = None,
-        row_keys: Key | None = None,
-        table: Array | None = None,
-    ) -> tuple[tuple[Carry, ...], Array]:
-        """``tokens`` [B, T] and a carry (zeros by default) -> the carry after them and logits [B, T, V] in float32.
+        row_keys: RowKeys | None = None,
+        table: Shaped[ArrayLike, "V K"] | None = None,
+    ) -> tuple[tuple[Carry, ...], Float[Array, "B T V"]]:
+        """The carry after ``tokens`` and the logits of each next token.
 
-        ``reset``, ``valid`` [B, T] and ``initial`` as in ``jaxgen.unroll``; ``row_keys`` [B] switches dropout on;
-        ``table`` is a ``token_table()`` made earlier, for callers that step through time themselves.
+        Args:
+            tokens: token ids.
+            carry: one for each layer; zeros by default.
+            reset: as in ``jaxgen.unroll``.
+            valid: as in ``jaxgen.unroll``.
+            initial: as in ``jaxgen.unroll``, one for each layer.
+            row_keys: switch dropout on.
+            table: a ``token_table()`` computed earlier.
         """
         reset, valid = (None if mask is None else mask.T for mask in (reset, valid))
         if initial is not None:  # a state for each step, [B, T, H] -> [T, B, H]
@@ -162,33 +247,28 @@ class LanguageModel(nn.Module):
 
     def states(
         self,
-        tokens: Array,
+        tokens: Int[ArrayLike, "T B"],
         carry: Sequence[Carry] | None = None,
-        reset: Array | None = None,
-        valid: Array | None = None,
+        reset: Bool[ArrayLike, "T B"] | None = None,
+        valid: Bool[ArrayLike, "T B"] | None = None,
         initial: Sequence[Carry] | None = None,
-        row_keys: Key | None = None,
-        table: Array | None = None,
-    ) -> tuple[tuple[Carry, ...], Array]:
-        """``__call__`` without the output layer and with time in front: [T, B] -> the carry and states [T, B, H]."""
+        row_keys: RowKeys | None = None,
+        table: Shaped[ArrayLike, "V K"] | None = None,
+    ) -> tuple[tuple[Carry, ...], Shaped[Array, "T B H"]]:
+        """``__call__`` without the output layer and time-major: the carry and the last layer's outputs."""
         if carry is None:
             carry = self.initial_carry(tokens.shape[1])
-        dropping = row_keys is not None and self.embed_dropout > 0
-        if table is None and self.vocab_size < tokens.size and not dropping:
-            table = self.token_table()
-        x = self.embedded(tokens) if table is None else jnp.asarray(table)[tokens]
-        if dropping:  # of every occurrence anew, which no table of symbols can hold
-            keys = jax.vmap(lambda key: jax.random.fold_in(key, self.layers))(row_keys)
-            x = dropout(x, self.embed_dropout, keys)
-        return self.stack(
-            x, carry, projected=table is not None, reset=reset, valid=valid, initial=initial, row_keys=row_keys
+        tables = None if table is None else [table]
+        (x,), projected = self.embedder.inputs(
+            tokens, self.stack.cells[:1], fold_in_rows(row_keys, self.layers), tables
         )
+        return self.stack(x, carry, projected=projected, reset=reset, valid=valid, initial=initial, row_keys=row_keys)
 
-    def logits(self, hidden: Array) -> Array:
-        """The output layer: states [..., H] -> float32 logits [..., V]."""
+    def logits(self, hidden: Shaped[Array, "*batch H"]) -> Float[Array, "*batch V"]:
+        """The output layer, in float32."""
         flat = hidden.reshape(-1, hidden.shape[-1])
         if self.tie:
-            logits = matmul(flat, self.embedding.T, self.precision) + self.output_bias[None, :]
+            logits = matmul(flat, self.embedder.matrix().T, self.precision) + self.output_bias[None, :]
         else:
             logits = self.output(flat)
         return logits.astype(jnp.float32).reshape(*hidden.shape[:-1], self.vocab_size)

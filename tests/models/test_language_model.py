@@ -330,7 +330,7 @@ def test_another_number_of_carries_than_layers_is_refused(count):
 
 
 def test_a_table_of_one_hot_inputs_is_made_for_small_vocabularies_only(monkeypatch):
-    monkeypatch.setattr("jaxgen.models.language_model.ONE_HOT_TABLE", 10)
+    monkeypatch.setattr("jaxgen.models.layers.ONE_HOT_TABLE", 10)
     for vocab, made in ((10, True), (11, False)):
         model = LanguageModel(vocab, hidden=3, embed=0)
         params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
