@@ -57,8 +57,8 @@ class HidesAGradient(Elman):
 
 class HasAWrongDerivative(Elman):
     @nn.nowrap
-    def factors(self, before, after, saved):
-        return 1.01 * super().factors(before, after, saved)
+    def precompute_vjp(self, before, after, saved):
+        return 1.01 * super().precompute_vjp(before, after, saved)
 
 
 class DiffersWhenFlaxCallsIt(Elman):

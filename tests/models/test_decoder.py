@@ -42,7 +42,7 @@ def whole(decoder, tokens, finals, values, valid, row_keys=None):
 
 
 def sources(dtype=np.float32, widths=((3, 2), (4,))):
-    """Final states of two layers (of two arrays, and of one), and places to look at."""
+    """Final states of two layers (of two arrays, and of one), and general|additive."""
     finals = tuple(tuple(normal(20 + width, B, width, dtype=dtype) for width in layer) for layer in widths)
     return finals, normal(1, B, S, M, dtype=dtype), VALID
 

@@ -13,7 +13,7 @@ import pytest
 from flax import linen as nn
 
 from jaxgen.errors import UsageError
-from jaxgen.models import Decoder, DecoderInput, EncoderDecoder
+from jaxgen.models import Decoder, DecoderInput, EncoderDecoder, LanguageModel
 from jaxgen.sampling import Context, DecodeState, beam_search, beam_states, chain, decode, sample_keys, tile_beams
 from jaxgen.sampling.transforms.constraints import MinLength
 from jaxgen.tasks.seq2seq.objective import EOS, Seq2SeqTask
@@ -412,7 +412,7 @@ def test_any_encoder_that_gives_a_source_can_be_written_from():
     bridge = params["decoder"]["bridge_0"]
     state = np.tanh(batch.inputs @ np.asarray(bridge["kernel"]) + np.asarray(bridge["bias"]))
     language = {"params": params["decoder"]["language"]}
-    wanted = compiled(partial(task.model.decoder._model(parent=None).apply, language))
+    wanted = compiled(partial(LanguageModel(VOCAB, hidden=H).apply, language))
     logits = wanted(batch.tokens, ((state[:, :H], state[:, H:]),))[1]
     np.testing.assert_allclose(logits_of(task, params, batch), logits, atol=1e-5)
     prepared = prepare(task, params)

@@ -1,0 +1,163 @@
+"""A model is trained as it is sampled and scored: a subclass with overrides, and any module with the protocol."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxgen.cells import GRU
+from jaxgen.errors import UsageError
+from jaxgen.models import Decoder, Encoder, EncoderDecoder, LanguageModel
+from jaxgen.tasks.language.objective import LanguageTask
+from jaxgen.tasks.seq2seq.objective import Seq2SeqTask
+from jaxgen.types import Batch, ConditionedBatch, Seq2SeqBatch, TokenRows
+
+from .language_model_checks import B, T, check_loss_score_prefill_and_step_agree, close, random_params
+
+V, H, C = 7, 5, 2
+
+
+class Sharper(LanguageModel):
+    def logits(self, hidden):
+        return 3.0 * jnp.flip(super().logits(hidden), axis=-1)
+
+
+class ReadsOtherTokens(LanguageModel):
+    def states(self, tokens, *args, **kwargs):
+        return super().states(self.vocab_size - 1 - tokens, *args, **kwargs)
+
+
+class WithoutTable(LanguageModel):
+    def token_table(self):
+        return None
+
+
+class StartsElsewhere(LanguageModel):
+    @nn.nowrap
+    def initial_carry(self, batch):
+        return jax.tree.map(lambda a: a + 0.5, super().initial_carry(batch))
+
+
+class Bigrams(nn.Module):
+    """No subclass of ``LanguageModel``: logits are rows of a matrix, and the state is the number of tokens read."""
+
+    vocab_size: int
+    condition = 0
+    has_dropout = False
+
+    def setup(self):
+        self.matrix = self.param("matrix", nn.initializers.normal(), (self.vocab_size, self.vocab_size))
+
+    @nn.nowrap
+    def initial_carry(self, batch):
+        return (jnp.zeros(batch, jnp.int32),)
+
+    @nn.nowrap
+    def chosen_form(self):
+        return "scan"
+
+    def token_table(self):
+        return None
+
+    def states(self, tokens, carry, reset=None, valid=None, initial=None, row_keys=None, table=None):
+        valid = jnp.ones(tokens.shape, bool) if valid is None else valid
+        return (carry[0] + jnp.sum(valid, axis=0, dtype=jnp.int32),), jnp.asarray(self.matrix)[tokens]
+
+    def logits(self, hidden):
+        return hidden
+
+    def __call__(self, tokens, carry=None):
+        carry, states = self.states(tokens.T, self.initial_carry(tokens.shape[0]) if carry is None else carry)
+        return carry, jnp.swapaxes(self.logits(states), 0, 1)
+
+
+SUBCLASSES = [LanguageModel, Sharper, ReadsOtherTokens, WithoutTable, StartsElsewhere]
+MODELS = [*(kind(V, GRU, H, layers=2) for kind in SUBCLASSES), Sharper(V, GRU, H, tie=True), Bigrams(V)]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
+def test_loss_score_prefill_and_step_agree(model):
+    task = LanguageTask(model)
+    check_loss_score_prefill_and_step_agree(task, random_params(task))
+
+
+class TrainsTheBaseClass(LanguageTask):
+    """The loss of the base class, whatever the model overrides."""
+
+    def loss(self, params, carry, batch, row_keys=None):
+        fields = {name: getattr(self.model, name) for name in ("vocab_size", "cell", "hidden", "layers")}
+        return LanguageTask(LanguageModel(**fields)).loss(params, carry, batch, row_keys)
+
+
+class ForgetsTheTable(LanguageTask):
+    """Decodes with a table that is not that of the model."""
+
+    def prepare(self, params):
+        weights = super().prepare(params)
+        return weights._replace(table=weights.table[::-1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"), [*((TrainsTheBaseClass, kind) for kind in SUBCLASSES[1:3]), (ForgetsTheTable, LanguageModel)]
+)
+def test_the_check_catches_what_it_is_for(kind, model):
+    task = kind(model(V, GRU, H, layers=2))
+    with pytest.raises(AssertionError):
+        check_loss_score_prefill_and_step_agree(task, random_params(task))
+
+
+class ConditionsAsTheyAre(LanguageModel):
+    def initial_states(self, condition):
+        return (jnp.broadcast_to(jnp.sum(condition, axis=-1, keepdims=True), (*condition.shape[:-1], self.hidden)),)
+
+
+def test_overridden_initial_states_are_trained_and_sampled():
+    task = LanguageTask(ConditionsAsTheyAre(V, GRU, H, condition=C))
+    params = random_params(task)
+    ids = np.random.default_rng(1).integers(0, V, (B, T + 1)).astype(np.int32)
+    reset, mask = np.arange(T)[None, :].repeat(B, 0) == 0, np.ones((B, T), bool)
+    one = np.random.default_rng(2).normal(size=(B, C)).astype(np.float32)
+    batch = ConditionedBatch(Batch(ids[:, :-1], ids[:, 1:], reset, mask), one[:, None].repeat(T, 1))
+    _, totals = jax.jit(task.loss)(params, task.initial_carry(B), batch)
+    weights = task.prepare(params)
+    start = task.initial_states(weights, jnp.asarray(one))
+    _, scored = jax.jit(task.score)(weights, start, ids[:, :-1], ids[:, 1:], ~mask, mask, start)
+    close(-scored.logp.sum(), totals.nll)
+
+
+class CallsElse(LanguageModel):
+    def __call__(self, tokens, carry=None, **options):
+        carry, logits = super().__call__(tokens, carry, **options)
+        return carry, 2 * logits
+
+
+def test_an_override_that_training_would_not_use_is_refused():
+    with pytest.raises(UsageError, match="__call__"):
+        CallsElse(V)
+
+
+class SharperDecoder(EncoderDecoder):
+    def logits(self, features):
+        return 3.0 * super().logits(features)
+
+
+@pytest.mark.parametrize("kind", [EncoderDecoder, SharperDecoder])
+def test_a_seq2seq_model_with_overrides_is_trained_as_it_decodes(kind):
+    task = Seq2SeqTask(kind(Encoder(V, GRU, H), Decoder(V, GRU, H)))
+    params = random_params(task)
+    draw = np.random.default_rng(1).integers
+    ids = draw(0, V, (B, T)).astype(np.int32)
+    inputs = TokenRows(draw(0, V, (B, 4)).astype(np.int32), np.ones((B, 4), bool))
+    read = np.concatenate([np.full((B, 1), task.eos, np.int32), ids[:, :-1]], axis=1)
+    batch = Seq2SeqBatch(inputs, read, ids, np.ones((B, T), bool), np.zeros(B, np.float32))
+    _, totals = jax.jit(task.loss)(params, (), batch)
+    weights = jax.jit(task.prepare)(params)
+    memory, carry, logits = jax.jit(task.init_decoder)(weights, inputs)
+    step, nll = jax.jit(task.step), 0.0
+    for t in range(T):
+        nll -= jax.nn.log_softmax(logits)[np.arange(B), ids[:, t]].sum()
+        carry, logits = step((weights, memory), carry, ids[:, t])
+    close(nll, totals.nll)
