@@ -54,6 +54,13 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
     raise UsageError(f"Unknown {what} {name!r}.{hint} Choose one of: {', '.join(known)}.")
 
 
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """Returns names in quotes for a message; of more than ``most``, the first ones and how many are left."""
+    names = list(names)
+    shown = ", ".join(map(repr, names[:most]))
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
+
+
 def check_int(what: str, value: object, least: int, most: int | None = None) -> int:
     """Returns ``value`` as an ``int``.
 

@@ -1,4 +1,4 @@
-"""The tasks by name: each task's pure objective and its host data. A new task is one folder and a line in each."""
+"""All tasks by name: the pure objective and the host data of each. To add a task, add a folder and a line in each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tasks.translate.data import TranslateData
 from jaxgen.tasks.translate.objective import TranslateTask
 
-#: The pure half of every task: model, loss, decoding.
+#: The pure half of each task: model, loss and decoding.
 TASKS: dict[str, Any] = {
     "caption": CaptionTask,
     "classify": ClassifyTask,
@@ -23,7 +23,7 @@ TASKS: dict[str, Any] = {
     "translate": TranslateTask,
 }
 
-#: The host half of every task: settings, reader, report.
+#: The host half of each task (``jaxgen.tasks.base.TaskData``): settings, data and reports.
 DATA: dict[str, Any] = {
     "caption": CaptionData,
     "classify": ClassifyData,
@@ -31,21 +31,21 @@ DATA: dict[str, Any] = {
     "translate": TranslateData,
 }
 
-#: Models to compare with, by task and by their name for ``--model``: the module that trains them, imported on demand.
-#: It offers ``Task``, ``start`` and ``resume``, and ``SEVERAL``: whether several processes can train one.
+#: Baselines by task and by their name for ``--model``: the module that trains them, imported when it is asked for.
+#: The module has ``Task``, ``start`` and ``resume``, and ``SEVERAL``: whether several processes can train it.
 BASELINES = {"language": {"ngram": "jaxgen.baselines.ngram.run"}}
 
 
 def model_names(task: str) -> list[str]:
-    """What ``--model`` can be for ``task``: ``rnn``, and the baselines."""
+    """Returns the values of ``--model`` for a task: ``rnn`` and the baselines."""
     return [*BASELINES.get(task, {}), "rnn"]
 
 
 def objective(task: str, model: str) -> Any:
-    """The class of the task object of ``model``; raises ``KeyError`` for a model that does not exist."""
+    """Returns the class of the task object of a model; raises ``KeyError`` for an unknown model."""
     return TASKS[task] if model == "rnn" else baseline(task, model).Task
 
 
 def baseline(task: str, model: str) -> ModuleType:
-    """The module of a baseline; raises ``KeyError`` for one that does not exist."""
+    """Returns the module of a baseline; raises ``KeyError`` for an unknown one."""
     return import_module(BASELINES[task][model])

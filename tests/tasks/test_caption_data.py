@@ -15,7 +15,7 @@ from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.inference.predictor import Text
 from jaxgen.runs.config import validate
 from jaxgen.tasks.caption import data as captioned
-from jaxgen.tasks.caption.codec import Named
+from jaxgen.tasks.caption.codec import NamedFeatures
 from jaxgen.tasks.caption.config import CaptionConfig
 from jaxgen.tasks.caption.data import CaptionCodec, CaptionData
 from jaxgen.tasks.caption.shapes import shapes
@@ -62,7 +62,7 @@ class Model:
     def __init__(self, *texts: str) -> None:
         self.texts, self.asked = texts, []
 
-    def answer(self, inputs: Sequence[Any], **options: Any) -> list[dict[str, str]]:
+    def predict(self, inputs: Sequence[Any], **options: Any) -> list[dict[str, str]]:
         self.asked.append((list(inputs), options))
         return [{"text": text} for _, text in zip(inputs, self.texts, strict=False)]
 
@@ -244,7 +244,7 @@ def test_an_image_is_asked_about_as_it_was_trained_on():
         ((8, 8, 3), np.zeros((4, 8, 3), np.uint8), UsageError, r"\(4, 8, 3\)"),
         ((8, 8, 3), np.zeros((8, 8, 3)), UsageError, "float64"),
         ((2,), "photo.png", DataError, "photo.png"),
-        ((2,), Named("x", np.zeros(3), "f.npz"), DataError, r"\(3,\)"),
+        ((2,), NamedFeatures("x", np.zeros(3), "f.npz"), DataError, r"\(3,\)"),
     ],
 )
 def test_what_cannot_be_captioned_is_refused_with_a_sentence(shape, source, error, sentence):

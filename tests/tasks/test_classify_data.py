@@ -375,7 +375,7 @@ def test_the_matrix_is_written_as_a_picture_and_as_text(table, tmp_path):
 
 def test_validation_texts_are_shown_with_what_they_are_taken_for(table):
     data = load(table)
-    model = SimpleNamespace(answer=lambda texts: [{"label": "hot", "probabilities": {"hot": 0.6}} for _ in texts])
+    model = SimpleNamespace(predict=lambda texts: [{"label": "hot", "probabilities": {"hot": 0.6}} for _ in texts])
     (shown,) = data.examples(model, final=False)
     assert shown.text.splitlines()[:2] == ["x", "    -> hot (60%; it is cold)"]
     assert shown.text.count("->") == 3

@@ -10,9 +10,9 @@ import pytest
 from jaxgen.data.tables import digest
 from jaxgen.errors import DataError, UsageError
 from jaxgen.tasks.classify.stdlib_packages import (
-    FEWEST,
-    LONGEST,
-    MOST,
+    MAX_CHARS,
+    MAX_LINES,
+    MIN_LINES,
     PACKAGES,
     read,
     stdlib_packages,
@@ -46,7 +46,7 @@ def library(tmp_path_factory):
         for name in ("test/t.py", "deep/tests/t.py", "__pycache__/t.py", "readme.txt"):
             write(root / package / name, "gives_away = 1\n" * 50)
         write(root / package / "latin.py", "gives_away = 'é'\n".encode("latin-1") * 50)
-        write(root / package / "short.py", "gives_away = 1\n" * (FEWEST - 1))
+        write(root / package / "short.py", "gives_away = 1\n" * (MIN_LINES - 1))
     return root
 
 
@@ -83,8 +83,8 @@ def test_a_snippet_is_some_lines_in_a_row_of_a_file_of_its_package(splits):
 def test_snippets_have_five_to_twelve_lines_and_no_more_characters_than_said(splits, real):
     for made in (splits, real):
         counts = Counter(text.count("\n") + 1 for _, text, _ in examples(made))
-        assert set(counts) == set(range(FEWEST, MOST + 1))
-        assert max(len(text) for _, text, _ in examples(made)) <= LONGEST
+        assert set(counts) == set(range(MIN_LINES, MAX_LINES + 1))
+        assert max(len(text) for _, text, _ in examples(made)) <= MAX_CHARS
 
 
 def test_nothing_that_gives_the_answer_away_is_shown(splits):

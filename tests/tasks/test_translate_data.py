@@ -16,7 +16,7 @@ from jaxgen.inference.predictor import Text
 from jaxgen.runs.config import validate
 from jaxgen.tasks.seq2seq import data as writing
 from jaxgen.tasks.translate.config import TranslateConfig
-from jaxgen.tasks.translate.data import TranslateCodec, TranslateData, published
+from jaxgen.tasks.translate.data import TranslateCodec, TranslateData, sacrebleu_scores
 from jaxgen.tokenizers import EOS, PAD, UNK, CharTokenizer, WordTokenizer
 
 PAIRS = [("ab", "BA"), ("cde", "EDC"), ("a b", "B A"), ("edcba" * 3, "ABCDE" * 3), ("e", "E"), ("dd", "DD")]
@@ -47,7 +47,7 @@ class Model:
     def __init__(self, texts: dict[str, str]) -> None:
         self.texts, self.asked = texts, []
 
-    def answer(self, inputs: Sequence[str], **options: Any) -> list[dict[str, str]]:
+    def predict(self, inputs: Sequence[str], **options: Any) -> list[dict[str, str]]:
         self.asked.append((list(inputs), options))
         return [{"text": self.texts[each]} for each in inputs]
 
@@ -230,7 +230,7 @@ def test_a_codec_of_another_level_or_case_is_refused(make):
 
 def test_figures_are_bleu_of_characters_and_exact_matches(make):
     data = make(val=PAIRS)
-    row = data.figures(["ABCDE", "ABC"], [["ABCDE"], ["ABD"]], final=False)
+    row = data.text_metrics(["ABCDE", "ABC"], [["ABCDE"], ["ABD"]], final=False)
     assert row["exact"] == 0.5
     matched, total = [7, 5, 3, 2], [8, 6, 4, 2]  # n-grams of 1 to 4 letters; of the second text A, B and AB are right
     expected = 100 * np.exp(np.mean(np.log(np.divide(matched, total))))
@@ -240,17 +240,19 @@ def test_figures_are_bleu_of_characters_and_exact_matches(make):
 
 def test_where_the_longest_text_of_a_split_has_three_letters_bleu_is_of_three_in_all_splits(make):
     data = make()
-    assert data.figures(["ABX", "D"], [["ABC"], ["D"]], final=False)["bleu"] == 0, "no three letters are right"
-    assert data.figures(["ABC", "X"], [["ABC"], ["D"]], final=False)["bleu"] == pytest.approx(100 * np.cbrt(3 / 4))
-    assert data.figures(["ABCDE"], [["ABCXE"]], final=False)["bleu"] == pytest.approx(100 * np.cbrt(4 / 5 * 2 / 4 / 3))
+    assert data.text_metrics(["ABX", "D"], [["ABC"], ["D"]], final=False)["bleu"] == 0, "no three letters are right"
+    assert data.text_metrics(["ABC", "X"], [["ABC"], ["D"]], final=False)["bleu"] == pytest.approx(100 * np.cbrt(3 / 4))
+    assert data.text_metrics(["ABCDE"], [["ABCXE"]], final=False)["bleu"] == pytest.approx(
+        100 * np.cbrt(4 / 5 * 2 / 4 / 3)
+    )
     single = make(test=[("ab", "X")])
-    assert single.figures(["A", "X"], [["A"], ["D"]], final=False)["bleu"] == pytest.approx(50)
+    assert single.text_metrics(["A", "X"], [["A"], ["D"]], final=False)["bleu"] == pytest.approx(50)
 
 
 def test_the_final_figures_are_those_of_sacrebleu_with_its_signature(make):
     data = make()
     texts, references = ["the cat sat on the mat", "a dog"], [["the cat sat on a mat"], ["a dog barks"]]
-    row = data.figures(texts, references, final=True)
+    row = data.text_metrics(texts, references, final=True)
     by_itself = sacrebleu.corpus_bleu(texts, [[group[0] for group in references]])
     np.testing.assert_allclose(row["sacrebleu"], by_itself.score)
     np.testing.assert_allclose(row["chrf"], sacrebleu.corpus_chrf(texts, [[r[0] for r in references]]).score)
@@ -261,13 +263,13 @@ def test_the_final_figures_are_those_of_sacrebleu_with_its_signature(make):
 def test_texts_of_fewer_references_are_judged_by_those_they_have():
     texts = ["the cat sat on the mat", "a dog barks at the moon"]
     many = ["the cat sat on a mat", "on the mat sat the cat"]
-    row = published(texts, [many, ["a dog barks at it"]])
-    alone = published(texts, [many, ["a dog barks at it", "a dog barks at it"]])
+    row = sacrebleu_scores(texts, [many, ["a dog barks at it"]])
+    alone = sacrebleu_scores(texts, [many, ["a dog barks at it", "a dog barks at it"]])
     assert row == alone
 
 
 def test_texts_that_look_tokenized_print_no_warning(capsys, caplog):
-    published(["a cat ."] * 200, [["a cat ."]] * 200)
+    sacrebleu_scores(["a cat ."] * 200, [["a cat ."]] * 200)
     assert capsys.readouterr() == ("", "")
     assert not caplog.records
 
@@ -276,12 +278,12 @@ def test_without_sacrebleu_there_are_our_own_figures(make, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
-    row = make().figures(["ABCDE"], [["ABCDE"]], final=True)
+    row = make().text_metrics(["ABCDE"], [["ABCDE"]], final=True)
     assert row == {"bleu": pytest.approx(100), "exact": 1.0}
 
 
 def test_during_training_some_of_validation_is_written_greedily_and_at_the_end_all_splits_by_beams(make, monkeypatch):
-    monkeypatch.setattr(writing, "JUDGED", 2)
+    monkeypatch.setattr(writing, "MAX_DECODED", 2)
     val = [*VAL, ("dab", "BAD")]
     data = make(val=val, test=[("ab", "X")], beam=3)
     model = Model(dict(val) | {"ab": "wrong"})

@@ -1,4 +1,4 @@
-"""What a captioner needs beside its weights: how images become arrays, and how captions are written."""
+"""The codec of a captioner: the shape of its inputs, and the tokenizer of captions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from jaxgen.tokenizers.base import EOS
 from jaxgen.types import AttentionMap
 
 
-class Named(NamedTuple):
-    """Features of one image of an ``.npz`` file, with its name."""
+class NamedFeatures(NamedTuple):
+    """The features of one image from an ``.npz`` file, with its name."""
 
     name: str
     features: np.ndarray
@@ -29,16 +29,16 @@ class Named(NamedTuple):
 
 @dataclass(frozen=True, config=STRICT)
 class CaptionCodec:
-    """Images of ``shape`` (height, width, 3), or features of that shape in their place, and the captions' tokenizer.
+    """Reads images of ``shape`` (height, width, 3), or features of that shape, and writes captions.
 
-    Captions of up to ``max_length`` tokens, the end among them, were learnt.
+    The model was trained on captions of up to ``max_length`` tokens, including the end.
     """
 
     tokenizer: SavedTokenizer
     shape: Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1, max_length=3)]
     max_length: PositiveInt
 
-    #: Whether inputs are files rather than lines.
+    #: Whether inputs are files, not lines of text.
     FILES: ClassVar[bool] = True
 
     @property
@@ -48,13 +48,13 @@ class CaptionCodec:
 
     @property
     def longest(self) -> int:
-        """Tokens of a caption that is written, at most, unless asked otherwise: the model has seen no longer ones."""
+        """Default limit of the tokens of a caption: the model was trained on none that are longer."""
         return self.max_length
 
-    def sources(self, paths: Sequence[str]) -> Iterator[str | Named]:
-        """The inputs in these files: an image each, or all features of ``.npz`` files in their order.
+    def sources(self, paths: Sequence[str]) -> Iterator[str | NamedFeatures]:
+        """Yields the inputs in files: an image each, or all features of ``.npz`` files in order.
 
-        A file of features that cannot be used is an input itself, for which ``encode`` says why.
+        An unusable file of features is yielded as a path; ``encode`` then raises the error.
         """
         for path in paths:
             if self.of_images or not path.lower().endswith(".npz"):
@@ -65,28 +65,29 @@ class CaptionCodec:
                 except DataError:
                     yield path
                     continue
-                yield from (Named(name, features, path) for name, features in zip(found.names, found.features))
+                yield from (NamedFeatures(name, features, path) for name, features in zip(found.names, found.features))
 
-    def encode(self, source: str | Path | Named | np.ndarray) -> np.ndarray:
-        """The array of an image file, or an array as it is.
+    def encode(self, source: str | Path | NamedFeatures | np.ndarray) -> np.ndarray:
+        """Returns the array of an image file, of features, or an array unchanged.
 
-        Raises ``DataError`` for a file that is no image and for features of a file that do not have the run's shape,
-        ``UsageError`` for an array that does not.
+        Raises:
+            DataError: A file is not an image, or its features do not have the run's shape.
+            UsageError: An array does not have the run's shape.
         """
         if isinstance(source, (str, Path)):
             if not self.of_images:
                 if str(source).lower().endswith(".npz"):
-                    read_features(source)  # says what is wrong with it
+                    read_features(source)  # raises an error about the file, if it is damaged
                 raise DataError(
                     f"This run was trained on features of the shape {self.shape} and cannot read {source}: give "
                     "features that were computed in the same way (.npz), or train a run on images."
                 )
             height, width = self.shape[:2]
             return read_image(source, (height, width))
-        name, array, file = source if isinstance(source, Named) else ("an array", np.asarray(source), "")
+        name, array, file = source if isinstance(source, NamedFeatures) else ("an array", np.asarray(source), "")
         if array.shape != self.shape:
             where = f" of {file}" if file else ""
-            raise (DataError if isinstance(source, Named) else UsageError)(
+            raise (DataError if isinstance(source, NamedFeatures) else UsageError)(
                 f"The input {name}{where} has the shape {array.shape}, but this run reads arrays of "
                 f"{self.shape}: give those."
             )
@@ -95,12 +96,12 @@ class CaptionCodec:
         return array
 
     def widths(self, array: np.ndarray) -> tuple[int, ...]:
-        """Nothing is padded."""
+        """Returns nothing: inputs are not padded."""
         del array
         return ()
 
     def pack(self, examples: Sequence[np.ndarray], widths: tuple[int, ...], rows: int) -> np.ndarray:
-        """What a model reads of arrays, filled up to ``rows`` rows with zeros."""
+        """Returns arrays as model inputs, padded to ``rows`` rows with zeros."""
         del widths
         packed = np.zeros((rows, *self.shape), np.uint8 if self.of_images else np.float32)
         for to, array in zip(packed, examples):
@@ -108,7 +109,7 @@ class CaptionCodec:
         return packed
 
     def answer(self, source: Any, output: Any) -> dict[str, Any]:
-        """A caption, its log-probability in nats, its number of tokens, and whether it came to its end."""
+        """Returns a caption with its log-probability in nats, its number of tokens, and whether it ended."""
         return {
             "image": _name(source),
             "text": decode_target(self.tokenizer, output.tokens),
@@ -118,7 +119,7 @@ class CaptionCodec:
         }
 
     def line(self, answer: Mapping[str, Any]) -> str:
-        """An answer as a line of plain text."""
+        """Returns an answer as one line."""
         return " ".join(str(answer["text"]).split())
 
     def attention_map(self, source: Any, output: Any, weights: np.ndarray) -> AttentionMap:
@@ -129,12 +130,12 @@ class CaptionCodec:
         return AttentionMap(labels, written, weights[: len(ids)], self.encode(source) if self.of_images else None)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything needed to make this codec again."""
+        """Returns what ``load_strict`` makes this codec of."""
         return {"shape": list(self.shape), "max_length": self.max_length, "tokenizer": self.tokenizer.to_json()}
 
 
 def _name(source: Any) -> str | None:
-    """What an input is called, if it has a name."""
-    if isinstance(source, Named):
+    """Returns the name of an input, if it has one."""
+    if isinstance(source, NamedFeatures):
         return source.name
     return str(source) if isinstance(source, (str, Path)) else None

@@ -1,4 +1,4 @@
-"""Settings of the caption task."""
+"""The settings of a captioner's run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from pydantic import Field
 from jaxgen.runs.config import Beam, Fraction, NotNegative, Size
 from jaxgen.tasks.rows_config import Seq2SeqConfig
 
-#: Settings that are about images, which features computed beforehand have no use for.
-OF_IMAGES = ("image_size", "patch", "widths", "blocks", "flips", "grays", "strict")
-
-
+#: Settings that have no effect if features are given instead of images.
+IMAGE_SETTINGS = ("image_size", "patch", "widths", "blocks", "flips", "grays", "strict")
 #: The largest side of an image.
 MAX_IMAGE = 1024
 
@@ -23,42 +21,40 @@ class CaptionConfig(Seq2SeqConfig):
     task: ClassVar[str] = "caption"
 
     data: tuple[str, ...] = ("shapes",)
-    """What to read: built-in (shapes), a folder of images with a captions file in it or beside it, or an .npz file of
-    features with one beside it."""
+    """Built-in set (shapes), a folder of images with a captions file in it or beside it, or an .npz file of features
+    with one beside it."""
     captions: str | None = None
-    """The captions file: Flickr8k tokens, COCO JSON, or a CSV or TSV table. Default: the one that is found."""
+    """Captions file: Flickr8k tokens, COCO JSON, or a CSV or TSV table. Default: the one that is found."""
     val_captions: str | None = None
-    """The captions file of --val-data. Default: the one that is found."""
+    """Captions file of --val-data. Default: the one that is found."""
     image_column: str = "image"
-    """Column of a table of captions that names the image, by name or by position from 1."""
+    """Column with the name of the image, by name or by position from 1."""
     caption_column: str = "caption"
-    """Column of a table of captions that holds the caption, by name or by position from 1."""
+    """Column with the caption, by name or by position from 1."""
     image_size: Annotated[int, Field(ge=8, le=MAX_IMAGE)] = 64
-    """Height and width to which images are brought."""
+    """Height and width to which images are resized."""
     missing: Literal["refuse", "skip"] = "refuse"
     """What to do with images without captions and captions without images."""
     strict: bool = False
-    """Refuse images that cannot be read, instead of leaving them out and saying so."""
+    """Refuse images that cannot be read, instead of skipping and counting them."""
     level: str = "word"
     """What a token of a caption is."""
     lowercase: bool | None = False
-    """Learn captions in lower case."""
+    """Convert captions to lower case."""
     max_length: Size = 60
-    """Tokens of a caption at most: longer ones are left out of training."""
+    """Longest caption in tokens: longer ones are left out of training."""
     patch: Size = 2
-    """Side in pixels of the squares that are the first places of the image encoder: larger ones are faster and miss
-    fine details."""
+    """Side in pixels of the image encoder's patches: larger ones are faster but miss fine details."""
     widths: tuple[Size, ...] = (32, 32, 64)
-    """Channels of the image encoder's stages, each of which but the first halves the sides; multiples of 16."""
+    """Channels of the image encoder's stages, multiples of 16; every stage after the first halves the sides."""
     blocks: tuple[NotNegative, ...] = (0, 1, 1)
     """Residual blocks of each stage."""
     grays: Fraction = 0.0
-    """Share of training images that lose their colours, at random: what has been seen in few colours is known in
-    others."""
+    """Share of training images converted to grey, at random: helps to recognise shapes in unseen colours."""
     flips: Fraction = 0.0
-    """Share of training images that are mirrored, at random: not for captions that say left or right."""
+    """Share of training images that are mirrored, at random: not for captions that mention left or right."""
     beam: Beam = 3
-    """Beams of the final evaluation; 0: greedy, as during training."""
+    """Beams of the final evaluation; 0: greedy decoding, as during training."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "python train.py caption --data photos                             a folder with a captions file",

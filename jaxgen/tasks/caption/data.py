@@ -1,4 +1,4 @@
-"""The host side of captioning: its options, its data, and what it reports."""
+"""The data of captioning: captioned images, their batches and evaluations, and reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import Inference, Metric
 from jaxgen.tasks.caption.annotations import find_captions, first_few, match_captions, read_captions
 from jaxgen.tasks.caption.codec import CaptionCodec
-from jaxgen.tasks.caption.config import OF_IMAGES, CaptionConfig
+from jaxgen.tasks.caption.config import IMAGE_SETTINGS, CaptionConfig
 from jaxgen.tasks.caption.images import describe_skipped, find_images, read_features, read_images
 from jaxgen.tasks.caption.shapes import SIZE, Scenes, shapes
 from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqData, encode_target
@@ -33,18 +33,18 @@ from jaxgen.tokenizers.base import EOS, Tokenizer
 
 @dataclass(frozen=True)
 class Captioned:
-    """Images, or features in their place, with one caption or more each."""
+    """Images, or features instead, each with at least one caption."""
 
-    arrays: Sequence[np.ndarray]  # [N], made when they are asked for or there already
+    arrays: Sequence[np.ndarray]  # [N], drawn when first accessed, or in memory
     names: list[str]
     captions: list[list[str]]
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def take(self, which: np.ndarray) -> Captioned:
-        """Those at these indices, in their order."""
-        chosen = which.tolist()
+    def take(self, indices: np.ndarray) -> Captioned:
+        """Returns the images at ``indices``, in that order."""
+        chosen = indices.tolist()
         return Captioned(
             [self.arrays[i] for i in chosen], [self.names[i] for i in chosen], [self.captions[i] for i in chosen]
         )
@@ -52,7 +52,7 @@ class Captioned:
 
 @dataclass(frozen=True)
 class CaptionedSplits:
-    """Captioned images by split: ``train``, ``val``, and others that are judged when a run has ended."""
+    """Captioned images by split: ``train``, ``val``, and others that are evaluated at the end of a run."""
 
     splits: dict[str, Captioned]
     name: str
@@ -62,12 +62,12 @@ class CaptionedSplits:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What a run remembers of its data: their name and the digest of their bytes."""
+        """The name of the data and the digest of their bytes."""
         return fingerprint(self.name, self.sha256)
 
 
-class _Pictures(Sequence[np.ndarray]):
-    """The pictures of scenes, drawn once each when they are first asked for."""
+class _SceneImages(Sequence[np.ndarray]):
+    """The images of scenes, each drawn once, when first accessed."""
 
     def __init__(self, scenes: Scenes) -> None:
         self._scenes = scenes
@@ -85,7 +85,7 @@ class _Pictures(Sequence[np.ndarray]):
         return (self[i] for i in range(len(self)))
 
 
-#: Built-in sets by name: from a seed to splits of scenes.
+#: Built-in sets by name: functions from a seed to splits of scenes.
 SCENE_SETS: dict[str, Callable[[int], dict[str, Scenes]]] = {"shapes": shapes}
 
 
@@ -105,11 +105,14 @@ def read_captioned(
     val_rows: int | None = None,
     seed: int = 0,
 ) -> CaptionedSplits:
-    """Read images, a folder or an ``.npz`` of features each in ``data`` and ``val_data``, with their captions.
+    """Reads captioned images: ``data`` and ``val_data`` each name a folder or an ``.npz`` file of features.
 
-    ``captions`` and ``val_captions`` name the captions files of each; by default they are found. Without ``val_data``
-    images are held out at random. Built-in scenes have splits of their own and leave nothing to say about reading.
-    Raises ``DataError`` for data that cannot be used, ``UsageError`` for options that contradict them.
+    Without ``val_data``, images are held out at random. Built-in scenes have their own splits. The arguments are the
+    settings of ``CaptionConfig``.
+
+    Raises:
+        DataError: The data cannot be used.
+        UsageError: A setting contradicts the data.
     """
     if val_captions is not None and val_data is None:
         raise UsageError("--val-captions was given without --val-data: say which images they belong to.")
@@ -117,7 +120,7 @@ def read_captioned(
         own = {"--captions": captions, "--val-data": val_data, "--val-fraction": val_fraction, "--val-rows": val_rows}
         given = [flag for flag, value in own.items() if value is not None]
         if given:
-            raise UsageError(f"{given[0]} was given, but {data[0]} has captions and splits of its own: leave it out.")
+            raise UsageError(f"{given[0]} was given, but {data[0]} has its own captions and splits: leave it out.")
         if image_size != SIZE:
             raise UsageError(
                 f"--image-size is {image_size}, but the scenes of {data[0]} are drawn with {SIZE}: leave it out."
@@ -154,7 +157,7 @@ def _builtin(name: str, seed: int) -> CaptionedSplits:
         digest.update(scenes.digest.encode())
         numbers = range(len(scenes))
         names = [f"scene {i} of {split}" for i in numbers]
-        splits[split] = Captioned(_Pictures(scenes), names, [[scenes.caption(i)] for i in numbers])
+        splits[split] = Captioned(_SceneImages(scenes), names, [[scenes.caption(i)] for i in numbers])
     return CaptionedSplits(splits, name, digest.hexdigest(), (SIZE, SIZE, 3))
 
 
@@ -176,7 +179,7 @@ def _read(
         )
     place = Path(os.path.expanduser(data[0]))
     if data[0] in SCENE_SETS:
-        raise UsageError(f"The built-in {data[0]} cannot stand in --val-data: it goes with no images but its own.")
+        raise UsageError(f"The built-in {data[0]} cannot be --val-data: it has its own validation images.")
     if not place.exists():
         raise DataError(
             f"There is no {data[0]!r}, and no built-in set of that name ({', '.join(SCENE_SETS)}). Give a folder of "
@@ -192,7 +195,7 @@ def _read(
         matched = match_captions(found, find_images(place), where=str(place), missing=missing)
         paths = [place / name for name in matched.names]
         images = read_images(paths, (image_size, image_size), strict=strict)
-        for i in images.kept:  # what cannot be read has no bytes, or none that matter
+        for i in images.kept:
             digest.add(read_bytes(paths[i]))
         arrays: Any = images.images
         kept, notes = images.kept, [describe_skipped(images.skipped, len(paths))] if images.skipped else []
@@ -212,22 +215,20 @@ def _read(
     return Captioned(arrays, names, [matched.captions[i] for i in kept]), digest.hexdigest(), notes
 
 
-#: Images on the contact sheet of a finished run.
-SHEET = 12
-#: Images of which it is drawn where the decoder looks.
-LOOKS = 2
+#: Validation images on the contact sheet, and in the plot of attention.
+SHEET_IMAGES, ATTENTION_IMAGES = 12, 2
 
 
 @dataclass(frozen=True)
 class CaptionData(Seq2SeqData):
-    """Captioned images with their batches and evaluations, as the trainer uses them."""
+    """``TaskData`` of captioned images."""
 
     config: CaptionConfig
     codec: CaptionCodec
     read: CaptionedSplits
 
     Config: ClassVar[type[TrainConfig]] = CaptionConfig
-    METRIC: ClassVar[Metric] = Metric("val_cider", higher=True)
+    METRIC: ClassVar[Metric] = Metric("val_cider", higher_is_better=True)
     UNIT: ClassVar[str] = "images"
 
     @staticmethod
@@ -244,11 +245,8 @@ class CaptionData(Seq2SeqData):
     def load(
         cls, config: CaptionConfig, codec: CaptionCodec | None = None, watch: ProgressReporter = SILENT
     ) -> CaptionData:
-        """Read and split the images; a given ``codec`` (of a resumed run, or of ``--init-from``) is used as it is.
-
-        Raises ``DataError`` for data that cannot be used, ``UsageError`` for settings that mean nothing with them.
-        """
-        del watch  # all of it is read into memory, which is soon done
+        """As ``TaskData.load``; also raises ``UsageError`` for settings that have no effect with these data."""
+        del watch  # the data fit into memory and are read quickly
         names = (
             "captions",
             "val_captions",
@@ -267,9 +265,9 @@ class CaptionData(Seq2SeqData):
             codec = CaptionCodec(_tokenizer(config, texts), read.shape, config.max_length)
         elif codec.shape != read.shape or codec.tokenizer.kind != config.level:
             raise UsageError(
-                f"The run to begin from reads arrays of {codec.shape} and writes tokens of the level "
-                f"{codec.tokenizer.kind}, here they are {read.shape} and {config.level}: make them agree, or leave "
-                "out --init-from."
+                f"The run of --init-from reads arrays of {codec.shape} and writes tokens of the level "
+                f"{codec.tokenizer.kind}, but these data have {read.shape} and --level is {config.level}: make them "
+                "agree, or leave out --init-from."
             )
         else:
             codec = replace(codec, max_length=config.max_length)
@@ -290,22 +288,22 @@ class CaptionData(Seq2SeqData):
         }
 
     def model_options(self) -> dict[str, Any]:
-        """What ``build`` of the model needs."""
-        return {**self.vocab_sizes(self.codec), **_given(self.config)}
+        """The arguments of ``CaptionTask.build``."""
+        return {**self.vocab_sizes(self.codec), **_build_options(self.config)}
 
     @classmethod
     def options_without_data(cls, config: CaptionConfig) -> dict[str, Any] | None:
-        """What ``build`` will get, with the least vocabulary; ``None`` where the data have to be read for it."""
+        """Returns the arguments of ``build`` with the smallest vocabulary, or None if the data must be read first."""
         if config.data[0] not in SCENE_SETS and not os.path.isdir(os.path.expanduser(config.data[0])):
             return None
-        return {"vocab_size": EOS + 1, "shape": [config.image_size, config.image_size, 3], **_given(config)}
+        return {"vocab_size": EOS + 1, "shape": [config.image_size, config.image_size, 3], **_build_options(config)}
 
     def fingerprint(self) -> dict[str, str]:
         """The name of the data and the digest of their bytes."""
         return self.read.fingerprint
 
     def summary(self) -> dict[str, str]:
-        """Lines for the reader: label and text."""
+        """The data, their images and tokens in numbers."""
         train = self.splits["train"]
         others = ", ".join(
             f"{len(each):,} of {name.replace('_', ' ')}"
@@ -326,31 +324,31 @@ class CaptionData(Seq2SeqData):
             f"{train.lengths.mean():.0f} a caption on average",
         }
 
-    def figures(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:
-        """BLEU-1 to BLEU-4 and CIDEr-D of words, and the share of captions that are letter for letter a reference."""
+    def text_metrics(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:
+        """BLEU-1 to BLEU-4 and CIDEr-D of words, and the share of captions that equal a reference exactly."""
         exact = sum(text.strip() in {each.strip() for each in group} for text, group in zip(texts, references))
         return {**caption_scores(texts, references), "exact": exact / len(texts)}
 
     def save_plots(self, inference: Inference, report: Mapping[str, Any], folder: Path) -> None:
-        """``captions.png``: some validation images with what the model writes about them, and ``attention.png``."""
+        """Saves ``captions.png``, validation images with the model's captions, and ``attention.png``."""
         if not self.codec.of_images:
             return
         from jaxgen.plots.attention import draw_attention
         from jaxgen.plots.contact_sheet import draw_sheet
 
         if self.config.attention != "none":
-            first = self.splits["val"].groups[:LOOKS]
+            first = self.splits["val"].groups[:ATTENTION_IMAGES]
             looks = [inference.attention(self.splits["val"].raw[rows[0]]) for rows in first]
             draw_attention(looks, folder / "attention.png")
         val = self.splits["val"]
-        groups = range(min(SHEET, len(val.groups)))
+        groups = range(min(SHEET_IMAGES, len(val.groups)))
         images = [val.inputs[val.groups[g][0]] for g in groups]
         answers = inference.predict(images)
         texts = [answer["text"] for answer in answers]
         draw_sheet(images, texts, [val.references(g) for g in groups], folder / "captions.png")
 
     def headline(self, row: Mapping[str, Any]) -> str:
-        """The quality of captions in a few words."""
+        """CIDEr, BLEU-4 and exact matches of an evaluation."""
         return f"CIDEr {row['val_cider']:.2f}, BLEU-4 {row['val_bleu_4']:.1f}, {row['val_exact']:.1%} exactly right"
 
     def report_lines(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -365,36 +363,38 @@ class CaptionData(Seq2SeqData):
         return rows
 
     def next_command(self, run: str) -> str:
-        """How to caption an image with the run, or features in its place."""
+        """How to caption an image, or features, with the run."""
         return f"jaxgen predict --run {shlex.quote(run)} {'photo.png' if self.codec.of_images else 'features.npz'}"
 
 
 def _check_flags(config: CaptionConfig, shape: tuple[int, ...]) -> None:
-    """Raise ``UsageError`` for settings of images that mean nothing, or something false, with inputs of ``shape``."""
+    """Raises ``UsageError`` for image settings that do not fit the data."""
     if config.flips and config.data[0] in SCENE_SETS:
         raise UsageError(
-            f"--flips {config.flips:g} mirrors images, and the captions of {config.data[0]} say what is left and what "
-            "is right: leave it out."
+            f"--flips {config.flips:g} mirrors images, but the captions of {config.data[0]} mention left and right: "
+            "leave it out."
         )
     preset = config.presets[config.preset][1]
-    usual = {name: CaptionConfig.model_fields[name].default for name in OF_IMAGES}
-    given = [name for name in OF_IMAGES if getattr(config, name) not in (usual[name], preset.get(name, usual[name]))]
+    usual = {name: CaptionConfig.model_fields[name].default for name in IMAGE_SETTINGS}
+    given = [
+        name for name in IMAGE_SETTINGS if getattr(config, name) not in (usual[name], preset.get(name, usual[name]))
+    ]
     if len(shape) < 3 and given:
         raise UsageError(
-            f"--{given[0].replace('_', '-')} is about images, and {config.data[0]} has features in their place, which "
-            "are read as they are: leave it out."
+            f"--{given[0].replace('_', '-')} applies to images, but {config.data[0]} has features instead: leave it "
+            "out."
         )
 
 
-def _given(config: CaptionConfig) -> dict[str, Any]:
-    """The options of ``build`` that are settings."""
+def _build_options(config: CaptionConfig) -> dict[str, Any]:
+    """Returns the arguments of ``CaptionTask.build`` that are settings."""
     names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
     more = ("token_dropout", "attention", "patch", "widths", "blocks", "flips", "grays", "label_smoothing")
     return {name: getattr(config, name) for name in (*names, *more)}
 
 
 def _tokenizer(config: CaptionConfig, texts: list[str]) -> Tokenizer:
-    """A tokenizer of the training captions."""
+    """Trains a tokenizer on the training captions."""
     kind = TOKENIZERS[config.level]
     before = " " if config.level in ("bpe", "word") else ""
     texts = [text.lower() for text in texts] if config.lowercase else texts
@@ -402,7 +402,7 @@ def _tokenizer(config: CaptionConfig, texts: list[str]) -> Tokenizer:
 
 
 def _encoded(each: Captioned, codec: CaptionCodec, most: int | None, lower: bool) -> Examples:
-    """A row for each caption; with ``most`` without those that are longer."""
+    """Encodes captioned images, a row for each caption; drops captions longer than ``most`` tokens."""
     inputs: list[Any] = []
     names: list[str] = []
     texts: list[str] = []
@@ -423,6 +423,3 @@ def _encoded(each: Captioned, codec: CaptionCodec, most: int | None, lower: bool
             groups.append(group)
     lengths = np.array([ids.size + 1 for ids in targets], np.int64)[:, None]
     return Examples(inputs, inputs, names, texts, targets, lengths, groups)
-
-
-__all__ = ["CaptionCodec", "CaptionConfig", "CaptionData"]

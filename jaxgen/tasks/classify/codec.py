@@ -1,4 +1,4 @@
-"""What a classifier needs beside its weights: how texts are read, and what the labels are called."""
+"""The codec of a classifier: how texts are tokenized, and the names of the labels."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from jaxgen.tokenizers.base import PAD
 from jaxgen.types import TokenRows
 
 
-def normal(text: str, lower: bool, level: str) -> str:
-    """A text as the tokenizer of a level gets it."""
+def normalize(text: str, lower: bool, level: str) -> str:
+    """Returns a text as the tokenizer of a level expects it."""
     text = text.strip().lower() if lower else text.strip()
-    # There a word with a space in front of it is one token, and the same at the beginning of a text another one.
+    # These levels have other tokens for a word with a space in front of it than without.
     return " " + text if text and level in ("bpe", "word") else text
 
 
 class Example(NamedTuple):
-    """One text as it is read: its ids, cut to the length that is read, and how many were cut off."""
+    """An encoded text: its ids, and how many were cut off."""
 
     ids: np.ndarray
     cut: int
@@ -38,46 +38,43 @@ def _different(labels: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, config=STRICT)
 class ClassifyCodec:
-    """How texts are read, and what the labels are called."""
+    """Encodes texts of up to ``max_length`` tokens, and names the labels."""
 
     tokenizer: SavedTokenizer
     labels: Annotated[tuple[str, ...], Strict(False), AfterValidator(_different)]
     lower: bool
     max_length: PositiveInt
 
-    #: Whether inputs are files rather than lines.
+    #: Whether inputs are files, not lines of text.
     FILES: ClassVar[bool] = False
 
     def encode(self, text: str) -> Example:
-        """What is read of a text; what the vocabulary lacks is <unk>. A text of white space alone has no tokens."""
-        ids = self.tokenizer.encode(normal(text, self.lower, self.tokenizer.kind))
+        """Encodes a text; unknown tokens become <unk>. A text of white space has no tokens."""
+        ids = self.tokenizer.encode(normalize(text, self.lower, self.tokenizer.kind))
         return Example(ids[: self.max_length], max(0, ids.size - self.max_length))
 
     def widths(self, example: Example) -> tuple[int, ...]:
-        """To what an example is padded."""
+        """Returns the lengths to which an example is padded."""
         return (bucket_width(example.ids.size),)
 
     def pack(self, examples: Sequence[Example], widths: tuple[int, ...], rows: int) -> TokenRows:
-        """What a model reads of ``examples``, filled up to ``rows`` rows."""
+        """Returns ``examples`` as model inputs, padded to ``rows`` rows."""
         ids = [example.ids for example in examples]
         empty = np.zeros(0, np.int32)
         return TokenRows(*padded([*ids, *[empty] * (rows - len(ids))], widths[0], PAD))
 
     def answer(self, text: str, output: np.ndarray) -> dict[str, Any]:
-        """The likeliest label, the probabilities of all, the likeliest first, and how many tokens were not read.
-
-        Of a text without tokens it is what the model takes texts for of which it knows nothing.
-        """
+        """Returns the most likely label, all probabilities in descending order, and how many tokens were cut off."""
         order = np.argsort(-output, kind="stable")
         probabilities = {self.labels[i]: round(float(output[i]), 6) for i in order}
         label, cut = self.labels[order[0]], self.encode(text).cut
         return {"text": text, "label": label, "probabilities": probabilities, "cut": cut}
 
     def line(self, answer: Mapping[str, Any]) -> str:
-        """An answer as a line of plain text: label, tab, probability. White space in a label becomes single spaces."""
+        """Returns an answer as a line: label, tab, probability. White space in a label becomes single spaces."""
         return f"{' '.join(answer['label'].split())}\t{answer['probabilities'][answer['label']]:.4f}"
 
     def to_json(self) -> dict[str, Any]:
-        """Everything needed to make this codec again."""
+        """Returns what ``load_strict`` makes this codec of."""
         labels, tokenizer = list(self.labels), self.tokenizer.to_json()
         return {"labels": labels, "lower": self.lower, "max_length": self.max_length, "tokenizer": tokenizer}

@@ -41,20 +41,20 @@ class ClassifyConfig(RowsConfig):
     task: ClassVar[str] = "classify"
 
     data: tuple[str, ...] = ("stdlib-packages",)
-    """What to read: built-in (stdlib-packages), a named set (ag_news), CSV, TSV or JSONL files with --text-column and
-    --label-column (.gz too), or a folder with a folder of texts for each label."""
+    """Built-in set (stdlib-packages), named set (ag_news), CSV, TSV or JSONL files (.gz too) with --text-column and
+    --label-column, or a folder with a subfolder of texts for each label."""
     text_column: tuple[str, ...] | None = None
-    """Columns of a table that hold the text, by name or by position from 1; several are joined by spaces."""
+    """Columns with the text, by name or by position from 1; several are joined by spaces."""
     label_column: str | None = None
-    """Column of a table that holds the label, by name or by position from 1."""
+    """Column with the label, by name or by position from 1."""
     token_dropout: Fraction = 0.0
-    """Share of the tokens read as <unk> in training, of every text anew."""
+    """Share of the tokens replaced by <unk> in training, at random."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: rows of rare labels count more in training, so that all labels count the same."""
+    """balanced: weights the loss so that all labels count the same, however rare."""
     bidirectional: bool = False
-    """Read every text from both ends."""
+    """Read every text in both directions."""
     pooling: str = "max"
-    """What is made of the layers' outputs: the last one, or the largest or the mean of each unit over the text."""
+    """How the outputs over the text are pooled: the last one, or the maximum or the mean of each unit."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "python train.py classify --data ag_news --level word              news by topic",
@@ -68,16 +68,16 @@ class ClassifyConfig(RowsConfig):
         ),
         "small": ("the same as words", _WORDS),
         "words": (
-            "GRU 1x128 on words, in both directions, much of everything dropped, 1,000 steps",
+            "GRU 1x128 on words, bidirectional, strong dropout, 1,000 steps",
             _WORDS,
         ),
         "characters": (
-            "GRU 1x128 on characters in lower case, in both directions, 2,400 steps",
+            "GRU 1x128 on lower-case characters, bidirectional, 2,400 steps",
             _CHARACTERS,
         ),
     }
 
     @field_validator("text_column", mode="before")
     @classmethod
-    def _one_or_more_columns(cls, value: Any) -> Any:
+    def _one_or_more_columns(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value

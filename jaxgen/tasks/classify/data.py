@@ -1,4 +1,4 @@
-"""The host side of classification: its options, its data, and what it reports."""
+"""The data of classification: labelled texts, their batches and evaluations, and reports."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from jaxgen.data.files import FilesDigest, FileText, find_paths
 from jaxgen.data.progress import SILENT, ProgressReporter
 from jaxgen.data.splits import fingerprint, hold_out
 from jaxgen.data.tables import Column, Labelled, Table, digest, read_table, without_empty
-from jaxgen.errors import DataError, UsageError
+from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import load_strict, replace_file
 from jaxgen.metrics.classification import classification_metrics, confusion_lines, confusion_text
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import EvalSet, Example, Inference, Metric
-from jaxgen.tasks.classify.codec import ClassifyCodec, normal
+from jaxgen.tasks.classify.codec import ClassifyCodec, normalize
 from jaxgen.tasks.classify.config import ClassifyConfig
 from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
 from jaxgen.tasks.language.conditioning import MAX_LABELS
+from jaxgen.tasks.rows_config import check_same_level
 from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.tokenizers.base import PAD, UNK
 from jaxgen.types import ClassificationBatch, TokenRows
 
-#: Built-in sets by name: from a seed to the splits ``train`` and ``val``.
+#: Built-in sets by name: functions from a seed to the splits ``train`` and ``val``.
 LABELLED_SETS: dict[str, Callable[[int], dict[str, Labelled]]] = {"stdlib-packages": stdlib_packages}
 
 
 @dataclass(frozen=True)
 class LabelledSplits:
-    """Texts and their labels (the two parts of the rows), to train on and to validate with."""
+    """Training and validation rows, whose columns are the texts and their labels."""
 
     train: Table
     val: Table
@@ -48,7 +49,7 @@ class LabelledSplits:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What a run remembers of its data: their name and the digest of their bytes."""
+        """The name of the data and the digest of their bytes."""
         return fingerprint(self.train.name, self.train.sha256, self.val_sha256)
 
 
@@ -63,11 +64,14 @@ def read_labelled(
     val_rows: int | None = None,
     seed: int = 0,
 ) -> LabelledSplits:
-    """Read labelled texts and split them; the labels are those of the training split, sorted.
+    """Reads labelled texts and splits them; the labels are those of the training split, sorted.
 
-    Without ``val_data`` rows are held out at random, but for one of each label at least. A built-in set has a
-    validation split of its own. Raises ``DataError`` for data that cannot be used, also for a label that occurs in
-    ``val_data`` alone and when there are fewer than two labels; ``UsageError`` for flags that do not fit.
+    Without ``val_data``, rows are held out at random, such that every label remains in training. A built-in set has its
+    own validation split. The arguments are the settings of ``ClassifyConfig``.
+
+    Raises:
+        DataError: The data cannot be used, have fewer than two labels, or ``val_data`` have a label of their own.
+        UsageError: Flags contradict each other.
     """
     if len(data) == 1 and data[0] in LABELLED_SETS:
         flags: dict[str, object] = {"--text-column": text_columns, "--label-column": label_column}
@@ -80,13 +84,13 @@ def read_labelled(
     labels = tuple(sorted(known))
     if len(labels) < 2:
         raise DataError(
-            f"All rows of {rows.name} have the label {labels[0]!r}: there is nothing to tell apart. Give data with at "
+            f"All rows of {rows.name} have the label {labels[0]!r}: there is nothing to classify. Give data with at "
             "least two labels, or check --label-column."
         )
     if len(labels) > MAX_LABELS:
         raise DataError(
-            f"The {len(rows):,} rows of {rows.name} have {len(labels):,} labels, and at most {MAX_LABELS:,} can be "
-            f"told apart: {_listed(labels)}. Check --label-column: it should name kinds of texts, not single ones."
+            f"The {len(rows):,} rows of {rows.name} have {len(labels):,} labels, and at most {MAX_LABELS:,} are "
+            f"allowed: {listed(labels)}. Check --label-column: it should name classes, not single texts."
         )
     if val_data:
         train, val = rows, without_empty(_read(val_data, *columns), empty)
@@ -100,18 +104,18 @@ def read_labelled(
     if unseen := [i for i, label in enumerate(val.columns[1]) if label not in known]:
         raise DataError(
             f"The label {val.columns[1][unseen[0]]!r} ({val.locations[unseen[0]]}) occurs only in the validation data "
-            f"and cannot be learnt; the training data have {_listed(labels)}. Add training texts with this label, "
+            f"and cannot be learnt; the training data have {listed(labels)}. Add training texts with this label, "
             "or remove it from the validation data."
         )
     return LabelledSplits(train, val, val_sha256, labels, skipped)
 
 
 def _builtin(name: str, seed: int, given: Sequence[str]) -> LabelledSplits:
-    """The splits of a built-in set; ``UsageError`` for flags that it has no use for."""
+    """Returns the splits of a built-in set; raises ``UsageError`` for flags that do not apply to it."""
     if given:
         raise UsageError(
-            f"The built-in set {name} has texts, labels and validation rows of its own, for which {given[0]} has no "
-            "meaning: leave it out."
+            f"The built-in set {name} has its own texts, labels and validation rows, so {given[0]} has no effect: "
+            "leave it out."
         )
     made = LABELLED_SETS[name](seed)
     sha256 = digest(made)
@@ -127,7 +131,7 @@ def _read(data: Sequence[str], text_columns: tuple[str, ...] | None, label_colum
     labels: dict[str, str] = {}
     if known is not None and known.label_column is not None:
         text_columns = text_columns or known.text_columns
-        # What the set calls its labels is said of its own column alone.
+        # The names of the labels apply only to the label column of the set.
         labels = dict(known.labels) if label_column in (None, known.label_column) else {}
         label_column = label_column or known.label_column
     elif text_columns is None and label_column is None and len(data) == 1 and os.path.isdir(_home(data[0])):
@@ -152,12 +156,12 @@ def _home(spec: str) -> str:
 
 
 def _check_there(data: Sequence[str]) -> None:
-    """Raise ``DataError`` for what is neither a named set nor there, ``UsageError`` for a built-in set among data."""
+    """Raises ``DataError`` for data that do not exist, and ``UsageError`` for a built-in set among other data."""
     for spec in data:
         if spec in LABELLED_SETS and not os.path.exists(_home(spec)):
             raise UsageError(
-                f"The built-in set {spec} stands alone: it has validation rows of its own, goes with no other data "
-                "and cannot be --val-data. Give it as the only --data, or leave it out."
+                f"The built-in set {spec} has its own validation rows: it cannot be combined with other data, nor be "
+                "--val-data. Give it as the only --data, or leave it out."
             )
         near = difflib.get_close_matches(spec, LABELLED_SETS, n=1)
         if near and not os.path.exists(_home(spec)):
@@ -167,46 +171,41 @@ def _check_there(data: Sequence[str]) -> None:
 
 
 def _folders(root: Path) -> Table:
-    """The files under ``root``, a text each, labelled with the name of the folder in ``root`` that they are in.
+    """Reads the files under ``root`` as texts, labelled with the name of the subfolder that they are in.
 
-    The digest is over the labels too: a file that was moved to another folder is another example.
+    The digest includes the labels: moving a file to another folder changes the data.
     """
     texts: list[str] = []
     labels: list[str] = []
-    places: list[str] = []
+    locations: list[str] = []
     digests: list[bytes] = []
     for path in find_paths(str(root)):
         parts = path.relative_to(root).parts
         if len(parts) < 2:
             raise DataError(
-                f"{path} lies beside the folders that are to name the labels. Put it into the folder of its label, or "
-                "leave it out; for a table give the file itself with --text-column and --label-column."
+                f"{path} is not in a subfolder that names its label. Move it into the folder of its label, or leave it "
+                "out; to read a table, give the file itself with --text-column and --label-column."
             )
         text = FileText(path, prefix=parts[0].encode("utf-8", "surrogateescape") + b"\0")
         texts.append("".join(text))
         digests.append(text.sha256)
         labels.append(parts[0])
-        places.append(f"the file {path}")
-    return Table((texts, labels), places, str(root), FilesDigest(digests).hexdigest())
+        locations.append(f"the file {path}")
+    return Table((texts, labels), locations, str(root), FilesDigest(digests).hexdigest())
 
 
-def _listed(labels: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, labels[:10]))
-    return f"{shown} and {len(labels) - 10} more" if len(labels) > 10 else shown
-
-
-#: Rows of an evaluation batch at least.
+#: Smallest number of rows of an evaluation batch.
 EVAL_ROWS = 32
-#: Validation texts that a run shows with what it takes them for.
-SHOWN, SHOWN_LENGTH = 3, 300
-#: Of the embedding's initial values, by level; 1 at others. Where many tokens are rare, larger ones are random numbers
-#: that a text is known by: on 6,600 news 83.5 % with 1 on words, 88 % with 0.1.
+#: Validation texts shown as examples, and how many characters of each.
+NUM_EXAMPLES, EXAMPLE_LENGTH = 3, 300
+#: Standard deviation of the initial embeddings by level; 1 at other levels. Large embeddings of rare tokens are noise
+#: by which a model memorises texts: on 6,600 news items, words reach 83.5 % with 1 and 88 % with 0.1.
 EMBED_STDDEV = {"bpe": 0.1, "word": 0.1}
 
 
 @dataclass(frozen=True)
 class ClassifyData:
-    """Labelled texts with their batches and evaluations, as the trainer uses them."""
+    """``TaskData`` of labelled texts."""
 
     config: ClassifyConfig
     codec: ClassifyCodec
@@ -214,7 +213,7 @@ class ClassifyData:
 
     Config: ClassVar[type[TrainConfig]] = ClassifyConfig
     COMMANDS: ClassVar[tuple[str, ...]] = ("predict",)
-    METRIC: ClassVar[Metric] = Metric("val_accuracy", higher=True)
+    METRIC: ClassVar[Metric] = Metric("val_accuracy", higher_is_better=True)
     UNIT: ClassVar[str] = "texts"
     TARGET: ClassVar[str] = "text"
 
@@ -232,11 +231,8 @@ class ClassifyData:
     def load(
         cls, config: ClassifyConfig, codec: ClassifyCodec | None = None, watch: ProgressReporter = SILENT
     ) -> ClassifyData:
-        """Read and split the rows; a given ``codec`` (of a resumed run, or of ``--init-from``) is used as it is.
-
-        Raises ``DataError`` for data that cannot be used, also for labels that the codec does not know.
-        """
-        del watch  # all of it is read into memory, which is soon done
+        """As ``TaskData.load``; also raises ``DataError`` for labels that ``codec`` does not know."""
+        del watch  # the data fit into memory and are read quickly
         splits = read_labelled(
             config.data,
             config.val_data,
@@ -248,36 +244,33 @@ class ClassifyData:
             seed=config.seed,
         )
         if codec is None:
-            texts = (normal(text, config.lower, config.level) for text in splits.train.columns[0])
+            texts = (normalize(text, config.lower, config.level) for text in splits.train.columns[0])
             tokenizer = TOKENIZERS[config.level].train(texts, **config.tokenizer_options())
             codec = ClassifyCodec(tokenizer, splits.labels, config.lower, config.max_length)
-        elif codec.tokenizer.kind != config.level:
-            raise UsageError(
-                f"--level is {config.level}, but the run to begin from reads tokens of the level "
-                f"{codec.tokenizer.kind}: give --level {codec.tokenizer.kind}, or leave out --init-from."
-            )
-        elif unknown := sorted({*splits.labels} - {*codec.labels}):
-            raise DataError(
-                f"The data {splits.train.name} have the label {unknown[0]!r}, which the run to begin from does not "
-                f"know: its labels are {', '.join(map(repr, codec.labels))}. Leave out --init-from."
-            )
-        else:  # how texts are read, and how far, may change from run to run; ids and labels may not
+        else:
+            check_same_level(config.level, codec.tokenizer)
+            if unknown := sorted({*splits.labels} - {*codec.labels}):
+                raise DataError(
+                    f"The data {splits.train.name} have the label {unknown[0]!r}, which the run of --init-from does "
+                    f"not know: its labels are {listed(codec.labels)}. Leave out --init-from."
+                )
+            # The case and the length of texts may differ between runs; token ids and labels may not.
             codec = replace(codec, lower=config.lower, max_length=config.max_length)
         data = cls(config, codec, splits)
-        _ = data._train  # rows that cannot be read are an error now, not after compilation
+        _ = data._train  # encode now: an error must come before compilation
         return data
 
     @cached_property
     def _train(self) -> _Encoded:
-        return _Encoded.of(self.splits.train.columns, self.codec)
+        return _Encoded.encode(self.splits.train.columns, self.codec)
 
     @cached_property
     def _val(self) -> _Encoded:
-        return _Encoded.of(self.splits.val.columns, self.codec)
+        return _Encoded.encode(self.splits.val.columns, self.codec)
 
     @cached_property
     def batches(self) -> RowBatches:
-        """The training batches, a pure function of (seed, step)."""
+        """The training batches."""
         c, train = self.config, self._train
         weights = np.ones(len(self.codec.labels))
         if c.class_weights == "balanced":
@@ -288,23 +281,23 @@ class ClassifyData:
 
     @property
     def units_per_step(self) -> int:
-        """Texts in a batch."""
+        """Number of texts in a batch."""
         return self.config.batch_size
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens in a batch, about."""
+        """Average number of tokens in a batch."""
         return max(1, round(self.config.batch_size * float(self._train.lengths.mean())))
 
     def model_options(self) -> dict[str, Any]:
-        """What ``build`` of the model needs."""
+        """The arguments of ``ClassifyTask.build``."""
         names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
         options = {name: getattr(self.config, name) for name in (*names, "token_dropout", "bidirectional", "pooling")}
         stddev = EMBED_STDDEV.get(self.config.level, 1.0)
         return {**self.vocab_sizes(self.codec), **options, "embed_stddev": stddev, "unknown": UNK}
 
     def resolved(self) -> dict[str, Any]:
-        """What a run keeps of the data beside their identity: nothing."""
+        """Nothing besides the fingerprint."""
         return {}
 
     def fingerprint(self) -> dict[str, str]:
@@ -312,7 +305,7 @@ class ClassifyData:
         return self.splits.fingerprint
 
     def summary(self) -> dict[str, str]:
-        """Lines for the reader: label and text."""
+        """The data, their labels and tokens in numbers."""
         train, val = self._train, self._val
         skipped = f", {self.splits.skipped:,} with an empty part skipped" if self.splits.skipped else ""
         cut = f", {train.cut:,} cut to {self.codec.max_length:,} tokens" if train.cut else ""
@@ -329,7 +322,7 @@ class ClassifyData:
         }
 
     def eval_sets(self, final: bool) -> dict[str, EvalSet]:
-        """The validation rows, each once."""
+        """The validation rows."""
         rows = max(self.config.batch_size, EVAL_ROWS)
         val = self._val
         buckets = Buckets(val.lengths, self.config.buckets)
@@ -341,7 +334,7 @@ class ClassifyData:
         return {"val": EvalSet(rows, batches)}
 
     def report(self, totals: Mapping[str, Any], final: bool = False) -> dict[str, Any]:
-        """Accuracy, macro-F1 and calibration of each evaluation; at the end also per label, and what is confused."""
+        """Accuracy, macro-F1 and calibration error; at the end also metrics per label and the confusion matrix."""
         row: dict[str, Any] = {}
         for name, sums in totals.items():
             figures = classification_metrics(np.asarray(sums.confusion), np.asarray(sums.calibration))
@@ -353,17 +346,17 @@ class ClassifyData:
         return row
 
     def generation_metrics(self, inference: Inference, final: bool) -> dict[str, Any]:
-        """Nothing: a pass over the rows says it all."""
+        """Nothing: the evaluation measures everything."""
         return {}
 
     def examples(self, inference: Inference, final: bool) -> list[Example]:
-        """Some validation texts, what they are and what the model takes them for."""
-        texts, labels = (part[:SHOWN] for part in self.splits.val.columns)
+        """Some validation texts with their predicted and true labels."""
+        texts, labels = (part[:NUM_EXAMPLES] for part in self.splits.val.columns)
         lines = []
         for text, label, answer in zip(texts, labels, inference.predict(texts)):
             given, sure = answer["label"], answer["probabilities"][answer["label"]]
             verdict = "right" if given == label else f"it is {label}"
-            short = text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 2] + " …"
+            short = text if len(text) <= EXAMPLE_LENGTH else text[: EXAMPLE_LENGTH - 2] + " …"
             lines.append(f"{short}\n    -> {given} ({sure:.0%}; {verdict})")
         return [Example("some validation texts", "\n".join(lines))]
 
@@ -392,16 +385,16 @@ class ClassifyData:
         return rows + confusion_lines(np.array(report["val_confusion"]), self.codec.labels)
 
     def next_command(self, run: str) -> str:
-        """How to label texts with the run."""
+        """How to classify a text with the run."""
         return f"echo 'a text' | jaxgen predict --run {shlex.quote(run)}"
 
     def bits_per_char(self, loss: float) -> None:
-        """A label has no characters."""
+        """None: a label has no characters."""
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """One split: the ids of its texts, their lengths [N, 1], their labels [N], and how many texts were cut."""
+    """One split: the ids of its texts, their lengths [N, 1], their labels [N], and how many were cut."""
 
     ids: list[np.ndarray]
     lengths: np.ndarray
@@ -409,22 +402,19 @@ class _Encoded:
     cut: int
 
     @classmethod
-    def of(cls, parts: tuple[list[str], ...], codec: ClassifyCodec) -> _Encoded:
-        examples = [codec.encode(text) for text in parts[0]]
+    def encode(cls, columns: tuple[list[str], ...], codec: ClassifyCodec) -> _Encoded:
+        examples = [codec.encode(text) for text in columns[0]]
         numbers = {label: i for i, label in enumerate(codec.labels)}
         ids = [example.ids for example in examples]
         lengths = np.array([each.size for each in ids])[:, None]
-        labels = np.array([numbers[label] for label in parts[1]], np.int32)
+        labels = np.array([numbers[label] for label in columns[1]], np.int32)
         return cls(ids, lengths, labels, sum(example.cut > 0 for example in examples))
 
     def pack(self, rows: np.ndarray, widths: tuple[int, ...], weights: np.ndarray) -> ClassificationBatch:
-        """The batch of these rows, each with the weight of its label."""
-        there = rows != PAD_ROW
+        """Returns the batch of these rows, each with the weight of its label."""
+        present = rows != PAD_ROW
         ids = [self.ids[row] if row != PAD_ROW else self.ids[0][:0] for row in rows.tolist()]
-        labels = np.where(there, self.labels[rows], 0).astype(np.int32)
+        labels = np.where(present, self.labels[rows], 0).astype(np.int32)
         return ClassificationBatch(
-            TokenRows(*padded(ids, widths[0], PAD)), labels, (there * weights[labels]).astype(np.float32)
+            TokenRows(*padded(ids, widths[0], PAD)), labels, (present * weights[labels]).astype(np.float32)
         )
-
-
-__all__ = ["ClassifyCodec", "ClassifyConfig", "ClassifyData"]

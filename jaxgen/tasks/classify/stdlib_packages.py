@@ -1,14 +1,14 @@
-"""``stdlib-packages``: a few lines of the standard library -> which of ten packages they are from, for ``classify``.
+"""The built-in set ``stdlib-packages``: a few lines of Python source -> which of ten standard packages they are from.
 
-The lines are those of this Python installation: the texts, and figures measured on them, differ between its releases.
+The lines come from this Python installation, so texts and results differ between Python versions.
 
-What gives the answer away is left out: import statements; lines that name any of the ten packages, in capitals or not,
-as a word or between underscores (``_http_vsn``); and the comments that a file begins with, its licence and its name.
-All ten names are left out of every package, or a line would tell by its presence which it is not from. Blank lines and
-folders of tests are left out too.
+Everything that gives the answer away is removed: import statements; lines that name any of the ten packages, in any
+case, as a word or between underscores (``_http_vsn``); and the comments at the beginning of a file. All ten names are
+removed from every package: otherwise the presence of a name would rule its package out. Blank lines and test folders
+are removed too.
 
-Whole files are for training or for validation, which so asks for the package and not for lines seen before. Every
-package has as many snippets as every other. They begin anywhere in its files; those of a small package overlap.
+Whole files are for training or for validation, so validation asks for the package, not for lines seen before. Every
+package has the same number of snippets. They start anywhere in its files; those of a small package overlap.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from jaxgen.data.tables import Labelled
 from jaxgen.data.tokens import check_sizes, permutation, random_bits
 from jaxgen.errors import DataError
 
-#: In every full installation of Python 3.11 to 3.13, with 90 kB of source or more that is not mostly tables.
+#: Packages of every full Python 3.11 to 3.13 with at least 90 kB of source that is not mostly tables.
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "re", "unittest", "urllib", "xml")
-#: A snippet has from so many to so many lines, and at most so many characters.
-FEWEST, MOST, LONGEST = 5, 12, 400
-# Of a package's lines about so many are for validation.
+#: The least and most lines of a snippet, and its most characters.
+MIN_LINES, MAX_LINES, MAX_CHARS = 5, 12, 400
+# About this share of a package's lines is for validation.
 _VAL_SHARE = 0.2
 _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "__pycache__"}
 _HEAD = re.compile(r"\A(?:[ \t]*(?:#.*)?\n)*")
@@ -40,11 +40,17 @@ _NAME = re.compile(rf"(?<![a-z0-9])(?:{'|'.join(PACKAGES)})(?![a-z0-9])", re.IGN
 def stdlib_packages(
     seed: int = 0, *, train: int = 800, val: int = 200, folder: str | os.PathLike[str] | None = None
 ) -> dict[str, Labelled]:
-    """The splits ``train`` and ``val`` with so many snippets of each package, package by package.
+    """Returns the splits ``train`` and ``val``, package by package; no text occurs twice.
 
-    No text occurs twice, in one split or in both. The seed says which files are for validation and where the snippets
-    begin and end. ``folder`` is where the standard library lies, by default that of this Python. Raises ``UsageError``
-    for a bad seed or number, ``DataError`` where a package is not there as files or has too few lines.
+    Args:
+        seed: Decides which files are for validation, and where snippets begin and end.
+        train: Training snippets of each package.
+        val: Validation snippets of each package.
+        folder: The standard library. Default: that of this Python.
+
+    Raises:
+        UsageError: The seed or a number is out of range.
+        DataError: A package is missing as files, or has too few lines.
     """
     check_sizes(seed=seed, number_of_training_snippets=train, number_of_validation_snippets=val)
     root = Path(folder if folder is not None else sysconfig.get_path("stdlib"))
@@ -61,8 +67,8 @@ def stdlib_packages(
     for k, (package, files) in enumerate(sources.items()):
         chosen = validation_files([len(lines) for lines in files], seed, 3 * k)
         for stream, (split, number) in enumerate({"train": train, "val": val}.items(), 3 * k + 1):
-            own = [lines for n, lines in enumerate(files) if (n in chosen) == (split == "val")]
-            texts = _draw(own, number, seed, stream, seen)
+            usable = [lines for n, lines in enumerate(files) if (n in chosen) == (split == "val")]
+            texts = _draw(usable, number, seed, stream, seen)
             if len(texts) < number:
                 raise DataError(
                     f"{number:,} {split} snippets of each package were asked for, but the source of {package} in "
@@ -74,7 +80,7 @@ def stdlib_packages(
 
 
 def read(folder: Path) -> list[list[str]]:
-    """The lines that may be shown of every file below a folder, files in sorted order, without those too short."""
+    """Returns the usable lines of every file below a folder, files in sorted order, without those too short."""
     paths = []
     for here, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
@@ -84,18 +90,18 @@ def read(folder: Path) -> list[list[str]]:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
-            continue  # a file in another encoding, or out of reach, is no part of the set
+            continue  # skip unreadable files and other encodings
         text = _IMPORT.sub("", _HEAD.sub("", text))
         lines = [line.rstrip() for line in text.splitlines() if line.strip() and not _NAME.search(line)]
-        if len(lines) >= FEWEST:
+        if len(lines) >= MIN_LINES:
             files.append(lines)
     return files
 
 
 def validation_files(sizes: list[int], seed: int, stream: int) -> set[int]:
-    """Which files, of so many lines each, are for validation: about a fifth of all lines, at least one and never all.
+    """Returns which files, of ``sizes`` lines each, are for validation: about a fifth of all lines.
 
-    In random order each is taken that brings their share nearer to a fifth; where all are too large, the smallest.
+    In random order, takes each file that brings the share nearer to a fifth; if none does, the smallest one.
     """
     chosen: set[int] = set()
     size, goal = 0, _VAL_SHARE * sum(sizes)
@@ -107,14 +113,14 @@ def validation_files(sizes: list[int], seed: int, stream: int) -> set[int]:
 
 
 def _draw(files: list[list[str]], number: int, seed: int, stream: int, seen: set[str]) -> list[str]:
-    """``number`` snippets, or as many as there are, that are not in ``seen``; they are put there."""
-    places = [(lines, start) for lines in files for start in range(len(lines) - FEWEST + 1)]
+    """Draws ``number`` snippets, or as many as there are, that are not in ``seen``, and adds them to it."""
+    places = [(lines, start) for lines in files for start in range(len(lines) - MIN_LINES + 1)]
     order = permutation(len(places), seed, stream, "snippets")
     extra = random_bits(len(places), seed, stream + (1 << 32), "snippets")
     texts: list[str] = []
     for k in order.tolist():
         lines, start = places[k]
-        count = FEWEST + int(extra[k]) % (MOST - FEWEST + 1)
+        count = MIN_LINES + int(extra[k]) % (MAX_LINES - MIN_LINES + 1)
         text = _snippet(lines[start : start + count])
         if text and text not in seen:
             seen.add(text)
@@ -125,8 +131,8 @@ def _draw(files: list[list[str]], number: int, seed: int, stream: int, seen: set
 
 
 def _snippet(lines: list[str]) -> str:
-    """As many of the lines as are short enough together, moved to the left; empty where these are too few."""
+    """Joins and dedents lines, as many as are short enough together; returns "" if these are too few."""
     text = textwrap.dedent("\n".join(lines))
-    while len(text) > LONGEST:
+    while len(text) > MAX_CHARS:
         text = text[: max(text.rfind("\n"), 0)]
-    return text if text.count("\n") >= FEWEST - 1 else ""
+    return text if text.count("\n") >= MIN_LINES - 1 else ""

@@ -50,7 +50,7 @@ class LanguageData:
 
     Config: ClassVar[type[TrainConfig]] = LanguageConfig
     COMMANDS: ClassVar[tuple[str, ...]] = ("sample", "score", "evaluate", "replay")
-    METRIC: ClassVar[Metric] = Metric("val_loss", higher=False)
+    METRIC: ClassVar[Metric] = Metric("val_loss", higher_is_better=False)
     UNIT: ClassVar[str] = "tokens"
     TARGET: ClassVar[str] = "token"
 

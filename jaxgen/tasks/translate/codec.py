@@ -1,4 +1,4 @@
-"""What a translator needs beside its weights: how sources are read, and how targets are written."""
+"""The codec of a translator: the tokenizers of sources and targets."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ from jaxgen.types import AttentionMap, TokenRows
 
 @dataclass(frozen=True, config=STRICT)
 class TranslateCodec:
-    """Two tokenizers; sources are cut to ``max_length`` tokens, and read in lower case if ``lower``."""
+    """Two tokenizers; sources are cut to ``max_length`` tokens, and converted to lower case if ``lower``."""
 
     source: SavedTokenizer
     target: SavedTokenizer
     lower: bool
     max_length: PositiveInt
 
-    #: Whether inputs are files rather than lines.
+    #: Whether inputs are files, not lines of text.
     FILES: ClassVar[bool] = False
 
-    def normal(self, text: str) -> str:
-        """A source as the tokenizer gets it."""
+    def normalize(self, text: str) -> str:
+        """Returns a source as its tokenizer expects it."""
         text = text.strip().lower() if self.lower else text.strip()
         return " " + text if spaced(self.source) else text
 
     @property
     def longest(self) -> int:
-        """Tokens of a text that is written, at most, unless asked otherwise: the model has seen no longer ones."""
+        """Default limit of the tokens of a translation: the model was trained on none that are longer."""
         return self.max_length
 
     def encode(self, text: str) -> np.ndarray:
-        """What is read of a source; what the vocabulary lacks is <unk>."""
-        return self.source.encode(self.normal(text))[: self.max_length]
+        """Encodes a source; unknown tokens become <unk>."""
+        return self.source.encode(self.normalize(text))[: self.max_length]
 
     def widths(self, ids: np.ndarray) -> tuple[int, ...]:
-        """To what a source is padded."""
+        """Returns the lengths to which a source is padded."""
         return (bucket_width(ids.size),)
 
     def pack(self, examples: Sequence[np.ndarray], widths: tuple[int, ...], rows: int) -> TokenRows:
-        """What a model reads of sources, filled up to ``rows`` rows."""
+        """Returns encoded sources as model inputs, padded to ``rows`` rows."""
         empty = np.zeros(0, np.int32)
         return TokenRows(*padded([*examples, *[empty] * (rows - len(examples))], widths[0], PAD))
 
     def answer(self, text: str, output: Any) -> dict[str, Any]:
-        """A translation, its log-probability in nats, its number of tokens, and whether it came to its end.
+        """Returns a translation with its log-probability in nats, its number of tokens, and whether it ended.
 
-        ``cut`` is how many tokens of the source were left unread. A source of white space has nothing to translate.
+        ``cut`` is how many tokens of the source were cut off. The translation of white space is empty.
         """
         if not text.strip():
             return {"source": text, "text": "", "logp": 0.0, "tokens": 0, "ended": True, "cut": 0}
@@ -65,19 +65,19 @@ class TranslateCodec:
             "logp": round(float(output.logp), 6),
             "tokens": int(output.tokens.size),
             "ended": bool(output.ended),
-            "cut": max(0, self.source.encode(self.normal(text)).size - self.max_length),
+            "cut": max(0, self.source.encode(self.normalize(text)).size - self.max_length),
         }
 
     def line(self, answer: Mapping[str, Any]) -> str:
-        """An answer as one line of plain text, whatever line breaks a model writes."""
+        """Returns an answer as one line; line breaks become spaces."""
         return " ".join(str(answer["text"]).splitlines())
 
     def pieces(self, text: str) -> list[str]:
-        """The tokens of a source, to label what attention looks at."""
+        """Returns labels of the tokens of a source, for plots of attention."""
         return [token_label(self.source, i) for i in self.encode(text)]
 
     def written(self, ids: np.ndarray) -> list[str]:
-        """The tokens of a translation, and its end."""
+        """Returns labels of the tokens of a translation and of its end."""
         return [token_label(self.target, i) for i in [*ids, EOS]]
 
     def attention_map(self, text: str, output: Any, weights: np.ndarray) -> AttentionMap:
@@ -87,7 +87,7 @@ class TranslateCodec:
         return AttentionMap(labels, written, weights[: len(written), : len(labels)])
 
     def to_json(self) -> dict[str, Any]:
-        """Everything needed to make this codec again."""
+        """Returns what ``load_strict`` makes this codec of."""
         return {
             "lower": self.lower,
             "max_length": self.max_length,

@@ -1,4 +1,4 @@
-"""Settings of the translate task."""
+"""The settings of a translator's run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class TranslateConfig(Seq2SeqConfig):
     task: ClassVar[str] = "translate"
 
     data: tuple[str, ...] = ("dates",)
-    """What to read: built-in (dates), a named set (multi30k: English to German), two parallel files, the source first
-    (.gz too), or a CSV, TSV or JSONL file with --source-column and --target-column."""
+    """Built-in set (dates), named set (multi30k: English to German), two parallel files, the source first (.gz too), or
+    a CSV, TSV or JSONL file with --source-column and --target-column."""
     test_data: tuple[str, ...] | None = None
-    """Pairs that are translated at the end, read as the data are."""
+    """Test pairs, translated at the end of the run; read like --data."""
     source_column: str | None = None
-    """Column of a table that holds the source, by name or by position from 1."""
+    """Column with the source, by name or by position from 1."""
     target_column: str | None = None
-    """Column of a table that holds the target, by name or by position from 1."""
+    """Column with the target, by name or by position from 1."""
     max_length: Size = 100
-    """Tokens of a text at most: longer pairs are left out of training, longer sources are cut elsewhere."""
+    """Longest text in tokens: longer pairs are left out of training, and longer sources are cut in evaluation."""
     bidirectional: bool = False
-    """Read every source from both ends."""
+    """Read every source in both directions."""
     tie: bool = False
     """Use the target's embedding as the output matrix too (needs --embed equal to --hidden)."""
     scheduled_sampling: Fraction = 0.0
-    """Probability with which training reads the model's own prediction, reached by --scheduled-sampling-steps."""
+    """Probability that the decoder reads its own prediction in training, reached after --scheduled-sampling-steps."""
     scheduled_sampling_steps: Positive = 1000
     """Steps over which that probability rises from 0."""
 
@@ -79,7 +79,7 @@ class TranslateConfig(Seq2SeqConfig):
 
     @field_validator("test_data", mode="before")
     @classmethod
-    def _one_or_more_files(cls, value: Any) -> Any:
+    def _one_or_more_files(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -91,7 +91,6 @@ class TranslateConfig(Seq2SeqConfig):
         steps = self.scheduled_sampling_steps
         if not self.scheduled_sampling and steps != type(self).model_fields["scheduled_sampling_steps"].default:
             raise ValueError(
-                f"--scheduled-sampling-steps {steps} has no meaning without a probability to reach: give "
-                "--scheduled-sampling too, or leave it out"
+                f"--scheduled-sampling-steps {steps} has no effect without --scheduled-sampling: give both, or neither"
             )
         return self

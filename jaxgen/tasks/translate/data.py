@@ -1,4 +1,4 @@
-"""The host side of translation: its options, its data, and what it reports."""
+"""The data of translation: pairs of texts, their batches and evaluations, and reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from jaxgen.fsutil import load_strict
 from jaxgen.metrics.text_overlap import ORDERS, bleu
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import Inference, Metric
-from jaxgen.tasks.seq2seq.data import SPACED, Examples, Seq2SeqData, encode_target
+from jaxgen.tasks.rows_config import check_same_level
+from jaxgen.tasks.seq2seq.data import SPACED_LEVELS, Examples, Seq2SeqData, encode_target
 from jaxgen.tasks.translate.codec import TranslateCodec
 from jaxgen.tasks.translate.config import TranslateConfig
 from jaxgen.tasks.translate.dates import dates
@@ -33,7 +34,7 @@ from jaxgen.tokenizers.base import UNK
 
 @dataclass(frozen=True)
 class PairSplits:
-    """Pairs of texts by split: ``train``, ``val``, and others that are judged when a run has ended."""
+    """Pairs of texts by split: ``train``, ``val``, and others that are evaluated at the end of a run."""
 
     splits: dict[str, Table]
     name: str
@@ -42,11 +43,11 @@ class PairSplits:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What a run remembers of its data: their name and the digest of their bytes."""
+        """The name of the data and the digest of their bytes."""
         return fingerprint(self.name, self.sha256)
 
 
-#: Built-in sets by name: from a seed to splits.
+#: Built-in sets by name: functions from a seed to splits.
 PAIR_SETS: dict[str, Callable[[int], dict[str, Pairs]]] = {"dates": dates}
 
 
@@ -62,20 +63,22 @@ def read_pairs(
     val_rows: int | None = None,
     seed: int = 0,
 ) -> PairSplits:
-    """Read pairs and split them. Each of ``data``, ``val_data`` and ``test_data`` names two parallel files or a table.
+    """Reads and splits pairs. Each of ``data``, ``val_data`` and ``test_data`` names two parallel files or a table.
 
-    Sets by name may have validation and test pairs of their own, which ``val_data`` and ``test_data`` replace; named
-    there, a set gives these. Where there are no validation pairs, some of the pairs are held out at random. Raises
-    ``DataError`` for data that cannot be used, naming the line where two files part, and ``UsageError`` for settings
-    that have no meaning with the data.
+    Named sets may have their own validation and test pairs, which ``val_data`` and ``test_data`` replace. Without
+    validation pairs, some training pairs are held out at random. The arguments are the settings of ``TranslateConfig``.
+
+    Raises:
+        DataError: The data cannot be used.
+        UsageError: A setting has no effect with these data.
     """
     columns = source_column, target_column
     read = _set(data, columns, seed) or {"train": _read(data, columns)}
     digests = {split: rows.sha256 for split, rows in read.items()}
-    if len({*digests.values()}) == 1:  # of all splits of a built-in set together
+    if len({*digests.values()}) == 1:  # a built-in set has one digest of all splits
         digests = {"train": digests["train"]}
     if "val" in read:
-        _no_other_way(read["train"].name, {"--val-rows": val_rows, "--val-fraction": val_fraction})
+        _refuse(read["train"].name, {"--val-rows": val_rows, "--val-fraction": val_fraction})
     for split, specs in {"val": val_data, "test": test_data}.items():
         if specs is not None:
             known = _set(specs, columns, seed)
@@ -83,7 +86,7 @@ def read_pairs(
             digests[split] = read[split].sha256
     full = {split: without_empty(rows, empty) for split, rows in read.items()}
     sha256 = digests["train"]
-    if len(digests) > 1:  # which pairs are which split is part of it
+    if len(digests) > 1:  # the digest includes which pairs belong to which split
         sha256 = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     skipped = sum(rows.skipped for rows in full.values())
     if "val" not in full:
@@ -94,14 +97,14 @@ def read_pairs(
 
 
 def _set(data: Sequence[str], columns: tuple[str | None, str | None], seed: int) -> dict[str, Table]:
-    """All splits of a built-in or named set of pairs; nothing for other data."""
+    """Returns all splits of a built-in or named set of pairs, and an empty dictionary for other data."""
     name = data[0] if len(data) == 1 else ""
     named = NAMED[name].pairs if name in NAMED else ()
     if name in PAIR_SETS or named:
-        _no_other_way(name, dict(zip(("--source-column", "--target-column"), columns)))
+        _refuse(name, dict(zip(("--source-column", "--target-column"), columns)))
     if name in PAIR_SETS:
         made = PAIR_SETS[name](seed)
-        sha256 = digest(made)  # of all splits together
+        sha256 = digest(made)
         return {
             split: Table((a, b), [f"pair {n} of {split}" for n in range(1, len(a) + 1)], name, sha256)
             for split, (a, b) in made.items()
@@ -109,12 +112,12 @@ def _set(data: Sequence[str], columns: tuple[str | None, str | None], seed: int)
     return {split: _parallel(fetch(source), fetch(target), name) for split, source, target in named}
 
 
-def _no_other_way(name: str, settings: dict[str, object]) -> None:
-    """Raise ``UsageError`` if one of these settings was given for a set that leaves no choice."""
+def _refuse(name: str, settings: dict[str, object]) -> None:
+    """Raises ``UsageError`` if one of these settings was given: the set ``name`` has its own."""
     given = [flag for flag, value in settings.items() if value is not None]
     if given:
         what = "validation pairs" if given[0].startswith("--val") else "sources and targets"
-        raise UsageError(f"{given[0]} was given, but {name} has {what} of its own: leave it out.")
+        raise UsageError(f"{given[0]} was given, but {name} has its own {what}: leave it out.")
 
 
 def _read(specs: Sequence[str], columns: tuple[str | None, str | None]) -> Table:
@@ -135,7 +138,7 @@ def _read(specs: Sequence[str], columns: tuple[str | None, str | None]) -> Table
 
 
 def _parallel(source: Path, target: Path, name: str) -> Table:
-    """Line n of one file and line n of the other; ``.gz`` or not."""
+    """Reads two parallel files (``.gz`` or not): line n of one belongs to line n of the other."""
     texts = [FileText(path) for path in (source, target)]
     sides = [_lines(text) for text in texts]
     if len(sides[0]) != len(sides[1]):
@@ -143,15 +146,15 @@ def _parallel(source: Path, target: Path, name: str) -> Table:
         last = min(map(len, sides))
         raise DataError(
             f"{source} has {len(sides[0]):,} lines and {target} has {len(sides[1]):,}: line {last + 1:,} of {longer} "
-            f"has no counterpart in {shorter}. Line n of one must belong to line n of the other: give two files of "
-            "equal length."
+            f"has no counterpart in {shorter}. Give two files of equal length, where line n of one belongs to line n "
+            "of the other."
         )
-    places = [f"line {n} of {source} or of {target}" for n in range(1, len(sides[0]) + 1)]
-    return Table((sides[0], sides[1]), places, name, FilesDigest(text.sha256 for text in texts).hexdigest())
+    locations = [f"line {n} of {source} or of {target}" for n in range(1, len(sides[0]) + 1)]
+    return Table((sides[0], sides[1]), locations, name, FilesDigest(text.sha256 for text in texts).hexdigest())
 
 
 def _lines(text: FileText) -> list[str]:
-    """The lines of a text; what stands behind the last line break is one if it is not empty."""
+    """Returns the lines of a text; an empty one after the last line break does not count."""
     lines = list(whole_lines(text))
     lines[0] = lines[0].removeprefix("\ufeff")
     return [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
@@ -159,14 +162,14 @@ def _lines(text: FileText) -> list[str]:
 
 @dataclass(frozen=True)
 class TranslateData(Seq2SeqData):
-    """Pairs of texts with their batches and evaluations, as the trainer uses them."""
+    """``TaskData`` of pairs of texts."""
 
     config: TranslateConfig
     codec: TranslateCodec
     pairs: PairSplits
 
     Config: ClassVar[type[TrainConfig]] = TranslateConfig
-    METRIC: ClassVar[Metric] = Metric("val_bleu", higher=True)
+    METRIC: ClassVar[Metric] = Metric("val_bleu", higher_is_better=True)
     UNIT: ClassVar[str] = "pairs"
 
     @staticmethod
@@ -183,11 +186,8 @@ class TranslateData(Seq2SeqData):
     def load(
         cls, config: TranslateConfig, codec: TranslateCodec | None = None, watch: ProgressReporter = SILENT
     ) -> TranslateData:
-        """Read and split the pairs; a given ``codec`` (of a resumed run, or of ``--init-from``) is used as it is.
-
-        Raises ``DataError`` for data that cannot be used, also when every pair is too long.
-        """
-        del watch  # all of it is read into memory, which is soon done
+        """As ``TaskData.load``; also raises ``DataError`` if every pair is too long."""
+        del watch  # the data fit into memory and are read quickly
         pairs = read_pairs(
             config.data,
             config.val_data,
@@ -220,11 +220,11 @@ class TranslateData(Seq2SeqData):
         }
 
     def scheduled_sampling_prob(self, step: int) -> float:
-        """The probability that training reads the model's own prediction at this step."""
+        """The probability of scheduled sampling at this step."""
         return self.config.scheduled_sampling * min(1.0, step / self.config.scheduled_sampling_steps)
 
     def model_options(self) -> dict[str, Any]:
-        """What ``build`` of the model needs."""
+        """The arguments of ``TranslateTask.build``."""
         names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
         more = ("token_dropout", "bidirectional", "attention", "tie", "label_smoothing")
         options = {name: getattr(self.config, name) for name in (*names, *more)}
@@ -235,7 +235,7 @@ class TranslateData(Seq2SeqData):
         return self.pairs.fingerprint
 
     def summary(self) -> dict[str, str]:
-        """Lines for the reader: label and text."""
+        """The data, their pairs and tokens in numbers."""
         train, val = self.splits["train"], self.splits["val"]
         most, longer = self.config.max_length, len(self.pairs.splits["train"]) - len(train.raw)
         pairs = [f"{len(train.raw):,} to train on", f"{len(val.raw):,} to validate"]
@@ -258,27 +258,27 @@ class TranslateData(Seq2SeqData):
             f"on average, {unknown[0]:.1%} and {unknown[1]:.1%} unknown in validation",
         }
 
-    def figures(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:
-        """BLEU of words (at char and byte level of characters) and exact matches; at the end also sacrebleu's.
+    def text_metrics(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:
+        """BLEU of words (at char and byte level: of characters) and exact matches; at the end also those of sacrebleu.
 
-        Where a split has no text of four words, n-grams of all are as long as its longest: else its BLEU would be 0.
+        If a split has no text of four words, shorter n-grams are used: otherwise its BLEU would always be 0.
         """
-        known = [[self._cut(each) for each in group] for group in references]
+        known = [[self._units(each) for each in group] for group in references]
         row: dict[str, Any] = {
-            "bleu": bleu([self._cut(text) for text in texts], known, self._orders).scores[-1],
+            "bleu": bleu([self._units(text) for text in texts], known, self._orders).scores[-1],
             "exact": sum(text in group for text, group in zip(texts, references)) / len(texts),
         }
-        return row | (published(texts, references) if final else {})
+        return row | (sacrebleu_scores(texts, references) if final else {})
 
     @cached_property
     def _orders(self) -> int:
-        return min(ORDERS, *(max(len(self._cut(text)) for text in split.texts) for split in self.splits.values()))
+        return min(ORDERS, *(max(len(self._units(text)) for text in split.texts) for split in self.splits.values()))
 
-    def _cut(self, text: str) -> list[str]:
-        return text.split() if self.config.level in SPACED else list(text)
+    def _units(self, text: str) -> list[str]:
+        return text.split() if self.config.level in SPACED_LEVELS else list(text)
 
     def save_plots(self, inference: Inference, report: Mapping[str, Any], folder: Path) -> None:
-        """``attention.png``: where the decoder looks while it translates some validation sentences."""
+        """Saves ``attention.png``: the attention weights for some validation sentences."""
         if self.config.attention == "none":
             return
         from jaxgen.plots.attention import draw_attention
@@ -287,60 +287,58 @@ class TranslateData(Seq2SeqData):
         draw_attention([inference.attention(source) for source in sources], folder / "attention.png")
 
     def headline(self, row: Mapping[str, Any]) -> str:
-        """The quality of translations in a few words."""
+        """BLEU and exact matches of an evaluation."""
         return f"BLEU {row['val_bleu']:.1f}, {row['val_exact']:.1%} exactly right"
 
     def report_lines(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
         """The final evaluation as labelled lines."""
-        rows, unit = [], "words" if self.config.level in SPACED else "characters"
+        rows, unit = [], "words" if self.config.level in SPACED_LEVELS else "characters"
         for name in self.splits:
             if f"{name}_bleu" not in report:
                 continue
-            about = {key.removeprefix(f"{name}_"): value for key, value in report.items() if key.startswith(f"{name}_")}
-            line = f"{about['exact']:.2%} exactly right, tokens {about['token_accuracy']:.2%}, "
-            line += f"{about['loss']:.4f} nats/token, BLEU of {unit} {about['bleu']:.2f}"
+            metrics = {
+                key.removeprefix(f"{name}_"): value for key, value in report.items() if key.startswith(f"{name}_")
+            }
+            line = f"{metrics['exact']:.2%} exactly right, tokens {metrics['token_accuracy']:.2%}, "
+            line += f"{metrics['loss']:.4f} nats/token, BLEU of {unit} {metrics['bleu']:.2f}"
             rows.append(("validation" if name == "val" else name.replace("_", " "), line))
-            if "sacrebleu" in about:
-                rows.append(("", f"sacrebleu: BLEU {about['sacrebleu']:.2f}, chrF {about['chrf']:.2f}"))
+            if "sacrebleu" in metrics:
+                rows.append(("", f"sacrebleu: BLEU {metrics['sacrebleu']:.2f}, chrF {metrics['chrf']:.2f}"))
         signature = report.get("val_signature")
         return [*rows, ("sacrebleu", str(signature))] if signature else rows
 
     def next_command(self, run: str) -> str:
-        """How to translate with the run."""
+        """How to translate a text with the run."""
         example = shlex.quote(self.splits["val"].raw[0])
         return f"echo {example} | jaxgen predict --run {shlex.quote(run)}"
 
 
 def _new_codec(config: TranslateConfig, pairs: PairSplits) -> TranslateCodec:
-    """Tokenizers of the two sides of the training split."""
+    """Trains the tokenizers of both sides of the training split."""
     sources, targets = ([text.strip() for text in part] for part in pairs.splits["train"].columns)
     if config.lower:
         sources = [text.lower() for text in sources]
     kind, options = TOKENIZERS[config.level], config.tokenizer_options()
-    before = " " if kind.kind in SPACED else ""
+    before = " " if kind.kind in SPACED_LEVELS else ""
     made = [kind.train((before + text for text in texts), **options) for texts in (sources, targets)]
     return TranslateCodec(made[0], made[1], config.lower, config.max_length)
 
 
 def _check_codec(config: TranslateConfig, codec: TranslateCodec) -> None:
-    """Raise ``UsageError`` for settings of another vocabulary than that of the run to begin from."""
-    if codec.target.kind != config.level:
-        raise UsageError(
-            f"--level is {config.level}, but the run to begin from reads tokens of the level {codec.target.kind}: "
-            f"give --level {codec.target.kind}, or leave out --init-from."
-        )
+    """Raises ``UsageError`` if the settings do not fit the vocabulary of the run to initialise from."""
+    check_same_level(config.level, codec.target)
     if codec.lower != config.lower:
-        reads, flag = ("in lower case", "--lowercase") if codec.lower else ("as they are", "--no-lowercase")
-        raise UsageError(f"The run to begin from reads sources {reads}: give {flag}, or leave out --init-from.")
+        found, flag = ("in lower case", "--lowercase") if codec.lower else ("unchanged", "--no-lowercase")
+        raise UsageError(f"The run of --init-from reads sources {found}: give {flag}, or leave out --init-from.")
 
 
 def _encoded(sources: list[str], texts: list[str], codec: TranslateCodec, leave_out: bool) -> Examples:
-    """Pairs as ids; with ``leave_out`` without those of which a side is too long.
+    """Encodes pairs. With ``leave_out``, drops those with a side that is too long.
 
-    Otherwise sources are cut, and of a target no more counts in the loss; texts are judged by all of it.
+    Otherwise cuts long sources, and counts only the beginning of long targets in the loss; metrics use whole targets.
     """
     texts = [text.strip() for text in texts]
-    inputs = [codec.source.encode(codec.normal(source)) for source in sources]
+    inputs = [codec.source.encode(codec.normalize(source)) for source in sources]
     targets = [encode_target(codec.target, text) for text in texts]
     most = codec.max_length
     keep = [i for i, (a, b) in enumerate(zip(inputs, targets)) if not leave_out or (a.size <= most and b.size < most)]
@@ -350,10 +348,10 @@ def _encoded(sources: list[str], texts: list[str], codec: TranslateCodec, leave_
     return Examples(inputs, raw, raw, kept, targets, lengths, [[i] for i in range(len(keep))])
 
 
-def published(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """BLEU and chrF as sacrebleu counts them, with its signatures; nothing where it is not installed.
+def sacrebleu_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Returns BLEU and chrF of sacrebleu with its signatures, or an empty dictionary if it is not installed.
 
-    Texts with fewer references than others repeat their last one, which changes neither figure.
+    Texts with fewer references than others repeat their last one, which changes neither metric.
     """
     try:
         from sacrebleu.metrics.bleu import BLEU
@@ -368,6 +366,3 @@ def published(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict
         "chrf": float(chrf.corpus_score(list(texts), columns).score),
     }
     return row | {"signature": f"BLEU {bleu_of_words.get_signature()}; chrF {chrf.get_signature()}"}
-
-
-__all__ = ["TranslateCodec", "TranslateConfig", "TranslateData"]
