@@ -77,6 +77,48 @@ QUICK = {
 #: XLA's older code generation for the CPU, which takes a third of the newer one's time, and in one piece.
 OLDER = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 LOCAL = ("127.", "::1", "localhost")
+#: Files and folders whose tests train whole runs, start processes or run whole commands: the lane `pytest -m runs`.
+#: Elsewhere a test of this kind is marked with `@pytest.mark.runs`.
+RUNS = {
+    "baselines/test_counted_runs.py",
+    "cli/test_caption_commands.py",
+    "cli/test_evaluating.py",
+    "cli/test_label_flags.py",
+    "cli/test_ngram_commands.py",
+    "cli/test_predict_command.py",
+    "cli/test_sampling_commands.py",
+    "cli/test_scripts.py",
+    "cli/test_training_commands.py",
+    "cli/test_translating_commands.py",
+    "contracts/test_task_checks_can_fail.py",
+    "distributed/test_several_processes.py",
+    "faults",
+    "fuzz",
+    "test_documents.py",
+    "test_examples.py",
+    "trainer/test_classify_runs.py",
+    "trainer/test_interrupts.py",
+    "trainer/test_killed_processes.py",
+    "trainer/test_labelled_runs.py",
+    "trainer/test_large_texts.py",
+    "trainer/test_one_trainer.py",
+    "trainer/test_resuming.py",
+    "trainer/test_spread_runs.py",
+    "trainer/test_tensorboard.py",
+    "trainer/test_training_runs.py",
+    "trainer/test_translation_runs.py",
+}
+TESTS = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put each test into one lane: `slow` if it is marked so, else `runs` if its file or folder is in ``RUNS``."""
+    for item in items:
+        path = item.path.relative_to(TESTS)
+        listed = path.as_posix() in RUNS or path.parts[0] in RUNS
+        if listed and not item.get_closest_marker("slow"):
+            item.add_marker("runs")
 
 
 @pytest.fixture(autouse=True)
