@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and JSON that is read strictly."""
+"""Atomic writes, strict JSON, and the error messages of files."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from jaxgen.errors import CheckpointError
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 64
-#: Lists and objects in one file, and values: each takes far more memory than the two bytes that it is written in.
+#: The most lists and objects, and the most values, in one file: each takes far more memory than its two bytes of text.
 MAX_JSON_CONTAINERS = 2**20
 MAX_JSON_VALUES = 2**21
-#: What a disk says that has no room, or lets this user have no more of it.
+#: The system's errors for a full disk, a used-up quota and a file that is too large.
 NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
-#: What to do first, where it is known, about a file that could not be written.
-FIRST = dict.fromkeys(NO_ROOM, "Make room on that disk") | {
+#: What to do about a file that could not be written, by the system's error.
+REMEDIES = dict.fromkeys(NO_ROOM, "Make room on that disk") | {
     errno.EROFS: "Make that disk writable",
     errno.ENOENT: "Bring its folder back",
     errno.EACCES: "Make the folder writable",
@@ -38,14 +38,20 @@ FIRST = dict.fromkeys(NO_ROOM, "Make room on that disk") | {
     errno.ENFILE: "Close other programs, or raise the limit of open files of the system",
     errno.ENOMEM: "Make memory free",
 }
-#: What to do about a file of a run that could not be written.
+#: What to do after that if the file belongs to a run in training.
 RESUME = "repeat the command with `--resume auto`"
 
 
 def replace_file(path: Path, data: bytes, advice: str = "repeat the command") -> None:
-    """Make ``path`` hold exactly ``data``: a reader or a crash sees the old file or the new one, never a part.
+    """Write a file atomically: a reader or a crash sees the old content or the new one, never a part.
 
-    Raises ``CheckpointError`` naming the path when it cannot be written; ``advice`` is what to do then.
+    Args:
+        path: the file.
+        data: its new content.
+        advice: what the error tells the user to do.
+
+    Raises:
+        CheckpointError: names the path if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -63,25 +69,25 @@ def replace_file(path: Path, data: bytes, advice: str = "repeat the command") ->
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read. Raises ``ValueError`` for a link, and for a pipe or a device, which would block."""
+    """Open a file for reading. Raises ``ValueError`` for a link, and for a pipe or a device, which would block."""
     if problem := not_regular(os.lstat(path)):
         raise ValueError(problem)
     return open(path, "rb")
 
 
 def not_regular(status: os.stat_result) -> str | None:
-    """What is wrong with what has this ``os.lstat`` as a file of a run; ``None`` for a regular file."""
+    """Why something with this ``os.lstat`` cannot be a file of a run; ``None`` for a regular file."""
     if stat.S_ISLNK(status.st_mode):
-        return "is a link, and a run holds its own files only"
+        return "is a link, and a run holds only its own files"
     return None if stat.S_ISREG(status.st_mode) else "is not a regular file"
 
 
 def refuse_links(path: Path) -> None:
-    """Raise ``CheckpointError`` when what lies at ``path`` is no regular file: it is not written through or cut."""
+    """Raise ``CheckpointError`` if ``path`` exists and is not a regular file, before it is written or truncated."""
     try:
         problem = not_regular(os.lstat(path))
     except OSError:
-        return  # nothing there; what else it is, opening it will say
+        return  # it does not exist; opening it reports any other problem
     if problem:
         raise CheckpointError(f"{path} {problem}. Remove it, then {RESUME}.")
 
@@ -93,14 +99,14 @@ def file_sha256(path: Path) -> str:
 
 
 def user_cache() -> Path:
-    """The operating system's cache folder for jaxgen, which may not exist yet."""
+    """The user's cache folder for jaxgen, which may not exist yet."""
     from platformdirs import user_cache_path
 
     return user_cache_path("jaxgen")
 
 
 def sync_folder(path: Path) -> None:
-    """Ask the system to put the folder's own entries (new names, renames) on the disk."""
+    """Put the entries of a folder (new names, renames) on the disk."""
     if os.name == "nt":
         return  # folders cannot be opened there
     descriptor = os.open(path, os.O_RDONLY)
@@ -111,23 +117,27 @@ def sync_folder(path: Path) -> None:
 
 
 def unwritable(path: Path, error: BaseException, advice: str = RESUME, needed: int | None = None) -> CheckpointError:
-    """The error that says ``path`` could not be written, why, and what to do: by default as for a run in training.
+    """The error for a file that could not be written.
 
-    Where there is no room it tells how many bytes were ``needed``, if given, and how many are free.
+    Args:
+        path: the file or folder.
+        error: what the system said.
+        advice: what to do once the cause is removed; by default that for a run in training.
+        needed: the bytes to be written, which the message compares with those free on a full disk.
     """
     number = error.errno if isinstance(error, OSError) else errno.ENOMEM if isinstance(error, MemoryError) else None
-    first = FIRST.get(number or 0, "Make room on that disk or make the folder writable")
+    remedy = REMEDIES.get(number or 0, "Make room on that disk or make the folder writable")
     kept = "; what was saved before is untouched" if advice == RESUME and number != errno.ENOENT else ""
     said = f"Could not write {path}: {io_reason(path, error, needed)}."
-    refusal = CheckpointError(f"{said} {first}, then {advice}{kept}.")
+    refusal = CheckpointError(f"{said} {remedy}, then {advice}{kept}.")
     refusal.said = said
     return refusal
 
 
 def io_reason(path: Path, error: BaseException, needed: int | None = None) -> str:
-    """Why ``path`` could not be written, in words; where there is no room, the bytes ``needed`` and those free."""
+    """Why ``path`` could not be written, in words; on a full disk with the bytes ``needed`` and those free."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if isinstance(error, MemoryError):  # it says nothing, or what could not be had
+    if isinstance(error, MemoryError):
         reason = "out of memory"
     if isinstance(error, OSError) and error.errno in NO_ROOM and needed is not None:
         reason += f" ({_size(needed)} needed{_free(path)})"
@@ -135,7 +145,7 @@ def io_reason(path: Path, error: BaseException, needed: int | None = None) -> st
 
 
 def run_dir_missing() -> FileNotFoundError:
-    """The error of a run's folder that was there, for ``unwritable``."""
+    """The error for a run's folder that disappeared, to be passed to ``unwritable``."""
     return FileNotFoundError(errno.ENOENT, "the folder was removed or moved while the run went on")
 
 
@@ -151,22 +161,26 @@ def _size(number: int) -> str:
     return f"{number / 1e6:,.1f} MB" if number >= 1e5 else f"{number / 1e3:,.1f} kB"
 
 
-def json_sha256(value: Any) -> str:
-    """The digest of a JSON value, as hexadecimal digits: the same however it is spaced and its keys are ordered."""
+def json_sha256(value: object) -> str:
+    """The digest of a JSON value, as hexadecimal digits. It does not depend on whitespace or the order of keys."""
     canonical = json.dumps(value, allow_nan=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
-def dump_json(value: Any) -> bytes:
+def dump_json(value: object) -> bytes:
     """``value`` as indented JSON in ASCII. Raises ``ValueError`` for a number that is not finite."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("ascii")
 
 
 def load_json(path: Path, advice: str) -> Any:
-    """Read one JSON file of ours; ``advice`` is the sentence that says what to do when that fails.
+    """Read a JSON file that jaxgen wrote.
 
-    Refused with ``CheckpointError``: missing, a link, not a regular file, larger than 64 MB, and what ``parse_json``
-    refuses.
+    Args:
+        path: the file.
+        advice: the sentence that tells the user what to do if that fails.
+
+    Raises:
+        CheckpointError: if it is missing, a link, not a regular file, larger than 64 MB, or refused by ``parse_json``.
     """
 
     def refuse(problem: str, cause: Exception | None = None) -> NoReturn:
@@ -187,7 +201,7 @@ def load_json(path: Path, advice: str) -> Any:
 
 
 def read_bounded(path: Path) -> bytes:
-    """The bytes of a regular file of at most 64 MB. Raises ``ValueError`` that says what else it is."""
+    """The bytes of a regular file of at most 64 MB. Raises ``ValueError`` for anything else."""
     with open_regular(path) as file:
         data = file.read(MAX_JSON_BYTES + 1)
     if len(data) > MAX_JSON_BYTES:
@@ -196,10 +210,11 @@ def read_bounded(path: Path) -> bytes:
 
 
 def parse_json(data: bytes) -> Any:
-    """``data`` as strict JSON. Raises ``ValueError`` that says what is wrong.
+    """Parse JSON from a file that anybody may have written.
 
-    That is: not UTF-8, not JSON, deeper than 64 levels, a key given twice, a number that is not finite, and more lists
-    or values than a run ever writes, before any is made.
+    Raises:
+        ValueError: if it is not UTF-8 or not JSON, is nested deeper than 64 levels, repeats a key, or has a number that
+            is not finite. Too many lists, objects or values are refused before any is allocated.
     """
     if data.count(b"[") + data.count(b"{") > MAX_JSON_CONTAINERS:
         raise ValueError(f"it has more than {MAX_JSON_CONTAINERS:,} lists and objects, the most that are read")
@@ -236,11 +251,11 @@ def _finite(text: str) -> float:
     return value
 
 
-def _check_depth(value: Any) -> None:
-    """Walk level by level: recursion is what a hostile file would exhaust."""
+def _check_depth(value: object) -> None:
+    """Raise ``ValueError`` for too deep a value. Not recursive, because a hostile file would exhaust the stack."""
     level, depth = [value], 0
     while level:
-        children: list[Any] = []
+        children: list[object] = []
         for item in level:
             if isinstance(item, dict):
                 children.extend(item.values())

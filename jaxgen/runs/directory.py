@@ -1,4 +1,4 @@
-"""The folder of one run: where each of its files lies, and how a run is made and found."""
+"""The folder of a run: where its files are, and how a run is created, opened and found."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ CHECKPOINTS = "checkpoints"
 
 
 class RunDirectory:
-    """A run's folder, complete in itself: copied elsewhere, everything still works.
+    """The folder of a run. It is self-contained: a copy of it elsewhere is the same run.
 
-    Use ``create`` for a new run, ``open`` for one that exists and ``newest`` for the one last worked on.
+    Use ``create`` for a new run, ``open`` for an existing one and ``newest`` for the one written last.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -36,21 +36,26 @@ class RunDirectory:
     def create(
         cls, path: str | os.PathLike[str] | None, task: str, root: str | os.PathLike[str] = "runs"
     ) -> RunDirectory:
-        """Make the folder of a new run and prove that it can be written; ``None`` means ``<root>/<task>-<n>``.
+        """Make the folder of a new run and check that it can be written.
 
-        Two processes never get the same ``n``. Raises ``UsageError`` when the folder holds something already
-        or cannot be written.
+        Args:
+            path: the folder; ``None`` means ``<root>/<task>-<n>``, with a number that no other process gets.
+            task: the name of the task.
+            root: the parent of numbered folders.
+
+        Raises:
+            UsageError: if the folder is not empty or cannot be written.
         """
         run = cls._create_numbered(task, Path(root)) if path is None else cls._create_at(Path(path))
-        run._prove_writable()
+        run._check_writable()
         return run
 
     @classmethod
     def check(cls, path: str | os.PathLike[str] | None, root: str | os.PathLike[str] = "runs") -> None:
-        """Raise the ``UsageError`` of ``create`` while nothing is made yet, for those who work long before they do."""
+        """Raise the ``UsageError`` that ``create`` would raise, without making anything: for use before long work."""
         place = Path(root if path is None else path)
         above = [each for each in (place.absolute(), *place.absolute().parents) if os.path.lexists(each)]
-        there = above[0]  # what is there of the folder, or is to hold it
+        there = above[0]  # the folder, or its nearest parent that exists
         try:
             if path is not None and there == place.absolute():
                 _check_free(place, os.listdir(place))
@@ -70,7 +75,7 @@ class RunDirectory:
             for number in itertools.count(max(taken, default=0) + 1):
                 candidate = root / f"{task}-{number}"
                 try:
-                    candidate.mkdir()  # atomic: whoever makes it owns it
+                    candidate.mkdir()  # atomic: only one process succeeds
                 except FileExistsError:
                     continue
                 return cls(candidate)
@@ -90,7 +95,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunDirectory:
-        """The run that lies at ``path``. Raises ``CheckpointError`` when none does, or one without its settings."""
+        """The run at ``path``. Raises ``CheckpointError`` if there is none, or one without its ``config.json``."""
         run = cls(path)
         if run.exists():
             return run
@@ -102,7 +107,7 @@ class RunDirectory:
         else:
             missing = f"has no {CONFIG}"
         raise CheckpointError(
-            f"{run.path} is not a run: it {missing}. `python train.py --run {run.path}` makes a run; "
+            f"{run.path} is not a run: it {missing}. `python train.py --run {run.path}` trains one; "
             "without `--run` the newest one is used."
         )
 
@@ -110,22 +115,29 @@ class RunDirectory:
     def newest(cls, root: str | os.PathLike[str] = "runs", tasks: Collection[str] | None = None) -> RunDirectory:
         """The run under ``root`` whose configuration or newest checkpoint was written last.
 
-        Only runs of ``tasks``, if they are given. Raises ``CheckpointError`` when there is none.
+        Args:
+            root: the folder with the runs.
+            tasks: the tasks to choose from; by default all.
+
+        Raises:
+            CheckpointError: if there is no such run.
         """
         root = Path(root)
         runs = [run for entry in (sorted(root.iterdir()) if root.is_dir() else []) if (run := cls(entry)).exists()]
         if not runs:
-            raise CheckpointError(f"There is no run in {root}/. `python train.py` makes one; `--run DIR` names one.")
+            raise CheckpointError(
+                f"There is no run in {root}/. Train one with `python train.py`, or name one with `--run DIR`."
+            )
         able = [run for run in runs if tasks is None or run.task() in (None, *tasks)]
         if not able:
             raise CheckpointError(
-                f"No run in {root}/ is of a task that this command can use ({', '.join(tasks or ())}). "
-                "`python train.py TASK` makes one; `--run DIR` names one."
+                f"No run in {root}/ has a task that this command can use ({', '.join(tasks or ())}). Train one with "
+                "`python train.py TASK`, or name one with `--run DIR`."
             )
         return max(able, key=cls._last_written)
 
     def task(self) -> str | None:
-        """The task that its ``config.json`` names; ``None`` where that cannot be read."""
+        """The task named in ``config.json``; ``None`` if that cannot be read."""
         try:
             task = self.read_json(CONFIG)["task"]
         except (CheckpointError, KeyError, TypeError):
@@ -133,27 +145,27 @@ class RunDirectory:
         return task if isinstance(task, str) else None
 
     def exists(self) -> bool:
-        """Whether a run lies here: its ``config.json`` is there."""
+        """Whether this is a run, that is, has a ``config.json``."""
         return self.config_path.is_file()
 
     def check_config(self) -> None:
-        """Raise ``CheckpointError`` where a run lies whose ``config.json`` is gone, or is no file.
+        """Raise ``CheckpointError`` if this is a run whose ``config.json`` is gone or is not a file.
 
-        What a start leaves that was killed before it wrote its configuration is no run.
+        What a start leaves that was killed before it wrote its configuration is not a run.
         """
-        trained = self._has_trained()  # asked first: whoever starts a run just now writes its configuration before that
+        trained = self._has_trained()  # first: a run that starts right now writes its configuration before it trains
         try:
             problem = not_regular(os.lstat(self.config_path))
         except OSError:
             problem = "is missing" if trained else None
         if problem:
             raise CheckpointError(
-                f"{self.path} holds a run that is damaged: its {CONFIG} {problem}. Copy the run again from where it "
-                "came, or train another in a new folder with `python train.py --run DIR`."
+                f"{self.path} is a damaged run: its {CONFIG} {problem}. Copy the run again from where it came, or "
+                "train another in a new folder with `python train.py --run DIR`."
             )
 
     def _has_trained(self) -> bool:
-        """Whether there are checkpoints, and more than a start makes before it writes its configuration."""
+        """Whether there is more than a start makes before it writes its configuration."""
         if not is_folder(self.checkpoints_path):
             return False
         steps = CheckpointStore(self.checkpoints_path).steps()
@@ -161,7 +173,7 @@ class RunDirectory:
 
     @property
     def config_path(self) -> Path:
-        """``config.json``: everything needed to build the model again."""
+        """``config.json``: the settings, and everything needed to build the model again."""
         return self.path / CONFIG
 
     @property
@@ -171,7 +183,7 @@ class RunDirectory:
 
     @property
     def checkpoints_path(self) -> Path:
-        """``checkpoints/``: what ``CheckpointStore`` keeps."""
+        """``checkpoints/``: the folder of the ``CheckpointStore``."""
         return self.path / CHECKPOINTS
 
     @property
@@ -181,7 +193,7 @@ class RunDirectory:
 
     @property
     def samples_path(self) -> Path:
-        """``samples.txt``: what the model wrote while it learnt."""
+        """``samples.txt``: samples drawn during training."""
         return self.path / "samples.txt"
 
     @property
@@ -189,28 +201,30 @@ class RunDirectory:
         """``loss.png``: the loss curves."""
         return self.path / "loss.png"
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Write ``value`` to the file ``name`` of the run, whole or not at all.
+    def write_json(self, name: str, value: object) -> None:
+        """Write ``value`` atomically to the file ``name`` of the run.
 
-        Raises ``ValueError`` for a number that is not finite and ``CheckpointError`` when it cannot be written.
+        Raises:
+            ValueError: for a number that is not finite.
+            CheckpointError: if it cannot be written.
         """
         replace_file(self._file(name), dump_json(value), RESUME)
 
     def read_json(self, name: str) -> Any:
-        """The content of the JSON file ``name``. Raises ``CheckpointError`` (see ``files.load_json``)."""
+        """The content of the JSON file ``name``. Raises ``CheckpointError`` as ``load_json`` does."""
         return load_json(
             self._file(name), f"Copy the run {self.path} again, or train another with `python train.py --run DIR`."
         )
 
     def _file(self, name: str) -> Path:
         if Path(name).name != name:
-            raise ValueError(f"{name!r} is not the name of a file in the run; give it without a folder.")
+            raise ValueError(f"{name!r} is not the name of a file in the run; give a name without a folder.")
         return self.path / name
 
-    def _prove_writable(self) -> None:
+    def _check_writable(self) -> None:
         probe = self.path / f".probe-{os.getpid()}.tmp"
         try:
-            probe.touch(exist_ok=False)  # what lies there already may be a link
+            probe.touch(exist_ok=False)  # an existing file may be a link
             try:
                 probe.write_bytes(b"\0")
             finally:
@@ -226,21 +240,20 @@ class RunDirectory:
 
 
 def _check_free(path: Path, entries: list[str]) -> None:
-    """Raise ``UsageError`` when the folder ``path`` has ``entries`` that a new run would not leave alone."""
+    """Raise ``UsageError`` if the ``entries`` of the folder ``path`` are not only those of a start that was killed."""
     if CONFIG in entries:
         raise UsageError(
             f"{path} already holds a run. Continue it with `--resume auto`, or choose another folder with `--run`."
         )
-    # A start that was killed before it wrote its configuration leaves nothing of value.
     if not all(map(_is_of_a_start, entries)):
         raise UsageError(
-            f"{path} is not empty and is not a run (it has no {CONFIG}). A run that exists is continued with "
+            f"{path} is not empty and is not a run (it has no {CONFIG}). Continue an existing run with "
             "`--resume auto`; for a new one choose another folder with `--run`."
         )
 
 
 def _is_of_a_start(entry: str) -> bool:
-    """Whether a start makes what has this name before it writes its configuration, checkpoints aside."""
+    """Whether a start makes a file of this name before it writes its configuration."""
     return entry in (TOKENIZER, LOCK) or re.fullmatch(r"\..*\.tmp", entry) is not None
 
 

@@ -1,4 +1,4 @@
-"""The two logs of a run, both cut back to a step when a run resumes: ``metrics.jsonl`` and ``samples.txt``."""
+"""The logs of a run, ``metrics.jsonl`` and ``samples.txt``. Both are truncated to a step when the run resumes."""
 
 from __future__ import annotations
 
@@ -9,62 +9,72 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from jaxgen.errors import CheckpointError
 from jaxgen.fsutil import RESUME, parse_json, refuse_links, replace_file, sync_folder, unwritable
 
 
 class MetricsLog:
-    """A file of one JSON object a line. A last line cut short by a crash is dropped, wherever it is met."""
+    """One JSON object a line. A last line that a crash cut short is ignored, and dropped by the next write."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
-    def append(self, row: Mapping[str, Any]) -> None:
+    def append(self, row: Mapping[str, object]) -> None:
         """Add ``row`` as one line, on the disk before this returns; numbers that are not finite become null.
 
-        Scalars of NumPy and JAX are taken as numbers. Raises ``CheckpointError`` when the file cannot be written.
+        Scalars of NumPy and JAX are written as numbers.
+
+        Raises:
+            CheckpointError: if the file cannot be written.
         """
         line = json.dumps(_plain(row), allow_nan=False) + "\n"
         if _ends_torn(self.path):
-            replace_file(self.path, b"".join(raw for raw, _ in self._lines()), RESUME)
+            replace_file(self.path, b"".join(line.raw for line in self._good_lines()), RESUME)
         _append(self.path, line.encode("ascii"))
 
     def read(self) -> list[dict[str, Any]]:
-        """All rows in the order written; none when the file does not exist.
+        """All rows in the order written; none if the file does not exist.
 
-        Raises ``CheckpointError`` naming the line when one that is not the last is not a JSON object.
+        Raises:
+            CheckpointError: names a line that is not a JSON object, unless it is the last one.
         """
-        return [row for _, row in self._lines()]
+        return [line.row for line in self._good_lines() if line.row is not None]
 
     def truncate(self, step: int) -> None:
-        """Drop the rows whose ``"step"`` is beyond ``step``, and a torn last line, in one atomic replacement.
+        """Drop the rows whose ``"step"`` is after ``step``, and a torn last line, in one atomic replacement.
 
-        A damaged line goes with them where it stands beyond ``step`` too: behind the last row that is kept, and with a
-        greater step of its own if that can still be read. Any other raises as in ``read``.
+        A damaged line is dropped too if it belongs to a later step: it comes after the last row that is kept, and its
+        own step, if that can still be read, is later.
+
+        Raises:
+            CheckpointError: as ``read``, for any other damaged line.
         """
-        lines = list(self._parsed())
+        lines = list(self._lines())
         if not self.path.exists():
             return
-        within = [row is not None and not _beyond(row.get("step"), step) for _, row, _ in lines]
-        last = max((number for number, inside in enumerate(within) if inside), default=-1)
-        reached = last >= 0 and (lines[last][1] or {}).get("step") == step
-        for number, (line, row, error) in enumerate(lines):
-            told = re.match(rb'\{"step": ([0-9]{1,18}),', line)
-            after = number > last and (reached if told is None else int(told[1]) > step)
-            if row is None and error is not None and not after:
-                raise error
-        replace_file(self.path, b"".join(line for (line, _, _), inside in zip(lines, within) if inside), RESUME)
+        kept = [line.row is not None and not _is_after(line.row.get("step"), step) for line in lines]
+        last = max((index for index, keep in enumerate(kept) if keep), default=-1)
+        reached = last >= 0 and (lines[last].row or {}).get("step") == step
+        for index, line in enumerate(lines):
+            own_step = re.match(rb'\{"step": ([0-9]{1,18}),', line.raw)
+            is_later = index > last and (reached if own_step is None else int(own_step[1]) > step)
+            if line.error is not None and not is_later:
+                raise line.error
+        replace_file(self.path, b"".join(line.raw for line, keep in zip(lines, kept) if keep), RESUME)
 
-    def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        for line, row, error in self._parsed():
-            if row is None:
-                raise error or AssertionError("unreachable")
-            yield line, row
+    def _good_lines(self) -> Iterator[_Line]:
+        for line in self._lines():
+            if line.error is not None:
+                raise line.error
+            yield line
 
-    def _parsed(self) -> Iterator[tuple[bytes, dict[str, Any] | None, CheckpointError | None]]:
-        """Every line with its row, or without one and with the error that says so; a torn last line is left out."""
+    def _lines(self) -> Iterator[_Line]:
+        """Every line but a torn last one."""
         lines = _content(self.path).split(b"\n")
         for number, line in enumerate(lines, start=1):
             last = number == len(lines)
@@ -78,19 +88,27 @@ class MetricsLog:
                 if last:
                     return
                 problem = CheckpointError(
-                    f"Line {number} of {self.path} is not a row of metrics: {error}. Delete that line; the run goes on "
-                    "without it."
+                    f"Line {number} of {self.path} is not a row of metrics: {error}. Delete that line; the run "
+                    "continues without it."
                 )
-                yield line + b"\n", None, problem
+                yield _Line(line + b"\n", None, problem)
             else:
-                yield line + b"\n", row, None
+                yield _Line(line + b"\n", row, None)
+
+
+class _Line(NamedTuple):
+    """A line of the log: its row, or the error that says why it has none."""
+
+    raw: bytes
+    row: dict[str, Any] | None
+    error: CheckpointError | None
 
 
 def append_sample(path: str | os.PathLike[str], step: int, text: str) -> None:
     """Add ``text`` to ``samples.txt`` as a section headed ``=== step N ===``.
 
-    A line of the text that looks like such a heading gets a backslash in front, so that the text cannot be
-    taken for one. Write a step's samples before its checkpoint: ``truncate_samples`` keeps what a checkpoint has.
+    A line of the text that looks like such a heading is escaped with a backslash. Write the samples of a step before
+    its checkpoint: ``truncate_samples`` keeps those of the step that a run resumes from.
     """
     body = text.encode("utf-8", "backslashreplace")
     body = re.sub(rb"(?m)^(\\*=== step)", rb"\\\1", body)
@@ -101,17 +119,17 @@ def append_sample(path: str | os.PathLike[str], step: int, text: str) -> None:
 
 
 def truncate_samples(path: str | os.PathLike[str], step: int) -> None:
-    """Drop the sections of ``samples.txt`` that belong to a step beyond ``step``, and one cut short by a crash."""
+    """Drop the sections of ``samples.txt`` that belong to a later step, and one that a crash cut short."""
     target = Path(path)
     data = _content(target)
     if target.exists():
-        kept = [section for number, section in _sections(data) if not _beyond(number, step)]
+        kept = [section for number, section in _sections(data) if not _is_after(number, step)]
         replace_file(target, b"".join(kept), RESUME)
 
 
 def _sections(data: bytes) -> Iterator[tuple[int | None, bytes]]:
-    """The whole sections with their steps; text before the first heading has the step ``None``."""
-    if data and not data.endswith(b"\n"):  # a crash: the torn line goes, and the section with it if it is not a heading
+    """The complete sections with their steps; text before the first heading has the step ``None``."""
+    if data and not data.endswith(b"\n"):  # a crash: drop the torn line, and the section that it belongs to
         end = data.rfind(b"\n") + 1
         if not data.startswith(b"=== step ", end) and not b"=== step ".startswith(data[end:]):
             end = max(data.rfind(b"\n=== step ", 0, end) + 1, 0)
@@ -124,12 +142,12 @@ def _sections(data: bytes) -> Iterator[tuple[int | None, bytes]]:
         yield int(head[1]), data[head.start() : end]
 
 
-def _beyond(number: Any, step: int) -> bool:
+def _is_after(number: object, step: int) -> bool:
     return isinstance(number, (int, float)) and number > step
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a log; none when it does not exist. Raises ``CheckpointError`` for a link or no regular file."""
+    """The bytes of a log; none if it does not exist. Raises ``CheckpointError`` for anything but a regular file."""
     refuse_links(path)
     try:
         return path.read_bytes()
@@ -149,10 +167,10 @@ def _ends_torn(path: Path) -> bool:
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Add ``data`` for good: a checkpoint saved next stands for it, and must not outlive it when the power fails."""
+    """Append ``data``, on the disk before this returns: a later checkpoint counts on it, even after a power failure."""
     try:
         new = not path.exists()
-        with open(path, "ab", buffering=0) as file:  # one write: a kill leaves the line whole or absent
+        with open(path, "ab", buffering=0) as file:  # a single write: a kill leaves the line whole or absent
             if file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
@@ -162,8 +180,8 @@ def _append(path: Path, data: bytes) -> None:
         raise unwritable(path, error, needed=len(data)) from error
 
 
-def _plain(value: Any) -> Any:
-    """``value`` in JSON's own types, what is not finite as ``None``."""
+def _plain(value: object) -> object:
+    """``value`` in the types of JSON; numbers that are not finite become ``None``."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -172,6 +190,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if callable(getattr(value, "item", None)):
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
         return _plain(value.item())
     raise TypeError(f"A row of metrics holds numbers, text and lists of them, not {type(value).__name__}.")

@@ -23,10 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from jaxgen.errors import CheckpointError
-from jaxgen.fsutil import dump_json, file_sha256, json_sha256, not_regular, open_regular, parse_json, read_bounded
+from jaxgen.fsutil import (
+    StrictModel,
+    dump_json,
+    file_sha256,
+    json_sha256,
+    not_regular,
+    open_regular,
+    parse_json,
+    read_bounded,
+)
 from jaxgen.runs.tensors import MAX_HEADER_BYTES, array_sha256, decode, dtype_of, encode
 
 VERSION = 2
@@ -38,11 +47,7 @@ PARAMS = "params."
 _MANIFEST_0_1 = "checkpoint.json"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Leaf(_Strict):
+class Leaf(StrictModel):
     """One array of the state."""
 
     shape: list[NonNegativeInt] = Field(max_length=32)
@@ -65,14 +70,14 @@ class Leaf(_Strict):
         return cls(shape=list(array.shape), dtype=array.dtype.name, sha256=array_sha256(array))
 
 
-class StoredFile(_Strict):
+class StoredFile(StrictModel):
     """One file of a checkpoint."""
 
     size: NonNegativeInt
     sha256: str
 
 
-class Manifest(_Strict):
+class Manifest(StrictModel):
     """The content of ``manifest.json``, its own digest (``sha256``) aside."""
 
     version: int
