@@ -6,9 +6,9 @@ import signal
 if __name__ == "__main__":
     former = signal.getsignal(signal.SIGINT)
     if former is signal.default_int_handler:
-        # While modules load, Ctrl-C may not raise: NumPy turns the exception into another, with a traceback.
+        # While modules load, Ctrl-C must not raise: NumPy turns KeyboardInterrupt into an ImportError with a traceback.
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    from jaxgen.cli import leave
+    from jaxgen.cli.main import leave
     from jaxgen.cli.sample import main
 
     signal.signal(signal.SIGINT, former)

@@ -153,7 +153,7 @@ class Jaxgen(Jax):
         import jax
 
         from jaxgen import GenerationConfig, Sampler
-        from jaxgen.cli.output import Speed
+        from jaxgen.cli.output import SamplingSpeed
         from jaxgen.sampling import DECODE_ROWS
         from jaxgen.tokenizers.base import FIRST
         from jaxgen.tokenizers.char import CharTokenizer
@@ -165,8 +165,8 @@ class Jaxgen(Jax):
         def run(calls: int) -> tuple[int, float]:
             block = max(DECODE_ROWS, s.batch)  # one stream as by default, many with --block
             settings = GenerationConfig(length=CHUNK * (calls + 1), temperature=TEMPERATURE, seed=0, block=block)
-            speed = Speed(block)
-            for _ in speed.timed(sampler.stream("", settings, num_samples=s.batch)):
+            speed = SamplingSpeed(block)
+            for _ in speed.measure(sampler.stream("", settings, num_samples=s.batch)):
                 pass
             return speed.later_tokens, speed.later_seconds
 

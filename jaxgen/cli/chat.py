@@ -1,203 +1,54 @@
-"""``sample.py --interactive``: lines and commands in, answers out as they are made.
+"""``sample.py --interactive``: reads lines and commands, writes the text that the model adds.
 
-The text alone goes to standard output, all else to standard error. What a line does to the text is
-``jaxgen.inference.chat``'s business; here lines are parsed and results shown.
+Only the text goes to standard output. ``jaxgen.inference.chat`` keeps the text and its states.
 """
 
 from __future__ import annotations
 
+import cmd
 import contextlib
+import inspect
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxgen.cli.common import escape_controls, log
-from jaxgen.cli.output import Writer
-from jaxgen.cli.sample import SampleConfig
-from jaxgen.cli.sampling_flags import read_number, unescaped
+from jaxgen.cli.common import log, one_line, reason
+from jaxgen.cli.output import SampleWriter
+from jaxgen.cli.sampling_flags import (
+    read_label_weights,
+    read_number,
+    read_temperature,
+    read_transforms,
+    transform_flags,
+    transform_notes,
+    unescape,
+)
 from jaxgen.errors import JaxgenError, UsageError, choose
+from jaxgen.sampling.transforms.temperature import Linear
+from jaxgen.tasks.language.conditioning import Condition
 from jaxgen.trainer.signals import StopSignals
 
 if TYPE_CHECKING:
     from jaxgen.inference.chat import ChatSession, Continuation
     from jaxgen.inference.text_stream import Chunk
-import shlex
-from collections.abc import Sequence
-from dataclasses import replace
-
-from jaxgen.cli.sampling_flags import (
-    described_transforms,
-    notes,
-    read_temperature,
-    read_transforms,
-    read_weights,
-    read_words,
-    transform_flags,
-)
-from jaxgen.sampling.transforms import TRANSFORMS
-from jaxgen.sampling.transforms.temperature import Linear
-from jaxgen.tasks.language.conditioning import Condition
-
-if TYPE_CHECKING:
-    from jaxgen.inference.chat import ChatSession
-
-
-#: Usage and help of the settings that are no transforms.
-PLAIN = {
-    "temperature": ("T", "0: always the likeliest token; 0.7; 1.2,0.8 a token each; 1.5:0.5:200 a line over tokens."),
-    "seed": ("N", "Another seed, whose answers are counted from 0."),
-    "length": ("N", "Tokens of an answer."),
-    "stop": ("TEXT ... | off", "End an answer in front of any of these texts."),
-    "max-seconds": ("S | off", "End an answer after this time."),
-    "unk": ("error | skip", "What to do with characters that the model has never seen."),
-}
-#: And of runs that know such things of their texts; they hold for texts that begin from then on.
-KNOWN = {
-    "label": ("LABEL[:WEIGHT] ... | off", "Texts that begin from now on are of this label, or between several."),
-    "features": ("X ... | off", "Texts that begin from now on have these numbers, one for each feature."),
-}
-OFF = "off"
-#: What ``off`` stands for, where it stands for something.
-WITHOUT: dict[str, Any] = {"stop": (), "max-seconds": None}
-
-
-class Dials:
-    """The settings of a conversation as text. ``flags`` are the values of the transforms' flags, as parsed."""
-
-    def __init__(self, talk: ChatSession, flags: Mapping[str, Any]) -> None:
-        self._talk = talk
-        self._neutral = {name.replace("_", "-"): default for name, _, default in transform_flags()}
-        self._values = {name: flags[name.replace("-", "_")] for name in self._neutral}
-        self._readers: dict[str, Callable[[Sequence[str]], Any]] = {
-            "temperature": lambda words: read_temperature(" ".join(words)),
-            "seed": partial(read_number, "seed"),
-            "length": partial(read_number, "length"),
-            "stop": tuple,
-            "max-seconds": lambda words: read_number("max-seconds", words, float),
-        }
-
-    def described(self) -> dict[str, tuple[str, str]]:
-        """Usage and help of every setting."""
-        transforms = {}
-        for name, (word, text) in described_transforms().items():
-            several = " ..." if self._neutral[name] == () else ""
-            transforms[name] = (f"{word}{several} | {OFF}", text)
-        return PLAIN | {name: KNOWN[name] for name in self._known()} | transforms
-
-    def _known(self) -> list[str]:
-        """The names in ``KNOWN`` that the run knows anything of."""
-        known = self._talk.sampler.conditioning
-        there = {} if known is None else {"label": known.labels, "features": known.features}
-        return [name for name in KNOWN if there.get(name)]
-
-    def turn(self, name: str, argument: str) -> None:
-        """Set ``name`` to what ``argument`` says, or show it if that is empty. Raises ``UsageError``."""
-        if not argument:
-            log(self._line(name))
-        elif name == "unk":
-            self._talk.unk = choose(argument, ("error", "skip"), "way to treat unknowns (--unk)")
-        elif name in KNOWN:
-            self._turn_condition(name, argument)
-        elif name in self._values:
-            self._turn_transform(name, self._neutral[name] if argument == OFF else read_words(name, words(argument)))
-        else:
-            off = argument == OFF and name in WITHOUT
-            value = WITHOUT[name] if off else self._readers[name](words(argument))
-            self._talk.settings = replace(self._talk.settings, **{name.replace("-", "_"): value})
-            if name == "seed":
-                self._talk.number = 0
-
-    def lines(self) -> Iterator[str]:
-        """All settings in force, as the commands that set them."""
-        return (line for name in self.described() if not (line := self._line(name)).endswith(f" {OFF}"))
-
-    def _turn_condition(self, name: str, argument: str) -> None:
-        sampler = self._talk.sampler
-        known, now = sampler.conditioning, sampler.condition or Condition()
-        if known is None:
-            raise UsageError(f"This run knows neither labels nor features, so that /{name} means nothing to it.")
-        given = [] if argument == OFF else words(argument)
-        if name == "label":
-            now = replace(now, labels=known.choose(read_weights(given, known)).labels if given else None)
-        else:
-            numbers = [read_number(name, [word], float) for word in given]
-            now = replace(now, features=known.choose(features=numbers).features if given else None)
-        self._talk.sampler = sampler.under(now)
-        if self._talk.state is not None:
-            log("(It says where a text begins: /new begins one.)")
-
-    def _turn_transform(self, name: str, value: Any) -> None:
-        values = self._values | {name: value}
-        flags = {each.replace("-", "_"): value for each, value in values.items()}
-        transforms = read_transforms(flags, self._talk.sampler.tokenizer.encode)
-        self._talk.settings = replace(self._talk.settings, transforms=transforms)
-        self._values = values
-        for note in notes(self._talk.sampler, [each for each in transforms if type(each) is TRANSFORMS[name]]):
-            log(note)
-
-    def _line(self, name: str) -> str:
-        if name == "unk":
-            return f"/unk {self._talk.unk}"
-        if name in KNOWN:
-            return f"/{name} {self._condition(name)}"
-        value = self._values[name] if name in self._values else getattr(self._talk.settings, name.replace("-", "_"))
-        return f"/{name} {_written(value)}"
-
-    def _condition(self, name: str) -> str:
-        now = self._talk.sampler.condition or Condition()
-        if name == "features":
-            return OFF if now.features is None else " ".join(f"{value:g}" for value in now.features)
-        shares = now.labels or ()
-        return _written(tuple(label if len(shares) == 1 else f"{label}:{share:g}" for label, share in shares))
-
-
-def words(text: str) -> list[str]:
-    r"""Words apart at spaces that no quotes enclose; ``\\n``, ``\\t`` and ``\\\\`` as in a line of text."""
-    reader = shlex.shlex(text, posix=True, punctuation_chars=False)
-    reader.whitespace_split, reader.commenters, reader.escape = True, "", ""
-    try:
-        return [unescaped(word) for word in reader]
-    except ValueError:
-        raise UsageError(
-            f"{text!r} has a quote that is not closed: put a text with spaces or with the other quote between "
-            "two of one kind."
-        ) from None
-
-
-def _written(value: Any) -> str:
-    """A value as one would type it."""
-    if isinstance(value, Linear):
-        return f"{value.start}:{value.end}:{value.steps}"
-    if value is None or value == ():
-        return OFF
-    if not isinstance(value, tuple):
-        return str(value)
-    if all(isinstance(each, str) for each in value):
-        return " ".join(map(_quoted, value))
-    return ",".join(map(str, value))
-
-
-def _quoted(text: str) -> str:
-    for character, escape in (("\\", "\\\\"), ("\n", "\\n"), ("\t", "\\t")):
-        text = text.replace(character, escape)
-    quote = "'" if '"' in text else '"'
-    return f"{quote}{text}{quote}"
-
 
 PROMPT = "> "
-#: What ``/pick`` offers unless told otherwise: continuations, and tokens in each.
-OFFERS, OFFER_LENGTH = 5, 16
-#: Characters shown of the text so far, and of the name of a command in the help.
+#: The argument that unsets a setting.
+OFF = "off"
+#: Defaults of ``/pick``: continuations, and tokens in each.
+NUM_CONTINUATIONS, CONTINUATION_LENGTH = 5, 16
+#: Characters shown of the end of the text, and columns of the usage in the help.
 TAIL, USAGE = 60, 30
-#: What is said of an answer that ended otherwise than at its length or a stop string.
+#: Remarks on answers that end in another way than at their length or a stop string.
 ENDS = {
     "eos": "(The text ends here; what follows begins another.)",
     "stopped": "(Stopped; the text goes on from here.)",
@@ -205,257 +56,428 @@ ENDS = {
 }
 
 HELP = r"""
-A line is text to continue. It is read just as it stands, without a line break behind it; \n, \t and \\ in it stand for
-a line break, a tab and a backslash, and // at its beginning for a slash. Each line goes on where the last answer
-ended; an empty line goes on without more text. Ctrl-C stops an answer and keeps what was shown, Ctrl-D leaves.
+A line is text to continue. It is read exactly as it stands, without a line break after it; \n, \t and \\ in it stand
+for a line break, a tab and a backslash, and // at its beginning for a slash. Each line continues where the last answer
+ended; an empty line continues without more text. Ctrl-C stops an answer and keeps what was shown, Ctrl-D leaves.
 
 Answers are numbered from 0: answer k is sample k of the seed, so that the same lines give the same answers.
 """
 
 
-def check(config: SampleConfig, json: bool) -> None:
-    """Raise ``UsageError`` for flags that contradict ``--interactive``."""
-    several = "draws one text after the other"
-    against = {
-        "--prompt-file -": (config.prompt_file == "-", "reads its lines from standard input"),
-        "--json": (json, "writes plain text"),
-        "--num-samples": (config.num_samples != 1, several),
-        "--skip": (config.skip != 0, several),
-        "--sample-index": (config.sample_index is not None, several),
-        "--best-of": (config.best_of is not None, several),
-        "--block": (config.block is not None, several),
-        "several numbers behind --temperature": (len(config.temperature) > 1, "has one temperature at a time"),
-    }
-    for flag, (given, why) in against.items():
-        if given:
-            raise UsageError(f"--interactive {why} and cannot be given with {flag}: leave one of them out.")
+class Setting(NamedTuple):
+    """A setting that the command of the same name shows and changes."""
 
-
-@dataclass(frozen=True)
-class Command:
-    """What a line that begins with a slash does; ``run`` takes what stands behind the name."""
-
-    run: Callable[[str], None]
     usage: str
     help: str
+    read: Callable[[Sequence[str]], Any]
+    #: The value of ``off``, in a tuple; empty where nothing stands for it.
+    off: tuple[Any, ...] = ()
 
 
-class Session:
-    """A conversation at the keyboard, or in a pipe."""
+#: The settings that are fields of ``GenerationConfig``.
+GENERATION = {
+    "temperature": Setting(
+        "T",
+        "0: always the likeliest token; 0.7; 1.2,0.8 one for each token; 1.5:0.5:200 linear over tokens.",
+        lambda words: read_temperature(" ".join(words)),
+    ),
+    "seed": Setting("N", "Another seed; its answers are counted from 0.", partial(read_number, "seed")),
+    "length": Setting("N", "Tokens of an answer.", partial(read_number, "length")),
+    "stop": Setting("TEXT ... | off", "End an answer before any of these texts.", tuple, ((),)),
+    "max-seconds": Setting(
+        "S | off", "End an answer after this time.", partial(read_number, "max-seconds", kind=float), (None,)
+    ),
+}
 
-    def __init__(self, talk: ChatSession, flags: Mapping[str, Any], *, raw: bool = False) -> None:
-        self.talk = talk
-        self.dials = Dials(talk, flags)
+
+class Chat(cmd.Cmd):
+    """A chat at the keyboard or in a pipe. A line that begins with a slash is a command, any other one is text."""
+
+    def __init__(self, session: ChatSession, flags: Mapping[str, Any], *, raw: bool = False) -> None:
+        """``flags`` are the values of the transforms' flags; ``raw`` leaves control characters as they are."""
+        super().__init__()
+        self.session = session
         self.terminal = sys.stdout.isatty()
-        self.writer = Writer(escape=self.terminal and not raw)
-        self.leaving = False
+        self.writer = SampleWriter(escape=self.terminal and not raw)
         self.signals = StopSignals()
-        #: What ``/pick`` asked for, the continuations on the screen, and the state that they belong to.
+        #: The arguments of ``/pick``, the continuations on the screen, and the state that they continue.
         self.pick: tuple[int, int] | None = None
         self.offers: list[Continuation] = []
-        self.offered: Any = self
-        self.actions = {
-            "help": Command(self._help, "", "Show this."),
-            "again": Command(self._again, "", "Another answer in place of the last."),
-            "undo": Command(self._undo, "", "Take back the last answer, pick, /again, /new or /load."),
-            "new": Command(self._new, "", "Begin a new text."),
-            "pick": Command(
-                self._pick,
-                "[N [TOKENS] | off]",
-                f"Offer the N likeliest next tokens (default: {OFFERS}), each with the likeliest behind it. A number "
-                "takes one, an empty line the first; other text is read, and offers for it follow.",
-            ),
-            "settings": Command(self._settings, "", "Show the settings in force."),
-            "save": Command(self._save, "FILE", "Write the state after this text to a file."),
-            "load": Command(self._load, "FILE", "Go on from the state in a file."),
-            "quit": Command(self._quit, "", "Leave."),
-        }
-        dials = self.dials.described().items()
-        self.settings = {name: Command(partial(self.dials.turn, name), *about) for name, about in dials}
+        self.offered: object = self
+        self.transforms = transform_flags()
+        self.transform_values = {name: flags[name.replace("-", "_")] for name in self.transforms}
+        self.settings = self._list_settings()
+        for name in self.settings:
+            setattr(self, f"do_{name.replace('-', '_')}", partial(self.change_setting, name))
+
+    # Reading lines
 
     def run(self, lines: Iterable[str], first: str | None = None) -> None:
-        """Obey ``lines`` until they end or one says so; ``first`` is text to begin with."""
+        """Process ``lines`` until they end or one says so; ``first`` is text to begin with."""
         if first is not None:
             if self.terminal:
-                self.writer.put(f"{PROMPT}{first}\n")
-            self._guarded(lambda: self.answer(self.talk.say(first)))
+                self.writer.write(f"{PROMPT}{first}\n")
+            self._protect(lambda: self.answer(self.session.send(first)))
         for line in lines:
-            self._guarded(partial(self.obey, line))
-            if self.leaving:
+            if self._protect(partial(self.onecmd, line)):
                 return
-            self._guarded(self.renew)
+            self._protect(self.offer_again)
 
-    def _guarded(self, action: Callable[[], None]) -> None:
-        """Whatever goes wrong in a line, the session goes on.
+    def _protect(self, action: Callable[[], bool | None]) -> bool | None:
+        """Run ``action``; whatever fails in a line, the chat continues.
 
-        The first Ctrl-C is only noted: in the middle of JAX the exception can be lost, with a traceback on the screen.
+        The first Ctrl-C is only recorded: raised inside JAX, the exception could be lost, with a traceback on the
+        screen.
         """
+        stop = None
         try:
             with StopSignals() as self.signals:
-                action()
+                stop = action()
         except JaxgenError as error:
             log(f"error: {error}")
-        except (OSError, ValueError) as error:  # what the system, or a function of Python's, has against a line
-            sys.stdout.flush()  # raises again where it is the output that is gone, and that ends the session
-            log(f"error: This line cannot be obeyed: {getattr(error, 'strerror', None) or error}. Give another.")
-        except KeyboardInterrupt:  # the second
+        except (OSError, ValueError) as error:  # an objection of the system or of a Python function to the line
+            sys.stdout.flush()  # raises again if the output itself is gone, and that ends the chat
+            log(f"error: This line cannot be processed: {reason(error)}. Give another.")
+        except KeyboardInterrupt:  # the second Ctrl-C
             log("\nStopped.")
         if self.signals.received == signal.SIGTERM:
             signal.raise_signal(signal.SIGTERM)
+        return stop
 
-    def obey(self, line: str) -> None:
-        """Do what one line says."""
-        if line.startswith("/") and not line.startswith("//"):
-            name, argument = (*line.split(maxsplit=1), "")[:2]
-            known = {f"/{each}": command for each, command in (self.actions | self.settings).items()}
-            command = known[choose(name, known, "command")]
-            if argument and not command.usage:
-                raise UsageError(f"{name} stands alone, but {argument!r} follows it: leave it out.")
-            command.run(argument.strip())
-        elif self.pick and (not line or re.fullmatch("[0-9]+", line)):
-            self.take(int(line or 1))
-        elif self.pick:
-            self.talk.add(_literal(line))
+    def parseline(self, line: str) -> tuple[str | None, str | None, str]:
+        """The name of a command's method, its argument, and the line; no name for a line of text."""
+        if not line.startswith("/") or line.startswith("//"):
+            return None, None, line
+        typed, argument = (*line.split(maxsplit=1), "")[:2]
+        commands = self.commands()
+        name = choose(typed, [f"/{each}" for each in commands], "command").removeprefix("/")
+        if argument and not commands[name][0]:
+            raise UsageError(f"/{name} takes no argument, but {argument!r} follows it: leave it out.")
+        return name.replace("-", "_"), argument.strip(), line
+
+    def emptyline(self) -> bool:
+        """An empty line: continue without more text, or add the first continuation that is offered."""
+        if self.pick:
+            self.choose_continuation(1)
         else:
-            self.answer(self.talk.say(_literal(line)))
+            self.answer(self.session.send(""))
+        return False
 
-    def answer(self, pieces: Generator[Chunk, None, None]) -> None:
-        """Write an answer as it is made, and a line break behind it."""
+    def default(self, line: str) -> None:
+        """A line of text: continue it. While continuations are offered, add it, or the one that it numbers."""
+        if self.pick and re.fullmatch("[0-9]+", line):
+            self.choose_continuation(int(line))
+            return
+        text = unescape(line.removeprefix("/") if line.startswith("//") else line)
+        if self.pick:
+            self.session.add(text)
+        else:
+            self.answer(self.session.send(text))
+
+    def answer(self, chunks: Generator[Chunk, None, None]) -> None:
+        """Write an answer as it is generated, and a line break after it."""
         end: str | None = None
-        with contextlib.closing(pieces):
+        with contextlib.closing(chunks):
             try:
-                for piece in pieces:
-                    self.writer.put(piece.text)
-                    end = piece.end
+                for chunk in chunks:
+                    self.writer.write(chunk.text)
+                    end = chunk.end
                     if end is None and self.signals.received:
                         end = "stopped"
                         break
             except KeyboardInterrupt:
                 end = "stopped"
-        self.writer.put("\n")
+        self.writer.write("\n")
         if end in ENDS:
             log(ENDS[end])
 
-    def renew(self) -> None:
-        """Offer anew in the mode of ``/pick``, if the text has changed."""
-        if self.pick and self.talk.state is not self.offered:
-            self.offer(*self.pick)
+    def tail(self) -> str:
+        """The end of the text so far, on one line."""
+        text = self.session.text
+        return ("…" if len(text) > TAIL else "") + one_line(text[-TAIL:])
 
-    def offer(self, n: int = OFFERS, length: int = OFFER_LENGTH) -> None:
-        """Show the likeliest ways to go on, and what they go on from."""
-        self.offers, self.offered, state = [], self, self.talk.state
-        found = self.talk.continuations(n, length)
+    # Continuations
+
+    def offer(self, n: int = NUM_CONTINUATIONS, length: int = CONTINUATION_LENGTH) -> None:
+        """Show the likeliest continuations, and the end of the text that they continue."""
+        self.offers, self.offered, state = [], self, self.session.state
+        found = self.session.continuations(n, length)
         self.pick, self.offers, self.offered = (n, length), found, state
         log(f"    {self.tail() or '(a new text)'}")
         for number, each in enumerate(found, start=1):
             log(f"{number:3} {each.probability:6.1%}  {one_line(each.text)}{'  (the text ends)' if each.ends else ''}")
 
-    def take(self, number: int) -> None:
-        """Add continuation ``number``."""
+    def offer_again(self) -> None:
+        """In the mode of ``/pick``, offer new continuations if the text has changed."""
+        if self.pick and self.session.state is not self.offered:
+            self.offer(*self.pick)
+
+    def choose_continuation(self, number: int) -> None:
+        """Add the continuation with this number."""
         if not 1 <= number <= len(self.offers):
             raise UsageError(f"No continuation {number} is offered: give the number of one, or /pick off to leave.")
         chosen = self.offers[number - 1]
-        self.talk.take(chosen.tokens)
-        if not self.terminal or chosen.ends:  # else the next offers show it
-            self.writer.put(chosen.text + "\n")
+        self.session.append(chosen.tokens)
+        if not self.terminal or chosen.ends:  # otherwise the next offers show it
+            self.writer.write(chosen.text + "\n")
         if chosen.ends:
             log(ENDS["eos"])
 
-    def tail(self) -> str:
-        """The end of the text so far, on one line."""
-        text = self.talk.text
-        return ("…" if len(text) > TAIL else "") + one_line(text[-TAIL:])
+    # Commands. The docstring is the usage and, after an empty line, the help.
 
-    def _again(self, _: str) -> None:
-        self.answer(self.talk.again())
+    def commands(self) -> dict[str, tuple[str, str]]:
+        """Name -> usage and help of every command, those of the settings last."""
+        found = {}
+        for method in vars(type(self)):
+            if method.startswith("do_"):
+                usage, _, text = (inspect.getdoc(getattr(self, method)) or "").partition("\n\n")
+                found[method[3:]] = usage.removeprefix(f"/{method[3:]}").strip(), text
+        return found | {name: (setting.usage, setting.help) for name, setting in self.settings.items()}
 
-    def _undo(self, _: str) -> None:
-        self.talk.undo()
-        log(f"The text ends again in: {self.tail()}" if self.talk.text else "The text is at its beginning again.")
+    def completenames(self, text: str, *_: Any) -> list[str]:
+        """The commands that begin with ``text``, for the tabulator key."""
+        return [f"/{name} " for name in self.commands() if text and f"/{name} ".startswith(text)]
 
-    def _new(self, _: str) -> None:
-        self.talk.begin()
+    def do_help(self, _: str) -> None:
+        """/help
 
-    def _pick(self, argument: str) -> None:
+        Show this.
+        """
+        width = min(shutil.get_terminal_size().columns, 120)
+        for paragraph in HELP.strip().split("\n\n"):
+            log(textwrap.fill(paragraph, width) + "\n")
+        commands = self.commands()
+        for heading, names in (
+            ("Commands", [name for name in commands if name not in self.settings]),
+            ("Settings; one without a value is shown", list(self.settings)),
+        ):
+            log(f"{heading}:\n")
+            for name in names:
+                usage, text = commands[name]
+                lines = textwrap.wrap(text, max(width - USAGE, 30))
+                heads = [f"/{name} {usage}".strip(), *[""] * len(lines)]
+                log("\n".join(f"{head:{USAGE}}{line}" for head, line in zip(heads, lines)))
+            log("")
+
+    def do_again(self, _: str) -> None:
+        """/again
+
+        Another answer in place of the last.
+        """
+        self.answer(self.session.regenerate())
+
+    def do_undo(self, _: str) -> None:
+        """/undo
+
+        Take back the last answer, pick, /again, /new or /load.
+        """
+        self.session.undo()
+        log(f"The text ends again in: {self.tail()}" if self.session.text else "The text is at its beginning again.")
+
+    def do_new(self, _: str) -> None:
+        """/new
+
+        Begin a new text.
+        """
+        self.session.reset()
+
+    def do_pick(self, argument: str) -> None:
+        """/pick [N [TOKENS] | off]
+
+        Offer the N likeliest next tokens (default: 5), each with its likeliest continuation. A number chooses one, an
+        empty line the first; other text is read, and new offers follow.
+        """
         if argument == OFF:
             self.pick = None
             return
         numbers = [read_number("pick", [word]) for word in argument.split()]
         if len(numbers) > 2:
-            raise UsageError(f"/pick takes two numbers at most, not {argument!r}: of continuations, and of tokens.")
+            raise UsageError(f"/pick takes at most two numbers, not {argument!r}: of continuations, and of tokens.")
         self.offer(*numbers)
 
-    def _settings(self, _: str) -> None:
-        for line in self.dials.lines():
+    def do_settings(self, _: str) -> None:
+        """/settings
+
+        Show the current settings.
+        """
+        for line in self.setting_lines():
             log(line)
         if self.pick:
             log("/pick {} {}".format(*self.pick))
-        log(f"The next answer is number {self.talk.number}.")
+        log(f"The next answer is number {self.session.number}.")
 
-    def _save(self, argument: str) -> None:
-        path, state = _path("save", argument), self.talk.state
+    def do_save(self, argument: str) -> None:
+        """/save FILE
+
+        Write the state after this text to a file.
+        """
+        path, state = _path("save", argument), self.session.state
         if state is None:
             raise UsageError("A text that has not begun has no state to save: write a line first.")
-        self.talk.sampler.save_state(path, state)
+        self.session.sampler.save_state(path, state)
         log(f"The state after {state.tokens.size:,} tokens is in {path}.")
 
-    def _load(self, argument: str) -> None:
-        self.talk.begin(self.talk.sampler.load_state(_path("load", argument)))
+    def do_load(self, argument: str) -> None:
+        """/load FILE
+
+        Continue from the state in a file.
+        """
+        self.session.reset(self.session.sampler.load_state(_path("load", argument)))
         log(f"The text ends in: {self.tail()}")
 
-    def _quit(self, _: str) -> None:
-        self.leaving = True
+    def do_quit(self, _: str) -> bool:
+        """/quit
 
-    def _help(self, _: str) -> None:
-        width = min(shutil.get_terminal_size().columns, 120)
-        for paragraph in HELP.strip().split("\n\n"):
-            log(textwrap.fill(paragraph, width) + "\n")
-        for heading, commands in (
-            ("Commands", self.actions),
-            ("Settings; one without a value is shown", self.settings),
-        ):
-            log(f"{heading}:\n")
-            for name, command in commands.items():
-                usage = f"/{name} {command.usage}".strip()
-                lines = textwrap.wrap(command.help, max(width - USAGE, 30))
-                log("\n".join(f"{head:{USAGE}}{line}" for head, line in zip([usage, *[""] * len(lines)], lines)))
-            log("")
+        Leave.
+        """
+        return True
+
+    # Settings
+
+    def change_setting(self, name: str, argument: str) -> None:
+        """Change a setting, or show it if ``argument`` is empty. Raises ``UsageError``."""
+        setting = self.settings[name]
+        if not argument:
+            log(f"/{name} {self.setting_text(name)}")
+        elif argument == OFF and setting.off:
+            self.set_value(name, setting.off[0])
+        else:
+            self.set_value(name, setting.read(split_words(argument)))
+
+    def setting_lines(self) -> Iterator[str]:
+        """The commands that would make the current settings."""
+        texts = {name: self.setting_text(name) for name in self.settings}
+        return (f"/{name} {text}" for name, text in texts.items() if text != OFF)
+
+    def setting_text(self, name: str) -> str:
+        """The value of a setting as a user would type it."""
+        value = self.get_value(name)
+        if isinstance(value, Linear):
+            return f"{value.start}:{value.end}:{value.steps}"
+        if value is None or value == ():
+            return OFF
+        if not isinstance(value, tuple):
+            return str(value)
+        if all(isinstance(each, str) for each in value):
+            return " ".join(map(_quote, value))
+        return ",".join(map(str, value))
+
+    def get_value(self, name: str) -> Any:
+        """The value of a setting."""
+        if name in GENERATION:
+            return getattr(self.session.settings, name.replace("-", "_"))
+        if name in self.transforms:
+            return self.transform_values[name]
+        if name == "unk":
+            return self.session.unk
+        condition = self.session.sampler.condition or Condition()
+        if name == "features":
+            return None if condition.features is None else " ".join(f"{number:g}" for number in condition.features)
+        shares = condition.labels or ()
+        return tuple(label if len(shares) == 1 else f"{label}:{share:g}" for label, share in shares)
+
+    def set_value(self, name: str, value: Any) -> None:
+        """Give a setting another value. Raises ``UsageError`` for one out of range."""
+        session = self.session
+        if name in GENERATION:
+            session.settings = replace(session.settings, **{name.replace("-", "_"): value})
+            if name == "seed":
+                session.number = 0
+        elif name in self.transforms:
+            values = self.transform_values | {name: value}
+            flags = {each.replace("-", "_"): value for each, value in values.items()}
+            transforms = read_transforms(flags, session.sampler.tokenizer.encode)
+            session.settings = replace(session.settings, transforms=transforms)
+            self.transform_values = values
+            kind = self.transforms[name].transform
+            for note in transform_notes(session.sampler, [each for each in transforms if type(each) is kind]):
+                log(note)
+        elif name == "unk":
+            session.unk = value
+        else:
+            condition = session.sampler.condition or Condition()
+            part = {"labels" if name == "label" else name: value}
+            session.sampler = session.sampler.with_condition(replace(condition, **part))
+            if session.state is not None:
+                log("(It holds from the beginning of a text: /new begins one.)")
+
+    def _list_settings(self) -> dict[str, Setting]:
+        """All settings; label and features only as far as the run knows them."""
+        settings = dict(GENERATION)
+        settings["unk"] = Setting(
+            "error | skip",
+            "What to do with characters that are not in the vocabulary.",
+            lambda words: choose(" ".join(words), ("error", "skip"), "way to treat unknowns (--unk)"),
+        )
+        known = self.session.sampler.conditioning
+        if known is not None and known.labels:
+            settings["label"] = Setting(
+                "LABEL[:WEIGHT] ... | off",
+                "New texts have this label, or are between several.",
+                lambda words: known.choose(read_label_weights(words, known)).labels,
+                (None,),
+            )
+        if known is not None and known.features:
+            settings["features"] = Setting(
+                "X ... | off",
+                "New texts have these numbers, one for each feature.",
+                lambda words: (
+                    known.choose(features=[read_number("features", [word], float) for word in words]).features
+                ),
+                (None,),
+            )
+        for name, flag in self.transforms.items():
+            several = " ..." if flag.takes_tokens else ""
+            settings[name] = Setting(f"{flag.metavar}{several} | {OFF}", flag.help, flag.read, (flag.default,))
+        return settings
 
 
-def one_line(text: str) -> str:
-    """Text as it can be shown in a line of a list."""
-    return escape_controls(text).replace("\n", "\\n").replace("\t", "\\t")
+def split_words(text: str) -> list[str]:
+    r"""Words separated by spaces outside quotes; ``\n``, ``\t`` and ``\\`` as in a line of text."""
+    reader = shlex.shlex(text, posix=True, punctuation_chars=False)
+    reader.whitespace_split, reader.commenters, reader.escape = True, "", ""
+    try:
+        return [unescape(word) for word in reader]
+    except ValueError:
+        raise UsageError(
+            f"{text!r} has a quote that is not closed: put a text with spaces or with the other quote between "
+            "two of one kind."
+        ) from None
 
 
-def _literal(line: str) -> str:
-    """The text that a line stands for."""
-    return unescaped(line.removeprefix("/") if line.startswith("//") else line)
+def _quote(text: str) -> str:
+    for character, escape in (("\\", "\\\\"), ("\n", "\\n"), ("\t", "\\t")):
+        text = text.replace(character, escape)
+    quote = "'" if '"' in text else '"'
+    return f"{quote}{text}{quote}"
 
 
 def _path(command: str, argument: str) -> Path:
-    """A file's name; no shell has seen to the tilde."""
+    """The file that ``argument`` names; here no shell has expanded the tilde."""
     if not argument:
-        raise UsageError(f"/{command} was given without a file: give its name, for example /{command} here.npz.")
+        raise UsageError(
+            f"/{command} was given without a file: give its name, for example /{command} here.safetensors."
+        )
     if "\0" in argument:
         raise UsageError(f"/{command} was given a name with a NUL character: give the name of a file without one.")
     return Path(os.path.expanduser(argument))
 
 
-def read_lines(names: Iterable[str]) -> Iterator[str]:
-    """Lines from standard input without their ends: edited at a prompt on a terminal, else exact UTF-8."""
+def input_lines(loop: cmd.Cmd) -> Iterator[str]:
+    """Lines of standard input without their ends: edited at a prompt on a terminal, otherwise exact UTF-8."""
     if sys.stdin is None:  # closed by the shell (`<&-`)
         return
     if not sys.stdin.isatty():
         reconfigure = getattr(sys.stdin, "reconfigure", None)
-        if reconfigure is not None:  # a notebook's or a test's has none
+        if reconfigure is not None:  # missing in a notebook or a test
             reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
         for line in sys.stdin:
             yield re.sub(r"\r?\n$", "", line)
         return
-    complete([f"/{name} " for name in names])
+    use_readline(loop)
     while True:
         try:
-            yield ask()
+            yield prompt_line()
         except EOFError:
             log("")
             return
@@ -463,31 +485,38 @@ def read_lines(names: Iterable[str]) -> Iterator[str]:
             log("\n(/quit or Ctrl-D leaves.)")
 
 
-def ask() -> str:
-    """A line from the terminal; the prompt stays out of an output that goes elsewhere."""
+def prompt_line() -> str:
+    """A line from the terminal; the prompt goes to standard error if standard output goes elsewhere."""
     if not sys.stdout.isatty():
         print(PROMPT, end="", file=sys.stderr, flush=True)
     return input(PROMPT if sys.stdout.isatty() else "")
 
 
-def complete(names: list[str]) -> None:
-    """Edit lines by readline where there is one, with the names of commands behind the tabulator."""
+def use_readline(loop: cmd.Cmd) -> None:
+    """Edit lines with readline, where there is one; the tabulator key completes the commands of ``loop``."""
     try:
         import readline
     except ImportError:  # Windows
         return
     readline.set_completer_delims("")
-    readline.set_completer(lambda text, n: [*(name for name in names if text and name.startswith(text)), None][n])
-    other = "libedit" in (readline.__doc__ or "")  # macOS
-    readline.parse_and_bind("bind ^I rl_complete" if other else "tab: complete")
+    readline.set_completer(loop.complete)  # type: ignore[arg-type]  # typeshed has a list for the match
+    libedit = "libedit" in (readline.__doc__ or "")  # macOS
+    readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
 
 
-def interact(talk: ChatSession, config: SampleConfig, flags: Mapping[str, Any], first: str) -> None:
-    """Talk until the lines end. ``flags`` are the values of the transforms' flags, ``first`` is text to begin with."""
-    session = Session(talk, flags, raw=config.raw)
-    tokenizer = talk.sampler.tokenizer
+def chat(session: ChatSession, flags: Mapping[str, Any], prompt: str, *, raw: bool) -> None:
+    """Chat until standard input ends.
+
+    Args:
+        session: The text so far and the settings.
+        flags: The values of the transforms' flags.
+        prompt: Text to begin with; may be empty.
+        raw: Do not escape control characters on a terminal.
+    """
+    loop = Chat(session, flags, raw=raw)
+    sampler = session.sampler
     log(
-        f"{talk.sampler.path}: {tokenizer.kind} level, vocabulary of {tokenizer.vocab_size:,}. "
+        f"{sampler.path}: {sampler.tokenizer.kind} level, vocabulary of {sampler.tokenizer.vocab_size:,}. "
         "Type text to continue, or /help."
     )
-    session.run(read_lines([*session.actions, *session.settings]), first or None)
+    loop.run(input_lines(loop), prompt or None)

@@ -1,4 +1,4 @@
-"""``jaxgen evaluate``: what a model writes over a sweep of temperatures, in a table and a picture."""
+"""``jaxgen evaluate``: metrics of the texts that a model writes at several temperatures, as a table and a plot."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from jaxgen.cli.common import escape_controls, log, parse_more, run_command, write_out
+from jaxgen.cli.common import log, one_line, run_command, write_out
+from jaxgen.cli.flags import Excludes, ExtraFlag, check_not_empty, check_rules, given_flags, parse, positional
 from jaxgen.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from jaxgen.inference.loading import LoadedRun
-    from jaxgen.inference.quality import Evaluation, Reference, Row
+    from jaxgen.inference.quality import QualityReport, QualityRow, ReferenceData
 
-DESCRIPTION = """Draw texts over a sweep of temperatures and measure them beside real text of the same amount.
+DESCRIPTION = """Draw texts at several temperatures and compare them with the same amount of real text.
 
     jaxgen evaluate                                       the newest run in runs/
     jaxgen evaluate runs/language-1 --temperature 0.5 0.7 0.9
@@ -29,18 +30,16 @@ DESCRIPTION = """Draw texts over a sweep of temperatures and measure them beside
 
 The columns:
 
-    logp         mean log-likelihood of a token in nats
-    dist-1 to 3  share of n-grams that are different ones
-    rep-4        share of a text's 4-grams that it has had already
-    cycles       texts that end by repeating themselves
+    logp         mean log-likelihood per token in nats
+    dist-1 to 3  share of distinct n-grams
+    rep-4        share of 4-grams that occurred earlier in the same text
+    cycles       texts that end in a cycle
     known        share of words that occur in the training text
     copied       longest span copied from the training text"""
 
 COLUMNS = ("temperature", "logp", "dist-1", "dist-2", "dist-3", "rep-4", "cycles", "known", "copied")
-#: Conditions that are told, at most.
-SHARES = 10
-#: Characters of a quotation.
-QUOTED = 200
+#: The largest number of conditions, and of characters of a quotation, that are shown.
+MAX_CONDITIONS, MAX_QUOTED = 10, 200
 
 
 class EvaluateConfig(BaseModel):
@@ -51,58 +50,60 @@ class EvaluateConfig(BaseModel):
     run: str | None = None
     """Folder of the run, another way to give RUN. Default: the newest in runs/."""
     temperature: tuple[float, ...] = (0.0, 0.3, 0.5, 0.8, 1.0, 1.3)
-    """What to compare. 0 makes one text, which is counted --num-samples times."""
+    """Temperatures to compare. At 0 one text is drawn and counted --num-samples times."""
     num_samples: int = 20
     """Texts to draw at each temperature."""
     length: int = 500
-    """Tokens of a text, 1 or more."""
+    """Tokens of a text."""
     prompt: str = ""
     """Text to continue; it is not measured."""
     label: tuple[str, ...] = ()
-    """Texts of this label, or between labels (Sports:0.3 World:0.7), beside validation texts of it. Default, of a run
-    with labels or features: those of as many validation texts."""
+    """Draw texts with this label, or between several labels (Sports:0.3 World:0.7), and compare them with validation
+    texts of it. Default for a run with labels or features: those of as many validation texts."""
     features: tuple[float, ...] = ()
-    """Texts with these numbers, one for each of the --feature-columns of the run."""
+    """Draw texts with these numbers, one for each of the --feature-columns of the run."""
     seed: int = 0
-    """Another seed, other texts."""
+    """Another seed gives other texts."""
     block: int = 32
-    """Rows that decode together: more are sooner done. Another number may draw other texts."""
+    """Rows that decode together: more are faster. Another number may draw other texts."""
     unk: Literal["error", "skip"] = "error"
-    """What to do with prompt characters that the model has never seen."""
+    """What to do with prompt characters that are not in the vocabulary."""
     require_data: bool = False
-    """Stop (exit code 3) when the training text is gone or changed, which otherwise leaves its columns empty."""
+    """Stop (exit code 3) if the training text is missing or has changed. Otherwise its columns are left empty."""
     plot: str | None = None
-    """Where to draw the picture, a PNG. Default: quality.png in the folder of the run."""
+    """PNG file of the plot. Default: quality.png in the folder of the run."""
 
 
-def _more() -> list[tuple[str, Any, Any]]:
-    """The run as a word of its own, and flags without a value."""
+RULES = (Excludes("--plot", ("--no-plot",), "names the file of the plot"),)
+
+
+def extra_flags() -> list[ExtraFlag]:
+    """The run as an argument without a flag, and flags without a value."""
     import tyro
 
-    about = tyro.conf.arg(help="Folder of the run.", metavar="[RUN]")
-    runs: Any = Annotated[tuple[str, ...], tyro.conf.Positional, about]
-    texts = {"no_plot": "Draw no picture.", "json": "Write everything as one JSON object in place of the table."}
+    texts = {"no_plot": "Draw no plot.", "json": "Write everything as one JSON object instead of the table."}
     switches = [
-        (name, Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help=text)], False)
+        ExtraFlag(name, Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help=text)], False)
         for name, text in texts.items()
     ]
-    return [("runs", runs, ()), *switches]
+    return [positional("runs", "Folder of the run.", "[RUN]"), *switches]
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Evaluate; returns the exit code."""
-    return run_command(lambda: evaluate(list(sys.argv[1:] if args is None else args)), text_alone=True)
+    return run_command(lambda: evaluate(list(sys.argv[1:] if args is None else args)), text_only=True)
 
 
 def evaluate(args: list[str]) -> None:
-    config, more = parse_more(EvaluateConfig, args, prog="jaxgen evaluate", description=DESCRIPTION, more=_more())
-    run = one_run(config.run, more["runs"])
-    if not config.temperature:
-        raise UsageError("--temperature was given without a number: give one or more, for example 0.8.")
-    if config.plot is not None:
-        check_picture(config.plot, more["no_plot"])
+    """Parse ``args``, draw and measure texts, and write the report."""
+    config, extra = parse(EvaluateConfig, args, prog="jaxgen evaluate", description=DESCRIPTION, extra=extra_flags())
+    run = one_run(config.run, extra["runs"])
+    check_not_empty(config, args)
+    check_rules(RULES, given_flags(config, args, extra))
+    if config.plot is not None and Path(config.plot).suffix.lower() != ".png":
+        raise UsageError(f"--plot is {config.plot!r}, but the plot is a PNG: give a name that ends in .png.")
 
-    from jaxgen.cli.sampling_flags import conditioned
+    from jaxgen.cli.sampling_flags import with_condition_flags
     from jaxgen.inference import quality
     from jaxgen.inference.generation_config import GenerationConfig
     from jaxgen.inference.loading import LoadedRun
@@ -113,9 +114,9 @@ def evaluate(args: list[str]) -> None:
         settings = GenerationConfig(config.length, temperature, config.seed, block=config.block)
     need_backend()
     saved = LoadedRun.open(run, "evaluate")
-    picture = None if more["no_plot"] else picture_path(config.plot, saved.directory.path)
+    plot = None if extra["no_plot"] else plot_path(config.plot, saved.directory.path)
     reference = read_reference(saved, config.require_data)
-    sampler = conditioned(Sampler.load(saved.directory.path), config.label, config.features, note=False)
+    sampler = with_condition_flags(Sampler.load(saved.directory.path), config.label, config.features, note=False)
     began = time.perf_counter()
     result = quality.evaluate(
         sampler,
@@ -127,80 +128,72 @@ def evaluate(args: list[str]) -> None:
         unk=config.unk,
     )
     tokens = sum(row.tokens for row in result.rows)
-    if more["json"]:
+    if extra["json"]:
         about = {"run": str(saved.directory.path), "checkpoint": sampler.digest, "data": saved.resolved["data"]}
-        asked = config.model_dump(mode="json", exclude={"run", "plot", "require_data"})
-        write_out(json.dumps({**about, "settings": asked, **result.to_json()}, indent=2, ensure_ascii=False) + "\n")
+        flags = config.model_dump(mode="json", exclude={"run", "plot", "require_data"})
+        write_out(json.dumps({**about, "settings": flags, **result.to_json()}, indent=2, ensure_ascii=False) + "\n")
     else:
-        write_out(report(result, sampler.documents, width()) + "\n")
+        write_out(report(result, sampler.documents, terminal_width()) + "\n")
     if len(result.drawn) > 1:
-        shares = ", ".join(f"{condition} {number}" for condition, number in result.drawn[:SHARES])
-        log(f"texts under the conditions of validation texts: {shares}{', …' * (len(result.drawn) > SHARES)}")
+        shown = ", ".join(f"{condition} {number}" for condition, number in result.drawn[:MAX_CONDITIONS])
+        log(f"texts under the conditions of validation texts: {shown}{', …' * (len(result.drawn) > MAX_CONDITIONS)}")
     elif reference is not None and result.validation is None and sampler.condition is not None:
-        log(f"note: no validation text is under {sampler.condition}, so that none is beside those drawn.")
-    if picture is not None:
-        draw(result, picture, saved)
-        log(f"picture: {picture}")
+        log(f"note: no validation text is under {sampler.condition}, so that there is no row to compare with.")
+    if plot is not None:
+        draw_plot(result, plot, saved)
+        log(f"plot: {plot}")
     log(f"{tokens:,} tokens drawn and measured in {time.perf_counter() - began:.1f} s")
 
 
-def one_run(flag: str | None, words: Sequence[str]) -> str | None:
-    """The run that was given with ``--run`` or as a word, if one was; ``UsageError`` for more than one."""
-    given = [*words, *([] if flag is None else [f"--run {flag}"])]
+def one_run(flag: str | None, arguments: Sequence[str]) -> str | None:
+    """The run given with ``--run`` or as an argument, if any. Raises ``UsageError`` for more than one."""
+    given = [*arguments, *([] if flag is None else [f"--run {flag}"])]
     if len(given) > 1:
         raise UsageError(f"Two runs were given, {given[0]} and {given[1]}: give one of them.")
-    return words[0] if words else flag
+    return arguments[0] if arguments else flag
 
 
-def check_picture(name: str, unwanted: bool) -> None:
-    """Raise ``UsageError`` for a picture that is not wanted after all, or whose name is that of another file."""
-    if unwanted:
-        raise UsageError("--plot and --no-plot were given together: give one of them.")
-    if Path(name).suffix.lower() != ".png":
-        raise UsageError(f"--plot is {name!r}, and a PNG is drawn there: give a name that ends in .png.")
-
-
-def picture_path(given: str | None, run: Path) -> Path:
-    """Where the picture goes; ``UsageError`` when nothing can be written there, before any work is done."""
+def plot_path(given: str | None, run: Path) -> Path:
+    """The file of the plot. Raises ``UsageError`` if it cannot be written, before any work is done."""
     path = run / "quality.png" if given is None else Path(given)
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(
-            f"The picture cannot be written to {path}: give the name of a file in a folder that you may write with "
+            f"The plot cannot be written to {path}: give the name of a file in a folder that you may write to with "
             "--plot FILE, or --no-plot."
         )
     return path
 
 
-def read_reference(saved: LoadedRun, required: bool) -> Reference | None:
-    """The texts of the run; without them ``None`` and a note, or ``DataError`` when they are ``required``."""
-    from jaxgen.inference.quality import Reference
+def read_reference(saved: LoadedRun, required: bool) -> ReferenceData | None:
+    """The data of the run. If it is missing: ``None`` and a note, or ``DataError`` if it is ``required``."""
+    from jaxgen.inference.quality import ReferenceData
 
     try:
-        return Reference.of_run(saved)
+        return ReferenceData.of_run(saved)
     except DataError as error:
         if required:
             raise
-        log(f"note: {error} What compares with the training text is left out.")
+        log(f"note: {error} Comparisons with the training text are left out.")
         return None
 
 
-def draw(result: Evaluation, picture: Path, saved: LoadedRun) -> None:
-    """The picture of ``result``."""
+def draw_plot(result: QualityReport, path: Path, saved: LoadedRun) -> None:
+    """Plot ``result``."""
     from jaxgen.plots.quality import draw_quality
 
     values = result.to_json()
     name = saved.directory.path.resolve().name
     title = f"{name}: quality against diversity, {result.rows[0].texts} texts at each temperature"
-    draw_quality(values["rows"], values["validation"], picture, title, result.unit)
+    draw_quality(values["rows"], values["validation"], path, title, result.unit)
 
 
-def width() -> int | None:
-    """Columns of the terminal that standard output is, if it is one."""
+def terminal_width() -> int | None:
+    """The columns of standard output, if it is a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def report(result: Evaluation, documents: bool = False, width: int | None = None) -> str:
-    """The table, and below it what its columns are of, the longest copy and the commonest way to go in circles."""
+def report(result: QualityReport, documents: bool = False, width: int | None = None) -> str:
+    """The table, and below it the units, the longest copied span and the most frequent cycle."""
     real = [] if result.validation is None else [result.validation]
     lines = table([COLUMNS, *(cells(row) for row in [*result.rows, *real])], width)
     lines += ["", f"logp in nats a token; dist-n and rep-4 of {result.unit}s; copied in characters"]
@@ -209,24 +202,25 @@ def report(result: Evaluation, documents: bool = False, width: int | None = None
         place = f"document {copy.source:,}, character {copy.source_start:,}" if documents else f"{copy.source_start:,}"
         lines += [
             "",
-            f"longest copy: {copy.length:,} characters at temperature {name_of(row.temperature)}, "
+            f"longest copy: {copy.length:,} characters at temperature {temperature_text(row.temperature)}, "
             f"in sample {copy.sample} from {copy.start:,}, in the training text from {place}",
-            f"  {quoted(copy.text)}",
+            f"  {quote(copy.text)}",
         ]
-    if turning := [(row, row.cycle) for row in result.rows if row.cycle is not None]:
-        row, cycle = max(turning, key=lambda each: each[0].cycles)
+    if cycling := [(row, row.cycle) for row in result.rows if row.cycle is not None]:
+        row, cycle = max(cycling, key=lambda each: each[0].cycles)
         lines += [
             "",
-            f"cycle at temperature {name_of(row.temperature)}: period {cycle.period:,} from {cycle.start:,}, in tokens",
-            f"  {quoted(row.cycle_text or '')}",
+            f"cycle at temperature {temperature_text(row.temperature)}: "
+            f"period {cycle.period:,} from {cycle.start:,}, in tokens",
+            f"  {quote(row.cycle_text or '')}",
         ]
     return "\n".join(lines)
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """One row of the table; - is what cannot be measured."""
+def cells(row: QualityRow) -> tuple[str, ...]:
+    """The cells of a row of the table; - stands for a metric that cannot be computed."""
     return (
-        name_of(row.temperature),
+        temperature_text(row.temperature),
         _number(row.logp, ".3f"),
         *(_number(value, ".3f") for value in row.distinct),
         _number(row.seq_rep_4, ".3f"),
@@ -237,9 +231,9 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def table(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
-    """Lines with the first column on the left and the others on the right.
+    """The lines of a table whose first column is aligned left and the others right.
 
-    In a window of ``width`` columns that is too narrow, the columns go on below, the first one repeated.
+    Columns that do not fit in ``width`` continue below, with the first one repeated.
     """
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines: list[str] = []
@@ -256,14 +250,14 @@ def table(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
     return lines
 
 
-def name_of(temperature: float | None) -> str:
+def temperature_text(temperature: float | None) -> str:
+    """The name of a row."""
     return "validation" if temperature is None else f"{temperature:g}"
 
 
-def quoted(text: str) -> str:
-    """``text`` in one line, shortened, with nothing in it that a terminal would obey."""
-    line = escape_controls(text if len(text) <= QUOTED else text[: QUOTED - 1] + "…")
-    return '"' + line.replace("\n", "\\n").replace("\t", "\\t") + '"'
+def quote(text: str) -> str:
+    """``text`` in quotes on one line, shortened, with control characters escaped."""
+    return f'"{one_line(text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 1] + "…")}"'
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,4 +1,4 @@
-"""What ``sample.py`` writes: texts on standard output in order, and how fast they were made."""
+"""What ``sample.py`` writes: texts on standard output in order, and how fast they were generated."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ if TYPE_CHECKING:
     from jaxgen.inference.text_stream import Chunk, Sample
 
 
-class Speed:
-    """Counts tokens as they are made. The first chunk of a stream waits for compilation, so it is counted apart."""
+class SamplingSpeed:
+    """Counts generated tokens. The first chunk of a stream waits for compilation, so it is counted separately."""
 
-    def __init__(self, block: int, note: str = "") -> None:
-        self.block, self.note = block, note
+    def __init__(self, parallel: int, note: str = "") -> None:
+        """``parallel`` is the number of samples whose first chunks arrive together."""
+        self.parallel, self.note = parallel, note
         self.first_tokens = self.later_tokens = 0
         self.first_seconds = self.later_seconds = 0.0
 
-    def timed(self, stream: Iterator[Chunk]) -> Iterator[Chunk]:
-        """The pieces of ``stream``, which is timed from here on."""
+    def measure(self, stream: Iterator[Chunk]) -> Iterator[Chunk]:
+        """Pass on the chunks of ``stream`` and time them."""
         arrived = began = time.perf_counter()
         first, before = True, -1
-        for piece in stream:
-            next_block = piece.index // self.block > before // self.block
+        for chunk in stream:
+            next_block = chunk.index // self.parallel > before // self.parallel
             if before < 0:
                 arrived = time.perf_counter()
-            elif piece.index <= before or next_block:  # beyond the first chunk
+            elif chunk.index <= before or next_block:  # beyond the first chunk
                 first = False
-            before = piece.index
+            before = chunk.index
             if first:
-                self.first_tokens += piece.tokens.size
+                self.first_tokens += chunk.tokens.size
             else:
-                self.later_tokens += piece.tokens.size
-            yield piece
+                self.later_tokens += chunk.tokens.size
+            yield chunk
         self.first_seconds += arrived - began
         self.later_seconds += time.perf_counter() - arrived
 
@@ -53,59 +54,59 @@ class Speed:
         )
 
 
-class Writer:
-    """Puts samples on standard output in order: the first of a block as it is made, the others behind it."""
+class SampleWriter:
+    """Writes samples to standard output in order: the first of a block as it is generated, the others after it."""
 
     def __init__(self, escape: bool) -> None:
         self.escape, self._held = escape, ""
 
-    def put(self, text: str) -> None:
-        """Write text now."""
+    def write(self, text: str) -> None:
+        """Write text and flush."""
         if self.escape:
             text = self._held + text
-            self._held = "\r" if text.endswith("\r") else ""  # what follows decides whether it is half a line break
+            self._held = "\r" if text.endswith("\r") else ""  # the next character decides whether it is a line break
             text = escape_controls(text.removesuffix("\r"))
         sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
         sys.stdout.flush()
 
     def heading(self, text: str) -> None:
-        """A line that names what follows."""
-        self.put(f"--- {text} ---\n")
+        """Write a line that names what follows."""
+        self.write(f"--- {text} ---\n")
 
     def write_best(self, samples: Iterable[Sample], prompt: str, number: int) -> None:
-        """Chosen samples, each of several with its number and the mean log-probability that it was chosen by."""
+        """Write the selected samples, each with its index and the mean log-probability that selected it."""
         for sample in samples:
             about = f"sample {sample.index}, {sample.mean_logp:.4f} nats a token"
             if number > 1:
                 self.heading(about)
-            self.put(prompt + sample.text + "\n")
-            if number == 1:  # standard output is the text alone
+            self.write(prompt + sample.text + "\n")
+            if number == 1:  # standard output holds only the text
                 log(about)
 
     def write_json(self, values: Iterable[dict[str, Any]]) -> None:
-        """A line of JSON for each."""
+        """Write one line of JSON for each value."""
         for value in values:
-            self.put(json.dumps(value, ensure_ascii=False) + "\n")
+            self.write(json.dumps(value, ensure_ascii=False) + "\n")
 
     def write_all(self, stream: Iterator[Chunk], prompt: str, first: int, num_samples: int) -> None:
-        """Every sample of ``stream`` behind its prompt, each ending in a line break."""
+        """Write every sample of ``stream`` after its prompt, each followed by a line break."""
         turn, begun = first, False
         waiting: dict[int, str] = {}
         finished: set[int] = set()
-        for piece in stream:
-            waiting[piece.index] = waiting.get(piece.index, "") + piece.text
-            if piece.last:
-                finished.add(piece.index)
+        for chunk in stream:
+            waiting[chunk.index] = waiting.get(chunk.index, "") + chunk.text
+            if chunk.last:
+                finished.add(chunk.index)
             while turn in waiting:
                 if not begun:
                     self._begin(turn, prompt, num_samples)
-                self.put(waiting.pop(turn))
+                self.write(waiting.pop(turn))
                 begun = turn not in finished
                 if not begun:
-                    self.put("\n")
+                    self.write("\n")
                     turn += 1
 
     def _begin(self, index: int, prompt: str, num_samples: int) -> None:
         if num_samples > 1:
             self.heading(f"sample {index}")
-        self.put(prompt)
+        self.write(prompt)

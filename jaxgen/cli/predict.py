@@ -1,39 +1,35 @@
-"""``jaxgen predict``: inputs in, an answer each; a label for a text, a text for a text or an image."""
+"""``jaxgen predict``: one answer for each input: a label for a text, a text for a text or an image."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import sys
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxgen.cli.common import flag_value, log, parse_more, run_command, write_out
-from jaxgen.errors import DataError, UsageError
+from jaxgen.cli.common import log, read_lines, run_command, write_out
+from jaxgen.cli.flags import Excludes, Needs, check_rules, given_flags, is_written, parse, positional, switch
+from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.runs.config import Beam, Seed, Size
 
 if TYPE_CHECKING:
-    from jaxgen.inference.predictor import Predictor, Writing
+    from jaxgen.inference.predictor import Answer, DecodingConfig, Predictor, Source, UnreadableInput
 
-ABOUT = """Answer inputs with a trained model: a label for each line (classify), a translation of each line (translate),
-a caption for each image (caption). Answers come in the order of the inputs, one a line, on standard output; an empty
-line has its answer too, so that line n answers line n, and an image that cannot be read has an empty line.
+DESCRIPTION = """Answer inputs with a trained model: a label for each line (classify), a translation of each line
+(translate), a caption for each image (caption). Answers are written in the order of the inputs, one on each line. An
+empty line also has an answer, so that line n answers line n; an image that cannot be read has an empty line.
 
-    echo "some text" | jaxgen predict                 the newest run, lines from standard input
-    jaxgen predict texts.txt more.txt.gz --json       lines of files, answers as JSON with all that is known of them
-    jaxgen predict --run runs/translate-1 --beam 5    the likeliest of five beams
-    jaxgen predict photo.png other.jpg                images (or features.npz, for a run on features)"""
-#: Inputs of which ``--attention`` draws where the decoder looks, from the first on.
-MAPS = 4
-#: Bytes that a line may have, with its end: it is read whole.
-LONGEST = 16 * 2**20
-#: Flags for answers that are texts.
-OF_TEXTS = ("--attention", "--beam", "--length", "--length-penalty", "--seed", "--temperature")
+    echo "some text" | jaxgen predict             lines of standard input
+    jaxgen predict texts.txt more.txt.gz --json   files of lines, JSON
+    jaxgen predict --run runs/translate-1 --beam 5  the likeliest of five beams
+    jaxgen predict photo.png other.jpg            images (or features.npz)"""
+#: ``--attention`` draws this many inputs.
+MAX_ATTENTION_PLOTS = 4
+#: The largest number of bytes of a line, its end included; a line is held in memory.
+MAX_LINE = 16 * 2**20
 
 
 class PredictConfig(BaseModel):
@@ -42,182 +38,148 @@ class PredictConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     run: Annotated[str, Field(min_length=1)] | None = None
-    """Folder of the run. By default the newest one that answers inputs."""
+    """Folder of the run. Default: the newest one that answers inputs."""
     beam: Beam = 0
-    """For answers that are texts: the likeliest of so many beams. 0: greedy, or drawn with --temperature."""
+    """For answers that are texts: beam search of this width. 0: greedy, or drawn with --temperature."""
     length_penalty: Annotated[float, Field(ge=-5, le=5, allow_inf_nan=False)] = 1.0
-    """With --beam: 0 prefers the likeliest text, 1 the one that is likeliest a token, more favours longer ones."""
+    """With --beam: 0 prefers the likeliest text, 1 the largest mean log-probability, more favours longer texts."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """For answers that are texts: 0 takes the likeliest token, 1 draws from the model as it is."""
+    """For answers that are texts: 0 takes the likeliest token, 1 draws from the model's own distribution."""
     length: Size | None = None
-    """For answers that are texts: tokens at most. Default: the --max-length that the model was trained with."""
+    """For answers that are texts: the largest number of tokens. Default: the --max-length of training."""
     seed: Seed = 0
-    """What is drawn with --temperature follows from it and from the number of the input."""
+    """With --temperature: what is drawn depends on it and on the number of the input."""
     attention: Annotated[str, Field(min_length=1)] | None = None
-    """PNG to draw: where the decoder looks while it writes, for the first inputs, four at most."""
+    """Plot the attention weights for the first inputs (at most four) to this PNG file."""
     strict: bool = False
-    """Answer no image if one of them cannot be read, instead of all others."""
+    """If an image cannot be read, answer none. Otherwise all others are answered."""
+
+
+RULES = (
+    Excludes("--beam", ("--temperature",), "draws nothing"),
+    Needs("--length-penalty", ("--beam",), "ranks the texts of beam search"),
+    Needs("--seed", ("--temperature",), "has no effect where nothing is drawn"),
+)
+#: Flags for answers that are texts.
+TEXT_FLAGS = ("--attention", "--beam", "--length", "--length-penalty", "--seed", "--temperature")
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Predict; returns the exit code."""
-    return run_command(lambda: predict(list(sys.argv[1:] if args is None else args)), text_alone=True)
+    return run_command(lambda: predict(list(sys.argv[1:] if args is None else args)), text_only=True)
 
 
 def predict(args: list[str]) -> None:
-    import tyro
-
-    more = [
-        ("json", Annotated[bool, tyro.conf.arg(help="An answer as one JSON object a line.")], False),
-        ("inputs", Annotated[tuple[str, ...], tyro.conf.Positional, _inputs()], ()),
+    """Parse ``args`` and write the answers that they ask for."""
+    extra = [
+        switch("json", "Write one JSON object for each answer."),
+        positional("inputs", "Files of lines, or images. Default: lines of standard input.", "[FILE ...]"),
     ]
-    config, rest = parse_more(PredictConfig, args, prog="jaxgen predict", description=ABOUT, more=more)
-    check(config, args)
+    config, values = parse(PredictConfig, args, prog="jaxgen predict", description=DESCRIPTION, extra=extra)
+    files: tuple[str, ...] = values["inputs"]
+    check_rules(RULES, given_flags(config, args, even_default=("--length-penalty", "--seed")))
 
     from jaxgen.inference.generation_config import GenerationConfig
-    from jaxgen.inference.predictor import Predictor, Writing
+    from jaxgen.inference.predictor import DecodingConfig, Predictor
     from jaxgen.runtime import need_backend
 
     need_backend()
     predictor = Predictor.load(config.run)
-    codec, writes = predictor.codec, predictor.task.ANSWER == "texts"
-    if not writes and (given := _given(args, OF_TEXTS)):
-        raise UsageError(
-            f"{given[0]} is for answers that are texts, and the run {predictor.path} gives none: leave it out."
-        )
-    if codec.FILES and not rest["inputs"]:
+    codec, writes_texts = predictor.codec, predictor.task.ANSWER == "texts"
+    useless = None if writes_texts else next((flag for flag in TEXT_FLAGS if is_written(args, flag)), None)
+    if useless is not None:
+        raise UsageError(f"{useless} is for answers that are texts, and the run {predictor.path} gives none: omit it.")
+    if codec.FILES and not files:
         raise UsageError(f"The run {predictor.path} answers files: name them, as in `jaxgen predict photo.png`.")
     if config.strict and not codec.FILES:
         raise UsageError(f"--strict is about images, and the run {predictor.path} answers lines: leave it out.")
-    writing = Writing()
-    if writes:
+    decoding = DecodingConfig()
+    if writes_texts:
         settings = GenerationConfig(config.length or codec.longest, config.temperature, config.seed)
-        writing = Writing(settings, config.beam, config.length_penalty)
-    inputs: Iterator[Any] = codec.sources(rest["inputs"]) if codec.FILES else lines(rest["inputs"])
+        decoding = DecodingConfig(settings, config.beam, config.length_penalty)
+    inputs: Iterator[Source] = codec.sources(files) if codec.FILES else text_lines(files)
     if config.strict:
-        inputs = iter(readable(list(inputs), codec))
+        sources = list(inputs)
+        for source in sources:
+            codec.encode(source)  # raises ``DataError``
+        inputs = iter(sources)
     if config.attention is not None:
-        first = list(islice(inputs, MAPS))
+        first = list(islice(inputs, MAX_ATTENTION_PLOTS))
         inputs = chain(first, inputs)
-        draw(predictor, first, writing, config.attention)
-    typed = not rest["inputs"] and sys.stdin is not None and sys.stdin.isatty()
+        plot_attention(predictor, first, decoding, config.attention)
+    typed = not files and sys.stdin is not None and sys.stdin.isatty()
     if typed:
-        log("A line, then Enter, is answered at once; Ctrl-D ends.")
-    answers = predictor.predict(inputs, writing, 1 if typed else None, strict=False)
-    write(answers, codec, rest["json"], flush=typed)
+        log("Each line is answered after Enter; Ctrl-D ends.")
+    answers = predictor.predict(inputs, decoding, 1 if typed else None, strict=False)
+    write_answers(answers, predictor, values["json"], flush=typed)
 
 
-def check(config: PredictConfig, args: Sequence[str]) -> None:
-    """Raise ``UsageError`` for flags that do not fit together."""
-    if config.beam and config.temperature:
-        raise UsageError("--beam searches and --temperature draws: give one of them.")
-    if not config.beam and (given := _given(args, ["--length-penalty"])):
-        raise UsageError(f"{given[0]} ranks the texts of beam search: give --beam too.")
-    if not config.temperature and (given := _given(args, ["--seed"])):
-        raise UsageError(f"{given[0]} has no meaning where nothing is drawn: give --temperature too.")
+def text_lines(paths: Sequence[str]) -> Iterator[str]:
+    """The lines of files (gzip too), one after the other, or of standard input (``-``). Raises ``DataError``."""
+    for path in paths or ("-",):
+        for number, line in enumerate(read_lines(path, MAX_LINE), start=1):
+            try:
+                text = line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                name = "Standard input" if path == "-" else f"The file {path}"
+                raise DataError(
+                    f"{name} is not UTF-8: byte {line[error.start]:#04x} in line {number:,}. Convert it to UTF-8."
+                ) from None
+            yield text.removeprefix("\ufeff") if number == 1 else text
 
 
-def _given(args: Sequence[str], flags: Iterable[str]) -> list[str]:
-    return [flag for flag in flags if flag_value(args, flag) is not None]
+def write_answers(
+    answers: Iterable[Answer | UnreadableInput], predictor: Predictor, as_json: bool, flush: bool
+) -> None:
+    """Write each answer on a line of standard output.
 
+    The line of an input that cannot be read is empty; as JSON it holds the error, which is also logged at once.
 
-def readable(inputs: Sequence[Any], codec: Any) -> Sequence[Any]:
-    """``inputs``, each of which was read; raises ``DataError`` for the first that cannot be."""
-    for each in inputs:
-        codec.encode(each)
-    return inputs
-
-
-def write(answers: Iterable[Any], codec: Any, as_json: bool, flush: bool) -> None:
-    """Write each answer on a line of standard output; at the end say what was not read of the inputs.
-
-    Of an input that cannot be read the line is empty, as JSON it has the error, which is told at once. Raises
-    ``DataError`` at the end if there was one.
+    Raises:
+        DataError: At the end, if an input could not be read.
     """
-    from jaxgen.inference.predictor import Unread
+    from jaxgen.inference.predictor import UnreadableInput
 
-    cut = unread = total = 0
+    truncated = unread = total = 0
     for answer in answers:
         total += 1
-        if isinstance(answer, Unread):
+        if isinstance(answer, UnreadableInput):
             log(f"error: {answer.error}")
+            unread += 1
             name = getattr(answer.source, "name", None) or str(answer.source)
-            unread, answer = unread + 1, {"image": name, "error": str(answer.error)}
-            line = json.dumps(answer, ensure_ascii=False) if as_json else ""
+            line = json.dumps({"image": name, "error": str(answer.error)}, ensure_ascii=False) if as_json else ""
         else:
-            line = json.dumps(answer, ensure_ascii=False) if as_json else codec.line(answer)
+            line = json.dumps(answer, ensure_ascii=False) if as_json else predictor.codec.line(answer)
+            truncated += answer.get("cut", 0) > 0
         write_out(line + "\n", flush=flush)
-        cut += answer.get("cut", 0) > 0
-    if cut:
-        s, were = ("", "was") if cut == 1 else ("s", "were")
-        log(f"{cut:,} input{s} {were} longer than what the model reads: the rest was left out.")
+    if truncated:
+        s, were = ("", "was") if truncated == 1 else ("s", "were")
+        log(f"{truncated:,} input{s} {were} longer than the model can read: the rest was left out.")
     if unread:
-        raise DataError(f"{unread:,} of {total:,} inputs cannot be read and got no answer: see above.")
+        raise DataError(f"{unread:,} of {total:,} inputs cannot be read and have no answer: see above.")
 
 
-def draw(predictor: Predictor, inputs: Sequence[Any], writing: Writing, path: str) -> None:
-    """Draw where the decoder looks while it writes the texts for these inputs, those that cannot be read aside.
+def plot_attention(predictor: Predictor, inputs: Sequence[Source], decoding: DecodingConfig, path: str) -> None:
+    """Plot the attention weights for these inputs, except those that cannot be read.
 
-    Raises ``UsageError`` if it cannot, and ``DataError`` if none of them can be read.
+    Raises:
+        UsageError: The plot cannot be written, or there is no input.
+        DataError: None of the inputs can be read.
     """
-    from jaxgen.errors import CheckpointError
     from jaxgen.plots.attention import draw_attention
 
-    there = [(number, each) for number, each in enumerate(inputs) if not isinstance(each, str) or each.strip()]
-    looks, unread = [], None
-    for number, each in there:
+    present = [(number, each) for number, each in enumerate(inputs) if not isinstance(each, str) or each.strip()]
+    maps, first_error = [], None
+    for number, source in present:
         try:
-            looks.append(predictor.attention(each, writing, number))
+            maps.append(predictor.attention(source, decoding, number))
         except DataError as error:
-            unread = unread or error
-    if not looks and unread is not None:
-        raise unread
-    if not looks:
-        raise UsageError("There is no input of which --attention could draw anything: give one that is not empty.")
+            first_error = first_error or error
+    if not maps and first_error is not None:
+        raise first_error
+    if not maps:
+        raise UsageError("There is no input for --attention to plot: give one that is not empty.")
     try:
-        draw_attention(looks, path)
+        draw_attention(maps, path)
     except CheckpointError as error:
         raise UsageError(f"--attention {path} cannot be drawn. {error}") from None
-
-
-def _inputs() -> Any:
-    import tyro
-
-    return tyro.conf.arg(help="Files of lines, or images; by default lines of standard input.", metavar="[FILE ...]")
-
-
-def lines(paths: Sequence[str]) -> Iterator[str]:
-    """The lines of files (gzip too), one after the other, or of standard input (``-``); raises ``DataError``."""
-    for path in paths or ("-",):
-        name = "Standard input" if path == "-" else f"The file {path}"
-        if path == "-" and sys.stdin is None:
-            raise DataError("Standard input is closed: name files of lines.")
-        try:
-            if path == "-":
-                yield from _decoded(sys.stdin.buffer, name)
-            else:
-                with Path(path).open("rb") as file:  # opened once, for it may be a pipe
-                    zipped = file.peek(2)[:2] == b"\x1f\x8b"
-                    yield from _decoded(gzip.GzipFile(fileobj=file) if zipped else file, name)
-        except OSError as error:
-            raise DataError(
-                f"{name} cannot be read: {error.strerror or error}. Check the path and its permissions."
-            ) from None
-        except (EOFError, zlib.error) as error:
-            raise DataError(f"{name} is damaged gzip ({error}). Copy or download it again.") from None
-
-
-def _decoded(file: BinaryIO | gzip.GzipFile, name: str) -> Iterator[str]:
-    for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
-        if len(line) > LONGEST:
-            raise DataError(
-                f"{name} has more than {LONGEST // 2**20} MiB in line {number:,}, the most that one input may have. "
-                "Give a text with an input on each line."
-            )
-        try:
-            text = line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{name} is not UTF-8: byte {line[error.start]:#04x} in line {number:,}. Convert it to UTF-8."
-            ) from None
-        yield text.removeprefix("\ufeff") if number == 1 else text

@@ -1,4 +1,4 @@
-"""What a training run looks like: a live line on a terminal, plain lines in a pipe or a log."""
+"""Shows a training run: a live line on a terminal, plain lines in a pipe or a log."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from rich.text import Text
 from jaxgen.cli.common import SafeStream, discard, escape_controls, log, reason
 from jaxgen.trainer import events
 
-#: Seconds between plain lines where there is no terminal.
-PLAIN_EVERY = 15.0
-#: Columns of a terminal from which the live line has a bar, and what the bar takes of them at least.
-WIDE, BAR = 90, 6
+#: Seconds between plain lines without a terminal.
+PLAIN_INTERVAL = 15.0
+#: A terminal with at least this many columns has a bar after the live line, which takes at least so many of them.
+WIDE, MIN_BAR = 90, 6
 
 
-def clock(seconds: float) -> str:
-    """Seconds as 1:23 or 2:03:04."""
+def format_duration(seconds: float) -> str:
+    """A duration as 1:23 or 2:03:04."""
     whole = max(0, round(seconds))
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
-def shortened(text: str, width: int) -> str:
-    """Text in ``width`` columns at most, an ellipsis in the place of its middle where it is longer."""
+def shorten(text: str, width: int) -> str:
+    """Text in at most ``width`` columns; an ellipsis replaces the middle of longer text."""
     if cell_len(text) <= width:
         return text
     begin = set_cell_size(text, max(0, width - 1) // 2).rstrip()
@@ -40,52 +40,54 @@ def shortened(text: str, width: int) -> str:
 
 
 def progress_line(event: events.Progress, total: int, width: int | None = None) -> str:
-    """Where the run stands, in the longest wording that fits ``width`` columns."""
-    step, loss, left = f"{event.step:,}/{total:,}", f"loss {event.loss:.3f}", clock(event.seconds_left)
+    """The progress of the run, in the longest form that fits ``width`` columns."""
+    step, loss, left = f"{event.step:,}/{total:,}", f"loss {event.loss:.3f}", format_duration(event.seconds_left)
     bits = "" if event.bits_per_char is None else f"{event.bits_per_char:.3f} bits"
     speed, unit = event.speed, event.unit
-    wordings = (
+    forms = (
         (f"step {step}", loss, bits and f"{bits}/char", f"{speed:,.0f} {unit}/s", f"{left} left"),
         (step, loss, bits, f"{speed:,.0f} {unit[:3]}/s", f"{left} left"),
         (step, loss, bits, f"{speed / 1000:,.0f}k/s" if speed >= 10_000 else f"{speed:,.0f}/s", left),
         (step, loss, f"{left} left"),
         (step, loss, left),
     )
-    lines = ["  ".join(filter(None, fields)) for fields in wordings]
+    lines = ["  ".join(filter(None, fields)) for fields in forms]
     return next((line for line in lines if width is None or len(line) <= width), lines[-1])
 
 
-def lost(error: Exception) -> None:
-    """Training goes on without standard output; that its reader left on purpose needs no word."""
+def report_lost_output(error: Exception) -> None:
+    """Discard standard output, so that training continues, and say so unless the reader has left on purpose."""
     discard(sys.stdout)
     if not isinstance(error, BrokenPipeError):
-        log(f"note: Standard output cannot be written ({reason(error)}): training goes on unseen.")
+        log(f"note: Standard output cannot be written ({reason(error)}): training continues without it.")
 
 
-def shown(text: str, style: str = "") -> Text:
-    """Text of data, files or a model as rich may print it: no markup is read in it, and nothing disturbs a terminal."""
+def safe_text(text: str, style: str = "") -> Text:
+    """Text for rich to print without reading markup in it, with control characters escaped."""
     return Text(escape_controls(text), style=style)
 
 
 class Screen:
-    """Renders the trainer's events to standard output.
+    """Shows the events of the trainer on standard output.
 
-    Once that fails (a reader that has gone, a full disk, a closed terminal), training goes on unseen.
+    If that fails (the reader has left, the disk is full, the terminal is closed), training continues without it.
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=cast(IO[str], SafeStream(sys.stdout, lost)), highlight=False)
+        self.console = console or Console(
+            file=cast(IO[str], SafeStream(sys.stdout, report_lost_output)), highlight=False
+        )
         self._bar: Progress | None = None
         self._reading_bar: Progress | None = None
         self._last_plain = 0.0
         self._total = 0
 
     def show(self, event: events.Event) -> None:
-        """Render one event."""
+        """Show one event."""
         getattr(self, f"_{type(event).__name__.lower()}")(event)
 
     def close(self) -> None:
-        """Take the live lines off the screen."""
+        """Remove the live lines."""
         for bar in filter(None, (self._bar, self._reading_bar)):
             bar.stop()
         self._bar = self._reading_bar = None
@@ -113,16 +115,16 @@ class Screen:
 
     def _progress(self, event: events.Progress) -> None:
         if self._bar is not None:
-            self._bar.columns = self._columns()  # the window may have changed
-            width = self.console.width - (BAR if len(self._bar.columns) > 1 else 0)
+            self._bar.columns = self._columns()  # the window may have been resized
+            width = self.console.width - (MIN_BAR if len(self._bar.columns) > 1 else 0)
             text = progress_line(event, self._total, width)
             self._bar.update(self._line, completed=event.step, description=text)
-        elif time.monotonic() - self._last_plain > PLAIN_EVERY:
+        elif time.monotonic() - self._last_plain > PLAIN_INTERVAL:
             self._last_plain = time.monotonic()
             self.console.print(progress_line(event, self._total), soft_wrap=True)
 
     def _columns(self) -> tuple[ProgressColumn, ...]:
-        """The live line's: words, and a bar where there is room for both."""
+        """The columns of the live line: the text, and a bar if there is room."""
         words = TextColumn("{task.description}")
         return (words, BarColumn(bar_width=None)) if self.console.width >= WIDE else (words,)
 
@@ -131,26 +133,26 @@ class Screen:
         losses = f"step {row['step']:,}: training loss {row['train_loss']:.3f}, validation loss {row['val_loss']:.3f}"
         more = f" ({event.headline})" if event.headline else ""
         self.console.print(
-            shown(f"{losses}{more}") + Text("  best so far" if event.best else "", style="green"), soft_wrap=True
+            safe_text(f"{losses}{more}") + Text("  best so far" if event.best else "", style="green"), soft_wrap=True
         )
 
     def _sampled(self, event: events.Sampled) -> None:
         self.console.print(self._panel(event.text, f"step {event.step:,}, {event.title}"))
 
     def _table(self, rows: Iterable[tuple[str, str]]) -> Table:
-        """Labels, which may be those of the user's data, with a text beside each that keeps half the width or more."""
+        """A table of labels and texts; the texts keep at least half of the width."""
         table = Table.grid(padding=(0, 2))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
         for label, text in rows:
-            table.add_row(Text(shortened(escape_controls(label), self.console.width // 2 - 2)), shown(text))
+            table.add_row(Text(shorten(escape_controls(label), self.console.width // 2 - 2)), safe_text(text))
         return table
 
     def _panel(self, text: str, title: str) -> Panel:
-        return Panel(shown(text.strip("\n")), title=shown(title), title_align="left", border_style="dim")
+        return Panel(safe_text(text.strip("\n")), title=safe_text(title), title_align="left", border_style="dim")
 
     def _note(self, event: events.Note) -> None:
-        self.console.print(shown(event.text, "yellow"), soft_wrap=True)
+        self.console.print(safe_text(event.text, "yellow"), soft_wrap=True)
 
     def _finished(self, event: events.Finished) -> None:
         self.close()
@@ -160,4 +162,4 @@ class Screen:
         if event.step:
             rows.append(("best step", f"{event.best_step:,} of {event.step:,}"))
         self.console.print(self._table([*rows, ("run", event.run)]))
-        self.console.print(Text("\nNext: ") + shown(event.next_command, "bold"), soft_wrap=True)
+        self.console.print(Text("\nNext: ") + safe_text(event.next_command, "bold"), soft_wrap=True)

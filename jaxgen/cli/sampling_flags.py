@@ -1,4 +1,4 @@
-"""Flags of ``sample.py`` that stand for logit transforms: one for each of ``TRANSFORMS``, made from its options."""
+"""Flags that say how texts are generated: logit transforms, temperature, labels and features."""
 
 from __future__ import annotations
 
@@ -6,42 +6,54 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_type_hints
 
-from jaxgen.errors import UsageError
+import numpy as np
+
+from jaxgen.cli.common import log
+from jaxgen.cli.flags import ExtraFlag
+from jaxgen.errors import UsageError, choose
 from jaxgen.tokenizers.base import UNK
 from jaxgen.types import TokenId
 
 if TYPE_CHECKING:
     from jaxgen.inference.sampler import Sampler
-from typing import TYPE_CHECKING
-
-from jaxgen.cli.common import log
-from jaxgen.errors import choose
-
-if TYPE_CHECKING:
-    from jaxgen.inference.sampler import Sampler
+    from jaxgen.sampling.transforms.base import Transform
+    from jaxgen.sampling.transforms.temperature import Linear
     from jaxgen.tasks.language.conditioning import Conditioning
 
+#: Turns text into token ids.
+Encode = Callable[[str], np.ndarray]
 
-def conditioned(sampler: Sampler, label: Sequence[str], features: Sequence[float], *, note: bool = True) -> Sampler:
-    """``sampler`` under what the flags say; under nothing if they were not given, with a note of what they can be.
 
-    Raises ``UsageError`` for a run that knows no such thing, for an unknown label and for weights that cannot be used.
+def with_condition_flags(
+    sampler: Sampler, label: Sequence[str], features: Sequence[float], *, note: bool = True
+) -> Sampler:
+    """``sampler`` under the condition of ``--label`` and ``--features``.
+
+    Without these flags it is returned as it is; for a run that knows labels or features, a note says what they can be.
+
+    Raises:
+        UsageError: The run knows none, or a label or weight cannot be used.
     """
     if label or features:
         known = sampler.conditioning
-        weights = None if not label or known is None else read_weights(label, known)
+        weights = None if not label or known is None else read_label_weights(label, known)
         return sampler.conditioned(weights, features or None)
     if note and sampler.conditioning is not None:
-        log(f"note: without {flags(sampler.conditioning)} a text begins from the mean of the training texts.")
+        flags = describe_condition_flags(sampler.conditioning)
+        log(f"note: without {flags} a text starts from the mean of the training texts.")
     return sampler
 
 
-def read_weights(words: Sequence[str], known: Conditioning) -> dict[str, float]:
-    """``Sports``, or ``Sports:0.3 World:0.7``, whose proportion counts; a label may have a colon of its own."""
+def read_label_weights(words: Sequence[str], known: Conditioning) -> dict[str, float]:
+    """Label -> weight from ``Sports`` or ``Sports:0.3 World:0.7``; a label may itself contain a colon.
+
+    Raises:
+        UsageError: A label is unknown or given twice, or a weight is missing or no number.
+    """
     if not known.labels:
-        return dict.fromkeys(words, 1.0)  # ``Conditioning.choose`` says that there are none
+        return dict.fromkeys(words, 1.0)  # ``Conditioning.choose`` reports that there are none
     weights: dict[str, float] = {}
     for word in words:
         name, weight = word, None
@@ -66,58 +78,102 @@ def read_weights(words: Sequence[str], known: Conditioning) -> dict[str, float]:
     return weights
 
 
-def flags(known: Conditioning) -> str:
-    """The flags that a run understands, with what they can be."""
+def describe_condition_flags(known: Conditioning) -> str:
+    """The flags that a run understands, with their possible values."""
     label = f"--label ({', '.join(known.labels)})" if known.labels else ""
     features = f"--features ({' '.join(known.features)})" if known.features else ""
     return " and ".join(filter(None, (label, features)))
 
 
-#: Turns text into token ids.
-Encode = Callable[[str], Any]
+class TransformFlag(NamedTuple):
+    """The flag of a logit transform, made from the transform's first option."""
+
+    name: str  # with hyphens
+    transform: type[Any]
+    option: Any  # the type of the first option
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether the option holds token ids, which the flag gives as texts."""
+        return _mentions_tokens(self.option)
+
+    @property
+    def takes_weights(self) -> bool:
+        """Whether the option is pairs of a token and a number."""
+        return self.takes_tokens and bool(get_args(get_args(self.option)[0]))
+
+    @property
+    def default(self) -> tuple[()] | None:
+        """The value that stands for a flag that was not given."""
+        return () if self.takes_tokens else None
+
+    @property
+    def metavar(self) -> str:
+        """What the help calls a value."""
+        if self.takes_tokens:
+            return "TEXT=NUMBER" if self.takes_weights else "TEXT"
+        return "N" if self.option is int else "X"
+
+    @property
+    def help(self) -> str:
+        """The first sentence of the transform's docstring."""
+        text = re.sub(r"\s+", " ", inspect.getdoc(self.transform) or "").replace("`", "")
+        return re.split(r"(?<=[.;)])\s+(?=[A-Z])", text)[0]
+
+    def read(self, words: Sequence[str]) -> Any:
+        """The value of the flag with these words after it."""
+        return tuple(words) if self.takes_tokens else read_number(self.name, words, self.option)
+
+    def build(self, value: Any, encode: Encode) -> Transform:
+        """The transform for a value of the flag. Raises ``UsageError`` for one that cannot be used."""
+        if self.takes_weights:
+            value = _token_weights(value, self.name, encode)
+        elif self.takes_tokens:
+            value = _token_ids(value, self.name, encode, all_forms=not getattr(self.transform, "in_order", False))
+        built: Transform = self.transform(value)
+        return built
 
 
-def transform_flags() -> list[tuple[str, Any, Any]]:
-    """Name, annotated type and default of a flag for the first option of every transform but the temperature."""
+def transform_flags() -> dict[str, TransformFlag]:
+    """Name -> flag, one for each of ``TRANSFORMS`` but the temperature, which has a flag of its own."""
+    from jaxgen.sampling.transforms import TRANSFORMS
+
+    return {
+        name: TransformFlag(name, kind, get_type_hints(kind)[dataclasses.fields(kind)[0].name])
+        for name, kind in TRANSFORMS.items()
+        if name != "temperature"
+    }
+
+
+def extra_transform_flags() -> list[ExtraFlag]:
+    """The flags of the transforms for the parser."""
     import tyro
 
-    flags = []
-    for name, kind, option in _flagged():
-        of_tokens = _takes_tokens(option)
-        plain: Any = tuple[str, ...] if of_tokens else option | None
-        metavar = f"{_word(option)} [{_word(option)} ...]" if of_tokens else None
-        argument = tyro.conf.arg(help=_description(kind), metavar=metavar)
-        flags.append((name.replace("-", "_"), Annotated[plain, argument], () if of_tokens else None))
-    return flags
+    extra = []
+    for flag in transform_flags().values():
+        kind: Any = tuple[str, ...] if flag.takes_tokens else flag.option | None
+        metavar = f"{flag.metavar} [{flag.metavar} ...]" if flag.takes_tokens else None
+        annotated = Annotated[kind, tyro.conf.arg(help=flag.help, metavar=metavar)]
+        extra.append(ExtraFlag(flag.name.replace("-", "_"), annotated, flag.default))
+    return extra
 
 
-def read_transforms(values: Mapping[str, Any], encode: Encode) -> tuple[Any, ...]:
-    """The transforms that flags ask for, in the order of ``TRANSFORMS``; ``UsageError`` for values out of range."""
-    made = []
-    for name, kind, option in _flagged():
-        value = values[name.replace("-", "_")]
-        if value is None or value == ():
-            continue
-        if _takes_tokens(option):
-            all_forms = not getattr(kind, "in_order", False)
-            value = _biases(value, name, encode) if _weighs(option) else _ids(value, name, encode, all_forms)
-        made.append(kind(value))
-    return tuple(made)
+def read_transforms(values: Mapping[str, Any], encode: Encode) -> tuple[Transform, ...]:
+    """The transforms that flags ask for, in the order of ``TRANSFORMS``.
 
+    Args:
+        values: The value of each transform's flag, by its name with underscores.
+        encode: Turns text into token ids.
 
-def described_transforms() -> dict[str, tuple[str, str]]:
-    """Of every transform that has a flag: what stands behind it, and what it does."""
-    return {name: (_word(option), _description(kind)) for name, kind, option in _flagged()}
-
-
-def read_words(name: str, words: Sequence[str]) -> Any:
-    """What the flag of the transform ``name`` would hold with these words behind it, for ``read_transforms``."""
-    option = next(option for each, _, option in _flagged() if each == name)
-    return tuple(words) if _takes_tokens(option) else read_number(name, words, option)
+    Raises:
+        UsageError: A value is out of range or not in the vocabulary.
+    """
+    given = ((flag, values[name.replace("-", "_")]) for name, flag in transform_flags().items())
+    return tuple(flag.build(value, encode) for flag, value in given if value != flag.default)
 
 
 def read_number(name: str, words: Sequence[str], kind: type = int) -> Any:
-    """The one number, of ``kind`` int or float, that ``words`` hold for the setting ``name``."""
+    """The one number of type ``kind`` (int or float) that ``words`` hold for the setting ``name``."""
     try:
         (word,) = words
         return kind(word)
@@ -127,8 +183,8 @@ def read_number(name: str, words: Sequence[str], kind: type = int) -> Any:
         ) from None
 
 
-def read_temperature(text: str) -> Any:
-    """``0.8``; ``1.2,0.8,0.5``, a token each, the last for all others; ``1.5:0.5:200``, a line over 200 tokens."""
+def read_temperature(text: str) -> float | tuple[float, ...] | Linear:
+    """A temperature: ``0.8``, one for each token (``1.2,0.8,0.5``), or a line over tokens (``1.5:0.5:200``)."""
     from jaxgen.sampling.transforms.temperature import Linear
 
     try:
@@ -146,68 +202,45 @@ def read_temperature(text: str) -> Any:
     return values if len(values) > 1 else values[0]
 
 
-def notes(sampler: Sampler, transforms: Iterable[Any]) -> Iterator[str]:
-    """What the user may not expect of these settings with this model."""
+def transform_notes(sampler: Sampler, transforms: Iterable[Transform]) -> Iterator[str]:
+    """Notes on transforms that have less effect on this model than the user may expect."""
     from jaxgen.sampling.transforms.constraints import MinLength
     from jaxgen.sampling.transforms.truncation import TopK
 
     vocab = sampler.tokenizer.vocab_size
     for each in transforms:
         if isinstance(each, TopK) and each.k > vocab:
-            yield f"note: --top-k {each.k} is more than the vocabulary of {vocab}; all are kept."
+            yield f"note: --top-k {each.k} is more than the vocabulary of {vocab}; all tokens are kept."
         if isinstance(each, MinLength) and not sampler.documents:
-            yield "note: --min-length does nothing: this model was trained on running text, which has no end."
+            yield "note: --min-length has no effect: this model was trained on running text, which has no end."
 
 
-def unescaped(text: str) -> str:
-    r"""``\\n``, ``\\t`` and ``\\\\`` as the characters they stand for: shells pass a line break on only with effort."""
+def unescape(text: str) -> str:
+    r"""Replace ``\n``, ``\t`` and ``\\`` by the characters they stand for, which are hard to type in a shell."""
     parts = text.split("\\\\")
     return "\\".join(part.replace("\\n", "\n").replace("\\t", "\t") for part in parts)
 
 
-def _flagged() -> Iterable[tuple[str, type, Any]]:
-    """Name, class and type of the first option of each transform."""
-    from jaxgen.sampling.transforms import TRANSFORMS
-
-    for name, kind in TRANSFORMS.items():
-        if name != "temperature":  # has a flag of its own, with a section for each value
-            yield name, kind, get_type_hints(kind)[dataclasses.fields(kind)[0].name]
+def _mentions_tokens(option: Any) -> bool:
+    return option is TokenId or any(_mentions_tokens(part) for part in get_args(option))
 
 
-def _takes_tokens(option: Any) -> bool:
-    return option is TokenId or any(_takes_tokens(part) for part in get_args(option))
-
-
-def _weighs(option: Any) -> bool:
-    """Whether the option is pairs of a token and a number."""
-    return bool(get_args(get_args(option)[0]))
-
-
-def _word(option: Any) -> str:
-    """What a value of the option is called in the help."""
-    if _takes_tokens(option):
-        return "TEXT=NUMBER" if _weighs(option) else "TEXT"
-    return "N" if option is int else "X"
-
-
-def _ids(texts: Iterable[str], name: str, encode: Encode, all_forms: bool = True) -> tuple[int, ...]:
-    """The tokens of each of ``texts``; with ``all_forms``, those with a blank in front that belongs to them too."""
+def _token_ids(texts: Iterable[str], name: str, encode: Encode, all_forms: bool = True) -> tuple[int, ...]:
+    """The tokens of each text; with ``all_forms`` also those of the text after a space, where that adds no token."""
     found: list[int] = []
-    for text in map(unescaped, texts):
-        plain, behind_blank = ([int(i) for i in encode(each)] for each in (text, " " + text))
+    for text in map(unescape, texts):
+        plain, after_space = ([int(i) for i in encode(each)] for each in (text, " " + text))
         if not plain:
             raise UsageError(f"--{name} got an empty text: give one or more characters.")
-        forms = [plain, behind_blank] if len(behind_blank) == len(plain) else [plain]
+        forms = [plain, after_space] if len(after_space) == len(plain) else [plain]
         known = [form for form in forms if UNK not in form]
         if not known:
-            raise UsageError(
-                f"--{name} {text!r} has something that the vocabulary lacks: give what the model can write."
-            )
+            raise UsageError(f"--{name} {text!r} is not in the vocabulary: give text that the model can write.")
         found += [i for form in (known if all_forms else known[:1]) for i in form]
     return tuple(dict.fromkeys(found)) if all_forms else tuple(found)
 
 
-def _biases(pairs: Iterable[str], name: str, encode: Encode) -> tuple[tuple[int, float], ...]:
+def _token_weights(pairs: Iterable[str], name: str, encode: Encode) -> tuple[tuple[int, float], ...]:
     found = []
     for pair in pairs:
         text, sign, number = pair.rpartition("=")
@@ -217,11 +250,5 @@ def _biases(pairs: Iterable[str], name: str, encode: Encode) -> tuple[tuple[int,
             sign = ""
         if not sign:
             raise UsageError(f"--{name} {pair!r} cannot be read: give a text and a number, such as e=-1.5.")
-        found += [(i, value) for i in _ids([text], name, encode)]
+        found += [(i, value) for i in _token_ids([text], name, encode)]
     return tuple(found)
-
-
-def _description(kind: type) -> str:
-    """The first sentence of a transform's docstring."""
-    text = re.sub(r"\s+", " ", inspect.getdoc(kind) or "").replace("`", "")
-    return re.split(r"(?<=[.;)])\s+(?=[A-Z])", text)[0]

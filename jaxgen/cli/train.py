@@ -1,19 +1,21 @@
-"""``train.py`` and ``jaxgen train``: flags in, a training run on the screen."""
+"""``train.py`` and ``jaxgen train``: parses flags and runs the training, shown on the screen."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jaxgen.cli.common import flag_value, hold_descriptors, log, parse, run_command
+from jaxgen.cli.common import hold_descriptors, log, run_command
+from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, Rules, check_rules, flag_value, parse
 from jaxgen.errors import UsageError, choose
 
 if TYPE_CHECKING:
     from jaxgen.distributed.launcher import Job
+    from jaxgen.runs.config import TrainConfig
     from jaxgen.trainer.process_group import ProcessGroup
 
-EPILOG = """{about} Built-in data, so that nothing need be downloaded:
+DESCRIPTION = """{about} The built-in data needs no download:
 
     python train.py{task}
 
@@ -23,23 +25,31 @@ The first word names the task; each has its own flags:
 
 {tasks}
 
-A preset sets several flags at once; --config FILE.toml reads any of them from a file; flags win over both."""
+A preset sets several flags at once; --config FILE.toml reads any of them from a file; flags win over both.
 
-
+Presets:
+{presets}"""
 #: What is trained when no task is named.
 DEFAULT_TASK = "language"
+#: Three ways to give the length of a run.
+LENGTHS = ("steps", "epochs", "minutes")
 #: The flags of a job of several processes.
-DISTRIBUTED_FLAGS = ("--distributed", "--coordinator", "--num-processes", "--process-id", "--heartbeat")
+JOB_FLAGS = ("--distributed", "--coordinator", "--num-processes", "--process-id", "--heartbeat")
+JOB_RULES: Rules = (
+    Excludes("--distributed", ("--coordinator", "--num-processes", "--process-id"), "asks the cluster for the job"),
+    *(
+        Needs(flag, ("--coordinator", "--distributed"), "belongs to a job of several processes")
+        for flag in JOB_FLAGS[2:]
+    ),
+)
 #: Seconds without a sign of life after which a process counts as lost.
 HEARTBEAT = 60
-#: Three ways to say how long a run is.
-LENGTHS = ("steps", "epochs", "minutes")
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Train; returns the exit code."""
     given = list(sys.argv[1:] if args is None else args)
-    several = any(flag_value(given, flag) is not None for flag in DISTRIBUTED_FLAGS)
+    several = any(flag_value(given, flag) is not None for flag in JOB_FLAGS)
     if several and not {"-h", "--help"} & set(given):
         return _train_distributed(given)
     return run_command(lambda: train(given))
@@ -62,17 +72,13 @@ def read_job(args: Sequence[str]) -> Job:
     """The job that the flags describe. Raises ``UsageError`` for flags that do not fit together."""
     from jaxgen.distributed.launcher import Job
 
-    auto, coordinator, *numbers = (flag_value(args, flag) for flag in DISTRIBUTED_FLAGS)
-    if auto is None and coordinator is None:
-        flag, value = next(each for each in zip(DISTRIBUTED_FLAGS[2:], numbers) if each[1] is not None)
-        raise UsageError(f"{flag} {value} belongs to a job of several processes: give --coordinator too.")
+    values = {flag: flag_value(args, flag) for flag in JOB_FLAGS}
+    check_rules(JOB_RULES, {flag for flag, value in values.items() if value is not None})
+    auto, coordinator, *_ = values.values()
     if auto is not None:
         choose(auto, ("auto",), "value for --distributed")
-        named = [flag for flag, value in zip(DISTRIBUTED_FLAGS[1:4], (coordinator, *numbers)) if value is not None]
-        if named:
-            raise UsageError(f"--distributed auto asks the cluster, and {named[0]} was given: leave one of them out.")
     processes, index, heartbeat = (
-        None if value is None else _whole_number(flag, value) for flag, value in zip(DISTRIBUTED_FLAGS[2:], numbers)
+        None if value is None else _whole_number(flag, value) for flag, value in list(values.items())[2:]
     )
     return Job(coordinator, processes, index, HEARTBEAT if heartbeat is None else heartbeat)
 
@@ -84,7 +90,7 @@ def _whole_number(flag: str, value: str) -> int:
 
 
 def train(args: list[str], group: ProcessGroup | None = None) -> None:
-    """Start or continue the run that ``args`` describe, in this process or in those of ``group``."""
+    """Parse ``args``, and start or resume the run, in this process or in those of ``group``."""
     from jaxgen.cli.progress import Screen
     from jaxgen.runtime import need_backend
     from jaxgen.trainer.process_group import ProcessGroup
@@ -94,13 +100,13 @@ def train(args: list[str], group: ProcessGroup | None = None) -> None:
     screen = Screen()
     try:
         with group.translate_errors():
-            with group.all_or_none() as facts:  # before process 0 makes the folder that all of them look for
-                config, resuming = _asked(args)
+            with group.all_or_none() as facts:  # before process 0 creates the folder that all of them look for
+                config, resuming = parse_args(args)
                 facts["folder"] = "goes on" if resuming else "begins"
             need_backend()
             if resuming:
                 changed = flag_value(args, "--data-changed") or "refuse"
-                trainer = resume(config.run, config, screen.show, changed, group=group)
+                trainer = resume(str(config.run), config, screen.show, changed, group=group)
             else:
                 trainer = start(config, screen.show, group=group)
             trainer.train()
@@ -108,8 +114,8 @@ def train(args: list[str], group: ProcessGroup | None = None) -> None:
         screen.close()
 
 
-def _asked(args: list[str]) -> tuple[Any, bool]:
-    """The settings that ``args`` name, and whether a run goes on with them."""
+def parse_args(args: list[str]) -> tuple[TrainConfig, bool]:
+    """The settings of the run, and whether it is resumed. Raises ``UsageError``."""
     from jaxgen.tasks.registry import DATA
 
     task = _saved_task(args) or DEFAULT_TASK
@@ -117,13 +123,13 @@ def _asked(args: list[str]) -> tuple[Any, bool]:
         named = choose(args.pop(0), DATA, "task")
         saved = _saved_task(args)
         if saved not in (None, named):
-            raise UsageError(f"The run to go on with is one of the task {saved}, not {named}: leave out {named!r}.")
+            raise UsageError(f"The run to resume is of the task {saved}, not {named}: leave out {named!r}.")
         task = named
     return read_config(DATA[task].Config, args)
 
 
 def _saved_task(args: list[str]) -> str | None:
-    """The task of the run that is to go on, if there is one."""
+    """The task of the run to be resumed, if there is one."""
     from jaxgen.runs.config import check_folder
     from jaxgen.runs.directory import RunDirectory
     from jaxgen.tasks.registry import DATA
@@ -136,8 +142,12 @@ def _saved_task(args: list[str]) -> str | None:
     return task if isinstance(task, str) and task in DATA else None
 
 
-def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
-    """Flags over ``--config`` over ``--preset`` over defaults; or, when resuming, flags over the saved settings."""
+def read_config(kind: type[TrainConfig], args: list[str]) -> tuple[TrainConfig, bool]:
+    """The settings of a run of the class ``kind``, and whether the run is resumed.
+
+    Flags override ``--config``, which overrides ``--preset``, which overrides the defaults. For a resumed run, flags
+    and ``--config`` override the saved settings. Raises ``UsageError``.
+    """
     from jaxgen.inference.loading import LoadedRun
     from jaxgen.runs.config import check_folder, read_toml, validate
     from jaxgen.runs.directory import RunDirectory
@@ -153,7 +163,7 @@ def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
         if run is None:
             raise UsageError(f"--resume {mode} needs to know which run: give --run DIR.")
         resuming = mode == "must" or RunDirectory(run).exists()
-        if not resuming:  # what is damaged is not begun anew
+        if not resuming:  # a damaged run is not started again
             RunDirectory(run).check_config()
     if resuming and run is not None:
         values = {**LoadedRun.open(run).config.model_dump(), "run": run, **values}
@@ -165,13 +175,20 @@ def read_config(kind: Any, args: list[str]) -> tuple[Any, bool]:
     if any(flag_value(args, f"--{name}") is not None for name in LENGTHS):
         values |= dict.fromkeys(LENGTHS)  # they replace each other
     default = validate(kind, values, f"{file}: " if file else "")
-    about = _about(kind) + _presets(kind)
-    config = parse(kind, args, prog="train.py", description=about, default=default, also=also(), names=_names(kind))
+    config, _ = parse(
+        kind,
+        args,
+        prog="train.py",
+        description=describe(kind),
+        extra=extra_flags(),
+        default=default,
+        names=registry_names(kind),
+    )
     return config, resuming
 
 
-def _names(kind: Any) -> dict[str, Any]:
-    """What the settings that name a registry's entry can be."""
+def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:
+    """Setting -> the entries of the registry that it chooses from."""
     from jaxgen.cells import CELLS
     from jaxgen.data.batches import BATCHES
     from jaxgen.models.attention import ATTENTIONS
@@ -193,72 +210,58 @@ def _names(kind: Any) -> dict[str, Any]:
     }
 
 
-def also() -> dict[str, Any]:
-    """The flags that say where settings come from."""
+def extra_flags() -> list[ExtraFlag]:
+    """The flags that are no settings of a run: where settings come from, and how processes find each other."""
     from tyro.conf import arg
 
-    return {
-        "resume": Annotated[
-            str | None,
-            arg(
-                metavar="{auto,never,must}",
-                help="With --run: auto continues the run or, where there is none, starts it; must continues it; "
-                "never, the default, refuses to touch a run that exists. The saved settings hold, and only the length "
-                "and the rhythm of the run may change.",
-            ),
-        ],
-        "data_changed": Annotated[
-            str | None,
-            arg(
-                metavar="{refuse,accept}",
-                help="When a run goes on and its data are not what they were: refuse, the default, or accept them. "
-                "The same data at another place, named with --data, are no change.",
-            ),
-        ],
-        "config": Annotated[
-            str | None, arg(metavar="FILE.toml", help="Read settings from a file, named as the flags are.")
-        ],
-        **_distributed_flags(),
-    }
+    def flag(name: str, metavar: str, help: str, kind: Any = str | None) -> ExtraFlag:
+        return ExtraFlag(name, Annotated[kind, arg(metavar=metavar, help=help)], None)
 
-
-def _distributed_flags() -> dict[str, Any]:
-    from tyro.conf import arg
-
-    def flag(kind: Any, metavar: str, text: str) -> Any:
-        return Annotated[kind, arg(metavar=metavar, help=text)]
-
-    return {
-        "distributed": flag(
-            str | None,
+    return [
+        flag(
+            "resume",
+            "{auto,never,must}",
+            "With --run: auto resumes the run or, if there is none, starts it; must resumes it; never, the default, "
+            "refuses a run that exists. The saved settings hold; only the length of the run, the intervals of "
+            "evaluations and samples and the like can change.",
+        ),
+        flag(
+            "data_changed",
+            "{refuse,accept}",
+            "What to do if the data of a resumed run has changed: refuse (the default) or accept it. The same data at "
+            "another place, named with --data, is no change.",
+        ),
+        flag("config", "FILE.toml", "Read settings from a file; they are named as the flags are."),
+        flag(
+            "distributed",
             "{auto}",
             "Train with the other processes that a cluster started with the same command (SLURM, Open MPI, "
             "Kubernetes, a TPU pod): each computes its share of every batch.",
         ),
-        "coordinator": flag(str | None, "HOST:PORT", "The same without a cluster: the address of process 0."),
-        "num_processes": flag(int | None, "N", "With --coordinator: the number of processes."),
-        "process_id": flag(int | None, "I", "With --coordinator: the number of this process, from 0."),
-        "heartbeat": flag(
-            int | None,
+        flag("coordinator", "HOST:PORT", "The same without a cluster: the address of process 0."),
+        flag("num_processes", "N", "With --coordinator: the number of processes.", int | None),
+        flag("process_id", "I", "With --coordinator: the number of this process, from 0.", int | None),
+        flag(
+            "heartbeat",
             "SECONDS",
             f"Seconds without a sign of life after which a process counts as lost. Default: {HEARTBEAT}.",
+            int | None,
         ),
-    }
+    ]
 
 
-def _about(kind: Any) -> str:
-    """What training of this task is, with examples, and which other tasks there are."""
+def describe(kind: type[TrainConfig]) -> str:
+    """The text above the flags in the help of a task."""
     from jaxgen.tasks.registry import DATA
 
-    tasks = "\n".join(f"    {name:10s} {_first_line(data.Config)}" for name, data in DATA.items())
-    examples = "\n".join(f"    {command}" for command in kind.examples)
-    named = "" if kind.task == DEFAULT_TASK else f" {kind.task}"
-    return EPILOG.format(about=_first_line(kind), task=named, examples=examples, tasks=tasks)
+    return DESCRIPTION.format(
+        about=_first_line(kind),
+        task="" if kind.task == DEFAULT_TASK else f" {kind.task}",
+        examples="\n".join(f"    {command}" for command in kind.examples),
+        tasks="\n".join(f"    {name:10s} {_first_line(data.Config)}" for name, data in DATA.items()),
+        presets="\n".join(f"    {name:9s} {text}" for name, (text, _) in kind.presets.items()),
+    )
 
 
-def _first_line(kind: Any) -> str:
+def _first_line(kind: type) -> str:
     return (kind.__doc__ or "").strip().splitlines()[0]
-
-
-def _presets(kind: Any) -> str:
-    return "\n\nPresets:\n" + "\n".join(f"    {name:9s} {text}" for name, (text, _) in kind.presets.items())

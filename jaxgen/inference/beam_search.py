@@ -1,9 +1,9 @@
-"""Texts by beam search: the likeliest that a model finds, instead of samples from it."""
+"""Beam search: the likeliest texts of a model, instead of samples from it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ from jaxgen.inference.generation_config import with_forbidden
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.state import DecoderState
 from jaxgen.sampling.beam import beam_states, check_beam
-from jaxgen.sampling.transforms.base import Context, check_number
+from jaxgen.sampling.transforms.base import Context, Transform, check_number
 from jaxgen.tokenizers.base import EOS
 
 
@@ -21,8 +21,12 @@ from jaxgen.tokenizers.base import EOS
 class Hypothesis:
     """A text that beam search found.
 
-    ``tokens`` are its ids (<eos> too, which has no text), ``logp`` their summed log-probability in nats after the
-    transforms, ``score`` that divided by the length to the power of the length penalty. ``end`` is eos or length.
+    Attributes:
+        text: The text.
+        tokens: Its ids, including <eos>, which has no text.
+        logp: The sum of their log-probabilities in nats, after the transforms.
+        score: ``logp`` / length ** length penalty.
+        end: Why it ends: ``eos`` or ``length``.
     """
 
     text: str
@@ -32,14 +36,14 @@ class Hypothesis:
     end: str
 
 
-class Search(NamedTuple):
-    """The settings of a beam search, as ``beam`` takes them."""
+class BeamConfig(NamedTuple):
+    """Settings of a beam search; see ``beam``."""
 
     width: int = 5
     length: int = 500
     length_penalty: float = 1.0
     keep: int = 1
-    transforms: tuple[Any, ...] = ()
+    transforms: tuple[Transform, ...] = ()
 
 
 def beam(
@@ -51,16 +55,25 @@ def beam(
     length_penalty: float = 1.0,
     keep: int = 1,
     state: DecoderState | None = None,
-    transforms: tuple[Any, ...] = (),
+    transforms: tuple[Transform, ...] = (),
     unk: str = "error",
 ) -> list[Hypothesis]:
-    """The ``keep`` best texts of at most ``length`` tokens that ``width`` beams find, the best first.
+    """The best texts that beam search finds, the best first (``jaxgen.sampling.beam`` has the algorithm).
 
-    They continue ``prompt``, read from ``state`` on if one is given. A ``width`` of 1 is greedy decoding. Of a model of
-    running text, which has no end, every text has the whole length. There are fewer than ``keep`` where fewer are
-    possible. ``jaxgen.sampling.beam`` says how the search goes; there are no stop strings. Another ``length_penalty``
-    (from -5 to 5; 0: the likeliest text, 1: the likeliest token on average) compiles nothing. Raises ``UsageError``
-    before anything is compiled: for values out of range, for a transform that remembers what was drawn.
+    Args:
+        sampler: The model.
+        prompt: The text to continue.
+        width: The number of beams. 1 is greedy decoding.
+        length: The largest number of tokens. Texts of a model of running text, which has no end, all have this length.
+        length_penalty: From -5 to 5. 0: the likeliest text; 1: the largest mean log-probability per token. Another
+            value needs no compilation.
+        keep: How many texts. There are fewer if fewer are possible.
+        state: Read the prompt after this state.
+        transforms: Logit transforms.
+        unk: What to do with prompt characters that are not in the vocabulary: ``error`` or ``skip``.
+
+    Raises:
+        UsageError: A value is out of range, or a transform depends on what each row has drawn. Nothing was compiled.
     """
     check_beam(width, length, keep)
     check_number("A length penalty", length_penalty, -5, 5, "a number from -5 to 5")

@@ -1,4 +1,4 @@
-"""A text written in turns, by a user and by the model, in which every step can be taken back."""
+"""A text that a user and the model write in turns; every step can be undone."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
 from math import exp
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from jaxgen.errors import UsageError
 from jaxgen.inference.generation_config import GenerationConfig
@@ -19,36 +19,41 @@ from jaxgen.inference.state import DecoderState
 from jaxgen.inference.text_stream import Chunk
 from jaxgen.tokenizers.base import EOS, Tokenizer
 
-NOTHING = np.zeros(0, np.int32)
+NO_TOKENS = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """Where a conversation stands: at ``begun`` (``None``: nothing was read), and then ``drawn`` followed."""
+    """One step of a chat: the tokens ``drawn`` follow the state ``begun`` (``None``: nothing was read)."""
 
     sampler: Sampler
     begun: DecoderState | None
     drawn: np.ndarray
-    #: The conversation's ``number`` before this step.
+    #: The session's ``number`` before this step.
     number: int
     answer: bool = False
 
     @cached_property
     def after(self) -> DecoderState | None:
-        """The state behind it all. Read when it is needed: an interrupt then loses nothing that was shown."""
+        """The state after ``drawn``. Computed when it is needed, so that an interrupt loses nothing that was shown."""
         if EOS in self.drawn[-1:]:
             return None
         return self.sampler.read_tokens(self.drawn, self.begun) if self.drawn.size else self.begun
 
 
 class ChatSession:
-    """A text to which a user and the model add in turns, each going on from the state that the last one left.
+    """A text that a user and the model continue in turns, each from the state that the last turn left.
 
-    ``settings``, ``unk`` and ``sampler`` (by one under another condition) may be changed at any time. Answer k, counted
-    from 0, is sample k of the seed (``number`` is that of the next one), so that the same calls give the same texts;
-    the first is what ``Sampler`` draws without a conversation. What the state has read is what was shown: not a stop
-    string, nor what an answer that was closed early had not handed out yet. When the model ends its text (<eos>), the
-    next step begins another.
+    ``settings``, ``unk`` and ``sampler`` (for another condition) may be changed at any time. Answer k, counted from 0,
+    is sample k of the seed (``number`` is that of the next answer), so that the same calls give the same texts; the
+    first answer is what ``Sampler`` draws for the same prompt. The state has read exactly what was shown: not a stop
+    string, nor what an answer that was closed early had not yielded yet. After <eos> the next step begins a new text.
+
+    Args:
+        sampler: Draws the answers.
+        settings: How to draw them.
+        state: Where the text begins; ``None`` for a new text.
+        unk: What to do with characters that are not in the vocabulary: ``error`` or ``skip``.
     """
 
     def __init__(
@@ -61,100 +66,103 @@ class ChatSession:
     ) -> None:
         self.sampler, self.settings, self.unk = sampler, settings or GenerationConfig(), unk
         self.number = 0
-        self._step, self._past = _Step(sampler, state, NOTHING, 0), list[_Step]()
+        self._step, self._past = _Step(sampler, state, NO_TOKENS, 0), list[_Step]()
 
     @property
     def state(self) -> DecoderState | None:
-        """After all that was read and drawn; ``None`` at the beginning of a text."""
+        """The state after the whole text; ``None`` at its beginning."""
         return self._step.after
 
     @property
     def text(self) -> str:
-        """All that the state has read."""
+        """The text so far."""
         return "" if self.state is None else self.sampler.tokenizer.decode(self.state.tokens)
 
-    def say(self, text: str = "") -> Generator[Chunk, None, None]:
-        """Read ``text`` and draw an answer, piece by piece; close it to stop there. The first piece makes it a step.
+    def send(self, text: str = "") -> Generator[Chunk, None, None]:
+        """Read ``text`` and generate an answer; close the generator to stop early.
 
-        Raises ``UsageError`` for characters that the vocabulary lacks (as ``unk`` says); nothing has changed then.
+        The step begins with the first chunk.
+
+        Raises:
+            UsageError: ``text`` has characters that are not in the vocabulary (see ``unk``); nothing has changed.
         """
         return self._answer(self._read(text))
 
-    def again(self) -> Generator[Chunk, None, None]:
-        """Another answer in place of the last one. Raises ``UsageError`` where the last step was none."""
+    def regenerate(self) -> Generator[Chunk, None, None]:
+        """Generate another answer in place of the last one. Raises ``UsageError`` if the last step was no answer."""
         if not self._step.answer or self._step.begun is None:
-            raise UsageError("There is no answer to replace by another: the last step was none, so draw one first.")
+            raise UsageError("There is no answer to replace: the last step was not an answer, so ask for one first.")
         return self._answer(self._step.begun)
 
     def add(self, text: str) -> None:
-        """Read ``text`` without an answer. Errors as those of ``say``."""
-        self._go(self._read(text))
+        """Read ``text`` without an answer. Raises what ``send`` raises."""
+        self._add_step(self._read(text))
 
-    def take(self, tokens: Any) -> None:
+    def append(self, tokens: npt.ArrayLike) -> None:
         """Add tokens [T], such as those of a ``Continuation``. Raises ``UsageError`` for ids out of range."""
         self.sampler.tokenizer.decode_bytes(tokens)
-        self._go(self._here(), np.asarray(tokens, np.int32))
+        self._add_step(self._current_state(), np.asarray(tokens, np.int32))
 
-    def begin(self, state: DecoderState | None = None) -> None:
-        """Begin a new text, or go on from ``state``."""
-        self._go(state)
+    def reset(self, state: DecoderState | None = None) -> None:
+        """Begin a new text, or continue from ``state``."""
+        self._add_step(state)
 
     def undo(self) -> None:
-        """Take back the last step, an answer with the text before it. Raises ``UsageError`` if there is none."""
+        """Undo the last step: an answer with the text before it. Raises ``UsageError`` if there is none."""
         if not self._past:
             raise UsageError("There is nothing to take back: this is where the conversation began.")
         self.number = self._step.number
         self._step = self._past.pop()
 
     def continuations(self, n: int = 5, length: int = 16) -> list[Continuation]:
-        """The likeliest ways to go on from here, as ``continuations`` finds them; one of them can be taken."""
-        return continuations(self.sampler, self._here(), n, length)
+        """The likeliest continuations of the text, which ``append`` can add; see ``continuations``."""
+        return continuations(self.sampler, self._current_state(), n, length)
 
-    def _here(self) -> DecoderState:
+    def _current_state(self) -> DecoderState:
         return self.sampler.read() if self.state is None else self.state
 
     def _read(self, text: str) -> DecoderState:
         return self.sampler.read(text, self.state, unk=self.unk)
 
-    def _go(self, begun: DecoderState | None, drawn: np.ndarray = NOTHING, *, answer: bool = False) -> None:
+    def _add_step(self, begun: DecoderState | None, drawn: np.ndarray = NO_TOKENS, *, answer: bool = False) -> None:
         self._past.append(self._step)
         self._step = _Step(self.sampler, begun, drawn, self.number, answer)
         self.number += answer
 
     def _answer(self, begun: DecoderState) -> Generator[Chunk, None, None]:
-        pieces: list[Chunk] = []
+        chunks: list[Chunk] = []
         failed = False
         try:
-            for piece in self.sampler.stream(settings=self.settings, first=self.number, state=begun):
-                pieces.append(piece)
-                yield piece
+            for chunk in self.sampler.stream(settings=self.settings, first=self.number, state=begun):
+                chunks.append(chunk)
+                yield chunk
         except Exception:
             failed = True
             raise
-        finally:  # also when it is closed early, or interrupted
+        finally:  # also if it is closed early or interrupted
             if not failed:
-                self._go(begun, _shown(self.sampler.tokenizer, pieces), answer=True)
+                self._add_step(begun, _shown_tokens(self.sampler.tokenizer, chunks), answer=True)
 
 
-def _shown(tokenizer: Tokenizer, pieces: list[Chunk]) -> np.ndarray:
-    """The tokens [T] of the text of ``pieces``: those drawn, without what was held back of them."""
-    tokens = np.concatenate([NOTHING, *(piece.tokens for piece in pieces)])
-    text = "".join(piece.text for piece in pieces)
+def _shown_tokens(tokenizer: Tokenizer, chunks: list[Chunk]) -> np.ndarray:
+    """The tokens [T] of the text of ``chunks``: those drawn, without the ones whose text was held back."""
+    tokens = np.concatenate([NO_TOKENS, *(chunk.tokens for chunk in chunks)])
+    text = "".join(chunk.text for chunk in chunks)
     count, known = tokens.size, tokenizer.decode(tokens)
     while not text.startswith(known):
         count -= 1
         known = tokenizer.decode(tokens[:count])
-    # A token of several characters may be shown in part.
+    # A token of several characters may have been shown in part.
     return np.concatenate([tokens[:count], tokenizer.encode_prompt(text[len(known) :], unk="skip")])
 
 
-#: The most that can be asked for: of continuations, and of tokens in each.
-MAX_OFFERED = 1_000
+#: The largest number of continuations, and of tokens in each.
+MAX_CONTINUATIONS = 1_000
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """A way to go on: tokens [T], their text, and the log-probability that the model gives each, in nats."""
+    """A continuation: its text, tokens [T], and the log-probability in nats that the model gives each of them."""
 
     text: str
     tokens: np.ndarray
@@ -162,43 +170,52 @@ class Continuation:
 
     @property
     def probability(self) -> float:
-        """Of the first token, in which continuations differ."""
+        """The probability of the first token, in which continuations differ."""
         return exp(float(self.logp[0]))
 
     @property
     def ends(self) -> bool:
-        """Whether the text ends with it."""
+        """Whether it ends the text."""
         return EOS in self.tokens[-1:]
 
 
 def continuations(sampler: Sampler, state: DecoderState, n: int = 5, length: int = 16) -> list[Continuation]:
-    """The ``n`` likeliest next tokens, the likeliest first, each with the likeliest behind it, up to ``length`` in all.
+    """The ``n`` likeliest next tokens, each with its greedy continuation, the likeliest first.
 
-    The model alone decides: temperature and transforms play no part. Tokens that are never drawn are not offered, so
-    that a small vocabulary gives fewer than ``n``. A continuation ends at its last whole character. Raises
-    ``UsageError`` for numbers out of range.
+    Temperature and transforms have no effect. A continuation ends at its last complete character.
+
+    Args:
+        sampler: The model.
+        state: The text to continue.
+        n: How many. There are fewer if the vocabulary has fewer tokens that can be drawn.
+        length: The largest number of tokens in each.
+
+    Raises:
+        UsageError: A number is out of range.
     """
     for value, what in ((n, "continuations"), (length, "tokens")):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_OFFERED:
-            raise UsageError(f"{value!r} {what} cannot be offered: give a whole number from 1 to {MAX_OFFERED}.")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_CONTINUATIONS:
+            raise UsageError(f"{value!r} {what} cannot be offered: give a whole number from 1 to {MAX_CONTINUATIONS}.")
     logp = np.array(jax.nn.log_softmax(state.logits[0].astype(jnp.float32)))
     allowed = np.setdiff1d(np.arange(logp.size), sampler.forbidden)
     likeliest = allowed[np.argsort(-logp[allowed], kind="stable")[:n]]
-    return [_followed(sampler, state, int(token), logp[token], length) for token in likeliest]
+    return [_continue_greedily(sampler, state, int(token), logp[token], length) for token in likeliest]
 
 
-def _followed(sampler: Sampler, state: DecoderState, token: int, logp: np.float32, length: int) -> Continuation:
-    """``token`` and what is likeliest behind it."""
+def _continue_greedily(
+    sampler: Sampler, state: DecoderState, token: int, logp: np.float32, length: int
+) -> Continuation:
+    """``token`` and its greedy continuation."""
     tokens, each = np.array([token], np.int32), np.array([logp], np.float32)
     if token != EOS:
         after, _ = sampler.step(state, token)
         (greedy,) = sampler.samples(settings=GenerationConfig(length - 1, temperature=0.0), state=after)
         tokens, each = np.append(tokens, greedy.tokens), np.append(each, greedy.logp)
-    whole = _whole_characters(sampler.tokenizer, tokens)
-    return Continuation(sampler.tokenizer.decode(tokens[:whole]), tokens[:whole], each[:whole])
+    count = _complete_characters(sampler.tokenizer, tokens)
+    return Continuation(sampler.tokenizer.decode(tokens[:count]), tokens[:count], each[:count])
 
 
-def _whole_characters(tokenizer: Tokenizer, tokens: np.ndarray) -> int:
-    """How many of ``tokens`` end with a whole character; all of them if none does."""
+def _complete_characters(tokenizer: Tokenizer, tokens: np.ndarray) -> int:
+    """How many of ``tokens`` end with a complete character; all of them if none does."""
     counts = range(tokens.size, 0, -1)
     return next((n for n in counts if not tokenizer.decode(tokens[:n]).endswith("\ufffd")), tokens.size)

@@ -1,4 +1,4 @@
-"""A run read back from its folder: configuration, tokenizer, task, and the weights to use."""
+"""Load a trained run: its configuration, tokenizer, task and weights."""
 
 from __future__ import annotations
 
@@ -17,26 +17,31 @@ from jaxgen.runs.config_file import read_config
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.tasks.registry import DATA, objective
 
-#: How often weights are looked for in a run that is being trained: what was found may be dropped before it is read.
-TRIES = 20
+#: Attempts to read weights of a run that is being trained, which may delete a checkpoint before it is read.
+MAX_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """What ``config.json`` and ``tokenizer.json`` say, with the model they describe (no weights yet)."""
+    """A run without its weights: what ``config.json`` and ``tokenizer.json`` say, and the task they describe."""
 
     directory: RunDirectory
     config: TrainConfig
-    resolved: dict[str, Any]  # what the first start fixed: steps, horizon, data digest, model options
-    codec: Any  # what inputs are read and outputs told with; of a language model the tokenizer
+    resolved: dict[str, Any]  # what the first start determined: steps, horizon, data digest, model options
+    codec: Any  # encodes inputs and decodes outputs; for a language model the tokenizer
     task: Any
 
     @classmethod
     def open(cls, run: str | Path | None, command: str | None = None) -> LoadedRun:
-        """Read the run at ``run`` (``None``: the newest in ``runs/``, of those that answer ``command``).
+        """Read a run.
 
-        Raises ``CheckpointError`` if it is not whole, ``UsageError`` if its task does not answer ``command`` or no
-        folder can have its name.
+        Args:
+            run: Its folder. ``None``: the newest in ``runs/`` that ``command`` can use.
+            command: The command that will use it; ``None`` for any.
+
+        Raises:
+            CheckpointError: The run is missing, damaged or altered.
+            UsageError: ``command`` cannot use its task, or ``run`` is not a possible name of a folder.
         """
         check_folder(None if run is None else str(run))
         able = [name for name, data in DATA.items() if command is None or command in data.COMMANDS]
@@ -67,16 +72,16 @@ class LoadedRun:
         except (UsageError, TypeError) as error:
             raise CheckpointError(f"{directory.config_path} holds settings that cannot be used. {error}") from None
         shared = [name for name in options if name not in sizes and hasattr(config, name)]
-        if at_odds := [name for name in shared if _plain(getattr(config, name)) != _plain(options[name])]:
+        if differing := [name for name in shared if _as_json(getattr(config, name)) != _as_json(options[name])]:
             raise CheckpointError(
-                f"{directory.config_path} has been altered: its model and its settings differ in {', '.join(at_odds)}. "
-                "Copy the run again."
+                f"{directory.config_path} has been altered: its model and its settings differ in "
+                f"{', '.join(differing)}. Copy the run again."
             )
         for size, number in sizes.items():
-            if options.get(size, 0) != number:  # a size of 0 need not be told
+            if options.get(size, 0) != number:  # a size of 0 may be left out
                 raise CheckpointError(
-                    f"{directory.path} says a {size.replace('_', ' ')} of {options.get(size, 0)}, but by its "
-                    f"tokenizer.json it is {number}: the two belong to different runs. Copy the run again."
+                    f"{directory.path} has a {size.replace('_', ' ')} of {options.get(size, 0)}, but its "
+                    f"tokenizer.json has {number}: the two belong to different runs. Copy the run again."
                 )
         if resolved.get("tokenizer", json_sha256(tokenizer)) != json_sha256(tokenizer):
             raise CheckpointError(
@@ -87,26 +92,31 @@ class LoadedRun:
 
     @property
     def has_documents(self) -> bool:
-        """Whether <eos> ends a text of this model."""
+        """Whether the model was trained on documents, whose texts end with <eos>."""
         return bool(self.resolved.get("has_documents"))
 
     @property
     def checkpoints(self) -> CheckpointStore:
+        """The checkpoints of the run."""
         return CheckpointStore(self.directory.checkpoints_path)
 
     def params(self, like: Any = None) -> tuple[int, Any]:
-        """The step and weights of the best checkpoint, or the latest if none has been evaluated.
+        """The step and weights of the best checkpoint, or of the latest if none has been evaluated.
 
-        ``like`` has the shapes that they must have (default: those of the run's own model), else ``CheckpointError``.
+        Args:
+            like: A pytree with the expected shapes. Default: those of the run's own model.
+
+        Raises:
+            CheckpointError: There is no usable checkpoint, or its shapes differ.
         """
         shapes = jax.eval_shape(self.task.init, jax.random.key(0)) if like is None else like
         store = self.checkpoints
-        for _ in range(TRIES - 1):
-            there = store.names()
+        for _ in range(MAX_ATTEMPTS - 1):
+            before = store.names()
             try:
                 return self._best(store, shapes)
             except CheckpointError:
-                if store.names() == there:
+                if store.names() == before:
                     raise
         return self._best(store, shapes)
 
@@ -115,24 +125,24 @@ class LoadedRun:
         step = store.latest() if best is None else best
         if step == 0 and self.resolved["steps"]:
             raise CheckpointError(
-                f"The run {self.directory.path} has not learnt anything yet: its only checkpoint is that of its first "
+                f"The run {self.directory.path} has learnt nothing yet: its only checkpoint holds its initial "
                 f"weights. Train it with `python train.py --run {shlex.quote(str(self.directory.path))} --resume auto`."
             )
         params, _ = store.restore_params(step, shapes)
         return step or 0, params
 
 
-def _check_resolved(resolved: Any) -> None:
-    """Raise ``KeyError``, ``TypeError`` or ``ValueError`` unless ``resolved`` has what all runs have."""
+def _check_resolved(resolved: dict[str, Any]) -> None:
+    """Raise ``KeyError``, ``TypeError`` or ``ValueError`` unless ``resolved`` has the entries of every run."""
     numbers = [resolved[key] for key in ("steps", "horizon", "parameters", "devices")]
     if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):
-        raise ValueError("a number is none")
+        raise ValueError("an entry is not a number")
     if not all(numbers[2:]):
-        raise ValueError("there is no model, or no device for it")
+        raise ValueError("there is no model or no device")
     if not all(isinstance(resolved["data"][key], str) for key in ("name", "sha256")):
-        raise ValueError("the data have no digest")
+        raise ValueError("the data has no digest")
 
 
-def _plain(value: Any) -> Any:
-    """``value`` as JSON gives it back."""
+def _as_json(value: object) -> object:
+    """``value`` as it is after a round trip through JSON."""
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""What came out, judged: texts drawn at several temperatures, measured beside real text of the same amount."""
+"""Quality and diversity of texts drawn at several temperatures, compared with the same amount of real text."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SPACE = re.compile(r"\s")
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The texts that a model was trained on and validated with: documents, or one running text each.
+class ReferenceData:
+    """The training and validation texts of a run: documents, or one running text each.
 
-    ``conditions`` are those of the validation texts, of a run that knows some.
+    ``conditions`` are those of the validation texts, if the run has labels or features.
     """
 
     train: list[str]
@@ -39,14 +39,14 @@ class Reference:
     conditions: list[Condition] | None = None
 
     @classmethod
-    def of_run(cls, saved: LoadedRun) -> Reference:
-        """Read them again as the run read them. Raises ``DataError`` when they are gone or not what they were."""
+    def of_run(cls, saved: LoadedRun) -> ReferenceData:
+        """Read the data of a run again. Raises ``DataError`` if it is missing or has changed."""
         splits = DATA[saved.config.task].texts(saved.config)
         then, now = saved.resolved["data"], splits.fingerprint
         if then != now:
             raise DataError(
-                f"The data of the run {saved.directory.path} have changed: {then['name']} with sha256 {then['sha256']} "
-                f"then, {now['name']} with {now['sha256']} now."
+                f"The data of the run {saved.directory.path} has changed: it was {then['name']} with sha256 "
+                f"{then['sha256']}, now it is {now['name']} with {now['sha256']}."
             )
         conditions = None if splits.val_known is None else conditions_of(splits.val_known)
         train, val = splits.whole()
@@ -54,16 +54,16 @@ class Reference:
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """All words of the training text."""
+        """The words of the training text."""
         return frozenset(match[0] for text in self.train for match in WORD.finditer(text))
 
 
 @dataclass(frozen=True)
-class Copy:
+class CopiedSpan:
     """The longest span of some texts that occurs in the training text.
 
-    Its ``length`` characters stand in sample number ``sample`` from ``start`` on, and in training text number
-    ``source`` from ``source_start`` on, all counted from 0.
+    It has ``length`` characters. It starts at character ``start`` of sample number ``sample``, and at character
+    ``source_start`` of training text number ``source``, all counted from 0.
     """
 
     text: str
@@ -75,12 +75,22 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class Row:
-    """The measures of some texts, of real text if ``temperature`` is ``None``. ``None`` is what cannot be measured.
+class QualityRow:
+    """The metrics of some texts. A metric that cannot be computed is ``None``.
 
-    ``logp`` is the mean log-likelihood in nats a token, before temperature; ``distinct`` are distinct-1, -2 and -3;
-    ``cycles`` counts the texts that end in a cycle, ``cycle`` is that of the first of them, in tokens, and
-    ``cycle_text`` what it repeats; ``known_words`` and ``copy`` need the training text.
+    Attributes:
+        temperature: The temperature they were drawn at; ``None`` for real text.
+        texts: The number of texts.
+        tokens: Their tokens.
+        characters: Their characters.
+        logp: The mean log-likelihood per token in nats, before temperature.
+        distinct: distinct-1, distinct-2 and distinct-3.
+        seq_rep_4: The share of 4-grams that occurred earlier in the same text.
+        cycles: The number of texts that end in a cycle.
+        cycle: The cycle of the first of them, in tokens.
+        cycle_text: The text that it repeats.
+        known_words: The share of words that occur in the training text.
+        copy: The longest span copied from the training text.
     """
 
     temperature: float | None
@@ -94,23 +104,27 @@ class Row:
     cycle: Cycle | None
     cycle_text: str | None
     known_words: float | None
-    copy: Copy | None
+    copy: CopiedSpan | None
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """A row for each temperature in the order given and one for validation text; n-grams are of ``unit``.
+class QualityReport:
+    """The metrics of a sweep of temperatures.
 
-    ``drawn`` says how many texts each condition got at each temperature; it is empty for a run that knows none.
+    Attributes:
+        rows: One for each temperature, in the order given.
+        validation: The row of validation text.
+        unit: The unit of n-grams: ``word`` or ``character``.
+        drawn: How many texts were drawn under each condition at each temperature; empty without labels and features.
     """
 
-    rows: list[Row]
-    validation: Row | None
+    rows: list[QualityRow]
+    validation: QualityRow | None
     unit: str
     drawn: list[tuple[Condition, int]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """The report as JSON values."""
         rows = [_row_json(row) for row in self.rows]
         drawn = [{**condition.to_json(), "texts": number} for condition, number in self.drawn]
         return {
@@ -128,18 +142,29 @@ def evaluate(
     *,
     prompt: str = "",
     num_samples: int = 20,
-    reference: Reference | None = None,
+    reference: ReferenceData | None = None,
     unk: str = "error",
-) -> Evaluation:
-    """Draw ``num_samples`` texts at each of ``temperatures``, otherwise with ``settings``, and measure them.
+) -> QualityReport:
+    """Draw texts at several temperatures and measure them.
 
-    At temperature 0 one text is drawn and counted as often. n-grams are of words where the text puts spaces between
-    them, else of characters. Without a ``reference`` there is no row of validation text, and what compares with the
-    training text is ``None``. Raises ``UsageError`` before anything is compiled, also for texts of length 0.
+    n-grams are of words where the text has spaces between them, otherwise of characters.
 
-    Of a run with labels or features the texts are drawn under the conditions of as many validation texts, evenly
-    spread over them, unless ``sampler`` is under one: then the validation texts under that one are compared with.
+    For a run with labels or features, the texts are drawn under the conditions of as many validation texts, evenly
+    spread. If ``sampler`` has a condition, all are drawn under that one and compared with validation texts under it.
     Validation text is always measured under its own condition.
+
+    Args:
+        sampler: The model.
+        temperatures: The temperatures. At 0 only one text is drawn, and counted ``num_samples`` times.
+        settings: The other settings of sampling.
+        prompt: The text to continue; it is not measured.
+        num_samples: Texts at each temperature.
+        reference: The data of the run. Without it there is no row of validation text, and metrics that compare with
+            the training text are ``None``.
+        unk: What to do with prompt characters that are not in the vocabulary: ``error`` or ``skip``.
+
+    Raises:
+        UsageError: A value is out of range. Nothing was compiled.
     """
     settings = settings or GenerationConfig()
     if settings.length < 1:
@@ -152,7 +177,7 @@ def evaluate(
             for each, numbers in shares
         ]
         for how in sweep
-    ]  # checked here, drawn below
+    ]  # arguments are checked here, texts are drawn below
     drawn = [
         [
             sample
@@ -162,11 +187,11 @@ def evaluate(
         for how, parts in zip(sweep, streams)
     ]
     unit = natural_unit(reference.train if reference else (s.text for samples in drawn for s in samples))
-    pieces = []
+    references = []
     if reference is not None:
         tokens = sum(s.tokens.size for samples in drawn for s in samples)
         size = settings.length * sum(len(s.text) for samples in drawn for s in samples) / max(tokens, 1)
-        pieces = cut_pieces(
+        references = cut_references(
             reference.val,
             num_samples,
             max(1, round(size)),
@@ -174,48 +199,52 @@ def evaluate(
             conditions=reference.conditions,
             only=sampler.condition,
         )
-    texts = [s.text for samples in drawn for s in samples] + [piece.text for piece in pieces]
-    judge = SampleMetrics(sampler, unit, reference, None if reference is None else copies_of(texts, reference.train))
-    rows = [judge.samples(each, samples, prompt) for each, samples in zip(temperatures, drawn)]
+    texts = [s.text for samples in drawn for s in samples] + [each.text for each in references]
+    metrics = SampleMetrics(sampler, unit, reference, None if reference is None else copies_of(texts, reference.train))
+    rows = [metrics.of_samples(each, samples, prompt) for each, samples in zip(temperatures, drawn)]
     given = [] if sampler.conditioning is None else [(each.condition or Condition(), len(n)) for each, n in shares]
-    return Evaluation(rows, judge.real(pieces) if pieces else None, unit, given)
+    return QualityReport(rows, metrics.of_references(references) if references else None, unit, given)
 
 
-def allocate(sampler: Sampler, number: int, reference: Reference | None) -> list[tuple[Sampler, range]]:
-    """Samplers with the numbers of the samples that each draws, ``number`` in all, as ``evaluate`` says.
+def allocate(sampler: Sampler, number: int, reference: ReferenceData | None) -> list[tuple[Sampler, range]]:
+    """Distribute ``number`` samples over conditions, as ``evaluate`` says.
 
-    Raises ``UsageError`` where the conditions of validation text are needed and not to be had.
+    Returns:
+        A sampler for each condition, with the numbers of the samples that it draws.
+
+    Raises:
+        UsageError: The conditions of the validation texts are needed and not available.
     """
     if sampler.conditioning is None or sampler.condition is not None:
         return [(sampler, range(number))]
     if reference is None or not reference.conditions:
         raise UsageError(
-            "Texts are drawn with labels and features in the proportion of the validation texts, which are not there: "
-            "say with --label or --features what the texts are to be about."
+            "Texts are drawn with the labels and features of validation texts, which are not available: "
+            "choose a condition with --label or --features."
         )
     counts = Counter(reference.conditions[i] for i in spread(number, len(reference.conditions)))
     shares, first = [], 0
     for condition, count in counts.items():
-        shares.append((sampler.under(condition), range(first, first + count)))
+        shares.append((sampler.with_condition(condition), range(first, first + count)))
         first += count
     return shares
 
 
 def spread(count: int, among: int) -> list[int]:
-    """``count`` of the numbers from 0 to ``among`` - 1, evenly spread."""
+    """``count`` evenly spread numbers from 0 to ``among`` - 1."""
     return [i * among // count for i in range(count)]
 
 
 @dataclass(frozen=True)
 class ReferenceText:
-    """A piece of real text; ``cut``: it was broken off there."""
+    """A piece of real text. ``cut``: the text continues after it."""
 
     text: str
     cut: bool
     condition: Condition | None = None
 
 
-def cut_pieces(
+def cut_references(
     texts: Sequence[str],
     count: int,
     size: int,
@@ -224,16 +253,21 @@ def cut_pieces(
     conditions: Sequence[Condition] | None = None,
     only: Condition | None = None,
 ) -> list[ReferenceText]:
-    """Up to ``count`` pieces of ``texts`` of at most ``size`` characters, evenly spread over them.
+    """Up to ``count`` evenly spread pieces of real text, which do not overlap.
 
-    None of no text. Of documents the beginnings; of running text what follows a white space, none overlapping another.
-    ``conditions`` are those of the texts; with ``only``, pieces are of texts under that one.
+    Args:
+        texts: Documents, or parts of one running text.
+        count: The number of pieces.
+        size: The largest number of characters of a piece.
+        documents: Take the beginnings of documents. Pieces of running text begin after white space.
+        conditions: Those of the documents.
+        only: Take only documents under this condition.
     """
     if documents:
         under: Sequence[Condition | None] = conditions or [None] * len(texts)
-        kept = [(text, mine) for text, mine in zip(texts, under) if only is None or mine == only]
+        kept = [(text, condition) for text, condition in zip(texts, under) if only is None or condition == only]
         chosen = [kept[i] for i in spread(min(count, len(kept)), len(kept))]
-        return [ReferenceText(text[:size], len(text) > size, mine) for text, mine in chosen]
+        return [ReferenceText(text[:size], len(text) > size, condition) for text, condition in chosen]
     text = "".join(texts)
     count = min(count, max(len(text) // size, 1 if text else 0))
     pieces = []
@@ -248,29 +282,33 @@ def cut_pieces(
 
 @dataclass(frozen=True)
 class SampleMetrics:
-    """Measures texts: the sampler knows their tokens, the reference and ``copies`` what is to be compared with it."""
+    """Computes the metrics of texts.
+
+    ``copies`` holds the longest copied span of each text, if there is a reference.
+    """
 
     sampler: Sampler
     unit: str
-    reference: Reference | None
+    reference: ReferenceData | None
     copies: Mapping[str, Span] | None
 
-    def samples(self, temperature: float, samples: Sequence[Sample], prompt: str) -> Row:
-        """The row of drawn texts."""
+    def of_samples(self, temperature: float, samples: Sequence[Sample], prompt: str) -> QualityRow:
+        """The metrics of drawn texts."""
         sequences = [units(s.text, self.unit, before=prompt, cut=s.end in ("length", "time")) for s in samples]
         logp = np.concatenate([s.logp for s in samples])
         mean = float(logp.mean(dtype=np.float64)) if logp.size else None
         return self._row(temperature, [s.text for s in samples], [s.tokens for s in samples], sequences, mean)
 
-    def real(self, pieces: Sequence[ReferenceText]) -> Row:
-        """The row of real text."""
-        sequences = [units(piece.text, self.unit, cut=piece.cut) for piece in pieces]
-        tokens = [self._tokens(piece) for piece in pieces]
-        return self._row(None, [piece.text for piece in pieces], tokens, sequences, mean_logp(self.sampler, pieces))
+    def of_references(self, references: Sequence[ReferenceText]) -> QualityRow:
+        """The metrics of real texts."""
+        texts = [each.text for each in references]
+        sequences = [units(each.text, self.unit, cut=each.cut) for each in references]
+        tokens = [self._tokens(each) for each in references]
+        return self._row(None, texts, tokens, sequences, mean_logp(self.sampler, references))
 
-    def _tokens(self, piece: ReferenceText) -> np.ndarray:
-        ids = self.sampler.tokenizer.encode(piece.text)
-        ends = self.sampler.documents and not piece.cut
+    def _tokens(self, reference: ReferenceText) -> np.ndarray:
+        ids = self.sampler.tokenizer.encode(reference.text)
+        ends = self.sampler.documents and not reference.cut
         return np.append(ids, np.int32(EOS)) if ends else ids
 
     def _row(
@@ -280,11 +318,11 @@ class SampleMetrics:
         tokens: list[np.ndarray],
         sequences: list[list[str]],
         logp: float | None,
-    ) -> Row:
+    ) -> QualityRow:
         found = [(cycle, ids) for ids in tokens if (cycle := find_cycle(ids.tolist())) is not None]
-        cycle, turning = found[0] if found else (None, np.zeros(0, np.int32))
-        compare = self.reference
-        return Row(
+        cycle, repeating = found[0] if found else (None, np.zeros(0, np.int32))
+        reference = self.reference
+        return QualityRow(
             temperature=temperature,
             texts=len(texts),
             tokens=sum(ids.size for ids in tokens),
@@ -294,48 +332,47 @@ class SampleMetrics:
             seq_rep_4=seq_rep(sequences, 4),
             cycles=len(found),
             cycle=cycle,
-            cycle_text=self.sampler.tokenizer.decode(turning[cycle.start :][: cycle.period]) if cycle else None,
-            known_words=known_share(sequences, compare.words) if compare and self.unit == "word" else None,
-            copy=longest_copy(texts, self.copies, compare.train) if compare and self.copies is not None else None,
+            cycle_text=self.sampler.tokenizer.decode(repeating[cycle.start :][: cycle.period]) if cycle else None,
+            known_words=known_share(sequences, reference.words) if reference and self.unit == "word" else None,
+            copy=longest_copy(texts, self.copies, reference.train) if reference and self.copies is not None else None,
         )
 
 
 def copies_of(texts: Iterable[str], train: Sequence[str]) -> dict[str, Span]:
-    """The longest copied span of each text: all at once, since the training text is read through for it."""
+    """The longest copied span of each text, found in one pass over the training text."""
     different = list(dict.fromkeys(texts))
     return dict(zip(different, longest_copies(different, train)))
 
 
-def longest_copy(texts: Sequence[str], copies: Mapping[str, Span], train: Sequence[str]) -> Copy | None:
-    """The longest span of ``texts`` that occurs in ``train``, where it does first; ``None`` if nothing is shared."""
+def longest_copy(texts: Sequence[str], copies: Mapping[str, Span], train: Sequence[str]) -> CopiedSpan | None:
+    """The longest span of ``texts`` that occurs in ``train``, and where it first does; ``None`` without one."""
     text = max(texts, key=lambda each: copies[each].length)
     start, length = copies[text]
     copied = text[start : start + length]
     place = find_place(copied, train) if copied else None
-    return place and Copy(copied, length, texts.index(text), start, place.text, place.at)
+    return place and CopiedSpan(copied, length, texts.index(text), start, place.text, place.at)
 
 
-def mean_logp(sampler: Sampler, pieces: Sequence[ReferenceText]) -> float | None:
-    """The mean log-likelihood in nats that the model gives a token of real texts, each behind an empty prompt and under
-    its own condition.
+def mean_logp(sampler: Sampler, references: Sequence[ReferenceText]) -> float | None:
+    """The mean log-likelihood per token in nats of real texts, each after an empty prompt and under its own condition.
 
-    Unknown tokens are read and not scored, for nothing like them can be drawn.
+    Unknown tokens are read and not scored, because they cannot be drawn.
     """
     logp = [np.zeros(0)]
-    for condition, cut in product(dict.fromkeys(piece.condition for piece in pieces), (False, True)):
-        texts = [piece.text for piece in pieces if (piece.condition, piece.cut) == (condition, cut)]
-        mine = sampler if condition is None else sampler.under(condition)
-        scorer = Scorer(mine, unk="keep", end=False if cut else None)
+    for condition, cut in product(dict.fromkeys(each.condition for each in references), (False, True)):
+        texts = [each.text for each in references if (each.condition, each.cut) == (condition, cut)]
+        conditioned = sampler if condition is None else sampler.with_condition(condition)
+        scorer = Scorer(conditioned, unk="keep", end=False if cut else None)
         logp += [scores.logp[scores.tokens != UNK] for _, scores in scorer.score_each(texts)]
     every = np.concatenate(logp)
     return float(every.mean(dtype=np.float64)) if every.size else None
 
 
 def _as_decoded(texts: list[str]) -> list[str]:
-    """Texts as the model would write them: bytes that are no UTF-8 are U+FFFD."""
+    """Texts as the model would write them: bytes that are not UTF-8 become U+FFFD."""
     return [text if text.isascii() else text_bytes(text).decode("utf-8", "replace") for text in texts]
 
 
-def _row_json(row: Row) -> dict[str, Any]:
+def _row_json(row: QualityRow) -> dict[str, Any]:
     values = asdict(row)
     return values | {"cycle": None if row.cycle is None else row.cycle._asdict(), "distinct": list(row.distinct)}

@@ -1,4 +1,4 @@
-"""Text from a trained model: the host side of sampling."""
+"""Draws texts from a trained model: the host side of sampling."""
 
 from __future__ import annotations
 
@@ -7,56 +7,72 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.inference.batch_decode import count_sharing, count_together, device_layout, is_small
+from jaxgen.inference.batch_decode import blocks_per_call, count_devices, device_layout, is_small
 from jaxgen.inference.generation_config import MAX_LENGTH, GenerationConfig
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.state import DecoderState, load_state, save_state
 from jaxgen.inference.text_stream import Chunk, Sample, StreamingDetokenizer, collect, select_best
-from jaxgen.sampling.decode import MAX_SEED, DecodeState, prefill_chunks, sample_keys
-from jaxgen.sampling.transforms.base import Context, Last
+from jaxgen.sampling.decode import MAX_SEED, DecodeState, Drawn, prefill_chunks, sample_keys
+from jaxgen.sampling.transforms.base import Context, Kinds, Last
 from jaxgen.tasks.language.conditioning import Condition, TextCodec, split_codec
 from jaxgen.tokenizers.base import EOS, PAD, UNK
+from jaxgen.types import Params
 
-#: Tokens that one compiled call makes; text is handed out this often. Changes no bit.
+#: Tokens of one compiled call, and of a chunk. Does not change results.
 STREAM_CHUNK = 32
 MAX_SAMPLES = 1_000_000
 
+Tree = TypeVar("Tree")
+
 
 class Sampler:
-    """Draws texts from a task's model. Compiled once, then any prompt, seed and setting runs without a new compile."""
+    """Draws texts from a language model. Another prompt, seed or setting needs no new compilation.
+
+    Args:
+        task: The task, with its model.
+        codec: The tokenizer, with labels and features if the run has them.
+        params: The weights.
+        documents: Whether texts end with <eos>.
+    """
 
     def __init__(
         self,
         task: Any,
         codec: TextCodec,
-        params: Any,
+        params: Params,
         *,
         documents: bool = False,
     ) -> None:
         self.task, self.documents = task, documents
-        #: What texts are read and written with, and what the run knows of labels and features, if it does.
         self.tokenizer, self.conditioning = split_codec(codec)
-        #: What texts are to be about; ``None``, as what it leaves open, is the mean of the training texts.
+        #: The labels and features of the texts; ``None`` is the mean of the training texts.
         self.condition: Condition | None = None
-        #: The run that the weights come from and their digest, if they come from one.
+        #: The folder of the run and the digest of the checkpoint, if the weights come from one.
         self.path: Path | None = None
         self.digest = ""
         self._params, self._prepared = params, None
-        self._prime, self._step = jitted.jit_prefill(task), jitted.jit_decode_step(task)
+        self._prefill, self._step = jitted.jit_prefill(task), jitted.jit_decode_step(task)
 
     @classmethod
     def load(cls, run: str | Path | None = None, command: str = "sample") -> Sampler:
-        """The best checkpoint of a run (by default of the newest language model in ``runs/``).
+        """A sampler with the best checkpoint of a run.
 
-        Raises ``CheckpointError``, and ``UsageError`` for a run whose task ``command`` cannot use.
+        Args:
+            run: The folder of the run. Default: the newest language model in ``runs/``.
+            command: The command that will use it.
+
+        Raises:
+            CheckpointError: The run is missing or damaged.
+            UsageError: ``command`` cannot use the task of the run.
         """
         saved = LoadedRun.open(run, command)
         step, params = saved.params()
@@ -64,36 +80,41 @@ class Sampler:
         sampler.path, sampler.digest = saved.directory.path, saved.checkpoints.digest(step)
         return sampler
 
-    def with_params(self, params: Any) -> Sampler:
-        """Other weights of the same shapes, without compiling anything again."""
+    def with_params(self, params: Params) -> Sampler:
+        """Use other weights of the same shapes, which needs no new compilation; returns the sampler itself."""
         self._params, self._prepared, self.digest = params, None, ""
         return self
 
     def conditioned(
         self, labels: str | Mapping[str, float] | None = None, features: Sequence[float] | None = None
     ) -> Sampler:
-        """A sampler with the same weights whose texts are of one label, or between several with their weights
-        (``{"Sports": 1, "World": 3}``), and of these features, one number each.
+        """A sampler with the same weights for texts with these labels and features.
 
-        It says where the state begins: interpolation is between the vectors that the labels stand for. Raises
-        ``UsageError`` for a run that knows none, for a label that is none, and for numbers that cannot be used.
+        They determine the initial state. Between several labels, the vectors that stand for them are interpolated.
+
+        Args:
+            labels: One label, or several with their weights: ``{"Sports": 1, "World": 3}``.
+            features: One number for each feature.
+
+        Raises:
+            UsageError: The run has neither labels nor features, or a label or number cannot be used.
         """
         if self.conditioning is None:
             raise UsageError(
-                "This run knows neither labels nor features: leave them out, or train with --label-column or "
+                "This run has neither labels nor features: leave them out, or train with --label-column or "
                 "--feature-columns."
             )
-        return self.under(self.conditioning.choose(labels, features))
+        return self.with_condition(self.conditioning.choose(labels, features))
 
-    def under(self, condition: Condition | None) -> Sampler:
-        """A sampler with the same weights whose texts are under ``condition``."""
+    def with_condition(self, condition: Condition | None) -> Sampler:
+        """A sampler with the same weights for texts under ``condition``."""
         other = copy.copy(self)
         other.condition = condition
         return other
 
     @property
     def weights(self) -> Any:
-        """What the decode loop reads, laid out at the first use: a prompt that cannot be read compiles nothing."""
+        """The weights as the decode loop reads them, prepared at the first use; a wrong prompt compiles nothing."""
         if self._prepared is None:
             self._prepared = jitted.jit_prepare(self.task)(self._params)
         return self._prepared
@@ -104,10 +125,13 @@ class Sampler:
         return (PAD, UNK) if self.documents else (PAD, UNK, EOS)
 
     def prompt_ids(self, prompt: str, unk: str = "error") -> np.ndarray:
-        """The ids that prime the state: the prompt's, behind <eos> when the model knows documents.
+        """The ids that the model reads before it generates.
 
-        A model of running text has no start of its own: an empty prompt is then read as a line break. Raises
-        ``UsageError`` for characters that the vocabulary lacks (``unk="skip"`` leaves them out).
+        A model of documents reads <eos> before the prompt. A model of running text has no start token: an empty prompt
+        is read as a line break.
+
+        Raises:
+            UsageError: The prompt has characters that are not in the vocabulary; ``unk="skip"`` leaves them out.
         """
         ids = self.tokenizer.encode_prompt(prompt, unk=unk)
         if self.documents:
@@ -118,61 +142,62 @@ class Sampler:
         return newline if newline.size and UNK not in newline else np.array([EOS + 1], np.int32)
 
     def read(self, prompt: str = "", state: DecoderState | None = None, *, unk: str = "error") -> DecoderState:
-        """The state after reading ``prompt``, from a text's beginning or going on from ``state``. ``unk`` as above."""
+        """The state after ``prompt``, read at the beginning of a text or after ``state``; see ``prompt_ids``."""
         return self._read(self._ids(prompt, state, unk), state)
 
-    def read_tokens(self, tokens: Any, state: DecoderState | None = None) -> DecoderState:
-        """The state after token ids [T], nothing in front of them. Raises ``UsageError`` for ids out of range."""
+    def read_tokens(self, tokens: npt.ArrayLike, state: DecoderState | None = None) -> DecoderState:
+        """The state after token ids [T], read as they are. Raises ``UsageError`` for ids out of range."""
         self.tokenizer.decode_bytes(tokens)
         return self._read(np.asarray(tokens, np.int32), state)
 
     def _ids(self, prompt: str, state: DecoderState | None, unk: str) -> np.ndarray:
         return self.prompt_ids(prompt, unk) if state is None else self.tokenizer.encode_prompt(prompt, unk=unk)
 
-    def blank(self) -> DecoderState:
-        """The state before anything is read. It has no logits to draw from yet."""
+    def initial_state(self) -> DecoderState:
+        """The state before anything is read; its logits are zeros."""
         carry, logits = self.task.initial_carry(1), jnp.zeros((1, self.tokenizer.vocab_size), jnp.float32)
         if self.conditioning is not None:
             vector = self.conditioning.vector(self.condition)[None]
             carry = jitted.jit_initial_states(self.task)(self.weights, vector)
-        carry, logits = self._beside_weights((carry, logits))
+        carry, logits = self._to_weights_device((carry, logits))
         return DecoderState(carry, logits, np.zeros(0, np.int32))
 
     def _read(self, ids: np.ndarray, state: DecoderState | None) -> DecoderState:
-        state = self.blank() if state is None else state
-        # One row at a time, whatever is decoded from it: the number of rows changes float bits.
-        carry, logits = self._beside_weights((state.carry, state.logits))
+        state = self.initial_state() if state is None else state
+        # Always one row, however many are decoded afterwards: the number of rows changes float bits.
+        carry, logits = self._to_weights_device((state.carry, state.logits))
         for tokens, valid in prefill_chunks(ids):
-            carry, logits = self._prime(self.weights, carry, logits, tokens, valid)
+            carry, logits = self._prefill(self.weights, carry, logits, tokens, valid)
         return DecoderState(carry, logits, np.concatenate([state.tokens, ids]).astype(np.int32))
 
     def step(self, state: DecoderState, token: int) -> tuple[DecoderState, jax.Array]:
-        """Read one token: the new state and the logits [V] of the next, for loops of your own."""
+        """Read one token; returns the new state and the logits [V] of the next token, for custom decoding loops."""
         whole = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
         if not whole or not 0 <= token < self.tokenizer.vocab_size:
             raise UsageError(f"There is no token {token!r}: ids go from 0 to {self.tokenizer.vocab_size - 1}.")
-        carry, logits = self._step(self.weights, self._beside_weights(state.carry), jnp.full(1, token, jnp.int32))
+        carry, logits = self._step(self.weights, self._to_weights_device(state.carry), jnp.full(1, token, jnp.int32))
         return DecoderState(carry, logits, np.append(state.tokens, np.int32(token))), logits[0]
 
     def save_state(self, path: str | Path, state: DecoderState) -> None:
-        """Write ``state`` to a file, with the digest of the weights that it belongs to."""
+        """Write ``state`` and the digest of its weights to a file."""
         save_state(path, state, {"checkpoint": self.digest})
 
     def load_state(self, path: str | Path) -> DecoderState:
-        """The state in a file. Raises ``CheckpointError`` for one of other weights, or damaged."""
-        like = self.blank()
+        """The state in a file. Raises ``CheckpointError`` if it is damaged or belongs to other weights."""
+        like = self.initial_state()
         state, about = load_state(path, (like.carry, like.logits))
         if about.get("checkpoint") != self.digest or (state.tokens >= self.tokenizer.vocab_size).any():
             raise CheckpointError(
                 f"The state in {path} belongs to the checkpoint {about.get('checkpoint')}, not to this one "
-                f"({self.digest}): what it holds means nothing to other weights. Make it anew with --save-state."
+                f"({self.digest}): other weights cannot use it. Write it again with --save-state."
             )
         return state
 
-    def _beside_weights(self, tree: Any) -> Any:
-        """``tree`` on the device of the weights, where every call leaves it: on another, the first call of a function
-        would compile another one."""
-        return jax.device_put(tree, next(iter(jax.tree.leaves(self.weights)[0].devices())))
+    def _to_weights_device(self, tree: Tree) -> Tree:
+        """``tree`` on the device of the weights, as compiled calls return it; on another device, the first call of a
+        function would compile it again."""
+        on_device: Tree = jax.device_put(tree, next(iter(jax.tree.leaves(self.weights)[0].devices())))
+        return on_device
 
     def stream(
         self,
@@ -185,12 +210,21 @@ class Sampler:
         state: DecoderState | None = None,
         unk: str = "error",
     ) -> Iterator[Chunk]:
-        """Yield the samples from ``first`` on, so many, piece by piece as they are made, block by block.
+        """Draw samples and yield them in chunks as they are generated, block by block.
 
-        They continue ``prompt``, read from ``state`` on if one is given. Every sample's last piece says so; of those
-        that no time was left to begin (``Settings.max_seconds``) there is none. What the first ``skip`` tokens of each
-        say is left out: a text resumed there is the same as in one go. Raises ``UsageError`` before anything is
-        compiled.
+        The last chunk of each sample has an ``end``. Samples that ``max_seconds`` left no time to begin have no chunk.
+
+        Args:
+            prompt: The text to continue.
+            settings: How to draw.
+            num_samples: How many samples.
+            first: The number of the first one. Sample i is the same whatever the others are.
+            skip: Leave out the text of the first tokens of each sample, to continue where a shorter one ended.
+            state: Read the prompt after this state.
+            unk: What to do with prompt characters that are not in the vocabulary: ``error`` or ``skip``.
+
+        Raises:
+            UsageError: A value is out of range. Nothing was compiled.
         """
         settings = settings or GenerationConfig()
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or not 1 <= num_samples <= MAX_SAMPLES:
@@ -201,50 +235,52 @@ class Sampler:
             raise UsageError(f"{skip!r} tokens cannot be skipped: give a whole number from 0 to {MAX_LENGTH}.")
         ids, chain = self._ids(prompt, state, unk), settings.chain(self.forbidden)
         history = ids if state is None else np.concatenate([state.tokens, ids])
-        # Once, and before anything is compiled: a transform may refuse what this vocabulary has not.
+        # Before anything is compiled: a transform may refuse tokens that this vocabulary does not have.
         transforms = chain.init(Context(settings.block, self.tokenizer.vocab_size, history, EOS))
-        how = chain.kinds, STREAM_CHUNK, settings.greedy
-        return self._stream(how, settings, transforms, ids, state, range(first, first + num_samples), skip)
+        decoding = chain.kinds, STREAM_CHUNK, settings.greedy
+        return self._stream(decoding, settings, transforms, ids, state, range(first, first + num_samples), skip)
 
     def _stream(
         self,
-        how: tuple[Any, int, bool],
+        decoding: tuple[Kinds, int, bool],
         settings: GenerationConfig,
-        transforms: Any,
+        transforms: tuple[Any, ...],
         ids: np.ndarray,
         state: DecoderState | None,
-        asked: range,
+        indices: range,
         skip: int,
     ) -> Iterator[Chunk]:
         deadline = time.monotonic() + (settings.max_seconds or float("inf"))
-        rows, base = settings.block, asked.start // settings.block * settings.block
+        rows, base = settings.block, indices.start // settings.block * settings.block
         carry, logits = self._read(ids, state).repeated(rows)
         start = DecodeState(carry, logits, transforms, jnp.zeros(rows, bool), *Last.none(rows))
-        while base < asked.stop and (base <= asked.start or time.monotonic() < deadline):
-            together = self.count_together(settings, transforms, asked.stop - base)
-            end = base + together * rows
-            indices = range(max(base, asked.start), min(end, asked.stop))
-            texts = [StreamingDetokenizer(self.tokenizer, i, i - base, settings, skip) for i in indices]
+        while base < indices.stop and (base <= indices.start or time.monotonic() < deadline):
+            blocks = self._blocks_per_call(settings, transforms, indices.stop - base)
+            end = base + blocks * rows
+            texts = [
+                StreamingDetokenizer(self.tokenizer, i, i - base, settings, skip)
+                for i in range(max(base, indices.start), min(end, indices.stop))
+            ]
             keys = sample_keys(settings.seed, jnp.arange(base, end))
-            if together == 1:
-                begun, keys = self._beside_weights((start, keys))
-                decoder = partial(jitted.jit_decode(self.task, *how), self.weights)
+            if blocks == 1:
+                begun, keys = self._to_weights_device((start, keys))
+                decoder = partial(jitted.jit_decode(self.task, *decoding), self.weights)
             else:
-                devices = count_sharing(together)
-                weights, begun, keys = device_layout(self.weights, start, keys, together, devices)
-                decoder = partial(jitted.jit_decode_blocks(self.task, *how, devices), weights)
-            yield from self._blocks(decoder, begun, keys, settings.length, texts, deadline)
+                devices = count_devices(blocks)
+                weights, begun, keys = device_layout(self.weights, start, keys, blocks, devices)
+                decoder = partial(jitted.jit_decode_blocks(self.task, *decoding, devices), weights)
+            yield from self._decode(decoder, begun, keys, settings.length, texts, deadline)
             base = end
 
-    def count_together(self, settings: GenerationConfig, transforms: Any, number: int) -> int:
-        """How many blocks go into one call when ``number`` samples are left to draw. Changes no bit."""
+    def _blocks_per_call(self, settings: GenerationConfig, transforms: tuple[Any, ...], number: int) -> int:
+        """How many blocks one call decodes when ``number`` samples are left. Does not change results."""
         if settings.max_seconds is not None or not is_small(self.weights, transforms):
             return 1
-        return count_together(-(-number // settings.block), settings.block)
+        return blocks_per_call(-(-number // settings.block), settings.block)
 
-    def _blocks(
+    def _decode(
         self,
-        decoder: Callable,
+        decoder: Callable[[DecodeState, jax.Array], tuple[DecodeState, Drawn]],
         state: DecodeState,
         keys: jax.Array,
         length: int,
@@ -262,26 +298,23 @@ class Sampler:
             made += tokens.shape[1]
             for text in texts:
                 if text.running:
-                    yield text.more(tokens[text.row], logp[text.row])
+                    yield text.feed(tokens[text.row], logp[text.row])
         for text in texts:
             if text.running:
-                yield text.cut("time" if length else "length")
+                yield text.finish("time" if length else "length")
 
     def sample(self, prompt: str = "", settings: GenerationConfig | None = None, **options: Any) -> list[str]:
-        """The generated texts, without the prompt; arguments as those of ``stream``.
-
-        Sample i is the same whatever ``num_samples`` is.
-        """
+        """The generated texts without the prompt; the arguments are those of ``stream``."""
         return [sample.text for sample in self.samples(prompt, settings, **options)]
 
     def samples(self, prompt: str = "", settings: GenerationConfig | None = None, **options: Any) -> Iterator[Sample]:
-        """Whole samples in order, with tokens and log-probabilities; arguments as those of ``stream``."""
+        """Whole samples in order, with tokens and log-probabilities; the arguments are those of ``stream``."""
         return collect(self.stream(prompt, settings, **options))
 
     def best(
         self, prompt: str = "", settings: GenerationConfig | None = None, *, of: int, keep: int = 1, **options: Any
     ) -> list[Sample]:
-        """The ``keep`` likeliest ``of`` so many samples, by mean log-probability of a token; the best first."""
+        """The ``keep`` likeliest of ``of`` samples by mean log-probability per token, the best first."""
         if not 1 <= keep <= of:
             raise UsageError(f"{keep} samples cannot be the best of {of}: give a number from 1 to {of}.")
         return select_best(self.samples(prompt, settings, num_samples=of, **options), keep)

@@ -1,11 +1,11 @@
-"""What a model thinks of a text: log-probabilities, token by token and together."""
+"""Log-probabilities that a model gives texts, per token and in total."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,10 +22,11 @@ from jaxgen.inference.scoring_batches import CHUNK, FILL, PackedBatch, Segment, 
 from jaxgen.sampling.decode import prefill_chunks
 from jaxgen.tokenizers.base import EOS
 from jaxgen.tokenizers.pieces import UNKNOWNS, Encoded, encode_pieces
+from jaxgen.types import Array, Carry
 
 
 class TokenScores(NamedTuple):
-    """Tokens in the order of the text, with what the model gave each and the ``top`` likeliest in its place."""
+    """Consecutive tokens of a text with their log-probabilities, and the ``top`` likeliest tokens at each position."""
 
     tokens: np.ndarray  # int32 [n]
     logp: np.ndarray  # float32 [n], nats
@@ -35,12 +36,15 @@ class TokenScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """The log-probability of a text in nats, and how much text it is.
+    """The log-probability of a text, and its size.
 
-    ``tokens`` counts what was scored, <eos> too; ``chars`` and ``bytes`` the text it stands for, so that bits per
-    character include what the end costs, as in a run's evaluations. ``unknown`` tokens count as <unk>, and bits
-    are then a lower bound; those that were skipped are in none of these sums. ``forced`` counts cuts that may have
-    changed a few ids.
+    Attributes:
+        logp: The sum over all tokens, in nats.
+        tokens: Scored tokens, <eos> included.
+        chars: Characters of the text. Bits per character include the cost of <eos>, as in a run's evaluations.
+        bytes: Bytes of the text in UTF-8.
+        unknown: Tokens scored as <unk>; bits are then a lower bound. Skipped ones are in none of these sums.
+        forced: Places where a text without white space was cut, which may have changed a few tokens.
     """
 
     logp: float = 0.0
@@ -55,7 +59,7 @@ class Score:
 
     @property
     def nats_per_token(self) -> float:
-        """The mean negative log-likelihood; NaN without tokens, as everything below without what it divides by."""
+        """The mean negative log-likelihood; NaN without tokens."""
         return -self.logp / self.tokens if self.tokens else math.nan
 
     @property
@@ -65,16 +69,18 @@ class Score:
 
     @property
     def bits_per_char(self) -> float:
+        """Bits per character; NaN without characters."""
         return -self.logp / math.log(2) / self.chars if self.chars else math.nan
 
     @property
     def bits_per_byte(self) -> float:
+        """Bits per byte; NaN without bytes."""
         return -self.logp / math.log(2) / self.bytes if self.bytes else math.nan
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A continuation among others. ``rank`` counts from 1; those that are equally likely have the same."""
+    """A ranked continuation. ``rank`` counts from 1; equally likely candidates share a rank and are ``tied``."""
 
     rank: int
     index: int
@@ -84,38 +90,45 @@ class Candidate:
 
 
 def concat(parts: Sequence[TokenScores], top: int) -> TokenScores:
-    """The tokens of several parts in order; ``top`` is how many likeliest they come with."""
+    """The tokens of several parts in order; ``top`` is the number of likeliest tokens at each position."""
     if not parts:
         none = np.zeros((0, top), np.float32)
         return TokenScores(np.zeros(0, np.int32), np.zeros(0, np.float32), none.astype(np.int32), none)
     return TokenScores(*(np.concatenate(field) for field in zip(*parts)))
 
 
-#: How the state begins: with the text alone, or anew in every window.
+#: Where the state is reset: only at the beginning of a text, or in every window.
 STATES = ("carried", "cold")
-#: Rows that are scored side by side where none goes on from another.
-ROWS = 64
+#: Rows of independent segments that are scored together.
+SCORE_ROWS = 64
 MAX_LANES = 1_024
-#: Targets of a lane's turn, and tokens before it that warm its state. As in ``stream_eval``.
-LANE, BURN_IN = 4_096, 256
+#: Targets of a lane segment, and earlier tokens that warm up its state. As in ``stream_eval``.
+LANE_LENGTH, BURN_IN = 4_096, 256
 MAX_WINDOW = 1 << 16
 MAX_TOP = 1_000
-#: Tokens that are laid out at once, at most; each of the likeliest that come back with one counts as two more.
+#: The largest number of tokens in a batch; each of the ``top`` likeliest tokens returned with one counts as two more.
 MAX_TOKENS = 1 << 18
 
 
 class Scorer:
-    """Scores texts with a sampler's model. Compiled once, then any text of any length runs without a new compile.
+    """Scores texts with a sampler's model. Another text of any length needs no new compilation.
 
-    ``state="carried"`` reads a text from its start to its end with one state. ``lanes`` of them read it side by side,
-    sooner (as many at once as memory is meant for): every 4,096 tokens the state then begins anew, warmed by the 256
-    tokens before. ``state="cold"`` begins it
-    anew, with nothing but the token before, for every ``window`` of tokens: far sooner, and a text scores worse.
+    A model of documents reads <eos> before a text and scores <eos> at its end. A model of running text has no start
+    and end tokens: a text is scored as it stands after a line break.
 
-    A model of documents reads <eos> in front of a text, and its <eos> is scored at the end (unless ``end`` is false).
-    A model of running text knows no start: a text is then scored as it stands behind a line break, and has no end.
-    ``top`` is the number of likeliest tokens to give for every place, up to 1,000. ``unk`` is ``error``, ``skip`` or
-    ``keep`` (an unknown is then scored as the token <unk>). Raises ``UsageError`` for values out of range.
+    Args:
+        sampler: The model.
+        state: ``carried``: one state from the beginning of a text to its end. ``cold``: the state is reset for every
+            window, with only the preceding token as context. Much faster, and a text scores worse.
+        window: Tokens of a window of ``cold``.
+        lanes: With ``carried``, segments of one text that are scored together (as many as fit in memory). With more
+            than 1, the state is reset every 4,096 tokens and warmed up with the 256 tokens before.
+        top: The number of likeliest tokens to return at each position, up to 1,000.
+        unk: What to do with characters that are not in the vocabulary: ``error``, ``skip``, or ``keep`` (score <unk>).
+        end: Whether <eos> is scored. Default: whether the model has documents.
+
+    Raises:
+        UsageError: A value is out of range, or two do not fit together.
     """
 
     def __init__(
@@ -136,49 +149,56 @@ class Scorer:
         most = min(MAX_TOP, sampler.tokenizer.vocab_size)
         self.top = _whole_number(top, "The number of likeliest tokens (--top)", 0, most)
         if state == "cold" and lanes > 1:
-            raise UsageError("Lanes share out one carried state, and windows are cold: give one of the two.")
+            raise UsageError("Lanes need a carried state, and windows are cold: give one of the two.")
         if end and not sampler.documents:
-            raise UsageError("This model was trained on running text, which has no end to score: leave the end out.")
+            raise UsageError("This model was trained on running text, which has no end to score: leave out --end.")
         self.end = sampler.documents if end is None else end
-        #: Seconds that went into compiling, which no speed should count.
-        self.startup = 0.0
-        self._function: Any = None
+        #: Seconds spent compiling, to be left out of speeds.
+        self.compile_seconds = 0.0
+        self._function: Callable[..., tuple[Carry, Scored]] | None = None
 
     @classmethod
     def load(cls, run: str | Path | None = None, **options: Any) -> Scorer:
-        """The best checkpoint of a run (by default of the newest in ``runs/``). Raises ``CheckpointError``."""
+        """A scorer with the best checkpoint of a run (default: the newest in ``runs/``). Raises as ``Sampler.load``."""
         return cls(Sampler.load(run), **options)
 
     def score(self, text: str | Iterable[str], prompt: str = "") -> Score:
-        """The score of a text, or of one that comes in pieces, behind ``prompt`` (which is read and not scored)."""
-        reading = self.stream(text, prompt)
-        deque(reading, maxlen=0)
-        return reading.score
+        """The score of a text, given whole or in pieces, after ``prompt``, which is read and not scored."""
+        stream = self.stream(text, prompt)
+        deque(stream, maxlen=0)
+        return stream.score
 
     def per_token(self, text: str | Iterable[str], prompt: str = "") -> TokenScores:
-        """All tokens of a text with their log-probabilities; they take memory, which ``stream`` does not."""
+        """All tokens of a text with their log-probabilities. ``stream`` needs less memory."""
         return concat(list(self.stream(text, prompt)), self.top)
 
-    def stream(self, text: str | Iterable[str], prompt: str = "", where: str = "The text") -> Reading:
-        """Score a text in constant memory: iterate over the result for its tokens, then ask it for its score.
+    def stream(self, text: str | Iterable[str], prompt: str = "", where: str = "The text") -> ScoreStream:
+        """Score a text in constant memory: iterate over the result for its tokens, then read its ``score``.
 
-        ``where`` names the text in messages.
+        ``where`` names the text in error messages.
         """
-        return Reading(self, [text] if isinstance(text, str) else text, prompt, where)
+        return ScoreStream(self, [text] if isinstance(text, str) else text, prompt, where)
 
     def score_each(
         self, texts: Iterable[str], prompt: str = "", where: str = "Text"
     ) -> Iterator[tuple[Score, TokenScores]]:
-        """Score texts side by side, each from a state of its own behind ``prompt``: many short ones are done sooner.
+        """Score many texts together, each from its own state after ``prompt``. Fast for short texts.
 
-        Each is held in memory whole, and ``lanes`` have no meaning here. ``where`` names the texts, which are counted
-        from 1, in messages.
+        Each text is held in memory; ``lanes`` has no effect.
+
+        Args:
+            texts: The texts.
+            prompt: Read before each text, and not scored.
+            where: Names the texts in error messages, followed by a number from 1.
+
+        Yields:
+            The score of each text and its tokens, in order.
         """
         prompt_ids, waiting = self._prompt_ids(prompt), deque[tuple[Encoded, int]]()
 
         def segments() -> Iterator[Segment]:
             for number, text in enumerate(texts, start=1):
-                encoded = self._whole(text, f"{where} {number}")
+                encoded = self._encode_text(text, f"{where} {number}")
                 found = [whole(encoded.ids, int(prompt_ids[-1]))]
                 if self.state == "cold" and encoded.ids.size:
                     found = list(windows([encoded.ids], int(prompt_ids[-1]), self.window))
@@ -186,20 +206,22 @@ class Scorer:
                 yield from found
 
         parts: list[TokenScores] = []
-        for part in self._run(segments(), prompt_ids, self._rows(ROWS, self.window if self.state == "cold" else FILL)):
+        for part in self._run(
+            segments(), prompt_ids, self._rows(SCORE_ROWS, self.window if self.state == "cold" else FILL)
+        ):
             parts.append(part)
             if len(parts) == waiting[0][1]:
                 yield _total(waiting.popleft()[0], parts), concat(parts, self.top)
                 parts = []
 
     def rank(self, prompt: str, candidates: Sequence[str]) -> list[Candidate]:
-        """Continuations of ``prompt``, the likeliest first; of equally likely ones the one given first.
+        """Rank continuations of ``prompt``, the likeliest first; equally likely ones keep their order.
 
-        Each is encoded by itself, as it stands. Their ends are scored if the scorer was made with ``end=True``.
+        Each candidate is encoded separately, exactly as it stands. <eos> after it is scored if ``end`` is true.
         """
         if not candidates:
             raise UsageError("There are no candidates to rank: give two or more continuations of the prompt.")
-        # Of two that are the same neither may win by a bit that its row in a matrix product has changed.
+        # Equal candidates are scored once: float bits can depend on the row of a batch.
         different = list(dict.fromkeys(candidates))
         scores = dict(zip(different, (score for score, _ in self.score_each(different, prompt, "Candidate"))))
         if nothing := [text for text in different if not scores[text].tokens]:
@@ -218,41 +240,41 @@ class Scorer:
         ]
 
     def _prompt_ids(self, prompt: str) -> np.ndarray:
-        """What is read in front of a text: all but the last for the state alone, the last with the text."""
+        """The ids that are read before a text. The last one is read in the same call as the text."""
         if prompt and (self.state == "cold" or self.lanes > 1):
             raise UsageError(
-                "A prompt is read into one state that is carried through the text: leave out the prompt, or give "
+                "A prompt needs one state that is carried through the text: leave out the prompt, or give "
                 "--state carried and --lanes 1."
             )
         return self.sampler.prompt_ids(prompt, self.unk)
 
     def _encoded(self, pieces: Iterable[str], where: str) -> Iterator[Encoded]:
-        """The ids of a text in pieces, with that of its end."""
+        """The ids of a text in pieces, and <eos> if it is scored."""
         yield from encode_pieces(self.sampler.tokenizer, pieces, unk=self.unk, where=where)
         if self.end:
             yield Encoded(np.array([EOS], np.int32), 0, 0, 0)
 
-    def _whole(self, text: str, where: str) -> Encoded:
+    def _encode_text(self, text: str, where: str) -> Encoded:
         parts = list(self._encoded([text], where))
         ids = np.concatenate([part.ids for part in parts]) if parts else np.zeros(0, np.int32)
         return Encoded(ids, *(sum(getattr(part, name) for part in parts) for name in ("chars", "bytes", "unknown")))
 
     def _segments(self, ids: Iterable[np.ndarray], start: int) -> tuple[Iterator[Segment], int]:
-        """One text as segments, and the rows to lay them in."""
+        """One text as segments, and the number of rows to pack them in."""
         if self.state == "cold":
-            return windows(ids, start, self.window), self._rows(ROWS, self.window)
+            return windows(ids, start, self.window), self._rows(SCORE_ROWS, self.window)
         if self.lanes > 1:
-            return windows(ids, start, LANE, BURN_IN), self._rows(self.lanes, LANE)
+            return windows(ids, start, LANE_LENGTH, BURN_IN), self._rows(self.lanes, LANE_LENGTH)
         return stateful_segments(ids, start), 1
 
     def _rows(self, most: int, steps: int) -> int:
-        """Rows of ``steps`` tokens, or of as many as a row is filled with, that memory is meant for: 1 to ``most``."""
+        """How many rows of at least ``steps`` tokens fit in memory: from 1 to ``most``."""
         return max(1, min(most, MAX_TOKENS // (max(steps, FILL) * (1 + 2 * self.top))))
 
     def _run(self, segments: Iterator[Segment], prompt_ids: np.ndarray, rows: int) -> Iterator[TokenScores]:
-        """The scores of each segment in order. The next ones are on their way while these are read."""
-        slabs = pack(segments, rows)
-        first = next(slabs, None)  # before anything is compiled: what cannot be encoded raises here
+        """The scores of each segment in order. The next batch is computed while one is read."""
+        batches = pack(segments, rows)
+        first = next(batches, None)  # before anything is compiled: text that cannot be encoded raises here
         if first is None:
             return
         initial = self._initial(prompt_ids, rows)
@@ -260,19 +282,19 @@ class Scorer:
             began = time.perf_counter()
             self._function = jitted.jit_score(self.sampler.task, self.top)
             jax.block_until_ready(self._function(self.sampler.weights, initial, *_chunk(first, 0), initial))
-            self.startup = time.perf_counter() - began
+            self.compile_seconds = time.perf_counter() - began
         carry, ahead = initial, None
-        for slab in chain([first], slabs):
-            carry, scored = _dispatch(self._function, self.sampler.weights, carry, initial, slab)
+        for batch in chain([first], batches):
+            carry, scored = _dispatch(self._function, self.sampler.weights, carry, initial, batch)
             if ahead is not None:
                 yield from _collect(*ahead)
-            ahead = slab, scored
+            ahead = batch, scored
         if ahead is not None:
             yield from _collect(*ahead)
 
-    def _initial(self, prompt_ids: np.ndarray, rows: int) -> Any:
-        """The state of ``rows`` rows after the prompt without its last token, which is read with the text."""
-        state = self.sampler.blank()
+    def _initial(self, prompt_ids: np.ndarray, rows: int) -> Carry:
+        """The carry of ``rows`` rows after the prompt without its last token."""
+        state = self.sampler.initial_state()
         carry, logits = state.carry, state.logits
         for tokens, valid in prefill_chunks(prompt_ids[:-1]):
             prefill = jitted.jit_prefill(self.sampler.task)
@@ -280,8 +302,8 @@ class Scorer:
         return jax.tree.map(lambda a: jnp.repeat(a, rows, axis=0), carry)
 
 
-class Reading:
-    """One text being scored: an iterator over its tokens as they are; ``score`` is that of what has come so far."""
+class ScoreStream:
+    """A text that is scored while it is iterated over; yields its tokens in parts."""
 
     def __init__(self, scorer: Scorer, pieces: Iterable[str], prompt: str, where: str) -> None:
         self._scorer, self._where, self._score = scorer, where, Score()
@@ -290,7 +312,7 @@ class Reading:
 
     @property
     def score(self) -> Score:
-        """Of the whole text once the iterator has ended."""
+        """The score of the tokens so far; of the whole text when the iterator has ended."""
         return self._score
 
     def __iter__(self) -> Iterator[TokenScores]:
@@ -312,24 +334,31 @@ class Reading:
         self._score += amount
 
 
-def _dispatch(function: Any, weights: Any, carry: Any, initial: Any, slab: PackedBatch) -> tuple[Any, list[Any]]:
-    """Start scoring a slab: the carry behind it, and what its chunks will give."""
+#: The log-probabilities of a chunk [R, T], and the likeliest tokens with theirs [R, T, top], on the device.
+Scored = tuple[Array, Array, Array]
+
+
+def _dispatch(
+    function: Callable[..., tuple[Carry, Scored]], weights: Any, carry: Carry, initial: Carry, batch: PackedBatch
+) -> tuple[Carry, list[Scored]]:
+    """Start scoring a batch; returns the carry after it and the scores of its chunks, which may not be ready yet."""
     scored = []
-    for at in range(0, slab.tokens.shape[1], CHUNK):
-        carry, part = function(weights, carry, *_chunk(slab, at), initial)
+    for at in range(0, batch.tokens.shape[1], CHUNK):
+        carry, part = function(weights, carry, *_chunk(batch, at), initial)
         scored.append(part)
     return carry, scored
 
 
-def _chunk(slab: PackedBatch, at: int) -> list[np.ndarray]:
-    return [field[:, at : at + CHUNK] for field in (slab.tokens, slab.targets, slab.reset, slab.valid)]
+def _chunk(batch: PackedBatch, at: int) -> list[np.ndarray]:
+    return [field[:, at : at + CHUNK] for field in (batch.tokens, batch.targets, batch.reset, batch.valid)]
 
 
-def _collect(slab: PackedBatch, scored: list[Any]) -> Iterator[TokenScores]:
+def _collect(batch: PackedBatch, scored: list[Scored]) -> Iterator[TokenScores]:
+    """Wait for the scores of a batch and yield those of each segment."""
     logp, top, top_logp = (np.concatenate([np.asarray(each) for each in field], axis=1) for field in zip(*scored))
-    for row, start, end in slab.places:
+    for row, start, end in batch.places:
         here = row, slice(start, end)
-        yield TokenScores(slab.targets[here], logp[here], top[here], top_logp[here])
+        yield TokenScores(batch.targets[here], logp[here], top[here], top_logp[here])
 
 
 def _sum(part: TokenScores) -> Score:
@@ -340,7 +369,7 @@ def _total(encoded: Encoded, parts: list[TokenScores]) -> Score:
     return sum(map(_sum, parts), Score(0.0, 0, encoded.chars, encoded.bytes, encoded.unknown))
 
 
-def _whole_number(value: Any, what: str, least: int, most: int) -> int:
+def _whole_number(value: object, what: str, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise UsageError(f"{what} of {value!r} cannot be used: give a whole number from {least} to {most:,}.")
     return value

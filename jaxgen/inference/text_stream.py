@@ -1,4 +1,4 @@
-"""Texts as they come out of the decode loop: pieces, whole samples, and where a text ends."""
+"""From the tokens of the decode loop to text: chunks, whole samples, stop strings."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jaxgen.tokenizers.base import EOS, Tokenizer
 
 
 class StopStrings:
-    """Finds the first of some strings in a text, however the text is cut into pieces.
+    """Finds the first of some strings in a text that arrives in chunks.
 
-    What could be the beginning of one is held back until it is decided. The first to be complete counts, and of those
-    complete at the same place the longest.
+    Text that may be the beginning of a stop string is held back until that is decided. The string that is complete
+    first counts, and of several that are complete at the same position the longest.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
@@ -24,7 +24,7 @@ class StopStrings:
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str | None]:
-        """Some more text: returns what is certain to belong to the text, and the string found, if any."""
+        """Read more text; returns what certainly comes before any stop string, and the string that was found."""
         text = self._held + text
         found = [(text.find(s) + len(s), -len(s), s) for s in self._strings if s in text]
         if found:
@@ -37,28 +37,31 @@ class StopStrings:
 
     @property
     def held(self) -> int:
-        """How many characters are held back."""
+        """The number of characters held back."""
         return len(self._held)
 
     def flush(self) -> str:
-        """What was held back, once there is no more text."""
+        """The text held back, after the last ``feed``."""
         rest, self._held = self._held, ""
         return rest
 
     @staticmethod
     def _overlap(text: str, string: str) -> int:
-        """How much of the end of ``text`` is a beginning of ``string``."""
+        """The length of the longest end of ``text`` that is a beginning of ``string``."""
         longest = min(len(text), len(string) - 1)
         return next((n for n in range(longest, 0, -1) if string.startswith(text[len(text) - n :])), 0)
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Some more text of sample ``index``.
+    """The next piece of a sample.
 
-    ``tokens`` are its ids (<eos> too, which has no text) and ``logp`` what the model gave each of them, in nats, before
-    any transform. ``end`` says why the last piece is the last: length, eos, stop or time. The tokens of a stop string
-    are among those of the last piece, its text is not.
+    Attributes:
+        index: The number of the sample.
+        text: The text. That of a stop string is left out.
+        tokens: The token ids, including <eos> and those of a stop string.
+        logp: The log-probability in nats that the model gave each token, before any transform.
+        end: Why the sample ends here: ``length``, ``eos``, ``stop`` or ``time``; ``None`` if it continues.
     """
 
     index: int
@@ -69,12 +72,13 @@ class Chunk:
 
     @property
     def last(self) -> bool:
+        """Whether the sample ends here."""
         return self.end is not None
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A whole text: the pieces of one sample put together."""
+    """A whole sample; see ``Chunk``."""
 
     index: int
     text: str
@@ -84,23 +88,23 @@ class Sample:
 
     @property
     def mean_logp(self) -> float:
-        """Mean log-probability of a token in nats, by which samples are compared; -inf without any token."""
+        """The mean log-probability of a token in nats, by which samples are ranked; -inf without tokens."""
         return float(self.logp.mean()) if self.logp.size else -np.inf
 
 
-def collect(pieces: Iterator[Chunk]) -> Iterator[Sample]:
-    """Pieces put together to samples, in order of their numbers."""
+def collect(chunks: Iterator[Chunk]) -> Iterator[Sample]:
+    """The samples of a stream of chunks, in order of their numbers."""
     parts: dict[int, list[Chunk]] = {}
     done: dict[int, Sample] = {}
     turn: int | None = None
-    for piece in pieces:
-        turn = piece.index if turn is None else turn
-        parts.setdefault(piece.index, []).append(piece)
-        if piece.end is not None:
-            mine = parts.pop(piece.index)
+    for chunk in chunks:
+        turn = chunk.index if turn is None else turn
+        parts.setdefault(chunk.index, []).append(chunk)
+        if chunk.end is not None:
+            mine = parts.pop(chunk.index)
             text = "".join(part.text for part in mine)
             tokens, logp = (np.concatenate([getattr(part, name) for part in mine]) for name in ("tokens", "logp"))
-            done[piece.index] = Sample(piece.index, text, tokens, logp, piece.end)
+            done[chunk.index] = Sample(chunk.index, text, tokens, logp, chunk.end)
         while turn in done:
             yield done.pop(turn)
             turn += 1
@@ -109,15 +113,20 @@ def collect(pieces: Iterator[Chunk]) -> Iterator[Sample]:
 def select_best(samples: Iterable[Sample], keep: int) -> list[Sample]:
     """The ``keep`` samples with the largest mean log-probability of a token, the best first.
 
-    Those that the time limit cut come behind all others.
+    Samples that ran out of time come last.
     """
     return heapq.nsmallest(keep, samples, key=lambda each: (each.end == "time", -each.mean_logp, each.index))
 
 
 class StreamingDetokenizer:
-    """One text being made: its bytes become characters, its characters end at a stop string.
+    """Turns the tokens of one sample into text, up to a stop string.
 
-    ``row`` is its place in a block; the text of the first ``skip`` tokens is left out.
+    Args:
+        tokenizer: Decodes the tokens.
+        index: The number of the sample.
+        row: Its row in the block.
+        settings: The length and the stop strings.
+        skip: The text of so many tokens at the beginning is left out.
     """
 
     def __init__(self, tokenizer: Tokenizer, index: int, row: int, settings: GenerationConfig, skip: int) -> None:
@@ -126,40 +135,40 @@ class StreamingDetokenizer:
         self._stop = StopStrings(settings.stop) if settings.stop else None
         self._left, self._skip, self._drop = settings.length, skip, 0
 
-    def more(self, tokens: np.ndarray, logp: np.ndarray) -> Chunk:
-        """The piece that these tokens make, up to the end of the text."""
+    def feed(self, tokens: np.ndarray, logp: np.ndarray) -> Chunk:
+        """The chunk of these tokens, up to the end of the text."""
         ends = np.flatnonzero(tokens == EOS)
         count = int(ends[0]) + 1 if ends.size else tokens.size
         hidden = min(self._skip, count)
         self._skip -= hidden
         _, _, stopped = self._read(tokens[:hidden])
         if hidden and self._stop is not None:
-            self._drop = self._stop.held  # of hidden tokens too
+            self._drop = self._stop.held  # part of the text of hidden tokens
         if stopped:
-            return self._piece("", tokens[:0], logp[:0], "stop")
+            return self._chunk("", tokens[:0], logp[:0], "stop")
         text, taken, stopped = self._read(tokens[hidden:count])
         shown = slice(hidden, hidden + taken)
         self._left -= count
         end = "stop" if stopped else "eos" if ends.size else None if self._left else "length"
-        return self._piece(text, tokens[shown], logp[shown], end)
+        return self._chunk(text, tokens[shown], logp[shown], end)
 
     def _read(self, tokens: np.ndarray) -> tuple[str, int, bool]:
-        """The text that is certain with these tokens, how many were taken, and whether a stop string was complete."""
+        """The text that is certain after these tokens, how many were read, and whether a stop string is complete."""
         if self._stop is None:
             return self._decoder.feed(tokens), tokens.size, False
         text = ""
-        for taken, token in enumerate(tokens, start=1):  # one by one, to know which completes a stop string
+        for taken, token in enumerate(tokens, start=1):  # one at a time, to find the one that completes a stop string
             certain, found = self._stop.feed(self._decoder.feed(token))
             text += certain
             if found is not None:
                 return text, taken, True
         return text, tokens.size, False
 
-    def cut(self, end: str) -> Chunk:
-        """The last piece of a text that is not made any further."""
-        return self._piece("", np.zeros(0, np.int32), np.zeros(0, np.float32), end)
+    def finish(self, end: str) -> Chunk:
+        """The last chunk of a text that ends here."""
+        return self._chunk("", np.zeros(0, np.int32), np.zeros(0, np.float32), end)
 
-    def _piece(self, text: str, tokens: np.ndarray, logp: np.ndarray, end: str | None) -> Chunk:
+    def _chunk(self, text: str, tokens: np.ndarray, logp: np.ndarray, end: str | None) -> Chunk:
         self.running = end is None
         if end is not None and end != "stop":
             text, end = self._rest(text, end)
@@ -167,7 +176,7 @@ class StreamingDetokenizer:
         return Chunk(self.index, shown, tokens, logp, end)
 
     def _rest(self, text: str, end: str) -> tuple[str, str]:
-        """``text`` with what was held back behind it: an unfinished character, the beginning of a stop string."""
+        """``text`` with what was held back (an incomplete character, the beginning of a stop string), and the end."""
         rest = self._decoder.flush()
         if self._stop is None:
             return text + rest, end

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxgen import jitted
 from jaxgen.inference.generation_config import GenerationConfig
-from jaxgen.inference.predictor import Predictor, Writing
+from jaxgen.inference.predictor import DecodingConfig, Predictor
 from jaxgen.inference.sampler import Sampler
 from jaxgen.tasks.base import EvalSet
 from jaxgen.training.data_parallel import make_global_mesh, shard_batch, shard_evaluation, unreplicate
@@ -50,7 +50,7 @@ class TrainingInference:
 
     def __init__(self, task: Any, data: Any, seed: int) -> None:
         self._task, self._data, self._seed = task, data, seed
-        self._params: Params | None = None
+        self._params: Params = {}
         self._sampler: Sampler | None = None
         self._predictor: Predictor | None = None
 
@@ -70,7 +70,7 @@ class TrainingInference:
 
     def predict(self, inputs: Sequence[Any], beam: int = 0) -> list[Any]:
         """The outputs for ``inputs``, in order. Texts are decoded greedily, or by beam search with ``beam`` beams."""
-        return list(self._loaded_predictor().predict(inputs, Writing(beam=beam)))
+        return list(self._loaded_predictor().predict(inputs, DecodingConfig(beam=beam)))
 
     def attention(self, source: Any) -> AttentionMap:
         """The attention weights while the model writes the text for ``source``."""

@@ -11,10 +11,10 @@ import pytest
 from edited import edit
 
 from jaxgen import jitted
-from jaxgen.cli import main
-from jaxgen.cli.evaluate import COLUMNS, quoted, report, table
+from jaxgen.cli.evaluate import COLUMNS, quote, report, table
+from jaxgen.cli.main import main
 from jaxgen.inference.generation_config import GenerationConfig
-from jaxgen.inference.quality import Copy, Evaluation, Row
+from jaxgen.inference.quality import CopiedSpan, QualityReport, QualityRow
 from jaxgen.inference.sampler import Sampler
 from jaxgen.metrics.diversity import Cycle
 
@@ -50,7 +50,7 @@ def test_json_holds_every_number_and_two_runs_are_identical(evaluate, run, book)
 
 def test_the_picture_lies_in_the_run_or_where_it_is_wanted(evaluate, copied, here):
     done = evaluate("--run", copied)
-    assert done.err.startswith(f"picture: {copied / 'quality.png'}\n")
+    assert done.err.startswith(f"plot: {copied / 'quality.png'}\n")
     assert (copied / "quality.png").read_bytes().startswith(b"\x89PNG")
     assert evaluate(copied, "--plot", "mine.png").code == 0
     assert (here / "mine.png").read_bytes() == (copied / "quality.png").read_bytes()
@@ -74,7 +74,7 @@ def altered(copied, tmp_path):
     return copied
 
 
-@pytest.mark.parametrize(("content", "said"), [(None, "no file or folder"), ("another text\n" * 40, "have changed")])
+@pytest.mark.parametrize(("content", "said"), [(None, "no file or folder"), ("another text\n" * 40, "changed")])
 def test_without_the_data_their_columns_are_empty_unless_they_are_required(content, said, evaluate, altered, tmp_path):
     if content is not None:
         (tmp_path / "moved.txt").write_text(content)
@@ -93,7 +93,7 @@ def test_without_the_data_their_columns_are_empty_unless_they_are_required(conte
 WRONG = {
     "--temperature 0.5 -1": ("temperature of -1",),
     "--temperature nan": ("nan",),
-    "--temperature": ("--temperature", "without a number"),
+    "--temperature": ("--temperature", "without a value"),
     "--temperature hot": ("--temperature", "'hot'"),
     "--num-samples 0": ("0 samples", "from 1"),
     "--length -1": ("length of -1",),
@@ -147,17 +147,17 @@ def test_the_run_is_named_in_any_place_and_once(evaluate, run):
 
 def some_row(temperature, cycles, copy):
     turning = {"cycle": Cycle(cycles, 5 * cycles), "cycle_text": "x" * cycles} if cycles else dict.fromkeys(TURNING)
-    return Row(temperature, 9, 90, 90, -1.0, (0.1, 0.2, 0.3), 0.4, cycles, known_words=0.5, copy=copy, **turning)
+    return QualityRow(temperature, 9, 90, 90, -1.0, (0.1, 0.2, 0.3), 0.4, cycles, known_words=0.5, copy=copy, **turning)
 
 
 def test_the_longest_copy_and_the_commonest_cycles_are_quoted():
-    short, long = Copy("ab", 2, 0, 1, 0, 3), Copy("abcdef", 6, 4, 7, 2, 8)
+    short, long = CopiedSpan("ab", 2, 0, 1, 0, 3), CopiedSpan("abcdef", 6, 4, 7, 2, 8)
     rows = [some_row(0.3, 1, short), some_row(0.7, 3, long), some_row(1.0, 2, None), some_row(1.3, 0, short)]
-    told = report(Evaluation(rows, None, "word"), documents=True)
+    told = report(QualityReport(rows, None, "word"), documents=True)
     assert "longest copy: 6 characters at temperature 0.7, in sample 4 from 7" in told
     assert 'in the training text from document 2, character 8\n  "abcdef"' in told
     assert 'cycle at temperature 0.7: period 3 from 15, in tokens\n  "xxx"' in told
-    assert "longest copy" not in report(Evaluation(rows[2:3], None, "word"))
+    assert "longest copy" not in report(QualityReport(rows[2:3], None, "word"))
 
 
 def test_what_is_no_run_exits_with_4(evaluate, here):
@@ -175,5 +175,5 @@ def test_a_table_that_is_too_wide_goes_on_below():
 
 
 def test_quotations_are_one_line_without_control_characters():
-    assert quoted('a\n\tb\x1b[2J"') == '"a\\n\\tb\\x1b[2J""'
-    assert len(quoted("x" * 1000)) == 202
+    assert quote('a\n\tb\x1b[2J"') == '"a\\n\\tb\\x1b[2J""'
+    assert len(quote("x" * 1000)) == 202

@@ -17,7 +17,8 @@ import pytest
 
 import jaxgen
 from jaxgen.cli import chat as interactive
-from jaxgen.cli.chat import Dials, Session, read_lines, words
+from jaxgen.cli.chat import Chat, input_lines, split_words, use_readline
+from jaxgen.cli.common import one_line
 from jaxgen.inference.chat import ChatSession
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
@@ -55,9 +56,8 @@ def sampler(trained):
 
 
 @pytest.fixture
-def dials(sampler):
-    talk = ChatSession(sampler, GenerationConfig())
-    return Dials(talk, NEUTRAL), talk
+def loop(sampler):
+    return Chat(ChatSession(sampler, GenerationConfig()), NEUTRAL)
 
 
 def offers(err: str) -> list[tuple[str, str]]:
@@ -119,31 +119,30 @@ def test_a_command_does_what_its_flag_does(talk, sample, run, command, flags):
 
 
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS if name != "temperature"])
-def test_every_transform_is_a_command_that_off_takes_back(dials, name):
-    turned, talk = dials
-    usage, description = turned.described()[name]
+def test_every_transform_is_a_command_that_off_takes_back(loop, name):
+    usage, description = loop.commands()[name]
     assert description.endswith((".", ")"))
     value = {"TEXT": '"a b" e', "TEXT=NUMBER": "a=-1.5", "N": "2", "X": "0.5"}[usage.split()[0]]
-    turned.turn(name, value)
-    assert [type(each) for each in talk.settings.transforms] == [TRANSFORMS[name]]
-    turned.turn(name, "off")
-    assert talk.settings == GenerationConfig()
+    loop.onecmd(f"/{name} {value}")
+    assert [type(each) for each in loop.session.settings.transforms] == [TRANSFORMS[name]]
+    loop.onecmd(f"/{name} off")
+    assert loop.session.settings == GenerationConfig()
 
 
-def test_settings_are_shown_as_the_commands_that_set_them(dials, sampler):
-    turned, talk = dials
+def test_settings_are_shown_as_the_commands_that_set_them(loop):
+    talk = loop.session
     given = ["/temperature 1.2,0.5", "/seed 3", "/length 40", r"""/stop "a b" "\n" '"' """.strip(), "/max-seconds 2.5"]
     given += ["/unk skip", '/bias "a=1"', "/top-k 5"]
     for line in given:
-        turned.turn(*line[1:].split(" ", 1))
-    assert list(turned.lines()) == given
+        loop.onecmd(line)
+    assert list(loop.setting_lines()) == given
     assert talk.settings.stop == ("a b", "\n", '"')
     assert (talk.settings.temperature, talk.settings.max_seconds, talk.unk) == ((1.2, 0.5), 2.5, "skip")
-    turned.turn("stop", "off")
-    turned.turn("max-seconds", "off")
-    turned.turn("temperature", "1.5:0.5:20")
+    loop.onecmd("/stop off")
+    loop.onecmd("/max-seconds off")
+    loop.onecmd("/temperature 1.5:0.5:20")
     assert (talk.settings.stop, talk.settings.max_seconds) == ((), None)
-    assert (talk.settings.temperature, next(turned.lines())) == (Linear(1.5, 0.5, 20), "/temperature 1.5:0.5:20")
+    assert (talk.settings.temperature, next(loop.setting_lines())) == (Linear(1.5, 0.5, 20), "/temperature 1.5:0.5:20")
 
 
 def test_settings_and_single_ones_are_shown(talk):
@@ -161,7 +160,7 @@ def test_another_seed_counts_from_its_first_answer(talk):
     ("line", "word"), [("'a b' c", ["a b", "c"]), (r'"A: "=2 \n', ["A: =2", "\n"]), ("#a", ["#a"])]
 )
 def test_words_are_apart_at_spaces_outside_quotes(line, word):
-    assert words(line) == word
+    assert split_words(line) == word
 
 
 def test_undo_takes_back_the_last_exchange_bit_for_bit(talk):
@@ -205,15 +204,15 @@ def test_a_state_that_cannot_be_saved_is_told_and_the_session_goes_on(talk, name
 
 @pytest.mark.parametrize("error", [ValueError("there is no such thing"), OSError(5, "Input/output error")])
 def test_whatever_goes_wrong_in_a_line_the_session_goes_on(sampler, capsys, error):
-    session = Session(ChatSession(sampler, GenerationConfig(length=4)), NEUTRAL)
+    loop = Chat(ChatSession(sampler, GenerationConfig(length=4)), NEUTRAL)
 
     def fail(_):
         raise error
 
-    session.actions["new"] = interactive.Command(fail, "", "")
-    session.run(["/new", "The"])
+    loop.do_new = fail
+    loop.run(["/new", "The"])
     shown = capsys.readouterr()
-    assert shown.err == f"error: This line cannot be obeyed: {error.args[-1]}. Give another.\n"
+    assert re.fullmatch(f"error: .*{error.args[-1]}.*\n", shown.err)
     assert len(shown.out) == 5
 
 
@@ -222,11 +221,11 @@ def test_an_output_that_cannot_be_written_ends_the_session(sampler, monkeypatch)
         def flush(self) -> None:
             raise OSError(28, "No space left on device")
 
-    session, lines = Session(ChatSession(sampler, GenerationConfig(length=4)), NEUTRAL), iter(["The", "on"])
+    loop, lines = Chat(ChatSession(sampler, GenerationConfig(length=4)), NEUTRAL), iter(["The", "on"])
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", Full())
         with pytest.raises(OSError, match="No space left"):
-            session.run(lines)
+            loop.run(lines)
     assert list(lines) == ["on"]
 
 
@@ -267,13 +266,13 @@ def test_an_unknown_command_names_the_nearest(talk):
 )
 def test_a_wrong_line_is_told_in_a_sentence_and_changes_nothing(sampler, capsys, line, sentence):
     talk = ChatSession(sampler, GenerationConfig(length=4))
-    session = Session(talk, NEUTRAL)
-    session.run([line])
+    loop = Chat(talk, NEUTRAL)
+    loop.run([line])
     shown = capsys.readouterr()
     assert shown.err.startswith("error: ")
     assert sentence in shown.err
     assert shown.err.count("\n") == 1
-    assert (shown.out, talk.settings, talk.state, talk.number, session.pick) == (
+    assert (shown.out, talk.settings, talk.state, talk.number, loop.pick) == (
         "",
         GenerationConfig(length=4),
         None,
@@ -368,25 +367,25 @@ def test_control_characters_are_escaped_on_a_terminal_alone(terminal, raw, escap
     out = (Terminal if terminal else io.TextIOWrapper)(io.BytesIO(), "utf-8", newline="")
     monkeypatch.setattr(sys, "stdout", out)
     pieces = (Chunk(0, text, np.zeros(1, np.int32), np.zeros(1)) for text in ("a\x1b[3", "1m\n"))
-    Session(ChatSession(SimpleNamespace(conditioning=None), GenerationConfig()), NEUTRAL, raw=raw).answer(pieces)
+    Chat(ChatSession(SimpleNamespace(conditioning=None), GenerationConfig()), NEUTRAL, raw=raw).answer(pieces)
     assert out.buffer.getvalue() == (b"a\\x1b[31m\n\n" if escaped else b"a\x1b[31m\n\n")
 
 
 def test_what_is_offered_cannot_disturb_the_terminal():
-    assert interactive.one_line("a\x1b[2J\n\tb") == "a\\x1b[2J\\n\\tb"
+    assert one_line("a\x1b[2J\n\tb") == "a\\x1b[2J\\n\\tb"
 
 
 @pytest.mark.parametrize("redirected", [False, True])
-def test_a_terminal_is_asked_line_by_line(redirected, monkeypatch, capsys):
+def test_a_terminal_is_asked_line_by_line(loop, redirected, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", Terminal(io.BytesIO(b" The \n\n/undo\n"), "utf-8"))
     if not redirected:
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert list(read_lines(["undo"])) == [" The ", "", "/undo"]
+    assert list(input_lines(loop)) == [" The ", "", "/undo"]
     shown = capsys.readouterr()
     assert (shown.out, shown.err.rstrip("\n")) == (("", "> " * 4) if redirected else ("> " * 4, ""))
 
 
-def test_an_interrupt_at_the_prompt_asks_anew(monkeypatch, capsys):
+def test_an_interrupt_at_the_prompt_asks_anew(loop, monkeypatch, capsys):
     answers = iter([KeyboardInterrupt, "The", EOFError])
 
     def ask() -> str:
@@ -396,14 +395,14 @@ def test_an_interrupt_at_the_prompt_asks_anew(monkeypatch, capsys):
         raise answer
 
     monkeypatch.setattr(sys, "stdin", Terminal(io.BytesIO(), "utf-8"))
-    monkeypatch.setattr(interactive, "ask", ask)
-    assert list(read_lines([])) == ["The"]
+    monkeypatch.setattr(interactive, "prompt_line", ask)
+    assert list(input_lines(loop)) == ["The"]
     assert "/quit" in capsys.readouterr().err
 
 
-def test_the_tabulator_completes_commands():
+def test_the_tabulator_completes_commands(loop):
     readline = pytest.importorskip("readline")
-    interactive.complete(["/top-k ", "/top-p ", "/undo "])
+    use_readline(loop)
     complete = readline.get_completer()
     assert [complete("/to", n) for n in range(3)] == ["/top-k ", "/top-p ", None]
     assert complete("", 0) is None
@@ -424,7 +423,7 @@ def test_the_tabulator_completes_commands():
 def test_flags_that_contradict_a_session_are_told(sample, flags):
     done = sample("--interactive", *flags)
     assert (done.code, done.out) == (2, "")
-    assert re.fullmatch(rf"error: --interactive .* given with .*{flags[0]}.*: leave one of them out\.\n", done.err)
+    assert re.fullmatch(rf"error: --interactive .*{flags[0]}.*\n", done.err)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import labelled
 import pytest
 
-from jaxgen.cli.sampling_flags import read_weights
+from jaxgen.cli.sampling_flags import read_label_weights
 from jaxgen.errors import UsageError
 from jaxgen.tasks.language.conditioning import Conditioning
 
@@ -161,7 +161,7 @@ def test_training_refuses_what_it_cannot_read(train, here, flags, code, said):
 
 def test_a_label_may_have_a_colon():
     known = Conditioning(("a:b", "c"), (0.5, 0.5))
-    assert read_weights(["a:b"], known) == {"a:b": 1.0}
-    assert read_weights(["a:b:2", "c:1"], known) == {"a:b": 2.0, "c": 1.0}
+    assert read_label_weights(["a:b"], known) == {"a:b": 1.0}
+    assert read_label_weights(["a:b:2", "c:1"], known) == {"a:b": 2.0, "c": 1.0}
     with pytest.raises(UsageError, match="Unknown label"):
-        read_weights(["a:1"], known)
+        read_label_weights(["a:1"], known)

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from jaxgen.cli.predict import lines
 from jaxgen.cli.predict import main as predict_main
+from jaxgen.cli.predict import text_lines
 from jaxgen.cli.train import main as train_main
 from jaxgen.errors import DataError
 from jaxgen.inference.predictor import Predictor
@@ -195,14 +195,14 @@ def test_a_line_longer_than_an_input_may_be_is_refused_by_its_number_and_not_rea
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match=said):
-            list(lines(["long.txt.gz"]))
+            list(text_lines(["long.txt.gz"]))
         assert tracemalloc.get_traced_memory()[1] < 48 * 2**20
     finally:
         tracemalloc.stop()
 
 
 def test_the_longest_line_that_an_input_may_be_is_answered(predict, kinds, monkeypatch):
-    monkeypatch.setattr("jaxgen.cli.predict.LONGEST", 5)
+    monkeypatch.setattr("jaxgen.cli.predict.MAX_LINE", 5)
     assert len(predict("--run", kinds, stdin=b"fish\nfishy").out.splitlines()) == 2
     refused(predict("--run", kinds, stdin=b"fishy\n"), 3, "input", "in line 1")
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgen.cli.output import Speed, Writer
+from jaxgen.cli.output import SampleWriter, SamplingSpeed
 from jaxgen.cli.sample import SampleConfig, main, read_prompt
-from jaxgen.cli.sampling_flags import read_transforms, unescaped
+from jaxgen.cli.sampling_flags import read_transforms, unescape
 from jaxgen.inference.text_stream import Chunk
 from jaxgen.sampling import TRANSFORMS
 from jaxgen.tokenizers import WordTokenizer
@@ -29,7 +29,7 @@ def body(text: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2]))
 
 
-def test_standard_output_is_the_text_alone(sample, run):
+def test_standard_output_is_the_text_only(sample, run):
     done = sample("--run", run, "--prompt", "The cat", "--length", 30)
     assert done.code == 0
     assert done.out.startswith("The cat")
@@ -49,9 +49,9 @@ def test_the_speed_leaves_the_first_chunk_out_because_it_waits_for_compilation(s
     [([0], 1, 0), ([0, 1], 2, 0), ([0, 0, 0], 1, 2), ([0, 1, 0, 1], 2, 2), ([0, 1, 1], 2, 1), ([*range(9)], 8, 1)],
 )
 def test_the_first_chunk_holds_a_piece_of_every_sample_of_its_block(indices, first, later):
-    speed = Speed(block=8)
+    speed = SamplingSpeed(parallel=8)
     pieces = [Chunk(index, "", np.zeros(1, np.int32), np.zeros(1)) for index in indices]
-    assert list(speed.timed(iter(pieces))) == pieces
+    assert list(speed.measure(iter(pieces))) == pieces
     assert (speed.first_tokens, speed.later_tokens) == (first, later)
 
 
@@ -175,15 +175,15 @@ def test_the_newest_run_is_the_default(sample, run, here):
 
 
 def test_control_characters_are_shown_escaped_on_a_terminal_only(capsys):
-    Writer(escape=True).put("a\x1b[31m\tb\n")
-    Writer(escape=False).put("\x1b")
+    SampleWriter(escape=True).write("a\x1b[31m\tb\n")
+    SampleWriter(escape=False).write("\x1b")
     assert capsys.readouterr().out == "a\\x1b[31m\tb\n\x1b"
 
 
 def test_a_windows_line_break_in_two_pieces_is_one_line_break_on_a_terminal(capsys):
-    writer = Writer(escape=True)
+    writer = SampleWriter(escape=True)
     for text in ("a\r", "\nb\r", "c\r\n", "d\r", "", "\n"):
-        writer.put(text)
+        writer.write(text)
     assert capsys.readouterr().out == "a\nb\\rc\nd\n"
 
 
@@ -203,7 +203,7 @@ def test_a_text_ends_in_front_of_a_stop_string(sample, run):
     [(r"\n", "\n"), (r"a\tb", "a\tb"), (r"\\n", r"\n"), (r"\\\n", "\\\n"), ("n", "n"), (r"\x", r"\x")],
 )
 def test_stop_strings_understand_escapes(typed, meant):
-    assert unescaped(typed) == meant
+    assert unescape(typed) == meant
 
 
 def test_one_text_by_its_number_is_the_one_among_all(sample, run):
@@ -301,13 +301,15 @@ def test_a_replay_finds_the_token_that_differs_and_ends_with_1(replay, receipts)
     receipts.write_text("\n".join(map(json.dumps, values)))
     done = replay(receipts)
     assert done.code == 1
-    assert re.search(r"2: sample 1 of seed 0: differs from token 7 on: '.+' was drawn, now '.+', by a gap of", done.out)
+    assert re.search(
+        r"2: sample 1 of seed 0: differs from token 7 on: '.+' was drawn, now '.+', by a margin of", done.out
+    )
     assert done.err == "error: 1 of 3 samples are not what they were.\n"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "is empty"), ("{}", "no receipt"), ("text", "Line 1 of"), ('{"receipt": 1}', "lacks"), ("[1]", "no receipt")],
+    [("", "is empty"), ("{}", "receipt"), ("text", "Line 1 of"), ('{"receipt": 1}', "lacks"), ("[1]", "receipt")],
 )
 def test_a_file_without_receipts_exits_with_3(content, message, replay, here):
     (here / "s.jsonl").write_text(content)

@@ -15,7 +15,7 @@ import pytest
 from jaxgen import jitted
 from jaxgen.cli import score
 from jaxgen.cli.common import write_out
-from jaxgen.cli.score import Speed, Watched, Writer, shown, token_text
+from jaxgen.cli.score import ScoreTable, ScoringSpeed, quote, read_with_progress, token_text
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.tokenizers import ByteTokenizer
@@ -60,10 +60,10 @@ def test_a_text_has_a_line_with_its_figures(score, run, scorer, here):
 def test_the_speed_leaves_compilation_out(scorer, monkeypatch):
     now = iter([100.0, 110.0, 110.0])
     monkeypatch.setattr(score.time, "perf_counter", lambda: next(now))
-    speed = Speed(scorer)
-    scorer.startup = 6.0
-    assert speed.told(20_000) == "20,000 tokens in 10.00 s; 5,000 tokens/s after 6.0 s of compiling"
-    assert speed.told(200) == "200 tokens in 10.00 s"
+    speed = ScoringSpeed(scorer)
+    scorer.compile_seconds = 6.0
+    assert speed.describe(20_000) == "20,000 tokens in 10.00 s; 5,000 tokens/s after 6.0 s of compiling"
+    assert speed.describe(200) == "200 tokens in 10.00 s"
 
 
 def test_a_file_standard_input_and_the_flag_score_alike_and_several_are_added_up(score, run, here, monkeypatch):
@@ -233,10 +233,10 @@ def test_data_that_cannot_be_read_is_a_sentence_and_exit_code_3(
 
 
 def test_what_could_disturb_a_terminal_is_escaped(scorer):
-    assert shown("a'\\\r\n\t\x1b\u202e ") == r"'a\'\\\r\n\t\x1b\u202e '"
+    assert quote("a'\\\r\n\t\x1b\u202e ") == r"'a\'\\\r\n\t\x1b\u202e '"
     tokenizer = ByteTokenizer()
     sampler = Sampler(scorer.sampler.task, tokenizer, None)
-    assert [Writer(Scorer(sampler), True)._quoted(token) for token in (1, 3 + 65, 3 + 0xE2)] == [
+    assert [ScoreTable(Scorer(sampler), True)._quoted(token) for token in (1, 3 + 65, 3 + 0xE2)] == [
         "<unk>",
         "'A'",
         r"'\xe2'",
@@ -254,7 +254,7 @@ def test_a_large_file_has_a_progress_bar_on_a_terminal(here, monkeypatch):
     for large, bar in ((10, True), (1 << 20, False)):
         monkeypatch.setattr(score, "LARGE", large)
         monkeypatch.setattr(sys, "stderr", Terminal())
-        assert "".join(Watched("a.txt", ByteTokenizer(), bar=True)) == TEXT * 50
+        assert "".join(read_with_progress("a.txt", ByteTokenizer(), bar=True)) == TEXT * 50
         assert ("scoring" in sys.stderr.getvalue()) == bar
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from jaxgen.cli import progress
 from jaxgen.cli.common import end_output, escape_controls, log, open_output, run_command, write_out
-from jaxgen.cli.progress import Screen, clock, progress_line
+from jaxgen.cli.progress import Screen, format_duration, progress_line
 from jaxgen.trainer.events import Evaluated, Finished, Note, Progress, Reading, Sampled, Started
 from jaxgen.trainer.trainer import Interrupted
 
@@ -53,8 +53,8 @@ def test_training_goes_on_unseen_when_its_output_cannot_be_written(number, termi
     screen.close()
     monkeypatch.undo()
     assert len(discarded) == 1
-    told = "" if number == errno.EPIPE else f"note: Standard output cannot be written ({os.strerror(number)}): "
-    assert capsys.readouterr().err == (told and told + "training goes on unseen.\n")
+    told = capsys.readouterr().err
+    assert (os.strerror(number) in told, told.count("\n")) == ((False, 0) if number == errno.EPIPE else (True, 1))
 
 
 @pytest.mark.parametrize("number", [*GONE, errno.EPIPE])
@@ -143,11 +143,11 @@ class Terminal(io.TextIOWrapper):
         return True
 
 
-@pytest.mark.parametrize("text_alone", [False, True])
-def test_a_terminal_that_lacks_a_character_shows_it_escaped(text_alone, monkeypatch):
+@pytest.mark.parametrize("text_only", [False, True])
+def test_a_terminal_that_lacks_a_character_shows_it_escaped(text_only, monkeypatch):
     terminal = Terminal(io.BytesIO(), "cp1252", newline="")
     monkeypatch.setattr(sys, "stdout", terminal)
-    open_output(text_alone)
+    open_output(text_only)
     print("é ∑", flush=True)
     assert terminal.buffer.getvalue() == b"\xe9 \\u2211\n"
 
@@ -219,7 +219,7 @@ def test_a_wide_window_has_a_bar_and_a_narrow_one_has_not():
 @pytest.mark.parametrize(("event", "total"), [(SMALL, 4000), (LARGE, 1_000_000)])
 def test_from_60_columns_on_the_live_line_shows_everything(width, event, total):
     line = live(width, event, total)
-    for part in (f"{event.step:,}/{total:,}", "loss 1.234", "1.780 bits", "/s", clock(event.seconds_left)):
+    for part in (f"{event.step:,}/{total:,}", "loss 1.234", "1.780 bits", "/s", format_duration(event.seconds_left)):
         assert part in line
     assert len(line.rstrip()) <= width
 
@@ -227,7 +227,7 @@ def test_from_60_columns_on_the_live_line_shows_everything(width, event, total):
 @pytest.mark.parametrize(("event", "total"), [(SMALL, 4000), (LARGE, 1_000_000)])
 def test_at_40_columns_the_live_line_keeps_step_loss_and_time_left(event, total):
     line = live(40, event, total)
-    for part in (f"{event.step:,}/{total:,}", "loss 1.234", clock(event.seconds_left)):
+    for part in (f"{event.step:,}/{total:,}", "loss 1.234", format_duration(event.seconds_left)):
         assert part in line
 
 
@@ -237,4 +237,4 @@ def test_a_line_without_bits_leaves_no_gap():
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7384, "2:03:04")])
 def test_seconds_read_as_a_clock(seconds, text):
-    assert clock(seconds) == text
+    assert format_duration(seconds) == text

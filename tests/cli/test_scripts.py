@@ -12,11 +12,11 @@ import jax
 import pytest
 
 import jaxgen
-from jaxgen.cli import main
+from jaxgen.cli.main import main
 from jaxgen.runs.checkpoints import CheckpointStore
 
 ROOT = Path(jaxgen.__file__).parent.parent
-ENTRY = "from jaxgen.cli import run; run()"
+ENTRY = "from jaxgen.cli.main import run; run()"
 
 
 def digest(run):

@@ -222,7 +222,7 @@ SAMPLING = {
     "--temperature 1.5:0:9": ("step 9", "schedule"),
     "--temperature 1,nan": ("step 1", "from 1e-6"),
     "--temperature 1:2:0": ("over 0 steps",),
-    "--greedy --temperature 0.5": ("--greedy and --temperature", "one of them"),
+    "--greedy --temperature 0.5": ("--greedy", "--temperature", "one of them"),
     "--length 10000001": ("length of 10000001", "to 10000000"),
     "--sample-index -1": ("no sample -1", "from 0"),
     "--sample-index 3 --num-samples 4": ("--sample-index", "--num-samples"),
@@ -236,7 +236,7 @@ SAMPLING = {
     "--min-p 2": ("min-p of 2.0", "from 0 to 1"),
     "--typical-p 0": ("typical-p of 0.0", "above 0"),
     "--epsilon-cutoff -1": ("cut-off of -1.0", "from 0 to 1"),
-    "--forbid Ω": ("--forbid 'Ω'", "vocabulary lacks"),
+    "--forbid Ω": ("--forbid 'Ω'", "vocabulary"),
     "--bias a": ("--bias 'a'", "e=-1.5"),
     "--bias a=much": ("--bias 'a=much'", "e=-1.5"),
     "--forbid a --force ab": ("forbid",),
@@ -259,7 +259,7 @@ SAMPLING = {
     "--top-p 1.5": ("top-p of 1.5", "1"),
     "--top-p nan": ("top-p of nan",),
     "--unk drop": ("--unk is 'drop'", "'error' or 'skip'"),
-    "--prompt a --prompt-file prompt.txt": ("--prompt and --prompt-file", "one of them"),
+    "--prompt a --prompt-file prompt.txt": ("--prompt", "--prompt-file", "one of them"),
     "--promt a": ("--promt", "--prompt"),
 }
 

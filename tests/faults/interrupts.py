@@ -14,7 +14,9 @@ from .environment import arguments, check, run, surroundings
 from .fault import Fault
 
 #: A shell that starts something in the background has it ignore Ctrl-C.
-COMMAND = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from jaxgen.cli import run; run()"
+COMMAND = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from jaxgen.cli.main import run; run()"
+)
 COMMANDS = (
     "score long.txt --run run",
     "evaluate --run run --temperature 0.5 1 --num-samples 8 --length 500 --plot q.png",

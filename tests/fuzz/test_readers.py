@@ -15,10 +15,10 @@ import jaxgen
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.fsutil import parse_json
-from jaxgen.inference.beam_search import Search
+from jaxgen.inference.beam_search import BeamConfig
 from jaxgen.inference.generation_config import GenerationConfig, transform_to_json
 from jaxgen.inference.loading import LoadedRun
-from jaxgen.inference.receipts import replay
+from jaxgen.inference.receipts import read_receipt, replay
 from jaxgen.inference.sampler import Sampler
 from jaxgen.runs.config import read_toml, validate
 from jaxgen.runs.config_file import read_config, with_digest
@@ -149,7 +149,7 @@ FOUND = {
     "end": "length",
     "rank": 1,
 }
-FOUND |= {"beam": {**Search()._asdict(), "transforms": [transform_to_json(Bias(((4, 1.5),)))]}, **ORIGIN}
+FOUND |= {"beam": {**BeamConfig()._asdict(), "transforms": [transform_to_json(Bias(((4, 1.5),)))]}, **ORIGIN}
 
 
 @pytest.mark.parametrize("number", [SOME, FEWER])
@@ -174,7 +174,7 @@ def test_an_altered_receipt_is_refused_or_drawn(kind, number, monkeypatch):
             value = parse_json(data)
         except ValueError:
             return
-        replay(sampler, value)
+        replay(sampler, read_receipt(value))
 
     refused_well(read, raw, DataError)
     assert drawn == 1

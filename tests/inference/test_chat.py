@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.inference.chat import ChatSession, _shown, _whole_characters, continuations
+from jaxgen.inference.chat import ChatSession, _complete_characters, _shown_tokens, continuations
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.text_stream import Chunk
@@ -56,12 +56,12 @@ def same(a, b):
 
 
 def test_the_first_answer_is_what_the_sampler_draws_alone(sampler):
-    assert text(ChatSession(sampler, WARM).say("abc")) == sampler.sample("abc", WARM)[0]
+    assert text(ChatSession(sampler, WARM).send("abc")) == sampler.sample("abc", WARM)[0]
 
 
 def test_the_state_is_that_of_all_the_text_read_at_once(sampler):
     talk = ChatSession(sampler, WARM)
-    spoken = "abc" + text(talk.say("abc")) + "de f" + text(talk.say("de f")) + text(talk.say())
+    spoken = "abc" + text(talk.send("abc")) + "de f" + text(talk.send("de f")) + text(talk.send())
     whole = sampler.read(spoken)
     assert talk.text == spoken
     assert talk.state.tokens.tolist() == whole.tokens.tolist()
@@ -70,26 +70,26 @@ def test_the_state_is_that_of_all_the_text_read_at_once(sampler):
 
 def test_answers_to_nothing_are_one_greedy_text(sampler):
     talk = ChatSession(sampler, GREEDY)
-    parts = [text(talk.say(line)) for line in ("abc", "", "")]
+    parts = [text(talk.send(line)) for line in ("abc", "", "")]
     assert "".join(parts) == sampler.sample("abc", replace(GREEDY, length=36))[0]
 
 
 def test_answer_k_is_sample_k(sampler):
     talk = ChatSession(sampler, WARM)
-    text(talk.say("abc"))
+    text(talk.send("abc"))
     state = talk.state
-    assert text(talk.say("d")) == sampler.sample("d", WARM, first=1, state=state)[0]
+    assert text(talk.send("d")) == sampler.sample("d", WARM, first=1, state=state)[0]
     assert talk.number == 2
 
 
 def test_undo_brings_back_the_state_and_then_the_same_answer(sampler):
     talk = ChatSession(sampler, WARM)
-    text(talk.say("abc"))
+    text(talk.send("abc"))
     before = talk.state
-    answer = text(talk.say("d"))
+    answer = text(talk.send("d"))
     talk.undo()
     assert same(talk.state, before)
-    assert text(talk.say("d")) == answer
+    assert text(talk.send("d")) == answer
     talk.undo()
     talk.undo()
     assert (talk.state, talk.text, talk.number) == (None, "", 0)
@@ -99,29 +99,29 @@ def test_undo_brings_back_the_state_and_then_the_same_answer(sampler):
 
 def test_again_draws_the_next_sample_in_place_of_the_answer_and_undo_brings_that_back(sampler):
     talk = ChatSession(sampler, WARM)
-    first = text(talk.say("abc"))
+    first = text(talk.send("abc"))
     state = talk.state
-    second = text(talk.again())
+    second = text(talk.regenerate())
     assert [first, second] == sampler.sample("abc", WARM, num_samples=2)
     assert talk.text == "abc" + second
     talk.undo()
     assert same(talk.state, state)
-    assert text(talk.again()) == second
+    assert text(talk.regenerate()) == second
 
 
 def test_again_needs_an_answer(sampler):
     talk = ChatSession(sampler, WARM)
     with pytest.raises(UsageError, match="no answer"):
-        talk.again()
+        talk.regenerate()
     talk.add("abc")
     with pytest.raises(UsageError, match="no answer"):
-        talk.again()
+        talk.regenerate()
 
 
 def test_the_state_does_not_know_the_stop_string_that_was_not_shown(sampler):
     whole = sampler.sample("abc", WARM)[0]
     talk = ChatSession(sampler, replace(WARM, stop=(whole[5:8],)))
-    answer = text(talk.say("abc"))
+    answer = text(talk.send("abc"))
     assert whole.startswith(answer)
     assert len(answer) < len(whole)
     assert talk.text == "abc" + answer
@@ -129,7 +129,7 @@ def test_the_state_does_not_know_the_stop_string_that_was_not_shown(sampler):
 
 def test_an_answer_that_is_closed_early_stands_as_far_as_it_was_handed_out(sampler):
     talk = ChatSession(sampler, replace(WARM, length=80))
-    pieces = talk.say("abc")
+    pieces = talk.send("abc")
     first = next(pieces).text
     pieces.close()
     assert talk.text == "abc" + first
@@ -141,22 +141,22 @@ def test_an_answer_that_is_closed_early_stands_as_far_as_it_was_handed_out(sampl
 @pytest.mark.parametrize("wrong", ["unknown character", "nothing to draw"])
 def test_an_answer_that_fails_changes_nothing(sampler, wrong):
     talk = ChatSession(sampler, WARM)
-    text(talk.say("abc"))
+    text(talk.send("abc"))
     before = talk.state
     if wrong == "nothing to draw":
         talk.settings = replace(WARM, transforms=(Forbid(tuple(range(V))),))
     with pytest.raises(UsageError):
-        text(talk.say("x" if wrong == "unknown character" else "d"))
+        text(talk.send("x" if wrong == "unknown character" else "d"))
     assert talk.state is before
     assert talk.number == 1
 
 
 def test_behind_the_end_of_a_text_another_begins(documents):
     talk = ChatSession(documents, replace(WARM, transforms=(Force((EOS,)),)))
-    (piece,) = talk.say("abc")
+    (piece,) = talk.send("abc")
     assert (piece.end, piece.text, talk.state) == ("eos", "", None)
     talk.settings = WARM
-    assert text(talk.say("d")) == documents.sample("d", WARM, first=1)[0]
+    assert text(talk.send("d")) == documents.sample("d", WARM, first=1)[0]
     talk.undo()
     talk.undo()
     assert talk.text == ""
@@ -164,13 +164,13 @@ def test_behind_the_end_of_a_text_another_begins(documents):
 
 def test_a_conversation_can_begin_anew_or_from_a_state(sampler):
     talk = ChatSession(sampler, WARM)
-    text(talk.say("abc"))
+    text(talk.send("abc"))
     state = talk.state
-    talk.begin()
-    assert text(talk.say("abc")) == sampler.sample("abc", WARM, first=1)[0]
-    talk.begin(state)
+    talk.reset()
+    assert text(talk.send("abc")) == sampler.sample("abc", WARM, first=1)[0]
+    talk.reset(state)
     talk.number = 1
-    assert text(talk.say("d")) == sampler.sample("d", WARM, first=1, state=state)[0]
+    assert text(talk.send("d")) == sampler.sample("d", WARM, first=1, state=state)[0]
     talk.undo()
     assert talk.state is state
 
@@ -203,7 +203,7 @@ def test_the_end_of_a_text_is_offered_where_there_is_one(documents):
     assert (found[EOS].tokens.tolist(), found[EOS].text, found[EOS].ends) == ([EOS], "", True)
     talk = ChatSession(documents, WARM)
     talk.add("abc")
-    talk.take(found[EOS].tokens)
+    talk.append(found[EOS].tokens)
     assert talk.state is None
 
 
@@ -211,19 +211,19 @@ def test_a_continuation_that_is_taken_is_read_on(sampler):
     talk = ChatSession(sampler, WARM)
     talk.add("abc")
     chosen = talk.continuations(3, 5)[2]
-    talk.take(chosen.tokens)
+    talk.append(chosen.tokens)
     assert talk.text == "abc" + chosen.text
     np.testing.assert_allclose(talk.state.logits, sampler.read("abc" + chosen.text).logits, atol=1e-5)
     talk.undo()
     assert talk.text == "abc"
     with pytest.raises(UsageError, match="from 0"):
-        talk.take([V])
+        talk.append([V])
 
 
 @pytest.mark.parametrize(("n", "length"), [(0, 4), (1001, 4), (True, 4), (2, 0), (2, 1001), (2.0, 4)])
 def test_numbers_of_continuations_out_of_range_are_told(sampler, n, length):
     with pytest.raises(UsageError, match="1 to 1000"):
-        continuations(sampler, sampler.blank(), n, length)
+        continuations(sampler, sampler.initial_state(), n, length)
 
 
 @pytest.mark.parametrize(
@@ -231,14 +231,16 @@ def test_numbers_of_continuations_out_of_range_are_told(sampler, n, length):
 )
 def test_a_continuation_ends_with_a_whole_character_if_it_has_one(tokens, count):
     tokenizer = ByteTokenizer()
-    assert _whole_characters(tokenizer, np.frombuffer(tokens, np.uint8).astype(np.int32) + 3) == count
+    assert _complete_characters(tokenizer, np.frombuffer(tokens, np.uint8).astype(np.int32) + 3) == count
 
 
 @pytest.mark.parametrize("shown", range(7))
 def test_the_tokens_of_what_was_shown_decode_to_it(shown):
     tokenizer, whole = ByteTokenizer(), "aé∑\ufffdbc"
     tokens = tokenizer.encode(whole)
-    kept = _shown(tokenizer, [Chunk(0, whole[:shown], tokens[:3], tokens[:3]), Chunk(0, "", tokens[3:], tokens[3:])])
+    kept = _shown_tokens(
+        tokenizer, [Chunk(0, whole[:shown], tokens[:3], tokens[:3]), Chunk(0, "", tokens[3:], tokens[3:])]
+    )
     assert kept.tolist() == tokenizer.encode(whole[:shown]).tolist()
 
 
@@ -252,7 +254,7 @@ def test_a_token_shown_in_part_is_read_in_part():
 
     tokenizer = Pairs()
     both = tokenizer.vocab_size - 1
-    assert _shown(tokenizer, [Chunk(0, "aba", np.array([both, both]), np.zeros(2))]).tolist() == [
+    assert _shown_tokens(tokenizer, [Chunk(0, "aba", np.array([both, both]), np.zeros(2))]).tolist() == [
         both,
         tokenizer.encode("a")[0],
     ]

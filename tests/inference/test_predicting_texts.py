@@ -11,7 +11,7 @@ import pytest
 from jaxgen import jitted
 from jaxgen.errors import UsageError
 from jaxgen.inference.generation_config import GenerationConfig
-from jaxgen.inference.predictor import ROWS, Predictor, Writing
+from jaxgen.inference.predictor import BLOCK_ROWS, DecodingConfig, Predictor
 from jaxgen.tasks.classify.codec import ClassifyCodec
 from jaxgen.tasks.classify.objective import ClassifyTask
 from jaxgen.tasks.translate.codec import TranslateCodec
@@ -21,9 +21,9 @@ from jaxgen.tokenizers import EOS, PAD, UNK, CharTokenizer
 LETTERS = "abcdefg"
 LONGEST = 11
 #: Sources of two widths, more than a block of each, in no order.
-SOURCES = ["".join(np.random.default_rng(i).choice([*LETTERS], 1 + i * 5 % 12)) for i in range(3 * ROWS)]
+SOURCES = ["".join(np.random.default_rng(i).choice([*LETTERS], 1 + i * 5 % 12)) for i in range(3 * BLOCK_ROWS)]
 #: A block of one width, for what takes long to compile.
-SHORT = [source for source in SOURCES if len(source) <= 8][:ROWS]
+SHORT = [source for source in SOURCES if len(source) <= 8][:BLOCK_ROWS]
 BEAMS = 4
 DRAWN = GenerationConfig(length=LONGEST, temperature=1.0, seed=7)
 
@@ -78,9 +78,9 @@ def test_an_answer_is_the_same_beside_others_to_the_bit(predictor, greedy):
 
 
 def test_how_many_inputs_are_waited_for_changes_nothing(predictor, greedy):
-    assert list(predictor.predict(SOURCES[:9], ahead=4)) == greedy[:9]
-    drawn = Writing(DRAWN)
-    assert list(predictor.predict(SOURCES[:9], drawn, ahead=4)) == list(predictor.predict(SOURCES[:9], drawn))
+    assert list(predictor.predict(SOURCES[:9], read_ahead=4)) == greedy[:9]
+    drawn = DecodingConfig(DRAWN)
+    assert list(predictor.predict(SOURCES[:9], drawn, read_ahead=4)) == list(predictor.predict(SOURCES[:9], drawn))
 
 
 def test_an_answer_is_given_before_more_inputs_than_asked_are_read(predictor):
@@ -91,7 +91,7 @@ def test_an_answer_is_given_before_more_inputs_than_asked_are_read(predictor):
             read.append(source)
             yield source
 
-    answers = predictor.predict(inputs(), ahead=1)
+    answers = predictor.predict(inputs(), read_ahead=1)
     next(answers)
     assert read == SOURCES[:1]
     assert len(list(answers)) == 3
@@ -131,78 +131,80 @@ def test_a_greedy_text_takes_the_likeliest_token_at_each_step_and_knows_its_prob
 
 
 def test_neither_padding_nor_unknown_is_ever_written(predictor, greedy):
-    drawn = list(predictor.predict(SOURCES, Writing(DRAWN)))
-    beams = list(predictor.predict(SHORT, Writing(beam=BEAMS)))
+    drawn = list(predictor.predict(SOURCES, DecodingConfig(DRAWN)))
+    beams = list(predictor.predict(SHORT, DecodingConfig(beam=BEAMS)))
     for _, tokens, *_ in (*greedy, *drawn, *beams):
         assert not {PAD, UNK, EOS} & {*tokens}
 
 
 def test_one_beam_writes_what_greedy_decoding_does(predictor, greedy):
-    found, known = list(predictor.predict(SHORT, Writing(beam=1))), {source: rest for source, *rest in greedy}
+    found, known = list(predictor.predict(SHORT, DecodingConfig(beam=1))), {source: rest for source, *rest in greedy}
     for source, tokens, _, ended in found:
         assert [tokens, ended] == [known[source][0], known[source][2]]
 
 
 def test_the_text_of_beams_has_its_probability_among_texts_without_what_is_never_written(predictor):
     """With the source of another row in its memory it would have another."""
-    found = list(predictor.predict(SHORT, Writing(beam=BEAMS, length_penalty=0.0)))
+    found = list(predictor.predict(SHORT, DecodingConfig(beam=BEAMS, length_penalty=0.0)))
     for source, tokens, logp, ended in found[:12]:
         each = log_probabilities(predictor, source, tokens)
         never = np.exp(each[:, [PAD, UNK]]).sum(-1)
         written = [*tokens, EOS] if ended else [*tokens]
         allowed = (each - np.log1p(-never)[:, None])[np.arange(len(written)), written]
         np.testing.assert_allclose(logp, allowed.sum(), rtol=1e-4)
-    alone = [logp for _, _, logp, _ in predictor.predict(SHORT, Writing(beam=1))]
+    alone = [logp for _, _, logp, _ in predictor.predict(SHORT, DecodingConfig(beam=1))]
     assert np.mean([logp for _, _, logp, _ in found]) > np.mean(alone), "four beams find likelier texts than one"
 
 
 def test_a_larger_length_penalty_gives_longer_texts_and_compiles_nothing(predictor):
-    short, long = (Writing(beam=BEAMS, length_penalty=alpha) for alpha in (-5.0, 5.0))
+    short, long = (DecodingConfig(beam=BEAMS, length_penalty=alpha) for alpha in (-5.0, 5.0))
     lengths = [sum(len(tokens) for _, tokens, *_ in predictor.predict(SHORT, each)) for each in (short, long)]
     assert lengths[0] < lengths[1]
 
 
 def test_a_text_of_beams_does_not_depend_on_its_neighbours(predictor):
-    beams = Writing(beam=BEAMS, length_penalty=0.0)
+    beams = DecodingConfig(beam=BEAMS, length_penalty=0.0)
     found = list(predictor.predict(SHORT, beams))
     assert list(predictor.predict(SHORT[3:4], beams)) == found[3:4]
     assert list(predictor.predict(SHORT[::-1], beams)) == found[::-1]
 
 
 def test_what_is_drawn_follows_from_the_seed_and_the_number_of_the_input(predictor, greedy):
-    drawn = list(predictor.predict(SOURCES, Writing(DRAWN)))
-    assert list(predictor.predict(SOURCES, Writing(DRAWN))) == drawn
+    drawn = list(predictor.predict(SOURCES, DecodingConfig(DRAWN)))
+    assert list(predictor.predict(SOURCES, DecodingConfig(DRAWN))) == drawn
     others = [*SOURCES[1:], SOURCES[0]]
     others[40] = SOURCES[40]
-    assert list(predictor.predict(others, Writing(DRAWN)))[40] == drawn[40]
-    same = {tokens for _, tokens, *_ in predictor.predict(SOURCES[:1] * 20, Writing(DRAWN))}
+    assert list(predictor.predict(others, DecodingConfig(DRAWN)))[40] == drawn[40]
+    same = {tokens for _, tokens, *_ in predictor.predict(SOURCES[:1] * 20, DecodingConfig(DRAWN))}
     assert len(same) > 10, "inputs that are alike draw for themselves"
-    other_seed = Writing(GenerationConfig(length=LONGEST, temperature=1.0, seed=8))
+    other_seed = DecodingConfig(GenerationConfig(length=LONGEST, temperature=1.0, seed=8))
     assert list(predictor.predict(SOURCES, other_seed)) != drawn
     assert drawn != greedy
 
 
 def test_a_low_temperature_draws_what_is_likeliest(predictor, greedy):
-    cold = Writing(GenerationConfig(length=LONGEST, temperature=1e-4))
-    assert [each[1] for each in predictor.predict(SOURCES[:ROWS], cold)] == [each[1] for each in greedy[:ROWS]]
+    cold = DecodingConfig(GenerationConfig(length=LONGEST, temperature=1e-4))
+    assert [each[1] for each in predictor.predict(SOURCES[:BLOCK_ROWS], cold)] == [
+        each[1] for each in greedy[:BLOCK_ROWS]
+    ]
 
 
 @pytest.mark.parametrize("beam", [0, BEAMS])
 def test_no_text_is_longer_than_asked(beam, predictor):
-    found = list(predictor.predict(SHORT, Writing(GenerationConfig(length=3, temperature=0.0), beam)))
+    found = list(predictor.predict(SHORT, DecodingConfig(GenerationConfig(length=3, temperature=0.0), beam)))
     assert max(len(tokens) for _, tokens, *_ in found) == 3
     assert all(ended == (len(tokens) < 3) for _, tokens, _, ended in found)
 
 
 def test_by_default_texts_are_as_long_as_the_model_may_have_learnt(predictor, greedy):
-    asked = Writing(GenerationConfig(length=LONGEST, temperature=0.0))
+    asked = DecodingConfig(GenerationConfig(length=LONGEST, temperature=0.0))
     assert list(predictor.predict(SOURCES, asked)) == greedy
     assert max(len(tokens) for _, tokens, *_ in greedy) == LONGEST
 
 
 def test_an_answer_of_no_tokens_is_refused(predictor):
     with pytest.raises(UsageError, match="length"):
-        list(predictor.predict(SOURCES[:1], Writing(GenerationConfig(length=0, temperature=0.0))))
+        list(predictor.predict(SOURCES[:1], DecodingConfig(GenerationConfig(length=0, temperature=0.0))))
 
 
 def test_an_empty_source_is_answered_without_disturbing_others(predictor, greedy):
@@ -239,7 +241,9 @@ def test_where_it_looks_is_told_for_every_token_that_is_written(predictor, greed
         assert look.weights.std(axis=0).max() > 1e-3, "it looks elsewhere with every token"
 
 
-@pytest.mark.parametrize("writing", [Writing(DRAWN), Writing(beam=BEAMS, length_penalty=0.0)], ids=["drawn", "beams"])
+@pytest.mark.parametrize(
+    "writing", [DecodingConfig(DRAWN), DecodingConfig(beam=BEAMS, length_penalty=0.0)], ids=["drawn", "beams"]
+)
 def test_where_it_looks_is_that_of_the_text_that_was_written(writing, predictor):
     for number, (source, tokens, _, ended) in enumerate(predictor.predict(SHORT[:3], writing)):
         look = predictor.attention(source, writing, number)

@@ -9,7 +9,7 @@ import pytest
 from jaxgen import jitted
 from jaxgen.data.bucketing import bucket_width
 from jaxgen.inference import predictor
-from jaxgen.inference.predictor import ROWS, Predictor
+from jaxgen.inference.predictor import BLOCK_ROWS, Predictor
 from jaxgen.tasks.classify.codec import ClassifyCodec
 from jaxgen.tasks.classify.objective import ClassifyTask
 from jaxgen.tokenizers import CharTokenizer
@@ -41,7 +41,7 @@ def texts(number, seed=0):
 @pytest.fixture(scope="module")
 def many(classifier):
     """More texts than go into a block of any width, and their answers."""
-    given = texts(5 * ROWS)
+    given = texts(5 * BLOCK_ROWS)
     return given, list(classifier.predict(given))
 
 
@@ -53,7 +53,7 @@ def test_answers_come_in_the_order_of_the_inputs(many):
 
 def test_an_answer_is_bitwise_that_of_its_input_alone(classifier, many):
     given, answers = many
-    for place in (0, 1, 7, ROWS, 3 * ROWS + 5, len(given) - 1):
+    for place in (0, 1, 7, BLOCK_ROWS, 3 * BLOCK_ROWS + 5, len(given) - 1):
         assert list(classifier.predict([given[place]])) == [answers[place]]
 
 
@@ -72,7 +72,7 @@ def test_probabilities_are_those_of_the_model_without_padding(classifier, many):
         np.testing.assert_allclose([answer["probabilities"][label] for label in LABELS], expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("number", [0, 1, ROWS, ROWS + 1])
+@pytest.mark.parametrize("number", [0, 1, BLOCK_ROWS, BLOCK_ROWS + 1])
 def test_any_number_of_inputs_has_as_many_answers(number, classifier):
     given = ["abc"] * number
     assert [answer["text"] for answer in classifier.predict(given)] == given
@@ -81,7 +81,7 @@ def test_any_number_of_inputs_has_as_many_answers(number, classifier):
 def test_inputs_beyond_those_read_ahead_are_answered_alike(classifier, many, monkeypatch):
     given, answers = many
     for ahead in (1, 7, 50):
-        monkeypatch.setattr(predictor, "AHEAD", ahead)
+        monkeypatch.setattr(predictor, "READ_AHEAD", ahead)
         assert list(classifier.predict(iter(given[:60]))) == answers[:60]
 
 
@@ -89,12 +89,12 @@ def test_no_more_inputs_are_read_than_a_portion_ahead(classifier):
     taken = []
 
     def inputs():
-        for text in texts(3 * predictor.AHEAD):
+        for text in texts(3 * predictor.READ_AHEAD):
             taken.append(text)
             yield text
 
     next(iter(classifier.predict(inputs())))
-    assert len(taken) <= predictor.AHEAD
+    assert len(taken) <= predictor.READ_AHEAD
 
 
 def test_a_text_without_anything_is_answered_by_what_the_model_knows_without_one(classifier):

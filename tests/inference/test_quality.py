@@ -13,12 +13,12 @@ import pytest
 from jaxgen.errors import UsageError
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.quality import (
-    Copy,
-    Reference,
+    CopiedSpan,
+    ReferenceData,
     ReferenceText,
     SampleMetrics,
     copies_of,
-    cut_pieces,
+    cut_references,
     evaluate,
     longest_copy,
     mean_logp,
@@ -32,7 +32,7 @@ from jaxgen.tokenizers import EOS, UNK, CharTokenizer
 
 TOKENIZER = CharTokenizer.train(["abc \n"])
 TRAIN = "a cab abc \nba cc abba abb cab\n" * 8  # one sample begins with the rest of "abb"
-REFERENCE = Reference([TRAIN], ["ab cab bac\n" * 60])
+REFERENCE = ReferenceData([TRAIN], ["ab cab bac\n" * 60])
 SETTINGS = GenerationConfig(length=100, seed=3, block=4)
 
 
@@ -110,7 +110,7 @@ def test_the_end_is_scored_of_whole_documents_and_not_of_those_broken_off(sample
 
 def test_the_texts_that_end_in_a_cycle_are_counted(sampler):
     pieces = [ReferenceText(text, cut=True) for text in ("a b c", "c" + "ab" * 30, "b cab", "ca" * 30)]
-    row = SampleMetrics(sampler, "character", None, None).real(pieces)
+    row = SampleMetrics(sampler, "character", None, None).of_references(pieces)
     assert (row.texts, row.cycles, row.cycle_text) == (4, 2, "ab")
     assert (row.cycle.start, row.cycle.period) == (1, 2)
 
@@ -123,7 +123,7 @@ def test_without_the_training_text_its_columns_are_empty(sampler, result):
 
 
 def test_texts_without_a_token_have_nothing_to_measure(sampler):
-    row = SampleMetrics(sampler, "word", REFERENCE, copies_of([""], REFERENCE.train)).real(
+    row = SampleMetrics(sampler, "word", REFERENCE, copies_of([""], REFERENCE.train)).of_references(
         [ReferenceText("", cut=False)] * 2
     )
     assert (row.texts, row.tokens, row.logp, row.distinct, row.copy) == (2, 0, None, (None, None, None), None)
@@ -141,7 +141,7 @@ def test_a_wrong_temperature_is_refused_before_the_first_text_is_drawn(sampler, 
 
 def test_pieces_of_running_text_begin_behind_white_space_and_never_overlap():
     text = "".join(f"w{i} " for i in range(300))
-    pieces = cut_pieces([text], 7, 50)
+    pieces = cut_references([text], 7, 50)
     starts = [text.index(piece.text) for piece in pieces]
     assert len(pieces) == 7
     assert all(text[start - 1] == " " for start in starts)
@@ -151,20 +151,20 @@ def test_pieces_of_running_text_begin_behind_white_space_and_never_overlap():
 
 
 def test_little_text_gives_fewer_pieces_and_at_least_one():
-    assert cut_pieces([], 5, 100) == []
-    assert cut_pieces(["ab"], 5, 100) == [ReferenceText("ab", cut=False)]
-    assert [piece.text for piece in cut_pieces(["a b c d e f "], 5, 6)] == ["b c ", "e f "]
+    assert cut_references([], 5, 100) == []
+    assert cut_references(["ab"], 5, 100) == [ReferenceText("ab", cut=False)]
+    assert [piece.text for piece in cut_references(["a b c d e f "], 5, 6)] == ["b c ", "e f "]
 
 
 def test_pieces_of_documents_are_beginnings_of_documents_spread_over_all():
     texts = [f"{i} and more" for i in range(9)]
-    assert cut_pieces(texts, 3, 5, documents=True) == [ReferenceText(f"{i} and", cut=True) for i in (0, 3, 6)]
-    assert cut_pieces(texts[:2], 3, 50, documents=True) == [ReferenceText(text, cut=False) for text in texts[:2]]
+    assert cut_references(texts, 3, 5, documents=True) == [ReferenceText(f"{i} and", cut=True) for i in (0, 3, 6)]
+    assert cut_references(texts[:2], 3, 50, documents=True) == [ReferenceText(text, cut=False) for text in texts[:2]]
 
 
 def test_documents_end_in_real_text_as_they_do_in_samples(sampler):
     task, weights = sampler.task, sampler.weights.params
-    reference = Reference(["cab"], ["ab cab", "ba", "c" * 150])
+    reference = ReferenceData(["cab"], ["ab cab", "ba", "c" * 150])
     row = evaluate(
         Sampler(task, TOKENIZER, weights, documents=True), [1.0], SETTINGS, num_samples=3, reference=reference
     ).validation
@@ -177,13 +177,13 @@ def test_the_texts_of_a_run_are_read_as_its_model_would_write_them(tmp_path):
     config = validate(LanguageConfig, {"data": str(tmp_path / "data.txt"), "level": "byte", "val_fraction": 0.5})
     data = prepare(config.data, **config.reading())
     identity = {"name": data.name, "sha256": data.sha256}
-    reference = Reference.of_run(SimpleNamespace(config=config, resolved={"data": identity}))
-    assert reference == Reference(["café \ufffd" * 5], ["café \ufffd" * 5])
+    reference = ReferenceData.of_run(SimpleNamespace(config=config, resolved={"data": identity}))
+    assert reference == ReferenceData(["café \ufffd" * 5], ["café \ufffd" * 5])
     assert reference.words == {"café"}
     assert data.tokenizer.decode(data.train.ids) == reference.train[0]
 
 
 def test_the_longest_copy_is_found_among_equal_texts_too():
     texts, train = ["xx", "abcab", "abcab"], ["zz", "cab abca"]
-    assert longest_copy(texts, copies_of(texts, train), train) == Copy("abca", 4, 1, 0, 1, 4)
+    assert longest_copy(texts, copies_of(texts, train), train) == CopiedSpan("abca", 4, 1, 0, 1, 4)
     assert longest_copy(["xx"], copies_of(texts, train), train) is None

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import DataError
-from jaxgen.inference.beam_search import Search, beam
+from jaxgen.inference.beam_search import BeamConfig, beam
 from jaxgen.inference.generation_config import GenerationConfig
-from jaxgen.inference.receipts import beam_receipt, receipt, replay
+from jaxgen.inference.receipts import beam_receipt, read_receipt, receipt
+from jaxgen.inference.receipts import replay as replay_receipt
 from jaxgen.inference.sampler import Sampler
 from jaxgen.sampling.transforms import Bias, NoRepeatNgram, TopP
 
@@ -26,6 +27,11 @@ def written(sampler, settings=SETTINGS, prompt="abc", number=4, **more):
     return [json.loads(json.dumps(each)) for each in made]
 
 
+def replay(sampler, value, where="the receipt"):
+    """The replay of a receipt as it is read from a file."""
+    return replay_receipt(sampler, read_receipt(value, where), where)
+
+
 @pytest.fixture(scope="module")
 def receipts(tiny):
     return written(tiny)
@@ -34,21 +40,21 @@ def receipts(tiny):
 @pytest.mark.parametrize("index", range(4))
 def test_a_replayed_sample_is_identical(tiny, receipts, index):
     result = replay(tiny, receipts[index])
-    assert (result.index, result.at, result.tokens) == (index, None, len(receipts[index]["tokens"]))
-    assert result.drift < 1e-5
+    assert (result.index, result.first_divergence, result.tokens) == (index, None, len(receipts[index]["tokens"]))
+    assert result.max_logp_diff < 1e-5
 
 
 @pytest.mark.parametrize("settings", [replace(SETTINGS, temperature=0), GenerationConfig(40, (2.0, 0.5), 1)])
 def test_greedy_and_scheduled_samples_are_identical_too(tiny, settings):
-    assert all(replay(tiny, each).at is None for each in written(tiny, settings, number=2))
+    assert all(replay(tiny, each).first_divergence is None for each in written(tiny, settings, number=2))
 
 
 def test_an_altered_token_is_found_with_the_gap_by_which_the_other_won(tiny, receipts):
     tokens = list(receipts[1]["tokens"])
     was, tokens[4] = tokens[4], next(i for i in range(3, 9) if i != tokens[4])
     result = replay(tiny, receipts[1] | {"tokens": tokens})
-    assert (result.at, result.was, result.now) == (4, tokens[4], was)
-    assert result.gap > 0
+    assert (result.first_divergence, result.recorded, result.regenerated) == (4, tokens[4], was)
+    assert result.margin > 0
 
 
 def test_the_gap_is_that_of_the_numbers_that_were_compared(tiny):
@@ -59,13 +65,13 @@ def test_the_gap_is_that_of_the_numbers_that_were_compared(tiny):
     other = int(np.argsort(np.asarray(state.logits[0])[3:])[-2]) + 3
     expected = float(state.logits[0].max() - state.logits[0, other])
     greedy["tokens"][3] = other
-    np.testing.assert_allclose(replay(tiny, greedy).gap, expected, rtol=1e-5)
+    np.testing.assert_allclose(replay(tiny, greedy).margin, expected, rtol=1e-5)
 
 
 def test_other_weights_differ_and_say_how_far_they_are(tiny, receipts):
     other = Sampler(tiny.task, tiny.tokenizer, jax.tree.map(lambda a: a * 1.5, tiny.weights.params))
     results = [replay(other, each) for each in receipts]
-    assert any(result.at is not None for result in results)
+    assert any(result.first_divergence is not None for result in results)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +83,7 @@ def test_what_was_altered_beside_the_tokens_is_named(tiny, receipts, change, nam
     if named == "logp":
         change = {"logp": [0.0] * len(value["tokens"])}
     result = replay(tiny, value | change)
-    assert (result.at, result.altered, result.identical) == (None, (named,), False)
+    assert (result.first_divergence, result.tampered_fields, result.identical) == (None, (named,), False)
 
 
 def test_a_sample_behind_a_state_is_replayed_from_its_file(tiny, tmp_path):
@@ -86,7 +92,7 @@ def test_a_sample_behind_a_state_is_replayed_from_its_file(tiny, tmp_path):
     (sample,) = tiny.samples("ab", SETTINGS, state=tiny.load_state(path))
     value = receipt(tiny, SETTINGS, sample, prompt="ab", unk="error", state_file=str(path))
     assert replay(tiny, value).identical
-    assert replay(tiny, value | {"state": None}).at is not None
+    assert replay(tiny, value | {"state": None}).first_divergence is not None
     tiny.save_state(path, tiny.read("hgg"))
     with pytest.raises(DataError, match="missing"):
         replay(tiny, value)
@@ -108,17 +114,17 @@ def test_the_gap_of_a_drawn_token_is_that_of_the_perturbed_logits(tiny):
     scores = np.asarray(state.logits[0] / 0.7 + noise)
     was, other = value["tokens"][4], next(i for i in range(3, 9) if i != value["tokens"][4])
     value["tokens"][4] = other
-    np.testing.assert_allclose(replay(tiny, value).gap, scores[was] - scores[other], rtol=1e-4)
+    np.testing.assert_allclose(replay(tiny, value).margin, scores[was] - scores[other], rtol=1e-4)
 
 
 def test_a_text_of_a_beam_search_is_replayed_too(tiny):
-    search = Search(3, 12, 0.5, 2, (Bias(((4, 1.5),)),))
+    search = BeamConfig(3, 12, 0.5, 2, (Bias(((4, 1.5),)),))
     found = beam(tiny, "abc", **search._asdict())
     fixed = {"prompt": "abc", "unk": "error", "state_file": None}
     values = [json.loads(json.dumps(beam_receipt(tiny, search, i + 1, each, **fixed))) for i, each in enumerate(found)]
     assert [replay(tiny, value).identical for value in values] == [True, True]
-    assert replay(tiny, values[0] | {"rank": 2}).at is not None
-    assert replay(tiny, values[0] | {"total_logp": -1.0}).altered == ("total_logp",)
+    assert replay(tiny, values[0] | {"rank": 2}).first_divergence is not None
+    assert replay(tiny, values[0] | {"total_logp": -1.0}).tampered_fields == ("total_logp",)
     with pytest.raises(DataError, match="number 3"):
         replay(tiny, values[0] | {"rank": 3})
 
@@ -127,12 +133,16 @@ def test_a_text_that_ended_elsewhere_differs_at_its_end(tiny, receipts):
     longest = max(receipts, key=lambda each: len(each["tokens"]))
     shorter = longest | {"tokens": longest["tokens"][:-1], "logp": longest["logp"][:-1]}
     result = replay(tiny, shorter)
-    assert (result.at, result.was, result.now) == (len(shorter["tokens"]), None, longest["tokens"][-1])
+    assert (result.first_divergence, result.recorded, result.regenerated) == (
+        len(shorter["tokens"]),
+        None,
+        longest["tokens"][-1],
+    )
 
 
 def test_what_the_clock_ended_is_compared_up_to_there(tiny, receipts):
     cut = receipts[2] | {"tokens": receipts[2]["tokens"][:3], "logp": receipts[2]["logp"][:3], "end": "time"}
-    assert replay(tiny, cut).at is None
+    assert replay(tiny, cut).first_divergence is None
 
 
 @pytest.mark.parametrize(

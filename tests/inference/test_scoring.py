@@ -18,7 +18,7 @@ from jaxgen.inference import scorer as scorer_module
 from jaxgen.inference import scoring_batches as lanes
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
-from jaxgen.inference.scorer import LANE, MAX_TOKENS, Score, Scorer
+from jaxgen.inference.scorer import LANE_LENGTH, MAX_TOKENS, Score, Scorer
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers import EOS, UNK, CharTokenizer, WordTokenizer
 
@@ -81,7 +81,7 @@ def reference(sampler):
     """Log-probabilities [n, V] of ids behind others, by one step of the model after the other, in float64."""
 
     def distributions(ids, behind=(EOS,), carry=None):
-        state, rows = sampler.blank(), []
+        state, rows = sampler.initial_state(), []
         for token in [*behind, *ids][:-1]:
             state, logits = sampler.step(state, int(token))
             rows.append(np.asarray(logits, np.float64))
@@ -175,7 +175,7 @@ def test_cold_windows_are_short_texts_behind_the_token_before_each(sampler, refe
 
 
 def test_lanes_warm_their_state_by_the_tokens_before_them(sampler, reference, monkeypatch):
-    monkeypatch.setattr("jaxgen.inference.scorer.LANE", 40)
+    monkeypatch.setattr("jaxgen.inference.scorer.LANE_LENGTH", 40)
     monkeypatch.setattr("jaxgen.inference.scorer.BURN_IN", 6)
     text = random_text(100)
     ids, found = TOKENIZER.encode(text), Scorer(sampler, lanes=2).per_token(text)
@@ -343,11 +343,11 @@ def test_what_cannot_be_used_is_said(sampler, options, message):
 
 @pytest.mark.parametrize("top", [0, 3, V])
 def test_what_is_laid_out_at_once_is_bounded(sampler, top):
-    for options, steps in (({"lanes": 1024}, LANE), ({"state": "cold", "window": 1 << 16}, 1 << 16)):
+    for options, steps in (({"lanes": 1024}, LANE_LENGTH), ({"state": "cold", "window": 1 << 16}, 1 << 16)):
         rows = Scorer(sampler, top=top, **options)._segments([], 0)[1]
         assert rows >= 1
         assert rows * steps * (1 + 2 * top) <= MAX_TOKENS or rows == 1
-    assert Scorer(sampler, lanes=1024)._segments([], 0)[1] == MAX_TOKENS // LANE
+    assert Scorer(sampler, lanes=1024)._segments([], 0)[1] == MAX_TOKENS // LANE_LENGTH
 
 
 def test_texts_side_by_side_are_fewer_where_many_likeliest_come_back(sampler, monkeypatch):

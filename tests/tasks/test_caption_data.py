@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jaxgen.errors import CheckpointError, DataError, UsageError
-from jaxgen.inference.predictor import Text
+from jaxgen.inference.predictor import DecodedText
 from jaxgen.runs.config import validate
 from jaxgen.tasks.caption import data as captioned
 from jaxgen.tasks.caption.codec import NamedFeatures
@@ -85,7 +85,7 @@ def test_every_caption_of_an_epoch_stands_beside_its_own_image():
                 continue
             assert (read[0], target[mask][-1]) == (EOS, EOS)
             np.testing.assert_array_equal(read[mask][1:], target[mask][:-1])
-            text = data.codec.answer("", Text(target[mask][:-1], 0.0, True))["text"]
+            text = data.codec.answer("", DecodedText(target[mask][:-1], 0.0, True))["text"]
             seen.append((f"i{features[0]:.0f}", text))
     assert sorted(seen) == sorted(ROWS)
 
@@ -259,7 +259,7 @@ def test_all_features_of_a_file_are_inputs_with_their_names():
     assert [each.name for each in sources[:-1]] == ["i0", "i1", "i2", "i3"]
     assert sources[-1] == "other"
     np.testing.assert_array_equal(codec((2,)).encode(sources[2]), [2, 2])
-    assert codec((2,)).answer(sources[2], Text(np.array([3, 4]), -1.25, True)) == {
+    assert codec((2,)).answer(sources[2], DecodedText(np.array([3, 4]), -1.25, True)) == {
         "image": "i2",
         "text": codec().tokenizer.decode([3, 4]),
         "logp": -1.25,

@@ -12,7 +12,7 @@ import pytest
 import sacrebleu
 
 from jaxgen.errors import CheckpointError, DataError, UsageError
-from jaxgen.inference.predictor import Text
+from jaxgen.inference.predictor import DecodedText
 from jaxgen.runs.config import validate
 from jaxgen.tasks.seq2seq import data as writing
 from jaxgen.tasks.translate.config import TranslateConfig
@@ -182,7 +182,7 @@ def test_the_first_word_of_a_text_is_the_token_it_is_in_the_middle(make):
     (a, b), (x, y) = data.splits["train"].inputs[0], data.splits["train"].targets[0]
     np.testing.assert_array_equal(data.splits["train"].inputs[1], [b, a])
     np.testing.assert_array_equal(data.splits["train"].targets[1], [y, x])
-    answer = data.codec.answer("b", Text(np.array([y, x]), -1.5, True))
+    answer = data.codec.answer("b", DecodedText(np.array([y, x]), -1.5, True))
     assert answer["text"] == "y x"
 
 
@@ -194,7 +194,7 @@ def test_a_target_comes_back_from_its_ids_at_every_level(level, make):
     train = [("ein Hund, müde", "a dog, it's tired…"), ("zwei", "two"), ("und so weiter", "and so on")]
     data = make(train, val=train, level=level, **more)
     for ids, text in zip(data.splits["val"].targets, data.splits["val"].texts):
-        assert data.codec.answer("x", Text(ids, 0.0, True))["text"] == text
+        assert data.codec.answer("x", DecodedText(ids, 0.0, True))["text"] == text
 
 
 def test_facts_say_what_was_read(make):
@@ -371,19 +371,19 @@ def test_a_codec_that_was_altered_is_refused(field, value, codec):
 
 def test_an_answer_is_a_line_whatever_the_model_writes(codec):
     ids = codec.target.encode("A\nB\n\nC")
-    answer = codec.answer("a", Text(ids, -1.25, True))
+    answer = codec.answer("a", DecodedText(ids, -1.25, True))
     assert answer == {"source": "a", "text": "A\nB\n\nC", "logp": -1.25, "tokens": 6, "ended": True, "cut": 0}
     assert codec.line(answer) == "A B  C"
 
 
 def test_what_is_cut_of_a_source_is_told(codec):
     assert codec.encode("abcabcab").size == 5
-    assert codec.answer("abcabcab", Text(codec.target.encode("A"), 0.0, True))["cut"] == 3
+    assert codec.answer("abcabcab", DecodedText(codec.target.encode("A"), 0.0, True))["cut"] == 3
 
 
 @pytest.mark.parametrize("source", ["", "  ", "\t"])
 def test_an_empty_source_has_an_empty_translation(source, codec):
-    answer = codec.answer(source, Text(codec.target.encode("ABC"), -3.0, True))
+    answer = codec.answer(source, DecodedText(codec.target.encode("ABC"), -3.0, True))
     assert codec.line(answer) == ""
     assert (answer["source"], answer["tokens"], answer["logp"]) == (source, 0, 0.0)
 

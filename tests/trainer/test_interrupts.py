@@ -75,6 +75,11 @@ def test_an_interrupt_while_a_module_loads_ends_the_process_without_a_traceback(
 
 @pytest.mark.parametrize(("code", "last"), [(130, ""), (143, ""), (0, "at the end\n"), (4, "at the end\n")])
 def test_a_process_that_was_stopped_leaves_at_once_and_loses_no_output(tmp_path, code, last):
-    lines = "import atexit", "from jaxgen.cli import leave", "atexit.register(print, 'at the end')", "print('text')"
+    lines = (
+        "import atexit",
+        "from jaxgen.cli.main import leave",
+        "atexit.register(print, 'at the end')",
+        "print('text')",
+    )
     done = run("\n".join([*lines, f"leave({code})"]), tmp_path)
     assert (done.returncode, done.stdout) == (code, f"text\n{last}")

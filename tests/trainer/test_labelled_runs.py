@@ -15,11 +15,12 @@ import pytest
 
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.inference import quality
-from jaxgen.inference.beam_search import Search, beam
+from jaxgen.inference.beam_search import BeamConfig, beam
 from jaxgen.inference.chat import ChatSession
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import LoadedRun
-from jaxgen.inference.receipts import beam_receipt, receipt, replay
+from jaxgen.inference.receipts import beam_receipt, read_receipt, receipt
+from jaxgen.inference.receipts import replay as replay_receipt
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.runs.checkpoints import CheckpointStore
@@ -29,6 +30,11 @@ from jaxgen.tokenizers import EOS
 from jaxgen.trainer.run import resume, start
 
 GREEDY = GenerationConfig(6, temperature=0.0)
+
+
+def replay(sampler, value, where="the receipt"):
+    """The replay of a receipt as it is read from a file."""
+    return replay_receipt(sampler, read_receipt(value, where), where)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +71,10 @@ def test_the_state_begins_from_the_mean_unless_something_is_said(sampler):
     known = sampler.conditioning
     shares = dict(zip(known.labels, known.shares))
     mean = sampler.conditioned(shares, known.means)
-    jax.tree.map(np.testing.assert_array_equal, sampler.blank().carry, mean.blank().carry)
+    jax.tree.map(np.testing.assert_array_equal, sampler.initial_state().carry, mean.initial_state().carry)
     p = sampler.weights.params
     flat = known.vector() @ np.asarray(p["condition_kernel"]) + np.asarray(p["condition_bias"])
-    np.testing.assert_allclose(sampler.blank().carry[0][0], np.tanh(flat), rtol=1e-5)
+    np.testing.assert_allclose(sampler.initial_state().carry[0][0], np.tanh(flat), rtol=1e-5)
 
 
 def test_between_two_labels_the_vector_is_between_theirs(sampler):
@@ -128,8 +134,8 @@ def test_a_receipt_names_the_condition_and_is_replayed_under_it(sampler):
     assert replay(sampler, value).identical
     changed = {"labels": {"first": 1.0}, "features": [1.0]}
     result = replay(sampler, value | {"condition": changed})
-    assert result.at is not None or result.drift > 1e-3
-    search = Search(2, 6)
+    assert result.first_divergence is not None or result.max_logp_diff > 1e-3
+    search = BeamConfig(2, 6)
     found = beam(mine, **search._asdict())[0]
     fixed = {"prompt": "", "unk": "error", "state_file": None}
     assert replay(sampler, json.loads(json.dumps(beam_receipt(mine, search, 1, found, **fixed)))).identical
@@ -168,9 +174,9 @@ def test_a_receipt_without_a_condition_is_none_of_this_run_and_the_other_way_rou
 
 def test_a_conversation_begins_its_next_text_under_another_label(sampler):
     talk = ChatSession(sampler.conditioned("first", [3]), GREEDY)
-    assert "".join(piece.text for piece in talk.say()) == "aaa"
+    assert "".join(piece.text for piece in talk.send()) == "aaa"
     talk.sampler = sampler.conditioned("second", [2])
-    assert "".join(piece.text for piece in talk.say()) == "bb"
+    assert "".join(piece.text for piece in talk.send()) == "bb"
     talk.undo()
     assert talk.text == ""
 
@@ -188,7 +194,7 @@ def test_a_run_without_labels_refuses_them(sampler):
 
 @pytest.fixture(scope="module")
 def reference(run):
-    return quality.Reference.of_run(LoadedRun.open(run))
+    return quality.ReferenceData.of_run(LoadedRun.open(run))
 
 
 def test_texts_are_drawn_under_the_conditions_of_validation_texts(sampler, reference):
@@ -200,7 +206,7 @@ def test_texts_are_drawn_under_the_conditions_of_validation_texts(sampler, refer
     assert (greedy.texts, greedy.tokens) == (5, sum(len(reference.val[i]) + 1 for i in at))
     assert greedy.logp == pytest.approx(result.validation.logp, rel=1e-4)
     under = [
-        logp(sampler.under(condition), reference.val[i]) / (len(reference.val[i]) + 1)
+        logp(sampler.with_condition(condition), reference.val[i]) / (len(reference.val[i]) + 1)
         for i, condition in zip(at, asked)
     ]
     assert max(under) > result.validation.logp > min(under)
@@ -211,7 +217,9 @@ def test_texts_are_drawn_under_the_conditions_of_validation_texts(sampler, refer
 def test_under_one_condition_real_texts_under_it_stand_beside(sampler, reference):
     known = reference.conditions[0]
     same = [text for text, each in zip(reference.val, reference.conditions) if each == known]
-    result = quality.evaluate(sampler.under(known), [0.0], GenerationConfig(6), num_samples=50, reference=reference)
+    result = quality.evaluate(
+        sampler.with_condition(known), [0.0], GenerationConfig(6), num_samples=50, reference=reference
+    )
     assert result.validation.texts == len(same)
     assert result.validation.characters == sum(map(len, same))
     between = sampler.conditioned({"first": 1, "second": 1}, [2])

@@ -17,7 +17,7 @@ from edited import edit
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, DivergedError, UsageError
 from jaxgen.inference.generation_config import GenerationConfig
-from jaxgen.inference.loading import TRIES, LoadedRun
+from jaxgen.inference.loading import MAX_ATTEMPTS, LoadedRun
 from jaxgen.inference.sampler import Sampler
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
@@ -123,11 +123,11 @@ def test_weights_are_looked_for_so_often_and_no_more(book, tmp_path, monkeypatch
     monkeypatch.setattr(CheckpointStore, "best", lambda self: asked.append(1) or 999)
     with pytest.raises(CheckpointError, match="999"):
         LoadedRun.open(tmp_path / "run").params()
-    assert len(asked) == TRIES
+    assert len(asked) == MAX_ATTEMPTS
     monkeypatch.setattr(CheckpointStore, "names", lambda self: [])
     with pytest.raises(CheckpointError, match="999"):
         LoadedRun.open(tmp_path / "run").params()
-    assert len(asked) == TRIES + 1
+    assert len(asked) == MAX_ATTEMPTS + 1
 
 
 def test_a_new_run_can_begin_with_the_best_weights_of_another(book, tmp_path):

@@ -15,7 +15,7 @@ from contracts.task_checks import Subject, check_a_run_stopped_and_resumed_equal
 
 from jaxgen import jitted
 from jaxgen.inference.loading import LoadedRun
-from jaxgen.inference.predictor import Predictor, Writing
+from jaxgen.inference.predictor import DecodingConfig, Predictor
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.translate.config import TranslateConfig
@@ -94,7 +94,7 @@ def test_the_final_report_is_of_what_beams_find(settings, tmp_path):
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     predictor = Predictor.load(tmp_path / "run")
     data = TranslateData.load(TranslateConfig(**LoadedRun.open(tmp_path / "run").config.model_dump()), predictor.codec)
-    texts = [answer["text"] for answer in predictor.predict(data.splits["val"].raw, Writing(beam=2))]
+    texts = [answer["text"] for answer in predictor.predict(data.splits["val"].raw, DecodingConfig(beam=2))]
     references = [[text] for text in data.splits["val"].texts]
     again = {f"val_{name}": value for name, value in data.figures(texts, references, final=True).items()}
     assert {name: report[name] for name in again} == again

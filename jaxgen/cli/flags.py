@@ -1,0 +1,210 @@
+"""Command-line flags made from pydantic settings, and rules for flags that exclude or need each other."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from jaxgen.cli.common import escape_controls
+from jaxgen.errors import UsageError, choose
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class ExtraFlag(NamedTuple):
+    """A flag that is in no settings class, or an argument without a name."""
+
+    name: str
+    kind: Any  # its type, with tyro's annotations
+    default: Any
+
+
+def switch(name: str, help: str) -> ExtraFlag:
+    """A flag without a value, which ``--no-NAME`` takes back."""
+    import tyro
+
+    return ExtraFlag(name, Annotated[bool, tyro.conf.arg(help=help)], False)
+
+
+def positional(name: str, help: str, metavar: str) -> ExtraFlag:
+    """Any number of arguments without a flag."""
+    import tyro
+
+    kind = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(help=help, metavar=metavar)]
+    return ExtraFlag(name, kind, ())
+
+
+def parse(
+    kind: type[Config],
+    args: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    extra: Sequence[ExtraFlag] = (),
+    default: Config | None = None,
+    names: Mapping[str, Iterable[str]] = {},
+) -> tuple[Config, dict[str, Any]]:
+    """Parse ``args`` into settings of the class ``kind``.
+
+    Args:
+        kind: The settings; each field is a flag, its docstring the help text.
+        args: The command line.
+        prog: The command, as the help shows it.
+        description: What stands above the flags in the help.
+        extra: More flags.
+        default: Values that flags override. Default: those of ``kind``.
+        names: Setting -> the registry whose entries it can name.
+
+    Returns:
+        The settings, and the values of ``extra`` by name.
+
+    Raises:
+        UsageError: A value is not allowed. The message names the flag.
+        SystemExit: A flag does not exist, or is not a number where one is needed (code 2); also after --help (0).
+    """
+    import tyro
+
+    from jaxgen.runs.config import validate
+
+    fields = kind.model_fields
+    flags: list[Any] = [_flag(name, field, default, list(names.get(name, ()))) for name, field in fields.items()]
+    flags += [(flag.name, flag.kind, dataclasses.field(default=flag.default)) for flag in extra]
+    plain: Any = dataclasses.make_dataclass(kind.__name__, flags)
+    values = [str(getattr(default, name)) for name in fields] if default is not None else []
+    with _escaped_output("".join([*map(str, args), *values])):
+        parsed = tyro.cli(plain, args=list(args), prog=prog, description=description, config=(tyro.conf.DisallowNone,))
+    config = validate(kind, {name: getattr(parsed, name) for name in fields})
+    for name, known in names.items():
+        if (chosen := getattr(config, name, None)) is not None:
+            choose(chosen, known, name)
+    return config, {flag.name: getattr(parsed, flag.name) for flag in extra}
+
+
+@contextlib.contextmanager
+def _escaped_output(shown: str) -> Iterator[None]:
+    """Escape what the flag parser writes, if the arguments and values that it may show contain control characters."""
+    if escape_controls(shown) == shown:  # the usual case: the parser sees the terminal, its colours and its width
+        yield
+        return
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield
+    finally:
+        for written, file in ((out.getvalue(), sys.stdout), (err.getvalue(), sys.stderr)):
+            if written and file is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    print(escape_controls(written), end="", file=file, flush=True)
+
+
+def _flag(name: str, field: FieldInfo, default: BaseModel | None, names: list[str]) -> tuple[str, Any, Any]:
+    """One setting as a plain flag. Its values are checked by pydantic afterwards, with our messages."""
+    import tyro
+
+    kind: Any = field.annotation
+    choices = _choices(kind)
+    if choices:
+        kind = str | None if type(None) in get_args(kind) else str
+    value = field.get_default(call_default_factory=True) if default is None else getattr(default, name)
+    metavar = "{" + ",".join(choices or names) + "}" if choices or names else None
+    annotated = Annotated[kind, tyro.conf.arg(help=" ".join((field.description or "").split()), metavar=metavar)]
+    return name, annotated, dataclasses.field(default_factory=lambda: value)
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The strings of a ``Literal``, optional or not."""
+    found = []
+    for part in get_args(annotation):
+        found += [part] if isinstance(part, str) else _choices(part)
+    return found
+
+
+def flag_value(args: Sequence[str], flag: str) -> str | None:
+    """The value of ``flag`` in ``args`` (the last one), read without parsing the rest."""
+    value = None
+    for i, arg in enumerate(args):
+        name, _, given = arg.partition("=")
+        if name.replace("_", "-") != flag:  # both spellings are read
+            continue
+        if arg != name:
+            value = given
+        elif i + 1 < len(args):
+            value = args[i + 1]
+    return value
+
+
+def is_written(args: Sequence[str], flag: str) -> bool:
+    """Whether ``flag`` occurs in ``args``."""
+    return any(arg.partition("=")[0].replace("_", "-") == flag for arg in args)
+
+
+class Excludes(NamedTuple):
+    """``flag`` cannot be given together with any of ``others``."""
+
+    flag: str
+    others: tuple[str, ...]
+    because: str  # continues the sentence that begins with ``flag``
+
+
+class Needs(NamedTuple):
+    """``flag`` has no effect without one of ``others``."""
+
+    flag: str
+    others: tuple[str, ...]
+    because: str
+
+
+#: The rules of one command. A flag can be named with its value (``--state cold``).
+Rules = Sequence[Excludes | Needs]
+
+
+def given_flags(
+    config: BaseModel, args: Sequence[str], extra: Mapping[str, object] = {}, even_default: Iterable[str] = ()
+) -> set[str]:
+    """The flags whose value is not the default, each also with its value (``--state cold``).
+
+    Args:
+        config: The parsed settings.
+        args: The command line.
+        extra: The values of further flags, whose default is false, empty or ``None``.
+        even_default: Flags that also count when the command line gives them their default value.
+    """
+    values = {
+        name: value
+        for name, value in config
+        if value != type(config).model_fields[name].get_default(call_default_factory=True)
+    }
+    values |= {name: value for name, value in extra.items() if not (value is None or value is False or value == ())}
+    found = {flag for flag in even_default if is_written(args, flag)}
+    for name, value in values.items():
+        flag = "--" + name.replace("_", "-")
+        found |= {flag, f"{flag} {value}"}
+    return found
+
+
+def check_rules(rules: Rules, given: set[str]) -> None:
+    """Raise ``UsageError`` for the first rule that the flags ``given`` break."""
+    for rule in rules:
+        if rule.flag not in given:
+            continue
+        if isinstance(rule, Needs) and not given.intersection(rule.others):
+            raise UsageError(
+                f"{rule.flag} {rule.because}: give {' or '.join(rule.others)} too, or leave {rule.flag} out."
+            )
+        if isinstance(rule, Excludes) and (clash := next((flag for flag in rule.others if flag in given), None)):
+            raise UsageError(f"{rule.flag} {rule.because} and cannot be given with {clash}: leave one of them out.")
+
+
+def check_not_empty(config: BaseModel, args: Sequence[str], extra: Mapping[str, object] = {}) -> None:
+    """Raise ``UsageError`` for a flag of several values that was given without any."""
+    for name, value in {**dict(config), **extra}.items():
+        flag = "--" + name.replace("_", "-")
+        if value == () and is_written(args, flag):
+            raise UsageError(f"{flag} was given without a value: give one or more, or leave it out.")

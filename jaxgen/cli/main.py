@@ -1,0 +1,77 @@
+"""The installed command ``jaxgen``, which runs every other command by its name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from typing import NoReturn
+
+#: Each is a module of this package with a function ``main(args) -> exit code``.
+COMMANDS = {
+    "evaluate": "measure the texts of a model over several temperatures",
+    "predict": "answer inputs: a label, a translation or a caption for each",
+    "replay": "draw recorded samples again and check that they are identical",
+    "sample": "write text with a model      (the same as python sample.py)",
+    "score": "compute how likely a model finds a text",
+    "train": "train a model                (the same as python train.py)",
+}
+USAGE = "usage: jaxgen COMMAND [FLAGS]\n\n{}\n\njaxgen COMMAND --help explains a command.".format(
+    "\n".join(f"  {name:9s} {text}" for name, text in COMMANDS.items())
+)
+
+
+def run() -> NoReturn:
+    """Run the installed command ``jaxgen`` and end the process."""
+    former = signal.getsignal(signal.SIGINT)
+    if former is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # see train.py
+    command = _find_command()
+    signal.signal(signal.SIGINT, former)
+    leave(command())
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with an exit code.
+
+    After a signal it ends at once: a device may still be computing, and Python's regular shutdown would crash.
+    """
+    if code > 128:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, OSError, ValueError):  # a stream may be closed
+                stream.flush()
+        os._exit(code)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done
+    sys.exit(code)
+
+
+def main() -> int:
+    """Run the command named by the first argument; returns the exit code."""
+    return _find_command()()
+
+
+def _find_command() -> Callable[[], int]:
+    """Import and return the command that the first argument names."""
+    from jaxgen.cli.common import end_output, hold_descriptors, log, run_command
+    from jaxgen.errors import choose
+
+    hold_descriptors()
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        return lambda: end_output(0 if len(sys.argv) > 1 else 2, f"{USAGE}\n")
+    if sys.argv[1] in ("-V", "--version"):
+        from jaxgen.version import __version__
+
+        return lambda: end_output(0, f"jaxgen {__version__}\n")
+    if sys.argv[1] in COMMANDS:
+        command = import_module(f"jaxgen.cli.{sys.argv[1]}").main
+        return lambda: command(sys.argv[2:])
+
+    def refuse() -> int:
+        code = run_command(lambda: (choose(sys.argv[1], COMMANDS, "command"), None)[1])
+        log(USAGE)
+        return code
+
+    return refuse
