@@ -210,7 +210,7 @@ SAMPLING = {
     "--temperature 1e-40": ("temperature of 1e-40", "1e-6"),
     "--temperature 0.5 nan": ("temperature", "from 1e-6"),
     "--temperature hot": ("--temperature", "'hot'"),
-    "--temperature": ("--temperature", "without a number", "0.8"),
+    "--temperature": ("--temperature", "without a value", "0.8"),
     "--block 0": ("0 rows", "from 1 to"),
     "--length -1": ("length of -1", "from 0"),
     "--length many": ("--length", "'many'"),
