@@ -235,7 +235,7 @@ class SafeStream:
         return getattr(self._file, name)
 
 
-def read_lines(path: str, max_bytes: int) -> Iterator[bytes]:
+def read_byte_lines(path: str, max_bytes: int) -> Iterator[bytes]:
     """The lines of a file (gzip too) as they arrive, with their line ends; ``-`` is standard input.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxgen.cli.common import log, read_lines, run_command, write_out
+from jaxgen.cli.common import log, read_byte_lines, run_command, write_out
 from jaxgen.cli.flags import Excludes, Needs, check_rules, given_flags, is_written, parse, positional, switch
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.runs.config import Beam, Seed, Size
@@ -116,15 +116,15 @@ def predict(args: list[str]) -> None:
 
 def text_lines(paths: Sequence[str]) -> Iterator[str]:
     """The lines of files (gzip too), one after the other, or of standard input (``-``). Raises ``DataError``."""
+    from jaxgen.data.files import not_utf8
+
     for path in paths or ("-",):
-        for number, line in enumerate(read_lines(path, MAX_LINE), start=1):
+        for number, line in enumerate(read_byte_lines(path, MAX_LINE), start=1):
             try:
                 text = line.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                name = "Standard input" if path == "-" else f"The file {path}"
-                raise DataError(
-                    f"{name} is not UTF-8: byte {line[error.start]:#04x} in line {number:,}. Convert it to UTF-8."
-                ) from None
+                file = "standard input" if path == "-" else f"the file {path}"
+                raise not_utf8(f"Line {number:,} of {file}", error) from None
             yield text.removeprefix("\ufeff") if number == 1 else text
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict
 
-from jaxgen.cli.common import log, read_lines, run_command, write_out
+from jaxgen.cli.common import log, read_byte_lines, run_command, write_out
 from jaxgen.cli.flags import ExtraFlag, parse
 from jaxgen.errors import DataError, JaxgenError, UsageError
 
@@ -120,7 +120,7 @@ def read_json_lines(file: str) -> Iterator[object]:
     """The JSON values in a file, one on each line; empty lines are skipped. Raises ``DataError``."""
     from jaxgen.fsutil import parse_json
 
-    for number, line in enumerate(read_lines(file, MAX_LINE), start=1):
+    for number, line in enumerate(read_byte_lines(file, MAX_LINE), start=1):
         if line.strip():
             try:
                 yield parse_json(line)

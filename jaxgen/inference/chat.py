@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from jaxgen.errors import UsageError
+from jaxgen.errors import UsageError, check_int
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.state import DecoderState
@@ -193,9 +193,8 @@ def continuations(sampler: Sampler, state: DecoderState, n: int = 5, length: int
     Raises:
         UsageError: A number is out of range.
     """
-    for value, what in ((n, "continuations"), (length, "tokens")):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_CONTINUATIONS:
-            raise UsageError(f"{value!r} {what} cannot be offered: give a whole number from 1 to {MAX_CONTINUATIONS}.")
+    check_int("The number of continuations", n, 1, MAX_CONTINUATIONS)
+    check_int("The length of continuations", length, 1, MAX_CONTINUATIONS)
     logp = np.array(jax.nn.log_softmax(state.logits[0].astype(jnp.float32)))
     allowed = np.setdiff1d(np.arange(logp.size), sampler.forbidden)
     likeliest = allowed[np.argsort(-logp[allowed], kind="stable")[:n]]

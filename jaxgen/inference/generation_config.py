@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from jaxgen.errors import UsageError, choose
+from jaxgen.errors import UsageError, check_int, choose
 from jaxgen.sampling.decode import DECODE_ROWS, check_seed
 from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.sampling.transforms.base import Chain, Transform, chain
@@ -52,12 +52,8 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        if isinstance(self.block, bool) or not isinstance(self.block, int) or not 1 <= self.block <= MAX_BLOCK:
-            raise UsageError(
-                f"Blocks of {self.block!r} rows cannot be decoded: give a whole number from 1 to {MAX_BLOCK}."
-            )
-        if isinstance(self.length, bool) or not isinstance(self.length, int) or not 0 <= self.length <= MAX_LENGTH:
-            raise UsageError(f"A length of {self.length!r} cannot be used: give a whole number from 0 to {MAX_LENGTH}.")
+        object.__setattr__(self, "block", check_int("The block size", self.block, 1, MAX_BLOCK))
+        object.__setattr__(self, "length", check_int("The length", self.length, 0, MAX_LENGTH))
         if not self.greedy:
             check_temperature(self.temperature, self.length)
         check_stop(self.stop)

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxgen import jitted
 from jaxgen.data.bucketing import bucket_width
-from jaxgen.errors import DataError, UsageError
+from jaxgen.errors import DataError, UsageError, check_int
 from jaxgen.inference.generation_config import GenerationConfig, with_forbidden
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.sampling.beam import beam_states, tile_beams
@@ -136,8 +136,8 @@ class Predictor:
             DataError: An input cannot be read.
         """
         decoding = decoding or DecodingConfig()
-        if decoding.settings is not None and decoding.settings.length < 1:
-            raise UsageError("An answer of 0 tokens cannot be generated: give a length of 1 or more.")
+        if decoding.settings is not None:
+            check_int("The length of an answer", decoding.settings.length, 1)
         waiting, first = iter(inputs), 0
         while some := list(islice(waiting, read_ahead or READ_AHEAD)):
             yield from self._answers(some, first, decoding, strict)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.errors import DataError, UsageError
+from jaxgen.errors import DataError, UsageError, check_int
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.sampler import Sampler
@@ -167,8 +167,7 @@ def evaluate(
         UsageError: A value is out of range. Nothing was compiled.
     """
     settings = settings or GenerationConfig()
-    if settings.length < 1:
-        raise UsageError(f"Texts of length {settings.length} leave nothing to measure: give a length of 1 or more.")
+    check_int("The length of the texts", settings.length, 1)
     sweep = [replace(settings, temperature=temperature) for temperature in temperatures]
     shares = allocate(sampler, num_samples, reference)
     streams = [

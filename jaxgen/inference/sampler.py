@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxgen import jitted
-from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.errors import CheckpointError, UsageError, check_int
 from jaxgen.inference.batch_decode import blocks_per_call, count_devices, device_layout, is_small
 from jaxgen.inference.generation_config import MAX_LENGTH, GenerationConfig
 from jaxgen.inference.loading import LoadedRun
@@ -172,9 +172,7 @@ class Sampler:
 
     def step(self, state: DecoderState, token: int) -> tuple[DecoderState, jax.Array]:
         """Read one token; returns the new state and the logits [V] of the next token, for custom decoding loops."""
-        whole = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
-        if not whole or not 0 <= token < self.tokenizer.vocab_size:
-            raise UsageError(f"There is no token {token!r}: ids go from 0 to {self.tokenizer.vocab_size - 1}.")
+        token = check_int("The token", token, 0, self.tokenizer.vocab_size - 1)
         carry, logits = self._step(self.weights, self._to_weights_device(state.carry), jnp.full(1, token, jnp.int32))
         return DecoderState(carry, logits, np.append(state.tokens, np.int32(token))), logits[0]
 
@@ -227,12 +225,9 @@ class Sampler:
             UsageError: A value is out of range. Nothing was compiled.
         """
         settings = settings or GenerationConfig()
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or not 1 <= num_samples <= MAX_SAMPLES:
-            raise UsageError(f"{num_samples!r} samples cannot be drawn: give a whole number from 1 to {MAX_SAMPLES}.")
-        if isinstance(first, bool) or not isinstance(first, int) or not 0 <= first <= MAX_SEED - MAX_SAMPLES:
-            raise UsageError(f"There is no sample {first!r}: give a whole number from 0 to {MAX_SEED - MAX_SAMPLES}.")
-        if isinstance(skip, bool) or not isinstance(skip, int) or not 0 <= skip <= MAX_LENGTH:
-            raise UsageError(f"{skip!r} tokens cannot be skipped: give a whole number from 0 to {MAX_LENGTH}.")
+        num_samples = check_int("The number of samples", num_samples, 1, MAX_SAMPLES)
+        first = check_int("The index of a sample", first, 0, MAX_SEED - MAX_SAMPLES)
+        skip = check_int("The number of tokens to skip", skip, 0, MAX_LENGTH)
         ids, chain = self._ids(prompt, state, unk), settings.chain(self.forbidden)
         history = ids if state is None else np.concatenate([state.tokens, ids])
         # Before anything is compiled: a transform may refuse tokens that this vocabulary does not have.

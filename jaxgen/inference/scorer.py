@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import jitted
-from jaxgen.errors import UsageError, choose
+from jaxgen.errors import UsageError, check_int, choose
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scoring_batches import CHUNK, FILL, PackedBatch, Segment, pack, stateful_segments, whole, windows
 from jaxgen.sampling.decode import prefill_chunks
@@ -144,10 +144,10 @@ class Scorer:
     ) -> None:
         self.sampler = sampler
         self.state, self.unk = choose(state, STATES, "state"), choose(unk, UNKNOWNS, "way to treat unknowns (--unk)")
-        self.window = _whole_number(window, "A window", 1, MAX_WINDOW)
-        self.lanes = _whole_number(lanes, "The number of lanes", 1, MAX_LANES)
+        self.window = check_int("The window", window, 1, MAX_WINDOW)
+        self.lanes = check_int("The number of lanes", lanes, 1, MAX_LANES)
         most = min(MAX_TOP, sampler.tokenizer.vocab_size)
-        self.top = _whole_number(top, "The number of likeliest tokens (--top)", 0, most)
+        self.top = check_int("The number of likeliest tokens (--top)", top, 0, most)
         if state == "cold" and lanes > 1:
             raise UsageError("Lanes need a carried state, and windows are cold: give one of the two.")
         if end and not sampler.documents:
@@ -367,9 +367,3 @@ def _sum(part: TokenScores) -> Score:
 
 def _total(encoded: Encoded, parts: list[TokenScores]) -> Score:
     return sum(map(_sum, parts), Score(0.0, 0, encoded.chars, encoded.bytes, encoded.unknown))
-
-
-def _whole_number(value: object, what: str, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise UsageError(f"{what} of {value!r} cannot be used: give a whole number from {least} to {most:,}.")
-    return value

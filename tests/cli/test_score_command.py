@@ -203,7 +203,7 @@ def test_unknown_characters_are_kept_or_left_out_with_a_note(score, run):
         (["--text", "a", "--top", "2"], ["--top", "--per-token"]),
         (["--candidates", "a", "--per-token"], ["candidates"]),
         (["--text", "a", "--per-token", "--top", "1000"], ["--top", "0"]),
-        (["--text", "a", "--state", "cold", "--window", "0"], ["A window of 0"]),
+        (["--text", "a", "--state", "cold", "--window", "0"], ["window is 0"]),
         (["--text", "a", "--end", "yes"], ["no end"]),
         (["--text", "a∑"], ["'∑'"]),
         (["--prompt", "∑", "--candidates", "a"], ["prompt", "1 character"]),

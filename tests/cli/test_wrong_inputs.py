@@ -210,12 +210,12 @@ SAMPLING = {
     "--temperature 1e-40": ("temperature of 1e-40", "1e-6"),
     "--temperature 0.5 nan": ("temperature", "from 1e-6"),
     "--temperature hot": ("--temperature", "'hot'"),
-    "--temperature": ("--temperature", "without a value", "0.8"),
-    "--block 0": ("0 rows", "from 1 to"),
-    "--length -1": ("length of -1", "from 0"),
+    "--temperature": ("--temperature", "without a value"),
+    "--block 0": ("block size is 0", "from 1 to"),
+    "--length -1": ("length is -1", "from 0"),
     "--length many": ("--length", "'many'"),
-    "--num-samples 0": ("0 samples", "from 1"),
-    "--num-samples -2": ("-2 samples", "from 1"),
+    "--num-samples 0": ("samples is 0", "from 1"),
+    "--num-samples -2": ("samples is -2", "from 1"),
     "--seed -1": ("seed of -1", "4294967295"),
     "--seed 4294967296": ("seed of 4294967296", "4294967295"),
     "--temperature 1.5:0.5": ("'1.5:0.5'", "1.5:0.5:200"),
@@ -223,8 +223,8 @@ SAMPLING = {
     "--temperature 1,nan": ("step 1", "from 1e-6"),
     "--temperature 1:2:0": ("over 0 steps",),
     "--greedy --temperature 0.5": ("--greedy", "--temperature", "one of them"),
-    "--length 10000001": ("length of 10000001", "to 10000000"),
-    "--sample-index -1": ("no sample -1", "from 0"),
+    "--length 10000001": ("length is 10000001", "to 10,000,000"),
+    "--sample-index -1": ("sample is -1", "from 0"),
     "--sample-index 3 --num-samples 4": ("--sample-index", "--num-samples"),
     "--sample-index 3 --best-of 4": ("--sample-index", "--best-of"),
     "--best-of 2 --num-samples 3": ("best of 2", "at least"),
@@ -421,7 +421,7 @@ def test_a_run_without_its_settings_is_told_to_be_damaged_and_no_flag_that_was_g
     (copied / "config.json").unlink()
     instead(copied / "config.json")
     name, *flags = command.split()
-    parts = (f"{copied} holds a run that is damaged: its {LOST[instead]}", "Copy the run again", "new folder")
+    parts = (f"{copied} holds a run", LOST[instead], "Copy the run again", "new folder")
     done = request.getfixturevalue(name)(*flags, "--run", copied)
     check(done, 4, parts, tree(copied), copied)
     assert "--resume" not in done.err

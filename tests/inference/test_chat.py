@@ -222,7 +222,7 @@ def test_a_continuation_that_is_taken_is_read_on(sampler):
 
 @pytest.mark.parametrize(("n", "length"), [(0, 4), (1001, 4), (True, 4), (2, 0), (2, 1001), (2.0, 4)])
 def test_numbers_of_continuations_out_of_range_are_told(sampler, n, length):
-    with pytest.raises(UsageError, match="1 to 1000"):
+    with pytest.raises(UsageError, match="1 to 1,000"):
         continuations(sampler, sampler.initial_state(), n, length)
 
 

@@ -133,7 +133,7 @@ def test_a_wrong_temperature_is_refused_before_the_first_text_is_drawn(sampler, 
     monkeypatch.setattr(Sampler, "_read", lambda *_: pytest.fail("read before the settings were checked"))
     with pytest.raises(UsageError, match="-1"):
         evaluate(sampler, [1.0, -1.0], SETTINGS)
-    with pytest.raises(UsageError, match="0 samples"):
+    with pytest.raises(UsageError, match="samples is 0"):
         evaluate(sampler, [1.0], SETTINGS, num_samples=0)
     with pytest.raises(UsageError, match="length"):
         evaluate(sampler, [1.0], GenerationConfig(length=0))
