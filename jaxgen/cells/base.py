@@ -1,21 +1,22 @@
-"""What a cell is: pure functions for one time step, and the Linen module that owns their parameters.
+"""The base class of cells: pure functions for one time step, and the Linen module that owns their parameters.
 
-Most recurrent cells are one matrix product and a pointwise function. With ``z = project(x)`` (the input's
-part, which does not depend on time and is computed for all steps at once) and ``u = hidden(carry) @ W + b``
-(the state's part, the only product inside the loop), a cell is ``pointwise(carry, z, u) -> (carry, y)``.
+Most recurrent cells are one matrix product and a pointwise function. With ``z = project(x)`` (the input's part of the
+pre-activations, computed for all steps at once) and ``u = hidden(carry) @ W + b`` (the state's part, the only product
+inside the loop), a cell is ``pointwise(carry, z, u) -> (carry, y)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Float, PyTree, Shaped
 
 from jaxgen.cells.precision import matmul
-from jaxgen.types import Array, Carry
+from jaxgen.types import Array, Carry, DType, Key
 
 Initializer = Callable[..., Array]
 
@@ -23,30 +24,30 @@ Initializer = Callable[..., Array]
 class Weights(NamedTuple):
     """The arrays that a matrix-and-pointwise recurrence reads at every step."""
 
-    kernel: Array  # [H, K]
-    bias: Array | None = None  # [K]
+    kernel: Float[Array, "H K"]
+    bias: Float[Array, "K"] | None = None
 
 
-def promote(a: Any, b: Any) -> Any:
-    """The common dtype of two, also where the caller forbids implicit promotion: here it is explicit."""
+def promote(a: DType, b: DType) -> DType:
+    """The common dtype of ``a`` and ``b``, also where implicit promotion is forbidden."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(a, b)
 
 
-def promote_state(dtype: Any) -> Any:
-    """The state's dtype for inputs of ``dtype``: never less than float32, so that long sums keep their digits."""
+def promote_state(dtype: DType) -> DType:
+    """The state's dtype for parameters of ``dtype``: at least float32, so that long sums stay precise."""
     return promote(dtype, jnp.float32)
 
 
-def orthogonal(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """An orthogonal matrix (Saxe et al. 2014, arXiv:1312.6120), factorised in at least float32 as QR requires."""
+def orthogonal(key: Key, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Float[Array, "H K"]:
+    """An orthogonal matrix (Saxe et al. 2014, arXiv:1312.6120), computed in at least float32, as QR requires."""
     return nn.initializers.orthogonal()(key, shape, promote_state(dtype)).astype(dtype)
 
 
 def per_gate(init: Initializer, gates: int) -> Initializer:
-    """Initialise a [.., gates * H] kernel one [.., H] block at a time, each with its own key."""
+    """An initialiser of [..., gates * H] kernels that applies ``init`` to each [..., H] block with its own key."""
 
-    def initialise(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    def initialise(key: Key, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Float[Array, "..."]:
         block = (*shape[:-1], shape[-1] // gates)
         return jnp.concatenate([init(k, block, dtype) for k in jax.random.split(key, gates)], axis=-1)
 
@@ -54,20 +55,22 @@ def per_gate(init: Initializer, gates: int) -> Initializer:
 
 
 class Affine(nn.Module):
-    """``x @ kernel + bias`` with an optional constant ``scale`` [K] folded into both.
+    """``x @ kernel + bias``, with ``kernel`` and ``bias`` multiplied by an optional constant ``scale``.
 
-    Folding costs one product over the weights and none over the activations. ``x=None`` returns the bias
-    alone, [K]: the input's part of an unroll that has no input. ``precision`` is that of the product (``matmul``).
+    Scaling the weights costs one product over the weights and none over the activations. ``x=None`` returns the bias
+    alone, for unrolling without an input. ``precision`` is that of the product (``matmul``).
     """
 
     features: int
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
-    param_dtype: Any = jnp.float32
+    param_dtype: DType = jnp.float32
     precision: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Array | None, scale: Array | None = None) -> Array:
+    def __call__(
+        self, x: Shaped[Array, "*batch D"] | None, scale: Float[Array, "K"] | None = None
+    ) -> Float[Array, "*batch K"] | Float[Array, "K"]:
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         if scale is not None:
             bias = bias * scale
@@ -85,47 +88,52 @@ class Affine(nn.Module):
 class Cell(nn.RNNCellBase):
     """One time step of a recurrence over a state of ``features`` units.
 
-    Subclasses declare their parameters in ``setup`` and give ``project``, ``weights`` and ``pointwise``; a cell
+    A subclass declares its parameters in ``setup`` and implements ``project``, ``weights`` and ``pointwise``. A cell
     that is not one matrix product and a pointwise function overrides ``step`` instead of ``pointwise``.
 
-    ``pointwise``, ``step`` and ``hidden`` are pure: they may read the cell's fields and never its parameters,
-    which reach them through ``weights`` and ``z``. The unrolling calls them on an unbound copy of the cell, so
-    that reading a parameter there is an error and not a leaked tracer.
+    ``pointwise``, ``step`` and ``hidden`` are pure: they may read the cell's fields but not its parameters, which reach
+    them through ``weights`` and ``z``. ``unroll`` calls them on an unbound copy of the cell, where reading a parameter
+    is an error instead of a leaked tracer.
 
-    ``precision`` (``PRECISIONS``) is that of the matrix products; a cell hands it to its ``Affine``.
+    Models create a cell as ``cell(features=H)``, and for another precision than float32 replace the field
+    ``precision`` (``PRECISIONS``), which a cell hands to its ``Affine``.
     """
 
     features: int
-    param_dtype: Any = jnp.float32
+    param_dtype: DType = jnp.float32
     precision: str = "float32"
 
-    def project(self, x: Array | None) -> Array:
-        """The input's part of the pre-activations: [..., D] -> [..., K], bias included; ``None`` -> [K]."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it projects its input.")
+    def project(self, x: Shaped[Array, "*batch D"] | None) -> Float[Array, "*batch K"] | Float[Array, "K"]:
+        """The input's part of the pre-activations, bias included; for ``None`` the bias alone."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement `project`.")
 
-    def weights(self) -> Any:
-        """The arrays that ``step`` reads at every time step, a pytree (``Weights`` for most cells)."""
-        raise NotImplementedError(f"{type(self).__name__} does not name its recurrent weights.")
+    def weights(self) -> PyTree:
+        """The arrays that ``step`` reads at every time step (``Weights`` for most cells)."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement `weights`.")
 
     @staticmethod
-    def hidden(carry: Carry) -> Array:
-        """The part of the carry that meets the recurrent matrix, [B, H]."""
+    def hidden(carry: Carry) -> Float[Array, "*batch H"]:
+        """The part of the carry that is multiplied by the recurrent matrix."""
         return carry
 
     @nn.nowrap
-    def pointwise(self, carry: Carry, z: Array, u: Array) -> tuple[Carry, Array]:
-        """The cell's equations: old carry, z [B, K] and u [B, K] -> new carry and output y [B, H]."""
-        raise NotImplementedError(f"{type(self).__name__} gives neither `pointwise` nor `step`.")
+    def pointwise(
+        self, carry: Carry, z: Float[Array, "*batch K"], u: Float[Array, "*batch K"]
+    ) -> tuple[Carry, Float[Array, "*batch H"]]:
+        """The cell's equations: the new carry and the output."""
+        raise NotImplementedError(f"{type(self).__name__} implements neither `pointwise` nor `step`.")
 
     @nn.nowrap
     def clamp_state(self, values: Carry) -> Carry:
-        """A state to begin from, made of any real numbers in its shape: squashed where the cell keeps its state
-        bounded, as they are where it does not (which is the default)."""
+        """Map arbitrary real numbers in the shape of a state to the range of the cell's states.
+
+        The default is the identity, which is right for unbounded states.
+        """
         return values
 
     @nn.nowrap
-    def product(self, weights: Weights, carry: Carry) -> Array:
-        """The state's part of the pre-activations, [B, K]: the one matrix product of a step."""
+    def product(self, weights: Weights, carry: Carry) -> Float[Array, "*batch K"]:
+        """The state's part of the pre-activations: the one matrix product of a step."""
         h = self.hidden(carry)
         u = matmul(h, weights.kernel, self.precision)
         if weights.bias is not None:
@@ -133,38 +141,50 @@ class Cell(nn.RNNCellBase):
         return u
 
     @nn.nowrap
-    def step(self, weights: Any, carry: Carry, z: Array) -> tuple[Carry, Array]:
-        """One time step as a pure function of its arguments; z is [B, K], or has the batch axes Flax gives it."""
+    def step(
+        self, weights: PyTree, carry: Carry, z: Float[Array, "*batch K"]
+    ) -> tuple[Carry, Float[Array, "*batch H"]]:
+        """One time step as a pure function of its arguments: the new carry and the output."""
         return self.pointwise(carry, z.astype(self.hidden(carry).dtype), self.product(weights, carry))
 
-    # The next three are a faster way to the derivatives of ``pointwise``. A cell gives all of them or none.
+    # Optional hand-written derivatives of ``pointwise``. A cell implements all three methods or none.
 
     @nn.nowrap
-    def forward_with_residuals(self, carry: Carry, z: Array, u: Array) -> tuple[Carry, Array, Any]:
-        """``pointwise``, and what ``precompute_vjp`` needs of it: new carry, y, a pytree of [B, ...]."""
-        raise NotImplementedError(f"{type(self).__name__} gives no derivatives of its own.")
+    def forward_with_residuals(
+        self, carry: Carry, z: Float[Array, "*batch K"], u: Float[Array, "*batch K"]
+    ) -> tuple[Carry, Float[Array, "*batch H"], PyTree]:
+        """``pointwise``, and the residuals that ``precompute_vjp`` needs, a pytree of [B, ...]."""
+        raise NotImplementedError(f"{type(self).__name__} has no derivatives of its own.")
 
     @nn.nowrap
-    def precompute_vjp(self, before: Carry, after: Carry, saved: Any) -> Any:
-        """What can be computed for every step at once: the arrays with which ``vjp_step`` multiplies, from the carries
-        before and after each step and from what was saved, all [T, B, ...]. Padding may hold anything."""
-        raise NotImplementedError(f"{type(self).__name__} gives no derivatives of its own.")
+    def precompute_vjp(self, before: Carry, after: Carry, residuals: PyTree) -> PyTree:
+        """The factors of ``vjp_step`` for all steps at once.
+
+        Args:
+            before: the carries before each step, [T, B, ...]; padding may hold anything.
+            after: the carries after each step.
+            residuals: those of ``forward_with_residuals`` of each step.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no derivatives of its own.")
 
     @nn.nowrap
-    def vjp_step(self, dcarry: Carry, dy: Array, factors: Any) -> tuple[Carry, Array, Array]:
-        """One step backwards: the gradients of the new carry and y [B, ...] -> those of the old carry, z and u."""
-        raise NotImplementedError(f"{type(self).__name__} gives no derivatives of its own.")
+    def vjp_step(
+        self, dcarry: Carry, dy: Float[Array, "*batch H"], factors: PyTree
+    ) -> tuple[Carry, Float[Array, "*batch K"], Float[Array, "*batch K"]]:
+        """One backward step: from the gradients of the new carry and the output to those of the old carry, z and u."""
+        raise NotImplementedError(f"{type(self).__name__} has no derivatives of its own.")
 
-    def __call__(self, carry: Carry, x: Array) -> tuple[Carry, Array]:
-        """One step on raw input x [..., D]: what ``flax.linen.RNN`` and ``nn.Bidirectional`` call."""
+    def __call__(self, carry: Carry, x: Shaped[Array, "*batch D"]) -> tuple[Carry, Float[Array, "*batch H"]]:
+        """One step on a raw input, as ``flax.linen.RNN`` and ``nn.Bidirectional`` call it."""
         return self.step(self.weights(), carry, self.project(x))
 
     @nn.nowrap
-    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Carry:
-        """The zero state for inputs of shape [..., D]; ``rng`` is there for Flax and is not used."""
+    def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> Carry:
+        """The zero state for inputs of shape [..., D]; ``rng`` is part of Flax's interface and is not used."""
         del rng
         return jnp.zeros((*input_shape[:-1], self.features), promote_state(self.param_dtype))
 
     @property
     def num_feature_axes(self) -> int:
+        """Part of Flax's interface."""
         return 1

@@ -12,7 +12,7 @@ from jaxgen.cells.base import Affine, Cell, Weights, orthogonal
 from jaxgen.errors import choose
 from jaxgen.types import Array
 
-#: Each activation and its slope, which follows from its value.
+#: Each activation, and its derivative as a function of its value.
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
     "tanh": (jnp.tanh, lambda h: 1 - h * h),
     "relu": (jax.nn.relu, lambda h: (h > 0).astype(h.dtype)),
@@ -51,8 +51,8 @@ class Elman(Cell):
         return h, h, None
 
     @nn.nowrap
-    def precompute_vjp(self, before: Array, after: Array, saved: None) -> Array:
-        """The slope of the activation, from its value."""
+    def precompute_vjp(self, before: Array, after: Array, residuals: None) -> Array:
+        """The derivative of the activation."""
         return ACTIVATIONS[self.activation][1](after)
 
     @nn.nowrap
@@ -62,6 +62,6 @@ class Elman(Cell):
 
 
 class ElmanReLU(Elman):
-    """The Elman cell with a rectified linear unit (Le, Jaitly & Hinton 2015, arXiv:1504.00941)."""
+    """The Elman cell with relu (Le, Jaitly & Hinton 2015, arXiv:1504.00941)."""
 
     activation: str = "relu"

@@ -1,8 +1,8 @@
-"""The recurrence of a matrix-and-pointwise cell with a backward pass of its own.
+"""The fused form of a matrix-and-pointwise cell: ``lax.scan`` with a custom backward pass.
 
-Differentiating a ``lax.scan`` accumulates the recurrent matrix's gradient step by step: T products with a batch of B
-rows each, added into a matrix that does not fit the fastest cache. Here the backward loop carries the state's gradient
-alone, and the matrix's gradient is one product over all T * B rows after it.
+Differentiating a ``lax.scan`` accumulates the gradient of the recurrent matrix step by step: T products of B rows each,
+added into a matrix that does not fit the fastest cache. Here the backward loop carries only the state's gradient, and
+the matrix's gradient is one product over all T * B rows after the loop.
 
 If the cell also defines ``forward_with_residuals``, ``precompute_vjp`` and ``vjp_step``, its elementwise derivatives
 are computed for all steps at once before the backward loop. Otherwise ``jax.vjp`` differentiates its ``pointwise``.
@@ -11,30 +11,50 @@ are computed for all steps at once before the backward loop. Otherwise ``jax.vjp
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
+from jaxtyping import Float, PyTree
 
 from jaxgen.cells.base import Cell, Weights
 from jaxgen.cells.precision import match_varying_axes, matmul, rounded
-from jaxgen.cells.scan import Masks, mask_rows, per_step, run
+from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run
 from jaxgen.types import Array, ArrayLike, Carry
 
-#: The methods that are a cell's equations, and those by which it gives their derivatives.
+#: The methods that define a cell's equations, and those that define their derivatives.
 EQUATIONS, DERIVATIVES = ("pointwise", "forward_with_residuals", "hidden"), ("precompute_vjp", "vjp_step")
 
 
-def fits(cell: Any) -> bool:
-    """Whether ``cell`` is one matrix product and a pointwise function, and so has a fused form."""
-    return isinstance(cell, Cell) and type(cell).step is Cell.step and type(cell).product is Cell.product
+def has_fused_form(cell: nn.RNNCellBase, weights: PyTree = None) -> bool:
+    """Whether ``cell`` is one matrix product and a pointwise function, which is what the fused form computes.
+
+    Args:
+        cell: bound or not.
+        weights: what ``cell.weights()`` returned, if the caller has it; else it is found by abstract evaluation.
+    """
+    if not (isinstance(cell, Cell) and type(cell).step is Cell.step and type(cell).product is Cell.product):
+        return False
+    return type(_abstract_weights(cell) if weights is None else weights) is Weights
 
 
-def can_run(cell: Cell, weights: Any) -> bool:
-    """Whether these weights and fields are such as the backward pass of a cell that ``fits`` can handle."""
+def _abstract_weights(cell: Cell) -> PyTree:
+    """The shapes of ``cell.weights()``."""
+    unbound = cell.clone(parent=None)
+
+    def weights(bound: Cell, x: Array) -> PyTree:
+        bound.project(x)  # some cells create their parameters here
+        return bound.weights()
+
+    x = jnp.zeros((1, cell.features), jnp.float32)
+    return jax.eval_shape(lambda key: unbound.init_with_output(key, x, method=weights)[0], jax.random.key(0))
+
+
+def has_traced_fields(cell: Cell) -> bool:
+    """Whether a field of ``cell`` is a tracer, which a custom derivative cannot close over."""
     fields = [getattr(cell, field.name) for field in dataclasses.fields(cell)]
-    return type(weights) is Weights and not any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(fields))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(fields))
 
 
 def _gives_derivatives(kind: type[Cell]) -> bool:
@@ -57,29 +77,29 @@ def run_fused(
     initial: Carry | None = None,
     reverse: bool = False,
 ) -> tuple[Carry, Array]:
-    """``run`` of an unbound ``cell`` over z [T, B, K]: the same values and the same gradients, sooner.
+    """``run`` of an unbound ``cell``, faster, with the same values and gradients.
 
     Reverse-mode derivatives only: for ``jax.jvp`` use the plain form.
     """
     dtype = cell.hidden(carry).dtype
     weights = jax.tree.map(lambda a: a.astype(dtype), weights)
-    rule = _by_hand if _gives_derivatives(type(cell)) else _by_vjp
-    masks = Masks.of(carry, reset, valid, initial)
+    rule = _with_cell_vjp if _gives_derivatives(type(cell)) else _with_jax_vjp
+    masks = Masks.create(carry, reset, valid, initial)
     return rule(cell, reverse, *match_varying_axes(weights, carry, z.astype(dtype), masks))
 
 
 def _plain(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> tuple[Carry, Array]:
-    """What is computed where nobody asks for a gradient: the plain scan."""
+    """The plain scan, for calls that are not differentiated."""
     return run(cell.step, _for_many(cell, weights), carry, z, reverse=reverse, **masks._asdict())
 
 
 def _for_many(cell: Cell, weights: Weights) -> Weights:
-    """The weights as a loop reads them at every step."""
+    """The weights with the kernel rounded once for all steps."""
     return weights._replace(kernel=rounded(weights.kernel, cell.precision))
 
 
-def _weight_gradients(cell: Cell, weights: Weights, h: Array, du: Array) -> Weights:
-    """From the states h [T, B, H] and the gradients du [T, B, K] of all steps."""
+def _weight_gradients(cell: Cell, weights: Weights, h: Float[Array, "T B H"], du: Float[Array, "T B K"]) -> Weights:
+    """The gradients of the weights from the states and the gradients of u at all steps."""
     flat = du.reshape(-1, du.shape[-1])
     kernel = matmul(h.reshape(-1, h.shape[-1]).T, flat, cell.precision)
     return Weights(kernel, None if weights.bias is None else jnp.sum(flat, axis=0))
@@ -88,11 +108,11 @@ def _weight_gradients(cell: Cell, weights: Weights, h: Array, du: Array) -> Weig
 # --- any pointwise function
 
 
-def _vjp_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> Any:
+def _vjp_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> PyTree:
     constant = _for_many(cell, weights)
 
-    def unrolled(carry: Carry, z: Array, shift: Array, initial: Carry | None) -> Any:
-        """The weights are constants here; ``shift``, which is zero, reveals the gradient of ``u``."""
+    def unrolled(carry: Carry, z: Array, shift: Array, initial: Carry | None) -> PyTree:
+        """The weights are constants here; the gradient of ``u`` is that of ``shift``, which is zero."""
 
         def step(_: None, state: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, tuple[Array, Array]]:
             z_t, shift_t = inputs
@@ -102,46 +122,46 @@ def _vjp_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: A
         last, (ys, h) = run(step, None, carry, (z, shift), reverse=reverse, **masks._replace(initial=initial)._asdict())
         return (last, ys), h
 
-    # On the devices of ``z``: were it the same zero on all of them, its gradient would be their sum.
+    # It must vary over devices as ``z`` does: the gradient of a replicated zero would be summed over the devices.
     _, shift = match_varying_axes(z, jnp.zeros((*z.shape[:-1], weights.kernel.shape[-1]), z.dtype))
     out, backward, h = jax.vjp(unrolled, carry, z, shift, masks.initial, has_aux=True)
     return out, (backward, weights, h)
 
 
-def _vjp_backward(cell: Cell, reverse: bool, kept: Any, cotangents: Any) -> Any:
+def _vjp_backward(cell: Cell, reverse: bool, kept: PyTree, cotangents: PyTree) -> PyTree:
     backward, weights, h = kept
     dcarry, dz, du, dinitial = backward(cotangents)
     return _weight_gradients(cell, weights, h, du), dcarry, dz, Masks(None, None, dinitial)
 
 
-_by_vjp = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))
-_by_vjp.defvjp(_vjp_forward, _vjp_backward)
+_with_jax_vjp = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))
+_with_jax_vjp.defvjp(_vjp_forward, _vjp_backward)
 
 
-# --- a cell that gives its derivatives
+# --- a cell with hand-written derivatives
 
 
-def _hand_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> Any:
+def _hand_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> PyTree:
     timed, masks_at = masks.over_time(carry)
     constant = _for_many(cell, weights)
-    twice: list[int] = []  # the part of the carry that is also the output, which is then written once
+    shared: list[int] = []  # leaves of the carry that are the output too: stored once
 
-    def body(state: Carry, inputs: tuple[Array, Masks]) -> tuple[Carry, Any]:
+    def body(state: Carry, inputs: tuple[Array, Masks]) -> tuple[Carry, PyTree]:
         z_t, at = inputs[0], masks_at(inputs[1])
         start = at.before(state)
-        new, y, saved = cell.forward_with_residuals(start, z_t, cell.product(constant, start))
+        new, y, residuals = cell.forward_with_residuals(start, z_t, cell.product(constant, start))
         new, y = at.after(start, new, y)
-        twice[:] = [i for i, leaf in enumerate(jax.tree.leaves(new)) if leaf is y]
-        return new, (None if twice else y, new, saved)
+        shared[:] = [i for i, leaf in enumerate(jax.tree.leaves(new)) if leaf is y]
+        return new, (None if shared else y, new, residuals)
 
-    last, (ys, after, saved) = lax.scan(body, carry, (z, timed), reverse=reverse)
-    if twice:
-        ys = jax.tree.leaves(after)[twice[0]]
-    return (last, ys), (weights, carry, masks, after, saved)
+    last, (ys, after, residuals) = lax.scan(body, carry, (z, timed), reverse=reverse)
+    if shared:
+        ys = jax.tree.leaves(after)[shared[0]]
+    return (last, ys), (weights, carry, masks, after, residuals)
 
 
 def _before(carry: Carry, after: Carry, masks: Masks, reverse: bool) -> Carry:
-    """The states from which the steps started: the first one, and what each step left to the next."""
+    """The states from which the steps started, after resets."""
 
     def shift(first: Array, states: Array) -> Array:
         parts = [states[1:], first[None]] if reverse else [first[None], states[:-1]]
@@ -150,16 +170,16 @@ def _before(carry: Carry, after: Carry, masks: Masks, reverse: bool) -> Carry:
     return masks.before(jax.tree.map(shift, carry, after))
 
 
-def _hand_backward(cell: Cell, reverse: bool, kept: Any, cotangents: Any) -> Any:
-    weights, carry, masks, after, saved = kept
+def _hand_backward(cell: Cell, reverse: bool, kept: PyTree, cotangents: PyTree) -> PyTree:
+    weights, carry, masks, after, residuals = kept
     dlast, dys = cotangents
     before = _before(carry, after, masks, reverse)
     transposed = rounded(weights.kernel, cell.precision).T
-    to_carry = jax.linear_transpose(cell.hidden, carry)  # where the state's part of du belongs in the carry
+    to_carry = jax.linear_transpose(cell.hidden, carry)  # from the gradient of hidden(carry) to that of the carry
 
-    alike = False  # z and u meet in a sum: one gradient, written once
+    alike = False  # whether z and u have the same gradient, which is then stored once
 
-    def body(dcarry: Carry, inputs: tuple[Array, Any, Masks]) -> tuple[Carry, Any]:
+    def body(dcarry: Carry, inputs: tuple[Array, PyTree, Masks]) -> tuple[Carry, PyTree]:
         nonlocal alike
         dy, factors, at = inputs
         frozen = None if at.valid is None else mask_rows(~at.valid, dcarry)
@@ -167,8 +187,8 @@ def _hand_backward(cell: Cell, reverse: bool, kept: Any, cotangents: Any) -> Any
             dcarry, dy = mask_rows(at.valid, (dcarry, dy))
         dstart, dz, du = cell.vjp_step(dcarry, dy, factors)
         alike = dz is du
-        grads: Any = (dstart, du, None if alike else dz)
-        # What stands in padding may be anything, NaN too.
+        grads: PyTree = (dstart, du, None if alike else dz)
+        # Padding may hold anything, NaN included.
         dstart, du, dz = grads if at.valid is None else mask_rows(at.valid, grads)
         dstart = jax.tree.map(jnp.add, dstart, to_carry(matmul(du, transposed, cell.precision))[0])
         if frozen is not None:
@@ -177,14 +197,14 @@ def _hand_backward(cell: Cell, reverse: bool, kept: Any, cotangents: Any) -> Any
             return dstart, (du, dz, None)
         return mask_rows(~at.reset, dstart), (du, dz, mask_rows(at.reset, dstart))
 
-    inputs = (dys, cell.precompute_vjp(before, after, saved), masks._replace(initial=None))
+    inputs = (dys, cell.precompute_vjp(before, after, residuals), masks._replace(initial=None))
     dcarry, (du, dz, dinitial) = lax.scan(body, dlast, inputs, reverse=not reverse)
     if alike:
         dz = du
-    if dinitial is not None and not per_step(masks.initial, carry):
+    if dinitial is not None and not has_time_axis(masks.initial, carry):
         dinitial = jax.tree.map(lambda a: jnp.sum(a, axis=0), dinitial)
     return _weight_gradients(cell, weights, cell.hidden(before), du), dcarry, dz, Masks(None, None, dinitial)
 
 
-_by_hand = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))
-_by_hand.defvjp(_hand_forward, _hand_backward)
+_with_cell_vjp = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))
+_with_cell_vjp.defvjp(_hand_forward, _hand_backward)

@@ -1,7 +1,7 @@
 """The gated recurrent unit (Cho et al. 2014, arXiv:1406.1078), in its reset-after form.
 
-Reset-after applies the reset gate to the product ``h W_hn + b_hn`` and not to ``h``, as cuDNN, PyTorch and Flax
-do; it is what lets the three recurrent products be one.
+Reset-after applies the reset gate to the product ``h W_hn + b_hn`` instead of ``h``, as cuDNN, PyTorch and Flax do, so
+that the three recurrent products are one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class GRU(Cell):
         n = tanh(x W_xn + b_n + r * (h W_hn + b_hn))
         h' = (1 - z) * n + z * h
 
-    The two sigmoids are one ``tanh`` over [B, 2H], with the halving folded into the weights (see ``LSTM``).
+    The two sigmoids are one ``tanh`` over [B, 2H], with the factor 1/2 folded into the weights (see ``LSTM``).
     """
 
     def setup(self) -> None:
@@ -68,10 +68,10 @@ class GRU(Cell):
 
     @nn.nowrap
     def precompute_vjp(
-        self, before: Array, after: Array, saved: tuple[Array, Array, Array]
+        self, before: Array, after: Array, residuals: tuple[Array, Array, Array]
     ) -> tuple[Array, Array, Array]:
-        """Of h' in u [.., 3H], in the last third of z [.., H], and in h itself [.., H]."""
-        gates, n, u_n = saved
+        """Factors of u [..., 3H], of the last third of z [..., H], and of h [..., H]."""
+        gates, n, u_n = residuals
         a, b = jnp.split(gates, 2, axis=-1)
         r, update = 0.5 * (a + 1), 0.5 * (b + 1)
         in_n = (1 - update) * (1 - n * n)

@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxgen.cells.base import Affine, Cell, Weights, orthogonal, per_gate
-from jaxgen.types import Array
+from jaxgen.types import Array, DType, Key
 
 LSTMCarry = tuple[Array, Array]
 
@@ -18,16 +18,15 @@ class LSTM(Cell):
         i, f, o = sigmoid(...)    g = tanh(...)    of  x W_x + b + h W_h
         c' = f * c + i * g        h' = o * tanh(c')
 
-    ``forget_bias`` is added to the forget gate's bias when it is initialised (Jozefowicz et al., ICML 2015,
-    section 2.2); it is a parameter from then on. The four gates are one ``tanh`` over [B, 4H], because XLA's
-    CPU backend vectorises that and not four slices: sigmoid(a) = (tanh(a / 2) + 1) / 2, with the halving
-    folded into the weights (a power of two, hence exact).
+    ``forget_bias`` is the initial value of the forget gate's bias, a parameter (Jozefowicz et al., ICML 2015,
+    section 2.2). The four gates are one ``tanh`` over [B, 4H], because XLA's CPU backend vectorises that but not four
+    slices: sigmoid(a) = (tanh(a / 2) + 1) / 2, with the factor 1/2 folded into the weights (exactly: a power of two).
     """
 
     forget_bias: float = 1.0
 
     def setup(self) -> None:
-        def bias_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        def bias_init(key: Key, shape: tuple[int, ...], dtype: DType) -> Array:
             h = self.features
             return jnp.zeros(shape, dtype).at[h : 2 * h].set(self.forget_bias)
 
@@ -65,7 +64,7 @@ class LSTM(Cell):
 
     @nn.nowrap
     def forward_with_residuals(self, carry: LSTMCarry, z: Array, u: Array) -> tuple[LSTMCarry, Array, Array]:
-        # The barrier keeps XLA from fusing the slices below into the tanh, which would undo its vectorisation.
+        # Without the barrier XLA fuses the slices below into the tanh, and it is no longer vectorised.
         gates = lax.optimization_barrier(jnp.tanh(z + u))
         i, f, g, o = jnp.split(gates, 4, axis=-1)
         c = 0.5 * ((f + 1) * carry[0] + (i + 1) * g)
@@ -73,9 +72,9 @@ class LSTM(Cell):
         return (c, h), h, gates
 
     @nn.nowrap
-    def precompute_vjp(self, before: LSTMCarry, after: LSTMCarry, saved: Array) -> tuple[Array, Array, Array]:
-        """Of the pre-activations [.., 4H], each with the gradient it belongs to; of c through h; of c through c'."""
-        i, f, g, o = jnp.split(saved, 4, axis=-1)
+    def precompute_vjp(self, before: LSTMCarry, after: LSTMCarry, residuals: Array) -> tuple[Array, Array, Array]:
+        """Factors of the pre-activations [..., 4H], of c through h, and of c through c'."""
+        i, f, g, o = jnp.split(residuals, 4, axis=-1)
         tanh_c = jnp.tanh(after[0])
         others = (0.5 * g, 0.5 * before[0], 0.5 * (i + 1), 0.5 * tanh_c)
         gates = jnp.concatenate([(1 - a * a) * other for a, other in zip((i, f, g, o), others)], axis=-1)
@@ -92,6 +91,6 @@ class LSTM(Cell):
         return (dc * forget, jnp.zeros_like(dh)), dz, dz
 
     @nn.nowrap
-    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> LSTMCarry:
-        # Two arrays, not one twice: a training step donates its state, and a buffer can be given away once.
+    def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> LSTMCarry:
+        # Two arrays, not one twice: a training step donates its state, and a buffer can be donated only once.
         return super().initialize_carry(rng, input_shape), super().initialize_carry(rng, input_shape)

@@ -1,21 +1,21 @@
-"""Matrix products of factors as they are (``float32``, whatever their type) or rounded to ``bfloat16``.
+"""Matrix products in full precision (``float32``) or with factors rounded to ``bfloat16``.
 
-Processors and accelerators that multiply bfloat16 do it two or more times as fast as float32. What is rounded are the
-factors of products alone: sums, states, weights and gradients keep their own type (mixed precision, Micikevicius et
-al., ICLR 2018; with bfloat16, whose exponent is float32's, no loss needs scaling).
+Hardware that multiplies bfloat16 does so at least twice as fast as float32. Only the factors of products are rounded:
+sums, states, weights and gradients keep their types (mixed precision, Micikevicius et al., ICLR 2018; bfloat16 has the
+exponent range of float32, so the loss needs no scaling).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float, PyTree, Shaped
 
 from jaxgen.errors import choose
-from jaxgen.types import Array
+from jaxgen.types import Array, DType
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -24,41 +24,42 @@ def _rounds(precision: str) -> bool:
     return choose(precision, PRECISIONS, "precision") == "bfloat16"
 
 
-def matmul(a: Array, b: Array, precision: str = "float32") -> Array:
-    """a [..., N] @ b [N, K] -> [..., K] in the type of ``a``.
+def matmul(
+    a: Shaped[Array, "*batch N"], b: Shaped[Array, "N K"], precision: str = "float32"
+) -> Shaped[Array, "*batch K"]:
+    """``a @ b`` in the dtype of ``a``.
 
-    With ``bfloat16`` both factors are rounded, and so are those of the two products of its gradient; reverse-mode
-    derivatives only. Raises ``UsageError`` for another precision.
+    With ``bfloat16`` both factors are rounded, also in the two products of the gradient; reverse-mode derivatives only.
     """
     if not _rounds(precision):
         return a @ b.astype(a.dtype)
     return _rounded(*match_varying_axes(a, b))
 
 
-def rounded(kernel: Array, precision: str) -> Array:
-    """A factor of many products, rounded once for all of them."""
+def rounded(kernel: Float[Array, "H K"], precision: str) -> Float[Array, "H K"]:
+    """``kernel`` as products with this precision read it: rounded once, if it is a factor of many."""
     return kernel.astype(jnp.bfloat16) if _rounds(precision) else kernel
 
 
 def dot_general(precision: str) -> Callable[..., Array] | None:
-    """``matmul`` as Flax's layers take it."""
+    """``matmul`` for the ``dot_general`` argument of Flax's layers."""
     if not _rounds(precision):
         return None
     return lambda a, b, dimensions, **_: matmul(a, b, precision)
 
 
-def _dot(a: Array, b: Array, contracted: tuple[int, int], dtype: Any) -> Array:
+def _dot(a: Array, b: Array, contracted: tuple[int, int], dtype: DType) -> Array:
     a, b = _by_rows(a.astype(jnp.bfloat16)), b.astype(jnp.bfloat16)
     product = lax.dot_general(a, b, (((contracted[0],), (contracted[1],)), ((), ())), preferred_element_type=dtype)
     return _by_rows(product)
 
 
 def _by_rows(a: Array) -> Array:
-    """``a`` in memory as it is written: a flat array has one layout only, and nothing is moved across the barrier.
+    """``a`` in row-major layout: a flat array has only one layout, and XLA moves nothing across the barrier.
 
-    XLA's CPU backend would fold a transposition into a product. Products of bfloat16 it then computes no faster than
-    those of float32 (a factor by columns), or not at all (the result by columns: an error when it runs). The backend
-    asked about is JAX's default; a product placed on the CPU of a machine with an accelerator goes without this.
+    XLA's CPU backend folds transpositions into products. A product of bfloat16 is then no faster than one of float32
+    (a factor in column-major layout), or fails at run time (the result). This looks at JAX's default backend; a product
+    placed on the CPU of a machine with an accelerator does without.
     """
     if jax.default_backend() != "cpu":
         return a
@@ -84,14 +85,14 @@ _rounded.defvjp(_forward, _backward)
 
 
 def _varying(leaf: Array) -> frozenset[str]:
-    """The axes of the mesh over which ``leaf`` varies; none outside ``shard_map``."""
+    """The mesh axes over which ``leaf`` varies; none outside ``shard_map``."""
     return jax.typeof(leaf).manual_axis_type.varying
 
 
-def match_varying_axes(*trees: Any) -> Any:
-    """``trees`` varying over every mesh axis that one of their leaves varies over: what JAX itself does for a scan.
+def match_varying_axes(*trees: PyTree) -> PyTree:
+    """``trees`` with all leaves varying over every mesh axis that any of them varies over, as JAX does for a scan.
 
-    Inside ``shard_map`` a gradient must vary as its value does; the transpose of ``pcast`` adds it up over the devices.
+    Inside ``shard_map`` a gradient varies over the axes of its value; the transpose of ``pcast`` sums it over devices.
     """
     axes = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(trees)))
 

@@ -1,26 +1,27 @@
-"""The weights of PyTorch's ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` as those of jaxgen's cells, and back.
+"""Conversion of weights between PyTorch's ``nn.RNN``, ``nn.LSTM``, ``nn.GRU`` and jaxgen's cells.
 
-PyTorch itself is not needed: a state dict is a mapping of names to anything NumPy can read. All arrays are
-float32. A torch layer has two biases that are only ever added together; jaxgen has one, and writes the other
-back as zeros, so that torch -> jaxgen -> torch keeps the function and jaxgen -> torch -> jaxgen every bit.
+PyTorch is not needed: a state dict is a mapping of names to anything NumPy can read. All arrays are float32. A torch
+layer has two biases, which are only ever added; jaxgen has one and writes the other as zeros. So torch -> jaxgen ->
+torch preserves the function, and jaxgen -> torch -> jaxgen preserves every bit.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxgen.errors import UsageError, choose
 
 
 class TorchKind(NamedTuple):
-    """How a torch module lays out one layer: ``gates`` blocks, in the order of the jaxgen cell.
+    """The layout of one layer of a torch module: ``gates`` blocks, in the order of the jaxgen cell.
 
-    The recurrent biases of the last ``apart`` gates are a parameter of their own (``recurrent_bias``), because the
-    cell uses them inside a product; those of the others merge with the input's.
+    The recurrent biases of the last ``apart`` gates are a separate parameter (``recurrent_bias``), because the cell
+    uses them inside a product; those of the other gates are added to the input's.
     """
 
     gates: int
@@ -37,7 +38,7 @@ TORCH_KINDS: dict[str, TorchKind] = {
 }
 
 
-def _numpy(value: Any) -> np.ndarray:
+def _numpy(value: PyTree) -> np.ndarray:
     """A float32 copy of any array, a torch tensor on any device and of any precision included."""
     if hasattr(value, "detach"):  # float(), because NumPy has no bfloat16
         value = value.detach().cpu().float().numpy()
@@ -48,7 +49,7 @@ def _suffix(layer: int, reverse: bool) -> str:
     return f"_l{layer}{'_reverse' if reverse else ''}"
 
 
-def _take(arrays: Mapping[str, Any], name: str, where: str) -> np.ndarray:
+def _take(arrays: Mapping[str, PyTree], name: str, where: str) -> np.ndarray:
     if name not in arrays:
         known = ", ".join(sorted(map(str, arrays))) or "nothing"
         raise UsageError(f"The {where} has no {name!r}; it has {known}. Check `kind`, `layer` and `reverse`.")
@@ -63,7 +64,7 @@ def _fit(array: np.ndarray, shape: tuple[int | None, ...], name: str, kind: str)
     return array
 
 
-def from_torch(state_dict: Mapping[str, Any], kind: str, layer: int = 0, reverse: bool = False) -> dict[str, Any]:
+def from_torch(state_dict: Mapping[str, PyTree], kind: str, layer: int = 0, reverse: bool = False) -> dict[str, PyTree]:
     """One layer of a torch module's ``state_dict`` as the parameter tree of one jaxgen cell.
 
     ``kind`` is ``rnn_tanh``, ``rnn_relu``, ``lstm`` or ``gru``: the cells ``elman``, ``elman-relu``, ``lstm``, ``gru``.
@@ -94,7 +95,7 @@ def from_torch(state_dict: Mapping[str, Any], kind: str, layer: int = 0, reverse
     return params | ({"recurrent_bias": second[merged:]} if apart else {})
 
 
-def to_torch(params: Mapping[str, Any], kind: str, layer: int = 0, reverse: bool = False) -> dict[str, np.ndarray]:
+def to_torch(params: Mapping[str, PyTree], kind: str, layer: int = 0, reverse: bool = False) -> dict[str, np.ndarray]:
     """The parameter tree of one jaxgen cell as a torch module's entries, the inverse of ``from_torch``.
 
     The names are torch's (``weight_ih_l0``, …), ready for ``load_state_dict`` after ``torch.from_numpy``; a
@@ -124,7 +125,7 @@ def to_torch(params: Mapping[str, Any], kind: str, layer: int = 0, reverse: bool
     }
 
 
-def stack_from_torch(state_dict: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+def stack_from_torch(state_dict: Mapping[str, PyTree], kind: str) -> list[dict[str, PyTree]]:
     """Every layer of a torch module, lowest first: one parameter tree for each cell of a ``Stack``.
 
     Raises ``UsageError`` as ``from_torch`` does, and for a bidirectional module: convert its directions one by one.

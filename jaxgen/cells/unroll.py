@@ -1,4 +1,4 @@
-"""How a cell runs over time."""
+"""Running a cell over time: the choice of the form, and ``unroll`` for any Linen cell."""
 
 from __future__ import annotations
 
@@ -7,39 +7,50 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Float, PyTree, Shaped
 
 from jaxgen.cells.base import Cell, promote
-from jaxgen.cells.fused import can_run, fits, run_fused
-from jaxgen.cells.scan import Masks, mask_rows, per_step, run
+from jaxgen.cells.fused import has_fused_form, has_traced_fields, run_fused
+from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run
 from jaxgen.errors import UsageError, choose
 from jaxgen.types import Array, ArrayLike, Carry
 
-#: How a recurrence can be computed. All forms give the same values and gradients, up to rounding.
+#: Forms in which a recurrence can be computed. All give the same values and gradients, up to rounding.
 FORMS = ("auto", "scan", "fused")
 
 
-def choose_form(form: str, cell: nn.RNNCellBase) -> str:
-    """``scan`` or ``fused``. Raises ``UsageError`` for another name, and for ``fused`` with a cell that lacks it.
+def choose_form(form: str, cell: nn.RNNCellBase, weights: PyTree = None) -> str:
+    """The form that runs, ``scan`` or ``fused``.
 
-    The rule of ``auto``: on a CPU, fused for every cell that is one matrix product and a pointwise function. With
-    derivatives of the cell's own it was faster at every size measured, without them between 4 % slower and 36 %
-    faster (docs/performance.md). On accelerators the plain scan, until the other has been measured there.
+    ``auto`` is the fused form on a CPU, for every cell that has one, and the plain scan elsewhere. On CPUs the fused
+    form was faster at every size measured if the cell has its own derivatives; otherwise it was between 4 % slower and
+    36 % faster (docs/performance.md). It has not been measured on accelerators.
+
+    Args:
+        form: a name in ``FORMS``.
+        cell: bound or not.
+        weights: what ``cell.weights()`` returned, if the caller has it.
+
+    Raises:
+        UsageError: for another name, and for ``fused`` with a cell without that form.
     """
     choose(form, FORMS, "form")
-    if form == "auto":
-        return "fused" if fits(cell) and jax.default_backend() == "cpu" else "scan"
-    if form == "fused" and not fits(cell):
+    if form == "scan" or (form == "auto" and jax.default_backend() != "cpu"):
+        return "scan"
+    if has_fused_form(cell, weights):
+        return "fused"
+    if form == "fused":
         raise UsageError(
-            f"{type(cell).__name__} has no fused form: that takes a jaxgen cell with `pointwise` and without a `step` "
-            'of its own. Use form="scan" or "auto".'
+            f"{type(cell).__name__} has no fused form: that needs a jaxgen cell with `pointwise`, without a `step` of "
+            'its own, and whose `weights()` are a `Weights`. Use form="scan" or "auto".'
         )
-    return form
+    return "scan"
 
 
 def unroll_projected(
     cell: Cell,
     carry: Carry,
-    z: Array,
+    z: Float[Array, "T B K"] | Float[Array, "K"],
     *,
     reset: ArrayLike | None = None,
     valid: ArrayLike | None = None,
@@ -47,29 +58,51 @@ def unroll_projected(
     reverse: bool = False,
     length: int | None = None,
     form: str = "auto",
-) -> tuple[Carry, Array]:
-    """Run a bound ``cell`` over an input it has already projected: z [T, B, K], or [K] with ``length``.
+) -> tuple[Carry, Float[Array, "T B H"]]:
+    """Run a bound ``cell`` over an input that is already projected.
 
-    The rest is as in ``run`` and ``unroll``. This is the part of ``unroll`` after the projection, for callers that
-    have a cheaper way to get z (a language model projects its V embeddings once and looks z up).
+    This is ``unroll`` after ``cell.project``, for callers that have a cheaper way to get ``z``: a language model
+    projects its V embeddings once and looks ``z`` up.
+
+    Args:
+        cell: the bound cell.
+        carry: the initial carry.
+        z: the projected input, or the same [K] for all steps with ``length``.
+        reset: as in ``run``.
+        valid: as in ``run``.
+        initial: as in ``run``.
+        reverse: as in ``run``.
+        length: T, if ``z`` is [K].
+        form: as in ``unroll``.
+
+    Returns:
+        The final carry and the outputs.
     """
     pure = cell.clone(parent=None)  # unbound: its fields can be read, its parameters cannot
     weights = cell.weights()
     masks: dict[str, Any] = {"reset": reset, "valid": valid, "initial": initial, "reverse": reverse}
-    chosen = choose_form(form, cell)
-    if z.ndim == 1:  # one z for all steps; by the plain scan, which need not repeat it T times
+    chosen = choose_form(form, cell, weights)
+    if z.ndim == 1:  # the plain scan need not repeat it T times
         bias = jnp.broadcast_to(z[None, :], (jax.tree.leaves(carry)[0].shape[0], z.shape[0]))
         return run(lambda w, c, _: pure.step(w, c, bias), weights, carry, None, **masks, length=length)
-    if chosen == "fused" and can_run(pure, weights):
+    if chosen == "fused" and not has_traced_fields(pure):
         return run_fused(pure, weights, carry, z, **masks)
     return run(pure.step, weights, carry, z, **masks)
 
 
-def _run_foreign(cell: nn.RNNCellBase, carry: Carry, x: Array, reset, valid, initial, reverse: bool):
-    """A Linen cell that is not ours: ``nn.scan`` keeps its parameters where ``nn.RNN`` has them."""
-    timed, masks_at = Masks.of(carry, reset, valid, initial).over_time(carry)
+def _run_foreign(
+    cell: nn.RNNCellBase,
+    carry: Carry,
+    x: Shaped[Array, "T B D"],
+    reset: ArrayLike | None,
+    valid: ArrayLike | None,
+    initial: Carry | None,
+    reverse: bool,
+) -> tuple[Carry, Shaped[Array, "T B H"]]:
+    """A Linen cell that is no ``Cell``, by ``nn.scan``: its parameters are where ``nn.RNN`` has them."""
+    timed, masks_at = Masks.create(carry, reset, valid, initial).over_time(carry)
 
-    def body(cell: nn.RNNCellBase, state: Carry, inputs: tuple) -> tuple[Carry, Array]:
+    def body(cell: nn.RNNCellBase, state: Carry, inputs: tuple[Array, Masks]) -> tuple[Carry, Array]:
         x_t, masks = inputs[0], masks_at(inputs[1])
         start = masks.before(state)
         return masks.after(start, *cell(start, x_t))
@@ -78,13 +111,13 @@ def _run_foreign(cell: nn.RNNCellBase, carry: Carry, x: Array, reset, valid, ini
     return scan(cell, carry, (x, timed))
 
 
-def _swap(tree: Any) -> Any:
-    """Exchange the first two axes of every leaf: batch-major to time-major and back."""
+def _swap(tree: PyTree) -> PyTree:
+    """Swap the first two axes of every leaf: batch-major to time-major and back."""
     return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), tree)
 
 
 def _widen(state: Carry | None, like: Carry) -> Carry | None:
-    """``state`` in a dtype that holds both its own and ``like``'s."""
+    """``state`` in the common dtype of its own and that of ``like``."""
     if state is None:
         return None
     return jax.tree.map(lambda a, b: jnp.asarray(a, promote(jnp.result_type(a), b.dtype)), state, like)
@@ -95,11 +128,11 @@ def _sizes(
     x: Array | None,
     carry: Carry,
     initial: Carry,
-    masks: dict,
+    masks: dict[str, ArrayLike | None],
     length: int | None,
     time_major: bool,
 ) -> tuple[int, int]:
-    """Validate the shapes, as they were given, before anything is traced; returns (T, B)."""
+    """Check the shapes as they were given, before anything is traced; return T and B."""
     axes = ["time", "batch"] if time_major else ["batch", "time"]
     time, rows = axes.index("time"), axes.index("batch")
     if x is None and length is None:
@@ -113,7 +146,7 @@ def _sizes(
     steps = x.shape[time] if x is not None else length or 0
 
     single = cell.initialize_carry(jax.random.key(0), (1, 0 if x is None else x.shape[-1]))
-    timed = initial is not None and per_step(initial, single)
+    timed = initial is not None and has_time_axis(initial, single)
     batches = [] if x is None else [x.shape[rows]]
     batches += [mask.shape[rows] for mask in masks.values() if mask is not None and mask.ndim == 2]
     batches += [leaf.shape[0] for leaf in jax.tree.leaves(carry) if leaf.ndim]
@@ -149,28 +182,37 @@ def unroll(
     time_major: bool = False,
     form: str = "auto",
 ) -> tuple[Carry, Array]:
-    """Run a bound ``cell`` over ``x`` [B, T, D]; returns the final carry and ys [B, T, H].
+    """Run a bound cell over a sequence.
 
-    The projection of the input is computed for all steps at once, outside the loop. ``carry`` defaults to
-    ``initial`` or, without that, to zeros; ``reset`` and ``valid`` [B, T], ``initial`` and ``reverse`` as in ``run``
-    (leaves of a per-step ``initial`` are [B, T, H]). ``x=None`` with ``length`` unrolls with no input: the cell
-    sees its bias alone. With ``time_major`` every [B, T, ...] above is [T, B, ...].
+    The input is projected for all steps at once, outside the loop. Any Linen ``RNNCellBase`` works: one that is no
+    jaxgen ``Cell`` runs through ``flax.linen.scan`` with its parameters where ``nn.RNN`` has them, and needs an input.
 
-    Any Linen ``RNNCellBase`` works. One that is no jaxgen ``Cell`` runs through ``flax.linen.scan`` with its
-    parameters where ``nn.RNN`` has them, and needs an input.
+    Args:
+        cell: the bound cell.
+        x: the input [B, T, D]. ``None`` with ``length``: there is no input, and the cell reads its bias only.
+        carry: the initial carry; ``initial`` by default, or zeros.
+        reset: rows that take the state ``initial`` before this step, [B, T].
+        valid: rows that are not padding at this step, [B, T]. The others keep their carry and output zeros.
+        initial: the state after a reset, zeros by default: leaves [B, H], or [B, T, H] for one at each step.
+        reverse: run from the last step to the first; the outputs keep their places.
+        length: T, if there is no input.
+        time_major: every [B, T, ...] above, and the outputs, are [T, B, ...].
+        form: how the recurrence is computed (``FORMS``): ``scan``, the plain loop; ``fused``, with a custom backward
+            pass and without forward-mode derivatives; ``auto``, one of the two by a fixed rule (``choose_form``).
 
-    ``form`` is how the recurrence is computed (``FORMS``): ``scan``, the plain loop; ``fused``, which has a backward
-    pass of its own and no forward-mode derivatives; ``auto``, the faster of the two by a fixed rule (``choose_form``).
+    Returns:
+        The final carry and the outputs [B, T, H].
 
-    Raises ``UsageError`` when shapes do not fit.
+    Raises:
+        UsageError: for shapes that do not fit.
     """
     steps, batch = _sizes(cell, x, carry, initial, {"reset": reset, "valid": valid}, length, time_major)
     if not time_major:
         x, reset, valid = _swap((x, reset, valid))
     zeros = cell.initialize_carry(jax.random.key(0), (batch, 0 if x is None else x.shape[-1]))
-    # A state of fewer digits than the cell keeps (bfloat16, integers) is widened, never the other way round.
+    # A state of lower precision than the cell's (bfloat16, integers) is widened; none is narrowed.
     carry, initial = (_widen(state, zeros) for state in (carry, initial))
-    timed = initial is not None and per_step(initial, zeros)
+    timed = initial is not None and has_time_axis(initial, zeros)
     if timed and not time_major:
         initial = _swap(initial)
     if carry is None:
@@ -180,7 +222,7 @@ def unroll(
     if reset is not None and initial is None:
         initial = zeros
     if x is not None and valid is not None:
-        # What stands in padding must not reach any sum, not even as 0 * NaN in a gradient.
+        # Padding must not reach any sum, not even as 0 * NaN in a gradient.
         x = mask_rows(jnp.asarray(valid, bool), x)
 
     if isinstance(cell, Cell):
@@ -197,8 +239,8 @@ def unroll(
         )
     elif x is None:
         raise UsageError(
-            f"unroll got x=None for {type(cell).__name__}, which has no form without an input: "
-            "give it an input, or use a jaxgen cell."
+            f"unroll got x=None for {type(cell).__name__}, which cannot run without an input: "
+            "give an input, or use a jaxgen cell."
         )
     else:
         choose_form(form, cell)

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from jaxgen.cells import CELLS, PRECISIONS, unroll
-from jaxgen.cells.fused import fits
+from jaxgen.cells.fused import has_fused_form
 from jaxgen.cells.precision import matmul
 from jaxgen.errors import UsageError
 from jaxgen.models import LanguageModel
@@ -64,7 +64,7 @@ def fresh(name):
 
 
 def forms(name):
-    return ["scan", "fused"] if fits(CELLS[name](features=1)) else ["scan"]
+    return ["scan", "fused"] if has_fused_form(CELLS[name](features=1)) else ["scan"]
 
 
 @pytest.mark.parametrize(("name", "form"), [(name, form) for name in CELLS for form in forms(name)])

@@ -7,7 +7,7 @@ from functools import cache, partial
 import pytest
 
 from jaxgen.cells import CELLS, unroll
-from jaxgen.cells.fused import fits
+from jaxgen.cells.fused import has_fused_form
 
 from .checks import CHECKS, Subject, name_of
 from .equations import EQUATIONS
@@ -16,7 +16,7 @@ from .equations import EQUATIONS
 @cache
 def subject(name: str) -> Subject:
     """The cell in its fused form, if it has one, on every device: one of the checks compares it with the plain scan."""
-    form = "fused" if fits(CELLS[name](features=1)) else "scan"
+    form = "fused" if has_fused_form(CELLS[name](features=1)) else "scan"
     return Subject(CELLS[name], equations=EQUATIONS.get(name), form=partial(unroll, form=form), optimise=True)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxgen.cells import GRU
+from jaxgen.cells import GRU, Elman
+from jaxgen.cells.fused import run_fused as fused
 from jaxgen.errors import UsageError
 from jaxgen.models import Decoder, Encoder, EncoderDecoder, LanguageModel
 from jaxgen.tasks.language.objective import LanguageTask
@@ -137,6 +141,36 @@ class CallsElse(LanguageModel):
 def test_an_override_that_training_would_not_use_is_refused():
     with pytest.raises(UsageError, match="__call__"):
         CallsElse(V)
+
+
+class OwnWeights(NamedTuple):
+    kernel: jax.Array
+    bias: jax.Array | None = None
+
+
+class HasOwnWeights(Elman):
+    def weights(self):
+        return OwnWeights(super().weights().kernel)
+
+
+class HasOwnStep(Elman):
+    @nn.nowrap
+    def step(self, weights, carry, z):
+        return super().step(weights, carry, z)
+
+
+@pytest.mark.parametrize("cell", [Elman, HasOwnWeights, HasOwnStep, nn.GRUCell], ids=lambda cell: cell.__name__)
+def test_the_form_that_is_recorded_is_the_form_that_runs(cell, monkeypatch):
+    calls = []
+
+    def run_fused(*args, **options):
+        calls.append(args)
+        return fused(*args, **options)
+
+    monkeypatch.setattr(sys.modules["jaxgen.cells.unroll"], "run_fused", run_fused)
+    task = LanguageTask(LanguageModel(V, cell, H))
+    jax.eval_shape(task.init, jax.random.key(0))
+    assert task.resolved_options() == {"form": "fused" if calls else "scan"}
 
 
 class SharperDecoder(EncoderDecoder):

@@ -17,7 +17,7 @@ from flax import linen as nn
 from PIL import Image
 
 from jaxgen.cells import CELLS, unroll
-from jaxgen.cells.fused import fits
+from jaxgen.cells.fused import has_fused_form
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.sampler import Sampler
@@ -78,7 +78,7 @@ def cell():
 
 
 FORMS = [(name, "scan") for name in ["flax's gru", *CELLS]]
-FORMS += [(name, "fused") for name, kind in CELLS.items() if fits(kind(features=H))]
+FORMS += [(name, "fused") for name, kind in CELLS.items() if has_fused_form(kind(features=H))]
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
