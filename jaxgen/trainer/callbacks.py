@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from jaxgen.errors import CheckpointError
 from jaxgen.plots.loss import Best, draw_losses
 from jaxgen.runs.directory import RunDirectory
+from jaxgen.runs.lock import RunLock
 from jaxgen.runs.logs import MetricsLog, append_sample, truncate_samples
 from jaxgen.tasks.base import Inference, TaskData
 from jaxgen.trainer.events import Emit, Evaluated, Event, Finished, Note, Progress, Sampled, Started
@@ -51,12 +52,13 @@ class Callback:
 
 
 class MetricsWriter(Callback):
-    """Appends each evaluation to ``metrics.jsonl``."""
+    """Appends each evaluation to ``metrics.jsonl``. Raises ``CheckpointError`` if the run's lock was lost."""
 
     def __init__(self, run: RunDirectory) -> None:
-        self._log = MetricsLog(run.metrics_path)
+        self._run, self._log = run, MetricsLog(run.metrics_path)
 
     def on_evaluation(self, event: Evaluated) -> None:
+        RunLock.check(self._run.path)
         self._log.append(event.row)
 
     def truncate_after(self, step: int) -> None:
@@ -64,16 +66,17 @@ class MetricsWriter(Callback):
 
 
 class SamplesWriter(Callback):
-    """Appends each example to ``samples.txt``."""
+    """Appends each example to ``samples.txt``. Raises ``CheckpointError`` if the run's lock was lost."""
 
     def __init__(self, run: RunDirectory) -> None:
-        self._path = run.samples_path
+        self._run = run
 
     def on_sample(self, event: Sampled) -> None:
-        append_sample(self._path, event.step, event.text)
+        RunLock.check(self._run.path)
+        append_sample(self._run.samples_path, event.step, event.text)
 
     def truncate_after(self, step: int) -> None:
-        truncate_samples(self._path, step)
+        truncate_samples(self._run.samples_path, step)
 
 
 class ReportWriter(Callback):

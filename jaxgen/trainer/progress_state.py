@@ -38,6 +38,13 @@ class ProgressState:
             raise CheckpointError(f"A checkpoint of the run {run} was not saved by this jaxgen. Copy the run again.")
         return cls(**host)
 
+    def evaluated(self, step: int, cost: float) -> None:
+        """Note an evaluation: a new best, or one more without an improvement."""
+        if self.best is None or cost < self.best:
+            self.best, self.best_step, self.bad_evals = cost, step, 0
+        else:
+            self.bad_evals += 1
+
 
 #: Weight of the earlier calls beside the next one.
 DECAY = 0.8

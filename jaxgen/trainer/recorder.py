@@ -1,4 +1,4 @@
-"""The recorder of a training run: writes the run directory, holds its lock and calls the callbacks."""
+"""The recorder of a training run: its directory, its lock, its checkpoints and its callbacks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock
 from jaxgen.runs.manifest import DamagedCheckpointError
-from jaxgen.tasks.base import Inference, TaskData
+from jaxgen.tasks.base import TaskData
 from jaxgen.trainer.callbacks import Callback, Emitter, MetricsWriter, Plots, ReportWriter, SamplesWriter
-from jaxgen.trainer.events import Emit, Evaluated, Finished, Note, Progress, Sampled, Started
+from jaxgen.trainer.events import Emit, Note
 from jaxgen.training.step import TrainState
 from jaxgen.types import Params
 
 
-class NullRecorder(Callback):
+class NullRecorder:
     """Records nothing: the recorder of all processes but the main one, and of steps that are only timed."""
 
+    callbacks: Sequence[Callback] = ()
     store: CheckpointStore | None = None
 
     def __enter__(self) -> NullRecorder:
@@ -30,6 +31,12 @@ class NullRecorder(Callback):
 
     def __exit__(self, *exc: object) -> None:
         pass
+
+    def wait(self) -> None:
+        """Wait for what callbacks do in the background."""
+
+    def truncate_after(self, step: int) -> None:
+        """Drop all checkpoints and records after ``step``."""
 
     def save(
         self, step: int, state: TrainState, host: Mapping[str, Any], metric: float | None = None, keep: bool = False
@@ -53,7 +60,7 @@ class NullRecorder(Callback):
 
 
 class Recorder(NullRecorder):
-    """Writes a run directory and calls ``callbacks`` in order. While entered, it holds the lock of the run."""
+    """Writes a run directory and holds its lock while entered; the training loop calls its ``callbacks`` in order."""
 
     store: CheckpointStore
 
@@ -70,39 +77,14 @@ class Recorder(NullRecorder):
     def __exit__(self, *exc: object) -> None:
         self._entered.close()
 
-    def on_start(self, event: Started) -> None:
-        self._call("on_start", event)
-
-    def on_step(self, event: Progress) -> None:
-        self._call("on_step", event)
-
-    def on_evaluation(self, event: Evaluated) -> None:
-        RunLock.check(self.run.path)
-        self._call("on_evaluation", event)
-
-    def on_sample(self, event: Sampled) -> None:
-        RunLock.check(self.run.path)
-        self._call("on_sample", event)
-
-    def on_checkpoint(self, step: int) -> None:
-        self._call("on_checkpoint", step)
-
-    def on_note(self, event: Note) -> None:
-        self._call("on_note", event)
-
-    def on_end(self, event: Finished, inference: Inference) -> None:
-        self._call("on_end", event, inference)
+    def wait(self) -> None:
+        for callback in self.callbacks:
+            callback.wait()
 
     def truncate_after(self, step: int) -> None:
         self.store.truncate(step)
-        self._call("truncate_after", step)
-
-    def wait(self) -> None:
-        self._call("wait")
-
-    def _call(self, method: str, *args: Any) -> None:
         for callback in self.callbacks:
-            getattr(callback, method)(*args)
+            callback.truncate_after(step)
 
     def save(
         self, step: int, state: TrainState, host: Mapping[str, Any], metric: float | None = None, keep: bool = False
@@ -120,7 +102,8 @@ class Recorder(NullRecorder):
         try:
             return best, self.store.restore_params(best, like)[0]
         except DamagedCheckpointError as error:  # the last weights are still there
-            self.on_note(Note(f"WARNING: {error} The report is of step {step:,} instead, the last."))
+            for callback in self.callbacks:
+                callback.on_note(Note(f"WARNING: {error} The report is of step {step:,} instead, the last."))
             return None
 
 

@@ -323,7 +323,7 @@ def _resume(
     state, progress = None, asdict(ProgressState())
     with group.all_or_none():
         if isinstance(recorder, Recorder):
-            state, progress = _restore_progress(recorder, like)
+            state, progress = _restore_progress(recorder, like, emit)
             write_config(run, config, resolved)
     if state is None:
         state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
@@ -331,7 +331,7 @@ def _resume(
     return trainer.set_state(group.broadcast_tree(state))
 
 
-def _restore_progress(recorder: Recorder, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+def _restore_progress(recorder: Recorder, like: TrainState, emit: Emit) -> tuple[TrainState, dict[str, Any]]:
     """The state and progress of the newest good checkpoint; drops what was recorded after it."""
     path, store = recorder.run.path, recorder.store
     if store.latest() is None:
@@ -342,7 +342,7 @@ def _restore_progress(recorder: Recorder, like: TrainState) -> tuple[TrainState,
     step, state, host, problems = store.restore_newest_good(like)
     progress = asdict(ProgressState.read(host, path))
     for problem in problems:
-        recorder.on_note(Note(f"WARNING: {problem} Continuing from step {step:,}."))
+        emit(Note(f"WARNING: {problem} Continuing from step {step:,}."))
     recorder.truncate_after(step)
     return state, progress
 

@@ -109,7 +109,9 @@ class Trainer:
         with self.recorder:
             step = int(self._state.step)
             summary = run_summary(self.config, self.data, self.resolved, self.group.count)
-            self.recorder.on_start(Started(str(self.run.path), summary, step, self.total_steps))
+            started = Started(str(self.run.path), summary, step, self.total_steps)
+            for callback in self.recorder.callbacks:
+                callback.on_start(started)
             with StopSignals() as signals, ThreadPoolExecutor(1) as pool:
                 stop = self.group.stop_flag(signals, self.devices)
                 try:
@@ -201,7 +203,9 @@ class Trainer:
         self._throughput.completed(number * self.data.units_per_step, now - clock)
         speed = self._throughput.estimate
         left = (self.total_steps - step) * self.data.units_per_step / speed
-        self.recorder.on_step(Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left))
+        progress = Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left)
+        for callback in self.recorder.callbacks:
+            callback.on_step(progress)
         return now
 
     def time_call(self, step: int) -> tuple[float, int]:
@@ -223,7 +227,8 @@ class Trainer:
             with self.group.all_or_none():
                 if self.group.is_main:
                     for each in self.data.examples(self._inference_with(self._state.params), final=False):
-                        self.recorder.on_sample(Sampled(step, *each))
+                        for callback in self.recorder.callbacks:
+                            callback.on_sample(Sampled(step, *each))
         self._save(step, metric)  # last, because it makes all of the above final
 
     def _evaluate(self, step: int) -> float | None:
@@ -235,20 +240,14 @@ class Trainer:
         with self.group.all_or_none():
             if self.group.is_main:
                 metrics |= self.data.generation_metrics(self._inference_with(self._state.params), False)
-                cost = self._update_progress(step, metrics)
+                cost = self.data.METRIC.cost(metrics)
+                self.progress.evaluated(step, cost)
                 row = self._row(step, metrics)
+                evaluated = Evaluated(row, self.progress.best_step, self.data.headline(row))
+                for callback in self.recorder.callbacks:
+                    callback.on_evaluation(evaluated)
                 self.progress.loss_sum = self.progress.loss_count = 0.0
-                self.recorder.on_evaluation(Evaluated(row, self.progress.best_step, self.data.headline(row)))
         self.progress = ProgressState(**self.group.broadcast_json(asdict(self.progress)))
-        return cost
-
-    def _update_progress(self, step: int, metrics: dict[str, Any]) -> float:
-        """Note whether an evaluation is the best so far; returns its cost."""
-        progress, cost = self.progress, self.data.METRIC.cost(metrics)
-        if progress.best is None or cost < progress.best:
-            progress.best, progress.best_step, progress.bad_evals = cost, step, 0
-        else:
-            progress.bad_evals += 1
         return cost
 
     def _row(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -279,7 +278,8 @@ class Trainer:
         state = self.gathered_state()
         with self.group.all_or_none():
             self.recorder.save(step, state, asdict(self.progress), metric, keep)
-        self.recorder.on_checkpoint(step)
+        for callback in self.recorder.callbacks:
+            callback.on_checkpoint(step)
 
     def _finish(self, step: int) -> Finished:
         """Report on the best checkpoint: all evaluations in full, examples and plots."""
@@ -303,7 +303,8 @@ class Trainer:
         samples = [(each.title, each.text) for each in self.data.examples(inference, final=True)]
         summary, command = self.data.report_lines(report), self.data.next_command(path)
         finished = Finished(path, step, best_step, report, summary, command, samples)
-        self.recorder.on_end(finished, inference)
+        for callback in self.recorder.callbacks:
+            callback.on_end(finished, inference)
         return finished
 
     # --- how training can end early
@@ -353,4 +354,5 @@ class Trainer:
         return step
 
     def _note(self, text: str) -> None:
-        self.recorder.on_note(Note(text))
+        for callback in self.recorder.callbacks:
+            callback.on_note(Note(text))

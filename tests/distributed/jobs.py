@@ -20,6 +20,7 @@ if "JAXGEN_LAUNCHED_BY" not in os.environ and "--coordinator" in sys.argv:
     sys.exit(main())  # only waits
 
 import jaxgen.distributed.processes as joining
+import jaxgen.trainer.callbacks as callbacks
 import jaxgen.trainer.recorder as recorder
 import jaxgen.trainer.trainer as trainer
 
@@ -54,7 +55,7 @@ if step.isdigit():
     trainer.Trainer._read_metrics = reading
 elif what != "nothing":  # Class.method, before which it happens
     kind, name = step.split(".")
-    kind = getattr(trainer, kind, None) or getattr(recorder, kind)
+    kind = next(getattr(module, kind) for module in (trainer, recorder, callbacks) if hasattr(module, kind))
     setattr(kind, name, late(getattr(kind, name)))
 if __name__ == "__main__":
     sys.exit(main())

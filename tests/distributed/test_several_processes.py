@@ -181,8 +181,8 @@ def test_a_signal_before_the_first_step_stops_all_behind_it(jobs, asked):
 @pytest.mark.parametrize(
     ("lost", "where"),
     [
-        (0, "Recorder.on_evaluation"),
-        (0, "Recorder.on_sample"),
+        (0, "MetricsWriter.on_evaluation"),
+        (0, "SamplesWriter.on_sample"),
         (0, "Recorder.save"),
         (0, "Trainer._conclude"),
         (1, "Trainer._evaluate"),

@@ -153,7 +153,7 @@ def test_the_speed_told_is_that_of_steps_that_compiled_nothing(table, tmp_path, 
         state, log = train(key, state, given, number)
         return state, log._replace(loss=Waited(log.loss))
 
-    monkeypatch.setattr(run, "_steps", ticking)
+    monkeypatch.setattr(run, "_train_steps", ticking)
     monkeypatch.setattr(run.inputs, "steps_in_call", lambda step: 1)
     monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     run.train()

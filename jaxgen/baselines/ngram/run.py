@@ -49,7 +49,8 @@ class NGramRun(Trainer):
         """Evaluate the model, save it if that was not done before, and report."""
         try:
             with self.recorder, RaiseOnSignal():
-                self.recorder.on_start(Started(str(self.run.path), self._summary(), 0, 0))
+                for callback in self.recorder.callbacks:
+                    callback.on_start(Started(str(self.run.path), self._summary(), 0, 0))
                 params = self._state.params
                 metrics = self._metrics(params, final=True)
                 if self.recorder.store is not None and self.recorder.store.latest() is None:
