@@ -1,33 +1,34 @@
-"""The picture of a run: loss against step, the best point, and the learning rate below."""
+"""The loss curve of a run, with the best checkpoint and the learning rate."""
 
 from __future__ import annotations
 
-import io
-import logging
 import math
 import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from jaxgen.fsutil import replace_file
+from jaxgen.plots.figure import GREY, INK, RATE, TRAIN, VALIDATION, new_figure, save_figure, shorten, style_axes
 
-INK, GREY, GRID = "#22262e", "#737985", "#e4e6ea"
-TRAIN, VALIDATION, RATE = "#4c78a8", "#d9622b", "#3f8f6b"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: A row of ``metrics.jsonl``.
+Row = Mapping[str, Any]
 
 
 class Best(NamedTuple):
-    """The best checkpoint: its step, and the name of the figure that says so."""
+    """The best checkpoint: its step, and the name of the metric that decides."""
 
     step: int
     by: str = "val_loss"
 
 
 class Mark(NamedTuple):
-    """Where in the picture the best checkpoint is, and what is written there."""
+    """The point of the best checkpoint in the plot, and its label."""
 
     step: float
     loss: float
@@ -35,46 +36,27 @@ class Mark(NamedTuple):
 
 
 def draw_losses(
-    metrics: Sequence[Mapping[str, Any]],
+    metrics: Sequence[Row],
     path: str | os.PathLike[str],
     title: str,
     target: str = "token",
     best: Best | None = None,
 ) -> None:
-    """Draw the losses of ``metrics`` (rows of ``metrics.jsonl``; any value may be absent) as a PNG at ``path``.
+    """Plot the losses of ``metrics`` (rows of ``metrics.jsonl``; any value may be absent) as a PNG at ``path``.
 
-    1000 x 600 pixels: training loss per step and smoothed, validation loss with the best checkpoint (by default the
-    one of the lowest), bits per character on the right where the rows have them, learning rate below. ``target`` is
-    what a loss is of. Raises ``CheckpointError`` when it cannot be written.
+    1000 x 600 pixels: training loss per step and smoothed, validation loss with the best checkpoint (by default that of
+    the lowest loss), bits per character on the right where the rows have them, learning rate below. ``target`` is what
+    the loss is per. Raises ``CheckpointError`` when it cannot be written.
     """
-    save_picture(path, lambda: _render(metrics, title, target, best))
+    save_figure(path, lambda: _draw(metrics, title, target, best))
 
 
-def save_picture(path: str | os.PathLike[str], render: Callable[[], bytes]) -> None:
-    """Write what ``render`` draws to ``path``, with nothing said on the way.
-
-    Raises ``CheckpointError`` when it cannot be written.
-    """
-    logger = logging.getLogger("matplotlib")  # it announces font caches and odd home folders on standard error
-    level = logger.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters that the font lacks
-        logger.setLevel(logging.CRITICAL)
-        try:
-            data = render()
-        finally:
-            logger.setLevel(level)
-    replace_file(Path(path), data)
-
-
-def _render(metrics: Sequence[Mapping[str, Any]], title: str, target: str, best: Best | None) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def _draw(metrics: Sequence[Row], title: str, target: str, best: Best | None) -> Figure:
+    from matplotlib.ticker import StrMethodFormatter
 
     train, validation = _series(metrics, "train_loss"), _series(metrics, "val_loss")
     rate = _series(metrics, "learning_rate")
-    figure = Figure(figsize=(10, 6), dpi=100, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 6, "constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr,call-arg]
     if rate.size:
         losses, below = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
@@ -88,16 +70,17 @@ def _render(metrics: Sequence[Mapping[str, Any]], title: str, target: str, best:
     if bits_per_nat:
         _add_bits(losses, bits_per_nat)
     for axes in {losses, below}:
-        _dress(axes)
+        style_axes(axes, grid="y")
+        axes.margins(x=0.015)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.get_major_locator().set_params(integer=True)
     below.set_xlabel("step", color=INK)
     losses.set_title(shorten(title), loc="left", color=INK, fontsize=13, fontweight="bold", pad=12, parse_math=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return figure
 
 
-def mark_of(metrics: Sequence[Mapping[str, Any]], best: Best | None = None) -> Mark | None:
-    """The ``best`` checkpoint among rows of metrics, or the one of the lowest validation loss, if it has a loss."""
+def mark_of(metrics: Sequence[Row], best: Best | None = None) -> Mark | None:
+    """The mark of the ``best`` checkpoint, or of that with the lowest validation loss; None if it has no loss."""
     validation = _series(metrics, "val_loss")
     if best is None and validation.size:
         best = Best(int(validation[np.argmin(validation[:, 1]), 0]))
@@ -115,7 +98,7 @@ def mark_of(metrics: Sequence[Mapping[str, Any]], best: Best | None = None) -> M
     return Mark(step, loss, f"best {name} {figure[0, 1]:.3f} (loss {loss:.3f}) at step {step:,.0f}")
 
 
-def _draw_losses(axes: Any, train: np.ndarray, validation: np.ndarray, mark: Mark | None, target: str) -> None:
+def _draw_losses(axes: Axes, train: np.ndarray, validation: np.ndarray, mark: Mark | None, target: str) -> None:
     if not train.size and not validation.size:
         axes.text(0.5, 0.5, "no losses yet", transform=axes.transAxes, ha="center", va="center", color=GREY)
         return
@@ -135,7 +118,7 @@ def _draw_losses(axes: Any, train: np.ndarray, validation: np.ndarray, mark: Mar
     axes.set_ylabel(f"loss (nats per {target})", color=INK)
 
 
-def _draw_mark(axes: Any, mark: Mark, middle: float) -> None:
+def _draw_mark(axes: Axes, mark: Mark, middle: float) -> None:
     axes.plot([mark.step], [mark.loss], "o", ms=9, mfc="white", mec=VALIDATION, mew=2.2, zorder=5)
     axes.annotate(
         mark.text,
@@ -151,7 +134,7 @@ def _draw_mark(axes: Any, mark: Mark, middle: float) -> None:
     )
 
 
-def _draw_rate(axes: Any, rate: np.ndarray) -> None:
+def _draw_rate(axes: Axes, rate: np.ndarray) -> None:
     axes.plot(*rate.T, color=RATE, lw=1.6, marker="." if len(rate) == 1 else None)
     axes.fill_between(*rate.T, color=RATE, alpha=0.12, lw=0)
     axes.set_ylim(0, max(float(rate[:, 1].max()) * 1.15, 1e-12))
@@ -161,78 +144,60 @@ def _draw_rate(axes: Any, rate: np.ndarray) -> None:
     axes.yaxis.get_offset_text().set(color=GREY, fontsize=8)
 
 
-def _limit(axes: Any, train: np.ndarray, validation: np.ndarray, mark: Mark | None) -> None:
-    """Let what is learnt late fill the height: the fall of the first steps and rare spikes may leave it.
+def _limit(axes: Axes, train: np.ndarray, validation: np.ndarray, mark: Mark | None) -> None:
+    """Limit the loss axis to the late part of training: the first steps and rare spikes may lie outside.
 
-    The best checkpoint does not leave it, however high its loss is.
+    The best checkpoint always lies inside.
     """
     values = np.concatenate([train[:, 1], validation[:, 1]])
     if len(values) < 2:
         return
     low, high = values.min(), values.max()
     if len(train) >= 100:
-        fallen = len(train) // 33
-        high = max(smooth(*train.T)[fallen], np.quantile(train[fallen:, 1], 0.995))
+        early = len(train) // 33
+        high = max(smooth(*train.T)[early], np.quantile(train[early:, 1], 0.995))
         if validation.size:
             high = max(high, np.quantile(validation[:, 1], 0.9))
     high = high if mark is None else max(high, mark.loss)
-    room = max(high - low, 1e-3)
-    axes.set_ylim(low - 0.08 * room, high + 0.08 * room)
+    span = max(high - low, 1e-3)
+    axes.set_ylim(low - 0.08 * span, high + 0.08 * span)
 
 
 def _bits_per_nat(loss: np.ndarray, bits: np.ndarray) -> float:
-    """Bits per character are the loss times one number, the run's own; 0 where the rows do not tell it."""
-    both = {step: value for step, value in loss if value > 0}
-    ratios = [value / both[step] for step, value in bits if step in both and value > 0]
+    """Bits per character divided by nats of loss, which is constant within a run; 0 if the rows do not tell."""
+    losses = {step: value for step, value in loss if value > 0}
+    ratios = [value / losses[step] for step, value in bits if step in losses and value > 0]
     return float(np.median(ratios)) if ratios else 0.0
 
 
-def _add_bits(axes: Any, bits_per_nat: float) -> None:
-    right = axes.secondary_yaxis("right", functions=(lambda x: x * bits_per_nat, lambda x: x / bits_per_nat))
+def _add_bits(axes: Axes, bits_per_nat: float) -> None:
+    right = axes.secondary_yaxis(
+        "right", functions=(partial(np.multiply, bits_per_nat), partial(np.multiply, 1 / bits_per_nat))
+    )
     right.set_ylabel("bits per character", color=INK, labelpad=8)
     right.tick_params(colors=GREY, labelsize=9, length=0)
     right.spines["right"].set_visible(False)
 
 
-def _dress(axes: Any) -> None:
-    from matplotlib.ticker import StrMethodFormatter
-
-    axes.grid(axis="y", color=GRID, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=GREY, labelsize=9, length=0)
-    axes.margins(x=0.015)
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(GREY)
-
-
 def smooth(steps: np.ndarray, values: np.ndarray, width: float = 0.1) -> np.ndarray:
-    """The mean over the steps within a tenth (``width``) above and below each.
+    """A moving mean over the steps within a share ``width`` below and above each step.
 
-    The window is even in log(step): it follows the steep beginning and calms the long tail.
+    The window is symmetric in log(step): short at the steep start, long in the noisy tail.
     """
     total = np.concatenate([[0.0], np.cumsum(values)])
     first = np.searchsorted(steps, steps / (1 + width), side="left")
-    # As many points on either side, so that the ends are not dragged towards the middle.
+    # As many points on either side, so that the ends are not biased towards the middle.
     index = np.arange(len(steps))
     reach = np.minimum(index - first, len(steps) - 1 - index)
     return (total[index + reach + 1] - total[index - reach]) / (2 * reach + 1)
 
 
-def _series(metrics: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+def _series(metrics: Sequence[Row], name: str) -> np.ndarray:
     """[N, 2]: step and value of the rows where both are finite numbers, by step."""
     points = [(row.get("step"), row.get(name)) for row in metrics]
     finite = {step: value for step, value in points if _is_number(step) and _is_number(value)}
     return np.array(sorted(finite.items()), dtype=float).reshape(-1, 2)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def shorten(title: str) -> str:
-    """A title in one line that fits."""
-    line = " ".join(title.split())
-    return line if len(line) <= 90 else line[:89] + "…"

@@ -1,65 +1,69 @@
-"""The picture of an evaluation: quality against diversity, a point for each temperature."""
+"""The plot of ``jaxgen evaluate``: quality against diversity, a point for each temperature."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxgen.plots.loss import GREY, GRID, INK, TRAIN, VALIDATION, save_picture, shorten
+from jaxgen.plots.figure import GREY, INK, TRAIN, VALIDATION, new_figure, save_figure, shorten, style_axes
 
-#: What is drawn upwards: name in the rows, label of the axis, factor.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: A row of a quality report.
+Row = Mapping[str, Any]
+#: x, y and label.
+Point = tuple[float, float, str]
+#: The y axis of each panel: name in the rows, label, factor.
 PANELS = (("logp", "mean log-likelihood (nats a token)", 1.0), ("known_words", "words known from training (%)", 100.0))
 
 
 def draw_quality(
-    rows: Sequence[Mapping[str, Any]],
-    real: Mapping[str, Any] | None,
+    rows: Sequence[Row],
+    real: Row | None,
     path: str | os.PathLike[str],
     title: str,
     unit: str = "word",
 ) -> None:
-    """Draw ``rows`` (temperature, logp, known_words, distinct) and the row of ``real`` text as a PNG at ``path``.
+    """Plot ``rows`` (temperature, logp, known_words, distinct) and the row of ``real`` text as a PNG at ``path``.
 
     1000 x 600 pixels: mean log-likelihood against distinct-2, and beside it the share of known words where the rows
     have it. Values may be absent. Raises ``CheckpointError`` when it cannot be written.
     """
-    save_picture(path, lambda: _render(rows, real, title, unit))
+    save_figure(path, lambda: _draw(rows, real, title, unit))
 
 
-def _render(rows: Sequence[Mapping[str, Any]], real: Mapping[str, Any] | None, title: str, unit: str) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 6), dpi=100, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+def _draw(rows: Sequence[Row], real: Row | None, title: str, unit: str) -> Figure:
+    figure = new_figure(10, 6, "constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.06)  # type: ignore[union-attr,call-arg]
     panels = [panel for panel in PANELS if panel is PANELS[0] or _points(rows, panel[0], panel[2])]
-    places = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (name, label, factor) in zip(places, panels):
-        _draw(axes, _points(rows, name, factor), _points([real] if real else [], name, factor))
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, label, factor) in zip(all_axes, panels):
+        _draw_panel(axes, _points(rows, name, factor), _points([real] if real else [], name, factor))
         axes.set_ylabel(label, color=INK)
         axes.set_xlabel(f"distinct-2 (share of {unit} pairs that are new)", color=INK)
-        _dress(axes)
-    _explain(places[0], [row for row in rows if row["distinct"][1] is None], unit)
+        style_axes(axes, grid="both")
+        axes.margins(0.12)
+    _explain(all_axes[0], [row for row in rows if row["distinct"][1] is None], unit)
     figure.suptitle(shorten(title), x=0.012, ha="left", color=INK, fontsize=13, fontweight="bold", parse_math=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return figure
 
 
-def _points(rows: Sequence[Mapping[str, Any]], name: str, factor: float) -> list[tuple[float, float, str]]:
-    """x, y and label of the rows that have both."""
-    there = [row for row in rows if row["distinct"][1] is not None and row[name] is not None]
-    return [(row["distinct"][1], factor * row[name], _label(row["temperature"])) for row in there]
+def _points(rows: Sequence[Row], name: str, factor: float) -> list[Point]:
+    """x, y and label of each row that has both values."""
+    complete = [row for row in rows if row["distinct"][1] is not None and row[name] is not None]
+    return [(row["distinct"][1], factor * row[name], _label(row["temperature"])) for row in complete]
 
 
 def _label(temperature: float | None) -> str:
     return "validation text" if temperature is None else f"{temperature:g}"
 
 
-def _draw(axes: Any, drawn: Sequence[tuple[float, float, str]], real: Sequence[tuple[float, float, str]]) -> None:
+def _draw_panel(
+    axes: Axes, drawn: Sequence[tuple[float, float, str]], real: Sequence[tuple[float, float, str]]
+) -> None:
     if not drawn and not real:
         axes.text(0.5, 0.5, "nothing to compare", transform=axes.transAxes, ha="center", va="center", color=GREY)
         return
@@ -74,7 +78,7 @@ def _draw(axes: Any, drawn: Sequence[tuple[float, float, str]], real: Sequence[t
         axes.plot([at], [height], "D", ms=8, mfc=VALIDATION, mec="white", mew=1.2, zorder=4, label=label)
 
 
-def _explain(axes: Any, missing: Sequence[Mapping[str, Any]], unit: str) -> None:
+def _explain(axes: Axes, missing: Sequence[Row], unit: str) -> None:
     if missing:
         names = ", ".join(_label(row["temperature"]) for row in missing)
         axes.plot([], [], " ", label=f"no {unit} pairs at {names}")
@@ -82,7 +86,7 @@ def _explain(axes: Any, missing: Sequence[Mapping[str, Any]], unit: str) -> None
         axes.legend(loc="best", frameon=False, labelcolor=INK)
 
 
-def _annotate(axes: Any, x: float, y: float, text: str, color: str) -> None:
+def _annotate(axes: Axes, x: float, y: float, text: str, color: str) -> None:
     axes.annotate(
         text,
         (x, y),
@@ -94,13 +98,3 @@ def _annotate(axes: Any, x: float, y: float, text: str, color: str) -> None:
         bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
         zorder=5,
     )
-
-
-def _dress(axes: Any) -> None:
-    axes.grid(color=GRID, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=GREY, labelsize=9, length=0)
-    axes.margins(0.12)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(GREY)

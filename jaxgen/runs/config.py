@@ -1,4 +1,4 @@
-"""The configuration of a training run: one strict definition for the command line, TOML files and ``config.json``."""
+"""The settings of a training run: one strict definition for the command line, TOML files and ``config.json``."""
 
 from __future__ import annotations
 
@@ -15,112 +15,112 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from jaxgen.errors import UsageError, choose
 
 Positive = Annotated[int, Field(gt=0)]
-#: Sizes beyond these are typing errors; they would exhaust the memory or the patience before any message.
+#: Larger sizes are typing errors, and would exhaust the memory before any message.
 MAX_SIZE, MAX_LAYERS = 65_536, 64
 Size = Annotated[int, Field(gt=0, le=MAX_SIZE)]
-#: Longer runs are typing errors too, and steps are counted in int32; their number is computed from all three.
+#: Longer runs are typing errors too; steps are counted in int32.
 MAX_STEPS, MAX_EPOCHS, MAX_MINUTES = 2 * 10**9, 10**6, 10**6
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-#: Beams of a text that is written for an input, at most: all of a block of inputs are computed together.
+#: The largest number of beams per input: those of a whole block of inputs are computed together.
 MAX_BEAM = 64
 Beam = Annotated[int, Field(ge=0, le=MAX_BEAM)]
-#: JAX wraps larger seeds silently.
+#: JAX silently wraps larger seeds.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
-#: Larger configuration files are something else.
+#: A larger file is no configuration file.
 MAX_CONFIG_BYTES = 2**20
-#: The longest name of a file or folder that systems take, in bytes, and what is shown of a wrong value, in characters.
+#: The longest name of a file or folder, in bytes, and the longest part of a wrong value in a message, in characters.
 MAX_NAME, MAX_SHOWN = 255, 200
 
 Config = TypeVar("Config", bound=BaseModel)
 
 
 class TrainConfig(BaseModel):
-    """What every task shares. The docstring under a field is its help text on the command line."""
+    """The settings that all tasks share. The docstring of a field is its help text on the command line."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     task: ClassVar[str]
-    #: Named settings: name -> (what to expect, values). A value given otherwise wins; ``steps`` is only a default.
+    #: Named settings: name -> (what to expect, values). Flags and files override them; ``steps`` is only a default.
     presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]]
-    #: Command lines that show what else can be done.
+    #: Example command lines for the help text.
     examples: ClassVar[tuple[str, ...]] = ()
-    #: Fields that a resumed run may change; all others would make it another run.
+    #: Fields that a resumed run may change.
     may_change: ClassVar[frozenset[str]] = frozenset(
         {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "on_nan", "tensorboard", "run"}
     )
 
-    #: Fields that say where the data lie. A resumed run may find the same data elsewhere.
+    #: Fields that name data files. A resumed run may find the same data elsewhere.
     places: ClassVar[frozenset[str]] = frozenset({"data", "val_data", "test_data", "captions", "val_captions"})
 
     preset: str = "small"
     """Named settings, listed above."""
     run: Annotated[str, Field(min_length=1)] | None = None
-    """Folder of the run. By default the next free runs/TASK-N."""
+    """Folder of the run. Default: the next free runs/TASK-N."""
     seed: Seed = 0
-    """Everything random follows from it: initial weights, the order of the data, dropout, samples."""
+    """Seed of everything random: initial weights, the order of the data, dropout, samples."""
 
     # The model
     model: str = "rnn"
-    """What to train: a recurrent network, or a model to compare it with."""
+    """The model: a recurrent network, or a baseline to compare it with."""
     cell: str = "lstm"
     """Recurrent cell."""
     cell_options: dict[str, Finite | str] = {}
     """Options of the cell, as NAME VALUE pairs, for example: forget_bias 2.0."""
     layers: Annotated[int, Field(gt=0, le=MAX_LAYERS)] = 1
-    """Recurrent layers, one above the other."""
+    """Number of recurrent layers."""
     hidden: Size = 256
-    """Units in a layer's state."""
+    """Units per layer."""
     dropout: Fraction = 0.0
-    """Share of each layer's outputs dropped in training (between layers and above the last)."""
+    """Dropout rate of each layer's outputs (between layers and after the last)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 rounds the factors of matrix products: faster where the processor can, less exact."""
+    """bfloat16 rounds the inputs of matrix products: faster on processors that support it, less exact."""
 
-    # The optimiser
+    # The optimizer
     batch_size: Size = 32
-    """Rows in a batch."""
+    """Rows per batch."""
     steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] | None = None
     """Training steps (one batch each). Give this, --epochs or --minutes; the default is the preset's."""
     epochs: Annotated[float, Field(gt=0, le=MAX_EPOCHS, allow_inf_nan=False)] | None = None
     """Passes over the training data, instead of --steps."""
     minutes: Annotated[float, Field(gt=0, le=MAX_MINUTES, allow_inf_nan=False)] | None = None
-    """Time to train, instead of --steps: a few steps are measured, then the number of steps is fixed."""
+    """Time to train, instead of --steps: a few steps are timed, then the number of steps is fixed."""
     optimizer: str = "adamw"
-    """How gradients become updates."""
+    """Optimizer."""
     optimizer_options: dict[str, Finite] = {}
-    """Options of the optimiser, as NAME VALUE pairs, for example: b2 0.99."""
+    """Options of the optimizer, as NAME VALUE pairs, for example: b2 0.99."""
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4e-3
     """Peak learning rate."""
     schedule: str = "cosine"
-    """Course of the learning rate after the warm-up."""
+    """Learning rate schedule after the warm-up."""
     warmup: NotNegative = 100
-    """Steps in which the learning rate rises to its peak, at most a tenth of the run."""
+    """Warm-up steps, in which the learning rate rises to its peak; at most a tenth of the run."""
     final_lr: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     """Learning rate at the last step, as a share of the peak (cosine and exponential). Default: 0.02."""
     clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    """Largest global norm of a gradient; longer ones are scaled down. 0: no clipping."""
+    """Gradients are clipped to this global norm. 0: no clipping."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Decoupled weight decay on matrices (adamw only)."""
 
     # The run
     devices: Positive | None = None
-    """Cores of the CPU, or accelerators, over which each batch is spread; 1: no spreading. Default: the largest number
-    that divides the batch and leaves each 8 rows or more."""
+    """Number of devices (CPU cores or accelerators) that share each batch. Default: the largest number that divides the
+    batch and leaves each device 8 rows or more."""
     eval_every: NotNegative | None = None
-    """Steps between evaluations, each followed by a checkpoint. Default: a tenth of the run. 0: at the end only."""
+    """Steps between evaluations, each followed by a checkpoint. Default: a tenth of the run. 0: only at the end."""
     sample_every: NotNegative | None = None
-    """Steps between printed samples. Default: with each evaluation. 0: at the end only."""
+    """Steps between printed samples. Default: with each evaluation. 0: only at the end."""
     patience: Positive | None = None
-    """Stop after this many evaluations without a better validation loss."""
+    """Stop after this many evaluations in a row without a new best."""
     on_nan: Literal["stop", "rollback"] = "stop"
-    """When the loss, a gradient or a weight is no finite number: stop, or go back to the last evaluation or sample,
-    halve the learning rate and go on (5 times at most)."""
+    """When the loss, a gradient or a weight is not finite: stop, or roll back to the last evaluation or sample with
+    half the learning rate (5 times at most)."""
     init_from: str | None = None
-    """Start from the best weights of this other run."""
+    """Start from the best weights of another run, given by its folder."""
     tensorboard: bool = False
-    """Write TensorBoard events too (needs the extra jaxgen[tb])."""
+    """Also write TensorBoard events (needs the extra jaxgen[tb])."""
 
     @field_validator("run", "init_from")
     @classmethod
@@ -143,13 +143,13 @@ class TrainConfig(BaseModel):
         return self
 
     def changes(self, other: TrainConfig) -> list[str]:
-        """Names of the fields, beyond those that may change, in which ``other`` differs."""
+        """The names of the fields in which ``other`` differs, without those in ``may_change``."""
         mine, theirs = self.model_dump(), other.model_dump()
         return [name for name in mine if mine[name] != theirs[name] and name not in self.may_change]
 
 
 def check_folder(path: str | None, flag: str = "--run") -> None:
-    """Raise ``UsageError`` for the name of a run's folder that no system can have; ``flag`` is how a user gives it."""
+    """Raise ``UsageError`` for a name that no folder can have; ``flag`` is the flag that gave it."""
     if path is None:
         return
     if "\0" in path:
@@ -163,7 +163,7 @@ def check_folder(path: str | None, flag: str = "--run") -> None:
 
 
 def describe(error: ValidationError, kind: type[BaseModel]) -> str:
-    """Pydantic's findings as sentences: what was given, what is allowed."""
+    """Pydantic's errors as sentences: what was given, what is allowed."""
     lines = []
     for item in error.errors(include_url=False, include_context=False):
         where = ".".join(str(part) for part in item["loc"])
@@ -187,7 +187,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 
 
 def validate(kind: type[Config], values: dict[str, Any], source: str = "") -> Config:
-    """Build a configuration from plain values, strictly; raises ``UsageError`` with every finding."""
+    """Validate plain values strictly. Raises one ``UsageError`` for all that is wrong, prefixed with ``source``."""
     lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
         return kind.model_validate(lists_as_tuples)
@@ -198,7 +198,7 @@ def validate(kind: type[Config], values: dict[str, Any], source: str = "") -> Co
 def read_toml(path: str) -> dict[str, Any]:
     """The settings in a TOML file; dashes in names count as underscores.
 
-    Raises ``UsageError`` for a file that cannot be read, or that has a setting twice in this way.
+    Raises ``UsageError`` for a file that cannot be read, and for a setting that is given with both spellings.
     """
     try:
         if "\0" not in path and Path(path).exists() and not Path(path).is_file():  # a pipe or a device has no end

@@ -1,4 +1,4 @@
-"""What ``config.json`` says of a run: the settings as given, and what its first start made of them."""
+"""Reads and writes ``config.json``: the settings of a run, what was resolved from them, and a digest of both."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from jaxgen.runs.directory import RunDirectory
 from jaxgen.runtime import processor_name
 from jaxgen.version import __version__
 
-#: Where ``config.json`` holds the digest of the rest.
+#: The key of the digest of everything else in ``config.json``.
 DIGEST = "sha256"
 
 
 def environment_diff(resolved: dict[str, Any]) -> str:
-    """What computed the run ``resolved`` when it began and is another here, in words; empty if nothing is.
+    """What is different here from where the run ``resolved`` began, in words; empty if nothing is.
 
-    That is versions, the kind of device, and of a CPU the kind of processor, as far as the run says them.
+    Compares versions, the kind of device, and on a CPU the processor, as far as the run recorded them.
     """
     then, now = resolved.get("versions"), versions()
     known = dict(then) if isinstance(then, dict) else {}
@@ -38,7 +38,7 @@ def environment_diff(resolved: dict[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What computes here."""
+    """The versions of jaxgen, JAX and Python."""
     return {
         "jaxgen": __version__,
         "jax": jax.__version__,
@@ -48,21 +48,21 @@ def versions() -> dict[str, str]:
 
 
 def write_config(run: RunDirectory, config: TrainConfig, resolved: dict[str, Any]) -> None:
-    """Write ``config.json``; with it the folder is a run."""
+    """Write ``config.json``. A folder with this file is a run."""
     content = {"task": config.task, "config": config.model_dump(mode="json"), "resolved": resolved}
     run.write_json("config.json", with_digest(content))
 
 
 def with_digest(content: dict[str, Any]) -> dict[str, Any]:
-    """``content`` with the digest of all of it, in place of any that it has."""
+    """``content`` with its digest, which replaces an earlier one."""
     rest = {name: value for name, value in content.items() if name != DIGEST}
     return {DIGEST: json_sha256(rest), **rest}
 
 
 def read_config(run: RunDirectory) -> dict[str, Any]:
-    """What ``write_config`` wrote. Raises ``CheckpointError`` if any of it has changed since.
+    """What ``write_config`` wrote. Raises ``CheckpointError`` if anything in it has changed since.
 
-    With an altered number it would train on as another run, and nothing else could tell.
+    With an altered number the run would continue as another run, and nothing else would notice.
     """
     content = run.read_json("config.json")
     if not isinstance(content, dict) or not isinstance(content.get(DIGEST), str):

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, a closed terminal: the first asks the loop to stop behind the current call, the second ends."""
+"""Signals that stop a run (Ctrl-C, SIGTERM, a closed terminal): the first lets it save, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, ClassVar
 
-#: Seconds after which a signal that came at a bad moment comes once more.
-SOON = 0.02
+#: Seconds after which a signal that came at a bad moment is sent again.
+RETRY_SECONDS = 0.02
 
 
 def importing(frame: FrameType | None) -> bool:
-    """Whether a module is being loaded where a signal came. NumPy makes another exception of one that comes then."""
+    """Whether the signal interrupted the import of a module. NumPy turns an exception raised then into another."""
     return any("importlib._bootstrap" in each.f_code.co_filename for each in _stack(frame))
 
 
 def collecting(frame: FrameType | None) -> bool:
-    """Whether Python calls something because it collects garbage where a signal came, as JAX has it do: what is raised
-    in there is printed and forgotten."""
-    called = {getattr(each, "__code__", None) for each in gc.callbacks}
-    return any(each.f_code in called for each in _stack(frame))
+    """Whether the signal interrupted a callback of the garbage collector, such as JAX's. Exceptions raised in one are
+    printed and dropped."""
+    callbacks = {getattr(each, "__code__", None) for each in gc.callbacks}
+    return any(each.f_code in callbacks for each in _stack(frame))
 
 
 def _stack(frame: FrameType | None) -> Iterator[FrameType]:
@@ -35,29 +35,29 @@ def _stack(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def again(number: int) -> None:
-    """Send this process a signal once more, soon."""
-    timer = threading.Timer(SOON, os.kill, (os.getpid(), number))
+def resend(number: int) -> None:
+    """Send a signal to this process again, a little later."""
+    timer = threading.Timer(RETRY_SECONDS, os.kill, (os.getpid(), number))
     timer.daemon = True
     timer.start()
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C reaches the program wherever it is: it ends the process while modules load, and else raises
-    ``KeyboardInterrupt`` until that is not lost. Where Ctrl-C means something else already, nothing is changed."""
+    """Make Ctrl-C reliable: it ends the process while modules load, and else raises ``KeyboardInterrupt``, again if the
+    first one is lost. Does nothing where Ctrl-C already has another handler."""
     handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not handled or threading.current_thread() is not threading.main_thread():
         yield
         return
     former = sys.unraisablehook
-    sys.unraisablehook = _Again(former)
+    sys.unraisablehook = _ResendLost(former)
     signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if isinstance(sys.unraisablehook, _Again):
+        if isinstance(sys.unraisablehook, _ResendLost):
             sys.unraisablehook = former
 
 
@@ -68,27 +68,27 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 @dataclass(frozen=True)
-class _Again:
-    """An unraisable hook that sends an interrupt which was lost once more."""
+class _ResendLost:
+    """An unraisable hook that sends a lost interrupt again."""
 
     former: Callable[[Any], Any]
 
     def __call__(self, unraisable: Any) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            again(getattr(unraisable.exc_value, "number", signal.SIGINT))
+            resend(getattr(unraisable.exc_value, "number", signal.SIGINT))
         else:
             self.former(unraisable)
 
 
-#: What asks a run to stop; SIGHUP comes when its terminal closes, where the system has it.
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+#: The signals that stop a run. SIGHUP comes when its terminal closes; not all systems have it.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class StopSignals:
-    """While entered, remembers the first of ``STOPPING`` in ``received``; a second one acts as usual.
+    """While entered, keeps the first of ``STOP_SIGNALS`` in ``received``; a second one acts as usual.
 
-    A SIGHUP that is ignored (``nohup``) stays so. Where another process watches over this one (``watch``), further
-    signals do nothing here: who signals a whole group reaches both, and the other passes on what it gets.
+    An ignored SIGHUP (``nohup``) stays ignored. In the child of a launcher (``watch``), later signals do nothing: a
+    signal to a whole process group reaches both, and the launcher forwards its own.
     """
 
     _watched: ClassVar[StopSignals | None] = None
@@ -99,15 +99,15 @@ class StopSignals:
 
     @classmethod
     def watch(cls) -> None:
-        """From here on another process watches over this one, and a signal waits for the next ``StopSignals``.
+        """A launcher watches this process from now on. A signal is kept for the next ``StopSignals``.
 
-        It would end this process alone, while others count on it.
+        Otherwise it would end this process alone, while the other processes wait for it.
         """
         cls._watched = cls().__enter__()
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
-            for number in STOPPING:
+            for number in STOP_SIGNALS:
                 if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN:
                     self._former[number] = signal.signal(number, self._receive)
         return self
@@ -127,7 +127,7 @@ class StopSignals:
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal came while there was nothing to wait for; ``number`` is the signal's."""
+    """A signal came within ``RaiseOnSignal``; ``number`` is the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -135,11 +135,11 @@ class Stopped(KeyboardInterrupt):
 
 
 class RaiseOnSignal(StopSignals):
-    """While entered, each of ``STOPPING`` raises ``Stopped`` where the program is, or as soon as it can be heard."""
+    """While entered, each of ``STOP_SIGNALS`` raises ``Stopped`` at once, or as soon as the exception is not lost."""
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if importing(frame) or collecting(frame):
-            again(number)
+            resend(number)
             return
         self.received = self.received or number
         raise Stopped(number)

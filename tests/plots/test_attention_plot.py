@@ -8,7 +8,7 @@ from PIL import Image
 
 from jaxgen.errors import CheckpointError
 from jaxgen.plots import attention as attention_plot
-from jaxgen.plots.attention import CELL, HIGHEST, WIDEST, draw_attention
+from jaxgen.plots.attention import CELL, MAX_HEIGHT, MAX_WIDTH, draw_attention
 from jaxgen.types import AttentionMap
 
 WORDS = AttentionMap(
@@ -48,8 +48,8 @@ def test_nothing_reaches_the_edge_and_the_picture_has_a_bound(looks, tmp_path):
     for edge in (drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]):
         assert edge.min() == 255
     assert (drawn < 200).any()
-    assert drawn.shape[0] <= 100 * HIGHEST + 1
-    assert drawn.shape[1] <= 100 * WIDEST + 1
+    assert drawn.shape[0] <= 100 * MAX_HEIGHT + 1
+    assert drawn.shape[1] <= 100 * MAX_WIDTH + 1
 
 
 def test_what_is_looked_at_is_dark_and_lies_where_it_belongs(tmp_path):
@@ -74,5 +74,5 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
 
 
 def test_labels_are_measured_and_not_counted():
-    assert attention_plot._widest(["iiii"]) < attention_plot._widest(["WWWW"]) < 1.0
-    assert attention_plot._widest([]) == attention_plot._widest([""]) == 0.0
+    assert attention_plot._label_width(["iiii"]) < attention_plot._label_width(["WWWW"]) < 1.0
+    assert attention_plot._label_width([]) == attention_plot._label_width([""]) == 0.0

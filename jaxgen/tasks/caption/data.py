@@ -334,7 +334,7 @@ class CaptionData(Seq2SeqData):
         if not self.codec.of_images:
             return
         from jaxgen.plots.attention import draw_attention
-        from jaxgen.plots.contact_sheet import draw_sheet
+        from jaxgen.plots.contact_sheet import draw_contact_sheet
 
         if self.config.attention != "none":
             first = self.splits["val"].groups[:ATTENTION_IMAGES]
@@ -345,7 +345,7 @@ class CaptionData(Seq2SeqData):
         images = [val.inputs[val.groups[g][0]] for g in groups]
         answers = inference.predict(images)
         texts = [answer["text"] for answer in answers]
-        draw_sheet(images, texts, [val.references(g) for g in groups], folder / "captions.png")
+        draw_contact_sheet(images, texts, [val.references(g) for g in groups], folder / "captions.png")
 
     def headline(self, row: Mapping[str, Any]) -> str:
         """CIDEr, BLEU-4 and exact matches of an evaluation."""
