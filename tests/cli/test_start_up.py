@@ -1,0 +1,41 @@
+"""What the scripts load: whatever lies beside the main path only when a flag asks for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+#: Runs a script as ``python script.py`` does and prints which of jaxgen's modules it has loaded at its end.
+LIST_MODULES = """
+import runpy, sys
+import jaxgen.cli
+leave = jaxgen.cli.leave
+def list_modules(code):
+    print(*[name for name in sys.modules if name.startswith("jaxgen.")], sep="\\n", file=sys.stderr)
+    leave(code)
+jaxgen.cli.leave = list_modules
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+BESIDE = ("distributed", "baselines", "inference.receipts", "inference.chat", "inference.quality")
+
+
+def loaded(environment: dict[str, str], script: str, *flags: object) -> set[str]:
+    """Which of ``BESIDE`` the script loads in a process of its own."""
+    command = [sys.executable, "-c", LIST_MODULES, str(ROOT / script), *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    modules = done.stderr.split()
+    return {name for name in BESIDE if any(f"{module}.".startswith(f"jaxgen.{name}.") for module in modules)}
+
+
+@pytest.mark.runs
+def test_the_scripts_load_what_lies_beside_the_main_path_only_for_a_flag(quick_environment, book, tmp_path):
+    run, small = tmp_path / "run", ("--hidden", 8, "--steps", 2, "--batch-size", 4, "--seq-len", 8)
+    assert loaded(quick_environment, "train.py", "--data", book, "--run", run, *small) == set()
+    counted = ("--data", book, "--run", tmp_path / "counted", "--model", "ngram")
+    assert loaded(quick_environment, "train.py", *counted) == {"baselines"}
