@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,9 +77,9 @@ def _writing(directory: Path) -> Iterator[None]:
         raise unwritable(directory, error) from error
 
 
-def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+def _write_files(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
     """Write files to a new folder, all of it on the disk before this returns."""
-    for name, data in files.items():
+    for name, data in files:
         with open(folder / name, "xb") as file:
             file.write(data)
             file.flush()
@@ -194,9 +194,7 @@ class CheckpointStore:
             self.clean()
             metrics = self._metrics_of_others(step)
             partial.mkdir()  # early: if another folder takes the place of the run's, the rest fails
-            files = encode_checkpoint(step, arrays, leaves, metric, metrics, host)
-            needed = sum(map(len, files.values()))
-            _write_files(partial, files)
+            _write_files(partial, encode_checkpoint(step, arrays, leaves, metric, metrics, host))
             os.rename(partial, self._next_folder(step))
             sync_folder(self.directory)
         except (OSError, MemoryError) as error:

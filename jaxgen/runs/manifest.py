@@ -180,8 +180,8 @@ def encode_checkpoint(
     metric: float | None,
     metrics: Mapping[int, float | None],
     host: Mapping[str, Any],
-) -> dict[str, bytes]:
-    """The files of a checkpoint by name, the manifest last.
+) -> Iterator[tuple[str, bytes]]:
+    """The files of a checkpoint, name and content, one at a time to save memory; the manifest is the last.
 
     Args:
         step: the step that the state belongs to.
@@ -198,7 +198,12 @@ def encode_checkpoint(
     for name, array in arrays.items():
         file, inner = place(name)
         groups.setdefault(file, {})[inner] = array
-    files = {file: encode(group) for file, group in groups.items()}
+    files: dict[str, dict[str, object]] = {}
+    for file, group in groups.items():
+        data = encode(group)
+        files[file] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        yield file, data
+        del data
     content = {
         "version": VERSION,
         "step": step,
@@ -206,13 +211,11 @@ def encode_checkpoint(
         "metrics": {str(other): value for other, value in metrics.items()},
         "host": host,
         "leaves": {name: leaf.model_dump() for name, leaf in leaves.items()},
-        "files": {
-            file: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()
-        },
+        "files": files,
     }
     content = parse_json(dump_json(content))  # as it will be read: tuples become lists, keys text
     Manifest.model_validate(content)
-    return files | {MANIFEST: dump_json({"sha256": json_sha256(content), **content})}
+    yield MANIFEST, dump_json({"sha256": json_sha256(content), **content})
 
 
 def read_manifest(folder: Path, step: int) -> Manifest:
@@ -336,9 +339,9 @@ def read_arrays(folder: Path, step: int, manifest: Manifest, leaves: Mapping[str
     check_memory(step, leaves)
     contents = read_files(folder, step, manifest, {place(name)[0] for name in leaves})
     arrays: dict[str, np.ndarray] = {}
-    for file, data in contents.items():
+    for file in sorted(contents):
         with _reading(folder, step, file):
-            stored = decode(data)
+            stored = decode(contents.pop(file))
         expected = {place(name)[1]: name for name in manifest.leaves_of(file)}
         if stored.keys() != expected.keys():
             name = min(stored.keys() ^ expected.keys())

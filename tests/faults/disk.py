@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
@@ -103,7 +103,7 @@ def vanishing(folder: Path, draw: np.random.Generator) -> str:
         if remove:
             shutil.rmtree(away, ignore_errors=True)
 
-    def written(path: Path, files: dict[str, bytes]) -> None:
+    def written(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
         begun.set()
         write(path, files)
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ def test_a_run_whose_folder_goes_while_it_trains_ends_and_is_not_made_again(
         append(log, row)
         strike(run)
 
-    def written(path: Path, files: dict[str, bytes]) -> None:
+    def written(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
         strike(run)
         write(path, files)
 
