@@ -52,7 +52,7 @@ def test_the_sampling_page_runs_as_written(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8"), re.DOTALL)
     scope: dict = {}
     exec(compile("\n".join(blocks).replace("length=200", "length=20"), "docs/sampling.md", "exec"), scope)
-    assert Path("to-be.npz").exists()
+    assert Path("to-be.safetensors").exists()
     assert len(scope["texts"][0]) == 20
 
 
