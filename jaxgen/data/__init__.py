@@ -1,1 +1,1 @@
-"""Reading what the user names: sources, tables, data sets, splits, token arrays and batches. No task knowledge."""
+"""Reads data and makes batches of them: sources, tables, data sets, splits, token arrays. Knows no task."""

@@ -1,7 +1,7 @@
-"""Training batches of tokens: each batch is a pure function of (seed, step), so a run can stop and go on anywhere.
+"""Training batches of tokens. Each batch is a pure function of (seed, step), so a run can resume at any step.
 
-Random numbers are the raw bits of a Philox counter keyed by (seed, purpose, epoch). NumPy promises those bits;
-it does not promise what ``shuffle`` makes of them.
+Random numbers are the raw bits of a Philox counter keyed by (seed, purpose, epoch): NumPy guarantees these bits, but
+not the results of ``shuffle``.
 """
 
 from __future__ import annotations
@@ -12,85 +12,83 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxgen.data.packing import DocumentPacker, PackedDocuments, number_type
-from jaxgen.data.tokens import EVERY, PURPOSES, Tokens, check_sizes, permutation, random_bits
+from jaxgen.data.tokens import EVERY, Tokens, check_sizes, permutation, random_bits
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.tokenizers.base import EOS, PAD
 from jaxgen.training.windows import Conditions, WindowIndex, read_conditioned
 from jaxgen.types import Batch, ConditionedBatch
 
-PURPOSES |= {"dates": 7, "shapes": 8, "snippets": 9, "rows": 10, "row batches": 11}
-
 
 class Batches(Protocol):
-    """What every layout offers."""
+    """The training batches of any task."""
 
     steps_per_epoch: int
 
     def batch(self, step: int, rows: slice = EVERY) -> Any:
-        """The batch of a step from 0: a tree of arrays with B rows each, or with those ``rows`` of them alone."""
+        """Returns the batch of a step (from 0), a tree of arrays [B, ...], or only ``rows`` of it."""
         ...
 
     def same_shape(self, step: int) -> int:
-        """For how many steps from ``step`` on the shapes of a batch stay the same."""
+        """Returns for how many steps, from ``step`` on, the shapes stay the same."""
         ...
 
     def shapes(self) -> list[tuple[int, int]]:
-        """For each shape that a batch can have a step that has it, and how many of an epoch's steps do."""
+        """Returns for each shape a step that has it, and how many steps of an epoch do."""
         ...
 
 
 class TextBatches(ABC):
-    """Batches that are windows of a text: B places at each step, all else follows from them."""
+    """Batches that are windows of a text, given by B places at each step."""
 
     eos: int | None = None
     steps_per_epoch: int
 
     def __init__(self, tokens: Tokens, length: int):
         self.length = length
-        #: The smallest type that holds every id.
+        #: The smallest integer type that holds every id.
         self.id_type = np.min_scalar_type(int(tokens.ids.max(initial=0)))
-        #: Bytes of the text in that type.
+        #: Size of the text in that type, in bytes.
         self.text_bytes = (tokens.ids.size + 1) * self.id_type.itemsize
 
     @abstractmethod
     def text(self, step: int) -> np.ndarray:
-        """The ids [N] that the windows of a step are of; the same array at all steps with the same text."""
+        """Returns the ids [N] that the windows of a step lie in; the same array for all steps of one text."""
 
     def conditions(self, step: int) -> Conditions | None:
-        """What is known of each position of the text of a step beside the text itself."""
+        """Returns the conditions of the positions of a step's text, if there are any."""
         del step
         return None
 
     def same_text(self, step: int) -> int:
-        """For how many steps from ``step`` on ``text`` stays the same."""
+        """Returns for how many steps, from ``step`` on, the text stays the same."""
         del step
         return 1 << 62
 
     def same_shape(self, step: int) -> int:
-        """For how many steps from ``step`` on the shapes of a batch stay the same."""
+        """Returns for how many steps, from ``step`` on, the shapes stay the same."""
         del step
         return 1 << 62
 
     def shapes(self) -> list[tuple[int, int]]:
-        """A step of the only shape, and the number of an epoch's steps."""
+        """Returns the only shape: a step that has it, and the steps of an epoch."""
         return [(0, self.steps_per_epoch)]
 
     @abstractmethod
     def places(self, step: int) -> WindowIndex:
-        """Where in the text the windows of a step are."""
+        """Returns where the windows of a step lie in the text."""
 
     def batch(self, step: int, rows: slice = EVERY) -> Batch | ConditionedBatch:
-        """The batch of a step from 0, [B, T], or those ``rows`` of it."""
+        """Returns the batch of a step (from 0), [B, T], or only ``rows`` of it."""
         start, stop, fresh = self.places(step)
         places = WindowIndex(start[rows], stop[rows], fresh)
         return read_conditioned(self.text(step), self.conditions(step), places, self.length, self.eos, PAD, np)
 
 
 class StreamBatches(TextBatches):
-    """B contiguous lanes through the text, each window going on where the one before it stopped.
+    """B contiguous lanes of the text; each window continues the one before it.
 
-    Each epoch starts at another place: the text is rotated by an offset drawn from (seed, epoch). ``reset`` is set
-    at an epoch's first position and where the text starts over; the target across that seam is masked.
+    Each epoch rotates the text by an offset drawn from (seed, epoch). ``reset`` is set at an epoch's first position and
+    where the text starts over; the target across that seam is masked.
     """
 
     def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int):
@@ -114,9 +112,9 @@ class StreamBatches(TextBatches):
 
 
 class WindowBatches(TextBatches):
-    """Windows of T at a stride, shuffled each epoch, each from a fresh state.
+    """Windows of T tokens at a stride, shuffled in each epoch, each from a fresh state.
 
-    The last partial batch of an epoch is left out; with fewer than B windows they are used again to fill one.
+    The last partial batch of an epoch is dropped; fewer than B windows are repeated to fill one batch.
     """
 
     def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int, stride: int | None = None):
@@ -145,11 +143,11 @@ class WindowBatches(TextBatches):
 
 
 class DocumentBatches(TextBatches):
-    """Whole documents one behind the other in B lanes, shuffled each epoch, the state reset before each.
+    """Whole documents, one after the other in B lanes, shuffled in each epoch, with the state reset before each.
 
-    A document d1 … dn is read as EOS d1 … dn with targets d1 … dn EOS. One longer than T goes on in the next window.
-    Lanes are filled longest document first, so their lengths, and with them ``steps_per_epoch``, are the same in
-    every epoch; which of equally long documents goes where, the lanes' rows and the order inside a lane are drawn anew.
+    A document d1 … dn is read as EOS d1 … dn with targets d1 … dn EOS. A document longer than T continues in the next
+    window. Lanes are filled with the longest document first, so their lengths and ``steps_per_epoch`` are the same in
+    every epoch. Each epoch shuffles documents of equal length, the rows of the lanes, and the order inside a lane.
     """
 
     eos = EOS
@@ -161,28 +159,28 @@ class DocumentBatches(TextBatches):
             numbers = (tokens.ids.size + 1) * number_type(tokens.conditions).itemsize
             self.text_bytes += numbers + np.asarray(tokens.conditions.vectors).nbytes
         self._size, self._seed = batch_size, seed
-        self._lanes = DocumentPacker(tokens, batch_size)
-        self.steps_per_epoch = -(-self._lanes.longest // seq_len)
+        self._packer = DocumentPacker(tokens, batch_size)
+        self.steps_per_epoch = -(-self._packer.longest // seq_len)
         self._epoch: tuple[int, PackedDocuments] | None = None
 
     def text(self, step: int) -> np.ndarray:
-        return self._laid(step).text
+        return self._packed(step).text
 
     def conditions(self, step: int) -> Conditions | None:
-        return self._laid(step).conditions
+        return self._packed(step).conditions
 
     def same_text(self, step: int) -> int:
         return self.steps_per_epoch - step % self.steps_per_epoch
 
     def places(self, step: int) -> WindowIndex:
-        return self._laid(step).places(step % self.steps_per_epoch * self.length)
+        return self._packed(step).places(step % self.steps_per_epoch * self.length)
 
-    def _laid(self, step: int) -> PackedDocuments:
+    def _packed(self, step: int) -> PackedDocuments:
         epoch, cached = step // self.steps_per_epoch, self._epoch
         if cached is None or cached[0] != epoch:
-            order = permutation(self._lanes.count, self._seed, epoch, "documents")
+            order = permutation(self._packer.count, self._seed, epoch, "documents")
             rows = permutation(self._size, self._seed, epoch, "lanes")
-            cached = self._epoch = (epoch, self._lanes.lay(order, rows))
+            cached = self._epoch = (epoch, self._packer.pack(order, rows))
         return cached[1]
 
 
@@ -196,18 +194,18 @@ BATCHES: dict[str, type[StreamBatches] | type[WindowBatches] | type[DocumentBatc
 def make_batches(
     layout: str, tokens: Tokens, batch_size: int, seq_len: int, seed: int, stride: int | None = None
 ) -> Batches:
-    """The batches of a layout; ``stride`` (tokens between windows, T by default) belongs to ``windows`` alone."""
+    """Returns the batches of a layout; only ``windows`` has a ``stride``, the tokens between windows (default: T)."""
     choose(layout, BATCHES, "layout")
     if layout == "windows":
         return WindowBatches(tokens, batch_size, seq_len, seed, stride)
     if stride is not None:
-        raise UsageError(f"--stride belongs to --layout windows, but the layout is {layout}. Leave the stride out.")
+        raise UsageError(f"--stride applies to --layout windows, but the layout is {layout}. Leave it out.")
     return BATCHES[layout](tokens, batch_size, seq_len, seed)
 
 
-def too_short(there: int, needed: int, why: str) -> DataError:
-    """The error for a split with too few tokens."""
+def too_short(found: int, needed: int, why: str) -> DataError:
+    """Returns the error for a training split with too few tokens."""
     return DataError(
-        f"The training split has {there:,} tokens, but at least {needed:,} ({why}) are needed. "
+        f"The training split has {found:,} tokens, but at least {needed:,} ({why}) are needed. "
         "Give more text, or a smaller --batch-size or --seq-len."
     )

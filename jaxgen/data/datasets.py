@@ -1,4 +1,4 @@
-"""Well-known data sets by name: found in ``JAXGEN_DATA``, else in the cache, else downloaded; always checked."""
+"""Data sets by name: from ``JAXGEN_DATA``, the cache, or a download, always verified; and the built-in corpora."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 from jaxgen.errors import DataError
 from jaxgen.fsutil import user_cache
 
-#: The environment variable that names a folder searched first.
+#: Environment variable with the folder that is searched first.
 FOLDER_VARIABLE = "JAXGEN_DATA"
 _TIMEOUT_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class NamedFile:
-    """One file of a set: its path inside ``JAXGEN_DATA`` and the cache, where it is published, what it must be."""
+    """One file of a set: its path inside ``JAXGEN_DATA`` and the cache, its URL and its digest."""
 
     path: str
     url: str
@@ -31,18 +31,18 @@ class NamedFile:
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A published data set and how ``language`` reads it unless told otherwise."""
+    """A published data set, and how the tasks read it by default."""
 
     files: tuple[NamedFile, ...]
     note: str
     text_column: str | None = None
     documents: str | None = None
     header: bool = False
-    #: How ``classify`` reads it: the columns of the text and of the label, and the names of labels that are numbers.
+    #: For ``classify``: the columns of the text and of the label, and the names of numeric labels.
     text_columns: tuple[str, ...] = ()
     label_column: str | None = None
     labels: tuple[tuple[str, str], ...] = ()
-    #: How ``translate`` reads it: (split, source, target) of parallel files.
+    #: For ``translate``: (split, source, target) of parallel files.
     pairs: tuple[tuple[str, NamedFile, NamedFile], ...] = ()
 
 
@@ -106,9 +106,10 @@ NAMED: dict[str, NamedSet] = {
 
 
 def fetch(file: NamedFile, cache: Path | None = None) -> Path:
-    """The local path of a checked file, downloaded into ``cache`` if need be.
+    """Returns the local path of a verified file; downloads it into ``cache`` if needed.
 
-    Raises ``DataError`` when a digest is wrong or the file cannot be had.
+    Raises:
+        DataError: The digest is wrong, or the file cannot be downloaded.
     """
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder:
@@ -162,9 +163,9 @@ def _download(file: NamedFile, cache: Path) -> Path:
             f"{file.url} could not be downloaded to {target}: {error}. Check the network, or put the file at "
             f"{file.path} in a folder and name that folder in the variable {FOLDER_VARIABLE}."
         ) from error
-    except ValueError as error:  # how pooch says that the digest is wrong; it has removed the file
+    except ValueError as error:  # pooch found a wrong digest and removed the file
         raise DataError(
-            f"What {file.url} sent is not the file that is expected: {error} "
+            f"{file.url} did not send the expected file: {error} "
             f"Try again later, or put the right file at {file.path} in a folder and name that folder in the "
             f"variable {FOLDER_VARIABLE}."
         ) from error
@@ -172,7 +173,7 @@ def _download(file: NamedFile, cache: Path) -> Path:
 
 
 def _get(url: str, output: str, _: Any) -> None:
-    """Pooch's own downloader, but with the connection closed when the transfer fails."""
+    """Downloads like pooch's own downloader, but closes the connection if the transfer fails."""
     import requests
 
     with requests.get(url, stream=True, timeout=_TIMEOUT_SECONDS) as response, open(output, "wb") as stream:
@@ -183,7 +184,7 @@ def _get(url: str, output: str, _: Any) -> None:
 
 @contextmanager
 def _quiet(logger: Any) -> Iterator[None]:
-    """No progress lines of pooch while this runs."""
+    """Hides the progress lines of pooch."""
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -193,15 +194,15 @@ def _quiet(logger: Any) -> Iterator[None]:
 
 
 _SOURCE_LIMIT = 20_000_000
-# Installed packages, tests, and the prose of python-docs, which is one string half a megabyte long.
+# Installed packages, tests, and the text of python-docs, one string of half a megabyte.
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "pydoc_data"}
-# Written when Python was built: it holds paths of the machine that built it.
+# Contains paths of the machine that built Python.
 _SKIPPED_FILES = "_sysconfigdata"
 
 
 @dataclass(frozen=True)
 class Builtin:
-    """A text source of this Python installation; ``texts`` makes it, ``documents`` is how to cut it by default."""
+    """A corpus from this Python installation: ``texts`` reads it, ``documents`` is how it is cut by default."""
 
     texts: Callable[[], list[str]]
     documents: str
@@ -209,7 +210,7 @@ class Builtin:
 
 
 def python_docs() -> list[str]:
-    """The language reference as one text, topics in sorted order. Raises ``DataError`` where Python lacks it."""
+    """Returns the language reference as one text, topics sorted; raises ``DataError`` if this Python lacks it."""
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
@@ -222,9 +223,10 @@ def python_docs() -> list[str]:
 
 
 def python_source(folder: str | os.PathLike[str] | None = None) -> list[str]:
-    """The standard library's own ``.py`` files in sorted order, one text each, tests left out, about 20 MB at most.
+    """Returns the ``.py`` files of the standard library, sorted, without tests, about 20 MB at most.
 
-    Raises ``DataError`` where the standard library is not there as files.
+    Raises:
+        DataError: The standard library does not exist as files.
     """
     root = Path(folder if folder is not None else sysconfig.get_path("stdlib"))
     paths = []
@@ -237,7 +239,7 @@ def python_source(folder: str | os.PathLike[str] | None = None) -> list[str]:
             raw = path.read_bytes()
             text = raw.decode("utf-8")
         except (OSError, UnicodeDecodeError):
-            continue  # a file in another encoding, or out of reach, is no part of the corpus
+            continue  # skip unreadable files and other encodings
         size += len(raw)
         if size > _SOURCE_LIMIT:
             break
@@ -253,5 +255,5 @@ def python_source(folder: str | os.PathLike[str] | None = None) -> list[str]:
 
 BUILTIN: dict[str, Builtin] = {
     "python-docs": Builtin(python_docs, "blank-line", "the language reference, about 470 kB of English"),
-    "python-source": Builtin(python_source, "file", "the standard library's own .py files"),
+    "python-source": Builtin(python_source, "file", "the .py files of the standard library"),
 }

@@ -1,4 +1,4 @@
-"""Evaluation batches: the whole split with carried state, or seeded windows from a zero state; shapes never change."""
+"""Evaluation batches of one shape: a whole split with carried state, or seeded windows from a zero state."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from jaxgen.types import Batch, ConditionedBatch
 def stream_eval(
     tokens: Tokens, lanes: int, seq_len: int, burn_in: int = 256, limit_tokens: int | None = None
 ) -> Iterator[Batch | ConditionedBatch]:
-    """Every target of the split once, in batches [lanes, seq_len] whose state is carried from one to the next.
+    """Yields every target of a split once, in batches [lanes, seq_len] that carry the state from one to the next.
 
-    Running text is shared out over the lanes; each but the first reads up to ``burn_in`` earlier tokens, masked, to
-    warm its state. Lanes that a short split does not need stay masked. Documents lie whole in lanes, EOS scored.
-    ``limit_tokens`` keeps a prefix (of documents: at least one). Nothing is yielded for a split without targets.
+    Running text is divided among the lanes. Each lane but the first reads up to ``burn_in`` earlier tokens, masked, to
+    warm up its state; lanes that a short split does not need are masked. Documents stay whole, and their EOS is scored.
+    ``limit_tokens`` keeps only the beginning of the split, at least one document.
     """
     check_sizes(lanes=lanes, seq_len=seq_len)
     if limit_tokens is not None:
@@ -34,9 +34,9 @@ def stream_eval(
 
 
 def window_eval(tokens: Tokens, n_windows: int, length: int, seed: int, batch_size: int) -> Iterator[Batch]:
-    """``n_windows`` seeded uniform windows of the split from a zero state, in batches [batch_size, length].
+    """Yields ``n_windows`` uniformly drawn windows, each from a zero state, in batches [batch_size, length].
 
-    The rows that fill the last batch are masked. Nothing is yielded when the split is shorter than length + 1.
+    Rows that fill the last batch are masked. A split shorter than length + 1 has no windows.
     """
     check_sizes(n_windows=n_windows, length=length, batch_size=batch_size, seed=seed)
     return _windows(tokens, n_windows, length, seed, batch_size)
@@ -57,7 +57,7 @@ def _running_text(ids: np.ndarray, lanes: int, seq_len: int, burn_in: int) -> It
     n_targets = ids.size - 1
     if n_targets < 1:
         return
-    # A lane whose share is smaller than its burn-in would cost more than it saves.
+    # A lane with a share smaller than its burn-in would cost more than it saves.
     used = max(1, min(lanes, n_targets // max(burn_in, seq_len)))
     # Lane b predicts ids[share[b]:share[b + 1]]; unused lanes have an empty share at the end.
     share = np.full(lanes + 1, ids.size, np.int64)
@@ -81,10 +81,10 @@ def _running_text(ids: np.ndarray, lanes: int, seq_len: int, burn_in: int) -> It
 def _documents(tokens: Tokens, lanes: int, seq_len: int) -> Iterator[Batch | ConditionedBatch]:
     if tokens.doc_starts is None or tokens.doc_starts.size == 0:
         return
-    packed = DocumentPacker(tokens, lanes)
-    laid = packed.lay(np.arange(packed.count), np.arange(lanes))
-    for start in range(0, packed.longest, seq_len):
-        yield laid.window(start, seq_len)
+    packer = DocumentPacker(tokens, lanes)
+    packed = packer.pack(np.arange(packer.count), np.arange(lanes))
+    for start in range(0, packer.longest, seq_len):
+        yield packed.window(start, seq_len)
 
 
 def _windows(tokens: Tokens, n_windows: int, length: int, seed: int, batch_size: int) -> Iterator[Batch]:
@@ -104,7 +104,7 @@ def _windows(tokens: Tokens, n_windows: int, length: int, seed: int, batch_size:
 
 
 def _begins(at: np.ndarray, starts: np.ndarray | None) -> np.ndarray:
-    """Which places are among the ascending ``starts``."""
+    """Returns which positions are in the ascending ``starts``."""
     if starts is None or not starts.size:
         return np.zeros(at.shape, bool)
     return starts[np.minimum(np.searchsorted(starts, at), starts.size - 1)] == at

@@ -1,4 +1,4 @@
-"""Many short texts in little memory: a Python string takes some fifty bytes besides its characters."""
+"""Many short texts in little memory: a Python string takes about fifty bytes besides its characters."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import overload
 
 import numpy as np
 
-#: What also packs half a character, and a byte that is none (level ``byte``).
+#: Also encodes lone surrogates, which stand for bytes that are not UTF-8 (level ``byte``).
 _ENCODING = "utf-8", "surrogatepass"
-#: Types of where texts end: the second for more bytes than the first can count.
+#: Type codes of the offsets: the second for more bytes than the first can count.
 _SMALL, _LARGE = "I", "Q"
 
 
 class CompactStrings(Sequence[str]):
-    """Texts, or some of them (``take``), that are made into strings when they are asked for."""
+    """A sequence of texts that are decoded when they are accessed."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._bytes, self._ends = bytearray(), array(_SMALL, [0])
-        self._which: np.ndarray | None = None
+        self._indices: np.ndarray | None = None
         self.extend(texts)
 
     def extend(self, texts: Iterable[str]) -> None:
-        """Add texts at the end."""
-        if self._which is not None:
+        """Appends texts."""
+        if self._indices is not None:
             raise TypeError("A selection of texts cannot be extended.")
         for text in texts:
             self._bytes += text.encode(*_ENCODING)
@@ -34,19 +34,19 @@ class CompactStrings(Sequence[str]):
                 self._ends = array(_LARGE, self._ends)
                 self._ends.append(len(self._bytes))
 
-    def take(self, which: np.ndarray) -> CompactStrings:
-        """The texts at these indices, in their order; the bytes are shared."""
+    def take(self, indices: np.ndarray) -> CompactStrings:
+        """Returns the texts at ``indices``, in that order; the bytes are shared."""
         taken = CompactStrings()
         taken._bytes, taken._ends = self._bytes, self._ends
-        chosen = which if self._which is None else self._which[which]
-        taken._which = chosen.astype(np.min_scalar_type(len(self._ends)), copy=False)
+        chosen = indices if self._indices is None else self._indices[indices]
+        taken._indices = chosen.astype(np.min_scalar_type(len(self._ends)), copy=False)
         return taken
 
     def __len__(self) -> int:
-        return len(self._ends) - 1 if self._which is None else len(self._which)
+        return len(self._ends) - 1 if self._indices is None else len(self._indices)
 
     def __iter__(self) -> Iterator[str]:
-        return map(self._text, range(len(self)) if self._which is None else map(int, self._which))
+        return map(self._text, range(len(self)) if self._indices is None else map(int, self._indices))
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -56,7 +56,7 @@ class CompactStrings(Sequence[str]):
         places = range(len(self))[index]
         if isinstance(places, range):
             return [self[i] for i in places]
-        return self._text(places if self._which is None else int(self._which[places]))
+        return self._text(places if self._indices is None else int(self._indices[places]))
 
     def _text(self, place: int) -> str:
         return self._bytes[self._ends[place] : self._ends[place + 1]].decode(*_ENCODING)

@@ -1,4 +1,4 @@
-"""Documents one behind the other in lanes, none of them split."""
+"""Packs whole documents into lanes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jaxgen.types import Batch, ConditionedBatch
 if TYPE_CHECKING:
     from jaxgen.data.tokens import Tokens
 
-#: Ids that are put in lanes at once.
-LAID_TOGETHER = 1 << 18
+#: Ids that are copied at once.
+COPIED_AT_ONCE = 1 << 18
 
 
 class DocumentPacker:
-    """Documents packed into lanes without splitting any: the next longest always goes to the emptiest lane."""
+    """Packs documents into lanes without splitting any: the next longest always goes to the emptiest lane."""
 
     def __init__(self, tokens: Tokens, lanes: int):
         starts = tokens.doc_starts
@@ -41,46 +41,51 @@ class DocumentPacker:
         self.lanes = lanes
         self.longest = max(filled for filled, _ in heap)
 
-    def lay(self, order: np.ndarray, rows: np.ndarray) -> PackedDocuments:
-        """Put all documents in lanes: ``order`` [count] decides between equals, ``rows`` [lanes] numbers the lanes."""
+    def pack(self, order: np.ndarray, rows: np.ndarray) -> PackedDocuments:
+        """Packs all documents.
+
+        Args:
+            order: The order [count] of documents of equal length.
+            rows: The row [lanes] of each lane.
+        """
         rank = np.empty(self.count, np.int64)
         rank[order] = np.arange(self.count)
         lane = np.empty(self.count, np.int64)
         lane[np.lexsort((rank, -self._lengths))] = rows[self._slots]
-        laid = np.lexsort((rank, lane))  # by lane, then by rank
-        lengths = self._lengths[laid]
+        packed = np.lexsort((rank, lane))  # by lane, then by rank
+        lengths = self._lengths[packed]
         begin = np.cumsum(lengths) - lengths
         text = np.empty(self._ids.size + 1, self._ids.dtype)
         text[0] = EOS
-        for some in _together(lengths):
+        for some in _slices(lengths):
             first, stop = begin[some.start], begin[some.stop - 1] + lengths[some.stop - 1]
-            from_ = np.repeat(self._starts[laid[some]] - begin[some], lengths[some])
+            from_ = np.repeat(self._starts[packed[some]] - begin[some], lengths[some])
             text[1 + first : 1 + stop] = self._ids[from_ + np.arange(first, stop)]
         filled = np.bincount(lane, weights=self._lengths, minlength=self.lanes).astype(np.int64)
         known = self._conditions
         if known is not None:
-            # A document is read from the EOS in front of it; behind the last one there is nothing to read.
-            of = np.append(np.repeat(np.asarray(known.of)[laid].astype(number_type(known)), lengths), 0)
+            # A document is read from the EOS in front of it; nothing is read after the last one.
+            of = np.append(np.repeat(np.asarray(known.of)[packed].astype(number_type(known)), lengths), 0)
             known = Conditions(of.astype(number_type(known)), known.vectors)
         return PackedDocuments(text, np.cumsum(filled) - filled, np.cumsum(filled), known)
 
 
-def _together(lengths: np.ndarray) -> Iterator[slice]:
-    """Documents in slices of about ``LAID_TOGETHER`` ids: the places of ids take ten times the memory of ids."""
+def _slices(lengths: np.ndarray) -> Iterator[slice]:
+    """Yields slices of about ``COPIED_AT_ONCE`` ids: indices take ten times the memory of ids."""
     ends = np.cumsum(lengths)
     start = 0
     while start < lengths.size:
         before = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + LAID_TOGETHER, side="right")))
+        stop = max(start + 1, int(np.searchsorted(ends, before + COPIED_AT_ONCE, side="right")))
         yield slice(start, stop)
         start = stop
 
 
 @dataclass(frozen=True)
 class PackedDocuments:
-    """Lanes one after the other in a text [N + 1] that begins with EOS; lane b is ``begin[b]`` … ``end[b]``.
+    """Lanes one after the other in a text [N + 1] that begins with EOS; lane b is ``begin[b]`` to ``end[b]``.
 
-    Every document ends in EOS, and so it is from EOS that the next one is read.
+    Every document ends with EOS, which is also the first input of the next one.
     """
 
     text: np.ndarray
@@ -89,14 +94,14 @@ class PackedDocuments:
     conditions: Conditions | None = None  # of each position of ``text``
 
     def places(self, start: int) -> WindowIndex:
-        """Where in the text position ``start`` of every lane is."""
+        """Returns where position ``start`` of every lane lies in the text."""
         return WindowIndex(self.begin + start, self.end, np.bool_(False))
 
     def window(self, start: int, length: int) -> Batch | ConditionedBatch:
-        """Positions start … start + length of every lane, [lanes, length]; beyond a lane's end PAD, masked."""
+        """Returns the positions from ``start`` of every lane, [lanes, length]; beyond a lane's end PAD, masked."""
         return read_conditioned(self.text, self.conditions, self.places(start), length, EOS, PAD, np)
 
 
 def number_type(conditions: Conditions) -> np.dtype:
-    """The smallest type that holds the number of every vector."""
+    """Returns the smallest integer type that holds the index of every vector."""
     return np.min_scalar_type(len(conditions.vectors) - 1)

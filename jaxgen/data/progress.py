@@ -1,4 +1,4 @@
-"""Who follows how data are read: told of progress where it takes a while, and of what is worth knowing."""
+"""Progress and notes while data are read."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-#: Bytes or characters of which reading is worth a progress bar.
-LARGE = 1 << 24
+#: Bytes or characters from which reading reports its progress.
+REPORTED_FROM = 1 << 24
 
 
 class ProgressReporter(Protocol):
-    """What a command shows while data are read."""
+    """Receives progress and notes while data are read."""
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """So much of ``total`` is done of something that takes a while."""
+        """``done`` of ``total`` units of ``what`` are done."""
         ...
 
     def note(self, text: str) -> None:
-        """Something worth knowing that is no error."""
+        """Something worth knowing that is not an error."""
         ...
 
 
 class Silent:
-    """Shows no progress, and warns of the rest."""
+    """Ignores progress and issues notes as Python warnings."""
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:
-        """As a warning of Python."""
+        """Issues a Python warning."""
         warnings.warn(text, stacklevel=2)
 
 
@@ -37,20 +37,20 @@ SILENT = Silent()
 
 
 class Counter:
-    """Adds up how much is done, and tells ``watch`` if ``total`` is large."""
+    """Counts what is done, and reports it to ``watch`` if ``total`` is large."""
 
     def __init__(self, watch: ProgressReporter, what: str, total: int) -> None:
         self.watch, self.what, self.total, self.done = watch, what, total, 0
 
     def add(self, amount: int) -> None:
-        """So much more is done."""
+        """Counts ``amount`` more."""
         self.done += amount
-        if self.total >= LARGE:
+        if self.total >= REPORTED_FROM:
             self.watch.progress(self.what, self.done, self.total)
 
 
 def track(pieces: Iterable[str], counter: Counter) -> Iterator[str]:
-    """The pieces of a text, whose characters are counted once they have been used."""
+    """Yields the pieces of a text and counts their characters after they were used."""
     for piece in pieces:
         yield piece
         counter.add(len(piece))

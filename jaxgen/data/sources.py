@@ -1,4 +1,4 @@
-"""From what the user names (a set, files, folders, globs, columns) to texts; newlines are never translated."""
+"""Reads texts from data sets, files, folders, globs and columns of tables. Newlines are never translated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxgen.tokenizers.pieces import between
 
 @dataclass(frozen=True)
 class TextStream:
-    """Characters ``start`` to ``stop`` of the texts of a source one after the other, in pieces, as often as wanted."""
+    """Characters ``start`` to ``stop`` of the joined texts of a source, in pieces, as often as needed."""
 
     source: TextSource
     start: int
@@ -28,7 +28,7 @@ class TextStream:
 
     @classmethod
     def of(cls, source: TextSource) -> TextStream:
-        """All of a source, which is read once to count its characters. Raises ``DataError`` as reading it does."""
+        """Returns the whole text of a source, after reading it once to count its characters."""
         chars = sum(map(len, join_texts(source.texts)))
         source.check()
         return cls(source, 0, chars)
@@ -40,23 +40,23 @@ class TextStream:
         return self.stop - self.start
 
     def cut(self, at: int) -> tuple[TextStream, TextStream]:
-        """Its first ``at`` characters, and the others."""
+        """Splits the text after ``at`` characters."""
         return replace(self, stop=self.start + at), replace(self, start=self.start + at)
 
     def check(self) -> None:
-        """Raise ``DataError`` if a file was changed since its characters were counted."""
+        """Raises ``DataError`` if a file changed since its characters were counted."""
         for text in self.source.texts:
             if not isinstance(text, str):
                 text.check()
 
     @property
     def sha256(self) -> str:
-        """What tells this text from others: the digest of the files, and which characters of them it is."""
+        """The digest of the files and of ``start`` and ``stop``."""
         return hashlib.sha256(f"{self.source.sha256} {self.start} {self.stop}".encode()).hexdigest()
 
 
 def join_texts(texts: Iterable[Text]) -> Iterator[str]:
-    """The texts one after the other, with a newline between two where the first does not end in one."""
+    """Yields the texts one after the other, with a newline between two if the first does not end with one."""
     last = "\n"
     for text in texts:
         begun = False
@@ -67,7 +67,7 @@ def join_texts(texts: Iterable[Text]) -> Iterator[str]:
             yield piece
 
 
-#: How a text is cut into documents (layout ``documents``).
+#: Ways to cut a text into documents (layout ``documents``).
 DOCUMENTS = ("line", "blank-line", "file", "row")
 
 
@@ -75,9 +75,9 @@ DOCUMENTS = ("line", "blank-line", "file", "row")
 class TextSource:
     """Texts and where they came from.
 
-    ``texts`` has one entry for each file, or for each row when ``by_row``: a string, or a file's text that is read in
-    pieces whenever it is wanted. ``files`` are the SHA-256 of all files, a built-in corpus counting as one; those of
-    files in ``texts`` are known once they have been read.
+    ``texts`` has one entry per file, or per row if ``by_row``: a string, or a ``FileText`` that is read in pieces each
+    time. ``files`` are the SHA-256 digests of all files (a built-in corpus counts as one), or the files themselves:
+    their digests are known after they were read.
     """
 
     texts: Sequence[str | FileText]
@@ -92,7 +92,7 @@ class TextSource:
         return FilesDigest(each.sha256 if isinstance(each, FileText) else each for each in self.files).hexdigest()
 
     def check(self) -> None:
-        """Raise ``DataError`` when there is no text in the data, once they have been read."""
+        """Raises ``DataError`` if the data have no text; call it after they were read."""
         if not any(text.chars if isinstance(text, FileText) else text for text in self.texts):
             raise DataError(f"The data {self.name} is empty. Give a file that has text in it.")
 
@@ -104,11 +104,17 @@ def read_texts(
     documents: str | None = None,
     level: str = "char",
 ) -> TextSource:
-    """Read built-in corpora, named sets, files, folders and globs, ``.gz`` or not, or a column of CSV/TSV/JSONL.
+    """Reads built-in corpora, named sets, files, folders and globs, ``.gz`` or not, or a column of tables, as strings.
 
-    All ``texts`` are strings. A built-in or named set goes before a file of the same name (write ``./name`` for the
-    file). ``text_column`` is a header name or a position from 1, with which every row is data. ``level="byte"`` reads
-    any bytes. Raises ``DataError`` for what cannot be read, ``UsageError`` for flags that do not fit.
+    Args:
+        specs: What to read. A data set has priority over a file of the same name: write ``./name`` for the file.
+        text_column: A column of CSV, TSV or JSONL files: a name from the header, or a position from 1 (no header).
+        documents: One of ``DOCUMENTS``.
+        level: The level of the tokenizer; ``byte`` reads any bytes.
+
+    Raises:
+        DataError: The data cannot be read.
+        UsageError: Arguments contradict each other.
     """
     source = open_texts(specs, text_column=text_column, documents=documents, level=level)
     texts = ["".join(in_pieces(text)) for text in source.texts]
@@ -126,9 +132,9 @@ def open_texts(
     level: str = "char",
     watch: ProgressReporter = SILENT,
 ) -> TextSource:
-    """As ``read_texts``, but that files of running text are read in pieces whenever their text is wanted.
+    """As ``read_texts``, but files of running text are opened later and read in pieces, as often as needed.
 
-    Errors of those files are raised then. ``watch`` follows the first reading.
+    Errors of these files are raised then. ``watch`` receives the progress of the first reading.
     """
     if isinstance(specs, str):
         specs = [specs]
@@ -156,7 +162,7 @@ def open_texts(
         column = named.text_column if named and text_column is None else text_column
         for path in [fetch(file) for file in named.files] if named else find_paths(spec):
             text = FileText(path, level, counter.add)
-            with suppress(OSError):  # it will be said when the file is read
+            with suppress(OSError):  # reading the file raises the error
                 counter.total += os.stat(path).st_size
             files.append(text)
             if column is None:
@@ -176,11 +182,11 @@ def open_texts(
     by_row = rows == {True}
     if documents == "row" and not by_row:
         raise UsageError(
-            "Documents by row need a table: give a .csv, .tsv or .jsonl file and --text-column, "
+            "--documents row needs a table: give a .csv, .tsv or .jsonl file and --text-column, "
             "or choose --documents line, blank-line or file."
         )
     if documents == "file" and by_row:
-        raise UsageError("A column of a table is read row by row: choose --documents row, line or blank-line.")
+        raise UsageError("--documents file does not apply to a table: choose --documents row, line or blank-line.")
     default = defaults.pop() if len(defaults) == 1 else None
     if by_row and text_column is not None:
         default = "row"

@@ -1,4 +1,4 @@
-"""Token ids too many for memory: a file in the user's cache folder that is mapped once it has been checked."""
+"""Token ids that do not fit into memory, in memory-mapped files of the user's cache folder, verified before use."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from jaxgen.errors import DataError
 from jaxgen.fsutil import io_reason, not_regular, parse_json, sync_folder, user_cache
 from jaxgen.runs.lock import boot_id, is_running
 
-#: A change of what lies in these files, or of how text becomes ids.
+#: Increase it when the format of these files, or how text becomes ids, changes.
 VERSION = 1
-#: Bytes of token files beyond which those not used for the longest time are removed.
-MOST_KEPT = 1 << 35
-#: Bytes at the end of a file that say what it holds.
+#: Size of all token files beyond which the least recently used ones are removed.
+MAX_CACHE_BYTES = 1 << 35
+#: Bytes at the end of a file that describe its contents.
 TRAILER = 1024
-#: Bytes that are checked at once.
+#: Bytes that are verified at once.
 BLOCK = 1 << 20
-#: Seconds after which a file that nobody here is writing was left by another machine.
+#: Seconds after which an unfinished file of another machine is considered abandoned.
 ABANDONED = 86400.0
 
 
 class Part(NamedTuple):
-    """Some ids, and what is counted of them."""
+    """Some ids, and counts of their text."""
 
     ids: np.ndarray
     counts: tuple[int, ...]
 
 
-class Kept(NamedTuple):
-    """All ids [N], mapped from a file, and the sums of what was counted of them."""
+class CachedTokens(NamedTuple):
+    """All ids [N], mapped from a file, and the sums of the counts."""
 
     ids: np.ndarray
     counts: tuple[int, ...]
@@ -49,26 +49,34 @@ class Kept(NamedTuple):
 
 def get_or_create(
     key: str, dtype: np.dtype, make: Callable[[], Iterable[Part]], about: int, tell: Callable[[str], None]
-) -> Kept:
-    """The ids that ``make`` gives, mapped from the file of that ``key``, or from a new one.
+) -> CachedTokens:
+    """Returns ids mapped from a file, which is made if it does not exist.
 
-    ``key`` stands for all that they follow from. ``tell`` hears of a damaged file, which is made again. Where no cache
-    folder can be written the file has no name and is gone with the process. Raises ``DataError``, naming the path and
-    the bytes that it takes ``about``, when there is no room for it.
+    Without a writable cache folder, an unnamed file is used that disappears with the process.
+
+    Args:
+        key: Identifies the ids: everything that they depend on.
+        dtype: The type of the ids.
+        make: Yields the ids in parts.
+        about: The approximate size of the file in bytes, for the message.
+        tell: Called with a warning if a file is damaged and made again.
+
+    Raises:
+        DataError: There is no space for the file.
     """
     folder = _folder()
     if folder is None:
         place = Path(tempfile.gettempdir())
         with _room(place, about), tempfile.TemporaryFile(prefix="jaxgen-") as file:
             counts = _write(file, key, dtype, make())
-            return Kept(_mapped(file, dtype), counts)
+            return CachedTokens(_mapped(file, dtype), counts)
     path = folder / f"{hashlib.sha256(f'{VERSION} {key}'.encode()).hexdigest()}.tokens"
     try:
         found = _read(path, key, dtype)
     except ValueError as problem:
         if path.is_dir():
             raise DataError(f"{path}, where the tokens of these data are kept, is a folder: remove it.") from None
-        tell(f"WARNING: {path}, the tokens of these data, {problem}: they are made again.")
+        tell(f"WARNING: {path}, the tokens of these data, {problem}: they are encoded again.")
     else:
         if found is not None:
             return found
@@ -90,7 +98,7 @@ def get_or_create(
 
 
 def _folder() -> Path | None:
-    """Where token files are kept, if anything can be kept."""
+    """Returns the cache folder of token files, or None if nothing can be written there."""
     try:
         folder = user_cache() / "tokens"
         if not folder.is_absolute():
@@ -103,19 +111,19 @@ def _folder() -> Path | None:
 
 @contextmanager
 def _room(path: Path, about: int) -> Iterator[None]:
-    """What the system refuses while entered is the ``DataError`` of tokens that cannot be kept at ``path``."""
+    """Turns ``OSError`` into the ``DataError`` for tokens that cannot be stored at ``path``."""
     try:
         yield
     except OSError as error:
         raise DataError(
-            f"The tokens of these data do not fit into memory and could not be kept in {path}: "
-            f"{io_reason(path, error, about)}. Make room on that disk, or name a folder on another with the variable "
-            "XDG_CACHE_HOME, then repeat the command."
+            f"The tokens of these data do not fit into memory and could not be stored in {path}: "
+            f"{io_reason(path, error, about)}. Make room on that disk, or set the variable XDG_CACHE_HOME to a "
+            "folder on another one, then repeat the command."
         ) from error
 
 
 def _write(file: IO[bytes], key: str, dtype: np.dtype, parts: Iterable[Part]) -> tuple[int, ...]:
-    """Write ids and the trailer, to the disk; returns the sums of what was counted."""
+    """Writes ids and the trailer and syncs them; returns the sums of the counts."""
     digest, size, counts = hashlib.sha256(), 0, np.zeros(0, np.int64)
     for part in parts:
         block = part.ids.astype(dtype.newbyteorder("<")).tobytes()
@@ -132,8 +140,8 @@ def _write(file: IO[bytes], key: str, dtype: np.dtype, parts: Iterable[Part]) ->
     return tuple(counts.tolist())
 
 
-def _read(path: Path, key: str, dtype: np.dtype) -> Kept | None:
-    """What lies at ``path``, if anything does. Raises ``ValueError`` that says what is wrong with it."""
+def _read(path: Path, key: str, dtype: np.dtype) -> CachedTokens | None:
+    """Returns the ids in a file, or None if there is none; raises ``ValueError`` with what is wrong with it."""
     try:
         if problem := not_regular(os.lstat(path)):
             raise ValueError(problem)
@@ -154,7 +162,7 @@ def _read(path: Path, key: str, dtype: np.dtype) -> Kept | None:
             if not written or record["size"] * dtype.itemsize != length:
                 raise ValueError("are not what was written")
             os.utime(file.fileno() if os.utime in os.supports_fd else path)
-            return Kept(_mapped(file, dtype), tuple(record["counts"]))
+            return CachedTokens(_mapped(file, dtype), tuple(record["counts"]))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -164,7 +172,7 @@ def _read(path: Path, key: str, dtype: np.dtype) -> Kept | None:
 
 
 def _mapped(file: IO[bytes], dtype: np.dtype) -> np.ndarray:
-    """The ids in a file; the mapping outlives it, its name and its descriptor."""
+    """Maps the ids of a file; the mapping outlives its name and its descriptor."""
     size = (os.fstat(file.fileno()).st_size - TRAILER) // dtype.itemsize
     if not size:
         return np.zeros(0, dtype)
@@ -172,12 +180,12 @@ def _mapped(file: IO[bytes], dtype: np.dtype) -> np.ndarray:
 
 
 def _machine() -> str:
-    """What tells this machine, or container, from others that may share the folder; their processes are not ours."""
+    """Returns an id of this machine, or container: others may share the folder, with processes unknown here."""
     return hashlib.sha256(f"{platform.node()} {boot_id()}".encode()).hexdigest()[:8]
 
 
 def _clean(folder: Path) -> None:
-    """Remove what makers that are no more left unfinished."""
+    """Removes unfinished files of processes that ended."""
     for path in folder.glob(".*.tmp"):
         match = re.fullmatch(r"\.[0-9a-f]{64}\.([0-9a-f]{8})\.([0-9]{1,9})-[0-9a-f]{8}\.tmp", path.name)
         if match is None:
@@ -190,7 +198,7 @@ def _clean(folder: Path) -> None:
 
 
 def _prune(folder: Path, newest: Path) -> None:
-    """Remove the files not used for the longest time while there are too many bytes; never the ``newest``."""
+    """Removes the least recently used files beyond ``MAX_CACHE_BYTES``, but never the ``newest``."""
     found = []
     for path in folder.glob("*.tokens"):
         with suppress(OSError):  # another process may be pruning too
@@ -199,6 +207,6 @@ def _prune(folder: Path, newest: Path) -> None:
     total = 0
     for _, _, size, path in sorted(found):
         total += size
-        if total > MOST_KEPT and path != newest:
+        if total > MAX_CACHE_BYTES and path != newest:
             with suppress(OSError):
                 path.unlink()

@@ -1,4 +1,4 @@
-"""Token arrays of a split, and the keyed permutations by which batches are drawn from them."""
+"""The token arrays of a split, and the keyed random numbers of splits and batches."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 from jaxgen.errors import check_int
 from jaxgen.training.windows import Conditions
 
+#: The keys of independent streams of random numbers; they must never change.
 PURPOSES = {"split": 1, "stream": 2, "windows": 3, "documents": 4, "lanes": 5, "evaluation": 6}
-
+PURPOSES |= {"dates": 7, "shapes": 8, "snippets": 9, "rows": 10, "row batches": 11}
 
 #: All rows of a batch.
 EVERY = slice(None)
@@ -18,12 +19,11 @@ EVERY = slice(None)
 
 @dataclass(frozen=True)
 class Tokens:
-    """One split: ids [N]; ``chars`` and ``bytes`` count the text they stand for (EOS stands for none), ``unknown`` what
-    of it the vocabulary lacks.
+    """The tokens of one split: ids [N].
 
-    ``doc_starts`` (int64, layout ``documents``) has the index of each document's first id; a document's ids end
-    in EOS and the next one follows. It is None for running text. ``conditions`` is what is known of the documents
-    beside their text, if anything is.
+    ``chars`` and ``bytes`` count the text of the ids (EOS has none), ``unknown`` the tokens outside the vocabulary.
+    ``doc_starts`` (int64) has the index of each document's first id; a document ends with EOS, and the next one
+    follows. It is None for running text. ``conditions`` are the labels and numbers of the documents, if there are any.
     """
 
     ids: np.ndarray
@@ -35,23 +35,23 @@ class Tokens:
 
     @property
     def chars_per_token(self) -> float:
-        """Characters of text for each id (NaN when there are no ids)."""
+        """Characters of text per id (NaN without ids)."""
         return self.chars / self.ids.size if self.ids.size else float("nan")
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of UTF-8 for each id (NaN when there are no ids)."""
+        """Bytes of UTF-8 per id (NaN without ids)."""
         return self.bytes / self.ids.size if self.ids.size else float("nan")
 
 
 def random_bits(n: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
-    """``n`` random 64-bit numbers, uint64 [n], the same on every platform."""
+    """Returns ``n`` random 64-bit numbers, uint64 [n], the same on every platform."""
     key = np.array([(PURPOSES[purpose] << 32) + seed, epoch], np.uint64)
     return np.random.Philox(key=key).random_raw(n)
 
 
 def permutation(n: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
-    """A random order of 0 … n-1, int64 [n]."""
+    """Returns a random order of 0 to n-1, int64 [n]."""
     return np.argsort(random_bits(n, seed, epoch, purpose), kind="stable")
 
 

@@ -20,7 +20,7 @@ UNK = 1
 EOS = 2
 #: The bytes that the special ids stand for; ordinary tokens follow them.
 SPECIAL_PIECES: tuple[bytes, ...] = (b"", b"<unk>", b"")
-FIRST = len(SPECIAL_PIECES)
+NUM_SPECIAL = len(SPECIAL_PIECES)
 #: The largest vocabulary that is learnt. The library of the bpe level allocates for all of it at once, and ends the
 #: process when it cannot.
 MAX_VOCAB = 2**20

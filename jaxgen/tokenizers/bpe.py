@@ -15,8 +15,8 @@ from pydantic import AfterValidator, ConfigDict, FailFast, model_validator
 from jaxgen.errors import UsageError, check_int
 from jaxgen.fsutil import StrictModel, load_strict, malformed
 from jaxgen.tokenizers.base import (
-    FIRST,
     MAX_VOCAB,
+    NUM_SPECIAL,
     SPECIAL_PIECES,
     Text,
     Tokenizer,
@@ -64,7 +64,7 @@ class BpeTokenizer(Tokenizer):
             np.array(self._inner.encode(chunk, add_special_tokens=False).ids, np.int32)
             for chunk in safe_chunks(without_surrogates(text), _SAFE_CUT, _CHUNK)
         ]
-        return np.concatenate(parts) + np.int32(FIRST) if parts else np.zeros(0, np.int32)
+        return np.concatenate(parts) + np.int32(NUM_SPECIAL) if parts else np.zeros(0, np.int32)
 
     def safe_cut(self, text: str) -> int:
         """In front of the last space or line break that follows something else than white space."""
@@ -92,13 +92,13 @@ class BpeTokenizer(Tokenizer):
     @classmethod
     def train(cls, texts: Iterable[Text], *, vocab_size: int = 8192) -> BpeTokenizer:
         """At most ``vocab_size`` tokens, the 3 special ids and the 256 bytes included."""
-        check_int("The tokenizer option vocab_size", vocab_size, FIRST + 256, MAX_VOCAB)
+        check_int("The tokenizer option vocab_size", vocab_size, NUM_SPECIAL + 256, MAX_VOCAB)
         library = _library()
         inner = library.Tokenizer(library.models.BPE())
         inner.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         inner.decoder = library.decoders.ByteLevel()
         trainer = library.trainers.BpeTrainer(
-            vocab_size=vocab_size - FIRST,
+            vocab_size=vocab_size - NUM_SPECIAL,
             min_frequency=2,
             initial_alphabet=_byte_alphabet(),
             special_tokens=[],

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from jaxgen.fsutil import StrictModel, load_strict
-from jaxgen.tokenizers.base import FIRST, SPECIAL_PIECES, Text, Tokenizer, text_bytes
+from jaxgen.tokenizers.base import NUM_SPECIAL, SPECIAL_PIECES, Text, Tokenizer, text_bytes
 
 
 class _Saved(StrictModel):
@@ -29,7 +29,7 @@ class ByteTokenizer(Tokenizer):
 
     def encode(self, text: str) -> np.ndarray:
         """One id for each byte, int32 [T]; never UNK."""
-        return np.frombuffer(text_bytes(text), np.uint8).astype(np.int32) + FIRST
+        return np.frombuffer(text_bytes(text), np.uint8).astype(np.int32) + NUM_SPECIAL
 
     def safe_cut(self, text: str) -> int:
         """The end: no byte depends on another."""

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, FailFast, Field
 from jaxgen.errors import check_int
 from jaxgen.fsutil import StrictModel, load_strict
 from jaxgen.tokenizers.base import (
-    FIRST,
+    NUM_SPECIAL,
     SPECIAL_PIECES,
     UNK,
     Text,
@@ -48,7 +48,7 @@ class CharTokenizer(Tokenizer):
         # One entry beyond the greatest code point stands for all greater ones.
         self._end = int(points[-1]) + 1 if points.size else 0
         self._table = np.full(self._end + 1, UNK, np.int32)
-        self._table[points] = np.arange(FIRST, FIRST + points.size, dtype=np.int32)
+        self._table[points] = np.arange(NUM_SPECIAL, NUM_SPECIAL + points.size, dtype=np.int32)
 
     def encode(self, text: str) -> np.ndarray:
         """One id for each character, int32 [T]."""

@@ -13,8 +13,8 @@ from pydantic import AfterValidator, FailFast
 from jaxgen.errors import check_int
 from jaxgen.fsutil import StrictModel, load_strict
 from jaxgen.tokenizers.base import (
-    FIRST,
     MAX_VOCAB,
+    NUM_SPECIAL,
     SPECIAL_PIECES,
     UNK,
     Text,
@@ -64,7 +64,7 @@ class WordTokenizer(Tokenizer):
 
     def __init__(self, words: Sequence[str]):
         self._words = list(words)
-        self._ids = {word: FIRST + i for i, word in enumerate(self._words)}
+        self._ids = {word: NUM_SPECIAL + i for i, word in enumerate(self._words)}
         self.pieces = [*SPECIAL_PIECES, *(word.encode() for word in self._words)]
 
     def encode(self, text: str) -> np.ndarray:
@@ -110,7 +110,7 @@ class WordTokenizer(Tokenizer):
         Of texts with more than 262,144 different pieces, and more than 4 V, the counts of rare ones are too low.
         """
         check_int("The tokenizer option min_count", min_count, 1)
-        check_int("The tokenizer option vocab_size", vocab_size, FIRST + 1, MAX_VOCAB)
+        check_int("The tokenizer option vocab_size", vocab_size, NUM_SPECIAL + 1, MAX_VOCAB)
         counts: Counter[str] = Counter()
         most = max(_COUNTED, 4 * vocab_size)
         for text in texts:
@@ -120,7 +120,7 @@ class WordTokenizer(Tokenizer):
                     counts = _frequent(counts, most // 2)
         del counts[" "]
         frequent = sorted((-count, word) for word, count in counts.items() if count >= min_count)
-        return cls([" ", *(word for _, word in frequent[: vocab_size - FIRST - 1])])
+        return cls([" ", *(word for _, word in frequent[: vocab_size - NUM_SPECIAL - 1])])
 
 
 def _frequent(counts: Counter[str], most: int) -> Counter[str]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.bucketing import PAD_ROW, Buckets, RowBatches, bucket_width, in_batches, padded
+from jaxgen.data.bucketing import PAD_ROW, Buckets, RowBatches, bucket_batches, bucket_width, pad_rows
 from jaxgen.errors import UsageError
 
 #: Lengths of rows with one field, or with two.
@@ -171,12 +171,12 @@ def test_sizes_that_are_none_are_refused(sizes, said):
 
 
 def test_for_an_evaluation_rows_stay_in_order():
-    rows = [row for _, part in in_batches(Buckets(np.array([3, 20, 4, 21, 5])), 2) for row in part.tolist()]
+    rows = [row for _, part in bucket_batches(Buckets(np.array([3, 20, 4, 21, 5])), 2) for row in part.tolist()]
     assert rows == [0, 2, 4, PAD_ROW, 1, 3]
 
 
 def test_rows_are_padded_behind_their_ids():
-    ids, valid = padded([np.array([5, 6, 7]), np.array([], np.int64), np.array([8])], 4, 9)
+    ids, valid = pad_rows([np.array([5, 6, 7]), np.array([], np.int64), np.array([8])], 4, 9)
     assert ids.tolist() == [[5, 6, 7, 9], [9, 9, 9, 9], [8, 9, 9, 9]]
     assert valid.tolist() == [[True] * 3 + [False], [False] * 4, [True] + [False] * 3]
     assert (ids.dtype, valid.dtype) == (np.int32, bool)

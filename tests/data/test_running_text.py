@@ -148,7 +148,7 @@ def test_who_watches_is_told_how_much_is_done_of_what_is_large(tiny, monkeypatch
     listener = Listener()
     prepare(write(["small" * 3]), watch=listener)
     assert listener.seen == []
-    monkeypatch.setattr(watch, "LARGE", 50)
+    monkeypatch.setattr(watch, "REPORTED_FROM", 50)
     prepare(write(["é" * 20, "ab\n" * 20]), watch=listener)
     ends = {what: (done, total) for what, done, total in listener.seen}
     assert ends == {"reading": (100, 100), "learning the vocabulary": (72, 72), "encoding": (72, 72)}

@@ -97,7 +97,7 @@ def test_a_damaged_file_is_told_of_and_made_again(damage, folder):
     kept(notes=notes)
     assert len(notes) == 1
     assert str(path) in notes[0]
-    assert "made again" in notes[0]
+    assert "encoded again" in notes[0]
     kept(never)
 
 
@@ -195,7 +195,7 @@ def test_no_room_is_told_with_the_path_and_the_size(folder):
 
 
 def test_files_not_used_for_the_longest_time_go_when_there_are_too_many_bytes(folder, monkeypatch):
-    monkeypatch.setattr(token_files, "MOST_KEPT", 3 * (IDS.nbytes + token_files.TRAILER))
+    monkeypatch.setattr(token_files, "MAX_CACHE_BYTES", 3 * (IDS.nbytes + token_files.TRAILER))
     for number, key in enumerate("abc"):
         kept(key=key)
         newest = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)

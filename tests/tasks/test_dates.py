@@ -8,7 +8,7 @@ import pytest
 from jaxgen.data.tables import digest
 from jaxgen.errors import UsageError
 from jaxgen.tasks.translate import dates as module
-from jaxgen.tasks.translate.dates import FIRST, LAST, SHORT_YEARS, SPELLINGS, dates, held_out, spell
+from jaxgen.tasks.translate.dates import FIRST_DAY, LAST_DAY, SHORT_YEARS, SPELLINGS, dates, held_out, spell
 
 #: How ``strptime`` reads each spelling, once ordinals are numbers.
 PATTERNS = {
@@ -82,8 +82,12 @@ def written(day, spelling):
 
 
 def days(step):
-    count = (LAST - FIRST).days + 1
-    return [FIRST + timedelta(days=n) for n in range(0, count, step)] + [LAST, date(2000, 2, 29), date(1904, 2, 29)]
+    count = (LAST_DAY - FIRST_DAY).days + 1
+    return [FIRST_DAY + timedelta(days=n) for n in range(0, count, step)] + [
+        LAST_DAY,
+        date(2000, 2, 29),
+        date(1904, 2, 29),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +180,7 @@ def test_every_held_out_spelling_and_form_of_a_month_is_shown_otherwise(seed):
 
 
 def test_days_come_back_in_other_spellings_until_there_are_none_left(monkeypatch):
-    monkeypatch.setattr(module, "LAST", date(1900, 3, 1))
+    monkeypatch.setattr(module, "LAST_DAY", date(1900, 3, 1))
     few = {"val": 5, "held_out_dates": 5, "held_out_pairs": 50}
     pairs = dates(0, train=50 * 23, **few)["train"]
     assert len(set(zip(*pairs))) == 50 * 23

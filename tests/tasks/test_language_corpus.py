@@ -159,7 +159,7 @@ def test_rows_can_be_validated_on_a_table():
         ({"documents": "line", "layout": "stream"}, "--layout documents"),
         ({"tokenizer_options": {"vocab_size": 9}}, "min_count"),
         ({"level": "byte", "tokenizer_options": {"x": 9}}, "none"),
-        ({"layout": "documents", "documents": "row"}, "need a table"),
+        ({"layout": "documents", "documents": "row"}, "needs a table"),
     ],
 )
 def test_values_out_of_range_are_usage_errors(options, says):

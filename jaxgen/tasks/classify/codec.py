@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import AfterValidator, PositiveInt, Strict
 from pydantic.dataclasses import dataclass
 
-from jaxgen.data.bucketing import bucket_width, padded
+from jaxgen.data.bucketing import bucket_width, pad_rows
 from jaxgen.fsutil import STRICT
 from jaxgen.tokenizers import SavedTokenizer
 from jaxgen.tokenizers.base import PAD
@@ -61,7 +61,7 @@ class ClassifyCodec:
         """Returns ``examples`` as model inputs, padded to ``rows`` rows."""
         ids = [example.ids for example in examples]
         empty = np.zeros(0, np.int32)
-        return TokenRows(*padded([*ids, *[empty] * (rows - len(ids))], widths[0], PAD))
+        return TokenRows(*pad_rows([*ids, *[empty] * (rows - len(ids))], widths[0], PAD))
 
     def answer(self, text: str, output: np.ndarray) -> dict[str, Any]:
         """Returns the most likely label, all probabilities in descending order, and how many tokens were cut off."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from jaxgen.data.bucketing import PAD_ROW, Buckets, RowBatches, in_batches, padded
+from jaxgen.data.bucketing import PAD_ROW, Buckets, RowBatches, bucket_batches, pad_rows
 from jaxgen.data.datasets import NAMED
 from jaxgen.data.files import FilesDigest, FileText, find_paths
 from jaxgen.data.progress import SILENT, ProgressReporter
@@ -329,7 +329,7 @@ class ClassifyData:
         weights = np.ones(len(self.codec.labels))
 
         def batches() -> Any:
-            return (val.pack(which, buckets.widths[k], weights) for k, which in in_batches(buckets, rows))
+            return (val.pack(which, buckets.widths[k], weights) for k, which in bucket_batches(buckets, rows))
 
         return {"val": EvalSet(rows, batches)}
 
@@ -416,5 +416,5 @@ class _Encoded:
         ids = [self.ids[row] if row != PAD_ROW else self.ids[0][:0] for row in rows.tolist()]
         labels = np.where(present, self.labels[rows], 0).astype(np.int32)
         return ClassificationBatch(
-            TokenRows(*padded(ids, widths[0], PAD)), labels, (present * weights[labels]).astype(np.float32)
+            TokenRows(*pad_rows(ids, widths[0], PAD)), labels, (present * weights[labels]).astype(np.float32)
         )

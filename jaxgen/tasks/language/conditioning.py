@@ -1,4 +1,4 @@
-"""From labels and numbers to the vectors that texts begin from, and how a user names them."""
+"""Labels and numbers of texts: reading them from tables, and turning them into the vectors that condition a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Strict, model_validator
 
 from jaxgen.data.datasets import BUILTIN, NAMED, NamedSet
 from jaxgen.data.tables import Column, Table, capitalized, check_same_style, read_table
-from jaxgen.errors import DataError, UsageError, choose
+from jaxgen.errors import DataError, UsageError, choose, listed
 from jaxgen.fsutil import STRICT, load_strict
 from jaxgen.tokenizers import SavedTokenizer, load_tokenizer
 from jaxgen.tokenizers.base import Tokenizer
@@ -24,7 +24,7 @@ from jaxgen.training.windows import Conditions
 
 @dataclass(frozen=True)
 class RowMetadata:
-    """What is known of N documents: ``labels`` (none of them, or N), ``numbers`` [N, F], and where each stands."""
+    """Labels and numbers of N documents: ``labels`` (N, or none), ``numbers`` [N, F], and where each was read."""
 
     labels: list[str]
     numbers: np.ndarray  # float64
@@ -33,16 +33,16 @@ class RowMetadata:
     def __len__(self) -> int:
         return len(self.locations)
 
-    def take(self, which: np.ndarray) -> RowMetadata:
-        """What is known of the documents at these indices, in their order."""
-        chosen = which.tolist()
+    def take(self, indices: np.ndarray) -> RowMetadata:
+        """Returns the metadata of the documents at ``indices``, in that order."""
+        chosen = indices.tolist()
         labels = [self.labels[i] for i in chosen] if self.labels else []
-        return RowMetadata(labels, self.numbers[which], [self.locations[i] for i in chosen])
+        return RowMetadata(labels, self.numbers[indices], [self.locations[i] for i in chosen])
 
 
 @dataclass(frozen=True)
 class ConditionedTexts:
-    """Documents with what is known of them; ``sha256`` is the ``FilesDigest`` of all files."""
+    """Documents with their metadata; ``sha256`` is the ``FilesDigest`` of all files."""
 
     texts: list[str]
     known: RowMetadata
@@ -56,25 +56,26 @@ def read_conditioning_columns(
     label_column: str | None = None,
     feature_columns: Sequence[str] = (),
 ) -> ConditionedTexts:
-    """The rows of CSV, TSV and JSONL files (``.gz`` too) or of a named set that have a text, with label and numbers.
+    """Reads texts with their labels and numbers from CSV, TSV and JSONL files (``.gz`` too), or from a named set.
 
-    Columns are names, or positions from 1, with which every row is data. A named set has a text column of its own, and
-    names for the labels of its label column. Rows whose text is white space are left out, as without labels. Raises
-    ``DataError`` for what cannot be read, also for a text without label or number, ``UsageError`` for data that are no
-    table.
+    Columns are given by name, or by position from 1 (no header). A named set has a default text column, and names for
+    the labels of its label column. Rows without text are left out.
+
+    Raises:
+        DataError: The data cannot be read, or a text has no label or number.
+        UsageError: The data are not tables.
     """
     specs = [specs] if isinstance(specs, str) else list(specs)
     if built_in := [spec for spec in specs if spec in BUILTIN]:
         raise UsageError(
-            f"The built-in data {built_in[0]} have no columns for --label-column or --feature-columns to name: give a "
-            ".csv, .tsv or .jsonl file, or leave the flag out."
+            f"The built-in data {built_in[0]} have no columns for --label-column or --feature-columns: give a .csv, "
+            ".tsv or .jsonl file, or leave the flag out."
         )
     named = NAMED.get(specs[0]) if len(specs) == 1 else None
     text_column = text_column or (named.text_column if named else None)
     if text_column is None:
         raise UsageError(
-            f"Which column of {' '.join(specs)} holds the text? Name it with --text-column, by name or by position "
-            "from 1: labels and numbers are read beside it."
+            f"Which column of {' '.join(specs)} has the text? Give --text-column, by name or by position from 1."
         )
     check_same_style([text_column, *([] if label_column is None else [label_column]), *feature_columns])
     columns = [Column((text_column,), "--text-column")]
@@ -94,11 +95,11 @@ def read_conditioning_columns(
 
 
 def _labels(rows: Table, named: NamedSet | None, column: str) -> list[str]:
-    """The label of every row; a named set has names for its own."""
+    """Returns the label of every row; a named set has names for its numeric labels."""
     labels = [label.strip() for label in rows.columns[1]]
     if missing := [i for i, label in enumerate(labels) if not label]:
         raise DataError(
-            f"{capitalized(rows.locations[missing[0]])} has a text and no label, one of {len(missing):,} such rows. "
+            f"{capitalized(rows.locations[missing[0]])} has a text but no label, one of {len(missing):,} such rows. "
             "Fill in the label, or remove the row."
         )
     names = dict(named.labels) if named and column == named.label_column else {}
@@ -106,7 +107,7 @@ def _labels(rows: Table, named: NamedSet | None, column: str) -> list[str]:
 
 
 def _numbers(rows: Table, cells: list[str], column: str) -> np.ndarray:
-    """A column as numbers, float64 [N]."""
+    """Returns a column as numbers, float64 [N]."""
     found = np.empty(len(cells))
     for i, cell in enumerate(cells):
         try:
@@ -115,19 +116,19 @@ def _numbers(rows: Table, cells: list[str], column: str) -> np.ndarray:
             found[i] = math.nan
         if not math.isfinite(found[i]):
             raise DataError(
-                f"{capitalized(rows.locations[i])} has {cell!r} in the column {column!r}, which is no finite number: "
-                "correct it, remove the row, or leave the column out of --feature-columns."
+                f"{capitalized(rows.locations[i])} has {cell!r} in the column {column!r}, which is not a finite "
+                "number: correct it, remove the row, or leave the column out of --feature-columns."
             )
     return found
 
 
-#: More labels than these are no labels: a column of texts or of numbers was named by mistake.
+#: With more labels, a column of texts or of numbers was probably named by mistake.
 MAX_LABELS = 1_000
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a text is to be about: labels with their shares, which add up to 1, and one number a feature.
+    """The condition of a text to generate: labels with shares that add up to 1, and a number for each feature.
 
     ``None`` stands for the mean of the training texts.
     """
@@ -136,7 +137,7 @@ class Condition:
     features: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Returns the condition as JSON values."""
         labels = None if self.labels is None else dict(self.labels)
         return {"labels": labels, "features": None if self.features is None else list(self.features)}
 
@@ -148,7 +149,7 @@ class Condition:
 
 
 def conditions_of(known: RowMetadata) -> list[Condition]:
-    """The condition of each document."""
+    """Returns the condition of each document."""
     labels: Sequence[Any] = [((label, 1.0),) for label in known.labels] or [None] * len(known)
     numbers = [tuple(row) or None for row in known.numbers.tolist()]
     return [Condition(*both) for both in zip(labels, numbers)]
@@ -160,10 +161,9 @@ _Numbers = Annotated[tuple[float, ...], Strict(False)]
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Conditioning:
-    """What a run knows of conditions: a vector is the labels' shares, then the standardised features.
+    """Encodes conditions as vectors: the share of each label, then the standardised features.
 
-    ``shares`` are those of the labels among the training documents, ``means`` and ``deviations`` the training
-    documents' own.
+    ``shares``, ``means`` and ``deviations`` are those of the training documents.
     """
 
     labels: _Strings = ()
@@ -184,41 +184,45 @@ class Conditioning:
 
     @property
     def width(self) -> int:
-        """C, of a vector."""
+        """The size of a vector."""
         return len(self.labels) + len(self.features)
 
     @classmethod
     def fit(cls, known: RowMetadata, features: Sequence[str], name: str) -> Conditioning:
-        """From the training documents of the data ``name``. Raises ``DataError`` for what tells nothing apart."""
+        """Fits the training documents of the data ``name``.
+
+        Raises:
+            DataError: There is only one label, there are too many, or a feature is constant.
+        """
         counts = Counter(known.labels)
         labels = sorted(counts)
         if len(labels) == 1:
             raise DataError(
-                f"All texts of {name} have the label {labels[0]!r}: there is nothing to tell apart. Give data with at "
-                "least two labels, or check --label-column."
+                f"All texts of {name} have the label {labels[0]!r}: there is nothing to distinguish. Give data with "
+                "at least two labels, or check --label-column."
             )
         if len(labels) > MAX_LABELS:
             raise DataError(
-                f"The label column of {name} has {len(labels):,} different values, and at most {MAX_LABELS:,} can be "
-                "told apart as labels: check --label-column; numbers belong to --feature-columns."
+                f"The label column of {name} has {len(labels):,} different values, but at most {MAX_LABELS:,} "
+                "labels are allowed: check --label-column; numbers belong to --feature-columns."
             )
         means, deviations = known.numbers.mean(axis=0), known.numbers.std(axis=0)
         for feature, deviation in zip(features, deviations):
             if not (math.isfinite(deviation) and deviation > 0):
                 raise DataError(
-                    f"The numbers of the column {feature!r} cannot be standardised: their deviation among the texts of "
-                    f"{name} to train on is {deviation:g}. Leave the column out, or check it."
+                    f"The numbers of the column {feature!r} cannot be standardised: their standard deviation in the "
+                    f"training texts of {name} is {deviation:g}. Leave the column out, or check it."
                 )
         shares = tuple(counts[label] / len(known) for label in labels)
         return cls(tuple(labels), shares, tuple(features), tuple(means.tolist()), tuple(deviations.tolist()))
 
     def encode(self, known: RowMetadata) -> Conditions:
-        """The vectors of documents, those that are alike once. Raises ``DataError`` for an unknown label."""
+        """Returns the distinct vectors of documents; raises ``DataError`` for an unknown label."""
         number = {label: i for i, label in enumerate(self.labels)}
         if unseen := [i for i, label in enumerate(known.labels) if label not in number]:
             raise DataError(
-                f"The label {known.labels[unseen[0]]!r} ({known.locations[unseen[0]]}) is none that was learnt: those "
-                f"are {listed(self.labels)}. Leave texts of it out of the data, or train with some of them."
+                f"The label {known.labels[unseen[0]]!r} ({known.locations[unseen[0]]}) was not in the training data, "
+                f"which have {listed(self.labels)}. Leave out these texts, or add some of them to the training data."
             )
         of = np.array([number[label] for label in known.labels], np.int64)
         if not self.features:
@@ -233,19 +237,23 @@ class Conditioning:
     def choose(
         self, labels: str | Mapping[str, float] | None = None, features: Sequence[float] | None = None
     ) -> Condition:
-        """A condition by names: one label, or labels with weights, of which only their proportion counts, and a number
-        a feature.
+        """Returns a condition.
 
-        Raises ``UsageError`` for a label that is none, and for weights or numbers that cannot be used.
+        Args:
+            labels: One label, or labels with weights, of which only the proportions matter.
+            features: A number for each feature.
+
+        Raises:
+            UsageError: A label is unknown, or weights or numbers cannot be used.
         """
         if labels is not None and not self.labels:
             raise UsageError(
-                f"This run has no labels: its texts begin from the numbers {listed(self.features)}. Give those "
-                "(--features), or train with --label-column."
+                f"This run has no labels, only the features {listed(self.features)}. Give --features, or train with "
+                "--label-column."
             )
         if features is not None and len(features) != len(self.features):
             known = f"it has {len(self.features)} ({listed(self.features)})" if self.features else "it has none"
-            raise UsageError(f"{len(features)} numbers were given for the features of this run, and {known}.")
+            raise UsageError(f"{len(features)} numbers were given for the features of this run, but {known}.")
         if features is not None and not all(math.isfinite(value) for value in features):
             raise UsageError(f"Features of {' '.join(map(str, features))} cannot be used: give finite numbers.")
         if isinstance(labels, str):
@@ -260,12 +268,12 @@ class Conditioning:
         if not all(weight >= 0 for weight in weights.values()) or not 0 < total < math.inf:
             given = " ".join(f"{label}:{weight:g}" for label, weight in weights.items())
             raise UsageError(f"Weights of {given or 'no label'} cannot be used: give numbers above 0.")
-        if math.isclose(total, 1.0, rel_tol=1e-12):  # those of a receipt are taken as they are
+        if math.isclose(total, 1.0, rel_tol=1e-12):  # keep the exact shares of a receipt
             total = 1.0
         return tuple((label, float(weight / total)) for label, weight in weights.items() if weight > 0)
 
     def vector(self, condition: Condition | None = None) -> np.ndarray:
-        """The vector [C] of a condition, float32; what it leaves open, and ``None``, is the training texts' mean."""
+        """Returns the vector of a condition, float32; what it leaves open is the mean of the training texts."""
         condition = condition or Condition()
         shares, named = np.array(self.shares), condition.labels
         if named is not None:
@@ -279,30 +287,30 @@ class Conditioning:
     def _standardised(self, numbers: np.ndarray) -> np.ndarray:
         return (numbers - np.array(self.means)) / np.array(self.deviations)
 
-    def commonest(self, number: int) -> list[str]:
-        """The labels that most training texts have, the commonest first."""
+    def most_common(self, number: int) -> list[str]:
+        """Returns the most common labels of the training texts, in descending order."""
         return [self.labels[i] for i in np.argsort(-np.array(self.shares), kind="stable")[:number]]
 
     def summary(self) -> dict[str, str]:
-        """Lines for the reader: label and text."""
-        told = {}
+        """Returns the labels and features in numbers, by title."""
+        lines = {}
         if self.labels:
             common, rare = (max(self.shares), min(self.shares))
             most, least = (self.labels[self.shares.index(share)] for share in (common, rare))
-            told["labels"] = f"{len(self.labels)}, from {common:.1%} {most!r} to {rare:.1%} {least!r}"
+            lines["labels"] = f"{len(self.labels)}, from {common:.1%} {most!r} to {rare:.1%} {least!r}"
         if self.features:
             each = (f"{name} {m:.3g} ± {d:.3g}" for name, m, d in zip(self.features, self.means, self.deviations))
-            told["features"] = ", ".join(each)
-        return told
+            lines["features"] = ", ".join(each)
+        return lines
 
     def example(self) -> str:
-        """Flags that name a condition."""
+        """Returns command-line flags of an example condition."""
         if self.labels:
-            return f"--label {shlex.quote(self.commonest(1)[0])}"
+            return f"--label {shlex.quote(self.most_common(1)[0])}"
         return "--features " + " ".join(f"{mean:.3g}" for mean in self.means)
 
     def read(self, obj: Any) -> Condition:
-        """The condition that ``Condition.to_json`` described; ``UsageError`` for anything else."""
+        """Returns the condition that ``Condition.to_json`` described; raises ``UsageError``."""
         try:
             return self.choose(obj["labels"] and dict(obj["labels"]), obj["features"] and list(obj["features"]))
         except UsageError:
@@ -311,7 +319,7 @@ class Conditioning:
             raise UsageError(f"A condition has labels with their shares, and features: {error!r}.") from None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything needed to make this again, as JSON values."""
+        """Returns what ``load_strict`` makes this of."""
         return {name: list(values) for name, values in asdict(self).items()}
 
 
@@ -330,32 +338,26 @@ class ConditionedCodec:
     conditioning: Annotated[Conditioning, BeforeValidator(_read_conditioning)]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything needed to make this codec again."""
+        """Returns what ``read_codec`` makes this codec of."""
         return {"conditioning": self.conditioning.to_json(), "tokenizer": self.tokenizer.to_json()}
 
 
-#: What the texts of a run are read with: runs without conditions keep their tokenizer alone.
+#: The codec of language models: only a tokenizer, unless the run has labels or features.
 TextCodec = Tokenizer | ConditionedCodec
 
 
 def read_codec(obj: object) -> TextCodec:
-    """The codec that ``to_json`` described; raises ``CheckpointError`` for anything else."""
+    """Returns the codec that ``to_json`` described; raises ``CheckpointError``."""
     if not (isinstance(obj, dict) and "conditioning" in obj):
         return load_tokenizer(obj)
     return load_strict(ConditionedCodec, obj, "language tokenizer.json")
 
 
 def split_codec(codec: TextCodec) -> tuple[Tokenizer, Conditioning | None]:
-    """The tokenizer of a codec, and what it knows of conditions, if it does."""
+    """Returns the tokenizer of a codec, and its conditioning if it has one."""
     return (codec.tokenizer, codec.conditioning) if isinstance(codec, ConditionedCodec) else (codec, None)
 
 
 def join_codec(tokenizer: Tokenizer, conditioning: Conditioning | None) -> TextCodec:
-    """The opposite of ``split_codec``."""
+    """Returns a codec: the inverse of ``split_codec``."""
     return tokenizer if conditioning is None else ConditionedCodec(tokenizer, conditioning)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in quotes, the first ten of many."""
-    shown = ", ".join(map(repr, names[:10]))
-    return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown

@@ -12,15 +12,15 @@ from jaxgen.errors import choose
 from jaxgen.runs.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
 from jaxgen.tasks.rows_config import VocabSize, check_level, tokenizer_options
 
-#: Longer n-grams than these are typing errors: almost none of them occurs twice.
+#: Longer n-grams almost never occur twice.
 MAX_ORDER = 32
-#: Settings that one kind of model reads and others do not: most are about layers and about training by gradients.
+#: Settings that only one kind of model uses: most are about layers and gradient descent.
 ONLY = {
     "ngram": {"order"},
     "rnn": {*TrainConfig.model_fields, "embed", "embed_dropout", "feature_columns", "label_column", "stride", "tie"}
     - {"batch_size", "model", "run", "seed"},
 }
-#: What ``build`` of each kind of model takes from the settings.
+#: Settings that are arguments of ``build``, by kind of model.
 BUILT_FROM = {
     "ngram": ("order",),
     "rnn": ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "tie", "precision"),
@@ -28,55 +28,55 @@ BUILT_FROM = {
 
 
 class LanguageConfig(TrainConfig):
-    """Text that goes on: a language model, recurrent or one to compare it with."""
+    """Continues texts: a language model, recurrent or an n-gram baseline."""
 
     task: ClassVar[str] = "language"
 
     data: tuple[str, ...] = ("python-docs",)
-    """What to read: built-in (python-docs, python-source), a named set (tinyshakespeare, ag_news, multi30k), or
-    files, folders and globs (.gz too)."""
+    """Built-in set (python-docs, python-source), named set (tinyshakespeare, ag_news, multi30k), or files, folders and
+    globs (.gz too)."""
     val_data: tuple[str, ...] | None = None
-    """Validation text of its own. By default the tail of the data."""
+    """Validation data. Default: the end of the data."""
     val_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
-    """Share of the data held out at its end (documents: drawn at random). Default: 0.1."""
+    """Share of the data held out at the end (documents: at random). Default: 0.1."""
     text_column: str | None = None
-    """Column of a CSV, TSV or JSONL file to read, by name or by position from 1."""
+    """Column of CSV, TSV or JSONL files to read, by name or by position from 1."""
     label_column: str | None = None
-    """Column with the label of each text, by name or by position from 1. The label says where the state of a text
-    begins, so that sample.py --label writes one of that kind. Every row is a document then."""
+    """Column with the label of each text, by name or by position from 1. The label sets the initial state, so that
+    sample.py --label generates texts of that kind. Every row is then a document."""
     feature_columns: tuple[str, ...] = ()
-    """Columns with numbers, from which the state of a text begins too, standardised: for sample.py --features."""
+    """Columns with numbers, which set the initial state too, standardised: for sample.py --features."""
     level: str = "char"
     """What a token is."""
     vocab_size: VocabSize | None = None
     """Largest vocabulary at word level (default 20000) and bpe level (default 8192)."""
     min_count: Positive | None = None
-    """What is seen less often in the training text becomes <unk> (word level: default 2; char level: default 1)."""
+    """Tokens seen less often in the training text become <unk> (word level: default 2; char level: default 1)."""
     layout: str | None = None
     """stream (default): contiguous lanes, state carried from window to window. windows: shuffled windows from a zero
-    state. documents (default for rows of a table): texts of their own, each ending in <eos>."""
+    state. documents (default for rows of a table): separate texts, each ending with <eos>."""
     documents: Literal["line", "blank-line", "file", "row"] | None = None
-    """What a document is; implies --layout documents."""
+    """How texts are cut into documents; implies --layout documents."""
     stride: Positive | None = None
-    """Distance between the starts of windows (layout windows). Default: --seq-len."""
+    """Tokens between the starts of windows (layout windows). Default: --seq-len."""
     seq_len: Size = 64
-    """Steps of a window: how far gradients reach back."""
+    """Tokens of a window: how far gradients are propagated back."""
     embed: Annotated[int, Field(ge=0, le=MAX_SIZE)] | None = None
-    """Width of the token embedding. Default: --hidden. 0: one-hot vectors straight into the cell."""
+    """Size of the token embedding. Default: --hidden. 0: one-hot vectors."""
     embed_dropout: Fraction = 0.0
-    """Share of each embedding dropped in training, of every occurrence anew."""
+    """Dropout of token embeddings in training, independent for every occurrence."""
     tie: bool = False
     """Use the embedding as the output matrix too (needs --embed equal to --hidden)."""
 
     order: Annotated[int, Field(gt=0, le=MAX_ORDER)] = 5
-    """Longest n-grams that --model ngram counts, in tokens."""
+    """Longest n-grams of --model ngram, in tokens."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "python train.py --data book.txt                     any text",
         "python train.py --data book.txt --level word        words instead of characters",
-        "python train.py --data names.txt --documents line   a text per line, each ending by itself",
-        "python train.py --model ngram --order 5             an n-gram model, to compare with",
-        "python train.py --run runs/language-1 --resume auto  go on where a run stopped",
+        "python train.py --data names.txt --documents line   a text per line",
+        "python train.py --model ngram --order 5             an n-gram baseline",
+        "python train.py --run runs/language-1 --resume auto  resume a run",
     )
     presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
         "tiny": (
@@ -110,11 +110,11 @@ class LanguageConfig(TrainConfig):
     }
 
     def tokenizer_options(self) -> dict[str, int]:
-        """The tokenizer options that were given; the level's own defaults hold for the rest."""
+        """Returns the tokenizer options that were given."""
         return tokenizer_options(self)
 
     def reading(self) -> dict[str, Any]:
-        """What says, beside ``data``, which texts are read and how they are split."""
+        """Returns the arguments of ``read_splits`` besides ``data``."""
         return {
             "level": self.level,
             "text_column": self.text_column,
@@ -129,12 +129,12 @@ class LanguageConfig(TrainConfig):
 
     @property
     def is_conditioned(self) -> bool:
-        """Whether something is known of every text beside the text itself."""
+        """Whether texts have labels or features."""
         return self.label_column is not None or bool(self.feature_columns)
 
     @field_validator("data", "val_data", "feature_columns", mode="before")
     @classmethod
-    def _one_or_more(cls, value: Any) -> Any:
+    def _one_or_more(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value  # data = "book.txt" in a TOML file
 
     @model_validator(mode="after")
@@ -145,36 +145,36 @@ class LanguageConfig(TrainConfig):
         if self.tie and self.embed not in (None, self.hidden):
             raise ValueError(f"--tie needs --embed equal to --hidden, which are {self.embed} and {self.hidden}")
         if self.stride is not None and self.layout != "windows":
-            raise ValueError(f"--stride {self.stride} has a meaning with --layout windows alone: leave it out")
+            raise ValueError(f"--stride {self.stride} applies to --layout windows only: leave it out")
         check_level(self)
         if self.documents is not None and self.layout not in (None, "documents"):
-            raise ValueError(f"--documents {self.documents} has no meaning with --layout {self.layout}")
+            raise ValueError(f"--documents {self.documents} does not apply to --layout {self.layout}")
         if self.is_conditioned:
             self._check_conditioned()
         if self.val_fraction is not None and self.val_data:
             raise ValueError(
-                f"--val-fraction {self.val_fraction} has no meaning with --val-data {' '.join(self.val_data)}, "
-                "which holds nothing out: leave one of them out"
+                f"--val-fraction {self.val_fraction} has no effect with --val-data {' '.join(self.val_data)}: leave "
+                "one of them out"
             )
         return self
 
     def _check_conditioned(self) -> None:
-        """Raise ``ValueError`` for settings with which a label would not belong to a text."""
+        """Raises ``ValueError`` for settings that do not keep rows, to which labels and features belong."""
         flag = "--feature-columns" if self.label_column is None else "--label-column"
         others = {"layout": (self.layout, "documents"), "documents": (self.documents, "row")}
         for name, (given, needed) in others.items():
             if given not in (None, needed):
                 raise ValueError(
-                    f"--{name} {given} has no meaning with {flag}, for which every row of a table is a document: leave "
+                    f"--{name} {given} does not apply to {flag}, with which every row of a table is a document: leave "
                     f"it out"
                 )
         columns = [self.text_column, self.label_column, *self.feature_columns]
         named = [column for column in columns if column is not None]
         if twice := [column for column in named if named.count(column) > 1]:
-            raise ValueError(f"The column {twice[0]!r} was named twice: it is text, label or number, and that once")
+            raise ValueError(f"The column {twice[0]!r} is named twice: it can be only one of text, label and feature")
 
     def _check_model(self) -> None:
-        """Raise ``UsageError`` for a setting of other models, which a preset is too; what it has set is not."""
+        """Raises ``ValueError`` for a setting of another kind of model, unless the preset set it."""
         choose(self.model, ONLY, "model")
         preset = self.presets[self.preset][1]
         for other, names in ONLY.items():
@@ -182,7 +182,7 @@ class LanguageConfig(TrainConfig):
             given = [name for name, values in usual.items() if getattr(self, name) not in values]
             if other != self.model and given:
                 raise ValueError(
-                    f"--{given[0].replace('_', '-')} {getattr(self, given[0])} has no meaning with --model "
+                    f"--{given[0].replace('_', '-')} {getattr(self, given[0])} does not apply to --model "
                     f"{self.model}: leave it out, or give --model {other}"
                 )
 

@@ -1,4 +1,4 @@
-"""The host side of language modelling: its data, and what it reports."""
+"""The data of language modelling: a corpus, its batches and evaluations, and reports."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ from jaxgen.tasks.base import EvalSet, Example, Inference, Metric
 from jaxgen.tasks.language.conditioning import Conditioning, TextCodec, join_codec, read_codec, split_codec
 from jaxgen.tasks.language.config import BUILT_FROM, LanguageConfig
 from jaxgen.tasks.language.corpus import LanguageCorpus, TextSplits, prepare, read_splits
+from jaxgen.tasks.rows_config import check_same_level
 from jaxgen.tokenizers.base import Tokenizer
 from jaxgen.training.windows import Conditions
 
-#: Targets that an evaluation during training scores at most; the last one scores the whole split.
+#: Most targets scored by an evaluation during training; the final one scores the whole split.
 EVAL_TOKENS = 200_000
-#: Rows of an evaluation batch at least: nothing is learnt from it, so it need not be as small as a training batch.
+#: Smallest number of rows of an evaluation batch, which may be larger than a training batch.
 EVAL_ROWS = 32
 #: Targets scored by each windowed evaluation: 2,400 windows of 64 or 600 of 256.
 WINDOW_TOKENS = 2_400 * 64
-#: Share of unknown training tokens above which a borrowed vocabulary is refused: the model would learn <unk> instead.
+#: Share of unknown training tokens above which the vocabulary of --init-from is refused: the model would learn <unk>.
 MAX_UNKNOWN = 0.2
-#: What a run shows of itself: while it trains, and at its end.
+#: Samples shown as examples during training, and at the end.
 SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 300, 0.8
 FINAL_TEMPERATURES = (0.3, 0.8, 1.0)
-#: Of how many labels, the commonest ones.
-SHOWN_LABELS = 4
+#: Number of labels with examples, the most common ones.
+EXAMPLE_LABELS = 4
 
 
 @dataclass(frozen=True)
 class LanguageData:
-    """A corpus with its batches and evaluations, as the trainer uses them."""
+    """``TaskData`` of a corpus."""
 
     config: LanguageConfig
     corpus: LanguageCorpus
@@ -69,33 +70,26 @@ class LanguageData:
     def load(
         cls, config: LanguageConfig, codec: TextCodec | None = None, watch: ProgressReporter = SILENT
     ) -> LanguageData:
-        """Read, split and encode the text; a given ``codec`` (of a resumed run) is used as it is.
-
-        ``watch`` follows it. Raises ``DataError`` for data that cannot be used, also when a split is too short for one
-        batch or when ``--init-from`` brings a vocabulary that lacks too much of the text.
-        """
+        """As ``TaskData.load``; also raises ``DataError`` if a split is too short, or the vocabulary lacks too much."""
         tokenizer, conditioning = (None, None) if codec is None else split_codec(codec)
-        if tokenizer is not None and tokenizer.kind != config.level:
-            raise UsageError(
-                f"--level is {config.level}, but the run to begin from reads tokens of the level {tokenizer.kind}: "
-                f"give --level {tokenizer.kind}, or leave out --init-from."
-            )
+        if tokenizer is not None:
+            check_same_level(config.level, tokenizer)
         if codec is not None:
             _check_conditions(config, conditioning)
         options = config.tokenizer_options()
         reading: dict[str, Any] = {"tokenizer": tokenizer, "conditioning": conditioning, **config.reading()}
         corpus = prepare(config.data, tokenizer_options=options, watch=watch, **reading)
         data = cls(config, corpus)
-        _ = data.batches  # too little text is an error now, not after compilation
+        _ = data.batches  # too little text must be an error before compilation
         data._check_validation()
-        # A run that goes on made its vocabulary for this text, whatever it lacks: only a borrowed one is checked.
+        # A resumed run made its vocabulary from this text: only that of another run is checked.
         if codec is not None and config.init_from is not None:
             data._check_vocabulary()
         return data
 
     @staticmethod
     def texts(config: LanguageConfig) -> TextSplits:
-        """Read and split the text, without encoding it; ``DataError`` for data that cannot be used."""
+        """Reads and splits the text without encoding it; raises ``DataError``."""
         return read_splits(config.data, **config.reading())
 
     def _check_validation(self) -> None:
@@ -112,8 +106,8 @@ class LanguageData:
         if unknown > MAX_UNKNOWN * there:
             raise DataError(
                 f"{unknown / there:.0%} of the training tokens are unknown to the vocabulary of --init-from "
-                f"{self.config.init_from}, and at most {MAX_UNKNOWN:.0%} may be. Start without --init-from, or give "
-                "text like that which the vocabulary was made for."
+                f"{self.config.init_from}, and at most {MAX_UNKNOWN:.0%} may be. Leave out --init-from, or give "
+                "text similar to that of the other run."
             )
 
     @property
@@ -122,47 +116,47 @@ class LanguageData:
 
     @property
     def codec(self) -> TextCodec:
-        """What texts are read and written with: the tokenizer, with labels and features if there are any."""
+        """The tokenizer, with the labels and features if there are any."""
         return join_codec(self.tokenizer, self.corpus.conditioning)
 
     @property
     def units_per_step(self) -> int:
-        """Tokens in a batch."""
+        """Number of tokens in a batch."""
         return self.config.batch_size * self.config.seq_len
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens in a batch."""
+        """Number of tokens in a batch."""
         return self.units_per_step
 
     def resolved(self) -> dict[str, Any]:
-        """What a run keeps of the data beside their identity."""
+        """Whether the texts are documents."""
         return {"has_documents": self.has_documents}
 
     @property
     def has_documents(self) -> bool:
-        """Whether <eos> ends a text, so that the model may draw it."""
+        """Whether texts end with <eos>, so that the model may sample it."""
         return self.corpus.layout == "documents"
 
     @property
     def batches(self) -> Any:
-        """The training batches, a pure function of (seed, step)."""
+        """The training batches."""
         c = self.config
         return make_batches(self.corpus.layout, self.corpus.train, c.batch_size, c.seq_len, c.seed, c.stride)
 
     def model_options(self) -> dict[str, Any]:
-        """What ``build`` of the model needs."""
+        """The arguments of the task's ``build``."""
         chosen = {name: getattr(self.config, name) for name in BUILT_FROM[self.config.model]}
         conditioning = self.corpus.conditioning
         more = {} if conditioning is None else {"condition": conditioning.width}
         return {"vocab_size": self.tokenizer.vocab_size, **chosen, **more}
 
     def fingerprint(self) -> dict[str, str]:
-        """What a resumed run compares: the data's name and the digest of its bytes (``TextSplits.fingerprint``)."""
+        """The name of the data and the digest of their bytes."""
         return fingerprint(self.corpus.name, self.corpus.sha256, self.corpus.val_sha256)
 
     def summary(self) -> dict[str, str]:
-        """Lines for the reader: label and text."""
+        """The data, their text and tokens in numbers."""
         train, val, conditioning = self.corpus.train, self.corpus.val, self.corpus.conditioning
         unknown = [
             f"{count:,} unknown in {split} ({count / tokens.ids.size:.2%})"
@@ -181,11 +175,11 @@ class LanguageData:
         }
 
     def eval_sets(self, final: bool) -> dict[str, EvalSet]:
-        """The evaluations by name; ``val`` is the one that decides which checkpoint is best.
+        """``val``, and at the end more.
 
-        Those that carry the state (``stateful``, and ``val`` unless the layout is windows) share running text out over
-        lanes, each but the first warmed by up to 256 preceding tokens that are not scored. Documents stay whole. At the
-        end of a run with labels or numbers ``blind`` is ``val`` from their mean: what knowing them is worth.
+        Evaluations that carry the state (``stateful``, and ``val`` unless the layout is windows) divide running text
+        among lanes; each but the first is warmed up with up to 256 preceding tokens that are not scored. Documents stay
+        whole. ``blind`` evaluates conditioned texts from the mean condition, to show what the conditions are worth.
         """
         c, val = self.config, self.corpus.val
         limit = None if final else EVAL_TOKENS
@@ -214,7 +208,7 @@ class LanguageData:
         return EvalSet(rows, partial(window_eval, self.corpus.val, count, length, 0, rows))
 
     def report(self, totals: Mapping[str, tuple[float, float]], final: bool = False) -> dict[str, float]:
-        """Summed (nats, targets) by evaluation -> losses, also per character; that of ``val`` also per byte.
+        """Returns losses per token and per character, of ``val`` also per byte, from (nats, targets) per evaluation.
 
         ``val_unknown`` counts the unknown tokens of the whole validation split.
         """
@@ -227,19 +221,19 @@ class LanguageData:
         return row | {f"{name}_bpc": per_unit(name, loss, val)[f"{name}_bpc"] for name, loss in others.items()}
 
     def bits_per_char(self, loss: float) -> float:
-        """Nats a training token in bits a character."""
+        """Converts nats per training token to bits per character."""
         return loss / math.log(2) / self.corpus.train.chars_per_token
 
     def generation_metrics(self, inference: Inference, final: bool) -> dict[str, Any]:
-        """Nothing: the loss says it all."""
+        """Nothing: the loss measures everything."""
         return {}
 
     def examples(self, inference: Inference, final: bool) -> list[Example]:
-        """A sample, or at the end one at each of three temperatures; of a run with labels one of each of a few."""
+        """A sample, at the end at several temperatures; with labels, a sample of each of the most common ones."""
         if self.corpus.conditioning is not None and self.corpus.conditioning.labels:
             return [
                 Example(f"{label}, temperature {SAMPLE_TEMPERATURE:g}", text)
-                for label in self.corpus.conditioning.commonest(SHOWN_LABELS)
+                for label in self.corpus.conditioning.most_common(EXAMPLE_LABELS)
                 for text in [inference.generate("", SAMPLE_TEMPERATURE, SAMPLE_LENGTH, label)]
             ]
         prompt = self._prompt()
@@ -251,13 +245,13 @@ class LanguageData:
         return [one(temperature) for temperature in (FINAL_TEMPERATURES if final else (SAMPLE_TEMPERATURE,))]
 
     def _prompt(self) -> str:
-        """What samples continue: the first words of a line of validation text, or a new document."""
+        """Returns the prompt of examples: the first words of a line of validation text, or "" for documents."""
         lines = [] if self.has_documents else self.tokenizer.decode(self.corpus.val.ids[:1000]).splitlines()[1:]
         starts = (line.split()[:3] for line in lines)
         return next((" ".join(words) for words in starts if len(words) == 3 and "".join(words).isalpha()), "")
 
     def save_plots(self, inference: Inference, report: Mapping[str, Any], folder: Path) -> None:
-        """No picture but the loss curve."""
+        """Nothing: the loss curve is the only plot."""
 
     def headline(self, row: Mapping[str, Any]) -> str:
         """The bits per character of an evaluation."""
@@ -284,21 +278,21 @@ class LanguageData:
 
 
 def _check_conditions(config: LanguageConfig, conditioning: Conditioning | None) -> None:
-    """Raise ``UsageError`` unless the settings know of texts what the run to begin from knows."""
-    there = conditioning or Conditioning()
-    has = bool(there.labels), len(there.features)
+    """Raises ``UsageError`` unless the settings name as many labels and features as the run of --init-from has."""
+    found = conditioning or Conditioning()
+    has = bool(found.labels), len(found.features)
     if (config.label_column is not None, len(config.feature_columns)) != has:
         labels = "labels" if has[0] else "no labels"
         raise UsageError(
-            f"The run to begin from knows {labels} and {has[1] or 'no'} features of its texts, and --label-column and "
+            f"The run of --init-from has {labels} and {has[1] or 'no'} features, but --label-column and "
             "--feature-columns name others: give as many, or leave out --init-from."
         )
 
 
 def per_unit(name: str, loss: float, tokens: Tokens) -> dict[str, float]:
-    """A loss in nats a token as perplexity and as bits per character and per byte of the text it stands for.
+    """Returns a loss in nats per token as perplexity, bits per character and bits per byte.
 
-    With unknown tokens the bits are a lower bound: to predict <unk> is not to predict the text behind it.
+    With unknown tokens, the bits are a lower bound: predicting <unk> does not predict the text that it replaces.
     """
     bits = loss / math.log(2)
     return {
@@ -306,6 +300,3 @@ def per_unit(name: str, loss: float, tokens: Tokens) -> dict[str, float]:
         f"{name}_bpc": bits / tokens.chars_per_token,
         f"{name}_bpb": bits / tokens.bytes_per_token,
     }
-
-
-__all__ = ["LanguageConfig", "LanguageData"]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxgen.data.bucketing import PAD_ROW, Buckets, RowBatches, in_batches, padded
+from jaxgen.data.bucketing import PAD_ROW, Buckets, RowBatches, bucket_batches, pad_rows
 from jaxgen.tasks.base import EvalSet, Example, Inference, Metric
 from jaxgen.tokenizers.base import EOS, PAD, Tokenizer
 from jaxgen.types import Seq2SeqBatch
@@ -40,7 +40,7 @@ class Examples:
     names: list[str]  # [N], as they are shown
     texts: list[str]  # [N]
     targets: list[np.ndarray]  # [N], the token ids of the texts
-    lengths: np.ndarray  # [N, F], of the padded axes of the input, then of the target
+    lengths: np.ndarray  # [N, F], of the pad_rows axes of the input, then of the target
     groups: list[list[int]]
 
     def references(self, group: int) -> list[str]:
@@ -111,8 +111,8 @@ class Seq2SeqData(ABC):
         whole = [np.concatenate([[EOS], split.targets[row], [EOS]]) for row in present]
         counts = [int(split.lengths[row, -1]) for row in present]
         empty = [np.zeros(0, np.int32)] * (rows.size - len(present))
-        tokens, _ = padded([*(ids[:n] for ids, n in zip(whole, counts)), *empty], widths[-1], PAD)
-        targets, mask = padded([*(ids[1 : n + 1] for ids, n in zip(whole, counts)), *empty], widths[-1], PAD)
+        tokens, _ = pad_rows([*(ids[:n] for ids, n in zip(whole, counts)), *empty], widths[-1], PAD)
+        targets, mask = pad_rows([*(ids[1 : n + 1] for ids, n in zip(whole, counts)), *empty], widths[-1], PAD)
         return Seq2SeqBatch(inputs, tokens, targets, mask, np.full(rows.size, own, np.float32))
 
     @property
@@ -137,7 +137,7 @@ class Seq2SeqData(ABC):
 
     def _evaluation(self, split: Examples, rows: int) -> Callable[[], Iterator[Seq2SeqBatch]]:
         buckets = Buckets(split.lengths, self.config.buckets)
-        return lambda: (self._pack(split, which, buckets.widths[k]) for k, which in in_batches(buckets, rows))
+        return lambda: (self._pack(split, which, buckets.widths[k]) for k, which in bucket_batches(buckets, rows))
 
     def report(self, totals: Mapping[str, Any], final: bool = False) -> dict[str, Any]:
         """Returns the loss and the token accuracy of each evaluation, with teacher forcing."""

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from jaxgen.data.bucketing import bucket_width, padded
+from jaxgen.data.bucketing import bucket_width, pad_rows
 from jaxgen.fsutil import STRICT
 from jaxgen.tasks.seq2seq.data import decode_target, spaced, token_label
 from jaxgen.tokenizers import SavedTokenizer
@@ -50,7 +50,7 @@ class TranslateCodec:
     def pack(self, examples: Sequence[np.ndarray], widths: tuple[int, ...], rows: int) -> TokenRows:
         """Returns encoded sources as model inputs, padded to ``rows`` rows."""
         empty = np.zeros(0, np.int32)
-        return TokenRows(*padded([*examples, *[empty] * (rows - len(examples))], widths[0], PAD))
+        return TokenRows(*pad_rows([*examples, *[empty] * (rows - len(examples))], widths[0], PAD))
 
     def answer(self, text: str, output: Any) -> dict[str, Any]:
         """Returns a translation with its log-probability in nats, its number of tokens, and whether it ended.

@@ -1,17 +1,16 @@
-"""``dates``: one day in 32 spellings -> ``2026-11-21``, the built-in set for ``translate``.
+"""The built-in set ``dates``: one day in 32 spellings -> ``2026-11-21``, for ``translate``.
 
-Every day from 1900 to 2099 takes part. No spelling can be read in two ways:
+Days range from 1900 to 2099. No spelling is ambiguous:
 
-- between points the day comes first (21.11.2026), between slashes the month (11/21/2026), unless a year of four digits
-  leads, after which come month and day;
-- two digits of a year mean 1950 to 2049, and days of other years are never written with them.
+- with dots the day comes first (21.11.2026), with slashes the month (11/21/2026), unless a year of four digits comes
+  first, followed by month and day;
+- two-digit years mean 1950 to 2049, and days of other years are never written with them.
 
-Nor does any text come from two spellings: 5 May and 5 May., whose month has three letters, differ by the point.
+No text has two spellings either: 5 May and 5 May., whose month has three letters, differ by the dot.
 
-Two things are held out. *Dates*: the days of ``val`` and of ``held_out_dates`` occur in training in no spelling.
-*Pairs* of a spelling and a month: training never writes a day of that month in that spelling, though it shows the
-spelling with other months and the month, in that same form, in other spellings; so ``held_out_pairs`` asks whether the
-two can be put together.
+Two things are held out. *Dates*: the days of ``val`` and of ``held_out_dates`` never occur in training. *Pairs* of a
+spelling and a month: training never writes a day of that month in that spelling, but shows the spelling with other
+months and the month, in the same form, in other spellings. ``held_out_pairs`` tests whether a model combines the two.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from jaxgen.data.tables import Pairs
 from jaxgen.data.tokens import check_sizes, permutation, random_bits
 from jaxgen.errors import UsageError
 
-FIRST, LAST = date(1900, 1, 1), date(2099, 12, 31)
-#: The years that may be written with two digits.
+FIRST_DAY, LAST_DAY = date(1900, 1, 1), date(2099, 12, 31)
+#: Years that may be written with two digits.
 SHORT_YEARS = range(1950, 2050)
-#: The fields are those of ``spell``. No two of them ever write the same text, or a held-out pair would not be held out.
+#: Spellings with the fields of ``spell``. No two may ever write the same text: a held-out pair would not be held out.
 SPELLINGS = (
     "{weekday}, {d} {month} {year}",
     "{weekday} the {nth} of {month}, {year}",
@@ -63,7 +62,7 @@ SPELLINGS = (
     "{year}/{mm}/{dd}",
     "{year}{mm}{dd}",
 )
-# Not those of `calendar`, which follow the locale.
+# Not from `calendar`, which follows the locale.
 _WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 _MONTHS = [
     "January",
@@ -108,19 +107,19 @@ _ORDINALS = [
     "thirty-first",
 ]
 _ENDINGS = {1: "st", 2: "nd", 3: "rd", 21: "st", 22: "nd", 23: "rd", 31: "st"}
-# How a spelling writes the month, found by the field it has; the others write digits.
+# The fields that write the month as a word; other spellings write digits.
 _FORMS = ("{month}", "{mon}", "{MON}")
-# For each month so many spellings are held out, each of another form, so that training shows every form of every month,
-# and at most one of them with two digits of the year, so that every year has a spelling; of a spelling so many months.
+# Spellings held out for each month, each with another form of the month, so that training shows every form of every
+# month, and at most one with a two-digit year, so that every year has a spelling; and months held out of each spelling.
 _HELD_A_MONTH, _HELD_A_SPELLING = 3, 2
-# The streams of random bits; 1 to 12 are the months of the held-out pairs.
+# Streams of random bits; 1 to 12 are the months of the held-out pairs.
 _DAYS, _PAIR_DAYS, _TRAIN, _VAL, _DATES, _PAIRS = 0, 13, 14, 15, 16, 17
 
 
 def spell(day: date, spelling: str) -> str:
-    """A day in one of ``SPELLINGS``.
+    """Returns a day in one of ``SPELLINGS``.
 
-    For 7 March 1999 the fields are d 7, dd 07, nth 7th, ordinal seventh, weekday Sunday, wd Sun, month March, mon Mar,
+    For 7 March 1999, the fields are d 7, dd 07, nth 7th, ordinal seventh, weekday Sunday, wd Sun, month March, mon Mar,
     MON MAR, m 3, mm 03, year 1999, yy 99.
     """
     weekday, month = _WEEKDAYS[day.weekday()], _MONTHS[day.month - 1]
@@ -142,7 +141,7 @@ def spell(day: date, spelling: str) -> str:
 
 
 def held_out(seed: int) -> frozenset[tuple[str, int]]:
-    """The (spelling, month) pairs that training never shows, months from 1: three a month, about a tenth of all."""
+    """Returns the (spelling, month) pairs that training never shows, months from 1: three a month, a tenth of all."""
     pairs: set[tuple[str, int]] = set()
     months: Counter[str] = Counter()
     for month in range(1, 13):
@@ -163,12 +162,14 @@ def held_out(seed: int) -> frozenset[tuple[str, int]]:
 def dates(
     seed: int = 0, *, train: int = 40_000, val: int = 1_000, held_out_dates: int = 2_000, held_out_pairs: int = 2_000
 ) -> dict[str, Pairs]:
-    """The splits ``train``, ``val``, ``held_out_dates`` and ``held_out_pairs`` with so many pairs of texts each.
+    """Returns the splits ``train``, ``val``, ``held_out_dates`` and ``held_out_pairs`` with so many pairs each.
 
-    No pair occurs twice in a split, and a day occurs once in any but ``train``, where days come back, in other
-    spellings, when there are more pairs than days. ``val`` is for stopping early. The days of ``held_out_pairs`` are
-    those that training may use, so that nothing but the pair is new. A pure function of its arguments, the same on
-    every platform. Raises ``UsageError`` for numbers that are not at least 1 or that there are not days enough for.
+    No pair occurs twice in a split. A day occurs once in a split, but in ``train`` repeatedly, in other spellings, if
+    there are more pairs than days. ``val`` is for early stopping. ``held_out_pairs`` uses training days, so only the
+    combination is new. The result depends on the arguments only, and is the same on every platform.
+
+    Raises:
+        UsageError: A number is below 1, or there are too few days for it.
     """
     check_sizes(
         seed=seed,
@@ -177,7 +178,7 @@ def dates(
         number_of_held_out_dates=held_out_dates,
         number_of_held_out_pairs=held_out_pairs,
     )
-    order = permutation((LAST - FIRST).days + 1, seed, _DAYS, "dates")
+    order = permutation((LAST_DAY - FIRST_DAY).days + 1, seed, _DAYS, "dates")
     apart, kept = order[: val + held_out_dates], order[val + held_out_dates :]
     again = kept[permutation(kept.size, seed, _PAIR_DAYS, "dates")]
     held = held_out(seed)
@@ -197,7 +198,7 @@ def dates(
 
 
 def _choices(by_month: list[list[str]]) -> dict[tuple[int, bool], list[str]]:
-    """The spellings to choose from, by month and by whether the year may be written with two digits."""
+    """Returns the allowed spellings by month and by whether the year may have two digits."""
     full = {(m, False): [name for name in names if "{yy}" not in name] for m, names in enumerate(by_month, 1)}
     return full | {(m, True): names for m, names in enumerate(by_month, 1)}
 
@@ -210,19 +211,19 @@ def _pairs(
     choices: dict[tuple[int, bool], list[str]],
     offsets: np.ndarray,
 ) -> Pairs:
-    """``number`` pairs: every day in one of its spellings, then every day in the next of them, for so many rounds.
+    """Returns ``number`` pairs: every day in one of its spellings, then every day in the next, for ``rounds`` rounds.
 
-    ``days`` [N] counts from ``FIRST``, ``offsets`` [N] are random bits; each of ``choices`` has at least ``rounds``.
+    ``days`` [N] counts from ``FIRST_DAY``, ``offsets`` [N] are random bits; ``choices`` are at least ``rounds`` each.
     """
     if number > days.size * rounds:
         raise UsageError(
-            f"{number:,} {what} were asked for, but the days of {FIRST.year} to {LAST.year} left by the other splits "
-            f"allow {days.size * rounds:,}. Ask for fewer."
+            f"{number:,} {what} were asked for, but the days of {FIRST_DAY.year} to {LAST_DAY.year} left by the other "
+            f"splits allow {days.size * rounds:,}. Ask for fewer."
         )
     source, target = [], []
     for k in range(number):
         turn, n = divmod(k, days.size)
-        day = FIRST + timedelta(days=int(days[n]))
+        day = FIRST_DAY + timedelta(days=int(days[n]))
         spellings = choices[day.month, day.year in SHORT_YEARS]
         source.append(spell(day, spellings[(int(offsets[n]) + turn) % len(spellings)]))
         target.append(day.isoformat())
