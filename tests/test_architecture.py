@@ -28,7 +28,7 @@ PURE = {"errors", "types", "cells", "models", "training", "sampling"}
 PURE_MODULES = {"objective", "kneser_ney", "model"}
 #: All that the pure half may import from outside; what is missing here does I/O or is a dependency to think about.
 OUTSIDE = {"jax", "flax", "optax", "numpy", "__future__", "collections", "dataclasses", "difflib", "functools"}
-OUTSIDE |= {"itertools", "jaxtyping", "math", "numbers", "operator", "re", "typing"}
+OUTSIDE |= {"itertools", "jaxtyping", "math", "numbers", "operator", "re", "types", "typing"}
 #: Calls by which a pure function would reach a file, the terminal or arbitrary code.
 EFFECTS = {"open", "print", "breakpoint", "globals", "__import__", "import_module", "io_callback", "pure_callback"}
 EFFECTS |= {"save", "savez", "savetxt", "load", "loadtxt", "tofile", "fromfile"}
@@ -332,6 +332,21 @@ def test_importing_jaxgen_starts_no_backend_and_loads_none_of_the_heavy_librarie
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
     )
     assert (result.stdout, result.stderr) == ("2 devices\n", "")
+
+
+@pytest.mark.parametrize("module", ["jaxgen.training", "jaxgen.tasks.language.objective", "jaxgen.sampling"])
+def test_the_pure_half_loads_nothing_of_the_host_half(module):
+    """In a fresh process: neither the host half of jaxgen nor the libraries that it is made of."""
+    source = f"import sys, {module}\nprint(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=120, cwd=PACKAGE.parent, check=True
+    )
+    loaded = result.stdout.split()
+    host = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()} - PURE - {"__init__", "tasks", "version"}
+    assert module in loaded
+    assert [name for name in loaded if name.startswith("jaxgen.") and name.split(".")[1] in host] == []
+    assert [name for name in loaded if name.startswith("jaxgen.tasks.") and name.endswith((".data", ".codec"))] == []
+    assert {"PIL", "matplotlib", "pooch", "pydantic", "safetensors", "tokenizers", "tyro"}.isdisjoint(loaded)
 
 
 def test_the_public_names_are_those_of_the_api():

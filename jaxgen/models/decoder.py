@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -262,6 +262,7 @@ class Decoder(nn.Module):
         return x if projected else cell.project(x)
 
 
+@runtime_checkable
 class EncoderProtocol(Protocol):
     """What ``EncoderDecoder`` needs of an encoder: any Linen module with these methods will do."""
 

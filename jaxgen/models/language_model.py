@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from jaxgen.models.layers import (
 from jaxgen.types import Array, ArrayLike, Carry, RowKeys
 
 
+@runtime_checkable
 class LanguageModelProtocol(Protocol):
     """What ``LanguageTask`` needs of a model: any Linen module with these fields and methods will do.
 

@@ -1,4 +1,4 @@
-"""The batch spread over several devices, cores of a CPU or accelerators alike: one exchange of gradients a step."""
+"""Data parallelism over the cores of a CPU or several accelerators: one all-reduce of gradients a step."""
 
 from __future__ import annotations
 
@@ -11,105 +11,110 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from jaxgen.training.step import TrainState, eval_step, train_steps
+from jaxgen.training.task import Task
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches, WindowIndex, Windows
-from jaxgen.types import Carry, Params
+from jaxgen.types import Array, ArrayLike, Carry, Key, Params
 
-#: The mesh axis over which rows are spread.
+#: The mesh axis over which the rows of a batch are sharded.
 BATCH_AXIS = "rows"
-#: Fewer rows than these leave a device idle more than they keep it busy.
-LEAST_ROWS = 8
-#: With more parameters than these for each token of a batch, exchanging gradients takes longer than a second device
-#: saves: at 3,900 (8,000 words each way, 2,048 read and written) a step on two cores took 205 ms, on one device 176;
-#: at 730 (10,000 words to read) 31 and 34.
-MOST_LOAD = 3000
+#: With fewer rows than this a device is idle most of the time.
+MIN_ROWS_PER_DEVICE = 8
+#: With more parameters than this for each token of a batch, the all-reduce takes longer than a second device saves: at
+#: 3,900 (8,000 words each way, 2,048 read and written) a step took 205 ms on two cores and 176 ms on one; at 730
+#: (10,000 words to read) 31 ms and 34 ms.
+MAX_PARAMETERS_PER_TOKEN = 3000
 
-_WHOLE, _SPREAD, _SPREAD_BATCHES = PartitionSpec(), PartitionSpec(BATCH_AXIS), PartitionSpec(None, BATCH_AXIS)
-_PARTS: Any = {"step": _WHOLE, "params": _WHOLE, "opt_state": _WHOLE, "carry": _SPREAD}
+_REPLICATED, _SHARDED, _SHARDED_BATCHES = PartitionSpec(), PartitionSpec(BATCH_AXIS), PartitionSpec(None, BATCH_AXIS)
+_PARTS: Any = {"step": _REPLICATED, "params": _REPLICATED, "opt_state": _REPLICATED, "carry": _SHARDED}
 _STATE = TrainState(**_PARTS)
-_PLACES: Any = {"start": _SPREAD_BATCHES, "stop": _SPREAD_BATCHES, "fresh": _WHOLE}
-_TEXT: Any = _WHOLE
-_SPREAD_WINDOWS = Windows(_TEXT, WindowIndex(**_PLACES), _TEXT)
+_PLACES: Any = {"start": _SHARDED_BATCHES, "stop": _SHARDED_BATCHES, "fresh": _REPLICATED}
+_TEXT: Any = _REPLICATED
+_SHARDED_WINDOWS = Windows(_TEXT, WindowIndex(**_PLACES), _TEXT)
 
 
-def data_parallel_size(rows: int, there: int, load: float = 0.0) -> int:
-    """How many of the devices that are ``there`` a batch of ``rows`` is spread over.
+def data_parallel_size(rows: int, available: int, load: float = 0.0) -> int:
+    """The number of devices, of those ``available``, over which a batch of ``rows`` rows is sharded.
 
-    The largest divisor of ``rows`` that is at most ``there`` and leaves each at least ``LEAST_ROWS``; else one. One
-    also where ``load``, the number of parameters for each token of a batch, is above ``MOST_LOAD``.
+    The largest divisor of ``rows`` that is at most ``available`` and gives each device ``MIN_ROWS_PER_DEVICE`` or more.
+    One if there is none, or if ``load``, the number of parameters for each token of a batch, is above
+    ``MAX_PARAMETERS_PER_TOKEN``.
     """
-    if load > MOST_LOAD:
+    if load > MAX_PARAMETERS_PER_TOKEN:
         return 1
-    fair = [n for n in range(1, there + 1) if rows % n == 0 and rows // n >= LEAST_ROWS]
+    fair = [n for n in range(1, available + 1) if rows % n == 0 and rows // n >= MIN_ROWS_PER_DEVICE]
     return max(fair, default=1)
 
 
 def make_mesh(devices: int) -> Mesh:
-    """The first ``devices`` devices of this process in a row."""
-    return _in_a_row(jax.local_devices()[:devices])
+    """A mesh of the first ``devices`` devices of this process."""
+    return _mesh(jax.local_devices()[:devices])
 
 
 def make_global_mesh(devices: int) -> Mesh:
-    """``devices`` devices in a row, as many of each process: those of process 0 first."""
+    """A mesh of ``devices`` devices, the same number of each process, those of process 0 first."""
     each = devices // jax.process_count()
-    return _in_a_row([d for n in range(jax.process_count()) for d in jax.local_devices(process_index=n)[:each]])
+    return _mesh([d for n in range(jax.process_count()) for d in jax.local_devices(process_index=n)[:each]])
 
 
-def _in_a_row(devices: list[jax.Device]) -> Mesh:
+def _mesh(devices: list[jax.Device]) -> Mesh:
     return jax.make_mesh((len(devices),), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def shard_state(mesh: Mesh, state: TrainState) -> TrainState:
-    """``state`` on the devices of ``mesh``: a part of the carry on each, everything else on all."""
+    """``state`` on the devices of ``mesh``: the carry sharded, everything else replicated."""
     everything_else = replicate(mesh, state._replace(carry=None))
-    return everything_else._replace(carry=_placed(mesh, _SPREAD, state.carry))
+    return everything_else._replace(carry=_placed(mesh, _SHARDED, state.carry))
 
 
 def shard_evaluation(mesh: Mesh, params: Params, carry: Carry) -> tuple[Params, Carry]:
-    """What an evaluation begins with on the devices of ``mesh``: ``params`` on all, a part of ``carry`` on each."""
-    return replicate(mesh, params), _placed(mesh, _SPREAD, carry)
+    """What an evaluation needs on the devices of ``mesh``: ``params`` replicated, ``carry`` sharded."""
+    return replicate(mesh, params), _placed(mesh, _SHARDED, carry)
 
 
-def shard_batch(mesh: Mesh, batch: Any) -> Any:
-    """A batch, which every process has whole, with its rows spread over the devices of ``mesh``."""
-    return _placed(mesh, _SPREAD, batch)
+def shard_batch(mesh: Mesh, batch: PyTree) -> PyTree:
+    """Shard the rows of a batch that every process has whole."""
+    return _placed(mesh, _SHARDED, batch)
 
 
 def shard_windows(mesh: Mesh, windows: Windows) -> Windows:
-    """K batches as windows of a text that is on all devices already: a part of the places on each."""
-    start, stop = _placed(mesh, _SPREAD_BATCHES, (windows.window_index.start, windows.window_index.stop))
-    return windows._replace(window_index=WindowIndex(start, stop, _placed(mesh, _WHOLE, windows.window_index.fresh)))
+    """Shard the window indices of a text that is already replicated."""
+    start, stop = _placed(mesh, _SHARDED_BATCHES, (windows.window_index.start, windows.window_index.stop))
+    return windows._replace(
+        window_index=WindowIndex(start, stop, _placed(mesh, _REPLICATED, windows.window_index.fresh))
+    )
 
 
-def shard_local_batches(mesh: Mesh, batches: Any) -> Any:
-    """K batches of which every process has its share of the rows alone, [K, B / processes, ...], on all devices."""
-    where = NamedSharding(mesh, _SPREAD_BATCHES)
+def shard_local_batches(mesh: Mesh, batches: PyTree) -> PyTree:
+    """Stacked batches, of which each process has only its own rows, as global arrays."""
+    where = NamedSharding(mesh, _SHARDED_BATCHES)
     return jax.tree.map(lambda share: jax.make_array_from_process_local_data(where, share), batches)
 
 
-def shard_local_rows(mesh: Mesh, share: Any) -> jax.Array:
-    """A row for each device of ``mesh``, of which every process has those of its own."""
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, _SPREAD), share)
+def shard_local_rows(mesh: Mesh, share: PyTree) -> jax.Array:
+    """An array with a row for each device of ``mesh``, of which each process has those of its devices."""
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, _SHARDED), share)
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:
-    """Where an array lies that every device of ``mesh`` has whole."""
-    return NamedSharding(mesh, _WHOLE)
+    """The sharding of an array that is replicated over ``mesh``."""
+    return NamedSharding(mesh, _REPLICATED)
 
 
-def replicate(mesh: Mesh, tree: Any) -> Any:
+def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
     """``tree`` on every device of ``mesh``."""
-    return _placed(mesh, _WHOLE, tree)
+    return _placed(mesh, _REPLICATED, tree)
 
 
-def _placed(mesh: Mesh, how: PartitionSpec, tree: Any) -> Any:
-    """``tree``, which every process has whole, on the devices of ``mesh``; nothing is sent between processes."""
+def _placed(mesh: Mesh, how: PartitionSpec, tree: PyTree) -> PyTree:
+    """Place ``tree``, which every process has whole, on the devices of ``mesh``, without communication."""
     where = NamedSharding(mesh, how)
     if where.is_fully_addressable:
         return jax.device_put(tree, where)
 
-    def put(leaf: Any) -> jax.Array:
+    def put(leaf: ArrayLike) -> jax.Array:
         array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, where, lambda part: array[part])
 
@@ -117,57 +122,57 @@ def _placed(mesh: Mesh, how: PartitionSpec, tree: Any) -> Any:
 
 
 def shard_train_steps(
-    task: Any, optimizer: optax.GradientTransformation, mesh: Mesh, read: HostBatches | DeviceText = HOST_BATCHES
+    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, read: HostBatches | DeviceText = HOST_BATCHES
 ) -> Callable:
     """``train_steps`` over the devices of ``mesh``: ``(key, state, batches, count) -> (state, metrics)``.
 
-    The rows of the batch must divide by the number of devices. Equal to one device up to the order of float
-    additions, and to itself bit for bit. On a CPU, let no two such functions be in flight at once: wait for the
-    results of one before calling the next (``jaxgen.jitted.one_at_a_time``).
+    The number of rows must be divisible by the number of devices. The results equal those of one device up to the
+    order of float additions, and are reproducible bit for bit. On a CPU no two such functions may be in flight at once:
+    wait for the results of one before calling the next (``jaxgen.jitted.one_at_a_time``).
     """
-    batches = _SPREAD_WINDOWS if isinstance(read, DeviceText) else _SPREAD_BATCHES
+    batches = _SHARDED_WINDOWS if isinstance(read, DeviceText) else _SHARDED_BATCHES
     return jax.shard_map(
         partial(train_steps, task, optimizer, axis=BATCH_AXIS, read=read),
         mesh=mesh,
-        in_specs=(_WHOLE, _STATE, batches, _WHOLE),
-        out_specs=(_STATE, _WHOLE),
+        in_specs=(_REPLICATED, _STATE, batches, _REPLICATED),
+        out_specs=(_STATE, _REPLICATED),
     )
 
 
 def shard_train_steps_with_stop_flag(
-    task: Any, optimizer: optax.GradientTransformation, mesh: Mesh, read: HostBatches | DeviceText = HOST_BATCHES
+    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, read: HostBatches | DeviceText = HOST_BATCHES
 ) -> Callable:
-    """``shard_train_steps`` that also tell all devices what any was asked.
+    """``shard_train_steps`` that also exchange a stop flag between all devices.
 
-    ``(key, state, batches, count, asked) -> (state, (metrics, asked))``: ``asked`` has a whole number for each device,
-    and the largest comes back.
+    ``(key, state, batches, count, stop) -> (state, (metrics, stop))``: ``stop`` has an integer for each device; the
+    largest is returned.
     """
-    batches = _SPREAD_WINDOWS if isinstance(read, DeviceText) else _SPREAD_BATCHES
+    batches = _SHARDED_WINDOWS if isinstance(read, DeviceText) else _SHARDED_BATCHES
 
-    def steps(key: Any, state: TrainState, batches: Any, count: Any, asked: Any) -> Any:
+    def steps(key: Key, state: TrainState, batches: PyTree, count: Array, stop: Array) -> PyTree:
         state, log = train_steps(task, optimizer, key, state, batches, count, axis=BATCH_AXIS, read=read)
-        # Behind the steps: two exchanges that wait for each other's threads can stop for ever on a CPU.
-        asked, _ = lax.optimization_barrier((asked, log.loss))
-        return state, (log, lax.pmax(asked[0], BATCH_AXIS))
+        # After the steps: on a CPU two collectives in flight can deadlock, waiting for each other's threads.
+        stop, _ = lax.optimization_barrier((stop, log.loss))
+        return state, (log, lax.pmax(stop[0], BATCH_AXIS))
 
     return jax.shard_map(
         steps,
         mesh=mesh,
-        in_specs=(_WHOLE, _STATE, batches, _WHOLE, _SPREAD),
-        out_specs=(_STATE, (_WHOLE, _WHOLE)),
+        in_specs=(_REPLICATED, _STATE, batches, _REPLICATED, _SHARDED),
+        out_specs=(_STATE, (_REPLICATED, _REPLICATED)),
     )
 
 
-def shard_eval_step(task: Any, mesh: Mesh) -> Callable:
+def shard_eval_step(task: Task, mesh: Mesh) -> Callable:
     """``eval_step`` over the devices of ``mesh``: ``(params, carry, batch) -> (carry, totals)``; one at a time too."""
     return jax.shard_map(
         partial(eval_step, task, axis=BATCH_AXIS),
         mesh=mesh,
-        in_specs=(_WHOLE, _SPREAD, _SPREAD),
-        out_specs=(_SPREAD, _WHOLE),
+        in_specs=(_REPLICATED, _SHARDED, _SHARDED),
+        out_specs=(_SHARDED, _REPLICATED),
     )
 
 
-def unreplicate(tree: Any) -> Any:
-    """The first device's copy of what all devices of a mesh hold alike, without copying it."""
+def unreplicate(tree: PyTree) -> PyTree:
+    """The first device's copy of a replicated ``tree``, without a transfer."""
     return jax.tree.map(lambda a: a.addressable_data(0) if isinstance(a, jax.Array) else a, tree)

@@ -1,15 +1,25 @@
-"""Optimisers and learning-rate schedules: named entries whose fields are their options."""
+"""Optimisers and learning-rate schedules by name; the fields of an entry are its options."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import jax
 import optax
+from jaxtyping import PyTree
 
 from jaxgen.errors import check_options, choose
+
+
+@runtime_checkable
+class OptimizerOptions(Protocol):
+    """An entry of ``OPTIMIZERS``: a frozen dataclass whose fields are the options."""
+
+    def transform(self) -> optax.GradientTransformation:
+        """The update rule, before it is scaled by the learning rate."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,7 @@ class AdamW:
     weight_decay: float = 0.0
 
     def transform(self) -> optax.GradientTransformation:
-        def matrices(params: Any) -> Any:
+        def matrices(params: PyTree) -> PyTree:
             return jax.tree.map(lambda p: p.ndim >= 2, params)
 
         return optax.chain(
@@ -67,7 +77,7 @@ class SGD:
         return optax.trace(self.momentum, nesterov=self.nesterov) if self.momentum else optax.identity()
 
 
-OPTIMIZERS: dict[str, type[Any]] = {"adam": Adam, "adamw": AdamW, "rmsprop": RMSProp, "sgd": SGD}
+OPTIMIZERS: dict[str, type[OptimizerOptions]] = {"adam": Adam, "adamw": AdamW, "rmsprop": RMSProp, "sgd": SGD}
 
 
 def cosine(peak: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
@@ -76,15 +86,15 @@ def cosine(peak: float, warmup: int, horizon: int, final: float) -> optax.Schedu
 
 
 def constant(peak: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
-    """Linear warm-up to ``peak``, which stays."""
+    """Linear warm-up to ``peak``, then constant."""
     del horizon, final
-    # optax's own warm-up of no steps stays at 0 for ever.
+    # optax's warm-up of zero steps stays at 0.
     return optax.warmup_constant_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
 
 
 def exponential(peak: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
     """Linear warm-up to ``peak``, then an exponential decay that reaches ``final * peak`` at ``horizon``."""
-    rate = max(final, 1e-6)  # zero cannot be reached by a constant factor
+    rate = max(final, 1e-6)  # an exponential never reaches zero
     return optax.warmup_exponential_decay_schedule(
         0.0, peak, warmup, max(horizon - warmup, 1), rate, end_value=peak * rate
     )
@@ -98,14 +108,14 @@ SCHEDULES: dict[str, Callable[[float, int, int, float], optax.Schedule]] = {
 
 
 def make_schedule(name: str, *, lr: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
-    """The learning rate as a function of the step; ``horizon`` is the step at which decay ends."""
+    """The learning rate as a function of the step; decay ends at step ``horizon``."""
     return SCHEDULES[choose(name, SCHEDULES, "schedule")](lr, min(warmup, max(horizon - 1, 0)), horizon, final)
 
 
 def make_optimizer(
-    name: str, schedule: optax.Schedule, *, clip: float = 1.0, options: dict[str, Any] | None = None
+    name: str, schedule: optax.Schedule, *, clip: float = 1.0, options: dict[str, PyTree] | None = None
 ) -> optax.GradientTransformation:
-    """Clip the gradient to global norm ``clip`` (0: no clipping), apply the named rule, scale by the schedule."""
+    """Clip the gradient to the global norm ``clip`` (0: never), apply the named rule, and scale by the schedule."""
     kind = OPTIMIZERS[choose(name, OPTIMIZERS, "optimizer")]
     check_options(kind, options or {}, f"optimizer {name!r}")
     first = [optax.clip_by_global_norm(clip)] if clip > 0 else []

@@ -2,82 +2,92 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Float, Int, PyTree
 
+from jaxgen.training.task import Task, Totals
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
-from jaxgen.types import Array, Carry, Key, Objective, Params
+from jaxgen.types import Array, Carry, Key, Objective, Params, RowKeys
 
 
 class TrainState(NamedTuple):
-    """Everything a resumed run needs from the device. Keys are no part of it: they follow from (seed, step)."""
+    """Everything a resumed run needs from the device. Keys are not part of it: they follow from (seed, step)."""
 
-    step: Array  # int32, number of steps taken
+    step: Int[Array, ""]  # number of steps taken
     params: Params
-    opt_state: Any
-    carry: Carry  # the recurrent state handed from one window to the next
+    opt_state: optax.OptState
+    carry: Carry  # the recurrent state passed from one window to the next
 
 
-def create_state(task: Any, optimizer: optax.GradientTransformation, key: Key, rows: int) -> TrainState:
-    """A fresh state for ``task`` with ``rows`` rows a batch."""
-    with jax.threefry_partitionable(True):  # a user's JAX settings must not change what a seed means
-        params = jax.jit(task.init)(key)  # one compilation instead of one an operation
+def create_state(task: Task, optimizer: optax.GradientTransformation, key: Key, rows: int) -> TrainState:
+    """The initial state of ``task`` for batches of ``rows`` rows."""
+    with jax.threefry_partitionable(True):  # the user's JAX settings must not change the result
+        params = jax.jit(task.init)(key)  # one compilation instead of one for each operation
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), task.initial_carry(rows))
 
 
 class StepMetrics(NamedTuple):
     """Scalars of one step (or, stacked, of several)."""
 
-    loss: Array  # mean negative log-likelihood of the batch, nats a target
-    grad_norm: Array  # global norm before clipping
-    targets: Array  # how many
+    loss: Float[Array, "..."]  # mean negative log-likelihood of the batch, nats per target
+    grad_norm: Float[Array, "..."]  # global norm before clipping
+    targets: Float[Array, "..."]  # how many targets count
 
 
-def row_keys(key: Key, step: Array, rows: int, first: Array | int = 0) -> Key:
-    """One dropout key a row, the rows counted from ``first``: a function of (seed, step, row) alone."""
+def row_keys(key: Key, step: Int[Array, ""], rows: int, first: Int[Array, ""] | int = 0) -> RowKeys:
+    """One dropout key for each row, counted from ``first``: a function of (seed, step, row) only."""
     at_step = jax.random.fold_in(key, step)
     return jax.vmap(lambda row: jax.random.fold_in(at_step, row))(first + jnp.arange(rows))
 
 
 def train_step(
-    task: Any,
+    task: Task,
     optimizer: optax.GradientTransformation,
     key: Key,
     state: TrainState,
-    batch: Any,
+    batch: PyTree,
     axis: str | None = None,
 ) -> tuple[TrainState, StepMetrics]:
-    """One update. ``task`` and ``optimizer`` are static, ``key`` seeds dropout.
+    """One update of the parameters.
 
-    ``batch`` is what the task's ``loss`` reads, a tree of arrays with B rows each. The mean of ``nll`` is minimised, or
-    the ``objective`` if the task's totals have one; reported is the mean of ``nll``, which an evaluation reports too.
+    Minimises the mean of ``nll``, or the ``objective`` if the task's totals have one; reports the mean of ``nll``, as
+    evaluations do. No gradient flows into the incoming carry (truncated backpropagation through time, Williams & Peng
+    1990).
 
-    No gradient flows into the carry that comes in (truncated backpropagation through time, Williams & Peng 1990).
+    Args:
+        task: static.
+        optimizer: static.
+        key: seeds dropout, together with the step and the row.
+        state: the state before the step.
+        batch: what ``task.loss`` reads, a pytree of arrays with B rows each.
+        axis: inside ``shard_map``, the mesh axis over which the rows of ``batch`` and of the carry are sharded. The
+            update is that of all rows, and the same on every device.
 
-    Inside ``shard_map``, ``axis`` names the mesh axis over which the rows of ``batch`` and of the carry are spread:
-    the update is that of all rows together, and the same on every device.
+    Returns:
+        The state after the step, and its metrics.
     """
     rows, params = jax.tree.leaves(batch)[0].shape[0], state.params
     first: Array | int = 0
     if axis is not None:
-        # Each device differentiates its own copy; differentiating the shared one would sum the gradients by itself,
-        # leaf by leaf, and a mean over devices after that would count them twice.
+        # Each device differentiates its own copy. Differentiating the replicated parameters would sum the gradients
+        # over devices leaf by leaf, and the mean over devices below would then count them twice.
         params = jax.tree.map(lambda a: lax.pcast(a, axis, to="varying"), params)
-        # Keyed by its place in the whole batch, a row drops the same units anywhere.
+        # The key follows from the place in the whole batch, so the number of devices does not change what a row drops.
         first = lax.axis_index(axis) * rows
     keys = row_keys(key, state.step, rows, first) if task.is_random else None
 
-    def summed_loss(params: Params) -> tuple[Array, Any]:
+    def summed_loss(params: Params) -> tuple[Array, tuple[Carry, Array, Array, Array]]:
         carry, totals = task.loss(params, state.carry, batch, keys)
         aim = getattr(totals, "objective", Objective(totals.nll, totals.targets))
         return aim.loss, (carry, aim.weight, totals.nll, totals.targets)
 
-    with jax.threefry_partitionable(True):  # a user's JAX settings must not change what a seed drops
+    with jax.threefry_partitionable(True):  # the user's JAX settings must not change what is dropped
         (_, (carry, weight, nll, count)), grads = jax.value_and_grad(summed_loss, has_aux=True)(params)
     if axis is not None:
         weight, nll, count, grads = _summed((weight, nll, count, grads), axis)
@@ -89,31 +99,40 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state, carry), metrics
 
 
-def _summed(tree: Any, axis: str) -> Any:
-    """The sum over devices, in one exchange: two that wait for each other's threads can stop for ever on a CPU."""
-    with jax.numpy_dtype_promotion("standard"):  # of several types the widest travels
+def _summed(tree: PyTree, axis: str) -> PyTree:
+    """The sum over devices, in one all-reduce: on a CPU two in flight can deadlock."""
+    with jax.numpy_dtype_promotion("standard"):  # several types become the widest
         flat, restore = ravel_pytree(tree)
     return restore(lax.psum(flat, axis))
 
 
 def train_steps(
-    task: Any,
+    task: Task,
     optimizer: optax.GradientTransformation,
     key: Key,
     state: TrainState,
-    batches: Any,
+    batches: PyTree,
     count: Array,
     axis: str | None = None,
     read: HostBatches | DeviceText = HOST_BATCHES,
 ) -> tuple[TrainState, StepMetrics]:
-    """The first ``count`` of K ``batches``, in one call: a batch whose leaves have K in front, or ``Windows`` that
-    ``read`` turns into batches.
+    """Train on the first ``count`` of several batches, in one call.
 
-    ``count`` is traced, so that one compilation serves every number of steps up to K; the metrics are [K], zero
-    beyond ``count``.
+    Args:
+        task: static.
+        optimizer: static.
+        key: as in ``train_step``.
+        state: the state before the steps.
+        batches: what ``read`` turns into batches: stacked batches, or ``Windows`` of a text.
+        count: how many batches to use. It is traced, so one compilation serves every number.
+        axis: as in ``train_step``.
+        read: how to get a batch from ``batches``.
+
+    Returns:
+        The state after the steps, and the metrics of each batch, zero beyond ``count``.
     """
     length = read.count(batches)
-    if length == 1:  # no loop: inside one, XLA's CPU backend computes convolutions twenty times slower
+    if length == 1:  # without a loop, in which XLA's CPU backend computes convolutions twenty times slower
         state, metrics = train_step(task, optimizer, key, state, read(batches, 0), axis)
         return state, jax.tree.map(lambda one: one[None], metrics)
     empty = StepMetrics(*(jnp.zeros(length, jnp.float32) for _ in StepMetrics._fields))
@@ -126,7 +145,7 @@ def train_steps(
     return lax.fori_loop(0, count, body, (state, empty))
 
 
-def eval_step(task: Any, params: Params, carry: Carry, batch: Any, axis: str | None = None) -> tuple[Carry, Any]:
-    """What ``task.evaluate`` sums up over one batch, and the carry it ends in. ``axis`` as in ``train_step``."""
+def eval_step(task: Task, params: Params, carry: Carry, batch: PyTree, axis: str | None = None) -> tuple[Carry, Totals]:
+    """The carry after an evaluation batch and its totals. ``axis`` as in ``train_step``."""
     carry, totals = task.evaluate(params, carry, batch)
     return carry, totals if axis is None else _summed(totals, axis)

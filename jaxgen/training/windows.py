@@ -1,47 +1,57 @@
-"""Batches as windows of a text, in terms that both halves share: a step's data are B places and not B * T tokens."""
+"""Batches as windows of a text that stays on the device: a step transfers B positions instead of B * T tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Bool, Float, Int, PyTree
 
 from jaxgen.types import Array, ArrayLike, Batch, ConditionedBatch
 
 
 class WindowIndex(NamedTuple):
-    """Which windows of a text a batch is; K of them stacked have K in front."""
+    """The windows of a text that make up a batch; several batches are stacked in front."""
 
-    start: ArrayLike  # integer [B], where each row's window begins
-    stop: ArrayLike  # integer [B], of documents: where its lane ends and padding begins
-    fresh: ArrayLike | np.bool_  # bool [], whether the rows start from a fresh state
+    start: Int[ArrayLike, "*updates B"]  # where each row's window begins
+    stop: Int[ArrayLike, "*updates B"]  # for documents: where the row's tokens end and padding begins
+    fresh: Bool[ArrayLike, "*updates"] | np.bool_  # whether the rows start from the initial state
 
 
 class Conditions(NamedTuple):
-    """What is known of documents beside their text: each has one of a few vectors."""
+    """The condition vectors of documents, of which there are few different ones."""
 
-    of: ArrayLike  # integer [N], which one: of each document, or of the document that each position of a text is in
-    vectors: ArrayLike  # float32 [K, C]
+    of: Int[ArrayLike, "length"]  # which vector: of each document, or of the document at each position of a text
+    vectors: Float[ArrayLike, "conditions condition"]
 
 
 class Windows(NamedTuple):
-    """K batches as windows of one text."""
+    """Several batches as windows of one text."""
 
-    text: ArrayLike  # ids [N], of any integer type
+    text: Int[ArrayLike, "length"]  # token ids
     window_index: WindowIndex
     conditions: Conditions | None = None  # of the positions of ``text``
 
 
-def read_window(text: Any, places: WindowIndex, length: int, eos: int | None, pad: int, xp: Any) -> Batch:
-    """The batch [B, T] at ``places`` of ``text``: at each position an id, and the one behind it as the target.
+def read_window(text: ArrayLike, places: WindowIndex, length: int, eos: int | None, pad: int, xp: ModuleType) -> Batch:
+    """The batch of windows of ``text``; the target at each position is the next token.
 
-    Running text (``eos`` is None) goes on at its beginning after its end: there the state starts afresh and the target
-    is masked. Of documents, one behind the other with ``eos`` in front of each and behind the last, every ``eos`` that
-    is read starts one; beyond ``stop`` there is ``pad``, masked. ``xp`` is ``jax.numpy`` or ``numpy``.
+    Running text (``eos`` is ``None``) wraps around: at the wrap the state is reset and the target is masked. Documents
+    are concatenated, with ``eos`` in front of each and after the last: every ``eos`` in the input resets the state, and
+    beyond ``stop`` there is ``pad``, masked.
+
+    Args:
+        text: token ids.
+        places: the windows.
+        length: tokens of a window, T.
+        eos: the token between documents.
+        pad: the token in padding.
+        xp: ``jax.numpy`` or ``numpy``.
     """
     start, stop, fresh = places
     step = xp.arange(length)[None, :]
@@ -55,11 +65,17 @@ def read_window(text: Any, places: WindowIndex, length: int, eos: int | None, pa
 
 
 def read_conditioned(
-    text: Any, conditions: Conditions | None, places: WindowIndex, length: int, eos: int | None, pad: int, xp: Any
+    text: ArrayLike,
+    conditions: Conditions | None,
+    places: WindowIndex,
+    length: int,
+    eos: int | None,
+    pad: int,
+    xp: ModuleType,
 ) -> Batch | ConditionedBatch:
-    """``read_window``, and with ``conditions`` the vector of the document that each position is in.
+    """``read_window``, and with ``conditions`` the vector of the document at each position.
 
-    Of a text that begins with ``eos``, a document's first position is the ``eos`` in front of it.
+    If the text begins with ``eos``, a document's first position is the ``eos`` in front of it.
     """
     batch = read_window(text, places, length, eos, pad, xp)
     if conditions is None:
@@ -70,13 +86,13 @@ def read_conditioned(
 
 @dataclass(frozen=True)
 class HostBatches:
-    """Batches as they are: a tree of arrays [K, B, ...]."""
+    """Stacked batches: a pytree of arrays [updates, B, ...]."""
 
-    def count(self, batches: Any) -> int:
-        """K."""
+    def count(self, batches: PyTree) -> int:
+        """The number of batches."""
         return jnp.shape(jax.tree.leaves(batches)[0])[0]
 
-    def __call__(self, batches: Any, i: Array | int) -> Any:
+    def __call__(self, batches: PyTree, i: Array | int) -> PyTree:
         """The i-th batch."""
         return jax.tree.map(lambda field: lax.dynamic_index_in_dim(jnp.asarray(field), i, keepdims=False), batches)
 
@@ -93,7 +109,7 @@ class DeviceText:
     pad: int
 
     def count(self, windows: Windows) -> int:
-        """K."""
+        """The number of batches."""
         return jnp.shape(windows.window_index.start)[0]
 
     def __call__(self, windows: Windows, i: Array | int) -> Batch | ConditionedBatch:

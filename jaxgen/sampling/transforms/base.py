@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +39,7 @@ class Last(NamedTuple):
         return cls(jnp.zeros((), jnp.int32), jnp.full(rows, -1, jnp.int32))
 
 
+@runtime_checkable
 class Transform(Protocol):
     """A pair (init, update), as in optax. An entry of ``TRANSFORMS`` is a frozen dataclass; its fields are its options.
 

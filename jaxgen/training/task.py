@@ -1,0 +1,71 @@
+"""The protocol of a task's objective: what the training step, the evaluation step and the trainer call."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, PyTree
+
+from jaxgen.types import Array, Carry, Key, Params, RowKeys
+
+
+@runtime_checkable
+class Totals(Protocol):
+    """Sums over the targets that count in a batch: a named tuple, whose batches add up.
+
+    It may have a field ``objective`` (``jaxgen.types.Objective``); training then minimises that instead of the mean of
+    ``nll``. An evaluation sums every field.
+    """
+
+    @property
+    def nll(self) -> Float[Array, ""]:
+        """Summed negative log-likelihood, nats."""
+        ...
+
+    @property
+    def targets(self) -> Float[Array, ""]:
+        """How many targets count."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A model with its loss, as pure functions. Tasks are hashable, so they can be static arguments of ``jax.jit``."""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether training draws random numbers, and so needs ``row_keys``."""
+        ...
+
+    def resolved_options(self) -> dict[str, str]:
+        """Options of the task's ``build`` that a rule resolved on this device; a run records them."""
+        ...
+
+    def init(self, key: Key) -> Params:
+        """Initial parameters."""
+        ...
+
+    def initial_carry(self, rows: int) -> Carry:
+        """What the first batch of ``rows`` rows starts from; ``()`` if no batch continues another."""
+        ...
+
+    def loss(
+        self, params: Params, carry: Carry, batch: PyTree, row_keys: RowKeys | None = None
+    ) -> tuple[Carry, Totals]:
+        """The totals of a training batch, and the carry after it.
+
+        Args:
+            params: the parameters.
+            carry: what the batch starts from.
+            batch: a pytree of arrays with B rows each.
+            row_keys: one key for each row, if ``is_random``.
+        """
+        ...
+
+    def evaluate(self, params: Params, carry: Carry, batch: PyTree) -> tuple[Carry, Totals]:
+        """The totals of an evaluation batch, and the carry after it."""
+        ...
+
+    def prepare(self, params: Params) -> PyTree:
+        """What the task's decoding or prediction functions read, computed once from the parameters."""
+        ...
