@@ -323,6 +323,9 @@ def check_the_order_of_inputs_changes_no_answer(s: Subject) -> None:
 def check_an_answer_does_not_depend_on_what_is_answered_beside_it(s: Subject) -> None:
     answers = s.answers(s.examples.inputs)
     assert s.answers(s.examples.inputs[3:4]) == answers[3:4]
+
+
+def check_a_row_is_read_without_its_neighbours(s: Subject) -> None:
     inputs, others = exchanged(s.batch)
     one, other = s.read(inputs), s.read(others)
     assert _bytes(one) != _bytes(other), "other rows must differ, or nothing is seen"
@@ -346,7 +349,15 @@ CHECKS = (
     check_how_much_padding_there_is_changes_rounding_alone,
     check_the_order_of_inputs_changes_no_answer,
     check_an_answer_does_not_depend_on_what_is_answered_beside_it,
+    check_a_row_is_read_without_its_neighbours,
     check_the_shares_of_several_processes_are_the_batch_of_one,
 )
+#: Checks of random weights; the others train a run.
+UNTRAINED = {
+    check_what_stands_in_padding_changes_no_bit,
+    check_how_much_padding_there_is_changes_rounding_alone,
+    check_a_row_is_read_without_its_neighbours,
+    check_the_shares_of_several_processes_are_the_batch_of_one,
+}
 
-__all__ = ["CHECKS", "Case", "Examples", "Subject"]
+__all__ = ["CHECKS", "UNTRAINED", "Case", "Examples", "Subject"]

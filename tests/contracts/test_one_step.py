@@ -209,6 +209,7 @@ SETTINGS = {"cell": "elman", "hidden": 8, "batch_size": 8, "steps": 60, "lr": 0.
 SETTINGS |= {"sample_every": 0, "devices": 1}
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_learns_and_answers_single_tokens(name, tmp_path, quick):
     assert name in ONE_STEP, f"The task {name} is not tried with one step: give it a line in ONE_STEP."

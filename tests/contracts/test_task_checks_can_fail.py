@@ -21,7 +21,7 @@ from jaxgen.tasks.registry import DATA, TASKS
 from . import task_checks
 from .checks import name_of
 from .task_cases import CASES
-from .task_checks import CHECKS, Subject
+from .task_checks import CHECKS, UNTRAINED, Subject
 
 
 class LearnsNothing(ClassifyTask):
@@ -78,19 +78,22 @@ CAUGHT = {
     "how_much_padding_there_is_changes_rounding_alone": of_tasks(classify=CountsPadding),
     "the_order_of_inputs_changes_no_answer": mock.patch.object(Predictor, "_answers", by_its_place),
     "an_answer_does_not_depend_on_what_is_answered_beside_it": of_tasks(classify=SeesAllRows),
+    "a_row_is_read_without_its_neighbours": of_tasks(classify=SeesAllRows),
     "the_shares_of_several_processes_are_the_batch_of_one": mock.patch.object(RowBatches, "batch", of_the_beginning),
 }
 #: Enough to learn the examples, where what is broken is not the learning.
 FEWER = replace(CASES["classify"], settings=CASES["classify"].settings | {"cell": "elman", "lr": 0.02, "steps": 42})
+LANES = [pytest.param(check, marks=() if check in UNTRAINED else pytest.mark.runs) for check in CHECKS]
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=name_of)
+@pytest.mark.parametrize("check", LANES, ids=name_of)
 def test_a_check_catches_what_it_is_for(check, tmp_path, quick):
     subject = Subject("classify", FEWER, tmp_path / "subject", quick)
     with quick(), CAUGHT[name_of(check)], pytest.raises(AssertionError):
         check(subject)
 
 
+@pytest.mark.runs
 def test_what_is_caught_passes_when_it_is_whole(tmp_path, quick):
     """Otherwise the checks above could fail for another reason."""
     subject = Subject("classify", FEWER, tmp_path / "subject", quick)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import write
 
 from jaxgen.data.datasets import BUILTIN, NAMED, NamedFile, NamedSet, python_source
 from jaxgen.data.sources import read_texts
@@ -19,13 +20,6 @@ from jaxgen.errors import DataError, UsageError
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JAXGEN_DATA", raising=False)
-
-
-def write(name, content):
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return name
 
 
 def refused(error, *specs, **options):

@@ -72,11 +72,6 @@ def test_an_answer_is_the_same_by_itself_to_the_bit(predictor, greedy):
         assert list(predictor.predict(SOURCES[i : i + 1])) == greedy[i : i + 1]
 
 
-def test_an_answer_is_the_same_beside_others_to_the_bit(predictor, greedy):
-    order = np.random.default_rng(0).permutation(len(SOURCES))
-    assert list(predictor.predict(SOURCES[i] for i in order)) == [greedy[i] for i in order]
-
-
 def test_how_many_inputs_are_waited_for_changes_nothing(predictor, greedy):
     assert list(predictor.predict(SOURCES[:9], read_ahead=4)) == greedy[:9]
     drawn = DecodingConfig(DRAWN)

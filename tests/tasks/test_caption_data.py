@@ -176,6 +176,7 @@ def test_the_home_of_a_user_that_nobody_is_foresees_nothing():
     assert CaptionData.options_without_data(validate(CaptionConfig, {"data": ["~nosuchuser/x"]})) is None
 
 
+@pytest.mark.runs
 def test_scenes_whose_captions_say_left_and_right_are_not_mirrored():
     with pytest.raises(UsageError, match="--flips"):
         CaptionData.load(CaptionConfig(flips=0.5))

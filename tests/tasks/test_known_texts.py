@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from builders import write
 
 from jaxgen.data.batches import make_batches
 from jaxgen.data.datasets import NAMED, NamedSet
@@ -42,11 +43,6 @@ WORDS = ["ant", "bee", "cow", "dog", "elk"]
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def write(name: str, text: str) -> str:
-    Path(name).write_text(text, encoding="utf-8")
-    return name
 
 
 def rows(number: int = 40, seed: int = 0) -> list[tuple[str, str, float]]:

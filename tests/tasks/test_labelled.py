@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from builders import write
 
 from jaxgen.data.tables import Labelled
 from jaxgen.errors import DataError, UsageError
@@ -20,13 +21,6 @@ MAIL = "subject,body,spam\n" + "".join(f"s{i},b{i},{'yes' if i % 3 else 'no'}\n"
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def write(name, content):
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return name
 
 
 def read(name, val=None, text=("t",), label="l", **options):

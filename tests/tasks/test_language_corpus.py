@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,11 +20,6 @@ from jaxgen.tokenizers import EOS, TOKENIZERS, UNK, CharTokenizer
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JAXGEN_DATA", raising=False)
-
-
-def write(name, text):
-    Path(name).write_bytes(text.encode())
-    return name
 
 
 def documents_of(corpus, split):

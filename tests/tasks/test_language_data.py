@@ -1,9 +1,9 @@
 """The host side of a run: what is refused before training, what a resumed run compares, what is reported."""
 
 import math
-from pathlib import Path
 
 import pytest
+from builders import write
 
 from jaxgen.errors import DataError, UsageError
 from jaxgen.runs.config import validate
@@ -18,11 +18,6 @@ TEXT = "the cat sat on the mat\n" * 60  # 1,380 characters, 138 of them held out
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JAXGEN_DATA", raising=False)
-
-
-def write(name, text):
-    Path(name).write_text(text, encoding="utf-8")
-    return name
 
 
 def settings(**options):

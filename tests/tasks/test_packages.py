@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from builders import write
 
 from jaxgen.data.tables import digest
 from jaxgen.errors import DataError, UsageError
@@ -29,11 +30,6 @@ def source(package, file, lines=40):
     body[3:3] = ["", "from os import (  # several", "    gives_away,", ")", f"import {PACKAGES[package]}"]
     body[20:20] = [f"# {PACKAGES[package - 1].upper()} is named", f"_{PACKAGES[package]}_x = 1", "   "]
     return "\n".join(["#!/usr/bin/python", "# gives_away: a licence", "", *body]) + "\n"
-
-
-def write(path: Path, text: str | bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
 @pytest.fixture(scope="module")

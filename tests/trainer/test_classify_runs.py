@@ -22,9 +22,8 @@ from jaxgen.tasks.classify.data import ClassifyConfig, ClassifyData
 from jaxgen.trainer import callbacks as pictures
 from jaxgen.trainer import run as length
 from jaxgen.trainer import trainer
-from jaxgen.trainer.events import Evaluated, Finished, Note, Progress, Started
+from jaxgen.trainer.events import Evaluated, Finished, Note, Started
 from jaxgen.trainer.run import resume, start
-from jaxgen.trainer.trainer import Interrupted
 
 CLOCKS = ("texts_per_second", "seconds")
 WORDS = {"sea": ["fish", "wave", "ship", "salt"], "land": ["tree", "road", "hill", "cow"], "sky": ["cloud", "bird"]}
@@ -200,56 +199,6 @@ def test_epochs_of_more_steps_than_a_run_has_are_refused(table, tmp_path):
     data.batches.steps_per_epoch += 1
     with pytest.raises(UsageError, match="epochs"):
         length.num_steps(config, data)
-
-
-def stop_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An ``emit`` that asks for a stop, as a signal does, once ``number`` steps have been reported."""
-    signals: list[Any] = []
-
-    class Signals(trainer.StopSignals):
-        def __init__(self) -> None:
-            super().__init__()
-            signals.append(self)
-
-    monkeypatch.setattr(trainer, "StopSignals", Signals)
-
-    def emit(event: Any) -> None:
-        if isinstance(event, Progress) and event.step >= number:
-            signals[-1].received = 15
-
-    return emit
-
-
-def test_a_run_stopped_again_and_again_equals_one_that_was_not(table, whole, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    monkeypatch.setattr(trainer, "MAX_STEPS_PER_CALL", 2)
-    with pytest.raises(Interrupted) as stop:
-        start(settings(table, run), stop_at(3, monkeypatch)).train()
-    for number in (9, 19):
-        with pytest.raises(Interrupted):
-            resume(str(run), emit=stop_at(number, monkeypatch)).train()
-    monkeypatch.undo()
-    resume(str(run)).train()  # with another number of steps a call
-    assert stop.value.exit_code == 128 + 15
-    assert traces(run) == traces(whole[0])
-
-
-@pytest.mark.parametrize("step", [12, 16])
-def test_a_run_that_crashed_before_it_saved_equals_one_that_did_not(step, table, whole, tmp_path, monkeypatch):
-    """Behind samples, or behind samples and a row of metrics, that no checkpoint stands for."""
-    save = trainer.Trainer._save
-
-    def crash(self: Any, at: int, *more: Any, **options: Any) -> None:
-        if at == step:
-            raise RuntimeError("crash")
-        save(self, at, *more, **options)
-
-    monkeypatch.setattr(trainer.Trainer, "_save", crash)
-    with pytest.raises(RuntimeError, match="crash"):
-        start(settings(table, tmp_path / "run")).train()
-    monkeypatch.undo()
-    resume(str(tmp_path / "run")).train()
-    assert traces(tmp_path / "run") == traces(whole[0])
 
 
 def test_two_devices_give_what_one_gives_but_for_rounding(table, whole, tmp_path):

@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from builders import language_config
 
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs import checkpoints as checkpoints_module
 from jaxgen.runs.lock import LOCK, RunLock
 from jaxgen.runs.logs import MetricsLog
-from jaxgen.tasks.registry import DATA
 from jaxgen.trainer.run import resume, start
 from jaxgen.trainer.run import start as module
 
@@ -30,10 +30,7 @@ print(flush=True)
 sys.stdin.read()
 """
 
-
-def settings(book: Path, run: Path, **more):
-    sizes = {"hidden": 8, "batch_size": 4, "seq_len": 8, "cell": "elman", "steps": 2}
-    return DATA["language"].Config(**{"data": (str(book),), "run": str(run), **sizes, **more})
+settings = partial(language_config, steps=2)
 
 
 @pytest.fixture

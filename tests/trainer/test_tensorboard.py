@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import language_config
 
 from jaxgen.errors import CheckpointError
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
-from jaxgen.tasks.registry import DATA
 from jaxgen.trainer.run import resume, start
 from jaxgen.trainer.tensorboard import EventFile
 
 pytest.importorskip("tensorboardX")
 
-
-def settings(book: Path, run: Path) -> Any:
-    sizes = {"hidden": 8, "batch_size": 4, "seq_len": 8, "cell": "elman", "steps": 4, "eval_every": 1}
-    return DATA["language"].Config(data=(str(book),), run=str(run), sample_every=0, tensorboard=True, **sizes)
+settings = partial(language_config, steps=4, eval_every=1, sample_every=0, tensorboard=True)
 
 
 def events(run: Path) -> Iterator[Any]:

@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from builders import language_config
 from edited import edit
 
 from jaxgen import jitted
@@ -22,7 +24,6 @@ from jaxgen.inference.sampler import Sampler
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.sampling import Forbid
-from jaxgen.tasks.registry import DATA
 from jaxgen.trainer import callbacks as pictures
 from jaxgen.trainer.events import Evaluated, Finished, Note, Sampled, Started
 from jaxgen.trainer.run import start
@@ -31,10 +32,7 @@ from jaxgen.trainer.signals import StopSignals
 from jaxgen.trainer.trainer import MAX_STEPS_PER_CALL, Trainer, steps_per_call
 from jaxgen.training import OPTIMIZERS
 
-
-def settings(book: Path, run: Path, **more: Any) -> Any:
-    sizes = {"hidden": 8, "batch_size": 4, "seq_len": 8, "lr": 0.02, "warmup": 2, "steps": 7, "cell": "elman"}
-    return DATA["language"].Config(**{"data": (str(book),), "run": str(run), **sizes, **more})
+settings = partial(language_config, lr=0.02, warmup=2, steps=7)
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ def alphabet_batches():
 SLOW = {"elman", "elman-relu", "gru"}  # the same code but for the cell, which keeps the contract
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("cell", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CELLS])
 def test_a_cell_learns_a_text_of_three_letters_in_60_steps(cell):
     task = LanguageTask.build(vocab_size=3, cell=cell, cell_options={}, hidden=8, layers=1)
