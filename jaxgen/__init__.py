@@ -1,6 +1,6 @@
 """jaxgen: generative recurrent networks in JAX and Flax.
 
-From text to text in one screen::
+Train a model and sample from it::
 
     corpus = prepare(["book.txt"])                        text -> tokenizer and tokens
     model  = LanguageModel(corpus.tokenizer.vocab_size)   any cell of CELLS, any number of layers
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Load a subpackage or a name of the API on first use, so that a command can prepare its process before JAX."""
+    """Load a subpackage or a name of the API at its first use, so that commands can configure the process before JAX."""
     if not name.startswith("_") and find_spec(f"jaxgen.{name}") is not None:
         return import_module(f"jaxgen.{name}")
     api = import_module("jaxgen.api")

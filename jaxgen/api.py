@@ -1,4 +1,4 @@
-"""The public API in one screen: what ``import jaxgen`` offers, each name loaded on its first use."""
+"""The public API: the names that ``import jaxgen`` offers."""
 
 from jaxgen.cells import CELLS
 from jaxgen.cells.base import Cell

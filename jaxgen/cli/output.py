@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from jaxgen.cli.common import escape_controls, log
 
@@ -83,7 +83,7 @@ class SampleWriter:
             if number == 1:  # standard output holds only the text
                 log(about)
 
-    def write_json(self, values: Iterable[dict[str, Any]]) -> None:
+    def write_json(self, values: Iterable[Mapping[str, object]]) -> None:
         """Write one line of JSON for each value."""
         for value in values:
             self.write(json.dumps(value, ensure_ascii=False) + "\n")

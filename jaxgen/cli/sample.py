@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -184,7 +184,7 @@ def sample(args: list[str]) -> None:
         write_samples(writer, sampler, config, dict(zip(temperatures, settings)), prompt, state, as_json=extra["json"])
 
 
-def check(config: SampleConfig, args: Sequence[str], extra: dict[str, Any]) -> None:
+def check(config: SampleConfig, args: Sequence[str], extra: Mapping[str, object]) -> None:
     """Raise ``UsageError`` for flags that contradict each other or have no effect."""
     check_not_empty(config, args, extra)
     given = given_flags(config, args, extra, even_default=("--temperature", "--seed", "--length-penalty"))

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -405,7 +405,9 @@ class JsonScores:
         value = {"prompt": prompt, "candidates": candidates, **self._settings()}
         write_out(json.dumps(value, ensure_ascii=False) + "\n")
 
-    def _write_object(self, about: dict[str, Any], parts: Iterable[TokenScores], score: Callable[[], Score]) -> None:
+    def _write_object(
+        self, about: Mapping[str, object], parts: Iterable[TokenScores], score: Callable[[], Score]
+    ) -> None:
         """Write tokens as they come, so that a large text needs no more memory; ``score`` is read after them."""
         parts = start(parts)
         write_out(json.dumps(about, ensure_ascii=False)[:-1])
@@ -422,19 +424,19 @@ class JsonScores:
         write_out(", " + json.dumps({**score_json(score()), **self._settings()}, ensure_ascii=False)[1:] + "\n")
         sys.stdout.flush()
 
-    def _tokens(self, part: TokenScores) -> Iterator[dict[str, Any]]:
+    def _tokens(self, part: TokenScores) -> Iterator[dict[str, object]]:
         for token, logp, top, top_logp in zip(*part):
             found = self._token(int(token), float(logp))
             if self._scorer.top:
                 found["top"] = [self._token(*each) for each in zip(top.tolist(), top_logp.tolist())]
             yield found
 
-    def _token(self, token: int, logp: float) -> dict[str, Any]:
+    def _token(self, token: int, logp: float) -> dict[str, object]:
         return {"token": token_text(self._scorer.sampler.tokenizer, token), "id": token, "logp": round(logp, 6)}
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         scorer = self._scorer
-        how: dict[str, Any] = {"state": scorer.state}
+        how: dict[str, object] = {"state": scorer.state}
         how |= {"window": scorer.window} if scorer.state == "cold" else {"lanes": scorer.lanes}
         run = None if scorer.sampler.path is None else str(scorer.sampler.path)
         return {**how, "unk": scorer.unk, "end": scorer.end, "run": run, "checkpoint": scorer.sampler.digest}

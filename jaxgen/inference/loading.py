@@ -16,6 +16,7 @@ from jaxgen.runs.config import TrainConfig, check_folder, validate
 from jaxgen.runs.config_file import read_config
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.tasks.registry import DATA, objective
+from jaxgen.types import Params
 
 #: Attempts to read weights of a run that is being trained, which may delete a checkpoint before it is read.
 MAX_ATTEMPTS = 20
@@ -100,7 +101,7 @@ class LoadedRun:
         """The checkpoints of the run."""
         return CheckpointStore(self.directory.checkpoints_path)
 
-    def params(self, like: Any = None) -> tuple[int, Any]:
+    def params(self, like: Params | None = None) -> tuple[int, Params]:
         """The step and weights of the best checkpoint, or of the latest if none has been evaluated.
 
         Args:
@@ -120,7 +121,7 @@ class LoadedRun:
                     raise
         return self._best(store, shapes)
 
-    def _best(self, store: CheckpointStore, shapes: Any) -> tuple[int, Any]:
+    def _best(self, store: CheckpointStore, shapes: Params) -> tuple[int, Params]:
         best = store.best()
         step = store.latest() if best is None else best
         if step == 0 and self.resolved["steps"]:

@@ -372,6 +372,6 @@ def _as_decoded(texts: list[str]) -> list[str]:
     return [text if text.isascii() else text_bytes(text).decode("utf-8", "replace") for text in texts]
 
 
-def _row_json(row: QualityRow) -> dict[str, Any]:
+def _row_json(row: QualityRow) -> dict[str, object]:
     values = asdict(row)
     return values | {"cycle": None if row.cycle is None else row.cycle._asdict(), "distinct": list(row.distinct)}

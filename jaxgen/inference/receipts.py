@@ -60,7 +60,7 @@ class Receipt(BaseModel):
     checkpoint: str
     state: StateFile | None
     #: Absent for a run without labels and features.
-    condition: Any = None
+    condition: object = None
 
     @property
     def has_condition(self) -> bool:
@@ -86,7 +86,7 @@ class BeamSettings(BaseModel):
     length: int
     length_penalty: float
     keep: int
-    transforms: list[Any]
+    transforms: list[object]
 
 
 class BeamReceipt(Receipt):
@@ -125,7 +125,7 @@ def receipt(
     prompt: str,
     unk: str,
     state_file: str | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """``sample`` with everything that determined it, as JSON values; ``logp`` is in nats, before any transform."""
     return {
         "text": sample.text,
@@ -142,7 +142,7 @@ def receipt(
 
 def beam_receipt(
     sampler: Sampler, search: BeamConfig, rank: int, found: Hypothesis, *, prompt: str, unk: str, state_file: str | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """A text of beam search with everything that determined it; the search compared ``total_logp`` and ``score``."""
     return {
         "text": found.text,
@@ -157,7 +157,7 @@ def beam_receipt(
     }
 
 
-def _origin(sampler: Sampler, unk: str, state_file: str | None) -> dict[str, Any]:
+def _origin(sampler: Sampler, unk: str, state_file: str | None) -> dict[str, object]:
     """The run and the software and hardware that generated a text."""
     return {
         "unk": unk,
