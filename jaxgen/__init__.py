@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Load a subpackage or a name of the API at its first use, so that commands can configure the process before JAX."""
+    """Load a subpackage or an API name at its first use, so that commands can configure the process before JAX."""
     if not name.startswith("_") and find_spec(f"jaxgen.{name}") is not None:
         return import_module(f"jaxgen.{name}")
     api = import_module("jaxgen.api")

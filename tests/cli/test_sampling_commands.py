@@ -304,7 +304,7 @@ def test_a_replay_finds_the_token_that_differs_and_ends_with_1(replay, receipts)
     assert re.search(
         r"2: sample 1 of seed 0: differs from token 7 on: '.+' was drawn, now '.+', by a margin of", done.out
     )
-    assert done.err .startswith("error: 1 of 3 samples")
+    assert done.err.startswith("error: 1 of 3 samples")
 
 
 @pytest.mark.parametrize(
