@@ -18,7 +18,16 @@ import numpy as np
 from jaxgen import jitted
 from jaxgen.errors import UsageError, check_int, choose
 from jaxgen.inference.sampler import Sampler
-from jaxgen.inference.scoring_batches import CHUNK, FILL, PackedBatch, Segment, pack, stateful_segments, whole, windows
+from jaxgen.inference.scoring_batches import (
+    CHUNK,
+    FILL,
+    PackedBatch,
+    Segment,
+    pack,
+    stateful_segments,
+    whole_segment,
+    windows,
+)
 from jaxgen.sampling.decode import prefill_chunks
 from jaxgen.tokenizers.base import EOS
 from jaxgen.tokenizers.pieces import UNKNOWNS, Encoded, encode_pieces
@@ -199,7 +208,7 @@ class Scorer:
         def segments() -> Iterator[Segment]:
             for number, text in enumerate(texts, start=1):
                 encoded = self._encode_text(text, f"{where} {number}")
-                found = [whole(encoded.ids, int(prompt_ids[-1]))]
+                found = [whole_segment(encoded.ids, int(prompt_ids[-1]))]
                 if self.state == "cold" and encoded.ids.size:
                     found = list(windows([encoded.ids], int(prompt_ids[-1]), self.window))
                 waiting.append((encoded, len(found)))

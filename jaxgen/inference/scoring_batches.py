@@ -1,4 +1,4 @@
-"""Stretches of text laid side by side in rows of one shape, so that many are scored at once and nothing recompiles."""
+"""Packs segments of texts into batches of few shapes, to score many at once without recompilation."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 
 #: Steps of a compiled call.
 CHUNK = 64
-#: Targets that a text without windows is scored in at a time.
-STRETCH = 4_096
-#: Steps that the shortest row has at least before its rows are scored.
+#: Targets of a segment of a text that is scored without windows.
+SEGMENT = 4_096
+#: Steps that every row has before a batch is scored.
 FILL = 4 * CHUNK
 
 
 class Segment(NamedTuple):
-    """A stretch of a text: the model reads ``tokens`` [n] and predicts ``targets`` [n].
+    """A part of a text: the model reads ``tokens`` [n] and predicts ``targets`` [n].
 
-    The first ``skip`` of them only warm the state. ``fresh``: the state starts anew in front of it.
+    The first ``skip`` targets are not scored: they warm up the state. ``fresh``: starts from a zero state.
     """
 
     tokens: np.ndarray
@@ -31,9 +31,9 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Segments laid in rows: fields [R, C], with C a multiple of ``CHUNK``.
+    """Segments packed into rows: fields [R, C], where C is a multiple of ``CHUNK``.
 
-    ``places`` says for each segment in order where its scored targets lie: row, first column, end column.
+    ``places`` has the row, first column and end column of the scored targets of each segment, in order.
     """
 
     tokens: np.ndarray
@@ -44,17 +44,17 @@ class PackedBatch:
 
 
 def stateful_segments(ids: Iterable[np.ndarray], start: int) -> Iterator[Segment]:
-    """A whole text, each stretch going on from the one before it; ``start`` is read in front of its first token."""
+    """Yields a text as segments that each continue the state of the one before; ``start`` is read first."""
     fresh = True
-    for targets in rechunk(ids, STRETCH):  # the same stretches, and bits, wherever the text was cut
-        yield whole(targets, start)._replace(fresh=fresh)
+    for targets in rechunk(ids, SEGMENT):  # the same segments, and bits, wherever the text was cut
+        yield whole_segment(targets, start)._replace(fresh=fresh)
         start, fresh = int(targets[-1]), False
 
 
 def windows(ids: Iterable[np.ndarray], start: int, length: int, burn_in: int = 0) -> Iterator[Segment]:
-    """Stretches of ``length`` targets, each from a fresh state that has read up to ``burn_in`` earlier targets.
+    """Yields segments of ``length`` targets, each from a fresh state that reads up to ``burn_in`` earlier tokens.
 
-    The first token that a stretch reads is the one in front of it, as in ``window_eval``.
+    The first token that a segment reads is the one before it, as in ``window_eval``.
     """
     context = np.array([start], np.int32)
     for targets in rechunk(ids, length):
@@ -64,13 +64,13 @@ def windows(ids: Iterable[np.ndarray], start: int, length: int, burn_in: int = 0
         context = read[-(burn_in + 1) :]
 
 
-def whole(ids: np.ndarray, start: int) -> Segment:
-    """A text in one segment; ``start`` is read in front of its first token."""
+def whole_segment(ids: np.ndarray, start: int) -> Segment:
+    """Returns a text as one segment; ``start`` is read before its first token."""
     return Segment(np.concatenate([np.array([start], np.int32), ids])[: ids.size], ids)
 
 
 def rechunk(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same ids in arrays of ``size``, the last of what is left."""
+    """Yields the same ids in arrays of ``size``; the last one may be shorter."""
     held: list[np.ndarray] = []
     count = 0
     for array in arrays:
@@ -86,9 +86,9 @@ def rechunk(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def pack(segments: Iterable[Segment], rows: int) -> Iterator[PackedBatch]:
-    """Lay segments in ``rows`` rows, the next always behind the shortest, and hand them out when all rows have some.
+    """Packs segments into batches of ``rows`` rows; the next segment is always appended to the shortest row.
 
-    Those that are not ``fresh`` take one row, where they lie behind the segment that they go on from.
+    Segments that are not ``fresh`` need a single row, so that they follow the segment that they continue.
     """
     lanes: list[tuple[int, int]] = [(0, row) for row in range(rows)]
     held: list[tuple[int, int, Segment]] = []
@@ -97,14 +97,14 @@ def pack(segments: Iterable[Segment], rows: int) -> Iterator[PackedBatch]:
         heapq.heapreplace(lanes, (filled + segment.targets.size, row))
         held.append((row, filled, segment))
         if lanes[0][0] >= FILL:
-            yield _slab(held, rows, max(lanes)[0])
+            yield _batch(held, rows, max(lanes)[0])
             lanes, held = [(0, row) for row in range(rows)], []
     if held:
-        yield _slab(held, rows, max(lanes)[0])
+        yield _batch(held, rows, max(lanes)[0])
 
 
-def _slab(held: list[tuple[int, int, Segment]], rows: int, steps: int) -> PackedBatch:
-    shape = rows, max(-(-steps // CHUNK), 1) * CHUNK  # one chunk of nothing for empty texts
+def _batch(held: list[tuple[int, int, Segment]], rows: int, steps: int) -> PackedBatch:
+    shape = rows, max(-(-steps // CHUNK), 1) * CHUNK  # one empty chunk for empty texts
     tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     reset, valid = np.zeros(shape, bool), np.zeros(shape, bool)
     places = []

@@ -1,4 +1,4 @@
-"""How good labels are: the usual figures of a confusion matrix and of bins of confidence, and the matrix as text."""
+"""Metrics of classification from a confusion matrix and confidence bins, and the matrix as text."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-#: Labels of which the whole matrix fits the lines of a terminal; of more, the commonest mistakes are told.
-MOST_SHOWN = 12
-#: Mistakes that are told then.
-MISTAKES = 8
+#: Most labels for which the whole matrix is shown; beyond, only the most common mistakes.
+MAX_MATRIX_LABELS = 12
+#: Number of mistakes shown.
+MAX_MISTAKES = 8
 
 
 def classification_metrics(confusion: np.ndarray, calibration: np.ndarray) -> dict[str, Any]:
-    """The usual figures of a confusion matrix [C, C] (true, given) and of bins of confidence [N, 3].
+    """Returns metrics of a confusion matrix [C, C] (true, predicted) and of confidence bins [N, 3].
 
-    Macro-F1 is the mean over the labels that occur, be it as true or as given ones; a label's precision, recall and F1
-    are 0 where they have no denominator. The calibration error is the mean over rows of the distance between
-    confidence and accuracy of the row's bin (ECE; Guo et al., ICML 2017, equation 3).
+    Macro-F1 is the mean over the labels that occur as true or predicted ones. Precision, recall and F1 are 0 where they
+    are undefined. The calibration error is ECE (Guo et al., ICML 2017, equation 3): the distance between confidence and
+    accuracy of a bin, averaged over rows.
     """
     right, true, given = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     precision, recall = (right / np.maximum(each, 1) for each in (given, true))
@@ -39,12 +39,12 @@ def classification_metrics(confusion: np.ndarray, calibration: np.ndarray) -> di
 
 
 def confusion_lines(confusion: np.ndarray, labels: Sequence[str]) -> list[tuple[str, str]]:
-    """The matrix [C, C] (true, given) as labelled lines, columns named by the labels' numbers from 1.
+    """Returns the matrix [C, C] (true, predicted) as labelled lines; columns are numbered like the labels, from 1.
 
-    Of more than ``MOST_SHOWN`` labels the commonest mistakes instead.
+    With more than ``MAX_MATRIX_LABELS`` labels, returns the most common mistakes instead.
     """
-    if len(labels) > MOST_SHOWN:
-        return [("mistakes", line) for line in mistakes(confusion, labels)[:MISTAKES]]
+    if len(labels) > MAX_MATRIX_LABELS:
+        return [("mistakes", line) for line in mistakes(confusion, labels)[:MAX_MISTAKES]]
     width = max(len(str(int(confusion.max(initial=0)))), len(str(len(labels)))) + 2
     rows = [("is \\ taken for", "".join(f"{n:>{width}}" for n in range(1, len(labels) + 1)))]
     return rows + [
@@ -54,7 +54,7 @@ def confusion_lines(confusion: np.ndarray, labels: Sequence[str]) -> list[tuple[
 
 
 def mistakes(confusion: np.ndarray, labels: Sequence[str]) -> list[str]:
-    """Which label was given in place of which other and how often, the commonest first."""
+    """Returns which label was mistaken for which and how often, the most common first."""
     wrong = confusion * (1 - np.eye(len(labels)))
     order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)]
     pairs = (divmod(int(place), len(labels)) for place in order)
@@ -62,7 +62,7 @@ def mistakes(confusion: np.ndarray, labels: Sequence[str]) -> list[str]:
 
 
 def confusion_text(confusion: np.ndarray, labels: Sequence[str]) -> str:
-    """The whole matrix [C, C] (true, given) with tabs between its columns, labels in front and above."""
+    """Returns the whole matrix [C, C] (true, predicted) as tab-separated text with the labels."""
     clean = [" ".join(label.split()) for label in labels]
     rows = ["\t".join(["is \\ taken for", *clean])]
     rows += ["\t".join([label, *(str(int(count)) for count in row)]) for label, row in zip(clean, confusion)]

@@ -1,4 +1,4 @@
-"""What texts are like, in numbers: how varied, how repetitive, whether they run in a circle, which words they know."""
+"""Diversity of texts: distinct n-grams, repetition, cycles and known words."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import NamedTuple
 
 #: Letters, digits and underscores, with apostrophes inside; case is kept.
 WORD = re.compile(r"\w+(?:['’]\w+)*")
-#: What n-grams can be made of.
+#: Units of n-grams.
 UNITS = ("word", "character")
-#: Share of white space from which a text counts as one of words. English has a sixth, Chinese a hundredth.
-SPACED = 0.05
-#: How often a cycle must come round, and how many symbols it must fill, to be more than a coincidence: "ee", "1000".
+#: Share of white space from which words are the unit of a text. English has a sixth, Chinese a hundredth.
+WORD_SPACING = 0.05
+#: How often a cycle must repeat, and how many symbols it must cover, not to be a coincidence such as "ee" or "1000".
 ROUNDS, LEAST = 3, 32
 
 
 class Cycle(NamedTuple):
-    """The tail of a sequence from ``start`` on repeats its first ``period`` symbols."""
+    """From ``start`` on, a sequence repeats ``period`` symbols until its end."""
 
     period: int
     start: int
 
 
 def natural_unit(texts: Iterable[str]) -> str:
-    """``word`` for texts that put spaces between words, else ``character``; from the first 100,000 characters."""
+    """Returns ``word`` for texts with spaces between words, else ``character``; looks at 100,000 characters."""
     spaces = there = 0
     for text in texts:
         part = text[: 100_000 - there]
@@ -32,14 +32,14 @@ def natural_unit(texts: Iterable[str]) -> str:
         there += len(part)
         if there >= 100_000:
             break
-    return "word" if spaces >= SPACED * max(there, 1) else "character"
+    return "word" if spaces >= WORD_SPACING * max(there, 1) else "character"
 
 
 def units(text: str, unit: str = "word", *, before: str = "", cut: bool = False) -> list[str]:
-    """The words or the characters of ``text``, white space left out.
+    """Returns the words or the characters of ``text``, without white space.
 
-    ``before`` is what stood in front of it: a word that began there is its last word's and whole. With ``cut`` the text
-    was broken off, and a word that touches its end is left out, being perhaps half of one.
+    ``before`` is the preceding text: a word that begins there and ends in ``text`` is returned whole. With ``cut``, the
+    text was truncated, and a word that touches its end is dropped because it may be incomplete.
     """
     if unit == "character":
         return [c for c in text if not c.isspace()]
@@ -51,14 +51,14 @@ def units(text: str, unit: str = "word", *, before: str = "", cut: bool = False)
 
 
 def ngrams(sequence: Sequence[Hashable], n: int) -> Iterable[tuple[Hashable, ...]]:
-    """All runs of ``n`` neighbours, in order."""
+    """Returns all n-grams, in order."""
     return zip(*(sequence[i:] for i in range(n)))
 
 
 def distinct(texts: Iterable[Sequence[Hashable]], n: int) -> float | None:
-    """Distinct-n: of all n-grams of all texts, the share that are different ones. ``None`` without any n-gram.
+    """Returns distinct-n, the number of different n-grams divided by that of all; ``None`` without any.
 
-    1 is all different. It falls with the amount of text, so only amounts alike compare. Li et al. 2016
+    1 means that all differ. It decreases with the amount of text, so compare equal amounts only. Li et al. 2016
     (arXiv:1510.03055), distinct-1 and distinct-2 of the evaluation; they divide by the number of tokens.
     """
     seen: set[tuple[Hashable, ...]] = set()
@@ -70,9 +70,9 @@ def distinct(texts: Iterable[Sequence[Hashable]], n: int) -> float | None:
 
 
 def seq_rep(texts: Iterable[Sequence[Hashable]], n: int = 4) -> float | None:
-    """Seq-rep-n: the share of a text's n-grams that it has had already, the mean over texts long enough for one.
+    """Returns seq-rep-n: the share of a text's n-grams that repeat earlier ones, averaged over the texts.
 
-    0 repeats nothing. ``None`` where no text is long enough. Welleck et al. 2020 (arXiv:1908.04319), seq-rep-n of
+    0 means no repetition. ``None`` if no text is long enough. Welleck et al. 2020 (arXiv:1908.04319), seq-rep-n of
     the evaluation.
     """
     shares = [1 - len(set(ngrams(text, n))) / (len(text) - n + 1) for text in texts if len(text) >= n]
@@ -80,16 +80,16 @@ def seq_rep(texts: Iterable[Sequence[Hashable]], n: int = 4) -> float | None:
 
 
 def known_share(texts: Iterable[Sequence[str]], vocabulary: Collection[str]) -> float | None:
-    """The share of all words that are in ``vocabulary``, each occurrence counted; ``None`` without any word."""
+    """Returns the share of word occurrences that are in ``vocabulary``; ``None`` without any word."""
     words = [word for text in texts for word in text]
     return sum(word in vocabulary for word in words) / len(words) if words else None
 
 
 def find_cycle(sequence: Sequence[Hashable], *, rounds: int = ROUNDS, least: int = LEAST) -> Cycle | None:
-    """The cycle that a sequence ends in: the one that fills most of it, by its smallest period; ``None`` without one.
+    """Returns the longest cycle at the end of a sequence, with its smallest period; ``None`` if there is none.
 
-    Exact: ``sequence[i] == sequence[i + period]`` for every i from ``start`` on, and not for the one before. It has
-    come round ``rounds`` times and fills ``least`` symbols at least.
+    Exact: ``sequence[i] == sequence[i + period]`` for every i from ``start`` on, but not for the one before. The cycle
+    repeats at least ``rounds`` times and covers at least ``least`` symbols.
     """
     size, found, longest = len(sequence), None, 0
     for period, agreed in enumerate(_agreements(list(reversed(sequence))), start=1):
@@ -100,7 +100,7 @@ def find_cycle(sequence: Sequence[Hashable], *, rounds: int = ROUNDS, least: int
 
 
 def _agreements(sequence: Sequence[Hashable]) -> list[int]:
-    """For each shift from 1, how far the sequence agrees with itself so shifted: the Z function, O(N)."""
+    """Returns for each shift from 1 how far the sequence agrees with itself: the Z function, O(N)."""
     size = len(sequence)
     z = [0] * size
     left = right = 0  # the agreement that reaches furthest: what lies in it is known from the beginning

@@ -1,17 +1,16 @@
-"""Which part of a text is copied from others: the longest common substring, exactly, in linear time."""
+"""Memorization: the longest part of a text that is copied from other texts, exactly and in linear time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-#: Characters that one automaton is made of: some 105 MB (benchmarks/copies.py). The texts are read
-#: once for each.
+#: Characters of samples per automaton, about 105 MB (benchmarks/copies.py). The texts are read once for each.
 BATCH = 200_000
 
 
 class Span(NamedTuple):
-    """``length`` characters of a text from ``start`` on; with length 0, none."""
+    """``length`` characters of a text from ``start`` on; none if the length is 0."""
 
     start: int
     length: int
@@ -25,15 +24,15 @@ class Place(NamedTuple):
 
 
 def longest_copies(samples: Sequence[str], texts: Sequence[str]) -> list[Span]:
-    """For each sample the longest span that occurs in one of ``texts``; of several equally long the first.
+    """Returns for each sample the longest span that occurs in one of ``texts``; the first of equally long ones.
 
-    Time is linear in both, the memory beside them bounded (unless one sample alone is longer than ``BATCH``).
+    Takes linear time, and bounded memory unless a single sample is longer than ``BATCH``.
     """
     return [span for batch in _batches(samples) for span in _longest(batch, texts)]
 
 
 def find_place(span: str, texts: Iterable[str]) -> Place | None:
-    """Where ``span`` occurs first in ``texts``."""
+    """Returns where ``span`` first occurs in ``texts``."""
     found = ((number, text.find(span)) for number, text in enumerate(texts))
     return next((Place(number, at) for number, at in found if at >= 0), None)
 
@@ -52,7 +51,7 @@ def _batches(samples: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _longest(samples: Sequence[str], texts: Sequence[str]) -> list[Span]:
-    # What stands between two samples occurs in no text, so that no span can reach over it.
+    # The separator of samples occurs in no text, so no span can cross it.
     automaton = Automaton(symbol for sample in samples for symbol in (*sample, None))
     matched = automaton.matched(texts)
     spans, begin = [], 0
@@ -68,11 +67,11 @@ def _longest(samples: Sequence[str], texts: Sequence[str]) -> list[Span]:
 
 
 class Automaton:
-    """The suffix automaton of a sequence: the smallest one that reads all its substrings, and nothing else.
+    """The suffix automaton of a sequence: the smallest automaton that accepts exactly its substrings.
 
-    A state stands for substrings that end in the same places; the longest has ``lengths[state]`` symbols, and
-    ``links[state]`` is the state of its longest suffix that ends in more places. ``states[i]`` is that of the first
-    i + 1 symbols. Blumer et al. 1985, "The smallest automaton recognizing the subwords of a text".
+    A state stands for substrings that end at the same positions. The longest of them has ``lengths[state]`` symbols,
+    and ``links[state]`` is the state of its longest suffix that ends at more positions. ``states[i]`` is the state of
+    the first i + 1 symbols. Blumer et al. 1985, "The smallest automaton recognizing the subwords of a text".
     """
 
     def __init__(self, symbols: Iterable[str | None]) -> None:
@@ -95,7 +94,7 @@ class Automaton:
         if self.lengths[old] == self.lengths[last] + 1:
             self.links[new] = old
             return new
-        # Of the substrings of ``old`` the shorter ones now end in one place more: they get a state of their own.
+        # The shorter substrings of ``old`` now end at one more position: they get their own state.
         shorter = self._add(dict(self.arcs[old]), self.lengths[last] + 1, self.links[old])
         self.links[old] = self.links[new] = shorter
         while last >= 0 and self.arcs[last].get(symbol) == old:
@@ -110,10 +109,10 @@ class Automaton:
         return len(self.arcs) - 1
 
     def matched(self, texts: Iterable[str]) -> list[int]:
-        """For each state, how long the longest suffix of its substrings is that occurs in one of ``texts``."""
+        """Returns for each state the length of the longest suffix of its substrings that occurs in ``texts``."""
         best = self._visited(texts)
         shortest_first = sorted(range(1, len(best)), key=self.lengths.__getitem__)
-        # Where a substring was met, its suffixes were: whole those of the links.
+        # If a substring occurred, so did its suffixes: those of the links, in full length.
         for state in reversed(shortest_first):
             link = self.links[state]
             if best[state] and link:
@@ -124,7 +123,7 @@ class Automaton:
         return best
 
     def _visited(self, texts: Iterable[str]) -> list[int]:
-        """For each state, the length of the longest of its substrings at which reading ``texts`` came by, or 0."""
+        """Returns for each state the longest match with which reading ``texts`` visited it, or 0."""
         arcs, links, lengths = self.arcs, self.links, self.lengths
         best = [0] * len(arcs)
         for text in texts:

@@ -1,7 +1,7 @@
-"""How much of a text its references say too: BLEU, consensus (CIDEr-D) and exact matches.
+"""Overlap of texts with references: BLEU, CIDEr-D and exact matches.
 
-Everything counts words: ``caption_words`` lower-cases a text and keeps its letters, digits and underscores, with
-apostrophes inside; punctuation is left out. Programs that cut texts into words otherwise give other figures.
+All metrics count words: ``caption_words`` converts a text to lower case and drops punctuation. Programs with another
+tokenization report other values.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import NamedTuple
 from jaxgen.errors import DataError
 from jaxgen.metrics.diversity import ngrams, units
 
-#: The longest n-grams of both measures.
+#: The longest n-grams of both metrics.
 ORDERS = 4
-#: Standard deviation, in words, of CIDEr-D's penalty of another length.
+#: Standard deviation, in words, of CIDEr-D's length penalty.
 SIGMA = 6.0
 
 #: A text as its words.
@@ -26,7 +26,7 @@ _Vector = dict[tuple[Hashable, ...], float]
 
 
 class Bleu(NamedTuple):
-    """Corpus BLEU and what it is made of."""
+    """Corpus BLEU and its components."""
 
     scores: tuple[float, ...]  # BLEU-1, BLEU-2, …, 0 to 100
     precisions: tuple[float, ...]  # of 1-grams, 2-grams, …, 0 to 1
@@ -36,12 +36,12 @@ class Bleu(NamedTuple):
 
 
 def caption_words(text: str) -> list[str]:
-    """The lower-cased words of a text, without punctuation."""
+    """Returns the words of a text in lower case, without punctuation."""
     return units(text.lower())
 
 
 def bleu(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], orders: int = ORDERS) -> Bleu:
-    """Corpus BLEU-1 to BLEU-``orders`` of hypotheses with one reference or more each, without smoothing.
+    """Returns corpus BLEU-1 to BLEU-``orders`` of hypotheses with at least one reference each, without smoothing.
 
     BLEU-n = BP · (p_1 ⋯ p_n)^(1/n). p_n is the share of all hypotheses' n-grams that are matched, each at most as often
     as in the one reference that has it most often. BP = exp(min(0, 1 - r/c)) for c words in all hypotheses and r in
@@ -68,7 +68,7 @@ def bleu(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], ord
 
 
 def cider(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], orders: int = ORDERS) -> list[float]:
-    """CIDEr-D of each hypothesis, 0 to 10; its mean over all is the corpus's.
+    """Returns CIDEr-D of each hypothesis, 0 to 10; that of the corpus is their mean.
 
     For n = 1 … ``orders``, a text becomes the vector g of its n-grams, each counted and multiplied with log(N / df):
     N is the number of hypotheses, df that of those in any of whose references the n-gram occurs (1 if in none). The
@@ -98,14 +98,14 @@ def cider(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], or
 
 
 def exact_match(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:
-    """The share of hypotheses that are word for word one of their references; raises ``DataError`` as ``bleu`` does."""
+    """Returns the share of hypotheses whose words equal those of a reference; raises ``DataError`` as ``bleu``."""
     _check(hypotheses, references)
     pairs = zip(hypotheses, references)
     return sum(any(list(text) == list(known) for known in group) for text, group in pairs) / len(hypotheses)
 
 
 def caption_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """``bleu_1`` … ``bleu_4`` (0 to 100), ``cider`` (0 to 10) and ``exact`` (0 to 1) of texts, as ``caption_words``."""
+    """Returns ``bleu_1`` to ``bleu_4`` (0 to 100), ``cider`` (0 to 10) and ``exact`` (0 to 1) of texts."""
     texts = [caption_words(text) for text in hypotheses]
     known = [[caption_words(text) for text in group] for group in references]
     scores = {f"bleu_{n}": score for n, score in enumerate(bleu(texts, known).scores, 1)}

@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back. A new one is one file and one line in ``TOKENIZERS``."""
+"""Tokenizers convert text to token ids and back. To add one, add a file and a line in ``TOKENIZERS``."""
 
 from __future__ import annotations
 

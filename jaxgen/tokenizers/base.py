@@ -9,20 +9,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxgen.errors import UsageError, choose
 
 #: Padding: never a target that counts, never sampled.
 PAD = 0
-#: Whatever the vocabulary lacks.
+#: Any token outside the vocabulary.
 UNK = 1
-#: The end of a document, and the input in front of its first token.
+#: The end of a document, and the input before its first token.
 EOS = 2
-#: The bytes that the special ids stand for; ordinary tokens follow them.
+#: The bytes of the special ids; the ids of ordinary tokens follow.
 SPECIAL_PIECES: tuple[bytes, ...] = (b"", b"<unk>", b"")
 NUM_SPECIAL = len(SPECIAL_PIECES)
-#: The largest vocabulary that is learnt. The library of the bpe level allocates for all of it at once, and ends the
-#: process when it cannot.
+#: The largest vocabulary. The library of the bpe level allocates all of it at once, and aborts if it cannot.
 MAX_VOCAB = 2**20
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -30,12 +30,12 @@ _NOT_A_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _SHOWN = 5
 
 T = TypeVar("T", bound="Tokenizer")
-#: A text, or the pieces that add up to it.
+#: A text, or the pieces that it is the concatenation of.
 Text = str | Iterable[str]
 
 
 def text_bytes(text: str) -> bytes:
-    """UTF-8 of any string: U+DC80…DCFF give back the byte they escape, other lone surrogates become U+FFFD."""
+    """Encodes any string as UTF-8: U+DC80 to U+DCFF become the bytes they escape, other lone surrogates U+FFFD."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -43,21 +43,20 @@ def text_bytes(text: str) -> bytes:
 
 
 def without_surrogates(text: str) -> str:
-    """The text with every lone surrogate replaced by U+FFFD, one character for one."""
+    """Replaces every lone surrogate by U+FFFD."""
     return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def in_pieces(text: Text) -> Iterable[str]:
-    """The pieces of a text; a string is one."""
+    """Returns the pieces of a text; a string is a single piece."""
     return (text,) if isinstance(text, str) else text
 
 
 def safe_chunks(text: Text, safe: re.Pattern[str], size: int) -> Iterator[str]:
-    """The text in chunks of ``size`` characters and up to the next ``safe`` place to cut; one of 16 times ``size``
-    without any is cut all the same, because what a tokenizer needs for it would grow without bound.
+    """Yields a text in chunks that end at the first ``safe`` place to cut after ``size`` characters.
 
-    ``safe`` may look at the characters before a place and at one behind it, and so it does not matter where the pieces
-    of a text end.
+    A chunk of 16 times ``size`` without such a place is cut anyway, to bound the memory of the tokenizer. ``safe`` may
+    look at the characters before a place and at one after it, so the chunks do not depend on the pieces of the text.
     """
     held, start, looked = "", 0, 0
     for piece in in_pieces(text):
@@ -78,7 +77,7 @@ def safe_chunks(text: Text, safe: re.Pattern[str], size: int) -> Iterator[str]:
 
 
 def last_cut(safe: re.Pattern[str], text: str) -> int:
-    """Where the last ``safe`` place to cut a text is, 0 if there is none; it is sought from the end."""
+    """Returns the last ``safe`` place to cut a text, or 0; searches from the end."""
     size = 256
     while True:
         if found := [cut.start() for cut in safe.finditer(text, max(0, len(text) - size))]:
@@ -89,25 +88,25 @@ def last_cut(safe: re.Pattern[str], text: str) -> int:
 
 
 class StreamDecoder:
-    """Turns ids into text as they come; a character split over tokens comes out whole, with its last token."""
+    """Decodes ids incrementally; a character split over several tokens is returned whole, with the last one."""
 
     def __init__(self, pieces: Sequence[bytes]):
         self._pieces = pieces
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def feed(self, ids: Any) -> str:
-        """The text that became complete with these ids; raises ``UsageError`` for an id outside the vocabulary."""
+    def feed(self, ids: ArrayLike) -> str:
+        """Returns the text completed by these ids; raises ``UsageError`` for an id outside the vocabulary."""
         return self._decoder.decode(join_pieces(self._pieces, ids))
 
     def flush(self) -> str:
-        """What was left: U+FFFD for an unfinished character, usually nothing."""
+        """Returns the rest: U+FFFD for an unfinished character, usually nothing."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest
 
 
-def join_pieces(pieces: Sequence[bytes], ids: Any) -> bytes:
-    """The bytes that ids stand for; raises ``UsageError`` for an id outside the vocabulary."""
+def join_pieces(pieces: Sequence[bytes], ids: ArrayLike) -> bytes:
+    """Returns the bytes of ids; raises ``UsageError`` for an id outside the vocabulary."""
     flat = np.asarray(ids).reshape(-1)
     if flat.size == 0:
         return b""
@@ -121,14 +120,14 @@ def join_pieces(pieces: Sequence[bytes], ids: Any) -> bytes:
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back: ids 0, 1 and 2 are PAD, UNK and EOS, ordinary tokens follow.
+    """Converts text to token ids and back. Ids 0, 1 and 2 are PAD, UNK and EOS; ordinary tokens follow.
 
-    ``pieces[i]`` is the UTF-8 that id ``i`` stands for. Lone surrogates, which UTF-8 cannot hold, come
-    back as U+FFFD; every other covered text comes back exactly.
+    ``pieces[i]`` is the UTF-8 of id ``i``. Lone surrogates, which UTF-8 cannot encode, decode as U+FFFD; every other
+    text within the vocabulary decodes exactly.
     """
 
     kind: ClassVar[str]
-    #: What an unknown is called in messages.
+    #: What a token is called in messages.
     unit: ClassVar[str] = "character"
     #: The options of ``train`` with their defaults.
     OPTIONS: ClassVar[dict[str, int]] = {}
@@ -137,57 +136,58 @@ class Tokenizer(ABC):
 
     @property
     def vocab_size(self) -> int:
-        """V, the special ids included."""
+        """V, including the special ids."""
         return len(self.pieces)
 
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """Token ids of a text, int32 [T]; what the vocabulary lacks is UNK."""
+        """Returns the token ids of a text, int32 [T]; unknown tokens are UNK."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """Everything needed to make this tokenizer again, as JSON values with a ``kind``."""
+        """Returns what ``from_json`` makes this tokenizer of: JSON values with a ``kind``."""
 
     @classmethod
     @abstractmethod
-    def from_json(cls: type[T], obj: Any) -> T:
-        """The tokenizer that ``to_json`` described; raises ``CheckpointError`` for anything malformed."""
+    def from_json(cls: type[T], obj: object) -> T:
+        """Returns the tokenizer that ``to_json`` described; raises ``CheckpointError`` if it is malformed."""
 
     @classmethod
     @abstractmethod
     def train(cls: type[T], texts: Iterable[Text], *args: Any, **options: Any) -> T:
-        """The tokenizer of some training texts, each a string or its pieces: the same wherever they are cut.
+        """Returns a tokenizer trained on texts, each a string or its pieces; where they are cut makes no difference.
 
         Raises ``UsageError`` for an option out of range.
         """
 
     def safe_cut(self, text: str) -> int:
-        """The last place n at which a text that begins so can be cut, whatever follows; 0 if none is known.
+        """Returns the last place n where a text that begins with ``text`` can be cut, whatever follows; 0 if none.
 
-        The ids of ``text[:n]`` and of ``text[n:] + more`` are then together those of ``text + more``.
+        The ids of ``text[:n]`` and of ``text[n:] + more`` together are those of ``text + more``.
         """
         return 0
 
     def unknown(self, text: str) -> list[tuple[int, str]]:
-        """What the vocabulary lacks in a text, as (position from 0, piece)."""
+        """Returns the unknown tokens of a text as (position from 0, piece)."""
         return []
 
-    def decode(self, ids: Any) -> str:
-        """The text of ids; bytes that are no UTF-8 become U+FFFD. Raises ``UsageError`` for an id out of range."""
+    def decode(self, ids: ArrayLike) -> str:
+        """Returns the text of ids; bytes that are not UTF-8 become U+FFFD. Raises ``UsageError`` for an invalid id."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def decode_bytes(self, ids: Any) -> bytes:
-        """The bytes of ids, nothing replaced. Raises ``UsageError`` for an id outside the vocabulary."""
+    def decode_bytes(self, ids: ArrayLike) -> bytes:
+        """Returns the bytes of ids, unchanged. Raises ``UsageError`` for an invalid id."""
         return join_pieces(self.pieces, ids)
 
     def stream_decoder(self) -> StreamDecoder:
-        """A decoder for ids that come a few at a time; its pieces of text add up to ``decode`` of all ids."""
+        """Returns an incremental decoder; its texts add up to ``decode`` of all ids."""
         return StreamDecoder(self.pieces)
 
     def encode_prompt(self, text: str, unk: str = "error") -> np.ndarray:
-        """Token ids of a prompt, int32 [T]; ``unk`` is ``error``, ``skip`` (leave unknowns out) or ``keep`` (as UNK).
+        """Returns the token ids of a prompt, int32 [T].
 
-        With ``error``, raises ``UsageError`` that names the unknowns and their positions.
+        ``unk`` is ``error``, ``skip`` (leave unknown tokens out) or ``keep`` (as UNK). With ``error``, raises
+        ``UsageError`` that names the unknown tokens and their positions.
         """
         choose(unk, ("error", "skip", "keep"), "way to treat unknowns (--unk)")
         ids = self.encode(text)
@@ -201,7 +201,7 @@ class Tokenizer(ABC):
         more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         s, it = ("s", "them") if len(unknown) > 1 else ("", "it")
         raise UsageError(
-            f"The prompt has {len(unknown)} {self.unit}{s} that the vocabulary lacks: {shown}{more}, at position{s} "
-            f"{places}{' …' if more else ''} (counted from 1). Only what the training text contains can be read: "
-            f"leave {it} out with --unk skip, or write the prompt without {it}."
+            f"The prompt has {len(unknown)} {self.unit}{s} outside the vocabulary: {shown}{more}, at position{s} "
+            f"{places}{' …' if more else ''} (counted from 1). The vocabulary is that of the training text: leave {it} "
+            f"out with --unk skip, or change the prompt."
         )

@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding through the ``tokenizers`` library (extra ``[bpe]``)."""
+"""The bpe level: byte-level byte-pair encoding by the ``tokenizers`` library (extra ``[bpe]``)."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from jaxgen.tokenizers.base import (
     without_surrogates,
 )
 
-# The library keeps offsets, masks and strings for every token of a call, a hundred bytes each, and it learns from 256
-# chunks at a time.
+# The library keeps about a hundred bytes (offsets, masks, strings) per token of a call, and trains on 256 chunks at a
+# time.
 _CHUNK = 1 << 12
-# Between a character that is not whitespace and one of these, the pre-tokenizer always cuts, and what it does
-# before and after does not depend on the other side.
+# The pre-tokenizer always cuts between a character that is not white space and one of these, and neither side affects
+# the other.
 _SAFE_CUT = re.compile(r"(?<=\S)[\n ]")
-# The library makes one word of letters (digits, marks, white space) without end. A merge takes it time in proportion to
-# the length of each word it is in, hours for a megabyte.
+# The library treats letters (digits, marks, white space) in a row as one word, however long. A merge takes time in
+# proportion to the length of each word it occurs in: hours for a megabyte.
 _LONGEST = 1 << 8
 _WORD = re.compile("|".join(rf" ?{kind}{{1,{_LONGEST}}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")))
-# It keeps every different word, in so many bytes of memory and so many more for each byte. What would exceed the memory
-# it may take is not learnt from; a longer text may take more, so that what comes often in a late part is learnt too.
+# It keeps every different word: this many bytes per word, and per byte of a word. Words beyond the memory limit are not
+# trained on. The limit grows with the text, so that frequent words of a late part are learnt too.
 _TAKEN_BY_WORD, _TAKEN_BY_BYTE = 256, 128
 _MEMORY, _MEMORY_OF_TEXT = 40_000_000, 4500
 
 
 class BpeTokenizer(Tokenizer):
-    """Tokens are runs of bytes learnt from the text; every text without lone surrogates comes back exactly.
+    """Tokens are learnt byte sequences; every text without lone surrogates decodes exactly.
 
-    The library knows no special token, so nothing a user writes is ever special: its ids are shifted by three.
+    The library has no special tokens, so no text of a user is ever special; its ids are shifted by three.
     """
 
     kind = "bpe"
@@ -59,7 +59,7 @@ class BpeTokenizer(Tokenizer):
         self.pieces = [*SPECIAL_PIECES, *(bytes([to_byte[char] for char in token]) for token in tokens)]
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of the byte runs, int32 [T]; never UNK."""
+        """Returns the ids of the byte sequences, int32 [T]; never UNK."""
         parts = [
             np.array(self._inner.encode(chunk, add_special_tokens=False).ids, np.int32)
             for chunk in safe_chunks(without_surrogates(text), _SAFE_CUT, _CHUNK)
@@ -67,11 +67,11 @@ class BpeTokenizer(Tokenizer):
         return np.concatenate(parts) + np.int32(NUM_SPECIAL) if parts else np.zeros(0, np.int32)
 
     def safe_cut(self, text: str) -> int:
-        """In front of the last space or line break that follows something else than white space."""
+        """Returns the place before the last space or line break that follows a character other than white space."""
         return last_cut(_SAFE_CUT, without_surrogates(text))
 
     def to_json(self) -> dict[str, Any]:
-        """The library's own JSON, as one string."""
+        """Returns the library's own JSON as a string."""
         return {"kind": self.kind, "tokenizers": self._inner.to_str()}
 
     @classmethod
@@ -91,7 +91,7 @@ class BpeTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[Text], *, vocab_size: int = 8192) -> BpeTokenizer:
-        """At most ``vocab_size`` tokens, the 3 special ids and the 256 bytes included."""
+        """Learns at most ``vocab_size`` tokens, including the 3 special ids and the 256 bytes."""
         check_int("The tokenizer option vocab_size", vocab_size, NUM_SPECIAL + 256, MAX_VOCAB)
         library = _library()
         inner = library.Tokenizer(library.models.BPE())
@@ -109,7 +109,7 @@ class BpeTokenizer(Tokenizer):
 
 
 def _chunks(texts: Iterable[Text]) -> Iterator[str]:
-    """What is learnt from: the texts in chunks, endless words in parts, as many different words as memory allows."""
+    """Yields the training texts in chunks: very long words in parts, and as many different words as memory allows."""
     known: set[str] = set()
     taken = read = 0
     for text in texts:
@@ -128,7 +128,7 @@ def _chunks(texts: Iterable[Text]) -> Iterator[str]:
 
 
 def _learnt(words: list[str], known: set[str]) -> Iterator[str]:
-    """The ``known`` ones of some words; those that follow each other together, but for those of endless ones."""
+    """Yields the ``known`` words: adjacent ones together, except parts of very long words."""
     together = ""
     for word in words:
         together += word if word in known else ""
@@ -151,7 +151,7 @@ def _library() -> ModuleType:
 
 
 def _byte_alphabet() -> list[str]:
-    """The character that stands for each byte in byte-level BPE (Radford et al. 2019): itself if it is printable."""
+    """Returns the character for each byte in byte-level BPE (Radford et al. 2019): itself if it is printable."""
     alphabet = []
     stand_in = 0x100
     for byte in range(256):

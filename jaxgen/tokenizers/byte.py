@@ -1,4 +1,4 @@
-"""One token for each byte of UTF-8: nothing is ever unknown."""
+"""The byte level: one token per byte of UTF-8. Nothing is unknown."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class _Saved(StrictModel):
 class ByteTokenizer(Tokenizer):
     """256 byte values after the special ids.
 
-    A file read with ``surrogateescape`` is encoded to exactly its bytes and ``decode_bytes`` gives them back;
-    ``decode`` shows bytes that are no UTF-8 as U+FFFD.
+    A file read with ``surrogateescape`` is encoded to exactly its bytes, and ``decode_bytes`` returns them; ``decode``
+    replaces bytes that are not UTF-8 by U+FFFD.
     """
 
     kind = "byte"
@@ -28,11 +28,11 @@ class ByteTokenizer(Tokenizer):
         self.pieces = [*SPECIAL_PIECES, *(bytes([value]) for value in range(256))]
 
     def encode(self, text: str) -> np.ndarray:
-        """One id for each byte, int32 [T]; never UNK."""
+        """Returns one id per byte, int32 [T]; never UNK."""
         return np.frombuffer(text_bytes(text), np.uint8).astype(np.int32) + NUM_SPECIAL
 
     def safe_cut(self, text: str) -> int:
-        """The end: no byte depends on another."""
+        """Returns the end: no byte depends on another."""
         return len(text)
 
     def to_json(self) -> dict[str, str]:

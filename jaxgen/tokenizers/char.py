@@ -1,4 +1,4 @@
-"""One token for each Unicode code point: an exact round trip of every text that the vocabulary covers."""
+"""The char level: one token per Unicode code point. Texts within the vocabulary decode exactly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Saved(StrictModel):
 
 
 class CharTokenizer(Tokenizer):
-    """Characters in code-point order after the special ids."""
+    """Characters in the order of their code points, after the special ids."""
 
     kind = "char"
     OPTIONS: ClassVar[dict[str, int]] = {"min_count": 1}
@@ -45,25 +45,25 @@ class CharTokenizer(Tokenizer):
         points = np.asarray(code_points, np.int64)
         self._points = points
         self.pieces = [*SPECIAL_PIECES, *(without_surrogates(chr(p)).encode() for p in points.tolist())]
-        # One entry beyond the greatest code point stands for all greater ones.
+        # The entry after the largest code point stands for all larger ones.
         self._end = int(points[-1]) + 1 if points.size else 0
         self._table = np.full(self._end + 1, UNK, np.int32)
         self._table[points] = np.arange(NUM_SPECIAL, NUM_SPECIAL + points.size, dtype=np.int32)
 
     def encode(self, text: str) -> np.ndarray:
-        """One id for each character, int32 [T]."""
+        """Returns one id per character, int32 [T]."""
         return self._table[np.minimum(_code_points(text), self._end)]
 
     def unknown(self, text: str) -> list[tuple[int, str]]:
-        """The characters that the vocabulary lacks, with their positions from 0."""
+        """Returns the unknown characters with their positions from 0."""
         return [(int(i), text[i]) for i in np.flatnonzero(self.encode(text) == UNK)]
 
     def safe_cut(self, text: str) -> int:
-        """The end: no character depends on another."""
+        """Returns the end: no character depends on another."""
         return len(text)
 
     def to_json(self) -> dict[str, Any]:
-        """The code points, ascending (numbers, because JSON would merge two lone surrogates into one character)."""
+        """Returns the code points (as numbers: JSON would merge two lone surrogates into one character)."""
         return {"kind": self.kind, "code_points": self._points.tolist()}
 
     @classmethod
@@ -73,7 +73,7 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[Text], *, min_count: int = 1) -> CharTokenizer:
-        """Every character that occurs at least ``min_count`` times."""
+        """Uses every character that occurs at least ``min_count`` times."""
         check_int("The tokenizer option min_count", min_count, 1)
         counts = np.zeros(0, np.int64)
         for chunk in _chunks(texts):
@@ -88,7 +88,7 @@ def _code_points(text: str) -> np.ndarray:
 
 
 def _chunks(texts: Iterable[Text]) -> Iterator[str]:
-    """The texts glued or cut to strings of ``_CHUNK`` characters or a little more: counting is never per tiny text."""
+    """Yields the texts in chunks of about ``_CHUNK`` characters: many tiny texts are counted together."""
     waiting: list[str] = []
     size = 0
     for piece in (piece for text in texts for piece in in_pieces(text)):

@@ -1,4 +1,4 @@
-"""Token ids of a text that comes in pieces: those of the whole text, with no more of it in memory than needed."""
+"""Encodes a text in pieces, with the same ids as the whole text, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from jaxgen.errors import UsageError, choose
 from jaxgen.tokenizers.base import UNK, Tokenizer, text_bytes
 
-#: Ways to treat what the vocabulary lacks.
+#: Ways to treat unknown tokens.
 UNKNOWNS = ("error", "skip", "keep")
-#: Characters without a safe place to cut after which a text is cut all the same.
+#: Characters without a safe place to cut after which a text is cut anyway.
 MAX_UNCUT = 1 << 20
 
 
 class Encoded(NamedTuple):
-    """Some ids, with the characters and bytes of text that they stand for, and how many unknowns were met.
+    """Some ids, the characters and bytes of their text, and the number of unknown tokens.
 
-    ``forced``: the cut in front of them was not a safe one, so that a few ids there may differ from those of the whole.
+    ``forced``: the cut before them was not safe, so a few ids there may differ from those of the whole text.
     """
 
     ids: np.ndarray
@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
 
 
 def evenly(pieces: Iterable[str], size: int) -> Iterator[str]:
-    """The text that ``pieces`` add up to in pieces of ``size`` characters, wherever it was cut before."""
+    """Yields a text in pieces of ``size`` characters, wherever it was cut before."""
     waiting: list[str] = []
     held = 0
     for piece in pieces:
@@ -47,7 +47,7 @@ def evenly(pieces: Iterable[str], size: int) -> Iterator[str]:
 
 
 def between(pieces: Iterable[str], start: int, stop: int | None) -> Iterator[str]:
-    """Characters ``start`` to ``stop`` of the text that ``pieces`` add up to; no more than needed is taken of them."""
+    """Yields characters ``start`` to ``stop`` of a text in pieces; consumes no more pieces than needed."""
     before = 0
     for piece in pieces:
         if part := piece[max(0, start - before) : None if stop is None else max(0, stop - before)]:
@@ -60,11 +60,18 @@ def between(pieces: Iterable[str], start: int, stop: int | None) -> Iterator[str
 def encode_pieces(
     tokenizer: Tokenizer, pieces: Iterable[str], *, unk: str = "error", where: str = "The text"
 ) -> Iterator[Encoded]:
-    """Encode a text that comes in ``pieces``: the ids add up to those of the text, wherever it was cut.
+    """Encodes a text in pieces; the ids together are those of the whole text.
 
-    A piece waits for the next as long as the tokenizer knows no place to cut (``Tokenizer.safe_cut``), up to a million
-    characters. ``unk`` says what becomes of what the vocabulary lacks: ``error`` raises ``UsageError`` (``where`` names
-    the text), ``skip`` leaves it out, and out of the counts too, ``keep`` has it as UNK.
+    Text is held back until the tokenizer knows a place to cut (``Tokenizer.safe_cut``), up to a million characters.
+
+    Args:
+        tokenizer: The tokenizer.
+        pieces: The text, cut anywhere.
+        unk: What to do with unknown tokens: ``error``, ``skip`` (also in the counts), or ``keep`` as UNK.
+        where: The name of the text, for the message.
+
+    Raises:
+        UsageError: There is an unknown token, and ``unk`` is ``error``.
     """
     choose(unk, UNKNOWNS, "way to treat unknowns (--unk)")
     waiting, before, forced = "", 0, False
@@ -91,8 +98,7 @@ def _encode(tokenizer: Tokenizer, text: str, unk: str, where: str, before: int) 
         position, piece = found[0]
         raise UsageError(
             f"{where} has the {tokenizer.unit} {piece!r} at position {before + position + 1:,} (counted from 1), which "
-            "the vocabulary lacks. Only what the training text contains can be scored: leave it out with --unk skip, "
-            "or have it scored as <unk> with --unk keep."
+            "is not in the vocabulary: leave it out with --unk skip, or score it as <unk> with --unk keep."
             + (" Texts of one line each are scored with --lines." if piece == "\n" else "")
         )
     left_out = [piece for _, piece in found]

@@ -1,4 +1,4 @@
-"""Words and punctuation marks, each with the space before it; only rare words are lost, to ``<unk>``."""
+"""The word level: words and punctuation marks, each with the space before it. Rare words become ``<unk>``."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from jaxgen.tokenizers.base import (
     without_surrogates,
 )
 
-# Every character matches exactly one branch, so the pieces add up to the text; the classes on either side
-# of each repetition are disjoint, so matching never backtracks.
+# Every character matches exactly one branch, so the pieces add up to the text. The character classes on both sides of a
+# repetition are disjoint, so matching never backtracks.
 _PIECE = re.compile(r" ?\w+(?:['’]\w+)*| ?[^\w\s]|\s")
-# White space begins a piece, and a mark that is no apostrophe ends one, whatever stands on the other side.
+# White space begins a piece, and a mark other than an apostrophe ends one, whatever is on the other side.
 _SAFE_CUT = re.compile(r"(?=\s)|(?<=[^\w\s'’])")
 # A list of all pieces takes ten times the memory of their text.
 _CHUNK = 1 << 18
-# Different pieces that are counted at a time, a hundred bytes each. Where there are more, the rarest so far are
-# forgotten, as in lossy counting (Manku and Motwani 2002): what is frequent anywhere in the text is found all the same.
+# Different pieces that are counted at a time, a hundred bytes each. Beyond that, the rarest so far are dropped, as in
+# lossy counting (Manku and Motwani 2002): pieces that are frequent anywhere in the text are still found.
 _COUNTED = 1 << 18
 
 
@@ -53,9 +53,9 @@ class _Saved(StrictModel):
 
 
 class WordTokenizer(Tokenizer):
-    """A word (inner apostrophes included) or one punctuation mark, glued to one space before it; case is kept.
+    """Tokens are words (with inner apostrophes) or punctuation marks, with the space before them; case is kept.
 
-    A piece whose form with the space is not in the vocabulary is read as a space and the bare piece.
+    A piece that is not in the vocabulary with its space is encoded as a space and the bare piece.
     """
 
     kind = "word"
@@ -68,7 +68,7 @@ class WordTokenizer(Tokenizer):
         self.pieces = [*SPECIAL_PIECES, *(word.encode() for word in self._words)]
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of the pieces, int32 [T]; a piece that is unknown with and without its space ends in UNK."""
+        """Returns the ids of the pieces, int32 [T]; a piece that is unknown with and without its space becomes UNK."""
         ids: list[int] = []
         known = self._ids.get
         for piece in split_words(text):
@@ -82,11 +82,11 @@ class WordTokenizer(Tokenizer):
         return np.array(ids, np.int32)
 
     def safe_cut(self, text: str) -> int:
-        """In front of the last white space or behind the last mark, whichever is later."""
+        """Returns the place before the last white space or after the last mark, whichever is later."""
         return last_cut(_SAFE_CUT, without_surrogates(text))
 
     def unknown(self, text: str) -> list[tuple[int, str]]:
-        """The words that the vocabulary lacks, with the positions of their first characters from 0."""
+        """Returns the unknown words with the positions of their first characters from 0."""
         found = []
         for match in _PIECE.finditer(without_surrogates(text)):
             word = match[0][1:] if match[0][0] == " " and len(match[0]) > 1 else match[0]
@@ -95,7 +95,7 @@ class WordTokenizer(Tokenizer):
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """The pieces in the order of their ids."""
+        """Returns the pieces in the order of their ids."""
         return {"kind": self.kind, "words": self._words}
 
     @classmethod
@@ -105,9 +105,9 @@ class WordTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[Text], *, min_count: int = 2, vocab_size: int = 20000) -> WordTokenizer:
-        """The single space, then pieces by frequency, until a count is below ``min_count`` or V = ``vocab_size``.
+        """Uses the single space, then pieces by frequency, down to ``min_count`` and up to ``vocab_size``.
 
-        Of texts with more than 262,144 different pieces, and more than 4 V, the counts of rare ones are too low.
+        In texts with more than 262,144 and 4 V different pieces, the counts of rare ones are too low.
         """
         check_int("The tokenizer option min_count", min_count, 1)
         check_int("The tokenizer option vocab_size", vocab_size, NUM_SPECIAL + 1, MAX_VOCAB)
@@ -124,11 +124,11 @@ class WordTokenizer(Tokenizer):
 
 
 def _frequent(counts: Counter[str], most: int) -> Counter[str]:
-    """Of some counts the highest, at most so many; those level with each other all stay or all go."""
+    """Returns the highest counts, at most ``most``; equal counts are all kept or all dropped."""
     beyond = sorted(counts.values(), reverse=True)[most]
     return Counter({piece: count for piece, count in counts.items() if count > beyond})
 
 
 def split_words(text: str) -> list[str]:
-    """The pieces of a text, which add up to it (lone surrogates become U+FFFD)."""
+    """Returns the pieces of a text, which add up to it (lone surrogates become U+FFFD)."""
     return _PIECE.findall(without_surrogates(text))

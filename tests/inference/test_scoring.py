@@ -158,7 +158,7 @@ def test_where_a_text_is_cut_into_pieces_changes_no_bit(sampler, options):
 def test_the_stretches_in_which_a_text_is_carried_on_change_nothing(scorer, monkeypatch):
     text = random_text(400)
     wanted = scorer.per_token(text)
-    monkeypatch.setattr(lanes, "STRETCH", 50)
+    monkeypatch.setattr(lanes, "SEGMENT", 50)
     monkeypatch.setattr(lanes, "FILL", 10)
     found = scorer.per_token(text)
     np.testing.assert_array_equal(found.tokens, wanted.tokens)

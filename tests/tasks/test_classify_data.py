@@ -11,7 +11,13 @@ import pytest
 
 from jaxgen.data.bucketing import PAD_ROW
 from jaxgen.errors import CheckpointError, DataError, UsageError
-from jaxgen.metrics.classification import MISTAKES, classification_metrics, confusion_lines, confusion_text, mistakes
+from jaxgen.metrics.classification import (
+    MAX_MISTAKES,
+    classification_metrics,
+    confusion_lines,
+    confusion_text,
+    mistakes,
+)
 from jaxgen.runs.config import validate
 from jaxgen.tasks.classify.codec import ClassifyCodec
 from jaxgen.tasks.classify.data import LABELLED_SETS, ClassifyConfig, ClassifyData
@@ -355,7 +361,7 @@ def test_of_many_labels_the_commonest_mistakes_are_told():
     wrong = sorted(
         ((confusion[i, j], -i, -j) for i in range(14) for j in range(14) if i != j and confusion[i, j]), reverse=True
     )
-    assert lines == [f"{n} of l{-i} taken for l{-j}" for n, i, j in wrong[:MISTAKES]]
+    assert lines == [f"{n} of l{-i} taken for l{-j}" for n, i, j in wrong[:MAX_MISTAKES]]
     assert len(mistakes(confusion, labels)) == len(wrong)
 
 
