@@ -11,13 +11,10 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 #: Runs a script as ``python script.py`` does and prints which of jaxgen's modules it has loaded at its end.
 LIST_MODULES = """
-import runpy, sys
-import jaxgen.cli
-leave = jaxgen.cli.leave
-def list_modules(code):
+import atexit, runpy, sys
+def list_modules():
     print(*[name for name in sys.modules if name.startswith("jaxgen.")], sep="\\n", file=sys.stderr)
-    leave(code)
-jaxgen.cli.leave = list_modules
+atexit.register(list_modules)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -30,6 +27,7 @@ def loaded(environment: dict[str, str], script: str, *flags: object) -> set[str]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     modules = done.stderr.split()
+    assert "jaxgen.cli.common" in modules
     return {name for name in BESIDE if any(f"{module}.".startswith(f"jaxgen.{name}.") for module in modules)}
 
 
@@ -37,5 +35,7 @@ def loaded(environment: dict[str, str], script: str, *flags: object) -> set[str]
 def test_the_scripts_load_what_lies_beside_the_main_path_only_for_a_flag(quick_environment, book, tmp_path):
     run, small = tmp_path / "run", ("--hidden", 8, "--steps", 2, "--batch-size", 4, "--seq-len", 8)
     assert loaded(quick_environment, "train.py", "--data", book, "--run", run, *small) == set()
-    counted = ("--data", book, "--run", tmp_path / "counted", "--model", "ngram")
+    assert loaded(quick_environment, "sample.py", "--run", run, "--length", 5) == set()
+    assert loaded(quick_environment, "sample.py", "--run", run, "--length", 5, "--json") == {"inference.receipts"}
+    counted = ("--data", book, "--run", tmp_path / "counted", "--model", "ngram", "--seq-len", 8, "--batch-size", 4)
     assert loaded(quick_environment, "train.py", *counted) == {"baselines"}
