@@ -27,6 +27,7 @@ from jaxgen.tasks.language.corpus import prepare
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tasks.registry import TASKS
 from jaxgen.tokenizers import TOKENIZERS
+from jaxgen.trainer.callbacks import Callback
 from jaxgen.trainer.run import resume, start
 from jaxgen.trainer.trainer import Trainer
 from jaxgen.training.optimizer import make_optimizer, make_schedule
@@ -40,6 +41,7 @@ __all__ = [
     "TASKS",
     "TOKENIZERS",
     "TRANSFORMS",
+    "Callback",
     "Cell",
     "ChatSession",
     "CheckpointError",

@@ -1,4 +1,4 @@
-"""Settings of the process that make JAX fast on a CPU; the commands apply them, importing jaxgen never does."""
+"""Process settings that make JAX fast on a CPU. The commands apply them; importing jaxgen does not."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from jaxgen.errors import UsageError
 from jaxgen.fsutil import user_cache
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-#: How a compiled function begins that was compressed by Zstandard; zlib is what JAX brings itself.
+#: The first bytes of a cache entry compressed by Zstandard; JAX uses zlib where that is not installed.
 ZSTANDARD = b"\x28\xb5\x2f\xfd"
-#: Bytes of compiled functions beyond which the oldest are removed.
-MOST_COMPILED = 1 << 29
+#: The largest size of the compilation cache in bytes; beyond it the oldest entries are removed.
+MAX_CACHE_BYTES = 1 << 29
 
 
 def keep_memory() -> bool:
-    """Ask glibc to keep large freed blocks instead of returning them to the system; True if it agreed.
+    """Make glibc keep large freed blocks instead of returning them to the system; returns whether it agreed.
 
-    XLA allocates a training step's temporaries anew at each step. By default glibc maps and unmaps them every time
-    and the kernel zeroes each page again, which can cost as much as the arithmetic. Memory stays with the process
-    until it ends. All threads share one arena: the thresholds do not hold in the others, from which the devices of a
-    CPU would take their memory. Call it before the first array. Only glibc has these settings; ``JAXGEN_MALLOC=0``
-    turns them off.
+    XLA allocates the temporaries of a training step again at each step. By default glibc maps and unmaps them every
+    time and the kernel zeroes each page again, which can cost as much as the arithmetic. With this, memory stays with
+    the process until it ends, and all threads share one arena, because the thresholds do not apply to the others, from
+    which the devices of a CPU would take their memory. Call it before the first array. Only glibc has these settings;
+    ``JAXGEN_MALLOC=0`` turns them off.
     """
     if os.environ.get("JAXGEN_MALLOC", "1") == "0" or platform.libc_ver()[0] != "glibc":
         return False
@@ -46,9 +46,9 @@ def keep_memory() -> bool:
 def keep_compilations() -> Path | None:
     """Keep compiled functions in the user's cache folder, so that a command starts quickly the second time.
 
-    Returns the folder, or None where nothing is kept: the folder cannot be written, JAX already has a folder
-    (``JAX_COMPILATION_CACHE_DIR``) or keeps nothing at all (``JAX_ENABLE_COMPILATION_CACHE=0``). Call it before the
-    first compilation. Code compiled for one processor need not run on another, hence a folder for each kind.
+    Returns the folder, or None if it cannot be written, if JAX already has one (``JAX_COMPILATION_CACHE_DIR``), or if
+    its cache is off (``JAX_ENABLE_COMPILATION_CACHE=0``). Call it before the first compilation. Each kind of processor
+    has its own folder, because code compiled for one need not run on another.
     """
     import jax
 
@@ -57,25 +57,25 @@ def keep_compilations() -> Path | None:
     try:
         folder = user_cache() / "compiled" / f"{jax.lib.__version__}-{processor()}"
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError, ValueError):  # RuntimeError: a user without a home
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: the user has no home folder
         return None
     _drop_torn(folder)
     _prune(folder)
     if not folder.is_absolute() or not os.access(folder, os.W_OK | os.X_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a start compiles many small functions
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a command compiles many small functions
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # A damaged entry or a full disk costs a compilation, nothing else.
+    # A damaged entry or a full disk only costs a compilation.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
     return folder
 
 
 def offer_cores() -> None:
-    """Let JAX see each core of the CPU as a device, so that a batch can be spread over them (``--devices``).
+    """Make each core of the CPU a JAX device, so that a batch can be sharded over them (``--devices``).
 
-    Nothing happens when the number was set elsewhere (``JAX_NUM_CPU_DEVICES``), or when JAX is already in use. Raises
-    ``UsageError`` for a number there that JAX cannot use.
+    Does nothing if the number is set elsewhere (``JAX_NUM_CPU_DEVICES``) or JAX is already in use. Raises
+    ``UsageError`` if that number cannot be used.
     """
     import jax
 
@@ -89,7 +89,7 @@ def offer_cores() -> None:
 
 
 def need_backend() -> None:
-    """Raise ``UsageError`` unless JAX can reach the kind of device that it was told to use (``JAX_PLATFORMS``)."""
+    """Raise ``UsageError`` unless JAX can use the platform in ``JAX_PLATFORMS``."""
     import jax
 
     try:
@@ -103,14 +103,14 @@ def need_backend() -> None:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def need_devices(number: int, who: str) -> None:
-    """Raise ``UsageError`` unless there are ``number`` devices to compute on. ``who`` begins the sentence."""
+    """Raise ``UsageError`` unless this process has ``number`` devices. ``who`` begins the message."""
     import jax
 
     there = jax.local_device_count()
@@ -124,7 +124,7 @@ def need_devices(number: int, who: str) -> None:
 
 
 def processor() -> str:
-    """A short name for the instructions that this machine's processor has."""
+    """A digest of the instruction set of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         known = next(line for line in lines if line.startswith(("flags", "Features")))
@@ -134,7 +134,7 @@ def processor() -> str:
 
 
 def processor_name() -> str:
-    """What this machine's processor calls itself, and ``processor()``: instructions may differ under one name."""
+    """The name of this machine's processor with ``processor()``, since instructions may differ under one name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -144,9 +144,9 @@ def processor_name() -> str:
 
 
 def _drop_torn(folder: Path) -> None:
-    """Remove compiled functions that are not whole: JAX refuses them at every start and never writes them again.
+    """Remove incomplete cache entries, which JAX would refuse at every start and never replace.
 
-    It writes in place, so that a kill or a full disk leaves a part. Each is looked at once, at the next start.
+    JAX writes entries in place, so that a kill or a full disk leaves a part. Each entry is checked once.
     """
     looked = folder / ".looked"
     try:
@@ -156,12 +156,12 @@ def _drop_torn(folder: Path) -> None:
                 path.unlink(missing_ok=True)
         looked.touch()
         os.utime(looked, ns=(now, now))
-    except OSError:  # another process may be pruning, or the folder cannot be written
+    except OSError:  # another process may be pruning, or the folder is read-only
         return
 
 
 def _whole(entry: bytes) -> bool:
-    """Whether a compiled function was written to its end; of Zstandard, where JAX finds it, nothing can be told."""
+    """Whether a cache entry is complete. Entries of Zstandard cannot be checked and count as complete."""
     reader = zlib.decompressobj()
     try:
         reader.decompress(entry)
@@ -171,15 +171,15 @@ def _whole(entry: bytes) -> bool:
 
 
 def _prune(folder: Path) -> None:
-    """Remove the oldest compiled functions once there are too many bytes of them."""
+    """Remove the oldest cache entries while there are more than ``MAX_CACHE_BYTES``."""
     found = []
-    for path in folder.glob("*-cache"):  # JAX keeps folders of its own beside them
+    for path in folder.glob("*-cache"):  # JAX keeps other files beside them
         with contextlib.suppress(OSError):  # another process may be pruning too
             status = path.stat()
             found.append((status.st_mtime, status.st_size, path))
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
-        if total <= MOST_COMPILED:
+        if total <= MAX_CACHE_BYTES:
             return
         with contextlib.suppress(OSError):
             path.unlink()

@@ -65,7 +65,7 @@ def test_the_oldest_compiled_functions_go_when_there_are_too_many_bytes(user_cac
     for age in range(4):
         (folder / f"{age}-cache").write_bytes(zlib.compress(b""))
         os.utime(folder / f"{age}-cache", (1000 - age, 1000 - age))
-    monkeypatch.setattr(host, "MOST_COMPILED", 20)
+    monkeypatch.setattr(host, "MAX_CACHE_BYTES", 20)
     jax.config.update("jax_compilation_cache_dir", None)
     keep_compilations()
     assert sorted(path.name for path in folder.glob("*-cache")) == ["0-cache", "1-cache"]
@@ -75,7 +75,7 @@ def test_what_jax_keeps_beside_the_compiled_functions_is_left_alone(user_cache, 
     folder = keep_compilations()
     (folder / "autotuned").mkdir()
     (folder / "1-cache").write_bytes(zlib.compress(b""))
-    monkeypatch.setattr(host, "MOST_COMPILED", 5)
+    monkeypatch.setattr(host, "MAX_CACHE_BYTES", 5)
     jax.config.update("jax_compilation_cache_dir", None)
     assert keep_compilations() == folder
     assert sorted(path.name for path in folder.iterdir()) == [".looked", "autotuned"]

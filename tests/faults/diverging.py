@@ -86,8 +86,8 @@ def spoils(draw: np.random.Generator) -> tuple[Spoil, str]:
     """What is spoiled, and how the message begins."""
     value = [math.nan, math.inf, -math.inf][draw.integers(3)]
     return [
-        (figure("loss", value), "loss"),
-        (figure("grad_norm", abs(value)), "gradient norm"),
+        (figure("loss", value), "The loss"),
+        (figure("grad_norm", abs(value)), "The gradient norm"),
         (weight(value), "params"),
     ][draw.integers(3)]
 
