@@ -20,6 +20,12 @@ from unittest import mock
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as the commands do: a compiled function from the cache prints errors
 
+from jaxtyping import install_import_hook
+
+# Before jaxgen is imported. CHECK_SHAPES=1 checks the types and shapes in the signatures of these packages at run time.
+if os.environ.get("CHECK_SHAPES") == "1":
+    install_import_hook(["jaxgen.cells", "jaxgen.training"], "beartype.beartype")
+
 import jax
 import pytest
 from jax._src import compiler
@@ -208,7 +214,7 @@ def quickly(compiled: Path):
 def forget():
     """What was compiled with other settings must not serve here."""
     for function in vars(jitted).values():
-        if hasattr(function, "__wrapped__"):
+        if hasattr(getattr(function, "__wrapped__", None), "cache_clear"):
             function.__wrapped__.cache_clear()
 
 

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Float, PyTree, Shaped
 
 from jaxgen.errors import choose
-from jaxgen.types import Array, DType
+from jaxgen.types import Array, ArrayLike, DType
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -25,20 +25,20 @@ def _rounds(precision: str) -> bool:
 
 
 def matmul(
-    a: Shaped[Array, "*batch N"], b: Shaped[Array, "N K"], precision: str = "float32"
+    a: Shaped[ArrayLike, "*batch N"], b: Shaped[ArrayLike, "N K"], precision: str = "float32"
 ) -> Shaped[Array, "*batch K"]:
     """``a @ b`` in the dtype of ``a``.
 
     With ``bfloat16`` both factors are rounded, also in the two products of the gradient; reverse-mode derivatives only.
     """
     if not _rounds(precision):
-        return a @ b.astype(a.dtype)
-    return _rounded(*match_varying_axes(a, b))
+        return jnp.asarray(a) @ jnp.asarray(b).astype(a.dtype)
+    return _rounded(*match_varying_axes(jnp.asarray(a), jnp.asarray(b)))
 
 
-def rounded(kernel: Float[Array, "H K"], precision: str) -> Float[Array, "H K"]:
+def rounded(kernel: Float[ArrayLike, "H K"], precision: str) -> Float[Array, "H K"]:
     """``kernel`` as products with this precision read it: rounded once, if it is a factor of many."""
-    return kernel.astype(jnp.bfloat16) if _rounds(precision) else kernel
+    return jnp.asarray(kernel).astype(jnp.bfloat16) if _rounds(precision) else jnp.asarray(kernel)
 
 
 def dot_general(precision: str) -> Callable[..., Array] | None:
@@ -84,7 +84,7 @@ def _backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
 _rounded.defvjp(_forward, _backward)
 
 
-def _varying(leaf: Array) -> frozenset[str]:
+def _varying(leaf: ArrayLike) -> frozenset[str]:
     """The mesh axes over which ``leaf`` varies; none outside ``shard_map``."""
     return jax.typeof(leaf).manual_axis_type.varying
 
@@ -96,8 +96,8 @@ def match_varying_axes(*trees: PyTree) -> PyTree:
     """
     axes = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(trees)))
 
-    def vary(leaf: Array) -> Array:
+    def vary(leaf: ArrayLike) -> Array:
         missing = tuple(sorted(axes - _varying(leaf)))
-        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+        return lax.pcast(leaf, missing, to="varying") if missing else jnp.asarray(leaf)
 
     return jax.tree.map(vary, trees)

@@ -40,7 +40,7 @@ class StepMetrics(NamedTuple):
     targets: Float[Array, "..."]  # how many targets count
 
 
-def row_keys(key: Key, step: Int[Array, ""], rows: int, first: Int[Array, ""] | int = 0) -> RowKeys:
+def row_keys(key: Key, step: Int[Array, ""] | int, rows: int, first: Int[Array, ""] | int = 0) -> RowKeys:
     """One dropout key for each row, counted from ``first``: a function of (seed, step, row) only."""
     at_step = jax.random.fold_in(key, step)
     return jax.vmap(lambda row: jax.random.fold_in(at_step, row))(first + jnp.arange(rows))
