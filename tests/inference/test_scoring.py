@@ -328,7 +328,7 @@ def test_the_end_of_a_candidate_is_scored_where_it_is_asked_for(documents):
     ("options", "message"),
     [
         ({"state": "warm"}, "Unknown state 'warm'"),
-        ({"window": 0}, "A window of 0"),
+        ({"window": 0}, "window is 0"),
         ({"lanes": 2000}, "2000"),
         ({"top": V + 1}, f"{V + 1}"),
         ({"unk": "no"}, "--unk"),
