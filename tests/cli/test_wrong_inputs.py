@@ -421,7 +421,7 @@ def test_a_run_without_its_settings_is_told_to_be_damaged_and_no_flag_that_was_g
     (copied / "config.json").unlink()
     instead(copied / "config.json")
     name, *flags = command.split()
-    parts = (f"{copied} holds a run", LOST[instead], "Copy the run again", "new folder")
+    parts = (str(copied), "damaged", "config.json", LOST[instead])
     done = request.getfixturevalue(name)(*flags, "--run", copied)
     check(done, 4, parts, tree(copied), copied)
     assert "--resume" not in done.err
