@@ -119,7 +119,7 @@ def test_larger_blocks_keep_the_promise_among_themselves(sampler, texts):
 
 @pytest.mark.parametrize("block", [0, -1, True, 2.0, 5_000])
 def test_blocks_of_no_rows_or_too_many_are_an_error(block):
-    with pytest.raises(UsageError, match="1 to 4096"):
+    with pytest.raises(UsageError, match="block size"):
         GenerationConfig(block=block)
 
 
@@ -268,7 +268,7 @@ def test_a_number_of_samples_that_cannot_be_drawn_is_refused(sampler, number):
     ],
 )
 def test_a_setting_out_of_range_is_refused_before_anything_is_compiled(option):
-    with pytest.raises(UsageError, match="cannot be used"):
+    with pytest.raises(UsageError, match=r"cannot be used|The length is"):
         GenerationConfig(**option)
 
 
@@ -285,7 +285,7 @@ def test_one_sample_of_a_larger_block_is_the_one_among_all(sampler):
 
 @pytest.mark.parametrize("first", [-1, 1.0, True, 2**32])
 def test_a_sample_whose_number_cannot_be_is_refused(sampler, first):
-    with pytest.raises(UsageError, match="no sample"):
+    with pytest.raises(UsageError, match="index of a sample"):
         sampler.sample("abc", WARM, first=first)
 
 
