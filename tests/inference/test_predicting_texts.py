@@ -246,9 +246,9 @@ def test_where_it_looks_is_that_of_the_text_that_was_written(writing, predictor)
 
 
 def test_a_model_that_looks_nowhere_says_so():
-    with pytest.raises(UsageError, match="look"):
+    with pytest.raises(UsageError, match="attention"):
         made("none").attention("abc")
     tokenizer = CharTokenizer([97, 98])
     task = ClassifyTask.build(vocab_size=tokenizer.vocab_size, classes=2, cell="gru", cell_options={}, hidden=4)
-    with pytest.raises(UsageError, match="look"):
+    with pytest.raises(UsageError, match="attention"):
         Predictor(task, ClassifyCodec(tokenizer, ("x", "y"), False, 5), None).attention("ab")
