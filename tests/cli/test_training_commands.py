@@ -146,7 +146,7 @@ def test_a_flag_can_switch_off_what_a_file_switches_on(train, small, here):
 @pytest.mark.parametrize("name", Config.presets)
 def test_every_preset_is_accepted_with_its_own_values(name, train, small, monkeypatch):
     seen = []
-    monkeypatch.setattr("jaxgen.trainer.run.start", lambda config, emit: seen.append(config) or _Idle())
+    monkeypatch.setattr("jaxgen.trainer.run.start", lambda config, emit, **_: seen.append(config) or _Idle())
     assert train("--data", small[1], "--preset", name).code == 0
     values = Config.presets[name][1]
     assert {key: getattr(seen[0], key) for key in values if key != "steps"} == {
