@@ -1,4 +1,4 @@
-"""Sampling: logit transforms, the decode loop and beam search. They see a step function, never a model."""
+"""Sampling: logit transforms, the decode loop and beam search. All of it works on a step function, not on a model."""
 
 from jaxgen.sampling.beam import Hypotheses, beam_search, beam_states, check_beam, tile_beams
 from jaxgen.sampling.decode import (

@@ -1,24 +1,25 @@
-"""Beam search: the W likeliest beginnings side by side, for any step function and B problems at once.
+"""Beam search of width W over any step function, for B problems at once.
 
-A hypothesis y of n tokens, the end-of-sequence token counted, has the score
+A hypothesis y of n tokens, including the end-of-sequence token, has the score
 
     score(y) = log p(y) / n^alpha,    log p(y) = sum_t log p(y_t | y_<t)    (nats)
 
-which is the length penalty of Hugging Face's ``generate`` and of fairseq: 0 ranks by probability, 1 by the mean
-log-probability of a token, larger favours longer texts. (Wu et al. 2016, arXiv:1609.08144, section 7, divide by
-((5 + n) / 6)^alpha instead.)
+This is the length penalty of Hugging Face's ``generate`` and of fairseq: alpha = 0 ranks by probability, alpha = 1 by
+the mean log-probability per token, and larger values favour longer texts. (Wu et al. 2016, arXiv:1609.08144, section 7,
+divide by ((5 + n) / 6)^alpha instead.)
 
-The search, at each step: every running beam is extended by every token. Of the extensions that rank among the W
-likeliest, those that end are finished and set apart; the W likeliest that do not end run on, so that a finished
-hypothesis takes no beam from the others. It stops when W hypotheses have finished ("first come, first served", Kasai et
-al. 2022, arXiv:2204.05424, section 2), which makes W = 1 the greedy decode loop; or, earlier, when no running one can
-come among the N best any more. At the length limit the running ones count as finished.
+Each step extends every running beam by every token. Extensions that end, and rank among the W likeliest, are stored as
+finished. The W likeliest extensions that do not end become the new beams, so a finished hypothesis does not reduce the
+number of beams. The search stops when W hypotheses have finished ("first come, first served", Kasai et al. 2022,
+arXiv:2204.05424, section 2), so W = 1 is greedy decoding. It stops earlier if no running hypothesis can still reach the
+N best. At the length limit the running hypotheses count as finished.
 
-The bound: log p never grows, so what a running hypothesis becomes scores at most log p / max(m^alpha, L^alpha), with
-m the least length that it can end at and L the limit. Once the N-th best finished is no worse, nothing can change.
+The bound: log p never increases, so the continuations of a running hypothesis score at most
+log p / max(m^alpha, L^alpha), where m is the shortest length at which it can end and L is the limit. Once the N-th best
+finished hypothesis scores at least that, the result is final.
 
-Ties: the lower beam first; within a beam the token of the larger logit, then the lower id. Between hypotheses of equal
-scores the one that finished first stays in front.
+Ties: the lower beam comes first; within a beam the token with the larger logit, then the lower id. Of hypotheses with
+equal scores the one that finished first ranks first.
 """
 
 from __future__ import annotations
@@ -35,22 +36,22 @@ from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last, check_w
 from jaxgen.types import Array, Carry
 
 MAX_WIDTH = 1_024
-#: Powers of it, times a log-probability, stay far inside float32.
+#: Its powers times a log-probability stay well inside the range of float32.
 MAX_BEAM_LENGTH = 100_000
 
 
 class Hypotheses(NamedTuple):
-    """The N best of each of B problems, the best first. Where there are fewer, lengths are 0 and scores -inf."""
+    """The N best hypotheses of each of B problems, best first. Unused places have length 0 and score -inf."""
 
-    tokens: Array  # [B, N, L] int32, padded behind the end
-    lengths: Array  # [B, N] int32, the end-of-sequence token counted
+    tokens: Array  # [B, N, L] int32, padded after the end
+    lengths: Array  # [B, N] int32, including the end-of-sequence token
     logp: Array  # [B, N], nats
     scores: Array  # [B, N], logp / length^alpha
-    steps: Array  # int32, how many steps the loop made for all B
+    steps: Array  # int32, the number of steps that the loop ran
 
 
 class _Finished(NamedTuple):
-    """Hypotheses [B, N] set apart, the best first: candidate ``slot`` of step ``length - 1`` is their last token."""
+    """Finished hypotheses [B, N], best first. Their last token is candidate ``slot`` of step ``length - 1``."""
 
     score: Array
     logp: Array
@@ -59,7 +60,7 @@ class _Finished(NamedTuple):
 
 
 class _Candidates(NamedTuple):
-    """The likeliest extensions [B, K] of the running beams, the likeliest first."""
+    """The likeliest extensions [B, K] of the running beams, likeliest first."""
 
     logp: Array
     beam: Array
@@ -67,7 +68,7 @@ class _Candidates(NamedTuple):
 
 
 class _Trail(NamedTuple):
-    """The candidates of every step, [L, B, K], and which candidate of the step before each extends."""
+    """The candidates of every step, [L, B, K]; ``parent`` is the candidate of the previous step that each extends."""
 
     token: Array
     parent: Array
@@ -78,17 +79,17 @@ class _Search(NamedTuple):
     logits: Array  # [B * W, V], of the next token
     transforms: tuple[Any, ...]
     token: Array  # [B * W], the last one; -1 before the first
-    logp: Array  # [B, W], falling; -inf for a beam that is not in use
-    slot: Array  # [B, W], the candidate of the last step that each beam is
+    logp: Array  # [B, W], in descending order; -inf for an unused beam
+    slot: Array  # [B, W], each beam as an index into the candidates of the last step
     trail: _Trail
     finished: _Finished
-    ended: Array  # [B], how many hypotheses have finished
+    ended: Array  # [B], number of finished hypotheses
     done: Array  # [B]
-    t: Array  # int32, steps made
+    t: Array  # int32, number of steps so far
 
 
 def check_beam(width: int, length: int, n_best: int) -> None:
-    """Raise ``UsageError`` for sizes of a search that cannot be used."""
+    """Raise ``UsageError`` for invalid sizes of a beam search."""
     check_whole("A beam width", width, 1, MAX_WIDTH)
     check_whole("A length", length, 1, MAX_BEAM_LENGTH)
     if isinstance(n_best, bool) or not isinstance(n_best, int) or not 1 <= n_best <= width:
@@ -98,9 +99,11 @@ def check_beam(width: int, length: int, n_best: int) -> None:
 
 
 def beam_states(chain: Chain, context: Context) -> tuple[Any, ...]:
-    """The states of the transforms of a beam search. Raises ``UsageError`` for one whose state has rows.
+    """Return the initial states of the transforms of a beam search.
 
-    Such a transform (a repetition penalty, say) remembers what each row has drawn, and beams change places.
+    Raises:
+        UsageError: if the state of a transform has a row axis. Such a transform (a repetition penalty, for example)
+            tracks the tokens of each row, but beam search reorders its rows.
     """
     wider = context._replace(rows=context.rows + 1)
     for transform in chain.transforms:
@@ -114,7 +117,7 @@ def beam_states(chain: Chain, context: Context) -> tuple[Any, ...]:
 
 
 def tile_beams(tree: Any, width: int) -> Any:
-    """Arrays [B, ...] as [B * W, ...], row b * W + w being row b: how ``beam_search`` lays its beams out."""
+    """Repeat each row W times, [B, ...] -> [B * W, ...]: the layout of the beams in ``beam_search``."""
     return jax.tree.map(lambda a: jnp.repeat(a, width, axis=0), tree)
 
 
@@ -133,18 +136,28 @@ def beam_search(
     eos: int,
     pad: int,
 ) -> Hypotheses:
-    """The ``n_best`` hypotheses of at most ``length`` tokens for each of B problems; this module says how.
+    """Return the ``n_best`` best hypotheses of each of B problems. The module docstring describes the search.
 
-    ``carry`` has B rows in every leaf and ``logits`` [B, V] are those of the first token. ``step`` is called with
-    B * W rows, row b * W + w being beam w of problem b, and its carry is reordered at every step: what stays the same
-    throughout (an encoder's states) costs less among the ``weights``, laid out by ``tile_beams``. Problems do not see
-    each other; the number of rows in a product can change float bits, as everywhere.
+    Problems are independent of each other. (As everywhere, the number of rows in a product can change float bits.)
 
-    ``kinds`` and ``states`` are transforms as in ``decode``, their states without rows (``beam_states``). They act on
-    the logits in float32 ahead of the softmax, so that scores are of the distribution they leave: a forbidden token has
-    no mass and the others share it. With ``eos=-1``, or forbidden, every hypothesis has the whole length.
-    ``length_penalty`` (alpha, from -5 to 5) is traced; sizes are static, and ``UsageError`` is raised for those out of
-    range.
+    Args:
+        step: the decoding step. It is called with B * W rows; row b * W + w is beam w of problem b.
+        kinds: the classes of the transforms. They are applied to the float32 logits before the softmax, so scores refer
+            to the transformed distribution: the mass of a forbidden token is shared by the others.
+        weights: the weights of ``step``. Put what is constant during decoding (an encoder's states, laid out by
+            ``tile_beams``) here rather than into ``carry``, which is reordered at every step.
+        carry: where decoding starts, B rows in every leaf.
+        logits: the logits [B, V] of the first token.
+        states: the states of the transforms, from ``beam_states``.
+        length_penalty: alpha, from -5 to 5; traced.
+        width: the number of beams W.
+        length: the maximum number of tokens.
+        n_best: the number of hypotheses to return.
+        eos: the end-of-sequence token. If it is -1 or forbidden, every hypothesis has the full length.
+        pad: the token after the end.
+
+    Raises:
+        UsageError: for sizes out of range.
     """
     check_beam(width, length, n_best)
     batch = logits.shape[0]
@@ -158,7 +171,7 @@ def beam_search(
             search.trail.token.at[search.t].set(found.token),
             search.trail.parent.at[search.t].set(_take(search.slot, found.beam)),
         )
-        # Whole arrays with masks, no slices of them: two slices of what top_k gives make a full sort of it on a CPU.
+        # Masks instead of slices: with two slices of its result, XLA's CPU backend turns top_k into a full sort.
         places = jnp.broadcast_to(jnp.arange(found.token.shape[1], dtype=jnp.int32), found.token.shape)
         ends, made = found.token == eos, search.t + 1
         ending = ends & (places < width) & (found.logp > -jnp.inf) & ~search.done[:, None]
@@ -194,7 +207,7 @@ def _start(
         logits=tile_beams(logits, width),
         transforms=states,
         token=jnp.full(batch * width, -1, jnp.int32),
-        # All beams of a problem stand at one place: only the first is extended.
+        # All beams of a problem start identical, so only the first is extended.
         logp=jnp.full((batch, width), -jnp.inf).at[:, 0].set(0.0),
         slot=zeros,
         trail=_Trail(made, made),
@@ -206,14 +219,15 @@ def _start(
 
 
 def _extensions(logits: Array, logp: Array) -> _Candidates:
-    """The likeliest extensions of beams with ``logp`` [B, W] by tokens with ``logits`` [B * W, V]: at most 2W.
+    """Return the (at most 2W) likeliest extensions of beams with ``logp`` [B, W] and next-token ``logits`` [B * W, V].
 
-    Of 2W at most W end, so W that go on are among them. A beam gives W + 1 at most: W that go on and one that ends.
-    They are taken by its logits: sums with a long text's log p round, and the order of its tokens must not.
+    Each beam has one ending extension, so at most W of the 2W end and at least W can continue. For the same reason
+    W + 1 candidates per beam are enough. A beam's candidates are selected by their logits, not by their sums with the
+    beam's log p: rounding those sums could change the order of its tokens.
     """
     batch, width = logp.shape
-    ordered = jnp.where(logits == 0, 0.0, logits)  # top_k has -0.0 behind 0.0, argmax has them level
-    values, token = lax.top_k(ordered, min(width + 1, logits.shape[-1]))  # of a matrix: no full sort on a CPU
+    ordered = jnp.where(logits == 0, 0.0, logits)  # top_k ranks -0.0 after 0.0; argmax treats them as equal
+    values, token = lax.top_k(ordered, min(width + 1, logits.shape[-1]))  # 2-D: on a CPU this avoids a full sort
     values = values - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     each = values.shape[-1]
     total = (logp[:, :, None] + values.reshape(batch, width, each)).reshape(batch, -1)
@@ -222,7 +236,7 @@ def _extensions(logits: Array, logp: Array) -> _Candidates:
 
 
 def _merged(finished: _Finished, logp: Array, length: Array, slot: Array, alpha: Array) -> _Finished:
-    """The best of those that had finished and of more [B, M] of one length; -inf ``logp`` is none."""
+    """Merge more hypotheses [B, M] of the same length into ``finished``; entries with ``logp`` -inf are ignored."""
     more = _Finished(logp / _norm(length, alpha), logp, jnp.broadcast_to(length, logp.shape), slot)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), finished, more)
     _, order = lax.top_k(both.score, finished.score.shape[1])
@@ -230,7 +244,7 @@ def _merged(finished: _Finished, logp: Array, length: Array, slot: Array, alpha:
 
 
 def _traced(trail: _Trail, finished: _Finished, pad: int) -> Array:
-    """The tokens [B, N, L] of finished hypotheses, followed from their ends to their beginnings."""
+    """Return the tokens [B, N, L] of the finished hypotheses by following ``trail`` from their ends backwards."""
 
     def back(slot: Array, at: tuple[Array, _Trail]) -> tuple[Array, Array]:
         t, made = at
@@ -248,5 +262,5 @@ def _norm(length: Array | int, alpha: Array) -> Array:
 
 
 def _take(values: Array, places: Array) -> Array:
-    """values [B, N] at places [B, M] of each row."""
+    """Return ``values`` [B, N] at the indices ``places`` [B, M] of each row."""
     return jnp.take_along_axis(values, places, axis=1)

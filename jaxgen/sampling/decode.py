@@ -1,10 +1,9 @@
-"""The decode loop: draw a token, step the model, repeat; on the device, O(1) a token.
+"""The decode loop: draw a token, step the model, repeat. It runs on the device at O(1) cost per token.
 
-Reproducibility (the first promise). Sample i of seed s draws its t-th token with the key
-``fold_in(fold_in(key(s), i), t)``, t counting generated tokens, so that neither its neighbours nor the chunks in
-which text is handed out can matter. Because the number of rows in a matrix product changes float bits, rows run in
-blocks of a fixed number (sample i of blocks of R is row i % R of block i // R), and prompts one row at a time in chunks
-of ``PREFILL_CHUNK``.
+Samples are reproducible. Sample i of seed s draws its t-th token with the key ``fold_in(fold_in(key(s), i), t)``, where
+t counts generated tokens. It therefore depends neither on other samples nor on how the text is split into chunks. The
+number of rows in a matrix product can change float bits, so rows are decoded in blocks of a fixed size R (sample i is
+row i % R of block i // R), and prompts are read one row at a time in chunks of ``PREFILL_CHUNK`` tokens.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from jaxgen.errors import UsageError
 from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last, update_chain
 from jaxgen.types import Array, Carry, Key
 
-#: Rows that decode together unless asked otherwise: by itself, one text is made soonest. Part of what fixes a sample's
-#: bits: never chosen by how many samples are asked for.
+#: Default number of rows decoded together. One row has the lowest latency. The bits of a sample depend on this number,
+#: so it must not depend on the number of samples requested.
 DECODE_ROWS = 1
-#: Tokens of prompt that are read at once. Fixes bits too.
+#: Number of prompt tokens read at once. The bits of a sample depend on it too.
 PREFILL_CHUNK = 64
-#: The generator is pinned: a user's JAX_DEFAULT_PRNG_IMPL must not change their samples.
+#: The generator is pinned, so that JAX_DEFAULT_PRNG_IMPL cannot change samples.
 PRNG = "threefry2x32"
 MAX_SEED = 2**32 - 1
 
@@ -37,9 +36,9 @@ Prefill = Callable[[Any, Carry, Array, Array, Array], tuple[Carry, Array]]
 
 
 class Drawn(NamedTuple):
-    """Tokens [R, T] and what the model itself gave each, before any transform: log-probabilities in nats, float32.
+    """Tokens [R, T] and their log-probabilities (float32, nats) under the model itself, before any transform.
 
-    Behind a row's end-of-sequence token both are padding (``pad`` and 0).
+    After a row's end-of-sequence token both are padding (``pad`` and 0).
     """
 
     tokens: Array
@@ -47,32 +46,35 @@ class Drawn(NamedTuple):
 
 
 class DecodeState(NamedTuple):
-    """Where R rows stand: everything the next token depends on."""
+    """The state of the decode loop for R rows: everything the next token depends on."""
 
     carry: Carry
     logits: Array  # [R, V], of the next token
     transforms: tuple[Any, ...]
     done: Array  # [R], rows that have drawn the end-of-sequence token
-    t: Array  # int32, tokens generated so far
-    token: Array  # [R], the last of them; -1 before the first
+    t: Array  # int32, number of tokens generated so far
+    token: Array  # [R], the last generated token; -1 before the first
 
     @classmethod
     def start(cls, chain: Chain, carry: Carry, logits: Array, *, prompt: Any = (), eos: int = -1) -> DecodeState:
-        """Rows that have read ``prompt`` (for the transforms that go by it) and stand at ``carry`` and ``logits``."""
+        """Return the state of rows that have read ``prompt``, given the ``carry`` and ``logits`` after it.
+
+        The transforms that depend on the prompt get it from here.
+        """
         rows, vocab = logits.shape
         states = chain.init(Context(rows, vocab, np.asarray(prompt, np.int32), eos))
         return cls(carry, logits, states, jnp.zeros(rows, bool), *Last.none(rows))
 
 
 def check_seed(seed: int) -> int:
-    """Return ``seed`` if JAX can tell it from every other seed; it wraps around silently beyond 32 bits."""
+    """Return ``seed``, or raise ``UsageError`` if it does not fit into 32 bits. JAX would silently wrap it around."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise UsageError(f"A seed of {seed!r} cannot be used: give a whole number from 0 to {MAX_SEED}.")
     return seed
 
 
 def sample_keys(seed: int, indices: Array) -> Key:
-    """The keys of the samples ``indices`` [R] of ``seed``."""
+    """Return the keys of the samples ``indices`` [R] of ``seed``."""
     return _fold_in_each(jax.random.key(check_seed(seed), impl=PRNG), indices)
 
 
@@ -87,13 +89,13 @@ def draw(keys: Key, t: Array, logits: Array) -> Array:
     def one(key: Key, row: Array) -> Array:
         return jax.random.categorical(jax.random.fold_in(key, t), row.astype(jnp.float32), mode="low")
 
-    # Pinned like PRNG: two more settings of JAX (this one and the mode) would draw other tokens.
+    # Pinned, like PRNG: this JAX setting and the mode also change which tokens are drawn.
     with jax.threefry_partitionable(True):
         return jax.vmap(one)(keys, logits)
 
 
 def perturbed(keys: Key, t: Array, logits: Array) -> Array:
-    """The numbers [R, V] of which ``draw`` takes the largest (the Gumbel-max trick)."""
+    """Return the perturbed logits [R, V] whose argmax ``draw`` returns (the Gumbel-max trick)."""
 
     def one(key: Key, row: Array) -> Array:
         noise = jax.random.gumbel(jax.random.fold_in(key, t), row.shape, jnp.float32, mode="low")
@@ -115,11 +117,20 @@ def decode(
     eos: int,
     pad: int,
 ) -> tuple[DecodeState, Drawn]:
-    """Generate ``length`` tokens a row: returns the new state and what was drawn.
+    """Generate ``length`` tokens per row; return the new state and the drawn tokens.
 
-    ``kinds`` are the classes of the transforms whose states ``state`` holds (``Chain.kinds``). ``greedy`` takes the
-    likeliest token (the lowest id among equals) and draws nothing. Splitting a length into several calls
-    changes no bit.
+    Splitting the length over several calls does not change the result.
+
+    Args:
+        step: the decoding step of the model.
+        kinds: the classes of the transforms whose states are in ``state`` (``Chain.kinds``).
+        weights: the weights of ``step``.
+        state: where to start.
+        keys: one key per row, from ``sample_keys``.
+        length: the number of tokens.
+        greedy: take the likeliest token (the lowest id among equals) instead of drawing one.
+        eos: the end-of-sequence token; -1 if there is none.
+        pad: the token after the end.
     """
 
     def one(state: DecodeState, _: None) -> tuple[DecodeState, Drawn]:
@@ -145,7 +156,7 @@ def log_probability(logits: Array, token: Array) -> Array:
 def prefill_chunks(
     tokens: np.ndarray, rows: int = 1, chunk: int = PREFILL_CHUNK
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Cut a prompt into masked chunks of fixed shape: a list of (tokens, valid), each [R, P], all rows alike."""
+    """Split a prompt into masked chunks of fixed shape: a list of (tokens, valid), each [R, P] with identical rows."""
     pieces = []
     for start in range(0, len(tokens), chunk):
         piece = np.asarray(tokens[start : start + chunk], np.int32)

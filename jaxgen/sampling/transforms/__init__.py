@@ -1,4 +1,4 @@
-"""Logit transforms, one file each: what happens to the model's logits before a token is drawn."""
+"""Logit transforms, which change the model's logits before a token is drawn, and their registry."""
 
 from typing import Any
 
@@ -8,9 +8,10 @@ from jaxgen.sampling.transforms.penalties import FrequencyPenalty, NoRepeatNgram
 from jaxgen.sampling.transforms.temperature import Linear, Schedule, Temperature
 from jaxgen.sampling.transforms.truncation import EpsilonCutoff, EtaCutoff, MinP, TopK, TopP, TypicalP
 
-#: In the order in which they are applied. What may never be drawn goes first, so that nothing counts its probability;
-#: then what goes by the text so far or by the step; then the temperature; then what leaves out the unlikely, each going
-#: by the probabilities at that temperature among the tokens that are left (as in Hugging Face ``transformers``).
+#: Transforms by name, in the order in which they are applied. Forbidden tokens come first, so that no later transform
+#: counts their probability. Then come transforms that depend on the text so far or on the step, then the temperature,
+#: then truncation. Each truncation uses the probabilities at that temperature among the remaining tokens (as in Hugging
+#: Face ``transformers``).
 TRANSFORMS: dict[str, type[Any]] = {
     "forbid": Forbid,
     "bias": Bias,

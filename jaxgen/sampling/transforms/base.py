@@ -1,4 +1,4 @@
-"""What a logit transform is, and chains of them: what happens to the model's logits before a token is drawn."""
+"""The interface of logit transforms, chains of them, and helpers that they share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxgen.types import Array
 
 
 class Context(NamedTuple):
-    """What is known before the first token is drawn. ``prompt`` holds the ids read so far, the same for every row."""
+    """What is known before the first token is drawn. ``prompt`` has the ids read so far; all rows share it."""
 
     rows: int
     vocab: int
@@ -28,14 +28,14 @@ class Context(NamedTuple):
 
 
 class Last(NamedTuple):
-    """Where the decode loop stands: ``t`` tokens drawn so far, ``token`` [R] the last of them, -1 before the first."""
+    """The position in the decode loop: ``t`` tokens drawn so far, and the last ``token`` [R] (-1 before the first)."""
 
     t: Array
     token: Array
 
     @classmethod
     def none(cls, rows: int) -> Last:
-        """Before the first token."""
+        """Return the position before the first token."""
         return cls(jnp.zeros((), jnp.int32), jnp.full(rows, -1, jnp.int32))
 
 
@@ -43,9 +43,9 @@ class Last(NamedTuple):
 class Transform(Protocol):
     """A pair (init, update), as in optax. An entry of ``TRANSFORMS`` is a frozen dataclass; its fields are its options.
 
-    ``init(context)`` returns the state, on the host, with the options in it as arrays, so that other values need no new
-    compilation. ``update(state, logits, last)`` is a pure function [R, V] -> [R, V] in float32 whose rows do not see
-    each other; it leaves at least one token that was there before, and brings back none that was -inf.
+    ``init(context)`` runs on the host and returns the state. The options are part of the state, as arrays, so changing
+    their values does not recompile. ``update(state, logits, last)`` is a pure function [R, V] -> [R, V] in float32 that
+    treats rows independently. It must keep at least one of the remaining tokens and must not restore a logit of -inf.
     """
 
     def init(self, context: Context) -> Any: ...
@@ -54,13 +54,13 @@ class Transform(Protocol):
     def update(state: Any, logits: Array, last: Last) -> tuple[Any, Array]: ...
 
 
-#: The classes of a chain's transforms: all that a compiled function needs to know of it.
+#: The classes of a chain's transforms: the static part of a chain, which compiled functions are specialised on.
 Kinds = tuple[type[Any], ...]
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Transforms applied one after the other; itself a pair (init, update)."""
+    """Transforms applied in sequence; itself a pair (init, update)."""
 
     transforms: tuple[Any, ...] = field(default=())
 
@@ -69,16 +69,16 @@ class Chain:
         return tuple(type(transform) for transform in self.transforms)
 
     def init(self, context: Context) -> tuple[Any, ...]:
-        """The states, in order."""
+        """Return the initial states, in order."""
         return tuple(transform.init(context) for transform in self.transforms)
 
     def update(self, states: Sequence[Any], logits: Array, last: Last) -> tuple[tuple[Any, ...], Array]:
-        """Apply all to logits [R, V]."""
+        """Apply all transforms to logits [R, V]; return the new states and logits."""
         return update_chain(self.kinds, states, logits, last)
 
 
 def chain(*transforms: Any) -> Chain:
-    """The transforms in the order in which they are applied; a chain among them is taken apart."""
+    """Return a chain that applies the transforms in this order. Nested chains are flattened."""
     flat: list[Any] = []
     for transform in transforms:
         flat += transform.transforms if isinstance(transform, Chain) else [transform]
@@ -95,7 +95,7 @@ def update_chain(kinds: Kinds, states: Sequence[Any], logits: Array, last: Last)
 
 
 def check_number(name: str, value: Any, least: float, most: float, allowed: str) -> None:
-    """Raise ``UsageError`` unless ``value`` is a number from ``least`` to ``most``; ``allowed`` says so in words."""
+    """Raise ``UsageError`` unless ``value`` is a number from ``least`` to ``most``; ``allowed`` is for the message."""
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not number or not least <= value <= most:
         raise UsageError(f"{name} of {value} cannot be used: give {allowed}.")
@@ -116,7 +116,7 @@ def check_ids(name: str, ids: Sequence[int], vocab: int) -> None:
 
 
 def padded(values: Sequence[float], fill: float, dtype: Any, least: int = 64) -> np.ndarray:
-    """``values`` with ``fill`` behind, to the next power of two: tables of different lengths share compiled code."""
+    """Pad ``values`` with ``fill`` to the next power of two, so that tables of similar length share compiled code."""
     size = max(least, 1 << (len(values) - 1).bit_length() if values else 0)
     table = np.full(size, fill, dtype)
     table[: len(values)] = values
@@ -124,16 +124,17 @@ def padded(values: Sequence[float], fill: float, dtype: Any, least: int = 64) ->
 
 
 def unless_empty(logits: Array, before: Array) -> Array:
-    """``logits``, or ``before`` in rows where no token would be left."""
+    """Return ``logits``, but ``before`` in rows where no token would be left."""
     left = jnp.any(logits > -jnp.inf, axis=-1, keepdims=True)
     return jnp.where(left, logits, before)
 
 
 def bounded(logits: Array) -> Array:
-    """``logits`` that were multiplied, at most the largest float32.
+    """Clip scaled logits to the largest float32.
 
-    Without it an overflow makes a softmax NaN, and so does XLA with very large logits that do not overflow: where the
-    largest is subtracted it makes the product anew, in one operation that does not round, and what should be 0 is more
-    than ``exp`` can take. Between the two, the minimum keeps them apart; an optimisation barrier does not.
+    An overflow would make the softmax NaN. Very large logits that do not overflow can do so too: XLA may recompute the
+    product in a fused multiply-add where the softmax subtracts the maximum. The product is not rounded there, so a
+    difference that should be 0 can overflow ``exp``. The minimum prevents this fusion; an optimization barrier does
+    not.
     """
     return jnp.minimum(logits, jnp.finfo(jnp.float32).max)

@@ -1,4 +1,4 @@
-"""Tokens that are never drawn."""
+"""Transforms that forbid, favour or force given tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Forbid:
         check_ids("Forbid", self.ids, context.vocab)
         if len(set(self.ids)) >= context.vocab:
             raise UsageError("Forbid got every token of the vocabulary: leave at least one to draw.")
-        forbidden = np.zeros(context.vocab, bool)  # by NumPy, which compiles nothing
+        forbidden = np.zeros(context.vocab, bool)  # in NumPy, which needs no compilation
         forbidden[list(self.ids)] = True
         return jnp.asarray(forbidden)
 
@@ -34,7 +34,7 @@ class Forbid:
 
 @dataclass(frozen=True)
 class Bias:
-    """Add a number to the logit of each of these tokens: +1 makes one 2.7 times as likely beside the others."""
+    """Add a number to the logit of each of these tokens: +1 makes a token 2.7 times as likely relative to others."""
 
     biases: tuple[tuple[TokenId, float], ...]
 
@@ -58,10 +58,10 @@ class Bias:
 class Force:
     """Begin the generated text with these tokens. They are drawn with probability 1 and count as generated.
 
-    One that is forbidden cannot be forced: the draw is then left as it is.
+    A forbidden token cannot be forced: that draw is then left unchanged.
     """
 
-    #: A flag makes one sequence of its texts, not a set of tokens.
+    #: The flag turns its texts into one sequence of tokens, not into a set.
     in_order: ClassVar[bool] = True
 
     ids: tuple[TokenId, ...]
@@ -80,10 +80,10 @@ class Force:
 
 
 class Least(NamedTuple):
-    """Until when which tokens are held back."""
+    """The minimum length, and which tokens end a text."""
 
     n: Array
-    ends: Array  # [V]
+    ends: Array  # bool [V]
 
 
 @dataclass(frozen=True)

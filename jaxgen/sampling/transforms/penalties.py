@@ -1,4 +1,4 @@
-"""Penalties for tokens that have occurred."""
+"""Penalties for tokens that have already occurred."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Counted(NamedTuple):
 class RepetitionPenalty:
     """Divide the logit of every token that has occurred by this, or multiply it if negative; the prompt counts.
 
-    Keskar et al. 2019, arXiv:1909.05858, section 4.1, in the form for logits of both signs that has become usual.
+    Keskar et al. 2019, arXiv:1909.05858, section 4.1, in the now usual form for logits of both signs.
     """
 
     penalty: float
@@ -87,20 +87,20 @@ class FrequencyPenalty:
 
 
 def drawn(last: Last, logits: Array) -> Array:
-    """The last token of every row as bool [R, V]; nothing before the first."""
+    """Return the last token of every row, one-hot as bool [R, V]; all false before the first token."""
     return jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] == last.token[:, None]
 
 
 class History(NamedTuple):
-    """The last tokens of each row, oldest first, and what each has in common with the end of the text.
+    """The last tokens of each row, oldest first, and how far the text before each matches the end of the text.
 
-    ``shared`` is how many tokens, up to and with the one in this place, equal as many at the end. When the text grows
-    by a token, everything moves a place to the left and a place that holds the new token has one more in common than
-    what stood there before it: the place keeps its distance from the end.
+    ``shared`` at position j is the number of tokens, ending with token j, that equal the last tokens of the text. When
+    a token is appended, everything shifts left by one. The count at a position is then one more than the previous count
+    at the same position if the position holds the new token, else 0: its distance from the end stays the same.
     """
 
     n: Array
-    tokens: Array  # [R, W + 1], -1 where there is no text yet; the first is the one that has just left the window
+    tokens: Array  # [R, W + 1], -1 where there is no text yet; the first has just left the window
     shared: Array  # [R, W + 1]
 
 
@@ -108,8 +108,8 @@ class History(NamedTuple):
 class NoRepeatNgram:
     """Never draw a token that would complete a sequence of this many tokens a second time; the prompt counts.
 
-    Only the last ``window`` tokens are looked at; another window compiles anew. Where every token would be ruled out,
-    none is. Paulus et al. 2018, arXiv:1705.04304, section 2.5.
+    Only the last ``window`` tokens are searched; changing the window recompiles. If this would rule out every token, it
+    rules out none. Paulus et al. 2018, arXiv:1705.04304, section 2.5.
     """
 
     n: int
@@ -133,17 +133,17 @@ class NoRepeatNgram:
         first = last.t == 0
         tokens, shared = jnp.where(first, state.tokens, tokens), jnp.where(first, state.shared, shared)
         rows, vocab = logits.shape
-        # What a place shares may reach back out of the window, of which only what lies in it counts.
+        # A match may extend back beyond the window; only its part inside the window counts.
         inside = jnp.arange(tokens.shape[1] - 1, dtype=jnp.int32)[None, :]
         repeats = jnp.minimum(shared[:, :-1], inside) >= state.n - 1
         completing = tokens[:, 1:]
-        target = jnp.where(repeats & (completing >= 0), completing, vocab)  # beyond the end nothing is written
+        target = jnp.where(repeats & (completing >= 0), completing, vocab)  # out of range: dropped
         banned = jnp.zeros((rows, vocab), bool).at[jnp.arange(rows)[:, None], target].set(True, mode="drop")
         left = jnp.where(banned, -jnp.inf, logits)
         return History(state.n, tokens, shared), unless_empty(left, logits)
 
 
 def _moved(xp: Any, tokens: Any, shared: Any, token: Any) -> tuple[Any, Any]:
-    """Both with one more ``token`` [R] at the end of the text; ``xp`` is NumPy or its JAX face."""
+    """Append ``token`` [R] to the text and update ``shared``; ``xp`` is ``numpy`` or ``jax.numpy``."""
     tokens = xp.concatenate([tokens[:, 1:], token[:, None]], axis=1)
     return tokens, xp.where(tokens == token[:, None], shared + 1, 0)

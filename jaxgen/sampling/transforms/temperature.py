@@ -1,4 +1,4 @@
-"""Temperature, constant or by step."""
+"""Temperature, constant or scheduled by step."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from jaxgen.errors import UsageError
 from jaxgen.sampling.transforms.base import Context, Last, bounded, padded
 from jaxgen.types import Array
 
-#: Steps for which a function is asked unless told otherwise.
+#: Default number of steps for which a schedule function is tabulated.
 TABLED = 4096
 LEAST, MOST = 1e-6, 1e6
 
 
 @dataclass(frozen=True)
 class Linear:
-    """From ``start`` at the first token to ``end`` after ``steps`` more, and ``end`` from there on."""
+    """A linear schedule from ``start`` at the first token to ``end`` after ``steps`` tokens, constant from there on."""
 
     start: float
     end: float
@@ -34,7 +34,7 @@ class Linear:
         return self.start + (self.end - self.start) * min(t / self.steps, 1.0)
 
 
-#: A number; one for each step, the last holding from there on; or a function of the step, such as ``Linear``.
+#: A number; one number per step, of which the last applies to all later steps; or a function of the step (``Linear``).
 Schedule = float | tuple[float, ...] | Callable[[int], float]
 
 
@@ -42,13 +42,13 @@ Schedule = float | tuple[float, ...] | Callable[[int], float]
 class Temperature:
     """Divide the logits by ``value`` > 0: below 1 sharpens the distribution, above 1 flattens it.
 
-    ``value`` is a number or a ``Schedule`` over the generated tokens. Zero means greedy decoding, which is a path of
-    its own (``greedy=True`` of the decode loop) and no transform. Raises ``UsageError`` for a temperature at any step
-    that cannot be used.
+    ``value`` is a number or a ``Schedule`` over the generated tokens. Zero means greedy decoding, which is an argument
+    of the decode loop (``greedy=True``) and not a transform. Raises ``UsageError`` if the temperature of any step is
+    out of range.
     """
 
     value: Schedule
-    #: For how many steps a function is asked; its last value holds from there on.
+    #: Number of steps for which a function is tabulated; its last value applies to all later steps.
     steps: int = TABLED
 
     def __post_init__(self) -> None:
@@ -66,9 +66,9 @@ class Temperature:
 
 
 def table(value: Any, steps: int = TABLED) -> np.ndarray:
-    """The temperatures at the steps 0, 1, …, [S] in float32; the last one holds from there on."""
+    """Return the temperatures of steps 0, 1, …, float32 [S]; the last one applies to all later steps."""
     if isinstance(value, Linear):
-        check(value.start, " at step 0")  # the others lie between these two
+        check(value.start, " at step 0")  # all others lie between these two
         check(value.end, f" at step {value.steps}")
         part = np.minimum(np.arange(value.steps + 1) / value.steps, 1.0)
         return np.asarray(value.start + (value.end - value.start) * part, np.float32)
@@ -84,8 +84,8 @@ def table(value: Any, steps: int = TABLED) -> np.ndarray:
 
 
 def check(temperature: Any, where: str) -> None:
-    """Raise ``UsageError`` unless this is a number that can be divided by; ``where`` says at which step."""
-    # Beyond float32 the quotient of a forbidden token's -inf would be NaN, which can be drawn.
+    """Raise ``UsageError`` unless this is a valid temperature; ``where`` names the step in the message."""
+    # A temperature that is infinite in float32 would turn a forbidden token's -inf into NaN, which can be drawn.
     number = isinstance(temperature, (int, float, np.number)) and not isinstance(temperature, bool)
     if not (number or getattr(temperature, "shape", None) == ()) or not LEAST <= temperature <= MOST:
         raise UsageError(

@@ -1,7 +1,7 @@
-"""The smallest set of tokens that is large enough, without a sort.
+"""Truncation: transforms that leave out unlikely tokens (top-k, top-p and others), without a sort.
 
-Masses are whole numbers: their sums are exact in any order, so that neither the form nor the number of rows can change
-which tokens belong to a set, and they add up several times as fast as floats on a CPU.
+Probability masses are integers. Their sums are exact in any order, so neither the algorithm nor the number of rows can
+change which tokens are kept. On a CPU they also add up several times as fast as floats.
 """
 
 from __future__ import annotations
@@ -15,59 +15,59 @@ from jax import lax
 from jaxgen.sampling.transforms.base import Context, Last, check_number, check_whole
 from jaxgen.types import Array
 
-#: Into how many parts a probability of 1 is divided.
+#: A probability of 1 as an integer mass.
 PARTS = 2**30
-#: Up to so many comparisons every token of a row is compared with every other: one pass instead of 32 in a loop.
+#: Up to this many comparisons, every token of a row is compared with every other: one pass instead of a loop of 32.
 PAIRS = 2**14
 
 
 def parts(p: float) -> Array:
-    """A probability as a target for ``smallest_set``: at least 1, which the empty set does not reach."""
+    """Return a probability as a target for ``smallest_set``: at least 1, which the empty set does not reach."""
     return jnp.int32(max(round(p * PARTS), 1))
 
 
 def masses(p: Array) -> Array:
-    """Probabilities [R, V] as masses for ``smallest_set``."""
+    """Return probabilities [R, V] as masses for ``smallest_set``."""
     return jnp.round(p * PARTS).astype(jnp.int32)
 
 
 def smallest_set(score: Array, mass: Array, target: Array) -> Array:
-    """Which tokens belong to the smallest set of highest ``score`` [R, V] whose ``mass`` [R, V] reaches ``target``.
+    """Return, as bool [R, V], the smallest set of highest ``score`` [R, V] whose ``mass`` [R, V] reaches ``target``.
 
-    ``mass`` and ``target`` are int32. Returns bool [R, V]. Tokens level with the lowest score of the set belong to it:
-    ties fall inside. A row whose whole mass does not reach the target keeps everything.
+    ``mass`` and ``target`` are int32. Tokens that tie with the lowest score of the set belong to it. A row whose total
+    mass does not reach the target keeps every token.
     """
     rows, vocab = score.shape
     if rows * vocab * vocab <= PAIRS:
         higher = score[:, :, None] > score[:, None, :]
         return jnp.sum(jnp.where(higher, mass[:, :, None], 0), axis=1) < target
-    # Transposed: with many rows, the sums over a column of them vectorise.
+    # Transposed, so that the sums vectorise over the rows if there are many.
     threshold = _largest_threshold(score.T, mass.T, target).T
     return score >= threshold
 
 
 def _largest_threshold(score: Array, mass: Array, target: Array) -> Array:
-    """The largest threshold [1, R] at or above which a column of [V, R] has enough mass.
+    """Return the largest threshold [1, R] such that the scores of a column [V, R] at or above it reach ``target``.
 
-    It is found bit by bit on the ordered integers that stand for floats: 32 passes over the column, exact, and no sort
-    (a sort of 50,000 logits costs more than a whole recurrent step).
+    The threshold is found bit by bit in the order-preserving integer representation of floats. This is exact and takes
+    32 passes over the column. (A sort of 50,000 logits costs more than a whole recurrent step.)
     """
 
     def narrow(i: Array, low: Array) -> Array:
         trial = low | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
         value = _from_ordered(trial)
         reached = jnp.sum(jnp.where(score >= value, mass, 0), axis=0, keepdims=True) >= target
-        # Patterns beyond +inf are NaNs: never a threshold.
+        # Bit patterns above +inf are NaNs, which cannot be a threshold.
         return jnp.where(reached & (trial <= _ordered(jnp.float32(jnp.inf))), trial, low)
 
     start = jnp.zeros((1, score.shape[1]), jnp.uint32)
     low = lax.fori_loop(0, 32, narrow, start)
-    # A column in which not even -inf is enough keeps everything it has.
+    # If even the threshold -inf does not reach the target, the column keeps everything.
     return jnp.where(low < _ordered(jnp.float32(-jnp.inf)), -jnp.inf, _from_ordered(low))
 
 
 def _ordered(x: Array) -> Array:
-    """float32 -> uint32 with the same order."""
+    """Map float32 to uint32, preserving the order."""
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
@@ -79,7 +79,7 @@ def _from_ordered(u: Array) -> Array:
 
 @dataclass(frozen=True)
 class TopK:
-    """Draw among this many likeliest tokens only; those level with the last of them stay too.
+    """Draw among this many likeliest tokens only; those that tie with the last of them stay too.
 
     Fan et al. 2018, arXiv:1805.04833, section 5.
     """
@@ -102,8 +102,8 @@ class TopK:
 class TopP:
     """Draw among the fewest likeliest tokens that together reach this probability (nucleus sampling).
 
-    Tokens level with the least likely of the set stay too, where others keep as many of them as it takes. 1 keeps
-    everything. Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
+    Tokens that tie with the least likely of the set stay too, unlike in implementations that break ties by order. 1
+    keeps everything. Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
     """
 
     p: float
@@ -117,7 +117,7 @@ class TopP:
     @staticmethod
     def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
         kept = smallest_set(logits, masses(jax.nn.softmax(logits, axis=-1)), state)
-        # p = 1 keeps all, whatever the rounding of the masses.
+        # p = 1 keeps everything, however the masses are rounded.
         return state, jnp.where(kept | (state >= PARTS), logits, -jnp.inf)
 
 
@@ -125,8 +125,8 @@ class TopP:
 class TypicalP:
     """Draw among the tokens whose surprise is nearest to the expected one, the fewest that reach this probability.
 
-    Tokens level with the last of the set stay too. 1 keeps everything. Meister et al. 2023,
-    arXiv:2202.00666, section 3.
+    Tokens that tie with the last of the set stay too. 1 keeps everything. Meister et al. 2023, arXiv:2202.00666,
+    section 3.
     """
 
     p: float
@@ -185,9 +185,9 @@ class EpsilonCutoff:
 
 @dataclass(frozen=True)
 class EtaCutoff:
-    """Leave out tokens less likely than the smaller of this and its root times exp(-entropy), but never the likeliest.
+    """Leave out tokens less likely than min(this, sqrt(this) * exp(-entropy)), but never the likeliest.
 
-    Where many tokens are possible the limit is lower. Hewitt et al. 2022, arXiv:2210.15191, section 4.
+    The higher the entropy, the lower the limit. Hewitt et al. 2022, arXiv:2210.15191, section 4.
     """
 
     epsilon: float
@@ -206,11 +206,11 @@ class EtaCutoff:
 
 
 def entropy(logp: Array) -> Array:
-    """The entropy of log-probabilities [R, V] in nats, [R, 1]; tokens without any probability add nothing."""
+    """Return the entropy [R, 1], in nats, of log-probabilities [R, V]; tokens of probability 0 contribute 0."""
     return -jnp.sum(jnp.where(logp > -jnp.inf, jnp.exp(logp) * logp, 0.0), axis=-1, keepdims=True)
 
 
 def _drop(unlikely: Array, logits: Array) -> Array:
-    """The logits without the ``unlikely``, the likeliest of a row (and those level with it) excepted."""
+    """Set ``unlikely`` tokens to -inf, except the likeliest of each row and those that tie with it."""
     best = jnp.max(logits, axis=-1, keepdims=True)
     return jnp.where(unlikely & (logits < best), -jnp.inf, logits)
