@@ -1,10 +1,10 @@
-"""Attention: how a decoder's state looks back at what an encoder has read.
+"""Attention of a decoder's state over the outputs of an encoder.
 
-A score for each of S places is made into weights by a softmax over the places that are there, and the context is the
-mean of the values under these weights. What does not depend on the state, the keys, is computed once a source.
+A masked softmax turns the scores of S positions into weights, and the context is the weighted mean of the values. The
+keys do not depend on the decoder's state and are computed once per source.
 
-As cells are, an attention is a Linen module that owns parameters, and pure functions that get them as arguments, so
-that it can stand inside a loop over time.
+Like a cell, an attention is a Linen module that owns parameters, with pure functions that get them as arguments. It can
+therefore be used inside a loop over time.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from jaxgen.types import Array, ArrayLike
 
 
 class Memory(NamedTuple):
-    """What a decoder looks back at; B in front of every field."""
+    """What a decoder attends to. The first axis of every field is B."""
 
     values: Array  # [B, S, M], zero in padding
-    keys: Array  # [B, S, H], what scores are computed from
+    keys: Array  # [B, S, H], from which scores are computed
     valid: Array  # bool [B, S], false in padding
 
 
 def masked_softmax(scores: Array, valid: Array) -> Array:
-    """Softmax of scores [..., S] over the places that are ``valid`` (broadcastable), exactly 0 elsewhere.
+    """Softmax of scores [..., S] over the ``valid`` positions (broadcastable), exactly 0 elsewhere.
 
-    All zeros where no place is valid. Scores in padding may be anything, NaN too, and get no gradient.
+    If no position is valid, all weights are 0. Scores in padding may have any value, even NaN, and get no gradient.
     """
     scores = jnp.where(valid, scores, jnp.zeros_like(scores))
     top = jnp.max(scores, axis=-1, keepdims=True, where=valid, initial=jnp.finfo(scores.dtype).min)
@@ -41,11 +41,11 @@ def masked_softmax(scores: Array, valid: Array) -> Array:
 
 
 class Attention(nn.Module):
-    """Scores of S places for a query: the state of a decoder, H wide. Keys are the values times a matrix [M, H].
+    """Base class: scores of S positions for a query, the decoder's state. Keys are the values times a matrix [M, H].
 
-    A subclass gives ``weights`` and ``score``, and declares more parameters in ``setup``. ``score`` is pure and called
-    on an unbound copy (``clone(parent=None)``), where reading a parameter is an error. ``in_recurrence`` says where a
-    decoder attends: before each step of the recurrence, which then reads the context, or after it.
+    A subclass defines ``weights`` and ``score``, and may declare more parameters in ``setup``. ``score`` is pure and is
+    called on an unbound copy (``clone(parent=None)``), where reading a parameter is an error. With ``in_recurrence`` a
+    decoder attends before each step of the recurrence, which then reads the context; without it, after the recurrence.
     """
 
     in_recurrence: ClassVar[bool] = False
@@ -55,29 +55,29 @@ class Attention(nn.Module):
     precision: str = "float32"
 
     def setup(self) -> None:
-        # No bias: under a softmax it would change nothing ("general"), or is not in the paper ("additive").
+        # No bias: it would cancel in the softmax ("general"), or is not in the paper ("additive").
         self.projection = nn.Dense(
             self.query, use_bias=False, param_dtype=self.param_dtype, dot_general=dot_general(self.precision)
         )
 
     def keys(self, values: Array) -> Array:
-        """What scores need of the values: [B, S, M] -> [B, S, H]."""
-        flat = self.projection(values.reshape(-1, values.shape[-1]))  # one flat product, as in ``Affine``
+        """Project values to keys, [B, S, M] -> [B, S, H]."""
+        flat = self.projection(values.reshape(-1, values.shape[-1]))  # one 2-D product, as in ``Affine``
         return flat.reshape(*values.shape[:-1], self.query)
 
     def weights(self) -> Any:
-        """The arrays that ``score`` reads, a pytree."""
+        """Return the arrays that ``score`` reads, as a pytree."""
         raise NotImplementedError(f"{type(self).__name__} does not name its weights.")
 
     @nn.nowrap
     def score(self, weights: Any, keys: Array, query: Array) -> Array:
-        """Keys [B, S, H] and queries [B, T, H] -> scores [B, T, S]."""
+        """Return the scores [B, T, S] of keys [B, S, H] for queries [B, T, H]."""
         raise NotImplementedError(f"{type(self).__name__} has no score.")
 
     def build_memory(self, values: ArrayLike, valid: ArrayLike | None = None) -> Memory:
-        """Values [B, S, M] laid out for attending: ``valid`` [B, S] is false in padding (``None``: there is none).
+        """Return the memory of values [B, S, M]. ``valid`` [B, S] is false in padding (``None``: no padding).
 
-        What stands in padding can be anything, NaN too; nothing of it is left.
+        Values in padding are replaced by zeros; they may have any value, even NaN.
         """
         valid = jnp.ones(values.shape[:2], bool) if valid is None else jnp.asarray(valid, bool)
         masked = mask_rows(valid, jnp.asarray(values))
@@ -85,9 +85,9 @@ class Attention(nn.Module):
 
     @nn.nowrap
     def attend(self, weights: Any, memory: Memory, query: Array) -> tuple[Array, Array]:
-        """Queries [B, T, H] -> contexts [B, T, M] and the weights of the places [B, T, S], 0 in padding.
+        """Return the contexts [B, T, M] of queries [B, T, H], and the weights [B, T, S], which are 0 in padding.
 
-        The weights of a row with a place add up to 1; a row without any has the context 0.
+        The weights of a row add up to 1. A row without a valid position has weights 0 and the context 0.
         """
         shares = masked_softmax(self.score(weights, memory.keys, query), memory.valid[:, None, :])
         return jnp.einsum("bts,bsm->btm", shares, memory.values.astype(shares.dtype)), shares
@@ -96,8 +96,8 @@ class Attention(nn.Module):
 class General(Attention):
     """Luong, Pham & Manning 2015 (arXiv:1508.04025), section 3.1, "general", scaled: score(h, v) = h . (v W) / sqrt(H).
 
-    Without the scale (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1) sums of H products make the softmax choose
-    a single place early on, and no gradient leads it to another.
+    Without the scale (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1) the scores grow with H. The softmax then
+    saturates at a single position early in training, and its gradient vanishes.
     """
 
     def weights(self) -> tuple[()]:
@@ -109,7 +109,7 @@ class General(Attention):
 
 
 class AdditiveWeights(NamedTuple):
-    """Of ``Additive``."""
+    """The weights of ``Additive``."""
 
     kernel: Array  # [H, H]
     vector: Array  # [H]
@@ -118,7 +118,7 @@ class AdditiveWeights(NamedTuple):
 class Additive(Attention):
     """Bahdanau, Cho & Bengio 2015 (arXiv:1409.0473), section 3.1 and appendix A.1.2: score(h, v) = u . tanh(h W + v U).
 
-    What u meets is as wide as the query.
+    The vector u is as wide as the query.
     """
 
     in_recurrence: ClassVar[bool] = True
@@ -139,5 +139,5 @@ class Additive(Attention):
         return inner @ weights.vector.astype(query.dtype)
 
 
-#: Attentions by name. A new one is a class above and one line here.
+#: Attentions by name.
 ATTENTIONS: dict[str, type[Attention]] = {"additive": Additive, "general": General}

@@ -1,4 +1,4 @@
-"""A text in, a score for every label out: many to one."""
+"""The text classifier: an encoder, pooling, and a linear layer to one logit per label."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxgen.types import Array, Key
 
 
 def last(outputs: Array, valid: Array, directions: int) -> Array:
-    """What each direction gives when it has read everything: forwards at the last token, backwards at the first."""
+    """The final output of each direction: the forward one at the last token, the backward one at the first."""
     end = jnp.maximum(jnp.sum(valid, axis=1, dtype=jnp.int32) - 1, 0)
     at_end = jnp.take_along_axis(outputs, end[:, None, None], axis=1)[:, 0]
     if directions == 1:
@@ -33,22 +33,25 @@ def mean(outputs: Array, valid: Array, directions: int) -> Array:
 
 
 def largest(outputs: Array, valid: Array, directions: int) -> Array:
-    """Of each unit the largest value at any token (Collobert & Weston, ICML 2008); 0 for a text without one."""
+    """The maximum of each unit over the tokens (Collobert & Weston, ICML 2008); 0 for a text without tokens."""
     most = jnp.max(jnp.where(valid[:, :, None], outputs, -jnp.inf), axis=1)
     return jnp.where(jnp.any(valid, axis=1)[:, None], most, 0)
 
 
-#: From outputs [B, S, M] and ``valid`` [B, S] to one vector a text, [B, M]; ``directions`` is 1 or 2.
+#: Poolings by name: outputs [B, S, M] and ``valid`` [B, S] -> one vector per text, [B, M]. ``directions`` is 1 or 2.
 POOLINGS: dict[str, Callable[[Array, Array, int], Array]] = {"last": last, "max": largest, "mean": mean}
 
 
 class Classifier(nn.Module):
-    """An ``Encoder``, one vector a text (``pooling``), and a linear layer to a logit for each of ``classes`` labels.
+    """An ``Encoder``, pooling to one vector per text, and a linear layer to the logits of ``classes`` labels.
 
-    The other fields are those of ``Encoder``, but above the last layer ``dropout`` acts on the pooled vector: the
-    largest of outputs of which half are dropped, and the others doubled, is not what prediction sees. In training a
-    share ``token_dropout`` of the tokens is read as ``unknown`` (word dropout; Iyyer et al., ACL 2015, section 3.1,
-    leave them out). Sizes that cannot be used raise ``UsageError``.
+    The other fields are those of ``Encoder``, with one difference: above the last layer, ``dropout`` acts on the pooled
+    vector. (The maximum over outputs with dropout would be biased, because the outputs that remain are scaled up.) In
+    training, a fraction ``token_dropout`` of the tokens is read as ``unknown`` (word dropout; Iyyer et al., ACL 2015,
+    section 3.1, leave them out).
+
+    Raises:
+        UsageError: for invalid sizes.
     """
 
     vocab_size: int
@@ -72,12 +75,12 @@ class Classifier(nn.Module):
         if not self.classes >= 2:
             raise UsageError(f"A classifier has {self.classes} labels to choose from: it takes at least 2.")
         check_rates("classifier", {"token_dropout": self.token_dropout})
-        Encoder(**self.encoder_options(), parent=None)  # which checks the sizes that it shares
+        Encoder(**self.encoder_options(), parent=None)  # checks the shared fields
         super().__post_init__()
 
     @nn.nowrap
     def encoder_options(self) -> dict[str, Any]:
-        """The fields that are the encoder's too."""
+        """Return the fields shared with the encoder."""
         names = ("vocab_size", "cell", "hidden", "layers", "embed", "dropout", "embed_dropout", "bidirectional")
         more = ("embed_stddev", "form", "precision")
         return {name: getattr(self, name) for name in (*names, *more)}
@@ -88,11 +91,11 @@ class Classifier(nn.Module):
 
     @nn.nowrap
     def chosen_form(self) -> str:
-        """What ``form`` comes to on the device that JAX computes on by default."""
+        """Return the form that ``form`` resolves to on JAX's default device."""
         return Encoder(**self.encoder_options(), parent=None).chosen_form()
 
     def __call__(self, tokens: Array, valid: Array, row_keys: Key | None = None) -> Array:
-        """``tokens`` and ``valid`` [B, S] -> logits [B, classes] in float32. ``row_keys`` [B] switches dropout on."""
+        """Return float32 logits [B, classes] for ``tokens`` and ``valid`` [B, S]. ``row_keys`` [B] enables dropout."""
         valid = jnp.asarray(valid, bool)
         keys = fold_in_rows(row_keys, self.layers + 1)
         tokens = drop_tokens(jnp.asarray(tokens), self.token_dropout, self.unknown, keys)

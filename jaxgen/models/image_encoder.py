@@ -1,11 +1,11 @@
-"""What a text about a picture is written from: a small residual network, or features computed beforehand.
+"""Image encoders: a small residual network, and a projection of precomputed features.
 
-An encoder of pictures is any Linen module with
+An image encoder is any Linen module with
 
-- ``__call__(inputs, row_keys=None) -> ImageFeatures``, where ``inputs`` have B in front and ``row_keys`` [B] are given
-  in training only (dropout, flips, grays). The rows must be independent of each other, so no batch statistics;
-- ``example() -> inputs`` of one row, by which parameters get their shapes;
-- ``has_dropout``, whether ``row_keys`` change anything.
+- ``__call__(inputs, row_keys=None) -> ImageFeatures``. The first axis of ``inputs`` is B; ``row_keys`` [B] are given in
+  training only (dropout, flips, grays). Rows must be independent of each other, so batch statistics are not allowed;
+- ``example() -> inputs`` of one row, from which the shapes of the parameters follow;
+- ``has_dropout``: whether ``row_keys`` have any effect.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from jaxgen.types import Array, ArrayLike, Key
 
 
 def flip(images: Array, row_keys: Key, probability: float = 0.5) -> Array:
-    """Mirror each of ``images`` [B, H, W, C] left to right with this probability, by its own key ``row_keys`` [B].
+    """Mirror each of ``images`` [B, H, W, C] left to right with this probability, using its own key [B].
 
-    Not for captions that say left or right. A picture's own key decides, whatever stands beside it.
+    Do not use it if captions say left or right.
     """
     return jnp.where(_chosen(row_keys, probability), images[:, :, ::-1], images)
 
 
 def grayscale(images: Array, row_keys: Key, probability: float) -> Array:
-    """Take the colours out of each of ``images`` uint8 [B, H, W, 3] with this probability, by its own key.
+    """Convert each of ``images`` uint8 [B, H, W, 3] to grey with this probability, using its own key.
 
-    What is left is the luma of ITU-R BT.601 in all three channels. Shapes then have to be known without their colours.
+    All three channels become the luma of ITU-R BT.601. The model then has to recognise shapes without their colours.
     """
     luma = jnp.round(images.astype(jnp.float32) @ jnp.array([[0.299], [0.587], [0.114]], jnp.float32))
     return jnp.where(_chosen(row_keys, probability), luma.astype(images.dtype), images)
 
 
 def _chosen(row_keys: Key, probability: float) -> Array:
-    """Which pictures a change is for, bool [B, 1, 1, 1]."""
+    """Return which images are selected, bool [B, 1, 1, 1]."""
     return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(row_keys)[:, None, None, None]
 
 
-#: Channels that are normalised together; the widths of layers are multiples of it, which is also what vectors want.
+#: Channels per normalisation group. Layer widths are multiples of it, which also suits vector units.
 GROUP = 16
-#: Channels a place has left where all places are laid side by side to be one vector.
+#: Channels per position in the concatenation from which the pooled vector is computed.
 NARROW = 16
 
 
 class ImageFeatures(NamedTuple):
-    """What an encoder makes of B pictures."""
+    """The outputs of an image encoder for B images."""
 
-    places: Array  # [B, P, M], what attention looks at, row by row from the top left
-    pooled: Array  # [B, M], the whole picture
+    places: Array  # [B, P, M], the positions for attention, row by row from the top left
+    pooled: Array  # [B, M], one vector for the whole image
 
 
 class Block(nn.Module):
@@ -64,30 +64,37 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[B, Y, X, C] -> the same shape."""
+        """Apply the block, [B, Y, X, C] -> the same shape."""
         y = nn.Conv(x.shape[-1], (3, 3))(rectified(x))
         return x + nn.Conv(x.shape[-1], (3, 3))(rectified(y))
 
 
 def rectified(x: Array) -> Array:
-    """relu of group normalisation (Wu & He 2018, arXiv:1803.08494), whose statistics are one picture's own."""
+    """Group normalisation (Wu & He 2018, arXiv:1803.08494), with statistics per image, followed by relu."""
     return nn.relu(nn.GroupNorm(num_groups=None, group_size=GROUP)(x))
 
 
 class ImageEncoder(nn.Module):
-    """Pictures uint8 [B, Y, X, 3] to a map of places and one vector, by a residual network without batch statistics.
+    """A residual network without batch statistics: images uint8 [B, Y, X, 3] to positions and one pooled vector.
 
-    A first convolution sees squares of ``patch`` x ``patch`` pixels as one place; every later stage begins with a
-    convolution of stride 2. ``widths`` are the channels of the stages and ``blocks`` their residual blocks, so a side
-    of 64 pixels becomes 8 places with patches of 2 and three stages. (Processors compute many channels at few places
-    much faster than few channels at many.) Each place gets a learned vector of its own, by which attention and
-    the pooled vector know where it is. ``pooled`` is a product of all places side by side, NARROW channels of each:
-    unlike a mean it keeps what is where.
+    The first convolution treats each square of ``patch`` x ``patch`` pixels as one position. Every later stage begins
+    with a convolution of stride 2, so with patches of 2 and three stages a side of 64 pixels becomes 8 positions. (Many
+    channels at few positions compute much faster than few channels at many.) Each position has a learned embedding,
+    which tells attention and the pooled vector where it is. ``pooled`` is a linear map of the concatenation of all
+    positions, reduced to NARROW channels each. Unlike a mean it keeps spatial information.
 
-    ``size`` is (Y, X), ``features`` is M. Training alone (``row_keys`` are given) drops places' features with the
-    probability ``dropout``, mirrors pictures with the probability ``flips``, which is nothing for captions that say
-    left and right, and takes the colours out of them with the probability ``grays``. Sizes and rates that cannot be
-    used raise ``UsageError``.
+    Attributes:
+        size: height and width (Y, X) of the images.
+        features: the number of output features M.
+        patch: side of a patch in pixels.
+        widths: channels of each stage.
+        blocks: residual blocks of each stage.
+        dropout: dropout rate of the outputs; in training only (``row_keys`` given), like the next two.
+        flips: probability of mirroring an image. Do not use it if captions say left and right.
+        grays: probability of converting an image to grey.
+
+    Raises:
+        UsageError: for invalid sizes and rates.
     """
 
     size: tuple[int, int] = (64, 64)
@@ -126,12 +133,16 @@ class ImageEncoder(nn.Module):
 
     @nn.nowrap
     def example(self) -> Array:
-        """One black picture."""
+        """Return one black image."""
         return jnp.zeros((1, *self.size, 3), jnp.uint8)
 
     @nn.compact
     def __call__(self, images: ArrayLike, row_keys: Key | None = None) -> ImageFeatures:
-        """uint8 [B, Y, X, 3] -> places [B, P, M] and pooled [B, M]. Raises ``UsageError`` for another size or type."""
+        """Encode images uint8 [B, Y, X, 3] to places [B, P, M] and pooled [B, M].
+
+        Raises:
+            UsageError: for images of another size or type.
+        """
         images = jnp.asarray(images)
         if images.shape[1:] != (*self.size, 3) or images.dtype != jnp.uint8:
             raise UsageError(
@@ -152,11 +163,18 @@ class ImageEncoder(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """Features computed beforehand, float [B, F] or [B, P, F], in place of pictures: normalised, and projected.
+    """An encoder of precomputed features, float [B, F] or [B, P, F], which it normalises and projects.
 
-    ``shape`` is (F,) or (P, F), ``features`` is M; each place gets a learned vector of its own. Features of any scale
-    will do: each place's are normalised over F (Ba, Kiros & Hinton 2016, arXiv:1607.06450). ``dropout`` as in
-    ``ImageEncoder``. A shape or a rate that cannot be used raises ``UsageError``.
+    Features may have any scale: layer normalisation (Ba, Kiros & Hinton 2016, arXiv:1607.06450) is applied at each
+    position over F. Each position has a learned embedding.
+
+    Attributes:
+        shape: (F,) or (P, F).
+        features: the number of output features M.
+        dropout: as in ``ImageEncoder``.
+
+    Raises:
+        UsageError: for an invalid shape or rate.
     """
 
     shape: tuple[int, ...]
@@ -179,14 +197,15 @@ class FeatureEncoder(nn.Module):
 
     @nn.nowrap
     def example(self) -> Array:
-        """The features of one picture, zeros."""
+        """Return the features of one image, all zeros."""
         return jnp.zeros((1, *self.shape), jnp.float32)
 
     @nn.compact
     def __call__(self, features: ArrayLike, row_keys: Key | None = None) -> ImageFeatures:
-        """[B, F] or [B, P, F] -> places [B, P, M] (P = 1 for the former) and pooled [B, M].
+        """Encode features [B, F] (P = 1) or [B, P, F] to places [B, P, M] and pooled [B, M].
 
-        Raises ``UsageError`` for features of another shape.
+        Raises:
+            UsageError: for features of another shape.
         """
         x = jnp.asarray(features)
         if x.shape[1:] != tuple(self.shape):
@@ -196,9 +215,9 @@ class FeatureEncoder(nn.Module):
 
 
 def patches(images: Array, side: int) -> Array:
-    """[B, Y, X, C] -> [B, Y / side, X / side, side² C]: each patch's pixels become channels of one place.
+    """Split images into patches, [B, Y, X, C] -> [B, Y / side, X / side, side² C]: pixels become channels.
 
-    Sides are rounded up, with zeros below and on the right.
+    Heights and widths are rounded up, with zeros at the bottom and on the right.
     """
     rows, columns = (math.ceil(length / side) for length in images.shape[1:3])
     missing = [(0, 0), (0, rows * side - images.shape[1]), (0, columns * side - images.shape[2]), (0, 0)]
@@ -207,7 +226,7 @@ def patches(images: Array, side: int) -> Array:
 
 
 class _Places(nn.Module):
-    """The end of both encoders: features of P places [B, P, C] to ``ImageFeatures``."""
+    """The last layers of both encoders: features of P positions [B, P, C] to ``ImageFeatures``."""
 
     features: int
     dropout: float
@@ -225,7 +244,7 @@ class _Places(nn.Module):
 
 
 class ImageEncoderAdapter(nn.Module):
-    """An encoder of pictures (this module says what it is) as ``EncoderDecoder`` takes it."""
+    """Adapts an image encoder (see the module docstring) to the interface that ``EncoderDecoder`` expects."""
 
     encoder: Any
 
@@ -236,17 +255,17 @@ class ImageEncoderAdapter(nn.Module):
 
     @nn.nowrap
     def example(self) -> Any:
-        """Inputs of one row."""
+        """Return inputs of one row."""
         return self.encoder.example()
 
     def encode(self, inputs: Any, row_keys: Key | None = None) -> DecoderInput:
-        """What a decoder may begin from: the pooled vector, and the places."""
+        """Return the decoder's input: the pooled vector for its initial state, and the positions to attend to."""
         seen = self.encoder(inputs, row_keys)
         return DecoderInput(((seen.pooled,),), seen.places)
 
 
 def _fold(row_keys: Key, number: int) -> Key:
-    """The keys [B] of the use ``number`` of a row's key."""
+    """Fold ``number`` into each of the keys [B]."""
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(row_keys)
 
 

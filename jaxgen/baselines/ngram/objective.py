@@ -1,4 +1,4 @@
-"""Language modelling by counting: an n-gram model behind the functions that the recurrent one has."""
+"""The n-gram language model with the methods of ``LanguageTask``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from jaxgen.types import Array, Batch, Key, Params
 
 @dataclass(frozen=True)
 class NGramTask:
-    """A back-off n-gram model with its loss and its decoding functions; everything here is pure.
+    """A back-off n-gram model with its loss and its decoding functions. All methods are pure.
 
-    Its parameters are counted (``jaxgen.baselines.fit``): no gradient leads to them.
+    Its parameters are counted (``jaxgen.baselines.ngram.kneser_ney.fit``), not trained by gradients.
     """
 
     model: NGram
@@ -27,22 +27,22 @@ class NGramTask:
 
     @classmethod
     def build(cls, *, vocab_size: int, order: int, nodes: int, contexts: int) -> NGramTask:
-        """The task from plain values: the longest n-gram, and the sizes of the tree that was counted."""
+        """Build the task from plain values: the longest n-gram, and the sizes of the counted tree."""
         return cls(NGram(vocab_size, order, nodes, contexts))
 
     def resolved_options(self) -> dict[str, Any]:
-        """Options of ``build`` that a rule has chosen: none."""
+        """Return the resolved options of ``build``: none."""
         return {}
 
     def init(self, key: Key) -> Params:
-        """Parameters of a model that has counted nothing."""
+        """Return the parameters of a model without counts."""
         return self.model.init(key)
 
     def initial_carry(self, rows: int) -> Array:
         return self.model.initial_carry(rows)
 
     def loss(self, params: Params, carry: Array, batch: Batch, row_keys: Key | None = None) -> tuple[Array, Totals]:
-        """Summed cross-entropy of ``batch`` ([B, T] fields) from ``carry``, and the carry it ends in."""
+        """Return the carry after ``batch`` and the summed cross-entropy, starting from ``carry``."""
         del row_keys
         tokens, targets, reset, mask = (jnp.asarray(field) for field in batch)
         carries = self.model.read(params, carry, tokens, reset)
@@ -50,17 +50,17 @@ class NGramTask:
         return carries[:, -1], Totals(jnp.sum(jnp.where(mask, nll, 0.0)), jnp.sum(mask, dtype=jnp.float32))
 
     def evaluate(self, params: Params, carry: Array, batch: Batch) -> tuple[Array, Totals]:
-        """What an evaluation sums up: the loss."""
+        """Return the loss; there is no dropout."""
         return self.loss(params, carry, batch)
 
     def prepare(self, params: Params) -> Params:
-        """Decoding reads the parameters as they are."""
+        """Return ``params``: decoding needs no preparation."""
         return params
 
     def prefill(self, params: Params, carry: Array, logits: Array, tokens: Array, valid: Array) -> tuple[Array, Array]:
-        """Read a chunk of prompt: ``tokens`` and ``valid`` [R, P] -> the carry and next-token logits [R, V].
+        """Read a chunk of the prompt, ``tokens`` and ``valid`` [R, P]; return the carry and next-token logits [R, V].
 
-        Valid tokens come first in a row. A row without any keeps its carry and the ``logits`` given.
+        Valid tokens come first in each row. A row without valid tokens keeps its carry and the given ``logits``.
         """
         count = jnp.sum(valid, axis=1, dtype=jnp.int32)
         carries = self.model.read(params, carry, tokens)
@@ -69,7 +69,7 @@ class NGramTask:
         return jnp.where(some, last, carry), jnp.where(some, self.model.logits(params, last), logits)
 
     def step(self, params: Params, carry: Array, token: Array) -> tuple[Array, Array]:
-        """One decoding step: ``token`` [R] -> the new carry and next-token log-probabilities [R, V]."""
+        """Run one decoding step on ``token`` [R]; return the new carry and next-token log-probabilities [R, V]."""
         return self.model.step(params, carry, token)
 
     def score(
@@ -84,14 +84,14 @@ class NGramTask:
         *,
         top: int = 0,
     ) -> tuple[Array, Scored]:
-        """The log-probability of each of ``targets`` [R, T] behind ``tokens``; as ``LanguageTask.score``."""
+        """Return the log-probability of each of ``targets`` [R, T] given ``tokens``, as ``LanguageTask.score`` does."""
 
         def one(carry: Array, now: tuple[Array, ...]) -> tuple[Array, Scored]:
             token, target, reset, valid = now
             carry = jnp.where(reset[:, None], initial, carry)
             carry = jnp.where(valid[:, None], self.model.read(params, carry, token[:, None])[:, 0], carry)
             logp = jnp.where(valid, self.model.log_probability(params, carry, target), 0.0)
-            if not top:  # no row of the whole vocabulary is laid out
+            if not top:  # avoids computing the logits of the whole vocabulary
                 return carry, Scored(logp, jnp.zeros((*target.shape, 0), jnp.int32), jnp.zeros((*target.shape, 0)))
             likeliest, ids = lax.top_k(self.model.logits(params, carry), top)
             return carry, Scored(logp, ids.astype(jnp.int32), likeliest)

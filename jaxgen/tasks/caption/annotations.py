@@ -1,4 +1,4 @@
-"""Captions of images: the common file formats, and which images they belong to."""
+"""Captions of images: read the common file formats, and match captions to images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jaxgen.data.files import read_bytes, read_text
 from jaxgen.data.tables import Column, check_same_style, column_position, read_rows
 from jaxgen.errors import DataError, choose
 
-#: What is done about images without captions, captions without images, and captions without words.
+#: How to treat images without captions, captions without images, and captions without words.
 POLICIES = ("refuse", "skip")
 #: A line of the Flickr8k token format: ``name.jpg#0<TAB>caption``.
 _TOKEN = re.compile(r"(?P<image>[^\t]+)#\d+\t(?P<caption>.*)")
 _SUFFIXES = frozenset((".csv", ".json", ".token", ".tsv", ".txt"))
-#: So much of a file is looked at to recognise it.
+#: Number of bytes read to recognise the format of a file.
 _BEGINNING = 1 << 16
 _FORMATS = (
     "a Flickr8k token file (lines `name.jpg#0<TAB>caption`), COCO captions JSON (`images` and `annotations`), "
@@ -27,24 +27,31 @@ _FORMATS = (
 
 
 class Matched(NamedTuple):
-    """Captions and what they are of, in the order of the captions' file."""
+    """Images and their captions, in the order of the captions file."""
 
-    names: list[str]  # of images, as the folder or the features name them
-    captions: list[list[str]]  # for each, one caption or more
-    images_left_out: list[str]  # had no captions
-    captions_left_out: list[str]  # named no image there is
+    names: list[str]  # image names, as in the folder or the features file
+    captions: list[list[str]]  # one or more captions for each name
+    images_left_out: list[str]  # images without captions
+    captions_left_out: list[str]  # captioned images that do not exist
 
 
 def read_captions(
     path: Path | str, *, image_column: str = "image", caption_column: str = "caption", empty: str = "refuse"
 ) -> dict[str, list[str]]:
-    """Image name -> its captions, both in the order of the file.
+    """Return a dictionary from image names to their captions, both in the order of the file.
 
-    The format is told by the content: Flickr8k tokens, COCO captions JSON (in the order of its ``images``), or a
-    table whose header has both columns, or whose columns are given by position from 1 (``.tsv`` or a tab in the
-    first row: tab-separated without quoting, else CSV).
-    White space in a caption becomes single spaces. ``empty`` refuses captions without words or skips them. Raises
-    ``DataError`` naming the line for what is malformed, and where not one caption is left.
+    The format is recognised by the content: a Flickr8k token file, COCO captions JSON (in the order of its ``images``),
+    or a table. A table is tab-separated without quoting if the file ends in ``.tsv`` or its first row has a tab, else
+    CSV. White space in a caption becomes single spaces.
+
+    Args:
+        path: the captions file.
+        image_column: the column of a table with the image names: a name in its header, or a position from 1.
+        caption_column: the column with the captions, likewise.
+        empty: what to do about captions without words, "refuse" or "skip".
+
+    Raises:
+        DataError: for malformed content, naming the line, and if no caption is left.
     """
     choose(empty, POLICIES, "policy for empty captions")
     path = Path(path)
@@ -72,7 +79,11 @@ def read_captions(
 
 
 def find_captions(folder: Path | str, *, image_column: str = "image", caption_column: str = "caption") -> Path:
-    """The one captions file inside ``folder``, or else beside it; raises ``DataError`` for none and for several."""
+    """Return the only captions file in ``folder``, or else in its parent folder.
+
+    Raises:
+        DataError: if there is none, or more than one.
+    """
     folder = Path(folder)
     for place in (folder, folder.resolve().parent):
         try:
@@ -96,11 +107,18 @@ def find_captions(folder: Path | str, *, image_column: str = "image", caption_co
 def match_captions(
     captions: Mapping[str, Sequence[str]], names: Iterable[str], *, where: str, missing: str = "refuse"
 ) -> Matched:
-    """Pair ``captions`` with the images (or features) of these ``names``, by the same name or the same last part.
+    """Match ``captions`` to images (or features) by name, or by the last part of the path.
 
-    A last part ("a.jpg" of "x/a.jpg") counts where it is the only such one. ``missing="refuse"`` raises
-    ``DataError`` for images without captions and captions without images, and ``"skip"`` leaves them out; both do
-    so when nothing matches. ``where`` says in errors where the images are.
+    The last part ("a.jpg" of "x/a.jpg") is used only if it is unique.
+
+    Args:
+        captions: the captions of each image.
+        names: the names of the images.
+        where: the location of the images, for error messages.
+        missing: what to do about images without captions and captions without images: "refuse" or "skip".
+
+    Raises:
+        DataError: if something is missing and ``missing`` is "refuse", and always if nothing matches.
     """
     choose(missing, POLICIES, "policy for missing images and captions")
     names = list(names)
@@ -135,13 +153,13 @@ def match_captions(
 
 
 def first_few(names: Iterable[str], most: int = 3) -> str:
-    """The first names as an error shows them."""
+    """Format the first names for an error message."""
     names = list(names)
     return ", ".join(map(repr, names[:most])) + (", …" if len(names) > most else "")
 
 
 def _kind(beginning: str, path: Path) -> str:
-    """``json``, ``token``, ``tsv`` or ``csv``; whether a table has the columns is another question."""
+    """Return "json", "token", "tsv" or "csv". The columns of a table are not checked."""
     first = beginning.lstrip().partition("\n")[0].rstrip("\r")
     if first.startswith("{") or path.suffix.lower() == ".json":
         return "json"
@@ -151,7 +169,7 @@ def _kind(beginning: str, path: Path) -> str:
 
 
 def _holds_captions(path: Path, image_column: str, caption_column: str) -> bool:
-    """Whether ``read_captions`` would know what to do with a file, from its beginning, for JSON from all of it."""
+    """Whether a file looks like one for ``read_captions``, judged by its beginning (JSON: by the whole file)."""
     beginning = read_bytes(path, _BEGINNING).decode("utf-8", "ignore").removeprefix("\ufeff")
     if not beginning.strip():
         return False
@@ -163,18 +181,18 @@ def _holds_captions(path: Path, image_column: str, caption_column: str) -> bool:
     header = beginning.lstrip("\n").partition("\n")[0].rstrip("\r")
     cells = [cell.strip('"') for cell in header.split("\t" if kind == "tsv" else ",")]
     positions = [column_position(column, "") for column in (image_column, caption_column)]
-    if None not in positions:  # without a header; whatever has fewer columns holds something else
+    if None not in positions:  # columns given by position, so no header; a table with fewer columns does not qualify
         return len(cells) > 1 and all(position <= len(cells) for position in positions if position)
     return {image_column, caption_column} <= set(cells)
 
 
 def _occurs(needle: bytes, path: Path) -> bool:
-    """Whether a file that may be large has ``needle`` in it."""
+    """Whether a file contains ``needle``, without reading it into memory."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return data.find(needle) >= 0
 
 
-#: (where in the file, image, caption) of each caption.
+#: (position in the file, image, caption) of each caption.
 _Pairs = Iterator[tuple[str, str, str]]
 
 
@@ -244,7 +262,7 @@ def _field(record: Any, key: str, kinds: tuple[type, ...], where: str, path: Pat
 
 
 def _by_last_part(names: Sequence[str]) -> dict[str, str]:
-    """Each name by what stands behind its last slash, where that is the only such one."""
+    """Map the part after the last slash to the name, for parts that are unique."""
     found: dict[str, str | None] = {}
     for name in names:
         last = name.rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""Image files of the common formats as 8-bit RGB arrays, and ``.npz`` files of features in their place."""
+"""Read image files of the common formats as 8-bit RGB arrays, and ``.npz`` files of precomputed features."""
 
 from __future__ import annotations
 
@@ -20,52 +20,52 @@ from jaxgen.tasks.caption.annotations import first_few
 if TYPE_CHECKING:  # importing the tasks does not load Pillow
     from PIL.Image import Image
 
-#: Images with more pixels are refused before they are decoded: Pillow's own limit, 256 MiB of RGB.
+#: Images with more pixels are refused before decoding. This is Pillow's own limit, 256 MiB of RGB.
 MOST_PIXELS = 89_478_485
-#: Rows with more pixels may have 2**31 bits: Pillow then raises ``MemoryError``, however much memory there is.
+#: A wider row may have 2**31 bits or more, for which Pillow raises ``MemoryError`` regardless of available memory.
 WIDEST = 2**31 // 64 - 7
-#: The formats that are read. Of Pillow's others, some start another program (EPS) and most are poorly maintained.
+#: The formats that are read. Of Pillow's other formats, some run an external program (EPS), most are poorly maintained.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _ENDINGS = "apng avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp"
-#: Endings by which image files are found in folders; the format itself is told by the content.
+#: File name suffixes of images in a folder. The format itself is recognised by the content.
 SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split(" "))
-#: Large images are first reduced by whole factors, to no less than this many times the target size.
+#: Large images are first reduced by an integer factor, to at least this many times the target size.
 REDUCING_GAP = 2.0
 
 
 class Images(NamedTuple):
-    """What ``read_images`` returns: pixels, the paths they belong to, and what was left out."""
+    """The result of ``read_images``: pixels, the paths they belong to, and the files that were skipped."""
 
     images: np.ndarray  # uint8 [N, H, W, 3]
-    kept: list[int]  # positions in the list of paths, ascending
+    kept: list[int]  # indices into the list of paths, ascending
     skipped: list[tuple[str, str]]  # (path, reason), in the order of the paths
 
 
 class _UnusableImage(Exception):
-    """The reason why a file gives no image: the end of the sentence "The image X cannot be used: "."""
+    """Why an image cannot be used; its text completes the message "The image X cannot be used: "."""
 
 
 def find_images(folder: Path) -> list[str]:
-    """Returns the image files under ``folder``, by their names' endings, as sorted relative paths with ``/``.
+    """Return the files under ``folder`` with a suffix in ``SUFFIXES``, as sorted relative paths with ``/``.
 
-    Hidden files and folders are left out.
+    Hidden files and folders are ignored.
 
     Raises:
-        DataError: A folder cannot be listed.
+        DataError: if a folder cannot be listed.
     """
     names = (path.relative_to(folder).as_posix() for path in walk_files(folder) if path.suffix.lower() in SUFFIXES)
     return sorted(names)
 
 
 def read_image(path: Path | str, size: tuple[int, int], *, most_pixels: int = MOST_PIXELS) -> np.ndarray:
-    """Reads one image, stretched to ``size`` (H, W), as uint8 [H, W, 3].
+    """Read one image and resize it to ``size`` (H, W), ignoring its aspect ratio; return uint8 [H, W, 3].
 
-    CMYK, palettes, greys, 16-bit channels (their high byte) and others become RGB without colour management.
-    Transparent parts are laid over white, the EXIF orientation is applied, and of an animation the first frame is read.
+    All modes (CMYK, palettes, greys, the high byte of 16-bit channels) are converted to RGB without colour management.
+    Transparent parts become white, the EXIF orientation is applied, and only the first frame of an animation is read.
 
     Raises:
-        DataError: The file is not an image, damaged, truncated or too large, or its white point is not known
-            (floating-point pixels).
+        DataError: if the file is not an image, is damaged, truncated or too large, or has pixels without a defined
+            white (floating-point numbers).
     """
     _check_size(size)
     try:
@@ -77,10 +77,10 @@ def read_image(path: Path | str, size: tuple[int, int], *, most_pixels: int = MO
 def read_images(
     paths: Iterable[Path | str], size: tuple[int, int], *, strict: bool = False, most_pixels: int = MOST_PIXELS
 ) -> Images:
-    """Reads images as ``read_image`` does, one at a time, and leaves out those that cannot be used.
+    """Read images as ``read_image`` does, one at a time, and skip those that cannot be used.
 
     Raises:
-        DataError: No image can be used, or ``strict`` is set and one cannot.
+        DataError: if no image can be used, or if ``strict`` is set and one cannot.
     """
     _check_size(size)
     paths = list(paths)
@@ -108,7 +108,7 @@ def read_images(
 
 
 def describe_skipped(skipped: Sequence[tuple[str, str]], total: int, most: int = 3) -> str:
-    """Returns a sentence on what ``read_images`` left out of ``total`` files, with the first ``most`` reasons."""
+    """Return a sentence about the files that ``read_images`` skipped, with the first ``most`` reasons."""
     if not skipped:
         return f"All {total} images can be used."
     names = "; ".join(f"{path}: {reason}" for path, reason in skipped[:most])
@@ -123,7 +123,7 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def _read(path: Path, size: tuple[int, int], most_pixels: int) -> np.ndarray:
-    """Returns the pixels of a file; raises ``_UnusableImage`` if it gives none."""
+    """Return the pixels of a file, or raise ``_UnusableImage``."""
     import PIL.Image as pillow
 
     pillow.init()
@@ -138,7 +138,7 @@ def _read(path: Path, size: tuple[int, int], most_pixels: int) -> np.ndarray:
     formats = [name for name in FORMATS if name in pillow.OPEN]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata and the like do not matter, the pixels do
+            warnings.simplefilter("ignore")  # for example about damaged metadata: only the pixels matter
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             with pillow.open(path, formats=formats) as image:
                 if image.width * image.height > most_pixels:
@@ -161,18 +161,18 @@ def _read(path: Path, size: tuple[int, int], most_pixels: int) -> np.ndarray:
         raise _UnusableImage(f"its content is none of {', '.join(formats)}, or its beginning is damaged") from error
     except MemoryError as error:
         raise _UnusableImage("it needs more memory than there is") from error
-    except Exception as error:  # damaged files make decoders raise nearly everything: SyntaxError, struct.error, …
+    except Exception as error:  # decoders raise almost any exception for damaged files: SyntaxError, struct.error, …
         reason = " ".join(str(error).split()) or type(error).__name__
         raise _UnusableImage(f"it cannot be decoded: {reason}") from error
 
 
 def _pixels(image: Image, size: tuple[int, int]) -> np.ndarray:
-    """Decodes an open image and resizes it to ``size``, uint8 [H, W, 3]."""
+    """Decode an open image and resize it to ``size``, uint8 [H, W, 3]."""
     from PIL import Image as pillow
     from PIL import ImageOps
 
     side = math.ceil(REDUCING_GAP * max(size))
-    image.draft(None, (side, side))  # JPEG can be decoded at 1/2, 1/4 or 1/8, to no less than what is asked for
+    image.draft(None, (side, side))  # decodes a JPEG at 1/2, 1/4 or 1/8 of its size, but not smaller than this
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     height, width = size
@@ -185,14 +185,14 @@ def _pixels(image: Image, size: tuple[int, int]) -> np.ndarray:
 
 
 def _to_rgb(image: Image) -> Image:
-    """Converts a loaded image to the mode RGB, or to RGBA if it has transparency."""
+    """Convert a loaded image to the mode RGB, or to RGBA if it has transparency."""
     from PIL import Image as pillow
 
     if image.mode == "F":
         raise _UnusableImage("its pixels are floating-point numbers, of which it is not known what is white")
     if not image.mode.startswith("I"):
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
-    values = np.asarray(image)  # Pillow would clip 16 bits to 255
+    values = np.asarray(image)  # Pillow would clip 16-bit values to 255
     if values.min() < 0 or values.max() > 0xFFFF:
         raise _UnusableImage("its pixels are integers of more than 16 bits, of which it is not known what is white")
     grey = pillow.fromarray((values >> 8).astype(np.uint8))
@@ -204,17 +204,19 @@ def _to_rgb(image: Image) -> Image:
 
 
 class Features(NamedTuple):
-    """Vectors computed beforehand in place of images."""
+    """Precomputed feature vectors, used instead of images."""
 
     names: list[str]
     features: np.ndarray  # float32 [N, F] or [N, P, F]
 
 
 def read_features(path: Path | str) -> Features:
-    """``features`` [N, F] or [N, P, F] and ``names`` [N] of an ``.npz`` file; nothing in it is unpickled.
+    """Read ``features`` [N, F] or [N, P, F] and ``names`` [N] from an ``.npz`` file without unpickling anything.
 
-    Features of any real type become float32. Shapes are read and compared before anything is allocated. Raises
-    ``DataError`` for arrays that are missing, of other shapes or types, damaged, not finite, or names that repeat.
+    Features of any real type become float32. Shapes are checked before anything is allocated.
+
+    Raises:
+        DataError: for arrays that are missing, damaged, not finite or of another shape or type, and for repeated names.
     """
     path = Path(path)
     try:
@@ -234,7 +236,7 @@ def read_features(path: Path | str) -> Features:
         raise DataError(f"The features of {path} need more memory than there is. Store them as float16.") from error
     except DataError:
         raise
-    except Exception as error:  # what is damaged makes zipfile and NumPy raise nearly everything: TokenError, …
+    except Exception as error:  # zipfile and NumPy raise almost any exception for damaged files: TokenError, …
         raise DataError(
             f"The file {path} is not an .npz file, or is damaged ({error}). "
             "Write it with numpy.savez(path, features=..., names=...)."
@@ -244,7 +246,7 @@ def read_features(path: Path | str) -> Features:
 
 
 def _header(archive: zipfile.ZipFile, name: str, path: Path) -> tuple[int, ...]:
-    """The shape of an array in an ``.npz`` file; its type and the bytes there are checked, and nothing is allocated."""
+    """Return the shape of an array in an ``.npz`` file; check its type and its size in bytes without allocating it."""
     try:
         entry = archive.getinfo(f"{name}.npy")
     except KeyError:
@@ -262,7 +264,7 @@ def _header(archive: zipfile.ZipFile, name: str, path: Path) -> tuple[int, ...]:
             )
         try:
             shape, _, dtype = read[version](file)
-        except MemoryError as error:  # a header is a line of Python, and this is one that nests too deeply
+        except MemoryError as error:  # the header is a Python literal, and this one is nested too deeply
             raise ValueError("a header is no description of an array") from error
         there, needed = entry.file_size - file.tell(), math.prod(shape) * dtype.itemsize
     if dtype.kind not in ("US" if name == "names" else "fiu"):

@@ -1,4 +1,4 @@
-"""Captioning: one to many. An encoder looks at a picture, a decoder writes about it."""
+"""Image captioning (one to many): an image encoder and a recurrent decoder."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jaxgen.tasks.seq2seq.objective import EOS, Seq2SeqTask
 
 
 class CaptionTask(Seq2SeqTask):
-    """``Seq2SeqTask`` of pictures: inputs are images uint8 [B, Y, X, 3], or features in their place.
+    """A ``Seq2SeqTask`` whose inputs are images uint8 [B, Y, X, 3], or precomputed features.
 
-    A subclass with another ``encoder`` (``jaxgen.models.image_encoder`` says what one is) in ``TASKS["caption"]`` is
-    trained, kept, resumed and asked as this one is.
+    To use another image encoder (``jaxgen.models.image_encoder`` describes the interface), override ``encoder`` in a
+    subclass and assign it to ``TASKS["caption"]``.
     """
 
-    #: Steps in one compiled call: on a CPU convolutions are slow inside its loop (``train_steps``).
+    #: Steps per compiled call. On a CPU convolutions are slow inside the loop of ``train_steps``.
     STEPS_PER_CALL: ClassVar[int] = 1
 
     @classmethod
@@ -34,7 +34,7 @@ class CaptionTask(Seq2SeqTask):
         flips: float,
         grays: float,
     ) -> Any:
-        """What looks at inputs of ``shape``: images (Y, X, 3), or features (F,) or (P, F); gives ``features`` each."""
+        """Return the encoder for inputs of ``shape``: images (Y, X, 3), or features (F,) or (P, F)."""
         if is_image(shape):
             return ImageEncoder((shape[0], shape[1]), features, patch, widths, blocks, dropout, flips, grays)
         return FeatureEncoder(shape, features, dropout)
@@ -59,12 +59,20 @@ class CaptionTask(Seq2SeqTask):
         eos: int = EOS,
         **sizes: Any,
     ) -> CaptionTask:
-        """The task from plain values: a name in ``CELLS``, the cell's own options, and the sizes of both networks.
+        """Build the task from plain values.
 
-        ``shape`` is that of an image or of features, as ``encoder`` gets it with ``patch``, ``widths``, ``blocks``
-        and the rates.
-        The encoder gives ``hidden`` features; ``dropout`` is of both networks, ``sizes`` (``layers``, ``embed``,
-        ``embed_dropout``, ``token_dropout``, ``form``, ``precision``) are the decoder's.
+        Args:
+            vocab_size: the number of tokens the decoder can write.
+            shape: the shape of an image or of features.
+            cell: a name in ``CELLS``.
+            cell_options: the cell's own options.
+            hidden: the size of the decoder's layers, and the number of the encoder's output features.
+            patch: see ``ImageEncoder``, as for ``widths``, ``blocks``, ``flips`` and ``grays``.
+            dropout: the dropout rate of both networks.
+            attention: a name in ``ATTENTIONS``, or "none".
+            label_smoothing: see ``Seq2SeqTask``, as for ``eos``.
+            **sizes: further fields of the decoder: ``layers``, ``embed``, ``embed_dropout``, ``token_dropout``,
+                ``form``, ``precision``.
         """
         options: dict[str, Any] = {"patch": patch, "widths": tuple(widths), "blocks": tuple(blocks)}
         options |= {"dropout": dropout, "flips": flips, "grays": grays}
@@ -75,5 +83,5 @@ class CaptionTask(Seq2SeqTask):
 
 
 def is_image(shape: Sequence[int]) -> bool:
-    """Whether an input of this shape is an image, and not features."""
+    """Whether an input of this shape is an image rather than features."""
     return len(shape) == 3

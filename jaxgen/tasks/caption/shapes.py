@@ -1,21 +1,21 @@
-"""``shapes``: pictures of two or three coloured shapes and a sentence that says what is where, for ``caption``.
+"""The synthetic data set ``shapes`` for captioning: images of two or three coloured shapes, and a sentence about each.
 
     a large red circle is left of a small blue square and above a small green cross
 
 The sentence is a function of the scene, so a caption is either exactly right or wrong:
 
-- Of two objects one is *left of*, *right of*, *above* or *below* the other, by the greater of the two distances of
-  their centres, across and down. Scenes in which these differ by less than ``MARGIN`` pixels are drawn again.
-- Large objects are named before small ones, and of equal ones that first which is left of the other or above it. (Three
-  objects cannot go round in a circle: the longest of the distances would be shorter than itself.)
-- The first object is the subject, and its relation to each of the others is said.
+- One object is *left of*, *right of*, *above* or *below* another. The larger of the horizontal and vertical distances
+  between their centres decides. Scenes in which these two differ by less than ``MARGIN`` pixels are drawn again.
+- Large objects are named before small ones. Of two objects of equal size, the one to the left or above comes first.
+  (This order is never cyclic among three objects: the longest of their distances would be shorter than itself.)
+- The first object is the subject. The sentence states its relation to each of the others.
 
-Objects do not overlap, and no two of a scene have both colour and shape in common. Sizes within a kind, angles, tints,
-background and noise vary. A fifth of the pairs of colour and shape is held out: no scene of ``train``, ``val`` or
-``test`` has one, every scene of ``held_out`` has exactly one.
+Objects do not overlap, and no two objects of a scene have the same colour and shape. Exact sizes, angles, tints,
+background and noise vary. A fifth of the pairs of colour and shape is held out: scenes of ``train``, ``val`` and
+``test`` have none of them, and every scene of ``held_out`` has exactly one.
 
-Scene i of a split is a pure function of (seed, split, i). Its arithmetic is +, -, ×, / and square roots of float64,
-which round alike on every platform, so the pixels are the same everywhere.
+Scene i of a split is a pure function of (seed, split, i). It uses only +, -, ×, / and square roots of float64, which
+round identically on every platform, so the pixels are the same everywhere.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ import numpy as np
 from jaxgen.data.tokens import check_sizes, random_bits
 from jaxgen.errors import choose
 
-#: Goes up when a seed no longer gives the scenes it gave.
+#: Increased when a seed no longer gives the same scenes.
 VERSION = 1
-#: Height and width of a picture in pixels.
+#: Height and width of an image in pixels.
 SIZE = 64
-#: By how many pixels the distances of two centres across and down differ at least.
+#: Minimum difference, in pixels, between the horizontal and the vertical distance of two centres.
 MARGIN = 6.0
 COLOURS = {
     "red": (215, 40, 40),
@@ -46,37 +46,37 @@ COLOURS = {
     "cyan": (50, 195, 215),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-#: From and to which radius a circle has in pixels; the other shapes cover about as much.
+#: Range of a circle's radius in pixels. The other shapes cover about the same area.
 SIZES = {"large": (8.5, 10.0), "small": (4.5, 5.5)}
 SPLITS = ("train", "val", "test", "held_out")
-#: How many of the 24 pairs of colour and shape are held out: no colour twice, no shape three times.
+#: Number of the 24 pairs of colour and shape that are held out. No colour occurs twice in them, no shape three times.
 HELD_OUT = 5
-# No shape reaches farther from its centre than this many radii.
+# The greatest distance of a shape's corner from its centre, in radii.
 _REACH = 1.3
-# Pixels between the reaches of two objects, and from a reach to the border: the softened edge of a triangle goes one
-# pixel beyond its corner.
+# Minimum number of pixels between two objects, and between an object and the border. The smoothed edge of a triangle
+# extends one pixel beyond its corner.
 _GAP, _BORDER = 2.0, 1.5
-# Arrangements that are tried at once; of three large objects one in a hundred will do.
+# Arrangements tried at once. About one in a hundred is valid for three large objects.
 _TRIED = 128
-# The streams of random bits of a scene; from the last one on, each is another lot of arrangements.
+# The streams of random bits of a scene. Each stream from the last one on is another batch of arrangements.
 _OBJECTS, _NOISE, _PLACES = 0, 1, 2
 _PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 _Y, _X = np.mgrid[0:SIZE, 0:SIZE] + 0.5
 
 
 class Thing(NamedTuple):
-    """An object of a scene. Lengths are in pixels from the upper left corner, ``y`` downwards."""
+    """An object of a scene. Coordinates are in pixels from the upper left corner, with ``y`` downwards."""
 
     size: str
     colour: str
     shape: str
     x: float
     y: float
-    #: That of a circle which covers about as much.
+    #: Radius of a circle of about the same area.
     radius: float
-    #: Tangent of half the angle by which it is turned.
+    #: Tangent of half the rotation angle.
     turn: float
-    #: Its very colour, 0 to 255, near that of its name.
+    #: The exact colour, 0 to 255, close to the named one.
     rgb: tuple[float, ...]
 
     def __str__(self) -> str:
@@ -84,25 +84,25 @@ class Thing(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """The objects in the order in which they are named, and what lies behind them."""
+    """The objects, in the order in which the caption names them, and the background."""
 
     things: tuple[Thing, ...]
-    #: The colour in the middle, 0 to 255.
+    #: The colour at the centre, 0 to 255.
     background: tuple[float, ...]
-    #: How much brighter the background is at the right than at the left, and at the bottom than at the top.
+    #: The change in brightness from left to right, and from top to bottom.
     slope: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """One split of ``shapes``: ``number`` scenes, each made when it is asked for, in any order."""
+    """One split of ``shapes``: ``number`` scenes, generated on demand in any order."""
 
     seed: int
     split: str
     number: int
 
     def __post_init__(self) -> None:
-        """Raise ``UsageError`` for a split that is none of ``SPLITS``, a bad seed or a number below 1."""
+        """Raise ``UsageError`` for an unknown split, an invalid seed or a number below 1."""
         choose(self.split, SPLITS, "split of shapes")
         check_sizes(seed=self.seed, number_of_scenes=self.number)
 
@@ -110,7 +110,7 @@ class Scenes:
         return self.number
 
     def scene(self, i: int) -> Scene:
-        """What scene ``i`` consists of. Raises ``IndexError`` unless 0 <= i < ``number``, as the other methods do."""
+        """Return scene ``i``. Like the other methods, it raises ``IndexError`` unless 0 <= i < ``number``."""
         if not 0 <= i < self.number:
             raise IndexError(f"There is no scene {i} among {self.number}.")
         bits = self._bits(i, _OBJECTS, 64)
@@ -139,32 +139,35 @@ class Scenes:
         return Scene(tuple(ordered), background, slope)
 
     def caption(self, i: int) -> str:
-        """The sentence of scene ``i``."""
+        """Return the caption of scene ``i``."""
         return describe(self.scene(i).things)
 
     def image(self, i: int) -> np.ndarray:
-        """The picture of scene ``i``, uint8 [64, 64, 3]."""
+        """Return the image of scene ``i``, uint8 [64, 64, 3]."""
         noise = self._bits(i, _NOISE, SIZE * SIZE * 3 // 8).astype("<u8").view(np.uint8).reshape(SIZE, SIZE, 3)
-        grain = (noise >> 4).astype(np.float64) + (noise & 15) - 15.0  # a triangle from -15 to 15
+        grain = (noise >> 4).astype(np.float64) + (noise & 15) - 15.0  # triangular distribution from -15 to 15
         return np.clip(np.rint(draw(self.scene(i)) + 0.4 * grain), 0, 255).astype(np.uint8)
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of all that the scenes follow from."""
+        """SHA-256, in hexadecimal, of everything that determines the scenes."""
         return hashlib.sha256(f"shapes {VERSION} {self.seed} {self.split} {self.number}".encode()).hexdigest()
 
     def _bits(self, i: int, stream: int, n: int) -> np.ndarray:
         return _bits(n, self.seed, SPLITS.index(self.split), i, stream)
 
     def _pairs(self, order: list[int]) -> list[tuple[str, str]]:
-        """Pairs of colour and shape in the given order: the first held out where it must be, no other one."""
+        """Return the pairs of colour and shape in the given order.
+
+        Pairs that are held out are removed, except one at the front for the split ``held_out``.
+        """
         held = held_out(self.seed)
         pairs = [_PAIRS[k] for k in order]
         first = [pair for pair in pairs if pair in held][: self.split == "held_out"]
         return first + [pair for pair in pairs if pair not in held]
 
     def _places(self, i: int, radii: list[float]) -> list[list[float]]:
-        """Centres (x, y) without overlaps and with clear relations: the first arrangement drawn that will do."""
+        """Return centres (x, y) without overlaps and with clear relations: the first valid arrangement drawn."""
         reach = _REACH * np.array(radii)
         needed = (reach[:, None] + reach + _GAP) ** 2
         stream, a, b = _PLACES, *np.triu_indices(len(radii), 1)
@@ -184,13 +187,17 @@ class Scenes:
 def shapes(
     seed: int = 0, *, train: int = 20_000, val: int = 1_000, test: int = 2_000, held_out: int = 1_000
 ) -> dict[str, Scenes]:
-    """The splits of ``shapes`` with so many scenes each; nothing is drawn yet. Raises ``UsageError`` as ``Scenes``."""
+    """Return the splits of ``shapes``; the arguments are their numbers of scenes. No scene is generated yet.
+
+    Raises:
+        UsageError: for an invalid seed or number.
+    """
     return {split: Scenes(seed, split, n) for split, n in zip(SPLITS, (train, val, test, held_out))}
 
 
 @lru_cache
 def held_out(seed: int) -> frozenset[tuple[str, str]]:
-    """The pairs of colour and shape that no scene but those of ``held_out`` has."""
+    """Return the pairs of colour and shape that occur only in the split ``held_out``."""
     pairs: list[tuple[str, str]] = []
     for k in np.argsort(_bits(len(_PAIRS), seed, len(SPLITS), 0, _OBJECTS), kind="stable"):
         colour, shape = _PAIRS[k]
@@ -200,7 +207,7 @@ def held_out(seed: int) -> frozenset[tuple[str, str]]:
 
 
 def relation(a: Thing, b: Thing) -> str:
-    """Where ``a`` is seen from ``b``: "left of", "right of", "above" or "below"."""
+    """Return the position of ``a`` relative to ``b``: "left of", "right of", "above" or "below"."""
     across, down = a.x - b.x, a.y - b.y
     if abs(across) > abs(down):
         return "left of" if across < 0 else "right of"
@@ -208,13 +215,13 @@ def relation(a: Thing, b: Thing) -> str:
 
 
 def describe(things: tuple[Thing, ...]) -> str:
-    """The sentence for two or three objects in the order in which they are named."""
+    """Return the caption of two or three objects, which are named in this order."""
     first, *others = things
     return f"{first} is " + " and ".join(f"{relation(first, other)} {other}" for other in others)
 
 
 def draw(scene: Scene) -> np.ndarray:
-    """The picture without its noise, float64 [64, 64, 3] from 0 to 255, edges softened over one pixel."""
+    """Return the image without noise, float64 [64, 64, 3] from 0 to 255, with edges smoothed over one pixel."""
     picture = np.empty((SIZE, SIZE, 3))
     picture[:] = scene.background
     picture += (scene.slope[0] * (_X / SIZE - 0.5) + scene.slope[1] * (_Y / SIZE - 0.5))[..., None]
@@ -233,7 +240,7 @@ def _distance(thing: Thing) -> np.ndarray:
     if thing.shape == "circle":
         return np.sqrt(x * x + y * y) - r
     x = np.abs(x)
-    if thing.shape == "triangle":  # equilateral, a corner upwards
+    if thing.shape == "triangle":  # equilateral, pointing up
         return np.maximum(y, math.sqrt(0.75) * x - 0.5 * y) - 0.65 * r
     y = np.abs(y)
     if thing.shape == "square":
@@ -242,7 +249,7 @@ def _distance(thing: Thing) -> np.ndarray:
 
 
 def _before(a: Thing, b: Thing) -> bool:
-    """Whether ``a`` is named before ``b``; an object is not before itself."""
+    """Whether ``a`` is named before ``b``. False if they are the same object."""
     if a is b:
         return False
     if a.size != b.size:

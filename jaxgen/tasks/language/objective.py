@@ -1,4 +1,4 @@
-"""Language modelling, many to many and aligned: the loss of a language model, and the functions that decode with it."""
+"""Language modelling (many to many, aligned): the loss of a language model and its decoding functions."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MAX_LOGITS = 1 << 22
 
 
 class Totals(NamedTuple):
-    """Sums over the targets that count, so that batches of different sizes add up."""
+    """Sums over the targets that count, so totals of batches of different sizes can be added."""
 
     nll: Float[Array, ""]  # summed negative log-likelihood, nats
-    targets: Float[Array, ""]  # how many
+    targets: Float[Array, ""]  # number of targets
 
 
 class Scored(NamedTuple):
@@ -37,7 +37,7 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class LanguageTask:
-    """A language model with its loss and its decoding functions; all pure.
+    """A language model with its loss and its decoding functions. All methods are pure.
 
     ``model`` is any Linen module that follows ``LanguageModelProtocol``. The loss, ``prefill``, ``step`` and ``score``
     all use ``states`` and ``logits`` of the model, called by name, so they agree for every subclass.
@@ -47,7 +47,7 @@ class LanguageTask:
 
     @classmethod
     def build(cls, *, vocab_size: int, cell: str, cell_options: Mapping[str, PyTree], **sizes: PyTree) -> LanguageTask:
-        """The task from plain values: a name in ``CELLS``, the cell's own options, and the model's sizes."""
+        """Build the task from plain values: a name in ``CELLS``, the cell's own options, and the model's sizes."""
         return cls(LanguageModel(vocab_size, cell_factory(cell, cell_options), **sizes))
 
     def _apply(self, params: Params, *args: PyTree, method: str, **kwargs: PyTree) -> PyTree:
@@ -59,26 +59,26 @@ class LanguageTask:
         return self.model.has_dropout
 
     def resolved_options(self) -> dict[str, str]:
-        """Options of ``build`` that a rule resolved for this model on this device."""
+        """Return the options of ``build`` whose value was resolved for this model on this device."""
         return {"form": self.model.chosen_form()}
 
     def init(self, key: Key) -> Params:
-        """Initial parameters."""
+        """Return initial parameters."""
         return self.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
     def initial_carry(self, rows: int) -> tuple[Carry, ...]:
-        """The carry of ``rows`` rows that have read nothing."""
+        """Return the carry of ``rows`` rows before any input."""
         return self.model.initial_carry(rows)
 
     def loss(
         self, params: Params, carry: Carry, batch: Batch | ConditionedBatch, row_keys: RowKeys | None = None
     ) -> tuple[tuple[Carry, ...], Totals]:
-        """Summed cross-entropy of ``batch`` from ``carry``, and the carry after it.
+        """Return the carry after ``batch`` and the summed cross-entropy, starting from ``carry``.
 
-        A reset starts from zeros, or from the state that the model makes of the document's condition.
+        A reset starts from zeros, or from the state that the model computes from the document's condition.
 
         Raises:
-            UsageError: for a batch without conditions and a model with them, or the reverse.
+            UsageError: if the model has a condition and the batch has none, or the reverse.
         """
         batch, initial = self._split_condition(params, batch)
         tokens, targets, reset, mask = (jnp.swapaxes(jnp.asarray(field), 0, 1) for field in batch)
@@ -91,7 +91,7 @@ class LanguageTask:
     def _split_condition(
         self, params: Params, batch: Batch | ConditionedBatch
     ) -> tuple[Batch, tuple[Carry, ...] | None]:
-        """The batch itself, and the initial state at each position [T, B, ...] if it has conditions."""
+        """Return the plain batch and, if it has conditions, the initial state at each position, [T, B, ...]."""
         if isinstance(batch, ConditionedBatch) != bool(self.model.condition):
             raise UsageError(
                 f"A model with conditions of width {self.model.condition} got a {type(batch).__name__}: give "
@@ -105,15 +105,15 @@ class LanguageTask:
     def evaluate(
         self, params: Params, carry: Carry, batch: Batch | ConditionedBatch
     ) -> tuple[tuple[Carry, ...], Totals]:
-        """The loss without dropout."""
+        """Return the loss without dropout."""
         return self.loss(params, carry, batch)
 
     def initial_states(self, weights: DecodeWeights, condition: Float[ArrayLike, "B condition"]) -> tuple[Carry, ...]:
-        """The carry of rows that have read nothing and whose condition is known."""
+        """Return the carry before any input, given the condition of each row."""
         return cast("tuple[Carry, ...]", self._apply(weights.params, condition, method="initial_states"))
 
     def prepare(self, params: Params) -> DecodeWeights:
-        """What the decoding functions read: the parameters, and the first layer's projection of every token."""
+        """Return the weights for decoding: the parameters, and the first layer's projection of every token."""
         return DecodeWeights(params, self._apply(params, method="token_table"))
 
     def prefill(
@@ -124,9 +124,9 @@ class LanguageTask:
         tokens: Int[ArrayLike, "B T"],
         valid: Bool[ArrayLike, "B T"],
     ) -> tuple[tuple[Carry, ...], Float[Array, "B V"]]:
-        """Read a chunk of the prompt: the carry after it and the logits of the next token.
+        """Read a chunk of the prompt; return the carry after it and the logits of the next token.
 
-        In a row, valid tokens come first. A row without any keeps its carry and the given ``logits``.
+        Valid tokens come first in each row. A row without valid tokens keeps its carry and the given ``logits``.
         """
         carry, states = self._apply(
             weights.params, tokens.T, carry, valid=valid.T, table=weights.table, method="states"
@@ -139,7 +139,7 @@ class LanguageTask:
     def step(
         self, weights: DecodeWeights, carry: Carry, token: Int[ArrayLike, "B"]
     ) -> tuple[tuple[Carry, ...], Float[Array, "B V"]]:
-        """One decoding step: the new carry and the logits of the next token."""
+        """Run one decoding step; return the new carry and the logits of the next token."""
         carry, states = self._apply(weights.params, token[None, :], carry, table=weights.table, method="states")
         return carry, self._apply(weights.params, jax.lax.squeeze(states, (0,)), method="logits")
 
@@ -158,14 +158,14 @@ class LanguageTask:
         """Read a chunk of tokens and return the log-probability of each target.
 
         Args:
-            weights: of ``prepare``.
+            weights: the result of ``prepare``.
             carry: where each row continues.
             tokens: the input at each step.
             targets: the token to score at each step.
-            reset: the row starts from ``initial`` before this step.
-            valid: steps that are not valid read nothing, and their log-probability is 0.
+            reset: whether the row restarts from ``initial`` before this step.
+            valid: where false, the step reads nothing and its log-probability is 0.
             initial: the state after a reset.
-            top: how many likeliest tokens to return too; of equally likely ones the lowest id comes first.
+            top: how many of the likeliest tokens to return as well. Equally likely tokens are ordered by id.
         """
         rows, steps = tokens.shape
         masks = {"reset": reset.T, "valid": valid.T, "initial": initial, "table": weights.table}

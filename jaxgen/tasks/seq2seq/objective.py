@@ -1,4 +1,4 @@
-"""Texts written from something else: one to many and many to many, unaligned. Loss and decoding for any encoder."""
+"""Sequence to sequence (one to many; many to many, unaligned): loss and decoding functions for any encoder."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ from jaxgen.models.decoder import EncoderDecoder
 from jaxgen.models.layers import fold_in_rows
 from jaxgen.types import Array, Carry, DecodeWeights, Key, Objective, Params, Seq2SeqBatch
 
-#: The id that stands in front of a text and behind it, that of every tokenizer.
+#: The token before and after a text. It has the same id in every tokenizer.
 EOS = 2
 
 
 class Seq2SeqTotals(NamedTuple):
-    """Sums over the targets that count, so that batches of different sizes add up."""
+    """Sums over the targets that count, so totals of batches of different sizes can be added."""
 
     nll: Array  # summed negative log-likelihood, nats
-    targets: Array  # how many
-    correct: Array  # how many were the likeliest token
-    objective: Objective  # in training with label smoothing the smoothed cross-entropy, else that of ``nll``
+    targets: Array  # number of targets
+    correct: Array  # number of targets that were the likeliest token
+    objective: Objective  # the cross-entropy with label smoothing in training, else equal to ``nll``
 
 
 @dataclass(frozen=True)
 class Seq2SeqTask:
-    """An encoder and a decoder with their loss and their decoding functions; everything here is pure.
+    """An encoder and a decoder with their loss and their decoding functions. All methods are pure.
 
-    ``scheduled_sampling`` switches scheduled sampling on; its probability is in the batches.
-    ``label_smoothing`` is the share of the training target spread evenly over the vocabulary (Szegedy et al. 2016,
-    arXiv:1512.00567, section 7); evaluation is without. Decoding begins behind the token ``eos``.
+    Attributes:
+        model: the encoder and the decoder.
+        scheduled_sampling: whether to use scheduled sampling. Its probability is part of the batch.
+        label_smoothing: the fraction of the training target spread evenly over the vocabulary (Szegedy et al. 2016,
+            arXiv:1512.00567, section 7); not used in evaluation.
+        eos: the first token that the decoder reads, and the one that ends a text.
     """
 
     model: EncoderDecoder
@@ -41,7 +44,7 @@ class Seq2SeqTask:
     label_smoothing: float = 0.0
     eos: int = EOS
 
-    #: What an answer to an input is: a text, written token by token.
+    #: Prediction returns a text, generated token by token.
     ANSWER: ClassVar[str] = "texts"
 
     def __post_init__(self) -> None:
@@ -58,29 +61,30 @@ class Seq2SeqTask:
 
     @property
     def is_random(self) -> bool:
-        """Whether training does what evaluation does not, for which it takes ``row_keys``."""
+        """Whether training needs ``row_keys``, because its loss differs from that of an evaluation."""
         return self.model.has_dropout or self.scheduled_sampling or self.label_smoothing > 0
 
     def resolved_options(self) -> dict[str, Any]:
-        """Options of ``build`` that a rule has chosen for this model on this device."""
+        """Return the options of ``build`` whose value was resolved for this model on this device."""
         return {"form": self.model.decoder.chosen_form()}
 
     def init(self, key: Key) -> Params:
-        """Fresh parameters."""
+        """Return initial parameters."""
         return self.model.init(key, self.model.encoder.example(), jnp.zeros((1, 1), jnp.int32))["params"]
 
     def initial_carry(self, rows: int) -> tuple[()]:
-        """Nothing: every text begins afresh."""
+        """Return an empty carry: texts do not continue each other."""
         del rows
         return ()
 
     def loss(
         self, params: Params, carry: tuple[()], batch: Seq2SeqBatch, row_keys: Key | None = None
     ) -> tuple[tuple[()], Seq2SeqTotals]:
-        """Summed cross-entropy of the targets that count. ``row_keys`` [B] are there in training alone.
+        """Return the summed cross-entropy of the targets that count.
 
-        With them dropout is on, labels are smoothed, and with ``scheduled_sampling`` the decoder reads its own
-        predictions with the probabilities ``batch.scheduled_sampling_prob``.
+        ``row_keys`` [B] are given in training only. They enable dropout and label smoothing and, with
+        ``scheduled_sampling``, let the decoder read its own predictions with the probabilities
+        ``batch.scheduled_sampling_prob``.
         """
         tokens, targets, mask = (jnp.asarray(field) for field in (batch.tokens, batch.targets, batch.mask))
         start, memory = self._apply(params, batch.inputs, row_keys, method="init_decoder")
@@ -101,17 +105,17 @@ class Seq2SeqTask:
     def _mixed(
         self, params: Params, tokens: Array, start: tuple[Carry, ...], memory: Any, prob: Array, row_keys: Key
     ) -> Array:
-        """``tokens`` [B, T], each but the first replaced by the model's own prediction with probability ``prob`` [B].
+        """Replace each of ``tokens`` [B, T] but the first by the model's prediction with probability ``prob`` [B].
 
-        Scheduled sampling (Bengio et al. 2015, arXiv:1506.03099) in two passes (Duckworth et al. 2019,
-        arXiv:1906.04331): predictions are the likeliest tokens of a pass that reads the text itself, without gradient,
-        by the same network (the same units dropped). Tokens are drawn row by row.
+        This is scheduled sampling (Bengio et al. 2015, arXiv:1506.03099) in two passes (Duckworth et al. 2019,
+        arXiv:1906.04331). The predictions are the likeliest tokens of a first pass over the original text, with the
+        same dropout mask and without gradient. Random numbers are drawn per row.
         """
         if tokens.shape[1] < 2:
             return tokens
 
         def mix(_: None) -> Array:
-            # The likeliest has no gradient anyway; said at once, nothing is prepared for one.
+            # The argmax has no gradient anyway; stopping it here also keeps JAX from saving residuals.
             known = lax.stop_gradient((params, start, memory))
             written = self._apply(known[0], tokens[:, :-1], *known[1:], row_keys, method="decode")
             likeliest = jnp.argmax(self._apply(known[0], written.features, method="logits"), axis=-1)
@@ -120,20 +124,20 @@ class Seq2SeqTask:
             mixed = jnp.where(replaced, likeliest.astype(tokens.dtype), tokens[:, 1:])
             return jnp.concatenate([tokens[:, :1], mixed], axis=1)
 
-        return lax.cond(jnp.any(prob > 0), mix, lambda _: tokens, None)  # a schedule begins and may end with zeros
+        return lax.cond(jnp.any(prob > 0), mix, lambda _: tokens, None)  # schedules begin, and may end, with 0
 
     def evaluate(self, params: Params, carry: tuple[()], batch: Seq2SeqBatch) -> tuple[tuple[()], Seq2SeqTotals]:
-        """What an evaluation sums up."""
+        """Return the totals of ``batch`` without dropout and label smoothing."""
         return self.loss(params, carry, batch)
 
     def prepare(self, params: Params) -> DecodeWeights:
-        """Everything decoding can compute once: the first layer's product for every token."""
+        """Return the weights for decoding: the parameters, and the first layer's projection of every token."""
         return DecodeWeights(params, self._apply(params, method="token_table"))
 
     def init_decoder(self, prepared: DecodeWeights, inputs: Any) -> tuple[Any, tuple[Carry, ...], Array]:
-        """Read ``inputs``, R rows in every leaf -> memory, carry and the logits [R, V] of the first token.
+        """Encode ``inputs``; return the memory, the carry, and the logits [R, V] of the first token.
 
-        Every leaf of the memory and of the carry has R in front. The memory stays the same while a text is written.
+        The first axis of every leaf of ``inputs``, memory and carry is R. The memory is constant during decoding.
         """
         carry, memory = self._apply(prepared.params, inputs, method="init_decoder")
         first = jnp.full(jax.tree.leaves(carry)[0].shape[0], self.eos, jnp.int32)
@@ -142,13 +146,14 @@ class Seq2SeqTask:
     def step(
         self, weights: tuple[DecodeWeights, Any], carry: tuple[Carry, ...], token: Array
     ) -> tuple[tuple[Carry, ...], Array]:
-        """One decoding step with the weights ``(prepared, memory)``: ``token`` [R] -> carry and logits [R, V]."""
+        """Run one decoding step with ``weights = (prepared, memory)`` on ``token`` [R]; return carry, logits [R, V]."""
         return self._step(weights, carry, token)[:2]
 
     def attention_weights(self, prepared: DecodeWeights, inputs: Any, tokens: Array) -> Array:
-        """Where each step looks that reads ``tokens`` [R, T], written from ``inputs``: weights of places [R, T, S].
+        """Return the attention weights [R, T, S] of the steps that read ``tokens`` [R, T], generated from ``inputs``.
 
-        Raises ``UsageError`` for a model without attention.
+        Raises:
+            UsageError: for a model without attention.
         """
         if self.model.decoder.attention == "none":
             raise UsageError('This model was made with the attention "none" and looks nowhere: train one with another.')

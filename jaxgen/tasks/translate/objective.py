@@ -1,4 +1,4 @@
-"""Translation: many to many, unaligned. A recurrent encoder reads a text, a decoder writes another."""
+"""Translation (many to many, unaligned): a recurrent encoder and a recurrent decoder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxgen.tasks.seq2seq.objective import EOS, Seq2SeqTask
 
 
 class TranslateTask(Seq2SeqTask):
-    """``Seq2SeqTask`` of texts: inputs are a ``TokenRows`` of source tokens."""
+    """A ``Seq2SeqTask`` whose inputs are source texts, as ``TokenRows``."""
 
     @classmethod
     def build(
@@ -31,12 +31,20 @@ class TranslateTask(Seq2SeqTask):
         eos: int = EOS,
         **sizes: Any,
     ) -> TranslateTask:
-        """The task from plain values: a name in ``CELLS``, the cell's own options, and the sizes of both networks.
+        """Build the task from plain values.
 
-        ``sizes`` (``hidden``, ``layers``, ``embed``, ``dropout``, ``form``, ``precision``) and ``embed_dropout`` are
-        those of ``Encoder`` and ``Decoder`` alike; ``bidirectional`` is of the encoder, whose every direction is
-        ``hidden`` wide; ``attention``, ``tie`` and ``token_dropout`` are of the decoder, which writes ``vocab_size``
-        tokens; ``source_vocab`` tokens are read. The rest is that of ``Seq2SeqTask``.
+        Args:
+            source_vocab: the vocabulary size of the encoder.
+            vocab_size: the vocabulary size of the decoder.
+            cell: a name in ``CELLS``.
+            cell_options: the cell's own options.
+            embed_dropout: for both networks.
+            token_dropout: for the decoder.
+            bidirectional: for the encoder; each direction has ``hidden`` units.
+            attention: for the decoder, a name in ``ATTENTIONS`` or "none".
+            tie: for the decoder.
+            scheduled_sampling: see ``Seq2SeqTask``, as for ``label_smoothing`` and ``eos``.
+            **sizes: fields of both networks: ``hidden``, ``layers``, ``embed``, ``dropout``, ``form``, ``precision``.
         """
         make = cell_factory(cell, cell_options)
         sizes["embed_dropout"] = embed_dropout
