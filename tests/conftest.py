@@ -99,6 +99,7 @@ RUNS = {
     "distributed/test_several_processes.py",
     "faults",
     "fuzz",
+    "golden",
     "test_documents.py",
     "test_examples.py",
     "trainer/test_classify_runs.py",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgen.cli import COMMANDS
+from jaxgen.cli.main import COMMANDS
 from jaxgen.tasks.registry import TASKS
 
 ROWS = [("fish wave", "sea"), ("tree road", "land"), ("wave ship", "sea"), ("road hill", "land")] * 3

@@ -265,9 +265,12 @@ def widened(batch: Any, more: int) -> Any:
 
 
 def exchanged(batch: Any) -> Any:
-    """The inputs of a batch, and the same with all rows but the first exchanged."""
+    """The inputs of a batch, and the same with all rows behind the second replaced by the second.
+
+    Another order alone would not show what sums over the rows.
+    """
     inputs = batch if isinstance(batch, Batch) else batch.inputs
-    return inputs, jax.tree.map(lambda a: np.concatenate([a[:1], np.roll(a[1:], 1, axis=0)]), inputs)
+    return inputs, jax.tree.map(lambda a: np.concatenate([a[:2], np.broadcast_to(a[1:2], a[2:].shape)]), inputs)
 
 
 def assert_equal(a: Any, b: Any) -> None:

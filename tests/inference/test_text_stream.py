@@ -29,5 +29,5 @@ def test_an_unfinished_character_at_the_end_is_text_like_any_other(stop, text, e
     tokenizer = ByteTokenizer.train([])
     ids = tokenizer.encode("a€")[:2]
     maker = StreamingDetokenizer(tokenizer, 0, 0, GenerationConfig(length=2, stop=stop), skip=0)
-    piece = maker.more(ids, np.zeros(2))
+    piece = maker.feed(ids, np.zeros(2))
     assert (piece.text, piece.end) == (text, end)
