@@ -136,7 +136,7 @@ def test_a_state_can_be_continued_from_a_file(trained, tmp_path):
 
 def test_nothing_lies_between_two_states(trained):
     sampler = Sampler.load(trained[0])
-    with pytest.raises(UsageError, match="in between"):
+    with pytest.raises(UsageError, match="cannot be mixed"):
         interpolate(sampler.read("The "), sampler.read("A "), 0.5)
 
 

@@ -295,7 +295,7 @@ def test_processes_that_do_not_meet_say_so(jobs):
         ("--coordinator here:1 --num-processes 2 --process-id 2", "--process-id must be"),
         ("--coordinator here:1 --num-processes two", "--num-processes is 'two'"),
         ("--coordinator here:1 --num-processes 2 --process-id 0 --heartbeat 0", "--heartbeat 0"),
-        ("--num-processes 2", "--num-processes 2"),
+        ("--num-processes 2", "--num-processes"),
         ("--distributed yes", "--distributed 'yes'"),
         ("--distributed auto --coordinator here:1", "--distributed"),
     ],

@@ -111,7 +111,7 @@ def half_a_character(folder: Path, draw: np.random.Generator) -> str:
     path = folder / "rows.jsonl"
     line = int(draw.integers(1, 50))
     path.write_text("\n".join('{"t": "a\\ud83c"}' if n == line else '{"t": "a\\ud83c\\udf89"}' for n in range(1, 51)))
-    refused(path, f"line {line} of", "half a character", text_column="t")
+    refused(path, f"line {line} of", "surrogate", text_column="t")
     return "refused naming the line, exit code 3"
 
 

@@ -104,10 +104,10 @@ def test_the_probability_of_reading_its_own_predictions_rises_to_what_was_asked(
     data = make(scheduled_sampling=0.5, scheduled_sampling_steps=100)
     assert [data.scheduled_sampling_prob(step) for step in (0, 50, 100, 1000)] == [0.0, 0.25, 0.5, 0.5]
     np.testing.assert_array_equal(data.batches.batch(50).scheduled_sampling_prob, np.full(4, 0.25, np.float32))
-    assert data.model_options()["scheduled_sampling"]
+    assert data.model_options()["use_scheduled_sampling"]
     forced = make()
     assert not forced.batches.batch(50).scheduled_sampling_prob.any()
-    assert not forced.model_options()["scheduled_sampling"]
+    assert not forced.model_options()["use_scheduled_sampling"]
 
 
 # What is read

@@ -216,8 +216,8 @@ def test_beam_search_recovers_the_texts_learnt_by_heart(trained):
 @pytest.fixture(scope="module")
 def sampling():
     """A task that may read its own predictions, and the same without."""
-    task = build(cell="gru", attention="general", scheduled_sampling=True)
-    return task, dataclasses.replace(task, scheduled_sampling=False), random_params(task)
+    task = build(cell="gru", attention="general", use_scheduled_sampling=True)
+    return task, dataclasses.replace(task, use_scheduled_sampling=False), random_params(task)
 
 
 def test_gradients_agree_with_finite_differences(sampling):
@@ -335,7 +335,7 @@ def test_smoothed_labels_are_those_by_hand_in_training_and_not_in_evaluation():
         ({"dropout": 0.1}, True),
         ({"embed_dropout": 0.1}, True),
         ({"token_dropout": 0.1}, True),
-        ({"scheduled_sampling": True}, True),
+        ({"use_scheduled_sampling": True}, True),
         ({"label_smoothing": 0.1}, True),
     ],
 )
@@ -348,7 +348,7 @@ def test_training_asks_for_keys_where_it_does_what_evaluation_does_not(options, 
 
 @pytest.mark.runs
 def test_two_devices_train_as_one_does():
-    task = build(cell="elman", attention="general", scheduled_sampling=True, dropout=0.2)
+    task = build(cell="elman", attention="general", use_scheduled_sampling=True, dropout=0.2)
     optimizer, params = optax.sgd(0.1), random_params(task)
     batches = jax.tree.map(lambda a: jnp.asarray(a)[None], pairs(own=0.5))
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ())

@@ -63,12 +63,12 @@ def test_a_resumed_run_reads_its_own_predictions_as_one_that_was_not_stopped(tmp
 
 def test_the_best_is_that_of_the_highest_bleu_and_patience_counts_from_there(settings, tmp_path, monkeypatch):
     bleus = iter([10.0, 30.0, 20.0, 29.0, 99.0])
-    figures = TranslateData.figures
+    figures = TranslateData.text_metrics
 
     def told(self: Any, texts: Any, references: Any, final: bool) -> dict[str, Any]:
         return figures(self, texts, references, final) | ({} if final else {"bleu": next(bleus)})
 
-    monkeypatch.setattr(TranslateData, "figures", told)
+    monkeypatch.setattr(TranslateData, "text_metrics", told)
     finished = start(settings("run", steps=10, eval_every=2, patience=2)).train()
     rows = MetricsLog(tmp_path / "run" / "metrics.jsonl").read()
     assert [row["val_bleu"] for row in rows] == [10.0, 30.0, 20.0, 29.0]
@@ -96,6 +96,6 @@ def test_the_final_report_is_of_what_beams_find(settings, tmp_path):
     data = TranslateData.load(TranslateConfig(**LoadedRun.open(tmp_path / "run").config.model_dump()), predictor.codec)
     texts = [answer["text"] for answer in predictor.predict(data.splits["val"].raw, DecodingConfig(beam=2))]
     references = [[text] for text in data.splits["val"].texts]
-    again = {f"val_{name}": value for name, value in data.figures(texts, references, final=True).items()}
+    again = {f"val_{name}": value for name, value in data.text_metrics(texts, references, final=True).items()}
     assert {name: report[name] for name in again} == again
     assert finished.report["val_bleu"] == report["val_bleu"]

@@ -33,14 +33,14 @@ class Seq2SeqTask:
 
     Attributes:
         model: the encoder and the decoder.
-        scheduled_sampling: whether to use scheduled sampling. Its probability is part of the batch.
+        use_scheduled_sampling: whether to use scheduled sampling. Its probability is part of the batch.
         label_smoothing: the fraction of the training target spread evenly over the vocabulary (Szegedy et al. 2016,
             arXiv:1512.00567, section 7); not used in evaluation.
         eos: the first token that the decoder reads, and the one that ends a text.
     """
 
     model: EncoderDecoder
-    scheduled_sampling: bool = False
+    use_scheduled_sampling: bool = False
     label_smoothing: float = 0.0
     eos: int = EOS
 
@@ -62,7 +62,7 @@ class Seq2SeqTask:
     @property
     def is_random(self) -> bool:
         """Whether training needs ``row_keys``, because its loss differs from that of an evaluation."""
-        return self.model.has_dropout or self.scheduled_sampling or self.label_smoothing > 0
+        return self.model.has_dropout or self.use_scheduled_sampling or self.label_smoothing > 0
 
     def resolved_options(self) -> dict[str, Any]:
         """Return the options of ``build`` whose value was resolved for this model on this device."""
@@ -83,12 +83,12 @@ class Seq2SeqTask:
         """Return the summed cross-entropy of the targets that count.
 
         ``row_keys`` [B] are given in training only. They enable dropout and label smoothing and, with
-        ``scheduled_sampling``, let the decoder read its own predictions with the probabilities
+        ``use_scheduled_sampling``, let the decoder read its own predictions with the probabilities
         ``batch.scheduled_sampling_prob``.
         """
         tokens, targets, mask = (jnp.asarray(field) for field in (batch.tokens, batch.targets, batch.mask))
         start, memory = self._apply(params, batch.inputs, row_keys, method="init_decoder")
-        if self.scheduled_sampling and row_keys is not None:
+        if self.use_scheduled_sampling and row_keys is not None:
             tokens = self._mixed(params, tokens, start, memory, jnp.asarray(batch.scheduled_sampling_prob), row_keys)
         written = self._apply(params, tokens, start, memory, row_keys, method="decode")
         logits = self._apply(params, written.features, method="logits")

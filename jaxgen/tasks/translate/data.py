@@ -228,7 +228,7 @@ class TranslateData(Seq2SeqData):
         names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
         more = ("token_dropout", "bidirectional", "attention", "tie", "label_smoothing")
         options = {name: getattr(self.config, name) for name in (*names, *more)}
-        return {**self.vocab_sizes(self.codec), **options, "scheduled_sampling": self.config.scheduled_sampling > 0}
+        return {**self.vocab_sizes(self.codec), **options, "use_scheduled_sampling": self.config.scheduled_sampling > 0}
 
     def fingerprint(self) -> dict[str, str]:
         """The name of the data and the digest of their bytes."""

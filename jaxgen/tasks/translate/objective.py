@@ -26,7 +26,7 @@ class TranslateTask(Seq2SeqTask):
         bidirectional: bool = False,
         attention: str = "none",
         tie: bool = False,
-        scheduled_sampling: bool = False,
+        use_scheduled_sampling: bool = False,
         label_smoothing: float = 0.0,
         eos: int = EOS,
         **sizes: Any,
@@ -50,4 +50,4 @@ class TranslateTask(Seq2SeqTask):
         sizes["embed_dropout"] = embed_dropout
         encoder = Encoder(source_vocab, make, bidirectional=bidirectional, **sizes)
         decoder = Decoder(vocab_size, make, attention=attention, tie=tie, token_dropout=token_dropout, **sizes)
-        return cls(EncoderDecoder(encoder, decoder), scheduled_sampling, label_smoothing, eos)
+        return cls(EncoderDecoder(encoder, decoder), use_scheduled_sampling, label_smoothing, eos)
