@@ -280,7 +280,7 @@ def test_at_a_terminal_every_line_is_answered_at_once(predict, dated, spelled, m
 
     monkeypatch.setattr(Predictor, "predict", seen)
     done = predict("--run", dated, text="\n".join(spelled), terminal=True)
-    assert done.err == "A line, then Enter, is answered at once; Ctrl-D ends.\n"
+    assert "Ctrl-D" in done.err
     assert done.out == predict("--run", dated, text="\n".join(spelled)).out
     assert ahead == [1, None]
 
