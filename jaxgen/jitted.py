@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import optax
 from jax.sharding import PartitionSpec
+from jaxtyping import PyTree
 
 from jaxgen.sampling.beam import beam_search
 from jaxgen.sampling.decode import decode
@@ -28,7 +29,9 @@ from jaxgen.training.data_parallel import (
     shard_train_steps_with_stop_flag,
 )
 from jaxgen.training.step import create_state, eval_step, train_steps
+from jaxgen.training.task import EncodingTask, PredictingTask, PromptedTask, Task, WritingTask
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
+from jaxgen.types import Key
 
 #: The largest number of compiled functions of each kind that are kept.
 CACHE_SIZE = 16
@@ -75,14 +78,14 @@ def one_at_a_time(function: Callable[..., tuple[Any, Any]]) -> Callable[..., tup
 
 
 @cached
-def jit_init_state(task: Any, optimizer: optax.GradientTransformation, rows: int) -> Callable:
+def jit_init_state(task: Task, optimizer: optax.GradientTransformation, rows: int) -> Callable:
     """``(key) -> TrainState``."""
     return jax.jit(partial(create_state, task, optimizer, rows=rows))
 
 
 @cached
 def jit_train_steps(
-    task: Any, optimizer: optax.GradientTransformation, devices: int = 1, read: HostBatches | DeviceText = HOST_BATCHES
+    task: Task, optimizer: optax.GradientTransformation, devices: int = 1, read: HostBatches | DeviceText = HOST_BATCHES
 ) -> Callable:
     """``(key, state, batches, count) -> (state, metrics)``; donates the state. ``read`` as in ``train_steps``.
 
@@ -96,7 +99,7 @@ def jit_train_steps(
 
 
 @cached
-def jit_eval_step(task: Any, devices: int = 1) -> Callable:
+def jit_eval_step(task: Task, devices: int = 1) -> Callable:
     """``(params, carry, batch) -> (carry, totals)``, the batch sharded over ``devices``."""
     if devices == 1:
         return jax.jit(partial(eval_step, task))
@@ -104,59 +107,59 @@ def jit_eval_step(task: Any, devices: int = 1) -> Callable:
 
 
 @cached
-def jit_prepare(task: Any) -> Callable:
+def jit_prepare(task: Task) -> Callable:
     """``(params) -> weights`` as decoding reads them."""
     return jax.jit(task.prepare)
 
 
 @cached
-def jit_predict(task: Any) -> Callable:
+def jit_predict(task: PredictingTask) -> Callable:
     """``(weights, inputs) -> values``, a tree of arrays with a row for each input."""
     return jax.jit(task.predict)
 
 
 @cached
-def jit_encode(task: Any) -> Callable:
+def jit_encode(task: EncodingTask) -> Callable:
     """``(weights, inputs) -> (memory, carry, logits)``, from which a text is decoded for each input."""
     return jax.jit(task.init_decoder)
 
 
 @cached
-def jit_attention(task: Any) -> Callable:
+def jit_attention(task: EncodingTask) -> Callable:
     """``(weights, inputs, tokens) -> attention weights`` of each step that reads these tokens."""
     return jax.jit(task.attention_weights)
 
 
 @cached
-def jit_initial_states(task: Any) -> Callable:
+def jit_initial_states(task: PromptedTask) -> Callable:
     """``(weights, condition) -> carry``, the initial state of a text with known labels or features."""
     return jax.jit(task.initial_states)
 
 
 @cached
-def jit_prefill(task: Any) -> Callable:
+def jit_prefill(task: PromptedTask) -> Callable:
     """``(weights, carry, logits, tokens, valid) -> (carry, logits)``."""
     return jax.jit(task.prefill)
 
 
 @cached
-def jit_decode_step(task: Any) -> Callable:
+def jit_decode_step(task: WritingTask) -> Callable:
     """``(weights, carry, token) -> (carry, logits)``, one decoding step."""
     return jax.jit(task.step)
 
 
 @cached
-def jit_score(task: Any, top: int) -> Callable:
+def jit_score(task: PromptedTask, top: int) -> Callable:
     """``(weights, carry, tokens, targets, reset, valid, initial) -> (carry, scored)``, also the ``top`` best tokens."""
     return jax.jit(partial(task.score, top=top))
 
 
 @cached
-def jit_decode_blocks(task: Any, kinds: tuple[type, ...], length: int, greedy: bool, devices: int) -> Callable:
+def jit_decode_blocks(task: WritingTask, kinds: tuple[type, ...], length: int, greedy: bool, devices: int) -> Callable:
     """``jit_decode`` of many blocks in turn: states, keys and outputs have a leading axis of blocks."""
     one = partial(decode, task.step, kinds, length=length, greedy=greedy, eos=EOS, pad=PAD)
 
-    def many(weights: Any, states: Any, keys: Any) -> Any:
+    def many(weights: PyTree, states: PyTree, keys: Key) -> PyTree:
         return jax.lax.map(lambda each: one(weights, *each), (states, keys))
 
     if devices == 1:
@@ -168,13 +171,13 @@ def jit_decode_blocks(task: Any, kinds: tuple[type, ...], length: int, greedy: b
 
 
 @cached
-def jit_decode(task: Any, kinds: tuple[type, ...], length: int, greedy: bool) -> Callable:
+def jit_decode(task: WritingTask, kinds: tuple[type, ...], length: int, greedy: bool) -> Callable:
     """``(weights, state, keys) -> (state, drawn)``, ``length`` tokens with transforms of these ``kinds``."""
     return jax.jit(partial(decode, task.step, kinds, length=length, greedy=greedy, eos=EOS, pad=PAD))
 
 
 @cached
-def jit_beam_search(task: Any, kinds: tuple[type, ...], width: int, length: int, n_best: int) -> Callable:
+def jit_beam_search(task: WritingTask, kinds: tuple[type, ...], width: int, length: int, n_best: int) -> Callable:
     """``(weights, carry, logits, states, length_penalty) -> Hypotheses``, with transforms of these ``kinds``."""
     search = partial(beam_search, task.step, kinds, width=width, length=length, n_best=n_best)
     return jax.jit(partial(search, eos=EOS, pad=PAD))

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import PyTree
 
 from jaxgen.errors import UsageError
 from jaxgen.sampling.decode import Step
@@ -98,7 +99,7 @@ def check_beam(width: int, length: int, n_best: int) -> None:
         )
 
 
-def beam_states(chain: Chain, context: Context) -> tuple[Any, ...]:
+def beam_states(chain: Chain, context: Context) -> tuple[PyTree, ...]:
     """Return the initial states of the transforms of a beam search.
 
     Raises:
@@ -116,7 +117,7 @@ def beam_states(chain: Chain, context: Context) -> tuple[Any, ...]:
     return chain.init(context)
 
 
-def tile_beams(tree: Any, width: int) -> Any:
+def tile_beams(tree: PyTree, width: int) -> PyTree:
     """Repeat each row W times, [B, ...] -> [B * W, ...]: the layout of the beams in ``beam_search``."""
     return jax.tree.map(lambda a: jnp.repeat(a, width, axis=0), tree)
 

@@ -68,7 +68,7 @@ class Inference(Protocol):
 class Codec(Protocol):
     """Reads inputs and writes outputs; saved in the run's ``tokenizer.json``."""
 
-    def to_json(self) -> dict[str, Any]: ...
+    def to_json(self) -> dict[str, object]: ...
 
 
 class TaskData(Protocol):

@@ -69,3 +69,58 @@ class Task(Protocol):
     def prepare(self, params: Params) -> PyTree:
         """What the task's decoding or prediction functions read, computed once from the parameters."""
         ...
+
+
+class WritingTask(Task, Protocol):
+    """A task whose model writes texts token by token (``ANSWER = "texts"``, and language models)."""
+
+    def step(self, weights: PyTree, carry: Carry, token: Array) -> tuple[Carry, Array]:
+        """The carry and logits [R, V] after reading ``token`` [R]."""
+        ...
+
+
+class PromptedTask(WritingTask, Protocol):
+    """A task that continues a prompt."""
+
+    def initial_states(self, weights: PyTree, condition: Array) -> Carry:
+        """The carry in which a text with this condition starts."""
+        ...
+
+    def prefill(self, weights: PyTree, carry: Carry, logits: Array, tokens: Array, valid: Array) -> tuple[Carry, Array]:
+        """The carry and logits after reading a chunk of a prompt."""
+        ...
+
+    def score(
+        self,
+        weights: PyTree,
+        carry: Carry,
+        tokens: Array,
+        targets: Array,
+        reset: Array,
+        valid: Array,
+        initial: Carry | None = None,
+        *,
+        top: int,
+    ) -> tuple[Carry, PyTree]:
+        """The carry, and log-probabilities of ``targets`` with the ``top`` likeliest tokens."""
+        ...
+
+
+class EncodingTask(WritingTask, Protocol):
+    """A task that encodes an input, and then writes a text for it."""
+
+    def init_decoder(self, weights: PyTree, inputs: PyTree) -> tuple[PyTree, Carry, Array]:
+        """The encoder's memory, and the carry and logits in which decoding starts."""
+        ...
+
+    def attention_weights(self, weights: PyTree, inputs: PyTree, tokens: Array) -> Array:
+        """Where each step looks that reads these tokens."""
+        ...
+
+
+class PredictingTask(Task, Protocol):
+    """A task whose answers are values (``ANSWER = "values"``)."""
+
+    def predict(self, weights: PyTree, inputs: PyTree) -> PyTree:
+        """Values, with a row for each input."""
+        ...

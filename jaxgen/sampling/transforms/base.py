@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxgen.errors import UsageError
 from jaxgen.types import Array
@@ -48,10 +49,10 @@ class Transform(Protocol):
     treats rows independently. It must keep at least one of the remaining tokens and must not restore a logit of -inf.
     """
 
-    def init(self, context: Context) -> Any: ...
+    def init(self, context: Context) -> PyTree: ...
 
     @staticmethod
-    def update(state: Any, logits: Array, last: Last) -> tuple[Any, Array]: ...
+    def update(state: PyTree, logits: Array, last: Last) -> tuple[PyTree, Array]: ...
 
 
 #: The classes of a chain's transforms: the static part of a chain, which compiled functions are specialised on.
@@ -68,16 +69,16 @@ class Chain:
     def kinds(self) -> Kinds:
         return tuple(type(transform) for transform in self.transforms)
 
-    def init(self, context: Context) -> tuple[Any, ...]:
+    def init(self, context: Context) -> tuple[PyTree, ...]:
         """Return the initial states, in order."""
         return tuple(transform.init(context) for transform in self.transforms)
 
-    def update(self, states: Sequence[Any], logits: Array, last: Last) -> tuple[tuple[Any, ...], Array]:
+    def update(self, states: Sequence[PyTree], logits: Array, last: Last) -> tuple[tuple[PyTree, ...], Array]:
         """Apply all transforms to logits [R, V]; return the new states and logits."""
         return update_chain(self.kinds, states, logits, last)
 
 
-def chain(*transforms: Any) -> Chain:
+def chain(*transforms: Transform) -> Chain:
     """Return a chain that applies the transforms in this order. Nested chains are flattened."""
     flat: list[Any] = []
     for transform in transforms:
@@ -85,7 +86,7 @@ def chain(*transforms: Any) -> Chain:
     return Chain(tuple(flat))
 
 
-def update_chain(kinds: Kinds, states: Sequence[Any], logits: Array, last: Last) -> tuple[tuple[Any, ...], Array]:
+def update_chain(kinds: Kinds, states: Sequence[PyTree], logits: Array, last: Last) -> tuple[tuple[PyTree, ...], Array]:
     """Apply a chain, given as the classes and the states of its transforms, to logits [R, V]."""
     after = []
     for kind, state in zip(kinds, states):
@@ -94,7 +95,7 @@ def update_chain(kinds: Kinds, states: Sequence[Any], logits: Array, last: Last)
     return tuple(after), logits
 
 
-def check_number(name: str, value: Any, least: float, most: float, allowed: str) -> None:
+def check_number(name: str, value: float, least: float, most: float, allowed: str) -> None:
     """Raise ``UsageError`` unless ``value`` is a number from ``least`` to ``most``; ``allowed`` is for the message."""
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not number or not least <= value <= most:

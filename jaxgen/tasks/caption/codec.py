@@ -129,7 +129,7 @@ class CaptionCodec:
         labels = [str(place + 1) for place in range(weights.shape[-1])]
         return AttentionMap(labels, written, weights[: len(ids)], self.encode(source) if self.of_images else None)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Returns what ``load_strict`` makes this codec of."""
         return {"shape": list(self.shape), "max_length": self.max_length, "tokenizer": self.tokenizer.to_json()}
 

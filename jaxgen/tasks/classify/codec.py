@@ -74,7 +74,7 @@ class ClassifyCodec:
         """Returns an answer as a line: label, tab, probability. White space in a label becomes single spaces."""
         return f"{' '.join(answer['label'].split())}\t{answer['probabilities'][answer['label']]:.4f}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Returns what ``load_strict`` makes this codec of."""
         labels, tokenizer = list(self.labels), self.tokenizer.to_json()
         return {"labels": labels, "lower": self.lower, "max_length": self.max_length, "tokenizer": tokenizer}

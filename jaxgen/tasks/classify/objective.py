@@ -49,7 +49,7 @@ class ClassifyTask:
         model = self.model
         return max(model.dropout, model.embed_dropout, model.token_dropout) > 0
 
-    def resolved_options(self) -> dict[str, Any]:
+    def resolved_options(self) -> dict[str, str]:
         """Return the options of ``build`` whose value was resolved for this model on this device."""
         return {"form": self.model.chosen_form()}
 

@@ -136,7 +136,7 @@ class Condition:
     labels: tuple[tuple[str, float], ...] | None = None
     features: tuple[float, ...] | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Returns the condition as JSON values."""
         labels = None if self.labels is None else dict(self.labels)
         return {"labels": labels, "features": None if self.features is None else list(self.features)}
@@ -318,7 +318,7 @@ class Conditioning:
         except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise UsageError(f"A condition has labels with their shares, and features: {error!r}.") from None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Returns what ``load_strict`` makes this of."""
         return {name: list(values) for name, values in asdict(self).items()}
 
@@ -337,7 +337,7 @@ class ConditionedCodec:
     tokenizer: SavedTokenizer
     conditioning: Annotated[Conditioning, BeforeValidator(_read_conditioning)]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Returns what ``read_codec`` makes this codec of."""
         return {"conditioning": self.conditioning.to_json(), "tokenizer": self.tokenizer.to_json()}
 

@@ -56,7 +56,7 @@ class LanguageData:
     TARGET: ClassVar[str] = "token"
 
     @staticmethod
-    def read_codec(obj: Any) -> TextCodec:
+    def read_codec(obj: object) -> TextCodec:
         """The codec that ``to_json`` described; raises ``CheckpointError``."""
         return read_codec(obj)
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import PyTree
 
 from jaxgen.errors import UsageError
 from jaxgen.models.decoder import EncoderDecoder
@@ -64,7 +65,7 @@ class Seq2SeqTask:
         """Whether training needs ``row_keys``, because its loss differs from that of an evaluation."""
         return self.model.has_dropout or self.use_scheduled_sampling or self.label_smoothing > 0
 
-    def resolved_options(self) -> dict[str, Any]:
+    def resolved_options(self) -> dict[str, str]:
         """Return the options of ``build`` whose value was resolved for this model on this device."""
         return {"form": self.model.decoder.chosen_form()}
 
@@ -134,7 +135,7 @@ class Seq2SeqTask:
         """Return the weights for decoding: the parameters, and the first layer's projection of every token."""
         return DecodeWeights(params, self._apply(params, method="token_table"))
 
-    def init_decoder(self, prepared: DecodeWeights, inputs: Any) -> tuple[Any, tuple[Carry, ...], Array]:
+    def init_decoder(self, prepared: DecodeWeights, inputs: PyTree) -> tuple[PyTree, tuple[Carry, ...], Array]:
         """Encode ``inputs``; return the memory, the carry, and the logits [R, V] of the first token.
 
         The first axis of every leaf of ``inputs``, memory and carry is R. The memory is constant during decoding.
@@ -149,7 +150,7 @@ class Seq2SeqTask:
         """Run one decoding step with ``weights = (prepared, memory)`` on ``token`` [R]; return carry, logits [R, V]."""
         return self._step(weights, carry, token)[:2]
 
-    def attention_weights(self, prepared: DecodeWeights, inputs: Any, tokens: Array) -> Array:
+    def attention_weights(self, prepared: DecodeWeights, inputs: PyTree, tokens: Array) -> Array:
         """Return the attention weights [R, T, S] of the steps that read ``tokens`` [R, T], generated from ``inputs``.
 
         Raises:

@@ -86,7 +86,7 @@ class TranslateCodec:
         written = self.written(output.tokens)[: output.tokens.size + output.ended]
         return AttentionMap(labels, written, weights[: len(written), : len(labels)])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Returns what ``load_strict`` makes this codec of."""
         return {
             "lower": self.lower,
