@@ -155,12 +155,12 @@ class Jaxgen(Jax):
         from jaxgen import GenerationConfig, Sampler
         from jaxgen.cli.output import SamplingSpeed
         from jaxgen.sampling import DECODE_ROWS
-        from jaxgen.tokenizers.base import FIRST
+        from jaxgen.tokenizers.base import NUM_SPECIAL
         from jaxgen.tokenizers.char import CharTokenizer
 
         task = self._task(s)
         params = jax.jit(task.init)(jax.random.key(0))
-        sampler = Sampler(task, CharTokenizer(range(32, 32 + s.vocab - FIRST)), params)
+        sampler = Sampler(task, CharTokenizer(range(32, 32 + s.vocab - NUM_SPECIAL)), params)
 
         def run(calls: int) -> tuple[int, float]:
             block = max(DECODE_ROWS, s.batch)  # one stream as by default, many with --block

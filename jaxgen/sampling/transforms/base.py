@@ -78,9 +78,9 @@ class Chain:
         return update_chain(self.kinds, states, logits, last)
 
 
-def chain(*transforms: Transform) -> Chain:
+def chain(*transforms: Transform | Chain) -> Chain:
     """Return a chain that applies the transforms in this order. Nested chains are flattened."""
-    flat: list[Any] = []
+    flat: list[Transform] = []
     for transform in transforms:
         flat += transform.transforms if isinstance(transform, Chain) else [transform]
     return Chain(tuple(flat))
