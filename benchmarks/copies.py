@@ -1,4 +1,4 @@
-"""What finding the longest copies costs: seconds and peak memory of ``jaxgen.metrics.memorization.longest_copies``.
+"""What finding the longest copies costs: seconds and peak memory of ``jaxgen.metrics.longest_copies``.
 
     python -m benchmarks.copies          under a minute; prints a table in Markdown
 
@@ -17,7 +17,7 @@ from itertools import cycle
 from pathlib import Path
 
 from benchmarks import machine
-from jaxgen.metrics.memorization import longest_copies
+from jaxgen.metrics import longest_copies
 
 TRAIN, LENGTH, ROUNDS = 10_000_000, 500, 3
 SAMPLED = (100_000, 200_000)

@@ -39,7 +39,7 @@ def open_files() -> int:
 def soak(folder: Path, steps: int, every: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Train; a record at every evaluation, and the identity of the data."""
     from jaxgen.tasks.registry import DATA
-    from jaxgen.trainer.events import Evaluated
+    from jaxgen.trainer.callbacks import Evaluated
     from jaxgen.trainer.run import start
 
     records: list[dict[str, Any]] = []

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxgen.runs.config_file import with_digest
+from jaxgen.runs.config import with_digest
 
 
 def edit(run: Path, *keys: str, value: object) -> None:

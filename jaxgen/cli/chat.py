@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxgen.cli.common import log, one_line, reason
-from jaxgen.cli.output import SampleWriter
+from jaxgen.cli.progress import SampleWriter
 from jaxgen.cli.sampling_flags import (
     read_label_weights,
     read_number,

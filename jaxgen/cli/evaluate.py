@@ -179,7 +179,7 @@ def read_reference(saved: LoadedRun, required: bool) -> ReferenceData | None:
 
 def draw_plot(result: QualityReport, path: Path, saved: LoadedRun) -> None:
     """Plot ``result``."""
-    from jaxgen.plots.quality import draw_quality
+    from jaxgen.plots import draw_quality
 
     values = result.to_json()
     name = saved.directory.path.resolve().name

@@ -166,7 +166,7 @@ def plot_attention(predictor: Predictor, inputs: Sequence[Source], decoding: Dec
         UsageError: The plot cannot be written, or there is no input.
         DataError: None of the inputs can be read.
     """
-    from jaxgen.plots.attention import draw_attention
+    from jaxgen.plots import draw_attention
 
     present = [(number, each) for number, each in enumerate(inputs) if not isinstance(each, str) or each.strip()]
     maps, first_error = [], None

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import log, run_command
 from jaxgen.cli.flags import Excludes, Needs, check_not_empty, check_rules, given_flags, parse, switch
-from jaxgen.cli.output import SampleWriter, SamplingSpeed
+from jaxgen.cli.progress import SampleWriter, SamplingSpeed
 from jaxgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def write_samples(
     as_json: bool,
 ) -> None:
     """Draw and write texts with each of ``settings``, which are named by their temperatures."""
-    from jaxgen.inference.batch_decode import blocks_per_call
+    from jaxgen.inference.sampler import blocks_per_call
     from jaxgen.inference.text_stream import collect, select_best
 
     block = next(iter(settings.values())).block

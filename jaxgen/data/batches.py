@@ -6,17 +6,77 @@ not the results of ``shuffle``.
 
 from __future__ import annotations
 
+import heapq
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from jaxgen.data.packing import DocumentPacker, PackedDocuments, number_type
-from jaxgen.data.tokens import EVERY, Tokens, check_sizes, permutation, random_bits
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.tokenizers.base import EOS, PAD
 from jaxgen.training.windows import Conditions, WindowIndex, read_conditioned
 from jaxgen.types import Batch, ConditionedBatch
+
+if TYPE_CHECKING:
+    pass
+from jaxgen.errors import check_int
+
+#: The keys of independent streams of random numbers; they must never change.
+PURPOSES = {"split": 1, "stream": 2, "windows": 3, "documents": 4, "lanes": 5, "evaluation": 6}
+PURPOSES |= {"dates": 7, "shapes": 8, "snippets": 9, "rows": 10, "row batches": 11}
+
+#: All rows of a batch.
+EVERY = slice(None)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of one split: ids [N].
+
+    ``chars`` and ``bytes`` count the text of the ids (EOS has none), ``unknown`` the tokens outside the vocabulary.
+    ``doc_starts`` (int64) has the index of each document's first id; a document ends with EOS, and the next one
+    follows. It is None for running text. ``conditions`` are the labels and numbers of the documents, if there are any.
+    """
+
+    ids: np.ndarray
+    doc_starts: np.ndarray | None
+    chars: int
+    bytes: int
+    unknown: int = 0
+    conditions: Conditions | None = None
+
+    @property
+    def chars_per_token(self) -> float:
+        """Characters of text per id (NaN without ids)."""
+        return self.chars / self.ids.size if self.ids.size else float("nan")
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of UTF-8 per id (NaN without ids)."""
+        return self.bytes / self.ids.size if self.ids.size else float("nan")
+
+
+def random_bits(n: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
+    """Returns ``n`` random 64-bit numbers, uint64 [n], the same on every platform."""
+    key = np.array([(PURPOSES[purpose] << 32) + seed, epoch], np.uint64)
+    return np.random.Philox(key=key).random_raw(n)
+
+
+def permutation(n: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
+    """Returns a random order of 0 to n-1, int64 [n]."""
+    return np.argsort(random_bits(n, seed, epoch, purpose), kind="stable")
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises ``UsageError`` unless every size is a whole number of at least 1 (a ``seed``: 0 to 2**32 - 1)."""
+    for name, value in sizes.items():
+        what = f"The {name.replace('_', ' ')}"
+        if name == "seed":
+            check_int(what, value, 0, (1 << 32) - 1)
+        else:
+            check_int(what, value, 1)
 
 
 class Batches(Protocol):
@@ -209,3 +269,190 @@ def too_short(found: int, needed: int, why: str) -> DataError:
         f"The training split has {found:,} tokens, but at least {needed:,} ({why}) are needed. "
         "Give more text, or a smaller --batch-size or --seq-len."
     )
+
+
+def stream_eval(
+    tokens: Tokens, lanes: int, seq_len: int, burn_in: int = 256, limit_tokens: int | None = None
+) -> Iterator[Batch | ConditionedBatch]:
+    """Yields every target of a split once, in batches [lanes, seq_len] that carry the state from one to the next.
+
+    Running text is divided among the lanes. Each lane but the first reads up to ``burn_in`` earlier tokens, masked, to
+    warm up its state; lanes that a short split does not need are masked. Documents stay whole, and their EOS is scored.
+    ``limit_tokens`` keeps only the beginning of the split, at least one document.
+    """
+    check_sizes(lanes=lanes, seq_len=seq_len)
+    if limit_tokens is not None:
+        check_sizes(limit_tokens=limit_tokens)
+        tokens = _prefix(tokens, limit_tokens)
+    if burn_in < 0:
+        raise UsageError(f"The burn-in is {burn_in}; it must be 0 or more tokens.")
+    if tokens.doc_starts is None:
+        return _running_text(tokens.ids, lanes, seq_len, burn_in)
+    return _documents(tokens, lanes, seq_len)
+
+
+def window_eval(tokens: Tokens, n_windows: int, length: int, seed: int, batch_size: int) -> Iterator[Batch]:
+    """Yields ``n_windows`` uniformly drawn windows, each from a zero state, in batches [batch_size, length].
+
+    Rows that fill the last batch are masked. A split shorter than length + 1 has no windows.
+    """
+    check_sizes(n_windows=n_windows, length=length, batch_size=batch_size, seed=seed)
+    return _windows(tokens, n_windows, length, seed, batch_size)
+
+
+def _prefix(tokens: Tokens, limit: int) -> Tokens:
+    if tokens.doc_starts is None:
+        return Tokens(tokens.ids[: max(2, limit)], None, 0, 0)
+    ends = np.append(tokens.doc_starts[1:], tokens.ids.size)
+    keep = max(1, int(np.searchsorted(ends, limit, side="right")))
+    if not ends.size:
+        return tokens
+    known = tokens.conditions and tokens.conditions._replace(of=np.asarray(tokens.conditions.of)[:keep])
+    return Tokens(tokens.ids[: ends[keep - 1]], tokens.doc_starts[:keep], 0, 0, conditions=known)
+
+
+def _running_text(ids: np.ndarray, lanes: int, seq_len: int, burn_in: int) -> Iterator[Batch]:
+    n_targets = ids.size - 1
+    if n_targets < 1:
+        return
+    # A lane with a share smaller than its burn-in would cost more than it saves.
+    used = max(1, min(lanes, n_targets // max(burn_in, seq_len)))
+    # Lane b predicts ids[share[b]:share[b + 1]]; unused lanes have an empty share at the end.
+    share = np.full(lanes + 1, ids.size, np.int64)
+    share[: used + 1] = 1 + np.arange(used + 1) * n_targets // used
+    first, last = share[:-1], share[1:]
+    begin = np.where(first < last, np.maximum(1, first - burn_in), last)
+    for start in range(0, int((last - begin).max()), seq_len):
+        at = (begin + start)[:, None] + np.arange(seq_len)
+        there = at < last[:, None]
+        at = np.where(there, at, 1)
+        reset = np.zeros(at.shape, bool)
+        reset[:, 0] = start == 0
+        yield Batch(
+            np.where(there, ids[at - 1], PAD).astype(np.int32),
+            np.where(there, ids[at], PAD).astype(np.int32),
+            reset,
+            there & (at >= first[:, None]),
+        )
+
+
+def _documents(tokens: Tokens, lanes: int, seq_len: int) -> Iterator[Batch | ConditionedBatch]:
+    if tokens.doc_starts is None or tokens.doc_starts.size == 0:
+        return
+    packer = DocumentPacker(tokens, lanes)
+    packed = packer.pack(np.arange(packer.count), np.arange(lanes))
+    for start in range(0, packer.longest, seq_len):
+        yield packed.window(start, seq_len)
+
+
+def _windows(tokens: Tokens, n_windows: int, length: int, seed: int, batch_size: int) -> Iterator[Batch]:
+    ids = tokens.ids
+    if ids.size < length + 1:
+        return
+    starts = (random_bits(n_windows, seed, 0, "evaluation") % np.uint64(ids.size - length)).astype(np.int64)
+    for k in range(0, n_windows, batch_size):
+        rows = starts[k : k + batch_size]
+        mask = np.arange(batch_size) < rows.size
+        at = np.pad(rows, (0, batch_size - rows.size))[:, None] + np.arange(length)
+        reset = _begins(at + 1, tokens.doc_starts)
+        reset[:, 0] = True
+        yield Batch(
+            ids[at].astype(np.int32), ids[at + 1].astype(np.int32), reset, np.repeat(mask[:, None], length, axis=1)
+        )
+
+
+def _begins(at: np.ndarray, starts: np.ndarray | None) -> np.ndarray:
+    """Returns which positions are in the ascending ``starts``."""
+    if starts is None or not starts.size:
+        return np.zeros(at.shape, bool)
+    return starts[np.minimum(np.searchsorted(starts, at), starts.size - 1)] == at
+
+
+#: Ids that are copied at once.
+COPIED_AT_ONCE = 1 << 18
+
+
+class DocumentPacker:
+    """Packs documents into lanes without splitting any: the next longest always goes to the emptiest lane."""
+
+    def __init__(self, tokens: Tokens, lanes: int):
+        starts = tokens.doc_starts
+        if starts is None or starts.size == 0:
+            raise DataError("There are no documents in this split. Prepare the data with the layout documents.")
+        self._ids, self._starts, self._conditions = tokens.ids, starts, tokens.conditions
+        self._lengths = np.diff(starts, append=tokens.ids.size)
+        self.count = starts.size
+        ordered = np.sort(self._lengths)[::-1]
+        heap = [(0, lane) for lane in range(lanes)]
+        self._slots = np.empty(self.count, np.int64)
+        for slot, length in enumerate(ordered.tolist()):
+            filled, lane = heap[0]
+            self._slots[slot] = lane
+            heapq.heapreplace(heap, (filled + length, lane))
+        self.lanes = lanes
+        self.longest = max(filled for filled, _ in heap)
+
+    def pack(self, order: np.ndarray, rows: np.ndarray) -> PackedDocuments:
+        """Packs all documents.
+
+        Args:
+            order: The order [count] of documents of equal length.
+            rows: The row [lanes] of each lane.
+        """
+        rank = np.empty(self.count, np.int64)
+        rank[order] = np.arange(self.count)
+        lane = np.empty(self.count, np.int64)
+        lane[np.lexsort((rank, -self._lengths))] = rows[self._slots]
+        packed = np.lexsort((rank, lane))  # by lane, then by rank
+        lengths = self._lengths[packed]
+        begin = np.cumsum(lengths) - lengths
+        text = np.empty(self._ids.size + 1, self._ids.dtype)
+        text[0] = EOS
+        for some in _slices(lengths):
+            first, stop = begin[some.start], begin[some.stop - 1] + lengths[some.stop - 1]
+            from_ = np.repeat(self._starts[packed[some]] - begin[some], lengths[some])
+            text[1 + first : 1 + stop] = self._ids[from_ + np.arange(first, stop)]
+        filled = np.bincount(lane, weights=self._lengths, minlength=self.lanes).astype(np.int64)
+        known = self._conditions
+        if known is not None:
+            # A document is read from the EOS in front of it; nothing is read after the last one.
+            of = np.append(np.repeat(np.asarray(known.of)[packed].astype(number_type(known)), lengths), 0)
+            known = Conditions(of.astype(number_type(known)), known.vectors)
+        return PackedDocuments(text, np.cumsum(filled) - filled, np.cumsum(filled), known)
+
+
+def _slices(lengths: np.ndarray) -> Iterator[slice]:
+    """Yields slices of about ``COPIED_AT_ONCE`` ids: indices take ten times the memory of ids."""
+    ends = np.cumsum(lengths)
+    start = 0
+    while start < lengths.size:
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + COPIED_AT_ONCE, side="right")))
+        yield slice(start, stop)
+        start = stop
+
+
+@dataclass(frozen=True)
+class PackedDocuments:
+    """Lanes one after the other in a text [N + 1] that begins with EOS; lane b is ``begin[b]`` to ``end[b]``.
+
+    Every document ends with EOS, which is also the first input of the next one.
+    """
+
+    text: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    conditions: Conditions | None = None  # of each position of ``text``
+
+    def places(self, start: int) -> WindowIndex:
+        """Returns where position ``start`` of every lane lies in the text."""
+        return WindowIndex(self.begin + start, self.end, np.bool_(False))
+
+    def window(self, start: int, length: int) -> Batch | ConditionedBatch:
+        """Returns the positions from ``start`` of every lane, [lanes, length]; beyond a lane's end PAD, masked."""
+        return read_conditioned(self.text, self.conditions, self.places(start), length, EOS, PAD, np)
+
+
+def number_type(conditions: Conditions) -> np.dtype:
+    """Returns the smallest integer type that holds the index of every vector."""
+    return np.min_scalar_type(len(conditions.vectors) - 1)

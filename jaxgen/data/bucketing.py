@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.data.tokens import EVERY, check_sizes, permutation
+from jaxgen.data.batches import EVERY, check_sizes, permutation
 
 #: Default limit of the shapes that training compiles.
 MAX_BUCKETS = 8

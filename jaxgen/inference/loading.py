@@ -12,8 +12,7 @@ import jax
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import json_sha256
 from jaxgen.runs.checkpoints import CheckpointStore
-from jaxgen.runs.config import TrainConfig, check_folder, validate
-from jaxgen.runs.config_file import read_config
+from jaxgen.runs.config import TrainConfig, check_folder, read_config, validate
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.tasks.registry import DATA, objective
 from jaxgen.types import Params

@@ -18,8 +18,19 @@ from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.inference.text_stream import Sample
-from jaxgen.metrics.diversity import WORD, Cycle, distinct, find_cycle, known_share, natural_unit, seq_rep, units
-from jaxgen.metrics.memorization import Span, find_place, longest_copies
+from jaxgen.metrics import (
+    WORD,
+    Cycle,
+    Span,
+    distinct,
+    find_cycle,
+    find_place,
+    known_share,
+    longest_copies,
+    natural_unit,
+    seq_rep,
+    units,
+)
 from jaxgen.tasks.language.conditioning import Condition, conditions_of
 from jaxgen.tasks.registry import DATA
 from jaxgen.tokenizers.base import EOS, UNK, text_bytes

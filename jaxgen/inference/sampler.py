@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, UsageError, check_int
-from jaxgen.inference.batch_decode import blocks_per_call, count_devices, device_layout, is_small
 from jaxgen.inference.generation_config import MAX_LENGTH, GenerationConfig
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.state import DecoderState, load_state, save_state
@@ -25,13 +25,62 @@ from jaxgen.sampling.decode import MAX_SEED, DecodeState, Drawn, prefill_chunks,
 from jaxgen.sampling.transforms.base import Context, Kinds, Last
 from jaxgen.tasks.language.conditioning import Condition, TextCodec, split_codec
 from jaxgen.tokenizers.base import EOS, PAD, UNK
-from jaxgen.types import Params
+from jaxgen.training.data_parallel import BATCH_AXIS, make_mesh
+from jaxgen.types import Array, Params
+
+#: Fewer blocks are decoded one call each; a call has at most so many rows.
+MIN_BLOCKS, MAX_ROWS = 64, 256
+#: Beyond these sizes a call would take seconds, or its states much memory.
+MAX_PARAMETERS, MAX_STATE_BYTES = 2_000_000, 2**17
+
+Tree = TypeVar("Tree")
+#: A pytree of arrays.
+Arrays = Any
+
+
+def blocks_per_call(blocks: int, rows: int) -> int:
+    """How many of ``blocks`` of ``rows`` rows one call decodes: 1 or a power of two, so that few sizes are compiled."""
+    if blocks < MIN_BLOCKS or rows * MIN_BLOCKS > MAX_ROWS:
+        return 1
+    return min(1 << (blocks - 1).bit_length(), 1 << ((MAX_ROWS // rows).bit_length() - 1))
+
+
+def is_small(weights: Arrays, transforms: Arrays) -> bool:
+    """Whether a call of many blocks takes little time and memory; every block has its own states of transforms."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(weights))
+    state = sum(leaf.nbytes for leaf in jax.tree.leaves(transforms))
+    return parameters <= MAX_PARAMETERS and state <= MAX_STATE_BYTES
+
+
+def count_devices(blocks: int) -> int:
+    """Over how many devices the blocks of a call are distributed: a power of two."""
+    devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    return min(1 << (devices.bit_length() - 1), blocks)
+
+
+def device_layout(weights: Tree, state: Arrays, keys: Array, blocks: int, devices: int) -> tuple[Tree, Arrays, Array]:
+    """The inputs of a call on its devices: ``weights`` on all, ``state`` once a block, ``keys`` [blocks * R] by block.
+
+    Args:
+        weights: What the model reads.
+        state: The state that every block starts from.
+        keys: The PRNG keys of all rows.
+        blocks: Blocks of the call.
+        devices: Devices that share them.
+    """
+    states = jax.tree.map(lambda a: jnp.broadcast_to(a, (blocks, *a.shape)), state)
+    keys = keys.reshape(blocks, -1)
+    if devices == 1:
+        weights_device = next(iter(jax.tree.leaves(weights)[0].devices()))
+        return weights, *jax.device_put((states, keys), weights_device)
+    mesh = make_mesh(devices)
+    replicated, sharded = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(BATCH_AXIS)))
+    return jax.device_put(weights, replicated), *jax.device_put((states, keys), sharded)
+
 
 #: Tokens of one compiled call, and of a chunk. Does not change results.
 STREAM_CHUNK = 32
 MAX_SAMPLES = 1_000_000
-
-Tree = TypeVar("Tree")
 
 
 class Sampler:

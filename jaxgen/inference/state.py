@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import dump_json, json_sha256, parse_json, replace_file
-from jaxgen.runs.tensors import array_sha256, decode, encode, metadata
+from jaxgen.runs.manifest import array_sha256, decode, encode, metadata
 from jaxgen.types import Array, Carry
 
 #: The largest file of a state that is read.

@@ -21,14 +21,18 @@ from jaxgen.runs.manifest import (
     DamagedCheckpointError,
     Leaf,
     Manifest,
+    Tree,
     UnreadableCheckpointError,
     check_like,
     encode_checkpoint,
+    host_arrays,
+    named_leaves,
     read_arrays,
     read_files,
     read_manifest,
+    to_device,
+    unflatten,
 )
-from jaxgen.runs.tensors import Tree, host_arrays, named_leaves, to_device, unflatten
 
 
 def list_entries(directory: Path) -> list[Path]:

@@ -32,8 +32,8 @@ DATA: dict[str, Any] = {
 }
 
 #: Baselines by task and by their name for ``--model``: the module that trains them, imported when it is asked for.
-#: The module has ``Task``, ``start`` and ``resume``, and ``SEVERAL``: whether several processes can train it.
-BASELINES = {"language": {"ngram": "jaxgen.baselines.ngram.run"}}
+#: The module has ``Task``, ``start`` and ``resume``, and ``SEVERAL_PROCESSES``: whether several processes can train it.
+BASELINES = {"language": {"ngram": "jaxgen.baselines.ngram"}}
 
 
 def model_names(task: str) -> list[str]:

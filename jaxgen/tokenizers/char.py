@@ -10,15 +10,7 @@ from pydantic import AfterValidator, FailFast, Field
 
 from jaxgen.errors import check_int
 from jaxgen.fsutil import StrictModel, load_strict
-from jaxgen.tokenizers.base import (
-    NUM_SPECIAL,
-    SPECIAL_PIECES,
-    UNK,
-    Text,
-    Tokenizer,
-    in_pieces,
-    without_surrogates,
-)
+from jaxgen.tokenizers.base import NUM_SPECIAL, SPECIAL_PIECES, UNK, Text, Tokenizer, in_pieces, without_surrogates
 
 _CODE_POINTS = 0x110000
 _CHUNK = 1 << 18

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgen.data.batches import Batches, TextBatches
-from jaxgen.data.tokens import EVERY
+from jaxgen.data.batches import EVERY, Batches, TextBatches
 from jaxgen.tokenizers.base import PAD
 from jaxgen.trainer.process_group import ProcessGroup
 from jaxgen.training.data_parallel import make_global_mesh, replicate, shard_local_batches, shard_windows

@@ -14,8 +14,7 @@ from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock
 from jaxgen.runs.manifest import DamagedCheckpointError
 from jaxgen.tasks.base import TaskData
-from jaxgen.trainer.callbacks import Callback, Emitter, MetricsWriter, Plots, ReportWriter, SamplesWriter
-from jaxgen.trainer.events import Emit, Note
+from jaxgen.trainer.callbacks import Callback, Emit, Emitter, MetricsWriter, Note, Plots, ReportWriter, SamplesWriter
 from jaxgen.training.step import TrainState
 from jaxgen.types import Params
 

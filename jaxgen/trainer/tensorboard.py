@@ -13,8 +13,7 @@ from typing import Any
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import unwritable
 from jaxgen.runs.directory import RunDirectory
-from jaxgen.trainer.callbacks import Callback
-from jaxgen.trainer.events import Evaluated, Started
+from jaxgen.trainer.callbacks import Callback, Evaluated, Started
 
 
 def require_tensorboard() -> None:

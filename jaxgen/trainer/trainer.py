@@ -18,14 +18,20 @@ from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.sampling.decode import PRNG
 from jaxgen.tasks.base import TaskData
-from jaxgen.trainer.evaluate import TrainingInference, evaluate
-from jaxgen.trainer.events import Evaluated, Finished, Note, Progress, Sampled, Started
+from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Progress, Sampled, Started
+from jaxgen.trainer.evaluate import EvalSchedule, TrainingInference, build_optimizer, evaluate
 from jaxgen.trainer.input_pipeline import InputPipeline
-from jaxgen.trainer.nan_recovery import MAX_ROLLBACKS, ROLLBACK_SCALE, check_finite, nan_recovery
 from jaxgen.trainer.process_group import ProcessGroup, StopFlag
-from jaxgen.trainer.progress_state import Interrupted, ProgressState, Throughput
+from jaxgen.trainer.progress_state import (
+    MAX_ROLLBACKS,
+    ROLLBACK_SCALE,
+    Interrupted,
+    ProgressState,
+    Throughput,
+    check_finite,
+    nan_recovery,
+)
 from jaxgen.trainer.recorder import NullRecorder, run_summary
-from jaxgen.trainer.schedule import EvalSchedule, build_optimizer
 from jaxgen.trainer.signals import RaiseOnSignal, Stopped, StopSignals
 from jaxgen.training.data_parallel import make_global_mesh, shard_state, unreplicate
 from jaxgen.training.step import TrainState

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from edited import write
 
-from jaxgen.baselines.ngram import run as counting
+from jaxgen.baselines import ngram as counting
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import LoadedRun
@@ -20,7 +20,7 @@ from jaxgen.inference.state import interpolate
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.registry import DATA
 from jaxgen.tokenizers import EOS, PAD, UNK
-from jaxgen.trainer.events import Evaluated, Finished, Note, Started
+from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Started
 from jaxgen.trainer.run import resume, start
 from jaxgen.trainer.trainer import Interrupted
 

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.baselines.ngram import model as ngram
-from jaxgen.baselines.ngram.kneser_ney import FALLBACK, discounts, fit
-from jaxgen.baselines.ngram.model import NGram
+from jaxgen.baselines import ngram
+from jaxgen.baselines.ngram import FALLBACK, NGram, discounts, fit
 from jaxgen.errors import DataError, UsageError
 
 from .textbook import BEGIN, Textbook

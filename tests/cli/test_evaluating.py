@@ -16,7 +16,7 @@ from jaxgen.cli.main import main
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.quality import CopiedSpan, QualityReport, QualityRow
 from jaxgen.inference.sampler import Sampler
-from jaxgen.metrics.diversity import Cycle
+from jaxgen.metrics import Cycle
 
 TURNING = ("cycle", "cycle_text")
 

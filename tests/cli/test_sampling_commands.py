@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgen.cli.output import SampleWriter, SamplingSpeed
+from jaxgen.cli.progress import SampleWriter, SamplingSpeed
 from jaxgen.cli.sample import SampleConfig, main, read_prompt
 from jaxgen.cli.sampling_flags import read_transforms, unescape
 from jaxgen.inference.text_stream import Chunk

@@ -16,7 +16,7 @@ from rich.console import Console
 from jaxgen.cli import progress
 from jaxgen.cli.common import end_output, escape_controls, log, open_output, run_command, write_out
 from jaxgen.cli.progress import Screen, format_duration, progress_line
-from jaxgen.trainer.events import Evaluated, Finished, Note, Progress, Reading, Sampled, Started
+from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Progress, Reading, Sampled, Started
 from jaxgen.trainer.trainer import Interrupted
 
 

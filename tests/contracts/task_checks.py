@@ -24,7 +24,7 @@ from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.registry import DATA, TASKS
 from jaxgen.trainer import trainer
-from jaxgen.trainer.events import Progress
+from jaxgen.trainer.callbacks import Progress
 from jaxgen.trainer.run import resume, start
 from jaxgen.trainer.trainer import Interrupted
 from jaxgen.types import Batch, ClassificationBatch, Seq2SeqBatch, TokenRows

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxgen.data.batches import EVERY
 from jaxgen.data.bucketing import RowBatches
-from jaxgen.data.tokens import EVERY
 from jaxgen.inference.predictor import Predictor
-from jaxgen.tasks.classify.codec import ClassifyCodec
-from jaxgen.tasks.classify.data import ClassifyData
+from jaxgen.tasks.classify.data import ClassifyCodec, ClassifyData
 from jaxgen.tasks.classify.objective import ClassifyTask
 from jaxgen.tasks.registry import DATA, TASKS
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.eval_batches import stream_eval, window_eval
-from jaxgen.data.tokens import Tokens
+from jaxgen.data.batches import Tokens, stream_eval, window_eval
 from jaxgen.errors import UsageError
 from jaxgen.tokenizers import EOS
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxgen.data import packed_texts as packed
-from jaxgen.data.packed_texts import CompactStrings
+from jaxgen.data import sources as packed
+from jaxgen.data.sources import CompactStrings
 
 TEXTS = ["one", "", "zwei €", "\U0001f389", "half \ud83c", "a byte \udcff", "one"]
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxgen.data import files
-from jaxgen.data import progress as watch
+from jaxgen.data import files as watch
 from jaxgen.data.batches import make_batches
 from jaxgen.data.sources import TextStream, open_texts
 from jaxgen.errors import DataError

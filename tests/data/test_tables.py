@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.splits import hold_out
-from jaxgen.data.tables import Column, Table, read_table, without_empty
+from jaxgen.data.tables import Column, Table, hold_out, read_table, without_empty
 from jaxgen.errors import DataError, UsageError
 
 TEXT, LABEL = Column(("a", "b"), "--text-column"), Column(("l",), "--label-column", numbers=True)

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.batches import BATCHES, make_batches
-from jaxgen.data.tokens import Tokens, permutation, random_bits
+from jaxgen.data.batches import BATCHES, Tokens, make_batches, permutation, random_bits
 from jaxgen.errors import DataError, UsageError
 from jaxgen.tokenizers import EOS, PAD
 
@@ -221,6 +220,6 @@ def test_one_token_a_step_simply_works():
 @pytest.mark.parametrize("together", [1, 4, 9, 1000])
 def test_documents_laid_a_few_at_a_time_lie_as_all_at_once(together, monkeypatch):
     whole = [example("documents").text(step) for step in (0, 40)]
-    monkeypatch.setattr("jaxgen.data.packing.COPIED_AT_ONCE", together)
+    monkeypatch.setattr("jaxgen.data.batches.COPIED_AT_ONCE", together)
     for step, text in zip((0, 40), whole):
         np.testing.assert_array_equal(example("documents").text(step), text)

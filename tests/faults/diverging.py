@@ -19,10 +19,10 @@ from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.registry import DATA
 from jaxgen.trainer import trainer
-from jaxgen.trainer.events import Note
-from jaxgen.trainer.nan_recovery import MAX_ROLLBACKS
+from jaxgen.trainer.callbacks import Note
+from jaxgen.trainer.evaluate import build_optimizer
+from jaxgen.trainer.progress_state import MAX_ROLLBACKS
 from jaxgen.trainer.run import resume, start
-from jaxgen.trainer.schedule import build_optimizer
 
 from .fault import Fault
 

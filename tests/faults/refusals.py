@@ -20,9 +20,9 @@ import pytest
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.inference.loading import LoadedRun
-from jaxgen.runs.config_file import with_digest
+from jaxgen.runs.config import with_digest
 from jaxgen.runs.lock import RunLock
-from jaxgen.trainer.events import Note
+from jaxgen.trainer.callbacks import Note
 from jaxgen.trainer.run import resume, start
 
 from .diverging import STEPS, book, settings, traces

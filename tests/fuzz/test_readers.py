@@ -20,8 +20,7 @@ from jaxgen.inference.generation_config import GenerationConfig, transform_to_js
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.receipts import read_receipt, replay
 from jaxgen.inference.sampler import Sampler
-from jaxgen.runs.config import read_toml, validate
-from jaxgen.runs.config_file import read_config, with_digest
+from jaxgen.runs.config import read_config, read_toml, validate, with_digest
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.sampling.transforms import Bias, NoRepeatNgram, RepetitionPenalty, TopP
 from jaxgen.tasks.language.config import LanguageConfig

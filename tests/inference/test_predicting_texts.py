@@ -12,9 +12,9 @@ from jaxgen import jitted
 from jaxgen.errors import UsageError
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.predictor import BLOCK_ROWS, DecodingConfig, Predictor
-from jaxgen.tasks.classify.codec import ClassifyCodec
+from jaxgen.tasks.classify.data import ClassifyCodec
 from jaxgen.tasks.classify.objective import ClassifyTask
-from jaxgen.tasks.translate.codec import TranslateCodec
+from jaxgen.tasks.translate.data import TranslateCodec
 from jaxgen.tasks.translate.objective import TranslateTask
 from jaxgen.tokenizers import EOS, PAD, UNK, CharTokenizer
 

@@ -10,7 +10,7 @@ from jaxgen import jitted
 from jaxgen.data.bucketing import bucket_width
 from jaxgen.inference import predictor
 from jaxgen.inference.predictor import BLOCK_ROWS, Predictor
-from jaxgen.tasks.classify.codec import ClassifyCodec
+from jaxgen.tasks.classify.data import ClassifyCodec
 from jaxgen.tasks.classify.objective import ClassifyTask
 from jaxgen.tokenizers import CharTokenizer
 

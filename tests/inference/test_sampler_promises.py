@@ -12,7 +12,7 @@ import pytest
 
 from jaxgen import jitted
 from jaxgen.errors import UsageError
-from jaxgen.inference import batch_decode
+from jaxgen.inference import sampler as sampler_module
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 from jaxgen.sampling import DECODE_ROWS, PREFILL_CHUNK, DecodeState, decode, prefill_chunks, sample_keys
@@ -83,9 +83,9 @@ def test_a_sample_is_the_same_alone_and_among_others(sampler, texts, number):
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_blocks_that_go_together_into_one_call_give_the_same_texts(sampler, texts, monkeypatch, devices):
-    monkeypatch.setattr(batch_decode, "MIN_BLOCKS", 4)
-    monkeypatch.setattr(batch_decode, "MAX_ROWS", 8)
-    monkeypatch.setattr(batch_decode.jax, "local_device_count", lambda: devices)
+    monkeypatch.setattr(sampler_module, "MIN_BLOCKS", 4)
+    monkeypatch.setattr(sampler_module, "MAX_ROWS", 8)
+    monkeypatch.setattr(sampler_module.jax, "local_device_count", lambda: devices)
     sizes = []
     make = jitted.jit_decode_blocks
     monkeypatch.setattr(jitted, "jit_decode_blocks", lambda *how: sizes.append(how[-1]) or make(*how))
@@ -94,7 +94,7 @@ def test_blocks_that_go_together_into_one_call_give_the_same_texts(sampler, text
     assert sampler.sample("abc", WARM, first=3, num_samples=17) == texts[3:]
     settings = replace(WARM, block=2, transforms=(NoRepeatNgram(3),), stop=("ab",), temperature=(1.0, 0.8))
     many = list(sampler.samples("abc", settings, num_samples=9))
-    monkeypatch.setattr(batch_decode, "MIN_BLOCKS", 1000)
+    monkeypatch.setattr(sampler_module, "MIN_BLOCKS", 1000)
     alone = [next(sampler.samples("abc", settings, first=i)) for i in range(9)]
     assert [(s.text, s.end, s.tokens.tolist(), s.logp.tolist()) for s in many] == [
         (s.text, s.end, s.tokens.tolist(), s.logp.tolist()) for s in alone
@@ -106,7 +106,7 @@ def test_blocks_that_go_together_into_one_call_give_the_same_texts(sampler, text
     [(63, 1, 1), (64, 1, 64), (65, 1, 128), (999, 1, 256), (999, 3, 64), (999, 4, 64), (999, 8, 1)],
 )
 def test_blocks_go_together_in_powers_of_two_when_they_are_many_and_small(blocks, rows, number):
-    assert batch_decode.blocks_per_call(blocks, rows) == number
+    assert sampler_module.blocks_per_call(blocks, rows) == number
 
 
 def test_larger_blocks_keep_the_promise_among_themselves(sampler, texts):

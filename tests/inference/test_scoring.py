@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from jaxgen import jitted
-from jaxgen.data.eval_batches import stream_eval, window_eval
-from jaxgen.data.tokens import Tokens
+from jaxgen.data.batches import Tokens, stream_eval, window_eval
 from jaxgen.errors import UsageError
+from jaxgen.inference import scorer as lanes
 from jaxgen.inference import scorer as scorer_module
-from jaxgen.inference import scoring_batches as lanes
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import LANE_LENGTH, MAX_TOKENS, Score, Scorer

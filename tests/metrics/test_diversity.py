@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.metrics.diversity import Cycle, distinct, find_cycle, known_share, natural_unit, seq_rep, units
+from jaxgen.metrics import Cycle, distinct, find_cycle, known_share, natural_unit, seq_rep, units
 
 GENERAL = settings(max_examples=100, deadline=None, derandomize=True)
 sequences = st.lists(st.text("ab", max_size=12), max_size=4)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.metrics import memorization as copying
-from jaxgen.metrics.memorization import Place, Span, find_place, longest_copies
+from jaxgen import metrics as copying
+from jaxgen.metrics import Place, Span, find_place, longest_copies
 
 GENERAL = settings(max_examples=50, deadline=None, derandomize=True)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgen.errors import DataError
-from jaxgen.metrics.text_overlap import bleu, caption_scores, caption_words, cider, exact_match
+from jaxgen.metrics import bleu, caption_scores, caption_words, cider, exact_match
 
 GENERAL = settings(max_examples=100, deadline=None, derandomize=True)
 texts = st.lists(st.sampled_from("abc"), max_size=8)

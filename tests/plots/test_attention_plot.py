@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxgen import plots as attention_plot
 from jaxgen.errors import CheckpointError
-from jaxgen.plots import attention as attention_plot
-from jaxgen.plots.attention import CELL, MAX_HEIGHT, MAX_WIDTH, draw_attention
+from jaxgen.plots import CELL, MAX_HEIGHT, MAX_WIDTH, draw_attention
 from jaxgen.types import AttentionMap
 
 WORDS = AttentionMap(

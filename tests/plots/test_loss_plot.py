@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxgen.errors import CheckpointError
-from jaxgen.plots.loss import Best, draw_losses, mark_of, smooth
+from jaxgen.plots import Best, draw_losses, mark_of, smooth
 
 FULL = [
     {

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from jaxgen.errors import CheckpointError
-from jaxgen.plots.quality import PANELS, _points, draw_quality
+from jaxgen.plots import PANELS, _points, draw_quality
 
 
 def row(temperature, distinct, logp=-1.0, known=0.9):

@@ -18,8 +18,7 @@ from kept_states import forge_file, forge_manifest
 
 from jaxgen.errors import CheckpointError
 from jaxgen.runs.checkpoints import CheckpointStore
-from jaxgen.runs.manifest import MANIFEST
-from jaxgen.runs.tensors import named_leaves
+from jaxgen.runs.manifest import MANIFEST, named_leaves
 
 STATE = {
     "params": {

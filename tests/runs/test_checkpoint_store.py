@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from jaxgen.errors import CheckpointError
 from jaxgen.runs import checkpoints as checkpoints_module
 from jaxgen.runs.checkpoints import CheckpointStore
-from jaxgen.runs.tensors import named_leaves
+from jaxgen.runs.manifest import named_leaves
 
 
 def test_parameters_and_adamw_state_come_back_bit_for_bit_in_their_classes(store):

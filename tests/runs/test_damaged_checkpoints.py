@@ -12,8 +12,7 @@ from kept_states import assert_bitwise_equal, flip_bit, forge_file, forge_manife
 from jaxgen.errors import CheckpointError
 from jaxgen.runs import manifest as manifest_module
 from jaxgen.runs.checkpoints import CheckpointStore
-from jaxgen.runs.manifest import MANIFEST, MODEL, DamagedCheckpointError, UnreadableCheckpointError
-from jaxgen.runs.tensors import decode, encode
+from jaxgen.runs.manifest import MANIFEST, MODEL, DamagedCheckpointError, UnreadableCheckpointError, decode, encode
 
 
 def test_a_flipped_bit_in_any_file_is_detected_and_the_file_named(saved, tmp_path):

@@ -12,7 +12,7 @@ from jaxgen.cells import LSTM
 from jaxgen.cells.torch import to_torch
 from jaxgen.models import LanguageModel
 from jaxgen.runs.checkpoints import CheckpointStore
-from jaxgen.runs.tensors import unflatten
+from jaxgen.runs.manifest import unflatten
 
 V, D, H, LAYERS = 11, 3, 4, 2
 MODEL = LanguageModel(V, LSTM, hidden=H, layers=LAYERS, embed=D)

@@ -15,9 +15,7 @@ from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.inference.predictor import DecodedText
 from jaxgen.runs.config import validate
 from jaxgen.tasks.caption import data as captioned
-from jaxgen.tasks.caption.codec import NamedFeatures
-from jaxgen.tasks.caption.config import CaptionConfig
-from jaxgen.tasks.caption.data import CaptionCodec, CaptionData
+from jaxgen.tasks.caption.data import CaptionCodec, CaptionConfig, CaptionData, NamedFeatures
 from jaxgen.tasks.caption.shapes import shapes
 from jaxgen.tokenizers import EOS, PAD, CharTokenizer
 from jaxgen.types import AttentionMap

@@ -11,16 +11,9 @@ import pytest
 
 from jaxgen.data.bucketing import PAD_ROW
 from jaxgen.errors import CheckpointError, DataError, UsageError
-from jaxgen.metrics.classification import (
-    MAX_MISTAKES,
-    classification_metrics,
-    confusion_lines,
-    confusion_text,
-    mistakes,
-)
+from jaxgen.metrics import MAX_MISTAKES, classification_metrics, confusion_lines, confusion_text, mistakes
 from jaxgen.runs.config import validate
-from jaxgen.tasks.classify.codec import ClassifyCodec
-from jaxgen.tasks.classify.data import LABELLED_SETS, ClassifyConfig, ClassifyData
+from jaxgen.tasks.classify.data import LABELLED_SETS, ClassifyCodec, ClassifyConfig, ClassifyData
 from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
 from jaxgen.tokenizers import PAD, UNK, CharTokenizer, WordTokenizer
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.metrics.classification import classification_metrics
+from jaxgen.metrics import classification_metrics
 from jaxgen.tasks.classify.objective import BINS, ClassifyTask, _judged
 from jaxgen.types import ClassificationBatch, TokenRows
 

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from builders import write
 
-from jaxgen.data.batches import make_batches
+from jaxgen.data.batches import make_batches, stream_eval
 from jaxgen.data.datasets import NAMED, NamedSet
-from jaxgen.data.eval_batches import stream_eval
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.runs.config import validate
 from jaxgen.tasks.language import conditioning as module

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgen.baselines.ngram.kneser_ney import fit
-from jaxgen.baselines.ngram.objective import NGramTask
+from jaxgen.baselines.ngram import NGramTask, fit
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tasks.registry import BASELINES, objective
 from jaxgen.types import Batch

@@ -15,8 +15,7 @@ from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.inference.predictor import DecodedText
 from jaxgen.runs.config import validate
 from jaxgen.tasks.seq2seq import data as writing
-from jaxgen.tasks.translate.config import TranslateConfig
-from jaxgen.tasks.translate.data import TranslateCodec, TranslateData, sacrebleu_scores
+from jaxgen.tasks.translate.data import TranslateCodec, TranslateConfig, TranslateData, sacrebleu_scores
 from jaxgen.tokenizers import EOS, PAD, UNK, CharTokenizer, WordTokenizer
 
 PAIRS = [("ab", "BA"), ("cde", "EDC"), ("a b", "B A"), ("edcba" * 3, "ABCDE" * 3), ("e", "E"), ("dd", "DD")]
@@ -333,7 +332,7 @@ def test_the_next_command_translates_a_validation_sentence(make):
 
 def test_where_it_looks_is_drawn_for_runs_with_attention_alone(make, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("jaxgen.plots.attention.draw_attention", lambda looks, path: drawn.append((looks, path)))
+    monkeypatch.setattr("jaxgen.plots.draw_attention", lambda looks, path: drawn.append((looks, path)))
 
     class Looking(Model):
         def attention(self, source: str) -> str:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgen.errors import UsageError
-from jaxgen.tokenizers import TOKENIZERS, UNK, ByteTokenizer, CharTokenizer, WordTokenizer, base, pieces, text_bytes
-from jaxgen.tokenizers.pieces import between, encode_pieces, evenly
+from jaxgen.tokenizers import TOKENIZERS, UNK, ByteTokenizer, CharTokenizer, WordTokenizer, base, text_bytes
+from jaxgen.tokenizers import base as pieces
+from jaxgen.tokenizers.base import between, encode_pieces, evenly
 
 TEXT = "the cat sat on the mat. the dog's bed, l’été\r\n\n the cat's hat! 'tis don't  two\t\u2003\x1c漢字 🎉\n" * 4
 TRAINED = {kind: cls.train([TEXT]) for kind, cls in TOKENIZERS.items() if kind != "bpe"}

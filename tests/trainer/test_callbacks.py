@@ -7,7 +7,7 @@ import pytest
 import jaxgen
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.tasks.registry import DATA
-from jaxgen.trainer.events import Evaluated, Finished, Progress, Sampled, Started
+from jaxgen.trainer.callbacks import Evaluated, Finished, Progress, Sampled, Started
 from jaxgen.trainer.run import resume, start
 
 

@@ -22,7 +22,7 @@ from jaxgen.tasks.classify.data import ClassifyConfig, ClassifyData
 from jaxgen.trainer import callbacks as pictures
 from jaxgen.trainer import run as length
 from jaxgen.trainer import trainer
-from jaxgen.trainer.events import Evaluated, Finished, Note, Started
+from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Started
 from jaxgen.trainer.run import resume, start
 
 CLOCKS = ("texts_per_second", "seconds")

@@ -9,8 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgen.data.batches import make_batches
-from jaxgen.data.tokens import Tokens
+from jaxgen.data.batches import Tokens, make_batches
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers import EOS
 from jaxgen.trainer import input_pipeline as feed

@@ -23,7 +23,7 @@ from jaxgen.runs.logs import MetricsLog
 from jaxgen.runtime import processor_name
 from jaxgen.tasks.registry import DATA
 from jaxgen.trainer import trainer
-from jaxgen.trainer.events import Evaluated, Finished, Note, Progress, Started
+from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Progress, Started
 from jaxgen.trainer.run import resume, start
 from jaxgen.trainer.trainer import Interrupted
 

@@ -25,9 +25,9 @@ from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.sampling import Forbid
 from jaxgen.trainer import callbacks as pictures
-from jaxgen.trainer.events import Evaluated, Finished, Note, Sampled, Started
+from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Sampled, Started
+from jaxgen.trainer.evaluate import build_optimizer
 from jaxgen.trainer.run import start
-from jaxgen.trainer.schedule import build_optimizer
 from jaxgen.trainer.signals import StopSignals
 from jaxgen.trainer.trainer import MAX_STEPS_PER_CALL, Trainer, steps_per_call
 from jaxgen.training import OPTIMIZERS

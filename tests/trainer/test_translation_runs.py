@@ -18,8 +18,7 @@ from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.predictor import DecodingConfig, Predictor
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
-from jaxgen.tasks.translate.config import TranslateConfig
-from jaxgen.tasks.translate.data import TranslateData
+from jaxgen.tasks.translate.data import TranslateConfig, TranslateData
 from jaxgen.tokenizers import UNK
 from jaxgen.trainer.run import start
 

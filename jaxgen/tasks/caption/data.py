@@ -9,26 +9,212 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field, PositiveInt, Strict
+from pydantic.dataclasses import dataclass as checked_dataclass
 
-from jaxgen.data.files import FilesDigest, read_bytes
-from jaxgen.data.progress import SILENT, ProgressReporter
-from jaxgen.data.splits import fingerprint, hold_out
+from jaxgen.data.files import SILENT, FilesDigest, ProgressReporter, read_bytes
+from jaxgen.data.tables import fingerprint, hold_out
 from jaxgen.errors import DataError, UsageError
-from jaxgen.fsutil import load_strict
-from jaxgen.metrics.text_overlap import caption_scores
-from jaxgen.runs.config import TrainConfig
-from jaxgen.tasks.base import Inference, Metric
+from jaxgen.fsutil import STRICT, load_strict
+from jaxgen.metrics import caption_scores
+from jaxgen.runs.config import Beam, Fraction, NotNegative, Size, TrainConfig
+from jaxgen.tasks.base import Inference, Metric, Seq2SeqConfig
 from jaxgen.tasks.caption.annotations import find_captions, first_few, match_captions, read_captions
-from jaxgen.tasks.caption.codec import CaptionCodec
-from jaxgen.tasks.caption.config import IMAGE_SETTINGS, CaptionConfig
-from jaxgen.tasks.caption.images import describe_skipped, find_images, read_features, read_images
+from jaxgen.tasks.caption.images import describe_skipped, find_images, read_features, read_image, read_images
 from jaxgen.tasks.caption.shapes import SIZE, Scenes, shapes
-from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqData, encode_target
-from jaxgen.tokenizers import TOKENIZERS
+from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqData, decode_target, encode_target, token_label
+from jaxgen.tokenizers import TOKENIZERS, SavedTokenizer
 from jaxgen.tokenizers.base import EOS, Tokenizer
+from jaxgen.types import AttentionMap
+
+#: Settings that have no effect if features are given instead of images.
+IMAGE_SETTINGS = ("image_size", "patch", "widths", "blocks", "flips", "grays", "strict")
+#: The largest side of an image.
+MAX_IMAGE = 1024
+
+
+class CaptionConfig(Seq2SeqConfig):
+    """An image in, a sentence about it out: a captioner."""
+
+    task: ClassVar[str] = "caption"
+
+    data: tuple[str, ...] = ("shapes",)
+    """Built-in set (shapes), a folder of images with a captions file in it or beside it, or an .npz file of features
+    with one beside it."""
+    captions: str | None = None
+    """Captions file: Flickr8k tokens, COCO JSON, or a CSV or TSV table. Default: the one that is found."""
+    val_captions: str | None = None
+    """Captions file of --val-data. Default: the one that is found."""
+    image_column: str = "image"
+    """Column with the name of the image, by name or by position from 1."""
+    caption_column: str = "caption"
+    """Column with the caption, by name or by position from 1."""
+    image_size: Annotated[int, Field(ge=8, le=MAX_IMAGE)] = 64
+    """Height and width to which images are resized."""
+    missing: Literal["refuse", "skip"] = "refuse"
+    """What to do with images without captions and captions without images."""
+    strict: bool = False
+    """Refuse images that cannot be read, instead of skipping and counting them."""
+    level: str = "word"
+    """What a token of a caption is."""
+    lowercase: bool | None = False
+    """Convert captions to lower case."""
+    max_length: Size = 60
+    """Longest caption in tokens: longer ones are left out of training."""
+    patch: Size = 2
+    """Side in pixels of the image encoder's patches: larger ones are faster but miss fine details."""
+    widths: tuple[Size, ...] = (32, 32, 64)
+    """Channels of the image encoder's stages, multiples of 16; every stage after the first halves the sides."""
+    blocks: tuple[NotNegative, ...] = (0, 1, 1)
+    """Residual blocks of each stage."""
+    grays: Fraction = 0.0
+    """Share of training images converted to grey, at random: helps to recognise shapes in unseen colours."""
+    flips: Fraction = 0.0
+    """Share of training images that are mirrored, at random: not for captions that mention left or right."""
+    beam: Beam = 3
+    """Beams of the final evaluation; 0: greedy decoding, as during training."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "python train.py caption --data photos                             a folder with a captions file",
+        "python train.py caption --data Images --captions Flickr8k.token.txt",
+        "python train.py caption --data features.npz --captions captions.csv",
+    )
+    presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "tiny": (
+            "a small network, 200 steps: to see that everything works",
+            {"hidden": 64, "layers": 1, "batch_size": 32, "steps": 200},
+        ),
+        "small": (
+            "LSTM 1x128 with attention over the image, a fifth of the images without colours, 5,000 steps: the "
+            "built-in shapes in six minutes on 2 CPU cores",
+            {"hidden": 128, "layers": 1, "embed": 64, "batch_size": 32, "grays": 0.2, "lr": 2e-3, "steps": 5000},
+        ),
+    }
+
+
+class NamedFeatures(NamedTuple):
+    """The features of one image from an ``.npz`` file, with its name."""
+
+    name: str
+    features: np.ndarray
+    file: str = ""
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class CaptionCodec:
+    """Reads images of ``shape`` (height, width, 3), or features of that shape, and writes captions.
+
+    The model was trained on captions of up to ``max_length`` tokens, including the end.
+    """
+
+    tokenizer: SavedTokenizer
+    shape: Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1, max_length=3)]
+    max_length: PositiveInt
+
+    #: Whether inputs are files, not lines of text.
+    FILES: ClassVar[bool] = True
+
+    @property
+    def of_images(self) -> bool:
+        """Whether inputs are images, not features."""
+        return len(self.shape) == 3
+
+    @property
+    def longest(self) -> int:
+        """Default limit of the tokens of a caption: the model was trained on none that are longer."""
+        return self.max_length
+
+    def sources(self, paths: Sequence[str]) -> Iterator[str | NamedFeatures]:
+        """Yields the inputs in files: an image each, or all features of ``.npz`` files in order.
+
+        An unusable file of features is yielded as a path; ``encode`` then raises the error.
+        """
+        for path in paths:
+            if self.of_images or not path.lower().endswith(".npz"):
+                yield path
+            else:
+                try:
+                    found = read_features(path)
+                except DataError:
+                    yield path
+                    continue
+                yield from (NamedFeatures(name, features, path) for name, features in zip(found.names, found.features))
+
+    def encode(self, source: str | Path | NamedFeatures | np.ndarray) -> np.ndarray:
+        """Returns the array of an image file, of features, or an array unchanged.
+
+        Raises:
+            DataError: A file is not an image, or its features do not have the run's shape.
+            UsageError: An array does not have the run's shape.
+        """
+        if isinstance(source, (str, Path)):
+            if not self.of_images:
+                if str(source).lower().endswith(".npz"):
+                    read_features(source)  # raises an error about the file, if it is damaged
+                raise DataError(
+                    f"This run was trained on features of the shape {self.shape} and cannot read {source}: give "
+                    "features that were computed in the same way (.npz), or train a run on images."
+                )
+            height, width = self.shape[:2]
+            return read_image(source, (height, width))
+        name, array, file = source if isinstance(source, NamedFeatures) else ("an array", np.asarray(source), "")
+        if array.shape != self.shape:
+            where = f" of {file}" if file else ""
+            raise (DataError if isinstance(source, NamedFeatures) else UsageError)(
+                f"The input {name}{where} has the shape {array.shape}, but this run reads arrays of "
+                f"{self.shape}: give those."
+            )
+        if self.of_images and array.dtype != np.uint8:
+            raise UsageError(f"The input {name} is of the type {array.dtype}: give an image of uint8, from 0 to 255.")
+        return array
+
+    def widths(self, array: np.ndarray) -> tuple[int, ...]:
+        """Returns nothing: inputs are not padded."""
+        del array
+        return ()
+
+    def pack(self, examples: Sequence[np.ndarray], widths: tuple[int, ...], rows: int) -> np.ndarray:
+        """Returns arrays as model inputs, padded to ``rows`` rows with zeros."""
+        del widths
+        packed = np.zeros((rows, *self.shape), np.uint8 if self.of_images else np.float32)
+        for to, array in zip(packed, examples):
+            to[:] = array
+        return packed
+
+    def answer(self, source: Any, output: Any) -> dict[str, Any]:
+        """Returns a caption with its log-probability in nats, its number of tokens, and whether it ended."""
+        return {
+            "image": _name(source),
+            "text": decode_target(self.tokenizer, output.tokens),
+            "logp": round(float(output.logp), 6),
+            "tokens": int(output.tokens.size),
+            "ended": bool(output.ended),
+        }
+
+    def line(self, answer: Mapping[str, Any]) -> str:
+        """Returns an answer as one line."""
+        return " ".join(str(answer["text"]).split())
+
+    def attention_map(self, source: Any, output: Any, weights: np.ndarray) -> AttentionMap:
+        """Where the decoder looked with each token of a caption, ``weights`` [.., P]: at places of the image."""
+        ids = [*output.tokens, *[EOS] * output.ended]
+        written = [token_label(self.tokenizer, i) for i in ids]
+        labels = [str(place + 1) for place in range(weights.shape[-1])]
+        return AttentionMap(labels, written, weights[: len(ids)], self.encode(source) if self.of_images else None)
+
+    def to_json(self) -> dict[str, object]:
+        """Returns what ``load_strict`` makes this codec of."""
+        return {"shape": list(self.shape), "max_length": self.max_length, "tokenizer": self.tokenizer.to_json()}
+
+
+def _name(source: Any) -> str | None:
+    """Returns the name of an input, if it has one."""
+    if isinstance(source, NamedFeatures):
+        return source.name
+    return str(source) if isinstance(source, (str, Path)) else None
 
 
 @dataclass(frozen=True)
@@ -333,8 +519,7 @@ class CaptionData(Seq2SeqData):
         """Saves ``captions.png``, validation images with the model's captions, and ``attention.png``."""
         if not self.codec.of_images:
             return
-        from jaxgen.plots.attention import draw_attention
-        from jaxgen.plots.contact_sheet import draw_contact_sheet
+        from jaxgen.plots import draw_attention, draw_contact_sheet
 
         if self.config.attention != "none":
             first = self.splits["val"].groups[:ATTENTION_IMAGES]

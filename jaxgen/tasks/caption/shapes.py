@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgen.data.tokens import check_sizes, random_bits
+from jaxgen.data.batches import check_sizes, random_bits
 from jaxgen.errors import choose
 
 #: Increased when a seed no longer gives the same scenes.

@@ -9,29 +9,164 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from pydantic import AfterValidator, PositiveInt, Strict, field_validator
+from pydantic.dataclasses import dataclass as checked_dataclass
 
-from jaxgen.data.bucketing import PAD_ROW, Buckets, RowBatches, bucket_batches, pad_rows
+from jaxgen.data.bucketing import PAD_ROW, Buckets, RowBatches, bucket_batches, bucket_width, pad_rows
 from jaxgen.data.datasets import NAMED
-from jaxgen.data.files import FilesDigest, FileText, find_paths
-from jaxgen.data.progress import SILENT, ProgressReporter
-from jaxgen.data.splits import fingerprint, hold_out
-from jaxgen.data.tables import Column, Labelled, Table, digest, read_table, without_empty
+from jaxgen.data.files import SILENT, FilesDigest, FileText, ProgressReporter, find_paths
+from jaxgen.data.tables import Column, Labelled, Table, digest, fingerprint, hold_out, read_table, without_empty
 from jaxgen.errors import DataError, UsageError, listed
-from jaxgen.fsutil import load_strict, replace_file
-from jaxgen.metrics.classification import classification_metrics, confusion_lines, confusion_text
-from jaxgen.runs.config import TrainConfig
-from jaxgen.tasks.base import EvalSet, Example, Inference, Metric
-from jaxgen.tasks.classify.codec import ClassifyCodec, normalize
-from jaxgen.tasks.classify.config import ClassifyConfig
+from jaxgen.fsutil import STRICT, load_strict, replace_file
+from jaxgen.metrics import classification_metrics, confusion_lines, confusion_text
+from jaxgen.runs.config import Fraction, TrainConfig
+from jaxgen.tasks.base import EvalSet, Example, Inference, Metric, RowsConfig, check_same_level
 from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
 from jaxgen.tasks.language.conditioning import MAX_LABELS
-from jaxgen.tasks.rows_config import check_same_level
-from jaxgen.tokenizers import TOKENIZERS
+from jaxgen.tokenizers import TOKENIZERS, SavedTokenizer
 from jaxgen.tokenizers.base import PAD, UNK
 from jaxgen.types import ClassificationBatch, TokenRows
+
+_WORDS = {
+    "level": "word",
+    "cell": "gru",
+    "hidden": 128,
+    "layers": 1,
+    "batch_size": 32,
+    "bidirectional": True,
+    "dropout": 0.5,
+    "embed_dropout": 0.3,
+    "token_dropout": 0.3,
+    "lr": 2e-3,
+    "buckets": 4,
+    "steps": 1000,
+}
+_CHARACTERS = _WORDS | {
+    "level": "char",
+    "lowercase": True,
+    "embed": 64,
+    "dropout": 0.3,
+    "embed_dropout": 0.1,
+    "token_dropout": 0.1,
+    "lr": 3e-3,
+    "steps": 2400,
+}
+
+
+class ClassifyConfig(RowsConfig):
+    """A text in, a label out: a classifier."""
+
+    task: ClassVar[str] = "classify"
+
+    data: tuple[str, ...] = ("stdlib-packages",)
+    """Built-in set (stdlib-packages), named set (ag_news), CSV, TSV or JSONL files (.gz too) with --text-column and
+    --label-column, or a folder with a subfolder of texts for each label."""
+    text_column: tuple[str, ...] | None = None
+    """Columns with the text, by name or by position from 1; several are joined by spaces."""
+    label_column: str | None = None
+    """Column with the label, by name or by position from 1."""
+    token_dropout: Fraction = 0.0
+    """Share of the tokens replaced by <unk> in training, at random."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: weights the loss so that all labels count the same, however rare."""
+    bidirectional: bool = False
+    """Read every text in both directions."""
+    pooling: str = "max"
+    """How the outputs over the text are pooled: the last one, or the maximum or the mean of each unit."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "python train.py classify --data ag_news --level word              news by topic",
+        "python train.py classify --data mail.csv --text-column subject body --label-column spam",
+        "python train.py classify --data reviews                           a folder with a folder for each label",
+    )
+    presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "tiny": (
+            "GRU 1x64, 300 steps: seconds, to see that everything works",
+            {"cell": "gru", "hidden": 64, "layers": 1, "batch_size": 32, "steps": 300},
+        ),
+        "small": ("the same as words", _WORDS),
+        "words": (
+            "GRU 1x128 on words, bidirectional, strong dropout, 1,000 steps",
+            _WORDS,
+        ),
+        "characters": (
+            "GRU 1x128 on lower-case characters, bidirectional, 2,400 steps",
+            _CHARACTERS,
+        ),
+    }
+
+    @field_validator("text_column", mode="before")
+    @classmethod
+    def _one_or_more_columns(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
+def normalize(text: str, lower: bool, level: str) -> str:
+    """Returns a text as the tokenizer of a level expects it."""
+    text = text.strip().lower() if lower else text.strip()
+    # These levels have other tokens for a word with a space in front of it than without.
+    return " " + text if text and level in ("bpe", "word") else text
+
+
+class EncodedText(NamedTuple):
+    """An encoded text: its ids, and how many were cut off."""
+
+    ids: np.ndarray
+    cut: int
+
+
+def _different(labels: tuple[str, ...]) -> tuple[str, ...]:
+    if len({*labels}) != len(labels):
+        raise ValueError("a label is listed twice")
+    return labels
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class ClassifyCodec:
+    """Encodes texts of up to ``max_length`` tokens, and names the labels."""
+
+    tokenizer: SavedTokenizer
+    labels: Annotated[tuple[str, ...], Strict(False), AfterValidator(_different)]
+    lower: bool
+    max_length: PositiveInt
+
+    #: Whether inputs are files, not lines of text.
+    FILES: ClassVar[bool] = False
+
+    def encode(self, text: str) -> EncodedText:
+        """Encodes a text; unknown tokens become <unk>. A text of white space has no tokens."""
+        ids = self.tokenizer.encode(normalize(text, self.lower, self.tokenizer.kind))
+        return EncodedText(ids[: self.max_length], max(0, ids.size - self.max_length))
+
+    def widths(self, example: EncodedText) -> tuple[int, ...]:
+        """Returns the lengths to which an example is padded."""
+        return (bucket_width(example.ids.size),)
+
+    def pack(self, examples: Sequence[EncodedText], widths: tuple[int, ...], rows: int) -> TokenRows:
+        """Returns ``examples`` as model inputs, padded to ``rows`` rows."""
+        ids = [example.ids for example in examples]
+        empty = np.zeros(0, np.int32)
+        return TokenRows(*pad_rows([*ids, *[empty] * (rows - len(ids))], widths[0], PAD))
+
+    def answer(self, text: str, output: np.ndarray) -> dict[str, Any]:
+        """Returns the most likely label, all probabilities in descending order, and how many tokens were cut off."""
+        order = np.argsort(-output, kind="stable")
+        probabilities = {self.labels[i]: round(float(output[i]), 6) for i in order}
+        label, cut = self.labels[order[0]], self.encode(text).cut
+        return {"text": text, "label": label, "probabilities": probabilities, "cut": cut}
+
+    def line(self, answer: Mapping[str, Any]) -> str:
+        """Returns an answer as a line: label, tab, probability. White space in a label becomes single spaces."""
+        return f"{' '.join(answer['label'].split())}\t{answer['probabilities'][answer['label']]:.4f}"
+
+    def to_json(self) -> dict[str, object]:
+        """Returns what ``load_strict`` makes this codec of."""
+        labels, tokenizer = list(self.labels), self.tokenizer.to_json()
+        return {"labels": labels, "lower": self.lower, "max_length": self.max_length, "tokenizer": tokenizer}
+
 
 #: Built-in sets by name: functions from a seed to the splits ``train`` and ``val``.
 LABELLED_SETS: dict[str, Callable[[int], dict[str, Labelled]]] = {"stdlib-packages": stdlib_packages}
@@ -362,7 +497,7 @@ class ClassifyData:
 
     def save_plots(self, inference: Inference, report: Mapping[str, Any], folder: Path) -> None:
         """``confusion.png`` and ``confusion.txt``."""
-        from jaxgen.plots.confusion import draw_confusion
+        from jaxgen.plots import draw_confusion
 
         confusion, labels = np.array(report["val_confusion"]), self.codec.labels
         title = f"{folder.name}: {report['val_accuracy']:.1%} of {self._val.labels.size:,} texts are right"

@@ -19,8 +19,8 @@ import sysconfig
 import textwrap
 from pathlib import Path
 
+from jaxgen.data.batches import check_sizes, permutation, random_bits
 from jaxgen.data.tables import Labelled
-from jaxgen.data.tokens import check_sizes, permutation, random_bits
 from jaxgen.errors import DataError
 
 #: Packages of every full Python 3.11 to 3.13 with at least 90 kB of source that is not mostly tables.

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from jaxgen.data.batches import BATCHES
-from jaxgen.data.splits import VAL_FRACTION
+from jaxgen.data.tables import VAL_FRACTION
 from jaxgen.errors import choose
 from jaxgen.runs.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
-from jaxgen.tasks.rows_config import VocabSize, check_level, tokenizer_options
+from jaxgen.tasks.base import VocabSize, check_level, tokenizer_options
 
 #: Longer n-grams almost never occur twice.
 MAX_ORDER = 32

@@ -13,24 +13,15 @@ from itertools import chain
 
 import numpy as np
 
-from jaxgen.data.batches import BATCHES
-from jaxgen.data.files import read_lines, whole_lines
-from jaxgen.data.packed_texts import CompactStrings
-from jaxgen.data.progress import SILENT, Counter, ProgressReporter, track
-from jaxgen.data.sources import TextSource, TextStream, open_texts
-from jaxgen.data.splits import VAL_FRACTION, fingerprint
+from jaxgen.data.batches import BATCHES, Tokens, permutation
+from jaxgen.data.files import SILENT, Counter, ProgressReporter, read_lines, track, whole_lines
+from jaxgen.data.sources import CompactStrings, TextSource, TextStream, open_texts
+from jaxgen.data.tables import VAL_FRACTION, fingerprint
 from jaxgen.data.token_cache import Part, get_or_create
-from jaxgen.data.tokens import Tokens, permutation
 from jaxgen.errors import DataError, UsageError, choose
-from jaxgen.tasks.language.conditioning import (
-    ConditionedTexts,
-    Conditioning,
-    RowMetadata,
-    read_conditioning_columns,
-)
+from jaxgen.tasks.language.conditioning import ConditionedTexts, Conditioning, RowMetadata, read_conditioning_columns
 from jaxgen.tokenizers import TOKENIZERS
-from jaxgen.tokenizers.base import EOS, Text, Tokenizer, in_pieces
-from jaxgen.tokenizers.pieces import Encoded, encode_pieces, evenly
+from jaxgen.tokenizers.base import EOS, Encoded, Text, Tokenizer, encode_pieces, evenly, in_pieces
 
 #: Characters that are encoded at once, which bounds the memory needed beside the tokens.
 PIECE = 1 << 18

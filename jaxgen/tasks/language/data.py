@@ -12,18 +12,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxgen.data.batches import make_batches
-from jaxgen.data.eval_batches import stream_eval, window_eval
-from jaxgen.data.progress import SILENT, ProgressReporter
-from jaxgen.data.splits import fingerprint
-from jaxgen.data.tokens import Tokens
+from jaxgen.data.batches import Tokens, make_batches, stream_eval, window_eval
+from jaxgen.data.files import SILENT, ProgressReporter
+from jaxgen.data.tables import fingerprint
 from jaxgen.errors import DataError, UsageError
 from jaxgen.runs.config import TrainConfig
-from jaxgen.tasks.base import EvalSet, Example, Inference, Metric
+from jaxgen.tasks.base import EvalSet, Example, Inference, Metric, check_same_level
 from jaxgen.tasks.language.conditioning import Conditioning, TextCodec, join_codec, read_codec, split_codec
 from jaxgen.tasks.language.config import BUILT_FROM, LanguageConfig
 from jaxgen.tasks.language.corpus import LanguageCorpus, TextSplits, prepare, read_splits
-from jaxgen.tasks.rows_config import check_same_level
 from jaxgen.tokenizers.base import Tokenizer
 from jaxgen.training.windows import Conditions
 

@@ -12,24 +12,206 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import PositiveInt, field_validator, model_validator
+from pydantic.dataclasses import dataclass as checked_dataclass
 
+from jaxgen.data.bucketing import bucket_width, pad_rows
 from jaxgen.data.datasets import NAMED, fetch
-from jaxgen.data.files import FilesDigest, FileText, find_paths, whole_lines
-from jaxgen.data.progress import SILENT, ProgressReporter
-from jaxgen.data.splits import fingerprint, hold_out
-from jaxgen.data.tables import Column, Pairs, Table, digest, read_table, table_kind, without_empty
+from jaxgen.data.files import SILENT, FilesDigest, FileText, ProgressReporter, find_paths, whole_lines
+from jaxgen.data.tables import (
+    Column,
+    Pairs,
+    Table,
+    digest,
+    fingerprint,
+    hold_out,
+    read_table,
+    table_kind,
+    without_empty,
+)
 from jaxgen.errors import DataError, UsageError
-from jaxgen.fsutil import load_strict
-from jaxgen.metrics.text_overlap import ORDERS, bleu
-from jaxgen.runs.config import TrainConfig
-from jaxgen.tasks.base import Inference, Metric
-from jaxgen.tasks.rows_config import check_same_level
-from jaxgen.tasks.seq2seq.data import SPACED_LEVELS, Examples, Seq2SeqData, encode_target
-from jaxgen.tasks.translate.codec import TranslateCodec
-from jaxgen.tasks.translate.config import TranslateConfig
+from jaxgen.fsutil import STRICT, load_strict
+from jaxgen.metrics import ORDERS, bleu
+from jaxgen.runs.config import Fraction, Positive, Size, TrainConfig
+from jaxgen.tasks.base import Inference, Metric, Seq2SeqConfig, check_same_level
+from jaxgen.tasks.seq2seq.data import (
+    SPACED_LEVELS,
+    Examples,
+    Seq2SeqData,
+    decode_target,
+    encode_target,
+    spaced,
+    token_label,
+)
 from jaxgen.tasks.translate.dates import dates
-from jaxgen.tokenizers import TOKENIZERS
-from jaxgen.tokenizers.base import UNK
+from jaxgen.tokenizers import TOKENIZERS, SavedTokenizer
+from jaxgen.tokenizers.base import EOS, PAD, UNK
+from jaxgen.types import AttentionMap, TokenRows
+
+
+class TranslateConfig(Seq2SeqConfig):
+    """A text in, another text out: a translator."""
+
+    task: ClassVar[str] = "translate"
+
+    data: tuple[str, ...] = ("dates",)
+    """Built-in set (dates), named set (multi30k: English to German), two parallel files, the source first (.gz too), or
+    a CSV, TSV or JSONL file with --source-column and --target-column."""
+    test_data: tuple[str, ...] | None = None
+    """Test pairs, translated at the end of the run; read like --data."""
+    source_column: str | None = None
+    """Column with the source, by name or by position from 1."""
+    target_column: str | None = None
+    """Column with the target, by name or by position from 1."""
+    max_length: Size = 100
+    """Longest text in tokens: longer pairs are left out of training, and longer sources are cut in evaluation."""
+    bidirectional: bool = False
+    """Read every source in both directions."""
+    tie: bool = False
+    """Use the target's embedding as the output matrix too (needs --embed equal to --hidden)."""
+    scheduled_sampling: Fraction = 0.0
+    """Probability that the decoder reads its own prediction in training, reached after --scheduled-sampling-steps."""
+    scheduled_sampling_steps: Positive = 1000
+    """Steps over which that probability rises from 0."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "python train.py translate --data multi30k --preset sentences      English to German",
+        "python train.py translate --data train.en train.de --val-data val.en val.de",
+        "python train.py translate --data pairs.tsv --source-column 1 --target-column 2",
+    )
+    presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "tiny": (
+            "GRU 1x64 with attention, 300 steps: seconds, to see that everything works",
+            {"cell": "gru", "hidden": 64, "layers": 1, "batch_size": 32, "steps": 300},
+        ),
+        "small": (
+            "LSTM 1x128 with attention, 800 steps: the built-in dates in one to two minutes on 2 CPU cores",
+            {
+                "hidden": 128,
+                "layers": 1,
+                "embed": 32,
+                "batch_size": 64,
+                "bidirectional": True,
+                "lr": 5e-3,
+                "steps": 800,
+            },
+        ),
+        "sentences": (
+            "GRU 1x384 with attention on parts of words (extra [bpe]): real sentences, half an hour on 2 CPU cores",
+            {
+                "level": "bpe",
+                "vocab_size": 5000,
+                "cell": "gru",
+                "hidden": 384,
+                "layers": 1,
+                "embed": 256,
+                "batch_size": 64,
+                "bidirectional": True,
+                "dropout": 0.3,
+                "embed_dropout": 0.2,
+                "label_smoothing": 0.1,
+                "lr": 2e-3,
+                "steps": 4000,
+            },
+        ),
+    }
+
+    @field_validator("test_data", mode="before")
+    @classmethod
+    def _one_or_more_files(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _translation_fits(self) -> TranslateConfig:
+        if self.tie and self.embed not in (None, self.hidden):
+            raise ValueError(f"--tie needs --embed equal to --hidden, which are {self.embed} and {self.hidden}")
+        if (self.source_column is None) != (self.target_column is None):
+            raise ValueError("--source-column and --target-column go together: give both, or two parallel files")
+        steps = self.scheduled_sampling_steps
+        if not self.scheduled_sampling and steps != type(self).model_fields["scheduled_sampling_steps"].default:
+            raise ValueError(
+                f"--scheduled-sampling-steps {steps} has no effect without --scheduled-sampling: give both, or neither"
+            )
+        return self
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class TranslateCodec:
+    """Two tokenizers; sources are cut to ``max_length`` tokens, and converted to lower case if ``lower``."""
+
+    source: SavedTokenizer
+    target: SavedTokenizer
+    lower: bool
+    max_length: PositiveInt
+
+    #: Whether inputs are files, not lines of text.
+    FILES: ClassVar[bool] = False
+
+    def normalize(self, text: str) -> str:
+        """Returns a source as its tokenizer expects it."""
+        text = text.strip().lower() if self.lower else text.strip()
+        return " " + text if spaced(self.source) else text
+
+    @property
+    def longest(self) -> int:
+        """Default limit of the tokens of a translation: the model was trained on none that are longer."""
+        return self.max_length
+
+    def encode(self, text: str) -> np.ndarray:
+        """Encodes a source; unknown tokens become <unk>."""
+        return self.source.encode(self.normalize(text))[: self.max_length]
+
+    def widths(self, ids: np.ndarray) -> tuple[int, ...]:
+        """Returns the lengths to which a source is padded."""
+        return (bucket_width(ids.size),)
+
+    def pack(self, examples: Sequence[np.ndarray], widths: tuple[int, ...], rows: int) -> TokenRows:
+        """Returns encoded sources as model inputs, padded to ``rows`` rows."""
+        empty = np.zeros(0, np.int32)
+        return TokenRows(*pad_rows([*examples, *[empty] * (rows - len(examples))], widths[0], PAD))
+
+    def answer(self, text: str, output: Any) -> dict[str, Any]:
+        """Returns a translation with its log-probability in nats, its number of tokens, and whether it ended.
+
+        ``cut`` is how many tokens of the source were cut off. The translation of white space is empty.
+        """
+        if not text.strip():
+            return {"source": text, "text": "", "logp": 0.0, "tokens": 0, "ended": True, "cut": 0}
+        return {
+            "source": text,
+            "text": decode_target(self.target, output.tokens),
+            "logp": round(float(output.logp), 6),
+            "tokens": int(output.tokens.size),
+            "ended": bool(output.ended),
+            "cut": max(0, self.source.encode(self.normalize(text)).size - self.max_length),
+        }
+
+    def line(self, answer: Mapping[str, Any]) -> str:
+        """Returns an answer as one line; line breaks become spaces."""
+        return " ".join(str(answer["text"]).splitlines())
+
+    def pieces(self, text: str) -> list[str]:
+        """Returns labels of the tokens of a source, for plots of attention."""
+        return [token_label(self.source, i) for i in self.encode(text)]
+
+    def written(self, ids: np.ndarray) -> list[str]:
+        """Returns labels of the tokens of a translation and of its end."""
+        return [token_label(self.target, i) for i in [*ids, EOS]]
+
+    def attention_map(self, text: str, output: Any, weights: np.ndarray) -> AttentionMap:
+        """Where the decoder looked with each token of a translation, ``weights`` [.., S]: at tokens of the source."""
+        labels = self.pieces(text)
+        written = self.written(output.tokens)[: output.tokens.size + output.ended]
+        return AttentionMap(labels, written, weights[: len(written), : len(labels)])
+
+    def to_json(self) -> dict[str, object]:
+        """Returns what ``load_strict`` makes this codec of."""
+        return {
+            "lower": self.lower,
+            "max_length": self.max_length,
+            "source": self.source.to_json(),
+            "target": self.target.to_json(),
+        }
 
 
 @dataclass(frozen=True)
@@ -281,7 +463,7 @@ class TranslateData(Seq2SeqData):
         """Saves ``attention.png``: the attention weights for some validation sentences."""
         if self.config.attention == "none":
             return
-        from jaxgen.plots.attention import draw_attention
+        from jaxgen.plots import draw_attention
 
         sources = self.splits["val"].raw[:2]
         draw_attention([inference.attention(source) for source in sources], folder / "attention.png")

@@ -20,8 +20,8 @@ from datetime import date, timedelta
 
 import numpy as np
 
+from jaxgen.data.batches import check_sizes, permutation, random_bits
 from jaxgen.data.tables import Pairs
-from jaxgen.data.tokens import check_sizes, permutation, random_bits
 from jaxgen.errors import UsageError
 
 FIRST_DAY, LAST_DAY = date(1900, 1, 1), date(2099, 12, 31)

@@ -1,1 +1,0 @@
-"""Metrics of generated texts and of predicted labels: functions of sequences and arrays."""

@@ -1,1 +1,0 @@
-"""The figures that a run draws, one module per figure."""
