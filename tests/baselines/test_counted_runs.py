@@ -85,7 +85,7 @@ def test_whoever_stops_the_counting_leaves_no_folder(book, tmp_path, monkeypatch
     def stopped(data):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(counting, "count", stopped)
+    monkeypatch.setattr(counting, "count_ngrams", stopped)
     with pytest.raises(KeyboardInterrupt):
         start(settings(book, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
@@ -95,7 +95,7 @@ def test_whoever_stops_the_counting_leaves_no_folder(book, tmp_path, monkeypatch
 def test_a_signal_stops_it_with_a_sentence(number, book, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(counting, "count", lambda data: signal.raise_signal(number))
+        patch.setattr(counting, "count_ngrams", lambda data: signal.raise_signal(number))
         with pytest.raises(Interrupted, match="no run") as stopped:
             start(settings(book, run))
     assert stopped.value.exit_code == 128 + number
@@ -110,7 +110,7 @@ def test_a_signal_stops_it_with_a_sentence(number, book, tmp_path, monkeypatch):
 
 
 def test_nothing_is_counted_for_a_folder_that_is_taken(book, trained, monkeypatch):
-    monkeypatch.setattr(counting, "count", lambda data: pytest.fail("counted for nothing"))
+    monkeypatch.setattr(counting, "count_ngrams", lambda data: pytest.fail("counted for nothing"))
     with pytest.raises(UsageError, match="holds a run"):
         start(settings(book, trained[0]))
 
