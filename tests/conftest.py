@@ -31,7 +31,7 @@ import pytest
 from jax._src import compiler
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxgen import jitted
+from jaxgen import jitted, runtime
 
 # A shell that starts something in the background has it ignore Ctrl-C, and what it starts too: some tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -66,11 +66,12 @@ WORDS = [
     "in",
     "spring",
 ]
-#: Where what is asked does not depend on how well XLA optimises. The contracts and the documents see what users get.
+#: Folders whose tests do not depend on how well XLA optimises. With OPTIMIZE=1 the contracts are compiled as for users.
 QUICK = {
     "baselines",
     "cells",
     "cli",
+    "contracts",
     "distributed",
     "faults",
     "inference",
@@ -80,26 +81,36 @@ QUICK = {
     "trainer",
     "training",
 }
+if os.environ.get("OPTIMIZE") == "1":
+    QUICK.remove("contracts")
 #: XLA's older code generation for the CPU, which takes a third of the newer one's time, and in one piece.
 OLDER = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 LOCAL = ("127.", "::1", "localhost")
-#: Files and folders whose tests train whole runs, start processes or run whole commands: the lane `pytest -m runs`.
-#: Elsewhere a test of this kind is marked with `@pytest.mark.runs`.
+#: Files and folders whose tests train whole runs or whole models, start processes or run whole commands: the lane
+#: `pytest -m runs`. Elsewhere a test of this kind is marked with `@pytest.mark.runs`.
 RUNS = {
     "baselines/test_counted_runs.py",
     "cli/test_caption_commands.py",
     "cli/test_evaluating.py",
+    "cli/test_interactive.py",
     "cli/test_label_flags.py",
     "cli/test_ngram_commands.py",
     "cli/test_predict_command.py",
     "cli/test_sampling_commands.py",
     "cli/test_scripts.py",
+    "cli/test_smoke.py",
     "cli/test_training_commands.py",
     "cli/test_translating_commands.py",
+    "cli/test_wrong_inputs.py",
+    "contracts/test_tasks.py",
     "distributed/test_several_processes.py",
     "faults",
     "fuzz",
     "golden",
+    "inference/test_receipts.py",
+    "tasks/test_caption_task.py",
+    "tasks/test_classify_task.py",
+    "tasks/test_translate_task.py",
     "test_documents.py",
     "test_examples.py",
     "trainer/test_classify_runs.py",
@@ -185,11 +196,17 @@ def compile_effort(request: pytest.FixtureRequest):
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which all workers keep compiled functions."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
-    folder.mkdir(exist_ok=True)
+def compiled(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with compiled functions that all workers share, below pytest's cache: a second session reads them.
+
+    JAX finds an entry by the program, the flags and its own version; other processors have other folders.
+    """
+    cache = getattr(pytestconfig, "cache", None)  # missing with `-p no:cacheprovider`
+    if cache is None:
+        return tmp_path_factory.mktemp("compiled")
+    folder = cache.mkdir(f"compiled-{jax.lib.__version__}-{runtime.processor()}")
+    runtime._drop_torn(folder)
+    runtime._prune(folder)
     return folder
 
 

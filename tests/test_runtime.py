@@ -142,6 +142,7 @@ def test_a_second_start_takes_functions_from_the_cache_and_says_nothing_even_whe
     start()
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("environment", "number"),
     [

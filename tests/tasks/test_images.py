@@ -319,6 +319,7 @@ def test_images_are_found_in_folders_by_their_names_in_sorted_order():
         find_images(Path("none"))
 
 
+@pytest.mark.runs
 def test_importing_the_reader_loads_no_pillow():
     code = "import sys, jaxgen.tasks.caption.images; print('PIL' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
