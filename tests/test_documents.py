@@ -11,7 +11,7 @@ import pytest
 import jaxgen
 from jaxgen.cli.evaluate import EvaluateConfig
 from jaxgen.cli.replay import ReplayConfig
-from jaxgen.cli.sample import SampleConfig
+from jaxgen.cli.sampling_flags import SampleConfig
 from jaxgen.cli.score import ScoreConfig
 from jaxgen.cli.train import extra_flags
 from jaxgen.tasks.language.config import LanguageConfig

@@ -15,26 +15,25 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from jaxgen.cli.common import log, one_line, reason
-from jaxgen.cli.progress import SampleWriter
 from jaxgen.cli.sampling_flags import (
-    read_label_weights,
+    SampleConfig,
+    generation_config,
     read_number,
-    read_temperature,
     read_transforms,
     transform_flags,
     transform_notes,
     unescape,
+    with_condition_flags,
 )
 from jaxgen.errors import JaxgenError, UsageError, choose
-from jaxgen.sampling.transforms.temperature import Linear
-from jaxgen.tasks.language.conditioning import Condition
+from jaxgen.runs.config import validate
 from jaxgen.trainer.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -47,12 +46,12 @@ OFF = "off"
 #: Defaults of ``/pick``: continuations, and tokens in each.
 NUM_CONTINUATIONS, CONTINUATION_LENGTH = 5, 16
 #: Characters shown of the end of the text, and columns of the usage in the help.
-TAIL, USAGE = 60, 30
+TAIL, USAGE = 60, 32
 #: Remarks on answers that end in another way than at their length or a stop string.
 ENDS = {
     "eos": "(The text ends here; what follows begins another.)",
-    "stopped": "(Stopped; the text goes on from here.)",
-    "time": "(Out of time; the text goes on from here.)",
+    "stopped": "(Stopped; the text continues from here.)",
+    "time": "(Out of time; the text continues from here.)",
 }
 
 HELP = r"""
@@ -64,49 +63,38 @@ Answers are numbered from 0: answer k is sample k of the seed, so that the same 
 """
 
 
-class Setting(NamedTuple):
-    """A setting that the command of the same name shows and changes."""
-
-    usage: str
-    help: str
-    read: Callable[[Sequence[str]], Any]
-    #: The value of ``off``, in a tuple; empty where nothing stands for it.
-    off: tuple[Any, ...] = ()
-
-
-#: The settings that are fields of ``GenerationConfig``.
-GENERATION = {
-    "temperature": Setting(
-        "T",
-        "0: always the likeliest token; 0.7; 1.2,0.8 one for each token; 1.5:0.5:200 linear over tokens.",
-        lambda words: read_temperature(" ".join(words)),
-    ),
-    "seed": Setting("N", "Another seed; its answers are counted from 0.", partial(read_number, "seed")),
-    "length": Setting("N", "Tokens of an answer.", partial(read_number, "length")),
-    "stop": Setting("TEXT ... | off", "End an answer before any of these texts.", tuple, ((),)),
-    "max-seconds": Setting(
-        "S | off", "End an answer after this time.", partial(read_number, "max-seconds", kind=float), (None,)
-    ),
+#: The settings that are fields of ``SampleConfig``, with what the help calls their values. The transforms follow them.
+SETTINGS = {
+    "temperature": "T",
+    "seed": "N",
+    "length": "N",
+    "stop": "TEXT ...",
+    "max-seconds": "S",
+    "unk": "error | skip",
+    "label": "LABEL[:WEIGHT] ...",
+    "features": "X ...",
 }
 
 
 class Chat(cmd.Cmd):
     """A chat at the keyboard or in a pipe. A line that begins with a slash is a command, any other one is text."""
 
-    def __init__(self, session: ChatSession, flags: Mapping[str, Any], *, raw: bool = False) -> None:
-        """``flags`` are the values of the transforms' flags; ``raw`` leaves control characters as they are."""
+    def __init__(
+        self, session: ChatSession, config: SampleConfig, flags: Mapping[str, Any], write: Callable[[str], None]
+    ) -> None:
+        """``flags`` are the values of the transforms' flags; ``write`` writes text to standard output."""
         super().__init__()
-        self.session = session
+        self.session, self.config, self.flags, self.write = session, config, flags, write
         self.terminal = sys.stdout.isatty()
-        self.writer = SampleWriter(escape=self.terminal and not raw)
         self.signals = StopSignals()
         #: The arguments of ``/pick``, the continuations on the screen, and the state that they continue.
         self.pick: tuple[int, int] | None = None
         self.offers: list[Continuation] = []
         self.offered: object = self
         self.transforms = transform_flags()
-        self.transform_values = {name: flags[name.replace("-", "_")] for name in self.transforms}
-        self.settings = self._list_settings()
+        known = session.sampler.conditioning
+        unknown = {"label": not (known and known.labels), "features": not (known and known.features)}
+        self.settings = [name for name in (*SETTINGS, *self.transforms) if not unknown.get(name)]
         for name in self.settings:
             setattr(self, f"do_{name.replace('-', '_')}", partial(self.change_setting, name))
 
@@ -116,7 +104,7 @@ class Chat(cmd.Cmd):
         """Process ``lines`` until they end or one says so; ``first`` is text to begin with."""
         if first is not None:
             if self.terminal:
-                self.writer.write(f"{PROMPT}{first}\n")
+                self.write(f"{PROMPT}{first}\n")
             self._protect(lambda: self.answer(self.session.send(first)))
         for line in lines:
             if self._protect(partial(self.onecmd, line)):
@@ -180,14 +168,14 @@ class Chat(cmd.Cmd):
         with contextlib.closing(chunks):
             try:
                 for chunk in chunks:
-                    self.writer.write(chunk.text)
+                    self.write(chunk.text)
                     end = chunk.end
                     if end is None and self.signals.received:
                         end = "stopped"
                         break
             except KeyboardInterrupt:
                 end = "stopped"
-        self.writer.write("\n")
+        self.write("\n")
         if end in ENDS:
             log(ENDS[end])
 
@@ -219,7 +207,7 @@ class Chat(cmd.Cmd):
         chosen = self.offers[number - 1]
         self.session.append(chosen.tokens)
         if not self.terminal or chosen.ends:  # otherwise the next offers show it
-            self.writer.write(chosen.text + "\n")
+            self.write(chosen.text + "\n")
         if chosen.ends:
             log(ENDS["eos"])
 
@@ -232,7 +220,15 @@ class Chat(cmd.Cmd):
             if method.startswith("do_"):
                 usage, _, text = (inspect.getdoc(getattr(self, method)) or "").partition("\n\n")
                 found[method[3:]] = usage.removeprefix(f"/{method[3:]}").strip(), text
-        return found | {name: (setting.usage, setting.help) for name, setting in self.settings.items()}
+        return found | {name: self.describe_setting(name) for name in self.settings}
+
+    def describe_setting(self, name: str) -> tuple[str, str]:
+        """The usage and help of a setting."""
+        if flag := self.transforms.get(name):
+            usage, text = flag.metavar + (" ..." if flag.takes_tokens else ""), flag.help
+        else:
+            usage, text = SETTINGS[name], SampleConfig.model_fields[name.replace("-", "_")].description or ""
+        return usage + (f" | {OFF}" if self.unset_value(name) in (None, ()) else ""), text
 
     def completenames(self, text: str, *_: Any) -> list[str]:
         """The commands that begin with ``text``, for the tabulator key."""
@@ -249,7 +245,7 @@ class Chat(cmd.Cmd):
         commands = self.commands()
         for heading, names in (
             ("Commands", [name for name in commands if name not in self.settings]),
-            ("Settings; one without a value is shown", list(self.settings)),
+            ("Settings; one without a value is shown", self.settings),
         ):
             log(f"{heading}:\n")
             for name in names:
@@ -334,15 +330,48 @@ class Chat(cmd.Cmd):
 
     # Settings
 
+    def unset_value(self, name: str) -> Any:
+        """The value of a setting whose flag is not given."""
+        flag = self.transforms.get(name)
+        return flag.default if flag else SampleConfig.model_fields[name.replace("-", "_")].default
+
     def change_setting(self, name: str, argument: str) -> None:
-        """Change a setting, or show it if ``argument`` is empty. Raises ``UsageError``."""
-        setting = self.settings[name]
+        """Change a setting, or show it if ``argument`` is empty. Raises ``UsageError`` for a value out of range."""
         if not argument:
             log(f"/{name} {self.setting_text(name)}")
-        elif argument == OFF and setting.off:
-            self.set_value(name, setting.off[0])
-        else:
-            self.set_value(name, setting.read(split_words(argument)))
+            return
+        default, words = self.unset_value(name), split_words(argument)
+        value: Any = " ".join(words)
+        if argument == OFF and default in (None, ()):
+            value = default
+        elif name in self.transforms:
+            value = self.transforms[name].read(words)
+        elif isinstance(default, tuple):
+            value = (value,) if name == "temperature" else words
+        (self.set_transform if name in self.transforms else self.set_field)(name, value)
+
+    def set_transform(self, name: str, value: Any) -> None:
+        """Change the options of a transform."""
+        flags = {**self.flags, name.replace("-", "_"): value}
+        transforms = read_transforms(flags, self.session.sampler.tokenizer.encode)
+        self.session.settings = replace(self.session.settings, transforms=transforms)
+        self.flags = flags
+        kind = self.transforms[name].transform
+        for note in transform_notes(self.session.sampler, [each for each in transforms if type(each) is kind]):
+            log(note)
+
+    def set_field(self, name: str, value: Any) -> None:
+        """Change a setting that is a field of ``SampleConfig``."""
+        session = self.session
+        config = validate(SampleConfig, {**self.config.model_dump(), name.replace("-", "_"): value})
+        if name in ("label", "features"):
+            session.sampler = with_condition_flags(session.sampler, config, note=False)
+            if session.state is not None:
+                log("(It holds from the beginning of a text: /new begins one.)")
+        session.settings = generation_config(config, config.temperature[0], session.settings.transforms)
+        session.unk, self.config = config.unk, config
+        if name == "seed":
+            session.number = 0
 
     def setting_lines(self) -> Iterator[str]:
         """The commands that would make the current settings."""
@@ -351,93 +380,20 @@ class Chat(cmd.Cmd):
 
     def setting_text(self, name: str) -> str:
         """The value of a setting as a user would type it."""
-        value = self.get_value(name)
-        if isinstance(value, Linear):
-            return f"{value.start}:{value.end}:{value.steps}"
-        if value is None or value == ():
+        field = name.replace("-", "_")
+        value = self.flags[field] if name in self.transforms else getattr(self.config, field)
+        if value in (None, ()):
             return OFF
-        if not isinstance(value, tuple):
-            return str(value)
-        if all(isinstance(each, str) for each in value):
-            return " ".join(map(_quote, value))
-        return ",".join(map(str, value))
-
-    def get_value(self, name: str) -> Any:
-        """The value of a setting."""
-        if name in GENERATION:
-            return getattr(self.session.settings, name.replace("-", "_"))
-        if name in self.transforms:
-            return self.transform_values[name]
-        if name == "unk":
-            return self.session.unk
-        condition = self.session.sampler.condition or Condition()
-        if name == "features":
-            return None if condition.features is None else " ".join(f"{number:g}" for number in condition.features)
-        shares = condition.labels or ()
-        return tuple(label if len(shares) == 1 else f"{label}:{share:g}" for label, share in shares)
-
-    def set_value(self, name: str, value: Any) -> None:
-        """Give a setting another value. Raises ``UsageError`` for one out of range."""
-        session = self.session
-        if name in GENERATION:
-            session.settings = replace(session.settings, **{name.replace("-", "_"): value})
-            if name == "seed":
-                session.number = 0
-        elif name in self.transforms:
-            values = self.transform_values | {name: value}
-            flags = {each.replace("-", "_"): value for each, value in values.items()}
-            transforms = read_transforms(flags, session.sampler.tokenizer.encode)
-            session.settings = replace(session.settings, transforms=transforms)
-            self.transform_values = values
-            kind = self.transforms[name].transform
-            for note in transform_notes(session.sampler, [each for each in transforms if type(each) is kind]):
-                log(note)
-        elif name == "unk":
-            session.unk = value
-        else:
-            condition = session.sampler.condition or Condition()
-            part = {"labels" if name == "label" else name: value}
-            session.sampler = session.sampler.with_condition(replace(condition, **part))
-            if session.state is not None:
-                log("(It holds from the beginning of a text: /new begins one.)")
-
-    def _list_settings(self) -> dict[str, Setting]:
-        """All settings; label and features only as far as the run knows them."""
-        settings = dict(GENERATION)
-        settings["unk"] = Setting(
-            "error | skip",
-            "What to do with characters that are not in the vocabulary.",
-            lambda words: choose(" ".join(words), ("error", "skip"), "way to treat unknowns (--unk)"),
-        )
-        known = self.session.sampler.conditioning
-        if known is not None and known.labels:
-            settings["label"] = Setting(
-                "LABEL[:WEIGHT] ... | off",
-                "New texts have this label, or are between several.",
-                lambda words: known.choose(read_label_weights(words, known)).labels,
-                (None,),
-            )
-        if known is not None and known.features:
-            settings["features"] = Setting(
-                "X ... | off",
-                "New texts have these numbers, one for each feature.",
-                lambda words: (
-                    known.choose(features=[read_number("features", [word], float) for word in words]).features
-                ),
-                (None,),
-            )
-        for name, flag in self.transforms.items():
-            several = " ..." if flag.takes_tokens else ""
-            settings[name] = Setting(f"{flag.metavar}{several} | {OFF}", flag.help, flag.read, (flag.default,))
-        return settings
+        words = value if isinstance(value, tuple) else (value,)
+        return shlex.join(str(word).removesuffix(".0") for word in words)
 
 
 def split_words(text: str) -> list[str]:
-    r"""Words separated by spaces outside quotes; ``\n``, ``\t`` and ``\\`` as in a line of text."""
+    """Words separated by spaces outside quotes."""
     reader = shlex.shlex(text, posix=True, punctuation_chars=False)
     reader.whitespace_split, reader.commenters, reader.escape = True, "", ""
     try:
-        return [unescape(word) for word in reader]
+        return list(reader)
     except ValueError:
         raise UsageError(
             f"{text!r} has a quote that is not closed: put a text with spaces or with the other quote between "
@@ -445,21 +401,10 @@ def split_words(text: str) -> list[str]:
         ) from None
 
 
-def _quote(text: str) -> str:
-    for character, escape in (("\\", "\\\\"), ("\n", "\\n"), ("\t", "\\t")):
-        text = text.replace(character, escape)
-    quote = "'" if '"' in text else '"'
-    return f"{quote}{text}{quote}"
-
-
 def _path(command: str, argument: str) -> Path:
     """The file that ``argument`` names; here no shell has expanded the tilde."""
     if not argument:
-        raise UsageError(
-            f"/{command} was given without a file: give its name, for example /{command} here.safetensors."
-        )
-    if "\0" in argument:
-        raise UsageError(f"/{command} was given a name with a NUL character: give the name of a file without one.")
+        raise UsageError(f"/{command} needs the name of a file, for example /{command} here.safetensors.")
     return Path(os.path.expanduser(argument))
 
 
@@ -504,16 +449,19 @@ def use_readline(loop: cmd.Cmd) -> None:
     readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
 
 
-def chat(session: ChatSession, flags: Mapping[str, Any], prompt: str, *, raw: bool) -> None:
+def chat(
+    session: ChatSession, config: SampleConfig, flags: Mapping[str, Any], prompt: str, write: Callable[[str], None]
+) -> None:
     """Chat until standard input ends.
 
     Args:
-        session: The text so far and the settings.
+        session: The text so far.
+        config: The settings.
         flags: The values of the transforms' flags.
         prompt: Text to begin with; may be empty.
-        raw: Do not escape control characters on a terminal.
+        write: Writes text to standard output.
     """
-    loop = Chat(session, flags, raw=raw)
+    loop = Chat(session, config, flags, write)
     sampler = session.sampler
     log(
         f"{sampler.path}: {sampler.tokenizer.kind} level, vocabulary of {sampler.tokenizer.vocab_size:,}. "

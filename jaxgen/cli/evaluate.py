@@ -11,10 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from jaxgen.cli.common import log, one_line, run_command, write_out
-from jaxgen.cli.flags import Excludes, ExtraFlag, check_not_empty, check_rules, given_flags, parse, positional
+from jaxgen.cli.flags import (
+    Excludes,
+    ExtraFlag,
+    RunConfig,
+    check_not_empty,
+    check_rules,
+    given_flags,
+    parse,
+    positional,
+)
 from jaxgen.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -42,13 +49,9 @@ COLUMNS = ("temperature", "logp", "dist-1", "dist-2", "dist-3", "rep-4", "cycles
 MAX_CONDITIONS, MAX_QUOTED = 10, 200
 
 
-class EvaluateConfig(BaseModel):
-    """Flags of ``jaxgen evaluate``."""
+class EvaluateConfig(RunConfig):
+    """Flags of ``jaxgen evaluate``. ``run`` is another way to give the argument RUN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    run: str | None = None
-    """Folder of the run, another way to give RUN. Default: the newest in runs/."""
     temperature: tuple[float, ...] = (0.0, 0.3, 0.5, 0.8, 1.0, 1.3)
     """Temperatures to compare. At 0 one text is drawn and counted --num-samples times."""
     num_samples: int = 20
@@ -60,8 +63,6 @@ class EvaluateConfig(BaseModel):
     label: tuple[str, ...] = ()
     """Draw texts with this label, or between several labels (Sports:0.3 World:0.7), and compare them with validation
     texts of it. Default for a run with labels or features: those of as many validation texts."""
-    features: tuple[float, ...] = ()
-    """Draw texts with these numbers, one for each of the --feature-columns of the run."""
     seed: int = 0
     """Another seed gives other texts."""
     block: int = 32
@@ -116,7 +117,7 @@ def evaluate(args: list[str]) -> None:
     saved = LoadedRun.open(run, "evaluate")
     plot = None if extra["no_plot"] else plot_path(config.plot, saved.directory.path)
     reference = read_reference(saved, config.require_data)
-    sampler = with_condition_flags(Sampler.load(saved.directory.path), config.label, config.features, note=False)
+    sampler = with_condition_flags(Sampler.load(saved.directory.path), config, note=False)
     began = time.perf_counter()
     result = quality.evaluate(
         sampler,

@@ -9,13 +9,27 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 
 from jaxgen.cli.common import escape_controls
 from jaxgen.errors import UsageError, choose
 
 Config = TypeVar("Config", bound=BaseModel)
+
+
+class RunConfig(BaseModel):
+    """Flags of the commands that use a language model. The docstring of a field is its help text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    run: str | None = None
+    """Folder of the run. Default: the newest in runs/."""
+    label: tuple[str, ...] = ()
+    """The label of the texts (for a run trained with --label-column), or several with weights, between which the model
+    interpolates: Sports:0.3 World:0.7. Default: the mean of the training texts."""
+    features: tuple[float, ...] = ()
+    """The numbers of the texts, one for each of the --feature-columns that the run was trained with."""
 
 
 class ExtraFlag(NamedTuple):

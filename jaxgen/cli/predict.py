@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from jaxgen.cli.common import log, read_byte_lines, run_command, write_out
 from jaxgen.cli.flags import Excludes, Needs, check_rules, given_flags, is_written, parse, positional, switch
 from jaxgen.errors import CheckpointError, DataError, UsageError
-from jaxgen.runs.config import Beam, Seed, Size
 
 if TYPE_CHECKING:
     from jaxgen.inference.predictor import Answer, DecodingConfig, Predictor, Source, UnreadableInput
@@ -30,6 +29,12 @@ empty line also has an answer, so that line n answers line n; an image that cann
 MAX_ATTENTION_PLOTS = 4
 #: The largest number of bytes of a line, its end included; a line is held in memory.
 MAX_LINE = 16 * 2**20
+
+
+# The ranges are those of ``jaxgen.runs.config``, which imports JAX, and that has to wait for ``prepare_process``.
+Beam = Annotated[int, Field(ge=0, le=64)]
+Size = Annotated[int, Field(gt=0, le=65_536)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class PredictConfig(BaseModel):

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
-
-from jaxgen.cli.common import log, run_command
+from jaxgen.cli.common import escape_controls, log, run_command
 from jaxgen.cli.flags import Excludes, Needs, check_not_empty, check_rules, given_flags, parse, switch
-from jaxgen.cli.progress import SampleWriter, SamplingSpeed
+from jaxgen.cli.sampling_flags import (
+    SampleConfig,
+    extra_transform_flags,
+    generation_config,
+    read_transforms,
+    transform_notes,
+    with_condition_flags,
+)
 from jaxgen.errors import UsageError
 
 if TYPE_CHECKING:
     from jaxgen.inference.generation_config import GenerationConfig
     from jaxgen.inference.sampler import Sampler
     from jaxgen.inference.state import DecoderState
-    from jaxgen.inference.text_stream import Chunk
+    from jaxgen.inference.text_stream import Chunk, Sample
     from jaxgen.sampling.transforms.base import Transform
 
 DESCRIPTION = """Write text with a trained model. The same run, prompt, settings and seed always give the same text.
@@ -38,64 +44,6 @@ JSON = """Write one JSON object for each text, with its tokens, log-probabilitie
 `jaxgen replay` reads them."""
 #: With this many texts or more, a note recommends ``--block``.
 MANY = 100
-
-
-class SampleConfig(BaseModel):
-    """Flags of ``sample.py``; those of the logit transforms come from their registry."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    run: str | None = None
-    """Folder of the run. Default: the newest in runs/."""
-    prompt: str | None = None
-    """Text to continue."""
-    prompt_file: str | None = None
-    """File with the text to continue; - for standard input. One line break at its end is removed."""
-    label: tuple[str, ...] = ()
-    """Write a text with this label (for a run trained with --label-column), or one between several labels with
-    weights: Sports:0.3 World:0.7. Default: the mean of the training texts."""
-    features: tuple[float, ...] = ()
-    """Write a text with these numbers, one for each of the --feature-columns that the run was trained with."""
-    length: int = 500
-    """Tokens to generate."""
-    temperature: tuple[str, ...] = ("0.8",)
-    """0: always the likeliest token. Low: safe and repetitive. 1: the model's own distribution. High: wild. Several
-    values: one section for each. 1.2,0.8 is one temperature for each token, the last for the rest; 1.5:0.5:200 is
-    linear over 200 tokens."""
-    greedy: bool = False
-    """The same as --temperature 0."""
-    num_samples: int = 1
-    """Texts to draw. Text i is the same however many are drawn."""
-    sample_index: int | None = None
-    """Draw only the text with this number, counted from 0."""
-    skip: int = 0
-    """Omit this many tokens at the start of each text, to continue where a shorter text ended. --length counts
-    them."""
-    best_of: int | None = None
-    """Draw this many texts and write the likeliest (--num-samples of them) by mean log-probability per token."""
-    beam: int | None = None
-    """Write the likeliest texts (--num-samples of them) that beam search of this width finds, instead of drawing."""
-    length_penalty: float = 1.0
-    """With --beam: texts are ranked by log-probability / tokens ** this. 0 favours short texts, above 1 long ones."""
-    seed: int = 0
-    """Another seed gives other texts."""
-    stop: tuple[str, ...] = ()
-    """End a text before the first of these strings; \\n, \\t and \\\\ stand for line break, tab and backslash."""
-    max_seconds: float | None = None
-    """End all texts after this time, start-up included (for each temperature)."""
-    block: int | None = None
-    """Rows that decode together (default: 1). More rows draw many texts faster, 256 two to four times. Text i can
-    differ from the one drawn by default, but is the same for the same block size, which is printed with the speed."""
-    state: str | None = None
-    """Continue from the state in this file, which --save-state wrote; the prompt is read after it."""
-    save_state: str | None = None
-    """Write the state after the prompt to this file."""
-    unk: Literal["error", "skip"] = "error"
-    """What to do with prompt characters that are not in the vocabulary."""
-    interactive: bool = False
-    """Continue texts line by line, with commands that change settings, undo, or offer the likeliest tokens: /help."""
-    raw: bool = False
-    """Do not escape control characters on a terminal."""
 
 
 ONE_TEXT = "continues one text"
@@ -128,40 +76,19 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def sample(args: list[str]) -> None:
     """Parse ``args`` and write the texts that they ask for."""
-    from jaxgen.cli.sampling_flags import (
-        extra_transform_flags,
-        read_temperature,
-        read_transforms,
-        transform_notes,
-        unescape,
-        with_condition_flags,
-    )
-
     flags = [*extra_transform_flags(), switch("json", JSON)]
     config, extra = parse(SampleConfig, args, prog="sample.py", description=DESCRIPTION, extra=flags)
     check(config, args, extra)
     prompt = read_prompt(config)
 
-    from jaxgen.inference.generation_config import GenerationConfig
     from jaxgen.inference.sampler import Sampler
     from jaxgen.runtime import need_backend
-    from jaxgen.sampling.decode import DECODE_ROWS
 
-    temperatures = ["0"] if config.greedy else config.temperature
-    settings = [
-        GenerationConfig(
-            config.length,
-            read_temperature(temperature),
-            config.seed,
-            stop=tuple(map(unescape, config.stop)),
-            max_seconds=config.max_seconds,
-            block=DECODE_ROWS if config.block is None else config.block,
-        )
-        for temperature in temperatures
-    ]
+    temperatures = ("0",) if config.greedy else config.temperature
+    settings = [generation_config(config, temperature) for temperature in temperatures]
     need_backend()
     sampler = Sampler.load(config.run)
-    sampler = with_condition_flags(sampler, config.label, config.features, note=config.state is None)
+    sampler = with_condition_flags(sampler, config, note=config.state is None)
     transforms = read_transforms(extra, sampler.tokenizer.encode)
     settings = [replace(each, transforms=transforms) for each in settings]
     for note in transform_notes(sampler, transforms):
@@ -171,13 +98,14 @@ def sample(args: list[str]) -> None:
         saved = sampler.read(prompt, state, unk=config.unk)
         sampler.save_state(config.save_state, saved)
         log(f"The state after {saved.tokens.size:,} tokens is in {config.save_state}.")
+    writer = SampleWriter(escape=sys.stdout.isatty() and not config.raw)
     if config.interactive:
         from jaxgen.cli.chat import chat
         from jaxgen.inference.chat import ChatSession
 
-        chat(ChatSession(sampler, settings[0], state=state, unk=config.unk), extra, prompt, raw=config.raw)
+        session = ChatSession(sampler, settings[0], state=state, unk=config.unk)
+        chat(session, config.model_copy(update={"temperature": temperatures}), extra, prompt, writer.write)
         return
-    writer = SampleWriter(escape=sys.stdout.isatty() and not config.raw)
     if config.beam is not None:
         write_beams(writer, sampler, config, transforms, prompt, state, as_json=extra["json"])
     else:
@@ -210,6 +138,104 @@ def read_prompt(config: SampleConfig) -> str:
     text = "".join(read_pieces(config.prompt_file))
     # `echo` and editors end every file with a line break, which the model would take for the end of the line.
     return text.removesuffix("\r\n" if text.endswith("\r\n") else "\n")
+
+
+class SamplingSpeed:
+    """Counts generated tokens. The first chunk of a stream waits for compilation, so it is counted separately."""
+
+    def __init__(self, parallel: int, note: str = "") -> None:
+        """``parallel`` is the number of samples whose first chunks arrive together."""
+        self.parallel, self.note = parallel, note
+        self.first_tokens = self.later_tokens = 0
+        self.first_seconds = self.later_seconds = 0.0
+
+    def measure(self, stream: Iterator[Chunk]) -> Iterator[Chunk]:
+        """Pass on the chunks of ``stream`` and time them."""
+        arrived = began = time.perf_counter()
+        first, before = True, -1
+        for chunk in stream:
+            next_block = chunk.index // self.parallel > before // self.parallel
+            if before < 0:
+                arrived = time.perf_counter()
+            elif chunk.index <= before or next_block:  # beyond the first chunk
+                first = False
+            before = chunk.index
+            if first:
+                self.first_tokens += chunk.tokens.size
+            else:
+                self.later_tokens += chunk.tokens.size
+            yield chunk
+        self.first_seconds += arrived - began
+        self.later_seconds += time.perf_counter() - arrived
+
+    def __str__(self) -> str:
+        tokens, seconds = self.first_tokens + self.later_tokens, self.first_seconds + self.later_seconds
+        total = f"{tokens:,} tokens{self.note} in {seconds:.2f} s"
+        if not self.later_tokens:
+            return total
+        rate = self.later_tokens / max(self.later_seconds, 1e-9)
+        return (
+            f"{total}; {rate:,.0f} tokens/s after the first {self.first_tokens:,} "
+            f"({self.first_seconds:.1f} s to the first)"
+        )
+
+
+class SampleWriter:
+    """Writes samples to standard output in order: the first of a block as it is generated, the others after it."""
+
+    def __init__(self, escape: bool) -> None:
+        self.escape, self._held = escape, ""
+
+    def write(self, text: str) -> None:
+        """Write text and flush."""
+        if self.escape:
+            text = self._held + text
+            self._held = "\r" if text.endswith("\r") else ""  # the next character decides whether it is a line break
+            text = escape_controls(text.removesuffix("\r"))
+        sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
+        sys.stdout.flush()
+
+    def heading(self, text: str) -> None:
+        """Write a line that names what follows."""
+        self.write(f"--- {text} ---\n")
+
+    def write_best(self, samples: Iterable[Sample], prompt: str, number: int) -> None:
+        """Write the selected samples, each with its index and the mean log-probability that selected it."""
+        for sample in samples:
+            about = f"sample {sample.index}, {sample.mean_logp:.4f} nats a token"
+            if number > 1:
+                self.heading(about)
+            self.write(prompt + sample.text + "\n")
+            if number == 1:  # standard output holds only the text
+                log(about)
+
+    def write_json(self, values: Iterable[Mapping[str, object]]) -> None:
+        """Write one line of JSON for each value."""
+        for value in values:
+            self.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+    def write_all(self, stream: Iterator[Chunk], prompt: str, first: int, num_samples: int) -> None:
+        """Write every sample of ``stream`` after its prompt, each followed by a line break."""
+        turn, begun = first, False
+        waiting: dict[int, str] = {}
+        finished: set[int] = set()
+        for chunk in stream:
+            waiting[chunk.index] = waiting.get(chunk.index, "") + chunk.text
+            if chunk.last:
+                finished.add(chunk.index)
+            while turn in waiting:
+                if not begun:
+                    self._begin(turn, prompt, num_samples)
+                self.write(waiting.pop(turn))
+                begun = turn not in finished
+                if not begun:
+                    self.write("\n")
+                    turn += 1
+
+    def _begin(self, index: int, prompt: str, num_samples: int) -> None:
+        if num_samples > 1:
+            self.heading(f"sample {index}")
+        self.write(prompt)
 
 
 def write_samples(

@@ -1,4 +1,4 @@
-"""Flags that say how texts are generated: logit transforms, temperature, labels and features."""
+"""Flags that say how texts are generated: the settings of ``sample.py``, logit transforms, labels and features."""
 
 from __future__ import annotations
 
@@ -6,44 +6,107 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_type_hints
-
-import numpy as np
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 from jaxgen.cli.common import log
-from jaxgen.cli.flags import ExtraFlag
+from jaxgen.cli.flags import ExtraFlag, RunConfig
 from jaxgen.errors import UsageError, choose
-from jaxgen.tokenizers.base import UNK
-from jaxgen.types import TokenId
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from jaxgen.inference.generation_config import GenerationConfig
     from jaxgen.inference.sampler import Sampler
     from jaxgen.sampling.transforms.base import Transform
     from jaxgen.sampling.transforms.temperature import Linear
     from jaxgen.tasks.language.conditioning import Conditioning
 
 #: Turns text into token ids.
-Encode = Callable[[str], np.ndarray]
+Encode = Callable[[str], "np.ndarray"]
 
 
-def with_condition_flags(
-    sampler: Sampler, label: Sequence[str], features: Sequence[float], *, note: bool = True
-) -> Sampler:
+class SampleConfig(RunConfig):
+    """Flags of ``sample.py``; those of the logit transforms come from their registry."""
+
+    prompt: str | None = None
+    """Text to continue."""
+    prompt_file: str | None = None
+    """File with the text to continue; - for standard input. One line break at its end is removed."""
+    length: int = 500
+    """Tokens to generate."""
+    temperature: tuple[str, ...] = ("0.8",)
+    """0: always the most probable token. Low: safe and repetitive. 1: the model's own distribution. High: wild. 1.2,0.8
+    is one temperature for each token, the last for the rest; 1.5:0.5:200 is linear over 200 tokens."""
+    greedy: bool = False
+    """The same as --temperature 0."""
+    num_samples: int = 1
+    """Texts to draw. Text i is the same however many are drawn."""
+    sample_index: int | None = None
+    """Draw only the text with this number, counted from 0."""
+    skip: int = 0
+    """Omit this many tokens at the start of each text, to continue where a shorter text ended. --length counts
+    them."""
+    best_of: int | None = None
+    """Draw this many texts and write the likeliest (--num-samples of them) by mean log-probability per token."""
+    beam: int | None = None
+    """Write the likeliest texts (--num-samples of them) that beam search of this width finds, instead of drawing."""
+    length_penalty: float = 1.0
+    """With --beam: texts are ranked by log-probability / tokens ** this. 0 favours short texts, above 1 long ones."""
+    seed: int = 0
+    """Another seed gives other texts."""
+    stop: tuple[str, ...] = ()
+    """End a text before the first of these strings; \\n, \\t and \\\\ stand for line break, tab and backslash."""
+    max_seconds: float | None = None
+    """End all texts after this time, start-up included (for each temperature)."""
+    block: int | None = None
+    """Rows that decode together (default: 1). More rows draw many texts faster, 256 two to four times. Text i can
+    differ from the one drawn by default, but is the same for the same block size, which is printed with the speed."""
+    state: str | None = None
+    """Continue from the state in this file, which --save-state wrote; the prompt is read after it."""
+    save_state: str | None = None
+    """Write the state after the prompt to this file."""
+    unk: Literal["error", "skip"] = "error"
+    """What to do with prompt characters that are not in the vocabulary."""
+    interactive: bool = False
+    """Continue texts line by line, with commands that change settings, undo, or offer the likeliest tokens: /help."""
+    raw: bool = False
+    """Do not escape control characters on a terminal."""
+
+
+def generation_config(
+    config: SampleConfig, temperature: str, transforms: tuple[Transform, ...] = ()
+) -> GenerationConfig:
+    """The settings of sampling that flags describe, for one of the temperatures."""
+    from jaxgen.inference.generation_config import GenerationConfig
+    from jaxgen.sampling.decode import DECODE_ROWS
+
+    return GenerationConfig(
+        config.length,
+        read_temperature(temperature),
+        config.seed,
+        transforms,
+        stop=tuple(map(unescape, config.stop)),
+        max_seconds=config.max_seconds,
+        block=DECODE_ROWS if config.block is None else config.block,
+    )
+
+
+def with_condition_flags(sampler: Sampler, config: RunConfig, *, note: bool = True) -> Sampler:
     """``sampler`` under the condition of ``--label`` and ``--features``.
 
-    Without these flags it is returned as it is; for a run that knows labels or features, a note says what they can be.
+    Without these flags it has none; for a run that knows labels or features, a note says what they can be.
 
     Raises:
         UsageError: The run knows none, or a label or weight cannot be used.
     """
-    if label or features:
-        known = sampler.conditioning
-        weights = None if not label or known is None else read_label_weights(label, known)
-        return sampler.conditioned(weights, features or None)
-    if note and sampler.conditioning is not None:
-        flags = describe_condition_flags(sampler.conditioning)
+    known = sampler.conditioning
+    if config.label or config.features:
+        weights = None if not config.label or known is None else read_label_weights(config.label, known)
+        return sampler.conditioned(weights, config.features or None)
+    if note and known is not None:
+        flags = describe_condition_flags(known)
         log(f"note: without {flags} a text starts from the mean of the training texts.")
-    return sampler
+    return sampler.with_condition(None)
 
 
 def read_label_weights(words: Sequence[str], known: Conditioning) -> dict[str, float]:
@@ -222,11 +285,15 @@ def unescape(text: str) -> str:
 
 
 def _mentions_tokens(option: Any) -> bool:
+    from jaxgen.types import TokenId
+
     return option is TokenId or any(_mentions_tokens(part) for part in get_args(option))
 
 
 def _token_ids(texts: Iterable[str], name: str, encode: Encode, all_forms: bool = True) -> tuple[int, ...]:
     """The tokens of each text; with ``all_forms`` also those of the text after a space, where that adds no token."""
+    from jaxgen.tokenizers.base import UNK
+
     found: list[int] = []
     for text in map(unescape, texts):
         plain, after_space = ([int(i) for i in encode(each)] for each in (text, " " + text))

@@ -9,15 +9,23 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
-from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, cast
-
-from pydantic import BaseModel, ConfigDict
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from jaxgen.cli.common import SafeStream, discard, escape_controls, log, run_command, write_out
-from jaxgen.cli.flags import Excludes, Needs, check_not_empty, check_rules, given_flags, parse, positional, switch
+from jaxgen.cli.flags import (
+    Excludes,
+    Needs,
+    RunConfig,
+    check_not_empty,
+    check_rules,
+    given_flags,
+    parse,
+    positional,
+    switch,
+)
 from jaxgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,20 +63,11 @@ TOKEN_HEADER = f"{'position':>9}  {'logp':>9}  {'prob':>6}  token"
 RANK_HEADER = f"{'rank':>5}  {'tokens':>6}  {'logp':>10}  {'logp/token':>10}  candidate"
 
 
-class ScoreConfig(BaseModel):
+class ScoreConfig(RunConfig):
     """Flags of ``jaxgen score``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    run: str | None = None
-    """Folder of the run. Default: the newest in runs/."""
     text: tuple[str, ...] = ()
     """Texts to score instead of files."""
-    label: tuple[str, ...] = ()
-    """Score texts with this label (for a run trained with --label-column), or between several labels with weights:
-    Sports:0.3 World:0.7. Default: the mean of the training texts."""
-    features: tuple[float, ...] = ()
-    """Score texts with these numbers, one for each of the --feature-columns of the run."""
     lines: bool = False
     """Score every line of a file as a separate text, for a model trained with --documents line. Lines of white space
     are skipped. The table sums them up for each file; --json and --per-token show each."""
@@ -133,15 +132,14 @@ def score(args: list[str]) -> None:
     if config.window is not None:
         options["window"] = config.window
     options["end"] = {"yes": True, "no": False, None: False if config.candidates else None}[config.end]
-    sampler = with_condition_flags(Sampler.load(config.run, "score"), config.label, config.features)
-    scorer = Scorer(sampler, **options)
-    writer: ScoreWriter = (JsonScores if values["json"] else ScoreTable)(scorer, config.per_token)
-    speed = ScoringSpeed(scorer)
+    scorer = Scorer(with_condition_flags(Sampler.load(config.run, "score"), config), **options)
+    writer = (JsonScores if values["json"] else ScoreTable)(scorer, config.per_token)
+    began = time.perf_counter()
     score_all = score_candidates if config.candidates else score_lines if config.lines else score_texts
     total = score_all(scorer, config, files, writer)
     for note in score_notes(total, config):
         log(note)
-    log(speed.describe(total.tokens))
+    log(describe_speed(total.tokens, time.perf_counter() - began, scorer.compile_seconds))
 
 
 def check(config: ScoreConfig, args: Sequence[str], files: Sequence[str]) -> None:
@@ -179,11 +177,14 @@ def score_texts(scorer: Scorer, config: ScoreConfig, files: Sequence[str], write
 
     total = Score()
     for number, text in enumerate(files or config.text, start=1):
-        name = text if files else f"text {number}"
-        pieces = read_with_progress(text, scorer.sampler.tokenizer, bar=not config.per_token) if files else [text]
-        where = f"The file {text}" if files else f"Text {number}"
+        if files:
+            name, where, about = text, f"The file {text}", {}
+            pieces = read_with_progress(text, scorer.sampler.tokenizer, bar=not config.per_token)
+        else:
+            name, where, about = f"text {number}", f"Text {number}", {"text": text}
+            pieces = iter([text])
         stream = scorer.stream(pieces, config.prompt or "", where)
-        writer.write_text(name, stream, None if files else text)
+        writer.write_text({"name": name, **about}, stream)
         total += stream.score
     if len(files or config.text) > 1:
         writer.write_total("all", total)
@@ -207,7 +208,7 @@ def score_lines(scorer: Scorer, config: ScoreConfig, files: Sequence[str], write
         of_file, number = Score(), 0
         for score, tokens in scorer.score_each(lines(), config.prompt or "", f"The file {path}, text"):
             number += 1
-            writer.write_line(path, number, score, tokens, held.popleft())
+            writer.write_line({"name": path, "number": number, "text": held.popleft()}, score, tokens)
             of_file += score
         writer.write_total(f"{path} ({number:,} texts)", of_file)
         total += of_file
@@ -239,52 +240,22 @@ def read_with_progress(path: str, tokenizer: Tokenizer, bar: bool) -> Iterator[s
         yield from read_pieces(path, any_bytes=any_bytes)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    from jaxgen.cli.progress import reading_bar
+
     console = Console(file=cast(IO[str], SafeStream(sys.stderr, lambda _: discard(sys.stderr))))
-    with Progress(*columns, console=console, transient=True) as progress:
+    with reading_bar(console) as progress:
         line = progress.add_task("scoring", total=size)
         yield from read_pieces(path, any_bytes=any_bytes, seen=lambda seen: progress.update(line, completed=seen))
 
 
-class ScoringSpeed:
-    """Scored tokens per second, without the time spent compiling."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self._scorer, self._began = scorer, time.perf_counter()
-
-    def describe(self, tokens: int) -> str:
-        """The speed after ``tokens`` tokens."""
-        seconds, compiling = time.perf_counter() - self._began, self._scorer.compile_seconds
-        total = f"{tokens:,} tokens in {seconds:.2f} s"
-        if tokens < MEASURABLE:
-            return total
-        rate = tokens / max(seconds - compiling, 1e-9)
-        return f"{total}; {rate:,.0f} tokens/s after {compiling:.1f} s of compiling"
-
-
-class ScoreWriter(Protocol):
-    """Writes scores to standard output."""
-
-    def write_text(self, name: str, stream: ScoreStream, text: str | None = None) -> None:
-        """Write the score of a text while it is computed; ``text`` if it was on the command line."""
-
-    def write_line(self, name: str, number: int, score: Score, tokens: TokenScores, text: str) -> None:
-        """Write the score of line ``number`` of a file."""
-
-    def write_total(self, name: str, score: Score) -> None:
-        """Write the score of several texts."""
-
-    def write_ranking(self, prompt: str, ranked: Sequence[Candidate]) -> None:
-        """Write ranked candidates."""
-
-
-def quote(text: str) -> str:
-    """Text in quotes on one line, with control characters escaped."""
-    for character, escaped in (("\\", "\\\\"), ("\r", "\\r"), ("\n", "\\n"), ("\t", "\\t"), ("'", "\\'")):
-        text = text.replace(character, escaped)
-    return f"'{escape_controls(text)}'"
+def describe_speed(tokens: int, seconds: float, compiling: float) -> str:
+    """The number of scored tokens, and how many a second without the time spent compiling."""
+    total = f"{tokens:,} tokens in {seconds:.2f} s"
+    if tokens < MEASURABLE:
+        return total
+    rate = tokens / max(seconds - compiling, 1e-9)
+    return f"{total}; {rate:,.0f} tokens/s after {compiling:.1f} s of compiling"
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
@@ -292,6 +263,11 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
     if token < len(SPECIAL_TOKENS):
         return SPECIAL_TOKENS[token]
     return tokenizer.pieces[token].decode("utf-8", "backslashreplace")
+
+
+def as_json(value: dict[str, Any]) -> str:
+    """``value`` as JSON on one line."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def start(parts: Iterable[TokenScores]) -> Iterator[TokenScores]:
@@ -308,54 +284,29 @@ class ScoreTable:
         self._tokenizer, self._per_token, self._has_header = scorer.sampler.tokenizer, per_token, False
         self._quoted = cache(self._quote)  # a text has few different tokens
 
-    def write_text(self, name: str, stream: ScoreStream, text: str | None = None) -> None:
-        """Write the tokens and the row of a text."""
-        self._write_tokens(name, stream)
-        self._write_row(stream.score, name)
+    def write_text(self, about: dict[str, Any], stream: ScoreStream) -> None:
+        """Write the tokens and the row of a text while it is scored."""
+        self._write_tokens(about["name"], stream)
+        self.write_total(about["name"], stream.score)
 
-    def write_line(self, name: str, number: int, score: Score, tokens: TokenScores, text: str) -> None:
+    def write_line(self, about: dict[str, Any], score: Score, tokens: TokenScores) -> None:
         """Write the tokens and the row of a line; without ``per_token`` it only counts in the total of the file."""
         if self._per_token:
-            self._write_tokens(f"{name}, text {number}: {quote(text)}", [tokens])
-            self._write_row(score, f"{name}, text {number}")
-
-    def write_total(self, name: str, score: Score) -> None:
-        """Write the row of several texts."""
-        self._write_row(score, name)
+            name = f"{about['name']}, text {about['number']}"
+            self._write_tokens(f"{name}: {about['text']!r}", [tokens])
+            self.write_total(name, score)
 
     def write_ranking(self, prompt: str, ranked: Sequence[Candidate]) -> None:
-        """Write candidates, the likeliest first; equally likely ones have a = after their rank."""
+        """Write candidates, the most probable first; equally probable ones have a = after their rank."""
         write_out(RANK_HEADER + "\n")
         for each in ranked:
             rank, score = f"{each.rank}{'=' if each.tied else ' '}", each.score
             write_out(
-                f"{rank:>5}  {score.tokens:>6,}  {score.logp:>10.4f}  {-score.nats_per_token:>10.4f}  "
-                f"{quote(each.text)}\n"
+                f"{rank:>5}  {score.tokens:>6,}  {score.logp:>10.4f}  {-score.nats_per_token:>10.4f}  {each.text!r}\n"
             )
 
-    def _write_tokens(self, name: str, parts: Iterable[TokenScores]) -> None:
-        position, parts = 0, start(parts)
-        if self._per_token:
-            write_out(f"--- {escape_controls(name)} ---\n{TOKEN_HEADER}\n")
-            self._has_header = False
-        for part in parts:
-            if self._per_token:
-                for token, logp, top, top_logp in zip(*part):
-                    position += 1
-                    likeliest = zip(top.tolist(), top_logp.tolist())
-                    write_out(self._token_line(position, int(token), float(logp), likeliest))
-
-    def _token_line(self, position: int, token: int, logp: float, top: Iterable[tuple[int, float]]) -> str:
-        line = f"{position:>9,}  {logp:>9.4f}  {math.exp(logp):>6.4f}  {self._quoted(token):<8}"
-        return (line + "".join(f"  {self._quoted(other)} {math.exp(p):.4f}" for other, p in top)).rstrip() + "\n"
-
-    def _quote(self, token: int) -> str:
-        if token < len(SPECIAL_TOKENS):
-            return SPECIAL_TOKENS[token]
-        text = quote(self._tokenizer.pieces[token].decode("utf-8", "surrogateescape"))
-        return re.sub(r"\\udc(..)", r"\\x\1", text)  # bytes of an incomplete character
-
-    def _write_row(self, score: Score, name: str) -> None:
+    def write_total(self, name: str, score: Score) -> None:
+        """Write the row of one or more texts."""
         if not self._has_header:
             write_out(HEADER + "\n")
             self._has_header = True
@@ -367,8 +318,27 @@ class ScoreTable:
         )
         fields = [f"{score.tokens:>11,}", f"{score.logp:>15,.4f}"]
         fields += [" " * (int(form.split(".")[0]) - 1) + "-" if math.isnan(x) else f"{x:{form}}" for x, form in ratios]
-        write_out("  ".join([*fields, escape_controls(name)]) + "\n")
-        sys.stdout.flush()
+        write_out("  ".join([*fields, escape_controls(name)]) + "\n", flush=True)
+
+    def _write_tokens(self, name: str, parts: Iterable[TokenScores]) -> None:
+        position, parts = 0, start(parts)
+        if self._per_token:
+            write_out(f"--- {escape_controls(name)} ---\n{TOKEN_HEADER}\n")
+            self._has_header = False
+        for part in parts:
+            if self._per_token:
+                for token, logp, top, top_logp in zip(*part):
+                    position += 1
+                    line = f"{position:>9,}  {logp:>9.4f}  {math.exp(logp):>6.4f}  {self._quoted(int(token)):<8}"
+                    for other, p in zip(top.tolist(), top_logp.tolist()):
+                        line += f"  {self._quoted(other)} {math.exp(p):.4f}"
+                    write_out(line.rstrip() + "\n")
+
+    def _quote(self, token: int) -> str:
+        if token < len(SPECIAL_TOKENS):
+            return SPECIAL_TOKENS[token]
+        text = repr(self._tokenizer.pieces[token].decode("utf-8", "surrogateescape"))
+        return re.sub(r"\\udc(..)", r"\\x\1", text)  # bytes of an incomplete character
 
 
 class JsonScores:
@@ -377,19 +347,21 @@ class JsonScores:
     def __init__(self, scorer: Scorer, per_token: bool) -> None:
         self._scorer, self._per_token = scorer, per_token
 
-    def write_text(self, name: str, stream: ScoreStream, text: str | None = None) -> None:
-        """Write the object of a text."""
-        self._write_object({"name": name} | ({} if text is None else {"text": text}), stream, lambda: stream.score)
+    def write_text(self, about: dict[str, Any], stream: ScoreStream) -> None:
+        """Write the object of a text while it is scored."""
+        self._write_tokens(about, stream)
+        self._write_score(stream.score)
 
-    def write_line(self, name: str, number: int, score: Score, tokens: TokenScores, text: str) -> None:
+    def write_line(self, about: dict[str, Any], score: Score, tokens: TokenScores) -> None:
         """Write the object of a line."""
-        self._write_object({"name": name, "number": number, "text": text}, [tokens], lambda: score)
+        self._write_tokens(about, [tokens])
+        self._write_score(score)
 
     def write_total(self, name: str, score: Score) -> None:
         """Write nothing: programs can add."""
 
     def write_ranking(self, prompt: str, ranked: Sequence[Candidate]) -> None:
-        """Write one object with all candidates, the likeliest first."""
+        """Write one object with all candidates, the most probable first."""
         candidates = [
             {
                 "rank": each.rank,
@@ -402,48 +374,41 @@ class JsonScores:
             }
             for each in ranked
         ]
-        value = {"prompt": prompt, "candidates": candidates, **self._settings()}
-        write_out(json.dumps(value, ensure_ascii=False) + "\n")
+        write_out(as_json({"prompt": prompt, "candidates": candidates, **self._settings()}) + "\n")
 
-    def _write_object(
-        self, about: Mapping[str, object], parts: Iterable[TokenScores], score: Callable[[], Score]
-    ) -> None:
-        """Write tokens as they come, so that a large text needs no more memory; ``score`` is read after them."""
+    def _write_tokens(self, about: dict[str, Any], parts: Iterable[TokenScores]) -> None:
+        """Write the beginning of an object, and the tokens as they come: a large text needs no more memory."""
         parts = start(parts)
-        write_out(json.dumps(about, ensure_ascii=False)[:-1])
+        write_out(as_json(about)[:-1])
         if self._per_token:
             write_out(', "per_token": [')
         between = ""
         for part in parts:
-            if self._per_token:
-                for token in self._tokens(part):
-                    write_out(between + json.dumps(token, ensure_ascii=False))
-                    between = ", "
+            for token, logp, top, top_logp in zip(*part) if self._per_token else ():
+                found = self._token(int(token), float(logp))
+                if self._scorer.top:
+                    found["top"] = [self._token(*each) for each in zip(top.tolist(), top_logp.tolist())]
+                write_out(between + as_json(found))
+                between = ", "
         if self._per_token:
             write_out("]")
-        write_out(", " + json.dumps({**score_json(score()), **self._settings()}, ensure_ascii=False)[1:] + "\n")
-        sys.stdout.flush()
 
-    def _tokens(self, part: TokenScores) -> Iterator[dict[str, object]]:
-        for token, logp, top, top_logp in zip(*part):
-            found = self._token(int(token), float(logp))
-            if self._scorer.top:
-                found["top"] = [self._token(*each) for each in zip(top.tolist(), top_logp.tolist())]
-            yield found
+    def _write_score(self, score: Score) -> None:
+        """Write the rest of an object."""
+        names = ("logp", "tokens", "chars", "bytes", "unknown", "nats_per_token", "perplexity")
+        values = {name: getattr(score, name) for name in (*names, "bits_per_char", "bits_per_byte")}
+        values = {name: None if math.isnan(value) else value for name, value in values.items()}
+        write_out(", " + as_json({**values, **self._settings()})[1:] + "\n", flush=True)
 
     def _token(self, token: int, logp: float) -> dict[str, object]:
         return {"token": token_text(self._scorer.sampler.tokenizer, token), "id": token, "logp": round(logp, 6)}
 
     def _settings(self) -> dict[str, object]:
         scorer = self._scorer
-        how: dict[str, object] = {"state": scorer.state}
-        how |= {"window": scorer.window} if scorer.state == "cold" else {"lanes": scorer.lanes}
+        how = {"window": scorer.window} if scorer.state == "cold" else {"lanes": scorer.lanes}
         run = None if scorer.sampler.path is None else str(scorer.sampler.path)
-        return {**how, "unk": scorer.unk, "end": scorer.end, "run": run, "checkpoint": scorer.sampler.digest}
+        about = {"unk": scorer.unk, "end": scorer.end, "run": run, "checkpoint": scorer.sampler.digest}
+        return {"state": scorer.state, **how, **about}
 
 
-def score_json(score: Score) -> dict[str, float | None]:
-    """A score as JSON values."""
-    names = ("logp", "tokens", "chars", "bytes", "unknown", "nats_per_token", "perplexity")
-    values = {name: getattr(score, name) for name in (*names, "bits_per_char", "bits_per_byte")}
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
+ScoreWriter = ScoreTable | JsonScores

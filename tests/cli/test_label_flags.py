@@ -120,7 +120,7 @@ def test_a_session_changes_the_label_for_the_next_text(sample, known, monkeypatc
     assert done.out == "aa\nbb\n"
     said = done.err.splitlines()
     assert [line for line in said if line.startswith(("/label", "/features"))] == [
-        '/label "second"',
+        "/label second",
         "/features 2",
         "/features 2",
         "/label off",

@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgen.cli.progress import SampleWriter, SamplingSpeed
-from jaxgen.cli.sample import SampleConfig, main, read_prompt
-from jaxgen.cli.sampling_flags import read_transforms, unescape
+from jaxgen.cli.sample import SampleWriter, SamplingSpeed, main, read_prompt
+from jaxgen.cli.sampling_flags import SampleConfig, read_transforms, unescape
 from jaxgen.inference.text_stream import Chunk
 from jaxgen.sampling import TRANSFORMS
 from jaxgen.tokenizers import WordTokenizer

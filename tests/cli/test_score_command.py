@@ -15,7 +15,7 @@ import pytest
 from jaxgen import jitted
 from jaxgen.cli import score
 from jaxgen.cli.common import write_out
-from jaxgen.cli.score import ScoreTable, ScoringSpeed, quote, read_with_progress, token_text
+from jaxgen.cli.score import ScoreTable, describe_speed, read_with_progress, token_text
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.tokenizers import ByteTokenizer
@@ -57,13 +57,9 @@ def test_a_text_has_a_line_with_its_figures(score, run, scorer, here):
     assert re.fullmatch(r"43 tokens in [0-9.]+ s\n", done.err)
 
 
-def test_the_speed_leaves_compilation_out(scorer, monkeypatch):
-    now = iter([100.0, 110.0, 110.0])
-    monkeypatch.setattr(score.time, "perf_counter", lambda: next(now))
-    speed = ScoringSpeed(scorer)
-    scorer.compile_seconds = 6.0
-    assert speed.describe(20_000) == "20,000 tokens in 10.00 s; 5,000 tokens/s after 6.0 s of compiling"
-    assert speed.describe(200) == "200 tokens in 10.00 s"
+def test_the_speed_leaves_compilation_out():
+    assert describe_speed(20_000, 10.0, 6.0) == "20,000 tokens in 10.00 s; 5,000 tokens/s after 6.0 s of compiling"
+    assert describe_speed(200, 10.0, 6.0) == "200 tokens in 10.00 s"
 
 
 def test_a_file_standard_input_and_the_flag_score_alike_and_several_are_added_up(score, run, here, monkeypatch):
@@ -233,12 +229,12 @@ def test_data_that_cannot_be_read_is_a_sentence_and_exit_code_3(
 
 
 def test_what_could_disturb_a_terminal_is_escaped(scorer):
-    assert quote("a'\\\r\n\t\x1b\u202e ") == r"'a\'\\\r\n\t\x1b\u202e '"
     tokenizer = ByteTokenizer()
     sampler = Sampler(scorer.sampler.task, tokenizer, None)
-    assert [ScoreTable(Scorer(sampler), True)._quoted(token) for token in (1, 3 + 65, 3 + 0xE2)] == [
+    assert [ScoreTable(Scorer(sampler), True)._quoted(token) for token in (1, 3 + 65, 3 + 0x1B, 3 + 0xE2)] == [
         "<unk>",
         "'A'",
+        r"'\x1b'",
         r"'\xe2'",
     ]
     assert token_text(tokenizer, 3 + 0xE2) == r"\xe2"

@@ -202,7 +202,7 @@ def test_a_narrow_window_and_no_terminal_are_fine(train, small, monkeypatch):
 
 @pytest.mark.parametrize("command", ["train", "sample"])
 def test_help_names_every_flag(command, request):
-    from jaxgen.cli.sample import SampleConfig
+    from jaxgen.cli.sampling_flags import SampleConfig
 
     done = request.getfixturevalue(command)("--help")
     wanted = Config if command == "train" else SampleConfig

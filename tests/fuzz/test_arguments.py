@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jaxgen.cli.evaluate import EvaluateConfig
 from jaxgen.cli.predict import PredictConfig
-from jaxgen.cli.sample import SampleConfig
+from jaxgen.cli.sampling_flags import SampleConfig
 from jaxgen.cli.score import ScoreConfig
 from jaxgen.errors import CheckpointError
 from jaxgen.inference.loading import LoadedRun
