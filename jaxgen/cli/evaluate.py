@@ -9,19 +9,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from jaxgen.cli.common import log, one_line, run_command, write_out
-from jaxgen.cli.flags import (
-    Excludes,
-    ExtraFlag,
-    RunConfig,
-    check_not_empty,
-    check_rules,
-    given_flags,
-    parse,
-    positional,
-)
+from jaxgen.cli.flags import Excludes, RunConfig, check_flags, parse, positional, switch
 from jaxgen.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +36,8 @@ The columns:
     copied       longest span copied from the training text"""
 
 COLUMNS = ("temperature", "logp", "dist-1", "dist-2", "dist-3", "rep-4", "cycles", "known", "copied")
+#: The settings that the JSON names, in its order.
+SETTINGS = ("temperature", "num_samples", "length", "prompt", "label", "features", "seed", "block", "unk")
 #: The largest number of conditions, and of characters of a quotation, that are shown.
 MAX_CONDITIONS, MAX_QUOTED = 10, 200
 
@@ -78,18 +71,6 @@ class EvaluateConfig(RunConfig):
 RULES = (Excludes("--plot", ("--no-plot",), "names the file of the plot"),)
 
 
-def extra_flags() -> list[ExtraFlag]:
-    """The run as an argument without a flag, and flags without a value."""
-    import tyro
-
-    texts = {"no_plot": "Draw no plot.", "json": "Write everything as one JSON object instead of the table."}
-    switches = [
-        ExtraFlag(name, Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help=text)], False)
-        for name, text in texts.items()
-    ]
-    return [positional("runs", "Folder of the run.", "[RUN]"), *switches]
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Evaluate; returns the exit code."""
     return run_command(lambda: evaluate(list(sys.argv[1:] if args is None else args)), text_only=True)
@@ -97,10 +78,14 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def evaluate(args: list[str]) -> None:
     """Parse ``args``, draw and measure texts, and write the report."""
-    config, extra = parse(EvaluateConfig, args, prog="jaxgen evaluate", description=DESCRIPTION, extra=extra_flags())
+    flags = [
+        positional("runs", "Folder of the run.", "[RUN]"),
+        switch("no_plot", "Draw no plot.", negatable=False),
+        switch("json", "Write everything as one JSON object instead of the table.", negatable=False),
+    ]
+    config, extra = parse(EvaluateConfig, args, prog="jaxgen evaluate", description=DESCRIPTION, extra=flags)
     run = one_run(config.run, extra["runs"])
-    check_not_empty(config, args)
-    check_rules(RULES, given_flags(config, args, extra))
+    check_flags(RULES, config, args, extra)
     if config.plot is not None and Path(config.plot).suffix.lower() != ".png":
         raise UsageError(f"--plot is {config.plot!r}, but the plot is a PNG: give a name that ends in .png.")
 
@@ -131,8 +116,9 @@ def evaluate(args: list[str]) -> None:
     tokens = sum(row.tokens for row in result.rows)
     if extra["json"]:
         about = {"run": str(saved.directory.path), "checkpoint": sampler.digest, "data": saved.resolved["data"]}
-        flags = config.model_dump(mode="json", exclude={"run", "plot", "require_data"})
-        write_out(json.dumps({**about, "settings": flags, **result.to_json()}, indent=2, ensure_ascii=False) + "\n")
+        values = config.model_dump(mode="json")
+        chosen = {name: values[name] for name in SETTINGS}
+        write_out(json.dumps({**about, "settings": chosen, **result.to_json()}, indent=2, ensure_ascii=False) + "\n")
     else:
         write_out(report(result, sampler.documents, terminal_width()) + "\n")
     if len(result.drawn) > 1:

@@ -40,11 +40,12 @@ class ExtraFlag(NamedTuple):
     default: Any
 
 
-def switch(name: str, help: str) -> ExtraFlag:
-    """A flag without a value, which ``--no-NAME`` takes back."""
-    import tyro
+def switch(name: str, help: str, *, negatable: bool = True) -> ExtraFlag:
+    """A flag without a value; ``--no-NAME`` takes it back if it is ``negatable``."""
+    from tyro.conf import FlagCreatePairsOff, arg
 
-    return ExtraFlag(name, Annotated[bool, tyro.conf.arg(help=help)], False)
+    kind = Annotated[bool, arg(help=help)]
+    return ExtraFlag(name, kind if negatable else Annotated[kind, FlagCreatePairsOff], False)
 
 
 def positional(name: str, help: str, metavar: str) -> ExtraFlag:
@@ -179,30 +180,6 @@ class Needs(NamedTuple):
 Rules = Sequence[Excludes | Needs]
 
 
-def given_flags(
-    config: BaseModel, args: Sequence[str], extra: Mapping[str, object] = {}, even_default: Iterable[str] = ()
-) -> set[str]:
-    """The flags whose value is not the default, each also with its value (``--state cold``).
-
-    Args:
-        config: The parsed settings.
-        args: The command line.
-        extra: The values of further flags, whose default is false, empty or ``None``.
-        even_default: Flags that also count when the command line gives them their default value.
-    """
-    values = {
-        name: value
-        for name, value in config
-        if value != type(config).model_fields[name].get_default(call_default_factory=True)
-    }
-    values |= {name: value for name, value in extra.items() if not (value is None or value is False or value == ())}
-    found = {flag for flag in even_default if is_written(args, flag)}
-    for name, value in values.items():
-        flag = "--" + name.replace("_", "-")
-        found |= {flag, f"{flag} {value}"}
-    return found
-
-
 def check_rules(rules: Rules, given: set[str]) -> None:
     """Raise ``UsageError`` for the first rule that the flags ``given`` break."""
     for rule in rules:
@@ -216,9 +193,34 @@ def check_rules(rules: Rules, given: set[str]) -> None:
             raise UsageError(f"{rule.flag} {rule.because} and cannot be given with {clash}: leave one of them out.")
 
 
-def check_not_empty(config: BaseModel, args: Sequence[str], extra: Mapping[str, object] = {}) -> None:
-    """Raise ``UsageError`` for a flag of several values that was given without any."""
+def check_flags(
+    rules: Rules,
+    config: BaseModel,
+    args: Sequence[str],
+    extra: Mapping[str, object] = {},
+    even_default: Iterable[str] = (),
+    also: Iterable[str] = (),
+) -> None:
+    """Check the flags of a command.
+
+    Args:
+        rules: What they have to obey. A flag is given if its value is not the default; ``extra`` flags have the
+            defaults false, empty and ``None``.
+        config: The parsed settings.
+        args: The command line.
+        extra: The values of further flags.
+        even_default: Flags that are also given when the command line gives them their default value.
+        also: Other names of the rules that count as given.
+
+    Raises:
+        UsageError: A flag of several values has none, or a rule is broken.
+    """
+    given = {*also, *(flag for flag in even_default if is_written(args, flag))}
+    fields = type(config).model_fields
     for name, value in {**dict(config), **extra}.items():
         flag = "--" + name.replace("_", "-")
         if value == () and is_written(args, flag):
             raise UsageError(f"{flag} was given without a value: give one or more, or leave it out.")
+        if value not in (fields[name].default if name in fields else False, None, ()):
+            given |= {flag, f"{flag} {value}"}
+    check_rules(rules, given)

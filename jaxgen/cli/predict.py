@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxgen.cli.common import log, read_byte_lines, run_command, write_out
-from jaxgen.cli.flags import Excludes, Needs, check_rules, given_flags, is_written, parse, positional, switch
+from jaxgen.cli.flags import Excludes, Needs, check_flags, is_written, parse, positional, switch
 from jaxgen.errors import CheckpointError, DataError, UsageError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def predict(args: list[str]) -> None:
     ]
     config, values = parse(PredictConfig, args, prog="jaxgen predict", description=DESCRIPTION, extra=extra)
     files: tuple[str, ...] = values["inputs"]
-    check_rules(RULES, given_flags(config, args, even_default=("--length-penalty", "--seed")))
+    check_flags(RULES, config, args, even_default=("--length-penalty", "--seed"))
 
     from jaxgen.inference.generation_config import GenerationConfig
     from jaxgen.inference.predictor import DecodingConfig, Predictor

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jaxgen.cli.common import escape_controls, log, run_command
-from jaxgen.cli.flags import Excludes, Needs, check_not_empty, check_rules, given_flags, parse, switch
+from jaxgen.cli.flags import Excludes, Needs, check_flags, parse, switch
 from jaxgen.cli.sampling_flags import (
     SampleConfig,
     extra_transform_flags,
@@ -114,11 +114,8 @@ def sample(args: list[str]) -> None:
 
 def check(config: SampleConfig, args: Sequence[str], extra: Mapping[str, object]) -> None:
     """Raise ``UsageError`` for flags that contradict each other or have no effect."""
-    check_not_empty(config, args, extra)
-    given = given_flags(config, args, extra, even_default=("--temperature", "--seed", "--length-penalty"))
-    if len(config.temperature) > 1:
-        given.add("several values of --temperature")
-    check_rules(RULES, given)
+    several = ("several values of --temperature",) if len(config.temperature) > 1 else ()
+    check_flags(RULES, config, args, extra, ("--temperature", "--seed", "--length-penalty"), several)
     if config.best_of is not None and not 1 <= config.num_samples <= config.best_of:
         raise UsageError(
             f"{config.num_samples} texts cannot be the best of {config.best_of}: give --best-of a number of at least "

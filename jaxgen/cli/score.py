@@ -15,17 +15,7 @@ from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from jaxgen.cli.common import SafeStream, discard, escape_controls, log, run_command, write_out
-from jaxgen.cli.flags import (
-    Excludes,
-    Needs,
-    RunConfig,
-    check_not_empty,
-    check_rules,
-    given_flags,
-    parse,
-    positional,
-    switch,
-)
+from jaxgen.cli.flags import Excludes, Needs, RunConfig, check_flags, parse, positional, switch
 from jaxgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -144,8 +134,7 @@ def score(args: list[str]) -> None:
 
 def check(config: ScoreConfig, args: Sequence[str], files: Sequence[str]) -> None:
     """Raise ``UsageError`` for flags that contradict each other or have no effect."""
-    check_not_empty(config, args)
-    check_rules(RULES, given_flags(config, args) | ({"files"} if files else set()))
+    check_flags(RULES, config, args, also=("files",) if files else ())
     if not (files or config.text or config.candidates):
         raise UsageError(
             "There is nothing to score: give files, - for standard input, --text TEXT, or --prompt TEXT --candidates "
