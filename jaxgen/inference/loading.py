@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 
+from jaxgen import jitted
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import json_sha256
 from jaxgen.runs.checkpoints import CheckpointStore
@@ -130,6 +131,29 @@ class LoadedRun:
             )
         params, _ = store.restore_params(step, shapes)
         return step or 0, params
+
+
+class TrainedModel:
+    """A task with weights, the base of ``Sampler`` and ``Predictor``."""
+
+    def __init__(self, task: Any, params: Params) -> None:
+        self.task = task
+        #: The folder of the run and the digest of the checkpoint, if the weights come from one.
+        self.path: Path | None = None
+        self.digest = ""
+        self._params, self._prepared = params, None
+
+    @property
+    def weights(self) -> Any:
+        """The weights as decoding reads them, prepared at the first use; a wrong prompt compiles nothing."""
+        if self._prepared is None:
+            self._prepared = jitted.jit_prepare(self.task)(self._params)
+        return self._prepared
+
+    def with_params(self, params: Params) -> Self:
+        """Use other weights of the same shapes, which needs no new compilation; returns the object itself."""
+        self._params, self._prepared, self.digest = params, None, ""
+        return self
 
 
 def _check_resolved(resolved: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from jaxgen import jitted
 from jaxgen.data.bucketing import bucket_width
 from jaxgen.errors import DataError, UsageError, check_int
 from jaxgen.inference.generation_config import GenerationConfig, with_forbidden
-from jaxgen.inference.loading import LoadedRun
+from jaxgen.inference.loading import LoadedRun, TrainedModel
 from jaxgen.sampling.beam import beam_states, tile_beams
 from jaxgen.sampling.decode import DecodeState, sample_keys
 from jaxgen.sampling.transforms.base import Context
@@ -76,14 +76,12 @@ Example = Any
 Answer = dict[str, Any]
 
 
-class Predictor:
+class Predictor(TrainedModel):
     """Answers inputs with a trained model. More inputs of the same widths need no new compilation."""
 
     def __init__(self, task: Any, codec: Any, params: Params) -> None:
-        self.task, self.codec = task, codec
-        #: The folder of the run, if the weights come from one.
-        self.path: Path | None = None
-        self._params, self._prepared = params, None
+        super().__init__(task, params)
+        self.codec = codec
 
     @classmethod
     def load(cls, run: str | Path | None = None) -> Predictor:
@@ -100,18 +98,6 @@ class Predictor:
         predictor = cls(saved.task, saved.codec, saved.params()[1])
         predictor.path = saved.directory.path
         return predictor
-
-    def with_params(self, params: Params) -> Predictor:
-        """Use other weights of the same shapes, which needs no new compilation; returns the predictor itself."""
-        self._params, self._prepared = params, None
-        return self
-
-    @property
-    def weights(self) -> Any:
-        """The weights as prediction reads them, prepared at the first use."""
-        if self._prepared is None:
-            self._prepared = jitted.jit_prepare(self.task)(self._params)
-        return self._prepared
 
     def predict(
         self,

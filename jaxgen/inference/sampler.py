@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, UsageError, check_int
 from jaxgen.inference.generation_config import MAX_LENGTH, GenerationConfig
-from jaxgen.inference.loading import LoadedRun
+from jaxgen.inference.loading import LoadedRun, TrainedModel
 from jaxgen.inference.state import DecoderState, load_state, save_state
 from jaxgen.inference.text_stream import Chunk, Sample, StreamingDetokenizer, collect, select_best
 from jaxgen.sampling.decode import MAX_SEED, DecodeState, Drawn, prefill_chunks, sample_keys
@@ -43,13 +43,6 @@ def blocks_per_call(blocks: int, rows: int) -> int:
     if blocks < MIN_BLOCKS or rows * MIN_BLOCKS > MAX_ROWS:
         return 1
     return min(1 << (blocks - 1).bit_length(), 1 << ((MAX_ROWS // rows).bit_length() - 1))
-
-
-def is_small(weights: Arrays, transforms: Arrays) -> bool:
-    """Whether a call of many blocks takes little time and memory; every block has its own states of transforms."""
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(weights))
-    state = sum(leaf.nbytes for leaf in jax.tree.leaves(transforms))
-    return parameters <= MAX_PARAMETERS and state <= MAX_STATE_BYTES
 
 
 def count_devices(blocks: int) -> int:
@@ -83,7 +76,7 @@ STREAM_CHUNK = 32
 MAX_SAMPLES = 1_000_000
 
 
-class Sampler:
+class Sampler(TrainedModel):
     """Draws texts from a language model. Another prompt, seed or setting needs no new compilation.
 
     Args:
@@ -93,22 +86,12 @@ class Sampler:
         documents: Whether texts end with <eos>.
     """
 
-    def __init__(
-        self,
-        task: Any,
-        codec: TextCodec,
-        params: Params,
-        *,
-        documents: bool = False,
-    ) -> None:
-        self.task, self.documents = task, documents
+    def __init__(self, task: Any, codec: TextCodec, params: Params, *, documents: bool = False) -> None:
+        super().__init__(task, params)
+        self.documents = documents
         self.tokenizer, self.conditioning = split_codec(codec)
         #: The labels and features of the texts; ``None`` is the mean of the training texts.
         self.condition: Condition | None = None
-        #: The folder of the run and the digest of the checkpoint, if the weights come from one.
-        self.path: Path | None = None
-        self.digest = ""
-        self._params, self._prepared = params, None
         self._prefill, self._step = jitted.jit_prefill(task), jitted.jit_decode_step(task)
 
     @classmethod
@@ -128,11 +111,6 @@ class Sampler:
         sampler = cls(saved.task, saved.codec, params, documents=saved.has_documents)
         sampler.path, sampler.digest = saved.directory.path, saved.checkpoints.digest(step)
         return sampler
-
-    def with_params(self, params: Params) -> Sampler:
-        """Use other weights of the same shapes, which needs no new compilation; returns the sampler itself."""
-        self._params, self._prepared, self.digest = params, None, ""
-        return self
 
     def conditioned(
         self, labels: str | Mapping[str, float] | None = None, features: Sequence[float] | None = None
@@ -160,13 +138,6 @@ class Sampler:
         other = copy.copy(self)
         other.condition = condition
         return other
-
-    @property
-    def weights(self) -> Any:
-        """The weights as the decode loop reads them, prepared at the first use; a wrong prompt compiles nothing."""
-        if self._prepared is None:
-            self._prepared = jitted.jit_prepare(self.task)(self._params)
-        return self._prepared
 
     @property
     def forbidden(self) -> tuple[int, ...]:
@@ -241,8 +212,7 @@ class Sampler:
         return state
 
     def _to_weights_device(self, tree: Tree) -> Tree:
-        """``tree`` on the device of the weights, as compiled calls return it; on another device, the first call of a
-        function would compile it again."""
+        """``tree`` on the device of the weights; from another device, a function would compile again."""
         on_device: Tree = jax.device_put(tree, next(iter(jax.tree.leaves(self.weights)[0].devices())))
         return on_device
 
@@ -318,7 +288,9 @@ class Sampler:
 
     def _blocks_per_call(self, settings: GenerationConfig, transforms: tuple[Any, ...], number: int) -> int:
         """How many blocks one call decodes when ``number`` samples are left. Does not change results."""
-        if settings.max_seconds is not None or not is_small(self.weights, transforms):
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.weights))
+        state = sum(leaf.nbytes for leaf in jax.tree.leaves(transforms))  # each block has its own
+        if settings.max_seconds is not None or parameters > MAX_PARAMETERS or state > MAX_STATE_BYTES:
             return 1
         return blocks_per_call(-(-number // settings.block), settings.block)
 

@@ -194,12 +194,15 @@ class Candidate:
     tied: bool
 
 
-def concat(parts: Sequence[TokenScores], top: int) -> TokenScores:
-    """The tokens of several parts in order; ``top`` is the number of likeliest tokens at each position."""
-    if not parts:
-        none = np.zeros((0, top), np.float32)
-        return TokenScores(np.zeros(0, np.int32), np.zeros(0, np.float32), none.astype(np.int32), none)
-    return TokenScores(*(np.concatenate(field) for field in zip(*parts)))
+def concat(parts: Iterable[TokenScores], top: int) -> TokenScores:
+    """The tokens of several parts in order; ``top`` is the number of most probable tokens at each position."""
+    empty = (
+        np.zeros(0, np.int32),
+        np.zeros(0, np.float32),
+        np.zeros((0, top), np.int32),
+        np.zeros((0, top), np.float32),
+    )
+    return TokenScores(*(np.concatenate(field) for field in zip(empty, *parts)))
 
 
 #: Where the state is reset: only at the beginning of a text, or in every window.
@@ -252,7 +255,7 @@ class Scorer:
         self.window = check_int("The window", window, 1, MAX_WINDOW)
         self.lanes = check_int("The number of lanes", lanes, 1, MAX_LANES)
         most = min(MAX_TOP, sampler.tokenizer.vocab_size)
-        self.top = check_int("The number of likeliest tokens (--top)", top, 0, most)
+        self.top = check_int("The number of most probable tokens (--top)", top, 0, most)
         if state == "cold" and lanes > 1:
             raise UsageError("Lanes need a carried state, and windows are cold: give one of the two.")
         if end and not sampler.documents:
@@ -275,7 +278,7 @@ class Scorer:
 
     def per_token(self, text: str | Iterable[str], prompt: str = "") -> TokenScores:
         """All tokens of a text with their log-probabilities. ``stream`` needs less memory."""
-        return concat(list(self.stream(text, prompt)), self.top)
+        return concat(self.stream(text, prompt), self.top)
 
     def stream(self, text: str | Iterable[str], prompt: str = "", where: str = "The text") -> ScoreStream:
         """Score a text in constant memory: iterate over the result for its tokens, then read its ``score``.
@@ -299,24 +302,26 @@ class Scorer:
         Yields:
             The score of each text and its tokens, in order.
         """
-        prompt_ids, waiting = self._prompt_ids(prompt), deque[tuple[Encoded, int]]()
+        prompt_ids, waiting = self._prompt_ids(prompt), deque[tuple[Score, int]]()
 
         def segments() -> Iterator[Segment]:
             for number, text in enumerate(texts, start=1):
-                encoded = self._encode_text(text, f"{where} {number}")
-                found = [whole_segment(encoded.ids, int(prompt_ids[-1]))]
-                if self.state == "cold" and encoded.ids.size:
-                    found = list(windows([encoded.ids], int(prompt_ids[-1]), self.window))
-                waiting.append((encoded, len(found)))
+                encoded = list(self._encoded([text], f"{where} {number}"))
+                ids = np.concatenate([np.zeros(0, np.int32), *(part.ids for part in encoded)])
+                found = [whole_segment(ids, int(prompt_ids[-1]))]
+                if self.state == "cold" and ids.size:
+                    found = list(windows([ids], int(prompt_ids[-1]), self.window))
+                waiting.append((sum(map(_size, encoded), Score()), len(found)))
                 yield from found
 
         parts: list[TokenScores] = []
-        for part in self._run(
-            segments(), prompt_ids, self._rows(SCORE_ROWS, self.window if self.state == "cold" else FILL)
-        ):
+        rows = self._rows(SCORE_ROWS, self.window if self.state == "cold" else FILL)
+        for part in self._run(segments(), prompt_ids, rows):
             parts.append(part)
-            if len(parts) == waiting[0][1]:
-                yield _total(waiting.popleft()[0], parts), concat(parts, self.top)
+            size, count = waiting[0]
+            if len(parts) == count:
+                waiting.popleft()
+                yield sum(map(_sum, parts), size), concat(parts, self.top)
                 parts = []
 
     def rank(self, prompt: str, candidates: Sequence[str]) -> list[Candidate]:
@@ -359,11 +364,6 @@ class Scorer:
         if self.end:
             yield Encoded(np.array([EOS], np.int32), 0, 0, 0)
 
-    def _encode_text(self, text: str, where: str) -> Encoded:
-        parts = list(self._encoded([text], where))
-        ids = np.concatenate([part.ids for part in parts]) if parts else np.zeros(0, np.int32)
-        return Encoded(ids, *(sum(getattr(part, name) for part in parts) for name in ("chars", "bytes", "unknown")))
-
     def _segments(self, ids: Iterable[np.ndarray], start: int) -> tuple[Iterator[Segment], int]:
         """One text as segments, and the number of rows to pack them in."""
         if self.state == "cold":
@@ -390,7 +390,10 @@ class Scorer:
             self.compile_seconds = time.perf_counter() - began
         carry, ahead = initial, None
         for batch in chain([first], batches):
-            carry, scored = _dispatch(self._function, self.sampler.weights, carry, initial, batch)
+            scored = []
+            for at in range(0, batch.tokens.shape[1], CHUNK):
+                carry, part = self._function(self.sampler.weights, carry, *_chunk(batch, at), initial)
+                scored.append(part)
             if ahead is not None:
                 yield from _collect(*ahead)
             ahead = batch, scored
@@ -408,50 +411,36 @@ class Scorer:
 
 
 class ScoreStream:
-    """A text that is scored while it is iterated over; yields its tokens in parts."""
+    """A text that is scored while it is iterated over; yields its tokens in parts.
+
+    ``score`` is that of the tokens so far, and of the whole text when the iterator has ended.
+    """
 
     def __init__(self, scorer: Scorer, pieces: Iterable[str], prompt: str, where: str) -> None:
-        self._scorer, self._where, self._score = scorer, where, Score()
-        self._prompt_ids = scorer._prompt_ids(prompt)
-        self._parts = self._run(pieces)
-
-    @property
-    def score(self) -> Score:
-        """The score of the tokens so far; of the whole text when the iterator has ended."""
-        return self._score
+        self.score = Score()
+        self._parts = self._run(scorer, pieces, scorer._prompt_ids(prompt), where)
 
     def __iter__(self) -> Iterator[TokenScores]:
         return self._parts
 
-    def _run(self, pieces: Iterable[str]) -> Iterator[TokenScores]:
-        amount = Score()
+    def _run(self, scorer: Scorer, pieces: Iterable[str], prompt_ids: np.ndarray, where: str) -> Iterator[TokenScores]:
+        size = Score()
 
         def ids() -> Iterator[np.ndarray]:
-            nonlocal amount
-            for part in self._scorer._encoded(pieces, self._where):
-                amount += Score(0.0, 0, part.chars, part.bytes, part.unknown, int(part.forced))
+            nonlocal size
+            for part in scorer._encoded(pieces, where):
+                size += _size(part)
                 yield part.ids
 
-        segments, rows = self._scorer._segments(ids(), int(self._prompt_ids[-1]))
-        for part in self._scorer._run(segments, self._prompt_ids, rows):
-            self._score += _sum(part)
+        segments, rows = scorer._segments(ids(), int(prompt_ids[-1]))
+        for part in scorer._run(segments, prompt_ids, rows):
+            self.score += _sum(part)
             yield part
-        self._score += amount
+        self.score += size
 
 
 #: The log-probabilities of a chunk [R, T], and the likeliest tokens with theirs [R, T, top], on the device.
 Scored = tuple[Array, Array, Array]
-
-
-def _dispatch(
-    function: Callable[..., tuple[Carry, Scored]], weights: Any, carry: Carry, initial: Carry, batch: PackedBatch
-) -> tuple[Carry, list[Scored]]:
-    """Start scoring a batch; returns the carry after it and the scores of its chunks, which may not be ready yet."""
-    scored = []
-    for at in range(0, batch.tokens.shape[1], CHUNK):
-        carry, part = function(weights, carry, *_chunk(batch, at), initial)
-        scored.append(part)
-    return carry, scored
 
 
 def _chunk(batch: PackedBatch, at: int) -> list[np.ndarray]:
@@ -470,5 +459,5 @@ def _sum(part: TokenScores) -> Score:
     return Score(float(part.logp.sum(dtype=np.float64)), part.logp.size)
 
 
-def _total(encoded: Encoded, parts: list[TokenScores]) -> Score:
-    return sum(map(_sum, parts), Score(0.0, 0, encoded.chars, encoded.bytes, encoded.unknown))
+def _size(part: Encoded) -> Score:
+    return Score(0.0, 0, part.chars, part.bytes, part.unknown, int(part.forced))

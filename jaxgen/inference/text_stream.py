@@ -77,13 +77,9 @@ class Chunk:
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """A whole sample; see ``Chunk``."""
+class Sample(Chunk):
+    """A whole sample, which always has an ``end``."""
 
-    index: int
-    text: str
-    tokens: np.ndarray
-    logp: np.ndarray
     end: str
 
     @property

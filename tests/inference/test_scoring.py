@@ -13,7 +13,6 @@ import pytest
 from jaxgen import jitted
 from jaxgen.data.batches import Tokens, stream_eval, window_eval
 from jaxgen.errors import UsageError
-from jaxgen.inference import scorer as lanes
 from jaxgen.inference import scorer as scorer_module
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
@@ -157,8 +156,8 @@ def test_where_a_text_is_cut_into_pieces_changes_no_bit(sampler, options):
 def test_the_stretches_in_which_a_text_is_carried_on_change_nothing(scorer, monkeypatch):
     text = random_text(400)
     wanted = scorer.per_token(text)
-    monkeypatch.setattr(lanes, "SEGMENT", 50)
-    monkeypatch.setattr(lanes, "FILL", 10)
+    monkeypatch.setattr(scorer_module, "SEGMENT", 50)
+    monkeypatch.setattr(scorer_module, "FILL", 10)
     found = scorer.per_token(text)
     np.testing.assert_array_equal(found.tokens, wanted.tokens)
     np.testing.assert_allclose(found.logp, wanted.logp, **CLOSE)
@@ -350,14 +349,14 @@ def test_what_is_laid_out_at_once_is_bounded(sampler, top):
 
 
 def test_texts_side_by_side_are_fewer_where_many_likeliest_come_back(sampler, monkeypatch):
-    asked = []
+    asked, pack = [], scorer_module.pack
 
     def lay(segments, rows):
         asked.append(rows)
-        return lanes.pack(segments, rows)
+        return pack(segments, rows)
 
     monkeypatch.setattr(scorer_module, "pack", lay)
-    monkeypatch.setattr(scorer_module, "MAX_TOKENS", 2 * lanes.FILL * (1 + 2 * 3))
+    monkeypatch.setattr(scorer_module, "MAX_TOKENS", 2 * scorer_module.FILL * (1 + 2 * 3))
     texts = [random_text(n, seed=n) for n in (30, 3, 9, 80)]
     for (total, _), text in zip(Scorer(sampler, top=3).score_each(texts), texts, strict=True):
         assert total.logp == pytest.approx(Scorer(sampler).score(text).logp, rel=1e-5)
