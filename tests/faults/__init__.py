@@ -1,6 +1,6 @@
-"""Faults that jaxgen must survive, each really made: ``python -m tests.faults`` writes what happened.
+"""Faults that jaxgen must survive. ``python -m tests.faults`` injects them and writes a table of the results.
 
-A further fault is a ``Fault`` in one of the modules here; a further module is one line in ``FAULTS``.
+To add a fault, add a ``Fault`` to one of the modules here, or a module and a line in ``FAULTS``.
 """
 
 from __future__ import annotations

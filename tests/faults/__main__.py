@@ -1,4 +1,4 @@
-"""Make every fault as often as it says and write down what happened: ``python -m tests.faults``."""
+"""Inject every fault and report the results: ``python -m tests.faults``."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ BEGIN, END = "<!-- faults -->\n", "<!-- end -->\n"
 
 
 def table(rows: Iterable[str]) -> str:
-    """All of it in Markdown."""
-    head = "| fault | required | times tried | survived | what happened |\n|---|---|---:|---:|---|\n"
+    """The whole table in Markdown."""
+    head = "| fault | required | attempts | survived | result |\n|---|---|---:|---:|---|\n"
     return head + "".join(row + "\n" for row in rows)
 
 
 def rewrite(page: Path, rows: Mapping[str, str], made: str, faults: Sequence[Fault]) -> None:
-    """Put ``rows``, by the names of their faults, between the markers of ``page``, and below them how they were made.
+    """Write ``rows`` (by fault name) between the markers of ``page``, followed by ``made``: how they were measured.
 
-    Rows of other ``faults`` that are there stay, with what is said of them.
+    Existing rows of other ``faults`` stay.
     """
     before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     there, end, after = rest.partition(END)
@@ -45,23 +45,27 @@ def rewrite(page: Path, rows: Mapping[str, str], made: str, faults: Sequence[Fau
         former = {name.replace("\\|", "|"): line for name, line in named}
         rows = {fault.name: found for fault in faults if (found := {**former, **rows}.get(fault.name))}
         said = [line for line in lines if line and not line.startswith("|")]
-        made = "\n\n".join([*said, f"Made again since: {made}"])
+        made = "\n\n".join([*said, f"Repeated later: {made}"])
     page.write_text(f"{before}{begin}\n{table(rows.values())}\n{made}\n\n{end}{after}", encoding="utf-8")
 
 
 def main(args: Sequence[str] | None = None, faults: Sequence[Fault] = FAULTS) -> int:
-    """Try ``faults``; returns 1 if one of them was not survived."""
+    """Inject ``faults``; returns 1 if one of them was not survived."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--only", metavar="SUBSTRING", default="", help="faults whose name contains it")
-    parser.add_argument("--times", metavar="N", type=int, help="how often each is made; default: as it says itself")
+    parser.add_argument("--only", metavar="SUBSTRING", default="", help="only faults whose name contains it")
+    parser.add_argument("--times", metavar="N", type=int, help="attempts for each fault (default: its own number)")
     parser.add_argument(
         "--write",
         metavar="FILE",
         type=Path,
-        help="a page whose table is replaced, or with --only those rows",
+        help="page whose table is replaced (with --only: only those rows)",
     )
     parser.add_argument(
-        "--jobs", metavar="N", type=int, default=cores(), help="how many at a time; default: one a core"
+        "--jobs",
+        metavar="N",
+        type=int,
+        default=cores(),
+        help="faults injected at the same time (default: one per core)",
     )
     given = parser.parse_args(args)
     chosen = [fault for fault in faults if given.only in fault.name]

@@ -52,9 +52,7 @@ def spoil_every_file(spoil: Spoil) -> Callable[[Path, np.random.Generator], str]
                 name = victim.relative_to(whole)
                 spoil(copy / name, draw)
                 one_spoilt(CheckpointStore(copy), step, str(name.relative_to(name.parts[0])))
-        return (
-            "reported with step and file before it was parsed; resuming took the newest good one and kept the damaged"
-        )
+        return "error naming step and file before parsing; resuming used the newest good one; the damaged one is kept"
 
     return inject
 
@@ -91,12 +89,10 @@ def spoil_all(folder: Path, draw: np.random.Generator) -> str:
     assert caught.value.exit_code == 4
     assert all(f"step {step} " in str(caught.value) for step in METRICS)
     assert before == {path: path.read_bytes() for path in files(store.directory)}
-    return "exit 4 naming every step, and nothing was changed"
+    return "exit 4 naming every step; nothing was changed"
 
 
-REQUIRED = (
-    "detected before it is parsed; step and file named; resuming falls back to the newest good one with a warning"
-)
+REQUIRED = "detected before it is parsed; error names step and file; resuming uses the newest good one, with a warning"
 
 FAULTS = (
     Fault("a file of a checkpoint cut short", REQUIRED, spoil_every_file(cut)),

@@ -116,10 +116,10 @@ def vanishing(folder: Path, draw: np.random.Generator) -> str:
         struck.result()
     # Without an error it was saved before.
     assert told is None or (str(run / "checkpoints") in told and "folder" in told), told
-    assert not run.exists(), "it was made again"
+    assert not run.exists(), "it was created again"
     if not remove:
         check(CheckpointStore(away / "checkpoints"), 30)
-    return "told, or saved before; never made again"
+    return "error, or saved before it was removed; never created again"
 
 
 REQUIRED = "clear error naming path and size; the previous checkpoints restore, the best among them"
@@ -132,25 +132,31 @@ FAULTS = (
         saving(
             "full",
             rf"No space left on device {ROOM}",
-            "told with the bytes needed and free; all former ones restored, and saving worked once there was room",
+            "error with the bytes needed and free; earlier checkpoints restored; saving works again with space",
         ),
     ),
     Fault(
         "file size limited in the middle of a save",
         REQUIRED,
-        saving("limited", rf"File too large {ROOM}", "told with the bytes needed and free; all former ones restored"),
+        saving(
+            "limited",
+            rf"File too large {ROOM}",
+            "error with the bytes needed and free; all earlier checkpoints restored",
+        ),
     ),
     Fault(
-        "disk made read-only", REQUIRED, saving("read-only", "Read-only file system", "told; all former ones restored")
+        "disk made read-only",
+        REQUIRED,
+        saving("read-only", "Read-only file system", "error; all earlier checkpoints restored"),
     ),
     Fault(
         "folder of checkpoints removed",
-        "clear error naming the path; not made again in silence",
-        saving("removed", "the folder was removed or moved while the run went on", "told; not made again"),
+        "clear error naming the path; the folder is not created again",
+        saving("removed", "the folder was removed or moved while the run went on", "error; not created again"),
     ),
     Fault(
         "the run's folder removed or moved while a checkpoint is written",
-        "clear error naming the path; not made again in silence",
+        "clear error naming the path; the folder is not created again",
         vanishing,
         times=20,
     ),

@@ -130,7 +130,7 @@ def stopping(folder: Path, draw: np.random.Generator) -> str:
     resume(str(folder / "run")).train()
     start(settings(folder, "whole")).train()
     assert traces(folder / "run") == traces(folder / "whole")
-    return "stopped with exit 5 in front of it; what was saved is finite and goes on bit for bit"
+    return "stopped with exit 5; all checkpoints are finite, and resuming continues bit for bit"
 
 
 def going_back(folder: Path, draw: np.random.Generator) -> str:
@@ -167,7 +167,7 @@ def going_back(folder: Path, draw: np.random.Generator) -> str:
     rate = float(build_optimizer(settings(folder, "whole"), STEPS)[0](STEPS - 1))
     assert rows[-1]["learning_rate"] == pytest.approx(rate * 0.5**times)
     assert traces(folder / "run") == traces(folder / "whole")
-    return "went back, lowered the learning rate and went on; killed in between it came to the same, bit for bit"
+    return "rolled back, lowered the learning rate and continued; same result when killed in between, bit for bit"
 
 
 def never_ending(folder: Path, draw: np.random.Generator) -> str:
@@ -178,19 +178,19 @@ def never_ending(folder: Path, draw: np.random.Generator) -> str:
         start(settings(folder, "run", on_nan="rollback"), notes.append).train()
     assert sum(isinstance(note, Note) for note in notes) == MAX_ROLLBACKS
     check_kept(folder / "run")
-    return "went back five times, then stopped with exit 5"
+    return "rolled back five times, then stopped with exit 5"
 
 
 FAULTS = (
     Fault(
-        "loss, gradient or weight NaN or infinite",
-        "stops with exit 5 before it is saved, naming step, learning rate and gradient norm; the last good one is kept",
+        "NaN or infinite loss, gradient or weight",
+        "exit 5 before anything is saved, naming step, learning rate and gradient norm; the last good checkpoint stays",
         stopping,
     ),
     Fault(
         "the same with --on-nan rollback",
-        "goes back, lowers the learning rate and goes on, also when killed meanwhile",
+        "rolls back, lowers the learning rate and continues, also when killed in between",
         going_back,
     ),
-    Fault("the same again and again with --on-nan rollback", "ends with exit 5", never_ending, times=3),
+    Fault("the same repeatedly with --on-nan rollback", "ends with exit 5", never_ending, times=3),
 )

@@ -145,7 +145,7 @@ def odd_paths(folder: Path, draw: np.random.Generator) -> str:
     check_run(inner / name)
     check(run(inner, ROOT / "sample.py", f"--run={name}", "--length", 20), 0, ["20 tokens"])
     check(run(inner, ROOT / "train.py", f"--run={name}", "--resume", "must"), 0)
-    return "same weights; sampled and resumed by that name"
+    return "same weights; sampling and resuming work"
 
 
 def clock_jumps(folder: Path, draw: np.random.Generator) -> str:
@@ -164,7 +164,7 @@ def unwritable_folders(folder: Path, draw: np.random.Generator) -> str:
     done = run(folder, *arguments(folder), env=env)
     check(done, 0, ["atplotlib"] if done.stderr else [])
     check_run(folder / "run")
-    return "same weights, nothing kept"
+    return "same weights; nothing cached"
 
 
 def closed_files(folder: Path, draw: np.random.Generator) -> str:
@@ -186,7 +186,7 @@ def without_a_reader(folder: Path, draw: np.random.Generator) -> str:
             check(run(folder, ROOT / args[0], *args[1:], stdout=write), 0)
     finally:
         os.close(write)
-    return "trains on; other commands end quietly"
+    return "training continues; other commands end without an error"
 
 
 def full_output(folder: Path, draw: np.random.Generator) -> str:
@@ -199,7 +199,7 @@ def full_output(folder: Path, draw: np.random.Generator) -> str:
     check(done, 1, ["No space left on device"])
     check(run(folder, *arguments(folder, run="both"), redirected=">/dev/full 2>/dev/full"), 0)
     check_run(folder / "both")
-    return "trains on, says so; sampling ends with 1"
+    return "training continues with a warning; sampling ends with 1"
 
 
 def terminal_gone(folder: Path, draw: np.random.Generator) -> str:
@@ -216,7 +216,7 @@ def terminal_gone(folder: Path, draw: np.random.Generator) -> str:
         code = process.wait(timeout=300)
     assert code == 0, f"exit code {code}"
     check_run(folder / "run")
-    return "trains on"
+    return "training continues"
 
 
 def stopped_unheard(folder: Path, draw: np.random.Generator) -> str:
@@ -230,7 +230,7 @@ def stopped_unheard(folder: Path, draw: np.random.Generator) -> str:
     assert latest < STEPS, "it was not stopped"
     check(run(folder, *args, "--resume", "must"), 0)
     check_run(folder / "run")
-    return "saved, exit code 143; resumed to the same weights"
+    return "saved, exit code 143; same weights after resuming"
 
 
 def _fault(name: str, required: str, inject: Callable[[Path, np.random.Generator], str], **more: int) -> Fault:
@@ -245,6 +245,6 @@ FAULTS = (
     _fault("standard input, output or errors closed", "works", closed_files, quick=1, times=6),
     _fault("output that nobody reads (`| head`)", "trains on; else ends quietly", without_a_reader, times=1),
     _fault("standard output on a full disk", "trains on; else an error", full_output, times=1),
-    _fault("the terminal is closed", "trains on", terminal_gone),
+    _fault("the terminal is closed", "training continues", terminal_gone),
     _fault("SIGTERM while errors cannot be told", "saves, exit code 143", stopped_unheard, times=4),
 )

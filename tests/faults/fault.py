@@ -1,4 +1,4 @@
-"""What a fault is: one thing that goes wrong, put into a real folder or done to a real process."""
+"""A fault: one thing that goes wrong, injected into a real folder or a real process."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 
 
 class Unavailable(Exception):
-    """The fault cannot be made here (no root, no such system call); the text says what is missing."""
+    """The fault cannot be injected here (no root, no such system call); the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """``inject(folder, draw)`` makes the fault once, in an empty folder, with what is random taken from ``draw``.
+    """One fault. ``inject(folder, draw)`` injects it once in an empty folder; ``draw`` is its source of randomness.
 
-    It returns in a few words what happened, the same words for the same outcome, and raises ``AssertionError`` where
-    something was lost, silently wrong or told by a traceback, and ``Unavailable`` where it cannot be made. The default
-    suite tries it once unless it is ``slow``; the slow one and ``python -m tests.faults`` as often as ``times`` says.
+    ``inject`` returns the result in a few words. It raises ``AssertionError`` if something was lost, silently wrong or
+    ended in a traceback, and ``Unavailable`` if the fault cannot be injected. `pytest -m runs` injects each fault once
+    unless it is ``slow``; `pytest -m slow` and ``python -m tests.faults`` inject it ``times`` times.
     """
 
     name: str

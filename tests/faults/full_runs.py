@@ -171,26 +171,26 @@ def struck(what: str, said: str, outcome: str) -> Callable[[Path, np.random.Gene
     return inject
 
 
-REQUIRED = "clear error naming path and size; the previous checkpoints restore; --resume goes on bit for bit"
+REQUIRED = "clear error naming path and size; the previous checkpoints restore; --resume continues bit for bit"
 ROOM = r"No space left on device \([\d.,]+ [kM]B needed, [\d.,]+ [kM]B free\)\. Make room"
 
 FAULTS = (
     Fault(
-        "the disk fills up during a training",
+        "the disk fills up during training",
         REQUIRED,
         struck("full", ROOM, "told with the bytes needed and free, with exit 4; what was saved restored, and resumed"),
         times=3,
     ),
     Fault(
-        "the disk becomes read-only during a training",
+        "the disk becomes read-only during training",
         REQUIRED,
         struck("read-only", "Read-only file system", "told, with exit 4; what was saved restored, and resumed"),
         times=3,
         slow=True,
     ),
     Fault(
-        "the run's folder is removed during a training",
-        "clear error naming the path; not made again in silence; --resume goes on bit for bit once it is back",
+        "the run's folder is removed during training",
+        "clear error naming the path; the folder is not created again; --resume continues bit for bit once it is back",
         struck("removed", "No such file|the folder was removed", "told, with exit 4; brought back it was resumed"),
         times=3,
         slow=True,

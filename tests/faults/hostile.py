@@ -104,7 +104,7 @@ def attacked(attack: Attack) -> Callable[[Path, np.random.Generator], str]:
         for step in (50, 60, 70):
             store.save(step, state(step), {"step": step}, 4.0)
         assert tree(outside) == before, "something outside of the run was changed"
-        return "refused naming the step; nothing outside was touched and training went on"
+        return "refused naming the step; nothing outside the folder changed, and training continued"
 
     return inject
 
@@ -118,7 +118,7 @@ def pickle_for_a_file(folder: Path, draw: np.random.Generator) -> str:
     with pytest.raises(CheckpointError, match="step 30 "):
         check(store, 30)
     assert not (folder / "sprung").exists(), "it was unpickled"
-    return "never unpickled: refused naming the step"
+    return "never unpickled; refused naming the step"
 
 
 def header_bomb(store: CheckpointStore, outside: Path, draw: np.random.Generator) -> None:
@@ -159,10 +159,10 @@ def links_for_logs(folder: Path, draw: np.random.Generator) -> str:
         with pytest.raises(CheckpointError, match="link"):
             ask()
     assert tree(outside) == before
-    return "refused; nothing outside was touched"
+    return "refused; nothing outside the folder changed"
 
 
-REQUIRED = "refused before allocation or execution with a sentence"
+REQUIRED = "refused with an error message before anything is allocated or executed"
 ATTACKS = {
     "a pickle among the files of a checkpoint": pickle_beside,
     "a link to a file outside": link_to_a_file,

@@ -49,7 +49,7 @@ def interrupted(folder: Path, draw: np.random.Generator) -> str:
         assert process.returncode in (0, 130), (command, process.returncode, errors)
         assert "Traceback" not in errors, (command, errors)
         assert "Exception ignored" not in errors, (command, errors)
-    return "ended with 130 and no traceback, or was done"
+    return "exit code 130 without a traceback, or the command had finished"
 
 
 FAULTS = (

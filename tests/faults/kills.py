@@ -135,7 +135,7 @@ def killed(folder: Path, draw: np.random.Generator) -> str:
     assert set(codes[:-1]) <= {0, -signal.SIGKILL}, codes
     assert codes[-1] == 0, log(folder, len(codes))
     check_same(folder, "run")
-    return "resumed; parameters, metrics and samples are those of the run that was not killed, bit for bit"
+    return "resumed; parameters, metrics and samples equal those of the run that was not killed, bit for bit"
 
 
 def killed_resuming(folder: Path, draw: np.random.Generator) -> str:
@@ -145,7 +145,7 @@ def killed_resuming(folder: Path, draw: np.random.Generator) -> str:
     codes = train(folder, first, *again, ("run", *NEVER))
     assert codes == [-signal.SIGKILL] * 5 + [0], log(folder, len(codes))
     check_same(folder, "run")
-    return "resumed all the same, bit for bit"
+    return "resumed; same result, bit for bit"
 
 
 def stopped(folder: Path, draw: np.random.Generator) -> str:
@@ -164,7 +164,7 @@ def stopped(folder: Path, draw: np.random.Generator) -> str:
     for number in numbers:
         check_same(folder, f"{number}")
         check_same(folder, f"{number}-twice")
-    return "saved and exited with 143, 130 and 129; a second signal ended it at once; resumed bit for bit"
+    return "saved and exited with 143, 130 and 129; a second signal ended the process at once; resumed bit for bit"
 
 
 def determined(folder: Path, draw: np.random.Generator) -> str:
@@ -175,22 +175,22 @@ def determined(folder: Path, draw: np.random.Generator) -> str:
     assert stores[0].steps() == stores[1].steps()
     assert len({store.digest(step) for store in stores for step in store.steps()}) == len(stores[0].steps())
     assert len(MetricsLog(folder / "whole" / "metrics.jsonl").read()) == 3
-    return "left the same checkpoints, metrics and samples"
+    return "same checkpoints, metrics and samples"
 
 
 FAULTS = (
     Fault(
-        "SIGKILL at random moments, in a save too",
-        "--resume goes on from the last complete checkpoint, bit for bit as if nothing had happened",
+        "SIGKILL at random moments, also during a save",
+        "--resume continues from the last complete checkpoint; same result bit for bit as without the kill",
         killed,
     ),
-    Fault("SIGKILL while resuming, several times in a row", "the same", killed_resuming, slow=True),
+    Fault("SIGKILL while resuming, several times in a row", "as above", killed_resuming, slow=True),
     Fault(
         "SIGTERM, Ctrl-C, a closed terminal",
-        "saves and exits with 143, 130, 129; a second signal ends at once",
+        "saves and exits with 143, 130, 129; a second signal ends the process at once",
         stopped,
         times=3,
         slow=True,
     ),
-    Fault("the same command in two processes", "leaves the same", determined, times=2, slow=True),
+    Fault("the same command run twice", "both runs are identical", determined, times=2, slow=True),
 )

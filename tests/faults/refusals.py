@@ -71,7 +71,7 @@ def two_trainers(folder: Path, draw: np.random.Generator) -> str:
         holder.wait()
         assert (run / ".lock").exists(), "there is nothing stale"
         assert resume(str(run)).train().step == STEPS
-    return "the second refused before compiling, naming process and host; a stale lock was no obstacle"
+    return "the second was refused before compiling, naming process and host; a stale lock was ignored"
 
 
 def other_data(folder: Path, draw: np.random.Generator) -> str:
@@ -86,7 +86,7 @@ def other_data(folder: Path, draw: np.random.Generator) -> str:
     told: list[Any] = []
     assert resume(str(run), emit=told.append, data_changed="accept").train().step == STEPS
     assert sum("have changed" in event.text for event in told if isinstance(event, Note)) == 1
-    return "exit 3 with both digests; with the flag it went on and said so"
+    return "exit 3 with both digests; with the flag it continued with a note"
 
 
 def other_settings(folder: Path, draw: np.random.Generator) -> str:
@@ -99,7 +99,7 @@ def other_settings(folder: Path, draw: np.random.Generator) -> str:
     refused(run, UsageError, *flags, do=lambda: resume(str(run), changed))
     may = settings(folder, "run", eval_every=3, patience=50, on_nan="rollback", steps=STEPS + 1)
     assert resume(str(run), may).train().step == STEPS + 1
-    return "exit 2 listing each field; steps, evaluation interval, patience and --on-nan may change"
+    return "exit 2 listing each field; steps, evaluation interval, patience and --on-nan could change"
 
 
 def other_versions(folder: Path, draw: np.random.Generator) -> str:
@@ -112,7 +112,7 @@ def other_versions(folder: Path, draw: np.random.Generator) -> str:
     (note,) = (event.text for event in told if isinstance(event, Note))
     assert all(part in note for part in ("jaxlib 0.0.1", "python 3.0.0", "processor Z80", "may differ in its bits"))
     assert traces(run) == traces(folder / "whole")
-    return "restored, and said that bits may differ"
+    return "restored with a note that bits may differ"
 
 
 def altered_settings(folder: Path, draw: np.random.Generator) -> str:
@@ -130,7 +130,7 @@ def altered_settings(folder: Path, draw: np.random.Generator) -> str:
     refused(run, CheckpointError, "config.json")
     path.write_bytes(raw)
     assert resume(str(run)).total_steps == STEPS
-    return "exit 4 naming the file, and what to do for other settings; as it was, it went on"
+    return "exit 4 naming the file and what to do; restored to its content, it continued"
 
 
 def alter(run: Path, changes: dict[str, Any]) -> None:
@@ -208,7 +208,7 @@ def hostile_descriptions(folder: Path, draw: np.random.Generator) -> str:
 FAULTS = (
     Fault(
         "two trainers on one run folder, then a stale lock",
-        "the second refuses before compiling, naming process and host; a stale lock is recognised",
+        "the second is refused before compiling, naming process and host; a stale lock is recognised",
         two_trainers,
         times=2,
         slow=True,
@@ -222,20 +222,22 @@ FAULTS = (
     ),
     Fault(
         "resumed with other settings",
-        "exit 2 listing the fields that differ; those that may change may",
+        "exit 2 listing the fields that differ; settings that may change are accepted",
         other_settings,
         times=3,
         slow=True,
     ),
     Fault(
         "a bit or a number altered in config.json",
-        "refused with a sentence, never resumed as another run",
+        "refused with an error message, never resumed as another run",
         altered_settings,
     ),
-    Fault("another jaxlib, Python or processor", "restores, or says why not", other_versions, times=1, slow=True),
+    Fault(
+        "another jaxlib, Python or processor", "restores, or the error says why not", other_versions, times=1, slow=True
+    ),
     Fault(
         "hostile folder: sizes, numbers and ids of its description",
-        "refused before allocation or execution with a sentence",
+        "refused with an error message before anything is allocated or executed",
         hostile_descriptions,
         times=3,
     ),

@@ -52,7 +52,7 @@ def kill_one(folder: Path, draw: np.random.Generator) -> str:
     assert ended[1 - lost].code == LOST, ended
     assert "lost" in ended[1 - lost].err
     _goes_on(jobs)
-    return "the other ended within the heartbeat and said why; started again, all came to the same, bit for bit"
+    return "the other ended within the heartbeat and named the reason; the restart gave the same result, bit for bit"
 
 
 def stop_one(folder: Path, draw: np.random.Generator) -> str:
@@ -83,13 +83,13 @@ def start_apart(folder: Path, draw: np.random.Generator) -> str:
     assert [each.code for each in ended] == [code, code], ended
     assert all(each.err.count("error: ") == 1 for each in ended), ended
     assert not (folder / "run" / "config.json").exists()
-    return "all said so and ended at once with the same exit code, nothing was made"
+    return "all reported it and ended at once with the same exit code; nothing was written"
 
 
 FAULTS = (
     Fault(
         "SIGKILL of one of several processes",
-        "the others end within the heartbeat, with a sentence; started again, all goes on as if nothing had happened",
+        "the others end within the heartbeat with an error message; a restart gives the same result, bit for bit",
         kill_one,
         times=2,
         slow=True,
@@ -103,7 +103,7 @@ FAULTS = (
     ),
     Fault(
         "several processes with other settings or data",
-        "a sentence and the same exit code on all, none waits",
+        "error message and the same exit code on all; no process waits",
         start_apart,
         times=2,
         slow=True,

@@ -1,4 +1,4 @@
-"""``python -m tests.faults``: what it counts, writes and returns."""
+"""The command ``python -m tests.faults``: counts, table and exit code."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_what_was_not_survived_is_told_once_and_the_command_ends_with_1(inject, 
 
 def test_what_cannot_be_made_here_is_listed_and_no_failure(capsys):
     assert command.main(ONE, [fault(cannot)]) == 0
-    assert "| cannot | goes on | 0 | 0 | not tried here: no root |" in capsys.readouterr().out
+    assert "| cannot | goes on | 0 | 0 | not injected here: no root |" in capsys.readouterr().out
 
 
 def test_some_are_chosen_by_name_and_made_another_number_of_times(capsys):
@@ -108,7 +108,7 @@ def test_with_only_some_the_others_stay_on_the_page(tmp_path, capsys):
     assert set(before) - set(after) == {line for line in before if line.startswith("| survives")}
     assert [line for line in after if line.startswith("| survives | goes on | 9 |")] == rows[1:2]
     assert "0 minutes on some machine" in after
-    assert "Made again since: survives; 0 minutes on some machine" in after
+    assert "Repeated later: survives; 0 minutes on some machine" in after
 
 
 def test_a_page_without_the_markers_is_refused(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Every fault, once in the default suite and as often as it says in the slow one."""
+"""Every fault: once in the lane of runs, as often as it says in the slow lane."""
 
 from __future__ import annotations
 

@@ -75,13 +75,13 @@ def letters(draw: np.random.Generator, alphabet: str, size: int) -> str:
 
 def empty(folder: Path, draw: np.random.Generator) -> str:
     refused(written(folder, b""), "is empty")
-    return "refused, exit code 3"
+    return "exit code 3"
 
 
 def one_symbol(folder: Path, draw: np.random.Generator) -> str:
     refused(written(folder, b"x"), "at least 2 are needed")
     came_back(written(folder, "é".encode() * int(draw.integers(100, 5000))), *LEVELS)
-    return "one alone refused, exit code 3; many came back"
+    return "one alone: exit code 3; many: decoded to the same bytes"
 
 
 def peculiar(symbols: str) -> Callable[[Path, np.random.Generator], str]:
@@ -91,7 +91,7 @@ def peculiar(symbols: str) -> Callable[[Path, np.random.Generator], str]:
         # What is held out at the end must have no symbol of its own: every text begins with all there are.
         text = symbols + "abc \r\n" + letters(draw, symbols + "abc \r\n", 3000) + symbols
         came_back(written(folder, text.encode()), *LEVELS)
-        return "came back at the levels char, byte and bpe"
+        return "decoded to the same bytes at the levels char, byte and bpe"
 
     return inject
 
@@ -104,7 +104,7 @@ def malformed(folder: Path, draw: np.random.Generator) -> str:
     path = written(folder, text.encode()[:before] + wrong + b"a" + text.encode()[before:])
     refused(path, f"byte {wrong[0]:#04x} at offset {before} ", levels=("char", "bpe"))
     came_back(path, "byte")
-    return "refused naming the offset, exit code 3; came back at the level byte"
+    return "exit code 3 with the offset; decoded to the same bytes at the level byte"
 
 
 def half_a_character(folder: Path, draw: np.random.Generator) -> str:
@@ -112,7 +112,7 @@ def half_a_character(folder: Path, draw: np.random.Generator) -> str:
     line = int(draw.integers(1, 50))
     path.write_text("\n".join('{"t": "a\\ud83c"}' if n == line else '{"t": "a\\ud83c\\udf89"}' for n in range(1, 51)))
     refused(path, f"line {line} of", "surrogate", text_column="t")
-    return "refused naming the line, exit code 3"
+    return "exit code 3 with the line"
 
 
 def large(
@@ -130,9 +130,7 @@ def large(
             )
             most = max(most, json.loads(told) / size)
             assert most <= TIMES, f"at the level {level} it took {most:.1f} times its size"
-        return (
-            f"came back at the {'levels' if levels[1:] else 'level'} {', '.join(levels)} within {TIMES} times its size"
-        )
+        return f"decoded to the same bytes ({', '.join(levels)}); memory within {TIMES} times the size"
 
     return inject
 
@@ -173,26 +171,26 @@ def many_symbols(draw: np.random.Generator) -> str:
     return "".join(letters(draw, every, 50_000) + every for _ in range(55))
 
 
-REQUIRED = "comes back exactly, or exit code 3 with the offset"
-BOUNDED = f"comes back exactly; memory above the imports at most {TIMES} times the file"
+REQUIRED = "decodes to the same bytes, or exit code 3 with the offset"
+BOUNDED = f"decodes to the same bytes; memory above the imports at most {TIMES} times the file"
 
 FAULTS = (
     Fault("text: empty", REQUIRED, empty, times=1),
     Fault("text: one symbol", REQUIRED, one_symbol, times=5),
     Fault("text: NUL bytes", REQUIRED, peculiar("\0"), times=5),
-    Fault("text: a byte order mark, in front and in the middle", REQUIRED, peculiar("\ufeff"), times=5),
+    Fault("text: a byte order mark at the start and in the middle", REQUIRED, peculiar("\ufeff"), times=5),
     Fault("text: CRLF, lone CR, other line separators", REQUIRED, peculiar("\r\n\r\x85\u2028\x0b"), times=5),
     Fault("text: literal <unk>, <eos> and end-of-text marks", REQUIRED, peculiar("<unk><eos><|endoftext|>"), times=5),
     Fault("text: malformed UTF-8", REQUIRED, malformed, times=20),
-    Fault("text: half a character, escaped in JSONL", REQUIRED, half_a_character, times=5),
+    Fault("text: half a surrogate pair, escaped in JSONL", REQUIRED, half_a_character, times=5),
     Fault("text: 20 MB on one line", BOUNDED, large(words, "char", "byte"), times=2),
     Fault("text: 20 MB on one line, BPE", BOUNDED, large(words, "bpe"), times=1, slow=True),
     Fault("text: 20 MB of ASCII with one emoji", BOUNDED, large(one_emoji, "char", "byte"), times=2, slow=True),
     Fault("text: 20 MB without a space, BPE", BOUNDED, large(no_space, "bpe"), times=1, slow=True),
     Fault("text: 20 MB of words that all differ, BPE", BOUNDED, large(never_again, "bpe"), times=1, slow=True),
-    Fault("text: 20 MB of lines of a word", BOUNDED, large(one_a_row, "char", documents="line"), times=1, slow=True),
+    Fault("text: 20 MB, one word per line", BOUNDED, large(one_a_row, "char", documents="line"), times=1, slow=True),
     Fault(
-        "text: 20 MB of rows of a word, CSV",
+        "text: 20 MB of CSV, one word per row",
         BOUNDED,
         large(one_a_row, "char", name="text.csv", text_column="word"),
         times=1,

@@ -1,4 +1,4 @@
-"""Making faults and noting what became of them, several at a time in processes of their own."""
+"""Inject faults and count the outcomes, several at the same time in separate processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOLD = 200
 
 
 class Outcome(NamedTuple):
-    """How one try ended: ``survived``, ``failed`` or ``missing``, and what there is to say of it."""
+    """How one attempt ended: ``survived``, ``failed`` or ``missing``, and a description."""
 
     how: str
     text: str
@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Tried:
-    """What became of a fault: outcomes of which it was survived, failures, and what was missing to make it."""
+    """The outcomes of a fault: survived, failed, and what was missing to inject it."""
 
     fault: Fault
     survived: Counter[str] = field(default_factory=Counter)
@@ -38,7 +38,7 @@ class Tried:
     missing: str = ""
 
     def add(self, outcome: Outcome) -> None:
-        """Count one try."""
+        """Count one attempt."""
         if outcome.how == "missing":
             self.missing = outcome.text
         else:
@@ -49,7 +49,7 @@ class Tried:
         survived, failed = self.survived.total(), self.failed.total()
         happened = [*_counted(self.survived), *(f"**not survived**: {text}" for text in _counted(self.failed))]
         if self.missing:
-            happened.append(f"not tried here: {self.missing}")
+            happened.append(f"not injected here: {self.missing}")
         cells = (self.fault.name, self.fault.required, survived + failed, survived, "; ".join(happened))
         return "| {} |".format(" | ".join(str(cell).replace("|", "\\|") for cell in cells))
 
@@ -63,7 +63,7 @@ def _often(outcome: tuple[str, int]) -> tuple[int, str]:
 
 
 def attempt(fault: Fault | str, number: int) -> Outcome:
-    """Make ``fault``, or the one of that name, in an empty folder; ``number`` seeds what is random in it."""
+    """Inject ``fault``, or the one with that name, in an empty folder; ``number`` is the random seed."""
     fault = next(each for each in FAULTS if each.name == fault) if isinstance(fault, str) else fault
     with tempfile.TemporaryDirectory(prefix="fault-", ignore_cleanup_errors=True) as folder:
         try:
@@ -75,7 +75,7 @@ def attempt(fault: Fault | str, number: int) -> Outcome:
 
 
 def attempts(faults: Sequence[Fault], times: Sequence[int], jobs: int) -> Iterator[tuple[int, Outcome]]:
-    """Make each fault so many times, ``jobs`` at a time: its place among ``faults`` and the outcome, as they end."""
+    """Inject each fault ``times`` times, ``jobs`` at once; yields its index and the outcome as each ends."""
     tries = [(place, number) for place, often in enumerate(times) for number in range(often)]
     if jobs == 1:
         for place, number in tries:
