@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import machine
-from jaxgen.tasks.classify.data import LabelledSplits, read_labelled
+from jaxgen.data.tables import Table
+from jaxgen.tasks.classify.data import ClassifyConfig, read_labelled
+from jaxgen.tasks.rows import RowSplits
 
 RUNS = Path("runs/benchmark-classify")
 PRESETS = ("words", "characters")
@@ -47,7 +49,7 @@ def clock() -> tuple[float, float]:
     return time.perf_counter(), sum(each.ru_utime + each.ru_stime for each in used)
 
 
-def bag(splits: LabelledSplits) -> Row:
+def bag(splits: RowSplits[Table]) -> Row:
     """Tf-idf of words and a logistic regression."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -85,10 +87,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the split and of training (default: 0)")
     parser.add_argument("--only", nargs="+", choices=("bag", *PRESETS), default=("bag", *PRESETS))
     asked = parser.parse_args()
-    splits = read_labelled([asked.data], val_rows=asked.val_rows, seed=asked.seed)
+    splits = read_labelled(ClassifyConfig(data=(asked.data,), val_rows=asked.val_rows, seed=asked.seed))
     about = machine.line(machine.facts())
     rows = [bag(splits) if each == "bag" else ours(each, asked.data, asked.val_rows, asked.seed) for each in asked.only]
-    print(f"\n{asked.data}, sha256 {splits.train.sha256[:12]}: {len(splits.train):,} texts to train on, ", end="")
+    print(f"\n{asked.data}, sha256 {splits.sha256[:12]}: {len(splits.train):,} texts to train on, ", end="")
     print(f"{len(splits.val):,} to validate, split by the seed {asked.seed}.\n")
     print("| classifier | accuracy | macro-F1 | seconds | processor seconds | command |\n|---|---|---|---|---|---|")
     for row in rows:

@@ -13,7 +13,7 @@ import argparse
 
 from benchmarks import machine
 from jaxgen import GenerationConfig, Sampler
-from jaxgen.tasks.classify.data import read_labelled
+from jaxgen.tasks.classify.data import ClassifyConfig, read_labelled
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    splits = read_labelled(["ag_news"], text_columns=["2"], val_rows=1000)
+    splits = read_labelled(ClassifyConfig(data=("ag_news",), text_column=("2",), val_rows=1000))
     words = TfidfVectorizer()
     judge = LogisticRegression(max_iter=1000).fit(words.fit_transform(splits.train.columns[0]), splits.train.columns[1])
 

@@ -83,26 +83,25 @@ def codec(tokenizer=None, lower=False, max_length=5):
 
 
 def test_a_text_is_cut_to_what_is_read_and_the_rest_is_counted():
-    ids, cut = codec().encode("abcdefab")
-    assert codec().tokenizer.decode(ids) == "abcde"
-    assert (cut, codec().encode(" abcde\n").cut) == (3, 0)
+    assert codec().tokenizer.decode(codec().encode("abcdefab")) == "abcde"
+    assert (codec().count_cut("abcdefab"), codec().count_cut(" abcde\n")) == (3, 0)
 
 
 @pytest.mark.parametrize("text", ["", " ", "\t\n"])
 @pytest.mark.parametrize("tokenizer", [CharTokenizer.train(["a b\t\n"]), WordTokenizer.train([" a b a b"])])
 def test_a_text_of_white_space_has_no_tokens(tokenizer, text):
     one = codec(tokenizer)
-    assert one.encode(text).ids.size == 0
+    assert one.encode(text).size == 0
     assert one.widths(one.encode(text)) == (8,)
 
 
 def test_a_word_is_the_same_token_wherever_it_stands():
     one = codec(WordTokenizer.train([" good bad good bad"]), lower=True)
-    assert one.encode("Good bad").ids.tolist() == one.encode("bad good").ids.tolist()[::-1]
+    assert one.encode("Good bad").tolist() == one.encode("bad good").tolist()[::-1]
 
 
 def test_what_the_vocabulary_lacks_is_unknown():
-    assert UNK in codec().encode("xa").ids
+    assert UNK in codec().encode("xa")
 
 
 def test_inputs_are_filled_up_to_as_many_rows_as_asked():
@@ -134,7 +133,7 @@ def test_a_codec_survives_being_written():
     for one in (codec(), codec(WordTokenizer.train([" a b a b"]), True, 7)):
         again = ClassifyData.read_codec(json.loads(json.dumps(one.to_json())))
         assert again.to_json() == one.to_json()
-        assert again.encode("a b").ids.tolist() == one.encode("a b").ids.tolist()
+        assert again.encode("a b").tolist() == one.encode("a b").tolist()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +178,7 @@ def test_an_epoch_has_every_text_with_its_label_once(table):
 
 def test_rows_that_fill_up_a_batch_count_for_nothing(table):
     data = load(table)
-    batch = data._train.pack(np.array([3, PAD_ROW]), (8,), np.ones(3))
+    batch = data.pack(data.splits["train"], np.array([3, PAD_ROW]), (8,))
     assert batch.weights.tolist() == [1, 0]
     assert not batch.inputs.valid[1].any()
     assert batch.labels.dtype == np.int32
@@ -223,7 +222,7 @@ def test_the_vocabulary_comes_from_the_training_texts(table, tmp_path):
     other = tmp_path / "v.csv"
     other.write_text("t,l\nqqq,hot\n")
     data = load(table, val_data=(str(other),))
-    assert UNK in data._val.ids[0]
+    assert UNK in data.splits["val"].ids[0]
     assert "100.0%" in data.summary()["tokens"]
 
 
@@ -244,8 +243,8 @@ def test_a_given_codec_is_used_as_it_is(table, tmp_path):
     data = load(str(other), first.codec, max_length=1)
     assert data.codec.labels == first.codec.labels
     assert data.codec.tokenizer is first.codec.tokenizer
-    assert data._train.labels.tolist() == [1, 0]
-    assert [ids.size for ids in data._train.ids] == [1, 1], "how far texts are read may change"
+    assert data.splits["train"].labels.tolist() == [1, 0]
+    assert [ids.size for ids in data.splits["train"].ids] == [1, 1], "how far texts are read may change"
 
 
 def test_a_label_that_a_given_codec_lacks_is_refused(table, tmp_path):

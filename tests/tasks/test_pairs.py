@@ -12,11 +12,20 @@ import pytest
 
 from jaxgen.data.datasets import FOLDER_VARIABLE
 from jaxgen.errors import DataError, UsageError
-from jaxgen.tasks.translate.data import PairSplits, read_pairs
+from jaxgen.runs.config import validate
+from jaxgen.tasks.rows import RowSplits
+from jaxgen.tasks.translate.data import TranslateConfig
+from jaxgen.tasks.translate.data import read_pairs as read
 
 ENGLISH = ["one", "two dogs", "three", "four", "five"]
 GERMAN = ["eins", "zwei Hunde", "drei", "vier", "fünf"]
 MULTI30K = Path(os.environ.get(FOLDER_VARIABLE, "nowhere"), "multi30k", "train.en.gz")
+
+
+def read_pairs(data, val_data=None, test_data=None, **settings) -> RowSplits:
+    """The pairs that these settings name."""
+    places = {"data": data, "val_data": val_data, "test_data": test_data}
+    return read(validate(TranslateConfig, {**places, **settings}))
 
 
 def write(path: Path, lines: list[str], end: str = "\n", before: bytes = b"") -> str:
@@ -30,7 +39,7 @@ def files(tmp_path: Path) -> tuple[str, str]:
     return write(tmp_path / "a.en", ENGLISH), write(tmp_path / "a.de", GERMAN)
 
 
-def pairs(splits: PairSplits) -> list[tuple[str, str]]:
+def pairs(splits: RowSplits) -> list[tuple[str, str]]:
     """All pairs to train on and to validate with, in no order."""
     return sorted(pair for split in ("train", "val") for pair in zip(*splits.splits[split].columns))
 
@@ -119,7 +128,7 @@ def test_files_of_different_length_name_the_line_where_they_part(longer, files):
 def test_a_side_of_white_space_is_skipped_and_counted_or_refused_by_its_line(files):
     Path(files[1]).write_text("eins\n \ndrei\n\nfünf\n")
     found = read_pairs(files)
-    assert found.skipped == 2
+    assert found.notes == ["2 with an empty part skipped"]
     assert pairs(found) == [("five", "fünf"), ("one", "eins"), ("three", "drei")]
     with pytest.raises(DataError, match="Line 2"):
         read_pairs(files, empty="refuse")
@@ -127,7 +136,7 @@ def test_a_side_of_white_space_is_skipped_and_counted_or_refused_by_its_line(fil
 
 def test_what_is_skipped_is_counted_over_all_splits(files, tmp_path):
     val = write(tmp_path / "v.en", ["six", ""]), write(tmp_path / "v.de", ["sechs", "sieben"])
-    assert read_pairs(files, val).skipped == 1
+    assert read_pairs(files, val).notes == ["1 with an empty part skipped"]
 
 
 @pytest.mark.parametrize(("text", "said"), [("", "There are no rows in"), ("\n\n", "no usable row")])

@@ -117,7 +117,7 @@ def test_pairs_of_which_a_side_is_too_long_are_left_out_of_training_and_counted(
     data = make(train, max_length=8)
     assert ("a" * 8) in data.splits["train"].raw
     assert len(data.splits["train"].raw) == len(PAIRS) - 1 + 1
-    assert "3 longer" in data.summary()["pairs"]
+    assert "3 texts longer" in data.summary()["pairs"]
     assert max(ids.size for ids in data.splits["train"].targets) == 7
     with pytest.raises(DataError, match="--max-length"):
         make(max_length=1)
@@ -388,14 +388,13 @@ def test_an_empty_source_has_an_empty_translation(source, codec):
 
 
 def test_labels_show_white_space_and_shorten_what_is_long(codec):
-    assert codec.pieces("a b?") == ["a", "␣", "b", "<unk>"]
+    nothing = DecodedText(np.array([], int), 0.0, True)
+    assert codec.attention_map("a b?", nothing, np.ones((1, 4))).source == ["a", "␣", "b", "<unk>"]
     assert codec.written(codec.target.encode("A\nB")) == ["A", "↵", "B", "<eos>"]
     long = WordTokenizer([" ", " Donaudampfschifffahrtsgesellschaft", " sixteen_letters_"])
     words = TranslateCodec(long, long, lower=False, max_length=5)
-    assert words.pieces("sixteen_letters_ Donaudampfschifffahrtsgesellschaft") == [
-        "sixteen_letters_",
-        "Donauda…llschaft",
-    ]
+    looks = words.attention_map("sixteen_letters_ Donaudampfschifffahrtsgesellschaft", nothing, np.ones((1, 2)))
+    assert looks.source == ["sixteen_letters_", "Donauda…llschaft"]
     assert words.written(np.array([], int)) == ["<eos>"]
 
 

@@ -6,27 +6,28 @@ import hashlib
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, PositiveInt, Strict
+from pydantic import Field, PositiveInt, Strict, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from jaxgen.data.files import SILENT, FilesDigest, ProgressReporter, read_bytes
-from jaxgen.data.tables import fingerprint, hold_out
+from jaxgen.data.files import FilesDigest, read_bytes
 from jaxgen.errors import DataError, UsageError
-from jaxgen.fsutil import STRICT, load_strict
+from jaxgen.fsutil import STRICT
 from jaxgen.metrics import caption_scores
 from jaxgen.runs.config import Beam, Fraction, NotNegative, Size, TrainConfig
-from jaxgen.tasks.base import Inference, Metric, Seq2SeqConfig
+from jaxgen.tasks.base import Inference, Metric, Names, changed_flags, check_same_level
 from jaxgen.tasks.caption.annotations import find_captions, first_few, match_captions, read_captions
 from jaxgen.tasks.caption.images import describe_skipped, find_images, read_features, read_image, read_images
-from jaxgen.tasks.caption.shapes import SIZE, Scenes, shapes
-from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqData, decode_target, encode_target, token_label
-from jaxgen.tokenizers import TOKENIZERS, SavedTokenizer
+from jaxgen.tasks.caption.objective import is_image
+from jaxgen.tasks.caption.shapes import Scenes, shapes
+from jaxgen.tasks.rows import RowSplits, refuse_builtin, refuse_flags, train_and_val, train_tokenizer
+from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqConfig, Seq2SeqData, TextWriter
+from jaxgen.tokenizers import SavedTokenizer
 from jaxgen.tokenizers.base import EOS, Tokenizer
 from jaxgen.types import AttentionMap
 
@@ -36,12 +37,16 @@ IMAGE_SETTINGS = ("image_size", "patch", "widths", "blocks", "flips", "grays", "
 MAX_IMAGE = 1024
 
 
+#: Built-in sets by name: functions from a seed to splits of scenes.
+SCENE_SETS: dict[str, Callable[[int], dict[str, Scenes]]] = {"shapes": shapes}
+
+
 class CaptionConfig(Seq2SeqConfig):
     """An image in, a sentence about it out: a captioner."""
 
     task: ClassVar[str] = "caption"
 
-    data: tuple[str, ...] = ("shapes",)
+    data: Names = ("shapes",)
     """Built-in set (shapes), a folder of images with a captions file in it or beside it, or an .npz file of features
     with one beside it."""
     captions: str | None = None
@@ -94,6 +99,22 @@ class CaptionConfig(Seq2SeqConfig):
         ),
     }
 
+    built_from: ClassVar[tuple[str, ...]] = (
+        *Seq2SeqConfig.built_from,
+        *("attention", "patch", "widths", "blocks", "flips", "grays", "label_smoothing"),
+    )
+
+    @model_validator(mode="after")
+    def _caption_fits(self) -> CaptionConfig:
+        if self.val_captions is not None and self.val_data is None:
+            raise ValueError("--val-captions was given without --val-data: say which images they belong to")
+        if self.flips and self.data[0] in SCENE_SETS:
+            raise ValueError(
+                f"--flips {self.flips:g} mirrors images, but the captions of {self.data[0]} mention left and right: "
+                "leave it out"
+            )
+        return self
+
 
 class NamedFeatures(NamedTuple):
     """The features of one image from an ``.npz`` file, with its name."""
@@ -104,7 +125,7 @@ class NamedFeatures(NamedTuple):
 
 
 @checked_dataclass(frozen=True, config=STRICT)
-class CaptionCodec:
+class CaptionCodec(TextWriter):
     """Reads images of ``shape`` (height, width, 3), or features of that shape, and writes captions.
 
     The model was trained on captions of up to ``max_length`` tokens, including the end.
@@ -120,12 +141,11 @@ class CaptionCodec:
     @property
     def of_images(self) -> bool:
         """Whether inputs are images, not features."""
-        return len(self.shape) == 3
+        return is_image(self.shape)
 
     @property
-    def longest(self) -> int:
-        """Default limit of the tokens of a caption: the model was trained on none that are longer."""
-        return self.max_length
+    def writer(self) -> Tokenizer:
+        return self.tokenizer
 
     def sources(self, paths: Sequence[str]) -> Iterator[str | NamedFeatures]:
         """Yields the inputs in files: an image each, or all features of ``.npz`` files in order.
@@ -185,14 +205,9 @@ class CaptionCodec:
         return packed
 
     def answer(self, source: Any, output: Any) -> dict[str, Any]:
-        """Returns a caption with its log-probability in nats, its number of tokens, and whether it ended."""
-        return {
-            "image": _name(source),
-            "text": decode_target(self.tokenizer, output.tokens),
-            "logp": round(float(output.logp), 6),
-            "tokens": int(output.tokens.size),
-            "ended": bool(output.ended),
-        }
+        """Returns a caption as ``written_text`` does, with the name of its image if it has one."""
+        name = str(source) if isinstance(source, (str, Path)) else getattr(source, "name", None)
+        return {"image": name, **self.written_text(output)}
 
     def line(self, answer: Mapping[str, Any]) -> str:
         """Returns an answer as one line."""
@@ -200,30 +215,25 @@ class CaptionCodec:
 
     def attention_map(self, source: Any, output: Any, weights: np.ndarray) -> AttentionMap:
         """Where the decoder looked with each token of a caption, ``weights`` [.., P]: at places of the image."""
-        ids = [*output.tokens, *[EOS] * output.ended]
-        written = [token_label(self.tokenizer, i) for i in ids]
+        written = self.written(output.tokens)[: output.tokens.size + output.ended]
         labels = [str(place + 1) for place in range(weights.shape[-1])]
-        return AttentionMap(labels, written, weights[: len(ids)], self.encode(source) if self.of_images else None)
+        return AttentionMap(labels, written, weights[: len(written)], self.encode(source) if self.of_images else None)
 
     def to_json(self) -> dict[str, object]:
         """Returns what ``load_strict`` makes this codec of."""
         return {"shape": list(self.shape), "max_length": self.max_length, "tokenizer": self.tokenizer.to_json()}
 
 
-def _name(source: Any) -> str | None:
-    """Returns the name of an input, if it has one."""
-    if isinstance(source, NamedFeatures):
-        return source.name
-    return str(source) if isinstance(source, (str, Path)) else None
-
-
 @dataclass(frozen=True)
 class Captioned:
-    """Images, or features instead, each with at least one caption."""
+    """Images, or features instead, each with at least one caption; ``sha256`` is the digest of all files."""
 
-    arrays: Sequence[np.ndarray]  # [N], drawn when first accessed, or in memory
+    arrays: np.ndarray | list[np.ndarray]
     names: list[str]
     captions: list[list[str]]
+    name: str
+    sha256: str
+    notes: tuple[str, ...] = ()  # what was left out
 
     def __len__(self) -> int:
         return len(self.names)
@@ -231,283 +241,171 @@ class Captioned:
     def take(self, indices: np.ndarray) -> Captioned:
         """Returns the images at ``indices``, in that order."""
         chosen = indices.tolist()
-        return Captioned(
-            [self.arrays[i] for i in chosen], [self.names[i] for i in chosen], [self.captions[i] for i in chosen]
-        )
+        arrays, names = [self.arrays[i] for i in chosen], [self.names[i] for i in chosen]
+        return replace(self, arrays=arrays, names=names, captions=[self.captions[i] for i in chosen])
 
 
-@dataclass(frozen=True)
-class CaptionedSplits:
-    """Captioned images by split: ``train``, ``val``, and others that are evaluated at the end of a run."""
-
-    splits: dict[str, Captioned]
-    name: str
-    sha256: str
-    shape: tuple[int, ...]
-    notes: list[str] = field(default_factory=list)  # what was left out
-
-    @property
-    def fingerprint(self) -> dict[str, str]:
-        """The name of the data and the digest of their bytes."""
-        return fingerprint(self.name, self.sha256)
-
-
-class _SceneImages(Sequence[np.ndarray]):
-    """The images of scenes, each drawn once, when first accessed."""
-
-    def __init__(self, scenes: Scenes) -> None:
-        self._scenes = scenes
-        self._drawn: dict[int, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return len(self._scenes)
-
-    def __getitem__(self, i: Any) -> Any:
-        if i not in self._drawn:
-            self._drawn[i] = self._scenes.image(i)
-        return self._drawn[i]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[i] for i in range(len(self)))
-
-
-#: Built-in sets by name: functions from a seed to splits of scenes.
-SCENE_SETS: dict[str, Callable[[int], dict[str, Scenes]]] = {"shapes": shapes}
-
-
-def read_captioned(
-    data: Sequence[str],
-    val_data: Sequence[str] | None,
-    *,
-    captions: str | None = None,
-    val_captions: str | None = None,
-    image_column: str = "image",
-    caption_column: str = "caption",
-    image_size: int = SIZE,
-    missing: str = "refuse",
-    empty: str = "skip",
-    strict: bool = False,
-    val_fraction: float | None = None,
-    val_rows: int | None = None,
-    seed: int = 0,
-) -> CaptionedSplits:
+def read_captioned(config: CaptionConfig) -> RowSplits[Captioned]:
     """Reads captioned images: ``data`` and ``val_data`` each name a folder or an ``.npz`` file of features.
 
-    Without ``val_data``, images are held out at random. Built-in scenes have their own splits. The arguments are the
-    settings of ``CaptionConfig``.
+    Without ``val_data``, images are held out at random. Built-in scenes have their own splits.
 
     Raises:
         DataError: The data cannot be used.
         UsageError: A setting contradicts the data.
     """
-    if val_captions is not None and val_data is None:
-        raise UsageError("--val-captions was given without --val-data: say which images they belong to.")
-    if len(data) == 1 and data[0] in SCENE_SETS:
-        own = {"--captions": captions, "--val-data": val_data, "--val-fraction": val_fraction, "--val-rows": val_rows}
-        given = [flag for flag, value in own.items() if value is not None]
-        if given:
-            raise UsageError(f"{given[0]} was given, but {data[0]} has its own captions and splits: leave it out.")
-        if image_size != SIZE:
-            raise UsageError(
-                f"--image-size is {image_size}, but the scenes of {data[0]} are drawn with {SIZE}: leave it out."
-            )
-        return _builtin(data[0], seed)
-    options: dict[str, Any] = {
-        "image_column": image_column,
-        "caption_column": caption_column,
-        "image_size": image_size,
-        "missing": missing,
-        "empty": empty,
-        "strict": strict,
-    }
-    train, sha256, notes = _read(data, captions, **options)
-    if val_data is not None:
-        val, val_sha256, more = _read(val_data, val_captions, **options)
-        more = [f"of the validation data {note}" for note in more]
-        sha256, notes = fingerprint("", sha256, val_sha256)["sha256"], notes + more
-    else:
-        train, val = hold_out(train, data[0], seed, val_rows=val_rows, val_fraction=val_fraction, unit="images")
-    shapes_found = {array.shape for array in (train.arrays[0], val.arrays[0])}
+    name = config.data[0]
+    if config.data == (name,) and name in SCENE_SETS:
+        refuse_flags(config, ("captions", "val_data", "val_fraction", "val_rows", "image_size"), name)
+        return _builtin(name, config.seed)
+    read = _read(config.data, config.captions, config)
+    val = _read(config.val_data, config.val_captions, config) if config.val_data else None
+    splits, sha256 = train_and_val(read, val, config, unit="images")
+    shapes_found = sorted({split.arrays[0].shape for split in splits.values()})
     if len(shapes_found) > 1:
         raise DataError(
-            f"The features of training and validation have different shapes: {sorted(shapes_found)}. Compute them in "
-            "the same way."
+            f"The features of training and validation have different shapes: {shapes_found}. Compute them in the same "
+            "way."
         )
-    return CaptionedSplits({"train": train, "val": val}, " + ".join(data), sha256, shapes_found.pop(), notes)
+    given = changed_flags(config, IMAGE_SETTINGS)
+    if given and not is_image(shapes_found[0]):
+        raise UsageError(f"{given[0]} applies to images, but {name} has features instead: leave it out.")
+    notes = [*read.notes, *(f"of the validation data {note}" for note in (val.notes if val else ()))]
+    return RowSplits(splits, read.name, sha256, notes)
 
 
-def _builtin(name: str, seed: int) -> CaptionedSplits:
-    splits = {}
-    digest = hashlib.sha256()
-    for split, scenes in SCENE_SETS[name](seed).items():
-        digest.update(scenes.digest.encode())
+def _builtin(name: str, seed: int) -> RowSplits[Captioned]:
+    splits = SCENE_SETS[name](seed)
+    sha256 = hashlib.sha256("".join(scenes.digest for scenes in splits.values()).encode()).hexdigest()
+    read = {}
+    for split, scenes in splits.items():
         numbers = range(len(scenes))
-        names = [f"scene {i} of {split}" for i in numbers]
-        splits[split] = Captioned(_SceneImages(scenes), names, [[scenes.caption(i)] for i in numbers])
-    return CaptionedSplits(splits, name, digest.hexdigest(), (SIZE, SIZE, 3))
+        names, captions = [f"scene {i} of {split}" for i in numbers], [[scenes.caption(i)] for i in numbers]
+        read[split] = Captioned([scenes.image(i) for i in numbers], names, captions, name, sha256)
+    return RowSplits(read, name, sha256)
 
 
-def _read(
-    data: Sequence[str],
-    captions: str | None,
-    *,
-    image_column: str,
-    caption_column: str,
-    image_size: int,
-    missing: str,
-    empty: str,
-    strict: bool,
-) -> tuple[Captioned, str, list[str]]:
+def _read(data: Sequence[str], captions: str | None, config: CaptionConfig) -> Captioned:
+    """Reads a folder of images or a file of features, with its captions."""
+    refuse_builtin(data, SCENE_SETS)
     if len(data) != 1:
         raise UsageError(
             f"Captioned images are one folder or one .npz file of features, but {len(data)} were given: "
             f"{' '.join(data)}. Name the captions file with --captions."
         )
     place = Path(os.path.expanduser(data[0]))
-    if data[0] in SCENE_SETS:
-        raise UsageError(f"The built-in {data[0]} cannot be --val-data: it has its own validation images.")
     if not place.exists():
         raise DataError(
             f"There is no {data[0]!r}, and no built-in set of that name ({', '.join(SCENE_SETS)}). Give a folder of "
             "images, or an .npz file of features."
         )
+    columns = {"image_column": config.image_column, "caption_column": config.caption_column}
     folder = place if place.is_dir() else place.parent
-    columns = {"image_column": image_column, "caption_column": caption_column}
     file = Path(os.path.expanduser(captions)) if captions else find_captions(folder, **columns)
-    found = read_captions(file, empty=empty, **columns)
-    digest = FilesDigest()
+    found = read_captions(file, empty=config.empty, **columns)
+    features = None if place.is_dir() else read_features(place)
+    there = find_images(place) if features is None else features.names
+    matched = match_captions(found, there, where=str(place), missing=config.missing)
+    digest, notes = FilesDigest(), []
     digest.add(read_bytes(file))
-    if place.is_dir():
-        matched = match_captions(found, find_images(place), where=str(place), missing=missing)
-        paths = [place / name for name in matched.names]
-        images = read_images(paths, (image_size, image_size), strict=strict)
+    if features is None:
+        names = [str(place / name) for name in matched.names]
+        images = read_images(names, (config.image_size, config.image_size), strict=config.strict)
         for i in images.kept:
-            digest.add(read_bytes(paths[i]))
-        arrays: Any = images.images
-        kept, notes = images.kept, [describe_skipped(images.skipped, len(paths))] if images.skipped else []
+            digest.add(read_bytes(Path(names[i])))
+        notes += describe_skipped(images.skipped, len(names))
+        arrays, kept = images.images, images.kept
     else:
-        features = read_features(place)
         digest.add(read_bytes(place))
-        matched = match_captions(found, features.names, where=str(place), missing=missing)
-        numbers = {name: i for i, name in enumerate(features.names)}
-        arrays = features.features[[numbers[name] for name in matched.names]]
-        kept, notes = list(range(len(matched.names))), []
-    left_out = {
+        numbers = {name: i for i, name in enumerate(there)}
+        names, kept = matched.names, list(range(len(matched.names)))
+        arrays = features.features[[numbers[name] for name in names]]
+    lacking = {
         "images without captions": matched.images_left_out,
         "captions without images": matched.captions_left_out,
     }
-    notes += [f"{len(names):,} {what} left out ({first_few(names)})" for what, names in left_out.items() if names]
-    names = [str(place / matched.names[i]) if place.is_dir() else matched.names[i] for i in kept]
-    return Captioned(arrays, names, [matched.captions[i] for i in kept]), digest.hexdigest(), notes
+    notes += [f"{len(each):,} {what} left out ({first_few(each)})" for what, each in lacking.items() if each]
+    names, texts = [names[i] for i in kept], [matched.captions[i] for i in kept]
+    return Captioned(arrays, names, texts, data[0], digest.hexdigest(), tuple(notes))
 
 
-#: Validation images on the contact sheet, and in the plot of attention.
-SHEET_IMAGES, ATTENTION_IMAGES = 12, 2
+#: Validation images on the contact sheet.
+SHEET_IMAGES = 12
 
 
-@dataclass(frozen=True)
 class CaptionData(Seq2SeqData):
     """``TaskData`` of captioned images."""
 
-    config: CaptionConfig
-    codec: CaptionCodec
-    read: CaptionedSplits
-
     Config: ClassVar[type[TrainConfig]] = CaptionConfig
+    Codec: ClassVar[type[CaptionCodec]] = CaptionCodec
     METRIC: ClassVar[Metric] = Metric("val_cider", higher_is_better=True)
     UNIT: ClassVar[str] = "images"
 
+    read = staticmethod(read_captioned)
+
     @staticmethod
-    def read_codec(obj: object) -> CaptionCodec:
-        """The codec that ``to_json`` described; raises ``CheckpointError``."""
-        return load_strict(CaptionCodec, obj, "caption tokenizer.json")
+    def new_codec(config: CaptionConfig, rows: RowSplits[Captioned]) -> CaptionCodec:
+        texts = (text for captions in rows.train.captions for text in captions)
+        tokenizer = train_tokenizer(config, texts, bool(config.lowercase))
+        return CaptionCodec(tokenizer, rows.train.arrays[0].shape, config.max_length)
+
+    @staticmethod
+    def fit_codec(codec: CaptionCodec, config: CaptionConfig, rows: RowSplits[Captioned]) -> CaptionCodec:
+        check_same_level(config.level, codec.tokenizer)
+        shape = rows.train.arrays[0].shape
+        if codec.shape != shape:
+            raise UsageError(
+                f"The run of --init-from reads arrays of {codec.shape}, but these data have {shape}: make them agree, "
+                "or leave out --init-from."
+            )
+        return replace(codec, max_length=config.max_length)
 
     @staticmethod
     def vocab_sizes(codec: CaptionCodec) -> dict[str, Any]:
-        """The options of the model that follow from the codec."""
         return {"vocab_size": codec.tokenizer.vocab_size, "shape": list(codec.shape)}
 
-    @classmethod
-    def load(
-        cls, config: CaptionConfig, codec: CaptionCodec | None = None, watch: ProgressReporter = SILENT
-    ) -> CaptionData:
-        """As ``TaskData.load``; also raises ``UsageError`` for settings that have no effect with these data."""
-        del watch  # the data fit into memory and are read quickly
-        names = (
-            "captions",
-            "val_captions",
-            "image_column",
-            "caption_column",
-            "image_size",
-            "missing",
-            "empty",
-            "strict",
-        )
-        options = {name: getattr(config, name) for name in (*names, "val_fraction", "val_rows", "seed")}
-        read = read_captioned(config.data, config.val_data, **options)
-        _check_flags(config, read.shape)
-        if codec is None:
-            texts = [text for captions in read.splits["train"].captions for text in captions]
-            codec = CaptionCodec(_tokenizer(config, texts), read.shape, config.max_length)
-        elif codec.shape != read.shape or codec.tokenizer.kind != config.level:
-            raise UsageError(
-                f"The run of --init-from reads arrays of {codec.shape} and writes tokens of the level "
-                f"{codec.tokenizer.kind}, but these data have {read.shape} and --level is {config.level}: make them "
-                "agree, or leave out --init-from."
-            )
-        else:
-            codec = replace(codec, max_length=config.max_length)
-        data = cls(config, codec, read)
-        if not data.splits["train"].groups:
-            raise DataError(
-                f"Every caption of {read.name} to train on is longer than {config.max_length} tokens: give a larger "
-                "--max-length."
-            )
-        return data
-
     @cached_property
-    def splits(self) -> dict[str, Examples]:  # type: ignore[override]
-        most = self.config.max_length
-        return {
-            name: _encoded(each, self.codec, most if name == "train" else None, bool(self.config.lowercase))
-            for name, each in self.read.splits.items()
-        }
+    def splits(self) -> dict[str, Examples]:
+        return {name: self._encoded(each, leave_out=name == "train") for name, each in self.rows.splits.items()}
 
-    def model_options(self) -> dict[str, Any]:
-        """The arguments of ``CaptionTask.build``."""
-        return {**self.vocab_sizes(self.codec), **_build_options(self.config)}
+    def _encoded(self, read: Captioned, leave_out: bool) -> Examples:
+        """Encodes captioned images, a row for each caption; with ``leave_out``, drops captions that are too long."""
+        lower, most = bool(self.config.lowercase), self.config.max_length
+        numbers: list[int] = []  # of the image of each row
+        texts: list[str] = []
+        targets: list[np.ndarray] = []
+        groups: list[list[int]] = []
+        for number, captions in enumerate(read.captions):
+            group = []
+            for text in captions:
+                text = text.lower() if lower else text
+                ids = self.codec.encode_target(text)
+                if not leave_out or ids.size < most:
+                    group.append(len(texts))
+                    numbers.append(number)
+                    texts.append(text)
+                    targets.append(ids)
+            if group:
+                groups.append(group)
+        inputs, names = [read.arrays[n] for n in numbers], [read.names[n] for n in numbers]
+        lengths = np.array([ids.size + 1 for ids in targets], np.int64)[:, None]
+        too_long = sum(map(len, read.captions)) - len(texts)
+        return Examples(inputs, inputs, names, texts, targets, lengths, groups, too_long)
 
     @classmethod
     def options_without_data(cls, config: CaptionConfig) -> dict[str, Any] | None:
         """Returns the arguments of ``build`` with the smallest vocabulary, or None if the data must be read first."""
         if config.data[0] not in SCENE_SETS and not os.path.isdir(os.path.expanduser(config.data[0])):
             return None
-        return {"vocab_size": EOS + 1, "shape": [config.image_size, config.image_size, 3], **_build_options(config)}
-
-    def fingerprint(self) -> dict[str, str]:
-        """The name of the data and the digest of their bytes."""
-        return self.read.fingerprint
+        shape = [config.image_size, config.image_size, 3]
+        return {"vocab_size": EOS + 1, "shape": shape, **config.build_options()}
 
     def summary(self) -> dict[str, str]:
-        """The data, their images and tokens in numbers."""
         train = self.splits["train"]
-        others = ", ".join(
-            f"{len(each):,} of {name.replace('_', ' ')}"
-            for name, each in self.read.splits.items()
-            if name not in ("train", "val")
-        )
-        longer = sum(map(len, self.read.splits["train"].captions)) - len(train.texts)
-        notes = [*self.read.notes]
-        if longer:
-            notes.append(f"{longer:,} captions of more than {self.config.max_length:,} tokens left out of training")
         return {
-            "data": f"{self.read.name} (sha256 {self.fingerprint()['sha256'][:12]})",
-            "images": f"{len(train.groups):,} with {len(train.texts):,} captions to train on, "
-            f"{len(self.read.splits['val']):,} to validate"
-            + (f", {others} to judge at the end" if others else "")
-            + "".join(f"; {note.removesuffix('.')}" for note in notes),
+            **super().summary(),
             "tokens": f"{self.config.level} level, vocabulary {self.codec.tokenizer.vocab_size:,}, "
-            f"{train.lengths.mean():.0f} a caption on average",
+            f"{len(train.texts):,} captions of {train.lengths.mean():.0f} on average to train on",
         }
 
     def text_metrics(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:
@@ -516,95 +414,25 @@ class CaptionData(Seq2SeqData):
         return {**caption_scores(texts, references), "exact": exact / len(texts)}
 
     def save_plots(self, inference: Inference, report: Mapping[str, Any], folder: Path) -> None:
-        """Saves ``captions.png``, validation images with the model's captions, and ``attention.png``."""
+        """Saves ``attention.png``, and ``captions.png``: validation images with the model's captions."""
         if not self.codec.of_images:
             return
-        from jaxgen.plots import draw_attention, draw_contact_sheet
+        from jaxgen.plots import draw_contact_sheet
 
-        if self.config.attention != "none":
-            first = self.splits["val"].groups[:ATTENTION_IMAGES]
-            looks = [inference.attention(self.splits["val"].raw[rows[0]]) for rows in first]
-            draw_attention(looks, folder / "attention.png")
+        super().save_plots(inference, report, folder)
         val = self.splits["val"]
-        groups = range(min(SHEET_IMAGES, len(val.groups)))
-        images = [val.inputs[val.groups[g][0]] for g in groups]
-        answers = inference.predict(images)
-        texts = [answer["text"] for answer in answers]
+        groups = range(min(SHEET_IMAGES, len(val)))
+        images = val.raw_inputs(groups)
+        texts = [answer["text"] for answer in inference.predict(images)]
         draw_contact_sheet(images, texts, [val.references(g) for g in groups], folder / "captions.png")
 
     def headline(self, row: Mapping[str, Any]) -> str:
-        """CIDEr, BLEU-4 and exact matches of an evaluation."""
         return f"CIDEr {row['val_cider']:.2f}, BLEU-4 {row['val_bleu_4']:.1f}, {row['val_exact']:.1%} exactly right"
 
-    def report_lines(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """The final evaluation as labelled lines."""
-        rows = []
-        for name in self.read.splits:
-            if f"{name}_exact" in report:
-                scores = ", ".join(f"{report[f'{name}_bleu_{n}']:.1f}" for n in range(1, 5))
-                line = f"{report[f'{name}_exact']:.2%} exactly right, CIDEr {report[f'{name}_cider']:.3f}, BLEU-1 to 4 "
-                line += f"{scores}, {report[f'{name}_loss']:.4f} nats/token"
-                rows.append(("validation" if name == "val" else name.replace("_", " "), line))
-        return rows
+    def metrics_lines(self, metrics: Mapping[str, Any]) -> list[str]:
+        scores = ", ".join(f"{metrics[f'bleu_{n}']:.1f}" for n in range(1, 5))
+        line = f"{metrics['exact']:.2%} exactly right, CIDEr {metrics['cider']:.3f}, BLEU-1 to 4 "
+        return [f"{line}{scores}, {metrics['loss']:.4f} nats/token"]
 
     def next_command(self, run: str) -> str:
-        """How to caption an image, or features, with the run."""
         return f"jaxgen predict --run {shlex.quote(run)} {'photo.png' if self.codec.of_images else 'features.npz'}"
-
-
-def _check_flags(config: CaptionConfig, shape: tuple[int, ...]) -> None:
-    """Raises ``UsageError`` for image settings that do not fit the data."""
-    if config.flips and config.data[0] in SCENE_SETS:
-        raise UsageError(
-            f"--flips {config.flips:g} mirrors images, but the captions of {config.data[0]} mention left and right: "
-            "leave it out."
-        )
-    preset = config.presets[config.preset][1]
-    usual = {name: CaptionConfig.model_fields[name].default for name in IMAGE_SETTINGS}
-    given = [
-        name for name in IMAGE_SETTINGS if getattr(config, name) not in (usual[name], preset.get(name, usual[name]))
-    ]
-    if len(shape) < 3 and given:
-        raise UsageError(
-            f"--{given[0].replace('_', '-')} applies to images, but {config.data[0]} has features instead: leave it "
-            "out."
-        )
-
-
-def _build_options(config: CaptionConfig) -> dict[str, Any]:
-    """Returns the arguments of ``CaptionTask.build`` that are settings."""
-    names = ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision")
-    more = ("token_dropout", "attention", "patch", "widths", "blocks", "flips", "grays", "label_smoothing")
-    return {name: getattr(config, name) for name in (*names, *more)}
-
-
-def _tokenizer(config: CaptionConfig, texts: list[str]) -> Tokenizer:
-    """Trains a tokenizer on the training captions."""
-    kind = TOKENIZERS[config.level]
-    before = " " if config.level in ("bpe", "word") else ""
-    texts = [text.lower() for text in texts] if config.lowercase else texts
-    return kind.train((before + text for text in texts), **config.tokenizer_options())
-
-
-def _encoded(each: Captioned, codec: CaptionCodec, most: int | None, lower: bool) -> Examples:
-    """Encodes captioned images, a row for each caption; drops captions longer than ``most`` tokens."""
-    inputs: list[Any] = []
-    names: list[str] = []
-    texts: list[str] = []
-    targets: list[np.ndarray] = []
-    groups: list[list[int]] = []
-    for array, name, captions in zip(each.arrays, each.names, each.captions):
-        group = []
-        for text in captions:
-            text = text.lower() if lower else text
-            ids = encode_target(codec.tokenizer, text)
-            if most is None or ids.size < most:
-                group.append(len(texts))
-                inputs.append(array)
-                names.append(name)
-                texts.append(text)
-                targets.append(ids)
-        if group:
-            groups.append(group)
-    lengths = np.array([ids.size + 1 for ids in targets], np.int64)[:, None]
-    return Examples(inputs, inputs, names, texts, targets, lengths, groups)

@@ -107,14 +107,11 @@ def read_images(
     return Images(images[: len(kept)], kept, skipped)
 
 
-def describe_skipped(skipped: Sequence[tuple[str, str]], total: int, most: int = 3) -> str:
-    """Return a sentence about the files that ``read_images`` skipped, with the first ``most`` reasons."""
-    if not skipped:
-        return f"All {total} images can be used."
-    names = "; ".join(f"{path}: {reason}" for path, reason in skipped[:most])
+def describe_skipped(skipped: Sequence[tuple[str, str]], total: int, most: int = 3) -> list[str]:
+    """Return a note about the files that ``read_images`` skipped, if any, with the first ``most`` reasons."""
+    reasons = "; ".join(f"{path}: {reason}" for path, reason in skipped[:most])
     more = "; …" if len(skipped) > most else ""
-    verb = "was" if len(skipped) == 1 else "were"
-    return f"{len(skipped)} of {total} images {verb} skipped ({names}{more})."
+    return [f"{len(skipped)} of {total} images skipped ({reasons}{more})"] if skipped else []
 
 
 def _check_size(size: tuple[int, int]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from jaxgen.data.batches import BATCHES
 from jaxgen.data.tables import VAL_FRACTION
 from jaxgen.errors import choose
 from jaxgen.runs.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
-from jaxgen.tasks.base import VocabSize, check_level, tokenizer_options
+from jaxgen.tasks.base import Names, VocabSize, changed_flags, check_level
 
 #: Longer n-grams almost never occur twice.
 MAX_ORDER = 32
@@ -32,10 +32,10 @@ class LanguageConfig(TrainConfig):
 
     task: ClassVar[str] = "language"
 
-    data: tuple[str, ...] = ("python-docs",)
+    data: Names = ("python-docs",)
     """Built-in set (python-docs, python-source), named set (tinyshakespeare, ag_news, multi30k), or files, folders and
     globs (.gz too)."""
-    val_data: tuple[str, ...] | None = None
+    val_data: Names | None = None
     """Validation data. Default: the end of the data."""
     val_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
     """Share of the data held out at the end (documents: at random). Default: 0.1."""
@@ -44,7 +44,7 @@ class LanguageConfig(TrainConfig):
     label_column: str | None = None
     """Column with the label of each text, by name or by position from 1. The label sets the initial state, so that
     sample.py --label generates texts of that kind. Every row is then a document."""
-    feature_columns: tuple[str, ...] = ()
+    feature_columns: Names = ()
     """Columns with numbers, which set the initial state too, standardised: for sample.py --features."""
     level: str = "char"
     """What a token is."""
@@ -109,10 +109,6 @@ class LanguageConfig(TrainConfig):
         ),
     }
 
-    def tokenizer_options(self) -> dict[str, int]:
-        """Returns the tokenizer options that were given."""
-        return tokenizer_options(self)
-
     def reading(self) -> dict[str, Any]:
         """Returns the arguments of ``read_splits`` besides ``data``."""
         return {
@@ -131,11 +127,6 @@ class LanguageConfig(TrainConfig):
     def is_conditioned(self) -> bool:
         """Whether texts have labels or features."""
         return self.label_column is not None or bool(self.feature_columns)
-
-    @field_validator("data", "val_data", "feature_columns", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value  # data = "book.txt" in a TOML file
 
     @model_validator(mode="after")
     def _settings_fit(self) -> LanguageConfig:
@@ -176,16 +167,9 @@ class LanguageConfig(TrainConfig):
     def _check_model(self) -> None:
         """Raises ``ValueError`` for a setting of another kind of model, unless the preset set it."""
         choose(self.model, ONLY, "model")
-        preset = self.presets[self.preset][1]
         for other, names in ONLY.items():
-            usual = {name: (value := _default(type(self), name), preset.get(name, value)) for name in sorted(names)}
-            given = [name for name, values in usual.items() if getattr(self, name) not in values]
-            if other != self.model and given:
+            given = changed_flags(self, sorted(names)) if other != self.model else []
+            if given:
                 raise ValueError(
-                    f"--{given[0].replace('_', '-')} {getattr(self, given[0])} does not apply to --model "
-                    f"{self.model}: leave it out, or give --model {other}"
+                    f"{given[0]} does not apply to --model {self.model}: leave it out, or give --model {other}"
                 )
-
-
-def _default(kind: type[TrainConfig], name: str) -> Any:
-    return kind.model_fields[name].get_default(call_default_factory=True)

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +16,16 @@ from jaxgen.data.files import SILENT, ProgressReporter
 from jaxgen.data.tables import fingerprint
 from jaxgen.errors import DataError, UsageError
 from jaxgen.runs.config import TrainConfig
-from jaxgen.tasks.base import EvalSet, Example, Inference, Metric, check_same_level
+from jaxgen.tasks.base import (
+    EVAL_ROWS,
+    EvalSet,
+    Example,
+    Inference,
+    Metric,
+    TaskData,
+    check_same_level,
+    tokenizer_options,
+)
 from jaxgen.tasks.language.conditioning import Conditioning, TextCodec, join_codec, read_codec, split_codec
 from jaxgen.tasks.language.config import BUILT_FROM, LanguageConfig
 from jaxgen.tasks.language.corpus import LanguageCorpus, TextSplits, prepare, read_splits
@@ -26,8 +34,6 @@ from jaxgen.training.windows import Conditions
 
 #: Most targets scored by an evaluation during training; the final one scores the whole split.
 EVAL_TOKENS = 200_000
-#: Smallest number of rows of an evaluation batch, which may be larger than a training batch.
-EVAL_ROWS = 32
 #: Targets scored by each windowed evaluation: 2,400 windows of 64 or 600 of 256.
 WINDOW_TOKENS = 2_400 * 64
 #: Share of unknown training tokens above which the vocabulary of --init-from is refused: the model would learn <unk>.
@@ -40,7 +46,7 @@ EXAMPLE_LABELS = 4
 
 
 @dataclass(frozen=True)
-class LanguageData:
+class LanguageData(TaskData):
     """``TaskData`` of a corpus."""
 
     config: LanguageConfig
@@ -52,14 +58,10 @@ class LanguageData:
     UNIT: ClassVar[str] = "tokens"
     TARGET: ClassVar[str] = "token"
 
-    @staticmethod
-    def read_codec(obj: object) -> TextCodec:
-        """The codec that ``to_json`` described; raises ``CheckpointError``."""
-        return read_codec(obj)
+    read_codec = staticmethod(read_codec)
 
     @staticmethod
     def vocab_sizes(codec: TextCodec) -> dict[str, int]:
-        """The options of the model that follow from the codec."""
         tokenizer, conditioning = split_codec(codec)
         return {"vocab_size": tokenizer.vocab_size, "condition": conditioning.width if conditioning else 0}
 
@@ -73,9 +75,8 @@ class LanguageData:
             check_same_level(config.level, tokenizer)
         if codec is not None:
             _check_conditions(config, conditioning)
-        options = config.tokenizer_options()
-        reading: dict[str, Any] = {"tokenizer": tokenizer, "conditioning": conditioning, **config.reading()}
-        corpus = prepare(config.data, tokenizer_options=options, watch=watch, **reading)
+        known: dict[str, Any] = {"tokenizer": tokenizer, "conditioning": conditioning, **config.reading()}
+        corpus = prepare(config.data, tokenizer_options=tokenizer_options(config), watch=watch, **known)
         data = cls(config, corpus)
         _ = data.batches  # too little text must be an error before compilation
         data._check_validation()
@@ -118,16 +119,13 @@ class LanguageData:
 
     @property
     def units_per_step(self) -> int:
-        """Number of tokens in a batch."""
         return self.config.batch_size * self.config.seq_len
 
     @property
     def tokens_per_step(self) -> int:
-        """Number of tokens in a batch."""
         return self.units_per_step
 
     def resolved(self) -> dict[str, Any]:
-        """Whether the texts are documents."""
         return {"has_documents": self.has_documents}
 
     @property
@@ -137,31 +135,24 @@ class LanguageData:
 
     @property
     def batches(self) -> Any:
-        """The training batches."""
         c = self.config
         return make_batches(self.corpus.layout, self.corpus.train, c.batch_size, c.seq_len, c.seed, c.stride)
 
     def model_options(self) -> dict[str, Any]:
-        """The arguments of the task's ``build``."""
         chosen = {name: getattr(self.config, name) for name in BUILT_FROM[self.config.model]}
         conditioning = self.corpus.conditioning
         more = {} if conditioning is None else {"condition": conditioning.width}
         return {"vocab_size": self.tokenizer.vocab_size, **chosen, **more}
 
     def fingerprint(self) -> dict[str, str]:
-        """The name of the data and the digest of their bytes."""
         return fingerprint(self.corpus.name, self.corpus.sha256, self.corpus.val_sha256)
 
     def summary(self) -> dict[str, str]:
-        """The data, their text and tokens in numbers."""
         train, val, conditioning = self.corpus.train, self.corpus.val, self.corpus.conditioning
         unknown = [
-            f"{count:,} unknown in {split} ({count / tokens.ids.size:.2%})"
-            for split, count, tokens in (
-                ("training", self.corpus.train.unknown, train),
-                ("validation", self.corpus.val.unknown, val),
-            )
-            if count
+            f"{tokens.unknown:,} unknown in {split} ({tokens.unknown / tokens.ids.size:.2%})"
+            for split, tokens in (("training", train), ("validation", val))
+            if tokens.unknown
         ]
         return {
             "data": f"{self.corpus.name} (sha256 {self.corpus.sha256[:12]})",
@@ -213,17 +204,13 @@ class LanguageData:
         means = {name: nll / count for name, (nll, count) in totals.items() if count}
         row = {f"{name}_loss": loss for name, loss in means.items()}
         if "val" in means:
-            row |= {**per_unit("val", means["val"], val), "val_unknown": self.corpus.val.unknown}
+            row |= {**per_unit("val", means["val"], val), "val_unknown": val.unknown}
         others = {name: loss for name, loss in means.items() if name != "val"}
         return row | {f"{name}_bpc": per_unit(name, loss, val)[f"{name}_bpc"] for name, loss in others.items()}
 
     def bits_per_char(self, loss: float) -> float:
         """Converts nats per training token to bits per character."""
         return loss / math.log(2) / self.corpus.train.chars_per_token
-
-    def generation_metrics(self, inference: Inference, final: bool) -> dict[str, Any]:
-        """Nothing: the loss measures everything."""
-        return {}
 
     def examples(self, inference: Inference, final: bool) -> list[Example]:
         """A sample, at the end at several temperatures; with labels, a sample of each of the most common ones."""
@@ -247,15 +234,10 @@ class LanguageData:
         starts = (line.split()[:3] for line in lines)
         return next((" ".join(words) for words in starts if len(words) == 3 and "".join(words).isalpha()), "")
 
-    def save_plots(self, inference: Inference, report: Mapping[str, Any], folder: Path) -> None:
-        """Nothing: the loss curve is the only plot."""
-
     def headline(self, row: Mapping[str, Any]) -> str:
-        """The bits per character of an evaluation."""
         return f"{row['val_bpc']:.3f} bits/char" if "val_bpc" in row else ""
 
     def report_lines(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """The final evaluation as labelled lines."""
         rows = [("validation", f"{report['val_loss']:.4f} nats/token, perplexity {report['val_perplexity']:.2f}")]
         if "val_bpc" in report:
             rows.append(("", f"{report['val_bpc']:.4f} bits per character, {report['val_bpb']:.4f} bits per byte"))
@@ -269,7 +251,6 @@ class LanguageData:
         return rows
 
     def next_command(self, run: str) -> str:
-        """How to sample from the run."""
         command, conditioning = f"python sample.py --run {shlex.quote(run)}", self.corpus.conditioning
         return f'{command} --prompt "The "' if conditioning is None else f"{command} {conditioning.example()}"
 

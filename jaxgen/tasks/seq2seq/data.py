@@ -1,31 +1,86 @@
-"""The data shared by the tasks that write a text for each input: translate and caption."""
+"""What tasks share that write a text for each input, translate and caption: settings, codecs, batches and reports."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxgen.data.bucketing import PAD_ROW, Buckets, RowBatches, bucket_batches, pad_rows
-from jaxgen.tasks.base import EvalSet, Example, Inference, Metric
+from jaxgen.data.bucketing import PAD_ROW, pad_rows
+from jaxgen.runs.config import Beam, Fraction
+from jaxgen.tasks.base import Example, Inference
+from jaxgen.tasks.rows import SPACED_LEVELS, RowsConfig, RowsData, normalize
 from jaxgen.tokenizers.base import EOS, PAD, Tokenizer
 from jaxgen.types import Seq2SeqBatch
 
-#: Smallest number of rows of an evaluation batch.
-EVAL_ROWS = 32
 #: Most validation inputs decoded at an evaluation during training; at the end all of them are.
 MAX_DECODED = 1_000
-#: Validation inputs shown as examples.
-NUM_EXAMPLES = 3
-#: Levels whose tokens include the space in front of a word.
-SPACED_LEVELS = ("bpe", "word")
+#: Validation inputs shown as examples, and inputs in the plot of attention.
+NUM_EXAMPLES, ATTENTION_INPUTS = 3, 2
 #: Longest label of a token in a plot, in characters.
 MAX_TOKEN_LABEL = 16
+
+
+class Seq2SeqConfig(RowsConfig):
+    """Settings of tasks that write a text for each input."""
+
+    attention: str = "general"
+    """Attention of the decoder over the input: none (it sees only a summary of the input), additive (Bahdanau) or
+    general (Luong, the fastest)."""
+    token_dropout: Fraction = 0.0
+    """Share of the decoder's input tokens replaced by <unk> in training, so that it relies more on the input."""
+    label_smoothing: Fraction = 0.0
+    """Share of each training target spread evenly over the vocabulary."""
+    beam: Beam = 5
+    """Beams of the final evaluation; 0: greedy decoding, as during training."""
+
+
+class TextWriter(ABC):
+    """Writes outputs that are texts: the part of a codec that tasks with such outputs share."""
+
+    max_length: int
+
+    @property
+    @abstractmethod
+    def writer(self) -> Tokenizer:
+        """The tokenizer of the outputs."""
+
+    @property
+    def longest(self) -> int:
+        """Default limit of the tokens of a text: the model was trained on none that are longer."""
+        return self.max_length
+
+    def encode_target(self, text: str) -> np.ndarray:
+        """Encodes a text of any length that the model is to write."""
+        return self.writer.encode(normalize(text, self.writer.kind))
+
+    def written_text(self, output: Any) -> dict[str, Any]:
+        """Returns a text with its log-probability in nats, its number of tokens, and whether it ended."""
+        text = self.writer.decode(output.tokens)
+        return {
+            "text": text.removeprefix(" ") if self.writer.kind in SPACED_LEVELS else text,
+            "logp": round(float(output.logp), 6),
+            "tokens": int(output.tokens.size),
+            "ended": bool(output.ended),
+        }
+
+    def written(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """Returns labels of the tokens of a text and of its end."""
+        return [token_label(self.writer, i) for i in [*ids, EOS]]
+
+
+def token_label(tokenizer: Tokenizer, token: int) -> str:
+    """Returns a short label of a token for plots, with visible white space."""
+    if token == EOS:
+        return "<eos>"
+    text = tokenizer.decode([token])
+    text = text.strip() or "".join({" ": "␣", "\n": "↵", "\t": "⇥"}.get(c, "␣") for c in text)
+    half = MAX_TOKEN_LABEL // 2
+    return text if len(text) <= MAX_TOKEN_LABEL else f"{text[: half - 1]}…{text[-half:]}"
 
 
 @dataclass(frozen=True)
@@ -40,71 +95,40 @@ class Examples:
     names: list[str]  # [N], as they are shown
     texts: list[str]  # [N]
     targets: list[np.ndarray]  # [N], the token ids of the texts
-    lengths: np.ndarray  # [N, F], of the pad_rows axes of the input, then of the target
+    lengths: np.ndarray  # [N, F], of the padded axes of the input, then of the target
     groups: list[list[int]]
+    too_long: int  # how many texts were left out
+
+    def __len__(self) -> int:
+        return len(self.groups)
 
     def references(self, group: int) -> list[str]:
         """Returns all target texts of one input."""
         return [self.texts[row] for row in self.groups[group]]
 
-
-def encode_target(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Returns the ids of a target text; where tokens include the space in front of a word, the first one does too."""
-    return tokenizer.encode(" " + text if spaced(tokenizer) else text)
-
-
-def decode_target(tokenizer: Tokenizer, ids: np.ndarray) -> str:
-    """Returns the text of ids that a model wrote: the inverse of ``encode_target``."""
-    text = tokenizer.decode(ids)
-    return text.removeprefix(" ") if spaced(tokenizer) else text
+    def raw_inputs(self, groups: Sequence[int]) -> list[Any]:
+        """Returns the inputs of some groups, as a user gives them."""
+        return [self.raw[self.groups[g][0]] for g in groups]
 
 
-def spaced(tokenizer: Tokenizer) -> bool:
-    """Whether tokens include the space in front of a word."""
-    return tokenizer.kind in SPACED_LEVELS
+class Seq2SeqData(RowsData):
+    """Base class of the data of tasks that write texts; subclasses add the inputs and the metrics."""
 
-
-def token_label(tokenizer: Tokenizer, token: int) -> str:
-    """Returns a short label of a token for plots, with visible white space."""
-    if token == EOS:
-        return "<eos>"
-    text = tokenizer.decode([token])
-    text = text.strip() or "".join({" ": "␣", "\n": "↵", "\t": "⇥"}.get(c, "␣") for c in text)
-    half = MAX_TOKEN_LABEL // 2
-    return text if len(text) <= MAX_TOKEN_LABEL else f"{text[: half - 1]}…{text[-half:]}"
-
-
-class Seq2SeqData(ABC):
-    """Base class of the data of tasks that write texts; subclasses add the inputs, the metrics and the plots."""
-
-    COMMANDS: ClassVar[tuple[str, ...]] = ("predict",)
-    METRIC: ClassVar[Metric]
-    UNIT: ClassVar[str]
     TARGET: ClassVar[str] = "token"
-
-    config: Any
-    codec: Any
-    splits: dict[str, Examples]
 
     @abstractmethod
     def text_metrics(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:
-        """Returns the metrics of decoded texts against their references."""
+        """Returns the metrics of decoded texts against their references, ``exact`` among them."""
+
+    @abstractmethod
+    def metrics_lines(self, metrics: Mapping[str, Any]) -> list[str]:
+        """Returns the metrics of one split as lines."""
 
     def scheduled_sampling_prob(self, step: int) -> float:
         """The probability that training reads the model's own prediction at this step."""
         return 0.0
 
-    @cached_property
-    def batches(self) -> RowBatches:
-        """The training batches."""
-        c, train = self.config, self.splits["train"]
-
-        def pack(rows: np.ndarray, widths: tuple[int, ...], step: int) -> Seq2SeqBatch:
-            return self._pack(train, rows, widths, self.scheduled_sampling_prob(step))
-
-        return RowBatches(Buckets(train.lengths, c.buckets), c.batch_size, c.seed, pack)
-
-    def _pack(self, split: Examples, rows: np.ndarray, widths: tuple[int, ...], own: float = 0.0) -> Seq2SeqBatch:
+    def pack(self, split: Examples, rows: np.ndarray, widths: tuple[int, ...], step: int | None = None) -> Seq2SeqBatch:
         """Returns the batch of these rows; a row of padding has no targets."""
         present = [row for row in rows.tolist() if row != PAD_ROW]
         inputs = self.codec.pack([split.inputs[row] for row in present], widths[:-1], rows.size)
@@ -113,31 +137,13 @@ class Seq2SeqData(ABC):
         empty = [np.zeros(0, np.int32)] * (rows.size - len(present))
         tokens, _ = pad_rows([*(ids[:n] for ids, n in zip(whole, counts)), *empty], widths[-1], PAD)
         targets, mask = pad_rows([*(ids[1 : n + 1] for ids, n in zip(whole, counts)), *empty], widths[-1], PAD)
-        return Seq2SeqBatch(inputs, tokens, targets, mask, np.full(rows.size, own, np.float32))
+        prob = 0.0 if step is None else self.scheduled_sampling_prob(step)
+        return Seq2SeqBatch(inputs, tokens, targets, mask, np.full(rows.size, prob, np.float32))
 
-    @property
-    def units_per_step(self) -> int:
-        """Number of rows in a batch."""
-        return self.config.batch_size
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Average number of tokens in a batch, of inputs and targets."""
-        return max(1, round(self.config.batch_size * float(self.splits["train"].lengths.sum(axis=1).mean())))
-
-    def resolved(self) -> dict[str, Any]:
-        """Nothing besides the fingerprint."""
-        return {}
-
-    def eval_sets(self, final: bool) -> dict[str, EvalSet]:
-        """Returns ``val``, and at the end all other splits except ``train``."""
-        rows = max(self.config.batch_size, EVAL_ROWS)
-        names = [name for name in self.splits if name != "train"] if final else ["val"]
-        return {name: EvalSet(rows, self._evaluation(self.splits[name], rows)) for name in names}
-
-    def _evaluation(self, split: Examples, rows: int) -> Callable[[], Iterator[Seq2SeqBatch]]:
-        buckets = Buckets(split.lengths, self.config.buckets)
-        return lambda: (self._pack(split, which, buckets.widths[k]) for k, which in bucket_batches(buckets, rows))
+    def notes(self) -> list[str]:
+        too_long, most = self.splits["train"].too_long, self.config.max_length
+        left_out = f"{too_long:,} texts longer than {most:,} tokens left out of training"
+        return [*super().notes(), *([left_out] if too_long else [])]
 
     def report(self, totals: Mapping[str, Any], final: bool = False) -> dict[str, Any]:
         """Returns the loss and the token accuracy of each evaluation, with teacher forcing."""
@@ -154,11 +160,10 @@ class Seq2SeqData(ABC):
         for name, split in self.splits.items():
             if name == "train" or (name != "val" and not final):
                 continue
-            total = len(split.groups)
-            count = total if final else min(MAX_DECODED, total)
-            groups = [total * i // count for i in range(count)]  # evenly spaced over the split
-            raw = [split.raw[split.groups[g][0]] for g in groups]
-            texts = [answer["text"] for answer in inference.predict(raw, beam=self.config.beam if final else 0)]
+            count = len(split) if final else min(MAX_DECODED, len(split))
+            groups = [len(split) * i // count for i in range(count)]  # evenly spaced over the split
+            answers = inference.predict(split.raw_inputs(groups), beam=self.config.beam if final else 0)
+            texts = [answer["text"] for answer in answers]
             found = self.text_metrics(texts, [split.references(g) for g in groups], final)
             row |= {f"{name}_{key}": value for key, value in found.items()}
         return row
@@ -166,19 +171,31 @@ class Seq2SeqData(ABC):
     def examples(self, inference: Inference, final: bool) -> list[Example]:
         """Returns some validation inputs with the model's texts and the references."""
         val = self.splits["val"]
-        groups = range(min(NUM_EXAMPLES, len(val.groups)))
-        raw = [val.raw[val.groups[g][0]] for g in groups]
+        groups = range(min(NUM_EXAMPLES, len(val)))
         lines = []
-        for g, answer in zip(groups, inference.predict(raw)):
+        for g, answer in zip(groups, inference.predict(val.raw_inputs(groups))):
             references, name = val.references(g), val.names[val.groups[g][0]]
             verdict = "exactly right" if answer["text"] in references else f"it is: {references[0]}"
             lines.append(f"{name}\n    -> {answer['text']}\n       ({verdict})")
         return [Example(f"some validation {self.UNIT}", "\n".join(lines))]
 
-    @abstractmethod
     def save_plots(self, inference: Inference, report: Mapping[str, Any], folder: Path) -> None:
-        """Saves the plots of a finished run."""
+        """Saves ``attention.png``: the attention weights for some validation inputs."""
+        if self.config.attention == "none":
+            return
+        from jaxgen.plots import draw_attention
 
-    def bits_per_char(self, loss: float) -> float | None:
-        """None: the loss of a text given its input has no such meaning."""
-        return None
+        val = self.splits["val"]
+        sources = val.raw_inputs(range(min(ATTENTION_INPUTS, len(val))))
+        draw_attention([inference.attention(source) for source in sources], folder / "attention.png")
+
+    def report_lines(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
+        lines = []
+        for name in self.splits:
+            prefix = f"{name}_"
+            metrics = {key.removeprefix(prefix): value for key, value in report.items() if key.startswith(prefix)}
+            if "exact" in metrics:
+                first, *more = self.metrics_lines(metrics)
+                lines.append(("validation" if name == "val" else name.replace("_", " "), first))
+                lines += [("", line) for line in more]
+        return lines
