@@ -1,4 +1,4 @@
-"""Classifiers beside a bag of words: the same texts and the same split, accuracy, macro-F1 and time.
+"""Classifiers compared with a bag of words on the same texts and split: accuracy, macro-F1 and time.
 
     python -m benchmarks.classify                     ag_news, about ten minutes on two CPU cores
     python -m benchmarks.classify --only bag words    some rows of the table

@@ -1,4 +1,4 @@
-"""What finding the longest copies costs: seconds and peak memory of ``jaxgen.metrics.longest_copies``.
+"""Seconds and peak memory of ``jaxgen.metrics.longest_copies``.
 
     python -m benchmarks.copies          under a minute; prints a table in Markdown
 

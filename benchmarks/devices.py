@@ -1,4 +1,4 @@
-"""One device against all of them, in turns: where spreading a batch over the cores of a CPU is the faster way.
+"""Training on one device compared with all devices, in turns: when data parallelism over CPU cores is faster.
 
     python -m benchmarks.devices          about three minutes; prints a table in Markdown
 

@@ -1,4 +1,4 @@
-"""The forms of a recurrence side by side: value and all gradients of one layer, and a whole training step.
+"""The forms of a recurrence compared: value and gradients of one layer, and a whole training step.
 
     python -m benchmarks.forms            about two minutes; prints two tables in Markdown
 

@@ -1,4 +1,4 @@
-"""Whether texts follow the label that they are sampled with: a judge that has read real texts alone says what they are.
+"""How often sampled texts have the label that they were conditioned on, judged by a classifier of real texts.
 
     python train.py --data ag_news --label-column 1 --run runs/titles
     python -m benchmarks.labels runs/titles            needs the extra [bench]; prints a table in Markdown

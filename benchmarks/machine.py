@@ -1,4 +1,4 @@
-"""What a measurement was made on: processor, cores, versions, commit, date. No names of hosts, people or folders."""
+"""Describe the machine of a measurement: processor, cores, versions, commit, date; no names of hosts or people."""
 
 from __future__ import annotations
 

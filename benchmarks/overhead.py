@@ -1,4 +1,4 @@
-"""What a whole run adds to its bare step: characters/s of ``train.py`` beside those of the compiled step alone.
+"""Overhead of a whole run: characters/s of ``train.py`` compared with the compiled step alone.
 
     python -m benchmarks.overhead          about six minutes; prints a table in Markdown
 

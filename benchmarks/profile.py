@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, before the work of docs/performance.md and after it.
+"""Where the time of a training step goes, before and after the optimizations in docs/performance.md.
 
     python -m benchmarks.profile          about two minutes; prints a table in Markdown
 

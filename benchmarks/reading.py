@@ -1,4 +1,4 @@
-"""What reading a text costs, from file to mapped tokens: seconds and anonymous memory, at each level.
+"""Cost of reading a text at each level, from file to mapped tokens: seconds and anonymous memory.
 
     python -m benchmarks.reading          some minutes and 5 GB of disk; prints a table in Markdown (Linux)
 

@@ -1,4 +1,4 @@
-"""A batch spread over 1 to 8 devices that share this machine's cores: what spreading costs, and what it exchanges.
+"""Cost of data parallelism over 1 to 8 simulated devices on this machine's cores, and the bytes exchanged.
 
     python -m benchmarks.scale          about a minute; prints a table in Markdown
 

@@ -1,4 +1,4 @@
-"""A long run of a tiny model: does memory, the number of open files or the speed change with time?
+"""A long run of a tiny model: do memory, open files or speed change over time?
 
     python -m benchmarks.soak --output soak.json                  200,000 steps: hours
     python -m benchmarks.soak --output soak.json --steps 5000     minutes

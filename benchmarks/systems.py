@@ -1,4 +1,4 @@
-"""The systems that ``benchmarks.cpu`` compares: one process each, so that no setting of one reaches another.
+"""The systems that ``benchmarks.cpu`` compares, each in its own process so that settings stay separate.
 
     python -m benchmarks.systems jaxgen       reads requests as lines of JSON and answers each with one
 

@@ -1,4 +1,4 @@
-"""The training step of every other task beside the same model in PyTorch, on the CPU.
+"""The training steps of the other tasks compared with the same models in PyTorch, on the CPU.
 
     python -m benchmarks.tasks           a few minutes; prints a table in Markdown (needs the extra [bench])
 

@@ -1,4 +1,4 @@
-"""What each logit transform adds to a decoding step, beside the step with a temperature alone, in turns.
+"""The cost of each logit transform per decoding step, compared with a step that has only a temperature.
 
     python -m benchmarks.transforms       about two minutes; prints tables in Markdown
 

@@ -1,4 +1,4 @@
-"""A word becomes a vector, and the vector becomes the word again.
+"""Encode a word as a vector and decode the vector back to the word.
 
     python examples/autoencoder.py
 

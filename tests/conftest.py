@@ -1,4 +1,4 @@
-"""Strictness for the whole session: what a test may not do by accident is an error.
+"""Settings of the whole test session: lanes, strict dtypes, no network, and a cache of compiled functions.
 
 The command-line options and `filterwarnings = error` stand in `pyproject.toml`.
 """

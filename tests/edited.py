@@ -1,4 +1,4 @@
-"""A run whose configuration was altered by hand, for tests of what is said of it."""
+"""A run whose configuration was edited by hand."""
 
 from __future__ import annotations
 

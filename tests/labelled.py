@@ -1,4 +1,4 @@
-"""A small table with labels and numbers, and a run that has learnt what they say: which letter, and how often."""
+"""A small table with labels and numbers, and a run trained on it: the label is the letter, the number its count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The architecture, read from the source: imports point one way, the pure half does no I/O, nothing is unpickled."""
+"""The architecture, checked in the source: one-way imports, a pure half without I/O, no unpickling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documents show works as written."""
+"""The code and commands in the documents work as written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command asks of its process: memory kept, compiled functions kept, and nothing where it cannot be."""
+"""Process settings of the commands: the allocator, the compilation cache, host devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of an n-gram model: the same folder, evaluations and sampler as those of a recurrent one."""
+"""Runs of an n-gram model: the same folder, evaluations and sampler as for a recurrent one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forms of a recurrence: the fused one equals the plain scan inside every transformation, and who chooses."""
+"""The fused form equals the plain scan inside every JAX transformation; how the form is chosen."""
 
 from __future__ import annotations
 

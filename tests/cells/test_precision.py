@@ -1,4 +1,4 @@
-"""Products of factors rounded to bfloat16: every product of every cell, and nothing else."""
+"""Products with factors rounded to bfloat16: every product of every cell, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PyTorch's weights in jaxgen's cells and back: against arrays that torch made once, and live where it is installed."""
+"""PyTorch weights in our cells and back: against recorded arrays, and against torch where it is installed."""
 
 from __future__ import annotations
 

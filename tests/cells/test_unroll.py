@@ -1,4 +1,4 @@
-"""What ``unroll`` refuses, and the cells' own details that the contract suite does not know."""
+"""What ``unroll`` refuses, and details of cells beyond the contract."""
 
 from __future__ import annotations
 

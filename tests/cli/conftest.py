@@ -1,4 +1,4 @@
-"""Tiny runs, compiled quickly and once a worker: what these tests ask does not depend on how well XLA optimises."""
+"""Tiny runs shared by the command tests, compiled without XLA optimisations once per worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions on the command line: a folder of images trained on, images asked about, and a sentence for what is wrong."""
+"""Captioning on the command line: training on a folder of images, captions for images, errors."""
 
 from __future__ import annotations
 

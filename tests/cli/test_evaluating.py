@@ -1,4 +1,4 @@
-"""``jaxgen evaluate``: a table or JSON on standard output, the same every time, and a picture."""
+"""``jaxgen evaluate``: a reproducible table or JSON on standard output, and a plot."""
 
 from __future__ import annotations
 

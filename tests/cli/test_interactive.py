@@ -1,4 +1,4 @@
-"""``sample.py --interactive``, driven through standard input as a script would, and on terminals."""
+"""``sample.py --interactive``, driven through standard input and on terminals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An n-gram model by the commands: train and sample it, and settings that mean nothing to it."""
+"""An n-gram model on the command line: training, sampling, and settings that do not apply to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``train.py classify`` and ``jaxgen predict``: lines in, labels out; what cannot be answered is told in sentences."""
+"""``train.py classify`` and ``jaxgen predict``: lines in, labels out; errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sample.py``: the text alone on standard output, and always the same text for the same seed."""
+"""``sample.py``: only the text on standard output, and the same text for the same seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the screen does with odd output and odd places to put it."""
+"""The screen with unusual terminals, streams and values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands as a user starts them: scripts and the installed command, in processes of their own."""
+"""The commands as a user starts them: scripts and the installed command in their own processes."""
 
 from __future__ import annotations
 

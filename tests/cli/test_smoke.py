@@ -1,4 +1,4 @@
-"""One tiny run of each task, and every command on it: each ends with 0 and writes what it is for."""
+"""One tiny run of each task and every command on it: exit code 0 and the expected output."""
 
 from __future__ import annotations
 

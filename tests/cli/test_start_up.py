@@ -1,4 +1,4 @@
-"""What the scripts load: whatever lies beside the main path only when a flag asks for it."""
+"""Start-up: modules beside the main path are loaded only if a flag needs them."""
 
 from __future__ import annotations
 

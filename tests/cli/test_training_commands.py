@@ -1,4 +1,4 @@
-"""``train.py`` from its flags to the folder it leaves."""
+"""``train.py``: from its flags to the run folder."""
 
 from __future__ import annotations
 

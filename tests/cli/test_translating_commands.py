@@ -1,4 +1,4 @@
-"""``train.py translate`` and ``jaxgen predict``: a few dates learnt in seconds, then translated in every way."""
+"""``train.py translate`` and ``jaxgen predict``: dates learnt in seconds, then translated."""
 
 from __future__ import annotations
 

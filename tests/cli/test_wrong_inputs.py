@@ -1,4 +1,4 @@
-"""The fourth promise: bad input gets a sentence and an exit code, before any compilation, with nothing half-written."""
+"""Wrong input ends with a message and an exit code before any compilation, and leaves nothing half-written."""
 
 from __future__ import annotations
 

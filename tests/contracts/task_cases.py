@@ -1,4 +1,4 @@
-"""For every task eight examples and a tiny model that learns them by heart: one entry in ``CASES`` for each."""
+"""Eight examples and a tiny model that memorizes them, for every task: one entry in ``CASES`` each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every cell of the registry keeps the contract. To add a cell: a line in ``CELLS``, its equations, nothing here."""
+"""Every registered cell keeps the contract. A new cell needs a line in ``CELLS`` and its equations, nothing here."""
 
 from __future__ import annotations
 

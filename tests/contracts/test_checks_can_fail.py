@@ -1,4 +1,4 @@
-"""Every check of the contract catches something: for each, a cell or an unroll that is broken in just that way."""
+"""Each check of the cells' contract fails for a cell or an unroll with the fault that it looks for."""
 
 from __future__ import annotations
 

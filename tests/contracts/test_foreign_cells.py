@@ -1,4 +1,4 @@
-"""Flax's own cells in our ``unroll``: the same parameter tree, values and gradients as in ``nn.RNN``, and our masks."""
+"""Flax's own cells in our ``unroll``: parameter tree, values and gradients of ``nn.RNN``, and our masks."""
 
 from __future__ import annotations
 

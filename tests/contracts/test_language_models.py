@@ -1,4 +1,4 @@
-"""A model is trained as it is sampled and scored: a subclass with overrides, and any module with the protocol."""
+"""A model computes the same in training, sampling and scoring, also with overrides and as any other module."""
 
 from __future__ import annotations
 

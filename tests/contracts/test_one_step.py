@@ -1,4 +1,4 @@
-"""One to one, the degenerate case of everything: a single step of time, a single token, of every cell and task.
+"""One-to-one: a single time step and a single token, for every cell and task.
 
 A new task is tried by a line in ``ONE_STEP``: what reads and answers single tokens, and what to expect of it.
 """

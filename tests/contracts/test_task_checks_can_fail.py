@@ -1,4 +1,4 @@
-"""Every check of the tasks' contract catches something: for each, a classifier that is broken in just that way."""
+"""Each check of the tasks' contract fails for a classifier with the fault that it looks for."""
 
 from __future__ import annotations
 

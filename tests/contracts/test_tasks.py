@@ -1,4 +1,4 @@
-"""Every task of the registry keeps the contract. To add a task: a line in ``TASKS``, its ``Case``, nothing here."""
+"""Every registered task keeps the contract. A new task needs a line in ``TASKS`` and a ``Case``, nothing here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every check of the transforms' contract catches something: for each, transforms that are broken in just that way."""
+"""Each check of the transforms' contract fails for transforms with the fault that it looks for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transforms beside Hugging Face's logits processors: arrays that those wrote once, and live where installed."""
+"""The transforms compared with Hugging Face's logits processors: recorded arrays, and live where installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every transform of the registry keeps the contract. To add one: a line in ``TRANSFORMS``, one here, its reference."""
+"""Every registered transform keeps the contract. A new one: a line in ``TRANSFORMS``, one here, a reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The logit transforms in NumPy, float64, a row at a time, with sorts and loops over the whole text.
+"""Reference transforms in NumPy float64: one row at a time, with sorts and loops over the whole text.
 
 A reference takes the transform (for its options), the row [V], the prompt, the tokens drawn so far and the id of
 <eos>, and returns the row that the draw should see.

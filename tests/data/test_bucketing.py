@@ -1,4 +1,4 @@
-"""Rows in batches of few shapes: each row once an epoch, by (seed, step) alone, in no more widths than asked."""
+"""Batches of padded rows: each row once per epoch, a function of (seed, step), at most the given number of widths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading: what a user may name, and the sentence for each thing that cannot be read."""
+"""Reading text files: what a user may name, and an error for each thing that cannot be read."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Evaluation: every target exactly once in one fixed shape, and windows that are seeded."""
+"""Evaluation batches: every target exactly once in one fixed shape; windows follow from the seed."""
 
 from collections import Counter
 

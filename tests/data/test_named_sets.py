@@ -1,4 +1,4 @@
-"""Named sets against a local server: checked, cached, found in JAXGEN_DATA first, and a sentence for every failure."""
+"""Named sets from a local server: digest checked, cached, JAXGEN_DATA searched first, errors."""
 
 import hashlib
 import http.server

@@ -1,4 +1,4 @@
-"""Texts in little memory are a sequence like any other."""
+"""Texts stored as UTF-8 behave like any sequence."""
 
 from __future__ import annotations
 

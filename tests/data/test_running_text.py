@@ -1,4 +1,4 @@
-"""Running text in pieces: wherever files and pieces end, all that follows is as from the whole text in memory."""
+"""Running text read in pieces equals the whole text in memory, wherever files and pieces end."""
 
 import gzip
 import os

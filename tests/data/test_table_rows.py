@@ -1,4 +1,4 @@
-"""Tables in pieces: rows do not depend on where a text was cut, and are those that Python's csv reads of the whole."""
+"""Tables read in pieces have the rows that Python's csv module reads from the whole, wherever pieces end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several columns of tables side by side, rows that cannot be used, and the split of rows."""
+"""Tables: several columns, unusable rows, and the split of rows."""
 
 from __future__ import annotations
 

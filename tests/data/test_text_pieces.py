@@ -1,4 +1,4 @@
-"""Files read a little at a time: the same text, the byte offset of what is no text, bounded reads."""
+"""Files read in pieces: the same text, the byte offset of invalid UTF-8, bounded reads."""
 
 import gzip
 import io

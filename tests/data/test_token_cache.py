@@ -1,4 +1,4 @@
-"""Tokens in files: found again, never trusted, never in each other's way, no room told of."""
+"""Cached token files: found again, verified, safe with several processes, errors on a full disk."""
 
 import json
 import os

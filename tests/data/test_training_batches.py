@@ -1,4 +1,4 @@
-"""Batches: a pure function of (seed, step), every target once an epoch, nothing leaks over a boundary."""
+"""Training batches: a pure function of (seed, step), every target once per epoch, nothing crosses a boundary."""
 
 from collections import Counter
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Jobs of several real processes on this machine, one of which can be made to meet something at a known step."""
+"""Start jobs of several processes on this machine; one of them can be made to fail at a known step."""
 
 from __future__ import annotations
 

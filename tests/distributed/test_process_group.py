@@ -1,4 +1,4 @@
-"""What several processes agree on; the rest needs real ones (test_several_processes)."""
+"""What processes agree on, tested in one process; test_several_processes.py uses real ones."""
 
 from __future__ import annotations
 

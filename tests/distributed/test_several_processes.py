@@ -1,4 +1,4 @@
-"""One run trained by several real processes: the same result, one record, and an end that all of them share."""
+"""One run trained by several real processes: the same result, one run folder, and a common end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loss, a gradient or a weight that becomes no finite number, put into the state of a real run."""
+"""A non-finite loss, gradient or weight, injected into the state of a real run."""
 
 from __future__ import annotations
 

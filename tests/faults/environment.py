@@ -1,4 +1,4 @@
-"""Odd surroundings: locales, paths, clocks, folders that cannot be written, and standard files that are gone.
+"""Unusual environments: locales, paths, clocks, folders that cannot be written, closed standard streams.
 
 Each fault is a training in a process of its own, whose weights must be those of one in ordinary surroundings.
 """

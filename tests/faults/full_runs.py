@@ -1,4 +1,4 @@
-"""A whole training in a process of its own whose disk fills up, becomes read-only or loses the run's folder meanwhile.
+"""A training process whose disk fills up, becomes read-only, or whose run folder is removed.
 
 Unlike the faults of ``disk``, which are those of one save, they come at a random moment of `python train.py`: while a
 checkpoint, metrics, samples or a picture is written, and the run is told to go on before it can, and once it can.

@@ -1,4 +1,4 @@
-"""Run folders made by someone who means harm: nothing outside is touched, run, waited for or allocated."""
+"""Run folders made with bad intent: nothing outside the folder is changed, executed, waited for or allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C at random moments of the commands that train nothing: while they load, compile, compute and leave."""
+"""Ctrl-C at random moments of the commands that do not train: while they load, compile, compute and exit."""
 
 from __future__ import annotations
 

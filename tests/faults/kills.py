@@ -1,4 +1,4 @@
-"""Real processes that are killed or stopped at random moments, inside a save and while resuming too."""
+"""Real processes that are killed or stopped at random moments, also inside a save and while resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a piece of code takes of memory: run in a process of its own that watches its anonymous pages."""
+"""Measure the peak memory of code in its own process by its anonymous pages."""
 
 from __future__ import annotations
 

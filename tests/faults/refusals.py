@@ -1,4 +1,4 @@
-"""What a run must not be trained with: another trainer, other data, other settings, altered or hostile descriptions."""
+"""What a run must not be trained with: a second trainer, other data, other settings, an edited or hostile record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs of several processes, one of which is killed, stopped, or given something else than the others."""
+"""Jobs of several processes, one of which is killed, stopped, or given other settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints to damage, and what must be true of them afterwards."""
+"""Checkpoints to damage, and checks of what must remain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model writes may be anything: on a terminal it is text, in a pipe every byte of it."""
+"""Generated text with control characters: escaped on a terminal, unchanged in a pipe."""
 
 from __future__ import annotations
 

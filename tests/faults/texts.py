@@ -1,4 +1,4 @@
-"""Odd texts: each comes back exactly from its tokens or is refused naming the offset, within bounded memory."""
+"""Unusual texts: each decodes to the same bytes or is refused with the offset, in bounded memory."""
 
 from __future__ import annotations
 

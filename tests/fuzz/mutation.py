@@ -1,4 +1,4 @@
-"""Files of a run, altered at random: as bytes, and as JSON whose structure survives."""
+"""Alter the files of a run at random: as bytes, and as JSON that keeps its structure."""
 
 from __future__ import annotations
 

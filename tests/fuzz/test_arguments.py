@@ -1,4 +1,4 @@
-"""Arguments at random: a command ends with one of its exit codes and a sentence, never with a traceback."""
+"""Random arguments: a command ends with one of its exit codes and a message, never with a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Altered files are read, or refused in a sentence: a hundred thousand of them in the slow lane."""
+"""Altered files are read or refused with a message: 100,000 of them in the slow lane."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write ``transformers.npz``: what Hugging Face's logits processors make of random logits.
+"""Write ``transformers.npz``: the output of Hugging Face's logits processors for random logits.
 
 Run it where transformers and torch are installed: ``python tests/golden/make_transformers_golden.py``. The tests read
 the file and need neither; where both are installed they also compare with ``processed`` on logits of their own. Arrays

@@ -1,4 +1,4 @@
-"""What the commands print for a seed is what they printed when these values were recorded.
+"""For a given seed the commands print what they printed when these values were recorded.
 
 A refactoring may not change them. A new release of JAX may: then check that nothing in jaxgen changed what is computed,
 and record the values anew with ``python tests/golden/test_golden_runs.py``.

@@ -1,4 +1,4 @@
-"""One small model with random weights, for tests of what goes through the whole sampler."""
+"""A small model with random weights for tests of the whole sampler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of saved states: arrays come back as they were, or are refused before what they claim to hold is allocated."""
+"""Saved-state files: arrays are restored exactly, or refused before the sizes they claim are allocated."""
 
 import json
 import os

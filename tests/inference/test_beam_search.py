@@ -1,4 +1,4 @@
-"""Texts by beam search through a whole sampler."""
+"""Beam search through the whole sampler."""
 
 from __future__ import annotations
 

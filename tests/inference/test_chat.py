@@ -1,4 +1,4 @@
-"""A text in turns: every answer goes on from what was shown, and every step can be taken back exactly."""
+"""A chat session: every answer continues the text shown, and every step can be undone exactly."""
 
 from __future__ import annotations
 

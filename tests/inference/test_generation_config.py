@@ -1,4 +1,4 @@
-"""Settings of a sample: checked at once, in a stated order, and the same after a file."""
+"""Generation settings: checked at construction, applied in a fixed order, unchanged by saving."""
 
 from __future__ import annotations
 

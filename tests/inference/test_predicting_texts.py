@@ -1,4 +1,4 @@
-"""Texts for inputs: in order, each by itself, greedy, drawn and by beams; with weights that nobody trained."""
+"""Generated texts for inputs: in order, independent, greedy, sampled and by beam search."""
 
 from __future__ import annotations
 

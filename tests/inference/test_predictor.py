@@ -1,4 +1,4 @@
-"""Answers to inputs: in order, each from its own input alone, of any number of inputs, with few compilations."""
+"""Predictions: in order, each from its own input alone, for any number of inputs, with few compilations."""
 
 from __future__ import annotations
 

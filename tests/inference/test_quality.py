@@ -1,4 +1,4 @@
-"""Rows of an evaluation: every number follows from the texts drawn, real text is cut and scored alike."""
+"""Quality reports: every number follows from the sampled texts; real text is measured the same way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Receipts: what was drawn can be drawn again, and a difference is found where it is."""
+"""Receipts: a sample can be regenerated from its receipt, and a difference is located."""
 
 from __future__ import annotations
 

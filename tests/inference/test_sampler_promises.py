@@ -1,4 +1,4 @@
-"""The first promise through the whole sampler: same seed, same text, whatever else is drawn beside it."""
+"""The same seed gives the same text through the whole sampler, whatever else is sampled beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of texts: equal to a loop of steps, whatever the pieces, rows and windows they are made in."""
+"""Scores equal a loop of single steps, for any pieces, rows and windows."""
 
 from __future__ import annotations
 

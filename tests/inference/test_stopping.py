@@ -1,4 +1,4 @@
-"""Stop strings: the same end however the text is cut into pieces."""
+"""Stop strings: the same end however the text is split into pieces."""
 
 from __future__ import annotations
 

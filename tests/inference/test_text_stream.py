@@ -1,4 +1,4 @@
-"""Texts as they come: where they end, and which of them are the likeliest."""
+"""Streamed texts: where they end, and which are the most probable."""
 
 from __future__ import annotations
 

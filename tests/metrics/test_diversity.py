@@ -1,4 +1,4 @@
-"""What is measured of texts: tiny examples by hand, and what definitions say word for word."""
+"""Diversity metrics: tiny examples computed by hand and by their definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The longest copied span equals what dynamic programming finds, wherever it lies and however samples are grouped."""
+"""The longest copied span equals the one found by dynamic programming, however samples are grouped."""
 
 from __future__ import annotations
 

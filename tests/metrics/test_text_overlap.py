@@ -1,4 +1,4 @@
-"""BLEU and CIDEr-D: against sacrebleu, a slow second implementation, and cases counted by hand."""
+"""BLEU and CIDEr-D: compared with sacrebleu, a slow second implementation, and cases counted by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classifier: poolings and logits by hand, what padding and neighbours may not do, what training drops."""
+"""The classifier: poolings and logits computed by hand, independence of padding and other rows, dropout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decoder: the papers' equations in NumPy, steps that are the pass over a whole text, and what it refuses."""
+"""The decoder: the papers' equations in NumPy, single steps equal the whole sequence, errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The encoder: against PyTorch and the layers by hand, what padding may not do, what it refuses."""
+"""The encoder: compared with PyTorch and with layers computed by hand, independence of padding, errors."""
 
 from __future__ import annotations
 

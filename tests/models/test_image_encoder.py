@@ -1,4 +1,4 @@
-"""Encoders of pictures, and what is done to pictures before them."""
+"""Image encoders and image preprocessing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""States made of condition vectors: where a text begins, by NumPy, and what training makes of it."""
+"""Initial states computed from condition vectors, compared with NumPy, and their training."""
 
 from __future__ import annotations
 

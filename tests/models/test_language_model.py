@@ -1,4 +1,4 @@
-"""The language model: what it computes, what it carries, what it refuses."""
+"""The language model: outputs, carry, errors."""
 
 from __future__ import annotations
 

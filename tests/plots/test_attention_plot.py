@@ -1,4 +1,4 @@
-"""The picture of attention: cells of one size, every label inside, whatever the texts."""
+"""The attention plot: cells of one size and every label inside, for any texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of a run is drawn from whatever rows there are."""
+"""The loss plot is drawn from any rows of metrics."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""The picture of an evaluation is drawn from whatever was measured."""
+"""The quality plot is drawn from any measurements."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Whatever happens to the bytes of a checkpoint, restoring gives what was saved or a clear error."""
+"""However the bytes of a checkpoint are altered, restoring gives what was saved or a clear error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configuration files and names that nobody would write: a sentence, never a traceback."""
+"""Unusual configuration files and names: a message, never a traceback."""
 
 from __future__ import annotations
 

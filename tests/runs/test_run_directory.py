@@ -1,4 +1,4 @@
-"""The folder of a run: made once, found again, its JSON whole and strictly read."""
+"""The run folder: created once, found again, its JSON complete and strictly read."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""One process trains a run: another is refused, and what a dead process left is no obstacle."""
+"""One process trains a run: a second is refused, and the lock of a dead process is ignored."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""metrics.jsonl and samples.txt: nothing lost, nothing torn, cut back exactly to the step a run resumes from."""
+"""metrics.jsonl and samples.txt: complete lines, truncated exactly to the step a run resumes from."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Beam search against every sequence there is, against the greedy loop, and against a search in plain Python."""
+"""Beam search compared with exhaustive search, the greedy loop, and a search in plain Python."""
 
 from __future__ import annotations
 

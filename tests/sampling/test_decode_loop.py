@@ -1,4 +1,4 @@
-"""The decode loop with a toy recurrence: keys, chunks, endings, and the distribution that is drawn from."""
+"""The decode loop with a toy recurrence: keys, chunks, ends, and the distribution of samples."""
 
 from __future__ import annotations
 

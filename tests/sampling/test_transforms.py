@@ -1,4 +1,4 @@
-"""Logit transforms one by one: sets and ties, n-grams, schedules, extremes, chains, refusals.
+"""Single logit transforms: sets and ties, n-grams, schedules, extreme values, chains, errors.
 
 What every transform of the registry must do, and that each does what Hugging Face's does, is in ``tests/contracts``.
 """

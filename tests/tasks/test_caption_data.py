@@ -1,4 +1,4 @@
-"""The host side of captioning: what batches hold, what is left out, how a model is judged, shown and drawn."""
+"""The host half of captioning: batches, skipped examples, evaluation, examples and plots."""
 
 from __future__ import annotations
 

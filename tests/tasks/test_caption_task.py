@@ -1,4 +1,4 @@
-"""Captions: the loss, rows by themselves, features in place of images, an encoder of one's own, and flips."""
+"""The captioning objective: loss, independent rows, features instead of images, a custom encoder, flips."""
 
 from __future__ import annotations
 

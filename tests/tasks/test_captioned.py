@@ -1,4 +1,4 @@
-"""Captioned images as users name them: folders, captions files of every kind, features, built-in scenes."""
+"""Captioned images as users name them: folders, captions files of every format, features, built-in scenes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions files: what each format gives, how captions find their images, and the sentence for what is wrong."""
+"""Captions files: what each format gives, how captions are matched to images, errors."""
 
 import io
 import json

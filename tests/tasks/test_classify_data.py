@@ -1,4 +1,4 @@
-"""The host side of classification: how texts are read, batches, weights, what is reported and shown."""
+"""The host half of classification: reading, batches, class weights, reports."""
 
 from __future__ import annotations
 

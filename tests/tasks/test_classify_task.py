@@ -1,4 +1,4 @@
-"""The classification task: its loss, its confusion matrix and its calibration by hand, and what it is made of."""
+"""The classification objective: loss, confusion matrix and calibration computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``dates``: every spelling says what it means and nothing else, and what is held out is never shown."""
+"""``dates``: every spelling has the right meaning, and held-out dates never occur in training."""
 
 import re
 from datetime import date, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Reading image files: what every kind becomes, and the sentence for what cannot be used."""
+"""Reading image files: what each format becomes, and errors."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Labels and numbers beside texts: how they are read, split, made into vectors, and laid beside tokens."""
+"""Labels and numbers beside texts: reading, splitting, encoding as vectors, alignment with tokens."""
 
 from __future__ import annotations
 

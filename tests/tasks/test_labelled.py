@@ -1,4 +1,4 @@
-"""From what a user names to labelled texts: tables, folders, named and built-in sets, and what cannot be used."""
+"""Labelled texts from tables, folders, named and built-in sets; errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From texts to two splits of tokens: the vocabulary never sees validation, nothing is lost at the seams."""
+"""From texts to two splits of tokens: the vocabulary excludes validation, and nothing is lost between pieces."""
 
 import gzip
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The host side of a run: what is refused before training, what a resumed run compares, what is reported."""
+"""The host half of language modelling: checks before training, resuming, reports."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The language task: its loss by hand, its gradients, and decoding functions that agree with the forward pass."""
+"""The language objective: loss computed by hand, gradients, and decoding that agrees with the forward pass."""
 
 from __future__ import annotations
 

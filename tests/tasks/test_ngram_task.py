@@ -1,4 +1,4 @@
-"""The n-gram task: the loss and the decoding functions of its model, with the interface of the recurrent one."""
+"""The n-gram task: loss and decoding of its model, with the interface of the recurrent task."""
 
 from __future__ import annotations
 

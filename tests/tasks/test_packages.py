@@ -1,4 +1,4 @@
-"""``stdlib-packages``: snippets that do not name their package, from files that are training or validation."""
+"""``stdlib-packages``: snippets do not name their package, and no file is in both splits."""
 
 import ast
 import re

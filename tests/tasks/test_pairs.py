@@ -1,4 +1,4 @@
-"""Pairs of texts from two parallel files, tables, named and built-in sets; a sentence for what cannot be read."""
+"""Text pairs from two parallel files, tables, named and built-in sets; errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``shapes``: the sentence says what the picture shows, the picture shows what the scene says."""
+"""``shapes``: caption and image show the same scene."""
 
 import cmath
 import hashlib

@@ -1,4 +1,4 @@
-"""The host side of translation: what batches hold, what is left out, how a model is judged and shown."""
+"""The host half of translation: batches, skipped examples, evaluation and examples."""
 
 from __future__ import annotations
 

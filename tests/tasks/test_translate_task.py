@@ -1,4 +1,4 @@
-"""Writing texts from something else: loss, padding, decoding, scheduled sampling and label smoothing."""
+"""The encoder-decoder objective: loss, padding, decoding, scheduled sampling and label smoothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Byte-pair encoding: chunks change nothing, the library's JSON is checked, its absence is a sentence."""
+"""Byte-pair encoding: chunks change nothing, the library's JSON is checked, a missing library is reported."""
 
 import json
 import sys

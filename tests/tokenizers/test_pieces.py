@@ -1,4 +1,4 @@
-"""A text that comes in pieces has the ids of the whole, wherever it is cut."""
+"""A text encoded in pieces has the ids of the whole text, wherever it is cut."""
 
 import re
 import sys

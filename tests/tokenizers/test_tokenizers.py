@@ -1,4 +1,4 @@
-"""Properties that every tokenizer has, and what each kind does that the others do not."""
+"""Properties of every tokenizer, and of each kind."""
 
 import json
 import re

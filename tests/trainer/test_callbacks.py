@@ -1,4 +1,4 @@
-"""Callbacks of the training loop: what they are called with, and when."""
+"""Callbacks of the training loop: when they are called, and with what."""
 
 from __future__ import annotations
 

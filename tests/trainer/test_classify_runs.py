@@ -1,4 +1,4 @@
-"""Runs of a classifier: how many shapes compile, what decides which step is the best, and exact resumption."""
+"""Runs of a classifier: number of compiled shapes, choice of the best step, exact resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches as places in a text on the device: the same batches, the same training, bit for bit."""
+"""Batches cut from a text on the device equal those of the host, and so does training, bit for bit."""
 
 from __future__ import annotations
 

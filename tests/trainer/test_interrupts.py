@@ -1,4 +1,4 @@
-"""Ctrl-C wherever it comes: while modules load, while garbage is collected, while a device computes."""
+"""Ctrl-C at any moment: while modules load, during garbage collection, while a device computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real signals to a real process: what it exits with, and that resuming loses nothing."""
+"""Real signals to a real process: exit codes, and resuming loses nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that know labels and numbers of their texts: what they write, score, keep and draw again."""
+"""Runs conditioned on labels and numbers: sampling, scoring, saving and replaying."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A text larger than memory: its file and its tokens are read from the disk, and what is anonymous stays small."""
+"""A text larger than memory: file and tokens are mapped from disk, and anonymous memory stays small."""
 
 import json
 from pathlib import Path

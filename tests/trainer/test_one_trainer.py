@@ -1,4 +1,4 @@
-"""A second process that would train a run is refused before it reads data or compiles anything."""
+"""A second process that wants to train a run is refused before it reads data or compiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The second promise: a run stopped anywhere and resumed equals one that was not, bit for bit."""
+"""A run that is stopped anywhere and resumed equals an uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs whose batches are spread over devices: recorded, resumed bit for bit, readable anywhere."""
+"""Data-parallel runs: the number of devices is recorded, resuming is exact, checkpoints load anywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorBoard events of runs that go on: each point of a curve is shown once, and no disk makes a training wait."""
+"""TensorBoard events of resumed runs: each point appears once, and a full disk does not block training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run does beside resuming: its last row, its best checkpoint, its ends."""
+"""Training runs: the last row, the best checkpoint, and the ends of a run."""
 
 from __future__ import annotations
 

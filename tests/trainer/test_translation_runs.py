@@ -1,4 +1,4 @@
-"""Runs of translation: few compiled shapes, the best by BLEU, exact resuming with scheduled sampling."""
+"""Runs of translation: few compiled shapes, the best step by BLEU, exact resuming with scheduled sampling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a seed means in training: the numbers that JAX draws for initial weights and for dropout are those released."""
+"""The random numbers of a seed in training (initial weights, dropout) equal the recorded ones."""
 
 from __future__ import annotations
 

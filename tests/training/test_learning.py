@@ -1,4 +1,4 @@
-"""Every cell learns a short text by heart."""
+"""Every cell memorizes a short text."""
 
 from __future__ import annotations
 

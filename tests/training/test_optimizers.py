@@ -1,4 +1,4 @@
-"""Optimisers and schedules by name, against optax's own constructions and the formulas."""
+"""Optimizers and schedules by name, compared with optax's own and with the formulas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch spread over devices: the numbers of one device, and the same bits every time."""
+"""Data parallelism: the numbers of one device, and the same bits every time."""
 
 from __future__ import annotations
 

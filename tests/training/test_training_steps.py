@@ -1,4 +1,4 @@
-"""Training steps: K in one call are K calls bitwise, the carry goes on, dropout follows from (seed, step, row)."""
+"""Training steps: K in one call equal K calls bitwise, the carry continues, dropout follows from (seed, step, row)."""
 
 from __future__ import annotations
 
