@@ -45,17 +45,13 @@ def list_entries(directory: Path) -> list[Path]:
     try:
         mode = os.lstat(directory).st_mode
         if not stat.S_ISDIR(mode):
-            what = "a link" if stat.S_ISLNK(mode) else "not a folder"
-            raise CheckpointError(
-                f"{directory} is {what}: a run keeps its checkpoints in a folder of its own. Put that folder there."
-            )
+            problem = "is a link" if stat.S_ISLNK(mode) else "is not a folder"
+            raise CheckpointError(f"{directory} {problem}: put the run's own folder of checkpoints there.")
         return sorted(directory.iterdir())
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UnreadableCheckpointError(
-            f"{directory} cannot be read now: {error.strerror}. Nothing was changed. Repeat the command once it can be."
-        ) from error
+        raise UnreadableCheckpointError(str(directory), str(error.strerror)) from error
 
 
 def is_folder(path: Path) -> bool:
@@ -63,17 +59,17 @@ def is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def is_good(folder: Path, step: int) -> bool:
-    """Whether a checkpoint is as it was saved. Raises ``CheckpointError`` if that cannot be told now."""
+def find_damage(folder: Path, step: int) -> DamagedCheckpointError | None:
+    """What is wrong with a checkpoint, if anything. Raises ``CheckpointError`` if that cannot be told now."""
     try:
         read_files(folder, step, read_manifest(folder, step))
-    except DamagedCheckpointError:
-        return False
-    return True
+    except DamagedCheckpointError as error:
+        return error
+    return None
 
 
 @contextmanager
-def _writing(directory: Path) -> Iterator[None]:
+def _write_errors(directory: Path) -> Iterator[None]:
     """Raise an ``OSError`` of the block as the ``CheckpointError`` of a ``directory`` that cannot be written."""
     try:
         yield
@@ -125,7 +121,6 @@ class CheckpointStore:
             raise ValueError(f"keep_latest is {keep_latest}; it must be at least 1.")
         self.directory = Path(directory).absolute()
         self.keep_latest = keep_latest
-        self._cleaned = False
         self._existed = False  # whether this store has seen a checkpoint in its folder
         self._damaged: set[str] = set()  # names of folders found damaged by ``restore_newest_good``
         self._lost: set[int] = set()  # steps that were best and are missing
@@ -218,26 +213,23 @@ class CheckpointStore:
         self.clean()
         later = [(n, folder) for n, _, folder in self._all() if n > step and folder.name not in self._damaged]
         # Read all of them before any is dropped.
-        damaged_later = {folder.name for number, folder in later if not is_good(folder, number)}
-        for name in sorted(self._damaged | damaged_later):
-            with _writing(self.directory):
+        damaged_later = {folder.name for number, folder in later if find_damage(folder, number)}
+        with _write_errors(self.directory):
+            for name in sorted(self._damaged | damaged_later):
                 os.rename(self.directory / name, self._damaged_name(name))
-                sync_folder(self.directory)
+            for lost in self._lost:
+                self._damaged_name(f"{lost:08d}").mkdir()  # so that ``best`` no longer counts it
+            sync_folder(self.directory)
         for _, folder in later:
             if folder.name not in damaged_later:
                 self._drop(folder)
-        for lost in self._lost:
-            with _writing(self.directory):
-                self._damaged_name(f"{lost:08d}").mkdir()  # so that ``best`` no longer counts it
         self._damaged, self._lost = set(), set()
 
     def clean(self) -> None:
-        """Remove what a killed save or removal left, once per store. Only the process that trains may call it."""
-        if not self._cleaned:
-            for entry in list_entries(self.directory):
-                if entry.name.startswith(_UNFINISHED) and is_folder(entry):
-                    self._drop(entry)
-        self._cleaned = True
+        """Remove what a killed save or removal left. Only the process that trains may call it."""
+        for entry in list_entries(self.directory):
+            if entry.name.startswith(_UNFINISHED) and is_folder(entry):
+                self._drop(entry)
 
     # --- restoring
 
@@ -268,6 +260,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: if none is good, or one has another shape than ``like`` or cannot be read now.
         """
+        self._find(None)  # raises if there is none at all
         damaged: list[tuple[Path, DamagedCheckpointError]] = []
         for step, _, folder in reversed(self._all()):
             try:
@@ -277,12 +270,10 @@ class CheckpointStore:
             else:
                 problems = [self._note_damage(*each) for each in damaged]
                 return step, state, host, problems + self._check_best()
-        if damaged:  # they stay where they are
-            raise CheckpointError(
-                f"No checkpoint in {self.directory} is good. {' '.join(error.said for _, error in damaged)} "
-                "Nothing was changed. Copy the run again, or train a new one with `python train.py --run DIR`."
-            )
-        raise self._no_checkpoint()
+        raise CheckpointError(
+            f"No checkpoint in {self.directory} is good. {' '.join(error.said for _, error in damaged)} "
+            "Nothing was changed. Copy the run again, or train a new one with `python train.py --run DIR`."
+        )
 
     def _check_best(self) -> list[str]:
         """What is wrong with the best checkpoint, and with those that may be the best."""
@@ -294,14 +285,13 @@ class CheckpointStore:
                 raise error
             problems.append(self._note_damage(folders[step], error))
         best = metrics.best
-        if best is not None and best not in folders:
+        if best is None:
+            return problems
+        if best not in folders:
             self._lost.add(best)
             problems.append(f"The checkpoint of step {best}, the best one, is missing from {self.directory}.")
-        elif best is not None and folders[best].name not in self._damaged:
-            try:
-                read_files(folders[best], best, read_manifest(folders[best], best))
-            except DamagedCheckpointError as error:
-                problems.append(self._note_damage(folders[best], error))
+        elif folders[best].name not in self._damaged and (damage := find_damage(folders[best], best)):
+            problems.append(self._note_damage(folders[best], damage))
         return problems
 
     def _note_damage(self, folder: Path, error: DamagedCheckpointError) -> str:
@@ -312,10 +302,7 @@ class CheckpointStore:
         manifest = read_manifest(folder, step)
         leaves = {name: leaf for name, leaf in manifest.leaves.items() if name.startswith(prefix)}
         if not leaves and prefix:
-            raise CheckpointError(
-                f"The checkpoint of step {step} has no {prefix[:-1]}, so jaxgen's trainer did not write it. Give "
-                "another run with --run."
-            )
+            raise CheckpointError(f"The checkpoint of step {step} has no {prefix[:-1]}. Give another run with --run.")
         wanted = None if like is None else {prefix + name: leaf for name, leaf in named_leaves(like)}
         if wanted is not None:
             check_like(step, leaves, wanted)
@@ -358,7 +345,7 @@ class CheckpointStore:
                 broken[step] = error
             else:
                 own[step] = manifest.metric
-                others |= manifest.other_metrics()
+                others |= {int(other): metric for other, metric in manifest.metrics.items()}
         aside = {int(m[1]) for entry in list_entries(self.directory) if (m := _DAMAGED.fullmatch(entry.name))}
         counted = {step: metric for step, metric in others.items() if step in folders or step not in aside}
         return _Metrics(counted | own, broken, [error for step, error in broken.items() if step not in others])
@@ -370,22 +357,25 @@ class CheckpointStore:
         return {other: metric for other, metric in metrics.known.items() if other in kept}
 
     def _former_metric(self, step: int, leaves: Mapping[str, Leaf]) -> float | None:
-        folder = self._folders().get(step)
+        if step not in (folders := self._folders()):
+            return None
         try:
-            manifest = None if folder is None else read_manifest(folder, step)
+            manifest = read_manifest(folders[step], step)
         except DamagedCheckpointError:
             return None
-        return manifest.metric if manifest is not None and manifest.leaves == leaves else None
+        return manifest.metric if manifest.leaves == leaves else None
 
     def _next_folder(self, step: int) -> Path:
-        matches = [match for entry in os.listdir(self.directory) if (match := _NAME.fullmatch(entry))]
-        revision = max((int(match[2] or 0) for match in matches if int(match[1]) == step), default=-1) + 1
+        revision = max((revision for number, revision, _ in self._all() if number == step), default=-1) + 1
         return self.directory / (f"{step:08d}.{revision}" if revision else f"{step:08d}")
 
     def _find(self, step: int | None) -> tuple[Path, int]:
         folders = self._folders()
         if not folders:
-            raise self._no_checkpoint()
+            raise CheckpointError(
+                f"There is no checkpoint in {self.directory}. Training writes one at every evaluation and when it is "
+                "stopped: `python train.py --run DIR`."
+            )
         chosen = max(folders) if step is None else step
         if chosen not in folders:
             there = ", ".join(map(str, sorted(folders)))
@@ -394,12 +384,6 @@ class CheckpointStore:
 
     def _manifest(self, step: int | None) -> Manifest:
         return read_manifest(*self._find(step))
-
-    def _no_checkpoint(self) -> CheckpointError:
-        return CheckpointError(
-            f"There is no checkpoint in {self.directory}. Training writes one at every evaluation and when it is "
-            "stopped: `python train.py --run DIR`."
-        )
 
     def _drop_old(self, saved: int) -> None:
         """Drop all but the latest, the best and those whose manifest cannot be read, of which nothing is known."""
@@ -413,12 +397,12 @@ class CheckpointStore:
     def _drop(self, folder: Path) -> None:
         """Remove a folder. It is renamed first, so that a removal killed half-way does not leave half a checkpoint."""
         doomed = self.directory / f"{_UNFINISHED}{folder.name.removeprefix(_UNFINISHED)}-{secrets.token_hex(4)}"
-        with _writing(self.directory):
+        with _write_errors(self.directory):
             os.rename(folder, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
     def _damaged_name(self, name: str) -> Path:
         """Where the damaged checkpoint in the folder ``name`` is moved to."""
         suffixes = ("", *(f"-{number}" for number in range(2, 1000)))
-        places = (self.directory / f"{name}.damaged{suffix}" for suffix in suffixes)
-        return next(place for place in places if not os.path.lexists(place))
+        paths = (self.directory / f"{name}.damaged{suffix}" for suffix in suffixes)
+        return next(path for path in paths if not os.path.lexists(path))

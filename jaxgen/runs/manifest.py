@@ -15,19 +15,19 @@ import hashlib
 import json
 import math
 import os
-import re
 import shlex
 import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax.traverse_util import unflatten_dict
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from jaxgen.errors import CheckpointError
@@ -71,10 +71,10 @@ _METADATA = "__metadata__"
 MAX_HEADER_BYTES = 8 * 2**20
 
 
-def dtype_of(name: str) -> np.dtype:
-    """The dtype of this name. Raises ``ValueError`` for one that a file cannot hold."""
+def dtype_of(name: str, what: str = "An array") -> np.dtype:
+    """The dtype of this name. Raises ``ValueError`` for one that a file cannot hold; ``what`` has it."""
     if name not in _BY_NAME:
-        raise ValueError(f"{name!r} is not a dtype that can be saved; these can: {', '.join(_BY_NAME)}.")
+        raise ValueError(f"{what} has the dtype {name!r}, which cannot be saved; these can: {', '.join(_BY_NAME)}.")
     return _BY_NAME[name]
 
 
@@ -95,20 +95,12 @@ def named_leaves(tree: Tree) -> list[tuple[str, Any]]:
 
 def _escaped(entry: Any) -> str:
     """One part of a leaf's name: the key, attribute or index of a path entry."""
-    key = next((str(getattr(entry, name)) for name in ("key", "name", "idx") if hasattr(entry, name)), str(entry))
-    return key.replace("%", "%25").replace(".", "%2E") or "%"
+    return jax.tree_util.keystr((entry,), simple=True).replace("%", "%25").replace(".", "%2E") or "%"
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of ``named_leaves``, as nested dictionaries."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = (_unescaped(part) for part in name.split("."))
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
+    return unflatten_dict({tuple(map(_unescaped, name.split("."))): leaf for name, leaf in leaves.items()})
 
 
 def _unescaped(part: str) -> str:
@@ -121,17 +113,13 @@ def host_arrays(tree: Tree) -> dict[str, np.ndarray]:
     Raises:
         ValueError: if a leaf is not an array of a dtype that a file can hold.
     """
-    named = named_leaves(tree)
-    for name, leaf in named:
+    named = dict(named_leaves(tree))
+    for name, leaf in named.items():
         if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
             raise ValueError(f"{name} is a typed PRNG key; save jax.random.key_data of it.")
-    leaves = jax.device_get([leaf for _, leaf in named])
-    arrays = {name: np.asarray(leaf) for (name, _), leaf in zip(named, leaves)}
+    arrays = {name: np.asarray(leaf) for name, leaf in zip(named, jax.device_get(list(named.values())))}
     for name, array in arrays.items():
-        try:
-            dtype_of(array.dtype.name)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+        dtype_of(array.dtype.name, name)
     return arrays
 
 
@@ -233,20 +221,13 @@ class Manifest(StrictModel):
     step: NonNegativeInt
     #: The validation metric: lower is better, ``None`` if there is none or it was not finite.
     metric: float | None
-    #: The metrics of the other checkpoints in the folder, so that one damaged manifest does not hide which is best.
-    metrics: dict[str, float | None]
+    #: Step -> metric of the other checkpoints in the folder, so that a damaged manifest does not hide which is best.
+    metrics: dict[Annotated[str, Field(pattern=r"^[0-9]{1,18}$")], float | None]
     #: What the host remembers of the run: any JSON object.
     host: dict[str, Any]
     #: Every array of the state by its full name, such as ``params.cell.kernel``.
     leaves: dict[str, Leaf]
     files: dict[str, StoredFile]
-
-    @field_validator("metrics")
-    @classmethod
-    def _check_steps(cls, metrics: dict[str, float | None]) -> dict[str, float | None]:
-        if not all(re.fullmatch("[0-9]{1,18}", step) for step in metrics):
-            raise ValueError("a metric is not that of a step")
-        return metrics
 
     @field_validator("leaves")
     @classmethod
@@ -262,10 +243,6 @@ class Manifest(StrictModel):
         if self.files.keys() != {place(name)[0] for name in self.leaves}:
             raise ValueError("the files are not those that its arrays lie in")
         return self
-
-    def other_metrics(self) -> dict[int, float | None]:
-        """``metrics`` by step."""
-        return {int(step): metric for step, metric in self.metrics.items()}
 
     def leaves_of(self, file: str) -> dict[str, Leaf]:
         """The arrays that lie in ``file``, by full name."""
@@ -284,42 +261,34 @@ def place(name: str) -> tuple[str, str]:
 class DamagedCheckpointError(CheckpointError):
     """The bytes of a checkpoint are not those that were saved. An older checkpoint may still be good."""
 
+    def __init__(self, folder: Path, step: int, problem: str) -> None:
+        self.said = f"The checkpoint of step {step} is damaged: {problem}."
+        super().__init__(
+            f"{self.said} Copy {folder} again from where it came, or run `python train.py --run "
+            f"{shlex.quote(str(folder.parent.parent))} --resume auto`: it sets the damaged checkpoint aside and "
+            "continues from the newest good one."
+        )
+
 
 class UnreadableCheckpointError(CheckpointError):
     """The system does not let a checkpoint be read now. It may be good, so nothing is concluded from it."""
 
-
-def damaged(folder: Path, step: int, problem: str) -> DamagedCheckpointError:
-    """The error for a damaged checkpoint of ``step`` in ``folder``."""
-    said = f"The checkpoint of step {step} is damaged: {problem}."
-    error = DamagedCheckpointError(
-        f"{said} Copy {folder} again from where it came, or run `python train.py --run "
-        f"{shlex.quote(str(folder.parent.parent))} --resume auto`: it sets the damaged checkpoint aside and continues "
-        "from the newest good one."
-    )
-    error.said = said
-    return error
-
-
-def unreadable(folder: Path, step: int, what: str) -> UnreadableCheckpointError:
-    """The error for a checkpoint of which the system refuses to read ``what``."""
-    return UnreadableCheckpointError(
-        f"The checkpoint of step {step} cannot be read now: {what}. Nothing was changed. Repeat the command once "
-        f"{folder} can be read, or copy it again from where it came."
-    )
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{what} cannot be read now: {reason}. Nothing was changed. Repeat the command when it can.")
 
 
 @contextmanager
-def _reading(folder: Path, step: int, name: str) -> Iterator[None]:
+def _file_errors(folder: Path, step: int, name: str) -> Iterator[None]:
     """Raise errors of reading ``name`` as damage if it is gone or malformed, else as ``UnreadableCheckpointError``."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise damaged(folder, step, f"{name} is missing") from error
+        raise DamagedCheckpointError(folder, step, f"{name} is missing") from error
     except ValueError as error:
-        raise damaged(folder, step, f"{name}: {error}") from error
+        raise DamagedCheckpointError(folder, step, f"{name}: {error}") from error
     except (OSError, MemoryError) as error:
-        raise unreadable(folder, step, f"{name} ({getattr(error, 'strerror', None) or 'out of memory'})") from error
+        reason = f"{name} ({getattr(error, 'strerror', None) or 'out of memory'})"
+        raise UnreadableCheckpointError(f"The checkpoint of step {step} in {folder}", reason) from error
 
 
 def encode_checkpoint(
@@ -332,13 +301,7 @@ def encode_checkpoint(
 ) -> Iterator[tuple[str, bytes]]:
     """The files of a checkpoint, name and content, one at a time to save memory; the manifest is the last.
 
-    Args:
-        step: the step that the state belongs to.
-        arrays: the leaves of the state by name.
-        leaves: their descriptions.
-        metric: see ``Manifest.metric``.
-        metrics: see ``Manifest.metrics``.
-        host: see ``Manifest.host``.
+    ``arrays`` and ``leaves`` are the leaves of the state by name; for the others see ``Manifest``.
 
     Raises:
         ValueError: if ``host`` is not JSON or an array has a name that cannot be saved.
@@ -375,30 +338,29 @@ def read_manifest(folder: Path, step: int) -> Manifest:
         UnreadableCheckpointError: if the system refuses to read it.
         CheckpointError: if another version of jaxgen wrote it.
     """
-    with _reading(folder, step, folder.name):
+    with _file_errors(folder, step, folder.name):
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
-            raise damaged(folder, step, f"{folder.name} is a link or a file where a folder should be")
+            raise DamagedCheckpointError(folder, step, f"{folder.name} is a link or a file where a folder should be")
         if os.path.lexists(folder / _MANIFEST_0_1) and not os.path.lexists(folder / MANIFEST):
             raise CheckpointError(
                 f"{folder} was written by jaxgen 0.1, in a format that this version does not read. Use the run with "
                 "jaxgen 0.1, or train a new one with `python train.py --run DIR`."
             )
-    with _reading(folder, step, MANIFEST):
+    with _file_errors(folder, step, MANIFEST):
         content = parse_json(read_bounded(folder / MANIFEST))
-    malformed = damaged(folder, step, f"{MANIFEST} is not the manifest of a checkpoint")
-    if not isinstance(content, dict) or type(content.get("version")) is not int:
-        raise malformed
-    if content.pop("sha256", None) != json_sha256(content) or content.get("step") != step:
-        raise damaged(folder, step, f"{MANIFEST} does not match its own checksum")
-    if content["version"] != VERSION:
-        raise CheckpointError(
-            f"{folder} was written in format {content['version']}; this version of jaxgen reads format {VERSION}. Use "
-            "the version of jaxgen that wrote it."
-        )
-    try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        raise malformed from error
+        if not isinstance(content, dict) or type(content.get("version")) is not int:
+            raise ValueError("it is not the manifest of a checkpoint")
+        if content.pop("sha256", None) != json_sha256(content) or content.get("step") != step:
+            raise ValueError("it does not match its own checksum")
+        if content["version"] != VERSION:
+            raise CheckpointError(
+                f"{folder} was written in format {content['version']}; this version of jaxgen reads format {VERSION}. "
+                "Use the version of jaxgen that wrote it."
+            )
+        try:
+            return Manifest.model_validate(content)
+        except ValidationError as error:
+            raise ValueError("it is not the manifest of a checkpoint") from error
 
 
 def check_memory(step: int, leaves: Mapping[str, Leaf]) -> None:
@@ -423,14 +385,12 @@ def check_like(step: int, leaves: Mapping[str, Leaf], like: Mapping[str, Any]) -
         if name not in like:
             raise CheckpointError(f"The checkpoint of step {step} has {name}, which the model lacks. {advice}")
         saved, wanted = leaves[name], like[name]
-        for what, there, here in (
-            ("shape", tuple(saved.shape), tuple(np.shape(wanted))),
-            ("dtype", saved.dtype, np.dtype(wanted.dtype).name if hasattr(wanted, "dtype") else saved.dtype),
-        ):
-            if there != here:
-                raise CheckpointError(
-                    f"In the checkpoint of step {step}, {name} has the {what} {there}; the model has {here}. {advice}"
-                )
+        there, here = (saved.dtype, tuple(saved.shape)), (np.dtype(wanted.dtype).name, np.shape(wanted))
+        if there != here:
+            raise CheckpointError(
+                f"In the checkpoint of step {step}, {name} is {there[0]} of shape {there[1]}; the model has {here[0]} "
+                f"of shape {here[1]}. {advice}"
+            )
 
 
 def read_files(folder: Path, step: int, manifest: Manifest, wanted: Collection[str] = ()) -> dict[str, bytes]:
@@ -442,32 +402,32 @@ def read_files(folder: Path, step: int, manifest: Manifest, wanted: Collection[s
         DamagedCheckpointError: names the first file that is missing, cut, altered, or not in the manifest.
         UnreadableCheckpointError: if the system refuses to read one.
     """
-    with _reading(folder, step, folder.name), os.scandir(folder) as scan:
+    with _file_errors(folder, step, folder.name), os.scandir(folder) as scan:
         found = {entry.name: entry.stat(follow_symlinks=False) for entry in sorted(scan, key=lambda entry: entry.name)}
     found.pop(MANIFEST, None)
     for name in [*manifest.files, *found]:
         shown = ascii(name)[1:-1]  # anybody may have chosen it
         if name not in found:
-            raise damaged(folder, step, f"{shown} is missing")
+            raise DamagedCheckpointError(folder, step, f"{shown} is missing")
         if problem := not_regular(found[name]):
-            raise damaged(folder, step, f"{shown} {problem}")
+            raise DamagedCheckpointError(folder, step, f"{shown} {problem}")
         if name not in manifest.files:
-            raise damaged(folder, step, f"{shown} is not one of the files that were saved")
+            raise DamagedCheckpointError(folder, step, f"{shown} is not one of the files that were saved")
         size, expected = found[name].st_size, manifest.files[name].size
         if size != expected:
-            raise damaged(folder, step, f"{shown} has {size} bytes instead of {expected}")
+            raise DamagedCheckpointError(folder, step, f"{shown} has {size} bytes instead of {expected}")
         data_bytes = sum(leaf.nbytes for leaf in manifest.leaves_of(name).values())
         if not data_bytes < size <= data_bytes + MAX_HEADER_BYTES + 8:
-            raise damaged(folder, step, f"{shown} has {size} bytes, but its arrays take {data_bytes}")
+            raise DamagedCheckpointError(folder, step, f"{shown} has {size} bytes, but its arrays take {data_bytes}")
     contents: dict[str, bytes] = {}
     for name, expected_file in manifest.files.items():
-        with _reading(folder, step, name):
+        with _file_errors(folder, step, name):
             if name in wanted:
                 contents[name], digest = _read_and_hash(folder / name, expected_file.size)
             else:
                 digest = file_sha256(folder / name)
         if digest != expected_file.sha256:
-            raise damaged(folder, step, f"the content of {name} was altered")
+            raise DamagedCheckpointError(folder, step, f"the content of {name} was altered")
     return contents
 
 
@@ -489,14 +449,16 @@ def read_arrays(folder: Path, step: int, manifest: Manifest, leaves: Mapping[str
     contents = read_files(folder, step, manifest, {place(name)[0] for name in leaves})
     arrays: dict[str, np.ndarray] = {}
     for file in sorted(contents):
-        with _reading(folder, step, file):
+        with _file_errors(folder, step, file):
             stored = decode(contents.pop(file))
         expected = {place(name)[1]: name for name in manifest.leaves_of(file)}
         if stored.keys() != expected.keys():
             name = min(stored.keys() ^ expected.keys())
-            raise damaged(folder, step, f"the manifest and {file} do not agree on the array {ascii(name)[1:-1]}")
+            raise DamagedCheckpointError(
+                folder, step, f"the manifest and {file} do not agree on the array {ascii(name)[1:-1]}"
+            )
         arrays |= {name: stored[inner] for inner, name in expected.items() if name in leaves}
     for name, leaf in leaves.items():
         if Leaf.of(arrays[name]) != leaf:
-            raise damaged(folder, step, f"the array {name} does not match its checksum")
+            raise DamagedCheckpointError(folder, step, f"the array {name} does not match its checksum")
     return arrays
