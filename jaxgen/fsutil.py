@@ -10,7 +10,8 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
@@ -54,7 +55,7 @@ def replace_file(path: Path, data: bytes, advice: str = "repeat the command") ->
         CheckpointError: names the path if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
+    with write_errors(path, advice, len(data)):
         try:
             with open(temporary, "xb") as file:
                 file.write(data)
@@ -64,8 +65,6 @@ def replace_file(path: Path, data: bytes, advice: str = "repeat the command") ->
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
-    except OSError as error:
-        raise unwritable(path, error, advice, len(data)) from error
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -132,6 +131,15 @@ def unwritable(path: Path, error: BaseException, advice: str = RESUME, needed: i
     refusal = CheckpointError(f"{said} {remedy}, then {advice}{kept}.")
     refusal.said = said
     return refusal
+
+
+@contextmanager
+def write_errors(path: Path, advice: str = RESUME, needed: int | None = None) -> Iterator[None]:
+    """Raise an ``OSError`` of the block as ``unwritable`` describes it."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error, advice, needed) from error
 
 
 def io_reason(path: Path, error: BaseException, needed: int | None = None) -> str:

@@ -7,15 +7,14 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxgen.errors import CheckpointError
-from jaxgen.fsutil import run_dir_missing, sync_folder, unwritable
+from jaxgen.fsutil import run_dir_missing, sync_folder, unwritable, write_errors
 from jaxgen.runs.manifest import (
     PARAMS,
     DamagedCheckpointError,
@@ -66,15 +65,6 @@ def find_damage(folder: Path, step: int) -> DamagedCheckpointError | None:
     except DamagedCheckpointError as error:
         return error
     return None
-
-
-@contextmanager
-def _write_errors(directory: Path) -> Iterator[None]:
-    """Raise an ``OSError`` of the block as the ``CheckpointError`` of a ``directory`` that cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(directory, error) from error
 
 
 def _write_files(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
@@ -214,7 +204,7 @@ class CheckpointStore:
         later = [(n, folder) for n, _, folder in self._all() if n > step and folder.name not in self._damaged]
         # Read all of them before any is dropped.
         damaged_later = {folder.name for number, folder in later if find_damage(folder, number)}
-        with _write_errors(self.directory):
+        with write_errors(self.directory):
             for name in sorted(self._damaged | damaged_later):
                 os.rename(self.directory / name, self._damaged_name(name))
             for lost in self._lost:
@@ -397,7 +387,7 @@ class CheckpointStore:
     def _drop(self, folder: Path) -> None:
         """Remove a folder. It is renamed first, so that a removal killed half-way does not leave half a checkpoint."""
         doomed = self.directory / f"{_UNFINISHED}{folder.name.removeprefix(_UNFINISHED)}-{secrets.token_hex(4)}"
-        with _write_errors(self.directory):
+        with write_errors(self.directory):
             os.rename(folder, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 

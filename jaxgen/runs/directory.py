@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import RESUME, dump_json, load_json, not_regular, replace_file
 from jaxgen.runs.checkpoints import CheckpointStore, is_folder
-from jaxgen.runs.lock import LOCK
+from jaxgen.runs.lock import LOCK, creation_errors
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -28,9 +28,12 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-
-    def __repr__(self) -> str:
-        return f"RunDirectory({str(self.path)!r})"
+        self.config_path = self.path / CONFIG  # the settings, and everything needed to build the model again
+        self.tokenizer_path = self.path / TOKENIZER  # the vocabulary
+        self.checkpoints_path = self.path / CHECKPOINTS  # the folder of the ``CheckpointStore``
+        self.metrics_path = self.path / "metrics.jsonl"  # one JSON object a line
+        self.samples_path = self.path / "samples.txt"  # samples drawn during training
+        self.plot_path = self.path / "loss.png"  # the loss curves
 
     @classmethod
     def create(
@@ -46,70 +49,46 @@ class RunDirectory:
         Raises:
             UsageError: if the folder is not empty or cannot be written.
         """
-        run = cls._create_numbered(task, Path(root)) if path is None else cls._create_at(Path(path))
-        run._check_writable()
+        with creation_errors(Path(root if path is None else path)):
+            if path is None:
+                run = cls(_make_numbered(Path(root), task))
+            else:
+                run = cls(path)
+                run.path.mkdir(parents=True, exist_ok=True)
+                _check_free(run.path)
+            probe = run.path / f".probe-{os.getpid()}.tmp"
+            probe.touch(exist_ok=False)  # an existing file may be a link
+            try:
+                probe.write_bytes(b"\0")
+            finally:
+                probe.unlink()
         return run
 
     @classmethod
     def check(cls, path: str | os.PathLike[str] | None, root: str | os.PathLike[str] = "runs") -> None:
         """Raise the ``UsageError`` that ``create`` would raise, without making anything: for use before long work."""
-        place = Path(root if path is None else path)
-        above = [each for each in (place.absolute(), *place.absolute().parents) if os.path.lexists(each)]
-        there = above[0]  # the folder, or its nearest parent that exists
-        try:
-            if path is not None and there == place.absolute():
-                _check_free(place, os.listdir(place))
-            if not there.is_dir():
+        place = Path(root if path is None else path).absolute()
+        nearest = next(each for each in (place, *place.parents) if os.path.lexists(each))
+        with creation_errors(Path(root if path is None else path)):
+            if path is not None and nearest == place:
+                _check_free(Path(path))
+            if not nearest.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            if not os.access(there, os.W_OK | os.X_OK):
+            if not os.access(nearest, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except OSError as error:
-            raise _unwritable(place, error) from error
-
-    @classmethod
-    def _create_numbered(cls, task: str, root: Path) -> RunDirectory:
-        pattern = re.compile(rf"{re.escape(task)}-([0-9]{{1,9}})")
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            taken = [int(match[1]) for entry in os.listdir(root) if (match := pattern.fullmatch(entry))]
-            for number in itertools.count(max(taken, default=0) + 1):
-                candidate = root / f"{task}-{number}"
-                try:
-                    candidate.mkdir()  # atomic: only one process succeeds
-                except FileExistsError:
-                    continue
-                return cls(candidate)
-        except OSError as error:
-            raise _unwritable(root, error) from error
-        raise AssertionError("unreachable")
-
-    @classmethod
-    def _create_at(cls, path: Path) -> RunDirectory:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            entries = os.listdir(path)
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        _check_free(path, entries)
-        return cls(path)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunDirectory:
         """The run at ``path``. Raises ``CheckpointError`` if there is none, or one without its ``config.json``."""
         run = cls(path)
-        if run.exists():
-            return run
-        run.check_config()
-        if not run.path.exists():
-            missing = "does not exist"
-        elif not run.path.is_dir():
-            missing = "is not a folder"
-        else:
-            missing = f"has no {CONFIG}"
-        raise CheckpointError(
-            f"{run.path} is not a run: it {missing}. `python train.py --run {run.path}` trains one; "
-            "without `--run` the newest one is used."
-        )
+        if not run.exists():
+            run.check_config()
+            problem = f"has no {CONFIG}" if run.path.is_dir() else "is not a folder"
+            raise CheckpointError(
+                f"{run.path} is not a run: it {problem if run.path.exists() else 'does not exist'}. `python train.py "
+                f"--run {run.path}` trains one; without `--run` the newest one is used."
+            )
+        return run
 
     @classmethod
     def newest(cls, root: str | os.PathLike[str] = "runs", tasks: Collection[str] | None = None) -> RunDirectory:
@@ -123,7 +102,7 @@ class RunDirectory:
             CheckpointError: if there is no such run.
         """
         root = Path(root)
-        runs = [run for entry in (sorted(root.iterdir()) if root.is_dir() else []) if (run := cls(entry)).exists()]
+        runs = [run for config in sorted(root.glob(f"*/{CONFIG}")) if (run := cls(config.parent)).exists()]
         if not runs:
             raise CheckpointError(
                 f"There is no run in {root}/. Train one with `python train.py`, or name one with `--run DIR`."
@@ -171,36 +150,6 @@ class RunDirectory:
         steps = CheckpointStore(self.checkpoints_path).steps()
         return bool(steps) and (steps != [0] or not all(map(_is_of_a_start, {*os.listdir(self.path)} - {CHECKPOINTS})))
 
-    @property
-    def config_path(self) -> Path:
-        """``config.json``: the settings, and everything needed to build the model again."""
-        return self.path / CONFIG
-
-    @property
-    def tokenizer_path(self) -> Path:
-        """``tokenizer.json``: the vocabulary."""
-        return self.path / TOKENIZER
-
-    @property
-    def checkpoints_path(self) -> Path:
-        """``checkpoints/``: the folder of the ``CheckpointStore``."""
-        return self.path / CHECKPOINTS
-
-    @property
-    def metrics_path(self) -> Path:
-        """``metrics.jsonl``: one JSON object a line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def samples_path(self) -> Path:
-        """``samples.txt``: samples drawn during training."""
-        return self.path / "samples.txt"
-
-    @property
-    def plot_path(self) -> Path:
-        """``loss.png``: the loss curves."""
-        return self.path / "loss.png"
-
     def write_json(self, name: str, value: object) -> None:
         """Write ``value`` atomically to the file ``name`` of the run.
 
@@ -221,17 +170,6 @@ class RunDirectory:
             raise ValueError(f"{name!r} is not the name of a file in the run; give a name without a folder.")
         return self.path / name
 
-    def _check_writable(self) -> None:
-        probe = self.path / f".probe-{os.getpid()}.tmp"
-        try:
-            probe.touch(exist_ok=False)  # an existing file may be a link
-            try:
-                probe.write_bytes(b"\0")
-            finally:
-                probe.unlink()
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
-
     def _last_written(self) -> tuple[float, str]:
         times = [self.config_path.stat().st_mtime]
         if self.checkpoints_path.is_dir():
@@ -239,25 +177,29 @@ class RunDirectory:
         return max(times), self.path.name
 
 
-def _check_free(path: Path, entries: list[str]) -> None:
-    """Raise ``UsageError`` if the ``entries`` of the folder ``path`` are not only those of a start that was killed."""
-    if CONFIG in entries:
-        raise UsageError(
-            f"{path} already holds a run. Continue it with `--resume auto`, or choose another folder with `--run`."
-        )
-    if not all(map(_is_of_a_start, entries)):
-        raise UsageError(
-            f"{path} is not empty and is not a run (it has no {CONFIG}). Continue an existing run with "
-            "`--resume auto`; for a new one choose another folder with `--run`."
-        )
+def _make_numbered(root: Path, task: str) -> Path:
+    """Make the folder ``<root>/<task>-<n>`` with the next free number."""
+    root.mkdir(parents=True, exist_ok=True)
+    pattern = re.compile(rf"{re.escape(task)}-([0-9]{{1,9}})")
+    number = max((int(match[1]) for entry in os.listdir(root) if (match := pattern.fullmatch(entry))), default=0)
+    while True:
+        number += 1
+        with suppress(FileExistsError):
+            (root / f"{task}-{number}").mkdir()  # atomic: only one process succeeds
+            return root / f"{task}-{number}"
+
+
+def _check_free(path: Path) -> None:
+    """Raise ``UsageError`` if the folder ``path`` holds more than a start leaves that was killed."""
+    entries = os.listdir(path)
+    if all(map(_is_of_a_start, entries)):
+        return
+    problem = "already holds a run" if CONFIG in entries else f"is not empty and is not a run (it has no {CONFIG})"
+    raise UsageError(
+        f"{path} {problem}. Continue a run with `--resume auto`; for a new one choose another folder with `--run`."
+    )
 
 
 def _is_of_a_start(entry: str) -> bool:
     """Whether a start makes a file of this name before it writes its configuration."""
     return entry in (TOKENIZER, LOCK) or re.fullmatch(r"\..*\.tmp", entry) is not None
-
-
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"Cannot make a run in {path}: {error.strerror}. Choose a folder that you may write with `--run DIR`."
-    )

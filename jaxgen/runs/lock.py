@@ -6,17 +6,16 @@ import atexit
 import os
 import platform
 import re
-import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import lock_descriptor
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.fsutil import RESUME, parse_json, refuse_links, run_dir_missing, unwritable
+from jaxgen.fsutil import RESUME, parse_json, refuse_links, run_dir_missing, unwritable, write_errors
 
 LOCK = ".lock"
 #: Seconds between two heartbeats of the holder, which set the time of the file.
@@ -77,7 +76,6 @@ class RunLock:
         self.folder = folder
         self.in_training = False
         self._descriptor = descriptor
-        self._process = os.getpid()  # a fork does not hold the lock
         self._released = threading.Event()
         threading.Thread(target=self._heartbeat, name="run lock", daemon=True).start()
 
@@ -94,12 +92,18 @@ class RunLock:
 
         Raises:
             UsageError: names the process and the host that hold it.
+            CheckpointError: the system refuses.
         """
-        place = Path(folder).resolve()
+        with write_errors(Path(folder) / LOCK, needed=4096):
+            return cls._take(Path(folder))
+
+    @classmethod
+    def _take(cls, folder: Path) -> RunLock:
+        place = folder.resolve()
         held = cls._held.get(place)
-        if held is not None and held._process == os.getpid() and held._is_in_place():
+        if held is not None and held._is_in_place():
             return held
-        cls._held[place] = lock = cls(place, _acquire(place / LOCK, Path(folder)))
+        cls._held[place] = lock = cls(place, _acquire(place / LOCK, folder))
         _remove_temporaries(place)
         return lock
 
@@ -117,17 +121,9 @@ class RunLock:
         place = Path(folder).resolve()
         before, made = cls._held.get(place), [each for each in (place, *place.parents) if not os.path.lexists(each)]
         try:
-            try:
+            with creation_errors(Path(folder)) if new else write_errors(Path(folder)):
                 place.mkdir(parents=True, exist_ok=True)
-                lock = cls.take(folder)
-            except (OSError, CheckpointError) as error:
-                cause = error if isinstance(error, OSError) else error.__cause__
-                if not new or not isinstance(cause, OSError):
-                    raise
-                raise UsageError(
-                    f"Cannot make a run in {folder}: {cause.strerror}. Choose a folder that you may write with "
-                    "`--run DIR`."
-                ) from error
+                lock = cls._take(Path(folder))
             yield lock
         except BaseException:
             held = cls._held.get(place)
@@ -159,7 +155,7 @@ class RunLock:
         or the file system stood still for too long.
         """
         held = cls._held.get(Path(folder).resolve())
-        if held is None or held._process != os.getpid():
+        if held is None:
             return
         if not held._is_in_place():
             if not held.folder.is_dir():
@@ -186,11 +182,11 @@ class RunLock:
         """Let other processes train the run."""
         self._released.set()
         if self._held.get(self.folder) is self:
-            del self._held[self.folder]
-        if self._descriptor >= 0:
-            if self._process == os.getpid() and self._is_ours():
+            if self._is_ours():
                 with suppress(OSError):
                     os.unlink(self.folder / LOCK)
+            del self._held[self.folder]
+        if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -200,10 +196,23 @@ class RunLock:
 
     def _is_in_place(self) -> bool:
         """Whether the file in the folder is the one that is locked, not one that was made since."""
-        return self._descriptor >= 0 and _is_same_file(self._descriptor, self.folder / LOCK)
+        return _is_same_file(self._descriptor, self.folder / LOCK)
 
 
 atexit.register(RunLock.release_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=RunLock._held.clear)  # a fork does not hold the lock
+
+
+@contextmanager
+def creation_errors(folder: Path) -> Iterator[None]:
+    """Raise an ``OSError`` of the block as the ``UsageError`` of a ``folder`` in which no run can be made."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"Cannot make a run in {folder}: {error.strerror}. Choose a folder that you may write with `--run DIR`."
+        ) from error
 
 
 def is_running(pid: int) -> bool:
@@ -241,22 +250,19 @@ def _acquire(path: Path, folder: Path) -> int:
     """The descriptor of the locked file at ``path``. Raises ``UsageError`` if another process holds it."""
     while True:
         refuse_links(path)
-        try:
+        with ExitStack() as stack:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-        except OSError as error:
-            raise unwritable(path, error) from error
-        try:
+            stack.callback(os.close, descriptor)
             locked = _system_lock(descriptor)
             owner = Owner.read(descriptor)
             if locked is False or (owner is not None and owner.may_run(locked is not None, path)):
                 raise _refusal(folder, owner)
             if _is_same_file(descriptor, path):  # otherwise its holder has just removed it
-                _write_owner(descriptor, path)
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, (Owner.current().model_dump_json() + "\n").encode())
+                os.fsync(descriptor)
+                stack.pop_all()
                 return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
 
 
 def _system_lock(descriptor: int) -> bool | None:
@@ -265,16 +271,6 @@ def _system_lock(descriptor: int) -> bool | None:
         return lock_descriptor(descriptor, blocking=False)
     except OSError:
         return None
-
-
-def _write_owner(descriptor: int, path: Path) -> None:
-    try:
-        os.ftruncate(descriptor, 0)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        os.write(descriptor, (Owner.current().model_dump_json() + "\n").encode())
-        os.fsync(descriptor)
-    except OSError as error:
-        raise unwritable(path, error, needed=4096) from error
 
 
 def _seconds_since_heartbeat(path: Path) -> float:
@@ -306,10 +302,9 @@ def _refusal(folder: Path, owner: Owner | None) -> UsageError:
 
 def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
-        there, mine = os.lstat(path), os.fstat(descriptor)
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except OSError:
         return False
-    return stat.S_ISREG(there.st_mode) and (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
 
 def _remove_temporaries(folder: Path) -> None:
