@@ -159,21 +159,21 @@ def check_folder(path: str | None, flag: str = "--run") -> None:
     """Raise ``UsageError`` for a name that no folder can have; ``flag`` is the flag that gave it."""
     if path is None:
         return
-    if "\0" in path:
-        raise UsageError(f"{flag} holds a NUL character: give the name of a folder without one.")
+    problem = "a NUL character" if "\0" in path else None
     try:
-        too_long = any(len(os.fsencode(part)) > MAX_NAME for part in Path(path).parts)
+        if any(len(os.fsencode(part)) > MAX_NAME for part in Path(path).parts):
+            problem = f"a name of more than {MAX_NAME} bytes"
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
-        raise UsageError(f"{flag} holds half a character: give the name of a folder without it.") from None
-    if too_long:
-        raise UsageError(f"{flag} has a name of more than {MAX_NAME} bytes: give a shorter one.")
+        problem = "half a character"
+    if problem:
+        raise UsageError(f"{flag} has {problem}: give another name for the folder.")
 
 
 def describe(error: ValidationError, kind: type[BaseModel]) -> str:
     """Pydantic's errors as sentences: what was given, what is allowed."""
     lines = []
     for item in error.errors(include_url=False, include_context=False):
-        where = ".".join(str(part) for part in item["loc"])
+        where = ".".join(map(str, item["loc"]))
         message = item["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
         flag = f"--{where.split('.')[0].replace('_', '-')}" if where else ""
         if item["type"] == "extra_forbidden":
@@ -205,44 +205,28 @@ def validate(kind: type[Config], values: dict[str, Any], source: str = "") -> Co
 def read_toml(path: str) -> dict[str, Any]:
     """The settings in a TOML file; dashes in names count as underscores.
 
-    Raises ``UsageError`` for a file that cannot be read, and for a setting that is given with both spellings.
+    Raises ``UsageError`` for a file that cannot be read, or a setting that is given with both spellings.
     """
     try:
         if "\0" not in path and Path(path).exists() and not Path(path).is_file():  # a pipe or a device has no end
-            raise UsageError(f"The configuration file {path} is not a regular file: give one in TOML.")
+            raise ValueError("it is not a regular file")
         with open(path, "rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
         if len(data) > MAX_CONFIG_BYTES:
-            raise UsageError(
-                f"The configuration file {path} is larger than {MAX_CONFIG_BYTES // 2**20} MB: shorten it."
-            )
+            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES // 2**20} MB")
         values = tomllib.loads(data.decode("utf-8").replace("\r\n", "\n"))
-    except UsageError:
-        raise
     except OSError as error:
         raise UsageError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"The configuration file {path} is not UTF-8 at byte offset {error.start}.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"The configuration file {path} is not valid TOML: {error}.") from None
     except RecursionError:
-        raise UsageError(
-            f"The configuration file {path} is nested too deeply: settings are values and lists."
-        ) from None
-    except ValueError as error:  # a name with a NUL character, a number of thousands of digits
-        raise UsageError(f"The configuration file {path!r} cannot be read: {str(error).split(';')[0]}.") from None
+        raise UsageError(f"The configuration file {path} is nested too deeply: give values and lists.") from None
+    except ValueError as error:  # also for a name with a NUL character and a number of thousands of digits
+        reason = str(error).split(";")[0]
+        raise UsageError(f"The configuration file {path!r} is not valid TOML: {reason}.") from None
     written: dict[str, str] = {}
     for name in values:
         if (first := written.setdefault(name.replace("-", "_"), name)) != name:
-            raise UsageError(
-                f"The configuration file {path} has {first!r} and {name!r}, which are one setting: leave one of them "
-                "out."
-            )
+            raise UsageError(f"The configuration file {path} has {first!r} and {name!r}, one setting: leave one out.")
     return {setting: values[name] for setting, name in written.items()}
-
-
-#: The key of the digest of everything else in ``config.json``.
-DIGEST = "sha256"
 
 
 def environment_diff(resolved: dict[str, Any]) -> str:
@@ -281,8 +265,8 @@ def write_config(run: RunDirectory, config: TrainConfig, resolved: dict[str, Any
 
 def with_digest(content: dict[str, Any]) -> dict[str, Any]:
     """``content`` with its digest, which replaces an earlier one."""
-    rest = {name: value for name, value in content.items() if name != DIGEST}
-    return {DIGEST: json_sha256(rest), **rest}
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    return {"sha256": json_sha256(rest), **rest}
 
 
 def read_config(run: RunDirectory) -> dict[str, Any]:
@@ -291,15 +275,14 @@ def read_config(run: RunDirectory) -> dict[str, Any]:
     With an altered number the run would continue as another run, and nothing else would notice.
     """
     content = run.read_json("config.json")
-    if not isinstance(content, dict) or not isinstance(content.get(DIGEST), str):
+    if not isinstance(content, dict) or not isinstance(content.get("sha256"), str):
         raise CheckpointError(
             f"{run.config_path} does not describe a run of this version of jaxgen: it has no digest. Copy the run "
             "again, or train it again."
         )
-    if content[DIGEST] != with_digest(content)[DIGEST]:
+    if content != with_digest(content):
         raise CheckpointError(
-            f"{run.config_path} has been altered: its digest is not that of its content. Copy the run again. Settings "
-            "are given as flags instead: those that a run may change, with --resume; others, to a new run, which may "
-            "begin from the weights of another with --init-from."
+            f"{run.config_path} has been altered: its digest is not that of its content. Copy the run again. To change "
+            "settings, give flags with --resume, or start a new run, perhaps with --init-from."
         )
     return content

@@ -13,7 +13,7 @@ from typing import Any
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import RESUME, dump_json, load_json, not_regular, replace_file
 from jaxgen.runs.checkpoints import CheckpointStore, is_folder
-from jaxgen.runs.lock import LOCK, creation_errors
+from jaxgen.runs.lock import LOCK, creation_errors, probe_file
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -56,12 +56,8 @@ class RunDirectory:
                 run = cls(path)
                 run.path.mkdir(parents=True, exist_ok=True)
                 _check_free(run.path)
-            probe = run.path / f".probe-{os.getpid()}.tmp"
-            probe.touch(exist_ok=False)  # an existing file may be a link
-            try:
+            with probe_file(run.path) as probe:
                 probe.write_bytes(b"\0")
-            finally:
-                probe.unlink()
         return run
 
     @classmethod

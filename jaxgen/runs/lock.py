@@ -273,30 +273,34 @@ def _system_lock(descriptor: int) -> bool | None:
         return None
 
 
+@contextmanager
+def probe_file(folder: Path) -> Iterator[Path]:
+    """A new file in ``folder``, which is removed afterwards."""
+    probe = folder / f".probe-{os.getpid()}.tmp"
+    probe.unlink(missing_ok=True)  # it may be a link
+    probe.touch(exist_ok=False)
+    try:
+        yield probe
+    finally:
+        probe.unlink()
+
+
 def _seconds_since_heartbeat(path: Path) -> float:
     """Seconds since the holder of the lock set its time, by the clock of the file system."""
-    probe = path.with_name(f".probe-{os.getpid()}.tmp")
-    try:
-        probe.unlink(missing_ok=True)
-        probe.touch(exist_ok=False)
-        try:
-            return probe.stat().st_mtime - path.stat().st_mtime
-        finally:
-            probe.unlink()
-    except OSError:
-        return 0.0
+    with suppress(OSError), probe_file(path.parent) as probe:
+        return probe.stat().st_mtime - path.stat().st_mtime
+    return 0.0
 
 
 def _refusal(folder: Path, owner: Owner | None) -> UsageError:
     here = Owner.current()
     who = "another process" if owner is None else f"process {owner.pid} on the host {owner.host!a}"
+    advice = "Wait for it to end or stop it, or choose another folder with `--run`."
     if owner is not None and owner.host != here.host and owner.boot != here.boot:
         advice = (
-            f"This host ({here.host!a}) cannot see whether it still runs. If it does not, its lock expires "
-            f"{LEASE_SECONDS} seconds after its last heartbeat; or delete {folder / LOCK} now."
+            f"If it no longer runs, its lock expires {LEASE_SECONDS} seconds after its last heartbeat; or delete "
+            f"{folder / LOCK} now."
         )
-    else:
-        advice = "Wait for it to end or stop it, or choose another folder with `--run`."
     return UsageError(f"The run {folder} is being trained by {who}, and only one process may. {advice}")
 
 

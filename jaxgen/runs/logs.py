@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxgen.errors import CheckpointError
-from jaxgen.fsutil import RESUME, parse_json, refuse_links, replace_file, sync_folder, unwritable
+from jaxgen.fsutil import RESUME, parse_json, refuse_links, replace_file, sync_folder, write_errors
 
 
 class MetricsLog:
@@ -43,7 +43,7 @@ class MetricsLog:
         Raises:
             CheckpointError: names a line that is not a JSON object, unless it is the last one.
         """
-        return [line.row for line in self._good_lines() if line.row is not None]
+        return [line.row for line in self._good_lines()]
 
     def truncate(self, step: int) -> None:
         """Drop the rows whose ``"step"`` is after ``step``, and a torn last line, in one atomic replacement.
@@ -57,9 +57,9 @@ class MetricsLog:
         lines = list(self._lines())
         if not self.path.exists():
             return
-        kept = [line.row is not None and not _is_after(line.row.get("step"), step) for line in lines]
+        kept = [line.error is None and not _is_after(line.row.get("step"), step) for line in lines]
         last = max((index for index, keep in enumerate(kept) if keep), default=-1)
-        reached = last >= 0 and (lines[last].row or {}).get("step") == step
+        reached = last >= 0 and lines[last].row.get("step") == step
         for index, line in enumerate(lines):
             own_step = re.match(rb'\{"step": ([0-9]{1,18}),', line.raw)
             is_later = index > last and (reached if own_step is None else int(own_step[1]) > step)
@@ -80,6 +80,7 @@ class MetricsLog:
             last = number == len(lines)
             if last and not line:
                 return
+            row, problem = {}, None
             try:
                 row = parse_json(line)
                 if not isinstance(row, dict):
@@ -91,16 +92,14 @@ class MetricsLog:
                     f"Line {number} of {self.path} is not a row of metrics: {error}. Delete that line; the run "
                     "continues without it."
                 )
-                yield _Line(line + b"\n", None, problem)
-            else:
-                yield _Line(line + b"\n", row, None)
+            yield _Line(line + b"\n", row, problem)
 
 
 class _Line(NamedTuple):
     """A line of the log: its row, or the error that says why it has none."""
 
     raw: bytes
-    row: dict[str, Any] | None
+    row: dict[str, Any]
     error: CheckpointError | None
 
 
@@ -158,6 +157,7 @@ def _content(path: Path) -> bytes:
 
 
 def _ends_torn(path: Path) -> bool:
+    """Whether the last line of a log was cut short."""
     refuse_links(path)
     if not path.exists() or path.stat().st_size == 0:
         return False
@@ -168,7 +168,7 @@ def _ends_torn(path: Path) -> bool:
 
 def _append(path: Path, data: bytes) -> None:
     """Append ``data``, on the disk before this returns: a later checkpoint counts on it, even after a power failure."""
-    try:
+    with write_errors(path, needed=len(data)):
         new = not path.exists()
         with open(path, "ab", buffering=0) as file:  # a single write: a kill leaves the line whole or absent
             if file.write(data) != len(data):
@@ -176,20 +176,14 @@ def _append(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         if new:
             sync_folder(path.parent)
-    except OSError as error:
-        raise unwritable(path, error, needed=len(data)) from error
 
 
 def _plain(value: object) -> object:
     """``value`` in the types of JSON; numbers that are not finite become ``None``."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, (np.generic, np.ndarray, jax.Array)):
-        return _plain(value.item())
-    raise TypeError(f"A row of metrics holds numbers, text and lists of them, not {type(value).__name__}.")
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -41,7 +41,7 @@ def test_scalars_of_numpy_and_jax_are_numbers(log):
 
 
 def test_an_array_is_refused(log):
-    with pytest.raises(TypeError, match="not set"):
+    with pytest.raises(TypeError, match="set"):
         log.append({"step": 40, "a": {1}})
 
 
