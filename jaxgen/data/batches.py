@@ -10,18 +10,14 @@ import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from jaxgen.errors import DataError, UsageError, choose
+from jaxgen.errors import DataError, UsageError, check_int, choose
 from jaxgen.tokenizers.base import EOS, PAD
-from jaxgen.training.windows import Conditions, WindowIndex, read_conditioned
+from jaxgen.training.windows import Conditions, WindowIndex, read_conditioned, read_window
 from jaxgen.types import Batch, ConditionedBatch
-
-if TYPE_CHECKING:
-    pass
-from jaxgen.errors import check_int
 
 #: The keys of independent streams of random numbers; they must never change.
 PURPOSES = {"split": 1, "stream": 2, "windows": 3, "documents": 4, "lanes": 5, "evaluation": 6}
@@ -72,47 +68,45 @@ def permutation(n: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
 def check_sizes(**sizes: int) -> None:
     """Raises ``UsageError`` unless every size is a whole number of at least 1 (a ``seed``: 0 to 2**32 - 1)."""
     for name, value in sizes.items():
-        what = f"The {name.replace('_', ' ')}"
-        if name == "seed":
-            check_int(what, value, 0, (1 << 32) - 1)
-        else:
-            check_int(what, value, 1)
+        check_int(f"The {name.replace('_', ' ')}", value, *((0, (1 << 32) - 1) if name == "seed" else (1,)))
 
 
-class Batches(Protocol):
+class Batches(ABC):
     """The training batches of any task."""
 
     steps_per_epoch: int
 
+    @abstractmethod
     def batch(self, step: int, rows: slice = EVERY) -> Any:
         """Returns the batch of a step (from 0), a tree of arrays [B, ...], or only ``rows`` of it."""
-        ...
 
     def same_shape(self, step: int) -> int:
         """Returns for how many steps, from ``step`` on, the shapes stay the same."""
-        ...
+        del step
+        return 1 << 62
 
     def shapes(self) -> list[tuple[int, int]]:
         """Returns for each shape a step that has it, and how many steps of an epoch do."""
-        ...
+        return [(0, self.steps_per_epoch)]
 
 
-class TextBatches(ABC):
+class TextBatches(Batches):
     """Batches that are windows of a text, given by B places at each step."""
 
     eos: int | None = None
-    steps_per_epoch: int
 
-    def __init__(self, tokens: Tokens, length: int):
-        self.length = length
+    def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int):
+        check_sizes(batch_size=batch_size, seq_len=seq_len, seed=seed)
+        self._ids, self._size, self.length, self._seed = tokens.ids, batch_size, seq_len, seed
         #: The smallest integer type that holds every id.
         self.id_type = np.min_scalar_type(int(tokens.ids.max(initial=0)))
         #: Size of the text in that type, in bytes.
         self.text_bytes = (tokens.ids.size + 1) * self.id_type.itemsize
 
-    @abstractmethod
     def text(self, step: int) -> np.ndarray:
         """Returns the ids [N] that the windows of a step lie in; the same array for all steps of one text."""
+        del step
+        return self._ids
 
     def conditions(self, step: int) -> Conditions | None:
         """Returns the conditions of the positions of a step's text, if there are any."""
@@ -123,15 +117,6 @@ class TextBatches(ABC):
         """Returns for how many steps, from ``step`` on, the text stays the same."""
         del step
         return 1 << 62
-
-    def same_shape(self, step: int) -> int:
-        """Returns for how many steps, from ``step`` on, the shapes stay the same."""
-        del step
-        return 1 << 62
-
-    def shapes(self) -> list[tuple[int, int]]:
-        """Returns the only shape: a step that has it, and the steps of an epoch."""
-        return [(0, self.steps_per_epoch)]
 
     @abstractmethod
     def places(self, step: int) -> WindowIndex:
@@ -152,16 +137,11 @@ class StreamBatches(TextBatches):
     """
 
     def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int):
-        check_sizes(batch_size=batch_size, seq_len=seq_len, seed=seed)
-        super().__init__(tokens, seq_len)
-        self._ids, self._size, self._seed = tokens.ids, batch_size, seed
+        super().__init__(tokens, batch_size, seq_len, seed)
         self._stride = self._ids.size // batch_size
         if self._stride < seq_len or self._ids.size < 2:
             raise too_short(self._ids.size, max(2, batch_size * seq_len), "batch size × sequence length")
         self.steps_per_epoch = self._stride // seq_len
-
-    def text(self, step: int) -> np.ndarray:
-        return self._ids
 
     def places(self, step: int) -> WindowIndex:
         epoch, window = divmod(step, self.steps_per_epoch)
@@ -178,20 +158,14 @@ class WindowBatches(TextBatches):
     """
 
     def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int, stride: int | None = None):
-        check_sizes(batch_size=batch_size, seq_len=seq_len, seed=seed)
-        if stride is not None:
-            check_sizes(stride=stride)
-        super().__init__(tokens, seq_len)
-        self._ids, self._size, self._seed = tokens.ids, batch_size, seed
+        super().__init__(tokens, batch_size, seq_len, seed)
         self._stride = seq_len if stride is None else stride
+        check_sizes(stride=self._stride)
         if self._ids.size < seq_len + 1:
             raise too_short(self._ids.size, seq_len + 1, "sequence length + 1")
         self._windows = (self._ids.size - seq_len - 1) // self._stride + 1
         self.steps_per_epoch = max(1, self._windows // batch_size)
         self._order: tuple[int, np.ndarray] | None = None
-
-    def text(self, step: int) -> np.ndarray:
-        return self._ids
 
     def places(self, step: int) -> WindowIndex:
         epoch, k = divmod(step, self.steps_per_epoch)
@@ -213,12 +187,10 @@ class DocumentBatches(TextBatches):
     eos = EOS
 
     def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int):
-        check_sizes(batch_size=batch_size, seq_len=seq_len, seed=seed)
-        super().__init__(tokens, seq_len)
+        super().__init__(tokens, batch_size, seq_len, seed)
         if tokens.conditions is not None:
             numbers = (tokens.ids.size + 1) * number_type(tokens.conditions).itemsize
             self.text_bytes += numbers + np.asarray(tokens.conditions.vectors).nbytes
-        self._size, self._seed = batch_size, seed
         self._packer = DocumentPacker(tokens, batch_size)
         self.steps_per_epoch = -(-self._packer.longest // seq_len)
         self._epoch: tuple[int, PackedDocuments] | None = None
@@ -244,7 +216,7 @@ class DocumentBatches(TextBatches):
         return cached[1]
 
 
-BATCHES: dict[str, type[StreamBatches] | type[WindowBatches] | type[DocumentBatches]] = {
+BATCHES: dict[str, type[TextBatches]] = {
     "stream": StreamBatches,
     "windows": WindowBatches,
     "documents": DocumentBatches,
@@ -284,11 +256,14 @@ def stream_eval(
     if limit_tokens is not None:
         check_sizes(limit_tokens=limit_tokens)
         tokens = _prefix(tokens, limit_tokens)
-    if burn_in < 0:
-        raise UsageError(f"The burn-in is {burn_in}; it must be 0 or more tokens.")
+    check_int("The burn-in", burn_in, 0)
     if tokens.doc_starts is None:
-        return _running_text(tokens.ids, lanes, seq_len, burn_in)
-    return _documents(tokens, lanes, seq_len)
+        yield from _running_text(tokens.ids, lanes, seq_len, burn_in)
+    elif tokens.doc_starts.size:
+        packer = DocumentPacker(tokens, lanes)
+        packed = packer.pack(np.arange(packer.count), np.arange(lanes))
+        for start in range(0, packer.longest, seq_len):
+            yield packed.window(start, seq_len)
 
 
 def window_eval(tokens: Tokens, n_windows: int, length: int, seed: int, batch_size: int) -> Iterator[Batch]:
@@ -297,7 +272,19 @@ def window_eval(tokens: Tokens, n_windows: int, length: int, seed: int, batch_si
     Rows that fill the last batch are masked. A split shorter than length + 1 has no windows.
     """
     check_sizes(n_windows=n_windows, length=length, batch_size=batch_size, seed=seed)
-    return _windows(tokens, n_windows, length, seed, batch_size)
+    ids = tokens.ids
+    if ids.size < length + 1:
+        return
+    starts = (random_bits(n_windows, seed, 0, "evaluation") % np.uint64(ids.size - length)).astype(np.int64)
+    for k in range(0, n_windows, batch_size):
+        rows = starts[k : k + batch_size]
+        at = np.pad(rows, (0, batch_size - rows.size))
+        places = WindowIndex(at, at + length, np.bool_(True))
+        batch = read_window(ids, places, length, None if tokens.doc_starts is None else EOS, PAD, np)
+        reset, mask = np.array(batch.reset), np.array(batch.mask)
+        reset[:, 0] = True
+        mask[rows.size :] = False
+        yield batch._replace(reset=reset, mask=mask)
 
 
 def _prefix(tokens: Tokens, limit: int) -> Tokens:
@@ -334,38 +321,6 @@ def _running_text(ids: np.ndarray, lanes: int, seq_len: int, burn_in: int) -> It
             reset,
             there & (at >= first[:, None]),
         )
-
-
-def _documents(tokens: Tokens, lanes: int, seq_len: int) -> Iterator[Batch | ConditionedBatch]:
-    if tokens.doc_starts is None or tokens.doc_starts.size == 0:
-        return
-    packer = DocumentPacker(tokens, lanes)
-    packed = packer.pack(np.arange(packer.count), np.arange(lanes))
-    for start in range(0, packer.longest, seq_len):
-        yield packed.window(start, seq_len)
-
-
-def _windows(tokens: Tokens, n_windows: int, length: int, seed: int, batch_size: int) -> Iterator[Batch]:
-    ids = tokens.ids
-    if ids.size < length + 1:
-        return
-    starts = (random_bits(n_windows, seed, 0, "evaluation") % np.uint64(ids.size - length)).astype(np.int64)
-    for k in range(0, n_windows, batch_size):
-        rows = starts[k : k + batch_size]
-        mask = np.arange(batch_size) < rows.size
-        at = np.pad(rows, (0, batch_size - rows.size))[:, None] + np.arange(length)
-        reset = _begins(at + 1, tokens.doc_starts)
-        reset[:, 0] = True
-        yield Batch(
-            ids[at].astype(np.int32), ids[at + 1].astype(np.int32), reset, np.repeat(mask[:, None], length, axis=1)
-        )
-
-
-def _begins(at: np.ndarray, starts: np.ndarray | None) -> np.ndarray:
-    """Returns which positions are in the ascending ``starts``."""
-    if starts is None or not starts.size:
-        return np.zeros(at.shape, bool)
-    return starts[np.minimum(np.searchsorted(starts, at), starts.size - 1)] == at
 
 
 #: Ids that are copied at once.

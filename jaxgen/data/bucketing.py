@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.data.batches import EVERY, check_sizes, permutation
+from jaxgen.data.batches import EVERY, Batches, check_sizes, permutation
 
 #: Default limit of the shapes that training compiles.
 MAX_BUCKETS = 8
@@ -59,7 +59,7 @@ class Buckets:
         return len(self.widths)
 
 
-class RowBatches:
+class RowBatches(Batches):
     """Shuffled batches, each of ``batch_size`` rows of one bucket; every row occurs once in an epoch.
 
     The batches of an epoch are in random order. The last one of a bucket is filled with ``PAD_ROW``. The batch of a

@@ -124,10 +124,10 @@ def test_windows_over_documents_reset_at_their_boundaries():
 
 def test_arguments_are_checked_before_the_first_batch():
     with pytest.raises(UsageError, match="lanes"):
-        stream_eval(running(9), 0, 4)
+        next(stream_eval(running(9), 0, 4))
     with pytest.raises(UsageError, match="-1"):
-        stream_eval(running(9), 1, 4, -1)
+        next(stream_eval(running(9), 1, 4, -1))
     with pytest.raises(UsageError, match="limit"):
-        stream_eval(running(9), 1, 4, limit_tokens=0)
+        next(stream_eval(running(9), 1, 4, limit_tokens=0))
     with pytest.raises(UsageError, match="windows"):
-        window_eval(running(9), 0, 4, 0, 1)
+        next(window_eval(running(9), 0, 4, 0, 1))
