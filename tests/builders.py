@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jaxgen.data.sources import TextSource, open_texts
 from jaxgen.tasks.language.config import LanguageConfig
+from jaxgen.tokenizers.base import in_pieces
 
 
 def write(path: Any, content: str | bytes) -> Any:
@@ -20,3 +24,11 @@ def language_config(data: Path, run: Path, **more: Any) -> LanguageConfig:
     """Return the settings of a tiny language model on ``data``; ``more`` overrides any of them."""
     sizes = {"cell": "elman", "hidden": 8, "batch_size": 4, "seq_len": 8}
     return LanguageConfig(**{"data": (str(data),), "run": str(run), **sizes, **more})
+
+
+def read_texts(specs: Sequence[str], **options: Any) -> TextSource:
+    """Return what ``open_texts`` does, with every text read whole and with the digests of all files."""
+    source = open_texts(specs, **options)
+    texts = ["".join(in_pieces(text)) for text in source.texts]
+    source.check()
+    return replace(source, texts=texts, files=[getattr(each, "sha256", each) for each in source.files])

@@ -235,7 +235,7 @@ def read_with_progress(path: str, tokenizer: Tokenizer, bar: bool) -> Iterator[s
     console = Console(file=cast(IO[str], SafeStream(sys.stderr, lambda _: discard(sys.stderr))))
     with reading_bar(console) as progress:
         line = progress.add_task("scoring", total=size)
-        yield from read_pieces(path, any_bytes=any_bytes, seen=lambda seen: progress.update(line, completed=seen))
+        yield from read_pieces(path, any_bytes=any_bytes, seen=lambda seen: progress.advance(line, seen))
 
 
 def describe_speed(tokens: int, seconds: float, compiling: float) -> str:

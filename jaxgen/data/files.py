@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import glob
 import gzip
@@ -12,10 +13,10 @@ import stat
 import sys
 import warnings
 import zlib
-from codecs import utf_8_decode
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from jaxgen.data.datasets import BUILTIN, NAMED
 from jaxgen.errors import DataError
@@ -24,30 +25,18 @@ from jaxgen.errors import DataError
 REPORTED_FROM = 1 << 24
 
 
-class ProgressReporter(Protocol):
-    """Receives progress and notes while data are read."""
+class ProgressReporter:
+    """Receives progress and notes while data are read. This base class shows no progress."""
 
     def progress(self, what: str, done: int, total: int) -> None:
         """``done`` of ``total`` units of ``what`` are done."""
-        ...
 
     def note(self, text: str) -> None:
-        """Something worth knowing that is not an error."""
-        ...
-
-
-class Silent:
-    """Ignores progress and issues notes as Python warnings."""
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Issues a Python warning."""
+        """Something worth knowing that is not an error. Issues a Python warning."""
         warnings.warn(text, stacklevel=2)
 
 
-SILENT = Silent()
+SILENT = ProgressReporter()
 
 
 class Counter:
@@ -70,6 +59,10 @@ def track(pieces: Iterable[str], counter: Counter) -> Iterator[str]:
         counter.add(len(piece))
 
 
+def _ignore(_: object) -> None:
+    """Does nothing."""
+
+
 #: Bytes that ``read_pieces`` and ``FileText`` read at once.
 PIECE, _BLOCK = 1 << 16, 1 << 18
 #: The first bytes of a gzip file.
@@ -86,13 +79,20 @@ def find_paths(spec: str, sets: Iterable[str] = (*BUILTIN, *NAMED)) -> list[Path
     Raises:
         DataError: There is no such file, or it cannot be read.
     """
+    path = Path(os.path.expanduser(spec))
     try:
         mode = os.stat(os.path.expanduser(spec)).st_mode
     except PermissionError as error:
         raise DataError(f"{spec!r} cannot be reached: permission denied. Make its folder readable.") from error
     except (OSError, ValueError):
-        return _glob(spec, list(sets))
-    path = Path(os.path.expanduser(spec))
+        if not glob.has_magic(spec) or "\0" in spec:
+            raise _not_found(spec, list(sets)) from None
+        paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
+        if not paths:
+            raise DataError(
+                f"No file matches the pattern {spec!r}. Check the pattern and the current folder."
+            ) from None
+        return paths
     if stat.S_ISDIR(mode):
         paths = [file for file in walk_files(path) if file.is_file()]
         if not paths:
@@ -103,13 +103,7 @@ def find_paths(spec: str, sets: Iterable[str] = (*BUILTIN, *NAMED)) -> list[Path
     return [path]
 
 
-def _glob(spec: str, names: list[str]) -> list[Path]:
-    if glob.has_magic(spec) and "\0" not in spec:
-        found = [Path(name) for name in sorted(glob.glob(os.path.expanduser(spec), recursive=True))]
-        files = [path for path in found if path.is_file()]
-        if not files:
-            raise DataError(f"No file matches the pattern {spec!r}. Check the pattern and the current folder.")
-        return files
+def _not_found(spec: str, names: list[str]) -> DataError:
     folder = os.path.dirname(spec)
     try:
         beside = [os.path.join(folder, name) for name in os.listdir(folder or ".")]
@@ -117,7 +111,7 @@ def _glob(spec: str, names: list[str]) -> list[Path]:
         beside = []
     nearest = difflib.get_close_matches(spec, names, n=1) or difflib.get_close_matches(spec, beside, n=1, cutoff=0.8)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise DataError(
+    return DataError(
         f"There is no file or folder {spec!r}, and no data set of that name.{hint} "
         f"Give a path, a glob, or one of: {', '.join(names)}."
     )
@@ -194,7 +188,7 @@ def not_utf8(name: str, error: UnicodeDecodeError, before: int = 0, byte_level: 
 
 
 def read_pieces(
-    path: str, *, any_bytes: bool = False, size: int = PIECE, seen: Callable[[int], None] | None = None
+    path: str, *, any_bytes: bool = False, size: int = PIECE, seen: Callable[[int], None] = _ignore
 ) -> Iterator[str]:
     """Yields the text of a file, or of standard input, in pieces.
 
@@ -202,7 +196,7 @@ def read_pieces(
         path: The file, or ``-`` for standard input.
         any_bytes: Read bytes that are not UTF-8 as lone surrogates, which a byte tokenizer turns back into bytes.
         size: Bytes to read at once.
-        seen: Called with the number of bytes read so far.
+        seen: Called with the number of bytes of each block.
 
     Raises:
         DataError: The file cannot be read or is not UTF-8.
@@ -210,23 +204,12 @@ def read_pieces(
     name = "Standard input" if path == "-" else f"The file {path}"
     if path == "-" and sys.stdin is None:
         raise DataError("Standard input is closed: give a file.")
-    try:
-        raw: BinaryIO = sys.stdin.buffer if path == "-" else open(path, "rb")  # noqa: SIM115
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, error) from None
-    count = 0
-
-    def watch(block: memoryview) -> None:
-        nonlocal count
-        count += len(block)
-        if seen is not None:
-            seen(count)
-
-    try:
-        yield from _decoded(raw, name, size, watch, any_bytes, byte_level=True)
-    finally:
-        if path != "-":
-            raw.close()
+    with ExitStack() as stack:
+        try:
+            raw = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
+        except (OSError, ValueError) as error:
+            raise _unreadable(name, error) from None
+        yield from _decoded(raw, name, size, lambda block: seen(len(block)), any_bytes, byte_level=True)
 
 
 class FileText:
@@ -243,7 +226,7 @@ class FileText:
     """
 
     def __init__(
-        self, path: Path, level: str | None = None, seen: Callable[[int], None] | None = None, prefix: bytes = b""
+        self, path: Path, level: str | None = None, seen: Callable[[int], None] = _ignore, prefix: bytes = b""
     ) -> None:
         self.path, self._level, self._seen, self._prefix = path, level, seen, prefix
         self.sha256 = b""
@@ -253,14 +236,13 @@ class FileText:
 
     def __iter__(self) -> Iterator[str]:
         if self.sha256:
-            yield from self._read(lambda block: None)
+            yield from self._read(_ignore)
             return
         digest, chars = hashlib.sha256(self._prefix), 0
 
         def watch(block: memoryview) -> None:
             digest.update(block)
-            if self._seen is not None:
-                self._seen(len(block))
+            self._seen(len(block))
 
         for piece in self._read(watch):
             chars += len(piece)
@@ -293,18 +275,15 @@ class FileText:
     def _open(self) -> BinaryIO:
         if self._pipe is not None:
             return io.BytesIO(self._pipe)
-        raw = open(self.path, "rb", buffering=0)  # noqa: SIM115
-        try:
+        with ExitStack() as stack:
+            raw = stack.enter_context(open(self.path, "rb", buffering=0))
             status = os.fstat(raw.fileno())
             if not stat.S_ISREG(status.st_mode):
-                with raw:
-                    self._pipe = raw.readall()
+                self._pipe = raw.readall()
                 return io.BytesIO(self._pipe)
             self._status = self._status or _status(status)
-        except BaseException:
-            raw.close()
-            raise
-        return raw
+            stack.pop_all()
+            return raw
 
 
 def _status(found: os.stat_result) -> tuple[int, ...]:
@@ -345,26 +324,23 @@ def _decoded(
     ``watch`` gets all bytes as they are read from the file. The other arguments are those of ``read_pieces`` and
     ``not_utf8``.
     """
-    errors = "surrogateescape" if any_bytes else "strict"
-    waiting, before, ended = b"", 0, False
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape" if any_bytes else "strict")
+    before = 0
     try:
-        head = raw.read(len(GZIP))
-        if must_be_gzip and head and head != GZIP:
+        stream: Any = io.BufferedReader(_Watched(raw, watch), max(size, len(GZIP)))
+        head = stream.peek(len(GZIP))[: len(GZIP)]
+        if must_be_gzip and head not in (b"", GZIP):
             raise DataError(f"{name} is not gzip, though its name ends in .gz. Rename it, or compress it again.")
-        stream: BinaryIO = io.BufferedReader(_Watched(head, raw, watch), size)  # type: ignore[type-var]
         if head == GZIP:
-            stream = gzip.GzipFile(fileobj=stream)  # type: ignore[assignment]
-        while not ended:
-            block = stream.read(size)
-            ended = not block
-            waiting += block
-            try:
-                text, used = utf_8_decode(waiting, errors, ended)
-            except UnicodeDecodeError as error:
-                raise not_utf8(name, error, before, byte_level) from None
-            waiting, before = waiting[used:], before + used
-            if text:
+            stream = gzip.GzipFile(fileobj=stream)
+        while block := stream.read(size):
+            if text := decoder.decode(block):
                 yield text
+            before += len(block)
+        decoder.decode(b"", final=True)  # raises for a character that the end cuts
+    except UnicodeDecodeError as error:
+        # The object begins with what the decoder kept of the block before.
+        raise not_utf8(name, error, before + len(block) - len(error.object), byte_level) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{name} is damaged: it is not valid gzip ({error}). Copy or download it again.") from error
     except OSError as error:
@@ -372,17 +348,16 @@ def _decoded(
 
 
 class _Watched(io.RawIOBase):
-    """A stream whose first bytes were read already; ``watch`` gets all bytes that are read from it."""
+    """A stream; ``watch`` gets all bytes that are read from it."""
 
-    def __init__(self, head: bytes, raw: BinaryIO, watch: Callable[[memoryview], None]) -> None:
-        self._head, self._raw, self._watch = head, raw, watch
+    def __init__(self, raw: BinaryIO, watch: Callable[[memoryview], object]) -> None:
+        self._raw, self._watch = raw, watch
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        block, self._head = self._head[: len(buffer)], self._head[len(buffer) :]
-        block = block or self._raw.read(len(buffer))
+    def readinto(self, buffer: Any) -> int:
+        block = self._raw.read(len(buffer))
         buffer[: len(block)] = block
         self._watch(memoryview(block))
         return len(block)

@@ -151,33 +151,6 @@ class TextSource:
             raise DataError(f"The data {self.name} is empty. Give a file that has text in it.")
 
 
-def read_texts(
-    specs: Sequence[str],
-    *,
-    text_column: str | None = None,
-    documents: str | None = None,
-    level: str = "char",
-) -> TextSource:
-    """Reads built-in corpora, named sets, files, folders and globs, ``.gz`` or not, or a column of tables, as strings.
-
-    Args:
-        specs: What to read. A data set has priority over a file of the same name: write ``./name`` for the file.
-        text_column: A column of CSV, TSV or JSONL files: a name from the header, or a position from 1 (no header).
-        documents: One of ``DOCUMENTS``.
-        level: The level of the tokenizer; ``byte`` reads any bytes.
-
-    Raises:
-        DataError: The data cannot be read.
-        UsageError: Arguments contradict each other.
-    """
-    source = open_texts(specs, text_column=text_column, documents=documents, level=level)
-    texts = ["".join(in_pieces(text)) for text in source.texts]
-    source.check()
-    return replace(
-        source, texts=texts, files=[each.sha256 if isinstance(each, FileText) else each for each in source.files]
-    )
-
-
 def open_texts(
     specs: Sequence[str],
     *,
@@ -186,9 +159,20 @@ def open_texts(
     level: str = "char",
     watch: ProgressReporter = SILENT,
 ) -> TextSource:
-    """As ``read_texts``, but files of running text are opened later and read in pieces, as often as needed.
+    """Finds built-in corpora, named sets, files, folders and globs, ``.gz`` or not, or reads a column of tables.
 
-    Errors of these files are raised then. ``watch`` receives the progress of the first reading.
+    Files of running text are opened later and read in pieces, as often as needed; errors in them are raised then.
+
+    Args:
+        specs: What to read. A data set has priority over a file of the same name: write ``./name`` for the file.
+        text_column: A column of CSV, TSV or JSONL files: a name from the header, or a position from 1 (no header).
+        documents: One of ``DOCUMENTS``.
+        level: The level of the tokenizer; ``byte`` reads any bytes.
+        watch: Receives the progress of the first reading.
+
+    Raises:
+        DataError: The data cannot be read.
+        UsageError: Arguments contradict each other.
     """
     if isinstance(specs, str):
         specs = [specs]

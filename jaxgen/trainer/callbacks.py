@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxgen.data.files import ProgressReporter
 from jaxgen.errors import CheckpointError
 from jaxgen.plots import Best, draw_losses
 from jaxgen.runs.directory import RunDirectory
@@ -98,8 +99,8 @@ Event = Reading | Started | Progress | Evaluated | Sampled | Note | Finished
 Emit = Callable[[Event], None]
 
 
-class ProgressEvents:
-    """Reports the reading of data as events: a ``jaxgen.data.progress.ProgressReporter``."""
+class ProgressEvents(ProgressReporter):
+    """Reports the reading of data as events."""
 
     def __init__(self, emit: Callable[[Any], None]) -> None:
         self._emit = emit

@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import write
+from builders import read_texts, write
 
 from jaxgen.data.datasets import BUILTIN, NAMED, NamedFile, NamedSet, python_source
-from jaxgen.data.sources import read_texts
 from jaxgen.errors import DataError, UsageError
 
 

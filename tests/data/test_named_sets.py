@@ -6,10 +6,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from builders import read_texts
 
 from jaxgen.data import datasets as named
 from jaxgen.data.datasets import NAMED, NamedFile, NamedSet, fetch
-from jaxgen.data.sources import read_texts
 from jaxgen.errors import DataError
 
 CONTENT = b"To be, or not to be\n"
