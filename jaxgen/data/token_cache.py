@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from jaxgen.errors import DataError
-from jaxgen.fsutil import io_reason, not_regular, parse_json, sync_folder, user_cache
+from jaxgen.fsutil import io_reason, open_regular, parse_json, sync_folder, user_cache
 from jaxgen.runs.lock import boot_id, is_running
 
 #: Increase it when the format of these files, or how text becomes ids, changes.
@@ -27,8 +27,6 @@ VERSION = 1
 MAX_CACHE_BYTES = 1 << 35
 #: Bytes at the end of a file that describe its contents.
 TRAILER = 1024
-#: Bytes that are verified at once.
-BLOCK = 1 << 20
 #: Seconds after which an unfinished file of another machine is considered abandoned.
 ABANDONED = 86400.0
 
@@ -40,17 +38,10 @@ class Part(NamedTuple):
     counts: tuple[int, ...]
 
 
-class CachedTokens(NamedTuple):
-    """All ids [N], mapped from a file, and the sums of the counts."""
-
-    ids: np.ndarray
-    counts: tuple[int, ...]
-
-
 def get_or_create(
     key: str, dtype: np.dtype, make: Callable[[], Iterable[Part]], about: int, tell: Callable[[str], None]
-) -> CachedTokens:
-    """Returns ids mapped from a file, which is made if it does not exist.
+) -> Part:
+    """Returns all ids, mapped from a file that is made if it does not exist, and the sums of the counts.
 
     Without a writable cache folder, an unnamed file is used that disappears with the process.
 
@@ -69,7 +60,7 @@ def get_or_create(
         place = Path(tempfile.gettempdir())
         with _room(place, about), tempfile.TemporaryFile(prefix="jaxgen-") as file:
             counts = _write(file, key, dtype, make())
-            return CachedTokens(_mapped(file, dtype), counts)
+            return Part(_mapped(file, dtype), counts)
     path = folder / f"{hashlib.sha256(f'{VERSION} {key}'.encode()).hexdigest()}.tokens"
     try:
         found = _read(path, key, dtype)
@@ -140,29 +131,21 @@ def _write(file: IO[bytes], key: str, dtype: np.dtype, parts: Iterable[Part]) ->
     return tuple(counts.tolist())
 
 
-def _read(path: Path, key: str, dtype: np.dtype) -> CachedTokens | None:
+def _read(path: Path, key: str, dtype: np.dtype) -> Part | None:
     """Returns the ids in a file, or None if there is none; raises ``ValueError`` with what is wrong with it."""
     try:
-        if problem := not_regular(os.lstat(path)):
-            raise ValueError(problem)
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             length = file.seek(0, os.SEEK_END) - TRAILER
-            if length < 0:
-                raise ValueError("is not whole")
-            file.seek(length)
-            record = parse_json(file.read())
-            digest, left = hashlib.sha256(), length
-            file.seek(0)
-            while left and (block := file.read(min(BLOCK, left))):
-                digest.update(block)
-                left -= len(block)
-            said = record.pop("sha256")
+            file.seek(max(0, length))
+            record = parse_json(file.read(TRAILER))
+            saved, ids = record.pop("sha256"), _mapped(file, dtype)
+            digest = hashlib.sha256(ids)
             digest.update(json.dumps(record).encode())
-            written = said == digest.hexdigest() and [record["key"], record["dtype"]] == [key, dtype.name]
-            if not written or record["size"] * dtype.itemsize != length:
-                raise ValueError("are not what was written")
+            facts = [saved, record["key"], record["dtype"], record["size"] * dtype.itemsize]
+            if facts != [digest.hexdigest(), key, dtype.name, length]:
+                raise ValueError("they are not what was written")
             os.utime(file.fileno() if os.utime in os.supports_fd else path)
-            return CachedTokens(_mapped(file, dtype), tuple(record["counts"]))
+            return Part(ids, tuple(record["counts"]))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -71,6 +71,8 @@ class RunLock:
     """
 
     _held: dict[Path, RunLock] = {}
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_held.clear)  # a fork holds no lock
 
     def __init__(self, folder: Path, descriptor: int) -> None:
         self.folder = folder
@@ -200,8 +202,6 @@ class RunLock:
 
 
 atexit.register(RunLock.release_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=RunLock._held.clear)  # a fork does not hold the lock
 
 
 @contextmanager
