@@ -139,7 +139,7 @@ def _read(path: Path, key: str, dtype: np.dtype) -> Part | None:
             file.seek(max(0, length))
             record = parse_json(file.read(TRAILER))
             saved, ids = record.pop("sha256"), _mapped(file, dtype)
-            digest = hashlib.sha256(ids)
+            digest = hashlib.sha256(ids.data)
             digest.update(json.dumps(record).encode())
             facts = [saved, record["key"], record["dtype"], record["size"] * dtype.itemsize]
             if facts != [digest.hexdigest(), key, dtype.name, length]:
