@@ -23,11 +23,16 @@ def __getattr__(name: str) -> Any:
     """Load a subpackage or an API name at its first use, so that commands can configure the process before JAX."""
     if not name.startswith("_") and find_spec(f"jaxgen.{name}") is not None:
         return import_module(f"jaxgen.{name}")
-    api = import_module("jaxgen.api")
-    if name != "__all__" and name not in api.__all__:
+    if name == "__all__":
+        return _api_names()
+    if name not in ("__version__", *_api_names()):
         raise AttributeError(f"module 'jaxgen' has no attribute {name!r}")
-    return getattr(api, name)
+    return getattr(import_module("jaxgen.api"), name)
+
+
+def _api_names() -> list[str]:
+    return [name for name in dir(import_module("jaxgen.api")) if not name.startswith("_")]
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *import_module("jaxgen.api").__all__])
+    return sorted([*globals(), *_api_names()])

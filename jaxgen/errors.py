@@ -62,16 +62,9 @@ def listed(names: Iterable[str], most: int = 10) -> str:
 
 
 def check_int(what: str, value: object, least: int, most: int | None = None) -> int:
-    """Returns ``value`` as an ``int``.
+    """Returns a Python or NumPy integer as an ``int``. Raises ``UsageError`` unless it lies in ``least``..``most``.
 
-    Args:
-        what: What the value is, as the beginning of a sentence, for example ``"The batch size"``.
-        value: A Python or NumPy integer.
-        least: The smallest value allowed.
-        most: The largest value allowed, if there is one.
-
-    Raises:
-        UsageError: The value is not a whole number in that range.
+    ``what`` begins the message, for example ``"The batch size"``.
     """
     number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
     if number is None or number < least or (most is not None and number > most):

@@ -10,10 +10,11 @@ import os
 import secrets
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -26,8 +27,6 @@ MAX_JSON_CONTAINERS = 2**20
 MAX_JSON_VALUES = 2**21
 #: The system's errors for a full disk, a used-up quota and a file that is too large.
 NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
-
-
 #: What to do about a file that could not be written, by the system's error.
 REMEDIES = dict.fromkeys(NO_ROOM, "Make room on that disk") | {
     errno.EROFS: "Make that disk writable",
@@ -46,13 +45,7 @@ RESUME = "repeat the command with `--resume auto`"
 def replace_file(path: Path, data: bytes, advice: str = "repeat the command") -> None:
     """Write a file atomically: a reader or a crash sees the old content or the new one, never a part.
 
-    Args:
-        path: the file.
-        data: its new content.
-        advice: what the error tells the user to do.
-
-    Raises:
-        CheckpointError: names the path if it cannot be written.
+    Raises ``CheckpointError``, which ends with ``advice``, if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with write_errors(path, advice, len(data)):
@@ -127,10 +120,7 @@ def unwritable(path: Path, error: BaseException, advice: str = RESUME, needed: i
     number = error.errno if isinstance(error, OSError) else errno.ENOMEM if isinstance(error, MemoryError) else None
     remedy = REMEDIES.get(number or 0, "Make room on that disk or make the folder writable")
     kept = "; what was saved before is untouched" if advice == RESUME and number != errno.ENOENT else ""
-    said = f"Could not write {path}: {io_reason(path, error, needed)}."
-    refusal = CheckpointError(f"{said} {remedy}, then {advice}{kept}.")
-    refusal.said = said
-    return refusal
+    return CheckpointError(f"Could not write {path}: {io_reason(path, error, needed)}. {remedy}, then {advice}{kept}.")
 
 
 @contextmanager
@@ -144,25 +134,18 @@ def write_errors(path: Path, advice: str = RESUME, needed: int | None = None) ->
 
 def io_reason(path: Path, error: BaseException, needed: int | None = None) -> str:
     """Why ``path`` could not be written, in words; on a full disk with the bytes ``needed`` and those free."""
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if isinstance(error, MemoryError):
-        reason = "out of memory"
+        return "out of memory"
+    reason = getattr(error, "strerror", None) or str(error)
     if isinstance(error, OSError) and error.errno in NO_ROOM and needed is not None:
-        reason += f" ({_size(needed)} needed{_free(path)})"
+        folder = next(place for place in (path, *path.absolute().parents) if place.is_dir())
+        reason += f" ({_size(needed)} needed, {_size(shutil.disk_usage(folder).free)} free)"
     return reason
 
 
 def run_dir_missing() -> FileNotFoundError:
     """The error for a run's folder that disappeared, to be passed to ``unwritable``."""
     return FileNotFoundError(errno.ENOENT, "the folder was removed or moved while the run went on")
-
-
-def _free(path: Path) -> str:
-    there = next(place for place in (path, *path.absolute().parents) if place.is_dir())
-    try:
-        return f", {_size(shutil.disk_usage(there).free)} free"
-    except OSError:
-        return ""
 
 
 def _size(number: int) -> str:
@@ -183,29 +166,20 @@ def dump_json(value: object) -> bytes:
 def load_json(path: Path, advice: str) -> Any:
     """Read a JSON file that jaxgen wrote.
 
-    Args:
-        path: the file.
-        advice: the sentence that tells the user what to do if that fails.
-
-    Raises:
-        CheckpointError: if it is missing, a link, not a regular file, larger than 64 MB, or refused by ``parse_json``.
+    Raises ``CheckpointError``, which ends with the sentence ``advice``, for what ``read_bounded`` or ``parse_json``
+    refuse.
     """
-
-    def refuse(problem: str, cause: Exception | None = None) -> NoReturn:
-        raise CheckpointError(f"{path} {problem}. {advice}") from cause
-
+    problem = "{}"
     try:
         data = read_bounded(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        refuse("does not exist", error)
-    except OSError as error:
-        refuse(f"cannot be read ({error.strerror})", error)
-    except ValueError as error:
-        refuse(str(error), error)
-    try:
+        problem = "is not acceptable JSON: {}"
         return parse_json(data)
+    except OSError as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        problem = "does not exist" if missing else f"cannot be read ({error.strerror})"
+        raise CheckpointError(f"{path} {problem}. {advice}") from error
     except ValueError as error:
-        refuse(f"is not acceptable JSON: {error}", error)
+        raise CheckpointError(f"{path} {problem.format(error)}. {advice}") from error
 
 
 def read_bounded(path: Path) -> bytes:
@@ -235,19 +209,20 @@ def parse_json(data: bytes) -> Any:
             parse_float=_finite,
             parse_constant=_finite,
         )
+        too_deep = _depth(value) > MAX_JSON_DEPTH
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from error
     except RecursionError:
-        raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels") from None
-    _check_depth(value)
+        too_deep = True
+    if too_deep:
+        raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels")
     return value
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {twice[:80]!r} is given twice")
     return result
 
@@ -259,20 +234,12 @@ def _finite(text: str) -> float:
     return value
 
 
-def _check_depth(value: object) -> None:
-    """Raise ``ValueError`` for too deep a value. Not recursive, because a hostile file would exhaust the stack."""
-    level, depth = [value], 0
-    while level:
-        children: list[object] = []
-        for item in level:
-            if isinstance(item, dict):
-                children.extend(item.values())
-            elif isinstance(item, list):
-                children.extend(item)
-        level = [child for child in children if isinstance(child, (dict, list))]
-        depth += 1
-        if level and depth >= MAX_JSON_DEPTH:
-            raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels")
+def _depth(value: object) -> int:
+    """How deep lists and objects are nested in a JSON value."""
+    if not isinstance(value, (dict, list)):
+        return 0
+    children = value.values() if isinstance(value, dict) else value
+    return 1 + max((_depth(child) for child in children if isinstance(child, (dict, list))), default=0)
 
 
 #: How the contents of our JSON files are validated: exact types, no unknown fields, finite numbers.
@@ -289,13 +256,8 @@ class StrictModel(BaseModel):
 def load_strict(kind: Callable[..., T], value: object, what: str) -> T:
     """Makes a ``StrictModel``, or a pydantic dataclass with ``STRICT``, of a JSON object.
 
-    Args:
-        kind: The class; its fields are those of the object.
-        value: The JSON value.
-        what: What the value describes, for the message.
-
-    Raises:
-        CheckpointError: The value is not an object, or a field is missing, unknown or wrong.
+    Raises ``CheckpointError``, which says ``what`` the value describes, if it is not an object, or if a field is
+    missing, unknown or wrong.
     """
     if not isinstance(value, dict):
         raise malformed(what, f"it is a {type(value).__name__}, not an object")

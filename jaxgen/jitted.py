@@ -29,7 +29,7 @@ from jaxgen.training.data_parallel import (
     shard_train_steps_with_stop_flag,
 )
 from jaxgen.training.step import create_state, eval_step, train_steps
-from jaxgen.training.task import EncodingTask, PredictingTask, PromptedTask, Task, WritingTask
+from jaxgen.training.task import PromptedTask, Task, WritingTask
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
 from jaxgen.types import Key
 
@@ -106,46 +106,25 @@ def jit_eval_step(task: Task, devices: int = 1) -> Callable:
     return one_at_a_time(jax.jit(shard_eval_step(task, make_global_mesh(devices))))
 
 
-@cached
-def jit_prepare(task: Task) -> Callable:
-    """``(params) -> weights`` as decoding reads them."""
-    return jax.jit(task.prepare)
+def _jit_method(name: str) -> Callable[[Any], Callable]:
+    """``(task) -> the compiled method`` of that name."""
+    return cached(lambda task: jax.jit(getattr(task, name)))
 
 
-@cached
-def jit_predict(task: PredictingTask) -> Callable:
-    """``(weights, inputs) -> values``, a tree of arrays with a row for each input."""
-    return jax.jit(task.predict)
-
-
-@cached
-def jit_encode(task: EncodingTask) -> Callable:
-    """``(weights, inputs) -> (memory, carry, logits)``, from which a text is decoded for each input."""
-    return jax.jit(task.init_decoder)
-
-
-@cached
-def jit_attention(task: EncodingTask) -> Callable:
-    """``(weights, inputs, tokens) -> attention weights`` of each step that reads these tokens."""
-    return jax.jit(task.attention_weights)
-
-
-@cached
-def jit_initial_states(task: PromptedTask) -> Callable:
-    """``(weights, condition) -> carry``, the initial state of a text with known labels or features."""
-    return jax.jit(task.initial_states)
-
-
-@cached
-def jit_prefill(task: PromptedTask) -> Callable:
-    """``(weights, carry, logits, tokens, valid) -> (carry, logits)``."""
-    return jax.jit(task.prefill)
-
-
-@cached
-def jit_decode_step(task: WritingTask) -> Callable:
-    """``(weights, carry, token) -> (carry, logits)``, one decoding step."""
-    return jax.jit(task.step)
+#: ``(params) -> weights`` as decoding reads them.
+jit_prepare = _jit_method("prepare")
+#: ``(weights, inputs) -> values``, a tree of arrays with a row for each input.
+jit_predict = _jit_method("predict")
+#: ``(weights, inputs) -> (memory, carry, logits)``, from which a text is decoded for each input.
+jit_encode = _jit_method("init_decoder")
+#: ``(weights, inputs, tokens) -> attention weights`` of each step that reads these tokens.
+jit_attention = _jit_method("attention_weights")
+#: ``(weights, condition) -> carry``, the initial state of a text with known labels or features.
+jit_initial_states = _jit_method("initial_states")
+#: ``(weights, carry, logits, tokens, valid) -> (carry, logits)``.
+jit_prefill = _jit_method("prefill")
+#: ``(weights, carry, token) -> (carry, logits)``, one decoding step.
+jit_decode_step = _jit_method("step")
 
 
 @cached

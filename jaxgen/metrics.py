@@ -1,7 +1,7 @@
 """Measures of texts: overlap with references, diversity, copies of training text, and classification.
 
-BLEU, CIDEr-D and exact matches count words: ``caption_words`` converts a text to lower case and drops punctuation.
-Programs with another tokenization report other values.
+BLEU and CIDEr-D of captions count lower-case words without punctuation: programs with another tokenization report
+other values.
 """
 
 from __future__ import annotations
@@ -27,23 +27,8 @@ _Counts = Counter[tuple[Hashable, ...]]
 _Vector = dict[tuple[Hashable, ...], float]
 
 
-class Bleu(NamedTuple):
-    """Corpus BLEU and its components."""
-
-    scores: tuple[float, ...]  # BLEU-1, BLEU-2, …, 0 to 100
-    precisions: tuple[float, ...]  # of 1-grams, 2-grams, …, 0 to 1
-    brevity: float  # the penalty, 0 to 1
-    length: int  # words of all hypotheses
-    reference_length: int  # words of the references nearest in length
-
-
-def caption_words(text: str) -> list[str]:
-    """Returns the words of a text in lower case, without punctuation."""
-    return units(text.lower())
-
-
-def bleu(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], orders: int = ORDERS) -> Bleu:
-    """Returns corpus BLEU-1 to BLEU-``orders`` of hypotheses with at least one reference each, without smoothing.
+def bleu(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], orders: int = ORDERS) -> list[float]:
+    """Returns corpus BLEU-1 to BLEU-``orders``, 0 to 100, without smoothing. Each text has one reference or more.
 
     BLEU-n = BP · (p_1 ⋯ p_n)^(1/n). p_n is the share of all hypotheses' n-grams that are matched, each at most as often
     as in the one reference that has it most often. BP = exp(min(0, 1 - r/c)) for c words in all hypotheses and r in
@@ -63,10 +48,9 @@ def bleu(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], ord
                 most |= Counter(ngrams(reference, n))
             matched[n - 1] += (counts & most).total()
             total[n - 1] += counts.total()
-    precisions = tuple(hits / there if there else 0.0 for hits, there in zip(matched, total))
+    precisions = [hits / there if there else 0.0 for hits, there in zip(matched, total)]
     brevity = math.exp(min(0.0, 1 - nearest / length)) if length else 0.0
-    scores = tuple(100 * brevity * _geometric_mean(precisions[:n]) for n in range(1, orders + 1))
-    return Bleu(scores, precisions, brevity, length, nearest)
+    return [100 * brevity * _geometric_mean(precisions[:n]) for n in range(1, orders + 1)]
 
 
 def cider(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], orders: int = ORDERS) -> list[float]:
@@ -99,30 +83,20 @@ def cider(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], or
     return scores
 
 
-def exact_match(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:
-    """Returns the share of hypotheses whose words equal those of a reference; raises ``DataError`` as ``bleu``."""
-    _check(hypotheses, references)
-    pairs = zip(hypotheses, references)
-    return sum(any(list(text) == list(known) for known in group) for text, group in pairs) / len(hypotheses)
-
-
 def caption_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Returns ``bleu_1`` to ``bleu_4`` (0 to 100), ``cider`` (0 to 10) and ``exact`` (0 to 1) of texts."""
-    texts = [caption_words(text) for text in hypotheses]
-    known = [[caption_words(text) for text in group] for group in references]
-    scores = {f"bleu_{n}": score for n, score in enumerate(bleu(texts, known).scores, 1)}
-    return scores | {"cider": math.fsum(cider(texts, known)) / len(texts), "exact": exact_match(texts, known)}
+    """Returns ``bleu_1`` to ``bleu_4`` (0 to 100) and ``cider`` (0 to 10) of the lower-case words of texts."""
+    texts = [units(text.lower()) for text in hypotheses]
+    known = [[units(text.lower()) for text in group] for group in references]
+    scores = {f"bleu_{n}": score for n, score in enumerate(bleu(texts, known), 1)}
+    return scores | {"cider": math.fsum(cider(texts, known)) / len(texts)}
 
 
 def _check(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> None:
-    if not hypotheses or len(hypotheses) != len(references):
+    if not hypotheses or len(hypotheses) != len(references) or not all(references):
         raise DataError(
-            f"There are {len(hypotheses)} texts to compare with {len(references)} groups of references: "
-            "give one text or more, and a group for each."
+            f"{len(hypotheses)} texts cannot be compared with {len(references)} groups of references: give one text or "
+            "more, and a group of one reference or more for each."
         )
-    bare = [place for place, group in enumerate(references) if not group]
-    if bare:
-        raise DataError(f"Text {bare[0]} (counted from 0) has no reference to compare it with: give one or more.")
 
 
 def _geometric_mean(values: Sequence[float]) -> float:
@@ -138,21 +112,15 @@ def _weighted(counts: _Counts, frequency: _Counts, total: int) -> _Vector:
 
 
 def _clipped_cosine(hypothesis: _Vector, reference: _Vector) -> float:
-    norms = _norm(hypothesis.values()) * _norm(reference.values())
+    vectors = (hypothesis, reference)
+    norms = math.prod(math.sqrt(math.fsum(value * value for value in vector.values())) for vector in vectors)
     both = hypothesis.keys() & reference.keys()
-    return (
-        math.fsum(min(hypothesis[gram], reference[gram]) * reference[gram] for gram in both) / norms if norms else 0.0
-    )
-
-
-def _norm(values: Iterable[float]) -> float:
-    return math.sqrt(math.fsum(value * value for value in values))
+    overlap = math.fsum(min(hypothesis[gram], reference[gram]) * reference[gram] for gram in both)
+    return overlap / norms if norms else 0.0
 
 
 #: Letters, digits and underscores, with apostrophes inside; case is kept.
 WORD = re.compile(r"\w+(?:['’]\w+)*")
-#: Units of n-grams.
-UNITS = ("word", "character")
 #: Share of white space from which words are the unit of a text. English has a sixth, Chinese a hundredth.
 WORD_SPACING = 0.05
 #: How often a cycle must repeat, and how many symbols it must cover, not to be a coincidence such as "ee" or "1000".
@@ -168,14 +136,13 @@ class Cycle(NamedTuple):
 
 def natural_unit(texts: Iterable[str]) -> str:
     """Returns ``word`` for texts with spaces between words, else ``character``; looks at 100,000 characters."""
-    spaces = there = 0
+    start = ""
     for text in texts:
-        part = text[: 100_000 - there]
-        spaces += sum(map(str.isspace, part))
-        there += len(part)
-        if there >= 100_000:
+        start += text[: 100_000 - len(start)]
+        if len(start) >= 100_000:
             break
-    return "word" if spaces >= WORD_SPACING * max(there, 1) else "character"
+    spaces = sum(map(str.isspace, start))
+    return "word" if spaces >= WORD_SPACING * max(len(start), 1) else "character"
 
 
 def units(text: str, unit: str = "word", *, before: str = "", cut: bool = False) -> list[str]:

@@ -59,8 +59,7 @@ def keep_compilations() -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError):  # RuntimeError: the user has no home folder
         return None
-    _drop_torn(folder)
-    _prune(folder)
+    _clean(folder)
     if not folder.is_absolute() or not os.access(folder, os.W_OK | os.X_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -115,49 +114,57 @@ def need_devices(number: int, who: str) -> None:
 
     there = jax.local_device_count()
     if number > there:
-        more = "Take a machine with more."
-        if jax.default_backend() == "cpu" and number <= cores():
-            more = f"Set JAX_NUM_CPU_DEVICES={number}, or call jaxgen.offer_cores() before anything uses JAX."
-        elif jax.default_backend() == "cpu":
-            more = f"Take a machine with more cores, or set JAX_NUM_CPU_DEVICES={number} (slower)."
-        raise UsageError(f"{who} devices, but {there} can be used here ({jax.default_backend()}). {more}")
+        more = "Take a machine with more"
+        if jax.default_backend() == "cpu":
+            more += f", or set JAX_NUM_CPU_DEVICES={number} (slower with fewer than {number} cores)"
+        raise UsageError(f"{who} devices, but {there} can be used here ({jax.default_backend()}). {more}.")
 
 
 def processor() -> str:
     """A digest of the instruction set of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        known = next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        known = f"{platform.machine()} {platform.processor()}"
+    known = _cpuinfo("flags", "Features") or f"{platform.machine()} {platform.processor()}"
     return hashlib.sha256(known.encode()).hexdigest()[:12]
 
 
 def processor_name() -> str:
     """The name of this machine's processor with ``processor()``, since instructions may differ under one name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
+    name = _cpuinfo("model name").partition(":")[2].strip() or platform.processor() or platform.machine()
     return f"{name} ({processor()})"
 
 
-def _drop_torn(folder: Path) -> None:
-    """Remove incomplete cache entries, which JAX would refuse at every start and never replace.
-
-    JAX writes entries in place, so that a kill or a full disk leaves a part. Each entry is checked once.
-    """
-    looked = folder / ".looked"
+def _cpuinfo(*names: str) -> str:
+    """The first line on the processor that begins with one of ``names``; empty where the system has none."""
     try:
-        before, now = looked.stat().st_mtime_ns if looked.exists() else 0, time.time_ns()
-        for path in folder.glob("*-cache"):
-            if path.stat().st_mtime_ns >= before and not _whole(path.read_bytes()):
-                path.unlink(missing_ok=True)
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith(names)), "")
+
+
+def _clean(folder: Path) -> None:
+    """Remove incomplete cache entries, and the oldest ones while there are more than ``MAX_CACHE_BYTES``.
+
+    JAX writes entries in place, so that a kill or a full disk leaves a part, which it would refuse at every start and
+    never replace. Each entry is checked once: ``.looked`` has the time of the last check.
+    """
+    looked, now, kept = folder / ".looked", time.time_ns(), []
+    with contextlib.suppress(OSError):  # the folder may be read-only
+        before = looked.stat().st_mtime_ns if looked.exists() else 0
+        for path in folder.glob("*-cache"):  # JAX keeps other files beside them
+            with contextlib.suppress(OSError):  # another process may be cleaning too
+                status = path.stat()
+                if status.st_mtime_ns >= before and not _whole(path.read_bytes()):
+                    path.unlink()
+                else:
+                    kept.append((status.st_mtime, status.st_size, path))
         looked.touch()
         os.utime(looked, ns=(now, now))
-    except OSError:  # another process may be pruning, or the folder is read-only
-        return
+    total = sum(size for _, size, _ in kept)
+    for _, size, path in sorted(kept):
+        if total > MAX_CACHE_BYTES:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            total -= size
 
 
 def _whole(entry: bytes) -> bool:
@@ -168,19 +175,3 @@ def _whole(entry: bytes) -> bool:
     except zlib.error:
         return entry.startswith(ZSTANDARD)
     return reader.eof
-
-
-def _prune(folder: Path) -> None:
-    """Remove the oldest cache entries while there are more than ``MAX_CACHE_BYTES``."""
-    found = []
-    for path in folder.glob("*-cache"):  # JAX keeps other files beside them
-        with contextlib.suppress(OSError):  # another process may be pruning too
-            status = path.stat()
-            found.append((status.st_mtime, status.st_size, path))
-    total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
-        if total <= MAX_CACHE_BYTES:
-            return
-        with contextlib.suppress(OSError):
-            path.unlink()
-        total -= size

@@ -23,10 +23,9 @@ from jaxgen.tasks.language.objective import Scored, Totals
 from jaxgen.tokenizers.base import EOS
 from jaxgen.trainer.callbacks import Callback, Emit, Finished, Note, ProgressEvents, Started
 from jaxgen.trainer.process_group import ProcessGroup
-from jaxgen.trainer.progress_state import Interrupted
 from jaxgen.trainer.recorder import make_recorder
 from jaxgen.trainer.run import resolve_config
-from jaxgen.trainer.signals import RaiseOnSignal, Stopped
+from jaxgen.trainer.signals import raise_on_signal
 from jaxgen.trainer.trainer import Trainer
 from jaxgen.training.step import TrainState
 from jaxgen.types import Array, Batch, Key, Params
@@ -383,17 +382,13 @@ class NGramRun(Trainer):
 
     def train(self) -> Finished:
         """Evaluate the model, save it if that was not done before, and report."""
-        try:
-            with self.recorder, RaiseOnSignal():
-                for callback in self.recorder.callbacks:
-                    callback.on_start(Started(str(self.run.path), self._summary(), 0, 0))
-                params = self._state.params
-                metrics = self._metrics(params, final=True)
-                if self.recorder.store is not None and self.recorder.store.latest() is None:
-                    self._record(metrics)
-                return self._conclude(0, 0, params, metrics)
-        except Stopped as stopped:
-            raise Interrupted(stopped.number, "in the evaluation of what was counted", str(self.run.path)) from None
+        with self.recorder, raise_on_signal("in the evaluation of what was counted", str(self.run.path)):
+            self.recorder.call("on_start", Started(str(self.run.path), self._summary(), 0, 0))
+            params = self.state.params
+            metrics = self._metrics(params, final=True)
+            if self.recorder.store is not None and self.recorder.store.latest() is None:
+                self._record(metrics)
+            return self._conclude(0, 0, params, metrics)
 
     def _record(self, metrics: dict[str, Any]) -> None:
         row = {
@@ -406,7 +401,7 @@ class NGramRun(Trainer):
         }
         self.progress.best = self.data.METRIC.cost(metrics)
         MetricsLog(self.run.metrics_path).append(row)
-        self._save(0, self.progress.best)
+        self.save(0, self.progress.best)
 
     def _summary(self) -> dict[str, str]:
         ngrams, tokens = self.task.model.nodes - 1, self.data.corpus.train.ids.size
@@ -425,12 +420,9 @@ def start(config: LanguageConfig, emit: Emit, callbacks: Sequence[Callback] = ()
     Raises ``UsageError`` and ``DataError``; a folder that cannot be used is reported before counting.
     """
     RunDirectory.check(config.run)
-    try:
-        with RaiseOnSignal():
-            data = LanguageData.load(config, None, ProgressEvents(emit))
-            model, params, seconds = count_ngrams(data)
-    except Stopped as stopped:
-        raise Interrupted(stopped.number, "while n-grams were counted; there is no run yet") from None
+    with raise_on_signal("while n-grams were counted; there is no run yet"):
+        data = LanguageData.load(config, None, ProgressEvents(emit))
+        model, params, seconds = count_ngrams(data)
     run = RunDirectory.create(config.run, config.task)
     options = {**data.model_options(), "nodes": model.nodes, "contexts": model.contexts}
     parameters = sum(leaf.size for leaf in params.values())
@@ -451,11 +443,8 @@ def resume(
     trainer = NGramRun(config, data, saved.task, saved.directory, saved.resolved, recorder, ProcessGroup())
     if recorder.store.latest() is None:
         recorder.truncate_after(-1)
-        try:
-            with RaiseOnSignal():
-                return trainer.set_counted(*count_ngrams(data)[1:])
-        except Stopped as stopped:
-            raise Interrupted(stopped.number, "while n-grams were counted", str(saved.directory.path)) from None
+        with raise_on_signal("while n-grams were counted", str(saved.directory.path)):
+            return trainer.set_counted(*count_ngrams(data)[1:])
     emit(Note(f"The run {saved.directory.path} is finished: n-grams are counted once, there is nothing to go on with."))
     return trainer.set_counted(saved.params()[1])
 

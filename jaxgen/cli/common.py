@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from jaxgen.errors import DataError, JaxgenError, UsageError
-from jaxgen.trainer.signals import interruptible
+from jaxgen.trainer.signals import Interrupted, interruptible
 
 #: Line and paragraph separators, and characters that change the writing direction.
 UNSAFE_CHARACTERS = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -46,8 +46,6 @@ def _exit_code(command: Callable[[], None], text_only: bool) -> int:
     except JaxgenError as error:
         log(f"error: {error}")
         return error.exit_code
-    from jaxgen.trainer.progress_state import Interrupted
-
     open_output(text_only)
     try:
         command()

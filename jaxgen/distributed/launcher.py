@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from jaxgen.errors import UsageError
+from jaxgen.errors import UsageError, check_int
+from jaxgen.trainer.signals import StopSignals, stop_signals
 
 if TYPE_CHECKING:  # the parent process waits without loading JAX
     from jaxgen.trainer.process_group import ProcessGroup
@@ -34,7 +35,6 @@ LAUNCHED = "JAXGEN_LAUNCHED_BY"
 LOST = 6
 #: Linux's prctl option for the signal that a process gets when its parent ends.
 PR_SET_PDEATHSIG = 1
-FORWARDED_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 #: Seconds without the other processes after which a message says so.
 MEETING_NOTICE = 10.0
 #: Seconds within which two signals count as one: a signal to a whole process group reaches a process twice.
@@ -57,8 +57,7 @@ class Job:
     heartbeat: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.heartbeat <= 86_400:
-            raise UsageError(f"--heartbeat {self.heartbeat} cannot be used: give seconds from 1 to 86,400.")
+        check_int("--heartbeat", self.heartbeat, 1, 86_400)
         if self.coordinator is None:
             return
         host, _, port = self.coordinator.rpartition(":")
@@ -67,16 +66,11 @@ class Job:
                 f"--coordinator {self.coordinator} is no address: give the host of process 0 and a free port there, as "
                 "in --coordinator 10.0.0.1:1234."
             )
-        if self.processes is None or not 1 <= self.processes <= MAX_PROCESSES:
-            raise UsageError(
-                f"--num-processes must be the number of processes of the job, a whole number from 1 to "
-                f"{MAX_PROCESSES:,}; {'none' if self.processes is None else self.processes} was given."
-            )
-        if self.index is None or not 0 <= self.index < self.processes:
-            raise UsageError(
-                f"--process-id must be a whole number from 0 to {self.processes - 1}, another one for each process of "
-                f"the job; {'none' if self.index is None else self.index} was given."
-            )
+        check_int("--process-id", self.index, 0, check_int("--num-processes", self.processes, 1, MAX_PROCESSES) - 1)
+
+    def __str__(self) -> str:
+        number = "" if self.processes is None else f"{self.processes} "
+        return f"the {number}processes of the job" + ("" if self.coordinator is None else f" at {self.coordinator}")
 
 
 def launch(job: Job, work: Callable[[], int], log: Callable[[str], None]) -> int:
@@ -101,7 +95,6 @@ def launch(job: Job, work: Callable[[], int], log: Callable[[str], None]) -> int
 def meet(job: Job) -> ProcessGroup:
     """Wait for the other processes of ``job``; returns the group of all of them. Raises ``UsageError``."""
     from jaxgen.distributed.processes import join, process_group
-    from jaxgen.trainer.signals import StopSignals
 
     if job.index == 0 and job.coordinator is not None:
         _check_port(job)
@@ -135,15 +128,10 @@ def _check_port(job: Job) -> None:
 
 
 def _did_not_meet(job: Job, why: str) -> UsageError:
-    who = "processes of the job" if job.processes is None else f"{job.processes} processes of the job"
     return UsageError(
-        f"The {who} did not meet{_at(job)} ({why}). Start all of them at about the same time, each with its own "
-        "--process-id; process 0 runs on that host, and the port is free there and open to the others."
+        f"Not all of {job} joined ({why}). Start all of them at about the same time, each with its own --process-id; "
+        "process 0 runs on that host, and the port is free there and open to the others."
     )
-
-
-def _at(job: Job) -> str:
-    return "" if job.coordinator is None else f" at {job.coordinator}"
 
 
 def _leave_job(code: int) -> int:
@@ -170,9 +158,8 @@ class _Child:
         self._stopped_at = 0.0
         self._meeting, writer = os.pipe()
         self._process: subprocess.Popen[bytes] | None = None
-        for number in FORWARDED_SIGNALS:
-            if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._forward)
+        for number in stop_signals():
+            signal.signal(number, self._forward)
         # In a process group of its own: Ctrl-C at a terminal reaches the parent alone, which forwards it once.
         self._process = subprocess.Popen(
             [sys.executable, *sys.orig_argv[1:]],
@@ -213,8 +200,7 @@ def _watch_child(job: Job, log: Callable[[str], None]) -> int:
     """Run this command as a child; returns its exit code, or the one for the way in which it ended."""
     child = _Child()
     if not child.wait_to_meet(MEETING_NOTICE) and not child.met:
-        who = "processes" if job.processes is None else f"{job.processes} processes"
-        log(f"Waiting for the {who} of the job{_at(job)} …")
+        log(f"Waiting for {job} …")
     code = child.wait()
     child.wait_to_meet(0)
     if code >= 0:
@@ -227,10 +213,7 @@ def _watch_child(job: Job, log: Callable[[str], None]) -> int:
         log(f"error: {_did_not_meet(job, f'the runtime ended with {name}')}")
         return LOST
     if -code == signal.SIGABRT:
-        log(
-            "error: Another process of the job was lost (or the coordinator was), and the others cannot continue "
-            "without it. The last checkpoint is kept: start all processes again, with --resume auto."
-        )
+        log("error: Another process of the job was lost. Start all processes again, with --resume auto.")
         return LOST
     log(f"error: This process of the job was ended by {name}. Start all processes again, with --resume auto.")
     return 128 - code

@@ -33,15 +33,8 @@ JOIN_TIMEOUT, LEAVE_TIMEOUT = 300, 30
 def join(coordinator: str | None, processes: int | None, index: int | None, heartbeat: int) -> None:
     """Wait until all processes of the job have joined. Call it before anything uses a device.
 
-    Args:
-        coordinator: where process 0 listens, HOST:PORT; with None the cluster says this and the next two.
-        processes: how many processes the job has.
-        index: the number of this one, from 0.
-        heartbeat: seconds without a sign of life after which a process counts as lost.
-
-    Raises:
-        RuntimeError, ValueError, OSError: the processes cannot meet. If some do not come in time, the runtime itself
-            ends this process.
+    The arguments are the fields of ``launcher.Job``. Raises ``RuntimeError``, ``ValueError`` or ``OSError`` if the
+    processes cannot meet. If some do not come in time, the runtime itself ends this process.
     """
     _met_at.append(coordinator)
     # The training loop agrees on signals. JAX's own service would take SIGTERM, and only that.
@@ -206,16 +199,14 @@ class JaxProcessGroup(ProcessGroup):
                 raise
             if "context initialization failed" in str(error) and (address := unreachable_address()):
                 raise UsageError(
-                    f"The processes of the job met and cannot reach each other: the name of this host, "
-                    f"{socket.gethostname()}, stands for {address}, an address that no other host can reach. In "
-                    "/etc/hosts of each host, let its name stand for the address that the others see."
+                    f"The other processes cannot reach this host: its name, {socket.gethostname()}, stands for "
+                    f"{address}. In /etc/hosts of each host, let its name stand for the address that the others see."
                 ) from None
             if isinstance(error, ValueError) and not re.search("gloo|UNKNOWN|UNAVAILABLE|INTERNAL", str(error), re.I):
                 raise
+            why = str(error).splitlines()[0][:200].rstrip(".")
             raise LostError(
-                f"Another process of the job was lost ({str(error).splitlines()[0][:200].rstrip('.')}), and the others "
-                "cannot continue without it. The last checkpoint is kept: start all processes again, with --resume "
-                "auto."
+                f"Another process of the job was lost ({why}). Start all processes again, with --resume auto."
             ) from None
 
     def _gather_array(self, mine: np.ndarray) -> np.ndarray:

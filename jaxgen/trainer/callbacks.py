@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,19 +98,19 @@ Event = Reading | Started | Progress | Evaluated | Sampled | Note | Finished
 Emit = Callable[[Event], None]
 
 
+@dataclass(frozen=True)
 class ProgressEvents(ProgressReporter):
     """Reports the reading of data as events."""
 
-    def __init__(self, emit: Callable[[Any], None]) -> None:
-        self._emit = emit
+    emit: Emit
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Emit a ``Reading``."""
-        self._emit(Reading(what, done, total))
+        self.emit(Reading(what, done, total))
 
     def note(self, text: str) -> None:
         """Emit a ``Note``."""
-        self._emit(Note(text))
+        self.emit(Note(text))
 
 
 class Callback:
@@ -150,42 +149,29 @@ class Callback:
         """Wait for work in the background. Also called when training is interrupted or fails."""
 
 
-class MetricsWriter(Callback):
-    """Appends each evaluation to ``metrics.jsonl``. Raises ``CheckpointError`` if the run's lock was lost."""
+class LogWriter(Callback):
+    """Appends evaluations to ``metrics.jsonl`` and examples to ``samples.txt``; writes ``report.json`` at the end.
+
+    Raises ``CheckpointError`` if the run's lock was lost.
+    """
 
     def __init__(self, run: RunDirectory) -> None:
-        self._run, self._log = run, MetricsLog(run.metrics_path)
+        self._run, self._metrics = run, MetricsLog(run.metrics_path)
 
     def on_evaluation(self, event: Evaluated) -> None:
         RunLock.check(self._run.path)
-        self._log.append(event.row)
-
-    def truncate_after(self, step: int) -> None:
-        self._log.truncate(step)
-
-
-class SamplesWriter(Callback):
-    """Appends each example to ``samples.txt``. Raises ``CheckpointError`` if the run's lock was lost."""
-
-    def __init__(self, run: RunDirectory) -> None:
-        self._run = run
+        self._metrics.append(event.row)
 
     def on_sample(self, event: Sampled) -> None:
         RunLock.check(self._run.path)
         append_sample(self._run.samples_path, event.step, event.text)
 
-    def truncate_after(self, step: int) -> None:
-        truncate_samples(self._run.samples_path, step)
-
-
-class ReportWriter(Callback):
-    """Writes ``report.json`` at the end."""
-
-    def __init__(self, run: RunDirectory) -> None:
-        self._run = run
-
     def on_end(self, event: Finished, inference: Inference) -> None:
         self._run.write_json("report.json", {"step": event.step, "best_step": event.best_step, **event.report})
+
+    def truncate_after(self, step: int) -> None:
+        self._metrics.truncate(step)
+        truncate_samples(self._run.samples_path, step)
 
 
 class Emitter(Callback):
@@ -231,11 +217,11 @@ class Plots(Callback):
     def __init__(self, run: RunDirectory, data: TaskData, emit: Emit) -> None:
         self._run, self._data, self._emit = run, data, emit
         self._metrics = MetricsLog(run.metrics_path)
-        self._errors = PlotErrors()
         self._evaluated: Evaluated | None = None  # to be drawn once its checkpoint is saved
-        self._requested = 0
         self._pool: ThreadPoolExecutor | None = None
         self._plot: Future[None] | None = None
+        self._failed: list[str] = []  # of any thread; the main thread reports them
+        self._reported: set[str] = set()
 
     def on_evaluation(self, event: Evaluated) -> None:
         self._evaluated = event
@@ -243,19 +229,19 @@ class Plots(Callback):
     def on_checkpoint(self, step: int) -> None:
         if self._evaluated is None:
             return
-        self._errors.report(self._emit)
-        self._requested += 1
+        self._report()
+        if self._plot is not None:
+            self._plot.cancel()  # unless it is being drawn
         self._pool = self._pool or ThreadPoolExecutor(1)
         best = Best(self._evaluated.best_step, self._data.METRIC.name)
-        self._plot = self._pool.submit(self._draw, self._requested, best)
+        self._plot = self._pool.submit(self._attempt, str(self._run.plot_path), self._draw_losses, best)
         self._evaluated = None
 
     def on_end(self, event: Finished, inference: Inference) -> None:
-        if self._plot is not None:
-            self._plot.result()
-        with self._errors.caught(f"the plots of the report in {self._run.path}"):
-            self._data.save_plots(inference, event.report, self._run.path)
-        self._errors.report(self._emit)
+        self.wait()
+        what = f"the plots of the report in {self._run.path}"
+        self._attempt(what, self._data.save_plots, inference, event.report, self._run.path)
+        self._report()
 
     def truncate_after(self, step: int) -> None:
         self._evaluated = None
@@ -265,36 +251,24 @@ class Plots(Callback):
             self._pool.shutdown()
             self._pool = None
 
-    def _draw(self, number: int, best: Best) -> None:
-        if number != self._requested:  # a newer request waits behind this one
-            return
+    def _draw_losses(self, best: Best) -> None:
         title = f"{self._run.path.name}: {self._data.fingerprint()['name']}"
-        with self._errors.caught(f"{self._run.plot_path}"):
-            draw_losses(self._metrics.read(), self._run.plot_path, title, self._data.TARGET, best)
+        draw_losses(self._metrics.read(), self._run.plot_path, title, self._data.TARGET, best)
 
-
-class PlotErrors:
-    """Exceptions of plots, on whatever thread, kept until the main thread reports them."""
-
-    def __init__(self) -> None:
-        self._waiting: list[str] = []
-        self._reported: set[str] = set()
-
-    @contextmanager
-    def caught(self, what: str) -> Iterator[None]:
-        """A context that keeps every exception instead of raising it. ``what`` names the plot in a sentence."""
+    def _attempt(self, what: str, draw: Callable[..., None], *args: Any) -> None:
+        """Call ``draw``, which draws ``what``; keep what it raises for ``_report``."""
         try:
-            yield
-        except Exception as error:  # a full disk, or whatever fonts, texts and numbers make of a plotting library
+            draw(*args)
+        except CheckpointError as error:  # a full disk
+            self._failed.append(str(error))
+        except Exception as error:  # whatever fonts, texts and numbers make of a plotting library
             first = next(iter(str(error).splitlines()), "")
-            said = getattr(error, "said", "") if isinstance(error, CheckpointError) else ""
-            said = said or f"Could not draw {what}: {type(error).__name__} {first}".rstrip(". ") + "."
-            self._waiting.append(f"WARNING: {said} Nothing else is lost: weights and metrics are saved without it.")
+            self._failed.append(f"Could not draw {what}: {type(error).__name__} {first}".rstrip(". ") + ".")
 
-    def report(self, emit: Callable[[Note], None]) -> None:
-        """Emit each message that has not been reported yet."""
-        while self._waiting:
-            text = self._waiting.pop(0)
-            if text not in self._reported:
-                self._reported.add(text)
-                emit(Note(text))
+    def _report(self) -> None:
+        """Emit each message that was not emitted before."""
+        while self._failed:
+            problem = self._failed.pop(0)
+            if problem not in self._reported:
+                self._reported.add(problem)
+                self._emit(Note(f"WARNING: {problem} Nothing else is lost: weights and metrics are saved without it."))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
@@ -94,7 +94,10 @@ def _cached_optimizer(
 
 
 def evaluate(task: Any, sets: Mapping[str, EvalSet], params: Params, devices: int) -> dict[str, Any]:
-    """The sums of ``task.measure`` over each of ``sets`` that has a target, with rows sharded over ``devices``."""
+    """The sums, in float64, of ``task.measure`` over each of ``sets`` that has a target.
+
+    Rows are sharded over ``devices``.
+    """
     totals = {}
     for name, evaluation in sets.items():
         spread = devices if evaluation.rows % devices == 0 else 1  # else each process evaluates by itself
@@ -112,13 +115,8 @@ def evaluate(task: Any, sets: Mapping[str, EvalSet], params: Params, devices: in
             carry, batch_totals = eval_step(weights, carry, batch)
             sums.append(batch_totals)  # read later, so that the device need not wait for the host
         if sums:  # a split too short for a target has none
-            totals[name] = _sum(sums)
+            totals[name] = jax.tree.map(lambda *parts: sum(np.asarray(part, np.float64) for part in parts), *sums)
     return totals
-
-
-def _sum(sums: list[Any]) -> Any:
-    """The sums over all batches, in float64."""
-    return jax.tree.map(lambda *parts: sum(np.asarray(part, np.float64) for part in parts), *sums)
 
 
 class TrainingInference:
@@ -127,8 +125,6 @@ class TrainingInference:
     def __init__(self, task: Any, data: Any, seed: int) -> None:
         self._task, self._data, self._seed = task, data, seed
         self._params: Params = {}
-        self._sampler: Sampler | None = None
-        self._predictor: Predictor | None = None
 
     def with_params(self, params: Params) -> TrainingInference:
         """Use other weights of the same shapes; compiles nothing again."""
@@ -137,22 +133,23 @@ class TrainingInference:
 
     def generate(self, prompt: str, temperature: float, length: int, label: str | None = None) -> str:
         """A text that continues ``prompt``, drawn with the run's seed. Characters without a token are left out."""
-        if self._sampler is None:
-            documents = self._data.has_documents
-            self._sampler = Sampler(self._task, self._data.codec, self._params, documents=documents)
         sampler = self._sampler.with_params(self._params)
         sampler = sampler if label is None else sampler.conditioned(label)
         return sampler.sample(prompt, GenerationConfig(length, temperature, self._seed), unk="skip")[0]
 
     def predict(self, inputs: Sequence[Any], beam: int = 0) -> list[Any]:
         """The outputs for ``inputs``, in order. Texts are decoded greedily, or by beam search with ``beam`` beams."""
-        return list(self._loaded_predictor().predict(inputs, DecodingConfig(beam=beam)))
+        predictor = self._predictor.with_params(self._params)
+        return list(predictor.predict(inputs, DecodingConfig(beam=beam)))
 
     def attention(self, source: Any) -> AttentionMap:
         """The attention weights while the model writes the text for ``source``."""
-        return self._loaded_predictor().attention(source)
+        return self._predictor.with_params(self._params).attention(source)
 
-    def _loaded_predictor(self) -> Predictor:
-        if self._predictor is None:
-            self._predictor = Predictor(self._task, self._data.codec, self._params)
-        return self._predictor.with_params(self._params)
+    @cached_property
+    def _sampler(self) -> Sampler:
+        return Sampler(self._task, self._data.codec, self._params, documents=self._data.has_documents)
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        return Predictor(self._task, self._data.codec, self._params)

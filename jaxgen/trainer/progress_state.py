@@ -1,22 +1,23 @@
-"""What the host knows of a run's progress, and how an interrupted run ends."""
+"""What the host knows of a run's progress, and how a run recovers from non-finite values."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
+from pydantic.dataclasses import dataclass
 
-from jaxgen.errors import CheckpointError, DivergedError
+from jaxgen.errors import DivergedError
+from jaxgen.fsutil import STRICT, load_strict
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.manifest import DamagedCheckpointError
 from jaxgen.trainer.evaluate import EvalSchedule
 
 
-@dataclass
+@dataclass(config=STRICT)
 class ProgressState:
     """What the host remembers between evaluations; saved exactly, with every checkpoint."""
 
@@ -29,17 +30,16 @@ class ProgressState:
     rollbacks: int = 0  # the learning rate follows from it
 
     @classmethod
-    def read(cls, host: Mapping[str, Any], run: object) -> ProgressState:
-        """The progress in the host record of a checkpoint of ``run``. Raises ``CheckpointError`` for other records."""
-        defaults = asdict(cls())
-        if host.keys() - defaults.keys() or any(
-            isinstance(value, bool)
-            or not isinstance(value, (int, float) if isinstance(defaults[name], (float, type(None))) else int)
-            for name, value in host.items()
-            if not (name == "best" and value is None)
-        ):
-            raise CheckpointError(f"A checkpoint of the run {run} was not saved by this jaxgen. Copy the run again.")
-        return cls(**host)
+    def read(cls, host: Mapping[str, Any]) -> ProgressState:
+        """The progress in the host record of a checkpoint. Raises ``CheckpointError`` for other records."""
+        return load_strict(cls, host, "progress in a checkpoint")
+
+    def add(self, losses: np.ndarray, counts: np.ndarray, seconds: float) -> None:
+        """Add the losses [K] of some steps, with the number of targets of each."""
+        for loss, count in zip(losses.tolist(), counts.tolist()):
+            self.loss_sum += loss * count
+            self.loss_count += count
+        self.seconds += seconds
 
     def evaluated(self, step: int, cost: float) -> None:
         """Note an evaluation: a new best, or one more without an improvement."""
@@ -64,7 +64,6 @@ class Throughput:
         self._shapes: set[Any] = set()
         self._compiled = False
         self._units = self._seconds = 0.0
-        self._with_compilation = 0.0
 
     def dispatched(self, batches: Any) -> None:
         """A call on ``batches`` was dispatched."""
@@ -72,37 +71,22 @@ class Throughput:
         self._compiled |= shapes not in self._shapes
         self._shapes.add(shapes)
 
-    def completed(self, units: float, seconds: float) -> None:
-        """The results of a call on ``units`` arrived, ``seconds`` after those of the call before."""
+    def completed(self, units: float, seconds: float) -> float:
+        """The results of a call on ``units`` arrived, ``seconds`` after those of the call before.
+
+        Returns ``measured``; until that is known, the speed of this call with its compilation, which is too low.
+        """
         seconds = max(seconds, 1e-9)
-        if self._compiled:
-            self._with_compilation = units / seconds
-        else:
+        if not self._compiled:
             self._units = DECAY * self._units + units
             self._seconds = DECAY * self._seconds + seconds
         self._compiled = False
+        return self.measured or units / seconds
 
     @property
     def measured(self) -> float | None:
         """Units per second; None until a call has compiled nothing."""
         return self._units / self._seconds if self._seconds else None
-
-    @property
-    def estimate(self) -> float:
-        """``measured``; until that is known, the speed with compilation, which is too low."""
-        return self.measured or self._with_compilation
-
-
-class Interrupted(Exception):
-    """A signal stopped the run; everything is saved. ``exit_code`` is 128 + the signal's number.
-
-    ``run`` is the path of the run to continue, if there is one.
-    """
-
-    def __init__(self, signal_number: int, where: str, run: str | None = None) -> None:
-        command = "" if run is None else f" Continue with: python train.py --run {shlex.quote(run)} --resume auto"
-        super().__init__(f"Stopped {where}.{command}")
-        self.exit_code = 128 + signal_number
 
 
 #: The largest number of rollbacks in one run, and the factor on the learning rate for each of them.
@@ -117,27 +101,26 @@ def check_finite(state: Any, diverged: Callable[[str], DivergedError]) -> None:
 
 
 def nan_recovery(
-    store: CheckpointStore, schedule: EvalSchedule, progress: ProgressState, like: Any, warn: Callable[[str], None]
-) -> tuple[int, Any, ProgressState] | None:
+    store: CheckpointStore, schedule: EvalSchedule, progress: ProgressState, state: Any, warn: Callable[[str], None]
+) -> tuple[int | None, Any, ProgressState]:
     """Read the last good checkpoint that an uninterrupted run has too: one of an evaluation or a sample.
 
     Args:
         store: the checkpoints of the run.
         schedule: the steps at which an uninterrupted run saves.
         progress: the present one; its number of rollbacks is kept, so that a killed run repeats none.
-        like: the shapes and types of the state.
+        state: the present one, for its shapes and types.
         warn: called with a sentence for each damaged checkpoint.
 
     Returns:
-        Its step, its state and its progress with one more rollback, or ``None`` if no checkpoint is good.
+        Its step, its state and its progress with one more rollback. If no checkpoint is good, None instead of a step.
     """
     steps = store.steps()
     for step in reversed([step for step in steps if schedule.is_boundary(step)] or steps):
         try:
-            state, host = store.restore(step, like)
+            restored, host = store.restore(step, state)
         except DamagedCheckpointError as damage:
             warn(f"WARNING: {damage}")
             continue
-        saved = ProgressState.read(host, store.directory.parent)
-        return step, state, replace(saved, rollbacks=progress.rollbacks + 1)
-    return None
+        return step, restored, replace(ProgressState.read(host), rollbacks=progress.rollbacks + 1)
+    return None, state, progress

@@ -14,7 +14,7 @@ from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock
 from jaxgen.runs.manifest import DamagedCheckpointError
 from jaxgen.tasks.base import TaskData
-from jaxgen.trainer.callbacks import Callback, Emit, Emitter, MetricsWriter, Note, Plots, ReportWriter, SamplesWriter
+from jaxgen.trainer.callbacks import Callback, Emit, Emitter, LogWriter, Note, Plots
 from jaxgen.training.step import TrainState
 from jaxgen.types import Params
 
@@ -31,8 +31,10 @@ class NullRecorder:
     def __exit__(self, *exc: object) -> None:
         pass
 
-    def wait(self) -> None:
-        """Wait for what callbacks do in the background."""
+    def call(self, method: str, *args: Any) -> None:
+        """Call a method of all ``callbacks``, in order."""
+        for callback in self.callbacks:
+            getattr(callback, method)(*args)
 
     def truncate_after(self, step: int) -> None:
         """Drop all checkpoints and records after ``step``."""
@@ -50,16 +52,13 @@ class NullRecorder:
             keep: keep the earlier checkpoints too.
         """
 
-    def best_params(self, step: int, like: Params) -> tuple[int, Params] | None:
-        """The step and weights of the best checkpoint; None if it is that of ``step``, or if there is none.
-
-        ``like`` has the shapes of the weights.
-        """
-        return None
+    def best_params(self, step: int, params: Params) -> tuple[int, Params]:
+        """The step and weights of the best checkpoint; those given, which are the last, if there is no better one."""
+        return step, params
 
 
 class Recorder(NullRecorder):
-    """Writes a run directory and holds its lock while entered; the training loop calls its ``callbacks`` in order."""
+    """Writes a run directory and holds its lock while entered."""
 
     store: CheckpointStore
 
@@ -70,20 +69,15 @@ class Recorder(NullRecorder):
 
     def __enter__(self) -> Recorder:
         self._entered.enter_context(RunLock.training(self.run.path))
-        self._entered.callback(self.wait)
+        self._entered.callback(self.call, "wait")
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._entered.close()
 
-    def wait(self) -> None:
-        for callback in self.callbacks:
-            callback.wait()
-
     def truncate_after(self, step: int) -> None:
         self.store.truncate(step)
-        for callback in self.callbacks:
-            callback.truncate_after(step)
+        self.call("truncate_after", step)
 
     def save(
         self, step: int, state: TrainState, host: Mapping[str, Any], metric: float | None = None, keep: bool = False
@@ -94,23 +88,22 @@ class Recorder(NullRecorder):
         self.store.save(step, state, host, metric)
         RunLock.check(self.run.path)  # if the folder was replaced meanwhile, the checkpoint is not the run's
 
-    def best_params(self, step: int, like: Params) -> tuple[int, Params] | None:
+    def best_params(self, step: int, params: Params) -> tuple[int, Params]:
         best = self.store.best()
-        if best in (None, step):
-            return None
+        if best is None or best == step:
+            return step, params
         try:
-            return best, self.store.restore_params(best, like)[0]
-        except DamagedCheckpointError as error:  # the last weights are still there
-            for callback in self.callbacks:
-                callback.on_note(Note(f"WARNING: {error} The report is of step {step:,} instead, the last."))
-            return None
+            return best, self.store.restore_params(best, params)[0]
+        except DamagedCheckpointError as error:
+            self.call("on_note", Note(f"WARNING: {error} The report is of step {step:,} instead, the last."))
+            return step, params
 
 
 def make_recorder(
     run: RunDirectory, config: TrainConfig, data: TaskData, emit: Emit, callbacks: Sequence[Callback] = ()
 ) -> Recorder:
     """The recorder of a run: its logs, report and plots, TensorBoard if asked for, ``emit``, and ``callbacks``."""
-    standard: list[Callback] = [MetricsWriter(run), SamplesWriter(run), ReportWriter(run)]
+    standard: list[Callback] = [LogWriter(run)]
     if config.tensorboard:
         from jaxgen.trainer.tensorboard import TensorBoard
 

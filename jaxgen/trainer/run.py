@@ -43,11 +43,12 @@ def choose_devices(config: TrainConfig, load: float, processes: int) -> int:
 
     ``load`` is the number of parameters per token of a batch. Raises ``UsageError`` for numbers that do not divide.
     """
-    if config.batch_size % processes:
-        raise UsageError(
-            f"A batch of {config.batch_size} rows cannot be shared evenly by {processes} processes: start "
-            "another number of them, or a new run with a --batch-size that their number divides."
-        )
+    for number, of in ((processes, f"{processes} processes"), (config.devices or 1, f"--devices {config.devices}")):
+        if config.batch_size % number:
+            raise UsageError(
+                f"A batch of {config.batch_size} rows cannot be spread evenly over {of}: give a --batch-size that the "
+                "number divides, or take another number."
+            )
     if config.devices is None:
         return processes * data_parallel_size(config.batch_size // processes, jax.local_device_count(), load)
     if config.devices % processes:
@@ -56,45 +57,26 @@ def choose_devices(config: TrainConfig, load: float, processes: int) -> int:
             "the number of all together."
         )
     need_devices(config.devices // processes, f"--devices {config.devices} asks for {config.devices}")
-    if config.batch_size % config.devices:
-        raise UsageError(
-            f"A batch of {config.batch_size} rows cannot be spread evenly over --devices {config.devices}: give a "
-            "--batch-size that it divides, or other devices."
-        )
     return config.devices
 
 
-def rescale_devices(saved: LoadedRun, config: TrainConfig, data: TaskData, processes: int) -> str:
-    """Check the devices of a resumed run or, with another number of processes, choose new ones.
-
-    Returns a message about the change, empty if there is none. Changes ``saved.resolved``.
-    """
+def rescale_devices(saved: LoadedRun, config: TrainConfig, data: TaskData, processes: int, emit: Emit) -> None:
+    """Check the devices of a resumed run or, with another number of processes, put new ones into ``saved.resolved``."""
     resolved = saved.resolved
     before = resolved.get("processes", 1)
-    if not has_other_processes(saved, processes):
+    if before == processes:
         who = f"The run {saved.directory.path} spreads its batches over {resolved['devices']}"
         need_devices(resolved["devices"] // processes, who)
-        return ""
-    if config.devices == saved.config.devices and not _can_have(config, processes):
+        return
+    each, rest = divmod(config.devices or processes, processes)
+    if config.devices == saved.config.devices and (rest or each > jax.local_device_count()):
         config = config.model_copy(update={"devices": None})  # the saved --devices is impossible with these processes
     devices = choose_devices(config, resolved["parameters"] / data.tokens_per_step, processes)
-    former = f"{before} process{'' if before == 1 else 'es'} and {resolved['devices']}"
-    resolved |= {"devices": devices, "processes": processes}
-    return (
-        f"The run was on {former} devices and goes on with {processes} and {devices}: its batches stay the same, and "
-        "sums over them are rounded in another order."
+    change = f"{before} and {resolved['devices']} then, {processes} and {devices} now"
+    emit(
+        Note(f"Processes and devices of the run: {change}. Its batches stay the same, but sums are rounded otherwise.")
     )
-
-
-def has_other_processes(saved: LoadedRun, processes: int) -> bool:
-    """Whether the run was trained by another number of processes."""
-    return bool(saved.resolved.get("processes", 1) != processes)
-
-
-def _can_have(config: TrainConfig, processes: int) -> bool:
-    """Whether ``processes`` processes have the devices that ``--devices`` asks for."""
-    each, rest = divmod(config.devices or processes, processes)
-    return rest == 0 and each <= jax.local_device_count()
+    resolved |= {"devices": devices, "processes": processes}
 
 
 def check_memory(parameters: int, devices: int) -> None:
@@ -109,8 +91,7 @@ def check_memory(parameters: int, devices: int) -> None:
     if needed > available:
         raise UsageError(
             f"A model of {parameters:,} parameters needs at least {needed / 2**30:.0f} GiB to train, and this machine "
-            f"has {available / 2**30:.0f} GiB. Choose a smaller --hidden, --layers or vocabulary"
-            + (", or --devices 1." if devices > 1 else ".")
+            f"has {available / 2**30:.0f} GiB. Choose a smaller --hidden, --layers or vocabulary, or --devices 1."
         )
 
 
@@ -129,15 +110,11 @@ def num_steps(config: TrainConfig, data: TaskData) -> int | None:
     if config.epochs is not None:
         steps = max(1, round(config.epochs * data.batches.steps_per_epoch))
         if steps > MAX_STEPS:
-            raise UsageError(
-                f"--epochs {config.epochs:g} of {data.batches.steps_per_epoch:,} steps are {steps:,} steps, and a run "
-                f"has at most {MAX_STEPS:,}: give fewer epochs."
-            )
+            raise UsageError(f"--epochs {config.epochs:g} are {steps:,} steps, and a run has at most {MAX_STEPS:,}.")
         return steps
     if config.steps is not None:
         return config.steps
-    preset_steps: int = config.presets[config.preset][1]["steps"]
-    return preset_steps
+    return int(config.presets[config.preset][1]["steps"])
 
 
 def extend_steps(saved: LoadedRun, config: TrainConfig, data: TaskData) -> int:
@@ -147,10 +124,7 @@ def extend_steps(saved: LoadedRun, config: TrainConfig, data: TaskData) -> int:
         return int(saved.resolved["steps"])
     steps = num_steps(config, data)
     if steps is None:
-        raise UsageError(
-            f"--minutes {config.minutes:g} cannot be measured in a run that goes on: name the new length with --steps "
-            f"(it is {saved.resolved['steps']} now)."
-        )
+        raise UsageError(f"--minutes cannot lengthen a run of {saved.resolved['steps']} steps: give its new --steps.")
     return steps
 
 
@@ -187,7 +161,8 @@ def start(
         UsageError, DataError, CheckpointError: something cannot be used. The run does not exist then.
     """
     group = group or ProcessGroup()
-    _check_several(config, group)
+    with group.all_or_none():
+        _check_several(config, group)
     with _exclusively(config.run, group):
         if config.model != "rnn":
             trainer: Trainer = baseline(config.task, config.model).start(config, emit, callbacks)
@@ -196,12 +171,9 @@ def start(
 
 
 def _check_several(config: TrainConfig, group: ProcessGroup) -> None:
-    """Raise ``UsageError`` on all processes if several cannot train this model."""
-    with group.all_or_none():
-        if not group.is_single and config.model != "rnn" and not baseline(config.task, config.model).SEVERAL_PROCESSES:
-            raise UsageError(
-                f"--model {config.model} is made by one process: leave out --distributed or --coordinator."
-            )
+    """Raise ``UsageError`` if several processes cannot train this model."""
+    if not group.is_single and config.model != "rnn" and not baseline(config.task, config.model).SEVERAL_PROCESSES:
+        raise UsageError(f"--model {config.model} is made by one process: leave out --distributed or --coordinator.")
 
 
 @contextmanager
@@ -225,9 +197,8 @@ def _start(config: TrainConfig, emit: Emit, callbacks: Sequence[Callback], group
             RunDirectory.check(config.run)
     steps = num_steps(config, data)
     if steps is None:  # before there is a folder: interrupting leaves no run directory
-        directory = RunDirectory("" if config.run is None else config.run)
         one_step = {**resolved, "steps": 1, "horizon": 1}
-        trial = Trainer(config, data, task, directory, one_step, NullRecorder(), group)
+        trial = Trainer(config, data, task, RunDirectory(""), one_step, NullRecorder(), group)
         steps = group.broadcast_json(steps_for_minutes(trial, began))
         emit(Note(f"{config.minutes:g} minutes are enough for {steps:,} steps here; the number is fixed from now on."))
     resolved |= {"steps": steps, "horizon": steps}
@@ -239,7 +210,7 @@ def _start(config: TrainConfig, emit: Emit, callbacks: Sequence[Callback], group
             run.write_json("tokenizer.json", data.codec.to_json())
     trainer = Trainer(config, data, task, run, resolved, recorder, group).init_state(params)
     with group.all_or_none():
-        trainer.save_first()
+        trainer.save(0)  # a run without any checkpoint has lost them, and must not silently start again
         if group.is_main:
             write_config(run, config, resolved)
     return trainer
@@ -247,14 +218,11 @@ def _start(config: TrainConfig, emit: Emit, callbacks: Sequence[Callback], group
 
 def _must_agree(config: TrainConfig, data: TaskData, resolved: dict[str, Any]) -> dict[str, str]:
     """What must be the same on all processes of a run, by name."""
-    local = {"run", *config.places}
-    settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in local}
-    plan = {name: resolved[name] for name in ("model", "devices")}
     return {
-        "settings": json.dumps(settings),
+        "settings": json.dumps(config.model_dump(mode="json", exclude={"run", *config.places})),
         "versions": json.dumps(versions()),
         "data": data.fingerprint()["sha256"],
-        "plan": json.dumps(plan, default=str),
+        "plan": json.dumps([resolved["model"], resolved["devices"]], default=str),
     }
 
 
@@ -319,10 +287,8 @@ def resume(
         path: the folder of the run.
         config: settings that differ from the saved ones in ``TrainConfig.may_change``, or in ``places`` where the
             same data are found. Default: the saved ones.
-        emit: as in ``start``.
         data_changed: "refuse" or "accept" data that are not what they were.
-        callbacks: as in ``start``.
-        group: as in ``start``.
+        emit, callbacks, group: as in ``start``.
 
     Raises:
         UsageError: other settings differ.
@@ -336,7 +302,7 @@ def resume(
         with group.all_or_none() as facts:
             saved, config, data = _reopen(path, config, emit, data_changed, group.count)
             facts |= _must_agree(config, data, saved.resolved)
-        _check_several(config, group)
+            _check_several(config, group)
         if config.model != "rnn":
             trainer: Trainer = baseline(config.task, config.model).resume(saved, config, data, emit, callbacks)
             return trainer
@@ -349,16 +315,15 @@ def _reopen(
     """The saved run, its settings and its data, checked against what they were."""
     saved = LoadedRun.open(path)
     config = config or saved.config
-    may_change = config.places | ({"devices"} if has_other_processes(saved, processes) else set())
-    if changed := [name for name in saved.config.changes(config) if name not in may_change]:
-        listed = ", ".join(
-            f"--{name.replace('_', '-')} ({getattr(saved.config, name)!r} then, {getattr(config, name)!r} now)"
-            for name in changed
-        )
-        raise UsageError(f"The run {path} was started with other settings: {listed}. Leave them out to continue it.")
+    may_change = config.places | ({"devices"} if saved.resolved.get("processes", 1) != processes else set())
+    if changed := ", ".join(
+        f"--{name.replace('_', '-')} ({getattr(saved.config, name)!r} then, {getattr(config, name)!r} now)"
+        for name in saved.config.changes(config)
+        if name not in may_change
+    ):
+        raise UsageError(f"The run {path} was started with other settings: {changed}. Leave them out to continue it.")
     data = _load(config, saved.codec, emit)
-    if note := rescale_devices(saved, config, data, processes):
-        emit(Note(note))
+    rescale_devices(saved, config, data, processes, emit)
     then, now = saved.resolved["data"], data.fingerprint()
     if then["sha256"] != now["sha256"]:
         changes = (
@@ -366,10 +331,8 @@ def _reopen(
             f"{now['name']} with {now['sha256']} now."
         )
         if data_changed == "refuse":
-            raise DataError(
-                f"{changes} Bring back the old data, start a new run with --init-from, or give --data-changed accept "
-                "to go on with these."
-            )
+            advice = "Bring back the old data, start a new run with --init-from, or give --data-changed accept."
+            raise DataError(f"{changes} {advice}")
         emit(Note(f"WARNING: {changes} The run continues with these, from where it was in the old."))
     saved.resolved["data"] = now
     if differences := environment_diff(saved.resolved):
@@ -387,36 +350,30 @@ def _resume(
 ) -> Trainer:
     run, resolved = saved.directory, {**saved.resolved, "steps": extend_steps(saved, config, data)}
     if resolved["steps"] > resolved["horizon"] and config.schedule != "constant":
-        emit(
-            Note(
-                f"The learning rate has reached its end at step {resolved['horizon']:,} and stays there until step "
-                f"{resolved['steps']:,}. For a new schedule, start another run with --init-from {run.path}."
-            )
-        )
+        end = f"The learning rate has reached its end at step {resolved['horizon']:,} and stays there."
+        emit(Note(f"{end} For a new schedule, start another run with --init-from {run.path}."))
     recorder = make_recorder(run, config, data, emit, callbacks) if group.is_main else NullRecorder()
     trainer = Trainer(config, data, saved.task, run, resolved, recorder, group)
     like = jax.eval_shape(partial(create_state, saved.task, trainer.optimizer, rows=config.batch_size), trainer.key)
-    state, progress = None, asdict(ProgressState())
+    state, progress = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like), ProgressState()
     with group.all_or_none():
         if isinstance(recorder, Recorder):
             state, progress = _restore_progress(recorder, like, emit)
             write_config(run, config, resolved)
-    if state is None:
-        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    trainer.set_progress(ProgressState(**group.broadcast_json(progress)))
+    trainer.set_progress(ProgressState(**group.broadcast_json(asdict(progress))))
     return trainer.set_state(group.broadcast_tree(state))
 
 
-def _restore_progress(recorder: Recorder, like: TrainState, emit: Emit) -> tuple[TrainState, dict[str, Any]]:
+def _restore_progress(recorder: Recorder, like: TrainState, emit: Emit) -> tuple[TrainState, ProgressState]:
     """The state and progress of the newest good checkpoint; drops what was recorded after it."""
     path, store = recorder.run.path, recorder.store
     if store.latest() is None:
         raise CheckpointError(
-            f"The run {path} has no checkpoint left, and every run has one from its first moment: bring its folder "
-            f"{store.directory.name} back, or train anew in another folder."
+            f"The run {path} has lost its checkpoints: bring its folder {store.directory.name} back, or train anew in "
+            "another folder."
         )
     step, state, host, problems = store.restore_newest_good(like)
-    progress = asdict(ProgressState.read(host, path))
+    progress = ProgressState.read(host)
     for problem in problems:
         emit(Note(f"WARNING: {problem} Continuing from step {step:,}."))
     recorder.truncate_after(step)

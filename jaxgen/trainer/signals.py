@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import os
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -19,20 +18,9 @@ RETRY_SECONDS = 0.02
 
 def importing(frame: FrameType | None) -> bool:
     """Whether the signal interrupted the import of a module. NumPy turns an exception raised then into another."""
-    return any("importlib._bootstrap" in each.f_code.co_filename for each in _stack(frame))
-
-
-def collecting(frame: FrameType | None) -> bool:
-    """Whether the signal interrupted a callback of the garbage collector, such as JAX's. Exceptions raised in one are
-    printed and dropped."""
-    callbacks = {getattr(each, "__code__", None) for each in gc.callbacks}
-    return any(each.f_code in callbacks for each in _stack(frame))
-
-
-def _stack(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
+    while frame is not None and "importlib._bootstrap" not in frame.f_code.co_filename:
         frame = frame.f_back
+    return frame is not None
 
 
 def resend(number: int) -> None:
@@ -43,22 +31,43 @@ def resend(number: int) -> None:
 
 
 @contextmanager
+def resend_lost() -> Iterator[None]:
+    """Send a signal again if its exception was lost.
+
+    Python drops exceptions raised in a callback of the garbage collector, such as JAX's, and in finalizers.
+    """
+    former = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            resend(getattr(unraisable.exc_value, "number", signal.SIGINT))
+        else:
+            former(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = former
+
+
+@contextmanager
 def interruptible() -> Iterator[None]:
-    """Make Ctrl-C reliable: it ends the process while modules load, and else raises ``KeyboardInterrupt``, again if the
-    first one is lost. Does nothing where Ctrl-C already has another handler."""
+    """Make Ctrl-C reliable: it ends the process while modules load, and else raises ``KeyboardInterrupt``.
+
+    Does nothing where Ctrl-C already has another handler.
+    """
     handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not handled or threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = sys.unraisablehook
-    sys.unraisablehook = _ResendLost(former)
     signal.signal(signal.SIGINT, _interrupt)
     try:
-        yield
+        with resend_lost():
+            yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if isinstance(sys.unraisablehook, _ResendLost):
-            sys.unraisablehook = former
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -67,28 +76,19 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-@dataclass(frozen=True)
-class _ResendLost:
-    """An unraisable hook that sends a lost interrupt again."""
-
-    former: Callable[[Any], Any]
-
-    def __call__(self, unraisable: Any) -> None:
-        if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            resend(getattr(unraisable.exc_value, "number", signal.SIGINT))
-        else:
-            self.former(unraisable)
-
-
-#: The signals that stop a run. SIGHUP comes when its terminal closes; not all systems have it.
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+def stop_signals() -> list[signal.Signals]:
+    """The signals that stop a run. SIGHUP comes when its terminal closes, unless it is ignored (``nohup``)."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return signals
 
 
 class StopSignals:
-    """While entered, keeps the first of ``STOP_SIGNALS`` in ``received``; a second one acts as usual.
+    """While entered, keeps the first of ``stop_signals`` in ``received``; a second one acts as usual.
 
-    An ignored SIGHUP (``nohup``) stays ignored. In the child of a launcher (``watch``), later signals do nothing: a
-    signal to a whole process group reaches both, and the launcher forwards its own.
+    In the child of a launcher (``watch``), later signals do nothing: a signal to a whole process group reaches both,
+    and the launcher forwards its own.
     """
 
     _watched: ClassVar[StopSignals | None] = None
@@ -107,9 +107,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
-            for number in STOP_SIGNALS:
-                if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN:
-                    self._former[number] = signal.signal(number, self._receive)
+            self._former = {number: signal.signal(number, self._receive) for number in stop_signals()}
         return self
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -126,20 +124,39 @@ class StopSignals:
         self._restore()
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal came within ``RaiseOnSignal``; ``number`` is the signal's."""
+class Interrupted(Exception):
+    """A signal stopped the run; everything is saved. ``exit_code`` is 128 + the signal's number.
+
+    ``run`` is the path of the run to continue, if there is one.
+    """
+
+    def __init__(self, number: int, where: str, run: str | None = None) -> None:
+        command = "" if run is None else f" Continue with: python train.py --run {shlex.quote(run)} --resume auto"
+        super().__init__(f"Stopped {where}.{command}")
+        self.exit_code = 128 + number
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal came. Unlike ``Interrupted``, no ``except Exception`` catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
 
 
-class RaiseOnSignal(StopSignals):
-    """While entered, each of ``STOP_SIGNALS`` raises ``Stopped`` at once, or as soon as the exception is not lost."""
-
+class _RaiseOnSignal(StopSignals):
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if importing(frame) or collecting(frame):
+        if importing(frame):
             resend(number)
-            return
-        self.received = self.received or number
-        raise Stopped(number)
+        else:
+            raise _Stopped(number)
+
+
+@contextmanager
+def raise_on_signal(where: str, run: str | None = None) -> Iterator[None]:
+    """A context that a signal ends at once with ``Interrupted``."""
+    try:
+        with resend_lost(), _RaiseOnSignal():
+            yield
+    except _Stopped as stopped:
+        raise Interrupted(stopped.number, where, run) from None

@@ -61,41 +61,33 @@ class EventFile:
         # TensorBoard reads files in the order of their names; a rollback may open two within a second.
         now = time.time_ns()
         self._path = folder / f"events.out.tfevents.{now // 10**9:010}.{socket.gethostname()}.{now}"
-        self._event, self._buffer = Event, b""
-        self._add(file_version="brain.Event:2")
         # When a session starts, TensorBoard forgets the points from its step on.
-        self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
-        self.flush()
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Add a point to the curve ``name``; ``flush`` writes it."""
-        from tensorboardX.summary import scalar
-
-        self._add(step=step, summary=scalar(name, value))
+        start = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._append([Event(file_version="brain.Event:2"), start])
 
     def add_row(self, row: Mapping[str, Any], step: int) -> None:
         """Write a point for every number in a row of metrics."""
-        for name, value in row.items():
-            if isinstance(value, (int, float)):
-                self.add_scalar(name, value, step)
-        self.flush()
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
 
-    def flush(self) -> None:
-        """Write what was added, through to the disk."""
+        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+        self._append([Event(step=step, summary=scalar(name, value)) for name, value in numbers.items()])
+
+    def _append(self, events: list[Any]) -> None:
+        """Write records, through to the disk: length and event, each followed by its checksum."""
+        from tensorboardX.record_writer import masked_crc32c
+
+        records = b""
+        for event in events:
+            event.wall_time = time.time()
+            content = event.SerializeToString()
+            for part in (struct.pack("<Q", len(content)), content):
+                records += part + struct.pack("<I", masked_crc32c(part))
         try:
             self._path.parent.mkdir(exist_ok=True)
             with open(self._path, "ab", buffering=0) as file:
-                if file.write(self._buffer) != len(self._buffer):
+                if file.write(records) != len(records):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file.fileno())
         except OSError as error:
-            raise unwritable(self._path, error, needed=len(self._buffer)) from error
-        self._buffer = b""
-
-    def _add(self, **fields: Any) -> None:
-        """Append a record: length and event, each followed by its checksum."""
-        from tensorboardX.record_writer import masked_crc32c
-
-        event = self._event(wall_time=time.time(), **fields).SerializeToString()
-        for part in (struct.pack("<Q", len(event)), event):
-            self._buffer += part + struct.pack("<I", masked_crc32c(part))
+            raise unwritable(self._path, error, needed=len(records)) from error

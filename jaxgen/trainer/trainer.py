@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxgen import jitted
-from jaxgen.errors import DivergedError, UsageError
+from jaxgen.errors import DivergedError
 from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.sampling.decode import PRNG
@@ -25,14 +25,13 @@ from jaxgen.trainer.process_group import ProcessGroup, StopFlag
 from jaxgen.trainer.progress_state import (
     MAX_ROLLBACKS,
     ROLLBACK_SCALE,
-    Interrupted,
     ProgressState,
     Throughput,
     check_finite,
     nan_recovery,
 )
 from jaxgen.trainer.recorder import NullRecorder, run_summary
-from jaxgen.trainer.signals import RaiseOnSignal, Stopped, StopSignals
+from jaxgen.trainer.signals import Interrupted, StopSignals, raise_on_signal
 from jaxgen.training.data_parallel import make_global_mesh, shard_state, unreplicate
 from jaxgen.training.step import TrainState
 from jaxgen.types import Params
@@ -50,6 +49,8 @@ def steps_per_call(parameters: int, tokens: int) -> int:
 class Trainer:
     """One run, new or resumed. Make it with ``jaxgen.start`` or ``jaxgen.resume``, then call ``train``."""
 
+    state: TrainState  # on the devices; set by ``init_state`` or ``set_state``
+
     def __init__(
         self,
         config: TrainConfig,
@@ -62,8 +63,6 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.task, self.run, self.resolved = config, data, task, run, resolved
         self.recorder, self.group = recorder, group
-        self.progress = ProgressState()
-        self.state: TrainState | None = None
         self.key = jax.random.key(config.seed, impl=PRNG)
         self.total_steps: int = resolved["steps"]
         self.devices: int = resolved["devices"]
@@ -71,7 +70,7 @@ class Trainer:
         self.steps_per_call = min(most, steps_per_call(resolved["parameters"], data.tokens_per_step))
         self.eval_schedule = EvalSchedule.of(config, resolved["horizon"], self.total_steps)
         self.inputs = InputPipeline(data.batches, self.steps_per_call, self.devices, config.batch_size, group)
-        self.set_progress(self.progress)
+        self.set_progress(ProgressState())
         self._inference = TrainingInference(task, data, config.seed)
         self._throughput = Throughput()
         self._grad_norm = math.nan  # of the last step that was read
@@ -100,75 +99,54 @@ class Trainer:
 
     def gathered_state(self) -> TrainState:
         """The state as a checkpoint holds it, with all rows on this host."""
-        return self.group.gather_state(self._state, self.devices)
-
-    @property
-    def _state(self) -> TrainState:
-        if self.state is None:
-            raise UsageError("This trainer has no state: make it with jaxgen.start or jaxgen.resume.")
-        return self.state
+        return self.group.gather_state(self.state, self.devices)
 
     # --- the loop
 
     def train(self) -> Finished:
         """Train to the last step and report. Raises ``Interrupted`` (everything is saved) and ``DivergedError``."""
+        step = int(self.state.step)
+        summary = run_summary(self.config, self.data, self.resolved, self.group.count)
         with self.recorder:
-            step = int(self._state.step)
-            summary = run_summary(self.config, self.data, self.resolved, self.group.count)
-            started = Started(str(self.run.path), summary, step, self.total_steps)
-            for callback in self.recorder.callbacks:
-                callback.on_start(started)
+            self.recorder.call("on_start", Started(str(self.run.path), summary, step, self.total_steps))
             with StopSignals() as signals, ThreadPoolExecutor(1) as pool:
                 stop = self.group.stop_flag(signals, self.devices)
-                try:
-                    step = self._train_from(step, pool, stop)
-                finally:
-                    self.recorder.wait()
-            return self._end(step, stop.agree())
+                while not self._is_over(step):
+                    step = self._train_to_boundary(step, pool, stop)
+                    received = stop.agree()
+                    if received is not None and not self._is_over(step):
+                        raise self._interrupted(received, f"at step {step:,}; saved")
+            return self._finish(step, stop.agree())
 
-    def _train_from(self, step: int, pool: ThreadPoolExecutor, stop: StopFlag) -> int:
-        """Train, evaluate and save until the last step, or until patience is exhausted; returns the step."""
-        finished = step >= self.total_steps or self._patience_exhausted
-        while not finished:
-            boundary = self.eval_schedule.following(step)
-            try:
-                step += self._run_to(step, boundary, pool, stop)
-                check_finite(self.gathered_state(), partial(self._diverged, step=step))
-                if step == boundary:
-                    self._at_boundary(step)
-                    finished = step >= self.total_steps or self._patience_exhausted
-                else:
-                    self._save(step, keep=self.config.on_nan == "rollback")
-            except DivergedError as error:
-                step = self._recover(error)
-            received = stop.agree()
-            if received is not None and not finished:
-                raise self._interrupted(received, f"at step {step:,}; saved")
+    def _is_over(self, step: int) -> bool:
+        """Whether all steps are taken, or ``--patience`` evaluations in a row brought no improvement."""
+        patience = self.config.patience
+        return step >= self.total_steps or (patience is not None and self.progress.bad_evals >= patience)
+
+    def _train_to_boundary(self, step: int, pool: ThreadPoolExecutor, stop: StopFlag) -> int:
+        """Train, evaluate and save until the next boundary or a signal; returns the step."""
+        boundary = self.eval_schedule.following(step)
+        try:
+            step = self._take_steps(step, boundary, pool, stop)
+            check_finite(self.gathered_state(), partial(self._diverged, step=step))
+            if step < boundary:
+                self.save(step, keep=self.config.on_nan == "rollback")
+                return step
+            metric = self._evaluate(step) if self.eval_schedule.evaluates(step) or step == self.total_steps else None
+            if self.eval_schedule.samples(step) and step < self.total_steps:
+                self._show_examples(step)
+            self.save(step, metric)  # last, because it makes all of the above final
+        except DivergedError as error:
+            step = self._recover(error)
         return step
 
-    def _end(self, step: int, received: int | None) -> Finished:
-        """Report on the run, unless a signal was ``received`` during the last evaluation."""
-        where = "in the final evaluation; training is done and saved"
-        if received is not None:
-            raise self._interrupted(received, where)
-        try:
-            # With several processes, one that left here would make the others wait forever.
-            with RaiseOnSignal() if self.group.is_single else StopSignals():
-                return self._finish(step)
-        except Stopped as stopped:
-            raise self._interrupted(stopped.number, where) from None
-
-    @property
-    def _patience_exhausted(self) -> bool:
-        return self.config.patience is not None and self.progress.bad_evals >= self.config.patience
-
-    def _run_to(self, step: int, boundary: int, pool: ThreadPoolExecutor, stop: StopFlag) -> int:
-        """Take steps until ``boundary`` or a signal; returns their number.
+    def _take_steps(self, step: int, boundary: int, pool: ThreadPoolExecutor, stop: StopFlag) -> int:
+        """Take steps until ``boundary`` or a signal; returns the step.
 
         While the device works on one call, the host reads the metrics of the call before and builds the next batches,
         so that neither waits for the other.
         """
-        first, unread, clock = step, None, time.perf_counter()
+        unread, clock = None, time.perf_counter()
         number = min(self.inputs.steps_in_call(step), boundary - step)
         batches: Future = pool.submit(self.inputs.next, step, number)
         while step < boundary and not stop.is_set:
@@ -184,7 +162,7 @@ class Trainer:
             step, number = after, following
         if unread is not None:
             self._read_metrics(stop, *unread, clock)
-        return step - first
+        return step
 
     def _read_metrics(self, stop: StopFlag, log: Any, number: int, step: int, clock: float) -> float:
         """Wait for the metrics of a call that ends at ``step``, check and add them; returns when they arrived."""
@@ -194,24 +172,17 @@ class Trainer:
         )
         now = time.perf_counter()
         bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(norms)))
+        last = int(bad[0]) if bad.size else -1
+        self._grad_norm = float(norms[last])
         if bad.size:
-            first = int(bad[0])
-            self._grad_norm = float(norms[first])
-            is_norm = np.isfinite(losses[first])
-            what = f"The gradient norm became {norms[first]}" if is_norm else f"The loss became {losses[first]}"
-            raise self._diverged(what, step - number + first + 1)
-        self._grad_norm = float(norms[-1])
-        for loss, count in zip(losses, counts):
-            self.progress.loss_sum += loss * count
-            self.progress.loss_count += count
-        self.progress.seconds += now - clock
+            name, value = ("loss", losses[last]) if not np.isfinite(losses[last]) else ("gradient norm", norms[last])
+            raise self._diverged(f"The {name} became {value}", step - number + last + 1)
+        self.progress.add(losses, counts, now - clock)
         mean = float(np.sum(losses * counts) / max(np.sum(counts), 1))
-        self._throughput.completed(number * self.data.units_per_step, now - clock)
-        speed = self._throughput.estimate
+        speed = self._throughput.completed(number * self.data.units_per_step, now - clock)
         left = (self.total_steps - step) * self.data.units_per_step / speed
         progress = Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left)
-        for callback in self.recorder.callbacks:
-            callback.on_step(progress)
+        self.recorder.call("on_step", progress)
         return now
 
     def time_call(self, step: int) -> tuple[float, int]:
@@ -225,33 +196,20 @@ class Trainer:
 
     # --- evaluation, examples, checkpoints
 
-    def _at_boundary(self, step: int) -> None:
-        """Evaluate, show examples and save, where they are due."""
-        last = step == self.total_steps
-        metric = self._evaluate(step) if self.eval_schedule.evaluates(step) or last else None
-        if self.eval_schedule.samples(step) and not last:
-            with self.group.all_or_none():
-                if self.group.is_main:
-                    for each in self.data.examples(self._inference_with(self._state.params), final=False):
-                        for callback in self.recorder.callbacks:
-                            callback.on_sample(Sampled(step, *each))
-        self._save(step, metric)  # last, because it makes all of the above final
-
     def _evaluate(self, step: int) -> float | None:
         """Evaluate, update the best step and patience, and record the row; returns its cost on the main process."""
-        metrics = self._metrics(self._state.params, final=False)
+        metrics = self._metrics(self.state.params, final=False)
         if not math.isfinite(metrics["val_loss"]):
             raise self._diverged(f"The validation loss became {metrics['val_loss']}", step)
         cost = None
         with self.group.all_or_none():
             if self.group.is_main:
-                metrics |= self.data.generation_metrics(self._inference_with(self._state.params), False)
+                metrics |= self.data.generation_metrics(self._inference_with(self.state.params), False)
                 cost = self.data.METRIC.cost(metrics)
                 self.progress.evaluated(step, cost)
                 row = self._row(step, metrics)
                 evaluated = Evaluated(row, self.progress.best_step, self.data.headline(row))
-                for callback in self.recorder.callbacks:
-                    callback.on_evaluation(evaluated)
+                self.recorder.call("on_evaluation", evaluated)
                 self.progress.loss_sum = self.progress.loss_count = 0.0
         self.progress = ProgressState(**self.group.broadcast_json(asdict(self.progress)))
         return cost
@@ -275,30 +233,40 @@ class Trainer:
     def _inference_with(self, params: Params) -> TrainingInference:
         return self._inference.with_params(unreplicate(params))
 
-    def save_first(self) -> None:
-        """Save the state of step 0. A run without any checkpoint has lost them, and must not silently start again."""
-        self._save(0)
+    def _show_examples(self, step: int) -> None:
+        with self.group.all_or_none():
+            if self.group.is_main:
+                for each in self.data.examples(self._inference_with(self.state.params), final=False):
+                    self.recorder.call("on_sample", Sampled(step, *each))
 
-    def _save(self, step: int, metric: float | None = None, keep: bool = False) -> None:
+    def save(self, step: int, metric: float | None = None, keep: bool = False) -> None:
         """Save a checkpoint; with ``keep``, the earlier ones stay for a rollback."""
         state = self.gathered_state()
         with self.group.all_or_none():
             self.recorder.save(step, state, asdict(self.progress), metric, keep)
-        for callback in self.recorder.callbacks:
-            callback.on_checkpoint(step)
+        self.recorder.call("on_checkpoint", step)
 
-    def _finish(self, step: int) -> Finished:
-        """Report on the best checkpoint: all evaluations in full, examples and plots."""
-        best, params = None, self._state.params
+    # --- the ends of training
+
+    def _finish(self, step: int, received: int | None) -> Finished:
+        """Report on the best checkpoint, unless a signal was ``received`` during the last evaluation."""
+        where = "in the final evaluation; training is done and saved"
+        if received is not None:
+            raise self._interrupted(received, where)
+        # With several processes, one that left here would make the others wait forever.
+        with raise_on_signal(where, str(self.run.path)) if self.group.is_single else StopSignals():
+            return self._report(step)
+
+    def _report(self, step: int) -> Finished:
+        """Evaluate the best checkpoint in full, with examples and plots."""
         with self.group.all_or_none():
-            if self.group.is_main:
-                best = self.recorder.best_params(step, jax.eval_shape(self.task.init, self.key))
-        best_step = self.group.broadcast_json(None if best is None else best[0])
-        if best_step is not None:
-            params = self.group.broadcast_tree(params if best is None else best[1])
+            best_step, params = self.recorder.best_params(step, self.state.params)
+        best_step = self.group.broadcast_json(best_step)
+        if best_step != step:
+            params = self.group.broadcast_tree(params)
         with self.group.all_or_none():
             metrics = self._metrics(params, final=True)
-            return self._conclude(step, best_step or step, params, metrics)
+            return self._conclude(step, best_step, params, metrics)
 
     def _conclude(self, step: int, best_step: int, params: Params, metrics: dict[str, Any]) -> Finished:
         """Complete the final ``metrics`` and record the end of the run."""
@@ -309,16 +277,11 @@ class Trainer:
         samples = [(each.title, each.text) for each in self.data.examples(inference, final=True)]
         summary, command = self.data.report_lines(report), self.data.next_command(path)
         finished = Finished(path, step, best_step, report, summary, command, samples)
-        for callback in self.recorder.callbacks:
-            callback.on_end(finished, inference)
+        self.recorder.call("on_end", finished, inference)
         return finished
 
-    # --- how training can end early
-
     def _interrupted(self, number: int, where: str) -> Interrupted:
-        if not self.group.is_main:
-            return Interrupted(number, f"{where} by process 0 of the job")
-        return Interrupted(number, where, str(self.run.path))
+        return Interrupted(number, where, str(self.run.path) if self.group.is_main else None)
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         if self.recorder.store is None:
@@ -336,20 +299,15 @@ class Trainer:
 
         Raises ``error`` without ``--on-nan rollback``, after ``MAX_ROLLBACKS``, and where no checkpoint is good.
         """
-        state, found = None, None
-        if self.config.on_nan == "rollback" and self.progress.rollbacks < MAX_ROLLBACKS:
-            state = self.gathered_state()
-            if self.recorder.store is not None:
-                like = jax.eval_shape(lambda state: state, state)
-                restored = nan_recovery(self.recorder.store, self.eval_schedule, self.progress, like, self._note)
-                if restored is not None:
-                    state, found = restored[1], (restored[0], asdict(restored[2]))
-            found = self.group.broadcast_json(found)
-        if state is None or found is None:
+        found: int | None = None
+        state, progress = self.gathered_state(), self.progress
+        if self.config.on_nan == "rollback" and progress.rollbacks < MAX_ROLLBACKS and self.recorder.store is not None:
+            found, state, progress = nan_recovery(self.recorder.store, self.eval_schedule, progress, state, self._note)
+        step, fields = self.group.broadcast_json((found, asdict(progress)))
+        if step is None:
             self.group.ends_together = True
             raise error
-        step, progress = found
-        self.set_progress(ProgressState(**progress)).set_state(self.group.broadcast_tree(state))
+        self.set_progress(ProgressState(**fields)).set_state(self.group.broadcast_tree(state))
         with self.group.all_or_none():
             self.recorder.truncate_after(step)
         rollbacks = self.progress.rollbacks
@@ -360,5 +318,4 @@ class Trainer:
         return step
 
     def _note(self, text: str) -> None:
-        for callback in self.recorder.callbacks:
-            callback.on_note(Note(text))
+        self.recorder.call("on_note", Note(text))

@@ -75,7 +75,7 @@ def test_two_processes_train_what_one_does_and_stop_together(jobs, alone):
     assert f"step {at}" in stopped[0].err
     assert f"step {at}" in stopped[1].err
     check_quiet(stopped[1])
-    assert "2 processes" in alone("two", "--resume", "auto")
+    assert "2 and 2 then" in alone("two", "--resume", "auto")
     alone("one")
     check_same(jobs.folder / "one", jobs.folder / "two")
 
@@ -181,8 +181,8 @@ def test_a_signal_before_the_first_step_stops_all_behind_it(jobs, asked):
 @pytest.mark.parametrize(
     ("lost", "where"),
     [
-        (0, "MetricsWriter.on_evaluation"),
-        (0, "SamplesWriter.on_sample"),
+        (0, "LogWriter.on_evaluation"),
+        (0, "LogWriter.on_sample"),
         (0, "Recorder.save"),
         (0, "Trainer._conclude"),
         (1, "Trainer._evaluate"),
@@ -291,10 +291,10 @@ def test_processes_that_do_not_meet_say_so(jobs):
     [
         ("--coordinator here", "--coordinator here"),
         ("--coordinator here:0", "--coordinator here:0"),
-        ("--coordinator here:1 --process-id 0", "--num-processes must be"),
-        ("--coordinator here:1 --num-processes 2 --process-id 2", "--process-id must be"),
+        ("--coordinator here:1 --process-id 0", "--num-processes is None"),
+        ("--coordinator here:1 --num-processes 2 --process-id 2", "--process-id is 2"),
         ("--coordinator here:1 --num-processes two", "--num-processes is 'two'"),
-        ("--coordinator here:1 --num-processes 2 --process-id 0 --heartbeat 0", "--heartbeat 0"),
+        ("--coordinator here:1 --num-processes 2 --process-id 0 --heartbeat 0", "--heartbeat is 0"),
         ("--num-processes 2", "--num-processes"),
         ("--distributed yes", "--distributed 'yes'"),
         ("--distributed auto --coordinator here:1", "--distributed"),

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgen import plots as attention_plot
 from jaxgen.errors import CheckpointError
 from jaxgen.plots import CELL, MAX_HEIGHT, MAX_WIDTH, draw_attention
 from jaxgen.types import AttentionMap
@@ -71,8 +70,3 @@ def test_cells_are_as_large_beside_a_longer_text(tmp_path):
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere"):
         draw_attention([ONE], tmp_path / "nowhere" / "map.png")
-
-
-def test_labels_are_measured_and_not_counted():
-    assert attention_plot._label_width(["iiii"]) < attention_plot._label_width(["WWWW"]) < 1.0
-    assert attention_plot._label_width([]) == attention_plot._label_width([""]) == 0.0

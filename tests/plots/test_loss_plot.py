@@ -43,7 +43,7 @@ def size_of_png(path):
     ids=["full", "empty", "one", "partial", "nulls", "validation", "zeros"],
 )
 def test_a_picture_of_1000_by_600_is_drawn(tmp_path, rows):
-    draw_losses(rows, tmp_path / "loss.png", "a $title$ with 漢字\nand lines " * 9)
+    draw_losses(rows, tmp_path / "loss.png", "a $title$ with 漢字\nand lines " * 9, "token", Best(1))
     assert size_of_png(tmp_path / "loss.png") == (1000, 600)
     assert os.listdir(tmp_path) == ["loss.png"]
 
@@ -62,12 +62,12 @@ def test_the_best_checkpoint_is_marked_by_the_figure_that_chose_it():
 
 def test_by_its_loss_the_best_checkpoint_is_marked_with_the_loss_and_its_bits():
     rows = rows_of([3.0, 2.0, 2.5], val_bpc=[6.0, 4.0, 5.0])
-    assert mark_of(rows, Best(20)) == mark_of(rows) == (20, 2.0, "best loss 2.000 (4.000 bits) at step 20")
+    assert mark_of(rows, Best(20)) == (20, 2.0, "best loss 2.000 (4.000 bits) at step 20")
 
 
 def test_nothing_is_marked_where_the_best_checkpoint_has_no_loss():
     assert mark_of(rows_of([math.nan, 2.0]), Best(10)) is None
-    assert mark_of([]) is None
+    assert mark_of([], Best(0)) is None
 
 
 def test_the_best_checkpoint_is_in_the_picture_though_its_loss_is_high(tmp_path):
@@ -75,7 +75,7 @@ def test_the_best_checkpoint_is_in_the_picture_though_its_loss_is_high(tmp_path)
     rows = [{**row, "val_accuracy": 1 / row["step"]} for row in FULL]
     marked = []
     for best in (Best(1, "val_accuracy"), Best(0, "val_accuracy")):
-        draw_losses(rows, tmp_path / "loss.png", "", best=best)
+        draw_losses(rows, tmp_path / "loss.png", "", "token", best)
         with Image.open(tmp_path / "loss.png") as picture:
             pixels = np.asarray(picture.convert("RGB"))
         marked.append(int((pixels == [217, 98, 43]).all(axis=-1).sum()))
@@ -85,13 +85,13 @@ def test_the_best_checkpoint_is_in_the_picture_though_its_loss_is_high(tmp_path)
 def test_drawing_leaves_the_logging_of_matplotlib_as_it_was(tmp_path):
     logger = logging.getLogger("matplotlib")
     before = logger.level
-    draw_losses([], tmp_path / "loss.png", "")
+    draw_losses([], tmp_path / "loss.png", "", "token", Best(0))
     assert logger.level == before
 
 
 def test_a_picture_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"loss\.png"):
-        draw_losses([], tmp_path / "gone" / "loss.png", "")
+        draw_losses([], tmp_path / "gone" / "loss.png", "", "token", Best(0))
 
 
 def test_smoothing_keeps_a_straight_line_and_calms_the_tail():

@@ -29,7 +29,7 @@ def size_of_png(path):
     ids=["full", "no training text", "nothing measured", "empty"],
 )
 def test_a_picture_of_1000_by_600_is_drawn(tmp_path, rows, real):
-    draw_quality(rows, real, tmp_path / "quality.png", "a $title$ with 漢字\nand lines " * 9)
+    draw_quality(rows, real, tmp_path / "quality.png", "a $title$ with 漢字\nand lines " * 9, "word")
     assert size_of_png(tmp_path / "quality.png") == (1000, 600)
     assert os.listdir(tmp_path) == ["quality.png"]
 
@@ -43,4 +43,4 @@ def test_a_point_lies_at_distinct_2_and_at_what_its_panel_shows():
 
 def test_a_picture_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"quality\.png"):
-        draw_quality([], None, tmp_path / "gone" / "quality.png", "")
+        draw_quality([], None, tmp_path / "gone" / "quality.png", "", "word")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxgen.trainer.signals import RaiseOnSignal, Stopped, interruptible
+from jaxgen.trainer.signals import Interrupted, interruptible, raise_on_signal
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def test_an_interrupt_that_is_lost_comes_again(while_collecting, capfd):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_would_be_lost_waits_until_it_is_not(while_collecting, number):
-    with pytest.raises(Stopped) as stopped, RaiseOnSignal() as signals:
+    with pytest.raises(Interrupted) as stopped, raise_on_signal("here"):
         while_collecting(lambda: signal.raise_signal(number))
-    assert stopped.value.number == signals.received == number
+    assert stopped.value.exit_code == 128 + number
 
 
 def test_an_interrupt_that_means_something_else_is_left_alone():

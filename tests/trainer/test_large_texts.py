@@ -12,7 +12,7 @@ MB = 10**6
 #: Train on the text of ``argv[1]`` and tell the growth of memory since the imports, and since a run on a small text.
 TRAINING = """
 import json
-import jaxgen.trainer.trainer, jaxgen.plots.loss
+import jaxgen.trainer.trainer, jaxgen.plots
 from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.trainer.run import start
 

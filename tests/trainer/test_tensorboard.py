@@ -67,9 +67,7 @@ def test_events_beyond_the_step_from_which_a_run_goes_on_are_no_longer_shown(ste
 
 def test_two_files_of_one_moment_are_both_kept(tmp_path):
     for step in (1, 2):
-        writer = EventFile(RunDirectory(tmp_path), step - 1)
-        writer.add_scalar("loss", float(step), step)
-        writer.flush()
+        EventFile(RunDirectory(tmp_path), step - 1).add_row({"loss": float(step)}, step)
     assert curve(tmp_path, "loss") == ([(1, 1.0), (2, 2.0)], 2)
 
 
@@ -80,10 +78,8 @@ def test_events_on_a_full_disk_are_an_error_and_nothing_waits(tmp_path):
     (file,) = (tmp_path / "tensorboard").iterdir()
     file.unlink()
     file.symlink_to("/dev/full")
-    for number in range(100):  # more than any queue holds
-        writer.add_scalar("loss", 1.0, number)
     with pytest.raises(CheckpointError, match="No space left"):
-        writer.flush()
+        writer.add_row({f"loss {number}": 1.0 for number in range(100)}, 1)  # more than any queue holds
 
 
 def test_a_link_in_place_of_the_folder_is_not_written_through(tmp_path):

@@ -325,7 +325,7 @@ class TranslateData(Seq2SeqData):
         """
         known = [[self._units(each) for each in group] for group in references]
         row: dict[str, Any] = {
-            "bleu": bleu([self._units(text) for text in texts], known, self._orders).scores[-1],
+            "bleu": bleu([self._units(text) for text in texts], known, self._orders)[-1],
             "exact": sum(text in group for text, group in zip(texts, references)) / len(texts),
         }
         return row | (sacrebleu_scores(texts, references) if final else {})
