@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.fsutil import unwritable
+from jaxgen.fsutil import write_errors
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.trainer.callbacks import Callback, Evaluated, Started
 
@@ -83,11 +83,9 @@ class EventFile:
             content = event.SerializeToString()
             for part in (struct.pack("<Q", len(content)), content):
                 records += part + struct.pack("<I", masked_crc32c(part))
-        try:
+        with write_errors(self._path, needed=len(records)):
             self._path.parent.mkdir(exist_ok=True)
             with open(self._path, "ab", buffering=0) as file:
                 if file.write(records) != len(records):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise unwritable(self._path, error, needed=len(records)) from error
