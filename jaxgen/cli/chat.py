@@ -452,15 +452,7 @@ def use_readline(loop: cmd.Cmd) -> None:
 def chat(
     session: ChatSession, config: SampleConfig, flags: Mapping[str, Any], prompt: str, write: Callable[[str], None]
 ) -> None:
-    """Chat until standard input ends.
-
-    Args:
-        session: The text so far.
-        config: The settings.
-        flags: The values of the transforms' flags.
-        prompt: Text to begin with; may be empty.
-        write: Writes text to standard output.
-    """
+    """Chat until standard input ends, beginning with ``prompt``; the other arguments are those of ``Chat``."""
     loop = Chat(session, config, flags, write)
     sampler = session.sampler
     log(

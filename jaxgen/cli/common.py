@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import os
 import re
 import sys
@@ -43,11 +44,7 @@ def run_command(command: Callable[[], None], *, text_only: bool = False) -> int:
 def _exit_code(command: Callable[[], None], text_only: bool) -> int:
     try:
         prepare_process()
-    except JaxgenError as error:
-        log(f"error: {error}")
-        return error.exit_code
-    open_output(text_only)
-    try:
+        open_output(text_only)
         command()
     except JaxgenError as error:
         log(f"error: {error}")
@@ -174,6 +171,11 @@ def write_out(text: str, *, flush: bool = False) -> None:
     sys.stdout.write(escape_controls(text) if sys.stdout.isatty() else without_surrogates(text))
     if flush:
         sys.stdout.flush()
+
+
+def json_line(value: object) -> str:
+    """``value`` as JSON on one line, with its line break."""
+    return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def escape_controls(text: str) -> str:

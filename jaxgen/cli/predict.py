@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxgen.cli.common import log, read_byte_lines, run_command, write_out
+from jaxgen.cli.common import json_line, log, read_byte_lines, run_command, write_out
 from jaxgen.cli.flags import Excludes, Needs, check_flags, is_written, parse, positional, switch
 from jaxgen.errors import CheckpointError, DataError, UsageError
 
@@ -152,11 +151,11 @@ def write_answers(
             log(f"error: {answer.error}")
             unread += 1
             name = getattr(answer.source, "name", None) or str(answer.source)
-            line = json.dumps({"image": name, "error": str(answer.error)}, ensure_ascii=False) if as_json else ""
+            line = json_line({"image": name, "error": str(answer.error)}) if as_json else "\n"
         else:
-            line = json.dumps(answer, ensure_ascii=False) if as_json else predictor.codec.line(answer)
+            line = json_line(answer) if as_json else predictor.codec.line(answer) + "\n"
             truncated += answer.get("cut", 0) > 0
-        write_out(line + "\n", flush=flush)
+        write_out(line, flush=flush)
     if truncated:
         s, were = ("", "was") if truncated == 1 else ("s", "were")
         log(f"{truncated:,} input{s} {were} longer than the model can read: the rest was left out.")

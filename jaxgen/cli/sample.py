@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from jaxgen.cli.common import escape_controls, log, run_command
+from jaxgen.cli.common import escape_controls, json_line, log, run_command
 from jaxgen.cli.flags import Excludes, Needs, check_flags, parse, switch
 from jaxgen.cli.sampling_flags import (
     SampleConfig,
@@ -143,13 +142,15 @@ class SamplingSpeed:
     def __init__(self, parallel: int, note: str = "") -> None:
         """``parallel`` is the number of samples whose first chunks arrive together."""
         self.parallel, self.note = parallel, note
+        #: Samples of the last stream that have ended.
+        self.ended = 0
         self.first_tokens = self.later_tokens = 0
         self.first_seconds = self.later_seconds = 0.0
 
     def measure(self, stream: Iterator[Chunk]) -> Iterator[Chunk]:
         """Pass on the chunks of ``stream`` and time them."""
         arrived = began = time.perf_counter()
-        first, before = True, -1
+        first, before, self.ended = True, -1, 0
         for chunk in stream:
             next_block = chunk.index // self.parallel > before // self.parallel
             if before < 0:
@@ -161,6 +162,7 @@ class SamplingSpeed:
                 self.first_tokens += chunk.tokens.size
             else:
                 self.later_tokens += chunk.tokens.size
+            self.ended += chunk.last
             yield chunk
         self.first_seconds += arrived - began
         self.later_seconds += time.perf_counter() - arrived
@@ -206,11 +208,6 @@ class SampleWriter:
             if number == 1:  # standard output holds only the text
                 log(about)
 
-    def write_json(self, values: Iterable[Mapping[str, object]]) -> None:
-        """Write one line of JSON for each value."""
-        for value in values:
-            self.write(json.dumps(value, ensure_ascii=False) + "\n")
-
     def write_all(self, stream: Iterator[Chunk], prompt: str, first: int, num_samples: int) -> None:
         """Write every sample of ``stream`` after its prompt, each followed by a line break."""
         turn, begun = first, False
@@ -222,17 +219,14 @@ class SampleWriter:
                 finished.add(chunk.index)
             while turn in waiting:
                 if not begun:
-                    self._begin(turn, prompt, num_samples)
+                    if num_samples > 1:
+                        self.heading(f"sample {turn}")
+                    self.write(prompt)
                 self.write(waiting.pop(turn))
                 begun = turn not in finished
                 if not begun:
                     self.write("\n")
                     turn += 1
-
-    def _begin(self, index: int, prompt: str, num_samples: int) -> None:
-        if num_samples > 1:
-            self.heading(f"sample {index}")
-        self.write(prompt)
 
 
 def write_samples(
@@ -261,16 +255,14 @@ def write_samples(
         for each in settings.values()
     ]
     for (temperature, each), stream in zip(settings.items(), streams):
-        ended: set[int] = set()
-        chunks = _track_ends(speed.measure(stream), ended)
+        chunks = speed.measure(stream)
         if as_json:
             from jaxgen.inference.receipts import receipt
 
             samples = collect(chunks) if config.best_of is None else select_best(collect(chunks), config.num_samples)
-            writer.write_json(
-                receipt(sampler, each, sample, prompt=prompt, unk=config.unk, state_file=config.state)
-                for sample in samples
-            )
+            for drawn in samples:
+                value = receipt(sampler, each, drawn, prompt=prompt, unk=config.unk, state_file=config.state)
+                writer.write(json_line(value))
         else:
             if len(settings) > 1:
                 writer.heading(f"temperature {temperature}")
@@ -278,19 +270,11 @@ def write_samples(
                 writer.write_all(chunks, prompt, first, config.num_samples)
             else:
                 writer.write_best(select_best(collect(chunks), config.num_samples), prompt, config.num_samples)
-        if len(ended) < number:
-            log(f"note: time was up before {number - len(ended):,} of {number:,} texts were begun.")
+        if speed.ended < number:
+            log(f"note: time was up before {number - speed.ended:,} of {number:,} texts were begun.")
         if each.greedy and number > 1:
             log(f"note: at temperature 0 all {number} texts are the same.")
     log(str(speed))
-
-
-def _track_ends(chunks: Iterator[Chunk], ended: set[int]) -> Iterator[Chunk]:
-    """The same chunks; the index of every sample that ends is added to ``ended``."""
-    for chunk in chunks:
-        if chunk.last:
-            ended.add(chunk.index)
-        yield chunk
 
 
 def write_beams(
@@ -314,7 +298,7 @@ def write_beams(
             from jaxgen.inference.receipts import beam_receipt
 
             found_by = beam_receipt(sampler, search, rank, each, prompt=prompt, unk=config.unk, state_file=config.state)
-            writer.write_json([found_by])
+            writer.write(json_line(found_by))
             continue
         if config.num_samples > 1:
             writer.heading(f"rank {rank}, {each.logp:.2f} nats, score {each.score:.4f}")

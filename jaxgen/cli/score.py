@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -14,7 +13,7 @@ from functools import cache
 from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
-from jaxgen.cli.common import SafeStream, discard, escape_controls, log, run_command, write_out
+from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, run_command, write_out
 from jaxgen.cli.flags import Excludes, Needs, RunConfig, check_flags, parse, positional, switch
 from jaxgen.errors import UsageError
 
@@ -254,11 +253,6 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
     return tokenizer.pieces[token].decode("utf-8", "backslashreplace")
 
 
-def as_json(value: dict[str, Any]) -> str:
-    """``value`` as JSON on one line."""
-    return json.dumps(value, ensure_ascii=False)
-
-
 def start(parts: Iterable[TokenScores]) -> Iterator[TokenScores]:
     """The same parts, the first computed now: a text that cannot be read leaves no half-written output."""
     source = iter(parts)
@@ -363,12 +357,12 @@ class JsonScores:
             }
             for each in ranked
         ]
-        write_out(as_json({"prompt": prompt, "candidates": candidates, **self._settings()}) + "\n")
+        write_out(json_line({"prompt": prompt, "candidates": candidates, **self._settings()}))
 
     def _write_tokens(self, about: dict[str, Any], parts: Iterable[TokenScores]) -> None:
         """Write the beginning of an object, and the tokens as they come: a large text needs no more memory."""
         parts = start(parts)
-        write_out(as_json(about)[:-1])
+        write_out(json_line(about)[:-2])  # without }
         if self._per_token:
             write_out(', "per_token": [')
         between = ""
@@ -377,7 +371,7 @@ class JsonScores:
                 found = self._token(int(token), float(logp))
                 if self._scorer.top:
                     found["top"] = [self._token(*each) for each in zip(top.tolist(), top_logp.tolist())]
-                write_out(between + as_json(found))
+                write_out(between + json_line(found)[:-1])
                 between = ", "
         if self._per_token:
             write_out("]")
@@ -387,7 +381,7 @@ class JsonScores:
         names = ("logp", "tokens", "chars", "bytes", "unknown", "nats_per_token", "perplexity")
         values = {name: getattr(score, name) for name in (*names, "bits_per_char", "bits_per_byte")}
         values = {name: None if math.isnan(value) else value for name, value in values.items()}
-        write_out(", " + as_json({**values, **self._settings()})[1:] + "\n", flush=True)
+        write_out(", " + json_line({**values, **self._settings()})[1:], flush=True)
 
     def _token(self, token: int, logp: float) -> dict[str, object]:
         return {"token": token_text(self._scorer.sampler.tokenizer, token), "id": token, "logp": round(logp, 6)}

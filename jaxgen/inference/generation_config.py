@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.sampling.transforms.base import Chain, Transform, chain
 from jaxgen.sampling.transforms.constraints import Forbid, Force
 from jaxgen.sampling.transforms.temperature import Linear, Schedule, Temperature, table
+
+Built = TypeVar("Built")
 
 MAX_LENGTH = 10_000_000
 MAX_BLOCK = 4_096
@@ -29,7 +31,7 @@ class GenerationConfig:
     Args:
         length: Tokens to generate.
         temperature: A number, a tuple with one for each step (the last one holds for the rest), ``Linear``, or a
-            function of the step. 0 always takes the likeliest token.
+            function of the step. 0 always takes the most probable token.
         seed: Another seed gives other samples.
         transforms: Logit transforms, applied in this order. The temperature comes before the first of them that does
             not precede it in ``TRANSFORMS``.
@@ -55,8 +57,11 @@ class GenerationConfig:
         object.__setattr__(self, "block", check_int("The block size", self.block, 1, MAX_BLOCK))
         object.__setattr__(self, "length", check_int("The length", self.length, 0, MAX_LENGTH))
         if not self.greedy:
-            check_temperature(self.temperature, self.length)
-        check_stop(self.stop)
+            table(self.temperature, max(self.length, 1))  # raises for a temperature out of range
+        if not isinstance(self.stop, (tuple, list)) or not all(isinstance(each, str) and each for each in self.stop):
+            raise UsageError(f"Stop strings of {self.stop!r} cannot be used: give a list of texts, none of them empty.")
+        if len(self.stop) > MAX_STOPS or any(len(each) > MAX_STOP_LENGTH for each in self.stop):
+            raise UsageError(f"At most {MAX_STOPS} stop strings of at most {MAX_STOP_LENGTH} characters can be used.")
         if self.max_seconds is not None and not (_is_number(self.max_seconds) and 0 < self.max_seconds < math.inf):
             raise UsageError(f"A limit of {self.max_seconds} seconds cannot be used: give a number above 0.")
         if not isinstance(self.transforms, tuple) or not all(hasattr(each, "update") for each in self.transforms):
@@ -70,7 +75,7 @@ class GenerationConfig:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
+        """Whether the most probable token is always taken."""
         return _is_number(self.temperature) and self.temperature == 0
 
     def chain(self, forbidden: tuple[int, ...] = ()) -> Chain:
@@ -90,16 +95,15 @@ class GenerationConfig:
         Raises:
             UsageError: A transform is not registered.
         """
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        schedule = self.temperature
-        if isinstance(schedule, Linear):
-            values["temperature"] = asdict(schedule)
-        elif _is_number(schedule):
-            values["temperature"] = float(schedule)
-        elif callable(schedule):
-            values["temperature"] = [float(value) for value in table(schedule, max(self.length, 1))]
-        values["transforms"] = [transform_to_json(each) for each in chain(*self.transforms).transforms]
-        return _to_lists(values)
+        temperature: Any = self.temperature
+        if isinstance(temperature, Linear):
+            temperature = asdict(temperature)
+        elif _is_number(temperature):
+            temperature = float(temperature)
+        elif callable(temperature):
+            temperature = table(temperature, max(self.length, 1)).tolist()
+        transforms = [transform_to_json(each) for each in chain(*self.transforms).transforms]
+        return {**vars(self), "temperature": temperature, "transforms": transforms}
 
     @classmethod
     def from_json(cls, values: object) -> GenerationConfig:
@@ -107,18 +111,13 @@ class GenerationConfig:
         known = [f.name for f in fields(cls)]
         if not isinstance(values, Mapping) or set(values) != set(known):
             raise UsageError(f"Settings of a sample have the fields {', '.join(known)} and no others.")
-        if not isinstance(values["transforms"], list):
+        temperature, transforms = values["temperature"], values["transforms"]
+        if not isinstance(transforms, list):
             raise UsageError("The transforms of a sample's settings are a list.")
-        given = {name: _to_tuples(value) for name, value in values.items()}
-        given["transforms"] = tuple(transform_from_json(each) for each in values["transforms"])
-        try:
-            if isinstance(values["temperature"], Mapping):
-                given["temperature"] = Linear(**values["temperature"])
-            return cls(**given)
-        except UsageError:
-            raise
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UsageError(f"These settings of a sample cannot be used: {error}.") from None
+        if isinstance(temperature, Mapping):
+            temperature = _build(Linear, temperature, "The temperature of a sample")
+        chosen = {"temperature": temperature, "transforms": [transform_from_json(each) for each in transforms]}
+        return _build(cls, {**values, **chosen}, "The settings of a sample")
 
 
 def with_forbidden(forbidden: tuple[int, ...], transforms: tuple[Transform, ...]) -> Chain:
@@ -129,26 +128,6 @@ def with_forbidden(forbidden: tuple[int, ...], transforms: tuple[Transform, ...]
     given = chain(*transforms).transforms
     every = dict.fromkeys([*forbidden, *(i for each in given if type(each) is Forbid for i in each.ids)])
     return chain(Forbid(tuple(every)), *(each for each in given if type(each) is not Forbid))  # type: ignore[arg-type]
-
-
-def check_temperature(value: Schedule, length: int) -> None:
-    """Raise ``UsageError`` if a temperature is out of range at any of ``length`` steps."""
-    if not _is_number(value):
-        table(value, max(length, 1))
-    elif not 1e-6 <= value <= 1e6:
-        raise UsageError(
-            f"A temperature of {value} cannot be used: give 0 (always the likeliest token) or a "
-            "number from 1e-6 to 1e6; 1 samples from the model's own distribution, lower is safer, higher is wilder."
-        )
-
-
-def check_stop(strings: object) -> None:
-    """Raise ``UsageError`` unless ``strings`` are stop strings: not too many, none empty or too long."""
-    if not isinstance(strings, (tuple, list)) or not all(isinstance(each, str) and each for each in strings):
-        shown = ", ".join(map(repr, strings)) if isinstance(strings, (tuple, list)) else repr(strings)
-        raise UsageError(f"Stop strings of {shown} cannot be used: give a list of texts, none of them empty.")
-    if len(strings) > MAX_STOPS or any(len(each) > MAX_STOP_LENGTH for each in strings):
-        raise UsageError(f"At most {MAX_STOPS} stop strings of at most {MAX_STOP_LENGTH} characters can be used.")
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -162,7 +141,7 @@ def transform_to_json(transform: Any) -> dict[str, Any]:
         raise UsageError(
             f"{type(transform).__name__} is not registered, so that a file cannot name it: add it to jaxgen.TRANSFORMS."
         )
-    return {"name": names[type(transform)], "options": _to_lists(asdict(transform))}
+    return {"name": names[type(transform)], "options": asdict(transform)}
 
 
 def transform_from_json(value: object) -> Transform:
@@ -172,20 +151,17 @@ def transform_from_json(value: object) -> Transform:
     if not isinstance(value["name"], str):
         raise UsageError(f"The name of a transform in a file is a string, not {value['name']!r}.")
     kind = TRANSFORMS[choose(value["name"], TRANSFORMS, "transform")]
+    return _build(kind, value["options"], f"The transform {value['name']!r}")
+
+
+def _build(kind: Callable[..., Built], values: Mapping[str, Any], what: str) -> Built:
+    """``kind`` with these JSON values as its fields. Raises ``UsageError`` that begins with ``what``."""
     try:
-        built: Transform = kind(**{name: _to_tuples(option) for name, option in value["options"].items()})
-        return built
+        return kind(**{name: _to_tuples(value) for name, value in values.items()})
     except UsageError:
         raise
     except (TypeError, ValueError, OverflowError) as error:
-        raise UsageError(f"The transform {value['name']!r} cannot be built: {error}.") from None
-
-
-def _to_lists(value: Any) -> Any:
-    """``value`` with lists for tuples, as JSON has them."""
-    if isinstance(value, dict):
-        return {key: _to_lists(each) for key, each in value.items()}
-    return [_to_lists(each) for each in value] if isinstance(value, (tuple, list)) else value
+        raise UsageError(f"{what} cannot be used: {error}.") from None
 
 
 def _to_tuples(value: Any) -> Any:

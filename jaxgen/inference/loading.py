@@ -72,23 +72,21 @@ class LoadedRun:
             task = objective(name, config.model).build(**options)
         except (UsageError, TypeError) as error:
             raise CheckpointError(f"{directory.config_path} holds settings that cannot be used. {error}") from None
-        shared = [name for name in options if name not in sizes and hasattr(config, name)]
-        if differing := [name for name in shared if _as_json(getattr(config, name)) != _as_json(options[name])]:
-            raise CheckpointError(
-                f"{directory.config_path} has been altered: its model and its settings differ in "
-                f"{', '.join(differing)}. Copy the run again."
-            )
-        for size, number in sizes.items():
-            if options.get(size, 0) != number:  # a size of 0 may be left out
-                raise CheckpointError(
-                    f"{directory.path} has a {size.replace('_', ' ')} of {options.get(size, 0)}, but its "
-                    f"tokenizer.json has {number}: the two belong to different runs. Copy the run again."
-                )
-        if resolved.get("tokenizer", json_sha256(tokenizer)) != json_sha256(tokenizer):
-            raise CheckpointError(
-                f"{directory.tokenizer_path} has been altered: its digest is not the one in config.json. Copy the run "
-                "again."
-            )
+        digest = json_sha256(tokenizer)
+        problems = [
+            f"its model and its settings differ in {name}"
+            for name in options
+            if name not in sizes and _as_json(getattr(config, name, options[name])) != _as_json(options[name])
+        ]
+        problems += [
+            f"its {size.replace('_', ' ')} is {options.get(size, 0)}, but its tokenizer.json has {number}"
+            for size, number in sizes.items()
+            if options.get(size, 0) != number  # a size of 0 may be left out
+        ]
+        if resolved.get("tokenizer", digest) != digest:
+            problems.append("the digest of tokenizer.json is not the one in config.json")
+        if problems:
+            raise CheckpointError(f"{directory.path} has been altered: {'; '.join(problems)}. Copy the run again.")
         return cls(directory, config, resolved, codec, task)
 
     @property

@@ -91,9 +91,7 @@ class QualityRow:
 
     Attributes:
         temperature: The temperature they were drawn at; ``None`` for real text.
-        texts: The number of texts.
-        tokens: Their tokens.
-        characters: Their characters.
+        texts, tokens, characters: How many there are.
         logp: The mean log-likelihood per token in nats, before temperature.
         distinct: distinct-1, distinct-2 and distinct-3.
         seq_rep_4: The share of 4-grams that occurred earlier in the same text.
@@ -188,19 +186,15 @@ def evaluate(
         ]
         for how in sweep
     ]  # arguments are checked here, texts are drawn below
-    drawn = [
-        [
-            sample
-            for (_, numbers), part in zip(shares, parts)
-            for sample in list(part) * (len(numbers) if how.greedy else 1)
-        ]
-        for how, parts in zip(sweep, streams)
-    ]
-    unit = natural_unit(reference.train if reference else (s.text for samples in drawn for s in samples))
-    references = []
+    drawn: list[list[Sample]] = [[] for _ in sweep]
+    for how, parts, samples in zip(sweep, streams, drawn):
+        for (_, numbers), part in zip(shares, parts):
+            samples += list(part) * (len(numbers) if how.greedy else 1)
+    every = [sample for samples in drawn for sample in samples]
+    unit = natural_unit(reference.train if reference else (s.text for s in every))
+    references, copies = [], None
     if reference is not None:
-        tokens = sum(s.tokens.size for samples in drawn for s in samples)
-        size = settings.length * sum(len(s.text) for samples in drawn for s in samples) / max(tokens, 1)
+        size = settings.length * sum(len(s.text) for s in every) / max(sum(s.tokens.size for s in every), 1)
         references = cut_references(
             reference.val,
             num_samples,
@@ -209,8 +203,9 @@ def evaluate(
             conditions=reference.conditions,
             only=sampler.condition,
         )
-    texts = [s.text for samples in drawn for s in samples] + [each.text for each in references]
-    metrics = SampleMetrics(sampler, unit, reference, None if reference is None else copies_of(texts, reference.train))
+        texts = [s.text for s in every] + [each.text for each in references]
+        copies = copies_of(texts, reference.train)
+    metrics = SampleMetrics(sampler, unit, reference, copies)
     rows = [metrics.of_samples(each, samples, prompt) for each, samples in zip(temperatures, drawn)]
     given = [] if sampler.conditioning is None else [(each.condition or Condition(), len(n)) for each, n in shares]
     return QualityReport(rows, metrics.of_references(references) if references else None, unit, given)
@@ -306,20 +301,16 @@ class SampleMetrics:
         """The metrics of drawn texts."""
         sequences = [units(s.text, self.unit, before=prompt, cut=s.end in ("length", "time")) for s in samples]
         logp = np.concatenate([s.logp for s in samples])
-        mean = float(logp.mean(dtype=np.float64)) if logp.size else None
-        return self._row(temperature, [s.text for s in samples], [s.tokens for s in samples], sequences, mean)
+        return self._row(temperature, [s.text for s in samples], [s.tokens for s in samples], sequences, _mean(logp))
 
     def of_references(self, references: Sequence[ReferenceText]) -> QualityRow:
         """The metrics of real texts."""
-        texts = [each.text for each in references]
         sequences = [units(each.text, self.unit, cut=each.cut) for each in references]
-        tokens = [self._tokens(each) for each in references]
-        return self._row(None, texts, tokens, sequences, mean_logp(self.sampler, references))
-
-    def _tokens(self, reference: ReferenceText) -> np.ndarray:
-        ids = self.sampler.tokenizer.encode(reference.text)
-        ends = self.sampler.documents and not reference.cut
-        return np.append(ids, np.int32(EOS)) if ends else ids
+        tokens = [self.sampler.tokenizer.encode(each.text) for each in references]
+        if self.sampler.documents:
+            tokens = [ids if each.cut else np.append(ids, np.int32(EOS)) for ids, each in zip(tokens, references)]
+        logp = mean_logp(self.sampler, references)
+        return self._row(None, [each.text for each in references], tokens, sequences, logp)
 
     def _row(
         self,
@@ -374,8 +365,11 @@ def mean_logp(sampler: Sampler, references: Sequence[ReferenceText]) -> float | 
         conditioned = sampler if condition is None else sampler.with_condition(condition)
         scorer = Scorer(conditioned, unk="keep", end=False if cut else None)
         logp += [scores.logp[scores.tokens != UNK] for _, scores in scorer.score_each(texts)]
-    every = np.concatenate(logp)
-    return float(every.mean(dtype=np.float64)) if every.size else None
+    return _mean(np.concatenate(logp))
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean(dtype=np.float64)) if values.size else None
 
 
 def _as_decoded(texts: list[str]) -> list[str]:

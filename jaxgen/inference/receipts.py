@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from jaxgen import jitted
 from jaxgen.errors import DataError, UsageError
-from jaxgen.fsutil import file_sha256
+from jaxgen.fsutil import StrictModel, file_sha256
 from jaxgen.inference.beam_search import BeamConfig, Hypothesis, beam
 from jaxgen.inference.generation_config import GenerationConfig, transform_from_json, transform_to_json
 from jaxgen.inference.sampler import Sampler
-from jaxgen.inference.state import DecoderState
 from jaxgen.inference.text_stream import Sample
 from jaxgen.runtime import processor
 from jaxgen.sampling.decode import DecodeState, perturbed, sample_keys
@@ -36,19 +35,15 @@ UInt32 = Annotated[int, Field(ge=0, lt=2**32)]
 Number = Annotated[float, Field(gt=-1e30, lt=1e30)]
 
 
-class StateFile(BaseModel):
+class StateFile(StrictModel):
     """The file of the state that a text continues."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     file: str
     sha256: str
 
 
-class Receipt(BaseModel):
+class Receipt(StrictModel, extra="ignore"):
     """What the receipts of samples and of beam search have in common, as far as a replay needs it."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
 
     receipt: Literal[1]
     text: str
@@ -77,10 +72,8 @@ class SampleReceipt(Receipt):
     logp: list[Number]
 
 
-class BeamSettings(BaseModel):
+class BeamSettings(StrictModel):
     """The settings of a beam search, as ``BeamConfig`` has them."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     width: int
     length: int
@@ -209,14 +202,6 @@ class Replay:
         return self.first_divergence is None and not self.tampered_fields
 
 
-class _Prompt(TypedDict):
-    """The arguments by which ``Sampler`` and ``beam`` find the text to continue."""
-
-    prompt: str
-    state: DecoderState | None
-    unk: str
-
-
 def replay(sampler: Sampler, saved: SampleReceipt | BeamReceipt, where: str = "the receipt") -> Replay:
     """Generate the text of a receipt again and compare.
 
@@ -231,7 +216,7 @@ def replay(sampler: Sampler, saved: SampleReceipt | BeamReceipt, where: str = "t
         if not path.is_file() or file_sha256(path) != saved.state.sha256:
             raise DataError(f"{where} continues the state in {path}, which is missing or has changed.")
         state = sampler.load_state(path)
-    prompt: _Prompt = {"prompt": saved.prompt, "state": state, "unk": saved.unk}
+    prompt = {"prompt": saved.prompt, "state": state, "unk": saved.unk}
     try:
         sampler = _with_recorded_condition(sampler, saved)
         if isinstance(saved, BeamReceipt):
@@ -244,85 +229,81 @@ def replay(sampler: Sampler, saved: SampleReceipt | BeamReceipt, where: str = "t
 def _with_recorded_condition(sampler: Sampler, saved: Receipt) -> Sampler:
     """``sampler`` under the condition that a receipt names."""
     if saved.has_condition != (sampler.conditioning is not None):
-        raise UsageError(
-            "It was drawn under a condition, and this run has neither labels nor features."
-            if saved.has_condition
-            else "It names no condition, and the texts of this run start from labels or features."
-        )
+        known, unknown = ("Its run", "this one") if saved.has_condition else ("This run", "its own")
+        raise UsageError(f"{known} has labels or features, and {unknown} has none.")
     if sampler.conditioning is None:
         return sampler
     return sampler.with_condition(sampler.conditioning.read(saved.condition))
 
 
-def _replay_sample(sampler: Sampler, saved: SampleReceipt, prompt: _Prompt) -> Replay:
-    settings, index = GenerationConfig.from_json(saved.settings), saved.index
-    recorded = np.asarray(saved.tokens, np.int64)
+def _replay_sample(sampler: Sampler, saved: SampleReceipt, prompt: dict[str, Any]) -> Replay:
+    settings = GenerationConfig.from_json(saved.settings)
     # A text that ran out of time is compared as far as it goes.
-    length = recorded.size if saved.end == "time" else settings.length
+    length = len(saved.tokens) if saved.end == "time" else settings.length
     again = replace(settings, max_seconds=None, length=length)
-    (drawn,) = sampler.samples(settings=again, first=index, **prompt)
-    at, was, now = _first_divergence(recorded, drawn.tokens)
-    diff = float(np.abs(np.asarray(saved.logp, np.float64)[:at] - drawn.logp[:at]).max(initial=0.0))
-    if at is None:
-        tampered = {
-            "text": saved.text != drawn.text,
-            "end": saved.end not in ("time", drawn.end),
-            "logp": diff > LOGP_TOLERANCE,
-            "seed": saved.seed != settings.seed,
-        }
-        return Replay(index, recorded.size, max_logp_diff=diff, tampered_fields=_names(tampered))
-    margin = None if was is None or now is None else _margin(sampler, settings, index, prompt, at, was, now)
-    return Replay(index, at, at, was, now, margin, diff)
+    (drawn,) = sampler.samples(settings=again, first=saved.index, **prompt)
+    result = _compare(saved.index, saved.tokens, drawn.tokens)
+    same = slice(result.tokens)
+    diff = float(np.abs(np.asarray(saved.logp, np.float64)[same] - drawn.logp[same]).max(initial=0.0))
+    result = replace(result, max_logp_diff=diff)
+    if result.first_divergence is not None:
+        return replace(result, margin=_margin(sampler, settings, prompt, result))
+    tampered = {
+        "text": saved.text != drawn.text,
+        "end": saved.end not in ("time", drawn.end),
+        "logp": diff > LOGP_TOLERANCE,
+        "seed": saved.seed != settings.seed,
+    }
+    return replace(result, tampered_fields=_names(tampered))
 
 
-def _replay_beam(sampler: Sampler, saved: BeamReceipt, prompt: _Prompt) -> Replay:
-    settings = dict(saved.beam)
-    search = BeamConfig(**settings | {"transforms": tuple(map(transform_from_json, saved.beam.transforms))})
-    found = beam(sampler, **search._asdict(), **prompt)
-    rank, recorded = saved.rank, np.asarray(saved.tokens, np.int64)
-    if not 1 <= rank <= len(found):
-        raise UsageError(f"It is number {rank} of a search that finds {len(found)}.")
-    again = found[rank - 1]
-    at, was, now = _first_divergence(recorded, again.tokens)
-    if at is not None:
-        return Replay(rank, at, at, was, now)
+def _replay_beam(sampler: Sampler, saved: BeamReceipt, prompt: dict[str, Any]) -> Replay:
+    transforms = tuple(map(transform_from_json, saved.beam.transforms))
+    found = beam(sampler, **{**dict(saved.beam), "transforms": transforms}, **prompt)
+    if not 1 <= saved.rank <= len(found):
+        raise UsageError(f"It is number {saved.rank} of a search that finds {len(found)}.")
+    again = found[saved.rank - 1]
+    result = _compare(saved.rank, saved.tokens, again.tokens)
+    if result.first_divergence is not None:
+        return result
     diff = abs(saved.total_logp - again.logp)
     tampered = {
         "text": saved.text != again.text,
         "end": saved.end != again.end,
-        "total_logp": diff > LOGP_TOLERANCE * max(recorded.size, 1),
+        "total_logp": diff > LOGP_TOLERANCE * max(len(saved.tokens), 1),
     }
-    return Replay(rank, recorded.size, max_logp_diff=diff, tampered_fields=_names(tampered))
+    return replace(result, max_logp_diff=diff, tampered_fields=_names(tampered))
 
 
 def _names(flags: Mapping[str, bool]) -> tuple[str, ...]:
     return tuple(name for name, flag in flags.items() if flag)
 
 
-def _first_divergence(recorded: np.ndarray, drawn: np.ndarray) -> tuple[int | None, int | None, int | None]:
-    """The first position where two texts differ, and the token of each there; ``None`` where there is none."""
+def _compare(index: int, tokens: Sequence[int], drawn: np.ndarray) -> Replay:
+    """Where recorded tokens first differ from those drawn now."""
+    recorded = np.asarray(tokens, np.int64)
     both = min(recorded.size, drawn.size)
     differ = np.flatnonzero(recorded[:both] != drawn[:both])
     at = int(differ[0]) if differ.size else both
     if at == recorded.size == drawn.size:
-        return None, None, None
-    was, now = (int(tokens[at]) if at < tokens.size else None for tokens in (recorded, drawn))
-    return at, was, now
+        return Replay(index, at)
+    was, now = (int(each[at]) if at < each.size else None for each in (recorded, drawn))
+    return Replay(index, at, at, was, now)
 
 
-def _margin(
-    sampler: Sampler, settings: GenerationConfig, index: int, prompt: _Prompt, at: int, was: int, now: int
-) -> float:
-    """By how much token ``now`` won over ``was`` when token number ``at`` was chosen."""
+def _margin(sampler: Sampler, settings: GenerationConfig, prompt: dict[str, Any], result: Replay) -> float | None:
+    """By how much the regenerated token won over the recorded one; ``None`` if one of the texts had ended."""
+    if result.recorded is None or result.regenerated is None:
+        return None
     chain, rows = settings.chain(sampler.forbidden), settings.block
     begun = sampler.read(**prompt)
     state = DecodeState.start(chain, *begun.repeated(rows), prompt=begun.tokens, eos=EOS)
-    block = index // rows * rows
+    block = result.index // rows * rows
     keys = sample_keys(settings.seed, jnp.arange(block, block + rows))
     step = jitted.jit_decode(sampler.task, chain.kinds, 1, settings.greedy)
-    for _ in range(at):
+    for _ in range(result.tokens):
         state, _ = step(sampler.weights, state, keys)
     plain = state.logits.astype(jnp.float32)
     logits = update_chain(chain.kinds, state.transforms, plain, Last(state.t, state.token))[1]
-    scores = np.asarray(logits if settings.greedy else perturbed(keys, state.t, logits))[index - block]
-    return float(scores[now] - scores[was])
+    scores = np.asarray(logits if settings.greedy else perturbed(keys, state.t, logits))[result.index - block]
+    return float(scores[result.regenerated] - scores[result.recorded])

@@ -52,14 +52,9 @@ def count_devices(blocks: int) -> int:
 
 
 def device_layout(weights: Tree, state: Arrays, keys: Array, blocks: int, devices: int) -> tuple[Tree, Arrays, Array]:
-    """The inputs of a call on its devices: ``weights`` on all, ``state`` once a block, ``keys`` [blocks * R] by block.
+    """The inputs of a call of several blocks on its devices.
 
-    Args:
-        weights: What the model reads.
-        state: The state that every block starts from.
-        keys: The PRNG keys of all rows.
-        blocks: Blocks of the call.
-        devices: Devices that share them.
+    ``weights`` is copied to all devices. Every block starts from ``state`` and has its part of ``keys`` [blocks * R].
     """
     states = jax.tree.map(lambda a: jnp.broadcast_to(a, (blocks, *a.shape)), state)
     keys = keys.reshape(blocks, -1)

@@ -21,11 +21,7 @@ MAX_BYTES = 2**30
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, object]) -> None:
-    """Write arrays to one safetensors file, with the JSON values ``about`` and a digest of both in its header.
-
-    Raises:
-        CheckpointError: if the file cannot be written.
-    """
+    """Write arrays to one safetensors file, with the JSON values ``about`` and a digest of both in its header."""
     values = json.loads(dump_json(dict(about)))
     data = encode(arrays, {"about": json.dumps(values), "sha256": _digest(arrays, values)})
     try:

@@ -362,7 +362,7 @@ BROKEN = {
     "another character": (spell_otherwise, ("tokenizer.json",)),
     "another tokenizer": (
         lambda run: (run / "tokenizer.json").write_text('{"kind": "byte"}'),
-        ("vocab size of 36", "259"),
+        ("vocab size is 36", "259"),
     ),
 }
 
