@@ -211,14 +211,14 @@ class Chat(cmd.Cmd):
         if chosen.ends:
             log(ENDS["eos"])
 
-    # Commands. The docstring is the usage and, after an empty line, the help.
+    # Commands. The docstring is the usage and, after a colon, the help.
 
     def commands(self) -> dict[str, tuple[str, str]]:
         """Name -> usage and help of every command, those of the settings last."""
         found = {}
         for method in vars(type(self)):
             if method.startswith("do_"):
-                usage, _, text = (inspect.getdoc(getattr(self, method)) or "").partition("\n\n")
+                usage, _, text = (inspect.getdoc(getattr(self, method)) or "").partition(": ")
                 found[method[3:]] = usage.removeprefix(f"/{method[3:]}").strip(), text
         return found | {name: self.describe_setting(name) for name in self.settings}
 
@@ -235,10 +235,7 @@ class Chat(cmd.Cmd):
         return [f"/{name} " for name in self.commands() if text and f"/{name} ".startswith(text)]
 
     def do_help(self, _: str) -> None:
-        """/help
-
-        Show this.
-        """
+        """/help: Show this."""
         width = min(shutil.get_terminal_size().columns, 120)
         for paragraph in HELP.strip().split("\n\n"):
             log(textwrap.fill(paragraph, width) + "\n")
@@ -256,32 +253,22 @@ class Chat(cmd.Cmd):
             log("")
 
     def do_again(self, _: str) -> None:
-        """/again
-
-        Another answer in place of the last.
-        """
+        """/again: Another answer in place of the last."""
         self.answer(self.session.regenerate())
 
     def do_undo(self, _: str) -> None:
-        """/undo
-
-        Take back the last answer, pick, /again, /new or /load.
-        """
+        """/undo: Take back the last answer, pick, /again, /new or /load."""
         self.session.undo()
         log(f"The text ends again in: {self.tail()}" if self.session.text else "The text is at its beginning again.")
 
     def do_new(self, _: str) -> None:
-        """/new
-
-        Begin a new text.
-        """
+        """/new: Begin a new text."""
         self.session.reset()
 
     def do_pick(self, argument: str) -> None:
-        """/pick [N [TOKENS] | off]
+        """/pick [N [TOKENS] | off]: Offer the N likeliest next tokens (default: 5), each with its continuation.
 
-        Offer the N likeliest next tokens (default: 5), each with its likeliest continuation. A number chooses one, an
-        empty line the first; other text is read, and new offers follow.
+        A number chooses one, an empty line the first; other text is read, and new offers follow.
         """
         if argument == OFF:
             self.pick = None
@@ -292,10 +279,7 @@ class Chat(cmd.Cmd):
         self.offer(*numbers)
 
     def do_settings(self, _: str) -> None:
-        """/settings
-
-        Show the current settings.
-        """
+        """/settings: Show the current settings."""
         for line in self.setting_lines():
             log(line)
         if self.pick:
@@ -303,10 +287,7 @@ class Chat(cmd.Cmd):
         log(f"The next answer is number {self.session.number}.")
 
     def do_save(self, argument: str) -> None:
-        """/save FILE
-
-        Write the state after this text to a file.
-        """
+        """/save FILE: Write the state after this text to a file."""
         path, state = _path("save", argument), self.session.state
         if state is None:
             raise UsageError("A text that has not begun has no state to save: write a line first.")
@@ -314,18 +295,12 @@ class Chat(cmd.Cmd):
         log(f"The state after {state.tokens.size:,} tokens is in {path}.")
 
     def do_load(self, argument: str) -> None:
-        """/load FILE
-
-        Continue from the state in a file.
-        """
+        """/load FILE: Continue from the state in a file."""
         self.session.reset(self.session.sampler.load_state(_path("load", argument)))
         log(f"The text ends in: {self.tail()}")
 
     def do_quit(self, _: str) -> bool:
-        """/quit
-
-        Leave.
-        """
+        """/quit: Leave."""
         return True
 
     # Settings

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jaxgen.cli.common import log, one_line, run_command, write_out
-from jaxgen.cli.flags import Excludes, RunConfig, check_flags, parse, positional, switch
+from jaxgen.cli.flags import Excludes, ExtraFlag, RunConfig, check_flags, parse
 from jaxgen.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ def main(args: Sequence[str] | None = None) -> int:
 def evaluate(args: list[str]) -> None:
     """Parse ``args``, draw and measure texts, and write the report."""
     flags = [
-        positional("runs", "Folder of the run.", "[RUN]"),
-        switch("no_plot", "Draw no plot.", negatable=False),
-        switch("json", "Write everything as one JSON object instead of the table.", negatable=False),
+        ExtraFlag("runs", tuple[str, ...], (), "Folder of the run.", "[RUN]", positional=True),
+        ExtraFlag("no_plot", bool, False, "Draw no plot.", negatable=False),
+        ExtraFlag("json", bool, False, "Write everything as JSON instead of the table.", negatable=False),
     ]
     config, extra = parse(EvaluateConfig, args, prog="jaxgen evaluate", description=DESCRIPTION, extra=flags)
     run = one_run(config.run, extra["runs"])

@@ -33,27 +33,15 @@ class RunConfig(BaseModel):
 
 
 class ExtraFlag(NamedTuple):
-    """A flag that is in no settings class, or an argument without a name."""
+    """A flag that is in no settings class."""
 
     name: str
-    kind: Any  # its type, with tyro's annotations
+    kind: Any  # its type
     default: Any
-
-
-def switch(name: str, help: str, *, negatable: bool = True) -> ExtraFlag:
-    """A flag without a value; ``--no-NAME`` takes it back if it is ``negatable``."""
-    from tyro.conf import FlagCreatePairsOff, arg
-
-    kind = Annotated[bool, arg(help=help)]
-    return ExtraFlag(name, kind if negatable else Annotated[kind, FlagCreatePairsOff], False)
-
-
-def positional(name: str, help: str, metavar: str) -> ExtraFlag:
-    """Any number of arguments without a flag."""
-    import tyro
-
-    kind = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(help=help, metavar=metavar)]
-    return ExtraFlag(name, kind, ())
+    help: str
+    metavar: str | None = None
+    positional: bool = False  # an argument without a name
+    negatable: bool = True  # of type bool: ``--no-NAME`` takes it back
 
 
 def parse(
@@ -90,7 +78,11 @@ def parse(
 
     fields = kind.model_fields
     flags: list[Any] = [_flag(name, field, default, list(names.get(name, ()))) for name, field in fields.items()]
-    flags += [(flag.name, flag.kind, dataclasses.field(default=flag.default)) for flag in extra]
+    for flag in extra:
+        marks = [tyro.conf.arg(help=flag.help, metavar=flag.metavar)]
+        marks += [tyro.conf.Positional] if flag.positional else []
+        marks += [] if flag.negatable else [tyro.conf.FlagCreatePairsOff]
+        flags.append((flag.name, Annotated[(flag.kind, *marks)], dataclasses.field(default=flag.default)))
     plain: Any = dataclasses.make_dataclass(kind.__name__, flags)
     values = [str(getattr(default, name)) for name in fields] if default is not None else []
     with _escaped_output("".join([*map(str, args), *values])):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxgen.cli.common import json_line, log, read_byte_lines, run_command, write_out
-from jaxgen.cli.flags import Excludes, Needs, check_flags, is_written, parse, positional, switch
+from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, check_flags, is_written, parse
 from jaxgen.errors import CheckpointError, DataError, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ empty line also has an answer, so that line n answers line n; an image that cann
     jaxgen predict texts.txt more.txt.gz --json   files of lines, JSON
     jaxgen predict --run runs/translate-1 --beam 5  the likeliest of five beams
     jaxgen predict photo.png other.jpg            images (or features.npz)"""
+INPUTS = "Files of lines, or images. Default: lines of standard input."
 #: ``--attention`` draws this many inputs.
 MAX_ATTENTION_PLOTS = 4
 #: The largest number of bytes of a line, its end included; a line is held in memory.
@@ -76,8 +77,8 @@ def main(args: Sequence[str] | None = None) -> int:
 def predict(args: list[str]) -> None:
     """Parse ``args`` and write the answers that they ask for."""
     extra = [
-        switch("json", "Write one JSON object for each answer."),
-        positional("inputs", "Files of lines, or images. Default: lines of standard input.", "[FILE ...]"),
+        ExtraFlag("json", bool, False, "Write one JSON object for each answer."),
+        ExtraFlag("inputs", tuple[str, ...], (), INPUTS, "[FILE ...]", positional=True),
     ]
     config, values = parse(PredictConfig, args, prog="jaxgen predict", description=DESCRIPTION, extra=extra)
     files: tuple[str, ...] = values["inputs"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
@@ -48,10 +48,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def replay_file(args: list[str]) -> None:
     """Parse ``args`` and replay the samples of the file that they name. Raises ``SamplesDiffer``."""
-    import tyro
-
-    about = tyro.conf.arg(help="Samples, one JSON object on each line; - for standard input.", metavar="FILE")
-    file_flag = ExtraFlag("file", Annotated[tyro.conf.Positional[str], about], "-")
+    about = "Samples, one JSON object on each line; - for standard input."
+    file_flag = ExtraFlag("file", str, "-", about, "FILE", positional=True)
     config, extra = parse(ReplayConfig, args, prog="jaxgen replay", description=DESCRIPTION, extra=[file_flag])
     file: str = extra["file"]
     if not args and sys.stdin is not None and sys.stdin.isatty():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jaxgen.cli.common import escape_controls, json_line, log, run_command
-from jaxgen.cli.flags import Excludes, Needs, check_flags, parse, switch
+from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, check_flags, parse
 from jaxgen.cli.sampling_flags import (
     SampleConfig,
     extra_transform_flags,
@@ -66,6 +66,8 @@ RULES = (
     Excludes("--json", ("--skip",), "writes whole texts, so that they can be replayed,"),
     Excludes("--sample-index", ("--num-samples", "--best-of"), "draws one text"),
 )
+#: Flags that count as given even with their default value.
+EVEN_DEFAULT = ("--temperature", "--seed", "--length-penalty")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -75,14 +77,17 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def sample(args: list[str]) -> None:
     """Parse ``args`` and write the texts that they ask for."""
-    flags = [*extra_transform_flags(), switch("json", JSON)]
+    flags = [*extra_transform_flags(), ExtraFlag("json", bool, False, JSON)]
     config, extra = parse(SampleConfig, args, prog="sample.py", description=DESCRIPTION, extra=flags)
-    check(config, args, extra)
+    several = ("several values of --temperature",) if len(config.temperature) > 1 else ()
+    check_flags(RULES, config, args, extra, even_default=EVEN_DEFAULT, also=several)
     prompt = read_prompt(config)
 
-    from jaxgen.inference.sampler import Sampler
+    from jaxgen.inference.sampler import Sampler, check_best
     from jaxgen.runtime import need_backend
 
+    if config.best_of is not None:
+        check_best(config.num_samples, config.best_of)
     temperatures = ("0",) if config.greedy else config.temperature
     settings = [generation_config(config, temperature) for temperature in temperatures]
     need_backend()
@@ -109,17 +114,6 @@ def sample(args: list[str]) -> None:
         write_beams(writer, sampler, config, transforms, prompt, state, as_json=extra["json"])
     else:
         write_samples(writer, sampler, config, dict(zip(temperatures, settings)), prompt, state, as_json=extra["json"])
-
-
-def check(config: SampleConfig, args: Sequence[str], extra: Mapping[str, object]) -> None:
-    """Raise ``UsageError`` for flags that contradict each other or have no effect."""
-    several = ("several values of --temperature",) if len(config.temperature) > 1 else ()
-    check_flags(RULES, config, args, extra, ("--temperature", "--seed", "--length-penalty"), several)
-    if config.best_of is not None and not 1 <= config.num_samples <= config.best_of:
-        raise UsageError(
-            f"{config.num_samples} texts cannot be the best of {config.best_of}: give --best-of a number of at least "
-            "--num-samples."
-        )
 
 
 def read_prompt(config: SampleConfig) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_type_hints
 
 from jaxgen.cli.common import log
 from jaxgen.cli.flags import ExtraFlag, RunConfig
@@ -104,7 +104,9 @@ def with_condition_flags(sampler: Sampler, config: RunConfig, *, note: bool = Tr
         weights = None if not config.label or known is None else read_label_weights(config.label, known)
         return sampler.conditioned(weights, config.features or None)
     if note and known is not None:
-        flags = describe_condition_flags(known)
+        label = f"--label ({', '.join(known.labels)})" if known.labels else ""
+        features = f"--features ({' '.join(known.features)})" if known.features else ""
+        flags = " and ".join(filter(None, (label, features)))
         log(f"note: without {flags} a text starts from the mean of the training texts.")
     return sampler.with_condition(None)
 
@@ -139,13 +141,6 @@ def read_label_weights(words: Sequence[str], known: Conditioning) -> dict[str, f
             raise UsageError(f"--label names {name!r} twice: give it once.")
         weights[name] = 1.0 if weight is None else weight
     return weights
-
-
-def describe_condition_flags(known: Conditioning) -> str:
-    """The flags that a run understands, with their possible values."""
-    label = f"--label ({', '.join(known.labels)})" if known.labels else ""
-    features = f"--features ({' '.join(known.features)})" if known.features else ""
-    return " and ".join(filter(None, (label, features)))
 
 
 class TransformFlag(NamedTuple):
@@ -210,14 +205,11 @@ def transform_flags() -> dict[str, TransformFlag]:
 
 def extra_transform_flags() -> list[ExtraFlag]:
     """The flags of the transforms for the parser."""
-    import tyro
-
     extra = []
     for flag in transform_flags().values():
         kind: Any = tuple[str, ...] if flag.takes_tokens else flag.option | None
         metavar = f"{flag.metavar} [{flag.metavar} ...]" if flag.takes_tokens else None
-        annotated = Annotated[kind, tyro.conf.arg(help=flag.help, metavar=metavar)]
-        extra.append(ExtraFlag(flag.name.replace("-", "_"), annotated, flag.default))
+        extra.append(ExtraFlag(flag.name.replace("-", "_"), kind, flag.default, flag.help, metavar))
     return extra
 
 

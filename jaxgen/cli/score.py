@@ -14,7 +14,7 @@ from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, run_command, write_out
-from jaxgen.cli.flags import Excludes, Needs, RunConfig, check_flags, parse, positional, switch
+from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, RunConfig, check_flags, parse
 from jaxgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -104,7 +104,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def score(args: list[str]) -> None:
     """Parse ``args`` and write the scores that they ask for."""
-    extra = [positional("files", FILES, "FILE ..."), switch("json", JSON)]
+    extra = [
+        ExtraFlag("files", tuple[str, ...], (), FILES, "FILE ...", positional=True),
+        ExtraFlag("json", bool, False, JSON),
+    ]
     config, values = parse(ScoreConfig, args, prog="jaxgen score", description=DESCRIPTION, extra=extra)
     files: tuple[str, ...] = values["files"]
     check(config, args, files)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from jaxgen.cli.common import hold_descriptors, log, run_command
 from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, Rules, check_rules, flag_value, parse
@@ -212,10 +212,9 @@ def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:
 
 def extra_flags() -> list[ExtraFlag]:
     """The flags that are no settings of a run: where settings come from, and how processes find each other."""
-    from tyro.conf import arg
 
     def flag(name: str, metavar: str, help: str, kind: Any = str | None) -> ExtraFlag:
-        return ExtraFlag(name, Annotated[kind, arg(metavar=metavar, help=help)], None)
+        return ExtraFlag(name, kind, None, help, metavar)
 
     return [
         flag(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -152,14 +152,17 @@ class Predictor(TrainedModel):
                 padded = block + block[:1] * (BLOCK_ROWS - len(block))
                 packed = codec.pack([examples[i] for i in padded], widths, BLOCK_ROWS)
                 numbers = first + np.array(padded)
-                outputs = ANSWERS[self.task.ANSWER](self, packed, numbers, len(block), decoding)
+                outputs: list[Any]
+                if self.task.ANSWER == "texts":
+                    outputs = self.texts(packed, numbers, len(block), decoding)
+                else:
+                    outputs = self.values(packed, len(block))
                 for i, output in zip(block, outputs):
                     answers[i] = codec.answer(inputs[i], output)
         return answers
 
-    def values(self, inputs: Example, numbers: np.ndarray, count: int, decoding: DecodingConfig) -> list[Any]:
+    def values(self, inputs: Example, count: int) -> list[Any]:
         """Answers that are arrays, computed in one call: a pytree for each of the first ``count`` rows."""
-        del numbers, decoding
         rows = jax.device_get(jitted.jit_predict(self.task)(self.weights, inputs))
         return [jax.tree.map(lambda a, i=i: a[i], rows) for i in range(count)]
 
@@ -228,7 +231,3 @@ def _decoded_text(tokens: np.ndarray, logp: float) -> DecodedText:
     """The text of tokens up to <eos>."""
     ends = np.flatnonzero(tokens == EOS)
     return DecodedText(tokens[: ends[0]] if ends.size else tokens, logp, bool(ends.size))
-
-
-#: How to compute an answer, by the ``ANSWER`` of a task.
-ANSWERS: dict[str, Callable[..., list[Any]]] = {"texts": Predictor.texts, "values": Predictor.values}

@@ -71,6 +71,12 @@ STREAM_CHUNK = 32
 MAX_SAMPLES = 1_000_000
 
 
+def check_best(keep: int, of: int) -> None:
+    """Raise ``UsageError`` unless ``keep`` of ``of`` samples can be kept."""
+    if not 1 <= keep <= of:
+        raise UsageError(f"{keep} samples cannot be the best of {of}: give a number of at least 1 and at most {of}.")
+
+
 class Sampler(TrainedModel):
     """Draws texts from a language model. Another prompt, seed or setting needs no new compilation.
 
@@ -326,6 +332,5 @@ class Sampler(TrainedModel):
         self, prompt: str = "", settings: GenerationConfig | None = None, *, of: int, keep: int = 1, **options: Any
     ) -> list[Sample]:
         """The ``keep`` likeliest of ``of`` samples by mean log-probability per token, the best first."""
-        if not 1 <= keep <= of:
-            raise UsageError(f"{keep} samples cannot be the best of {of}: give a number from 1 to {of}.")
+        check_best(keep, of)
         return select_best(self.samples(prompt, settings, num_samples=of, **options), keep)

@@ -20,18 +20,18 @@ class StopStrings:
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
-        self._strings = tuple(strings)
+        self.strings = tuple(strings)
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str | None]:
         """Read more text; returns what certainly comes before any stop string, and the string that was found."""
         text = self._held + text
-        found = [(text.find(s) + len(s), -len(s), s) for s in self._strings if s in text]
+        found = [(text.find(s) + len(s), -len(s), s) for s in self.strings if s in text]
         if found:
             end, _, string = min(found)
             self._held = ""
             return text[: end - len(string)], string
-        held = max((self._overlap(text, s) for s in self._strings), default=0)
+        held = max((self._overlap(text, s) for s in self.strings), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held], None
 
@@ -128,7 +128,7 @@ class StreamingDetokenizer:
     def __init__(self, tokenizer: Tokenizer, index: int, row: int, settings: GenerationConfig, skip: int) -> None:
         self.index, self.row, self.running = index, row, True
         self._decoder = tokenizer.stream_decoder()
-        self._stop = StopStrings(settings.stop) if settings.stop else None
+        self._stop = StopStrings(settings.stop)
         self._left, self._skip, self._drop = settings.length, skip, 0
 
     def feed(self, tokens: np.ndarray, logp: np.ndarray) -> Chunk:
@@ -138,7 +138,7 @@ class StreamingDetokenizer:
         hidden = min(self._skip, count)
         self._skip -= hidden
         _, _, stopped = self._read(tokens[:hidden])
-        if hidden and self._stop is not None:
+        if hidden:
             self._drop = self._stop.held  # part of the text of hidden tokens
         if stopped:
             return self._chunk("", tokens[:0], logp[:0], "stop")
@@ -150,7 +150,7 @@ class StreamingDetokenizer:
 
     def _read(self, tokens: np.ndarray) -> tuple[str, int, bool]:
         """The text that is certain after these tokens, how many were read, and whether a stop string is complete."""
-        if self._stop is None:
+        if not self._stop.strings:
             return self._decoder.feed(tokens), tokens.size, False
         text = ""
         for taken, token in enumerate(tokens, start=1):  # one at a time, to find the one that completes a stop string
@@ -166,15 +166,8 @@ class StreamingDetokenizer:
 
     def _chunk(self, text: str, tokens: np.ndarray, logp: np.ndarray, end: str | None) -> Chunk:
         self.running = end is None
-        if end is not None and end != "stop":
-            text, end = self._rest(text, end)
+        if end is not None and end != "stop":  # what was held back: an incomplete character, part of a stop string
+            certain, found = self._stop.feed(self._decoder.flush())
+            text, end = (text + certain, "stop") if found is not None else (text + certain + self._stop.flush(), end)
         shown, self._drop = text[self._drop :], max(self._drop - len(text), 0)
         return Chunk(self.index, shown, tokens, logp, end)
-
-    def _rest(self, text: str, end: str) -> tuple[str, str]:
-        """``text`` with what was held back (an incomplete character, the beginning of a stop string), and the end."""
-        rest = self._decoder.flush()
-        if self._stop is None:
-            return text + rest, end
-        certain, found = self._stop.feed(rest)
-        return (text + certain, "stop") if found is not None else (text + certain + self._stop.flush(), end)
