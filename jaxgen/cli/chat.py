@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxgen.cli.common import log, one_line, reason
+from jaxgen.cli.flags import read_number
 from jaxgen.cli.sampling_flags import (
     SampleConfig,
     generation_config,
-    read_number,
     read_transforms,
     transform_flags,
     transform_notes,

@@ -152,6 +152,16 @@ def is_written(args: Sequence[str], flag: str) -> bool:
     return any(arg.partition("=")[0].replace("_", "-") == flag for arg in args)
 
 
+def read_number(name: str, words: Sequence[str], kind: type = int) -> Any:
+    """The one number of type ``kind`` (int or float) that ``words`` hold for the setting ``name``."""
+    try:
+        (word,) = words
+        return kind(word)
+    except ValueError:
+        number = "whole number" if kind is int else "number"
+        raise UsageError(f"--{name} is {' '.join(words)!r}: give a {number}.") from None
+
+
 class Excludes(NamedTuple):
     """``flag`` cannot be given together with any of ``others``."""
 

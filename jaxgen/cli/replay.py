@@ -55,9 +55,7 @@ def replay_file(args: list[str]) -> None:
     if not args and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("No file was given: name one that `sample.py --json` wrote, or - for standard input.")
     samplers: dict[str, Sampler] = {}
-    results = []
-    for number, value in enumerate(read_json_lines(file), start=1):
-        results.append(_replay_line(value, number, file, config.run, samplers))
+    results = [_replay_line(value, number, file, config.run, samplers) for number, value in read_json_lines(file)]
     if not results:
         raise DataError(f"{file} is empty. `sample.py --json` writes a line for each sample.")
     differing = sum(not result.identical for result in results)
@@ -114,13 +112,13 @@ def describe(result: Replay, sampler: Sampler) -> str:
     return f"{text}; up to there log-probabilities differ by at most {result.max_logp_diff:.2g}"
 
 
-def read_json_lines(file: str) -> Iterator[object]:
-    """The JSON values in a file, one on each line; empty lines are skipped. Raises ``DataError``."""
+def read_json_lines(file: str) -> Iterator[tuple[int, object]]:
+    """The JSON values in a file with the numbers of their lines; empty lines are skipped. Raises ``DataError``."""
     from jaxgen.fsutil import parse_json
 
     for number, line in enumerate(read_byte_lines(file, MAX_LINE), start=1):
         if line.strip():
             try:
-                yield parse_json(line)
+                yield number, parse_json(line)
             except ValueError as error:
                 raise DataError(f"Line {number} of {file} is not acceptable JSON: {error}.") from None

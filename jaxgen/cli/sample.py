@@ -43,8 +43,6 @@ JSON = """Write one JSON object for each text, with its tokens, log-probabilitie
 `jaxgen replay` reads them."""
 #: With this many texts or more, a note recommends ``--block``.
 MANY = 100
-
-
 ONE_TEXT = "continues one text"
 RULES = (
     Excludes("--prompt", ("--prompt-file",), "is the text to continue"),
@@ -54,14 +52,8 @@ RULES = (
     Excludes("--interactive", ("several values of --temperature",), "uses one temperature at a time"),
     Excludes("--state", ("--label", "--features"), "continues a text whose condition is fixed"),
     Excludes("--greedy", ("--temperature",), "is --temperature 0"),
-    Excludes(
-        "--beam",
-        (
-            *("--best-of", "--block", "--max-seconds", "--sample-index", "--stop", "--greedy", "--interactive"),
-            *("--skip", "--temperature", "--seed"),
-        ),
-        "draws nothing",
-    ),
+    Excludes("--beam", ("--best-of", "--block", "--max-seconds", "--sample-index", "--stop"), "draws nothing"),
+    Excludes("--beam", ("--greedy", "--interactive", "--skip", "--temperature", "--seed"), "draws nothing"),
     Needs("--length-penalty", ("--beam",), "ranks the texts of beam search"),
     Excludes("--json", ("--skip",), "writes whole texts, so that they can be replayed,"),
     Excludes("--sample-index", ("--num-samples", "--best-of"), "draws one text"),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_type_hints
 
 from jaxgen.cli.common import log
-from jaxgen.cli.flags import ExtraFlag, RunConfig
+from jaxgen.cli.flags import ExtraFlag, RunConfig, read_number
 from jaxgen.errors import UsageError, choose
 
 if TYPE_CHECKING:
@@ -225,17 +225,6 @@ def read_transforms(values: Mapping[str, Any], encode: Encode) -> tuple[Transfor
     """
     given = ((flag, values[name.replace("-", "_")]) for name, flag in transform_flags().items())
     return tuple(flag.build(value, encode) for flag, value in given if value != flag.default)
-
-
-def read_number(name: str, words: Sequence[str], kind: type = int) -> Any:
-    """The one number of type ``kind`` (int or float) that ``words`` hold for the setting ``name``."""
-    try:
-        (word,) = words
-        return kind(word)
-    except ValueError:
-        raise UsageError(
-            f"--{name} {' '.join(words)!r} cannot be read: give a {'whole ' if kind is int else ''}number."
-        ) from None
 
 
 def read_temperature(text: str) -> float | tuple[float, ...] | Linear:

@@ -67,15 +67,15 @@ class ScoreConfig(RunConfig):
     state: Literal["carried", "cold"] = "carried"
     """carried: one state from the beginning to the end of a text. cold: the state is reset in every window, with only
     the preceding token as context; faster, and the text scores worse."""
-    window: int | None = None
-    """Tokens of a window of --state cold (default: 64)."""
+    window: int = 64
+    """Tokens of a window of --state cold."""
     lanes: int = 1
     """Segments of one text that are scored together. 1: exactly the carried state. More: the state is reset every
     4,096 tokens and warmed up with the 256 tokens before; faster, with almost the same result, which does not depend
     on the number except by rounding."""
     per_token: bool = False
     """Write every token with its log-probability in nats and its probability."""
-    top: int | None = None
+    top: int = 0
     """With --per-token: also write this many likeliest tokens with their probabilities, at most 1,000."""
     unk: Literal["error", "skip", "keep"] = "error"
     """What to do with characters that are not in the vocabulary. skip: leave them out of the log-probability and of
@@ -120,11 +120,15 @@ def score(args: list[str]) -> None:
 
     check_readable(files)
     need_backend()
-    options: dict[str, Any] = {"state": config.state, "lanes": config.lanes, "top": config.top or 0, "unk": config.unk}
-    if config.window is not None:
-        options["window"] = config.window
-    options["end"] = {"yes": True, "no": False, None: False if config.candidates else None}[config.end]
-    scorer = Scorer(with_condition_flags(Sampler.load(config.run, "score"), config), **options)
+    scorer = Scorer(
+        with_condition_flags(Sampler.load(config.run, "score"), config),
+        state=config.state,
+        window=config.window,
+        lanes=config.lanes,
+        top=config.top,
+        unk=config.unk,
+        end={"yes": True, "no": False, None: False if config.candidates else None}[config.end],
+    )
     writer = (JsonScores if values["json"] else ScoreTable)(scorer, config.per_token)
     began = time.perf_counter()
     score_all = score_candidates if config.candidates else score_lines if config.lines else score_texts
@@ -136,7 +140,7 @@ def score(args: list[str]) -> None:
 
 def check(config: ScoreConfig, args: Sequence[str], files: Sequence[str]) -> None:
     """Raise ``UsageError`` for flags that contradict each other or have no effect."""
-    check_flags(RULES, config, args, also=("files",) if files else ())
+    check_flags(RULES, config, args, even_default=("--window", "--top"), also=("files",) if files else ())
     if not (files or config.text or config.candidates):
         raise UsageError(
             "There is nothing to score: give files, - for standard input, --text TEXT, or --prompt TEXT --candidates "

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxgen.cli.common import hold_descriptors, log, run_command
-from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, Rules, check_rules, flag_value, parse
+from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, Rules, check_rules, flag_value, parse, read_number
 from jaxgen.errors import UsageError, choose
 
 if TYPE_CHECKING:
@@ -78,15 +78,10 @@ def read_job(args: Sequence[str]) -> Job:
     if auto is not None:
         choose(auto, ("auto",), "value for --distributed")
     processes, index, heartbeat = (
-        None if value is None else _whole_number(flag, value) for flag, value in list(values.items())[2:]
+        None if value is None else read_number(flag.removeprefix("--"), [value])
+        for flag, value in list(values.items())[2:]
     )
     return Job(coordinator, processes, index, HEARTBEAT if heartbeat is None else heartbeat)
-
-
-def _whole_number(flag: str, value: str) -> int:
-    if not value.isascii() or not value.isdigit() or len(value) > 9:
-        raise UsageError(f"{flag} is {value!r}: give a whole number.")
-    return int(value)
 
 
 def train(args: list[str], group: ProcessGroup | None = None) -> None:

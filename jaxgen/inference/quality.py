@@ -12,25 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxgen import metrics
 from jaxgen.errors import DataError, UsageError, check_int
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.inference.text_stream import Sample
-from jaxgen.metrics import (
-    WORD,
-    Cycle,
-    Span,
-    distinct,
-    find_cycle,
-    find_place,
-    known_share,
-    longest_copies,
-    natural_unit,
-    seq_rep,
-    units,
-)
 from jaxgen.tasks.language.conditioning import Condition, conditions_of
 from jaxgen.tasks.registry import DATA
 from jaxgen.tokenizers.base import EOS, UNK, text_bytes
@@ -66,7 +54,7 @@ class ReferenceData:
     @cached_property
     def words(self) -> frozenset[str]:
         """The words of the training text."""
-        return frozenset(match[0] for text in self.train for match in WORD.finditer(text))
+        return frozenset(match[0] for text in self.train for match in metrics.WORD.finditer(text))
 
 
 @dataclass(frozen=True)
@@ -110,7 +98,7 @@ class QualityRow:
     distinct: tuple[float | None, ...]
     seq_rep_4: float | None
     cycles: int
-    cycle: Cycle | None
+    cycle: metrics.Cycle | None
     cycle_text: str | None
     known_words: float | None
     copy: CopiedSpan | None
@@ -191,7 +179,7 @@ def evaluate(
         for (_, numbers), part in zip(shares, parts):
             samples += list(part) * (len(numbers) if how.greedy else 1)
     every = [sample for samples in drawn for sample in samples]
-    unit = natural_unit(reference.train if reference else (s.text for s in every))
+    unit = metrics.natural_unit(reference.train if reference else (s.text for s in every))
     references, copies = [], None
     if reference is not None:
         size = settings.length * sum(len(s.text) for s in every) / max(sum(s.tokens.size for s in every), 1)
@@ -205,10 +193,10 @@ def evaluate(
         )
         texts = [s.text for s in every] + [each.text for each in references]
         copies = copies_of(texts, reference.train)
-    metrics = SampleMetrics(sampler, unit, reference, copies)
-    rows = [metrics.of_samples(each, samples, prompt) for each, samples in zip(temperatures, drawn)]
+    measure = SampleMetrics(sampler, unit, reference, copies)
+    rows = [measure.of_samples(each, samples, prompt) for each, samples in zip(temperatures, drawn)]
     given = [] if sampler.conditioning is None else [(each.condition or Condition(), len(n)) for each, n in shares]
-    return QualityReport(rows, metrics.of_references(references) if references else None, unit, given)
+    return QualityReport(rows, measure.of_references(references) if references else None, unit, given)
 
 
 def allocate(sampler: Sampler, number: int, reference: ReferenceData | None) -> list[tuple[Sampler, range]]:
@@ -295,17 +283,17 @@ class SampleMetrics:
     sampler: Sampler
     unit: str
     reference: ReferenceData | None
-    copies: Mapping[str, Span] | None
+    copies: Mapping[str, metrics.Span] | None
 
     def of_samples(self, temperature: float, samples: Sequence[Sample], prompt: str) -> QualityRow:
         """The metrics of drawn texts."""
-        sequences = [units(s.text, self.unit, before=prompt, cut=s.end in ("length", "time")) for s in samples]
+        sequences = [metrics.units(s.text, self.unit, before=prompt, cut=s.end in ("length", "time")) for s in samples]
         logp = np.concatenate([s.logp for s in samples])
         return self._row(temperature, [s.text for s in samples], [s.tokens for s in samples], sequences, _mean(logp))
 
     def of_references(self, references: Sequence[ReferenceText]) -> QualityRow:
         """The metrics of real texts."""
-        sequences = [units(each.text, self.unit, cut=each.cut) for each in references]
+        sequences = [metrics.units(each.text, self.unit, cut=each.cut) for each in references]
         tokens = [self.sampler.tokenizer.encode(each.text) for each in references]
         if self.sampler.documents:
             tokens = [ids if each.cut else np.append(ids, np.int32(EOS)) for ids, each in zip(tokens, references)]
@@ -320,7 +308,7 @@ class SampleMetrics:
         sequences: list[list[str]],
         logp: float | None,
     ) -> QualityRow:
-        found = [(cycle, ids) for ids in tokens if (cycle := find_cycle(ids.tolist())) is not None]
+        found = [(cycle, ids) for ids in tokens if (cycle := metrics.find_cycle(ids.tolist())) is not None]
         cycle, repeating = found[0] if found else (None, np.zeros(0, np.int32))
         reference = self.reference
         return QualityRow(
@@ -329,28 +317,28 @@ class SampleMetrics:
             tokens=sum(ids.size for ids in tokens),
             characters=sum(map(len, texts)),
             logp=logp,
-            distinct=tuple(distinct(sequences, n) for n in (1, 2, 3)),
-            seq_rep_4=seq_rep(sequences, 4),
+            distinct=tuple(metrics.distinct(sequences, n) for n in (1, 2, 3)),
+            seq_rep_4=metrics.seq_rep(sequences, 4),
             cycles=len(found),
             cycle=cycle,
             cycle_text=self.sampler.tokenizer.decode(repeating[cycle.start :][: cycle.period]) if cycle else None,
-            known_words=known_share(sequences, reference.words) if reference and self.unit == "word" else None,
+            known_words=metrics.known_share(sequences, reference.words) if reference and self.unit == "word" else None,
             copy=longest_copy(texts, self.copies, reference.train) if reference and self.copies is not None else None,
         )
 
 
-def copies_of(texts: Iterable[str], train: Sequence[str]) -> dict[str, Span]:
+def copies_of(texts: Iterable[str], train: Sequence[str]) -> dict[str, metrics.Span]:
     """The longest copied span of each text, found in one pass over the training text."""
     different = list(dict.fromkeys(texts))
-    return dict(zip(different, longest_copies(different, train)))
+    return dict(zip(different, metrics.longest_copies(different, train)))
 
 
-def longest_copy(texts: Sequence[str], copies: Mapping[str, Span], train: Sequence[str]) -> CopiedSpan | None:
+def longest_copy(texts: Sequence[str], copies: Mapping[str, metrics.Span], train: Sequence[str]) -> CopiedSpan | None:
     """The longest span of ``texts`` that occurs in ``train``, and where it first does; ``None`` without one."""
     text = max(texts, key=lambda each: copies[each].length)
     start, length = copies[text]
     copied = text[start : start + length]
-    place = find_place(copied, train) if copied else None
+    place = metrics.find_place(copied, train) if copied else None
     return place and CopiedSpan(copied, length, texts.index(text), start, place.text, place.at)
 
 

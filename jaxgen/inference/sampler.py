@@ -16,7 +16,7 @@ import numpy.typing as npt
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgen import jitted
-from jaxgen.errors import CheckpointError, UsageError, check_int
+from jaxgen.errors import UsageError, check_int
 from jaxgen.inference.generation_config import MAX_LENGTH, GenerationConfig
 from jaxgen.inference.loading import LoadedRun, TrainedModel
 from jaxgen.inference.state import DecoderState, load_state, save_state
@@ -199,18 +199,11 @@ class Sampler(TrainedModel):
 
     def save_state(self, path: str | Path, state: DecoderState) -> None:
         """Write ``state`` and the digest of its weights to a file."""
-        save_state(path, state, {"checkpoint": self.digest})
+        save_state(path, state, self.digest)
 
     def load_state(self, path: str | Path) -> DecoderState:
         """The state in a file. Raises ``CheckpointError`` if it is damaged or belongs to other weights."""
-        like = self.initial_state()
-        state, about = load_state(path, (like.carry, like.logits))
-        if about.get("checkpoint") != self.digest or (state.tokens >= self.tokenizer.vocab_size).any():
-            raise CheckpointError(
-                f"The state in {path} belongs to the checkpoint {about.get('checkpoint')}, not to this one "
-                f"({self.digest}): other weights cannot use it. Write it again with --save-state."
-            )
-        return state
+        return load_state(path, self.initial_state(), self.digest)
 
     def _to_weights_device(self, tree: Tree) -> Tree:
         """``tree`` on the device of the weights; from another device, a function would compile again."""

@@ -100,28 +100,31 @@ def interpolate(a: DecoderState, b: DecoderState, weight: float) -> DecoderState
     return DecoderState(carry, logits, (a if weight < 0.5 else b).tokens)
 
 
-def save_state(path: str | Path, state: DecoderState, about: Mapping[str, object]) -> None:
-    """Write ``state`` to a file, with JSON values ``about`` the model it belongs to."""
+def save_state(path: str | Path, state: DecoderState, checkpoint: str) -> None:
+    """Write ``state`` and the digest of the checkpoint that it belongs to."""
     leaves = jax.tree.leaves((state.carry, state.logits))
     arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-    save_arrays(Path(path), arrays | {"tokens": np.asarray(state.tokens, np.int32)}, about)
+    arrays["tokens"] = np.asarray(state.tokens, np.int32)
+    save_arrays(Path(path), arrays, {"checkpoint": checkpoint})
 
 
-def load_state(path: str | Path, like: tuple[Carry, Array]) -> tuple[DecoderState, dict[str, object]]:
-    """The state in a file and the values about its model; ``like`` is a carry and logits of the right shapes.
+def load_state(path: str | Path, like: DecoderState, checkpoint: str) -> DecoderState:
+    """The state in a file, which has the shapes of ``like`` and belongs to the checkpoint with this digest.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or holds the state of another model.
     """
     arrays, about = load_arrays(Path(path))
-    wanted, structure = jax.tree.flatten(like)
-    names = [f"leaf{i}" for i in range(len(wanted))]
-    fits = set(arrays) == {*names, "tokens"} and arrays["tokens"].ndim == 1 and arrays["tokens"].dtype == np.int32
-    if not fits or any(
-        (arrays[name].shape, arrays[name].dtype) != (leaf.shape, leaf.dtype) for name, leaf in zip(names, wanted)
-    ):
+    leaves, structure = jax.tree.flatten((like.carry, like.logits))
+    names = [f"leaf{i}" for i in range(len(leaves))]
+    tokens = arrays.pop("tokens", np.zeros((), np.int32))
+    readable = tokens.ndim == 1 and tokens.dtype == np.int32 and bool((tokens < like.logits.shape[-1]).all())
+    shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in zip(names, leaves)}
+    same = {name: (array.shape, array.dtype) for name, array in arrays.items()} == shapes
+    if not (same and readable and about.get("checkpoint") == checkpoint):
         raise CheckpointError(
-            f"The state in {path} belongs to another model. Save one of this model with --save-state."
+            f"The state in {path} belongs to another model (to the checkpoint {about.get('checkpoint')}, and this is "
+            f"{checkpoint}). Write it again with --save-state."
         )
     carry, logits = jax.tree.unflatten(structure, [jnp.asarray(arrays[name]) for name in names])
-    return DecoderState(carry, logits, arrays["tokens"]), about
+    return DecoderState(carry, logits, tokens)
