@@ -59,7 +59,7 @@ def keep_compilations() -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError):  # RuntimeError: the user has no home folder
         return None
-    _clean(folder)
+    clean_cache(folder)
     if not folder.is_absolute() or not os.access(folder, os.W_OK | os.X_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -141,7 +141,7 @@ def _cpuinfo(*names: str) -> str:
     return next((line for line in lines if line.startswith(names)), "")
 
 
-def _clean(folder: Path) -> None:
+def clean_cache(folder: Path) -> None:
     """Remove incomplete cache entries, and the oldest ones while there are more than ``MAX_CACHE_BYTES``.
 
     JAX writes entries in place, so that a kill or a full disk leaves a part, which it would refuse at every start and

@@ -205,8 +205,7 @@ def compiled(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
     if cache is None:
         return tmp_path_factory.mktemp("compiled")
     folder = cache.mkdir(f"compiled-{jax.lib.__version__}-{runtime.processor()}")
-    runtime._drop_torn(folder)
-    runtime._prune(folder)
+    runtime.clean_cache(folder)
     return folder
 
 
