@@ -175,7 +175,7 @@ def test_documents_end_in_real_text_as_they_do_in_samples(sampler):
 def test_the_texts_of_a_run_are_read_as_its_model_would_write_them(tmp_path):
     (tmp_path / "data.txt").write_bytes(b"caf\xc3\xa9 \xff" * 10)
     config = validate(LanguageConfig, {"data": str(tmp_path / "data.txt"), "level": "byte", "val_fraction": 0.5})
-    data = prepare(config.data, **config.reading())
+    data = prepare(config.data, level="byte", val_fraction=0.5)
     identity = {"name": data.name, "sha256": data.sha256}
     reference = ReferenceData.of_run(SimpleNamespace(config=config, resolved={"data": identity}))
     assert reference == ReferenceData(["café \ufffd" * 5], ["café \ufffd" * 5])

@@ -118,14 +118,14 @@ def test_text_keeps_what_only_looks_like_markup():
         ("c.txt", "A cat".encode("utf-16"), "UTF-16"),
         ("c.json", "{", "JSON"),
         ("c.json", "[" * 100_000, "JSON"),
-        ("c.json", [], "'images'"),
-        ("c.json", {"images": [], "annotations": {}}, "'annotations'"),
+        ("c.json", [], "object"),
+        ("c.json", {"images": [], "annotations": {}}, "annotations: "),
         (
             "c.json",
             COCO | {"images": [{"id": True}]},
-            "'id'",
+            "images.0.id",
         ),
-        ("c.json", COCO | {"images": [{"id": 7}] * 2}, "id 7"),
+        ("c.json", COCO | {"images": COCO["images"] * 2}, "same id"),
         (
             "c.json",
             COCO | {"images": COCO["images"][:1]},
@@ -134,14 +134,14 @@ def test_text_keeps_what_only_looks_like_markup():
         (
             "c.json",
             COCO | {"images": [{"id": 7}, {"id": 3}]},
-            "'file_name'",
+            "images.0.file_name",
         ),
         (
             "c.json",
             COCO | {"annotations": [{"image_id": 7}]},
-            "'caption'",
+            "annotations.0.caption",
         ),
-        ("c.json", COCO | {"annotations": [None]}, "'image_id'"),
+        ("c.json", COCO | {"annotations": [None]}, "annotations.0: "),
         ("c.json", COCO | {"annotations": []}, "no captions"),
     ],
 )
@@ -158,8 +158,6 @@ def test_a_file_that_cannot_be_read_is_named():
 def test_empty_captions_are_skipped_on_request():
     path = write("c.txt", "a.jpg#0\t\na.jpg#1\tA cat\nb.jpg#0\t \n")
     assert read_captions(path, empty="skip") == {"a.jpg": ["A cat"]}
-    with pytest.raises(UsageError, match="'ignore'"):
-        read_captions(path, empty="ignore")
 
 
 @pytest.mark.parametrize("place", ["photos/captions", "captions"])
@@ -215,8 +213,6 @@ def test_images_and_captions_without_each_other_are_refused_or_skipped():
     assert "1 of 2" in message
     found = match_captions(captions, ["z", "c", "a"], where="photos", missing="skip")
     assert found == (["a", "c"], [["a"], ["c"]], ["z"], ["b", "d", "e"])
-    with pytest.raises(UsageError, match="missing"):
-        match_captions(captions, ["a"], where="photos", missing="ignore")
 
 
 @pytest.mark.parametrize("missing", ["refuse", "skip"])
@@ -252,10 +248,10 @@ GOOD = np.ones((2, 3), np.float32)
 @pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
-        ({"features": GOOD}, "'names'"),
-        ({"names": NAMES, "x": GOOD}, "'features'"),
-        ({"features": GOOD, "names": np.array(["a", 1], object)}, "strings"),
-        ({"features": GOOD.astype(object), "names": NAMES}, "object"),
+        ({"features": GOOD}, "names is not a file"),
+        ({"names": NAMES, "x": GOOD}, "features is not a file"),
+        ({"features": GOOD, "names": np.array(["a", 1], object)}, "Object arrays"),
+        ({"features": GOOD.astype(object), "names": NAMES}, "Object arrays"),
         ({"features": GOOD.astype(complex), "names": NAMES}, "complex128"),
         ({"features": GOOD, "names": NAMES[:1]}, "(2, 3)"),
         ({"features": GOOD[0], "names": NAMES}, "(3,)"),
@@ -272,7 +268,7 @@ def test_features_that_cannot_be_used_are_refused(arrays, sentence):
     assert sentence in refused(read_features, "f.npz")
 
 
-def test_features_of_another_size_than_their_header_says_are_refused_before_they_are_allocated():
+def test_features_larger_than_memory_by_their_header_are_refused():
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2, 10**14)})
     names = io.BytesIO()
@@ -280,7 +276,7 @@ def test_features_of_another_size_than_their_header_says_are_refused_before_they
     with zipfile.ZipFile("f.npz", "w") as archive:
         archive.writestr("features.npy", header.getvalue() + b"1234")
         archive.writestr("names.npy", names.getvalue())
-    assert "800000000000000" in refused(read_features, "f.npz")
+    assert "more memory" in refused(read_features, "f.npz")
 
 
 @pytest.mark.parametrize(
@@ -308,5 +304,5 @@ def test_what_is_no_npz_file_is_refused():
         Path("d.npz").write_bytes(damaged)
         assert "d.npz" in refused(read_features, "d.npz")
     np.save("a.npz.npy", GOOD)
-    assert "damaged" in refused(read_features, "a.npz.npy")
+    assert "numpy.savez" in refused(read_features, "a.npz.npy")
     assert "none.npz" in refused(read_features, "none.npz")

@@ -18,6 +18,7 @@ from jaxgen.data.datasets import NAMED, NamedSet
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.runs.config import validate
 from jaxgen.tasks.language import conditioning as module
+from jaxgen.tasks.language import corpus as reading
 from jaxgen.tasks.language.conditioning import (
     Condition,
     ConditionedCodec,
@@ -30,7 +31,7 @@ from jaxgen.tasks.language.conditioning import (
     split_codec,
 )
 from jaxgen.tasks.language.config import LanguageConfig
-from jaxgen.tasks.language.corpus import prepare, read_splits
+from jaxgen.tasks.language.corpus import prepare
 from jaxgen.tasks.language.data import LanguageData
 from jaxgen.tokenizers import EOS, CharTokenizer
 from jaxgen.trainer.input_pipeline import InputPipeline
@@ -54,6 +55,10 @@ def rows(number: int = 40, seed: int = 0) -> list[tuple[str, str, float]]:
 def table(found=None, name: str = "rows.csv") -> str:
     lines = [f"{text},{label},{number!r}" for text, label, number in found or rows()]
     return write(name, "\n".join(["text,kind,size", *lines]) + "\n")
+
+
+def read_splits(data, **settings):
+    return reading.read_splits(validate(LanguageConfig, {"data": data, **settings}))
 
 
 COLUMNS = {"text_column": "text", "label_column": "kind", "feature_columns": ("size",)}

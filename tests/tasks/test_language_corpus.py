@@ -152,9 +152,9 @@ def test_rows_can_be_validated_on_a_table():
         ({"val_fraction": 1.0}, "1.0"),
         ({"val_fraction": float("nan")}, "nan"),
         ({"val_fraction": -0.1}, "-0.1"),
-        ({"documents": "line", "layout": "stream"}, "--layout documents"),
-        ({"tokenizer_options": {"vocab_size": 9}}, "min_count"),
-        ({"level": "byte", "tokenizer_options": {"x": 9}}, "none"),
+        ({"documents": "line", "layout": "stream"}, "--layout stream"),
+        ({"tokenizer_options": {"vocab_size": 9}}, "--vocab-size"),
+        ({"level": "byte", "tokenizer_options": {"x": 9}}, "'x'"),
         ({"layout": "documents", "documents": "row"}, "needs a table"),
     ],
 )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pydantic import BaseModel, StrictInt, StrictStr, ValidationError
 
 from jaxgen.data.files import read_bytes, read_text
 from jaxgen.data.tables import Column, check_same_style, column_position, read_rows
-from jaxgen.errors import DataError, choose
+from jaxgen.errors import DataError, listed
 
-#: How to treat images without captions, captions without images, and captions without words.
-POLICIES = ("refuse", "skip")
 #: A line of the Flickr8k token format: ``name.jpg#0<TAB>caption``.
 _TOKEN = re.compile(r"(?P<image>[^\t]+)#\d+\t(?P<caption>.*)")
 _SUFFIXES = frozenset((".csv", ".json", ".token", ".tsv", ".txt"))
@@ -53,14 +53,11 @@ def read_captions(
     Raises:
         DataError: for malformed content, naming the line, and if no caption is left.
     """
-    choose(empty, POLICIES, "policy for empty captions")
     path = Path(path)
     text = read_text(path)
     kind = _kind(text[:_BEGINNING], path)
-    if kind == "json":
-        pairs = _coco(text, path)
-    elif kind == "token":
-        pairs = _tokens(text, path)
+    if kind in ("json", "token"):
+        pairs = (_coco if kind == "json" else _tokens)(text, path)
     else:
         pairs = _columns(text, kind, path, image_column, caption_column)
     captions: dict[str, list[str]] = {}
@@ -93,7 +90,7 @@ def find_captions(folder: Path | str, *, image_column: str = "image", caption_co
         found = [path for path in files if _holds_captions(path, image_column, caption_column)]
         if len(found) > 1:
             raise DataError(
-                f"There are {len(found)} captions files in {place}: {first_few([path.name for path in found])}. "
+                f"There are {len(found)} captions files in {place}: {listed([path.name for path in found], 3)}. "
                 "Say which one to use (--captions)."
             )
         if found:
@@ -120,7 +117,6 @@ def match_captions(
     Raises:
         DataError: if something is missing and ``missing`` is "refuse", and always if nothing matches.
     """
-    choose(missing, POLICIES, "policy for missing images and captions")
     names = list(names)
     if not names:
         raise DataError(f"There are no images in {where}. Give a folder that has image files in it.")
@@ -134,28 +130,18 @@ def match_captions(
             lost.append(image)
     if not found:
         raise DataError(
-            f"Not one of the {len(captions)} captioned images is in {where}: the captions name {first_few(captions)}, "
-            f"the images are {first_few(names)}. Give the captions of these images."
+            f"Not one of the {len(captions)} captioned images is in {where}: the captions name {listed(captions, 3)}, "
+            f"the images are {listed(names, 3)}. Give the captions of these images."
         )
     bare = [name for name in names if name not in found]
-    if missing == "refuse":
-        for things, problem in (
-            (lost, f"captioned images are not in {where}"),
-            (bare, f"images in {where} have no caption"),
-        ):
-            if things:
-                total = len(captions) if things is lost else len(names)
-                raise DataError(
-                    f"{len(things)} of {total} {problem}: {first_few(things)}. Complete them, or have them "
-                    "skipped (--missing skip)."
-                )
+    if missing == "refuse" and (lost or bare):
+        problem = f"captioned images are not in {where}" if lost else f"images in {where} have no caption"
+        some, total = (lost, len(captions)) if lost else (bare, len(names))
+        raise DataError(
+            f"{len(some)} of {total} {problem}: {listed(some, 3)}. Complete them, or have them skipped "
+            "(--missing skip)."
+        )
     return Matched(list(found), list(found.values()), bare, lost)
-
-
-def first_few(names: Iterable[str], most: int = 3) -> str:
-    """Format the first names for an error message."""
-    names = list(names)
-    return ", ".join(map(repr, names[:most])) + (", …" if len(names) > most else "")
 
 
 def _kind(beginning: str, path: Path) -> str:
@@ -218,53 +204,49 @@ def _columns(text: str, kind: str, path: Path, image_column: str, caption_column
         yield f"Line {number}", image, caption
 
 
+class _CocoImage(BaseModel):
+    id: StrictInt | StrictStr
+    file_name: StrictStr
+
+
+class _CocoCaption(BaseModel):
+    image_id: StrictInt | StrictStr
+    caption: StrictStr
+
+
+class _Coco(BaseModel):
+    """COCO captions, without the fields that nothing reads."""
+
+    images: list[_CocoImage]
+    annotations: list[_CocoCaption]
+
+
 def _coco(text: str, path: Path) -> _Pairs:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"The captions file {path} is not JSON ({error}). Correct it, or download it again.") from error
-    images, annotations = (_records(content, key, path) for key in ("images", "annotations"))
-    captions: dict[Any, list[tuple[str, Any]]] = {}
-    for place, record in enumerate(images):
-        known = _field(record, "id", (int, str), f"Image {place}", path)
-        if known in captions:
-            raise DataError(f"Image {place} of {path} has the id {known!r}, as one before it has. Make them differ.")
-        captions[known] = []
-    for place, record in enumerate(annotations):
-        image = _field(record, "image_id", (int, str), f"Annotation {place}", path)
-        if image not in captions:
-            raise DataError(
-                f"Annotation {place} of {path} is of the image {image!r}, which is not among its `images`. "
-                "Add the image, or remove the annotation."
-            )
-        captions[image].append((f"Annotation {place}", _field(record, "caption", (str,), f"Annotation {place}", path)))
-    for place, (record, found) in enumerate(zip(images, captions.values())):
-        name = _field(record, "file_name", (str,), f"Image {place}", path)
-        yield from ((where, name, caption) for where, caption in found)
-
-
-def _records(content: Any, key: str, path: Path) -> list[Any]:
-    records = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(records, list):
+        content = _Coco.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
         raise DataError(
-            f"The captions file {path} is JSON without a list {key!r}. COCO captions are an object with `images` "
-            "(id, file_name) and `annotations` (image_id, caption)."
-        )
-    return records
-
-
-def _field(record: Any, key: str, kinds: tuple[type, ...], where: str, path: Path) -> Any:
-    value = record.get(key) if isinstance(record, dict) else None
-    if not isinstance(value, kinds) or isinstance(value, bool):
-        kind = " or ".join("a string" if kind is str else "a whole number" for kind in kinds)
-        raise DataError(f"{where} of {path} (counted from 0) must have {key!r}, {kind}. Correct or remove it.")
-    return value
+            f"The file {path} is not COCO captions JSON (`images` with id and file_name, `annotations` with image_id "
+            f"and caption): {place}: {first['msg']}. Correct it, or download it again."
+        ) from error
+    captions: dict[int | str, list[tuple[str, str]]] = {image.id: [] for image in content.images}
+    if len(captions) < len(content.images):
+        raise DataError(f"Two images of {path} have the same id. Make the ids differ.")
+    for number, annotation in enumerate(content.annotations):
+        if annotation.image_id not in captions:
+            raise DataError(
+                f"Annotation {number} of {path} is of the image {annotation.image_id!r}, which is not among its "
+                "`images`. Add the image, or remove the annotation."
+            )
+        captions[annotation.image_id].append((f"Annotation {number}", annotation.caption))
+    for image in content.images:
+        yield from ((where, image.file_name, caption) for where, caption in captions[image.id])
 
 
 def _by_last_part(names: Sequence[str]) -> dict[str, str]:
     """Map the part after the last slash to the name, for parts that are unique."""
-    found: dict[str, str | None] = {}
-    for name in names:
-        last = name.rpartition("/")[2]
-        found[last] = None if last in found else name
-    return {last: name for last, name in found.items() if name is not None}
+    parts = [name.rpartition("/")[2] for name in names]
+    counts = Counter(parts)
+    return {part: name for part, name in zip(parts, names) if counts[part] == 1}

@@ -16,12 +16,12 @@ from pydantic import Field, PositiveInt, Strict, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.files import FilesDigest, read_bytes
-from jaxgen.errors import DataError, UsageError
+from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import STRICT
 from jaxgen.metrics import caption_scores
 from jaxgen.runs.config import Beam, Fraction, NotNegative, Size, TrainConfig
 from jaxgen.tasks.base import Inference, Metric, Names, changed_flags, check_same_level
-from jaxgen.tasks.caption.annotations import find_captions, first_few, match_captions, read_captions
+from jaxgen.tasks.caption.annotations import find_captions, match_captions, read_captions
 from jaxgen.tasks.caption.images import describe_skipped, find_images, read_features, read_image, read_images
 from jaxgen.tasks.caption.objective import is_image
 from jaxgen.tasks.caption.shapes import Scenes, shapes
@@ -324,7 +324,7 @@ def _read(data: Sequence[str], captions: str | None, config: CaptionConfig) -> C
         "images without captions": matched.images_left_out,
         "captions without images": matched.captions_left_out,
     }
-    notes += [f"{len(each):,} {what} left out ({first_few(each)})" for what, each in lacking.items() if each]
+    notes += [f"{len(each):,} {what} left out ({listed(each, 3)})" for what, each in lacking.items() if each]
     names, texts = [names[i] for i in kept], [matched.captions[i] for i in kept]
     return Captioned(arrays, names, texts, data[0], digest.hexdigest(), tuple(notes))
 

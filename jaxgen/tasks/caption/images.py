@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import collections
 import math
 import stat
 import warnings
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from jaxgen.data.files import walk_files
-from jaxgen.errors import DataError, UsageError
-from jaxgen.tasks.caption.annotations import first_few
+from jaxgen.errors import DataError, listed
 
 if TYPE_CHECKING:  # importing the tasks does not load Pillow
     from PIL.Image import Image
 
-#: Images with more pixels are refused before decoding. This is Pillow's own limit, 256 MiB of RGB.
-MOST_PIXELS = 89_478_485
 #: A wider row may have 2**31 bits or more, for which Pillow raises ``MemoryError`` regardless of available memory.
 WIDEST = 2**31 // 64 - 7
 #: The formats that are read. Of Pillow's other formats, some run an external program (EPS), most are poorly maintained.
@@ -57,7 +53,7 @@ def find_images(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def read_image(path: Path | str, size: tuple[int, int], *, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+def read_image(path: Path | str, size: tuple[int, int]) -> np.ndarray:
     """Read one image and resize it to ``size`` (H, W), ignoring its aspect ratio; return uint8 [H, W, 3].
 
     All modes (CMYK, palettes, greys, the high byte of 16-bit channels) are converted to RGB without colour management.
@@ -67,29 +63,24 @@ def read_image(path: Path | str, size: tuple[int, int], *, most_pixels: int = MO
         DataError: if the file is not an image, is damaged, truncated or too large, or has pixels without a defined
             white (floating-point numbers).
     """
-    _check_size(size)
     try:
-        return _read(Path(path), size, most_pixels)
+        return _read(Path(path), size)
     except _UnusableImage as reason:
         raise DataError(f"The image {path} cannot be used: {reason}. Replace it, or leave it out.") from reason
 
 
-def read_images(
-    paths: Iterable[Path | str], size: tuple[int, int], *, strict: bool = False, most_pixels: int = MOST_PIXELS
-) -> Images:
+def read_images(paths: Sequence[str], size: tuple[int, int], *, strict: bool = False) -> Images:
     """Read images as ``read_image`` does, one at a time, and skip those that cannot be used.
 
     Raises:
         DataError: if no image can be used, or if ``strict`` is set and one cannot.
     """
-    _check_size(size)
-    paths = list(paths)
     images = np.empty((len(paths), *size, 3), np.uint8)
     kept: list[int] = []
     skipped: list[tuple[str, str]] = []
     for i, path in enumerate(paths):
         try:
-            images[len(kept)] = _read(Path(path), size, most_pixels)
+            images[len(kept)] = _read(Path(path), size)
             kept.append(i)
         except _UnusableImage as reason:
             if strict:
@@ -97,13 +88,10 @@ def read_images(
                     f"The image {path} cannot be used: {reason}. Replace it, remove it with its captions, or leave out "
                     "--strict to skip such files."
                 ) from reason
-            skipped.append((str(path), str(reason)))
+            skipped.append((path, str(reason)))
     if not kept:
-        raise DataError(
-            f"None of the {len(paths)} images can be used; {skipped[0][0]}: {skipped[0][1]}. Check the folder."
-            if paths
-            else "No images were given. Give a folder that has image files in it."
-        )
+        path, first = skipped[0]
+        raise DataError(f"None of the {len(paths)} images can be used; {path}: {first}. Check the folder.")
     return Images(images[: len(kept)], kept, skipped)
 
 
@@ -114,12 +102,7 @@ def describe_skipped(skipped: Sequence[tuple[str, str]], total: int, most: int =
     return [f"{len(skipped)} of {total} images skipped ({reasons}{more})"] if skipped else []
 
 
-def _check_size(size: tuple[int, int]) -> None:
-    if len(size) != 2 or min(size) < 1:
-        raise UsageError(f"The size of the images is {size!r}: give a height and a width of at least 1.")
-
-
-def _read(path: Path, size: tuple[int, int], most_pixels: int) -> np.ndarray:
+def _read(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Return the pixels of a file, or raise ``_UnusableImage``."""
     import PIL.Image as pillow
 
@@ -133,23 +116,14 @@ def _read(path: Path, size: tuple[int, int], most_pixels: int) -> np.ndarray:
     if not status.st_size:
         raise _UnusableImage("it is empty")
     formats = [name for name in FORMATS if name in pillow.OPEN]
+    width = 0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # for example about damaged metadata: only the pixels matter
-            warnings.simplefilter("error", pillow.DecompressionBombWarning)
+            warnings.simplefilter("error", pillow.DecompressionBombWarning)  # more than 89 million pixels
             with pillow.open(path, formats=formats) as image:
-                if image.width * image.height > most_pixels:
-                    raise _UnusableImage(
-                        f"{image.width} x {image.height} pixels are more than the limit of {most_pixels:,}"
-                    )
-                try:
-                    return _pixels(image, size)
-                except MemoryError as error:
-                    if image.width <= WIDEST:
-                        raise
-                    raise _UnusableImage(
-                        f"its rows of {image.width:,} pixels are too long: up to {WIDEST:,} pixels can be decoded"
-                    ) from error
+                width = image.width
+                return _pixels(image, size)
     except _UnusableImage:
         raise
     except (pillow.DecompressionBombWarning, pillow.DecompressionBombError) as error:
@@ -157,7 +131,10 @@ def _read(path: Path, size: tuple[int, int], most_pixels: int) -> np.ndarray:
     except pillow.UnidentifiedImageError as error:
         raise _UnusableImage(f"its content is none of {', '.join(formats)}, or its beginning is damaged") from error
     except MemoryError as error:
-        raise _UnusableImage("it needs more memory than there is") from error
+        reason = "it needs more memory than there is"
+        if width > WIDEST:
+            reason = f"its rows of {width:,} pixels are too long: up to {WIDEST:,} pixels can be decoded"
+        raise _UnusableImage(reason) from error
     except Exception as error:  # decoders raise almost any exception for damaged files: SyntaxError, struct.error, …
         reason = " ".join(str(error).split()) or type(error).__name__
         raise _UnusableImage(f"it cannot be decoded: {reason}") from error
@@ -210,79 +187,42 @@ class Features(NamedTuple):
 def read_features(path: Path | str) -> Features:
     """Read ``features`` [N, F] or [N, P, F] and ``names`` [N] from an ``.npz`` file without unpickling anything.
 
-    Features of any real type become float32. Shapes are checked before anything is allocated.
+    Features of any real type become float32.
 
     Raises:
         DataError: for arrays that are missing, damaged, not finite or of another shape or type, and for repeated names.
     """
-    path = Path(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            shape, names_shape = (_header(archive, name, path) for name in ("features", "names"))
-        if len(shape) not in (2, 3) or 0 in shape or names_shape != shape[:1]:
-            raise DataError(
-                f"The features of {path} have the shape {shape} and their names {names_shape}: "
-                "they must be [N, F] or [N, P, F], and [N], with nothing of size 0."
-            )
-        with np.load(path, allow_pickle=False) as arrays, np.errstate(over="ignore"):
-            features = arrays["features"].astype(np.float32, copy=False)
-            names = [name.decode() if isinstance(name, bytes) else name for name in arrays["names"].tolist()]
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            features, names = arrays["features"], arrays["names"]
     except OSError as error:
         raise DataError(f"The file {path} cannot be read: {error.strerror or error}. Check the path.") from error
     except MemoryError as error:
         raise DataError(f"The features of {path} need more memory than there is. Store them as float16.") from error
-    except DataError:
-        raise
     except Exception as error:  # zipfile and NumPy raise almost any exception for damaged files: TokenError, …
-        raise DataError(
-            f"The file {path} is not an .npz file, or is damaged ({error}). "
-            "Write it with numpy.savez(path, features=..., names=...)."
-        ) from error
-    _check_features(features, names, path)
-    return Features(names, features)
-
-
-def _header(archive: zipfile.ZipFile, name: str, path: Path) -> tuple[int, ...]:
-    """Return the shape of an array in an ``.npz`` file; check its type and its size in bytes without allocating it."""
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise _unusable(path, f"cannot be read ({reason})") from error
+    if names.dtype.kind not in "US" or features.dtype.kind not in "fiu":
+        raise _unusable(path, f"are of the types {features.dtype} and {names.dtype}, not real numbers and strings")
+    if features.ndim not in (2, 3) or 0 in features.shape or names.shape != features.shape[:1]:
+        raise _unusable(path, f"have the shapes {features.shape} and {names.shape}, not [N, F] or [N, P, F], and [N]")
     try:
-        entry = archive.getinfo(f"{name}.npy")
-    except KeyError:
-        names = ", ".join(sorted(item.removesuffix(".npy") for item in archive.namelist())) or "nothing"
-        raise DataError(
-            f"The file {path} has no array {name!r}; it has: {names}. "
-            "Write it with numpy.savez(path, features=..., names=...)."
-        ) from None
-    with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in read:
-            raise DataError(
-                f"The array {name!r} of {path} is of a kind that is not read. Store plain numbers or strings."
-            )
-        try:
-            shape, _, dtype = read[version](file)
-        except MemoryError as error:  # the header is a Python literal, and this one is nested too deeply
-            raise ValueError("a header is no description of an array") from error
-        there, needed = entry.file_size - file.tell(), math.prod(shape) * dtype.itemsize
-    if dtype.kind not in ("US" if name == "names" else "fiu"):
-        wanted = "strings: numpy.array(names, dtype=str)" if name == "names" else "real numbers"
-        raise DataError(f"The array {name!r} of {path} is of the type {dtype}. It must be of {wanted}.")
-    if there != needed:
-        raise DataError(
-            f"The array {name!r} of {path} should be {needed} bytes, but {there} are there. Write it again."
-        )
-    return shape
-
-
-def _check_features(features: np.ndarray, names: Sequence[str], path: Path) -> None:
-    finite = np.isfinite(features.reshape(len(names), -1)).all(axis=1)
+        labels = names.tolist() if names.dtype.kind == "U" else [name.decode() for name in names.tolist()]
+    except UnicodeDecodeError as error:
+        raise _unusable(path, f"have a name that is not UTF-8 ({error})") from error
+    with np.errstate(over="ignore"):
+        features = features.astype(np.float32, copy=False)
+    finite = np.isfinite(features.reshape(len(labels), -1)).all(axis=1)
     if not finite.all():
-        worst = int(np.argmin(finite))
-        raise DataError(
-            f"The features of {int((~finite).sum())} of {len(names)} images in {path} are not finite numbers "
-            f"(as float32), the first those of {names[worst]!r}. Compute them again, or leave them out."
-        )
-    if len(set(names)) < len(names) or "" in names:
-        counts = collections.Counter(names)
-        odd = [name for name, count in counts.items() if count > 1 or not name]
-        raise DataError(f"The names in {path} must differ and not be empty, but these do not: {first_few(odd)}.")
+        odd = [labels[i] for i in np.flatnonzero(~finite)]
+        raise _unusable(path, f"are not finite numbers (as float32) for {listed(odd, 3)}")
+    if odd := [name for name, count in Counter(labels).items() if count > 1 or not name]:
+        raise _unusable(path, f"have names that are empty or occur twice: {listed(odd, 3)}")
+    return Features(labels, features)
+
+
+def _unusable(path: Path | str, problem: str) -> DataError:
+    return DataError(
+        f"The arrays `features` and `names` of {path} {problem}. Write the file again with numpy.savez(path, "
+        "features=..., names=...)."
+    )

@@ -65,7 +65,6 @@ def read_conditioning_columns(
         DataError: The data cannot be read, or a text has no label or number.
         UsageError: The data are not tables.
     """
-    specs = [specs] if isinstance(specs, str) else list(specs)
     if built_in := [spec for spec in specs if spec in BUILTIN]:
         raise UsageError(
             f"The built-in data {built_in[0]} have no columns for --label-column or --feature-columns: give a .csv, "
@@ -77,10 +76,10 @@ def read_conditioning_columns(
         raise UsageError(
             f"Which column of {' '.join(specs)} has the text? Give --text-column, by name or by position from 1."
         )
-    check_same_style([text_column, *([] if label_column is None else [label_column]), *feature_columns])
+    labels_of = [] if label_column is None else [label_column]
+    check_same_style([text_column, *labels_of, *feature_columns])
     columns = [Column((text_column,), "--text-column")]
-    if label_column is not None:
-        columns.append(Column((label_column,), "--label-column", numbers=True))
+    columns += [Column((name,), "--label-column", numbers=True) for name in labels_of]
     columns += [Column((name,), "--feature-columns", numbers=True) for name in feature_columns]
     rows = read_table(specs, columns, header=named.header if named else None)
     kept = [i for i, text in enumerate(rows.columns[0]) if text and not text.isspace()]
@@ -174,6 +173,8 @@ class Conditioning:
 
     @model_validator(mode="after")
     def _consistent(self) -> Conditioning:
+        if not self.width:
+            raise ValueError("there must be labels or features")
         if len({*self.labels}) != len(self.labels) or len(self.shares) != len(self.labels):
             raise ValueError("each label must occur once and have one share")
         if not len(self.features) == len(self.means) == len(self.deviations):
@@ -229,10 +230,11 @@ class Conditioning:
             return Conditions(of, np.eye(len(self.labels), dtype=np.float32))
         beside = of[:, None] if self.labels else np.zeros((len(known), 0))
         different, of = np.unique(np.concatenate([beside, known.numbers], axis=1), axis=0, return_inverse=True)
-        shares = np.eye(len(self.labels))[different[:, : beside.shape[1]].astype(np.int64).reshape(-1)]
-        shares = shares.reshape(len(different), len(self.labels))
-        numbers = self._standardised(different[:, beside.shape[1] :])
-        return Conditions(of.reshape(-1), np.concatenate([shares, numbers], axis=1).astype(np.float32))
+        vectors = self._standardised(different[:, beside.shape[1] :])
+        if self.labels:
+            shares = np.eye(len(self.labels))[different[:, 0].astype(np.int64)]
+            vectors = np.concatenate([shares, vectors], axis=1)
+        return Conditions(of.reshape(-1), vectors.astype(np.float32))
 
     def choose(
         self, labels: str | Mapping[str, float] | None = None, features: Sequence[float] | None = None
@@ -324,10 +326,7 @@ class Conditioning:
 
 
 def _read_conditioning(value: object) -> Conditioning:
-    found = value if isinstance(value, Conditioning) else load_strict(Conditioning, value, "language tokenizer.json")
-    if not found.width:
-        raise ValueError("there must be labels or features")
-    return found
+    return value if isinstance(value, Conditioning) else load_strict(Conditioning, value, "language tokenizer.json")
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)

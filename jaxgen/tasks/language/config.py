@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from jaxgen.data.batches import BATCHES
-from jaxgen.data.tables import VAL_FRACTION
 from jaxgen.errors import choose
 from jaxgen.runs.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
 from jaxgen.tasks.base import Names, VocabSize, changed_flags, check_level
@@ -108,20 +107,6 @@ class LanguageConfig(TrainConfig):
             },
         ),
     }
-
-    def reading(self) -> dict[str, Any]:
-        """Returns the arguments of ``read_splits`` besides ``data``."""
-        return {
-            "level": self.level,
-            "text_column": self.text_column,
-            "layout": self.layout,
-            "documents": self.documents,
-            "val_fraction": VAL_FRACTION if self.val_fraction is None else self.val_fraction,
-            "val_data": self.val_data,
-            "label_column": self.label_column,
-            "feature_columns": self.feature_columns,
-            "seed": self.seed,
-        }
 
     @property
     def is_conditioned(self) -> bool:

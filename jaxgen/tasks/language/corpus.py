@@ -10,16 +10,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
-from jaxgen.data.batches import BATCHES, Tokens, permutation
+from jaxgen.data.batches import Tokens, permutation
 from jaxgen.data.files import SILENT, Counter, ProgressReporter, read_lines, track, whole_lines
 from jaxgen.data.sources import CompactStrings, TextSource, TextStream, open_texts
 from jaxgen.data.tables import VAL_FRACTION, fingerprint
 from jaxgen.data.token_cache import Part, get_or_create
-from jaxgen.errors import DataError, UsageError, choose
+from jaxgen.errors import DataError
+from jaxgen.runs.config import validate
+from jaxgen.tasks.base import tokenizer_options
 from jaxgen.tasks.language.conditioning import ConditionedTexts, Conditioning, RowMetadata, read_conditioning_columns
+from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.tokenizers.base import EOS, Encoded, Text, Tokenizer, encode_pieces, evenly, in_pieces
 
@@ -33,8 +37,8 @@ LARGE = 1 << 25
 class TextSplits:
     """The training and validation texts before tokenization: documents, or one running text.
 
-    ``train_known`` and ``val_known`` are the labels and numbers of the documents, if such columns were read. The other
-    fields are those of ``LanguageCorpus``.
+    ``train_known`` and ``val_known`` are the labels and numbers of the documents, if such columns were read.
+    ``has_validation`` is whether there must be validation texts. The other fields are those of ``LanguageCorpus``.
     """
 
     train: Sequence[str | TextStream]
@@ -46,10 +50,11 @@ class TextSplits:
     documents: str | None
     train_known: RowMetadata | None = None
     val_known: RowMetadata | None = None
+    has_validation: bool = True
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What a run keeps of its data: their name and the digest of their bytes."""
+        """The name of the data and the digest of their bytes."""
         return fingerprint(self.name, self.sha256, self.val_sha256)
 
     def whole(self) -> tuple[list[str], list[str]]:
@@ -116,7 +121,7 @@ def prepare(
         layout: ``stream``, ``windows`` or ``documents``. Default: documents for rows of a table or if ``documents`` is
             given, else stream.
         documents: How texts are cut into documents: by ``line``, ``blank-line``, ``file`` or ``row``.
-        val_fraction: Share of the data held out: the tail of running text, documents at random.
+        val_fraction: Share of the data held out: the tail of running text, documents at random. 0: no validation.
         val_data: Validation data of their own, instead of holding some out.
         label_column: Column with the label of each document; every row of a table is then a document.
         feature_columns: Columns with numbers, likewise.
@@ -128,33 +133,47 @@ def prepare(
         UsageError: A value is out of range.
         DataError: The data cannot be used.
     """
-    level = tokenizer.kind if tokenizer is not None else choose(level, TOKENIZERS, "level")
-    options = dict(tokenizer_options or {})
-    if extra := sorted(options.keys() - TOKENIZERS[level].OPTIONS.keys()):
-        allowed = ", ".join(TOKENIZERS[level].OPTIONS) or "none"
-        raise UsageError(f"The level {level} has no option {extra[0]!r}; its options are: {allowed}.")
-    splits = read_splits(
-        specs,
-        level=level,
-        text_column=text_column,
-        layout=layout,
-        documents=documents,
-        val_fraction=val_fraction,
-        val_data=val_data,
-        label_column=label_column,
-        feature_columns=feature_columns,
-        seed=seed,
-        watch=watch,
-    )
+    settings: dict[str, Any] = {
+        "data": (specs,) if isinstance(specs, str) else tuple(map(str, specs)),
+        "val_data": tuple(map(str, val_data)) if val_data else None,
+        "val_fraction": None if val_data or val_fraction == 0 else val_fraction,
+        "level": level if tokenizer is None else tokenizer.kind,
+        "text_column": text_column,
+        "label_column": label_column,
+        "feature_columns": tuple(feature_columns),
+        "layout": layout,
+        "documents": documents,
+        "seed": seed,
+        **(tokenizer_options or {}),
+    }
+    config = validate(LanguageConfig, settings)
+    splits = read_splits(config, watch, validation=val_fraction > 0 or bool(val_data))
+    return encode_splits(splits, config, tokenizer, conditioning, watch)
+
+
+def encode_splits(
+    splits: TextSplits,
+    config: LanguageConfig,
+    tokenizer: Tokenizer | None = None,
+    conditioning: Conditioning | None = None,
+    watch: ProgressReporter = SILENT,
+) -> LanguageCorpus:
+    """Encodes both splits; arguments and errors are those of ``prepare``."""
     if conditioning is None and splits.train_known is not None:
-        conditioning = Conditioning.fit(splits.train_known, feature_columns, splits.name)
+        conditioning = Conditioning.fit(splits.train_known, config.feature_columns, splits.name)
     if tokenizer is None:
         counter = Counter(watch, "learning the vocabulary", sum(map(len, splits.train)))
-        tokenizer = TOKENIZERS[level].train((track(in_pieces(text), counter) for text in splits.train), **options)
-    encoded = (encode_split(tokenizer, part, splits.layout, watch) for part in (splits.train, splits.val))
-    train, val = map(_conditioned, encoded, (splits.train_known, splits.val_known), (conditioning, conditioning))
+        texts = (track(in_pieces(text), counter) for text in splits.train)
+        tokenizer = TOKENIZERS[config.level].train(texts, **tokenizer_options(config))
+    encoded = []
+    for texts_of_split, known in ((splits.train, splits.train_known), (splits.val, splits.val_known)):
+        tokens = encode_split(tokenizer, texts_of_split, splits.layout, watch)
+        if known is not None and conditioning is not None:
+            tokens = replace(tokens, conditions=conditioning.encode(known))
+        encoded.append(tokens)
     splits.check()
-    if (val_data or val_fraction > 0) and val.ids.size < 2:
+    train, val = encoded
+    if splits.has_validation and val.ids.size < 2:
         raise DataError(
             f"The validation split has {val.ids.size} tokens, but at least 2 are needed. Give more text, "
             "a larger validation fraction, or a validation file with --val-data."
@@ -172,56 +191,40 @@ def prepare(
     )
 
 
-def read_splits(
-    specs: Sequence[str],
-    *,
-    level: str = "char",
-    text_column: str | None = None,
-    layout: str | None = None,
-    documents: str | None = None,
-    val_fraction: float = VAL_FRACTION,
-    val_data: Sequence[str] | None = None,
-    label_column: str | None = None,
-    feature_columns: Sequence[str] = (),
-    seed: int = 0,
-    watch: ProgressReporter = SILENT,
-) -> TextSplits:
-    """Reads texts and splits them, as ``prepare`` does before it encodes them; arguments and errors as there.
+def read_splits(config: LanguageConfig, watch: ProgressReporter = SILENT, validation: bool = True) -> TextSplits:
+    """Reads texts and splits them. Running text is not held in memory: it can be read again in pieces.
 
-    Running text is not held in memory: it can be read again in pieces.
+    Args:
+        config: The settings.
+        watch: Receives progress and notes.
+        validation: Whether to hold out validation texts if there are no validation data.
+
+    Raises:
+        DataError: The data cannot be used.
     """
-    if layout is not None:
-        choose(layout, BATCHES, "layout")
-    if not (isinstance(val_fraction, (int, float)) and 0 <= val_fraction < 1):
-        raise UsageError(
-            f"The validation fraction is {val_fraction!r}; it must be a number from 0 (no validation) to below 1."
-        )
-    if documents is not None and layout not in (None, "documents"):
-        raise UsageError(f"--documents {documents} needs --layout documents, not --layout {layout}.")
-    if label_column is not None or feature_columns:
-        if layout not in (None, "documents") or documents not in (None, "row"):
-            other = f"--layout {layout}" if layout not in (None, "documents") else f"--documents {documents}"
-            raise UsageError(f"Labels and features belong to rows, which {other} does not keep: leave it out.")
-        names = text_column, label_column, feature_columns
-        table = read_conditioning_columns(specs, *names)
-        val_table = read_conditioning_columns(val_data, *names) if val_data else None
-        return _split_conditioned(table, val_table, val_fraction, seed)
+    fraction = (config.val_fraction or VAL_FRACTION) if validation else 0.0
+    if config.is_conditioned:
+        names = config.text_column, config.label_column, config.feature_columns
+        table = read_conditioning_columns(config.data, *names)
+        val_table = read_conditioning_columns(config.val_data, *names) if config.val_data else None
+        return _split_conditioned(table, val_table, fraction, config.seed)
 
-    read = partial(open_texts, text_column=text_column, documents=documents, level=level, watch=watch)
-    source = read(specs)
-    held_out = read(val_data) if val_data else None
+    documents, layout = config.documents, config.layout
+    read = partial(open_texts, text_column=config.text_column, documents=documents, level=config.level, watch=watch)
+    source = read(config.data)
+    held_out = read(config.val_data) if config.val_data else None
     if layout is None:
         layout = "documents" if documents is not None or source.by_row else "stream"
     train: Sequence[str | TextStream]
     val: Sequence[str | TextStream]
     if layout == "documents":
         cut = documents or _default_documents(source)
-        train, val = _documents(source, held_out, cut, val_fraction, seed)
+        train, val = _documents(source, held_out, cut, fraction, config.seed)
     else:
         cut = None
-        train, val = _running(source, held_out, val_fraction)
+        train, val = _running(source, held_out, fraction)
     val_sha256 = None if held_out is None else held_out.sha256
-    return TextSplits(train, val, source.name, source.sha256, val_sha256, layout, cut)
+    return TextSplits(train, val, source.name, source.sha256, val_sha256, layout, cut, has_validation=validation)
 
 
 def _running(
@@ -316,13 +319,6 @@ def _split_conditioned(
     texts, val_texts = ([source.texts[i] for i in which.tolist()] for which in (train, val))
     known, val_known = (source.known.take(which) for which in (train, val))
     return TextSplits(texts, val_texts, source.name, source.sha256, None, "documents", "row", known, val_known)
-
-
-def _conditioned(tokens: Tokens, known: RowMetadata | None, conditioning: Conditioning | None) -> Tokens:
-    """Adds the encoded labels and numbers of the documents to ``tokens``."""
-    if known is None or conditioning is None:
-        return tokens
-    return replace(tokens, conditions=conditioning.encode(known))
 
 
 def encode_split(

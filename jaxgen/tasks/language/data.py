@@ -24,11 +24,10 @@ from jaxgen.tasks.base import (
     Metric,
     TaskData,
     check_same_level,
-    tokenizer_options,
 )
 from jaxgen.tasks.language.conditioning import Conditioning, TextCodec, join_codec, read_codec, split_codec
 from jaxgen.tasks.language.config import BUILT_FROM, LanguageConfig
-from jaxgen.tasks.language.corpus import LanguageCorpus, TextSplits, prepare, read_splits
+from jaxgen.tasks.language.corpus import LanguageCorpus, TextSplits, encode_splits, read_splits
 from jaxgen.tokenizers.base import Tokenizer
 from jaxgen.training.windows import Conditions
 
@@ -75,8 +74,7 @@ class LanguageData(TaskData):
             check_same_level(config.level, tokenizer)
         if codec is not None:
             _check_conditions(config, conditioning)
-        known: dict[str, Any] = {"tokenizer": tokenizer, "conditioning": conditioning, **config.reading()}
-        corpus = prepare(config.data, tokenizer_options=tokenizer_options(config), watch=watch, **known)
+        corpus = encode_splits(read_splits(config, watch), config, tokenizer, conditioning, watch)
         data = cls(config, corpus)
         _ = data.batches  # too little text must be an error before compilation
         data._check_validation()
@@ -88,7 +86,7 @@ class LanguageData(TaskData):
     @staticmethod
     def texts(config: LanguageConfig) -> TextSplits:
         """Reads and splits the text without encoding it; raises ``DataError``."""
-        return read_splits(config.data, **config.reading())
+        return read_splits(config)
 
     def _check_validation(self) -> None:
         there, needed = self.corpus.val.ids.size, self.config.seq_len + 1
@@ -257,8 +255,7 @@ class LanguageData(TaskData):
 
 def _check_conditions(config: LanguageConfig, conditioning: Conditioning | None) -> None:
     """Raises ``UsageError`` unless the settings name as many labels and features as the run of --init-from has."""
-    found = conditioning or Conditioning()
-    has = bool(found.labels), len(found.features)
+    has = (False, 0) if conditioning is None else (bool(conditioning.labels), len(conditioning.features))
     if (config.label_column is not None, len(config.feature_columns)) != has:
         labels = "labels" if has[0] else "no labels"
         raise UsageError(
