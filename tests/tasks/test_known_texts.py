@@ -351,7 +351,7 @@ def test_a_label_in_the_validation_data_alone_is_refused():
 
 
 def test_a_column_with_too_many_labels_is_refused(monkeypatch):
-    monkeypatch.setattr("jaxgen.tasks.language.conditioning.MAX_LABELS", 3)
+    monkeypatch.setattr("jaxgen.tasks.labels.MAX_LABELS", 3)
     assert "5 different" in refused(DataError, table())
 
 

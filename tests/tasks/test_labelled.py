@@ -194,7 +194,7 @@ def test_rows_that_cannot_be_held_out_without_losing_a_label_are_refused(letters
 
 def test_a_label_that_only_validation_has_is_named_with_its_row():
     write("m.csv", "t,l\n1,x\n2,y\n")
-    with pytest.raises(DataError, match=r"'z' \(row 2 of v\.csv\) .*validation data"):
+    with pytest.raises(DataError, match=r"'z' \(row 2 of v\.csv\) .*training data"):
         read("m.csv", write("v.csv", "t,l\n3,x\n4,z\n"))
 
 

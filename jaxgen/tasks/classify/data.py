@@ -24,7 +24,7 @@ from jaxgen.metrics import classification_metrics, confusion_lines, confusion_te
 from jaxgen.runs.config import Fraction, TrainConfig
 from jaxgen.tasks.base import Example, Inference, Metric, Names, check_same_level
 from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
-from jaxgen.tasks.language.conditioning import MAX_LABELS
+from jaxgen.tasks.labels import check_known, distinct_labels, label_names
 from jaxgen.tasks.rows import (
     RowsConfig,
     RowsData,
@@ -42,30 +42,11 @@ from jaxgen.tokenizers import SavedTokenizer
 from jaxgen.tokenizers.base import UNK, Tokenizer
 from jaxgen.types import ClassificationBatch
 
-_WORDS = {
-    "level": "word",
-    "cell": "gru",
-    "hidden": 128,
-    "layers": 1,
-    "batch_size": 32,
-    "bidirectional": True,
-    "dropout": 0.5,
-    "embed_dropout": 0.3,
-    "token_dropout": 0.3,
-    "lr": 2e-3,
-    "buckets": 4,
-    "steps": 1000,
-}
-_CHARACTERS = _WORDS | {
-    "level": "char",
-    "lowercase": True,
-    "embed": 64,
-    "dropout": 0.3,
-    "embed_dropout": 0.1,
-    "token_dropout": 0.1,
-    "lr": 3e-3,
-    "steps": 2400,
-}
+_SIZES = {"cell": "gru", "hidden": 128, "layers": 1, "batch_size": 32, "bidirectional": True, "buckets": 4}
+_WORDS = _SIZES | {"level": "word", "lr": 2e-3, "steps": 1000}
+_WORDS |= {"dropout": 0.5, "embed_dropout": 0.3, "token_dropout": 0.3}
+_CHARACTERS = _SIZES | {"level": "char", "lowercase": True, "embed": 64, "lr": 3e-3, "steps": 2400}
+_CHARACTERS |= {"dropout": 0.3, "embed_dropout": 0.1, "token_dropout": 0.1}
 
 
 class ClassifyConfig(RowsConfig):
@@ -100,14 +81,8 @@ class ClassifyConfig(RowsConfig):
             {"cell": "gru", "hidden": 64, "layers": 1, "batch_size": 32, "steps": 300},
         ),
         "small": ("the same as words", _WORDS),
-        "words": (
-            "GRU 1x128 on words, bidirectional, strong dropout, 1,000 steps",
-            _WORDS,
-        ),
-        "characters": (
-            "GRU 1x128 on lower-case characters, bidirectional, 2,400 steps",
-            _CHARACTERS,
-        ),
+        "words": ("GRU 1x128 on words, bidirectional, strong dropout, 1,000 steps", _WORDS),
+        "characters": ("GRU 1x128 on lower-case characters, bidirectional, 2,400 steps", _CHARACTERS),
     }
 
     built_from: ClassVar[tuple[str, ...]] = (*RowsConfig.built_from, "bidirectional", "pooling")
@@ -170,44 +145,19 @@ def read_labelled(config: ClassifyConfig) -> RowSplits[Table]:
         return RowSplits(dict(splits), name, splits["train"].sha256)
     refuse_builtin((*config.data, *(config.val_data or ())), LABELLED_SETS)
     rows = without_empty(_read(config.data, config), config.empty)
-    _check_labels(rows)
+    labels = distinct_labels(rows.columns[1], rows.name)
     val = without_empty(_read(config.val_data, config), config.empty) if config.val_data else None
     splits, sha256 = train_and_val(rows, val, config, labels=rows.columns[1])
-    known, given = {*rows.columns[1]}, splits["val"]
-    if unseen := [i for i, label in enumerate(given.columns[1]) if label not in known]:
-        raise DataError(
-            f"The label {given.columns[1][unseen[0]]!r} ({given.locations[unseen[0]]}) occurs only in the validation "
-            f"data and cannot be learnt; the training data have {listed(sorted(known))}. Add training texts with this "
-            "label, or remove it from the validation data."
-        )
+    check_known(splits["val"].columns[1], splits["val"].locations, labels)
     return RowSplits(splits, rows.name, sha256, skipped_notes([rows, val] if val else [rows]))
-
-
-def _check_labels(rows: Table) -> None:
-    """Raises ``DataError`` unless a model can learn to tell the labels of these rows apart."""
-    labels = sorted({*rows.columns[1]})
-    if len(labels) < 2:
-        raise DataError(
-            f"All rows of {rows.name} have the label {labels[0]!r}: there is nothing to classify. Give data with at "
-            "least two labels, or check --label-column."
-        )
-    if len(labels) > MAX_LABELS:
-        raise DataError(
-            f"The {len(rows):,} rows of {rows.name} have {len(labels):,} labels, and at most {MAX_LABELS:,} are "
-            f"allowed: {listed(labels)}. Check --label-column: it should name classes, not single texts."
-        )
 
 
 def _read(data: Sequence[str], config: ClassifyConfig) -> Table:
     """Reads texts and labels from tables, a named set, or a folder of folders."""
     text_columns, label_column = config.text_column, config.label_column
     known = NAMED.get(data[0]) if len(data) == 1 else None
-    names: dict[str, str] = {}
     if known is not None and known.label_column is not None:
-        text_columns = text_columns or known.text_columns
-        # The names of the labels apply only to the label column of the set.
-        names = dict(known.labels) if label_column in (None, known.label_column) else {}
-        label_column = label_column or known.label_column
+        text_columns, label_column = text_columns or known.text_columns, label_column or known.label_column
     elif text_columns is None and label_column is None and len(data) == 1:
         folder = Path(os.path.expanduser(data[0]))
         if folder.is_dir():
@@ -222,8 +172,7 @@ def _read(data: Sequence[str], config: ClassifyConfig) -> Table:
         )
     flags = Column(text_columns, "--text-column"), Column((label_column,), "--label-column", numbers=True)
     rows = read_table(data, flags, header=known.header if known is not None else None)
-    labels = [names.get(label.strip(), label.strip()) for label in rows.columns[1]]
-    return replace(rows, columns=(rows.columns[0], labels))
+    return replace(rows, columns=(rows.columns[0], label_names(rows.columns[1], known, label_column)))
 
 
 def _folders(root: Path) -> Table:

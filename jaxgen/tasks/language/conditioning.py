@@ -17,6 +17,7 @@ from jaxgen.data.datasets import BUILTIN, NAMED, NamedSet
 from jaxgen.data.tables import Column, Table, capitalized, check_same_style, read_table
 from jaxgen.errors import DataError, UsageError, choose, listed
 from jaxgen.fsutil import STRICT, load_strict
+from jaxgen.tasks.labels import check_known, distinct_labels, label_names
 from jaxgen.tokenizers import SavedTokenizer, load_tokenizer
 from jaxgen.tokenizers.base import Tokenizer
 from jaxgen.training.windows import Conditions
@@ -94,15 +95,14 @@ def read_conditioning_columns(
 
 
 def _labels(rows: Table, named: NamedSet | None, column: str) -> list[str]:
-    """Returns the label of every row; a named set has names for its numeric labels."""
-    labels = [label.strip() for label in rows.columns[1]]
+    """Returns the label of every row; raises ``DataError`` if one has none."""
+    labels = label_names(rows.columns[1], named, column)
     if missing := [i for i, label in enumerate(labels) if not label]:
         raise DataError(
             f"{capitalized(rows.locations[missing[0]])} has a text but no label, one of {len(missing):,} such rows. "
             "Fill in the label, or remove the row."
         )
-    names = dict(named.labels) if named and column == named.label_column else {}
-    return [names.get(label, label) for label in labels]
+    return labels
 
 
 def _numbers(rows: Table, cells: list[str], column: str) -> np.ndarray:
@@ -119,10 +119,6 @@ def _numbers(rows: Table, cells: list[str], column: str) -> np.ndarray:
                 "number: correct it, remove the row, or leave the column out of --feature-columns."
             )
     return found
-
-
-#: With more labels, a column of texts or of numbers was probably named by mistake.
-MAX_LABELS = 1_000
 
 
 @dataclass(frozen=True)
@@ -196,17 +192,7 @@ class Conditioning:
             DataError: There is only one label, there are too many, or a feature is constant.
         """
         counts = Counter(known.labels)
-        labels = sorted(counts)
-        if len(labels) == 1:
-            raise DataError(
-                f"All texts of {name} have the label {labels[0]!r}: there is nothing to distinguish. Give data with "
-                "at least two labels, or check --label-column."
-            )
-        if len(labels) > MAX_LABELS:
-            raise DataError(
-                f"The label column of {name} has {len(labels):,} different values, but at most {MAX_LABELS:,} "
-                "labels are allowed: check --label-column; numbers belong to --feature-columns."
-            )
+        labels = distinct_labels(known.labels, name) if known.labels else []
         means, deviations = known.numbers.mean(axis=0), known.numbers.std(axis=0)
         for feature, deviation in zip(features, deviations):
             if not (math.isfinite(deviation) and deviation > 0):
@@ -219,12 +205,8 @@ class Conditioning:
 
     def encode(self, known: RowMetadata) -> Conditions:
         """Returns the distinct vectors of documents; raises ``DataError`` for an unknown label."""
+        check_known(known.labels, known.locations, self.labels)
         number = {label: i for i, label in enumerate(self.labels)}
-        if unseen := [i for i, label in enumerate(known.labels) if label not in number]:
-            raise DataError(
-                f"The label {known.labels[unseen[0]]!r} ({known.locations[unseen[0]]}) was not in the training data, "
-                f"which have {listed(self.labels)}. Leave out these texts, or add some of them to the training data."
-            )
         of = np.array([number[label] for label in known.labels], np.int64)
         if not self.features:
             return Conditions(of, np.eye(len(self.labels), dtype=np.float32))

@@ -26,6 +26,9 @@ BUILT_FROM = {
 }
 
 
+_LARGE = {"hidden": 1024, "layers": 3, "batch_size": 128, "seq_len": 256, "steps": 20000, "dropout": 0.4, "lr": 1e-3}
+
+
 class LanguageConfig(TrainConfig):
     """Continues texts: a language model, recurrent or an n-gram baseline."""
 

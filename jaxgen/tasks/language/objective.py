@@ -28,7 +28,7 @@ class Totals(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """Log-probabilities of the targets, in nats, with the ``top`` likeliest tokens, best first."""
+    """Log-probabilities of the targets, in nats, with the ``top`` most probable tokens, best first."""
 
     logp: Float[Array, "B T"]
     top: Int[Array, "B T top"]
@@ -165,7 +165,7 @@ class LanguageTask:
             reset: whether the row restarts from ``initial`` before this step.
             valid: where false, the step reads nothing and its log-probability is 0.
             initial: the state after a reset.
-            top: how many of the likeliest tokens to return as well. Equally likely tokens are ordered by id.
+            top: how many of the most probable tokens to return as well. Equally probable tokens are ordered by id.
         """
         rows, steps = tokens.shape
         masks = {"reset": reset.T, "valid": valid.T, "initial": initial, "table": weights.table}
@@ -175,8 +175,8 @@ class LanguageTask:
             logits = self._apply(weights.params, block[0], method="logits")
             total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
             chosen = jnp.take_along_axis(logits, block[1][:, None], axis=-1)
-            likeliest, ids = jax.lax.top_k(logits, top)
-            return Scored((chosen - total)[:, 0], ids.astype(jnp.int32), likeliest - total)
+            best, ids = jax.lax.top_k(logits, top)
+            return Scored((chosen - total)[:, 0], ids.astype(jnp.int32), best - total)
 
         size = rows * steps
         while size % 2 == 0 and size * self.model.vocab_size > MAX_LOGITS:

@@ -24,7 +24,7 @@ class Seq2SeqTotals(NamedTuple):
 
     nll: Array  # summed negative log-likelihood, nats
     targets: Array  # number of targets
-    correct: Array  # number of targets that were the likeliest token
+    correct: Array  # number of targets that were the most probable token
     objective: Objective  # the cross-entropy with label smoothing in training, else equal to ``nll``
 
 
@@ -109,7 +109,7 @@ class Seq2SeqTask:
         """Replace each of ``tokens`` [B, T] but the first by the model's prediction with probability ``prob`` [B].
 
         This is scheduled sampling (Bengio et al. 2015, arXiv:1506.03099) in two passes (Duckworth et al. 2019,
-        arXiv:1906.04331). The predictions are the likeliest tokens of a first pass over the original text, with the
+        arXiv:1906.04331). The predictions are the most probable tokens of a first pass over the original text, with the
         same dropout mask and without gradient. Random numbers are drawn per row.
         """
         if tokens.shape[1] < 2:
@@ -119,10 +119,10 @@ class Seq2SeqTask:
             # The argmax has no gradient anyway; stopping it here also keeps JAX from saving residuals.
             known = lax.stop_gradient((params, start, memory))
             written = self._apply(known[0], tokens[:, :-1], *known[1:], row_keys, method="decode")
-            likeliest = jnp.argmax(self._apply(known[0], written.features, method="logits"), axis=-1)
+            probable = jnp.argmax(self._apply(known[0], written.features, method="logits"), axis=-1)
             draw = lambda key: jax.random.uniform(key, (tokens.shape[1] - 1,))  # noqa: E731
             replaced = jax.vmap(draw)(fold_in_rows(row_keys, 2)) < prob[:, None]
-            mixed = jnp.where(replaced, likeliest.astype(tokens.dtype), tokens[:, 1:])
+            mixed = jnp.where(replaced, probable.astype(tokens.dtype), tokens[:, 1:])
             return jnp.concatenate([tokens[:, :1], mixed], axis=1)
 
         return lax.cond(jnp.any(prob > 0), mix, lambda _: tokens, None)  # schedules begin, and may end, with 0
@@ -148,7 +148,10 @@ class Seq2SeqTask:
         self, weights: tuple[DecodeWeights, Any], carry: tuple[Carry, ...], token: Array
     ) -> tuple[tuple[Carry, ...], Array]:
         """Run one decoding step with ``weights = (prepared, memory)`` on ``token`` [R]; return carry, logits [R, V]."""
-        return self._step(weights, carry, token)[:2]
+        prepared, memory = weights
+        written = self._apply(prepared.params, token[:, None], carry, memory, table=prepared.table, method="decode")
+        features = jnp.squeeze(written.features, 1)
+        return written.carry, self._apply(prepared.params, features, method="logits")
 
     def attention_weights(self, prepared: DecodeWeights, inputs: PyTree, tokens: Array) -> Array:
         """Return the attention weights [R, T, S] of the steps that read ``tokens`` [R, T], generated from ``inputs``.
@@ -161,11 +164,3 @@ class Seq2SeqTask:
         start, memory = self._apply(prepared.params, inputs, method="init_decoder")
         weights: Any = self._apply(prepared.params, tokens, start, memory, method="decode").weights
         return weights
-
-    def _step(
-        self, weights: tuple[DecodeWeights, Any], carry: tuple[Carry, ...], token: Array
-    ) -> tuple[tuple[Carry, ...], Array, Array | None]:
-        prepared, memory = weights
-        written = self._apply(prepared.params, token[:, None], carry, memory, table=prepared.table, method="decode")
-        features, places = jax.tree.map(lambda a: jnp.squeeze(a, 1), (written.features, written.weights))
-        return written.carry, self._apply(prepared.params, features, method="logits"), places

@@ -40,6 +40,11 @@ from jaxgen.tokenizers import SavedTokenizer
 from jaxgen.tokenizers.base import Tokenizer
 from jaxgen.types import AttentionMap
 
+_DATES = {"hidden": 128, "layers": 1, "embed": 32, "batch_size": 64, "bidirectional": True, "lr": 5e-3, "steps": 800}
+_SENTENCES = {"level": "bpe", "vocab_size": 5000, "cell": "gru", "hidden": 384, "layers": 1, "embed": 256}
+_SENTENCES |= {"batch_size": 64, "bidirectional": True, "dropout": 0.3, "embed_dropout": 0.2, "label_smoothing": 0.1}
+_SENTENCES |= {"lr": 2e-3, "steps": 4000}
+
 
 class TranslateConfig(Seq2SeqConfig):
     """A text in, another text out: a translator."""
@@ -78,33 +83,11 @@ class TranslateConfig(Seq2SeqConfig):
         ),
         "small": (
             "LSTM 1x128 with attention, 800 steps: the built-in dates in one to two minutes on 2 CPU cores",
-            {
-                "hidden": 128,
-                "layers": 1,
-                "embed": 32,
-                "batch_size": 64,
-                "bidirectional": True,
-                "lr": 5e-3,
-                "steps": 800,
-            },
+            _DATES,
         ),
         "sentences": (
             "GRU 1x384 with attention on parts of words (extra [bpe]): real sentences, half an hour on 2 CPU cores",
-            {
-                "level": "bpe",
-                "vocab_size": 5000,
-                "cell": "gru",
-                "hidden": 384,
-                "layers": 1,
-                "embed": 256,
-                "batch_size": 64,
-                "bidirectional": True,
-                "dropout": 0.3,
-                "embed_dropout": 0.2,
-                "label_smoothing": 0.1,
-                "lr": 2e-3,
-                "steps": 4000,
-            },
+            _SENTENCES,
         ),
     }
 

@@ -63,49 +63,12 @@ SPELLINGS = (
     "{year}{mm}{dd}",
 )
 # Not from `calendar`, which follows the locale.
-_WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-_MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
-_TO_NINETEENTH = [
-    "first",
-    "second",
-    "third",
-    "fourth",
-    "fifth",
-    "sixth",
-    "seventh",
-    "eighth",
-    "ninth",
-    "tenth",
-    "eleventh",
-    "twelfth",
-    "thirteenth",
-    "fourteenth",
-    "fifteenth",
-    "sixteenth",
-    "seventeenth",
-    "eighteenth",
-    "nineteenth",
-]
-_ORDINALS = [
-    *_TO_NINETEENTH,
-    "twentieth",
-    *(f"twenty-{word}" for word in _TO_NINETEENTH[:9]),
-    "thirtieth",
-    "thirty-first",
-]
+_WEEKDAY_NAMES = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
+_MONTH_NAMES = "January February March April May June July August September October November December"
+_NUMERALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
+_NUMERALS += "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
+_WEEKDAYS, _MONTHS, _TO_TWENTIETH = _WEEKDAY_NAMES.split(), _MONTH_NAMES.split(), _NUMERALS.split()
+_ORDINALS = [*_TO_TWENTIETH, *(f"twenty-{word}" for word in _TO_TWENTIETH[:9]), "thirtieth", "thirty-first"]
 _ENDINGS = {1: "st", 2: "nd", 3: "rd", 21: "st", 22: "nd", 23: "rd", 31: "st"}
 # The fields that write the month as a word; other spellings write digits.
 _FORMS = ("{month}", "{mon}", "{MON}")
@@ -186,14 +149,10 @@ def dates(
     others = _choices([[name for name in SPELLINGS if (name, month) not in held] for month in range(1, 13)])
     rounds = min(len(spellings) for spellings in others.values())
     return {
-        "train": _pairs("training pairs", train, kept, rounds, others, random_bits(kept.size, seed, _TRAIN, "dates")),
-        "val": _pairs("validation pairs", val, apart[:val], 1, others, random_bits(val, seed, _VAL, "dates")),
-        "held_out_dates": _pairs(
-            "held-out dates", held_out_dates, apart[val:], 1, others, random_bits(held_out_dates, seed, _DATES, "dates")
-        ),
-        "held_out_pairs": _pairs(
-            "held-out pairs", held_out_pairs, again, 1, pairs, random_bits(again.size, seed, _PAIRS, "dates")
-        ),
+        "train": _pairs("train", train, kept, rounds, others, seed, _TRAIN),
+        "val": _pairs("val", val, apart[:val], 1, others, seed, _VAL),
+        "held_out_dates": _pairs("held_out_dates", held_out_dates, apart[val:], 1, others, seed, _DATES),
+        "held_out_pairs": _pairs("held_out_pairs", held_out_pairs, again, 1, pairs, seed, _PAIRS),
     }
 
 
@@ -204,22 +163,24 @@ def _choices(by_month: list[list[str]]) -> dict[tuple[int, bool], list[str]]:
 
 
 def _pairs(
-    what: str,
+    split: str,
     number: int,
     days: np.ndarray,
     rounds: int,
     choices: dict[tuple[int, bool], list[str]],
-    offsets: np.ndarray,
+    seed: int,
+    stream: int,
 ) -> Pairs:
     """Returns ``number`` pairs: every day in one of its spellings, then every day in the next, for ``rounds`` rounds.
 
-    ``days`` [N] counts from ``FIRST_DAY``, ``offsets`` [N] are random bits; ``choices`` are at least ``rounds`` each.
+    ``days`` [N] counts from ``FIRST_DAY``. ``choices``, at least ``rounds`` each, are picked by the bits of ``stream``.
     """
     if number > days.size * rounds:
         raise UsageError(
-            f"{number:,} {what} were asked for, but the days of {FIRST_DAY.year} to {LAST_DAY.year} left by the other "
-            f"splits allow {days.size * rounds:,}. Ask for fewer."
+            f"{number:,} pairs of {split} were asked for, but the days left by the other splits allow "
+            f"{days.size * rounds:,}. Ask for fewer."
         )
+    offsets = random_bits(days.size, seed, stream, "dates")
     source, target = [], []
     for k in range(number):
         turn, n = divmod(k, days.size)
