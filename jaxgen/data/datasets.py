@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import sysconfig
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen.errors import DataError
-from jaxgen.fsutil import user_cache
+from jaxgen.fsutil import file_sha256, user_cache
 
 #: Environment variable with the folder that is searched first.
 FOLDER_VARIABLE = "JAXGEN_DATA"
@@ -126,19 +125,16 @@ def fetch(file: NamedFile, cache: Path | None = None) -> Path:
 
 
 def _check(path: Path, file: NamedFile) -> None:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        found = file_sha256(path)
     except OSError as error:
         raise DataError(
             f"The file {path}, found through {FOLDER_VARIABLE}, cannot be read: {error.strerror}. "
             "Make it readable, or unset the variable to download the file."
         ) from error
-    if digest.hexdigest() != file.sha256:
+    if found != file.sha256:
         raise DataError(
-            f"The file {path}, found through {FOLDER_VARIABLE}, has the sha256 {digest.hexdigest()}, but "
+            f"The file {path}, found through {FOLDER_VARIABLE}, has the sha256 {found}, but "
             f"{file.sha256} is expected. Put the file from {file.url} there, remove this one to download it, "
             "or give the path itself to --data to use it as it is."
         )

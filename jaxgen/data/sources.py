@@ -214,17 +214,11 @@ def open_texts(
         defaults.add(named.documents if named else None)
         rows.add(column is not None)
     if len(rows) > 1:
-        raise UsageError(
-            f"The data {', '.join(specs)} mixes rows of a table with whole texts. Give one kind at a time."
-        )
+        raise UsageError(f"The data {', '.join(specs)} mix rows of a table with whole texts. Give one kind at a time.")
     by_row = rows == {True}
-    if documents == "row" and not by_row:
-        raise UsageError(
-            "--documents row needs a table: give a .csv, .tsv or .jsonl file and --text-column, "
-            "or choose --documents line, blank-line or file."
-        )
-    if documents == "file" and by_row:
-        raise UsageError("--documents file does not apply to a table: choose --documents row, line or blank-line.")
+    if documents == ("file" if by_row else "row"):
+        kind, others = ("tables", "row, line or blank-line") if by_row else ("texts", "file, line or blank-line")
+        raise UsageError(f"--documents {documents} does not apply to {kind}: choose --documents {others}.")
     default = defaults.pop() if len(defaults) == 1 else None
     if by_row and text_column is not None:
         default = "row"

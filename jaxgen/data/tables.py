@@ -22,16 +22,6 @@ from jaxgen.errors import DataError, UsageError
 from jaxgen.tokenizers.base import Text, in_pieces
 
 _KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-#: JSON's names for the Python types that ``json`` returns.
-_JSON_TYPES = {
-    "NoneType": "null",
-    "bool": "a boolean",
-    "int": "a number",
-    "float": "a number",
-    "str": "a string",
-    "list": "an array",
-    "dict": "an object",
-}
 #: A column given by position. Longer digit strings are names: no table is that wide.
 _POSITION = re.compile("[+-]?[0-9]{1,9}")
 #: Half of a surrogate pair: impossible in a UTF-8 file, but a JSON escape can spell it.
@@ -195,21 +185,14 @@ def _index(row: list[str], name: str, position: int | None, path: Path, flag: st
     Raises:
         DataError: The column is missing, or its name occurs twice.
     """
-    if position is not None:
-        if position > len(row):
-            raise DataError(
-                f"{flag} is {position}, but {path} has {len(row)} columns. "
-                f"Give a position from 1 to {len(row)}.{_separator_hint(row)}"
-            )
+    if position is not None and position <= len(row):
         return position - 1
-    if row.count(name) == 1:
+    if position is None and row.count(name) == 1:
         return row.index(name)
-    problem = "appears more than once" if name in row else "is not there"
-    names = ", ".join(map(repr, row))
+    problem = "appears more than once" if position is None and name in row else "is not there"
     raise DataError(
-        f"The column {name!r} {problem} in {path}, whose first row is: {names}. "
-        f"Give one of these names with {flag}, or a position from 1 to {len(row)} if this row is data."
-        + _separator_hint(row)
+        f"The column {name!r} {problem} in {path}, whose first row is: {', '.join(map(repr, row))}. Give one of these "
+        f"names with {flag}, or a position from 1 to {len(row)} if this row is data.{_separator_hint(row)}"
     )
 
 
@@ -281,26 +264,23 @@ def _json_row(line: str, columns: Sequence[Column], positions: Sequence[Sequence
 
 
 def _json_cell(record: object, line: str, name: str, position: int | None, where: str, numbers: bool) -> str:
-    if isinstance(record, dict) and name in record:
-        value = record[name]
-    elif isinstance(record, dict):
-        names = ", ".join(map(repr, record))
-        raise DataError(f"The column {name!r} is not in {where}, which has: {names}. Give one of these names.")
-    elif isinstance(record, list) and position is not None and position <= len(record):
-        value = record[position - 1]
-    else:
+    cells = dict(enumerate(record, 1)) if isinstance(record, list) else record
+    key = position if isinstance(record, list) else name
+    if not isinstance(cells, dict) or key not in cells:
+        there = ", ".join(map(repr, record)) if isinstance(record, dict) else json.dumps(record)[:100]
         raise DataError(
-            f"The column {name!r} cannot be found in {where}: it is {_JSON_TYPES[type(record).__name__]}. "
-            "Each line must be an object (column by name) or a long enough array (by position)."
+            f"The column {name!r} is not in {where}, which has: {there}. Each line must be an object (column by name) "
+            "or a long enough array (by position)."
         )
+    value = cells[key]
     if value is None:
         return ""
     if numbers and isinstance(value, (int, float)):
         return json.dumps(value)
     if not isinstance(value, str):
+        shown = json.dumps(value)[:100]
         raise DataError(
-            f"The column {name!r} of {where} holds {_JSON_TYPES[type(value).__name__]}, but it must hold a string. "
-            "Correct or remove that line."
+            f"The column {name!r} of {where} holds {shown}, which is not a string. Correct or remove that line."
         )
     if (half := _SURROGATE.search(value)) and not _SURROGATE.search(line):
         raise DataError(
@@ -323,13 +303,10 @@ def without_empty(table: Table, policy: Literal["skip", "refuse"]) -> Table:
             f"{capitalized(table.locations[full.index(False)])} has an empty part, one of {empty:,} such rows: "
             "nothing, white space or JSON's null. Fill it in, or skip these rows with --empty skip."
         )
-    if not full:
-        raise DataError(
-            f"There are no rows in the data {table.name}: the files are empty or only have a header. Add rows."
-        )
     if not any(full):
         raise DataError(
-            f"The data {table.name} has no usable row: all {empty:,} have an empty part. Give data with complete rows."
+            f"The data {table.name} has no usable row: of {len(full):,} rows, {empty:,} have an empty part. Give data "
+            "with complete rows."
         )
     return replace(table.take(np.flatnonzero(full)) if empty else table, skipped=empty)
 
@@ -420,12 +397,10 @@ def hold_out(
             remaining[groups[i]] -= 1
             count -= 1
     if count or not held_out.any():
-        of_labels, check = "", ""
-        if labels is not None:
-            of_labels, check = f" of each of the {len(remaining):,} labels", ", or check --label-column"
+        of_labels = "" if labels is None else f" of each of the {len(remaining):,} labels"
         raise DataError(
             f"{count + int(held_out.sum()):,} of the {size:,} {unit} of {name} cannot be held out for validation: at "
             f"least one must be, and at least one{of_labels} must remain for training. Give more {unit}, or another "
-            f"--val-rows or --val-fraction{check}."
+            "--val-rows or --val-fraction."
         )
     return rows.take(np.flatnonzero(~held_out)), rows.take(np.flatnonzero(held_out))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from jaxgen.errors import CheckpointError
+from jaxgen.errors import CheckpointError, UsageError, choose
 from jaxgen.tokenizers.base import EOS, MAX_VOCAB, PAD, UNK, StreamDecoder, Text, Tokenizer, in_pieces, text_bytes
 from jaxgen.tokenizers.bpe import BpeTokenizer
 from jaxgen.tokenizers.byte import ByteTokenizer
@@ -29,14 +28,11 @@ def load_tokenizer(obj: object) -> Tokenizer:
         CheckpointError: The description is malformed.
     """
     kind = obj.get("kind") if isinstance(obj, dict) else None
-    if not isinstance(kind, str) or kind not in TOKENIZERS:
-        nearest = difflib.get_close_matches(str(kind), TOKENIZERS, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise CheckpointError(
-            f"The tokenizer of this run has the kind {kind!r}.{hint} It must be one of: {', '.join(TOKENIZERS)}. "
-            "Copy the run folder again, or use the version of jaxgen that wrote it."
-        )
-    return TOKENIZERS[kind].from_json(obj)
+    try:
+        choose(str(kind), TOKENIZERS, "kind of tokenizer")
+    except UsageError as error:
+        raise CheckpointError(f"{error} Copy the run folder again, or use the version that wrote it.") from None
+    return TOKENIZERS[str(kind)].from_json(obj)
 
 
 #: A field of a codec that is validated with ``load_strict``: a tokenizer, or what its ``to_json`` returned.

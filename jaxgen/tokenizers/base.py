@@ -6,12 +6,14 @@ import codecs
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxgen.errors import UsageError, choose
+from jaxgen.errors import UsageError, choose, listed
+from jaxgen.fsutil import StrictModel, load_strict
 
 #: Ways to treat unknown tokens.
 UNKNOWNS = ("error", "skip", "keep")
@@ -96,17 +98,22 @@ def _encode(tokenizer: Tokenizer, text: str, unk: str, where: str, before: int) 
     unknown = int(np.count_nonzero(ids == UNK))
     if not unknown or unk == "keep":
         return Encoded(ids, chars, size, unknown)
-    found = tokenizer.unknown(text)
     if unk == "error":
-        position, piece = found[0]
-        raise UsageError(
-            f"{where} has the {tokenizer.unit} {piece!r} at position {before + position + 1:,} (counted from 1), which "
-            "is not in the vocabulary: leave it out with --unk skip, or score it as <unk> with --unk keep."
-            + (" Texts of one line each are scored with --lines." if piece == "\n" else "")
-        )
-    left_out = [piece for _, piece in found]
-    chars -= sum(map(len, left_out))
-    return Encoded(ids[ids != UNK], chars, size - sum(len(text_bytes(piece)) for piece in left_out), unknown)
+        raise _unknown_error(tokenizer, text, where, "or score them as <unk> with --unk keep", before)
+    left_out = "".join(piece for _, piece in tokenizer.unknown(text))
+    return Encoded(ids[ids != UNK], chars - len(left_out), size - len(text_bytes(left_out)), unknown)
+
+
+def _unknown_error(tokenizer: Tokenizer, text: str, where: str, advice: str, before: int = 0) -> UsageError:
+    """Returns the error for unknown tokens in ``text``, which begins ``before`` characters into the whole."""
+    unknown = tokenizer.unknown(text)
+    pieces = [piece for _, piece in unknown]
+    positions = ", ".join(str(before + position + 1) for position, _ in unknown[:_SHOWN])
+    lines = " Texts of one line each are scored with --lines." if "\n" in pieces else ""
+    return UsageError(
+        f"{where} has {tokenizer.unit}s that are not in the vocabulary: {listed(pieces, _SHOWN)}, at positions "
+        f"{positions} (counted from 1). Leave them out with --unk skip, {advice}.{lines}"
+    )
 
 
 #: Padding: never a target that counts, never sampled.
@@ -155,21 +162,18 @@ def safe_chunks(text: Text, safe: re.Pattern[str], size: int) -> Iterator[str]:
     look at the characters before a place and at one after it, so the chunks do not depend on the pieces of the text.
     """
     held, start, looked = "", 0, 0
-    for piece in in_pieces(text):
-        held, start, looked = held[start:] + piece, 0, looked - start
+    for piece in chain(in_pieces(text), [None]):
+        held, start, looked = held[start:] + (piece or ""), 0, looked - start
         while start + size < len(held):
             cut = safe.search(held, max(start + size, looked), start + 16 * size)
-            if cut is None and start + 16 * size > len(held):
+            if cut is None and piece is not None and start + 16 * size > len(held):
                 looked = len(held) - 1  # the next piece may have a place to cut, behind this character
                 break
             end = cut.start() if cut else start + 16 * size
             yield held[start:end]
             start = end
-    while start < len(held):
-        cut = safe.search(held, start + size, start + 16 * size)
-        end = cut.start() if cut else start + 16 * size
-        yield held[start:end]
-        start = end
+    if start < len(held):
+        yield held[start:]
 
 
 def last_cut(safe: re.Pattern[str], text: str) -> int:
@@ -223,6 +227,8 @@ class Tokenizer(ABC):
     """
 
     kind: ClassVar[str]
+    #: The schema of ``to_json``: the kind, and the arguments of the class.
+    Saved: ClassVar[type[StrictModel]]
     #: What a token is called in messages.
     unit: ClassVar[str] = "character"
     #: The options of ``train`` with their defaults.
@@ -244,9 +250,10 @@ class Tokenizer(ABC):
         """Returns what ``from_json`` makes this tokenizer of: JSON values with a ``kind``."""
 
     @classmethod
-    @abstractmethod
     def from_json(cls: type[T], obj: object) -> T:
         """Returns the tokenizer that ``to_json`` described; raises ``CheckpointError`` if it is malformed."""
+        saved = load_strict(cls.Saved, obj, f"{cls.kind} tokenizer")
+        return cls(**saved.model_dump(exclude={"kind"}))
 
     @classmethod
     @abstractmethod
@@ -285,19 +292,8 @@ class Tokenizer(ABC):
         ``unk`` is ``error``, ``skip`` (leave unknown tokens out) or ``keep`` (as UNK). With ``error``, raises
         ``UsageError`` that names the unknown tokens and their positions.
         """
-        choose(unk, ("error", "skip", "keep"), "way to treat unknowns (--unk)")
+        choose(unk, UNKNOWNS, "way to treat unknowns (--unk)")
         ids = self.encode(text)
-        if unk == "keep" or not (ids == UNK).any():
-            return ids
-        if unk == "skip":
-            return ids[ids != UNK]
-        unknown = self.unknown(text)
-        shown = ", ".join(repr(piece) for _, piece in unknown[:_SHOWN])
-        places = ", ".join(str(position + 1) for position, _ in unknown[:_SHOWN])
-        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-        s, it = ("s", "them") if len(unknown) > 1 else ("", "it")
-        raise UsageError(
-            f"The prompt has {len(unknown)} {self.unit}{s} outside the vocabulary: {shown}{more}, at position{s} "
-            f"{places}{' …' if more else ''} (counted from 1). The vocabulary is that of the training text: leave {it} "
-            f"out with --unk skip, or change the prompt."
-        )
+        if unk == "error" and (ids == UNK).any():
+            raise _unknown_error(self, text, "The prompt", "or change the prompt")
+        return ids[ids != UNK] if unk == "skip" else ids

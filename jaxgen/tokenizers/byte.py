@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxgen.fsutil import StrictModel, load_strict
+from jaxgen.fsutil import StrictModel
 from jaxgen.tokenizers.base import NUM_SPECIAL, SPECIAL_PIECES, Text, Tokenizer, text_bytes
 
 
@@ -23,6 +23,7 @@ class ByteTokenizer(Tokenizer):
     """
 
     kind = "byte"
+    Saved = _Saved
 
     def __init__(self) -> None:
         self.pieces = [*SPECIAL_PIECES, *(bytes([value]) for value in range(256))]
@@ -38,12 +39,6 @@ class ByteTokenizer(Tokenizer):
     def to_json(self) -> dict[str, str]:
         """Only the kind: there is nothing to learn."""
         return {"kind": self.kind}
-
-    @classmethod
-    def from_json(cls, obj: object) -> ByteTokenizer:
-        """The byte tokenizer; raises ``CheckpointError``."""
-        load_strict(_Saved, obj, "byte tokenizer")
-        return cls()
 
     @classmethod
     def train(cls, texts: Iterable[Text] = ()) -> ByteTokenizer:

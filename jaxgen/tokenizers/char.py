@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import AfterValidator, FailFast, Field
 
 from jaxgen.errors import check_int
-from jaxgen.fsutil import StrictModel, load_strict
+from jaxgen.fsutil import StrictModel
 from jaxgen.tokenizers.base import NUM_SPECIAL, SPECIAL_PIECES, UNK, Text, Tokenizer, in_pieces, without_surrogates
 
 _CODE_POINTS = 0x110000
@@ -31,6 +31,7 @@ class CharTokenizer(Tokenizer):
     """Characters in the order of their code points, after the special ids."""
 
     kind = "char"
+    Saved = _Saved
     OPTIONS: ClassVar[dict[str, int]] = {"min_count": 1}
 
     def __init__(self, code_points: Sequence[int]):
@@ -57,11 +58,6 @@ class CharTokenizer(Tokenizer):
     def to_json(self) -> dict[str, Any]:
         """Returns the code points (as numbers: JSON would merge two lone surrogates into one character)."""
         return {"kind": self.kind, "code_points": self._points.tolist()}
-
-    @classmethod
-    def from_json(cls, obj: object) -> CharTokenizer:
-        """The tokenizer that ``to_json`` described; raises ``CheckpointError``."""
-        return cls(load_strict(_Saved, obj, "char tokenizer").code_points)
 
     @classmethod
     def train(cls, texts: Iterable[Text], *, min_count: int = 1) -> CharTokenizer:

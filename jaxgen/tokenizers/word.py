@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import AfterValidator, FailFast
 
 from jaxgen.errors import check_int
-from jaxgen.fsutil import StrictModel, load_strict
+from jaxgen.fsutil import StrictModel
 from jaxgen.tokenizers.base import (
     MAX_VOCAB,
     NUM_SPECIAL,
@@ -59,6 +59,7 @@ class WordTokenizer(Tokenizer):
     """
 
     kind = "word"
+    Saved = _Saved
     unit = "word"
     OPTIONS: ClassVar[dict[str, int]] = {"min_count": 2, "vocab_size": 20000}
 
@@ -97,11 +98,6 @@ class WordTokenizer(Tokenizer):
     def to_json(self) -> dict[str, Any]:
         """Returns the pieces in the order of their ids."""
         return {"kind": self.kind, "words": self._words}
-
-    @classmethod
-    def from_json(cls, obj: object) -> WordTokenizer:
-        """The tokenizer that ``to_json`` described; raises ``CheckpointError``."""
-        return cls(load_strict(_Saved, obj, "word tokenizer").words)
 
     @classmethod
     def train(cls, texts: Iterable[Text], *, min_count: int = 2, vocab_size: int = 20000) -> WordTokenizer:

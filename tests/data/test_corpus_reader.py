@@ -203,7 +203,7 @@ def test_an_unknown_column_lists_those_that_are_there():
 
 
 def test_a_position_out_of_range_is_refused():
-    assert "3 columns" in refused(DataError, write("a.csv", TABLE), text_column="4")
+    assert "from 1 to 3" in refused(DataError, write("a.csv", TABLE), text_column="4")
     assert "from 1" in refused(UsageError, "a.csv", text_column="0")
     assert "from 1" in refused(UsageError, "a.csv", text_column="-1")
 
@@ -237,13 +237,12 @@ def test_half_a_character_in_jsonl_is_refused_with_its_line():
 
 
 @pytest.mark.parametrize(
-    ("value", "kind"),
-    [("true", "a boolean"), ("3", "a number"), ("3.5", "a number"), ("[]", "an array")],
+    "value",
+    ["true", "3", "3.5", "[]"],
 )
-def test_what_is_no_text_is_called_by_its_json_name(value, kind):
-    message = refused(DataError, write("a.jsonl", f'{{"t": {value}}}'), text_column="t")
-    assert kind in message
-    assert kind in refused(DataError, write("b.jsonl", value), text_column="t")
+def test_what_is_no_text_is_shown_as_json(value):
+    assert f" {value}, " in refused(DataError, write("a.jsonl", f'{{"t": {value}}}'), text_column="t")
+    assert f" {value}. " in refused(DataError, write("b.jsonl", value), text_column="t")
 
 
 @pytest.mark.parametrize(("separator", "hint"), [(";", "convert"), ("\t", ".tsv")])
