@@ -217,7 +217,9 @@ def open_texts(
         raise UsageError(f"The data {', '.join(specs)} mix rows of a table with whole texts. Give one kind at a time.")
     by_row = rows == {True}
     if documents == ("file" if by_row else "row"):
-        kind, others = ("tables", "row, line or blank-line") if by_row else ("texts", "file, line or blank-line")
+        kind, others = "whole texts", "file, line or blank-line, or give a .csv, .tsv or .jsonl file and --text-column"
+        if by_row:
+            kind, others = "tables", "row, line or blank-line"
         raise UsageError(f"--documents {documents} does not apply to {kind}: choose --documents {others}.")
     default = defaults.pop() if len(defaults) == 1 else None
     if by_row and text_column is not None:

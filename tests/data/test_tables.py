@@ -130,7 +130,7 @@ def test_a_ragged_row_is_told_by_its_line():
 def test_numbers_are_labels_and_no_texts():
     write("t.jsonl", '{"a": 1, "b": "x", "l": true}\n')
     assert read_table(["t.jsonl"], [LABEL]).columns == (["true"],)
-    with pytest.raises(DataError, match="line 1.*holds 1"):
+    with pytest.raises(DataError, match=r"line 1.*holds 1"):
         read_table(["t.jsonl"], [TEXT, LABEL])
 
 
