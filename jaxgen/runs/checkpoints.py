@@ -37,9 +37,7 @@ from jaxgen.runs.manifest import (
 def list_entries(directory: Path) -> list[Path]:
     """What lies in ``directory``, sorted; nothing if it does not exist.
 
-    Raises:
-        CheckpointError: if it is a link, which may lead to the files of others, or not a folder.
-        UnreadableCheckpointError: if the system refuses to read it.
+    Raises ``CheckpointError`` if it is a link, which may lead to the files of others, not a folder, or not readable.
     """
     try:
         mode = os.lstat(directory).st_mode
@@ -133,10 +131,7 @@ class CheckpointStore:
         """The step with the lowest finite metric, the earliest of equals; ``None`` if no checkpoint has one.
 
         Every manifest holds the metrics of the other checkpoints, so a damaged best one is still the best, and
-        restoring it says what is wrong.
-
-        Raises:
-            CheckpointError: if the metric of a damaged checkpoint is not known.
+        restoring it says what is wrong. Raises ``CheckpointError`` if the metric of a damaged one is not known.
         """
         metrics = self._metrics()
         if metrics.unknown:
@@ -269,19 +264,12 @@ class CheckpointStore:
         """What is wrong with the best checkpoint, and with those that may be the best."""
         problems: list[str] = []
         metrics, folders = self._metrics(), self._folders()
-        suspects = {step: error for step, error in metrics.broken.items() if folders[step].name not in self._damaged}
-        for step, error in suspects.items():
-            if not isinstance(error, DamagedCheckpointError):
-                raise error
-            problems.append(self._note_damage(folders[step], error))
-        best = metrics.best
-        if best is None:
-            return problems
-        if best not in folders:
-            self._lost.add(best)
-            problems.append(f"The checkpoint of step {best}, the best one, is missing from {self.directory}.")
-        elif folders[best].name not in self._damaged and (damage := find_damage(folders[best], best)):
-            problems.append(self._note_damage(folders[best], damage))
+        for step in [*metrics.broken, *([] if metrics.best is None else [metrics.best])]:
+            if step not in folders:
+                self._lost.add(step)
+                problems.append(f"The checkpoint of step {step}, the best one, is missing from {self.directory}.")
+            elif folders[step].name not in self._damaged and (damage := find_damage(folders[step], step)):
+                problems.append(self._note_damage(folders[step], damage))
         return problems
 
     def _note_damage(self, folder: Path, error: DamagedCheckpointError) -> str:

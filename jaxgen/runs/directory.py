@@ -39,12 +39,7 @@ class RunDirectory:
     def create(
         cls, path: str | os.PathLike[str] | None, task: str, root: str | os.PathLike[str] = "runs"
     ) -> RunDirectory:
-        """Make the folder of a new run and check that it can be written.
-
-        Args:
-            path: the folder; ``None`` means ``<root>/<task>-<n>``, with a number that no other process gets.
-            task: the name of the task.
-            root: the parent of numbered folders.
+        """Make the folder of a new run, at ``path`` or by default at ``<root>/<task>-<n>`` with the next free number.
 
         Raises:
             UsageError: if the folder is not empty or cannot be written.
@@ -88,11 +83,7 @@ class RunDirectory:
 
     @classmethod
     def newest(cls, root: str | os.PathLike[str] = "runs", tasks: Collection[str] | None = None) -> RunDirectory:
-        """The run under ``root`` whose configuration or newest checkpoint was written last.
-
-        Args:
-            root: the folder with the runs.
-            tasks: the tasks to choose from; by default all.
+        """The run under ``root`` whose configuration or newest checkpoint was written last (of one of ``tasks``).
 
         Raises:
             CheckpointError: if there is no such run.
@@ -147,19 +138,13 @@ class RunDirectory:
         return bool(steps) and (steps != [0] or not all(map(_is_of_a_start, {*os.listdir(self.path)} - {CHECKPOINTS})))
 
     def write_json(self, name: str, value: object) -> None:
-        """Write ``value`` atomically to the file ``name`` of the run.
-
-        Raises:
-            ValueError: for a number that is not finite.
-            CheckpointError: if it cannot be written.
-        """
+        """Write ``value`` atomically to the file ``name`` of the run. Its numbers must be finite."""
         replace_file(self._file(name), dump_json(value), RESUME)
 
     def read_json(self, name: str) -> Any:
         """The content of the JSON file ``name``. Raises ``CheckpointError`` as ``load_json`` does."""
-        return load_json(
-            self._file(name), f"Copy the run {self.path} again, or train another with `python train.py --run DIR`."
-        )
+        advice = f"Copy the run {self.path} again, or train another with `python train.py --run DIR`."
+        return load_json(self._file(name), advice)
 
     def _file(self, name: str) -> Path:
         if Path(name).name != name:

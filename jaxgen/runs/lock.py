@@ -64,10 +64,9 @@ class Owner(BaseModel):
 class RunLock:
     """The right of this process to train the run in ``folder``: ``take`` it, and ``release`` it when done.
 
-    The system holds the lock and lets go of it when the process ends, however it ends, so what a killed process leaves
-    in the file does not count. Two cases the system does not cover: on a file system without locks, the owner written
-    in the file decides; against a process on another host, whose lock may not be visible here, the file's time does,
-    which its holder keeps setting. Readers need no lock.
+    The system releases the lock when the process ends, however it ends. What a killed process leaves in the file does
+    not count. On a file system without locks, the owner written in the file decides. A process on another host, whose
+    lock may not be visible here, keeps setting the time of the file (its lease). Readers need no lock.
     """
 
     _held: dict[Path, RunLock] = {}

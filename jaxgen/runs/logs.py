@@ -19,7 +19,10 @@ from jaxgen.fsutil import RESUME, parse_json, refuse_links, replace_file, sync_f
 
 
 class MetricsLog:
-    """One JSON object a line. A last line that a crash cut short is ignored, and dropped by the next write."""
+    """One JSON object a line. A last line that a crash cut short is ignored, and dropped by the next write.
+
+    All methods raise ``CheckpointError`` for a file that cannot be read or written.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -28,9 +31,6 @@ class MetricsLog:
         """Add ``row`` as one line, on the disk before this returns; numbers that are not finite become null.
 
         Scalars of NumPy and JAX are written as numbers.
-
-        Raises:
-            CheckpointError: if the file cannot be written.
         """
         line = json.dumps(_plain(row), allow_nan=False) + "\n"
         if _ends_torn(self.path):
@@ -38,21 +38,14 @@ class MetricsLog:
         _append(self.path, line.encode("ascii"))
 
     def read(self) -> list[dict[str, Any]]:
-        """All rows in the order written; none if the file does not exist.
-
-        Raises:
-            CheckpointError: names a line that is not a JSON object, unless it is the last one.
-        """
+        """All rows in the order written. Raises ``CheckpointError`` for a line that is not JSON but the last."""
         return [line.row for line in self._good_lines()]
 
     def truncate(self, step: int) -> None:
         """Drop the rows whose ``"step"`` is after ``step``, and a torn last line, in one atomic replacement.
 
         A damaged line is dropped too if it belongs to a later step: it comes after the last row that is kept, and its
-        own step, if that can still be read, is later.
-
-        Raises:
-            CheckpointError: as ``read``, for any other damaged line.
+        own step, if that can still be read, is later. For any other one, ``CheckpointError`` is raised.
         """
         lines = list(self._lines())
         if not self.path.exists():

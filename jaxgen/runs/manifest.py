@@ -81,10 +81,8 @@ def dtype_of(name: str, what: str = "An array") -> np.dtype:
 def named_leaves(tree: Tree) -> list[tuple[str, Any]]:
     """The leaves of a pytree with their dotted names, such as ``params.cell.kernel``.
 
-    The names do not depend on the classes of the tree. A dot inside a key is written as ``%2E``.
-
-    Raises:
-        ValueError: if two leaves have the same name.
+    The names do not depend on the classes of the tree. A dot inside a key is written as ``%2E``. Raises ``ValueError``
+    if two leaves have the same name.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = [(".".join(map(_escaped, path)) or "%", leaf) for path, leaf in leaves]
@@ -108,11 +106,7 @@ def _unescaped(part: str) -> str:
 
 
 def host_arrays(tree: Tree) -> dict[str, np.ndarray]:
-    """The leaves of ``tree`` by name, in host memory.
-
-    Raises:
-        ValueError: if a leaf is not an array of a dtype that a file can hold.
-    """
+    """The leaves of ``tree`` by name, in host memory; ``ValueError`` for one of a dtype that a file cannot hold."""
     named = dict(named_leaves(tree))
     for name, leaf in named.items():
         if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
@@ -136,8 +130,7 @@ def array_sha256(array: np.ndarray) -> str:
 def encode(arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> bytes:
     """The content of a safetensors file with these arrays and these texts in its header.
 
-    Raises:
-        ValueError: if an array has the one name that safetensors reserves, or there are too many arrays.
+    Raises ``ValueError`` if an array has the one name that safetensors reserves, or there are too many arrays.
     """
     if _METADATA in arrays:
         raise ValueError(f"No array can be named {_METADATA}, which safetensors uses itself; rename it.")
@@ -152,8 +145,7 @@ def encode(arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = N
 def decode(data: bytes) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file, which may come from anywhere. Allocates no more than the size of ``data``.
 
-    Raises:
-        ValueError: if ``data`` is not a safetensors file.
+    Raises ``ValueError`` if it is not a safetensors file.
     """
     if _header_bytes(data) > MAX_HEADER_BYTES:
         raise ValueError(f"its header is larger than {MAX_HEADER_BYTES:,} bytes")
@@ -301,10 +293,8 @@ def encode_checkpoint(
 ) -> Iterator[tuple[str, bytes]]:
     """The files of a checkpoint, name and content, one at a time to save memory; the manifest is the last.
 
-    ``arrays`` and ``leaves`` are the leaves of the state by name; for the others see ``Manifest``.
-
-    Raises:
-        ValueError: if ``host`` is not JSON or an array has a name that cannot be saved.
+    ``arrays`` and ``leaves`` are the leaves of the state by name; for the others see ``Manifest``. Raises
+    ``ValueError`` if ``host`` is not JSON or an array has a name that cannot be saved.
     """
     groups: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
@@ -333,10 +323,8 @@ def encode_checkpoint(
 def read_manifest(folder: Path, step: int) -> Manifest:
     """Read and verify the manifest of the checkpoint of ``step`` in ``folder``.
 
-    Raises:
-        DamagedCheckpointError: if it is missing or not as it was written.
-        UnreadableCheckpointError: if the system refuses to read it.
-        CheckpointError: if another version of jaxgen wrote it.
+    Raises ``CheckpointError``: a ``DamagedCheckpointError``, an ``UnreadableCheckpointError``, or that another version
+    of jaxgen wrote it.
     """
     with _file_errors(folder, step, folder.name):
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
@@ -378,29 +366,22 @@ def check_memory(step: int, leaves: Mapping[str, Leaf]) -> None:
 
 def check_like(step: int, leaves: Mapping[str, Leaf], like: Mapping[str, Any]) -> None:
     """Raise ``CheckpointError`` for the first leaf that is missing, unknown, or of another shape or dtype."""
-    advice = "Use the options the run was trained with (its config.json), or start a new run with another --run."
-    for name in [*like, *leaves]:
-        if name not in leaves:
-            raise CheckpointError(f"The checkpoint of step {step} has no {name}, which the model needs. {advice}")
-        if name not in like:
-            raise CheckpointError(f"The checkpoint of step {step} has {name}, which the model lacks. {advice}")
-        saved, wanted = leaves[name], like[name]
-        there, here = (saved.dtype, tuple(saved.shape)), (np.dtype(wanted.dtype).name, np.shape(wanted))
+    saved = {name: f"{leaf.dtype} of shape {tuple(leaf.shape)}" for name, leaf in leaves.items()}
+    model = {name: f"{np.dtype(leaf.dtype).name} of shape {np.shape(leaf)}" for name, leaf in like.items()}
+    for name in [*model, *saved]:
+        there, here = saved.get(name, "absent"), model.get(name, "absent")
         if there != here:
             raise CheckpointError(
-                f"In the checkpoint of step {step}, {name} is {there[0]} of shape {there[1]}; the model has {here[0]} "
-                f"of shape {here[1]}. {advice}"
+                f"{name} is {there} in the checkpoint of step {step}, and {here} in the model. Use the options the run "
+                "was trained with (its config.json), or start a new run with another --run."
             )
 
 
 def read_files(folder: Path, step: int, manifest: Manifest, wanted: Collection[str] = ()) -> dict[str, bytes]:
     """Verify every file of a checkpoint and return the verified bytes of those ``wanted``.
 
-    Only what lies inside ``folder`` is read, whatever the manifest says, and no link is followed.
-
-    Raises:
-        DamagedCheckpointError: names the first file that is missing, cut, altered, or not in the manifest.
-        UnreadableCheckpointError: if the system refuses to read one.
+    Only what lies inside ``folder`` is read, whatever the manifest says, and no link is followed. Raises
+    ``DamagedCheckpointError`` for the first file that is missing, cut, altered, or not in the manifest.
     """
     with _file_errors(folder, step, folder.name), os.scandir(folder) as scan:
         found = {entry.name: entry.stat(follow_symlinks=False) for entry in sorted(scan, key=lambda entry: entry.name)}
@@ -438,12 +419,9 @@ def _read_and_hash(path: Path, size: int) -> tuple[bytes, str]:
 
 
 def read_arrays(folder: Path, step: int, manifest: Manifest, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
-    """Verify a checkpoint and return those of its arrays that ``leaves`` names.
+    """Verify all files of a checkpoint, and return those of its arrays that ``leaves`` names, verified.
 
-    Raises:
-        CheckpointError: if they are larger than this machine's memory.
-        DamagedCheckpointError: if any file or one of the arrays is not as it was saved.
-        UnreadableCheckpointError: if the system refuses to read a file.
+    Raises ``CheckpointError``, also if the arrays are larger than this machine's memory.
     """
     check_memory(step, leaves)
     contents = read_files(folder, step, manifest, {place(name)[0] for name in leaves})
