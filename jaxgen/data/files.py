@@ -14,7 +14,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -118,11 +118,7 @@ def _not_found(spec: str, names: list[str]) -> DataError:
 
 
 def walk_files(root: Path) -> list[Path]:
-    """Returns all files under a folder that are not hidden, sorted by path.
-
-    Raises:
-        DataError: A folder cannot be listed.
-    """
+    """Returns all files under a folder that are not hidden, sorted; ``DataError`` if a folder cannot be listed."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"The folder {error.filename} cannot be listed: {error.strerror}. Make it readable.")
@@ -148,11 +144,8 @@ def check_readable(paths: Iterable[str]) -> None:
 
 def read_bytes(path: Path, most: int = -1) -> bytes:
     """Returns the bytes of a file, or the first ``most`` of them; raises ``DataError``."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(most)
-    except (OSError, ValueError) as error:
-        raise _unreadable(f"The file {path}", error) from error
+    with _read_errors(f"The file {path}"), open(path, "rb") as file:
+        return file.read(most)
 
 
 def read_text(path: Path) -> str:
@@ -164,9 +157,16 @@ def read_text(path: Path) -> str:
         raise not_utf8(f"The file {path}", error) from error
 
 
-def _unreadable(name: str, error: Exception) -> DataError:
-    reason = getattr(error, "strerror", None) or error
-    return DataError(f"{name} cannot be read: {reason}. Check the path and its permissions.")
+@contextmanager
+def _read_errors(name: str) -> Iterator[None]:
+    """Raises errors of the system, also for a path with a NUL character, as ``DataError``."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{name} cannot be read: {reason}. Check the path and its permissions.") from error
 
 
 def not_utf8(name: str, error: UnicodeDecodeError, before: int = 0, byte_level: bool = False) -> DataError:
@@ -205,10 +205,8 @@ def read_pieces(
     if path == "-" and sys.stdin is None:
         raise DataError("Standard input is closed: give a file.")
     with ExitStack() as stack:
-        try:
+        with _read_errors(name):
             raw = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
-        except (OSError, ValueError) as error:
-            raise _unreadable(name, error) from None
         yield from _decoded(raw, name, size, lambda block: seen(len(block)), any_bytes, byte_level=True)
 
 
@@ -252,10 +250,8 @@ class FileText:
     def check(self) -> None:
         """Raises ``DataError`` if the file is not what it was when it was first opened."""
         if self._pipe is None and self._status:
-            try:
+            with _read_errors(f"The file {self.path}"):
                 now = _status(os.stat(self.path))
-            except OSError as error:
-                raise _unreadable(f"The file {self.path}", error) from error
             if now != self._status:
                 raise DataError(
                     f"The file {self.path} was changed while it was being read. Repeat the command once nothing writes "
@@ -264,10 +260,8 @@ class FileText:
 
     def _read(self, watch: Callable[[memoryview], None]) -> Iterator[str]:
         name = f"The file {self.path}"
-        try:
+        with _read_errors(name):
             raw = self._open()
-        except OSError as error:
-            raise _unreadable(name, error) from error
         with raw:
             gz = self.path.suffix.lower() == ".gz"
             yield from _decoded(raw, name, _BLOCK, watch, self._level == "byte", self._level is not None, gz)
@@ -326,25 +320,26 @@ def _decoded(
     """
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape" if any_bytes else "strict")
     before = 0
-    try:
+    with _read_errors(name):
         stream: Any = io.BufferedReader(_Watched(raw, watch), max(size, len(GZIP)))
         head = stream.peek(len(GZIP))[: len(GZIP)]
         if must_be_gzip and head not in (b"", GZIP):
             raise DataError(f"{name} is not gzip, though its name ends in .gz. Rename it, or compress it again.")
         if head == GZIP:
             stream = gzip.GzipFile(fileobj=stream)
-        while block := stream.read(size):
-            if text := decoder.decode(block):
-                yield text
+        block = head
+        while block:
+            try:
+                block = stream.read(size)
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                # The object begins with what the decoder kept of the block before.
+                raise not_utf8(name, error, before + len(block) - len(error.object), byte_level) from None
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise DataError(f"{name} is damaged gzip ({error}). Copy or download it again.") from error
             before += len(block)
-        decoder.decode(b"", final=True)  # raises for a character that the end cuts
-    except UnicodeDecodeError as error:
-        # The object begins with what the decoder kept of the block before.
-        raise not_utf8(name, error, before + len(block) - len(error.object), byte_level) from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{name} is damaged: it is not valid gzip ({error}). Copy or download it again.") from error
-    except OSError as error:
-        raise _unreadable(name, error) from error
+            if text:
+                yield text
 
 
 class _Watched(io.RawIOBase):

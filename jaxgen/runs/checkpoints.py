@@ -8,6 +8,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -215,6 +216,16 @@ class CheckpointStore:
         for entry in list_entries(self.directory):
             if entry.name.startswith(_UNFINISHED) and is_folder(entry):
                 self._drop(entry)
+
+    def remove_first(self) -> None:
+        """Remove the checkpoint of step 0 and the folder, unless they hold anything else."""
+        if set(self.steps()) <= {0}:
+            self.clean()
+            for _, _, folder in self._all():
+                if is_folder(folder):
+                    self._drop(folder)
+            with suppress(OSError):
+                self.directory.rmdir()
 
     # --- restoring
 

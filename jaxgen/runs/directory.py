@@ -130,6 +130,11 @@ class RunDirectory:
                 "train another in a new folder with `python train.py --run DIR`."
             )
 
+    def clear_unfinished(self) -> None:
+        """Remove the first checkpoint of a start that was killed before it wrote ``config.json``, and nothing else."""
+        if not self.exists() and is_folder(self.checkpoints_path):
+            CheckpointStore(self.checkpoints_path).remove_first()
+
     def _has_trained(self) -> bool:
         """Whether there is more than a start makes before it writes its configuration."""
         if not is_folder(self.checkpoints_path):

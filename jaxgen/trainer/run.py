@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -20,7 +18,6 @@ import numpy as np
 from jaxgen.errors import CheckpointError, DataError, UsageError, choose
 from jaxgen.fsutil import json_sha256
 from jaxgen.inference.loading import LoadedRun
-from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import MAX_STEPS, TrainConfig, environment_diff, versions, write_config
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock
@@ -99,8 +96,6 @@ def check_memory(parameters: int, devices: int) -> None:
 MEASURED_CALLS = 3
 #: Share of the time of ``--minutes`` kept for evaluations, checkpoints and samples.
 OVERHEAD = 0.15
-#: Names of the folders that the first save makes in ``checkpoints/``, complete or not.
-FIRST_CHECKPOINT = r"0{8}(\.[0-9]+)?|\.tmp-.*"
 
 
 def num_steps(config: TrainConfig, data: TaskData) -> int | None:
@@ -193,7 +188,8 @@ def _start(config: TrainConfig, emit: Emit, callbacks: Sequence[Callback], group
         task, data, resolved, params = _prepare(config, emit, group.count)
         facts |= _must_agree(config, data, resolved)
         if group.is_main:
-            _clear_unfinished(config.run)
+            if config.run is not None:
+                RunDirectory(config.run).clear_unfinished()
             RunDirectory.check(config.run)
     steps = num_steps(config, data)
     if steps is None:  # before there is a folder: interrupting leaves no run directory
@@ -378,19 +374,6 @@ def _restore_progress(recorder: Recorder, like: TrainState, emit: Emit) -> tuple
         emit(Note(f"WARNING: {problem} Continuing from step {step:,}."))
     recorder.truncate_after(step)
     return state, progress
-
-
-def _clear_unfinished(path: str | None) -> None:
-    """Remove the first checkpoint of a start that was killed before it wrote ``config.json``, and nothing else."""
-    run = RunDirectory("" if path is None else path)
-    if path is None or run.exists() or run.checkpoints_path.is_symlink() or not run.checkpoints_path.is_dir():
-        return
-    if not set(CheckpointStore(run.checkpoints_path).steps()) - {0}:
-        for entry in list(run.checkpoints_path.iterdir()):
-            if entry.is_dir() and not entry.is_symlink() and re.fullmatch(FIRST_CHECKPOINT, entry.name):
-                shutil.rmtree(entry, ignore_errors=True)
-        with suppress(OSError):
-            run.checkpoints_path.rmdir()
 
 
 def _load(config: TrainConfig, codec: Codec | None, emit: Emit) -> TaskData:
