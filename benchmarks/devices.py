@@ -20,7 +20,7 @@ import optax
 
 from benchmarks import machine
 from jaxgen import LanguageTask, jitted, keep_memory, offer_cores
-from jaxgen.training import make_mesh, shard_state
+from jaxgen.training.data_parallel import make_mesh, shard_state
 from jaxgen.types import Batch
 
 V, STEPS, ROUNDS = 96, 2, 9

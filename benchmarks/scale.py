@@ -22,7 +22,7 @@ import optax
 
 from benchmarks import machine
 from jaxgen import LanguageTask, jitted, keep_memory
-from jaxgen.training import make_mesh, shard_state
+from jaxgen.training.data_parallel import make_mesh, shard_state
 from jaxgen.types import Batch
 
 DEVICES, ROUNDS, STEPS, V = (1, 2, 4, 8), 9, 2, 96
@@ -62,7 +62,7 @@ class Contestant:
         """The compiled step by itself, as text."""
         if devices == 1:
             return ""
-        from jaxgen.training import shard_train_steps
+        from jaxgen.training.data_parallel import shard_train_steps
 
         one = jax.tree.map(lambda a: a[:1], self.batches)
         steps = jax.jit(shard_train_steps(task, optimizer, make_mesh(devices)))

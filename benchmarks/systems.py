@@ -105,7 +105,7 @@ class Jaxgen(Jax):
     def _begin(self, task: Any, optimizer: Any, rows: int, key: Any) -> tuple[Any, Callable]:
         """A fresh state and ``(key, state, batches, count) -> (state, metrics)``, as the trainer makes them."""
         from jaxgen import jitted
-        from jaxgen.training import data_parallel_size, make_mesh, shard_state
+        from jaxgen.training.data_parallel import data_parallel_size, make_mesh, shard_state
 
         state = jitted.jit_init_state(task, optimizer, rows)(key)
         devices = data_parallel_size(rows, self.devices)
@@ -154,7 +154,7 @@ class Jaxgen(Jax):
 
         from jaxgen import GenerationConfig, Sampler
         from jaxgen.cli.sample import SamplingSpeed
-        from jaxgen.sampling import DECODE_ROWS
+        from jaxgen.sampling.decode import DECODE_ROWS
         from jaxgen.tokenizers.base import NUM_SPECIAL
         from jaxgen.tokenizers.char import CharTokenizer
 

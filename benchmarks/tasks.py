@@ -35,7 +35,7 @@ def ours(task: Any, batch: Any, rows: int, tokens: int) -> Steps:
     import optax
 
     from jaxgen import jitted
-    from jaxgen.training import data_parallel_size, make_mesh, shard_state
+    from jaxgen.training.data_parallel import data_parallel_size, make_mesh, shard_state
 
     optimizer, key = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)), jax.random.key(0)
     state = jitted.jit_init_state(task, optimizer, rows)(key)

@@ -19,7 +19,11 @@ import numpy as np
 from benchmarks import machine
 from jaxgen import LanguageTask, jitted
 from jaxgen.inference.sampler import STREAM_CHUNK
-from jaxgen.sampling import TRANSFORMS, DecodeState, Forbid, Temperature, chain, sample_keys
+from jaxgen.sampling.decode import DecodeState, sample_keys
+from jaxgen.sampling.transforms import TRANSFORMS
+from jaxgen.sampling.transforms.base import chain
+from jaxgen.sampling.transforms.constraints import Forbid
+from jaxgen.sampling.transforms.temperature import Temperature
 
 HIDDEN, ROUNDS, EOS = 256, 15, 2
 SIZES = {(100, 1): 256, (50_000, 1): 32, (100, 256): 32}  # vocabulary and rows: steps a turn

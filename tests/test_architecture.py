@@ -16,11 +16,11 @@ import pytest
 import jaxgen
 from jaxgen import api
 from jaxgen.cells import CELLS
-from jaxgen.sampling import TRANSFORMS
+from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.tasks.language.config import BUILT_FROM, ONLY
 from jaxgen.tasks.registry import BASELINES, DATA, TASKS, model_names
 from jaxgen.tokenizers import TOKENIZERS
-from jaxgen.training import OPTIMIZERS, SCHEDULES
+from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES
 
 PACKAGE = Path(__file__).parent.parent / "jaxgen"
 #: The pure half: functions of arrays. Of the tasks, the modules of this name.

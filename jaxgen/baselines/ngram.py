@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxgen.errors import DataError, UsageError
+from jaxgen.errors import DataError, UsageError, check_int
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.config import write_config
 from jaxgen.runs.directory import RunDirectory
@@ -46,8 +46,8 @@ class Level(NamedTuple):
     begins: np.ndarray  # whether it starts at the beginning of a text
 
 
-def fit(tokens: Any, vocab_size: int, order: int, eos: int) -> tuple[NGram, dict[str, jax.Array]]:
-    """Fit an n-gram model of up to ``order`` tokens to ``tokens`` [N]; return the model and its parameters.
+def fit(tokens: Any, vocab_size: int, order: int, eos: int) -> tuple[NGramTask, dict[str, jax.Array]]:
+    """Fit an n-gram model of up to ``order`` tokens to ``tokens`` [N]; return the task and its parameters.
 
     Every ``eos`` ends a text and begins the next one, and no n-gram spans two texts. The token ``eos`` is predicted at
     the end of a text and is the context at its beginning. Tokens without ``eos`` are a single text. Counting needs
@@ -76,10 +76,10 @@ def fit(tokens: Any, vocab_size: int, order: int, eos: int) -> tuple[NGram, dict
         raise UsageError(
             f"N-grams are counted of ids from 0 to {vocab_size - 1} in one row: encode the text with its tokenizer."
         )
-    model = NGram(vocab_size, order, vocab_size + 1, 1)  # checks both arguments before counting
-    levels = count(np.concatenate([[eos], ids]), vocab_size, model.order, eos)
+    NGramTask(vocab_size, order, nodes=1, contexts=1)  # checks the order before counting
+    levels = count(np.concatenate([[eos], ids]), vocab_size, order, eos)
     params = {name: jnp.asarray(leaf) for name, leaf in smooth(levels).items()}
-    return NGram(vocab_size, order, params["token"].size, params["backoff"].size), params
+    return NGramTask(vocab_size, order, params["token"].size, params["backoff"].size), params
 
 
 def count(text: np.ndarray, vocab_size: int, order: int, eos: int) -> list[Level]:
@@ -117,7 +117,7 @@ def count(text: np.ndarray, vocab_size: int, order: int, eos: int) -> list[Level
 
 
 def smooth(levels: list[Level]) -> dict[str, np.ndarray]:
-    """Return the parameters of ``NGram``: the concatenated levels, with log-probabilities.
+    """Return the parameters of ``NGramTask``: the concatenated levels, with log-probabilities.
 
     Node 0 is the empty context. The nodes of the vocabulary follow, then those of the pairs, and so on.
     """
@@ -166,8 +166,10 @@ WINDOW = 128
 
 
 @dataclass(frozen=True)
-class NGram:
-    """p(token | the previous ``order`` - 1 tokens), from the tree counted by ``fit``.
+class NGramTask:
+    """A back-off n-gram model: p(token | the previous ``order`` - 1 tokens), from the tree counted by ``fit``.
+
+    It is both the model and the task: its parameters are counted, not trained by gradients. All methods are pure.
 
     A node of the tree is an n-gram. Its children are the n-grams one token longer; they are contiguous and sorted by
     their last token. Node 0 is the empty n-gram and node 1 + w the token w. The parameters are
@@ -187,11 +189,20 @@ class NGram:
     nodes: int
     contexts: int
 
+    is_random = False
+
     def __post_init__(self) -> None:
-        sizes = {"vocab_size": self.vocab_size, "order": self.order, "nodes": self.nodes, "contexts": self.contexts}
-        for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise UsageError(f"An n-gram model cannot have {name} {size!r}: give a whole number from 1.")
+        for field in fields(self):
+            check_int(f"The n-gram model's `{field.name}`", getattr(self, field.name), 1)
+
+    @classmethod
+    def build(cls, **sizes: int) -> NGramTask:
+        """Build the task from plain values: its fields."""
+        return cls(**sizes)
+
+    def resolved_options(self) -> dict[str, str]:
+        """Return the resolved options of ``build``: none."""
+        return {}
 
     def init(self, key: Key) -> Params:
         """Return the parameters of a model without counts: all tokens are equally likely."""
@@ -271,45 +282,12 @@ class NGram:
             return place(0, logits)
         return lax.fori_loop(0, -(-jnp.max(end - begin) // width), place, logits)
 
-    def step(self, params: Params, carry: Array, token: Array) -> tuple[Array, Array]:
-        """Run one step on ``token`` [B]; return the new carry and the log-probabilities [B, V] of the next token."""
-        carry = self.read(params, carry, token[:, None])[:, 0]
-        return carry, self.logits(params, carry)
-
-
-@dataclass(frozen=True)
-class NGramTask:
-    """A back-off n-gram model with its loss and its decoding functions. All methods are pure.
-
-    Its parameters are counted (``fit``), not trained by gradients.
-    """
-
-    model: NGram
-
-    is_random = False
-
-    @classmethod
-    def build(cls, *, vocab_size: int, order: int, nodes: int, contexts: int) -> NGramTask:
-        """Build the task from plain values: the longest n-gram, and the sizes of the counted tree."""
-        return cls(NGram(vocab_size, order, nodes, contexts))
-
-    def resolved_options(self) -> dict[str, Any]:
-        """Return the resolved options of ``build``: none."""
-        return {}
-
-    def init(self, key: Key) -> Params:
-        """Return the parameters of a model without counts."""
-        return self.model.init(key)
-
-    def initial_carry(self, rows: int) -> Array:
-        return self.model.initial_carry(rows)
-
     def loss(self, params: Params, carry: Array, batch: Batch, row_keys: Key | None = None) -> tuple[Array, Totals]:
         """Return the carry after ``batch`` and the summed cross-entropy, starting from ``carry``."""
         del row_keys
         tokens, targets, reset, mask = (jnp.asarray(field) for field in batch)
-        carries = self.model.read(params, carry, tokens, reset)
-        nll = -self.model.log_probability(params, carries, targets)
+        carries = self.read(params, carry, tokens, reset)
+        nll = -self.log_probability(params, carries, targets)
         return carries[:, -1], Totals(jnp.sum(jnp.where(mask, nll, 0.0)), jnp.sum(mask, dtype=jnp.float32))
 
     def evaluate(self, params: Params, carry: Array, batch: Batch) -> tuple[Array, Totals]:
@@ -320,24 +298,25 @@ class NGramTask:
         """Return ``params``: decoding needs no preparation."""
         return params
 
-    def prefill(self, params: Params, carry: Array, logits: Array, tokens: Array, valid: Array) -> tuple[Array, Array]:
+    def prefill(self, weights: Params, carry: Array, logits: Array, tokens: Array, valid: Array) -> tuple[Array, Array]:
         """Read a chunk of the prompt, ``tokens`` and ``valid`` [R, P]; return the carry and next-token logits [R, V].
 
         Valid tokens come first in each row. A row without valid tokens keeps its carry and the given ``logits``.
         """
         count = jnp.sum(valid, axis=1, dtype=jnp.int32)
-        carries = self.model.read(params, carry, tokens)
+        carries = self.read(weights, carry, tokens)
         last = carries[jnp.arange(tokens.shape[0]), jnp.maximum(count - 1, 0)]
         some = (count > 0)[:, None]
-        return jnp.where(some, last, carry), jnp.where(some, self.model.logits(params, last), logits)
+        return jnp.where(some, last, carry), jnp.where(some, self.logits(weights, last), logits)
 
-    def step(self, params: Params, carry: Array, token: Array) -> tuple[Array, Array]:
+    def step(self, weights: Params, carry: Array, token: Array) -> tuple[Array, Array]:
         """Run one decoding step on ``token`` [R]; return the new carry and next-token log-probabilities [R, V]."""
-        return self.model.step(params, carry, token)
+        carry = self.read(weights, carry, token[:, None])[:, 0]
+        return carry, self.logits(weights, carry)
 
     def score(
         self,
-        params: Params,
+        weights: Params,
         carry: Array,
         tokens: Array,
         targets: Array,
@@ -352,11 +331,11 @@ class NGramTask:
         def one(carry: Array, now: tuple[Array, ...]) -> tuple[Array, Scored]:
             token, target, reset, valid = now
             carry = jnp.where(reset[:, None], initial, carry)
-            carry = jnp.where(valid[:, None], self.model.read(params, carry, token[:, None])[:, 0], carry)
-            logp = jnp.where(valid, self.model.log_probability(params, carry, target), 0.0)
+            carry = jnp.where(valid[:, None], self.read(weights, carry, token[:, None])[:, 0], carry)
+            logp = jnp.where(valid, self.log_probability(weights, carry, target), 0.0)
             if not top:  # avoids computing the logits of the whole vocabulary
                 return carry, Scored(logp, jnp.zeros((*target.shape, 0), jnp.int32), jnp.zeros((*target.shape, 0)))
-            likeliest, ids = lax.top_k(self.model.logits(params, carry), top)
+            likeliest, ids = lax.top_k(self.logits(weights, carry), top)
             return carry, Scored(logp, ids.astype(jnp.int32), likeliest)
 
         carry, scored = lax.scan(one, carry, tuple(field.T for field in (tokens, targets, reset, valid)))
@@ -404,10 +383,10 @@ class NGramRun(Trainer):
         self.save(0, self.progress.best)
 
     def _summary(self) -> dict[str, str]:
-        ngrams, tokens = self.task.model.nodes - 1, self.data.corpus.train.ids.size
+        ngrams, tokens = self.task.nodes - 1, self.data.corpus.train.ids.size
         return {
             **self.data.summary(),
-            "model": f"{ngrams:,} n-grams of up to {self.task.model.order} tokens, modified Kneser-Ney smoothing",
+            "model": f"{ngrams:,} n-grams of up to {self.task.order} tokens, modified Kneser-Ney smoothing",
             "training": f"{tokens:,} tokens counted"
             + (f" in {self.progress.seconds:.1f} s" if self.progress.seconds else " before"),
             "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
@@ -422,17 +401,16 @@ def start(config: LanguageConfig, emit: Emit, callbacks: Sequence[Callback] = ()
     RunDirectory.check(config.run)
     with raise_on_signal("while n-grams were counted; there is no run yet"):
         data = LanguageData.load(config, None, ProgressEvents(emit))
-        model, params, seconds = count_ngrams(data)
+        task, params, seconds = count_ngrams(data)
     run = RunDirectory.create(config.run, config.task)
-    options = {**data.model_options(), "nodes": model.nodes, "contexts": model.contexts}
+    options = {**data.model_options(), "nodes": task.nodes, "contexts": task.contexts}
     parameters = sum(leaf.size for leaf in params.values())
     resolved = {**resolve_config(data, options, parameters, devices=1), "steps": 0, "horizon": 0}
     run.write_json("tokenizer.json", data.codec.to_json())
     write_config(run, config, resolved)
     recorder = make_recorder(run, config, data, emit, callbacks)
-    return NGramRun(config, data, NGramTask(model), run, resolved, recorder, ProcessGroup()).set_counted(
-        params, seconds
-    )
+    trainer = NGramRun(config, data, task, run, resolved, recorder, ProcessGroup())
+    return trainer.set_counted(params, seconds)
 
 
 def resume(
@@ -449,8 +427,8 @@ def resume(
     return trainer.set_counted(saved.params()[1])
 
 
-def count_ngrams(data: LanguageData) -> tuple[NGram, Params, float]:
-    """The model of the training split, its parameters, and the seconds that counting took."""
+def count_ngrams(data: LanguageData) -> tuple[NGramTask, Params, float]:
+    """The task with the n-grams of the training split, its parameters, and the seconds that counting took."""
     began = time.perf_counter()
-    model, params = fit(data.corpus.train.ids, data.tokenizer.vocab_size, data.config.order, EOS)
-    return model, params, time.perf_counter() - began
+    task, params = fit(data.corpus.train.ids, data.tokenizer.vocab_size, data.config.order, EOS)
+    return task, params, time.perf_counter() - began

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.precision import dot_general
-from jaxgen.errors import UsageError, choose
+from jaxgen.errors import choose
 from jaxgen.models.encoder import Encoder
-from jaxgen.models.layers import check_rates, drop_tokens, dropout, fold_in_rows
+from jaxgen.models.layers import (
+    CellFactory,
+    check_rates,
+    check_sizes,
+    drop_tokens,
+    dropout,
+    fold_in_rows,
+    shared_fields,
+)
 from jaxgen.types import Array, Key
 
 
@@ -56,7 +63,7 @@ class Classifier(nn.Module):
 
     vocab_size: int
     classes: int
-    cell: Callable[..., nn.RNNCellBase] = LSTM
+    cell: CellFactory = LSTM
     hidden: int = 256
     layers: int = 1
     embed: int | None = None
@@ -72,27 +79,19 @@ class Classifier(nn.Module):
 
     def __post_init__(self) -> None:
         choose(self.pooling, POOLINGS, "pooling")
-        if not self.classes >= 2:
-            raise UsageError(f"A classifier has {self.classes} labels to choose from: it takes at least 2.")
-        check_rates("classifier", {"token_dropout": self.token_dropout})
-        Encoder(**self.encoder_options(), parent=None)  # checks the shared fields
+        check_sizes(self, ["classes"], least=2)
+        check_rates(self, ["token_dropout"])
+        Encoder(**shared_fields(self, Encoder), parent=None)  # checks the shared fields
         super().__post_init__()
 
-    @nn.nowrap
-    def encoder_options(self) -> dict[str, Any]:
-        """Return the fields shared with the encoder."""
-        names = ("vocab_size", "cell", "hidden", "layers", "embed", "dropout", "embed_dropout", "bidirectional")
-        more = ("embed_stddev", "form", "precision")
-        return {name: getattr(self, name) for name in (*names, *more)}
-
     def setup(self) -> None:
-        self.encoder = Encoder(**self.encoder_options())
+        self.encoder = Encoder(**shared_fields(self, Encoder))
         self.output = nn.Dense(self.classes, dot_general=dot_general(self.precision))
 
     @nn.nowrap
     def chosen_form(self) -> str:
         """Return the form that ``form`` resolves to on JAX's default device."""
-        return Encoder(**self.encoder_options(), parent=None).chosen_form()
+        return Encoder(**shared_fields(self, Encoder), parent=None).chosen_form()
 
     def __call__(self, tokens: Array, valid: Array, row_keys: Key | None = None) -> Array:
         """Return float32 logits [B, classes] for ``tokens`` and ``valid`` [B, S]. ``row_keys`` [B] enables dropout."""

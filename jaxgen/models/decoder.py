@@ -11,40 +11,24 @@ from flax import linen as nn
 from jaxtyping import Bool, Float, Int, PyTree, Shaped
 
 from jaxgen.cells.base import Affine, Cell
-from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.precision import matmul
 from jaxgen.cells.scan import run
-from jaxgen.cells.unroll import unroll
 from jaxgen.errors import UsageError, choose
 from jaxgen.models.attention import ATTENTIONS, Memory
 from jaxgen.models.encoder import DecoderInput
 from jaxgen.models.language_model import LanguageModel
 from jaxgen.models.layers import (
-    CellFactory,
-    cell_name,
+    RecurrentModel,
     check_rates,
     drop_tokens,
     dropout,
     fold_in_rows,
-    makes_jaxgen_cells,
+    require_jaxgen_cells,
+    shared_fields,
     state_size,
     unflatten_state,
 )
 from jaxgen.types import Array, ArrayLike, Carry, RowKeys
-
-#: The fields of a ``Decoder`` that are those of its ``LanguageModel``.
-LANGUAGE_FIELDS = (
-    "vocab_size",
-    "cell",
-    "hidden",
-    "layers",
-    "embed",
-    "dropout",
-    "embed_dropout",
-    "tie",
-    "form",
-    "precision",
-)
 
 
 class DecoderOutput(NamedTuple):
@@ -63,7 +47,7 @@ class ContextKernel(nn.Module):
         return self.param("kernel", nn.initializers.lecun_normal(), (rows, columns), jnp.float32)
 
 
-class Decoder(nn.Module):
+class Decoder(RecurrentModel):
     """A ``LanguageModel`` that starts from the final states of an encoder and may attend to a ``Memory``.
 
     - ``general`` attention (Luong, Pham & Manning 2015, arXiv:1508.04025, sections 3 and 3.1) uses the top layer's
@@ -82,46 +66,27 @@ class Decoder(nn.Module):
         unknown: the token that replaces dropped ones.
 
     The other fields are those of ``LanguageModel``.
-
-    Raises:
-        UsageError: for values that cannot be used.
     """
 
-    vocab_size: int
-    cell: CellFactory = LSTM
-    hidden: int = 256
-    layers: int = 1
-    embed: int | None = None
-    dropout: float = 0.0
-    embed_dropout: float = 0.0
     token_dropout: float = 0.0
     unknown: int = 1
     attention: str = "none"
     tie: bool = False
-    form: str = "auto"
-    precision: str = "float32"
 
     def __post_init__(self) -> None:
         choose(str(self.attention), ["none", *ATTENTIONS], "attention")
-        if self._attends_in_recurrence and not makes_jaxgen_cells(self.cell):
-            raise UsageError(
-                f"The attention {self.attention!r} adds to a cell's pre-activations, so it needs a jaxgen cell, which "
-                f"{cell_name(self.cell)} is not: use a cell of CELLS or a subclass of `Cell`, or another attention."
-            )
-        check_rates("decoder", {"token_dropout": self.token_dropout})
-        LanguageModel(**self._language_fields(), parent=None)  # checks the other fields
+        if self._attends_in_recurrence:
+            require_jaxgen_cells(self.cell, f"The attention {self.attention!r} adds to a cell's pre-activations: it")
+        check_rates(self, ["token_dropout"])
+        LanguageModel(**shared_fields(self, LanguageModel), parent=None)  # checks the other fields
         super().__post_init__()
-
-    @nn.nowrap
-    def _language_fields(self) -> dict[str, PyTree]:
-        return {name: getattr(self, name) for name in LANGUAGE_FIELDS}
 
     @property
     def _attends_in_recurrence(self) -> bool:
         return self.attention in ATTENTIONS and ATTENTIONS[self.attention].in_recurrence
 
     def setup(self) -> None:
-        self.language = LanguageModel(**self._language_fields())
+        self.language = LanguageModel(**shared_fields(self, LanguageModel))
         sizes = [state_size(state) for state in self.language.initial_carry(1)]
         self.bridge = [Affine(size, precision=self.precision) for size in sizes]
         if self.attention != "none":
@@ -130,15 +95,10 @@ class Decoder(nn.Module):
         if self._attends_in_recurrence:
             self.context_kernel = ContextKernel()
 
-    @nn.nowrap
-    def chosen_form(self) -> str:
-        """The form that ``form`` resolves to for this decoder's cell on JAX's default device."""
-        return LanguageModel(**self._language_fields(), parent=None).chosen_form()
-
     @property
     def has_dropout(self) -> bool:
         """Whether ``row_keys`` change anything."""
-        return max(self.dropout, self.embed_dropout, self.token_dropout) > 0
+        return super().has_dropout or self.token_dropout > 0
 
     def token_table(self) -> Shaped[Array, "V K"] | None:
         """``LanguageModel.token_table``."""
@@ -227,7 +187,7 @@ class Decoder(nn.Module):
         Returns the carry, the top layer's outputs, the contexts and the attention weights.
         """
         cells: Any = self.language.stack.cells  # ``__post_init__`` refuses others
-        first, *upper = cells
+        first = cells[0]
         z = self._projected(first, tokens, fold_in_rows(row_keys, self.layers), table)
         pure, attending = first.clone(parent=None), self.attending.clone(parent=None)
         kernel = self.context_kernel(memory.values.shape[-1], z.shape[-1])
@@ -241,13 +201,9 @@ class Decoder(nn.Module):
 
         constant = (first.weights(), self.attending.weights(), kernel, memory)
         state, (x, contexts, shares) = run(step, constant, carry[0], z)
-        after = [state]
-        for layer, (cell, state) in enumerate(zip(upper, carry[1:]), start=1):
-            x = dropout(x, self.dropout, fold_in_rows(row_keys, layer - 1))
-            state, x = unroll(cell, x, state, time_major=True, form=self.form)
-            after.append(state)
-        x = dropout(x, self.dropout, fold_in_rows(row_keys, self.layers - 1))
-        return tuple(after), x, jnp.swapaxes(contexts, 0, 1), jnp.swapaxes(shares, 0, 1)
+        x = dropout(x, self.dropout, fold_in_rows(row_keys, 0))
+        upper, x = self.language.stack(x, carry, row_keys=row_keys, lowest=1)
+        return (state, *upper), x, jnp.swapaxes(contexts, 0, 1), jnp.swapaxes(shares, 0, 1)
 
     def _projected(
         self,

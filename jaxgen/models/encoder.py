@@ -10,18 +10,8 @@ from flax import linen as nn
 from jaxtyping import Bool, Int, PyTree, Shaped
 
 from jaxgen.cells.base import Cell
-from jaxgen.cells.lstm import LSTM
-from jaxgen.cells.unroll import choose_form, unroll, unroll_projected
-from jaxgen.models.layers import (
-    CellFactory,
-    Embedding,
-    check_rates,
-    check_recurrence,
-    check_sizes,
-    dropout,
-    fold_in_rows,
-    make_cell,
-)
+from jaxgen.cells.unroll import unroll, unroll_projected
+from jaxgen.models.layers import Embedding, RecurrentModel, dropout, fold_in_rows
 from jaxgen.types import Array, ArrayLike, Carry, RowKeys, TokenRows
 
 
@@ -43,7 +33,7 @@ class DecoderInput(NamedTuple):
     valid: Bool[Array, "B S"] | None = None  # false in padding; ``None``: there is no padding
 
 
-class Encoder(nn.Module):
+class Encoder(RecurrentModel):
     """Embedding and ``layers`` recurrent layers of ``hidden`` units in each direction.
 
     With ``bidirectional`` every layer reads the outputs of the one below in both directions and concatenates the
@@ -51,45 +41,14 @@ class Encoder(nn.Module):
     2013). The backward direction of a padded row starts at its last token.
 
     Args:
-        vocab_size: number of tokens.
-        cell: called as ``cell(features=hidden)`` for each layer and direction, as in ``LanguageModel``.
-        hidden: units of a layer in one direction.
-        layers: number of recurrent layers.
-        embed: width of the embedding. ``None``: as wide as the state. 0: the first layer reads one-hot vectors.
-        dropout: rate of dropout on the outputs of every layer; final states are not dropped.
-        embed_dropout: rate of dropout on the embedded tokens.
         embed_stddev: standard deviation of the embedding's initial values. With small ones, rare tokens matter little.
         bidirectional: read in both directions.
-        form: how recurrences are computed (``jaxgen.unroll``).
-        precision: of all matrix products (``jaxgen.cells.PRECISIONS``). Other than ``float32`` it needs a jaxgen cell.
 
-    Raises:
-        UsageError: for values that cannot be used.
+    The other fields are those of ``RecurrentModel``. Dropout does not act on final states.
     """
 
-    vocab_size: int
-    cell: CellFactory = LSTM
-    hidden: int = 256
-    layers: int = 1
-    embed: int | None = None
-    dropout: float = 0.0
-    embed_dropout: float = 0.0
     embed_stddev: float = 1.0
     bidirectional: bool = False
-    form: str = "auto"
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        sizes: dict[str, tuple[object, int]] = {name: (getattr(self, name), 1) for name in ("vocab_size", "hidden")}
-        check_sizes("encoder", sizes | {"layers": (self.layers, 1), "embed": (self.width, 0)})
-        check_rates("encoder", {"dropout": self.dropout, "embed_dropout": self.embed_dropout})
-        check_recurrence(self.cell, self.form, self.precision)
-        super().__post_init__()
-
-    @property
-    def width(self) -> int:
-        """Width of the embedding; 0 for one-hot vectors."""
-        return self.hidden if self.embed is None else self.embed
 
     @property
     def features(self) -> int:
@@ -98,23 +57,9 @@ class Encoder(nn.Module):
 
     def setup(self) -> None:
         self.embedding = Embedding(self.vocab_size, self.width, self.embed_dropout, self.embed_stddev)
-        self.forwards = self._cells()
+        self.forwards = self.make_cells()
         if self.bidirectional:
-            self.backwards = self._cells()
-
-    @nn.nowrap
-    def _cells(self) -> list[nn.RNNCellBase]:
-        return [make_cell(self.cell, self.hidden, self.precision) for _ in range(self.layers)]
-
-    @property
-    def has_dropout(self) -> bool:
-        """Whether ``row_keys`` change anything."""
-        return self.dropout > 0 or self.embed_dropout > 0
-
-    @nn.nowrap
-    def chosen_form(self) -> str:
-        """The form that ``form`` resolves to for this encoder's cell on JAX's default device."""
-        return choose_form(self.form, make_cell(self.cell, self.hidden))
+            self.backwards = self.make_cells()
 
     def __call__(
         self,

@@ -17,32 +17,39 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Bool, Float, PyTree, Shaped, UInt8
 
-from jaxgen.errors import UsageError
+from jaxgen.errors import UsageError, check_int
 from jaxgen.models.encoder import DecoderInput
-from jaxgen.models.layers import dropout
-from jaxgen.types import Array, ArrayLike, Key
+from jaxgen.models.layers import check_rates, check_sizes, dropout, fold_in_rows
+from jaxgen.types import Array, ArrayLike, RowKeys
 
 
-def flip(images: Array, row_keys: Key, probability: float = 0.5) -> Array:
-    """Mirror each of ``images`` [B, H, W, C] left to right with this probability, using its own key [B].
+def flip(
+    images: Shaped[Array, "B Y X channels"], row_keys: RowKeys | None, probability: float = 0.5
+) -> Shaped[Array, "B Y X channels"]:
+    """Mirror each of ``images`` left to right with this probability; none without ``row_keys``.
 
     Do not use it if captions say left or right.
     """
+    if row_keys is None or probability == 0:
+        return images
     return jnp.where(_chosen(row_keys, probability), images[:, :, ::-1], images)
 
 
-def grayscale(images: Array, row_keys: Key, probability: float) -> Array:
-    """Convert each of ``images`` uint8 [B, H, W, 3] to grey with this probability, using its own key.
+def grayscale(images: UInt8[Array, "B Y X 3"], row_keys: RowKeys | None, probability: float) -> UInt8[Array, "B Y X 3"]:
+    """Convert each of ``images`` to grey with this probability; none without ``row_keys``.
 
     All three channels become the luma of ITU-R BT.601. The model then has to recognise shapes without their colours.
     """
+    if row_keys is None or probability == 0:
+        return images
     luma = jnp.round(images.astype(jnp.float32) @ jnp.array([[0.299], [0.587], [0.114]], jnp.float32))
     return jnp.where(_chosen(row_keys, probability), luma.astype(images.dtype), images)
 
 
-def _chosen(row_keys: Key, probability: float) -> Array:
-    """Return which images are selected, bool [B, 1, 1, 1]."""
+def _chosen(row_keys: RowKeys, probability: float) -> Bool[Array, "B 1 1 1"]:
+    """Which images are selected."""
     return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(row_keys)[:, None, None, None]
 
 
@@ -55,21 +62,20 @@ NARROW = 16
 class ImageFeatures(NamedTuple):
     """The outputs of an image encoder for B images."""
 
-    places: Array  # [B, P, M], the positions for attention, row by row from the top left
-    pooled: Array  # [B, M], one vector for the whole image
+    places: Float[Array, "B S M"]  # the positions for attention, row by row from the top left
+    pooled: Float[Array, "B M"]  # one vector for the whole image
 
 
 class Block(nn.Module):
     """x + conv(relu(norm(conv(relu(norm(x)))))), 3 x 3 (He et al. 2016, arXiv:1603.05027, figure 4e)."""
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Apply the block, [B, Y, X, C] -> the same shape."""
+    def __call__(self, x: Float[Array, "B Y X channels"]) -> Float[Array, "B Y X channels"]:
         y = nn.Conv(x.shape[-1], (3, 3))(rectified(x))
         return x + nn.Conv(x.shape[-1], (3, 3))(rectified(y))
 
 
-def rectified(x: Array) -> Array:
+def rectified(x: Float[Array, "B *places channels"]) -> Float[Array, "B *places channels"]:
     """Group normalisation (Wu & He 2018, arXiv:1803.08494), with statistics per image, followed by relu."""
     return nn.relu(nn.GroupNorm(num_groups=None, group_size=GROUP)(x))
 
@@ -107,23 +113,17 @@ class ImageEncoder(nn.Module):
     grays: float = 0.0
 
     def __post_init__(self) -> None:
-        sizes = {"size": self.size, "features": [self.features], "patch": [self.patch], "widths": self.widths}
-        for name, values in sizes.items():
-            if not values or not all(_whole(value, 1) for value in values):
-                raise UsageError(
-                    f"The image encoder's `{name}` is {getattr(self, name)!r}: give whole numbers of 1 or more."
-                )
+        check_sizes(self, ["features", "patch"])
+        for name, least in {"size": 1, "widths": 1, "blocks": 0}.items():
+            for value in getattr(self, name):
+                check_int(f"A number in `{name}` of ImageEncoder", value, least)
         if len(self.size) != 2:
-            raise UsageError(f"The image encoder's `size` is {self.size!r}: it must be a height and a width.")
-        odd = [width for width in self.widths if width % GROUP]
-        if odd:
-            raise UsageError(f"The image encoder has the width {odd[0]} among its `widths`: give multiples of {GROUP}.")
-        if len(self.blocks) != len(self.widths) or not all(_whole(count, 0) for count in self.blocks):
-            raise UsageError(
-                f"The image encoder's `blocks` are {tuple(self.blocks)} for {len(self.widths)} `widths`: "
-                "give a whole number of 0 or more for each."
-            )
-        _check_rates("image encoder", dropout=self.dropout, flips=self.flips, grays=self.grays)
+            raise UsageError(f"`size` of ImageEncoder is {self.size!r}: give a height and a width.")
+        if not self.widths or any(width % GROUP for width in self.widths):
+            raise UsageError(f"`widths` of ImageEncoder are {tuple(self.widths)}: give multiples of {GROUP}.")
+        if len(self.blocks) != len(self.widths):
+            raise UsageError(f"`blocks` of ImageEncoder are {tuple(self.blocks)}: give one for each of the `widths`.")
+        check_rates(self, ["dropout", "flips", "grays"])
         super().__post_init__()
 
     @property
@@ -132,27 +132,21 @@ class ImageEncoder(nn.Module):
         return max(self.dropout, self.flips, self.grays) > 0
 
     @nn.nowrap
-    def example(self) -> Array:
-        """Return one black image."""
+    def example(self) -> UInt8[Array, "1 Y X 3"]:
+        """One black image."""
         return jnp.zeros((1, *self.size, 3), jnp.uint8)
 
     @nn.compact
-    def __call__(self, images: ArrayLike, row_keys: Key | None = None) -> ImageFeatures:
-        """Encode images uint8 [B, Y, X, 3] to places [B, P, M] and pooled [B, M].
-
-        Raises:
-            UsageError: for images of another size or type.
-        """
+    def __call__(self, images: Shaped[ArrayLike, "B ..."], row_keys: RowKeys | None = None) -> ImageFeatures:
+        """Encode images uint8 [B, Y, X, 3]; raises ``UsageError`` for another size or type."""
         images = jnp.asarray(images)
         if images.shape[1:] != (*self.size, 3) or images.dtype != jnp.uint8:
             raise UsageError(
                 f"The image encoder got {images.dtype} {images.shape} and takes uint8 [B, {self.size[0]}, "
                 f"{self.size[1]}, 3]: resize the images, or make it for another `size`."
             )
-        if row_keys is not None and self.flips > 0:
-            images = flip(images, _fold(row_keys, 0), self.flips)
-        if row_keys is not None and self.grays > 0:
-            images = grayscale(images, _fold(row_keys, 3), self.grays)
+        images = flip(images, fold_in_rows(row_keys, 0), self.flips)
+        images = grayscale(images, fold_in_rows(row_keys, 3), self.grays)
         x = patches(images.astype(jnp.float32) / 127.5 - 1.0, self.patch)
         for stage, (width, blocks) in enumerate(zip(self.widths, self.blocks)):
             x = nn.Conv(width, (3, 3), strides=2)(rectified(x)) if stage else nn.Conv(width, (3, 3))(x)
@@ -163,13 +157,13 @@ class ImageEncoder(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """An encoder of precomputed features, float [B, F] or [B, P, F], which it normalises and projects.
+    """An encoder of precomputed features, [B, F] or [B, S, F], which it normalises and projects.
 
     Features may have any scale: layer normalisation (Ba, Kiros & Hinton 2016, arXiv:1607.06450) is applied at each
     position over F. Each position has a learned embedding.
 
     Attributes:
-        shape: (F,) or (P, F).
+        shape: (F,), which is one position, or (S, F).
         features: the number of output features M.
         dropout: as in ``ImageEncoder``.
 
@@ -182,12 +176,12 @@ class FeatureEncoder(nn.Module):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if len(self.shape) not in (1, 2) or not all(_whole(size, 1) for size in (*self.shape, self.features)):
-            raise UsageError(
-                f"The feature encoder's `shape` is {self.shape!r} and its `features` {self.features!r}: "
-                "`shape` must be (F,) or (P, F), and all of them whole numbers of 1 or more."
-            )
-        _check_rates("feature encoder", dropout=self.dropout)
+        check_sizes(self, ["features"])
+        for size in self.shape:
+            check_int("A number in `shape` of FeatureEncoder", size, 1)
+        if len(self.shape) not in (1, 2):
+            raise UsageError(f"`shape` of FeatureEncoder is {self.shape!r}: give (F,) or (S, F).")
+        check_rates(self, ["dropout"])
         super().__post_init__()
 
     @property
@@ -196,17 +190,13 @@ class FeatureEncoder(nn.Module):
         return self.dropout > 0
 
     @nn.nowrap
-    def example(self) -> Array:
-        """Return the features of one image, all zeros."""
+    def example(self) -> Float[Array, "1 *shape"]:
+        """The features of one image, all zeros."""
         return jnp.zeros((1, *self.shape), jnp.float32)
 
     @nn.compact
-    def __call__(self, features: ArrayLike, row_keys: Key | None = None) -> ImageFeatures:
-        """Encode features [B, F] (P = 1) or [B, P, F] to places [B, P, M] and pooled [B, M].
-
-        Raises:
-            UsageError: for features of another shape.
-        """
+    def __call__(self, features: Shaped[ArrayLike, "B ..."], row_keys: RowKeys | None = None) -> ImageFeatures:
+        """Encode features [B, F] or [B, S, F]; raises ``UsageError`` for another shape."""
         x = jnp.asarray(features)
         if x.shape[1:] != tuple(self.shape):
             raise UsageError(f"The feature encoder got {x.shape} and takes [B, {', '.join(map(str, self.shape))}].")
@@ -214,8 +204,8 @@ class FeatureEncoder(nn.Module):
         return _Places(self.features, self.dropout)(nn.LayerNorm()(x), row_keys)
 
 
-def patches(images: Array, side: int) -> Array:
-    """Split images into patches, [B, Y, X, C] -> [B, Y / side, X / side, side² C]: pixels become channels.
+def patches(images: Float[Array, "B Y X channels"], side: int) -> Float[Array, "B rows columns channels"]:
+    """Split images into patches, [B, Y / side, X / side, side² C]: pixels become channels.
 
     Heights and widths are rounded up, with zeros at the bottom and on the right.
     """
@@ -226,21 +216,21 @@ def patches(images: Array, side: int) -> Array:
 
 
 class _Places(nn.Module):
-    """The last layers of both encoders: features of P positions [B, P, C] to ``ImageFeatures``."""
+    """The last layers of both encoders: from features of S positions to ``ImageFeatures``."""
 
     features: int
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Array, row_keys: Key | None) -> ImageFeatures:
+    def __call__(self, x: Float[Array, "B S channels"], row_keys: RowKeys | None) -> ImageFeatures:
         where = self.param("where", nn.initializers.normal(1.0), (1, x.shape[1], self.features))
         places = nn.Dense(self.features)(x) + where
         narrow = nn.relu(nn.Dense(NARROW)(places)).reshape(x.shape[0], -1)
-        seen = ImageFeatures(places, nn.Dense(self.features)(narrow))
+        pooled = nn.Dense(self.features)(narrow)
         if row_keys is None or self.dropout == 0:
-            return seen
-        places = jnp.swapaxes(dropout(jnp.swapaxes(seen.places, 0, 1), self.dropout, _fold(row_keys, 1)), 0, 1)
-        return ImageFeatures(places, dropout(seen.pooled[None], self.dropout, _fold(row_keys, 2))[0])
+            return ImageFeatures(places, pooled)
+        places = jnp.swapaxes(dropout(jnp.swapaxes(places, 0, 1), self.dropout, fold_in_rows(row_keys, 1)), 0, 1)
+        return ImageFeatures(places, dropout(pooled[None], self.dropout, fold_in_rows(row_keys, 2))[0])
 
 
 class ImageEncoderAdapter(nn.Module):
@@ -254,26 +244,11 @@ class ImageEncoderAdapter(nn.Module):
         return self.encoder.has_dropout
 
     @nn.nowrap
-    def example(self) -> Any:
-        """Return inputs of one row."""
+    def example(self) -> PyTree:
+        """Inputs of one row."""
         return self.encoder.example()
 
-    def encode(self, inputs: Any, row_keys: Key | None = None) -> DecoderInput:
-        """Return the decoder's input: the pooled vector for its initial state, and the positions to attend to."""
+    def encode(self, inputs: PyTree, row_keys: RowKeys | None = None) -> DecoderInput:
+        """The pooled vector for the decoder's initial state, and the positions to attend to."""
         seen = self.encoder(inputs, row_keys)
         return DecoderInput(((seen.pooled,),), seen.places)
-
-
-def _fold(row_keys: Key, number: int) -> Key:
-    """Fold ``number`` into each of the keys [B]."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(row_keys)
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _check_rates(what: str, **rates: float) -> None:
-    for name, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise UsageError(f"The {what}'s `{name}` is {rate!r}: it must be at least 0 and less than 1.")

@@ -11,19 +11,14 @@ from flax import linen as nn
 from jaxtyping import Bool, Float, Int, PyTree, Shaped
 
 from jaxgen.cells.base import Cell
-from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.precision import dot_general, matmul
-from jaxgen.cells.unroll import choose_form
 from jaxgen.errors import UsageError
 from jaxgen.models.layers import (
-    CellFactory,
     Embedding,
+    RecurrentModel,
     Stack,
-    check_rates,
-    check_recurrence,
     check_sizes,
     fold_in_rows,
-    make_cell,
     state_size,
     unflatten_state,
 )
@@ -97,69 +92,34 @@ class LanguageModelProtocol(Protocol):
         ...
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(RecurrentModel):
     """Embedding, ``layers`` recurrent layers of ``hidden`` units, and a linear output over the vocabulary.
 
     To change what the model computes, override ``states`` or ``logits``; ``__call__`` is the two of them.
 
     Args:
-        vocab_size: number of tokens.
-        cell: called as ``cell(features=hidden)`` for each layer: a class of ``CELLS``, a ``functools.partial`` of one,
-            or a factory of any Linen ``RNNCellBase``.
-        hidden: units of a layer.
-        layers: number of recurrent layers.
-        embed: width of the embedding. ``None``: as wide as the state. 0: the first layer reads one-hot vectors.
-        dropout: rate of dropout on what a layer passes upwards (``Stack``).
         tie: use the embedding as the output matrix (Press & Wolf 2017, arXiv:1608.05859); needs ``embed == hidden``.
-        form: how recurrences are computed (``jaxgen.unroll``).
-        precision: of all matrix products (``jaxgen.cells.PRECISIONS``). Other than ``float32`` it needs a jaxgen cell,
-            whose field ``precision`` is replaced.
-        embed_dropout: rate of dropout on the embedded tokens.
         condition: width of the vectors that ``initial_states`` reads; 0 for none.
 
-    Raises:
-        UsageError: for values that cannot be used.
+    The other fields are those of ``RecurrentModel``.
     """
 
-    vocab_size: int
-    cell: CellFactory = LSTM
-    hidden: int = 256
-    layers: int = 1
-    embed: int | None = None
-    dropout: float = 0.0
     tie: bool = False
-    form: str = "auto"
-    precision: str = "float32"
-    embed_dropout: float = 0.0
     condition: int = 0
 
     def __post_init__(self) -> None:
-        sizes: dict[str, tuple[object, int]] = {name: (getattr(self, name), 1) for name in ("vocab_size", "hidden")}
-        sizes |= {"layers": (self.layers, 1), "embed": (self.width, 0), "condition": (self.condition, 0)}
-        check_sizes("model", sizes)
-        check_rates("model", {"dropout": self.dropout, "embed_dropout": self.embed_dropout})
+        check_sizes(self, ["condition"], least=0)
         if self.tie and self.width != self.hidden:
             raise UsageError(
                 f"`tie` uses the embedding as the output matrix, so `embed` must equal `hidden`, but they are "
                 f"{self.embed} and {self.hidden}: leave `embed` out, or turn `tie` off."
             )
-        check_recurrence(self.cell, self.form, self.precision)
         if type(self).__call__ is not LanguageModel.__call__:
             raise UsageError(
                 f"{type(self).__name__} overrides `__call__`, which training and decoding do not use: "
                 "override `states` or `logits` instead."
             )
         super().__post_init__()
-
-    @property
-    def width(self) -> int:
-        """Width of the embedding; 0 for one-hot vectors."""
-        return self.hidden if self.embed is None else self.embed
-
-    @property
-    def has_dropout(self) -> bool:
-        """Whether ``row_keys`` change anything."""
-        return self.dropout > 0 or self.embed_dropout > 0
 
     def setup(self) -> None:
         # A cell wants inputs of unit size; an output matrix (with ``tie``) wants rows of unit length.
@@ -168,7 +128,7 @@ class LanguageModel(nn.Module):
         nn.share_scope(self, self.embedder)  # the parameter is ``embedding``, not ``embedder/embedding``
         if self.width:
             self.embedder.matrix()  # initial values depend on the order of creation: the embedding comes first
-        self.stack = Stack(self._cells(), self.dropout, self.form)
+        self.stack = Stack(self.make_cells(), self.dropout, self.form)
         if self.tie:
             self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab_size,))
         else:
@@ -181,13 +141,9 @@ class LanguageModel(nn.Module):
             self.condition_bias = self.param("condition_bias", nn.initializers.zeros_init(), (width,), jnp.float32)
 
     @nn.nowrap
-    def _cells(self) -> list[nn.RNNCellBase]:
-        return [make_cell(self.cell, self.hidden, self.precision) for _ in range(self.layers)]
-
-    @nn.nowrap
     def initial_carry(self, batch: int) -> tuple[Carry, ...]:
         """The zero state of ``batch`` rows, one carry for each layer."""
-        cells = self._cells() if self.scope is None else self.stack.cells
+        cells = self.make_cells() if self.scope is None else self.stack.cells
         widths = [self.width or self.vocab_size, *[self.hidden] * (self.layers - 1)]
         return tuple(cell.initialize_carry(jax.random.key(0), (batch, width)) for cell, width in zip(cells, widths))
 
@@ -207,11 +163,6 @@ class LanguageModel(nn.Module):
             cell.clamp_state(state) if isinstance(cell, Cell) else state
             for cell, state in zip(self.stack.cells, states)
         )
-
-    @nn.nowrap
-    def chosen_form(self) -> str:
-        """The form that ``form`` resolves to for this model's cell on JAX's default device."""
-        return choose_form(self.form, make_cell(self.cell, self.hidden))
 
     def token_table(self) -> Shaped[Array, "V K"] | None:
         """The first layer's input projection of every token (``Embedding.table``); ``None`` for cells without one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,15 +10,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int, PyTree, Shaped
 
 from jaxgen.cells import CELLS
 from jaxgen.cells.base import Cell
+from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.precision import PRECISIONS
-from jaxgen.cells.unroll import FORMS, unroll, unroll_projected
-from jaxgen.errors import UsageError, check_options, choose
+from jaxgen.cells.unroll import FORMS, choose_form, unroll, unroll_projected
+from jaxgen.errors import UsageError, check_int, check_options, choose
 from jaxgen.types import Array, ArrayLike, Carry, RowKeys
 
 #: What makes the cells of a model; called as ``factory(features=...)``.
@@ -30,32 +31,18 @@ ONE_HOT_TABLE = 4_096
 # --- checks
 
 
-def check_sizes(what: str, sizes: Mapping[str, tuple[object, int]]) -> None:
-    """Raise ``UsageError`` unless every ``name: (size, minimum)`` is a whole number of at least ``minimum``.
-
-    ``what`` names the module, for example ``"encoder"``.
-    """
-    for name, (size, minimum) in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < minimum:
-            raise UsageError(f"The {what}'s `{name}` is {size!r}: it must be a whole number of {minimum} or more.")
+def check_sizes(module: nn.Module, names: Sequence[str], least: int = 1) -> None:
+    """Raise ``UsageError`` unless each of these fields of ``module`` is a whole number of at least ``least``."""
+    for name in names:
+        check_int(f"`{name}` of {type(module).__name__}", getattr(module, name), least)
 
 
-def check_rates(what: str, rates: Mapping[str, float]) -> None:
-    """Raise ``UsageError`` unless every rate is at least 0 and less than 1."""
-    for name, rate in rates.items():
+def check_rates(module: nn.Module, names: Sequence[str]) -> None:
+    """Raise ``UsageError`` unless each of these fields of ``module`` is at least 0 and less than 1."""
+    for name in names:
+        rate = getattr(module, name)
         if not 0 <= rate < 1:
-            raise UsageError(f"The {what}'s `{name}` is {rate!r}: it must be at least 0 and less than 1.")
-
-
-def check_recurrence(cell: CellFactory, form: str, precision: str) -> None:
-    """Raise ``UsageError`` unless ``form`` and ``precision`` exist and the cells support the precision."""
-    choose(str(form), FORMS, "form")
-    choose(str(precision), PRECISIONS, "precision")
-    if precision != "float32" and not makes_jaxgen_cells(cell):
-        raise UsageError(
-            f"The precision {precision!r} needs a jaxgen cell, which {cell_name(cell)} is not: "
-            'use the precision "float32", or a cell of CELLS or a subclass of `Cell`.'
-        )
+            raise UsageError(f"`{name}` of {type(module).__name__} is {rate!r}: give a rate of 0 or more, and below 1.")
 
 
 # --- cells
@@ -78,16 +65,15 @@ def make_cell(factory: CellFactory, features: int, precision: str = "float32") -
     return cell if precision == "float32" else cell.clone(precision=precision)
 
 
-def makes_jaxgen_cells(factory: CellFactory) -> bool:
-    """Whether ``factory``, a class or a ``functools.partial`` of one, makes jaxgen cells."""
-    kind = getattr(factory, "func", factory)
-    return isinstance(kind, type) and issubclass(kind, Cell)
+def require_jaxgen_cells(factory: CellFactory, what: str) -> None:
+    """Raise ``UsageError`` unless ``factory``, a class or a ``functools.partial`` of one, makes jaxgen cells.
 
-
-def cell_name(factory: CellFactory) -> str:
-    """The name of the class that ``factory`` makes, for messages."""
+    ``what`` needs them, and is the beginning of the message.
+    """
     kind = getattr(factory, "func", factory)
-    return getattr(kind, "__name__", str(kind))
+    if not (isinstance(kind, type) and issubclass(kind, Cell)):
+        name = getattr(kind, "__name__", str(kind))
+        raise UsageError(f"{what} needs a cell of CELLS or a subclass of `Cell`, which {name} is not.")
 
 
 # --- dropout
@@ -143,27 +129,26 @@ class Stack(nn.Module):
         valid: ArrayLike | None = None,
         initial: Sequence[Carry] | None = None,
         row_keys: RowKeys | None = None,
+        lowest: int = 0,
     ) -> tuple[tuple[Carry, ...], Shaped[Array, "T B H"]]:
-        """Run all layers over time.
+        """Run the layers over time; return their new carries and the outputs of the last one.
 
         Args:
             x: the input [T, B, D], or with ``projected`` already ``cells[0].project(input)`` [T, B, K].
             carries: one for each layer.
             projected: whether ``x`` is projected.
-            reset: as in ``jaxgen.cells.run``, [T, B].
-            valid: as in ``jaxgen.cells.run``, [T, B].
+            reset: as in ``jaxgen.cells.run``.
+            valid: as in ``jaxgen.cells.run``.
             initial: as in ``jaxgen.cells.run``, one for each layer.
             row_keys: switch dropout on.
-
-        Returns:
-            The new carries and the outputs of the last layer.
+            lowest: the first layer to run, for a caller that runs those below itself.
         """
         for name, states in {"carries": carries, "initial": initial}.items():
             if states is not None and len(states) != len(self.cells):
                 raise UsageError(f"Got {len(states)} `{name}` for {len(self.cells)} layers: give one a layer.")
         after = []
-        for layer, (cell, carry) in enumerate(zip(self.cells, carries)):
-            start = None if initial is None else initial[layer]
+        for layer in range(lowest, len(self.cells)):
+            cell, carry, start = self.cells[layer], carries[layer], None if initial is None else initial[layer]
             if projected and layer == 0 and isinstance(cell, Cell):
                 carry, x = unroll_projected(cell, carry, x, reset=reset, valid=valid, initial=start, form=self.form)
             else:
@@ -171,8 +156,7 @@ class Stack(nn.Module):
                     cell, x, carry, reset=reset, valid=valid, initial=start, time_major=True, form=self.form
                 )
             after.append(carry)
-            if row_keys is not None and self.dropout > 0:
-                x = dropout(x, self.dropout, fold_in_rows(row_keys, layer))
+            x = dropout(x, self.dropout, fold_in_rows(row_keys, layer))
         return tuple(after), x
 
 
@@ -235,6 +219,76 @@ class Embedding(nn.Module):
         if tables is not None and all(table is not None for table in tables) and not dropping:
             return [jnp.asarray(table)[tokens] for table in tables], True
         return [dropout(self(tokens), self.dropout, row_keys)] * len(cells), False
+
+
+# --- models
+
+
+class RecurrentModel(nn.Module):
+    """Base class of the models that read tokens: the fields that they share.
+
+    Args:
+        vocab_size: number of tokens.
+        cell: called as ``cell(features=hidden)`` for each layer and direction: a class of ``CELLS``, a
+            ``functools.partial`` of one, or a factory of any Linen ``RNNCellBase``.
+        hidden: units of a layer in one direction.
+        layers: number of recurrent layers.
+        embed: width of the embedding. ``None``: as wide as the state. 0: the first layer reads one-hot vectors.
+        dropout: rate of dropout on what a layer passes upwards (``Stack``).
+        embed_dropout: rate of dropout on the embedded tokens.
+        form: how recurrences are computed (``jaxgen.unroll``).
+        precision: of all matrix products (``jaxgen.cells.PRECISIONS``). Other than ``float32`` it needs a jaxgen cell,
+            whose field ``precision`` is replaced.
+
+    Raises:
+        UsageError: for values that cannot be used.
+    """
+
+    vocab_size: int
+    cell: CellFactory = LSTM
+    hidden: int = 256
+    layers: int = 1
+    embed: int | None = None
+    dropout: float = 0.0
+    embed_dropout: float = 0.0
+    form: str = "auto"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_sizes(self, ["vocab_size", "hidden", "layers"])
+        check_sizes(self, [] if self.embed is None else ["embed"], least=0)
+        check_rates(self, ["dropout", "embed_dropout"])
+        choose(str(self.form), FORMS, "form")
+        choose(str(self.precision), PRECISIONS, "precision")
+        if self.precision != "float32":
+            require_jaxgen_cells(self.cell, f"The precision {self.precision!r}")
+        super().__post_init__()
+
+    @property
+    def width(self) -> int:
+        """Width of the embedding; 0 for one-hot vectors."""
+        return self.hidden if self.embed is None else self.embed
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether ``row_keys`` change anything."""
+        return self.dropout > 0 or self.embed_dropout > 0
+
+    @nn.nowrap
+    def make_cells(self) -> list[nn.RNNCellBase]:
+        """A cell for each layer."""
+        return [make_cell(self.cell, self.hidden, self.precision) for _ in range(self.layers)]
+
+    @nn.nowrap
+    def chosen_form(self) -> str:
+        """The form that ``form`` resolves to for this model's cell on JAX's default device."""
+        return choose_form(self.form, make_cell(self.cell, self.hidden))
+
+
+def shared_fields(module: nn.Module, kind: type[nn.Module]) -> dict[str, PyTree]:
+    """The fields of ``module`` that modules of ``kind`` have too, for a module that is built around one of them."""
+    names = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
+    return {field.name: getattr(module, field.name) for field in dataclasses.fields(module) if field.name in names}
 
 
 # --- states as vectors

@@ -31,9 +31,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
-from jaxgen.errors import UsageError
+from jaxgen.errors import UsageError, check_int
 from jaxgen.sampling.decode import Step
-from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last, check_whole, update_chain
+from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last, update_chain
 from jaxgen.types import Array, Carry
 
 MAX_WIDTH = 1_024
@@ -91,12 +91,9 @@ class _Search(NamedTuple):
 
 def check_beam(width: int, length: int, n_best: int) -> None:
     """Raise ``UsageError`` for invalid sizes of a beam search."""
-    check_whole("A beam width", width, 1, MAX_WIDTH)
-    check_whole("A length", length, 1, MAX_BEAM_LENGTH)
-    if isinstance(n_best, bool) or not isinstance(n_best, int) or not 1 <= n_best <= width:
-        raise UsageError(
-            f"{n_best} hypotheses cannot be kept from {width} beams: give a whole number from 1 to {width}."
-        )
+    check_int("The beam width", width, 1, MAX_WIDTH)
+    check_int("The length", length, 1, MAX_BEAM_LENGTH)
+    check_int(f"The number of hypotheses to keep of {width} beams", n_best, 1, width)
 
 
 def beam_states(chain: Chain, context: Context) -> tuple[PyTree, ...]:

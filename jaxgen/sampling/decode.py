@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxgen.errors import UsageError
+from jaxgen.errors import check_int
 from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last, update_chain
 from jaxgen.types import Array, Carry, Key
 
@@ -68,9 +68,7 @@ class DecodeState(NamedTuple):
 
 def check_seed(seed: int) -> int:
     """Return ``seed``, or raise ``UsageError`` if it does not fit into 32 bits. JAX would silently wrap it around."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-        raise UsageError(f"A seed of {seed!r} cannot be used: give a whole number from 0 to {MAX_SEED}.")
-    return seed
+    return check_int("The seed", seed, 0, MAX_SEED)
 
 
 def sample_keys(seed: int, indices: Array) -> Key:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgen.baselines import ngram
-from jaxgen.baselines.ngram import FALLBACK, NGram, discounts, fit
+from jaxgen.baselines.ngram import FALLBACK, NGramTask, discounts, fit
 from jaxgen.errors import DataError, UsageError
 
 from .textbook import BEGIN, Textbook
@@ -155,7 +155,7 @@ def test_a_reset_forgets_what_was_read_before_it(four):
 
 
 def test_what_was_never_counted_is_uniform():
-    model = NGram(vocab_size=5, order=3, nodes=9, contexts=4)
+    model = NGramTask(vocab_size=5, order=3, nodes=9, contexts=4)
     found = jax.jit(model.logits)(model.init(jax.random.key(0)), np.array([[3, 2]], np.int32))
     np.testing.assert_allclose(found, -np.log(5.0), rtol=1e-6)
 

@@ -20,7 +20,7 @@ from jaxgen.errors import UsageError
 from jaxgen.models import LanguageModel
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.language.objective import LanguageTask
-from jaxgen.training import make_mesh
+from jaxgen.training.data_parallel import make_mesh
 from jaxgen.types import Batch
 
 B, T, D, H, V = 4, 6, 5, 8, 11

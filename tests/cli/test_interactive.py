@@ -24,7 +24,8 @@ from jaxgen.inference.chat import ChatSession
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.text_stream import Chunk
-from jaxgen.sampling import TRANSFORMS, Linear
+from jaxgen.sampling.transforms import TRANSFORMS
+from jaxgen.sampling.transforms.temperature import Linear
 
 ROOT = Path(jaxgen.__file__).parent.parent
 SHORT = ("--length", 10)

@@ -18,7 +18,7 @@ import pytest
 from jaxgen.cli.sample import SampleWriter, SamplingSpeed, main, read_prompt
 from jaxgen.cli.sampling_flags import SampleConfig, read_transforms, unescape
 from jaxgen.inference.text_stream import Chunk
-from jaxgen.sampling import TRANSFORMS
+from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.tokenizers import WordTokenizer
 
 

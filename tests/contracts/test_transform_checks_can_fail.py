@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.sampling import Temperature
 from jaxgen.sampling.transforms import Bias, Force, FrequencyPenalty, MinLength, MinP, RepetitionPenalty, TopK
+from jaxgen.sampling.transforms.temperature import Temperature
 
 from . import transform_checks
 from .checks import name_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgen.sampling import TRANSFORMS
+from jaxgen.sampling.transforms import TRANSFORMS
 
 from .test_transforms import subject
 from .transform_checks import Text

@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 
-from jaxgen.sampling import TRANSFORMS, Forbid, Temperature
 from jaxgen.sampling.transforms import (
+    TRANSFORMS,
     Bias,
     EpsilonCutoff,
     EtaCutoff,
@@ -22,6 +22,8 @@ from jaxgen.sampling.transforms import (
     TopP,
     TypicalP,
 )
+from jaxgen.sampling.transforms.constraints import Forbid
+from jaxgen.sampling.transforms.temperature import Temperature
 
 from .checks import name_of
 from .transform_checks import CHECKS, EOS, PAD, Case, Subject

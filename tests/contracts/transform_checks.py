@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxgen.sampling import Context, Forbid, Last, sample_keys
-from jaxgen.sampling.decode import draw
+from jaxgen.sampling.decode import draw, sample_keys
+from jaxgen.sampling.transforms.base import Context, Last
+from jaxgen.sampling.transforms.constraints import Forbid
 
 R, T, V = 3, 5, 17
 LARGE = 50_000

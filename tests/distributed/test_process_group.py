@@ -13,7 +13,7 @@ from jaxgen.distributed.processes import JaxProcessGroup, LostError, PeerError, 
 from jaxgen.errors import DataError, UsageError
 from jaxgen.trainer.process_group import ProcessGroup
 from jaxgen.trainer.signals import StopSignals
-from jaxgen.training import TrainState
+from jaxgen.training.step import TrainState
 
 
 def exchange(monkeypatch: pytest.MonkeyPatch, others: list) -> JaxProcessGroup:

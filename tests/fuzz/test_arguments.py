@@ -20,7 +20,7 @@ from jaxgen.errors import CheckpointError
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.sampler import Sampler
-from jaxgen.sampling import TRANSFORMS
+from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.tasks.registry import DATA
 from jaxgen.trainer import run

@@ -14,8 +14,8 @@ from jaxgen.inference.chat import ChatSession, _complete_characters, _shown_toke
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.text_stream import Chunk
-from jaxgen.sampling import Forbid
 from jaxgen.sampling.transforms import Force
+from jaxgen.sampling.transforms.constraints import Forbid
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers import EOS, PAD, UNK, ByteTokenizer, CharTokenizer
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from jaxgen.errors import UsageError
 from jaxgen.inference.generation_config import GenerationConfig
-from jaxgen.sampling import TRANSFORMS, Linear
 from jaxgen.sampling.transforms import (
+    TRANSFORMS,
     Bias,
     EpsilonCutoff,
     EtaCutoff,
@@ -29,6 +29,7 @@ from jaxgen.sampling.transforms import (
     TopP,
     TypicalP,
 )
+from jaxgen.sampling.transforms.temperature import Linear
 
 KINDS = [Forbid((3,)), Bias(((4, 0.5), (5, -1.0))), RepetitionPenalty(1.3), NoRepeatNgram(3, window=9), Force((4, 5))]
 KINDS += [TopK(5), TopP(0.9), MinP(0.1), TypicalP(0.5), PresencePenalty(0.5), FrequencyPenalty(-0.25), MinLength(3)]

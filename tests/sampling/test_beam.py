@@ -13,19 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgen.errors import UsageError
-from jaxgen.sampling import (
-    TRANSFORMS,
-    Context,
-    DecodeState,
-    Forbid,
-    beam_search,
-    beam_states,
-    chain,
-    decode,
-    sample_keys,
-    tile_beams,
-)
-from jaxgen.sampling.transforms import Bias, Force, MinLength
+from jaxgen.sampling.beam import beam_search, beam_states, tile_beams
+from jaxgen.sampling.decode import DecodeState, decode, sample_keys
+from jaxgen.sampling.transforms import TRANSFORMS, Bias, Force, MinLength
+from jaxgen.sampling.transforms.base import Context, chain
+from jaxgen.sampling.transforms.constraints import Forbid
 
 V, L, B = 4, 5, 3
 EOS, PAD = 2, 9  # padding that is no token, to be told from all of them

@@ -12,24 +12,19 @@ import pytest
 from scipy.stats import chisquare
 
 from jaxgen.errors import UsageError
-from jaxgen.sampling import (
+from jaxgen.sampling.decode import (
     MAX_SEED,
-    TRANSFORMS,
-    Context,
     DecodeState,
-    Forbid,
-    Last,
-    Linear,
-    Temperature,
-    chain,
     check_seed,
     decode,
+    draw,
     log_probability,
+    perturbed,
     prefill_chunks,
     sample_keys,
 )
-from jaxgen.sampling.decode import draw, perturbed
 from jaxgen.sampling.transforms import (
+    TRANSFORMS,
     Bias,
     EpsilonCutoff,
     EtaCutoff,
@@ -44,6 +39,9 @@ from jaxgen.sampling.transforms import (
     TopP,
     TypicalP,
 )
+from jaxgen.sampling.transforms.base import Context, Last, chain
+from jaxgen.sampling.transforms.constraints import Forbid
+from jaxgen.sampling.transforms.temperature import Linear, Temperature
 
 V, H, R = 11, 5, 4
 PAD, EOS = 0, 2

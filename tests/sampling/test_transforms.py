@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jaxgen.errors import UsageError
-from jaxgen.sampling import TRANSFORMS, Context, Forbid, Last, Linear, Temperature, chain
 from jaxgen.sampling.transforms import (
+    TRANSFORMS,
     Bias,
     EpsilonCutoff,
     EtaCutoff,
@@ -34,6 +34,9 @@ from jaxgen.sampling.transforms import (
     TypicalP,
     update_chain,
 )
+from jaxgen.sampling.transforms.base import Context, Last, chain
+from jaxgen.sampling.transforms.constraints import Forbid
+from jaxgen.sampling.transforms.temperature import Linear, Temperature
 from jaxgen.sampling.transforms.truncation import PAIRS
 
 R, EOS = 3, 2

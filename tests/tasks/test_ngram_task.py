@@ -9,15 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgen.baselines.ngram import NGramTask, fit
+from jaxgen.baselines.ngram import fit
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tasks.registry import BASELINES, objective
 from jaxgen.types import Batch
 
 B, T, V, EOS = 3, 5, 6, 2
 RNG = np.random.default_rng(0)
-MODEL, PARAMS = fit(RNG.integers(3, V, 60), V, 3, EOS)
-TASK = NGramTask(MODEL)
+TASK, PARAMS = fit(RNG.integers(3, V, 60), V, 3, EOS)
 TOKENS, TARGETS = RNG.integers(3, V, (2, B, T)).astype(np.int32)
 
 

@@ -14,13 +14,14 @@ from flax import linen as nn
 
 from jaxgen.errors import UsageError
 from jaxgen.models import Decoder, DecoderInput, EncoderDecoder, LanguageModel
-from jaxgen.sampling import Context, DecodeState, beam_search, beam_states, chain, decode, sample_keys, tile_beams
+from jaxgen.sampling.beam import beam_search, beam_states, tile_beams
+from jaxgen.sampling.decode import DecodeState, decode, sample_keys
+from jaxgen.sampling.transforms.base import Context, chain
 from jaxgen.sampling.transforms.constraints import MinLength
 from jaxgen.tasks.seq2seq.objective import EOS, Seq2SeqTask
 from jaxgen.tasks.translate.objective import TranslateTask
-from jaxgen.training import train_steps
 from jaxgen.training.data_parallel import make_mesh, shard_train_steps
-from jaxgen.training.step import TrainState
+from jaxgen.training.step import TrainState, train_steps
 from jaxgen.types import Seq2SeqBatch, TokenRows
 
 B, S, T, H = 8, 5, 6, 12

@@ -14,8 +14,8 @@ from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers import EOS
 from jaxgen.trainer import input_pipeline as feed
 from jaxgen.trainer.process_group import ProcessGroup
-from jaxgen.training import DeviceText, HostBatches, create_state, train_steps
-from jaxgen.training.windows import Windows
+from jaxgen.training.step import create_state, train_steps
+from jaxgen.training.windows import DeviceText, HostBatches, Windows
 
 B, T, CALLS = 4, 5, 8
 DRAW = np.random.default_rng(0)

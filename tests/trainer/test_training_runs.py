@@ -23,14 +23,14 @@ from jaxgen.inference.loading import MAX_ATTEMPTS, LoadedRun
 from jaxgen.inference.sampler import Sampler
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
-from jaxgen.sampling import Forbid
+from jaxgen.sampling.transforms.constraints import Forbid
 from jaxgen.trainer import callbacks as pictures
 from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Sampled, Started
 from jaxgen.trainer.evaluate import build_optimizer
 from jaxgen.trainer.run import start
 from jaxgen.trainer.signals import StopSignals
 from jaxgen.trainer.trainer import MAX_STEPS_PER_CALL, Trainer, steps_per_call
-from jaxgen.training import OPTIMIZERS
+from jaxgen.training.optimizer import OPTIMIZERS
 
 settings = partial(language_config, lr=0.02, warmup=2, steps=7)
 

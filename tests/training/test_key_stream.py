@@ -9,8 +9,7 @@ import optax
 import pytest
 
 from jaxgen.tasks.language.objective import LanguageTask
-from jaxgen.training import create_state
-from jaxgen.training.step import row_keys
+from jaxgen.training.step import create_state, row_keys
 
 KEY = jax.random.key(7, impl="threefry2x32")
 #: Of rows 0 and 1 at step 3: the key, and the places of 16 that a dropout of one half keeps.

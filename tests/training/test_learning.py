@@ -9,7 +9,8 @@ import pytest
 
 from jaxgen.cells import CELLS
 from jaxgen.tasks.language.objective import LanguageTask
-from jaxgen.training import create_state, make_optimizer, train_steps
+from jaxgen.training.optimizer import make_optimizer
+from jaxgen.training.step import create_state, train_steps
 from jaxgen.types import Batch
 
 B, T, STEPS = 4, 8, 60

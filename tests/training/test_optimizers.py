@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.training import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
 
 LR, PEAK, WARMUP, HORIZON, FINAL = 0.05, 0.2, 10, 110, 0.1
 PARAMS = {

@@ -13,19 +13,16 @@ from flax import linen as nn
 
 from jaxgen.models import LanguageModel
 from jaxgen.tasks.language.objective import LanguageTask
-from jaxgen.training import (
-    create_state,
+from jaxgen.training.data_parallel import (
     data_parallel_size,
-    eval_step,
     make_mesh,
-    make_optimizer,
     shard_eval_step,
     shard_state,
     shard_train_steps,
-    train_steps,
     unreplicate,
 )
-from jaxgen.training.step import _summed
+from jaxgen.training.optimizer import make_optimizer
+from jaxgen.training.step import _summed, create_state, eval_step, train_steps
 from jaxgen.types import Batch
 
 V, B, T, K = 7, 4, 5, 3

@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from jaxgen.tasks.language.objective import LanguageTask
-from jaxgen.training import create_state, eval_step, make_optimizer, make_schedule, train_step, train_steps
-from jaxgen.training.step import row_keys
+from jaxgen.training.optimizer import make_optimizer, make_schedule
+from jaxgen.training.step import create_state, eval_step, row_keys, train_step, train_steps
 from jaxgen.types import Batch, Objective
 
 V, B, T, K = 7, 3, 5, 4

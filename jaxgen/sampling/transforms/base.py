@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxgen.errors import UsageError
+from jaxgen.errors import UsageError, check_int
 from jaxgen.types import Array
 
 
@@ -102,18 +102,10 @@ def check_number(name: str, value: float, least: float, most: float, allowed: st
         raise UsageError(f"{name} of {value} cannot be used: give {allowed}.")
 
 
-def check_whole(name: str, value: Any, least: int, most: int) -> None:
-    """Raise ``UsageError`` unless ``value`` is a whole number from ``least`` to ``most``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
-        allowed = f"from {least} to {most}" if most < 10**18 else f"of {least} or more"
-        raise UsageError(f"{name} of {value} cannot be used: give a whole number {allowed}.")
-
-
 def check_ids(name: str, ids: Sequence[int], vocab: int) -> None:
     """Raise ``UsageError`` unless every one of ``ids`` is a token of the vocabulary."""
-    wrong = [i for i in ids if isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not 0 <= i < vocab]
-    if wrong:
-        raise UsageError(f"{name} got the token ids {wrong}: ids go from 0 to {vocab - 1}.")
+    for i in ids:
+        check_int(f"A token id of {name}", i, 0, vocab - 1)
 
 
 def padded(values: Sequence[float], fill: float, dtype: Any, least: int = 64) -> np.ndarray:

@@ -8,8 +8,8 @@ from typing import ClassVar, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.errors import UsageError
-from jaxgen.sampling.transforms.base import Context, Last, check_ids, check_number, check_whole, padded, unless_empty
+from jaxgen.errors import UsageError, check_int
+from jaxgen.sampling.transforms.base import Context, Last, check_ids, check_number, padded, unless_empty
 from jaxgen.types import Array, TokenId
 
 
@@ -93,7 +93,7 @@ class MinLength:
     n: int
 
     def __post_init__(self) -> None:
-        check_whole("A least length", self.n, 0, 10**18)
+        check_int("The minimum length", self.n, 0)
 
     def init(self, context: Context) -> Least:
         return Least(jnp.int32(min(self.n, 2**31 - 1)), jnp.asarray(np.arange(context.vocab) == context.eos))

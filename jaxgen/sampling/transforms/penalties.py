@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.sampling.transforms.base import Context, Last, bounded, check_number, check_whole, unless_empty
+from jaxgen.errors import check_int
+from jaxgen.sampling.transforms.base import Context, Last, bounded, check_number, unless_empty
 from jaxgen.types import Array
 
 
@@ -116,8 +117,8 @@ class NoRepeatNgram:
     window: int = 1024
 
     def __post_init__(self) -> None:
-        check_whole("no-repeat-ngram", self.n, 1, 1000)
-        check_whole("The window of no-repeat-ngram", self.window, self.n, 100_000)
+        check_int("The length for no-repeat-ngram", self.n, 1, 1000)
+        check_int("The window of no-repeat-ngram", self.window, self.n, 100_000)
 
     def init(self, context: Context) -> History:
         prompt = np.asarray(context.prompt, np.int32)[-self.window :]

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.errors import UsageError
+from jaxgen.errors import UsageError, check_int
 from jaxgen.sampling.transforms.base import Context, Last, bounded, padded
 from jaxgen.types import Array
 
@@ -27,8 +27,7 @@ class Linear:
     steps: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= 10_000_000:
-            raise UsageError(f"A schedule over {self.steps!r} steps cannot be used: give 1 to 10000000 of them.")
+        check_int("The number of steps of a schedule", self.steps, 1, 10_000_000)
 
     def __call__(self, t: int) -> float:
         return self.start + (self.end - self.start) * min(t / self.steps, 1.0)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxgen.sampling.transforms.base import Context, Last, check_number, check_whole
+from jaxgen.errors import check_int
+from jaxgen.sampling.transforms.base import Context, Last, check_number
 from jaxgen.types import Array
 
 #: A probability of 1 as an integer mass.
@@ -87,7 +88,7 @@ class TopK:
     k: int
 
     def __post_init__(self) -> None:
-        check_whole("top-k", self.k, 1, 10**18)
+        check_int("top-k", self.k, 1)
 
     def init(self, context: Context) -> Array:
         return jnp.int32(min(self.k, context.vocab))
