@@ -116,13 +116,13 @@ class ImageEncoder(nn.Module):
         check_sizes(self, ["features", "patch"])
         for name, least in {"size": 1, "widths": 1, "blocks": 0}.items():
             for value in getattr(self, name):
-                check_int(f"A number in `{name}` of ImageEncoder", value, least)
+                check_int(f"A number in the ImageEncoder's `{name}`", value, least)
         if len(self.size) != 2:
-            raise UsageError(f"`size` of ImageEncoder is {self.size!r}: give a height and a width.")
+            raise UsageError(f"The ImageEncoder's `size` is {self.size!r}: give a height and a width.")
         if not self.widths or any(width % GROUP for width in self.widths):
-            raise UsageError(f"`widths` of ImageEncoder are {tuple(self.widths)}: give multiples of {GROUP}.")
+            raise UsageError(f"The ImageEncoder's `widths` are {tuple(self.widths)}: give multiples of {GROUP}.")
         if len(self.blocks) != len(self.widths):
-            raise UsageError(f"`blocks` of ImageEncoder are {tuple(self.blocks)}: give one for each of the `widths`.")
+            raise UsageError(f"The ImageEncoder's `blocks` are {tuple(self.blocks)}: give one for each width.")
         check_rates(self, ["dropout", "flips", "grays"])
         super().__post_init__()
 
@@ -178,9 +178,9 @@ class FeatureEncoder(nn.Module):
     def __post_init__(self) -> None:
         check_sizes(self, ["features"])
         for size in self.shape:
-            check_int("A number in `shape` of FeatureEncoder", size, 1)
+            check_int("A number in the FeatureEncoder's `shape`", size, 1)
         if len(self.shape) not in (1, 2):
-            raise UsageError(f"`shape` of FeatureEncoder is {self.shape!r}: give (F,) or (S, F).")
+            raise UsageError(f"The FeatureEncoder's `shape` is {self.shape!r}: give (F,) or (S, F).")
         check_rates(self, ["dropout"])
         super().__post_init__()
 

@@ -34,7 +34,7 @@ ONE_HOT_TABLE = 4_096
 def check_sizes(module: nn.Module, names: Sequence[str], least: int = 1) -> None:
     """Raise ``UsageError`` unless each of these fields of ``module`` is a whole number of at least ``least``."""
     for name in names:
-        check_int(f"`{name}` of {type(module).__name__}", getattr(module, name), least)
+        check_int(f"The {type(module).__name__}'s `{name}`", getattr(module, name), least)
 
 
 def check_rates(module: nn.Module, names: Sequence[str]) -> None:
@@ -42,7 +42,8 @@ def check_rates(module: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         rate = getattr(module, name)
         if not 0 <= rate < 1:
-            raise UsageError(f"`{name}` of {type(module).__name__} is {rate!r}: give a rate of 0 or more, and below 1.")
+            kind = type(module).__name__
+            raise UsageError(f"The {kind}'s `{name}` is {rate!r}: it must be at least 0 and less than 1.")
 
 
 # --- cells

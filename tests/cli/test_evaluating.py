@@ -99,7 +99,7 @@ WRONG = {
     "--length -1": ("length is -1",),
     "--length 0": ("length of the texts is 0",),
     "--block 0": ("block size is 0",),
-    "--seed -1": ("seed of -1",),
+    "--seed -1": ("seed is -1",),
     "--prompt ∑": ("'∑'", "--unk skip"),
     "--plot nowhere/q.png": ("nowhere/q.png", "--no-plot"),
     "--plot .": ("--plot is '.'", "ends in .png"),

@@ -249,7 +249,7 @@ def test_an_unknown_command_names_the_nearest(talk):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("/top-k 0", "top-k of 0"),
+        ("/top-k 0", "top-k is 0"),
         ("/top-k many", "'many'"),
         ("/top-p 0.5 0.6", "'0.5 0.6'"),
         ("/temperature -1", "-1.0"),

@@ -201,8 +201,8 @@ def test_nothing_is_dropped_without_keys():
     [
         ({"pooling": "sum"}, "'sum'"),
         ({"classes": 1}, "at least 2"),
-        ({"token_dropout": 1.0}, "classifier's `token_dropout` is 1.0"),
-        ({"hidden": 0}, "encoder's `hidden` is 0"),
+        ({"token_dropout": 1.0}, "Classifier's `token_dropout` is 1.0"),
+        ({"hidden": 0}, "Encoder's `hidden` is 0"),
         ({"form": "fusde"}, "Unknown form 'fusde'"),
     ],
 )

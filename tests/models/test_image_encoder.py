@@ -230,7 +230,7 @@ def test_patches_are_the_pixels_of_squares_with_zeros_at_the_end(side, rows, col
         (lambda: ImageEncoder((8, 8, 3)), "height"),
         (lambda: ImageEncoder(features=0), "`features` is 0"),
         (lambda: ImageEncoder(patch=0), "`patch` is 0"),
-        (lambda: ImageEncoder(widths=()), "`widths` is"),
+        (lambda: ImageEncoder(widths=()), "`widths` are"),
         (lambda: ImageEncoder(widths=(16, 20), blocks=(0, 0)), "multiples of 16"),
         (lambda: ImageEncoder(blocks=(1,)), "blocks"),
         (lambda: ImageEncoder(blocks=(1, -1, 0)), "blocks"),
@@ -238,7 +238,7 @@ def test_patches_are_the_pixels_of_squares_with_zeros_at_the_end(side, rows, col
         (lambda: ImageEncoder(flips=-0.1), "`flips` is -0.1"),
         (lambda: ImageEncoder(grays=1.0), "`grays` is 1.0"),
         (lambda: FeatureEncoder(()), "shape"),
-        (lambda: FeatureEncoder((3, 0)), "1 or more"),
+        (lambda: FeatureEncoder((3, 0)), "at least 1"),
         (lambda: FeatureEncoder((3,), dropout=float("nan")), "dropout"),
     ],
 )

@@ -370,13 +370,13 @@ def test_every_transform_is_known_to_have_rows_or_none():
 @pytest.mark.parametrize(
     ("sizes", "sentence"),
     [
-        ({"width": 0}, "1 to 1024"),
+        ({"width": 0}, "1 to 1,024"),
         ({"width": 1025}, "1025"),
         ({"width": 2.0}, "2.0"),
         ({"width": True}, "True"),
-        ({"length": 0}, "1 to 100000"),
+        ({"length": 0}, "1 to 100,000"),
         ({"n_best": 3}, "1 to 2"),
-        ({"n_best": 0}, "0 hypotheses"),
+        ({"n_best": 0}, "2 beams is 0"),
         ({"n_best": True}, "True"),
     ],
 )
