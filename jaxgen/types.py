@@ -11,6 +11,9 @@ K     width of a cell's pre-activations (4H for LSTM)
 V     vocabulary size
 S     source positions, which attention looks at
 M     features of a source position
+W     beams of a beam search
+N     hypotheses that a beam search returns
+L     most tokens of a hypothesis
 Y, X  rows and columns of an image
 ====  =======================================================
 

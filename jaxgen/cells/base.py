@@ -121,7 +121,7 @@ class Cell(nn.RNNCellBase):
         self, carry: Carry, z: Float[Array, "*batch K"], u: Float[Array, "*batch K"]
     ) -> tuple[Carry, Float[Array, "*batch H"]]:
         """The cell's equations: the new carry and the output."""
-        raise NotImplementedError(f"{type(self).__name__} implements neither `pointwise` nor `step`.")
+        return self.forward_with_residuals(carry, z, u)[:2]
 
     @nn.nowrap
     def clamp_state(self, values: Carry) -> Carry:
@@ -147,14 +147,14 @@ class Cell(nn.RNNCellBase):
         """One time step as a pure function of its arguments: the new carry and the output."""
         return self.pointwise(carry, z.astype(self.hidden(carry).dtype), self.product(weights, carry))
 
-    # Optional hand-written derivatives of ``pointwise``. A cell implements all three methods or none.
+    # Optional hand-written derivatives. A cell implements all three of these methods instead of ``pointwise``, or none.
 
     @nn.nowrap
     def forward_with_residuals(
         self, carry: Carry, z: Float[Array, "*batch K"], u: Float[Array, "*batch K"]
     ) -> tuple[Carry, Float[Array, "*batch H"], PyTree]:
         """``pointwise``, and the residuals that ``precompute_vjp`` needs, a pytree of [B, ...]."""
-        raise NotImplementedError(f"{type(self).__name__} has no derivatives of its own.")
+        raise NotImplementedError(f"{type(self).__name__} implements neither `pointwise` nor `step`.")
 
     @nn.nowrap
     def precompute_vjp(self, before: Carry, after: Carry, residuals: PyTree) -> PyTree:

@@ -42,10 +42,6 @@ class Elman(Cell):
         return jnp.tanh(values) if self.activation == "tanh" else values
 
     @nn.nowrap
-    def pointwise(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array]:
-        return self.forward_with_residuals(carry, z, u)[:2]
-
-    @nn.nowrap
     def forward_with_residuals(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array, None]:
         h = ACTIVATIONS[self.activation][0](z + u)
         return h, h, None

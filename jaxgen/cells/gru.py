@@ -52,10 +52,6 @@ class GRU(Cell):
         return jnp.tanh(values)
 
     @nn.nowrap
-    def pointwise(self, carry: Array, z: Array, u: Array) -> tuple[Array, Array]:
-        return self.forward_with_residuals(carry, z, u)[:2]
-
-    @nn.nowrap
     def forward_with_residuals(
         self, carry: Array, z: Array, u: Array
     ) -> tuple[Array, Array, tuple[Array, Array, Array]]:

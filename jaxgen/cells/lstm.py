@@ -59,10 +59,6 @@ class LSTM(Cell):
         return values[0], jnp.tanh(values[1])
 
     @nn.nowrap
-    def pointwise(self, carry: LSTMCarry, z: Array, u: Array) -> tuple[LSTMCarry, Array]:
-        return self.forward_with_residuals(carry, z, u)[:2]
-
-    @nn.nowrap
     def forward_with_residuals(self, carry: LSTMCarry, z: Array, u: Array) -> tuple[LSTMCarry, Array, Array]:
         # Without the barrier XLA fuses the slices below into the tanh, and it is no longer vectorised.
         gates = lax.optimization_barrier(jnp.tanh(z + u))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -66,6 +67,17 @@ class Masks(NamedTuple):
         return (new, y) if self.valid is None else (select_rows(self.valid, new, start), mask_rows(self.valid, y))
 
 
+def with_masks(step: Step, masks_at: Callable[[Masks], Masks]) -> Step:
+    """``step`` with the resets and the padding that come with its input, as ``Masks.over_time`` gives them."""
+
+    def masked(weights: PyTree, state: Carry, inputs: tuple[PyTree, Masks]) -> tuple[Carry, PyTree]:
+        z_t, masks = inputs[0], masks_at(inputs[1])
+        start = masks.before(state)
+        return masks.after(start, *step(weights, start, z_t))
+
+    return masked
+
+
 def run(
     step: Step,
     weights: PyTree,
@@ -98,10 +110,5 @@ def run(
         The final carry and the outputs [T, B, H].
     """
     timed, masks_at = Masks.create(carry, reset, valid, initial).over_time(carry)
-
-    def body(state: Carry, inputs: tuple[PyTree, Masks]) -> tuple[Carry, PyTree]:
-        z_t, masks = inputs[0], masks_at(inputs[1])
-        start = masks.before(state)
-        return masks.after(start, *step(weights, start, z_t))
-
+    body = partial(with_masks(step, masks_at), weights)
     return lax.scan(body, carry, (z, timed), length=length, reverse=reverse)

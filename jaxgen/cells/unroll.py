@@ -11,8 +11,8 @@ from jaxtyping import Float, PyTree, Shaped
 
 from jaxgen.cells.base import Cell, promote
 from jaxgen.cells.fused import has_fused_form, has_traced_fields, run_fused
-from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run
-from jaxgen.errors import UsageError, choose
+from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run, with_masks
+from jaxgen.errors import UsageError, check_int, choose
 from jaxgen.types import Array, ArrayLike, Carry
 
 #: Forms in which a recurrence can be computed. All give the same values and gradients, up to rounding.
@@ -62,21 +62,8 @@ def unroll_projected(
     """Run a bound ``cell`` over an input that is already projected.
 
     This is ``unroll`` after ``cell.project``, for callers that have a cheaper way to get ``z``: a language model
-    projects its V embeddings once and looks ``z`` up.
-
-    Args:
-        cell: the bound cell.
-        carry: the initial carry.
-        z: the projected input, or the same [K] for all steps with ``length``.
-        reset: as in ``run``.
-        valid: as in ``run``.
-        initial: as in ``run``.
-        reverse: as in ``run``.
-        length: T, if ``z`` is [K].
-        form: as in ``unroll``.
-
-    Returns:
-        The final carry and the outputs.
+    projects its V embeddings once and looks ``z`` up. Everything is time-major. ``z`` [K] is the input of every one of
+    ``length`` steps. The other arguments are those of ``run`` and ``unroll``.
     """
     pure = cell.clone(parent=None)  # unbound: its fields can be read, its parameters cannot
     weights = cell.weights()
@@ -101,12 +88,7 @@ def _run_foreign(
 ) -> tuple[Carry, Shaped[Array, "T B H"]]:
     """A Linen cell that is no ``Cell``, by ``nn.scan``: its parameters are where ``nn.RNN`` has them."""
     timed, masks_at = Masks.create(carry, reset, valid, initial).over_time(carry)
-
-    def body(cell: nn.RNNCellBase, state: Carry, inputs: tuple[Array, Masks]) -> tuple[Carry, Array]:
-        x_t, masks = inputs[0], masks_at(inputs[1])
-        start = masks.before(state)
-        return masks.after(start, *cell(start, x_t))
-
+    body = with_masks(lambda cell, state, x_t: cell(state, x_t), masks_at)
     scan = nn.scan(body, variable_broadcast="params", split_rngs={"params": False}, reverse=reverse)
     return scan(cell, carry, (x, timed))
 
@@ -141,9 +123,7 @@ def _sizes(
         raise UsageError(f"unroll got an input of shape {x.shape}: it must have the axes {', '.join(axes)}, features.")
     if x is not None and length not in (None, x.shape[time]):
         raise UsageError(f"unroll got length={length} with an input of {x.shape[time]} steps: leave `length` out.")
-    if length is not None and length < 0:
-        raise UsageError(f"unroll got length={length}: it must be 0 or more.")
-    steps = x.shape[time] if x is not None else length or 0
+    steps = check_int("The length of an unroll", x.shape[time] if x is not None else length, 0)
 
     single = cell.initialize_carry(jax.random.key(0), (1, 0 if x is None else x.shape[-1]))
     timed = initial is not None and has_time_axis(initial, single)

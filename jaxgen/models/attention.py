@@ -9,27 +9,28 @@ therefore be used inside a loop over time.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Bool, Float, PyTree, Shaped
 
 from jaxgen.cells.precision import dot_general, matmul
 from jaxgen.cells.scan import mask_rows
-from jaxgen.types import Array, ArrayLike
+from jaxgen.types import Array, ArrayLike, DType
 
 
 class Memory(NamedTuple):
-    """What a decoder attends to. The first axis of every field is B."""
+    """What a decoder attends to."""
 
-    values: Array  # [B, S, M], zero in padding
-    keys: Array  # [B, S, H], from which scores are computed
-    valid: Array  # bool [B, S], false in padding
+    values: Float[Array, "B S M"]  # zero in padding
+    keys: Float[Array, "B S H"]  # from which scores are computed
+    valid: Bool[Array, "B S"]  # false in padding
 
 
-def masked_softmax(scores: Array, valid: Array) -> Array:
-    """Softmax of scores [..., S] over the ``valid`` positions (broadcastable), exactly 0 elsewhere.
+def masked_softmax(scores: Float[Array, "*batch S"], valid: Bool[Array, "*#batch S"]) -> Float[Array, "*batch S"]:
+    """Softmax of scores over the ``valid`` positions, exactly 0 elsewhere.
 
     If no position is valid, all weights are 0. Scores in padding may have any value, even NaN, and get no gradient.
     """
@@ -51,7 +52,7 @@ class Attention(nn.Module):
     in_recurrence: ClassVar[bool] = False
 
     query: int  # H
-    param_dtype: Any = jnp.float32
+    param_dtype: DType = jnp.float32
     precision: str = "float32"
 
     def setup(self) -> None:
@@ -60,22 +61,24 @@ class Attention(nn.Module):
             self.query, use_bias=False, param_dtype=self.param_dtype, dot_general=dot_general(self.precision)
         )
 
-    def keys(self, values: Array) -> Array:
-        """Project values to keys, [B, S, M] -> [B, S, H]."""
+    def keys(self, values: Float[Array, "B S M"]) -> Float[Array, "B S H"]:
+        """Project values to keys."""
         flat = self.projection(values.reshape(-1, values.shape[-1]))  # one 2-D product, as in ``Affine``
         return flat.reshape(*values.shape[:-1], self.query)
 
-    def weights(self) -> Any:
-        """Return the arrays that ``score`` reads, as a pytree."""
-        raise NotImplementedError(f"{type(self).__name__} does not name its weights.")
+    def weights(self) -> PyTree:
+        """The arrays that ``score`` reads."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement `weights`.")
 
     @nn.nowrap
-    def score(self, weights: Any, keys: Array, query: Array) -> Array:
-        """Return the scores [B, T, S] of keys [B, S, H] for queries [B, T, H]."""
-        raise NotImplementedError(f"{type(self).__name__} has no score.")
+    def score(
+        self, weights: PyTree, keys: Float[Array, "B S H"], query: Float[Array, "B T H"]
+    ) -> Float[Array, "B T S"]:
+        """The scores of keys for queries."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement `score`.")
 
-    def build_memory(self, values: ArrayLike, valid: ArrayLike | None = None) -> Memory:
-        """Return the memory of values [B, S, M]. ``valid`` [B, S] is false in padding (``None``: no padding).
+    def build_memory(self, values: Shaped[ArrayLike, "B S M"], valid: Bool[ArrayLike, "B S"] | None = None) -> Memory:
+        """The memory of ``values``. ``valid`` is false in padding (``None``: no padding).
 
         Values in padding are replaced by zeros; they may have any value, even NaN.
         """
@@ -84,10 +87,12 @@ class Attention(nn.Module):
         return Memory(masked, self.keys(masked), valid)
 
     @nn.nowrap
-    def attend(self, weights: Any, memory: Memory, query: Array) -> tuple[Array, Array]:
-        """Return the contexts [B, T, M] of queries [B, T, H], and the weights [B, T, S], which are 0 in padding.
+    def attend(
+        self, weights: PyTree, memory: Memory, query: Float[Array, "B T H"]
+    ) -> tuple[Float[Array, "B T M"], Float[Array, "B T S"]]:
+        """The contexts of queries, and the weights of the positions, which add up to 1 and are 0 in padding.
 
-        The weights of a row add up to 1. A row without a valid position has weights 0 and the context 0.
+        A row without a valid position has weights 0 and the context 0.
         """
         shares = masked_softmax(self.score(weights, memory.keys, query), memory.valid[:, None, :])
         return jnp.einsum("bts,bsm->btm", shares, memory.values.astype(shares.dtype)), shares
@@ -104,15 +109,17 @@ class General(Attention):
         return ()
 
     @nn.nowrap
-    def score(self, weights: tuple[()], keys: Array, query: Array) -> Array:
+    def score(
+        self, weights: tuple[()], keys: Float[Array, "B S H"], query: Float[Array, "B T H"]
+    ) -> Float[Array, "B T S"]:
         return jnp.einsum("bth,bsh->bts", query * self.query**-0.5, keys.astype(query.dtype))
 
 
 class AdditiveWeights(NamedTuple):
     """The weights of ``Additive``."""
 
-    kernel: Array  # [H, H]
-    vector: Array  # [H]
+    kernel: Float[Array, "H H"]
+    vector: Float[Array, "H"]
 
 
 class Additive(Attention):
@@ -133,7 +140,9 @@ class Additive(Attention):
         return AdditiveWeights(jnp.asarray(self.query_kernel), jnp.asarray(self.vector))
 
     @nn.nowrap
-    def score(self, weights: AdditiveWeights, keys: Array, query: Array) -> Array:
+    def score(
+        self, weights: AdditiveWeights, keys: Float[Array, "B S H"], query: Float[Array, "B T H"]
+    ) -> Float[Array, "B T S"]:
         projected = matmul(query, weights.kernel, self.precision)
         inner = jnp.tanh(projected[:, :, None, :] + keys.astype(query.dtype)[:, None, :, :])
         return inner @ weights.vector.astype(query.dtype)

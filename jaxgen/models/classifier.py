@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.precision import dot_general
@@ -20,10 +22,14 @@ from jaxgen.models.layers import (
     fold_in_rows,
     shared_fields,
 )
-from jaxgen.types import Array, Key
+from jaxgen.types import Array, ArrayLike, RowKeys
+
+Outputs: TypeAlias = Shaped[Array, "B S M"]
+Valid: TypeAlias = Bool[Array, "B S"]
+Pooled: TypeAlias = Shaped[Array, "B M"]
 
 
-def last(outputs: Array, valid: Array, directions: int) -> Array:
+def last(outputs: Outputs, valid: Valid, directions: int) -> Pooled:
     """The final output of each direction: the forward one at the last token, the backward one at the first."""
     end = jnp.maximum(jnp.sum(valid, axis=1, dtype=jnp.int32) - 1, 0)
     at_end = jnp.take_along_axis(outputs, end[:, None, None], axis=1)[:, 0]
@@ -33,20 +39,20 @@ def last(outputs: Array, valid: Array, directions: int) -> Array:
     return jnp.concatenate([at_end[:, :half], outputs[:, 0, half:]], axis=-1)
 
 
-def mean(outputs: Array, valid: Array, directions: int) -> Array:
+def mean(outputs: Outputs, valid: Valid, directions: int) -> Pooled:
     """The mean over the tokens."""
     count = jnp.maximum(jnp.sum(valid, axis=1, dtype=outputs.dtype), 1)
     return jnp.sum(jnp.where(valid[:, :, None], outputs, 0), axis=1) / count[:, None]
 
 
-def largest(outputs: Array, valid: Array, directions: int) -> Array:
+def largest(outputs: Outputs, valid: Valid, directions: int) -> Pooled:
     """The maximum of each unit over the tokens (Collobert & Weston, ICML 2008); 0 for a text without tokens."""
     most = jnp.max(jnp.where(valid[:, :, None], outputs, -jnp.inf), axis=1)
     return jnp.where(jnp.any(valid, axis=1)[:, None], most, 0)
 
 
-#: Poolings by name: outputs [B, S, M] and ``valid`` [B, S] -> one vector per text, [B, M]. ``directions`` is 1 or 2.
-POOLINGS: dict[str, Callable[[Array, Array, int], Array]] = {"last": last, "max": largest, "mean": mean}
+#: Poolings by name: functions of outputs, ``valid`` and the number of directions (1 or 2) to one vector for each text.
+POOLINGS: dict[str, Callable[[Outputs, Valid, int], Pooled]] = {"last": last, "max": largest, "mean": mean}
 
 
 class Classifier(nn.Module):
@@ -90,11 +96,13 @@ class Classifier(nn.Module):
 
     @nn.nowrap
     def chosen_form(self) -> str:
-        """Return the form that ``form`` resolves to on JAX's default device."""
+        """The form that ``form`` resolves to on JAX's default device."""
         return Encoder(**shared_fields(self, Encoder), parent=None).chosen_form()
 
-    def __call__(self, tokens: Array, valid: Array, row_keys: Key | None = None) -> Array:
-        """Return float32 logits [B, classes] for ``tokens`` and ``valid`` [B, S]. ``row_keys`` [B] enables dropout."""
+    def __call__(
+        self, tokens: Int[ArrayLike, "B S"], valid: Bool[ArrayLike, "B S"], row_keys: RowKeys | None = None
+    ) -> Float[Array, "B classes"]:
+        """The logits of the labels in float32. ``valid`` is false in padding; ``row_keys`` switch dropout on."""
         valid = jnp.asarray(valid, bool)
         keys = fold_in_rows(row_keys, self.layers + 1)
         tokens = drop_tokens(jnp.asarray(tokens), self.token_dropout, self.unknown, keys)

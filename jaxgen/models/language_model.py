@@ -27,30 +27,28 @@ from jaxgen.types import Array, ArrayLike, Carry, RowKeys
 
 @runtime_checkable
 class LanguageModelProtocol(Protocol):
-    """What ``LanguageTask`` needs of a model: any Linen module with these fields and methods will do.
+    """What ``LanguageTask`` needs of a model: any Linen module with the fields and methods of ``LanguageModel`` below.
 
     Training, prefill, decoding and scoring all call ``states`` and then ``logits``, by name: a subclass of
-    ``LanguageModel`` that overrides one of the methods is used with its override everywhere. The task never calls
-    ``__call__`` but to initialise the parameters; it must touch all of them.
+    ``LanguageModel`` that overrides one of the methods is used with its override everywhere. The task calls
+    ``__call__(tokens)`` only to initialise the parameters; it must touch all of them.
 
     ``initial_carry`` and ``chosen_form`` are called on the unbound module (``flax.linen.nowrap``).
     """
 
     vocab_size: int
-    condition: int  # width of the condition vectors; 0 for a model without conditions
+    condition: int
+
+    def init(self, *args: PyTree, **kwargs: PyTree) -> PyTree: ...
+
+    def apply(self, *args: PyTree, **kwargs: PyTree) -> PyTree: ...
 
     @property
-    def has_dropout(self) -> bool:
-        """Whether ``row_keys`` change anything."""
-        ...
+    def has_dropout(self) -> bool: ...
 
-    def initial_carry(self, batch: int) -> tuple[Carry, ...]:
-        """The state before the first token; every leaf has ``batch`` in front."""
-        ...
+    def initial_carry(self, batch: int) -> tuple[Carry, ...]: ...
 
-    def chosen_form(self) -> str:
-        """The form in which the recurrence runs (``jaxgen.cells.FORMS`` without ``auto``)."""
-        ...
+    def chosen_form(self) -> str: ...
 
     def states(
         self,
@@ -61,35 +59,13 @@ class LanguageModelProtocol(Protocol):
         initial: Sequence[Carry] | None = None,
         row_keys: RowKeys | None = None,
         table: Shaped[ArrayLike, "V K"] | None = None,
-    ) -> tuple[tuple[Carry, ...], Shaped[Array, "T B H"]]:
-        """The carry after ``tokens`` and the vectors that ``logits`` reads, one for each step."""
-        ...
+    ) -> tuple[tuple[Carry, ...], Shaped[Array, "T B H"]]: ...
 
-    def logits(self, hidden: Shaped[Array, "*batch H"]) -> Float[Array, "*batch V"]:
-        """The logits of the next token in float32."""
-        ...
+    def logits(self, hidden: Shaped[Array, "*batch H"]) -> Float[Array, "*batch V"]: ...
 
-    def token_table(self) -> Shaped[Array, "V K"] | None:
-        """What ``states`` can take as ``table``, computed once for many calls; ``None`` if there is no such thing."""
-        ...
+    def token_table(self) -> Shaped[Array, "V K"] | None: ...
 
-    def initial_states(self, condition: Float[ArrayLike, "*batch condition"]) -> tuple[Carry, ...]:
-        """The initial state for each condition vector."""
-        ...
-
-    def __call__(
-        self, tokens: Int[ArrayLike, "B T"], carry: Sequence[Carry] | None = None
-    ) -> tuple[tuple[Carry, ...], Float[Array, "B T V"]]:
-        """The carry after ``tokens`` and the logits of each next token."""
-        ...
-
-    def init(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
-        """``flax.linen.Module.init``."""
-        ...
-
-    def apply(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
-        """``flax.linen.Module.apply``."""
-        ...
+    def initial_states(self, condition: Float[ArrayLike, "*batch condition"]) -> tuple[Carry, ...]: ...
 
 
 class LanguageModel(RecurrentModel):
@@ -181,14 +157,8 @@ class LanguageModel(RecurrentModel):
     ) -> tuple[tuple[Carry, ...], Float[Array, "B T V"]]:
         """The carry after ``tokens`` and the logits of each next token.
 
-        Args:
-            tokens: token ids.
-            carry: one for each layer; zeros by default.
-            reset: as in ``jaxgen.unroll``.
-            valid: as in ``jaxgen.unroll``.
-            initial: as in ``jaxgen.unroll``, one for each layer.
-            row_keys: switch dropout on.
-            table: a ``token_table()`` computed earlier.
+        ``reset``, ``valid`` and ``initial`` are those of ``jaxgen.unroll``. ``carry`` (default: zeros) and ``initial``
+        have a state for each layer. ``row_keys`` switch dropout on. ``table`` is a ``token_table()`` computed earlier.
         """
         reset, valid = (None if mask is None else mask.T for mask in (reset, valid))
         if initial is not None:  # a state for each step, [B, T, H] -> [T, B, H]

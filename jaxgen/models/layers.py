@@ -134,14 +134,12 @@ class Stack(nn.Module):
     ) -> tuple[tuple[Carry, ...], Shaped[Array, "T B H"]]:
         """Run the layers over time; return their new carries and the outputs of the last one.
 
+        ``reset``, ``valid`` and ``initial`` are those of ``jaxgen.cells.run``; ``carries`` and ``initial`` have a state
+        for each layer. ``row_keys`` switch dropout on.
+
         Args:
             x: the input [T, B, D], or with ``projected`` already ``cells[0].project(input)`` [T, B, K].
-            carries: one for each layer.
             projected: whether ``x`` is projected.
-            reset: as in ``jaxgen.cells.run``.
-            valid: as in ``jaxgen.cells.run``.
-            initial: as in ``jaxgen.cells.run``, one for each layer.
-            row_keys: switch dropout on.
             lowest: the first layer to run, for a caller that runs those below itself.
         """
         for name, states in {"carries": carries, "initial": initial}.items():

@@ -8,11 +8,11 @@ This is the length penalty of Hugging Face's ``generate`` and of fairseq: alpha 
 the mean log-probability per token, and larger values favour longer texts. (Wu et al. 2016, arXiv:1609.08144, section 7,
 divide by ((5 + n) / 6)^alpha instead.)
 
-Each step extends every running beam by every token. Extensions that end, and rank among the W likeliest, are stored as
-finished. The W likeliest extensions that do not end become the new beams, so a finished hypothesis does not reduce the
-number of beams. The search stops when W hypotheses have finished ("first come, first served", Kasai et al. 2022,
-arXiv:2204.05424, section 2), so W = 1 is greedy decoding. It stops earlier if no running hypothesis can still reach the
-N best. At the length limit the running hypotheses count as finished.
+Each step extends every running beam by every token. Extensions that end, and rank among the W most probable, are stored
+as finished. The W most probable extensions that do not end become the new beams, so a finished hypothesis does not
+reduce the number of beams. The search stops when W hypotheses have finished ("first come, first served", Kasai et al.
+2022, arXiv:2204.05424, section 2), so W = 1 is greedy decoding. It stops earlier if no running hypothesis can still
+reach the N best. At the length limit the running hypotheses count as finished.
 
 The bound: log p never increases, so the continuations of a running hypothesis score at most
 log p / max(m^alpha, L^alpha), where m is the shortest length at which it can end and L is the limit. Once the N-th best
@@ -24,17 +24,17 @@ equal scores the one that finished first ranks first.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Bool, Float, Int, PyTree, Shaped
 
 from jaxgen.errors import UsageError, check_int
 from jaxgen.sampling.decode import Step
 from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last, update_chain
-from jaxgen.types import Array, Carry
+from jaxgen.types import Array, ArrayLike, Carry
 
 MAX_WIDTH = 1_024
 #: Its powers times a log-probability stay well inside the range of float32.
@@ -44,49 +44,49 @@ MAX_BEAM_LENGTH = 100_000
 class Hypotheses(NamedTuple):
     """The N best hypotheses of each of B problems, best first. Unused places have length 0 and score -inf."""
 
-    tokens: Array  # [B, N, L] int32, padded after the end
-    lengths: Array  # [B, N] int32, including the end-of-sequence token
-    logp: Array  # [B, N], nats
-    scores: Array  # [B, N], logp / length^alpha
-    steps: Array  # int32, the number of steps that the loop ran
+    tokens: Int[Array, "B N L"]  # padded after the end
+    lengths: Int[Array, "B N"]  # including the end-of-sequence token
+    logp: Float[Array, "B N"]  # nats
+    scores: Float[Array, "B N"]  # logp / length^alpha
+    steps: Int[Array, ""]  # the number of steps that the loop ran
 
 
 class _Finished(NamedTuple):
-    """Finished hypotheses [B, N], best first. Their last token is candidate ``slot`` of step ``length - 1``."""
+    """Finished hypotheses, best first. Their last token is candidate ``slot`` of step ``length - 1``."""
 
-    score: Array
-    logp: Array
-    length: Array
-    slot: Array
+    score: Float[Array, "B N"]
+    logp: Float[Array, "B N"]
+    length: Int[Array, "B N"]
+    slot: Int[Array, "B N"]
 
 
 class _Candidates(NamedTuple):
-    """The likeliest extensions [B, K] of the running beams, likeliest first."""
+    """The most probable extensions of the running beams, in order."""
 
-    logp: Array
-    beam: Array
-    token: Array
+    logp: Float[Array, "B candidates"]
+    beam: Int[Array, "B candidates"]
+    token: Int[Array, "B candidates"]
 
 
 class _Trail(NamedTuple):
-    """The candidates of every step, [L, B, K]; ``parent`` is the candidate of the previous step that each extends."""
+    """The candidates of every step; ``parent`` is the candidate of the previous step that each extends."""
 
-    token: Array
-    parent: Array
+    token: Int[Array, "L B candidates"]
+    parent: Int[Array, "L B candidates"]
 
 
 class _Search(NamedTuple):
-    carry: Carry  # rows b * W + w
-    logits: Array  # [B * W, V], of the next token
-    transforms: tuple[Any, ...]
-    token: Array  # [B * W], the last one; -1 before the first
-    logp: Array  # [B, W], in descending order; -inf for an unused beam
-    slot: Array  # [B, W], each beam as an index into the candidates of the last step
+    carry: Carry  # B * W beams: row b * W + w is beam w of problem b
+    logits: Float[Array, "beams V"]  # of the next token
+    transforms: tuple[PyTree, ...]
+    token: Int[Array, "beams"]  # the last one; -1 before the first
+    logp: Float[Array, "B W"]  # in descending order; -inf for an unused beam
+    slot: Int[Array, "B W"]  # each beam as an index into the candidates of the last step
     trail: _Trail
     finished: _Finished
-    ended: Array  # [B], number of finished hypotheses
-    done: Array  # [B]
-    t: Array  # int32, number of steps so far
+    ended: Int[Array, "B"]  # number of finished hypotheses
+    done: Bool[Array, "B"]
+    t: Int[Array, ""]  # number of steps so far
 
 
 def check_beam(width: int, length: int, n_best: int) -> None:
@@ -97,7 +97,7 @@ def check_beam(width: int, length: int, n_best: int) -> None:
 
 
 def beam_states(chain: Chain, context: Context) -> tuple[PyTree, ...]:
-    """Return the initial states of the transforms of a beam search.
+    """The initial states of the transforms of a beam search.
 
     Raises:
         UsageError: if the state of a transform has a row axis. Such a transform (a repetition penalty, for example)
@@ -108,25 +108,25 @@ def beam_states(chain: Chain, context: Context) -> tuple[PyTree, ...]:
         narrow, wide = (jax.tree.map(jnp.shape, transform.init(each)) for each in (context, wider))
         if narrow != wide:
             raise UsageError(
-                f"{type(transform).__name__} remembers what each row has drawn, which beam search cannot follow: "
+                f"{type(transform).__name__} tracks the tokens of each row, and beam search reorders rows: "
                 "leave it out, or draw samples instead."
             )
     return chain.init(context)
 
 
 def tile_beams(tree: PyTree, width: int) -> PyTree:
-    """Repeat each row W times, [B, ...] -> [B * W, ...]: the layout of the beams in ``beam_search``."""
+    """Each row of [B, ...] repeated W times, [B * W, ...]: the layout of the beams in ``beam_search``."""
     return jax.tree.map(lambda a: jnp.repeat(a, width, axis=0), tree)
 
 
 def beam_search(
     step: Step,
     kinds: Kinds,
-    weights: Any,
+    weights: PyTree,
     carry: Carry,
-    logits: Array,
-    states: tuple[Any, ...],
-    length_penalty: Array | float,
+    logits: Float[Array, "B V"],
+    states: tuple[PyTree, ...],
+    length_penalty: Float[ArrayLike, ""] | float,
     *,
     width: int,
     length: int,
@@ -134,9 +134,7 @@ def beam_search(
     eos: int,
     pad: int,
 ) -> Hypotheses:
-    """Return the ``n_best`` best hypotheses of each of B problems. The module docstring describes the search.
-
-    Problems are independent of each other. (As everywhere, the number of rows in a product can change float bits.)
+    """The ``n_best`` best hypotheses of each of B independent problems. The module docstring describes the search.
 
     Args:
         step: the decoding step. It is called with B * W rows; row b * W + w is beam w of problem b.
@@ -145,7 +143,7 @@ def beam_search(
         weights: the weights of ``step``. Put what is constant during decoding (an encoder's states, laid out by
             ``tile_beams``) here rather than into ``carry``, which is reordered at every step.
         carry: where decoding starts, B rows in every leaf.
-        logits: the logits [B, V] of the first token.
+        logits: those of the first token.
         states: the states of the transforms, from ``beam_states``.
         length_penalty: alpha, from -5 to 5; traced.
         width: the number of beams W.
@@ -185,7 +183,7 @@ def beam_search(
         carry, logits = step(weights, jax.tree.map(lambda a: a[rows], search.carry), token)
         return _Search(carry, logits, transforms, token, logp, slot, trail, finished, ended, done, made)
 
-    search = _start(carry, logits, states, width, length, n_best, pad)
+    search = _start(carry, logits, states, width, length, n_best)
     search = lax.while_loop(lambda search: (search.t < length) & ~jnp.all(search.done), one, search)
     running = jnp.where(search.done[:, None], -jnp.inf, search.logp)
     finished = _merged(search.finished, running, jnp.int32(length), search.slot, alpha)
@@ -193,7 +191,7 @@ def beam_search(
 
 
 def _start(
-    carry: Carry, logits: Array, states: tuple[Any, ...], width: int, length: int, n_best: int, pad: int
+    carry: Carry, logits: Float[Array, "B V"], states: tuple[PyTree, ...], width: int, length: int, n_best: int
 ) -> _Search:
     batch, vocab = logits.shape
     candidates = min(2 * width, width * min(width + 1, vocab))
@@ -216,8 +214,8 @@ def _start(
     )
 
 
-def _extensions(logits: Array, logp: Array) -> _Candidates:
-    """Return the (at most 2W) likeliest extensions of beams with ``logp`` [B, W] and next-token ``logits`` [B * W, V].
+def _extensions(logits: Float[Array, "beams V"], logp: Float[Array, "B W"]) -> _Candidates:
+    """The (at most 2W) most probable extensions of beams with log-probability ``logp`` and next-token ``logits``.
 
     Each beam has one ending extension, so at most W of the 2W end and at least W can continue. For the same reason
     W + 1 candidates per beam are enough. A beam's candidates are selected by their logits, not by their sums with the
@@ -233,18 +231,24 @@ def _extensions(logits: Array, logp: Array) -> _Candidates:
     return _Candidates(total, place // each, _take(token.reshape(batch, -1), place))
 
 
-def _merged(finished: _Finished, logp: Array, length: Array, slot: Array, alpha: Array) -> _Finished:
-    """Merge more hypotheses [B, M] of the same length into ``finished``; entries with ``logp`` -inf are ignored."""
+def _merged(
+    finished: _Finished,
+    logp: Float[Array, "B more"],
+    length: Int[Array, ""],
+    slot: Int[Array, "B more"],
+    alpha: Float[Array, ""],
+) -> _Finished:
+    """``finished`` and more hypotheses of the same length; entries with ``logp`` -inf are ignored."""
     more = _Finished(logp / _norm(length, alpha), logp, jnp.broadcast_to(length, logp.shape), slot)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), finished, more)
     _, order = lax.top_k(both.score, finished.score.shape[1])
     return jax.tree.map(lambda a: _take(a, order), both)
 
 
-def _traced(trail: _Trail, finished: _Finished, pad: int) -> Array:
-    """Return the tokens [B, N, L] of the finished hypotheses by following ``trail`` from their ends backwards."""
+def _traced(trail: _Trail, finished: _Finished, pad: int) -> Int[Array, "B N L"]:
+    """The tokens of the finished hypotheses, found by following ``trail`` from their ends backwards."""
 
-    def back(slot: Array, at: tuple[Array, _Trail]) -> tuple[Array, Array]:
+    def back(slot: Int[Array, "B N"], at: tuple[Array, _Trail]) -> tuple[Int[Array, "B N"], Int[Array, "B N"]]:
         t, made = at
         inside = t < finished.length
         token = jnp.where(inside, _take(made.token, slot), pad)
@@ -255,10 +259,10 @@ def _traced(trail: _Trail, finished: _Finished, pad: int) -> Array:
     return tokens.transpose(1, 2, 0)
 
 
-def _norm(length: Array | int, alpha: Array) -> Array:
+def _norm(length: Int[Array, ""] | int, alpha: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.asarray(length, jnp.float32) ** alpha
 
 
-def _take(values: Array, places: Array) -> Array:
-    """Return ``values`` [B, N] at the indices ``places`` [B, M] of each row."""
+def _take(values: Shaped[Array, "B values"], places: Int[Array, "B places"]) -> Shaped[Array, "B places"]:
+    """``values`` at the indices ``places`` of each row."""
     return jnp.take_along_axis(values, places, axis=1)

@@ -2,23 +2,24 @@
 
 Samples are reproducible. Sample i of seed s draws its t-th token with the key ``fold_in(fold_in(key(s), i), t)``, where
 t counts generated tokens. It therefore depends neither on other samples nor on how the text is split into chunks. The
-number of rows in a matrix product can change float bits, so rows are decoded in blocks of a fixed size R (sample i is
-row i % R of block i // R), and prompts are read one row at a time in chunks of ``PREFILL_CHUNK`` tokens.
+number of rows in a matrix product can change float bits, so rows are decoded in blocks of a fixed size B (sample i is
+row i % B of block i // B), and prompts are read one row at a time in chunks of ``PREFILL_CHUNK`` tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Bool, Float, Int, PyTree
 
 from jaxgen.errors import check_int
 from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last, update_chain
-from jaxgen.types import Array, Carry, Key
+from jaxgen.types import Array, ArrayLike, Carry, Key, RowKeys
 
 #: Default number of rows decoded together. One row has the lowest latency. The bits of a sample depend on this number,
 #: so it must not depend on the number of samples requested.
@@ -29,37 +30,37 @@ PREFILL_CHUNK = 64
 PRNG = "threefry2x32"
 MAX_SEED = 2**32 - 1
 
-#: ``step(weights, carry, token [R]) -> (carry, logits [R, V])``
-Step = Callable[[Any, Carry, Array], tuple[Carry, Array]]
-#: ``prefill(weights, carry, logits [R, V], tokens [R, P], valid [R, P]) -> (carry, logits [R, V])``
-Prefill = Callable[[Any, Carry, Array, Array, Array], tuple[Carry, Array]]
+#: ``step(weights, carry, token) -> (carry, logits)``
+Step = Callable[[PyTree, Carry, Int[Array, "B"]], tuple[Carry, Float[Array, "B V"]]]
 
 
 class Drawn(NamedTuple):
-    """Tokens [R, T] and their log-probabilities (float32, nats) under the model itself, before any transform.
+    """Tokens and their log-probabilities under the model itself, in nats, before any transform.
 
     After a row's end-of-sequence token both are padding (``pad`` and 0).
     """
 
-    tokens: Array
-    logp: Array
+    tokens: Int[Array, "B T"]
+    logp: Float[Array, "B T"]
 
 
 class DecodeState(NamedTuple):
-    """The state of the decode loop for R rows: everything the next token depends on."""
+    """The state of the decode loop for B rows: everything the next token depends on."""
 
     carry: Carry
-    logits: Array  # [R, V], of the next token
-    transforms: tuple[Any, ...]
-    done: Array  # [R], rows that have drawn the end-of-sequence token
-    t: Array  # int32, number of tokens generated so far
-    token: Array  # [R], the last generated token; -1 before the first
+    logits: Float[Array, "B V"]  # of the next token
+    transforms: tuple[PyTree, ...]
+    done: Bool[Array, "B"]  # rows that have drawn the end-of-sequence token
+    t: Int[Array, ""]  # number of tokens generated so far
+    token: Int[Array, "B"]  # the last generated token; -1 before the first
 
     @classmethod
-    def start(cls, chain: Chain, carry: Carry, logits: Array, *, prompt: Any = (), eos: int = -1) -> DecodeState:
-        """Return the state of rows that have read ``prompt``, given the ``carry`` and ``logits`` after it.
+    def start(
+        cls, chain: Chain, carry: Carry, logits: Float[Array, "B V"], *, prompt: ArrayLike | tuple = (), eos: int = -1
+    ) -> DecodeState:
+        """The state of rows that have read ``prompt``, which transforms may look at.
 
-        The transforms that depend on the prompt get it from here.
+        ``carry`` and ``logits`` are those after the prompt.
         """
         rows, vocab = logits.shape
         states = chain.init(Context(rows, vocab, np.asarray(prompt, np.int32), eos))
@@ -67,24 +68,24 @@ class DecodeState(NamedTuple):
 
 
 def check_seed(seed: int) -> int:
-    """Return ``seed``, or raise ``UsageError`` if it does not fit into 32 bits. JAX would silently wrap it around."""
+    """``seed``, if it fits into 32 bits; JAX would silently wrap a larger one around."""
     return check_int("The seed", seed, 0, MAX_SEED)
 
 
-def sample_keys(seed: int, indices: Array) -> Key:
-    """Return the keys of the samples ``indices`` [R] of ``seed``."""
+def sample_keys(seed: int, indices: Int[ArrayLike, "B"]) -> RowKeys:
+    """The keys of the samples ``indices`` of ``seed``."""
     return _fold_in_each(jax.random.key(check_seed(seed), impl=PRNG), indices)
 
 
 @jax.jit
-def _fold_in_each(key: Key, indices: Array) -> Key:
+def _fold_in_each(key: Key, indices: Int[ArrayLike, "B"]) -> RowKeys:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
 
 
-def draw(keys: Key, t: Array, logits: Array) -> Array:
-    """Draw the t-th token of every row from softmax(logits [R, V]) in float32."""
+def draw(keys: RowKeys, t: Int[ArrayLike, ""] | int, logits: Float[Array, "B V"]) -> Int[Array, "B"]:
+    """The t-th token of every row, drawn from softmax(logits) in float32."""
 
-    def one(key: Key, row: Array) -> Array:
+    def one(key: Key, row: Float[Array, "V"]) -> Int[Array, ""]:
         return jax.random.categorical(jax.random.fold_in(key, t), row.astype(jnp.float32), mode="low")
 
     # Pinned, like PRNG: this JAX setting and the mode also change which tokens are drawn.
@@ -92,10 +93,10 @@ def draw(keys: Key, t: Array, logits: Array) -> Array:
         return jax.vmap(one)(keys, logits)
 
 
-def perturbed(keys: Key, t: Array, logits: Array) -> Array:
-    """Return the perturbed logits [R, V] whose argmax ``draw`` returns (the Gumbel-max trick)."""
+def perturbed(keys: RowKeys, t: Int[ArrayLike, ""] | int, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+    """The perturbed logits whose argmax ``draw`` returns (the Gumbel-max trick)."""
 
-    def one(key: Key, row: Array) -> Array:
+    def one(key: Key, row: Float[Array, "V"]) -> Float[Array, "V"]:
         noise = jax.random.gumbel(jax.random.fold_in(key, t), row.shape, jnp.float32, mode="low")
         return row.astype(jnp.float32) + noise
 
@@ -106,18 +107,16 @@ def perturbed(keys: Key, t: Array, logits: Array) -> Array:
 def decode(
     step: Step,
     kinds: Kinds,
-    weights: Any,
+    weights: PyTree,
     state: DecodeState,
-    keys: Key,
+    keys: RowKeys,
     *,
     length: int,
     greedy: bool,
     eos: int,
     pad: int,
 ) -> tuple[DecodeState, Drawn]:
-    """Generate ``length`` tokens per row; return the new state and the drawn tokens.
-
-    Splitting the length over several calls does not change the result.
+    """Generate ``length`` tokens for each row. Splitting the length over several calls does not change the result.
 
     Args:
         step: the decoding step of the model.
@@ -126,7 +125,7 @@ def decode(
         state: where to start.
         keys: one key per row, from ``sample_keys``.
         length: the number of tokens.
-        greedy: take the likeliest token (the lowest id among equals) instead of drawing one.
+        greedy: take the most probable token (the lowest id among equals) instead of drawing one.
         eos: the end-of-sequence token; -1 if there is none.
         pad: the token after the end.
     """
@@ -145,21 +144,19 @@ def decode(
     return state, Drawn(drawn.tokens.T, drawn.logp.T)
 
 
-def log_probability(logits: Array, token: Array) -> Array:
-    """log softmax(logits [..., V])[token [...]], in nats."""
+def log_probability(logits: Float[Array, "*batch V"], token: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """log softmax(logits)[token], in nats."""
     chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
 def prefill_chunks(
-    tokens: np.ndarray, rows: int = 1, chunk: int = PREFILL_CHUNK
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Split a prompt into masked chunks of fixed shape: a list of (tokens, valid), each [R, P] with identical rows."""
+    tokens: Int[np.ndarray, "length"], chunk: int = PREFILL_CHUNK
+) -> list[tuple[Int[np.ndarray, "1 chunk"], Bool[np.ndarray, "1 chunk"]]]:
+    """A prompt as masked chunks of a fixed shape: a list of (tokens, valid)."""
     pieces = []
     for start in range(0, len(tokens), chunk):
         piece = np.asarray(tokens[start : start + chunk], np.int32)
-        padded = np.zeros((rows, chunk), np.int32)
-        padded[:, : piece.size] = piece
-        valid = np.broadcast_to(np.arange(chunk) < piece.size, (rows, chunk))
-        pieces.append((padded, valid))
+        padded = np.pad(piece, (0, chunk - piece.size))
+        pieces.append((padded[None], (np.arange(chunk) < piece.size)[None]))
     return pieces

@@ -47,7 +47,7 @@ def test_a_length_that_contradicts_the_input_is_refused():
 
 
 def test_a_negative_length_is_refused():
-    with pytest.raises(UsageError, match="length=-1"):
+    with pytest.raises(UsageError, match="length of an unroll is -1"):
         shapes(Elman(H), None, length=-1)
 
 
