@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Float, PyTree, Shaped
 
 from jaxgen.cells.precision import matmul
-from jaxgen.types import Array, Carry, DType, Key
+from jaxgen.types import Array, ArrayLike, Carry, DType, Key
 
 Initializer = Callable[..., Array]
 
@@ -69,7 +69,7 @@ class Affine(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Shaped[Array, "*batch D"] | None, scale: Float[Array, "K"] | None = None
+        self, x: Shaped[ArrayLike, "*batch D"] | None, scale: Float[Array, "K"] | None = None
     ) -> Float[Array, "*batch K"] | Float[Array, "K"]:
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         if scale is not None:
@@ -103,7 +103,7 @@ class Cell(nn.RNNCellBase):
     param_dtype: DType = jnp.float32
     precision: str = "float32"
 
-    def project(self, x: Shaped[Array, "*batch D"] | None) -> Float[Array, "*batch K"] | Float[Array, "K"]:
+    def project(self, x: Shaped[ArrayLike, "*batch D"] | None) -> Float[Array, "*batch K"] | Float[Array, "K"]:
         """The input's part of the pre-activations, bias included; for ``None`` the bias alone."""
         raise NotImplementedError(f"{type(self).__name__} does not implement `project`.")
 
@@ -174,7 +174,7 @@ class Cell(nn.RNNCellBase):
         """One backward step: from the gradients of the new carry and the output to those of the old carry, z and u."""
         raise NotImplementedError(f"{type(self).__name__} has no derivatives of its own.")
 
-    def __call__(self, carry: Carry, x: Shaped[Array, "*batch D"]) -> tuple[Carry, Float[Array, "*batch H"]]:
+    def __call__(self, carry: Carry, x: Shaped[ArrayLike, "*batch D"]) -> tuple[Carry, Float[Array, "*batch H"]]:
         """One step on a raw input, as ``flax.linen.RNN`` and ``nn.Bidirectional`` call it."""
         return self.step(self.weights(), carry, self.project(x))
 

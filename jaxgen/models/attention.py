@@ -29,7 +29,7 @@ class Memory(NamedTuple):
     valid: Bool[Array, "B S"]  # false in padding
 
 
-def masked_softmax(scores: Float[Array, "*batch S"], valid: Bool[Array, "*#batch S"]) -> Float[Array, "*batch S"]:
+def masked_softmax(scores: Float[Array, "*batch S"], valid: Bool[ArrayLike, "*#batch S"]) -> Float[Array, "*batch S"]:
     """Softmax of scores over the ``valid`` positions, exactly 0 elsewhere.
 
     If no position is valid, all weights are 0. Scores in padding may have any value, even NaN, and get no gradient.

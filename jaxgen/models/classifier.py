@@ -24,8 +24,8 @@ from jaxgen.models.layers import (
 )
 from jaxgen.types import Array, ArrayLike, RowKeys
 
-Outputs: TypeAlias = Shaped[Array, "B S M"]
-Valid: TypeAlias = Bool[Array, "B S"]
+Outputs: TypeAlias = Shaped[ArrayLike, "B S M"]
+Valid: TypeAlias = Bool[ArrayLike, "B S"]
 Pooled: TypeAlias = Shaped[Array, "B M"]
 
 

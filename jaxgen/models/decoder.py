@@ -43,7 +43,7 @@ class ContextKernel(nn.Module):
     """The matrix by which an attention context enters a cell's pre-activations, in the units of ``Cell.project``."""
 
     @nn.compact
-    def __call__(self, rows: int, columns: int) -> Float[Array, "M K"]:
+    def __call__(self, rows: int, columns: int) -> Float[ArrayLike, "M K"]:
         return self.param("kernel", nn.initializers.lecun_normal(), (rows, columns), jnp.float32)
 
 

@@ -103,7 +103,7 @@ class ImageEncoder(nn.Module):
         UsageError: for invalid sizes and rates.
     """
 
-    size: tuple[int, int] = (64, 64)
+    size: tuple[int, ...] = (64, 64)
     features: int = 128
     patch: int = 2
     widths: Sequence[int] = (32, 32, 64)
@@ -204,7 +204,7 @@ class FeatureEncoder(nn.Module):
         return _Places(self.features, self.dropout)(nn.LayerNorm()(x), row_keys)
 
 
-def patches(images: Float[Array, "B Y X channels"], side: int) -> Float[Array, "B rows columns channels"]:
+def patches(images: Float[Array, "B Y X channels"], side: int) -> Float[Array, "B rows columns pixels"]:
     """Split images into patches, [B, Y / side, X / side, side² C]: pixels become channels.
 
     Heights and widths are rounded up, with zeros at the bottom and on the right.

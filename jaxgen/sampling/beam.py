@@ -131,7 +131,7 @@ def beam_search(
     width: int,
     length: int,
     n_best: int,
-    eos: int,
+    eos: Int[ArrayLike, ""] | int,
     pad: int,
 ) -> Hypotheses:
     """The ``n_best`` best hypotheses of each of B independent problems. The module docstring describes the search.

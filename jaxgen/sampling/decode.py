@@ -8,7 +8,7 @@ row i % B of block i // B), and prompts are read one row at a time in chunks of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -56,7 +56,13 @@ class DecodeState(NamedTuple):
 
     @classmethod
     def start(
-        cls, chain: Chain, carry: Carry, logits: Float[Array, "B V"], *, prompt: ArrayLike | tuple = (), eos: int = -1
+        cls,
+        chain: Chain,
+        carry: Carry,
+        logits: Float[Array, "B V"],
+        *,
+        prompt: ArrayLike | Sequence[int] = (),
+        eos: int = -1,
     ) -> DecodeState:
         """The state of rows that have read ``prompt``, which transforms may look at.
 
@@ -67,7 +73,7 @@ class DecodeState(NamedTuple):
         return cls(carry, logits, states, jnp.zeros(rows, bool), *Last.none(rows))
 
 
-def check_seed(seed: int) -> int:
+def check_seed(seed: object) -> int:
     """``seed``, if it fits into 32 bits; JAX would silently wrap a larger one around."""
     return check_int("The seed", seed, 0, MAX_SEED)
 

@@ -146,7 +146,7 @@ def test_a_seed_of_32_bits_is_accepted(seed):
 @pytest.mark.parametrize("seed", [-1, 2**32, True, False, 1.5, 1.0, "1", None])
 def test_any_other_seed_is_refused(seed):
     with pytest.raises(UsageError, match=re.escape(repr(seed))):
-        sample_keys(seed, jnp.arange(2))
+        check_seed(seed)
 
 
 def test_greedy_takes_the_largest_logit_at_every_step():

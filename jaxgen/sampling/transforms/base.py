@@ -95,10 +95,10 @@ def update_chain(kinds: Kinds, states: Sequence[PyTree], logits: Array, last: La
     return tuple(after), logits
 
 
-def check_number(name: str, value: float, least: float, most: float, allowed: str) -> None:
+def check_number(name: str, value: object, least: float, most: float, allowed: str) -> None:
     """Raise ``UsageError`` unless ``value`` is a number from ``least`` to ``most``; ``allowed`` is for the message."""
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not number or not least <= value <= most:
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not number or not least <= value <= most:  # type: ignore[operator]
         raise UsageError(f"{name} of {value} cannot be used: give {allowed}.")
 
 

@@ -55,7 +55,7 @@ class Temperature:
 
     def init(self, context: Context) -> Array:
         values = table(self.value, self.steps)
-        return jnp.asarray(values if values.size == 1 else padded(values.tolist(), values[-1], np.float32))
+        return jnp.asarray(values if values.size == 1 else padded(values.tolist(), float(values[-1]), np.float32))
 
     @staticmethod
     def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
