@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from jaxgen.cells.base import Affine, Cell, Weights, orthogonal
 from jaxgen.errors import choose
-from jaxgen.types import Array
+from jaxgen.types import Array, ArrayLike
 
 #: Each activation, and its derivative as a function of its value.
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
@@ -31,7 +31,7 @@ class Elman(Cell):
             "recurrent_kernel", orthogonal, (self.features, self.features), self.param_dtype
         )
 
-    def project(self, x: Array | None) -> Array:
+    def project(self, x: ArrayLike | None) -> Array:
         return self.input(x)
 
     def weights(self) -> Weights:

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxgen.cells.base import Affine, Cell, Weights, orthogonal, per_gate
-from jaxgen.types import Array
+from jaxgen.types import Array, ArrayLike
 
 
 class GRU(Cell):
@@ -40,7 +40,7 @@ class GRU(Cell):
         half, one = jnp.full(2 * self.features, 0.5, self.param_dtype), jnp.ones(self.features, self.param_dtype)
         return jnp.concatenate([half, one])
 
-    def project(self, x: Array | None) -> Array:
+    def project(self, x: ArrayLike | None) -> Array:
         return self.input(x, self._scale())
 
     def weights(self) -> Weights:

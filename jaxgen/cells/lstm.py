@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxgen.cells.base import Affine, Cell, Weights, orthogonal, per_gate
-from jaxgen.types import Array, DType, Key
+from jaxgen.types import Array, ArrayLike, DType, Key
 
 LSTMCarry = tuple[Array, Array]
 
@@ -44,7 +44,7 @@ class LSTM(Cell):
         half, one = jnp.full(self.features, 0.5, self.param_dtype), jnp.ones(self.features, self.param_dtype)
         return jnp.concatenate([half, half, one, half])
 
-    def project(self, x: Array | None) -> Array:
+    def project(self, x: ArrayLike | None) -> Array:
         return self.input(x, self._scale())
 
     def weights(self) -> Weights:
