@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float, PyTree
+from jaxtyping import Bool, Float, Int, PyTree
 
-from jaxgen.types import Array, Carry, Key, Params, RowKeys
+from jaxgen.types import Array, ArrayLike, Carry, Key, Params, RowKeys
 
 
 @runtime_checkable
@@ -72,48 +72,60 @@ class Task(Protocol):
 
 
 class WritingTask(Task, Protocol):
-    """A task whose model writes texts token by token (``ANSWER = "texts"``, and language models)."""
+    """A task whose model writes texts token by token."""
 
-    def step(self, weights: PyTree, carry: Carry, token: Array) -> tuple[Carry, Array]:
-        """The carry and logits [R, V] after reading ``token`` [R]."""
+    def step(self, weights: PyTree, carry: Carry, token: Int[Array, "B"]) -> tuple[Carry, Float[Array, "B V"]]:
+        """The carry and the logits after reading ``token``."""
         ...
 
 
 class PromptedTask(WritingTask, Protocol):
-    """A task that continues a prompt."""
+    """A task that continues a prompt (language models)."""
 
-    def initial_states(self, weights: PyTree, condition: Array) -> Carry:
+    def initial_states(self, weights: PyTree, condition: Float[ArrayLike, "B condition"]) -> Carry:
         """The carry in which a text with this condition starts."""
         ...
 
-    def prefill(self, weights: PyTree, carry: Carry, logits: Array, tokens: Array, valid: Array) -> tuple[Carry, Array]:
-        """The carry and logits after reading a chunk of a prompt."""
+    def prefill(
+        self,
+        weights: PyTree,
+        carry: Carry,
+        logits: Float[ArrayLike, "B V"],
+        tokens: Int[ArrayLike, "B T"],
+        valid: Bool[ArrayLike, "B T"],
+    ) -> tuple[Carry, Float[Array, "B V"]]:
+        """The carry and the logits after reading a chunk of a prompt."""
         ...
 
     def score(
         self,
         weights: PyTree,
         carry: Carry,
-        tokens: Array,
-        targets: Array,
-        reset: Array,
-        valid: Array,
-        initial: Carry | None = None,
+        tokens: Int[ArrayLike, "B T"],
+        targets: Int[ArrayLike, "B T"],
+        reset: Bool[ArrayLike, "B T"],
+        valid: Bool[ArrayLike, "B T"],
+        initial: Carry,
         *,
         top: int,
     ) -> tuple[Carry, PyTree]:
-        """The carry, and log-probabilities of ``targets`` with the ``top`` likeliest tokens."""
+        """The carry, and log-probabilities of ``targets`` with the ``top`` most probable tokens."""
         ...
 
 
 class EncodingTask(WritingTask, Protocol):
-    """A task that encodes an input, and then writes a text for it."""
+    """A task that encodes an input and writes a text for it (``ANSWER = "texts"``).
 
-    def init_decoder(self, weights: PyTree, inputs: PyTree) -> tuple[PyTree, Carry, Array]:
+    The ``weights`` of its ``step`` are what ``prepare`` returns and the encoder's memory.
+    """
+
+    def init_decoder(self, prepared: PyTree, inputs: PyTree) -> tuple[PyTree, Carry, Float[Array, "B V"]]:
         """The encoder's memory, and the carry and logits in which decoding starts."""
         ...
 
-    def attention_weights(self, weights: PyTree, inputs: PyTree, tokens: Array) -> Array:
+    def attention_weights(
+        self, prepared: PyTree, inputs: PyTree, tokens: Int[ArrayLike, "B T"]
+    ) -> Float[Array, "B T S"]:
         """Where each step looks that reads these tokens."""
         ...
 

@@ -90,9 +90,9 @@ class ClassifyTask:
         """Return ``params``: prediction needs no preparation."""
         return params
 
-    def predict(self, params: Params, inputs: TokenRows) -> Array:
+    def predict(self, weights: Params, inputs: TokenRows) -> Array:
         """Return the probability of every label for every row, [R, classes]."""
-        return jax.nn.softmax(self._logits(params, inputs), axis=-1)
+        return jax.nn.softmax(self._logits(weights, inputs), axis=-1)
 
 
 def _judged(logits: Array, labels: Array, counts: Array) -> tuple[Array, Array]:
