@@ -1,12 +1,17 @@
 """Recurrent cells and the one registry that names them. A new cell is one file and one line here."""
 
-from jaxgen.cells.base import Affine, Cell, Weights
+from jaxgen.cells.base import Affine as Affine
+from jaxgen.cells.base import Cell as Cell
+from jaxgen.cells.base import Weights as Weights
 from jaxgen.cells.elman import Elman, ElmanReLU
 from jaxgen.cells.gru import GRU
 from jaxgen.cells.lstm import LSTM
-from jaxgen.cells.precision import PRECISIONS
-from jaxgen.cells.scan import run
-from jaxgen.cells.unroll import FORMS, choose_form, unroll, unroll_projected
+from jaxgen.cells.precision import PRECISIONS as PRECISIONS
+from jaxgen.cells.scan import run as run
+from jaxgen.cells.unroll import FORMS as FORMS
+from jaxgen.cells.unroll import choose_form as choose_form
+from jaxgen.cells.unroll import unroll as unroll
+from jaxgen.cells.unroll import unroll_projected as unroll_projected
 
 CELLS: dict[str, type[Cell]] = {
     "elman": Elman,
@@ -14,20 +19,3 @@ CELLS: dict[str, type[Cell]] = {
     "gru": GRU,
     "lstm": LSTM,
 }
-
-__all__ = [
-    "CELLS",
-    "FORMS",
-    "GRU",
-    "LSTM",
-    "PRECISIONS",
-    "Affine",
-    "Cell",
-    "Elman",
-    "ElmanReLU",
-    "Weights",
-    "choose_form",
-    "run",
-    "unroll",
-    "unroll_projected",
-]

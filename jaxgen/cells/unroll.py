@@ -113,14 +113,14 @@ def _sizes(
     masks: dict[str, ArrayLike | None],
     length: int | None,
     time_major: bool,
-) -> tuple[int, int]:
-    """Check the shapes as they were given, before anything is traced; return T and B."""
+) -> tuple[int, int, bool]:
+    """Check the shapes as given, before anything is traced; return T, B, and whether ``initial`` has a time axis."""
     axes = ["time", "batch"] if time_major else ["batch", "time"]
     time, rows = axes.index("time"), axes.index("batch")
     if x is None and length is None:
         raise UsageError("unroll got neither an input `x` nor a `length`: give one of the two.")
     if x is not None and x.ndim != 3:
-        raise UsageError(f"unroll got an input of shape {x.shape}: it must have the axes {', '.join(axes)}, features.")
+        raise UsageError(f"unroll got an input of shape {x.shape}: it must be [{', '.join(axes)}, features].")
     if x is not None and length not in (None, x.shape[time]):
         raise UsageError(f"unroll got length={length} with an input of {x.shape[time]} steps: leave `length` out.")
     steps = check_int("The length of an unroll", x.shape[time] if x is not None else length, 0)
@@ -146,7 +146,7 @@ def _sizes(
         wanted = jax.tree.map(lambda leaf, lead=lead: (*lead, *leaf.shape[1:]), single)
         if got != wanted:
             raise UsageError(f"unroll got `{name}` of shape {got}: for {type(cell).__name__} it must be {wanted}.")
-    return steps, batch
+    return steps, batch, timed
 
 
 def unroll(
@@ -186,13 +186,12 @@ def unroll(
     Raises:
         UsageError: for shapes that do not fit.
     """
-    steps, batch = _sizes(cell, x, carry, initial, {"reset": reset, "valid": valid}, length, time_major)
+    steps, batch, timed = _sizes(cell, x, carry, initial, {"reset": reset, "valid": valid}, length, time_major)
     if not time_major:
         x, reset, valid = _swap((x, reset, valid))
     zeros = cell.initialize_carry(jax.random.key(0), (batch, 0 if x is None else x.shape[-1]))
     # A state of lower precision than the cell's (bfloat16, integers) is widened; none is narrowed.
     carry, initial = (_widen(state, zeros) for state in (carry, initial))
-    timed = initial is not None and has_time_axis(initial, zeros)
     if timed and not time_major:
         initial = _swap(initial)
     if carry is None:

@@ -1,29 +1,19 @@
 """Models: cells put together, still pure functions of parameters and arrays."""
 
-from jaxgen.models.attention import ATTENTIONS, Attention, Memory
-from jaxgen.models.classifier import POOLINGS, Classifier
-from jaxgen.models.decoder import Decoder, DecoderOutput, EncoderDecoder
-from jaxgen.models.encoder import DecoderInput, Encoded, Encoder
-from jaxgen.models.image_encoder import FeatureEncoder, ImageEncoder, ImageEncoderAdapter, ImageFeatures
-from jaxgen.models.language_model import LanguageModel
-from jaxgen.models.layers import Stack
-
-__all__ = [
-    "ATTENTIONS",
-    "POOLINGS",
-    "Attention",
-    "Classifier",
-    "Decoder",
-    "DecoderInput",
-    "DecoderOutput",
-    "Encoded",
-    "Encoder",
-    "EncoderDecoder",
-    "FeatureEncoder",
-    "ImageEncoder",
-    "ImageEncoderAdapter",
-    "ImageFeatures",
-    "LanguageModel",
-    "Memory",
-    "Stack",
-]
+from jaxgen.models.attention import ATTENTIONS as ATTENTIONS
+from jaxgen.models.attention import Attention as Attention
+from jaxgen.models.attention import Memory as Memory
+from jaxgen.models.classifier import POOLINGS as POOLINGS
+from jaxgen.models.classifier import Classifier as Classifier
+from jaxgen.models.decoder import Decoder as Decoder
+from jaxgen.models.decoder import DecoderOutput as DecoderOutput
+from jaxgen.models.decoder import EncoderDecoder as EncoderDecoder
+from jaxgen.models.encoder import DecoderInput as DecoderInput
+from jaxgen.models.encoder import Encoded as Encoded
+from jaxgen.models.encoder import Encoder as Encoder
+from jaxgen.models.image_encoder import FeatureEncoder as FeatureEncoder
+from jaxgen.models.image_encoder import ImageEncoder as ImageEncoder
+from jaxgen.models.image_encoder import ImageEncoderAdapter as ImageEncoderAdapter
+from jaxgen.models.image_encoder import ImageFeatures as ImageFeatures
+from jaxgen.models.language_model import LanguageModel as LanguageModel
+from jaxgen.models.layers import Stack as Stack

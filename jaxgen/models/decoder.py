@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Bool, Float, Int, PyTree, Shaped
 
-from jaxgen.cells.base import Affine, Cell
+from jaxgen.cells.base import Affine
 from jaxgen.cells.precision import matmul
 from jaxgen.cells.scan import run
 from jaxgen.errors import UsageError, choose
@@ -101,11 +101,9 @@ class Decoder(RecurrentModel):
         return super().has_dropout or self.token_dropout > 0
 
     def token_table(self) -> Shaped[Array, "V K"] | None:
-        """``LanguageModel.token_table``."""
         return self.language.token_table()
 
     def logits(self, features: Shaped[Array, "*batch H"]) -> Float[Array, "*batch V"]:
-        """The output layer, in float32."""
         return self.language.logits(features)
 
     def init_decoder(
@@ -150,12 +148,7 @@ class Decoder(RecurrentModel):
     ) -> DecoderOutput:
         """Read ``tokens`` from a carry and a memory of ``init_decoder``; a decoding step is the case T = 1.
 
-        Args:
-            tokens: token ids.
-            carry: one for each layer.
-            memory: a ``Memory``, or ``()`` without attention.
-            row_keys: switch dropout on.
-            table: a ``token_table()`` computed earlier.
+        ``row_keys`` switch dropout on. ``table`` is a ``token_table()`` computed earlier.
         """
         tokens = jnp.asarray(tokens)
         if row_keys is not None and self.token_dropout > 0:
@@ -186,9 +179,10 @@ class Decoder(RecurrentModel):
 
         Returns the carry, the top layer's outputs, the contexts and the attention weights.
         """
-        cells: Any = self.language.stack.cells  # ``__post_init__`` refuses others
-        first = cells[0]
-        z = self._projected(first, tokens, fold_in_rows(row_keys, self.layers), table)
+        first: Any = self.language.stack.cells[0]  # a ``Cell``: ``__post_init__`` refuses others
+        tables = None if table is None else [table]
+        (z,), projected = self.language.embedder.inputs(tokens, [first], fold_in_rows(row_keys, self.layers), tables)
+        z = z if projected else first.project(z)
         pure, attending = first.clone(parent=None), self.attending.clone(parent=None)
         kernel = self.context_kernel(memory.values.shape[-1], z.shape[-1])
 
@@ -205,27 +199,13 @@ class Decoder(RecurrentModel):
         upper, x = self.language.stack(x, carry, row_keys=row_keys, lowest=1)
         return (state, *upper), x, jnp.swapaxes(contexts, 0, 1), jnp.swapaxes(shares, 0, 1)
 
-    def _projected(
-        self,
-        cell: Cell,
-        tokens: Int[Array, "T B"],
-        row_keys: RowKeys | None,
-        table: Shaped[ArrayLike, "V K"] | None,
-    ) -> Shaped[Array, "T B K"]:
-        """The tokens' part of the first layer's pre-activations."""
-        tables = None if table is None else [table]
-        (x,), projected = self.language.embedder.inputs(tokens, [cell], row_keys, tables)
-        return x if projected else cell.project(x)
-
 
 @runtime_checkable
 class EncoderProtocol(Protocol):
     """What ``EncoderDecoder`` needs of an encoder: any Linen module with these methods will do."""
 
     @property
-    def has_dropout(self) -> bool:
-        """Whether ``row_keys`` change anything."""
-        ...
+    def has_dropout(self) -> bool: ...
 
     def example(self) -> PyTree:
         """Inputs of one row, from which the parameters get their shapes."""
@@ -263,15 +243,12 @@ class EncoderDecoder(nn.Module):
         row_keys: RowKeys | None = None,
         table: Shaped[ArrayLike, "V K"] | None = None,
     ) -> DecoderOutput:
-        """``Decoder.decode``."""
         return self.decoder.decode(tokens, carry, memory, fold_in_rows(row_keys, 1), table)
 
     def logits(self, features: Shaped[Array, "*batch H"]) -> Float[Array, "*batch V"]:
-        """``Decoder.logits``."""
         return self.decoder.logits(features)
 
     def token_table(self) -> Shaped[Array, "V K"] | None:
-        """``Decoder.token_table``."""
         return self.decoder.token_table()
 
     def __call__(

@@ -16,7 +16,8 @@ from jaxgen.inference import sampler as sampler_module
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 from jaxgen.sampling.decode import DECODE_ROWS, PREFILL_CHUNK, DecodeState, decode, prefill_chunks, sample_keys
-from jaxgen.sampling.transforms import Forbid, NoRepeatNgram, RepetitionPenalty, TopK, chain
+from jaxgen.sampling.transforms import Forbid, NoRepeatNgram, RepetitionPenalty, TopK
+from jaxgen.sampling.transforms.base import chain
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers import EOS, PAD, UNK, CharTokenizer
 

@@ -32,9 +32,8 @@ from jaxgen.sampling.transforms import (
     TopK,
     TopP,
     TypicalP,
-    update_chain,
 )
-from jaxgen.sampling.transforms.base import Context, Last, chain
+from jaxgen.sampling.transforms.base import Context, Last, chain, update_chain
 from jaxgen.sampling.transforms.constraints import Forbid
 from jaxgen.sampling.transforms.temperature import Linear, Temperature
 from jaxgen.sampling.transforms.truncation import PAIRS

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last, Transform, chain, update_chain
 from jaxgen.sampling.transforms.constraints import Bias, Forbid, Force, MinLength
 from jaxgen.sampling.transforms.penalties import FrequencyPenalty, NoRepeatNgram, PresencePenalty, RepetitionPenalty
-from jaxgen.sampling.transforms.temperature import Linear, Schedule, Temperature
+from jaxgen.sampling.transforms.temperature import Temperature
 from jaxgen.sampling.transforms.truncation import EpsilonCutoff, EtaCutoff, MinP, TopK, TopP, TypicalP
 
 #: Transforms by name, in the order in which they are applied. Forbidden tokens come first, so that no later transform
@@ -29,31 +28,3 @@ TRANSFORMS: dict[str, type[Any]] = {
     "epsilon-cutoff": EpsilonCutoff,
     "eta-cutoff": EtaCutoff,
 }
-
-__all__ = [
-    "TRANSFORMS",
-    "Bias",
-    "Chain",
-    "Context",
-    "EpsilonCutoff",
-    "EtaCutoff",
-    "Forbid",
-    "Force",
-    "FrequencyPenalty",
-    "Kinds",
-    "Last",
-    "Linear",
-    "MinLength",
-    "MinP",
-    "NoRepeatNgram",
-    "PresencePenalty",
-    "RepetitionPenalty",
-    "Schedule",
-    "Temperature",
-    "TopK",
-    "TopP",
-    "Transform",
-    "TypicalP",
-    "chain",
-    "update_chain",
-]

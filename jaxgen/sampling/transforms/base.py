@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Float, Int, PyTree
 
 from jaxgen.errors import UsageError, check_int
 from jaxgen.types import Array
+
+#: The logits of the next token of B rows.
+Logits: TypeAlias = Float[Array, "B V"]
 
 
 class Context(NamedTuple):
@@ -19,24 +22,24 @@ class Context(NamedTuple):
 
     rows: int
     vocab: int
-    prompt: np.ndarray = np.zeros(0, np.int32)
+    prompt: Int[np.ndarray, "length"] = np.zeros(0, np.int32)
     eos: int = -1
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(R, V)"""
+        """(B, V)"""
         return self.rows, self.vocab
 
 
 class Last(NamedTuple):
-    """The position in the decode loop: ``t`` tokens drawn so far, and the last ``token`` [R] (-1 before the first)."""
+    """The position in the decode loop: ``t`` tokens drawn so far, and the last ``token`` (-1 before the first)."""
 
-    t: Array
-    token: Array
+    t: Int[Array, ""]
+    token: Int[Array, "B"]
 
     @classmethod
     def none(cls, rows: int) -> Last:
-        """Return the position before the first token."""
+        """The position before the first token."""
         return cls(jnp.zeros((), jnp.int32), jnp.full(rows, -1, jnp.int32))
 
 
@@ -45,14 +48,14 @@ class Transform(Protocol):
     """A pair (init, update), as in optax. An entry of ``TRANSFORMS`` is a frozen dataclass; its fields are its options.
 
     ``init(context)`` runs on the host and returns the state. The options are part of the state, as arrays, so changing
-    their values does not recompile. ``update(state, logits, last)`` is a pure function [R, V] -> [R, V] in float32 that
-    treats rows independently. It must keep at least one of the remaining tokens and must not restore a logit of -inf.
+    their values does not recompile. ``update(state, logits, last)`` is a pure function in float32 that treats rows
+    independently. It must keep at least one of the remaining tokens and must not restore a logit of -inf.
     """
 
     def init(self, context: Context) -> PyTree: ...
 
     @staticmethod
-    def update(state: PyTree, logits: Array, last: Last) -> tuple[PyTree, Array]: ...
+    def update(state: PyTree, logits: Logits, last: Last) -> tuple[PyTree, Logits]: ...
 
 
 #: The classes of a chain's transforms: the static part of a chain, which compiled functions are specialised on.
@@ -70,24 +73,26 @@ class Chain:
         return tuple(type(transform) for transform in self.transforms)
 
     def init(self, context: Context) -> tuple[PyTree, ...]:
-        """Return the initial states, in order."""
+        """The initial states, in order."""
         return tuple(transform.init(context) for transform in self.transforms)
 
-    def update(self, states: Sequence[PyTree], logits: Array, last: Last) -> tuple[tuple[PyTree, ...], Array]:
-        """Apply all transforms to logits [R, V]; return the new states and logits."""
+    def update(self, states: Sequence[PyTree], logits: Logits, last: Last) -> tuple[tuple[PyTree, ...], Logits]:
+        """The new states and the logits after all transforms."""
         return update_chain(self.kinds, states, logits, last)
 
 
 def chain(*transforms: Transform | Chain) -> Chain:
-    """Return a chain that applies the transforms in this order. Nested chains are flattened."""
+    """A chain that applies the transforms in this order. Nested chains are flattened."""
     flat: list[Transform] = []
     for transform in transforms:
         flat += transform.transforms if isinstance(transform, Chain) else [transform]
     return Chain(tuple(flat))
 
 
-def update_chain(kinds: Kinds, states: Sequence[PyTree], logits: Array, last: Last) -> tuple[tuple[PyTree, ...], Array]:
-    """Apply a chain, given as the classes and the states of its transforms, to logits [R, V]."""
+def update_chain(
+    kinds: Kinds, states: Sequence[PyTree], logits: Logits, last: Last
+) -> tuple[tuple[PyTree, ...], Logits]:
+    """``Chain.update`` of a chain that is given as the classes and the states of its transforms."""
     after = []
     for kind, state in zip(kinds, states):
         state, logits = kind.update(state, logits, last)
@@ -109,20 +114,20 @@ def check_ids(name: str, ids: Sequence[int], vocab: int) -> None:
 
 
 def padded(values: Sequence[float], fill: float, dtype: Any, least: int = 64) -> np.ndarray:
-    """Pad ``values`` with ``fill`` to the next power of two, so that tables of similar length share compiled code."""
+    """``values`` and ``fill`` up to the next power of two, so that tables of similar length share compiled code."""
     size = max(least, 1 << (len(values) - 1).bit_length() if values else 0)
     table = np.full(size, fill, dtype)
     table[: len(values)] = values
     return table
 
 
-def unless_empty(logits: Array, before: Array) -> Array:
-    """Return ``logits``, but ``before`` in rows where no token would be left."""
+def unless_empty(logits: Logits, before: Logits) -> Logits:
+    """``logits``, but ``before`` in rows where no token would be left."""
     left = jnp.any(logits > -jnp.inf, axis=-1, keepdims=True)
     return jnp.where(left, logits, before)
 
 
-def bounded(logits: Array) -> Array:
+def bounded(logits: Logits) -> Logits:
     """Clip scaled logits to the largest float32.
 
     An overflow would make the softmax NaN. Very large logits that do not overflow can do so too: XLA may recompute the

@@ -7,9 +7,10 @@ from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Int
 
 from jaxgen.errors import UsageError, check_int
-from jaxgen.sampling.transforms.base import Context, Last, check_ids, check_number, padded, unless_empty
+from jaxgen.sampling.transforms.base import Context, Last, Logits, check_ids, check_number, padded, unless_empty
 from jaxgen.types import Array, TokenId
 
 
@@ -28,13 +29,13 @@ class Forbid:
         return jnp.asarray(forbidden)
 
     @staticmethod
-    def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
+    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
         return state, jnp.where(state[None, :], -jnp.inf, logits)
 
 
 @dataclass(frozen=True)
 class Bias:
-    """Add a number to the logit of each of these tokens: +1 makes a token 2.7 times as likely relative to others."""
+    """Add a number to the logit of each of these tokens: +1 makes a token 2.7 times as probable relative to others."""
 
     biases: tuple[tuple[TokenId, float], ...]
 
@@ -50,7 +51,7 @@ class Bias:
         return jnp.asarray(bias)
 
     @staticmethod
-    def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
+    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
         return state, jnp.where(state[None, :] == 0, logits, logits + state[None, :])
 
 
@@ -71,7 +72,7 @@ class Force:
         return jnp.asarray(padded(self.ids, -1, np.int32))
 
     @staticmethod
-    def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
+    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
         size = state.shape[0]
         token = jnp.where(last.t < size, state[jnp.minimum(last.t, size - 1)], -1)
         ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
@@ -82,8 +83,8 @@ class Force:
 class Least(NamedTuple):
     """The minimum length, and which tokens end a text."""
 
-    n: Array
-    ends: Array  # bool [V]
+    n: Int[Array, ""]
+    ends: Bool[Array, "V"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,6 @@ class MinLength:
         return Least(jnp.int32(min(self.n, 2**31 - 1)), jnp.asarray(np.arange(context.vocab) == context.eos))
 
     @staticmethod
-    def update(state: Least, logits: Array, last: Last) -> tuple[Least, Array]:
+    def update(state: Least, logits: Logits, last: Last) -> tuple[Least, Logits]:
         held = jnp.where((last.t < state.n) & state.ends[None, :], -jnp.inf, logits)
         return state, unless_empty(held, logits)

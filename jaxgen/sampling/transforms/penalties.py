@@ -7,24 +7,18 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxgen.errors import check_int
-from jaxgen.sampling.transforms.base import Context, Last, bounded, check_number, unless_empty
+from jaxgen.sampling.transforms.base import Context, Last, Logits, bounded, check_number, unless_empty
 from jaxgen.types import Array
 
 
 class Seen(NamedTuple):
-    """A penalty and the tokens that have occurred."""
+    """A penalty, and which tokens have occurred (bool) or how often (int32)."""
 
-    penalty: Array
-    seen: Array  # bool [R, V]
-
-
-class Counted(NamedTuple):
-    """A penalty and how often each token has occurred."""
-
-    penalty: Array
-    counts: Array  # int32 [R, V]
+    penalty: Float[Array, ""]
+    seen: Shaped[Array, "B V"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,7 @@ class RepetitionPenalty:
         return Seen(jnp.float32(self.penalty), jnp.asarray(seen))
 
     @staticmethod
-    def update(state: Seen, logits: Array, last: Last) -> tuple[Seen, Array]:
+    def update(state: Seen, logits: Logits, last: Last) -> tuple[Seen, Logits]:
         seen = state.seen | drawn(last, logits)
         penalised = jnp.where(logits < 0, logits * state.penalty, logits / state.penalty)
         return Seen(state.penalty, seen), bounded(jnp.where(seen, penalised, logits))
@@ -64,7 +58,7 @@ class PresencePenalty:
         return Seen(jnp.float32(self.penalty), jnp.asarray(np.zeros(context.shape, bool)))
 
     @staticmethod
-    def update(state: Seen, logits: Array, last: Last) -> tuple[Seen, Array]:
+    def update(state: Seen, logits: Logits, last: Last) -> tuple[Seen, Logits]:
         seen = state.seen | drawn(last, logits)
         return Seen(state.penalty, seen), jnp.where(seen, logits - state.penalty, logits)
 
@@ -78,17 +72,17 @@ class FrequencyPenalty:
     def __post_init__(self) -> None:
         check_number("A frequency penalty", self.penalty, -100, 100, "a number from -100 to 100 (0: none)")
 
-    def init(self, context: Context) -> Counted:
-        return Counted(jnp.float32(self.penalty), jnp.asarray(np.zeros(context.shape, np.int32)))
+    def init(self, context: Context) -> Seen:
+        return Seen(jnp.float32(self.penalty), jnp.asarray(np.zeros(context.shape, np.int32)))
 
     @staticmethod
-    def update(state: Counted, logits: Array, last: Last) -> tuple[Counted, Array]:
-        counts = state.counts + drawn(last, logits).astype(jnp.int32)
-        return Counted(state.penalty, counts), logits - state.penalty * counts.astype(jnp.float32)
+    def update(state: Seen, logits: Logits, last: Last) -> tuple[Seen, Logits]:
+        counts = state.seen + drawn(last, logits).astype(jnp.int32)
+        return Seen(state.penalty, counts), logits - state.penalty * counts.astype(jnp.float32)
 
 
-def drawn(last: Last, logits: Array) -> Array:
-    """Return the last token of every row, one-hot as bool [R, V]; all false before the first token."""
+def drawn(last: Last, logits: Logits) -> Bool[Array, "B V"]:
+    """The last token of every row, one-hot; all false before the first token."""
     return jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :] == last.token[:, None]
 
 
@@ -100,9 +94,9 @@ class History(NamedTuple):
     at the same position if the position holds the new token, else 0: its distance from the end stays the same.
     """
 
-    n: Array
-    tokens: Array  # [R, W + 1], -1 where there is no text yet; the first has just left the window
-    shared: Array  # [R, W + 1]
+    n: Int[Array, ""]
+    tokens: Int[Array, "B window+1"]  # -1 where there is no text yet; the first has just left the window
+    shared: Int[Array, "B window+1"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +123,7 @@ class NoRepeatNgram:
         return History(jnp.int32(self.n), *rows)
 
     @staticmethod
-    def update(state: History, logits: Array, last: Last) -> tuple[History, Array]:
+    def update(state: History, logits: Logits, last: Last) -> tuple[History, Logits]:
         tokens, shared = _moved(jnp, state.tokens, state.shared, last.token)
         first = last.t == 0
         tokens, shared = jnp.where(first, state.tokens, tokens), jnp.where(first, state.shared, shared)
@@ -145,6 +139,6 @@ class NoRepeatNgram:
 
 
 def _moved(xp: Any, tokens: Any, shared: Any, token: Any) -> tuple[Any, Any]:
-    """Append ``token`` [R] to the text and update ``shared``; ``xp`` is ``numpy`` or ``jax.numpy``."""
+    """Append ``token`` [B] to the text and update ``shared``; ``xp`` is ``numpy`` or ``jax.numpy``."""
     tokens = xp.concatenate([tokens[:, 1:], token[:, None]], axis=1)
     return tokens, xp.where(tokens == token[:, None], shared + 1, 0)

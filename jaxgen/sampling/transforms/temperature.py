@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import UsageError, check_int
-from jaxgen.sampling.transforms.base import Context, Last, bounded, padded
+from jaxgen.sampling.transforms.base import Context, Last, Logits, bounded, padded
 from jaxgen.types import Array
 
 #: Default number of steps for which a schedule function is tabulated.
@@ -58,7 +58,7 @@ class Temperature:
         return jnp.asarray(values if values.size == 1 else padded(values.tolist(), float(values[-1]), np.float32))
 
     @staticmethod
-    def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
+    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
         size = state.shape[0]
         now = state if size == 1 else state[jnp.minimum(last.t, size - 1)][None]
         return state, bounded(logits / now[:, None])

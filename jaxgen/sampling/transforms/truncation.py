@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Bool, Float, Int
 
 from jaxgen.errors import check_int
-from jaxgen.sampling.transforms.base import Context, Last, check_number
+from jaxgen.sampling.transforms.base import Context, Last, Logits, check_number
 from jaxgen.types import Array
 
 #: A probability of 1 as an integer mass.
@@ -22,21 +23,21 @@ PARTS = 2**30
 PAIRS = 2**14
 
 
-def parts(p: float) -> Array:
-    """Return a probability as a target for ``smallest_set``: at least 1, which the empty set does not reach."""
+def parts(p: float) -> Int[Array, ""]:
+    """A probability as a target for ``smallest_set``: at least 1, which the empty set does not reach."""
     return jnp.int32(max(round(p * PARTS), 1))
 
 
-def masses(p: Array) -> Array:
-    """Return probabilities [R, V] as masses for ``smallest_set``."""
+def masses(p: Float[Array, "B V"]) -> Int[Array, "B V"]:
+    """Probabilities as masses for ``smallest_set``."""
     return jnp.round(p * PARTS).astype(jnp.int32)
 
 
-def smallest_set(score: Array, mass: Array, target: Array) -> Array:
-    """Return, as bool [R, V], the smallest set of highest ``score`` [R, V] whose ``mass`` [R, V] reaches ``target``.
+def smallest_set(score: Float[Array, "B V"], mass: Int[Array, "B V"], target: Int[Array, ""]) -> Bool[Array, "B V"]:
+    """The smallest set of highest ``score`` whose ``mass`` reaches ``target``.
 
-    ``mass`` and ``target`` are int32. Tokens that tie with the lowest score of the set belong to it. A row whose total
-    mass does not reach the target keeps every token.
+    Tokens that tie with the lowest score of the set belong to it. A row whose total mass does not reach the target
+    keeps every token.
     """
     rows, vocab = score.shape
     if rows * vocab * vocab <= PAIRS:
@@ -47,8 +48,10 @@ def smallest_set(score: Array, mass: Array, target: Array) -> Array:
     return score >= threshold
 
 
-def _largest_threshold(score: Array, mass: Array, target: Array) -> Array:
-    """Return the largest threshold [1, R] such that the scores of a column [V, R] at or above it reach ``target``.
+def _largest_threshold(
+    score: Float[Array, "V B"], mass: Int[Array, "V B"], target: Int[Array, ""]
+) -> Float[Array, "1 B"]:
+    """The largest threshold such that the scores of a column at or above it reach ``target``.
 
     The threshold is found bit by bit in the order-preserving integer representation of floats. This is exact and takes
     32 passes over the column. (A sort of 50,000 logits costs more than a whole recurrent step.)
@@ -80,7 +83,7 @@ def _from_ordered(u: Array) -> Array:
 
 @dataclass(frozen=True)
 class TopK:
-    """Draw among this many likeliest tokens only; those that tie with the last of them stay too.
+    """Draw among this many most probable tokens only; those that tie with the last of them stay too.
 
     Fan et al. 2018, arXiv:1805.04833, section 5.
     """
@@ -94,16 +97,16 @@ class TopK:
         return jnp.int32(min(self.k, context.vocab))
 
     @staticmethod
-    def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
+    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
         kept = smallest_set(logits, jnp.ones_like(logits, jnp.int32), state)
         return state, jnp.where(kept, logits, -jnp.inf)
 
 
 @dataclass(frozen=True)
 class TopP:
-    """Draw among the fewest likeliest tokens that together reach this probability (nucleus sampling).
+    """Draw among the fewest most probable tokens that together reach this probability (nucleus sampling).
 
-    Tokens that tie with the least likely of the set stay too, unlike in implementations that break ties by order. 1
+    Tokens that tie with the least probable of the set stay too, unlike in implementations that break ties by order. 1
     keeps everything. Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
     """
 
@@ -116,7 +119,7 @@ class TopP:
         return parts(self.p)
 
     @staticmethod
-    def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
+    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
         kept = smallest_set(logits, masses(jax.nn.softmax(logits, axis=-1)), state)
         # p = 1 keeps everything, however the masses are rounded.
         return state, jnp.where(kept | (state >= PARTS), logits, -jnp.inf)
@@ -139,7 +142,7 @@ class TypicalP:
         return parts(self.p)
 
     @staticmethod
-    def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
+    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
         logp = jax.nn.log_softmax(logits, axis=-1)
         away = jnp.abs(-logp - entropy(logp))  # infinite for a token that cannot be drawn
         kept = smallest_set(-away, masses(jnp.exp(logp)), state)
@@ -148,7 +151,7 @@ class TypicalP:
 
 @dataclass(frozen=True)
 class MinP:
-    """Leave out tokens that are less than this times as likely as the likeliest.
+    """Leave out tokens that are less than this times as probable as the most probable one.
 
     Nguyen et al. 2024, arXiv:2407.01082, section 3.
     """
@@ -162,14 +165,14 @@ class MinP:
         return jnp.float32(self.p)
 
     @staticmethod
-    def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
+    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
         p = jax.nn.softmax(logits, axis=-1)
         return state, _drop(p < state * jnp.max(p, axis=-1, keepdims=True), logits)
 
 
 @dataclass(frozen=True)
 class EpsilonCutoff:
-    """Leave out tokens less likely than this, but never the likeliest (Hewitt et al. 2022, arXiv:2210.15191)."""
+    """Leave out tokens less probable than this, but never the most probable (Hewitt et al. 2022, arXiv:2210.15191)."""
 
     epsilon: float
 
@@ -180,13 +183,13 @@ class EpsilonCutoff:
         return jnp.float32(self.epsilon)
 
     @staticmethod
-    def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
+    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
         return state, _drop(jax.nn.softmax(logits, axis=-1) < state, logits)
 
 
 @dataclass(frozen=True)
 class EtaCutoff:
-    """Leave out tokens less likely than min(this, sqrt(this) * exp(-entropy)), but never the likeliest.
+    """Leave out tokens less probable than min(this, sqrt(this) * exp(-entropy)), but never the most probable.
 
     The higher the entropy, the lower the limit. Hewitt et al. 2022, arXiv:2210.15191, section 4.
     """
@@ -200,18 +203,18 @@ class EtaCutoff:
         return jnp.float32(self.epsilon)
 
     @staticmethod
-    def update(state: Array, logits: Array, last: Last) -> tuple[Array, Array]:
+    def update(state: Array, logits: Logits, last: Last) -> tuple[Array, Logits]:
         logp = jax.nn.log_softmax(logits, axis=-1)
         eta = jnp.minimum(state, jnp.sqrt(state) * jnp.exp(-entropy(logp)))
         return state, _drop(jnp.exp(logp) < eta, logits)
 
 
-def entropy(logp: Array) -> Array:
-    """Return the entropy [R, 1], in nats, of log-probabilities [R, V]; tokens of probability 0 contribute 0."""
+def entropy(logp: Float[Array, "B V"]) -> Float[Array, "B 1"]:
+    """The entropy, in nats, of log-probabilities; tokens of probability 0 contribute 0."""
     return -jnp.sum(jnp.where(logp > -jnp.inf, jnp.exp(logp) * logp, 0.0), axis=-1, keepdims=True)
 
 
-def _drop(unlikely: Array, logits: Array) -> Array:
-    """Set ``unlikely`` tokens to -inf, except the likeliest of each row and those that tie with it."""
+def _drop(unlikely: Bool[Array, "B V"], logits: Logits) -> Logits:
+    """Set ``unlikely`` tokens to -inf, except the most probable of each row and those that tie with it."""
     best = jnp.max(logits, axis=-1, keepdims=True)
     return jnp.where(unlikely & (logits < best), -jnp.inf, logits)
