@@ -348,12 +348,7 @@ class DocumentPacker:
         self.longest = max(filled for filled, _ in heap)
 
     def pack(self, order: np.ndarray, rows: np.ndarray) -> PackedDocuments:
-        """Packs all documents.
-
-        Args:
-            order: The order [count] of documents of equal length.
-            rows: The row [lanes] of each lane.
-        """
+        """Packs all documents: those of equal length in the ``order`` [count], lane b as row ``rows[b]``."""
         rank = np.empty(self.count, np.int64)
         rank[order] = np.arange(self.count)
         lane = np.empty(self.count, np.int64)

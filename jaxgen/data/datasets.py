@@ -114,8 +114,8 @@ def fetch(file: NamedFile, cache: Path | None = None) -> Path:
     if folder:
         if not os.path.isdir(folder):
             raise DataError(
-                f"The variable {FOLDER_VARIABLE} names {folder!r}, which is not a folder. "
-                "Set it to the folder that holds the data sets, or unset it to download them."
+                f"The variable {FOLDER_VARIABLE} names {folder!r}, which is not a folder. Name the folder with the "
+                "data sets, or unset it to download them."
             )
         local = Path(folder, file.path)
         if local.is_file():
@@ -154,16 +154,10 @@ def _download(file: NamedFile, cache: Path) -> Path:
                 path=target.parent,
                 downloader=_get,
             )
-    except (requests.RequestException, OSError) as error:
+    except (requests.RequestException, OSError, ValueError) as error:  # ValueError: the digest is wrong
         raise DataError(
-            f"{file.url} could not be downloaded to {target}: {error}. Check the network, or put the file at "
+            f"{file.url} could not be downloaded to {target}: {error}. Check the network, or put the right file at "
             f"{file.path} in a folder and name that folder in the variable {FOLDER_VARIABLE}."
-        ) from error
-    except ValueError as error:  # pooch found a wrong digest and removed the file
-        raise DataError(
-            f"{file.url} did not send the expected file: {error} "
-            f"Try again later, or put the right file at {file.path} in a folder and name that folder in the "
-            f"variable {FOLDER_VARIABLE}."
         ) from error
     return Path(found)
 

@@ -20,15 +20,13 @@ from jaxgen.tokenizers.base import Text, between, in_pieces, text_bytes
 
 #: Also encodes lone surrogates, which stand for bytes that are not UTF-8 (level ``byte``).
 _ENCODING = "utf-8", "surrogatepass"
-#: Type codes of the offsets: the second for more bytes than the first can count.
-_SMALL, _LARGE = "I", "Q"
 
 
 class CompactStrings(Sequence[str]):
     """A sequence of texts that are decoded when they are accessed."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
-        self._bytes, self._ends = bytearray(), array(_SMALL, [0])
+        self._bytes, self._ends = bytearray(), array("Q", [0])
         self._indices: np.ndarray | None = None
         self.extend(texts)
 
@@ -38,11 +36,7 @@ class CompactStrings(Sequence[str]):
             raise TypeError("A selection of texts cannot be extended.")
         for text in texts:
             self._bytes += text.encode(*_ENCODING)
-            try:
-                self._ends.append(len(self._bytes))
-            except OverflowError:
-                self._ends = array(_LARGE, self._ends)
-                self._ends.append(len(self._bytes))
+            self._ends.append(len(self._bytes))
 
     def take(self, indices: np.ndarray) -> CompactStrings:
         """Returns the texts at ``indices``, in that order; the bytes are shared."""

@@ -145,23 +145,15 @@ def read_rows(
                 continue
         if len(row) != len(first):
             raise DataError(
-                f"Line {number} of {path} has {len(row)} columns, but the first row has {len(first)}. "
-                "Correct that line: every row must have the same number of columns, and CSV fields with commas must be "
-                "in quotation marks." + (_separator_hint(first) or _separator_hint(row))
+                f"Line {number} of {path} has {len(row)} columns, but the first row has {len(first)}. Correct that "
+                "line; CSV fields with commas must be in quotation marks."
+                + (_separator_hint(first) or _separator_hint(row))
             )
-        yield number, [_joined([row[i] for i in each]) for each in indices]
-
-
-def _joined(cells: Sequence[str]) -> str:
-    return " ".join(filter(None, cells))
+        yield number, [" ".join(filter(None, [row[i] for i in each])) for each in indices]
 
 
 def column_position(name: str, flag: str) -> int | None:
-    """Returns the position from 1 that ``name`` spells, or None for a name.
-
-    Raises:
-        UsageError: The position is below 1.
-    """
+    """Returns the position that ``name`` spells, or None for a name; ``UsageError`` for a position below 1."""
     position = int(name) if _POSITION.fullmatch(str(name)) else None
     if position is not None and position < 1:
         raise UsageError(f"{flag} is {name}, but positions count from 1. Give 1 for the first column.")
@@ -174,17 +166,13 @@ def check_same_style(names: Sequence[str]) -> None:
     if positions and len(positions) < len(names):
         name = next(name for name in names if name not in positions)
         raise UsageError(
-            f"The column {name!r} is given by name, for which the first row is a header, and the column {positions[0]} "
-            "by position, for which the first row is data: give all columns by name, or all by position from 1."
+            f"The column {name!r} is given by name and the column {positions[0]} by position: give all columns by name "
+            "(the first row is a header), or all by position from 1 (it is data)."
         )
 
 
 def _index(row: list[str], name: str, position: int | None, path: Path, flag: str) -> int:
-    """Returns the index of a column in ``row``, the first row of a table.
-
-    Raises:
-        DataError: The column is missing, or its name occurs twice.
-    """
+    """Returns the index of a column in ``row``, the first row of a table; ``DataError`` unless there is one."""
     if position is not None and position <= len(row):
         return position - 1
     if position is None and row.count(name) == 1:
@@ -257,10 +245,11 @@ def _json_row(line: str, columns: Sequence[Column], positions: Sequence[Sequence
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{capitalized(where)} is not JSON ({error}). Correct or remove that line.") from error
-    return [
-        _joined([_json_cell(record, line, *each, where, column.numbers) for each in zip(column.names, at)])
+    cells = (
+        [_json_cell(record, line, *each, where, column.numbers) for each in zip(column.names, at)]
         for column, at in zip(columns, positions)
-    ]
+    )
+    return [" ".join(filter(None, each)) for each in cells]
 
 
 def _json_cell(record: object, line: str, name: str, position: int | None, where: str, numbers: bool) -> str:

@@ -37,7 +37,7 @@ class ByteTokenizer(Tokenizer):
         return len(text)
 
     def to_json(self) -> dict[str, str]:
-        """Only the kind: there is nothing to learn."""
+        """Returns the kind: there is nothing to learn."""
         return {"kind": self.kind}
 
     @classmethod

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxgen.data import sources as packed
 from jaxgen.data.sources import CompactStrings
 
 TEXTS = ["one", "", "zwei €", "\U0001f389", "half \ud83c", "a byte \udcff", "one"]
@@ -41,10 +40,3 @@ def test_a_selection_of_a_selection_is_in_the_order_asked_for():
 def test_a_selection_is_not_extended():
     with pytest.raises(TypeError, match="extended"):
         CompactStrings(TEXTS).take(np.arange(2)).extend(["more"])
-
-
-def test_more_bytes_than_small_numbers_count_are_no_obstacle(monkeypatch):
-    monkeypatch.setattr(packed, "_SMALL", "B")
-    texts = [f"text {n}" for n in range(100)]
-    assert list(CompactStrings(texts)) == texts
-    assert list(CompactStrings(texts).take(np.array([99, 0]))) == ["text 99", "text 0"]
