@@ -32,7 +32,6 @@ class CheckpointError(JaxgenError):
     """A run folder or checkpoint that is missing, damaged or of another shape (exit code 4)."""
 
     exit_code = 4
-    said: str = ""  # what is wrong, without what to do; empty where the two are not told apart
 
 
 class DivergedError(JaxgenError):

@@ -36,10 +36,10 @@ class ProgressReporter:
         warnings.warn(text, stacklevel=2)
 
 
-SILENT = ProgressReporter()
+NO_PROGRESS = ProgressReporter()
 
 
-class Counter:
+class ProgressCounter:
     """Counts what is done, and reports it to ``watch`` if ``total`` is large."""
 
     def __init__(self, watch: ProgressReporter, what: str, total: int) -> None:
@@ -52,7 +52,7 @@ class Counter:
             self.watch.progress(self.what, self.done, self.total)
 
 
-def track(pieces: Iterable[str], counter: Counter) -> Iterator[str]:
+def track(pieces: Iterable[str], counter: ProgressCounter) -> Iterator[str]:
     """Yields the pieces of a text and counts their characters after they were used."""
     for piece in pieces:
         yield piece

@@ -13,7 +13,7 @@ from typing import overload
 import numpy as np
 
 from jaxgen.data.datasets import BUILTIN, NAMED, fetch
-from jaxgen.data.files import SILENT, Counter, FilesDigest, FileText, ProgressReporter, find_paths
+from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressCounter, ProgressReporter, find_paths
 from jaxgen.data.tables import Column, read_rows, table_kind
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.tokenizers.base import Text, between, in_pieces, text_bytes
@@ -151,7 +151,7 @@ def open_texts(
     text_column: str | None = None,
     documents: str | None = None,
     level: str = "char",
-    watch: ProgressReporter = SILENT,
+    watch: ProgressReporter = NO_PROGRESS,
 ) -> TextSource:
     """Finds built-in corpora, named sets, files, folders and globs, ``.gz`` or not, or reads a column of tables.
 
@@ -179,7 +179,7 @@ def open_texts(
     files: list[bytes | FileText] = []
     defaults: set[str | None] = set()
     rows: set[bool] = set()
-    counter = Counter(watch, "reading", 0)
+    counter = ProgressCounter(watch, "reading", 0)
     for spec in specs:
         if spec in BUILTIN:
             if text_column is not None:

@@ -267,7 +267,7 @@ class CheckpointStore:
                 problems = [self._note_damage(*each) for each in damaged]
                 return step, state, host, problems + self._check_best()
         raise CheckpointError(
-            f"No checkpoint in {self.directory} is good. {' '.join(error.said for _, error in damaged)} "
+            f"No checkpoint in {self.directory} is good. {' '.join(error.problem for _, error in damaged)} "
             "Nothing was changed. Copy the run again, or train a new one with `python train.py --run DIR`."
         )
 
@@ -285,7 +285,7 @@ class CheckpointStore:
 
     def _note_damage(self, folder: Path, error: DamagedCheckpointError) -> str:
         self._damaged.add(folder.name)
-        return f"{error.said} It is set aside as {self._damaged_name(folder.name)}."
+        return f"{error.problem} It is set aside as {self._damaged_name(folder.name)}."
 
     def _restore(self, folder: Path, step: int, like: Tree, prefix: str = "") -> tuple[Tree, dict[str, Any]]:
         manifest = read_manifest(folder, step)

@@ -254,9 +254,9 @@ class DamagedCheckpointError(CheckpointError):
     """The bytes of a checkpoint are not those that were saved. An older checkpoint may still be good."""
 
     def __init__(self, folder: Path, step: int, problem: str) -> None:
-        self.said = f"The checkpoint of step {step} is damaged: {problem}."
+        self.problem = f"The checkpoint of step {step} is damaged: {problem}."
         super().__init__(
-            f"{self.said} Copy {folder} again from where it came, or run `python train.py --run "
+            f"{self.problem} Copy {folder} again from where it came, or run `python train.py --run "
             f"{shlex.quote(str(folder.parent.parent))} --resume auto`: it sets the damaged checkpoint aside and "
             "continues from the newest good one."
         )

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 from pydantic import BeforeValidator, Field
 
 from jaxgen.data.batches import Batches
-from jaxgen.data.files import SILENT, ProgressReporter
+from jaxgen.data.files import NO_PROGRESS, ProgressReporter
 from jaxgen.errors import UsageError, choose
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tokenizers import TOKENIZERS
@@ -99,7 +99,7 @@ class TaskData(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, config: Any, codec: Any = None, watch: ProgressReporter = SILENT) -> TaskData:
+    def load(cls, config: Any, codec: Any = None, watch: ProgressReporter = NO_PROGRESS) -> TaskData:
         """Reads the data.
 
         Args:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from jaxgen.data.bucketing import Buckets, RowBatches, bucket_batches, bucket_width, pad_rows
-from jaxgen.data.files import SILENT, ProgressReporter
+from jaxgen.data.files import NO_PROGRESS, ProgressReporter
 from jaxgen.data.tables import Labelled, Pairs, Rows, Table, digest, fingerprint, hold_out
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.fsutil import load_strict
@@ -288,7 +288,7 @@ class RowsData(TaskData):
         """Returns the batch of these rows, the last of which may be ``PAD_ROW``; ``step`` is that of training."""
 
     @classmethod
-    def load(cls, config: Any, codec: Any = None, watch: ProgressReporter = SILENT) -> RowsData:
+    def load(cls, config: Any, codec: Any = None, watch: ProgressReporter = NO_PROGRESS) -> RowsData:
         """As ``TaskData.load``; also raises ``DataError`` if no row is short enough to train on."""
         del watch  # the data fit into memory and are read quickly
         rows = cls.read(config)

@@ -21,6 +21,187 @@ UNKNOWNS = ("error", "skip", "keep")
 MAX_UNCUT = 1 << 20
 
 
+#: Padding: never a target that counts, never sampled.
+PAD = 0
+#: Any token outside the vocabulary.
+UNK = 1
+#: The end of a document, and the input before its first token.
+EOS = 2
+#: The bytes of the special ids; the ids of ordinary tokens follow.
+SPECIAL_PIECES: tuple[bytes, ...] = (b"", b"<unk>", b"")
+NUM_SPECIAL = len(SPECIAL_PIECES)
+#: The largest vocabulary. The library of the bpe level allocates all of it at once, and aborts if it cannot.
+MAX_VOCAB = 2**20
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_NOT_A_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_SHOWN = 5
+
+T = TypeVar("T", bound="Tokenizer")
+#: A text, or the pieces that it is the concatenation of.
+Text = str | Iterable[str]
+
+
+def text_bytes(text: str) -> bytes:
+    """Encodes any string as UTF-8: U+DC80 to U+DCFF become the bytes they escape, other lone surrogates U+FFFD."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return _NOT_A_BYTE.sub("\ufffd", text).encode("utf-8", "surrogateescape")
+
+
+def without_surrogates(text: str) -> str:
+    """Replaces every lone surrogate by U+FFFD."""
+    return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
+
+
+def in_pieces(text: Text) -> Iterable[str]:
+    """Returns the pieces of a text; a string is a single piece."""
+    return (text,) if isinstance(text, str) else text
+
+
+def safe_chunks(text: Text, safe: re.Pattern[str], size: int) -> Iterator[str]:
+    """Yields a text in chunks that end at the first ``safe`` place to cut after ``size`` characters.
+
+    A chunk of 16 times ``size`` without such a place is cut anyway, to bound the memory of the tokenizer. ``safe`` may
+    look at the characters before a place and at one after it, so the chunks do not depend on the pieces of the text.
+    """
+    held, start, looked = "", 0, 0
+    for piece in chain(in_pieces(text), [None]):
+        held, start, looked = held[start:] + (piece or ""), 0, looked - start
+        while start + size < len(held):
+            cut = safe.search(held, max(start + size, looked), start + 16 * size)
+            if cut is None and piece is not None and start + 16 * size > len(held):
+                looked = len(held) - 1  # the next piece may have a place to cut, behind this character
+                break
+            end = cut.start() if cut else start + 16 * size
+            yield held[start:end]
+            start = end
+    if start < len(held):
+        yield held[start:]
+
+
+def last_cut(safe: re.Pattern[str], text: str) -> int:
+    """Returns the last ``safe`` place to cut a text, or 0; searches from the end."""
+    size = 256
+    while True:
+        if found := [cut.start() for cut in safe.finditer(text, max(0, len(text) - size))]:
+            return found[-1]
+        if size >= len(text):
+            return 0
+        size *= 4
+
+
+class StreamDecoder:
+    """Decodes ids incrementally; a character split over several tokens is returned whole, with the last one."""
+
+    def __init__(self, pieces: Sequence[bytes]):
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, ids: ArrayLike) -> str:
+        """Returns the text completed by these ids; raises ``UsageError`` for an id outside the vocabulary."""
+        return self._decoder.decode(join_pieces(self._pieces, ids))
+
+    def flush(self) -> str:
+        """Returns the rest: U+FFFD for an unfinished character, usually nothing."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest
+
+
+def join_pieces(pieces: Sequence[bytes], ids: ArrayLike) -> bytes:
+    """Returns the bytes of ids; raises ``UsageError`` for an id outside the vocabulary."""
+    flat = np.asarray(ids).reshape(-1)
+    wrong = flat[(flat < 0) | (flat >= len(pieces))] if flat.dtype.kind in "iu" else flat
+    if wrong.size:
+        raise UsageError(
+            f"Token ids must be whole numbers from 0 to {len(pieces) - 1}, but {wrong[0]!s} is among those given. "
+            "Decode with the tokenizer that made them."
+        )
+    return b"".join([pieces[i] for i in flat.tolist()])
+
+
+class Tokenizer(ABC):
+    """Converts text to token ids and back. Ids 0, 1 and 2 are PAD, UNK and EOS; ordinary tokens follow.
+
+    ``pieces[i]`` is the UTF-8 of id ``i``. Lone surrogates, which UTF-8 cannot encode, decode as U+FFFD; every other
+    text within the vocabulary decodes exactly.
+    """
+
+    kind: ClassVar[str]
+    #: The schema of ``to_json``: the kind, and the arguments of the class.
+    Saved: ClassVar[type[StrictModel]]
+    #: What a token is called in messages.
+    unit: ClassVar[str] = "character"
+    #: The options of ``train`` with their defaults.
+    OPTIONS: ClassVar[dict[str, int]] = {}
+
+    pieces: Sequence[bytes]
+
+    @property
+    def vocab_size(self) -> int:
+        """V, including the special ids."""
+        return len(self.pieces)
+
+    @abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the token ids of a text, int32 [T]; unknown tokens are UNK."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``from_json`` makes this tokenizer of: JSON values with a ``kind``."""
+
+    @classmethod
+    def from_json(cls: type[T], obj: object) -> T:
+        """Returns the tokenizer that ``to_json`` described; raises ``CheckpointError`` if it is malformed."""
+        saved = load_strict(cls.Saved, obj, f"{cls.kind} tokenizer")
+        return cls(**saved.model_dump(exclude={"kind"}))
+
+    @classmethod
+    @abstractmethod
+    def train(cls: type[T], texts: Iterable[Text], *args: Any, **options: Any) -> T:
+        """Returns a tokenizer trained on texts, each a string or its pieces; where they are cut makes no difference.
+
+        Raises ``UsageError`` for an option out of range.
+        """
+
+    def safe_cut(self, text: str) -> int:
+        """Returns the last place n where a text that begins with ``text`` can be cut, whatever follows; 0 if none.
+
+        The ids of ``text[:n]`` and of ``text[n:] + more`` together are those of ``text + more``.
+        """
+        return 0
+
+    def unknown(self, text: str) -> list[tuple[int, str]]:
+        """Returns the unknown tokens of a text as (position from 0, piece)."""
+        return []
+
+    def decode(self, ids: ArrayLike) -> str:
+        """Returns the text of ids; bytes that are not UTF-8 become U+FFFD. Raises ``UsageError`` for an invalid id."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: ArrayLike) -> bytes:
+        """Returns the bytes of ids, unchanged. Raises ``UsageError`` for an invalid id."""
+        return join_pieces(self.pieces, ids)
+
+    def stream_decoder(self) -> StreamDecoder:
+        """Returns an incremental decoder; its texts add up to ``decode`` of all ids."""
+        return StreamDecoder(self.pieces)
+
+    def encode_prompt(self, text: str, unk: str = "error") -> np.ndarray:
+        """Returns the token ids of a prompt, int32 [T].
+
+        ``unk`` is ``error``, ``skip`` (leave unknown tokens out) or ``keep`` (as UNK). With ``error``, raises
+        ``UsageError`` that names the unknown tokens and their positions.
+        """
+        choose(unk, UNKNOWNS, "way to treat unknowns (--unk)")
+        ids = self.encode(text)
+        if unk == "error" and (ids == UNK).any():
+            raise _unknown_error(self, text, "The prompt", "or change the prompt")
+        return ids[ids != UNK] if unk == "skip" else ids
+
+
 class Encoded(NamedTuple):
     """Some ids, the characters and bytes of their text, and the number of unknown tokens.
 
@@ -114,186 +295,3 @@ def _unknown_error(tokenizer: Tokenizer, text: str, where: str, advice: str, bef
         f"{where} has {tokenizer.unit}s that are not in the vocabulary: {listed(pieces, _SHOWN)}, at positions "
         f"{positions} (counted from 1). Leave them out with --unk skip, {advice}.{lines}"
     )
-
-
-#: Padding: never a target that counts, never sampled.
-PAD = 0
-#: Any token outside the vocabulary.
-UNK = 1
-#: The end of a document, and the input before its first token.
-EOS = 2
-#: The bytes of the special ids; the ids of ordinary tokens follow.
-SPECIAL_PIECES: tuple[bytes, ...] = (b"", b"<unk>", b"")
-NUM_SPECIAL = len(SPECIAL_PIECES)
-#: The largest vocabulary. The library of the bpe level allocates all of it at once, and aborts if it cannot.
-MAX_VOCAB = 2**20
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_NOT_A_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-_SHOWN = 5
-
-T = TypeVar("T", bound="Tokenizer")
-#: A text, or the pieces that it is the concatenation of.
-Text = str | Iterable[str]
-
-
-def text_bytes(text: str) -> bytes:
-    """Encodes any string as UTF-8: U+DC80 to U+DCFF become the bytes they escape, other lone surrogates U+FFFD."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return _NOT_A_BYTE.sub("\ufffd", text).encode("utf-8", "surrogateescape")
-
-
-def without_surrogates(text: str) -> str:
-    """Replaces every lone surrogate by U+FFFD."""
-    return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
-
-
-def in_pieces(text: Text) -> Iterable[str]:
-    """Returns the pieces of a text; a string is a single piece."""
-    return (text,) if isinstance(text, str) else text
-
-
-def safe_chunks(text: Text, safe: re.Pattern[str], size: int) -> Iterator[str]:
-    """Yields a text in chunks that end at the first ``safe`` place to cut after ``size`` characters.
-
-    A chunk of 16 times ``size`` without such a place is cut anyway, to bound the memory of the tokenizer. ``safe`` may
-    look at the characters before a place and at one after it, so the chunks do not depend on the pieces of the text.
-    """
-    held, start, looked = "", 0, 0
-    for piece in chain(in_pieces(text), [None]):
-        held, start, looked = held[start:] + (piece or ""), 0, looked - start
-        while start + size < len(held):
-            cut = safe.search(held, max(start + size, looked), start + 16 * size)
-            if cut is None and piece is not None and start + 16 * size > len(held):
-                looked = len(held) - 1  # the next piece may have a place to cut, behind this character
-                break
-            end = cut.start() if cut else start + 16 * size
-            yield held[start:end]
-            start = end
-    if start < len(held):
-        yield held[start:]
-
-
-def last_cut(safe: re.Pattern[str], text: str) -> int:
-    """Returns the last ``safe`` place to cut a text, or 0; searches from the end."""
-    size = 256
-    while True:
-        if found := [cut.start() for cut in safe.finditer(text, max(0, len(text) - size))]:
-            return found[-1]
-        if size >= len(text):
-            return 0
-        size *= 4
-
-
-class StreamDecoder:
-    """Decodes ids incrementally; a character split over several tokens is returned whole, with the last one."""
-
-    def __init__(self, pieces: Sequence[bytes]):
-        self._pieces = pieces
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, ids: ArrayLike) -> str:
-        """Returns the text completed by these ids; raises ``UsageError`` for an id outside the vocabulary."""
-        return self._decoder.decode(join_pieces(self._pieces, ids))
-
-    def flush(self) -> str:
-        """Returns the rest: U+FFFD for an unfinished character, usually nothing."""
-        rest = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return rest
-
-
-def join_pieces(pieces: Sequence[bytes], ids: ArrayLike) -> bytes:
-    """Returns the bytes of ids; raises ``UsageError`` for an id outside the vocabulary."""
-    flat = np.asarray(ids).reshape(-1)
-    if flat.size == 0:
-        return b""
-    if flat.dtype.kind not in "iu" or flat.min() < 0 or flat.max() >= len(pieces):
-        wrong = flat[0] if flat.dtype.kind not in "iu" else flat[(flat < 0) | (flat >= len(pieces))][0]
-        raise UsageError(
-            f"Token ids must be whole numbers from 0 to {len(pieces) - 1}, but {wrong!s} is among those given. "
-            "Decode with the tokenizer that made them."
-        )
-    return b"".join([pieces[i] for i in flat.tolist()])
-
-
-class Tokenizer(ABC):
-    """Converts text to token ids and back. Ids 0, 1 and 2 are PAD, UNK and EOS; ordinary tokens follow.
-
-    ``pieces[i]`` is the UTF-8 of id ``i``. Lone surrogates, which UTF-8 cannot encode, decode as U+FFFD; every other
-    text within the vocabulary decodes exactly.
-    """
-
-    kind: ClassVar[str]
-    #: The schema of ``to_json``: the kind, and the arguments of the class.
-    Saved: ClassVar[type[StrictModel]]
-    #: What a token is called in messages.
-    unit: ClassVar[str] = "character"
-    #: The options of ``train`` with their defaults.
-    OPTIONS: ClassVar[dict[str, int]] = {}
-
-    pieces: Sequence[bytes]
-
-    @property
-    def vocab_size(self) -> int:
-        """V, including the special ids."""
-        return len(self.pieces)
-
-    @abstractmethod
-    def encode(self, text: str) -> np.ndarray:
-        """Returns the token ids of a text, int32 [T]; unknown tokens are UNK."""
-
-    @abstractmethod
-    def to_json(self) -> dict[str, Any]:
-        """Returns what ``from_json`` makes this tokenizer of: JSON values with a ``kind``."""
-
-    @classmethod
-    def from_json(cls: type[T], obj: object) -> T:
-        """Returns the tokenizer that ``to_json`` described; raises ``CheckpointError`` if it is malformed."""
-        saved = load_strict(cls.Saved, obj, f"{cls.kind} tokenizer")
-        return cls(**saved.model_dump(exclude={"kind"}))
-
-    @classmethod
-    @abstractmethod
-    def train(cls: type[T], texts: Iterable[Text], *args: Any, **options: Any) -> T:
-        """Returns a tokenizer trained on texts, each a string or its pieces; where they are cut makes no difference.
-
-        Raises ``UsageError`` for an option out of range.
-        """
-
-    def safe_cut(self, text: str) -> int:
-        """Returns the last place n where a text that begins with ``text`` can be cut, whatever follows; 0 if none.
-
-        The ids of ``text[:n]`` and of ``text[n:] + more`` together are those of ``text + more``.
-        """
-        return 0
-
-    def unknown(self, text: str) -> list[tuple[int, str]]:
-        """Returns the unknown tokens of a text as (position from 0, piece)."""
-        return []
-
-    def decode(self, ids: ArrayLike) -> str:
-        """Returns the text of ids; bytes that are not UTF-8 become U+FFFD. Raises ``UsageError`` for an invalid id."""
-        return self.decode_bytes(ids).decode("utf-8", "replace")
-
-    def decode_bytes(self, ids: ArrayLike) -> bytes:
-        """Returns the bytes of ids, unchanged. Raises ``UsageError`` for an invalid id."""
-        return join_pieces(self.pieces, ids)
-
-    def stream_decoder(self) -> StreamDecoder:
-        """Returns an incremental decoder; its texts add up to ``decode`` of all ids."""
-        return StreamDecoder(self.pieces)
-
-    def encode_prompt(self, text: str, unk: str = "error") -> np.ndarray:
-        """Returns the token ids of a prompt, int32 [T].
-
-        ``unk`` is ``error``, ``skip`` (leave unknown tokens out) or ``keep`` (as UNK). With ``error``, raises
-        ``UsageError`` that names the unknown tokens and their positions.
-        """
-        choose(unk, UNKNOWNS, "way to treat unknowns (--unk)")
-        ids = self.encode(text)
-        if unk == "error" and (ids == UNK).any():
-            raise _unknown_error(self, text, "The prompt", "or change the prompt")
-        return ids[ids != UNK] if unk == "skip" else ids

@@ -155,7 +155,7 @@ def test_rows_can_be_validated_on_a_table():
         ({"documents": "line", "layout": "stream"}, "--layout stream"),
         ({"tokenizer_options": {"vocab_size": 9}}, "--vocab-size"),
         ({"level": "byte", "tokenizer_options": {"x": 9}}, "'x'"),
-        ({"layout": "documents", "documents": "row"}, "needs a table"),
+        ({"layout": "documents", "documents": "row"}, "--text-column"),
     ],
 )
 def test_values_out_of_range_are_usage_errors(options, says):

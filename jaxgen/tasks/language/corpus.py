@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen.data.batches import Tokens, permutation
-from jaxgen.data.files import SILENT, Counter, ProgressReporter, read_lines, track, whole_lines
+from jaxgen.data.files import NO_PROGRESS, ProgressCounter, ProgressReporter, read_lines, track, whole_lines
 from jaxgen.data.sources import CompactStrings, TextSource, TextStream, open_texts
 from jaxgen.data.tables import VAL_FRACTION, fingerprint
 from jaxgen.data.token_cache import Part, get_or_create
@@ -105,7 +105,7 @@ def prepare(
     feature_columns: Sequence[str] = (),
     conditioning: Conditioning | None = None,
     seed: int = 0,
-    watch: ProgressReporter = SILENT,
+    watch: ProgressReporter = NO_PROGRESS,
 ) -> LanguageCorpus:
     """Reads and splits texts, trains a tokenizer on the training split (or uses the one given) and encodes both.
 
@@ -156,13 +156,13 @@ def encode_splits(
     config: LanguageConfig,
     tokenizer: Tokenizer | None = None,
     conditioning: Conditioning | None = None,
-    watch: ProgressReporter = SILENT,
+    watch: ProgressReporter = NO_PROGRESS,
 ) -> LanguageCorpus:
     """Encodes both splits; arguments and errors are those of ``prepare``."""
     if conditioning is None and splits.train_known is not None:
         conditioning = Conditioning.fit(splits.train_known, config.feature_columns, splits.name)
     if tokenizer is None:
-        counter = Counter(watch, "learning the vocabulary", sum(map(len, splits.train)))
+        counter = ProgressCounter(watch, "learning the vocabulary", sum(map(len, splits.train)))
         texts = (track(in_pieces(text), counter) for text in splits.train)
         tokenizer = TOKENIZERS[config.level].train(texts, **tokenizer_options(config))
     encoded = []
@@ -191,7 +191,7 @@ def encode_splits(
     )
 
 
-def read_splits(config: LanguageConfig, watch: ProgressReporter = SILENT, validation: bool = True) -> TextSplits:
+def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, validation: bool = True) -> TextSplits:
     """Reads texts and splits them. Running text is not held in memory: it can be read again in pieces.
 
     Args:
@@ -322,10 +322,10 @@ def _split_conditioned(
 
 
 def encode_split(
-    tokenizer: Tokenizer, texts: Sequence[str | TextStream], layout: str, watch: ProgressReporter = SILENT
+    tokenizer: Tokenizer, texts: Sequence[str | TextStream], layout: str, watch: ProgressReporter = NO_PROGRESS
 ) -> Tokens:
     """Encodes one split; with layout ``documents``, ends each text in EOS and records where it starts."""
-    counter = Counter(watch, "encoding", sum(map(len, texts)))
+    counter = ProgressCounter(watch, "encoding", sum(map(len, texts)))
     if len(texts) == 1 and isinstance(texts[0], TextStream) and len(texts[0]) >= LARGE:
         return _kept(tokenizer, texts[0], counter)
     dtype = _id_type(tokenizer)
@@ -347,11 +347,11 @@ def _id_type(tokenizer: Tokenizer) -> np.dtype:
     return np.min_scalar_type(tokenizer.vocab_size - 1)
 
 
-def _encoded(tokenizer: Tokenizer, text: str | TextStream, counter: Counter) -> Iterator[Encoded]:
+def _encoded(tokenizer: Tokenizer, text: str | TextStream, counter: ProgressCounter) -> Iterator[Encoded]:
     return encode_pieces(tokenizer, evenly(track(in_pieces(text), counter), PIECE), unk="keep")
 
 
-def _kept(tokenizer: Tokenizer, text: TextStream, counter: Counter) -> Tokens:
+def _kept(tokenizer: Tokenizer, text: TextStream, counter: ProgressCounter) -> Tokens:
     """Encodes a large text into a memory-mapped file."""
 
     def parts() -> Iterator[Part]:

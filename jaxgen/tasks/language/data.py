@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxgen.data.batches import Tokens, make_batches, stream_eval, window_eval
-from jaxgen.data.files import SILENT, ProgressReporter
+from jaxgen.data.files import NO_PROGRESS, ProgressReporter
 from jaxgen.data.tables import fingerprint
 from jaxgen.errors import DataError, UsageError
 from jaxgen.runs.config import TrainConfig
@@ -66,7 +66,7 @@ class LanguageData(TaskData):
 
     @classmethod
     def load(
-        cls, config: LanguageConfig, codec: TextCodec | None = None, watch: ProgressReporter = SILENT
+        cls, config: LanguageConfig, codec: TextCodec | None = None, watch: ProgressReporter = NO_PROGRESS
     ) -> LanguageData:
         """As ``TaskData.load``; also raises ``DataError`` if a split is too short, or the vocabulary lacks too much."""
         tokenizer, conditioning = (None, None) if codec is None else split_codec(codec)
