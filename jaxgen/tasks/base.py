@@ -200,6 +200,18 @@ def _as_tuple(value: object) -> object:
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
+def flag_of(setting: str) -> str:
+    """Returns the flag of a setting."""
+    return f"--{setting.replace('_', '-')}"
+
+
+def check_at_most_one(config: TrainConfig, settings: Iterable[str]) -> None:
+    """Raises ``ValueError`` if several of these settings, which replace each other, were given."""
+    given = [flag_of(name) for name in settings if getattr(config, name)]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} were given together: give one of them")
+
+
 def changed_flags(config: TrainConfig, settings: Iterable[str]) -> list[str]:
     """Returns the flags of those settings whose value is neither the default nor that of the preset."""
     preset = config.presets[config.preset][1]
@@ -207,7 +219,7 @@ def changed_flags(config: TrainConfig, settings: Iterable[str]) -> list[str]:
     for name in settings:
         default = type(config).model_fields[name].get_default(call_default_factory=True)
         if getattr(config, name) not in (default, preset.get(name, default)):
-            flags.append(f"--{name.replace('_', '-')}")
+            flags.append(flag_of(name))
     return flags
 
 
@@ -232,8 +244,8 @@ def check_level(config: TokenizerSettings) -> None:
         if name not in known:
             levels = " or ".join(level for level, kind in TOKENIZERS.items() if name in kind.OPTIONS)
             raise ValueError(
-                f"--{name.replace('_', '-')} {value} has no effect with --level {config.level}: leave it out, "
-                f"or give --level {levels}"
+                f"{flag_of(name)} {value} has no effect with --level {config.level}: leave it out, or give --level "
+                f"{levels}"
             )
 
 

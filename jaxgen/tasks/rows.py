@@ -24,6 +24,7 @@ from jaxgen.tasks.base import (
     TaskData,
     VocabSize,
     changed_flags,
+    check_at_most_one,
     check_level,
     tokenizer_options,
 )
@@ -84,10 +85,7 @@ class RowsConfig(TrainConfig):
     def _rows_fit(self) -> RowsConfig:
         choose(self.model, ("rnn",), f"model of the task {self.task}")
         check_level(self)
-        held_out = {"val_fraction": self.val_fraction, "val_rows": self.val_rows, "val_data": self.val_data}
-        given = [f"--{name.replace('_', '-')}" for name, value in held_out.items() if value]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} were given together: give one of them")
+        check_at_most_one(self, ("val_fraction", "val_rows", "val_data"))
         return self
 
 
@@ -240,17 +238,6 @@ class TextReader(ABC):
 # Batches and evaluations
 
 
-class EncodedSplit(Protocol):
-    """A split as batches are made of it."""
-
-    #: Lengths of the padded fields of each row, [N, F].
-    lengths: np.ndarray
-
-    def __len__(self) -> int:
-        """The number of inputs."""
-        ...
-
-
 @dataclass(frozen=True)
 class RowsData(TaskData):
     """``TaskData`` of rows, from which batches of similar lengths are made."""
@@ -281,7 +268,7 @@ class RowsData(TaskData):
     @property
     @abstractmethod
     def splits(self) -> Mapping[str, Any]:
-        """The encoded rows by split, each an ``EncodedSplit``."""
+        """The encoded rows by split. Each has ``lengths`` [N, F], those of the padded fields of its rows."""
 
     @abstractmethod
     def pack(self, split: Any, rows: np.ndarray, widths: tuple[int, ...], step: int | None = None) -> Any:

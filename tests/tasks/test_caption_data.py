@@ -241,7 +241,7 @@ def test_an_image_is_asked_about_as_it_was_trained_on():
         ((8, 8, 3), np.zeros((4, 8, 3), np.uint8), UsageError, r"\(4, 8, 3\)"),
         ((8, 8, 3), np.zeros((8, 8, 3)), UsageError, "float64"),
         ((2,), "photo.png", DataError, "photo.png"),
-        ((2,), NamedFeatures("x", np.zeros(3), "f.npz"), DataError, r"\(3,\)"),
+        ((2,), NamedFeatures("x", np.zeros(3)), DataError, r"\(3,\)"),
     ],
 )
 def test_what_cannot_be_captioned_is_refused_with_a_sentence(shape, source, error, sentence):

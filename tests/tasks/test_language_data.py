@@ -138,7 +138,7 @@ def test_a_tenth_is_held_out_unless_told_otherwise():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"val_fraction": 0.2, "val_data": "v.txt"}, "--val-fraction 0.2"),
+        ({"val_fraction": 0.2, "val_data": "v.txt"}, "--val-fraction and --val-data"),
         ({"layout": "window"}, "'windows'"),
         ({"layout": "steam", "stride": 4}, "'stream'"),
     ],

@@ -121,7 +121,6 @@ class NamedFeatures(NamedTuple):
 
     name: str
     features: np.ndarray
-    file: str = ""
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -153,15 +152,11 @@ class CaptionCodec(TextWriter):
         An unusable file of features is yielded as a path; ``encode`` then raises the error.
         """
         for path in paths:
-            if self.of_images or not path.lower().endswith(".npz"):
-                yield path
-            else:
-                try:
-                    found = read_features(path)
-                except DataError:
-                    yield path
-                    continue
-                yield from (NamedFeatures(name, features, path) for name, features in zip(found.names, found.features))
+            try:
+                found = None if self.of_images or not path.lower().endswith(".npz") else read_features(path)
+            except DataError:
+                found = None
+            yield from [path] if found is None else map(NamedFeatures, found.names, found.features)
 
     def encode(self, source: str | Path | NamedFeatures | np.ndarray) -> np.ndarray:
         """Returns the array of an image file, of features, or an array unchanged.
@@ -180,12 +175,10 @@ class CaptionCodec(TextWriter):
                 )
             height, width = self.shape[:2]
             return read_image(source, (height, width))
-        name, array, file = source if isinstance(source, NamedFeatures) else ("an array", np.asarray(source), "")
+        name, array = source if isinstance(source, NamedFeatures) else ("an array", np.asarray(source))
         if array.shape != self.shape:
-            where = f" of {file}" if file else ""
             raise (DataError if isinstance(source, NamedFeatures) else UsageError)(
-                f"The input {name}{where} has the shape {array.shape}, but this run reads arrays of "
-                f"{self.shape}: give those."
+                f"The input {name} has the shape {array.shape}, but this run reads arrays of {self.shape}: give those."
             )
         if self.of_images and array.dtype != np.uint8:
             raise UsageError(f"The input {name} is of the type {array.dtype}: give an image of uint8, from 0 to 255.")

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from jaxgen.data.batches import BATCHES
 from jaxgen.errors import choose
 from jaxgen.runs.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
-from jaxgen.tasks.base import Names, VocabSize, changed_flags, check_level
+from jaxgen.tasks.base import Names, VocabSize, changed_flags, check_at_most_one, check_level
 
 #: Longer n-grams almost never occur twice.
 MAX_ORDER = 32
@@ -99,15 +99,7 @@ class LanguageConfig(TrainConfig):
         ),
         "large": (
             "LSTM 3x1024 with dropout, 20,000 steps: for an accelerator",
-            {
-                "hidden": 1024,
-                "layers": 3,
-                "batch_size": 128,
-                "seq_len": 256,
-                "steps": 20000,
-                "dropout": 0.4,
-                "lr": 1e-3,
-            },
+            _LARGE,
         ),
     }
 
@@ -130,11 +122,7 @@ class LanguageConfig(TrainConfig):
             raise ValueError(f"--documents {self.documents} does not apply to --layout {self.layout}")
         if self.is_conditioned:
             self._check_conditioned()
-        if self.val_fraction is not None and self.val_data:
-            raise ValueError(
-                f"--val-fraction {self.val_fraction} has no effect with --val-data {' '.join(self.val_data)}: leave "
-                "one of them out"
-            )
+        check_at_most_one(self, ("val_fraction", "val_data"))
         return self
 
     def _check_conditioned(self) -> None:
@@ -144,8 +132,7 @@ class LanguageConfig(TrainConfig):
         for name, (given, needed) in others.items():
             if given not in (None, needed):
                 raise ValueError(
-                    f"--{name} {given} does not apply to {flag}, with which every row of a table is a document: leave "
-                    f"it out"
+                    f"--{name} {given} does not apply to {flag}, with which every row is a document: leave it out"
                 )
         columns = [self.text_column, self.label_column, *self.feature_columns]
         named = [column for column in columns if column is not None]
