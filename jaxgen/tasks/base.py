@@ -59,7 +59,7 @@ class Example(NamedTuple):
 
 
 class Inference(Protocol):
-    """Inference with the current training weights, with which a task judges and shows what its model makes."""
+    """Inference with the current training weights, for metrics and examples of generated outputs."""
 
     def generate(self, prompt: str, temperature: float, length: int, label: str | None = None) -> str:
         """A text that continues ``prompt``, of ``label`` if one is given (language models)."""

@@ -321,7 +321,7 @@ class RowsData(TaskData):
         others = {name: split for name, split in self.splits.items() if name not in ("train", "val")}
         if others:
             sizes = ", ".join(f"{len(split):,} of {name.replace('_', ' ')}" for name, split in others.items())
-            parts.append(f"{sizes} to judge at the end")
+            parts.append(f"{sizes} to test at the end")
         return {
             "data": f"{self.rows.name} (sha256 {self.rows.sha256[:12]})",
             self.UNIT: ", ".join([*parts, *self.notes()]),

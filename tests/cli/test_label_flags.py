@@ -139,7 +139,7 @@ def test_training_says_what_it_knows_and_shows_a_text_of_each_label(train, here)
     done = train("--data", table, "--run", "r", flags=flags + " --eval-every 2")
     assert done.code == 0, done.err
     shown = done.out + done.err
-    for said in ("2, from ", "first, temperature 0.8", "second, temperature 0.8", "not knowing", "--label"):
+    for said in ("2, from ", "first, temperature 0.8", "second, temperature 0.8", "unconditioned", "--label"):
         assert said in shown
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from jaxgen.errors import UsageError
 from jaxgen.metrics import classification_metrics
-from jaxgen.tasks.classify.objective import BINS, ClassifyTask, _judged
+from jaxgen.tasks.classify.objective import BINS, ClassifyTask, _confusion_and_calibration
 from jaxgen.types import ClassificationBatch, TokenRows
 
 B, S, V, C = 6, 5, 9, 3
@@ -83,7 +83,7 @@ def test_calibration_is_that_of_a_loop_over_rows():
             bins[at][0].append(confidence)
             bins[at][1].append(probabilities.argmax() == label)
     error = sum(len(sure) * abs(np.mean(sure) - np.mean(right)) for sure, right in bins if sure) / counts.sum()
-    confusion, calibration = _judged(jnp.asarray(logits), labels, counts)
+    confusion, calibration = _confusion_and_calibration(jnp.asarray(logits), labels, counts)
     np.testing.assert_allclose(calibration[:, 0], [len(sure) for sure, _ in bins])
     np.testing.assert_allclose(calibration[:, 1], [sum(sure) for sure, _ in bins], rtol=1e-5)
     np.testing.assert_allclose(calibration[:, 2], [sum(right) for _, right in bins])

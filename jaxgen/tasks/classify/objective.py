@@ -75,9 +75,9 @@ class ClassifyTask:
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         counts = weights > 0
         summed, weighted = (jnp.sum(jnp.where(counts, each, 0.0)) for each in (nll, nll * weights))
-        judged = _judged(logits, labels, counts)
+        sums = _confusion_and_calibration(logits, labels, counts)
         return carry, ClassificationTotals(
-            summed, jnp.sum(counts, dtype=jnp.float32), *judged, Objective(weighted, jnp.sum(weights))
+            summed, jnp.sum(counts, dtype=jnp.float32), *sums, Objective(weighted, jnp.sum(weights))
         )
 
     def evaluate(
@@ -95,7 +95,7 @@ class ClassifyTask:
         return jax.nn.softmax(self._logits(weights, inputs), axis=-1)
 
 
-def _judged(logits: Array, labels: Array, counts: Array) -> tuple[Array, Array]:
+def _confusion_and_calibration(logits: Array, labels: Array, counts: Array) -> tuple[Array, Array]:
     """Return the confusion matrix and the calibration sums of the rows that count."""
     classes = logits.shape[-1]
     given = jnp.argmax(logits, axis=-1)

@@ -245,7 +245,7 @@ class LanguageData(TaskData):
             elif name == "stateful_loss":
                 rows.append(("state carried", f"{value:.4f} nats/token"))
             elif name == "blind_loss":
-                rows.append(("not knowing", f"{value:.4f} nats/token, from the mean of all labels and features"))
+                rows.append(("unconditioned", f"{value:.4f} nats/token, from the mean of all labels and features"))
         return rows
 
     def next_command(self, run: str) -> str:
