@@ -210,12 +210,12 @@ class TextReader(ABC):
 
     @property
     @abstractmethod
-    def reader(self) -> Tokenizer:
+    def input_tokenizer(self) -> Tokenizer:
         """The tokenizer of the inputs."""
 
     def encode_whole(self, text: str) -> np.ndarray:
         """Encodes a text of any length; unknown tokens become <unk>. A text of white space has no tokens."""
-        return self.reader.encode(normalize(text, self.reader.kind, self.lower))
+        return self.input_tokenizer.encode(normalize(text, self.input_tokenizer.kind, self.lower))
 
     def encode(self, text: str) -> np.ndarray:
         """Encodes the first ``max_length`` tokens of a text."""
@@ -240,11 +240,14 @@ class TextReader(ABC):
 
 @dataclass(frozen=True)
 class RowsData(TaskData):
-    """``TaskData`` of rows, from which batches of similar lengths are made."""
+    """``TaskData`` of rows, from which batches of similar lengths are made.
+
+    ``raw`` are the rows as they were read, ``splits`` the same rows encoded.
+    """
 
     config: Any
     codec: Any
-    rows: RowSplits[Any]
+    raw: RowSplits[Any]
 
     #: The class of ``codec``.
     Codec: ClassVar[Callable[..., Any]]
@@ -257,13 +260,13 @@ class RowsData(TaskData):
 
     @staticmethod
     @abstractmethod
-    def new_codec(config: Any, rows: RowSplits[Any]) -> Any:
+    def new_codec(config: Any, raw: RowSplits[Any]) -> Any:
         """Returns a codec made from the training rows."""
 
     @staticmethod
     @abstractmethod
-    def fit_codec(codec: Any, config: Any, rows: RowSplits[Any]) -> Any:
-        """Returns the codec of another run with these settings; raises an error if it does not fit them."""
+    def reuse_codec(codec: Any, config: Any, raw: RowSplits[Any]) -> Any:
+        """Returns the codec of another run for these settings; raises an error if it does not fit them."""
 
     @property
     @abstractmethod
@@ -278,12 +281,12 @@ class RowsData(TaskData):
     def load(cls, config: Any, codec: Any = None, watch: ProgressReporter = NO_PROGRESS) -> RowsData:
         """As ``TaskData.load``; also raises ``DataError`` if no row is short enough to train on."""
         del watch  # the data fit into memory and are read quickly
-        rows = cls.read(config)
-        codec = cls.new_codec(config, rows) if codec is None else cls.fit_codec(codec, config, rows)
-        data = cls(config, codec, rows)
+        raw = cls.read(config)
+        codec = cls.new_codec(config, raw) if codec is None else cls.reuse_codec(codec, config, raw)
+        data = cls(config, codec, raw)
         if not len(data.splits["train"]):  # encodes now: an error must come before compilation
             raise DataError(
-                f"All of the {cls.UNIT} of {rows.name} to train on are longer than {config.max_length} tokens: give a "
+                f"All of the {cls.UNIT} of {raw.name} to train on are longer than {config.max_length} tokens: give a "
                 "larger --max-length."
             )
         return data
@@ -310,11 +313,11 @@ class RowsData(TaskData):
         return {**self.vocab_sizes(self.codec), **self.config.build_options()}
 
     def fingerprint(self) -> dict[str, str]:
-        return {"name": self.rows.name, "sha256": self.rows.sha256}
+        return {"name": self.raw.name, "sha256": self.raw.sha256}
 
     def notes(self) -> list[str]:
         """Returns what was left out of the data."""
-        return [*self.rows.notes]
+        return [*self.raw.notes]
 
     def summary(self) -> dict[str, str]:
         parts = [f"{len(self.splits['train']):,} to train on", f"{len(self.splits['val']):,} to validate"]
@@ -323,7 +326,7 @@ class RowsData(TaskData):
             sizes = ", ".join(f"{len(split):,} of {name.replace('_', ' ')}" for name, split in others.items())
             parts.append(f"{sizes} to test at the end")
         return {
-            "data": f"{self.rows.name} (sha256 {self.rows.sha256[:12]})",
+            "data": f"{self.raw.name} (sha256 {self.raw.sha256[:12]})",
             self.UNIT: ", ".join([*parts, *self.notes()]),
         }
 

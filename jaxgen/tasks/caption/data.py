@@ -143,7 +143,7 @@ class CaptionCodec(TextWriter):
         return is_image(self.shape)
 
     @property
-    def writer(self) -> Tokenizer:
+    def output_tokenizer(self) -> Tokenizer:
         return self.tokenizer
 
     def sources(self, paths: Sequence[str]) -> Iterator[str | NamedFeatures]:
@@ -337,15 +337,15 @@ class CaptionData(Seq2SeqData):
     read = staticmethod(read_captioned)
 
     @staticmethod
-    def new_codec(config: CaptionConfig, rows: RowSplits[Captioned]) -> CaptionCodec:
-        texts = (text for captions in rows.train.captions for text in captions)
+    def new_codec(config: CaptionConfig, raw: RowSplits[Captioned]) -> CaptionCodec:
+        texts = (text for captions in raw.train.captions for text in captions)
         tokenizer = train_tokenizer(config, texts, bool(config.lowercase))
-        return CaptionCodec(tokenizer, rows.train.arrays[0].shape, config.max_length)
+        return CaptionCodec(tokenizer, raw.train.arrays[0].shape, config.max_length)
 
     @staticmethod
-    def fit_codec(codec: CaptionCodec, config: CaptionConfig, rows: RowSplits[Captioned]) -> CaptionCodec:
+    def reuse_codec(codec: CaptionCodec, config: CaptionConfig, raw: RowSplits[Captioned]) -> CaptionCodec:
         check_same_level(config.level, codec.tokenizer)
-        shape = rows.train.arrays[0].shape
+        shape = raw.train.arrays[0].shape
         if codec.shape != shape:
             raise UsageError(
                 f"The run of --init-from reads arrays of {codec.shape}, but these data have {shape}: make them agree, "
@@ -359,7 +359,7 @@ class CaptionData(Seq2SeqData):
 
     @cached_property
     def splits(self) -> dict[str, Examples]:
-        return {name: self._encoded(each, leave_out=name == "train") for name, each in self.rows.splits.items()}
+        return {name: self._encoded(each, leave_out=name == "train") for name, each in self.raw.splits.items()}
 
     def _encoded(self, read: Captioned, leave_out: bool) -> Examples:
         """Encodes captioned images, a row for each caption; with ``leave_out``, drops captions that are too long."""

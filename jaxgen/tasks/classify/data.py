@@ -104,7 +104,7 @@ class ClassifyCodec(TextReader):
     max_length: PositiveInt
 
     @property
-    def reader(self) -> Tokenizer:
+    def input_tokenizer(self) -> Tokenizer:
         return self.tokenizer
 
     def answer(self, text: str, output: np.ndarray) -> dict[str, Any]:
@@ -233,18 +233,18 @@ class ClassifyData(RowsData):
     read = staticmethod(read_labelled)
 
     @staticmethod
-    def new_codec(config: ClassifyConfig, rows: RowSplits[Table]) -> ClassifyCodec:
-        texts, labels = rows.train.columns
+    def new_codec(config: ClassifyConfig, raw: RowSplits[Table]) -> ClassifyCodec:
+        texts, labels = raw.train.columns
         tokenizer = train_tokenizer(config, texts, config.lower)
         return ClassifyCodec(tokenizer, tuple(sorted({*labels})), config.lower, config.max_length)
 
     @staticmethod
-    def fit_codec(codec: ClassifyCodec, config: ClassifyConfig, rows: RowSplits[Table]) -> ClassifyCodec:
+    def reuse_codec(codec: ClassifyCodec, config: ClassifyConfig, raw: RowSplits[Table]) -> ClassifyCodec:
         """Raises ``DataError`` for labels that the codec does not know; case and length of texts may differ."""
         check_same_level(config.level, codec.tokenizer)
-        if unknown := sorted({*rows.train.columns[1]} - {*codec.labels}):
+        if unknown := sorted({*raw.train.columns[1]} - {*codec.labels}):
             raise DataError(
-                f"The data {rows.name} have the label {unknown[0]!r}, which the run of --init-from does not know: its "
+                f"The data {raw.name} have the label {unknown[0]!r}, which the run of --init-from does not know: its "
                 f"labels are {listed(codec.labels)}. Leave out --init-from."
             )
         return replace(codec, lower=config.lower, max_length=config.max_length)
@@ -255,7 +255,7 @@ class ClassifyData(RowsData):
 
     @cached_property
     def splits(self) -> dict[str, EncodedTexts]:
-        return {name: self._encoded(rows) for name, rows in self.rows.splits.items()}
+        return {name: self._encoded(rows) for name, rows in self.raw.splits.items()}
 
     def _encoded(self, rows: Table) -> EncodedTexts:
         texts, labels = rows.columns
@@ -319,7 +319,7 @@ class ClassifyData(RowsData):
 
     def examples(self, inference: Inference, final: bool) -> list[Example]:
         """Some validation texts with their predicted and true labels."""
-        texts, labels = (part[:NUM_EXAMPLES] for part in self.rows.val.columns)
+        texts, labels = (part[:NUM_EXAMPLES] for part in self.raw.val.columns)
         lines = []
         for text, label, answer in zip(texts, labels, inference.predict(texts)):
             given, sure = answer["label"], answer["probabilities"][answer["label"]]

@@ -46,7 +46,7 @@ class TextWriter(ABC):
 
     @property
     @abstractmethod
-    def writer(self) -> Tokenizer:
+    def output_tokenizer(self) -> Tokenizer:
         """The tokenizer of the outputs."""
 
     @property
@@ -56,13 +56,13 @@ class TextWriter(ABC):
 
     def encode_target(self, text: str) -> np.ndarray:
         """Encodes a text of any length that the model is to write."""
-        return self.writer.encode(normalize(text, self.writer.kind))
+        return self.output_tokenizer.encode(normalize(text, self.output_tokenizer.kind))
 
     def written_text(self, output: Any) -> dict[str, Any]:
         """Returns a text with its log-probability in nats, its number of tokens, and whether it ended."""
-        text = self.writer.decode(output.tokens)
+        text = self.output_tokenizer.decode(output.tokens)
         return {
-            "text": text.removeprefix(" ") if self.writer.kind in SPACED_LEVELS else text,
+            "text": text.removeprefix(" ") if self.output_tokenizer.kind in SPACED_LEVELS else text,
             "logp": round(float(output.logp), 6),
             "tokens": int(output.tokens.size),
             "ended": bool(output.ended),
@@ -70,7 +70,7 @@ class TextWriter(ABC):
 
     def written(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Returns labels of the tokens of a text and of its end."""
-        return [token_label(self.writer, i) for i in [*ids, EOS]]
+        return [token_label(self.output_tokenizer, i) for i in [*ids, EOS]]
 
 
 def token_label(tokenizer: Tokenizer, token: int) -> str:

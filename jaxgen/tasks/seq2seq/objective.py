@@ -160,7 +160,7 @@ class Seq2SeqTask:
             UsageError: for a model without attention.
         """
         if self.model.decoder.attention == "none":
-            raise UsageError('This model was made with the attention "none" and looks nowhere: train one with another.')
+            raise UsageError('This model has no attention weights: train one with an attention other than "none".')
         start, memory = self._apply(prepared.params, inputs, method="init_decoder")
         weights: Any = self._apply(prepared.params, tokens, start, memory, method="decode").weights
         return weights

@@ -117,11 +117,11 @@ class TranslateCodec(TextReader, TextWriter):
     max_length: PositiveInt
 
     @property
-    def reader(self) -> Tokenizer:
+    def input_tokenizer(self) -> Tokenizer:
         return self.source
 
     @property
-    def writer(self) -> Tokenizer:
+    def output_tokenizer(self) -> Tokenizer:
         return self.target
 
     def answer(self, text: str, output: Any) -> dict[str, Any]:
@@ -248,13 +248,13 @@ class TranslateData(Seq2SeqData):
     read = staticmethod(read_pairs)
 
     @staticmethod
-    def new_codec(config: TranslateConfig, rows: RowSplits[Table]) -> TranslateCodec:
-        sources, targets = rows.train.columns
+    def new_codec(config: TranslateConfig, raw: RowSplits[Table]) -> TranslateCodec:
+        sources, targets = raw.train.columns
         source = train_tokenizer(config, sources, config.lower)
         return TranslateCodec(source, train_tokenizer(config, targets, False), config.lower, config.max_length)
 
     @staticmethod
-    def fit_codec(codec: TranslateCodec, config: TranslateConfig, rows: RowSplits[Table]) -> TranslateCodec:
+    def reuse_codec(codec: TranslateCodec, config: TranslateConfig, raw: RowSplits[Table]) -> TranslateCodec:
         check_same_level(config.level, codec.target)
         if codec.lower != config.lower:
             found, flag = ("in lower case", "--lowercase") if codec.lower else ("unchanged", "--no-lowercase")
@@ -267,7 +267,7 @@ class TranslateData(Seq2SeqData):
 
     @cached_property
     def splits(self) -> dict[str, Examples]:
-        return {name: self._encoded(rows, leave_out=name == "train") for name, rows in self.rows.splits.items()}
+        return {name: self._encoded(rows, leave_out=name == "train") for name, rows in self.raw.splits.items()}
 
     def _encoded(self, rows: Table, leave_out: bool) -> Examples:
         """Encodes pairs. With ``leave_out``, drops those with a side that is too long.
