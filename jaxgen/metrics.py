@@ -6,10 +6,11 @@ other values.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -247,7 +248,9 @@ def longest_copies(samples: Sequence[str], texts: Sequence[str]) -> list[Span]:
 
     Takes linear time, and bounded memory unless a single sample is longer than ``BATCH``.
     """
-    return [span for batch in _batches(samples) for span in _longest(batch, texts)]
+    ends = itertools.accumulate(map(len, samples))
+    batches = itertools.groupby(zip(ends, samples), key=lambda each: each[0] // BATCH)
+    return [span for _, batch in batches for span in _longest([sample for _, sample in batch], texts)]
 
 
 def find_place(span: str, texts: Iterable[str]) -> Place | None:
@@ -256,31 +259,15 @@ def find_place(span: str, texts: Iterable[str]) -> Place | None:
     return next((Place(number, at) for number, at in found if at >= 0), None)
 
 
-def _batches(samples: Sequence[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for sample in samples:
-        if batch and size + len(sample) > BATCH:
-            yield batch
-            batch, size = [], 0
-        batch.append(sample)
-        size += len(sample)
-    if batch:
-        yield batch
-
-
 def _longest(samples: Sequence[str], texts: Sequence[str]) -> list[Span]:
     # The separator of samples occurs in no text, so no span can cross it.
     automaton = Automaton(symbol for sample in samples for symbol in (*sample, None))
     matched = automaton.matched(texts)
     spans, begin = [], 0
     for sample in samples:
-        best = Span(0, 0)
-        for end in range(1, len(sample) + 1):
-            length = matched[automaton.states[begin + end - 1]]
-            if length > best.length:
-                best = Span(end - length, length)
-        spans.append(best)
+        lengths = [matched[state] for state in automaton.states[begin : begin + len(sample)]]
+        longest = max(lengths, default=0)
+        spans.append(Span(lengths.index(longest) + 1 - longest if longest else 0, longest))
         begin += len(sample) + 1
     return spans
 

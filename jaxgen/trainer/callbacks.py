@@ -114,7 +114,7 @@ class ProgressEvents(ProgressReporter):
 
 
 class Callback:
-    """Base class for what watches a training run. Override the methods you need and pass it to ``jaxgen.start``.
+    """Base class of callbacks. Override the methods you need and pass an instance to ``jaxgen.start``.
 
     The training loop calls callbacks on the main process only, and waits for them. At one step the order is
     ``on_evaluation``, ``on_sample``, ``on_checkpoint``. Logs are written before the checkpoint: a resumed run first

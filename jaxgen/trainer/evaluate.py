@@ -42,18 +42,14 @@ class EvalSchedule:
         return min([self.last, *((step // n + 1) * n for n in (self.evaluation, self.sample) if n)])
 
     def evaluates(self, step: int) -> bool:
-        return _due(step, self.evaluation)
+        return self.evaluation > 0 and step % self.evaluation == 0
 
     def samples(self, step: int) -> bool:
-        return _due(step, self.sample)
+        return self.sample > 0 and step % self.sample == 0
 
     def is_boundary(self, step: int) -> bool:
         """Whether an uninterrupted run saves a checkpoint at ``step``."""
         return step == 0 or self.evaluates(step) or self.samples(step)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 #: Share of the peak learning rate at the last step, unless ``--final-lr`` is given.

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from jaxgen.errors import DivergedError
 from jaxgen.fsutil import STRICT, load_strict
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.manifest import DamagedCheckpointError
@@ -93,11 +92,12 @@ class Throughput:
 MAX_ROLLBACKS, ROLLBACK_SCALE = 5, 0.5
 
 
-def check_finite(state: Any, diverged: Callable[[str], DivergedError]) -> None:
-    """Raise ``diverged(message)`` if any floating-point leaf of ``state`` is not finite."""
+def nonfinite_leaf(state: Any) -> str | None:
+    """The path of the first floating-point leaf of ``state`` that is not finite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
         if jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact) and not np.isfinite(leaf).all():
-            raise diverged(f"{jax.tree_util.keystr(path).lstrip('.')} is no longer finite")
+            return jax.tree_util.keystr(path).lstrip(".")
+    return None
 
 
 def nan_recovery(

@@ -6,7 +6,6 @@ import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import jax
@@ -27,8 +26,8 @@ from jaxgen.trainer.progress_state import (
     ROLLBACK_SCALE,
     ProgressState,
     Throughput,
-    check_finite,
     nan_recovery,
+    nonfinite_leaf,
 )
 from jaxgen.trainer.recorder import NullRecorder, run_summary
 from jaxgen.trainer.signals import Interrupted, StopSignals, raise_on_signal
@@ -128,7 +127,8 @@ class Trainer:
         boundary = self.eval_schedule.following(step)
         try:
             step = self._take_steps(step, boundary, pool, stop)
-            check_finite(self.gathered_state(), partial(self._diverged, step=step))
+            if leaf := nonfinite_leaf(self.gathered_state()):
+                raise self._diverged(f"{leaf} is no longer finite", step)
             if step < boundary:
                 self.save(step, keep=self.config.on_nan == "rollback")
                 return step
