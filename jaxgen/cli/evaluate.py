@@ -96,8 +96,7 @@ def evaluate(args: list[str]) -> None:
     from jaxgen.inference.sampler import Sampler
     from jaxgen.runtime import need_backend
 
-    for temperature in config.temperature:
-        settings = GenerationConfig(config.length, temperature, config.seed, block=config.block)
+    settings = GenerationConfig(config.length, seed=config.seed, block=config.block)
     need_backend()
     saved = LoadedRun.open(run, "evaluate")
     plot = None if extra["no_plot"] else plot_path(config.plot, saved.directory.path)
@@ -120,7 +119,8 @@ def evaluate(args: list[str]) -> None:
         chosen = {name: values[name] for name in SETTINGS}
         write_out(json.dumps({**about, "settings": chosen, **result.to_json()}, indent=2, ensure_ascii=False) + "\n")
     else:
-        write_out(report(result, sampler.documents, terminal_width()) + "\n")
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        write_out(report(result, sampler.documents, width) + "\n")
     if len(result.drawn) > 1:
         shown = ", ".join(f"{condition} {number}" for condition, number in result.drawn[:MAX_CONDITIONS])
         log(f"texts under the conditions of validation texts: {shown}{', …' * (len(result.drawn) > MAX_CONDITIONS)}")
@@ -172,11 +172,6 @@ def draw_plot(result: QualityReport, path: Path, saved: LoadedRun) -> None:
     name = saved.directory.path.resolve().name
     title = f"{name}: quality against diversity, {result.rows[0].texts} texts at each temperature"
     draw_quality(values["rows"], values["validation"], path, title, result.unit)
-
-
-def terminal_width() -> int | None:
-    """The columns of standard output, if it is a terminal."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def report(result: QualityReport, documents: bool = False, width: int | None = None) -> str:

@@ -7,10 +7,9 @@ import os
 import re
 import sys
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from itertools import chain
+from itertools import chain, tee
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, run_command, write_out
@@ -60,7 +59,7 @@ class ScoreConfig(RunConfig):
     lines: bool = False
     """Score every line of a file as a separate text, for a model trained with --documents line. Lines of white space
     are skipped. The table sums them up for each file; --json and --per-token show each."""
-    prompt: str | None = None
+    prompt: str = ""
     """Text to read before each text; it is not scored."""
     candidates: tuple[str, ...] = ()
     """Continuations of the prompt to rank, the likeliest first. Include the space before a word."""
@@ -133,6 +132,8 @@ def score(args: list[str]) -> None:
     began = time.perf_counter()
     score_all = score_candidates if config.candidates else score_lines if config.lines else score_texts
     total = score_all(scorer, config, files, writer)
+    if len(files or config.text) > 1:
+        writer.write_total("all", total)
     for note in score_notes(total, config):
         log(note)
     log(describe_speed(total.tokens, time.perf_counter() - began, scorer.compile_seconds))
@@ -140,7 +141,8 @@ def score(args: list[str]) -> None:
 
 def check(config: ScoreConfig, args: Sequence[str], files: Sequence[str]) -> None:
     """Raise ``UsageError`` for flags that contradict each other or have no effect."""
-    check_flags(RULES, config, args, even_default=("--window", "--top"), also=("files",) if files else ())
+    even_default = ("--prompt", "--top", "--window")
+    check_flags(RULES, config, args, even_default=even_default, also=("files",) if files else ())
     if not (files or config.text or config.candidates):
         raise UsageError(
             "There is nothing to score: give files, - for standard input, --text TEXT, or --prompt TEXT --candidates "
@@ -178,11 +180,9 @@ def score_texts(scorer: Scorer, config: ScoreConfig, files: Sequence[str], write
         else:
             name, where, about = f"text {number}", f"Text {number}", {"text": text}
             pieces = iter([text])
-        stream = scorer.stream(pieces, config.prompt or "", where)
+        stream = scorer.stream(pieces, config.prompt, where)
         writer.write_text({"name": name, **about}, stream)
         total += stream.score
-    if len(files or config.text) > 1:
-        writer.write_total("all", total)
     return total
 
 
@@ -193,22 +193,15 @@ def score_lines(scorer: Scorer, config: ScoreConfig, files: Sequence[str], write
 
     total = Score()
     for path in files:
-        held: deque[str] = deque()  # scoring reads ahead of the scores that it returns
-
-        def lines(path: str = path, held: deque[str] = held) -> Iterator[str]:
-            for line in read_lines(read_with_progress(path, scorer.sampler.tokenizer, bar=not config.per_token)):
-                held.append(line)
-                yield line
-
+        lines = read_lines(read_with_progress(path, scorer.sampler.tokenizer, bar=not config.per_token))
+        texts, shown = tee(lines)  # scoring reads ahead of the scores that it returns
         of_file, number = Score(), 0
-        for score, tokens in scorer.score_each(lines(), config.prompt or "", f"The file {path}, text"):
+        for (score, tokens), text in zip(scorer.score_each(texts, config.prompt, f"The file {path}, text"), shown):
             number += 1
-            writer.write_line({"name": path, "number": number, "text": held.popleft()}, score, tokens)
+            writer.write_line({"name": path, "number": number, "text": text}, score, tokens)
             of_file += score
         writer.write_total(f"{path} ({number:,} texts)", of_file)
         total += of_file
-    if len(files) > 1:
-        writer.write_total("all", total)
     return total
 
 
@@ -216,8 +209,8 @@ def score_candidates(scorer: Scorer, config: ScoreConfig, files: Sequence[str], 
     """Rank the continuations of the prompt; returns the total of their scores."""
     from jaxgen.inference.scorer import Score
 
-    ranked = scorer.rank(config.prompt or "", config.candidates)
-    writer.write_ranking(config.prompt or "", ranked)
+    ranked = scorer.rank(config.prompt, config.candidates)
+    writer.write_ranking(config.prompt, ranked)
     if any(each.tied for each in ranked):
         log(
             "note: candidates with = after their rank are equally likely; they keep the order in which they were given."
