@@ -136,14 +136,10 @@ def _choices(annotation: Any) -> list[str]:
 def flag_value(args: Sequence[str], flag: str) -> str | None:
     """The value of ``flag`` in ``args`` (the last one), read without parsing the rest."""
     value = None
-    for i, arg in enumerate(args):
-        name, _, given = arg.partition("=")
-        if name.replace("_", "-") != flag:  # both spellings are read
-            continue
-        if arg != name:
-            value = given
-        elif i + 1 < len(args):
-            value = args[i + 1]
+    for arg, following in zip(args, [*args[1:], None]):
+        name, equals, given = arg.partition("=")
+        if name.replace("_", "-") == flag:  # both spellings are read
+            value = given if equals else following
     return value
 
 

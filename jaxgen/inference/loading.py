@@ -157,12 +157,9 @@ class TrainedModel:
 def _check_resolved(resolved: dict[str, Any]) -> None:
     """Raise ``KeyError``, ``TypeError`` or ``ValueError`` unless ``resolved`` has the entries of every run."""
     numbers = [resolved[key] for key in ("steps", "horizon", "parameters", "devices")]
-    if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):
-        raise ValueError("an entry is not a number")
-    if not all(numbers[2:]):
-        raise ValueError("there is no model or no device")
-    if not all(isinstance(resolved["data"][key], str) for key in ("name", "sha256")):
-        raise ValueError("the data has no digest")
+    usable = all(type(number) is int and number >= 0 for number in numbers) and all(numbers[2:])
+    if not usable or not all(isinstance(resolved["data"][key], str) for key in ("name", "sha256")):
+        raise ValueError("an entry is not what every run has")
 
 
 def _as_json(value: object) -> object:

@@ -229,8 +229,8 @@ def replay(sampler: Sampler, saved: SampleReceipt | BeamReceipt, where: str = "t
 def _with_recorded_condition(sampler: Sampler, saved: Receipt) -> Sampler:
     """``sampler`` under the condition that a receipt names."""
     if saved.has_condition != (sampler.conditioning is not None):
-        known, unknown = ("Its run", "this one") if saved.has_condition else ("This run", "its own")
-        raise UsageError(f"{known} has labels or features, and {unknown} has none.")
+        named, known = ("a", "no") if saved.has_condition else ("no", "some")
+        raise UsageError(f"It names {named} condition, and this run has {known} labels or features.")
     if sampler.conditioning is None:
         return sampler
     return sampler.with_condition(sampler.conditioning.read(saved.condition))
