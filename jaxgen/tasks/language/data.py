@@ -212,19 +212,17 @@ class LanguageData(TaskData):
 
     def examples(self, inference: Inference, final: bool) -> list[Example]:
         """A sample, at the end at several temperatures; with labels, a sample of each of the most common ones."""
-        if self.corpus.conditioning is not None and self.corpus.conditioning.labels:
+        conditioning, default = self.corpus.conditioning, SAMPLE_TEMPERATURE
+        if conditioning is not None and conditioning.labels:
             return [
-                Example(f"{label}, temperature {SAMPLE_TEMPERATURE:g}", text)
-                for label in self.corpus.conditioning.most_common(EXAMPLE_LABELS)
-                for text in [inference.generate("", SAMPLE_TEMPERATURE, SAMPLE_LENGTH, label)]
+                Example(f"{label}, temperature {default:g}", inference.generate("", default, SAMPLE_LENGTH, label))
+                for label in conditioning.most_common(EXAMPLE_LABELS)
             ]
         prompt = self._prompt()
-
-        def one(temperature: float) -> Example:
-            text = prompt + inference.generate(prompt, temperature, SAMPLE_LENGTH)
-            return Example(f"temperature {temperature:g}", text)
-
-        return [one(temperature) for temperature in (FINAL_TEMPERATURES if final else (SAMPLE_TEMPERATURE,))]
+        return [
+            Example(f"temperature {chosen:g}", prompt + inference.generate(prompt, chosen, SAMPLE_LENGTH))
+            for chosen in (FINAL_TEMPERATURES if final else (default,))
+        ]
 
     def _prompt(self) -> str:
         """Returns the prompt of examples: the first words of a line of validation text, or "" for documents."""
