@@ -142,7 +142,7 @@ def read_labelled(config: ClassifyConfig) -> RowSplits[Table]:
     if config.data == (name,) and name in LABELLED_SETS:
         refuse_flags(config, ("text_column", "label_column", "val_data", "val_fraction", "val_rows"), name)
         splits = builtin_tables(name, LABELLED_SETS[name](config.seed))
-        return RowSplits(dict(splits), name, splits["train"].sha256)
+        return RowSplits(splits, name, splits["train"].sha256)
     refuse_builtin((*config.data, *(config.val_data or ())), LABELLED_SETS)
     rows = without_empty(_read(config.data, config), config.empty)
     labels = distinct_labels(rows.columns[1], rows.name)
