@@ -9,9 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Bool, Int, PyTree, Shaped
 
-from jaxgen.cells.base import Cell
-from jaxgen.cells.unroll import unroll, unroll_projected
-from jaxgen.models.layers import Embedding, RecurrentModel, dropout, fold_in_rows
+from jaxgen.models.layers import Embedding, RecurrentModel, dropout, fold_in_rows, unroll_layer
 from jaxgen.types import Array, ArrayLike, Carry, RowKeys, TokenRows
 
 
@@ -86,10 +84,11 @@ class Encoder(RecurrentModel):
         inputs, projected = self.embedding.inputs(tokens, layers[0], fold_in_rows(row_keys, self.layers))
         finals: list[tuple[Carry, ...]] = []
         for layer, cells in enumerate(layers):
-            read = [
-                self._unroll(cell, x, projected and layer == 0, valid, bool(direction))
-                for direction, (cell, x) in enumerate(zip(cells, inputs))
-            ]
+            read = []
+            for cell, x, reverse in zip(cells, inputs, (False, True)):
+                start = cell.initialize_carry(jax.random.key(0), x.shape[1:])
+                options = {"valid": valid, "reverse": reverse, "form": self.form}
+                read.append(unroll_layer(cell, x, start, projected and layer == 0, **options))
             finals.append(tuple(final for final, _ in read))
             x = jnp.concatenate([ys for _, ys in read], axis=-1)
             if drop_outputs or layer + 1 < self.layers:
@@ -106,17 +105,3 @@ class Encoder(RecurrentModel):
     def example(self) -> TokenRows:
         """Inputs of one row, from which the parameters get their shapes."""
         return TokenRows(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
-
-    def _unroll(
-        self,
-        cell: nn.RNNCellBase,
-        x: Shaped[Array, "S B _"],
-        projected: bool,
-        valid: Bool[Array, "S B"] | None,
-        reverse: bool,
-    ) -> tuple[Carry, Shaped[Array, "S B H"]]:
-        """The final state and the outputs of one layer in one direction."""
-        if not (projected and isinstance(cell, Cell)):
-            return unroll(cell, x, valid=valid, reverse=reverse, form=self.form, time_major=True)
-        start = cell.initialize_carry(jax.random.key(0), (x.shape[1], self.width or self.vocab_size))
-        return unroll_projected(cell, start, x, valid=valid, reverse=reverse, form=self.form)

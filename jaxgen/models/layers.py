@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +109,15 @@ def fold_in_rows(row_keys: RowKeys | None, number: int) -> RowKeys | None:
 # --- layers
 
 
+def unroll_layer(
+    cell: Any, x: Shaped[Array, "T B _"], carry: Carry, projected: bool, **options: Any
+) -> tuple[Carry, Shaped[Array, "T B H"]]:
+    """``unroll`` of one layer, time-major; with ``projected``, ``x`` is ``cell.project(input)`` already."""
+    if projected:
+        return unroll_projected(cell, carry, x, **options)
+    return unroll(cell, x, carry, time_major=True, **options)
+
+
 class Stack(nn.Module):
     """Recurrent layers, with dropout on what each passes upwards.
 
@@ -148,12 +158,8 @@ class Stack(nn.Module):
         after = []
         for layer in range(lowest, len(self.cells)):
             cell, carry, start = self.cells[layer], carries[layer], None if initial is None else initial[layer]
-            if projected and layer == 0 and isinstance(cell, Cell):
-                carry, x = unroll_projected(cell, carry, x, reset=reset, valid=valid, initial=start, form=self.form)
-            else:
-                carry, x = unroll(
-                    cell, x, carry, reset=reset, valid=valid, initial=start, time_major=True, form=self.form
-                )
+            masks = {"reset": reset, "valid": valid, "initial": start}
+            carry, x = unroll_layer(cell, x, carry, projected and layer == 0, form=self.form, **masks)
             after.append(carry)
             x = dropout(x, self.dropout, fold_in_rows(row_keys, layer))
         return tuple(after), x

@@ -169,19 +169,20 @@ def beam_search(
         )
         # Masks instead of slices: with two slices of its result, XLA's CPU backend turns top_k into a full sort.
         places = jnp.broadcast_to(jnp.arange(found.token.shape[1], dtype=jnp.int32), found.token.shape)
-        ends, made = found.token == eos, search.t + 1
+        ends, generated = found.token == eos, search.t + 1
         ending = ends & (places < width) & (found.logp > -jnp.inf) & ~search.done[:, None]
-        finished = _merged(search.finished, jnp.where(ending, found.logp, -jnp.inf), made, places, alpha)
+        finished = _merged(search.finished, jnp.where(ending, found.logp, -jnp.inf), generated, places, alpha)
         ended = search.ended + jnp.sum(ending, axis=1, dtype=jnp.int32)
 
         logp, slot = lax.top_k(jnp.where(ends, -jnp.inf, found.logp), width)
-        bound = jnp.max(logp, axis=1) / jnp.maximum(_norm(jnp.minimum(made + 1, length), alpha), _norm(length, alpha))
+        soonest = jnp.minimum(generated + 1, length)
+        bound = jnp.max(logp, axis=1) / jnp.maximum(_norm(soonest, alpha), _norm(length, alpha))
         done = search.done | (ended >= width) | (bound <= finished.score[:, -1])
 
         rows = (jnp.arange(batch, dtype=jnp.int32)[:, None] * width + _take(found.beam, slot)).reshape(-1)
         token = _take(found.token, slot).reshape(-1)
         carry, logits = step(weights, jax.tree.map(lambda a: a[rows], search.carry), token)
-        return _Search(carry, logits, transforms, token, logp, slot, trail, finished, ended, done, made)
+        return _Search(carry, logits, transforms, token, logp, slot, trail, finished, ended, done, generated)
 
     search = _start(carry, logits, states, width, length, n_best)
     search = lax.while_loop(lambda search: (search.t < length) & ~jnp.all(search.done), one, search)
@@ -194,10 +195,10 @@ def _start(
     carry: Carry, logits: Float[Array, "B V"], states: tuple[PyTree, ...], width: int, length: int, n_best: int
 ) -> _Search:
     batch, vocab = logits.shape
-    candidates = min(2 * width, width * min(width + 1, vocab))
+    kept = min(2 * width, width * min(width + 1, vocab))
     nothing, none = jnp.full((batch, n_best), -jnp.inf), jnp.zeros((batch, n_best), jnp.int32)
     zeros = jnp.zeros((batch, width), jnp.int32)
-    made = jnp.zeros((length, batch, candidates), jnp.int32)
+    empty = jnp.zeros((length, batch, kept), jnp.int32)
     return _Search(
         carry=tile_beams(carry, width),
         logits=tile_beams(logits, width),
@@ -206,7 +207,7 @@ def _start(
         # All beams of a problem start identical, so only the first is extended.
         logp=jnp.full((batch, width), -jnp.inf).at[:, 0].set(0.0),
         slot=zeros,
-        trail=_Trail(made, made),
+        trail=_Trail(empty, empty),
         finished=_Finished(nothing, nothing, none, none),
         ended=jnp.zeros(batch, jnp.int32),
         done=jnp.zeros(batch, bool),
@@ -249,10 +250,10 @@ def _traced(trail: _Trail, finished: _Finished, pad: int) -> Int[Array, "B N L"]
     """The tokens of the finished hypotheses, found by following ``trail`` from their ends backwards."""
 
     def back(slot: Int[Array, "B N"], at: tuple[Array, _Trail]) -> tuple[Int[Array, "B N"], Int[Array, "B N"]]:
-        t, made = at
+        t, candidates = at
         inside = t < finished.length
-        token = jnp.where(inside, _take(made.token, slot), pad)
-        return jnp.where(inside, _take(made.parent, slot), slot), token
+        token = jnp.where(inside, _take(candidates.token, slot), pad)
+        return jnp.where(inside, _take(candidates.parent, slot), slot), token
 
     steps = jnp.arange(trail.token.shape[0], dtype=jnp.int32)
     _, tokens = lax.scan(back, finished.slot, (steps, trail), reverse=True)
