@@ -27,9 +27,8 @@ class Elman(Cell):
     def setup(self) -> None:
         choose(self.activation, ACTIVATIONS, "Elman activation")
         self.input = Affine(self.features, param_dtype=self.param_dtype, precision=self.precision)
-        self.recurrent_kernel = self.param(
-            "recurrent_kernel", orthogonal, (self.features, self.features), self.param_dtype
-        )
+        shape = (self.features, self.features)
+        self.recurrent_kernel = self.param("recurrent_kernel", orthogonal, shape, self.param_dtype)
 
     def project(self, x: ArrayLike | None) -> Array:
         return self.input(x)

@@ -26,12 +26,8 @@ class GRU(Cell):
 
     def setup(self) -> None:
         self.input = Affine(3 * self.features, param_dtype=self.param_dtype, precision=self.precision)
-        self.recurrent_kernel = self.param(
-            "recurrent_kernel",
-            per_gate(orthogonal, 3),
-            (self.features, 3 * self.features),
-            self.param_dtype,
-        )
+        shape = (self.features, 3 * self.features)
+        self.recurrent_kernel = self.param("recurrent_kernel", per_gate(orthogonal, 3), shape, self.param_dtype)
         self.recurrent_bias = self.param(
             "recurrent_bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype
         )

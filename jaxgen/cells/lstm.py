@@ -33,12 +33,8 @@ class LSTM(Cell):
         self.input = Affine(
             4 * self.features, bias_init=bias_init, param_dtype=self.param_dtype, precision=self.precision
         )
-        self.recurrent_kernel = self.param(
-            "recurrent_kernel",
-            per_gate(orthogonal, 4),
-            (self.features, 4 * self.features),
-            self.param_dtype,
-        )
+        shape = (self.features, 4 * self.features)
+        self.recurrent_kernel = self.param("recurrent_kernel", per_gate(orthogonal, 4), shape, self.param_dtype)
 
     def _scale(self) -> Array:
         half, one = jnp.full(self.features, 0.5, self.param_dtype), jnp.ones(self.features, self.param_dtype)

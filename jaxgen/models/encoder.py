@@ -48,11 +48,6 @@ class Encoder(RecurrentModel):
     embed_stddev: float = 1.0
     bidirectional: bool = False
 
-    @property
-    def features(self) -> int:
-        """M, the width of the outputs."""
-        return self.hidden * (2 if self.bidirectional else 1)
-
     def setup(self) -> None:
         self.embedding = Embedding(self.vocab_size, self.width, self.embed_dropout, self.embed_stddev)
         self.forwards = self.make_cells()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,11 +27,10 @@ MIN_ROWS_PER_DEVICE = 8
 MAX_PARAMETERS_PER_TOKEN = 3000
 
 _REPLICATED, _SHARDED, _SHARDED_BATCHES = PartitionSpec(), PartitionSpec(BATCH_AXIS), PartitionSpec(None, BATCH_AXIS)
-_PARTS: Any = {"step": _REPLICATED, "params": _REPLICATED, "opt_state": _REPLICATED, "carry": _SHARDED}
-_STATE = TrainState(**_PARTS)
-_PLACES: Any = {"start": _SHARDED_BATCHES, "stop": _SHARDED_BATCHES, "fresh": _REPLICATED}
-_TEXT: Any = _REPLICATED
-_SHARDED_WINDOWS = Windows(_TEXT, WindowIndex(**_PLACES), _TEXT)
+# Where the fields of these structures are placed.
+_STATE = TrainState(step=_REPLICATED, params=_REPLICATED, opt_state=_REPLICATED, carry=_SHARDED)  # type: ignore[arg-type]
+_INDEX = WindowIndex(start=_SHARDED_BATCHES, stop=_SHARDED_BATCHES, fresh=_REPLICATED)  # type: ignore[arg-type]
+_SHARDED_WINDOWS = Windows(text=_REPLICATED, window_index=_INDEX, conditions=_REPLICATED)  # type: ignore[arg-type]
 
 
 def data_parallel_size(rows: int, available: int, load: float = 0.0) -> int:

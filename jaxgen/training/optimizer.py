@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import jax
 import optax
@@ -13,7 +13,6 @@ from jaxtyping import PyTree
 from jaxgen.errors import check_options, choose
 
 
-@runtime_checkable
 class OptimizerOptions(Protocol):
     """An entry of ``OPTIMIZERS``: a frozen dataclass whose fields are the options."""
 

@@ -116,10 +116,10 @@ def test_one_token_is_read_the_same_from_both_ends():
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_final_states_and_outputs_are_as_wide_as_the_encoder_says(bidirectional):
+def test_final_states_and_outputs_have_the_width_of_all_directions(bidirectional):
     model, _ = setup(cell=LSTM, layers=3, bidirectional=bidirectional)
     (outputs, finals), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), draw())
-    assert outputs.shape == (B, S, model.features)
+    assert outputs.shape == (B, S, H * (1 + bidirectional))
     shapes = jax.tree.map(lambda a: a.shape, finals)
     assert shapes == tuple(tuple(((B, H), (B, H)) for _ in range(1 + bidirectional)) for _ in range(3))
 
