@@ -119,7 +119,7 @@ def decode(
     *,
     length: int,
     greedy: bool,
-    eos: int,
+    eos: Int[ArrayLike, ""] | int,
     pad: int,
 ) -> tuple[DecodeState, Drawn]:
     """Generate ``length`` tokens for each row. Splitting the length over several calls does not change the result.

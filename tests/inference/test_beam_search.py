@@ -120,8 +120,8 @@ def test_no_other_prompt_or_length_penalty_is_compiled_for(task, running):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"width": 0}, "1 to 1024"),
-        ({"length": 10**9}, "1 to 100000"),
+        ({"width": 0}, "1 to 1,024"),
+        ({"length": 10**9}, "1 to 100,000"),
         ({"keep": 5}, "1 to 4"),
         ({"length_penalty": float("nan")}, "-5 to 5"),
         ({"length_penalty": 5.1}, "5.1"),
