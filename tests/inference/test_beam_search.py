@@ -128,7 +128,7 @@ def test_no_other_prompt_or_length_penalty_is_compiled_for(task, running):
         ({"transforms": (RepetitionPenalty(1.2),)}, "RepetitionPenalty"),
         ({"transforms": (NoRepeatNgram(3),)}, "NoRepeatNgram"),
         ({"transforms": (Force((V,)),)}, "Force"),
-        ({"prompt": "xyz"}, "3 characters"),
+        ({"prompt": "xyz"}, "'x', 'y', 'z'"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_is_compiled(params, options, sentence):
