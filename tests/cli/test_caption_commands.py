@@ -75,7 +75,8 @@ def run(trained: Any) -> Path:
 
 def test_training_tells_what_it_read_and_leaves_figures_and_pictures(trained, photos):
     run, (_, out, err) = trained
-    assert "6 with 6" in out + err
+    assert "6 to train on" in out + err
+    assert "6 captions" in out + err
     (row,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     assert {"val_loss", "val_cider", "val_bleu_4", "val_exact", "val_token_accuracy", "images_per_second"} <= set(row)
     for name in ("captions.png", "attention.png", "loss.png"):
