@@ -133,13 +133,11 @@ def walk_files(root: Path) -> list[Path]:
 def check_readable(paths: Iterable[str]) -> None:
     """Raises ``DataError`` for a file that is missing or not readable, without opening any: a pipe opens but once."""
     for path in paths:
-        if path == "-":
+        if path == "-" or (os.access(path, os.R_OK) and not os.path.isdir(path)):
             continue
-        if not os.path.exists(path):
-            raise DataError(f"There is no file {path}. Check the path and the current folder.")
-        if os.path.isdir(path) or not os.access(path, os.R_OK):
-            problem = "is a folder" if os.path.isdir(path) else "cannot be read: permission denied"
-            raise DataError(f"{path} {problem}. Give text files that can be read.")
+        there = "is a folder" if os.path.isdir(path) else "cannot be read: permission denied"
+        problem = there if os.path.exists(path) else "does not exist"
+        raise DataError(f"{path} {problem}. Give text files that can be read.")
 
 
 def read_bytes(path: Path, most: int = -1) -> bytes:

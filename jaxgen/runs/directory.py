@@ -90,15 +90,11 @@ class RunDirectory:
         """
         root = Path(root)
         runs = [run for config in sorted(root.glob(f"*/{CONFIG}")) if (run := cls(config.parent)).exists()]
-        if not runs:
-            raise CheckpointError(
-                f"There is no run in {root}/. Train one with `python train.py`, or name one with `--run DIR`."
-            )
         able = [run for run in runs if tasks is None or run.task() in (None, *tasks)]
         if not able:
+            which = f" of a task that this command can use ({', '.join(tasks)})" if runs and tasks else ""
             raise CheckpointError(
-                f"No run in {root}/ has a task that this command can use ({', '.join(tasks or ())}). Train one with "
-                "`python train.py TASK`, or name one with `--run DIR`."
+                f"There is no run{which} in {root}/. Train one with `python train.py`, or name one with `--run DIR`."
             )
         return max(able, key=cls._last_written)
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import lock_descriptor
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import RESUME, parse_json, refuse_links, run_dir_missing, unwritable, write_errors
@@ -49,7 +49,7 @@ class Owner(BaseModel):
         try:
             # Read at an offset: the heartbeat reads the same descriptor in its thread.
             return cls.model_validate(parse_json(os.pread(descriptor, 4096, 0)))
-        except (OSError, ValidationError, ValueError):
+        except (OSError, ValueError):
             return None
 
     def may_run(self, locks_work: bool, path: Path) -> bool:
