@@ -10,6 +10,7 @@ import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,6 @@ class Batches(ABC):
 
     def same_shape(self, step: int) -> int:
         """Returns for how many steps, from ``step`` on, the shapes stay the same."""
-        del step
         return 1 << 62
 
     def shapes(self) -> list[tuple[int, int]]:
@@ -105,17 +105,14 @@ class TextBatches(Batches):
 
     def text(self, step: int) -> np.ndarray:
         """Returns the ids [N] that the windows of a step lie in; the same array for all steps of one text."""
-        del step
         return self._ids
 
     def conditions(self, step: int) -> Conditions | None:
         """Returns the conditions of the positions of a step's text, if there are any."""
-        del step
         return None
 
     def same_text(self, step: int) -> int:
         """Returns for how many steps, from ``step`` on, the text stays the same."""
-        del step
         return 1 << 62
 
     @abstractmethod
@@ -165,14 +162,11 @@ class WindowBatches(TextBatches):
             raise too_short(self._ids.size, seq_len + 1, "sequence length + 1")
         self._windows = (self._ids.size - seq_len - 1) // self._stride + 1
         self.steps_per_epoch = max(1, self._windows // batch_size)
-        self._order: tuple[int, np.ndarray] | None = None
+        self._order = lru_cache(maxsize=1)(lambda epoch: permutation(self._windows, seed, epoch, "windows"))
 
     def places(self, step: int) -> WindowIndex:
         epoch, k = divmod(step, self.steps_per_epoch)
-        cached = self._order
-        if cached is None or cached[0] != epoch:
-            cached = self._order = (epoch, permutation(self._windows, self._seed, epoch, "windows"))
-        window = cached[1][(k * self._size + np.arange(self._size)) % self._windows]
+        window = self._order(epoch)[(k * self._size + np.arange(self._size)) % self._windows]
         return WindowIndex(window * self._stride, window * self._stride, np.bool_(True))
 
 
@@ -193,7 +187,7 @@ class DocumentBatches(TextBatches):
             self.text_bytes += numbers + np.asarray(tokens.conditions.vectors).nbytes
         self._packer = DocumentPacker(tokens, batch_size)
         self.steps_per_epoch = -(-self._packer.longest // seq_len)
-        self._epoch: tuple[int, PackedDocuments] | None = None
+        self._epoch = lru_cache(maxsize=1)(self._pack)
 
     def text(self, step: int) -> np.ndarray:
         return self._packed(step).text
@@ -208,12 +202,11 @@ class DocumentBatches(TextBatches):
         return self._packed(step).places(step % self.steps_per_epoch * self.length)
 
     def _packed(self, step: int) -> PackedDocuments:
-        epoch, cached = step // self.steps_per_epoch, self._epoch
-        if cached is None or cached[0] != epoch:
-            order = permutation(self._packer.count, self._seed, epoch, "documents")
-            rows = permutation(self._size, self._seed, epoch, "lanes")
-            cached = self._epoch = (epoch, self._packer.pack(order, rows))
-        return cached[1]
+        return self._epoch(step // self.steps_per_epoch)
+
+    def _pack(self, epoch: int) -> PackedDocuments:
+        order = permutation(self._packer.count, self._seed, epoch, "documents")
+        return self._packer.pack(order, permutation(self._size, self._seed, epoch, "lanes"))
 
 
 BATCHES: dict[str, type[TextBatches]] = {
