@@ -221,7 +221,7 @@ def read_toml(path: str) -> dict[str, Any]:
         raise UsageError(f"The configuration file {path} is nested too deeply: give values and lists.") from None
     except ValueError as error:  # also for a name with a NUL character and a number of thousands of digits
         reason = str(error).split(";")[0]
-        raise UsageError(f"The configuration file {path!r} is not valid TOML: {reason}.") from None
+        raise UsageError(f"The configuration file {path!r} cannot be read as TOML: {reason}.") from None
     written: dict[str, str] = {}
     for name in values:
         if (first := written.setdefault(name.replace("-", "_"), name)) != name:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -10,7 +11,16 @@ from pydantic import AfterValidator, FailFast, Field
 
 from jaxgen.errors import check_int
 from jaxgen.fsutil import StrictModel
-from jaxgen.tokenizers.base import NUM_SPECIAL, SPECIAL_PIECES, UNK, Text, Tokenizer, in_pieces, without_surrogates
+from jaxgen.tokenizers.base import (
+    NUM_SPECIAL,
+    SPECIAL_PIECES,
+    UNK,
+    Text,
+    Tokenizer,
+    evenly,
+    in_pieces,
+    without_surrogates,
+)
 
 _CODE_POINTS = 0x110000
 _CHUNK = 1 << 18
@@ -64,7 +74,7 @@ class CharTokenizer(Tokenizer):
         """Uses every character that occurs at least ``min_count`` times."""
         check_int("The tokenizer option min_count", min_count, 1)
         counts = np.zeros(0, np.int64)
-        for chunk in _chunks(texts):
+        for chunk in evenly(chain.from_iterable(map(in_pieces, texts)), _CHUNK):  # many tiny texts together
             found = np.bincount(_code_points(chunk), minlength=counts.size)
             found[: counts.size] += counts
             counts = found
@@ -73,19 +83,3 @@ class CharTokenizer(Tokenizer):
 
 def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-
-
-def _chunks(texts: Iterable[Text]) -> Iterator[str]:
-    """Yields the texts in chunks of about ``_CHUNK`` characters: many tiny texts are counted together."""
-    waiting: list[str] = []
-    size = 0
-    for piece in (piece for text in texts for piece in in_pieces(text)):
-        for start in range(0, len(piece), _CHUNK):
-            part = piece[start : start + _CHUNK]
-            waiting.append(part)
-            size += len(part)
-            if size >= _CHUNK:
-                yield "".join(waiting)
-                waiting, size = [], 0
-    if waiting:
-        yield "".join(waiting)

@@ -133,7 +133,7 @@ USAGE = {
     "--cell-options forget_bias high": ("--cell-options forget_bias high", "'lstm'"),
     "--cell-options forget_bias": ("--cell-options", "key-value"),
     "--config nowhere.toml": ("nowhere.toml", "cannot be read"),
-    "--config bad.toml": ("bad.toml", "not valid TOML", "line 1"),
+    "--config bad.toml": ("bad.toml", "as TOML", "line 1"),
     "--config unknown.toml": ("unknown.toml", "'hiden'", "'hidden'"),
     "--config type.toml": ("type.toml", "--hidden is 'big'", "integer"),
     "--config preset.toml": ("preset '5'", "tiny"),
