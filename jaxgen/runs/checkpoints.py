@@ -200,12 +200,13 @@ class CheckpointStore:
         later = [(n, folder) for n, _, folder in self._all() if n > step and folder.name not in self._damaged]
         # Read all of them before any is dropped.
         damaged_later = {folder.name for number, folder in later if find_damage(folder, number)}
-        with write_errors(self.directory):
-            for name in sorted(self._damaged | damaged_later):
-                os.rename(self.directory / name, self._damaged_name(name))
-            for lost in self._lost:
-                self._damaged_name(f"{lost:08d}").mkdir()  # so that ``best`` no longer counts it
-            sync_folder(self.directory)
+        if self._damaged or self._lost or damaged_later:
+            with write_errors(self.directory):
+                for name in sorted(self._damaged | damaged_later):
+                    os.rename(self.directory / name, self._damaged_name(name))
+                for lost in self._lost:
+                    self._damaged_name(f"{lost:08d}").mkdir()  # so that ``best`` no longer counts it
+                sync_folder(self.directory)
         for _, folder in later:
             if folder.name not in damaged_later:
                 self._drop(folder)

@@ -219,6 +219,10 @@ def read_toml(path: str) -> dict[str, Any]:
         raise UsageError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
     except RecursionError:
         raise UsageError(f"The configuration file {path} is nested too deeply: give values and lists.") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"The configuration file {path} is not UTF-8 at byte {error.start}: save it in UTF-8."
+        ) from None
     except ValueError as error:  # also for a name with a NUL character and a number of thousands of digits
         reason = str(error).split(";")[0]
         raise UsageError(f"The configuration file {path!r} cannot be read as TOML: {reason}.") from None

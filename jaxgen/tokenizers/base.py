@@ -292,6 +292,6 @@ def _unknown_error(tokenizer: Tokenizer, text: str, where: str, advice: str, bef
     positions = ", ".join(str(before + position + 1) for position, _ in unknown[:_SHOWN])
     lines = " Texts of one line each are scored with --lines." if "\n" in pieces else ""
     return UsageError(
-        f"{where} has {tokenizer.unit}s that are not in the vocabulary: {listed(pieces, _SHOWN)}, at positions "
-        f"{positions} (counted from 1). Leave them out with --unk skip, {advice}.{lines}"
+        f"{where} has {tokenizer.unit}s that are not in the vocabulary: {listed(pieces, _SHOWN)} (positions "
+        f"from 1: {positions}). Leave them out with --unk skip, {advice}.{lines}"
     )

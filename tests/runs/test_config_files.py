@@ -24,7 +24,7 @@ FILES = {
     "thousands of digits": (b"hidden = " + b"9" * 5_000, "digits"),
     "NUL": (b"a = 1\0", "as TOML"),
     "a megabyte and more": (b"#" * (MAX_CONFIG_BYTES + 1), "larger than 1 MB"),
-    "no UTF-8": (b"a = '\xff'", "utf-8"),
+    "no UTF-8": (b"a = '\xff'", "UTF-8"),
 }
 
 
