@@ -66,11 +66,11 @@ class BareStep:
     def __init__(self, flags: list[str], folder: Path) -> None:
         import jax
 
-        from jaxgen.cli.train import read_config
+        from jaxgen.cli.train import config_from_flags
         from jaxgen.tasks.registry import DATA
         from jaxgen.trainer.run import start
 
-        config, _ = read_config(DATA["language"].Config, [*flags, *COMMON, "--run", str(folder)])
+        config, _ = config_from_flags(DATA["language"].Config, [*flags, *COMMON, "--run", str(folder)])
         self.trainer = start(config)
         self.wait = jax.block_until_ready
         self.speed(1.0)

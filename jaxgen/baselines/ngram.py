@@ -78,7 +78,7 @@ def fit(tokens: Any, vocab_size: int, order: int, eos: int) -> tuple[NGramTask, 
         )
     NGramTask(vocab_size, order, nodes=1, contexts=1)  # checks the order before counting
     levels = count(np.concatenate([[eos], ids]), vocab_size, order, eos)
-    params = {name: jnp.asarray(leaf) for name, leaf in smooth(levels).items()}
+    params = {name: jnp.asarray(leaf) for name, leaf in smooth_counts(levels).items()}
     return NGramTask(vocab_size, order, params["token"].size, params["backoff"].size), params
 
 
@@ -116,7 +116,7 @@ def count(text: np.ndarray, vocab_size: int, order: int, eos: int) -> list[Level
     return levels
 
 
-def smooth(levels: list[Level]) -> dict[str, np.ndarray]:
+def smooth_counts(levels: list[Level]) -> dict[str, np.ndarray]:
     """Return the parameters of ``NGramTask``: the concatenated levels, with log-probabilities.
 
     Node 0 is the empty context. The nodes of the vocabulary follow, then those of the pairs, and so on.

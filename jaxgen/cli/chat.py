@@ -315,7 +315,7 @@ class Chat(cmd.Cmd):
         if not argument:
             log(f"/{name} {self.setting_text(name)}")
             return
-        default, words = self.unset_value(name), split_words(argument)
+        default, words = self.unset_value(name), split_arguments(argument)
         value: Any = " ".join(words)
         if argument == OFF and default in (None, ()):
             value = default
@@ -363,7 +363,7 @@ class Chat(cmd.Cmd):
         return shlex.join(str(word).removesuffix(".0") for word in words)
 
 
-def split_words(text: str) -> list[str]:
+def split_arguments(text: str) -> list[str]:
     """Words separated by spaces outside quotes."""
     reader = shlex.shlex(text, posix=True, punctuation_chars=False)
     reader.whitespace_split, reader.commenters, reader.escape = True, "", ""

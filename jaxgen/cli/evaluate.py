@@ -103,7 +103,7 @@ def evaluate(args: list[str]) -> None:
     reference = read_reference(saved, config.require_data)
     sampler = with_condition_flags(Sampler.load(saved.directory.path), config, note=False)
     began = time.perf_counter()
-    result = quality.evaluate(
+    result = quality.evaluate_samples(
         sampler,
         config.temperature,
         settings,
@@ -177,7 +177,7 @@ def draw_plot(result: QualityReport, path: Path, saved: LoadedRun) -> None:
 def report(result: QualityReport, documents: bool = False, width: int | None = None) -> str:
     """The table, and below it the units, the longest copied span and the most frequent cycle."""
     real = [] if result.validation is None else [result.validation]
-    lines = table([COLUMNS, *(cells(row) for row in [*result.rows, *real])], width)
+    lines = align_table([COLUMNS, *(cells(row) for row in [*result.rows, *real])], width)
     lines += ["", f"logp in nats a token; dist-n and rep-4 of {result.unit}s; copied in characters"]
     if copies := [(row, row.copy) for row in result.rows if row.copy is not None]:
         row, copy = max(copies, key=lambda each: each[1].length)
@@ -212,7 +212,7 @@ def cells(row: QualityRow) -> tuple[str, ...]:
     )
 
 
-def table(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
+def align_table(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
     """The lines of a table whose first column is aligned left and the others right.
 
     Columns that do not fit in ``width`` continue below, with the first one repeated.

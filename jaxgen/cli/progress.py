@@ -30,7 +30,7 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
-def shorten(text: str, width: int) -> str:
+def shorten_middle(text: str, width: int) -> str:
     """Text in at most ``width`` columns; an ellipsis replaces the middle of longer text."""
     if cell_len(text) <= width:
         return text
@@ -150,7 +150,7 @@ class Screen:
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
         for label, text in rows:
-            table.add_row(Text(shorten(escape_controls(label), self.console.width // 2 - 2)), safe_text(text))
+            table.add_row(Text(shorten_middle(escape_controls(label), self.console.width // 2 - 2)), safe_text(text))
         return table
 
     def _panel(self, text: str, title: str) -> Panel:

@@ -87,11 +87,11 @@ def _replay_line(value: object, number: int, file: str, run: str | None, sampler
         if isinstance(receipt, SampleReceipt)
         else f"rank {result.index} of {receipt.beam.width} beams"
     )
-    write_out(f"{number}: {which}: {describe(result, sampler)}\n", flush=True)
+    write_out(f"{number}: {which}: {describe_replay(result, sampler)}\n", flush=True)
     return result
 
 
-def describe(result: Replay, sampler: Sampler) -> str:
+def describe_replay(result: Replay, sampler: Sampler) -> str:
     """The result of a replay in words."""
     if result.identical:
         return f"identical ({result.tokens:,} tokens)"

@@ -120,7 +120,7 @@ def parse_args(args: list[str]) -> tuple[TrainConfig, bool]:
         if saved not in (None, named):
             raise UsageError(f"The run to resume is of the task {saved}, not {named}: leave out {named!r}.")
         task = named
-    return read_config(DATA[task].Config, args)
+    return config_from_flags(DATA[task].Config, args)
 
 
 def _saved_task(args: list[str]) -> str | None:
@@ -137,7 +137,7 @@ def _saved_task(args: list[str]) -> str | None:
     return task if isinstance(task, str) and task in DATA else None
 
 
-def read_config(kind: type[TrainConfig], args: list[str]) -> tuple[TrainConfig, bool]:
+def config_from_flags(kind: type[TrainConfig], args: list[str]) -> tuple[TrainConfig, bool]:
     """The settings of a run of the class ``kind``, and whether the run is resumed.
 
     Flags override ``--config``, which overrides ``--preset``, which overrides the defaults. For a resumed run, flags

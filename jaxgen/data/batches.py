@@ -66,7 +66,7 @@ def permutation(n: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
     return np.argsort(random_bits(n, seed, epoch, purpose), kind="stable")
 
 
-def check_sizes(**sizes: int) -> None:
+def check_batch_sizes(**sizes: int) -> None:
     """Raises ``UsageError`` unless every size is a whole number of at least 1 (a ``seed``: 0 to 2**32 - 1)."""
     for name, value in sizes.items():
         check_int(f"The {name.replace('_', ' ')}", value, *((0, (1 << 32) - 1) if name == "seed" else (1,)))
@@ -96,7 +96,7 @@ class TextBatches(Batches):
     eos: int | None = None
 
     def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int):
-        check_sizes(batch_size=batch_size, seq_len=seq_len, seed=seed)
+        check_batch_sizes(batch_size=batch_size, seq_len=seq_len, seed=seed)
         self._ids, self._size, self.length, self._seed = tokens.ids, batch_size, seq_len, seed
         #: The smallest integer type that holds every id.
         self.id_type = np.min_scalar_type(int(tokens.ids.max(initial=0)))
@@ -157,7 +157,7 @@ class WindowBatches(TextBatches):
     def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int, stride: int | None = None):
         super().__init__(tokens, batch_size, seq_len, seed)
         self._stride = seq_len if stride is None else stride
-        check_sizes(stride=self._stride)
+        check_batch_sizes(stride=self._stride)
         if self._ids.size < seq_len + 1:
             raise too_short(self._ids.size, seq_len + 1, "sequence length + 1")
         self._windows = (self._ids.size - seq_len - 1) // self._stride + 1
@@ -245,9 +245,9 @@ def stream_eval(
     warm up its state; lanes that a short split does not need are masked. Documents stay whole, and their EOS is scored.
     ``limit_tokens`` keeps only the beginning of the split, at least one document.
     """
-    check_sizes(lanes=lanes, seq_len=seq_len)
+    check_batch_sizes(lanes=lanes, seq_len=seq_len)
     if limit_tokens is not None:
-        check_sizes(limit_tokens=limit_tokens)
+        check_batch_sizes(limit_tokens=limit_tokens)
         tokens = _prefix(tokens, limit_tokens)
     check_int("The burn-in", burn_in, 0)
     if tokens.doc_starts is None:
@@ -264,7 +264,7 @@ def window_eval(tokens: Tokens, n_windows: int, length: int, seed: int, batch_si
 
     Rows that fill the last batch are masked. A split shorter than length + 1 has no windows.
     """
-    check_sizes(n_windows=n_windows, length=length, batch_size=batch_size, seed=seed)
+    check_batch_sizes(n_windows=n_windows, length=length, batch_size=batch_size, seed=seed)
     ids = tokens.ids
     if ids.size < length + 1:
         return

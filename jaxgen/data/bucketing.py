@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.data.batches import EVERY, Batches, check_sizes, permutation
+from jaxgen.data.batches import EVERY, Batches, check_batch_sizes, permutation
 
 #: Default limit of the shapes that training compiles.
 MAX_BUCKETS = 8
@@ -36,7 +36,7 @@ class Buckets:
     """
 
     def __init__(self, lengths: np.ndarray, most: int = MAX_BUCKETS) -> None:
-        check_sizes(most=most)
+        check_batch_sizes(most=most)
         self.lengths = np.asarray(lengths, np.int64).reshape(len(lengths), -1)
         longest = self.lengths.max(axis=1, initial=1)
         widths = np.array([bucket_width(int(length)) for length in np.unique(longest)])
@@ -67,7 +67,7 @@ class RowBatches(Batches):
     """
 
     def __init__(self, buckets: Buckets, batch_size: int, seed: int, pack: Callable[..., Any]) -> None:
-        check_sizes(batch_size=batch_size, seed=seed)
+        check_batch_sizes(batch_size=batch_size, seed=seed)
         self._buckets, self._size, self._seed, self._pack = buckets, batch_size, seed, pack
         counts = np.bincount(buckets.bucket_of, minlength=len(buckets))
         self.steps_per_epoch = int(np.sum(-(-counts // batch_size)))

@@ -14,7 +14,7 @@ from jaxgen.sampling.decode import DECODE_ROWS, check_seed
 from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.sampling.transforms.base import Chain, Transform, chain
 from jaxgen.sampling.transforms.constraints import Forbid, Force
-from jaxgen.sampling.transforms.temperature import Linear, Schedule, Temperature, table
+from jaxgen.sampling.transforms.temperature import Linear, Schedule, Temperature, temperature_table
 
 Built = TypeVar("Built")
 
@@ -57,7 +57,7 @@ class GenerationConfig:
         object.__setattr__(self, "block", check_int("The block size", self.block, 1, MAX_BLOCK))
         object.__setattr__(self, "length", check_int("The length", self.length, 0, MAX_LENGTH))
         if not self.greedy:
-            table(self.temperature, max(self.length, 1))  # raises for a temperature out of range
+            temperature_table(self.temperature, max(self.length, 1))  # raises for a temperature out of range
         if not isinstance(self.stop, (tuple, list)) or not all(isinstance(each, str) and each for each in self.stop):
             raise UsageError(f"Stop strings of {self.stop!r} cannot be used: give a list of texts, none of them empty.")
         if len(self.stop) > MAX_STOPS or any(len(each) > MAX_STOP_LENGTH for each in self.stop):
@@ -101,7 +101,7 @@ class GenerationConfig:
         elif _is_number(temperature):
             temperature = float(temperature)
         elif callable(temperature):
-            temperature = table(temperature, max(self.length, 1)).tolist()
+            temperature = temperature_table(temperature, max(self.length, 1)).tolist()
         transforms = [transform_to_json(each) for each in chain(*self.transforms).transforms]
         return {**vars(self), "temperature": temperature, "transforms": transforms}
 

@@ -132,7 +132,7 @@ class QualityReport:
         }
 
 
-def evaluate(
+def evaluate_samples(
     sampler: Sampler,
     temperatures: Sequence[float],
     settings: GenerationConfig | None = None,

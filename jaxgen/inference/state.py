@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import dump_json, json_sha256, parse_json, replace_file
-from jaxgen.runs.manifest import array_sha256, decode, encode, metadata
+from jaxgen.runs.manifest import array_sha256, decode_arrays, encode_arrays, metadata
 from jaxgen.types import Array, Carry
 
 #: The largest file of a state that is read.
@@ -23,7 +23,7 @@ MAX_BYTES = 2**30
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, object]) -> None:
     """Write arrays to one safetensors file, with the JSON values ``about`` and a digest of both in its header."""
     values = json.loads(dump_json(dict(about)))
-    data = encode(arrays, {"about": json.dumps(values), "sha256": _digest(arrays, values)})
+    data = encode_arrays(arrays, {"about": json.dumps(values), "sha256": _digest(arrays, values)})
     try:
         replace_file(path, data)
     except (CheckpointError, ValueError) as error:  # a name with a NUL character, or that of a folder
@@ -49,7 +49,7 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path} cannot be read: {reason}.") from None
     try:
-        arrays, header = decode(data), metadata(data)
+        arrays, header = decode_arrays(data), metadata(data)
         about = parse_json(header["about"].encode())
         if not isinstance(about, dict) or header["sha256"] != _digest(arrays, about):
             raise ValueError("its digest is not that of its content")

@@ -9,8 +9,8 @@ from jaxgen.models.decoder import Decoder as Decoder
 from jaxgen.models.decoder import DecoderOutput as DecoderOutput
 from jaxgen.models.decoder import EncoderDecoder as EncoderDecoder
 from jaxgen.models.encoder import DecoderInput as DecoderInput
-from jaxgen.models.encoder import Encoded as Encoded
 from jaxgen.models.encoder import Encoder as Encoder
+from jaxgen.models.encoder import EncoderOutput as EncoderOutput
 from jaxgen.models.image_encoder import FeatureEncoder as FeatureEncoder
 from jaxgen.models.image_encoder import ImageEncoder as ImageEncoder
 from jaxgen.models.image_encoder import ImageEncoderAdapter as ImageEncoderAdapter

@@ -13,7 +13,7 @@ from jaxgen.models.layers import Embedding, RecurrentModel, dropout, fold_in_row
 from jaxgen.types import Array, ArrayLike, Carry, RowKeys, TokenRows
 
 
-class Encoded(NamedTuple):
+class EncoderOutput(NamedTuple):
     """The outputs and final states of an ``Encoder``."""
 
     #: Of the last layer, both directions side by side; zero in padding.
@@ -60,7 +60,7 @@ class Encoder(RecurrentModel):
         valid: Bool[ArrayLike, "B S"] | None = None,
         row_keys: RowKeys | None = None,
         drop_outputs: bool = True,
-    ) -> Encoded:
+    ) -> EncoderOutput:
         """The outputs and final states of a batch of texts.
 
         The content of padding changes no bit. A row without tokens ends in the zero state.
@@ -89,7 +89,7 @@ class Encoder(RecurrentModel):
             if drop_outputs or layer + 1 < self.layers:
                 x = dropout(x, self.dropout, fold_in_rows(row_keys, layer))
             inputs = [x] * len(cells)
-        return Encoded(jnp.swapaxes(x, 0, 1), tuple(finals))
+        return EncoderOutput(jnp.swapaxes(x, 0, 1), tuple(finals))
 
     def encode(self, inputs: TokenRows, row_keys: RowKeys | None = None) -> DecoderInput:
         """``__call__`` in the form that ``EncoderDecoder`` needs."""

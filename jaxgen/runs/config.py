@@ -169,7 +169,7 @@ def check_folder(path: str | None, flag: str = "--run") -> None:
         raise UsageError(f"{flag} has {problem}: give another name for the folder.")
 
 
-def describe(error: ValidationError, kind: type[BaseModel]) -> str:
+def describe_errors(error: ValidationError, kind: type[BaseModel]) -> str:
     """Pydantic's errors as sentences: what was given, what is allowed."""
     lines = []
     for item in error.errors(include_url=False, include_context=False):
@@ -199,7 +199,7 @@ def validate(kind: type[Config], values: dict[str, Any], source: str = "") -> Co
     try:
         return kind.model_validate(lists_as_tuples)
     except ValidationError as error:
-        raise UsageError(f"{source}{describe(error, kind)}") from None
+        raise UsageError(f"{source}{describe_errors(error, kind)}") from None
 
 
 def read_toml(path: str) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def array_sha256(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def encode(arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> bytes:
+def encode_arrays(arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> bytes:
     """The content of a safetensors file with these arrays and these texts in its header.
 
     Raises ``ValueError`` if an array has the one name that safetensors reserves, or there are too many arrays.
@@ -142,7 +142,7 @@ def encode(arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = N
     return data
 
 
-def decode(data: bytes) -> dict[str, np.ndarray]:
+def decode_arrays(data: bytes) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file, which may come from anywhere. Allocates no more than the size of ``data``.
 
     Raises ``ValueError`` if it is not a safetensors file.
@@ -302,7 +302,7 @@ def encode_checkpoint(
         groups.setdefault(file, {})[inner] = array
     files: dict[str, dict[str, object]] = {}
     for file, group in groups.items():
-        data = encode(group)
+        data = encode_arrays(group)
         files[file] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         yield file, data
         del data
@@ -428,7 +428,7 @@ def read_arrays(folder: Path, step: int, manifest: Manifest, leaves: Mapping[str
     arrays: dict[str, np.ndarray] = {}
     for file in sorted(contents):
         with _file_errors(folder, step, file):
-            stored = decode(contents.pop(file))
+            stored = decode_arrays(contents.pop(file))
         expected = {place(name)[1]: name for name in manifest.leaves_of(file)}
         if stored.keys() != expected.keys():
             name = min(stored.keys() ^ expected.keys())

@@ -76,7 +76,7 @@ def rescale_devices(saved: LoadedRun, config: TrainConfig, data: TaskData, proce
     resolved |= {"devices": devices, "processes": processes}
 
 
-def check_memory(parameters: int, devices: int) -> None:
+def check_device_memory(parameters: int, devices: int) -> None:
     """Raise ``UsageError`` for a model that this machine cannot hold.
 
     Training needs weights, gradient and two moments on each device, 4 bytes each. Checked only where the weights are
@@ -249,7 +249,7 @@ def _prepare(config: TrainConfig, emit: Emit, processes: int) -> tuple[Any, Task
     params = None if source is None else _initial_params(source, shapes)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     devices = choose_devices(config, parameters / data.tokens_per_step, processes)
-    check_memory(parameters, devices // processes)
+    check_device_memory(parameters, devices // processes)
     return task, data, resolve_config(data, options, parameters, devices), params
 
 

@@ -11,7 +11,7 @@ import pytest
 from edited import edit
 
 from jaxgen import jitted
-from jaxgen.cli.evaluate import COLUMNS, quote, report, table
+from jaxgen.cli.evaluate import COLUMNS, align_table, quote, report
 from jaxgen.cli.main import main
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.quality import CopiedSpan, QualityReport, QualityRow
@@ -169,9 +169,9 @@ def test_what_is_no_run_exits_with_4(evaluate, here):
 
 def test_a_table_that_is_too_wide_goes_on_below():
     rows = [["t", "one", "two", "three"], ["0.5", "1", "22", "3"]]
-    assert table(rows) == ["t    one  two  three", "0.5    1   22      3"]
-    assert table(rows, 13) == ["t    one  two", "0.5    1   22", "", "t    three", "0.5      3"]
-    assert table(rows, 1)[-2:] == ["t    three", "0.5      3"]
+    assert align_table(rows) == ["t    one  two  three", "0.5    1   22      3"]
+    assert align_table(rows, 13) == ["t    one  two", "0.5    1   22", "", "t    three", "0.5      3"]
+    assert align_table(rows, 1)[-2:] == ["t    three", "0.5      3"]
 
 
 def test_quotations_are_one_line_without_control_characters():

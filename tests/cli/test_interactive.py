@@ -16,7 +16,7 @@ import pytest
 
 import jaxgen
 from jaxgen.cli import chat as interactive
-from jaxgen.cli.chat import Chat, input_lines, split_words, use_readline
+from jaxgen.cli.chat import Chat, input_lines, split_arguments, use_readline
 from jaxgen.cli.common import one_line
 from jaxgen.cli.sample import SampleWriter
 from jaxgen.cli.sampling_flags import SampleConfig
@@ -171,7 +171,7 @@ def test_another_seed_counts_from_its_first_answer(talk):
     ("line", "word"), [("'a b' c", ["a b", "c"]), (r'"A: "=2 \n', ["A: =2", r"\n"]), ("#a", ["#a"])]
 )
 def test_words_are_apart_at_spaces_outside_quotes(line, word):
-    assert split_words(line) == word
+    assert split_arguments(line) == word
 
 
 def test_undo_takes_back_the_last_exchange_bit_for_bit(talk):

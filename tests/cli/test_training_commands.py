@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgen.cli.train import read_config
+from jaxgen.cli.train import config_from_flags
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.registry import DATA
@@ -109,7 +109,7 @@ def test_a_column_of_a_table_trains(train, small, here):
 def test_a_file_of_settings_wins_over_the_preset_and_flags_win_over_both(here):
     (here / "c.toml").write_text('hidden = 4\nbatch-size = 3\nlr = 0.5\npreset = "medium"\nlayers = 1\nsteps = 9\n')
     flags = "--config c.toml --seq-len 8 --batch-size 4 --epochs 0.1 --cell elman --run r"
-    read, resuming = read_config(Config, flags.split())
+    read, resuming = config_from_flags(Config, flags.split())
     assert not resuming
     assert (read.hidden, read.layers, read.lr) == (4, 1, 0.5)  # the file
     assert (read.batch_size, read.seq_len) == (4, 8)  # flags over the file and the preset

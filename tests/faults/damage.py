@@ -58,7 +58,9 @@ def spoil_every_file(spoil: Spoil) -> Callable[[Path, np.random.Generator], str]
 
 
 def one_spoilt(store: CheckpointStore, step: int, name: str) -> None:
-    parsed = mock.patch.object(manifest_module, "decode", side_effect=AssertionError("a damaged file was parsed"))
+    parsed = mock.patch.object(
+        manifest_module, "decode_arrays", side_effect=AssertionError("a damaged file was parsed")
+    )
     with parsed, pytest.raises(DamagedCheckpointError) as caught:
         store.restore(step)
     assert f"step {step} " in str(caught.value)

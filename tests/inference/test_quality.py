@@ -19,7 +19,7 @@ from jaxgen.inference.quality import (
     SampleMetrics,
     copies_of,
     cut_references,
-    evaluate,
+    evaluate_samples,
     longest_copy,
     mean_logp,
 )
@@ -46,7 +46,7 @@ def sampler():
 
 @pytest.fixture(scope="module")
 def result(sampler):
-    return evaluate(sampler, [0.0, 1.0], SETTINGS, prompt="ab", num_samples=4, reference=REFERENCE)
+    return evaluate_samples(sampler, [0.0, 1.0], SETTINGS, prompt="ab", num_samples=4, reference=REFERENCE)
 
 
 def test_a_row_is_of_the_texts_that_the_sampler_draws(sampler, result):
@@ -116,7 +116,7 @@ def test_the_texts_that_end_in_a_cycle_are_counted(sampler):
 
 
 def test_without_the_training_text_its_columns_are_empty(sampler, result):
-    alone = evaluate(sampler, [1.0], SETTINGS, prompt="ab", num_samples=4)
+    alone = evaluate_samples(sampler, [1.0], SETTINGS, prompt="ab", num_samples=4)
     assert alone.validation is None
     assert (alone.rows[0].known_words, alone.rows[0].copy) == (None, None)
     assert (alone.rows[0].logp, alone.rows[0].distinct) == (result.rows[1].logp, result.rows[1].distinct)
@@ -132,11 +132,11 @@ def test_texts_without_a_token_have_nothing_to_measure(sampler):
 def test_a_wrong_temperature_is_refused_before_the_first_text_is_drawn(sampler, monkeypatch):
     monkeypatch.setattr(Sampler, "_read", lambda *_: pytest.fail("read before the settings were checked"))
     with pytest.raises(UsageError, match="-1"):
-        evaluate(sampler, [1.0, -1.0], SETTINGS)
+        evaluate_samples(sampler, [1.0, -1.0], SETTINGS)
     with pytest.raises(UsageError, match="samples is 0"):
-        evaluate(sampler, [1.0], SETTINGS, num_samples=0)
+        evaluate_samples(sampler, [1.0], SETTINGS, num_samples=0)
     with pytest.raises(UsageError, match="length"):
-        evaluate(sampler, [1.0], GenerationConfig(length=0))
+        evaluate_samples(sampler, [1.0], GenerationConfig(length=0))
 
 
 def test_pieces_of_running_text_begin_behind_white_space_and_never_overlap():
@@ -165,7 +165,7 @@ def test_pieces_of_documents_are_beginnings_of_documents_spread_over_all():
 def test_documents_end_in_real_text_as_they_do_in_samples(sampler):
     task, weights = sampler.task, sampler.weights.params
     reference = ReferenceData(["cab"], ["ab cab", "ba", "c" * 150])
-    row = evaluate(
+    row = evaluate_samples(
         Sampler(task, TOKENIZER, weights, documents=True), [1.0], SETTINGS, num_samples=3, reference=reference
     ).validation
     assert row.texts == 3

@@ -12,7 +12,14 @@ from kept_states import assert_bitwise_equal, flip_bit, forge_file, forge_manife
 from jaxgen.errors import CheckpointError
 from jaxgen.runs import manifest as manifest_module
 from jaxgen.runs.checkpoints import CheckpointStore
-from jaxgen.runs.manifest import MANIFEST, MODEL, DamagedCheckpointError, UnreadableCheckpointError, decode, encode
+from jaxgen.runs.manifest import (
+    MANIFEST,
+    MODEL,
+    DamagedCheckpointError,
+    UnreadableCheckpointError,
+    decode_arrays,
+    encode_arrays,
+)
 
 
 def test_a_flipped_bit_in_any_file_is_detected_and_the_file_named(saved, tmp_path):
@@ -52,7 +59,7 @@ def test_an_array_other_than_the_one_recorded_is_detected(store):
 )
 def test_another_array_is_detected_though_the_digest_of_its_file_was_forged(store, change):
     folder = store.directory / "00000020"
-    forge_file(folder, MODEL, encode(change(decode((folder / MODEL).read_bytes()))))
+    forge_file(folder, MODEL, encode_arrays(change(decode_arrays((folder / MODEL).read_bytes()))))
     for restore in (store.restore, store.restore_params):
         with pytest.raises(DamagedCheckpointError, match=r"cell\.(kernel|bias|more|other)"):
             restore(20)

@@ -21,10 +21,10 @@ from jaxgen.tasks.caption.shapes import (
     SIZES,
     Scene,
     Scenes,
-    describe,
-    draw,
+    draw_scene,
     held_out,
     relation,
+    scene_caption,
 )
 
 NUMBER = 150
@@ -69,7 +69,7 @@ def outline(thing, density=8):
 def cover(thing):
     """How much of each pixel the package draws of an object: white on black."""
     white = Scene((thing._replace(rgb=(1.0, 1.0, 1.0)),), (0.0, 0.0, 0.0), (0.0, 0.0))
-    return draw(white)[..., 0]
+    return draw_scene(white)[..., 0]
 
 
 def test_a_sentence_says_the_objects_and_relations_of_its_scene(scenes):
@@ -251,4 +251,4 @@ def test_a_split_that_cannot_be_is_refused(wrong, message):
 
 def test_two_objects_make_one_relation_and_three_make_two(scenes):
     for *_, scene in scenes[:20]:
-        assert describe(scene.things).count(" and ") == len(scene.things) - 2
+        assert scene_caption(scene.things).count(" and ") == len(scene.things) - 2

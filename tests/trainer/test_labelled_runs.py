@@ -198,7 +198,9 @@ def reference(run):
 
 
 def test_texts_are_drawn_under_the_conditions_of_validation_texts(sampler, reference):
-    result = quality.evaluate(sampler, [0.0, 1.0], GenerationConfig(6, block=2), num_samples=5, reference=reference)
+    result = quality.evaluate_samples(
+        sampler, [0.0, 1.0], GenerationConfig(6, block=2), num_samples=5, reference=reference
+    )
     at = quality.spread(5, len(reference.val))
     asked = [reference.conditions[i] for i in at]
     assert sorted(map(str, (c for c, n in result.drawn for _ in range(n)))) == sorted(map(str, asked))
@@ -217,24 +219,27 @@ def test_texts_are_drawn_under_the_conditions_of_validation_texts(sampler, refer
 def test_under_one_condition_real_texts_under_it_stand_beside(sampler, reference):
     known = reference.conditions[0]
     same = [text for text, each in zip(reference.val, reference.conditions) if each == known]
-    result = quality.evaluate(
+    result = quality.evaluate_samples(
         sampler.with_condition(known), [0.0], GenerationConfig(6), num_samples=50, reference=reference
     )
     assert result.validation.texts == len(same)
     assert result.validation.characters == sum(map(len, same))
     between = sampler.conditioned({"first": 1, "second": 1}, [2])
-    assert quality.evaluate(between, [0.0], GenerationConfig(6), num_samples=2, reference=reference).validation is None
+    assert (
+        quality.evaluate_samples(between, [0.0], GenerationConfig(6), num_samples=2, reference=reference).validation
+        is None
+    )
 
 
 def test_without_validation_texts_a_condition_must_be_given(sampler, reference):
     with pytest.raises(UsageError, match="--label"):
-        quality.evaluate(sampler, [0.0], GenerationConfig(6), num_samples=2)
+        quality.evaluate_samples(sampler, [0.0], GenerationConfig(6), num_samples=2)
     with pytest.raises(UsageError, match="--label"):
-        quality.evaluate(
+        quality.evaluate_samples(
             sampler, [0.0], GenerationConfig(6), num_samples=2, reference=replace(reference, conditions=None)
         )
     mine = sampler.conditioned("first", [2])
-    assert quality.evaluate(mine, [0.0], GenerationConfig(6), num_samples=2).rows[0].characters == 4
+    assert quality.evaluate_samples(mine, [0.0], GenerationConfig(6), num_samples=2).rows[0].characters == 4
 
 
 def test_the_reference_has_the_condition_of_every_validation_text(reference):

@@ -51,10 +51,10 @@ class Temperature:
     steps: int = TABLED
 
     def __post_init__(self) -> None:
-        table(self.value, self.steps)
+        temperature_table(self.value, self.steps)
 
     def init(self, context: Context) -> Array:
-        values = table(self.value, self.steps)
+        values = temperature_table(self.value, self.steps)
         return jnp.asarray(values if values.size == 1 else padded(values.tolist(), float(values[-1]), np.float32))
 
     @staticmethod
@@ -64,11 +64,11 @@ class Temperature:
         return state, bounded(logits / now[:, None])
 
 
-def table(value: Any, steps: int = TABLED) -> np.ndarray:
+def temperature_table(value: Any, steps: int = TABLED) -> np.ndarray:
     """Return the temperatures of steps 0, 1, …, float32 [S]; the last one applies to all later steps."""
     if isinstance(value, Linear):
-        check(value.start, " at step 0")  # all others lie between these two
-        check(value.end, f" at step {value.steps}")
+        check_temperature(value.start, " at step 0")  # all others lie between these two
+        check_temperature(value.end, f" at step {value.steps}")
         part = np.minimum(np.arange(value.steps + 1) / value.steps, 1.0)
         return np.asarray(value.start + (value.end - value.start) * part, np.float32)
     if callable(value):
@@ -78,11 +78,11 @@ def table(value: Any, steps: int = TABLED) -> np.ndarray:
     if not values:
         raise UsageError("A temperature schedule without a value cannot be used: give one or more.")
     for t, each in enumerate(values):
-        check(each, f" at step {t}" if len(values) > 1 else "")
+        check_temperature(each, f" at step {t}" if len(values) > 1 else "")
     return np.asarray(values, np.float32)
 
 
-def check(temperature: Any, where: str) -> None:
+def check_temperature(temperature: Any, where: str) -> None:
     """Raise ``UsageError`` unless this is a valid temperature; ``where`` names the step in the message."""
     # A temperature that is infinite in float32 would turn a forbidden token's -inf into NaN, which can be drawn.
     number = isinstance(temperature, (int, float, np.number)) and not isinstance(temperature, bool)

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgen.data.batches import check_sizes, random_bits
+from jaxgen.data.batches import check_batch_sizes, random_bits
 from jaxgen.errors import choose
 
 #: Increased when a seed no longer gives the same scenes.
@@ -104,7 +104,7 @@ class Scenes:
     def __post_init__(self) -> None:
         """Raise ``UsageError`` for an unknown split, an invalid seed or a number below 1."""
         choose(self.split, SPLITS, "split of shapes")
-        check_sizes(seed=self.seed, number_of_scenes=self.number)
+        check_batch_sizes(seed=self.seed, number_of_scenes=self.number)
 
     def __len__(self) -> int:
         return self.number
@@ -140,13 +140,13 @@ class Scenes:
 
     def caption(self, i: int) -> str:
         """Return the caption of scene ``i``."""
-        return describe(self.scene(i).things)
+        return scene_caption(self.scene(i).things)
 
     def image(self, i: int) -> np.ndarray:
         """Return the image of scene ``i``, uint8 [64, 64, 3]."""
         noise = self._bits(i, _NOISE, SIZE * SIZE * 3 // 8).astype("<u8").view(np.uint8).reshape(SIZE, SIZE, 3)
         grain = (noise >> 4).astype(np.float64) + (noise & 15) - 15.0  # triangular distribution from -15 to 15
-        return np.clip(np.rint(draw(self.scene(i)) + 0.4 * grain), 0, 255).astype(np.uint8)
+        return np.clip(np.rint(draw_scene(self.scene(i)) + 0.4 * grain), 0, 255).astype(np.uint8)
 
     @property
     def digest(self) -> str:
@@ -214,13 +214,13 @@ def relation(a: Thing, b: Thing) -> str:
     return "above" if down < 0 else "below"
 
 
-def describe(things: tuple[Thing, ...]) -> str:
+def scene_caption(things: tuple[Thing, ...]) -> str:
     """Return the caption of two or three objects, which are named in this order."""
     first, *others = things
     return f"{first} is " + " and ".join(f"{relation(first, other)} {other}" for other in others)
 
 
-def draw(scene: Scene) -> np.ndarray:
+def draw_scene(scene: Scene) -> np.ndarray:
     """Return the image without noise, float64 [64, 64, 3] from 0 to 255, with edges smoothed over one pixel."""
     picture = np.empty((SIZE, SIZE, 3))
     picture[:] = scene.background

@@ -19,7 +19,7 @@ import sysconfig
 import textwrap
 from pathlib import Path
 
-from jaxgen.data.batches import check_sizes, permutation, random_bits
+from jaxgen.data.batches import check_batch_sizes, permutation, random_bits
 from jaxgen.data.tables import Labelled
 from jaxgen.errors import DataError
 
@@ -52,7 +52,7 @@ def stdlib_packages(
         UsageError: The seed or a number is out of range.
         DataError: A package is missing as files, or has too few lines.
     """
-    check_sizes(seed=seed, number_of_training_snippets=train, number_of_validation_snippets=val)
+    check_batch_sizes(seed=seed, number_of_training_snippets=train, number_of_validation_snippets=val)
     root = Path(folder if folder is not None else sysconfig.get_path("stdlib"))
     sources = {package: read(root / package) for package in PACKAGES}
     missing = [package for package, files in sources.items() if len(files) < 2]

@@ -20,7 +20,7 @@ from datetime import date, timedelta
 
 import numpy as np
 
-from jaxgen.data.batches import check_sizes, permutation, random_bits
+from jaxgen.data.batches import check_batch_sizes, permutation, random_bits
 from jaxgen.data.tables import Pairs
 from jaxgen.errors import UsageError
 
@@ -134,7 +134,7 @@ def dates(
     Raises:
         UsageError: A number is below 1, or there are too few days for it.
     """
-    check_sizes(
+    check_batch_sizes(
         seed=seed,
         number_of_training_pairs=train,
         number_of_validation_pairs=val,
