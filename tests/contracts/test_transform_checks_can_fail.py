@@ -91,7 +91,7 @@ class CountsInAnotherType(FrequencyPenalty):
     @staticmethod
     def update(state, logits, last):
         state, logits = FrequencyPenalty.update(state, logits, last)
-        return state._replace(counts=state.counts.astype(jnp.float32)), logits
+        return state._replace(seen=state.seen.astype(jnp.float32)), logits
 
 
 def broken(kind, *options, reference="bias", cuts=False):
