@@ -1,4 +1,4 @@
-"""Measures of texts: overlap with references, diversity, copies of training text, and classification.
+"""Metrics of generated texts (overlap with references, diversity, copies of training text) and of classification.
 
 BLEU and CIDEr-D of captions count lower-case words without punctuation: programs with another tokenization report
 other values.
@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxgen.errors import DataError
 
-#: The longest n-grams of both metrics.
+#: The longest n-grams of BLEU and CIDEr-D.
 ORDERS = 4
 #: Standard deviation, in words, of CIDEr-D's length penalty.
 SIGMA = 6.0
@@ -32,8 +32,9 @@ def bleu(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], ord
     """Returns corpus BLEU-1 to BLEU-``orders``, 0 to 100, without smoothing. Each text has one reference or more.
 
     BLEU-n = BP · (p_1 ⋯ p_n)^(1/n). p_n is the share of all hypotheses' n-grams that are matched, each at most as often
-    as in the one reference that has it most often. BP = exp(min(0, 1 - r/c)) for c words in all hypotheses and r in
-    the references nearest to each in length, of two as near the shorter (Papineni et al., ACL 2002, section 2.3).
+    as in the one reference that has it most often. BP = exp(min(0, 1 - r/c)). c is the number of words of all
+    hypotheses, r that of the references nearest to each in length, the shorter of two equally near (Papineni et al.,
+    ACL 2002, section 2.3).
     Raises ``DataError`` without hypotheses, and for one without references.
     """
     _check(hypotheses, references)
@@ -58,12 +59,12 @@ def cider(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], or
     """Returns CIDEr-D of each hypothesis, 0 to 10; that of the corpus is their mean.
 
     For n = 1 … ``orders``, a text becomes the vector g of its n-grams, each counted and multiplied with log(N / df):
-    N is the number of hypotheses, df that of those in any of whose references the n-gram occurs (1 if in none). The
-    similarity of a hypothesis h and a reference r is
+    N is the number of hypotheses, df the number of those with the n-gram in a reference, at least 1. The similarity of
+    a hypothesis h and a reference r is
 
         exp(-(|h| - |r|)² / 2σ²) · Σ min(g_h, g_r) · g_r / (‖g_h‖ ‖g_r‖),    |·| in words, σ = 6,
 
-    0 where a vector is. The score is ten times its mean over the orders and over the references (Vedantam, Zitnick &
+    and 0 if a vector is 0. The score is ten times its mean over the orders and the references (Vedantam, Zitnick &
     Parikh, CVPR 2015, sections 4 and 7). Document frequencies come from the references given, so scores of different
     sets do not compare; with a single hypothesis all weights, and the score, are 0. Raises ``DataError`` as ``bleu``.
     """
@@ -214,7 +215,7 @@ def _agreements(sequence: Sequence[Hashable]) -> list[int]:
     """Returns for each shift from 1 how far the sequence agrees with itself: the Z function, O(N)."""
     size = len(sequence)
     z = [0] * size
-    left = right = 0  # the agreement that reaches furthest: what lies in it is known from the beginning
+    left = right = 0  # the furthest-reaching match with the beginning, from which ``z`` inside it is known
     for shift in range(1, size):
         run = min(right - shift, z[shift - left]) if shift < right else 0
         while shift + run < size and sequence[run] == sequence[shift + run]:
@@ -348,7 +349,7 @@ class Automaton:
         return best
 
 
-#: Most labels for which the whole matrix is shown; beyond, only the most common mistakes.
+#: Most labels for which the whole matrix is shown; with more, only the most common mistakes.
 MAX_MATRIX_LABELS = 12
 #: Number of mistakes shown.
 MAX_MISTAKES = 8

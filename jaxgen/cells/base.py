@@ -29,7 +29,7 @@ class Weights(NamedTuple):
 
 
 def promote(a: DType, b: DType) -> DType:
-    """The common dtype of ``a`` and ``b``, also where implicit promotion is forbidden."""
+    """The common dtype of ``a`` and ``b``, even if implicit promotion is disabled."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(a, b)
 
@@ -58,7 +58,7 @@ class Affine(nn.Module):
     """``x @ kernel + bias``, with ``kernel`` and ``bias`` multiplied by an optional constant ``scale``.
 
     Scaling the weights costs one product over the weights and none over the activations. ``x=None`` returns the bias
-    alone, for unrolling without an input. ``precision`` is that of the product (``matmul``).
+    alone, for unrolling without an input. ``precision`` is passed to ``matmul``.
     """
 
     features: int
@@ -92,10 +92,10 @@ class Cell(nn.RNNCellBase):
 
     ``pointwise``, ``step`` and ``hidden`` are pure: they may read the cell's fields but not its parameters, which reach
     them through ``weights`` and ``z``. ``unroll`` calls them on an unbound copy of the cell, where reading a parameter
-    is an error instead of a leaked tracer.
+    raises an error instead of leaking a tracer.
 
-    Models create a cell as ``cell(features=H)``, and for another precision than float32 replace the field
-    ``precision`` (``PRECISIONS``), which a cell hands to its ``Affine``.
+    Models create a cell with ``cell(features=H)``. For a precision other than float32 they replace the field
+    ``precision`` (one of ``PRECISIONS``), which the cell passes to its ``Affine``.
     """
 
     features: int
@@ -124,7 +124,7 @@ class Cell(nn.RNNCellBase):
 
     @nn.nowrap
     def clamp_state(self, values: Carry) -> Carry:
-        """Map arbitrary real numbers in the shape of a state to the range of the cell's states.
+        """Map arrays of arbitrary real numbers, in the shape of a state, to valid states.
 
         The default is the identity, which is right for unbounded states.
         """
@@ -160,9 +160,9 @@ class Cell(nn.RNNCellBase):
         """The factors of ``vjp_step`` for all steps at once.
 
         Args:
-            before: the carries before each step, [T, B, ...]; padding may hold anything.
+            before: the carries before each step, [T, B, ...], with any values in padding.
             after: the carries after each step.
-            residuals: those of ``forward_with_residuals`` of each step.
+            residuals: the residuals of each step.
         """
         raise NotImplementedError(f"{type(self).__name__} has no derivatives of its own.")
 
@@ -170,7 +170,7 @@ class Cell(nn.RNNCellBase):
     def vjp_step(
         self, dcarry: Carry, dy: Float[Array, "*batch H"], factors: PyTree
     ) -> tuple[Carry, Float[Array, "*batch K"], Float[Array, "*batch K"]]:
-        """One backward step: from the gradients of the new carry and the output to those of the old carry, z and u."""
+        """One backward step: the gradients of the old carry, z and u, from those of the new carry and the output."""
         raise NotImplementedError(f"{type(self).__name__} has no derivatives of its own.")
 
     def __call__(self, carry: Carry, x: Shaped[ArrayLike, "*batch D"]) -> tuple[Carry, Float[Array, "*batch H"]]:

@@ -12,7 +12,7 @@ from jaxgen.cells.base import Affine, Cell, Weights, orthogonal
 from jaxgen.errors import choose
 from jaxgen.types import Array, ArrayLike
 
-#: Each activation, and its derivative as a function of its value.
+#: Activations by name, each with its derivative as a function of its output.
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
     "tanh": (jnp.tanh, lambda h: 1 - h * h),
     "relu": (jax.nn.relu, lambda h: (h > 0).astype(h.dtype)),

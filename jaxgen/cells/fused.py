@@ -23,7 +23,7 @@ from jaxgen.cells.precision import match_varying_axes, matmul, rounded
 from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run
 from jaxgen.types import Array, ArrayLike, Carry
 
-#: The methods that define a cell's equations, and those that define their derivatives.
+#: The methods that define a cell's equations and their derivatives.
 EQUATIONS, DERIVATIVES = ("pointwise", "forward_with_residuals", "hidden"), ("precompute_vjp", "vjp_step")
 
 
@@ -32,7 +32,7 @@ def has_fused_form(cell: nn.RNNCellBase, weights: PyTree = None) -> bool:
 
     Args:
         cell: bound or not.
-        weights: what ``cell.weights()`` returned, if the caller has it; else it is found by abstract evaluation.
+        weights: what ``cell.weights()`` returned, if the caller has it. Default: found by abstract evaluation.
     """
     if not (isinstance(cell, Cell) and type(cell).step is Cell.step and type(cell).product is Cell.product):
         return False
@@ -58,7 +58,7 @@ def has_traced_fields(cell: Cell) -> bool:
 
 
 def _gives_derivatives(kind: type[Cell]) -> bool:
-    """Whether ``precompute_vjp`` and ``vjp_step`` match the equations; a subclass may have overridden those alone."""
+    """Whether the hand-written derivatives match the equations: a subclass may override the equations alone."""
     place = {
         name: next(i for i, c in enumerate(kind.__mro__) if name in vars(c)) for name in (*EQUATIONS, *DERIVATIVES)
     }
@@ -77,9 +77,9 @@ def run_fused(
     initial: Carry | None = None,
     reverse: bool = False,
 ) -> tuple[Carry, Array]:
-    """``run`` of an unbound ``cell``, faster, with the same values and gradients.
+    """``run`` for an unbound ``cell``: faster, with the same values and gradients.
 
-    Reverse-mode derivatives only: for ``jax.jvp`` use the plain form.
+    Reverse-mode derivatives only: for ``jax.jvp`` use the plain scan.
     """
     dtype = cell.hidden(carry).dtype
     weights = jax.tree.map(lambda a: a.astype(dtype), weights)
@@ -112,7 +112,7 @@ def _vjp_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: A
     constant = _for_many(cell, weights)
 
     def unrolled(carry: Carry, z: Array, shift: Array, initial: Carry | None) -> PyTree:
-        """The weights are constants here; the gradient of ``u`` is that of ``shift``, which is zero."""
+        """The weights are constants here. ``shift`` is zero and added to ``u``, so both have the same gradient."""
 
         def step(_: None, state: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, tuple[Array, Array]]:
             z_t, shift_t = inputs
@@ -122,7 +122,7 @@ def _vjp_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: A
         last, (ys, h) = run(step, None, carry, (z, shift), reverse=reverse, **masks._replace(initial=initial)._asdict())
         return (last, ys), h
 
-    # It must vary over devices as ``z`` does: the gradient of a replicated zero would be summed over the devices.
+    # ``shift`` must vary over devices as ``z`` does: the gradient of a replicated array is summed over devices.
     _, shift = match_varying_axes(z, jnp.zeros((*z.shape[:-1], weights.kernel.shape[-1]), z.dtype))
     out, backward, h = jax.vjp(unrolled, carry, z, shift, masks.initial, has_aux=True)
     return out, (backward, weights, h)
@@ -188,7 +188,7 @@ def _hand_backward(cell: Cell, reverse: bool, kept: PyTree, cotangents: PyTree) 
         dstart, dz, du = cell.vjp_step(dcarry, dy, factors)
         alike = dz is du
         grads: PyTree = (dstart, du, None if alike else dz)
-        # Padding may hold anything, NaN included.
+        # Padding may have any value, even NaN.
         dstart, du, dz = grads if at.valid is None else mask_rows(at.valid, grads)
         dstart = jax.tree.map(jnp.add, dstart, to_carry(matmul(du, transposed, cell.precision))[0])
         if frozen is not None:

@@ -20,7 +20,7 @@ class LSTM(Cell):
 
     ``forget_bias`` is the initial value of the forget gate's bias, a parameter (Jozefowicz et al., ICML 2015,
     section 2.2). The four gates are one ``tanh`` over [B, 4H], because XLA's CPU backend vectorises that but not four
-    slices: sigmoid(a) = (tanh(a / 2) + 1) / 2, with the factor 1/2 folded into the weights (exactly: a power of two).
+    slices: sigmoid(a) = (tanh(a / 2) + 1) / 2, with the factor 1/2 folded into the weights, which is exact.
     """
 
     forget_bias: float = 1.0

@@ -37,7 +37,7 @@ def matmul(
 
 
 def rounded(kernel: Float[ArrayLike, "H K"], precision: str) -> Float[Array, "H K"]:
-    """``kernel`` as products with this precision read it: rounded once, if it is a factor of many."""
+    """``kernel`` rounded to ``precision``. A kernel that is a factor of many products is rounded once."""
     return jnp.asarray(kernel).astype(jnp.bfloat16) if _rounds(precision) else jnp.asarray(kernel)
 
 
@@ -57,9 +57,9 @@ def _dot(a: Array, b: Array, contracted: tuple[int, int], dtype: DType) -> Array
 def _by_rows(a: Array) -> Array:
     """``a`` in row-major layout: a flat array has only one layout, and XLA moves nothing across the barrier.
 
-    XLA's CPU backend folds transpositions into products. A product of bfloat16 is then no faster than one of float32
-    (a factor in column-major layout), or fails at run time (the result). This looks at JAX's default backend; a product
-    placed on the CPU of a machine with an accelerator does without.
+    XLA's CPU backend folds transpositions into products. With a factor in column-major layout, a bfloat16 product is no
+    faster than a float32 one; with a result in that layout, it fails at run time. Only JAX's default backend is
+    checked: on a machine with an accelerator, products that are placed on the CPU keep XLA's layout.
     """
     if jax.default_backend() != "cpu":
         return a

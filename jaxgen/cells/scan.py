@@ -42,7 +42,7 @@ class Masks(NamedTuple):
 
     reset: Bool[Array, "*rows"] | None
     valid: Bool[Array, "*rows"] | None
-    initial: Carry | None  # leaves [B, H], or [T, B, H] for a state of its own at each step
+    initial: Carry | None  # leaves [B, H], or [T, B, H] for a different state at each step
 
     @classmethod
     def create(cls, carry: Carry, reset: ArrayLike | None, valid: ArrayLike | None, initial: Carry | None) -> Masks:
@@ -68,7 +68,7 @@ class Masks(NamedTuple):
 
 
 def with_masks(step: Step, masks_at: Callable[[Masks], Masks]) -> Step:
-    """``step`` with the resets and the padding that come with its input, as ``Masks.over_time`` gives them."""
+    """``step`` with resets and padding. Its input is a pair: the input of ``step`` and a slice of ``over_time``."""
 
     def masked(weights: PyTree, state: Carry, inputs: tuple[PyTree, Masks]) -> tuple[Carry, PyTree]:
         z_t, masks = inputs[0], masks_at(inputs[1])
@@ -100,8 +100,8 @@ def run(
         carry: the initial carry.
         z: the input [T, B, K]; or ``None`` with ``length``, then ``step`` gets ``None``.
         reset: rows that take the state ``initial`` before this step, [T, B].
-        valid: rows that are not padding at this step, [T, B]. The others keep their carry and output zeros. The
-            reset acts first.
+        valid: rows that are not padding at this step, [T, B]. The others keep their carry and output zeros.
+            Resets come first.
         initial: the state after a reset, zeros by default: leaves [B, H], or [T, B, H] for one at each step.
         reverse: run from the last step to the first; the outputs keep their places.
         length: T, for ``z=None``.

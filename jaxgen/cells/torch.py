@@ -1,8 +1,8 @@
 """Conversion of weights between PyTorch's ``nn.RNN``, ``nn.LSTM``, ``nn.GRU`` and jaxgen's cells.
 
 PyTorch is not needed: a state dict is a mapping of names to anything NumPy can read. All arrays are float32. A torch
-layer has two biases, which are only ever added; jaxgen has one and writes the other as zeros. So torch -> jaxgen ->
-torch preserves the function, and jaxgen -> torch -> jaxgen preserves every bit.
+layer has two biases, which it adds; jaxgen has one, and writes zeros for the other. So torch -> jaxgen -> torch
+preserves the function, and jaxgen -> torch -> jaxgen preserves every bit.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class TorchKind(NamedTuple):
     apart: int = 0
 
 
-#: ``nn.RNN`` by its nonlinearity (cells ``elman`` and ``elman-relu``), ``nn.LSTM`` and ``nn.GRU``. A cell with a torch
-#: counterpart of this layout is one more entry.
+#: ``nn.RNN`` by its nonlinearity (cells ``elman`` and ``elman-relu``), ``nn.LSTM`` and ``nn.GRU``. To convert another
+#: cell of this layout, add an entry.
 TORCH_KINDS: dict[str, TorchKind] = {
     "rnn_tanh": TorchKind(gates=1),
     "rnn_relu": TorchKind(gates=1),
@@ -39,7 +39,7 @@ TORCH_KINDS: dict[str, TorchKind] = {
 
 
 def _numpy(value: PyTree) -> np.ndarray:
-    """A float32 copy of any array, a torch tensor on any device and of any precision included."""
+    """A float32 copy of an array, or of a torch tensor on any device and of any precision."""
     if hasattr(value, "detach"):  # float(), because NumPy has no bfloat16
         value = value.detach().cpu().float().numpy()
     return np.array(value, dtype=np.float32)
@@ -99,8 +99,8 @@ def to_torch(params: Mapping[str, PyTree], kind: str, layer: int = 0, reverse: b
     """The parameter tree of one jaxgen cell as a torch module's entries, the inverse of ``from_torch``.
 
     The names are torch's (``weight_ih_l0``, …), ready for ``load_state_dict`` after ``torch.from_numpy``; a
-    module of several layers or directions takes the union of several calls. A cell that was made without an
-    input has no torch counterpart.
+    module of several layers or directions takes the union of several calls. A cell that was initialised
+    without an input has no torch counterpart.
 
     Raises ``UsageError`` for an unknown kind, missing parameters and parameters of another shape.
     """

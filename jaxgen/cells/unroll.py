@@ -23,8 +23,8 @@ def choose_form(form: str, cell: nn.RNNCellBase, weights: PyTree = None) -> str:
     """The form that runs, ``scan`` or ``fused``.
 
     ``auto`` is the fused form on a CPU, for every cell that has one, and the plain scan elsewhere. On CPUs the fused
-    form was faster at every size measured if the cell has its own derivatives; otherwise it was between 4 % slower and
-    36 % faster (docs/performance.md). It has not been measured on accelerators.
+    form was faster at every size measured for cells with hand-written derivatives, and between 4 % slower and 36 %
+    faster for others (docs/performance.md). It has not been measured on accelerators.
 
     Args:
         form: a name in ``FORMS``.
@@ -86,7 +86,7 @@ def _run_foreign(
     initial: Carry | None,
     reverse: bool,
 ) -> tuple[Carry, Shaped[Array, "T B H"]]:
-    """A Linen cell that is no ``Cell``, by ``nn.scan``: its parameters are where ``nn.RNN`` has them."""
+    """Run a Linen cell that is not a ``Cell`` with ``nn.scan``. Its parameter tree is that of ``nn.RNN``."""
     timed, masks_at = Masks.create(carry, reset, valid, initial).over_time(carry)
     body = with_masks(lambda cell, state, x_t: cell(state, x_t), masks_at)
     scan = nn.scan(body, variable_broadcast="params", split_rngs={"params": False}, reverse=reverse)
@@ -164,8 +164,8 @@ def unroll(
 ) -> tuple[Carry, Array]:
     """Run a bound cell over a sequence.
 
-    The input is projected for all steps at once, outside the loop. Any Linen ``RNNCellBase`` works: one that is no
-    jaxgen ``Cell`` runs through ``flax.linen.scan`` with its parameters where ``nn.RNN`` has them, and needs an input.
+    The input is projected for all steps at once, outside the loop. Any Linen ``RNNCellBase`` works: one that is not a
+    jaxgen ``Cell`` runs through ``flax.linen.scan``, with the parameter tree of ``nn.RNN``, and needs an input.
 
     Args:
         cell: the bound cell.
@@ -177,7 +177,7 @@ def unroll(
         reverse: run from the last step to the first; the outputs keep their places.
         length: T, if there is no input.
         time_major: every [B, T, ...] above, and the outputs, are [T, B, ...].
-        form: how the recurrence is computed (``FORMS``): ``scan``, the plain loop; ``fused``, with a custom backward
+        form: how the recurrence is computed (``FORMS``): ``scan``, the plain scan; ``fused``, with a custom backward
             pass and without forward-mode derivatives; ``auto``, one of the two by a fixed rule (``choose_form``).
 
     Returns:

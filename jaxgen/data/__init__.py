@@ -1,1 +1,1 @@
-"""Reads data and makes batches of them: sources, tables, data sets, splits, token arrays. Knows no task."""
+"""Data and batches, independent of tasks: files, tables, data sets, splits, tokens."""

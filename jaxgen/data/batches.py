@@ -91,7 +91,7 @@ class Batches(ABC):
 
 
 class TextBatches(Batches):
-    """Batches that are windows of a text, given by B places at each step."""
+    """Batches that are windows of a text, given by B positions at each step."""
 
     eos: int | None = None
 
@@ -130,7 +130,7 @@ class StreamBatches(TextBatches):
     """B contiguous lanes of the text; each window continues the one before it.
 
     Each epoch rotates the text by an offset drawn from (seed, epoch). ``reset`` is set at an epoch's first position and
-    where the text starts over; the target across that seam is masked.
+    where the text starts over; the target across that boundary is masked.
     """
 
     def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int):
@@ -321,7 +321,7 @@ COPIED_AT_ONCE = 1 << 18
 
 
 class DocumentPacker:
-    """Packs documents into lanes without splitting any: the next longest always goes to the emptiest lane."""
+    """Packs documents into lanes without splitting any: each, the longest first, goes to the shortest lane."""
 
     def __init__(self, tokens: Tokens, lanes: int):
         starts = tokens.doc_starts

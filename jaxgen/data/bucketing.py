@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxgen.data.batches import EVERY, Batches, check_batch_sizes, permutation
 
-#: Default limit of the shapes that training compiles.
+#: Default maximum number of shapes that training compiles.
 MAX_BUCKETS = 8
 #: The index of a row of padding.
 PAD_ROW = -1

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from jaxgen.data.datasets import BUILTIN, NAMED
 from jaxgen.errors import DataError
 
-#: Bytes or characters from which reading reports its progress.
+#: Progress is reported for at least this many bytes or characters.
 REPORTED_FROM = 1 << 24
 
 
@@ -131,7 +131,7 @@ def walk_files(root: Path) -> list[Path]:
 
 
 def check_readable(paths: Iterable[str]) -> None:
-    """Raises ``DataError`` for a file that is missing or not readable, without opening any: a pipe opens but once."""
+    """Raises ``DataError`` for a file that is missing or not readable, without opening it: a pipe opens only once."""
     for path in paths:
         if path == "-" or (os.access(path, os.R_OK) and not os.path.isdir(path)):
             continue
@@ -157,7 +157,7 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def _read_errors(name: str) -> Iterator[None]:
-    """Raises errors of the system, also for a path with a NUL character, as ``DataError``."""
+    """Raises ``OSError``, and ``ValueError`` for a path with a NUL character, as ``DataError``."""
     try:
         yield
     except DataError:
@@ -173,7 +173,7 @@ def not_utf8(name: str, error: UnicodeDecodeError, before: int = 0, byte_level: 
     Args:
         name: The text as the beginning of a sentence, for example ``The file a.txt``.
         error: What decoding raised.
-        before: Bytes of the text in front of those that were decoded.
+        before: Number of bytes of the text before those that were decoded.
         byte_level: Whether to recommend ``--level byte``.
     """
     utf16 = before == 0 and error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
@@ -209,7 +209,7 @@ def read_pieces(
 
 
 class FileText:
-    """The text of a file in pieces, as often as it is iterated over: memory does not grow with the file.
+    """The text of a file in pieces, which can be iterated over repeatedly; memory does not grow with the file.
 
     A pipe, which can be read only once, is kept in memory. ``sha256`` (of the bytes of the file) and ``chars`` are
     known once the file has been read to its end. Iterating raises ``DataError`` for what cannot be read.
@@ -285,7 +285,7 @@ def _status(found: os.stat_result) -> tuple[int, ...]:
 class FilesDigest:
     """SHA-256 of the bytes of one file, or of the digests of several in their order.
 
-    The same bytes divided otherwise among files have another digest.
+    It depends on how the bytes are divided among the files.
     """
 
     def __init__(self, sha256s: Iterable[bytes] = ()) -> None:
@@ -311,7 +311,7 @@ def _decoded(
     byte_level: bool,
     must_be_gzip: bool = False,
 ) -> Iterator[str]:
-    """Yields the text of an open file in pieces; a character that a block cuts waits for its rest.
+    """Yields the text of an open file in pieces; a character that is split between blocks is yielded whole.
 
     ``watch`` gets all bytes as they are read from the file. The other arguments are those of ``read_pieces`` and
     ``not_utf8``.

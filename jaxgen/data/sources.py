@@ -68,7 +68,7 @@ class CompactStrings(Sequence[str]):
 
 @dataclass(frozen=True)
 class TextStream:
-    """Characters ``start`` to ``stop`` of the joined texts of a source, in pieces, as often as needed."""
+    """Characters ``start`` to ``stop`` of the joined texts of a source, in pieces; can be iterated repeatedly."""
 
     source: TextSource
     start: int

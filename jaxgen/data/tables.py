@@ -199,7 +199,7 @@ def table_rows(text: Text, kind: str, path: Path) -> Iterator[tuple[int, list[st
         reader = csv.reader(_csv_lines(text), strict=True)
     else:
         reader = csv.reader(_csv_lines(text), delimiter="\t", quoting=csv.QUOTE_NONE)
-    begin = 1  # an unclosed quote swallows the rest of the file: only the row's first line helps to find it
+    begin = 1  # an unclosed quote makes the rest of the file part of the row, so report where the row begins
     with _unlimited_fields():
         try:
             for row in reader:
@@ -306,14 +306,14 @@ def capitalized(location: str) -> str:
 
 
 class Pairs(NamedTuple):
-    """Parallel texts: ``target[i]`` is the translation of ``source[i]``. As a tuple its length is 2."""
+    """Parallel texts: ``target[i]`` is the translation of ``source[i]``. ``len`` returns 2, the number of fields."""
 
     source: list[str]
     target: list[str]
 
 
 class Labelled(NamedTuple):
-    """Texts with their classes: ``labels[i]`` is the class of ``texts[i]``. As a tuple its length is 2."""
+    """Texts with their classes: ``labels[i]`` is the class of ``texts[i]``. ``len`` returns 2, the number of fields."""
 
     texts: list[str]
     labels: list[str]
@@ -332,7 +332,7 @@ VAL_FRACTION = 0.1
 def fingerprint(name: str, sha256: str, val_sha256: str | None = None) -> dict[str, str]:
     """Returns what a run keeps of its data: their name and the digest of their bytes.
 
-    With validation data of their own, the digest is that of both hexadecimal digests, training data first.
+    With ``val_sha256``, the digest is that of both hexadecimal digests, training data first.
     """
     if val_sha256 is not None:
         sha256 = hashlib.sha256(f"{sha256}{val_sha256}".encode()).hexdigest()

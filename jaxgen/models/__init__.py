@@ -1,4 +1,4 @@
-"""Models: cells put together, still pure functions of parameters and arrays."""
+"""Models built from cells: Linen modules, pure functions of parameters and arrays."""
 
 from jaxgen.models.attention import ATTENTIONS as ATTENTIONS
 from jaxgen.models.attention import Attention as Attention

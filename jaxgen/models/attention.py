@@ -42,11 +42,11 @@ def masked_softmax(scores: Float[Array, "*batch S"], valid: Bool[ArrayLike, "*#b
 
 
 class Attention(nn.Module):
-    """Base class: scores of S positions for a query, the decoder's state. Keys are the values times a matrix [M, H].
+    """Base class: it scores S positions for a query, the decoder's state. Keys are the values times a matrix [M, H].
 
     A subclass defines ``weights`` and ``score``, and may declare more parameters in ``setup``. ``score`` is pure and is
     called on an unbound copy (``clone(parent=None)``), where reading a parameter is an error. With ``in_recurrence`` a
-    decoder attends before each step of the recurrence, which then reads the context; without it, after the recurrence.
+    decoder attends before each step of the recurrence, which reads the context; otherwise after the recurrence.
     """
 
     in_recurrence: ClassVar[bool] = False

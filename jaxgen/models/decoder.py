@@ -40,7 +40,7 @@ class DecoderOutput(NamedTuple):
 
 
 class ContextKernel(nn.Module):
-    """The matrix by which an attention context enters a cell's pre-activations, in the units of ``Cell.project``."""
+    """The matrix that maps an attention context to a cell's pre-activations, scaled as by ``Cell.project``."""
 
     @nn.compact
     def __call__(self, rows: int, columns: int) -> Float[ArrayLike, "M K"]:
@@ -55,14 +55,14 @@ class Decoder(RecurrentModel):
       section 3.3.)
     - ``additive`` attention (Bahdanau, Cho & Bengio 2015, arXiv:1409.0473, sections 3.1 and A.2.2) uses the first
       layer's state before each step as the query and adds the context, times a matrix, to that step's pre-activations.
-      It needs a jaxgen cell and runs the first layer by the plain scan, whatever ``form`` says.
+      It needs a jaxgen cell and always runs the first layer with the plain scan.
 
     With attention the output layer reads tanh([context; state] W), Luong's attentional vector, H wide.
 
     Args:
-        attention: a name in ``ATTENTIONS``, or ``none``: then the initial state is all that is known of the source.
-        token_dropout: in training, the rate at which tokens but the first are replaced by ``unknown``, so that the
-            decoder has to rely on the encoder (Bowman et al. 2016, arXiv:1511.06349, section 3.1).
+        attention: a name in ``ATTENTIONS``, or ``none``: the decoder then sees the source only in its initial state.
+        token_dropout: in training, the rate at which tokens other than the first are replaced by ``unknown``, so that
+            the decoder has to rely on the encoder (Bowman et al. 2016, arXiv:1511.06349, section 3.1).
         unknown: the token that replaces dropped ones.
 
     The other fields are those of ``LanguageModel``.
@@ -116,12 +116,12 @@ class Decoder(RecurrentModel):
 
         Every array of a layer's state is tanh(f W + b), with f the concatenation of all final arrays of one encoder
         layer, so encoder and decoder may differ in cell, size, directions and layers (Bahdanau et al. 2015, appendix
-        A.2.2, where f is the backward direction only). Layers are matched from the top downwards; where the encoder has
-        fewer, its lowest layer serves all that are left.
+        A.2.2, where f is the backward direction only). Layers are matched from the top downwards; if the encoder has
+        fewer, its lowest layer is used for the rest.
 
         Args:
             finals: a pytree of arrays [B, ...] for each layer of the encoder, the lowest first.
-            values: what attention looks at.
+            values: the vectors to attend to.
             valid: false in padding; ``None``: there is no padding.
         """
         rows, unmatched = jax.tree.leaves(finals)[0].shape[0], self.layers - len(finals)
@@ -202,7 +202,7 @@ class Decoder(RecurrentModel):
 
 @runtime_checkable
 class EncoderProtocol(Protocol):
-    """What ``EncoderDecoder`` needs of an encoder: any Linen module with these methods will do."""
+    """The interface of encoders for ``EncoderDecoder``: any Linen module with these methods."""
 
     @property
     def has_dropout(self) -> bool: ...

@@ -1,4 +1,4 @@
-"""A bidirectional recurrent encoder of token sequences, and what an encoder hands to a decoder."""
+"""A recurrent encoder of token sequences, optionally bidirectional, and the input of a decoder."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class EncoderOutput(NamedTuple):
 
 
 class DecoderInput(NamedTuple):
-    """What an encoder hands to a decoder (``jaxgen.models.EncoderDecoder``)."""
+    """What an encoder passes to a decoder (``jaxgen.models.EncoderDecoder``)."""
 
     finals: tuple[PyTree, ...]  # for each layer of the encoder, the lowest first, any pytree of [B, ...]
-    values: Shaped[Array, "B S M"] | None = None  # what attention looks at
+    values: Shaped[Array, "B S M"] | None = None  # the vectors to attend to
     valid: Bool[Array, "B S"] | None = None  # false in padding; ``None``: there is no padding
 
 
@@ -39,7 +39,7 @@ class Encoder(RecurrentModel):
     2013). The backward direction of a padded row starts at its last token.
 
     Args:
-        embed_stddev: standard deviation of the embedding's initial values. With small ones, rare tokens matter little.
+        embed_stddev: standard deviation of the embedding's initial values. If it is small, rare tokens matter little.
         bidirectional: read in both directions.
 
     The other fields are those of ``RecurrentModel``. Dropout does not act on final states.
@@ -63,7 +63,7 @@ class Encoder(RecurrentModel):
     ) -> EncoderOutput:
         """The outputs and final states of a batch of texts.
 
-        The content of padding changes no bit. A row without tokens ends in the zero state.
+        The result does not depend on the content of padding, bit for bit. A row without tokens ends in the zero state.
 
         Args:
             tokens: token ids.

@@ -49,7 +49,7 @@ def grayscale(images: UInt8[Array, "B Y X 3"], row_keys: RowKeys | None, probabi
 
 
 def _chosen(row_keys: RowKeys, probability: float) -> Bool[Array, "B 1 1 1"]:
-    """Which images are selected."""
+    """Draw which images to change."""
     return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(row_keys)[:, None, None, None]
 
 
@@ -85,7 +85,7 @@ class ImageEncoder(nn.Module):
 
     The first convolution treats each square of ``patch`` x ``patch`` pixels as one position. Every later stage begins
     with a convolution of stride 2, so with patches of 2 and three stages a side of 64 pixels becomes 8 positions. (Many
-    channels at few positions compute much faster than few channels at many.) Each position has a learned embedding,
+    channels at few positions are much faster than few channels at many.) Each position has a learned embedding,
     which tells attention and the pooled vector where it is. ``pooled`` is a linear map of the concatenation of all
     positions, reduced to NARROW channels each. Unlike a mean it keeps spatial information.
 
@@ -143,7 +143,7 @@ class ImageEncoder(nn.Module):
         if images.shape[1:] != (*self.size, 3) or images.dtype != jnp.uint8:
             raise UsageError(
                 f"The image encoder got {images.dtype} {images.shape} and takes uint8 [B, {self.size[0]}, "
-                f"{self.size[1]}, 3]: resize the images, or make it for another `size`."
+                f"{self.size[1]}, 3]: resize the images, or create the encoder with another `size`."
             )
         images = flip(images, fold_in_rows(row_keys, 0), self.flips)
         images = grayscale(images, fold_in_rows(row_keys, 3), self.grays)

@@ -1,4 +1,4 @@
-"""A recurrent language model, and the protocol by which the language task uses any model."""
+"""A recurrent language model, and the protocol that models of the language task follow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from jaxgen.types import Array, ArrayLike, Carry, RowKeys
 
 @runtime_checkable
 class LanguageModelProtocol(Protocol):
-    """What ``LanguageTask`` needs of a model: any Linen module with the fields and methods of ``LanguageModel`` below.
+    """The interface of models for ``LanguageTask``: any Linen module with these fields and methods.
 
     Training, prefill, decoding and scoring all call ``states`` and then ``logits``, by name: a subclass of
     ``LanguageModel`` that overrides one of the methods is used with its override everywhere. The task calls
@@ -98,7 +98,7 @@ class LanguageModel(RecurrentModel):
         super().__post_init__()
 
     def setup(self) -> None:
-        # A cell wants inputs of unit size; an output matrix (with ``tie``) wants rows of unit length.
+        # Inputs of a cell should have unit variance; rows of an output matrix (with ``tie``) should have unit length.
         stddev = self.hidden**-0.5 if self.tie else 1.0
         self.embedder = Embedding(self.vocab_size, self.width, self.embed_dropout, stddev)
         nn.share_scope(self, self.embedder)  # the parameter is ``embedding``, not ``embedder/embedding``

@@ -22,10 +22,10 @@ from jaxgen.cells.unroll import FORMS, choose_form, unroll, unroll_projected
 from jaxgen.errors import UsageError, check_int, check_options, choose
 from jaxgen.types import Array, ArrayLike, Carry, RowKeys
 
-#: What makes the cells of a model; called as ``factory(features=...)``.
+#: Creates the cells of a model; called as ``factory(features=...)``.
 CellFactory = Callable[..., nn.RNNCellBase]
 
-#: Largest vocabulary for which one-hot inputs get a token table: making it takes a V x V identity matrix.
+#: Largest vocabulary for which one-hot inputs get a token table: computing it takes a V x V identity matrix.
 ONE_HOT_TABLE = 4_096
 
 
@@ -62,7 +62,7 @@ def cell_factory(name: str, options: Mapping[str, PyTree]) -> CellFactory:
 
 
 def make_cell(factory: CellFactory, features: int, precision: str = "float32") -> nn.RNNCellBase:
-    """A cell of ``factory``, which gets ``features`` and nothing else."""
+    """A cell from ``factory(features=...)``; its field ``precision`` is replaced unless it is to be float32."""
     cell = factory(features=features)
     return cell if precision == "float32" else cell.clone(precision=precision)
 
@@ -70,7 +70,7 @@ def make_cell(factory: CellFactory, features: int, precision: str = "float32") -
 def require_jaxgen_cells(factory: CellFactory, what: str) -> None:
     """Raise ``UsageError`` unless ``factory``, a class or a ``functools.partial`` of one, makes jaxgen cells.
 
-    ``what`` needs them, and is the beginning of the message.
+    ``what`` names what needs them, and begins the message.
     """
     kind = getattr(factory, "func", factory)
     if not (isinstance(kind, type) and issubclass(kind, Cell)):
@@ -150,11 +150,11 @@ class Stack(nn.Module):
         Args:
             x: the input [T, B, D], or with ``projected`` already ``cells[0].project(input)`` [T, B, K].
             projected: whether ``x`` is projected.
-            lowest: the first layer to run, for a caller that runs those below itself.
+            lowest: the first layer to run, for a caller that runs the layers below itself.
         """
         for name, states in {"carries": carries, "initial": initial}.items():
             if states is not None and len(states) != len(self.cells):
-                raise UsageError(f"Got {len(states)} `{name}` for {len(self.cells)} layers: give one a layer.")
+                raise UsageError(f"Got {len(states)} `{name}` for {len(self.cells)} layers: give one for each layer.")
         after = []
         for layer in range(lowest, len(self.cells)):
             cell, carry, start = self.cells[layer], carries[layer], None if initial is None else initial[layer]
@@ -192,9 +192,9 @@ class Embedding(nn.Module):
         return jnp.asarray(self.embedding)
 
     def table(self, cell: nn.RNNCellBase) -> Shaped[Array, "V K"] | None:
-        """The input projection of ``cell`` for every token; ``None`` for cells without one and if it is too large.
+        """The input projection of ``cell`` for every token; ``None`` for cells without one, or if it is too large.
 
-        ``project(E)[tokens] == project(E[tokens])``, so looking up more tokens than the vocabulary has saves work.
+        ``project(E)[tokens] == project(E[tokens])``, so a table saves work for more tokens than the vocabulary has.
         """
         if not isinstance(cell, Cell) or (self.width == 0 and self.vocab_size > ONE_HOT_TABLE):
             return None
@@ -291,7 +291,7 @@ class RecurrentModel(nn.Module):
 
 
 def shared_fields(module: nn.Module, kind: type[nn.Module]) -> dict[str, PyTree]:
-    """The fields of ``module`` that modules of ``kind`` have too, for a module that is built around one of them."""
+    """The fields that ``module`` shares with ``kind``, for a module that wraps a module of that class."""
     names = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
     return {field.name: getattr(module, field.name) for field in dataclasses.fields(module) if field.name in names}
 

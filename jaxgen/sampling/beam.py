@@ -139,7 +139,7 @@ def beam_search(
     Args:
         step: the decoding step. It is called with B * W rows; row b * W + w is beam w of problem b.
         kinds: the classes of the transforms. They are applied to the float32 logits before the softmax, so scores refer
-            to the transformed distribution: the mass of a forbidden token is shared by the others.
+            to the transformed distribution: the mass of a forbidden token goes to the others.
         weights: the weights of ``step``. Put what is constant during decoding (an encoder's states, laid out by
             ``tile_beams``) here rather than into ``carry``, which is reordered at every step.
         carry: where decoding starts, B rows in every leaf.

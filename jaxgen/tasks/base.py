@@ -45,7 +45,7 @@ class Metric(NamedTuple):
     def cost(self, row: Values) -> float:
         """Returns the metric of an evaluation as a number to minimise; the loss breaks ties.
 
-        Metrics that count exact matches stay at 0 for a while, and tie often on small validation sets.
+        Metrics that count exact matches are 0 early in training, and tie often on small validation sets.
         """
         value = -row[self.name] if self.higher_is_better else row[self.name]
         return value if self.name == "val_loss" else value + TIE_BREAK * row["val_loss"]
@@ -134,7 +134,7 @@ class TaskData(ABC):
     @property
     @abstractmethod
     def tokens_per_step(self) -> int:
-        """Rows times time steps of a batch, roughly: how often it passes through the weights."""
+        """Approximate rows times time steps of a batch: how often a step uses each parameter."""
 
     @abstractmethod
     def model_options(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class TaskData(ABC):
         """Returns a command to try the trained model with."""
 
     def bits_per_char(self, loss: float) -> float | None:
-        """Returns a training loss in bits per character, if that has a meaning. Default: it has none."""
+        """Returns a training loss in bits per character. Default: None, it has no such meaning."""
         return None
 
 
@@ -201,7 +201,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
 def flag_of(setting: str) -> str:
-    """Returns the flag of a setting."""
+    """Returns the command-line flag of a setting."""
     return f"--{setting.replace('_', '-')}"
 
 
@@ -224,7 +224,7 @@ def changed_flags(config: TrainConfig, settings: Iterable[str]) -> list[str]:
 
 
 class TokenizerSettings(Protocol):
-    """The settings that say what a token is."""
+    """The settings that define the tokens."""
 
     level: str
     min_count: int | None

@@ -1,4 +1,4 @@
-"""All tasks by name: the pure objective and the host data of each. To add a task, add a folder and a line in each."""
+"""All tasks by name: the pure objective and the host data of each. To add a task, add a folder and two lines here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DATA: dict[str, Any] = {
     "translate": TranslateData,
 }
 
-#: Baselines by task and by their name for ``--model``: the module that trains them, imported when it is asked for.
+#: Baselines by task and by their name for ``--model``: the module that trains them, imported on demand.
 #: The module has ``Task``, ``start`` and ``resume``, and ``SEVERAL_PROCESSES``: whether several processes can train it.
 BASELINES = {"language": {"ngram": "jaxgen.baselines.ngram"}}
 

@@ -1,4 +1,4 @@
-"""What tasks share whose data are rows, each with an input and an output: settings, splits, text inputs, batches."""
+"""The shared part of tasks whose data are rows of an input and an output: settings, splits, text inputs, batches."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class RowsConfig(TrainConfig):
     """Stop after this many evaluations without improvement (accuracy of labels, BLEU of translations, CIDEr of
     captions)."""
     buckets: Annotated[int, Field(gt=0, le=64)] = 8
-    """Most groups of similar lengths that batches are drawn from; each group compiles one shape."""
+    """Largest number of groups by length that batches are drawn from; each group compiles one shape."""
 
     #: Settings that are arguments of the task's ``build``.
     built_from: ClassVar[tuple[str, ...]] = (
@@ -133,7 +133,7 @@ def train_and_val(
 ) -> tuple[dict[str, R], str]:
     """Returns training and validation rows, and their digest.
 
-    Without validation rows of their own, rows are held out as the settings say; ``labels`` and ``unit`` are arguments
+    If ``val`` is None, rows are held out as the settings say; ``labels`` and ``unit`` are arguments
     of ``hold_out``.
     """
     if val is not None:
@@ -200,7 +200,7 @@ def unknown_share(ids: Iterable[np.ndarray]) -> float:
 
 
 class TextReader(ABC):
-    """Reads inputs that are texts: the part of a codec that tasks with such inputs share."""
+    """Encodes text inputs: the shared part of the codecs of tasks that read texts."""
 
     #: Whether inputs are files, not lines of text.
     FILES: ClassVar[bool] = False
@@ -275,7 +275,7 @@ class RowsData(TaskData):
 
     @abstractmethod
     def pack(self, split: Any, rows: np.ndarray, widths: tuple[int, ...], step: int | None = None) -> Any:
-        """Returns the batch of these rows, the last of which may be ``PAD_ROW``; ``step`` is that of training."""
+        """Returns the batch of these rows, of which the last may be ``PAD_ROW``. An evaluation has no ``step``."""
 
     @classmethod
     def load(cls, config: Any, codec: Any = None, watch: ProgressReporter = NO_PROGRESS) -> RowsData:

@@ -22,7 +22,7 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {
 
 
 def load_tokenizer(obj: object) -> Tokenizer:
-    """The tokenizer that ``to_json`` described.
+    """Returns the tokenizer that ``to_json`` described.
 
     Raises:
         CheckpointError: The description is malformed.

@@ -17,7 +17,7 @@ from jaxgen.fsutil import StrictModel, load_strict
 
 #: Ways to treat unknown tokens.
 UNKNOWNS = ("error", "skip", "keep")
-#: Characters without a safe place to cut after which a text is cut anyway.
+#: A text is cut anyway after this many characters without a safe place to cut.
 MAX_UNCUT = 1 << 20
 
 
@@ -30,7 +30,7 @@ EOS = 2
 #: The bytes of the special ids; the ids of ordinary tokens follow.
 SPECIAL_PIECES: tuple[bytes, ...] = (b"", b"<unk>", b"")
 NUM_SPECIAL = len(SPECIAL_PIECES)
-#: The largest vocabulary. The library of the bpe level allocates all of it at once, and aborts if it cannot.
+#: The largest vocabulary. The tokenizers library (bpe level) allocates all of it at once, and aborts if it cannot.
 MAX_VOCAB = 2**20
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -38,7 +38,7 @@ _NOT_A_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _SHOWN = 5
 
 T = TypeVar("T", bound="Tokenizer")
-#: A text, or the pieces that it is the concatenation of.
+#: A text, or the pieces it consists of.
 Text = str | Iterable[str]
 
 
@@ -150,7 +150,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """Returns what ``from_json`` makes this tokenizer of: JSON values with a ``kind``."""
+        """Returns the JSON values that ``from_json`` reads, ``kind`` among them."""
 
     @classmethod
     def from_json(cls: type[T], obj: object) -> T:

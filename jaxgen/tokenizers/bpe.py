@@ -36,8 +36,8 @@ _SAFE_CUT = re.compile(r"(?<=\S)[\n ]")
 # proportion to the length of each word it occurs in: hours for a megabyte.
 _LONGEST = 1 << 8
 _WORD = re.compile("|".join(rf" ?{kind}{{1,{_LONGEST}}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")))
-# It keeps every different word: this many bytes per word, and per byte of a word. Words beyond the memory limit are not
-# trained on. The limit grows with the text, so that frequent words of a late part are learnt too.
+# The library stores every distinct word: this many bytes per word, and per byte of a word. Words beyond the memory
+# limit are not trained on. The limit grows with the text, so that frequent words of later parts are learnt too.
 _TAKEN_BY_WORD, _TAKEN_BY_BYTE = 256, 128
 _MEMORY, _MEMORY_OF_TEXT = 40_000_000, 4500
 
@@ -45,7 +45,7 @@ _MEMORY, _MEMORY_OF_TEXT = 40_000_000, 4500
 class BpeTokenizer(Tokenizer):
     """Tokens are learnt byte sequences; every text without lone surrogates decodes exactly.
 
-    The library has no special tokens, so no text of a user is ever special; its ids are shifted by three.
+    The library gets no special tokens, so no text can be mistaken for one; its ids are shifted by three.
     """
 
     kind = "bpe"
@@ -220,7 +220,7 @@ class _Model(_Part):
 
 
 class _Inner(_Part):
-    """What the library would accept, or panic over, without what ``train`` never writes."""
+    """Checks the JSON before the library reads it, which panics over some values and accepts unused options."""
 
     pre_tokenizer: _PreTokenizer
     decoder: _Decoder

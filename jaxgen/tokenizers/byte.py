@@ -42,5 +42,5 @@ class ByteTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[Text] = ()) -> ByteTokenizer:
-        """The byte tokenizer, whatever the texts."""
+        """Returns the byte tokenizer; ``texts`` are not read."""
         return cls()

@@ -27,7 +27,7 @@ from jaxgen.tokenizers.base import (
 # Every character matches exactly one branch, so the pieces add up to the text. The character classes on both sides of a
 # repetition are disjoint, so matching never backtracks.
 _PIECE = re.compile(r" ?\w+(?:['’]\w+)*| ?[^\w\s]|\s")
-# White space begins a piece, and a mark other than an apostrophe ends one, whatever is on the other side.
+# White space begins a piece, and punctuation other than an apostrophe ends one, whatever is on the other side.
 _SAFE_CUT = re.compile(r"(?=\s)|(?<=[^\w\s'’])")
 # A list of all pieces takes ten times the memory of their text.
 _CHUNK = 1 << 18
@@ -83,7 +83,7 @@ class WordTokenizer(Tokenizer):
         return np.array(ids, np.int32)
 
     def safe_cut(self, text: str) -> int:
-        """Returns the place before the last white space or after the last mark, whichever is later."""
+        """Returns the place before the last white space or after the last punctuation mark, whichever is later."""
         return last_cut(_SAFE_CUT, without_surrogates(text))
 
     def unknown(self, text: str) -> list[tuple[int, str]]:
@@ -103,7 +103,7 @@ class WordTokenizer(Tokenizer):
     def train(cls, texts: Iterable[Text], *, min_count: int = 2, vocab_size: int = 20000) -> WordTokenizer:
         """Uses the single space, then pieces by frequency, down to ``min_count`` and up to ``vocab_size``.
 
-        In texts with more than 262,144 and 4 V different pieces, the counts of rare ones are too low.
+        With more than max(262,144, 4 V) different pieces, the counts of rare ones are too low.
         """
         check_int("The tokenizer option min_count", min_count, 1)
         check_int("The tokenizer option vocab_size", vocab_size, NUM_SPECIAL + 1, MAX_VOCAB)

@@ -21,13 +21,12 @@ from jaxgen.types import Array, ArrayLike, Carry, Key, Params
 BATCH_AXIS = "rows"
 #: With fewer rows than this a device is idle most of the time.
 MIN_ROWS_PER_DEVICE = 8
-#: With more parameters than this for each token of a batch, the all-reduce takes longer than a second device saves: at
-#: 3,900 (8,000 words each way, 2,048 read and written) a step took 205 ms on two cores and 176 ms on one; at 730
-#: (10,000 words to read) 31 ms and 34 ms.
+#: With more parameters than this for each token of a batch, the all-reduce takes longer than a second device saves. A
+#: step took 205 ms on two cores and 176 ms on one with 3,900 parameters a token, and 31 ms and 34 ms with 730.
 MAX_PARAMETERS_PER_TOKEN = 3000
 
 _REPLICATED, _SHARDED, _SHARDED_BATCHES = PartitionSpec(), PartitionSpec(BATCH_AXIS), PartitionSpec(None, BATCH_AXIS)
-# Where the fields of these structures are placed.
+# The partition specs of these structures.
 _STATE = TrainState(step=_REPLICATED, params=_REPLICATED, opt_state=_REPLICATED, carry=_SHARDED)  # type: ignore[arg-type]
 _INDEX = WindowIndex(start=_SHARDED_BATCHES, stop=_SHARDED_BATCHES, fresh=_REPLICATED)  # type: ignore[arg-type]
 _SHARDED_WINDOWS = Windows(text=_REPLICATED, window_index=_INDEX, conditions=_REPLICATED)  # type: ignore[arg-type]
@@ -162,7 +161,7 @@ def shard_train_steps_with_stop_flag(
 
 
 def shard_eval_step(task: Task, mesh: Mesh) -> Callable:
-    """``eval_step`` over the devices of ``mesh``: ``(params, carry, batch) -> (carry, totals)``; one at a time too."""
+    """``eval_step`` over ``mesh``: ``(params, carry, batch) -> (carry, totals)``; on a CPU one at a time too."""
     return jax.shard_map(
         partial(eval_step, task, axis=BATCH_AXIS),
         mesh=mesh,

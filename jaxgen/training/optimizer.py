@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules by name; the fields of an entry are its options."""
+"""Optimizers and learning-rate schedules by name. The fields of an optimizer are its options."""
 
 from __future__ import annotations
 

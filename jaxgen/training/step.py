@@ -78,7 +78,7 @@ def train_step(
         # Each device differentiates its own copy. Differentiating the replicated parameters would sum the gradients
         # over devices leaf by leaf, and the mean over devices below would then count them twice.
         params = jax.tree.map(lambda a: lax.pcast(a, axis, to="varying"), params)
-        # The key follows from the place in the whole batch, so the number of devices does not change what a row drops.
+        # The key follows from the place in the whole batch, so dropout does not depend on the number of devices.
         first = lax.axis_index(axis) * rows
     keys = row_keys(key, state.step, rows, first) if task.is_random else None
 
@@ -87,7 +87,7 @@ def train_step(
         aim = getattr(totals, "objective", Objective(totals.nll, totals.targets))
         return aim.loss, (carry, aim.weight, totals.nll, totals.targets)
 
-    with jax.threefry_partitionable(True):  # the user's JAX settings must not change what is dropped
+    with jax.threefry_partitionable(True):  # the user's JAX settings must not change dropout
         (_, (carry, weight, nll, count)), grads = jax.value_and_grad(summed_loss, has_aux=True)(params)
     if axis is not None:
         weight, nll, count, grads = _summed((weight, nll, count, grads), axis)
@@ -124,7 +124,7 @@ def train_steps(
         key: as in ``train_step``.
         state: the state before the steps.
         batches: what ``read`` turns into batches: stacked batches, or ``Windows`` of a text.
-        count: how many batches to use. It is traced, so one compilation serves every number.
+        count: how many batches to use. It is traced, so its value does not recompile.
         axis: as in ``train_step``.
         read: how to get a batch from ``batches``.
 

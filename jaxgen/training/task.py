@@ -11,7 +11,7 @@ from jaxgen.types import Array, ArrayLike, Carry, Key, Params, RowKeys
 
 @runtime_checkable
 class Totals(Protocol):
-    """Sums over the targets that count in a batch: a named tuple, whose batches add up.
+    """Sums over the targets that count in a batch: a named tuple. Totals of several batches add up.
 
     It may have a field ``objective`` (``jaxgen.types.Objective``); training then minimises that instead of the mean of
     ``nll``. An evaluation sums every field.
@@ -46,7 +46,7 @@ class Task(Protocol):
         ...
 
     def initial_carry(self, rows: int) -> Carry:
-        """What the first batch of ``rows`` rows starts from; ``()`` if no batch continues another."""
+        """The carry before the first batch of ``rows`` rows; ``()`` if no batch continues another."""
         ...
 
     def loss(
@@ -56,7 +56,7 @@ class Task(Protocol):
 
         Args:
             params: the parameters.
-            carry: what the batch starts from.
+            carry: the carry before the batch.
             batch: a pytree of arrays with B rows each.
             row_keys: one key for each row, if ``is_random``.
         """
@@ -126,7 +126,7 @@ class EncodingTask(WritingTask, Protocol):
     def attention_weights(
         self, prepared: PyTree, inputs: PyTree, tokens: Int[ArrayLike, "B T"]
     ) -> Float[Array, "B T S"]:
-        """Where each step looks that reads these tokens."""
+        """The attention weights of the steps that read ``tokens``."""
         ...
 
 

@@ -24,7 +24,7 @@ class WindowIndex(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """The condition vectors of documents, of which there are few different ones."""
+    """The condition vectors of documents; documents with equal vectors share one."""
 
     of: Int[ArrayLike, "length"]  # which vector: of each document, or of the document at each position of a text
     vectors: Float[ArrayLike, "conditions condition"]
@@ -42,8 +42,8 @@ def read_window(text: ArrayLike, places: WindowIndex, length: int, eos: int | No
     """The batch of windows of ``text``; the target at each position is the next token.
 
     Running text (``eos`` is ``None``) wraps around: at the wrap the state is reset and the target is masked. Documents
-    are concatenated, with ``eos`` in front of each and after the last: every ``eos`` in the input resets the state, and
-    beyond ``stop`` there is ``pad``, masked.
+    are concatenated, with ``eos`` in front of each and after the last: every ``eos`` in the input resets the state.
+    Positions from ``stop`` on are ``pad`` and masked.
 
     Args:
         text: token ids.

@@ -59,10 +59,10 @@ class Bias:
 class Force:
     """Begin the generated text with these tokens. They are drawn with probability 1 and count as generated.
 
-    A forbidden token cannot be forced: that draw is then left unchanged.
+    A forbidden token cannot be forced: its step then draws from the unchanged logits.
     """
 
-    #: The flag turns its texts into one sequence of tokens, not into a set.
+    #: The command-line flag encodes its texts as one sequence of tokens, not as a set.
     in_order: ClassVar[bool] = True
 
     ids: tuple[TokenId, ...]

@@ -83,7 +83,7 @@ def _from_ordered(u: Array) -> Array:
 
 @dataclass(frozen=True)
 class TopK:
-    """Draw among this many most probable tokens only; those that tie with the last of them stay too.
+    """Draw only among this many of the most probable tokens; those that tie with the last of them stay too.
 
     Fan et al. 2018, arXiv:1805.04833, section 5.
     """
@@ -127,7 +127,7 @@ class TopP:
 
 @dataclass(frozen=True)
 class TypicalP:
-    """Draw among the tokens whose surprise is nearest to the expected one, the fewest that reach this probability.
+    """Draw among the fewest tokens that reach this probability, those with surprisal nearest to the entropy first.
 
     Tokens that tie with the last of the set stay too. 1 keeps everything. Meister et al. 2023, arXiv:2202.00666,
     section 3.
@@ -151,7 +151,7 @@ class TypicalP:
 
 @dataclass(frozen=True)
 class MinP:
-    """Leave out tokens that are less than this times as probable as the most probable one.
+    """Leave out tokens that are less probable than this times the highest probability.
 
     Nguyen et al. 2024, arXiv:2407.01082, section 3.
     """

@@ -1,4 +1,4 @@
-"""Captions of images: read the common file formats, and match captions to images."""
+"""Captions files: reading the common formats, and matching captions to images."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def read_captions(
                 "or have empty captions skipped (--empty skip)."
             )
     if not captions:
-        raise DataError(f"The file {path} has no captions in it. Give a file with an image and its caption a row.")
+        raise DataError(f"The file {path} has no captions in it. Give a file with an image and a caption in each row.")
     return captions
 
 

@@ -125,7 +125,7 @@ class NamedFeatures(NamedTuple):
 
 @checked_dataclass(frozen=True, config=STRICT)
 class CaptionCodec(TextWriter):
-    """Reads images of ``shape`` (height, width, 3), or features of that shape, and writes captions.
+    """Encodes images of ``shape`` (height, width, 3), or features of ``shape``, and decodes captions.
 
     The model was trained on captions of up to ``max_length`` tokens, including the end.
     """
@@ -207,13 +207,13 @@ class CaptionCodec(TextWriter):
         return " ".join(str(answer["text"]).split())
 
     def attention_map(self, source: Any, output: Any, weights: np.ndarray) -> AttentionMap:
-        """Where the decoder looked with each token of a caption, ``weights`` [.., P]: at places of the image."""
+        """Returns attention ``weights`` [.., S], labelled with the tokens of the caption and positions of the image."""
         written = self.written(output.tokens)[: output.tokens.size + output.ended]
         labels = [str(place + 1) for place in range(weights.shape[-1])]
         return AttentionMap(labels, written, weights[: len(written)], self.encode(source) if self.of_images else None)
 
     def to_json(self) -> dict[str, object]:
-        """Returns what ``load_strict`` makes this codec of."""
+        """Returns the JSON values that ``load_strict`` reads."""
         return {"shape": list(self.shape), "max_length": self.max_length, "tokenizer": self.tokenizer.to_json()}
 
 

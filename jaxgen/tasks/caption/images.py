@@ -1,4 +1,4 @@
-"""Read image files of the common formats as 8-bit RGB arrays, and ``.npz`` files of precomputed features."""
+"""Image files of the common formats, read as 8-bit RGB arrays, and ``.npz`` files of precomputed features."""
 
 from __future__ import annotations
 
@@ -163,12 +163,12 @@ def _to_rgb(image: Image) -> Image:
     from PIL import Image as pillow
 
     if image.mode == "F":
-        raise _UnusableImage("its pixels are floating-point numbers, of which it is not known what is white")
+        raise _UnusableImage("its pixels are floating-point numbers, and it is not known which is white")
     if not image.mode.startswith("I"):
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
     values = np.asarray(image)  # Pillow would clip 16-bit values to 255
     if values.min() < 0 or values.max() > 0xFFFF:
-        raise _UnusableImage("its pixels are integers of more than 16 bits, of which it is not known what is white")
+        raise _UnusableImage("its pixels are integers of more than 16 bits, and it is not known which is white")
     grey = pillow.fromarray((values >> 8).astype(np.uint8))
     transparent = image.info.get("transparency")
     if transparent is None:
@@ -181,11 +181,11 @@ class Features(NamedTuple):
     """Precomputed feature vectors, used instead of images."""
 
     names: list[str]
-    features: np.ndarray  # float32 [N, F] or [N, P, F]
+    features: np.ndarray  # float32 [N, F] or [N, S, F]
 
 
 def read_features(path: Path | str) -> Features:
-    """Read ``features`` [N, F] or [N, P, F] and ``names`` [N] from an ``.npz`` file without unpickling anything.
+    """Read ``features`` [N, F] or [N, S, F] and ``names`` [N] from an ``.npz`` file without unpickling anything.
 
     Features of any real type become float32.
 
@@ -205,7 +205,7 @@ def read_features(path: Path | str) -> Features:
     if names.dtype.kind not in "US" or features.dtype.kind not in "fiu":
         raise _unusable(path, f"are of the types {features.dtype} and {names.dtype}, not real numbers and strings")
     if features.ndim not in (2, 3) or 0 in features.shape or names.shape != features.shape[:1]:
-        raise _unusable(path, f"have the shapes {features.shape} and {names.shape}, not [N, F] or [N, P, F], and [N]")
+        raise _unusable(path, f"have the shapes {features.shape} and {names.shape}, not [N, F] or [N, S, F], and [N]")
     try:
         labels = names.tolist() if names.dtype.kind == "U" else [name.decode() for name in names.tolist()]
     except UnicodeDecodeError as error:

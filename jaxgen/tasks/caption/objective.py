@@ -34,7 +34,7 @@ class CaptionTask(Seq2SeqTask):
         flips: float,
         grays: float,
     ) -> Any:
-        """Return the encoder for inputs of ``shape``: images (Y, X, 3), or features (F,) or (P, F)."""
+        """Return the encoder for inputs of ``shape``: images (Y, X, 3), or features (F,) or (S, F)."""
         if is_image(shape):
             return ImageEncoder((shape[0], shape[1]), features, patch, widths, blocks, dropout, flips, grays)
         return FeatureEncoder(shape, features, dropout)

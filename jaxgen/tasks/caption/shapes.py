@@ -58,7 +58,7 @@ _REACH = 1.3
 _GAP, _BORDER = 2.0, 1.5
 # Arrangements tried at once. About one in a hundred is valid for three large objects.
 _TRIED = 128
-# The streams of random bits of a scene. Each stream from the last one on is another batch of arrangements.
+# The streams of random bits of a scene. ``_PLACES`` and each stream after it are batches of arrangements.
 _OBJECTS, _NOISE, _PLACES = 0, 1, 2
 _PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 _Y, _X = np.mgrid[0:SIZE, 0:SIZE] + 0.5

@@ -91,7 +91,7 @@ class ClassifyTask:
         return params
 
     def predict(self, weights: Params, inputs: TokenRows) -> Array:
-        """Return the probability of every label for every row, [R, classes]."""
+        """Return the probability of every label for every row, [B, classes]."""
         return jax.nn.softmax(self._logits(weights, inputs), axis=-1)
 
 

@@ -2,12 +2,12 @@
 
 The lines come from this Python installation, so texts and results differ between Python versions.
 
-Everything that gives the answer away is removed: import statements; lines that name any of the ten packages, in any
+Everything that reveals the package is removed: import statements; lines that name any of the ten packages, in any
 case, as a word or between underscores (``_http_vsn``); and the comments at the beginning of a file. All ten names are
 removed from every package: otherwise the presence of a name would rule its package out. Blank lines and test folders
 are removed too.
 
-Whole files are for training or for validation, so validation asks for the package, not for lines seen before. Every
+Whole files are for training or for validation, so validation cannot be solved by recognising lines. Every
 package has the same number of snippets. They start anywhere in its files; those of a small package overlap.
 """
 
@@ -25,7 +25,7 @@ from jaxgen.errors import DataError
 
 #: Packages of every full Python 3.11 to 3.13 with at least 90 kB of source that is not mostly tables.
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "re", "unittest", "urllib", "xml")
-#: The least and most lines of a snippet, and its most characters.
+#: Minimum and maximum number of lines of a snippet, and its maximum number of characters.
 MIN_LINES, MAX_LINES, MAX_CHARS = 5, 12, 400
 # About this share of a package's lines is for validation.
 _VAL_SHARE = 0.2
@@ -131,7 +131,7 @@ def _draw(files: list[list[str]], number: int, seed: int, stream: int, seen: set
 
 
 def _snippet(lines: list[str]) -> str:
-    """Joins and dedents lines, as many as are short enough together; returns "" if these are too few."""
+    """Joins and dedents the first lines that fit into ``MAX_CHARS``; returns "" if they are too few."""
     text = textwrap.dedent("\n".join(lines))
     while len(text) > MAX_CHARS:
         text = text[: max(text.rfind("\n"), 0)]

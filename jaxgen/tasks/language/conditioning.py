@@ -1,4 +1,4 @@
-"""Labels and numbers of texts: reading them from tables, and turning them into the vectors that condition a model."""
+"""Labels and numbers of texts, read from tables, and the vectors that condition a language model on them."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ class Conditioning:
         return tuple((label, float(weight / total)) for label, weight in weights.items() if weight > 0)
 
     def vector(self, condition: Condition | None = None) -> np.ndarray:
-        """Returns the vector of a condition, float32; what it leaves open is the mean of the training texts."""
+        """Returns the vector of a condition, float32; what it leaves out is the mean of the training texts."""
         condition = condition or Condition()
         shares, named = np.array(self.shares), condition.labels
         if named is not None:
@@ -276,7 +276,7 @@ class Conditioning:
         return [self.labels[i] for i in np.argsort(-np.array(self.shares), kind="stable")[:number]]
 
     def summary(self) -> dict[str, str]:
-        """Returns the labels and features in numbers, by title."""
+        """Returns lines about the labels and the features, by title."""
         lines = {}
         if self.labels:
             common, rare = (max(self.shares), min(self.shares))
@@ -303,7 +303,7 @@ class Conditioning:
             raise UsageError(f"A condition has labels with their shares, and features: {error!r}.") from None
 
     def to_json(self) -> dict[str, object]:
-        """Returns what ``load_strict`` makes this of."""
+        """Returns the JSON values that ``load_strict`` reads."""
         return {name: list(values) for name, values in asdict(self).items()}
 
 
@@ -313,13 +313,13 @@ def _read_conditioning(value: object) -> Conditioning:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class ConditionedCodec:
-    """The tokenizer of a run with labels or features, and what these are."""
+    """The tokenizer and the conditioning of a run with labels or features."""
 
     tokenizer: SavedTokenizer
     conditioning: Annotated[Conditioning, BeforeValidator(_read_conditioning)]
 
     def to_json(self) -> dict[str, object]:
-        """Returns what ``read_codec`` makes this codec of."""
+        """Returns the JSON values that ``read_codec`` reads."""
         return {"conditioning": self.conditioning.to_json(), "tokenizer": self.tokenizer.to_json()}
 
 

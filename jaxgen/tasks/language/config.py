@@ -126,7 +126,7 @@ class LanguageConfig(TrainConfig):
         return self
 
     def _check_conditioned(self) -> None:
-        """Raises ``ValueError`` for settings that do not keep rows, to which labels and features belong."""
+        """Raises ``ValueError`` for settings that contradict rows as documents, which labels and features need."""
         flag = "--feature-columns" if self.label_column is None else "--label-column"
         others = {"layout": (self.layout, "documents"), "documents": (self.documents, "row")}
         for name, (given, needed) in others.items():

@@ -1,4 +1,4 @@
-"""Reads texts, splits them and encodes them: from what the user names to a tokenizer and two splits of tokens."""
+"""Reads and splits the texts of a language model, trains the tokenizer, and encodes both splits."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.tokenizers.base import EOS, Encoded, Text, Tokenizer, encode_pieces, evenly, in_pieces
 
-#: Characters that are encoded at once, which bounds the memory needed beside the tokens.
+#: Characters that are encoded at once, which bounds the memory needed besides the tokens.
 PIECE = 1 << 18
-#: Characters of running text from which its tokens are kept in a memory-mapped file.
+#: Tokens of running text with at least this many characters are kept in a memory-mapped file.
 LARGE = 1 << 25
 
 
@@ -38,7 +38,7 @@ class TextSplits:
     """The training and validation texts before tokenization: documents, or one running text.
 
     ``train_known`` and ``val_known`` are the labels and numbers of the documents, if such columns were read.
-    ``has_validation`` is whether there must be validation texts. The other fields are those of ``LanguageCorpus``.
+    ``has_validation`` is whether validation texts are required. The other fields are those of ``LanguageCorpus``.
     """
 
     train: Sequence[str | TextStream]
@@ -300,7 +300,7 @@ def _split_indices(count: int, val_fraction: float, seed: int, by: str) -> tuple
 def _split_conditioned(
     source: ConditionedTexts, held_out: ConditionedTexts | None, val_fraction: float, seed: int
 ) -> TextSplits:
-    """Splits rows with labels or numbers: as without, but one text of each label is kept for training."""
+    """Splits rows with labels or numbers at random; at least one text of each label is kept for training."""
     if held_out is not None:
         parts = source.texts, held_out.texts, source.name, source.sha256, held_out.sha256
         return TextSplits(*parts, "documents", "row", source.known, held_out.known)

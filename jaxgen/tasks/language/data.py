@@ -68,7 +68,7 @@ class LanguageData(TaskData):
     def load(
         cls, config: LanguageConfig, codec: TextCodec | None = None, watch: ProgressReporter = NO_PROGRESS
     ) -> LanguageData:
-        """As ``TaskData.load``; also raises ``DataError`` if a split is too short, or the vocabulary lacks too much."""
+        """As ``TaskData.load``; also raises ``DataError`` for a split that is too short, or too many unknown tokens."""
         tokenizer, conditioning = (None, None) if codec is None else split_codec(codec)
         if tokenizer is not None:
             check_same_level(config.level, tokenizer)
@@ -165,7 +165,7 @@ class LanguageData(TaskData):
 
         Evaluations that carry the state (``stateful``, and ``val`` unless the layout is windows) divide running text
         among lanes; each but the first is warmed up with up to 256 preceding tokens that are not scored. Documents stay
-        whole. ``blind`` evaluates conditioned texts from the mean condition, to show what the conditions are worth.
+        whole. ``blind`` evaluates conditioned texts from the mean condition, to show how much the conditions help.
         """
         c, val = self.config, self.corpus.val
         limit = None if final else EVAL_TOKENS

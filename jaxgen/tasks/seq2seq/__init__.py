@@ -1,1 +1,1 @@
-"""What the encoder-decoder tasks, translation and captioning, share."""
+"""The shared part of the encoder-decoder tasks, translation and captioning."""

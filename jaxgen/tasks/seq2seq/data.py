@@ -1,4 +1,4 @@
-"""What tasks share that write a text for each input, translate and caption: settings, codecs, batches and reports."""
+"""The shared part of tasks that write a text for each input: settings, codecs, batches and reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxgen.tasks.rows import SPACED_LEVELS, RowsConfig, RowsData, normalize
 from jaxgen.tokenizers.base import EOS, PAD, Tokenizer
 from jaxgen.types import Seq2SeqBatch
 
-#: Most validation inputs decoded at an evaluation during training; at the end all of them are.
+#: Most validation inputs decoded by an evaluation during training; the final one decodes all of them.
 MAX_DECODED = 1_000
 #: Validation inputs shown as examples, and inputs in the plot of attention.
 NUM_EXAMPLES, ATTENTION_INPUTS = 3, 2
@@ -40,7 +40,7 @@ class Seq2SeqConfig(RowsConfig):
 
 
 class TextWriter(ABC):
-    """Writes outputs that are texts: the part of a codec that tasks with such outputs share."""
+    """Decodes text outputs: the shared part of the codecs of tasks that write texts."""
 
     max_length: int
 
@@ -51,7 +51,7 @@ class TextWriter(ABC):
 
     @property
     def longest(self) -> int:
-        """Default limit of the tokens of a text: the model was trained on none that are longer."""
+        """Most tokens to generate by default: no training text was longer."""
         return self.max_length
 
     def encode_target(self, text: str) -> np.ndarray:

@@ -51,11 +51,11 @@ class Seq2SeqTask:
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(
-                f"`label_smoothing` is {self.label_smoothing!r}: it must be at least 0 and less than 1; 0 is without."
+                f"`label_smoothing` is {self.label_smoothing!r}: it must be at least 0 and less than 1; 0 turns it off."
             )
         vocab = self.model.decoder.vocab_size
         if not 0 <= self.eos < vocab:
-            raise UsageError(f"The token {self.eos} begins and ends texts, and ids go from 0 to {vocab - 1}.")
+            raise UsageError(f"`eos` is {self.eos}: give a token id from 0 to {vocab - 1}.")
 
     def _apply(self, params: Params, *args: Any, method: str, **kwargs: Any) -> Any:
         return self.model.apply({"params": params}, *args, method=method, **kwargs)
@@ -136,9 +136,9 @@ class Seq2SeqTask:
         return DecodeWeights(params, self._apply(params, method="token_table"))
 
     def init_decoder(self, prepared: DecodeWeights, inputs: PyTree) -> tuple[PyTree, tuple[Carry, ...], Array]:
-        """Encode ``inputs``; return the memory, the carry, and the logits [R, V] of the first token.
+        """Encode ``inputs``; return the memory, the carry, and the logits [B, V] of the first token.
 
-        The first axis of every leaf of ``inputs``, memory and carry is R. The memory is constant during decoding.
+        The first axis of every leaf of ``inputs``, memory and carry is B. The memory is constant during decoding.
         """
         carry, memory = self._apply(prepared.params, inputs, method="init_decoder")
         first = jnp.full(jax.tree.leaves(carry)[0].shape[0], self.eos, jnp.int32)
@@ -147,14 +147,14 @@ class Seq2SeqTask:
     def step(
         self, weights: tuple[DecodeWeights, Any], carry: tuple[Carry, ...], token: Array
     ) -> tuple[tuple[Carry, ...], Array]:
-        """Run one decoding step with ``weights = (prepared, memory)`` on ``token`` [R]; return carry, logits [R, V]."""
+        """Run one decoding step with ``weights = (prepared, memory)`` on ``token`` [B]; return carry, logits [B, V]."""
         prepared, memory = weights
         written = self._apply(prepared.params, token[:, None], carry, memory, table=prepared.table, method="decode")
         features = jnp.squeeze(written.features, 1)
         return written.carry, self._apply(prepared.params, features, method="logits")
 
     def attention_weights(self, prepared: DecodeWeights, inputs: PyTree, tokens: Array) -> Array:
-        """Return the attention weights [R, T, S] of the steps that read ``tokens`` [R, T], generated from ``inputs``.
+        """Return the attention weights [B, T, S] of the steps that read ``tokens`` [B, T], generated from ``inputs``.
 
         Raises:
             UsageError: for a model without attention.

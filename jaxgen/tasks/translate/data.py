@@ -138,13 +138,13 @@ class TranslateCodec(TextReader, TextWriter):
         return " ".join(str(answer["text"]).splitlines())
 
     def attention_map(self, text: str, output: Any, weights: np.ndarray) -> AttentionMap:
-        """Where the decoder looked with each token of a translation, ``weights`` [.., S]: at tokens of the source."""
+        """Returns attention ``weights`` [.., S], labelled with the tokens of the translation and of the source."""
         labels = [token_label(self.source, i) for i in self.encode(text)]
         written = self.written(output.tokens)[: output.tokens.size + output.ended]
         return AttentionMap(labels, written, weights[: len(written), : len(labels)])
 
     def to_json(self) -> dict[str, object]:
-        """Returns what ``load_strict`` makes this codec of."""
+        """Returns the JSON values that ``load_strict`` reads."""
         source, target = self.source.to_json(), self.target.to_json()
         return {"lower": self.lower, "max_length": self.max_length, "source": source, "target": target}
 
@@ -302,7 +302,7 @@ class TranslateData(Seq2SeqData):
         }
 
     def text_metrics(self, texts: Sequence[str], references: Sequence[Sequence[str]], final: bool) -> dict[str, Any]:
-        """BLEU of words (at char and byte level: of characters) and exact matches; at the end also those of sacrebleu.
+        """BLEU of words (at char and byte level: of characters) and exact matches; at the end also sacrebleu's scores.
 
         If a split has no text of four words, shorter n-grams are used: otherwise its BLEU would always be 0.
         """

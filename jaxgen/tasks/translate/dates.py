@@ -72,8 +72,8 @@ _ORDINALS = [*_TO_TWENTIETH, *(f"twenty-{word}" for word in _TO_TWENTIETH[:9]), 
 _ENDINGS = {1: "st", 2: "nd", 3: "rd", 21: "st", 22: "nd", 23: "rd", 31: "st"}
 # The fields that write the month as a word; other spellings write digits.
 _FORMS = ("{month}", "{mon}", "{MON}")
-# Spellings held out for each month, each with another form of the month, so that training shows every form of every
-# month, and at most one with a two-digit year, so that every year has a spelling; and months held out of each spelling.
+# Number of spellings held out for each month, and of months held out of a spelling. The spellings of a month differ in
+# the form of the month, so that training shows every form of every month; at most one has a two-digit year.
 _HELD_A_MONTH, _HELD_A_SPELLING = 3, 2
 # Streams of random bits; 1 to 12 are the months of the held-out pairs.
 _DAYS, _PAIR_DAYS, _TRAIN, _VAL, _DATES, _PAIRS = 0, 13, 14, 15, 16, 17
@@ -125,7 +125,7 @@ def held_out(seed: int) -> frozenset[tuple[str, int]]:
 def dates(
     seed: int = 0, *, train: int = 40_000, val: int = 1_000, held_out_dates: int = 2_000, held_out_pairs: int = 2_000
 ) -> dict[str, Pairs]:
-    """Returns the splits ``train``, ``val``, ``held_out_dates`` and ``held_out_pairs`` with so many pairs each.
+    """Returns the splits ``train``, ``val``, ``held_out_dates`` and ``held_out_pairs`` with that many pairs each.
 
     No pair occurs twice in a split. A day occurs once in a split, but in ``train`` repeatedly, in other spellings, if
     there are more pairs than days. ``val`` is for early stopping. ``held_out_pairs`` uses training days, so only the

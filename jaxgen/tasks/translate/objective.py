@@ -43,7 +43,7 @@ class TranslateTask(Seq2SeqTask):
             bidirectional: for the encoder; each direction has ``hidden`` units.
             attention: for the decoder, a name in ``ATTENTIONS`` or "none".
             tie: for the decoder.
-            scheduled_sampling: see ``Seq2SeqTask``, as for ``label_smoothing`` and ``eos``.
+            use_scheduled_sampling: see ``Seq2SeqTask``, as for ``label_smoothing`` and ``eos``.
             **sizes: fields of both networks: ``hidden``, ``layers``, ``embed``, ``dropout``, ``form``, ``precision``.
         """
         make = cell_factory(cell, cell_options)
