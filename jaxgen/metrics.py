@@ -171,7 +171,7 @@ def distinct(texts: Iterable[Sequence[Hashable]], n: int) -> float | None:
     """Returns distinct-n, the number of different n-grams divided by that of all; ``None`` without any.
 
     1 means that all differ. It decreases with the amount of text, so compare equal amounts only. Li et al. 2016
-    (arXiv:1510.03055), distinct-1 and distinct-2 of the evaluation; they divide by the number of tokens.
+    (arXiv:1510.03055) divide by the number of tokens instead.
     """
     seen: set[tuple[Hashable, ...]] = set()
     count = 0
@@ -184,8 +184,7 @@ def distinct(texts: Iterable[Sequence[Hashable]], n: int) -> float | None:
 def seq_rep(texts: Iterable[Sequence[Hashable]], n: int = 4) -> float | None:
     """Returns seq-rep-n: the share of a text's n-grams that repeat earlier ones, averaged over the texts.
 
-    0 means no repetition. ``None`` if no text is long enough. Welleck et al. 2020 (arXiv:1908.04319), seq-rep-n of
-    the evaluation.
+    0 means no repetition. ``None`` if no text is long enough. Welleck et al. 2020 (arXiv:1908.04319).
     """
     shares = [1 - len(set(ngrams(text, n))) / (len(text) - n + 1) for text in texts if len(text) >= n]
     return sum(shares) / len(shares) if shares else None
@@ -226,7 +225,7 @@ def _agreements(sequence: Sequence[Hashable]) -> list[int]:
     return z[1:]
 
 
-#: Characters of samples per automaton, about 105 MB (benchmarks/copies.py). The texts are read once for each.
+#: Characters of samples per automaton, about 105 MB (benchmarks/copies.py). The texts are read once for each automaton.
 BATCH = 200_000
 
 

@@ -177,8 +177,8 @@ def unroll(
         reverse: run from the last step to the first; the outputs keep their places.
         length: T, if there is no input.
         time_major: every [B, T, ...] above, and the outputs, are [T, B, ...].
-        form: how the recurrence is computed (``FORMS``): ``scan``, the plain scan; ``fused``, with a custom backward
-            pass and without forward-mode derivatives; ``auto``, one of the two by a fixed rule (``choose_form``).
+        form: how the recurrence is computed (``FORMS``): ``scan``, a plain ``lax.scan``; ``fused``, with a custom
+            backward pass and without forward-mode derivatives; ``auto``, one of the two (``choose_form``).
 
     Returns:
         The final carry and the outputs [B, T, H].

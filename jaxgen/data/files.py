@@ -29,10 +29,10 @@ class ProgressReporter:
     """Receives progress and notes while data are read. This base class shows no progress."""
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """``done`` of ``total`` units of ``what`` are done."""
+        """Receives that ``done`` of ``total`` units of ``what`` are done."""
 
     def note(self, text: str) -> None:
-        """Something worth knowing that is not an error. Issues a Python warning."""
+        """Receives a notice that is not an error. Issues it as a Python warning."""
         warnings.warn(text, stacklevel=2)
 
 

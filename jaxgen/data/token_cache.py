@@ -41,16 +41,16 @@ class Part(NamedTuple):
 def get_or_create(
     key: str, dtype: np.dtype, make: Callable[[], Iterable[Part]], about: int, tell: Callable[[str], None]
 ) -> Part:
-    """Returns all ids, mapped from a file that is made if it does not exist, and the sums of the counts.
+    """Returns all ids, memory-mapped from a file that is created if needed, and the sums of the counts.
 
-    Without a writable cache folder, an unnamed file is used that disappears with the process.
+    Without a writable cache folder, uses an unnamed temporary file, which exists as long as the process.
 
     Args:
         key: Identifies the ids: everything that they depend on.
         dtype: The type of the ids.
         make: Yields the ids in parts.
         about: The approximate size of the file in bytes, for the message.
-        tell: Called with a warning if a file is damaged and made again.
+        tell: Called with a warning if a file is damaged and created again.
 
     Raises:
         DataError: There is no space for the file.

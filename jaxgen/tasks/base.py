@@ -185,7 +185,7 @@ class TaskData(ABC):
         """Returns a command to try the trained model with."""
 
     def bits_per_char(self, loss: float) -> float | None:
-        """Returns a training loss in bits per character. Default: None, it has no such meaning."""
+        """Returns a training loss in bits per character. Default: None, if that has no meaning."""
         return None
 
 

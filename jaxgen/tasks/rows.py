@@ -133,8 +133,7 @@ def train_and_val(
 ) -> tuple[dict[str, R], str]:
     """Returns training and validation rows, and their digest.
 
-    If ``val`` is None, rows are held out as the settings say; ``labels`` and ``unit`` are arguments
-    of ``hold_out``.
+    If ``val`` is None, rows are held out as the settings say; ``labels`` and ``unit`` are arguments of ``hold_out``.
     """
     if val is not None:
         return {"train": rows, "val": val}, fingerprint("", rows.sha256, val.sha256)["sha256"]

@@ -103,7 +103,7 @@ class WordTokenizer(Tokenizer):
     def train(cls, texts: Iterable[Text], *, min_count: int = 2, vocab_size: int = 20000) -> WordTokenizer:
         """Uses the single space, then pieces by frequency, down to ``min_count`` and up to ``vocab_size``.
 
-        With more than max(262,144, 4 V) different pieces, the counts of rare ones are too low.
+        With more than max(262,144, 4 ``vocab_size``) different pieces, the counts of rare ones are too low.
         """
         check_int("The tokenizer option min_count", min_count, 1)
         check_int("The tokenizer option vocab_size", vocab_size, NUM_SPECIAL + 1, MAX_VOCAB)

@@ -26,7 +26,7 @@ class WindowIndex(NamedTuple):
 class Conditions(NamedTuple):
     """The condition vectors of documents; documents with equal vectors share one."""
 
-    of: Int[ArrayLike, "length"]  # which vector: of each document, or of the document at each position of a text
+    of: Int[ArrayLike, "length"]  # index of the vector, for each document or for each position of a text
     vectors: Float[ArrayLike, "conditions condition"]
 
 
@@ -75,7 +75,7 @@ def read_conditioned(
 ) -> Batch | ConditionedBatch:
     """``read_window``, and with ``conditions`` the vector of the document at each position.
 
-    If the text begins with ``eos``, a document's first position is the ``eos`` in front of it.
+    ``conditions.of`` is by position of ``text``; a document's first position is the ``eos`` in front of it.
     """
     batch = read_window(text, places, length, eos, pad, xp)
     if conditions is None:

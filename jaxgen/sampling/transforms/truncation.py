@@ -83,7 +83,7 @@ def _from_ordered(u: Array) -> Array:
 
 @dataclass(frozen=True)
 class TopK:
-    """Draw only among this many of the most probable tokens; those that tie with the last of them stay too.
+    """Draw only among this many of the most probable tokens; those that tie with the last of them are kept.
 
     Fan et al. 2018, arXiv:1805.04833, section 5.
     """
@@ -106,8 +106,8 @@ class TopK:
 class TopP:
     """Draw among the fewest most probable tokens that together reach this probability (nucleus sampling).
 
-    Tokens that tie with the least probable of the set stay too, unlike in implementations that break ties by order. 1
-    keeps everything. Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
+    Tokens that tie with the least probable of the set are kept, unlike in implementations that break ties by order.
+    A value of 1 keeps everything. Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
     """
 
     p: float
@@ -129,8 +129,8 @@ class TopP:
 class TypicalP:
     """Draw among the fewest tokens that reach this probability, those with surprisal nearest to the entropy first.
 
-    Tokens that tie with the last of the set stay too. 1 keeps everything. Meister et al. 2023, arXiv:2202.00666,
-    section 3.
+    Tokens that tie with the last of the set are kept. A value of 1 keeps everything. Meister et al. 2023,
+    arXiv:2202.00666, section 3.
     """
 
     p: float

@@ -300,7 +300,7 @@ class Conditioning:
         except UsageError:
             raise
         except (KeyError, OverflowError, TypeError, ValueError) as error:
-            raise UsageError(f"A condition has labels with their shares, and features: {error!r}.") from None
+            raise UsageError(f"A condition must have labels with their shares, and features: {error!r}.") from None
 
     def to_json(self) -> dict[str, object]:
         """Returns the JSON values that ``load_strict`` reads."""

@@ -109,8 +109,8 @@ def prepare(
 ) -> LanguageCorpus:
     """Reads and splits texts, trains a tokenizer on the training split (or uses the one given) and encodes both.
 
-    Running text is read in pieces, and the tokens of a large one are kept in a file (``jaxgen.data.token_cache``), so
-    neither has to fit into memory.
+    Running text is read in pieces, and the tokens of a large text are kept in a file (``jaxgen.data.token_cache``),
+    so neither has to fit into memory.
 
     Args:
         specs: Built-in corpora, named sets, files, folders or globs.

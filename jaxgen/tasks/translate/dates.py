@@ -73,7 +73,8 @@ _ENDINGS = {1: "st", 2: "nd", 3: "rd", 21: "st", 22: "nd", 23: "rd", 31: "st"}
 # The fields that write the month as a word; other spellings write digits.
 _FORMS = ("{month}", "{mon}", "{MON}")
 # Number of spellings held out for each month, and of months held out of a spelling. The spellings of a month differ in
-# the form of the month, so that training shows every form of every month; at most one has a two-digit year.
+# the form of the month, so that training shows every form of every month. At most one has a two-digit year, so
+# that days of every year have a held-out spelling.
 _HELD_A_MONTH, _HELD_A_SPELLING = 3, 2
 # Streams of random bits; 1 to 12 are the months of the held-out pairs.
 _DAYS, _PAIR_DAYS, _TRAIN, _VAL, _DATES, _PAIRS = 0, 13, 14, 15, 16, 17
