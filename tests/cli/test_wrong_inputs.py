@@ -139,7 +139,7 @@ USAGE = {
     "--config preset.toml": ("preset '5'", "tiny"),
     "--config run.toml --resume auto": ("run.toml", "--run is 5"),
     "--config twice.toml": ("twice.toml", "'batch-size' and 'batch_size'", "leave one out"),
-    "--config latin.toml": ("latin.toml", "utf-8", "position 0"),
+    "--config latin.toml": ("latin.toml", "UTF-8", "byte 0"),
     "--text-column title": ("--text-column", ".csv"),
     "--documents row": ("row", ".csv"),
     "--run full": ("full", "not empty"),
@@ -272,7 +272,7 @@ def test_wrong_flags_of_sampling_exit_with_2(flags, sample, run, material):
 
 def test_characters_outside_the_vocabulary_are_named_with_their_positions(sample, run, here):
     done = sample("--run", run, "--prompt", "The é and ∑")
-    check(done, 2, ("characters", "'é', '∑'", "positions 5, 11", "--unk skip"), {}, here)
+    check(done, 2, ("characters", "'é', '∑'", "5, 11", "--unk skip"), {}, here)
 
 
 @pytest.mark.parametrize(
