@@ -1,4 +1,4 @@
-"""Atomic writes, strict JSON, and the error messages of files."""
+"""Helpers for files: atomic writes, strict JSON, and error messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jaxgen.errors import CheckpointError
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 64
-#: The most lists and objects, and the most values, in one file: each takes far more memory than its two bytes of text.
+#: The most lists and objects, and the most values, in one file: each takes far more memory than its text.
 MAX_JSON_CONTAINERS = 2**20
 MAX_JSON_VALUES = 2**21
 #: The system's errors for a full disk, a used-up quota and a file that is too large.
@@ -98,7 +98,7 @@ def user_cache() -> Path:
 
 
 def sync_folder(path: Path) -> None:
-    """Put the entries of a folder (new names, renames) on the disk."""
+    """Sync the entries of a folder (new names, renames) to disk."""
     if os.name == "nt":
         return  # folders cannot be opened there
     descriptor = os.open(path, os.O_RDONLY)
@@ -125,7 +125,7 @@ def unwritable(path: Path, error: BaseException, advice: str = RESUME, needed: i
 
 @contextmanager
 def write_errors(path: Path, advice: str = RESUME, needed: int | None = None) -> Iterator[None]:
-    """Raise an ``OSError`` of the block as ``unwritable`` describes it."""
+    """Turn an ``OSError`` of the block into the error that ``unwritable`` makes."""
     try:
         yield
     except OSError as error:
@@ -254,9 +254,9 @@ class StrictModel(BaseModel):
 
 
 def load_strict(kind: Callable[..., T], value: object, what: str) -> T:
-    """Makes a ``StrictModel``, or a pydantic dataclass with ``STRICT``, of a JSON object.
+    """Make a ``StrictModel``, or a pydantic dataclass with ``STRICT``, from a JSON object.
 
-    Raises ``CheckpointError``, which says ``what`` the value describes, if it is not an object, or if a field is
+    Raises ``CheckpointError``, which names the value as ``what``, if it is not an object, or if a field is
     missing, unknown or wrong.
     """
     if not isinstance(value, dict):
@@ -270,5 +270,5 @@ def load_strict(kind: Callable[..., T], value: object, what: str) -> T:
 
 
 def malformed(what: str, problem: str) -> CheckpointError:
-    """Returns the error for a description in the run folder that cannot be used."""
+    """The error for a description in the run folder that cannot be used."""
     return CheckpointError(f"The {what} of this run is malformed: {problem}. Copy the run folder again, or train anew.")

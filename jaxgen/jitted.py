@@ -1,7 +1,7 @@
 """The compiled functions of a task, shared by all trainers and samplers of a process.
 
-A second run with the same model and settings (another seed, a resumed run) compiles nothing. A task that cannot be
-hashed shares nothing.
+A second run with the same model and settings (another seed, a resumed run) compiles nothing. The functions of a task
+that cannot be hashed are not shared.
 """
 
 from __future__ import annotations

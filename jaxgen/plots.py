@@ -40,7 +40,7 @@ def figure_file(path: str | os.PathLike[str], width: float, height: float, *, cr
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-    logger = logging.getLogger("matplotlib")  # it announces font caches and odd home folders on standard error
+    logger = logging.getLogger("matplotlib")  # it reports font caches and unusual home folders on standard error
     level, buffer = logger.level, io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # letters that the font lacks
@@ -198,7 +198,7 @@ def _limit(axes: Axes, train: np.ndarray, validation: np.ndarray, mark: Mark | N
 
 
 def _bits_per_nat(metrics: Sequence[Row]) -> float:
-    """Bits per character divided by nats of loss, which is constant within a run; 0 if the rows do not tell."""
+    """Bits per character divided by nats of loss, which is constant within a run; 0 if unknown."""
     losses = dict(_series(metrics, "val_loss").tolist())
     ratios = [bits / losses[step] for step, bits in _series(metrics, "val_bpc") if bits > 0 and losses.get(step, 0) > 0]
     return float(np.median(ratios)) if ratios else 0.0
@@ -314,7 +314,7 @@ def draw_contact_sheet(
 ) -> None:
     """Draw ``images`` (uint8 [Y, X, 3]) with ``captions`` as a PNG at ``path``.
 
-    Under an image whose caption is not one of its ``references`` stands the first of them.
+    An image whose caption is not one of its ``references`` has the first of them below it.
     """
     panels = [
         Panel(image, _wrap(caption) or "(nothing)", "" if caption in known else _wrap(known[0]))
@@ -354,7 +354,7 @@ MAX_LABEL = 18
 def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: str | os.PathLike[str], title: str) -> None:
     """Plot ``confusion`` [true label, predicted label] (counts) as a PNG at ``path``.
 
-    Colours are shares of the texts with a true label.
+    Colours show shares of the texts with the same true label.
     """
     number = len(labels)
     side = min(max(4.5, 2.2 + 0.55 * number), 14.0)
@@ -367,8 +367,8 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: str | os.
         image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
         axes.set_xticks(range(number), short, rotation=40, ha="right", rotation_mode="anchor", fontsize=size, color=INK)
         axes.set_yticks(range(number), short, fontsize=size, color=INK)
-        axes.set_xlabel("taken for", color=GREY)
-        axes.set_ylabel("is", color=GREY)
+        axes.set_xlabel("predicted", color=GREY)
+        axes.set_ylabel("true", color=GREY)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         if number <= MAX_COUNTED:

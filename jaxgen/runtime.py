@@ -27,8 +27,8 @@ def keep_memory() -> bool:
 
     XLA allocates the temporaries of a training step again at each step. By default glibc maps and unmaps them every
     time and the kernel zeroes each page again, which can cost as much as the arithmetic. With this, memory stays with
-    the process until it ends, and all threads share one arena, because the thresholds do not apply to the others, from
-    which the devices of a CPU would take their memory. Call it before the first array. Only glibc has these settings;
+    the process until it ends. All threads share one arena, because the thresholds do not apply to further arenas, which
+    the threads of CPU devices would use. Call it before the first array. Only glibc has these settings;
     ``JAXGEN_MALLOC=0`` turns them off.
     """
     if os.environ.get("JAXGEN_MALLOC", "1") == "0" or platform.libc_ver()[0] != "glibc":
@@ -93,10 +93,10 @@ def need_backend() -> None:
 
     try:
         jax.devices()
-    except (AssertionError, RuntimeError) as error:  # the first for a kind whose plugin is not installed
+    except (AssertionError, RuntimeError) as error:  # AssertionError: its plugin is not installed
         why = f": {str(error).splitlines()[0].split(' (')[0].rstrip('.')}" if str(error) else ""
         raise UsageError(
-            f"JAX cannot use JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}{why}. Unset it to take what there is, "
+            f"JAX cannot use JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}{why}. Unset it to use any device, "
             "or install the JAX for that device."
         ) from None
 
@@ -144,8 +144,8 @@ def _cpuinfo(*names: str) -> str:
 def clean_cache(folder: Path) -> None:
     """Remove incomplete cache entries, and the oldest ones while there are more than ``MAX_CACHE_BYTES``.
 
-    JAX writes entries in place, so that a kill or a full disk leaves a part, which it would refuse at every start and
-    never replace. Each entry is checked once: ``.looked`` has the time of the last check.
+    JAX writes entries in place. A kill or a full disk leaves a partial entry, which JAX would reject at every start and
+    never replace. Each entry is checked once: the file ``.looked`` has the time of the last check.
     """
     looked, now, kept = folder / ".looked", time.time_ns(), []
     with contextlib.suppress(OSError):  # the folder may be read-only

@@ -1,1 +1,1 @@
-"""Models without a recurrence, to compare with."""
+"""Baseline models without recurrence."""

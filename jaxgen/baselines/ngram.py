@@ -201,7 +201,7 @@ class NGramTask:
         return cls(**sizes)
 
     def resolved_options(self) -> dict[str, str]:
-        """Return the resolved options of ``build``: none."""
+        """Return the options of ``build`` that depend on the device: none."""
         return {}
 
     def init(self, key: Key) -> Params:
@@ -349,7 +349,7 @@ Task = NGramTask
 
 
 class NGramRun(Trainer):
-    """A run of no steps, whose weights were counted: one row of metrics, one checkpoint, no loss curve."""
+    """A run without training steps, whose parameters are counted: one row of metrics, one checkpoint, no loss curve."""
 
     data: LanguageData
 
@@ -360,7 +360,7 @@ class NGramRun(Trainer):
         return self
 
     def train(self) -> Finished:
-        """Evaluate the model, save it if that was not done before, and report."""
+        """Evaluate the model, save it if it is not saved yet, and report."""
         with self.recorder, raise_on_signal("in the evaluation of what was counted", str(self.run.path)):
             self.recorder.call("on_start", Started(str(self.run.path), self._summary(), 0, 0))
             params = self.state.params
@@ -416,14 +416,14 @@ def start(config: LanguageConfig, emit: Emit, callbacks: Sequence[Callback] = ()
 def resume(
     saved: LoadedRun, config: LanguageConfig, data: LanguageData, emit: Emit, callbacks: Sequence[Callback] = ()
 ) -> NGramRun:
-    """A finished run, to report on again. One that was stopped before it was saved is counted again."""
+    """Reopen a finished run, to report on it again; one that was stopped before it was saved is counted again."""
     recorder = make_recorder(saved.directory, config, data, emit, callbacks)
     trainer = NGramRun(config, data, saved.task, saved.directory, saved.resolved, recorder, ProcessGroup())
     if recorder.store.latest() is None:
         recorder.truncate_after(-1)
         with raise_on_signal("while n-grams were counted", str(saved.directory.path)):
             return trainer.set_counted(*count_ngrams(data)[1:])
-    emit(Note(f"The run {saved.directory.path} is finished: n-grams are counted once, there is nothing to go on with."))
+    emit(Note(f"The run {saved.directory.path} is finished: n-grams are counted once, there is nothing to continue."))
     return trainer.set_counted(saved.params()[1])
 
 

@@ -47,7 +47,7 @@ OFF = "off"
 NUM_CONTINUATIONS, CONTINUATION_LENGTH = 5, 16
 #: Characters shown of the end of the text, and columns of the usage in the help.
 TAIL, USAGE = 60, 32
-#: Remarks on answers that end in another way than at their length or a stop string.
+#: Messages for answers that end neither at their length nor at a stop string.
 ENDS = {
     "eos": "(The text ends here; what follows begins another.)",
     "stopped": "(Stopped; the text continues from here.)",
@@ -101,7 +101,7 @@ class Chat(cmd.Cmd):
     # Reading lines
 
     def run(self, lines: Iterable[str], first: str | None = None) -> None:
-        """Process ``lines`` until they end or one says so; ``first`` is text to begin with."""
+        """Process ``lines`` until they end or one is ``/quit``; ``first`` is text to begin with."""
         if first is not None:
             if self.terminal:
                 self.write(f"{PROMPT}{first}\n")
@@ -112,10 +112,9 @@ class Chat(cmd.Cmd):
             self._protect(self.offer_again)
 
     def _protect(self, action: Callable[[], bool | None]) -> bool | None:
-        """Run ``action``; whatever fails in a line, the chat continues.
+        """Run ``action``; an error in a line does not end the chat.
 
-        The first Ctrl-C is only recorded: raised inside JAX, the exception could be lost, with a traceback on the
-        screen.
+        The first Ctrl-C is only recorded: an exception raised inside JAX could be lost, with a traceback on the screen.
         """
         stop = None
         try:
@@ -123,7 +122,7 @@ class Chat(cmd.Cmd):
                 stop = action()
         except JaxgenError as error:
             log(f"error: {error}")
-        except (OSError, ValueError) as error:  # an objection of the system or of a Python function to the line
+        except (OSError, ValueError) as error:  # the system or a Python function rejects the line
             sys.stdout.flush()  # raises again if the output itself is gone, and that ends the chat
             log(f"error: This line cannot be processed: {reason(error)}. Give another.")
         except KeyboardInterrupt:  # the second Ctrl-C
@@ -187,7 +186,7 @@ class Chat(cmd.Cmd):
     # Continuations
 
     def offer(self, n: int = NUM_CONTINUATIONS, length: int = CONTINUATION_LENGTH) -> None:
-        """Show the likeliest continuations, and the end of the text that they continue."""
+        """Show the most probable continuations, and the end of the text that they continue."""
         self.offers, self.offered, state = [], self, self.session.state
         found = self.session.continuations(n, length)
         self.pick, self.offers, self.offered = (n, length), found, state
@@ -266,7 +265,7 @@ class Chat(cmd.Cmd):
         self.session.reset()
 
     def do_pick(self, argument: str) -> None:
-        """/pick [N [TOKENS] | off]: Offer the N likeliest next tokens (default: 5), each with its continuation.
+        """/pick [N [TOKENS] | off]: Offer the N most probable next tokens (default: 5), each with its continuation.
 
         A number chooses one, an empty line the first; other text is read, and new offers follow.
         """

@@ -113,7 +113,7 @@ def hold_descriptors() -> None:
 
 
 def open_output(text_only: bool) -> None:
-    """Make standard output accept every character, whatever encoding the system chose for it."""
+    """Make standard output accept every character, independently of its encoding."""
     if sys.stdout is None:  # closed by the shell (`>&-`)
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     reconfigure = getattr(sys.stdout, "reconfigure", None)

@@ -22,7 +22,7 @@ empty line also has an answer, so that line n answers line n; an image that cann
 
     echo "some text" | jaxgen predict             lines of standard input
     jaxgen predict texts.txt more.txt.gz --json   files of lines, JSON
-    jaxgen predict --run runs/translate-1 --beam 5  the likeliest of five beams
+    jaxgen predict --run runs/translate-1 --beam 5  the best of five beams
     jaxgen predict photo.png other.jpg            images (or features.npz)"""
 INPUTS = "Files of lines, or images. Default: lines of standard input."
 #: ``--attention`` draws this many inputs.
@@ -47,9 +47,9 @@ class PredictConfig(BaseModel):
     beam: Beam = 0
     """For answers that are texts: beam search of this width. 0: greedy, or drawn with --temperature."""
     length_penalty: Annotated[float, Field(ge=-5, le=5, allow_inf_nan=False)] = 1.0
-    """With --beam: 0 prefers the likeliest text, 1 the largest mean log-probability, more favours longer texts."""
+    """With --beam: 0 prefers the most probable text, 1 the largest mean log-probability, more favours longer texts."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """For answers that are texts: 0 takes the likeliest token, 1 draws from the model's own distribution."""
+    """For answers that are texts: 0 takes the most probable token, 1 draws from the model's own distribution."""
     length: Size | None = None
     """For answers that are texts: the largest number of tokens. Default: the --max-length of training."""
     seed: Seed = 0

@@ -35,8 +35,8 @@ class SampleConfig(RunConfig):
     length: int = 500
     """Tokens to generate."""
     temperature: tuple[str, ...] = ("0.8",)
-    """0: always the most probable token. Low: safe and repetitive. 1: the model's own distribution. High: wild. 1.2,0.8
-    is one temperature for each token, the last for the rest; 1.5:0.5:200 is linear over 200 tokens."""
+    """0: always the most probable token. Low: safe and repetitive. 1: the model's own distribution. High: varied.
+    1.2,0.8 is one temperature for each token, the last for the rest; 1.5:0.5:200 is linear over 200 tokens."""
     greedy: bool = False
     """The same as --temperature 0."""
     num_samples: int = 1
@@ -47,9 +47,9 @@ class SampleConfig(RunConfig):
     """Omit this many tokens at the start of each text, to continue where a shorter text ended. --length counts
     them."""
     best_of: int | None = None
-    """Draw this many texts and write the likeliest (--num-samples of them) by mean log-probability per token."""
+    """Draw this many texts and write the best (--num-samples of them) by mean log-probability per token."""
     beam: int | None = None
-    """Write the likeliest texts (--num-samples of them) that beam search of this width finds, instead of drawing."""
+    """Write the best texts (--num-samples of them) that beam search of this width finds, instead of drawing."""
     length_penalty: float = 1.0
     """With --beam: texts are ranked by log-probability / tokens ** this. 0 favours short texts, above 1 long ones."""
     seed: int = 0
@@ -68,7 +68,7 @@ class SampleConfig(RunConfig):
     unk: Literal["error", "skip"] = "error"
     """What to do with prompt characters that are not in the vocabulary."""
     interactive: bool = False
-    """Continue texts line by line, with commands that change settings, undo, or offer the likeliest tokens: /help."""
+    """Continue texts line by line, with commands that change settings, undo, or offer the best next tokens: /help."""
     raw: bool = False
     """Do not escape control characters on a terminal."""
 

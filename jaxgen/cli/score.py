@@ -27,7 +27,7 @@ DESCRIPTION = """How likely a model finds a text: log-probability, perplexity, b
     cat book.txt | jaxgen score -                  text from standard input
     jaxgen score big.txt --state cold              fast: windows of 64 tokens
     jaxgen score big.txt --lanes 32                32 places of a text at once
-    jaxgen score --text "To be" --per-token --top 3  tokens and likeliest tokens
+    jaxgen score --text "To be" --per-token --top 3  tokens and best alternatives
     jaxgen score names.txt --lines                 each line is a text
     jaxgen score --prompt "The king" --candidates " is" " are" " of"
     jaxgen score book.txt --json                   one JSON object for each text
@@ -62,7 +62,7 @@ class ScoreConfig(RunConfig):
     prompt: str = ""
     """Text to read before each text; it is not scored."""
     candidates: tuple[str, ...] = ()
-    """Continuations of the prompt to rank, the likeliest first. Include the space before a word."""
+    """Continuations of the prompt to rank, the most probable first. Include the space before a word."""
     state: Literal["carried", "cold"] = "carried"
     """carried: one state from the beginning to the end of a text. cold: the state is reset in every window, with only
     the preceding token as context; faster, and the text scores worse."""
@@ -75,7 +75,7 @@ class ScoreConfig(RunConfig):
     per_token: bool = False
     """Write every token with its log-probability in nats and its probability."""
     top: int = 0
-    """With --per-token: also write this many likeliest tokens with their probabilities, at most 1,000."""
+    """With --per-token: also write this many of the most probable tokens with their probabilities, at most 1,000."""
     unk: Literal["error", "skip", "keep"] = "error"
     """What to do with characters that are not in the vocabulary. skip: leave them out of the log-probability and of
     the counts. keep: score them as the token <unk>; bits are then a lower bound."""
@@ -153,7 +153,7 @@ def check(config: ScoreConfig, args: Sequence[str], files: Sequence[str]) -> Non
 
 
 def score_notes(total: Score, config: ScoreConfig) -> Iterator[str]:
-    """Notes on a score that may surprise."""
+    """Notes on unknown tokens and on cuts in the text, which affect a score."""
     if total.unknown and config.unk == "skip":
         yield (
             f"note: unknown tokens were left out ({total.unknown:,} of them): they are in neither the log-probability "
@@ -341,7 +341,7 @@ class JsonScores:
         self._write_score(score)
 
     def write_total(self, name: str, score: Score) -> None:
-        """Write nothing: programs can add."""
+        """Write nothing: the reader of the JSON can add the scores."""
 
     def write_ranking(self, prompt: str, ranked: Sequence[Candidate]) -> None:
         """Write one object with all candidates, the most probable first."""

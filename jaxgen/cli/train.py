@@ -25,7 +25,7 @@ The first word names the task; each has its own flags:
 
 {tasks}
 
-A preset sets several flags at once; --config FILE.toml reads any of them from a file; flags win over both.
+A preset sets several flags at once; --config FILE.toml reads any of them from a file; flags override both.
 
 Presets:
 {presets}"""
@@ -42,7 +42,7 @@ JOB_RULES: Rules = (
         for flag in JOB_FLAGS[2:]
     ),
 )
-#: Seconds without a sign of life after which a process counts as lost.
+#: Seconds without a heartbeat after which a process counts as lost.
 HEARTBEAT = 60
 
 
@@ -206,7 +206,7 @@ def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:
 
 
 def extra_flags() -> list[ExtraFlag]:
-    """The flags that are no settings of a run: where settings come from, and how processes find each other."""
+    """The flags that are not settings of a run: the source of the settings, and the processes of the job."""
 
     def flag(name: str, metavar: str, help: str, kind: Any = str | None) -> ExtraFlag:
         return ExtraFlag(name, kind, None, help, metavar)
@@ -216,14 +216,14 @@ def extra_flags() -> list[ExtraFlag]:
             "resume",
             "{auto,never,must}",
             "With --run: auto resumes the run or, if there is none, starts it; must resumes it; never, the default, "
-            "refuses a run that exists. The saved settings hold; only the length of the run, the intervals of "
-            "evaluations and samples and the like can change.",
+            "refuses a run that exists. The saved settings apply; only the length of the run, the intervals of "
+            "evaluations and samples, and the like can change.",
         ),
         flag(
             "data_changed",
             "{refuse,accept}",
             "What to do if the data of a resumed run has changed: refuse (the default) or accept it. The same data at "
-            "another place, named with --data, is no change.",
+            "another place, named with --data, counts as unchanged.",
         ),
         flag("config", "FILE.toml", "Read settings from a file; they are named as the flags are."),
         flag(
@@ -238,7 +238,7 @@ def extra_flags() -> list[ExtraFlag]:
         flag(
             "heartbeat",
             "SECONDS",
-            f"Seconds without a sign of life after which a process counts as lost. Default: {HEARTBEAT}.",
+            f"Seconds without a heartbeat after which a process counts as lost. Default: {HEARTBEAT}.",
             int | None,
         ),
     ]

@@ -1,7 +1,7 @@
-"""Runs a training command as one process of a job of several, and watches over it.
+"""Launches a training command as one process of a job of several, and reports how it ended.
 
-When another process of the job is lost, JAX's runtime ends this one at once, in C++. So the command starts itself a
-second time as a child and waits: the parent can report what ended the child without a word.
+When another process of the job is lost, JAX's runtime ends this one at once, in C++, without an error message of ours.
+So the command starts itself again as a child process, and the parent waits and reports the reason.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from jaxgen.trainer.signals import StopSignals, stop_signals
 if TYPE_CHECKING:  # the parent process waits without loading JAX
     from jaxgen.trainer.process_group import ProcessGroup
 
-#: Environment variable of the child: the process id of its parent, and the descriptor of the pipe into which the child
-#: writes once it has met the other processes.
+#: Environment variable of the child: the process id of its parent, and the descriptor of the pipe to which the child
+#: writes once it has joined the other processes.
 LAUNCHED = "JAXGEN_LAUNCHED_BY"
 #: Exit code of a command that lost another process of its job.
 LOST = 6
@@ -47,7 +47,7 @@ MAX_PROCESSES = 100_000
 class Job:
     """Processes that meet at ``coordinator`` (HOST:PORT, served by process 0), or as the cluster says if it is None.
 
-    ``heartbeat`` is the number of seconds without a sign of life after which a process counts as lost. Raises
+    ``heartbeat`` is the number of seconds without a heartbeat after which a process counts as lost. Raises
     ``UsageError`` for values that no job can have.
     """
 
@@ -135,12 +135,12 @@ def _did_not_meet(job: Job, why: str) -> UsageError:
 
 
 def _leave_job(code: int) -> int:
-    """End this process with an exit code. Without waiting, unless the others are known to end too."""
+    """End this process with an exit code; waits for the others only if they are known to end too."""
     from jaxgen.distributed.processes import leave, process_group
     from jaxgen.runs.lock import RunLock
 
     if code == 0 or process_group().ends_together:
-        with suppress(RuntimeError):  # a process that is lost by now changes nothing for this one
+        with suppress(RuntimeError):  # another process may be lost by now; this one ends anyway
             leave()
         return code
     RunLock.release_all()
@@ -184,7 +184,7 @@ class _Child:
         return self._process.wait()
 
     def _forward(self, number: int, _: FrameType | None) -> None:
-        """The first signal asks the child to stop. A later one kills it, and so does any before it met the others."""
+        """The first signal asks the child to stop; a later one, or one before it has joined the others, kills it."""
         first = not self.stopped_by
         if first:
             self.stopped_by, self._stopped_at = number, time.monotonic()

@@ -24,7 +24,7 @@ from jaxgen.training.step import StepMetrics, TrainState
 
 T = TypeVar("T")
 
-#: The address at which the processes of this job met, HOST:PORT, or None where the cluster said it.
+#: The address at which the processes of this job met, HOST:PORT, or None if the cluster chose it.
 _met_at: list[str | None] = []
 #: Seconds in which all processes must join, and in which all must leave.
 JOIN_TIMEOUT, LEAVE_TIMEOUT = 300, 30
@@ -43,7 +43,7 @@ def join(coordinator: str | None, processes: int | None, index: int | None, hear
         coordinator,
         processes,
         index,
-        # With everything given, half-set variables of a cluster must not be read.
+        # With all of it given, incomplete variables of a cluster must not be read.
         cluster_detection_method=None if coordinator is None else "deactivate",
         initialization_timeout=JOIN_TIMEOUT,
         heartbeat_timeout_seconds=heartbeat,
@@ -76,7 +76,7 @@ def _address(name: str) -> str:
     return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
 
 
-#: What must be the same on all processes: the error where it is not, and the rest of its message.
+#: What must be the same on all processes -> the error if it is not, and the rest of its message.
 MUST_AGREE: dict[str, tuple[type[JaxgenError], str]] = {
     "settings": (UsageError, "were started with other settings: give all the same flags and configuration files"),
     "versions": (UsageError, "have other versions of jaxgen, JAX or Python: install the same on all hosts"),
@@ -99,7 +99,7 @@ class PeerError(JaxgenError):
 
 
 class LostError(JaxgenError):
-    """Another process of the job ended without a word (exit code 6)."""
+    """Another process of the job was lost (exit code 6)."""
 
     exit_code = 6
 
@@ -236,7 +236,7 @@ def _raise_for(reports: list[dict[str, Any]]) -> None:
 
 def process_group() -> ProcessGroup:
     """The group of the processes that joined, always the same object; without ``join`` that of a single process."""
-    joined = jax.distributed.is_initialized()  # else no device need be asked
+    joined = jax.distributed.is_initialized()  # else no device needs to be initialized
     return _group(jax.process_index(), jax.process_count()) if joined else _group(0, 1)
 
 

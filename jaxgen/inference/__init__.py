@@ -1,1 +1,1 @@
-"""Using a trained run: sample, chat, predict, score, beam search, replay."""
+"""Inference with a trained run: sample, chat, predict, score, beam search, replay."""

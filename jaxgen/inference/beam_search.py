@@ -1,4 +1,4 @@
-"""Beam search: the likeliest texts of a model, instead of samples from it."""
+"""Beam search: the most probable texts of a model, instead of samples from it."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def beam(
         prompt: The text to continue.
         width: The number of beams. 1 is greedy decoding.
         length: The largest number of tokens. Texts of a model of running text, which has no end, all have this length.
-        length_penalty: From -5 to 5. 0: the likeliest text; 1: the largest mean log-probability per token. Another
-            value needs no compilation.
+        length_penalty: From -5 to 5. 0: the most probable text; 1: the largest mean log-probability per token.
+            Another value needs no compilation.
         keep: How many texts. There are fewer if fewer are possible.
         state: Read the prompt after this state.
         transforms: Logit transforms.

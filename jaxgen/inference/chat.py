@@ -1,4 +1,4 @@
-"""A text that a user and the model write in turns; every step can be undone."""
+"""A chat session: a text that a user and the model write in turns, with undo."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class ChatSession:
 
     ``settings``, ``unk`` and ``sampler`` (for another condition) may be changed at any time. Answer k, counted from 0,
     is sample k of the seed (``number`` is that of the next answer), so that the same calls give the same texts; the
-    first answer is what ``Sampler`` draws for the same prompt. The state has read exactly what was shown: not a stop
-    string, nor what an answer that was closed early had not yielded yet. After <eos> the next step begins a new text.
+    first answer is what ``Sampler`` draws for the same prompt. The state has read exactly the text that was shown, and
+    no stop string or tokens that an answer closed early had not yielded. After <eos> the next step begins a new text.
 
     Args:
         sampler: Draws the answers.
@@ -115,7 +115,7 @@ class ChatSession:
         self._step = self._past.pop()
 
     def continuations(self, n: int = 5, length: int = 16) -> list[Continuation]:
-        """The likeliest continuations of the text, which ``append`` can add; see ``continuations``."""
+        """The most probable continuations of the text, which ``append`` can add; see ``continuations``."""
         return continuations(self.sampler, self._current_state(), n, length)
 
     def _current_state(self) -> DecoderState:
@@ -180,7 +180,7 @@ class Continuation:
 
 
 def continuations(sampler: Sampler, state: DecoderState, n: int = 5, length: int = 16) -> list[Continuation]:
-    """The ``n`` likeliest next tokens, each with its greedy continuation, the likeliest first.
+    """The ``n`` most probable next tokens, each with its greedy continuation, the most probable first.
 
     Temperature and transforms have no effect. A continuation ends at its last complete character.
 

@@ -1,4 +1,4 @@
-"""Settings of sampling: checked before JAX sees them, and written to and read from JSON."""
+"""The settings of sampling, checked before anything is compiled, and their JSON form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers inputs in order: a label for a text, a text for a text or an image."""
+"""Predictor: answers inputs in order, with a label for a text, or a text for a text or an image."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def evaluate_samples(
 
 
 def allocate(sampler: Sampler, number: int, reference: ReferenceData | None) -> list[tuple[Sampler, range]]:
-    """Distribute ``number`` samples over conditions, as ``evaluate`` says.
+    """Distribute ``number`` samples over conditions, as ``evaluate_samples`` describes.
 
     Returns:
         A sampler for each condition, with the numbers of the samples that it draws.

@@ -28,9 +28,9 @@ from jaxgen.tokenizers.base import EOS, PAD, UNK
 from jaxgen.training.data_parallel import BATCH_AXIS, make_mesh
 from jaxgen.types import Array, Params
 
-#: Fewer blocks are decoded one call each; a call has at most so many rows.
+#: From this many blocks on, a call decodes several of them; the largest number of rows of such a call.
 MIN_BLOCKS, MAX_ROWS = 64, 256
-#: Beyond these sizes a call would take seconds, or its states much memory.
+#: Larger models or states of transforms are decoded one block per call, to limit its time and memory.
 MAX_PARAMETERS, MAX_STATE_BYTES = 2_000_000, 2**17
 
 Tree = TypeVar("Tree")
@@ -324,6 +324,6 @@ class Sampler(TrainedModel):
     def best(
         self, prompt: str = "", settings: GenerationConfig | None = None, *, of: int, keep: int = 1, **options: Any
     ) -> list[Sample]:
-        """The ``keep`` likeliest of ``of`` samples by mean log-probability per token, the best first."""
+        """The ``keep`` best of ``of`` samples by mean log-probability per token, the best first."""
         check_best(keep, of)
         return select_best(self.samples(prompt, settings, num_samples=of, **options), keep)

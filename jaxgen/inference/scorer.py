@@ -131,11 +131,11 @@ def _batch(held: list[tuple[int, int, Segment]], rows: int, steps: int) -> Packe
 
 
 class TokenScores(NamedTuple):
-    """Consecutive tokens of a text with their log-probabilities, and the ``top`` likeliest tokens at each position."""
+    """Consecutive tokens of a text with their log-probabilities, and the ``top`` most probable tokens at each."""
 
     tokens: np.ndarray  # int32 [n]
     logp: np.ndarray  # float32 [n], nats
-    top: np.ndarray  # int32 [n, top], the likeliest first
+    top: np.ndarray  # int32 [n, top], the most probable first
     top_logp: np.ndarray  # float32 [n, top], nats
 
 
@@ -185,7 +185,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A ranked continuation. ``rank`` counts from 1; equally likely candidates share a rank and are ``tied``."""
+    """A ranked continuation. ``rank`` counts from 1; equally probable candidates share a rank and are ``tied``."""
 
     rank: int
     index: int
@@ -205,7 +205,7 @@ def concat(parts: Iterable[TokenScores], top: int) -> TokenScores:
     return TokenScores(*(np.concatenate(field) for field in zip(empty, *parts)))
 
 
-#: Where the state is reset: only at the beginning of a text, or in every window.
+#: The state is reset only at the beginning of a text, or in every window.
 STATES = ("carried", "cold")
 #: Rows of independent segments that are scored together.
 SCORE_ROWS = 64
@@ -214,7 +214,7 @@ MAX_LANES = 1_024
 LANE_LENGTH, BURN_IN = 4_096, 256
 MAX_WINDOW = 1 << 16
 MAX_TOP = 1_000
-#: The largest number of tokens in a batch; each of the ``top`` likeliest tokens returned with one counts as two more.
+#: The largest number of tokens in a batch; each of the ``top`` tokens returned with one counts as two more.
 MAX_TOKENS = 1 << 18
 
 
@@ -231,7 +231,7 @@ class Scorer:
         window: Tokens of a window of ``cold``.
         lanes: With ``carried``, segments of one text that are scored together (as many as fit in memory). With more
             than 1, the state is reset every 4,096 tokens and warmed up with the 256 tokens before.
-        top: The number of likeliest tokens to return at each position, up to 1,000.
+        top: The number of most probable tokens to return at each position, up to 1,000.
         unk: What to do with characters that are not in the vocabulary: ``error``, ``skip``, or ``keep`` (score <unk>).
         end: Whether <eos> is scored. Default: whether the model has documents.
 
@@ -325,7 +325,7 @@ class Scorer:
                 parts = []
 
     def rank(self, prompt: str, candidates: Sequence[str]) -> list[Candidate]:
-        """Rank continuations of ``prompt``, the likeliest first; equally likely ones keep their order.
+        """Rank continuations of ``prompt``, the most probable first; equally probable ones keep their order.
 
         Each candidate is encoded separately, exactly as it stands. <eos> after it is scored if ``end`` is true.
         """
@@ -439,7 +439,7 @@ class ScoreStream:
         self.score += size
 
 
-#: The log-probabilities of a chunk [R, T], and the likeliest tokens with theirs [R, T, top], on the device.
+#: The log-probabilities of a chunk [R, T], and the most probable tokens with theirs [R, T, top], on the device.
 Scored = tuple[Array, Array, Array]
 
 

@@ -1,4 +1,4 @@
-"""The state of a decoder as a value: what a model knows after some tokens, to save, continue, branch and mix."""
+"""The state of a decoder after some tokens, as a value to save, continue, branch and interpolate."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
-    """The arrays and the values that ``save_arrays`` wrote.
+    """The arrays and JSON values that ``save_arrays`` wrote.
 
     Raises:
         CheckpointError: if the file is missing, altered, or was not written by ``save_arrays``.
@@ -67,7 +67,7 @@ def _digest(arrays: Mapping[str, np.ndarray], about: Mapping[str, object]) -> st
 
 @dataclass(frozen=True, eq=False)
 class DecoderState:
-    """What a model knows after ``tokens``: the carry (one row) and the logits [1, V] of the next token."""
+    """The state of a model after ``tokens``: the carry (one row) and the logits [1, V] of the next token."""
 
     carry: Carry
     logits: Array

@@ -1,4 +1,4 @@
-"""From the tokens of the decode loop to text: chunks, whole samples, stop strings."""
+"""Turns the tokens of the decode loop into text: chunks, whole samples, stop strings."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class StreamingDetokenizer:
         index: The number of the sample.
         row: Its row in the block.
         settings: The length and the stop strings.
-        skip: The text of so many tokens at the beginning is left out.
+        skip: The number of tokens at the beginning whose text is left out.
     """
 
     def __init__(self, tokenizer: Tokenizer, index: int, row: int, settings: GenerationConfig, skip: int) -> None:

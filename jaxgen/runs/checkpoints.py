@@ -1,4 +1,4 @@
-"""The checkpoints of a run: each complete or absent, the latest few and the best kept, every bit verified."""
+"""The checkpoints of a run: saved atomically, verified when restored; the latest few and the best are kept."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from jaxgen.runs.manifest import (
 
 
 def list_entries(directory: Path) -> list[Path]:
-    """What lies in ``directory``, sorted; nothing if it does not exist.
+    """The entries of ``directory``, sorted; none if it does not exist.
 
-    Raises ``CheckpointError`` if it is a link, which may lead to the files of others, not a folder, or not readable.
+    Raises ``CheckpointError`` if it is not a folder, is a link (to files of another run, perhaps), or cannot be read.
     """
     try:
         mode = os.lstat(directory).st_mode
@@ -58,7 +58,7 @@ def is_folder(path: Path) -> bool:
 
 
 def find_damage(folder: Path, step: int) -> DamagedCheckpointError | None:
-    """What is wrong with a checkpoint, if anything. Raises ``CheckpointError`` if that cannot be told now."""
+    """The damage of a checkpoint; ``None`` if it is good. Raises ``CheckpointError`` if it cannot be read now."""
     try:
         read_files(folder, step, read_manifest(folder, step))
     except DamagedCheckpointError as error:
@@ -67,7 +67,7 @@ def find_damage(folder: Path, step: int) -> DamagedCheckpointError | None:
 
 
 def _write_files(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
-    """Write files to a new folder, all of it on the disk before this returns."""
+    """Write files to a new folder and sync them to disk."""
     for name, data in files:
         with open(folder / name, "xb") as file:
             file.write(data)
@@ -77,9 +77,9 @@ def _write_files(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
 
 
 class _Metrics(NamedTuple):
-    """What the manifests in a folder say of the metrics."""
+    """The metrics of all checkpoints, from the manifests in the folder."""
 
-    known: dict[int, float | None]  # step -> metric, by its own manifest or another one
+    known: dict[int, float | None]  # step -> metric, from its own manifest or another one
     broken: dict[int, CheckpointError]  # step -> why its manifest cannot be read
     unknown: list[CheckpointError]  # those of ``broken`` whose metric no other manifest has
 
@@ -100,9 +100,9 @@ class CheckpointStore:
 
     A checkpoint is a folder named by its step, written under a temporary name and then renamed. Saving a step again
     writes ``<step>.1`` and then drops the former one, so there is always a complete checkpoint. Reading never writes:
-    what a killed save leaves is ignored, and the next save removes it. A folder with the name of a checkpoint is one,
-    whatever it holds: damage is reported, never taken for absence. When a run continues without a damaged checkpoint,
-    ``truncate`` renames it to ``<step>.damaged``, and nothing here ever touches it again.
+    what a killed save leaves is ignored, and the next save removes it. Every folder with the name of a checkpoint
+    counts as one: if its content is damaged, that is an error, not a missing checkpoint. When a run continues without
+    a damaged checkpoint, ``truncate`` renames it to ``<step>.damaged``, and it is never changed again.
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep_latest: int = 2) -> None:
@@ -117,7 +117,7 @@ class CheckpointStore:
     # --- queries
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending. Only ``restore`` tells whether each is undamaged."""
+        """The steps that have a checkpoint, ascending. Only ``restore`` checks that it is undamaged."""
         return sorted(self._folders())
 
     def latest(self) -> int | None:
@@ -131,8 +131,8 @@ class CheckpointStore:
     def best(self) -> int | None:
         """The step with the lowest finite metric, the earliest of equals; ``None`` if no checkpoint has one.
 
-        Every manifest holds the metrics of the other checkpoints, so a damaged best one is still the best, and
-        restoring it says what is wrong. Raises ``CheckpointError`` if the metric of a damaged one is not known.
+        Every manifest repeats the metrics of the other checkpoints, so a damaged best checkpoint is still found;
+        restoring it raises. Raises ``CheckpointError`` if the metric of a damaged one is not known.
         """
         metrics = self._metrics()
         if metrics.unknown:
@@ -148,7 +148,7 @@ class CheckpointStore:
         return self._manifest(step).host
 
     def digest(self, step: int | None = None) -> str:
-        """Sixteen hexadecimal digits that stand for every bit of the arrays of ``step`` (default: the latest)."""
+        """The digest of the arrays of ``step`` (default: the latest), as 16 hexadecimal digits."""
         return self._manifest(step).digest()
 
     # --- saving
@@ -164,8 +164,8 @@ class CheckpointStore:
                 with equal arrays keeps the metric it had.
 
         Raises:
-            ValueError: if the state or ``host`` holds what a checkpoint cannot (typed keys, objects, NaN in ``host``).
-            CheckpointError: if the disk refuses.
+            ValueError: if the state or ``host`` cannot be saved (typed keys, objects, NaN in ``host``).
+            CheckpointError: if it cannot be written.
         """
         if step < 0:
             raise ValueError(f"The step is {step}; it must not be negative.")
@@ -178,7 +178,7 @@ class CheckpointStore:
             self._make_directory()
             self.clean()
             metrics = self._metrics_of_others(step)
-            partial.mkdir()  # early: if another folder takes the place of the run's, the rest fails
+            partial.mkdir()  # early: if the run's folder is replaced from here on, the rest fails
             _write_files(partial, encode_checkpoint(step, arrays, leaves, metric, metrics, host))
             os.rename(partial, self._next_folder(step))
             sync_folder(self.directory)
@@ -235,24 +235,24 @@ class CheckpointStore:
 
         Args:
             step: the step of the checkpoint.
-            like: a pytree of arrays or ``jax.ShapeDtypeStruct``. It is compared with the checkpoint before any array
-                is read, and gives the state its classes; without it the state is nested dictionaries.
+            like: a pytree of arrays or ``jax.ShapeDtypeStruct``, whose structure the state gets. Shapes and dtypes
+                are compared before any array is read. Without it the state is nested dictionaries.
 
         Raises:
-            DamagedCheckpointError: names what was altered.
+            DamagedCheckpointError: if the checkpoint is not as it was saved.
             CheckpointError: if there is no such step, or a leaf has another shape or dtype.
         """
         return self._restore(*self._find(step), like)
 
     def restore_params(self, step: int | None = None, like: Tree = None) -> tuple[Tree, dict[str, Any]]:
-        """As ``restore``, but only the subtree ``params`` of the state; ``like`` is that subtree's."""
+        """As ``restore``, for the subtree ``params`` of the state; ``like`` has the structure of that subtree."""
         return self._restore(*self._find(step), like, PARAMS)
 
     def restore_newest_good(self, like: Tree = None) -> tuple[int, Tree, dict[str, Any], list[str]]:
-        """The newest undamaged checkpoint: step, state, host JSON, and what is wrong with each damaged one.
+        """The newest undamaged checkpoint: step, state, host JSON, and a message for each damaged one.
 
-        The damaged ones are those that are newer, and of the older ones the best and any that may be the best. A
-        following ``truncate`` sets them aside.
+        Checks the newer checkpoints and, of the older ones, the best and any that may be the best. A following
+        ``truncate`` sets the damaged ones aside.
 
         Raises:
             CheckpointError: if none is good, or one has another shape than ``like`` or cannot be read now.
@@ -273,7 +273,7 @@ class CheckpointStore:
         )
 
     def _check_best(self) -> list[str]:
-        """What is wrong with the best checkpoint, and with those that may be the best."""
+        """The problems of the best checkpoint, and of those that may be the best."""
         problems: list[str] = []
         metrics, folders = self._metrics(), self._folders()
         for step in [*metrics.broken, *([] if metrics.best is None else [metrics.best])]:
@@ -310,20 +310,20 @@ class CheckpointStore:
         return sorted((int(match[1]), int(match[2] or 0), entry) for match, entry in matches)
 
     def _folders(self) -> dict[int, Path]:
-        """Step -> its folder: of a step saved again, the one written last."""
+        """Step -> its folder; of a step that was saved again, the latest revision."""
         folders = {step: folder for step, _, folder in self._all()}
         self._existed |= bool(folders)
         return folders
 
     def _make_directory(self) -> None:
-        """Make the folder unless it existed before: then somebody removed it, and the best checkpoint with it."""
+        """Make the folder. Raises ``FileNotFoundError`` if it was removed since, and the checkpoints with it."""
         if not self._existed:
             self.directory.mkdir(exist_ok=True)
         elif not self.directory.is_dir():
             raise run_dir_missing()
 
     def _metrics(self) -> _Metrics:
-        """What all manifests say of the metrics. Checkpoints set aside do not count, unless saved again since."""
+        """The metrics in all manifests, except those of checkpoints that were set aside and not saved again."""
         own: dict[int, float | None] = {}
         others: dict[int, float | None] = {}
         broken: dict[int, CheckpointError] = {}
@@ -376,7 +376,7 @@ class CheckpointStore:
         return read_manifest(*self._find(step))
 
     def _drop_old(self, saved: int) -> None:
-        """Drop all but the latest, the best and those whose manifest cannot be read, of which nothing is known."""
+        """Drop all but the latest, the best and those whose manifest cannot be read, because one may be the best."""
         metrics, folders = self._metrics(), self._folders()
         latest = sorted(folders.keys() - metrics.broken.keys())[-self.keep_latest :]
         keep = {folders[step] for step in {saved, metrics.best, *latest, *metrics.broken} if step in folders}
@@ -385,14 +385,14 @@ class CheckpointStore:
                 self._drop(folder)
 
     def _drop(self, folder: Path) -> None:
-        """Remove a folder. It is renamed first, so that a removal killed half-way does not leave half a checkpoint."""
+        """Remove a folder. It is renamed first, so that an interrupted removal leaves no partial checkpoint."""
         doomed = self.directory / f"{_UNFINISHED}{folder.name.removeprefix(_UNFINISHED)}-{secrets.token_hex(4)}"
         with write_errors(self.directory):
             os.rename(folder, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
     def _damaged_name(self, name: str) -> Path:
-        """Where the damaged checkpoint in the folder ``name`` is moved to."""
+        """The new path of the damaged checkpoint in the folder ``name``."""
         suffixes = ("", *(f"-{number}" for number in range(2, 1000)))
         paths = (self.directory / f"{name}.damaged{suffix}" for suffix in suffixes)
         return next(path for path in paths if not os.path.lexists(path))

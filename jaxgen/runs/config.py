@@ -36,7 +36,7 @@ Beam = Annotated[int, Field(ge=0, le=MAX_BEAM)]
 #: JAX silently wraps larger seeds.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
-#: A larger file is no configuration file.
+#: The largest configuration file that is read.
 MAX_CONFIG_BYTES = 2**20
 #: The longest name of a file or folder, in bytes, and the longest part of a wrong value in a message, in characters.
 MAX_NAME, MAX_SHOWN = 255, 200
@@ -234,9 +234,9 @@ def read_toml(path: str) -> dict[str, Any]:
 
 
 def environment_diff(resolved: dict[str, Any]) -> str:
-    """What is different here from where the run ``resolved`` began, in words; empty if nothing is.
+    """How the environment of a run has changed since it was started, in words; empty if it has not.
 
-    Compares versions, the kind of device, and on a CPU the processor, as far as the run recorded them.
+    Compares versions, the kind of device, and on a CPU the processor, as far as ``resolved`` records them.
     """
     then, now = resolved.get("versions"), versions()
     known = dict(then) if isinstance(then, dict) else {}
@@ -248,7 +248,7 @@ def environment_diff(resolved: dict[str, Any]) -> str:
     if known["device"] == here["device"] and jax.default_backend() == "cpu":
         here["processor"] = processor_name()
     others = [name for name, value in here.items() if known.get(name, value) != value]
-    return " and ".join(f"{name} {known[name]} and goes on with {here[name]}" for name in others)
+    return " and ".join(f"{name} {known[name]} and continues with {here[name]}" for name in others)
 
 
 def versions() -> dict[str, str]:
@@ -276,7 +276,7 @@ def with_digest(content: dict[str, Any]) -> dict[str, Any]:
 def read_config(run: RunDirectory) -> dict[str, Any]:
     """What ``write_config`` wrote. Raises ``CheckpointError`` if anything in it has changed since.
 
-    With an altered number the run would continue as another run, and nothing else would notice.
+    An altered number would otherwise change how the run continues, without any other sign.
     """
     content = run.read_json("config.json")
     if not isinstance(content, dict) or not isinstance(content.get("sha256"), str):

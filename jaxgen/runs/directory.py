@@ -57,7 +57,7 @@ class RunDirectory:
 
     @classmethod
     def check(cls, path: str | os.PathLike[str] | None, root: str | os.PathLike[str] = "runs") -> None:
-        """Raise the ``UsageError`` that ``create`` would raise, without making anything: for use before long work."""
+        """Raise the ``UsageError`` that ``create`` would raise, without making anything. For use before long work."""
         place = Path(root if path is None else path).absolute()
         nearest = next(each for each in (place, *place.parents) if os.path.lexists(each))
         with creation_errors(Path(root if path is None else path)):
@@ -70,7 +70,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunDirectory:
-        """The run at ``path``. Raises ``CheckpointError`` if there is none, or one without its ``config.json``."""
+        """The run at ``path``. Raises ``CheckpointError`` if there is none, or its ``config.json`` is missing."""
         run = cls(path)
         if not run.exists():
             run.check_config()
@@ -111,9 +111,9 @@ class RunDirectory:
         return self.config_path.is_file()
 
     def check_config(self) -> None:
-        """Raise ``CheckpointError`` if this is a run whose ``config.json`` is gone or is not a file.
+        """Raise ``CheckpointError`` if this is a run whose ``config.json`` is missing or is not a file.
 
-        What a start leaves that was killed before it wrote its configuration is not a run.
+        The files of a start that was killed before it wrote ``config.json`` are not a run.
         """
         trained = self._has_trained()  # first: a run that starts right now writes its configuration before it trains
         try:
@@ -127,12 +127,12 @@ class RunDirectory:
             )
 
     def clear_unfinished(self) -> None:
-        """Remove the first checkpoint of a start that was killed before it wrote ``config.json``, and nothing else."""
+        """Remove the first checkpoint of a start that was killed before it wrote ``config.json``; nothing else."""
         if not self.exists() and is_folder(self.checkpoints_path):
             CheckpointStore(self.checkpoints_path).remove_first()
 
     def _has_trained(self) -> bool:
-        """Whether there is more than a start makes before it writes its configuration."""
+        """Whether the folder holds more than a start makes before it writes ``config.json``."""
         if not is_folder(self.checkpoints_path):
             return False
         steps = CheckpointStore(self.checkpoints_path).steps()
@@ -172,7 +172,7 @@ def _make_numbered(root: Path, task: str) -> Path:
 
 
 def _check_free(path: Path) -> None:
-    """Raise ``UsageError`` if the folder ``path`` holds more than a start leaves that was killed."""
+    """Raise ``UsageError`` if the folder ``path`` holds more than the files of a killed start."""
     entries = os.listdir(path)
     if all(map(_is_of_a_start, entries)):
         return
@@ -183,5 +183,5 @@ def _check_free(path: Path) -> None:
 
 
 def _is_of_a_start(entry: str) -> bool:
-    """Whether a start makes a file of this name before it writes its configuration."""
+    """Whether a start makes a file of this name before it writes ``config.json``."""
     return entry in (TOKENIZER, LOCK) or re.fullmatch(r"\..*\.tmp", entry) is not None

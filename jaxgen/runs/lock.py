@@ -1,4 +1,4 @@
-"""One trainer per run: a lock file in the run's folder, held through the system and, across hosts, by a lease."""
+"""The lock that allows one trainer per run: a file lock of the system and, across hosts, a lease."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from jaxgen.fsutil import RESUME, parse_json, refuse_links, run_dir_missing, unw
 LOCK = ".lock"
 #: Seconds between two heartbeats of the holder, which set the time of the file.
 HEARTBEAT_SECONDS = 20
-#: Seconds without a heartbeat after which the lock of another host no longer counts. Network file systems may show the
-#: time of a file up to a minute late.
+#: Seconds without a heartbeat after which the lock of another host expires. Network file systems may show the time of a
+#: file up to a minute late.
 LEASE_SECONDS = 180
 #: Temporary files of ``replace_file`` and of probes, with the id of the process that writes them.
 _TEMPORARY = re.compile(r"\.(?:.+\.([0-9]{1,9})-[0-9a-f]{8}|probe-([0-9]{1,9}))\.tmp")
@@ -33,9 +33,9 @@ class Owner(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
     pid: int
     host: str
-    #: Which start of that machine it runs in, see ``boot_id``.
+    #: The boot of that machine, see ``boot_id``.
     boot: str
-    #: When it began, see ``start_time``: process ids are used again.
+    #: Its ``start_time``, because process ids are reused.
     started: int | None = None
 
     @classmethod
@@ -45,7 +45,7 @@ class Owner(BaseModel):
 
     @classmethod
     def read(cls, descriptor: int) -> Owner | None:
-        """The owner named in an open lock file; ``None`` if it names nobody."""
+        """The owner named in an open lock file; ``None`` if it names none."""
         try:
             # Read at an offset: the heartbeat reads the same descriptor in its thread.
             return cls.model_validate(parse_json(os.pread(descriptor, 4096, 0)))
@@ -53,20 +53,20 @@ class Owner(BaseModel):
             return None
 
     def may_run(self, locks_work: bool, path: Path) -> bool:
-        """Whether the process may still train, although the system does not hold its lock at ``path``."""
+        """Whether the process may still be training, although the system shows no lock at ``path``."""
         here = Owner.current()
         if self.boot == here.boot:
             return not locks_work and self.started == start_time(self.pid) and is_running(self.pid)
-        # On this host: the machine was restarted since.
+        # This host with another boot was restarted since, so the process is gone.
         return self.host != here.host and _seconds_since_heartbeat(path) < LEASE_SECONDS
 
 
 class RunLock:
     """The right of this process to train the run in ``folder``: ``take`` it, and ``release`` it when done.
 
-    The system releases the lock when the process ends, however it ends. What a killed process leaves in the file does
-    not count. On a file system without locks, the owner written in the file decides. A process on another host, whose
-    lock may not be visible here, keeps setting the time of the file (its lease). Readers need no lock.
+    The system releases the lock when the process ends, however it ends; the content that it leaves in the file is then
+    ignored. On a file system without locks, the owner named in the file decides. A process on another host, whose lock
+    may not be visible here, keeps updating the time of the file (its lease). Readers need no lock.
     """
 
     _held: dict[Path, RunLock] = {}
@@ -153,7 +153,7 @@ class RunLock:
         """Raise ``CheckpointError`` if this process took the lock and has lost it.
 
         The folder may be gone or have been replaced. A process on another host may have taken the lock, if this process
-        or the file system stood still for too long.
+        or the file system stalled for too long.
         """
         held = cls._held.get(Path(folder).resolve())
         if held is None:
@@ -205,7 +205,7 @@ atexit.register(RunLock.release_all)
 
 @contextmanager
 def creation_errors(folder: Path) -> Iterator[None]:
-    """Raise an ``OSError`` of the block as the ``UsageError`` of a ``folder`` in which no run can be made."""
+    """Turn an ``OSError`` of the block into a ``UsageError``: no run can be made in ``folder``."""
     try:
         yield
     except OSError as error:
@@ -219,7 +219,7 @@ def is_running(pid: int) -> bool:
     if pid == os.getpid() or pid <= 0:
         return False
     if os.name == "nt":
-        return True  # asking would end it
+        return True  # os.kill would end it
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

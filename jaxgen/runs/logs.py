@@ -28,7 +28,7 @@ class MetricsLog:
         self.path = Path(path)
 
     def append(self, row: Mapping[str, object]) -> None:
-        """Add ``row`` as one line, on the disk before this returns; numbers that are not finite become null.
+        """Append ``row`` as one line and sync it to disk; non-finite numbers become null.
 
         Scalars of NumPy and JAX are written as numbers.
         """
@@ -38,14 +38,14 @@ class MetricsLog:
         _append(self.path, line.encode("ascii"))
 
     def read(self) -> list[dict[str, Any]]:
-        """All rows in the order written. Raises ``CheckpointError`` for a line that is not JSON but the last."""
+        """All rows in the order written. Raises ``CheckpointError`` for a line, except the last, that is not JSON."""
         return [line.row for line in self._good_lines()]
 
     def truncate(self, step: int) -> None:
         """Drop the rows whose ``"step"`` is after ``step``, and a torn last line, in one atomic replacement.
 
         A damaged line is dropped too if it belongs to a later step: it comes after the last row that is kept, and its
-        own step, if that can still be read, is later. For any other one, ``CheckpointError`` is raised.
+        own step, if that can still be read, is later. Any other damaged line raises ``CheckpointError``.
         """
         lines = list(self._lines())
         if not self.path.exists():
@@ -67,7 +67,7 @@ class MetricsLog:
             yield line
 
     def _lines(self) -> Iterator[_Line]:
-        """Every line but a torn last one."""
+        """Every line except a torn last one."""
         lines = _content(self.path).split(b"\n")
         for number, line in enumerate(lines, start=1):
             last = number == len(lines)
@@ -160,7 +160,7 @@ def _ends_torn(path: Path) -> bool:
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Append ``data``, on the disk before this returns: a later checkpoint counts on it, even after a power failure."""
+    """Append ``data`` and sync it to disk: a later checkpoint relies on it, even after a power failure."""
     with write_errors(path, needed=len(data)):
         new = not path.exists()
         with open(path, "ab", buffering=0) as file:  # a single write: a kill leaves the line whole or absent

@@ -1,10 +1,10 @@
-"""One checkpoint: its files, and the manifest that says what they must be, bit for bit.
+"""The format of a checkpoint: its files, and a manifest with digests that verify them.
 
 A checkpoint is a folder of up to three files:
 
 - ``model.safetensors``: the parameters by dotted name, such as ``stack.cells_0.recurrent_kernel``;
 - ``training_state.safetensors``: everything else (optimizer, carry, step, ...);
-- ``manifest.json``, described by ``Manifest``, with a digest of all of it.
+- ``manifest.json``, described by ``Manifest``.
 
 Nothing is used before its digest is verified: the manifest's own, then that of every file, then that of every array.
 """
@@ -72,7 +72,7 @@ MAX_HEADER_BYTES = 8 * 2**20
 
 
 def dtype_of(name: str, what: str = "An array") -> np.dtype:
-    """The dtype of this name. Raises ``ValueError`` for one that a file cannot hold; ``what`` has it."""
+    """The dtype of this name. Raises ``ValueError`` if a file cannot hold it; ``what`` names the array."""
     if name not in _BY_NAME:
         raise ValueError(f"{what} has the dtype {name!r}, which cannot be saved; these can: {', '.join(_BY_NAME)}.")
     return _BY_NAME[name]
@@ -128,7 +128,7 @@ def array_sha256(array: np.ndarray) -> str:
 
 
 def encode_arrays(arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> bytes:
-    """The content of a safetensors file with these arrays and these texts in its header.
+    """The content of a safetensors file with these arrays, and ``metadata`` in its header.
 
     Raises ``ValueError`` if an array has the one name that safetensors reserves, or there are too many arrays.
     """
@@ -159,7 +159,7 @@ def decode_arrays(data: bytes) -> dict[str, np.ndarray]:
 
 
 def metadata(data: bytes) -> dict[str, str]:
-    """The texts in the header of a file that ``decode`` has accepted."""
+    """The metadata in the header of a file that ``decode_arrays`` has accepted."""
     return json.loads(data[8 : 8 + _header_bytes(data)]).get(_METADATA, {})
 
 
@@ -207,7 +207,7 @@ class StoredFile(StrictModel):
 
 
 class Manifest(StrictModel):
-    """The content of ``manifest.json``, its own digest (``sha256``) aside."""
+    """The content of ``manifest.json`` without its own digest (``sha256``)."""
 
     version: int
     step: NonNegativeInt
@@ -215,7 +215,7 @@ class Manifest(StrictModel):
     metric: float | None
     #: Step -> metric of the other checkpoints in the folder, so that a damaged manifest does not hide which is best.
     metrics: dict[Annotated[str, Field(pattern=r"^[0-9]{1,18}$")], float | None]
-    #: What the host remembers of the run: any JSON object.
+    #: State of the host, such as the progress of the run: any JSON object.
     host: dict[str, Any]
     #: Every array of the state by its full name, such as ``params.cell.kernel``.
     leaves: dict[str, Leaf]
@@ -241,7 +241,7 @@ class Manifest(StrictModel):
         return {name: leaf for name, leaf in self.leaves.items() if place(name)[0] == file}
 
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that stand for the names, shapes, dtypes and bytes of all arrays."""
+        """The digest of the names, shapes, dtypes and bytes of all arrays, as 16 hexadecimal digits."""
         return json_sha256({name: leaf.model_dump() for name, leaf in self.leaves.items()})[:16]
 
 
@@ -263,7 +263,7 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class UnreadableCheckpointError(CheckpointError):
-    """The system does not let a checkpoint be read now. It may be good, so nothing is concluded from it."""
+    """The system cannot read a checkpoint now. It may be good, so it does not count as damaged."""
 
     def __init__(self, what: str, reason: str) -> None:
         super().__init__(f"{what} cannot be read now: {reason}. Nothing was changed. Repeat the command when it can.")
@@ -323,8 +323,8 @@ def encode_checkpoint(
 def read_manifest(folder: Path, step: int) -> Manifest:
     """Read and verify the manifest of the checkpoint of ``step`` in ``folder``.
 
-    Raises ``CheckpointError``: a ``DamagedCheckpointError``, an ``UnreadableCheckpointError``, or that another version
-    of jaxgen wrote it.
+    Raises ``DamagedCheckpointError``, ``UnreadableCheckpointError``, or ``CheckpointError`` if another version of
+    jaxgen wrote it.
     """
     with _file_errors(folder, step, folder.name):
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
@@ -380,14 +380,14 @@ def check_like(step: int, leaves: Mapping[str, Leaf], like: Mapping[str, Any]) -
 def read_files(folder: Path, step: int, manifest: Manifest, wanted: Collection[str] = ()) -> dict[str, bytes]:
     """Verify every file of a checkpoint and return the verified bytes of those ``wanted``.
 
-    Only what lies inside ``folder`` is read, whatever the manifest says, and no link is followed. Raises
+    Reads only files inside ``folder``, even if the manifest names others, and follows no links. Raises
     ``DamagedCheckpointError`` for the first file that is missing, cut, altered, or not in the manifest.
     """
     with _file_errors(folder, step, folder.name), os.scandir(folder) as scan:
         found = {entry.name: entry.stat(follow_symlinks=False) for entry in sorted(scan, key=lambda entry: entry.name)}
     found.pop(MANIFEST, None)
     for name in [*manifest.files, *found]:
-        shown = ascii(name)[1:-1]  # anybody may have chosen it
+        shown = ascii(name)[1:-1]  # not trusted
         if name not in found:
             raise DamagedCheckpointError(folder, step, f"{shown} is missing")
         if problem := not_regular(found[name]):
@@ -419,7 +419,7 @@ def _read_and_hash(path: Path, size: int) -> tuple[bytes, str]:
 
 
 def read_arrays(folder: Path, step: int, manifest: Manifest, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
-    """Verify all files of a checkpoint, and return those of its arrays that ``leaves`` names, verified.
+    """Verify all files of a checkpoint; return the arrays that ``leaves`` names, verified too.
 
     Raises ``CheckpointError``, also if the arrays are larger than this machine's memory.
     """

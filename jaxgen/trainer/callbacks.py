@@ -63,7 +63,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Sampled:
-    """An example of what the model makes at this step."""
+    """An example of the output of the model at this step."""
 
     step: int
     title: str
@@ -72,7 +72,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Note:
-    """A message that is no error."""
+    """A message for the user that is not an error."""
 
     text: str
 
@@ -118,7 +118,7 @@ class Callback:
 
     The training loop calls callbacks on the main process only, and waits for them. At one step the order is
     ``on_evaluation``, ``on_sample``, ``on_checkpoint``. Logs are written before the checkpoint: a resumed run first
-    drops what they have after its checkpoint (``truncate_after``). What a callback raises ends the run.
+    drops their entries after its checkpoint (``truncate_after``). An exception in a callback ends the run.
     """
 
     def on_start(self, event: Started) -> None:
@@ -131,7 +131,7 @@ class Callback:
         """The model was evaluated."""
 
     def on_sample(self, event: Sampled) -> None:
-        """The model made an example."""
+        """The model generated an example."""
 
     def on_checkpoint(self, step: int) -> None:
         """A checkpoint was saved, after the evaluation and the examples of its step. A new run saves step 0 at once."""
@@ -140,7 +140,7 @@ class Callback:
         """The training loop has a message for the user."""
 
     def on_end(self, event: Finished, inference: Inference) -> None:
-        """The run is complete; ``inference`` uses the weights that the report is of."""
+        """The run is complete; ``inference`` uses the weights that the report evaluates."""
 
     def truncate_after(self, step: int) -> None:
         """Training resumes from ``step``: drop what was recorded after it."""
@@ -211,7 +211,7 @@ class Emitter(Callback):
 class Plots(Callback):
     """Draws the loss curve in the background, and at the end the plots of the task.
 
-    A plot that fails is reported as a ``Note`` once and ends nothing.
+    A plot that fails is reported once as a ``Note``; training continues.
     """
 
     def __init__(self, run: RunDirectory, data: TaskData, emit: Emit) -> None:
@@ -256,12 +256,12 @@ class Plots(Callback):
         draw_losses(self._metrics.read(), self._run.plot_path, title, self._data.TARGET, best)
 
     def _attempt(self, what: str, draw: Callable[..., None], *args: Any) -> None:
-        """Call ``draw``, which draws ``what``; keep what it raises for ``_report``."""
+        """Call ``draw``; keep the message of an error for ``_report``. ``what`` names the plot."""
         try:
             draw(*args)
         except CheckpointError as error:  # a full disk
             self._failed.append(str(error))
-        except Exception as error:  # whatever fonts, texts and numbers make of a plotting library
+        except Exception as error:  # fonts, texts and numbers can make Matplotlib raise anything
             first = next(iter(str(error).splitlines()), "")
             self._failed.append(f"Could not draw {what}: {type(error).__name__} {first}".rstrip(". ") + ".")
 

@@ -1,4 +1,4 @@
-"""Evaluation and inference with the current weights of a run."""
+"""The parts of a training loop that follow from the settings (optimizer, schedule), evaluation and inference."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def build_optimizer(
     if config.optimizer == "adamw":
         options["weight_decay"] = config.weight_decay
     return _cached_optimizer(
-        # The registry entries beside their names: another entry registered under a known name is another optimizer.
+        # The registry entries, not only their names: a name can be registered again with another entry.
         entries=(OPTIMIZERS.get(config.optimizer), SCHEDULES.get(config.schedule)),
         optimizer=config.optimizer,
         options=tuple(sorted(options.items())),
@@ -90,13 +90,13 @@ def _cached_optimizer(
 
 
 def evaluate(task: Any, sets: Mapping[str, EvalSet], params: Params, devices: int) -> dict[str, Any]:
-    """The sums, in float64, of ``task.measure`` over each of ``sets`` that has a target.
+    """The sums, in float64, of ``task.evaluate`` over each of ``sets`` that has a target.
 
     Rows are sharded over ``devices``.
     """
     totals = {}
     for name, evaluation in sets.items():
-        spread = devices if evaluation.rows % devices == 0 else 1  # else each process evaluates by itself
+        spread = devices if evaluation.rows % devices == 0 else 1  # else each process evaluates all rows
         eval_step = jitted.jit_eval_step(task, spread)
         weights, carry, sums = params, task.initial_carry(evaluation.rows), []
         batches = evaluation.batches()
@@ -109,7 +109,7 @@ def evaluate(task: Any, sets: Mapping[str, EvalSet], params: Params, devices: in
             weights = unreplicate(weights)
         for batch in batches:
             carry, batch_totals = eval_step(weights, carry, batch)
-            sums.append(batch_totals)  # read later, so that the device need not wait for the host
+            sums.append(batch_totals)  # read later, so that the device does not wait for the host
         if sums:  # a split too short for a target has none
             totals[name] = jax.tree.map(lambda *parts: sum(np.asarray(part, np.float64) for part in parts), *sums)
     return totals

@@ -1,4 +1,4 @@
-"""What the compiled training step reads: stacked batches, or windows of a text that lies on the device."""
+"""The input of the compiled training step: stacked batches, or windows of a text that is on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes that train one run: what they exchange. Here, a single process, which exchanges nothing."""
+"""The interface between the processes that train one run, and its implementation for a single process."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class ProcessGroup:
     """The processes that train one run; this one is number ``index`` of ``count``.
 
     Process 0 is the main one: it writes the run directory and reports; the others only compute. All take the same path
-    through the program. Whatever could make their paths differ (a signal, a missing file) is agreed on first, because
-    a process that waits for the others alone waits forever.
+    through the program. Everything that could make their paths differ (a signal, a missing file) is agreed on first,
+    because an exchange that one process skips blocks the others forever.
 
     This base class is the group of a single process. ``jaxgen.distributed.processes`` has the group of several.
     """

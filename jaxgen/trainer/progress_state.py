@@ -1,4 +1,4 @@
-"""What the host knows of a run's progress, and how a run recovers from non-finite values."""
+"""The progress of a run as the host records it, and recovery from non-finite values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxgen.trainer.evaluate import EvalSchedule
 
 @dataclass(config=STRICT)
 class ProgressState:
-    """What the host remembers between evaluations; saved exactly, with every checkpoint."""
+    """The progress of a run, saved with every checkpoint."""
 
     loss_sum: float = 0.0  # nats since the last row of metrics
     loss_count: float = 0.0  # targets since then
@@ -48,7 +48,7 @@ class ProgressState:
             self.bad_evals += 1
 
 
-#: Weight of the earlier calls beside the next one.
+#: Factor on the weight of earlier calls, for each later one.
 DECAY = 0.8
 
 

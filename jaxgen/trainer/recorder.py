@@ -47,13 +47,13 @@ class NullRecorder:
         Args:
             step: the number of training steps taken.
             state: the state, all its rows on this host.
-            host: what the host must remember, as JSON.
+            host: the state of the host, as JSON.
             metric: the value that decides which checkpoint is best (lower is better); None if there is none.
             keep: keep the earlier checkpoints too.
         """
 
     def best_params(self, step: int, params: Params) -> tuple[int, Params]:
-        """The step and weights of the best checkpoint; those given, which are the last, if there is no better one."""
+        """The step and weights of the best checkpoint; the given ones, which are the last, if none is better."""
         return step, params
 
 
@@ -112,7 +112,7 @@ def make_recorder(
 
 
 def run_summary(config: TrainConfig, data: TaskData, resolved: Mapping[str, Any], processes: int) -> dict[str, str]:
-    """Returns the lines that describe a run when it starts: label -> text."""
+    """The lines that describe a run when it starts: label -> text."""
     devices = resolved["devices"]
     spread = f", the batch spread over {devices}" if devices > 1 else ""
     return {

@@ -1,4 +1,4 @@
-"""Starts and resumes training runs. Everything that can be wrong is found here, before anything is compiled."""
+"""Starts and resumes training runs. All input is checked here, before anything is compiled."""
 
 from __future__ import annotations
 
@@ -70,9 +70,7 @@ def rescale_devices(saved: LoadedRun, config: TrainConfig, data: TaskData, proce
         config = config.model_copy(update={"devices": None})  # the saved --devices is impossible with these processes
     devices = choose_devices(config, resolved["parameters"] / data.tokens_per_step, processes)
     change = f"{before} and {resolved['devices']} then, {processes} and {devices} now"
-    emit(
-        Note(f"Processes and devices of the run: {change}. Its batches stay the same, but sums are rounded otherwise.")
-    )
+    emit(Note(f"Processes and devices of the run: {change}. Its batches stay the same, but rounding differs."))
     resolved |= {"devices": devices, "processes": processes}
 
 
@@ -124,7 +122,7 @@ def extend_steps(saved: LoadedRun, config: TrainConfig, data: TaskData) -> int:
 
 
 def steps_for_minutes(trial: Trainer, began: float) -> int:
-    """The number of steps that fit into ``--minutes``, by timing a few calls of ``trial``, which is thrown away.
+    """The number of steps that fit into ``--minutes``, by timing a few calls of ``trial``, which is then discarded.
 
     The time per step is that of each shape of batches, weighted by how often an epoch has it. Compilation counts twice:
     the run compiles again, with a schedule of another horizon. ``began`` is when the command started.
@@ -153,7 +151,7 @@ def start(
         group: the processes that train the run together; each of them must call this. Default: this one alone.
 
     Raises:
-        UsageError, DataError, CheckpointError: something cannot be used. The run does not exist then.
+        UsageError, DataError, CheckpointError: an input cannot be used. No run is left behind.
     """
     group = group or ProcessGroup()
     with group.all_or_none():
@@ -168,7 +166,7 @@ def start(
 def _check_several(config: TrainConfig, group: ProcessGroup) -> None:
     """Raise ``UsageError`` if several processes cannot train this model."""
     if not group.is_single and config.model != "rnn" and not baseline(config.task, config.model).SEVERAL_PROCESSES:
-        raise UsageError(f"--model {config.model} is made by one process: leave out --distributed or --coordinator.")
+        raise UsageError(f"--model {config.model} needs a single process: leave out --distributed or --coordinator.")
 
 
 @contextmanager
@@ -238,7 +236,7 @@ def _prepare(config: TrainConfig, emit: Emit, processes: int) -> tuple[Any, Task
     build = objective(config.task, config.model).build
     options_of = getattr(DATA[config.task], "options_without_data", None)
     if options_of is not None and (known := options_of(config)) is not None:
-        build(**known)  # what is wrong with the model is said before data are read that take a while
+        build(**known)  # an error in the model is reported before data are read slowly
     data = _load(config, source.codec if source else None, emit)
     options = data.model_options()
     task = build(**options)
@@ -277,13 +275,13 @@ def resume(
     callbacks: Sequence[Callback] = (),
     group: ProcessGroup | None = None,
 ) -> Trainer:
-    """Continue the run at ``path``; on one kind of device, every bit is as if it had not been stopped.
+    """Continue the run at ``path``; on one kind of device, bit for bit as if it had not been stopped.
 
     Args:
         path: the folder of the run.
-        config: settings that differ from the saved ones in ``TrainConfig.may_change``, or in ``places`` where the
-            same data are found. Default: the saved ones.
-        data_changed: "refuse" or "accept" data that are not what they were.
+        config: settings that differ from the saved ones only in ``TrainConfig.may_change``, or in ``places`` if the
+            same data have moved. Default: the saved ones.
+        data_changed: "refuse" or "accept" data that have changed.
         emit, callbacks, group: as in ``start``.
 
     Raises:
@@ -308,7 +306,7 @@ def resume(
 def _reopen(
     path: str, config: TrainConfig | None, emit: Emit, data_changed: str, processes: int
 ) -> tuple[LoadedRun, TrainConfig, TaskData]:
-    """The saved run, its settings and its data, checked against what they were."""
+    """The saved run, its settings and its data, checked against the recorded ones."""
     saved = LoadedRun.open(path)
     config = config or saved.config
     may_change = config.places | ({"devices"} if saved.resolved.get("processes", 1) != processes else set())
@@ -329,10 +327,10 @@ def _reopen(
         if data_changed == "refuse":
             advice = "Bring back the old data, start a new run with --init-from, or give --data-changed accept."
             raise DataError(f"{changes} {advice}")
-        emit(Note(f"WARNING: {changes} The run continues with these, from where it was in the old."))
+        emit(Note(f"WARNING: {changes} The run continues with the new data, at the same step."))
     saved.resolved["data"] = now
     if differences := environment_diff(saved.resolved):
-        emit(Note(f"WARNING: This run was begun with {differences}: the bits of its results may differ from here on."))
+        emit(Note(f"WARNING: This run was started with {differences}: the bits of its results may now differ."))
     return saved, config, data
 
 

@@ -48,8 +48,8 @@ class TensorBoard(Callback):
 class EventFile:
     """A file of scalars in the run's folder ``tensorboard/``; TensorBoard drops older points after ``step``.
 
-    It is written at once: tensorboardX's own writer has a thread that ends silently on a full disk, and a program that
-    gives it more then waits forever. Raises ``CheckpointError`` when the file cannot be written.
+    Writes are synchronous: tensorboardX's own writer has a thread that ends silently on a full disk, after which
+    the next write waits forever. Raises ``CheckpointError`` when the file cannot be written.
     """
 
     def __init__(self, run: RunDirectory, step: int) -> None:
@@ -74,7 +74,7 @@ class EventFile:
         self._append([Event(step=step, summary=scalar(name, value)) for name, value in numbers.items()])
 
     def _append(self, events: list[Any]) -> None:
-        """Write records, through to the disk: length and event, each followed by its checksum."""
+        """Write records and sync them to disk: length and event, each followed by its checksum."""
         from tensorboardX.record_writer import masked_crc32c
 
         records = b""

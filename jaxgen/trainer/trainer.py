@@ -35,7 +35,7 @@ from jaxgen.training.data_parallel import make_global_mesh, shard_state, unrepli
 from jaxgen.training.step import TrainState
 from jaxgen.types import Params
 
-#: Arithmetic in one call of K steps: about half a second on two CPU cores, so that Ctrl-C is answered soon.
+#: Arithmetic in one call of K steps: about half a second on two CPU cores, so that Ctrl-C takes effect soon.
 FLOPS_PER_CALL = 4e10
 MAX_STEPS_PER_CALL = 32
 
@@ -253,7 +253,7 @@ class Trainer:
         where = "in the final evaluation; training is done and saved"
         if received is not None:
             raise self._interrupted(received, where)
-        # With several processes, one that left here would make the others wait forever.
+        # With several processes, one that stopped here would make the others wait forever.
         with raise_on_signal(where, str(self.run.path)) if self.group.is_single else StopSignals():
             return self._report(step)
 
@@ -285,7 +285,7 @@ class Trainer:
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         if self.recorder.store is None:
-            return DivergedError(f"{what} at step {step:,}: process 0 of the job says more.")
+            return DivergedError(f"{what} at step {step:,}: process 0 of the job reports the details.")
         saved = self.recorder.store.latest()
         kept = "Nothing was saved yet" if saved is None else f"The checkpoint of step {saved:,} before it is kept"
         return DivergedError(
@@ -312,8 +312,8 @@ class Trainer:
             self.recorder.truncate_after(step)
         rollbacks = self.progress.rollbacks
         self._note(
-            f"WARNING: {str(error).split('. ')[0]}. Going back to step {step:,} with a learning rate of "
-            f"{ROLLBACK_SCALE**rollbacks:g} of what it would be (rollback {rollbacks} of {MAX_ROLLBACKS} at most)."
+            f"WARNING: {str(error).split('. ')[0]}. Going back to step {step:,} with {ROLLBACK_SCALE**rollbacks:g} "
+            f"times the scheduled learning rate (rollback {rollbacks} of {MAX_ROLLBACKS} at most)."
         )
         return step
 

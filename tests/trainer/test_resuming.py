@@ -379,7 +379,7 @@ def test_a_run_that_goes_on_with_other_versions_or_elsewhere_says_so(keys, then,
     told: list[Any] = []
     resume(str(run), emit=told.append)
     (note,) = (event.text for event in told if isinstance(event, Note))
-    assert f"begun with {keys[-1]} {then} and goes on with {now}" in note
+    assert f"started with {keys[-1]} {then} and continues with {now}" in note
 
 
 def test_a_run_that_goes_on_where_it_began_says_nothing(whole, tmp_path):
