@@ -192,7 +192,7 @@ def read_bounded(path: Path) -> bytes:
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse JSON from a file that anybody may have written.
+    """Parse JSON from an untrusted file.
 
     Raises:
         ValueError: if it is not UTF-8 or not JSON, is nested deeper than 64 levels, repeats a key, or has a number that

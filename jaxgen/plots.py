@@ -58,7 +58,7 @@ def figure_file(path: str | os.PathLike[str], width: float, height: float, *, cr
 
 
 def style_axes(axes: Axes, grid: Literal["both", "y"]) -> None:
-    """Grey grid lines behind the data, small labels, and no frame but the line at the bottom."""
+    """Grey grid lines behind the data, small labels, and no frame except the line at the bottom."""
     axes.grid(axis=grid, color=GRID, lw=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=GREY, labelsize=9, length=0)

@@ -149,7 +149,7 @@ def is_written(args: Sequence[str], flag: str) -> bool:
 
 
 def read_number(name: str, words: Sequence[str], kind: type = int) -> Any:
-    """The one number of type ``kind`` (int or float) that ``words`` hold for the setting ``name``."""
+    """``words`` as a single number of type ``kind`` (int or float). Raises ``UsageError``, which names ``name``."""
     try:
         (word,) = words
         return kind(word)

@@ -53,7 +53,7 @@ class PredictConfig(BaseModel):
     length: Size | None = None
     """For answers that are texts: the largest number of tokens. Default: the --max-length of training."""
     seed: Seed = 0
-    """With --temperature: what is drawn depends on it and on the number of the input."""
+    """With --temperature: a drawn text depends on the seed and on the number of the input."""
     attention: Annotated[str, Field(min_length=1)] | None = None
     """Plot the attention weights for the first inputs (at most four) to this PNG file."""
     strict: bool = False

@@ -19,7 +19,7 @@ from jaxgen.trainer import callbacks as events
 
 #: Seconds between plain lines without a terminal.
 PLAIN_INTERVAL = 15.0
-#: A terminal with at least this many columns has a bar after the live line, which takes at least so many of them.
+#: Columns of a terminal from which on the live line has a progress bar, and the smallest width of that bar.
 WIDE, MIN_BAR = 90, 6
 
 

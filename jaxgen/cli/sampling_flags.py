@@ -94,10 +94,10 @@ def generation_config(
 def with_condition_flags(sampler: Sampler, config: RunConfig, *, note: bool = True) -> Sampler:
     """``sampler`` under the condition of ``--label`` and ``--features``.
 
-    Without these flags it has none; for a run that knows labels or features, a note says what they can be.
+    Without these flags it has none; for a run with labels or features, a note lists them.
 
     Raises:
-        UsageError: The run knows none, or a label or weight cannot be used.
+        UsageError: The run has none, or a label or weight cannot be used.
     """
     known = sampler.conditioning
     if config.label or config.features:

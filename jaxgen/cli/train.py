@@ -29,7 +29,7 @@ A preset sets several flags at once; --config FILE.toml reads any of them from a
 
 Presets:
 {presets}"""
-#: What is trained when no task is named.
+#: The task if none is named.
 DEFAULT_TASK = "language"
 #: Three ways to give the length of a run.
 LENGTHS = ("steps", "epochs", "minutes")

@@ -1,6 +1,6 @@
 """Launches a training command as one process of a job of several, and reports how it ended.
 
-When another process of the job is lost, JAX's runtime ends this one at once, in C++, without an error message of ours.
+When another process of the job is lost, JAX's runtime ends this one at once, in C++, before it can report the error.
 So the command starts itself again as a child process, and the parent waits and reports the reason.
 """
 

@@ -42,7 +42,7 @@ class _Step:
 
 
 class ChatSession:
-    """A text that a user and the model continue in turns, each from the state that the last turn left.
+    """A text that a user and the model continue in turns, each from the state after the last turn.
 
     ``settings``, ``unk`` and ``sampler`` (for another condition) may be changed at any time. Answer k, counted from 0,
     is sample k of the seed (``number`` is that of the next answer), so that the same calls give the same texts; the

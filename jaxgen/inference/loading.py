@@ -28,7 +28,7 @@ class LoadedRun:
 
     directory: RunDirectory
     config: TrainConfig
-    resolved: dict[str, Any]  # what the first start determined: steps, horizon, data digest, model options
+    resolved: dict[str, Any]  # determined at the first start: steps, horizon, data digest, model options
     codec: Any  # encodes inputs and decodes outputs; for a language model the tokenizer
     task: Any
 

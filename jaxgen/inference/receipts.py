@@ -43,7 +43,7 @@ class StateFile(StrictModel):
 
 
 class Receipt(StrictModel, extra="ignore"):
-    """What the receipts of samples and of beam search have in common, as far as a replay needs it."""
+    """The common fields of the receipts of samples and of beam search, as far as a replay needs them."""
 
     receipt: Literal[1]
     text: str

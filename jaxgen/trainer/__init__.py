@@ -1,1 +1,1 @@
-"""The training loop on the host, and what it calls at evaluations and checkpoints."""
+"""The training loop on the host: batches, evaluation, checkpoints and callbacks."""

@@ -23,7 +23,7 @@ class StopFlag:
         return ()
 
     def read(self, log: Any) -> StepMetrics:
-        """The metrics in what the compiled training steps returned; notes the flag that came with them."""
+        """The metrics in the output of the compiled training steps; records the flag that came with them."""
         metrics: StepMetrics = log
         return metrics
 

@@ -241,7 +241,7 @@ def _prepare(config: TrainConfig, emit: Emit, processes: int) -> tuple[Any, Task
     options = data.model_options()
     task = build(**options)
     shapes = _shapes(task, config)
-    # What is chosen by the device is recorded, so that a resumed run computes the same bits.
+    # Options that depend on the device are recorded, so that a resumed run computes the same bits.
     options |= task.resolved_options()
     task = build(**options)
     params = None if source is None else _initial_params(source, shapes)
