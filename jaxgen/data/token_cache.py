@@ -143,7 +143,7 @@ def _read(path: Path, key: str, dtype: np.dtype) -> Part | None:
             digest.update(json.dumps(record).encode())
             facts = [saved, record["key"], record["dtype"], record["size"] * dtype.itemsize]
             if facts != [digest.hexdigest(), key, dtype.name, length]:
-                raise ValueError("they are not what was written")
+                raise ValueError
             os.utime(file.fileno() if os.utime in os.supports_fd else path)
             return Part(ids, tuple(record["counts"]))
     except FileNotFoundError:

@@ -77,7 +77,7 @@ class Classifier(nn.Module):
     embed_dropout: float = 0.0
     embed_stddev: float = 1.0
     token_dropout: float = 0.0
-    unknown: int = 0
+    unknown: int = 1
     bidirectional: bool = False
     pooling: str = "max"
     form: str = "auto"
