@@ -12,7 +12,7 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -139,7 +139,8 @@ def io_reason(path: Path, error: BaseException, needed: int | None = None) -> st
     reason = getattr(error, "strerror", None) or str(error)
     if isinstance(error, OSError) and error.errno in NO_ROOM and needed is not None:
         folder = next(place for place in (path, *path.absolute().parents) if place.is_dir())
-        reason += f" ({_size(needed)} needed, {_size(shutil.disk_usage(folder).free)} free)"
+        with suppress(OSError):
+            reason += f" ({_size(needed)} needed, {_size(shutil.disk_usage(folder).free)} free)"
     return reason
 
 

@@ -54,7 +54,7 @@ def figure_file(path: str | os.PathLike[str], width: float, height: float, *, cr
             figure.savefig(buffer, format="png", dpi=figure.dpi, bbox_inches=area, pad_inches=GAP)
         finally:
             logger.setLevel(level)
-    replace_file(Path(path), buffer.getvalue())
+    replace_file(Path(path), buffer.getvalue(), "plot again")
 
 
 def style_axes(axes: Axes, grid: Literal["both", "y"]) -> None:

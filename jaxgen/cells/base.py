@@ -62,6 +62,7 @@ class Affine(nn.Module):
     """
 
     features: int
+    kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
     param_dtype: DType = jnp.float32
     precision: str = "float32"
@@ -75,7 +76,7 @@ class Affine(nn.Module):
             bias = bias * scale
         if x is None:
             return bias
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features), self.param_dtype)
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         if scale is not None:
             kernel = kernel * scale[None, :]
         dtype = promote(x.dtype, kernel.dtype)

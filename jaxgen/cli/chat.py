@@ -8,7 +8,6 @@ from __future__ import annotations
 import cmd
 import contextlib
 import inspect
-import os
 import re
 import shlex
 import shutil
@@ -32,6 +31,7 @@ from jaxgen.cli.sampling_flags import (
     unescape,
     with_condition_flags,
 )
+from jaxgen.data.files import expand_path
 from jaxgen.errors import JaxgenError, UsageError, choose
 from jaxgen.runs.config import validate
 from jaxgen.trainer.signals import StopSignals
@@ -359,7 +359,8 @@ class Chat(cmd.Cmd):
         if value in (None, ()):
             return OFF
         words = value if isinstance(value, tuple) else (value,)
-        return shlex.join(str(word).removesuffix(".0") for word in words)
+        texts = (f"{word:g}" if isinstance(word, float) else str(word) for word in words)
+        return shlex.join(text.replace("\n", "\\n").replace("\t", "\\t") for text in texts)
 
 
 def split_arguments(text: str) -> list[str]:
@@ -379,7 +380,7 @@ def _path(command: str, argument: str) -> Path:
     """The file that ``argument`` names; here no shell has expanded the tilde."""
     if not argument:
         raise UsageError(f"/{command} needs the name of a file, for example /{command} here.safetensors.")
-    return Path(os.path.expanduser(argument))
+    return expand_path(argument)
 
 
 def input_lines(loop: cmd.Cmd) -> Iterator[str]:

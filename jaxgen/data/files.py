@@ -69,6 +69,13 @@ PIECE, _BLOCK = 1 << 16, 1 << 18
 GZIP = b"\x1f\x8b"
 
 
+def expand_path(spec: str) -> Path:
+    """Returns a path with ``~`` replaced by the home folder; raises ``DataError`` for a name that no path can have."""
+    if "\0" in spec:
+        raise DataError(f"There is no file or folder {spec!r}: a path has no NUL character. Give another path.")
+    return Path(os.path.expanduser(spec))
+
+
 def find_paths(spec: str, sets: Iterable[str] = (*BUILTIN, *NAMED)) -> list[Path]:
     """Returns the files that a path, folder or glob names, sorted.
 
@@ -79,13 +86,13 @@ def find_paths(spec: str, sets: Iterable[str] = (*BUILTIN, *NAMED)) -> list[Path
     Raises:
         DataError: There is no such file, or it cannot be read.
     """
-    path = Path(os.path.expanduser(spec))
+    path = expand_path(spec)
     try:
-        mode = os.stat(os.path.expanduser(spec)).st_mode
+        mode = os.stat(os.path.expanduser(spec)).st_mode  # an empty name is no folder, and Path("") is one
     except PermissionError as error:
         raise DataError(f"{spec!r} cannot be reached: permission denied. Make its folder readable.") from error
     except (OSError, ValueError):
-        if not glob.has_magic(spec) or "\0" in spec:
+        if not glob.has_magic(spec):
             raise _not_found(spec, list(sets)) from None
         paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
         if not paths:

@@ -252,11 +252,18 @@ def _json_row(line: str, columns: Sequence[Column], positions: Sequence[Sequence
     return [" ".join(filter(None, each)) for each in cells]
 
 
+def _kind(value: object) -> str:
+    """Returns the type of a JSON value in words, and the value itself if it is short by its type."""
+    if isinstance(value, list):
+        return f"an array of length {len(value)}"
+    return "an object" if isinstance(value, dict) else json.dumps(value)[:100]
+
+
 def _json_cell(record: object, line: str, name: str, position: int | None, where: str, numbers: bool) -> str:
     cells = dict(enumerate(record, 1)) if isinstance(record, list) else record
     key = position if isinstance(record, list) else name
     if not isinstance(cells, dict) or key not in cells:
-        there = ", ".join(map(repr, record)) if isinstance(record, dict) else json.dumps(record)[:100]
+        there = ", ".join(map(repr, record)) if isinstance(record, dict) else _kind(record)
         raise DataError(
             f"The column {name!r} is not in {where}, which has: {there}. Each line must be an object (column by name) "
             "or a long enough array (by position)."
@@ -267,9 +274,8 @@ def _json_cell(record: object, line: str, name: str, position: int | None, where
     if numbers and isinstance(value, (int, float)):
         return json.dumps(value)
     if not isinstance(value, str):
-        shown = json.dumps(value)[:100]
         raise DataError(
-            f"The column {name!r} of {where} holds {shown}, which is not a string. Correct or remove that line."
+            f"The column {name!r} of {where} holds {_kind(value)}, not a string. Correct or remove that line."
         )
     if (half := _SURROGATE.search(value)) and not _SURROGATE.search(line):
         raise DataError(

@@ -136,7 +136,9 @@ def _read(path: Path, key: str, dtype: np.dtype) -> Part | None:
     try:
         with open_regular(path) as file:
             length = file.seek(0, os.SEEK_END) - TRAILER
-            file.seek(max(0, length))
+            if length < 0:
+                raise ValueError
+            file.seek(length)
             record = parse_json(file.read(TRAILER))
             saved, ids = record.pop("sha256"), _mapped(file, dtype)
             digest = hashlib.sha256(ids.data)

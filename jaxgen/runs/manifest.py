@@ -266,7 +266,9 @@ class UnreadableCheckpointError(CheckpointError):
     """The system cannot read a checkpoint now. It may be good, so it does not count as damaged."""
 
     def __init__(self, what: str, reason: str) -> None:
-        super().__init__(f"{what} cannot be read now: {reason}. Nothing was changed. Repeat the command when it can.")
+        super().__init__(
+            f"{what} cannot be read now: {reason}. Nothing was changed. Make it readable, then repeat the command."
+        )
 
 
 @contextmanager

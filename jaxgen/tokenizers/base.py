@@ -280,7 +280,10 @@ def _encode(tokenizer: Tokenizer, text: str, unk: str, where: str, before: int) 
     if not unknown or unk == "keep":
         return Encoded(ids, chars, size, unknown)
     if unk == "error":
-        raise _unknown_error(tokenizer, text, where, "or score them as <unk> with --unk keep", before)
+        advice = "or score them as <unk> with --unk keep"
+        if any(piece == "\n" for _, piece in tokenizer.unknown(text)):
+            advice += ", or score each line as a text with --lines"
+        raise _unknown_error(tokenizer, text, where, advice, before)
     left_out = "".join(piece for _, piece in tokenizer.unknown(text))
     return Encoded(ids[ids != UNK], chars - len(left_out), size - len(text_bytes(left_out)), unknown)
 
@@ -288,10 +291,9 @@ def _encode(tokenizer: Tokenizer, text: str, unk: str, where: str, before: int) 
 def _unknown_error(tokenizer: Tokenizer, text: str, where: str, advice: str, before: int = 0) -> UsageError:
     """Returns the error for unknown tokens in ``text``, which begins ``before`` characters into the whole."""
     unknown = tokenizer.unknown(text)
-    pieces = [piece for _, piece in unknown]
+    pieces = [*dict.fromkeys(piece for _, piece in unknown)]
     positions = ", ".join(str(before + position + 1) for position, _ in unknown[:_SHOWN])
-    lines = " Texts of one line each are scored with --lines." if "\n" in pieces else ""
     return UsageError(
         f"{where} has {tokenizer.unit}s that are not in the vocabulary: {listed(pieces, _SHOWN)} (positions "
-        f"from 1: {positions}). Leave them out with --unk skip, {advice}.{lines}"
+        f"from 1: {positions}). Leave them out with --unk skip, {advice}."
     )

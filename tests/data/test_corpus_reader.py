@@ -236,13 +236,16 @@ def test_half_a_character_in_jsonl_is_refused_with_its_line():
     assert bytes_as_they_are.texts[0].encode("utf-8", "surrogateescape") == b"\xff"
 
 
-@pytest.mark.parametrize(
-    "value",
-    ["true", "3", "3.5", "[]"],
-)
+@pytest.mark.parametrize("value", ["true", "3", "3.5"])
 def test_what_is_no_text_is_shown_as_json(value):
     assert f" {value}, " in refused(DataError, write("a.jsonl", f'{{"t": {value}}}'), text_column="t")
     assert f" {value}. " in refused(DataError, write("b.jsonl", value), text_column="t")
+
+
+@pytest.mark.parametrize("depth", [1, 600, *range(950, 1000)])
+def test_arrays_in_place_of_text_are_refused_however_deeply_they_are_nested(depth):
+    for row in (f'{{"t": {"[" * depth}{"]" * depth}}}', "[" * depth + "]" * depth):
+        refused(DataError, write("a.jsonl", row), text_column="t")
 
 
 @pytest.mark.parametrize(("separator", "hint"), [(";", "convert"), ("\t", ".tsv")])

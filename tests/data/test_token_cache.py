@@ -75,6 +75,10 @@ def longer(raw):
     return b"\0\0" + raw
 
 
+def short(raw):
+    return b'{"sha256": ""}'
+
+
 def other_counts(raw):
     record = json.loads(raw[IDS.nbytes :])
     record["counts"][0] += 1
@@ -88,7 +92,7 @@ def nested(raw):
 NOTHING, ZEROS = lambda raw: b"", lambda raw: b"\0" * len(raw)
 
 
-@pytest.mark.parametrize("damage", [cut, flip, flip_record, other_counts, nested, longer, NOTHING, ZEROS])
+@pytest.mark.parametrize("damage", [cut, flip, flip_record, short, other_counts, nested, longer, NOTHING, ZEROS])
 def test_a_damaged_file_is_told_of_and_made_again(damage, folder):
     kept()
     (path,) = folder.iterdir()

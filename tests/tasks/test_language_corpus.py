@@ -65,6 +65,13 @@ def test_a_validation_file_leaves_all_of_the_data_to_training():
     assert corpus.tokenizer.decode(corpus.val.ids) == "cab"
 
 
+def test_all_rows_with_labels_can_be_for_training():
+    path = write("labelled.csv", "t,l\n" + "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(9)))
+    corpus = prepare([path], text_column="t", label_column="l", val_fraction=0)
+    assert corpus.train.ids.size
+    assert corpus.val.ids.size == 0
+
+
 def test_no_validation_can_be_asked_for():
     corpus = prepare([write("a.txt", "abc")], val_fraction=0)
     assert corpus.train.ids.size == 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, Strict, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from jaxgen.data.files import FilesDigest, read_bytes
+from jaxgen.data.files import FilesDigest, expand_path, read_bytes
 from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import STRICT
 from jaxgen.metrics import caption_scores
@@ -286,7 +285,7 @@ def _read(data: Sequence[str], captions: str | None, config: CaptionConfig) -> C
             f"Captioned images are one folder or one .npz file of features, but {len(data)} were given: "
             f"{' '.join(data)}. Name the captions file with --captions."
         )
-    place = Path(os.path.expanduser(data[0]))
+    place = expand_path(data[0])
     if not place.exists():
         raise DataError(
             f"There is no {data[0]!r}, and no built-in set of that name ({', '.join(SCENE_SETS)}). Give a folder of "
@@ -294,7 +293,7 @@ def _read(data: Sequence[str], captions: str | None, config: CaptionConfig) -> C
         )
     columns = {"image_column": config.image_column, "caption_column": config.caption_column}
     folder = place if place.is_dir() else place.parent
-    file = Path(os.path.expanduser(captions)) if captions else find_captions(folder, **columns)
+    file = expand_path(captions) if captions else find_captions(folder, **columns)
     found = read_captions(file, empty=config.empty, **columns)
     features = None if place.is_dir() else read_features(place)
     there = find_images(place) if features is None else features.names
@@ -388,7 +387,7 @@ class CaptionData(Seq2SeqData):
     @classmethod
     def options_without_data(cls, config: CaptionConfig) -> dict[str, Any] | None:
         """Returns the arguments of ``build`` with the smallest vocabulary, or None if the data must be read first."""
-        if config.data[0] not in SCENE_SETS and not os.path.isdir(os.path.expanduser(config.data[0])):
+        if config.data[0] not in SCENE_SETS and not expand_path(config.data[0]).is_dir():
             return None
         shape = [config.image_size, config.image_size, 3]
         return {"vocab_size": EOS + 1, "shape": shape, **config.build_options()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import stat
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -193,6 +194,7 @@ def read_features(path: Path | str) -> Features:
         DataError: for arrays that are missing, damaged, not finite or of another shape or type, and for repeated names.
     """
     try:
+        _check_npz_sizes(path)
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             features, names = arrays["features"], arrays["names"]
     except OSError as error:
@@ -219,6 +221,19 @@ def read_features(path: Path | str) -> Features:
     if odd := [name for name, count in Counter(labels).items() if count > 1 or not name]:
         raise _unusable(path, f"have names that are empty or occur twice: {listed(odd, 3)}")
     return Features(labels, features)
+
+
+def _check_npz_sizes(path: Path | str) -> None:
+    """Raise ``ValueError`` if an array is not as large as its header says: NumPy allocates what the header says."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as file:
+                newer = np.lib.format.read_magic(file) > (1, 0)
+                read = np.lib.format.read_array_header_2_0 if newer else np.lib.format.read_array_header_1_0
+                shape, _, dtype = read(file)
+                needed, there = math.prod(shape) * dtype.itemsize, entry.file_size - file.tell()
+            if needed != there and not dtype.hasobject:  # NumPy refuses objects
+                raise ValueError(f"{entry.filename} should have {needed} bytes of numbers and has {there}")
 
 
 def _unusable(path: Path | str, problem: str) -> DataError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.bucketing import PAD_ROW
 from jaxgen.data.datasets import NAMED
-from jaxgen.data.files import FilesDigest, FileText, find_paths
+from jaxgen.data.files import FilesDigest, FileText, expand_path, find_paths
 from jaxgen.data.tables import Column, Labelled, Table, read_table, without_empty
 from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import STRICT, replace_file
@@ -159,7 +158,7 @@ def _read(data: Sequence[str], config: ClassifyConfig) -> Table:
     if known is not None and known.label_column is not None:
         text_columns, label_column = text_columns or known.text_columns, label_column or known.label_column
     elif text_columns is None and label_column is None and len(data) == 1:
-        folder = Path(os.path.expanduser(data[0]))
+        folder = expand_path(data[0])
         if folder.is_dir():
             return _folders(folder)
     if text_columns is None or label_column is None:

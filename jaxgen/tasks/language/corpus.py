@@ -207,7 +207,7 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
         names = config.text_column, config.label_column, config.feature_columns
         table = read_conditioning_columns(config.data, *names)
         val_table = read_conditioning_columns(config.val_data, *names) if config.val_data else None
-        return _split_conditioned(table, val_table, fraction, config.seed)
+        return replace(_split_conditioned(table, val_table, fraction, config.seed), has_validation=validation)
 
     documents, layout = config.documents, config.layout
     read = partial(open_texts, text_column=config.text_column, documents=documents, level=config.level, watch=watch)
