@@ -139,12 +139,12 @@ def test_every_transform_is_a_command_that_off_takes_back(loop, name):
 
 def test_settings_are_shown_as_the_commands_that_set_them(loop):
     talk = loop.session
-    given = ["/temperature 1.2,0.5", "/seed 3", "/length 40", r"""/stop 'a b' '\n' '"'""", "/max-seconds 2.5"]
-    given += ["/unk skip", "/bias a=1", "/top-k 5", "/forbid v1.0"]
+    given = ["/temperature 1.2,0.5", "/seed 3", "/length 40", r"""/stop 'a b' '\n' '"' v1.0""", "/max-seconds 2.5"]
+    given += ["/unk skip", "/bias a=1", "/top-k 5"]
     for line in given:
         loop.onecmd(line)
     assert list(loop.setting_lines()) == given
-    assert talk.settings.stop == ("a b", "\n", '"')
+    assert talk.settings.stop == ("a b", "\n", '"', "v1.0")
     assert (talk.settings.temperature, talk.settings.max_seconds, talk.unk) == ((1.2, 0.5), 2.5, "skip")
     loop.onecmd("/stop off")
     loop.onecmd("/max-seconds off")
