@@ -186,6 +186,13 @@ def test_each_sample_has_one_last_piece(sampler):
     assert sorted(p.index for p in pieces if p.last) == list(range(9))
 
 
+def test_no_block_is_decoded_for_samples_that_were_not_asked_for(sampler, monkeypatch):
+    decode, calls = Sampler._decode, []
+    monkeypatch.setattr(Sampler, "_decode", lambda *args: (calls.append(args), decode(*args))[1])
+    assert len(sampler.sample("abc", GenerationConfig(length=2, block=2, max_seconds=100), num_samples=4)) == 4
+    assert len(calls) == 2
+
+
 def test_a_length_of_0_gives_empty_texts(sampler):
     assert sampler.sample("abc", GenerationConfig(length=0), num_samples=3) == [""] * 3
 

@@ -125,6 +125,13 @@ def test_the_latest_and_the_best_are_kept_and_known_after_reopening(tmp_path):
     assert reopened.restore(1)[0]["x"] == 1
 
 
+def test_a_store_may_keep_the_latest_alone(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints", keep_latest=1)
+    for step in range(3):
+        store.save(step, {"x": np.float32([step])}, {})
+    assert store.steps() == [2]
+
+
 def test_a_metric_that_is_not_finite_is_never_best(tmp_path):
     store = CheckpointStore(tmp_path / "checkpoints")
     store.save(1, {"x": np.float32([1])}, {}, metric=math.nan)

@@ -26,7 +26,7 @@ from jaxgen.runs.logs import MetricsLog
 from jaxgen.sampling.transforms.constraints import Forbid
 from jaxgen.trainer import callbacks as pictures
 from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Sampled, Started
-from jaxgen.trainer.evaluate import build_optimizer
+from jaxgen.trainer.evaluate import EvalSchedule, build_optimizer
 from jaxgen.trainer.run import start
 from jaxgen.trainer.signals import StopSignals
 from jaxgen.trainer.trainer import MAX_STEPS_PER_CALL, Trainer, steps_per_call
@@ -332,3 +332,9 @@ def test_metrics_that_cannot_be_written_end_a_training(book, tmp_path):
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl"):
         run.train()
     assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [0]
+
+
+@pytest.mark.parametrize(("steps", "between"), [(7, 1), (10, 1), (25, 2), (1000, 100)])
+def test_by_default_there_are_ten_evaluations_with_at_least_one_step_between_them(steps, between, tmp_path):
+    schedule = EvalSchedule.of(language_config(tmp_path, tmp_path), steps, steps)
+    assert (schedule.evaluation, schedule.sample) == (between, between)
