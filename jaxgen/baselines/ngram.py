@@ -335,8 +335,8 @@ class NGramTask:
             logp = jnp.where(valid, self.log_probability(weights, carry, target), 0.0)
             if not top:  # avoids computing the logits of the whole vocabulary
                 return carry, Scored(logp, jnp.zeros((*target.shape, 0), jnp.int32), jnp.zeros((*target.shape, 0)))
-            likeliest, ids = lax.top_k(self.logits(weights, carry), top)
-            return carry, Scored(logp, ids.astype(jnp.int32), likeliest)
+            top_logp, ids = lax.top_k(self.logits(weights, carry), top)
+            return carry, Scored(logp, ids.astype(jnp.int32), top_logp)
 
         carry, scored = lax.scan(one, carry, tuple(field.T for field in (tokens, targets, reset, valid)))
         return carry, jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), scored)

@@ -197,8 +197,8 @@ def continuations(sampler: Sampler, state: DecoderState, n: int = 5, length: int
     check_int("The length of continuations", length, 1, MAX_CONTINUATIONS)
     logp = np.array(jax.nn.log_softmax(state.logits[0].astype(jnp.float32)))
     allowed = np.setdiff1d(np.arange(logp.size), sampler.forbidden)
-    likeliest = allowed[np.argsort(-logp[allowed], kind="stable")[:n]]
-    return [_continue_greedily(sampler, state, int(token), logp[token], length) for token in likeliest]
+    most_probable = allowed[np.argsort(-logp[allowed], kind="stable")[:n]]
+    return [_continue_greedily(sampler, state, int(token), logp[token], length) for token in most_probable]
 
 
 def _continue_greedily(

@@ -106,7 +106,7 @@ def test_what_is_missing_is_named_and_the_nearest_suggested():
     assert "ag_news" in message
 
 
-@pytest.mark.parametrize("spec", ["", "nul\0byte", "x" * 5000, "~nobody-here/x", "a/*\0"])
+@pytest.mark.parametrize("spec", ["", "nul\0byte", "~a\0b", "x" * 5000, "~nobody-here/x", "a/*\0"])
 def test_a_path_that_no_system_has_is_a_data_error(spec):
     assert "no file or folder" in refused(DataError, spec)
 
