@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -117,14 +118,16 @@ class NoRepeatNgram:
     def init(self, context: Context) -> History:
         prompt = np.asarray(context.prompt, np.int32)[-self.window :]
         tokens, shared = np.full((1, self.window + 1), -1, np.int32), np.zeros((1, self.window + 1), np.int32)
-        for token in prompt:
-            tokens, shared = _moved(np, tokens, shared, token[None])
+        if len(prompt):
+            tokens[0, -len(prompt) :] = prompt
+            shared[0, -len(prompt) :] = common_prefixes(prompt[::-1].tolist())[::-1]
         rows = (jnp.asarray(array.repeat(context.rows, 0)) for array in (tokens, shared))
         return History(jnp.int32(self.n), *rows)
 
     @staticmethod
     def update(state: History, logits: Logits, last: Last) -> tuple[History, Logits]:
-        tokens, shared = _moved(jnp, state.tokens, state.shared, last.token)
+        tokens = jnp.concatenate([state.tokens[:, 1:], last.token[:, None]], axis=1)
+        shared = jnp.where(tokens == last.token[:, None], state.shared + 1, 0)
         first = last.t == 0
         tokens, shared = jnp.where(first, state.tokens, tokens), jnp.where(first, state.shared, shared)
         rows, vocab = logits.shape
@@ -138,7 +141,17 @@ class NoRepeatNgram:
         return History(state.n, tokens, shared), unless_empty(left, logits)
 
 
-def _moved(xp: Any, tokens: Any, shared: Any, token: Any) -> tuple[Any, Any]:
-    """Append ``token`` [B] to the text and update ``shared``; ``xp`` is ``numpy`` or ``jax.numpy``."""
-    tokens = xp.concatenate([tokens[:, 1:], token[:, None]], axis=1)
-    return tokens, xp.where(tokens == token[:, None], shared + 1, 0)
+def common_prefixes(ids: Sequence[int]) -> list[int]:
+    """How many ids from each position on equal those from the start, in linear time.
+
+    This is the Z algorithm; Gusfield 1997, Algorithms on Strings, Trees and Sequences, section 1.4.
+    """
+    lengths, start, end = [len(ids)], 0, 0  # ids[start:end] equals ids[: end - start]
+    for i in range(1, len(ids)):
+        same = min(end - i, lengths[i - start]) if i < end else 0
+        while i + same < len(ids) and ids[same] == ids[i + same]:
+            same += 1
+        if i + same > end:
+            start, end = i, i + same
+        lengths.append(same)
+    return lengths
