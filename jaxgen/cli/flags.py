@@ -87,7 +87,13 @@ def parse(
     values = [str(getattr(default, name)) for name in fields] if default is not None else []
     with _escaped_output("".join([*map(str, args), *values])):
         parsed = tyro.cli(plain, args=list(args), prog=prog, description=description, config=(tyro.conf.DisallowNone,))
-    config = validate(kind, {name: getattr(parsed, name) for name in fields})
+    given = {name: getattr(parsed, name) for name in fields}
+    if default is not None:  # what is not given follows the preset
+        unchanged = fields.keys() - default.model_fields_set
+        given = {
+            name: value for name, value in given.items() if name not in unchanged or value != getattr(default, name)
+        }
+    config = validate(kind, given)
     for name, known in names.items():
         if (chosen := getattr(config, name, None)) is not None:
             choose(chosen, known, name)

@@ -163,12 +163,10 @@ def config_from_flags(kind: type[TrainConfig], args: list[str]) -> tuple[TrainCo
     if resuming and run is not None:
         values = {**LoadedRun.open(run).config.model_dump(), "run": run, **values}
     else:
-        name = flag_value(args, "--preset") or values.get("preset", kind.model_fields["preset"].default)
-        preset = dict(kind.presets[choose(str(name), kind.presets, "preset")][1])
-        preset.pop("steps", None)  # a default for the number of steps, which --epochs and --minutes replace
-        values = {**preset, **values, "preset": name}
+        preset = flag_value(args, "--preset")  # the other flags have its values as defaults
+        values |= {} if preset is None else {"preset": preset}
     if any(flag_value(args, f"--{name}") is not None for name in LENGTHS):
-        values |= dict.fromkeys(LENGTHS)  # they replace each other
+        values = {name: value for name, value in values.items() if name not in LENGTHS}  # they replace each other
     default = validate(kind, values, f"{file}: " if file else "")
     config, _ = parse(
         kind,

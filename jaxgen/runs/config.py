@@ -7,9 +7,9 @@ import os
 import platform
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import jax
 import jaxlib
@@ -129,6 +129,28 @@ class TrainConfig(BaseModel):
     tensorboard: bool = False
     """Also write TensorBoard events (needs the extra jaxgen[tb])."""
 
+    if not TYPE_CHECKING:  # type checkers derive the arguments from the fields
+
+        def __init__(self, **values: Any) -> None:
+            """The settings that are given, else those of the preset. Raises ``UsageError`` for all that is wrong.
+
+            ``model_fields_set`` has the names of those that are given.
+            """
+            given = {name: _plain(value) for name, value in values.items()}
+            name = given.get("preset", type(self).model_fields["preset"].default)
+            preset = dict(self.presets[name][1]) if isinstance(name, str) and name in self.presets else {}
+            preset.pop("steps", None)  # a default, which epochs and minutes replace; see ``num_steps``
+            try:
+                super().__init__(**{**preset, **given})
+            except ValidationError as error:
+                raise UsageError(describe_errors(error, type(self))) from None
+            self.model_fields_set.intersection_update(given)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """The same settings with some others, checked as new ones are; those of another preset follow it."""
+        del deep  # the settings are immutable
+        return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **(update or {})})
+
     @field_validator("run", "init_from")
     @classmethod
     def _can_be_a_folder(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -193,11 +215,23 @@ def _suggest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
+def _plain(value: Any) -> Any:
+    """A setting in the types of the fields: no paths, lists, or scalars of NumPy and JAX."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
 def validate(kind: type[Config], values: dict[str, Any], source: str = "") -> Config:
     """Validate plain values strictly. Raises one ``UsageError`` for all that is wrong, prefixed with ``source``."""
-    lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
-        return kind.model_validate(lists_as_tuples)
+        return kind(**{name: _plain(value) for name, value in values.items()})
+    except UsageError as error:
+        raise UsageError(f"{source}{error}") from None
     except ValidationError as error:
         raise UsageError(f"{source}{describe_errors(error, kind)}") from None
 

@@ -62,7 +62,7 @@ def pictures(folder: Path) -> Examples:
     return Examples({"data": (str(folder),), "val_data": (str(folder),), **sizes}, paths, WORDS)
 
 
-SMALL = {"cell": "gru", "hidden": 16, "lr": 0.03, "steps": 60}
+SMALL = {"preset": "tiny", "cell": "gru", "hidden": 16, "lr": 0.03, "steps": 60}
 
 CASES: dict[str, Case] = {
     "caption": Case(pictures, SMALL | {"steps": 90}, lambda answer: answer["text"]),

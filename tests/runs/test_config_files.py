@@ -8,10 +8,11 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from edited import edit
 
-from jaxgen.cli.train import main
+from jaxgen.cli.train import config_from_flags, main
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.config import MAX_CONFIG_BYTES, read_toml, validate
@@ -128,3 +129,42 @@ def test_an_altered_configuration_of_a_run_exits_with_4(keys, value, made, tmp_p
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
+
+
+PRESETS = [(data.Config, name) for data in DATA.values() for name in data.Config.presets]
+
+
+@pytest.mark.parametrize(("kind", "name"), PRESETS)
+def test_the_library_and_the_command_apply_a_preset_in_the_same_way(kind, name):
+    values = {key: value for key, value in kind.presets[name][1].items() if key != "steps"}
+    config = kind(preset=name, seed=5)
+    assert {key: getattr(config, key) for key in values} == values
+    assert config.steps is None, "the steps of a preset are a default, which epochs and minutes replace"
+    assert config.model_fields_set == {"preset", "seed"}
+    command, _ = config_from_flags(kind, ["--preset", name, "--seed", "5"])
+    assert (command, command.model_fields_set) == (config, config.model_fields_set)
+
+
+@pytest.mark.parametrize("kind", [data.Config for data in DATA.values()])
+def test_what_is_given_overrides_the_preset_also_in_copies_and_when_it_is_read_again(kind):
+    config = kind(preset="tiny", hidden=7)
+    assert config.hidden == 7
+    assert kind(preset="tiny").changes(config) == ["hidden"]
+    read = validate(kind, json.loads(json.dumps(config.model_dump(mode="json"))))
+    assert read == config
+    assert read.changes(config) == []
+    assert config.model_copy(update={"preset": "small"}) == kind(preset="small", hidden=7)
+    assert kind.model_validate({"preset": "tiny", "hidden": 7}) == config
+
+
+def test_settings_may_be_paths_lists_and_numpy_numbers(tmp_path):
+    kind = DATA["language"].Config
+    config = kind(data=[tmp_path / "a"], run=tmp_path / "r", hidden=np.int64(8), lr=np.float32(0.5), tie=np.True_)
+    assert config == kind(data=(str(tmp_path / "a"),), run=str(tmp_path / "r"), hidden=8, lr=0.5, tie=True)
+    assert kind(data=tmp_path / "a").data == (str(tmp_path / "a"),)
+
+
+@pytest.mark.parametrize("wrong", [{"hidden": "8"}, {"hiden": 8}, {"preset": "lagre"}, {"preset": [1]}, {"lr": -1.0}])
+def test_settings_that_cannot_be_used_are_a_usage_error(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        DATA["language"].Config(**wrong)

@@ -34,7 +34,9 @@ def table(tmp_path):
 
 def load(table, codec=None, **options):
     columns = {"text_column": ("t",), "label_column": "l", "val_data": (table,)}
-    return ClassifyData.load(ClassifyConfig(**{"data": (table,), **columns, "batch_size": 4, **options}), codec)
+    return ClassifyData.load(
+        ClassifyConfig(**{"preset": "tiny", "data": (table,), **columns, "batch_size": 4, **options}), codec
+    )
 
 
 # Settings
