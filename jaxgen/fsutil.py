@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from jaxgen.errors import CheckpointError
+from jaxgen.errors import CheckpointError, UsageError
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 64
@@ -45,19 +46,101 @@ RESUME = "repeat the command with `--resume auto`"
 def replace_file(path: Path, data: bytes, advice: str = "repeat the command") -> None:
     """Write a file atomically: a reader or a crash sees the old content or the new one, never a part.
 
-    Raises ``CheckpointError``, which ends with ``advice``, if it cannot be written.
+    The file is one that jaxgen names; ``write_output`` writes to those that users name. Raises ``CheckpointError``,
+    which ends with ``advice``, if it cannot be written, or is a pipe or a device.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    _replace(path, data, advice, None)
+
+
+def _replace(path: Path, data: bytes, advice: str, former: os.stat_result | None) -> None:
+    """``replace_file``; the new file gets the permissions and, if possible, the owner of ``former``."""
+    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with write_errors(path, advice, len(data)):
+        if path.exists() and not (path.is_file() or path.is_dir() or path.is_symlink()):
+            raise CheckpointError(f"{path} is not a regular file. Remove it, then {advice}.")
         try:
             with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            if former is not None:
+                if hasattr(os, "chown"):
+                    with suppress(OSError):
+                        os.chown(temporary, former.st_uid, former.st_gid)
+                os.chmod(temporary, stat.S_IMODE(former.st_mode))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+def check_output(path: str | os.PathLike[str], what: str = "The path") -> None:
+    """Raise ``UsageError``, which begins with ``what``, if ``write_output`` cannot write to ``path``. Opens nothing."""
+    if problem := _output_problem(os.fspath(path)):
+        raise UsageError(
+            f"{what} is {os.fspath(path)!r}, which {problem}: give a file in a folder that you may write to, a pipe, "
+            "or a character device."
+        )
+
+
+def write_output(path: str | os.PathLike[str], data: bytes, what: str = "The path") -> None:
+    """Write ``data`` to a path that a user named.
+
+    Links are followed. A regular file is replaced atomically and keeps its permissions. Data is written into pipes and
+    character devices, and into the file of standard output (``/dev/stdout``).
+
+    Raises:
+        UsageError: ``check_output`` refuses the path.
+        CheckpointError: The system refuses to write.
+    """
+    check_output(path, what)
+    status = os.stat(path) if os.path.exists(path) else None
+    if status is None or (stat.S_ISREG(status.st_mode) and status.st_nlink and not _standard_stream(status)):
+        _replace(Path(path).resolve(), data, "repeat the command", status)
+        return
+    with write_errors(Path(path), "repeat the command"):
+        if number := _standard_stream(status):
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+        with open(os.dup(number) if number else path, "wb") as file:
+            file.write(data)
+
+
+def _output_problem(path: str) -> str | None:
+    """Why ``write_output`` cannot write to ``path``, as the end of a sentence."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        if os.path.islink(path):
+            return "is a link to a file that does not exist"
+        if not path or path.endswith(os.sep):
+            return "does not name a file"
+        status = None
+    except (OSError, ValueError) as error:  # ValueError: a NUL character
+        return f"cannot be used ({getattr(error, 'strerror', None) or error})"
+    if status is not None:
+        if _standard_stream(status):
+            return None
+        for test, name in ((stat.S_ISDIR, "folder"), (stat.S_ISSOCK, "socket"), (stat.S_ISBLK, "block device")):
+            if test(status.st_mode):
+                return f"is a {name}"
+        if not os.access(path, os.W_OK):
+            return "is write-protected"
+        if not stat.S_ISREG(status.st_mode) or not status.st_nlink:
+            return None
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():
+        return "is in a folder that does not exist"
+    return None if os.access(folder, os.W_OK | os.X_OK) else "is in a folder where you may not write"
+
+
+def _standard_stream(status: os.stat_result) -> int | None:
+    """The number of the standard output or error with this ``os.stat``; ``None`` if it is neither."""
+    for number in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(status, os.fstat(number)):
+                return number
+    return None
 
 
 def open_regular(path: Path) -> BinaryIO:

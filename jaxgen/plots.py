@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+#: Where a figure is written: a path of jaxgen's own (``write_output`` is for those of users), or an open file.
+Target = str | os.PathLike[str] | BinaryIO
 INK, GREY, GRID = "#22262e", "#737985", "#e4e6ea"
 TRAIN, VALIDATION, RATE = "#4c78a8", "#d9622b", "#3f8f6b"
 #: Inches around a cropped figure, and between maps.
@@ -31,7 +33,7 @@ GAP = 0.25
 
 
 @contextmanager
-def figure_file(path: str | os.PathLike[str], width: float, height: float, *, crop: bool = False) -> Iterator[Figure]:
+def figure_file(path: Target, width: float, height: float, *, crop: bool = False) -> Iterator[Figure]:
     """An empty figure of ``width`` x ``height`` inches at 100 pixels per inch, written to ``path`` as PNG at the end.
 
     With ``crop``, the file shows what was drawn instead of that area. Matplotlib prints no messages. Raises
@@ -54,7 +56,10 @@ def figure_file(path: str | os.PathLike[str], width: float, height: float, *, cr
             figure.savefig(buffer, format="png", dpi=figure.dpi, bbox_inches=area, pad_inches=GAP)
         finally:
             logger.setLevel(level)
-    replace_file(Path(path), buffer.getvalue(), "plot again")
+    if isinstance(path, (str, os.PathLike)):
+        replace_file(Path(path), buffer.getvalue(), "plot again")
+    else:
+        path.write(buffer.getvalue())
 
 
 def style_axes(axes: Axes, grid: Literal["both", "y"]) -> None:
@@ -104,7 +109,7 @@ class Mark(NamedTuple):
     text: str
 
 
-def draw_losses(metrics: Sequence[Row], path: str | os.PathLike[str], title: str, target: str, best: Best) -> None:
+def draw_losses(metrics: Sequence[Row], path: Target, title: str, target: str, best: Best) -> None:
     """Plot the losses of ``metrics`` (rows of ``metrics.jsonl``; any value may be absent) as a PNG at ``path``.
 
     1000 x 600 pixels: training loss per step and smoothed, validation loss with the ``best`` checkpoint, bits per
@@ -240,7 +245,7 @@ COLUMNS, IMAGE_SIDE, MAX_TOKEN, MIN_OPACITY = 8, 1.3, 14, 0.12
 MAX_ROWS = 24
 
 
-def draw_attention(maps: Sequence[AttentionMap], path: str | os.PathLike[str]) -> None:
+def draw_attention(maps: Sequence[AttentionMap], path: Target) -> None:
     """Plot each of ``maps`` as a heat map, side by side and with cells of one size, as a PNG at ``path``.
 
     A row is a generated token, a column a source position; darker cells have more weight. Maps whose source positions
@@ -261,7 +266,7 @@ def draw_attention(maps: Sequence[AttentionMap], path: str | os.PathLike[str]) -
     _draw_images(panels[: MAX_ROWS * COLUMNS], path, COLUMNS, IMAGE_SIDE)
 
 
-def _draw_heat_maps(maps: Sequence[AttentionMap], path: str | os.PathLike[str]) -> None:
+def _draw_heat_maps(maps: Sequence[AttentionMap], path: Target) -> None:
     slanted = any(len(label) > 1 for each in maps for label in each.source)
     slant: dict[str, Any] = {"rotation": 60, "ha": "left", "rotation_mode": "anchor"} if slanted else {}
     with figure_file(path, 1, 1, crop=True) as figure:  # of one inch, so that places in it are in inches
@@ -310,7 +315,7 @@ def draw_contact_sheet(
     images: Sequence[np.ndarray],
     captions: Sequence[str],
     references: Sequence[Sequence[str]],
-    path: str | os.PathLike[str],
+    path: Target,
 ) -> None:
     """Draw ``images`` (uint8 [Y, X, 3]) with ``captions`` as a PNG at ``path``.
 
@@ -327,7 +332,7 @@ def _wrap(text: str) -> str:
     return "\n".join(textwrap.wrap(text, LINE_LENGTH, max_lines=MAX_LINES, placeholder=" …"))
 
 
-def _draw_images(panels: Sequence[Panel | None], path: str | os.PathLike[str], columns: int, side: float) -> None:
+def _draw_images(panels: Sequence[Panel | None], path: Target, columns: int, side: float) -> None:
     """Draw ``panels`` in rows of ``columns`` images of ``side`` inches; nothing in the place of a ``None``."""
     rows = math.ceil(len(panels) / columns)
     shown = [panel for panel in panels if panel]
@@ -351,7 +356,7 @@ MAX_COUNTED = 20
 MAX_LABEL = 18
 
 
-def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: str | os.PathLike[str], title: str) -> None:
+def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: Target, title: str) -> None:
     """Plot ``confusion`` [true label, predicted label] (counts) as a PNG at ``path``.
 
     Colours show shares of the texts with the same true label.
@@ -388,7 +393,7 @@ Point = tuple[float, float, str]
 PANELS = (("logp", "mean log-likelihood (nats a token)", 1.0), ("known_words", "words known from training (%)", 100.0))
 
 
-def draw_quality(rows: Sequence[Row], real: Row | None, path: str | os.PathLike[str], title: str, unit: str) -> None:
+def draw_quality(rows: Sequence[Row], real: Row | None, path: Target, title: str, unit: str) -> None:
     """Plot ``rows`` (temperature, logp, known_words, distinct) and the row of ``real`` text as a PNG at ``path``.
 
     1000 x 600 pixels: mean log-likelihood against distinct-2, and beside it the share of known words where the rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from jaxgen.cli.common import log, one_line, run_command, write_out
 from jaxgen.cli.flags import Excludes, ExtraFlag, RunConfig, check_flags, parse
 from jaxgen.errors import DataError, UsageError
+from jaxgen.fsutil import check_output, replace_file, write_output
 
 if TYPE_CHECKING:
     from jaxgen.inference.loading import LoadedRun
@@ -68,6 +70,8 @@ class EvaluateConfig(RunConfig):
     """PNG file of the plot. Default: quality.png in the folder of the run."""
 
 
+#: The plot in the folder of the run.
+PLOT = "quality.png"
 RULES = (Excludes("--plot", ("--no-plot",), "names the file of the plot"),)
 
 
@@ -86,8 +90,11 @@ def evaluate(args: list[str]) -> None:
     config, extra = parse(EvaluateConfig, args, prog="jaxgen evaluate", description=DESCRIPTION, extra=flags)
     run = one_run(config.run, extra["runs"])
     check_flags(RULES, config, args, extra)
-    if config.plot is not None and Path(config.plot).suffix.lower() != ".png":
-        raise UsageError(f"--plot is {config.plot!r}, but the plot is a PNG: give a name that ends in .png.")
+    if config.plot is not None:
+        check_output(config.plot, "--plot")
+        special = os.path.exists(config.plot) and not os.path.isfile(config.plot)  # a pipe or a device
+        if not special and Path(config.plot).suffix.lower() != ".png":
+            raise UsageError(f"--plot is {config.plot!r}, but the plot is a PNG: give a name that ends in .png.")
 
     from jaxgen.cli.sampling_flags import with_condition_flags
     from jaxgen.inference import quality
@@ -99,7 +106,9 @@ def evaluate(args: list[str]) -> None:
     settings = GenerationConfig(config.length, seed=config.seed, block=config.block)
     need_backend()
     saved = LoadedRun.open(run, "evaluate")
-    plot = None if extra["no_plot"] else plot_path(config.plot, saved.directory.path)
+    plot = saved.directory.path / PLOT
+    if config.plot is None and not extra["no_plot"] and (plot.is_dir() or not os.access(plot.parent, os.W_OK)):
+        raise UsageError(f"The plot cannot be written to {plot}: give --plot FILE, or --no-plot.")
     reference = read_reference(saved, config.require_data)
     sampler = with_condition_flags(Sampler.load(saved.directory.path), config, note=False)
     began = time.perf_counter()
@@ -126,9 +135,13 @@ def evaluate(args: list[str]) -> None:
         log(f"texts under the conditions of validation texts: {shown}{', …' * (len(result.drawn) > MAX_CONDITIONS)}")
     elif reference is not None and result.validation is None and sampler.condition is not None:
         log(f"note: no validation text is under {sampler.condition}, so that there is no row to compare with.")
-    if plot is not None:
-        draw_plot(result, plot, saved)
-        log(f"plot: {plot}")
+    if not extra["no_plot"]:
+        picture = draw_plot(result, saved)
+        if config.plot is None:
+            replace_file(plot, picture)
+        else:
+            write_output(config.plot, picture, "--plot")
+        log(f"plot: {config.plot or plot}")
     log(f"{tokens:,} tokens drawn and measured in {time.perf_counter() - began:.1f} s")
 
 
@@ -138,17 +151,6 @@ def one_run(flag: str | None, arguments: Sequence[str]) -> str | None:
     if len(given) > 1:
         raise UsageError(f"Two runs were given, {given[0]} and {given[1]}: give one of them.")
     return arguments[0] if arguments else flag
-
-
-def plot_path(given: str | None, run: Path) -> Path:
-    """The file of the plot. Raises ``UsageError`` if it cannot be written, before any work is done."""
-    path = run / "quality.png" if given is None else Path(given)
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UsageError(
-            f"The plot cannot be written to {path}: give the name of a file in a folder that you may write to with "
-            "--plot FILE, or --no-plot."
-        )
-    return path
 
 
 def read_reference(saved: LoadedRun, required: bool) -> ReferenceData | None:
@@ -164,14 +166,15 @@ def read_reference(saved: LoadedRun, required: bool) -> ReferenceData | None:
         return None
 
 
-def draw_plot(result: QualityReport, path: Path, saved: LoadedRun) -> None:
-    """Plot ``result``."""
+def draw_plot(result: QualityReport, saved: LoadedRun) -> bytes:
+    """The plot of ``result`` as PNG."""
     from jaxgen.plots import draw_quality
 
-    values = result.to_json()
+    values, picture = result.to_json(), io.BytesIO()
     name = saved.directory.path.resolve().name
     title = f"{name}: quality against diversity, {result.rows[0].texts} texts at each temperature"
-    draw_quality(values["rows"], values["validation"], path, title, result.unit)
+    draw_quality(values["rows"], values["validation"], picture, title, result.unit)
+    return picture.getvalue()
 
 
 def report(result: QualityReport, documents: bool = False, width: int | None = None) -> str:

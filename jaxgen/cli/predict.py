@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -11,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jaxgen.cli.common import json_line, log, read_byte_lines, run_command, write_out
 from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, check_flags, is_written, parse
-from jaxgen.errors import CheckpointError, DataError, UsageError
+from jaxgen.errors import DataError, UsageError
+from jaxgen.fsutil import check_output, write_output
 
 if TYPE_CHECKING:
     from jaxgen.inference.predictor import Answer, DecodingConfig, Predictor, Source, UnreadableInput
@@ -88,6 +90,8 @@ def predict(args: list[str]) -> None:
     from jaxgen.inference.predictor import DecodingConfig, Predictor
     from jaxgen.runtime import need_backend
 
+    if config.attention is not None:
+        check_output(config.attention, "--attention")
     need_backend()
     predictor = Predictor.load(config.run)
     codec, writes_texts = predictor.codec, predictor.task.ANSWER == "texts"
@@ -168,7 +172,7 @@ def plot_attention(predictor: Predictor, inputs: Sequence[Source], decoding: Dec
     """Plot the attention weights for these inputs, except those that cannot be read.
 
     Raises:
-        UsageError: The plot cannot be written, or there is no input.
+        UsageError: There is no input.
         DataError: None of the inputs can be read.
     """
     from jaxgen.plots import draw_attention
@@ -184,7 +188,6 @@ def plot_attention(predictor: Predictor, inputs: Sequence[Source], decoding: Dec
         raise first_error
     if not maps:
         raise UsageError("There is no input for --attention to plot: give one that is not empty.")
-    try:
-        draw_attention(maps, path)
-    except CheckpointError as error:
-        raise UsageError(f"--attention {path} cannot be drawn. {error}") from None
+    picture = io.BytesIO()
+    draw_attention(maps, picture)
+    write_output(path, picture.getvalue(), "--attention")

@@ -20,6 +20,7 @@ from jaxgen.cli.sampling_flags import (
     with_condition_flags,
 )
 from jaxgen.errors import UsageError
+from jaxgen.fsutil import check_output
 
 if TYPE_CHECKING:
     from jaxgen.inference.generation_config import GenerationConfig
@@ -73,6 +74,8 @@ def sample(args: list[str]) -> None:
     config, extra = parse(SampleConfig, args, prog="sample.py", description=DESCRIPTION, extra=flags)
     several = ("several values of --temperature",) if len(config.temperature) > 1 else ()
     check_flags(RULES, config, args, extra, even_default=EVEN_DEFAULT, also=several)
+    if config.save_state is not None:
+        check_output(config.save_state, "--save-state")
     prompt = read_prompt(config)
 
     from jaxgen.inference.sampler import Sampler, check_best

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.fsutil import dump_json, json_sha256, parse_json, replace_file
+from jaxgen.fsutil import dump_json, json_sha256, parse_json, write_output
 from jaxgen.runs.manifest import array_sha256, decode_arrays, encode_arrays, metadata
 from jaxgen.types import Array, Carry
 
@@ -24,13 +24,7 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str
     """Write arrays to one safetensors file, with the JSON values ``about`` and a digest of both in its header."""
     values = json.loads(dump_json(dict(about)))
     data = encode_arrays(arrays, {"about": json.dumps(values), "sha256": _digest(arrays, values)})
-    try:
-        replace_file(path, data)
-    except (CheckpointError, ValueError) as error:  # a name with a NUL character, or that of a folder
-        reason = getattr(error.__cause__, "strerror", None) or error
-        raise CheckpointError(
-            f"{path} cannot be written: {reason}. Give the name of a file that you may write."
-        ) from None
+    write_output(path, data)
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:

@@ -209,7 +209,7 @@ def test_a_state_that_cannot_be_saved_is_told_and_the_session_goes_on(talk, name
     done = talk("The", f"/save {name}", "on")
     assert (done.code, done.out) == (0, talk("The", "on").out)
     assert done.err.count("error: ") == 1
-    assert re.search("cannot be written: |NUL", done.err)
+    assert re.search("folder|NUL|null|too long|user", done.err)
     assert list(here.iterdir()) == []
 
 

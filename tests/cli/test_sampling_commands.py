@@ -399,7 +399,7 @@ def test_closed_standard_input_is_told(sample, replay, score, run, monkeypatch):
 
 def test_a_state_that_cannot_be_written_is_told_without_advice_of_another_command(sample, run):
     done = sample("--run", run, "--save-state", "nowhere/s.npz")
-    assert (done.code, "nowhere/s.npz" in done.err, "--resume" in done.err) == (4, True, False)
+    assert (done.code, "nowhere/s.npz" in done.err, "--resume" in done.err) == (2, True, False)
 
 
 def test_a_word_is_named_with_and_without_the_blank_that_its_token_may_have():
