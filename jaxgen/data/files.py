@@ -8,6 +8,7 @@ import glob
 import gzip
 import hashlib
 import io
+import itertools
 import os
 import stat
 import sys
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxgen.data.datasets import BUILTIN, NAMED
-from jaxgen.errors import DataError
+from jaxgen.errors import DataError, listed
+from jaxgen.runs.directory import holds_run
 
 #: Progress is reported for at least this many bytes or characters.
 REPORTED_FROM = 1 << 24
@@ -76,12 +78,17 @@ def expand_path(spec: str) -> Path:
     return Path(os.path.expanduser(spec))
 
 
-def find_paths(spec: str, sets: Iterable[str] = (*BUILTIN, *NAMED)) -> list[Path]:
+def find_paths(
+    spec: str, sets: Iterable[str] = (*BUILTIN, *NAMED), watch: ProgressReporter = NO_PROGRESS
+) -> list[Path]:
     """Returns the files that a path, folder or glob names, sorted.
+
+    Runs in a folder, or in the folders that match a glob, are left out: their checkpoints and samples are not data.
 
     Args:
         spec: The path, folder or glob.
         sets: Names of data sets that could have been given instead, for the message.
+        watch: Receives a note of the runs that were left out.
 
     Raises:
         DataError: There is no such file, or it cannot be read.
@@ -95,15 +102,22 @@ def find_paths(spec: str, sets: Iterable[str] = (*BUILTIN, *NAMED)) -> list[Path
         if not glob.has_magic(spec):
             raise _not_found(spec, list(sets)) from None
         paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
+        paths = _without_runs(paths, path, watch)
         if not paths:
             raise DataError(
                 f"No file matches the pattern {spec!r}. Check the pattern and the current folder."
             ) from None
         return paths
     if stat.S_ISDIR(mode):
-        paths = [file for file in walk_files(path) if file.is_file()]
+        if holds_run(path):
+            raise DataError(
+                f"The folder {spec!r} is a run of jaxgen, not data. Name the file in it that you want to read."
+            )
+        paths = [file for file in walk_files(path, watch) if file.is_file()]
         if not paths:
-            raise DataError(f"The folder {str(path)!r} has no files, apart from hidden ones. Give a folder with text.")
+            raise DataError(
+                f"The folder {str(path)!r} has no files, apart from hidden ones and runs. Give a folder with text."
+            )
         return paths
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
         raise DataError(f"{spec!r} is a device or a socket. Give a file, a folder or a glob.")
@@ -124,17 +138,39 @@ def _not_found(spec: str, names: list[str]) -> DataError:
     )
 
 
-def walk_files(root: Path) -> list[Path]:
-    """Returns all files under a folder that are not hidden, sorted; ``DataError`` if a folder cannot be listed."""
+def walk_files(root: Path, watch: ProgressReporter = NO_PROGRESS) -> list[Path]:
+    """Returns all files under a folder that are not hidden or part of a run, sorted.
+
+    Raises ``DataError`` if a folder cannot be listed. ``watch`` receives a note of the runs that were left out.
+    """
 
     def refuse(error: OSError) -> None:
         raise DataError(f"The folder {error.filename} cannot be listed: {error.strerror}. Make it readable.")
 
-    paths = []
+    paths, runs = [], []
     for here, folders, files in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = [Path(here, name) for name in sorted(folders) if not name.startswith(".")]
+        found = {path for path in inside if holds_run(path)}
+        runs += [path for path in inside if path in found]
+        folders[:] = [path.name for path in inside if path not in found]
         paths += [Path(here, name) for name in files if not name.startswith(".")]
+    _note_runs(runs, watch)
     return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _without_runs(paths: list[Path], pattern: Path, watch: ProgressReporter) -> list[Path]:
+    """Returns the matches of a glob without those in a run, unless the pattern itself names the run."""
+    fixed = len(list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts)))
+    folders = {folder for path in paths for folder in path.parents if len(folder.parts) > fixed}
+    runs = {folder for folder in folders if holds_run(folder)}
+    _note_runs(sorted(runs), watch)
+    return [path for path in paths if runs.isdisjoint(path.parents)]
+
+
+def _note_runs(runs: list[Path], watch: ProgressReporter) -> None:
+    if runs:
+        names = listed(map(str, runs), 3)
+        watch.note(f"Left out of the data, because they are runs: {names}. To read a file of a run, name it.")
 
 
 def check_readable(paths: Iterable[str]) -> None:

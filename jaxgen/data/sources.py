@@ -192,7 +192,7 @@ def open_texts(
             continue
         named = NAMED.get(spec)
         column = named.text_column if named and text_column is None else text_column
-        for path in [fetch(file) for file in named.files] if named else find_paths(spec):
+        for path in [fetch(file) for file in named.files] if named else find_paths(spec, watch=watch):
             text = FileText(path, level, counter.add)
             with suppress(OSError):  # reading the file raises the error
                 counter.total += os.stat(path).st_size

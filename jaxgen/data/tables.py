@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxgen.data.batches import permutation
 from jaxgen.data.datasets import NAMED, fetch
-from jaxgen.data.files import FilesDigest, FileText, find_paths, whole_lines
+from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, find_paths, whole_lines
 from jaxgen.errors import DataError, UsageError
 from jaxgen.tokenizers.base import Text, in_pieces
 
@@ -68,13 +68,19 @@ def table_kind(path: Path) -> str | None:
     return _KINDS.get(Path(name).suffix)
 
 
-def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | None = None) -> Table:
+def read_table(
+    specs: Sequence[str],
+    columns: Sequence[Column],
+    header: bool | None = None,
+    watch: ProgressReporter = NO_PROGRESS,
+) -> Table:
     """Reads columns of CSV, TSV and JSONL files (also ``.gz``), of folders and globs of them, or of named sets.
 
     Args:
         specs: What to read.
         columns: The columns to keep, by name or by position from 1.
         header: Whether the first row is a header. By default it is one if the columns are given by name.
+        watch: Receives notes.
 
     Raises:
         DataError: A file cannot be read, is malformed, or changed while it was read.
@@ -87,7 +93,7 @@ def read_table(specs: Sequence[str], columns: Sequence[Column], header: bool | N
     digests: list[bytes] = []
     for spec in specs:
         named = NAMED.get(spec)
-        for path in [fetch(file) for file in named.files] if named else find_paths(spec):
+        for path in [fetch(file) for file in named.files] if named else find_paths(spec, watch=watch):
             kind = table_kind(path)
             if kind is None:
                 raise UsageError(

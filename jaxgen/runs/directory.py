@@ -14,6 +14,7 @@ from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import RESUME, dump_json, load_json, not_regular, replace_file
 from jaxgen.runs.checkpoints import CheckpointStore, is_folder
 from jaxgen.runs.lock import LOCK, creation_errors, probe_file
+from jaxgen.runs.manifest import MANIFEST
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -157,6 +158,22 @@ class RunDirectory:
         if self.checkpoints_path.is_dir():
             times += [entry.stat().st_mtime for entry in os.scandir(self.checkpoints_path) if entry.name[0] != "."]
         return max(times), self.path.name
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run, a damaged one without its ``config.json``, or the files of a killed start."""
+    run = RunDirectory(folder)
+    if run.exists():
+        with suppress(CheckpointError, TypeError):
+            if {"config", "resolved", "task"} <= {*run.read_json(CONFIG)}:
+                return True
+    try:
+        if is_folder(run.checkpoints_path) and any(run.checkpoints_path.glob(f"[0-9]*/{MANIFEST}")):
+            return True
+        visible = {entry for entry in os.listdir(folder) if not entry.startswith(".")}
+    except OSError:
+        return False
+    return TOKENIZER in visible and visible <= {CHECKPOINTS, TOKENIZER}
 
 
 def _make_numbered(root: Path, task: str) -> Path:

@@ -254,8 +254,8 @@ class RowsData(TaskData):
 
     @staticmethod
     @abstractmethod
-    def read(config: Any) -> RowSplits[Any]:
-        """Reads the data and splits them."""
+    def read(config: Any, watch: ProgressReporter = NO_PROGRESS) -> RowSplits[Any]:
+        """Reads the data and splits them; ``watch`` receives notes."""
 
     @staticmethod
     @abstractmethod
@@ -279,8 +279,7 @@ class RowsData(TaskData):
     @classmethod
     def load(cls, config: Any, codec: Any = None, watch: ProgressReporter = NO_PROGRESS) -> RowsData:
         """As ``TaskData.load``; also raises ``DataError`` if no row is short enough to train on."""
-        del watch  # the data fit into memory and are read quickly
-        raw = cls.read(config)
+        raw = cls.read(config, watch)
         codec = cls.new_codec(config, raw) if codec is None else cls.reuse_codec(codec, config, raw)
         data = cls(config, codec, raw)
         if not len(data.splits["train"]):  # encodes now: an error must come before compilation

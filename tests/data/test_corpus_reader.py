@@ -61,6 +61,40 @@ def test_a_glob_is_read_in_sorted_order_and_goes_into_folders():
     assert read_texts(["**/*.txt"]).texts == ["a.txt", "b.txt", "d/c.txt"]
 
 
+RUNS = {
+    "a run": {"r/config.json": '{"task": "", "config": {}, "resolved": {}}', "r/samples.txt": "x"},
+    "a run without its configuration": {"r/checkpoints/00000010/manifest.json": "{}", "r/metrics.jsonl": "x"},
+    "a start that was killed": {"r/tokenizer.json": "{}", "r/checkpoints/.tmp-1/model": "x"},
+}
+
+
+@pytest.mark.parametrize("files", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("spec", [".", "d", "**/*", "d/*/*"])
+def test_runs_in_a_folder_are_left_out_and_noted(files, spec):
+    write("d/a/text.txt", "text")
+    for name, content in files.items():
+        write(f"d/{name}", content)
+    with pytest.warns(UserWarning, match="runs: 'd/r'") as notes:
+        assert read_texts([spec]).texts == ["text"]
+    assert len(notes) == 1
+    last = list(files)[-1]
+    for named in (f"d/{last}", f"{Path('d', last).parent}/[m-s]*"):  # what is named is read
+        assert read_texts([named]).texts == [files[last]]
+
+
+def test_a_folder_that_is_a_run_is_refused():
+    write("r/checkpoints/00000010/manifest.json", "{}")
+    assert "'r' is a run" in refused(DataError, "r")
+    with pytest.warns(UserWarning, match="runs: 'r'"):
+        assert "no files" in refused(DataError, ".")
+
+
+def test_configurations_and_checkpoints_of_others_are_data():
+    for name in ("config.json", "tokenizer.json", "vocab.json", "checkpoints/1.txt"):
+        write(f"d/model/{name}", '{"task": "text"}')
+    assert len(read_texts(["d"]).texts) == 4
+
+
 def test_a_file_whose_name_looks_like_a_glob_is_that_file():
     assert read_texts([write("a[1].txt", "x")]).texts == ["x"]
 

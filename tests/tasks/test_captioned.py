@@ -45,6 +45,16 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("photos")
 
 
+def test_the_pictures_of_a_run_are_no_images(photos):
+    table("photos/captions.csv")
+    for name in ("tokenizer.json", "checkpoints/00000010/manifest.json", "attention.png"):
+        path = photos / "run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    with pytest.warns(UserWarning, match="runs"):
+        assert sum(map(len, read(["photos"], None).splits.values())) == len(NAMES)
+
+
 def table(path: str, rows: list[tuple[str, str]] = ROWS) -> str:
     Path(path).write_text("image,caption\n" + "".join(f"{name},{caption}\n" for name, caption in rows))
     return path

@@ -40,6 +40,14 @@ def pairs(rows):
 # What is read
 
 
+def test_a_run_beside_class_folders_is_no_class():
+    for label, n in (("a", 1), ("a", 2), ("b", 1), ("b", 2)):
+        write(f"{label}/{n}.txt", f"{label} {n}")
+    write("runs/classify-1/checkpoints/00000010/manifest.json", "{}")
+    with pytest.warns(UserWarning, match="runs"):
+        assert labels(read(".", text=None, label=None, val_rows=1)) == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("name", "table"),
     [

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, Strict, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from jaxgen.data.files import FilesDigest, expand_path, read_bytes
+from jaxgen.data.files import NO_PROGRESS, FilesDigest, ProgressReporter, expand_path, read_bytes
 from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import STRICT
 from jaxgen.metrics import caption_scores
@@ -237,7 +237,7 @@ class Captioned:
         return replace(self, arrays=arrays, names=names, captions=[self.captions[i] for i in chosen])
 
 
-def read_captioned(config: CaptionConfig) -> RowSplits[Captioned]:
+def read_captioned(config: CaptionConfig, watch: ProgressReporter = NO_PROGRESS) -> RowSplits[Captioned]:
     """Reads captioned images: ``data`` and ``val_data`` each name a folder or an ``.npz`` file of features.
 
     Without ``val_data``, images are held out at random. Built-in scenes have their own splits.
@@ -250,8 +250,8 @@ def read_captioned(config: CaptionConfig) -> RowSplits[Captioned]:
     if config.data == (name,) and name in SCENE_SETS:
         refuse_flags(config, ("captions", "val_data", "val_fraction", "val_rows", "image_size"), name)
         return _builtin(name, config.seed)
-    read = _read(config.data, config.captions, config)
-    val = _read(config.val_data, config.val_captions, config) if config.val_data else None
+    read = _read(config.data, config.captions, config, watch)
+    val = _read(config.val_data, config.val_captions, config, watch) if config.val_data else None
     splits, sha256 = train_and_val(read, val, config, unit="images")
     shapes_found = sorted({split.arrays[0].shape for split in splits.values()})
     if len(shapes_found) > 1:
@@ -277,7 +277,7 @@ def _builtin(name: str, seed: int) -> RowSplits[Captioned]:
     return RowSplits(read, name, sha256)
 
 
-def _read(data: Sequence[str], captions: str | None, config: CaptionConfig) -> Captioned:
+def _read(data: Sequence[str], captions: str | None, config: CaptionConfig, watch: ProgressReporter) -> Captioned:
     """Reads a folder of images or a file of features, with its captions."""
     refuse_builtin(data, SCENE_SETS)
     if len(data) != 1:
@@ -296,7 +296,7 @@ def _read(data: Sequence[str], captions: str | None, config: CaptionConfig) -> C
     file = expand_path(captions) if captions else find_captions(folder, **columns)
     found = read_captions(file, empty=config.empty, **columns)
     features = None if place.is_dir() else read_features(place)
-    there = find_images(place) if features is None else features.names
+    there = find_images(place, watch) if features is None else features.names
     matched = match_captions(found, there, where=str(place), missing=config.missing)
     digest, notes = FilesDigest(), []
     digest.add(read_bytes(file))

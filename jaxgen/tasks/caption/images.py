@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from jaxgen.data.files import walk_files
+from jaxgen.data.files import NO_PROGRESS, ProgressReporter, walk_files
 from jaxgen.errors import DataError, listed
 
 if TYPE_CHECKING:  # importing the tasks does not load Pillow
@@ -42,16 +42,16 @@ class _UnusableImage(Exception):
     """Why an image cannot be used; its text completes the message "The image X cannot be used: "."""
 
 
-def find_images(folder: Path) -> list[str]:
+def find_images(folder: Path, watch: ProgressReporter = NO_PROGRESS) -> list[str]:
     """Return the files under ``folder`` with a suffix in ``SUFFIXES``, as sorted relative paths with ``/``.
 
-    Hidden files and folders are ignored.
+    Hidden files and folders are ignored, and runs, of which ``watch`` receives a note.
 
     Raises:
         DataError: if a folder cannot be listed.
     """
-    names = (path.relative_to(folder).as_posix() for path in walk_files(folder) if path.suffix.lower() in SUFFIXES)
-    return sorted(names)
+    paths = walk_files(folder, watch)
+    return sorted(path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in SUFFIXES)
 
 
 def read_image(path: Path | str, size: tuple[int, int]) -> np.ndarray:

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.bucketing import PAD_ROW
 from jaxgen.data.datasets import NAMED
-from jaxgen.data.files import FilesDigest, FileText, expand_path, find_paths
+from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, expand_path, find_paths
 from jaxgen.data.tables import Column, Labelled, Table, read_table, without_empty
 from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import STRICT, replace_file
@@ -127,7 +127,7 @@ class ClassifyCodec(TextReader):
 LABELLED_SETS: dict[str, Callable[[int], dict[str, Labelled]]] = {"stdlib-packages": stdlib_packages}
 
 
-def read_labelled(config: ClassifyConfig) -> RowSplits[Table]:
+def read_labelled(config: ClassifyConfig, watch: ProgressReporter = NO_PROGRESS) -> RowSplits[Table]:
     """Reads labelled texts and splits them; the columns of the rows are texts and labels.
 
     Without ``val_data``, rows are held out at random, such that every label remains in training. A built-in set has its
@@ -143,15 +143,15 @@ def read_labelled(config: ClassifyConfig) -> RowSplits[Table]:
         splits = builtin_tables(name, LABELLED_SETS[name](config.seed))
         return RowSplits(splits, name, splits["train"].sha256)
     refuse_builtin((*config.data, *(config.val_data or ())), LABELLED_SETS)
-    rows = without_empty(_read(config.data, config), config.empty)
+    rows = without_empty(_read(config.data, config, watch), config.empty)
     labels = distinct_labels(rows.columns[1], rows.name)
-    val = without_empty(_read(config.val_data, config), config.empty) if config.val_data else None
+    val = without_empty(_read(config.val_data, config, watch), config.empty) if config.val_data else None
     splits, sha256 = train_and_val(rows, val, config, labels=rows.columns[1])
     check_known(splits["val"].columns[1], splits["val"].locations, labels)
     return RowSplits(splits, rows.name, sha256, skipped_notes([rows, val] if val else [rows]))
 
 
-def _read(data: Sequence[str], config: ClassifyConfig) -> Table:
+def _read(data: Sequence[str], config: ClassifyConfig, watch: ProgressReporter) -> Table:
     """Reads texts and labels from tables, a named set, or a folder of folders."""
     text_columns, label_column = config.text_column, config.label_column
     known = NAMED.get(data[0]) if len(data) == 1 else None
@@ -160,7 +160,7 @@ def _read(data: Sequence[str], config: ClassifyConfig) -> Table:
     elif text_columns is None and label_column is None and len(data) == 1:
         folder = expand_path(data[0])
         if folder.is_dir():
-            return _folders(folder)
+            return _folders(folder, watch)
     if text_columns is None or label_column is None:
         for spec in data:
             if spec not in NAMED:
@@ -170,11 +170,11 @@ def _read(data: Sequence[str], config: ClassifyConfig) -> Table:
             "--label-column, by name or by position from 1. Or give a folder with a folder of texts for each label."
         )
     flags = Column(text_columns, "--text-column"), Column((label_column,), "--label-column", numbers=True)
-    rows = read_table(data, flags, header=known.header if known is not None else None)
+    rows = read_table(data, flags, known.header if known is not None else None, watch)
     return replace(rows, columns=(rows.columns[0], label_names(rows.columns[1], known, label_column)))
 
 
-def _folders(root: Path) -> Table:
+def _folders(root: Path, watch: ProgressReporter) -> Table:
     """Reads the files under ``root`` as texts, labelled with the name of the subfolder that they are in.
 
     The digest includes the labels: moving a file to another folder changes the data.
@@ -183,7 +183,7 @@ def _folders(root: Path) -> Table:
     labels: list[str] = []
     locations: list[str] = []
     digests: list[bytes] = []
-    for path in find_paths(str(root)):
+    for path in find_paths(str(root), watch=watch):
         parts = path.relative_to(root).parts
         if len(parts) < 2:
             raise DataError(

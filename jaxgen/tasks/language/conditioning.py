@@ -14,6 +14,7 @@ import pydantic.dataclasses
 from pydantic import BeforeValidator, Strict, model_validator
 
 from jaxgen.data.datasets import BUILTIN, NAMED, NamedSet
+from jaxgen.data.files import NO_PROGRESS, ProgressReporter
 from jaxgen.data.tables import Column, Table, capitalized, check_same_style, read_table
 from jaxgen.errors import DataError, UsageError, choose, listed
 from jaxgen.fsutil import STRICT, load_strict
@@ -56,6 +57,7 @@ def read_conditioning_columns(
     text_column: str | None = None,
     label_column: str | None = None,
     feature_columns: Sequence[str] = (),
+    watch: ProgressReporter = NO_PROGRESS,
 ) -> ConditionedTexts:
     """Reads texts with their labels and numbers from CSV, TSV and JSONL files (``.gz`` too), or from a named set.
 
@@ -82,7 +84,7 @@ def read_conditioning_columns(
     columns = [Column((text_column,), "--text-column")]
     columns += [Column((name,), "--label-column", numbers=True) for name in labels_of]
     columns += [Column((name,), "--feature-columns", numbers=True) for name in feature_columns]
-    rows = read_table(specs, columns, header=named.header if named else None)
+    rows = read_table(specs, columns, named.header if named else None, watch)
     kept = [i for i, text in enumerate(rows.columns[0]) if text and not text.isspace()]
     if not kept:
         raise DataError(f"The data {rows.name} have no row with a text. Give rows with text, or check --text-column.")

@@ -204,7 +204,7 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
     """
     fraction = (config.val_fraction or VAL_FRACTION) if validation else 0.0
     if config.is_conditioned:
-        names = config.text_column, config.label_column, config.feature_columns
+        names = config.text_column, config.label_column, config.feature_columns, watch
         table = read_conditioning_columns(config.data, *names)
         val_table = read_conditioning_columns(config.val_data, *names) if config.val_data else None
         return replace(_split_conditioned(table, val_table, fraction, config.seed), has_validation=validation)

@@ -16,7 +16,7 @@ from pydantic import PositiveInt, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.datasets import NAMED, fetch
-from jaxgen.data.files import FilesDigest, FileText, find_paths, whole_lines
+from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, find_paths, whole_lines
 from jaxgen.data.tables import Column, Pairs, Table, read_table, table_kind, without_empty
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import STRICT
@@ -153,7 +153,7 @@ class TranslateCodec(TextReader, TextWriter):
 PAIR_SETS: dict[str, Callable[[int], dict[str, Pairs]]] = {"dates": dates}
 
 
-def read_pairs(config: TranslateConfig) -> RowSplits[Table]:
+def read_pairs(config: TranslateConfig, watch: ProgressReporter = NO_PROGRESS) -> RowSplits[Table]:
     """Reads and splits pairs: ``data``, ``val_data`` and ``test_data`` each name two parallel files, a table or a set.
 
     Sets may have their own validation and test pairs, which ``val_data`` and ``test_data`` replace. Without validation
@@ -163,7 +163,7 @@ def read_pairs(config: TranslateConfig) -> RowSplits[Table]:
         DataError: The data cannot be used.
         UsageError: A setting has no effect with these data.
     """
-    read = _read_set(config.data, config) or {"train": _read(config.data, config)}
+    read = _read_set(config.data, config) or {"train": _read(config.data, config, watch)}
     name, digests = read["train"].name, {split: rows.sha256 for split, rows in read.items()}
     if len({*digests.values()}) == 1:  # a built-in set has one digest of all splits
         digests = {"train": digests["train"]}
@@ -172,7 +172,7 @@ def read_pairs(config: TranslateConfig) -> RowSplits[Table]:
     for split, specs in {"val": config.val_data, "test": config.test_data}.items():
         if specs is not None:
             known = _read_set(specs, config)
-            read[split] = known.get(split, known["train"]) if known else _read(specs, config)
+            read[split] = known.get(split, known["train"]) if known else _read(specs, config, watch)
             digests[split] = read[split].sha256
     sha256 = digests["train"]
     if len(digests) > 1:  # the digest includes which pairs belong to which split
@@ -196,13 +196,14 @@ def _read_set(data: Sequence[str], config: TranslateConfig) -> dict[str, Table]:
     return {split: _parallel(fetch(source), fetch(target), name) for split, source, target in named}
 
 
-def _read(specs: Sequence[str], config: TranslateConfig) -> Table:
+def _read(specs: Sequence[str], config: TranslateConfig, watch: ProgressReporter) -> Table:
     """Reads a table, or two parallel files."""
     source, target = config.source_column, config.target_column
     if source is not None and target is not None:
-        return read_table(specs, (Column((source,), "--source-column"), Column((target,), "--target-column")))
+        columns = Column((source,), "--source-column"), Column((target,), "--target-column")
+        return read_table(specs, columns, watch=watch)
     sets = [*PAIR_SETS, *(name for name, known in NAMED.items() if known.pairs)]
-    found = [find_paths(spec, sets) for spec in specs]
+    found = [find_paths(spec, sets, watch) for spec in specs]
     paths = [path for files in found for path in files]
     if [len(files) for files in found] == [1, 1] and not any(map(table_kind, paths)):
         return _parallel(paths[0], paths[1], " + ".join(specs))
