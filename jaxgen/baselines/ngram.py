@@ -361,8 +361,8 @@ class NGramRun(Trainer):
 
     def train(self) -> Finished:
         """Evaluate the model, save it if it is not saved yet, and report."""
-        with self.recorder, raise_on_signal("in the evaluation of what was counted", str(self.run.path)):
-            self.recorder.call("on_start", Started(str(self.run.path), self._summary(), 0, 0))
+        with self.recorder, raise_on_signal("in the evaluation of what was counted", str(self.run)):
+            self.recorder.call("on_start", Started(str(self.run), self._summary(), 0, 0))
             params = self.state.params
             metrics = self._metrics(params, final=True)
             if self.recorder.store is not None and self.recorder.store.latest() is None:
@@ -406,6 +406,7 @@ def start(config: LanguageConfig, emit: Emit, callbacks: Sequence[Callback] = ()
     options = {**data.model_options(), "nodes": task.nodes, "contexts": task.contexts}
     parameters = sum(leaf.size for leaf in params.values())
     resolved = {**resolve_config(data, options, parameters, devices=1), "steps": 0, "horizon": 0}
+    resolved["data_folders"] = [run.relative_to_here()]
     run.write_json("tokenizer.json", data.codec.to_json())
     write_config(run, config, resolved)
     recorder = make_recorder(run, config, data, emit, callbacks)
@@ -421,9 +422,9 @@ def resume(
     trainer = NGramRun(config, data, saved.task, saved.directory, saved.resolved, recorder, ProcessGroup())
     if recorder.store.latest() is None:
         recorder.truncate_after(-1)
-        with raise_on_signal("while n-grams were counted", str(saved.directory.path)):
+        with raise_on_signal("while n-grams were counted", str(saved.directory)):
             return trainer.set_counted(*count_ngrams(data)[1:])
-    emit(Note(f"The run {saved.directory.path} is finished: n-grams are counted once, there is nothing to continue."))
+    emit(Note(f"The run {saved.directory} is finished: n-grams are counted once, there is nothing to continue."))
     return trainer.set_counted(saved.params()[1])
 
 

@@ -431,7 +431,7 @@ def chat(
     loop = Chat(session, config, flags, write)
     sampler = session.sampler
     log(
-        f"{sampler.path}: {sampler.tokenizer.kind} level, vocabulary of {sampler.tokenizer.vocab_size:,}. "
+        f"{sampler.directory}: {sampler.tokenizer.kind} level, vocabulary of {sampler.tokenizer.vocab_size:,}. "
         "Type text to continue, or /help."
     )
     loop.run(input_lines(loop), prompt or None)

@@ -123,7 +123,7 @@ def evaluate(args: list[str]) -> None:
     )
     tokens = sum(row.tokens for row in result.rows)
     if extra["json"]:
-        about = {"run": str(saved.directory.path), "checkpoint": sampler.digest, "data": saved.resolved["data"]}
+        about = {"run": str(saved.directory), "checkpoint": sampler.digest, "data": saved.resolved["data"]}
         values = config.model_dump(mode="json")
         chosen = {name: values[name] for name in SETTINGS}
         write_out(json.dumps({**about, "settings": chosen, **result.to_json()}, indent=2, ensure_ascii=False) + "\n")

@@ -97,11 +97,13 @@ def predict(args: list[str]) -> None:
     codec, writes_texts = predictor.codec, predictor.task.ANSWER == "texts"
     useless = None if writes_texts else next((flag for flag in TEXT_FLAGS if is_written(args, flag)), None)
     if useless is not None:
-        raise UsageError(f"{useless} is for answers that are texts, and the run {predictor.path} gives none: omit it.")
+        raise UsageError(
+            f"{useless} is for answers that are texts, and the run {predictor.directory} gives none: omit it."
+        )
     if codec.FILES and not files:
-        raise UsageError(f"The run {predictor.path} answers files: name them, as in `jaxgen predict photo.png`.")
+        raise UsageError(f"The run {predictor.directory} answers files: name them, as in `jaxgen predict photo.png`.")
     if config.strict and not codec.FILES:
-        raise UsageError(f"--strict is about images, and the run {predictor.path} answers lines: leave it out.")
+        raise UsageError(f"--strict is about images, and the run {predictor.directory} answers lines: leave it out.")
     decoding = DecodingConfig()
     if writes_texts:
         settings = GenerationConfig(config.length or codec.longest, config.temperature, config.seed)

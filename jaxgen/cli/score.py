@@ -389,7 +389,7 @@ class JsonScores:
     def _settings(self) -> dict[str, object]:
         scorer = self._scorer
         how = {"window": scorer.window} if scorer.state == "cold" else {"lanes": scorer.lanes}
-        run = None if scorer.sampler.path is None else str(scorer.sampler.path)
+        run = None if scorer.sampler.directory is None else str(scorer.sampler.directory)
         about = {"unk": scorer.unk, "end": scorer.end, "run": run, "checkpoint": scorer.sampler.digest}
         return {"state": scorer.state, **how, **about}
 

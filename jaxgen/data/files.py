@@ -14,10 +14,11 @@ import stat
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from jaxgen.data.datasets import BUILTIN, NAMED
 from jaxgen.errors import DataError, listed
@@ -71,11 +72,53 @@ PIECE, _BLOCK = 1 << 16, 1 << 18
 GZIP = b"\x1f\x8b"
 
 
+class _Lookup(NamedTuple):
+    folders: Sequence[Path]  # where relative paths are looked up if the current folder does not have them
+    missing: list[str]  # what none of them has
+
+
+_LOOKUP: ContextVar[_Lookup | None] = ContextVar("lookup", default=None)
+
+
+@contextmanager
+def data_folders(folders: Sequence[Path]) -> Iterator[None]:
+    """Looks relative paths up in the current folder, then in ``folders``, where the run was started.
+
+    The ``DataError`` for a path that none of them has says where it was looked up.
+    """
+    lookup = _Lookup(folders, [])
+    token = _LOOKUP.set(lookup)
+    try:
+        yield
+    except DataError as error:
+        if not lookup.missing:
+            raise
+        places = " and in ".join(map(str, dict.fromkeys([Path.cwd(), *folders])))
+        raise DataError(
+            f"{error} {lookup.missing[0]!r} was looked up in {places}: the current folder, and that in which "
+            "the run was started. Bring it back, or resume the run with its new place (--data)."
+        ) from error
+    finally:
+        _LOOKUP.reset(token)
+
+
 def expand_path(spec: str) -> Path:
     """Returns a path with ``~`` replaced by the home folder; raises ``DataError`` for a name that no path can have."""
     if "\0" in spec:
         raise DataError(f"There is no file or folder {spec!r}: a path has no NUL character. Give another path.")
-    return Path(os.path.expanduser(spec))
+    return _folder_of(spec) / os.path.expanduser(spec)
+
+
+def _folder_of(spec: str) -> Path:
+    """Returns the folder in which the relative path or glob ``spec`` is looked up; by default the current one."""
+    path, lookup = os.path.expanduser(spec), _LOOKUP.get()
+    if lookup is None or os.path.isabs(path):
+        return Path()
+    for folder in (Path(), *lookup.folders):
+        if os.path.lexists(folder / path) or any(glob.iglob(path, root_dir=folder, recursive=True)):
+            return folder
+    lookup.missing.append(spec)
+    return Path()
 
 
 def find_paths(
@@ -95,13 +138,15 @@ def find_paths(
     """
     path = expand_path(spec)
     try:
-        mode = os.stat(os.path.expanduser(spec)).st_mode  # an empty name is no folder, and Path("") is one
+        mode = os.stat(path if spec else "").st_mode  # an empty name is no folder, and Path("") is one
     except PermissionError as error:
         raise DataError(f"{spec!r} cannot be reached: permission denied. Make its folder readable.") from error
     except (OSError, ValueError):
         if not glob.has_magic(spec):
             raise _not_found(spec, list(sets)) from None
-        paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
+        folder = _folder_of(spec)
+        names = sorted(glob.glob(os.path.expanduser(spec), root_dir=folder, recursive=True))
+        paths = [folder / name for name in names if os.path.isfile(folder / name)]
         paths = _without_runs(paths, path, watch)
         if not paths:
             raise DataError(
@@ -268,6 +313,7 @@ class FileText:
         self, path: Path, level: str | None = None, seen: Callable[[int], None] = _ignore, prefix: bytes = b""
     ) -> None:
         self.path, self._level, self._seen, self._prefix = path, level, seen, prefix
+        self._file = path.absolute()  # the current folder may change before it is read
         self.sha256 = b""
         self.chars = 0
         self._pipe: bytes | None = None
@@ -292,7 +338,7 @@ class FileText:
         """Raises ``DataError`` if the file is not what it was when it was first opened."""
         if self._pipe is None and self._status:
             with _read_errors(f"The file {self.path}"):
-                now = _status(os.stat(self.path))
+                now = _status(os.stat(self._file))
             if now != self._status:
                 raise DataError(
                     f"The file {self.path} was changed while it was being read. Repeat the command once nothing writes "
@@ -311,7 +357,7 @@ class FileText:
         if self._pipe is not None:
             return io.BytesIO(self._pipe)
         with ExitStack() as stack:
-            raw = stack.enter_context(open(self.path, "rb", buffering=0))
+            raw = stack.enter_context(open(self._file, "rb", buffering=0))
             status = os.fstat(raw.fileno())
             if not stat.S_ISREG(status.st_mode):
                 self._pipe = raw.readall()

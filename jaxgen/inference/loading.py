@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class LoadedRun:
         if name not in able:
             others = " or ".join(f"`jaxgen {each}`" for each in DATA[name].COMMANDS)
             raise UsageError(
-                f"{directory.path} is a run of the task {name}, which `jaxgen {command}` cannot use: give it to "
+                f"{directory} is a run of the task {name}, which `jaxgen {command}` cannot use: give it to "
                 f"{others}, or name another run with --run."
             )
         tokenizer = directory.read_json("tokenizer.json")
@@ -86,13 +87,18 @@ class LoadedRun:
         if resolved.get("tokenizer", digest) != digest:
             problems.append("the digest of tokenizer.json is not the one in config.json")
         if problems:
-            raise CheckpointError(f"{directory.path} has been altered: {'; '.join(problems)}. Copy the run again.")
+            raise CheckpointError(f"{directory} has been altered: {'; '.join(problems)}. Copy the run again.")
         return cls(directory, config, resolved, codec, task)
 
     @property
     def has_documents(self) -> bool:
         """Whether the model was trained on documents, whose texts end with <eos>."""
         return bool(self.resolved.get("has_documents"))
+
+    @property
+    def data_folders(self) -> list[Path]:
+        """The folders that relative names of data files may refer to: where the run was started."""
+        return [Path(os.path.normpath(self.directory.path.resolve() / name)) for name in self.resolved["data_folders"]]
 
     @property
     def checkpoints(self) -> CheckpointStore:
@@ -124,8 +130,8 @@ class LoadedRun:
         step = store.latest() if best is None else best
         if step == 0 and self.resolved["steps"]:
             raise CheckpointError(
-                f"The run {self.directory.path} has learnt nothing yet: its only checkpoint holds its initial "
-                f"weights. Train it with `python train.py --run {shlex.quote(str(self.directory.path))} --resume auto`."
+                f"The run {self.directory} has learnt nothing yet: its only checkpoint holds its initial "
+                f"weights. Train it with `python train.py --run {shlex.quote(str(self.directory))} --resume auto`."
             )
         params, _ = store.restore_params(step, shapes)
         return step or 0, params
@@ -137,7 +143,7 @@ class TrainedModel:
     def __init__(self, task: Any, params: Params) -> None:
         self.task = task
         #: The folder of the run and the digest of the checkpoint, if the weights come from one.
-        self.path: Path | None = None
+        self.directory: RunDirectory | None = None
         self.digest = ""
         self._params, self._prepared = params, None
 
@@ -158,7 +164,8 @@ def _check_resolved(resolved: dict[str, Any]) -> None:
     """Raise ``KeyError``, ``TypeError`` or ``ValueError`` unless ``resolved`` has the entries of every run."""
     numbers = [resolved[key] for key in ("steps", "horizon", "parameters", "devices")]
     usable = all(type(number) is int and number >= 0 for number in numbers) and all(numbers[2:])
-    if not usable or not all(isinstance(resolved["data"][key], str) for key in ("name", "sha256")):
+    texts = [resolved["data"]["name"], resolved["data"]["sha256"], *resolved["data_folders"]]
+    if not usable or not all(isinstance(text, str) and "\0" not in text for text in texts):
         raise ValueError("an entry is not what every run has")
 
 

@@ -96,7 +96,7 @@ class Predictor(TrainedModel):
         """
         saved = LoadedRun.open(run, "predict")
         predictor = cls(saved.task, saved.codec, saved.params()[1])
-        predictor.path = saved.directory.path
+        predictor.directory = saved.directory
         return predictor
 
     def predict(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen import metrics
+from jaxgen.data.files import data_folders
 from jaxgen.errors import DataError, UsageError, check_int
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import LoadedRun
@@ -40,11 +41,12 @@ class ReferenceData:
     @classmethod
     def of_run(cls, saved: LoadedRun) -> ReferenceData:
         """Read the data of a run again. Raises ``DataError`` if it is missing or has changed."""
-        splits = DATA[saved.config.task].texts(saved.config)
+        with data_folders(saved.data_folders):
+            splits = DATA[saved.config.task].texts(saved.config)
         then, now = saved.resolved["data"], splits.fingerprint
         if then != now:
             raise DataError(
-                f"The data of the run {saved.directory.path} has changed: it was {then['name']} with sha256 "
+                f"The data of the run {saved.directory} has changed: it was {then['name']} with sha256 "
                 f"{then['sha256']}, now it is {now['name']} with {now['sha256']}."
             )
         conditions = None if splits.val_known is None else conditions_of(splits.val_known)

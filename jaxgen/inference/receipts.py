@@ -154,7 +154,7 @@ def _origin(sampler: Sampler, unk: str, state_file: str | None) -> dict[str, obj
     """The run and the software and hardware that generated a text."""
     return {
         "unk": unk,
-        "run": None if sampler.path is None else str(sampler.path),
+        "run": None if sampler.directory is None else str(sampler.directory),
         "checkpoint": sampler.digest,
         "state": None if state_file is None else {"file": state_file, "sha256": file_sha256(Path(state_file))},
         **({} if sampler.conditioning is None else {"condition": (sampler.condition or Condition()).to_json()}),

@@ -110,7 +110,7 @@ class Sampler(TrainedModel):
         saved = LoadedRun.open(run, command)
         step, params = saved.params()
         sampler = cls(saved.task, saved.codec, params, documents=saved.has_documents)
-        sampler.path, sampler.digest = saved.directory.path, saved.checkpoints.digest(step)
+        sampler.directory, sampler.digest = saved.directory, saved.checkpoints.digest(step)
         return sampler
 
     def conditioned(

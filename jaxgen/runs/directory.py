@@ -24,17 +24,23 @@ CHECKPOINTS = "checkpoints"
 class RunDirectory:
     """The folder of a run. It is self-contained: a copy of it elsewhere is the same run.
 
-    Use ``create`` for a new run, ``open`` for an existing one and ``newest`` for the one written last.
+    Use ``create`` for a new run, ``open`` for an existing one and ``newest`` for the one written last. ``path`` is
+    absolute, so the current folder may change later. ``str`` returns the path as it was given, for messages.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self._given = Path(path)
+        self.path = self._given.absolute()
         self.config_path = self.path / CONFIG  # the settings, and everything needed to build the model again
         self.tokenizer_path = self.path / TOKENIZER  # the vocabulary
         self.checkpoints_path = self.path / CHECKPOINTS  # the folder of the ``CheckpointStore``
         self.metrics_path = self.path / "metrics.jsonl"  # one JSON object a line
         self.samples_path = self.path / "samples.txt"  # samples drawn during training
         self.plot_path = self.path / "loss.png"  # the loss curves
+
+    def __str__(self) -> str:
+        same = self._given.is_absolute() or self._given.absolute() == self.path
+        return str(self._given if same else self.path)
 
     @classmethod
     def create(
@@ -51,7 +57,7 @@ class RunDirectory:
             else:
                 run = cls(path)
                 run.path.mkdir(parents=True, exist_ok=True)
-                _check_free(run.path)
+                _check_free(Path(path))
             with probe_file(run.path) as probe:
                 probe.write_bytes(b"\0")
         return run
@@ -77,8 +83,8 @@ class RunDirectory:
             run.check_config()
             problem = f"has no {CONFIG}" if run.path.is_dir() else "is not a folder"
             raise CheckpointError(
-                f"{run.path} is not a run: it {problem if run.path.exists() else 'does not exist'}. `python train.py "
-                f"--run {run.path}` trains one; without `--run` the newest one is used."
+                f"{run} is not a run: it {problem if run.path.exists() else 'does not exist'}. `python train.py "
+                f"--run {run}` trains one; without `--run` the newest one is used."
             )
         return run
 
@@ -98,6 +104,14 @@ class RunDirectory:
                 f"There is no run{which} in {root}/. Train one with `python train.py`, or name one with `--run DIR`."
             )
         return max(able, key=cls._last_written)
+
+    def relative_to_here(self) -> str:
+        """The current folder as seen from the run, so that equal runs of different projects record the same."""
+        here = Path.cwd()
+        try:
+            return Path(os.path.relpath(here, self.path.resolve())).as_posix()
+        except ValueError:  # another drive of Windows
+            return str(here)
 
     def task(self) -> str | None:
         """The task named in ``config.json``; ``None`` if that cannot be read."""
@@ -123,7 +137,7 @@ class RunDirectory:
             problem = "is missing" if trained else None
         if problem:
             raise CheckpointError(
-                f"{self.path} is a damaged run: its {CONFIG} {problem}. Copy the run again from where it came, or "
+                f"{self} is a damaged run: its {CONFIG} {problem}. Copy the run again from where it came, or "
                 "train another in a new folder with `python train.py --run DIR`."
             )
 
@@ -145,7 +159,7 @@ class RunDirectory:
 
     def read_json(self, name: str) -> Any:
         """The content of the JSON file ``name``. Raises ``CheckpointError`` as ``load_json`` does."""
-        advice = f"Copy the run {self.path} again, or train another with `python train.py --run DIR`."
+        advice = f"Copy the run {self} again, or train another with `python train.py --run DIR`."
         return load_json(self._file(name), advice)
 
     def _file(self, name: str) -> Path:

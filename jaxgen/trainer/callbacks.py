@@ -239,7 +239,7 @@ class Plots(Callback):
 
     def on_end(self, event: Finished, inference: Inference) -> None:
         self.wait()
-        what = f"the plots of the report in {self._run.path}"
+        what = f"the plots of the report in {self._run}"
         self._attempt(what, self._data.save_plots, inference, event.report, self._run.path)
         self._report()
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxgen.data.files import data_folders
 from jaxgen.errors import CheckpointError, DataError, UsageError, choose
 from jaxgen.fsutil import json_sha256
 from jaxgen.inference.loading import LoadedRun
@@ -62,7 +63,7 @@ def rescale_devices(saved: LoadedRun, config: TrainConfig, data: TaskData, proce
     resolved = saved.resolved
     before = resolved.get("processes", 1)
     if before == processes:
-        who = f"The run {saved.directory.path} spreads its batches over {resolved['devices']}"
+        who = f"The run {saved.directory} spreads its batches over {resolved['devices']}"
         need_devices(resolved["devices"] // processes, who)
         return
     each, rest = divmod(config.devices or processes, processes)
@@ -201,6 +202,7 @@ def _start(config: TrainConfig, emit: Emit, callbacks: Sequence[Callback], group
         if group.is_main:
             run = RunDirectory.create(config.run, config.task)
             recorder = make_recorder(run, config, data, emit, callbacks)
+            resolved["data_folders"] = [run.relative_to_here()]
             run.write_json("tokenizer.json", data.codec.to_json())
     trainer = Trainer(config, data, task, run, resolved, recorder, group).init_state(params)
     with group.all_or_none():
@@ -316,7 +318,12 @@ def _reopen(
         if name not in may_change
     ):
         raise UsageError(f"The run {path} was started with other settings: {changed}. Leave them out to continue it.")
-    data = _load(config, saved.codec, emit)
+    with data_folders(saved.data_folders):
+        data = _load(config, saved.codec, emit)
+    here = saved.directory.relative_to_here()
+    moved = any(getattr(config, name, None) != getattr(saved.config, name, None) for name in config.places)
+    if moved and here not in saved.resolved["data_folders"]:
+        saved.resolved["data_folders"].insert(0, here)
     rescale_devices(saved, config, data, processes, emit)
     then, now = saved.resolved["data"], data.fingerprint()
     if then["sha256"] != now["sha256"]:
@@ -345,7 +352,7 @@ def _resume(
     run, resolved = saved.directory, {**saved.resolved, "steps": extend_steps(saved, config, data)}
     if resolved["steps"] > resolved["horizon"] and config.schedule != "constant":
         end = f"The learning rate has reached its end at step {resolved['horizon']:,} and stays there."
-        emit(Note(f"{end} For a new schedule, start another run with --init-from {run.path}."))
+        emit(Note(f"{end} For a new schedule, start another run with --init-from {run}."))
     recorder = make_recorder(run, config, data, emit, callbacks) if group.is_main else NullRecorder()
     trainer = Trainer(config, data, saved.task, run, resolved, recorder, group)
     like = jax.eval_shape(partial(create_state, saved.task, trainer.optimizer, rows=config.batch_size), trainer.key)
@@ -360,10 +367,10 @@ def _resume(
 
 def _restore_progress(recorder: Recorder, like: TrainState, emit: Emit) -> tuple[TrainState, ProgressState]:
     """The state and progress of the newest good checkpoint; drops what was recorded after it."""
-    path, store = recorder.run.path, recorder.store
+    run, store = recorder.run, recorder.store
     if store.latest() is None:
         raise CheckpointError(
-            f"The run {path} has lost its checkpoints: bring its folder {store.directory.name} back, or train anew in "
+            f"The run {run} has lost its checkpoints: bring its folder {store.directory.name} back, or train anew in "
             "another folder."
         )
     step, state, host, problems = store.restore_newest_good(like)
@@ -398,4 +405,4 @@ def _initial_params(source: LoadedRun, shapes: Params) -> Params:
     try:
         return source.params(shapes)[1]
     except CheckpointError as error:
-        raise UsageError(f"--init-from {source.directory.path} does not fit this model. {error}") from None
+        raise UsageError(f"--init-from {source.directory} does not fit this model. {error}") from None

@@ -107,7 +107,7 @@ class Trainer:
         step = int(self.state.step)
         summary = run_summary(self.config, self.data, self.resolved, self.group.count)
         with self.recorder:
-            self.recorder.call("on_start", Started(str(self.run.path), summary, step, self.total_steps))
+            self.recorder.call("on_start", Started(str(self.run), summary, step, self.total_steps))
             with StopSignals() as signals, ThreadPoolExecutor(1) as pool:
                 stop = self.group.stop_flag(signals, self.devices)
                 while not self._is_over(step):
@@ -254,7 +254,7 @@ class Trainer:
         if received is not None:
             raise self._interrupted(received, where)
         # With several processes, one that stopped here would make the others wait forever.
-        with raise_on_signal(where, str(self.run.path)) if self.group.is_single else StopSignals():
+        with raise_on_signal(where, str(self.run)) if self.group.is_single else StopSignals():
             return self._report(step)
 
     def _report(self, step: int) -> Finished:
@@ -272,7 +272,7 @@ class Trainer:
         """Complete the final ``metrics`` and record the end of the run."""
         if not self.group.is_main:
             return Finished("", step, best_step, metrics)
-        inference, path = self._inference_with(params), str(self.run.path)
+        inference, path = self._inference_with(params), str(self.run)
         report = metrics | self.data.generation_metrics(inference, True)
         samples = [(each.title, each.text) for each in self.data.examples(inference, final=True)]
         summary, command = self.data.report_lines(report), self.data.next_command(path)
@@ -281,7 +281,7 @@ class Trainer:
         return finished
 
     def _interrupted(self, number: int, where: str) -> Interrupted:
-        return Interrupted(number, where, str(self.run.path) if self.group.is_main else None)
+        return Interrupted(number, where, str(self.run) if self.group.is_main else None)
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         if self.recorder.store is None:
@@ -291,7 +291,7 @@ class Trainer:
         return DivergedError(
             f"{what} at step {step:,} (learning rate {float(self.learning_rate(max(step - 1, 0))):.3g}, gradient norm "
             f"{self._grad_norm:.3g}). Train again with a lower --lr or a smaller --clip, or give --on-nan rollback. "
-            f"{kept} in {self.run.path}."
+            f"{kept} in {self.run}."
         )
 
     def _recover(self, error: DivergedError) -> int:

@@ -167,3 +167,34 @@ def test_damaged_tokens_are_made_again_and_that_is_told(tiny):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prepare(names)
+
+
+def test_a_text_is_read_again_from_where_it_was_when_the_current_folder_changes(tmp_path, monkeypatch):
+    Path("there").mkdir()
+    Path("a.txt").write_text("here")
+    text = TextStream.of(open_texts(["a.txt"]))
+    monkeypatch.chdir("there")
+    Path("a.txt").write_text("there")
+    assert "".join(text) == "here"
+
+
+@pytest.mark.parametrize("spec", ["a.txt", "*.txt", "books", "[b].txt"])
+def test_relative_data_are_looked_up_here_and_then_where_the_run_was_started(tmp_path, monkeypatch, spec):
+    started, here = tmp_path / "started [1]", tmp_path / "here"
+    for folder in (started / "books", here):
+        folder.mkdir(parents=True)
+    for name in ("a.txt", "b.txt", "books/c.txt"):
+        (started / name).write_text("there")
+    monkeypatch.chdir(here)
+    with files.data_folders([tmp_path / "none", started]):
+        found = files.find_paths(spec)
+        assert {started / spec, started / "a.txt", started / "b.txt", started / "books" / "c.txt"} >= {*found}
+        Path("a.txt").write_text("here")
+        assert files.find_paths("a.txt") == [Path("a.txt")]
+    with pytest.raises(DataError) as error, files.data_folders([started]):
+        files.find_paths("c.txt")
+    assert all(part in str(error.value) for part in ("'c.txt'", str(here), str(started), "--data"))
+    (started / "d.txt").write_bytes(b"\xff")  # it is found, and is wrong otherwise
+    with pytest.raises(DataError) as error, files.data_folders([started]):
+        list(files.FileText(files.find_paths("d.txt")[0]))
+    assert "was looked up" not in str(error.value)

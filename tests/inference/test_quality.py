@@ -177,7 +177,7 @@ def test_the_texts_of_a_run_are_read_as_its_model_would_write_them(tmp_path):
     config = validate(LanguageConfig, {"data": str(tmp_path / "data.txt"), "level": "byte", "val_fraction": 0.5})
     data = prepare(config.data, level="byte", val_fraction=0.5)
     identity = {"name": data.name, "sha256": data.sha256}
-    reference = ReferenceData.of_run(SimpleNamespace(config=config, resolved={"data": identity}))
+    reference = ReferenceData.of_run(SimpleNamespace(config=config, resolved={"data": identity}, data_folders=[]))
     assert reference == ReferenceData(["café \ufffd" * 5], ["café \ufffd" * 5])
     assert reference.words == {"café"}
     assert data.tokenizer.decode(data.train.ids) == reference.train[0]

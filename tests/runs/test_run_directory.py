@@ -37,6 +37,18 @@ def test_a_named_run_is_made_with_its_parents(tmp_path):
     assert os.listdir(run.path) == []
 
 
+def test_a_run_stays_in_its_folder_when_the_current_one_changes(tmp_path, monkeypatch):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run = RunDirectory.create("run", "language")
+    assert (str(run), run.relative_to_here()) == ("run", "..")
+    monkeypatch.chdir(tmp_path / "there")
+    run.write_json("report.json", {})
+    assert os.listdir(tmp_path / "there") == []
+    assert str(run) == str(tmp_path / "here" / "run")  # what was given names another folder now
+
+
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UsageError, match="--resume auto"):

@@ -17,7 +17,7 @@ from builders import language_config
 from edited import edit
 
 from jaxgen import jitted
-from jaxgen.errors import CheckpointError, DivergedError, UsageError
+from jaxgen.errors import CheckpointError, DataError, DivergedError, UsageError
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import MAX_ATTEMPTS, LoadedRun
 from jaxgen.inference.sampler import Sampler
@@ -27,7 +27,7 @@ from jaxgen.sampling.transforms.constraints import Forbid
 from jaxgen.trainer import callbacks as pictures
 from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Sampled, Started
 from jaxgen.trainer.evaluate import EvalSchedule, build_optimizer
-from jaxgen.trainer.run import start
+from jaxgen.trainer.run import resume, start
 from jaxgen.trainer.signals import StopSignals
 from jaxgen.trainer.trainer import MAX_STEPS_PER_CALL, Trainer, steps_per_call
 from jaxgen.training.optimizer import OPTIMIZERS
@@ -47,6 +47,28 @@ def test_the_last_row_of_metrics_is_the_evaluation_at_the_last_step(book, tmp_pa
     start(settings(book, tmp_path / "run", eval_every=3, sample_every=0)).train()
     assert [row["step"] for row in rows(tmp_path / "run")] == [3, 6, 7]
     assert CheckpointStore(tmp_path / "run" / "checkpoints").latest() == 7
+
+
+def test_relative_paths_stay_what_they_were_when_the_current_folder_changes(book, tmp_path, monkeypatch):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("book.txt").write_bytes(book.read_bytes())
+    trainer = start(settings("book.txt", "run", eval_every=3))
+    loaded = LoadedRun.open("run")
+    monkeypatch.chdir(tmp_path / "there")
+    trainer.train()
+    assert os.listdir(tmp_path / "there") == []
+    assert [row["step"] for row in rows(tmp_path / "here" / "run")] == [3, 6, 7]
+    assert loaded.params()[0] > 0
+    assert resume("../here/run").train().step == 7  # and its data are found where they were
+    (tmp_path / "here" / "book.txt").rename(tmp_path / "moved.txt")
+    with pytest.raises(DataError, match="here"):
+        resume("../here/run")
+    moved = loaded.config.model_copy(update={"data": ("../moved.txt",)})
+    resume("../here/run", moved)
+    monkeypatch.chdir(tmp_path)
+    resume("here/run")
 
 
 def test_samples_come_with_each_evaluation_unless_asked_otherwise(book, tmp_path):

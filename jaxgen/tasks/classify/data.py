@@ -160,7 +160,7 @@ def _read(data: Sequence[str], config: ClassifyConfig, watch: ProgressReporter) 
     elif text_columns is None and label_column is None and len(data) == 1:
         folder = expand_path(data[0])
         if folder.is_dir():
-            return _folders(folder, watch)
+            return _folders(folder, data[0], watch)
     if text_columns is None or label_column is None:
         for spec in data:
             if spec not in NAMED:
@@ -174,7 +174,7 @@ def _read(data: Sequence[str], config: ClassifyConfig, watch: ProgressReporter) 
     return replace(rows, columns=(rows.columns[0], label_names(rows.columns[1], known, label_column)))
 
 
-def _folders(root: Path, watch: ProgressReporter) -> Table:
+def _folders(root: Path, name: str, watch: ProgressReporter) -> Table:
     """Reads the files under ``root`` as texts, labelled with the name of the subfolder that they are in.
 
     The digest includes the labels: moving a file to another folder changes the data.
@@ -195,7 +195,7 @@ def _folders(root: Path, watch: ProgressReporter) -> Table:
         digests.append(text.sha256)
         labels.append(parts[0])
         locations.append(f"the file {path}")
-    return Table((texts, labels), locations, str(root), FilesDigest(digests).hexdigest())
+    return Table((texts, labels), locations, name, FilesDigest(digests).hexdigest())
 
 
 #: Validation texts shown as examples, and how many characters of each.
