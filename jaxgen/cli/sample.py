@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from jaxgen.cli.sampling_flags import (
     generation_config,
     read_transforms,
     transform_notes,
+    unescape,
     with_condition_flags,
 )
 from jaxgen.errors import UsageError
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
     from jaxgen.inference.generation_config import GenerationConfig
     from jaxgen.inference.sampler import Sampler
     from jaxgen.inference.state import DecoderState
-    from jaxgen.inference.text_stream import Chunk, Sample
+    from jaxgen.inference.text_stream import Chunk
     from jaxgen.sampling.transforms.base import Transform
 
 DESCRIPTION = """Write text with a trained model. The same run, prompt, settings and seed always give the same text.
 
     python sample.py                                 the newest run in runs/
     python sample.py --prompt "The " --temperature 0.5
-    python sample.py --temperature 0.3 0.8 1.3       one section for each
+    python sample.py --temperature 0.3 0.8 1.3       one text for each
     python sample.py --temperature 1.5:0.5:200       linear over 200 tokens
     python sample.py --prompt "Q: " --stop "\\n" "A:"  ends before either string
     python sample.py --num-samples 1000 --block 256  many at once
@@ -44,6 +45,7 @@ JSON = """Write one JSON object for each text, with its tokens, log-probabilitie
 `jaxgen replay` reads them."""
 #: With this many texts or more, a note recommends ``--block``.
 MANY = 100
+NUL = "\0"
 ONE_TEXT = "continues one text"
 RULES = (
     Excludes("--prompt", ("--prompt-file",), "is the text to continue"),
@@ -57,6 +59,7 @@ RULES = (
     Excludes("--beam", ("--greedy", "--interactive", "--skip", "--temperature", "--seed"), "draws nothing"),
     Needs("--length-penalty", ("--beam",), "ranks the texts of beam search"),
     Excludes("--json", ("--skip",), "writes whole texts, so that they can be replayed,"),
+    Excludes("--separator", ("--json", "--interactive"), "stands between plain texts"),
     Excludes("--sample-index", ("--num-samples", "--best-of"), "draws one text"),
 )
 #: Flags that count as given even with their default value.
@@ -97,7 +100,8 @@ def sample(args: list[str]) -> None:
         saved = sampler.read(prompt, state, unk=config.unk)
         sampler.save_state(config.save_state, saved)
         log(f"The state after {saved.tokens.size:,} tokens is in {config.save_state}.")
-    writer = SampleWriter(escape=sys.stdout.isatty() and not config.raw)
+    separator = NUL if config.separator in (NUL, "\\0") else unescape(config.separator)
+    writer = SampleWriter(sys.stdout.isatty() and not config.raw, separator)
     if config.interactive:
         from jaxgen.cli.chat import chat
         from jaxgen.inference.chat import ChatSession
@@ -169,10 +173,15 @@ class SamplingSpeed:
 
 
 class SampleWriter:
-    """Writes samples to standard output in order: the first of a block as it is generated, the others after it."""
+    """Writes samples to standard output in order: the first of a block as it is generated, the others after it.
 
-    def __init__(self, escape: bool) -> None:
-        self.escape, self._held = escape, ""
+    Each text ends with a line break, and a line with the separator stands between two texts. The separator NUL stands
+    alone instead, and no line break is added anywhere.
+    """
+
+    def __init__(self, escape: bool, separator: str = "---") -> None:
+        self.escape, self.separator = escape, separator
+        self._held, self._texts = "", 0
 
     def write(self, text: str) -> None:
         """Write text and flush."""
@@ -183,22 +192,27 @@ class SampleWriter:
         sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
         sys.stdout.flush()
 
-    def heading(self, text: str) -> None:
-        """Write a line that names what follows."""
-        self.write(f"--- {text} ---\n")
+    def begin(self, *about: str) -> None:
+        """Begin a text; what it is goes to standard error."""
+        if self._texts:
+            self.write(self.separator if self.separator == NUL else f"{self.separator}\n")
+        self._texts += 1
+        if heading := ", ".join(filter(None, about)):
+            log(heading)
 
-    def write_best(self, samples: Iterable[Sample], prompt: str, number: int) -> None:
-        """Write the selected samples, each with its index and the mean log-probability that selected it."""
-        for sample in samples:
-            about = f"sample {sample.index}, {sample.mean_logp:.4f} nats a token"
-            if number > 1:
-                self.heading(about)
-            self.write(prompt + sample.text + "\n")
-            if number == 1:  # standard output holds only the text
-                log(about)
+    def end(self) -> None:
+        """End a text."""
+        if self.separator != NUL:
+            self.write("\n")
 
-    def write_all(self, stream: Iterator[Chunk], prompt: str, first: int, num_samples: int) -> None:
-        """Write every sample of ``stream`` after its prompt, each followed by a line break."""
+    def write_text(self, text: str, *about: str) -> None:
+        """Write a whole text."""
+        self.begin(*about)
+        self.write(text)
+        self.end()
+
+    def write_all(self, stream: Iterator[Chunk], prompt: str, first: int, about: str, number: bool) -> None:
+        """Write every sample of ``stream`` after its prompt; ``about`` and, with ``number``, its number head it."""
         turn, begun = first, False
         waiting: dict[int, str] = {}
         finished: set[int] = set()
@@ -208,13 +222,12 @@ class SampleWriter:
                 finished.add(chunk.index)
             while turn in waiting:
                 if not begun:
-                    if num_samples > 1:
-                        self.heading(f"sample {turn}")
+                    self.begin(about, f"sample {turn}" if number else "")
                     self.write(prompt)
                 self.write(waiting.pop(turn))
                 begun = turn not in finished
                 if not begun:
-                    self.write("\n")
+                    self.end()
                     turn += 1
 
 
@@ -253,12 +266,13 @@ def write_samples(
                 value = receipt(sampler, each, drawn, prompt=prompt, unk=config.unk, state_file=config.state)
                 writer.write(json_line(value))
         else:
-            if len(settings) > 1:
-                writer.heading(f"temperature {temperature}")
+            about = f"temperature {temperature}" if len(settings) > 1 else ""
             if config.best_of is None:
-                writer.write_all(chunks, prompt, first, config.num_samples)
+                writer.write_all(chunks, prompt, first, about, config.num_samples > 1)
             else:
-                writer.write_best(select_best(collect(chunks), config.num_samples), prompt, config.num_samples)
+                for drawn in select_best(collect(chunks), config.num_samples):
+                    selected = f"sample {drawn.index}, {drawn.mean_logp:.4f} nats a token"
+                    writer.write_text(prompt + drawn.text, about, selected)
         if speed.ended < number:
             log(f"note: time was up before {number - speed.ended:,} of {number:,} texts were begun.")
         if each.greedy and number > 1:
@@ -276,7 +290,7 @@ def write_beams(
     *,
     as_json: bool,
 ) -> None:
-    """Write the best texts of a beam search; if there are several, each has a heading with its score."""
+    """Write the best texts of a beam search; if there are several, standard error has the score of each."""
     from jaxgen.inference.beam_search import BeamConfig, beam
 
     began = time.perf_counter()
@@ -289,9 +303,8 @@ def write_beams(
             found_by = beam_receipt(sampler, search, rank, each, prompt=prompt, unk=config.unk, state_file=config.state)
             writer.write(json_line(found_by))
             continue
-        if config.num_samples > 1:
-            writer.heading(f"rank {rank}, {each.logp:.2f} nats, score {each.score:.4f}")
-        writer.write(prompt + each.text + "\n")
+        about = f"rank {rank}, {each.logp:.2f} nats, score {each.score:.4f}" if config.num_samples > 1 else ""
+        writer.write_text(prompt + each.text, about)
     if len(found) < config.num_samples:
         log(f"note: no more than {len(found)} texts are possible.")
     tokens = sum(each.tokens.size for each in found)

@@ -58,6 +58,9 @@ class SampleConfig(RunConfig):
     """End a text before the first of these strings; \\n, \\t and \\\\ stand for line break, tab and backslash."""
     max_seconds: float | None = None
     """End all texts after this time, start-up included (for each temperature)."""
+    separator: str = "---"
+    """Written as a line between two texts; \\n, \\t and \\\\ stand for line break, tab and backslash. \\0: NUL
+    alone, and no line break is added after a text."""
     block: int | None = None
     """Rows that decode together (default: 1). More rows draw many texts faster, 256 two to four times. Text i can
     differ from the one drawn by default, but is the same for the same block size, which is printed with the speed."""

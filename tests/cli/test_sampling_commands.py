@@ -22,10 +22,12 @@ from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.tokenizers import WordTokenizer
 
 
-def body(text: str) -> dict[str, str]:
-    """heading -> the text under it."""
-    parts = re.split(r"(?m)^--- (.*) ---\n", text)
-    return dict(zip(parts[1::2], parts[2::2]))
+def body(done) -> dict[str, str]:
+    """heading on standard error -> the text on standard output with its line break."""
+    headings = re.findall(r"(?m)^((?:temperature|sample|rank) .*)$", done.err)
+    texts = done.out.removesuffix("\n").split("\n---\n")
+    assert len(headings) == len(texts)
+    return dict(zip(headings, (f"{text}\n" for text in texts)))
 
 
 def test_standard_output_is_the_text_only(sample, run):
@@ -56,7 +58,7 @@ def test_the_first_chunk_holds_a_piece_of_every_sample_of_its_block(indices, fir
 
 def test_another_block_is_printed_with_the_speed(sample, run):
     done = sample("--run", run, "--length", 5, "--num-samples", 4, "--block", 16)
-    assert re.fullmatch(r"20 tokens in blocks of 16 in [0-9.]+ s\n", done.err)
+    assert re.fullmatch(r"20 tokens in blocks of 16 in [0-9.]+ s", done.err.splitlines()[-1])
 
 
 def test_who_draws_many_texts_one_by_one_is_told_of_blocks(sample, run):
@@ -79,8 +81,8 @@ def test_the_same_seed_gives_the_same_text_and_another_seed_another(sample, run)
     assert first != other
 
 
-def test_several_temperatures_have_a_headed_section_each_and_equal_those_drawn_alone(sample, run):
-    both = body(sample("--run", run, "--length", 30, "--temperature", 0, 0.5).out)
+def test_several_temperatures_have_a_heading_each_and_equal_those_drawn_alone(sample, run):
+    both = body(sample("--run", run, "--length", 30, "--temperature", 0, 0.5))
     assert list(both) == ["temperature 0", "temperature 0.5"]
     for temperature in (0, 0.5):
         alone = sample("--run", run, "--length", 30, "--temperature", temperature).out
@@ -93,8 +95,8 @@ def test_temperature_zero_does_not_depend_on_the_seed(sample, run):
 
 
 def test_a_sample_is_the_same_however_many_are_drawn(sample, run):
-    ten = body(sample("--run", run, "--length", 40, "--num-samples", 10).out)
-    two = body(sample("--run", run, "--length", 40, "--num-samples", 2).out)
+    ten = body(sample("--run", run, "--length", 40, "--num-samples", 10))
+    two = body(sample("--run", run, "--length", 40, "--num-samples", 2))
     assert list(ten) == [f"sample {i}" for i in range(10)]
     assert len(set(ten.values())) == 10
     assert {name: ten[name] for name in two} == two
@@ -205,15 +207,31 @@ def test_stop_strings_understand_escapes(typed, meant):
     assert unescape(typed) == meant
 
 
+def test_the_separator_stands_between_texts_only_and_nul_adds_no_line_breaks(sample, run):
+    args = ("--run", run, "--length", 6, "--prompt", "The ", "--num-samples", 2, "--temperature", 0, 1)
+    plain = sample(*args)
+    headings = [f"temperature {t}, sample {i}" for t in (0, 1) for i in (0, 1)]
+    assert list(body(plain)) == headings
+    texts = [text[:-1] for text in body(plain).values()]
+    assert [len(text) for text in texts] == [10] * 4
+    assert sample(*args, "--separator", r"\0").out == "\0".join(texts)
+    assert sample(*args, "--separator", r"a\n\\b").out == "\na\n\\b\n".join(texts) + "\n"
+    assert sample(*args, "--separator", "").out == "\n\n".join(texts) + "\n"
+    one = sample("--run", run, "--length", 6, "--prompt", "The ", "--separator", r"\0")
+    assert len(one.out) == 10
+    for flag in ("--json", "--interactive"):
+        assert sample(*args[:2], flag, "--separator", "x").code == 2
+
+
 def test_one_text_by_its_number_is_the_one_among_all(sample, run):
-    ten = body(sample("--run", run, "--length", 30, "--num-samples", 5).out)
+    ten = body(sample("--run", run, "--length", 30, "--num-samples", 5))
     assert sample("--run", run, "--length", 30, "--sample-index", 3).out == ten["sample 3"]
 
 
 def test_the_likeliest_of_many_come_first_with_their_numbers(sample, run):
     all_of_them = objects(sample("--run", run, "--length", 20, "--num-samples", 6, "--json").out)
     ranked = sorted(all_of_them, key=lambda each: -sum(each["logp"]))
-    best = body(sample("--run", run, "--length", 20, "--best-of", 6, "--num-samples", 2).out)
+    best = body(sample("--run", run, "--length", 20, "--best-of", 6, "--num-samples", 2))
     means = [f"sample {each['index']}, {sum(each['logp']) / 20:.4f} nats a token" for each in ranked[:2]]
     assert list(best) == means
     assert list(best.values()) == [each["text"] + "\n" for each in ranked[:2]]
@@ -332,7 +350,7 @@ def test_beam_search_writes_the_likeliest_texts_in_order(sample, run, replay, he
     assert [each["rank"] for each in found] == [1, 2]
     assert found[0]["score"] > found[1]["score"]
     done = sample("--run", run, "--length", 8, "--beam", 3, "--num-samples", 2)
-    assert list(body(done.out).values()) == [each["text"] + "\n" for each in found]
+    assert list(body(done).values()) == [each["text"] + "\n" for each in found]
     assert sample("--run", run, "--length", 8, "--beam", 3).out == found[0]["text"] + "\n"
     greedy = sample("--run", run, "--length", 8, "--greedy").out
     assert sample("--run", run, "--length", 8, "--beam", 1).out == greedy
@@ -371,7 +389,7 @@ def test_texts_that_no_time_was_left_for_are_told(sample, run, monkeypatch):
     monkeypatch.setattr("jaxgen.inference.sampler.time.monotonic", lambda: next(clock))
     done = sample("--run", run, "--length", 32, "--num-samples", 50, "--max-seconds", 20)
     assert re.search(r"note: time was up before \d+ of 50 texts were begun", done.err)
-    assert len(body(done.out)) < 50
+    assert len(body(done)) < 50
 
 
 def test_a_top_k_beyond_all_numbers_keeps_all(sample, run):
