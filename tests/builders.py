@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxgen.data.sources import TextSource, open_texts
 from jaxgen.tasks.language.config import LanguageConfig
-from jaxgen.tokenizers.base import in_pieces
+from jaxgen.text import in_pieces
 
 
 def write(path: Any, content: str | bytes) -> Any:
@@ -31,4 +31,5 @@ def read_texts(specs: Sequence[str], **options: Any) -> TextSource:
     source = open_texts(specs, **options)
     texts = ["".join(in_pieces(text)) for text in source.texts]
     source.check()
-    return replace(source, texts=texts, files=[getattr(each, "sha256", each) for each in source.files])
+    files = [getattr(each, "sha256", each) for each in source.files]
+    return replace(source, texts=texts, files=files, line_ends_in_cells=source.line_ends)

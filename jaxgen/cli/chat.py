@@ -107,7 +107,7 @@ class Chat(cmd.Cmd):
                 self.write(f"{PROMPT}{first}\n")
             self._protect(lambda: self.answer(self.session.send(first)))
         for line in lines:
-            if self._protect(partial(self.onecmd, line)):
+            if self._protect(partial(self.onecmd, self.session.sampler.reading.text(line))):
                 return
             self._protect(self.offer_again)
 
@@ -390,9 +390,8 @@ def input_lines(loop: cmd.Cmd) -> Iterator[str]:
     if not sys.stdin.isatty():
         reconfigure = getattr(sys.stdin, "reconfigure", None)
         if reconfigure is not None:  # missing in a notebook or a test
-            reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
-        for line in sys.stdin:
-            yield re.sub(r"\r?\n$", "", line)
+            reconfigure(encoding="utf-8", errors="surrogateescape", newline=None)  # LF, CR LF and CR end a line
+        yield from (line.removesuffix("\n") for line in sys.stdin)
         return
     use_readline(loop)
     while True:

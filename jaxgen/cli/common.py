@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
 import json
@@ -17,6 +18,8 @@ from typing import IO, Any, BinaryIO
 from jaxgen.errors import DataError, JaxgenError, UsageError
 from jaxgen.trainer.signals import Interrupted, interruptible
 
+#: LF, CR LF or CR. After a CR at the end of a block, the next block may begin with the LF.
+_LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 #: Line and paragraph separators, and characters that change the writing direction.
 UNSAFE_CHARACTERS = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -236,7 +239,7 @@ class SafeStream:
 
 
 def read_byte_lines(path: str, max_bytes: int) -> Iterator[bytes]:
-    """The lines of a file (gzip too) as they arrive, with their line ends; ``-`` is standard input.
+    """The lines of a file (gzip too) as they arrive, without a byte order mark and line ends; ``-`` is standard input.
 
     Raises:
         DataError: The file cannot be read, or a line has more than ``max_bytes`` bytes.
@@ -251,13 +254,21 @@ def read_byte_lines(path: str, max_bytes: int) -> Iterator[bytes]:
                 stream = file = stack.enter_context(Path(path).open("rb"))
                 if file.peek(2)[:2] == b"\x1f\x8b":
                     stream = gzip.GzipFile(fileobj=file)
-            for number, line in enumerate(iter(lambda: stream.readline(max_bytes + 1), b""), start=1):
-                if len(line) > max_bytes:
+            number, rest, block = 1, b"", b" "
+            while block:
+                block = stream.readline(max_bytes + 1)
+                *lines, rest = _LINE_END.split(rest + block)
+                for line in lines:
+                    yield line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                    number += 1
+                if len(rest) > max_bytes:
                     raise DataError(
                         f"{name} has more than {max_bytes // 2**20} MiB in line {number:,}, the most that is read. "
                         "Give a file with one input on each line."
                     )
-                yield line
+            if rest:
+                rest = rest.removeprefix(codecs.BOM_UTF8) if number == 1 else rest
+                yield rest.removesuffix(b"\r")
     except OSError as error:
         raise DataError(f"{name} cannot be read: {reason(error)}. Check the path and its permissions.") from None
     except (EOFError, zlib.error) as error:

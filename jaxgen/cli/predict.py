@@ -132,11 +132,11 @@ def text_lines(paths: Sequence[str]) -> Iterator[str]:
     for path in paths or ("-",):
         for number, line in enumerate(read_byte_lines(path, MAX_LINE), start=1):
             try:
-                text = line.decode("utf-8").rstrip("\r\n")
+                text = line.decode("utf-8")
             except UnicodeDecodeError as error:
                 file = "standard input" if path == "-" else f"the file {path}"
                 raise not_utf8(f"Line {number:,} of {file}", error) from None
-            yield text.removeprefix("\ufeff") if number == 1 else text
+            yield text
 
 
 def write_answers(

@@ -126,7 +126,7 @@ def read_prompt(config: SampleConfig) -> str:
 
     text = "".join(read_pieces(config.prompt_file))
     # `echo` and editors end every file with a line break, which the model would take for the end of the line.
-    return text.removesuffix("\r\n" if text.endswith("\r\n") else "\n")
+    return re.sub(r"(\r\n|\r|\n)\Z", "", text)
 
 
 class SamplingSpeed:
@@ -245,6 +245,7 @@ def write_samples(
     from jaxgen.inference.sampler import blocks_per_call
     from jaxgen.inference.text_stream import collect, select_best
 
+    shown = sampler.reading.text(prompt)
     block = next(iter(settings.values())).block
     number = config.num_samples if config.best_of is None else config.best_of
     parallel = block * blocks_per_call(-(-number // block), block)
@@ -268,11 +269,11 @@ def write_samples(
         else:
             about = f"temperature {temperature}" if len(settings) > 1 else ""
             if config.best_of is None:
-                writer.write_all(chunks, prompt, first, about, config.num_samples > 1)
+                writer.write_all(chunks, shown, first, about, config.num_samples > 1)
             else:
                 for drawn in select_best(collect(chunks), config.num_samples):
                     selected = f"sample {drawn.index}, {drawn.mean_logp:.4f} nats a token"
-                    writer.write_text(prompt + drawn.text, about, selected)
+                    writer.write_text(shown + drawn.text, about, selected)
         if speed.ended < number:
             log(f"note: time was up before {number - speed.ended:,} of {number:,} texts were begun.")
         if each.greedy and number > 1:
@@ -304,7 +305,7 @@ def write_beams(
             writer.write(json_line(found_by))
             continue
         about = f"rank {rank}, {each.logp:.2f} nats, score {each.score:.4f}" if config.num_samples > 1 else ""
-        writer.write_text(prompt + each.text, about)
+        writer.write_text(sampler.reading.text(prompt) + each.text, about)
     if len(found) < config.num_samples:
         log(f"note: no more than {len(found)} texts are possible.")
     tokens = sum(each.tokens.size for each in found)

@@ -193,7 +193,8 @@ def score_lines(scorer: Scorer, config: ScoreConfig, files: Sequence[str], write
 
     total = Score()
     for path in files:
-        lines = read_lines(read_with_progress(path, scorer.sampler.tokenizer, bar=not config.per_token))
+        pieces = read_with_progress(path, scorer.sampler.tokenizer, bar=not config.per_token)
+        lines = read_lines(scorer.sampler.reading.pieces(pieces))
         texts, shown = tee(lines)  # scoring reads ahead of the scores that it returns
         of_file, number = Score(), 0
         for (score, tokens), text in zip(scorer.score_each(texts, config.prompt, f"The file {path}, text"), shown):

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 from jaxgen.data.datasets import BUILTIN, NAMED
 from jaxgen.errors import DataError, listed
 from jaxgen.runs.directory import holds_run
+from jaxgen.text import STANDARD, Reading, whole_lines
 
 #: Progress is reported for at least this many bytes or characters.
 REPORTED_FROM = 1 << 24
@@ -235,10 +236,10 @@ def read_bytes(path: Path, most: int = -1) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """Returns the text of a UTF-8 file without its byte order mark; raises ``DataError``."""
+    """Returns the text of a UTF-8 file as ``STANDARD`` reads it; raises ``DataError``."""
     data = read_bytes(path)
     try:
-        return data.decode("utf-8").removeprefix("\ufeff")
+        return STANDARD.text(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise not_utf8(f"The file {path}", error) from error
 
@@ -276,7 +277,7 @@ def not_utf8(name: str, error: UnicodeDecodeError, before: int = 0, byte_level: 
 def read_pieces(
     path: str, *, any_bytes: bool = False, size: int = PIECE, seen: Callable[[int], None] = _ignore
 ) -> Iterator[str]:
-    """Yields the text of a file, or of standard input, in pieces.
+    """Yields the text of a file, or of standard input, in pieces and unchanged (see ``Reading``).
 
     Args:
         path: The file, or ``-`` for standard input.
@@ -299,40 +300,54 @@ def read_pieces(
 class FileText:
     """The text of a file in pieces, which can be iterated over repeatedly; memory does not grow with the file.
 
-    A pipe, which can be read only once, is kept in memory. ``sha256`` (of the bytes of the file) and ``chars`` are
-    known once the file has been read to its end. Iterating raises ``DataError`` for what cannot be read.
+    A pipe, which can be read only once, is kept in memory. ``sha256`` (of the bytes of the file), ``chars`` and
+    ``line_ends`` (how many CR LF and CR were read as LF) are known once the file has been read to its end. Iterating
+    raises ``DataError`` for what cannot be read.
 
     Args:
         path: The file.
+        reading: How the text is read.
         level: The tokenizer's level, where it can be chosen; ``byte`` reads any bytes.
         seen: Called with the number of bytes of each block of the first reading.
         prefix: Bytes that go into the digest before those of the file.
     """
 
     def __init__(
-        self, path: Path, level: str | None = None, seen: Callable[[int], None] = _ignore, prefix: bytes = b""
+        self,
+        path: Path,
+        reading: Reading = STANDARD,
+        level: str | None = None,
+        seen: Callable[[int], None] = _ignore,
+        prefix: bytes = b"",
     ) -> None:
-        self.path, self._level, self._seen, self._prefix = path, level, seen, prefix
+        self.path, self.reading, self._level, self._seen, self._prefix = path, reading, level, seen, prefix
         self._file = path.absolute()  # the current folder may change before it is read
         self.sha256 = b""
-        self.chars = 0
+        self.chars = self.line_ends = 0
         self._pipe: bytes | None = None
         self._status: tuple[int, ...] = ()
 
     def __iter__(self) -> Iterator[str]:
         if self.sha256:
-            yield from self._read(_ignore)
+            yield from self.reading.pieces(self._read(_ignore))
             return
-        digest, chars = hashlib.sha256(self._prefix), 0
+        digest, chars, line_ends = hashlib.sha256(self._prefix), 0, 0
 
         def watch(block: memoryview) -> None:
             digest.update(block)
             self._seen(len(block))
 
-        for piece in self._read(watch):
+        def raw() -> Iterator[str]:
+            nonlocal line_ends
+            for piece in self._read(watch):
+                line_ends += piece.count("\r")
+                yield piece
+
+        for piece in self.reading.pieces(raw()):
             chars += len(piece)
             yield piece
         self.sha256, self.chars = digest.digest(), chars
+        self.line_ends = line_ends if self.reading.newlines == "lf" else 0
 
     def check(self) -> None:
         """Raises ``DataError`` if the file is not what it was when it was first opened."""
@@ -447,19 +462,4 @@ class _Watched(io.RawIOBase):
 
 def read_lines(pieces: Iterable[str]) -> Iterator[str]:
     """Yields the lines of a text in pieces, without line breaks; lines of white space are left out."""
-    for line in whole_lines(pieces):
-        line = line.removesuffix("\r")
-        if line and not line.isspace():
-            yield line
-
-
-def whole_lines(pieces: Iterable[str]) -> Iterator[str]:
-    """Yields what ``text.split("\\n")`` returns for a text in pieces."""
-    rest: list[str] = []
-    for piece in pieces:
-        *lines, last = piece.split("\n")
-        for line in lines:
-            yield "".join([*rest, line])
-            rest = []
-        rest.append(last)
-    yield "".join(rest)
+    return (line for line in whole_lines(pieces) if line and not line.isspace())

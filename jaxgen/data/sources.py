@@ -1,4 +1,4 @@
-"""Reads texts from data sets, files, folders, globs and columns of tables. Newlines are never translated."""
+"""Reads texts from data sets, files, folders, globs and columns of tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from jaxgen.data.datasets import BUILTIN, NAMED, fetch
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressCounter, ProgressReporter, find_paths
 from jaxgen.data.tables import Column, read_rows, table_kind
 from jaxgen.errors import DataError, UsageError, choose
-from jaxgen.tokenizers.base import Text, between, in_pieces, text_bytes
+from jaxgen.text import KEEP_NEWLINES, STANDARD, Reading, Text, as_lf, in_pieces
+from jaxgen.tokenizers.base import between, text_bytes
 
 #: Also encodes lone surrogates, which stand for bytes that are not UTF-8 (level ``byte``).
 _ENCODING = "utf-8", "surrogatepass"
@@ -99,8 +100,9 @@ class TextStream:
 
     @property
     def sha256(self) -> str:
-        """The digest of the files and of ``start`` and ``stop``."""
-        return hashlib.sha256(f"{self.source.sha256} {self.start} {self.stop}".encode()).hexdigest()
+        """The digest of the files, of how they are read, and of ``start`` and ``stop``."""
+        about = f"{self.source.sha256} {self.source.reading.model_dump_json()} {self.start} {self.stop}"
+        return hashlib.sha256(about.encode()).hexdigest()
 
 
 def join_texts(texts: Iterable[Text]) -> Iterator[str]:
@@ -133,6 +135,13 @@ class TextSource:
     files: Sequence[bytes | FileText]
     default_documents: str | None
     by_row: bool
+    reading: Reading = STANDARD
+    line_ends_in_cells: int = 0
+
+    @property
+    def line_ends(self) -> int:
+        """How many CR LF and CR were read as LF; known after the files were read."""
+        return self.line_ends_in_cells + sum(text.line_ends for text in self.texts if isinstance(text, FileText))
 
     @property
     def sha256(self) -> str:
@@ -151,6 +160,7 @@ def open_texts(
     text_column: str | None = None,
     documents: str | None = None,
     level: str = "char",
+    reading: Reading | None = None,
     watch: ProgressReporter = NO_PROGRESS,
 ) -> TextSource:
     """Finds built-in corpora, named sets, files, folders and globs, ``.gz`` or not, or reads a column of tables.
@@ -162,12 +172,14 @@ def open_texts(
         text_column: A column of CSV, TSV or JSONL files: a name from the header, or a position from 1 (no header).
         documents: One of ``DOCUMENTS``.
         level: The level of the tokenizer; ``byte`` reads any bytes.
+        reading: How texts are read. Default: that of the level.
         watch: Receives the progress of the first reading.
 
     Raises:
         DataError: The data cannot be read.
         UsageError: Arguments contradict each other.
     """
+    reading = reading or Reading.of_level(level)
     if isinstance(specs, str):
         specs = [specs]
     if not specs:
@@ -179,6 +191,7 @@ def open_texts(
     files: list[bytes | FileText] = []
     defaults: set[str | None] = set()
     rows: set[bool] = set()
+    changed = 0
     counter = ProgressCounter(watch, "reading", 0)
     for spec in specs:
         if spec in BUILTIN:
@@ -186,14 +199,15 @@ def open_texts(
                 raise _no_column(spec)
             found = BUILTIN[spec].texts()
             files.append(hashlib.sha256(b"".join(map(text_bytes, found))).digest())
-            texts += found
+            texts += map(reading.text, found)
             defaults.add(BUILTIN[spec].documents)
             rows.add(False)
             continue
         named = NAMED.get(spec)
         column = named.text_column if named and text_column is None else text_column
         for path in [fetch(file) for file in named.files] if named else find_paths(spec, watch=watch):
-            text = FileText(path, level, counter.add)
+            # The rows of a table end at any line end, those in quoted fields are read below.
+            text = FileText(path, reading if column is None else KEEP_NEWLINES, level, counter.add)
             with suppress(OSError):  # reading the file raises the error
                 counter.total += os.stat(path).st_size
             files.append(text)
@@ -204,7 +218,11 @@ def open_texts(
                 if kind is None:
                     raise _no_column(str(path))
                 columns, header = [Column((column,), "--text-column")], named.header if named else None
-                cells.extend(cell for _, (cell,) in read_rows(text, kind, path, columns, header))
+                for _, (cell,) in read_rows(text, kind, path, columns, header):
+                    if reading.newlines == "lf":
+                        changed += cell.count("\r")
+                        cell = as_lf(cell)
+                    cells.extend((cell,))
         defaults.add(named.documents if named else None)
         rows.add(column is not None)
     if len(rows) > 1:
@@ -218,7 +236,8 @@ def open_texts(
     default = defaults.pop() if len(defaults) == 1 else None
     if by_row and text_column is not None:
         default = "row"
-    return TextSource(cells if by_row else texts, " + ".join(map(str, specs)), files, default, by_row)
+    name = " + ".join(map(str, specs))
+    return TextSource(cells if by_row else texts, name, files, default, by_row, reading, changed)
 
 
 def _no_column(where: str) -> UsageError:

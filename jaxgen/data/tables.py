@@ -17,16 +17,15 @@ import numpy as np
 
 from jaxgen.data.batches import permutation
 from jaxgen.data.datasets import NAMED, fetch
-from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, find_paths, whole_lines
+from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, find_paths
 from jaxgen.errors import DataError, UsageError
-from jaxgen.tokenizers.base import Text, in_pieces
+from jaxgen.text import KEEP_NEWLINES, STANDARD, Reading, Text, as_lf, lines_with_ends, whole_lines
 
 _KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 #: A column given by position. Longer digit strings are names: no table is that wide.
 _POSITION = re.compile("[+-]?[0-9]{1,9}")
 #: Half of a surrogate pair: impossible in a UTF-8 file, but a JSON escape can spell it.
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_LINE_WITH_END = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)")
 _FIELD_LIMIT = 2**31 - 1  # a C long on every platform
 
 
@@ -43,7 +42,8 @@ class Table:
     """Columns side by side: ``columns[c][r]`` is the value of column c in row r.
 
     ``locations`` says where each row was read, for messages. ``sha256`` is the ``FilesDigest`` of all files.
-    ``skipped`` counts the rows that were left out because a value was empty.
+    ``skipped`` counts the rows that were left out because a value was empty, ``line_ends`` the CR LF and CR in values
+    that were read as LF.
     """
 
     columns: tuple[list[str], ...]
@@ -51,6 +51,7 @@ class Table:
     name: str
     sha256: str
     skipped: int = 0
+    line_ends: int = 0
 
     def __len__(self) -> int:
         return len(self.locations)
@@ -73,6 +74,7 @@ def read_table(
     columns: Sequence[Column],
     header: bool | None = None,
     watch: ProgressReporter = NO_PROGRESS,
+    reading: Reading = STANDARD,
 ) -> Table:
     """Reads columns of CSV, TSV and JSONL files (also ``.gz``), of folders and globs of them, or of named sets.
 
@@ -81,6 +83,7 @@ def read_table(
         columns: The columns to keep, by name or by position from 1.
         header: Whether the first row is a header. By default it is one if the columns are given by name.
         watch: Receives notes.
+        reading: Whether line ends in values become LF.
 
     Raises:
         DataError: A file cannot be read, is malformed, or changed while it was read.
@@ -91,6 +94,7 @@ def read_table(
     cells: tuple[list[str], ...] = tuple([] for _ in columns)
     locations: list[str] = []
     digests: list[bytes] = []
+    changed = 0
     for spec in specs:
         named = NAMED.get(spec)
         for path in [fetch(file) for file in named.files] if named else find_paths(spec, watch=watch):
@@ -100,14 +104,17 @@ def read_table(
                     f"{path} is not a .csv, .tsv or .jsonl file (or one of these with .gz). Give a table to read rows "
                     "from."
                 )
-            text = FileText(path)
+            text = FileText(path, KEEP_NEWLINES)
             for number, (_, row) in enumerate(read_rows(text, kind, path, columns, header), 1):
                 for column, cell in zip(cells, row):
+                    if reading.newlines == "lf":
+                        changed += cell.count("\r")
+                        cell = as_lf(cell)
                     column.append(cell)
                 locations.append(f"row {number} of {path}")
             text.check()
             digests.append(text.sha256)
-    return Table(cells, locations, " + ".join(map(str, specs)), FilesDigest(digests).hexdigest())
+    return Table(cells, locations, " + ".join(map(str, specs)), FilesDigest(digests).hexdigest(), 0, changed)
 
 
 def read_rows(
@@ -115,9 +122,10 @@ def read_rows(
 ) -> Iterator[tuple[int, list[str]]]:
     """Yields (line, values of ``columns``) for each row of a table.
 
-    CSV may quote fields, TSV has no quoting. A line of JSONL is an object (columns by name) or an array (columns by
-    position). Blank lines are skipped, and JSON's null is an empty value. Read a table to its end before the next one:
-    Python's limit on the length of a CSV field is lifted meanwhile.
+    CSV may quote fields, TSV has no quoting. Rows end at LF, CR LF or CR; line ends in quoted fields are kept. A line
+    of JSONL is an object (columns by name) or an array (columns by position). Blank lines are skipped, and JSON's null
+    is an empty value. Read a table to its end before the next one: Python's limit on the length of a CSV field is
+    lifted meanwhile.
 
     Args:
         text: The text of the table, or its pieces.
@@ -132,7 +140,7 @@ def read_rows(
     """
     positions = [[column_position(name, column.flag) for name in column.names] for column in columns]
     if kind == "jsonl":
-        for number, line in enumerate(whole_lines(_without_bom(text)), 1):
+        for number, line in enumerate(whole_lines(text), 1):
             if line.strip():
                 yield number, _json_row(line, columns, positions, f"line {number} of {path}")
         return
@@ -202,9 +210,9 @@ def _separator_hint(row: list[str]) -> str:
 def table_rows(text: Text, kind: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yields (line, fields) of each row of a CSV or TSV table; the line is the one where the row begins."""
     if kind == "csv":
-        reader = csv.reader(_csv_lines(text), strict=True)
+        reader = csv.reader(lines_with_ends(text), strict=True)
     else:
-        reader = csv.reader(_csv_lines(text), delimiter="\t", quoting=csv.QUOTE_NONE)
+        reader = csv.reader(lines_with_ends(text), delimiter="\t", quoting=csv.QUOTE_NONE)
     begin = 1  # an unclosed quote makes the rest of the file part of the row, so report where the row begins
     with _unlimited_fields():
         try:
@@ -217,23 +225,6 @@ def table_rows(text: Text, kind: str, path: Path) -> Iterator[tuple[int, list[st
                 f"Line {begin} of {path} begins a row that is not well-formed {kind.upper()} ({error}). "
                 "Correct that row, for example its quotation marks."
             ) from error
-
-
-def _without_bom(text: Text) -> Iterator[str]:
-    """Yields the pieces of a text without its byte order mark."""
-    begun = False
-    for piece in filter(None, in_pieces(text)):
-        yield piece if begun else piece.removeprefix("\ufeff")
-        begun = True
-
-
-def _csv_lines(text: Text) -> Iterator[str]:
-    """Yields the lines of a text with their ends: \\n, \\r or \\r\\n."""
-    for line in whole_lines(_without_bom(text)):
-        if "\r" in line:
-            yield from _LINE_WITH_END.findall(f"{line}\n")
-        else:
-            yield f"{line}\n"
 
 
 @contextmanager

@@ -12,11 +12,12 @@ import jax
 
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.fsutil import json_sha256
+from jaxgen.fsutil import json_sha256, load_strict
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import TrainConfig, check_folder, read_config, validate
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.tasks.registry import DATA, objective
+from jaxgen.text import Reading
 from jaxgen.types import Params
 
 #: Attempts to read weights of a run that is being trained, which may delete a checkpoint before it is read.
@@ -30,6 +31,7 @@ class LoadedRun:
     directory: RunDirectory
     config: TrainConfig
     resolved: dict[str, Any]  # determined at the first start: steps, horizon, data digest, model options
+    reading: Reading  # how it reads text
     codec: Any  # encodes inputs and decodes outputs; for a language model the tokenizer
     task: Any
 
@@ -65,6 +67,12 @@ class LoadedRun:
                 f"{directory} is a run of the task {name}, which `jaxgen {command}` cannot use: give it to "
                 f"{others}, or name another run with --run."
             )
+        if "reading" not in resolved:
+            raise CheckpointError(
+                f"{directory} was trained by an earlier version of jaxgen, which read text in another way. Use it "
+                "with that version, or train it again."
+            )
+        reading = load_strict(Reading, resolved["reading"], "reading policy")
         tokenizer = directory.read_json("tokenizer.json")
         codec = DATA[name].read_codec(tokenizer)
         sizes = DATA[name].vocab_sizes(codec)
@@ -88,7 +96,7 @@ class LoadedRun:
             problems.append("the digest of tokenizer.json is not the one in config.json")
         if problems:
             raise CheckpointError(f"{directory} has been altered: {'; '.join(problems)}. Copy the run again.")
-        return cls(directory, config, resolved, codec, task)
+        return cls(directory, config, resolved, reading, codec, task)
 
     @property
     def has_documents(self) -> bool:

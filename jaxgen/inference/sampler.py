@@ -24,6 +24,7 @@ from jaxgen.inference.text_stream import Chunk, Sample, StreamingDetokenizer, co
 from jaxgen.sampling.decode import MAX_SEED, DecodeState, Drawn, prefill_chunks, sample_keys
 from jaxgen.sampling.transforms.base import Context, Kinds, Last
 from jaxgen.tasks.language.conditioning import Condition, TextCodec, split_codec
+from jaxgen.text import Reading
 from jaxgen.tokenizers.base import EOS, PAD, UNK
 from jaxgen.training.data_parallel import BATCH_AXIS, make_mesh
 from jaxgen.types import Array, Params
@@ -85,12 +86,16 @@ class Sampler(TrainedModel):
         codec: The tokenizer, with labels and features if the run has them.
         params: The weights.
         documents: Whether texts end with <eos>.
+        reading: How the run reads text, prompts too. Default: that of its level.
     """
 
-    def __init__(self, task: Any, codec: TextCodec, params: Params, *, documents: bool = False) -> None:
+    def __init__(
+        self, task: Any, codec: TextCodec, params: Params, *, documents: bool = False, reading: Reading | None = None
+    ) -> None:
         super().__init__(task, params)
         self.documents = documents
         self.tokenizer, self.conditioning = split_codec(codec)
+        self.reading = reading or Reading.of_level(self.tokenizer.kind)
         #: The labels and features of the texts; ``None`` is the mean of the training texts.
         self.condition: Condition | None = None
         self._prefill, self._step = jitted.jit_prefill(task), jitted.jit_decode_step(task)
@@ -109,7 +114,7 @@ class Sampler(TrainedModel):
         """
         saved = LoadedRun.open(run, command)
         step, params = saved.params()
-        sampler = cls(saved.task, saved.codec, params, documents=saved.has_documents)
+        sampler = cls(saved.task, saved.codec, params, documents=saved.has_documents, reading=saved.reading)
         sampler.directory, sampler.digest = saved.directory, saved.checkpoints.digest(step)
         return sampler
 
@@ -154,7 +159,7 @@ class Sampler(TrainedModel):
         Raises:
             UsageError: The prompt has characters that are not in the vocabulary; ``unk="skip"`` leaves them out.
         """
-        ids = self.tokenizer.encode_prompt(prompt, unk=unk)
+        ids = self.tokenizer.encode_prompt(self.reading.text(prompt), unk=unk)
         if self.documents:
             return np.concatenate([[EOS], ids]).astype(np.int32)
         if ids.size:
@@ -172,7 +177,9 @@ class Sampler(TrainedModel):
         return self._read(np.asarray(tokens, np.int32), state)
 
     def _ids(self, prompt: str, state: DecoderState | None, unk: str) -> np.ndarray:
-        return self.prompt_ids(prompt, unk) if state is None else self.tokenizer.encode_prompt(prompt, unk=unk)
+        if state is None:
+            return self.prompt_ids(prompt, unk)
+        return self.tokenizer.encode_prompt(self.reading.text(prompt), unk=unk)
 
     def initial_state(self) -> DecoderState:
         """The state before anything is read; its logits are zeros."""

@@ -360,6 +360,7 @@ class Scorer:
 
     def _encoded(self, pieces: Iterable[str], where: str) -> Iterator[Encoded]:
         """The ids of a text in pieces, and <eos> if it is scored."""
+        pieces = self.sampler.reading.pieces(pieces)
         yield from encode_pieces(self.sampler.tokenizer, pieces, unk=self.unk, where=where)
         if self.end:
             yield Encoded(np.array([EOS], np.int32), 0, 0, 0)

@@ -19,6 +19,7 @@ from jaxgen.errors import CheckpointError, UsageError, choose
 from jaxgen.fsutil import json_sha256
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runtime import processor_name
+from jaxgen.text import STANDARD, Reading
 from jaxgen.version import __version__
 
 Positive = Annotated[int, Field(gt=0)]
@@ -171,6 +172,11 @@ class TrainConfig(BaseModel):
             raise ValueError("weight decay has a flag of its own: give --weight-decay, not --optimizer-options")
         return self
 
+    @property
+    def reading(self) -> Reading:
+        """How the run reads text."""
+        return STANDARD
+
     def changes(self, other: TrainConfig) -> list[str]:
         """The names of the fields in which ``other`` differs, without those in ``may_change``."""
         mine, theirs = self.model_dump(), other.model_dump()
@@ -248,7 +254,7 @@ def read_toml(path: str) -> dict[str, Any]:
             data = file.read(MAX_CONFIG_BYTES + 1)
         if len(data) > MAX_CONFIG_BYTES:
             raise ValueError(f"it is larger than {MAX_CONFIG_BYTES // 2**20} MB")
-        values = tomllib.loads(data.decode("utf-8").replace("\r\n", "\n"))
+        values = tomllib.loads(STANDARD.text(data.decode("utf-8")))
     except OSError as error:
         raise UsageError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
     except RecursionError:

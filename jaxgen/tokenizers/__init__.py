@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from jaxgen.errors import CheckpointError, UsageError, choose
-from jaxgen.tokenizers.base import EOS, MAX_VOCAB, PAD, UNK, StreamDecoder, Text, Tokenizer, in_pieces, text_bytes
+from jaxgen.tokenizers.base import EOS, MAX_VOCAB, PAD, UNK, StreamDecoder, Tokenizer, text_bytes
 from jaxgen.tokenizers.bpe import BpeTokenizer
 from jaxgen.tokenizers.byte import ByteTokenizer
 from jaxgen.tokenizers.char import CharTokenizer
@@ -52,10 +52,8 @@ __all__ = [
     "CharTokenizer",
     "SavedTokenizer",
     "StreamDecoder",
-    "Text",
     "Tokenizer",
     "WordTokenizer",
-    "in_pieces",
     "load_tokenizer",
     "text_bytes",
 ]

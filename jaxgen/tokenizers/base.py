@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from jaxgen.errors import UsageError, choose, listed
 from jaxgen.fsutil import StrictModel, load_strict
+from jaxgen.text import Text, in_pieces
 
 #: Ways to treat unknown tokens.
 UNKNOWNS = ("error", "skip", "keep")
@@ -38,8 +39,6 @@ _NOT_A_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _SHOWN = 5
 
 T = TypeVar("T", bound="Tokenizer")
-#: A text, or the pieces it consists of.
-Text = str | Iterable[str]
 
 
 def text_bytes(text: str) -> bytes:
@@ -53,11 +52,6 @@ def text_bytes(text: str) -> bytes:
 def without_surrogates(text: str) -> str:
     """Replaces every lone surrogate by U+FFFD."""
     return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
-
-
-def in_pieces(text: Text) -> Iterable[str]:
-    """Returns the pieces of a text; a string is a single piece."""
-    return (text,) if isinstance(text, str) else text
 
 
 def safe_chunks(text: Text, safe: re.Pattern[str], size: int) -> Iterator[str]:

@@ -14,13 +14,12 @@ from pydantic import AfterValidator, ConfigDict, FailFast, model_validator
 
 from jaxgen.errors import UsageError, check_int
 from jaxgen.fsutil import StrictModel, load_strict, malformed
+from jaxgen.text import Text, in_pieces
 from jaxgen.tokenizers.base import (
     MAX_VOCAB,
     NUM_SPECIAL,
     SPECIAL_PIECES,
-    Text,
     Tokenizer,
-    in_pieces,
     last_cut,
     safe_chunks,
     without_surrogates,

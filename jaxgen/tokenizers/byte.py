@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from jaxgen.fsutil import StrictModel
-from jaxgen.tokenizers.base import NUM_SPECIAL, SPECIAL_PIECES, Text, Tokenizer, text_bytes
+from jaxgen.text import Text
+from jaxgen.tokenizers.base import NUM_SPECIAL, SPECIAL_PIECES, Tokenizer, text_bytes
 
 
 class _Saved(StrictModel):

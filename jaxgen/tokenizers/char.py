@@ -11,14 +11,13 @@ from pydantic import AfterValidator, FailFast, Field
 
 from jaxgen.errors import check_int
 from jaxgen.fsutil import StrictModel
+from jaxgen.text import Text, in_pieces
 from jaxgen.tokenizers.base import (
     NUM_SPECIAL,
     SPECIAL_PIECES,
     UNK,
-    Text,
     Tokenizer,
     evenly,
-    in_pieces,
     without_surrogates,
 )
 

@@ -12,12 +12,12 @@ from pydantic import AfterValidator, FailFast
 
 from jaxgen.errors import check_int
 from jaxgen.fsutil import StrictModel
+from jaxgen.text import Text
 from jaxgen.tokenizers.base import (
     MAX_VOCAB,
     NUM_SPECIAL,
     SPECIAL_PIECES,
     UNK,
-    Text,
     Tokenizer,
     last_cut,
     safe_chunks,

@@ -144,7 +144,8 @@ class TrainingInference:
 
     @cached_property
     def _sampler(self) -> Sampler:
-        return Sampler(self._task, self._data.codec, self._params, documents=self._data.has_documents)
+        how = {"documents": self._data.has_documents, "reading": self._data.config.reading}
+        return Sampler(self._task, self._data.codec, self._params, **how)
 
     @cached_property
     def _predictor(self) -> Predictor:

@@ -259,6 +259,7 @@ def resolve_config(data: TaskData, options: dict[str, Any], parameters: int, dev
         "model": options,
         "parameters": parameters,
         "data": data.fingerprint(),
+        "reading": data.config.reading.model_dump(),
         **data.resolved(),
         "versions": versions(),
         "device": jax.devices()[0].device_kind,

@@ -204,7 +204,7 @@ def test_a_line_longer_than_an_input_may_be_is_refused_by_its_number_and_not_rea
 def test_the_longest_line_that_an_input_may_be_is_answered(predict, kinds, monkeypatch):
     monkeypatch.setattr("jaxgen.cli.predict.MAX_LINE", 5)
     assert len(predict("--run", kinds, stdin=b"fish\nfishy").out.splitlines()) == 2
-    refused(predict("--run", kinds, stdin=b"fishy\n"), 3, "input", "in line 1")
+    refused(predict("--run", kinds, stdin=b"fishes\n"), 3, "input", "in line 1")
 
 
 def test_standard_input_that_is_closed_is_told(predict, kinds):

@@ -13,6 +13,7 @@ from builders import read_texts, write
 
 from jaxgen.data.datasets import BUILTIN, NAMED, NamedFile, NamedSet, python_source
 from jaxgen.errors import DataError, UsageError
+from jaxgen.text import KEEP_NEWLINES, Reading
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +28,19 @@ def refused(error, *specs, **options):
     return str(caught.value)
 
 
-def test_a_file_is_read_exactly_with_its_line_endings():
-    text = "\ufeffone\r\ntwo\rthree\n\0é\u0301🎉"
-    source = read_texts([write("a.txt", text)])
-    assert source.texts == [text]
+@pytest.mark.parametrize(
+    ("level", "newlines", "expected", "line_ends"),
+    [
+        ("char", None, "\ufeffone\ntwo\nthree\u2028\x85\n\0é\u0301🎉\n", 3),
+        ("char", "keep", "\ufeffone\r\ntwo\rthree\u2028\x85\n\0é\u0301🎉\r", 0),
+        ("byte", None, "\ufeff\ufeffone\r\ntwo\rthree\u2028\x85\n\0é\u0301🎉\r", 0),
+        ("byte", "lf", "\ufeff\ufeffone\ntwo\nthree\u2028\x85\n\0é\u0301🎉\n", 3),
+    ],
+)
+def test_one_byte_order_mark_is_dropped_and_line_ends_become_lf(level, newlines, expected, line_ends):
+    text = "\ufeff\ufeffone\r\ntwo\rthree\u2028\x85\n\0é\u0301🎉\r"
+    source = read_texts([write("a.txt", text)], level=level, reading=Reading.of_level(level, newlines))
+    assert (source.texts, source.line_ends) == ([expected], line_ends)
     assert source.name == "a.txt"
     assert source.sha256 == hashlib.sha256(text.encode()).hexdigest()
     assert (source.default_documents, source.by_row) == (None, False)
@@ -298,9 +308,17 @@ def test_a_column_of_what_is_no_table_is_a_usage_error():
 
 
 def test_a_table_is_plain_text_without_a_column():
-    source = read_texts([write("a.csv", TABLE)])
+    source = read_texts([write("a.csv", TABLE)], reading=KEEP_NEWLINES)
     assert source.texts == [TABLE]
     assert not source.by_row
+
+
+def test_line_ends_in_cells_become_lf_unless_they_are_kept():
+    specs = [write("a.csv", 't,n\r\n"a\r\nb",1\r"c\rd",2\r'), write("b.jsonl", '\ufeff{"t": "e\\r\\nf"}\r{"t": "g"}')]
+    source = read_texts(specs, text_column="t")
+    assert (source.texts, source.line_ends) == (["a\nb", "c\nd", "e\nf", "g"], 3)
+    kept = read_texts(specs, text_column="t", reading=KEEP_NEWLINES)
+    assert (kept.texts, kept.line_ends) == (["a\r\nb", "c\rd", "e\r\nf", "g"], 0)
 
 
 def test_a_table_with_no_rows_is_empty():

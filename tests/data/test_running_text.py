@@ -18,10 +18,12 @@ from jaxgen.data.sources import TextStream, open_texts
 from jaxgen.errors import DataError
 from jaxgen.tasks.language import corpus
 from jaxgen.tasks.language.corpus import prepare
+from jaxgen.text import Reading
 from jaxgen.tokenizers import TOKENIZERS, UNK
 
+EXACT = Reading.of_level("byte")
 OPTIONS = {"char": {}, "byte": {}, "word": {"min_count": 1}, "bpe": {"vocab_size": 280}}
-letters = st.sampled_from("abcab  .,'\r\n\ufeff\0é漢🎉")
+letters = st.sampled_from("abcab  .,'\r\n\ufeff\0é\u0301漢🎉")
 texts = st.lists(st.lists(letters, max_size=40).map("".join), min_size=1, max_size=4)
 
 
@@ -40,8 +42,8 @@ def write(found, packed=()):
     return names
 
 
-def joined(found):
-    filled = [text for text in found if text]
+def joined(found, reading):
+    filled = [read for text in found if (read := reading.text(text))]
     return "".join(text if text.endswith("\n") else text + "\n" for text in filled[:-1]) + "".join(filled[-1:])
 
 
@@ -55,19 +57,27 @@ def tiny(monkeypatch):
 
 @pytest.mark.parametrize("level", OPTIONS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(found=texts, fraction=st.floats(0, 0.9), packed=st.sets(st.integers(0, 3)), held_out=st.none() | texts)
-def test_tokens_on_the_disk_are_those_of_the_whole_text(level, found, fraction, packed, held_out, tiny):
-    names, whole = write(found, packed), joined(found)
-    more = {}
+@given(
+    found=texts,
+    fraction=st.floats(0, 0.9),
+    packed=st.sets(st.integers(0, 3)),
+    held_out=st.none() | texts,
+    newlines=st.sampled_from([None, "keep", "lf"]),
+)
+def test_tokens_on_the_disk_are_those_of_the_whole_text(level, found, fraction, packed, held_out, newlines, tiny):
+    reading = Reading.of_level(level, newlines)
+    names, whole = write(found, packed), joined(found, reading)
+    more = {"newlines": newlines}
     at = int(len(whole) * (1 - fraction))
     train, val = whole[:at], whole[at:] if fraction else ""
     if held_out is not None:
-        Path("held-out").write_text(joined(held_out) or "x", newline="")
-        more, train, val = {"val_data": ["held-out"]}, whole, joined(held_out) or "x"
+        Path("held-out").write_text(joined(held_out, EXACT) or "x", newline="")
+        train, val = whole, reading.text(joined(held_out, EXACT) or "x")
+        more["val_data"] = ["held-out"]
     options = {"level": level, "val_fraction": fraction, "tokenizer_options": OPTIONS[level], **more}
     tokenizer = TOKENIZERS[level].train([train], **OPTIONS[level])
     expected = [tokenizer.encode(text) for text in (train, val)]
-    if not whole or ((fraction or more) and expected[1].size < 2):
+    if not whole or ((fraction or held_out is not None) and expected[1].size < 2):
         with pytest.raises(DataError, match=r"empty|at least 2"):
             prepare(names, **options)
         return

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edited import edit
+from edited import write as write_saved
 
 from jaxgen.cli.train import config_from_flags, main
 from jaxgen.errors import CheckpointError, UsageError
@@ -112,6 +113,9 @@ def made(book: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["resolved", "parameters"], 0),
         (["resolved", "tokenizer"], None),
         (["resolved", "tokenizer"], "0" * 64),
+        (["resolved", "reading"], None),
+        (["resolved", "reading", "newlines"], "crlf"),
+        (["resolved", "reading", "words"], ""),
         (["resolved", "data"], "book"),
         (["resolved", "data"], []),
         (["resolved", "data", "sha256"], 5),
@@ -129,6 +133,20 @@ def test_an_altered_configuration_of_a_run_exits_with_4(keys, value, made, tmp_p
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
+
+
+def test_a_run_that_does_not_say_how_it_reads_text_is_of_an_earlier_version(made, tmp_path):
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    saved = json.loads((run / "config.json").read_text())
+    del saved["resolved"]["reading"]
+    write_saved(run, saved)
+    with pytest.raises(CheckpointError, match="earlier version"):
+        LoadedRun.open(run)
+
+
+def test_a_configuration_file_may_begin_with_a_byte_order_mark_and_end_lines_with_cr(tmp_path):
+    (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbfhidden = 8\rsteps = 4\r\nlayers = 1\n")
+    assert read_toml(str(tmp_path / "c.toml")) == {"hidden": 8, "steps": 4, "layers": 1}
 
 
 PRESETS = [(data.Config, name) for data in DATA.values() for name in data.Config.presets]

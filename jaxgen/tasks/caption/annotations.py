@@ -14,6 +14,7 @@ from pydantic import BaseModel, StrictInt, StrictStr, ValidationError
 from jaxgen.data.files import read_bytes, read_text
 from jaxgen.data.tables import Column, check_same_style, column_position, read_rows
 from jaxgen.errors import DataError, listed
+from jaxgen.text import STANDARD
 
 #: A line of the Flickr8k token format: ``name.jpg#0<TAB>caption``.
 _TOKEN = re.compile(r"(?P<image>[^\t]+)#\d+\t(?P<caption>.*)")
@@ -146,7 +147,7 @@ def match_captions(
 
 def _kind(beginning: str, path: Path) -> str:
     """Return "json", "token", "tsv" or "csv". The columns of a table are not checked."""
-    first = beginning.lstrip().partition("\n")[0].rstrip("\r")
+    first = beginning.lstrip().partition("\n")[0]
     if first.startswith("{") or path.suffix.lower() == ".json":
         return "json"
     if _TOKEN.fullmatch(first):
@@ -156,7 +157,7 @@ def _kind(beginning: str, path: Path) -> str:
 
 def _holds_captions(path: Path, image_column: str, caption_column: str) -> bool:
     """Whether a file looks like one for ``read_captions``, judged by its beginning (JSON: by the whole file)."""
-    beginning = read_bytes(path, _BEGINNING).decode("utf-8", "ignore").removeprefix("\ufeff")
+    beginning = STANDARD.text(read_bytes(path, _BEGINNING).decode("utf-8", "ignore"))
     if not beginning.strip():
         return False
     kind = _kind(beginning, path)
@@ -164,7 +165,7 @@ def _holds_captions(path: Path, image_column: str, caption_column: str) -> bool:
         return all(_occurs(f'"{key}"'.encode(), path) for key in ("annotations", "caption"))
     if kind == "token":
         return True
-    header = beginning.lstrip("\n").partition("\n")[0].rstrip("\r")
+    header = beginning.lstrip("\n").partition("\n")[0]
     cells = [cell.strip('"') for cell in header.split("\t" if kind == "tsv" else ",")]
     positions = [column_position(column, "") for column in (image_column, caption_column)]
     if None not in positions:  # columns given by position, so no header; a table with fewer columns does not qualify
@@ -186,7 +187,7 @@ def _tokens(text: str, path: Path) -> _Pairs:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        found = _TOKEN.fullmatch(line.rstrip("\r"))
+        found = _TOKEN.fullmatch(line)
         if found is None:
             raise DataError(
                 f"Line {number} of {path} is not `name.jpg#0<TAB>caption`, as its first line is: {line[:60]!r}. "

@@ -19,6 +19,7 @@ from jaxgen.data.tables import Column, Table, capitalized, check_same_style, rea
 from jaxgen.errors import DataError, UsageError, choose, listed
 from jaxgen.fsutil import STRICT, load_strict
 from jaxgen.tasks.labels import check_known, distinct_labels, label_names
+from jaxgen.text import STANDARD, Reading
 from jaxgen.tokenizers import SavedTokenizer, load_tokenizer
 from jaxgen.tokenizers.base import Tokenizer
 from jaxgen.training.windows import Conditions
@@ -44,12 +45,16 @@ class RowMetadata:
 
 @dataclass(frozen=True)
 class ConditionedTexts:
-    """Documents with their metadata; ``sha256`` is the ``FilesDigest`` of all files."""
+    """Documents with their metadata.
+
+    ``sha256`` is the ``FilesDigest`` of all files; ``line_ends`` counts the CR LF and CR that were read as LF.
+    """
 
     texts: list[str]
     known: RowMetadata
     name: str
     sha256: str
+    line_ends: int = 0
 
 
 def read_conditioning_columns(
@@ -58,6 +63,7 @@ def read_conditioning_columns(
     label_column: str | None = None,
     feature_columns: Sequence[str] = (),
     watch: ProgressReporter = NO_PROGRESS,
+    reading: Reading = STANDARD,
 ) -> ConditionedTexts:
     """Reads texts with their labels and numbers from CSV, TSV and JSONL files (``.gz`` too), or from a named set.
 
@@ -84,7 +90,7 @@ def read_conditioning_columns(
     columns = [Column((text_column,), "--text-column")]
     columns += [Column((name,), "--label-column", numbers=True) for name in labels_of]
     columns += [Column((name,), "--feature-columns", numbers=True) for name in feature_columns]
-    rows = read_table(specs, columns, named.header if named else None, watch)
+    rows = read_table(specs, columns, named.header if named else None, watch, reading)
     kept = [i for i, text in enumerate(rows.columns[0]) if text and not text.isspace()]
     if not kept:
         raise DataError(f"The data {rows.name} have no row with a text. Give rows with text, or check --text-column.")
@@ -93,7 +99,8 @@ def read_conditioning_columns(
     first = len(rows.columns) - len(feature_columns)
     numbers = [_numbers(rows, part, name) for part, name in zip(rows.columns[first:], feature_columns)]
     table = np.stack(numbers, axis=1) if numbers else np.zeros((len(rows), 0))
-    return ConditionedTexts(rows.columns[0], RowMetadata(labels, table, rows.locations), rows.name, rows.sha256)
+    known = RowMetadata(labels, table, rows.locations)
+    return ConditionedTexts(rows.columns[0], known, rows.name, rows.sha256, rows.line_ends)
 
 
 def _labels(rows: Table, named: NamedSet | None, column: str) -> list[str]:

@@ -10,6 +10,7 @@ from jaxgen.data.batches import BATCHES
 from jaxgen.errors import choose
 from jaxgen.runs.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
 from jaxgen.tasks.base import Names, VocabSize, changed_flags, check_at_most_one, check_level
+from jaxgen.text import Reading
 
 #: Longer n-grams almost never occur twice.
 MAX_ORDER = 32
@@ -48,6 +49,9 @@ class LanguageConfig(TrainConfig):
     sample.py --label generates texts of that kind. Every row is then a document."""
     feature_columns: Names = ()
     """Columns with numbers, which set the initial state too, standardised: for sample.py --features."""
+    newlines: Literal["lf", "keep"] | None = None
+    """lf: the line ends CR LF and CR are read as LF, in prompts too. keep: they stay as they are. Default: lf, at byte
+    level keep."""
     level: str = "char"
     """What a token is."""
     vocab_size: VocabSize | None = None
@@ -102,6 +106,11 @@ class LanguageConfig(TrainConfig):
             _LARGE,
         ),
     }
+
+    @property
+    def reading(self) -> Reading:
+        """How text is read; at byte level a byte order mark is kept."""
+        return Reading.of_level(self.level, self.newlines)
 
     @property
     def is_conditioned(self) -> bool:

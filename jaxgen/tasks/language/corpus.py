@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen.data.batches import Tokens, permutation
-from jaxgen.data.files import NO_PROGRESS, ProgressCounter, ProgressReporter, read_lines, track, whole_lines
+from jaxgen.data.files import NO_PROGRESS, ProgressCounter, ProgressReporter, read_lines, track
 from jaxgen.data.sources import CompactStrings, TextSource, TextStream, open_texts
 from jaxgen.data.tables import VAL_FRACTION, fingerprint
 from jaxgen.data.token_cache import Part, get_or_create
@@ -24,8 +24,9 @@ from jaxgen.runs.config import validate
 from jaxgen.tasks.base import tokenizer_options
 from jaxgen.tasks.language.conditioning import ConditionedTexts, Conditioning, RowMetadata, read_conditioning_columns
 from jaxgen.tasks.language.config import LanguageConfig
+from jaxgen.text import Text, in_pieces, lines_with_ends
 from jaxgen.tokenizers import TOKENIZERS
-from jaxgen.tokenizers.base import EOS, Encoded, Text, Tokenizer, encode_pieces, evenly, in_pieces
+from jaxgen.tokenizers.base import EOS, Encoded, Tokenizer, encode_pieces, evenly
 
 #: Characters that are encoded at once, which bounds the memory needed besides the tokens.
 PIECE = 1 << 18
@@ -38,7 +39,8 @@ class TextSplits:
     """The training and validation texts before tokenization: documents, or one running text.
 
     ``train_known`` and ``val_known`` are the labels and numbers of the documents, if such columns were read.
-    ``has_validation`` is whether validation texts are required. The other fields are those of ``LanguageCorpus``.
+    ``has_validation`` is whether validation texts are required. ``line_ends`` counts the CR LF and CR that were read as
+    LF. The other fields are those of ``LanguageCorpus``.
     """
 
     train: Sequence[str | TextStream]
@@ -51,6 +53,7 @@ class TextSplits:
     train_known: RowMetadata | None = None
     val_known: RowMetadata | None = None
     has_validation: bool = True
+    line_ends: int = 0
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -96,6 +99,7 @@ def prepare(
     level: str = "char",
     tokenizer_options: Mapping[str, int] | None = None,
     tokenizer: Tokenizer | None = None,
+    newlines: str | None = None,
     text_column: str | None = None,
     layout: str | None = None,
     documents: str | None = None,
@@ -117,6 +121,7 @@ def prepare(
         level: What a token is, if no ``tokenizer`` is given.
         tokenizer_options: Options of ``Tokenizer.train``.
         tokenizer: Encodes the texts; by default one is trained.
+        newlines: ``lf`` or ``keep``, see ``LanguageConfig``.
         text_column: Column of a table to read, by name or by position from 1.
         layout: ``stream``, ``windows`` or ``documents``. Default: documents for rows of a table or if ``documents`` is
             given, else stream.
@@ -138,6 +143,7 @@ def prepare(
         "val_data": tuple(map(str, val_data)) if val_data else None,
         "val_fraction": None if val_data or val_fraction == 0 else val_fraction,
         "level": level if tokenizer is None else tokenizer.kind,
+        "newlines": newlines,
         "text_column": text_column,
         "label_column": label_column,
         "feature_columns": tuple(feature_columns),
@@ -204,13 +210,22 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
     """
     fraction = (config.val_fraction or VAL_FRACTION) if validation else 0.0
     if config.is_conditioned:
-        names = config.text_column, config.label_column, config.feature_columns, watch
+        names = config.text_column, config.label_column, config.feature_columns, watch, config.reading
         table = read_conditioning_columns(config.data, *names)
         val_table = read_conditioning_columns(config.val_data, *names) if config.val_data else None
-        return replace(_split_conditioned(table, val_table, fraction, config.seed), has_validation=validation)
+        line_ends = table.line_ends + (val_table.line_ends if val_table else 0)
+        splits = _split_conditioned(table, val_table, fraction, config.seed)
+        return replace(splits, has_validation=validation, line_ends=line_ends)
 
     documents, layout = config.documents, config.layout
-    read = partial(open_texts, text_column=config.text_column, documents=documents, level=config.level, watch=watch)
+    read = partial(
+        open_texts,
+        text_column=config.text_column,
+        documents=documents,
+        level=config.level,
+        reading=config.reading,
+        watch=watch,
+    )
     source = read(config.data)
     held_out = read(config.val_data) if config.val_data else None
     if layout is None:
@@ -224,7 +239,9 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
         cut = None
         train, val = _running(source, held_out, fraction)
     val_sha256 = None if held_out is None else held_out.sha256
-    return TextSplits(train, val, source.name, source.sha256, val_sha256, layout, cut, has_validation=validation)
+    line_ends = source.line_ends + (held_out.line_ends if held_out else 0)
+    about = source.name, source.sha256, val_sha256, layout, cut
+    return TextSplits(train, val, *about, has_validation=validation, line_ends=line_ends)
 
 
 def _running(
@@ -269,11 +286,11 @@ def split_documents(texts: Iterable[Text], by: str) -> CompactStrings:
 def _paragraphs(pieces: Iterable[str]) -> Iterator[str]:
     """Yields runs of lines that are not blank, with their inner line endings."""
     run: list[str] = []
-    for line in chain(whole_lines(pieces), [""]):
+    for line in chain(lines_with_ends(pieces), [""]):
         if line.strip():
             run.append(line)
         elif run:
-            yield "\n".join(run).removesuffix("\r")
+            yield "".join(run).rstrip("\r\n")
             run = []
 
 

@@ -74,7 +74,13 @@ class LanguageData(TaskData):
             check_same_level(config.level, tokenizer)
         if codec is not None:
             _check_conditions(config, conditioning)
-        corpus = encode_splits(read_splits(config, watch), config, tokenizer, conditioning, watch)
+        splits = read_splits(config, watch)
+        if splits.line_ends:
+            watch.note(
+                f"{splits.line_ends:,} line ends of {splits.name} (CR LF or CR) were read as LF; --newlines keep keeps "
+                "them."
+            )
+        corpus = encode_splits(splits, config, tokenizer, conditioning, watch)
         data = cls(config, corpus)
         _ = data.batches  # too little text must be an error before compilation
         data._check_validation()

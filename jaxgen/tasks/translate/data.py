@@ -16,7 +16,7 @@ from pydantic import PositiveInt, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.datasets import NAMED, fetch
-from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, find_paths, whole_lines
+from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, find_paths
 from jaxgen.data.tables import Column, Pairs, Table, read_table, table_kind, without_empty
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import STRICT
@@ -36,6 +36,7 @@ from jaxgen.tasks.rows import (
 )
 from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqConfig, Seq2SeqData, TextWriter, token_label
 from jaxgen.tasks.translate.dates import dates
+from jaxgen.text import whole_lines
 from jaxgen.tokenizers import SavedTokenizer
 from jaxgen.tokenizers.base import Tokenizer
 from jaxgen.types import AttentionMap
@@ -135,7 +136,7 @@ class TranslateCodec(TextReader, TextWriter):
 
     def line(self, answer: Mapping[str, Any]) -> str:
         """Returns an answer as one line; line breaks become spaces."""
-        return " ".join(str(answer["text"]).splitlines())
+        return " ".join(whole_lines(str(answer["text"])))
 
     def attention_map(self, text: str, output: Any, weights: np.ndarray) -> AttentionMap:
         """Returns attention ``weights`` [.., S], labelled with the tokens of the translation and of the source."""
@@ -234,8 +235,7 @@ def _parallel(source: Path, target: Path, name: str) -> Table:
 def _lines(text: FileText) -> list[str]:
     """Returns the lines of a text; an empty one after the last line break does not count."""
     lines = list(whole_lines(text))
-    lines[0] = lines[0].removeprefix("\ufeff")
-    return [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
+    return lines if lines[-1] else lines[:-1]
 
 
 class TranslateData(Seq2SeqData):
