@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -49,29 +50,45 @@ def replace_file(path: Path, data: bytes, advice: str = "repeat the command") ->
     The file is one that jaxgen names; ``write_output`` writes to those that users name. Raises ``CheckpointError``,
     which ends with ``advice``, if it cannot be written, or is a pipe or a device.
     """
-    _replace(path, data, advice, None)
-
-
-def _replace(path: Path, data: bytes, advice: str, former: os.stat_result | None) -> None:
-    """``replace_file``; the new file gets the permissions and, if possible, the owner of ``former``."""
-    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with write_errors(path, advice, len(data)):
         if path.exists() and not (path.is_file() or path.is_dir() or path.is_symlink()):
             raise CheckpointError(f"{path} is not a regular file. Remove it, then {advice}.")
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if former is not None:
-                if hasattr(os, "chown"):
-                    with suppress(OSError):
-                        os.chown(temporary, former.st_uid, former.st_gid)
-                os.chmod(temporary, stat.S_IMODE(former.st_mode))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        write_atomically(path, data)
+
+
+def write_atomically(path: Path, data: bytes, former: os.stat_result | None = None) -> None:
+    """As ``replace_file``, with the system's own errors. The file gets the permissions and owner of ``former``."""
+    temporary = path.with_name(temporary_name(path.name[:50]))
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if former is not None:
+            if hasattr(os, "chown"):
+                with suppress(OSError):
+                    os.chown(temporary, former.st_uid, former.st_gid)
+            os.chmod(temporary, stat.S_IMODE(former.st_mode))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def temporary_name(name: str) -> str:
+    """A new name for what will become ``name``. It ends with a digest, by which ``read_temporary`` knows it as ours."""
+    start = f".{name}.{os.getpid()}-{secrets.token_hex(4)}"
+    return f"{start}-{_short_sha256(start)}.tmp"
+
+
+def read_temporary(entry: str) -> tuple[str, int] | None:
+    """The name and the process id that ``temporary_name`` put into ``entry``; ``None`` for any other file name."""
+    match = re.fullmatch(r"(\.(.+)\.([0-9]{1,9})-[0-9a-f]{8})-([0-9a-f]{8})\.tmp", entry)
+    return (match[2], int(match[3])) if match and match[4] == _short_sha256(match[1]) else None
+
+
+def _short_sha256(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
 
 
 def check_output(path: str | os.PathLike[str], what: str = "The path") -> None:
@@ -96,7 +113,9 @@ def write_output(path: str | os.PathLike[str], data: bytes, what: str = "The pat
     check_output(path, what)
     status = os.stat(path) if os.path.exists(path) else None
     if status is None or (stat.S_ISREG(status.st_mode) and status.st_nlink and not _standard_stream(status)):
-        _replace(Path(path).resolve(), data, "repeat the command", status)
+        target = Path(path).resolve()
+        with write_errors(target, "repeat the command", len(data)):
+            write_atomically(target, data, status)
         return
     with write_errors(Path(path), "repeat the command"):
         if number := _standard_stream(status):

@@ -111,6 +111,7 @@ RUNS = {
     "fuzz",
     "golden",
     "inference/test_receipts.py",
+    "runs/test_killed_starts.py",
     "tasks/test_caption_task.py",
     "tasks/test_classify_task.py",
     "tasks/test_translate_task.py",

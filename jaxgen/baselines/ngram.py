@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -393,16 +393,17 @@ class NGramRun(Trainer):
         }
 
 
-def start(config: LanguageConfig, emit: Emit, callbacks: Sequence[Callback] = ()) -> NGramRun:
-    """A new run in a new folder, its n-grams counted. Interrupting the count leaves no run directory.
+def start(
+    config: LanguageConfig, emit: Emit, callbacks: Sequence[Callback], make_run: Callable[[], RunDirectory]
+) -> NGramRun:
+    """A new run in the folder that ``make_run`` makes, its n-grams counted.
 
-    Raises ``UsageError`` and ``DataError``; a folder that cannot be used is reported before counting.
+    Raises ``UsageError`` and ``DataError``.
     """
-    RunDirectory.check(config.run)
     with raise_on_signal("while n-grams were counted; there is no run yet"):
         data = LanguageData.load(config, None, ProgressEvents(emit))
         task, params, seconds = count_ngrams(data)
-    run = RunDirectory.create(config.run, config.task)
+    run = make_run()
     options = {**data.model_options(), "nodes": task.nodes, "contexts": task.contexts}
     parameters = sum(leaf.size for leaf in params.values())
     resolved = {**resolve_config(data, options, parameters, devices=1), "steps": 0, "horizon": 0}

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxgen.errors import DataError
 from jaxgen.fsutil import io_reason, open_regular, parse_json, sync_folder, user_cache
-from jaxgen.runs.lock import boot_id, is_running
+from jaxgen.runs.lock import boot_id, is_running, pid_namespace
 
 #: Increase it when the format of these files, or how text becomes ids, changes.
 VERSION = 1
@@ -166,7 +166,7 @@ def _mapped(file: IO[bytes], dtype: np.dtype) -> np.ndarray:
 
 def _machine() -> str:
     """Returns an id of this machine, or container: others may share the folder, with processes unknown here."""
-    return hashlib.sha256(f"{platform.node()} {boot_id()}".encode()).hexdigest()[:8]
+    return hashlib.sha256(f"{platform.node()} {boot_id()} {pid_namespace()}".encode()).hexdigest()[:8]
 
 
 def _clean(folder: Path) -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxgen.errors import CheckpointError
-from jaxgen.fsutil import run_dir_missing, sync_folder, unwritable, write_errors
+from jaxgen.fsutil import read_temporary, run_dir_missing, sync_folder, temporary_name, unwritable, write_errors
 from jaxgen.runs.manifest import (
     PARAMS,
     DamagedCheckpointError,
@@ -92,7 +90,6 @@ class _Metrics(NamedTuple):
 
 _NAME = re.compile(r"([0-9]{8,18})(?:\.([0-9]{1,9}))?")
 _DAMAGED = re.compile(r"([0-9]{8,18})(?:\.[0-9]{1,9})?\.damaged(?:-[0-9]+)?")
-_UNFINISHED = ".tmp-"
 
 
 class CheckpointStore:
@@ -172,7 +169,7 @@ class CheckpointStore:
         arrays = host_arrays(state)
         leaves = {name: Leaf.of(array) for name, array in arrays.items()}
         metric = self._former_metric(step, leaves) if metric is None else float(metric)
-        partial = self.directory / f"{_UNFINISHED}{step}-{os.getpid()}-{secrets.token_hex(4)}"
+        partial = self.directory / temporary_name(f"{step:08d}")
         needed = sum(array.nbytes for array in arrays.values())
         try:
             self._make_directory()
@@ -215,18 +212,8 @@ class CheckpointStore:
     def clean(self) -> None:
         """Remove what a killed save or removal left. Only the process that trains may call it."""
         for entry in list_entries(self.directory):
-            if entry.name.startswith(_UNFINISHED) and is_folder(entry):
-                self._drop(entry)
-
-    def remove_first(self) -> None:
-        """Remove the checkpoint of step 0 and the folder, unless they hold anything else."""
-        if set(self.steps()) <= {0}:
-            self.clean()
-            for _, _, folder in self._all():
-                if is_folder(folder):
-                    self._drop(folder)
-            with suppress(OSError):
-                self.directory.rmdir()
+            if read_temporary(entry.name) is not None and is_folder(entry):
+                shutil.rmtree(entry, ignore_errors=True)
 
     # --- restoring
 
@@ -386,7 +373,7 @@ class CheckpointStore:
 
     def _drop(self, folder: Path) -> None:
         """Remove a folder. It is renamed first, so that an interrupted removal leaves no partial checkpoint."""
-        doomed = self.directory / f"{_UNFINISHED}{folder.name.removeprefix(_UNFINISHED)}-{secrets.token_hex(4)}"
+        doomed = self.directory / temporary_name(folder.name)
         with write_errors(self.directory):
             os.rename(folder, doomed)
         shutil.rmtree(doomed, ignore_errors=True)

@@ -5,26 +5,44 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Collection
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.fsutil import RESUME, dump_json, load_json, not_regular, replace_file
+from jaxgen.fsutil import (
+    RESUME,
+    dump_json,
+    json_sha256,
+    load_json,
+    not_regular,
+    read_bounded,
+    read_temporary,
+    replace_file,
+    write_atomically,
+    write_errors,
+)
 from jaxgen.runs.checkpoints import CheckpointStore, is_folder
-from jaxgen.runs.lock import LOCK, creation_errors, probe_file
+from jaxgen.runs.lock import LOCK, RunLock, creation_errors, is_running
 from jaxgen.runs.manifest import MANIFEST
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 CHECKPOINTS = "checkpoints"
+#: The marker of a start that is not complete: without it, nothing that lies in a folder is ever removed.
+START = ".start.json"
+#: What a start makes in the folder of a run.
+ENTRIES = [LOCK, CHECKPOINTS, CONFIG, TOKENIZER]
+#: The content of the marker.
+MARKER = dump_json({"entries": ENTRIES, "sha256": json_sha256(ENTRIES)})
 
 
 class RunDirectory:
     """The folder of a run. It is self-contained: a copy of it elsewhere is the same run.
 
-    Use ``create`` for a new run, ``open`` for an existing one and ``newest`` for the one written last. ``path`` is
+    Use ``new`` for a new run, ``open`` for an existing one and ``newest`` for the one written last. ``path`` is
     absolute, so the current folder may change later. ``str`` returns the path as it was given, for messages.
     """
 
@@ -43,37 +61,32 @@ class RunDirectory:
         return str(self._given if same else self.path)
 
     @classmethod
-    def create(
+    @contextmanager
+    def new(
         cls, path: str | os.PathLike[str] | None, task: str, root: str | os.PathLike[str] = "runs"
-    ) -> RunDirectory:
-        """Make the folder of a new run, at ``path`` or by default at ``<root>/<task>-<n>`` with the next free number.
+    ) -> Iterator[Callable[[], RunDirectory]]:
+        """A context in which a run is started; it becomes a run at the end. An exception leaves no run.
+
+        Yields a function that makes the folder: ``path``, which is taken at once, or by default ``<root>/<task>-<n>``
+        with the next free number. This process holds its lock from then on.
+
+        A marker (``START``) lies in the folder until the end, so that the next start can take over what a killed one
+        left. No other folder with entries is taken, and nothing in it is changed.
 
         Raises:
-            UsageError: if the folder is not empty or cannot be written.
+            UsageError: if the folder is not empty, cannot be written, or another process holds its lock.
         """
-        with creation_errors(Path(root if path is None else path)):
-            if path is None:
-                run = cls(_make_numbered(Path(root), task))
+        start = _Start(path, task, Path(root))
+        try:
+            if path is not None:
+                start.make()
             else:
-                run = cls(path)
-                run.path.mkdir(parents=True, exist_ok=True)
-                _check_free(Path(path))
-            with probe_file(run.path) as probe:
-                probe.write_bytes(b"\0")
-        return run
-
-    @classmethod
-    def check(cls, path: str | os.PathLike[str] | None, root: str | os.PathLike[str] = "runs") -> None:
-        """Raise the ``UsageError`` that ``create`` would raise, without making anything. For use before long work."""
-        place = Path(root if path is None else path).absolute()
-        nearest = next(each for each in (place, *place.parents) if os.path.lexists(each))
-        with creation_errors(Path(root if path is None else path)):
-            if path is not None and nearest == place:
-                _check_free(Path(path))
-            if not nearest.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            if not os.access(nearest, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                _check_writable(Path(root))  # before long work
+            yield start.make
+        except BaseException:
+            start.undo()
+            raise
+        start.complete()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunDirectory:
@@ -130,7 +143,9 @@ class RunDirectory:
 
         The files of a start that was killed before it wrote ``config.json`` are not a run.
         """
-        trained = self._has_trained()  # first: a run that starts right now writes its configuration before it trains
+        # First: a run that starts right now writes its configuration before it removes its marker.
+        trained = is_folder(self.checkpoints_path) and bool(CheckpointStore(self.checkpoints_path).steps())
+        trained = trained and _find_obstacle(self.path) is not None
         try:
             problem = not_regular(os.lstat(self.config_path))
         except OSError:
@@ -141,17 +156,17 @@ class RunDirectory:
                 "train another in a new folder with `python train.py --run DIR`."
             )
 
-    def clear_unfinished(self) -> None:
-        """Remove the first checkpoint of a start that was killed before it wrote ``config.json``; nothing else."""
-        if not self.exists() and is_folder(self.checkpoints_path):
-            CheckpointStore(self.checkpoints_path).remove_first()
-
-    def _has_trained(self) -> bool:
-        """Whether the folder holds more than a start makes before it writes ``config.json``."""
-        if not is_folder(self.checkpoints_path):
-            return False
-        steps = CheckpointStore(self.checkpoints_path).steps()
-        return bool(steps) and (steps != [0] or not all(map(_is_of_a_start, {*os.listdir(self.path)} - {CHECKPOINTS})))
+    def clean(self) -> None:
+        """Remove what killed processes left in a run whose lock this process holds: temporary files, and a marker."""
+        with write_errors(self.path):
+            if not self.exists():
+                return
+            if _has_marker(self.path):
+                (self.path / START).unlink(missing_ok=True)
+            for entry in os.scandir(self.path):
+                made = read_temporary(entry.name)
+                if made is not None and entry.is_file(follow_symlinks=False) and not is_running(made[1]):
+                    os.unlink(entry.path)
 
     def write_json(self, name: str, value: object) -> None:
         """Write ``value`` atomically to the file ``name`` of the run. Its numbers must be finite."""
@@ -184,10 +199,9 @@ def holds_run(folder: Path) -> bool:
     try:
         if is_folder(run.checkpoints_path) and any(run.checkpoints_path.glob(f"[0-9]*/{MANIFEST}")):
             return True
-        visible = {entry for entry in os.listdir(folder) if not entry.startswith(".")}
     except OSError:
         return False
-    return TOKENIZER in visible and visible <= {CHECKPOINTS, TOKENIZER}
+    return _has_marker(run.path)
 
 
 def _make_numbered(root: Path, task: str) -> Path:
@@ -202,17 +216,114 @@ def _make_numbered(root: Path, task: str) -> Path:
             return root / f"{task}-{number}"
 
 
-def _check_free(path: Path) -> None:
-    """Raise ``UsageError`` if the folder ``path`` holds more than the files of a killed start."""
-    entries = os.listdir(path)
-    if all(map(_is_of_a_start, entries)):
-        return
-    problem = "already holds a run" if CONFIG in entries else f"is not empty and is not a run (it has no {CONFIG})"
-    raise UsageError(
-        f"{path} {problem}. Continue a run with `--resume auto`; for a new one choose another folder with `--run`."
-    )
+def _check_writable(folder: Path) -> None:
+    """Raise ``UsageError`` if no folder can be made in ``folder``, which may not exist."""
+    place = folder.absolute()
+    nearest = next(each for each in (place, *place.parents) if os.path.lexists(each))
+    with creation_errors(folder):
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def _is_of_a_start(entry: str) -> bool:
-    """Whether a start makes a file of this name before it writes ``config.json``."""
-    return entry in (TOKENIZER, LOCK) or re.fullmatch(r"\..*\.tmp", entry) is not None
+class _Start:
+    """The folder of a run that is being started."""
+
+    def __init__(self, path: str | os.PathLike[str] | None, task: str, root: Path) -> None:
+        self._path, self._task, self._root = None if path is None else Path(path), task, root
+        self._run: RunDirectory | None = None
+        self._lock: RunLock | None = None
+        self._made: list[Path] = []  # folders, the innermost first
+        self._marked = False
+
+    def make(self) -> RunDirectory:
+        """Make the folder, mark it and take its lock. What a killed start left there is removed."""
+        if self._run is None:
+            with creation_errors(self._root if self._path is None else self._path):
+                place = (self._root if self._path is None else self._path).absolute()
+                self._made = [each for each in (place, *place.parents) if not os.path.lexists(each)]
+                place.mkdir(parents=True, exist_ok=True)
+                if self._path is None:
+                    self._path = _make_numbered(self._root, self._task)
+                    self._made.insert(0, self._path.absolute())
+                self._run = run = RunDirectory(self._path)
+                self._mark(run)  # before the lock, so that nothing is ever there without it
+                self._lock = RunLock.take_new(self._path)
+                self._mark(run)  # another start may have failed since
+                _remove_started(run.path)
+        return self._run
+
+    def _mark(self, run: RunDirectory) -> None:
+        if obstacle := _find_obstacle(run.path):
+            raise UsageError(
+                f"{run} {obstacle}. Continue a run with `--resume auto`; for a new one choose another folder with "
+                "`--run`."
+            )
+        if not _has_marker(run.path):
+            write_atomically(run.path / START, MARKER)
+            self._marked = True
+
+    def complete(self) -> None:
+        """The run is whole: remove the marker."""
+        if self._run is not None:
+            with write_errors(self._run.path):
+                (self._run.path / START).unlink(missing_ok=True)
+
+    def undo(self) -> None:
+        """Leave the folder as it was, without what a killed start had left there. A whole run stays."""
+        if self._run is not None:
+            folder = self._run.path
+            with suppress(OSError):
+                ours = self._lock is not None and self._lock.is_ours()
+                if ours and not os.path.lexists(folder / CONFIG):
+                    _remove_started(folder)
+                if self._lock is not None:
+                    self._lock.release()
+                if ours or (self._marked and not os.path.lexists(folder / LOCK)):
+                    (folder / START).unlink(missing_ok=True)
+        for each in self._made:
+            with suppress(OSError):  # one that is not empty stays
+                each.rmdir()
+
+
+def _has_marker(path: Path) -> bool:
+    try:
+        return read_bounded(path / START) == MARKER
+    except (OSError, ValueError):
+        return False
+
+
+def _find_obstacle(path: Path) -> str | None:
+    """Why no run can be started in the folder ``path``; ``None`` if it is empty or holds only an unfinished start."""
+    entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    if any(entry.name == CONFIG for entry in entries):
+        return "already holds a run"
+    marked = _has_marker(path)
+    for entry in entries:
+        made = read_temporary(entry.name)
+        if not ((made is not None and made[0] == START) or (marked and _is_of_a_start(entry))):
+            return f"is not empty and is not a run (it holds {entry.name!a}, but no {CONFIG})"
+    return None
+
+
+def _is_of_a_start(entry: os.DirEntry[str]) -> bool:
+    """Whether a start makes this entry of its folder, or a temporary file of this name, before ``config.json``."""
+    if entry.name == CHECKPOINTS:
+        return entry.is_dir(follow_symlinks=False) and all(
+            each.is_dir(follow_symlinks=False) and (each.name == f"{0:08d}" or read_temporary(each.name) is not None)
+            for each in list(os.scandir(entry))
+        )
+    made = read_temporary(entry.name)
+    name = entry.name if made is None else made[0]
+    return name in (START, *ENTRIES) and entry.is_file(follow_symlinks=False)
+
+
+def _remove_started(path: Path) -> None:
+    """Remove what an unfinished start left in ``path``, but for its marker and its lock."""
+    if _find_obstacle(path) is None:
+        for entry in list(os.scandir(path)):
+            if entry.name == CHECKPOINTS:
+                shutil.rmtree(entry)
+            elif entry.name not in (START, LOCK):
+                os.unlink(entry)

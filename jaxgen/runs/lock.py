@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import platform
-import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,15 @@ from filelock import lock_descriptor
 from pydantic import BaseModel, ConfigDict
 
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.fsutil import RESUME, parse_json, refuse_links, run_dir_missing, unwritable, write_errors
+from jaxgen.fsutil import (
+    RESUME,
+    parse_json,
+    refuse_links,
+    run_dir_missing,
+    temporary_name,
+    unwritable,
+    write_errors,
+)
 
 LOCK = ".lock"
 #: Seconds between two heartbeats of the holder, which set the time of the file.
@@ -23,8 +32,6 @@ HEARTBEAT_SECONDS = 20
 #: Seconds without a heartbeat after which the lock of another host expires. Network file systems may show the time of a
 #: file up to a minute late.
 LEASE_SECONDS = 180
-#: Temporary files of ``replace_file`` and of probes, with the id of the process that writes them.
-_TEMPORARY = re.compile(r"\.(?:.+\.([0-9]{1,9})-[0-9a-f]{8}|probe-([0-9]{1,9}))\.tmp")
 
 
 class Owner(BaseModel):
@@ -35,13 +42,16 @@ class Owner(BaseModel):
     host: str
     #: The boot of that machine, see ``boot_id``.
     boot: str
+    #: The ``pid_namespace`` in which ``pid`` counts.
+    pids: str = ""
     #: Its ``start_time``, because process ids are reused.
     started: int | None = None
 
     @classmethod
     def current(cls) -> Owner:
         """This process."""
-        return cls(pid=os.getpid(), host=platform.node(), boot=boot_id(), started=start_time(os.getpid()))
+        pid = os.getpid()
+        return cls(pid=pid, host=platform.node(), boot=boot_id(), pids=pid_namespace(), started=start_time(pid))
 
     @classmethod
     def read(cls, descriptor: int) -> Owner | None:
@@ -54,11 +64,18 @@ class Owner(BaseModel):
 
     def may_run(self, locks_work: bool, path: Path) -> bool:
         """Whether the process may still be training, although the system shows no lock at ``path``."""
-        here = Owner.current()
-        if self.boot == here.boot:
-            return not locks_work and self.started == start_time(self.pid) and is_running(self.pid)
-        # This host with another boot was restarted since, so the process is gone.
-        return self.host != here.host and _seconds_since_heartbeat(path) < LEASE_SECONDS
+        if self.boot == boot_id() and locks_work:
+            return False  # this machine would show its lock
+        if self.is_near():
+            return self.started == start_time(self.pid) and is_running(self.pid)
+        silent = _seconds_since_heartbeat(path)
+        # Machines may share a name. This one was restarted since only if the last heartbeat came before its start.
+        restarted = self.host == platform.node() and silent > _uptime()
+        return silent < LEASE_SECONDS and not restarted
+
+    def is_near(self) -> bool:
+        """Whether this process could see that one, on the same machine and in the same container."""
+        return (self.boot, self.pids) == (boot_id(), pid_namespace())
 
 
 class RunLock:
@@ -70,8 +87,6 @@ class RunLock:
     """
 
     _held: dict[Path, RunLock] = {}
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_held.clear)  # a fork holds no lock
 
     def __init__(self, folder: Path, descriptor: int) -> None:
         self.folder = folder
@@ -81,7 +96,7 @@ class RunLock:
         threading.Thread(target=self._heartbeat, name="run lock", daemon=True).start()
 
     def _heartbeat(self) -> None:
-        while not self._released.wait(HEARTBEAT_SECONDS) and self._is_ours():
+        while not self._released.wait(HEARTBEAT_SECONDS) and self.is_ours():
             with suppress(OSError):
                 os.utime(self.folder / LOCK)
 
@@ -89,50 +104,38 @@ class RunLock:
     def take(cls, folder: str | os.PathLike[str]) -> RunLock:
         """The lock of the run in ``folder``, which this process may hold already.
 
-        Temporary files that killed processes left there are removed.
-
         Raises:
             UsageError: names the process and the host that hold it.
             CheckpointError: the system refuses.
         """
         with write_errors(Path(folder) / LOCK, needed=4096):
-            return cls._take(Path(folder))
+            return cls._held_in(folder) or cls.take_new(folder)
 
     @classmethod
-    def _take(cls, folder: Path) -> RunLock:
-        place = folder.resolve()
-        held = cls._held.get(place)
-        if held is not None and held._is_in_place():
-            return held
-        cls._held[place] = lock = cls(place, _acquire(place / LOCK, folder))
-        _remove_temporaries(place)
+    def take_new(cls, folder: str | os.PathLike[str]) -> RunLock:
+        """As ``take``, but the process must not hold the lock already. Raises the system's own errors."""
+        if cls._held_in(folder) is not None:
+            raise _refusal(Path(folder), Owner.current())
+        place = Path(folder).resolve()
+        cls._held[place] = lock = cls(place, _acquire(place / LOCK, Path(folder)))
         return lock
 
     @classmethod
+    def _held_in(cls, folder: str | os.PathLike[str]) -> RunLock | None:
+        held = cls._held.get(Path(folder).resolve())
+        return held if held is not None and held._is_in_place() else None
+
+    @classmethod
     @contextmanager
-    def kept(cls, folder: str | os.PathLike[str], new: bool = True) -> Iterator[RunLock]:
-        """Take the lock, making the folder if needed, and keep it if the block succeeds.
-
-        Otherwise it is released, and the folders that were made are removed again.
-
-        Raises:
-            UsageError: if another process holds the lock, or the system refuses and the run is ``new``.
-            CheckpointError: if the system refuses and the run is not new.
-        """
-        place = Path(folder).resolve()
-        before, made = cls._held.get(place), [each for each in (place, *place.parents) if not os.path.lexists(each)]
+    def kept(cls, folder: str | os.PathLike[str]) -> Iterator[RunLock]:
+        """Take the lock, and keep it if the block succeeds. Raises as ``take``."""
+        before = cls._held_in(folder)
+        lock = cls.take(folder)
         try:
-            with creation_errors(Path(folder)) if new else write_errors(Path(folder)):
-                place.mkdir(parents=True, exist_ok=True)
-                lock = cls._take(Path(folder))
             yield lock
         except BaseException:
-            held = cls._held.get(place)
-            if held is not None and held is not before:
-                held.release()
-            for each in made:
-                with suppress(OSError):  # one that is not empty stays
-                    each.rmdir()
+            if lock is not before:
+                lock.release()
             raise
 
     @classmethod
@@ -183,17 +186,27 @@ class RunLock:
         """Let other processes train the run."""
         self._released.set()
         if self._held.get(self.folder) is self:
-            if self._is_ours():
+            if self.is_ours():
                 with suppress(OSError):
                     os.unlink(self.folder / LOCK)
             del self._held[self.folder]
+        self._close()
+
+    def _close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _is_ours(self) -> bool:
-        """Whether the lock is in place and no process on another host has taken it."""
-        return self._is_in_place() and Owner.read(self._descriptor) in (None, Owner.current())
+    @classmethod
+    def _after_fork(cls) -> None:
+        """In a forked child: hold no lock, and keep none of the parent's open when that ends."""
+        for lock in cls._held.values():
+            lock._close()
+        cls._held.clear()
+
+    def is_ours(self) -> bool:
+        """Whether the lock is in place and nothing else has written into it."""
+        return self._is_in_place() and Owner.read(self._descriptor) == Owner.current()
 
     def _is_in_place(self) -> bool:
         """Whether the file in the folder is the one that is locked, not one that was made since."""
@@ -201,6 +214,8 @@ class RunLock:
 
 
 atexit.register(RunLock.release_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=RunLock._after_fork)
 
 
 @contextmanager
@@ -237,6 +252,20 @@ def boot_id() -> str:
         return f"host {platform.node()}"
 
 
+def pid_namespace() -> str:
+    """The namespace of this process's id, which containers of one machine do not share; empty where there is none."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _uptime() -> float:
+    """Seconds since this machine started; infinite where the system does not say."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return math.inf if clock is None else time.clock_gettime(clock)
+
+
 def start_time(pid: int) -> int | None:
     """When a process began, in clock ticks since the machine started; ``None`` if the system does not say."""
     try:
@@ -246,22 +275,35 @@ def start_time(pid: int) -> int | None:
 
 
 def _acquire(path: Path, folder: Path) -> int:
-    """The descriptor of the locked file at ``path``. Raises ``UsageError`` if another process holds it."""
+    """The descriptor of the locked file at ``path``.
+
+    Raises ``UsageError`` if another process holds it, and ``CheckpointError`` for a file that is not a lock of ours:
+    its content is never changed.
+    """
     while True:
         refuse_links(path)
         with ExitStack() as stack:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
             stack.callback(os.close, descriptor)
             locked = _system_lock(descriptor)
-            owner = Owner.read(descriptor)
+            owner, status = Owner.read(descriptor), os.fstat(descriptor)
             if locked is False or (owner is not None and owner.may_run(locked is not None, path)):
                 raise _refusal(folder, owner)
-            if _is_same_file(descriptor, path):  # otherwise its holder has just removed it
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, (Owner.current().model_dump_json() + "\n").encode())
-                os.fsync(descriptor)
-                stack.pop_all()
-                return descriptor
+            if not _is_same_file(descriptor, path):  # its holder has just removed it
+                continue
+            if status.st_nlink > 1 or (owner is None and status.st_size):
+                problem = "has several names (hard links)" if status.st_nlink > 1 else "is not a lock of jaxgen"
+                raise CheckpointError(
+                    f"{folder / LOCK} {problem}, so it was left as it is. Make sure that nothing trains the run and "
+                    f"move the file away, then {RESUME}."
+                )
+            if not status.st_size:
+                stack.callback(path.unlink, missing_ok=True)  # if it cannot be written
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, (Owner.current().model_dump_json() + "\n").encode())
+            os.fsync(descriptor)
+            stack.pop_all()
+            return descriptor
 
 
 def _system_lock(descriptor: int) -> bool | None:
@@ -275,8 +317,7 @@ def _system_lock(descriptor: int) -> bool | None:
 @contextmanager
 def probe_file(folder: Path) -> Iterator[Path]:
     """A new file in ``folder``, which is removed afterwards."""
-    probe = folder / f".probe-{os.getpid()}.tmp"
-    probe.unlink(missing_ok=True)  # it may be a link
+    probe = folder / temporary_name("probe")
     probe.touch(exist_ok=False)
     try:
         yield probe
@@ -292,10 +333,9 @@ def _seconds_since_heartbeat(path: Path) -> float:
 
 
 def _refusal(folder: Path, owner: Owner | None) -> UsageError:
-    here = Owner.current()
     who = "another process" if owner is None else f"process {owner.pid} on the host {owner.host!a}"
     advice = "Wait for it to end or stop it, or choose another folder with `--run`."
-    if owner is not None and owner.host != here.host and owner.boot != here.boot:
+    if owner is not None and not owner.is_near():
         advice = (
             f"If it no longer runs, its lock expires {LEASE_SECONDS} seconds after its last heartbeat; or delete "
             f"{folder / LOCK} now."
@@ -308,11 +348,3 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except OSError:
         return False
-
-
-def _remove_temporaries(folder: Path) -> None:
-    for entry in os.scandir(folder):
-        match = _TEMPORARY.fullmatch(entry.name)
-        if match and entry.is_file(follow_symlinks=False) and not is_running(int(match[1] or match[2])):
-            with suppress(OSError):
-                os.unlink(entry.path)

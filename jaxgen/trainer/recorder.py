@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jaxgen.errors import CheckpointError
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
@@ -65,11 +66,20 @@ class Recorder(NullRecorder):
     def __init__(self, run: RunDirectory, callbacks: Sequence[Callback]) -> None:
         self.run, self.callbacks = run, callbacks
         self.store = CheckpointStore(run.checkpoints_path)
+        self._saved = self.store.names()  # the checkpoints that the trainer knows
         self._entered = ExitStack()
 
     def __enter__(self) -> Recorder:
-        self._entered.enter_context(RunLock.training(self.run.path))
-        self._entered.callback(self.call, "wait")
+        with ExitStack() as stack:
+            stack.enter_context(RunLock.training(self.run.path))
+            if self.store.names() != self._saved:
+                raise CheckpointError(
+                    f"The checkpoints of the run {self.run.path} have changed since this trainer was made: another "
+                    "process trained the run, or removed some. Resume the run, and train with the trainer that this "
+                    "returns."
+                )
+            stack.callback(self.call, "wait")
+            self._entered = stack.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -77,6 +87,7 @@ class Recorder(NullRecorder):
 
     def truncate_after(self, step: int) -> None:
         self.store.truncate(step)
+        self._saved = self.store.names()
         self.call("truncate_after", step)
 
     def save(
@@ -86,6 +97,7 @@ class Recorder(NullRecorder):
             self.store.keep_latest = max(self.store.keep_latest, len(self.store.steps()) + 1)
         RunLock.check(self.run.path)
         self.store.save(step, state, host, metric)
+        self._saved = self.store.names()
         RunLock.check(self.run.path)  # if the folder was replaced meanwhile, the checkpoint is not the run's
 
     def best_params(self, step: int, params: Params) -> tuple[int, Params]:

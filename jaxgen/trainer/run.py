@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -155,13 +155,16 @@ def start(
         UsageError, DataError, CheckpointError: an input cannot be used. No run is left behind.
     """
     group = group or ProcessGroup()
-    with group.all_or_none():
-        _check_several(config, group)
-    with _exclusively(config.run, group):
+    with ExitStack() as stack:
+        make_run: Callable[[], RunDirectory] = partial(RunDirectory, "")
+        with group.all_or_none():
+            _check_several(config, group)
+            if group.is_main:
+                make_run = stack.enter_context(RunDirectory.new(config.run, config.task))
         if config.model != "rnn":
-            trainer: Trainer = baseline(config.task, config.model).start(config, emit, callbacks)
+            trainer: Trainer = baseline(config.task, config.model).start(config, emit, callbacks, make_run)
             return trainer
-        return _start(config, emit, callbacks, group)
+        return _start(config, emit, callbacks, group, make_run)
 
 
 def _check_several(config: TrainConfig, group: ProcessGroup) -> None:
@@ -171,25 +174,28 @@ def _check_several(config: TrainConfig, group: ProcessGroup) -> None:
 
 
 @contextmanager
-def _exclusively(folder: str | None, group: ProcessGroup, new: bool = True) -> Iterator[None]:
-    """Take the lock of a run's folder, on the main process; it is released if the block raises."""
+def _exclusively(run: RunDirectory, group: ProcessGroup) -> Iterator[None]:
+    """Take the lock of a run, on the main process; it is released if the block raises."""
     with ExitStack() as stack:
         with group.all_or_none():
-            if folder is not None and group.is_main:
-                stack.enter_context(RunLock.kept(folder, new))
+            if run.exists() and group.is_main:
+                stack.enter_context(RunLock.kept(run.path))
+                run.clean()
         yield
 
 
-def _start(config: TrainConfig, emit: Emit, callbacks: Sequence[Callback], group: ProcessGroup) -> Trainer:
+def _start(
+    config: TrainConfig,
+    emit: Emit,
+    callbacks: Sequence[Callback],
+    group: ProcessGroup,
+    make_run: Callable[[], RunDirectory],
+) -> Trainer:
     began = time.perf_counter()
     emit = emit if group.is_main else ignore
     with group.all_or_none() as facts:
         task, data, resolved, params = _prepare(config, emit, group.count)
         facts |= _must_agree(config, data, resolved)
-        if group.is_main:
-            if config.run is not None:
-                RunDirectory(config.run).clear_unfinished()
-            RunDirectory.check(config.run)
     steps = num_steps(config, data)
     if steps is None:  # before there is a folder: interrupting leaves no run directory
         one_step = {**resolved, "steps": 1, "horizon": 1}
@@ -200,7 +206,7 @@ def _start(config: TrainConfig, emit: Emit, callbacks: Sequence[Callback], group
     run, recorder = RunDirectory(""), NullRecorder()
     with group.all_or_none():
         if group.is_main:
-            run = RunDirectory.create(config.run, config.task)
+            run = make_run()
             recorder = make_recorder(run, config, data, emit, callbacks)
             resolved["data_folders"] = [run.relative_to_here()]
             run.write_json("tokenizer.json", data.codec.to_json())
@@ -294,7 +300,7 @@ def resume(
     """
     choose(data_changed, ("accept", "refuse"), "value for --data-changed")
     group = group or ProcessGroup()
-    with _exclusively(path if RunDirectory(path).exists() else None, group, new=False):
+    with _exclusively(RunDirectory(path), group):
         emit = emit if group.is_main else ignore
         with group.all_or_none() as facts:
             saved, config, data = _reopen(path, config, emit, data_changed, group.count)

@@ -14,6 +14,7 @@ import pytest
 from edited import edit
 
 from jaxgen import jitted
+from jaxgen.runs import directory
 from jaxgen.runs.checkpoints import CheckpointStore
 
 
@@ -189,14 +190,11 @@ def test_bpe_without_its_package_names_the_extra(train, book, here, monkeypatch)
 
 def test_a_folder_that_cannot_be_written_is_refused(train, book, here, monkeypatch):
     """Tests may run as root, whom no permission stops, so the refusal is the system call's."""
-    write = Path.write_bytes
 
-    def refuse(self: Path, data: bytes) -> int:
-        if self.name.startswith(".probe"):
-            raise PermissionError(13, "Permission denied", str(self))
-        return write(self, data)
+    def refuse(path: Path, data: bytes) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(directory, "write_atomically", refuse)
     done = train("--data", book, "--seq-len", 8, "--run", "locked")
     assert done.code == 2
     assert "Permission denied" in done.err

@@ -57,7 +57,7 @@ if what != "removed":
         assert (each.best(), each.latest()) == (10, 30), (each.best(), each.latest())
         for step in each.steps():
             check(each, step)
-assert not list(place.glob("checkpoints/.tmp-*"))
+assert not list(place.glob("checkpoints/.*"))
 if what == "full":
     (place / "ballast").unlink()
     store.save(40, state(40), {"step": 40}, 0.5)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jaxgen.runs.checkpoints import CheckpointStore
+from jaxgen.runs.directory import START
 from jaxgen.runs.logs import MetricsLog
 
 from .diverging import book, traces
@@ -123,7 +124,7 @@ def log(folder: Path, number: int) -> str:
 def check_same(folder: Path, run: str) -> None:
     """The run equals the one that nothing stopped, and nothing unfinished lies about in it."""
     assert traces(folder / run) == traces(folder / "whole")
-    left = [path for path in (folder / run).rglob(".*") if path.name.endswith(".tmp") or ".tmp-" in path.name]
+    left = [path for path in (folder / run).rglob(".*") if path.name.endswith(".tmp") or path.name == START]
     assert not left
 
 

@@ -66,7 +66,7 @@ def two_trainers(folder: Path, draw: np.random.Generator) -> str:
         assert holder.stdout is not None
         holder.stdout.readline()
         refused(run, UsageError, f"by process {holder.pid} on the host")
-        refused(run, UsageError, f"by process {holder.pid} on the host", do=lambda: start(settings(folder, "run")))
+        refused(run, UsageError, "already holds a run", do=lambda: start(settings(folder, "run")))
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         assert (run / ".lock").exists(), "there is nothing stale"

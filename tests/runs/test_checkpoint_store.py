@@ -15,6 +15,7 @@ from kept_states import State, abstract, assert_bitwise_equal, make_state
 from safetensors.numpy import load_file
 
 from jaxgen.errors import CheckpointError
+from jaxgen.fsutil import temporary_name
 from jaxgen.runs import checkpoints as checkpoints_module
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.manifest import named_leaves
@@ -238,7 +239,7 @@ def test_a_run_folder_that_vanished_is_not_made_again(tmp_path):
 
 
 def test_reading_changes_nothing_on_the_disk(store):
-    (store.directory / ".tmp-30-1-abc").mkdir()
+    (store.directory / temporary_name("00000030")).mkdir()
     before = sorted(p.relative_to(store.directory) for p in store.directory.rglob("*"))
     reader = CheckpointStore(store.directory)
     reader.restore()
@@ -249,12 +250,17 @@ def test_reading_changes_nothing_on_the_disk(store):
 def test_half_written_and_half_removed_folders_are_ignored_and_removed_by_the_next_save(store, tmp_path):
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "thesis.tex").touch()
-    shutil.copytree(store.directory / "00000020", store.directory / ".tmp-30-1-abc")
+    shutil.copytree(store.directory / "00000020", store.directory / temporary_name("00000030"))
+    for name in (".tmp-30-1-abc", ".00000030.1-0a1b2c3d-0a1b2c3d.tmp"):
+        (store.directory / name).mkdir()
     (store.directory / ".tmp-others").symlink_to(tmp_path / "others")
     (store.directory / "notes").mkdir()
     assert store.steps() == [10, 20]
     store.save(30, make_state(), {})
-    assert sorted(os.listdir(store.directory)) == [".tmp-others", "00000010", "00000020", "00000030", "notes"]
+    assert sorted(os.listdir(store.directory)) == [
+        *(".00000030.1-0a1b2c3d-0a1b2c3d.tmp", ".tmp-30-1-abc", ".tmp-others"),
+        *("00000010", "00000020", "00000030", "notes"),
+    ]
     assert (tmp_path / "others" / "thesis.tex").exists()
 
 

@@ -5,43 +5,61 @@ import json
 import os
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from builders import write
 
 from jaxgen.errors import CheckpointError, UsageError
-from jaxgen.fsutil import replace_file, unwritable
-from jaxgen.runs.directory import RunDirectory
-from jaxgen.runs.lock import LOCK
+from jaxgen.fsutil import replace_file, temporary_name, unwritable
+from jaxgen.runs import lock as locking
+from jaxgen.runs.directory import MARKER, START, RunDirectory
+from jaxgen.runs.lock import LOCK, RunLock
+
+
+def made(path, root="runs"):
+    """The folder of a new run, without its content."""
+    with RunDirectory.new(path, "language", root) as make:
+        return make().path
+
+
+@pytest.fixture(autouse=True)
+def released(tmp_path):
+    yield
+    for held in list(RunLock._held.values()):
+        if held.folder.is_relative_to(tmp_path):
+            held.release()
 
 
 def test_runs_are_numbered_by_task(tmp_path):
-    names = [RunDirectory.create(None, task, tmp_path / "runs").path.name for task in ("language", "language", "dates")]
+    names = []
+    for task in ("language", "language", "dates"):
+        with RunDirectory.new(None, task, tmp_path / "runs") as make:
+            names.append(make().path.name)
     assert names == ["language-1", "language-2", "dates-1"]
 
 
 def test_the_next_number_is_beyond_the_highest(tmp_path):
     (tmp_path / "language-7").mkdir()
-    assert RunDirectory.create(None, "language", tmp_path).path.name == "language-8"
+    assert made(None, tmp_path).name == "language-8"
 
 
 def test_runs_started_at_once_never_share_a_folder(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        runs = list(pool.map(lambda _: RunDirectory.create(None, "language", tmp_path), range(32)))
-    assert len({run.path for run in runs}) == 32
+        runs = list(pool.map(lambda _: made(None, tmp_path), range(32)))
+    assert len(set(runs)) == 32
 
 
-def test_a_named_run_is_made_with_its_parents(tmp_path):
-    run = RunDirectory.create(tmp_path / "a" / "b é", "language")
-    assert run.path.is_dir()
-    assert os.listdir(run.path) == []
+def test_a_named_run_is_made_with_its_parents_and_its_lock_is_held(tmp_path):
+    path = made(tmp_path / "a" / "b é")
+    assert path == tmp_path / "a" / "b é"
+    assert os.listdir(path) == [LOCK]
 
 
 def test_a_run_stays_in_its_folder_when_the_current_one_changes(tmp_path, monkeypatch):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    run = RunDirectory.create("run", "language")
+    run = RunDirectory(made("run"))
     assert (str(run), run.relative_to_here()) == ("run", "..")
     monkeypatch.chdir(tmp_path / "there")
     run.write_json("report.json", {})
@@ -49,22 +67,140 @@ def test_a_run_stays_in_its_folder_when_the_current_one_changes(tmp_path, monkey
     assert str(run) == str(tmp_path / "here" / "run")  # what was given names another folder now
 
 
-def test_a_folder_that_holds_a_run_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match="--resume auto"):
-        RunDirectory.create(tmp_path, "language")
+def test_one_process_starts_a_run_once(tmp_path):
+    with (
+        RunDirectory.new(tmp_path, "language"),
+        pytest.raises(UsageError, match=f"{os.getpid()}"),
+        RunDirectory.new(tmp_path, "language"),
+    ):
+        pytest.fail("it was started twice")
 
 
-def test_a_folder_with_other_files_is_refused(tmp_path):
-    (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UsageError, match="not empty"):
-        RunDirectory.create(tmp_path, "language")
+#: What stands in a folder that nobody marked: a run without its configuration, a start of another version, a user's.
+UNMARKED = {
+    "an n-gram run": ("checkpoints/00000000/manifest.json", "metrics.jsonl", "tokenizer.json"),
+    "its checkpoint": ("checkpoints/00000000/manifest.json",),
+    "temporary files": ("checkpoints/.tmp-0-1-ab/x", ".config.json.1-0a1b2c3d.tmp", "checkpoints/.tmp-mine/x"),
+    "a tokenizer": ("tokenizer.json",),
+    "a lock": (LOCK,),
+    "a run": ("config.json",),
+    "a broken marker": (START, "checkpoints/00000000/x"),
+    "no marker of ours": (START,),
+    "a thesis": ("thesis.tex",),
+}
+#: And what stands in a marked one beside what a start makes.
+MARKED = {
+    "a thesis": ("thesis.tex", "tokenizer.json"),
+    "a run": ("config.json", "checkpoints/00000000/x"),
+    "trained": ("checkpoints/00000007/x", "checkpoints/00000000/x", "tokenizer.json"),
+    "a log": ("metrics.jsonl", "checkpoints/00000000/x"),
+    "a look-alike": ("checkpoints/.tmp-0-1-ab/x",),
+    "a file there": ("checkpoints/notes", "tokenizer.json"),
+    "a file of that name": ("checkpoints",),
+    "a folder of that name": ("tokenizer.json/mine",),
+}
 
 
-def test_what_a_start_killed_early_left_is_taken_over(tmp_path):
-    (tmp_path / "tokenizer.json").write_text("{}")
-    (tmp_path / ".config.json.1-ab.tmp").write_text("{")
-    assert RunDirectory.create(tmp_path, "language").path == tmp_path
+def content(folder):
+    return {path: path.is_file() and path.read_bytes() for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize(
+    ("marker", "names"),
+    [
+        pytest.param(marker, names, id=f"{'marked' if marker else 'unmarked'}-{name}")
+        for marker, cases in ((b"", UNMARKED), (MARKER, MARKED))
+        for name, names in cases.items()
+    ],
+)
+def test_nothing_in_a_folder_that_is_refused_is_changed(tmp_path, marker, names):
+    for name in names:
+        write(tmp_path / name, "{}")
+    if marker:
+        write(tmp_path / START, marker)
+    before = content(tmp_path)
+    with pytest.raises(UsageError, match=r"not empty|already holds"), RunDirectory.new(tmp_path, "language"):
+        pytest.fail("it was taken")
+    assert content(tmp_path) == before
+
+
+def test_a_link_in_a_marked_folder_is_not_followed(tmp_path):
+    run = tmp_path / "run"
+    write(tmp_path / "mine" / "thesis.tex", "")
+    write(run / START, MARKER)
+    for name in ("checkpoints", "tokenizer.json"):
+        (run / name).symlink_to(tmp_path / "mine")
+        before = content(tmp_path)
+        with pytest.raises(UsageError, match="not empty"):
+            made(run)
+        assert content(tmp_path) == before
+        (run / name).unlink()
+
+
+def test_what_a_killed_start_left_is_taken_over(tmp_path):
+    for name in ("tokenizer.json", "checkpoints/00000000/x", f"checkpoints/{temporary_name('00000000')}/x"):
+        write(tmp_path / name, "")
+    for name in (START, "config.json", "tokenizer.json"):
+        write(tmp_path / temporary_name(name), "{")
+    write(tmp_path / START, MARKER)
+    with RunDirectory.new(tmp_path, "language"):
+        assert sorted(os.listdir(tmp_path)) == [LOCK, START]
+    assert os.listdir(tmp_path) == [LOCK]
+
+
+def test_a_start_that_another_process_goes_on_with_is_left_to_it(tmp_path, monkeypatch):
+    for name in (LOCK, "tokenizer.json"):
+        write(tmp_path / name, "")
+    write(tmp_path / START, MARKER)
+    before = content(tmp_path)
+    monkeypatch.setattr(locking, "_system_lock", lambda _: False)
+    with pytest.raises(UsageError, match="another process"):
+        made(tmp_path)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["a/b", ""])
+def test_a_start_that_fails_leaves_what_was_there(tmp_path, error, name):
+    def fail(path, root="runs"):
+        with RunDirectory.new(path, "language", root) as make:
+            run = make()
+            for each in ("tokenizer.json", "checkpoints/00000000/x"):
+                write(run.path / each, "")
+            raise error
+
+    for path, root in ((tmp_path / name, "runs"), (None, tmp_path / name)):
+        with pytest.raises(error):
+            fail(path, root)
+        assert os.listdir(tmp_path) == []
+
+
+def test_a_start_that_fails_when_all_is_written_leaves_the_run(tmp_path):
+    def fail():
+        with RunDirectory.new(tmp_path, "language"):
+            write(tmp_path / "config.json", "{}")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_a_run_that_is_trained_is_cleaned_of_what_killed_processes_left(tmp_path):
+    dead = temporary_name("metrics.jsonl")
+    mine = [".report.json.1-0a1b2c3d.tmp", ".metrics.jsonl.4194305-0a1b2c3d.tmp", ".swap.tmp", "notes.tmp", ".start"]
+    for name in (dead, *mine):
+        write(tmp_path / name, "")
+    write(tmp_path / START, MARKER)
+    before = content(tmp_path)
+    RunDirectory(tmp_path).clean()
+    assert content(tmp_path) == before, "it is not a run"
+    write(tmp_path / "config.json", "{}")
+    RunDirectory(tmp_path).clean()
+    assert sorted(os.listdir(tmp_path)) == sorted(["config.json", *mine])
+    write(tmp_path / START, "mine")
+    RunDirectory(tmp_path).clean()
+    assert (tmp_path / START).read_text() == "mine"
 
 
 @pytest.mark.parametrize("path", ["file", "file/run", "/proc/run"])
@@ -72,34 +208,26 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="--run DIR"):
-        RunDirectory.create(path, "language")
+        made(path)
     with pytest.raises(UsageError, match=path):
-        RunDirectory.create(None, "language", path)
+        made(None, path)
 
 
-def test_a_place_can_be_checked_and_nothing_is_made(tmp_path, monkeypatch):
+def test_a_place_is_checked_before_anything_is_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("")
-    RunDirectory.check("a/b")
-    RunDirectory.check(None)
-    for path in ("file", "file/run"):
-        with pytest.raises(UsageError, match="Not a directory"):
-            RunDirectory.check(path)
-    with pytest.raises(UsageError, match="not empty"):
-        RunDirectory.check(tmp_path)
     monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(UsageError, match="Permission denied"):
-        RunDirectory.check("a/b")
-    assert os.listdir(tmp_path) == ["file"]
+    with pytest.raises(UsageError, match="Permission denied"), RunDirectory.new(None, "language"):
+        pytest.fail("it goes on")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_that_exists_but_takes_no_files_is_named(tmp_path, monkeypatch):
     def read_only(*_):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", read_only)
+    monkeypatch.setattr("builtins.open", read_only)
     with pytest.raises(UsageError, match="Read-only"):
-        RunDirectory.create(tmp_path, "language")
+        made(tmp_path)
 
 
 def test_a_run_is_opened(tmp_path):
@@ -114,19 +242,20 @@ def test_opening_what_is_no_run_says_what_is_missing(tmp_path):
             RunDirectory.open(tmp_path / name)
 
 
-@pytest.mark.parametrize("more", ["checkpoints/00000007/", "metrics.jsonl", "samples.txt"])
+@pytest.mark.parametrize("more", ["checkpoints/00000007/x", "metrics.jsonl", "samples.txt"])
 def test_a_run_whose_config_is_gone_is_told_from_a_start_that_was_killed(tmp_path, more):
-    for name in ("checkpoints/00000000/", "checkpoints/.tmp-0-1-ab/", "tokenizer.json", ".config.json.1-ab.tmp", LOCK):
-        make(tmp_path / name, folder=name.endswith("/"))
+    for name in ("checkpoints/00000000/x", "tokenizer.json", LOCK, temporary_name("config.json")):
+        write(tmp_path / name, "")
+    write(tmp_path / START, MARKER)
     RunDirectory(tmp_path).check_config()
-    make(tmp_path / more, folder=more.endswith("/"))
+    write(tmp_path / more, "")
     for ask in (RunDirectory.open, lambda path: RunDirectory(path).check_config()):
         with pytest.raises(CheckpointError, match=r"config\.json"):
             ask(tmp_path)
-
-
-def make(path: Path, folder: bool) -> None:
-    path.mkdir(parents=True) if folder else path.write_text("")
+    (tmp_path / more).unlink()
+    (tmp_path / START).unlink()
+    with pytest.raises(CheckpointError, match="damaged run"):
+        RunDirectory(tmp_path).check_config()
 
 
 def test_a_folder_in_which_nothing_was_trained_holds_no_damaged_run(tmp_path):
@@ -264,14 +393,6 @@ def test_a_link_in_place_of_a_file_of_a_run_is_refused(tmp_path):
     (tmp_path / "config.json").symlink_to(tmp_path / "theirs")
     with pytest.raises(CheckpointError, match=r"config\.json.* link"):
         RunDirectory(tmp_path).read_json("config.json")
-
-
-def test_a_link_where_writing_is_tried_is_not_written_through(tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / f".probe-{os.getpid()}.tmp").symlink_to(tmp_path / "theirs")
-    RunDirectory.create(run, "language")
-    assert not (tmp_path / "theirs").exists()
 
 
 def test_json_of_64_levels_is_read(tmp_path):

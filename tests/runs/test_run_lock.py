@@ -23,6 +23,16 @@ sys.stdin.read()
 """
 
 
+FORKING = """
+import os, sys, time
+from jaxgen.runs.lock import RunLock
+RunLock.take(sys.argv[1])
+if not os.fork():
+    print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lock of ``tmp_path`` until its standard input is closed."""
@@ -76,18 +86,74 @@ def test_without_locks_of_the_system_a_running_process_is_known_by_number_and_st
     RunLock.take(tmp_path)  # the number was used again
 
 
-@pytest.mark.parametrize(
-    "changes", [{"boot": "an earlier one"}, {"pid": 2**22 + 1, "started": 5}], ids=["earlier boot", "dead process"]
-)
-def test_without_locks_of_the_system_a_dead_process_is_no_obstacle(tmp_path, no_locks, changes):
+def test_without_locks_of_the_system_a_dead_process_is_no_obstacle(tmp_path, no_locks):
+    pretend(tmp_path, pid=2**22 + 1, started=5)
+    RunLock.take(tmp_path)
+
+
+def test_a_process_of_before_this_machine_started_is_no_obstacle(tmp_path, monkeypatch):
+    pretend(tmp_path, boot="an earlier one")
+    monkeypatch.setattr(locking, "_uptime", lambda: 30.0)
+    now = os.stat(tmp_path / LOCK).st_mtime
+    os.utime(tmp_path / LOCK, (now, now - 60))
+    RunLock.take(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"boot": "theirs"}, {"boot": "theirs", "pid": 1}])
+def test_a_process_on_another_machine_of_the_same_name_is_not_mistaken_for_one_of_this(tmp_path, changes):
     pretend(tmp_path, **changes)
-    RunLock.take(tmp_path)
+    with pytest.raises(UsageError, match=f"delete .*{LOCK}"):
+        RunLock.take(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "1"}', "x" * 5000])
-def test_a_file_that_nobody_wrote_is_no_obstacle(tmp_path, content):
+def test_a_process_in_another_container_of_this_machine_is_seen_by_its_lock_or_by_its_signs(tmp_path, monkeypatch):
+    pretend(tmp_path, pids="pid:[7]", pid=2**22 + 1)
+    RunLock.take(tmp_path).release()  # the kernel is the same and shows no lock
+    monkeypatch.setattr(locking, "_system_lock", lambda _: None)
+    pretend(tmp_path, pids="pid:[7]", pid=2**22 + 1)
+    with pytest.raises(UsageError, match="heartbeat"):
+        RunLock.take(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"pid": "1"}', "x" * 5000, "{}"])
+def test_a_file_of_that_name_that_is_no_lock_is_left_alone(tmp_path, content):
     (tmp_path / LOCK).write_text(content)
+    with pytest.raises(CheckpointError, match=LOCK):
+        RunLock.take(tmp_path)
+    assert (tmp_path / LOCK).read_text() == content
+
+
+def test_an_empty_file_is_what_a_process_left_that_was_killed_at_once(tmp_path):
+    (tmp_path / LOCK).touch()
     RunLock.take(tmp_path)
+
+
+def test_a_file_with_several_names_is_left_alone(tmp_path):
+    pretend(tmp_path)
+    os.link(tmp_path / LOCK, tmp_path / "theirs")
+    before = (tmp_path / LOCK).read_bytes()
+    with pytest.raises(CheckpointError, match="hard links"):
+        RunLock.take(tmp_path)
+    assert (tmp_path / LOCK).read_bytes() == (tmp_path / "theirs").read_bytes() == before
+
+
+def test_a_fork_does_not_keep_the_lock_of_a_holder_that_was_killed(tmp_path):
+    """In processes of their own: the holder forks, is killed, and its child lives on."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", FORKING, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    child = int(holder.stdout.readline())
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    try:
+        RunLock.take(tmp_path).release()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        holder.communicate()
 
 
 def test_a_process_on_another_host_is_told_with_what_to_do_if_it_is_gone(tmp_path):
@@ -196,32 +262,17 @@ def test_a_lock_that_was_deleted_is_taken_anew(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_start_that_fails_leaves_no_folder(tmp_path, error):
-    def make(folder):
-        with RunLock.kept(folder):
-            assert os.listdir(folder) == [LOCK]
+def test_the_lock_is_kept_unless_an_error_comes(tmp_path, error):
+    def fail():
+        with RunLock.kept(tmp_path):
+            assert os.listdir(tmp_path) == [LOCK]
             raise error
 
-    for folder, left in ((tmp_path / "a" / "b", []), (tmp_path, [])):
-        with pytest.raises(error):
-            make(folder)
-        assert os.listdir(tmp_path) == left
-
-
-def test_a_start_that_succeeds_keeps_its_lock(tmp_path):
-    with RunLock.kept(tmp_path / "a"):
+    with pytest.raises(error):
+        fail()
+    assert os.listdir(tmp_path) == []
+    with RunLock.kept(tmp_path):
         pass
-    assert os.listdir(tmp_path / "a") == [LOCK]
-
-
-def test_leftovers_of_killed_processes_are_removed_and_no_others(holder, tmp_path):
-    dead = 2**22 + 1
-    names = [f".metrics.jsonl.{dead}-0a1b2c3d.tmp", f".config.json.{os.getpid()}-0a1b2c3d.tmp", f".probe-{dead}.tmp"]
-    others = [f".report.json.{holder.pid}-0a1b2c3d.tmp", ".swap.tmp", "notes.tmp"]
-    holder.stdin.write("")
-    run = tmp_path / "run"
-    run.mkdir()
-    for name in [*names, *others]:
-        (run / name).touch()
-    RunLock.take(run)
-    assert sorted(os.listdir(run)) == sorted([LOCK, *others])
+    with pytest.raises(error):
+        fail()
+    assert os.listdir(tmp_path) == [LOCK], "it was held before"

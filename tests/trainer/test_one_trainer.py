@@ -54,10 +54,11 @@ def test_a_run_that_another_process_trains_is_neither_begun_nor_continued_but_re
     for path in (tmp_path / "run").iterdir():
         path.rename(folder / path.name)
     monkeypatch.setattr(sys.modules[module.__module__], "_load", lambda *_: pytest.fail("data were loaded"))
-    for again in (lambda: resume(str(folder)), lambda: start(settings(book, folder))):
-        with pytest.raises(UsageError, match=rf"process {process.pid}\b") as refused:
-            again()
-        assert refused.value.exit_code == 2
+    with pytest.raises(UsageError, match=rf"process {process.pid}\b") as refused:
+        resume(str(folder))
+    assert refused.value.exit_code == 2
+    with pytest.raises(UsageError, match="already holds a run"):
+        start(settings(book, folder))
     assert LoadedRun.open(folder).params()[0] == 2
     monkeypatch.undo()
     process.kill()
@@ -112,3 +113,20 @@ def test_a_run_whose_folder_goes_while_it_trains_ends_and_is_not_made_again(
         trainer.train()
     assert told.value.exit_code == 4
     assert not [path for path in run.rglob("*") if path.suffix == ".json"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_trainer_whose_lock_was_removed_trains_unless_another_did(named, book, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainers = [start(settings(book, Path(f"run-{i}")).model_copy(update={} if named else {"run": None})) for i in "ab"]
+    for trainer in trainers:
+        (trainer.run.path / LOCK).unlink()
+    held = RunLock._held.copy()
+    RunLock._held.clear()  # as another process, which has not made these trainers
+    assert resume(str(trainers[0].run.path)).train().step == 2
+    RunLock._held.update(held)
+    with pytest.raises(CheckpointError, match="another process trained"):
+        trainers[0].train()
+    assert not (trainers[0].run.path / LOCK).exists()
+    assert trainers[1].train().step == 2
+    assert trainers[1].train().step == 2, "it may be asked for its report again"

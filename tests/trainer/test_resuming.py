@@ -233,17 +233,17 @@ def test_a_run_without_its_checkpoints_is_refused_and_never_begun_anew(step, who
     assert sorted(run.rglob("*")) == before
 
 
-def test_a_start_killed_in_front_of_its_configuration_is_repeated(whole, book, tmp_path, monkeypatch):
+def test_a_start_that_failed_in_front_of_its_configuration_is_repeated(whole, book, tmp_path, monkeypatch):
     run = tmp_path / "run"
 
-    def killed(*_: Any) -> None:
-        raise RuntimeError("killed")
+    def failed(*_: Any) -> None:
+        raise RuntimeError("failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["jaxgen.trainer.run"], "write_config", killed)
-        with pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(sys.modules["jaxgen.trainer.run"], "write_config", failed)
+        with pytest.raises(RuntimeError, match="failed"):
             start(settings(book, run, seed=5))
-    (run / "checkpoints" / ".tmp-0-1-abc").mkdir()
+    assert not run.exists()
     start(settings(book, run, **LAYOUTS["stream"])).train()
     assert traces(run) == traces(whole("stream"))
 
