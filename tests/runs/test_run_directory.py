@@ -59,11 +59,13 @@ def test_a_run_stays_in_its_folder_when_the_current_one_changes(tmp_path, monkey
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    run = RunDirectory(made("run"))
+    with RunDirectory.new("run", "language") as make:
+        run = make()
     assert (str(run), run.relative_to_here()) == ("run", "..")
-    monkeypatch.chdir(tmp_path / "there")
+        monkeypatch.chdir(tmp_path / "there")
     run.write_json("report.json", {})
     assert os.listdir(tmp_path / "there") == []
+    assert sorted(os.listdir(run.path)) == [LOCK, "report.json"], "the marker is gone too"
     assert str(run) == str(tmp_path / "here" / "run")  # what was given names another folder now
 
 
