@@ -61,7 +61,7 @@ def test_a_run_stays_in_its_folder_when_the_current_one_changes(tmp_path, monkey
     monkeypatch.chdir(tmp_path / "here")
     with RunDirectory.new("run", "language") as make:
         run = make()
-    assert (str(run), run.relative_to_here()) == ("run", "..")
+        assert (str(run), run.relative_to_here()) == ("run", "..")
         monkeypatch.chdir(tmp_path / "there")
     run.write_json("report.json", {})
     assert os.listdir(tmp_path / "there") == []
