@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgen.errors import DataError
+from jaxgen.text import WORD
 
 #: The longest n-grams of BLEU and CIDEr-D.
 ORDERS = 4
@@ -121,8 +121,6 @@ def _clipped_cosine(hypothesis: _Vector, reference: _Vector) -> float:
     return overlap / norms if norms else 0.0
 
 
-#: Letters, digits and underscores, with apostrophes inside; case is kept.
-WORD = re.compile(r"\w+(?:['’]\w+)*")
 #: Share of white space from which words are the unit of a text. English has a sixth, Chinese a hundredth.
 WORD_SPACING = 0.05
 #: How often a cycle must repeat, and how many symbols it must cover, not to be a coincidence such as "ee" or "1000".

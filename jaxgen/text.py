@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
+import regex
 from pydantic import ConfigDict
 
 from jaxgen.fsutil import StrictModel
@@ -14,7 +14,7 @@ from jaxgen.fsutil import StrictModel
 Text = str | Iterable[str]
 
 _BOM = "\ufeff"
-_LINE_WITH_END = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)")
+_LINE_WITH_END = regex.compile(r"[^\r\n]*(?:\r\n|\r|\n)")
 
 
 class Reading(StrictModel):
@@ -57,6 +57,13 @@ class Reading(StrictModel):
         """Returns a text as it is read."""
         return "".join(self.pieces(text))
 
+
+#: Letters, numbers and the underscore; what may follow one in a word: also combining marks and the (non-)joiners.
+WORD_START = r"\p{L}\p{N}_"
+WORD_CHARACTERS = rf"{WORD_START}\p{{M}}\u200c\u200d"
+#: A word, with apostrophes inside. A character set on either side of a repetition never matches the first character of
+#: what may follow it, so matching does not backtrack.
+WORD = regex.compile(rf"[{WORD_START}][{WORD_CHARACTERS}]*+(?:['’][{WORD_START}][{WORD_CHARACTERS}]*+)*+")
 
 #: How text is read by default, and always where a line or a row is the unit.
 STANDARD = Reading(bom="drop", newlines="lf", words="unicode")

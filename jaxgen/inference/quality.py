@@ -22,6 +22,7 @@ from jaxgen.inference.scorer import Scorer
 from jaxgen.inference.text_stream import Sample
 from jaxgen.tasks.language.conditioning import Condition, conditions_of
 from jaxgen.tasks.registry import DATA
+from jaxgen.text import WORD
 from jaxgen.tokenizers.base import EOS, UNK, text_bytes
 
 SPACE = re.compile(r"\s")
@@ -56,7 +57,7 @@ class ReferenceData:
     @cached_property
     def words(self) -> frozenset[str]:
         """The words of the training text."""
-        return frozenset(match[0] for text in self.train for match in metrics.WORD.finditer(text))
+        return frozenset(match[0] for text in self.train for match in WORD.finditer(text))
 
 
 @dataclass(frozen=True)

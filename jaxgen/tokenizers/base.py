@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
+import regex
 from numpy.typing import ArrayLike
 
 from jaxgen.errors import UsageError, choose, listed
@@ -54,7 +55,7 @@ def without_surrogates(text: str) -> str:
     return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
 
 
-def safe_chunks(text: Text, safe: re.Pattern[str], size: int) -> Iterator[str]:
+def safe_chunks(text: Text, safe: regex.Pattern[str], size: int) -> Iterator[str]:
     """Yields a text in chunks that end at the first ``safe`` place to cut after ``size`` characters.
 
     A chunk of 16 times ``size`` without such a place is cut anyway, to bound the memory of the tokenizer. ``safe`` may
@@ -75,7 +76,7 @@ def safe_chunks(text: Text, safe: re.Pattern[str], size: int) -> Iterator[str]:
         yield held[start:]
 
 
-def last_cut(safe: re.Pattern[str], text: str) -> int:
+def last_cut(safe: regex.Pattern[str], text: str) -> int:
     """Returns the last ``safe`` place to cut a text, or 0; searches from the end."""
     size = 256
     while True:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import AfterValidator, ConfigDict, FailFast, model_validator
+import regex
+from pydantic import AfterValidator, ConfigDict, FailFast, Strict, model_validator
 
 from jaxgen.errors import UsageError, check_int
 from jaxgen.fsutil import StrictModel, load_strict, malformed
@@ -30,11 +30,16 @@ from jaxgen.tokenizers.base import (
 _CHUNK = 1 << 12
 # The pre-tokenizer always cuts between a character that is not white space and one of these, and neither side affects
 # the other.
-_SAFE_CUT = re.compile(r"(?<=\S)[\n ]")
-# The library treats letters (digits, marks, white space) in a row as one word, however long. A merge takes time in
-# proportion to the length of each word it occurs in: hours for a megabyte.
+_SAFE_CUT = regex.compile(r"(?<=\S)[\n ]")
+# A run of letters, of numbers, of other characters or of white space; combining marks and joiners belong to the letter
+# or number before them.
+_RUNS = (r"\p{L}[\p{L}\p{M}\u200c\u200d]", r"\p{N}[\p{N}\p{M}]", r"[^\s\p{L}\p{N}][^\s\p{L}\p{N}]")
+# The pre-tokenizer's rule is that of GPT-2, but for marks and joiners: it treats them as other characters.
+_RULE = "|".join(["'(?:s|t|re|ve|m|ll|d)", *(f" ?{run}*" for run in _RUNS), r"\s+(?!\S)", r"\s+"])
+# The library treats a run as one word, however long. A merge takes time in proportion to the length of each word it
+# occurs in: hours for a megabyte.
 _LONGEST = 1 << 8
-_WORD = re.compile("|".join(rf" ?{kind}{{1,{_LONGEST}}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")))
+_WORD = regex.compile("|".join([*(f" ?{run}{{0,{_LONGEST - 1}}}" for run in _RUNS), rf"\s{{1,{_LONGEST}}}"]))
 # The library stores every distinct word: this many bytes per word, and per byte of a word. Words beyond the memory
 # limit are not trained on. The limit grows with the text, so that frequent words of later parts are learnt too.
 _TAKEN_BY_WORD, _TAKEN_BY_BYTE = 256, 128
@@ -94,7 +99,9 @@ class BpeTokenizer(Tokenizer):
         check_int("The tokenizer option vocab_size", vocab_size, NUM_SPECIAL + 256, MAX_VOCAB)
         library = _library()
         inner = library.Tokenizer(library.models.BPE())
-        inner.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        split = library.pre_tokenizers.Split(library.Regex(_RULE), behavior="isolated")
+        to_bytes = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        inner.pre_tokenizer = library.pre_tokenizers.Sequence([split, to_bytes])
         inner.decoder = library.decoders.ByteLevel()
         trainer = library.trainers.BpeTrainer(
             vocab_size=vocab_size - NUM_SPECIAL,
@@ -182,10 +189,28 @@ class _Part(StrictModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class _PreTokenizer(_Part):
+def _rule(pattern: dict[str, str]) -> dict[str, str]:
+    if pattern != {"Regex": _RULE}:
+        raise ValueError("it is not the rule of this version")
+    return pattern
+
+
+class _Split(_Part):
+    type: Literal["Split"]
+    pattern: Annotated[dict[str, str], AfterValidator(_rule)]
+    behavior: Literal["Isolated"]
+    invert: Literal[False]
+
+
+class _ToBytes(_Part):
     type: Literal["ByteLevel"]
     add_prefix_space: Literal[False]
-    use_regex: Literal[True]
+    use_regex: Literal[False]
+
+
+class _PreTokenizer(_Part):
+    type: Literal["Sequence"]
+    pretokenizers: Annotated[tuple[_Split, _ToBytes], Strict(False)]
 
 
 class _Decoder(_Part):

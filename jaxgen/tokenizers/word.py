@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import regex
 from pydantic import AfterValidator, FailFast
 
 from jaxgen.errors import check_int
 from jaxgen.fsutil import StrictModel
-from jaxgen.text import Text
+from jaxgen.text import WORD, WORD_CHARACTERS, WORD_START, Text
 from jaxgen.tokenizers.base import (
     MAX_VOCAB,
     NUM_SPECIAL,
@@ -24,11 +24,15 @@ from jaxgen.tokenizers.base import (
     without_surrogates,
 )
 
-# Every character matches exactly one branch, so the pieces add up to the text. The character classes on both sides of a
-# repetition are disjoint, so matching never backtracks.
-_PIECE = re.compile(r" ?\w+(?:['’]\w+)*| ?[^\w\s]|\s")
-# White space begins a piece, and punctuation other than an apostrophe ends one, whatever is on the other side.
-_SAFE_CUT = re.compile(r"(?=\s)|(?<=[^\w\s'’])")
+# What attaches to the symbol before it: combining marks, skin tones, joiners, and the letters in some flags.
+_ATTACHED = r"\p{M}\p{EMod}\u200c\u200d\U000E0020-\U000E007F"
+# White space as Python defines it.
+_SPACE = r"\s\x1c-\x1f"
+_SYMBOL = rf"\p{{RI}}\p{{RI}}|[^{WORD_START}{_SPACE}](?:\u200d\p{{ExtPict}}|[{_ATTACHED}])*+"
+# Every character begins a piece in exactly one branch, so the pieces add up to the text.
+_PIECE = regex.compile(rf" ?(?:{WORD.pattern}|{_SYMBOL})|[{_SPACE}]")
+# White space begins a piece. A symbol ends one if nothing attaches to it; half of a flag and apostrophes may not end.
+_SAFE_CUT = regex.compile(rf"(?=[{_SPACE}])|(?<=[^{WORD_CHARACTERS}{_SPACE}'’\p{{RI}}])(?=[^{_ATTACHED}])")
 # A list of all pieces takes ten times the memory of their text.
 _CHUNK = 1 << 18
 # Different pieces that are counted at a time, a hundred bytes each. Beyond that, the rarest so far are dropped, as in
@@ -53,7 +57,9 @@ class _Saved(StrictModel):
 
 
 class WordTokenizer(Tokenizer):
-    """Tokens are words (with inner apostrophes) or punctuation marks, with the space before them; case is kept.
+    """Tokens are words (with inner apostrophes) or symbols, with the space before them; case is kept.
+
+    Combining marks and joiners belong to the word or symbol before them, so that emoji sequences are one symbol.
 
     A piece that is not in the vocabulary with its space is encoded as a space and the bare piece.
     """

@@ -63,6 +63,11 @@ def test_a_word_broken_off_is_left_out_and_one_begun_in_the_prompt_is_whole(text
     assert units(text, before=before, cut=cut) == words
 
 
+def test_marks_and_joiners_stay_in_their_words_and_are_none_of_their_own():
+    text = "हिन्दी भाषा, cafe\u0301 می\u200cخواهم ❤\ufe0f 👨\u200d👩"
+    assert units(text) == ["हिन्दी", "भाषा", "cafe\u0301", "می\u200cخواهم"]
+
+
 def test_text_without_spaces_is_measured_in_characters():
     assert natural_unit(["the cat sat\n"] * 3) == "word"
     assert natural_unit(["春眠不觉晓处处闻啼鸟夜来风雨声花落知多少春眠不觉晓\n"]) == "character"

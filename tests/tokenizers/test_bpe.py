@@ -56,6 +56,15 @@ def test_without_the_library_the_message_says_what_to_install(monkeypatch):
 BOMB = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
 
 
+@pytest.mark.parametrize(
+    "word", ["हिन्दी", "cafe\u0301", "தமிழ்", "ที่นี่", "שָׁלוֹם", "می\u200cخواهم", "क्\u200dष", "1\ufe0f\u20e3"]
+)
+def test_a_word_with_marks_and_joiners_can_become_one_token(word):
+    tokenizer = BpeTokenizer.train([f"{word} {word} x"], vocab_size=400)
+    assert tokenizer.encode(word).size == 1
+    assert tokenizer.decode(tokenizer.encode(f"{word}  {word}")) == f"{word}  {word}"
+
+
 def broken(change):
     inner = json.loads(TOKENIZER.to_json()["tokenizers"])
     change(inner)
@@ -68,7 +77,9 @@ def broken(change):
         lambda inner: inner.update(normalizer={"type": "Lowercase"}),
         lambda inner: inner.update(added_tokens=[{"id": 0, "content": "a"}]),
         lambda inner: inner.update(pre_tokenizer=None),
-        lambda inner: inner["pre_tokenizer"].update(add_prefix_space=True),
+        lambda inner: inner["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
+        lambda inner: inner["pre_tokenizer"]["pretokenizers"][0].update(pattern=BOMB["pattern"]),
+        lambda inner: inner["pre_tokenizer"]["pretokenizers"].reverse(),
         lambda inner: inner.update(model=[]),
         lambda inner: inner["model"].update(type="WordPiece"),
         lambda inner: inner["model"].update(dropout=0.5),

@@ -18,7 +18,10 @@ TRAINED = {kind: cls.train([TEXT]) for kind, cls in TOKENIZERS.items() if kind !
 TRAINED["bpe"] = TOKENIZERS["bpe"].train([TEXT], vocab_size=300)
 ALL = pytest.mark.parametrize("kind", TOKENIZERS)
 # Where tokens end is decided by spaces, marks and apostrophes: these come up often.
-letters = st.one_of(st.characters(), st.sampled_from("abdst  \r\n\t\x1c\x85\u2003'’.,é漢🎉\ud800\udc80"))
+letters = st.one_of(
+    st.characters(),
+    st.sampled_from("abdst  \r\n\t\x1c\x85\u2003'’.,é漢🎉\ud800\udc80\u0301\u200c\u200d🇩👩🏽\U000e0067"),
+)
 parts = st.lists(st.lists(letters, max_size=12).map("".join), max_size=8)
 
 

@@ -229,6 +229,30 @@ def test_words_keep_inner_apostrophes_punctuation_and_spaces_apart():
     ]
 
 
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["हिन्दी", " भाषा", "।"],
+        ["cafe\u0301", " No\u0308e\u0308l"],
+        ["தமிழ்", " மொழி"],
+        ["ภาษาไทย", " ที่นี่"],
+        ["שָׁלוֹם", " עוֹלָם"],
+        ["مُحَمَّد", " می\u200cخواهم"],
+        ["ක්\u200dෂ", " क्\u200dष"],
+        ["👨\u200d👩\u200d👧\u200d👦", "👩\u200d👩", " 👍🏽", "👍", " ❤\ufe0f\u200d🔥"],
+        ["🇩🇪", "🇫🇷", " 1\ufe0f\u20e3", " 🏴\U000e0067\U000e0062\U000e007f", "!"],
+        ["a", "!\u0301", "b", " ?\u200d", " c"],
+        ["it’s", " l'e\u0301te\u0301", "'"],
+        ["a_1", "\x1c", "\u2028", "\x85", "漢字"],
+    ],
+)
+def test_marks_and_joiners_stay_with_their_word_or_symbol(pieces):
+    text = "".join(pieces)
+    assert split_words(text) == pieces
+    tokenizer = WordTokenizer.train([text], min_count=1)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_words_are_ranked_by_count_and_cut_at_the_limits():
     text = "b b b a a c"
     assert WordTokenizer.train([text]).to_json()["words"] == [" ", " a", " b"]
