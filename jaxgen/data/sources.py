@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxgen.data.datasets import BUILTIN, NAMED, fetch
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressCounter, ProgressReporter, find_paths
-from jaxgen.data.tables import Column, read_rows, table_kind
+from jaxgen.data.tables import Column, FirstRow, read_rows, table_kind
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.text import KEEP_NEWLINES, STANDARD, Reading, Text, as_lf, in_pieces
 from jaxgen.tokenizers.base import between, text_bytes
@@ -127,7 +127,7 @@ class TextSource:
 
     ``texts`` has one entry per file, or per row if ``by_row``: a string, or a ``FileText`` that is read in pieces each
     time. ``files`` are the SHA-256 digests of all files (a built-in corpus counts as one), or the files themselves:
-    their digests are known after they were read.
+    their digests are known after they were read. ``first_rows`` are those of tables that may be headers.
     """
 
     texts: Sequence[str | FileText]
@@ -137,6 +137,7 @@ class TextSource:
     by_row: bool
     reading: Reading = STANDARD
     line_ends_in_cells: int = 0
+    first_rows: tuple[FirstRow, ...] = ()
 
     @property
     def line_ends(self) -> int:
@@ -161,6 +162,7 @@ def open_texts(
     documents: str | None = None,
     level: str = "char",
     reading: Reading | None = None,
+    header: bool | None = None,
     watch: ProgressReporter = NO_PROGRESS,
 ) -> TextSource:
     """Finds built-in corpora, named sets, files, folders and globs, ``.gz`` or not, or reads a column of tables.
@@ -169,10 +171,11 @@ def open_texts(
 
     Args:
         specs: What to read. A data set has priority over a file of the same name: write ``./name`` for the file.
-        text_column: A column of CSV, TSV or JSONL files: a name from the header, or a position from 1 (no header).
+        text_column: A column of CSV, TSV or JSONL files: a name from the header, or a position from 1.
         documents: One of ``DOCUMENTS``.
         level: The level of the tokenizer; ``byte`` reads any bytes.
         reading: How texts are read. Default: that of the level.
+        header: Whether the first row of a table is a header, as in ``read_table``.
         watch: Receives the progress of the first reading.
 
     Raises:
@@ -190,6 +193,7 @@ def open_texts(
     cells = CompactStrings()
     files: list[bytes | FileText] = []
     defaults: set[str | None] = set()
+    first_rows: list[FirstRow] = []
     rows: set[bool] = set()
     changed = 0
     counter = ProgressCounter(watch, "reading", 0)
@@ -217,8 +221,8 @@ def open_texts(
                 kind = table_kind(path)
                 if kind is None:
                     raise _no_column(str(path))
-                columns, header = [Column((column,), "--text-column")], named.header if named else None
-                for _, (cell,) in read_rows(text, kind, path, columns, header):
+                columns, has_header = [Column((column,), "--text-column")], named.header if named else header
+                for _, (cell,) in read_rows(text, kind, path, columns, has_header, first_rows):
                     if reading.newlines == "lf":
                         changed += cell.count("\r")
                         cell = as_lf(cell)
@@ -237,7 +241,7 @@ def open_texts(
     if by_row and text_column is not None:
         default = "row"
     name = " + ".join(map(str, specs))
-    return TextSource(cells if by_row else texts, name, files, default, by_row, reading, changed)
+    return TextSource(cells if by_row else texts, name, files, default, by_row, reading, changed, tuple(first_rows))
 
 
 def _no_column(where: str) -> UsageError:

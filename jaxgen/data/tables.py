@@ -7,9 +7,10 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
@@ -18,7 +19,7 @@ import numpy as np
 from jaxgen.data.batches import permutation
 from jaxgen.data.datasets import NAMED, fetch
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, find_paths
-from jaxgen.errors import DataError, UsageError
+from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.text import KEEP_NEWLINES, STANDARD, Reading, Text, as_lf, lines_with_ends, whole_lines
 
 _KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -27,6 +28,24 @@ _POSITION = re.compile("[+-]?[0-9]{1,9}")
 #: Half of a surrogate pair: impossible in a UTF-8 file, but a JSON escape can spell it.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELD_LIMIT = 2**31 - 1  # a C long on every platform
+#: The first line with which Excel names the separator of a table.
+_SEPARATOR = re.compile('"?sep=(.)"?')
+_NAME, _WORD = re.compile("(?=.*[A-Za-z])[A-Za-z0-9_ ./-]{1,40}"), re.compile("[a-z]+")
+#: Words of which the usual names of columns consist.
+_USUAL_WORDS = (
+    "abstract answer ar arabic author body caption captions categories category chinese class classes code "
+    "comment comments content context cs czech data date de description doc document dutch email emotion en "
+    "english es feature features file filename fr french genre german greek headline hebrew hi hindi hungarian "
+    "hypothesis id idx image images index input intent it italian ja japanese key keyword ko korean label labels "
+    "lang language latin line message msg name nl no note number output paragraph path photo phrase phrases "
+    "picture pl polish portuguese post premise prompt pt query question rating raw reference reply response "
+    "review reviews romanian row ru russian score sentence sentences sentiment source spanish src stars subject "
+    "summary swedish tag tags target text texts tgt title topic tr translation trg turkish tweet type uk "
+    "ukrainian url utterance value verse vietnamese word words year zh"
+)
+_USUAL = frozenset(_USUAL_WORDS.split(" "))
+#: What ``--header`` may say, and the argument of ``read_table`` for it.
+HEADERS: dict[str, bool | None] = {"auto": None, "yes": True, "no": False}
 
 
 class Column(NamedTuple):
@@ -35,6 +54,51 @@ class Column(NamedTuple):
     names: tuple[str, ...]  # names from the header row, or positions from 1
     flag: str  # the command-line flag that names the column, for messages
     numbers: bool = False  # whether JSON numbers and booleans are allowed
+
+
+class Dialect(NamedTuple):
+    """How the fields of a table are written."""
+
+    separator: str
+    quoted: bool  # whether fields may be in quotation marks
+    skipped: int = 0  # lines before the first row
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether white space around fields is not part of them, as in the captions of Flickr30k."""
+        return self.separator == "|"
+
+
+DIALECTS = {"csv": Dialect(",", quoted=True), "tsv": Dialect("\t", quoted=False)}
+#: What the separator of a .csv file may be instead, if its first row then has the columns.
+_OTHERS = Dialect(";", quoted=True), Dialect("\t", quoted=True), Dialect("|", quoted=False)
+
+
+class FirstRow(NamedTuple):
+    """The first row of a file whose columns are given by position, and whether it was read as a header."""
+
+    where: str
+    is_header: bool
+
+
+def header_notes(first_rows: Sequence[FirstRow]) -> list[str]:
+    """Returns notes of what the first rows of files were read as."""
+    notes = []
+    for is_header, what, other in (
+        (True, "a header", "no reads it as data"),
+        (False, "data", "yes reads it as a header"),
+    ):
+        found = [row.where for row in first_rows if row.is_header == is_header]
+        if found:
+            more = f" and of {len(found) - 1:,} more files" if len(found) > 1 else ""
+            notes.append(f"The first row of {found[0]}{more} is read as {what}: --header {other}.")
+    return notes
+
+
+def header_decision(first_rows: Sequence[FirstRow]) -> Literal["yes", "no"] | None:
+    """Returns whether the first rows of all files are headers; None if they differ, or nothing was decided."""
+    found = {row.is_header for row in first_rows}
+    return None if len(found) != 1 else "yes" if found.pop() else "no"
 
 
 @dataclass(frozen=True)
@@ -52,6 +116,7 @@ class Table:
     sha256: str
     skipped: int = 0
     line_ends: int = 0
+    first_rows: tuple[FirstRow, ...] = ()
 
     def __len__(self) -> int:
         return len(self.locations)
@@ -81,7 +146,8 @@ def read_table(
     Args:
         specs: What to read.
         columns: The columns to keep, by name or by position from 1.
-        header: Whether the first row is a header. By default it is one if the columns are given by name.
+        header: Whether the first row is a header. By default it is one if the columns are given by name, or if it has
+            usual names of columns and none of them occurs again in its column.
         watch: Receives notes.
         reading: Whether line ends in values become LF.
 
@@ -95,6 +161,7 @@ def read_table(
     locations: list[str] = []
     digests: list[bytes] = []
     changed = 0
+    first_rows: list[FirstRow] = []
     for spec in specs:
         named = NAMED.get(spec)
         for path in [fetch(file) for file in named.files] if named else find_paths(spec, watch=watch):
@@ -105,7 +172,7 @@ def read_table(
                     "from."
                 )
             text = FileText(path, KEEP_NEWLINES)
-            for number, (_, row) in enumerate(read_rows(text, kind, path, columns, header), 1):
+            for number, (_, row) in enumerate(read_rows(text, kind, path, columns, header, first_rows), 1):
                 for column, cell in zip(cells, row):
                     if reading.newlines == "lf":
                         changed += cell.count("\r")
@@ -114,18 +181,24 @@ def read_table(
                 locations.append(f"row {number} of {path}")
             text.check()
             digests.append(text.sha256)
-    return Table(cells, locations, " + ".join(map(str, specs)), FilesDigest(digests).hexdigest(), 0, changed)
+    name = " + ".join(map(str, specs))
+    return Table(cells, locations, name, FilesDigest(digests).hexdigest(), 0, changed, tuple(first_rows))
 
 
 def read_rows(
-    text: Text, kind: str, path: Path, columns: Sequence[Column], header: bool | None = None
+    text: Text,
+    kind: str,
+    path: Path,
+    columns: Sequence[Column],
+    header: bool | None = None,
+    first_rows: list[FirstRow] | None = None,
 ) -> Iterator[tuple[int, list[str]]]:
     """Yields (line, values of ``columns``) for each row of a table.
 
-    CSV may quote fields, TSV has no quoting. Rows end at LF, CR LF or CR; line ends in quoted fields are kept. A line
-    of JSONL is an object (columns by name) or an array (columns by position). Blank lines are skipped, and JSON's null
-    is an empty value. Read a table to its end before the next one: Python's limit on the length of a CSV field is
-    lifted meanwhile.
+    CSV may quote fields; TSV has no quoting, unless all of its quotation marks are as Excel writes them. Rows end at
+    LF, CR LF or CR; line ends in quoted fields are kept. A line of JSONL is an object (columns by name) or an array
+    (columns by position). Blank lines are skipped, and JSON's null is an empty value. Read a table to its end before
+    the next one: Python's limit on the length of a CSV field is lifted meanwhile.
 
     Args:
         text: The text of the table, or its pieces.
@@ -133,30 +206,30 @@ def read_rows(
         path: The file, for messages.
         columns: The columns to return.
         header: As in ``read_table``.
+        first_rows: Gets the first row, if it was decided here whether that is a header.
 
     Raises:
         DataError: A row is malformed or lacks a column; the message names the line.
         UsageError: A position is below 1.
     """
-    positions = [[column_position(name, column.flag) for name in column.names] for column in columns]
     if kind == "jsonl":
+        positions = [[column_position(name, column.flag) for name in column.names] for column in columns]
         for number, line in enumerate(whole_lines(text), 1):
             if line.strip():
                 yield number, _json_row(line, columns, positions, f"line {number} of {path}")
         return
+    dialect = _find_dialect(text, kind, path, columns, header)
+    first = _first_row(text, dialect, path)
+    if first is None:
+        return
+    indices = _indices(first, columns, header, path)
     if header is None:
-        header = any(position is None for at in positions for position in at)
-    first: list[str] = []
-    indices: list[list[int]] = []
-    for number, row in table_rows(text, kind, path):
-        if not first:
-            first = row
-            indices = [
-                [_index(row, name, position, path, column.flag) for name, position in zip(column.names, at)]
-                for column, at in zip(columns, positions)
-            ]
-            if header:
-                continue
+        header = any(column_position(name, "") is None for column in columns for name in column.names)
+        if not header and first_rows is not None:
+            header = _is_header(text, dialect, path, first, {i for each in indices for i in each})
+            where = f"{path} ({listed((cell[:30] for cell in first), 4)})"
+            first_rows.append(FirstRow(where, header))
+    for number, row in islice(table_rows(text, dialect, path), int(header), None):
         if len(row) != len(first):
             raise DataError(
                 f"Line {number} of {path} has {len(row)} columns, but the first row has {len(first)}. Correct that "
@@ -166,11 +239,84 @@ def read_rows(
         yield number, [" ".join(filter(None, [row[i] for i in each])) for each in indices]
 
 
+def _first_row(text: Text, dialect: Dialect, path: Path) -> list[str] | None:
+    with closing(table_rows(text, dialect, path)) as rows:
+        return next((row for _, row in rows), None)
+
+
+def _find_dialect(text: Text, kind: str, path: Path, columns: Sequence[Column], header: bool | None) -> Dialect:
+    """Returns how a table is written: as its name says, or as its first line or its columns and quotation marks do."""
+    first_line = next(iter(lines_with_ends(text)), "").rstrip("\r\n")
+    if found := _SEPARATOR.fullmatch(first_line):
+        return Dialect(found[1], quoted=True, skipped=1)
+    named = DIALECTS[kind]
+    if kind == "tsv":
+        return named._replace(quoted=_has_excel_quotes(text))
+    return next((each for each in (named, *_OTHERS) if _has_columns(text, each, path, columns, header)), named)
+
+
+def _has_columns(text: Text, dialect: Dialect, path: Path, columns: Sequence[Column], header: bool | None) -> bool:
+    try:
+        first = _first_row(text, dialect, path)
+        return first is not None and bool(_indices(first, columns, header, path))
+    except DataError:
+        return False
+
+
+def _has_excel_quotes(text: Text) -> bool:
+    """Returns whether tab-separated text has fields in quotation marks, and only where Excel or Python put them.
+
+    That is around fields with a quotation mark, a tab or a line break, and with Excel also around those with a comma.
+    """
+    lines: list[str] = []
+
+    def read() -> Iterator[str]:
+        for line in lines_with_ends(text):
+            lines.append(line)
+            yield line
+
+    found = False
+    try:
+        for row in csv.reader(read(), delimiter="\t", strict=True):
+            written = "".join(lines).rstrip("\r\n")
+            lines.clear()
+            if '"' in written:
+                found = True
+                if written not in (_quote(row, '"\t\r\n'), _quote(row, '",\t\r\n')):
+                    return False
+    except csv.Error:
+        return False
+    return found
+
+
+def _quote(row: Sequence[str], special: str) -> str:
+    """Returns tab-separated fields; those with a ``special`` character are in quotation marks."""
+    return "\t".join('"' + cell.replace('"', '""') + '"' if {*special} & {*cell} else cell for cell in row)
+
+
+def _is_header(text: Text, dialect: Dialect, path: Path, first: Sequence[str], indices: Collection[int]) -> bool:
+    """Returns whether a first row has usual names in all ``indices``, and none of them again in its column."""
+    names = {i: _without_numbers(first[i]) for i in indices}
+    if not all(_NAME.fullmatch(first[i]) and {*_WORD.findall(names[i])} <= _USUAL for i in indices):
+        return False
+    with closing(table_rows(text, dialect, path)) as rows:
+        later = (row for _, row in islice(rows, 1, None) if len(row) == len(first))
+        return not any(_without_numbers(row[i]) == names[i] for row in later for i in indices)
+
+
+def _without_numbers(cell: str) -> str:
+    """Returns a cell as it is compared with a name: "label 1" is no name above "label 2"."""
+    return re.sub("[0-9]+", "", cell).strip().lower()
+
+
 def column_position(name: str, flag: str) -> int | None:
     """Returns the position that ``name`` spells, or None for a name; ``UsageError`` for a position below 1."""
     position = int(name) if _POSITION.fullmatch(str(name)) else None
     if position is not None and position < 1:
-        raise UsageError(f"{flag} is {name}, but positions count from 1. Give 1 for the first column.")
+        raise UsageError(
+            f"{flag} is {name}, but positions count from 1. Give 1 for the first column, or add --header yes if {name} "
+            "is a name in the header."
+        )
     return position
 
 
@@ -180,13 +326,31 @@ def check_same_style(names: Sequence[str]) -> None:
     if positions and len(positions) < len(names):
         name = next(name for name in names if name not in positions)
         raise UsageError(
-            f"The column {name!r} is given by name and the column {positions[0]} by position: give all columns by name "
-            "(the first row is a header), or all by position from 1 (it is data)."
+            f"The column {name!r} is given by name and the column {positions[0]} by position: give all by name, or all "
+            "by position from 1, or add --header yes if the first row is a header."
         )
 
 
+def _indices(row: list[str], columns: Sequence[Column], header: bool | None, path: Path) -> list[list[int]]:
+    """Returns the indices of columns in ``row``, the first row of a table; ``DataError`` unless they are there.
+
+    If there is a ``header`` and it has all of them, numbers are names.
+    """
+    by_name = header is True and all(name in row for column in columns for name in column.names)
+    indices = []
+    for names, flag, _ in columns:
+        positions = [None if by_name else column_position(name, flag) for name in names]
+        if header is False and None in positions:
+            raise UsageError(
+                f"{flag} {names[positions.index(None)]} is a name, but --header no says that the first row of {path} "
+                "is data: give a position from 1, or leave the flag out."
+            )
+        indices.append([_index(row, name, position, path, flag) for name, position in zip(names, positions)])
+    return indices
+
+
 def _index(row: list[str], name: str, position: int | None, path: Path, flag: str) -> int:
-    """Returns the index of a column in ``row``, the first row of a table; ``DataError`` unless there is one."""
+    """Returns the index of a column in ``row``; ``DataError`` unless there is one."""
     if position is not None and position <= len(row):
         return position - 1
     if position is None and row.count(name) == 1:
@@ -207,22 +371,23 @@ def _separator_hint(row: list[str]) -> str:
     return ""
 
 
-def table_rows(text: Text, kind: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+def table_rows(text: Text, dialect: Dialect, path: Path) -> Generator[tuple[int, list[str]]]:
     """Yields (line, fields) of each row of a CSV or TSV table; the line is the one where the row begins."""
-    if kind == "csv":
-        reader = csv.reader(lines_with_ends(text), strict=True)
+    lines = lines_with_ends(text)
+    if dialect.quoted:
+        reader = csv.reader(lines, delimiter=dialect.separator, strict=True)
     else:
-        reader = csv.reader(lines_with_ends(text), delimiter="\t", quoting=csv.QUOTE_NONE)
+        reader = csv.reader(lines, delimiter=dialect.separator, quoting=csv.QUOTE_NONE)
     begin = 1  # an unclosed quote makes the rest of the file part of the row, so report where the row begins
     with _unlimited_fields():
         try:
             for row in reader:
-                if row:
-                    yield begin, row
+                if row and begin > dialect.skipped:
+                    yield begin, [cell.strip() for cell in row] if dialect.is_padded else row
                 begin = reader.line_num + 1
         except csv.Error as error:
             raise DataError(
-                f"Line {begin} of {path} begins a row that is not well-formed {kind.upper()} ({error}). "
+                f"Line {begin} of {path} begins a row that is not well-formed ({error}). "
                 "Correct that row, for example its quotation marks."
             ) from error
 

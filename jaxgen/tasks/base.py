@@ -205,6 +205,12 @@ def flag_of(setting: str) -> str:
     return f"--{setting.replace('_', '-')}"
 
 
+def check_header(config: Any, column: str) -> None:
+    """Raises ``ValueError`` for ``--header`` without the setting ``column``, as no table is read then."""
+    if config.header != "auto" and getattr(config, column) is None:
+        raise ValueError(f"--header {config.header} is about tables: give {flag_of(column)} too, or leave it out")
+
+
 def check_at_most_one(config: TrainConfig, settings: Iterable[str]) -> None:
     """Raises ``ValueError`` if several of these settings, which replace each other, were given."""
     given = [flag_of(name) for name in settings if getattr(config, name)]

@@ -13,7 +13,18 @@ from pydantic import Field, model_validator
 
 from jaxgen.data.bucketing import Buckets, RowBatches, bucket_batches, bucket_width, pad_rows
 from jaxgen.data.files import NO_PROGRESS, ProgressReporter
-from jaxgen.data.tables import Labelled, Pairs, Rows, Table, digest, fingerprint, hold_out
+from jaxgen.data.tables import (
+    FirstRow,
+    Labelled,
+    Pairs,
+    Rows,
+    Table,
+    digest,
+    fingerprint,
+    header_decision,
+    header_notes,
+    hold_out,
+)
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.fsutil import load_strict
 from jaxgen.runs.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
@@ -44,6 +55,9 @@ class RowsConfig(TrainConfig):
     """Share of the rows held out. Default: 0.1."""
     val_rows: Positive | None = None
     """Number of rows held out, instead of --val-fraction."""
+    header: Literal["auto", "yes", "no"] = "auto"
+    """Whether the first row of a table is a header. auto: yes if columns are given by name, or if the row has usual
+    names of columns and none occurs again in its column."""
     empty: Literal["skip", "refuse"] = "skip"
     """What to do with rows that have an empty part: skip and count them, or refuse them."""
     level: str = "char"
@@ -109,13 +123,14 @@ R = TypeVar("R", bound=NamedRows)
 class RowSplits(Generic[R]):
     """Rows by split: ``train``, ``val``, and others that are evaluated at the end of a run.
 
-    ``sha256`` is the digest of all of them; ``notes`` say what was left out.
+    ``sha256`` is the digest of all of them; ``notes`` say what was left out, and ``first_rows`` what may be headers.
     """
 
     splits: dict[str, R]
     name: str
     sha256: str
     notes: Sequence[str] = ()
+    first_rows: Sequence[FirstRow] = ()
 
     @property
     def train(self) -> R:
@@ -280,6 +295,8 @@ class RowsData(TaskData):
     def load(cls, config: Any, codec: Any = None, watch: ProgressReporter = NO_PROGRESS) -> RowsData:
         """As ``TaskData.load``; also raises ``DataError`` if no row is short enough to train on."""
         raw = cls.read(config, watch)
+        for note in header_notes(raw.first_rows):
+            watch.note(note)
         codec = cls.new_codec(config, raw) if codec is None else cls.reuse_codec(codec, config, raw)
         data = cls(config, codec, raw)
         if not len(data.splits["train"]):  # encodes now: an error must come before compilation
@@ -309,6 +326,9 @@ class RowsData(TaskData):
 
     def model_options(self) -> dict[str, Any]:
         return {**self.vocab_sizes(self.codec), **self.config.build_options()}
+
+    def resolved(self) -> dict[str, Any]:
+        return {"header": header_decision(self.raw.first_rows)}
 
     def fingerprint(self) -> dict[str, str]:
         return {"name": self.raw.name, "sha256": self.raw.sha256}

@@ -325,8 +325,10 @@ def _reopen(
         if name not in may_change
     ):
         raise UsageError(f"The run {path} was started with other settings: {changed}. Leave them out to continue it.")
+    header = saved.resolved.get("header")
+    same = config if header is None else config.model_copy(update={"header": header})
     with data_folders(saved.data_folders):
-        data = _load(config, saved.codec, emit)
+        data = _load(same, saved.codec, emit)
     here = saved.directory.relative_to_here()
     moved = any(getattr(config, name, None) != getattr(saved.config, name, None) for name in config.places)
     if moved and here not in saved.resolved["data_folders"]:

@@ -215,8 +215,12 @@ def test_a_csv_column_is_read_by_name_row_by_row(name):
     assert (source.by_row, source.default_documents) == (True, "row")
 
 
-def test_by_position_every_row_is_data():
-    assert read_texts([write("a.csv", TABLE)], text_column="3").texts == ["body", "b1", "b2"]
+def test_a_header_is_recognised_where_columns_are_given_by_position():
+    write("a.csv", TABLE)
+    for header, first in ((None, []), (True, []), (False, ["body"])):
+        source = read_texts(["a.csv"], text_column="3", header=header)
+        assert list(source.texts) == [*first, "b1", "b2"]
+        assert [row.is_header for row in source.first_rows] == [True] * (header is None)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column_name():
@@ -295,8 +299,9 @@ def test_arrays_in_place_of_text_are_refused_however_deeply_they_are_nested(dept
 @pytest.mark.parametrize(("separator", "hint"), [(";", "convert"), ("\t", ".tsv")])
 def test_another_separator_is_recognised(separator, hint):
     write("a.csv", f"n{separator}t\n1{separator}a\n2{separator}b, c\n")
-    for column in ("t", "2", "1"):  # by position from 1 it is the comma of the last row that does not fit
-        assert hint in refused(DataError, "a.csv", text_column=column)
+    assert list(read_texts(["a.csv"], text_column="t").texts) == ["a", "b, c"]
+    assert list(read_texts(["a.csv"], text_column="2", header=True).texts) == ["a", "b, c"]
+    assert hint in refused(DataError, "a.csv", text_column="1")  # the comma of the last row does not fit
     write("b.csv", f"n,t\n1,a\n2{separator}b\n")
     assert hint in refused(DataError, "b.csv", text_column="t")
     assert hint not in refused(DataError, write("c.csv", "n,t\n1\n"), text_column="t")

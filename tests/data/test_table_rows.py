@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.tables import Column, read_rows, read_table, table_rows
+from jaxgen.data.tables import DIALECTS, Column, read_rows, read_table, table_rows
 from jaxgen.errors import DataError
 from jaxgen.text import whole_lines
 
@@ -34,14 +34,14 @@ def test_rows_are_those_of_the_whole_text(kind, pieces):
     except csv.Error:
         expected = None
     try:
-        found = [row for _, row in table_rows(iter(pieces), kind, Path("t"))]
+        found = [row for _, row in table_rows(iter(pieces), DIALECTS[kind], Path("t"))]
     except DataError:
         found = None
     assert found == expected
 
 
 def test_a_row_is_found_by_the_line_where_it_begins():
-    rows = table_rows(iter(['a,"b\n', 'c"\r', "\nd,e\r", "f,g"]), "csv", Path("t"))
+    rows = table_rows(iter(['a,"b\n', 'c"\r', "\nd,e\r", "f,g"]), DIALECTS["csv"], Path("t"))
     assert list(rows) == [(1, ["a", "b\nc"]), (3, ["d", "e"]), (4, ["f", "g"])]
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.tables import Column, Table, hold_out, read_table, without_empty
+from jaxgen.data.tables import Column, Table, header_decision, header_notes, hold_out, read_table, without_empty
 from jaxgen.errors import DataError, UsageError
 
 TEXT, LABEL = Column(("a", "b"), "--text-column"), Column(("l",), "--label-column", numbers=True)
@@ -55,6 +55,58 @@ def test_columns_by_position_make_every_row_data_unless_there_is_a_header():
     columns = [Column(("1",), "--text-column"), Column(("2",), "--label-column")]
     assert read_table(["t.csv"], columns).columns == (["one", "two"], ["x", "y"])
     assert read_table(["t.csv"], columns, header=True).columns == (["two"], ["y"])
+
+
+BY_POSITION = [Column(("1",), "--text-column"), Column(("2",), "--label-column")]
+HEADED = {
+    "usual names": ("text,label\nso,x\nla,y\n", True),
+    "several words": ("Comment_Text,class-id\nso,x\n", True),
+    "languages": ("german,en\nso,x\n", True),
+    "an unusual name": ("text,verdict\nso,x\n", False),
+    "numbers": ("0,1\na,x\n", False),
+    "sentences": ("the text,the label\nso,x\n", False),
+    "a label that occurs again": ("text,label\nso,x\nla,label\n", False),
+    "numbered texts": ("text 1,label 1\ntext 2,label 2\n", False),
+    "other scripts": ("текст,класс\nso,x\n", False),
+}
+
+
+@pytest.mark.parametrize(("table", "is_header"), HEADED.values(), ids=HEADED)
+def test_a_first_row_is_a_header_if_it_has_usual_names_that_no_later_row_repeats(table, is_header):
+    found = read_table([write("t.csv", table)], BY_POSITION)
+    assert len(found) == table.count("\n") - is_header
+    (row,) = found.first_rows
+    assert row.is_header == is_header
+    (note,) = header_notes(found.first_rows)
+    assert "t.csv" in note
+    assert ("--header no" if is_header else "--header yes") in note
+    assert header_decision(found.first_rows) == ("yes" if is_header else "no")
+    for header in (True, False):
+        given = read_table(["t.csv"], BY_POSITION, header)
+        assert (len(given), given.first_rows) == (table.count("\n") - header, ())
+
+
+def test_of_several_files_each_is_decided_by_itself():
+    files = [write("a.csv", "text,label\nso,x\n"), write("b.csv", "la,y\n"), write("c.jsonl", '["lo", "z"]\n')]
+    found = read_table(files, BY_POSITION)
+    assert found.columns == (["so", "la", "lo"], ["x", "y", "z"])
+    assert len(header_notes(found.first_rows)) == 2
+    assert header_decision(found.first_rows) is None
+
+
+def test_numbers_in_a_header_are_names_if_all_are_there():
+    write("t.csv", "0,1\na,x\nb,y\n")
+    names = [Column(("0",), "--text-column"), Column(("1",), "--label-column")]
+    assert read_table(["t.csv"], names, header=True).columns == (["a", "b"], ["x", "y"])
+    assert read_table(["t.csv"], BY_POSITION, header=True).columns == (["a", "b"], ["x", "y"])
+    with pytest.raises(UsageError, match="--header yes"):
+        read_table(["t.csv"], names)
+
+
+def test_a_name_with_no_header_is_refused():
+    write("t.csv", "text,label\na,x\n")
+    with pytest.raises(UsageError, match="--header no"):
+        read_table(["t.csv"], [Column(("text",), "--text-column")], header=False)
 
 
 @pytest.mark.parametrize("mixed", [[("a",), ("2",)], [("1", "b"), ("l",)], [("1",), ("l",)]])

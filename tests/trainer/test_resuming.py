@@ -13,6 +13,7 @@ import jax
 import jaxlib
 import numpy as np
 import pytest
+from builders import language_config
 from edited import edit
 
 from jaxgen.errors import CheckpointError, DataError, UsageError
@@ -414,3 +415,15 @@ def test_patience_ends_a_run_and_survives_a_stop(book, tmp_path, monkeypatch):
     assert resume(str(tmp_path / "run")).train().step == 9, "the stopped run went on"
     rows = [[row["step"] for row in MetricsLog(tmp_path / name / "metrics.jsonl").read()] for name in ("whole", "run")]
     assert rows[0] == rows[1] == [3, 6, 9]
+
+
+def test_a_resumed_run_reads_the_header_as_its_first_start_did(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("text\n" + "".join(f"so be it {n}\n" for n in range(30)))
+    config = language_config(table, tmp_path / "run", text_column="1", steps=2, eval_every=0)
+    start(config).train()
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["resolved"]["header"] == "yes"
+    with table.open("a") as file:
+        file.write("text\n")  # now the first row looks like data
+    corpus = resume(str(tmp_path / "run"), data_changed="accept").data.corpus
+    assert corpus.train.doc_starts.size + corpus.val.doc_starts.size == 31

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import AfterValidator, PositiveInt, Strict
+from pydantic import AfterValidator, PositiveInt, Strict, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.bucketing import PAD_ROW
 from jaxgen.data.datasets import NAMED
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, expand_path, find_paths
-from jaxgen.data.tables import Column, Labelled, Table, read_table, without_empty
+from jaxgen.data.tables import HEADERS, Column, Labelled, Table, read_table, without_empty
 from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import STRICT, replace_file
 from jaxgen.metrics import classification_metrics, confusion_lines, confusion_text
 from jaxgen.runs.config import Fraction, TrainConfig
-from jaxgen.tasks.base import Example, Inference, Metric, Names, check_same_level
+from jaxgen.tasks.base import Example, Inference, Metric, Names, check_header, check_same_level
 from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
 from jaxgen.tasks.labels import check_known, distinct_labels, label_names
 from jaxgen.tasks.rows import (
@@ -86,6 +86,11 @@ class ClassifyConfig(RowsConfig):
 
     built_from: ClassVar[tuple[str, ...]] = (*RowsConfig.built_from, "bidirectional", "pooling")
 
+    @model_validator(mode="after")
+    def _header_fits(self) -> ClassifyConfig:
+        check_header(self, "text_column")
+        return self
+
 
 def _different(labels: tuple[str, ...]) -> tuple[str, ...]:
     if len({*labels}) != len(labels):
@@ -139,7 +144,7 @@ def read_labelled(config: ClassifyConfig, watch: ProgressReporter = NO_PROGRESS)
     """
     name = config.data[0]
     if config.data == (name,) and name in LABELLED_SETS:
-        refuse_flags(config, ("text_column", "label_column", "val_data", "val_fraction", "val_rows"), name)
+        refuse_flags(config, ("text_column", "label_column", "header", "val_data", "val_fraction", "val_rows"), name)
         splits = builtin_tables(name, LABELLED_SETS[name](config.seed))
         return RowSplits(splits, name, splits["train"].sha256)
     refuse_builtin((*config.data, *(config.val_data or ())), LABELLED_SETS)
@@ -148,7 +153,9 @@ def read_labelled(config: ClassifyConfig, watch: ProgressReporter = NO_PROGRESS)
     val = without_empty(_read(config.val_data, config, watch), config.empty) if config.val_data else None
     splits, sha256 = train_and_val(rows, val, config, labels=rows.columns[1])
     check_known(splits["val"].columns[1], splits["val"].locations, labels)
-    return RowSplits(splits, rows.name, sha256, skipped_notes([rows, val] if val else [rows]))
+    tables = [rows, val] if val else [rows]
+    first_rows = [row for table in tables for row in table.first_rows]
+    return RowSplits(splits, rows.name, sha256, skipped_notes(tables), first_rows)
 
 
 def _read(data: Sequence[str], config: ClassifyConfig, watch: ProgressReporter) -> Table:
@@ -170,7 +177,7 @@ def _read(data: Sequence[str], config: ClassifyConfig, watch: ProgressReporter) 
             "--label-column, by name or by position from 1. Or give a folder with a folder of texts for each label."
         )
     flags = Column(text_columns, "--text-column"), Column((label_column,), "--label-column", numbers=True)
-    rows = read_table(data, flags, known.header if known is not None else None, watch)
+    rows = read_table(data, flags, HEADERS[config.header] if known is None else known.header, watch)
     return replace(rows, columns=(rows.columns[0], label_names(rows.columns[1], known, label_column)))
 
 

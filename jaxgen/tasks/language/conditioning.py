@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Strict, model_validator
 
 from jaxgen.data.datasets import BUILTIN, NAMED, NamedSet
 from jaxgen.data.files import NO_PROGRESS, ProgressReporter
-from jaxgen.data.tables import Column, Table, capitalized, check_same_style, read_table
+from jaxgen.data.tables import Column, FirstRow, Table, capitalized, read_table
 from jaxgen.errors import DataError, UsageError, choose, listed
 from jaxgen.fsutil import STRICT, load_strict
 from jaxgen.tasks.labels import check_known, distinct_labels, label_names
@@ -55,6 +55,7 @@ class ConditionedTexts:
     name: str
     sha256: str
     line_ends: int = 0
+    first_rows: tuple[FirstRow, ...] = ()
 
 
 def read_conditioning_columns(
@@ -62,13 +63,14 @@ def read_conditioning_columns(
     text_column: str | None = None,
     label_column: str | None = None,
     feature_columns: Sequence[str] = (),
+    header: bool | None = None,
     watch: ProgressReporter = NO_PROGRESS,
     reading: Reading = STANDARD,
 ) -> ConditionedTexts:
     """Reads texts with their labels and numbers from CSV, TSV and JSONL files (``.gz`` too), or from a named set.
 
-    Columns are given by name, or by position from 1 (no header). A named set has a default text column, and names for
-    the labels of its label column. Rows without text are left out.
+    Columns are given by name, or by position from 1; ``header`` is as in ``read_table``. A named set has a default text
+    column, and names for the labels of its label column. Rows without text are left out.
 
     Raises:
         DataError: The data cannot be read, or a text has no label or number.
@@ -86,11 +88,10 @@ def read_conditioning_columns(
             f"Which column of {' '.join(specs)} has the text? Give --text-column, by name or by position from 1."
         )
     labels_of = [] if label_column is None else [label_column]
-    check_same_style([text_column, *labels_of, *feature_columns])
     columns = [Column((text_column,), "--text-column")]
     columns += [Column((name,), "--label-column", numbers=True) for name in labels_of]
     columns += [Column((name,), "--feature-columns", numbers=True) for name in feature_columns]
-    rows = read_table(specs, columns, named.header if named else None, watch, reading)
+    rows = read_table(specs, columns, named.header if named else header, watch, reading)
     kept = [i for i, text in enumerate(rows.columns[0]) if text and not text.isspace()]
     if not kept:
         raise DataError(f"The data {rows.name} have no row with a text. Give rows with text, or check --text-column.")
@@ -100,7 +101,7 @@ def read_conditioning_columns(
     numbers = [_numbers(rows, part, name) for part, name in zip(rows.columns[first:], feature_columns)]
     table = np.stack(numbers, axis=1) if numbers else np.zeros((len(rows), 0))
     known = RowMetadata(labels, table, rows.locations)
-    return ConditionedTexts(rows.columns[0], known, rows.name, rows.sha256, rows.line_ends)
+    return ConditionedTexts(rows.columns[0], known, rows.name, rows.sha256, rows.line_ends, rows.first_rows)
 
 
 def _labels(rows: Table, named: NamedSet | None, column: str) -> list[str]:

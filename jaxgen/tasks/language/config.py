@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from jaxgen.data.batches import BATCHES
 from jaxgen.errors import choose
 from jaxgen.runs.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
-from jaxgen.tasks.base import Names, VocabSize, changed_flags, check_at_most_one, check_level
+from jaxgen.tasks.base import Names, VocabSize, changed_flags, check_at_most_one, check_header, check_level
 from jaxgen.text import Reading
 
 #: Longer n-grams almost never occur twice.
@@ -49,6 +49,9 @@ class LanguageConfig(TrainConfig):
     sample.py --label generates texts of that kind. Every row is then a document."""
     feature_columns: Names = ()
     """Columns with numbers, which set the initial state too, standardised: for sample.py --features."""
+    header: Literal["auto", "yes", "no"] = "auto"
+    """Whether the first row of a table is a header. auto: yes if columns are given by name, or if the row has usual
+    names of columns and none occurs again in its column."""
     newlines: Literal["lf", "keep"] | None = None
     """lf: the line ends CR LF and CR are read as LF, in prompts too. keep: they stay as they are. Default: lf, at byte
     level keep."""
@@ -132,6 +135,7 @@ class LanguageConfig(TrainConfig):
         if self.is_conditioned:
             self._check_conditioned()
         check_at_most_one(self, ("val_fraction", "val_data"))
+        check_header(self, "text_column")
         return self
 
     def _check_conditioned(self) -> None:

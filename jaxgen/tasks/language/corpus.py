@@ -17,7 +17,7 @@ import numpy as np
 from jaxgen.data.batches import Tokens, permutation
 from jaxgen.data.files import NO_PROGRESS, ProgressCounter, ProgressReporter, read_lines, track
 from jaxgen.data.sources import CompactStrings, TextSource, TextStream, open_texts
-from jaxgen.data.tables import VAL_FRACTION, fingerprint
+from jaxgen.data.tables import HEADERS, VAL_FRACTION, FirstRow, fingerprint, header_decision, header_notes
 from jaxgen.data.token_cache import Part, get_or_create
 from jaxgen.errors import DataError
 from jaxgen.runs.config import validate
@@ -40,7 +40,7 @@ class TextSplits:
 
     ``train_known`` and ``val_known`` are the labels and numbers of the documents, if such columns were read.
     ``has_validation`` is whether validation texts are required. ``line_ends`` counts the CR LF and CR that were read as
-    LF. The other fields are those of ``LanguageCorpus``.
+    LF, ``first_rows`` are those of tables that may be headers. The other fields are those of ``LanguageCorpus``.
     """
 
     train: Sequence[str | TextStream]
@@ -54,6 +54,7 @@ class TextSplits:
     val_known: RowMetadata | None = None
     has_validation: bool = True
     line_ends: int = 0
+    first_rows: tuple[FirstRow, ...] = ()
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -79,7 +80,8 @@ class LanguageCorpus:
 
     ``sha256`` is the ``FilesDigest`` of the data, ``val_sha256`` that of the validation data (None when they were
     held out of the data). ``documents`` is the way the texts were cut (layout ``documents``, else None).
-    ``conditioning`` turns the labels and numbers of the documents into the ``conditions`` of the splits.
+    ``conditioning`` turns the labels and numbers of the documents into the ``conditions`` of the splits. ``header`` is
+    the ``header_decision`` of tables.
     """
 
     tokenizer: Tokenizer
@@ -91,6 +93,7 @@ class LanguageCorpus:
     train: Tokens
     val: Tokens
     conditioning: Conditioning | None = None
+    header: str | None = None
 
 
 def prepare(
@@ -171,6 +174,8 @@ def encode_splits(
         counter = ProgressCounter(watch, "learning the vocabulary", sum(map(len, splits.train)))
         texts = (track(in_pieces(text), counter) for text in splits.train)
         tokenizer = TOKENIZERS[config.level].train(texts, **tokenizer_options(config))
+    for note in header_notes(splits.first_rows):
+        watch.note(note)
     encoded = []
     for texts_of_split, known in ((splits.train, splits.train_known), (splits.val, splits.val_known)):
         tokens = encode_split(tokenizer, texts_of_split, splits.layout, watch)
@@ -194,6 +199,7 @@ def encode_splits(
         train=train,
         val=val,
         conditioning=conditioning,
+        header=header_decision(splits.first_rows),
     )
 
 
@@ -210,12 +216,14 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
     """
     fraction = (config.val_fraction or VAL_FRACTION) if validation else 0.0
     if config.is_conditioned:
-        names = config.text_column, config.label_column, config.feature_columns, watch, config.reading
+        header = HEADERS[config.header]
+        names = config.text_column, config.label_column, config.feature_columns, header, watch, config.reading
         table = read_conditioning_columns(config.data, *names)
         val_table = read_conditioning_columns(config.val_data, *names) if config.val_data else None
-        line_ends = table.line_ends + (val_table.line_ends if val_table else 0)
+        tables = [table, val_table] if val_table else [table]
+        line_ends, first_rows = sum(each.line_ends for each in tables), sum((each.first_rows for each in tables), ())
         splits = _split_conditioned(table, val_table, fraction, config.seed)
-        return replace(splits, has_validation=validation, line_ends=line_ends)
+        return replace(splits, has_validation=validation, line_ends=line_ends, first_rows=first_rows)
 
     documents, layout = config.documents, config.layout
     read = partial(
@@ -224,6 +232,7 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
         documents=documents,
         level=config.level,
         reading=config.reading,
+        header=HEADERS[config.header],
         watch=watch,
     )
     source = read(config.data)
@@ -239,9 +248,10 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
         cut = None
         train, val = _running(source, held_out, fraction)
     val_sha256 = None if held_out is None else held_out.sha256
-    line_ends = source.line_ends + (held_out.line_ends if held_out else 0)
+    sources = [source, held_out] if held_out else [source]
+    line_ends, first_rows = sum(each.line_ends for each in sources), sum((each.first_rows for each in sources), ())
     about = source.name, source.sha256, val_sha256, layout, cut
-    return TextSplits(train, val, *about, has_validation=validation, line_ends=line_ends)
+    return TextSplits(train, val, *about, has_validation=validation, line_ends=line_ends, first_rows=first_rows)
 
 
 def _running(

@@ -130,7 +130,7 @@ class LanguageData(TaskData):
         return self.units_per_step
 
     def resolved(self) -> dict[str, Any]:
-        return {"has_documents": self.has_documents}
+        return {"has_documents": self.has_documents, "header": self.corpus.header}
 
     @property
     def has_documents(self) -> bool:

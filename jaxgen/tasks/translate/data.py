@@ -17,12 +17,12 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.datasets import NAMED, fetch
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, find_paths
-from jaxgen.data.tables import Column, Pairs, Table, read_table, table_kind, without_empty
+from jaxgen.data.tables import HEADERS, Column, Pairs, Table, read_table, table_kind, without_empty
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import STRICT
 from jaxgen.metrics import ORDERS, bleu
 from jaxgen.runs.config import Fraction, Positive, Size, TrainConfig
-from jaxgen.tasks.base import Metric, Names, changed_flags, check_same_level
+from jaxgen.tasks.base import Metric, Names, changed_flags, check_header, check_same_level
 from jaxgen.tasks.rows import (
     SPACED_LEVELS,
     RowSplits,
@@ -103,6 +103,7 @@ class TranslateConfig(Seq2SeqConfig):
             raise ValueError(f"--tie needs --embed equal to --hidden, which are {self.embed} and {self.hidden}")
         if (self.source_column is None) != (self.target_column is None):
             raise ValueError("--source-column and --target-column go together: give both, or two parallel files")
+        check_header(self, "source_column")
         if not self.scheduled_sampling and changed_flags(self, ["scheduled_sampling_steps"]):
             raise ValueError("--scheduled-sampling-steps has no effect without --scheduled-sampling: give both or none")
         return self
@@ -183,7 +184,8 @@ def read_pairs(config: TranslateConfig, watch: ProgressReporter = NO_PROGRESS) -
     if "val" not in full:
         full |= train_and_val(full["train"], None, config)[0]
     order = ["train", "val", *(split for split in full if split not in ("train", "val"))]
-    return RowSplits({split: full[split] for split in order}, name, sha256, notes)
+    first_rows = [row for rows in read.values() for row in rows.first_rows]
+    return RowSplits({split: full[split] for split in order}, name, sha256, notes, first_rows)
 
 
 def _read_set(data: Sequence[str], config: TranslateConfig) -> dict[str, Table]:
@@ -191,7 +193,7 @@ def _read_set(data: Sequence[str], config: TranslateConfig) -> dict[str, Table]:
     name = data[0] if len(data) == 1 else ""
     named = NAMED[name].pairs if name in NAMED else ()
     if name in PAIR_SETS or named:
-        refuse_flags(config, ("source_column", "target_column"), name)
+        refuse_flags(config, ("source_column", "target_column", "header"), name)
     if name in PAIR_SETS:
         return builtin_tables(name, PAIR_SETS[name](config.seed))
     return {split: _parallel(fetch(source), fetch(target), name) for split, source, target in named}
@@ -202,7 +204,7 @@ def _read(specs: Sequence[str], config: TranslateConfig, watch: ProgressReporter
     source, target = config.source_column, config.target_column
     if source is not None and target is not None:
         columns = Column((source,), "--source-column"), Column((target,), "--target-column")
-        return read_table(specs, columns, watch=watch)
+        return read_table(specs, columns, HEADERS[config.header], watch)
     sets = [*PAIR_SETS, *(name for name, known in NAMED.items() if known.pairs)]
     found = [find_paths(spec, sets, watch) for spec in specs]
     paths = [path for files in found for path in files]
