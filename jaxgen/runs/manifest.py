@@ -258,7 +258,7 @@ class DamagedCheckpointError(CheckpointError):
         super().__init__(
             f"{self.problem} Copy {folder} again from where it came, or run `python train.py --run "
             f"{shlex.quote(str(folder.parent.parent))} --resume auto`: it sets the damaged checkpoint aside and "
-            "continues from the newest good one."
+            "continues from the newest good one, even if the run was finished."
         )
 
 
@@ -382,26 +382,21 @@ def check_like(step: int, leaves: Mapping[str, Leaf], like: Mapping[str, Any]) -
 def read_files(folder: Path, step: int, manifest: Manifest, wanted: Collection[str] = ()) -> dict[str, bytes]:
     """Verify every file of a checkpoint and return the verified bytes of those ``wanted``.
 
-    Reads only files inside ``folder``, even if the manifest names others, and follows no links. Raises
-    ``DamagedCheckpointError`` for the first file that is missing, cut, altered, or not in the manifest.
+    Reads only the files of the manifest, whose names are fixed, and follows no links. Other files in ``folder``, such
+    as those that file managers and network file systems put there, are ignored. Raises ``DamagedCheckpointError`` for
+    the first file that is missing, cut or altered.
     """
-    with _file_errors(folder, step, folder.name), os.scandir(folder) as scan:
-        found = {entry.name: entry.stat(follow_symlinks=False) for entry in sorted(scan, key=lambda entry: entry.name)}
-    found.pop(MANIFEST, None)
-    for name in [*manifest.files, *found]:
-        shown = ascii(name)[1:-1]  # not trusted
-        if name not in found:
-            raise DamagedCheckpointError(folder, step, f"{shown} is missing")
-        if problem := not_regular(found[name]):
-            raise DamagedCheckpointError(folder, step, f"{shown} {problem}")
-        if name not in manifest.files:
-            raise DamagedCheckpointError(folder, step, f"{shown} is not one of the files that were saved")
-        size, expected = found[name].st_size, manifest.files[name].size
+    for name in manifest.files:
+        with _file_errors(folder, step, name):
+            status = os.lstat(folder / name)
+        if problem := not_regular(status):
+            raise DamagedCheckpointError(folder, step, f"{name} {problem}")
+        size, expected = status.st_size, manifest.files[name].size
         if size != expected:
-            raise DamagedCheckpointError(folder, step, f"{shown} has {size} bytes instead of {expected}")
+            raise DamagedCheckpointError(folder, step, f"{name} has {size} bytes instead of {expected}")
         data_bytes = sum(leaf.nbytes for leaf in manifest.leaves_of(name).values())
         if not data_bytes < size <= data_bytes + MAX_HEADER_BYTES + 8:
-            raise DamagedCheckpointError(folder, step, f"{shown} has {size} bytes, but its arrays take {data_bytes}")
+            raise DamagedCheckpointError(folder, step, f"{name} has {size} bytes, but its arrays take {data_bytes}")
     contents: dict[str, bytes] = {}
     for name, expected_file in manifest.files.items():
         with _file_errors(folder, step, name):

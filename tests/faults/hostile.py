@@ -39,11 +39,6 @@ def chosen(store: CheckpointStore, draw: np.random.Generator) -> Path:
     return files[int(draw.integers(len(files)))]
 
 
-def pickle_beside(store: CheckpointStore, outside: Path, draw: np.random.Generator) -> None:
-    names = ("checkpoint.pkl", "params.npy", "model.pickle", "model.pt")
-    (store.directory / "00000030" / names[int(draw.integers(len(names)))]).write_bytes(pickle.dumps(Trap(outside)))
-
-
 def link_to_a_file(store: CheckpointStore, outside: Path, draw: np.random.Generator) -> None:
     victim = chosen(store, draw)
     victim.unlink()
@@ -109,6 +104,16 @@ def attacked(attack: Attack) -> Callable[[Path, np.random.Generator], str]:
     return inject
 
 
+def pickle_beside(folder: Path, draw: np.random.Generator) -> str:
+    """A pickle that is not among the files of the checkpoint."""
+    store = filled(folder / "run")
+    names = ("checkpoint.pkl", "params.npy", "model.pickle", "model.pt")
+    (store.directory / "00000030" / names[int(draw.integers(len(names)))]).write_bytes(pickle.dumps(Trap(folder)))
+    check(store, 30)
+    assert not (folder / "sprung").exists(), "it was unpickled"
+    return "ignored; the checkpoint is used"
+
+
 def pickle_for_a_file(folder: Path, draw: np.random.Generator) -> str:
     """A pickle in place of a file of arrays, under a digest that is right, padded to a size that may be right."""
     store = filled(folder / "run")
@@ -164,7 +169,6 @@ def links_for_logs(folder: Path, draw: np.random.Generator) -> str:
 
 REQUIRED = "refused with an error message before anything is allocated or executed"
 ATTACKS = {
-    "a pickle among the files of a checkpoint": pickle_beside,
     "a link to a file outside": link_to_a_file,
     "a link to a folder outside in place of a checkpoint": link_to_a_folder,
     "a pipe or a device in place of a file": endless_file,
@@ -176,6 +180,7 @@ ATTACKS = {
 
 FAULTS = (
     *(Fault(f"hostile folder: {name}", REQUIRED, attacked(attack), times=5) for name, attack in ATTACKS.items()),
+    Fault("hostile folder: a pickle beside the files of a checkpoint", "never read", pickle_beside, times=5),
     Fault("hostile folder: a pickle for a file, its digest forged", REQUIRED, pickle_for_a_file, times=20),
     Fault("hostile folder: links where a run writes", REQUIRED, links_for_logs, times=1),
 )

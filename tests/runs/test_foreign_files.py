@@ -2,26 +2,43 @@
 
 import hashlib
 import os
+import pickle
 from pathlib import Path
 
 import pytest
-from kept_states import forge_manifest, largest_file, make_state, tree
+from kept_states import assert_bitwise_equal, forge_manifest, largest_file, make_state, tree
 
 from jaxgen.errors import CheckpointError
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.manifest import MANIFEST, DamagedCheckpointError
 
+HARMLESS = [
+    ".DS_Store",
+    ".nfs000000000001",
+    "Thumbs.db",
+    "desktop.ini",
+    "._model.safetensors",
+    "manifest.json~",
+    "é.swp",
+]
 
-def test_a_file_that_was_not_saved_is_refused(store):
-    (store.directory / "00000020" / "more.safetensors").touch()
-    with pytest.raises(DamagedCheckpointError, match=r"more\.safetensors is not"):
-        store.restore()
 
-
-def test_a_folder_that_was_not_saved_is_refused(store):
-    (store.directory / "00000020" / "more").mkdir()
-    with pytest.raises(DamagedCheckpointError, match="more is not"):
-        store.restore()
+def test_files_that_others_put_into_a_checkpoint_change_nothing(store):
+    for step in (10, 20):
+        for name in (*HARMLESS, "more.safetensors"):
+            (store.directory / f"{step:08d}" / name).write_bytes(b"theirs")
+        (store.directory / f"{step:08d}" / "@eaDir").mkdir()
+        (store.directory / f"{step:08d}" / "link").symlink_to("nowhere")
+        (store.directory / f"{step:08d}" / "model.pickle").write_bytes(pickle.dumps(print))
+    for name in HARMLESS:
+        (store.directory / name).touch()
+    step, state, _, problems = store.restore_newest_good(make_state())
+    assert (step, problems, store.best()) == (20, [], 10)
+    assert_bitwise_equal(state, make_state(2))
+    store.truncate(20)
+    store.save(30, make_state(3), {}, metric=4.0)
+    assert [each.name for each in store.directory.iterdir() if "damaged" in each.name] == []
+    assert store.steps() == [10, 20, 30]
 
 
 def link_a_file(folder: Path, elsewhere: Path):
