@@ -288,7 +288,7 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_reported(store, monkey
     monkeypatch.setattr(
         manifest_module, "read_files", lambda folder, *rest: (shutil.rmtree(folder), read(folder, *rest))
     )
-    with pytest.raises(DamagedCheckpointError, match="step 20 .* is missing"):
+    with pytest.raises(DamagedCheckpointError, match=r"step 20 .* is missing"):
         store.restore(20)
 
 
