@@ -11,12 +11,15 @@ import re
 import sys
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from jaxgen.errors import DataError, JaxgenError, UsageError
 from jaxgen.trainer.signals import Interrupted, interruptible
+from jaxgen.version import __version__
 
 #: LF, CR LF or CR. After a CR at the end of a block, the next block may begin with the LF.
 _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
@@ -24,24 +27,36 @@ _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 UNSAFE_CHARACTERS = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-def run_command(command: Callable[[], None], *, text_only: bool = False) -> int:
-    """Run ``command``; an expected error becomes one sentence on standard error.
+def run_command(
+    command: Callable[[list[str]], None], args: Sequence[str] | None = None, *, text_only: bool = False
+) -> int:
+    """Run ``command`` with ``args``; an expected error becomes one sentence on standard error.
 
     Args:
         command: The work. It raises ``JaxgenError`` for what the user can correct.
+        args: The arguments of the command line. Default: those of this process. With ``--version`` among them, only the
+            version is shown.
         text_only: Standard output is data: exact UTF-8 wherever it is not a terminal.
 
     Returns:
         The exit code.
     """
     hold_descriptors()
+    args = list(sys.argv[1:] if args is None else args)
+    if asks_version(args):
+        return end_output(0, f"jaxgen {__version__}\n")
     try:
         with interruptible():
-            code = _exit_code(command, text_only)
+            code = _exit_code(partial(command, args), text_only)
     except SystemExit as stop:  # the flag parser, after its help or its message
         stop.code = end_output(stop.code if isinstance(stop.code, int) else 1)
         raise
     return end_output(code)
+
+
+def asks_version(args: Sequence[str]) -> bool:
+    """Whether ``--version`` is among the flags, or ``-V`` stands first."""
+    return "--version" in takewhile(lambda arg: arg != "--", args) or args[:1] == ["-V"]
 
 
 def _exit_code(command: Callable[[], None], text_only: bool) -> int:

@@ -77,7 +77,7 @@ RULES = (Excludes("--plot", ("--no-plot",), "names the file of the plot"),)
 
 def main(args: Sequence[str] | None = None) -> int:
     """Evaluate; returns the exit code."""
-    return run_command(lambda: evaluate(list(sys.argv[1:] if args is None else args)), text_only=True)
+    return run_command(evaluate, args, text_only=True)
 
 
 def evaluate(args: list[str]) -> None:

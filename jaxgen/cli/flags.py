@@ -44,6 +44,10 @@ class ExtraFlag(NamedTuple):
     negatable: bool = True  # of type bool: ``--no-NAME`` takes it back
 
 
+#: ``run_command`` answers it; here it is for the help.
+VERSION = ExtraFlag("version", bool, False, "Show the version of jaxgen.", negatable=False)
+
+
 def parse(
     kind: type[Config],
     args: Sequence[str],
@@ -78,7 +82,7 @@ def parse(
 
     fields = kind.model_fields
     flags: list[Any] = [_flag(name, field, default, list(names.get(name, ()))) for name, field in fields.items()]
-    for flag in extra:
+    for flag in (*extra, VERSION):
         marks = [tyro.conf.arg(help=flag.help, metavar=flag.metavar)]
         marks += [tyro.conf.Positional] if flag.positional else []
         marks += [] if flag.negatable else [tyro.conf.FlagCreatePairsOff]

@@ -61,17 +61,14 @@ def _find_command() -> Callable[[], int]:
     hold_descriptors()
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         return lambda: end_output(0 if len(sys.argv) > 1 else 2, f"{USAGE}\n")
-    if sys.argv[1] in ("-V", "--version"):
-        from jaxgen.version import __version__
-
-        return lambda: end_output(0, f"jaxgen {__version__}\n")
     if sys.argv[1] in COMMANDS:
         command = import_module(f"jaxgen.cli.{sys.argv[1]}").main
         return lambda: command(sys.argv[2:])
 
     def refuse() -> int:
-        code = run_command(lambda: (choose(sys.argv[1], COMMANDS, "command"), None)[1])
-        log(USAGE)
+        code = run_command(lambda args: (choose(args[0], COMMANDS, "command"), None)[1])
+        if code:
+            log(USAGE)
         return code
 
     return refuse

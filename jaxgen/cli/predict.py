@@ -73,7 +73,7 @@ TEXT_FLAGS = ("--attention", "--beam", "--length", "--length-penalty", "--seed",
 
 def main(args: Sequence[str] | None = None) -> int:
     """Predict; returns the exit code."""
-    return run_command(lambda: predict(list(sys.argv[1:] if args is None else args)), text_only=True)
+    return run_command(predict, args, text_only=True)
 
 
 def predict(args: list[str]) -> None:

@@ -43,7 +43,7 @@ class SamplesDiffer(JaxgenError):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Replay; returns the exit code."""
-    return run_command(lambda: replay_file(list(sys.argv[1:] if args is None else args)))
+    return run_command(replay_file, args)
 
 
 def replay_file(args: list[str]) -> None:

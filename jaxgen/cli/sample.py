@@ -68,7 +68,7 @@ EVEN_DEFAULT = ("--temperature", "--seed", "--length-penalty")
 
 def main(args: Sequence[str] | None = None) -> int:
     """Sample; returns the exit code."""
-    return run_command(lambda: sample(list(sys.argv[1:] if args is None else args)), text_only=True)
+    return run_command(sample, args, text_only=True)
 
 
 def sample(args: list[str]) -> None:

@@ -98,7 +98,7 @@ RULES = (
 
 def main(args: Sequence[str] | None = None) -> int:
     """Score; returns the exit code."""
-    return run_command(lambda: score(list(sys.argv[1:] if args is None else args)), text_only=True)
+    return run_command(score, args, text_only=True)
 
 
 def score(args: list[str]) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxgen.cli.common import hold_descriptors, log, run_command
+from jaxgen.cli.common import asks_version, hold_descriptors, log, run_command
 from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, Rules, check_rules, flag_value, parse, read_number
 from jaxgen.errors import UsageError, choose
 
@@ -50,9 +50,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Train; returns the exit code."""
     given = list(sys.argv[1:] if args is None else args)
     several = any(flag_value(given, flag) is not None for flag in JOB_FLAGS)
-    if several and not {"-h", "--help"} & set(given):
+    if several and not {"-h", "--help"} & set(given) and not asks_version(given):
         return _train_distributed(given)
-    return run_command(lambda: train(given))
+    return run_command(train, given)
 
 
 def _train_distributed(args: list[str]) -> int:
@@ -65,7 +65,7 @@ def _train_distributed(args: list[str]) -> int:
     except UsageError as error:
         log(f"error: {error}")
         return error.exit_code
-    return launch(job, lambda: run_command(lambda: train(args, meet(job))), log)
+    return launch(job, lambda: run_command(lambda args: train(args, meet(job)), args), log)
 
 
 def read_job(args: Sequence[str]) -> Job:

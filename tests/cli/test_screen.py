@@ -59,11 +59,11 @@ def test_training_goes_on_unseen_when_its_output_cannot_be_written(number, termi
 
 @pytest.mark.parametrize("number", [*GONE, errno.EPIPE])
 def test_an_exit_code_outlives_standard_errors_that_cannot_be_written(number, monkeypatch):
-    def stopped():
+    def stopped(args):
         raise Interrupted(signal.SIGTERM, "after step 3; saved", "r")
 
     monkeypatch.setattr(sys, "stderr", Broken(number))
-    assert run_command(stopped) == 143
+    assert run_command(stopped, []) == 143
 
 
 @pytest.mark.parametrize(("number", "code"), [*((number, 1) for number in GONE), (errno.EPIPE, 0)])

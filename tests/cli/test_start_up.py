@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxgen.version import __version__
+
 ROOT = Path(__file__).parent.parent.parent
 #: Runs a script as ``python script.py`` does and prints which of jaxgen's modules it has loaded at its end.
 LIST_MODULES = """
@@ -48,3 +50,18 @@ def test_a_command_does_not_load_jax_before_it_is_configured(command):
     code = f"import sys, jaxgen.cli.{command}; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("start", ["train.py", "sample.py", *(f"-m jaxgen {name}" for name in COMMANDS), "-m jaxgen"])
+def test_every_command_tells_its_version_without_loading_jax(start):
+    code = "import runpy, sys; sys.argv = sys.argv[1:]; module = sys.argv[0] == '-m'; sys.argv = sys.argv[module:]\n"
+    code += "try: (runpy.run_module if module else runpy.run_path)(sys.argv[0], run_name='__main__')\n"
+    code += "except SystemExit as stop: sys.exit(stop.code or (3 if 'jax' in sys.modules else 0))"
+    command = [sys.executable, "-c", code, *start.split(), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"jaxgen {__version__}\n", "")
+
+
+def test_the_package_is_marked_as_typed():
+    assert (ROOT / "jaxgen/py.typed").is_file()
