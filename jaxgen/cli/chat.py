@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from jaxgen.inference.text_stream import Chunk
 
 PROMPT = "> "
+#: The arguments of the commands that take any.
+USAGES = {"pick": "[N [TOKENS] | off]", "save": "FILE", "load": "FILE"}
 #: The argument that unsets a setting.
 OFF = "off"
 #: Defaults of ``/pick``: continuations, and tokens in each.
@@ -210,15 +212,14 @@ class Chat(cmd.Cmd):
         if chosen.ends:
             log(ENDS["eos"])
 
-    # Commands. The docstring is the usage and, after a colon, the help.
+    # Commands. The docstring is the help.
 
     def commands(self) -> dict[str, tuple[str, str]]:
         """Name -> usage and help of every command, those of the settings last."""
         found = {}
         for method in vars(type(self)):
             if method.startswith("do_"):
-                usage, _, text = (inspect.getdoc(getattr(self, method)) or "").partition(": ")
-                found[method[3:]] = usage.removeprefix(f"/{method[3:]}").strip(), text
+                found[method[3:]] = USAGES.get(method[3:], ""), inspect.getdoc(getattr(self, method)) or ""
         return found | {name: self.describe_setting(name) for name in self.settings}
 
     def describe_setting(self, name: str) -> tuple[str, str]:
@@ -234,7 +235,7 @@ class Chat(cmd.Cmd):
         return [f"/{name} " for name in self.commands() if text and f"/{name} ".startswith(text)]
 
     def do_help(self, _: str) -> None:
-        """/help: Show this."""
+        """Show this."""
         width = min(shutil.get_terminal_size().columns, 120)
         for paragraph in HELP.strip().split("\n\n"):
             log(textwrap.fill(paragraph, width) + "\n")
@@ -246,26 +247,26 @@ class Chat(cmd.Cmd):
             log(f"{heading}:\n")
             for name in names:
                 usage, text = commands[name]
-                lines = textwrap.wrap(text, max(width - USAGE, 30))
+                lines = textwrap.wrap(text, max(width - USAGE, 30)) or [""]
                 heads = [f"/{name} {usage}".strip(), *[""] * len(lines)]
                 log("\n".join(f"{head:{USAGE}}{line}" for head, line in zip(heads, lines)))
             log("")
 
     def do_again(self, _: str) -> None:
-        """/again: Another answer in place of the last."""
+        """Another answer in place of the last."""
         self.answer(self.session.regenerate())
 
     def do_undo(self, _: str) -> None:
-        """/undo: Take back the last answer, pick, /again, /new or /load."""
+        """Take back the last answer, pick, /again, /new or /load."""
         self.session.undo()
         log(f"The text ends again in: {self.tail()}" if self.session.text else "The text is at its beginning again.")
 
     def do_new(self, _: str) -> None:
-        """/new: Begin a new text."""
+        """Begin a new text."""
         self.session.reset()
 
     def do_pick(self, argument: str) -> None:
-        """/pick [N [TOKENS] | off]: Offer the N most probable next tokens (default: 5), each with its continuation.
+        """Offer the N most probable next tokens (default: 5), each with its continuation.
 
         A number chooses one, an empty line the first; other text is read, and new offers follow.
         """
@@ -278,7 +279,7 @@ class Chat(cmd.Cmd):
         self.offer(*numbers)
 
     def do_settings(self, _: str) -> None:
-        """/settings: Show the current settings."""
+        """Show the current settings."""
         for line in self.setting_lines():
             log(line)
         if self.pick:
@@ -286,7 +287,7 @@ class Chat(cmd.Cmd):
         log(f"The next answer is number {self.session.number}.")
 
     def do_save(self, argument: str) -> None:
-        """/save FILE: Write the state after this text to a file."""
+        """Write the state after this text to a file."""
         path, state = _path("save", argument), self.session.state
         if state is None:
             raise UsageError("A text that has not begun has no state to save: write a line first.")
@@ -294,12 +295,12 @@ class Chat(cmd.Cmd):
         log(f"The state after {state.tokens.size:,} tokens is in {path}.")
 
     def do_load(self, argument: str) -> None:
-        """/load FILE: Continue from the state in a file."""
+        """Continue from the state in a file."""
         self.session.reset(self.session.sampler.load_state(_path("load", argument)))
         log(f"The text ends in: {self.tail()}")
 
     def do_quit(self, _: str) -> bool:
-        """/quit: Leave."""
+        """Leave."""
         return True
 
     # Settings

@@ -252,8 +252,8 @@ def describe(kind: type[TrainConfig]) -> str:
         examples="\n".join(f"    {command}" for command in kind.examples),
         tasks="\n".join(f"    {name:10s} {_first_line(data.Config)}" for name, data in DATA.items()),
         presets="\n".join(f"    {name:9s} {text}" for name, (text, _) in kind.presets.items()),
-    )
+    ).lstrip()
 
 
 def _first_line(kind: type) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0]
+    return (kind.__doc__ or "").strip().partition("\n")[0]  # PYTHONOPTIMIZE=2 removes docstrings

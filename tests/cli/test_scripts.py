@@ -164,3 +164,14 @@ def test_the_pipe_to_a_process_of_a_job_takes_no_place_of_a_stream_that_was_clos
         os._exit(train.main("--coordinator a:1 --num-processes 1 --process-id 0".split()))
     """
     assert subprocess.run([sys.executable, "-c", code], cwd=here).returncode == 7
+
+
+def test_python_without_docstrings_runs_every_command(script, small, run, here):
+    done = script("-OO", ROOT / "train.py", *small, "--steps", 2, "--eval-every", 0, "--run", "r")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = "/help\n/pick 2\n/save s.safetensors\n"
+    chat = script("-OO", ROOT / "sample.py", "--interactive", "--run", run, "--prompt", "The ", input=lines)
+    assert (chat.returncode, "error:" in chat.stderr, "/save FILE" in chat.stderr) == (0, False, True)
+    assert (here / "s.safetensors").exists()
+    for command in (["train"], ["train", "classify"], ["sample"], ["score"], ["predict"], ["evaluate"], ["replay"]):
+        assert script("-OO", "-c", ENTRY, *command, "--help").returncode == 0, command
