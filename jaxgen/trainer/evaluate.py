@@ -19,7 +19,7 @@ from jaxgen.jitted import CACHE_SIZE
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import EvalSet
 from jaxgen.training.data_parallel import make_global_mesh, shard_batch, shard_evaluation, unreplicate
-from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES, Rates, make_optimizer
 from jaxgen.types import AttentionMap, Params
 
 
@@ -56,13 +56,19 @@ class EvalSchedule:
 FINAL_LR = 0.02
 
 
-def build_optimizer(
-    config: TrainConfig, horizon: int, scale: float = 1.0
-) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The learning rate over ``horizon`` steps, and the optimizer that follows it. Raises ``UsageError``.
+def build_rates(config: TrainConfig, horizon: int, scale: float = 1.0) -> Rates:
+    """What the learning rate over ``horizon`` steps depends on; ``scale`` multiplies it."""
+    warmup = min(config.warmup, horizon // 10)  # a short run must not be all warm-up
+    final = FINAL_LR if config.final_lr is None else config.final_lr
+    # Arrays, so that every call of the compiled step gets the same types.
+    peak, final = np.asarray([config.lr * scale, final], np.float32)
+    return Rates(*map(np.asarray, (peak, np.int32(warmup), np.int32(horizon), final)))
 
-    Equal settings give the same objects, so that they share compiled functions. ``scale`` multiplies the learning rate;
-    another scale compiles another training step, in which the learning rates are constants.
+
+def build_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """The optimizer of the settings, whose updates take an argument ``rates``. Raises ``UsageError``.
+
+    Equal settings give the same object, so that they share compiled functions.
     """
     options = dict(config.optimizer_options)
     if config.optimizer == "adamw":
@@ -74,19 +80,14 @@ def build_optimizer(
         options=tuple(sorted(options.items())),
         clip=config.clip,
         schedule=config.schedule,
-        lr=config.lr * scale,
-        warmup=min(config.warmup, horizon // 10),  # a short run must not be all warm-up
-        horizon=horizon,
-        final=FINAL_LR if config.final_lr is None else config.final_lr,
     )
 
 
 @lru_cache(maxsize=CACHE_SIZE)
 def _cached_optimizer(
-    entries: tuple[Any, ...], optimizer: str, options: tuple[Any, ...], clip: float, schedule: str, **rates: Any
-) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    learning_rate = make_schedule(schedule, **rates)
-    return learning_rate, make_optimizer(optimizer, learning_rate, clip=clip, options=dict(options))
+    entries: tuple[Any, ...], optimizer: str, options: tuple[Any, ...], clip: float, schedule: str
+) -> optax.GradientTransformation:
+    return make_optimizer(optimizer, schedule, clip=clip, options=dict(options))
 
 
 def evaluate(task: Any, sets: Mapping[str, EvalSet], params: Params, devices: int) -> dict[str, Any]:

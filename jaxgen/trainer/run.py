@@ -230,7 +230,7 @@ def _must_agree(config: TrainConfig, data: TaskData, resolved: dict[str, Any]) -
 
 def _prepare(config: TrainConfig, emit: Emit, processes: int) -> tuple[Any, TaskData, dict[str, Any], Params | None]:
     """The task, its data, the resolved settings and the weights of ``--init-from``; nothing is written."""
-    build_optimizer(config, horizon=1)
+    build_optimizer(config)
     if config.tensorboard:
         from jaxgen.trainer.tensorboard import require_tensorboard
 

@@ -18,7 +18,7 @@ from jaxgen.runs.directory import RunDirectory
 from jaxgen.sampling.decode import PRNG
 from jaxgen.tasks.base import TaskData
 from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Progress, Sampled, Started
-from jaxgen.trainer.evaluate import EvalSchedule, TrainingInference, build_optimizer, evaluate
+from jaxgen.trainer.evaluate import EvalSchedule, TrainingInference, build_optimizer, build_rates, evaluate
 from jaxgen.trainer.input_pipeline import InputPipeline
 from jaxgen.trainer.process_group import ProcessGroup, StopFlag
 from jaxgen.trainer.progress_state import (
@@ -32,6 +32,7 @@ from jaxgen.trainer.progress_state import (
 from jaxgen.trainer.recorder import NullRecorder, run_summary
 from jaxgen.trainer.signals import Interrupted, StopSignals, raise_on_signal
 from jaxgen.training.data_parallel import make_global_mesh, shard_state, unreplicate
+from jaxgen.training.optimizer import SCHEDULES
 from jaxgen.training.step import TrainState
 from jaxgen.types import Params
 
@@ -89,12 +90,16 @@ class Trainer:
         return self
 
     def set_progress(self, progress: ProgressState) -> Trainer:
-        """Set the progress, and the learning rate and compiled step that follow from its number of rollbacks."""
+        """Set the progress, and the learning rate that follows from its number of rollbacks."""
         self.progress = progress
-        scale = ROLLBACK_SCALE**progress.rollbacks
-        self.learning_rate, self.optimizer = build_optimizer(self.config, self.resolved["horizon"], scale)
+        self.rates = build_rates(self.config, self.resolved["horizon"], ROLLBACK_SCALE**progress.rollbacks)
+        self.optimizer = build_optimizer(self.config)
         self._train_steps = jitted.jit_train_steps(self.task, self.optimizer, self.devices, self.inputs.read)
         return self
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the last step before ``step``."""
+        return float(SCHEDULES[self.config.schedule](max(step - 1, 0), self.rates))
 
     def gathered_state(self) -> TrainState:
         """The state as a checkpoint holds it, with all rows on this host."""
@@ -154,7 +159,7 @@ class Trainer:
             following = min(self.inputs.steps_in_call(after), boundary - after)
             if following:
                 batches = pool.submit(self.inputs.next, after, following)
-            self.state, log = self._train_steps(self.key, self.state, ready, number, *stop.inputs())
+            self.state, log = self._train_steps(self.key, self.state, ready, number, self.rates, *stop.inputs())
             self._throughput.dispatched(ready)
             if unread is not None:
                 clock = self._read_metrics(stop, *unread, clock)
@@ -190,7 +195,7 @@ class Trainer:
         began, number = time.perf_counter(), self.inputs.steps_in_call(step)
         stop = self.group.stop_flag(StopSignals(), self.devices)
         batches = self.inputs.next(step, number)
-        self.state, log = self._train_steps(self.key, self.state, batches, number, *stop.inputs())
+        self.state, log = self._train_steps(self.key, self.state, batches, number, self.rates, *stop.inputs())
         jax.block_until_ready(log)
         return (time.perf_counter() - began) / number, number
 
@@ -221,7 +226,7 @@ class Trainer:
             "step": step,
             "train_loss": self.progress.loss_sum / max(self.progress.loss_count, 1.0),
             **metrics,
-            "learning_rate": float(self.learning_rate(max(step - 1, 0))),
+            "learning_rate": self.learning_rate(step),
             f"{self.data.UNIT}_per_second": None if speed is None else round(speed),
             "seconds": round(self.progress.seconds, 3),
         }
@@ -289,7 +294,7 @@ class Trainer:
         saved = self.recorder.store.latest()
         kept = "Nothing was saved yet" if saved is None else f"The checkpoint of step {saved:,} before it is kept"
         return DivergedError(
-            f"{what} at step {step:,} (learning rate {float(self.learning_rate(max(step - 1, 0))):.3g}, gradient norm "
+            f"{what} at step {step:,} (learning rate {self.learning_rate(step):.3g}, gradient norm "
             f"{self._grad_norm:.3g}). Train again with a lower --lr or a smaller --clip, or give --on-nan rollback. "
             f"{kept} in {self.run}."
         )

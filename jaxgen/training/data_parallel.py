@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from jaxgen.training.optimizer import Rates
 from jaxgen.training.step import TrainState, eval_step, train_steps
 from jaxgen.training.task import Task
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches, WindowIndex, Windows
@@ -121,19 +122,24 @@ def _placed(mesh: Mesh, how: PartitionSpec, tree: PyTree) -> PyTree:
 def shard_train_steps(
     task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, read: HostBatches | DeviceText = HOST_BATCHES
 ) -> Callable:
-    """``train_steps`` over the devices of ``mesh``: ``(key, state, batches, count) -> (state, metrics)``.
+    """``train_steps`` over the devices of ``mesh``: ``(key, state, batches, count, rates=None) -> (state, metrics)``.
 
     The number of rows must be divisible by the number of devices. The results equal those of one device up to the
     order of float additions, and are reproducible bit for bit. On a CPU no two such functions may be in flight at once:
     wait for the results of one before calling the next (``jaxgen.jitted.one_at_a_time``).
     """
     batches = _SHARDED_WINDOWS if isinstance(read, DeviceText) else _SHARDED_BATCHES
-    return jax.shard_map(
-        partial(train_steps, task, optimizer, axis=BATCH_AXIS, read=read),
+
+    def steps(key: Key, state: TrainState, batches: PyTree, count: Array, rates: Rates | None) -> PyTree:
+        return train_steps(task, optimizer, key, state, batches, count, BATCH_AXIS, read, rates)
+
+    sharded: Callable = jax.shard_map(
+        steps,
         mesh=mesh,
-        in_specs=(_REPLICATED, _STATE, batches, _REPLICATED),
+        in_specs=(_REPLICATED, _STATE, batches, _REPLICATED, _REPLICATED),
         out_specs=(_STATE, _REPLICATED),
     )
+    return lambda *args: sharded(*args) if len(args) == 5 else sharded(*args, None)
 
 
 def shard_train_steps_with_stop_flag(
@@ -141,13 +147,13 @@ def shard_train_steps_with_stop_flag(
 ) -> Callable:
     """``shard_train_steps`` that also exchange a stop flag between all devices.
 
-    ``(key, state, batches, count, stop) -> (state, (metrics, stop))``: ``stop`` has an integer for each device; the
-    largest is returned.
+    ``(key, state, batches, count, rates, stop) -> (state, (metrics, stop))``: ``stop`` has an integer for each device;
+    the largest is returned.
     """
     batches = _SHARDED_WINDOWS if isinstance(read, DeviceText) else _SHARDED_BATCHES
 
-    def steps(key: Key, state: TrainState, batches: PyTree, count: Array, stop: Array) -> PyTree:
-        state, log = train_steps(task, optimizer, key, state, batches, count, axis=BATCH_AXIS, read=read)
+    def steps(key: Key, state: TrainState, batches: PyTree, count: Array, rates: Rates | None, stop: Array) -> PyTree:
+        state, log = train_steps(task, optimizer, key, state, batches, count, BATCH_AXIS, read, rates)
         # After the steps: on a CPU two collectives in flight can deadlock, waiting for each other's threads.
         stop, _ = lax.optimization_barrier((stop, log.loss))
         return state, (log, lax.pmax(stop[0], BATCH_AXIS))
@@ -155,7 +161,7 @@ def shard_train_steps_with_stop_flag(
     return jax.shard_map(
         steps,
         mesh=mesh,
-        in_specs=(_REPLICATED, _STATE, batches, _REPLICATED, _SHARDED),
+        in_specs=(_REPLICATED, _STATE, batches, _REPLICATED, _REPLICATED, _SHARDED),
         out_specs=(_STATE, (_REPLICATED, _REPLICATED)),
     )
 

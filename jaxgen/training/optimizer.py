@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 
 from jaxgen.errors import check_options, choose
+from jaxgen.types import Array, ArrayLike
 
 
 class OptimizerOptions(Protocol):
@@ -79,43 +81,90 @@ class SGD:
 OPTIMIZERS: dict[str, type[OptimizerOptions]] = {"adam": Adam, "adamw": AdamW, "rmsprop": RMSProp, "sgd": SGD}
 
 
-def cosine(peak: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
-    """Linear warm-up to ``peak``, then half a cosine down to ``final * peak`` at ``horizon`` (arXiv:1608.03983)."""
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(horizon, warmup + 1), peak * final)
+#: A scalar; an integer where it counts steps.
+Number: TypeAlias = ArrayLike | float
 
 
-def constant(peak: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
-    """Linear warm-up to ``peak``, then constant."""
-    del horizon, final
-    # optax's warm-up of zero steps stays at 0.
-    return optax.warmup_constant_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
+class Rates(NamedTuple):
+    """What a learning rate depends on besides the step.
+
+    They can be arguments of a compiled step (``make_optimizer``): other values then compile nothing again.
+    """
+
+    peak: Number
+    warmup: Number  # steps in which the rate rises to the peak
+    horizon: Number  # the step at which a decay ends
+    final: Number  # the rate at the horizon, as a share of the peak
 
 
-def exponential(peak: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
-    """Linear warm-up to ``peak``, then an exponential decay that reaches ``final * peak`` at ``horizon``."""
-    rate = max(final, 1e-6)  # an exponential never reaches zero
-    return optax.warmup_exponential_decay_schedule(
-        0.0, peak, warmup, max(horizon - warmup, 1), rate, end_value=peak * rate
-    )
+Schedule = Callable[[Number, Rates], Float[Array, ""]]
 
 
-SCHEDULES: dict[str, Callable[[float, int, int, float], optax.Schedule]] = {
-    "constant": constant,
-    "cosine": cosine,
-    "exponential": exponential,
-}
+def constant(step: Number, rates: Rates) -> Float[Array, ""]:
+    """Linear warm-up to the peak, then constant."""
+    return _warmed_up(step, rates, rates.peak)
+
+
+def cosine(step: Number, rates: Rates) -> Float[Array, ""]:
+    """Linear warm-up to the peak, then half a cosine down to the final rate (arXiv:1608.03983)."""
+    share = 0.5 * (1 + jnp.cos(jnp.pi * _progress(step, rates)))
+    return _warmed_up(step, rates, rates.peak * ((1 - rates.final) * share + rates.final))
+
+
+def exponential(step: Number, rates: Rates) -> Float[Array, ""]:
+    """Linear warm-up to the peak, then an exponential decay to the final rate."""
+    rate = jnp.maximum(rates.final, 1e-6)  # an exponential never reaches zero
+    return _warmed_up(step, rates, rates.peak * jnp.power(rate, _progress(step, rates)))
+
+
+def _progress(step: Number, rates: Rates) -> Float[Array, ""]:
+    """The share of the steps between warm-up and horizon that are done."""
+    span = jnp.maximum(rates.horizon - rates.warmup, 1)
+    return jnp.clip(step - rates.warmup, 0, span) / span
+
+
+def _warmed_up(step: Number, rates: Rates, after: Number) -> Float[Array, ""]:
+    """A straight line from 0 to the peak, then ``after``."""
+    rising = rates.peak - rates.peak * (1 - step / jnp.maximum(rates.warmup, 1))
+    return jnp.where(jnp.asarray(step) < rates.warmup, rising, after)
+
+
+SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "exponential": exponential}
 
 
 def make_schedule(name: str, *, lr: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
     """The learning rate as a function of the step; decay ends at step ``horizon``."""
-    return SCHEDULES[choose(name, SCHEDULES, "schedule")](lr, min(warmup, max(horizon - 1, 0)), horizon, final)
+    rates = Rates(lr, min(warmup, max(horizon - 1, 0)), horizon, final)
+    schedule = SCHEDULES[choose(name, SCHEDULES, "schedule")]
+    return lambda step: schedule(step, rates)
+
+
+def scale_by_rates(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
+    """Scale updates by a learning rate that depends on the argument ``rates`` of each update."""
+
+    def update(
+        updates: PyTree, state: optax.ScaleByScheduleState, params: PyTree = None, *, rates: Rates, **_: object
+    ) -> tuple[PyTree, optax.ScaleByScheduleState]:
+        scaled: tuple[PyTree, optax.ScaleByScheduleState] = optax.scale_by_learning_rate(
+            lambda step: schedule(step, rates)
+        ).update(updates, state, params)
+        return scaled
+
+    return optax.GradientTransformationExtraArgs(optax.scale_by_learning_rate(lambda step: step).init, update)
 
 
 def make_optimizer(
-    name: str, schedule: optax.Schedule, *, clip: float = 1.0, options: dict[str, PyTree] | None = None
+    name: str, schedule: optax.Schedule | str, *, clip: float = 1.0, options: dict[str, PyTree] | None = None
 ) -> optax.GradientTransformation:
-    """Clip the gradient to the global norm ``clip`` (0: never), apply the named rule, and scale by the schedule."""
+    """Clip the gradient to the global norm ``clip`` (0: never), apply the named rule, and scale by the schedule.
+
+    ``schedule`` is a function of the step, or the name of a schedule; each update then takes an argument ``rates``.
+    """
     kind = OPTIMIZERS[choose(name, OPTIMIZERS, "optimizer")]
     check_options(kind, options or {}, f"optimizer {name!r}")
     first = [optax.clip_by_global_norm(clip)] if clip > 0 else []
-    return optax.chain(*first, kind(**(options or {})).transform(), optax.scale_by_learning_rate(schedule))
+    if isinstance(schedule, str):
+        last: optax.GradientTransformation = scale_by_rates(SCHEDULES[choose(schedule, SCHEDULES, "schedule")])
+    else:
+        last = optax.scale_by_learning_rate(schedule)
+    return optax.chain(*first, kind(**(options or {})).transform(), last)

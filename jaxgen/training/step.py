@@ -11,6 +11,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float, Int, PyTree
 
+from jaxgen.training.optimizer import Rates
 from jaxgen.training.task import Task, Totals
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
 from jaxgen.types import Array, Carry, Key, Objective, Params, RowKeys
@@ -53,6 +54,7 @@ def train_step(
     state: TrainState,
     batch: PyTree,
     axis: str | None = None,
+    rates: Rates | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One update of the parameters.
 
@@ -68,6 +70,7 @@ def train_step(
         batch: what ``task.loss`` reads, a pytree of arrays with B rows each.
         axis: inside ``shard_map``, the mesh axis over which the rows of ``batch`` and of the carry are sharded. The
             update is that of all rows, and the same on every device.
+        rates: what the learning rate of an optimizer with a named schedule depends on (``make_optimizer``).
 
     Returns:
         The state after the step, and its metrics.
@@ -93,7 +96,8 @@ def train_step(
         weight, nll, count, grads = _summed((weight, nll, count, grads), axis)
     share = 1 / jnp.maximum(weight, 1.0)
     grads = jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    given = {} if rates is None else {"rates": rates}
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(grads, state.opt_state, state.params, **given)
     params = optax.apply_updates(state.params, updates)
     metrics = StepMetrics(nll / jnp.maximum(count, 1.0), optax.tree.norm(grads), count)
     return TrainState(state.step + 1, params, opt_state, carry), metrics
@@ -115,6 +119,7 @@ def train_steps(
     count: Array,
     axis: str | None = None,
     read: HostBatches | DeviceText = HOST_BATCHES,
+    rates: Rates | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """Train on the first ``count`` of several batches, in one call.
 
@@ -127,19 +132,20 @@ def train_steps(
         count: how many batches to use. It is traced, so its value does not recompile.
         axis: as in ``train_step``.
         read: how to get a batch from ``batches``.
+        rates: as in ``train_step``; traced too.
 
     Returns:
         The state after the steps, and the metrics of each batch, zero beyond ``count``.
     """
     length = read.count(batches)
     if length == 1:  # without a loop, in which XLA's CPU backend computes convolutions twenty times slower
-        state, metrics = train_step(task, optimizer, key, state, read(batches, 0), axis)
+        state, metrics = train_step(task, optimizer, key, state, read(batches, 0), axis, rates)
         return state, jax.tree.map(lambda one: one[None], metrics)
     empty = StepMetrics(*(jnp.zeros(length, jnp.float32) for _ in StepMetrics._fields))
 
     def body(i: Array, loop: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:
         state, log = loop
-        state, metrics = train_step(task, optimizer, key, state, read(batches, i), axis)
+        state, metrics = train_step(task, optimizer, key, state, read(batches, i), axis, rates)
         return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), log, metrics)
 
     return lax.fori_loop(0, count, body, (state, empty))

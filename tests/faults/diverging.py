@@ -20,9 +20,10 @@ from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.registry import DATA
 from jaxgen.trainer import trainer
 from jaxgen.trainer.callbacks import Note
-from jaxgen.trainer.evaluate import build_optimizer
+from jaxgen.trainer.evaluate import build_rates
 from jaxgen.trainer.progress_state import MAX_ROLLBACKS
 from jaxgen.trainer.run import resume, start
+from jaxgen.training.optimizer import SCHEDULES
 
 from .fault import Fault
 
@@ -72,8 +73,8 @@ def spoiled(spoil: Spoil, step: int, times: int) -> Any:
         set_progress(self, progress)
         steps, rollbacks = self._train_steps, progress.rollbacks
 
-        def spoiling(key: Any, state: Any, batches: Any, number: int) -> Any:
-            state, log = steps(key, state, batches, number)
+        def spoiling(*args: Any) -> Any:
+            state, log = steps(*args)
             return spoil(state, log) if rollbacks < times and int(state.step) >= step else (state, log)
 
         self._train_steps = spoiling
@@ -164,7 +165,7 @@ def going_back(folder: Path, draw: np.random.Generator) -> str:
     rows = MetricsLog(store.directory.parent / "metrics.jsonl").read()
     assert [row["step"] for row in rows] == list(range(EVERY, STEPS + 1, EVERY))
     assert store.host()["rollbacks"] == times
-    rate = float(build_optimizer(settings(folder, "whole"), STEPS)[0](STEPS - 1))
+    rate = float(SCHEDULES["cosine"](STEPS - 1, build_rates(settings(folder, "whole"), STEPS)))
     assert rows[-1]["learning_rate"] == pytest.approx(rate * 0.5**times)
     assert traces(folder / "run") == traces(folder / "whole")
     return "rolled back, lowered the learning rate and continued; same result when killed in between, bit for bit"

@@ -279,19 +279,20 @@ def test_transforms_given_from_python_act(book, tmp_path):
     ]
 
 
-def test_runs_that_differ_in_their_seed_alone_share_what_is_compiled(book, tmp_path):
+def test_runs_that_differ_in_seed_length_and_learning_rate_alone_share_what_is_compiled(book, tmp_path):
     one, other = (start(settings(book, tmp_path / str(seed), seed=seed)) for seed in (0, 1))
-    faster = start(settings(book, tmp_path / "faster", lr=0.03))
-    assert one._train_steps is other._train_steps
-    assert one._train_steps is not faster._train_steps
+    faster = start(settings(book, tmp_path / "faster", lr=0.03, steps=50, final_lr=0.5))
+    clipped = start(settings(book, tmp_path / "clipped", clip=0.5))
+    assert one._train_steps is other._train_steps is faster._train_steps
+    assert one._train_steps is not clipped._train_steps
     assert not same(one.state.params, other.state.params)
 
 
 def test_an_optimizer_registered_anew_under_its_name_is_the_new_one(book, tmp_path, monkeypatch):
     config = settings(book, tmp_path / "run")
-    _, former = build_optimizer(config, 10)
+    former = build_optimizer(config)
     monkeypatch.setitem(OPTIMIZERS, config.optimizer, type("Mine", (OPTIMIZERS[config.optimizer],), {}))
-    assert build_optimizer(config, 10)[1] is not former
+    assert build_optimizer(config) is not former
 
 
 def test_a_task_that_cannot_be_compared_compiles_for_itself():
