@@ -60,6 +60,11 @@ def listed(names: Iterable[str], most: int = 10) -> str:
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 step", "1,200 steps"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def check_int(what: str, value: object, least: int, most: int | None = None) -> int:
     """Returns a Python or NumPy integer as an ``int``. Raises ``UsageError`` unless it lies in ``least``..``most``.
 

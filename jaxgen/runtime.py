@@ -20,6 +20,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 ZSTANDARD = b"\x28\xb5\x2f\xfd"
 #: The largest size of the compilation cache in bytes; beyond it the oldest entries are removed.
 MAX_CACHE_BYTES = 1 << 29
+#: Seconds of work without compilation from which on its speed is shown: a shorter time says nothing.
+MIN_SECONDS = 0.5
 
 
 def keep_memory() -> bool:

@@ -17,6 +17,7 @@ from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.config import write_config
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
+from jaxgen.runtime import MIN_SECONDS
 from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.tasks.language.data import LanguageData
 from jaxgen.tasks.language.objective import Scored, Totals
@@ -370,13 +371,14 @@ class NGramRun(Trainer):
             return self._conclude(0, 0, params, metrics)
 
     def _record(self, metrics: dict[str, Any]) -> None:
+        tokens, seconds = self.data.corpus.train.ids.size, self.progress.seconds
         row = {
             "step": 0,
             "train_loss": None,
             **metrics,
             "learning_rate": None,
-            "tokens_per_second": round(self.data.corpus.train.ids.size / max(self.progress.seconds, 1e-9)),
-            "seconds": round(self.progress.seconds, 3),
+            "tokens_per_second": round(tokens / seconds) if seconds >= MIN_SECONDS else None,
+            "seconds": round(seconds, 3),
         }
         self.progress.best = self.data.METRIC.cost(metrics)
         MetricsLog(self.run.metrics_path).append(row)

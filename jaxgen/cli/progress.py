@@ -41,9 +41,12 @@ def shorten_middle(text: str, width: int) -> str:
 
 def progress_line(event: events.Progress, total: int, width: int | None = None) -> str:
     """The progress of the run, in the longest form that fits ``width`` columns."""
-    step, loss, left = f"{event.step:,}/{total:,}", f"loss {event.loss:.3f}", format_duration(event.seconds_left)
+    step, loss = f"{event.step:,}/{total:,}", f"loss {event.loss:.3f}"
     bits = "" if event.bits_per_char is None else f"{event.bits_per_char:.3f} bits"
     speed, unit = event.speed, event.unit
+    if speed is None or event.seconds_left is None:
+        return "  ".join(filter(None, (f"step {step}", loss, bits and f"{bits}/char")))[:width]
+    left = format_duration(event.seconds_left)
     forms = (
         (f"step {step}", loss, bits and f"{bits}/char", f"{speed:,.0f} {unit}/s", f"{left} left"),
         (step, loss, bits, f"{speed:,.0f} {unit[:3]}/s", f"{left} left"),

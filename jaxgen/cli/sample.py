@@ -22,6 +22,7 @@ from jaxgen.cli.sampling_flags import (
 )
 from jaxgen.errors import UsageError
 from jaxgen.fsutil import check_output
+from jaxgen.runtime import MIN_SECONDS
 
 if TYPE_CHECKING:
     from jaxgen.inference.generation_config import GenerationConfig
@@ -163,9 +164,9 @@ class SamplingSpeed:
     def __str__(self) -> str:
         tokens, seconds = self.first_tokens + self.later_tokens, self.first_seconds + self.later_seconds
         total = f"{tokens:,} tokens{self.note} in {seconds:.2f} s"
-        if not self.later_tokens:
+        if not self.later_tokens or self.later_seconds < MIN_SECONDS:
             return total
-        rate = self.later_tokens / max(self.later_seconds, 1e-9)
+        rate = self.later_tokens / self.later_seconds
         return (
             f"{total}; {rate:,.0f} tokens/s after the first {self.first_tokens:,} "
             f"({self.first_seconds:.1f} s to the first)"

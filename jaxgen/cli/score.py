@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, run_command, write_out
 from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, RunConfig, check_flags, parse
 from jaxgen.errors import UsageError
+from jaxgen.runtime import MIN_SECONDS
 
 if TYPE_CHECKING:
     from jaxgen.inference.scorer import Candidate, Score, Scorer, ScoreStream, TokenScores
@@ -241,9 +242,9 @@ def read_with_progress(path: str, tokenizer: Tokenizer, bar: bool) -> Iterator[s
 def describe_speed(tokens: int, seconds: float, compiling: float) -> str:
     """The number of scored tokens, and how many a second without the time spent compiling."""
     total = f"{tokens:,} tokens in {seconds:.2f} s"
-    if tokens < MEASURABLE:
+    if tokens < MEASURABLE or seconds - compiling < MIN_SECONDS:
         return total
-    rate = tokens / max(seconds - compiling, 1e-9)
+    rate = tokens / (seconds - compiling)
     return f"{total}; {rate:,.0f} tokens/s after {compiling:.1f} s of compiling"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jaxgen.cli.common import asks_version, hold_descriptors, log, run_command
@@ -48,11 +50,12 @@ HEARTBEAT = 60
 
 def main(args: Sequence[str] | None = None) -> int:
     """Train; returns the exit code."""
+    began = time.perf_counter()
     given = list(sys.argv[1:] if args is None else args)
     several = any(flag_value(given, flag) is not None for flag in JOB_FLAGS)
     if several and not {"-h", "--help"} & set(given) and not asks_version(given):
         return _train_distributed(given)
-    return run_command(train, given)
+    return run_command(partial(train, began=began), given)
 
 
 def _train_distributed(args: list[str]) -> int:
@@ -84,8 +87,11 @@ def read_job(args: Sequence[str]) -> Job:
     return Job(coordinator, processes, index, HEARTBEAT if heartbeat is None else heartbeat)
 
 
-def train(args: list[str], group: ProcessGroup | None = None) -> None:
-    """Parse ``args``, and start or resume the run, in this process or in those of ``group``."""
+def train(args: list[str], group: ProcessGroup | None = None, began: float | None = None) -> None:
+    """Parse ``args``, and start or resume the run, in this process or in those of ``group``.
+
+    ``began`` is when the command started, on the clock ``time.perf_counter``.
+    """
     from jaxgen.cli.progress import Screen
     from jaxgen.runtime import need_backend
     from jaxgen.trainer.process_group import ProcessGroup
@@ -103,7 +109,7 @@ def train(args: list[str], group: ProcessGroup | None = None) -> None:
                 changed = flag_value(args, "--data-changed") or "refuse"
                 trainer = resume(str(config.run), config, screen.show, changed, group=group)
             else:
-                trainer = start(config, screen.show, group=group)
+                trainer = start(config, screen.show, group=group, began=began)
             trainer.train()
     finally:
         screen.close()

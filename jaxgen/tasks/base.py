@@ -164,6 +164,11 @@ class TaskData(ABC):
         """Returns the metrics that need generated outputs. Default: none."""
         return {}
 
+    @property
+    def final_generation_share(self) -> float:
+        """About how many times the work of ``generation_metrics`` is done at the end. Default: once."""
+        return 1.0
+
     @abstractmethod
     def examples(self, inference: Inference, final: bool) -> list[Example]:
         """Returns some outputs of the model to show during training."""

@@ -42,9 +42,9 @@ class Progress:
     step: int
     loss: float
     bits_per_char: float | None
-    speed: float  # in units per second
+    speed: float | None  # in units per second; None until it is known
     unit: str  # what ``speed`` counts
-    seconds_left: float
+    seconds_left: float | None  # without evaluations; None until ``speed`` is known
 
 
 @dataclass(frozen=True)

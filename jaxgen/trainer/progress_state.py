@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from jaxgen.fsutil import STRICT, load_strict
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.manifest import DamagedCheckpointError
+from jaxgen.runtime import MIN_SECONDS
 from jaxgen.trainer.evaluate import EvalSchedule
 
 
@@ -62,7 +63,7 @@ class Throughput:
     def __init__(self) -> None:
         self._shapes: set[Any] = set()
         self._compiled = False
-        self._units = self._seconds = 0.0
+        self._units = self._seconds = self._total = 0.0
 
     def dispatched(self, batches: Any) -> None:
         """A call on ``batches`` was dispatched."""
@@ -70,22 +71,18 @@ class Throughput:
         self._compiled |= shapes not in self._shapes
         self._shapes.add(shapes)
 
-    def completed(self, units: float, seconds: float) -> float:
-        """The results of a call on ``units`` arrived, ``seconds`` after those of the call before.
-
-        Returns ``measured``; until that is known, the speed of this call with its compilation, which is too low.
-        """
-        seconds = max(seconds, 1e-9)
+    def completed(self, units: float, seconds: float) -> None:
+        """The results of a call on ``units`` arrived, ``seconds`` after those of the call before."""
         if not self._compiled:
             self._units = DECAY * self._units + units
             self._seconds = DECAY * self._seconds + seconds
+            self._total += seconds
         self._compiled = False
-        return self.measured or units / seconds
 
     @property
     def measured(self) -> float | None:
-        """Units per second; None until a call has compiled nothing."""
-        return self._units / self._seconds if self._seconds else None
+        """Units per second; None until calls that compiled nothing took ``MIN_SECONDS``."""
+        return self._units / self._seconds if self._total >= MIN_SECONDS else None
 
 
 #: The largest number of rollbacks in one run, and the factor on the learning rate for each of them.

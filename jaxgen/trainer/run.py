@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxgen.data.files import data_folders
-from jaxgen.errors import CheckpointError, DataError, UsageError, choose
+from jaxgen.errors import CheckpointError, DataError, UsageError, choose, counted
 from jaxgen.fsutil import json_sha256
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.config import MAX_STEPS, TrainConfig, environment_diff, versions, write_config
@@ -91,12 +91,6 @@ def check_device_memory(parameters: int, devices: int) -> None:
         )
 
 
-#: Calls of the compiled step that ``--minutes`` times for every shape of batches, after one that compiles.
-MEASURED_CALLS = 3
-#: Share of the time of ``--minutes`` kept for evaluations, checkpoints and samples.
-OVERHEAD = 0.15
-
-
 def num_steps(config: TrainConfig, data: TaskData) -> int | None:
     """The number of steps of the settings; None if it must be measured (``--minutes``). Raises ``UsageError``."""
     if config.minutes is not None:
@@ -118,30 +112,17 @@ def extend_steps(saved: LoadedRun, config: TrainConfig, data: TaskData) -> int:
         return int(saved.resolved["steps"])
     steps = num_steps(config, data)
     if steps is None:
-        raise UsageError(f"--minutes cannot lengthen a run of {saved.resolved['steps']} steps: give its new --steps.")
+        length = counted(saved.resolved["steps"], "step")
+        raise UsageError(f"--minutes cannot lengthen a run of {length}: give its new --steps.")
     return steps
 
 
-def steps_for_minutes(trial: Trainer, began: float) -> int:
-    """The number of steps that fit into ``--minutes``, by timing a few calls of ``trial``, which is then discarded.
-
-    The time per step is that of each shape of batches, weighted by how often an epoch has it. Compilation counts twice:
-    the run compiles again, with a schedule of another horizon. ``began`` is when the command started.
-    """
-    seconds, steps, compiling = 0.0, 0, 0.0
-    trial.init_state()
-    for step, often in trial.data.batches.shapes():
-        first, number = trial.time_call(step)
-        usual = sorted(trial.time_call(step)[0] for _ in range(MEASURED_CALLS))[MEASURED_CALLS // 2]
-        compiling += max(0.0, first - usual) * number
-        seconds, steps = seconds + often * usual, steps + often
-    left = (trial.config.minutes or 0.0) * 60 * (1 - OVERHEAD) - (time.perf_counter() - began) - compiling
-    each = max(seconds / steps, sys.float_info.min)  # a coarse clock may see no time pass
-    return max(1, int(min(left / each, MAX_STEPS)))
-
-
 def start(
-    config: TrainConfig, emit: Emit = ignore, callbacks: Sequence[Callback] = (), group: ProcessGroup | None = None
+    config: TrainConfig,
+    emit: Emit = ignore,
+    callbacks: Sequence[Callback] = (),
+    group: ProcessGroup | None = None,
+    began: float | None = None,
 ) -> Trainer:
     """A new run in a new folder.
 
@@ -150,11 +131,12 @@ def start(
         emit: receives the events of ``jaxgen.trainer.callbacks``, also those before training starts.
         callbacks: called by the training loop after its own.
         group: the processes that train the run together; each of them must call this. Default: this one alone.
+        began: when the time of ``--minutes`` began, on the clock ``time.perf_counter``. Default: now.
 
     Raises:
         UsageError, DataError, CheckpointError: an input cannot be used. No run is left behind.
     """
-    group = group or ProcessGroup()
+    group, began = group or ProcessGroup(), time.perf_counter() if began is None else began
     with ExitStack() as stack:
         make_run: Callable[[], RunDirectory] = partial(RunDirectory, "")
         with group.all_or_none():
@@ -164,7 +146,7 @@ def start(
         if config.model != "rnn":
             trainer: Trainer = baseline(config.task, config.model).start(config, emit, callbacks, make_run)
             return trainer
-        return _start(config, emit, callbacks, group, make_run)
+        return _start(config, emit, callbacks, group, make_run, began)
 
 
 def _check_several(config: TrainConfig, group: ProcessGroup) -> None:
@@ -190,18 +172,16 @@ def _start(
     callbacks: Sequence[Callback],
     group: ProcessGroup,
     make_run: Callable[[], RunDirectory],
+    began: float,
 ) -> Trainer:
-    began = time.perf_counter()
     emit = emit if group.is_main else ignore
     with group.all_or_none() as facts:
         task, data, resolved, params = _prepare(config, emit, group.count)
         facts |= _must_agree(config, data, resolved)
-    steps = num_steps(config, data)
+    steps, deadline = num_steps(config, data), math.inf
     if steps is None:  # before there is a folder: interrupting leaves no run directory
-        one_step = {**resolved, "steps": 1, "horizon": 1}
-        trial = Trainer(config, data, task, RunDirectory(""), one_step, NullRecorder(), group)
-        steps = group.broadcast_json(steps_for_minutes(trial, began))
-        emit(Note(f"{config.minutes:g} minutes are enough for {steps:,} steps here; the number is fixed from now on."))
+        steps, deadline = _measured_steps(config, data, task, resolved, group, began)
+        emit(Note(f"{counted(steps, 'step')} fit into --minutes {config.minutes:g} here; the number is now fixed."))
     resolved |= {"steps": steps, "horizon": steps}
     run, recorder = RunDirectory(""), NullRecorder()
     with group.all_or_none():
@@ -210,12 +190,26 @@ def _start(
             recorder = make_recorder(run, config, data, emit, callbacks)
             resolved["data_folders"] = [run.relative_to_here()]
             run.write_json("tokenizer.json", data.codec.to_json())
-    trainer = Trainer(config, data, task, run, resolved, recorder, group).init_state(params)
+    trainer = Trainer(config, data, task, run, resolved, recorder, group, deadline).init_state(params)
     with group.all_or_none():
         trainer.save(0)  # a run without any checkpoint has lost them, and must not silently start again
         if group.is_main:
             write_config(run, config, resolved)
     return trainer
+
+
+def _measured_steps(
+    config: TrainConfig, data: TaskData, task: Any, resolved: dict[str, Any], group: ProcessGroup, began: float
+) -> tuple[int, float]:
+    """The number of steps that fit into ``--minutes``, and when the training loop must end, measured on a trial."""
+    from jaxgen.trainer.minutes import fitting_steps, measure
+
+    one_step = {**resolved, "steps": 1, "horizon": 1}
+    trial = Trainer(config, data, task, RunDirectory(""), one_step, NullRecorder(), group).init_state()
+    costs = measure(trial)
+    with group.all_or_none():
+        steps = fitting_steps(config, costs, time.perf_counter() - began)
+    return group.broadcast_json(steps), began + (config.minutes or 0.0) * 60 - costs.final
 
 
 def _must_agree(config: TrainConfig, data: TaskData, resolved: dict[str, Any]) -> dict[str, str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -36,6 +38,8 @@ from jaxgen.training.optimizer import SCHEDULES
 from jaxgen.training.step import TrainState
 from jaxgen.types import Params
 
+#: Something to be timed.
+Work: TypeAlias = Callable[[], object]
 #: Arithmetic in one call of K steps: about half a second on two CPU cores, so that Ctrl-C takes effect soon.
 FLOPS_PER_CALL = 4e10
 MAX_STEPS_PER_CALL = 32
@@ -60,9 +64,12 @@ class Trainer:
         resolved: dict[str, Any],
         recorder: NullRecorder,
         group: ProcessGroup,
+        deadline: float = math.inf,
     ) -> None:
         self.config, self.data, self.task, self.run, self.resolved = config, data, task, run, resolved
         self.recorder, self.group = recorder, group
+        #: When ``train`` begins its report although steps are left, on the clock ``time.perf_counter``.
+        self.deadline = deadline if group.is_single else math.inf  # several processes must stop at the same step
         self.key = jax.random.key(config.seed, impl=PRNG)
         self.total_steps: int = resolved["steps"]
         self.devices: int = resolved["devices"]
@@ -116,6 +123,12 @@ class Trainer:
             with StopSignals() as signals, ThreadPoolExecutor(1) as pool:
                 stop = self.group.stop_flag(signals, self.devices)
                 while not self._is_over(step):
+                    if self._is_late():
+                        self._note(
+                            f"The {self.config.minutes:g} minutes are over after {step:,} of {self.total_steps:,} "
+                            f"steps. The run is saved, and --resume auto takes the other steps."
+                        )
+                        break
                     step = self._train_to_boundary(step, pool, stop)
                     received = stop.agree()
                     if received is not None and not self._is_over(step):
@@ -126,6 +139,10 @@ class Trainer:
         """Whether all steps are taken, or ``--patience`` evaluations in a row brought no improvement."""
         patience = self.config.patience
         return step >= self.total_steps or (patience is not None and self.progress.bad_evals >= patience)
+
+    def _is_late(self) -> bool:
+        """Whether the time of ``--minutes`` is over. No result depends on it: the run stops as if interrupted."""
+        return time.perf_counter() > self.deadline
 
     def _train_to_boundary(self, step: int, pool: ThreadPoolExecutor, stop: StopFlag) -> int:
         """Train, evaluate and save until the next boundary or a signal; returns the step."""
@@ -154,7 +171,7 @@ class Trainer:
         unread, clock = None, time.perf_counter()
         number = min(self.inputs.steps_in_call(step), boundary - step)
         batches: Future = pool.submit(self.inputs.next, step, number)
-        while step < boundary and not stop.is_set:
+        while step < boundary and not stop.is_set and not self._is_late():
             ready, after = batches.result(), step + number
             following = min(self.inputs.steps_in_call(after), boundary - after)
             if following:
@@ -184,20 +201,36 @@ class Trainer:
             raise self._diverged(f"The {name} became {value}", step - number + last + 1)
         self.progress.add(losses, counts, now - clock)
         mean = float(np.sum(losses * counts) / max(np.sum(counts), 1))
-        speed = self._throughput.completed(number * self.data.units_per_step, now - clock)
-        left = (self.total_steps - step) * self.data.units_per_step / speed
+        self._throughput.completed(number * self.data.units_per_step, now - clock)
+        speed = self._throughput.measured
+        left = None if speed is None else (self.total_steps - step) * self.data.units_per_step / speed
         progress = Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left)
         self.recorder.call("on_step", progress)
         return now
 
-    def time_call(self, step: int) -> tuple[float, int]:
-        """Seconds per step of one call from ``step`` on, which advances the state; and its number of steps."""
+    def time_call(self, step: int) -> float:
+        """Seconds per step of one call from ``step`` on, which advances the state."""
         began, number = time.perf_counter(), self.inputs.steps_in_call(step)
         stop = self.group.stop_flag(StopSignals(), self.devices)
         batches = self.inputs.next(step, number)
         self.state, log = self._train_steps(self.key, self.state, batches, number, self.rates, *stop.inputs())
         jax.block_until_ready(log)
-        return (time.perf_counter() - began) / number, number
+        return (time.perf_counter() - began) / number
+
+    def report_parts(self) -> tuple[list[Work], list[Work]]:
+        """What an evaluation does (metrics, generated metrics, examples) and a report (metrics, examples), for timing.
+
+        The generated metrics of a report are missing: they can take very long.
+        """
+        params = self.state.params
+        inference = self._inference_with(params) if self.group.is_main else None
+
+        def on_main(work: Callable[[TrainingInference, bool], object], final: bool) -> Work:
+            return lambda: None if inference is None else work(inference, final)
+
+        metrics, generated, examples = self._metrics, self.data.generation_metrics, self.data.examples
+        usual: list[Work] = [partial(metrics, params, False), on_main(generated, False), on_main(examples, False)]
+        return usual, [partial(metrics, params, True), on_main(examples, True)]
 
     # --- evaluation, examples, checkpoints
 

@@ -168,6 +168,11 @@ class Seq2SeqData(RowsData):
             row |= {f"{name}_{key}": value for key, value in found.items()}
         return row
 
+    @property
+    def final_generation_share(self) -> float:
+        count = sum(len(split) for name, split in self.splits.items() if name != "train")
+        return max(1, self.config.beam) * count / min(MAX_DECODED, len(self.splits["val"]))
+
     def examples(self, inference: Inference, final: bool) -> list[Example]:
         """Returns some validation inputs with the model's texts and the references."""
         val = self.splits["val"]
