@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxgen.errors import DataError, UsageError, check_int
+from jaxgen.errors import DataError, UsageError, check_int, counted
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.config import write_config
 from jaxgen.runs.directory import RunDirectory
@@ -388,8 +388,9 @@ class NGramRun(Trainer):
         ngrams, tokens = self.task.nodes - 1, self.data.corpus.train.ids.size
         return {
             **self.data.summary(),
-            "model": f"{ngrams:,} n-grams of up to {self.task.order} tokens, modified Kneser-Ney smoothing",
-            "training": f"{tokens:,} tokens counted"
+            "model": f"{counted(ngrams, 'n-gram')} of up to {counted(self.task.order, 'token')}, modified Kneser-Ney "
+            "smoothing",
+            "training": f"{counted(tokens, 'token')} counted"
             + (f" in {self.progress.seconds:.1f} s" if self.progress.seconds else " before"),
             "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
         }

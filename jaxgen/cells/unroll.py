@@ -12,7 +12,7 @@ from jaxtyping import Float, PyTree, Shaped
 from jaxgen.cells.base import Cell, promote
 from jaxgen.cells.fused import has_fused_form, has_traced_fields, run_fused
 from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run, with_masks
-from jaxgen.errors import UsageError, check_int, choose
+from jaxgen.errors import UsageError, check_int, choose, counted
 from jaxgen.types import Array, ArrayLike, Carry
 
 #: Forms in which a recurrence can be computed. All give the same values and gradients, up to rounding.
@@ -122,7 +122,9 @@ def _sizes(
     if x is not None and x.ndim != 3:
         raise UsageError(f"unroll got an input of shape {x.shape}: it must be [{', '.join(axes)}, features].")
     if x is not None and length not in (None, x.shape[time]):
-        raise UsageError(f"unroll got length={length} with an input of {x.shape[time]} steps: leave `length` out.")
+        raise UsageError(
+            f"unroll got length={length} with an input of {counted(x.shape[time], 'step')}: leave `length` out."
+        )
     steps = check_int("The length of an unroll", x.shape[time] if x is not None else length, 0)
 
     single = cell.initialize_carry(jax.random.key(0), (1, 0 if x is None else x.shape[-1]))

@@ -32,7 +32,7 @@ from jaxgen.cli.sampling_flags import (
     with_condition_flags,
 )
 from jaxgen.data.files import expand_path
-from jaxgen.errors import JaxgenError, UsageError, choose
+from jaxgen.errors import JaxgenError, UsageError, choose, counted
 from jaxgen.runs.config import validate
 from jaxgen.trainer.signals import StopSignals
 
@@ -292,7 +292,7 @@ class Chat(cmd.Cmd):
         if state is None:
             raise UsageError("A text that has not begun has no state to save: write a line first.")
         self.session.sampler.save_state(path, state)
-        log(f"The state after {state.tokens.size:,} tokens is in {path}.")
+        log(f"The state after {counted(state.tokens.size, 'token')} is in {path}.")
 
     def do_load(self, argument: str) -> None:
         """Continue from the state in a file."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jaxgen.cli.common import log, one_line, run_command, write_out
 from jaxgen.cli.flags import Excludes, ExtraFlag, RunConfig, check_flags, parse
-from jaxgen.errors import DataError, UsageError
+from jaxgen.errors import DataError, UsageError, counted
 from jaxgen.fsutil import check_output, replace_file, write_output
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def evaluate(args: list[str]) -> None:
         else:
             write_output(config.plot, picture, "--plot")
         log(f"plot: {config.plot or plot}")
-    log(f"{tokens:,} tokens drawn and measured in {time.perf_counter() - began:.1f} s")
+    log(f"{counted(tokens, 'token')} drawn and measured in {time.perf_counter() - began:.1f} s")
 
 
 def one_run(flag: str | None, arguments: Sequence[str]) -> str | None:
@@ -172,7 +172,7 @@ def draw_plot(result: QualityReport, saved: LoadedRun) -> bytes:
 
     values, picture = result.to_json(), io.BytesIO()
     name = saved.directory.path.resolve().name
-    title = f"{name}: quality against diversity, {result.rows[0].texts} texts at each temperature"
+    title = f"{name}: quality against diversity, {counted(result.rows[0].texts, 'text')} at each temperature"
     draw_quality(values["rows"], values["validation"], picture, title, result.unit)
     return picture.getvalue()
 
@@ -187,7 +187,7 @@ def report(result: QualityReport, documents: bool = False, width: int | None = N
         place = f"document {copy.source:,}, character {copy.source_start:,}" if documents else f"{copy.source_start:,}"
         lines += [
             "",
-            f"longest copy: {copy.length:,} characters at temperature {temperature_text(row.temperature)}, "
+            f"longest copy: {counted(copy.length, 'character')} at temperature {temperature_text(row.temperature)}, "
             f"in sample {copy.sample} from {copy.start:,}, in the training text from {place}",
             f"  {quote(copy.text)}",
         ]

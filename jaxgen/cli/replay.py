@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import log, read_byte_lines, run_command, write_out
 from jaxgen.cli.flags import ExtraFlag, parse
-from jaxgen.errors import DataError, JaxgenError, UsageError
+from jaxgen.errors import DataError, JaxgenError, UsageError, counted
 
 if TYPE_CHECKING:
     from jaxgen.inference.receipts import Replay
@@ -94,7 +94,7 @@ def _replay_line(value: object, number: int, file: str, run: str | None, sampler
 def describe_replay(result: Replay, sampler: Sampler) -> str:
     """The result of a replay in words."""
     if result.identical:
-        return f"identical ({result.tokens:,} tokens)"
+        return f"identical ({counted(result.tokens, 'token')})"
     if result.first_divergence is None:
         return f"the tokens are the same, but the receipt has another {', '.join(result.tampered_fields)}"
 

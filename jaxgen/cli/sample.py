@@ -20,7 +20,7 @@ from jaxgen.cli.sampling_flags import (
     unescape,
     with_condition_flags,
 )
-from jaxgen.errors import UsageError
+from jaxgen.errors import UsageError, counted
 from jaxgen.fsutil import check_output
 from jaxgen.runtime import MIN_SECONDS
 
@@ -100,7 +100,7 @@ def sample(args: list[str]) -> None:
     if config.save_state is not None:
         saved = sampler.read(prompt, state, unk=config.unk)
         sampler.save_state(config.save_state, saved)
-        log(f"The state after {saved.tokens.size:,} tokens is in {config.save_state}.")
+        log(f"The state after {counted(saved.tokens.size, 'token')} is in {config.save_state}.")
     separator = NUL if config.separator in (NUL, "\\0") else unescape(config.separator)
     writer = SampleWriter(sys.stdout.isatty() and not config.raw, separator)
     if config.interactive:
@@ -163,7 +163,7 @@ class SamplingSpeed:
 
     def __str__(self) -> str:
         tokens, seconds = self.first_tokens + self.later_tokens, self.first_seconds + self.later_seconds
-        total = f"{tokens:,} tokens{self.note} in {seconds:.2f} s"
+        total = f"{counted(tokens, 'token')}{self.note} in {seconds:.2f} s"
         if not self.later_tokens or self.later_seconds < MIN_SECONDS:
             return total
         rate = self.later_tokens / self.later_seconds
@@ -310,4 +310,4 @@ def write_beams(
     if len(found) < config.num_samples:
         log(f"note: no more than {len(found)} texts are possible.")
     tokens = sum(each.tokens.size for each in found)
-    log(f"{tokens:,} tokens by beam search of width {config.beam} in {time.perf_counter() - began:.2f} s")
+    log(f"{counted(tokens, 'token')} by beam search of width {config.beam} in {time.perf_counter() - began:.2f} s")

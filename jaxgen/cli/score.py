@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, run_command, write_out
 from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, RunConfig, check_flags, parse
-from jaxgen.errors import UsageError
+from jaxgen.errors import UsageError, counted
 from jaxgen.runtime import MIN_SECONDS
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def score_lines(scorer: Scorer, config: ScoreConfig, files: Sequence[str], write
             number += 1
             writer.write_line({"name": path, "number": number, "text": text}, score, tokens)
             of_file += score
-        writer.write_total(f"{path} ({number:,} texts)", of_file)
+        writer.write_total(f"{path} ({counted(number, 'text')})", of_file)
         total += of_file
     return total
 
@@ -241,7 +241,7 @@ def read_with_progress(path: str, tokenizer: Tokenizer, bar: bool) -> Iterator[s
 
 def describe_speed(tokens: int, seconds: float, compiling: float) -> str:
     """The number of scored tokens, and how many a second without the time spent compiling."""
-    total = f"{tokens:,} tokens in {seconds:.2f} s"
+    total = f"{counted(tokens, 'token')} in {seconds:.2f} s"
     if tokens < MEASURABLE or seconds - compiling < MIN_SECONDS:
         return total
     rate = tokens / (seconds - compiling)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.errors import DataError, UsageError, check_int, choose
+from jaxgen.errors import DataError, UsageError, check_int, choose, counted
 from jaxgen.tokenizers.base import EOS, PAD
 from jaxgen.training.windows import Conditions, WindowIndex, read_conditioned, read_window
 from jaxgen.types import Batch, ConditionedBatch
@@ -231,7 +231,7 @@ def make_batches(
 def too_short(found: int, needed: int, why: str) -> DataError:
     """Returns the error for a training split with too few tokens."""
     return DataError(
-        f"The training split has {found:,} tokens, but at least {needed:,} ({why}) are needed. "
+        f"The training split has {counted(found, 'token')}, but at least {needed:,} ({why}) are needed. "
         "Give more text, or a smaller --batch-size or --seq-len."
     )
 

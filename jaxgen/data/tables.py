@@ -19,7 +19,7 @@ import numpy as np
 from jaxgen.data.batches import permutation
 from jaxgen.data.datasets import NAMED, fetch
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, find_paths
-from jaxgen.errors import DataError, UsageError, listed
+from jaxgen.errors import DataError, UsageError, counted, listed
 from jaxgen.text import KEEP_NEWLINES, STANDARD, Reading, Text, as_lf, lines_with_ends, whole_lines
 
 _KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -232,8 +232,8 @@ def read_rows(
     for number, row in islice(table_rows(text, dialect, path), int(header), None):
         if len(row) != len(first):
             raise DataError(
-                f"Line {number} of {path} has {len(row)} columns, but the first row has {len(first)}. Correct that "
-                "line; CSV fields with commas must be in quotation marks."
+                f"Line {number} of {path} has {counted(len(row), 'column')}, but the first row has {len(first)}. "
+                "Correct that line; CSV fields with commas must be in quotation marks."
                 + (_separator_hint(first) or _separator_hint(row))
             )
         yield number, [" ".join(filter(None, [row[i] for i in each])) for each in indices]

@@ -94,7 +94,8 @@ class TrainConfig(BaseModel):
     epochs: Annotated[float, Field(gt=0, le=MAX_EPOCHS, allow_inf_nan=False)] | None = None
     """Passes over the training data, instead of --steps."""
     minutes: Annotated[float, Field(gt=0, le=MAX_MINUTES, allow_inf_nan=False)] | None = None
-    """Time to train, instead of --steps: a few steps are timed, then the number of steps is fixed."""
+    """Time of the whole command, instead of --steps: a few steps, an evaluation and samples are timed, then the number
+    of steps is fixed."""
     optimizer: str = "adamw"
     """Optimizer."""
     optimizer_options: dict[str, Finite] = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxgen.errors import CheckpointError
+from jaxgen.errors import CheckpointError, counted
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
@@ -130,7 +130,8 @@ def run_summary(config: TrainConfig, data: TaskData, resolved: Mapping[str, Any]
     return {
         **data.summary(),
         "model": f"{config.cell} {config.layers}x{config.hidden}, {resolved['parameters']:,} parameters",
-        "training": f"{resolved['steps']:,} steps of {data.units_per_step:,} {data.UNIT}, "
+        "training": f"{counted(resolved['steps'], 'step')} of "
+        f"{counted(data.units_per_step, data.UNIT.removesuffix('s'))}, "
         f"{config.optimizer} at {config.lr:g}, {config.schedule}",
         "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()}){spread}"
         + ("" if processes == 1 else f" devices of {processes} processes"),

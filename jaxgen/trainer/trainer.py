@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxgen import jitted
-from jaxgen.errors import DivergedError
+from jaxgen.errors import DivergedError, counted
 from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.sampling.decode import PRNG
@@ -125,8 +125,8 @@ class Trainer:
                 while not self._is_over(step):
                     if self._is_late():
                         self._note(
-                            f"The {self.config.minutes:g} minutes are over after {step:,} of {self.total_steps:,} "
-                            f"steps. The run is saved, and --resume auto takes the other steps."
+                            f"The {self.config.minutes:g} minutes are over after {step:,} of "
+                            f"{counted(self.total_steps, 'step')}. The run is saved; --resume auto takes the others."
                         )
                         break
                     step = self._train_to_boundary(step, pool, stop)

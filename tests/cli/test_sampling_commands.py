@@ -39,7 +39,10 @@ def test_standard_output_is_the_text_only(sample, run):
     assert re.fullmatch(r"30 tokens in [0-9.]+ s\n", done.err)
 
 
-def test_the_speed_leaves_the_first_chunk_out_because_it_waits_for_compilation(sample, run):
+def test_the_speed_leaves_the_first_chunk_out_because_it_waits_for_compilation(sample, run, monkeypatch):
+    short = sample("--run", run, "--length", 70)
+    assert re.fullmatch(r"70 tokens in [0-9.]+ s\n", short.err), "a speed of so little time says nothing"
+    monkeypatch.setattr("jaxgen.cli.sample.MIN_SECONDS", 0.0)
     done = sample("--run", run, "--length", 70)
     speed = r"70 tokens in [0-9.]+ s; [0-9,]+ tokens/s after the first 32 \([0-9.]+ s to the first\)\n"
     assert re.fullmatch(speed, done.err)

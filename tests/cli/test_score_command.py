@@ -60,6 +60,7 @@ def test_a_text_has_a_line_with_its_figures(score, run, scorer, here):
 def test_the_speed_leaves_compilation_out():
     assert describe_speed(20_000, 10.0, 6.0) == "20,000 tokens in 10.00 s; 5,000 tokens/s after 6.0 s of compiling"
     assert describe_speed(200, 10.0, 6.0) == "200 tokens in 10.00 s"
+    assert describe_speed(20_000, 6.1, 6.0) == "20,000 tokens in 6.10 s"
 
 
 def test_a_file_standard_input_and_the_flag_score_alike_and_several_are_added_up(score, run, here, monkeypatch):

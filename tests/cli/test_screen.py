@@ -235,6 +235,10 @@ def test_a_line_without_bits_leaves_no_gap():
     assert progress_line(Progress(1, 2, None, 3, "tokens", 4), 5) == "step 1/5  loss 2.000  3 tokens/s  0:04 left"
 
 
+def test_a_line_has_no_speed_and_no_time_left_until_they_are_known():
+    assert progress_line(Progress(1, 2, None, None, "tokens", None), 5) == "step 1/5  loss 2.000"
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7384, "2:03:04")])
 def test_seconds_read_as_a_clock(seconds, text):
     assert format_duration(seconds) == text

@@ -13,6 +13,7 @@ from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.registry import DATA
 from jaxgen.tokenizers import load_tokenizer
+from jaxgen.trainer import minutes
 
 Config = DATA["language"].Config
 
@@ -157,12 +158,17 @@ class _Idle:
         pass
 
 
-def test_minutes_are_measured_once_and_become_a_number_of_steps(train, small):
-    done = train(*small, flags="--minutes 0.0001 --run r")
+def test_minutes_are_measured_once_and_become_a_number_of_steps(train, small, monkeypatch):
+    refused = train(*small, flags="--minutes 0.0001 --run r")
+    assert refused.code == 2
+    assert "--minutes 0.0001 is too short" in refused.err
+    assert not Path("r").exists()
+    monkeypatch.setattr(minutes, "fitting_steps", lambda *_: 2)
+    done = train(*small, flags="--minutes 60 --run r")
     assert done.code == 0, done.err
-    assert "the number is fixed from now on" in done.out
+    assert "the number is now fixed" in done.out
     steps = config("r")["resolved"]["steps"]
-    assert steps >= 1
+    assert steps == 2
     assert CheckpointStore(Path("r") / "checkpoints").latest() == steps
     again = train("--run", "r", "--resume", "auto", "--minutes", 5)
     assert again.code == 2

@@ -20,9 +20,10 @@ from jaxgen.runs.config import MAX_STEPS
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.classify.data import ClassifyConfig, ClassifyData
 from jaxgen.trainer import callbacks as pictures
+from jaxgen.trainer import minutes, trainer
 from jaxgen.trainer import run as length
-from jaxgen.trainer import trainer
 from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Started
+from jaxgen.trainer.process_group import ProcessGroup
 from jaxgen.trainer.run import resume, start
 
 CLOCKS = ("texts_per_second", "seconds")
@@ -145,11 +146,11 @@ def test_the_speed_told_is_that_of_steps_that_compiled_nothing(table, tmp_path, 
             clock[0] += 1
             return np.asarray(self.losses)
 
-    def ticking(key: Any, state: Any, given: Any, number: int) -> Any:
+    def ticking(key: Any, state: Any, given: Any, *more: Any) -> Any:
         width = given.inputs.tokens.shape[-1]
         clock[0] += 0 if width in seen else 100
         seen.add(width)
-        state, log = train(key, state, given, number)
+        state, log = train(key, state, given, *more)
         return state, log._replace(loss=Waited(log.loss))
 
     monkeypatch.setattr(run, "_train_steps", ticking)
@@ -161,35 +162,40 @@ def test_the_speed_told_is_that_of_steps_that_compiled_nothing(table, tmp_path, 
     assert [row["texts_per_second"] for row in rows] == [8, 8]
 
 
-def test_minutes_are_for_the_steps_that_compiling_every_shape_leaves_time_for(table, tmp_path, monkeypatch):
+def test_minutes_are_measured_for_every_shape_without_its_compilation(table, tmp_path, monkeypatch):
     """Of a clock on which a step takes a second, or three for the wider shape, and compiling it a hundred."""
     data = ClassifyData.load(settings(table, tmp_path / "run", level="char", lowercase=True))
     widths = [data.batches.batch(step).inputs.tokens.shape[1] for step in range(data.batches.steps_per_epoch)]
     takes = {width: 1.0 + 2.0 * (width > min(widths)) for width in {*widths}}
     clock, seen = [0.0], set()
 
-    def time_call(step: int) -> tuple[float, int]:
+    def time_call(step: int) -> float:
         compiling = 0.0 if widths[step] in seen else 100.0
         seen.add(widths[step])
         clock[0] += 2 * takes[widths[step]] + compiling
-        return takes[widths[step]] + compiling / 2, 2
+        return takes[widths[step]] + compiling / 2
 
+    def takes_seconds(first: float, later: float) -> Any:
+        """Work whose first call, which compiles, takes longer."""
+        waits = [first]
+
+        def work() -> None:
+            clock[0] += waits.pop() if waits else later
+
+        return work
+
+    parts = [takes_seconds(50, 4), takes_seconds(0, 0), takes_seconds(20, 2)], [takes_seconds(40, 8)] * 2
     trial = SimpleNamespace(
-        init_state=lambda: None, time_call=time_call, data=data, config=SimpleNamespace(minutes=60.0)
+        time_call=time_call,
+        data=data,
+        config=SimpleNamespace(minutes=60.0),
+        group=ProcessGroup(),
+        report_parts=lambda: parts,
     )
-    monkeypatch.setattr(length, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    steps = length.steps_for_minutes(trial, 0.0)
-    assert clock[0] == 2 * 100 + (1 + length.MEASURED_CALLS) * 2 * (1 + 3)
-    left = 60 * 60 * (1 - length.OVERHEAD) - clock[0] - 2 * 100
-    assert steps == int(left / np.mean([takes[width] for width in widths]))
-
-
-def test_minutes_of_steps_that_take_no_time_are_the_most_steps_that_a_run_has(monkeypatch):
-    data = SimpleNamespace(batches=SimpleNamespace(shapes=lambda: iter([(0, 3)])))
-    config = SimpleNamespace(minutes=1e6)
-    trial = SimpleNamespace(init_state=lambda: None, time_call=lambda step: (0.0, 2), data=data, config=config)
-    monkeypatch.setattr(length, "time", SimpleNamespace(perf_counter=lambda: 0.0))
-    assert length.steps_for_minutes(trial, 0.0) == MAX_STEPS
+    monkeypatch.setattr(minutes, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    costs = minutes.measure(trial)
+    usual = np.mean([takes[width] for width in widths])
+    assert costs == pytest.approx((usual, 4, 2, 8 + 8 + minutes.ENDING))
 
 
 def test_epochs_of_more_steps_than_a_run_has_are_refused(table, tmp_path):

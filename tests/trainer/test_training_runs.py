@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
-import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.sampling.transforms.constraints import Forbid
 from jaxgen.trainer import callbacks as pictures
+from jaxgen.trainer import minutes
 from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Sampled, Started
 from jaxgen.trainer.evaluate import EvalSchedule, build_optimizer
 from jaxgen.trainer.run import resume, start
@@ -204,10 +205,39 @@ def test_interrupting_the_measurement_leaves_no_run_directory(book, tmp_path, mo
     def stopped(*_: Any) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["jaxgen.trainer.run"], "steps_for_minutes", stopped)
+    monkeypatch.setattr(minutes, "measure", stopped)
     with pytest.raises(KeyboardInterrupt):
         start(settings(book, tmp_path / "run", steps=None, minutes=1.0))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_the_measurement_compiles_the_run_does_not_compile_again(book, tmp_path, monkeypatch):
+    monkeypatch.setattr(minutes, "fitting_steps", lambda *_: 30)
+    trainer = start(settings(book, tmp_path / "run", steps=None, minutes=60.0, hidden=11))
+    assert trainer.total_steps == trainer.resolved["horizon"] == 30
+    functions = [trainer._train_steps, *(make(trainer.task) for make in (jitted.jit_eval_step, jitted.jit_prefill))]
+    before = [function._cache_size() for function in functions]
+    trainer.train()
+    assert [function._cache_size() for function in functions] == before
+    assert before[0] == 1
+
+
+def test_when_the_minutes_are_over_the_run_ends_saved_and_can_go_on_as_if_interrupted(book, tmp_path, monkeypatch):
+    monkeypatch.setattr(minutes, "fitting_steps", lambda *_: 30)
+    notes: list[Any] = []
+    whole = start(settings(book, tmp_path / "whole", steps=30, eval_every=10))
+    whole.train()
+    late = start(settings(book, tmp_path / "late", steps=None, minutes=60.0, eval_every=10), notes.append)
+    clock = itertools.count()
+    late._is_late = lambda: next(clock) > 3
+    finished = late.train()
+    assert 0 < finished.step < 30
+    assert any("are over" in note.text for note in notes if isinstance(note, Note))
+    again = resume(str(tmp_path / "late"))
+    again.train()
+    assert same(again.state, whole.state)
+    logs = [MetricsLog(tmp_path / name / "metrics.jsonl").read() for name in ("whole", "late")]
+    assert [[row["val_loss"] for row in log] for log in logs] == [[row["val_loss"] for row in logs[0]]] * 2
 
 
 def test_settings_of_the_model_that_were_altered_are_refused(book, tmp_path):
@@ -263,6 +293,7 @@ def test_a_model_that_the_machine_cannot_hold_is_refused_before_a_folder_exists(
 
 def test_the_speed_of_the_call_that_compiles_is_written_nowhere(book, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxgen.trainer.trainer.MAX_STEPS_PER_CALL", 3)
+    monkeypatch.setattr("jaxgen.trainer.progress_state.MIN_SECONDS", 1e-9)
     start(settings(book, tmp_path / "run", eval_every=3, sample_every=0, steps=6)).train()
     first, second = (row["tokens_per_second"] for row in rows(tmp_path / "run"))
     assert first is None

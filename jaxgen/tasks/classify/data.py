@@ -17,7 +17,7 @@ from jaxgen.data.bucketing import PAD_ROW
 from jaxgen.data.datasets import NAMED
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, expand_path, find_paths
 from jaxgen.data.tables import HEADERS, Column, Labelled, Table, read_table, without_empty
-from jaxgen.errors import DataError, UsageError, listed
+from jaxgen.errors import DataError, UsageError, counted, listed
 from jaxgen.fsutil import STRICT, replace_file
 from jaxgen.metrics import classification_metrics, confusion_lines, confusion_text
 from jaxgen.runs.config import Fraction, TrainConfig
@@ -304,8 +304,8 @@ class ClassifyData(RowsData):
         most, least = int(counts.argmax()), int(counts.argmin())
         return {
             **super().summary(),
-            "labels": f"{len(labels)}, from {counts[most]:,} texts of {labels[most]!r} to {counts[least]:,} of "
-            f"{labels[least]!r}",
+            "labels": f"{len(labels)}, from {counted(counts[most], 'text')} of {labels[most]!r} to "
+            f"{counts[least]:,} of {labels[least]!r}",
             "tokens": f"{self.config.level} level, vocabulary {self.codec.tokenizer.vocab_size:,}, "
             f"{train.lengths.mean():.0f} a text on average, {unknown_share(self.splits['val'].ids):.1%} unknown in "
             "validation",
@@ -353,7 +353,7 @@ class ClassifyData(RowsData):
         ]
         for label, each in report["val_labels"].items():
             figures = (f"{name} {each[name]:.3f}" for name in ("precision", "recall", "f1"))
-            rows.append((label, f"{', '.join(figures)}, {each['texts']:,} texts"))
+            rows.append((label, f"{', '.join(figures)}, {counted(each['texts'], 'text')}"))
         return rows + confusion_lines(np.array(report["val_confusion"]), self.codec.labels)
 
     def next_command(self, run: str) -> str:

@@ -19,7 +19,7 @@ from jaxgen.data.files import NO_PROGRESS, ProgressCounter, ProgressReporter, re
 from jaxgen.data.sources import CompactStrings, TextSource, TextStream, open_texts
 from jaxgen.data.tables import HEADERS, VAL_FRACTION, FirstRow, fingerprint, header_decision, header_notes
 from jaxgen.data.token_cache import Part, get_or_create
-from jaxgen.errors import DataError
+from jaxgen.errors import DataError, counted
 from jaxgen.runs.config import validate
 from jaxgen.tasks.base import tokenizer_options
 from jaxgen.tasks.language.conditioning import ConditionedTexts, Conditioning, RowMetadata, read_conditioning_columns
@@ -186,7 +186,7 @@ def encode_splits(
     train, val = encoded
     if splits.has_validation and val.ids.size < 2:
         raise DataError(
-            f"The validation split has {val.ids.size} tokens, but at least 2 are needed. Give more text, "
+            f"The validation split has {counted(val.ids.size, 'token')}, but at least 2 are needed. Give more text, "
             "a larger validation fraction, or a validation file with --val-data."
         )
     return LanguageCorpus(

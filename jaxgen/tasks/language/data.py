@@ -14,7 +14,7 @@ import numpy as np
 from jaxgen.data.batches import Tokens, make_batches, stream_eval, window_eval
 from jaxgen.data.files import NO_PROGRESS, ProgressReporter
 from jaxgen.data.tables import fingerprint
-from jaxgen.errors import DataError, UsageError
+from jaxgen.errors import DataError, UsageError, counted
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import (
     EVAL_ROWS,
@@ -99,7 +99,7 @@ class LanguageData(TaskData):
         if self.corpus.layout == "windows" and there < needed:
             more = "a longer --val-data" if self.config.val_data else "a larger --val-fraction"
             raise DataError(
-                f"The validation split has {there:,} tokens, but --layout windows needs at least {needed:,} "
+                f"The validation split has {counted(there, 'token')}, but --layout windows needs at least {needed:,} "
                 f"(--seq-len + 1). Give more text, {more}, or a smaller --seq-len."
             )
 

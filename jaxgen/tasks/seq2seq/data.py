@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxgen.data.bucketing import PAD_ROW, pad_rows
+from jaxgen.errors import counted
 from jaxgen.runs.config import Beam, Fraction
 from jaxgen.tasks.base import Example, Inference
 from jaxgen.tasks.rows import SPACED_LEVELS, RowsConfig, RowsData, normalize
@@ -142,7 +143,7 @@ class Seq2SeqData(RowsData):
 
     def notes(self) -> list[str]:
         too_long, most = self.splits["train"].too_long, self.config.max_length
-        left_out = f"{too_long:,} texts longer than {most:,} tokens left out of training"
+        left_out = f"{counted(too_long, 'text')} longer than {most:,} tokens left out of training"
         return [*super().notes(), *([left_out] if too_long else [])]
 
     def report(self, totals: Mapping[str, Any], final: bool = False) -> dict[str, Any]:
