@@ -40,6 +40,10 @@ class DivergedError(JaxgenError):
     exit_code = 5
 
 
+class JaxgenWarning(UserWarning):
+    """Something was left out or ignored. The commands print it on standard error."""
+
+
 def choose(name: str, options: Iterable[str], what: str) -> str:
     """Return ``name`` if it is one of ``options``, else raise ``UsageError`` that suggests the nearest.
 

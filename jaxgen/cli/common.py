@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import unicodedata
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from jaxgen.errors import DataError, JaxgenError, UsageError
+from jaxgen.errors import DataError, JaxgenError, JaxgenWarning, UsageError
 from jaxgen.trainer.signals import Interrupted, interruptible
 from jaxgen.version import __version__
 
@@ -46,7 +47,7 @@ def run_command(
     if asks_version(args):
         return end_output(0, f"jaxgen {__version__}\n")
     try:
-        with interruptible():
+        with interruptible(), _printed_warnings():
             code = _exit_code(partial(command, args), text_only)
     except SystemExit as stop:  # the flag parser, after its help or its message
         stop.code = end_output(stop.code if isinstance(stop.code, int) else 1)
@@ -57,6 +58,24 @@ def run_command(
 def asks_version(args: Sequence[str]) -> bool:
     """Whether ``--version`` is among the flags, or ``-V`` stands first."""
     return "--version" in takewhile(lambda arg: arg != "--", args) or args[:1] == ["-V"]
+
+
+@contextlib.contextmanager
+def _printed_warnings() -> Iterator[None]:
+    """Print each ``JaxgenWarning`` as a sentence."""
+    former = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, JaxgenWarning):
+            log(str(message))
+        else:
+            former(message, category, *where, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = former
 
 
 def _exit_code(command: Callable[[], None], text_only: bool) -> int:

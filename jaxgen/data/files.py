@@ -116,7 +116,7 @@ def _folder_of(spec: str) -> Path:
     if lookup is None or os.path.isabs(path):
         return Path()
     for folder in (Path(), *lookup.folders):
-        if os.path.lexists(folder / path) or any(glob.iglob(path, root_dir=folder, recursive=True)):
+        if os.path.lexists(folder / path) or any(_glob(path, folder)):
             return folder
     lookup.missing.append(spec)
     return Path()
@@ -146,7 +146,7 @@ def find_paths(
         if not glob.has_magic(spec):
             raise _not_found(spec, list(sets)) from None
         folder = _folder_of(spec)
-        names = sorted(glob.glob(os.path.expanduser(spec), root_dir=folder, recursive=True))
+        names = sorted(set(_glob(os.path.expanduser(spec), folder)))
         paths = [folder / name for name in names if os.path.isfile(folder / name)]
         paths = _without_runs(paths, path, watch)
         if not paths:
@@ -176,6 +176,8 @@ def _not_found(spec: str, names: list[str]) -> DataError:
         beside = [os.path.join(folder, name) for name in os.listdir(folder or ".")]
     except (OSError, ValueError):
         beside = []
+    if os.path.islink(spec):
+        return DataError(f"{spec!r} is a link that leads nowhere or to itself. Give the file or folder itself.")
     nearest = difflib.get_close_matches(spec, names, n=1) or difflib.get_close_matches(spec, beside, n=1, cutoff=0.8)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return DataError(
@@ -190,11 +192,8 @@ def walk_files(root: Path, watch: ProgressReporter = NO_PROGRESS) -> list[Path]:
     Raises ``DataError`` if a folder cannot be listed. ``watch`` receives a note of the runs that were left out.
     """
 
-    def refuse(error: OSError) -> None:
-        raise DataError(f"The folder {error.filename} cannot be listed: {error.strerror}. Make it readable.")
-
     paths, runs = [], []
-    for here, folders, files in os.walk(root, onerror=refuse):
+    for here, folders, files in os.walk(root, onerror=_refuse):
         inside = [Path(here, name) for name in sorted(folders) if not name.startswith(".")]
         found = {path for path in inside if holds_run(path)}
         runs += [path for path in inside if path in found]
@@ -202,6 +201,31 @@ def walk_files(root: Path, watch: ProgressReporter = NO_PROGRESS) -> list[Path]:
         paths += [Path(here, name) for name in files if not name.startswith(".")]
     _note_runs(runs, watch)
     return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"The folder {error.filename} cannot be listed: {error.strerror}. Make it readable.")
+
+
+def _glob(pattern: str, folder: Path) -> Iterator[str]:
+    """Yields the paths that match ``pattern``, seen from ``folder``, some of them twice.
+
+    Like a folder that is read, ``**`` follows no links to other folders: they may lead in circles.
+    """
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from glob.iglob(pattern, root_dir=folder)
+        return
+    head, tail = parts[: parts.index("**")], parts[parts.index("**") + 1 :]
+    for top in glob.iglob(os.path.join(*head), root_dir=folder) if head else [""]:
+        for here, folders, files in os.walk(folder / top, onerror=_refuse) if (folder / top).is_dir() else ():
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inside = os.path.relpath(here, folder / top)
+            place = top if inside == "." else os.path.join(top, inside)
+            if tail:
+                yield from _glob(os.path.join(glob.escape(place), *tail), folder)
+            else:
+                yield from (os.path.join(place, name) for name in files if not name.startswith("."))
 
 
 def _without_runs(paths: list[Path], pattern: Path, watch: ProgressReporter) -> list[Path]:

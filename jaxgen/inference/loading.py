@@ -122,6 +122,10 @@ class LoadedRun:
         Raises:
             CheckpointError: There is no usable checkpoint, or its shapes differ.
         """
+        return self.params_and_digest(like)[:2]
+
+    def params_and_digest(self, like: Params | None = None) -> tuple[int, Params, str]:
+        """As ``params``, and the digest of the checkpoint."""
         shapes = jax.eval_shape(self.task.init, jax.random.key(0)) if like is None else like
         store = self.checkpoints
         for _ in range(MAX_ATTEMPTS - 1):
@@ -133,7 +137,7 @@ class LoadedRun:
                     raise
         return self._best(store, shapes)
 
-    def _best(self, store: CheckpointStore, shapes: Params) -> tuple[int, Params]:
+    def _best(self, store: CheckpointStore, shapes: Params) -> tuple[int, Params, str]:
         best = store.best()
         step = store.latest() if best is None else best
         if step == 0 and self.resolved["steps"]:
@@ -142,7 +146,7 @@ class LoadedRun:
                 f"weights. Train it with `python train.py --run {shlex.quote(str(self.directory))} --resume auto`."
             )
         params, _ = store.restore_params(step, shapes)
-        return step or 0, params
+        return step or 0, params, store.digest(step)
 
 
 class TrainedModel:

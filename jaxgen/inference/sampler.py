@@ -113,9 +113,9 @@ class Sampler(TrainedModel):
             UsageError: ``command`` cannot use the task of the run.
         """
         saved = LoadedRun.open(run, command)
-        step, params = saved.params()
+        _, params, digest = saved.params_and_digest()
         sampler = cls(saved.task, saved.codec, params, documents=saved.has_documents, reading=saved.reading)
-        sampler.directory, sampler.digest = saved.directory, saved.checkpoints.digest(step)
+        sampler.directory, sampler.digest = saved.directory, digest
         return sampler
 
     def conditioned(

@@ -52,7 +52,7 @@ def list_entries(directory: Path) -> list[Path]:
 
 def is_folder(path: Path) -> bool:
     """Whether ``path`` is a folder and not a link to one."""
-    return path.is_dir() and not path.is_symlink()
+    return os.path.isdir(path) and not os.path.islink(path)
 
 
 def find_damage(folder: Path, step: int) -> DamagedCheckpointError | None:

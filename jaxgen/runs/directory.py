@@ -6,12 +6,14 @@ import errno
 import os
 import re
 import shutil
+import stat
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.errors import CheckpointError, JaxgenWarning, UsageError
 from jaxgen.fsutil import (
     RESUME,
     dump_json,
@@ -92,31 +94,66 @@ class RunDirectory:
     def open(cls, path: str | os.PathLike[str]) -> RunDirectory:
         """The run at ``path``. Raises ``CheckpointError`` if there is none, or its ``config.json`` is missing."""
         run = cls(path)
-        if not run.exists():
-            run.check_config()
-            problem = f"has no {CONFIG}" if run.path.is_dir() else "is not a folder"
-            raise CheckpointError(
-                f"{run} is not a run: it {problem if run.path.exists() else 'does not exist'}. `python train.py "
-                f"--run {run}` trains one; without `--run` the newest one is used."
-            )
-        return run
+        try:
+            if stat.S_ISREG(os.stat(run.config_path).st_mode):
+                return run
+            problem = f"has no {CONFIG}"
+        except FileNotFoundError:
+            problem = f"has no {CONFIG}" if os.path.exists(run.path) else "does not exist"
+        except NotADirectoryError:
+            problem = "is not a folder"
+        except OSError as error:
+            raise CheckpointError(f"{run} cannot be read: {error.strerror}. Make it readable, or repair it.") from error
+        run.check_config()
+        raise CheckpointError(
+            f"{run} is not a run: it {problem}. `python train.py --run {run}` trains one; without `--run` the newest "
+            "one is used."
+        )
 
     @classmethod
     def newest(cls, root: str | os.PathLike[str] = "runs", tasks: Collection[str] | None = None) -> RunDirectory:
         """The run under ``root`` whose configuration or newest checkpoint was written last (of one of ``tasks``).
 
+        Folders that cannot be read are left out, with a ``JaxgenWarning``.
+
         Raises:
-            CheckpointError: if there is no such run.
+            CheckpointError: if there is no such run, or ``root`` cannot be listed.
         """
         root = Path(root)
-        runs = [run for config in sorted(root.glob(f"*/{CONFIG}")) if (run := cls(config.parent)).exists()]
-        able = [run for run in runs if tasks is None or run.task() in (None, *tasks)]
-        if not able:
-            which = f" of a task that this command can use ({', '.join(tasks)})" if runs and tasks else ""
+        found: list[tuple[float, str, RunDirectory]] = []
+        others, unreadable = False, []
+        try:
+            names = os.listdir(root)
+        except (FileNotFoundError, NotADirectoryError):
+            names = []
+        except OSError as error:
+            raise CheckpointError(
+                f"{root}/ cannot be listed: {error.strerror}. Name a run with `--run DIR`."
+            ) from error
+        for name in names:
+            run = cls(root / name)
+            try:
+                if not stat.S_ISREG(os.stat(run.config_path).st_mode):
+                    continue
+                with open(run.config_path, "rb"):  # whether it can be read
+                    pass
+                if tasks is None or run.task() in (None, *tasks):
+                    found.append((run._last_written(), name, run))
+                else:
+                    others = True
+            except (FileNotFoundError, NotADirectoryError):  # not a run, or just removed
+                continue
+            except OSError as error:
+                unreadable.append(f"{run} ({error.strerror})")
+        if unreadable:
+            left_out = f"Left out, because it cannot be read: {', '.join(sorted(unreadable))}."
+            warnings.warn(JaxgenWarning(left_out), stacklevel=2)
+        if not found:
+            which = f" of a task that this command can use ({', '.join(tasks)})" if others and tasks else ""
             raise CheckpointError(
                 f"There is no run{which} in {root}/. Train one with `python train.py`, or name one with `--run DIR`."
             )
-        return max(able, key=cls._last_written)
+        return max(found, key=lambda each: each[:2])[2]
 
     def relative_to_here(self) -> str:
         """The current folder as seen from the run, so that equal runs of different projects record the same."""
@@ -136,7 +173,7 @@ class RunDirectory:
 
     def exists(self) -> bool:
         """Whether this is a run, that is, has a ``config.json``."""
-        return self.config_path.is_file()
+        return os.path.isfile(self.config_path)
 
     def check_config(self) -> None:
         """Raise ``CheckpointError`` if this is a run whose ``config.json`` is missing or is not a file.
@@ -182,11 +219,13 @@ class RunDirectory:
             raise ValueError(f"{name!r} is not the name of a file in the run; give a name without a folder.")
         return self.path / name
 
-    def _last_written(self) -> tuple[float, str]:
+    def _last_written(self) -> float:
         times = [self.config_path.stat().st_mtime]
-        if self.checkpoints_path.is_dir():
-            times += [entry.stat().st_mtime for entry in os.scandir(self.checkpoints_path) if entry.name[0] != "."]
-        return max(times), self.path.name
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for entry in list(os.scandir(self.checkpoints_path)):
+                with suppress(FileNotFoundError):  # a trainer has just removed it
+                    times += [entry.stat().st_mtime] if entry.name[0] != "." else []
+        return max(times)
 
 
 def holds_run(folder: Path) -> bool:

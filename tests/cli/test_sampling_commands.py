@@ -178,6 +178,16 @@ def test_the_newest_run_is_the_default(sample, run, here):
     assert sample("--length", 5).code == 0
 
 
+@pytest.mark.filterwarnings("default::jaxgen.errors.JaxgenWarning")
+def test_what_cannot_be_read_in_the_folder_of_runs_is_left_out_with_a_note(sample, run, here):
+    shutil.copytree(run, here / "runs" / "language-1")
+    (here / "runs" / "loop").symlink_to("loop")
+    done = sample("--length", 5)
+    assert done.code == 0
+    assert "runs/loop (Too many levels" in done.err
+    assert "Warning" not in done.err
+
+
 def test_control_characters_are_shown_escaped_on_a_terminal_only(capsys):
     SampleWriter(escape=True).write("a\x1b[31m\tb\n")
     SampleWriter(escape=False).write("\x1b")

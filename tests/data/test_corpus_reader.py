@@ -13,6 +13,7 @@ from builders import read_texts, write
 
 from jaxgen.data.datasets import BUILTIN, NAMED, NamedFile, NamedSet, python_source
 from jaxgen.errors import DataError, UsageError
+from jaxgen.runs.directory import MARKER, START
 from jaxgen.text import KEEP_NEWLINES, Reading
 
 
@@ -71,10 +72,28 @@ def test_a_glob_is_read_in_sorted_order_and_goes_into_folders():
     assert read_texts(["**/*.txt"]).texts == ["a.txt", "b.txt", "d/c.txt"]
 
 
+@pytest.mark.parametrize("pattern", ["**", "**/*", "**/*.txt", "d/**/*.txt", "**/d/**/*.txt", "./**/**/[a-c].*"])
+def test_a_glob_follows_no_links_to_folders_into_circles(pattern):
+    for name in ("d/c.txt", "d/e/b.txt", "d/.hidden/a.txt", "d/e/.a.txt"):
+        write(name, name)
+    links = {"d/self": ".", "d/up": "..", "d/e/up": "..", "d/e/nowhere.txt": "none", "d/e/it": "it"}
+    for link, target in links.items():
+        Path(link).symlink_to(target)
+    assert sorted(read_texts([pattern]).texts) == ["d/c.txt", "d/e/b.txt"]
+    assert read_texts([str(Path.cwd() / pattern)]).texts == read_texts([pattern]).texts
+
+
+@pytest.mark.parametrize("spec", ["loop", "loop/a.txt", "loop/*", "loop/**/*", "**/none/*"])
+def test_a_link_to_itself_is_refused(spec):
+    Path("loop").symlink_to("loop")
+    Path("here").symlink_to(".")
+    refused(DataError, spec)
+
+
 RUNS = {
     "a run": {"r/config.json": '{"task": "", "config": {}, "resolved": {}}', "r/samples.txt": "x"},
     "a run without its configuration": {"r/checkpoints/00000010/manifest.json": "{}", "r/metrics.jsonl": "x"},
-    "a start that was killed": {"r/tokenizer.json": "{}", "r/checkpoints/.tmp-1/model": "x"},
+    "a start that was killed": {f"r/{START}": MARKER, "r/tokenizer.json": "{}", "r/checkpoints/.x.tmp/model": "x"},
 }
 
 

@@ -1,15 +1,18 @@
 """The run folder: created once, found again, its JSON complete and strictly read."""
 
+import builtins
 import errno
 import json
 import os
+import shutil
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from builders import write
 
-from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.errors import CheckpointError, JaxgenWarning, UsageError
 from jaxgen.fsutil import replace_file, temporary_name, unwritable
 from jaxgen.runs import lock as locking
 from jaxgen.runs.directory import MARKER, START, RunDirectory
@@ -279,6 +282,69 @@ def test_the_newest_run_is_the_one_whose_config_or_checkpoint_is_newest(tmp_path
         os.utime(tmp_path / name / "config.json", (config, config))
         os.utime(steps, (checkpoint or 0, checkpoint or 0))
     (tmp_path / "not-a-run").mkdir()
+    assert RunDirectory.newest(tmp_path).path.name == "a"
+
+
+def runs_in(folder, *names):
+    for place, name in enumerate(names):
+        write(folder / name / "config.json", "{}")
+        (folder / name / "checkpoints" / "00000001").mkdir(parents=True)
+        for path in (folder / name / "config.json", folder / name / "checkpoints" / "00000001"):
+            os.utime(path, (1000 + place, 1000 + place))
+
+
+def test_links_to_themselves_among_the_runs_are_left_out(tmp_path):
+    runs_in(tmp_path, "a")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "here").symlink_to(".")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.json").symlink_to("config.json")
+    with pytest.warns(JaxgenWarning, match=r"b \(.*loop \("):
+        assert RunDirectory.newest(tmp_path).path.name == "a"
+    for name in ("loop", "loop/run"):
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            RunDirectory.open(tmp_path / name)
+        with pytest.raises(UsageError, match="--run DIR"):
+            made(tmp_path / name)
+
+
+@pytest.mark.parametrize("call", ["stat", "scandir", "open"])
+def test_a_run_that_cannot_be_read_is_left_out_with_a_note(tmp_path, monkeypatch, call):
+    runs_in(tmp_path, "a", "b")
+    module = builtins if call == "open" else os
+    real = getattr(module, call)
+
+    def denied(path, *rest, **more):
+        if "/b" in os.fspath(path).removeprefix(str(tmp_path)):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(module, call, denied)
+    with pytest.warns(JaxgenWarning, match=r"b \(Permission denied"):
+        assert RunDirectory.newest(tmp_path, {"language"}).path.name == "a"
+    if call == "stat":
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            RunDirectory.open(tmp_path / "b")
+
+
+def test_a_folder_of_runs_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    def denied(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", denied)
+    with pytest.raises(CheckpointError, match="cannot be listed"):
+        RunDirectory.newest(tmp_path)
+
+
+def test_a_run_and_a_checkpoint_may_disappear_while_the_newest_is_looked_for(tmp_path, monkeypatch):
+    runs_in(tmp_path, "a", "b", "c")
+    entries = {path: [*os.scandir(tmp_path / path / "checkpoints")] for path in ("a", "b")}
+    shutil.rmtree(tmp_path / "b")
+    (tmp_path / "a" / "checkpoints" / "00000001").rmdir()
+    os.utime(tmp_path / "a" / "config.json", (5000, 5000))
+    monkeypatch.setattr(os, "listdir", lambda _: ["a", "b", "c"])
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: entries.get(Path(path).parent.name) or scandir(path))
     assert RunDirectory.newest(tmp_path).path.name == "a"
 
 
