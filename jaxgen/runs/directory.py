@@ -103,6 +103,7 @@ class RunDirectory:
         except NotADirectoryError:
             problem = "is not a folder"
         except OSError as error:
+            run.check_config()
             raise CheckpointError(f"{run} cannot be read: {error.strerror}. Make it readable, or repair it.") from error
         run.check_config()
         raise CheckpointError(
