@@ -29,7 +29,7 @@ _POSITION = re.compile("[+-]?[0-9]{1,9}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELD_LIMIT = 2**31 - 1  # a C long on every platform
 #: The first line with which Excel names the separator of a table.
-_SEPARATOR = re.compile('"?sep=(.)"?')
+EXCEL_SEPARATOR = re.compile('"?sep=(.)"?')
 _NAME, _WORD = re.compile("(?=.*[A-Za-z])[A-Za-z0-9_ ./-]{1,40}"), re.compile("[a-z]+")
 #: Words of which the usual names of columns consist.
 _USUAL_WORDS = (
@@ -247,7 +247,7 @@ def _first_row(text: Text, dialect: Dialect, path: Path) -> list[str] | None:
 def _find_dialect(text: Text, kind: str, path: Path, columns: Sequence[Column], header: bool | None) -> Dialect:
     """Returns how a table is written: as its name says, or as its first line or its columns and quotation marks do."""
     first_line = next(iter(lines_with_ends(text)), "").rstrip("\r\n")
-    if found := _SEPARATOR.fullmatch(first_line):
+    if found := EXCEL_SEPARATOR.fullmatch(first_line):
         return Dialect(found[1], quoted=True, skipped=1)
     named = DIALECTS[kind]
     if kind == "tsv":

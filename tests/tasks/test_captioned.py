@@ -153,6 +153,52 @@ def test_the_digest_is_that_of_images_and_captions():
     assert len({before.sha256, changed.sha256, read(["photos"], None).sha256}) == 3
 
 
+def karpathy(path: str, splits: str) -> str:
+    images = [
+        {"filename": name, "split": split, "sentences": [{"raw": text} for other, text in ROWS if other == name]}
+        for name, split in zip(NAMES, splits.split())
+    ]
+    Path(path).write_text(json.dumps({"images": images}))
+    return path
+
+
+def test_the_splits_of_the_captions_file_are_used():
+    karpathy("photos/dataset.json", "train val test restval train")
+    found = read(["photos"], None)
+    assert pairs(found) == wanted()
+    names = {split: [Path(name).name for name in rows.names] for split, rows in found.splits.items()}
+    assert names == {"train": ["a.png", "d.png", "e.png"], "val": ["b.png"], "test": ["c.png"]}
+    with pytest.raises(UsageError, match="--val-rows"):
+        read(["photos"], None, val_rows=1)
+    karpathy("photos/dataset.json", "train train test restval train")
+    other = read(["photos"], None, val_rows=2)
+    assert {split: len(rows) for split, rows in other.splits.items()} == {"train": 2, "val": 2, "test": 1}
+    assert other.sha256 != found.sha256
+    karpathy("photos/dataset.json", "test test test test test")
+    with pytest.raises(DataError, match="to train on"):
+        read(["photos"], None)
+
+
+def test_captions_are_found_in_a_file_beside_each_image():
+    for name in NAMES:
+        Path("photos", name).with_suffix(".txt").write_text("".join(f"{text}\n" for of, text in ROWS if of == name))
+    with pytest.warns(UserWarning, match=r"\.txt files"):
+        found = read(["photos"], None)
+    assert pairs(found) == wanted()
+    Path("photos/a.txt").write_text("another")
+    with pytest.warns(UserWarning, match=r"\.txt files"):
+        assert read(["photos"], None).sha256 != found.sha256
+
+
+def test_images_in_a_format_that_is_not_read_are_noted():
+    table("c.csv", [*ROWS, ("f.heic", "f")])
+    Path("photos/f.heic").write_bytes(b"\0")
+    with pytest.raises(DataError, match=r"not read: 'f\.heic'"):
+        read(["photos"], None)
+    (note,) = read(["photos"], None, missing="skip").notes
+    assert "not read left out ('f.heic')" in note
+
+
 # What is left out, and what is refused
 
 

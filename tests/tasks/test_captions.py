@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import DataError, UsageError
-from jaxgen.tasks.caption.annotations import find_captions, match_captions, read_captions
+from jaxgen.tasks.caption import annotations
+from jaxgen.tasks.caption.annotations import find_captions, match_captions
 from jaxgen.tasks.caption.images import read_features
 
 TOKENS = "b.jpg#0\tA dog .\nb.jpg#1\tTwo  dogs, \tat play\na.jpg#0\tA cat\n"
@@ -24,6 +25,25 @@ COCO = {
     ],
 }
 WANTED = {"b.jpg": ["A dog .", "Two dogs, at play"], "a.jpg": ["A cat"]}
+
+
+KARPATHY = {
+    "dataset": "flickr8k",
+    "images": [
+        {"filename": "b.jpg", "split": "train", "sentences": [{"raw": "A dog ."}, {"raw": "Two  dogs, \tat play"}]},
+        {"filename": "a.jpg", "split": "val", "imgid": 1, "sentences": [{"raw": "A cat\n", "tokens": ["a", "cat"]}]},
+    ],
+}
+ROWS = [("b.jpg", "A dog ."), ("b.jpg", "Two  dogs, at play"), ("a.jpg", "A cat")]
+
+
+def lines(image: str, caption: str) -> str:
+    return "".join(json.dumps({image: name, caption: text}) + "\n" for name, text in ROWS)
+
+
+def separated(separator: str, header: str = "image_name{}comment_number{}comment") -> str:
+    rows = "".join(f"{name}{separator} 0{separator} {text}\n" for name, text in ROWS)
+    return f"{header.format(*[separator + ' '] * 2)}\n{rows}"
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +66,10 @@ def refused(read, *arguments, **options):
     return str(caught.value)
 
 
+def read_captions(path, **options):
+    return annotations.read_captions(path, **options).captions
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -57,6 +81,14 @@ def refused(read, *arguments, **options):
         ("c.txt", "caption\timage\nA dog .\tb.jpg\nTwo dogs, at play\tb.jpg\nA cat\ta.jpg"),
         ("c.json", COCO),
         ("c.txt", COCO),
+        ("metadata.jsonl", lines("file_name", "text")),
+        ("c.txt", lines("image", "caption") + "\n"),
+        ("c.json", lines("filename", "captions")),
+        ("results.csv", separated("|")),
+        ("results.txt", separated("|")),
+        ("c.csv", "file_name;text\nb.jpg;A dog .\nb.jpg;Two  dogs, at play\na.jpg;A cat\n"),
+        ("c.csv", '\ufeffsep=;\r\nimage;caption\r\nb.jpg;A dog .\r\nb.jpg;"Two  dogs, at play"\r\na.jpg;A cat\r\n'),
+        ("dataset.json", KARPATHY),
     ],
 )
 def test_every_format_gives_the_same_captions_in_the_same_order(name, content):
@@ -66,8 +98,8 @@ def test_every_format_gives_the_same_captions_in_the_same_order(name, content):
 
 
 def test_the_columns_of_a_table_may_have_other_names():
-    path = write("c.csv", "file,text,image\nx.png,one,1\n")
-    assert read_captions(path, image_column="file", caption_column="text") == {"x.png": ["one"]}
+    path = write("c.csv", "photo,words,image\nx.png,one,1\n")
+    assert read_captions(path, image_column="photo", caption_column="words") == {"x.png": ["one"]}
     message = refused(read_captions, path)
     assert "'caption'" in message
 
@@ -143,6 +175,11 @@ def test_text_keeps_what_only_looks_like_markup():
         ),
         ("c.json", COCO | {"annotations": [None]}, "annotations.0: "),
         ("c.json", COCO | {"annotations": []}, "no captions"),
+        ("c.jsonl", '{"file_name": "a.jpg", "text": "A"}\n{"file_name": "b.jpg"}\n', "line 2 of c.jsonl"),
+        ("c.jsonl", '{"file_name": "a.jpg", "text": "A"}\n{"file_name"\n', "Line 2 of c.jsonl"),
+        ("c.csv", "image_name| comment_number| comment\na.jpg| 0| A\nb.jpg| 4 B\n", "Line 3 of c.csv has 2"),
+        ("c.json", {"images": [KARPATHY["images"][0] | {"split": "dev"}]}, "images.0.split"),
+        ("c.json", {"images": [KARPATHY["images"][0] | {"sentences": [{"raw": " "}]}]}, "Image 0 of c.json"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(name, content, sentence):
@@ -162,7 +199,17 @@ def test_empty_captions_are_skipped_on_request():
 
 @pytest.mark.parametrize("place", ["photos/captions", "captions"])
 @pytest.mark.parametrize(
-    ("ending", "content"), [(".token", TOKENS), (".csv", TABLE), (".txt", TABLE), (".json", COCO), (".JSON", COCO)]
+    ("ending", "content"),
+    [
+        (".token", TOKENS),
+        (".csv", TABLE),
+        (".txt", TABLE),
+        (".json", COCO),
+        (".JSON", COCO),
+        (".json", KARPATHY),
+        (".jsonl", lines("file_name", "text")),
+        (".csv", separated("|")),
+    ],
 )
 def test_the_captions_of_a_folder_are_found_inside_it_and_beside_it(place, ending, content):
     write("photos/a.jpg", "")
@@ -202,7 +249,7 @@ def test_captions_find_their_images_by_name_or_last_part():
 
 def test_an_ambiguous_last_part_finds_no_image():
     found = match_captions({"b.jpg": ["?"], "c.jpg": ["C"]}, ["x/b.jpg", "y/b.jpg", "c.jpg"], where="p", missing="skip")
-    assert found == (["c.jpg"], [["C"]], ["x/b.jpg", "y/b.jpg"], ["b.jpg"])
+    assert found[:4] == (["c.jpg"], [["C"]], ["x/b.jpg", "y/b.jpg"], ["b.jpg"])
 
 
 def test_images_and_captions_without_each_other_are_refused_or_skipped():
@@ -212,7 +259,60 @@ def test_images_and_captions_without_each_other_are_refused_or_skipped():
     message = refused(match_captions, {"a": ["A"]}, ["a", "z"], where="photos")
     assert "1 of 2" in message
     found = match_captions(captions, ["z", "c", "a"], where="photos", missing="skip")
-    assert found == (["a", "c"], [["a"], ["c"]], ["z"], ["b", "d", "e"])
+    assert found[:4] == (["a", "c"], [["a"], ["c"]], ["z"], ["b", "d", "e"])
+
+
+MATCHES = {
+    "the folder given is a child": (["images/train/a.jpg"], ["a.jpg"], {0: 0}),
+    "the folder given is a parent": (["a.jpg", "y/b.jpg"], ["x/a.jpg", "x/y/b.jpg"], {0: 0, 1: 1}),
+    "backslashes": (["C:\\photos\\x\\a.jpg", ".\\x\\b.jpg"], ["x/a.jpg", "x/b.jpg"], {0: 0, 1: 1}),
+    "case": (["a.JPG", "X/B.jpg"], ["a.jpg", "x/b.jpg"], {0: 0, 1: 1}),
+    "forms": (["e\u0301.jpg"], ["\xe9.jpg"], {0: 0}),
+    "case that tells images apart": (["a.jpg", "A.jpg"], ["A.jpg", "a.jpg"], {0: 1, 1: 0}),
+    "case that is ambiguous": (["a.JPG", "c"], ["A.jpg", "a.jpg", "c"], {1: 2}),
+    "two captioned images for one": (["a.JPG", "A.jpg", "c"], ["a.jpg", "c"], {2: 1}),
+    "other folders": (["dogs/1.jpg", "c"], ["cats/1.jpg", "c"], {1: 1}),
+    "several folders for one": (["cats/1.jpg", "dogs/1.jpg", "c"], ["1.jpg", "c"], {2: 1}),
+    "the folder's own name": (["cats/1.jpg", "photos/1.jpg"], ["1.jpg"], {1: 0}),
+    "the whole path": (["{here}/photos/1.jpg", "cats/1.jpg"], ["1.jpg"], {0: 0}),
+    "an exact name before the last part": (["a.jpg"], ["x/a.jpg", "a.jpg"], {0: 1}),
+}
+
+
+@pytest.mark.parametrize(("images", "names", "matches"), MATCHES.values(), ids=MATCHES)
+def test_paths_match_by_their_last_parts_where_that_is_unambiguous(images, names, matches):
+    images = [image.replace("{here}", str(Path.cwd())) for image in images]
+    found = match_captions({image: [image] for image in images}, names, where="photos", missing="skip")
+    assert dict(zip(found.known_as, found.names)) == {images[i]: names[n] for i, n in matches.items()}
+    assert set(found.captions_left_out) == {image for i, image in enumerate(images) if i not in matches}
+
+
+def test_images_in_a_format_that_is_not_read_are_named_as_such():
+    captions, others = {"a.jpg": ["A"], "j.HEIC": ["J"]}, ["x/j.heic", "captions.csv"]
+    said = refused(match_captions, captions, ["a.jpg"], where="photos", others=others)
+    assert "format that is not read: 'j.HEIC'" in said
+    assert "not read" in refused(match_captions, {"j.heic": ["J"]}, ["a.jpg"], where="photos", others=others)
+    found = match_captions(captions, ["a.jpg"], where="photos", others=others, missing="skip")
+    assert (found.names, found.unread, found.captions_left_out) == (["a.jpg"], ["j.HEIC"], [])
+
+
+def test_the_captions_may_be_in_a_file_for_each_image():
+    for name, content in {
+        "x/b.txt": "A dog .\n\nTwo  dogs, at play\n",
+        "a.txt": "\ufeffA cat",
+        "notes.txt": "?",
+    }.items():
+        write(f"photos/{name}", content)
+    names = ["x/b.jpg", "a.jpg", "c.jpg"]
+    assert find_captions("photos", names=names) == Path("photos")
+    found = annotations.read_captions("photos", names=names)
+    assert found.captions == {"x/b.jpg": WANTED["b.jpg"], "a.jpg": ["A cat"]}
+    assert [str(file) for file in found.files] == ["photos/x/b.txt", "photos/a.txt"]
+    write("photos/c.txt", "\n")
+    assert "c.txt" in refused(read_captions, "photos", names=names)
+    assert list(read_captions("photos", names=names, empty="skip")) == names[:2]
+    beside = write("captions.csv", TABLE)
+    assert find_captions("photos", names=names).resolve() == beside.resolve()  # written as captions
 
 
 @pytest.mark.parametrize("missing", ["refuse", "skip"])

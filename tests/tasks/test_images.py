@@ -299,7 +299,7 @@ def test_images_are_found_in_folders_by_their_names_in_sorted_order():
     for name in ("b.JPG", "sub/a.png", "a.webp", ".hidden.png", ".git/x.png", "notes.txt", "sub/deep/c.tiff"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
-    assert find_images(Path()) == ["a.webp", "b.JPG", "sub/a.png", "sub/deep/c.tiff"]
+    assert find_images(Path()) == (["a.webp", "b.JPG", "sub/a.png", "sub/deep/c.tiff"], ["notes.txt"])
     with pytest.raises(DataError, match="none"):
         find_images(Path("none"))
 

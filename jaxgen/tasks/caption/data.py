@@ -15,6 +15,7 @@ from pydantic import Field, PositiveInt, Strict, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, ProgressReporter, expand_path, read_bytes
+from jaxgen.data.tables import HEADERS, FirstRow
 from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import STRICT
 from jaxgen.metrics import caption_scores
@@ -49,13 +50,14 @@ class CaptionConfig(Seq2SeqConfig):
     """Built-in set (shapes), a folder of images with a captions file in it or beside it, or an .npz file of features
     with one beside it."""
     captions: str | None = None
-    """Captions file: Flickr8k tokens, COCO JSON, or a CSV or TSV table. Default: the one that is found."""
+    """Captions file: Flickr8k tokens, COCO or Karpathy JSON, or a CSV, TSV or JSONL table; or a folder with a .txt file
+    for each image. Default: what is found."""
     val_captions: str | None = None
     """Captions file of --val-data. Default: the one that is found."""
     image_column: str = "image"
-    """Column with the name of the image, by name or by position from 1."""
+    """Column with the name of the image, by name or by position from 1. Default: image, file_name or the like."""
     caption_column: str = "caption"
-    """Column with the caption, by name or by position from 1."""
+    """Column with the caption, by name or by position from 1. Default: caption, text, comment or the like."""
     image_size: Annotated[int, Field(ge=8, le=MAX_IMAGE)] = 64
     """Height and width to which images are resized."""
     missing: Literal["refuse", "skip"] = "refuse"
@@ -226,6 +228,8 @@ class Captioned:
     name: str
     sha256: str
     notes: tuple[str, ...] = ()  # what was left out
+    splits: tuple[str, ...] = ()  # the split of each image, if the captions file names it
+    first_rows: tuple[FirstRow, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -234,13 +238,15 @@ class Captioned:
         """Returns the images at ``indices``, in that order."""
         chosen = indices.tolist()
         arrays, names = [self.arrays[i] for i in chosen], [self.names[i] for i in chosen]
-        return replace(self, arrays=arrays, names=names, captions=[self.captions[i] for i in chosen])
+        splits = tuple(self.splits[i] for i in chosen) if self.splits else ()
+        return replace(self, arrays=arrays, names=names, captions=[self.captions[i] for i in chosen], splits=splits)
 
 
 def read_captioned(config: CaptionConfig, watch: ProgressReporter = NO_PROGRESS) -> RowSplits[Captioned]:
     """Reads captioned images: ``data`` and ``val_data`` each name a folder or an ``.npz`` file of features.
 
-    Without ``val_data``, images are held out at random. Built-in scenes have their own splits.
+    Without ``val_data``, the validation images are those that the captions file names as such, or else images that are
+    held out at random. Built-in scenes have their own splits.
 
     Raises:
         DataError: The data cannot be used.
@@ -252,7 +258,18 @@ def read_captioned(config: CaptionConfig, watch: ProgressReporter = NO_PROGRESS)
         return _builtin(name, config.seed)
     read = _read(config.data, config.captions, config, watch)
     val = _read(config.val_data, config.val_captions, config, watch) if config.val_data else None
-    splits, sha256 = train_and_val(read, val, config, unit="images")
+    named = {split: read.take(np.flatnonzero(np.array(read.splits) == split)) for split in sorted({*read.splits})}
+    if "val" in named and val is None:
+        refuse_flags(config, ("val_fraction", "val_rows"), name)
+    if named and "train" not in named:
+        raise DataError(
+            f"None of the images in {name} is in the split to train on: the captions file puts them into "
+            f"{' and '.join(named)}. Give the folder that holds the images of the split train."
+        )
+    splits, sha256 = train_and_val(named.get("train", read), val or named.get("val"), config, unit="images")
+    if named:
+        sha256 = read.sha256 if val is None else sha256  # the captions file is part of the digest, with its splits
+        splits |= {split: rows for split, rows in named.items() if split not in splits}
     shapes_found = sorted({split.arrays[0].shape for split in splits.values()})
     if len(shapes_found) > 1:
         raise DataError(
@@ -263,7 +280,8 @@ def read_captioned(config: CaptionConfig, watch: ProgressReporter = NO_PROGRESS)
     if given and not is_image(shapes_found[0]):
         raise UsageError(f"{given[0]} applies to images, but {name} has features instead: leave it out.")
     notes = [*read.notes, *(f"of the validation data {note}" for note in (val.notes if val else ()))]
-    return RowSplits(splits, read.name, sha256, notes)
+    first_rows = read.first_rows + (val.first_rows if val else ())
+    return RowSplits(splits, read.name, sha256, notes, first_rows)
 
 
 def _builtin(name: str, seed: int) -> RowSplits[Captioned]:
@@ -293,13 +311,16 @@ def _read(data: Sequence[str], captions: str | None, config: CaptionConfig, watc
         )
     columns = {"image_column": config.image_column, "caption_column": config.caption_column}
     folder = place if place.is_dir() else place.parent
-    file = expand_path(captions) if captions else find_captions(folder, **columns)
-    found = read_captions(file, empty=config.empty, **columns)
     features = None if place.is_dir() else read_features(place)
-    there = find_images(place, watch) if features is None else features.names
-    matched = match_captions(found, there, where=str(place), missing=config.missing)
+    there, others = find_images(place, watch) if features is None else (features.names, [])
+    file = expand_path(captions) if captions else find_captions(folder, names=there, **columns)
+    found = read_captions(file, empty=config.empty, header=HEADERS[config.header], names=there, **columns)
+    matched = match_captions(found.captions, there, where=str(place), missing=config.missing, others=others)
     digest, notes = FilesDigest(), []
-    digest.add(read_bytes(file))
+    if file.is_dir():
+        watch.note(f"The captions are the lines of the .txt files in {file} that are named as the images are.")
+    for each in found.files:
+        digest.add(read_bytes(each))
     if features is None:
         names = [str(place / name) for name in matched.names]
         images = read_images(names, (config.image_size, config.image_size), strict=config.strict)
@@ -315,10 +336,12 @@ def _read(data: Sequence[str], captions: str | None, config: CaptionConfig, watc
     lacking = {
         "images without captions": matched.images_left_out,
         "captions without images": matched.captions_left_out,
+        "captioned images in a format that is not read": matched.unread,
     }
     notes += [f"{len(each):,} {what} left out ({listed(each, 3)})" for what, each in lacking.items() if each]
     names, texts = [names[i] for i in kept], [matched.captions[i] for i in kept]
-    return Captioned(arrays, names, texts, data[0], digest.hexdigest(), tuple(notes))
+    splits = tuple(found.splits[matched.known_as[i]] for i in kept) if found.splits else ()
+    return Captioned(arrays, names, texts, data[0], digest.hexdigest(), tuple(notes), splits, found.first_rows)
 
 
 #: Validation images on the contact sheet.

@@ -42,16 +42,19 @@ class _UnusableImage(Exception):
     """Why an image cannot be used; its text completes the message "The image X cannot be used: "."""
 
 
-def find_images(folder: Path, watch: ProgressReporter = NO_PROGRESS) -> list[str]:
-    """Return the files under ``folder`` with a suffix in ``SUFFIXES``, as sorted relative paths with ``/``.
+def find_images(folder: Path, watch: ProgressReporter = NO_PROGRESS) -> tuple[list[str], list[str]]:
+    """Return the files under ``folder`` with a suffix in ``SUFFIXES``, and the others, as sorted paths with ``/``.
 
     Hidden files and folders are ignored, and runs, of which ``watch`` receives a note.
 
     Raises:
         DataError: if a folder cannot be listed.
     """
-    paths = walk_files(folder, watch)
-    return sorted(path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in SUFFIXES)
+    images: list[str] = []
+    others: list[str] = []
+    for path in walk_files(folder, watch):
+        (images if path.suffix.lower() in SUFFIXES else others).append(path.relative_to(folder).as_posix())
+    return images, others
 
 
 def read_image(path: Path | str, size: tuple[int, int]) -> np.ndarray:
