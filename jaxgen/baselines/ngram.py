@@ -24,8 +24,9 @@ from jaxgen.tasks.language.objective import Scored, Totals
 from jaxgen.tokenizers.base import EOS
 from jaxgen.trainer.callbacks import Callback, Emit, Finished, Note, ProgressEvents, Started
 from jaxgen.trainer.process_group import ProcessGroup
+from jaxgen.trainer.progress_state import ProgressState
 from jaxgen.trainer.recorder import make_recorder
-from jaxgen.trainer.run import resolve_config
+from jaxgen.trainer.run import note_edited_log, resolve_config
 from jaxgen.trainer.signals import raise_on_signal
 from jaxgen.trainer.trainer import Trainer
 from jaxgen.training.step import TrainState
@@ -382,6 +383,7 @@ class NGramRun(Trainer):
         }
         self.progress.best = self.data.METRIC.cost(metrics)
         MetricsLog(self.run.metrics_path).append(row)
+        self.progress.log.add(row)
         self.save(0, self.progress.best)
 
     def _summary(self) -> dict[str, str]:
@@ -413,7 +415,7 @@ def start(
     resolved["data_folders"] = [run.relative_to_here()]
     run.write_json("tokenizer.json", data.codec.to_json())
     write_config(run, config, resolved)
-    recorder = make_recorder(run, config, data, emit, callbacks)
+    recorder = make_recorder(run, data, resolved, emit, callbacks)
     trainer = NGramRun(config, data, task, run, resolved, recorder, ProcessGroup())
     return trainer.set_counted(params, seconds)
 
@@ -422,12 +424,13 @@ def resume(
     saved: LoadedRun, config: LanguageConfig, data: LanguageData, emit: Emit, callbacks: Sequence[Callback] = ()
 ) -> NGramRun:
     """Reopen a finished run, to report on it again; one that was stopped before it was saved is counted again."""
-    recorder = make_recorder(saved.directory, config, data, emit, callbacks)
+    recorder = make_recorder(saved.directory, data, saved.resolved, emit, callbacks)
     trainer = NGramRun(config, data, saved.task, saved.directory, saved.resolved, recorder, ProcessGroup())
     if recorder.store.latest() is None:
         recorder.truncate_after(-1)
         with raise_on_signal("while n-grams were counted", str(saved.directory)):
             return trainer.set_counted(*count_ngrams(data)[1:])
+    note_edited_log(saved.directory, ProgressState.read(recorder.store.host()), emit)
     emit(Note(f"The run {saved.directory} is finished: n-grams are counted once, there is nothing to continue."))
     return trainer.set_counted(saved.params()[1])
 

@@ -59,7 +59,8 @@ class LoadedRun:
             _check_resolved(resolved)
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(
-                f"{directory.config_path} does not describe a run of this version of jaxgen. Train it again."
+                f"{directory.config_path} does not describe a run of this version of jaxgen: it was trained by an "
+                "earlier version. Use that version, or train it again."
             ) from None
         if name not in able:
             others = " or ".join(f"`jaxgen {each}`" for each in DATA[name].COMMANDS)
@@ -111,7 +112,7 @@ class LoadedRun:
     @property
     def checkpoints(self) -> CheckpointStore:
         """The checkpoints of the run."""
-        return CheckpointStore(self.directory.checkpoints_path)
+        return CheckpointStore(self.directory.checkpoints_path, run_digest=self.resolved["run_digest"])
 
     def params(self, like: Params | None = None) -> tuple[int, Params]:
         """The step and weights of the best checkpoint, or of the latest if none has been evaluated.
@@ -176,7 +177,8 @@ def _check_resolved(resolved: dict[str, Any]) -> None:
     """Raise ``KeyError``, ``TypeError`` or ``ValueError`` unless ``resolved`` has the entries of every run."""
     numbers = [resolved[key] for key in ("steps", "horizon", "parameters", "devices")]
     usable = all(type(number) is int and number >= 0 for number in numbers) and all(numbers[2:])
-    texts = [resolved["data"]["name"], resolved["data"]["sha256"], *resolved["data_folders"]]
+    data = resolved["data"]
+    texts = [data["name"], data["sha256"], resolved["run_digest"], *resolved["data_folders"]]
     if not usable or not all(isinstance(text, str) and "\0" not in text for text in texts):
         raise ValueError("an entry is not what every run has")
 

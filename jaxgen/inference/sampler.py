@@ -17,10 +17,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgen import jitted
 from jaxgen.errors import UsageError, check_int
+from jaxgen.fsutil import json_sha256
 from jaxgen.inference.generation_config import MAX_LENGTH, GenerationConfig
 from jaxgen.inference.loading import LoadedRun, TrainedModel
 from jaxgen.inference.state import DecoderState, load_state, save_state
 from jaxgen.inference.text_stream import Chunk, Sample, StreamingDetokenizer, collect, select_best
+from jaxgen.runs.manifest import tree_sha256
 from jaxgen.sampling.decode import MAX_SEED, DecodeState, Drawn, prefill_chunks, sample_keys
 from jaxgen.sampling.transforms.base import Context, Kinds, Last
 from jaxgen.tasks.language.conditioning import Condition, TextCodec, split_codec
@@ -206,11 +208,15 @@ class Sampler(TrainedModel):
 
     def save_state(self, path: str | Path, state: DecoderState) -> None:
         """Write ``state`` and the digest of its weights to a file."""
-        save_state(path, state, self.digest)
+        save_state(path, state, self._weights_digest())
 
     def load_state(self, path: str | Path) -> DecoderState:
         """The state in a file. Raises ``CheckpointError`` if it is damaged or belongs to other weights."""
-        return load_state(path, self.initial_state(), self.digest)
+        return load_state(path, self.initial_state(), self._weights_digest())
+
+    def _weights_digest(self) -> str:
+        """The digest of the checkpoint or, for weights from elsewhere, of these and the tokenizer."""
+        return self.digest or json_sha256([tree_sha256(self._params), self.tokenizer.to_json()])[:16]
 
     def _to_weights_device(self, tree: Tree) -> Tree:
         """``tree`` on the device of the weights; from another device, a function would compile again."""

@@ -17,6 +17,7 @@ from jaxgen.fsutil import read_temporary, run_dir_missing, sync_folder, temporar
 from jaxgen.runs.manifest import (
     PARAMS,
     DamagedCheckpointError,
+    ForeignCheckpointError,
     Leaf,
     Manifest,
     Tree,
@@ -53,15 +54,6 @@ def list_entries(directory: Path) -> list[Path]:
 def is_folder(path: Path) -> bool:
     """Whether ``path`` is a folder and not a link to one."""
     return os.path.isdir(path) and not os.path.islink(path)
-
-
-def find_damage(folder: Path, step: int) -> DamagedCheckpointError | None:
-    """The damage of a checkpoint; ``None`` if it is good. Raises ``CheckpointError`` if it cannot be read now."""
-    try:
-        read_files(folder, step, read_manifest(folder, step))
-    except DamagedCheckpointError as error:
-        return error
-    return None
 
 
 def _write_files(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
@@ -102,11 +94,12 @@ class CheckpointStore:
     a damaged checkpoint, ``truncate`` renames it to ``<step>.damaged``, and it is never changed again.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], keep_latest: int = 2) -> None:
+    def __init__(self, directory: str | os.PathLike[str], keep_latest: int = 2, run_digest: str | None = None) -> None:
         if keep_latest < 1:
             raise ValueError(f"keep_latest is {keep_latest}; it must be at least 1.")
         self.directory = Path(directory).absolute()
         self.keep_latest = keep_latest
+        self.run_digest = run_digest  # checkpoints of other runs are refused
         self._existed = False  # whether this store has seen a checkpoint in its folder
         self._damaged: set[str] = set()  # names of folders found damaged by ``restore_newest_good``
         self._lost: set[int] = set()  # steps that were best and are missing
@@ -132,6 +125,9 @@ class CheckpointStore:
         restoring it raises. Raises ``CheckpointError`` if the metric of a damaged one is not known.
         """
         metrics = self._metrics()
+        for error in metrics.broken.values():
+            if isinstance(error, ForeignCheckpointError):
+                raise error
         if metrics.unknown:
             raise metrics.unknown[0]
         return metrics.best
@@ -176,7 +172,7 @@ class CheckpointStore:
             self.clean()
             metrics = self._metrics_of_others(step)
             partial.mkdir()  # early: if the run's folder is replaced from here on, the rest fails
-            _write_files(partial, encode_checkpoint(step, arrays, leaves, metric, metrics, host))
+            _write_files(partial, encode_checkpoint(step, arrays, leaves, metric, metrics, host, self.run_digest))
             os.rename(partial, self._next_folder(step))
             sync_folder(self.directory)
         except (OSError, MemoryError) as error:
@@ -196,7 +192,7 @@ class CheckpointStore:
         self.clean()
         later = [(n, folder) for n, _, folder in self._all() if n > step and folder.name not in self._damaged]
         # Read all of them before any is dropped.
-        damaged_later = {folder.name for number, folder in later if find_damage(folder, number)}
+        damaged_later = {folder.name for number, folder in later if self._damage(folder, number)}
         if self._damaged or self._lost or damaged_later:
             with write_errors(self.directory):
                 for name in sorted(self._damaged | damaged_later):
@@ -267,16 +263,24 @@ class CheckpointStore:
             if step not in folders:
                 self._lost.add(step)
                 problems.append(f"The checkpoint of step {step}, the best one, is missing from {self.directory}.")
-            elif folders[step].name not in self._damaged and (damage := find_damage(folders[step], step)):
+            elif folders[step].name not in self._damaged and (damage := self._damage(folders[step], step)):
                 problems.append(self._note_damage(folders[step], damage))
         return problems
+
+    def _damage(self, folder: Path, step: int) -> DamagedCheckpointError | None:
+        """The damage of a checkpoint; ``None`` if it is good. Raises ``CheckpointError`` if it cannot be read now."""
+        try:
+            read_files(folder, step, self._read_manifest(folder, step))
+        except DamagedCheckpointError as error:
+            return error
+        return None
 
     def _note_damage(self, folder: Path, error: DamagedCheckpointError) -> str:
         self._damaged.add(folder.name)
         return f"{error.problem} It is set aside as {self._damaged_name(folder.name)}."
 
     def _restore(self, folder: Path, step: int, like: Tree, prefix: str = "") -> tuple[Tree, dict[str, Any]]:
-        manifest = read_manifest(folder, step)
+        manifest = self._read_manifest(folder, step)
         leaves = {name: leaf for name, leaf in manifest.leaves.items() if name.startswith(prefix)}
         if not leaves and prefix:
             raise CheckpointError(f"The checkpoint of step {step} has no {prefix[:-1]}. Give another run with --run.")
@@ -317,7 +321,7 @@ class CheckpointStore:
         folders = self._folders()
         for step, folder in sorted(folders.items()):
             try:
-                manifest = read_manifest(folder, step)
+                manifest = self._read_manifest(folder, step)
             except CheckpointError as error:
                 broken[step] = error
             else:
@@ -337,7 +341,7 @@ class CheckpointStore:
         if step not in (folders := self._folders()):
             return None
         try:
-            manifest = read_manifest(folders[step], step)
+            manifest = self._read_manifest(folders[step], step)
         except DamagedCheckpointError:
             return None
         return manifest.metric if manifest.leaves == leaves else None
@@ -360,7 +364,10 @@ class CheckpointStore:
         return folders[chosen], chosen
 
     def _manifest(self, step: int | None) -> Manifest:
-        return read_manifest(*self._find(step))
+        return self._read_manifest(*self._find(step))
+
+    def _read_manifest(self, folder: Path, step: int) -> Manifest:
+        return read_manifest(folder, step, self.run_digest)
 
     def _drop_old(self, saved: int) -> None:
         """Drop all but the latest, the best and those whose manifest cannot be read, because one may be the best."""

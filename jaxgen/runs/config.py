@@ -274,6 +274,22 @@ def read_toml(path: str) -> dict[str, Any]:
     return {setting: values[name] for setting, name in written.items()}
 
 
+def run_digest(config: TrainConfig, resolved: Mapping[str, Any], weights: str | None) -> str:
+    """The digest that binds checkpoints to their run: of all that its first start fixes.
+
+    Equal runs have the same digest. Paths, the number of steps, devices and an accepted change of data do not enter.
+
+    Args:
+        config: The settings.
+        resolved: What was resolved from the data; only the options of the model, tokenizer and digest of data count.
+        weights: The digest of the weights of ``--init-from``.
+    """
+    free = {*config.may_change, *config.places, "preset", "devices", "init_from"}
+    fixed = config.model_dump(mode="json", exclude=free)
+    data = [resolved["model"], resolved["tokenizer"], resolved["data"]["sha256"], weights]
+    return json_sha256([config.task, fixed, *data])
+
+
 def environment_diff(resolved: dict[str, Any]) -> str:
     """How the environment of a run has changed since it was started, in words; empty if it has not.
 

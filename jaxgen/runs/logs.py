@@ -3,19 +3,57 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from pydantic.dataclasses import dataclass
 
 from jaxgen.errors import CheckpointError
-from jaxgen.fsutil import RESUME, parse_json, refuse_links, replace_file, sync_folder, write_errors
+from jaxgen.fsutil import RESUME, STRICT, json_sha256, parse_json, refuse_links, replace_file, sync_folder, write_errors
+
+#: The last rows whose digests a ``LogRecord`` keeps one by one: it says which of them has changed.
+SINGLE_ROWS = 256
+
+
+@dataclass(config=STRICT)
+class LogRecord:
+    """What a checkpoint knows of ``metrics.jsonl``: how many rows there are, and their digests without timings."""
+
+    rows: int = 0
+    last: list[str] = field(default_factory=list)  # the digests of the last ``SINGLE_ROWS``
+    earlier: str = ""  # the digest of all rows before those
+
+    def add(self, row: Mapping[str, object]) -> None:
+        """Add a row that is appended to the log."""
+        self.rows, self.last = self.rows + 1, [*self.last, _row_digest(row)]
+        if len(self.last) > SINGLE_ROWS:
+            self.earlier, self.last = json_sha256([self.earlier, self.last[0]]), self.last[1:]
+
+    def changed_line(self, rows: Iterable[Mapping[str, object]]) -> str | None:
+        """The first line that was changed in a log with these ``rows``, in words; ``None`` if none was."""
+        digests, before = [_row_digest(row) for row in rows], self.rows - len(self.last)
+        earlier = ""
+        for digest in digests[:before]:
+            earlier = json_sha256([earlier, digest])
+        if earlier != self.earlier:
+            return f"lines 1 to {before:,}"
+        pairs = itertools.zip_longest(self.last, digests[before:])
+        return next((f"line {before + k:,}" for k, (then, now) in enumerate(pairs, start=1) if then != now), None)
+
+
+def _row_digest(row: Mapping[str, object]) -> str:
+    """The digest of a row without its timings, which differ between equal runs."""
+    timings = {name for name in row if name == "seconds" or name.endswith("_per_second")}
+    return json_sha256(_plain({name: value for name, value in row.items() if name not in timings}))[:16]
 
 
 class MetricsLog:
@@ -39,7 +77,11 @@ class MetricsLog:
 
     def read(self) -> list[dict[str, Any]]:
         """All rows in the order written. Raises ``CheckpointError`` for a line, except the last, that is not JSON."""
-        return [line.row for line in self._good_lines()]
+        return list(self.rows())
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows that ``read`` returns, one by one."""
+        return (line.row for line in self._good_lines())
 
     def truncate(self, step: int) -> None:
         """Drop the rows whose ``"step"`` is after ``step``, and a torn last line, in one atomic replacement.

@@ -127,6 +127,11 @@ def array_sha256(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
+def tree_sha256(tree: Tree) -> str:
+    """The digest of the leaves of a pytree with their names, as hexadecimal digits."""
+    return leaves_sha256({name: Leaf.of(array) for name, array in host_arrays(tree).items()})
+
+
 def encode_arrays(arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> bytes:
     """The content of a safetensors file with these arrays, and ``metadata`` in its header.
 
@@ -167,7 +172,7 @@ def _header_bytes(data: bytes) -> int:
     return int.from_bytes(data[:8], "little")
 
 
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 MODEL, TRAINING_STATE = "model.safetensors", "training_state.safetensors"
 #: The subtree of the state that goes to ``model.safetensors``, as a prefix of the names of its leaves.
@@ -210,6 +215,8 @@ class Manifest(StrictModel):
     """The content of ``manifest.json`` without its own digest (``sha256``)."""
 
     version: int
+    #: The digest of the run that the checkpoint belongs to (see ``jaxgen.runs.config.run_digest``).
+    run_digest: str | None
     step: NonNegativeInt
     #: The validation metric: lower is better, ``None`` if there is none or it was not finite.
     metric: float | None
@@ -241,8 +248,13 @@ class Manifest(StrictModel):
         return {name: leaf for name, leaf in self.leaves.items() if place(name)[0] == file}
 
     def digest(self) -> str:
-        """The digest of the names, shapes, dtypes and bytes of all arrays, as 16 hexadecimal digits."""
-        return json_sha256({name: leaf.model_dump() for name, leaf in self.leaves.items()})[:16]
+        """The digest of the run and of the names, shapes, dtypes and bytes of all arrays, as 16 hexadecimal digits."""
+        return json_sha256([self.run_digest, leaves_sha256(self.leaves)])[:16]
+
+
+def leaves_sha256(leaves: Mapping[str, Leaf]) -> str:
+    """The digest of arrays by name, as hexadecimal digits."""
+    return json_sha256({name: leaf.model_dump() for name, leaf in leaves.items()})
 
 
 def place(name: str) -> tuple[str, str]:
@@ -259,6 +271,16 @@ class DamagedCheckpointError(CheckpointError):
             f"{self.problem} Copy {folder} again from where it came, or run `python train.py --run "
             f"{shlex.quote(str(folder.parent.parent))} --resume auto`: it sets the damaged checkpoint aside and "
             "continues from the newest good one, even if the run was finished."
+        )
+
+
+class ForeignCheckpointError(CheckpointError):
+    """A whole checkpoint of another run or another step. It is neither used nor moved."""
+
+    def __init__(self, folder: Path, problem: str) -> None:
+        super().__init__(
+            f"{folder} holds {problem}: files were exchanged, or the settings of the run. Nothing was changed. Put the "
+            "run's own files back, or move that folder away to go on with the other checkpoints."
         )
 
 
@@ -292,6 +314,7 @@ def encode_checkpoint(
     metric: float | None,
     metrics: Mapping[int, float | None],
     host: Mapping[str, Any],
+    run_digest: str | None,
 ) -> Iterator[tuple[str, bytes]]:
     """The files of a checkpoint, name and content, one at a time to save memory; the manifest is the last.
 
@@ -310,6 +333,7 @@ def encode_checkpoint(
         del data
     content = {
         "version": VERSION,
+        "run_digest": run_digest,
         "step": step,
         "metric": metric if metric is not None and math.isfinite(metric) else None,
         "metrics": {str(other): value for other, value in metrics.items()},
@@ -322,11 +346,11 @@ def encode_checkpoint(
     yield MANIFEST, dump_json({"sha256": json_sha256(content), **content})
 
 
-def read_manifest(folder: Path, step: int) -> Manifest:
-    """Read and verify the manifest of the checkpoint of ``step`` in ``folder``.
+def read_manifest(folder: Path, step: int, run_digest: str | None = None) -> Manifest:
+    """Read and verify the manifest of the checkpoint of ``step`` in ``folder``, of any run or that with ``run_digest``.
 
-    Raises ``DamagedCheckpointError``, ``UnreadableCheckpointError``, or ``CheckpointError`` if another version of
-    jaxgen wrote it.
+    Raises ``DamagedCheckpointError``, ``UnreadableCheckpointError``, ``ForeignCheckpointError``, or
+    ``CheckpointError`` if another version of jaxgen wrote it.
     """
     with _file_errors(folder, step, folder.name):
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
@@ -340,7 +364,7 @@ def read_manifest(folder: Path, step: int) -> Manifest:
         content = parse_json(read_bounded(folder / MANIFEST))
         if not isinstance(content, dict) or type(content.get("version")) is not int:
             raise ValueError("it is not the manifest of a checkpoint")
-        if content.pop("sha256", None) != json_sha256(content) or content.get("step") != step:
+        if content.pop("sha256", None) != json_sha256(content):
             raise ValueError("it does not match its own checksum")
         if content["version"] != VERSION:
             raise CheckpointError(
@@ -348,9 +372,14 @@ def read_manifest(folder: Path, step: int) -> Manifest:
                 "Use the version of jaxgen that wrote it."
             )
         try:
-            return Manifest.model_validate(content)
+            manifest = Manifest.model_validate(content)
         except ValidationError as error:
             raise ValueError("it is not the manifest of a checkpoint") from error
+    if manifest.step != step:
+        raise ForeignCheckpointError(folder, f"the checkpoint of step {manifest.step}")
+    if run_digest is not None and manifest.run_digest != run_digest:
+        raise ForeignCheckpointError(folder, "a checkpoint of another run")
+    return manifest
 
 
 def check_memory(step: int, leaves: Mapping[str, Leaf]) -> None:

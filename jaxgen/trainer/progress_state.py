@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import field, replace
+from typing import Annotated, Any
 
 import jax
 import numpy as np
+from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from jaxgen.fsutil import STRICT, load_strict
 from jaxgen.runs.checkpoints import CheckpointStore
+from jaxgen.runs.logs import LogRecord
 from jaxgen.runs.manifest import DamagedCheckpointError
 from jaxgen.runtime import MIN_SECONDS
 from jaxgen.trainer.evaluate import EvalSchedule
+
+
+def _as_record(value: object) -> object:
+    return LogRecord(**value) if isinstance(value, dict) else value
 
 
 @dataclass(config=STRICT)
@@ -28,6 +34,7 @@ class ProgressState:
     bad_evals: int = 0  # since the best one
     seconds: float = 0.0  # of training, over all starts
     rollbacks: int = 0  # the learning rate follows from it
+    log: Annotated[LogRecord, BeforeValidator(_as_record)] = field(default_factory=LogRecord)
 
     @classmethod
     def read(cls, host: Mapping[str, Any]) -> ProgressState:

@@ -63,9 +63,9 @@ class Recorder(NullRecorder):
 
     store: CheckpointStore
 
-    def __init__(self, run: RunDirectory, callbacks: Sequence[Callback]) -> None:
+    def __init__(self, run: RunDirectory, callbacks: Sequence[Callback], run_digest: str) -> None:
         self.run, self.callbacks = run, callbacks
-        self.store = CheckpointStore(run.checkpoints_path)
+        self.store = CheckpointStore(run.checkpoints_path, run_digest=run_digest)
         self._saved = self.store.names()  # the checkpoints that the trainer knows
         self._entered = ExitStack()
 
@@ -112,15 +112,15 @@ class Recorder(NullRecorder):
 
 
 def make_recorder(
-    run: RunDirectory, config: TrainConfig, data: TaskData, emit: Emit, callbacks: Sequence[Callback] = ()
+    run: RunDirectory, data: TaskData, resolved: Mapping[str, Any], emit: Emit, callbacks: Sequence[Callback] = ()
 ) -> Recorder:
     """The recorder of a run: its logs, report and plots, TensorBoard if asked for, ``emit``, and ``callbacks``."""
     standard: list[Callback] = [LogWriter(run)]
-    if config.tensorboard:
+    if data.config.tensorboard:
         from jaxgen.trainer.tensorboard import TensorBoard
 
         standard.append(TensorBoard(run))
-    return Recorder(run, [*standard, Plots(run, data, emit), Emitter(emit), *callbacks])
+    return Recorder(run, [*standard, Plots(run, data, emit), Emitter(emit), *callbacks], resolved["run_digest"])
 
 
 def run_summary(config: TrainConfig, data: TaskData, resolved: Mapping[str, Any], processes: int) -> dict[str, str]:

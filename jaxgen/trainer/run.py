@@ -19,9 +19,16 @@ from jaxgen.data.files import data_folders
 from jaxgen.errors import CheckpointError, DataError, UsageError, choose, counted
 from jaxgen.fsutil import json_sha256
 from jaxgen.inference.loading import LoadedRun
-from jaxgen.runs.config import MAX_STEPS, TrainConfig, environment_diff, versions, write_config
+from jaxgen.runs.config import MAX_STEPS, TrainConfig, environment_diff, run_digest, versions, write_config
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock
+from jaxgen.runs.logs import MetricsLog
+from jaxgen.runs.manifest import (
+    DamagedCheckpointError,
+    ForeignCheckpointError,
+    UnreadableCheckpointError,
+    tree_sha256,
+)
 from jaxgen.runtime import need_devices, processor_name
 from jaxgen.tasks.base import Codec, TaskData
 from jaxgen.tasks.registry import DATA, baseline, objective
@@ -187,7 +194,7 @@ def _start(
     with group.all_or_none():
         if group.is_main:
             run = make_run()
-            recorder = make_recorder(run, config, data, emit, callbacks)
+            recorder = make_recorder(run, data, resolved, emit, callbacks)
             resolved["data_folders"] = [run.relative_to_here()]
             run.write_json("tokenizer.json", data.codec.to_json())
     trainer = Trainer(config, data, task, run, resolved, recorder, group, deadline).init_state(params)
@@ -250,12 +257,17 @@ def _prepare(config: TrainConfig, emit: Emit, processes: int) -> tuple[Any, Task
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     devices = choose_devices(config, parameters / data.tokens_per_step, processes)
     check_device_memory(parameters, devices // processes)
-    return task, data, resolve_config(data, options, parameters, devices), params
+    return task, data, resolve_config(data, options, parameters, devices, params), params
 
 
-def resolve_config(data: TaskData, options: dict[str, Any], parameters: int, devices: int) -> dict[str, Any]:
-    """What ``config.json`` records as resolved from the data and the device; the number of steps is added later."""
-    return {
+def resolve_config(
+    data: TaskData, options: dict[str, Any], parameters: int, devices: int, initial: Params | None = None
+) -> dict[str, Any]:
+    """What ``config.json`` records as resolved from the data and the device; the number of steps is added later.
+
+    ``initial`` are the weights of ``--init-from``.
+    """
+    resolved = {
         "model": options,
         "parameters": parameters,
         "data": data.fingerprint(),
@@ -268,6 +280,8 @@ def resolve_config(data: TaskData, options: dict[str, Any], parameters: int, dev
         "processes": jax.process_count(),
         "tokenizer": json_sha256(data.codec.to_json()),
     }
+    weights = None if initial is None else tree_sha256(initial)
+    return {**resolved, "run_digest": run_digest(data.config, resolved, weights)}
 
 
 def resume(
@@ -356,7 +370,7 @@ def _resume(
     if resolved["steps"] > resolved["horizon"] and config.schedule != "constant":
         end = f"The learning rate has reached its end at step {resolved['horizon']:,} and stays there."
         emit(Note(f"{end} For a new schedule, start another run with --init-from {run}."))
-    recorder = make_recorder(run, config, data, emit, callbacks) if group.is_main else NullRecorder()
+    recorder = make_recorder(run, data, resolved, emit, callbacks) if group.is_main else NullRecorder()
     trainer = Trainer(config, data, saved.task, run, resolved, recorder, group)
     like = jax.eval_shape(partial(create_state, saved.task, trainer.optimizer, rows=config.batch_size), trainer.key)
     state, progress = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like), ProgressState()
@@ -381,7 +395,15 @@ def _restore_progress(recorder: Recorder, like: TrainState, emit: Emit) -> tuple
     for problem in problems:
         emit(Note(f"WARNING: {problem} Continuing from step {step:,}."))
     recorder.truncate_after(step)
+    note_edited_log(run, progress, emit)
     return state, progress
+
+
+def note_edited_log(run: RunDirectory, progress: ProgressState, emit: Emit) -> None:
+    """Emit a warning if rows of ``metrics.jsonl`` are not those that ``progress`` knows; no result depends on them."""
+    log = MetricsLog(run.metrics_path)
+    if line := progress.log.changed_line(log.rows()):
+        emit(Note(f"WARNING: {log.path} was edited, first in {line}. The run continues: only its curves change."))
 
 
 def _load(config: TrainConfig, codec: Codec | None, emit: Emit) -> TaskData:
@@ -407,5 +429,7 @@ def _initial_params(source: LoadedRun, shapes: Params) -> Params:
     """The best weights of ``source``; ``UsageError`` unless they have the ``shapes`` of the new model."""
     try:
         return source.params(shapes)[1]
+    except (DamagedCheckpointError, ForeignCheckpointError, UnreadableCheckpointError):
+        raise
     except CheckpointError as error:
         raise UsageError(f"--init-from {source.directory} does not fit this model. {error}") from None

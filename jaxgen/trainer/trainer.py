@@ -246,6 +246,7 @@ class Trainer:
                 cost = self.data.METRIC.cost(metrics)
                 self.progress.evaluated(step, cost)
                 row = self._row(step, metrics)
+                self.progress.log.add(row)
                 evaluated = Evaluated(row, self.progress.best_step, self.data.headline(row))
                 self.recorder.call("on_evaluation", evaluated)
                 self.progress.loss_sum = self.progress.loss_count = 0.0

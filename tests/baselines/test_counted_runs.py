@@ -46,6 +46,21 @@ def test_the_validation_loss_of_a_run_is_that_of_the_formulas(book, trained):
     assert finished.report["val_loss"] == pytest.approx(wanted, rel=1e-5)
 
 
+def test_a_checkpoint_of_another_run_is_refused_and_an_edited_log_is_a_warning(book, trained, tmp_path):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    start(settings(book, tmp_path / "other", seed=1)).train()
+    row = json.loads((run / "metrics.jsonl").read_text())
+    (run / "metrics.jsonl").write_text(json.dumps({**row, "val_loss": 0.5}) + "\n")
+    notes = []
+    resume(str(run), emit=lambda event: notes.append(getattr(event, "text", "")))
+    assert any("WARNING" in note and "line 1" in note for note in notes)
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", run / "checkpoints")
+    for ask in (Sampler.load, lambda run: resume(str(run))):
+        with pytest.raises(CheckpointError, match="another run"):
+            ask(run)
+
+
 def test_the_validation_loss_of_documents_is_that_of_the_formulas(book, tmp_path):
     config = settings(book, tmp_path / "run", documents="line")
     corpus = DATA["language"].load(config).corpus

@@ -8,7 +8,9 @@ import pytest
 
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.state import DecoderState, interpolate
+from jaxgen.tokenizers import CharTokenizer
 
 SETTINGS = GenerationConfig(length=20, temperature=1.0, seed=5)
 
@@ -95,6 +97,18 @@ def test_the_state_of_another_checkpoint_is_refused(tiny, tmp_path, monkeypatch)
     monkeypatch.setattr(tiny, "digest", "another")
     with pytest.raises(CheckpointError, match="checkpoint"):
         tiny.load_state(tmp_path / "s.safetensors")
+
+
+def test_the_state_of_other_weights_that_no_run_has_is_refused(tiny, tmp_path):
+    mine = Sampler(tiny.task, tiny.tokenizer, tiny._params)
+    mine.save_state(tmp_path / "s", mine.read("ab"))
+    equal(Sampler(tiny.task, tiny.tokenizer, tiny._params).load_state(tmp_path / "s"), mine.read("ab"))
+    letters = CharTokenizer.train(["hgfedcba \n"[:-3] + "xyz"])
+    assert letters.vocab_size == tiny.tokenizer.vocab_size
+    others = jax.tree.map(lambda a: a + 1, tiny._params)
+    for sampler in (Sampler(tiny.task, tiny.tokenizer, others), Sampler(tiny.task, letters, tiny._params)):
+        with pytest.raises(CheckpointError, match="another model"):
+            sampler.load_state(tmp_path / "s")
 
 
 def test_the_state_of_another_model_is_refused(tiny, tmp_path):

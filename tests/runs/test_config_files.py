@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from edited import write as write_saved
 from jaxgen.cli.train import config_from_flags, main
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.inference.loading import LoadedRun
-from jaxgen.runs.config import MAX_CONFIG_BYTES, read_toml, validate
+from jaxgen.runs.config import MAX_CONFIG_BYTES, read_toml, run_digest, validate
 from jaxgen.tasks.registry import DATA
 from jaxgen.trainer.run import start
 
@@ -28,6 +29,22 @@ FILES = {
     "a megabyte and more": (b"#" * (MAX_CONFIG_BYTES + 1), "larger than 1 MB"),
     "no UTF-8": (b"a = '\xff'", "UTF-8"),
 }
+
+
+def test_the_digest_of_a_run_depends_on_what_its_first_start_fixes():
+    config = DATA["language"].Config(data="a.txt")
+    resolved = {"model": {"hidden": 8}, "tokenizer": "t", "data": {"name": "a.txt", "sha256": "d"}, "steps": 5}
+
+    def digest(weights: str | None = None, then: Any = resolved, **settings: Any) -> str:
+        return run_digest(config.model_copy(update=settings), then, weights)
+
+    free = {"data": ("b.txt",), "run": "r", "steps": 9, "eval_every": 3, "devices": 2, "init_from": "x"}
+    assert digest(**free) == digest()
+    assert digest(then={**resolved, "data": {"name": "b.txt", "sha256": "d"}, "steps": 6}) == digest()
+    others = [digest(weights="w"), digest(seed=1), digest(lr=0.5), digest(dropout=0.5), digest(seq_len=3)]
+    for name, value in {"model": {"hidden": 9}, "tokenizer": "u", "data": {"sha256": "e"}}.items():
+        others.append(digest(then={**resolved, name: value}))
+    assert len({digest(), *others}) == 1 + len(others)
 
 
 @pytest.mark.parametrize("name", FILES)

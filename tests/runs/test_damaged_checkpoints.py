@@ -128,8 +128,8 @@ def test_a_forged_manifest_that_is_none_is_damage(store, change):
 
 
 def test_a_checkpoint_of_a_later_format_is_refused_and_is_not_damage(store):
-    forge_manifest(store.directory / "00000020", lambda manifest: manifest.update(version=3))
-    check_refused(store, "format 3")
+    forge_manifest(store.directory / "00000020", lambda manifest: manifest.update(version=4))
+    check_refused(store, "format 4")
 
 
 def test_a_checkpoint_of_jaxgen_0_1_is_refused_and_is_not_damage(store):
@@ -138,6 +138,42 @@ def test_a_checkpoint_of_jaxgen_0_1_is_refused_and_is_not_damage(store):
     (folder / "arrays").mkdir(parents=True)
     (folder / "checkpoint.json").write_text("{}")
     check_refused(store, r"jaxgen 0\.1")
+
+
+def test_checkpoints_that_were_exchanged_are_refused_and_are_not_damage(store):
+    first, second = (store.directory / name for name in ("00000010", "00000020"))
+    first.rename(first.with_name("x"))
+    second.rename(first)
+    first.with_name("x").rename(second)
+    check_refused(store, r"00000020 holds the checkpoint of step 10")
+    with pytest.raises(CheckpointError, match="holds the checkpoint"):
+        store.best()
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_is_not_damage(store):
+    """Whichever of the two it is: the latest one, and the best one."""
+    bound = CheckpointStore(store.directory, run_digest="mine")
+    for name in ("00000020", "00000010"):
+        for folder in store.directory.iterdir():
+            mine = "theirs" if folder.name == name else "mine"
+            forge_manifest(folder, lambda manifest, mine=mine: manifest.update(run_digest=mine))
+        for ask in (bound.best, bound.restore_newest_good):
+            with pytest.raises(CheckpointError, match=f"{name} holds a checkpoint of another run"):
+                ask()
+        assert CheckpointStore(store.directory).best() == 10  # the files themselves are good
+    forge_manifest(store.directory / "00000020", lambda manifest: manifest.update(run_digest="theirs"))
+    check_refused(bound, "another run")
+
+
+def test_a_checkpoint_keeps_the_digest_of_its_run(tmp_path):
+    mine, theirs = (CheckpointStore(tmp_path / "c", run_digest=name) for name in ("mine", "theirs"))
+    mine.save(1, make_state(), {})
+    assert mine.restore_newest_good()[0] == 1
+    with pytest.raises(CheckpointError, match="another run"):
+        theirs.save(1, make_state(), {})
+    other = CheckpointStore(tmp_path / "other", run_digest="theirs")
+    other.save(1, make_state(), {})
+    assert other.digest() != mine.digest()
 
 
 def check_refused(store, word):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import CheckpointError
-from jaxgen.runs.logs import MetricsLog, append_sample, truncate_samples
+from jaxgen.runs import logs
+from jaxgen.runs.logs import LogRecord, MetricsLog, append_sample, truncate_samples
 
 
 @pytest.fixture
@@ -43,6 +44,25 @@ def test_scalars_of_numpy_and_jax_are_numbers(log):
 def test_an_array_is_refused(log):
     with pytest.raises(TypeError, match="set"):
         log.append({"step": 40, "a": {1}})
+
+
+def test_a_record_names_the_first_line_that_was_edited(log, monkeypatch):
+    monkeypatch.setattr(logs, "SINGLE_ROWS", 3)
+    rows = [{"step": step, "loss": np.float32(math.nan), "seconds": 9 * step} for step in range(6)]
+    record = LogRecord()
+    for row in rows:
+        record.add(row)
+    assert (record.rows, len(record.last)) == (6, 3)
+    again = [{"step": row["step"], "loss": None, "seconds": 1, "tokens_per_second": 2} for row in rows]
+    assert record.changed_line(again) is None  # timings differ between equal runs
+    for index, line in enumerate(["lines 1 to 3"] * 3 + ["line 4", "line 5", "line 6"]):
+        edited = [*again[:index], {**again[index], "loss": 0.5}, *again[index + 1 :]]
+        assert record.changed_line(edited) == line
+        assert record.changed_line([*again[:index], *again[index + 1 :]]) == line
+        assert record.changed_line([*again[:index], {}, *again[index:]]) == line
+    assert record.changed_line([*again, again[-1]]) == "line 7"
+    assert record.changed_line([]) == "lines 1 to 3"
+    assert LogRecord().changed_line([]) is None
 
 
 def test_a_log_that_does_not_exist_is_empty(tmp_path):

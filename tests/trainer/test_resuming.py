@@ -18,6 +18,7 @@ from edited import edit
 
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.inference.loading import LoadedRun
+from jaxgen.inference.sampler import Sampler
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
@@ -319,6 +320,53 @@ def test_more_steps_go_on_behind_the_frozen_schedule(whole, book, tmp_path):
     assert rows[-1]["step"] == STEPS + 5
     assert rows[-1]["learning_rate"] == pytest.approx(0.02 * 0.02)  # the decay has ended and stays
     assert (resolved["horizon"], resolved["steps"]) == (STEPS, STEPS + 5)
+
+
+@pytest.fixture(scope="module")
+def another(book, tmp_path_factory) -> Path:
+    """A run of the same shapes as ``whole("stream")``."""
+    run = tmp_path_factory.mktemp("another") / "run"
+    start(settings(book, run, **LAYOUTS["stream"], seed=1)).train()
+    return run
+
+
+@pytest.mark.parametrize("step", [STEPS, "best"])
+def test_a_checkpoint_of_another_run_is_refused_wherever_it_is_read(step, whole, another, book, tmp_path):
+    run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
+    store = CheckpointStore(run / "checkpoints")
+    name = f"{store.best() if step == 'best' else step:08d}"
+    shutil.rmtree(run / "checkpoints" / name)
+    shutil.copytree(another / "checkpoints" / f"{STEPS:08d}", run / "checkpoints" / name)
+    content = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    fresh = settings(book, tmp_path / "new", **LAYOUTS["stream"], init_from=str(run))
+    for ask in (lambda: resume(str(run)), lambda: Sampler.load(run), lambda: start(fresh)):
+        with pytest.raises(CheckpointError, match="holds"):
+            ask()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == content
+
+
+def test_the_settings_of_another_run_do_not_fit_its_checkpoints(whole, another, tmp_path):
+    run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
+    shutil.copy(another / "config.json", run)
+    with pytest.raises(CheckpointError, match="another run"):
+        Sampler.load(run)
+
+
+def test_an_edited_log_is_a_warning_that_names_the_line(whole, tmp_path):
+    run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    notes: list[str] = []
+
+    def emit(event: Any) -> None:
+        notes.extend([event.text] if isinstance(event, Note) else [])
+
+    resume(str(run), emit=emit)
+    assert notes == []
+    lines[1] = json.dumps({**json.loads(lines[1]), "val_loss": 0.5}) + "\n"
+    (run / "metrics.jsonl").write_text("".join(lines))
+    resume(str(run), emit=emit)
+    assert len(notes) == 1
+    assert all(part in notes[0] for part in ("WARNING", "metrics.jsonl", "line 2"))
 
 
 def test_a_run_that_goes_on_keeps_its_new_length(whole, book, tmp_path):
