@@ -16,6 +16,7 @@ from jaxgen.errors import DataError, UsageError, check_int, counted
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.config import write_config
 from jaxgen.runs.directory import RunDirectory
+from jaxgen.runs.lock import RunLock
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.runtime import MIN_SECONDS
 from jaxgen.tasks.language.config import LanguageConfig
@@ -382,6 +383,7 @@ class NGramRun(Trainer):
             "seconds": round(seconds, 3),
         }
         self.progress.best = self.data.METRIC.cost(metrics)
+        RunLock.check(self.run.path)
         MetricsLog(self.run.metrics_path).append(row)
         self.progress.log.add(row)
         self.save(0, self.progress.best)

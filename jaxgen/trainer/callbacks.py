@@ -167,6 +167,7 @@ class LogWriter(Callback):
         append_sample(self._run.samples_path, event.step, event.text)
 
     def on_end(self, event: Finished, inference: Inference) -> None:
+        RunLock.check(self._run.path)
         self._run.write_json("report.json", {"step": event.step, "best_step": event.best_step, **event.report})
 
     def truncate_after(self, step: int) -> None:

@@ -86,6 +86,7 @@ class Recorder(NullRecorder):
         self._entered.close()
 
     def truncate_after(self, step: int) -> None:
+        RunLock.check(self.run.path)
         self.store.truncate(step)
         self._saved = self.store.names()
         self.call("truncate_after", step)

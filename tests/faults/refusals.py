@@ -74,6 +74,18 @@ def two_trainers(folder: Path, draw: np.random.Generator) -> str:
     return "the second was refused before compiling, naming process and host; a stale lock was ignored"
 
 
+def not_a_run(folder: Path, draw: np.random.Generator) -> str:
+    """A run that lost its ``config.json`` and some other files, beside files that look like those of a start."""
+    run = begun(folder)
+    (run / "config.json").unlink()
+    for name in (".config.json.1-0a1b2c3d.tmp", "checkpoints/.tmp-0-1-ab", ".lock", "tokenizer.json", "notes.txt"):
+        if draw.integers(2):
+            (run / name).write_text("{}")
+    refused(run, UsageError, "not empty", do=lambda: start(settings(folder, "run")))
+    refused(run, CheckpointError, "config.json", do=lambda: resume(str(run)))
+    return "exit 2 or 4; nothing was changed"
+
+
 def other_data(folder: Path, draw: np.random.Generator) -> str:
     """A letter of the text becomes another."""
     run, text = begun(folder), book(folder)
@@ -212,6 +224,12 @@ FAULTS = (
         two_trainers,
         times=2,
         slow=True,
+    ),
+    Fault(
+        "a start in a folder with a checkpoint, a lock or temporary files, but no config.json",
+        "refused; every file stays as it is",
+        not_a_run,
+        times=5,
     ),
     Fault(
         "data changed since the checkpoint",
