@@ -80,6 +80,7 @@ def beam(
     chosen = with_forbidden(sampler.forbidden, transforms)
     states = beam_states(chosen, Context(width, sampler.tokenizer.vocab_size, eos=EOS))
     start = sampler.read(prompt, state, unk=unk)
+    sampler.check_first(start.held, chosen)
     search = jitted.jit_beam_search(sampler.task, chosen.kinds, width, length, keep)
     found = search(sampler.weights, start.carry, start.logits, states, jnp.float32(length_penalty))
     tokens, lengths, logp, scores = (np.asarray(each)[0] for each in found[:4])
@@ -88,5 +89,7 @@ def beam(
         if size:
             ids = row[:size]
             end = "eos" if ids[-1] == EOS else "length"
-            hypotheses.append(Hypothesis(sampler.tokenizer.decode(ids), ids, total, score, end))
+            hypotheses.append(
+                Hypothesis(sampler.tokenizer.decode(ids).removeprefix(start.held), ids, total, score, end)
+            )
     return hypotheses

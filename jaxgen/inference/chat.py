@@ -24,7 +24,10 @@ NO_TOKENS = np.zeros(0, np.int32)
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """One step of a chat: the tokens ``drawn`` follow the state ``begun`` (``None``: nothing was read)."""
+    """One step of a chat: the tokens ``drawn`` and the text ``held`` (see ``DecoderState``) follow the state ``begun``.
+
+    ``begun`` is ``None`` if nothing was read.
+    """
 
     sampler: Sampler
     begun: DecoderState | None
@@ -32,13 +35,14 @@ class _Step:
     #: The session's ``number`` before this step.
     number: int
     answer: bool = False
+    held: str = ""
 
     @cached_property
     def after(self) -> DecoderState | None:
         """The state after ``drawn``. Computed when it is needed, so that an interrupt loses nothing that was shown."""
         if EOS in self.drawn[-1:]:
             return None
-        return self.sampler.read_tokens(self.drawn, self.begun) if self.drawn.size else self.begun
+        return self.sampler.read_tokens(self.drawn, self.begun, self.held) if self.drawn.size else self.begun
 
 
 class ChatSession:
@@ -76,7 +80,7 @@ class ChatSession:
     @property
     def text(self) -> str:
         """The text so far."""
-        return "" if self.state is None else self.sampler.tokenizer.decode(self.state.tokens)
+        return "" if self.state is None else self.sampler.tokenizer.decode(self.state.tokens) + self.state.held
 
     def send(self, text: str = "") -> Generator[Chunk, None, None]:
         """Read ``text`` and generate an answer; close the generator to stop early.
@@ -124,9 +128,11 @@ class ChatSession:
     def _read(self, text: str) -> DecoderState:
         return self.sampler.read(text, self.state, unk=self.unk)
 
-    def _add_step(self, begun: DecoderState | None, drawn: np.ndarray = NO_TOKENS, *, answer: bool = False) -> None:
+    def _add_step(
+        self, begun: DecoderState | None, drawn: np.ndarray = NO_TOKENS, held: str = "", *, answer: bool = False
+    ) -> None:
         self._past.append(self._step)
-        self._step = _Step(self.sampler, begun, drawn, self.number, answer)
+        self._step = _Step(self.sampler, begun, drawn, self.number, answer, held)
         self.number += answer
 
     def _answer(self, begun: DecoderState) -> Generator[Chunk, None, None]:
@@ -141,19 +147,23 @@ class ChatSession:
             raise
         finally:  # also if it is closed early or interrupted
             if not failed:
-                self._add_step(begun, _shown_tokens(self.sampler.tokenizer, chunks), answer=True)
+                self._add_step(begun, *_shown_tokens(self.sampler.tokenizer, chunks, begun.held), answer=True)
 
 
-def _shown_tokens(tokenizer: Tokenizer, chunks: list[Chunk]) -> np.ndarray:
-    """The tokens [T] of the text of ``chunks``: those drawn, without the ones whose text was held back."""
+def _shown_tokens(tokenizer: Tokenizer, chunks: list[Chunk], held: str) -> tuple[np.ndarray, str]:
+    """The tokens [T] of the text of ``chunks`` after the text ``held``, and the end of it that begins the next token.
+
+    They are those drawn, without the ones that were not shown.
+    """
     tokens = np.concatenate([NO_TOKENS, *(chunk.tokens for chunk in chunks)])
-    text = "".join(chunk.text for chunk in chunks)
+    text = held + "".join(chunk.text for chunk in chunks)
     count, known = tokens.size, tokenizer.decode(tokens)
     while not text.startswith(known):
         count -= 1
         known = tokenizer.decode(tokens[:count])
     # A token of several characters may have been shown in part.
-    return np.concatenate([tokens[:count], tokenizer.encode_prompt(text[len(known) :], unk="skip")])
+    rest, held = tokenizer.encode_prompt(text[len(known) :], unk="skip")
+    return np.concatenate([tokens[:count], rest]), held
 
 
 #: The largest number of continuations, and of tokens in each.
@@ -211,7 +221,8 @@ def _continue_greedily(
         (greedy,) = sampler.samples(settings=GenerationConfig(length - 1, temperature=0.0), state=after)
         tokens, each = np.append(tokens, greedy.tokens), np.append(each, greedy.logp)
     count = _complete_characters(sampler.tokenizer, tokens)
-    return Continuation(sampler.tokenizer.decode(tokens[:count]), tokens[:count], each[:count])
+    text = sampler.tokenizer.decode(tokens[:count]).removeprefix(state.held)
+    return Continuation(text, tokens[:count], each[:count])
 
 
 def _complete_characters(tokenizer: Tokenizer, tokens: np.ndarray) -> int:

@@ -24,7 +24,8 @@ from jaxgen.inference.state import DecoderState, load_state, save_state
 from jaxgen.inference.text_stream import Chunk, Sample, StreamingDetokenizer, collect, select_best
 from jaxgen.runs.manifest import tree_sha256
 from jaxgen.sampling.decode import MAX_SEED, DecodeState, Drawn, prefill_chunks, sample_keys
-from jaxgen.sampling.transforms.base import Context, Kinds, Last
+from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last
+from jaxgen.sampling.transforms.constraints import Forbid, Force
 from jaxgen.tasks.language.conditioning import Condition, TextCodec, split_codec
 from jaxgen.text import Reading
 from jaxgen.tokenizers.base import EOS, PAD, UNK
@@ -156,32 +157,35 @@ class Sampler(TrainedModel):
         """The ids that the model reads before it generates.
 
         A model of documents reads <eos> before the prompt. A model of running text has no start token: an empty prompt
-        is read as a line break.
+        is read as a line break. A space at the end of the prompt that begins the next token is not among the ids.
 
         Raises:
             UsageError: The prompt has characters that are not in the vocabulary; ``unk="skip"`` leaves them out.
         """
-        ids = self.tokenizer.encode_prompt(self.reading.text(prompt), unk=unk)
+        return self.open_prompt(prompt, unk=unk)[0]
+
+    def open_prompt(self, prompt: str, state: DecoderState | None = None, unk: str = "error") -> tuple[np.ndarray, str]:
+        """``prompt_ids``, or those after ``state``, and the space that is held back (see ``DecoderState``)."""
+        before = "" if state is None else state.held
+        ids, held = self.tokenizer.encode_prompt(self.reading.text(prompt), unk, before)
+        if state is not None or (ids.size and not self.documents):
+            return ids, held
         if self.documents:
-            return np.concatenate([[EOS], ids]).astype(np.int32)
-        if ids.size:
-            return ids
+            return np.concatenate([[EOS], ids]).astype(np.int32), held
         newline = self.tokenizer.encode("\n")
-        return newline if newline.size and UNK not in newline else np.array([EOS + 1], np.int32)
+        return newline if newline.size and UNK not in newline else np.array([EOS + 1], np.int32), held
 
     def read(self, prompt: str = "", state: DecoderState | None = None, *, unk: str = "error") -> DecoderState:
         """The state after ``prompt``, read at the beginning of a text or after ``state``; see ``prompt_ids``."""
-        return self._read(self._ids(prompt, state, unk), state)
+        return self._read(*self.open_prompt(prompt, state, unk), state)
 
-    def read_tokens(self, tokens: npt.ArrayLike, state: DecoderState | None = None) -> DecoderState:
-        """The state after token ids [T], read as they are. Raises ``UsageError`` for ids out of range."""
+    def read_tokens(self, tokens: npt.ArrayLike, state: DecoderState | None = None, held: str = "") -> DecoderState:
+        """The state after token ids [T], read as they are, and the text ``held`` after them (see ``DecoderState``).
+
+        Raises ``UsageError`` for ids out of range.
+        """
         self.tokenizer.decode_bytes(tokens)
-        return self._read(np.asarray(tokens, np.int32), state)
-
-    def _ids(self, prompt: str, state: DecoderState | None, unk: str) -> np.ndarray:
-        if state is None:
-            return self.prompt_ids(prompt, unk)
-        return self.tokenizer.encode_prompt(self.reading.text(prompt), unk=unk)
+        return self._read(np.asarray(tokens, np.int32), held, state)
 
     def initial_state(self) -> DecoderState:
         """The state before anything is read; its logits are zeros."""
@@ -192,13 +196,35 @@ class Sampler(TrainedModel):
         carry, logits = self._to_weights_device((carry, logits))
         return DecoderState(carry, logits, np.zeros(0, np.int32))
 
-    def _read(self, ids: np.ndarray, state: DecoderState | None) -> DecoderState:
+    def _read(self, ids: np.ndarray, held: str, state: DecoderState | None) -> DecoderState:
         state = self.initial_state() if state is None else state
         # Always one row, however many are decoded afterwards: the number of rows changes float bits.
         carry, logits = self._to_weights_device((state.carry, state.logits))
         for tokens, valid in prefill_chunks(ids):
             carry, logits = self._prefill(self.weights, carry, logits, tokens, valid)
-        return DecoderState(carry, logits, np.concatenate([state.tokens, ids]).astype(np.int32))
+        if held:
+            logits = jnp.where(self._begin_with(held), logits, -jnp.inf)
+        return DecoderState(carry, logits, np.concatenate([state.tokens, ids]).astype(np.int32), held)
+
+    def _begin_with(self, held: str) -> np.ndarray:
+        """Which tokens begin with ``held``, bool [V]."""
+        return np.array([piece.startswith(held.encode()) for piece in self.tokenizer.pieces])
+
+    def check_first(self, held: str, chosen: Chain) -> None:
+        """Raise ``UsageError`` if ``chosen`` allows no token that begins with the text ``held`` of the prompt."""
+        if not held:
+            return
+        left = self._begin_with(held)
+        for each in chosen.transforms:
+            if isinstance(each, Forbid):
+                left[list(each.ids)] = False
+            elif isinstance(each, Force) and each.ids:
+                left &= np.arange(left.size) == each.ids[0]
+        if not left.any():
+            raise UsageError(
+                "The prompt ends with a space, which begins the first token, but such tokens are forbidden, or another "
+                "is forced: leave out the space, or begin the forced text with one."
+            )
 
     def step(self, state: DecoderState, token: int) -> tuple[DecoderState, jax.Array]:
         """Read one token; returns the new state and the logits [V] of the next token, for custom decoding loops."""
@@ -254,12 +280,14 @@ class Sampler(TrainedModel):
         num_samples = check_int("The number of samples", num_samples, 1, MAX_SAMPLES)
         first = check_int("The index of a sample", first, 0, MAX_SEED - MAX_SAMPLES)
         skip = check_int("The number of tokens to skip", skip, 0, MAX_LENGTH)
-        ids, chain = self._ids(prompt, state, unk), settings.chain(self.forbidden)
+        (ids, held), chain = self.open_prompt(prompt, state, unk), settings.chain(self.forbidden)
+        self.check_first(held, chain)
         history = ids if state is None else np.concatenate([state.tokens, ids])
         # Before anything is compiled: a transform may refuse tokens that this vocabulary does not have.
         transforms = chain.init(Context(settings.block, self.tokenizer.vocab_size, history, EOS))
         decoding = chain.kinds, STREAM_CHUNK, settings.greedy
-        return self._stream(decoding, settings, transforms, ids, state, range(first, first + num_samples), skip)
+        indices = range(first, first + num_samples)
+        return self._stream(decoding, settings, transforms, ids, held, state, indices, skip)
 
     def _stream(
         self,
@@ -267,19 +295,20 @@ class Sampler(TrainedModel):
         settings: GenerationConfig,
         transforms: tuple[Any, ...],
         ids: np.ndarray,
+        held: str,
         state: DecoderState | None,
         indices: range,
         skip: int,
     ) -> Iterator[Chunk]:
         deadline = time.monotonic() + (settings.max_seconds or float("inf"))
         rows, base = settings.block, indices.start // settings.block * settings.block
-        carry, logits = self._read(ids, state).repeated(rows)
+        carry, logits = self._read(ids, held, state).repeated(rows)
         start = DecodeState(carry, logits, transforms, jnp.zeros(rows, bool), *Last.none(rows))
         while base < indices.stop and (base <= indices.start or time.monotonic() < deadline):
             blocks = self._blocks_per_call(settings, transforms, indices.stop - base)
             end = base + blocks * rows
             texts = [
-                StreamingDetokenizer(self.tokenizer, i, i - base, settings, skip)
+                StreamingDetokenizer(self.tokenizer, i, i - base, settings, skip, held)
                 for i in range(max(base, indices.start), min(end, indices.stop))
             ]
             keys = sample_keys(settings.seed, jnp.arange(base, end))

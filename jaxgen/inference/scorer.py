@@ -302,11 +302,11 @@ class Scorer:
         Yields:
             The score of each text and its tokens, in order.
         """
-        prompt_ids, waiting = self._prompt_ids(prompt), deque[tuple[Score, int]]()
+        (prompt_ids, held), waiting = self._open_prompt(prompt), deque[tuple[Score, int]]()
 
         def segments() -> Iterator[Segment]:
             for number, text in enumerate(texts, start=1):
-                encoded = list(self._encoded([text], f"{where} {number}"))
+                encoded = list(self._encoded([text], f"{where} {number}", held))
                 ids = np.concatenate([np.zeros(0, np.int32), *(part.ids for part in encoded)])
                 found = [whole_segment(ids, int(prompt_ids[-1]))]
                 if self.state == "cold" and ids.size:
@@ -327,7 +327,9 @@ class Scorer:
     def rank(self, prompt: str, candidates: Sequence[str]) -> list[Candidate]:
         """Rank continuations of ``prompt``, the most probable first; equally probable ones keep their order.
 
-        Each candidate is encoded separately, exactly as it stands. <eos> after it is scored if ``end`` is true.
+        Each candidate is encoded separately, exactly as it stands. A space at the end of the prompt begins the first
+        token of a candidate, at levels whose tokens include the space before a word. <eos> after it is scored if
+        ``end`` is true.
         """
         if not candidates:
             raise UsageError("There are no candidates to rank: give two or more continuations of the prompt.")
@@ -349,19 +351,19 @@ class Scorer:
             for i in order
         ]
 
-    def _prompt_ids(self, prompt: str) -> np.ndarray:
-        """The ids that are read before a text. The last one is read in the same call as the text."""
+    def _open_prompt(self, prompt: str) -> tuple[np.ndarray, str]:
+        """The ids that are read before a text, the last one in the same call as the text, and what is held back."""
         if prompt and (self.state == "cold" or self.lanes > 1):
             raise UsageError(
                 "A prompt needs one state that is carried through the text: leave out the prompt, or give "
                 "--state carried and --lanes 1."
             )
-        return self.sampler.prompt_ids(prompt, self.unk)
+        return self.sampler.open_prompt(prompt, unk=self.unk)
 
-    def _encoded(self, pieces: Iterable[str], where: str) -> Iterator[Encoded]:
-        """The ids of a text in pieces, and <eos> if it is scored."""
+    def _encoded(self, pieces: Iterable[str], where: str, held: str) -> Iterator[Encoded]:
+        """The ids of a text in pieces after what was held back of the prompt, and <eos> if it is scored."""
         pieces = self.sampler.reading.pieces(pieces)
-        yield from encode_pieces(self.sampler.tokenizer, pieces, unk=self.unk, where=where)
+        yield from encode_pieces(self.sampler.tokenizer, pieces, unk=self.unk, where=where, held=held)
         if self.end:
             yield Encoded(np.array([EOS], np.int32), 0, 0, 0)
 
@@ -419,17 +421,19 @@ class ScoreStream:
 
     def __init__(self, scorer: Scorer, pieces: Iterable[str], prompt: str, where: str) -> None:
         self.score = Score()
-        self._parts = self._run(scorer, pieces, scorer._prompt_ids(prompt), where)
+        self._parts = self._run(scorer, pieces, *scorer._open_prompt(prompt), where)
 
     def __iter__(self) -> Iterator[TokenScores]:
         return self._parts
 
-    def _run(self, scorer: Scorer, pieces: Iterable[str], prompt_ids: np.ndarray, where: str) -> Iterator[TokenScores]:
+    def _run(
+        self, scorer: Scorer, pieces: Iterable[str], prompt_ids: np.ndarray, held: str, where: str
+    ) -> Iterator[TokenScores]:
         size = Score()
 
         def ids() -> Iterator[np.ndarray]:
             nonlocal size
-            for part in scorer._encoded(pieces, where):
+            for part in scorer._encoded(pieces, where, held):
                 size += _size(part)
                 yield part.ids
 

@@ -61,11 +61,16 @@ def _digest(arrays: Mapping[str, np.ndarray], about: Mapping[str, object]) -> st
 
 @dataclass(frozen=True, eq=False)
 class DecoderState:
-    """The state of a model after ``tokens``: the carry (one row) and the logits [1, V] of the next token."""
+    """The state of a model after ``tokens``: the carry (one row) and the logits [1, V] of the next token.
+
+    ``held`` is a space at the end of the text that is not read yet, because it begins the next token; the logits of
+    tokens without it are -inf.
+    """
 
     carry: Carry
     logits: Array
     tokens: np.ndarray
+    held: str = ""
 
     def repeated(self, rows: int) -> tuple[Carry, Array]:
         """The carry and logits repeated for a batch of ``rows``."""
@@ -85,13 +90,17 @@ def interpolate(a: DecoderState, b: DecoderState, weight: float) -> DecoderState
         raise UsageError(
             f"The weight {weight} lies outside the two states: give a number from 0 (first) to 1 (second)."
         )
+    if a.held != b.held:
+        raise UsageError("One of these two states ends with a space: give texts that both end with one, or neither.")
     shapes = [jax.tree.map(jnp.shape, (state.carry, state.logits)) for state in (a, b)]
     if shapes[0] != shapes[1]:
         raise UsageError("These two states belong to models of different shapes: take both from one model.")
     if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(a.carry)):
         raise UsageError("The states of this model are not real numbers and cannot be mixed: use a recurrent model.")
+    if weight in (0, 1):  # 0 times the logit of a token without the held space would be NaN
+        return b if weight else a
     carry, logits = jax.tree.map(lambda x, y: (1 - weight) * x + weight * y, (a.carry, a.logits), (b.carry, b.logits))
-    return DecoderState(carry, logits, (a if weight < 0.5 else b).tokens)
+    return DecoderState(carry, logits, (a if weight < 0.5 else b).tokens, a.held)
 
 
 def save_state(path: str | Path, state: DecoderState, checkpoint: str) -> None:
@@ -99,7 +108,7 @@ def save_state(path: str | Path, state: DecoderState, checkpoint: str) -> None:
     leaves = jax.tree.leaves((state.carry, state.logits))
     arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
     arrays["tokens"] = np.asarray(state.tokens, np.int32)
-    save_arrays(Path(path), arrays, {"checkpoint": checkpoint})
+    save_arrays(Path(path), arrays, {"checkpoint": checkpoint, "held": state.held})
 
 
 def load_state(path: str | Path, like: DecoderState, checkpoint: str) -> DecoderState:
@@ -115,10 +124,11 @@ def load_state(path: str | Path, like: DecoderState, checkpoint: str) -> Decoder
     readable = tokens.ndim == 1 and tokens.dtype == np.int32 and bool((tokens < like.logits.shape[-1]).all())
     shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in zip(names, leaves)}
     same = {name: (array.shape, array.dtype) for name, array in arrays.items()} == shapes
-    if not (same and readable and about.get("checkpoint") == checkpoint):
+    held = about.get("held")
+    if not (same and readable and held in ("", " ") and about.get("checkpoint") == checkpoint):
         raise CheckpointError(
             f"The state in {path} belongs to another model (to the checkpoint {about.get('checkpoint')}, and this is "
             f"{checkpoint}). Write it again with --save-state."
         )
     carry, logits = jax.tree.unflatten(structure, [jnp.asarray(arrays[name]) for name in names])
-    return DecoderState(carry, logits, tokens)
+    return DecoderState(carry, logits, tokens, str(held))

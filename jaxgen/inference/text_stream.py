@@ -123,13 +123,16 @@ class StreamingDetokenizer:
         row: Its row in the block.
         settings: The length and the stop strings.
         skip: The number of tokens at the beginning whose text is left out.
+        held: The beginning of the first token's text that belongs to the prompt (see ``DecoderState``).
     """
 
-    def __init__(self, tokenizer: Tokenizer, index: int, row: int, settings: GenerationConfig, skip: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, index: int, row: int, settings: GenerationConfig, skip: int, held: str = ""
+    ) -> None:
         self.index, self.row, self.running = index, row, True
         self._decoder = tokenizer.stream_decoder()
         self._stop = StopStrings(settings.stop)
-        self._left, self._skip, self._drop = settings.length, skip, 0
+        self._left, self._skip, self._drop, self._held = settings.length, skip, 0, held
 
     def feed(self, tokens: np.ndarray, logp: np.ndarray) -> Chunk:
         """The chunk of these tokens, up to the end of the text."""
@@ -151,14 +154,21 @@ class StreamingDetokenizer:
     def _read(self, tokens: np.ndarray) -> tuple[str, int, bool]:
         """The text that is certain after these tokens, how many were read, and whether a stop string is complete."""
         if not self._stop.strings:
-            return self._decoder.feed(tokens), tokens.size, False
+            return self._decode(tokens), tokens.size, False
         text = ""
         for taken, token in enumerate(tokens, start=1):  # one at a time, to find the one that completes a stop string
-            certain, found = self._stop.feed(self._decoder.feed(token))
+            certain, found = self._stop.feed(self._decode(token))
             text += certain
             if found is not None:
                 return text, taken, True
         return text, tokens.size, False
+
+    def _decode(self, tokens: np.ndarray) -> str:
+        """The text completed by these tokens, without what belongs to the prompt."""
+        text = self._decoder.feed(tokens)
+        if self._held and text:
+            text, self._held = text.removeprefix(self._held), ""
+        return text
 
     def finish(self, end: str) -> Chunk:
         """The last chunk of a text that ends here."""

@@ -184,17 +184,24 @@ class Tokenizer(ABC):
         """Returns an incremental decoder; its texts add up to ``decode`` of all ids."""
         return StreamDecoder(self.pieces)
 
-    def encode_prompt(self, text: str, unk: str = "error") -> np.ndarray:
-        """Returns the token ids of a prompt, int32 [T].
+    def encode_open(self, text: str) -> tuple[np.ndarray, str]:
+        """Returns the ids that a text has if a word follows it, and its end, which is held back.
 
-        ``unk`` is ``error``, ``skip`` (leave unknown tokens out) or ``keep`` (as UNK). With ``error``, raises
-        ``UsageError`` that names the unknown tokens and their positions.
+        At levels whose tokens include the space before a word, a space at the end of a text begins the next token.
+        """
+        return self.encode(text), ""
+
+    def encode_prompt(self, text: str, unk: str = "error", held: str = "") -> tuple[np.ndarray, str]:
+        """Returns the ids of a prompt to read, int32 [T], and its end that is held back; see ``encode_open``.
+
+        ``held`` was held back before the prompt. ``unk`` is ``error``, ``skip`` (leave unknown tokens out) or ``keep``
+        (as UNK). With ``error``, raises ``UsageError`` that names the unknown tokens and their positions.
         """
         choose(unk, UNKNOWNS, "way to treat unknowns (--unk)")
-        ids = self.encode(text)
+        ids, rest = self.encode_open(held + text)
         if unk == "error" and (ids == UNK).any():
-            raise _unknown_error(self, text, "The prompt", "or change the prompt")
-        return ids[ids != UNK] if unk == "skip" else ids
+            raise _unknown_error(self, held + text, "The prompt", "or change the prompt", -len(held))
+        return ids[ids != UNK] if unk == "skip" else ids, rest
 
 
 class Encoded(NamedTuple):
@@ -239,7 +246,7 @@ def between(pieces: Iterable[str], start: int, stop: int | None) -> Iterator[str
 
 
 def encode_pieces(
-    tokenizer: Tokenizer, pieces: Iterable[str], *, unk: str = "error", where: str = "The text"
+    tokenizer: Tokenizer, pieces: Iterable[str], *, unk: str = "error", where: str = "The text", held: str = ""
 ) -> Iterator[Encoded]:
     """Encodes a text in pieces; the ids together are those of the whole text.
 
@@ -250,6 +257,7 @@ def encode_pieces(
         pieces: The text, cut anywhere.
         unk: What to do with unknown tokens: ``error``, ``skip`` (also in the counts), or ``keep`` as UNK.
         where: The name of the text, for the message.
+        held: What was held back of the prompt (``Tokenizer.encode_open``): it begins the first token; not counted.
 
     Raises:
         UsageError: There is an unknown token, and ``unk`` is ``error``.
@@ -257,6 +265,9 @@ def encode_pieces(
     choose(unk, UNKNOWNS, "way to treat unknowns (--unk)")
     waiting, before, forced = "", 0, False
     for piece in pieces:
+        if held and piece:
+            yield Encoded(np.zeros(0, np.int32), -len(held), -len(held), 0)
+            waiting, before, held = held, -len(held), ""
         waiting += piece
         at = tokenizer.safe_cut(waiting)
         forcing = at == 0 and len(waiting) >= MAX_UNCUT

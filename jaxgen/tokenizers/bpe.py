@@ -31,6 +31,7 @@ _CHUNK = 1 << 12
 # The pre-tokenizer always cuts between a character that is not white space and one of these, and neither side affects
 # the other.
 _SAFE_CUT = regex.compile(r"(?<=\S)[\n ]")
+_SEVERAL_SPACES = regex.compile(r"\s\s\Z")
 # A run of letters, of numbers, of other characters or of white space; combining marks and joiners belong to the letter
 # or number before them.
 _RUNS = (r"\p{L}[\p{L}\p{M}\u200c\u200d]", r"\p{N}[\p{N}\p{M}]", r"[^\s\p{L}\p{N}][^\s\p{L}\p{N}]")
@@ -73,6 +74,14 @@ class BpeTokenizer(Tokenizer):
     def safe_cut(self, text: str) -> int:
         """Returns the place before the last space or line break that follows a character other than white space."""
         return last_cut(_SAFE_CUT, without_surrogates(text))
+
+    def encode_open(self, text: str) -> tuple[np.ndarray, str]:
+        """Returns the ids of a text without a space at its end, and that space."""
+        if text.endswith(" "):
+            return self.encode(text[:-1]), " "
+        # Of several white space characters before a word, the last is a token of its own.
+        at = len(text) - 1 if _SEVERAL_SPACES.search(text) else len(text)
+        return np.concatenate([self.encode(text[:at]), self.encode(text[at:])]), ""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the library's own JSON as a string."""

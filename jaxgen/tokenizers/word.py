@@ -92,6 +92,10 @@ class WordTokenizer(Tokenizer):
         """Returns the place before the last white space or after the last punctuation mark, whichever is later."""
         return last_cut(_SAFE_CUT, without_surrogates(text))
 
+    def encode_open(self, text: str) -> tuple[np.ndarray, str]:
+        """Returns the ids of a text without a space at its end, and that space."""
+        return self.encode(text.removesuffix(" ")), text[len(text.removesuffix(" ")) :]
+
     def unknown(self, text: str) -> list[tuple[int, str]]:
         """Returns the unknown words with the positions of their first characters from 0."""
         found = []

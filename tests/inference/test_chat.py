@@ -238,10 +238,9 @@ def test_a_continuation_ends_with_a_whole_character_if_it_has_one(tokens, count)
 def test_the_tokens_of_what_was_shown_decode_to_it(shown):
     tokenizer, whole = ByteTokenizer(), "aé∑\ufffdbc"
     tokens = tokenizer.encode(whole)
-    kept = _shown_tokens(
-        tokenizer, [Chunk(0, whole[:shown], tokens[:3], tokens[:3]), Chunk(0, "", tokens[3:], tokens[3:])]
-    )
-    assert kept.tolist() == tokenizer.encode(whole[:shown]).tolist()
+    chunks = [Chunk(0, whole[:shown], tokens[:3], tokens[:3]), Chunk(0, "", tokens[3:], tokens[3:])]
+    kept, held = _shown_tokens(tokenizer, chunks, "")
+    assert (kept.tolist(), held) == (tokenizer.encode(whole[:shown]).tolist(), "")
 
 
 def test_a_token_shown_in_part_is_read_in_part():
@@ -254,7 +253,5 @@ def test_a_token_shown_in_part_is_read_in_part():
 
     tokenizer = Pairs()
     both = tokenizer.vocab_size - 1
-    assert _shown_tokens(tokenizer, [Chunk(0, "aba", np.array([both, both]), np.zeros(2))]).tolist() == [
-        both,
-        tokenizer.encode("a")[0],
-    ]
+    kept, _ = _shown_tokens(tokenizer, [Chunk(0, "aba", np.array([both, both]), np.zeros(2))], "")
+    assert kept.tolist() == [both, tokenizer.encode("a")[0]]

@@ -49,6 +49,34 @@ def test_a_safe_cut_is_safe_whatever_follows(kind, text, more):
 
 
 @ALL
+@settings(max_examples=50, deadline=None)
+@given(text=st.lists(letters, max_size=12).map("".join), end=st.text(st.sampled_from(" \n\t\r\u2003"), min_size=1))
+def test_a_prompt_before_a_word_has_the_ids_that_it_has_in_the_whole_text(kind, text, end):
+    tokenizer = TRAINED[kind]
+    ids, held = tokenizer.encode_open(text + end)
+    assert held == (" " if kind in ("word", "bpe") and end.endswith(" ") else "")
+    np.testing.assert_array_equal(
+        np.concatenate([ids, tokenizer.encode(f"{held}bed")]), tokenizer.encode(f"{text}{end}bed")
+    )
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_what_was_held_back_of_a_prompt_begins_the_text_and_is_not_counted(kind):
+    tokenizer = TRAINED[kind]
+    parts = list(encode_pieces(tokenizer, ["", "cat ", "sat"], held=" "))
+    np.testing.assert_array_equal(np.concatenate([part.ids for part in parts]), tokenizer.encode(" cat sat"))
+    assert (sum(part.chars for part in parts), sum(part.bytes for part in parts)) == (7, 7)
+    assert list(encode_pieces(tokenizer, ["", ""], held=" ")) == []
+
+
+def test_the_position_of_an_unknown_word_leaves_out_what_was_held_back():
+    with pytest.raises(UsageError, match=r"from 1: 1\)"):
+        list(encode_pieces(TRAINED["word"], ["zebra"], held=" "))
+    with pytest.raises(UsageError, match=r"from 1: 5\)"):
+        TRAINED["word"].encode_prompt("the zebra", held=" ")
+
+
+@ALL
 def test_ordinary_text_can_be_cut_near_its_end(kind):
     assert len(TEXT) - TRAINED[kind].safe_cut(TEXT) <= 12
 
