@@ -127,14 +127,16 @@ def predict(args: list[str]) -> None:
 
 def text_lines(paths: Sequence[str]) -> Iterator[str]:
     """The lines of files (gzip too), one after the other, or of standard input (``-``). Raises ``DataError``."""
-    from jaxgen.data.files import not_utf8
+    from jaxgen.data.files import check_not_utf16, not_utf8
 
     for path in paths or ("-",):
+        file = "standard input" if path == "-" else f"the file {path}"
         for number, line in enumerate(read_byte_lines(path, MAX_LINE), start=1):
             try:
+                if number == 1:
+                    check_not_utf16(line, f"Line 1 of {file}")
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
-                file = "standard input" if path == "-" else f"the file {path}"
                 raise not_utf8(f"Line {number:,} of {file}", error) from None
             yield text
 

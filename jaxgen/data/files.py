@@ -262,6 +262,7 @@ def read_bytes(path: Path, most: int = -1) -> bytes:
 def read_text(path: Path) -> str:
     """Returns the text of a UTF-8 file as ``STANDARD`` reads it; raises ``DataError``."""
     data = read_bytes(path)
+    check_not_utf16(data, f"The file {path}")
     try:
         return STANDARD.text(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -289,13 +290,36 @@ def not_utf8(name: str, error: UnicodeDecodeError, before: int = 0, byte_level: 
         before: Number of bytes of the text before those that were decoded.
         byte_level: Whether to recommend ``--level byte``.
     """
-    utf16 = before == 0 and error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
+    utf16 = before == 0 and (error.object[:2] in (b"\xff\xfe", b"\xfe\xff") or _looks_like_utf16(error.object))
     guess = " It looks like UTF-16." if utf16 else ""
     more = "leave it out, or use --level byte, which reads any bytes" if byte_level else "or leave it out"
     return DataError(
         f"{name} is not UTF-8: byte {error.object[error.start]:#04x} at offset {before + error.start} "
         f"({error.reason}).{guess} Convert it to UTF-8, {more}."
     )
+
+
+#: Bytes by which UTF-16 is recognised.
+_HEAD = 4096
+
+
+def check_not_utf16(head: bytes, name: str) -> None:
+    """Raises ``DataError`` if a text that begins with these bytes seems to be UTF-16 without a byte order mark.
+
+    Its bytes are often valid UTF-8: letters with NUL characters between them. ``name`` is as in ``not_utf8``.
+    """
+    if _looks_like_utf16(head[:_HEAD]):
+        raise DataError(
+            f"{name} looks like UTF-16 without a byte order mark: every other byte is a control character. Convert it "
+            "to UTF-8, or leave it out."
+        )
+
+
+def _looks_like_utf16(head: bytes) -> bool:
+    """Whether half of the bytes, at even or at odd places, are often those of UTF-16 for alphabets, 0 to 7."""
+    pairs = len(head) // 2
+    few, many = sorted(sum(byte < 8 for byte in head[first : 2 * pairs : 2]) for first in (0, 1))
+    return pairs > 1 and few <= 0.05 * pairs and many >= (0.5 * pairs if pairs > 7 else pairs)
 
 
 def read_pieces(
@@ -457,6 +481,8 @@ def _decoded(
         while block:
             try:
                 block = stream.read(size)
+                if before == 0 and not any_bytes:
+                    check_not_utf16(block, name)
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 # The object begins with what the decoder kept of the block before.

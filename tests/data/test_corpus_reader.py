@@ -155,8 +155,23 @@ def test_bytes_that_are_not_utf8_are_named_with_their_offset():
     assert "--level byte" in message
 
 
-def test_utf16_is_guessed():
-    assert "UTF-16" in refused(DataError, write("a.txt", "abc".encode("utf-16")))
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "text", ["abc", "Plain text.\n" * 99, "Это текст, и не короткий.\n" * 9, "naïve œuvre\n", "漢字 and words"]
+)
+def test_utf16_is_recognised(encoding, text):
+    raw = text.encode(encoding)
+    assert "UTF-16" in refused(DataError, write("a.txt", raw))
+    assert "UTF-16" in refused(DataError, write("a.txt.gz", gzip.compress(raw)))
+    assert "UTF-16" in refused(DataError, write("a.csv", raw), text_column="1")
+    assert read_texts(["a.txt"], level="byte").texts[0].encode("utf-8", "surrogateescape") == raw
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "\0", "a\0", "a\0\0b", "one\0two\0three\0", "\x01\x02\x03\x04" * 9, "\ta\tb\tc\n" * 9]
+)
+def test_other_texts_with_control_characters_are_read(text):
+    assert read_texts([write("a.txt", text)]).texts == [text]
 
 
 def test_what_is_missing_is_named_and_the_nearest_suggested():
