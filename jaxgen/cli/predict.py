@@ -6,7 +6,8 @@ import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,15 +19,17 @@ from jaxgen.fsutil import check_output, write_output
 if TYPE_CHECKING:
     from jaxgen.inference.predictor import Answer, DecodingConfig, Predictor, Source, UnreadableInput
 
-DESCRIPTION = """Answer inputs with a trained model: a label for each line (classify), a translation of each line
-(translate), a caption for each image (caption). Answers are written in the order of the inputs, one on each line. An
-empty line also has an answer, so that line n answers line n; an image that cannot be read has an empty line.
+DESCRIPTION = """Answer inputs with a trained model: a label for each text (classify), a translation of each text
+(translate), a caption for each image (caption). A text is a line, or a row of a table; a whole file, if the model was
+trained on texts of several lines. Answers are written in the order of the inputs, one on each line. An empty line also
+has an answer, so that line n answers line n; an image that cannot be read has an empty line.
 
     echo "some text" | jaxgen predict             lines of standard input
     jaxgen predict texts.txt more.txt.gz --json   files of lines, JSON
+    jaxgen predict mail.csv --text-column body    a column of a CSV, TSV or JSONL table
     jaxgen predict --run runs/translate-1 --beam 5  the best of five beams
     jaxgen predict photo.png other.jpg            images (or features.npz)"""
-INPUTS = "Files of lines, or images. Default: lines of standard input."
+INPUTS = "Files of texts, tables, or images. Default: standard input."
 #: ``--attention`` draws this many inputs.
 MAX_ATTENTION_PLOTS = 4
 #: The largest number of bytes of a line, its end included; a line is held in memory.
@@ -54,6 +57,13 @@ class PredictConfig(BaseModel):
     """For answers that are texts: 0 takes the most probable token, 1 draws from the model's own distribution."""
     length: Size | None = None
     """For answers that are texts: the largest number of tokens. Default: the --max-length of training."""
+    text_column: Annotated[str, Field(min_length=1)] | None = None
+    """Column of tables (.csv, .tsv, .jsonl, also .gz) with the text, by name or by position from 1. Default: that of
+    training."""
+    header: Literal["auto", "yes", "no"] | None = None
+    """Whether the first row of a table is a header. Default: as in training; auto with --text-column."""
+    lines: bool = False
+    """Answer each line, also of tables and where the model was trained on texts of several lines."""
     seed: Seed = 0
     """With --temperature: a drawn text depends on the seed and on the number of the input."""
     attention: Annotated[str, Field(min_length=1)] | None = None
@@ -66,7 +76,10 @@ RULES = (
     Excludes("--beam", ("--temperature",), "draws nothing"),
     Needs("--length-penalty", ("--beam",), "ranks the texts of beam search"),
     Needs("--seed", ("--temperature",), "has no effect where nothing is drawn"),
+    Excludes("--lines", ("--text-column", "--header"), "reads no tables"),
 )
+#: Flags for inputs that are texts.
+TABLE_FLAGS = ("--header", "--lines", "--text-column")
 #: Flags for answers that are texts.
 TEXT_FLAGS = ("--attention", "--beam", "--length", "--length-penalty", "--seed", "--temperature")
 
@@ -102,13 +115,16 @@ def predict(args: list[str]) -> None:
         )
     if codec.FILES and not files:
         raise UsageError(f"The run {predictor.directory} answers files: name them, as in `jaxgen predict photo.png`.")
+    if codec.FILES and (flag := next((flag for flag in TABLE_FLAGS if is_written(args, flag)), None)):
+        raise UsageError(f"{flag} is about texts, and the run {predictor.directory} answers images: leave it out.")
     if config.strict and not codec.FILES:
         raise UsageError(f"--strict is about images, and the run {predictor.directory} answers lines: leave it out.")
     decoding = DecodingConfig()
     if writes_texts:
         settings = GenerationConfig(config.length or codec.longest, config.temperature, config.seed)
         decoding = DecodingConfig(settings, config.beam, config.length_penalty)
-    inputs: Iterator[Source] = codec.sources(files) if codec.FILES else text_lines(files)
+    typed = not files and sys.stdin is not None and sys.stdin.isatty()
+    inputs: Iterator[Source] = codec.sources(files) if codec.FILES else texts(files, predictor, config, typed)
     if config.strict:
         sources = list(inputs)
         for source in sources:
@@ -118,11 +134,66 @@ def predict(args: list[str]) -> None:
         first = list(islice(inputs, MAX_ATTENTION_PLOTS))
         inputs = chain(first, inputs)
         plot_attention(predictor, first, decoding, config.attention)
-    typed = not files and sys.stdin is not None and sys.stdin.isatty()
     if typed:
         log("Each line is answered after Enter; Ctrl-D ends.")
     answers = predictor.predict(inputs, decoding, 1 if typed else None, strict=False)
     write_answers(answers, predictor, values["json"], flush=typed)
+
+
+def texts(paths: Sequence[str], predictor: Predictor, config: PredictConfig, typed: bool) -> Iterator[str]:
+    """The texts of files, one after the other, or of standard input (``-``): rows, lines or whole files.
+
+    Raises:
+        UsageError: The column of a table is not known, or ``--text-column`` was given for another file.
+        DataError: A file cannot be read.
+    """
+    from jaxgen.data.tables import HEADERS, table_kind
+
+    named = (config.text_column,) if config.text_column else predictor.input_columns
+    header = config.header or ("auto" if config.text_column else predictor.header or "auto")
+    for path in paths or ("-",):
+        kind = None if config.lines or path == "-" else table_kind(Path(path))
+        if kind is not None and named is not None:
+            yield from table_texts(path, kind, named, HEADERS[header])
+        elif kind is not None or config.text_column is not None:
+            problem = "is a table: name the column with the text" if kind else "is no table (.csv, .tsv, .jsonl)"
+            remedy = "give --text-column, or --lines to have each line answered" if kind else "leave --text-column out"
+            raise UsageError(f"{'Standard input' if path == '-' else path} {problem}; {remedy}.")
+        elif predictor.trained_on_whole_files and not (config.lines or typed):
+            yield from whole_text(path)
+        else:
+            yield from text_lines([path])
+
+
+def table_texts(path: str, kind: str, names: tuple[str, ...], header: bool | None) -> Iterator[str]:
+    """The texts in columns of a table, several joined by spaces."""
+    from jaxgen.data.files import FileText
+    from jaxgen.data.tables import Column, FirstRow, header_notes, read_rows
+
+    first_rows: list[FirstRow] = []
+    for _, (text,) in read_rows(
+        FileText(Path(path)), kind, Path(path), [Column(names, "--text-column")], header, first_rows
+    ):
+        for note in header_notes(first_rows):
+            log(note)
+        first_rows.clear()
+        yield text
+
+
+def whole_text(path: str) -> Iterator[str]:
+    """The text of a file; nothing for standard input that is empty."""
+    from jaxgen.data.files import read_pieces
+    from jaxgen.text import STANDARD
+
+    name, text = "Standard input" if path == "-" else path, ""
+    for piece in STANDARD.pieces(read_pieces(path)):
+        text += piece
+        if len(text) > MAX_LINE:
+            raise DataError(f"{name} has more than {MAX_LINE // 2**20} Mi characters, the most that one text may have.")
+    if "\n" in text.strip():
+        log(f"{name} is one text, as in training; --lines answers each of its lines.")
+    if text or path != "-":
+        yield text
 
 
 def text_lines(paths: Sequence[str]) -> Iterator[str]:

@@ -82,6 +82,10 @@ class Predictor(TrainedModel):
     def __init__(self, task: Any, codec: Any, params: Params) -> None:
         super().__init__(task, params)
         self.codec = codec
+        #: How the run read its inputs: columns and header of tables, and whether texts had several lines.
+        self.input_columns: tuple[str, ...] | None = None
+        self.header: str | None = None
+        self.trained_on_whole_files = False
 
     @classmethod
     def load(cls, run: str | Path | None = None) -> Predictor:
@@ -96,6 +100,9 @@ class Predictor(TrainedModel):
         """
         saved = LoadedRun.open(run, "predict")
         predictor = cls(saved.task, saved.codec, saved.params()[1])
+        predictor.input_columns = getattr(saved.config, "input_columns", None)
+        predictor.header = saved.resolved.get("header")
+        predictor.trained_on_whole_files = bool(saved.resolved.get("whole_files"))
         predictor.directory = saved.directory
         return predictor
 

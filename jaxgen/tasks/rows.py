@@ -91,6 +91,11 @@ class RowsConfig(TrainConfig):
         return {name: getattr(self, name) for name in self.built_from}
 
     @property
+    def input_columns(self) -> tuple[str, ...] | None:
+        """The columns of a table with the inputs."""
+        return None
+
+    @property
     def lower(self) -> bool:
         """Whether texts are converted to lower case."""
         return self.level == "word" if self.lowercase is None else self.lowercase
@@ -328,7 +333,13 @@ class RowsData(TaskData):
         return {**self.vocab_sizes(self.codec), **self.config.build_options()}
 
     def resolved(self) -> dict[str, Any]:
-        return {"header": header_decision(self.raw.first_rows)}
+        return {"header": header_decision(self.raw.first_rows), "whole_files": self.has_whole_files}
+
+    @property
+    def has_whole_files(self) -> bool:
+        """Whether inputs are texts of several lines, such as files: predictions then read a file as one text."""
+        texts = [] if self.codec.FILES else self.raw.train.columns[0]
+        return any("\n" in text.strip() for text in texts)
 
     def fingerprint(self) -> dict[str, str]:
         return {"name": self.raw.name, "sha256": self.raw.sha256}

@@ -108,6 +108,69 @@ def test_lines_of_files_follow_each_other_and_a_dash_is_standard_input(predict, 
     assert labels(predict("--run", kinds, "a.txt", "-", "b.txt", stdin=b"wave\n")) == ["sea", "land", "sea", "land"]
 
 
+ROWS = {
+    "t.csv": "id,text\n1,fish\n2,\n3,hill\n",
+    "t.tsv": "id\ttext\n1\tfish\n2\t\n3\thill\n",
+    "t.jsonl": '{"text": "fish"}\n{"text": null}\n{"text": "hill"}\n',
+}
+
+
+@pytest.mark.parametrize("zipped", ["", ".gz"])
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_of_tables_are_answered_in_order(predict, kinds, here, name, zipped):
+    raw = ROWS[name].encode()
+    (here / (name + zipped)).write_bytes(gzip.compress(raw) if zipped else raw)
+    for columns in ([], ["--text-column", "text"]):  # the column of training
+        found = labels(predict("--run", kinds, *columns, name + zipped))
+        assert (len(found), found[0], found[2]) == (3, "sea", "land")
+    assert len(labels(predict("--run", kinds, "--lines", name + zipped))) == ROWS[name].count("\n")
+
+
+def test_a_table_by_position_says_what_its_first_row_is(predict, kinds, here):
+    (here / "t.csv").write_text(ROWS["t.csv"])
+    done = predict("--run", kinds, "t.csv", "--text-column", "2")
+    assert (done.code, done.out.count("\n")) == (0, 3)
+    assert "header" in done.err
+    assert len(labels(predict("--run", kinds, "t.csv", "--text-column", "2", "--header", "no"))) == 4
+
+
+def test_a_column_that_is_not_there_and_a_file_that_is_no_table_are_refused(predict, kinds, here):
+    (here / "t.csv").write_text(ROWS["t.csv"])
+    (here / "t.txt").write_text("fish\n")
+    done = predict("--run", kinds, "t.csv", "--text-column", "body")
+    assert (done.code, done.out) == (3, "")
+    assert "'body'" in done.err
+    for files in (["t.txt"], []):
+        done = predict("--run", kinds, *files, "--text-column", "text")
+        assert (done.code, done.out) == (2, "")
+        assert "no table" in done.err
+    assert predict("--run", kinds, "t.csv", "--text-column", "text", "--lines").code == 2
+
+
+def test_a_file_is_one_text_where_texts_had_several_lines(predict, command, quick, here):
+    for n in range(4):
+        for kind, words in (("sea", "fish\nwave\nship"), ("land", "tree\nroad\nhill")):
+            path = here / "texts" / kind / f"{n}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(words)
+    with quick():
+        sizes = SMALL.replace("--val-rows 4", "--val-rows 2")
+        assert command(train_main, ["classify", "--data", "texts", "--run", "run"], f"{sizes} --steps 20").code == 0
+    (here / "a.txt").write_text("fish\n\nwave\n")
+    (here / "b.txt").write_text("hill\n")
+    done = predict("--run", "run", "--json", "a.txt", "b.txt")
+    assert [json.loads(line)["text"] for line in done.out.splitlines()] == ["fish\n\nwave\n", "hill\n"]
+    assert "--lines" in done.err
+    assert len(labels(predict("--run", "run", "--lines", "a.txt", "b.txt"))) == 4
+    assert predict("--run", "run", stdin=b"fish\nwave\n").out.count("\n") == 1
+    assert labels(predict("--run", "run", stdin=b"")) == []
+    (here / "t.csv").write_text(ROWS["t.csv"])
+    assert len(labels(predict("--run", "run", "t.csv", "--text-column", "text"))) == 3
+    done = predict("--run", "run", "t.csv")
+    assert (done.code, done.out) == (2, "")
+    assert "--text-column" in done.err
+
+
 def test_json_has_all_that_is_known_of_an_answer(predict, kinds):
     done = predict("--run", kinds, "--json", stdin="fish\na façade\n".encode())
     first, second = (json.loads(line) for line in done.out.splitlines())

@@ -86,6 +86,10 @@ class ClassifyConfig(RowsConfig):
 
     built_from: ClassVar[tuple[str, ...]] = (*RowsConfig.built_from, "bidirectional", "pooling")
 
+    @property
+    def input_columns(self) -> tuple[str, ...] | None:
+        return self.text_column
+
     @model_validator(mode="after")
     def _header_fits(self) -> ClassifyConfig:
         check_header(self, "text_column")
@@ -289,6 +293,13 @@ class ClassifyData(RowsData):
         if self.config.class_weights == "none":
             return np.ones(classes)
         return labels.size / np.maximum(np.bincount(labels, minlength=classes), 1) / classes
+
+    @property
+    def has_whole_files(self) -> bool:
+        """As in other tasks; also whether texts were files in folders."""
+        config, (name, *_) = self.config, self.config.data
+        from_folders = config.text_column is None and name not in LABELLED_SETS and name not in NAMED
+        return from_folders or super().has_whole_files
 
     def model_options(self) -> dict[str, Any]:
         stddev = EMBED_STDDEV.get(self.config.level, 1.0)

@@ -97,6 +97,10 @@ class TranslateConfig(Seq2SeqConfig):
         *("bidirectional", "attention", "tie", "label_smoothing"),
     )
 
+    @property
+    def input_columns(self) -> tuple[str, ...] | None:
+        return None if self.source_column is None else (self.source_column,)
+
     @model_validator(mode="after")
     def _translation_fits(self) -> TranslateConfig:
         if self.tie and self.embed not in (None, self.hidden):
