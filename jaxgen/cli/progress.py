@@ -170,4 +170,6 @@ class Screen:
         if event.step:
             rows.append(("best step", f"{event.best_step:,} of {event.step:,}"))
         self.console.print(self._table([*rows, ("run", event.run)]))
+        for text in event.advice:
+            self.console.print(Text("\n") + safe_text(text, "yellow"), soft_wrap=True)
         self.console.print(Text("\nNext: ") + safe_text(event.next_command, "bold"), soft_wrap=True)

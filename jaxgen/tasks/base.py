@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
 from pydantic import BeforeValidator, Field
 
 from jaxgen.data.batches import Batches
@@ -20,6 +21,8 @@ from jaxgen.types import AttentionMap
 
 #: Options or metrics by name: JSON values.
 Values: TypeAlias = Mapping[str, Any]
+#: Targets that are counted, to compare a model with their frequencies.
+MAX_COUNTED = 1 << 22
 #: Smallest number of rows of an evaluation batch, which may be larger than a training batch.
 EVAL_ROWS = 32
 
@@ -159,6 +162,15 @@ class TaskData(ABC):
     @abstractmethod
     def report(self, totals: Mapping[str, Any], final: bool = False) -> dict[str, Any]:
         """Returns the metrics of evaluations, ``val_loss`` among them, from the sums of the task's ``evaluate``."""
+
+    @property
+    def num_targets(self) -> int | None:
+        """Number of tokens or labels that the model chooses from. Default: unknown."""
+        return None
+
+    def target_ids(self, split: str) -> np.ndarray:
+        """Returns targets of ``train`` or ``val``, at most about ``MAX_COUNTED``. Called only with ``num_targets``."""
+        return np.zeros(0, np.int32)
 
     def generation_metrics(self, inference: Inference, final: bool) -> dict[str, Any]:
         """Returns the metrics that need generated outputs. Default: none."""

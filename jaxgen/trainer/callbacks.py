@@ -88,6 +88,7 @@ class Finished:
     summary: list[tuple[str, str]] = field(default_factory=list)  # the report as labelled lines
     next_command: str = ""
     samples: list[tuple[str, str]] = field(default_factory=list)  # (title, text)
+    advice: list[str] = field(default_factory=list)  # what to try next
 
 
 def ignore(event: Any) -> None:

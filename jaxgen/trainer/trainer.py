@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeAlias
@@ -14,11 +16,13 @@ import jax
 import numpy as np
 
 from jaxgen import jitted
-from jaxgen.errors import DivergedError, counted
+from jaxgen.errors import CheckpointError, DivergedError, counted
 from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
+from jaxgen.runs.logs import MetricsLog
 from jaxgen.sampling.decode import PRNG
 from jaxgen.tasks.base import TaskData
+from jaxgen.trainer.advice import ALARM, advise, frequency_loss
 from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Progress, Sampled, Started
 from jaxgen.trainer.evaluate import EvalSchedule, TrainingInference, build_optimizer, build_rates, evaluate
 from jaxgen.trainer.input_pipeline import InputPipeline
@@ -81,6 +85,7 @@ class Trainer:
         self._inference = TrainingInference(task, data, config.seed)
         self._throughput = Throughput()
         self._grad_norm = math.nan  # of the last step that was read
+        self._alarmed = False  # whether the warning of ``_check_loss`` was given
 
     # --- state
 
@@ -201,12 +206,29 @@ class Trainer:
             raise self._diverged(f"The {name} became {value}", step - number + last + 1)
         self.progress.add(losses, counts, now - clock)
         mean = float(np.sum(losses * counts) / max(np.sum(counts), 1))
+        self._check_loss(step, mean)
         self._throughput.completed(number * self.data.units_per_step, now - clock)
         speed = self._throughput.measured
         left = None if speed is None else (self.total_steps - step) * self.data.units_per_step / speed
         progress = Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left)
         self.recorder.call("on_step", progress)
         return now
+
+    def _check_loss(self, step: int, loss: float) -> None:
+        """Warn once if a finite training loss is far beyond that of guessing."""
+        uniform = self.uniform_loss
+        if uniform is not None and loss > ALARM * uniform and not self._alarmed:
+            self._alarmed = True
+            self._note(
+                f"WARNING: The training loss is {loss:.4g} at step {step:,}, more than {ALARM:g} times that of "
+                f"guessing uniformly ({uniform:.4g}). Stop, and train again with a lower --lr or a smaller --clip."
+            )
+
+    @property
+    def uniform_loss(self) -> float | None:
+        """The loss of guessing uniformly; None if that has no meaning."""
+        number = self.data.num_targets or 0
+        return math.log(number) if number > 1 else None
 
     def time_call(self, step: int) -> float:
         """Seconds per step of one call from ``step`` on, which advances the state."""
@@ -315,9 +337,23 @@ class Trainer:
         report = metrics | self.data.generation_metrics(inference, True)
         samples = [(each.title, each.text) for each in self.data.examples(inference, final=True)]
         summary, command = self.data.report_lines(report), self.data.next_command(path)
-        finished = Finished(path, step, best_step, report, summary, command, samples)
+        finished = Finished(path, step, best_step, report, summary, command, samples, self._advice(path))
         self.recorder.call("on_end", finished, inference)
         return finished
+
+    def _advice(self, path: str) -> list[str]:
+        """What to try next, from the recorded metrics."""
+        rows: list[dict[str, Any]] = []
+        with suppress(CheckpointError):  # a damaged log is no reason to fail here
+            rows = MetricsLog(self.run.metrics_path).read()
+        unigram, number = None, self.data.num_targets
+        if number is not None and rows:
+            unigram = frequency_loss(self.data.target_ids("train"), self.data.target_ids("val"), number)
+        steps = f"--steps {2 * self.total_steps}"
+        longer = f"In a new run, give {steps}."
+        if self.config.schedule == "constant":
+            longer = f"Continue with `python train.py --run {shlex.quote(path)} --resume auto {steps}`."
+        return advise(rows, self.uniform_loss, unigram, longer)
 
     def _interrupted(self, number: int, where: str) -> Interrupted:
         return Interrupted(number, where, str(self.run) if self.group.is_main else None)

@@ -235,6 +235,12 @@ def test_a_line_without_bits_leaves_no_gap():
     assert progress_line(Progress(1, 2, None, 3, "tokens", 4), 5) == "step 1/5  loss 2.000  3 tokens/s  0:04 left"
 
 
+def test_advice_is_shown_at_the_end():
+    out = io.StringIO()
+    Screen(Console(file=out, width=80)).show(Finished("r", 4, 2, {}, advice=["The model overfits since step 2."]))
+    assert "overfits since step 2" in out.getvalue()
+
+
 def test_a_line_has_no_speed_and_no_time_left_until_they_are_known():
     assert progress_line(Progress(1, 2, None, None, "tokens", None), 5) == "step 1/5  loss 2.000"
 

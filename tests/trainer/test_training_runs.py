@@ -211,6 +211,15 @@ def test_interrupting_the_measurement_leaves_no_run_directory(book, tmp_path, mo
     assert not (tmp_path / "run").exists()
 
 
+def test_a_finite_loss_far_beyond_guessing_is_warned_of_once_and_advised_on(book, tmp_path):
+    notes: list[Any] = []
+    wild = {"optimizer": "sgd", "lr": 1000.0, "clip": 0.0, "steps": 30, "eval_every": 5, "warmup": 0}
+    finished = start(settings(book, tmp_path / "run", **wild), notes.append).train()
+    assert [event.text.count("guessing uniformly") for event in notes if isinstance(event, Note)] == [1]
+    (advice,) = finished.advice
+    assert "guessing uniformly" in advice
+
+
 def test_what_the_measurement_compiles_the_run_does_not_compile_again(book, tmp_path, monkeypatch):
     monkeypatch.setattr(minutes, "fitting_steps", lambda *_: 30)
     trainer = start(settings(book, tmp_path / "run", steps=None, minutes=60.0, hidden=11))

@@ -334,6 +334,14 @@ class ClassifyData(RowsData):
                 row[f"{name}_confusion"] = np.asarray(sums.confusion).astype(int).tolist()
         return row
 
+    @property
+    def num_targets(self) -> int:
+        return len(self.codec.labels)
+
+    def target_ids(self, split: str) -> np.ndarray:
+        labels: np.ndarray = self.splits[split].labels
+        return labels
+
     def examples(self, inference: Inference, final: bool) -> list[Example]:
         """Some validation texts with their predicted and true labels."""
         texts, labels = (part[:NUM_EXAMPLES] for part in self.raw.val.columns)

@@ -16,15 +16,7 @@ from jaxgen.data.files import NO_PROGRESS, ProgressReporter
 from jaxgen.data.tables import fingerprint
 from jaxgen.errors import DataError, UsageError, counted
 from jaxgen.runs.config import TrainConfig
-from jaxgen.tasks.base import (
-    EVAL_ROWS,
-    EvalSet,
-    Example,
-    Inference,
-    Metric,
-    TaskData,
-    check_same_level,
-)
+from jaxgen.tasks.base import EVAL_ROWS, MAX_COUNTED, EvalSet, Example, Inference, Metric, TaskData, check_same_level
 from jaxgen.tasks.language.conditioning import Conditioning, TextCodec, join_codec, read_codec, split_codec
 from jaxgen.tasks.language.config import BUILT_FROM, LanguageConfig
 from jaxgen.tasks.language.corpus import LanguageCorpus, TextSplits, encode_splits, read_splits
@@ -115,6 +107,14 @@ class LanguageData(TaskData):
     @property
     def tokenizer(self) -> Tokenizer:
         return self.corpus.tokenizer
+
+    @property
+    def num_targets(self) -> int:
+        return self.tokenizer.vocab_size
+
+    def target_ids(self, split: str) -> np.ndarray:
+        ids: np.ndarray = getattr(self.corpus, split).ids[:MAX_COUNTED]
+        return ids
 
     @property
     def codec(self) -> TextCodec:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxgen.data.bucketing import PAD_ROW, pad_rows
 from jaxgen.errors import counted
 from jaxgen.runs.config import Beam, Fraction
-from jaxgen.tasks.base import Example, Inference
+from jaxgen.tasks.base import MAX_COUNTED, Example, Inference
 from jaxgen.tasks.rows import SPACED_LEVELS, RowsConfig, RowsData, normalize
 from jaxgen.tokenizers.base import EOS, PAD, Tokenizer
 from jaxgen.types import Seq2SeqBatch
@@ -168,6 +168,14 @@ class Seq2SeqData(RowsData):
             found = self.text_metrics(texts, [split.references(g) for g in groups], final)
             row |= {f"{name}_{key}": value for key, value in found.items()}
         return row
+
+    @property
+    def num_targets(self) -> int:
+        return int(self.codec.output_tokenizer.vocab_size)
+
+    def target_ids(self, split: str) -> np.ndarray:
+        texts = self.splits[split].targets[: MAX_COUNTED // self.config.max_length]
+        return np.concatenate([np.append(ids, EOS) for ids in texts])
 
     @property
     def final_generation_share(self) -> float:
