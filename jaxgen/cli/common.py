@@ -157,7 +157,8 @@ def open_output(text_only: bool) -> None:
     if reconfigure is None:  # in a notebook or a test
         return
     if text_only and not sys.stdout.isatty():
-        reconfigure(encoding="utf-8", newline="")  # Windows would write \n as \r\n
+        # Windows would write \n as \r\n. Lone surrogates stand for bytes that are not UTF-8.
+        reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
     else:
         reconfigure(errors="backslashreplace")
 

@@ -90,7 +90,8 @@ def sample(args: list[str]) -> None:
     temperatures = ("0",) if config.greedy else config.temperature
     settings = [generation_config(config, temperature) for temperature in temperatures]
     need_backend()
-    sampler = Sampler.load(config.run)
+    sampler = Sampler.load(config.run).exact()
+    check_prompt(prompt, config, sampler.tokenizer.kind)
     sampler = with_condition_flags(sampler, config, note=config.state is None)
     transforms = read_transforms(extra, sampler.tokenizer.encode)
     settings = [replace(each, transforms=transforms) for each in settings]
@@ -119,15 +120,27 @@ def sample(args: list[str]) -> None:
 def read_prompt(config: SampleConfig) -> str:
     """The prompt from the flag, a file or standard input. Raises ``DataError`` if it cannot be read."""
     if config.prompt_file is None:
-        prompt = config.prompt or ""
-        if surrogate := re.search("[\ud800-\udfff]", prompt):
-            raise UsageError(f"--prompt is not UTF-8 at character {surrogate.start() + 1}: write it in UTF-8.")
-        return prompt
+        return config.prompt or ""
     from jaxgen.data.files import read_pieces
 
-    text = "".join(read_pieces(config.prompt_file))
+    text = "".join(read_pieces(config.prompt_file, any_bytes=True))
     # `echo` and editors end every file with a line break, which the model would take for the end of the line.
     return re.sub(r"(\r\n|\r|\n)\Z", "", text)
+
+
+def check_prompt(prompt: str, config: SampleConfig, level: str) -> None:
+    """Raise an error for a prompt with bytes that are not UTF-8, unless the run is of the byte level."""
+    surrogate = None if level == "byte" else re.search("[\ud800-\udfff]", prompt)
+    if surrogate and config.prompt_file is None:
+        raise UsageError(f"--prompt is not UTF-8 at character {surrogate.start() + 1}: write it in UTF-8.")
+    if surrogate:
+        from jaxgen.data.files import not_utf8
+
+        try:
+            prompt.encode("utf-8", "surrogateescape").decode("utf-8")
+        except UnicodeDecodeError as error:
+            name = "Standard input" if config.prompt_file == "-" else f"The file {config.prompt_file}"
+            raise not_utf8(name, error, byte_level=True) from None
 
 
 class SamplingSpeed:
@@ -185,13 +198,21 @@ class SampleWriter:
         self._held, self._texts = "", 0
 
     def write(self, text: str) -> None:
-        """Write text and flush."""
+        """Write text and flush. Bytes that are not UTF-8 are written as they are, on a terminal as U+FFFD."""
+        from jaxgen.tokenizers.base import text_bytes
+
+        exact = getattr(sys.stdout, "errors", None) == "surrogateescape"
+        text = text_bytes(text).decode("utf-8", "surrogateescape" if exact else "replace")
         if self.escape:
             text = self._held + text
             self._held = "\r" if text.endswith("\r") else ""  # the next character decides whether it is a line break
             text = escape_controls(text.removesuffix("\r"))
-        sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8"))
+        sys.stdout.write(text)
         sys.stdout.flush()
+
+    def write_json(self, value: object) -> None:
+        """Write a line of JSON; lone surrogates (in a stop string) are escaped."""
+        self.write(re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", json_line(value)))
 
     def begin(self, *about: str) -> None:
         """Begin a text; what it is goes to standard error."""
@@ -266,7 +287,7 @@ def write_samples(
             samples = collect(chunks) if config.best_of is None else select_best(collect(chunks), config.num_samples)
             for drawn in samples:
                 value = receipt(sampler, each, drawn, prompt=prompt, unk=config.unk, state_file=config.state)
-                writer.write(json_line(value))
+                writer.write_json(value)
         else:
             about = f"temperature {temperature}" if len(settings) > 1 else ""
             if config.best_of is None:
@@ -303,7 +324,7 @@ def write_beams(
             from jaxgen.inference.receipts import beam_receipt
 
             found_by = beam_receipt(sampler, search, rank, each, prompt=prompt, unk=config.unk, state_file=config.state)
-            writer.write(json_line(found_by))
+            writer.write_json(found_by)
             continue
         about = f"rank {rank}, {each.logp:.2f} nats, score {each.score:.4f}" if config.num_samples > 1 else ""
         writer.write_text(sampler.reading.text(prompt) + each.text, about)

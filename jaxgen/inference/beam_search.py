@@ -89,7 +89,5 @@ def beam(
         if size:
             ids = row[:size]
             end = "eos" if ids[-1] == EOS else "length"
-            hypotheses.append(
-                Hypothesis(sampler.tokenizer.decode(ids).removeprefix(start.held), ids, total, score, end)
-            )
+            hypotheses.append(Hypothesis(sampler.decode(ids).removeprefix(start.held), ids, total, score, end))
     return hypotheses

@@ -80,7 +80,7 @@ class ChatSession:
     @property
     def text(self) -> str:
         """The text so far."""
-        return "" if self.state is None else self.sampler.tokenizer.decode(self.state.tokens) + self.state.held
+        return "" if self.state is None else self.sampler.decode(self.state.tokens) + self.state.held
 
     def send(self, text: str = "") -> Generator[Chunk, None, None]:
         """Read ``text`` and generate an answer; close the generator to stop early.
@@ -147,22 +147,22 @@ class ChatSession:
             raise
         finally:  # also if it is closed early or interrupted
             if not failed:
-                self._add_step(begun, *_shown_tokens(self.sampler.tokenizer, chunks, begun.held), answer=True)
+                self._add_step(begun, *_shown_tokens(self.sampler, chunks, begun.held), answer=True)
 
 
-def _shown_tokens(tokenizer: Tokenizer, chunks: list[Chunk], held: str) -> tuple[np.ndarray, str]:
+def _shown_tokens(sampler: Sampler, chunks: list[Chunk], held: str) -> tuple[np.ndarray, str]:
     """The tokens [T] of the text of ``chunks`` after the text ``held``, and the end of it that begins the next token.
 
     They are those drawn, without the ones that were not shown.
     """
     tokens = np.concatenate([NO_TOKENS, *(chunk.tokens for chunk in chunks)])
     text = held + "".join(chunk.text for chunk in chunks)
-    count, known = tokens.size, tokenizer.decode(tokens)
+    count, known = tokens.size, sampler.decode(tokens)
     while not text.startswith(known):
         count -= 1
-        known = tokenizer.decode(tokens[:count])
+        known = sampler.decode(tokens[:count])
     # A token of several characters may have been shown in part.
-    rest, held = tokenizer.encode_prompt(text[len(known) :], unk="skip")
+    rest, held = sampler.tokenizer.encode_prompt(text[len(known) :], unk="skip")
     return np.concatenate([tokens[:count], rest]), held
 
 
@@ -221,7 +221,7 @@ def _continue_greedily(
         (greedy,) = sampler.samples(settings=GenerationConfig(length - 1, temperature=0.0), state=after)
         tokens, each = np.append(tokens, greedy.tokens), np.append(each, greedy.logp)
     count = _complete_characters(sampler.tokenizer, tokens)
-    text = sampler.tokenizer.decode(tokens[:count]).removeprefix(state.held)
+    text = sampler.decode(tokens[:count]).removeprefix(state.held)
     return Continuation(text, tokens[:count], each[:count])
 
 

@@ -23,7 +23,7 @@ from jaxgen.runtime import processor
 from jaxgen.sampling.decode import DecodeState, perturbed, sample_keys
 from jaxgen.sampling.transforms.base import Last, update_chain
 from jaxgen.tasks.language.conditioning import Condition
-from jaxgen.tokenizers.base import EOS
+from jaxgen.tokenizers.base import EOS, text_bytes
 from jaxgen.version import __version__
 
 #: The version of the format.
@@ -54,6 +54,8 @@ class Receipt(StrictModel, extra="ignore"):
     run: str | None
     checkpoint: str
     state: StateFile | None
+    #: The bytes of a prompt that is not UTF-8, in hexadecimal.
+    prompt_bytes: Annotated[str, Field(pattern="^([0-9a-f]{2})*$")] | None = None
     #: Absent for a run without labels and features.
     condition: object = None
 
@@ -121,8 +123,8 @@ def receipt(
 ) -> dict[str, object]:
     """``sample`` with everything that determined it, as JSON values; ``logp`` is in nats, before any transform."""
     return {
-        "text": sample.text,
-        "prompt": prompt,
+        **exact_text("text", sample.text),
+        **exact_text("prompt", prompt),
         "tokens": sample.tokens.tolist(),
         "logp": [round(float(value), 6) for value in sample.logp],
         "end": sample.end,
@@ -138,8 +140,8 @@ def beam_receipt(
 ) -> dict[str, object]:
     """A text of beam search with everything that determined it; the search compared ``total_logp`` and ``score``."""
     return {
-        "text": found.text,
-        "prompt": prompt,
+        **exact_text("text", found.text),
+        **exact_text("prompt", prompt),
         "tokens": found.tokens.tolist(),
         "total_logp": found.logp,
         "score": found.score,
@@ -148,6 +150,13 @@ def beam_receipt(
         "beam": {**search._asdict(), "transforms": [transform_to_json(each) for each in search.transforms]},
         **_origin(sampler, unk, state_file),
     }
+
+
+def exact_text(name: str, text: str) -> dict[str, str]:
+    """A text as JSON values: bytes that are not UTF-8 are U+FFFD, and then ``NAME_bytes`` has all in hexadecimal."""
+    raw = text_bytes(text)
+    shown = raw.decode("utf-8", "replace")
+    return {name: shown} if shown == text else {name: shown, f"{name}_bytes": raw.hex()}
 
 
 def _origin(sampler: Sampler, unk: str, state_file: str | None) -> dict[str, object]:
@@ -216,7 +225,11 @@ def replay(sampler: Sampler, saved: SampleReceipt | BeamReceipt, where: str = "t
         if not path.is_file() or file_sha256(path) != saved.state.sha256:
             raise DataError(f"{where} continues the state in {path}, which is missing or has changed.")
         state = sampler.load_state(path)
-    prompt = {"prompt": saved.prompt, "state": state, "unk": saved.unk}
+    text = saved.prompt
+    if saved.prompt_bytes is not None:
+        text = bytes.fromhex(saved.prompt_bytes).decode("utf-8", "surrogateescape")
+    prompt = {"prompt": text, "state": state, "unk": saved.unk}
+    sampler = sampler.exact()  # a stop string may have bytes that are not UTF-8
     try:
         sampler = _with_recorded_condition(sampler, saved)
         if isinstance(saved, BeamReceipt):
@@ -249,7 +262,7 @@ def _replay_sample(sampler: Sampler, saved: SampleReceipt, prompt: dict[str, Any
     if result.first_divergence is not None:
         return replace(result, margin=_margin(sampler, settings, prompt, result))
     tampered = {
-        "text": saved.text != drawn.text,
+        "text": saved.text != exact_text("text", drawn.text)["text"],
         "end": saved.end not in ("time", drawn.end),
         "logp": diff > LOGP_TOLERANCE,
         "seed": saved.seed != settings.seed,
@@ -268,7 +281,7 @@ def _replay_beam(sampler: Sampler, saved: BeamReceipt, prompt: dict[str, Any]) -
         return result
     diff = abs(saved.total_logp - again.logp)
     tampered = {
-        "text": saved.text != again.text,
+        "text": saved.text != exact_text("text", again.text)["text"],
         "end": saved.end != again.end,
         "total_logp": diff > LOGP_TOLERANCE * max(len(saved.tokens), 1),
     }

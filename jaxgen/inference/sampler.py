@@ -101,6 +101,8 @@ class Sampler(TrainedModel):
         self.reading = reading or Reading.of_level(self.tokenizer.kind)
         #: The labels and features of the texts; ``None`` is the mean of the training texts.
         self.condition: Condition | None = None
+        #: What becomes of bytes that are not UTF-8 in texts; see ``exact``.
+        self.errors = "replace"
         self._prefill, self._step = jitted.jit_prefill(task), jitted.jit_decode_step(task)
 
     @classmethod
@@ -141,6 +143,20 @@ class Sampler(TrainedModel):
                 "--feature-columns."
             )
         return self.with_condition(self.conditioning.choose(labels, features))
+
+    def exact(self) -> Sampler:
+        """A sampler with the same weights whose texts at byte level are exact.
+
+        Bytes that are not UTF-8 are then lone surrogates instead of U+FFFD: ``text.encode("utf-8", "surrogateescape")``
+        has the bytes. Prompts are read in this way in any case.
+        """
+        other = copy.copy(self)
+        other.errors = "surrogateescape" if self.tokenizer.kind == "byte" else "replace"
+        return other
+
+    def decode(self, tokens: npt.ArrayLike) -> str:
+        """The text of token ids. Raises ``UsageError`` for ids out of range."""
+        return self.tokenizer.decode(tokens, self.errors)
 
     def with_condition(self, condition: Condition | None) -> Sampler:
         """A sampler with the same weights for texts under ``condition``."""
@@ -308,7 +324,7 @@ class Sampler(TrainedModel):
             blocks = self._blocks_per_call(settings, transforms, indices.stop - base)
             end = base + blocks * rows
             texts = [
-                StreamingDetokenizer(self.tokenizer, i, i - base, settings, skip, held)
+                StreamingDetokenizer(self.tokenizer, i, i - base, settings, skip, held, self.errors)
                 for i in range(max(base, indices.start), min(end, indices.stop))
             ]
             keys = sample_keys(settings.seed, jnp.arange(base, end))

@@ -124,13 +124,21 @@ class StreamingDetokenizer:
         settings: The length and the stop strings.
         skip: The number of tokens at the beginning whose text is left out.
         held: The beginning of the first token's text that belongs to the prompt (see ``DecoderState``).
+        errors: What becomes of bytes that are not UTF-8, as in ``StreamDecoder``.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, index: int, row: int, settings: GenerationConfig, skip: int, held: str = ""
+        self,
+        tokenizer: Tokenizer,
+        index: int,
+        row: int,
+        settings: GenerationConfig,
+        skip: int,
+        held: str = "",
+        errors: str = "replace",
     ) -> None:
         self.index, self.row, self.running = index, row, True
-        self._decoder = tokenizer.stream_decoder()
+        self._decoder = tokenizer.stream_decoder(errors)
         self._stop = StopStrings(settings.stop)
         self._left, self._skip, self._drop, self._held = settings.length, skip, 0, held
 

@@ -88,18 +88,21 @@ def last_cut(safe: regex.Pattern[str], text: str) -> int:
 
 
 class StreamDecoder:
-    """Decodes ids incrementally; a character split over several tokens is returned whole, with the last one."""
+    """Decodes ids incrementally; a character split over several tokens is returned whole, with the last one.
 
-    def __init__(self, pieces: Sequence[bytes]):
+    ``errors`` is what becomes of bytes that are not UTF-8: ``replace`` or ``surrogateescape``, as in ``bytes.decode``.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], errors: str = "replace"):
         self._pieces = pieces
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors)
 
     def feed(self, ids: ArrayLike) -> str:
         """Returns the text completed by these ids; raises ``UsageError`` for an id outside the vocabulary."""
         return self._decoder.decode(join_pieces(self._pieces, ids))
 
     def flush(self) -> str:
-        """Returns the rest: U+FFFD for an unfinished character, usually nothing."""
+        """Returns the rest: the bytes of an unfinished character, usually nothing."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest
@@ -172,17 +175,17 @@ class Tokenizer(ABC):
         """Returns the unknown tokens of a text as (position from 0, piece)."""
         return []
 
-    def decode(self, ids: ArrayLike) -> str:
-        """Returns the text of ids; bytes that are not UTF-8 become U+FFFD. Raises ``UsageError`` for an invalid id."""
-        return self.decode_bytes(ids).decode("utf-8", "replace")
+    def decode(self, ids: ArrayLike, errors: str = "replace") -> str:
+        """Returns the text of ids; ``errors`` as in ``StreamDecoder``. Raises ``UsageError`` for an invalid id."""
+        return self.decode_bytes(ids).decode("utf-8", errors)
 
     def decode_bytes(self, ids: ArrayLike) -> bytes:
         """Returns the bytes of ids, unchanged. Raises ``UsageError`` for an invalid id."""
         return join_pieces(self.pieces, ids)
 
-    def stream_decoder(self) -> StreamDecoder:
+    def stream_decoder(self, errors: str = "replace") -> StreamDecoder:
         """Returns an incremental decoder; its texts add up to ``decode`` of all ids."""
-        return StreamDecoder(self.pieces)
+        return StreamDecoder(self.pieces, errors)
 
     def encode_open(self, text: str) -> tuple[np.ndarray, str]:
         """Returns the ids that a text has if a word follows it, and its end, which is held back.

@@ -16,6 +16,9 @@ from rich.console import Console
 from jaxgen.cli import progress
 from jaxgen.cli.common import end_output, escape_controls, log, open_output, run_command, write_out
 from jaxgen.cli.progress import Screen, format_duration, progress_line
+from jaxgen.cli.sample import SampleWriter, check_prompt
+from jaxgen.cli.sampling_flags import SampleConfig
+from jaxgen.errors import DataError, UsageError
 from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Progress, Reading, Sampled, Started
 from jaxgen.trainer.trainer import Interrupted
 
@@ -150,6 +153,32 @@ def test_a_terminal_that_lacks_a_character_shows_it_escaped(text_only, monkeypat
     open_output(text_only)
     print("é ∑", flush=True)
     assert terminal.buffer.getvalue() == b"\xe9 \\u2211\n"
+
+
+@pytest.mark.parametrize(("kind", "written"), [(io.TextIOWrapper, b"\xffa\xc3\n"), (Terminal, "�a�\n".encode())])
+def test_bytes_that_are_not_utf8_reach_a_pipe_and_are_replaced_on_a_terminal(kind, written, monkeypatch):
+    out = kind(io.BytesIO(), "utf-8", newline="")
+    monkeypatch.setattr(sys, "stdout", out)
+    open_output(True)
+    SampleWriter(escape=out.isatty()).write("\udcffa\udcc3\n")
+    assert out.buffer.getvalue() == written
+    SampleWriter(escape=out.isatty()).write_json({"stop": ["\udcff"]})
+    assert out.buffer.getvalue() == written + b'{"stop": ["\\udcff"]}\n'
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "told"),
+    [
+        (SampleConfig(prompt="a\udcff"), UsageError, "character 2"),
+        (SampleConfig(prompt_file="p.txt"), DataError, "p.txt is not UTF-8: byte 0xff at offset 1"),
+        (SampleConfig(prompt_file="-"), DataError, "Standard input is not UTF-8"),
+    ],
+)
+def test_only_the_byte_level_reads_a_prompt_that_is_not_utf8(config, error, told):
+    check_prompt("a\udcff", config, "byte")
+    check_prompt("é", config, "char")
+    with pytest.raises(error, match=told):
+        check_prompt("a\udcff", config, "char")
 
 
 def test_standard_output_that_cannot_be_reconfigured_is_left_alone(monkeypatch):

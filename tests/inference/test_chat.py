@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jaxgen.inference.text_stream import Chunk
 from jaxgen.sampling.transforms import Force
 from jaxgen.sampling.transforms.constraints import Forbid
 from jaxgen.tasks.language.objective import LanguageTask
-from jaxgen.tokenizers import EOS, PAD, UNK, ByteTokenizer, CharTokenizer
+from jaxgen.tokenizers import EOS, PAD, UNK, ByteTokenizer, CharTokenizer, Tokenizer
 
 TOKENIZER = CharTokenizer.train(["abcdefgh \n"])
 V = TOKENIZER.vocab_size
@@ -234,12 +235,21 @@ def test_a_continuation_ends_with_a_whole_character_if_it_has_one(tokens, count)
     assert _complete_characters(tokenizer, np.frombuffer(tokens, np.uint8).astype(np.int32) + 3) == count
 
 
+class Decoding(NamedTuple):
+    """What remains of a sampler where nothing is drawn."""
+
+    tokenizer: Tokenizer
+
+    def decode(self, tokens):
+        return self.tokenizer.decode(tokens)
+
+
 @pytest.mark.parametrize("shown", range(7))
 def test_the_tokens_of_what_was_shown_decode_to_it(shown):
     tokenizer, whole = ByteTokenizer(), "aé∑\ufffdbc"
     tokens = tokenizer.encode(whole)
     chunks = [Chunk(0, whole[:shown], tokens[:3], tokens[:3]), Chunk(0, "", tokens[3:], tokens[3:])]
-    kept, held = _shown_tokens(tokenizer, chunks, "")
+    kept, held = _shown_tokens(Decoding(tokenizer), chunks, "")
     assert (kept.tolist(), held) == (tokenizer.encode(whole[:shown]).tolist(), "")
 
 
@@ -253,5 +263,5 @@ def test_a_token_shown_in_part_is_read_in_part():
 
     tokenizer = Pairs()
     both = tokenizer.vocab_size - 1
-    kept, _ = _shown_tokens(tokenizer, [Chunk(0, "aba", np.array([both, both]), np.zeros(2))], "")
+    kept, _ = _shown_tokens(Decoding(tokenizer), [Chunk(0, "aba", np.array([both, both]), np.zeros(2))], "")
     assert kept.tolist() == [both, tokenizer.encode("a")[0]]

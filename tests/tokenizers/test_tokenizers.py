@@ -205,6 +205,9 @@ def test_byte_keeps_any_bytes_read_with_surrogateescape(raw):
     ids = tokenizer.encode(raw.decode("utf-8", "surrogateescape"))
     assert ids.tolist() == [value + 3 for value in raw]
     assert tokenizer.decode_bytes(ids) == raw
+    decoder = tokenizer.stream_decoder("surrogateescape")
+    text = "".join(decoder.feed([i]) for i in ids) + decoder.flush()
+    assert text.encode("utf-8", "surrogateescape") == raw
 
 
 def test_byte_streams_a_character_split_over_tokens_whole():
