@@ -27,6 +27,8 @@ MAX_JSON_DEPTH = 64
 #: The most lists and objects, and the most values, in one file: each takes far more memory than its text.
 MAX_JSON_CONTAINERS = 2**20
 MAX_JSON_VALUES = 2**21
+#: The most digits of a whole number: enough for 64 bits.
+MAX_JSON_DIGITS = 20
 #: The system's errors for a full disk, a used-up quota and a file that is too large.
 NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 #: What to do about a file that could not be written, by the system's error.
@@ -288,8 +290,9 @@ def load_json(path: Path, advice: str) -> Any:
 def read_bounded(path: Path) -> bytes:
     """The bytes of a regular file of at most 64 MB. Raises ``ValueError`` for anything else."""
     with open_regular(path) as file:
-        data = file.read(MAX_JSON_BYTES + 1)
-    if len(data) > MAX_JSON_BYTES:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(MAX_JSON_BYTES + 1) if size <= MAX_JSON_BYTES else b""  # it may grow meanwhile
+    if size > MAX_JSON_BYTES or len(data) > MAX_JSON_BYTES:
         raise ValueError(f"is larger than {MAX_JSON_BYTES // 2**20} MB, the most that is read")
     return data
 
@@ -299,7 +302,8 @@ def parse_json(data: bytes) -> Any:
 
     Raises:
         ValueError: if it is not UTF-8 or not JSON, is nested deeper than 64 levels, repeats a key, or has a number that
-            is not finite. Too many lists, objects or values are refused before any is allocated.
+            is not finite or has more than 20 digits. Too many lists, objects or values are refused before any is
+            allocated.
     """
     if data.count(b"[") + data.count(b"{") > MAX_JSON_CONTAINERS:
         raise ValueError(f"it has more than {MAX_JSON_CONTAINERS:,} lists and objects, the most that are read")
@@ -310,6 +314,7 @@ def parse_json(data: bytes) -> Any:
             data.decode("utf-8"),
             object_pairs_hook=_object_without_duplicates,
             parse_float=_finite,
+            parse_int=_bounded,
             parse_constant=_finite,
         )
         too_deep = _depth(value) > MAX_JSON_DEPTH
@@ -335,6 +340,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:40]} is not finite")
     return value
+
+
+def _bounded(text: str) -> int:
+    if len(text.removeprefix("-")) > MAX_JSON_DIGITS:
+        raise ValueError(f"the integer {text[:40]} has more than {MAX_JSON_DIGITS} digits")
+    return int(text)
 
 
 def _depth(value: object) -> int:

@@ -20,6 +20,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 ZSTANDARD = b"\x28\xb5\x2f\xfd"
 #: The largest size of the compilation cache in bytes; beyond it the oldest entries are removed.
 MAX_CACHE_BYTES = 1 << 29
+#: Bytes of a cache entry that are read and unpacked at once.
+PIECE = 1 << 20
 #: Seconds of work without compilation from which on its speed is shown: a shorter time says nothing.
 MIN_SECONDS = 0.5
 
@@ -155,7 +157,7 @@ def clean_cache(folder: Path) -> None:
         for path in folder.glob("*-cache"):  # JAX keeps other files beside them
             with contextlib.suppress(OSError):  # another process may be cleaning too
                 status = path.stat()
-                if status.st_mtime_ns >= before and not _whole(path.read_bytes()):
+                if status.st_mtime_ns >= before and not _whole(path):
                     path.unlink()
                 else:
                     kept.append((status.st_mtime, status.st_size, path))
@@ -169,11 +171,18 @@ def clean_cache(folder: Path) -> None:
             total -= size
 
 
-def _whole(entry: bytes) -> bool:
-    """Whether a cache entry is complete. Entries of Zstandard cannot be checked and count as complete."""
-    reader = zlib.decompressobj()
-    try:
-        reader.decompress(entry)
-    except zlib.error:
-        return entry.startswith(ZSTANDARD)
-    return reader.eof
+def _whole(path: Path) -> bool:
+    """Whether a cache entry is complete and, unpacked, no larger than the whole cache may be.
+
+    Entries of Zstandard cannot be checked and count as complete.
+    """
+    reader, size = zlib.decompressobj(), 0
+    with open(path, "rb") as file:
+        while block := reader.unconsumed_tail or file.read(PIECE):
+            try:
+                size += len(reader.decompress(block, PIECE))
+            except zlib.error:
+                return size == 0 and block.startswith(ZSTANDARD)
+            if reader.eof or size > MAX_CACHE_BYTES:
+                break
+    return reader.eof and size <= MAX_CACHE_BYTES

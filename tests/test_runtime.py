@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 import zlib
 
 import jax
@@ -90,6 +91,22 @@ def test_what_was_not_written_to_its_end_is_removed_at_the_next_start(user_cache
     jax.config.update("jax_compilation_cache_dir", None)
     keep_compilations()
     assert sorted(path.name for path in folder.glob("*-cache")) == ["other-cache", "whole-cache"]
+
+
+def test_an_entry_that_would_fill_the_memory_is_removed_piece_by_piece(user_cache, monkeypatch):
+    folder = keep_compilations()
+    monkeypatch.setattr(host, "MAX_CACHE_BYTES", 2**26)
+    (folder / "sparse-cache").touch()
+    os.truncate(folder / "sparse-cache", 2**40)
+    (folder / "bomb-cache").write_bytes(zlib.compress(bytes(2**26 + 1)))
+    (folder / "large-cache").write_bytes(zlib.compress(bytes(2**25)))
+    tracemalloc.start()
+    try:
+        host.clean_cache(folder)
+        assert tracemalloc.get_traced_memory()[1] < 10 * host.PIECE
+    finally:
+        tracemalloc.stop()
+    assert [path.name for path in folder.glob("*-cache")] == ["large-cache"]
 
 
 def test_a_compiled_function_is_looked_at_once(user_cache, monkeypatch):

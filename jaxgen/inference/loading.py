@@ -14,7 +14,7 @@ from jaxgen import jitted
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import json_sha256, load_strict
 from jaxgen.runs.checkpoints import CheckpointStore
-from jaxgen.runs.config import TrainConfig, check_folder, read_config, validate
+from jaxgen.runs.config import MAX_STEPS, TrainConfig, check_folder, read_config, validate
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.tasks.registry import DATA, objective
 from jaxgen.text import Reading
@@ -177,6 +177,7 @@ def _check_resolved(resolved: dict[str, Any]) -> None:
     """Raise ``KeyError``, ``TypeError`` or ``ValueError`` unless ``resolved`` has the entries of every run."""
     numbers = [resolved[key] for key in ("steps", "horizon", "parameters", "devices")]
     usable = all(type(number) is int and number >= 0 for number in numbers) and all(numbers[2:])
+    usable = usable and max(numbers[:2]) <= MAX_STEPS
     data = resolved["data"]
     texts = [data["name"], data["sha256"], resolved["run_digest"], *resolved["data_folders"]]
     if not usable or not all(isinstance(text, str) and "\0" not in text for text in texts):

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import dump_json, json_sha256, parse_json, write_output
-from jaxgen.runs.manifest import array_sha256, decode_arrays, encode_arrays, metadata
+from jaxgen.runs.manifest import array_sha256, decode_arrays, encode_arrays, header_bytes, metadata
 from jaxgen.types import Array, Carry
 
 #: The largest file of a state that is read.
@@ -36,9 +36,13 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     try:
         if path.exists() and not path.is_file():  # a pipe or a device would block
             raise CheckpointError(f"{path} is not a regular file. Give one that jaxgen wrote.")
-        if path.stat().st_size > MAX_BYTES:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
             raise CheckpointError(f"{path} is larger than {MAX_BYTES // 2**20} MB, the most that is read.")
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            sparse = not 0 < header_bytes(file.read(8)) < size  # such a file has no header
+            file.seek(0)
+            data = file.read(8 if sparse else size)
     except (OSError, ValueError) as error:  # a name with a NUL character
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path} cannot be read: {reason}.") from None

@@ -20,6 +20,8 @@ from pydantic.dataclasses import dataclass
 from jaxgen.errors import CheckpointError
 from jaxgen.fsutil import RESUME, STRICT, json_sha256, parse_json, refuse_links, replace_file, sync_folder, write_errors
 
+#: The largest log that is read, and the longest row of metrics.
+MAX_LOG_BYTES, MAX_ROW_BYTES = 2**28, 2**20
 #: The last rows whose digests a ``LogRecord`` keeps one by one: it says which of them has changed.
 SINGLE_ROWS = 256
 
@@ -117,6 +119,8 @@ class MetricsLog:
                 return
             row, problem = {}, None
             try:
+                if len(line) > MAX_ROW_BYTES:
+                    raise ValueError(f"it is longer than {MAX_ROW_BYTES // 2**20} MB")
                 row = parse_json(line)
                 if not isinstance(row, dict):
                     raise ValueError("it is not an object")
@@ -181,9 +185,17 @@ def _is_after(number: object, step: int) -> bool:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a log; none if it does not exist. Raises ``CheckpointError`` for anything but a regular file."""
+    """The bytes of a log; none if it does not exist.
+
+    Raises ``CheckpointError`` for anything but a regular file, and for one of more than ``MAX_LOG_BYTES``.
+    """
     refuse_links(path)
     try:
+        if path.stat().st_size > MAX_LOG_BYTES:
+            raise CheckpointError(
+                f"{path} is larger than {MAX_LOG_BYTES // 2**20} MB, the most that is read. Move it away: the run "
+                "continues without it."
+            )
         return path.read_bytes()
     except FileNotFoundError:
         return b""

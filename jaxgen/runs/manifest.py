@@ -69,6 +69,8 @@ _BY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}
 _METADATA = "__metadata__"
 #: The largest header that is written and read: enough for about 50,000 arrays.
 MAX_HEADER_BYTES = 8 * 2**20
+#: The most parts of the name of an array: all beginnings of the names are compared.
+MAX_DEPTH = 64
 
 
 def dtype_of(name: str, what: str = "An array") -> np.dtype:
@@ -142,7 +144,7 @@ def encode_arrays(arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | N
     # safetensors writes the wrong elements of an array that is not contiguous; NumPy makes 0-d arrays 1-d.
     dense = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     data = safetensors.numpy.save(dense, metadata)
-    if _header_bytes(data) > MAX_HEADER_BYTES:
+    if header_bytes(data) > MAX_HEADER_BYTES:
         raise ValueError(f"{len(arrays):,} arrays are too many for one file; its header would be too large.")
     return data
 
@@ -152,7 +154,7 @@ def decode_arrays(data: bytes) -> dict[str, np.ndarray]:
 
     Raises ``ValueError`` if it is not a safetensors file.
     """
-    if _header_bytes(data) > MAX_HEADER_BYTES:
+    if header_bytes(data) > MAX_HEADER_BYTES:
         raise ValueError(f"its header is larger than {MAX_HEADER_BYTES:,} bytes")
     try:
         return {
@@ -165,10 +167,11 @@ def decode_arrays(data: bytes) -> dict[str, np.ndarray]:
 
 def metadata(data: bytes) -> dict[str, str]:
     """The metadata in the header of a file that ``decode_arrays`` has accepted."""
-    return json.loads(data[8 : 8 + _header_bytes(data)]).get(_METADATA, {})
+    return json.loads(data[8 : 8 + header_bytes(data)]).get(_METADATA, {})
 
 
-def _header_bytes(data: bytes) -> int:
+def header_bytes(data: bytes) -> int:
+    """The length of the header of a safetensors file that begins with ``data``."""
     return int.from_bytes(data[:8], "little")
 
 
@@ -231,6 +234,8 @@ class Manifest(StrictModel):
     @field_validator("leaves")
     @classmethod
     def _check_names(cls, leaves: dict[str, Leaf]) -> dict[str, Leaf]:
+        if any(name.count(".") >= MAX_DEPTH for name in leaves):
+            raise ValueError(f"the names of the arrays have more than {MAX_DEPTH} parts")
         paths = [tuple(name.split(".")) for name in leaves]
         inner = {path[:end] for path in paths for end in range(1, len(path))}
         if not all(all(path) for path in paths) or not inner.isdisjoint(paths):

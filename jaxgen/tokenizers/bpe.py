@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from types import ModuleType
@@ -13,7 +12,7 @@ import regex
 from pydantic import AfterValidator, ConfigDict, FailFast, Strict, model_validator
 
 from jaxgen.errors import UsageError, check_int
-from jaxgen.fsutil import StrictModel, load_strict, malformed
+from jaxgen.fsutil import StrictModel, load_strict, malformed, parse_json
 from jaxgen.text import Text, in_pieces
 from jaxgen.tokenizers.base import (
     MAX_VOCAB,
@@ -92,8 +91,8 @@ class BpeTokenizer(Tokenizer):
         """The tokenizer of the library's JSON; raises ``CheckpointError``, ``UsageError`` without the library."""
         source = load_strict(_Saved, obj, "bpe tokenizer").tokenizers
         try:
-            inner = json.loads(source)
-        except (ValueError, RecursionError) as error:
+            inner = parse_json(source.encode())
+        except ValueError as error:
             raise malformed("bpe tokenizer", f"the field 'tokenizers' is not JSON ({error})") from error
         load_strict(_Inner, inner, "bpe tokenizer")
         library = _library()

@@ -171,6 +171,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     **{f"{name} infinite": {f"config.{name}": float("inf")} for name in ("lr", "clip", "seq_len", "steps")},
     **{f"{name} 1e9": {f"config.{name}": 10**9} for name in ("batch_size", "seq_len")},
     "a vocabulary of 1e9": {"resolved.model.vocab_size": 10**9},
+    **{f"{name} 1e400": {f"resolved.{name}": 10**400} for name in ("steps", "model.hidden", "parameters", "devices")},
+    **{f"{name} 2**31": {f"resolved.{name}": 2**31} for name in ("steps", "horizon")},
     "no parameters": {"resolved.parameters": 0},
     "an option that is none": everywhere("cell_options", {"__class__": 1}),
     "a cell that is a path": everywhere("cell", "../../cell"),

@@ -53,10 +53,18 @@ def test_a_header_of_many_megabytes_is_refused_before_it_is_parsed(tmp_path):
     check_refused_cheaply(write(tmp_path / "s.safetensors", f"{{{entries}}}".encode()), 2**26)
 
 
-def check_refused_cheaply(path, limit=10**6):
+@pytest.mark.parametrize("size", [100, 2**30, 2**42])
+def test_a_sparse_file_is_not_read(tmp_path, size):
+    path = tmp_path / "s.safetensors"
+    path.touch()
+    os.truncate(path, size)
+    check_refused_cheaply(path, match="larger" if size > 2**30 else "damaged")
+
+
+def check_refused_cheaply(path, limit=10**6, match="damaged"):
     tracemalloc.start()
     try:
-        with pytest.raises(CheckpointError, match="damaged"):
+        with pytest.raises(CheckpointError, match=match):
             load_arrays(path)
         assert tracemalloc.get_traced_memory()[1] < limit
     finally:

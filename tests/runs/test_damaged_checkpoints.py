@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,18 @@ def test_a_forged_shape_is_refused_before_allocation(store):
         forge_manifest(folder, lambda manifest: manifest["leaves"]["params.cell.kernel"].update(shape=shape))  # noqa: B023
         with pytest.raises(DamagedCheckpointError, match=r"step 20 .*(model\.safetensors|params\.cell\.kernel)"):
             store.restore()
+
+
+def test_names_of_many_parts_are_refused_before_they_are_compared(store):
+    names = {".".join(["a"] * 2**17): {"shape": [1], "dtype": "float32", "sha256": ""}}
+    forge_manifest(store.directory / "00000020", lambda manifest: manifest["leaves"].update(names))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamagedCheckpointError, match="manifest"):
+            store.restore()
+        assert tracemalloc.get_traced_memory()[1] < 2**27
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_forged_size_is_refused_before_allocation(store):

@@ -428,6 +428,7 @@ def test_a_write_that_fails_leaves_the_former_file_and_no_other(tmp_path, monkey
         (b'{"a": -Infinity}', "-Infinity"),
         (b'{"a": 1e999}', "1e999"),
         (b"9" * 5000, "integer"),
+        (b'{"a": -1%s}' % (b"0" * 400), "integer"),
         (b"[" * 65 + b"]" * 65, "64"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "64"),
         (b"[" * 1_000_000, "64"),
@@ -468,11 +469,17 @@ def test_json_of_64_levels_is_read(tmp_path):
     assert json.dumps(RunDirectory(tmp_path).read_json("config.json")).count("[") == 64
 
 
-def test_json_larger_than_64_megabytes_is_refused_unread(tmp_path):
+@pytest.mark.parametrize("size", [64 * 2**20 + 1, 2**42])
+def test_json_larger_than_64_megabytes_is_refused_unread(tmp_path, size):
     with open(tmp_path / "config.json", "wb") as file:
-        file.truncate(64 * 2**20 + 1)  # sparse: takes no room
-    with pytest.raises(CheckpointError, match="64 MB"):
-        RunDirectory(tmp_path).read_json("config.json")
+        file.truncate(size)  # sparse: takes no room
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="64 MB"):
+            RunDirectory(tmp_path).read_json("config.json")
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_that_is_missing_or_no_file_is_refused(tmp_path):

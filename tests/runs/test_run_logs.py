@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +64,30 @@ def test_a_record_names_the_first_line_that_was_edited(log, monkeypatch):
     assert record.changed_line([*again, again[-1]]) == "line 7"
     assert record.changed_line([]) == "lines 1 to 3"
     assert LogRecord().changed_line([]) is None
+
+
+@pytest.mark.parametrize("size", [2**28 + 1, 2**42])
+def test_a_sparse_log_is_refused_without_reading_it(tmp_path, size):
+    log, samples = MetricsLog(tmp_path / "metrics.jsonl"), tmp_path / "samples.txt"
+    for path in (log.path, samples):
+        path.touch()
+        os.truncate(path, size)
+    asks = [log.read, lambda: log.truncate(1), lambda: log.append({"step": 1})]
+    asks += [lambda: truncate_samples(samples, 1), lambda: append_sample(samples, 1, "a")]
+    tracemalloc.start()
+    try:
+        for ask in asks:
+            with pytest.raises(CheckpointError, match="larger than 256 MB"):
+                ask()
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_row_of_megabytes_is_not_parsed(log):
+    log.path.write_bytes(log.path.read_bytes() + b'{"step": 40, "text": "' + b"a" * 2**20 + b'"}\n{}\n')
+    with pytest.raises(CheckpointError, match=r"Line 4 .* longer than 1 MB"):
+        log.read()
 
 
 def test_a_log_that_does_not_exist_is_empty(tmp_path):
