@@ -14,13 +14,13 @@ import stat
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from jaxgen.data.datasets import BUILTIN, NAMED
+from jaxgen.data.datasets import BUILTIN, NAMED, fetch
 from jaxgen.errors import DataError, listed
 from jaxgen.runs.directory import holds_run
 from jaxgen.text import STANDARD, Reading, whole_lines
@@ -168,6 +168,44 @@ def find_paths(
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
         raise DataError(f"{spec!r} is a device or a socket. Give a file, a folder or a glob.")
     return [path]
+
+
+def find_data(specs: Iterable[str], watch: ProgressReporter = NO_PROGRESS) -> Iterator[tuple[str, list[Path]]]:
+    """Yields each data set, path, folder or glob with its files; a built-in corpus has none.
+
+    What was given before is left out, with a note at the end: it would be in the training and the validation data.
+    """
+    seen: dict[Hashable, str] = {}
+    again = []
+    for spec in specs:
+        if spec in BUILTIN:
+            if spec in seen:
+                again.append(spec)
+            else:
+                seen[spec] = spec
+                yield spec, []
+            continue
+        paths = [fetch(file) for file in NAMED[spec].files] if spec in NAMED else find_paths(spec, watch=watch)
+        new = []
+        for path in paths:
+            identity = file_identity(path)
+            if identity in seen:
+                again.append(f"{path} is {seen[identity]}")
+            else:
+                seen[identity] = str(path)
+                new.append(path)
+        yield spec, new
+    if again:
+        watch.note(f"Left out, because the same was given before: {listed(again, 3)}.")
+
+
+def file_identity(path: Path) -> Hashable:
+    """Returns what all paths of one regular file have in common; for anything else a value that nothing equals."""
+    with suppress(OSError, ValueError):
+        status = os.stat(path)
+        if stat.S_ISREG(status.st_mode):
+            return status.st_dev, status.st_ino
+    return object()
 
 
 def _not_found(spec: str, names: list[str]) -> DataError:

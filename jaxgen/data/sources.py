@@ -12,8 +12,8 @@ from typing import overload
 
 import numpy as np
 
-from jaxgen.data.datasets import BUILTIN, NAMED, fetch
-from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressCounter, ProgressReporter, find_paths
+from jaxgen.data.datasets import BUILTIN, NAMED
+from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressCounter, ProgressReporter, find_data
 from jaxgen.data.tables import Column, FirstRow, read_rows, table_kind
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.text import KEEP_NEWLINES, STANDARD, Reading, Text, as_lf, in_pieces
@@ -197,7 +197,7 @@ def open_texts(
     rows: set[bool] = set()
     changed = 0
     counter = ProgressCounter(watch, "reading", 0)
-    for spec in specs:
+    for spec, paths in find_data(specs, watch):
         if spec in BUILTIN:
             if text_column is not None:
                 raise _no_column(spec)
@@ -209,7 +209,7 @@ def open_texts(
             continue
         named = NAMED.get(spec)
         column = named.text_column if named and text_column is None else text_column
-        for path in [fetch(file) for file in named.files] if named else find_paths(spec, watch=watch):
+        for path in paths:
             # The rows of a table end at any line end, those in quoted fields are read below.
             text = FileText(path, reading if column is None else KEEP_NEWLINES, level, counter.add)
             with suppress(OSError):  # reading the file raises the error

@@ -17,8 +17,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from jaxgen.data.batches import permutation
-from jaxgen.data.datasets import NAMED, fetch
-from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, find_paths
+from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, find_data
 from jaxgen.errors import DataError, UsageError, counted, listed
 from jaxgen.text import KEEP_NEWLINES, STANDARD, Reading, Text, as_lf, lines_with_ends, whole_lines
 
@@ -162,9 +161,8 @@ def read_table(
     digests: list[bytes] = []
     changed = 0
     first_rows: list[FirstRow] = []
-    for spec in specs:
-        named = NAMED.get(spec)
-        for path in [fetch(file) for file in named.files] if named else find_paths(spec, watch=watch):
+    for _, paths in find_data(specs, watch):
+        for path in paths:
             kind = table_kind(path)
             if kind is None:
                 raise UsageError(

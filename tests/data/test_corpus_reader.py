@@ -12,6 +12,7 @@ import pytest
 from builders import read_texts, write
 
 from jaxgen.data.datasets import BUILTIN, NAMED, NamedFile, NamedSet, python_source
+from jaxgen.data.files import FilesDigest
 from jaxgen.errors import DataError, UsageError
 from jaxgen.runs.directory import MARKER, START
 from jaxgen.text import KEEP_NEWLINES, Reading
@@ -57,6 +58,36 @@ def test_the_same_bytes_cut_into_other_files_have_another_digest():
     texts = [["abc"], ["ab", "c"], ["a", "bc"], ["c", "ab"]]
     found = [read_texts([write(f"{n}.txt", text) for n, text in enumerate(each)]).sha256 for each in texts]
     assert len({*found}) == len(texts)
+
+
+@pytest.mark.parametrize(
+    ("specs", "texts"),
+    [
+        (["a.txt", "a.txt"], ["a"]),
+        (["a.txt", "./a.txt", "b.txt"], ["a", "b"]),
+        (["b.txt", "link.txt", "hard.txt"], ["b", "a"]),
+        (["d", "d/c.txt"], ["c"]),
+        (["d/c.txt", "d", "*.txt"], ["c", "a", "b"]),
+    ],
+)
+def test_a_file_given_twice_is_read_once_and_noted(specs, texts):
+    for name in ("a.txt", "b.txt", "d/c.txt"):
+        write(name, Path(name).stem)
+    Path("link.txt").symlink_to("a.txt")
+    os.link("a.txt", "hard.txt")
+    with pytest.warns(UserWarning, match="given before") as notes:
+        source = read_texts(specs)
+    assert (source.texts, len(notes)) == (texts, 1)
+    assert source.sha256 == FilesDigest(hashlib.sha256(text.encode()).digest() for text in texts).hexdigest()
+
+
+def test_a_built_in_corpus_given_twice_is_read_once_and_noted():
+    with pytest.warns(UserWarning, match="'python-docs'"):
+        assert len(read_texts(["python-docs", "python-docs"]).texts) == 1
+
+
+def test_files_with_the_same_content_are_all_read():
+    assert read_texts([write("a.txt", "a"), write("b.txt", "a")]).texts == ["a", "a"]
 
 
 def test_a_folder_is_read_in_sorted_order_without_hidden_files():

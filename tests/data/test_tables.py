@@ -130,6 +130,12 @@ def test_several_files_follow_each_other_with_their_places():
     assert table.name == "t.csv + u.tsv"
 
 
+def test_a_table_given_twice_is_read_once_and_noted():
+    write("t.csv", TABLES["t.csv"])
+    with pytest.warns(UserWarning, match="given before"):
+        assert read_table(["t.csv", "./t.csv", "*.csv"], [TEXT, LABEL]).columns == READ["t.csv"]
+
+
 def test_the_digest_is_that_of_the_file_and_of_several_tells_what_stands_in_which():
     row, more = "a,b,l\n1,2,x\n", "a,b,l\n3,4,y\n"
     columns = [Column(("1",), "--text-column")]

@@ -114,7 +114,7 @@ def test_a_named_set_brings_the_names_of_its_labels(monkeypatch):
     path = Path(write("news.csv", "1,Title one,text\n2,Title two,text\n1,Title three,text\n"))
     named = NamedSet((object(),), "", text_column="2", label_column="1", labels=(("1", "World"), ("2", "Sports")))
     monkeypatch.setitem(NAMED, "news", named)
-    monkeypatch.setattr("jaxgen.data.tables.fetch", lambda file: path)
+    monkeypatch.setattr("jaxgen.data.files.fetch", lambda file: path)
     found = read_conditioning_columns(["news"], None, "1", ())
     assert found.texts == ["Title one", "Title two", "Title three"]
     assert found.known.labels == ["World", "Sports", "World"]
@@ -127,6 +127,12 @@ def test_ag_news_is_read_by_name():
     assert {*found.known.labels} == {"World", "Sports", "Business", "Sci/Tech"}
     assert (len(found.texts), found.texts[0]) == (7600, "Fears for T N pension after talks")
     assert found.known.labels[0] == "Business"
+
+
+def test_labels_that_hardly_differ_are_noted():
+    write("t.csv", "text,kind\n" + "".join(f"{n},{label}\n" for n in range(3) for label in ("Sea", "sea")))
+    with pytest.warns(UserWarning, match="'Sea' and 'sea'"):
+        prepare(["t.csv"], text_column="text", label_column="kind", val_fraction=0)
 
 
 def test_a_vector_is_the_shares_of_labels_and_the_standardised_numbers():

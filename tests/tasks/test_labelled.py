@@ -40,6 +40,39 @@ def pairs(rows):
 # What is read
 
 
+TWINS = {"case": ("Spam", "spam"), "white space": ("not spam", "not  spam"), "form": ("caf\xe9", "cafe\u0301")}
+
+
+@pytest.mark.parametrize("twins", TWINS.values(), ids=TWINS)
+def test_labels_that_hardly_differ_are_noted(twins):
+    rows = "".join(f"{n},{label}\n" for n in range(3) for label in (*twins, "other"))
+    write("t.csv", f"t,l\n{rows}")
+    with pytest.warns(UserWarning, match="separate labels") as notes:
+        assert labels(read("t.csv", val_rows=1)) == sorted([*twins, "other"])
+    (note,) = notes
+    assert all(ascii(label)[1:-1] in str(note.message) or label in str(note.message) for label in twins)
+    assert "other" not in str(note.message)
+    write("train.csv", "t,l\n" + "".join(f"{n},{label}\n" for n in range(3) for label in (twins[0], "other")))
+    with pytest.raises(DataError, match="differs from"):
+        read("train.csv", write("val.csv", f"t,l\n1,{twins[1]}\n"))
+
+
+def test_a_file_in_two_class_folders_is_refused():
+    for label, n in (("a", 1), ("a", 2), ("b", 1)):
+        write(f"d/{label}/{n}.txt", f"{label} {n}")
+    os.link("d/a/1.txt", "d/b/2.txt")
+    with pytest.raises(DataError, match=r"d/b/2\.txt is the same file as d/a/1\.txt"):
+        read("d", text=None, label=None)
+
+
+def test_validation_data_that_are_the_training_data_are_noted():
+    write("t.csv", "t,l\n1,a\n2,b\n")
+    (note,) = read("t.csv", "t.csv").notes
+    assert "validation data are the training data" in note
+    write("u.csv", "t,l\n3,a\n")
+    assert read("t.csv", "u.csv").notes == []
+
+
 def test_a_run_beside_class_folders_is_no_class():
     for label, n in (("a", 1), ("a", 2), ("b", 1), ("b", 2)):
         write(f"{label}/{n}.txt", f"{label} {n}")

@@ -59,6 +59,11 @@ def test_characters_and_bytes_are_those_of_the_text():
     assert corpus.train.bytes_per_token == 1
 
 
+def test_validation_data_that_are_the_training_data_are_noted():
+    with pytest.warns(UserWarning, match="validation data are the training data"):
+        prepare([write("a.txt", "abc" * 9)], val_data=["./a.txt"])
+
+
 def test_a_validation_file_leaves_all_of_the_data_to_training():
     corpus = prepare([write("a.txt", "abc" * 9)], val_data=[write("b.txt", "cab")])
     assert corpus.tokenizer.decode(corpus.train.ids) == "abc" * 9

@@ -201,6 +201,12 @@ def test_a_name_that_is_no_set_of_pairs_is_refused_with_those_there_are(name, pa
         read_pairs((name,))
 
 
+def test_one_file_on_both_sides_and_validation_pairs_that_are_the_training_pairs_are_noted(files):
+    with pytest.warns(UserWarning, match="both the source and the target"):
+        read_pairs((files[0], files[0]))
+    assert "validation data are the training data" in " ".join(read_pairs(files, files).notes)
+
+
 # Tables
 
 

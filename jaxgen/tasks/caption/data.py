@@ -25,7 +25,7 @@ from jaxgen.tasks.caption.annotations import find_captions, match_captions, read
 from jaxgen.tasks.caption.images import describe_skipped, find_images, read_features, read_image, read_images
 from jaxgen.tasks.caption.objective import is_image
 from jaxgen.tasks.caption.shapes import Scenes, shapes
-from jaxgen.tasks.rows import RowSplits, refuse_builtin, refuse_flags, train_and_val, train_tokenizer
+from jaxgen.tasks.rows import RowSplits, refuse_builtin, refuse_flags, same_data_notes, train_and_val, train_tokenizer
 from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqConfig, Seq2SeqData, TextWriter
 from jaxgen.tokenizers import SavedTokenizer
 from jaxgen.tokenizers.base import EOS, Tokenizer
@@ -280,6 +280,7 @@ def read_captioned(config: CaptionConfig, watch: ProgressReporter = NO_PROGRESS)
     if given and not is_image(shapes_found[0]):
         raise UsageError(f"{given[0]} applies to images, but {name} has features instead: leave it out.")
     notes = [*read.notes, *(f"of the validation data {note}" for note in (val.notes if val else ()))]
+    notes += same_data_notes(read, val)
     first_rows = read.first_rows + (val.first_rows if val else ())
     return RowSplits(splits, read.name, sha256, notes, first_rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,15 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.bucketing import PAD_ROW
 from jaxgen.data.datasets import NAMED
-from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, expand_path, find_paths
+from jaxgen.data.files import (
+    NO_PROGRESS,
+    FilesDigest,
+    FileText,
+    ProgressReporter,
+    expand_path,
+    file_identity,
+    find_paths,
+)
 from jaxgen.data.tables import HEADERS, Column, Labelled, Table, read_table, without_empty
 from jaxgen.errors import DataError, UsageError, counted, listed
 from jaxgen.fsutil import STRICT, replace_file
@@ -23,7 +31,7 @@ from jaxgen.metrics import classification_metrics, confusion_lines, confusion_te
 from jaxgen.runs.config import Fraction, TrainConfig
 from jaxgen.tasks.base import Example, Inference, Metric, Names, check_header, check_same_level
 from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
-from jaxgen.tasks.labels import check_known, distinct_labels, label_names
+from jaxgen.tasks.labels import check_known, distinct_labels, label_names, twin_notes
 from jaxgen.tasks.rows import (
     RowsConfig,
     RowsData,
@@ -32,6 +40,7 @@ from jaxgen.tasks.rows import (
     builtin_tables,
     refuse_builtin,
     refuse_flags,
+    same_data_notes,
     skipped_notes,
     train_and_val,
     train_tokenizer,
@@ -154,12 +163,15 @@ def read_labelled(config: ClassifyConfig, watch: ProgressReporter = NO_PROGRESS)
     refuse_builtin((*config.data, *(config.val_data or ())), LABELLED_SETS)
     rows = without_empty(_read(config.data, config, watch), config.empty)
     labels = distinct_labels(rows.columns[1], rows.name)
+    for note in twin_notes(labels):
+        watch.note(note)
     val = without_empty(_read(config.val_data, config, watch), config.empty) if config.val_data else None
     splits, sha256 = train_and_val(rows, val, config, labels=rows.columns[1])
     check_known(splits["val"].columns[1], splits["val"].locations, labels)
     tables = [rows, val] if val else [rows]
     first_rows = [row for table in tables for row in table.first_rows]
-    return RowSplits(splits, rows.name, sha256, skipped_notes(tables), first_rows)
+    notes = skipped_notes(tables) + same_data_notes(rows, val)
+    return RowSplits(splits, rows.name, sha256, notes, first_rows)
 
 
 def _read(data: Sequence[str], config: ClassifyConfig, watch: ProgressReporter) -> Table:
@@ -194,8 +206,13 @@ def _folders(root: Path, name: str, watch: ProgressReporter) -> Table:
     labels: list[str] = []
     locations: list[str] = []
     digests: list[bytes] = []
+    seen: dict[Hashable, Path] = {}
     for path in find_paths(str(root), watch=watch):
         parts = path.relative_to(root).parts
+        if (first := seen.setdefault(file_identity(path), path)) is not path:
+            raise DataError(
+                f"{path} is the same file as {first}: its text would be in training and in validation. Remove one."
+            )
         if len(parts) < 2:
             raise DataError(
                 f"{path} is not in a subfolder that names its label. Move it into the folder of its label, or leave it "

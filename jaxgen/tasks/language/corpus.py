@@ -22,6 +22,7 @@ from jaxgen.data.token_cache import Part, get_or_create
 from jaxgen.errors import DataError, counted
 from jaxgen.runs.config import validate
 from jaxgen.tasks.base import tokenizer_options
+from jaxgen.tasks.labels import twin_notes
 from jaxgen.tasks.language.conditioning import ConditionedTexts, Conditioning, RowMetadata, read_conditioning_columns
 from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.text import Text, in_pieces, lines_with_ends
@@ -170,6 +171,8 @@ def encode_splits(
     """Encodes both splits; arguments and errors are those of ``prepare``."""
     if conditioning is None and splits.train_known is not None:
         conditioning = Conditioning.fit(splits.train_known, config.feature_columns, splits.name)
+        for note in twin_notes(conditioning.labels):
+            watch.note(note)
     if tokenizer is None:
         counter = ProgressCounter(watch, "learning the vocabulary", sum(map(len, splits.train)))
         texts = (track(in_pieces(text), counter) for text in splits.train)
@@ -249,6 +252,8 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
         train, val = _running(source, held_out, fraction)
     val_sha256 = None if held_out is None else held_out.sha256
     sources = [source, held_out] if held_out else [source]
+    if held_out and held_out.sha256 == source.sha256:
+        watch.note("The validation data are the training data, so they say nothing about other data.")
     line_ends, first_rows = sum(each.line_ends for each in sources), sum((each.first_rows for each in sources), ())
     about = source.name, source.sha256, val_sha256, layout, cut
     return TextSplits(train, val, *about, has_validation=validation, line_ends=line_ends, first_rows=first_rows)

@@ -16,7 +16,7 @@ from pydantic import PositiveInt, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.datasets import NAMED, fetch
-from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, find_paths
+from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, file_identity, find_paths
 from jaxgen.data.tables import HEADERS, Column, Pairs, Table, read_table, table_kind, without_empty
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import STRICT
@@ -29,6 +29,7 @@ from jaxgen.tasks.rows import (
     TextReader,
     builtin_tables,
     refuse_flags,
+    same_data_notes,
     skipped_notes,
     train_and_val,
     train_tokenizer,
@@ -175,16 +176,18 @@ def read_pairs(config: TranslateConfig, watch: ProgressReporter = NO_PROGRESS) -
         digests = {"train": digests["train"]}
     if "val" in read:
         refuse_flags(config, ("val_rows", "val_fraction"), name)
+    repeated: list[str] = []
     for split, specs in {"val": config.val_data, "test": config.test_data}.items():
         if specs is not None:
             known = _read_set(specs, config)
             read[split] = known.get(split, known["train"]) if known else _read(specs, config, watch)
             digests[split] = read[split].sha256
+            repeated += [] if known else same_data_notes(read["train"], read[split])
     sha256 = digests["train"]
     if len(digests) > 1:  # the digest includes which pairs belong to which split
         sha256 = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     full = {split: without_empty(rows, config.empty) for split, rows in read.items()}
-    notes = skipped_notes(full.values())
+    notes = skipped_notes(full.values()) + repeated
     if "val" not in full:
         full |= train_and_val(full["train"], None, config)[0]
     order = ["train", "val", *(split for split in full if split not in ("train", "val"))]
@@ -213,6 +216,8 @@ def _read(specs: Sequence[str], config: TranslateConfig, watch: ProgressReporter
     found = [find_paths(spec, sets, watch) for spec in specs]
     paths = [path for files in found for path in files]
     if [len(files) for files in found] == [1, 1] and not any(map(table_kind, paths)):
+        if file_identity(paths[0]) == file_identity(paths[1]):
+            watch.note(f"{paths[0]} is both the source and the target: the model learns to copy.")
         return _parallel(paths[0], paths[1], " + ".join(specs))
     number = len(paths)
     what = "a table" if any(map(table_kind, paths)) else "one file" if number == 1 else f"{number:,} files"
