@@ -33,3 +33,15 @@ def read_texts(specs: Sequence[str], **options: Any) -> TextSource:
     source.check()
     files = [getattr(each, "sha256", each) for each in source.files]
     return replace(source, texts=texts, files=files, line_ends_in_cells=source.line_ends)
+
+
+def overridden(args: Sequence[object]) -> list[str]:
+    """Return the arguments of a command without flags, and their values, that follow again: the last ones count."""
+    words = [str(arg) for arg in args]
+    starts = [i for i, word in enumerate(words) if word.startswith("--")]
+    names = [words[i].partition("=")[0] for i in starts]
+    kept = words[: starts[0]] if starts else words
+    for place, (start, end) in enumerate(zip(starts, [*starts[1:], len(words)])):
+        if names[place] not in names[place + 1 :]:
+            kept += words[start:end]
+    return kept

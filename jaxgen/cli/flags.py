@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
@@ -89,9 +91,12 @@ def parse(
         flags.append((flag.name, Annotated[(flag.kind, *marks)], dataclasses.field(default=flag.default)))
     plain: Any = dataclasses.make_dataclass(kind.__name__, flags)
     values = [str(getattr(default, name)) for name in fields] if default is not None else []
+    kinds = {name: field.annotation for name, field in fields.items()}
+    rest, texts = collect_values(args, kinds | {flag.name: flag.kind for flag in extra if not flag.positional})
     with _escaped_output("".join([*map(str, args), *values])):
-        parsed = tyro.cli(plain, args=list(args), prog=prog, description=description, config=(tyro.conf.DisallowNone,))
-    given = {name: getattr(parsed, name) for name in fields}
+        parsed = tyro.cli(plain, args=rest, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
+    found = {**vars(parsed), **texts}
+    given = {name: found[name] for name in fields}
     if default is not None:  # what is not given follows the preset
         unchanged = fields.keys() - default.model_fields_set
         given = {
@@ -101,7 +106,7 @@ def parse(
     for name, known in names.items():
         if (chosen := getattr(config, name, None)) is not None:
             choose(chosen, known, name)
-    return config, {flag.name: getattr(parsed, flag.name) for flag in extra}
+    return config, {flag.name: found[flag.name] for flag in extra}
 
 
 @contextlib.contextmanager
@@ -143,19 +148,92 @@ def _choices(annotation: Any) -> list[str]:
     return found
 
 
+def collect_values(args: Sequence[str], kinds: Mapping[str, Any]) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+    """Collect the values of flags that are given several times.
+
+    Args:
+        args: The command line.
+        kinds: Name -> type of the flags.
+
+    Returns:
+        The command line without the flags whose values are lists of texts, and these lists by name. Other flags of
+        several values (numbers, options by name) are in the command line once, with all of their values.
+
+    Raises:
+        UsageError: A flag of one value, or an option, is given several times with different values.
+    """
+    parts = {name: _type_parts(kind) for name, kind in kinds.items()}
+    names = {_dashed(f"--{name}"): name for name in kinds}
+    names |= {_dashed(f"--no-{name}"): name for name, kind in kinds.items() if kind is bool}
+    rest: list[list[str]] = []
+    lists: dict[str, list[str]] = {}
+    once: dict[str, str] = {}
+    words = list(args)
+    while words and words[0] != "--":
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        name = names.get(_dashed(flag))
+        if name is None or kinds[name] is bool:
+            rest.append([word])
+            if name is not None:
+                _give_once(once, _dashed(f"--{name}"), _dashed(flag))
+            continue
+        several, values = not parts[name].isdisjoint({tuple, dict}), [value] if equals else []
+        while words and not _is_flag(words[0]) and (several or not values):
+            values.append(words.pop(0))
+        if not several:
+            rest.append([word, *values[bool(equals) :]])
+            for value in values:
+                _give_once(once, _dashed(flag), value)
+        elif name in lists:
+            lists[name] += values
+        else:
+            lists[name] = [flag, *values]
+            rest += [] if {tuple, str} <= parts[name] else [lists[name]]
+    for name, (flag, *values) in lists.items():
+        options: dict[str, str] = {}
+        for key, value in zip(values[::2], values[1::2]) if dict in parts[name] else ():
+            _give_once(options, f"The option {key} of {flag}", value)
+    texts = {name: tuple(values) for name, (_, *values) in lists.items() if {tuple, str} <= parts[name]}
+    return [*itertools.chain(*rest), *words], texts
+
+
+def _dashed(flag: str) -> str:
+    """A flag in the one of its two spellings that has hyphens."""
+    return flag.replace("_", "-")
+
+
+def _type_parts(kind: Any) -> set[Any]:
+    """The types that a type consists of: ``tuple`` and ``str`` of ``tuple[str, ...] | None``, for example."""
+    return {get_origin(kind) or kind}.union(*map(_type_parts, get_args(kind)))
+
+
+def _is_flag(word: str) -> bool:
+    """Whether the flag parser takes ``word`` for a flag, and not for a value of the flag before it."""
+    number = word.lower() in ("-inf", "-infinity", "-nan")
+    return word == "--" or (re.match(r"-+[^\W\d_]", word) is not None and not number)
+
+
+def _give_once(seen: dict[str, str], what: str, value: str) -> None:
+    """Record the value of ``what``. Raises ``UsageError`` if it has another one."""
+    if seen.setdefault(what, value) != value:
+        raise UsageError(f"{what} is given twice, as {seen[what]!r} and as {value!r}: give it once.")
+
+
 def flag_value(args: Sequence[str], flag: str) -> str | None:
-    """The value of ``flag`` in ``args`` (the last one), read without parsing the rest."""
-    value = None
+    """The value of ``flag`` in ``args``, read without parsing the rest. Raises ``UsageError`` for several values."""
+    seen: dict[str, str] = {}
     for arg, following in zip(args, [*args[1:], None]):
         name, equals, given = arg.partition("=")
-        if name.replace("_", "-") == flag:  # both spellings are read
-            value = given if equals else following
-    return value
+        value = given if equals else following
+        if _dashed(name) == flag and value is not None:
+            _give_once(seen, flag, value)
+    return seen.get(flag)
 
 
 def is_written(args: Sequence[str], flag: str) -> bool:
     """Whether ``flag`` occurs in ``args``."""
-    return any(arg.partition("=")[0].replace("_", "-") == flag for arg in args)
+    return any(_dashed(arg.partition("=")[0]) == flag for arg in args)
 
 
 def read_number(name: str, words: Sequence[str], kind: type = int) -> Any:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jaxgen.cli.common import asks_version, hold_descriptors, log, run_command
-from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, Rules, check_rules, flag_value, parse, read_number
+from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, Rules, check_rules, flag_value, is_written, parse, read_number
 from jaxgen.errors import UsageError, choose
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Train; returns the exit code."""
     began = time.perf_counter()
     given = list(sys.argv[1:] if args is None else args)
-    several = any(flag_value(given, flag) is not None for flag in JOB_FLAGS)
+    several = any(is_written(given, flag) for flag in JOB_FLAGS)
     if several and not {"-h", "--help"} & set(given) and not asks_version(given):
         return _train_distributed(given)
     return run_command(partial(train, began=began), given)
@@ -76,6 +76,9 @@ def read_job(args: Sequence[str]) -> Job:
     from jaxgen.distributed.launcher import Job
 
     values = {flag: flag_value(args, flag) for flag in JOB_FLAGS}
+    for flag, value in values.items():
+        if value is None and is_written(args, flag):
+            raise UsageError(f"{flag} was given without a value: give one, or leave it out.")
     check_rules(JOB_RULES, {flag for flag, value in values.items() if value is not None})
     auto, coordinator, *_ = values.values()
     if auto is not None:

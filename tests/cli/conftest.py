@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from builders import overridden
 
 from jaxgen.cli.evaluate import main as evaluate_main
 from jaxgen.cli.replay import main as replay_main
@@ -55,8 +56,8 @@ def command() -> Callable[..., Outcome]:
 
 @pytest.fixture
 def train() -> Callable[..., Outcome]:
-    """``train.py`` with these arguments, and with ``flags``, which are split at spaces."""
-    return lambda *args, flags="", **output: call(train_main, args, flags, **output)
+    """``train.py`` with these arguments, and with ``flags``, split at spaces; later flags replace earlier ones."""
+    return lambda *args, flags="", **output: call(train_main, overridden([*args, *flags.split()]), **output)
 
 
 @pytest.fixture

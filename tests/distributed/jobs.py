@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from builders import overridden
+
 #: A training command that meets something once it has read the results of a step: a signal to itself, or to the
 #: process that launched it.
 SCRIPT = """
@@ -120,7 +122,7 @@ class Jobs:
                 environment["MEETS"] = f"{meets[1]} {int(meets[2])}:{meets[3]}"
             children.append(
                 subprocess.Popen(
-                    [sys.executable, str(file), *map(str, command)],
+                    [sys.executable, str(file), *overridden(command)],
                     cwd=self.folder,
                     env=environment,
                     stdout=subprocess.PIPE,

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from builders import overridden
 from PIL import Image
 
 from jaxgen.cli.train import main
@@ -60,7 +61,7 @@ def alone(jobs, monkeypatch, capsys):
     monkeypatch.chdir(jobs.folder)
 
     def train(run: str, *flags: str) -> str:
-        assert main(["--data", "book.txt", "--run", run, *FLAGS.split(), *flags]) == 0
+        assert main(overridden(["--data", "book.txt", "--run", run, *FLAGS.split(), *flags])) == 0
         return capsys.readouterr().out
 
     return train

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import overridden
 
 from jaxgen.cli.train import main
 from jaxgen.runs.checkpoints import CheckpointStore
@@ -43,6 +44,10 @@ FLAGS = (
 )
 
 
+def given(book: Path, run: str, *flags: str) -> list[str]:
+    return overridden(["--data", book, "--run", run, *FLAGS.split(), *flags])
+
+
 @pytest.fixture
 def command(book: Path, tmp_path: Path, quick_environment: dict[str, str]):
     """Train in a process of its own, which a signal may end at a step; returns the finished process."""
@@ -51,7 +56,7 @@ def command(book: Path, tmp_path: Path, quick_environment: dict[str, str]):
 
     def train(run: str, number: int, step: int, *flags: str, optimised: bool = False):
         return subprocess.run(
-            [sys.executable, script, str(int(number)), str(step), "--data", book, "--run", run, *FLAGS.split(), *flags],
+            [sys.executable, script, str(int(number)), str(step), *given(book, run, *flags)],
             cwd=tmp_path,
             env=os.environ if optimised else quick_environment,
             capture_output=True,
@@ -88,7 +93,7 @@ def in_process(book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(trainer, "MAX_STEPS_PER_CALL", 3)  # as above: what that process compiled serves here
 
     def train(run: str, *flags: str) -> str:
-        assert main(["--data", str(book), "--run", run, *FLAGS.split(), *flags]) == 0
+        assert main(given(book, run, *flags)) == 0
         return capsys.readouterr().out
 
     return train
