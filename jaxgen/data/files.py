@@ -43,6 +43,13 @@ class ProgressReporter:
 NO_PROGRESS = ProgressReporter()
 
 
+class NoNotes(ProgressReporter):
+    """For data that were read before: their notes are known."""
+
+    def note(self, text: str) -> None:
+        """Does nothing."""
+
+
 class ProgressCounter:
     """Counts what is done, and reports it to ``watch`` if ``total`` is large."""
 

@@ -343,9 +343,9 @@ class RowsData(TaskData):
 
     @property
     def has_whole_files(self) -> bool:
-        """Whether inputs are texts of several lines, such as files: predictions then read a file as one text."""
+        """Whether most inputs are texts of several lines: a prediction then reads a file as one text."""
         texts = [] if self.codec.FILES else self.raw.train.columns[0]
-        return any("\n" in text.strip() for text in texts)
+        return sum("\n" in text.strip() for text in texts) > len(texts) / 2
 
     def fingerprint(self) -> dict[str, str]:
         return {"name": self.raw.name, "sha256": self.raw.sha256}

@@ -127,7 +127,7 @@ def test_long_captions_are_left_out_of_training_alone_and_counted():
     assert [text for _, text in ROWS if len(text.split()) < 4] == data.splits["train"].texts
     assert len(data.splits["train"].groups) == 3
     assert len(data.splits["val"].texts) == 4
-    assert "1 texts longer" in data.summary()["images"]
+    assert "1 text longer" in data.summary()["images"]
     with pytest.raises(DataError, match="--max-length"):
         make(max_length=1)
 

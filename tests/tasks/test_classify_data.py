@@ -80,6 +80,21 @@ def test_words_are_read_in_lower_case_and_characters_as_they_are(table):
     assert load(table, level="word", lowercase=False).codec.lower is False
 
 
+def test_predictions_read_whole_files_where_most_texts_had_several_lines(tmp_path):
+    for share, whole in ((1, False), (9, True)):
+        rows = "".join(f'"so{chr(10) if n < share else " "}be it {n}",{label}\n' for n in range(10) for label in "ab")
+        path = tmp_path / f"{share}.csv"
+        path.write_text(f"t,l\n{rows}")
+        assert load(str(path)).resolved()["whole_files"] is whole
+    for label in "ab":
+        for n in range(3):
+            file = tmp_path / "d" / label / f"{n}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("so be it")
+    folders = load(str(tmp_path / "d"), text_column=None, label_column=None)
+    assert folders.resolved()["whole_files"] is True
+
+
 def codec(tokenizer=None, lower=False, max_length=5):
     return ClassifyCodec(tokenizer or CharTokenizer.train(["abcdef"]), LABELS, lower, max_length)
 

@@ -177,7 +177,7 @@ def test_values_out_of_range_are_usage_errors(options, says):
 
 
 def test_a_validation_split_without_two_tokens_is_a_data_error():
-    with pytest.raises(DataError, match="1 tokens"):
+    with pytest.raises(DataError, match="1 token,"):
         prepare([write("a.txt", "abcdefghij")])
 
 

@@ -183,7 +183,7 @@ def match_captions(
         found.setdefault(name, []).extend(captions[image])
         known_as.setdefault(name, image)
     lost = [image for image in captions if image not in known]
-    unread = list(_match(lost, list(others), where))
+    unread = _match(lost, list(others), where)
     lost = [image for image in lost if image not in unread]
     if not found:
         hint = f" {_unread_problem(unread, where)}" if unread else ""
@@ -201,10 +201,10 @@ def match_captions(
             f"{len(some)} of {total} {problem}: {listed(some, 3)}. Complete them, or have them skipped "
             "(--missing skip)."
         )
-    return Matched(list(found), list(found.values()), bare, lost, unread, list(known_as.values()))
+    return Matched(list(found), list(found.values()), bare, lost, list(unread), list(known_as.values()))
 
 
-def _unread_problem(unread: Sequence[str], where: str) -> str:
+def _unread_problem(unread: Collection[str], where: str) -> str:
     return (
         f"{len(unread):,} images are there, in {where}, but in a format that is not read: {listed(unread, 3)}. "
         "Convert them to JPEG or PNG, with names that end so."

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxgen.data.batches import Tokens, make_batches, stream_eval, window_eval
-from jaxgen.data.files import NO_PROGRESS, ProgressReporter
+from jaxgen.data.files import NO_PROGRESS, NoNotes, ProgressReporter
 from jaxgen.data.tables import fingerprint
 from jaxgen.errors import DataError, UsageError, counted
 from jaxgen.runs.config import TrainConfig
@@ -84,7 +84,7 @@ class LanguageData(TaskData):
     @staticmethod
     def texts(config: LanguageConfig) -> TextSplits:
         """Reads and splits the text without encoding it; raises ``DataError``."""
-        return read_splits(config)
+        return read_splits(config, NoNotes())
 
     def _check_validation(self) -> None:
         there, needed = self.corpus.val.ids.size, self.config.seq_len + 1
