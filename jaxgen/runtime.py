@@ -74,6 +74,45 @@ def keep_compilations() -> Path | None:
     return folder
 
 
+#: Settings of JAX that can change bits, with their defaults.
+NUMERICS: dict[str, object] = {
+    "jax_enable_x64": False,
+    "jax_default_matmul_precision": None,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_threefry_partitionable": True,
+    "jax_disable_most_optimizations": False,
+    "jax_optimization_level": "UNKNOWN",
+    "jax_disable_jit": False,
+}
+#: Those that the commands set to their defaults: what a run depends on is in its own settings.
+PINNED = tuple(NUMERICS)[:4]
+#: Environment variables with flags of the compilers, and flags that change no bits or are recorded as devices.
+FLAG_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+HARMLESS_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump")
+
+
+def pin_numerics() -> None:
+    """Set ``PINNED`` to their defaults, whatever the environment says. Call it before the first array."""
+    import jax
+
+    for name in PINNED:
+        jax.config.update(name, NUMERICS[name])
+    jax.config.update("jax_random_seed_offset", 0)
+
+
+def numerics() -> dict[str, object]:
+    """What is set in this process that can change bits, apart from versions and devices; defaults are left out."""
+    import jax
+
+    values = {n: getattr(jax.config, n, jax.config.values[n]) for n in NUMERICS if n in jax.config.values}
+    found = {name: value for name, value in values.items() if value != NUMERICS[name]}
+    for variable in FLAG_VARIABLES:
+        flags = os.environ.get(variable, "").split()
+        if kept := sorted(flag for flag in flags if not flag.startswith(HARMLESS_FLAGS)):
+            found[variable] = " ".join(kept)
+    return found
+
+
 def offer_cores() -> None:
     """Make each core of the CPU a JAX device, so that a batch can be sharded over them (``--devices``).
 

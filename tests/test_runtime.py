@@ -13,6 +13,7 @@ import pytest
 
 from jaxgen import runtime as host
 from jaxgen.runtime import keep_compilations, keep_memory
+from jaxgen.sampling.decode import PRNG, make_key
 
 
 @pytest.fixture
@@ -91,6 +92,27 @@ def test_what_was_not_written_to_its_end_is_removed_at_the_next_start(user_cache
     jax.config.update("jax_compilation_cache_dir", None)
     keep_compilations()
     assert sorted(path.name for path in folder.glob("*-cache")) == ["other-cache", "whole-cache"]
+
+
+def test_what_can_change_bits_is_told_and_the_commands_set_what_they_can(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_b=1 --xla_force_host_platform_device_count=4 --xla_a")
+    quick = jax.config.values["jax_disable_most_optimizations"]
+    common = {"XLA_FLAGS": "--xla_a --xla_b=1", **({"jax_disable_most_optimizations": True} if quick else {})}
+    assert host.numerics() == common
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        assert host.numerics() == {**common, "jax_enable_x64": True, "jax_default_matmul_precision": "highest"}
+    former = jax.config.values["jax_random_seed_offset"]
+    jax.config.update("jax_random_seed_offset", 5)
+    jax.config.update("jax_threefry_partitionable", False)
+    try:
+        assert {**common, "jax_threefry_partitionable": False} == host.numerics()
+        keys = jax.random.key_data(make_key(2**32 - 1))
+        host.pin_numerics()
+        assert host.numerics() == common
+    finally:
+        host.pin_numerics()
+    assert former == jax.config.values["jax_random_seed_offset"] == 0
+    assert keys.tolist() == jax.random.key_data(jax.random.key(2**32 - 1, impl=PRNG)).tolist()
 
 
 def test_an_entry_that_would_fill_the_memory_is_removed_piece_by_piece(user_cache, monkeypatch):

@@ -129,9 +129,10 @@ def prepare_process() -> None:
         import jax  # noqa: F401
     except ValueError as error:
         raise UsageError(f"JAX cannot start. {error}: correct the environment variable of that name.") from None
-    from jaxgen.runtime import keep_compilations, keep_memory, offer_cores
+    from jaxgen.runtime import keep_compilations, keep_memory, offer_cores, pin_numerics
 
     keep_memory()
+    pin_numerics()
     offer_cores()
     if not too_late:
         keep_compilations()

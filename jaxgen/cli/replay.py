@@ -66,7 +66,7 @@ def replay_file(args: list[str]) -> None:
 
 def _replay_line(value: object, number: int, file: str, run: str | None, samplers: dict[str, Sampler]) -> Replay:
     """Replay one line of the file and write the result; ``samplers`` holds those of the runs used so far."""
-    from jaxgen.inference.receipts import SampleReceipt, read_receipt, replay
+    from jaxgen.inference.receipts import SampleReceipt, environment_change, read_receipt, replay
     from jaxgen.inference.sampler import Sampler
     from jaxgen.runtime import need_backend
 
@@ -81,6 +81,8 @@ def _replay_line(value: object, number: int, file: str, run: str | None, sampler
     sampler = samplers[name]
     if sampler.digest != receipt.checkpoint:
         log(f"note: {where} was drawn from the weights {receipt.checkpoint}; these are {sampler.digest}.")
+    if change := environment_change(receipt):
+        log(f"WARNING: {where} was drawn in another environment ({change}): its bits may differ.")
     result = replay(sampler, receipt, where)
     which = (
         f"sample {result.index} of seed {receipt.seed}"

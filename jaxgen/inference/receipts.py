@@ -19,7 +19,7 @@ from jaxgen.inference.beam_search import BeamConfig, Hypothesis, beam
 from jaxgen.inference.generation_config import GenerationConfig, transform_from_json, transform_to_json
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.text_stream import Sample
-from jaxgen.runtime import processor
+from jaxgen.runtime import numerics, processor
 from jaxgen.sampling.decode import DecodeState, perturbed, sample_keys
 from jaxgen.sampling.transforms.base import Last, update_chain
 from jaxgen.tasks.language.conditioning import Condition
@@ -56,6 +56,9 @@ class Receipt(StrictModel, extra="ignore"):
     state: StateFile | None
     #: The bytes of a prompt that is not UTF-8, in hexadecimal.
     prompt_bytes: Annotated[str, Field(pattern="^([0-9a-f]{2})*$")] | None = None
+    versions: dict[str, object] = {}
+    device: str | None = None
+    environment: dict[str, object] | None = None
     #: Absent for a run without labels and features.
     condition: object = None
 
@@ -167,10 +170,25 @@ def _origin(sampler: Sampler, unk: str, state_file: str | None) -> dict[str, obj
         "checkpoint": sampler.digest,
         "state": None if state_file is None else {"file": state_file, "sha256": file_sha256(Path(state_file))},
         **({} if sampler.conditioning is None else {"condition": (sampler.condition or Condition()).to_json()}),
-        "versions": {"jaxgen": __version__, "jax": jax.__version__, "jaxlib": jax.lib.__version__},
-        "device": device_name(),
+        **_environment(),
         "receipt": VERSION,
     }
+
+
+def _environment() -> dict[str, Any]:
+    """The software and hardware of this process, and what is set that can change bits."""
+    versions = {"jaxgen": __version__, "jax": jax.__version__, "jaxlib": jax.lib.__version__}
+    return {"versions": versions, "device": device_name(), "environment": numerics()}
+
+
+def environment_change(saved: Receipt) -> str:
+    """How the environment differs from that in which a text was drawn, in words; empty if it does not."""
+    now = _environment()
+    pairs = {name: (saved.versions.get(name, version), version) for name, version in now["versions"].items()}
+    pairs["device"] = saved.device or now["device"], now["device"]
+    then, here = now["environment"] if saved.environment is None else saved.environment, now["environment"]
+    pairs |= {name: (then.get(name, "its default"), here.get(name, "its default")) for name in {**then, **here}}
+    return ", ".join(f"{name} {was} then, {now} now" for name, (was, now) in pairs.items() if was != now)
 
 
 def device_name() -> str:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from jaxgen.errors import CheckpointError, UsageError, choose
 from jaxgen.fsutil import json_sha256
 from jaxgen.runs.directory import RunDirectory
-from jaxgen.runtime import processor_name
+from jaxgen.runtime import numerics, processor_name
 from jaxgen.text import STANDARD, Reading
 from jaxgen.version import __version__
 
@@ -293,17 +293,22 @@ def run_digest(config: TrainConfig, resolved: Mapping[str, Any], weights: str | 
 def environment_diff(resolved: dict[str, Any]) -> str:
     """How the environment of a run has changed since it was started, in words; empty if it has not.
 
-    Compares versions, the kind of device, and on a CPU the processor, as far as ``resolved`` records them.
+    Compares versions, the kind of device, on a CPU the processor, and what is set that can change bits, as far as
+    ``resolved`` records them.
     """
     then, now = resolved.get("versions"), versions()
     known = dict(then) if isinstance(then, dict) else {}
-    here = {name: now[name] for name in ("jax", "jaxlib", "python")}
+    here: dict[str, object] = {name: now[name] for name in ("jax", "jaxlib", "python")}
     here["device"] = known["device"] = jax.devices()[0].device_kind
     for name in ("device", "processor"):
         if isinstance(resolved.get(name), str):
             known[name] = resolved[name]
     if known["device"] == here["device"] and jax.default_backend() == "cpu":
         here["processor"] = processor_name()
+    set_then, set_now = resolved.get("environment"), numerics()
+    set_then = set_then if isinstance(set_then, dict) else {}
+    for name in sorted({*set_then, *set_now}):
+        known[name], here[name] = set_then.get(name, "its default"), set_now.get(name, "its default")
     others = [name for name, value in here.items() if known.get(name, value) != value]
     return " and ".join(f"{name} {known[name]} and continues with {here[name]}" for name in others)
 

@@ -78,9 +78,17 @@ def check_seed(seed: object) -> int:
     return check_int("The seed", seed, 0, MAX_SEED)
 
 
+def make_key(seed: object) -> Key:
+    """The key that ``jax.random.key`` makes of ``seed`` by default, whatever the environment sets.
+
+    ``JAX_RANDOM_SEED_OFFSET`` would be added to the seed, and ``JAX_ENABLE_X64`` lets the sum exceed 32 bits.
+    """
+    return jax.random.wrap_key_data(jnp.array([0, check_seed(seed)], jnp.uint32), impl=PRNG)
+
+
 def sample_keys(seed: int, indices: Int[ArrayLike, "B"]) -> RowKeys:
     """The keys of the samples ``indices`` of ``seed``."""
-    return _fold_in_each(jax.random.key(check_seed(seed), impl=PRNG), indices)
+    return _fold_in_each(make_key(seed), indices)
 
 
 @jax.jit

@@ -29,7 +29,7 @@ from jaxgen.runs.manifest import (
     UnreadableCheckpointError,
     tree_sha256,
 )
-from jaxgen.runtime import need_devices, processor_name
+from jaxgen.runtime import need_devices, numerics, processor_name
 from jaxgen.tasks.base import Codec, TaskData
 from jaxgen.tasks.registry import DATA, baseline, objective
 from jaxgen.trainer.callbacks import Callback, Emit, Note, ProgressEvents, ignore
@@ -276,6 +276,7 @@ def resolve_config(
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
         "processor": processor_name(),
+        "environment": numerics(),
         "devices": devices,
         "processes": jax.process_count(),
         "tokenizer": json_sha256(data.codec.to_json()),

@@ -20,7 +20,7 @@ from jaxgen.errors import CheckpointError, DivergedError, counted
 from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
-from jaxgen.sampling.decode import PRNG
+from jaxgen.sampling.decode import make_key
 from jaxgen.tasks.base import TaskData
 from jaxgen.trainer.advice import ALARM, advise, frequency_loss
 from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Progress, Sampled, Started
@@ -74,7 +74,7 @@ class Trainer:
         self.recorder, self.group = recorder, group
         #: When ``train`` begins its report although steps are left, on the clock ``time.perf_counter``.
         self.deadline = deadline if group.is_single else math.inf  # several processes must stop at the same step
-        self.key = jax.random.key(config.seed, impl=PRNG)
+        self.key = make_key(config.seed)
         self.total_steps: int = resolved["steps"]
         self.devices: int = resolved["devices"]
         most = getattr(task, "STEPS_PER_CALL", MAX_STEPS_PER_CALL)

@@ -325,6 +325,18 @@ def test_a_replay_says_that_all_is_identical(replay, receipts):
     assert done.out == "".join(f"{i + 1}: sample {i} of seed 0: identical (40 tokens)\n" for i in range(3))
 
 
+def test_a_replay_in_another_environment_is_a_warning(replay, receipts, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    done = replay(receipts)
+    assert done.code == 0
+    assert done.err.count("WARNING") == 3
+    assert "XLA_FLAGS its default then, --xla_cpu_enable_fast_math=true now" in done.err
+    values = objects(receipts.read_text())
+    values[0]["versions"]["jax"] = "0.0.1"
+    receipts.write_text(json.dumps(values[0]))
+    assert "jax 0.0.1 then" in replay(receipts).err
+
+
 def test_a_replay_finds_the_token_that_differs_and_ends_with_1(replay, receipts):
     values = objects(receipts.read_text())
     values[1]["tokens"][7] = 3 + (values[1]["tokens"][7] - 2) % 5

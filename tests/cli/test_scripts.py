@@ -51,6 +51,30 @@ def test_the_scripts_train_and_sample_from_any_folder(script, small, course, run
     assert digest(here / "runs/language-1") == digest(run), "another process gave other weights"
 
 
+#: What would change the bits of a run if the commands let it.
+CHANGED = {
+    "JAX_RANDOM_SEED_OFFSET": "3",
+    "JAX_ENABLE_X64": "1",
+    "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16",
+    "JAX_THREEFRY_PARTITIONABLE": "0",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_DEFAULT_PRNG_IMPL": "rbg",
+}
+
+
+def test_settings_of_jax_in_the_environment_change_no_bit(script, small, course, run, here, quick_environment):
+    quick_environment |= CHANGED
+    try:
+        done = script(ROOT / "train.py", *small, *course, "--run", "other")
+        texts = script(ROOT / "sample.py", "--run", run, "--length", 20)
+    finally:
+        for name in CHANGED:
+            del quick_environment[name]
+    assert done.returncode == 0, done.stderr
+    assert digest(here / "other") == digest(run)
+    assert texts.stdout == script(ROOT / "sample.py", "--run", run, "--length", 20).stdout
+
+
 def test_a_reader_that_leaves_early_ends_sampling_quietly(quick_environment, run, here):
     command = [sys.executable, ROOT / "sample.py", "--run", run, "--length", "100000"]
     errors = here / "errors"  # a file: a pipe that nobody reads would fill up

@@ -420,6 +420,7 @@ def test_data_that_were_moved_are_found_where_they_are_now(whole, book, tmp_path
         (["versions", "jaxlib"], "0.0.1", jaxlib.__version__),
         (["processor"], "Abacus 3000 (0123456789ab)", processor_name()),
         (["device"], "Abacus 3000", jax.devices()[0].device_kind),
+        (["environment", "XLA_FLAGS"], "--xla_cpu_enable_fast_math=true", "its default"),
     ],
 )
 def test_a_run_that_goes_on_with_other_versions_or_elsewhere_says_so(keys, then, now, whole, tmp_path):
@@ -429,6 +430,17 @@ def test_a_run_that_goes_on_with_other_versions_or_elsewhere_says_so(keys, then,
     resume(str(run), emit=told.append)
     (note,) = (event.text for event in told if isinstance(event, Note))
     assert f"started with {keys[-1]} {then} and continues with {now}" in note
+
+
+def test_a_run_that_goes_on_with_another_flag_of_the_compiler_says_so(whole, tmp_path, monkeypatch):
+    run = Path(shutil.copytree(whole("stream"), tmp_path / "run"))
+    flags = "--xla_cpu_enable_fast_math=true --xla_dump_to=/tmp --xla_backend_optimization_level=0"
+    monkeypatch.setenv("XLA_FLAGS", flags)  # read by XLA only when a process starts
+    told: list[Any] = []
+    resume(str(run), emit=told.append)
+    (note,) = (event.text for event in told if isinstance(event, Note))
+    assert "--xla_backend_optimization_level=0 --xla_cpu_enable_fast_math=true" in note
+    assert "xla_dump" not in note
 
 
 def test_a_run_that_goes_on_where_it_began_says_nothing(whole, tmp_path):
