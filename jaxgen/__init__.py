@@ -11,6 +11,7 @@ Cells (``LSTM``, ``GRU``, ``Elman``) are Flax modules with a pure step function;
 Flax's own, over time. ``train_step`` is one optax update as a pure function. The rest is in the submodules.
 """
 
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,9 @@ def __getattr__(name: str) -> Any:
     if name == "__all__":
         return _api_names()
     if name not in ("__version__", *_api_names()):
-        raise AttributeError(f"module 'jaxgen' has no attribute {name!r}")
+        near = get_close_matches(name, _api_names(), n=1)
+        right = _CALLS.get(name) or (f"jaxgen.{near[0]}" if near else None)
+        raise AttributeError(f"module 'jaxgen' has no attribute {name!r}" + (f": use {right}" if right else ""))
     return getattr(import_module("jaxgen.api"), name)
 
 
@@ -35,4 +38,18 @@ def _api_names() -> list[str]:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_api_names()])
+    return sorted(["__version__", *_api_names()])
+
+
+_WRITE = 'jaxgen.Sampler.load(run).sample("The ", jaxgen.GenerationConfig(length=100))'
+_TRAIN = 'jaxgen.start(jaxgen.LanguageConfig(data=("book.txt",))).train()'
+#: What to call instead of names that the API does not have.
+_CALLS = {
+    **dict.fromkeys(("sample", "generate", "complete", "stream"), _WRITE),
+    **dict.fromkeys(("train", "fit", "run"), _TRAIN),
+    "load": 'jaxgen.Sampler.load("runs/language-1"), or the same of jaxgen.Predictor',
+    "predict": "jaxgen.Predictor.load(run).predict([text])",
+    "score": "jaxgen.Scorer.load(run).score(text)",
+    "chat": "jaxgen.ChatSession(jaxgen.Sampler.load(run)).send(text)",
+    "Config": "jaxgen.LanguageConfig, ClassifyConfig, TranslateConfig or CaptionConfig",
+}

@@ -20,6 +20,8 @@ from jaxgen.inference.beam_search import beam as beam
 from jaxgen.inference.chat import ChatSession as ChatSession
 from jaxgen.inference.chat import continuations as continuations
 from jaxgen.inference.generation_config import GenerationConfig as GenerationConfig
+from jaxgen.inference.predictor import DecodingConfig as DecodingConfig
+from jaxgen.inference.predictor import Predictor as Predictor
 from jaxgen.inference.sampler import Sampler as Sampler
 from jaxgen.inference.scorer import Scorer as Scorer
 from jaxgen.inference.state import DecoderState as DecoderState
@@ -32,10 +34,13 @@ from jaxgen.sampling.decode import decode as decode
 from jaxgen.sampling.transforms import TRANSFORMS as TRANSFORMS
 from jaxgen.sampling.transforms.base import chain as chain
 from jaxgen.sampling.transforms.temperature import Linear as Linear
+from jaxgen.tasks.caption.data import CaptionConfig as CaptionConfig
+from jaxgen.tasks.classify.data import ClassifyConfig as ClassifyConfig
 from jaxgen.tasks.language.config import LanguageConfig as LanguageConfig
 from jaxgen.tasks.language.corpus import prepare as prepare
 from jaxgen.tasks.language.objective import LanguageTask as LanguageTask
 from jaxgen.tasks.registry import TASKS as TASKS
+from jaxgen.tasks.translate.data import TranslateConfig as TranslateConfig
 from jaxgen.tokenizers import TOKENIZERS as TOKENIZERS
 from jaxgen.trainer.callbacks import Callback as Callback
 from jaxgen.trainer.run import resume as resume

@@ -6,14 +6,49 @@ Every message is a sentence in three parts: what was given, what is allowed, wha
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Integral
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+#: Quoted text, which is left as it is, or a flag.
+_FLAGS = re.compile(
+    r"""(?<!\w)('[^'\n]*'|`(?!--)[^`\n]*`|"[^"\n]*")|(--resume (?:auto|must))|(?<![\w/.=-])--([a-z][a-z0-9_-]*)"""
+)
+_flags_are_shown = False
+
+
+@contextmanager
+def show_flags() -> Iterator[None]:
+    """Messages name settings as flags (``--batch-size``), as commands need it, and not as in Python."""
+    global _flags_are_shown
+    before, _flags_are_shown = _flags_are_shown, True
+    try:
+        yield
+    finally:
+        _flags_are_shown = before
+
+
+def for_caller(message: str) -> str:
+    """``message``, in which settings are written as flags, for a command or for Python (``batch_size``)."""
+    if _flags_are_shown:
+        return message
+    return _FLAGS.sub(lambda found: found[1] or (found[2] and "jaxgen.resume") or found[3].replace("-", "_"), message)
 
 
 class JaxgenError(Exception):
-    """Base of everything jaxgen raises on purpose. ``exit_code`` is what the commands exit with."""
+    """Base of everything jaxgen raises on purpose. ``exit_code`` is what the commands exit with.
+
+    Messages are written with the flags of the command line; outside of a command they are shown as settings.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return for_caller(super().__str__())
 
 
 class UsageError(JaxgenError, ValueError):
@@ -52,7 +87,7 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
     known = sorted(options)
     if name in known:
         return name
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     raise UsageError(f"Unknown {what} {name!r}.{hint} Choose one of: {', '.join(known)}.")
 
@@ -74,11 +109,27 @@ def check_int(what: str, value: object, least: int, most: int | None = None) -> 
 
     ``what`` begins the message, for example ``"The batch size"``.
     """
+    value = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
     number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
     if number is None or number < least or (most is not None and number > most):
         allowed = f"of at least {least}" if most is None else f"from {least} to {most:,}"
         raise UsageError(f"{what} is {value!r}: give a whole number {allowed}.")
     return number
+
+
+def check_text(what: str, value: object) -> str:
+    """Returns a text, and "" for None. Raises ``UsageError``, which begins with ``what``, for anything else."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise UsageError(f"{what} is of the type {type(value).__name__}: give one text (str).")
+
+
+def check_kind(what: str, value: T, kind: Any, right: str) -> T:
+    """Returns ``value`` if it is a ``kind``. Raises ``UsageError`` that names the ``right`` call for anything else."""
+    if isinstance(value, kind):
+        return value
+    shown = repr(value)
+    raise UsageError(f"{what} got {shown if len(shown) <= 100 else f'{shown[:100]} …'}: give {right}.")
 
 
 def check_options(kind: type, options: Mapping[str, object], what: str, reserved: Iterable[str] = ()) -> None:

@@ -35,6 +35,7 @@ from jax._src import compiler
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgen import jitted, runtime
+from jaxgen.errors import show_flags
 
 # A shell that starts something in the background has it ignore Ctrl-C, and what it starts too: some tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -149,6 +150,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def strict_dtypes(request: pytest.FixtureRequest):
     with jax.numpy_dtype_promotion("strict" if request.node.path.parent.name in STRICT_DTYPES else "standard"):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def flags_in_messages():
+    """Messages as the commands show them, with flags."""
+    with show_flags():
         yield
 
 

@@ -27,8 +27,8 @@ PACKAGE = Path(__file__).parent.parent / "jaxgen"
 PURE = {"errors", "types", "cells", "models", "training", "sampling"}
 PURE_MODULES = {"objective"}
 #: All that the pure half may import from outside; what is missing here does I/O or is a dependency to think about.
-OUTSIDE = {"jax", "flax", "optax", "numpy", "__future__", "collections", "dataclasses", "difflib", "functools"}
-OUTSIDE |= {"itertools", "jaxtyping", "math", "numbers", "operator", "re", "types", "typing"}
+OUTSIDE = {"jax", "flax", "optax", "numpy", "__future__", "collections", "contextlib", "dataclasses", "difflib"}
+OUTSIDE |= {"functools", "itertools", "jaxtyping", "math", "numbers", "operator", "re", "types", "typing"}
 #: Calls by which a pure function would reach a file, the terminal or arbitrary code.
 EFFECTS = {"open", "print", "breakpoint", "globals", "__import__", "import_module", "io_callback", "pure_callback"}
 EFFECTS |= {"save", "savez", "savetxt", "load", "loadtxt", "tofile", "fromfile"}
@@ -357,5 +357,16 @@ def test_the_public_names_are_those_of_the_api():
     assert {"LSTM", "Sampler", "start"} <= set(jaxgen.__all__) <= set(dir(jaxgen))
     assert all(getattr(jaxgen, name) is getattr(api, name) for name in [*jaxgen.__all__, "__version__"])
     assert jaxgen.cells.CELLS is CELLS
+    assert set(dir(jaxgen)) == {*jaxgen.__all__, "__version__"}
     with pytest.raises(AttributeError, match="no attribute 'import_modules'"):
         jaxgen.import_modules  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [("sample", "Sampler.load"), ("train", "start"), ("load", "Sampler.load"), ("LanguageConfg", "LanguageConfig")],
+)
+def test_a_name_that_the_api_does_not_have_names_the_right_call(name, right):
+    with pytest.raises(AttributeError, match=f"use jaxgen.{right}"):
+        getattr(jaxgen, name)
+    assert not hasattr(jaxgen, name)

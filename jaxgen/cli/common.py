@@ -18,7 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from jaxgen.errors import DataError, JaxgenError, JaxgenWarning, UsageError
+from jaxgen.errors import DataError, JaxgenError, JaxgenWarning, UsageError, show_flags
 from jaxgen.trainer.signals import Interrupted, interruptible
 from jaxgen.version import __version__
 
@@ -47,7 +47,7 @@ def run_command(
     if asks_version(args):
         return end_output(0, f"jaxgen {__version__}\n")
     try:
-        with interruptible(), _printed_warnings():
+        with interruptible(), show_flags(), _printed_warnings():
             code = _exit_code(partial(command, args), text_only)
     except SystemExit as stop:  # the flag parser, after its help or its message
         stop.code = end_output(stop.code if isinstance(stop.code, int) else 1)

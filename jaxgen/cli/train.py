@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxgen.cli.common import asks_version, hold_descriptors, log, run_command
 from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, Rules, check_rules, flag_value, is_written, parse, read_number
-from jaxgen.errors import UsageError, choose
+from jaxgen.errors import UsageError, choose, show_flags
 
 if TYPE_CHECKING:
     from jaxgen.distributed.launcher import Job
@@ -63,12 +63,13 @@ def _train_distributed(args: list[str]) -> int:
     from jaxgen.distributed.launcher import launch, meet
 
     hold_descriptors()  # else the pipe between parent and child could take the place of standard output
-    try:
-        job = read_job(args)
-    except UsageError as error:
-        log(f"error: {error}")
-        return error.exit_code
-    return launch(job, lambda: run_command(lambda args: train(args, meet(job)), args), log)
+    with show_flags():
+        try:
+            job = read_job(args)
+        except UsageError as error:
+            log(f"error: {error}")
+            return error.exit_code
+        return launch(job, lambda: run_command(lambda args: train(args, meet(job)), args), log)
 
 
 def read_job(args: Sequence[str]) -> Job:

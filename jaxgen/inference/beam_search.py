@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import jitted
+from jaxgen.errors import check_kind
 from jaxgen.inference.generation_config import with_forbidden
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.state import DecoderState
@@ -75,6 +76,7 @@ def beam(
     Raises:
         UsageError: A value is out of range, or a transform depends on what each row has drawn. Nothing was compiled.
     """
+    check_kind("beam", sampler, Sampler, "a jaxgen.Sampler")
     check_beam(width, length, keep)
     check_number("A length penalty", length_penalty, -5, 5, "a number from -5 to 5")
     chosen = with_forbidden(sampler.forbidden, transforms)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from jaxgen.errors import UsageError, check_int
+from jaxgen.errors import UsageError, check_int, check_kind
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.state import DecoderState
@@ -68,7 +68,8 @@ class ChatSession:
         state: DecoderState | None = None,
         unk: str = "error",
     ) -> None:
-        self.sampler, self.settings, self.unk = sampler, settings or GenerationConfig(), unk
+        self.sampler = check_kind("A chat", sampler, Sampler, "a jaxgen.Sampler")
+        self.settings, self.unk = settings or GenerationConfig(), unk
         self.number = 0
         self._step, self._past = _Step(sampler, state, NO_TOKENS, 0), list[_Step]()
 
@@ -203,6 +204,7 @@ def continuations(sampler: Sampler, state: DecoderState, n: int = 5, length: int
     Raises:
         UsageError: A number is out of range.
     """
+    check_kind("continuations", state, DecoderState, "a state, for example sampler.read(text)")
     check_int("The number of continuations", n, 1, MAX_CONTINUATIONS)
     check_int("The length of continuations", length, 1, MAX_CONTINUATIONS)
     logp = np.array(jax.nn.log_softmax(state.logits[0].astype(jnp.float32)))

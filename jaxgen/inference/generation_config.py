@@ -53,7 +53,12 @@ class GenerationConfig:
     block: int = DECODE_ROWS
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        for name, value in (("stop", stop), ("transforms", self.transforms), ("temperature", self.temperature)):
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        if isinstance(self.temperature, np.ndarray) and self.temperature.ndim == 1:
+            object.__setattr__(self, "temperature", tuple(self.temperature.tolist()))
         object.__setattr__(self, "block", check_int("The block size", self.block, 1, MAX_BLOCK))
         object.__setattr__(self, "length", check_int("The length", self.length, 0, MAX_LENGTH))
         if not self.greedy:

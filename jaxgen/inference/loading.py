@@ -11,7 +11,7 @@ from typing import Any, Self
 import jax
 
 from jaxgen import jitted
-from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.errors import CheckpointError, UsageError, check_kind
 from jaxgen.fsutil import json_sha256, load_strict
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import MAX_STEPS, TrainConfig, check_folder, read_config, validate
@@ -47,7 +47,9 @@ class LoadedRun:
             CheckpointError: The run is missing, damaged or altered.
             UsageError: ``command`` cannot use its task, or ``run`` is not a possible name of a folder.
         """
-        check_folder(None if run is None else str(run))
+        if run is not None:
+            run = os.fspath(check_kind("load", run, str | os.PathLike, "the folder of a run, or None for the newest"))
+        check_folder(run)
         able = [name for name, data in DATA.items() if command is None or command in data.COMMANDS]
         directory = RunDirectory.newest(tasks=able) if run is None else RunDirectory.open(run)
         saved = read_config(directory)
@@ -166,6 +168,11 @@ class TrainedModel:
         if self._prepared is None:
             self._prepared = jitted.jit_prepare(self.task)(self._params)
         return self._prepared
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What ``pickle`` keeps: the weights as NumPy arrays, and nothing that is compiled."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("_prefill", "_step")}
+        return {**kept, "_params": jax.device_get(self._params), "_prepared": None}
 
     def with_params(self, params: Params) -> Self:
         """Use other weights of the same shapes, which needs no new compilation; returns the object itself."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxgen import jitted
 from jaxgen.data.bucketing import bucket_width
-from jaxgen.errors import DataError, UsageError, check_int
+from jaxgen.errors import DataError, UsageError, check_int, check_kind
 from jaxgen.inference.generation_config import GenerationConfig, with_forbidden
 from jaxgen.inference.loading import LoadedRun, TrainedModel
 from jaxgen.sampling.beam import beam_states, tile_beams
@@ -114,7 +114,7 @@ class Predictor(TrainedModel):
         *,
         strict: bool = True,
     ) -> Iterator[Answer | UnreadableInput]:
-        """Yield an answer for each input, in order.
+        """An iterator over the answers, one for each input, in order.
 
         An answer depends only on its own input (and, if texts are drawn, on the number of the input).
 
@@ -128,11 +128,20 @@ class Predictor(TrainedModel):
             UsageError: The settings cannot be used.
             DataError: An input cannot be read.
         """
-        decoding = decoding or DecodingConfig()
+        if isinstance(inputs, (str, bytes, Path)) or not isinstance(inputs, Iterable):
+            raise UsageError(f"The inputs are of the type {type(inputs).__name__}: give a list of inputs, [input].")
+        right = "jaxgen.DecodingConfig, for example DecodingConfig(GenerationConfig(length=100))"
+        decoding = DecodingConfig() if decoding is None else check_kind("A predictor", decoding, DecodingConfig, right)
         if decoding.settings is not None:
             check_int("The length of an answer", decoding.settings.length, 1)
-        waiting, first = iter(inputs), 0
-        while some := list(islice(waiting, read_ahead or READ_AHEAD)):
+        ahead = READ_AHEAD if read_ahead is None else check_int("The number of inputs to read ahead", read_ahead, 1)
+        return self._all_answers(iter(inputs), decoding, ahead, strict)
+
+    def _all_answers(
+        self, waiting: Iterator[Source], decoding: DecodingConfig, ahead: int, strict: bool
+    ) -> Iterator[Answer | UnreadableInput]:
+        first = 0
+        while some := list(islice(waiting, ahead)):
             yield from self._answers(some, first, decoding, strict)
             first += len(some)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgen import jitted
-from jaxgen.errors import UsageError, check_int
+from jaxgen.errors import UsageError, check_int, check_kind, check_text
 from jaxgen.fsutil import json_sha256
 from jaxgen.inference.generation_config import MAX_LENGTH, GenerationConfig
 from jaxgen.inference.loading import LoadedRun, TrainedModel
@@ -77,7 +76,7 @@ MAX_SAMPLES = 1_000_000
 
 def check_best(keep: int, of: int) -> None:
     """Raise ``UsageError`` unless ``keep`` of ``of`` samples can be kept."""
-    if not 1 <= keep <= of:
+    if not 1 <= check_int("The number to keep", keep, 1) <= check_int("The number of samples", of, 1):
         raise UsageError(f"{keep} samples cannot be the best of {of}: give a number of at least 1 and at most {of}.")
 
 
@@ -103,7 +102,14 @@ class Sampler(TrainedModel):
         self.condition: Condition | None = None
         #: What becomes of bytes that are not UTF-8 in texts; see ``exact``.
         self.errors = "replace"
-        self._prefill, self._step = jitted.jit_prefill(task), jitted.jit_decode_step(task)
+
+    @cached_property
+    def _prefill(self) -> Callable:
+        return jitted.jit_prefill(self.task)
+
+    @cached_property
+    def _step(self) -> Callable:
+        return jitted.jit_decode_step(self.task)
 
     @classmethod
     def load(cls, run: str | Path | None = None, command: str = "sample") -> Sampler:
@@ -150,7 +156,7 @@ class Sampler(TrainedModel):
         Bytes that are not UTF-8 are then lone surrogates instead of U+FFFD: ``text.encode("utf-8", "surrogateescape")``
         has the bytes. Prompts are read in this way in any case.
         """
-        other = copy.copy(self)
+        other = self._copy()
         other.errors = "surrogateescape" if self.tokenizer.kind == "byte" else "replace"
         return other
 
@@ -160,8 +166,14 @@ class Sampler(TrainedModel):
 
     def with_condition(self, condition: Condition | None) -> Sampler:
         """A sampler with the same weights for texts under ``condition``."""
-        other = copy.copy(self)
+        other = self._copy()
         other.condition = condition
+        return other
+
+    def _copy(self) -> Sampler:
+        """A sampler with the same weights; ``copy.copy`` would take them from the device."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
         return other
 
     @property
@@ -182,8 +194,8 @@ class Sampler(TrainedModel):
 
     def open_prompt(self, prompt: str, state: DecoderState | None = None, unk: str = "error") -> tuple[np.ndarray, str]:
         """``prompt_ids``, or those after ``state``, and the space that is held back (see ``DecoderState``)."""
-        before = "" if state is None else state.held
-        ids, held = self.tokenizer.encode_prompt(self.reading.text(prompt), unk, before)
+        before = "" if state is None else check_kind("state", state, DecoderState, "a jaxgen.DecoderState").held
+        ids, held = self.tokenizer.encode_prompt(self.reading.text(check_text("The prompt", prompt)), unk, before)
         if state is not None or (ids.size and not self.documents):
             return ids, held
         if self.documents:
@@ -275,6 +287,7 @@ class Sampler(TrainedModel):
         skip: int = 0,
         state: DecoderState | None = None,
         unk: str = "error",
+        **others: Any,
     ) -> Iterator[Chunk]:
         """Draw samples and yield them in chunks as they are generated, block by block.
 
@@ -292,7 +305,11 @@ class Sampler(TrainedModel):
         Raises:
             UsageError: A value is out of range. Nothing was compiled.
         """
-        settings = settings or GenerationConfig()
+        name = next(iter(others), "length")
+        right = f'jaxgen.GenerationConfig, for example sample("The ", jaxgen.GenerationConfig({name}=…))'
+        if others:
+            raise UsageError(f"{name!r} is no argument here: settings of drawing belong to {right}.")
+        settings = check_kind("A sampler", settings or GenerationConfig(), GenerationConfig, right)
         num_samples = check_int("The number of samples", num_samples, 1, MAX_SAMPLES)
         first = check_int("The index of a sample", first, 0, MAX_SEED - MAX_SAMPLES)
         skip = check_int("The number of tokens to skip", skip, 0, MAX_LENGTH)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import jitted
-from jaxgen.errors import UsageError, check_int, choose
+from jaxgen.errors import UsageError, check_int, check_kind, check_text, choose
 from jaxgen.inference.sampler import Sampler
 from jaxgen.sampling.decode import prefill_chunks
 from jaxgen.tokenizers.base import EOS, UNKNOWNS, Encoded, encode_pieces
@@ -250,7 +250,8 @@ class Scorer:
         unk: str = "error",
         end: bool | None = None,
     ) -> None:
-        self.sampler = sampler
+        right = "a jaxgen.Sampler, or call jaxgen.Scorer.load(run)"
+        self.sampler = check_kind("A scorer", sampler, Sampler, right)
         self.state, self.unk = choose(state, STATES, "state"), choose(unk, UNKNOWNS, "way to treat unknowns (--unk)")
         self.window = check_int("The window", window, 1, MAX_WINDOW)
         self.lanes = check_int("The number of lanes", lanes, 1, MAX_LANES)
@@ -264,6 +265,10 @@ class Scorer:
         #: Seconds spent compiling, to be left out of speeds.
         self.compile_seconds = 0.0
         self._function: Callable[..., tuple[Carry, Scored]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What ``pickle`` keeps: nothing that is compiled."""
+        return {**vars(self), "_function": None}
 
     @classmethod
     def load(cls, run: str | Path | None = None, **options: Any) -> Scorer:
@@ -285,7 +290,8 @@ class Scorer:
 
         ``where`` names the text in error messages.
         """
-        return ScoreStream(self, [text] if isinstance(text, str) else text, prompt, where)
+        pieces = [text] if isinstance(text, str) else check_kind(where, text, Iterable, "a text, or its pieces")
+        return ScoreStream(self, (check_text(where, piece) for piece in pieces), prompt, where)
 
     def score_each(
         self, texts: Iterable[str], prompt: str = "", where: str = "Text"
@@ -302,11 +308,13 @@ class Scorer:
         Yields:
             The score of each text and its tokens, in order.
         """
+        if isinstance(texts, str):
+            raise UsageError("The texts to score are one text: give a list of texts, or call score(text).")
         (prompt_ids, held), waiting = self._open_prompt(prompt), deque[tuple[Score, int]]()
 
         def segments() -> Iterator[Segment]:
             for number, text in enumerate(texts, start=1):
-                encoded = list(self._encoded([text], f"{where} {number}", held))
+                encoded = list(self._encoded([check_text(f"{where} {number}", text)], f"{where} {number}", held))
                 ids = np.concatenate([np.zeros(0, np.int32), *(part.ids for part in encoded)])
                 found = [whole_segment(ids, int(prompt_ids[-1]))]
                 if self.state == "cold" and ids.size:
@@ -331,6 +339,7 @@ class Scorer:
         token of a candidate, at levels whose tokens include the space before a word. <eos> after it is scored if
         ``end`` is true.
         """
+        candidates = [] if isinstance(candidates, str) else list(candidates or ())
         if not candidates:
             raise UsageError("There are no candidates to rank: give two or more continuations of the prompt.")
         # Equal candidates are scored once: float bits can depend on the row of a batch.

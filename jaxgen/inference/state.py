@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.errors import CheckpointError, UsageError
+from jaxgen.errors import CheckpointError, UsageError, check_kind
 from jaxgen.fsutil import dump_json, json_sha256, parse_json, write_output
 from jaxgen.runs.manifest import array_sha256, decode_arrays, encode_arrays, header_bytes, metadata
 from jaxgen.types import Array, Carry
@@ -90,6 +90,8 @@ def interpolate(a: DecoderState, b: DecoderState, weight: float) -> DecoderState
     Raises:
         UsageError: if the weight is not in [0, 1] or the states cannot be interpolated.
     """
+    for state in (a, b):
+        check_kind("interpolate", state, DecoderState, "two states, for example of sampler.read(text)")
     if not 0 <= weight <= 1:
         raise UsageError(
             f"The weight {weight} lies outside the two states: give a number from 0 (first) to 1 (second)."

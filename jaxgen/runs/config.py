@@ -133,11 +133,15 @@ class TrainConfig(BaseModel):
 
     if not TYPE_CHECKING:  # type checkers derive the arguments from the fields
 
-        def __init__(self, **values: Any) -> None:
+        def __init__(self, *positional: Any, **values: Any) -> None:
             """The settings that are given, else those of the preset. Raises ``UsageError`` for all that is wrong.
 
             ``model_fields_set`` has the names of those that are given.
             """
+            if positional:
+                raise UsageError(
+                    f"Settings have names: give {type(self).__name__}(data={positional[0]!r}), for example."
+                )
             given = {name: _plain(value) for name, value in values.items()}
             name = given.get("preset", type(self).model_fields["preset"].default)
             preset = dict(self.presets[name][1]) if isinstance(name, str) and name in self.presets else {}
@@ -147,6 +151,10 @@ class TrainConfig(BaseModel):
             except ValidationError as error:
                 raise UsageError(describe_errors(error, type(self))) from None
             self.model_fields_set.intersection_update(given)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            """Raise ``UsageError``."""
+            raise UsageError(f"Settings do not change: make others with model_copy(update={{{name!r}: …}}).")
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """The same settings with some others, checked as new ones are; those of another preset follow it."""
@@ -204,6 +212,7 @@ def describe_errors(error: ValidationError, kind: type[BaseModel]) -> str:
     for item in error.errors(include_url=False, include_context=False):
         where = ".".join(map(str, item["loc"]))
         message = item["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+        message = message.replace("a valid tuple", "a name or a list of names")
         flag = f"--{where.split('.')[0].replace('_', '-')}" if where else ""
         if item["type"] == "extra_forbidden":
             lines.append(f"{where!r} is no setting of this task{_suggest(where, kind.model_fields)}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxgen.data.files import ProgressReporter
-from jaxgen.errors import CheckpointError
+from jaxgen.errors import CheckpointError, for_caller
 from jaxgen.plots import Best, draw_losses
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock
@@ -75,6 +75,9 @@ class Note:
     """A message for the user that is not an error."""
 
     text: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", for_caller(self.text))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxgen.data.files import data_folders
-from jaxgen.errors import CheckpointError, DataError, UsageError, choose, counted
+from jaxgen.errors import CheckpointError, DataError, UsageError, check_kind, choose, counted
 from jaxgen.fsutil import json_sha256
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.runs.config import MAX_STEPS, TrainConfig, environment_diff, run_digest, versions, write_config
@@ -144,6 +144,8 @@ def start(
         UsageError, DataError, CheckpointError: an input cannot be used. No run is left behind.
     """
     group, began = group or ProcessGroup(), time.perf_counter() if began is None else began
+    config = check_kind("start", config, TrainConfig, 'settings, for example jaxgen.LanguageConfig(data=("book.txt",))')
+    callbacks = _check_callbacks(emit, callbacks)
     with ExitStack() as stack:
         make_run: Callable[[], RunDirectory] = partial(RunDirectory, "")
         with group.all_or_none():
@@ -154,6 +156,15 @@ def start(
             trainer: Trainer = baseline(config.task, config.model).start(config, emit, callbacks, make_run)
             return trainer
         return _start(config, emit, callbacks, group, make_run, began)
+
+
+def _check_callbacks(emit: Emit, callbacks: Sequence[Callback]) -> Sequence[Callback]:
+    """The callbacks as a list. Raises ``UsageError`` for anything else, and for an ``emit`` that is no function."""
+    right = "a list of instances of jaxgen.Callback, callbacks=[...]"
+    if not callable(emit) or isinstance(emit, Callback):
+        raise UsageError(f"emit got {emit!r}: give a function of one event; callbacks are {right}.")
+    given = [callbacks] if isinstance(callbacks, Callback) else check_kind("callbacks", callbacks, Sequence, right)
+    return [check_kind("callbacks", each, Callback, right) for each in given]
 
 
 def _check_several(config: TrainConfig, group: ProcessGroup) -> None:
@@ -286,7 +297,7 @@ def resolve_config(
 
 
 def resume(
-    path: str,
+    path: str | os.PathLike[str],
     config: TrainConfig | None = None,
     emit: Emit = ignore,
     data_changed: str = "refuse",
@@ -308,7 +319,10 @@ def resume(
         CheckpointError: no checkpoint is good.
     """
     choose(data_changed, ("accept", "refuse"), "value for --data-changed")
-    group = group or ProcessGroup()
+    path = os.fspath(check_kind("resume", path, str | os.PathLike, "the folder of the run"))
+    if config is not None:
+        check_kind("resume", config, TrainConfig, "settings made from those of the run, or none")
+    group, callbacks = group or ProcessGroup(), _check_callbacks(emit, callbacks)
     with _exclusively(RunDirectory(path), group):
         emit = emit if group.is_main else ignore
         with group.all_or_none() as facts:

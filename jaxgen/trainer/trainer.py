@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxgen import jitted
-from jaxgen.errors import CheckpointError, DivergedError, counted
+from jaxgen.errors import CheckpointError, DivergedError, counted, for_caller
 from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
@@ -353,7 +353,7 @@ class Trainer:
         longer = f"In a new run, give {steps}."
         if self.config.schedule == "constant":
             longer = f"Continue with `python train.py --run {shlex.quote(path)} --resume auto {steps}`."
-        return advise(rows, self.uniform_loss, unigram, longer)
+        return [for_caller(text) for text in advise(rows, self.uniform_loss, unigram, longer)]
 
     def _interrupted(self, number: int, where: str) -> Interrupted:
         return Interrupted(number, where, str(self.run) if self.group.is_main else None)

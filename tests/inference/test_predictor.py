@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import jax
 import numpy as np
 import pytest
@@ -49,6 +51,11 @@ def test_answers_come_in_the_order_of_the_inputs(many):
     given, answers = many
     assert [answer["text"] for answer in answers] == given
     assert len({answer["label"] for answer in answers}) > 1
+
+
+def test_a_predictor_can_be_pickled(classifier, many):
+    given, answers = many
+    assert list(pickle.loads(pickle.dumps(classifier)).predict(given[:3])) == answers[:3]  # noqa: S301
 
 
 def test_an_answer_is_bitwise_that_of_its_input_alone(classifier, many):

@@ -143,7 +143,7 @@ def prepare(
         DataError: The data cannot be used.
     """
     settings: dict[str, Any] = {
-        "data": (specs,) if isinstance(specs, str) else tuple(map(str, specs)),
+        "data": specs,
         "val_data": tuple(map(str, val_data)) if val_data else None,
         "val_fraction": None if val_data or val_fraction == 0 else val_fraction,
         "level": level if tokenizer is None else tokenizer.kind,

@@ -1,0 +1,110 @@
+"""The Python interface: what users pass by mistake is refused with the right call, and what they mean is accepted."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgen
+from jaxgen import errors
+from jaxgen.errors import JaxgenError, UsageError
+from jaxgen.inference.beam_search import beam
+from jaxgen.inference.chat import ChatSession, continuations
+from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.predictor import Predictor
+from jaxgen.inference.sampler import Sampler
+from jaxgen.inference.scorer import Scorer
+from jaxgen.inference.state import interpolate
+from jaxgen.tasks.classify.data import ClassifyCodec
+from jaxgen.tasks.language.config import LanguageConfig
+from jaxgen.tokenizers import CharTokenizer
+from jaxgen.trainer.callbacks import Callback, Note
+from jaxgen.trainer.run import resume, start
+
+WRONG = {
+    "a setting of drawing": (lambda s: s.sample("a", length=10), r"GenerationConfig\(length"),
+    "a length in place of settings": (lambda s: s.sample("a", 10), "GenerationConfig"),
+    "several prompts": (lambda s: s.sample(["a"]), "one text"),
+    "a number as prompt": (lambda s: s.read(3), "one text"),
+    "a text as state": (lambda s: s.sample("a", state="b"), "DecoderState"),
+    "best of a text": (lambda s: s.best("a", of="3"), "number"),
+    "a folder to score with": (lambda s: Scorer("runs/a"), "Scorer.load"),
+    "nothing to score": (lambda s: Scorer(s).score(None), "a text"),
+    "numbers to score": (lambda s: Scorer(s).score([1]), "one text"),
+    "one text to score each": (lambda s: list(Scorer(s).score_each("abc")), "a list of texts"),
+    "one candidate": (lambda s: Scorer(s).rank("a", "bc"), "two or more"),
+    "no way for unknowns": (lambda s: Scorer(s, unk=None), "error, keep, skip"),
+    "beams of a folder": (lambda s: beam("runs/a", "b"), "Sampler"),
+    "a chat with a folder": (lambda s: ChatSession("runs/a"), "Sampler"),
+    "continuations of a text": (lambda s: continuations(s, "a"), "sampler.read"),
+    "between texts": (lambda s: interpolate("a", "b", 0.5), "sampler.read"),
+    "a number as run": (lambda s: Sampler.load(5), "folder"),
+    "several runs": (lambda s: Predictor.load(["a"]), "folder"),
+    "data in place of settings": (lambda s: start("book.txt"), "LanguageConfig"),
+    "a class of settings": (lambda s: start(LanguageConfig), "LanguageConfig"),
+    "callbacks in second place": (lambda s: start(LanguageConfig(), [Callback()]), "callbacks="),
+    "a function as callback": (lambda s: start(LanguageConfig(), callbacks=[print]), "jaxgen.Callback"),
+    "no run to resume": (lambda s: resume(None), "folder"),
+    "a dictionary to resume with": (lambda s: resume("runs/a", {"steps": 3}), "settings"),
+    "settings without names": (lambda s: LanguageConfig("book.txt"), "data="),
+    "settings that change": (lambda s: setattr(LanguageConfig(), "hidden", 3), "model_copy"),
+    "settings copied wrongly": (lambda s: LanguageConfig().model_copy(update={"hiden": 3}), "hiden"),
+    "nothing to prepare": (lambda s: jaxgen.prepare(None), "data"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_call_names_the_right_one(name, tiny):
+    call, right = WRONG[name]
+    with pytest.raises(UsageError, match=right):
+        call(tiny)
+
+
+def test_one_input_in_place_of_a_list_is_refused_at_once():
+    codec = ClassifyCodec(CharTokenizer.train(["ab"]), ("x", "y"), False, 9)
+    predictor = Predictor(None, codec, {})
+    for wrong in ("ab", Path("a.png"), 5, None):
+        with pytest.raises(UsageError, match="a list"):
+            predictor.predict(wrong)
+    with pytest.raises(UsageError, match="DecodingConfig"):
+        predictor.predict(["ab"], GenerationConfig())
+
+
+def test_settings_of_drawing_may_be_lists_and_numbers_of_numpy_and_jax():
+    given = GenerationConfig(np.int64(5), [0.5, 0.6], jnp.int32(3), [], "q", np.float32(9), np.int16(8))
+    assert given == GenerationConfig(5, (0.5, 0.6), 3, (), ("q",), 9.0, 8)
+    assert type(given.seed) is int
+    assert GenerationConfig(temperature=np.array([0.5, 0.25])).temperature == (0.5, 0.25)
+
+
+def test_no_prompt_is_an_empty_one(tiny):
+    np.testing.assert_array_equal(tiny.prompt_ids(None), tiny.prompt_ids(""))
+
+
+def test_messages_name_settings_outside_of_commands_and_flags_in_them(monkeypatch):
+    text = "--final-lr 0.1 of '--x' in a--b: see `train.py --run R`, or give --on-nan rollback or `--resume auto`."
+    with errors.show_flags():
+        assert str(UsageError(text)) == text
+        assert Note(text).text == text
+    monkeypatch.setattr(errors, "_flags_are_shown", False)
+    named = "final_lr 0.1 of '--x' in a--b: see `train.py --run R`, or give on_nan rollback or `jaxgen.resume`."
+    assert str(UsageError(text)) == named
+    assert Note(text).text == named
+    with pytest.raises(JaxgenError) as refused:
+        LanguageConfig(batch_size=0, final_lr=0.1, schedule="constant")
+    assert "batch_size is 0" in str(refused.value)
+    assert "--" not in str(refused.value)
+
+
+def test_samplers_and_scorers_can_be_pickled(tiny):
+    settings = GenerationConfig(length=8)
+    texts = tiny.sample("abc", settings)  # with something compiled
+    again = pickle.loads(pickle.dumps(tiny))  # noqa: S301
+    assert again.sample("abc", settings) == texts
+    scorer = Scorer(tiny)
+    score = scorer.score("abc")
+    assert pickle.loads(pickle.dumps(scorer)).score("abc") == score  # noqa: S301
