@@ -54,9 +54,9 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", check_seed(self.seed))
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        for name, value in (("stop", stop), ("transforms", self.transforms), ("temperature", self.temperature)):
-            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        for name in ("stop", "transforms", "temperature"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
         if isinstance(self.temperature, np.ndarray) and self.temperature.ndim == 1:
             object.__setattr__(self, "temperature", tuple(self.temperature.tolist()))
         object.__setattr__(self, "block", check_int("The block size", self.block, 1, MAX_BLOCK))

@@ -250,8 +250,11 @@ class Scorer:
         unk: str = "error",
         end: bool | None = None,
     ) -> None:
-        right = "a jaxgen.Sampler, or call jaxgen.Scorer.load(run)"
-        self.sampler = check_kind("A scorer", sampler, Sampler, right)
+        self.sampler = (
+            sampler
+            if hasattr(sampler, "tokenizer")
+            else check_kind("A scorer", sampler, Sampler, "a jaxgen.Sampler, or call jaxgen.Scorer.load(run)")
+        )
         self.state, self.unk = choose(state, STATES, "state"), choose(unk, UNKNOWNS, "way to treat unknowns (--unk)")
         self.window = check_int("The window", window, 1, MAX_WINDOW)
         self.lanes = check_int("The number of lanes", lanes, 1, MAX_LANES)

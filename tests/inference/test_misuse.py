@@ -75,7 +75,7 @@ def test_one_input_in_place_of_a_list_is_refused_at_once():
 
 
 def test_settings_of_drawing_may_be_lists_and_numbers_of_numpy_and_jax():
-    given = GenerationConfig(np.int64(5), [0.5, 0.6], jnp.int32(3), [], "q", np.float32(9), np.int16(8))
+    given = GenerationConfig(np.int64(5), [0.5, 0.6], jnp.int32(3), [], ["q"], np.float32(9), np.int16(8))
     assert given == GenerationConfig(5, (0.5, 0.6), 3, (), ("q",), 9.0, 8)
     assert type(given.seed) is int
     assert GenerationConfig(temperature=np.array([0.5, 0.25])).temperature == (0.5, 0.25)
