@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -31,6 +32,8 @@ _SPACE = r"\s\x1c-\x1f"
 _SYMBOL = rf"\p{{RI}}\p{{RI}}|[^{WORD_START}{_SPACE}](?:\u200d\p{{ExtPict}}|[{_ATTACHED}])*+"
 # Every character begins a piece in exactly one branch, so the pieces add up to the text.
 _PIECE = regex.compile(rf" ?(?:{WORD.pattern}|{_SYMBOL})|[{_SPACE}]")
+# The same for ASCII text, twice as fast.
+_ASCII_PIECE = re.compile(r" ?\w+(?:'\w+)*| ?[^\w\s]|\s")
 # White space begins a piece. A symbol ends one if nothing attaches to it; half of a flag and apostrophes may not end.
 _SAFE_CUT = regex.compile(rf"(?=[{_SPACE}])|(?<=[^{WORD_CHARACTERS}{_SPACE}'’\p{{RI}}])(?=[^{_ATTACHED}])")
 # A list of all pieces takes ten times the memory of their text.
@@ -137,4 +140,8 @@ def _frequent(counts: Counter[str], most: int) -> Counter[str]:
 
 def split_words(text: str) -> list[str]:
     """Returns the pieces of a text, which add up to it (lone surrogates become U+FFFD)."""
-    return _PIECE.findall(without_surrogates(text))
+    pieces: list[str] = []
+    for line in without_surrogates(text).split("\n"):
+        pieces += (_ASCII_PIECE if line.isascii() else _PIECE).findall(line)
+        pieces.append("\n")
+    return pieces[:-1]

@@ -256,6 +256,17 @@ def test_marks_and_joiners_stay_with_their_word_or_symbol(pieces):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@GENERAL
+@given(text=st.text(st.characters(max_codepoint=127), max_size=60))
+def test_ascii_text_has_the_same_words_beside_other_text(text):
+    assert split_words(text) == split_words(f"{text} é")[: len(split_words(text))]
+    assert split_words(text) == word._PIECE.findall(text)
+
+
+def test_ascii_separators_are_white_space():
+    assert split_words("a \x1c b") == split_words("a \x1c b é")[:-1] == ["a", " ", "\x1c", " b"]
+
+
 def test_words_are_ranked_by_count_and_cut_at_the_limits():
     text = "b b b a a c"
     assert WordTokenizer.train([text]).to_json()["words"] == [" ", " a", " b"]
