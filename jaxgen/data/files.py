@@ -158,7 +158,7 @@ def find_paths(
         paths = _without_runs(paths, path, watch)
         if not paths:
             raise DataError(
-                f"No file matches the pattern {spec!r}. Check the pattern and the current folder."
+                f"No file matches the pattern {spec!r}, apart from those of runs. Check it and the current folder."
             ) from None
         return paths
     if stat.S_ISDIR(mode):

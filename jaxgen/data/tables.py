@@ -19,7 +19,7 @@ import numpy as np
 from jaxgen.data.batches import permutation
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, find_data
 from jaxgen.errors import DataError, UsageError, counted, listed
-from jaxgen.text import KEEP_NEWLINES, STANDARD, Reading, Text, as_lf, lines_with_ends, whole_lines
+from jaxgen.text import KEEP_NEWLINES, STANDARD, Reading, Text, as_lf, in_pieces, lines_with_ends, whole_lines
 
 _KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 #: A column given by position. Longer digit strings are names: no table is that wide.
@@ -262,10 +262,13 @@ def _has_columns(text: Text, dialect: Dialect, path: Path, columns: Sequence[Col
 
 
 def _has_excel_quotes(text: Text) -> bool:
-    """Returns whether tab-separated text has fields in quotation marks, and only where Excel or Python put them.
+    """Returns whether tab-separated text has fields in quotation marks, as programs write them.
 
-    That is around fields with a quotation mark, a tab or a line break, and with Excel also around those with a comma.
+    Either around all fields, or around no others than those with a quotation mark, a tab or a line break (with Excel
+    also those with a comma).
     """
+    if not any('"' in piece for piece in in_pieces(text)):
+        return False
     lines: list[str] = []
 
     def read() -> Iterator[str]:
@@ -273,23 +276,27 @@ def _has_excel_quotes(text: Text) -> bool:
             lines.append(line)
             yield line
 
-    found = False
+    only_where_needed = everywhere = True
     try:
         for row in csv.reader(read(), delimiter="\t", strict=True):
             written = "".join(lines).rstrip("\r\n")
             lines.clear()
-            if '"' in written:
-                found = True
-                if written not in (_quote(row, '"\t\r\n'), _quote(row, '",\t\r\n')):
-                    return False
+            quoted = ['"' + cell.replace('"', '""') + '"' for cell in row]
+            everywhere = everywhere and written == "\t".join(quoted)
+            only_where_needed = only_where_needed and ('"' not in written or written in _quoted_forms(row, quoted))
+            if not (everywhere or only_where_needed):
+                return False
     except csv.Error:
         return False
-    return found
+    return True
 
 
-def _quote(row: Sequence[str], special: str) -> str:
-    """Returns tab-separated fields; those with a ``special`` character are in quotation marks."""
-    return "\t".join('"' + cell.replace('"', '""') + '"' if {*special} & {*cell} else cell for cell in row)
+def _quoted_forms(row: Sequence[str], quoted: Sequence[str]) -> list[str]:
+    """Returns a row as Python and as Excel write it."""
+    return [
+        "\t".join(q if {*special} & {*cell} else cell for cell, q in zip(row, quoted))
+        for special in ('"\t\r\n', '",\t\r\n')
+    ]
 
 
 def _is_header(text: Text, dialect: Dialect, path: Path, first: Sequence[str], indices: Collection[int]) -> bool:

@@ -57,6 +57,31 @@ def test_columns_by_position_make_every_row_data_unless_there_is_a_header():
     assert read_table(["t.csv"], columns, header=True).columns == (["two"], ["y"])
 
 
+QUOTES = {
+    "Excel": ('l\ta\n"x, y"\t"he said ""hi"""\nz\tplain\n', ["x, y", "z"], ['he said "hi"', "plain"]),
+    "Python": ('l\ta\nx, y\t"two\nlines"\nz\t"a\ttab"\n', ["x, y", "z"], ["two\nlines", "a\ttab"]),
+    "all fields": ('"l"\t"a"\n"x"\t"one"\n', ["x"], ["one"]),
+    "some sentences": ('l\ta\nx\t"Yes, he said."\ny\t"No."\n', ["x", "y"], ['"Yes, he said."', '"No."']),
+    "a quotation in a text": ('l\ta\nx\tthe "so, be it" man\n', ["x"], ['the "so, be it" man']),
+    "one mark": ('l\ta\nx\t5" wide, 3" high\ny\t"a\n', ["x", "y"], ['5" wide, 3" high', '"a']),
+}
+
+
+@pytest.mark.parametrize(("table", "labels", "texts"), QUOTES.values(), ids=QUOTES)
+def test_quotation_marks_in_tab_separated_text_are_read_only_where_programs_put_them(table, labels, texts):
+    found = read_table([write("t.tsv", table)], [Column(("l",), "--label-column"), Column(("a",), "--text-column")])
+    assert found.columns == (labels, texts)
+
+
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "sep=;\r"])
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+def test_the_first_line_of_excel_names_the_separator(first, name):
+    found = read_table([write(name, f'{first}\na;l;b\n1;"x;y";2\n')], [TEXT, LABEL])
+    assert found.columns == (["1 2"], ["x;y"])
+    with pytest.raises(DataError, match=f"Line 4 of {name}"):
+        read_table([write(name, f"{first}\na;l;b\n1;x;2\n1;x\n")], [TEXT, LABEL])
+
+
 BY_POSITION = [Column(("1",), "--text-column"), Column(("2",), "--label-column")]
 HEADED = {
     "usual names": ("text,label\nso,x\nla,y\n", True),
