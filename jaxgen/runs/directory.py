@@ -183,7 +183,8 @@ class RunDirectory:
         """
         # First: a run that starts right now writes its configuration before it removes its marker.
         trained = is_folder(self.checkpoints_path) and bool(CheckpointStore(self.checkpoints_path).steps())
-        trained = trained and _find_obstacle(self.path) is not None
+        with suppress(OSError):
+            trained = trained and _find_obstacle(self.path) is not None
         try:
             problem = not_regular(os.lstat(self.config_path))
         except OSError:

@@ -116,13 +116,13 @@ class RunLock:
         """As ``take``, but the process must not hold the lock already. Raises the system's own errors."""
         if cls._held_in(folder) is not None:
             raise _refusal(Path(folder), Owner.current())
-        place = Path(folder).resolve()
+        place = _place(folder)
         cls._held[place] = lock = cls(place, _acquire(place / LOCK, Path(folder)))
         return lock
 
     @classmethod
     def _held_in(cls, folder: str | os.PathLike[str]) -> RunLock | None:
-        held = cls._held.get(Path(folder).resolve())
+        held = cls._held.get(_place(folder))
         return held if held is not None and held._is_in_place() else None
 
     @classmethod
@@ -158,7 +158,7 @@ class RunLock:
         The folder may be gone or have been replaced. A process on another host may have taken the lock, if this process
         or the file system stalled for too long.
         """
-        held = cls._held.get(Path(folder).resolve())
+        held = cls._held.get(_place(folder))
         if held is None:
             return
         if not held._is_in_place():
@@ -227,6 +227,11 @@ def creation_errors(folder: Path) -> Iterator[None]:
         raise UsageError(
             f"Cannot make a run in {folder}: {error.strerror}. Choose a folder that you may write with `--run DIR`."
         ) from error
+
+
+def _place(folder: str | os.PathLike[str]) -> Path:
+    """The same path for every name of a folder; ``Path.resolve`` raises for a link to itself."""
+    return Path(os.path.realpath(folder))
 
 
 def is_running(pid: int) -> bool:
