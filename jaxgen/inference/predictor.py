@@ -79,7 +79,11 @@ Answer = dict[str, Any]
 class Predictor(TrainedModel):
     """Answers inputs with a trained model. More inputs of the same widths need no new compilation."""
 
-    def __init__(self, task: Any, codec: Any, params: Params) -> None:
+    def __init__(self, task: Any, codec: Any = None, params: Params | None = None) -> None:
+        if codec is None or params is None:
+            raise UsageError(
+                "A predictor needs a task, a codec and weights: call jaxgen.Predictor.load(run) for a trained run."
+            )
         super().__init__(task, params)
         self.codec = codec
         #: How the run read its inputs: columns and header of tables, and whether texts had several lines.

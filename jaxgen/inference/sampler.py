@@ -92,8 +92,18 @@ class Sampler(TrainedModel):
     """
 
     def __init__(
-        self, task: Any, codec: TextCodec, params: Params, *, documents: bool = False, reading: Reading | None = None
+        self,
+        task: Any,
+        codec: TextCodec | None = None,
+        params: Params | None = None,
+        *,
+        documents: bool = False,
+        reading: Reading | None = None,
     ) -> None:
+        if codec is None or params is None:
+            raise UsageError(
+                "A sampler needs a task, a codec and weights: call jaxgen.Sampler.load(run) for a trained run."
+            )
         super().__init__(task, params)
         self.documents = documents
         self.tokenizer, self.conditioning = split_codec(codec)

@@ -126,8 +126,8 @@ def extend_steps(saved: LoadedRun, config: TrainConfig, data: TaskData) -> int:
 
 def start(
     config: TrainConfig,
-    emit: Emit = ignore,
-    callbacks: Sequence[Callback] = (),
+    emit: Emit | None = None,
+    callbacks: Sequence[Callback] | None = None,
     group: ProcessGroup | None = None,
     began: float | None = None,
 ) -> Trainer:
@@ -144,6 +144,7 @@ def start(
         UsageError, DataError, CheckpointError: an input cannot be used. No run is left behind.
     """
     group, began = group or ProcessGroup(), time.perf_counter() if began is None else began
+    emit = emit or ignore
     config = check_kind("start", config, TrainConfig, 'settings, for example jaxgen.LanguageConfig(data=("book.txt",))')
     callbacks = _check_callbacks(emit, callbacks)
     with ExitStack() as stack:
@@ -158,9 +159,11 @@ def start(
         return _start(config, emit, callbacks, group, make_run, began)
 
 
-def _check_callbacks(emit: Emit, callbacks: Sequence[Callback]) -> Sequence[Callback]:
+def _check_callbacks(emit: Emit, callbacks: Sequence[Callback] | None) -> Sequence[Callback]:
     """The callbacks as a list. Raises ``UsageError`` for anything else, and for an ``emit`` that is no function."""
     right = "a list of instances of jaxgen.Callback, callbacks=[...]"
+    if callbacks is None:
+        return []
     if not callable(emit) or isinstance(emit, Callback):
         raise UsageError(f"emit got {emit!r}: give a function of one event; callbacks are {right}.")
     given = [callbacks] if isinstance(callbacks, Callback) else check_kind("callbacks", callbacks, Sequence, right)
@@ -299,9 +302,9 @@ def resolve_config(
 def resume(
     path: str | os.PathLike[str],
     config: TrainConfig | None = None,
-    emit: Emit = ignore,
+    emit: Emit | None = None,
     data_changed: str = "refuse",
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] | None = None,
     group: ProcessGroup | None = None,
 ) -> Trainer:
     """Continue the run at ``path``; on one kind of device, bit for bit as if it had not been stopped.
@@ -322,6 +325,7 @@ def resume(
     path = os.fspath(check_kind("resume", path, str | os.PathLike, "the folder of the run"))
     if config is not None:
         check_kind("resume", config, TrainConfig, "settings made from those of the run, or none")
+    emit = emit or ignore
     group, callbacks = group or ProcessGroup(), _check_callbacks(emit, callbacks)
     with _exclusively(RunDirectory(path), group):
         emit = emit if group.is_main else ignore
@@ -340,7 +344,8 @@ def _reopen(
 ) -> tuple[LoadedRun, TrainConfig, TaskData]:
     """The saved run, its settings and its data, checked against the recorded ones."""
     saved = LoadedRun.open(path)
-    config = config or saved.config
+    right = f"settings of the task {saved.config.task}"
+    config = saved.config if config is None else check_kind("resume", config, type(saved.config), right)
     may_change = config.places | ({"devices"} if saved.resolved.get("processes", 1) != processes else set())
     if changed := ", ".join(
         f"--{name.replace('_', '-')} ({getattr(saved.config, name)!r} then, {getattr(config, name)!r} now)"

@@ -130,7 +130,7 @@ class Trainer:
                 while not self._is_over(step):
                     if self._is_late():
                         self._note(
-                            f"The {self.config.minutes:g} minutes are over after {step:,} of "
+                            f"The time of --minutes {self.config.minutes:g} is over after {step:,} of "
                             f"{counted(self.total_steps, 'step')}. The run is saved; --resume auto takes the others."
                         )
                         break
@@ -337,11 +337,11 @@ class Trainer:
         report = metrics | self.data.generation_metrics(inference, True)
         samples = [(each.title, each.text) for each in self.data.examples(inference, final=True)]
         summary, command = self.data.report_lines(report), self.data.next_command(path)
-        finished = Finished(path, step, best_step, report, summary, command, samples, self._advice(path))
+        finished = Finished(path, step, best_step, report, summary, command, samples, self._advice(path, step))
         self.recorder.call("on_end", finished, inference)
         return finished
 
-    def _advice(self, path: str) -> list[str]:
+    def _advice(self, path: str, step: int) -> list[str]:
         """What to try next, from the recorded metrics."""
         rows: list[dict[str, Any]] = []
         with suppress(CheckpointError):  # a damaged log is no reason to fail here
@@ -349,10 +349,13 @@ class Trainer:
         unigram, number = None, self.data.num_targets
         if number is not None and rows:
             unigram = frequency_loss(self.data.target_ids("train"), self.data.target_ids("val"), number)
-        steps = f"--steps {2 * self.total_steps}"
-        longer = f"In a new run, give {steps}."
-        if self.config.schedule == "constant":
-            longer = f"Continue with `python train.py --run {shlex.quote(path)} --resume auto {steps}`."
+        go_on, length = f"python train.py --run {shlex.quote(path)} --resume auto", f"--steps {2 * self.total_steps}"
+        if step < self.total_steps:
+            longer = f"Continue with `{go_on}`."
+        elif self.config.schedule == "constant":
+            longer = f"Continue with `{go_on} {length}`."
+        else:  # the learning rate has come to its end
+            longer = f"In a new run, give {length}."
         return [for_caller(text) for text in advise(rows, self.uniform_loss, unigram, longer)]
 
     def _interrupted(self, number: int, where: str) -> Interrupted:

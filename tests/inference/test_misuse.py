@@ -42,6 +42,8 @@ WRONG = {
     "a chat with a folder": (lambda s: ChatSession("runs/a"), "Sampler"),
     "continuations of a text": (lambda s: continuations(s, "a"), "sampler.read"),
     "between texts": (lambda s: interpolate("a", "b", 0.5), "sampler.read"),
+    "a sampler of a folder": (lambda s: Sampler("runs/a"), "Sampler.load"),
+    "a predictor of a folder": (lambda s: Predictor("runs/a"), "Predictor.load"),
     "a number as run": (lambda s: Sampler.load(5), "folder"),
     "several runs": (lambda s: Predictor.load(["a"]), "folder"),
     "data in place of settings": (lambda s: start("book.txt"), "LanguageConfig"),
