@@ -162,11 +162,11 @@ def start(
 def _check_callbacks(emit: Emit, callbacks: Sequence[Callback] | None) -> Sequence[Callback]:
     """The callbacks as a list. Raises ``UsageError`` for anything else, and for an ``emit`` that is no function."""
     right = "a list of instances of jaxgen.Callback, callbacks=[...]"
-    if callbacks is None:
-        return []
     if not callable(emit) or isinstance(emit, Callback):
         raise UsageError(f"emit got {emit!r}: give a function of one event; callbacks are {right}.")
-    given = [callbacks] if isinstance(callbacks, Callback) else check_kind("callbacks", callbacks, Sequence, right)
+    given = (
+        [callbacks] if isinstance(callbacks, Callback) else check_kind("callbacks", callbacks or [], Sequence, right)
+    )
     return [check_kind("callbacks", each, Callback, right) for each in given]
 
 
