@@ -20,8 +20,10 @@ from pydantic.dataclasses import dataclass
 from jaxgen.errors import CheckpointError
 from jaxgen.fsutil import RESUME, STRICT, json_sha256, parse_json, refuse_links, replace_file, sync_folder, write_errors
 
-#: The largest log that is read, and the longest row of metrics.
-MAX_LOG_BYTES, MAX_ROW_BYTES = 2**28, 2**20
+#: The largest log that is read, the most rows (with their lists and objects) or sections, and the longest row.
+MAX_LOG_BYTES, MAX_LOG_PARTS, MAX_ROW_BYTES = 2**27, 2**20, 2**20
+#: How a section of ``samples.txt`` begins.
+HEAD = b"=== step "
 #: The last rows whose digests a ``LogRecord`` keeps one by one: it says which of them has changed.
 SINGLE_ROWS = 256
 
@@ -112,7 +114,7 @@ class MetricsLog:
 
     def _lines(self) -> Iterator[_Line]:
         """Every line except a torn last one."""
-        lines = _content(self.path).split(b"\n")
+        lines = _content(self.path, b"\n", b"[", b"{").split(b"\n")
         for number, line in enumerate(lines, start=1):
             last = number == len(lines)
             if last and not line:
@@ -152,14 +154,14 @@ def append_sample(path: str | os.PathLike[str], step: int, text: str) -> None:
     body = re.sub(rb"(?m)^(\\*=== step)", rb"\\\1", body)
     target = Path(path)
     if _ends_torn(target):
-        replace_file(target, b"".join(section for _, section in _sections(_content(target))), RESUME)
+        replace_file(target, b"".join(section for _, section in _sections(_content(target, HEAD))), RESUME)
     _append(target, b"=== step %d ===\n%b\n\n" % (step, body.rstrip(b"\n")))
 
 
 def truncate_samples(path: str | os.PathLike[str], step: int) -> None:
     """Drop the sections of ``samples.txt`` that belong to a later step, and one that a crash cut short."""
     target = Path(path)
-    data = _content(target)
+    data = _content(target, HEAD)
     if target.exists():
         kept = [section for number, section in _sections(data) if not _is_after(number, step)]
         replace_file(target, b"".join(kept), RESUME)
@@ -184,23 +186,24 @@ def _is_after(number: object, step: int) -> bool:
     return isinstance(number, (int, float)) and number > step
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, *parts: bytes) -> bytes:
     """The bytes of a log; none if it does not exist.
 
-    Raises ``CheckpointError`` for anything but a regular file, and for one of more than ``MAX_LOG_BYTES``.
+    Raises ``CheckpointError`` for anything but a regular file, and for one of more than ``MAX_LOG_BYTES`` or with more
+    than ``MAX_LOG_PARTS`` of one of ``parts``, each of which takes far more memory than its bytes.
     """
     refuse_links(path)
     try:
-        if path.stat().st_size > MAX_LOG_BYTES:
-            raise CheckpointError(
-                f"{path} is larger than {MAX_LOG_BYTES // 2**20} MB, the most that is read. Move it away: the run "
-                "continues without it."
-            )
-        return path.read_bytes()
+        large = path.stat().st_size > MAX_LOG_BYTES
+        data = b"" if large else path.read_bytes()
     except FileNotFoundError:
         return b""
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read now: {error.strerror}. Nothing was changed.") from error
+    if large or any(data.count(part) > MAX_LOG_PARTS for part in parts):
+        what = f"is larger than {MAX_LOG_BYTES // 2**20} MB" if large else f"has more than {MAX_LOG_PARTS:,} parts"
+        raise CheckpointError(f"{path} {what}, the most that is read. Move it away: the run continues without it.")
+    return data
 
 
 def _ends_torn(path: Path) -> bool:

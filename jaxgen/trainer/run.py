@@ -393,12 +393,14 @@ def _resume(
     recorder = make_recorder(run, data, resolved, emit, callbacks) if group.is_main else NullRecorder()
     trainer = Trainer(config, data, saved.task, run, resolved, recorder, group)
     like = jax.eval_shape(partial(create_state, saved.task, trainer.optimizer, rows=config.batch_size), trainer.key)
-    state, progress = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like), ProgressState()
+    state, progress = None, ProgressState()
     with group.all_or_none():
         if isinstance(recorder, Recorder):
             state, progress = _restore_progress(recorder, like, emit)
             write_config(run, config, resolved)
     trainer.set_progress(ProgressState(**group.broadcast_json(asdict(progress))))
+    if state is None:  # not the main process, whose values replace these
+        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
     return trainer.set_state(group.broadcast_tree(state))
 
 

@@ -66,7 +66,7 @@ def test_a_record_names_the_first_line_that_was_edited(log, monkeypatch):
     assert LogRecord().changed_line([]) is None
 
 
-@pytest.mark.parametrize("size", [2**28 + 1, 2**42])
+@pytest.mark.parametrize("size", [2**27 + 1, 2**42])
 def test_a_sparse_log_is_refused_without_reading_it(tmp_path, size):
     log, samples = MetricsLog(tmp_path / "metrics.jsonl"), tmp_path / "samples.txt"
     for path in (log.path, samples):
@@ -77,9 +77,23 @@ def test_a_sparse_log_is_refused_without_reading_it(tmp_path, size):
     tracemalloc.start()
     try:
         for ask in asks:
-            with pytest.raises(CheckpointError, match="larger than 256 MB"):
+            with pytest.raises(CheckpointError, match="larger than 128 MB"):
                 ask()
         assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("unit", [b"\n", b"{}\n", b'{"a": [[],[],[],[],[],[],[],[]]}\n', b"=== step 1 ===\n"])
+def test_a_log_of_millions_of_parts_is_refused_before_they_are_made(tmp_path, unit):
+    log, samples = MetricsLog(tmp_path / "metrics.jsonl"), tmp_path / "samples.txt"
+    for path in (log.path, samples):
+        path.write_bytes(unit * (2**20 + 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="parts"):
+            log.truncate(1) if unit[:1] != b"=" else truncate_samples(samples, 1)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
     finally:
         tracemalloc.stop()
 
