@@ -74,7 +74,7 @@ class Recorder(NullRecorder):
             stack.enter_context(RunLock.training(self.run.path))
             if self.store.names() != self._saved:
                 raise CheckpointError(
-                    f"The checkpoints of the run {self.run.path} have changed since this trainer was made: another "
+                    f"The checkpoints of the run {self.run} have changed since this trainer was made: another "
                     "process trained the run, or removed some. Resume the run, and train with the trainer that this "
                     "returns."
                 )

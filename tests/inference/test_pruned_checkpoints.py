@@ -18,14 +18,14 @@ PARAMS = {"a": np.zeros(3, np.float32)}
 @pytest.fixture
 def saved(tmp_path):
     run = RunDirectory(tmp_path)
-    CheckpointStore(run.checkpoints_path).save(1, {"params": PARAMS}, {})
-    return LoadedRun(run, None, {"steps": 100}, STANDARD, None, None)
+    CheckpointStore(run.checkpoints_path, run_digest="a").save(1, {"params": PARAMS}, {})
+    return LoadedRun(run, None, {"steps": 100, "run_digest": "a"}, STANDARD, None, None)
 
 
 @pytest.mark.parametrize("name", ["read_manifest", "read_arrays"])
 @pytest.mark.parametrize("times", [1, 2, 5])
 def test_a_checkpoint_that_is_dropped_while_it_is_read_is_replaced_by_the_newest(saved, monkeypatch, name, times):
-    read, writer = getattr(checkpoints_module, name), CheckpointStore(saved.directory.checkpoints_path)
+    read, writer = getattr(checkpoints_module, name), CheckpointStore(saved.directory.checkpoints_path, run_digest="a")
     drops = list(range(times))
 
     def dropping(folder, *rest):
@@ -44,7 +44,11 @@ def test_a_checkpoint_that_is_dropped_while_it_is_read_is_replaced_by_the_newest
 
 
 def test_loading_gives_up_when_every_checkpoint_disappears(saved, monkeypatch):
-    read, writer, reads = checkpoints_module.read_arrays, CheckpointStore(saved.directory.checkpoints_path), []
+    read, writer, reads = (
+        checkpoints_module.read_arrays,
+        CheckpointStore(saved.directory.checkpoints_path, run_digest="a"),
+        [],
+    )
 
     def dropping(folder, *rest):
         reads.append(folder)
