@@ -216,7 +216,7 @@ def read_rows(
             if line.strip():
                 yield number, _json_row(line, columns, positions, f"line {number} of {path}")
         return
-    dialect = _find_dialect(text, kind, path, columns, header)
+    dialect = _find_dialect(text, kind, path, [name for column in columns for name in column.names])
     first = _first_row(text, dialect, path)
     if first is None:
         return
@@ -242,7 +242,7 @@ def _first_row(text: Text, dialect: Dialect, path: Path) -> list[str] | None:
         return next((row for _, row in rows), None)
 
 
-def _find_dialect(text: Text, kind: str, path: Path, columns: Sequence[Column], header: bool | None) -> Dialect:
+def _find_dialect(text: Text, kind: str, path: Path, columns: Sequence[str]) -> Dialect:
     """Returns how a table is written: as its name says, or as its first line or its columns and quotation marks do."""
     first_line = next(iter(lines_with_ends(text)), "").rstrip("\r\n")
     if found := EXCEL_SEPARATOR.fullmatch(first_line):
@@ -250,15 +250,18 @@ def _find_dialect(text: Text, kind: str, path: Path, columns: Sequence[Column], 
     named = DIALECTS[kind]
     if kind == "tsv":
         return named._replace(quoted=_has_excel_quotes(text))
-    return next((each for each in (named, *_OTHERS) if _has_columns(text, each, path, columns, header)), named)
+    if _columns_found(text, named, path, columns) == len(columns):
+        return named
+    return max((named, *_OTHERS), key=lambda dialect: _columns_found(text, dialect, path, columns))
 
 
-def _has_columns(text: Text, dialect: Dialect, path: Path, columns: Sequence[Column], header: bool | None) -> bool:
+def _columns_found(text: Text, dialect: Dialect, path: Path, columns: Sequence[str]) -> int:
+    """Returns how many of these names or positions the first row has."""
     try:
-        first = _first_row(text, dialect, path)
-        return first is not None and bool(_indices(first, columns, header, path))
+        first = _first_row(text, dialect, path) or []
     except DataError:
-        return False
+        return 0
+    return sum(name in first or (_POSITION.fullmatch(name) is not None and int(name) <= len(first)) for name in columns)
 
 
 def _has_excel_quotes(text: Text) -> bool:

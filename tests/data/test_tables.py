@@ -73,6 +73,12 @@ def test_quotation_marks_in_tab_separated_text_are_read_only_where_programs_put_
     assert found.columns == (labels, texts)
 
 
+def test_a_missing_column_is_told_with_the_columns_of_the_right_separator():
+    write("t.csv", "text;label\n1;2\n")
+    with pytest.raises(DataError, match=r"'nope' is not there.*'text', 'label'"):
+        read_table(["t.csv"], [Column(("text",), "--text-column"), Column(("nope",), "--label-column")])
+
+
 @pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "sep=;\r"])
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
 def test_the_first_line_of_excel_names_the_separator(first, name):
