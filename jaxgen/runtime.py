@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import stat
 import time
 import warnings
 import zlib
@@ -195,8 +196,8 @@ def clean_cache(folder: Path) -> None:
         before = looked.stat().st_mtime_ns if looked.exists() else 0
         for path in folder.glob("*-cache"):  # JAX keeps other files beside them
             with contextlib.suppress(OSError):  # another process may be cleaning too
-                status = path.stat()
-                if status.st_mtime_ns >= before and not _whole(path):
+                status = path.lstat()
+                if not stat.S_ISREG(status.st_mode) or (status.st_mtime_ns >= before and not _whole(path)):
                     path.unlink()
                 else:
                     kept.append((status.st_mtime, status.st_size, path))

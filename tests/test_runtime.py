@@ -122,6 +122,8 @@ def test_an_entry_that_would_fill_the_memory_is_removed_piece_by_piece(user_cach
     os.truncate(folder / "sparse-cache", 2**40)
     (folder / "bomb-cache").write_bytes(zlib.compress(bytes(2**26 + 1)))
     (folder / "large-cache").write_bytes(zlib.compress(bytes(2**25)))
+    (folder / "link-cache").symlink_to(folder / "large-cache")
+    os.mkfifo(folder / "pipe-cache")  # it is not waited for
     tracemalloc.start()
     try:
         host.clean_cache(folder)
