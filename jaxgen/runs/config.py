@@ -144,7 +144,7 @@ class TrainConfig(BaseModel):
                 )
             given = {name: _plain(value) for name, value in values.items()}
             name = given.get("preset", type(self).model_fields["preset"].default)
-            preset = dict(self.presets[name][1]) if isinstance(name, str) and name in self.presets else {}
+            preset = dict(self.presets[choose(name, self.presets, "preset")][1])
             preset.pop("steps", None)  # a default, which epochs and minutes replace; see ``num_steps``
             try:
                 super().__init__(**{**preset, **given})
@@ -169,7 +169,6 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
-        choose(self.preset, self.presets, "preset")
         given = [f"--{name}" for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} were given together: give one of them")

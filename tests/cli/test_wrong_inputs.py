@@ -137,7 +137,7 @@ USAGE = {
     "--config bad.toml": ("bad.toml", "as TOML", "line 1"),
     "--config unknown.toml": ("unknown.toml", "'hiden'", "'hidden'"),
     "--config type.toml": ("type.toml", "--hidden is 'big'", "integer"),
-    "--config preset.toml": ("preset '5'", "tiny"),
+    "--config preset.toml": ("preset 5", "tiny"),
     "--config run.toml --resume auto": ("run.toml", "--run is 5"),
     "--config twice.toml": ("twice.toml", "'batch-size' and 'batch_size'", "leave one out"),
     "--config latin.toml": ("latin.toml", "UTF-8", "byte 0"),

@@ -241,7 +241,7 @@ def test_when_the_minutes_are_over_the_run_ends_saved_and_can_go_on_as_if_interr
     late._is_late = lambda: next(clock) > 3
     finished = late.train()
     assert 0 < finished.step < 30
-    assert any("are over" in note.text for note in notes if isinstance(note, Note))
+    assert any("is over" in note.text for note in notes if isinstance(note, Note))
     again = resume(str(tmp_path / "late"))
     again.train()
     assert same(again.state, whole.state)
