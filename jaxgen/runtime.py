@@ -7,10 +7,14 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import stat
+import subprocess
+import sys
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxgen.errors import UsageError
@@ -87,17 +91,26 @@ NUMERICS: dict[str, object] = {
 }
 #: Those that the commands set to their defaults: what a run depends on is in its own settings.
 PINNED = tuple(NUMERICS)[:4]
+#: Settings of JAX that forbid transfers, which the commands rely on.
+TRANSFER_GUARDS = tuple(
+    f"jax_transfer_guard{way}" for way in ("", "_host_to_device", "_device_to_device", "_device_to_host")
+)
 #: Environment variables with flags of the compilers, and flags that change no bits or are recorded as devices.
 FLAG_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 HARMLESS_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump")
 
 
 def pin_numerics() -> None:
-    """Set ``PINNED`` to their defaults, whatever the environment says. Call it before the first array."""
+    """Set ``PINNED`` to their defaults, whatever the environment says, and allow transfers between host and devices.
+
+    Call it before the first array.
+    """
     import jax
 
     for name in PINNED:
         jax.config.update(name, NUMERICS[name])
+    for name in TRANSFER_GUARDS:
+        jax.config.update(name, "allow")
     jax.config.update("jax_random_seed_offset", 0)
 
 
@@ -112,6 +125,29 @@ def numerics() -> dict[str, object]:
         if kept := sorted(flag for flag in flags if not flag.startswith(HARMLESS_FLAGS)):
             found[variable] = " ".join(kept)
     return found
+
+
+def check_xla_flags() -> Callable[[], None]:
+    """Read ``XLA_FLAGS`` in a process of its own, because XLA ends a process for flags that it does not know.
+
+    Returns a function that waits for the result, and raises ``UsageError`` if the flags cannot be used.
+    """
+    flags = os.environ.get("XLA_FLAGS")
+    if flags is None:
+        return lambda: None
+    code = "from jaxlib.xla_client import CompileOptions; CompileOptions()"
+    command, env = [sys.executable, "-P", "-c", code], os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0"}
+    process = subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+    def wait() -> None:
+        errors = process.communicate()[1].decode(errors="replace")
+        found = re.search(r"(?m)^[EF].*\.cc:[0-9]+\] (.*?)\.?$", errors)
+        if process.returncode and found:
+            raise UsageError(f"XLA_FLAGS={flags} cannot be used: {found[1]}. Correct the variable, or unset it.")
+
+    return wait
 
 
 def offer_cores() -> None:
@@ -192,8 +228,10 @@ def clean_cache(folder: Path) -> None:
     never replace. Each entry is checked once: the file ``.looked`` has the time of the last check.
     """
     looked, now, kept = folder / ".looked", time.time_ns(), []
+    before = 0
+    with contextlib.suppress(OSError):
+        before = looked.lstat().st_mtime_ns
     with contextlib.suppress(OSError):  # the folder may be read-only
-        before = looked.stat().st_mtime_ns if looked.exists() else 0
         for path in folder.glob("*-cache"):  # JAX keeps other files beside them
             with contextlib.suppress(OSError):  # another process may be cleaning too
                 status = path.lstat()

@@ -11,7 +11,9 @@ import zlib
 import jax
 import pytest
 
+from jaxgen import jitted
 from jaxgen import runtime as host
+from jaxgen.errors import UsageError
 from jaxgen.runtime import keep_compilations, keep_memory
 from jaxgen.sampling.decode import PRNG, make_key
 
@@ -204,3 +206,46 @@ def test_cores_are_offered_too_late_without_an_error():
     there = jax.local_device_count()
     host.offer_cores()
     assert jax.local_device_count() == there
+
+
+def test_pipes_and_links_are_removed_from_the_cache_and_none_is_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe-cache")
+    (tmp_path / "loop-cache").symlink_to("loop-cache")
+    (tmp_path / "folder-cache").mkdir()
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"")
+    (tmp_path / "link-cache").symlink_to(outside)
+    os.mkfifo(tmp_path / ".looked")
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1), follow_symlinks=False)
+    host.clean_cache(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".looked", "folder-cache", "outside"]
+
+
+def test_a_mesh_that_is_set_is_refused_with_a_sentence():
+    mesh = jax.make_mesh((1,), ("x",))
+    make = jitted.cached(lambda: len)
+    with jax.set_mesh(mesh), pytest.raises(UsageError, match="set_mesh"):
+        make()
+    assert make() is len
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("flags", ["--garbage", "garbage", "--xla_force_host_platform_device_count=abc"])
+def test_flags_that_xla_does_not_know_are_refused_with_a_sentence(monkeypatch, flags):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    with pytest.raises(UsageError, match=f"XLA_FLAGS={flags}"):
+        host.check_xla_flags()()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    host.check_xla_flags()()
+
+
+def test_the_commands_allow_transfers():
+    for name in host.TRANSFER_GUARDS:
+        assert name in jax.config.values
+    jax.config.update("jax_transfer_guard", "disallow")
+    try:
+        host.pin_numerics()
+        assert jax.config.values["jax_transfer_guard"] == "allow"
+    finally:
+        jax.config.update("jax_transfer_guard", None)

@@ -125,12 +125,15 @@ def prepare_process() -> None:
     too_late = "jax" in sys.modules and level != "3"
     if level == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    from jaxgen.runtime import check_xla_flags, keep_compilations, keep_memory, offer_cores, pin_numerics
+
+    wait_for_flags = check_xla_flags()  # while JAX is imported
     try:
         import jax  # noqa: F401
     except ValueError as error:
         raise UsageError(f"JAX cannot start. {error}: correct the environment variable of that name.") from None
-    from jaxgen.runtime import keep_compilations, keep_memory, offer_cores, pin_numerics
-
+    finally:
+        wait_for_flags()
     keep_memory()
     pin_numerics()
     offer_cores()
