@@ -98,6 +98,7 @@ RUNS = {
     "cli/test_evaluating.py",
     "cli/test_interactive.py",
     "cli/test_label_flags.py",
+    "cli/test_next_commands.py",
     "cli/test_ngram_commands.py",
     "cli/test_predict_command.py",
     "cli/test_sampling_commands.py",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +28,8 @@ Values: TypeAlias = Mapping[str, Any]
 MAX_COUNTED = 1 << 22
 #: Smallest number of rows of an evaluation batch, which may be larger than a training batch.
 EVAL_ROWS = 32
+#: The most characters of a text in a command that is shown as an example.
+MAX_ECHOED = 80
 
 
 @dataclass(frozen=True)
@@ -199,11 +204,39 @@ class TaskData(ABC):
 
     @abstractmethod
     def next_command(self, run: str) -> str:
-        """Returns a command to try the trained model with."""
+        """Returns a command that tries the trained model, for a shell: see ``shell_command``."""
 
     def bits_per_char(self, loss: float) -> float | None:
         """Returns a training loss in bits per character. Default: None, if that has no meaning."""
         return None
+
+
+def shell_command(name: str) -> str:
+    """Returns how a shell starts a command of jaxgen in the way in which this process was started.
+
+    That is the script beside ``train.py``, a user's file that runs the commands, or the installed ``jaxgen``.
+    """
+    folder = Path(sys.executable).parent
+    names = [name for name in ("python", "python3") if Path(shutil.which(name) or name).parent == folder]
+    python, started = shlex.quote((names or [sys.executable])[0]), Path(sys.argv[0])
+    if started.suffix == ".py" and started.name != "__main__.py" and started.is_file():
+        script = started.with_name(f"{name}.py")
+        if started.name != "train.py" and sys.argv[1:2] == ["train"]:
+            return f"{python} {shlex.quote(str(started))} {name}"
+        if started.name == "train.py" and script.is_file():
+            return f"{python} {shlex.quote(str(script))}"
+    if Path(shutil.which("jaxgen") or "jaxgen").parent in (folder, started.parent):
+        return f"jaxgen {name}"
+    package = Path(__file__).parents[2]
+    seen = package == Path.cwd() or str(package) in sys.path[1:]  # the first one is the folder of a script
+    return f"{'' if seen else f'PYTHONPATH={shlex.quote(str(package))} '}{python} -m jaxgen {name}"
+
+
+def echo_command(text: str) -> str:
+    """Returns a shell command that writes the first line of a text, as far as it is short."""
+    line = next(filter(None, map(str.strip, text.splitlines())), "a text")[:MAX_ECHOED]
+    echo = "printf '%s\\n'" if "\\" in line or line.startswith("-") else "echo"
+    return f"{echo} {shlex.quote(''.join(c if c.isprintable() else ' ' for c in line))}"
 
 
 VocabSize = Annotated[int, Field(gt=0, le=MAX_VOCAB)]

@@ -21,7 +21,7 @@ def commands(sample, score, replay, evaluate):
 def test_an_n_gram_model_is_trained_and_sampled_by_the_same_commands(train, sample, book, tmp_path):
     done = train("--data", book, "--run", tmp_path / "run", flags=f"{FLAGS} --order 3")
     assert done.code == 0, done.err
-    for part in ("n-grams of up to 3 tokens", "bits per character", "temperature 0.3", "python sample.py"):
+    for part in ("n-grams of up to 3 tokens", "bits per character", "temperature 0.3", "jaxgen sample --run"):
         assert part in done.out
     assert "best step" not in done.out
     again = train("--run", tmp_path / "run", flags="--resume auto")

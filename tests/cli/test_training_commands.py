@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_the_output_ends_with_the_result_three_samples_the_run_and_the_next_comm
     for part in ("temperature 0.3", "temperature 0.8", "temperature 1", "bits per character", "30 of 30"):
         assert part in done.out
     assert done.out.index("bits per character") < done.out.index("best step")
-    assert done.out.splitlines()[-1] == f'Next: python sample.py --run {run} --prompt "The "'
+    assert re.fullmatch(rf"Next: .*jaxgen sample --run {run} --prompt \S+", done.out.splitlines()[-1])
 
 
 def test_runs_without_a_name_are_numbered(train, small, here):

@@ -328,6 +328,8 @@ def test_a_finished_run_has_a_sheet_and_what_was_looked_at(scenes, tmp_path):
         colour = image[32, 32].astype(int)
         assert (np.abs(drawn - colour).max(axis=-1) <= 2).any()
     assert (tmp_path / "attention.png").stat().st_size > 1000
+    with Image.open(tmp_path / "example.png") as example:
+        assert (np.asarray(example) == scenes.splits["val"].inputs[0]).all()
     features = tmp_path / "features"
     features.mkdir()
     make().save_plots(Model("a", "b"), {}, features)
@@ -335,5 +337,5 @@ def test_a_finished_run_has_a_sheet_and_what_was_looked_at(scenes, tmp_path):
 
 
 def test_the_next_command_captions_what_was_trained_on(scenes):
-    assert make().next_command("a run") == "jaxgen predict --run 'a run' features.npz"
-    assert scenes.next_command("a run") == "jaxgen predict --run 'a run' photo.png"
+    assert " predict --run 'a run' " in make().next_command("a run")
+    assert scenes.next_command("a run").endswith(" predict --run 'a run' 'a run/example.png'")

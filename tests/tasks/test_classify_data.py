@@ -13,6 +13,7 @@ from jaxgen.data.bucketing import PAD_ROW
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.metrics import MAX_MISTAKES, classification_metrics, confusion_lines, confusion_text, mistakes
 from jaxgen.runs.config import validate
+from jaxgen.tasks.base import echo_command
 from jaxgen.tasks.classify.data import LABELLED_SETS, ClassifyCodec, ClassifyConfig, ClassifyData
 from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
 from jaxgen.tokenizers import PAD, UNK, CharTokenizer, WordTokenizer
@@ -396,5 +397,8 @@ def test_validation_texts_are_shown_with_what_they_are_taken_for(table):
     assert shown.text.count("->") == 3
 
 
-def test_the_next_command_quotes_the_folder():
-    assert ClassifyData.next_command(None, "runs/my run") == "echo 'a text' | jaxgen predict --run 'runs/my run'"
+def test_the_next_command_labels_a_text_of_the_data_and_quotes_the_folder(table):
+    data = load(table)
+    echo, _, shown = data.next_command("runs/my run").partition(" | ")
+    assert echo == echo_command(data.raw.splits["val"].columns[0][0])
+    assert shown.endswith(" predict --run 'runs/my run'")

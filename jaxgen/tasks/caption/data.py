@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +18,10 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, ProgressReporter, expand_path, read_bytes
 from jaxgen.data.tables import HEADERS, FirstRow
 from jaxgen.errors import DataError, UsageError, listed
-from jaxgen.fsutil import STRICT
+from jaxgen.fsutil import STRICT, replace_file
 from jaxgen.metrics import caption_scores
 from jaxgen.runs.config import Beam, Fraction, NotNegative, Size, TrainConfig
-from jaxgen.tasks.base import Inference, Metric, Names, changed_flags, check_same_level
+from jaxgen.tasks.base import Inference, Metric, Names, changed_flags, check_same_level, shell_command
 from jaxgen.tasks.caption.annotations import find_captions, match_captions, read_captions
 from jaxgen.tasks.caption.images import describe_skipped, find_images, read_features, read_image, read_images
 from jaxgen.tasks.caption.objective import is_image
@@ -347,6 +348,8 @@ def _read(data: Sequence[str], captions: str | None, config: CaptionConfig, watc
 
 #: Validation images on the contact sheet.
 SHEET_IMAGES = 12
+#: An image in the folder of a run, to try the model with.
+EXAMPLE = "example.png"
 
 
 class CaptionData(Seq2SeqData):
@@ -430,15 +433,24 @@ class CaptionData(Seq2SeqData):
         return {**caption_scores(texts, references), "exact": exact / len(texts)}
 
     def save_plots(self, inference: Inference, report: Mapping[str, Any], folder: Path) -> None:
-        """Saves ``attention.png``, and ``captions.png``: validation images with the model's captions."""
+        """Saves ``attention.png``, and ``captions.png``: validation images with the model's captions.
+
+        Of built-in scenes, which are in no file, it also saves one as ``example.png``.
+        """
         if not self.codec.of_images:
             return
+        from PIL import Image
+
         from jaxgen.plots import draw_contact_sheet
 
         super().save_plots(inference, report, folder)
         val = self.splits["val"]
         groups = range(min(SHEET_IMAGES, len(val)))
         images = val.raw_inputs(groups)
+        if not Path(val.names[0]).is_file():
+            picture = io.BytesIO()
+            Image.fromarray(np.squeeze(images[0])).save(picture, "png")
+            replace_file(folder / EXAMPLE, picture.getvalue())
         texts = [answer["text"] for answer in inference.predict(images)]
         draw_contact_sheet(images, texts, [val.references(g) for g in groups], folder / "captions.png")
 
@@ -451,4 +463,8 @@ class CaptionData(Seq2SeqData):
         return [f"{line}{scores}, {metrics['loss']:.4f} nats/token"]
 
     def next_command(self, run: str) -> str:
-        return f"jaxgen predict --run {shlex.quote(run)} {'photo.png' if self.codec.of_images else 'features.npz'}"
+        file = expand_path(self.config.data[0])
+        if self.codec.of_images:
+            named = Path(self.splits["val"].names[0])
+            file = named if named.is_file() else Path(run, EXAMPLE)
+        return f"{shell_command('predict')} --run {shlex.quote(run)} {shlex.quote(str(file))}"

@@ -29,7 +29,16 @@ from jaxgen.errors import DataError, UsageError, counted, listed
 from jaxgen.fsutil import STRICT, replace_file
 from jaxgen.metrics import classification_metrics, confusion_lines, confusion_text
 from jaxgen.runs.config import Fraction, TrainConfig
-from jaxgen.tasks.base import Example, Inference, Metric, Names, check_header, check_same_level
+from jaxgen.tasks.base import (
+    Example,
+    Inference,
+    Metric,
+    Names,
+    check_header,
+    check_same_level,
+    echo_command,
+    shell_command,
+)
 from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
 from jaxgen.tasks.labels import check_known, distinct_labels, label_names, twin_notes
 from jaxgen.tasks.rows import (
@@ -393,4 +402,5 @@ class ClassifyData(RowsData):
         return rows + confusion_lines(np.array(report["val_confusion"]), self.codec.labels)
 
     def next_command(self, run: str) -> str:
-        return f"echo 'a text' | jaxgen predict --run {shlex.quote(run)}"
+        text = self.raw.splits["val"].columns[0][0]
+        return f"{echo_command(text)} | {shell_command('predict')} --run {shlex.quote(run)}"

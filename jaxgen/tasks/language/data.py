@@ -16,11 +16,21 @@ from jaxgen.data.files import NO_PROGRESS, NoNotes, ProgressReporter
 from jaxgen.data.tables import fingerprint
 from jaxgen.errors import DataError, UsageError, counted
 from jaxgen.runs.config import TrainConfig
-from jaxgen.tasks.base import EVAL_ROWS, MAX_COUNTED, EvalSet, Example, Inference, Metric, TaskData, check_same_level
+from jaxgen.tasks.base import (
+    EVAL_ROWS,
+    MAX_COUNTED,
+    EvalSet,
+    Example,
+    Inference,
+    Metric,
+    TaskData,
+    check_same_level,
+    shell_command,
+)
 from jaxgen.tasks.language.conditioning import Conditioning, TextCodec, join_codec, read_codec, split_codec
 from jaxgen.tasks.language.config import BUILT_FROM, LanguageConfig
 from jaxgen.tasks.language.corpus import LanguageCorpus, TextSplits, encode_splits, read_splits
-from jaxgen.tokenizers.base import Tokenizer
+from jaxgen.tokenizers.base import UNK, Tokenizer
 from jaxgen.training.windows import Conditions
 
 #: Most targets scored by an evaluation during training; the final one scores the whole split.
@@ -34,6 +44,8 @@ SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 300, 0.8
 FINAL_TEMPERATURES = (0.3, 0.8, 1.0)
 #: Number of labels with examples, the most common ones.
 EXAMPLE_LABELS = 4
+#: The most characters of the prompt in the command that is shown at the end.
+MAX_PROMPT = 20
 
 
 @dataclass(frozen=True)
@@ -253,8 +265,18 @@ class LanguageData(TaskData):
         return rows
 
     def next_command(self, run: str) -> str:
-        command, conditioning = f"python sample.py --run {shlex.quote(run)}", self.corpus.conditioning
-        return f'{command} --prompt "The "' if conditioning is None else f"{command} {conditioning.example()}"
+        command, conditioning = f"{shell_command('sample')} --run {shlex.quote(run)}", self.corpus.conditioning
+        if conditioning is not None:
+            return f"{command} {conditioning.example()}"
+        prompt = self._first_word()
+        return f"{command} --prompt {shlex.quote(prompt)}" if prompt else command
+
+    def _first_word(self) -> str:
+        """The first word of the training text that can be a prompt; empty if there is none."""
+        tokenizer = self.corpus.tokenizer
+        words = (word[:MAX_PROMPT] for word in tokenizer.decode(self.corpus.train.ids[:100]).split())
+        usable = (word for word in words if word.isprintable() and "\ufffd" not in word and not word.startswith("-"))
+        return next((word for word in usable if UNK not in tokenizer.encode(word)), "")
 
 
 def _check_conditions(config: LanguageConfig, conditioning: Conditioning | None) -> None:

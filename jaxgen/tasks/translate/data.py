@@ -22,7 +22,7 @@ from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import STRICT
 from jaxgen.metrics import ORDERS, bleu
 from jaxgen.runs.config import Fraction, Positive, Size, TrainConfig
-from jaxgen.tasks.base import Metric, Names, changed_flags, check_header, check_same_level
+from jaxgen.tasks.base import Metric, Names, changed_flags, check_header, check_same_level, echo_command, shell_command
 from jaxgen.tasks.rows import (
     SPACED_LEVELS,
     RowSplits,
@@ -348,8 +348,8 @@ class TranslateData(Seq2SeqData):
         return super().report_lines(report) + ([("sacrebleu", str(signature))] if signature else [])
 
     def next_command(self, run: str) -> str:
-        example = shlex.quote(self.splits["val"].raw[0])
-        return f"echo {example} | jaxgen predict --run {shlex.quote(run)}"
+        text = self.splits["val"].raw[0]
+        return f"{echo_command(text)} | {shell_command('predict')} --run {shlex.quote(run)}"
 
 
 def sacrebleu_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
