@@ -41,7 +41,7 @@ def test_the_scripts_train_and_sample_from_any_folder(script, small, course, run
     train = script(ROOT / "train.py", *small, *course)
     assert train.returncode == 0, train.stderr
     assert train.stderr == ""
-    assert train.stdout.splitlines()[-1].startswith("Next: python sample.py --run runs/language-1")
+    assert "sample.py --run runs/language-1 --prompt " in train.stdout.splitlines()[-1]
     first = script(ROOT / "sample.py", "--length", 20, "--prompt-file", "-", input="The ")
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("The ")
