@@ -45,7 +45,8 @@ def call(
         except SystemExit as stop:
             code = stop.code
     out.flush()
-    return Outcome(code, out.buffer.getvalue().decode(out.encoding), err.getvalue())
+    # At byte level, a command may write bytes that are no text.
+    return Outcome(code, out.buffer.getvalue().decode(out.encoding, "backslashreplace"), err.getvalue())
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,7 @@ def test_weights_are_looked_for_again_where_training_dropped_what_was_found(book
     """Others sample from a run while it is trained: what was the best is dropped once another is better."""
     trained = start(settings(book, tmp_path / "run", eval_every=0, sample_every=0))
     trained.train()
-    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    store = CheckpointStore(tmp_path / "run" / "checkpoints", run_digest=trained.resolved["run_digest"])
     state, host = store.restore()
     store.save(8, state, host, metric=-1.0)
     find, dropped = CheckpointStore.best, []
@@ -129,7 +129,7 @@ def test_weights_are_looked_for_again_where_training_dropped_what_was_found(book
             dropped.append(found)
             for more in (1, 2, 3):  # so many that the one found is dropped
                 step = 8 + 3 * len(dropped) + more
-                CheckpointStore(self.directory).save(step, state, host, metric=-2.0 * step)
+                CheckpointStore(self.directory, run_digest=store.run_digest).save(step, state, host, -2.0 * step)
         return found
 
     monkeypatch.setattr(CheckpointStore, "best", better_meanwhile)
