@@ -291,10 +291,9 @@ def read_bounded(path: Path) -> bytes:
     """The bytes of a regular file of at most 64 MB. Raises ``ValueError`` for anything else."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(MAX_JSON_BYTES + 1) if size <= MAX_JSON_BYTES else b""  # it may grow meanwhile
-    if size > MAX_JSON_BYTES or len(data) > MAX_JSON_BYTES:
-        raise ValueError(f"is larger than {MAX_JSON_BYTES // 2**20} MB, the most that is read")
-    return data
+        if size > MAX_JSON_BYTES:
+            raise ValueError(f"is larger than {MAX_JSON_BYTES // 2**20} MB, the most that is read")
+        return file.read(size)  # `read` allocates what it is asked for
 
 
 def parse_json(data: bytes) -> Any:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import hashlib
+import json
 import os
 import platform
 import re
 import stat
 import subprocess
 import sys
-import time
 import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from jaxgen.errors import UsageError
-from jaxgen.fsutil import user_cache
+from jaxgen.fsutil import parse_json, read_bounded, user_cache, write_atomically
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 #: The first bytes of a cache entry compressed by Zstandard; JAX uses zlib where that is not installed.
@@ -69,6 +70,7 @@ def keep_compilations() -> Path | None:
     except (OSError, RuntimeError, ValueError):  # RuntimeError: the user has no home folder
         return None
     clean_cache(folder)
+    atexit.register(clean_cache, folder)  # so that entries of this process are known before they can change
     if not folder.is_absolute() or not os.access(folder, os.W_OK | os.X_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -222,31 +224,35 @@ def _cpuinfo(*names: str) -> str:
 
 
 def clean_cache(folder: Path) -> None:
-    """Remove incomplete cache entries, and the oldest ones while there are more than ``MAX_CACHE_BYTES``.
+    """Remove incomplete and changed cache entries, and the oldest ones while there are more than ``MAX_CACHE_BYTES``.
 
     JAX writes entries in place. A kill or a full disk leaves a partial entry, which JAX would reject at every start and
-    never replace. Each entry is checked once: the file ``.looked`` has the time of the last check.
+    never replace. A whole entry never changes, but under another name it would run as another function. The file
+    ``.entries`` has the time and size of each entry that was checked, by name.
     """
-    looked, now, kept = folder / ".looked", time.time_ns(), []
-    before = 0
-    with contextlib.suppress(OSError):
-        before = looked.lstat().st_mtime_ns
-    with contextlib.suppress(OSError):  # the folder may be read-only
-        for path in folder.glob("*-cache"):  # JAX keeps other files beside them
-            with contextlib.suppress(OSError):  # another process may be cleaning too
-                status = path.lstat()
-                if not stat.S_ISREG(status.st_mode) or (status.st_mtime_ns >= before and not _whole(path)):
-                    path.unlink()
-                else:
-                    kept.append((status.st_mtime, status.st_size, path))
-        looked.touch()
-        os.utime(looked, ns=(now, now))
-    total = sum(size for _, size, _ in kept)
-    for _, size, path in sorted(kept):
+    index, kept = folder / ".entries", {}
+    before: object = None
+    with contextlib.suppress(OSError, ValueError):
+        before = parse_json(read_bounded(index))
+    known = before if isinstance(before, dict) else {}
+    for path in folder.glob("*-cache"):  # JAX keeps other files beside them
+        with contextlib.suppress(OSError):  # the folder may be read-only, and another process may be cleaning too
+            status = path.lstat()
+            found = [status.st_mtime_ns, status.st_size]
+            if stat.S_ISREG(status.st_mode) and (known[path.name] == found if path.name in known else _whole(path)):
+                kept[path.name] = found
+            else:
+                path.unlink()
+    total = sum(size for _, size in kept.values())
+    for name, (_, size) in sorted(kept.items(), key=lambda item: item[1]):
         if total > MAX_CACHE_BYTES:
             with contextlib.suppress(OSError):
-                path.unlink()
+                (folder / name).unlink()
             total -= size
+            del kept[name]
+    if kept != before:
+        with contextlib.suppress(OSError):
+            write_atomically(index, json.dumps(kept).encode())
 
 
 def _whole(path: Path) -> bool:

@@ -82,7 +82,7 @@ def test_what_jax_keeps_beside_the_compiled_functions_is_left_alone(user_cache, 
     monkeypatch.setattr(host, "MAX_CACHE_BYTES", 5)
     jax.config.update("jax_compilation_cache_dir", None)
     assert keep_compilations() == folder
-    assert sorted(path.name for path in folder.iterdir()) == [".looked", "autotuned"]
+    assert sorted(path.name for path in folder.iterdir()) == [".entries", "autotuned"]
 
 
 def test_what_was_not_written_to_its_end_is_removed_at_the_next_start(user_cache):
@@ -138,12 +138,41 @@ def test_an_entry_that_would_fill_the_memory_is_removed_piece_by_piece(user_cach
 def test_a_compiled_function_is_looked_at_once(user_cache, monkeypatch):
     folder = keep_compilations()
     (folder / "whole-cache").write_bytes(zlib.compress(bytes(50)))
-    os.utime(folder / "whole-cache", (1000, 1000))
+    host.clean_cache(folder)
     looks = []
     monkeypatch.setattr(host, "_whole", looks.append)
     jax.config.update("jax_compilation_cache_dir", None)
     keep_compilations()
     assert looks == []
+    assert (folder / "whole-cache").exists()
+
+
+@pytest.mark.parametrize("exchange", ["names", "contents"])
+def test_compiled_functions_that_were_exchanged_are_removed(tmp_path, exchange):
+    first, second, other = (tmp_path / f"{name}-cache" for name in ("first", "second", "other"))
+    for path in (first, second, other):
+        path.write_bytes(zlib.compress(path.name.encode() * len(path.name)))
+    host.clean_cache(tmp_path)
+    contents = first.read_bytes(), second.read_bytes()
+    if exchange == "names":
+        first.rename(tmp_path / "moved")
+        second.rename(first)
+        (tmp_path / "moved").rename(second)
+    else:
+        second.write_bytes(contents[0])
+        first.write_bytes(contents[1])
+    host.clean_cache(tmp_path)
+    assert list(tmp_path.glob("*-cache")) == [other]
+
+
+@pytest.mark.parametrize("index", [b"", b"[1]", b"{", b'{"whole-cache": 1}'])
+def test_a_damaged_list_of_the_compiled_functions_stops_nothing(tmp_path, index):
+    (tmp_path / ".entries").write_bytes(index)
+    (tmp_path / "other-cache").write_bytes(zlib.compress(b""))
+    host.clean_cache(tmp_path)
+    (tmp_path / "whole-cache").write_bytes(zlib.compress(b""))
+    host.clean_cache(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*-cache")) == ["other-cache", "whole-cache"]
 
 
 def test_a_user_without_a_home_keeps_nothing(user_cache, monkeypatch):
@@ -161,7 +190,7 @@ if "jax" in sys.modules:
     print("JAX was imported before its process was prepared")
 prepare_process()
 import jax
-print(jax.jit(lambda x: x + 1)(1))
+print(jax.jit(lambda x: x + 1)(jax.jit(abs)(1)))
 """
 
 
@@ -180,6 +209,11 @@ def test_a_second_start_takes_functions_from_the_cache_and_says_nothing_even_whe
     first = start()
     assert first
     assert start() == first, "a function was compiled again"
+    one, another, *_ = tmp_path.rglob("*-cache")
+    contents = one.read_bytes(), another.read_bytes()
+    one.write_bytes(contents[1])
+    another.write_bytes(contents[0])
+    start()
     for path in tmp_path.rglob("*-cache"):
         path.write_bytes(path.read_bytes()[:20])
     start()
@@ -215,11 +249,11 @@ def test_pipes_and_links_are_removed_from_the_cache_and_none_is_waited_for(tmp_p
     outside = tmp_path / "outside"
     outside.write_bytes(b"")
     (tmp_path / "link-cache").symlink_to(outside)
-    os.mkfifo(tmp_path / ".looked")
+    os.mkfifo(tmp_path / ".entries")
     for path in tmp_path.iterdir():
         os.utime(path, (1, 1), follow_symlinks=False)
     host.clean_cache(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".looked", "folder-cache", "outside"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".entries", "folder-cache", "outside"]
 
 
 def test_a_mesh_that_is_set_is_refused_with_a_sentence():
