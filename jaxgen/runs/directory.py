@@ -59,8 +59,10 @@ class RunDirectory:
         self.plot_path = self.path / "loss.png"  # the loss curves
 
     def __str__(self) -> str:
-        same = self._given.is_absolute() or self._given.absolute() == self.path
-        return str(self._given if same else self.path)
+        with suppress(FileNotFoundError):  # the current folder was deleted
+            if self._given.absolute() == self.path:
+                return str(self._given)
+        return str(self.path)
 
     @classmethod
     @contextmanager
@@ -157,12 +159,16 @@ class RunDirectory:
         return max(found, key=lambda each: each[:2])[2]
 
     def relative_to_here(self) -> str:
-        """The current folder as seen from the run, so that equal runs of different projects record the same."""
-        here = Path.cwd()
+        """The current folder as seen from the run, so that equal runs of different projects record the same.
+
+        It is the run itself where the current folder was deleted.
+        """
         try:
-            return Path(os.path.relpath(here, self.path.resolve())).as_posix()
+            return Path(os.path.relpath(Path.cwd(), self.path.resolve())).as_posix()
         except ValueError:  # another drive of Windows
-            return str(here)
+            return str(Path.cwd())
+        except FileNotFoundError:
+            return "."
 
     def task(self) -> str | None:
         """The task named in ``config.json``; ``None`` if that cannot be read."""

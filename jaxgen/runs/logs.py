@@ -63,7 +63,8 @@ def _row_digest(row: Mapping[str, object]) -> str:
 class MetricsLog:
     """One JSON object a line. A last line that a crash cut short is ignored, and dropped by the next write.
 
-    All methods raise ``CheckpointError`` for a file that cannot be read or written.
+    Other lines that are not objects have been edited; they are left as they are. All methods raise
+    ``CheckpointError`` for a file that cannot be read or written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -76,72 +77,57 @@ class MetricsLog:
         """
         line = json.dumps(_plain(row), allow_nan=False) + "\n"
         if _ends_torn(self.path):
-            replace_file(self.path, b"".join(line.raw for line in self._good_lines()), RESUME)
+            replace_file(self.path, b"".join(line.raw for line in self._lines()), RESUME)
         _append(self.path, line.encode("ascii"))
 
     def read(self) -> list[dict[str, Any]]:
-        """All rows in the order written. Raises ``CheckpointError`` for a line, except the last, that is not JSON."""
-        return list(self.rows())
+        """All rows in the order written, without lines that are not rows."""
+        return [row for row in self.rows() if row]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows that ``read`` returns, one by one."""
-        return (line.row for line in self._good_lines())
+        """The row of each line; an empty one for a line that is not a row."""
+        return (line.row for line in self._lines())
 
     def truncate(self, step: int) -> None:
         """Drop the rows whose ``"step"`` is after ``step``, and a torn last line, in one atomic replacement.
 
-        A damaged line is dropped too if it belongs to a later step: it comes after the last row that is kept, and its
-        own step, if that can still be read, is later. Any other damaged line raises ``CheckpointError``.
+        A line that is not a row is dropped too if it belongs to a later step: it comes after the last row that is
+        kept, and its own step, if that can still be read, is later.
         """
         lines = list(self._lines())
         if not self.path.exists():
             return
-        kept = [line.error is None and not _is_after(line.row.get("step"), step) for line in lines]
+        kept = [bool(line.row) and not _is_after(line.row.get("step"), step) for line in lines]
         last = max((index for index, keep in enumerate(kept) if keep), default=-1)
         reached = last >= 0 and lines[last].row.get("step") == step
         for index, line in enumerate(lines):
-            own_step = re.match(rb'\{"step": ([0-9]{1,18}),', line.raw)
-            is_later = index > last and (reached if own_step is None else int(own_step[1]) > step)
-            if line.error is not None and not is_later:
-                raise line.error
+            if not line.row:
+                own_step = re.match(rb'\{"step": ([0-9]{1,18}),', line.raw)
+                later = reached if own_step is None else int(own_step[1]) > step
+                kept[index] = not (later and index > last)
         replace_file(self.path, b"".join(line.raw for line, keep in zip(lines, kept) if keep), RESUME)
-
-    def _good_lines(self) -> Iterator[_Line]:
-        for line in self._lines():
-            if line.error is not None:
-                raise line.error
-            yield line
 
     def _lines(self) -> Iterator[_Line]:
         """Every line except a torn last one."""
-        lines = _content(self.path, b"\n", b"[", b"{").split(b"\n")
-        for number, line in enumerate(lines, start=1):
-            last = number == len(lines)
-            if last and not line:
-                return
-            row, problem = {}, None
-            try:
-                if len(line) > MAX_ROW_BYTES:
-                    raise ValueError(f"it is longer than {MAX_ROW_BYTES // 2**20} MB")
-                row = parse_json(line)
-                if not isinstance(row, dict):
-                    raise ValueError("it is not an object")
-            except ValueError as error:
-                if last:
-                    return
-                problem = CheckpointError(
-                    f"Line {number} of {self.path} is not a row of metrics: {error}. Delete that line; the run "
-                    "continues without it."
-                )
-            yield _Line(line + b"\n", row, problem)
+        *lines, end = _content(self.path, b"\n", b"[", b"{").split(b"\n")
+        yield from (_Line(line + b"\n", _parse_row(line)) for line in lines)
+        if row := _parse_row(end):
+            yield _Line(end + b"\n", row)
 
 
 class _Line(NamedTuple):
-    """A line of the log: its row, or the error that says why it has none."""
+    """A line of the log and its row, which is empty for a line that is not a row."""
 
     raw: bytes
     row: dict[str, Any]
-    error: CheckpointError | None
+
+
+def _parse_row(line: bytes) -> dict[str, Any]:
+    try:
+        row = parse_json(line) if 0 < len(line) <= MAX_ROW_BYTES else None
+    except ValueError:
+        row = None
+    return row if isinstance(row, dict) else {}
 
 
 def append_sample(path: str | os.PathLike[str], step: int, text: str) -> None:

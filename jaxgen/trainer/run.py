@@ -148,7 +148,7 @@ def start(
     config = check_kind("start", config, TrainConfig, 'settings, for example jaxgen.LanguageConfig(data=("book.txt",))')
     callbacks = _check_callbacks(emit, callbacks)
     with ExitStack() as stack:
-        make_run: Callable[[], RunDirectory] = partial(RunDirectory, "")
+        make_run: Callable[[], RunDirectory] = partial(RunDirectory, os.devnull)
         with group.all_or_none():
             _check_several(config, group)
             if group.is_main:
@@ -204,7 +204,7 @@ def _start(
         steps, deadline = _measured_steps(config, data, task, resolved, group, began)
         emit(Note(f"{counted(steps, 'step')} fit into --minutes {config.minutes:g} here; the number is now fixed."))
     resolved |= {"steps": steps, "horizon": steps}
-    run, recorder = RunDirectory(""), NullRecorder()
+    run, recorder = RunDirectory(os.devnull), NullRecorder()
     with group.all_or_none():
         if group.is_main:
             run = make_run()
@@ -226,7 +226,7 @@ def _measured_steps(
     from jaxgen.trainer.minutes import fitting_steps, measure
 
     one_step = {**resolved, "steps": 1, "horizon": 1}
-    trial = Trainer(config, data, task, RunDirectory(""), one_step, NullRecorder(), group).init_state()
+    trial = Trainer(config, data, task, RunDirectory(os.devnull), one_step, NullRecorder(), group).init_state()
     costs = measure(trial)
     with group.all_or_none():
         steps = fitting_steps(config, costs, time.perf_counter() - began)

@@ -492,3 +492,14 @@ def test_a_file_that_is_missing_or_no_file_is_refused(tmp_path):
 def test_a_name_that_leaves_the_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="name"):
         RunDirectory(tmp_path).read_json("../config.json")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the current folder cannot be removed")
+def test_a_run_elsewhere_is_of_use_in_a_current_folder_that_was_deleted(tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    beside = RunDirectory("../run")
+    here.rmdir()
+    assert str(beside) == str(beside.path)
+    assert RunDirectory(made(tmp_path / "run")).relative_to_here() == "."

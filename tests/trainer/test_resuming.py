@@ -362,11 +362,12 @@ def test_an_edited_log_is_a_warning_that_names_the_line(whole, tmp_path):
 
     resume(str(run), emit=emit)
     assert notes == []
-    lines[1] = json.dumps({**json.loads(lines[1]), "val_loss": 0.5}) + "\n"
-    (run / "metrics.jsonl").write_text("".join(lines))
-    resume(str(run), emit=emit)
-    assert len(notes) == 1
-    assert all(part in notes[0] for part in ("WARNING", "metrics.jsonl", "line 2"))
+    for edited in (json.dumps({**json.loads(lines[1]), "val_loss": 0.5}), "", "no row"):
+        notes.clear()
+        (run / "metrics.jsonl").write_text("".join([lines[0], edited + "\n", *lines[2:]]))
+        resume(str(run), emit=emit)
+        assert len(notes) == 1
+        assert all(part in notes[0] for part in ("WARNING", "metrics.jsonl", "line 2"))
 
 
 def test_a_run_that_goes_on_keeps_its_new_length(whole, book, tmp_path):
