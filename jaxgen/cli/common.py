@@ -305,8 +305,8 @@ def read_byte_lines(path: str, max_bytes: int) -> Iterator[bytes]:
                         f"{name} has more than {max_bytes // 2**20} MiB in line {number:,}, the most that is read. "
                         "Give a file with one input on each line."
                     )
+            rest = rest.removeprefix(codecs.BOM_UTF8) if number == 1 else rest
             if rest:
-                rest = rest.removeprefix(codecs.BOM_UTF8) if number == 1 else rest
                 yield rest.removesuffix(b"\r")
     except OSError as error:
         raise DataError(f"{name} cannot be read: {reason(error)}. Check the path and its permissions.") from None

@@ -14,7 +14,15 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from jaxgen.cli import progress
-from jaxgen.cli.common import end_output, escape_controls, log, open_output, run_command, write_out
+from jaxgen.cli.common import (
+    end_output,
+    escape_controls,
+    log,
+    open_output,
+    read_byte_lines,
+    run_command,
+    write_out,
+)
 from jaxgen.cli.progress import Screen, format_duration, progress_line
 from jaxgen.cli.sample import SampleWriter, check_prompt
 from jaxgen.cli.sampling_flags import SampleConfig
@@ -277,3 +285,17 @@ def test_a_line_has_no_speed_and_no_time_left_until_they_are_known():
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7384, "2:03:04")])
 def test_seconds_read_as_a_clock(seconds, text):
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"", []),
+        (b"\xef\xbb\xbf", []),
+        (b"\xef\xbb\xbf\r\n", [b""]),
+        (b"\xef\xbb\xbfa\rb\r", [b"a", b"b"]),
+    ],
+)
+def test_a_file_with_only_a_byte_order_mark_has_no_line(data, lines, tmp_path):
+    (tmp_path / "a.txt").write_bytes(data)
+    assert list(read_byte_lines(str(tmp_path / "a.txt"), 100)) == lines
