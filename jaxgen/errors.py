@@ -85,7 +85,7 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
     ``what`` names the kind of thing, for example ``"cell"``.
     """
     known = sorted(options)
-    if name in known:
+    if isinstance(name, str) and name in known:
         return name
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""

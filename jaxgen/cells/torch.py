@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxgen.errors import UsageError, choose
+from jaxgen.errors import UsageError, check_kind, choose
 
 
 class TorchKind(NamedTuple):
@@ -50,7 +50,7 @@ def _suffix(layer: int, reverse: bool) -> str:
 
 
 def _take(arrays: Mapping[str, PyTree], name: str, where: str) -> np.ndarray:
-    if name not in arrays:
+    if name not in check_kind(f"The {where}", arrays, Mapping, "arrays by name"):
         known = ", ".join(sorted(map(str, arrays))) or "nothing"
         raise UsageError(f"The {where} has no {name!r}; it has {known}. Check `kind`, `layer` and `reverse`.")
     return _numpy(arrays[name])
@@ -75,7 +75,7 @@ def from_torch(state_dict: Mapping[str, PyTree], kind: str, layer: int = 0, reve
     """
     gates, apart = TORCH_KINDS[choose(kind, TORCH_KINDS, "torch kind")]
     end = _suffix(layer, reverse)
-    if f"weight_hr{end}" in state_dict:
+    if f"weight_hr{end}" in check_kind("from_torch", state_dict, Mapping, "a state dict"):
         raise UsageError(
             f"The state dict has 'weight_hr{end}' (`proj_size`), which no jaxgen cell has: use proj_size=0."
         )
@@ -131,6 +131,7 @@ def stack_from_torch(state_dict: Mapping[str, PyTree], kind: str) -> list[dict[s
     Raises ``UsageError`` as ``from_torch`` does, and for a bidirectional module: convert its directions one by one.
     """
     choose(kind, TORCH_KINDS, "torch kind")
+    check_kind("stack_from_torch", state_dict, Mapping, "a state dict")
     if any(str(name).endswith("_reverse") for name in state_dict):
         raise UsageError(
             "The state dict is of a bidirectional module, and a stack runs one way: convert each layer's directions "

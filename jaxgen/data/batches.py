@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.errors import DataError, UsageError, check_int, choose, counted
+from jaxgen.errors import DataError, UsageError, check_int, check_kind, choose, counted
 from jaxgen.tokenizers.base import EOS, PAD
 from jaxgen.training.windows import Conditions, WindowIndex, read_conditioned, read_window
 from jaxgen.types import Batch, ConditionedBatch
@@ -221,6 +221,7 @@ def make_batches(
 ) -> Batches:
     """Returns the batches of a layout; only ``windows`` has a ``stride``, the tokens between windows (default: T)."""
     choose(layout, BATCHES, "layout")
+    check_kind("make_batches", tokens, Tokens, "the tokens of a split, for example jaxgen.prepare([file]).train")
     if layout == "windows":
         return WindowBatches(tokens, batch_size, seq_len, seed, stride)
     if stride is not None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxgen import jitted
 from jaxgen.errors import check_kind
-from jaxgen.inference.generation_config import with_forbidden
+from jaxgen.inference.generation_config import GenerationConfig, with_forbidden
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.state import DecoderState
 from jaxgen.sampling.beam import beam_states, check_beam
@@ -77,9 +77,9 @@ def beam(
         UsageError: A value is out of range, or a transform depends on what each row has drawn. Nothing was compiled.
     """
     check_kind("beam", sampler, Sampler, "a jaxgen.Sampler")
-    check_beam(width, length, keep)
+    width, length, keep = check_beam(width, length, keep)
     check_number("A length penalty", length_penalty, -5, 5, "a number from -5 to 5")
-    chosen = with_forbidden(sampler.forbidden, transforms)
+    chosen = with_forbidden(sampler.forbidden, GenerationConfig(transforms=transforms).transforms)
     states = beam_states(chosen, Context(width, sampler.tokenizer.vocab_size, eos=EOS))
     start = sampler.read(prompt, state, unk=unk)
     sampler.check_first(start.held, chosen)

@@ -69,7 +69,7 @@ class ChatSession:
         unk: str = "error",
     ) -> None:
         self.sampler = check_kind("A chat", sampler, Sampler, "a jaxgen.Sampler")
-        self.settings, self.unk = settings or GenerationConfig(), unk
+        self.settings, self.unk = GenerationConfig() if settings is None else settings, unk
         self.number = 0
         self._step, self._past = _Step(sampler, state, NO_TOKENS, 0), list[_Step]()
 
@@ -205,8 +205,8 @@ def continuations(sampler: Sampler, state: DecoderState, n: int = 5, length: int
         UsageError: A number is out of range.
     """
     check_kind("continuations", state, DecoderState, "a state, for example sampler.read(text)")
-    check_int("The number of continuations", n, 1, MAX_CONTINUATIONS)
-    check_int("The length of continuations", length, 1, MAX_CONTINUATIONS)
+    n = check_int("The number of continuations", n, 1, MAX_CONTINUATIONS)
+    length = check_int("The length of continuations", length, 1, MAX_CONTINUATIONS)
     logp = np.array(jax.nn.log_softmax(state.logits[0].astype(jnp.float32)))
     allowed = np.setdiff1d(np.arange(logp.size), sampler.forbidden)
     most_probable = allowed[np.argsort(-logp[allowed], kind="stable")[:n]]

@@ -138,7 +138,9 @@ class Predictor(TrainedModel):
         decoding = DecodingConfig() if decoding is None else check_kind("A predictor", decoding, DecodingConfig, right)
         if decoding.settings is not None:
             check_int("The length of an answer", decoding.settings.length, 1)
-        ahead = READ_AHEAD if read_ahead is None else check_int("The number of inputs to read ahead", read_ahead, 1)
+        ahead = (
+            READ_AHEAD if read_ahead is None else check_int("The number of inputs to read ahead", read_ahead, 1, 10**9)
+        )
         return self._all_answers(iter(inputs), decoding, ahead, strict)
 
     def _all_answers(
@@ -157,6 +159,8 @@ class Predictor(TrainedModel):
         answers: list[Any] = [None] * len(inputs)
         by_widths: dict[tuple[int, ...], list[int]] = {}
         for i, each in enumerate(inputs):
+            if not codec.FILES:
+                check_kind("An input", each, str, "one text (str)")
             try:
                 examples[i] = codec.encode(each)
             except DataError as error:

@@ -25,9 +25,9 @@ from jaxgen.runs.manifest import tree_sha256
 from jaxgen.sampling.decode import MAX_SEED, DecodeState, Drawn, prefill_chunks, sample_keys
 from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last
 from jaxgen.sampling.transforms.constraints import Forbid, Force
-from jaxgen.tasks.language.conditioning import Condition, TextCodec, split_codec
+from jaxgen.tasks.language.conditioning import Condition, ConditionedCodec, TextCodec, split_codec
 from jaxgen.text import Reading
-from jaxgen.tokenizers.base import EOS, PAD, UNK
+from jaxgen.tokenizers.base import EOS, PAD, UNK, Tokenizer
 from jaxgen.training.data_parallel import BATCH_AXIS, make_mesh
 from jaxgen.types import Array, Params
 
@@ -104,6 +104,7 @@ class Sampler(TrainedModel):
             raise UsageError(
                 "A sampler needs a task, a codec and weights: call jaxgen.Sampler.load(run) for a trained run."
             )
+        check_kind("A sampler", codec, Tokenizer | ConditionedCodec, "a tokenizer as codec")
         super().__init__(task, params)
         self.documents = documents
         self.tokenizer, self.conditioning = split_codec(codec)
@@ -319,7 +320,9 @@ class Sampler(TrainedModel):
         right = f'jaxgen.GenerationConfig, for example sample("The ", jaxgen.GenerationConfig({name}=…))'
         if others:
             raise UsageError(f"{name!r} is no argument here: settings of drawing belong to {right}.")
-        settings = check_kind("A sampler", settings or GenerationConfig(), GenerationConfig, right)
+        settings = (
+            GenerationConfig() if settings is None else check_kind("A sampler", settings, GenerationConfig, right)
+        )
         num_samples = check_int("The number of samples", num_samples, 1, MAX_SAMPLES)
         first = check_int("The index of a sample", first, 0, MAX_SEED - MAX_SAMPLES)
         skip = check_int("The number of tokens to skip", skip, 0, MAX_LENGTH)

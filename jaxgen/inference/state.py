@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import jax
@@ -92,6 +93,7 @@ def interpolate(a: DecoderState, b: DecoderState, weight: float) -> DecoderState
     """
     for state in (a, b):
         check_kind("interpolate", state, DecoderState, "two states, for example of sampler.read(text)")
+    check_kind("interpolate", weight, Real | np.ndarray | jax.Array, "a number from 0 to 1 as weight")
     if not 0 <= weight <= 1:
         raise UsageError(
             f"The weight {weight} lies outside the two states: give a number from 0 (first) to 1 (second)."

@@ -15,7 +15,7 @@ import jax
 import jaxlib
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from jaxgen.errors import CheckpointError, UsageError, choose
+from jaxgen.errors import CheckpointError, UsageError, check_kind, choose
 from jaxgen.fsutil import json_sha256
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runtime import numerics, processor_name
@@ -152,14 +152,18 @@ class TrainConfig(BaseModel):
                 raise UsageError(describe_errors(error, type(self))) from None
             self.model_fields_set.intersection_update(given)
 
-        def __setattr__(self, name: str, value: object) -> None:
+        def __setattr__(self, name: str, value: object = None) -> None:
             """Raise ``UsageError``."""
             raise UsageError(f"Settings do not change: make others with model_copy(update={{{name!r}: …}}).")
+
+        __delattr__ = __setattr__
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """The same settings with some others, checked as new ones are; those of another preset follow it."""
         del deep  # the settings are immutable
-        return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **(update or {})})
+        update = {} if update is None else update
+        check_kind("model_copy", update, Mapping, "a dictionary, for example model_copy(update={'steps': 100})")
+        return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **update})
 
     @field_validator("run", "init_from")
     @classmethod

@@ -89,11 +89,11 @@ class _Search(NamedTuple):
     t: Int[Array, ""]  # number of steps so far
 
 
-def check_beam(width: int, length: int, n_best: int) -> None:
-    """Raise ``UsageError`` for invalid sizes of a beam search."""
-    check_int("The beam width", width, 1, MAX_WIDTH)
-    check_int("The length", length, 1, MAX_BEAM_LENGTH)
-    check_int(f"The number of hypotheses to keep of {width} beams", n_best, 1, width)
+def check_beam(width: int, length: int, n_best: int) -> tuple[int, int, int]:
+    """Returns the sizes of a beam search as Python integers. Raises ``UsageError`` for invalid ones."""
+    width = check_int("The beam width", width, 1, MAX_WIDTH)
+    length = check_int("The length", length, 1, MAX_BEAM_LENGTH)
+    return width, length, check_int(f"The number of hypotheses to keep of {width} beams", n_best, 1, width)
 
 
 def beam_states(chain: Chain, context: Context) -> tuple[PyTree, ...]:

@@ -143,8 +143,8 @@ def start(
     Raises:
         UsageError, DataError, CheckpointError: an input cannot be used. No run is left behind.
     """
-    group, began = group or ProcessGroup(), time.perf_counter() if began is None else began
-    emit = emit or ignore
+    group, began = _check_group(group), time.perf_counter() if began is None else began
+    emit = ignore if emit is None else emit
     config = check_kind("start", config, TrainConfig, 'settings, for example jaxgen.LanguageConfig(data=("book.txt",))')
     callbacks = _check_callbacks(emit, callbacks)
     with ExitStack() as stack:
@@ -159,14 +159,18 @@ def start(
         return _start(config, emit, callbacks, group, make_run, began)
 
 
+def _check_group(group: ProcessGroup | None) -> ProcessGroup:
+    """The processes that train together. Raises ``UsageError`` for anything else."""
+    return ProcessGroup() if group is None else check_kind("group", group, ProcessGroup, "none for a single process")
+
+
 def _check_callbacks(emit: Emit, callbacks: Sequence[Callback] | None) -> Sequence[Callback]:
     """The callbacks as a list. Raises ``UsageError`` for anything else, and for an ``emit`` that is no function."""
     right = "a list of instances of jaxgen.Callback, callbacks=[...]"
     if not callable(emit) or isinstance(emit, Callback):
         raise UsageError(f"emit got {emit!r}: give a function of one event; callbacks are {right}.")
-    given = (
-        [callbacks] if isinstance(callbacks, Callback) else check_kind("callbacks", callbacks or [], Sequence, right)
-    )
+    callbacks = [] if callbacks is None else callbacks
+    given = [callbacks] if isinstance(callbacks, Callback) else check_kind("callbacks", callbacks, Sequence, right)
     return [check_kind("callbacks", each, Callback, right) for each in given]
 
 
@@ -325,8 +329,8 @@ def resume(
     path = os.fspath(check_kind("resume", path, str | os.PathLike, "the folder of the run"))
     if config is not None:
         check_kind("resume", config, TrainConfig, "settings made from those of the run, or none")
-    emit = emit or ignore
-    group, callbacks = group or ProcessGroup(), _check_callbacks(emit, callbacks)
+    emit = ignore if emit is None else emit
+    group, callbacks = _check_group(group), _check_callbacks(emit, callbacks)
     with _exclusively(RunDirectory(path), group):
         emit = emit if group.is_main else ignore
         with group.all_or_none() as facts:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Float, PyTree
 
-from jaxgen.errors import check_options, choose
+from jaxgen.errors import check_int, check_kind, check_options, choose
 from jaxgen.types import Array, ArrayLike
 
 
@@ -134,6 +136,9 @@ SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "expon
 
 def make_schedule(name: str, *, lr: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
     """The learning rate as a function of the step; decay ends at step ``horizon``."""
+    warmup, horizon = check_int("The warm-up", warmup, 0), check_int("The horizon", horizon, 0)
+    for rate in (lr, final):
+        check_kind("make_schedule", rate, Real | jax.Array | np.ndarray, "a number")
     rates = Rates(lr, min(warmup, max(horizon - 1, 0)), horizon, final)
     schedule = SCHEDULES[choose(name, SCHEDULES, "schedule")]
     return lambda step: schedule(step, rates)
@@ -161,10 +166,13 @@ def make_optimizer(
     ``schedule`` is a function of the step, or the name of a schedule; each update then takes an argument ``rates``.
     """
     kind = OPTIMIZERS[choose(name, OPTIMIZERS, "optimizer")]
-    check_options(kind, options or {}, f"optimizer {name!r}")
+    options = {} if options is None else check_kind("make_optimizer", options, Mapping, "options as a dictionary")
+    check_options(kind, options, f"optimizer {name!r}")
+    check_kind("make_optimizer", clip, Real, "a number as clip; 0 never clips")
     first = [optax.clip_by_global_norm(clip)] if clip > 0 else []
     if isinstance(schedule, str):
         last: optax.GradientTransformation = scale_by_rates(SCHEDULES[choose(schedule, SCHEDULES, "schedule")])
     else:
+        check_kind("make_optimizer", schedule, Callable | Real | jax.Array, "a schedule: its name or a function")
         last = optax.scale_by_learning_rate(schedule)
-    return optax.chain(*first, kind(**(options or {})).transform(), last)
+    return optax.chain(*first, kind(**options).transform(), last)

@@ -55,6 +55,24 @@ WRONG = {
     "settings without names": (lambda s: LanguageConfig("book.txt"), "data="),
     "settings that change": (lambda s: setattr(LanguageConfig(), "hidden", 3), "model_copy"),
     "settings copied wrongly": (lambda s: LanguageConfig().model_copy(update={"hiden": 3}), "hiden"),
+    "settings copied from a number": (lambda s: LanguageConfig().model_copy(update=3), "dictionary"),
+    "settings that are deleted": (lambda s: delattr(LanguageConfig(), "hidden"), "model_copy"),
+    "an array as name": (lambda s: LanguageConfig(preset=np.arange(2)), "Unknown preset"),
+    "an array as settings": (lambda s: s.sample("a", np.arange(2)), "GenerationConfig"),
+    "a sampler of numbers": (lambda s: Sampler(1, 2, 3), "tokenizer"),
+    "a text as weight": (lambda s: interpolate(s.read("a"), s.read("b"), "c"), "number"),
+    "beams without transforms": (lambda s: beam(s, "b", transforms=None), "tuple"),
+    "processes by number": (lambda s: start(LanguageConfig(), group=2), "single process"),
+    "a schedule without horizon": (
+        lambda s: jaxgen.make_schedule("cosine", lr=1, warmup=1, horizon=None, final=0),
+        "horizon",
+    ),
+    "clip none": (lambda s: jaxgen.make_optimizer("sgd", "constant", clip=None), "number"),
+    "a folder as schedule": (lambda s: jaxgen.make_optimizer("sgd", Path("a")), "function"),
+    "weights without names": (lambda s: jaxgen.from_torch(None, "lstm"), "state dict"),
+    "layers without names": (lambda s: jaxgen.stack_from_torch(3, "lstm"), "state dict"),
+    "batches of an array": (lambda s: jaxgen.make_batches("stream", np.arange(9), 1, 2, 0), "prepare"),
+    "a tokenizer by name": (lambda s: jaxgen.prepare(["a"], tokenizer="char"), "tokenizer"),
     "nothing to prepare": (lambda s: jaxgen.prepare(None), "data"),
 }
 
@@ -74,6 +92,19 @@ def test_one_input_in_place_of_a_list_is_refused_at_once():
             predictor.predict(wrong)
     with pytest.raises(UsageError, match="DecodingConfig"):
         predictor.predict(["ab"], GenerationConfig())
+
+
+def test_inputs_that_are_no_texts_are_refused():
+    predictor = Predictor(None, ClassifyCodec(CharTokenizer.train(["ab"]), ("x", "y"), False, 9), {})
+    for wrong in (5, None, b"ab", ["ab"]):
+        with pytest.raises(UsageError, match="one text"):
+            list(predictor.predict([wrong]))
+
+
+def test_sizes_of_a_search_may_be_numbers_of_jax(tiny):
+    sizes = {"width": jnp.int32(2), "length": np.array(3), "keep": jnp.int32(1)}
+    assert len(beam(tiny, "a", **sizes)) == 1
+    assert len(continuations(tiny, tiny.read("a"), jnp.int32(1), jnp.int32(2))) == 1
 
 
 def test_settings_of_drawing_may_be_lists_and_numbers_of_numpy_and_jax():

@@ -19,7 +19,7 @@ from jaxgen.data.files import NO_PROGRESS, ProgressCounter, ProgressReporter, re
 from jaxgen.data.sources import CompactStrings, TextSource, TextStream, open_texts
 from jaxgen.data.tables import HEADERS, VAL_FRACTION, FirstRow, fingerprint, header_decision, header_notes
 from jaxgen.data.token_cache import Part, get_or_create
-from jaxgen.errors import DataError, counted
+from jaxgen.errors import DataError, check_kind, counted
 from jaxgen.runs.config import validate
 from jaxgen.tasks.base import tokenizer_options
 from jaxgen.tasks.labels import twin_notes
@@ -142,6 +142,10 @@ def prepare(
         UsageError: A value is out of range.
         DataError: The data cannot be used.
     """
+    if tokenizer is not None:
+        check_kind("prepare", tokenizer, Tokenizer, "a trained tokenizer, or a level")
+    if tokenizer_options is not None:
+        check_kind("prepare", tokenizer_options, Mapping, "tokenizer options as a dictionary")
     settings: dict[str, Any] = {
         "data": specs,
         "val_data": tuple(map(str, val_data)) if val_data else None,
