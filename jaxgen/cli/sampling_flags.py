@@ -177,8 +177,10 @@ class TransformFlag(NamedTuple):
 
     @property
     def help(self) -> str:
-        """The first sentence of the transform's docstring."""
+        """The first sentence of the transform's docstring; empty without one, as PYTHONOPTIMIZE=2 leaves it."""
         text = re.sub(r"\s+", " ", inspect.getdoc(self.transform) or "").replace("`", "")
+        if text.startswith(f"{self.transform.__name__}("):  # what a dataclass has instead
+            return ""
         return re.split(r"(?<=[.;)])\s+(?=[A-Z])", text)[0]
 
     def read(self, words: Sequence[str]) -> Any:

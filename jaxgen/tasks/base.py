@@ -225,7 +225,8 @@ def shell_command(name: str) -> str:
             return f"{python} {shlex.quote(str(started))} {name}"
         if started.name == "train.py" and script.is_file():
             return f"{python} {shlex.quote(str(script))}"
-    if Path(shutil.which("jaxgen") or "jaxgen").parent in (folder, started.parent):
+    installed = shutil.which("jaxgen")
+    if installed is not None and Path(installed).parent in (folder, started.parent):
         return f"jaxgen {name}"
     package = Path(__file__).parents[2]
     seen = package == Path.cwd() or str(package) in sys.path[1:]  # the first one is the folder of a script

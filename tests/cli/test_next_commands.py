@@ -130,4 +130,6 @@ def test_where_nothing_is_installed_the_package_is_named(here, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}" if name == "python" else None)
     assert shell_command("predict") == f"PYTHONPATH={ROOT} python -m jaxgen predict"
     monkeypatch.chdir(ROOT)
-    assert shell_command("predict") == "python -m jaxgen predict"
+    for started in (str(ROOT / "train.py"), "train.py"):
+        monkeypatch.setattr(sys, "argv", [started])
+        assert shell_command("predict") == "python -m jaxgen predict"

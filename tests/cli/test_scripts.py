@@ -198,4 +198,7 @@ def test_python_without_docstrings_runs_every_command(script, small, run, here):
     assert (chat.returncode, "error:" in chat.stderr, "/save FILE" in chat.stderr) == (0, False, True)
     assert (here / "s.safetensors").exists()
     for command in (["train"], ["train", "classify"], ["sample"], ["score"], ["predict"], ["evaluate"], ["replay"]):
-        assert script("-OO", "-c", ENTRY, *command, "--help").returncode == 0, command
+        shown = script("-OO", "-c", ENTRY, *command, "--help")
+        assert shown.returncode == 0, command
+        assert "(ids: " not in shown.stdout
+    assert "(ids: " not in chat.stdout + chat.stderr

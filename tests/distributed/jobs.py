@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from builders import overridden
+from tests.builders import overridden
 
 #: A training command that meets something once it has read the results of a step: a signal to itself, or to the
 #: process that launched it.

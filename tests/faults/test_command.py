@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from . import __main__ as command
@@ -115,3 +119,11 @@ def test_a_page_without_the_markers_is_refused(tmp_path, capsys):
     (tmp_path / "page.md").write_text("text\n")
     with pytest.raises(SystemExit, match="lines"):
         command.main([*ONE, "--write", str(tmp_path / "page.md")], [fault(cannot)])
+
+
+@pytest.mark.parametrize("optimize", ["0", "2"])
+def test_it_starts_as_the_documents_say(quick_environment, optimize):
+    command = [sys.executable, "-m", "tests.faults", "--help"]
+    env = quick_environment | {"PYTHONOPTIMIZE": optimize}
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
