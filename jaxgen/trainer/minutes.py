@@ -16,6 +16,8 @@ from jaxgen.trainer.trainer import Trainer, Work
 MEASURED_CALLS = 3
 #: Share of the time left after the measurement that is kept for checkpoints, logs and inexact measurements.
 MARGIN = 0.1
+#: By how much the minutes that a refusal names exceed the measured ones: another start can be slower.
+SLACK = 1.25
 #: Seconds kept for the plots and the end of the process.
 ENDING = 2.0
 #: Fewest steps of a run without ``--eval-every``. With fewer, most of the time would go into evaluations.
@@ -76,7 +78,7 @@ def fitting_steps(config: TrainConfig, costs: Costs, elapsed: float) -> int:
     least = config.eval_every or MIN_STEPS
     left = ((config.minutes or 0.0) * 60 - elapsed) * (1 - MARGIN)
     if costs.run(config, least) > left:
-        needed = math.ceil((elapsed + costs.run(config, least) / (1 - MARGIN)) / 6) / 10
+        needed = math.ceil(SLACK * (elapsed + costs.run(config, least) / (1 - MARGIN)) / 6) / 10
         raise UsageError(
             f"--minutes {config.minutes:g} is too short: {counted(least, 'step')}, the fewest that are evaluated, need "
             f"--minutes {needed:g} here, with compilation and evaluations. Give that or more, or --steps."

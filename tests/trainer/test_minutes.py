@@ -33,9 +33,10 @@ def test_too_few_minutes_are_refused_with_how_many_are_enough(more, least):
     with pytest.raises(UsageError, match=counted(least, "step")) as refused:
         fitting_steps(LanguageConfig(minutes=0.5, **more), COSTS, elapsed=20.0)
     enough = float(str(refused.value).split("need --minutes ")[1].split(" ")[0])
-    assert fitting_steps(LanguageConfig(minutes=enough, **more), COSTS, elapsed=20.0) >= least
+    slower = Costs(*(1.2 * seconds for seconds in COSTS))
+    assert fitting_steps(LanguageConfig(minutes=enough, **more), slower, elapsed=24.0) >= least
     with pytest.raises(UsageError):
-        fitting_steps(LanguageConfig(minutes=enough - 0.2, **more), COSTS, elapsed=20.0)
+        fitting_steps(LanguageConfig(minutes=enough / 1.4, **more), COSTS, elapsed=20.0)
 
 
 def test_steps_that_take_no_time_are_the_most_steps_that_a_run_has():
