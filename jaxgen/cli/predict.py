@@ -150,10 +150,14 @@ def texts(paths: Sequence[str], predictor: Predictor, config: PredictConfig, typ
     from jaxgen.data.tables import HEADERS, table_kind
 
     named = (config.text_column,) if config.text_column else predictor.input_columns
-    header = config.header or ("auto" if config.text_column else predictor.header or "auto")
+    as_trained = config.header is None and config.text_column is None
+    header = config.header or (predictor.header if as_trained else None) or "auto"
     for path in paths or ("-",):
         kind = None if config.lines or path == "-" else table_kind(Path(path))
         if kind is not None and named is not None:
+            if as_trained and header != "auto" and kind != "jsonl" and all(name.isdecimal() for name in named):
+                what, other = ("a header", "no") if header == "yes" else ("data", "yes")
+                log(f"The first row of {path} is read as {what}, as in training: --header {other} changes that.")
             yield from table_texts(path, kind, named, HEADERS[header])
         elif kind is not None or config.text_column is not None:
             problem = "is a table: name the column with the text" if kind else "is no table (.csv, .tsv, .jsonl)"

@@ -486,17 +486,17 @@ class FilesDigest:
     """
 
     def __init__(self, sha256s: Iterable[bytes] = ()) -> None:
-        self._digests = list(sha256s)
+        self.digests = list(sha256s)
 
     def add(self, raw: bytes) -> None:
         """Adds the next file."""
-        self._digests.append(hashlib.sha256(raw).digest())
+        self.digests.append(hashlib.sha256(raw).digest())
 
     def hexdigest(self) -> str:
         """Returns the digest in hexadecimal."""
-        if len(self._digests) == 1:
-            return self._digests[0].hex()
-        return hashlib.sha256(b"".join(self._digests)).hexdigest()
+        if len(self.digests) == 1:
+            return self.digests[0].hex()
+        return hashlib.sha256(b"".join(self.digests)).hexdigest()
 
 
 def _decoded(

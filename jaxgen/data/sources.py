@@ -147,7 +147,12 @@ class TextSource:
     @property
     def sha256(self) -> str:
         """The ``FilesDigest`` of all files."""
-        return FilesDigest(each.sha256 if isinstance(each, FileText) else each for each in self.files).hexdigest()
+        return FilesDigest(self.digests).hexdigest()
+
+    @property
+    def digests(self) -> list[bytes]:
+        """The SHA-256 of each file; known after the files were read."""
+        return [each.sha256 if isinstance(each, FileText) else each for each in self.files]
 
     def check(self) -> None:
         """Raises ``DataError`` if the data have no text; call it after they were read."""

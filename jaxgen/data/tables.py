@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ _POSITION = re.compile("[+-]?[0-9]{1,9}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELD_LIMIT = 2**31 - 1  # a C long on every platform
 #: The first line with which Excel names the separator of a table.
-EXCEL_SEPARATOR = re.compile('"?sep=(.)"?')
+EXCEL_SEPARATOR = re.compile('"?sep=(.)"?', re.IGNORECASE)
 _NAME, _WORD = re.compile("(?=.*[A-Za-z])[A-Za-z0-9_ ./-]{1,40}"), re.compile("[a-z]+")
 #: Words of which the usual names of columns consist.
 _USUAL_WORDS = (
@@ -69,8 +69,8 @@ class Dialect(NamedTuple):
 
 
 DIALECTS = {"csv": Dialect(",", quoted=True), "tsv": Dialect("\t", quoted=False)}
-#: What the separator of a .csv file may be instead, if its first row then has the columns.
-_OTHERS = Dialect(";", quoted=True), Dialect("\t", quoted=True), Dialect("|", quoted=False)
+#: What the separator of a table may be instead, if its first row then has more of the columns.
+_OTHERS = DIALECTS["csv"], Dialect(";", quoted=True), Dialect("\t", quoted=True), Dialect("|", quoted=False)
 
 
 class FirstRow(NamedTuple):
@@ -104,7 +104,8 @@ def header_decision(first_rows: Sequence[FirstRow]) -> Literal["yes", "no"] | No
 class Table:
     """Columns side by side: ``columns[c][r]`` is the value of column c in row r.
 
-    ``locations`` says where each row was read, for messages. ``sha256`` is the ``FilesDigest`` of all files.
+    ``locations`` says where each row was read, for messages. ``sha256`` is the ``FilesDigest`` of all files, ``files``
+    are those of each.
     ``skipped`` counts the rows that were left out because a value was empty, ``line_ends`` the CR LF and CR in values
     that were read as LF.
     """
@@ -116,6 +117,7 @@ class Table:
     skipped: int = 0
     line_ends: int = 0
     first_rows: tuple[FirstRow, ...] = ()
+    files: tuple[bytes, ...] = ()
 
     def __len__(self) -> int:
         return len(self.locations)
@@ -180,7 +182,8 @@ def read_table(
             text.check()
             digests.append(text.sha256)
     name = " + ".join(map(str, specs))
-    return Table(cells, locations, name, FilesDigest(digests).hexdigest(), 0, changed, tuple(first_rows))
+    sha256 = FilesDigest(digests).hexdigest()
+    return Table(cells, locations, name, sha256, 0, changed, tuple(first_rows), tuple(digests))
 
 
 def read_rows(
@@ -228,11 +231,13 @@ def read_rows(
             where = f"{path} ({listed((cell[:30] for cell in first), 4)})"
             first_rows.append(FirstRow(where, header))
     for number, row in islice(table_rows(text, dialect, path), int(header), None):
+        if dialect.is_padded:
+            row += [""] * (len(first) - len(row))  # a line of the file of Flickr30k lacks a separator
         if len(row) != len(first):
+            hint = f"; fields with {dialect.separator!r} must be in quotation marks" if dialect.quoted else ""
             raise DataError(
                 f"Line {number} of {path} has {counted(len(row), 'column')}, but the first row has {len(first)}. "
-                "Correct that line; CSV fields with commas must be in quotation marks."
-                + (_separator_hint(first) or _separator_hint(row))
+                f"Correct that line{hint}."
             )
         yield number, [" ".join(filter(None, [row[i] for i in each])) for each in indices]
 
@@ -249,26 +254,40 @@ def _find_dialect(text: Text, kind: str, path: Path, columns: Sequence[str]) -> 
         return Dialect(found[1], quoted=True, skipped=1)
     named = DIALECTS[kind]
     if kind == "tsv":
-        return named._replace(quoted=_has_excel_quotes(text))
-    if _columns_found(text, named, path, columns) == len(columns):
-        return named
-    return max((named, *_OTHERS), key=lambda dialect: _columns_found(text, dialect, path, columns))
+        named = named._replace(quoted=_has_excel_quotes(text))
+
+    def fit(dialect: Dialect) -> tuple[int, int]:
+        """How many of the columns the first row has, and its length."""
+        try:
+            first = _first_row(text, dialect, path) or []
+        except DataError:
+            return 0, 0
+        positions = {str(n) for n in range(1, len(first) + 1)}
+        return sum(name in first or name.lstrip("+0") in positions for name in columns), len(first)
+
+    found, length = fit(named)
+    if found == len(columns) and length == 1 and all(map(_POSITION.fullmatch, columns)):
+        # Every line has a first column: it is a part of the line if another separator divides all lines alike.
+        return next((dialect for dialect in _OTHERS if _is_regular(text, dialect, path)), named)
+    return named if found == len(columns) else max((named, *_OTHERS), key=fit)
 
 
-def _columns_found(text: Text, dialect: Dialect, path: Path, columns: Sequence[str]) -> int:
-    """Returns how many of these names or positions the first row has."""
-    try:
-        first = _first_row(text, dialect, path) or []
-    except DataError:
-        return 0
-    return sum(name in first or (_POSITION.fullmatch(name) is not None and int(name) <= len(first)) for name in columns)
+def _is_regular(text: Text, dialect: Dialect, path: Path) -> bool:
+    """Returns whether all rows have the same number of fields, at least two."""
+    lengths: set[int] = set()
+    with suppress(DataError), closing(table_rows(text, dialect, path)) as rows:
+        for _, row in rows:
+            lengths.add(len(row))
+            if len(lengths) > 1:
+                return False
+        return bool(lengths) and lengths != {1}
+    return False
 
 
 def _has_excel_quotes(text: Text) -> bool:
-    """Returns whether tab-separated text has fields in quotation marks, as programs write them.
+    """Returns whether tab-separated text has fields in quotation marks, by one of the rules of programs.
 
-    Either around all fields, or around no others than those with a quotation mark, a tab or a line break (with Excel
-    also those with a comma).
+    Either all fields are, or those with a quotation mark, a tab or a line break (with Excel also those with a comma).
     """
     if not any('"' in piece for piece in in_pieces(text)):
         return False
@@ -279,27 +298,22 @@ def _has_excel_quotes(text: Text) -> bool:
             lines.append(line)
             yield line
 
-    only_where_needed = everywhere = True
+    rules = [re.compile(rule) for rule in ("", '["\t\r\n]', '[",\t\r\n]')]
     try:
         for row in csv.reader(read(), delimiter="\t", strict=True):
             written = "".join(lines).rstrip("\r\n")
             lines.clear()
-            quoted = ['"' + cell.replace('"', '""') + '"' for cell in row]
-            everywhere = everywhere and written == "\t".join(quoted)
-            only_where_needed = only_where_needed and ('"' not in written or written in _quoted_forms(row, quoted))
-            if not (everywhere or only_where_needed):
+            quoted = {cell: '"' + cell.replace('"', '""') + '"' for cell in row}
+            rules = [
+                rule
+                for rule in rules
+                if written == "\t".join(quoted[cell] if rule.search(cell) else cell for cell in row)
+            ]
+            if not rules:
                 return False
     except csv.Error:
         return False
     return True
-
-
-def _quoted_forms(row: Sequence[str], quoted: Sequence[str]) -> list[str]:
-    """Returns a row as Python and as Excel write it."""
-    return [
-        "\t".join(q if {*special} & {*cell} else cell for cell, q in zip(row, quoted))
-        for special in ('"\t\r\n', '",\t\r\n')
-    ]
 
 
 def _is_header(text: Text, dialect: Dialect, path: Path, first: Sequence[str], indices: Collection[int]) -> bool:
@@ -366,17 +380,8 @@ def _index(row: list[str], name: str, position: int | None, path: Path, flag: st
     problem = "appears more than once" if position is None and name in row else "is not there"
     raise DataError(
         f"The column {name!r} {problem} in {path}, whose first row is: {', '.join(map(repr, row))}. Give one of these "
-        f"names with {flag}, or a position from 1 to {len(row)} if this row is data.{_separator_hint(row)}"
+        f"names with {flag}, or a position from 1 to {len(row)} if this row is data."
     )
-
-
-def _separator_hint(row: list[str]) -> str:
-    """Returns a hint for a row with a single field that contains another separator."""
-    if len(row) == 1 and "\t" in row[0]:
-        return " The columns seem to be separated by tabs: give the file a name that ends in .tsv."
-    if len(row) == 1 and ";" in row[0]:
-        return " The columns seem to be separated by semicolons: convert the file to commas (.csv) or tabs (.tsv)."
-    return ""
 
 
 def table_rows(text: Text, dialect: Dialect, path: Path) -> Generator[tuple[int, list[str]]]:
@@ -513,6 +518,15 @@ def fingerprint(name: str, sha256: str, val_sha256: str | None = None) -> dict[s
     if val_sha256 is not None:
         sha256 = hashlib.sha256(f"{sha256}{val_sha256}".encode()).hexdigest()
     return {"name": name, "sha256": sha256}
+
+
+def shared_files_notes(train: Sequence[bytes], held_out: Sequence[bytes], split: str = "validation") -> list[str]:
+    """Returns a note if held-out data are training data, by the digests of their files."""
+    shared = {*train} & {*held_out}
+    if not shared:
+        return []
+    which = "" if shared == {*held_out} else f"{len(shared):,} of the {len({*held_out}):,} files of "
+    return [f"{which}the {split} data are training data, so they say nothing about other data"]
 
 
 R = TypeVar("R", bound="Rows")

@@ -105,7 +105,8 @@ class Predictor(TrainedModel):
         saved = LoadedRun.open(run, "predict")
         predictor = cls(saved.task, saved.codec, saved.params()[1])
         predictor.input_columns = getattr(saved.config, "input_columns", None)
-        predictor.header = saved.resolved.get("header")
+        given = getattr(saved.config, "header", "auto")
+        predictor.header = saved.resolved.get("header") if given == "auto" else given
         predictor.trained_on_whole_files = bool(saved.resolved.get("whole_files"))
         predictor.directory = saved.directory
         return predictor

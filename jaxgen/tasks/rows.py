@@ -194,12 +194,6 @@ def skipped_notes(tables: Iterable[Table]) -> list[str]:
     return [f"{skipped:,} with an empty part skipped"] if skipped else []
 
 
-def same_data_notes(train: NamedRows, val: NamedRows | None) -> list[str]:
-    """Returns a note if the validation data are the training data."""
-    same = val is not None and val.sha256 == train.sha256
-    return ["the validation data are the training data, so they say nothing about other data"] if same else []
-
-
 # Texts
 
 #: Levels whose tokens include the space in front of a word.

@@ -85,7 +85,7 @@ def test_training_prints_figures_for_every_label_the_matrix_and_what_to_type_nex
         "2 sea ",
     ):
         assert part in text
-    assert f"echo 'a text' | jaxgen predict --run {run}" in done.out.replace("\n", "")
+    assert f"' | jaxgen predict --run {run}" in done.out.replace("\n", "")
 
 
 def test_lines_of_standard_input_are_answered_in_order(predict, kinds):
@@ -132,6 +132,15 @@ def test_a_table_by_position_says_what_its_first_row_is(predict, kinds, here):
     assert (done.code, done.out.count("\n")) == (0, 3)
     assert "header" in done.err
     assert len(labels(predict("--run", kinds, "t.csv", "--text-column", "2", "--header", "no"))) == 4
+
+
+def test_a_table_is_read_with_the_header_of_training(predict, command, here):
+    (here / "t.csv").write_text("a,b\n" + "1,fish\n2,hill\n" * 4)
+    columns = "--text-column 2 --label-column 1 --header yes"
+    assert command(train_main, ["classify", "--data", "t.csv", "--run", "r"], f"{SMALL} {columns} --steps 1").code == 0
+    done = predict("--run", "r", "t.csv")
+    assert (done.code, done.out.count("\n")) == (0, 8)
+    assert "header, as in training" in done.err
 
 
 def test_a_column_that_is_not_there_and_a_file_that_is_no_table_are_refused(predict, kinds, here):

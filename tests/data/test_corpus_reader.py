@@ -361,15 +361,14 @@ def test_arrays_in_place_of_text_are_refused_however_deeply_they_are_nested(dept
         refused(DataError, write("a.jsonl", row), text_column="t")
 
 
-@pytest.mark.parametrize(("separator", "hint"), [(";", "convert"), ("\t", ".tsv")])
-def test_another_separator_is_recognised(separator, hint):
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_another_separator_is_recognised(separator):
     write("a.csv", f"n{separator}t\n1{separator}a\n2{separator}b, c\n")
     assert list(read_texts(["a.csv"], text_column="t").texts) == ["a", "b, c"]
     assert list(read_texts(["a.csv"], text_column="2", header=True).texts) == ["a", "b, c"]
-    assert hint in refused(DataError, "a.csv", text_column="1")  # the comma of the last row does not fit
-    write("b.csv", f"n,t\n1,a\n2{separator}b\n")
-    assert hint in refused(DataError, "b.csv", text_column="t")
-    assert hint not in refused(DataError, write("c.csv", "n,t\n1\n"), text_column="t")
+    assert list(read_texts(["a.csv"], text_column="1").texts) == ["n", "1", "2"]
+    write("b.csv", f"yes\nyes{separator} no\n")  # one column
+    assert list(read_texts(["b.csv"], text_column="1").texts) == ["yes", f"yes{separator} no"]
 
 
 def test_a_column_of_what_is_no_table_is_a_usage_error():

@@ -77,9 +77,16 @@ def test_a_missing_column_is_told_with_the_columns_of_the_right_separator():
     write("t.csv", "text;label\n1;2\n")
     with pytest.raises(DataError, match=r"'nope' is not there.*'text', 'label'"):
         read_table(["t.csv"], [Column(("text",), "--text-column"), Column(("nope",), "--label-column")])
+    with pytest.raises(DataError, match=r"'no' is not there.*'text', 'label'"):
+        read_table(["t.csv"], [Column(("no",), "--text-column"), Column(("nope",), "--label-column")])
 
 
-@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "sep=;\r"])
+def test_a_tsv_file_may_have_another_separator():
+    found = read_table([write("t.tsv", "l;a;b\n2;x;1\n")], [TEXT, LABEL])
+    assert found.columns == read_table([write("u.tsv", "l,a,b\n2,x,1\n")], [TEXT, LABEL]).columns == (["x 1"], ["2"])
+
+
+@pytest.mark.parametrize("first", ["sep=;", "SEP=;", '"sep=;"', "sep=;\r"])
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
 def test_the_first_line_of_excel_names_the_separator(first, name):
     found = read_table([write(name, f'{first}\na;l;b\n1;"x;y";2\n')], [TEXT, LABEL])

@@ -199,6 +199,13 @@ def test_images_in_a_format_that_is_not_read_are_noted():
     assert "not read left out ('f.heic')" in note
 
 
+def test_validation_images_that_are_training_images_are_noted():
+    table("photos/captions.csv")
+    table("c.csv", ROWS[-1:])
+    (note,) = read(["photos"], ["photos/sub"], val_captions="c.csv").notes
+    assert "validation data are training data" in note
+
+
 # What is left out, and what is refused
 
 
@@ -229,7 +236,9 @@ def test_what_lacks_its_counterpart_is_refused_or_left_out_and_counted():
 
 def test_empty_captions_are_skipped_or_refused():
     table("c.csv", [*ROWS, ("a.png", " ")])
-    assert pairs(read(["photos"], None, empty="skip")) == wanted()
+    found = read(["photos"], None, empty="skip")
+    assert pairs(found) == wanted()
+    assert "1 captions without words" in " ".join(found.notes)
     with pytest.raises(DataError, match="--empty skip"):
         read(["photos"], None, empty="refuse")
 

@@ -177,7 +177,7 @@ def test_text_keeps_what_only_looks_like_markup():
         ("c.json", COCO | {"annotations": []}, "no captions"),
         ("c.jsonl", '{"file_name": "a.jpg", "text": "A"}\n{"file_name": "b.jpg"}\n', "line 2 of c.jsonl"),
         ("c.jsonl", '{"file_name": "a.jpg", "text": "A"}\n{"file_name"\n', "Line 2 of c.jsonl"),
-        ("c.csv", "image_name| comment_number| comment\na.jpg| 0| A\nb.jpg| 4 B\n", "Line 3 of c.csv has 2"),
+        ("c.csv", "image_name| comment_number| comment\na.jpg| 0| A\nb.jpg| 4 B\n", "Line 3 of c.csv: the caption"),
         ("c.json", {"images": [KARPATHY["images"][0] | {"split": "dev"}]}, "images.0.split"),
         ("c.json", {"images": [KARPATHY["images"][0] | {"sentences": [{"raw": " "}]}]}, "Image 0 of c.json"),
     ],
@@ -291,7 +291,8 @@ def test_images_in_a_format_that_is_not_read_are_named_as_such():
     captions, others = {"a.jpg": ["A"], "j.HEIC": ["J"]}, ["x/j.heic", "captions.csv"]
     said = refused(match_captions, captions, ["a.jpg"], where="photos", others=others)
     assert "format that is not read: 'j.HEIC'" in said
-    assert "not read" in refused(match_captions, {"j.heic": ["J"]}, ["a.jpg"], where="photos", others=others)
+    for names in (["a.jpg"], []):
+        assert "not read" in refused(match_captions, {"j.heic": ["J"]}, names, where="photos", others=others)
     found = match_captions(captions, ["a.jpg"], where="photos", others=others, missing="skip")
     assert (found.names, found.unread, found.captions_left_out) == (["a.jpg"], ["j.HEIC"], [])
 
@@ -299,7 +300,7 @@ def test_images_in_a_format_that_is_not_read_are_named_as_such():
 def test_the_captions_may_be_in_a_file_for_each_image():
     for name, content in {
         "x/b.txt": "A dog .\n\nTwo  dogs, at play\n",
-        "a.txt": "\ufeffA cat",
+        "a.TXT": "\ufeffA cat",
         "notes.txt": "?",
     }.items():
         write(f"photos/{name}", content)
@@ -307,7 +308,7 @@ def test_the_captions_may_be_in_a_file_for_each_image():
     assert find_captions("photos", names=names) == Path("photos")
     found = annotations.read_captions("photos", names=names)
     assert found.captions == {"x/b.jpg": WANTED["b.jpg"], "a.jpg": ["A cat"]}
-    assert [str(file) for file in found.files] == ["photos/x/b.txt", "photos/a.txt"]
+    assert [str(file) for file in found.files] == ["photos/x/b.txt", "photos/a.TXT"]
     write("photos/c.txt", "\n")
     assert "c.txt" in refused(read_captions, "photos", names=names)
     assert list(read_captions("photos", names=names, empty="skip")) == names[:2]

@@ -70,6 +70,11 @@ def refused(error: type[Exception], path: str, **more) -> str:
     return str(caught.value)
 
 
+def test_validation_rows_that_are_the_training_rows_are_noted():
+    with pytest.warns(UserWarning, match="validation data are training data"):
+        read_splits(table(), val_data="rows.csv", **COLUMNS)
+
+
 def test_every_row_keeps_its_own_label_and_number():
     found = read_conditioning_columns([table()], *COLUMNS.values())
     assert found.texts == [text for text, _, _ in rows()]

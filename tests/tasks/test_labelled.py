@@ -68,9 +68,13 @@ def test_a_file_in_two_class_folders_is_refused():
 def test_validation_data_that_are_the_training_data_are_noted():
     write("t.csv", "t,l\n1,a\n2,b\n")
     (note,) = read("t.csv", "t.csv").notes
-    assert "validation data are the training data" in note
+    assert "validation data are training data" in note
     write("u.csv", "t,l\n3,a\n")
     assert read("t.csv", "u.csv").notes == []
+    (note,) = read(("t.csv", "u.csv"), "u.csv").notes
+    assert "validation data are training data" in note
+    (note,) = read("t.csv", ("t.csv", "u.csv")).notes
+    assert "1 of the 2 files" in note
 
 
 def test_a_run_beside_class_folders_is_no_class():

@@ -60,8 +60,10 @@ def test_characters_and_bytes_are_those_of_the_text():
 
 
 def test_validation_data_that_are_the_training_data_are_noted():
-    with pytest.warns(UserWarning, match="validation data are the training data"):
+    with pytest.warns(UserWarning, match="validation data are training data"):
         prepare([write("a.txt", "abc" * 9)], val_data=["./a.txt"])
+    with pytest.warns(UserWarning, match="validation data are training data"):
+        prepare(["a.txt", write("b.txt", "cab" * 9)], val_data=["b.txt"], documents="file")
 
 
 def test_a_validation_file_leaves_all_of_the_data_to_training():

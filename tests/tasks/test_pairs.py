@@ -204,7 +204,8 @@ def test_a_name_that_is_no_set_of_pairs_is_refused_with_those_there_are(name, pa
 def test_one_file_on_both_sides_and_validation_pairs_that_are_the_training_pairs_are_noted(files):
     with pytest.warns(UserWarning, match="both the source and the target"):
         read_pairs((files[0], files[0]))
-    assert "validation data are the training data" in " ".join(read_pairs(files, files).notes)
+    assert "validation data are training data" in " ".join(read_pairs(files, files).notes)
+    assert "test data are training data" in " ".join(read_pairs(files, test_data=files).notes)
 
 
 # Tables

@@ -38,8 +38,9 @@ class Annotations(NamedTuple):
 
     captions: dict[str, list[str]]
     files: list[Path]  # those that were read
-    splits: dict[str, str] = {}  # the split of each image, where the file names it: train, val or test
-    first_rows: tuple[FirstRow, ...] = ()
+    splits: dict[str, str]  # the split of each image, where the file names it: train, val or test
+    first_rows: tuple[FirstRow, ...]
+    skipped: int  # how many captions have no words
 
 
 class Matched(NamedTuple):
@@ -86,8 +87,9 @@ def read_captions(
     splits: dict[str, str] = {}
     first_rows: list[FirstRow] = []
     if path.is_dir():
-        files = [file for name in names if (file := (path / name).with_suffix(".txt")).is_file()]
-        pairs = _sidecars(path, names)
+        beside = _sidecars(path, names)
+        files = [*beside.values()]
+        pairs = _sidecar_captions(beside)
     else:
         text = read_text(path)
         kind = _kind(text[:_BEGINNING], path)
@@ -99,18 +101,21 @@ def read_captions(
         else:
             pairs = _columns(text, kind, path, image_column, caption_column, header, first_rows)
     captions: dict[str, list[str]] = {}
+    skipped = 0
     for where, image, caption in pairs:
         words = " ".join(caption.split())
         if words:
             captions.setdefault(image, []).append(words)
-        elif empty == "refuse":
+        elif empty == "skip":
+            skipped += 1
+        else:
             raise DataError(
                 f"{where}: the caption of {image!r} is empty. Write one, remove it, "
                 "or have empty captions skipped (--empty skip)."
             )
     if not captions:
         raise DataError(f"{path} has no captions in it. Give a file with an image and a caption in each row.")
-    return Annotations(captions, files, splits, tuple(first_rows))
+    return Annotations(captions, files, splits, tuple(first_rows), skipped)
 
 
 def find_captions(
@@ -128,7 +133,7 @@ def find_captions(
         DataError: if there is none, or more than one.
     """
     folder = Path(folder)
-    beside = any((folder / name).with_suffix(".txt").is_file() for name in names)
+    beside = _sidecars(folder, names)
     for place in (folder, folder.resolve().parent):
         try:
             files = sorted(path for path in place.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
@@ -174,8 +179,6 @@ def match_captions(
         DataError: if something is missing and ``missing`` is "refuse", and always if nothing matches.
     """
     names = list(names)
-    if not names:
-        raise DataError(f"There are no images in {where}. Give a folder that has image files in it.")
     known = _match(captions, names, where)
     found: dict[str, list[str]] = {}
     known_as: dict[str, str] = {}
@@ -185,30 +188,30 @@ def match_captions(
     lost = [image for image in captions if image not in known]
     unread = _match(lost, list(others), where)
     lost = [image for image in lost if image not in unread]
+    bare = [name for name in names if name not in found]
+    if unread and (not found or (missing == "refuse" and not lost)):
+        skip = " Or have them skipped (--missing skip)." if found else ""
+        raise DataError(
+            f"{len(unread):,} of {len(captions):,} captioned images are there, in {where}, but in a format that is not "
+            f"read: {listed(unread, 3)}. Convert them to JPEG or PNG, with names that end so.{skip}"
+        )
+    if not names:
+        raise DataError(f"There are no images in {where}. Give a folder that has image files in it.")
     if not found:
-        hint = f" {_unread_problem(unread, where)}" if unread else ""
         raise DataError(
             f"Not one of the {len(captions)} captioned images is in {where}: the captions name {listed(captions, 3)}, "
-            f"the images are {listed(names, 3)}.{hint} Give the captions of these images."
+            f"the images are {listed(names, 3)}. Give the captions of these images."
         )
-    bare = [name for name in names if name not in found]
-    if missing == "refuse" and (lost or unread or bare):
-        if unread and not lost:
-            raise DataError(f"{_unread_problem(unread, where)} Or have them skipped (--missing skip).")
-        problem = f"captioned images are not in {where}" if lost else f"images in {where} have no caption"
+    if missing == "refuse" and (lost or bare):
+        problem = f"images in {where} have no caption"
+        if lost:
+            problem = f"captioned images are not in {where}, or match several images there"
         some, total = (lost, len(captions)) if lost else (bare, len(names))
         raise DataError(
             f"{len(some)} of {total} {problem}: {listed(some, 3)}. Complete them, or have them skipped "
             "(--missing skip)."
         )
     return Matched(list(found), list(found.values()), bare, lost, list(unread), list(known_as.values()))
-
-
-def _unread_problem(unread: Collection[str], where: str) -> str:
-    return (
-        f"{len(unread):,} images are there, in {where}, but in a format that is not read: {listed(unread, 3)}. "
-        "Convert them to JPEG or PNG, with names that end so."
-    )
 
 
 def _match(images: Iterable[str], names: Sequence[str], where: str) -> dict[str, str]:
@@ -368,12 +371,16 @@ def _columns(
         yield f"Line {number} of {path}", image, caption
 
 
-def _sidecars(folder: Path, names: Iterable[str]) -> _Pairs:
-    for name in names:
-        file = (folder / name).with_suffix(".txt")
-        if file.is_file():
-            lines = [(n, line) for n, line in enumerate(read_text(file).split("\n"), 1) if line.strip()]
-            yield from ((f"Line {n} of {file}", name, line) for n, line in lines or [(1, "")])
+def _sidecars(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Return the ``.txt`` file beside each image that has one."""
+    files = ((name, (folder / name).with_suffix(suffix)) for name in names for suffix in (".TXT", ".txt"))
+    return {name: file for name, file in files if file.is_file()}
+
+
+def _sidecar_captions(files: Mapping[str, Path]) -> _Pairs:
+    for name, file in files.items():
+        lines = [(n, line) for n, line in enumerate(read_text(file).split("\n"), 1) if line.strip()]
+        yield from ((f"Line {n} of {file}", name, line) for n, line in lines or [(1, "")])
 
 
 class _CocoImage(BaseModel):

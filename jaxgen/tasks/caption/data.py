@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt, Strict, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, ProgressReporter, expand_path, read_bytes
-from jaxgen.data.tables import HEADERS, FirstRow
+from jaxgen.data.tables import HEADERS, FirstRow, shared_files_notes
 from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import STRICT, replace_file
 from jaxgen.metrics import caption_scores
@@ -26,7 +26,7 @@ from jaxgen.tasks.caption.annotations import find_captions, match_captions, read
 from jaxgen.tasks.caption.images import describe_skipped, find_images, read_features, read_image, read_images
 from jaxgen.tasks.caption.objective import is_image
 from jaxgen.tasks.caption.shapes import Scenes, shapes
-from jaxgen.tasks.rows import RowSplits, refuse_builtin, refuse_flags, same_data_notes, train_and_val, train_tokenizer
+from jaxgen.tasks.rows import RowSplits, refuse_builtin, refuse_flags, train_and_val, train_tokenizer
 from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqConfig, Seq2SeqData, TextWriter
 from jaxgen.tokenizers import SavedTokenizer
 from jaxgen.tokenizers.base import EOS, Tokenizer
@@ -231,6 +231,7 @@ class Captioned:
     notes: tuple[str, ...] = ()  # what was left out
     splits: tuple[str, ...] = ()  # the split of each image, if the captions file names it
     first_rows: tuple[FirstRow, ...] = ()
+    files: tuple[bytes, ...] = ()  # the digests of the images, or of the file of features
 
     def __len__(self) -> int:
         return len(self.names)
@@ -281,7 +282,7 @@ def read_captioned(config: CaptionConfig, watch: ProgressReporter = NO_PROGRESS)
     if given and not is_image(shapes_found[0]):
         raise UsageError(f"{given[0]} applies to images, but {name} has features instead: leave it out.")
     notes = [*read.notes, *(f"of the validation data {note}" for note in (val.notes if val else ()))]
-    notes += same_data_notes(read, val)
+    notes += shared_files_notes(read.files, val.files) if val else []
     first_rows = read.first_rows + (val.first_rows if val else ())
     return RowSplits(splits, read.name, sha256, notes, first_rows)
 
@@ -341,9 +342,11 @@ def _read(data: Sequence[str], captions: str | None, config: CaptionConfig, watc
         "captioned images in a format that is not read": matched.unread,
     }
     notes += [f"{len(each):,} {what} left out ({listed(each, 3)})" for what, each in lacking.items() if each]
+    notes += [f"{found.skipped:,} captions without words skipped"] if found.skipped else []
     names, texts = [names[i] for i in kept], [matched.captions[i] for i in kept]
     splits = tuple(found.splits[matched.known_as[i]] for i in kept) if found.splits else ()
-    return Captioned(arrays, names, texts, data[0], digest.hexdigest(), tuple(notes), splits, found.first_rows)
+    files = tuple(digest.digests[len(found.files) :])
+    return Captioned(arrays, names, texts, data[0], digest.hexdigest(), tuple(notes), splits, found.first_rows, files)
 
 
 #: Validation images on the contact sheet.

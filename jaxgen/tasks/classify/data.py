@@ -24,7 +24,7 @@ from jaxgen.data.files import (
     file_identity,
     find_paths,
 )
-from jaxgen.data.tables import HEADERS, Column, Labelled, Table, read_table, without_empty
+from jaxgen.data.tables import HEADERS, Column, Labelled, Table, read_table, shared_files_notes, without_empty
 from jaxgen.errors import DataError, UsageError, counted, listed
 from jaxgen.fsutil import STRICT, replace_file
 from jaxgen.metrics import classification_metrics, confusion_lines, confusion_text
@@ -49,7 +49,6 @@ from jaxgen.tasks.rows import (
     builtin_tables,
     refuse_builtin,
     refuse_flags,
-    same_data_notes,
     skipped_notes,
     train_and_val,
     train_tokenizer,
@@ -179,7 +178,7 @@ def read_labelled(config: ClassifyConfig, watch: ProgressReporter = NO_PROGRESS)
     check_known(splits["val"].columns[1], splits["val"].locations, labels)
     tables = [rows, val] if val else [rows]
     first_rows = [row for table in tables for row in table.first_rows]
-    notes = skipped_notes(tables) + same_data_notes(rows, val)
+    notes = skipped_notes(tables) + (shared_files_notes(rows.files, val.files) if val else [])
     return RowSplits(splits, rows.name, sha256, notes, first_rows)
 
 
@@ -232,7 +231,7 @@ def _folders(root: Path, name: str, watch: ProgressReporter) -> Table:
         digests.append(text.sha256)
         labels.append(parts[0])
         locations.append(f"the file {path}")
-    return Table((texts, labels), locations, name, FilesDigest(digests).hexdigest())
+    return Table((texts, labels), locations, name, FilesDigest(digests).hexdigest(), files=tuple(digests))
 
 
 #: Validation texts shown as examples, and how many characters of each.

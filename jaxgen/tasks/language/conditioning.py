@@ -47,7 +47,8 @@ class RowMetadata:
 class ConditionedTexts:
     """Documents with their metadata.
 
-    ``sha256`` is the ``FilesDigest`` of all files; ``line_ends`` counts the CR LF and CR that were read as LF.
+    ``sha256`` is the ``FilesDigest`` of all files, ``files`` are those of each; ``line_ends`` counts the CR LF and CR
+    that were read as LF.
     """
 
     texts: list[str]
@@ -56,6 +57,7 @@ class ConditionedTexts:
     sha256: str
     line_ends: int = 0
     first_rows: tuple[FirstRow, ...] = ()
+    files: tuple[bytes, ...] = ()
 
 
 def read_conditioning_columns(
@@ -101,7 +103,8 @@ def read_conditioning_columns(
     numbers = [_numbers(rows, part, name) for part, name in zip(rows.columns[first:], feature_columns)]
     table = np.stack(numbers, axis=1) if numbers else np.zeros((len(rows), 0))
     known = RowMetadata(labels, table, rows.locations)
-    return ConditionedTexts(rows.columns[0], known, rows.name, rows.sha256, rows.line_ends, rows.first_rows)
+    about = rows.name, rows.sha256, rows.line_ends, rows.first_rows, rows.files
+    return ConditionedTexts(rows.columns[0], known, *about)
 
 
 def _labels(rows: Table, named: NamedSet | None, column: str) -> list[str]:

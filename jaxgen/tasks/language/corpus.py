@@ -17,7 +17,16 @@ import numpy as np
 from jaxgen.data.batches import Tokens, permutation
 from jaxgen.data.files import NO_PROGRESS, ProgressCounter, ProgressReporter, read_lines, track
 from jaxgen.data.sources import CompactStrings, TextSource, TextStream, open_texts
-from jaxgen.data.tables import HEADERS, VAL_FRACTION, FirstRow, fingerprint, header_decision, header_notes
+from jaxgen.data.tables import (
+    HEADERS,
+    VAL_FRACTION,
+    FirstRow,
+    capitalized,
+    fingerprint,
+    header_decision,
+    header_notes,
+    shared_files_notes,
+)
 from jaxgen.data.token_cache import Part, get_or_create
 from jaxgen.errors import DataError, check_kind, counted
 from jaxgen.runs.config import validate
@@ -228,6 +237,7 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
         table = read_conditioning_columns(config.data, *names)
         val_table = read_conditioning_columns(config.val_data, *names) if config.val_data else None
         tables = [table, val_table] if val_table else [table]
+        _note_shared_files(table.files, val_table.files if val_table else (), watch)
         line_ends, first_rows = sum(each.line_ends for each in tables), sum((each.first_rows for each in tables), ())
         splits = _split_conditioned(table, val_table, fraction, config.seed)
         return replace(splits, has_validation=validation, line_ends=line_ends, first_rows=first_rows)
@@ -256,11 +266,15 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
         train, val = _running(source, held_out, fraction)
     val_sha256 = None if held_out is None else held_out.sha256
     sources = [source, held_out] if held_out else [source]
-    if held_out and held_out.sha256 == source.sha256:
-        watch.note("The validation data are the training data, so they say nothing about other data.")
+    _note_shared_files(source.digests, held_out.digests if held_out else (), watch)
     line_ends, first_rows = sum(each.line_ends for each in sources), sum((each.first_rows for each in sources), ())
     about = source.name, source.sha256, val_sha256, layout, cut
     return TextSplits(train, val, *about, has_validation=validation, line_ends=line_ends, first_rows=first_rows)
+
+
+def _note_shared_files(train: Sequence[bytes], held_out: Sequence[bytes], watch: ProgressReporter) -> None:
+    for note in shared_files_notes(train, held_out):
+        watch.note(f"{capitalized(note)}.")
 
 
 def _running(

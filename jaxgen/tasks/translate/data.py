@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.datasets import NAMED, fetch
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, file_identity, find_paths
-from jaxgen.data.tables import HEADERS, Column, Pairs, Table, read_table, table_kind, without_empty
+from jaxgen.data.tables import HEADERS, Column, Pairs, Table, read_table, shared_files_notes, table_kind, without_empty
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import STRICT
 from jaxgen.metrics import ORDERS, bleu
@@ -29,7 +29,6 @@ from jaxgen.tasks.rows import (
     TextReader,
     builtin_tables,
     refuse_flags,
-    same_data_notes,
     skipped_notes,
     train_and_val,
     train_tokenizer,
@@ -182,7 +181,9 @@ def read_pairs(config: TranslateConfig, watch: ProgressReporter = NO_PROGRESS) -
             known = _read_set(specs, config)
             read[split] = known.get(split, known["train"]) if known else _read(specs, config, watch)
             digests[split] = read[split].sha256
-            repeated += [] if known else same_data_notes(read["train"], read[split])
+            if not known:
+                about = {"val": "validation"}.get(split, split)
+                repeated += shared_files_notes(read["train"].files, read[split].files, about)
     sha256 = digests["train"]
     if len(digests) > 1:  # the digest includes which pairs belong to which split
         sha256 = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
@@ -240,7 +241,8 @@ def _parallel(source: Path, target: Path, name: str) -> Table:
             "of the other."
         )
     locations = [f"line {n} of {source} or of {target}" for n in range(1, len(sides[0]) + 1)]
-    return Table((sides[0], sides[1]), locations, name, FilesDigest(text.sha256 for text in texts).hexdigest())
+    digests = tuple(text.sha256 for text in texts)
+    return Table((sides[0], sides[1]), locations, name, FilesDigest(digests).hexdigest(), files=digests)
 
 
 def _lines(text: FileText) -> list[str]:
