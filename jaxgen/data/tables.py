@@ -265,11 +265,11 @@ def _find_dialect(text: Text, kind: str, path: Path, columns: Sequence[str]) -> 
         positions = {str(n) for n in range(1, len(first) + 1)}
         return sum(name in first or name.lstrip("+0") in positions for name in columns), len(first)
 
-    found, length = fit(named)
-    if found == len(columns) and length == 1 and all(map(_POSITION.fullmatch, columns)):
+    fitting, length = fit(named)
+    if fitting == len(columns) and length == 1 and all(map(_POSITION.fullmatch, columns)):
         # Every line has a first column: it is a part of the line if another separator divides all lines alike.
         return next((dialect for dialect in _OTHERS if _is_regular(text, dialect, path)), named)
-    return named if found == len(columns) else max((named, *_OTHERS), key=fit)
+    return named if fitting == len(columns) else max((named, *_OTHERS), key=fit)
 
 
 def _is_regular(text: Text, dialect: Dialect, path: Path) -> bool:
