@@ -123,10 +123,18 @@ def numerics() -> dict[str, object]:
     values = {n: getattr(jax.config, n, jax.config.values[n]) for n in NUMERICS if n in jax.config.values}
     found = {name: value for name, value in values.items() if value != NUMERICS[name]}
     for variable in FLAG_VARIABLES:
-        flags = os.environ.get(variable, "").split()
-        if kept := sorted(flag for flag in flags if not flag.startswith(HARMLESS_FLAGS)):
+        if kept := sorted(flag for flag in _flags(variable) if not flag.startswith(HARMLESS_FLAGS)):
             found[variable] = " ".join(kept)
     return found
+
+
+def _flags(variable: str) -> list[str]:
+    """The flags in an environment variable, or in the file that it names instead, which XLA reads too."""
+    text = os.environ.get(variable, "")
+    if not text.startswith("-"):
+        with contextlib.suppress(OSError, ValueError):
+            text = Path(text).read_text() if Path(text).is_file() else text
+    return text.split()
 
 
 def check_xla_flags() -> Callable[[], None]:
@@ -163,7 +171,7 @@ def offer_cores() -> None:
     given = jax.config.values["jax_num_cpu_devices"]
     if given != -1 and given < 1:
         raise UsageError(f"JAX_NUM_CPU_DEVICES={given} cannot be used: set it to a whole number from 1, or unset it.")
-    set_elsewhere = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    set_elsewhere = "xla_force_host_platform_device_count" in " ".join(_flags("XLA_FLAGS"))
     if given == -1 and not set_elsewhere:
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", cores())

@@ -96,6 +96,12 @@ def test_what_was_not_written_to_its_end_is_removed_at_the_next_start(user_cache
     assert sorted(path.name for path in folder.glob("*-cache")) == ["other-cache", "whole-cache"]
 
 
+def test_flags_in_a_file_that_xla_reads_are_told_by_content(tmp_path, monkeypatch):
+    (tmp_path / "flags").write_text("--xla_a\n--xla_dump_to=x\n")
+    monkeypatch.setenv("XLA_FLAGS", str(tmp_path / "flags"))
+    assert host.numerics()["XLA_FLAGS"] == "--xla_a"
+
+
 def test_what_can_change_bits_is_told_and_the_commands_set_what_they_can(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_b=1 --xla_force_host_platform_device_count=4 --xla_a")
     quick = jax.config.values["jax_disable_most_optimizations"]
