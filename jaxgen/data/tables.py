@@ -273,14 +273,10 @@ def _find_dialect(text: Text, kind: str, path: Path, columns: Sequence[str]) -> 
 
 
 def _is_regular(text: Text, dialect: Dialect, path: Path) -> bool:
-    """Returns whether all rows have the same number of fields, at least two."""
-    lengths: set[int] = set()
-    with suppress(DataError), closing(table_rows(text, dialect, path)) as rows:
-        for _, row in rows:
-            lengths.add(len(row))
-            if len(lengths) > 1:
-                return False
-        return bool(lengths) and lengths != {1}
+    """Returns whether all rows, at least three, have the same number of fields, at least two."""
+    with suppress(DataError):
+        lengths = [len(row) for _, row in table_rows(text, dialect, path)]
+        return len(lengths) > 2 and lengths[0] > 1 and len({*lengths}) == 1
     return False
 
 

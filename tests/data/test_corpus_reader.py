@@ -369,6 +369,8 @@ def test_another_separator_is_recognised(separator):
     assert list(read_texts(["a.csv"], text_column="1").texts) == ["n", "1", "2"]
     write("b.csv", f"yes\nyes{separator} no\n")  # one column
     assert list(read_texts(["b.csv"], text_column="1").texts) == ["yes", f"yes{separator} no"]
+    write("c.csv", f"yes{separator} no\n")  # one sentence
+    assert list(read_texts(["c.csv"], text_column="1").texts) == [f"yes{separator} no"]
 
 
 def test_a_column_of_what_is_no_table_is_a_usage_error():
