@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxgen.cli.flags import collect_values
 from jaxgen.tasks.base import echo_command, shell_command
+from jaxgen.tasks.language.conditioning import Conditioning
 
 ROOT = Path(__file__).parents[2]
 SIZES = "--cell elman --hidden 8 --layers 1 --batch-size 4 --steps 2 --eval-every 0 --sample-every 0"
@@ -83,6 +88,13 @@ def test_the_next_command_runs_as_printed(data, quick_environment, command, flag
     tried = subprocess.run(["sh", "-c", shown], cwd=data, env=env, capture_output=True, text=True)
     assert tried.returncode == 0, (shown, tried.stderr)
     assert tried.stdout
+
+
+@pytest.mark.parametrize("label", ["it's 3", "-a b", "--stop", "a:0.5"])
+def test_the_example_of_a_label_is_read_as_that_label(label):
+    known: Any = SimpleNamespace(labels=(label,), most_common=lambda _: [label])
+    words = shlex.split(Conditioning.example(known))
+    assert collect_values(words, {"label": tuple[str, ...]}) == ([], {"label": (label,)})
 
 
 @pytest.mark.parametrize(

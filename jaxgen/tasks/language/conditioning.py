@@ -303,7 +303,8 @@ class Conditioning:
     def example(self) -> str:
         """Returns command-line flags of an example condition."""
         if self.labels:
-            return f"--label {shlex.quote(self.most_common(1)[0])}"
+            label = self.most_common(1)[0]
+            return f"--label{'=' if label.startswith('-') else ' '}{shlex.quote(label)}"
         return "--features " + " ".join(f"{mean:.3g}" for mean in self.means)
 
     def read(self, obj: Any) -> Condition:
