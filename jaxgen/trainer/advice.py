@@ -16,6 +16,8 @@ WORSE = 1.05
 MIN_EVALUATIONS = 4
 #: The smallest relative change of the validation loss that counts: a rise since the best, a fall over two evaluations.
 RISE, FALL = 0.02, 0.01
+#: What makes training stable.
+STABLER = "Try a lower --lr or a smaller --clip (0 clips nothing)."
 
 
 class Evaluation(NamedTuple):
@@ -48,13 +50,12 @@ def advise(
     if uniform is not None and best.val_loss > WORSE * uniform:
         return [
             f"The best validation loss, {best.val_loss:.4g}, is worse than that of guessing uniformly ({uniform:.4g}): "
-            "the model has learnt nothing. Try a lower --lr or a smaller --clip."
+            f"the model has learnt nothing. {STABLER}"
         ]
     if uniform is not None and last.train_loss > WORSE * uniform:
         return [
             f"Training became unstable after step {best.step:,}: its loss ended at {last.train_loss:.4g}, worse than "
-            f"that of guessing uniformly ({uniform:.4g}). The best checkpoint is kept. Try a lower --lr or a smaller "
-            "--clip."
+            f"that of guessing uniformly ({uniform:.4g}). The best checkpoint is kept. {STABLER}"
         ]
     if len(found) < MIN_EVALUATIONS:
         return []

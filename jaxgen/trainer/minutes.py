@@ -40,24 +40,37 @@ class Costs(NamedTuple):
         return steps * self.step + evaluations * self.evaluation + examples * self.examples + self.final
 
 
-def measure(trial: Trainer) -> Costs:
+def measure(trial: Trainer, began: float) -> Costs:
     """Measure the parts of the run that ``trial`` stands for. What this compiles, the run does not compile again.
 
-    The time per step is that of each shape of batches, weighted by how often an epoch has it.
+    The time per step is that of each shape of batches, weighted by how often an epoch has it. ``began`` is when the
+    command began. Raises ``UsageError`` once all of ``--minutes`` has gone into the measurement.
     """
+    minutes = trial.config.minutes or 0.0
+
+    def check_time() -> None:
+        took = trial.group.broadcast_json(time.perf_counter() - began)
+        if took > minutes * 60 * (1 - MARGIN):
+            raise UsageError(
+                f"--minutes {minutes:g} is too short: compilation alone has taken {took:.0f} seconds and is not "
+                f"complete. Give --minutes {math.ceil(took / 15):g} or more, or --steps."
+            )
+
     seconds, steps = 0.0, 0
     for step, often in trial.data.batches.shapes():
         trial.time_call(step)  # compiles
         usual = sorted(trial.time_call(step) for _ in range(MEASURED_CALLS))[MEASURED_CALLS // 2]
         seconds, steps = seconds + often * usual, steps + often
+        check_time()
 
     def usual_seconds(work: Work, limit: float = math.inf) -> float:
         """Seconds of ``work``: of its second call, unless the first one, which compiles, took longer than ``limit``."""
         took = 0.0
         for _ in range(2):
-            began = time.perf_counter()
+            start = time.perf_counter()
             work()
-            took = trial.group.broadcast_json(time.perf_counter() - began)
+            took = trial.group.broadcast_json(time.perf_counter() - start)
+            check_time()
             if took > limit:
                 break
         return took
@@ -65,7 +78,7 @@ def measure(trial: Trainer) -> Costs:
     evaluation, report = trial.report_parts()
     metrics, generated, examples = (usual_seconds(work) for work in evaluation)
     # A run has about ten evaluations, so that two more cost little. It has one report.
-    final_metrics, final_examples = (usual_seconds(work, (trial.config.minutes or 0.0) * 6) for work in report)
+    final_metrics, final_examples = (usual_seconds(work, minutes * 6) for work in report)
     final = final_metrics + generated * trial.data.final_generation_share + final_examples + ENDING
     return Costs(max(seconds / steps, sys.float_info.min), metrics + generated, examples, final)
 

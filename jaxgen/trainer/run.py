@@ -231,7 +231,7 @@ def _measured_steps(
 
     one_step = {**resolved, "steps": 1, "horizon": 1}
     trial = Trainer(config, data, task, RunDirectory(os.devnull), one_step, NullRecorder(), group).init_state()
-    costs = measure(trial)
+    costs = measure(trial, began)
     with group.all_or_none():
         steps = fitting_steps(config, costs, time.perf_counter() - began)
     return group.broadcast_json(steps), began + (config.minutes or 0.0) * 60 - costs.final

@@ -221,7 +221,8 @@ class Trainer:
             self._alarmed = True
             self._note(
                 f"WARNING: The training loss is {loss:.4g} at step {step:,}, more than {ALARM:g} times that of "
-                f"guessing uniformly ({uniform:.4g}). Stop, and train again with a lower --lr or a smaller --clip."
+                f"guessing uniformly ({uniform:.4g}). Stop, and train again with a lower --lr or a smaller --clip "
+                "(0 clips nothing)."
             )
 
     @property
@@ -368,7 +369,8 @@ class Trainer:
         kept = "Nothing was saved yet" if saved is None else f"The checkpoint of step {saved:,} before it is kept"
         return DivergedError(
             f"{what} at step {step:,} (learning rate {self.learning_rate(step):.3g}, gradient norm "
-            f"{self._grad_norm:.3g}). Train again with a lower --lr or a smaller --clip, or give --on-nan rollback. "
+            f"{self._grad_norm:.3g}). Train again with a lower --lr or a smaller --clip (0 clips nothing), or "
+            f"give --on-nan rollback. "
             f"{kept} in {self.run}."
         )
 

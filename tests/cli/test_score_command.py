@@ -231,7 +231,7 @@ def test_data_that_cannot_be_read_is_a_sentence_and_exit_code_3(
 
 def test_what_could_disturb_a_terminal_is_escaped(scorer):
     tokenizer = ByteTokenizer()
-    sampler = Sampler(scorer.sampler.task, tokenizer, None)
+    sampler = Sampler(scorer.sampler.task, tokenizer, {})
     assert [ScoreTable(Scorer(sampler), True)._quoted(token) for token in (1, 3 + 65, 3 + 0x1B, 3 + 0xE2)] == [
         "<unk>",
         "'A'",

@@ -251,4 +251,4 @@ def test_a_model_that_looks_nowhere_says_so():
     tokenizer = CharTokenizer([97, 98])
     task = ClassifyTask.build(vocab_size=tokenizer.vocab_size, classes=2, cell="gru", cell_options={}, hidden=4)
     with pytest.raises(UsageError, match="attention"):
-        Predictor(task, ClassifyCodec(tokenizer, ("x", "y"), False, 5), None).attention("ab")
+        Predictor(task, ClassifyCodec(tokenizer, ("x", "y"), False, 5), {}).attention("ab")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from jaxgen.errors import UsageError, counted
@@ -37,6 +39,19 @@ def test_too_few_minutes_are_refused_with_how_many_are_enough(more, least):
     assert fitting_steps(LanguageConfig(minutes=enough, **more), slower, elapsed=24.0) >= least
     with pytest.raises(UsageError):
         fitting_steps(LanguageConfig(minutes=enough / 1.4, **more), COSTS, elapsed=20.0)
+
+
+def test_the_measurement_itself_ends_when_the_time_is_over():
+    called = []
+    trial = SimpleNamespace(
+        config=LanguageConfig(minutes=1.0),
+        data=SimpleNamespace(batches=SimpleNamespace(shapes=lambda: [(0, 1), (1, 1)])),
+        time_call=lambda step: called.append(step) or 0.1,
+        group=SimpleNamespace(broadcast_json=lambda value: value),
+    )
+    with pytest.raises(UsageError, match="compilation"):
+        minutes.measure(trial, began=minutes.time.perf_counter() - 60)
+    assert set(called) == {0}
 
 
 def test_steps_that_take_no_time_are_the_most_steps_that_a_run_has():
