@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import overridden
 
 import jaxgen
 from jaxgen.cli import chat as interactive
@@ -122,7 +123,7 @@ def test_a_prompt_is_the_first_line(talk):
     ],
 )
 def test_a_command_does_what_its_flag_does(talk, sample, run, command, flags):
-    expected = sample("--run", run, "--prompt", "The", *SHORT, *flags).out
+    expected = sample(*overridden(["--run", run, "--prompt", "The", *SHORT, *flags])).out
     assert "The" + talk(command, "The").out == expected
 
 

@@ -149,12 +149,12 @@ WRONG_DATA = {
     "--data a.txt b.txt": (3, "line 3"),
     "--data a.txt nowhere.txt": (3, "'nowhere.txt'"),
     "--data a.txt latin.txt": (3, "latin.txt"),
-    "--data empty.txt empty.txt": (3, "empty.txt"),
+    "--data empty.txt none.txt": (3, "empty.txt"),
     "--data holes.txt b.txt --empty refuse": (3, "holes.txt"),
     "--data t.tsv --source-column a --target-column c": (3, "'c'"),
     "--data t.tsv --source-column 1 --target-column 3": (3, "t.tsv"),
-    "--data b.txt b.txt --max-length 1": (3, "tokens"),
-    "--data b.txt b.txt --val-data a.txt b.txt": (3, "line 3"),
+    "--data b.txt c.txt --max-length 1": (3, "tokens"),
+    "--data c.txt d.txt --val-data a.txt b.txt": (3, "line 3"),
     "--data t.tsv": (2, "a table: give"),
     "--data a.txt": (2, "parallel"),
     "--data t.tsv --source-column a": (2, "--target-column"),
@@ -170,8 +170,11 @@ WRONG_DATA = {
 def test_what_cannot_be_trained_on_is_told_in_a_sentence_and_leaves_no_run(flags, train, here):
     (here / "a.txt").write_text("one\ntwo\nthree\n")
     (here / "b.txt").write_text("eins\nzwei\n")
+    (here / "c.txt").write_text("un\ndeux\n")
+    (here / "d.txt").write_text("uno\ndos\n")
     (here / "holes.txt").write_text("one\n\n")
     (here / "empty.txt").write_text("")
+    (here / "none.txt").write_text("")
     (here / "latin.txt").write_bytes(b"f\xfcnf\n\n\n")
     (here / "t.tsv").write_text("a\tb\nc\td\n")
     code, sentence = WRONG_DATA[flags]

@@ -27,6 +27,7 @@ def subject(tmp_path_factory, quick):
     return make
 
 
+@pytest.mark.filterwarnings("ignore:The validation data are training data")
 @pytest.mark.parametrize("check", LANES, ids=name_of)
 @pytest.mark.parametrize("name", TASKS)
 def test_a_registered_task_keeps_the_contract(name, check, subject):

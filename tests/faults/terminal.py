@@ -17,7 +17,7 @@ from .kills import environment
 #: of a terminal with seven bits, with eight, and of Unicode.
 HOSTILE = "\x1b[2J", "\x1b]0;mine\x07", "\b\x7f\r", "\x00\x0e", "\x9b2J", "\x9d0;mine\x9c", "\u202egpj.exe\u2066\u2028"
 #: An n-gram model is made at once, and writes these as they were read.
-TRAIN = "--model ngram --order 3 --batch-size 2 --seq-len 8"
+TRAIN = "--newlines keep --model ngram --order 3 --batch-size 2 --seq-len 8"
 SAMPLE = [f"--prompt={HOSTILE[-1]}{HOSTILE[0]}", "--length=400", "--seed=1", "--run=run"]
 #: Trains and samples on the terminal that the process was given, then samples into the pipe ``argv[1]``.
 SCRIPT = """

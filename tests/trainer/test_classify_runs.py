@@ -193,7 +193,7 @@ def test_minutes_are_measured_for_every_shape_without_its_compilation(table, tmp
         report_parts=lambda: parts,
     )
     monkeypatch.setattr(minutes, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    costs = minutes.measure(trial)
+    costs = minutes.measure(trial, began=0.0)
     usual = np.mean([takes[width] for width in widths])
     assert costs == pytest.approx((usual, 4, 2, 8 + 8 + minutes.ENDING))
 
