@@ -82,7 +82,9 @@ class BareStep:
         self.wait(trainer.state)
         began = time.perf_counter()
         while time.perf_counter() - began < seconds:
-            trainer.state, log = trainer._train_steps(trainer.key, trainer.state, batches, trainer.steps_per_call)
+            trainer.state, log = trainer._train_steps(
+                trainer.key, trainer.state, batches, trainer.steps_per_call, trainer.rates
+            )
             calls += 1
             self.wait(log)
         return calls * trainer.steps_per_call * trainer.data.tokens_per_step / (time.perf_counter() - began)

@@ -29,11 +29,10 @@ from jaxgen.training.data_parallel import (
     shard_train_steps,
     shard_train_steps_with_stop_flag,
 )
-from jaxgen.training.optimizer import Rates
 from jaxgen.training.step import create_state, eval_step, train_steps
 from jaxgen.training.task import PromptedTask, Task, WritingTask
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
-from jaxgen.types import Array, Key
+from jaxgen.types import Key
 
 #: The largest number of compiled functions of each kind that are kept.
 CACHE_SIZE = 16
@@ -102,11 +101,7 @@ def jit_train_steps(
     processes the functions are those of ``shard_train_steps_with_stop_flag``.
     """
     if devices == 1:
-
-        def steps(key: Key, state: PyTree, batches: PyTree, count: Array, rates: Rates | None = None) -> PyTree:
-            return train_steps(task, optimizer, key, state, batches, count, read=read, rates=rates)
-
-        return jax.jit(steps, donate_argnums=1)
+        return jax.jit(partial(train_steps, task, optimizer, read=read), donate_argnums=1)
     shard = shard_train_steps if jax.process_count() == 1 else shard_train_steps_with_stop_flag
     return one_at_a_time(jax.jit(shard(task, optimizer, make_global_mesh(devices), read), donate_argnums=1))
 

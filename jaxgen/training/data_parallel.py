@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from jaxgen.training.optimizer import Rates
-from jaxgen.training.step import TrainState, eval_step, train_steps
+from jaxgen.training.step import StepMetrics, TrainState, eval_step, train_steps
 from jaxgen.training.task import Task
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches, WindowIndex, Windows
 from jaxgen.types import Array, ArrayLike, Carry, Key, Params
@@ -130,17 +130,19 @@ def shard_train_steps(
     wait for the results of one before calling the next (``jaxgen.jitted.one_at_a_time``).
     """
     batches = _SHARDED_WINDOWS if isinstance(read, DeviceText) else _SHARDED_BATCHES
-
-    def steps(key: Key, state: TrainState, batches: PyTree, count: Array, rates: Rates | None) -> PyTree:
-        return train_steps(task, optimizer, key, state, batches, count, BATCH_AXIS, read, rates)
-
-    sharded: Callable = jax.shard_map(
-        steps,
+    steps = jax.shard_map(
+        partial(train_steps, task, optimizer, axis=BATCH_AXIS, read=read),
         mesh=mesh,
         in_specs=(_REPLICATED, _STATE, batches, _REPLICATED, _REPLICATED),
         out_specs=(_STATE, _REPLICATED),
     )
-    return lambda *args: sharded(*args) if len(args) == 5 else sharded(*args, None)
+
+    def sharded_train_steps(
+        key: Key, state: TrainState, batches: PyTree, count: Array, rates: Rates | None = None
+    ) -> tuple[TrainState, StepMetrics]:
+        return steps(key, state, batches, count, rates)
+
+    return sharded_train_steps
 
 
 def shard_train_steps_with_stop_flag(
@@ -154,7 +156,7 @@ def shard_train_steps_with_stop_flag(
     batches = _SHARDED_WINDOWS if isinstance(read, DeviceText) else _SHARDED_BATCHES
 
     def steps(key: Key, state: TrainState, batches: PyTree, count: Array, rates: Rates | None, stop: Array) -> PyTree:
-        state, log = train_steps(task, optimizer, key, state, batches, count, BATCH_AXIS, read, rates)
+        state, log = train_steps(task, optimizer, key, state, batches, count, rates, BATCH_AXIS, read)
         # After the steps: on a CPU two exchanges in flight may run in another order on each process, or deadlock. No
         # number of targets is negative, but XLA does not know that: a barrier is removed before the order is chosen.
         stop = jnp.maximum(stop, (log.targets[0] < 0).astype(stop.dtype))

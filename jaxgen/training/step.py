@@ -117,9 +117,9 @@ def train_steps(
     state: TrainState,
     batches: PyTree,
     count: Array,
+    rates: Rates | None = None,
     axis: str | None = None,
     read: HostBatches | DeviceText = HOST_BATCHES,
-    rates: Rates | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """Train on the first ``count`` of several batches, in one call.
 
@@ -130,9 +130,9 @@ def train_steps(
         state: the state before the steps.
         batches: what ``read`` turns into batches: stacked batches, or ``Windows`` of a text.
         count: how many batches to use. It is traced, so its value does not recompile.
+        rates: as in ``train_step``; traced too.
         axis: as in ``train_step``.
         read: how to get a batch from ``batches``.
-        rates: as in ``train_step``; traced too.
 
     Returns:
         The state after the steps, and the metrics of each batch, zero beyond ``count``.
