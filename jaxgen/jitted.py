@@ -17,7 +17,7 @@ import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
-from jaxgen.errors import UsageError
+from jaxgen.runtime import check_jax_settings
 from jaxgen.sampling.beam import beam_search
 from jaxgen.sampling.decode import decode
 from jaxgen.tokenizers.base import EOS, PAD
@@ -41,16 +41,13 @@ CACHE_SIZE = 16
 def cached(make: Callable[..., Callable]) -> Callable[..., Callable]:
     """``make`` with a cache of its results; arguments that cannot be hashed are not cached.
 
-    The result raises ``UsageError`` while a mesh is set, on which JAX would refuse the arrays of one device.
+    The result raises ``UsageError`` as ``check_jax_settings`` does.
     """
     cached_make = lru_cache(maxsize=CACHE_SIZE)(make)
 
     @wraps(cached_make)
     def get(*args: Any) -> Callable:
-        if not jax.sharding.get_abstract_mesh().empty:
-            raise UsageError(
-                "A mesh is set (jax.set_mesh), but jaxgen places its arrays itself: call it where none is set."
-            )
+        check_jax_settings()
         try:
             hash(args)
         except TypeError:

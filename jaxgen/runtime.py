@@ -116,6 +116,25 @@ def pin_numerics() -> None:
     jax.config.update("jax_random_seed_offset", 0)
 
 
+def check_jax_settings() -> None:
+    """Raise ``UsageError`` for settings of JAX in a user's program with which jaxgen cannot run."""
+    import jax
+
+    if not jax.sharding.get_abstract_mesh().empty:
+        raise UsageError("A mesh is set (jax.set_mesh), but jaxgen places its arrays itself: call it elsewhere.")
+    if jax.config.values["jax_numpy_dtype_promotion"] != "standard":
+        raise UsageError(
+            "Types are promoted strictly (JAX_NUMPY_DTYPE_PROMOTION), which optax does not support: call jaxgen within "
+            'jax.numpy_dtype_promotion("standard").'
+        )
+    guards = (jax.config.values[name] for name in TRANSFER_GUARDS)
+    if any(str(guard).startswith("disallow") for guard in guards):
+        raise UsageError(
+            "Transfers between host and devices are not allowed (JAX_TRANSFER_GUARD), but training and sampling need "
+            'them: call jaxgen within jax.transfer_guard("allow").'
+        )
+
+
 def numerics() -> dict[str, object]:
     """What is set in this process that can change bits, apart from versions and devices; defaults are left out."""
     import jax

@@ -11,6 +11,7 @@ import zlib
 import jax
 import pytest
 
+import jaxgen
 from jaxgen import jitted
 from jaxgen import runtime as host
 from jaxgen.errors import UsageError
@@ -262,11 +263,27 @@ def test_pipes_and_links_are_removed_from_the_cache_and_none_is_waited_for(tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == [".entries", "folder-cache", "outside"]
 
 
-def test_a_mesh_that_is_set_is_refused_with_a_sentence():
-    mesh = jax.make_mesh((1,), ("x",))
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        (lambda: jax.set_mesh(jax.make_mesh((1,), ("x",))), "set_mesh"),
+        (lambda: jax.numpy_dtype_promotion("strict"), "numpy_dtype_promotion"),
+        (lambda: jax.transfer_guard("disallow"), "transfer_guard"),
+        (lambda: jax.transfer_guard_host_to_device("disallow_explicit"), "transfer_guard"),
+    ],
+)
+def test_settings_of_jax_that_cannot_work_are_refused_with_a_sentence(setting, named):
     make = jitted.cached(lambda: len)
-    with jax.set_mesh(mesh), pytest.raises(UsageError, match="set_mesh"):
-        make()
+    calls = (
+        make,
+        lambda: jaxgen.start(jaxgen.LanguageConfig()),
+        lambda: jaxgen.Sampler.load("no"),
+        lambda: jaxgen.resume("no"),
+    )
+    with setting():
+        for call in calls:
+            with pytest.raises(UsageError, match=named):
+                call()
     assert make() is len
 
 

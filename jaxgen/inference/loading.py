@@ -16,6 +16,7 @@ from jaxgen.fsutil import json_sha256, load_strict
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import MAX_STEPS, TrainConfig, check_folder, read_config, validate
 from jaxgen.runs.directory import RunDirectory
+from jaxgen.runtime import check_jax_settings
 from jaxgen.tasks.registry import DATA, objective
 from jaxgen.text import Reading
 from jaxgen.types import Params
@@ -47,6 +48,7 @@ class LoadedRun:
             CheckpointError: The run is missing, damaged or altered.
             UsageError: ``command`` cannot use its task, or ``run`` is not a possible name of a folder.
         """
+        check_jax_settings()
         if run is not None:
             run = os.fspath(check_kind("load", run, str | os.PathLike, "the folder of a run, or None for the newest"))
         check_folder(run)

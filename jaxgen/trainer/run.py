@@ -29,7 +29,7 @@ from jaxgen.runs.manifest import (
     UnreadableCheckpointError,
     tree_sha256,
 )
-from jaxgen.runtime import need_devices, numerics, processor_name
+from jaxgen.runtime import check_jax_settings, need_devices, numerics, processor_name
 from jaxgen.tasks.base import Codec, TaskData
 from jaxgen.tasks.registry import DATA, baseline, objective
 from jaxgen.trainer.callbacks import Callback, Emit, Note, ProgressEvents, ignore
@@ -143,6 +143,7 @@ def start(
     Raises:
         UsageError, DataError, CheckpointError: an input cannot be used. No run is left behind.
     """
+    check_jax_settings()
     group, began = _check_group(group), time.perf_counter() if began is None else began
     emit = ignore if emit is None else emit
     config = check_kind("start", config, TrainConfig, 'settings, for example jaxgen.LanguageConfig(data=("book.txt",))')
@@ -325,6 +326,7 @@ def resume(
         DataError: the data cannot be read, or have changed.
         CheckpointError: no checkpoint is good.
     """
+    check_jax_settings()
     choose(data_changed, ("accept", "refuse"), "value for --data-changed")
     path = os.fspath(check_kind("resume", path, str | os.PathLike, "the folder of the run"))
     if config is not None:
