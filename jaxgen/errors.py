@@ -126,8 +126,8 @@ def check_text(what: str, value: object) -> str:
 
 def check_kind(what: str, value: T, kind: Any, right: str) -> T:
     """Returns ``value`` if it is a ``kind``. Raises ``UsageError`` that names the ``right`` call for anything else."""
-    if isinstance(value, kind):
-        return value
+    if isinstance(value, kind) and not (kind is Iterable and getattr(value, "shape", None) == ()):
+        return value  # an array without axes has the method, and cannot be iterated over
     shown = repr(value)
     raise UsageError(f"{what} got {shown if len(shown) <= 100 else f'{shown[:100]} …'}: give {right}.")
 

@@ -133,7 +133,8 @@ class Predictor(TrainedModel):
             UsageError: The settings cannot be used.
             DataError: An input cannot be read.
         """
-        if isinstance(inputs, (str, bytes, Path)) or not isinstance(inputs, Iterable):
+        no_axes = getattr(inputs, "shape", None) == ()  # an array that cannot be iterated over
+        if isinstance(inputs, (str, bytes, Path)) or not isinstance(inputs, Iterable) or no_axes:
             raise UsageError(f"The inputs are of the type {type(inputs).__name__}: give a list of inputs, [input].")
         right = "jaxgen.DecodingConfig, for example DecodingConfig(GenerationConfig(length=100))"
         decoding = DecodingConfig() if decoding is None else check_kind("A predictor", decoding, DecodingConfig, right)

@@ -262,7 +262,7 @@ class Scorer:
         self.top = check_int("The number of most probable tokens (--top)", top, 0, most)
         if state == "cold" and lanes > 1:
             raise UsageError("Lanes need a carried state, and windows are cold: give one of the two.")
-        if end and not sampler.documents:
+        if check_kind("A scorer", end, bool | None, "end as True, False or None") and not sampler.documents:
             raise UsageError("This model was trained on running text, which has no end to score: leave out --end.")
         self.end = sampler.documents if end is None else end
         #: Seconds spent compiling, to be left out of speeds.
@@ -365,7 +365,7 @@ class Scorer:
 
     def _open_prompt(self, prompt: str) -> tuple[np.ndarray, str]:
         """The ids that are read before a text, the last one in the same call as the text, and what is held back."""
-        if prompt and (self.state == "cold" or self.lanes > 1):
+        if check_text("The prompt", prompt) and (self.state == "cold" or self.lanes > 1):
             raise UsageError(
                 "A prompt needs one state that is carried through the text: leave out the prompt, or give "
                 "--state carried and --lanes 1."

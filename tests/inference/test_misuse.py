@@ -34,6 +34,9 @@ WRONG = {
     "best of a text": (lambda s: s.best("a", of="3"), "number"),
     "a folder to score with": (lambda s: Scorer("runs/a"), "Scorer.load"),
     "nothing to score": (lambda s: Scorer(s).score(None), "a text"),
+    "an array to score": (lambda s: Scorer(s).score(np.array("ab")), "a text"),
+    "arrays as prompt": (lambda s: Scorer(s).score("ab", np.array([1, 2])), "one text"),
+    "an array as end": (lambda s: Scorer(s, end=np.array([1, 2])), "True, False or None"),
     "numbers to score": (lambda s: Scorer(s).score([1]), "one text"),
     "one text to score each": (lambda s: list(Scorer(s).score_each("abc")), "a list of texts"),
     "one candidate": (lambda s: Scorer(s).rank("a", "bc"), "two or more"),
@@ -87,7 +90,7 @@ def test_a_wrong_call_names_the_right_one(name, tiny):
 def test_one_input_in_place_of_a_list_is_refused_at_once():
     codec = ClassifyCodec(CharTokenizer.train(["ab"]), ("x", "y"), False, 9)
     predictor = Predictor(None, codec, {})
-    for wrong in ("ab", Path("a.png"), 5, None):
+    for wrong in ("ab", Path("a.png"), 5, None, np.array("ab")):
         with pytest.raises(UsageError, match="a list"):
             predictor.predict(wrong)
     with pytest.raises(UsageError, match="DecodingConfig"):
