@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxgen.errors import show_flags
+
 from . import FAULTS
 from .fault import Fault, Unavailable
 
@@ -67,7 +69,8 @@ def attempt(fault: Fault | str, number: int) -> Outcome:
     fault = next(each for each in FAULTS if each.name == fault) if isinstance(fault, str) else fault
     with tempfile.TemporaryDirectory(prefix="fault-", ignore_cleanup_errors=True) as folder:
         try:
-            return Outcome("survived", fault.inject(Path(folder), np.random.default_rng(number)))
+            with show_flags():  # messages as the commands show them
+                return Outcome("survived", fault.inject(Path(folder), np.random.default_rng(number)))
         except Unavailable as missing:
             return Outcome("missing", str(missing))
         except Exception as error:
