@@ -104,12 +104,22 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def to_python(value: Any) -> Any:
+    """Returns an array without axes, of NumPy or JAX, as a Python number; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+def is_iterable(value: object) -> bool:
+    """Whether a loop over ``value`` works. Arrays without axes only look so."""
+    return isinstance(value, Iterable) and getattr(value, "shape", None) != ()
+
+
 def check_int(what: str, value: object, least: int, most: int | None = None) -> int:
     """Returns a Python or NumPy integer as an ``int``. Raises ``UsageError`` unless it lies in ``least``..``most``.
 
     ``what`` begins the message, for example ``"The batch size"``.
     """
-    value = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    value = to_python(value)
     number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
     if number is None or number < least or (most is not None and number > most):
         allowed = f"of at least {least}" if most is None else f"from {least} to {most:,}"
@@ -126,8 +136,8 @@ def check_text(what: str, value: object) -> str:
 
 def check_kind(what: str, value: T, kind: Any, right: str) -> T:
     """Returns ``value`` if it is a ``kind``. Raises ``UsageError`` that names the ``right`` call for anything else."""
-    if isinstance(value, kind) and not (kind is Iterable and getattr(value, "shape", None) == ()):
-        return value  # an array without axes has the method, and cannot be iterated over
+    if is_iterable(value) if kind is Iterable else isinstance(value, kind):
+        return value
     shown = repr(value)
     raise UsageError(f"{what} got {shown if len(shown) <= 100 else f'{shown[:100]} …'}: give {right}.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,11 @@ def write(path: Any, content: str | bytes) -> Any:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
+
+
+def unpickled(value: Any) -> Any:
+    """Return a copy of ``value`` that went through pickle. The bytes were written here, so reading them is safe."""
+    return pickle.loads(pickle.dumps(value))  # noqa: S301
 
 
 def language_config(data: Path, run: Path, **more: Any) -> LanguageConfig:

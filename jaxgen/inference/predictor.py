@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxgen import jitted
 from jaxgen.data.bucketing import bucket_width
-from jaxgen.errors import DataError, UsageError, check_int, check_kind
+from jaxgen.errors import DataError, UsageError, check_int, check_kind, is_iterable
 from jaxgen.inference.generation_config import GenerationConfig, with_forbidden
 from jaxgen.inference.loading import LoadedRun, TrainedModel
 from jaxgen.sampling.beam import beam_states, tile_beams
@@ -133,8 +133,7 @@ class Predictor(TrainedModel):
             UsageError: The settings cannot be used.
             DataError: An input cannot be read.
         """
-        no_axes = getattr(inputs, "shape", None) == ()  # an array that cannot be iterated over
-        if isinstance(inputs, (str, bytes, Path)) or not isinstance(inputs, Iterable) or no_axes:
+        if isinstance(inputs, (str, bytes, Path)) or not is_iterable(inputs):
             raise UsageError(f"The inputs are of the type {type(inputs).__name__}: give a list of inputs, [input].")
         right = "jaxgen.DecodingConfig, for example DecodingConfig(GenerationConfig(length=100))"
         decoding = DecodingConfig() if decoding is None else check_kind("A predictor", decoding, DecodingConfig, right)

@@ -15,7 +15,7 @@ import jax
 import jaxlib
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from jaxgen.errors import CheckpointError, UsageError, check_kind, choose
+from jaxgen.errors import CheckpointError, UsageError, check_kind, choose, to_python
 from jaxgen.fsutil import json_sha256
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runtime import numerics, processor_name
@@ -242,7 +242,7 @@ def _plain(value: Any) -> Any:
         return tuple(map(_plain, value))
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
-    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    return to_python(value)
 
 
 def validate(kind: type[Config], values: dict[str, Any], source: str = "") -> Config:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from builders import unpickled
 
 import jaxgen
 from jaxgen import errors
@@ -139,8 +139,8 @@ def test_messages_name_settings_outside_of_commands_and_flags_in_them(monkeypatc
 def test_samplers_and_scorers_can_be_pickled(tiny):
     settings = GenerationConfig(length=8)
     texts = tiny.sample("abc", settings)  # with something compiled
-    again = pickle.loads(pickle.dumps(tiny))  # noqa: S301
+    again = unpickled(tiny)
     assert again.sample("abc", settings) == texts
     scorer = Scorer(tiny)
     score = scorer.score("abc")
-    assert pickle.loads(pickle.dumps(scorer)).score("abc") == score  # noqa: S301
+    assert unpickled(scorer).score("abc") == score

@@ -1,4 +1,4 @@
-"""Saved checkpoints for tests that read or alter them."""
+"""Saved checkpoints for tests that read or alter them; locks of runs are released after each test."""
 
 import shutil
 
@@ -6,6 +6,7 @@ import pytest
 from kept_states import make_state
 
 from jaxgen.runs.checkpoints import CheckpointStore
+from jaxgen.runs.lock import RunLock
 
 
 @pytest.fixture(scope="module")
@@ -21,3 +22,12 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def store(saved, tmp_path):
     return CheckpointStore(shutil.copytree(saved, tmp_path / "checkpoints"))
+
+
+@pytest.fixture(autouse=True)
+def released(tmp_path):
+    """Release the locks of runs in ``tmp_path`` after the test."""
+    yield
+    for held in list(RunLock._held.values()):
+        if held.folder.is_relative_to(tmp_path):
+            held.release()

@@ -16,21 +16,13 @@ from jaxgen.errors import CheckpointError, JaxgenWarning, UsageError
 from jaxgen.fsutil import replace_file, temporary_name, unwritable
 from jaxgen.runs import lock as locking
 from jaxgen.runs.directory import MARKER, START, RunDirectory
-from jaxgen.runs.lock import LOCK, RunLock
+from jaxgen.runs.lock import LOCK
 
 
 def made(path, root="runs"):
     """The folder of a new run, without its content."""
     with RunDirectory.new(path, "language", root) as make:
         return make().path
-
-
-@pytest.fixture(autouse=True)
-def released(tmp_path):
-    yield
-    for held in list(RunLock._held.values()):
-        if held.folder.is_relative_to(tmp_path):
-            held.release()
 
 
 def test_runs_are_numbered_by_task(tmp_path):

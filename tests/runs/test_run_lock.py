@@ -55,14 +55,6 @@ def no_locks(monkeypatch):
     monkeypatch.setattr(locking, "_system_lock", lambda _: None)
 
 
-@pytest.fixture(autouse=True)
-def released(tmp_path):
-    yield
-    for held in list(RunLock._held.values()):
-        if held.folder.is_relative_to(tmp_path):
-            held.release()
-
-
 def test_a_second_process_is_refused_by_process_and_host_until_the_first_ends(holder, tmp_path):
     with pytest.raises(UsageError, match=rf"process {holder.pid} .*--run"):
         RunLock.take(tmp_path)
