@@ -22,7 +22,7 @@ from jaxgen.types import Batch, ConditionedBatch
 
 #: The keys of independent streams of random numbers; they must never change.
 PURPOSES = {"split": 1, "stream": 2, "windows": 3, "documents": 4, "lanes": 5, "evaluation": 6}
-PURPOSES |= {"dates": 7, "shapes": 8, "snippets": 9, "rows": 10, "row batches": 11}
+PURPOSES |= {"dates": 7, "shapes": 8, "snippets": 9, "rows": 10, "row batches": 11, "sequences": 12, "cold starts": 13}
 
 #: All rows of a batch.
 EVERY = slice(None)

@@ -15,6 +15,7 @@ from jaxgen.metrics import MAX_MISTAKES, classification_metrics, confusion_lines
 from jaxgen.runs.config import validate
 from jaxgen.tasks.base import echo_command
 from jaxgen.tasks.classify.data import LABELLED_SETS, ClassifyCodec, ClassifyConfig, ClassifyData
+from jaxgen.tasks.classify.sequences import SEQUENCES, sequences
 from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
 from jaxgen.tokenizers import PAD, UNK, CharTokenizer, WordTokenizer
 
@@ -362,6 +363,16 @@ def test_a_summary_has_a_line_for_each_label_and_the_matrix(table):
         ("2 hot", "  2  3  0"),
         ("3 mild", "  0  0  0"),
     ]
+
+
+def test_every_other_split_of_a_built_in_set_is_evaluated_at_the_end_and_has_a_line(monkeypatch):
+    monkeypatch.setitem(LABELLED_SETS, "parity", lambda seed: sequences("parity", seed, train=20, val=4, test=3))
+    data = ClassifyData.load(ClassifyConfig(data=("parity",), preset="sequences"))
+    lengths = [f"length_{n}" for n in SEQUENCES["parity"].tested]
+    assert (list(data.eval_sets(final=False)), list(data.eval_sets(final=True))) == (["val"], ["val", *lengths])
+    sums = SimpleNamespace(nll=1.0, targets=4.0, confusion=np.array([[1, 1], [0, 2]]), calibration=calibration())
+    lines = data.report_lines(data.report(dict.fromkeys(data.eval_sets(final=True), sums), final=True))
+    assert lines[2 : 2 + len(lengths)] == [(name.replace("_", " "), "accuracy 75.00%") for name in lengths]
 
 
 def test_of_many_labels_the_commonest_mistakes_are_told():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -39,6 +39,7 @@ from jaxgen.tasks.base import (
     echo_command,
     shell_command,
 )
+from jaxgen.tasks.classify.sequences import SEQUENCES, sequences
 from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
 from jaxgen.tasks.labels import check_known, distinct_labels, label_names, twin_notes
 from jaxgen.tasks.rows import (
@@ -63,6 +64,8 @@ _WORDS = _SIZES | {"level": "word", "lr": 2e-3, "steps": 1000}
 _WORDS |= {"dropout": 0.5, "embed_dropout": 0.3, "token_dropout": 0.3}
 _CHARACTERS = _SIZES | {"level": "char", "lowercase": True, "embed": 64, "lr": 3e-3, "steps": 2400}
 _CHARACTERS |= {"dropout": 0.3, "embed_dropout": 0.1, "token_dropout": 0.1}
+_SEQUENCES = {"level": "char", "hidden": 64, "layers": 1, "embed": 32, "batch_size": 64, "pooling": "last"}
+_SEQUENCES |= {"buckets": 4, "lr": 5e-3, "steps": 3000}
 
 
 class ClassifyConfig(RowsConfig):
@@ -71,7 +74,7 @@ class ClassifyConfig(RowsConfig):
     task: ClassVar[str] = "classify"
 
     data: Names = ("stdlib-packages",)
-    """Built-in set (stdlib-packages), named set (ag_news), CSV, TSV or JSONL files (.gz too) with --text-column and
+    """Built-in set (stdlib-packages; copying, selective-copying, recall, parity, modular-sum), named set (ag_news), CSV, TSV or JSONL files (.gz too) with --text-column and
     --label-column, or a folder with a subfolder of texts for each label."""
     text_column: Names | None = None
     """Columns with the text, by name or by position from 1; several are joined by spaces."""
@@ -99,6 +102,7 @@ class ClassifyConfig(RowsConfig):
         "small": ("the same as words", _WORDS),
         "words": ("GRU 1x128 on words, bidirectional, strong dropout, 1,000 steps", _WORDS),
         "characters": ("GRU 1x128 on lower-case characters, bidirectional, 2,400 steps", _CHARACTERS),
+        "sequences": ("LSTM 1x64 read at its last state, 3,000 steps: copying, recall, parity and others", _SEQUENCES),
     }
 
     built_from: ClassVar[tuple[str, ...]] = (*RowsConfig.built_from, "bidirectional", "pooling")
@@ -150,7 +154,10 @@ class ClassifyCodec(TextReader):
 
 
 #: Built-in sets by name: functions from a seed to the splits ``train`` and ``val``.
-LABELLED_SETS: dict[str, Callable[[int], dict[str, Labelled]]] = {"stdlib-packages": stdlib_packages}
+LABELLED_SETS: dict[str, Callable[[int], dict[str, Labelled]]] = {
+    "stdlib-packages": stdlib_packages,
+    **{name: partial(sequences, name) for name in SEQUENCES},
+}
 
 
 def read_labelled(config: ClassifyConfig, watch: ProgressReporter = NO_PROGRESS) -> RowSplits[Table]:
@@ -395,6 +402,8 @@ class ClassifyData(RowsData):
             ("validation", f"accuracy {report['val_accuracy']:.2%}, macro-F1 {report['val_macro_f1']:.4f}"),
             ("", f"{report['val_loss']:.4f} nats/text, calibration error {report['val_calibration_error']:.4f}"),
         ]
+        others = (name for name in self.splits if name not in ("train", "val"))
+        rows += [(name.replace("_", " "), f"accuracy {report[f'{name}_accuracy']:.2%}") for name in others]
         for label, each in report["val_labels"].items():
             figures = (f"{name} {each[name]:.3f}" for name in ("precision", "recall", "f1"))
             rows.append((label, f"{', '.join(figures)}, {counted(each['texts'], 'text')}"))
