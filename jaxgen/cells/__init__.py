@@ -2,14 +2,18 @@
 
 from jaxgen.cells.base import Affine as Affine
 from jaxgen.cells.base import Cell as Cell
+from jaxgen.cells.base import Form as Form
 from jaxgen.cells.base import Weights as Weights
 from jaxgen.cells.elman import Elman, ElmanReLU
 from jaxgen.cells.gru import GRU
+from jaxgen.cells.linear import LinearCell as LinearCell
 from jaxgen.cells.lstm import LSTM
+from jaxgen.cells.mingru import MinGRU
 from jaxgen.cells.precision import PRECISIONS as PRECISIONS
 from jaxgen.cells.scan import run as run
 from jaxgen.cells.unroll import FORMS as FORMS
 from jaxgen.cells.unroll import choose_form as choose_form
+from jaxgen.cells.unroll import forms_of as forms_of
 from jaxgen.cells.unroll import unroll as unroll
 from jaxgen.cells.unroll import unroll_projected as unroll_projected
 
@@ -18,4 +22,5 @@ CELLS: dict[str, type[Cell]] = {
     "elman-relu": ElmanReLU,
     "gru": GRU,
     "lstm": LSTM,
+    "mingru": MinGRU,
 }

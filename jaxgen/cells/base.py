@@ -7,8 +7,9 @@ inside the loop), a cell is ``pointwise(carry, z, u) -> (carry, y)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,25 @@ class Weights(NamedTuple):
 
     kernel: Float[Array, "H K"]
     bias: Float[Array, "K"] | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to compute a cell over time. All forms of a cell give the same values and gradients, up to rounding.
+
+    Args:
+        run: ``(cell, weights, carry, z, *, reset, valid, initial, reverse) -> (carry, ys)``, time-major, with the
+            arguments of ``jaxgen.cells.run``. The cell is unbound: its fields can be read, its parameters cannot.
+        applies: ``(cell, weights) -> bool``, whether the form can compute this cell.
+        needs: what ``applies`` requires, for error messages.
+        suits: ``(cell, platform) -> bool``, whether ``form="auto"`` takes it for this cell on ``cpu``, ``gpu`` or
+            ``tpu``.
+    """
+
+    run: Callable[..., tuple[Carry, Array]]
+    applies: Callable[[Any, PyTree], bool]
+    needs: str
+    suits: Callable[[Any, str], bool]
 
 
 def promote(a: DType, b: DType) -> DType:
@@ -98,6 +118,9 @@ class Cell(nn.RNNCellBase):
     Models create a cell with ``cell(features=H)``. For a precision other than float32 they replace the field
     ``precision`` (one of ``PRECISIONS``), which the cell passes to its ``Affine``.
     """
+
+    #: Forms of this class besides those in ``jaxgen.cells.FORMS``, or in place of those of the same name.
+    forms: ClassVar[Mapping[str, Form]] = {}
 
     features: int
     param_dtype: DType = jnp.float32

@@ -9,42 +9,64 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float, PyTree, Shaped
 
-from jaxgen.cells.base import Cell, promote
-from jaxgen.cells.fused import has_fused_form, has_traced_fields, run_fused
+from jaxgen.cells.base import Cell, Form, promote
+from jaxgen.cells.fused import FUSED
+from jaxgen.cells.linear import CHUNKED, PARALLEL, SEQUENTIAL
 from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run, with_masks
 from jaxgen.errors import UsageError, check_int, choose, counted
 from jaxgen.types import Array, ArrayLike, Carry
 
-#: Forms in which a recurrence can be computed. All give the same values and gradients, up to rounding.
-FORMS = ("auto", "scan", "fused")
+
+def _run_scan(cell: Cell, weights: PyTree, carry: Carry, z: Array, **masks: Any) -> tuple[Carry, Array]:
+    return run(cell.step, weights, carry, z, **masks)
+
+
+#: Forms by name, the general ones first: ``auto`` takes the last one that applies to a cell and suits the device.
+FORMS: dict[str, Form] = {
+    "scan": Form(_run_scan, lambda cell, weights: True, "any cell", lambda cell, platform: True),
+    "fused": FUSED,
+    "sequential": SEQUENTIAL,
+    "chunked": CHUNKED,
+    "parallel": PARALLEL,
+}
+
+
+def known_forms(cell: nn.RNNCellBase) -> dict[str, Form]:
+    """``FORMS`` and the forms that only the class of ``cell`` has."""
+    return {**FORMS, **(type(cell).forms if isinstance(cell, Cell) else {})}
+
+
+def forms_of(cell: nn.RNNCellBase, weights: PyTree = None) -> list[str]:
+    """The names of the forms that apply to ``cell``.
+
+    Args:
+        cell: bound or not.
+        weights: what ``cell.weights()`` returned, if the caller has it.
+    """
+    return [name for name, form in known_forms(cell).items() if form.applies(cell, weights)]
 
 
 def choose_form(form: str, cell: nn.RNNCellBase, weights: PyTree = None) -> str:
-    """The form that runs, ``scan`` or ``fused``.
-
-    ``auto`` is the fused form on a CPU, for every cell that has one, and the plain scan elsewhere. On CPUs the fused
-    form was faster at every size measured for cells with hand-written derivatives, and between 4 % slower and 36 %
-    faster for others (docs/performance.md). It has not been measured on accelerators.
+    """The name of the form that runs.
 
     Args:
-        form: a name in ``FORMS``.
+        form: a name in ``known_forms``, or ``auto``: the last form that applies to the cell and suits it on JAX's
+            default device (``Form.suits``).
         cell: bound or not.
         weights: what ``cell.weights()`` returned, if the caller has it.
 
     Raises:
-        UsageError: for another name, and for ``fused`` with a cell without that form.
+        UsageError: for another name, and for a form that does not apply to the cell.
     """
-    choose(form, FORMS, "form")
-    if form == "scan" or (form == "auto" and jax.default_backend() != "cpu"):
-        return "scan"
-    if has_fused_form(cell, weights):
-        return "fused"
-    if form == "fused":
-        raise UsageError(
-            f"{type(cell).__name__} has no fused form: that needs a jaxgen cell with `pointwise`, without a `step` of "
-            'its own, and whose `weights()` are a `Weights`. Use form="scan" or "auto".'
-        )
-    return "scan"
+    known = known_forms(cell)
+    if choose(form, ["auto", *known], "form") == "auto":
+        return [name for name in forms_of(cell, weights) if known[name].suits(cell, jax.default_backend())][-1]
+    if known[form].applies(cell, weights):
+        return form
+    raise UsageError(
+        f"{type(cell).__name__} has no {form} form: that needs {known[form].needs}. "
+        f"Use one of {', '.join(['auto', *forms_of(cell, weights)])}."
+    )
 
 
 def unroll_projected(
@@ -69,12 +91,13 @@ def unroll_projected(
     weights = cell.weights()
     masks: dict[str, Any] = {"reset": reset, "valid": valid, "initial": initial, "reverse": reverse}
     chosen = choose_form(form, cell, weights)
-    if z.ndim == 1:  # the plain scan need not repeat it T times
-        bias = jnp.broadcast_to(z[None, :], (jax.tree.leaves(carry)[0].shape[0], z.shape[0]))
-        return run(lambda w, c, _: pure.step(w, c, bias), weights, carry, None, **masks, length=length)
-    if chosen == "fused" and not has_traced_fields(pure):
-        return run_fused(pure, weights, carry, z, **masks)
-    return run(pure.step, weights, carry, z, **masks)
+    if z.ndim == 1:
+        rows = jax.tree.leaves(carry)[0].shape[0]
+        if chosen == "scan":  # which need not repeat the input T times
+            bias = jnp.broadcast_to(z[None, :], (rows, z.shape[0]))
+            return run(lambda w, c, _: pure.step(w, c, bias), weights, carry, None, **masks, length=length)
+        z = jnp.broadcast_to(z[None, None, :], (length, rows, z.shape[0]))
+    return known_forms(cell)[chosen].run(pure, weights, carry, z, **masks)
 
 
 def _run_foreign(
@@ -179,8 +202,9 @@ def unroll(
         reverse: run from the last step to the first; the outputs keep their places.
         length: T, if there is no input.
         time_major: every [B, T, ...] above, and the outputs, are [T, B, ...].
-        form: how the recurrence is computed (``FORMS``): ``scan``, a plain ``lax.scan``; ``fused``, with a custom
-            backward pass and without forward-mode derivatives; ``auto``, one of the two (``choose_form``).
+        form: how the recurrence is computed: a name in ``FORMS`` that applies to the cell (``scan`` is a plain
+            ``lax.scan``; the others have a custom backward pass and no forward-mode derivatives), or ``auto``
+            (``choose_form``).
 
     Returns:
         The final carry and the outputs [B, T, H].

@@ -18,7 +18,7 @@ from jaxgen.cells import CELLS
 from jaxgen.cells.base import Cell
 from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.precision import PRECISIONS
-from jaxgen.cells.unroll import FORMS, choose_form, unroll, unroll_projected
+from jaxgen.cells.unroll import choose_form, known_forms, unroll, unroll_projected
 from jaxgen.errors import UsageError, check_int, check_options, choose
 from jaxgen.types import Array, ArrayLike, Carry, RowKeys
 
@@ -263,10 +263,10 @@ class RecurrentModel(nn.Module):
         check_sizes(self, ["vocab_size", "hidden", "layers"])
         check_sizes(self, [] if self.embed is None else ["embed"], least=0)
         check_rates(self, ["dropout", "embed_dropout"])
-        choose(str(self.form), FORMS, "form")
         choose(str(self.precision), PRECISIONS, "precision")
         if self.precision != "float32":
             require_jaxgen_cells(self.cell, f"The precision {self.precision!r}")
+        choose(str(self.form), ["auto", *known_forms(make_cell(self.cell, self.hidden))], "form")
         super().__post_init__()
 
     @property

@@ -40,9 +40,17 @@ def gru(params, carry, x):
     return h, h
 
 
+def mingru(params, carry, x):
+    gate, candidate = np.split(x @ params["input"]["kernel"] + params["input"]["bias"], 2, axis=-1)
+    z, n = sigmoid(gate), np.where(candidate >= 0, candidate + 0.5, sigmoid(candidate))
+    h = (1 - z) * carry + z * n
+    return h, h
+
+
 EQUATIONS = {
     "elman": _elman(np.tanh),
     "elman-relu": _elman(lambda a: np.maximum(a, 0)),
     "gru": gru,
     "lstm": lstm,
+    "mingru": mingru,
 }

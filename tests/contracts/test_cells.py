@@ -6,8 +6,7 @@ from functools import cache, partial
 
 import pytest
 
-from jaxgen.cells import CELLS, unroll
-from jaxgen.cells.fused import has_fused_form
+from jaxgen.cells import CELLS, choose_form, unroll
 
 from .checks import CHECKS, Subject, name_of
 from .equations import EQUATIONS
@@ -15,8 +14,8 @@ from .equations import EQUATIONS
 
 @cache
 def subject(name: str) -> Subject:
-    """The cell in its fused form, if it has one, on every device: one of the checks compares it with the plain scan."""
-    form = "fused" if has_fused_form(CELLS[name](features=1)) else "scan"
+    """The cell in the form that it has on a CPU; one of the checks compares it with the plain scan."""
+    form = choose_form("auto", CELLS[name](features=1))
     return Subject(CELLS[name], equations=EQUATIONS.get(name), form=partial(unroll, form=form), optimise=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxgen.cells import GRU, Elman
-from jaxgen.cells.fused import run_fused as fused
+from jaxgen.cells import FORMS, GRU, Elman
+from jaxgen.cells.mingru import MinGRU
 from jaxgen.errors import UsageError
 from jaxgen.models import Decoder, Encoder, EncoderDecoder, LanguageModel
 from jaxgen.tasks.language.objective import LanguageTask
@@ -159,18 +159,22 @@ class HasOwnStep(Elman):
         return super().step(weights, carry, z)
 
 
-@pytest.mark.parametrize("cell", [Elman, HasOwnWeights, HasOwnStep, nn.GRUCell], ids=lambda cell: cell.__name__)
+@pytest.mark.parametrize("cell", [Elman, HasOwnWeights, HasOwnStep, MinGRU, nn.GRUCell], ids=lambda cell: cell.__name__)
 def test_the_form_that_is_recorded_is_the_form_that_runs(cell, monkeypatch):
     calls = []
 
-    def run_fused(*args, **options):
-        calls.append(args)
-        return fused(*args, **options)
+    def recorded(name, form):
+        def run(*args, **options):
+            calls.append(name)
+            return form.run(*args, **options)
 
-    monkeypatch.setattr(sys.modules["jaxgen.cells.unroll"], "run_fused", run_fused)
+        return dataclasses.replace(form, run=run)
+
+    for name, form in FORMS.items():
+        monkeypatch.setitem(FORMS, name, recorded(name, form))
     task = LanguageTask(LanguageModel(V, cell, H))
     jax.eval_shape(task.init, jax.random.key(0))
-    assert task.resolved_options() == {"form": "fused" if calls else "scan"}
+    assert task.resolved_options() == {"form": calls[0] if calls else "scan"}
 
 
 class SharperDecoder(EncoderDecoder):

@@ -16,8 +16,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from jaxgen.cells import CELLS, unroll
-from jaxgen.cells.fused import has_fused_form
+from jaxgen.cells import CELLS, forms_of, unroll
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.sampler import Sampler
@@ -77,8 +76,7 @@ def cell():
     return make
 
 
-FORMS = [(name, "scan") for name in ["flax's gru", *CELLS]]
-FORMS += [(name, "fused") for name, kind in CELLS.items() if has_fused_form(kind(features=H))]
+FORMS = [("flax's gru", "scan"), *((name, form) for name, kind in CELLS.items() for form in forms_of(kind(features=H)))]
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
