@@ -16,6 +16,7 @@ from jaxgen.cli.score import ScoreConfig
 from jaxgen.cli.train import extra_flags
 from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.tasks.registry import DATA
+from jaxgen.testing import check_cell
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,8 +65,6 @@ def test_the_sampling_page_names_every_transform_in_its_order():
 
 @pytest.mark.slow
 def test_the_worked_cell_trains_and_samples_and_keeps_the_contract(tmp_path, monkeypatch, capsys):
-    from contracts import checks
-
     monkeypatch.chdir(tmp_path)
     scope: dict = {}
     try:
@@ -75,10 +74,7 @@ def test_the_worked_cell_trains_and_samples_and_keeps_the_contract(tmp_path, mon
     bits, text = capsys.readouterr().out.split("\n", 1)
     assert float(bits.split()[0]) < 4.0
     assert len(text) >= 40
-    subject = checks.Subject(scope["MGU"])
-    checks.check_a_loop_over_steps_equals_the_unroll(subject)
-    checks.check_no_row_sees_another(subject)
-    checks.check_any_number_of_batch_axes_in_flax_rnn(subject)
+    check_cell(scope["MGU"], strict=True)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

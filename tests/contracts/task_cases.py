@@ -11,8 +11,7 @@ from PIL import Image
 
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
-
-from .task_checks import Case, Examples
+from jaxgen.testing import Case, Examples
 
 #: Words that begin with letters of their own, of three to seven letters.
 WORDS = ["ant", "bear", "camel", "donkey", "elk", "ferret", "giraffe", "hare"]

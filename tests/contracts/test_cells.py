@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 
 import pytest
 
-from jaxgen.cells import CELLS, choose_form, unroll
+from jaxgen.cells import CELLS
+from jaxgen.testing import check_cell
+from jaxgen.testing.cells import CHECKS, Subject
+from jaxgen.testing.checking import name_of
 
-from .checks import CHECKS, Subject, name_of
 from .equations import EQUATIONS
 
 
 @cache
 def subject(name: str) -> Subject:
-    """The cell in the form that it has on a CPU; one of the checks compares it with the plain scan."""
-    form = choose_form("auto", CELLS[name](features=1))
-    return Subject(CELLS[name], equations=EQUATIONS.get(name), form=partial(unroll, form=form), optimise=True)
+    """The cell in the form that ``unroll`` chooses; one of the checks compares all forms with the plain scan."""
+    return Subject(CELLS[name], equations=EQUATIONS.get(name))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=name_of)
@@ -25,10 +26,18 @@ def test_a_registered_cell_keeps_the_contract(name, check):
     check(subject(name))
 
 
-def test_a_cell_without_equations_is_told_where_to_write_them():
-    with pytest.raises(AssertionError, match=r"Elman.*equations.*tests/contracts/equations\.py"):
-        _ = Subject(CELLS["elman"]).equations
+@pytest.mark.parametrize("name", CELLS)
+def test_a_registered_cell_has_equations(name):
+    assert name in EQUATIONS, (
+        f"{name} has no equations: write them in NumPy, about ten lines, as a function (params, carry, x) -> "
+        "(carry, y) in tests/contracts/equations.py, and name it in EQUATIONS."
+    )
 
 
 def test_there_are_no_equations_without_a_cell():
     assert set(EQUATIONS) <= set(CELLS)
+
+
+@pytest.mark.runs
+def test_all_checks_of_a_cell_are_one_call():
+    check_cell(CELLS["elman"], EQUATIONS["elman"], strict=True)

@@ -7,7 +7,8 @@ from functools import cache
 import pytest
 from flax import linen as nn
 
-from .checks import SHARED_CHECKS, Subject, name_of
+from jaxgen.testing.cells import SHARED_CHECKS, Subject
+from jaxgen.testing.checking import name_of
 
 FOREIGN = {cell.__name__: cell for cell in (nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell, nn.SimpleCell, nn.MGUCell)}
 

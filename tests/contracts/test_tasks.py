@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from jaxgen.tasks.registry import TASKS
+from jaxgen.testing.checking import name_of
+from jaxgen.testing.tasks import CHECKS, UNTRAINED, Subject
 
-from .checks import name_of
 from .task_cases import CASES
-from .task_checks import CHECKS, UNTRAINED, Subject
 
 LANES = [pytest.param(check, marks=() if check in UNTRAINED else pytest.mark.runs) for check in CHECKS]
 

@@ -9,10 +9,10 @@ import pytest
 
 from jaxgen.sampling.transforms import Bias, Force, FrequencyPenalty, MinLength, MinP, RepetitionPenalty, TopK
 from jaxgen.sampling.transforms.temperature import Temperature
+from jaxgen.testing import transforms
+from jaxgen.testing.checking import name_of
+from jaxgen.testing.transforms import CHECKS, Case, Subject
 
-from . import transform_checks
-from .checks import name_of
-from .transform_checks import CHECKS, Case, Subject
 from .transform_references import REFERENCES
 
 
@@ -94,6 +94,35 @@ class CountsInAnotherType(FrequencyPenalty):
         return state._replace(seen=state.seen.astype(jnp.float32)), logits
 
 
+class HasNoFields:
+    """Its options are no fields of a dataclass."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def init(self, context):
+        return jnp.float32(self.number)
+
+    @staticmethod
+    def update(state, logits, last):
+        return state, logits + state
+
+
+class Sorts(TopK):
+    @staticmethod
+    def update(state, logits, last):
+        least = jnp.take(jnp.sort(logits, axis=-1), -state, axis=-1)
+        return state, jnp.where(logits < least[:, None], -jnp.inf, logits)
+
+
+class DependsOnTheNumberOfRows(Bias):
+    """Of one shape for any number of rows, and not the same for all."""
+
+    def init(self, context):
+        self.__dict__["calls"] = self.__dict__.get("calls", 0) + 1
+        return jnp.float32(self.calls)
+
+
 def broken(kind, *options, reference="bias", cuts=False):
     """A subject of this class with these options, the first of which should change nothing."""
     case = Case(lambda v: [kind(*each) for each in options], lambda v: [kind(*options[0])])
@@ -123,6 +152,9 @@ CAUGHT = {
         broken(CountsInAnotherType, (0.5,)),
     ],
     "padding_is_never_drawn": [broken(BringsBack, NOTHING)],
+    "its_options_are_the_fields_of_a_frozen_dataclass": [broken(HasNoFields, (1.0,))],
+    "decoding_with_it_sorts_nothing": [broken(Sorts, (4,), reference="top-k", cuts=True)],
+    "beam_search_takes_it_unless_its_state_has_rows": [broken(DependsOnTheNumberOfRows, NOTHING)],
 }
 
 
@@ -134,5 +166,5 @@ def test_a_check_catches_what_it_is_for(check):
 
 
 def test_every_check_that_is_written_is_run():
-    written = {name for name in vars(transform_checks) if name.startswith("check_")}
+    written = {name for name in vars(transforms) if name.startswith("check_")} - {"check_transform"}
     assert written == {check.__name__ for check in CHECKS}

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jaxgen.sampling.transforms import TRANSFORMS
+from jaxgen.testing.transforms import Text
 
 from .test_transforms import subject
-from .transform_checks import Text
 from .transform_references import softmax
 
 FOLDER = Path(__file__).parents[1] / "golden"

@@ -24,9 +24,9 @@ from jaxgen.sampling.transforms import (
 )
 from jaxgen.sampling.transforms.constraints import Forbid
 from jaxgen.sampling.transforms.temperature import Temperature
+from jaxgen.testing.checking import name_of
+from jaxgen.testing.transforms import CHECKS, EOS, PAD, Case, Subject
 
-from .checks import name_of
-from .transform_checks import CHECKS, EOS, PAD, Case, Subject
 from .transform_references import REFERENCES
 
 CASES = {
@@ -59,7 +59,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 @cache
 def subject(name: str) -> Subject:
-    return Subject(TRANSFORMS[name], CASES.get(name), REFERENCES.get(name), cuts=name not in CHANGING)
+    return Subject(TRANSFORMS[name], CASES[name], REFERENCES[name], cuts=name not in CHANGING)
 
 
 #: Uncompiled, every operation is compiled by itself.
@@ -73,11 +73,13 @@ def test_a_registered_transform_keeps_the_contract(name, check):
     check(subject(name))
 
 
-def test_a_transform_without_a_case_or_a_reference_is_told_where_to_write_them():
-    with pytest.raises(AssertionError, match=r"TopK.*CASES of test_transforms\.py"):
-        Subject(TopK, None, REFERENCES["top-k"], cuts=True)
-    with pytest.raises(AssertionError, match=r"TopK.*tests/contracts/transform_references\.py"):
-        Subject(TopK, CASES["top-k"], None, cuts=True)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_registered_transform_has_options_to_try_and_a_reference(name):
+    assert name in CASES, f"{name} has no options to try it with: write them in CASES of test_transforms.py."
+    assert name in REFERENCES, (
+        f"{name} has no reference: write it in NumPy, a few lines, as a function (transform, row, prompt, drawn, "
+        "eos) -> row in tests/contracts/transform_references.py, and name it in REFERENCES."
+    )
 
 
 def test_there_is_no_case_and_no_reference_without_a_transform():

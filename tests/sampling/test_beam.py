@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jaxgen.errors import UsageError
 from jaxgen.sampling.beam import beam_search, beam_states, tile_beams
 from jaxgen.sampling.decode import DecodeState, decode, sample_keys
-from jaxgen.sampling.transforms import TRANSFORMS, Bias, Force, MinLength
+from jaxgen.sampling.transforms import Bias, Force, MinLength
 from jaxgen.sampling.transforms.base import Context, chain
 from jaxgen.sampling.transforms.constraints import Forbid
 
@@ -27,26 +27,6 @@ ALL = 364
 NODES = (V**L - 1) // (V - 1)
 #: The same transforms everywhere, so that the searches share what is compiled; these leave all as it is.
 NEUTRAL = {"forbid": (), "bias": (), "least": 0, "force": ()}
-#: The options of every transform by whether its state has rows.
-WITH_ROWS = {
-    "repetition-penalty": {"penalty": 1.2},
-    "presence-penalty": {"penalty": 0.5},
-    "frequency-penalty": {"penalty": 0.5},
-    "no-repeat-ngram": {"n": 2},
-}
-WITHOUT_ROWS = {
-    "forbid": {"ids": (1,)},
-    "bias": {"biases": ((0, 2.0),)},
-    "min-length": {"n": 2},
-    "force": {"ids": (3,)},
-    "temperature": {"value": (0.5, 2.0)},
-    "top-k": {"k": 3},
-    "top-p": {"p": 0.9},
-    "min-p": {"p": 0.1},
-    "typical-p": {"p": 0.9},
-    "epsilon-cutoff": {"epsilon": 0.001},
-    "eta-cutoff": {"epsilon": 0.001},
-}
 #: One entry each time that the step below is traced.
 TRACES = []
 
@@ -348,23 +328,6 @@ def test_a_least_length_and_forced_tokens_hold_for_every_beam():
     found = search(random_tables(), width=3, n_best=2, least=4, force=(3, 1))
     made = [tokens for b in range(B) for tokens in tokens_of(found, b)]
     assert all(tokens[:2] == (3, 1) and len(tokens) >= 4 for tokens in made)
-
-
-@pytest.mark.parametrize("name", WITHOUT_ROWS)
-def test_a_transform_whose_state_has_no_rows_is_taken_as_it_is(name):
-    transform, context = TRANSFORMS[name](**WITHOUT_ROWS[name]), Context(6, V)
-    jax.tree.map(np.testing.assert_array_equal, beam_states(chain(transform), context), (transform.init(context),))
-
-
-@pytest.mark.parametrize("name", WITH_ROWS)
-def test_a_transform_that_remembers_what_rows_have_drawn_is_refused(name):
-    transform = TRANSFORMS[name](**WITH_ROWS[name])
-    with pytest.raises(UsageError, match=type(transform).__name__):
-        beam_states(chain(Forbid((0,)), transform), Context(6, V))
-
-
-def test_every_transform_is_known_to_have_rows_or_none():
-    assert {*WITH_ROWS, *WITHOUT_ROWS} == set(TRANSFORMS)
 
 
 @pytest.mark.parametrize(

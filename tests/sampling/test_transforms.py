@@ -18,7 +18,6 @@ from jax import lax
 
 from jaxgen.errors import UsageError
 from jaxgen.sampling.transforms import (
-    TRANSFORMS,
     Bias,
     EpsilonCutoff,
     EtaCutoff,
@@ -400,11 +399,6 @@ def test_a_number_that_cannot_be_used_is_refused_with_a_sentence(kind, value, wh
 def test_an_option_that_cannot_be_used_is_refused_with_a_sentence(make, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         make()
-
-
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_a_registered_transform_is_a_frozen_dataclass_of_options(name):
-    assert TRANSFORMS[name].__dataclass_params__.frozen
 
 
 def test_top_k_and_top_p_accept_a_single_token_vocabulary():

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 from contracts.task_cases import CASES
-from contracts.task_checks import Subject, check_a_run_stopped_and_resumed_equals_one_that_was_not
 
 from jaxgen import jitted
 from jaxgen.inference.loading import LoadedRun
@@ -19,6 +18,7 @@ from jaxgen.inference.predictor import DecodingConfig, Predictor
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.translate.data import TranslateConfig, TranslateData
+from jaxgen.testing.tasks import Subject, check_a_run_stopped_and_resumed_equals_one_that_was_not
 from jaxgen.tokenizers import UNK
 from jaxgen.trainer.run import start
 

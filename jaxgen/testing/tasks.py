@@ -1,8 +1,7 @@
-"""What every task must do, as functions that take a ``Subject`` and raise ``AssertionError``.
+"""The contract of tasks: ``check_task``, and its checks, functions that take a ``Subject``.
 
-``test_tasks.py`` runs them over the registry, ``test_task_checks_can_fail.py`` shows for each of them a broken task
-that it catches. What a task needs to be run through them is a ``Case`` (``task_cases.py``): eight examples, and a model
-that learns them in seconds. Checks see a task as users do: data are read, a run is trained, its folder is opened again.
+A task needs a ``Case`` to be checked: eight examples, and a model that learns them in seconds. Checks see a task as
+users do: data are read, a run is trained, its folder is opened again.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -23,6 +23,7 @@ from jaxgen.inference.predictor import Predictor
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.tasks.registry import DATA, TASKS
+from jaxgen.testing.checking import assert_close, assert_identical, require, run_checks
 from jaxgen.trainer import trainer
 from jaxgen.trainer.callbacks import Progress
 from jaxgen.trainer.run import resume, start
@@ -31,10 +32,43 @@ from jaxgen.types import Batch, ClassificationBatch, Seq2SeqBatch, TokenRows
 
 #: Settings of every subject. Dropout: a resumed run must drop what one that was not stopped drops. Ten rows for eight
 #: examples: two of them fill up the batch.
-SHARED = {"batch_size": 10, "dropout": 0.1, "warmup": 5, "final_lr": 0.1, "devices": 1}
+SHARED: dict[str, Any] = {"batch_size": 10, "dropout": 0.1, "warmup": 5, "final_lr": 0.1, "devices": 1}
 #: Steps at which a run is stopped and resumed; at none of them it would have saved anything.
 STOPS = (7, 33)
 EVALUATIONS = 6
+
+
+def padding_of(batch: Any) -> Any:
+    """Where a batch may hold anything: a tree of masks like it, with ``None`` for what is no content."""
+    content: Any = None
+    if isinstance(batch, ClassificationBatch):
+        rows: Any = np.asarray(batch.weights) == 0
+        return ClassificationBatch(_padding_of_inputs(batch.inputs, rows), rows, content)
+    if isinstance(batch, Seq2SeqBatch):
+        unwritten = ~np.asarray(batch.mask)
+        inputs = _padding_of_inputs(batch.inputs, unwritten.all(axis=1))
+        return Seq2SeqBatch(inputs, unwritten, unwritten, content, content)
+    if isinstance(batch, Batch):
+        return Batch(_unread(batch), ~batch.mask, content, content)
+    raise AssertionError(f"Nothing says what is padding in a {type(batch).__name__}: give the case a `padding`.")
+
+
+def _padding_of_inputs(inputs: Any, rows: np.ndarray) -> Any:
+    """Padding of a row, and everything in ``rows`` that fill up the batch."""
+    if isinstance(inputs, TokenRows):
+        content: Any = None
+        return TokenRows(~inputs.valid | rows[:, None], content)
+    return jax.tree.map(lambda a: np.broadcast_to(rows.reshape(-1, *[1] * (a.ndim - 1)), a.shape), inputs)
+
+
+def _unread(batch: Batch) -> np.ndarray:
+    """Steps behind which no target counts before the next reset."""
+    counts, reads = np.zeros(len(batch.mask), bool), np.zeros_like(batch.mask)
+    for t in reversed(range(batch.mask.shape[1])):
+        counts = counts | batch.mask[:, t]
+        reads[:, t] = counts
+        counts = counts & ~batch.reset[:, t]
+    return ~reads
 
 
 class Examples(NamedTuple):
@@ -64,6 +98,20 @@ class Case:
     answer: Callable[[Path, list[Any]], list[Any]] = predicted
     #: Of the loss of a target, in nats: what no model can know.
     floor: float = 0.0
+    #: From a batch to masks of what may hold anything, a tree like the batch with ``None`` for what may not.
+    padding: Callable[[Any], Any] = padding_of
+
+
+def check_task(name: str, case: Case) -> None:
+    """Run every check of the tasks' contract on the registered task ``name``.
+
+    It trains a few runs in a temporary folder, which takes about a minute.
+
+    Raises:
+        AssertionError: a sentence for each check that fails.
+    """
+    with TemporaryDirectory() as folder:
+        run_checks(f"The task {name}", CHECKS, Subject(name, case, Path(folder)))
 
 
 class Subject:
@@ -147,17 +195,15 @@ class Subject:
     def train_with_stops(self, run: str) -> Any:
         """Train, stopped by a signal at each of ``STOPS`` and resumed."""
         path = str(self.folder / run)
-        stopped = []
+        stopped: list[int | None] = []
         for number in STOPS:
             with stopping(number) as emit:
-                begin = (
-                    (lambda e=emit: resume(path, emit=e)) if stopped else (lambda e=emit: start(self.config(run), e))
-                )
+                begin = partial(resume, path, emit=emit) if stopped else partial(start, self.config(run), emit)
                 try:
-                    self._in_run(lambda b=begin: b().train())
+                    self._in_run(lambda b=begin: b().train())  # type: ignore[misc]
                 except Interrupted:
                     stopped.append(CheckpointStore(self.folder / run / "checkpoints").latest())
-        assert len(stopped) == len(STOPS), "the run did not stop where it was asked to"
+        require(len(stopped) == len(STOPS), "A run with `steps` of its case did not stop where it was asked to.")
         return self._in_run(lambda: resume(path).train())
 
     @cached_property
@@ -210,47 +256,13 @@ def _bytes(tree: Any) -> list[tuple[str, str, bytes]]:
     return [(jax.tree_util.keystr(path), str(leaf.dtype), np.asarray(leaf).tobytes()) for path, leaf in leaves]
 
 
-# --- padding
-
-
-def free(batch: Any) -> Any:
-    """Where a batch may hold anything: a tree of masks like it, with ``None`` for what is no content."""
-    if isinstance(batch, ClassificationBatch):
-        rows = batch.weights == 0
-        return ClassificationBatch(_free_inputs(batch.inputs, rows), rows, None)
-    if isinstance(batch, Seq2SeqBatch):
-        unwritten = ~batch.mask
-        return Seq2SeqBatch(_free_inputs(batch.inputs, unwritten.all(axis=1)), unwritten, unwritten, None, None)
-    if isinstance(batch, Batch):
-        return Batch(_unread(batch), ~batch.mask, None, None)
-    raise AssertionError(f"Say in tests/contracts/task_checks.py what is padding in a {type(batch).__name__}.")
-
-
-def _free_inputs(inputs: Any, rows: np.ndarray) -> Any:
-    """Padding of a row, and everything in ``rows`` that fill up the batch."""
-    if isinstance(inputs, TokenRows):
-        return TokenRows(~inputs.valid | rows[:, None], None)
-    return jax.tree.map(lambda a: np.broadcast_to(rows.reshape(-1, *[1] * (a.ndim - 1)), a.shape), inputs)
-
-
-def _unread(batch: Batch) -> np.ndarray:
-    """Steps behind which no target counts before the next reset."""
-    counts, reads = np.zeros(len(batch.mask), bool), np.zeros_like(batch.mask)
-    for t in reversed(range(batch.mask.shape[1])):
-        counts = counts | batch.mask[:, t]
-        reads[:, t] = counts
-        counts = counts & ~batch.reset[:, t]
-    return ~reads
-
-
-def filled(batch: Any, largest: bool) -> Any:
+def filled(batch: Any, padding: Any, largest: bool) -> Any:
     """``batch`` with its padding overwritten, by zeros or by the largest value that there is."""
-    is_leaf = lambda node: node is None  # noqa: E731
 
     def fill(mask: Any, values: np.ndarray) -> np.ndarray:
         return values if mask is None else np.where(mask, values.max() if largest else 0, values).astype(values.dtype)
 
-    return jax.tree.map(fill, free(batch), batch, is_leaf=is_leaf)
+    return jax.tree.map(fill, padding, batch, is_leaf=lambda node: node is None)
 
 
 def widened(batch: Any, more: int) -> Any:
@@ -273,75 +285,79 @@ def exchanged(batch: Any) -> Any:
     return inputs, jax.tree.map(lambda a: np.concatenate([a[:2], np.broadcast_to(a[1:2], a[2:].shape)]), inputs)
 
 
-def assert_equal(a: Any, b: Any) -> None:
-    """The same bits."""
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def assert_close(a: Any, b: Any, tolerance: float) -> None:
-    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)  # noqa: E731
-    jax.tree.map(close, a, b)
-
-
 # --- the checks
 
 
 def check_eight_examples_are_learnt_by_heart(s: Subject) -> None:
-    assert s.trained["val_loss"] < s.case.floor + 0.05
+    """A model of this size memorizes them: the gradient, the loss or `settings` of the case are wrong."""
+    loss, most = s.trained["val_loss"], s.case.floor + 0.05
+    require(loss < most, f"After {s.steps} steps the loss of the examples is {loss:.3f}, not below {most:.3f}.")
 
 
 def check_a_trained_model_gives_back_its_targets(s: Subject) -> None:
-    assert [s.case.told(answer) for answer in s.answers(s.examples.inputs)] == s.examples.targets
+    """Prediction must read inputs as training does."""
+    answers = [s.case.told(answer) for answer in s.answers(s.examples.inputs)]
+    require(answers == s.examples.targets, f"It answers {answers} instead of {s.examples.targets}.")
 
 
 def check_a_run_stopped_and_resumed_equals_one_that_was_not(s: Subject) -> None:
+    """A batch must follow from (seed, step) alone, and what the host remembers must be saved."""
     _ = s.trained
     s.train_with_stops("stopped")
     unit = s.data.UNIT
     whole, stopped = (traces(s.folder / run, unit) for run in ("whole", "stopped"))
-    assert stopped.keys() == whole.keys()
-    for name, value in whole.items():
-        assert stopped[name] == value, f"{name} differ"
+    differ = [name for name in whole.keys() | stopped.keys() if whole.get(name) != stopped.get(name)]
+    require(not differ, f"Resumed after {STOPS} steps, a run differs in its {', '.join(sorted(differ))}.")
 
 
 def check_what_stands_in_padding_changes_no_bit(s: Subject) -> None:
-    one, other = (filled(s.batch, largest) for largest in (False, True))
-    assert _bytes(one) != _bytes(other), "the examples leave no padding to look at"
-    assert_equal(s.loss(one), s.loss(other))
+    """Select by the mask (`jnp.where`), also rows that only fill a batch."""
+    padding = s.case.padding(s.batch)
+    one, other = (filled(s.batch, padding, largest) for largest in (False, True))
+    require(_bytes(one) != _bytes(other), "The examples of the case leave no padding to look at.")
+    assert_identical("Losses and gradients with other numbers in padding", s.loss(other), s.loss(one))
 
 
 def check_how_much_padding_there_is_changes_rounding_alone(s: Subject) -> None:
+    """A mean is taken over the steps that count, not over all."""
     (totals, gradient), (wider, its_gradient) = s.loss(s.batch), s.loss(widened(s.batch, 5))
-    assert_close(wider.nll / wider.targets, totals.nll / totals.targets, 1e-6)
-    assert_close(wider, totals, 1e-5)
-    assert_close(its_gradient, gradient, 1e-5)
+    assert_close("Losses with more padding", wider.nll / wider.targets, totals.nll / totals.targets, 2e-6)
+    assert_close("Totals with more padding", wider, totals, 1e-5)
+    assert_close("Gradients with more padding", its_gradient, gradient, 1e-5)
 
 
 def check_the_order_of_inputs_changes_no_answer(s: Subject) -> None:
+    """Inputs that are sorted by length must get their answers in the order in which they were given."""
     order = [5, 2, 7, 0, 0, 3, 6, 1, 4]
     answers = s.answers(s.examples.inputs)
-    assert s.answers([s.examples.inputs[i] for i in order]) == [answers[i] for i in order]
+    found, wanted = s.answers([s.examples.inputs[i] for i in order]), [answers[i] for i in order]
+    require(found == wanted, f"In another order the answers are {found} instead of {wanted}.")
 
 
 def check_an_answer_does_not_depend_on_what_is_answered_beside_it(s: Subject) -> None:
-    answers = s.answers(s.examples.inputs)
-    assert s.answers(s.examples.inputs[3:4]) == answers[3:4]
+    """Rows are independent, and padding has no effect."""
+    wanted, found = s.answers(s.examples.inputs)[3:4], s.answers(s.examples.inputs[3:4])
+    require(found == wanted, f"Alone, an input is answered by {found}, and among others by {wanted}.")
 
 
 def check_a_row_is_read_without_its_neighbours(s: Subject) -> None:
+    """Rows are independent: no mean over the batch."""
     inputs, others = exchanged(s.batch)
     one, other = s.read(inputs), s.read(others)
-    assert _bytes(one) != _bytes(other), "other rows must differ, or nothing is seen"
-    assert_equal(*(jax.tree.map(lambda a: a[0], each) for each in (one, other)))
+    require(_bytes(one) != _bytes(other), "All rows of the first batch are alike: give examples that differ.")
+    first, again = (jax.tree.map(lambda a: a[0], each) for each in (one, other))
+    assert_identical("What is read of row 0 with other rows beside it", again, first)
 
 
 def check_the_shares_of_several_processes_are_the_batch_of_one(s: Subject) -> None:
+    """`batch(step, rows)` gives the rows of `batch(step)`."""
     batches, rows = s.data.batches, SHARED["batch_size"]
     for step in range(3):
         whole = batches.batch(step)
         for share in (rows // 2, rows // 5):  # of eight examples the last of five shares has none
             parts = [batches.batch(step, slice(at, at + share)) for at in range(0, rows, share)]
-            assert_equal(jax.tree.map(lambda *shares: np.concatenate(shares), *parts), whole)
+            joined = jax.tree.map(lambda *shares: np.concatenate(shares), *parts)
+            assert_identical(f"The shares of the batch of step {step}", joined, jax.tree.map(np.asarray, whole))
 
 
 CHECKS = (
@@ -362,5 +378,3 @@ UNTRAINED = {
     check_a_row_is_read_without_its_neighbours,
     check_the_shares_of_several_processes_are_the_batch_of_one,
 }
-
-__all__ = ["CHECKS", "UNTRAINED", "Case", "Examples", "Subject"]
