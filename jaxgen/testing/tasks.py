@@ -46,7 +46,7 @@ def padding_of(batch: Any) -> Any:
         return ClassificationBatch(_padding_of_inputs(batch.inputs, rows), rows, content)
     if isinstance(batch, Seq2SeqBatch):
         unwritten = ~np.asarray(batch.mask)
-        inputs = _padding_of_inputs(batch.inputs, unwritten.all(axis=1))
+        inputs = _padding_of_inputs(batch.inputs, np.asarray(unwritten.all(axis=1)))
         return Seq2SeqBatch(inputs, unwritten, unwritten, content, content)
     if isinstance(batch, Batch):
         return Batch(_unread(batch), ~batch.mask, content, content)
