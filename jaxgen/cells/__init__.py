@@ -10,6 +10,7 @@ from jaxgen.cells.linear import LinearCell as LinearCell
 from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.mingru import MinGRU
 from jaxgen.cells.precision import PRECISIONS as PRECISIONS
+from jaxgen.cells.rglru import RGLRU
 from jaxgen.cells.scan import run as run
 from jaxgen.cells.unroll import FORMS as FORMS
 from jaxgen.cells.unroll import choose_form as choose_form
@@ -23,4 +24,5 @@ CELLS: dict[str, type[Cell]] = {
     "gru": GRU,
     "lstm": LSTM,
     "mingru": MinGRU,
+    "rglru": RGLRU,
 }

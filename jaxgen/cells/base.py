@@ -78,10 +78,11 @@ class Affine(nn.Module):
     """``x @ kernel + bias``, with ``kernel`` and ``bias`` multiplied by an optional constant ``scale``.
 
     Scaling the weights costs one product over the weights and none over the activations. ``x=None`` returns the bias
-    alone, for unrolling without an input. ``precision`` is passed to ``matmul``.
+    alone, for unrolling without an input; without ``use_bias`` it is zero. ``precision`` is passed to ``matmul``.
     """
 
     features: int
+    use_bias: bool = True
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
     param_dtype: DType = jnp.float32
@@ -91,7 +92,9 @@ class Affine(nn.Module):
     def __call__(
         self, x: Shaped[ArrayLike, "*batch D"] | None, scale: Float[Array, "K"] | None = None
     ) -> Float[Array, "*batch K"] | Float[Array, "K"]:
-        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        bias = jnp.zeros(self.features, self.param_dtype)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         if scale is not None:
             bias = bias * scale
         if x is None:

@@ -47,10 +47,24 @@ def mingru(params, carry, x):
     return h, h
 
 
+def rglru(params, carry, x):
+    x = x @ params["input"]["kernel"]
+
+    def gate(name):
+        kernel, bias = params[name]["kernel"], params[name]["bias"]
+        parts = np.split(x, len(kernel), axis=-1)
+        return sigmoid(np.concatenate([part @ block for part, block in zip(parts, kernel)], axis=-1) + bias)
+
+    a = np.exp(-8 * np.log(1 + np.exp(params["decay"])) * gate("recurrence_gate"))
+    h = a * carry + np.sqrt(1 - a**2) * (gate("input_gate") * x)
+    return h, h
+
+
 EQUATIONS = {
     "elman": _elman(np.tanh),
     "elman-relu": _elman(lambda a: np.maximum(a, 0)),
     "gru": gru,
     "lstm": lstm,
     "mingru": mingru,
+    "rglru": rglru,
 }
