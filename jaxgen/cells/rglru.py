@@ -68,10 +68,10 @@ class RGLRU(LinearCell):
                 f"A cell of {self.features} units cannot have {self.blocks} blocks of equal size: "
                 "give `blocks` a divisor of the number of units."
             )
-        kinds = {"param_dtype": self.param_dtype, "precision": self.precision}
-        self.input = Affine(self.features, use_bias=False, **kinds)
-        self.recurrence_gate = BlockAffine(self.features, self.blocks, **kinds)
-        self.input_gate = BlockAffine(self.features, self.blocks, **kinds)
+        dtype, precision = self.param_dtype, self.precision
+        self.input = Affine(self.features, use_bias=False, param_dtype=dtype, precision=precision)
+        self.recurrence_gate = BlockAffine(self.features, self.blocks, dtype, precision)
+        self.input_gate = BlockAffine(self.features, self.blocks, dtype, precision)
         self.decay = self.param("decay", decay_init, (self.features,), self.param_dtype)
 
     def project(self, x: ArrayLike | None) -> Array:
