@@ -195,6 +195,7 @@ def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:
     from jaxgen.cells import CELLS
     from jaxgen.data.batches import BATCHES
     from jaxgen.models.attention import ATTENTIONS
+    from jaxgen.models.blocks import BLOCKS
     from jaxgen.models.classifier import POOLINGS
     from jaxgen.tasks.registry import model_names
     from jaxgen.tokenizers import TOKENIZERS
@@ -202,6 +203,7 @@ def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:
 
     return {
         "attention": ["none", *ATTENTIONS],
+        "block": BLOCKS,
         "cell": CELLS,
         "layout": BATCHES,
         "level": TOKENIZERS,

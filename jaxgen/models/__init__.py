@@ -3,6 +3,10 @@
 from jaxgen.models.attention import ATTENTIONS as ATTENTIONS
 from jaxgen.models.attention import Attention as Attention
 from jaxgen.models.attention import Memory as Memory
+from jaxgen.models.blocks import BLOCKS as BLOCKS
+from jaxgen.models.blocks import CausalConv as CausalConv
+from jaxgen.models.blocks import GriffinBlock as GriffinBlock
+from jaxgen.models.blocks import ResidualBlock as ResidualBlock
 from jaxgen.models.classifier import POOLINGS as POOLINGS
 from jaxgen.models.classifier import Classifier as Classifier
 from jaxgen.models.decoder import Decoder as Decoder

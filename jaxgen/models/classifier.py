@@ -69,7 +69,7 @@ class Classifier(nn.Module):
 
     vocab_size: int
     classes: int
-    cell: CellFactory = LSTM
+    cell: CellFactory | tuple[CellFactory, ...] = LSTM
     hidden: int = 256
     layers: int = 1
     embed: int | None = None
@@ -82,6 +82,7 @@ class Classifier(nn.Module):
     pooling: str = "max"
     form: str = "auto"
     precision: str = "float32"
+    block: Callable[..., nn.Module] | None = None
 
     def __post_init__(self) -> None:
         choose(self.pooling, POOLINGS, "pooling")

@@ -76,7 +76,10 @@ class Decoder(RecurrentModel):
     def __post_init__(self) -> None:
         choose(str(self.attention), ["none", *ATTENTIONS], "attention")
         if self._attends_in_recurrence:
-            require_jaxgen_cells(self.cell, f"The attention {self.attention!r} adds to a cell's pre-activations: it")
+            what = f"The attention {self.attention!r} adds to the first cell's pre-activations: it"
+            require_jaxgen_cells(self.cells_of_pattern[:1], what)
+            if self.block is not None:
+                raise UsageError(f"{what} needs the block 'plain'. Use that block, or the attention 'general'.")
         check_rates(self, ["token_dropout"])
         LanguageModel(**shared_fields(self, LanguageModel), parent=None)  # checks the other fields
         super().__post_init__()
@@ -87,7 +90,7 @@ class Decoder(RecurrentModel):
 
     def setup(self) -> None:
         self.language = LanguageModel(**shared_fields(self, LanguageModel))
-        sizes = [state_size(state) for state in self.language.initial_carry(1)]
+        sizes = [state_size(state) for state in self.language.cell_states(1)]
         self.bridge = [Affine(size, precision=self.precision) for size in sizes]
         if self.attention != "none":
             self.attending = ATTENTIONS[self.attention](self.hidden, precision=self.precision)
@@ -114,7 +117,7 @@ class Decoder(RecurrentModel):
     ) -> tuple[tuple[Carry, ...], PyTree]:
         """The initial carry, and the ``Memory`` to attend to (``()`` without attention).
 
-        Every array of a layer's state is tanh(f W + b), with f the concatenation of all final arrays of one encoder
+        Every array of a cell's state is tanh(f W + b), with f the concatenation of all final arrays of one encoder
         layer, so encoder and decoder may differ in cell, size, directions and layers (Bahdanau et al. 2015, appendix
         A.2.2, where f is the backward direction only). Layers are matched from the top downwards; if the encoder has
         fewer, its lowest layer is used for the rest.
@@ -125,18 +128,19 @@ class Decoder(RecurrentModel):
             valid: false in padding; ``None``: there is no padding.
         """
         rows, unmatched = jax.tree.leaves(finals)[0].shape[0], self.layers - len(finals)
-        carry = []
-        for layer, (bridge, like) in enumerate(zip(self.bridge, self.language.initial_carry(rows))):
+        states = []
+        for layer, (bridge, like) in enumerate(zip(self.bridge, self.language.cell_states(rows))):
             given = [leaf.reshape(rows, -1) for leaf in jax.tree.leaves(finals[max(0, layer - unmatched)])]
-            carry.append(unflatten_state(jnp.tanh(bridge(jnp.concatenate(given, axis=-1))), like))
+            states.append(unflatten_state(jnp.tanh(bridge(jnp.concatenate(given, axis=-1))), like))
+        carry = self.language.start(states)
         if self.attention == "none":
-            return tuple(carry), ()
+            return carry, ()
         if values is None:
             raise UsageError(
                 f"The attention {self.attention!r} needs source positions to look at, and the encoder gives none: "
                 'use the attention "none", or an encoder that gives values.'
             )
-        return tuple(carry), self.attending.build_memory(values, valid)
+        return carry, self.attending.build_memory(values, valid)
 
     def decode(
         self,

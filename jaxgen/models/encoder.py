@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Bool, Int, PyTree, Shaped
 
-from jaxgen.models.layers import Embedding, RecurrentModel, dropout, fold_in_rows, unroll_layer
+from jaxgen.models.layers import Embedding, RecurrentModel, cell_state, dropout, fold_in_rows, unroll_layer
 from jaxgen.types import Array, ArrayLike, Carry, RowKeys, TokenRows
 
 
@@ -18,8 +18,8 @@ class EncoderOutput(NamedTuple):
 
     #: Of the last layer, both directions side by side; zero in padding.
     outputs: Shaped[Array, "B S M"]
-    #: ``finals[layer][direction]`` is the carry after the last token read: the last of the text forwards, the first
-    #: backwards.
+    #: ``finals[layer][direction]`` is the state of the cell after the last token read: the last of the text forwards,
+    #: the first backwards.
     finals: tuple[tuple[Carry, ...], ...]
 
 
@@ -36,7 +36,8 @@ class Encoder(RecurrentModel):
 
     With ``bidirectional`` every layer reads the outputs of the one below in both directions and concatenates the
     results (Schuster & Paliwal 1997, IEEE Transactions on Signal Processing 45; stacked as in Graves, Jaitly & Mohamed
-    2013). The backward direction of a padded row starts at its last token.
+    2013). The backward direction of a padded row starts at its last token. With residual blocks, both directions of a
+    layer read the same vectors and add to them; only the last layer's results are concatenated.
 
     Args:
         embed_stddev: standard deviation of the embedding's initial values. If it is small, rare tokens matter little.
@@ -50,9 +51,9 @@ class Encoder(RecurrentModel):
 
     def setup(self) -> None:
         self.embedding = Embedding(self.vocab_size, self.width, self.embed_dropout, self.embed_stddev)
-        self.forwards = self.make_cells()
+        self.forwards = self.make_layers()
         if self.bidirectional:
-            self.backwards = self.make_cells()
+            self.backwards = self.make_layers()
 
     def __call__(
         self,
@@ -78,16 +79,23 @@ class Encoder(RecurrentModel):
         layers = list(zip(self.forwards, *([self.backwards] if self.bidirectional else [])))
         inputs, projected = self.embedding.inputs(tokens, layers[0], fold_in_rows(row_keys, self.layers))
         finals: list[tuple[Carry, ...]] = []
+        forms = self.form.split(",")
         for layer, cells in enumerate(layers):
-            read = []
+            keys, read = fold_in_rows(row_keys, layer), []
             for cell, x, reverse in zip(cells, inputs, (False, True)):
                 start = cell.initialize_carry(jax.random.key(0), x.shape[1:])
-                options = {"valid": valid, "reverse": reverse, "form": self.form}
-                read.append(unroll_layer(cell, x, start, projected and layer == 0, **options))
+                options = {"valid": valid, "reverse": reverse, "form": forms[layer % len(forms)]}
+                own = fold_in_rows(keys, int(reverse))
+                final, ys = unroll_layer(cell, x, start, projected and layer == 0, own, **options)
+                read.append((cell_state(cell, final), ys))
             finals.append(tuple(final for final, _ in read))
-            x = jnp.concatenate([ys for _, ys in read], axis=-1)
-            if drop_outputs or layer + 1 < self.layers:
-                x = dropout(x, self.dropout, fold_in_rows(row_keys, layer))
+            outputs = [ys for _, ys in read]
+            if self.block is not None and self.bidirectional and layer + 1 < self.layers:
+                x = outputs[0] + outputs[1] - x  # both directions add to one stream
+            else:
+                x = jnp.concatenate(outputs, axis=-1)
+            if self.block is None and (drop_outputs or layer + 1 < self.layers):
+                x = dropout(x, self.dropout, keys)
             inputs = [x] * len(cells)
         return EncoderOutput(jnp.swapaxes(x, 0, 1), tuple(finals))
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Bool, Float, Int, PyTree, Shaped
 
-from jaxgen.cells.base import Cell
 from jaxgen.cells.precision import dot_general, matmul
 from jaxgen.errors import UsageError
 from jaxgen.models.layers import (
     Embedding,
     RecurrentModel,
     Stack,
+    cell_state,
     check_sizes,
+    clamp_state,
     fold_in_rows,
+    is_block,
     state_size,
     unflatten_state,
 )
@@ -104,29 +106,48 @@ class LanguageModel(RecurrentModel):
         nn.share_scope(self, self.embedder)  # the parameter is ``embedding``, not ``embedder/embedding``
         if self.width:
             self.embedder.matrix()  # initial values depend on the order of creation: the embedding comes first
-        self.stack = Stack(self.make_cells(), self.dropout, self.form)
+        self.stack = self.make_stack()
         if self.tie:
             self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab_size,))
         else:
             self.output = nn.Dense(self.vocab_size, dot_general=dot_general(self.precision))
         if self.condition:
-            width = state_size(self.initial_carry(1))
+            width = state_size(self.cell_states(1))
             self.condition_kernel = self.param(
                 "condition_kernel", nn.initializers.lecun_normal(), (self.condition, width), jnp.float32
             )
             self.condition_bias = self.param("condition_bias", nn.initializers.zeros_init(), (width,), jnp.float32)
 
     @nn.nowrap
+    def make_stack(self) -> Stack:
+        """The layers. A subclass may build others."""
+        return Stack(self.make_layers(), self.dropout, self.form)
+
+    @nn.nowrap
+    def _layers(self) -> Sequence[Any]:
+        return (self.make_stack() if self.scope is None else self.stack).cells
+
+    @nn.nowrap
     def initial_carry(self, batch: int) -> tuple[Carry, ...]:
         """The zero state of ``batch`` rows, one carry for each layer."""
-        cells = self.make_cells() if self.scope is None else self.stack.cells
-        widths = [self.width or self.vocab_size, *[self.hidden] * (self.layers - 1)]
-        return tuple(cell.initialize_carry(jax.random.key(0), (batch, width)) for cell, width in zip(cells, widths))
+        layers = self._layers()
+        widths = [self.width or self.vocab_size, *[self.hidden] * (len(layers) - 1)]
+        return tuple(layer.initialize_carry(jax.random.key(0), (batch, width)) for layer, width in zip(layers, widths))
+
+    @nn.nowrap
+    def cell_states(self, batch: int) -> tuple[Carry, ...]:
+        """The zero state of the cell of each layer: the part of ``initial_carry`` that ``start`` sets."""
+        return tuple(cell_state(layer, carry) for layer, carry in zip(self._layers(), self.initial_carry(batch)))
+
+    @nn.nowrap
+    def start(self, states: Sequence[Carry]) -> tuple[Carry, ...]:
+        """The carries that start with these states of the cells, in the shape of ``cell_states``."""
+        return tuple(layer.start(state) if is_block(layer) else state for layer, state in zip(self._layers(), states))
 
     def initial_states(self, condition: Float[ArrayLike, "*batch condition"]) -> tuple[Carry, ...]:
         """The initial state for each condition vector, one carry for each layer.
 
-        A linear map of the vector for each array of the state, clamped to the range of the cell (``Cell.clamp_state``).
+        A linear map of the vector for each array of a cell's state, clamped to its range (``Cell.clamp_state``).
         """
         if not self.condition:
             raise UsageError("This model has no conditions: create it with `condition`, the width of their vectors.")
@@ -134,11 +155,8 @@ class LanguageModel(RecurrentModel):
             matmul(jnp.asarray(condition).reshape(-1, self.condition), self.condition_kernel)
             + self.condition_bias[None, :]
         )
-        states = unflatten_state(flat.reshape(*condition.shape[:-1], -1), self.initial_carry(1))
-        return tuple(
-            cell.clamp_state(state) if isinstance(cell, Cell) else state
-            for cell, state in zip(self.stack.cells, states)
-        )
+        states = unflatten_state(flat.reshape(*condition.shape[:-1], -1), self.cell_states(1))
+        return self.start([clamp_state(layer, state) for layer, state in zip(self._layers(), states)])
 
     def token_table(self) -> Shaped[Array, "V K"] | None:
         """The first layer's input projection of every token (``Embedding.table``); ``None`` for cells without one."""

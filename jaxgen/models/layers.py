@@ -1,4 +1,4 @@
-"""Building blocks of the models: checks, cell factories, dropout, stacks of cells, embeddings, state vectors."""
+"""Parts of the models: checks, cell factories, dropout, stacks of layers, embeddings, state vectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxgen.cells.base import Cell
 from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.precision import PRECISIONS
 from jaxgen.cells.unroll import choose_form, known_forms, unroll, unroll_projected
-from jaxgen.errors import UsageError, check_int, check_options, choose
+from jaxgen.errors import UsageError, check_int, check_options, choose, listed
 from jaxgen.types import Array, ArrayLike, Carry, RowKeys
 
 #: Creates the cells of a model; called as ``factory(features=...)``.
@@ -50,32 +50,82 @@ def check_rates(module: nn.Module, names: Sequence[str]) -> None:
 # --- cells
 
 
+#: Fields of a cell that its model sets.
+SET_BY_MODEL = ("features", "parent", "name", "param_dtype", "precision")
+
+
 def cell_factory(name: str, options: Mapping[str, PyTree]) -> CellFactory:
     """The factory of the registered cell ``name`` with these options.
 
     Raises ``UsageError`` for an unknown name or option.
     """
     kind = CELLS[choose(name, CELLS, "cell")]
-    reserved = ("features", "parent", "name", "param_dtype", "precision")
-    check_options(kind, options, f"cell {name!r}", reserved=reserved)
+    options = read_options(kind, options, f"cell {name!r}", SET_BY_MODEL)
     return partial(kind, **options) if options else kind
 
 
-def make_cell(factory: CellFactory, features: int, precision: str = "float32") -> nn.RNNCellBase:
-    """A cell from ``factory(features=...)``; its field ``precision`` is replaced unless it is to be float32."""
-    cell = factory(features=features)
+def cell_pattern(pattern: str, options: Mapping[str, PyTree]) -> tuple[CellFactory, ...]:
+    """The factories of the cells of a pattern such as ``"gru,gru,lstm"``; each gets the ``options`` that it has.
+
+    Raises ``UsageError`` for an unknown name, and for an option that none of the cells has.
+    """
+    names = [choose(name.strip(), CELLS, "cell") for name in pattern.split(",")]
+    fields = {name: {f.name for f in dataclasses.fields(CELLS[name])} - set(SET_BY_MODEL) for name in names}
+    if unknown := set(options) - set().union(*fields.values()):
+        raise UsageError(
+            f"None of the cells {', '.join(fields)} has an option {listed(sorted(unknown))}: leave it out."
+        )
+    return tuple(
+        cell_factory(name, {option: value for option, value in options.items() if option in fields[name]})
+        for name in names
+    )
+
+
+def read_options(
+    kind: type, options: Mapping[str, PyTree], what: str, reserved: Sequence[str] = ()
+) -> dict[str, PyTree]:
+    """``options`` in the types of the fields of ``kind``: 4.0 as 4 for ``int``, "true" as ``True`` for ``bool``.
+
+    Command lines have only numbers and texts. Raises ``UsageError`` for an unknown option or a value of another type;
+    ``what`` names the thing that has the options.
+    """
+    check_options(kind, options, what, reserved=reserved)
+    types = {field.name: str(getattr(field.type, "__name__", field.type)) for field in dataclasses.fields(kind)}
+    return {
+        name: _read_option(f"The option {name!r} of the {what}", value, types[name]) for name, value in options.items()
+    }
+
+
+def _read_option(what: str, value: PyTree, kind: str) -> PyTree:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind == "bool" and str(value).lower() in ("true", "1", "1.0", "false", "0", "0.0"):
+        return str(value).lower() in ("true", "1", "1.0")
+    if kind == "int" and number and value == round(value):
+        return int(value)
+    if kind == "float" and number:
+        return float(value)
+    wanted = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+    if kind in wanted:
+        raise UsageError(f"{what} is {value!r}: give {wanted[kind]}.")
+    return value
+
+
+def make_cell(factory: CellFactory, features: int, precision: str = "float32", **options: Any) -> nn.RNNCellBase:
+    """A cell from ``factory(features=..., **options)``; its ``precision`` is replaced unless it is to be float32."""
+    cell = factory(features=features, **options)
     return cell if precision == "float32" else cell.clone(precision=precision)
 
 
-def require_jaxgen_cells(factory: CellFactory, what: str) -> None:
-    """Raise ``UsageError`` unless ``factory``, a class or a ``functools.partial`` of one, makes jaxgen cells.
+def require_jaxgen_cells(factories: Sequence[CellFactory], what: str) -> None:
+    """Raise ``UsageError`` unless all ``factories``, classes or ``functools.partial`` of such, make jaxgen cells.
 
     ``what`` names what needs them, and begins the message.
     """
-    kind = getattr(factory, "func", factory)
-    if not (isinstance(kind, type) and issubclass(kind, Cell)):
-        name = getattr(kind, "__name__", str(kind))
-        raise UsageError(f"{what} needs a cell of CELLS or a subclass of `Cell`, which {name} is not.")
+    for factory in factories:
+        kind = getattr(factory, "func", factory)
+        if not (isinstance(kind, type) and issubclass(kind, Cell)):
+            name = getattr(kind, "__name__", str(kind))
+            raise UsageError(f"{what} needs a cell of CELLS or a subclass of `Cell`, which {name} is not.")
 
 
 # --- dropout
@@ -109,24 +159,45 @@ def fold_in_rows(row_keys: RowKeys | None, number: int) -> RowKeys | None:
 # --- layers
 
 
+def is_block(layer: nn.Module) -> bool:
+    """Whether a layer is a block (``jaxgen.models.blocks``) and not a cell."""
+    return not isinstance(layer, nn.RNNCellBase)
+
+
 def unroll_layer(
-    cell: Any, x: Shaped[Array, "T B _"], carry: Carry, projected: bool, **options: Any
+    layer: Any, x: Shaped[Array, "T B _"], carry: Carry, projected: bool, row_keys: RowKeys | None, **options: Any
 ) -> tuple[Carry, Shaped[Array, "T B H"]]:
-    """``unroll`` of one layer, time-major; with ``projected``, ``x`` is ``cell.project(input)`` already."""
+    """Run a block, or ``unroll`` a cell, time-major; with ``projected``, ``x`` is ``cell.project(input)`` already.
+
+    ``row_keys`` switch the dropout inside a block on.
+    """
+    if is_block(layer):
+        return layer(x, carry, row_keys=row_keys, **options)
     if projected:
-        return unroll_projected(cell, carry, x, **options)
-    return unroll(cell, x, carry, time_major=True, **options)
+        return unroll_projected(layer, carry, x, **options)
+    return unroll(layer, x, carry, time_major=True, **options)
+
+
+def cell_state(layer: Any, carry: Carry) -> Carry:
+    """The part of a layer's carry that conditions and encoders set: a cell's own, without what a block adds."""
+    return layer.cell_state(carry) if is_block(layer) else carry
+
+
+def clamp_state(layer: Any, values: Carry) -> Carry:
+    """``Cell.clamp_state`` of a layer's cell; the same values for other Linen cells."""
+    return layer.clamp_state(values) if hasattr(layer, "clamp_state") else values
 
 
 class Stack(nn.Module):
-    """Recurrent layers, with dropout on what each passes upwards.
+    """Recurrent layers, each a cell or a block, with dropout on what a cell passes upwards.
 
     Dropout acts between layers and above the last one, never on the recurrent connections
-    (Zaremba, Sutskever & Vinyals 2014, arXiv:1409.2329, section 3.2). It is off unless ``row_keys`` are given.
-    ``form`` is that of ``unroll``.
+    (Zaremba, Sutskever & Vinyals 2014, arXiv:1409.2329, section 3.2). It is off unless ``row_keys`` are given. A block
+    has its own dropout. ``form`` is that of ``unroll``, or several with commas between them, one for each layer,
+    repeated.
     """
 
-    cells: Sequence[nn.RNNCellBase]
+    cells: Sequence[nn.Module]
     dropout: float = 0.0
     form: str = "auto"
 
@@ -155,13 +226,14 @@ class Stack(nn.Module):
         for name, states in {"carries": carries, "initial": initial}.items():
             if states is not None and len(states) != len(self.cells):
                 raise UsageError(f"Got {len(states)} `{name}` for {len(self.cells)} layers: give one for each layer.")
-        after = []
+        after, forms = [], self.form.split(",")
         for layer in range(lowest, len(self.cells)):
             cell, carry, start = self.cells[layer], carries[layer], None if initial is None else initial[layer]
-            masks = {"reset": reset, "valid": valid, "initial": start}
-            carry, x = unroll_layer(cell, x, carry, projected and layer == 0, form=self.form, **masks)
+            keys = fold_in_rows(row_keys, layer)
+            masks = {"reset": reset, "valid": valid, "initial": start, "form": forms[layer % len(forms)]}
+            carry, x = unroll_layer(cell, x, carry, projected and layer == 0, keys, **masks)
             after.append(carry)
-            x = dropout(x, self.dropout, fold_in_rows(row_keys, layer))
+            x = x if is_block(cell) else dropout(x, self.dropout, keys)
         return tuple(after), x
 
 
@@ -191,8 +263,8 @@ class Embedding(nn.Module):
         """The embedding matrix; there is none for one-hot vectors."""
         return jnp.asarray(self.embedding)
 
-    def table(self, cell: nn.RNNCellBase) -> Shaped[Array, "V K"] | None:
-        """The input projection of ``cell`` for every token; ``None`` for cells without one, or if it is too large.
+    def table(self, cell: nn.Module) -> Shaped[Array, "V K"] | None:
+        """The input projection of ``cell`` for every token; ``None`` for layers without one, or if it is too large.
 
         ``project(E)[tokens] == project(E[tokens])``, so a table saves work for more tokens than the vocabulary has.
         """
@@ -203,7 +275,7 @@ class Embedding(nn.Module):
     def inputs(
         self,
         tokens: Int[ArrayLike, "T B"],
-        cells: Sequence[nn.RNNCellBase],
+        cells: Sequence[nn.Module],
         row_keys: RowKeys | None = None,
         tables: Sequence[Shaped[ArrayLike, "V K"] | None] | None = None,
     ) -> tuple[list[Shaped[Array, "T B _"]], bool]:
@@ -211,7 +283,7 @@ class Embedding(nn.Module):
 
         Args:
             tokens: token ids.
-            cells: the cells of the first layer, one for each direction.
+            cells: the cells or blocks of the first layer, one for each direction.
             row_keys: switch dropout on.
             tables: the ``table`` of each cell, where the caller has them.
 
@@ -235,13 +307,15 @@ class RecurrentModel(nn.Module):
     Args:
         vocab_size: number of tokens.
         cell: called as ``cell(features=hidden)`` for each layer and direction: a class of ``CELLS``, a
-            ``functools.partial`` of one, or a factory of any Linen ``RNNCellBase``.
+            ``functools.partial`` of one, or a factory of any Linen ``RNNCellBase``. Several are repeated over the
+            layers from the lowest upwards.
+        block: makes the block around each cell (``jaxgen.models.blocks``); ``None``: a layer is the cell alone.
         hidden: units of a layer in one direction.
         layers: number of recurrent layers.
         embed: width of the embedding. ``None``: as wide as the state. 0: the first layer reads one-hot vectors.
-        dropout: rate of dropout on what a layer passes upwards (``Stack``).
+        dropout: rate of dropout on what a layer passes upwards (``Stack``), with blocks on what a branch adds.
         embed_dropout: rate of dropout on the embedded tokens.
-        form: how recurrences are computed (``jaxgen.unroll``).
+        form: how recurrences are computed (``jaxgen.unroll``); several with commas between them are repeated as cells.
         precision: of all matrix products (``jaxgen.cells.PRECISIONS``). Other than ``float32`` it needs a jaxgen cell,
             whose field ``precision`` is replaced.
 
@@ -250,7 +324,7 @@ class RecurrentModel(nn.Module):
     """
 
     vocab_size: int
-    cell: CellFactory = LSTM
+    cell: CellFactory | tuple[CellFactory, ...] = LSTM
     hidden: int = 256
     layers: int = 1
     embed: int | None = None
@@ -258,6 +332,7 @@ class RecurrentModel(nn.Module):
     embed_dropout: float = 0.0
     form: str = "auto"
     precision: str = "float32"
+    block: Callable[..., nn.Module] | None = None
 
     def __post_init__(self) -> None:
         check_sizes(self, ["vocab_size", "hidden", "layers"])
@@ -265,9 +340,15 @@ class RecurrentModel(nn.Module):
         check_rates(self, ["dropout", "embed_dropout"])
         choose(str(self.precision), PRECISIONS, "precision")
         if self.precision != "float32":
-            require_jaxgen_cells(self.cell, f"The precision {self.precision!r}")
-        choose(str(self.form), ["auto", *known_forms(make_cell(self.cell, self.hidden))], "form")
+            require_jaxgen_cells(self.cells_of_pattern, f"The precision {self.precision!r}")
+        for form, cell in self._forms:
+            choose(form, ["auto", *known_forms(cell)], "form")
         super().__post_init__()
+
+    @property
+    def cells_of_pattern(self) -> tuple[CellFactory, ...]:
+        """The factories of the cells, which the layers repeat."""
+        return self.cell if isinstance(self.cell, tuple) else (self.cell,)
 
     @property
     def width(self) -> int:
@@ -280,14 +361,26 @@ class RecurrentModel(nn.Module):
         return self.dropout > 0 or self.embed_dropout > 0
 
     @nn.nowrap
-    def make_cells(self) -> list[nn.RNNCellBase]:
-        """A cell for each layer."""
-        return [make_cell(self.cell, self.hidden, self.precision) for _ in range(self.layers)]
+    def make_layers(self) -> list[nn.Module]:
+        """A cell for each layer, or a block that contains it."""
+        pattern = self.cells_of_pattern
+        cells = [pattern[layer % len(pattern)] for layer in range(self.layers)]
+        if self.block is None:
+            return [make_cell(cell, self.hidden, self.precision) for cell in cells]
+        shared = {"layers": self.layers, "dropout": self.dropout, "precision": self.precision}
+        return [self.block(cell=cell, features=self.hidden, layer=i, **shared) for i, cell in enumerate(cells)]
+
+    @property
+    def _forms(self) -> list[tuple[str, nn.RNNCellBase]]:
+        """The form of each cell of the pattern, with an unbound cell."""
+        forms, pattern = str(self.form).split(","), self.cells_of_pattern
+        return [(forms[i % len(forms)], make_cell(cell, self.hidden)) for i, cell in enumerate(pattern)]
 
     @nn.nowrap
     def chosen_form(self) -> str:
-        """The form that ``form`` resolves to for this model's cell on JAX's default device."""
-        return choose_form(self.form, make_cell(self.cell, self.hidden))
+        """The form that ``form`` resolves to for this model's cells on JAX's default device."""
+        chosen = [choose_form(form, cell) for form, cell in self._forms]
+        return chosen[0] if len(set(chosen)) == 1 else ",".join(chosen)
 
 
 def shared_fields(module: nn.Module, kind: type[nn.Module]) -> dict[str, PyTree]:

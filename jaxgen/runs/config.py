@@ -79,6 +79,15 @@ class TrainConfig(BaseModel):
     """Options of the cell, as NAME VALUE pairs, for example: forget_bias 2.0."""
     layers: Annotated[int, Field(gt=0, le=MAX_LAYERS)] = 1
     """Number of recurrent layers."""
+    layers_pattern: str | None = None
+    """Cells of the layers from the lowest upwards, instead of --cell, for example: gru,gru,lstm. Repeated over
+    --layers, whose default is their number. Each takes those of the --cell-options that it has."""
+    block: str = "plain"
+    """What surrounds the cell of each layer. plain: nothing. residual: normalisation, convolution, residual connections
+    and a feed-forward network. griffin: the same with gates (De et al. 2024)."""
+    block_options: dict[str, bool | Finite | str] = {}
+    """Options of the block, as NAME VALUE pairs: norm (rms, layer), mlp and expand (widths as multiples of --hidden),
+    conv (width of the convolution; 0: none), glu and gate (true, false)."""
     hidden: Size = 256
     """Units per layer."""
     dropout: Fraction = 0.0
@@ -146,6 +155,8 @@ class TrainConfig(BaseModel):
             name = given.get("preset", type(self).model_fields["preset"].default)
             preset = dict(self.presets[choose(name, self.presets, "preset")][1])
             preset.pop("steps", None)  # a default, which epochs and minutes replace; see ``num_steps``
+            if isinstance(pattern := given.get("layers_pattern"), str):
+                preset["layers"] = pattern.count(",") + 1
             try:
                 super().__init__(**{**preset, **given})
             except ValidationError as error:
@@ -176,6 +187,8 @@ class TrainConfig(BaseModel):
         given = [f"--{name}" for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} were given together: give one of them")
+        if self.layers_pattern is not None and self.cell != self._preset_value("cell"):
+            raise ValueError(f"--cell {self.cell} and --layers-pattern were given together: give one of them")
         if self.final_lr is not None and self.schedule == "constant":
             raise ValueError(f"--final-lr {self.final_lr} has no meaning with --schedule constant: leave it out")
         if self.weight_decay and self.optimizer != "adamw":
@@ -183,6 +196,10 @@ class TrainConfig(BaseModel):
         if "weight_decay" in self.optimizer_options:
             raise ValueError("weight decay has a flag of its own: give --weight-decay, not --optimizer-options")
         return self
+
+    def _preset_value(self, name: str) -> Any:
+        """The value that a setting has if it is not given."""
+        return self.presets[self.preset][1].get(name, type(self).model_fields[name].default)
 
     @property
     def reading(self) -> Reading:

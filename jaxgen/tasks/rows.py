@@ -82,7 +82,8 @@ class RowsConfig(TrainConfig):
 
     #: Settings that are arguments of the task's ``build``.
     built_from: ClassVar[tuple[str, ...]] = (
-        *("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "precision"),
+        *("cell", "cell_options", "layers_pattern", "block", "block_options"),
+        *("hidden", "layers", "embed", "dropout", "embed_dropout", "precision"),
         "token_dropout",
     )
 

@@ -130,7 +130,9 @@ def run_summary(config: TrainConfig, data: TaskData, resolved: Mapping[str, Any]
     spread = f", the batch spread over {devices}" if devices > 1 else ""
     return {
         **data.summary(),
-        "model": f"{config.cell} {config.layers}x{config.hidden}, {resolved['parameters']:,} parameters",
+        "model": f"{config.layers_pattern or config.cell} {config.layers}x{config.hidden}"
+        + ("" if config.block == "plain" else f" in {config.block} blocks")
+        + f", {resolved['parameters']:,} parameters",
         "training": f"{counted(resolved['steps'], 'step')} of "
         f"{counted(data.units_per_step, data.UNIT.removesuffix('s'))}, "
         f"{config.optimizer} at {config.lr:g}, {config.schedule}",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from jaxgen.models.blocks import layers_from_names
 from jaxgen.models.decoder import Decoder, EncoderDecoder
 from jaxgen.models.image_encoder import FeatureEncoder, ImageEncoder, ImageEncoderAdapter
-from jaxgen.models.layers import cell_factory
 from jaxgen.tasks.seq2seq.objective import EOS, Seq2SeqTask
 
 
@@ -45,8 +45,6 @@ class CaptionTask(Seq2SeqTask):
         *,
         vocab_size: int,
         shape: Sequence[int],
-        cell: str,
-        cell_options: dict[str, Any],
         hidden: int,
         patch: int = 2,
         widths: Sequence[int] = (32, 32, 64),
@@ -64,21 +62,19 @@ class CaptionTask(Seq2SeqTask):
         Args:
             vocab_size: the number of tokens the decoder can write.
             shape: the shape of an image or of features.
-            cell: a name in ``CELLS``.
-            cell_options: the cell's own options.
             hidden: the size of the decoder's layers, and the number of the encoder's output features.
             patch: see ``ImageEncoder``, as for ``widths``, ``blocks``, ``flips`` and ``grays``.
             dropout: the dropout rate of both networks.
             attention: a name in ``ATTENTIONS``, or "none".
             label_smoothing: see ``Seq2SeqTask``, as for ``eos``.
-            **sizes: further fields of the decoder: ``layers``, ``embed``, ``embed_dropout``, ``token_dropout``,
-                ``form``, ``precision``.
+            **sizes: for the decoder: the options of ``layers_from_names``, and ``layers``, ``embed``,
+                ``embed_dropout``, ``token_dropout``, ``form``, ``precision``.
         """
         options: dict[str, Any] = {"patch": patch, "widths": tuple(widths), "blocks": tuple(blocks)}
         options |= {"dropout": dropout, "flips": flips, "grays": grays}
         encoder = cls.encoder(tuple(shape), hidden, **options)
         made = {"hidden": hidden, "dropout": dropout, "attention": attention, **sizes}
-        decoder = Decoder(vocab_size, cell_factory(cell, cell_options), **made)
+        decoder = Decoder(vocab_size, **layers_from_names(**made))
         return cls(EncoderDecoder(ImageEncoderAdapter(encoder), decoder), False, label_smoothing, eos)
 
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxgen.models.blocks import layers_from_names
 from jaxgen.models.classifier import Classifier
-from jaxgen.models.layers import cell_factory
 from jaxgen.types import Array, ClassificationBatch, Key, Objective, Params, TokenRows
 
 #: Number of equally wide confidence bins for calibration (Guo et al., ICML 2017, section 2, use 15).
@@ -37,11 +37,9 @@ class ClassifyTask:
     ANSWER: ClassVar[str] = "values"
 
     @classmethod
-    def build(
-        cls, *, vocab_size: int, classes: int, cell: str, cell_options: dict[str, Any], **sizes: Any
-    ) -> ClassifyTask:
-        """Build the task from plain values: a name in ``CELLS``, the cell's own options, and the model's sizes."""
-        return cls(Classifier(vocab_size, classes, cell_factory(cell, cell_options), **sizes))
+    def build(cls, *, vocab_size: int, classes: int, **options: Any) -> ClassifyTask:
+        """Build the task from plain values: those of ``layers_from_names``, and the model's sizes."""
+        return cls(Classifier(vocab_size, classes, **layers_from_names(**options)))
 
     @property
     def is_random(self) -> bool:

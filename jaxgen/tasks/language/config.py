@@ -23,7 +23,10 @@ ONLY = {
 #: Settings that are arguments of ``build``, by kind of model.
 BUILT_FROM = {
     "ngram": ("order",),
-    "rnn": ("cell", "cell_options", "hidden", "layers", "embed", "dropout", "embed_dropout", "tie", "precision"),
+    "rnn": (
+        *("cell", "cell_options", "layers_pattern", "block", "block_options"),
+        *("hidden", "layers", "embed", "dropout", "embed_dropout", "tie", "precision"),
+    ),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -12,8 +11,8 @@ import optax
 from jaxtyping import Bool, Float, Int, PyTree
 
 from jaxgen.errors import UsageError
+from jaxgen.models.blocks import layers_from_names
 from jaxgen.models.language_model import LanguageModel, LanguageModelProtocol
-from jaxgen.models.layers import cell_factory
 from jaxgen.types import Array, ArrayLike, Batch, Carry, ConditionedBatch, DecodeWeights, Key, Params, RowKeys
 
 #: The largest number of logits that scoring holds in memory at once.
@@ -46,9 +45,9 @@ class LanguageTask:
     model: LanguageModelProtocol
 
     @classmethod
-    def build(cls, *, vocab_size: int, cell: str, cell_options: Mapping[str, PyTree], **sizes: PyTree) -> LanguageTask:
-        """Build the task from plain values: a name in ``CELLS``, the cell's own options, and the model's sizes."""
-        return cls(LanguageModel(vocab_size, cell_factory(cell, cell_options), **sizes))
+    def build(cls, *, vocab_size: int, **options: PyTree) -> LanguageTask:
+        """Build the task from plain values: those of ``layers_from_names``, and the model's sizes."""
+        return cls(LanguageModel(vocab_size, **layers_from_names(**options)))
 
     def _apply(self, params: Params, *args: PyTree, method: str, **kwargs: PyTree) -> PyTree:
         return self.model.apply({"params": params}, *args, method=method, **kwargs)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxgen.models.blocks import layers_from_names
 from jaxgen.models.decoder import Decoder, EncoderDecoder
 from jaxgen.models.encoder import Encoder
-from jaxgen.models.layers import cell_factory
 from jaxgen.tasks.seq2seq.objective import EOS, Seq2SeqTask
 
 
@@ -19,8 +19,6 @@ class TranslateTask(Seq2SeqTask):
         *,
         source_vocab: int,
         vocab_size: int,
-        cell: str,
-        cell_options: dict[str, Any],
         embed_dropout: float = 0.0,
         token_dropout: float = 0.0,
         bidirectional: bool = False,
@@ -29,25 +27,23 @@ class TranslateTask(Seq2SeqTask):
         use_scheduled_sampling: bool = False,
         label_smoothing: float = 0.0,
         eos: int = EOS,
-        **sizes: Any,
+        **options: Any,
     ) -> TranslateTask:
         """Build the task from plain values.
 
         Args:
             source_vocab: the vocabulary size of the encoder.
             vocab_size: the vocabulary size of the decoder.
-            cell: a name in ``CELLS``.
-            cell_options: the cell's own options.
             embed_dropout: for both networks.
             token_dropout: for the decoder.
             bidirectional: for the encoder; each direction has ``hidden`` units.
             attention: for the decoder, a name in ``ATTENTIONS`` or "none".
             tie: for the decoder.
             use_scheduled_sampling: see ``Seq2SeqTask``, as for ``label_smoothing`` and ``eos``.
-            **sizes: fields of both networks: ``hidden``, ``layers``, ``embed``, ``dropout``, ``form``, ``precision``.
+            **options: for both networks: those of ``layers_from_names``, and ``hidden``, ``layers``, ``embed``,
+                ``dropout``, ``form``, ``precision``.
         """
-        make = cell_factory(cell, cell_options)
-        sizes["embed_dropout"] = embed_dropout
-        encoder = Encoder(source_vocab, make, bidirectional=bidirectional, **sizes)
-        decoder = Decoder(vocab_size, make, attention=attention, tie=tie, token_dropout=token_dropout, **sizes)
+        shared = layers_from_names(**options, embed_dropout=embed_dropout)
+        encoder = Encoder(source_vocab, bidirectional=bidirectional, **shared)
+        decoder = Decoder(vocab_size, attention=attention, tie=tie, token_dropout=token_dropout, **shared)
         return cls(EncoderDecoder(encoder, decoder), use_scheduled_sampling, label_smoothing, eos)

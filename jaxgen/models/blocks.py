@@ -1,0 +1,331 @@
+"""Blocks: what stands around the cell of a layer. To add a block, add a class and a line in ``BLOCKS``.
+
+A layer of a model is a cell, or a block that contains any cell and has the same place in the stack. The blocks here are
+pre-norm residual blocks (Xiong et al. 2020, arXiv:2002.04745)::
+
+    x = x + out(gate * cell(conv(in(norm(x)))))
+    x = x + mlp(norm(x))
+
+The last block ends with one more normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Bool, Float, Int, PyTree, Shaped
+
+from jaxgen.cells.base import Affine
+from jaxgen.cells.scan import Masks, expand_mask, has_time_axis, mask_rows
+from jaxgen.cells.unroll import unroll
+from jaxgen.errors import UsageError, check_int, choose
+from jaxgen.models.layers import (
+    CellFactory,
+    cell_factory,
+    cell_pattern,
+    clamp_state,
+    dropout,
+    fold_in_rows,
+    make_cell,
+    read_options,
+)
+from jaxgen.types import Array, ArrayLike, Carry, Key, RowKeys
+
+#: Creates the block of a layer; called as ``factory(cell=..., features=..., layer=..., layers=..., dropout=...,
+#: precision=...)``.
+BlockFactory = Callable[..., nn.Module]
+
+#: Normalisations by name: root mean square (Zhang & Sennrich 2019, arXiv:1910.07467), and mean and variance (Ba, Kiros
+#: & Hinton 2016, arXiv:1607.06450).
+NORMS: dict[str, Callable[[], nn.Module]] = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
+
+#: A wider convolution is a typing error: each of its inputs is a step in the compiled program.
+MAX_CONV = 64
+
+
+class CausalConv(nn.Module):
+    """A convolution over time of each feature alone: y_t = bias + sum_j kernel[width - 1 - j] * x_{t-j}.
+
+    The carry holds the last ``width - 1`` inputs, the latest last. Padding is skipped as if it were not there. At first
+    y_t is close to x_t.
+    """
+
+    features: int
+    width: int
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "T B H"],
+        carry: Float[Array, "B tail H"],
+        *,
+        reset: ArrayLike | None = None,
+        valid: ArrayLike | None = None,
+        initial: Carry | None = None,
+        reverse: bool = False,
+    ) -> tuple[Float[Array, "B tail H"], Float[Array, "T B H"]]:
+        """The carry after all steps, and the outputs. The masks are those of ``jaxgen.cells.run``."""
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+        kernel = self.param("kernel", _near_identity, (self.width, self.features), jnp.float32)
+        reset, valid = (None if mask is None else jnp.asarray(mask, bool) for mask in (reset, valid))
+        if reverse:
+            x, reset, valid = jax.tree.map(lambda a: jnp.flip(a, 0), (x, reset, valid))
+            if initial is not None and has_time_axis(initial, carry):
+                initial = jnp.flip(initial, 0)
+        masks = Masks.create(carry, reset, valid, initial)
+        x = x if masks.valid is None else mask_rows(masks.valid, x)
+
+        # The j-th last input as each step sees it, and as the step after the last one would see it: the (j-1)-th last
+        # input as the step before saw it, but after a reset the initial one, and after padding unchanged.
+        steps, seen, tail = x.shape[0], x, []
+        y = x * kernel[-1] + bias
+        source = None if masks.valid is None else _last_changes(masks.valid, masks.reset)
+        for j in range(1, self.width):
+            seen = jnp.concatenate([carry[None, :, -j], seen[:steps]])
+            if masks.reset is not None and masks.initial is not None:
+                fresh = jnp.where(expand_mask(masks.reset, seen), masks.initial[..., -j, :], seen[:-1])
+                seen = jnp.concatenate([fresh, seen[-1:]])
+            if source is not None:
+                seen = jnp.take_along_axis(seen, source, axis=0, mode="promise_in_bounds")
+            y = y + seen[:-1] * kernel[-1 - j]
+            tail.append(seen[-1])
+        after = jnp.stack(tail[::-1], axis=1) if tail else carry
+        return after, jnp.flip(y, 0) if reverse else y
+
+
+def _near_identity(key: Key, shape: tuple[int, int], dtype: Any) -> Float[Array, "width H"]:
+    return nn.initializers.normal(0.1)(key, shape, dtype).at[-1].add(1.0)
+
+
+def _last_changes(valid: Bool[Array, "T B"], reset: Bool[Array, "T B"] | None) -> Int[Array, "T+1 B 1"]:
+    """For each step, and for one more, the last step up to it at which earlier inputs changed.
+
+    They change after a valid step, and by a reset.
+    """
+    changed = jnp.pad(valid, ((1, 0), (0, 0)), constant_values=True)
+    if reset is not None:
+        changed = changed | jnp.pad(reset, ((0, 1), (0, 0)))
+    index = jnp.arange(changed.shape[0], dtype=jnp.int32)[:, None]
+    return jax.lax.cummax(jnp.where(changed, index, 0), axis=0)[:, :, None]
+
+
+class ResidualBlock(nn.Module):
+    """A pre-norm residual block: the cell in one branch, a two-layer network in the other.
+
+    - ``in`` is a linear map to ``expand * features``; it is left out if there is neither ``conv`` nor ``gate``, because
+      a cell has an input map of its own.
+    - ``conv`` is a ``CausalConv``.
+    - ``gate`` is gelu(a second linear map of norm(x)).
+    - ``out`` is a linear map. It and the last map of ``mlp`` start smaller by the square root of the number of branches
+      in the model, so that the sum over all layers starts with the variance of one (Radford et al. 2019, section 2.3).
+
+    Dropout acts on what the branches add. An input of another width than ``features`` goes through a linear map first.
+
+    Args:
+        cell: called as ``cell(features=...)``.
+        features: width of the output, to which the branches add.
+        layer: the number of this layer, from 0.
+        layers: the number of layers of the model.
+        dropout: rate of dropout.
+        precision: of all matrix products.
+        norm: a name in ``NORMS``.
+        mlp: width of the two-layer network, as a multiple of ``features``; 0: there is none.
+        glu: the network is gelu(x A) * (x B) instead of gelu(x A) (Shazeer 2020, arXiv:2002.05202).
+        conv: width of the convolution; 0: there is none.
+        gate: whether there is a gate.
+        expand: width of the cell, as a multiple of ``features``.
+
+    Raises:
+        UsageError: for values that cannot be used.
+    """
+
+    cell: CellFactory
+    features: int
+    layer: int = 0
+    layers: int = 1
+    dropout: float = 0.0
+    precision: str = "float32"
+    norm: str = "rms"
+    mlp: float = 2.0
+    glu: bool = False
+    conv: int = 4
+    gate: bool = False
+    expand: float = 1.0
+
+    def __post_init__(self) -> None:
+        what = f"The {type(self).__name__}'s option"
+        choose(self.norm, NORMS, "norm")
+        check_int(f"{what} `conv`", self.conv, 0, MAX_CONV)
+        for name, least in (("mlp", 0.0), ("expand", 1 / self.features)):
+            if not least <= getattr(self, name) <= 64:
+                raise UsageError(f"{what} `{name}` is {getattr(self, name)!r}: give a number from {least:.3g} to 64.")
+        super().__post_init__()
+
+    @property
+    def inner(self) -> int:
+        """Width of the cell."""
+        return max(1, round(self.expand * self.features))
+
+    def setup(self) -> None:
+        branches = self.layers * (2 if self.mlp else 1)
+        small = nn.initializers.variance_scaling(1 / branches, "fan_in", "truncated_normal")
+        affine = partial(Affine, precision=self.precision)
+        self.widen = affine(self.features)  # without parameters unless it is used
+        self.cell_norm = NORMS[self.norm]()
+        if self.conv or self.gate:
+            self.input = affine(self.inner * (2 if self.gate else 1))
+        if self.conv:
+            self.convolution = CausalConv(self.inner, self.conv)
+        self.recurrence = make_cell(self.cell, self.inner, self.precision)
+        self.output = affine(self.features, kernel_init=small)
+        if self.mlp:
+            self.mlp_norm = NORMS[self.norm]()
+            self.up = affine(max(1, round(self.mlp * self.features)) * (2 if self.glu else 1))
+            self.down = affine(self.features, kernel_init=small)
+        if self.layer + 1 == self.layers:
+            self.final_norm = NORMS[self.norm]()
+
+    def __call__(
+        self,
+        x: Shaped[Array, "T B _"],
+        carry: Carry,
+        *,
+        reset: ArrayLike | None = None,
+        valid: ArrayLike | None = None,
+        initial: Carry | None = None,
+        reverse: bool = False,
+        row_keys: RowKeys | None = None,
+        form: str = "auto",
+    ) -> tuple[Carry, Shaped[Array, "T B _"]]:
+        """Run over time: the new carry, and the outputs, zero in padding.
+
+        ``reset``, ``valid``, ``initial`` and ``reverse`` are those of ``jaxgen.cells.run``, ``form`` is that of
+        ``jaxgen.unroll``. ``row_keys`` switch dropout on.
+        """
+        masks: dict[str, Any] = {"reset": reset, "valid": valid, "reverse": reverse}
+        if valid is not None:
+            x = mask_rows(jnp.asarray(valid, bool), x)
+        if x.shape[-1] != self.features:
+            x = self.widen(x)
+        y, gate = self.cell_norm(x), None
+        if self.conv or self.gate:
+            y = self.input(y)
+        if self.gate:
+            y, gate = jnp.split(y, 2, axis=-1)
+        if self.conv:
+            (tail, state), (start_tail, start) = carry, (None, None) if initial is None else initial
+            tail, y = self.convolution(y, tail, initial=start_tail, **masks)
+        else:
+            state, start = carry, initial
+        state, y = unroll(self.recurrence, y, state, initial=start, time_major=True, form=form, **masks)
+        if gate is not None:
+            y = y * jax.nn.gelu(gate)
+        x = x + dropout(self.output(y), self.dropout, fold_in_rows(row_keys, 0))
+        if self.mlp:
+            x = x + dropout(
+                self.down(self._activate(self.up(self.mlp_norm(x)))), self.dropout, fold_in_rows(row_keys, 1)
+            )
+        if self.layer + 1 == self.layers:
+            x = self.final_norm(x)
+        return (tail, state) if self.conv else state, x if valid is None else mask_rows(jnp.asarray(valid, bool), x)
+
+    @nn.nowrap
+    def _activate(self, a: Array) -> Array:
+        if not self.glu:
+            return jax.nn.gelu(a)
+        a, b = jnp.split(a, 2, axis=-1)
+        return jax.nn.gelu(a) * b
+
+    @nn.nowrap
+    def _unbound_cell(self) -> nn.RNNCellBase:
+        return make_cell(self.cell, self.inner, parent=None)
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> Carry:
+        """The carry before inputs of shape [..., D]: the cell's, with ``conv`` after the last inputs in a pair."""
+        batch = input_shape[:-1]
+        return self._with_tail(self._unbound_cell().initialize_carry(rng, (*batch, self.inner)), batch)
+
+    @nn.nowrap
+    def _with_tail(self, state: Carry, batch: tuple[int, ...]) -> Carry:
+        return (jnp.zeros((*batch, self.conv - 1, self.inner), jnp.float32), state) if self.conv else state
+
+    @nn.nowrap
+    def cell_state(self, carry: Carry) -> Carry:
+        """The cell's part of the carry."""
+        return carry[1] if self.conv else carry
+
+    @nn.nowrap
+    def start(self, state: Carry) -> Carry:
+        """The carry that starts with this state of the cell and no last inputs."""
+        single = self._unbound_cell().initialize_carry(jax.random.key(0), (self.inner,))
+        leaf, like = jax.tree.leaves(state)[0], jax.tree.leaves(single)[0]
+        return self._with_tail(state, leaf.shape[: leaf.ndim - like.ndim])
+
+    @nn.nowrap
+    def clamp_state(self, values: Carry) -> Carry:
+        """``Cell.clamp_state`` of the cell."""
+        return clamp_state(self._unbound_cell(), values)
+
+
+class GriffinBlock(ResidualBlock):
+    """The block of Griffin (De et al. 2024, arXiv:2402.19427, section 2): gate, convolution and a gated network.
+
+    The cell is as wide as the block, as in RecurrentGemma; the paper has ``expand`` 4/3.
+    """
+
+    mlp: float = 3.0
+    glu: bool = True
+    conv: int = 4
+    gate: bool = True
+
+
+#: Blocks by name; ``None``: a layer is the cell alone.
+BLOCKS: dict[str, type[nn.Module] | None] = {"griffin": GriffinBlock, "plain": None, "residual": ResidualBlock}
+
+
+def block_factory(name: str, options: Mapping[str, PyTree]) -> BlockFactory | None:
+    """The factory of the registered block ``name`` with these options; ``None`` for ``plain``.
+
+    Raises ``UsageError`` for an unknown name or option.
+    """
+    kind = BLOCKS[choose(name, BLOCKS, "block")]
+    if kind is None:
+        if options:
+            raise UsageError(f"The block 'plain' has no options, but got {', '.join(options)}: choose another block.")
+        return None
+    reserved = ("cell", "features", "layer", "layers", "dropout", "precision", "parent", "name")
+    options = read_options(kind, options, f"block {name!r}", reserved=reserved)
+    return partial(kind, **options) if options else kind
+
+
+def layers_from_names(
+    *,
+    cell: str,
+    cell_options: Mapping[str, PyTree],
+    layers_pattern: str | None = None,
+    block: str = "plain",
+    block_options: Mapping[str, PyTree] | None = None,
+    **others: PyTree,
+) -> dict[str, Any]:
+    """The fields ``cell`` and ``block`` of a model, and ``others`` as they are.
+
+    Args:
+        cell: a name in ``CELLS``.
+        cell_options: the cell's own options. With a pattern, those of the cells that have them.
+        layers_pattern: names of cells with commas between them, one for each layer, repeated from the lowest upwards.
+            They take the place of ``cell``.
+        block: a name in ``BLOCKS``.
+        block_options: the block's own options.
+        others: returned as they are.
+
+    Raises:
+        UsageError: for an unknown name or option.
+    """
+    made = cell_pattern(layers_pattern, cell_options) if layers_pattern else cell_factory(cell, cell_options)
+    return {"cell": made, "block": block_factory(block, block_options or {}), **others}
