@@ -83,7 +83,7 @@ class CausalConv(nn.Module):
         # The j-th last input as each step sees it, and as the step after the last one would see it: the (j-1)-th last
         # input as the step before saw it, but after a reset the initial one, and after padding unchanged.
         steps, seen, tail = x.shape[0], x, []
-        y = x * kernel[-1] + bias
+        y = x * kernel[-1][None, None] + bias[None, None]
         source = None if masks.valid is None else _last_changes(masks.valid, masks.reset)
         for j in range(1, self.width):
             seen = jnp.concatenate([carry[None, :, -j], seen[:steps]])
@@ -92,7 +92,7 @@ class CausalConv(nn.Module):
                 seen = jnp.concatenate([fresh, seen[-1:]])
             if source is not None:
                 seen = jnp.take_along_axis(seen, source, axis=0, mode="promise_in_bounds")
-            y = y + seen[:-1] * kernel[-1 - j]
+            y = y + seen[:-1] * kernel[-1 - j][None, None]
             tail.append(seen[-1])
         after = jnp.stack(tail[::-1], axis=1) if tail else carry
         return after, jnp.flip(y, 0) if reverse else y
