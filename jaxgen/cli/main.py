@@ -13,12 +13,16 @@ from typing import NoReturn
 #: Each is a module of this package with a function ``main(args) -> exit code``.
 COMMANDS = {
     "evaluate": "measure the texts of a model over several temperatures",
+    "export": "write a model to a file for other programs",
+    "import": "make a run from the weights of another program",
     "predict": "answer inputs: a label, a translation or a caption for each",
     "replay": "draw recorded samples again and check that they are identical",
     "sample": "write text with a model      (the same as python sample.py)",
     "score": "compute how likely a model finds a text",
     "train": "train a model                (the same as python train.py)",
 }
+#: Commands whose module has another name, because theirs is a keyword of Python.
+MODULES = {"import": "import_weights"}
 USAGE = "usage: jaxgen COMMAND [FLAGS]\n\n{}\n\njaxgen COMMAND --help explains a command.".format(
     "\n".join(f"  {name:9s} {text}" for name, text in COMMANDS.items())
 )
@@ -62,7 +66,7 @@ def _find_command() -> Callable[[], int]:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         return lambda: end_output(0 if len(sys.argv) > 1 else 2, f"{USAGE}\n")
     if sys.argv[1] in COMMANDS:
-        command = import_module(f"jaxgen.cli.{sys.argv[1]}").main
+        command = import_module(f"jaxgen.cli.{MODULES.get(sys.argv[1], sys.argv[1])}").main
         return lambda: command(sys.argv[2:])
 
     def refuse() -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -124,12 +124,22 @@ def extend_steps(saved: LoadedRun, config: TrainConfig, data: TaskData) -> int:
     return steps
 
 
+class Source(Protocol):
+    """Where a new run takes its codec and its first weights from: another run, or a file of weights."""
+
+    @property
+    def codec(self) -> Any: ...
+
+    def params(self, like: Params) -> tuple[int, Params]: ...
+
+
 def start(
     config: TrainConfig,
     emit: Emit | None = None,
     callbacks: Sequence[Callback] | None = None,
     group: ProcessGroup | None = None,
     began: float | None = None,
+    source: Source | None = None,
 ) -> Trainer:
     """A new run in a new folder.
 
@@ -139,6 +149,7 @@ def start(
         callbacks: called by the training loop after its own.
         group: the processes that train the run together; each of them must call this. Default: this one alone.
         began: when the time of ``--minutes`` began, on the clock ``time.perf_counter``. Default: now.
+        source: the codec and weights to start from. Default: those of the run ``--init-from``, if it is given.
 
     Raises:
         UsageError, DataError, CheckpointError: an input cannot be used. No run is left behind.
@@ -157,7 +168,7 @@ def start(
         if config.model != "rnn":
             trainer: Trainer = baseline(config.task, config.model).start(config, emit, callbacks, make_run)
             return trainer
-        return _start(config, emit, callbacks, group, make_run, began)
+        return _start(config, emit, callbacks, group, make_run, began, source)
 
 
 def _check_group(group: ProcessGroup | None) -> ProcessGroup:
@@ -199,10 +210,11 @@ def _start(
     group: ProcessGroup,
     make_run: Callable[[], RunDirectory],
     began: float,
+    source: Source | None,
 ) -> Trainer:
     emit = emit if group.is_main else ignore
     with group.all_or_none() as facts:
-        task, data, resolved, params = _prepare(config, emit, group.count)
+        task, data, resolved, params = _prepare(config, emit, group.count, source)
         facts |= _must_agree(config, data, resolved)
     steps, deadline = num_steps(config, data), math.inf
     if steps is None:  # before there is a folder: interrupting leaves no run directory
@@ -248,19 +260,22 @@ def _must_agree(config: TrainConfig, data: TaskData, resolved: dict[str, Any]) -
     }
 
 
-def _prepare(config: TrainConfig, emit: Emit, processes: int) -> tuple[Any, TaskData, dict[str, Any], Params | None]:
-    """The task, its data, the resolved settings and the weights of ``--init-from``; nothing is written."""
+def _prepare(
+    config: TrainConfig, emit: Emit, processes: int, source: Source | None
+) -> tuple[Any, TaskData, dict[str, Any], Params | None]:
+    """The task, its data, the resolved settings and the first weights, if they are given; nothing is written."""
     build_optimizer(config)
     if config.tensorboard:
         from jaxgen.trainer.tensorboard import require_tensorboard
 
         require_tensorboard()
-    source = None if config.init_from is None else LoadedRun.open(config.init_from)
-    if source is not None and source.config.task != config.task:
-        raise UsageError(
-            f"--init-from {config.init_from} is a run of the task {source.config.task}, and this is one of "
-            f"{config.task}: give a run of the same task."
-        )
+    if source is None and config.init_from is not None:
+        source = run = LoadedRun.open(config.init_from)
+        if run.config.task != config.task:
+            raise UsageError(
+                f"--init-from {config.init_from} is a run of the task {run.config.task}, and this is one of "
+                f"{config.task}: give a run of the same task."
+            )
     build = objective(config.task, config.model).build
     options_of = getattr(DATA[config.task], "options_without_data", None)
     if options_of is not None and (known := options_of(config)) is not None:
@@ -272,7 +287,7 @@ def _prepare(config: TrainConfig, emit: Emit, processes: int) -> tuple[Any, Task
     # Options that depend on the device are recorded, so that a resumed run computes the same bits.
     options |= task.resolved_options()
     task = build(**options)
-    params = None if source is None else _initial_params(source, shapes)
+    params = None if source is None else _initial_params(source, shapes, config.init_from)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     devices = choose_devices(config, parameters / data.tokens_per_step, processes)
     check_device_memory(parameters, devices // processes)
@@ -453,11 +468,11 @@ def _shapes(task: Any, config: TrainConfig) -> Params:
         ) from None
 
 
-def _initial_params(source: LoadedRun, shapes: Params) -> Params:
-    """The best weights of ``source``; ``UsageError`` unless they have the ``shapes`` of the new model."""
+def _initial_params(source: Source, shapes: Params, name: str | None) -> Params:
+    """The weights of ``source``, the run ``name``; ``UsageError`` unless they have the ``shapes`` of the new model."""
     try:
         return source.params(shapes)[1]
     except (DamagedCheckpointError, ForeignCheckpointError, UnreadableCheckpointError):
         raise
     except CheckpointError as error:
-        raise UsageError(f"--init-from {source.directory} does not fit this model. {error}") from None
+        raise UsageError(f"--init-from {name} does not fit this model. {error}") from None

@@ -56,7 +56,7 @@ class LanguageData(TaskData):
     corpus: LanguageCorpus
 
     Config: ClassVar[type[TrainConfig]] = LanguageConfig
-    COMMANDS: ClassVar[tuple[str, ...]] = ("sample", "score", "evaluate", "replay")
+    COMMANDS: ClassVar[tuple[str, ...]] = ("sample", "score", "evaluate", "replay", "export")
     METRIC: ClassVar[Metric] = Metric("val_loss", higher_is_better=False)
     UNIT: ClassVar[str] = "tokens"
     TARGET: ClassVar[str] = "token"

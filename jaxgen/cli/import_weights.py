@@ -1,0 +1,60 @@
+"""``jaxgen import``: a run from the weights of another program."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from jaxgen.cli.common import log, run_command
+from jaxgen.cli.flags import ExtraFlag, parse
+from jaxgen.runs.config import check_folder
+
+DESCRIPTION = """Make a run of a language model's weights in a safetensors file.
+
+    jaxgen import lstm.safetensors --tokenizer vocabulary.json
+    jaxgen import model.safetensors --run runs/copied    of jaxgen export
+
+It reads what jaxgen export wrote, and models of other programs: docs/interchange.md
+lists them. The run can be sampled and scored, and trained further on --data
+(train.py --resume) or on other texts (train.py --init-from)."""
+
+
+class ImportConfig(BaseModel):
+    """Flags of ``jaxgen import``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    run: str | None = None
+    """Folder of the new run. Default: the next free runs/language-N."""
+    tokenizer: str | None = None
+    """The vocabulary of a model from elsewhere: the word byte, or a JSON file with a list of the tokens in the order of
+    the embedding's rows, or a tokenizer.json of jaxgen."""
+    data: tuple[str, ...] = ()
+    """Texts that train.py --resume continues with. Default: python-docs."""
+    cell: Literal["elman-relu"] | None = None
+    """The units of a PyTorch nn.RNN are ReLUs, which its file does not say."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Import; returns the exit code."""
+    return run_command(import_weights, args)
+
+
+def import_weights(args: list[str]) -> None:
+    """Parse ``args`` and make the run that they ask for."""
+    file_flag = ExtraFlag("file", str, "", "The weights, a safetensors file.", "FILE", positional=True)
+    config, extra = parse(ImportConfig, args, prog="jaxgen import", description=DESCRIPTION, extra=[file_flag])
+    check_folder(config.run)
+
+    from jaxgen.errors import UsageError
+    from jaxgen.interchange.import_run import import_run
+    from jaxgen.runtime import need_backend
+
+    if not extra["file"]:
+        raise UsageError("No file was given: name a safetensors file with the weights of a language model.")
+    need_backend()
+    run = import_run(extra["file"], config.run, config.tokenizer, config.data, config.cell)
+    log(f"{extra['file']} is now the run {run}. Next: python sample.py --run {shlex.quote(str(run))}")
