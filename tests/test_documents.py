@@ -10,6 +10,8 @@ import pytest
 
 import jaxgen
 from jaxgen.cli.evaluate import EvaluateConfig
+from jaxgen.cli.export import ExportConfig
+from jaxgen.cli.import_weights import ImportConfig
 from jaxgen.cli.replay import ReplayConfig
 from jaxgen.cli.sampling_flags import SampleConfig
 from jaxgen.cli.score import ScoreConfig
@@ -23,6 +25,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").
 
 #: The flags of each beyond those of its configuration.
 OTHERS = {
+    "export": (ExportConfig, ()),
+    "import": (ImportConfig, ()),
     "evaluate": (EvaluateConfig, ("--json", "--no-plot")),
     "replay": (ReplayConfig, ()),
     "score": (ScoreConfig, ("--json",)),

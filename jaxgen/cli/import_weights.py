@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import log, run_command
 from jaxgen.cli.flags import ExtraFlag, parse
-from jaxgen.runs.config import check_folder
 
 DESCRIPTION = """Make a run of a language model's weights in a safetensors file.
 
@@ -47,12 +46,13 @@ def import_weights(args: list[str]) -> None:
     """Parse ``args`` and make the run that they ask for."""
     file_flag = ExtraFlag("file", str, "", "The weights, a safetensors file.", "FILE", positional=True)
     config, extra = parse(ImportConfig, args, prog="jaxgen import", description=DESCRIPTION, extra=[file_flag])
-    check_folder(config.run)
 
     from jaxgen.errors import UsageError
     from jaxgen.interchange.import_run import import_run
+    from jaxgen.runs.config import check_folder
     from jaxgen.runtime import need_backend
 
+    check_folder(config.run)
     if not extra["file"]:
         raise UsageError("No file was given: name a safetensors file with the weights of a language model.")
     need_backend()

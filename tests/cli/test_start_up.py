@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxgen.cli.main import MODULES
 from jaxgen.version import __version__
 
 ROOT = Path(__file__).parent.parent.parent
@@ -20,7 +21,7 @@ atexit.register(list_modules)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-COMMANDS = ("evaluate", "predict", "replay", "sample", "score", "train")
+COMMANDS = ("evaluate", "export", "import", "predict", "replay", "sample", "score", "train")
 BESIDE = ("distributed", "baselines", "inference.receipts", "inference.chat", "inference.quality")
 
 
@@ -47,7 +48,7 @@ def test_the_scripts_load_what_lies_beside_the_main_path_only_for_a_flag(quick_e
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_does_not_load_jax_before_it_is_configured(command):
     """Otherwise it could not keep compiled functions, and every start would compile again."""
-    code = f"import sys, jaxgen.cli.{command}; print('jax' in sys.modules)"
+    code = f"import sys, jaxgen.cli.{MODULES.get(command, command)}; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "False\n", done.stderr
 

@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxgen.cli.evaluate import EvaluateConfig
+from jaxgen.cli.export import ExportConfig
+from jaxgen.cli.import_weights import ImportConfig
 from jaxgen.cli.predict import PredictConfig
 from jaxgen.cli.sampling_flags import SampleConfig
 from jaxgen.cli.score import ScoreConfig
@@ -28,6 +30,8 @@ from jaxgen.trainer import run
 #: The flags of each command beyond those of its configuration, and words that stand by themselves.
 COMMANDS = {
     "evaluate": (EvaluateConfig, ["json", "no-plot"], ["run"]),
+    "export": (ExportConfig, [], []),
+    "import_weights": (ImportConfig, [], ["x.safetensors"]),
     "predict": (PredictConfig, ["json"], ["-", "a.txt"]),
     "sample": (SampleConfig, ["json", *TRANSFORMS], []),
     "score": (ScoreConfig, ["json"], ["-", "a.txt"]),
