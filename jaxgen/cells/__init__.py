@@ -6,12 +6,15 @@ from jaxgen.cells.base import Form as Form
 from jaxgen.cells.base import Weights as Weights
 from jaxgen.cells.elman import Elman, ElmanReLU
 from jaxgen.cells.gru import GRU
+from jaxgen.cells.layernorm_lstm import LayerNormLSTM
 from jaxgen.cells.linear import LinearCell as LinearCell
 from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.mingru import MinGRU
+from jaxgen.cells.mogrifier import Mogrifier
 from jaxgen.cells.precision import PRECISIONS as PRECISIONS
 from jaxgen.cells.rglru import RGLRU
 from jaxgen.cells.scan import run as run
+from jaxgen.cells.slstm import SLSTM
 from jaxgen.cells.unroll import FORMS as FORMS
 from jaxgen.cells.unroll import choose_form as choose_form
 from jaxgen.cells.unroll import forms_of as forms_of
@@ -22,7 +25,10 @@ CELLS: dict[str, type[Cell]] = {
     "elman": Elman,
     "elman-relu": ElmanReLU,
     "gru": GRU,
+    "layernorm-lstm": LayerNormLSTM,
     "lstm": LSTM,
     "mingru": MinGRU,
+    "mogrifier": Mogrifier,
     "rglru": RGLRU,
+    "slstm": SLSTM,
 }

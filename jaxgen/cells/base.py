@@ -2,7 +2,8 @@
 
 Most recurrent cells are one matrix product and a pointwise function. With ``z = project(x)`` (the input's part of the
 pre-activations, computed for all steps at once) and ``u = hidden(carry) @ W + b`` (the state's part, the only product
-inside the loop), a cell is ``pointwise(carry, z, u) -> (carry, y)``.
+inside the loop), a cell is ``pointwise(carry, z, u) -> (carry, y)``. Cells with parameters inside the step get them as
+further arguments (``Weights.extra``).
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ Initializer = Callable[..., Array]
 
 
 class Weights(NamedTuple):
-    """The arrays that a matrix-and-pointwise recurrence reads at every step."""
+    """The arrays that a matrix-and-pointwise recurrence reads at every step.
+
+    ``extra`` are further arguments of ``pointwise``, for cells with parameters inside the step.
+    """
 
     kernel: Float[Array, "H K"]
     bias: Float[Array, "K"] | None = None
+    extra: tuple[PyTree, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,9 +149,12 @@ class Cell(nn.RNNCellBase):
 
     @nn.nowrap
     def pointwise(
-        self, carry: Carry, z: Float[Array, "*batch K"], u: Float[Array, "*batch K"]
+        self, carry: Carry, z: Float[Array, "*batch K"], u: Float[Array, "*batch K"], *extra: PyTree
     ) -> tuple[Carry, Float[Array, "*batch H"]]:
-        """The cell's equations: the new carry and the output."""
+        """The cell's equations: the new carry and the output. ``extra`` is that of ``weights()``, none by default.
+
+        Like ``z``, the input may have any number of leading axes, and they must not be mixed.
+        """
         return self.forward_with_residuals(carry, z, u)[:2]
 
     @nn.nowrap
@@ -171,9 +179,12 @@ class Cell(nn.RNNCellBase):
         self, weights: PyTree, carry: Carry, z: Float[Array, "*batch K"]
     ) -> tuple[Carry, Float[Array, "*batch H"]]:
         """One time step as a pure function of its arguments: the new carry and the output."""
-        return self.pointwise(carry, z.astype(self.hidden(carry).dtype), self.product(weights, carry))
+        dtype = self.hidden(carry).dtype
+        extra = jax.tree.map(lambda a: a.astype(dtype), weights.extra)
+        return self.pointwise(carry, z.astype(dtype), self.product(weights, carry), *extra)
 
-    # Optional hand-written derivatives. A cell implements all three of these methods instead of ``pointwise``, or none.
+    # Optional hand-written derivatives. A cell without ``extra`` weights implements all three of these methods instead
+    # of ``pointwise``, or none.
 
     @nn.nowrap
     def forward_with_residuals(
@@ -202,7 +213,8 @@ class Cell(nn.RNNCellBase):
 
     def __call__(self, carry: Carry, x: Shaped[ArrayLike, "*batch D"]) -> tuple[Carry, Float[Array, "*batch H"]]:
         """One step on a raw input, as ``flax.linen.RNN`` and ``nn.Bidirectional`` call it."""
-        return self.step(self.weights(), carry, self.project(x))
+        z = self.project(x)  # first: some cells learn the width of their input here
+        return self.step(self.weights(), carry, z)
 
     @nn.nowrap
     def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> Carry:

@@ -2,7 +2,7 @@
 
 Differentiating a ``lax.scan`` accumulates the gradient of the recurrent matrix step by step: T products of B rows each,
 added into a matrix that does not fit the fastest cache. Here the backward loop carries only the state's gradient, and
-the matrix's gradient is one product over all T * B rows after the loop.
+the matrix's gradient is one product over all T * B rows after the loop. So are those of matrices in ``Weights.extra``.
 
 If the cell also defines ``forward_with_residuals``, ``precompute_vjp`` and ``vjp_step``, its elementwise derivatives
 are computed for all steps at once before the backward loop. Otherwise ``jax.vjp`` differentiates its ``pointwise``.
@@ -85,7 +85,7 @@ def run_fused(
         return run(cell.step, weights, carry, z, reset=reset, valid=valid, initial=initial, reverse=reverse)
     dtype = cell.hidden(carry).dtype
     weights = jax.tree.map(lambda a: a.astype(dtype), weights)
-    rule = _with_cell_vjp if _gives_derivatives(type(cell)) else _with_jax_vjp
+    rule = _with_cell_vjp if _gives_derivatives(type(cell)) and not weights.extra else _with_jax_vjp
     masks = Masks.create(carry, reset, valid, initial)
     return rule(cell, reverse, *match_varying_axes(weights, carry, z.astype(dtype), masks))
 
@@ -101,7 +101,7 @@ def _for_many(cell: Cell, weights: Weights) -> Weights:
 
 
 def _weight_gradients(cell: Cell, weights: Weights, h: Float[Array, "T B H"], du: Float[Array, "T B K"]) -> Weights:
-    """The gradients of the weights from the states and the gradients of u at all steps."""
+    """The gradients of the kernel and the bias from the states and the gradients of u at all steps."""
     flat = du.reshape(-1, du.shape[-1])
     kernel = matmul(h.reshape(-1, h.shape[-1]).T, flat, cell.precision)
     return Weights(kernel, None if weights.bias is None else jnp.sum(flat, axis=0))
@@ -113,27 +113,44 @@ def _weight_gradients(cell: Cell, weights: Weights, h: Float[Array, "T B H"], du
 def _vjp_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: Array, masks: Masks) -> PyTree:
     constant = _for_many(cell, weights)
 
-    def unrolled(carry: Carry, z: Array, shift: Array, initial: Carry | None) -> PyTree:
-        """The weights are constants here. ``shift`` is zero and added to ``u``, so both have the same gradient."""
+    def unrolled(carry: Carry, z: Array, shifts: PyTree, initial: Carry | None) -> PyTree:
+        """The weights are constants here. ``shifts`` are zeros, whose gradients are those of what they are added to:
+        of ``u``, and, if there are extra weights, of the results of ``pointwise``.
+        """
 
-        def step(_: None, state: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, tuple[Array, Array]]:
-            z_t, shift_t = inputs
-            new, y = cell.pointwise(state, z_t, cell.product(constant, state) + shift_t)
-            return new, (y, cell.hidden(state))
+        def step(_: None, state: Carry, inputs: tuple[Array, PyTree]) -> tuple[Carry, PyTree]:
+            z_t, (shift_u, shift_out) = inputs
+            u = cell.product(constant, state) + shift_u
+            out = cell.pointwise(state, z_t, u, *constant.extra)
+            if constant.extra:
+                out = jax.tree.map(jnp.add, out, shift_out)
+            return out[0], (out[1], (cell.hidden(state), (state, u) if constant.extra else None))
 
-        last, (ys, h) = run(step, None, carry, (z, shift), reverse=reverse, **masks._replace(initial=initial)._asdict())
-        return (last, ys), h
+        last, (ys, kept) = run(
+            step, None, carry, (z, shifts), reverse=reverse, **masks._replace(initial=initial)._asdict()
+        )
+        return (last, ys), kept
 
-    # ``shift`` must vary over devices as ``z`` does: the gradient of a replicated array is summed over devices.
-    _, shift = match_varying_axes(z, jnp.zeros((*z.shape[:-1], weights.kernel.shape[-1]), z.dtype))
-    out, backward, h = jax.vjp(unrolled, carry, z, shift, masks.initial, has_aux=True)
-    return out, (backward, weights, h)
+    # The shifts must vary over devices as ``z`` does: the gradient of a replicated array is summed over devices.
+    u = jnp.zeros((*z.shape[:-1], weights.kernel.shape[-1]), z.dtype)
+    after = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*z.shape[:1], *a.shape), a.dtype), carry)
+    out = jax.eval_shape(cell.pointwise, after, z, u, *weights.extra) if weights.extra else None
+    _, shifts = match_varying_axes(z, (u, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), out)))
+    values, backward, kept = jax.vjp(unrolled, carry, z, shifts, masks.initial, has_aux=True)
+    return values, (backward, weights, z, masks.valid, kept)
 
 
-def _vjp_backward(cell: Cell, reverse: bool, kept: PyTree, cotangents: PyTree) -> PyTree:
-    backward, weights, h = kept
-    dcarry, dz, du, dinitial = backward(cotangents)
-    return _weight_gradients(cell, weights, h, du), dcarry, dz, Masks(None, None, dinitial)
+def _vjp_backward(cell: Cell, reverse: bool, residuals: PyTree, cotangents: PyTree) -> PyTree:
+    backward, weights, z, valid, (h, inputs) = residuals
+    dcarry, dz, (du, dout), dinitial = backward(cotangents)
+    gradients = _weight_gradients(cell, weights, h, du)
+    if weights.extra:
+        # All steps at once: a matrix gets one product over T * B rows. Padding may have any value, even NaN.
+        state, u = inputs
+        real = z if valid is None else mask_rows(valid, z)
+        _, to_extra = jax.vjp(lambda extra: cell.pointwise(state, real, u, *extra), weights.extra)
+        gradients = gradients._replace(extra=to_extra(dout)[0])
+    return gradients, dcarry, dz, Masks(None, None, dinitial)
 
 
 _with_jax_vjp = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))

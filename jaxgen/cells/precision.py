@@ -78,7 +78,8 @@ def _forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
 def _backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     a, b = kept
     flat_a, flat_g = (x.reshape(-1, x.shape[-1]) for x in (a, g))
-    return _dot(g, b, (g.ndim - 1, 1), a.dtype), _dot(flat_a.T, flat_g, (1, 0), b.dtype)
+    in_b = _dot(flat_a.T, flat_g, (1, 0), a.dtype).astype(b.dtype)  # ``b`` may be rounded already, the sum is not
+    return _dot(g, b, (g.ndim - 1, 1), a.dtype), in_b
 
 
 _rounded.defvjp(_forward, _backward)

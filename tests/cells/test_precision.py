@@ -75,7 +75,11 @@ def test_both_factors_of_every_product_are_rounded_and_its_sum_is_not(name, form
     assert set(found) == {("float32", "float32", "float32")}
 
 
-@pytest.mark.parametrize("name", [n if n != "elman-relu" else pytest.param(n, marks=pytest.mark.slow) for n in CELLS])
+#: Cells that go through the same code as the others.
+SLOW = {"elman-relu", "layernorm-lstm", "slstm"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CELLS])
 def test_rounding_moves_values_and_gradients_a_little(name):
     params = fresh(name)
     full, *rest = [

@@ -60,11 +60,52 @@ def rglru(params, carry, x):
     return h, h
 
 
+def layernorm_lstm(params, carry, x):
+    def norm(a):
+        return (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-5)
+
+    c, h = carry
+    gates = params["input_gain"] * norm(x @ params["input"]["kernel"]) + params["bias"]
+    gates = gates + params["recurrent_gain"] * norm(h @ params["recurrent_kernel"])
+    i, f, g, o = np.split(gates, 4, axis=-1)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    h = sigmoid(o) * np.tanh(params["cell_gain"] * norm(c) + params["cell_bias"])
+    return (c, h), h
+
+
+def mogrifier(params, carry, x):
+    c, h = carry
+    x = 2 * sigmoid(h @ params["q1"]) * x
+    h = 2 * sigmoid(x @ params["r2"]) * h
+    x = 2 * sigmoid(h @ params["q3"]) * x
+    h = 2 * sigmoid(x @ params["r4"]) * h
+    x = 2 * sigmoid(h @ params["q5"]) * x
+    kernels = {"input": {"kernel": params["input_kernel"], "bias": params["bias"]}}
+    return lstm({**kernels, "recurrent_kernel": params["recurrent_kernel"]}, (c, h), x)
+
+
+def slstm(params, carry, x):
+    """The paper's c, n and stabiliser m; the cell stores c / n and the logarithm of n without the stabiliser."""
+    ratio, log_n, h = carry
+    c, n, m = ratio * np.exp(log_n), np.exp(log_n), 0.0
+    gates = x @ params["input"]["kernel"] + params["input"]["bias"] + h @ params["recurrent_kernel"][0]
+    i, f, g, o = np.split(gates, 4, axis=-1)
+    log_i, log_f = i, np.log(sigmoid(f))
+    new_m = np.maximum(log_f + m, log_i)
+    i, f = np.exp(log_i - new_m), np.exp(log_f + m - new_m)
+    c, n = f * c + i * np.tanh(g), f * n + i
+    h = sigmoid(o) * c / n
+    return (c / n, np.log(n) + new_m, h), h
+
+
 EQUATIONS = {
     "elman": _elman(np.tanh),
     "elman-relu": _elman(lambda a: np.maximum(a, 0)),
     "gru": gru,
+    "layernorm-lstm": layernorm_lstm,
     "lstm": lstm,
     "mingru": mingru,
+    "mogrifier": mogrifier,
     "rglru": rglru,
+    "slstm": slstm,
 }

@@ -146,6 +146,7 @@ def test_an_override_that_training_would_not_use_is_refused():
 class OwnWeights(NamedTuple):
     kernel: jax.Array
     bias: jax.Array | None = None
+    extra: tuple = ()
 
 
 class HasOwnWeights(Elman):
