@@ -1,5 +1,6 @@
 """Recurrent cells and their registry. To add a cell, add a file and a line in ``CELLS``."""
 
+from jaxgen.cells.attention import Attention
 from jaxgen.cells.base import Affine as Affine
 from jaxgen.cells.base import Cell as Cell
 from jaxgen.cells.base import Form as Form
@@ -22,6 +23,7 @@ from jaxgen.cells.unroll import unroll as unroll
 from jaxgen.cells.unroll import unroll_projected as unroll_projected
 
 CELLS: dict[str, type[Cell]] = {
+    "attention": Attention,
     "elman": Elman,
     "elman-relu": ElmanReLU,
     "gru": GRU,

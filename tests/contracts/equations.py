@@ -98,7 +98,27 @@ def slstm(params, carry, x):
     return (c / n, np.log(n) + new_m, h), h
 
 
+def attention(params, carry, x):
+    """Four heads: softmax over the used ones of the last 256 steps, less slope times distance."""
+    rows, width = x.shape[0], carry.keys.shape[2]
+    heads, d = 4, width // 4
+    q, *new = np.split(x @ params["input"]["kernel"] + params["input"]["bias"], 3, axis=-1)
+    new.append(np.ones((rows, 1)))
+    carry = type(carry)(*(np.concatenate([old[:, 1:], a[:, None]], axis=1) for old, a in zip(carry, new)))
+    y = np.empty((rows, width))
+    for row in range(rows):
+        used = np.flatnonzero(carry.used[row, :, 0] > 0.5)
+        for head in range(heads):
+            part = slice(head * d, (head + 1) * d)
+            distance = carry.keys.shape[1] - 1 - used
+            scores = carry.keys[row, used, part] @ q[row, part] / np.sqrt(d) - 2.0 ** (-2 * (head + 1)) * distance
+            e = np.exp(scores - scores.max())
+            y[row, part] = e / e.sum() @ carry.values[row, used, part]
+    return carry, y
+
+
 EQUATIONS = {
+    "attention": attention,
     "elman": _elman(np.tanh),
     "elman-relu": _elman(lambda a: np.maximum(a, 0)),
     "gru": gru,

@@ -23,6 +23,7 @@ from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.runs.config import validate
 from jaxgen.tasks.registry import DATA, TASKS
+from jaxgen.testing.cells import where_rows
 from jaxgen.trainer.run import start
 
 B, D, H = 3, 4, 5
@@ -111,12 +112,10 @@ def test_one_step_begins_anew_where_it_is_reset_and_stays_where_it_is_padding(na
     options = {"method": OneStep.unrolled, "form": "auto", "reset": reset, "valid": valid}
     run = jax.jit(lambda c, i: module.apply(params, c, x, initial=i, **options), compiler_options=FAST)
     call = jax.jit(lambda c: module.apply(params, c, x), compiler_options=FAST)
-    for initial in (first, jax.tree.map(lambda a: a[:, None], last), zeros):
-        state = jax.tree.map(lambda a: a if a.ndim == 2 else a[:, 0], initial)
-        begun = jax.tree.map(lambda a, b: np.where(reset, a, b), state, carry)
+    for initial, state in ((first, first), (jax.tree.map(lambda a: a[:, None], last), last), (zeros, zeros)):
+        begun = where_rows(reset[:, 0], state, carry)
         new, y = call(begun)
-        wanted = jax.tree.map(lambda a, b: np.where(valid, a, b), new, begun), np.where(valid, y, 0)
-        close(run(carry, initial), wanted)
+        close(run(carry, initial), (where_rows(valid[:, 0], new, begun), np.where(valid, y, 0)))
 
 
 # --- tasks
