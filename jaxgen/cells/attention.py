@@ -21,6 +21,9 @@ from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run, select_rows
 from jaxgen.errors import UsageError, check_int
 from jaxgen.types import Array, ArrayLike, Key
 
+#: Steps of a chunk, at least.
+CHUNK = 64
+
 
 class Cache(NamedTuple):
     """Steps that later ones see, the latest last."""
@@ -82,8 +85,8 @@ class Attention(Cell):
     @nn.nowrap
     def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> Cache:
         del rng
-        widths = Cache(self.features, self.features, 1)
-        return Cache(*(jnp.zeros((*input_shape[:-1], self.window, n), promote_state(self.param_dtype)) for n in widths))
+        widths, dtype = (self.features, self.features, 1), promote_state(self.param_dtype)
+        return Cache(*(jnp.zeros((*input_shape[:-1], self.window, width), dtype) for width in widths))
 
     @nn.nowrap
     def step(self, weights: tuple[()], carry: Cache, z: Array) -> tuple[Cache, Array]:
@@ -133,7 +136,7 @@ def run_parallel(
 ) -> tuple[Cache, Float[Array, "T B H"]]:
     """``run`` for an unbound ``cell``: all steps of a chunk at once, one chunk after another.
 
-    A chunk has the length of the window. One step, and an ``initial`` for each step, take the plain scan.
+    A chunk has the length of the window, if that is not below ``CHUNK``. One step, and an ``initial`` for each step, take the plain scan.
     """
     steps = z.shape[0]
     if steps < 2 or (initial is not None and has_time_axis(initial, carry)):
@@ -141,7 +144,7 @@ def run_parallel(
     masks = Masks.create(carry, reset, valid, initial)
     shown = jnp.ones(z.shape[:2], bool) if masks.valid is None else masks.valid
     over_time = (z.astype(carry.keys.dtype), shown, masks.reset)
-    length = min(steps, cell.window)
+    length = min(steps, max(cell.window, CHUNK))
     missing = -steps % length
 
     def chunks(a: Array) -> Array:
@@ -169,7 +172,7 @@ def _run_chunk(
 ) -> tuple[Cache, Float[Array, "B T H"]]:
     """The cache after T steps and their outputs, with any values in padding.
 
-    A step sees the cache of the carry or, after a reset, the initial cache, and the steps from there on.
+    A step sees the cache of the carry or, after a reset, the ``initial`` cache, and the steps from there on.
     """
     q, new = cell._split(z)
     steps, window = z.shape[1], cell.window
@@ -184,14 +187,14 @@ def _run_chunk(
         return distance, segment & (distance < window)
 
     itself = jnp.broadcast_to(jnp.eye(steps, dtype=bool), (*count.shape, steps))
-    earlier = jnp.tril(itself | True) & valid[:, None, :] & (resets[:, :, None] == resets[:, None, :])
+    earlier = jnp.tril(jnp.ones_like(itself)) & valid[:, None, :] & (resets[:, :, None] == resets[:, None, :])
     distance, seen = among(count, jnp.zeros_like(count), earlier)
     groups = [(new, distance, seen | itself)]  # padding sees itself, so that nothing is undefined
     begun = jnp.zeros_like(count)
     if reset is not None:
         begun = lax.cummax(jnp.where(reset, count - valid.astype(jnp.int32), 0), axis=1)
     slots = jnp.broadcast_to(jnp.arange(1 - window, 1, dtype=jnp.int32), (z.shape[0], window))
-    for cache, at in [(carry, resets == 0)] + ([] if reset is None else [(initial, resets > 0)]):
+    for cache, at in [(carry, resets == 0)] + ([] if initial is None else [(initial, resets > 0)]):
         distance, seen = among(slots, begun, at[:, :, None] & (cache.used[:, None, :, 0] > 0.5))
         groups.append((cache, distance, seen))
     caches, distances, masks = zip(*groups)
@@ -199,7 +202,7 @@ def _run_chunk(
     ys = cell._attend(q, _join(*caches), distance, jnp.concatenate(masks, axis=-1))
 
     # The last steps that are neither padding nor before a reset.
-    start = carry if reset is None else select_rows(resets[:, -1] > 0, initial, carry)
+    start = carry if initial is None else select_rows(resets[:, -1] > 0, initial, carry)
     kept = jnp.pad(valid & (resets == resets[:, -1:]), ((0, 0), (window, 0)), constant_values=True)
     place = jnp.cumsum(kept.astype(jnp.int32), axis=1)
     source = jnp.sum(place[:, :, None] < (slots + place[:, -1:])[:, None, :], axis=1, dtype=jnp.int32)

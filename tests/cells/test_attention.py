@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from jaxgen.cells import unroll
-from jaxgen.cells.attention import Attention
+from jaxgen.cells.attention import CHUNK, Attention
 from jaxgen.errors import UsageError
 
 B, D, H = 2, 3, 8
@@ -30,7 +30,7 @@ def random(tree, seed):
     return jax.tree.map(lambda a: draw.normal(size=a.shape), tree)
 
 
-@pytest.mark.parametrize(("steps", "window", "reverse"), [(7, 3, True), (4, 6, False)])
+@pytest.mark.parametrize(("steps", "window", "reverse"), [(CHUNK + 5, 3, True), (4, 6, False)])
 def test_all_steps_at_once_have_the_values_and_gradients_of_step_by_step(steps, window, reverse):
     with jax.enable_x64(True):
         module = Over(Attention(H, window=window, heads=2, param_dtype=jnp.float64))
