@@ -136,7 +136,7 @@ def run_parallel(
 ) -> tuple[Cache, Float[Array, "T B H"]]:
     """``run`` for an unbound ``cell``: all steps of a chunk at once, one chunk after another.
 
-    A chunk has the length of the window, if that is not below ``CHUNK``. One step, and an ``initial`` for each step, take the plain scan.
+    A chunk is as long as the window, or ``CHUNK``. One step, and an ``initial`` for each step, take the plain scan.
     """
     steps = z.shape[0]
     if steps < 2 or (initial is not None and has_time_axis(initial, carry)):
