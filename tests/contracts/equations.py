@@ -47,6 +47,35 @@ def mingru(params, carry, x):
     return h, h
 
 
+def minlstm(params, carry, x):
+    f, i, candidate = np.split(x @ params["input"]["kernel"] + params["input"]["bias"], 3, axis=-1)
+    f, i, n = sigmoid(f), sigmoid(i), np.where(candidate >= 0, candidate + 0.5, sigmoid(candidate))
+    h = f / (f + i) * carry + i / (f + i) * n
+    return h, h
+
+
+def lru(params, carry, x):
+    b_real, b_imag, d = np.split(params["input"]["kernel"], 3, axis=-1)
+    bias_real, bias_imag, bias_d = np.split(params["input"]["bias"], 3)
+    c_real, c_imag = np.split(params["output_kernel"], 2)
+    decay = np.exp(-np.exp(params["log_rate"]) + 1j * np.exp(params["log_angle"]))
+    driven = x @ (b_real + 1j * b_imag) + bias_real + 1j * bias_imag
+    h = decay * (carry[0] + 1j * carry[1]) + np.exp(params["log_gain"]) * driven
+    return (h.real, h.imag), (h @ (c_real + 1j * c_imag)).real + x @ d + bias_d
+
+
+def qrnn(params, carry, x):
+    z, f, o = np.split(x @ params["input"]["kernel"] + params["input"]["bias"], 3, axis=-1)
+    c = sigmoid(f) * carry + (1 - sigmoid(f)) * np.tanh(z)
+    return c, sigmoid(o) * c
+
+
+def sru(params, carry, x):
+    n, f, r = np.split(x @ params["input"]["kernel"] + params["input"]["bias"], 3, axis=-1)
+    c = sigmoid(f) * carry + (1 - sigmoid(f)) * n
+    return c, sigmoid(r) * np.tanh(c) + (1 - sigmoid(r)) * (x @ params["skip"]["kernel"])
+
+
 def rglru(params, carry, x):
     x = x @ params["input"]["kernel"]
 
@@ -123,9 +152,13 @@ EQUATIONS = {
     "elman-relu": _elman(lambda a: np.maximum(a, 0)),
     "gru": gru,
     "layernorm-lstm": layernorm_lstm,
+    "lru": lru,
     "lstm": lstm,
     "mingru": mingru,
+    "minlstm": minlstm,
     "mogrifier": mogrifier,
+    "qrnn": qrnn,
     "rglru": rglru,
     "slstm": slstm,
+    "sru": sru,
 }
