@@ -121,8 +121,7 @@ class TextBatches(Batches):
 
     def batch(self, step: int, rows: slice = EVERY) -> Batch | ConditionedBatch:
         """Returns the batch of a step (from 0), [B, T], or only ``rows`` of it."""
-        start, stop, fresh = self.places(step)
-        places = WindowIndex(start[rows], stop[rows], fresh)
+        places = WindowIndex(*(field[rows] for field in self.places(step)))
         return read_conditioned(self.text(step), self.conditions(step), places, self.length, self.eos, PAD, np)
 
 
@@ -130,11 +129,13 @@ class StreamBatches(TextBatches):
     """B contiguous lanes of the text; each window continues the one before it.
 
     Each epoch rotates the text by an offset drawn from (seed, epoch). ``reset`` is set at an epoch's first position and
-    where the text starts over; the target across that boundary is masked.
+    where the text starts over; the target across that boundary is masked. A share ``cold_starts`` of the windows, drawn
+    for each (seed, step, row), starts with ``reset`` too.
     """
 
-    def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int):
+    def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int, cold_starts: float = 0.0):
         super().__init__(tokens, batch_size, seq_len, seed)
+        self._cold_starts = cold_starts
         self._stride = self._ids.size // batch_size
         if self._stride < seq_len or self._ids.size < 2:
             raise too_short(self._ids.size, max(2, batch_size * seq_len), "batch size × sequence length")
@@ -145,7 +146,10 @@ class StreamBatches(TextBatches):
         n = self._ids.size
         offset = int(random_bits(1, self._seed, epoch, "stream")[0]) % n
         start = (offset + window * self.length + self._stride * np.arange(self._size, dtype=np.int64)) % n
-        return WindowIndex(start, start, np.bool_(window == 0))
+        fresh = np.full(self._size, window == 0)
+        if self._cold_starts:
+            fresh |= random_bits(self._size, self._seed, step, "cold starts") < self._cold_starts * 2.0**64
+        return WindowIndex(start, start, fresh)
 
 
 class WindowBatches(TextBatches):
@@ -167,7 +171,7 @@ class WindowBatches(TextBatches):
     def places(self, step: int) -> WindowIndex:
         epoch, k = divmod(step, self.steps_per_epoch)
         window = self._order(epoch)[(k * self._size + np.arange(self._size)) % self._windows]
-        return WindowIndex(window * self._stride, window * self._stride, np.bool_(True))
+        return WindowIndex(window * self._stride, window * self._stride, np.ones(self._size, bool))
 
 
 class DocumentBatches(TextBatches):
@@ -217,15 +221,29 @@ BATCHES: dict[str, type[TextBatches]] = {
 
 
 def make_batches(
-    layout: str, tokens: Tokens, batch_size: int, seq_len: int, seed: int, stride: int | None = None
+    layout: str,
+    tokens: Tokens,
+    batch_size: int,
+    seq_len: int,
+    seed: int,
+    stride: int | None = None,
+    cold_starts: float = 0.0,
 ) -> Batches:
-    """Returns the batches of a layout; only ``windows`` has a ``stride``, the tokens between windows (default: T)."""
+    """Returns the batches of a layout.
+
+    Only ``windows`` has a ``stride``, the tokens between windows (default: T), and only ``stream`` has ``cold_starts``,
+    the share of the windows that start from the initial state instead of the carried one.
+    """
     choose(layout, BATCHES, "layout")
     check_kind("make_batches", tokens, Tokens, "the tokens of a split, for example jaxgen.prepare([file]).train")
+    if stride is not None and layout != "windows":
+        raise UsageError(f"--stride applies to --layout windows, but the layout is {layout}. Leave it out.")
+    if cold_starts and layout != "stream":
+        raise UsageError(f"--cold-starts applies to --layout stream, but the layout is {layout}. Leave it out.")
     if layout == "windows":
         return WindowBatches(tokens, batch_size, seq_len, seed, stride)
-    if stride is not None:
-        raise UsageError(f"--stride applies to --layout windows, but the layout is {layout}. Leave it out.")
+    if layout == "stream":
+        return StreamBatches(tokens, batch_size, seq_len, seed, cold_starts)
     return BATCHES[layout](tokens, batch_size, seq_len, seed)
 
 
@@ -273,7 +291,7 @@ def window_eval(tokens: Tokens, n_windows: int, length: int, seed: int, batch_si
     for k in range(0, n_windows, batch_size):
         rows = starts[k : k + batch_size]
         at = np.pad(rows, (0, batch_size - rows.size))
-        places = WindowIndex(at, at + length, np.bool_(True))
+        places = WindowIndex(at, at + length, np.ones(batch_size, bool))
         batch = read_window(ids, places, length, None if tokens.doc_starts is None else EOS, PAD, np)
         reset, mask = np.array(batch.reset), np.array(batch.mask)
         reset[:, 0] = True
@@ -390,7 +408,7 @@ class PackedDocuments:
 
     def places(self, start: int) -> WindowIndex:
         """Returns where position ``start`` of every lane lies in the text."""
-        return WindowIndex(self.begin + start, self.end, np.bool_(False))
+        return WindowIndex(self.begin + start, self.end, np.zeros(self.begin.size, bool))
 
     def window(self, start: int, length: int) -> Batch | ConditionedBatch:
         """Returns the positions from ``start`` of every lane, [lanes, length]; beyond a lane's end PAD, masked."""

@@ -49,9 +49,9 @@ class InputPipeline:
             stacked = jax.tree.map(lambda *fields: np.stack(fields), *(batches[at] for at in steps))
             return stacked if self._mesh is None else shard_local_batches(self._mesh, stacked)
         places = [self._windows.places(at) for at in steps]
-        start, stop = (np.stack(field).astype(np.int32) for field in list(zip(*places))[:2])
+        start, stop, fresh = (np.stack(field) for field in zip(*places))
         text, conditions = self._text_on_device(self._windows, step)
-        windows = Windows(text, WindowIndex(start, stop, np.array([p.fresh for p in places])), conditions)
+        windows = Windows(text, WindowIndex(start.astype(np.int32), stop.astype(np.int32), fresh), conditions)
         return windows if self._mesh is None else shard_windows(self._mesh, windows)
 
     def _text_on_device(self, batches: TextBatches, step: int) -> Any:

@@ -30,7 +30,7 @@ MAX_PARAMETERS_PER_TOKEN = 3000
 _REPLICATED, _SHARDED, _SHARDED_BATCHES = PartitionSpec(), PartitionSpec(BATCH_AXIS), PartitionSpec(None, BATCH_AXIS)
 # The partition specs of these structures.
 _STATE = TrainState(step=_REPLICATED, params=_REPLICATED, opt_state=_REPLICATED, carry=_SHARDED)  # type: ignore[arg-type]
-_INDEX = WindowIndex(start=_SHARDED_BATCHES, stop=_SHARDED_BATCHES, fresh=_REPLICATED)  # type: ignore[arg-type]
+_INDEX = WindowIndex(start=_SHARDED_BATCHES, stop=_SHARDED_BATCHES, fresh=_SHARDED_BATCHES)  # type: ignore[arg-type]
 _SHARDED_WINDOWS = Windows(text=_REPLICATED, window_index=_INDEX, conditions=_REPLICATED)  # type: ignore[arg-type]
 
 
@@ -80,10 +80,7 @@ def shard_batch(mesh: Mesh, batch: PyTree) -> PyTree:
 
 def shard_windows(mesh: Mesh, windows: Windows) -> Windows:
     """Shard the window indices of a text that is already replicated."""
-    start, stop = _placed(mesh, _SHARDED_BATCHES, (windows.window_index.start, windows.window_index.stop))
-    return windows._replace(
-        window_index=WindowIndex(start, stop, _placed(mesh, _REPLICATED, windows.window_index.fresh))
-    )
+    return windows._replace(window_index=_placed(mesh, _SHARDED_BATCHES, windows.window_index))
 
 
 def shard_local_batches(mesh: Mesh, batches: PyTree) -> PyTree:

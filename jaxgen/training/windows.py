@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float, Int, PyTree
 
@@ -20,7 +19,7 @@ class WindowIndex(NamedTuple):
 
     start: Int[ArrayLike, "*updates B"]  # where each row's window begins
     stop: Int[ArrayLike, "*updates B"]  # for documents: where the row's tokens end and padding begins
-    fresh: Bool[ArrayLike, "*updates"] | np.bool_  # whether the rows start from the initial state
+    fresh: Bool[ArrayLike, "*updates B"]  # whether the row starts from the initial state (not for documents)
 
 
 class Conditions(NamedTuple):
@@ -58,7 +57,7 @@ def read_window(text: ArrayLike, places: WindowIndex, length: int, eos: int | No
     at, n = start[:, None] + step, text.shape[0]
     tokens, targets = (text[(at + shift) % n].astype(xp.int32) for shift in (0, 1))
     if eos is None:
-        return Batch(tokens, targets, (at % n == 0) | ((step == 0) & fresh), at % n != n - 1)
+        return Batch(tokens, targets, (at % n == 0) | ((step == 0) & fresh[:, None]), at % n != n - 1)
     there = at < stop[:, None]
     reset = xp.where(there, tokens == eos, at == stop[:, None])
     return Batch(xp.where(there, tokens, pad), xp.where(there, targets, pad), reset, there)

@@ -124,6 +124,33 @@ def test_stream_starts_each_epoch_elsewhere():
     assert len({int(lanes_of(batches, epoch).tokens[0, 0]) for epoch in range(6)}) == 6
 
 
+def test_cold_starts_reset_a_share_of_the_rows_at_the_beginning_of_a_window_and_change_nothing_else():
+    plain, cold = (make_batches("stream", running(1000), 4, 5, 7, cold_starts=share) for share in (0.0, 0.25))
+    steps = range(2 * plain.steps_per_epoch)
+    resets = []
+    for step in steps:
+        one, other = plain.batch(step), cold.batch(step)
+        assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("tokens", "targets", "mask"))
+        assert np.array_equal(one.reset[:, 1:], other.reset[:, 1:])
+        assert not np.any(one.reset & ~other.reset)
+        resets.append(other.reset[:, 0] & ~one.reset[:, 0])
+    drawn = np.array(resets)
+    assert 0.2 < drawn.mean() < 0.3
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(4)).max() < 0.25, "rows are reset independently"
+    again = make_batches("stream", running(1000), 4, 5, 7, cold_starts=0.25)
+    assert np.array_equal(again.batch(33, slice(1, 3)).reset, cold.batch(33).reset[1:3])
+    assert any(
+        not np.array_equal(make_batches("stream", running(1000), 4, 5, 8, cold_starts=0.25).places(n).fresh, drawn[n])
+        for n in steps[1:9]
+    )
+
+
+def test_cold_starts_of_other_layouts_are_refused():
+    for layout, tokens in (("windows", running(50)), ("documents", documents([9]))):
+        with pytest.raises(UsageError, match="--cold-starts"):
+            make_batches(layout, tokens, 1, 5, 0, cold_starts=0.1)
+
+
 def test_stream_says_how_much_text_it_needs():
     with pytest.raises(DataError, match="--batch-size"):
         make_batches("stream", running(99), 10, 10, 0)

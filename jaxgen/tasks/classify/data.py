@@ -74,8 +74,9 @@ class ClassifyConfig(RowsConfig):
     task: ClassVar[str] = "classify"
 
     data: Names = ("stdlib-packages",)
-    """Built-in set (stdlib-packages; copying, selective-copying, recall, parity, modular-sum), named set (ag_news), CSV, TSV or JSONL files (.gz too) with --text-column and
-    --label-column, or a folder with a subfolder of texts for each label."""
+    """Built-in set (stdlib-packages; copying, selective-copying, recall, parity, modular-sum), named set (ag_news),
+    CSV, TSV or JSONL files (.gz too) with --text-column and --label-column, or a folder with a subfolder of texts for
+    each label."""
     text_column: Names | None = None
     """Columns with the text, by name or by position from 1; several are joined by spaces."""
     label_column: str | None = None

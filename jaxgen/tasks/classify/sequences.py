@@ -8,9 +8,9 @@
 | ``parity`` | ``01101`` -> ``odd`` | to track one of two states | 1/2 |
 | ``modular-sum`` | ``30421`` -> ``0`` | to track one of five states | 1/5 |
 
-Copying is the task of Hochreiter & Schmidhuber (1997) in the form of Arjovsky et al. (2016, arXiv:1511.06464), selective
-copying that of Gu & Dao (2023, arXiv:2312.00752, section 3.1), recall that of Ba et al. (2016, arXiv:1610.06258,
-section 4.1; with many queries: Arora et al. 2023, arXiv:2312.04927). Parity and sums modulo 5 are
+Copying is the task of Hochreiter & Schmidhuber (1997) in the form of Arjovsky et al. (2016, arXiv:1511.06464),
+selective copying that of Gu & Dao (2023, arXiv:2312.00752, section 3.1), recall that of Ba et al. (2016,
+arXiv:1610.06258, section 4.1; with many queries: Arora et al. 2023, arXiv:2312.04927). Parity and sums modulo 5 are
 word problems of finite groups, which a linear recurrence with positive decays cannot solve at every length (Merrill et
 al. 2024, arXiv:2404.08819; Grazzi et al. 2024, arXiv:2411.12537).
 

@@ -17,8 +17,9 @@ MAX_ORDER = 32
 #: Settings that only one kind of model uses: most are about layers and gradient descent.
 ONLY = {
     "ngram": {"order"},
-    "rnn": {*TrainConfig.model_fields, "embed", "embed_dropout", "feature_columns", "label_column", "stride", "tie"}
-    - {"batch_size", "model", "run", "seed"},
+    "rnn": {*TrainConfig.model_fields, *("cold_starts", "embed", "embed_dropout", "feature_columns", "label_column")}
+    - {"batch_size", "model", "run", "seed"}
+    | {"stride", "tie"},
 }
 #: Settings that are arguments of ``build``, by kind of model.
 BUILT_FROM = {
@@ -71,6 +72,9 @@ class LanguageConfig(TrainConfig):
     """How texts are cut into documents; implies --layout documents."""
     stride: Positive | None = None
     """Tokens between the starts of windows (layout windows). Default: --seq-len."""
+    cold_starts: Fraction = 0.0
+    """Share of the windows, drawn at random, that start from a zero state instead of the carried one (layout stream):
+    for better predictions at the beginning of a text."""
     seq_len: Size = 64
     """Tokens of a window: how far gradients are propagated back."""
     embed: Annotated[int, Field(ge=0, le=MAX_SIZE)] | None = None

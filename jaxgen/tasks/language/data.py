@@ -152,7 +152,8 @@ class LanguageData(TaskData):
     @property
     def batches(self) -> Any:
         c = self.config
-        return make_batches(self.corpus.layout, self.corpus.train, c.batch_size, c.seq_len, c.seed, c.stride)
+        how = c.batch_size, c.seq_len, c.seed, c.stride, c.cold_starts
+        return make_batches(self.corpus.layout, self.corpus.train, *how)
 
     def model_options(self) -> dict[str, Any]:
         chosen = {name: getattr(self.config, name) for name in BUILT_FROM[self.config.model]}
