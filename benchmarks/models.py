@@ -1,0 +1,398 @@
+"""Train every cell side by side: the tables and the picture of ``docs/models.md``, one training run a call.
+
+    python -m benchmarks.models --next      train the first missing entry of the plan and save its figures
+    python -m benchmarks.models --list      the plan, and which entries are there
+    python -m benchmarks.models --write     write the tables and the picture of docs/models.md from what is there
+
+An entry is one configuration with one seed. Its figures are a JSON file in ``benchmarks/results/models``: commit it,
+and work continues where it stopped. Stopped by Ctrl-C, an entry leaves nothing and is trained from the beginning next
+time. An entry whose settings in the plan have changed since counts as missing. ``JAXGEN_DATA`` names the folder with
+``tinyshakespeare.txt``. Nothing else should run on the machine: the entries of text have a fixed time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from jaxgen.cli.common import prepare_process
+from jaxgen.errors import JaxgenError
+from jaxgen.fsutil import replace_file
+
+if __name__ == "__main__":
+    prepare_process()  # before JAX is imported
+
+from jaxgen.cells import CELLS
+from jaxgen.models.blocks import BLOCKS
+from jaxgen.tasks.classify.sequences import SEQUENCES
+from jaxgen.trainer.signals import Interrupted
+
+RESULTS = machine.ROOT / "benchmarks" / "results" / "models"
+PAGE = machine.ROOT / "docs" / "models.md"
+PICTURE = machine.ROOT / "docs" / "pictures" / "memories.png"
+SEEDS = (0, 1, 2)
+#: Seconds for which the speed is measured, after the first call, which compiles.
+MEASURED_SECONDS = 5.0
+#: The learning rate starts to fall at once in a run of fewer steps.
+MIN_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a cell is trained on text: its best block, and the sizes and learning rate for it."""
+
+    block: str = "plain"
+    hidden: int = 256
+    layers: int = 1
+    lr: float = 4e-3
+    options: dict[str, Any] = field(default_factory=dict)  # other settings
+
+    def settings(self) -> dict[str, Any]:
+        return {"block": self.block, "hidden": self.hidden, "layers": self.layers, "lr": self.lr, **self.options}
+
+
+#: The sizes of a cell in a residual block: about as many parameters as an LSTM 1x256.
+RESIDUAL = Recipe("residual", hidden=192, layers=2, lr=3e-3)
+GRIFFIN = replace(RESIDUAL, block="griffin", hidden=160)
+PLAIN = Recipe()
+#: Cells without an entry are trained like an LSTM in no block.
+RECIPES: dict[str, Recipe] = {
+    "attention": RESIDUAL,
+    "elman": replace(PLAIN, lr=1e-3),
+    "elman-relu": replace(PLAIN, lr=1e-3),
+    "gla": RESIDUAL,
+    "lru": RESIDUAL,
+    "mingru": RESIDUAL,
+    "minlstm": RESIDUAL,
+    "qrnn": RESIDUAL,
+    "rglru": GRIFFIN,
+    "sru": RESIDUAL,
+}
+#: Sizes and learning rate in each block, where several blocks are compared.
+IN_BLOCKS: dict[str, Recipe] = {"plain": PLAIN, "residual": RESIDUAL, "griffin": GRIFFIN}
+#: Cells that are compared in every block and size.
+COMPARED = ("lstm", "mingru", "rglru", "attention")
+#: Parameters of the larger models, and their seconds.
+SIZES, SIZE_SECONDS = {"0.5M": 500_000, "2M": 2_000_000}, 300.0
+#: Published losses on tinyshakespeare, nats per character, in the set-up of nanoGPT: a GPU, 256-character windows.
+PUBLISHED = {
+    "nanoGPT, 10.6M parameters (A. Karpathy)": 1.4697,
+    "minGRU (Feng et al. 2024, arXiv:2410.01201)": 1.548,
+    "minLSTM (the same)": 1.555,
+    "Mamba (the same)": 1.575,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A configuration with a seed; ``seconds`` of training, or the steps of the preset; ``parameters`` to come near."""
+
+    name: str
+    table: str
+    task: str
+    settings: dict[str, Any]
+    seconds: float | None = None
+    parameters: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What a saved result must agree with, as JSON has it."""
+        named = {"task": self.task, "settings": self.settings, "seconds": self.seconds, "parameters": self.parameters}
+        identity: dict[str, Any] = json.loads(json.dumps(named))
+        return identity
+
+
+def plan() -> Iterator[Entry]:
+    """All entries in the order in which they are trained: every seed of a table is a round of its own."""
+    compared = [cell for cell in COMPARED if cell in CELLS]
+    for seed in SEEDS:
+        for cell in CELLS:
+            yield text_entry("60 s", cell, RECIPES.get(cell, PLAIN), seed, 60.0)
+    for seed in SEEDS:
+        for cell in CELLS:
+            for data in SEQUENCES:
+                recipe = RECIPES.get(cell, PLAIN)
+                settings = {"data": [data], "preset": "sequences", "cell": cell, "seed": seed, **recipe.options}
+                settings |= {"block": recipe.block, "layers": 2}
+                settings |= {"lr": 1e-3} if cell.startswith("elman") else {}
+                yield Entry(f"{data}-{cell}-{seed}", "sequences", "classify", settings)
+    for seed in SEEDS:
+        for cell in compared:
+            for block in IN_BLOCKS.keys() & BLOCKS.keys():
+                yield text_entry("150 s", cell, IN_BLOCKS[block], seed, 150.0)
+    for seed in SEEDS:
+        for size, parameters in SIZES.items():
+            for cell in compared:
+                yield text_entry(size, cell, RECIPES.get(cell, PLAIN), seed, SIZE_SECONDS, parameters)
+
+
+def text_entry(
+    table: str, cell: str, recipe: Recipe, seed: int, seconds: float, parameters: int | None = None
+) -> Entry:
+    """An entry on tinyshakespeare."""
+    settings = {"data": ["tinyshakespeare"], "cell": cell, "seed": seed, **recipe.settings()}
+    name = f"{table.replace(' ', '').replace('.', '_')}-{cell}-{recipe.block}-{seed}"
+    return Entry(name, table, "language", settings, seconds, parameters)
+
+
+def read(entry: Entry, folder: Path) -> dict[str, Any] | None:
+    """The saved result of an entry; None if there is none, or one of other settings."""
+    path = folder / f"{entry.name}.json"
+    result: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return result if result is not None and result["entry"] == entry.identity() else None
+
+
+def train(entry: Entry, seconds: float | None) -> dict[str, Any]:
+    """Train an entry in this process, and return its figures. ``seconds`` replaces those of the entry."""
+    from jaxgen.tasks.registry import DATA
+    from jaxgen.trainer.callbacks import Evaluated
+    from jaxgen.trainer.run import start
+
+    def show(event: Any) -> None:
+        if isinstance(event, Evaluated):
+            print(f"step {event.row['step']:,}: {event.row['val_loss']:.4f} nats", flush=True)
+
+    limit = entry.seconds if entry.seconds is None or seconds is None else seconds
+    with tempfile.TemporaryDirectory() as folder:
+        values = {**entry.settings, "sample_every": 0, "run": f"{folder}/run"}
+        config = DATA[entry.task].Config(**values)
+        if entry.parameters is not None:
+            config = config.model_copy(update={"hidden": nearest_hidden(config, entry.parameters)})
+        if limit is not None:
+            config = config.model_copy(update={"steps": fitting_steps(config, limit, f"{folder}/trial")})
+        trainer = start(config, show)
+        finished = trainer.train()
+        trained, memory = trainer.progress.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {
+            "entry": entry.identity(),
+            "hidden": config.hidden,
+            "parameters": trainer.resolved["parameters"],
+            "devices": trainer.devices,
+            "form": trainer.resolved["model"].get("form"),
+            "steps": finished.step,
+            "best_step": finished.best_step,
+            "train_seconds": round(trained, 2),
+            "tokens_per_second": round(finished.step * trainer.data.tokens_per_step / trained),
+            "peak_memory_mb": round(memory / (2**20 if sys.platform == "darwin" else 2**10)),
+            "figures": {
+                name: value for name, value in finished.report.items() if name.endswith(("_loss", "_accuracy"))
+            },
+            "data": trainer.data.fingerprint(),
+        }
+
+
+def fitting_steps(config: Any, seconds: float, folder: str) -> int:
+    """The number of steps that take so many ``seconds``, by the median speed of the compiled step.
+
+    The schedule of the learning rate needs it before the run starts. The run finds the step compiled.
+    """
+    from jaxgen.trainer.run import start
+
+    trial = start(config.model_copy(update={"steps": 1, "run": folder}))
+    trial.time_call(0)  # compiles
+    began, times = time.perf_counter(), [trial.time_call(0)]
+    while time.perf_counter() - began < min(MEASURED_SECONDS, seconds):
+        times.append(trial.time_call(0))
+    return max(MIN_STEPS, round(seconds / statistics.median(times)))
+
+
+def nearest_hidden(config: Any, parameters: int) -> int:
+    """The multiple of 32 units with which the model comes nearest to so many ``parameters``."""
+    import jax
+
+    from jaxgen.tasks.registry import DATA, objective
+
+    data = DATA[config.task].load(config)
+
+    def size(hidden: int) -> int:
+        options = data.model_options() | {"hidden": hidden}
+        shapes = jax.eval_shape(objective(config.task, config.model).build(**options).init, jax.random.key(0))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+    hidden = 32
+    while size(hidden + 32) < parameters:
+        hidden += 32
+    return min(hidden, hidden + 32, key=lambda units: abs(size(units) - parameters))
+
+
+def mean_and_spread(values: Sequence[float], form: str) -> str:
+    """The mean, and the standard deviation of several values."""
+    spread = f" ± {format(statistics.stdev(values), form)}" if len(values) > 1 else ""
+    return format(statistics.mean(values), form) + spread
+
+
+def text_table(entries: Sequence[Entry], folder: Path) -> str:
+    """A table of entries on text in Markdown, a row for each configuration."""
+    rows: dict[str, list[dict[str, Any] | None]] = {}
+    for entry in entries:
+        settings = {name: value for name, value in entry.settings.items() if name not in ("data", "seed")}
+        rows.setdefault(json.dumps(settings), []).append(read(entry, folder))
+    lines = []
+    for key, results in rows.items():
+        settings, found = json.loads(key), [result for result in results if result is not None]
+        name = f"| `{settings['cell']}` | {settings['block']} "
+        if not found:
+            lines.append(name + "| " * 7 + "| missing |")
+            continue
+        losses = [
+            mean_and_spread([result["figures"][f"{split}_loss"] for result in found], ".3f")
+            for split in ("val", "windows_64", "windows_256")
+        ]
+        middle = {name: statistics.median(result[name] for result in found) for name in (*NUMBERS, "hidden")}
+        numbers = [f"{middle[name]:,.0f}" for name in NUMBERS]
+        model = f"{settings['layers']}x{middle['hidden']:.0f}, {settings['lr']:g}"
+        lines.append(name + "| " + " | ".join([model, *losses, *numbers, f"{len(found)} of {len(results)}"]) + " |")
+    return "\n".join([*HEAD, *lines])
+
+
+NUMBERS = ("tokens_per_second", "peak_memory_mb", "parameters")
+HEAD = (
+    "| cell | block | layers x units, lr | state carried | 64-char windows | 256-char windows | characters/s "
+    "| peak memory, MB | parameters | seeds |",
+    "|---|---|---|---|---|---|---|---|---|---|",
+)
+
+
+def lengths_of(figures: Mapping[str, float]) -> dict[int, float]:
+    """The accuracy of each length that was tested."""
+    return {int(found[1]): figures[name] for name in figures if (found := re.fullmatch(r"length_(\d+)_accuracy", name))}
+
+
+def sequence_table(entries: Sequence[Entry], folder: Path) -> str:
+    """Accuracies of each cell on each set, at the longest trained length and at the longest of all."""
+    found: dict[tuple[str, str], list[dict[int, float]]] = {}
+    for entry in entries:
+        if (result := read(entry, folder)) is not None:
+            key = entry.settings["cell"], entry.settings["data"][0]
+            found.setdefault(key, []).append(lengths_of(result["figures"]))
+
+    def cell_of(cell: str, name: str) -> str:
+        runs, chosen = found.get((cell, name), []), SEQUENCES[name]
+        means = (statistics.mean(run[n] for run in runs) for n in (chosen.trained, max(chosen.tested)) if runs)
+        return " / ".join(f"{mean:.0%}" for mean in means) or "missing"
+
+    lines = ["| cell | " + " | ".join(f"`{name}`" for name in SEQUENCES) + " |", "|---" * (1 + len(SEQUENCES)) + "|"]
+    lines += [f"| `{cell}` | " + " | ".join(cell_of(cell, name) for name in SEQUENCES) + " |" for cell in CELLS]
+    return "\n".join(lines)
+
+
+def draw(entries: Sequence[Entry], folder: Path, path: Path) -> bool:
+    """Draw the accuracy against the length for each set; a line is the mean over seeds. Nothing without results."""
+    from jaxgen.plots import GREY, figure_file, style_axes
+
+    results = [(entry, result) for entry in entries if (result := read(entry, folder)) is not None]
+    if not results:
+        return False
+    cells = [cell for cell in CELLS if any(entry.settings["cell"] == cell for entry, _ in results)]
+    with figure_file(path, 12, 7) as figure:
+        panels = figure.subplots(2, 3).flat
+        for (name, chosen), axes in zip(SEQUENCES.items(), panels):
+            for number, cell in enumerate(cells):
+                runs = [
+                    lengths_of(result["figures"])
+                    for entry, result in results
+                    if (entry.settings["cell"], entry.settings["data"]) == (cell, [name])
+                ]
+                means = [statistics.mean(run[n] for run in runs) for n in chosen.tested] if runs else []
+                style = {"marker": "osD^v<>*"[number % 8], "ls": ("-", "--", ":")[number // 10 % 3]}
+                axes.plot(chosen.tested[: len(means)], means, color=f"C{number % 10}", label=cell, ms=4, **style)
+            axes.axvline(chosen.trained, color=GREY, lw=1, ls=":")
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(chosen.tested, map(str, chosen.tested))
+            axes.set_ylim(0, 1.03)
+            axes.set_title(name, fontsize=11)
+            style_axes(axes, "both")
+        legend = next(panels)
+        legend.axis("off")
+        legend.legend(*axes.get_legend_handles_labels(), loc="center", frameon=False, ncols=2)
+        legend.set_title("accuracy against length;\ndotted: the longest in training", fontsize=10, color=GREY)
+    return True
+
+
+def write(page: Path, picture: Path, folder: Path) -> None:
+    """Write the tables between the marks of the page, and draw the picture."""
+    entries = list(plan())
+    text = page.read_text(encoding="utf-8")
+    machines = {
+        machine.line(result["machine"])
+        for entry in entries
+        if (result := read(entry, folder)) is not None and entry.table != "sequences"
+    }
+    for table in dict.fromkeys(entry.table for entry in entries):
+        mine = [entry for entry in entries if entry.table == table]
+        body = (sequence_table if table == "sequences" else text_table)(mine, folder)
+        text = between(text, table, body)
+    published = "\n".join(f"| {name} | {loss:.3f} |" for name, loss in PUBLISHED.items())
+    text = between(text, "published", f"| model | loss |\n|---|---|\n{published}")
+    text = between(text, "machines", "\n".join(f"- {each}" for each in sorted(machines)) or "No entry is there yet.")
+    mine = [entry for entry in entries if entry.table == "sequences"]
+    shown = f"![accuracy against length](pictures/{picture.name})"
+    text = between(text, "picture", shown if draw(mine, folder, picture) else "No entry is there yet.")
+    replace_file(page, text.encode())
+
+
+def between(text: str, mark: str, body: str) -> str:
+    """``text`` with ``body`` between the marks of this name."""
+    begin, end = f"<!-- {mark} -->\n", f"\n<!-- end of {mark} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise SystemExit(f"The page lacks the lines {begin.strip()} and {end.strip()}.")
+    head, rest = text.split(begin)
+    return head + begin + body + end + rest.split(end)[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--next", action="store_true", help="train the first missing entry")
+    what.add_argument("--list", action="store_true", help="show the plan")
+    what.add_argument("--write", action="store_true", help="write docs/models.md")
+    parser.add_argument("--only", default="", help="only entries whose names contain this")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--picture", type=Path, default=PICTURE)
+    parser.add_argument("--seconds-per-run", type=float, help="to try out the program: other seconds of training")
+    given = parser.parse_args()
+    if given.write:
+        write(given.page, given.picture, given.results)
+        return
+    entries = [entry for entry in plan() if given.only in entry.name]
+    missing = [entry for entry in entries if read(entry, given.results) is None]
+    if given.list:
+        for entry in entries:
+            print("missing" if entry in missing else "done   ", entry.name)
+        print(f"{len(entries) - len(missing)} of {len(entries)} are there.")
+        return
+    if not missing:
+        print("Nothing is missing.")
+        return
+    kept = given.results.resolve() == RESULTS
+    if kept and given.seconds_per_run is not None:
+        raise SystemExit("Give --results another folder: figures of --seconds-per-run are not those of the plan.")
+    facts = machine.facts()
+    if kept and (facts["commit"] or "+").endswith("+"):
+        raise SystemExit("Commit the changes of jaxgen/ first: a result names the commit that it was made with.")
+    entry = missing[0]
+    print(f"{entry.name}: {entry.settings}", flush=True)
+    result = {**train(entry, given.seconds_per_run), "machine": facts}
+    given.results.mkdir(parents=True, exist_ok=True)
+    path = given.results / f"{entry.name}.json"
+    replace_file(path, (json.dumps(result, indent=1) + "\n").encode())
+    print(f"{path}\n{len(missing) - 1} entries are missing.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (JaxgenError, Interrupted) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None

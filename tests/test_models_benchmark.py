@@ -1,0 +1,133 @@
+"""The comparison of cells: each call trains one missing entry, and what is missing is shown as such."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import machine, models
+from jaxgen.cells import CELLS
+from jaxgen.tasks.classify import data as labelled
+from jaxgen.tasks.classify.sequences import SEQUENCES, sequences
+from jaxgen.tasks.language.config import LanguageConfig
+from jaxgen.tasks.language.data import LanguageData
+
+TINY = {"hidden": 4, "batch_size": 4, "seq_len": 8, "devices": 1}
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Calls the program with a plan of a text, of two seeds, and a set of sequences; returns what it prints."""
+    (tmp_path / "text.txt").write_text("the cat sat on a mat\n" * 150)  # long enough for windows of 256
+    text = {"data": [str(tmp_path / "text.txt")], "cell": "elman", "block": "plain", "layers": 1, "lr": 1e-3, **TINY}
+    entries = [models.Entry(f"60s-elman-{seed}", "60 s", "language", {**text, "seed": seed}, 60.0) for seed in (0, 1)]
+    steps = {"data": ["parity"], "cell": "elman", "seed": 0, "steps": 2, "hidden": 4, "devices": 1}
+    entries += [models.Entry("parity-elman-0", "sequences", "classify", {**steps, "preset": "sequences"})]
+    monkeypatch.setattr(models, "plan", lambda: iter(entries))
+    small = {**labelled.LABELLED_SETS, "parity": lambda seed: sequences("parity", seed, train=64, val=8, test=8)}
+    monkeypatch.setattr(labelled, "LABELLED_SETS", small)
+    page = tmp_path / "models.md"
+    marks = ("60 s", "sequences", "published", "machines", "picture")
+    page.write_text("top\n" + "".join(f"<!-- {mark} -->\nold\n<!-- end of {mark} -->\n" for mark in marks))
+
+    def run(*flags):
+        places = ["--results", str(tmp_path / "results"), "--page", str(page), "--picture", str(tmp_path / "m.png")]
+        monkeypatch.setattr(sys, "argv", ["models", *flags, *places])
+        models.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def saved(folder):
+    return sorted(path.name for path in (folder / "results").glob("*")) if (folder / "results").exists() else []
+
+
+def test_the_plan_has_every_cell_on_text_and_on_every_set_of_sequences():
+    entries = list(models.plan())
+    assert len({entry.name for entry in entries}) == len(entries)
+    assert {*models.RECIPES} & {*CELLS} >= {"elman"}
+    for seed in models.SEEDS:
+        mine = [entry for entry in entries if entry.settings["seed"] == seed]
+        assert {entry.settings["cell"] for entry in mine if entry.table == "60 s"} == {*CELLS}
+        asked = {(entry.settings["cell"], *entry.settings["data"]) for entry in mine if entry.table == "sequences"}
+        assert asked == {(cell, name) for cell in CELLS for name in SEQUENCES}
+    page = models.PAGE.read_text()
+    assert all(page.count(f"<!-- {entry.table} -->") == 1 for entry in entries)
+
+
+@pytest.mark.runs
+def test_each_call_trains_one_missing_entry_and_the_page_shows_what_is_there(call, tmp_path):
+    assert call("--list").count("missing") == 3
+    call("--next", "--seconds-per-run", "0.05")
+    assert saved(tmp_path) == ["60s-elman-0.json"]
+    first = json.loads((tmp_path / "results" / "60s-elman-0.json").read_text())
+    assert first["steps"] >= models.MIN_STEPS
+    assert first["parameters"] > 0
+    assert first["figures"]["val_loss"] > 0
+    call("--write")
+    page = (tmp_path / "models.md").read_text()
+    assert page.startswith("top\n")
+    assert "1 of 2" in page
+    assert "old" not in page
+    assert not (tmp_path / "m.png").exists(), "no set of sequences is there yet"
+
+    call("--next", "--seconds-per-run", "0.05")
+    call("--next")
+    assert call("--list").count("missing") == 0
+    assert "Nothing" in call("--next")
+    call("--write")
+    page = (tmp_path / "models.md").read_text()
+    assert "2 of 2" in page
+    assert "±" in page
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((tmp_path / "results" / "parity-elman-0.json").read_text())
+    assert [*models.lengths_of(results["figures"])] == [*SEQUENCES["parity"].tested]
+
+
+def test_an_interrupted_entry_leaves_nothing(call, tmp_path, monkeypatch):
+    def stopped(entry, seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        call("--next")
+    assert saved(tmp_path) == []
+    monkeypatch.setattr(models, "train", lambda entry, seconds: {"entry": entry.identity(), "figures": {}})
+    call("--next")
+    assert saved(tmp_path) == ["60s-elman-0.json"]
+
+
+def test_an_entry_with_other_settings_than_in_the_plan_is_missing(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "train", lambda entry, seconds: {"entry": entry.identity(), "figures": {}})
+    call("--next")
+    path = tmp_path / "results" / "60s-elman-0.json"
+    result = json.loads(path.read_text())
+    result["entry"]["settings"]["lr"] = 5.0
+    path.write_text(json.dumps(result))
+    assert call("--list").count("missing") == 3
+
+
+def test_changes_that_are_not_committed_and_other_seconds_are_refused_for_the_kept_results(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "RESULTS", (tmp_path / "results").resolve())
+    monkeypatch.setattr(models, "train", lambda entry, seconds: pytest.fail("nothing may be trained"))
+    with pytest.raises(SystemExit, match="seconds-per-run"):
+        call("--next", "--seconds-per-run", "1")
+    monkeypatch.setattr(machine, "commit", lambda: "0123456789ab+")
+    with pytest.raises(SystemExit, match="Commit"):
+        call("--next")
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("parameters", [9_000, 60_000])
+def test_the_width_is_the_multiple_of_32_nearest_to_the_wanted_parameters(book, parameters):
+    config = LanguageConfig(data=(str(book),), cell="lstm", seq_len=8, batch_size=2)
+    vocab = LanguageData.load(config).tokenizer.vocab_size
+
+    def size(hidden):  # embedding, LSTM, output
+        return vocab * hidden + 4 * hidden * (2 * hidden + 1) + (hidden + 1) * vocab
+
+    nearest = min(range(32, 512, 32), key=lambda hidden: abs(size(hidden) - parameters))
+    assert models.nearest_hidden(config, parameters) == nearest
