@@ -28,6 +28,7 @@ from jaxgen.inference.state import DecoderState as DecoderState
 from jaxgen.inference.state import interpolate as interpolate
 from jaxgen.models.language_model import LanguageModel as LanguageModel
 from jaxgen.models.layers import Stack as Stack
+from jaxgen.plugins import load_plugin as load_plugin
 from jaxgen.runtime import keep_memory as keep_memory
 from jaxgen.runtime import offer_cores as offer_cores
 from jaxgen.sampling.decode import decode as decode

@@ -16,7 +16,8 @@ T = TypeVar("T")
 
 #: Quoted text, which is left as it is, or a flag.
 _FLAGS = re.compile(
-    r"""(?<!\w)('[^'\n]*'|`(?!--)[^`\n]*`|"[^"\n]*")|(--resume (?:auto|must))|(?<![\w/.=-])--([a-z][a-z0-9_-]*)"""
+    r"""(?<!\w)('[^'\n]*'|`(?!--)[^`\n]*`|"[^"\n]*")|(--resume (?:auto|must)|--plugin FILE)"""
+    r"""|(?<![\w/.=-])--([a-z][a-z0-9_-]*)"""
 )
 _flags_are_shown = False
 
@@ -36,7 +37,11 @@ def for_caller(message: str) -> str:
     """``message``, in which settings are written as flags, for a command or for Python (``batch_size``)."""
     if _flags_are_shown:
         return message
-    return _FLAGS.sub(lambda found: found[1] or (found[2] and "jaxgen.resume") or found[3].replace("-", "_"), message)
+    calls = {"--plugin FILE": "jaxgen.load_plugin(FILE)"}
+    return _FLAGS.sub(
+        lambda found: found[1] or (found[2] and calls.get(found[2], "jaxgen.resume")) or found[3].replace("-", "_"),
+        message,
+    )
 
 
 class JaxgenError(Exception):
@@ -89,7 +94,8 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
         return name
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise UsageError(f"Unknown {what} {name!r}.{hint} Choose one of: {', '.join(known)}.")
+    plugin = f" No plugin that is loaded has a class of this name with all methods of a {what}." * (":" in str(name))
+    raise UsageError(f"Unknown {what} {name!r}.{hint}{plugin} Choose one of: {', '.join(known)}.")
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jaxgen.cli.common import log, one_line, run_command, write_out
-from jaxgen.cli.flags import Excludes, ExtraFlag, RunConfig, check_flags, parse
+from jaxgen.cli.flags import Excludes, ExtraFlag, RunConfig, check_flags, load_plugins, parse
 from jaxgen.errors import DataError, UsageError, counted
 from jaxgen.fsutil import check_output, replace_file, write_output
 
@@ -82,6 +82,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def evaluate(args: list[str]) -> None:
     """Parse ``args``, draw and measure texts, and write the report."""
+    args = load_plugins(args)
     flags = [
         ExtraFlag("runs", tuple[str, ...], (), "Folder of the run.", "[RUN]", positional=True),
         ExtraFlag("no_plot", bool, False, "Draw no plot.", negatable=False),

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,9 +46,61 @@ class ExtraFlag(NamedTuple):
     positional: bool = False  # an argument without a name
     negatable: bool = True  # of type bool: ``--no-NAME`` takes it back
 
+    @property
+    def field(self) -> str:
+        """The name as an identifier: a class of a plugin has a colon in its name."""
+        return self.name.replace(":", "_")
 
-#: ``run_command`` answers it; here it is for the help.
-VERSION = ExtraFlag("version", bool, False, "Show the version of jaxgen.", negatable=False)
+
+#: ``run_command`` answers the first and ``load_plugins`` reads the others; here they are for the help.
+COMMON = (
+    ExtraFlag("version", bool, False, "Show the version of jaxgen.", negatable=False),
+    ExtraFlag(
+        "plugin",
+        str | None,
+        None,
+        "Python file or installed module with cells, tokenizers, logit transforms or tasks of your own, named as in "
+        "mycells:MyCell for the class MyCell of mycells.py; may be repeated. The environment variable JAXGEN_PLUGINS "
+        "can name more, separated as in PATH.",
+        "FILE_OR_MODULE",
+    ),
+    ExtraFlag(
+        "plugin_changed",
+        str | None,
+        None,
+        "What to do if a run was trained with another version of a plugin: refuse (the default) or accept it.",
+        "{refuse,accept}",
+    ),
+)
+
+
+def load_plugins(args: Sequence[str]) -> list[str]:
+    """Load what ``--plugin`` and ``JAXGEN_PLUGINS`` name; returns ``args`` without the flags of plugins.
+
+    Raises:
+        UsageError: A plugin cannot be loaded.
+    """
+    rest: list[str] = []
+    words, changed = list(args), flag_value(args, "--plugin-changed")
+    plugins = [name for name in os.environ.get("JAXGEN_PLUGINS", "").split(os.pathsep) if name]
+    while words and words[0] != "--":
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if _dashed(flag) not in ("--plugin", "--plugin-changed"):
+            rest.append(word)
+            continue
+        if not equals and (not words or _is_flag(words[0])):
+            raise UsageError(f"{_dashed(flag)} was given without a value: give one, or leave it out.")
+        value = value if equals else words.pop(0)
+        plugins += [value] if flag == "--plugin" else []
+    if plugins:
+        from jaxgen.plugins import load_plugin
+
+        for plugin in dict.fromkeys(plugins):
+            load_plugin(plugin, "refuse" if changed is None else changed)
+    elif changed is not None:
+        raise UsageError("--plugin-changed is about plugins: give --plugin too, or leave it out.")
+    return [*rest, *words]
 
 
 def parse(
@@ -84,11 +137,11 @@ def parse(
 
     fields = kind.model_fields
     flags: list[Any] = [_flag(name, field, default, list(names.get(name, ()))) for name, field in fields.items()]
-    for flag in (*extra, VERSION):
-        marks = [tyro.conf.arg(help=flag.help, metavar=flag.metavar)]
+    for flag in (*extra, *COMMON):
+        marks = [tyro.conf.arg(name=flag.name if ":" in flag.name else None, help=flag.help, metavar=flag.metavar)]
         marks += [tyro.conf.Positional] if flag.positional else []
         marks += [] if flag.negatable else [tyro.conf.FlagCreatePairsOff]
-        flags.append((flag.name, Annotated[(flag.kind, *marks)], dataclasses.field(default=flag.default)))
+        flags.append((flag.field, Annotated[(flag.kind, *marks)], dataclasses.field(default=flag.default)))
     plain: Any = dataclasses.make_dataclass(kind.__name__, flags)
     values = [str(getattr(default, name)) for name in fields] if default is not None else []
     kinds = {name: field.annotation for name, field in fields.items()}
@@ -106,7 +159,7 @@ def parse(
     for name, known in names.items():
         if (chosen := getattr(config, name, None)) is not None:
             choose(chosen, known, name)
-    return config, {flag.name: found[flag.name] for flag in extra}
+    return config, {flag.name: texts.get(flag.name, found[flag.field]) for flag in extra}
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxgen.cli.common import json_line, log, read_byte_lines, run_command, write_out
-from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, check_flags, is_written, parse
+from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, check_flags, is_written, load_plugins, parse
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import check_output, write_output
 
@@ -91,6 +91,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def predict(args: list[str]) -> None:
     """Parse ``args`` and write the answers that they ask for."""
+    args = load_plugins(args)
     extra = [
         ExtraFlag("json", bool, False, "Write one JSON object for each answer."),
         ExtraFlag("inputs", tuple[str, ...], (), INPUTS, "[FILE ...]", positional=True),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import log, read_byte_lines, run_command, write_out
-from jaxgen.cli.flags import ExtraFlag, parse
+from jaxgen.cli.flags import ExtraFlag, load_plugins, parse
 from jaxgen.errors import DataError, JaxgenError, UsageError, counted
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def replay_file(args: list[str]) -> None:
     """Parse ``args`` and replay the samples of the file that they name. Raises ``SamplesDiffer``."""
+    args = load_plugins(args)
     about = "Samples, one JSON object on each line; - for standard input."
     file_flag = ExtraFlag("file", str, "-", about, "FILE", positional=True)
     config, extra = parse(ReplayConfig, args, prog="jaxgen replay", description=DESCRIPTION, extra=[file_flag])

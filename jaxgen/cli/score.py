@@ -13,7 +13,7 @@ from itertools import chain, tee
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, run_command, write_out
-from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, RunConfig, check_flags, parse
+from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, RunConfig, check_flags, load_plugins, parse
 from jaxgen.errors import UsageError, counted
 from jaxgen.runtime import MIN_SECONDS
 
@@ -104,6 +104,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def score(args: list[str]) -> None:
     """Parse ``args`` and write the scores that they ask for."""
+    args = load_plugins(args)
     extra = [
         ExtraFlag("files", tuple[str, ...], (), FILES, "FILE ...", positional=True),
         ExtraFlag("json", bool, False, JSON),

@@ -9,7 +9,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jaxgen.cli.common import asks_version, hold_descriptors, log, run_command
-from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, Rules, check_rules, flag_value, is_written, parse, read_number
+from jaxgen.cli.flags import (
+    Excludes,
+    ExtraFlag,
+    Needs,
+    Rules,
+    check_rules,
+    flag_value,
+    is_written,
+    load_plugins,
+    parse,
+    read_number,
+)
 from jaxgen.errors import UsageError, choose, show_flags
 
 if TYPE_CHECKING:
@@ -123,6 +134,7 @@ def parse_args(args: list[str]) -> tuple[TrainConfig, bool]:
     """The settings of the run, and whether it is resumed. Raises ``UsageError``."""
     from jaxgen.tasks.registry import DATA
 
+    args = load_plugins(args)
     task = _saved_task(args) or DEFAULT_TASK
     if args and not args[0].startswith("-"):
         named = choose(args.pop(0), DATA, "task")

@@ -80,6 +80,7 @@ def _address(name: str) -> str:
 MUST_AGREE: dict[str, tuple[type[JaxgenError], str]] = {
     "settings": (UsageError, "were started with other settings: give all the same flags and configuration files"),
     "versions": (UsageError, "have other versions of jaxgen, JAX or Python: install the same on all hosts"),
+    "plugins": (UsageError, "have other plugins: give the same files with --plugin"),
     "data": (DataError, "read other data: give all the same files"),
     "folder": (UsageError, "do not see the same run: its folder must lie on a disk that all of them can read"),
     "plan": (

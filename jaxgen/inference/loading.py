@@ -13,6 +13,7 @@ import jax
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, UsageError, check_kind
 from jaxgen.fsutil import json_sha256, load_strict
+from jaxgen.plugins import check_plugins
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import MAX_STEPS, TrainConfig, check_folder, read_config, validate
 from jaxgen.runs.directory import RunDirectory
@@ -57,11 +58,14 @@ class LoadedRun:
         saved = read_config(directory)
         try:
             name, config, resolved = saved["task"], saved["config"], saved["resolved"]
+            check_plugins(saved, directory)
             kind = DATA[name].Config
             options = dict(resolved["model"])
             config = dict(config)
             _check_resolved(resolved)
-        except (KeyError, TypeError, ValueError):
+        except UsageError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise CheckpointError(
                 f"{directory.config_path} does not describe a run of this version of jaxgen: it was trained by an "
                 "earlier version. Use that version, or train it again."

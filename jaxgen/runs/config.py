@@ -310,12 +310,14 @@ def run_digest(config: TrainConfig, resolved: Mapping[str, Any], weights: str | 
 
     Args:
         config: The settings.
-        resolved: What was resolved from the data; only the options of the model, tokenizer and digest of data count.
+        resolved: What was resolved from the data; only the options of the model, tokenizer, digest of data and
+            plugins count.
         weights: The digest of the weights of ``--init-from``.
     """
     free = {*config.may_change, *config.places, "preset", "devices", "init_from"}
     fixed = config.model_dump(mode="json", exclude=free)
     data = [resolved["model"], resolved["tokenizer"], resolved["data"]["sha256"], weights]
+    data += [resolved["plugins"]] if "plugins" in resolved else []
     return json_sha256([config.task, fixed, *data])
 
 

@@ -93,6 +93,8 @@ class TaskData(ABC):
 
     #: The settings of a run.
     Config: ClassVar[type[TrainConfig]]
+    #: The pure half of the task: model, loss and decoding.
+    Objective: ClassVar[Any]
     #: The commands that work with a trained model of this task.
     COMMANDS: ClassVar[tuple[str, ...]]
     #: Decides which checkpoint is best.
@@ -214,17 +216,14 @@ class TaskData(ABC):
 def shell_command(name: str) -> str:
     """Returns how a shell starts a command of jaxgen in the way in which this process was started.
 
-    That is the script beside ``train.py``, a user's file that runs the commands, or the installed ``jaxgen``.
+    That is the script beside ``train.py``, or the installed ``jaxgen``.
     """
     folder = Path(sys.executable).parent
     names = [name for name in ("python", "python3") if Path(shutil.which(name) or name).parent == folder]
     python, started = shlex.quote((names or [sys.executable])[0]), Path(sys.argv[0])
-    if started.suffix == ".py" and started.name != "__main__.py" and started.is_file():
-        script = started.with_name(f"{name}.py")
-        if started.name != "train.py" and sys.argv[1:2] == ["train"]:
-            return f"{python} {shlex.quote(str(started))} {name}"
-        if started.name == "train.py" and script.is_file():
-            return f"{python} {shlex.quote(str(script))}"
+    script = started.with_name(f"{name}.py")
+    if started.name == "train.py" and started.is_file() and script.is_file():
+        return f"{python} {shlex.quote(str(script))}"
     installed = shutil.which("jaxgen")
     if installed is not None and Path(installed).parent in (folder, started.parent):
         return f"jaxgen {name}"

@@ -19,6 +19,7 @@ from jaxgen.data.files import data_folders
 from jaxgen.errors import CheckpointError, DataError, UsageError, check_kind, choose, counted
 from jaxgen.fsutil import json_sha256
 from jaxgen.inference.loading import LoadedRun
+from jaxgen.plugins import used_plugins
 from jaxgen.runs.config import MAX_STEPS, TrainConfig, environment_diff, run_digest, versions, write_config
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock
@@ -164,7 +165,7 @@ def start(
         with group.all_or_none():
             _check_several(config, group)
             if group.is_main:
-                make_run = stack.enter_context(RunDirectory.new(config.run, config.task))
+                make_run = stack.enter_context(RunDirectory.new(config.run, config.task.replace(":", "-")))
         if config.model != "rnn":
             trainer: Trainer = baseline(config.task, config.model).start(config, emit, callbacks, make_run)
             return trainer
@@ -256,6 +257,7 @@ def _must_agree(config: TrainConfig, data: TaskData, resolved: dict[str, Any]) -
         "settings": json.dumps(config.model_dump(mode="json", exclude={"run", *config.places})),
         "versions": json.dumps(versions()),
         "data": data.fingerprint()["sha256"],
+        "plugins": json.dumps(resolved.get("plugins")),
         "plan": json.dumps([resolved["model"], resolved["devices"]], default=str),
     }
 
@@ -315,6 +317,8 @@ def resolve_config(
         "processes": jax.process_count(),
         "tokenizer": json_sha256(data.codec.to_json()),
     }
+    if plugins := used_plugins(data.config):
+        resolved["plugins"] = plugins
     weights = None if initial is None else tree_sha256(initial)
     return {**resolved, "run_digest": run_digest(data.config, resolved, weights)}
 
@@ -394,6 +398,8 @@ def _reopen(
             raise DataError(f"{changes} {advice}")
         emit(Note(f"WARNING: {changes} The run continues with the new data, at the same step."))
     saved.resolved["data"] = now
+    if plugins := used_plugins(config):  # another version may have been accepted
+        saved.resolved["plugins"] = plugins
     if differences := environment_diff(saved.resolved):
         emit(Note(f"WARNING: This run was started with {differences}: the bits of its results may now differ."))
     return saved, config, data

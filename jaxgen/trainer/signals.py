@@ -127,12 +127,12 @@ class StopSignals:
 class Interrupted(Exception):
     """A signal stopped the run; everything is saved. ``exit_code`` is 128 + the signal's number.
 
-    ``run`` is the path of the run to continue, if there is one.
+    ``run`` is the path of the run to continue, if there is one, and ``flags`` are further flags of that command.
     """
 
-    def __init__(self, number: int, where: str, run: str | None = None) -> None:
-        command = "" if run is None else f" Continue with: python train.py --run {shlex.quote(run)} --resume auto"
-        super().__init__(f"Stopped {where}.{command}")
+    def __init__(self, number: int, where: str, run: str | None = None, flags: str = "") -> None:
+        command = f" Continue with: python train.py --run {shlex.quote(run or '')} --resume auto{flags}"
+        super().__init__(f"Stopped {where}.{'' if run is None else command}")
         self.exit_code = 128 + number
 
 
@@ -153,10 +153,10 @@ class _RaiseOnSignal(StopSignals):
 
 
 @contextmanager
-def raise_on_signal(where: str, run: str | None = None) -> Iterator[None]:
+def raise_on_signal(where: str, run: str | None = None, flags: str = "") -> Iterator[None]:
     """A context that a signal ends at once with ``Interrupted``."""
     try:
         with resend_lost(), _RaiseOnSignal():
             yield
     except _Stopped as stopped:
-        raise Interrupted(stopped.number, where, run) from None
+        raise Interrupted(stopped.number, where, run, flags) from None

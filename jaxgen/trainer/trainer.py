@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, DivergedError, counted, for_caller
+from jaxgen.plugins import plugin_flags
 from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
@@ -75,6 +76,7 @@ class Trainer:
         #: When ``train`` begins its report although steps are left, on the clock ``time.perf_counter``.
         self.deadline = deadline if group.is_single else math.inf  # several processes must stop at the same step
         self.key = make_key(config.seed)
+        self.plugin_flags = plugin_flags(resolved.get("plugins", []))  # of commands that are shown
         self.total_steps: int = resolved["steps"]
         self.devices: int = resolved["devices"]
         most = getattr(task, "STEPS_PER_CALL", MAX_STEPS_PER_CALL)
@@ -316,7 +318,7 @@ class Trainer:
         if received is not None:
             raise self._interrupted(received, where)
         # With several processes, one that stopped here would make the others wait forever.
-        with raise_on_signal(where, str(self.run)) if self.group.is_single else StopSignals():
+        with raise_on_signal(where, str(self.run), self.plugin_flags) if self.group.is_single else StopSignals():
             return self._report(step)
 
     def _report(self, step: int) -> Finished:
@@ -337,7 +339,7 @@ class Trainer:
         inference, path = self._inference_with(params), str(self.run)
         report = metrics | self.data.generation_metrics(inference, True)
         samples = [(each.title, each.text) for each in self.data.examples(inference, final=True)]
-        summary, command = self.data.report_lines(report), self.data.next_command(path)
+        summary, command = self.data.report_lines(report), self.data.next_command(path) + self.plugin_flags
         finished = Finished(path, step, best_step, report, summary, command, samples, self._advice(path, step))
         self.recorder.call("on_end", finished, inference)
         return finished
@@ -350,7 +352,8 @@ class Trainer:
         unigram, number = None, self.data.num_targets
         if number is not None and rows:
             unigram = frequency_loss(self.data.target_ids("train"), self.data.target_ids("val"), number)
-        go_on, length = f"python train.py --run {shlex.quote(path)} --resume auto", f"--steps {2 * self.total_steps}"
+        go_on = f"python train.py --run {shlex.quote(path)} --resume auto{self.plugin_flags}"
+        length = f"--steps {2 * self.total_steps}"
         if step < self.total_steps:
             longer = f"Continue with `{go_on}`."
         elif self.config.schedule == "constant":
@@ -360,7 +363,7 @@ class Trainer:
         return [for_caller(text) for text in advise(rows, self.uniform_loss, unigram, longer)]
 
     def _interrupted(self, number: int, where: str) -> Interrupted:
-        return Interrupted(number, where, str(self.run) if self.group.is_main else None)
+        return Interrupted(number, where, str(self.run) if self.group.is_main else None, self.plugin_flags)
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         if self.recorder.store is None:

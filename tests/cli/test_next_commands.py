@@ -20,18 +20,7 @@ from jaxgen.tasks.language.conditioning import Conditioning
 
 ROOT = Path(__file__).parents[2]
 SIZES = "--cell elman --hidden 8 --layers 1 --batch-size 4 --steps 2 --eval-every 0 --sample-every 0"
-CELL = """
-from jaxgen.cells import CELLS
-from jaxgen.cells.elman import Elman
-
-class Mine(Elman):
-    pass
-
-CELLS["mine"] = Mine
-
-from jaxgen.cli.main import main
-raise SystemExit(main())
-"""
+CELL = "from jaxgen.cells.elman import Elman\n\nclass Mine(Elman):\n    pass\n"
 
 
 @pytest.fixture
@@ -45,7 +34,8 @@ def data(here: Path) -> Path:
     for i in range(8):
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(here / f"my photos/{i}.png")
     (here / "my photos/captions.csv").write_text("image,caption\n" + "".join(f"{i}.png,number {i}\n" for i in range(8)))
-    (here / "mycells.py").write_text(CELL)
+    (here / "my cells").mkdir()
+    (here / "my cells/mycells.py").write_text(CELL)
     return here
 
 
@@ -58,7 +48,11 @@ def data(here: Path) -> Path:
             ["--data", "my book.txt", "--level", "word", "--seq-len", "8"],
             "jaxgen sample --run",
         ),
-        (["mycells.py", "train"], ["--data", "my book.txt", "--cell", "mine", "--seq-len", "8"], "mycells.py sample"),
+        (
+            [ROOT / "train.py", "--plugin", "my cells/mycells.py"],
+            ["--data", "my book.txt", "--cell", "mycells:Mine", "--seq-len", "8"],
+            "--plugin 'my cells/mycells.py'",
+        ),
         (
             [ROOT / "train.py"],
             ["classify", "--data", "rows.csv", "--text-column", "text", "--label-column", "label"],
@@ -116,11 +110,9 @@ def test_an_example_is_a_line_that_the_shell_writes_unchanged(text, command):
     ("started", "name", "command"),
     [
         (["{here}/train.py", "--data", "x"], "sample", "python '{here}/sample.py'"),
-        (["mine.py", "train"], "sample", "python mine.py sample"),
-        (["mine.py", "train"], "predict", "python mine.py predict"),
         (["{here}/train.py"], "predict", "jaxgen predict"),
         (["/bin/jaxgen", "train"], "sample", "jaxgen sample"),
-        (["mine.py"], "sample", "jaxgen sample"),
+        (["mine.py", "train"], "sample", "jaxgen sample"),
     ],
 )
 def test_a_command_is_started_as_this_process_was(here, monkeypatch, started, name, command):

@@ -24,7 +24,7 @@ from jaxgen.runs.config import Beam, Fraction, NotNegative, Size, TrainConfig
 from jaxgen.tasks.base import Inference, Metric, Names, changed_flags, check_same_level, shell_command
 from jaxgen.tasks.caption.annotations import find_captions, match_captions, read_captions
 from jaxgen.tasks.caption.images import describe_skipped, find_images, read_features, read_image, read_images
-from jaxgen.tasks.caption.objective import is_image
+from jaxgen.tasks.caption.objective import CaptionTask, is_image
 from jaxgen.tasks.caption.shapes import Scenes, shapes
 from jaxgen.tasks.rows import RowSplits, refuse_builtin, refuse_flags, train_and_val, train_tokenizer
 from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqConfig, Seq2SeqData, TextWriter
@@ -359,6 +359,7 @@ class CaptionData(Seq2SeqData):
     """``TaskData`` of captioned images."""
 
     Config: ClassVar[type[TrainConfig]] = CaptionConfig
+    Objective: ClassVar[Any] = CaptionTask
     Codec: ClassVar[type[CaptionCodec]] = CaptionCodec
     METRIC: ClassVar[Metric] = Metric("val_cider", higher_is_better=True)
     UNIT: ClassVar[str] = "images"

@@ -39,6 +39,7 @@ from jaxgen.tasks.base import (
     echo_command,
     shell_command,
 )
+from jaxgen.tasks.classify.objective import ClassifyTask
 from jaxgen.tasks.classify.sequences import SEQUENCES, sequences
 from jaxgen.tasks.classify.stdlib_packages import stdlib_packages
 from jaxgen.tasks.labels import check_known, distinct_labels, label_names, twin_notes
@@ -268,6 +269,7 @@ class ClassifyData(RowsData):
     codec: ClassifyCodec
 
     Config: ClassVar[type[TrainConfig]] = ClassifyConfig
+    Objective: ClassVar[Any] = ClassifyTask
     Codec: ClassVar[type[ClassifyCodec]] = ClassifyCodec
     METRIC: ClassVar[Metric] = Metric("val_accuracy", higher_is_better=True)
     UNIT: ClassVar[str] = "texts"

@@ -30,6 +30,7 @@ from jaxgen.tasks.base import (
 from jaxgen.tasks.language.conditioning import Conditioning, TextCodec, join_codec, read_codec, split_codec
 from jaxgen.tasks.language.config import BUILT_FROM, LanguageConfig
 from jaxgen.tasks.language.corpus import LanguageCorpus, TextSplits, encode_splits, read_splits
+from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers.base import UNK, Tokenizer
 from jaxgen.training.windows import Conditions
 
@@ -56,6 +57,7 @@ class LanguageData(TaskData):
     corpus: LanguageCorpus
 
     Config: ClassVar[type[TrainConfig]] = LanguageConfig
+    Objective: ClassVar[Any] = LanguageTask
     COMMANDS: ClassVar[tuple[str, ...]] = ("sample", "score", "evaluate", "replay", "export")
     METRIC: ClassVar[Metric] = Metric("val_loss", higher_is_better=False)
     UNIT: ClassVar[str] = "tokens"

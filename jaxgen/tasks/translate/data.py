@@ -36,6 +36,7 @@ from jaxgen.tasks.rows import (
 )
 from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqConfig, Seq2SeqData, TextWriter, token_label
 from jaxgen.tasks.translate.dates import dates
+from jaxgen.tasks.translate.objective import TranslateTask
 from jaxgen.text import whole_lines
 from jaxgen.tokenizers import SavedTokenizer
 from jaxgen.tokenizers.base import Tokenizer
@@ -255,6 +256,7 @@ class TranslateData(Seq2SeqData):
     """``TaskData`` of pairs of texts."""
 
     Config: ClassVar[type[TrainConfig]] = TranslateConfig
+    Objective: ClassVar[Any] = TranslateTask
     Codec: ClassVar[type[TranslateCodec]] = TranslateCodec
     METRIC: ClassVar[Metric] = Metric("val_bleu", higher_is_better=True)
     UNIT: ClassVar[str] = "pairs"
