@@ -117,7 +117,7 @@ def load_plugin(source: str | os.PathLike[str], changed: str = "refuse") -> None
             (setting, entry)
             for (setting, registry), then in zip(REGISTRIES, before)
             for entry, value in registry.items()
-            if then.get(entry) is not value or _is_from(value, module)
+            if then.get(entry) is not value or (":" not in entry and _is_from(value, module))
         }
         if not entries:
             raise UsageError(

@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import socket
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ import pytest
 from jax._src import compiler
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxgen import jitted, runtime
+from jaxgen import jitted, plugins, runtime
 from jaxgen.errors import show_flags
 
 # A shell that starts something in the background has it ignore Ctrl-C, and what it starts too: some tests send it.
@@ -100,6 +101,7 @@ RUNS = {
     "cli/test_label_flags.py",
     "cli/test_next_commands.py",
     "cli/test_ngram_commands.py",
+    "cli/test_plugin_commands.py",
     "cli/test_predict_command.py",
     "cli/test_sampling_commands.py",
     "cli/test_scripts.py",
@@ -275,6 +277,26 @@ def quick_environment(compiled: Path, older_code: dict[str, Any]) -> dict[str, s
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip(),
     }
+
+
+@pytest.fixture
+def without_plugins():
+    """The registries, the loaded plugins and their modules are as without plugins, here and after the test.
+
+    Returns a function that forgets all plugins, as a new process has none.
+    """
+    before = [dict(registry) for _, registry in plugins.REGISTRIES]
+
+    def forget() -> None:
+        plugins.LOADED.clear()
+        for (_, registry), former in zip(plugins.REGISTRIES, before):
+            registry.clear()
+            registry.update(former)
+        for name in [name for name in sys.modules if name.startswith((plugins.FILE_MODULE, "acme"))]:
+            del sys.modules[name]
+
+    yield forget
+    forget()
 
 
 @pytest.fixture(scope="session")
