@@ -1,4 +1,4 @@
-"""Plugins: files and modules of the user that define cells, tokenizers, logit transforms or tasks.
+"""Plugins: files and modules of the user that define cells, blocks, tokenizers, logit transforms or tasks.
 
 The name ``mycells:MyCell`` stands for the class ``MyCell`` of the plugin ``mycells`` in every setting that chooses from
 a registry. A plugin may also fill the registries itself, as in ``jaxgen.CELLS["mine"] = MyCell``.
@@ -29,11 +29,12 @@ from typing import Annotated, Any
 from flax import linen as nn
 from pydantic import Field
 
-from jaxgen.cells import CELLS, Cell
+from jaxgen.cells import CELLS, Cell, LinearCell
 from jaxgen.data.batches import BATCHES
 from jaxgen.errors import CheckpointError, JaxgenWarning, UsageError, check_kind, choose
 from jaxgen.fsutil import StrictModel, file_sha256, load_strict, malformed
 from jaxgen.models.attention import ATTENTIONS
+from jaxgen.models.blocks import BLOCKS
 from jaxgen.models.classifier import POOLINGS
 from jaxgen.runs.config import TrainConfig
 from jaxgen.sampling.transforms import TRANSFORMS
@@ -45,6 +46,7 @@ from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES
 #: The registries that a plugin may fill, each with the setting that chooses from it.
 REGISTRIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("attention", ATTENTIONS),
+    ("block", BLOCKS),
     ("cell", CELLS),
     ("layout", BATCHES),
     ("level", TOKENIZERS),
@@ -84,8 +86,8 @@ LOADED: dict[str, Plugin] = {}
 def load_plugin(source: str | os.PathLike[str], changed: str = "refuse") -> None:
     """Import a plugin, so that settings can name its classes; a file that is loaded again is executed again.
 
-    Every class that the plugin defines and that follows the protocol of a cell, a tokenizer, a logit transform or a
-    task gets a name such as ``mycells:MyCell``.
+    Every class that the plugin defines and that follows the protocol of a cell, a block, a tokenizer, a logit
+    transform or a task gets a name such as ``mycells:MyCell``.
 
     Args:
         source: A file ``mycells.py``, or the name of an installed module.
@@ -122,7 +124,7 @@ def load_plugin(source: str | os.PathLike[str], changed: str = "refuse") -> None
         if not entries:
             raise UsageError(
                 f"The plugin {source} defines nothing that jaxgen can use: no subclass of Cell, Tokenizer or TaskData "
-                "with all methods, no dataclass with `init` and `update`, and no entry of a registry."
+                "with all methods, no block, no dataclass with `init` and `update`, and no entry of a registry."
             )
     LOADED[name] = Plugin(source, record, changed, frozenset(entries))
 
@@ -174,6 +176,8 @@ def check_plugins(saved: Mapping[str, Any], run: object) -> None:
 def _used(task: object, settings: Mapping[str, Any]) -> list[Plugin]:
     """The loaded plugins with an entry that the settings name."""
     given = {("task", task), *((setting, settings.get(setting)) for setting, _ in REGISTRIES)}
+    if isinstance(pattern := settings.get("layers_pattern"), str):
+        given |= {("cell", name.strip()) for name in pattern.split(",")}
     return [plugin for plugin in LOADED.values() if plugin.entries & given]
 
 
@@ -310,9 +314,19 @@ def _is_cell(value: type) -> bool:
         return any(getattr(value, name) is not getattr(base, name) for name in names)
 
     base: type = Cell if issubclass(value, Cell) else nn.RNNCellBase
+    if issubclass(value, LinearCell):
+        return has("project") and value.coefficients is not LinearCell.coefficients
     if base is Cell:
         return has("project") and has("weights") and has("pointwise", "step", "forward_with_residuals")
     return issubclass(value, base) and has("__call__") and has("initialize_carry")
+
+
+def _is_block(value: type) -> bool:
+    if not issubclass(value, nn.Module) or issubclass(value, nn.RNNCellBase):
+        return False
+    methods = ("initialize_carry", "cell_state", "start", "clamp_state")
+    given = {field.name for field in fields(value)}
+    return {"cell", "features", "layer", "layers"} <= given and all(hasattr(value, name) for name in methods)
 
 
 def _is_transform(value: type) -> bool:
@@ -327,6 +341,7 @@ def _is_concrete(value: type, base: type) -> bool:
 #: What makes a class of a plugin an entry of a registry.
 PROTOCOLS: tuple[tuple[Callable[[type], bool], dict[str, Any]], ...] = (
     (_is_cell, CELLS),
+    (_is_block, BLOCKS),
     (lambda value: _is_concrete(value, Tokenizer), TOKENIZERS),
     (lambda value: _is_concrete(value, TaskData) and hasattr(value, "Objective"), DATA),
     (_is_transform, TRANSFORMS),

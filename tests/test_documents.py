@@ -11,6 +11,7 @@ import pytest
 import jaxgen
 from jaxgen.cli.evaluate import EvaluateConfig
 from jaxgen.cli.export import ExportConfig
+from jaxgen.cli.flags import COMMON
 from jaxgen.cli.import_weights import ImportConfig
 from jaxgen.cli.replay import ReplayConfig
 from jaxgen.cli.sampling_flags import SampleConfig
@@ -23,6 +24,8 @@ from jaxgen.testing import check_cell
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
+#: The flags of every command.
+EVERYWHERE = {"--help", *(f"--{flag.name.replace('_', '-')}" for flag in COMMON)}
 #: The flags of each beyond those of its configuration.
 OTHERS = {
     "export": (ExportConfig, ()),
@@ -94,10 +97,8 @@ def test_every_flag_of_train_that_a_document_types_exists(document):
             command = command[: command.index("#")]
         named = re.search(r"train\.py ([a-z]+)", command)
         kind = DATA[named[1]].Config if named and named[1] in DATA else LanguageConfig
-        known = {f"--{name.replace('_', '-')}" for name in kind.model_fields} | {
-            "--help",
-            *(f"--{name.replace('_', '-')}" for name, *_ in extra_flags()),
-        }
+        known = {f"--{name.replace('_', '-')}" for name in kind.model_fields} | EVERYWHERE
+        known |= {f"--{name.replace('_', '-')}" for name, *_ in extra_flags()}
         assert set(re.findall(r"--[a-z][a-z-]*", command)) <= known, command
 
 
@@ -105,7 +106,7 @@ def test_every_flag_of_train_that_a_document_types_exists(document):
 @pytest.mark.parametrize("command", OTHERS)
 def test_every_flag_of_another_command_that_a_document_types_exists(document, command):
     kind, more = OTHERS[command]
-    known = {f"--{name.replace('_', '-')}" for name in kind.model_fields} | {"--help", *more}
+    known = {f"--{name.replace('_', '-')}" for name in kind.model_fields} | EVERYWHERE | {*more}
     for typed in re.findall(rf"jaxgen {command}\b.*$", document.read_text(encoding="utf-8"), re.MULTILINE):
         assert set(re.findall(r"--[a-z][a-z-]*", typed.split("#")[0].split("`")[0])) <= known, typed
 
@@ -117,7 +118,7 @@ def test_the_documents_type_every_command():
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_flag_of_sample_that_a_document_types_exists(document):
-    known = {f"--{name.replace('_', '-')}" for name in SampleConfig.model_fields} | {"--help", "--json"}
+    known = {f"--{name.replace('_', '-')}" for name in SampleConfig.model_fields} | EVERYWHERE | {"--json"}
     known |= {f"--{name}" for name in jaxgen.TRANSFORMS}
     for command in re.findall(r"python sample\.py.*$", document.read_text(encoding="utf-8"), re.MULTILINE):
         assert set(re.findall(r"--[a-z][a-z-]*", command.split("#")[0].split("`")[0])) <= known, command

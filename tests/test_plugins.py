@@ -30,11 +30,18 @@ from typing import ClassVar
 from flax import linen as nn
 
 from jaxgen import CELLS, Cell, ClassifyConfig, LSTM
+from jaxgen.models.blocks import ResidualBlock
 from jaxgen.tasks.classify.data import ClassifyData
 from jaxgen.tokenizers import ByteTokenizer
 
 class Mine(LSTM):
     pass
+
+class Block(ResidualBlock):
+    pass
+
+class NoBlock(nn.Module):
+    features: int
 
 class Foreign(nn.RNNCellBase):
     def __call__(self, carry, x):
@@ -97,7 +104,7 @@ def added() -> set[str]:
 
 def test_the_classes_that_follow_a_protocol_get_names_in_its_registry():
     load_plugin(write("mine.py", ALL))
-    assert added() == {"mine:Mine", "mine:Foreign", "mine:Keep", "mine:Bytes", "mine:Echo"}
+    assert added() == {"mine:Mine", "mine:Block", "mine:Foreign", "mine:Keep", "mine:Bytes", "mine:Echo"}
     assert {"mine:Mine", "mine:Foreign", "flax-gru"} <= set(jaxgen.CELLS)
     assert set(jaxgen.TASKS) == set(plugins.DATA) >= {"mine:Echo"}
     assert jaxgen.TRANSFORMS["mine:Keep"](3).n == 3
@@ -112,7 +119,8 @@ def test_a_run_records_the_plugins_that_its_settings_use_and_no_others():
     digest = hashlib.sha256(Path("mine.py").read_bytes()).hexdigest()
     for cell in ("mine:Mine", "flax-gru"):
         assert used_plugins(LanguageConfig(cell=cell)) == [{"name": "mine.py", "sha256": digest}]
-    assert [each["name"] for each in used_plugins(LanguageConfig(level="mine:Bytes"))] == ["mine.py"]
+    for settings in ({"level": "mine:Bytes"}, {"block": "mine:Block"}, {"layers_pattern": "lstm, mine:Mine"}):
+        assert [each["name"] for each in used_plugins(LanguageConfig(**settings))] == ["mine.py"]
     assert [each["name"] for each in used_plugins(plugins.DATA["mine:Echo"].Config())] == ["mine.py"]
     assert used_plugins(LanguageConfig()) == []
 

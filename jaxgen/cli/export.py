@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from jaxgen.cli.common import log, run_command
-from jaxgen.cli.flags import Excludes, RunConfig, check_flags, parse
+from jaxgen.cli.flags import Excludes, RunConfig, check_flags, load_plugins, parse
 from jaxgen.errors import UsageError
 from jaxgen.fsutil import check_output, write_output
 
@@ -47,6 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def export(args: list[str]) -> None:
     """Parse ``args`` and write the file that they ask for."""
+    args = load_plugins(args)
     config, _ = parse(ExportConfig, args, prog="jaxgen export", description=DESCRIPTION)
     check_flags(RULES, config, args)
     if config.to is None or config.output is None:

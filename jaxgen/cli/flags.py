@@ -59,7 +59,7 @@ COMMON = (
         "plugin",
         str | None,
         None,
-        "Python file or installed module with cells, tokenizers, logit transforms or tasks of your own, named as in "
+        "Python file or installed module with cells, blocks, tokenizers, logit transforms or tasks of your own, as in "
         "mycells:MyCell for the class MyCell of mycells.py; may be repeated. The environment variable JAXGEN_PLUGINS "
         "can name more, separated as in PATH.",
         "FILE_OR_MODULE",

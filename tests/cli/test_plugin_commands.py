@@ -24,6 +24,7 @@ from flax import linen as nn
 
 from jaxgen import Cell, ClassifyConfig
 from jaxgen.cells import Affine, Weights
+from jaxgen.models.blocks import ResidualBlock
 from jaxgen.tasks.classify.data import ClassifyData
 from jaxgen.tokenizers import CharTokenizer
 
@@ -61,6 +62,12 @@ class Only:
     @staticmethod
     def update(state, logits, last):
         return state, jnp.where(jnp.arange(logits.shape[-1])[None] < state, logits, -jnp.inf)
+
+
+class Block(ResidualBlock):
+    """A residual block without a convolution."""
+
+    conv: int = 0
 
 
 class Letters(CharTokenizer):
@@ -112,7 +119,7 @@ def own(book: Path) -> list[object]:
 def test_a_cell_and_a_tokenizer_of_ones_own_work_in_every_command(
     fresh, train, sample, score, evaluate, replay, own, plugin, monkeypatch
 ):
-    done = fresh(train, *own, "--steps", 10, "--run", "r")
+    done = fresh(train, *own, "--block", "mine:Block", "--steps", 10, "--run", "r")
     assert done.code == 0, done.err
     assert done.out.splitlines()[-1].endswith(" --plugin mine.py")
     with_it = ["--run", "r", "--plugin", "mine.py"]

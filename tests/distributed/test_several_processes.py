@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from builders import overridden
+from builders import overridden, write
 from PIL import Image
 
 from jaxgen.cli.train import main
@@ -79,6 +79,25 @@ def test_two_processes_train_what_one_does_and_stop_together(jobs, alone):
     assert "2 and 2 then" in alone("two", "--resume", "auto")
     alone("one")
     check_same(jobs.folder / "one", jobs.folder / "two")
+
+
+def test_two_processes_with_a_cell_of_ones_own_need_the_same_file(jobs):
+    cell = (
+        "import jax.numpy as jnp\nfrom jaxgen.cells.elman import Elman\n\nclass Mine(Elman):\n    one = jnp.ones(1)\n"
+    )
+    for folder, more in (("a", ""), ("b", "# another version\n")):
+        write(jobs.folder / folder / "mine.py", cell + more)
+    flags = ("--cell", "mine:Mine", "--steps", "2")
+    differ = train(jobs, 2, "bad", *flags, others={0: ["--plugin", "a/mine.py"], 1: ["--plugin", "b/mine.py"]})
+    assert [ended.code for ended in differ] == [2, 2], differ
+    assert "other plugins" in differ[0].err
+    lacks = train(jobs, 2, "bad", *flags, others={0: ["--plugin", "a/mine.py"], 1: ["--plugin", "missing.py"]})
+    assert [ended.code for ended in lacks] == [2, 2], lacks
+    assert "missing.py" in lacks[0].err
+    assert not (jobs.folder / "bad").exists()
+    same = train(jobs, 2, "run", *flags, "--plugin", "a/mine.py")
+    assert [ended.code for ended in same] == [0, 0], same
+    check_quiet(same[1])
 
 
 @pytest.mark.slow
