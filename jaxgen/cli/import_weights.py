@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from jaxgen.cli.common import log, run_command
 from jaxgen.cli.flags import ExtraFlag, load_plugins, parse
@@ -35,6 +35,10 @@ class ImportConfig(BaseModel):
     """Texts that train.py --resume continues with. Default: python-docs."""
     cell: Literal["elman-relu"] | None = None
     """The units of a PyTorch nn.RNN are ReLUs, which its file does not say."""
+    scale_embedding: bool = False
+    """Embedded tokens are multiplied by the square root of their width, which a RecurrentGemma's file does not say."""
+    soft_cap: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Logits are limited to this number by tanh (RecurrentGemma: 30), which a file does not say. 0: they are not."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -50,6 +54,7 @@ def import_weights(args: list[str]) -> None:
 
     from jaxgen.errors import UsageError
     from jaxgen.interchange.import_run import import_run
+    from jaxgen.interchange.layouts import Unrecorded
     from jaxgen.runs.config import check_folder
     from jaxgen.runtime import need_backend
 
@@ -57,5 +62,6 @@ def import_weights(args: list[str]) -> None:
     if not extra["file"]:
         raise UsageError("No file was given: name a safetensors file with the weights of a language model.")
     need_backend()
-    run = import_run(extra["file"], config.run, config.tokenizer, config.data, config.cell)
+    unrecorded = Unrecorded(config.cell, config.scale_embedding, config.soft_cap)
+    run = import_run(extra["file"], config.run, config.tokenizer, config.data, unrecorded)
     log(f"{extra['file']} is now the run {run}. Next: python sample.py --run {shlex.quote(str(run))}")

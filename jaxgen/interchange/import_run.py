@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.fsutil import parse_json
-from jaxgen.interchange.layouts import read_model
+from jaxgen.interchange.layouts import NOTHING, Unrecorded, read_model
 from jaxgen.interchange.vocabulary import read_vocabulary
 from jaxgen.interchange.weights import READING, SETTINGS, TOKENIZER, read_weights
 from jaxgen.runs.config import validate
@@ -43,7 +43,7 @@ def import_run(
     run: str | None = None,
     tokenizer: str | None = None,
     data: Sequence[str] = (),
-    cell: str | None = None,
+    unrecorded: Unrecorded = NOTHING,
 ) -> RunDirectory:
     """A new run, of 0 steps, of the model in a safetensors file.
 
@@ -52,7 +52,7 @@ def import_run(
         run: The folder of the run. Default: the next free ``runs/language-N``.
         tokenizer: The vocabulary, as ``read_vocabulary`` reads it, of a file that has none.
         data: The texts that training continues with, if the run is resumed. Default: that of every run.
-        cell: The kind of cell, where the file does not say.
+        unrecorded: What the file does not say.
 
     Raises:
         DataError: The file or its vocabulary cannot be used.
@@ -63,7 +63,7 @@ def import_run(
         advice = "leave out --tokenizer" if tokenizer else "give --tokenizer FILE, or --tokenizer byte"
         raise UsageError(f"The weights {path} have {'a' if tokenizer else 'no'} vocabulary in their header: {advice}.")
     try:
-        config, codec, named = _read(arrays, about, tokenizer, cell)
+        config, codec, named = _read(arrays, about, tokenizer, unrecorded)
     except (TypeError, ValueError, KeyError, CheckpointError) as error:
         if isinstance(error, DataError):
             raise
@@ -74,16 +74,18 @@ def import_run(
 
 
 def _read(
-    arrays: dict[str, np.ndarray], about: dict[str, str], vocabulary: str | None, cell: str | None
+    arrays: dict[str, np.ndarray], about: dict[str, str], vocabulary: str | None, unrecorded: Unrecorded
 ) -> tuple[LanguageConfig, Tokenizer, dict[str, np.ndarray]]:
     """The settings, the tokenizer and the parameters by dotted name. Raises ``ValueError`` and the like."""
     settings = _saved_settings(about)
-    if cell is not None and settings.get("cell", cell) != cell:
-        raise UsageError(f"Its cell is {settings['cell']!r}: leave out --cell.")
+    if settings and unrecorded != NOTHING:
+        raise UsageError("Its header says what the model does: leave out --cell, --scale-embedding and --soft-cap.")
     if settings and about.get("format") != "pt":
         named = arrays
     else:
-        model = read_model(arrays, cell or settings.get("cell"))
+        if settings.get("cell") == "elman-relu":
+            unrecorded = Unrecorded(cell="elman-relu")
+        model = read_model(arrays, unrecorded)
         settings, params = settings | model.settings, model.params
         if vocabulary is not None:
             known = read_vocabulary(vocabulary, len(params["embedding"]))

@@ -6,13 +6,15 @@ A layout is recognised by the name of an array. To add one, add a function and a
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.cells.torch import stack_from_torch
-from jaxgen.errors import UsageError, listed
+from jaxgen.errors import JaxgenWarning, UsageError, listed
 from jaxgen.interchange.weights import TORCH_CELLS
 
 #: What embeddings and output layers are called in PyTorch: the part of the name before ``.weight``.
@@ -37,6 +39,23 @@ class Model(NamedTuple):
     params: dict[str, Any]
 
 
+class Unrecorded(NamedTuple):
+    """What a model does that its file does not say.
+
+    Args:
+        cell: ``elman-relu`` for a PyTorch ``nn.RNN`` of ReLUs.
+        scale_embedding: Embedded tokens are multiplied by the square root of their width (RecurrentGemma).
+        soft_cap: Logits are limited to this number (``LanguageModel.soft_cap``).
+    """
+
+    cell: str | None = None
+    scale_embedding: bool = False
+    soft_cap: float = 0.0
+
+
+NOTHING = Unrecorded()
+
+
 class Arrays:
     """The arrays of a file, of which a layout has to use every one."""
 
@@ -51,6 +70,8 @@ class Arrays:
         if name not in self._left:
             raise UsageError(f"It has no array {name!a}. Those left are {listed(sorted(self._left)) or 'none'}.")
         array = self._left.pop(name)
+        if array.size == 0:
+            raise UsageError(f"{name!a} is empty.")
         if array.ndim != len(shape) or any(want not in (None, size) for want, size in zip(shape, array.shape)):
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise UsageError(f"{name!a} has the shape {list(array.shape)}, but [{wanted}] fits the other arrays.")
@@ -69,10 +90,9 @@ class Arrays:
             raise UsageError(f"It has arrays that no part of the model reads: {listed(sorted(self._left))}.")
 
 
-def read_torch(arrays: Arrays, cell: str | None) -> Model:
+def read_torch(arrays: Arrays, unrecorded: Unrecorded) -> Model:
     """A PyTorch model of ``nn.Embedding``, ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN``, and ``nn.Linear``.
 
-    Safetensors do not say whether an ``nn.RNN`` has tanh or ReLU units: it has tanh unless ``cell`` is ``elman-relu``.
     Without an output layer, or with one that equals the embedding, the two are one matrix.
     """
     entry = re.compile(r"(.*?)((?:weight|bias)_(?:ih|hh|hr)_l[0-9]{1,4}(?:_reverse)?)")
@@ -81,8 +101,8 @@ def read_torch(arrays: Arrays, cell: str | None) -> Model:
         raise UsageError(f"It has several recurrent modules: {listed(sorted({match[1] for match in matches}))}.")
     state_dict = {match[2]: arrays.take(match[0], *([None] * (2 if "weight" in match[2] else 1))) for match in matches}
     rows, hidden = state_dict["weight_hh_l0"].shape
-    kinds = {4 * hidden: "lstm", 3 * hidden: "gru", hidden: "elman-relu" if cell == "elman-relu" else "elman"}
-    if rows not in kinds or hidden == 0:
+    kinds = {4 * hidden: "lstm", 3 * hidden: "gru", hidden: unrecorded.cell or "elman"}
+    if rows not in kinds:
         raise UsageError(f"'weight_hh_l0' has the shape {[rows, hidden]}, which is none of an LSTM, a GRU or an RNN.")
     cells = stack_from_torch(state_dict, TORCH_CELLS[kinds[rows]])
     if above := [name for name in state_dict if int(re.findall("[0-9]+", name)[0]) >= len(cells)]:
@@ -102,17 +122,115 @@ def read_torch(arrays: Arrays, cell: str | None) -> Model:
     return Model(settings, params | output)
 
 
+def read_recurrentgemma(arrays: Arrays, unrecorded: Unrecorded) -> Model:
+    """A RecurrentGemma model in its PyTorch names, of recurrent blocks only (De et al. 2024, arXiv:2402.19427).
+
+    Warns of the one difference: its code has no factor sqrt(1 - a^2) at the first token of a text.
+    """
+    ends = [name for name in arrays if name.endswith("rg_lru.a_param")]
+    start = ends[0].partition("blocks.")[0]
+    if any("attention_block" in name for name in arrays):
+        raise UsageError("It has blocks of local attention, which jaxgen lacks: only models of recurrent blocks fit.")
+    embedding = arrays.take(f"{start}embedder.input_embedding", None, None)
+    size, width = embedding.shape
+    difference = "RecurrentGemma's code reads the first token of a text without the factor sqrt(1 - a^2) of the paper's"
+    warnings.warn(JaxgenWarning(f"{difference} RG-LRU, which jaxgen has: the first logits differ."), stacklevel=2)
+    cells, options, block_options = {}, {}, {}
+    for layer in range(len(ends)):
+        block = f"{start}blocks.{layer}."
+        inside = f"{block}recurrent_block."
+        decay = arrays.take(f"{inside}rg_lru.a_param", None)
+        inner = len(decay)
+        inputs = [_linear(arrays, f"{inside}linear_{branch}", inner, width) for branch in "xy"]
+        gates = {}
+        for gate, name in (("recurrence_gate", "a_gate"), ("input_gate", "input_gate")):
+            kernel = arrays.take(f"{inside}rg_lru.{name}.w", None, None, None)
+            bias = arrays.take(f"{inside}rg_lru.{name}.b", *kernel.shape[:2])
+            gates[gate] = {"kernel": kernel, "bias": bias.reshape(-1)}
+        convolution = arrays.take(f"{inside}conv_1d.w", None, inner)
+        up = arrays.take(f"{block}mlp_block.ffw_up.w", 2, width, None)
+        mlp = up.shape[-1]
+        up_bias = arrays.take(f"{block}mlp_block.ffw_up.b", 2, 1, 1, mlp)
+        cells[f"cells_{layer}"] = {
+            "cell_norm": {"scale": 1 + arrays.take(f"{block}temporal_pre_norm.scale", width)},
+            "input": {name: np.concatenate([each[name] for each in inputs], axis=-1) for name in ("kernel", "bias")},
+            "convolution": {"kernel": convolution, "bias": arrays.take(f"{inside}conv_1d.b", inner)},
+            "recurrence": {"decay": decay, **gates},
+            "output": _linear(arrays, f"{inside}linear_out", width, inner),
+            "mlp_norm": {"scale": 1 + arrays.take(f"{block}channel_pre_norm.scale", width)},
+            "up": {"kernel": np.concatenate(list(up), axis=-1), "bias": up_bias.reshape(-1)},
+            "down": _linear(arrays, f"{block}mlp_block.ffw_down", width, mlp),
+        }
+        options = {"blocks": float(len(kernel))}
+        block_options = {"conv": float(len(convolution)), "expand": inner / width, "mlp": mlp / width}
+    cells[f"cells_{len(ends) - 1}"]["final_norm"] = {"scale": 1 + arrays.take(f"{start}final_norm.scale", width)}
+    settings: dict[str, Any] = {"cell": "rglru", "cell_options": options}
+    settings |= {"block": "griffin", "block_options": block_options}
+    settings |= {"hidden": width, "embed": width, "layers": len(ends), "tie": not unrecorded.scale_embedding}
+    zeros = np.zeros(size, np.float32)
+    if not unrecorded.scale_embedding:
+        return Model(settings, {"embedding": embedding, "stack": cells, "output_bias": zeros})
+    scale = np.float32(jnp.bfloat16(width**0.5))  # rounded as in RecurrentGemma
+    output = {"kernel": embedding.T, "bias": zeros}
+    return Model(settings, {"embedding": embedding * scale, "stack": cells, "output": output})
+
+
+def read_mingru(arrays: Arrays, unrecorded: Unrecorded) -> Model:
+    """A minGRU language model in the names of the package minGRU-pytorch, without convolutions.
+
+    Each layer is a list of a convolution, a norm, the cell, a norm and a feed-forward network.
+    """
+    ends = [name for name in arrays if name.endswith("to_hidden_and_gate.weight")]
+    start = ends[0].partition("layers.")[0]
+    embedding = arrays.take(f"{start}token_emb.weight", None, None)
+    size, width = embedding.shape
+
+    def norm(name: str) -> dict[str, np.ndarray]:
+        if f"{name}.gamma" in arrays:
+            return {"scale": 1 + arrays.take(f"{name}.gamma", width)}
+        return {"scale": arrays.take(f"{name}.weight", width)}
+
+    cells, block_options = {}, {}
+    for layer in range(len(ends)):
+        block = f"{start}layers.{layer}."
+        both = arrays.take(f"{block}2.to_hidden_and_gate.weight", None, width)
+        inner = len(both) // 2
+        hidden, gate = both[:inner], both[inner:]
+        out = f"{block}2.to_out.weight"
+        kernel = arrays.take(out, width, inner).T if out in arrays else np.eye(width, dtype=np.float32)
+        up = arrays.take(f"{block}4.0.weight", None, width)
+        cells[f"cells_{layer}"] = {
+            "cell_norm": norm(f"{block}1"),
+            "recurrence": {"input": {"kernel": np.concatenate([gate, hidden]).T, "bias": np.zeros(2 * inner, "f4")}},
+            "output": {"kernel": kernel, "bias": np.zeros(width, np.float32)},
+            "mlp_norm": norm(f"{block}3"),
+            "up": {"kernel": up.T, "bias": arrays.take(f"{block}4.0.bias", len(up))},
+            "down": _linear(arrays, f"{block}4.2", width, len(up)),
+        }
+        block_options = {"conv": 0.0, "exact_gelu": True, "expand": inner / width, "mlp": len(up) / width}
+    cells[f"cells_{len(ends) - 1}"]["final_norm"] = norm(f"{start}norm")
+    settings: dict[str, Any] = {"cell": "mingru", "block": "residual", "block_options": block_options}
+    settings |= {"hidden": width, "embed": width, "layers": len(ends)}
+    output = {"kernel": arrays.take(f"{start}to_logits.weight", size, width).T, "bias": np.zeros(size, np.float32)}
+    return Model(settings, {"embedding": embedding, "stack": cells, "output": output})
+
+
+def _linear(arrays: Arrays, name: str, outputs: int, inputs: int) -> dict[str, np.ndarray]:
+    """PyTorch's ``nn.Linear`` of this name."""
+    kernel = arrays.take(f"{name}.weight", outputs, inputs)
+    return {"kernel": kernel.T, "bias": arrays.take(f"{name}.bias", outputs)}
+
+
 #: The end of a name that only this layout has -> the function that reads it.
-LAYOUTS: dict[str, Callable[[Arrays, str | None], Model]] = {
+LAYOUTS: dict[str, Callable[[Arrays, Unrecorded], Model]] = {
     "weight_hh_l0": read_torch,
+    "rg_lru.a_param": read_recurrentgemma,
+    "to_hidden_and_gate.weight": read_mingru,
 }
 
 
-def read_model(arrays: Mapping[str, np.ndarray], cell: str | None = None) -> Model:
-    """The model that a file's arrays, float32, belong to. Raises ``UsageError`` if no layout fits them.
-
-    ``cell`` is the kind of cell, where the names do not tell.
-    """
+def read_model(arrays: Mapping[str, np.ndarray], unrecorded: Unrecorded) -> Model:
+    """The model that a file's arrays, float32, belong to. Raises ``UsageError`` if no layout fits them."""
     read = next((LAYOUTS[end] for end in LAYOUTS if any(name.endswith(end) for name in arrays)), None)
     if read is None:
         raise UsageError(
@@ -120,6 +238,10 @@ def read_model(arrays: Mapping[str, np.ndarray], cell: str | None = None) -> Mod
             f"can be end with {' or '.join(LAYOUTS)}."
         )
     left = Arrays(arrays)
-    model = read(left, cell)
+    model = read(left, unrecorded)
     left.check_all_used()
-    return model
+    if unrecorded.cell not in (None, model.settings["cell"]):
+        raise UsageError(f"Its cell is {model.settings['cell']!r}, not {unrecorded.cell!r}: leave out --cell.")
+    if unrecorded.scale_embedding and read is not read_recurrentgemma:
+        raise UsageError("It is not a RecurrentGemma: leave out --scale-embedding.")
+    return model._replace(settings={**model.settings, "soft_cap": unrecorded.soft_cap})

@@ -14,7 +14,7 @@ from jaxgen.tokenizers import EOS, PAD, TOKENIZERS, UNK, ByteTokenizer, Tokenize
 
 #: Tokens of a list that are no text.
 SPECIAL = {"<pad>": PAD, "<unk>": UNK, "<eos>": EOS}
-#: The bias of a token that the model lacks. Its probability is 0 in float32.
+#: The bias of a token that the model lacks. Its probability is 0 in float32, unless there is a soft cap.
 NEVER = -1e9
 
 

@@ -39,6 +39,8 @@ def export_torch(saved: LoadedRun, params: Params) -> bytes:
     """
     config = saved.config
     kind = TORCH_CELLS[choose(config.cell, TORCH_CELLS, "cell for --to torch")]
+    if config.block != "plain" or config.layers_pattern is not None or saved.resolved["model"].get("soft_cap"):
+        raise UsageError("PyTorch has no module for --block, --layers-pattern and --soft-cap: give another --to.")
     if "embedding" not in params:
         raise UsageError("A model of one-hot vectors (--embed 0) has no embedding to export: give --to safetensors.")
     if "condition_kernel" in params:

@@ -139,6 +139,7 @@ class ResidualBlock(nn.Module):
         conv: width of the convolution; 0: there is none.
         gate: whether there is a gate.
         expand: width of the cell, as a multiple of ``features``.
+        exact_gelu: gelu is x times the normal distribution function, and not its approximation by tanh.
 
     Raises:
         UsageError: for values that cannot be used.
@@ -156,6 +157,7 @@ class ResidualBlock(nn.Module):
     conv: int = 4
     gate: bool = False
     expand: float = 1.0
+    exact_gelu: bool = False
 
     def __post_init__(self) -> None:
         what = f"The {type(self).__name__}'s option"
@@ -224,7 +226,7 @@ class ResidualBlock(nn.Module):
             state, start = carry, initial
         state, y = unroll(self.recurrence, y, state, initial=start, time_major=True, form=form, **masks)
         if gate is not None:
-            y = y * jax.nn.gelu(gate)
+            y = y * self._gelu(gate)
         x = x + dropout(self.output(y), self.dropout, fold_in_rows(row_keys, 0))
         if self.mlp:
             x = x + dropout(
@@ -235,11 +237,15 @@ class ResidualBlock(nn.Module):
         return (tail, state) if self.conv else state, x if valid is None else mask_rows(jnp.asarray(valid, bool), x)
 
     @nn.nowrap
+    def _gelu(self, a: Array) -> Array:
+        return jax.nn.gelu(a, approximate=not self.exact_gelu)
+
+    @nn.nowrap
     def _activate(self, a: Array) -> Array:
         if not self.glu:
-            return jax.nn.gelu(a)
+            return self._gelu(a)
         a, b = jnp.split(a, 2, axis=-1)
-        return jax.nn.gelu(a) * b
+        return self._gelu(a) * b
 
     @nn.nowrap
     def _unbound_cell(self) -> nn.RNNCellBase:

@@ -77,16 +77,21 @@ class LanguageModel(RecurrentModel):
 
     Args:
         tie: use the embedding as the output matrix (Press & Wolf 2017, arXiv:1608.05859); needs ``embed == hidden``.
+        soft_cap: limits every logit to this number, as ``soft_cap * tanh(logit / soft_cap)`` (Gemma Team 2024,
+            arXiv:2408.00118, section 2); 0: no limit.
         condition: width of the vectors that ``initial_states`` reads; 0 for none.
 
     The other fields are those of ``RecurrentModel``.
     """
 
     tie: bool = False
+    soft_cap: float = 0.0
     condition: int = 0
 
     def __post_init__(self) -> None:
         check_sizes(self, ["condition"], least=0)
+        if not 0 <= self.soft_cap < float("inf"):
+            raise UsageError(f"The model's `soft_cap` is {self.soft_cap!r}: give a number above 0, or 0 for no limit.")
         if self.tie and self.width != self.hidden:
             raise UsageError(
                 f"`tie` uses the embedding as the output matrix, so `embed` must equal `hidden`, but they are "
@@ -211,4 +216,7 @@ class LanguageModel(RecurrentModel):
             logits = matmul(flat, self.embedder.matrix().T, self.precision) + self.output_bias[None, :]
         else:
             logits = self.output(flat)
-        return logits.astype(jnp.float32).reshape(*hidden.shape[:-1], self.vocab_size)
+        logits = logits.astype(jnp.float32)
+        if self.soft_cap:
+            logits = self.soft_cap * jnp.tanh(logits / self.soft_cap)
+        return logits.reshape(*hidden.shape[:-1], self.vocab_size)

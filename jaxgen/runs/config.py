@@ -87,7 +87,7 @@ class TrainConfig(BaseModel):
     and a feed-forward network. griffin: the same with gates (De et al. 2024)."""
     block_options: dict[str, bool | Finite | str] = {}
     """Options of the block, as NAME VALUE pairs: norm (rms, layer), mlp and expand (widths as multiples of --hidden),
-    conv (width of the convolution; 0: none), glu and gate (true, false)."""
+    conv (width of the convolution; 0: none), glu, gate and exact_gelu (true, false)."""
     hidden: Size = 256
     """Units per layer."""
     dropout: Fraction = 0.0

@@ -59,7 +59,6 @@ DTYPES: dict[str, np.dtype] = {
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
-    "C64": np.dtype(np.complex64),
     "BF16": np.dtype(jnp.bfloat16),
     "F8_E4M3": np.dtype(jnp.float8_e4m3fn),
     "F8_E5M2": np.dtype(jnp.float8_e5m2),
@@ -115,6 +114,8 @@ def host_arrays(tree: Tree) -> dict[str, np.ndarray]:
             raise ValueError(f"{name} is a typed PRNG key; save jax.random.key_data of it.")
     arrays = {name: np.asarray(leaf) for name, leaf in zip(named, jax.device_get(list(named.values())))}
     for name, array in arrays.items():
+        if np.iscomplexobj(array):  # many readers of safetensors know no complex numbers
+            raise ValueError(f"{name} has complex numbers; save two arrays, their real and their imaginary parts.")
         dtype_of(array.dtype.name, name)
     return arrays
 

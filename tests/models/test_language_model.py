@@ -329,6 +329,14 @@ def test_another_number_of_carries_than_layers_is_refused(count):
         apply(model, params, draw(), model.initial_carry(B)[:1] * count)
 
 
+def test_a_soft_cap_limits_the_logits_by_tanh():
+    plain, params = setup()
+    free, capped = (apply(model, params, draw())[1] for model in (plain, plain.clone(soft_cap=0.5)))
+    np.testing.assert_allclose(capped, 0.5 * np.tanh(free / 0.5), rtol=1e-6, atol=1e-7)
+    with pytest.raises(UsageError, match="soft_cap"):
+        LanguageModel(SMALL, soft_cap=-1.0)
+
+
 def test_a_table_of_one_hot_inputs_is_made_for_small_vocabularies_only(monkeypatch):
     monkeypatch.setattr("jaxgen.models.layers.ONE_HOT_TABLE", 10)
     for vocab, made in ((10, True), (11, False)):

@@ -68,7 +68,6 @@ def test_unusual_leaves_survive(tmp_path):
         "%2E": np.zeros((), "bool"),
         "half": np.float16([0.1]),
         "eighth": np.ones((2, 2), jax.numpy.float8_e4m3fn),
-        "complex": np.complex64([1 + 2j]),
         "wide": np.arange(3, dtype="int64") + 2**40,
         "transposed": np.arange(6, dtype="uint32").reshape(2, 3).T,
         "none": None,
@@ -91,6 +90,22 @@ def test_a_state_without_any_number_can_be_saved(tmp_path):
 def test_a_leaf_that_is_no_plain_array_is_refused_by_name(leaf, tmp_path):
     with pytest.raises(ValueError, match="dropout"):
         CheckpointStore(tmp_path / "checkpoints").save(0, {"dropout": leaf}, {})
+
+
+@pytest.mark.parametrize("kind", [np.complex64, np.complex128])
+def test_complex_numbers_are_refused_by_name(kind, tmp_path):
+    with pytest.raises(ValueError, match="eigenvalues.*real"):
+        CheckpointStore(tmp_path / "checkpoints").save(0, {"eigenvalues": kind([1j])}, {})
+
+
+def test_the_weights_and_states_of_a_complex_cell_are_real_arrays_to_any_reader(tmp_path):
+    cell, store = CELLS["lru"](4), CheckpointStore(tmp_path / "checkpoints")
+    carry = cell.initialize_carry(jax.random.key(0), (2, 3))
+    params = cell.init(jax.random.key(0), carry, np.zeros((2, 3), np.float32))["params"]
+    store.save(0, {"params": params, "carry": carry}, {})
+    for name, number in (("model", len(jax.tree.leaves(params))), ("training_state", 2)):
+        arrays = safetensors.numpy.load_file(tmp_path / "checkpoints" / "00000000" / f"{name}.safetensors")
+        assert [array.dtype for array in arrays.values()] == [np.float32] * number
 
 
 def test_a_raw_key_comes_back(tmp_path):

@@ -19,14 +19,14 @@ ONLY = {
     "ngram": {"order"},
     "rnn": {*TrainConfig.model_fields, *("cold_starts", "embed", "embed_dropout", "feature_columns", "label_column")}
     - {"batch_size", "model", "run", "seed"}
-    | {"stride", "tie"},
+    | {"soft_cap", "stride", "tie"},
 }
 #: Settings that are arguments of ``build``, by kind of model.
 BUILT_FROM = {
     "ngram": ("order",),
     "rnn": (
         *("cell", "cell_options", "layers_pattern", "block", "block_options"),
-        *("hidden", "layers", "embed", "dropout", "embed_dropout", "tie", "precision"),
+        *("hidden", "layers", "embed", "dropout", "embed_dropout", "tie", "soft_cap", "precision"),
     ),
 }
 
@@ -83,6 +83,8 @@ class LanguageConfig(TrainConfig):
     """Dropout of token embeddings in training, independent for every occurrence."""
     tie: bool = False
     """Use the embedding as the output matrix too (needs --embed equal to --hidden)."""
+    soft_cap: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Limit every logit to this number, smoothly, by tanh. 0: no limit."""
 
     order: Annotated[int, Field(gt=0, le=MAX_ORDER)] = 5
     """Longest n-grams of --model ngram, in tokens."""
