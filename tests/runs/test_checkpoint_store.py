@@ -14,6 +14,7 @@ import pytest
 from kept_states import State, abstract, assert_bitwise_equal, make_state
 from safetensors.numpy import load_file
 
+from jaxgen.cells import CELLS
 from jaxgen.errors import CheckpointError
 from jaxgen.fsutil import temporary_name
 from jaxgen.runs import checkpoints as checkpoints_module
@@ -94,7 +95,7 @@ def test_a_leaf_that_is_no_plain_array_is_refused_by_name(leaf, tmp_path):
 
 @pytest.mark.parametrize("kind", [np.complex64, np.complex128])
 def test_complex_numbers_are_refused_by_name(kind, tmp_path):
-    with pytest.raises(ValueError, match="eigenvalues.*real"):
+    with pytest.raises(ValueError, match="eigenvalues has complex"):
         CheckpointStore(tmp_path / "checkpoints").save(0, {"eigenvalues": kind([1j])}, {})
 
 
@@ -104,7 +105,7 @@ def test_the_weights_and_states_of_a_complex_cell_are_real_arrays_to_any_reader(
     params = cell.init(jax.random.key(0), carry, np.zeros((2, 3), np.float32))["params"]
     store.save(0, {"params": params, "carry": carry}, {})
     for name, number in (("model", len(jax.tree.leaves(params))), ("training_state", 2)):
-        arrays = safetensors.numpy.load_file(tmp_path / "checkpoints" / "00000000" / f"{name}.safetensors")
+        arrays = load_file(tmp_path / "checkpoints" / "00000000" / f"{name}.safetensors")
         assert [array.dtype for array in arrays.values()] == [np.float32] * number
 
 
