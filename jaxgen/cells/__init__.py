@@ -6,6 +6,7 @@ from jaxgen.cells.base import Cell as Cell
 from jaxgen.cells.base import Form as Form
 from jaxgen.cells.base import Weights as Weights
 from jaxgen.cells.elman import Elman, ElmanReLU
+from jaxgen.cells.gla import GLA
 from jaxgen.cells.gru import GRU
 from jaxgen.cells.layernorm_lstm import LayerNormLSTM
 from jaxgen.cells.linear import LinearCell as LinearCell
@@ -30,6 +31,7 @@ CELLS: dict[str, type[Cell]] = {
     "attention": Attention,
     "elman": Elman,
     "elman-relu": ElmanReLU,
+    "gla": GLA,
     "gru": GRU,
     "layernorm-lstm": LayerNormLSTM,
     "lru": LRU,

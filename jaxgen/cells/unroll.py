@@ -32,8 +32,9 @@ FORMS: dict[str, Form] = {
 
 
 def known_forms(cell: nn.RNNCellBase) -> dict[str, Form]:
-    """``FORMS`` and the forms that only the class of ``cell`` has."""
-    return {**FORMS, **(type(cell).forms if isinstance(cell, Cell) else {})}
+    """``FORMS``, and behind them those of the class of ``cell``, which replace others of the same name."""
+    own = type(cell).forms if isinstance(cell, Cell) else {}
+    return {**{name: form for name, form in FORMS.items() if name not in own}, **own}
 
 
 def forms_of(cell: nn.RNNCellBase, weights: PyTree = None) -> list[str]:

@@ -146,10 +146,25 @@ def attention(params, carry, x):
     return carry, y
 
 
+def gla(params, carry, x):
+    """One head with keys half as wide as values."""
+    wide = x @ params["input"]["kernel"] + params["input"]["bias"]
+    value = wide.shape[1] // 3
+    q, k, v, r = np.split(wide, [value // 2, value, 2 * value], axis=-1)
+    decay = x @ params["decay_input"]["kernel"] @ params["decay"]["kernel"] + params["decay"]["bias"]
+    state = np.empty_like(carry)
+    for row in range(len(x)):
+        state[row, 0] = np.diag(sigmoid(decay[row]) ** (1 / 16)) @ carry[row, 0] + np.outer(k[row], v[row])
+    o = np.einsum("bk,bkv->bv", q, state[:, 0]) / np.sqrt(value // 2)
+    o = o / np.sqrt(np.mean(o**2, axis=-1, keepdims=True) + 1e-6)
+    return state, r * sigmoid(r) * params["gain"] * o
+
+
 EQUATIONS = {
     "attention": attention,
     "elman": _elman(np.tanh),
     "elman-relu": _elman(lambda a: np.maximum(a, 0)),
+    "gla": gla,
     "gru": gru,
     "layernorm-lstm": layernorm_lstm,
     "lru": lru,
