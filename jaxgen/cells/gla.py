@@ -6,6 +6,7 @@ Yang et al. 2024, arXiv:2312.06635, sections 3 (chunks), 4.2 and 4.4 (gates, out
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +129,7 @@ def run_chunked(
     One step takes the plain scan, and an ``initial`` for each step the sequential form.
     """
     steps = z.shape[0]
-    options = {"reset": reset, "valid": valid, "initial": initial, "reverse": reverse}
+    options: dict[str, Any] = {"reset": reset, "valid": valid, "initial": initial, "reverse": reverse}
     if steps < 2:
         return run(cell.step, weights, carry, z, **options)
     if initial is not None and has_time_axis(initial, carry):
