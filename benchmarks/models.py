@@ -34,7 +34,6 @@ if __name__ == "__main__":
     prepare_process()  # before JAX is imported
 
 from jaxgen.cells import CELLS
-from jaxgen.models.blocks import BLOCKS
 from jaxgen.tasks.classify.sequences import SEQUENCES
 from jaxgen.trainer.signals import Interrupted
 
@@ -80,7 +79,7 @@ RECIPES: dict[str, Recipe] = {
     "sru": RESIDUAL,
 }
 #: Sizes and learning rate in each block, where several blocks are compared.
-IN_BLOCKS: dict[str, Recipe] = {"plain": PLAIN, "residual": RESIDUAL, "griffin": GRIFFIN}
+IN_BLOCKS = (PLAIN, RESIDUAL, GRIFFIN)
 #: Cells that are compared in every block and size.
 COMPARED = ("lstm", "mingru", "rglru", "attention")
 #: Parameters of the larger models, and their seconds.
@@ -128,8 +127,8 @@ def plan() -> Iterator[Entry]:
                 yield Entry(f"{data}-{cell}-{seed}", "sequences", "classify", settings)
     for seed in SEEDS:
         for cell in compared:
-            for block in IN_BLOCKS.keys() & BLOCKS.keys():
-                yield text_entry("150 s", cell, IN_BLOCKS[block], seed, 150.0)
+            for recipe in IN_BLOCKS:
+                yield text_entry("150 s", cell, recipe, seed, 150.0)
     for seed in SEEDS:
         for size, parameters in SIZES.items():
             for cell in compared:
@@ -393,6 +392,9 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (JaxgenError, Interrupted) as error:
+    except JaxgenError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        print("Stopped. Nothing of this entry is kept; --next trains it from the beginning.", file=sys.stderr)
+        raise SystemExit(getattr(stopped, "exit_code", 130)) from None

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import machine, models
 from jaxgen.cells import CELLS
+from jaxgen.models.blocks import BLOCKS
 from jaxgen.tasks.classify import data as labelled
 from jaxgen.tasks.classify.sequences import SEQUENCES, sequences
 from jaxgen.tasks.language.config import LanguageConfig
@@ -54,6 +55,7 @@ def test_the_plan_has_every_cell_on_text_and_on_every_set_of_sequences():
         assert {entry.settings["cell"] for entry in mine if entry.table == "60 s"} == {*CELLS}
         asked = {(entry.settings["cell"], *entry.settings["data"]) for entry in mine if entry.table == "sequences"}
         assert asked == {(cell, name) for cell in CELLS for name in SEQUENCES}
+    assert {recipe.block for recipe in models.IN_BLOCKS} == {*BLOCKS}
     page = models.PAGE.read_text()
     assert all(page.count(f"<!-- {entry.table} -->") == 1 for entry in entries)
 
