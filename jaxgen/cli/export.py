@@ -16,13 +16,14 @@ DESCRIPTION = """Write a trained language model to one file for other programs.
     jaxgen export --to stablehlo --output model.zip
     jaxgen export --to torch --output lstm.safetensors
 
-safetensors  the weights under jaxgen's names, settings and tokenizer in the
-             header; jaxgen import makes a run of it
-stablehlo    functions that read a prompt and draw text on CPU, GPU or TPU with
-             JAX alone, without jaxgen (needs the extra jaxgen[export])
-torch        a state dict of nn.Embedding, nn.LSTM, nn.GRU or nn.RNN, nn.Linear
+The formats (docs/interchange.md has programs that read them):
 
-docs/interchange.md has the programs that read them."""
+    safetensors  the weights under jaxgen's names, with settings and tokenizer;
+                 jaxgen import makes a run of it
+    stablehlo    functions that read a prompt and draw text on CPU, GPU or TPU
+                 with JAX alone, without jaxgen (needs the extra jaxgen[export])
+    torch        a state dict for nn.Embedding, nn.LSTM (nn.GRU, nn.RNN) and
+                 nn.Linear"""
 
 
 class ExportConfig(RunConfig):

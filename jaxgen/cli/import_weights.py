@@ -14,11 +14,9 @@ from jaxgen.cli.flags import ExtraFlag, load_plugins, parse
 DESCRIPTION = """Make a run of a language model's weights in a safetensors file.
 
     jaxgen import lstm.safetensors --tokenizer vocabulary.json
-    jaxgen import model.safetensors --run runs/copied    of jaxgen export
+    jaxgen import model.safetensors --run runs/copied
 
-It reads what jaxgen export wrote, and models of other programs: docs/interchange.md
-lists them. The run can be sampled and scored, and trained further on --data
-(train.py --resume) or on other texts (train.py --init-from)."""
+It reads files of jaxgen export, and those of docs/interchange.md."""
 
 
 class ImportConfig(BaseModel):

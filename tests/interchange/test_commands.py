@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 import sys
+import zipfile
 from pathlib import Path
 from unittest import mock
 
@@ -137,6 +138,19 @@ def test_an_export_that_cannot_be_is_refused(flags, code, word, trained, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def check_labels(run, file):
+    """The state in the archive is that of the label."""
+    pytest.importorskip("flatbuffers")
+    code, _, err = call("export", "--run", run, "--to", "stablehlo", "--output", file, "--label", "b")
+    assert code == 0, err
+    with zipfile.ZipFile(file) as archive:
+        state = dict(np.load(archive.open("state.npz")))
+    sampler = jaxgen.Sampler.load(run)
+    expected = {label: np.asarray(sampler.conditioned(label).initial_state().carry[0]) for label in "ab"}
+    np.testing.assert_array_equal(state["carry.0"], expected["b"])
+    assert not np.array_equal(state["carry.0"], expected["a"])
+
+
 def test_models_that_a_format_cannot_hold_are_refused(trained, tmp_path, book):
     torch, file = ("--to", "torch", "--output", tmp_path / "x"), str(tmp_path / "table.csv")
     code, _, err = call("export", "--run", trained("lstm", embed=0), *torch)
@@ -152,6 +166,7 @@ def test_models_that_a_format_cannot_hold_are_refused(trained, tmp_path, book):
     jaxgen.start(language_config(file, tmp_path / "labelled", **labels))
     code, _, err = call("export", "--run", tmp_path / "labelled", *torch)
     assert (code, "labels" in err) == (2, True), err
+    check_labels(tmp_path / "labelled", tmp_path / "x")
     assert call("export", "--run", tmp_path / "labelled", "--to", "safetensors", "--output", tmp_path / "x")[0] == 0
     code, _, err = call("import", tmp_path / "x", "--run", tmp_path / "copy")
     assert (code, "labels" in err) == (3, True), err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,18 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from builders import language_config
 
+import jaxgen
 from jaxgen.cells import CELLS
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 from jaxgen.interchange.stablehlo import PLATFORMS, export_stablehlo
+from jaxgen.models.blocks import BLOCKS
 from jaxgen.sampling.transforms import MinP, TopK, TopP
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers import CharTokenizer
 
 pytest.importorskip("flatbuffers")
 
-PAGE = Path(__file__).parents[2] / "docs" / "interchange.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "interchange.md"
 #: Blocks the import of jaxgen, then runs the program of the page with its last line replaced.
 ALONE = """
 import sys
@@ -36,10 +41,11 @@ print(json.dumps([write(**case) for case in json.loads(sys.argv[2])]))
 """
 
 
-def random_sampler(cell: str = "gru", *, documents: bool = False, layers: int = 2) -> Sampler:
+def random_sampler(cell: str = "gru", *, documents: bool = False, layers: int = 2, block: str = "plain") -> Sampler:
     """A model whose weights are large enough that what was read matters for what is drawn."""
     tokenizer = CharTokenizer.train(["abcdefgh \n"])
-    task = LanguageTask.build(vocab_size=tokenizer.vocab_size, cell=cell, cell_options={}, hidden=8, layers=layers)
+    sizes = {"vocab_size": tokenizer.vocab_size, "hidden": 8, "layers": layers}
+    task = LanguageTask.build(cell=cell, cell_options={}, block=block, **sizes)
     normal, shapes = np.random.default_rng(3).normal, jax.eval_shape(task.init, jax.random.key(0))
     params = jax.tree.map(lambda a: jnp.asarray(normal(size=a.shape), a.dtype), shapes)
     return Sampler(task, tokenizer, params, documents=documents)
@@ -111,8 +117,27 @@ def test_documents_begin_and_end_as_the_samplers(tmp_path):
     assert any(len(text) < 80 for text in expected)
 
 
+@pytest.mark.runs
+def test_the_program_of_the_page_writes_what_the_command_writes(tmp_path, book):
+    run, environment = tmp_path / "run", {**os.environ, "JAX_PLATFORMS": "cpu"}
+    jaxgen.start(language_config(book, run, cell="lstm", hidden=32, steps=0))
+    program = re.search(r"```python\n(import json.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL).group(1)
+    texts = []
+    for command in (
+        ["-m", "jaxgen", "export", "--run", run, "--to", "stablehlo", "--output", tmp_path / "model.zip"],
+        ["-m", "jaxgen", "sample", "--run", run, "--prompt", "The ", "--length", 100, "--seed", 7],
+        ["-I", "-c", f"import sys; sys.modules['jaxgen'] = None\n{program}", tmp_path / "model.zip"],
+    ):
+        done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, cwd=ROOT, env=environment)
+        assert done.returncode == 0, done.stderr
+        texts.append(done.stdout)
+    assert len(texts[1]) > 100
+    assert texts[1] == texts[2]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_is_exported(cell):
-    archive = zipfile.ZipFile(io.BytesIO(export_stablehlo(random_sampler(cell))))
+def test_every_cell_is_exported_in_every_block(cell, block):
+    archive = zipfile.ZipFile(io.BytesIO(export_stablehlo(random_sampler(cell, block=block))))
     assert jax.export.deserialize(bytearray(archive.read("draw.bin"))).platforms == PLATFORMS
