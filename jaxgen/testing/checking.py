@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -44,7 +44,8 @@ def run_checks(name: str, checks: Iterable[Check], subject: Any) -> None:
 
 
 def _told(error: Exception) -> str:
-    text = " ".join(str(error).split()) or "it failed without a message."
+    text = " ".join(str(error).split()) or "there is no message"
+    text += "" if text.endswith((".", "!", "?")) else "."
     return text if isinstance(error, AssertionError) else f"it raised {type(error).__name__}: {text}"
 
 
@@ -79,3 +80,12 @@ def assert_identical(what: str, actual: Any, expected: Any) -> None:
 def _check_structure(what: str, actual: Any, expected: Any) -> None:
     shapes = [jax.tree.map(np.shape, tree) for tree in (actual, expected)]
     require(shapes[0] == shapes[1], f"{what} have the shapes {shapes[0]}, and {shapes[1]} was expected.")
+
+
+def operations(jaxpr: Any) -> Iterator[Any]:
+    """All operations of a program, those inside its loops too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda a: hasattr(a, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from operations(inner)

@@ -17,7 +17,7 @@ from jaxgen.sampling.beam import beam_states
 from jaxgen.sampling.decode import DecodeState, decode, draw, sample_keys
 from jaxgen.sampling.transforms.base import Context, Last, chain
 from jaxgen.sampling.transforms.constraints import Forbid
-from jaxgen.testing.checking import require, run_checks
+from jaxgen.testing.checking import operations, require, run_checks
 
 R, T, V = 3, 5, 17
 LARGE = 50_000
@@ -295,20 +295,11 @@ def check_decoding_with_it_sorts_nothing(s: Subject) -> None:
     state = jax.eval_shape(lambda: DecodeState.start(steps, jnp.zeros((R, 1)), jnp.zeros((R, LARGE)), eos=EOS))
     loop = partial(decode, lambda w, c, t: (c, w), steps.kinds, length=3, greedy=False, eos=EOS, pad=PAD)
     program = jax.make_jaxpr(loop)(state.logits, state, jax.eval_shape(lambda: sample_keys(0, jnp.arange(R))))
-    sorts = SORTS & set(primitives(program.jaxpr))
+    sorts = SORTS & {each.primitive.name for each in operations(program.jaxpr)}
     require(not sorts, f"A decoding step with {s.kind.__name__} calls {', '.join(sorted(sorts))}.")
 
 
 SORTS = {"sort", "top_k", "approx_top_k"}
-
-
-def primitives(jaxpr: Any) -> Any:
-    """The names of all operations of a program, those inside its loops too."""
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda a: hasattr(a, "eqns")):
-            if hasattr(inner, "eqns"):
-                yield from primitives(inner)
 
 
 def check_beam_search_takes_it_unless_its_state_has_rows(s: Subject) -> None:

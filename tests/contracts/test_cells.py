@@ -2,28 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Any
 
 import pytest
 
-from jaxgen.cells import CELLS
+from jaxgen.cells import CELLS, choose_form, forms_of
+from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.testing import check_cell
-from jaxgen.testing.cells import CHECKS, Subject
+from jaxgen.testing.cells import (
+    CHECKS,
+    Subject,
+    check_every_form_equals_the_plain_scan,
+    check_every_form_equals_the_plain_scan_over_4096_steps,
+    check_every_form_in_reverse_equals_the_plain_scan,
+    check_every_form_runs_over_no_steps_one_step_and_without_input,
+    check_every_product_is_rounded_to_the_precision,
+    check_it_learns_a_text_of_three_letters,
+    check_rounding_moves_values_and_gradients_a_little,
+    check_the_unroll_agrees_with_the_equations,
+    check_training_and_decoding_lower_for_accelerators,
+)
 from jaxgen.testing.checking import name_of
 
 from .equations import EQUATIONS
 
+#: What `pytest` checks of every cell.
+QUICK = {
+    check_the_unroll_agrees_with_the_equations,
+    check_every_form_in_reverse_equals_the_plain_scan,
+    check_training_and_decoding_lower_for_accelerators,
+}
+#: Checks of each form.
+OF_FORMS = {
+    check_every_form_equals_the_plain_scan,
+    check_every_form_in_reverse_equals_the_plain_scan,
+    check_every_form_runs_over_no_steps_one_step_and_without_input,
+    check_every_product_is_rounded_to_the_precision,
+    check_rounding_moves_values_and_gradients_a_little,
+    check_training_and_decoding_lower_for_accelerators,
+}
+#: It trains.
+RUNS = {check_it_learns_a_text_of_three_letters}
+SLOW = {check_every_form_equals_the_plain_scan_over_4096_steps}
+
 
 @cache
-def subject(name: str) -> Subject:
-    """The cell in the form that ``unroll`` chooses; one of the checks compares all forms with the plain scan."""
-    return Subject(CELLS[name], equations=EQUATIONS.get(name))
+def forms(name: str) -> tuple[str, ...]:
+    return tuple(forms_of(CELLS[name](features=8)))
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=name_of)
-@pytest.mark.parametrize("name", CELLS)
-def test_a_registered_cell_keeps_the_contract(name, check):
-    check(subject(name))
+def standards() -> set[str]:
+    """The cells that `pytest` checks in full: the default one, and the first with each other set of forms."""
+    first: dict[tuple[str, ...], str] = {}
+    for name in (LanguageConfig.model_fields["cell"].default, *CELLS):
+        first.setdefault(forms(name), name)
+    return set(first.values())
+
+
+def lanes() -> Iterator[Any]:
+    """Every check of every cell, once in the form that ``auto`` chooses and, where they differ, once in all forms."""
+    in_full = standards()
+    for name in CELLS:
+        for check in CHECKS:
+            quick = check in QUICK or (name in in_full and check not in RUNS)
+            mark = pytest.mark.slow if check in SLOW else () if quick else pytest.mark.runs
+            yield pytest.param(name, check, check in SLOW, marks=mark, id=f"{name}-{name_of(check)}")
+            if check in OF_FORMS and len(forms(name)) > 2:
+                yield pytest.param(name, check, True, marks=pytest.mark.runs, id=f"{name}-{name_of(check)}-all")
+
+
+@cache
+def subject(name: str, in_all_forms: bool) -> Subject:
+    chosen = None if in_all_forms else [choose_form("auto", CELLS[name](features=8))]
+    return Subject(CELLS[name], equations=EQUATIONS.get(name), forms=chosen)
+
+
+@pytest.mark.parametrize(("name", "check", "in_all_forms"), [*lanes()])
+def test_a_registered_cell_keeps_the_contract(name: str, check: Callable[[Subject], None], in_all_forms: bool):
+    check(subject(name, in_all_forms))
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import ClassVar
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,10 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from jaxgen.cells import Elman, Weights, unroll
-from jaxgen.testing import cells
-from jaxgen.testing.cells import CHECKS, Subject, T
-from jaxgen.testing.checking import name_of
+from jaxgen.cells import Elman, Form, MinGRU, Weights, run, unroll
+from jaxgen.testing import cells, check_cell
+from jaxgen.testing.cells import CHECKS, SHARED_CHECKS, Subject, T
+from jaxgen.testing.checking import name_of, run_checks
 
 from .equations import EQUATIONS
 
@@ -130,10 +131,75 @@ def broken(make=Elman, form=unroll, equations="elman"):
     return lambda: Subject(make, form=form, equations=EQUATIONS[equations])
 
 
+class ClampsNothing(Elman):
+    @nn.nowrap
+    def clamp_state(self, values):
+        return values
+
+
+class MultipliesInFloat32(Elman):
+    @nn.nowrap
+    def product(self, weights, carry):
+        return carry @ weights.kernel
+
+
+class ShrinksWithThePrecision(Elman):
+    @nn.nowrap
+    def pointwise(self, carry, z, u):
+        h = jnp.tanh(z + u) * (1.0 if self.precision == "float32" else 0.8)
+        return h, h
+
+
+class NeedsTheCPU(Elman):
+    def weights(self):
+        kernel = super().weights().kernel
+        return Weights(kernel + jnp.linalg.eigvals(kernel).real[None, :])
+
+
+class IgnoresItsInput(Elman):
+    @nn.nowrap
+    def pointwise(self, carry, z, u):
+        h = jnp.tanh(u)
+        return h, h
+
+
+def divided_by_products(cell, weights, carry, z, *, reset=None, valid=None, initial=None, reverse=False):
+    """A linear recurrence as quotients of products of decays, which underflow: right for few steps alone."""
+    if reverse or reset is None or valid is None:
+        return run(cell.step, weights, carry, z, reset=reset, valid=valid, initial=initial, reverse=reverse)
+    a, b = cell.coefficients(weights, z)
+    a, b = jnp.where(valid[..., None], a, 1), jnp.where(valid[..., None], b, 0)
+    b = jnp.where(reset[..., None], a * initial[None] + b, b)
+    a = jnp.where(reset[..., None], jnp.asarray(1e-3, a.dtype), a)
+    decay = jnp.cumprod(a, axis=0)
+    states = decay * (carry[None] + jnp.cumsum(b / decay, axis=0))
+    return states[-1], jnp.where(valid[..., None], states, 0)
+
+
+class DividesByProducts(MinGRU):
+    forms: ClassVar = {
+        "quotients": Form(divided_by_products, lambda *_: True, "this cell", lambda cell, platform: platform == "cpu")
+    }
+
+
 class HasAComplexState(Elman):
     @nn.nowrap
     def initialize_carry(self, rng, input_shape):
         return jnp.zeros((*input_shape[:-1], self.features), jnp.complex64)
+
+
+def resets_no_single_step(cell, x, carry=None, *, reset=None, **options):
+    return unroll(cell, x, carry, reset=None if x.shape[1] == 1 else reset, **options)
+
+
+def doubles_single_steps(cell, x, carry=None, **options):
+    carry, ys = unroll(cell, x, carry, **options)
+    return carry, 2 * ys if ys.shape[1] == 1 else ys
+
+
+def fuses_no_single_step(cell, x, carry=None, *, form="auto", **options):
+    carry, ys = unroll(cell, x, carry, form=form, **options)
+    return carry, 2 * ys if ys.shape[1] == 1 and form == "fused" else ys
 
 
 CAUGHT = {
@@ -160,16 +226,66 @@ CAUGHT = {
     "the_unroll_agrees_with_the_equations": broken(equations="elman-relu"),
     "an_unroll_without_input_is_that_of_zeros": broken(HasNoBiasWithoutInput),
     "any_number_of_batch_axes_in_flax_rnn": broken(NeedsOneBatchAxis),
-    "values_and_gradients_are_those_of_the_plain_scan": broken(HasAWrongDerivative, form=partial(unroll, form="fused")),
+    "one_step_of_time_is_one_call_of_the_cell": broken(form=doubles_single_steps),
+    "one_step_is_reset_and_is_padding_as_many_are": broken(form=resets_no_single_step),
+    "clamp_state_gives_states_that_the_cell_can_be_in": broken(ClampsNothing),
+    "every_product_is_rounded_to_the_precision": broken(MultipliesInFloat32),
+    "rounding_moves_values_and_gradients_a_little": broken(ShrinksWithThePrecision),
+    "every_form_in_reverse_equals_the_plain_scan": broken(HasAWrongDerivative),
+    "every_form_runs_over_no_steps_one_step_and_without_input": broken(form=fuses_no_single_step),
+    "every_form_equals_the_plain_scan": broken(DividesByProducts, equations="mingru"),
+    "every_form_equals_the_plain_scan_over_4096_steps": broken(DividesByProducts, equations="mingru"),
+    "training_and_decoding_lower_for_accelerators": broken(NeedsTheCPU),
+    "it_learns_a_text_of_three_letters": broken(IgnoresItsInput),
     "the_state_is_at_least_float32": broken(KeepsALowPrecisionState),
 }
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=name_of)
+#: They take longer than the others.
+RUNS = {"it_learns_a_text_of_three_letters", "every_form_equals_the_plain_scan_over_4096_steps"}
+
+
+@pytest.mark.parametrize(
+    "check", [pytest.param(c, marks=pytest.mark.runs if name_of(c) in RUNS else (), id=name_of(c)) for c in CHECKS]
+)
 def test_a_check_catches_what_it_is_for(check):
     wrong = CAUGHT[name_of(check)]()
-    with pytest.raises((AssertionError, IndexError)):
+    with pytest.raises((AssertionError, IndexError, NotImplementedError)):
         check(wrong)
+
+
+def test_every_check_that_fails_is_reported_with_what_it_found_and_what_to_do():
+    checks = [check for check in SHARED_CHECKS if "row" in check.__name__]
+    with pytest.raises(AssertionError) as caught:
+        run_checks("MixesRows", checks, broken(MixesRows)())
+    assert "MixesRows fails" in str(caught.value)
+    assert "no row sees another" in str(caught.value)
+    assert "other rows" in str(caught.value)
+    assert "never over the first" in str(caught.value)
+
+
+def test_a_complex_state_is_told_to_be_stored_as_pairs():
+    with pytest.raises(AssertionError, match="pair of real arrays"):
+        check_cell(HasAComplexState)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_sum_of_different_ranks_is_an_error_in_strict_checks_alone(strict):
+    class AddsAVector(Elman):
+        def setup(self):
+            super().setup()
+            self.bias = self.param("bias", nn.initializers.ones_init(), (self.features,), self.param_dtype)
+
+        def project(self, x):
+            return self.bias if x is None else self.input(x) + self.bias
+
+    checks = [cells.check_no_steps_leave_the_carry_alone]
+    with jax.numpy_rank_promotion("allow"), mock.patch.multiple(cells, CHECKS=checks, SHARED_CHECKS=checks):
+        if not strict:
+            check_cell(AddsAVector)
+        else:
+            with pytest.raises(AssertionError, match="rank_promotion"):
+                check_cell(AddsAVector, strict=True)
 
 
 def test_every_check_that_is_written_is_run():

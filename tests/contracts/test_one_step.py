@@ -1,4 +1,4 @@
-"""One-to-one: a single time step and a single token, for every cell and task.
+"""One-to-one: a single token, for every task. A single time step is part of the contract of cells.
 
 A new task is tried by a line in ``ONE_STEP``: what reads and answers single tokens, and what to expect of it.
 """
@@ -10,115 +10,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from PIL import Image
 
-from jaxgen.cells import CELLS, forms_of, unroll
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.runs.config import validate
 from jaxgen.tasks.registry import DATA, TASKS
-from jaxgen.testing.cells import where_rows
 from jaxgen.trainer.run import start
-
-B, D, H = 3, 4, 5
-FAST = {"xla_backend_optimization_level": 0}
-
-# --- cells
-
-
-class OneStep(nn.Module):
-    """A cell, called once and unrolled over one step."""
-
-    cell: nn.RNNCellBase
-
-    def __call__(self, carry, x):
-        return self.cell(carry, x)
-
-    def unrolled(self, carry, x, form, **options):
-        carry, ys = unroll(self.cell, x[:, None], carry, form=form, **options)
-        return carry, ys[:, 0]
-
-    def without_input(self, carry):
-        """One step of an unroll without input, and the cell's own step from its bias alone."""
-        z = self.cell.project(None)
-        by_hand = self.cell.step(self.cell.weights(), carry, jnp.broadcast_to(z[None, :], (B, z.shape[0])))
-        final, ys = unroll(self.cell, None, carry, length=1)
-        return (final, ys[:, 0]), by_hand
-
-
-def random(tree, seed=0):
-    draw = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: draw.normal(0, 0.7, a.shape).astype(np.float32), tree)
-
-
-def close(got, wanted):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, wanted)
-
-
-@pytest.fixture(scope="module")
-def cell():
-    """name -> a module with that cell, its parameters, a carry and an input."""
-    made: dict[str, Any] = {}
-
-    def make(name: str) -> Any:
-        if name not in made:
-            kind = {"flax's gru": nn.GRUCell, **CELLS}[name]
-            module, x = OneStep(kind(features=H)), random(jnp.zeros((B, D)), 1)
-            carry = random(kind(features=H, parent=None).initialize_carry(jax.random.key(0), (B, D)), 2)
-            made[name] = module, random(jax.eval_shape(module.init, jax.random.key(0), carry, x)), carry, x
-        return made[name]
-
-    return make
-
-
-FORMS = [("flax's gru", "scan"), *((name, form) for name, kind in CELLS.items() for form in forms_of(kind(features=H)))]
-
-
-@pytest.mark.parametrize(("name", "form"), FORMS)
-def test_one_step_of_time_is_one_call_of_the_cell(name, form, cell):
-    module, params, carry, x = cell(name)
-    weigh = random((carry, jnp.zeros((B, H))), 3)
-
-    def value(params, carry, method):
-        out = module.apply(params, carry, x, **method)
-        return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(weigh))), out
-
-    both = [
-        jax.jit(jax.value_and_grad(lambda p, c, m=m: value(p, c, m), (0, 1), has_aux=True), compiler_options=FAST)(
-            params, carry
-        )
-        for m in ({"method": OneStep.unrolled, "form": form}, {})
-    ]
-    close(*both)
-
-
-@pytest.mark.parametrize("name", CELLS)
-def test_one_step_without_input_is_the_cell_at_its_bias(name, cell):
-    module, params, carry, _ = cell(name)
-    close(*jax.jit(lambda p, c: module.apply(p, c, method=OneStep.without_input), compiler_options=FAST)(params, carry))
-
-
-@pytest.mark.parametrize("name", CELLS)
-def test_one_step_begins_anew_where_it_is_reset_and_stays_where_it_is_padding(name, cell):
-    module, params, carry, x = cell(name)
-    reset, valid = np.array([[True], [False], [True]]), np.array([[True], [True], [False]])
-    (first, last), zeros = (random((carry, carry), 4)), jax.tree.map(np.zeros_like, carry)
-    options = {"method": OneStep.unrolled, "form": "auto", "reset": reset, "valid": valid}
-    run = jax.jit(lambda c, i: module.apply(params, c, x, initial=i, **options), compiler_options=FAST)
-    call = jax.jit(lambda c: module.apply(params, c, x), compiler_options=FAST)
-    for initial, state in ((first, first), (jax.tree.map(lambda a: a[:, None], last), last), (zeros, zeros)):
-        begun = where_rows(reset[:, 0], state, carry)
-        new, y = call(begun)
-        close(run(carry, initial), (where_rows(valid[:, 0], new, begun), np.where(valid, y, 0)))
-
-
-# --- tasks
 
 
 class Case(NamedTuple):
