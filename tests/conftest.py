@@ -115,6 +115,7 @@ RUNS = {
     "fuzz",
     "golden",
     "inference/test_receipts.py",
+    "models/test_nnx.py",
     "runs/test_killed_starts.py",
     "tasks/test_caption_task.py",
     "tasks/test_classify_task.py",

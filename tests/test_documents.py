@@ -64,6 +64,20 @@ def test_the_sampling_page_runs_as_written(tmp_path, monkeypatch):
     assert len(scope["texts"][0]) == 20
 
 
+@pytest.mark.slow
+def test_the_page_on_nnx_runs_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "nnx.md").read_text(encoding="utf-8"), re.DOTALL)
+    try:
+        exec(compile("\n".join(blocks), "docs/nnx.md", "exec"), {})
+    finally:
+        jaxgen.CELLS.pop("minimal-gate", None)
+    tagger, bits, text = capsys.readouterr().out.split("\n", 2)
+    assert float(tagger.split()[2]) < 0.2 < float(tagger.split()[0])
+    assert float(bits.split()[0]) < 4.0
+    assert len(text) >= 40
+
+
 def test_the_sampling_page_names_every_transform_in_its_order():
     page = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
     named = re.findall(r"(?m)^\| `--([a-z-]+)[^|]*?(?:`--([a-z-]+)[^|]*)?\|", page)
