@@ -6,6 +6,7 @@ import hashlib
 import json
 import py_compile
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from builders import write
 import jaxgen
 from jaxgen import plugins
 from jaxgen.cli.flags import load_plugins
+from jaxgen.cli.main import COMMANDS, MODULES
 from jaxgen.errors import CheckpointError, JaxgenWarning, UsageError, choose
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.plugins import LOADED, REGISTRIES, check_plugins, load_plugin, plugin_flags, used_plugins
@@ -316,3 +318,10 @@ def test_only_the_record_stands_between_a_run_and_its_cell(hostile):
     load_plugin(write("mine.py", CELL))
     run = LoadedRun.open(hostile("mine:Mine", used_plugins(LanguageConfig(cell="mine:Mine"))))
     assert jax.eval_shape(run.task.init, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_loads_plugins_before_anything_else(name, capsys):
+    command = import_module(f"jaxgen.cli.{MODULES.get(name, name)}").main
+    assert command(["--plugin", "missing.py"]) == 2
+    assert "missing.py" in capsys.readouterr().err
