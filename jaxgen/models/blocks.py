@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Bool, Float, Int, PyTree, Shaped
 
-from jaxgen.cells.base import Affine
+from jaxgen.cells.base import Affine, promote
 from jaxgen.cells.scan import Masks, expand_mask, has_time_axis, mask_rows
 from jaxgen.cells.unroll import unroll
 from jaxgen.errors import UsageError, check_int, choose
@@ -40,12 +40,33 @@ from jaxgen.types import Array, ArrayLike, Carry, Key, RowKeys
 #: precision=...)``.
 BlockFactory = Callable[..., nn.Module]
 
-#: Normalisations by name: root mean square (Zhang & Sennrich 2019, arXiv:1910.07467), and mean and variance (Ba, Kiros
-#: & Hinton 2016, arXiv:1607.06450).
-NORMS: dict[str, Callable[[], nn.Module]] = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
-
 #: A wider convolution is a typing error: each of its inputs is a step in the compiled program.
 MAX_CONV = 64
+
+
+class Norm(nn.Module):
+    """scale * x / sqrt(mean(x^2) + 1e-6) over the features (root mean square: Zhang & Sennrich 2019, arXiv:1910.07467).
+
+    With ``center``, the same of x - mean(x), plus a bias (layer normalisation: Ba, Kiros & Hinton 2016,
+    arXiv:1607.06450).
+    """
+
+    center: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "T B D"]) -> Float[Array, "T B D"]:
+        if self.center:
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:], jnp.float32)
+        y = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * scale.astype(x.dtype)[None, None]
+        if self.center:
+            bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:], jnp.float32)
+            y = y + bias.astype(x.dtype)[None, None]
+        return y
+
+
+#: Normalisations by name.
+NORMS: dict[str, Callable[[], nn.Module]] = {"layer": partial(Norm, center=True), "rms": Norm}
 
 
 class CausalConv(nn.Module):
@@ -72,6 +93,8 @@ class CausalConv(nn.Module):
         """The carry after all steps, and the outputs. The masks are those of ``jaxgen.cells.run``."""
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
         kernel = self.param("kernel", _near_identity, (self.width, self.features), jnp.float32)
+        dtype = promote(x.dtype, carry.dtype)
+        x, carry, bias, kernel, initial = jax.tree.map(lambda a: a.astype(dtype), (x, carry, bias, kernel, initial))
         reset, valid = (None if mask is None else jnp.asarray(mask, bool) for mask in (reset, valid))
         if reverse:
             x, reset, valid = jax.tree.map(lambda a: jnp.flip(a, 0), (x, reset, valid))
@@ -275,8 +298,9 @@ class ResidualBlock(nn.Module):
 
     @nn.nowrap
     def clamp_state(self, values: Carry) -> Carry:
-        """``Cell.clamp_state`` of the cell."""
-        return clamp_state(self._unbound_cell(), values)
+        """``Cell.clamp_state`` of the cell; the last inputs may be any numbers."""
+        state = clamp_state(self._unbound_cell(), self.cell_state(values))
+        return (values[0], state) if self.conv else state
 
 
 class GriffinBlock(ResidualBlock):

@@ -161,7 +161,7 @@ class LanguageModel(RecurrentModel):
             + self.condition_bias[None, :]
         )
         states = unflatten_state(flat.reshape(*condition.shape[:-1], -1), self.cell_states(1))
-        return self.start([clamp_state(layer, state) for layer, state in zip(self._layers(), states)])
+        return tuple(clamp_state(layer, state) for layer, state in zip(self._layers(), self.start(states)))
 
     def token_table(self) -> Shaped[Array, "V K"] | None:
         """The first layer's input projection of every token (``Embedding.table``); ``None`` for cells without one."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, cached_property, partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from jaxgen.cells import Elman
-from jaxgen.models import CausalConv, GriffinBlock, ResidualBlock
+from jaxgen.cells import CELLS, GRU, LSTM, Elman
+from jaxgen.errors import UsageError
+from jaxgen.models import CausalConv, Decoder, Encoder, GriffinBlock, LanguageModel, ResidualBlock, Stack
+from jaxgen.models.blocks import block_factory, layers_from_names
+from jaxgen.testing import cells as checks
+from jaxgen.testing.cells import Subject
+from jaxgen.testing.checking import name_of
 
 B, T, H, V = 3, 7, 4, 6
 #: Which steps are padding: none, a hole and a tail, all of them.
@@ -28,7 +35,7 @@ def like(tree, scale=0.7):
     return jax.tree.map(lambda a: scale * normal(*a.shape), tree)
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=FAST)
+@partial(jax.jit, static_argnums=0, static_argnames="reverse", compiler_options=FAST)
 def apply(module, params, *args, **kwargs):
     return module.apply({"params": params}, *args, **kwargs)
 
@@ -126,3 +133,209 @@ def test_the_equations_of_a_griffin_block_which_is_the_last():
     assert a.shape[-1] == 3 * H
     wanted = rms(middle + affine(gelu(a) * b, p["down"]), p["final_norm"])
     close(apply(block, p, x, carry), ((tail, state), wanted))
+
+
+# --- the contract of cells
+
+
+def unroll_block(block, x, carry=None, *, initial=None, reset=None, valid=None, length=None, **options):
+    """The arguments of ``unroll``, batch-major."""
+    swap = lambda a: jnp.swapaxes(a, 0, 1)  # noqa: E731
+    zeros = block.initialize_carry(jax.random.key(0), (x.shape[0], x.shape[-1]))
+    if initial is not None:
+        initial = jax.tree.map(lambda a, b: swap(a) if a.ndim > b.ndim else a, initial, zeros)
+    masks = {"initial": initial, "reset": None if reset is None else swap(reset)}
+    masks["valid"] = None if valid is None else swap(valid)
+    carry, ys = block(swap(x), zeros if carry is None else carry, **masks, **options)
+    return carry, swap(ys)
+
+
+class BlockSubject(Subject):
+    @cached_property
+    def wide(self):
+        return BlockSubject(self.make, form=self.form, dtype="float64")
+
+    @cached_property
+    def _step(self):
+        def step(params, carry, x):
+            carry, ys = self.cell.apply({"params": params}, x[None], carry)
+            return carry, ys[0]
+
+        return jax.jit(step, compiler_options=FAST)
+
+
+@cache
+def subject(name, cell):
+    def make(features, param_dtype):
+        return BLOCKS_TO_CHECK[name](partial(CELLS[cell], param_dtype=param_dtype), features)
+
+    return BlockSubject(make, form=unroll_block)
+
+
+BLOCKS_TO_CHECK = {
+    "griffin": partial(GriffinBlock, expand=1.5, mlp=1.0),
+    "residual": partial(ResidualBlock, conv=0, norm="layer", layers=2),
+}
+#: Those that need a ``Cell``.
+ONLY_CELLS = {
+    checks.check_an_unroll_without_input_is_that_of_zeros,
+    checks.check_any_number_of_batch_axes_in_flax_rnn,
+    checks.check_flax_bidirectional_gives_the_same_values,
+    checks.check_flax_rnn_gives_the_same_values_and_gradients,
+    checks.check_the_state_is_at_least_float32,
+    checks.check_the_unroll_agrees_with_the_equations,
+    checks.check_values_and_gradients_are_those_of_the_plain_scan,
+}
+CASES = [
+    pytest.param(block, cell, marks=[] if (block, cell) == ("griffin", "lstm") else pytest.mark.slow)
+    for block in BLOCKS_TO_CHECK
+    for cell in CELLS
+]
+
+
+@pytest.mark.parametrize("check", [check for check in checks.CHECKS if check not in ONLY_CELLS], ids=name_of)
+@pytest.mark.parametrize(("block", "cell"), CASES)
+def test_a_block_keeps_the_contract_of_cells(block, cell, check):
+    check(subject(block, cell))
+
+
+def test_a_row_alone_is_dropped_as_in_a_batch():
+    block = ResidualBlock(Elman, H, dropout=0.5)
+    keys = jax.random.split(jax.random.key(0), B)
+    x, carry = normal(T, B, H), (normal(B, 3, H), normal(B, H))
+    params = like(jax.eval_shape(block.init, jax.random.key(0), x, carry)["params"])
+    _, whole = apply(block, params, x, carry, row_keys=keys)
+    _, alone = apply(block, params, x[:, 1:2], jax.tree.map(lambda a: a[1:2], carry), row_keys=keys[1:2])
+    close(alone, whole[:, 1:2])
+    _, without = apply(block, params, x, carry)
+    assert np.all(np.any(np.asarray(whole != without), axis=-1))
+
+
+# --- models
+
+
+@pytest.mark.parametrize("block", [None, GriffinBlock])
+def test_layers_repeat_a_pattern_of_cells(block):
+    model = LanguageModel(V, (GRU, LSTM), hidden=H, layers=3, block=block)
+    states = model.cell_states(B)
+    assert [len(jax.tree.leaves(state)) for state in states] == [1, 2, 1]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]["stack"]
+    cells = [layer if block is None else layer["recurrence"] for layer in shapes.values()]
+    assert [cell["recurrent_kernel"].shape for cell in cells] == [(H, 3 * H), (H, 4 * H), (H, 3 * H)]
+
+
+def test_only_the_last_block_normalises_its_output():
+    stack = Stack([ResidualBlock(Elman, H, layer=layer, layers=2) for layer in range(2)])
+    carries = [(jnp.zeros((B, 3, H)), jnp.zeros((B, H)))] * 2
+    shapes = jax.eval_shape(stack.init, jax.random.key(0), jnp.zeros((T, B, H)), carries)["params"]
+    assert ["final_norm" in layer for layer in shapes.values()] == [False, True]
+
+
+def test_a_condition_sets_the_state_of_the_cell_and_leaves_no_earlier_inputs():
+    model = LanguageModel(V, LSTM, hidden=H, condition=2, block=ResidualBlock)
+    params = like(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    condition = normal(T, B, 2)
+    ((tail, (c, h)),) = model.apply({"params": params}, condition, method="initial_states")
+    flat = condition @ params["condition_kernel"] + params["condition_bias"]
+    close(tail, np.zeros((T, B, 3, H)))
+    close((c, h), (flat[..., :H], np.tanh(flat[..., H:])))
+
+
+def test_a_decoder_starts_the_cells_in_its_blocks_from_those_of_the_encoder():
+    decoder = Decoder(V, GRU, hidden=H, layers=2, block=GriffinBlock, attention="general")
+    finals, values = [(normal(B, 5), normal(B, 2))], normal(B, 3, 6)
+    start = partial(decoder.init_with_output, method="init_decoder")
+    (carry, _), _ = jax.jit(start, compiler_options=FAST)(jax.random.key(0), finals, values)
+    assert [tail.shape for tail, _ in carry] == [(B, 3, H)] * 2
+    assert not any(np.any(tail) for tail, _ in carry)
+    assert all(np.any(state) for _, state in carry)
+
+
+def test_both_directions_of_an_encoder_add_to_one_stream():
+    encoder = Encoder(V, Elman, hidden=H, layers=2, block=ResidualBlock, bidirectional=True)
+    tokens = draw.integers(0, V, (B, T))
+    valid = np.arange(T) < np.array([[T], [3], [0]])
+    params = like(jax.eval_shape(encoder.init, jax.random.key(0), tokens)["params"])
+    encoded = apply(encoder, params, tokens, valid)
+
+    def layer(x, place, direction, reverse):
+        block = ResidualBlock(Elman, H, layer=place, layers=2)
+        zeros = block.initialize_carry(jax.random.key(0), (B, H))
+        return apply(block, params[f"{direction}_{place}"], x, zeros, valid=valid.T, reverse=reverse)
+
+    x = params["embedding"]["embedding"][np.where(valid, tokens, 0)].swapaxes(0, 1)
+    _, forwards = layer(x, 0, "forwards", False)
+    _, backwards = layer(x, 0, "backwards", True)
+    x = x + (forwards - x) + (backwards - x)
+    (_, last), forwards = layer(x, 1, "forwards", False)
+    _, backwards = layer(x, 1, "backwards", True)
+    close(encoded.outputs, np.concatenate([forwards, backwards], axis=-1).swapaxes(0, 1))
+    close(encoded.finals[1][0], last)
+    assert not np.any(np.asarray(encoded.outputs)[~valid])
+
+
+class PlainBelow(LanguageModel):
+    """A cell without a block under a residual block."""
+
+    @nn.nowrap
+    def make_stack(self):
+        return Stack([GRU(self.hidden), ResidualBlock(LSTM, self.hidden)], self.dropout)
+
+
+def test_a_subclass_builds_its_own_layers():
+    model = PlainBelow(V, hidden=H)
+    tokens = jnp.zeros((B, T), jnp.int32)
+    (carry, logits), params = jax.eval_shape(model.init_with_output, jax.random.key(0), tokens)
+    assert logits.shape == (B, T, V)
+    assert jax.tree.map(jnp.shape, carry) == jax.tree.map(jnp.shape, model.initial_carry(B))
+    assert set(params["params"]["stack"]["cells_0"]) == {"input", "recurrent_bias", "recurrent_kernel"}
+    assert "final_norm" in params["params"]["stack"]["cells_1"]
+
+
+# --- names and options
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"block": "residul"}, "residual"),
+        ({"block_options": {"mlp": 2.0}}, "plain"),
+        ({"block": "griffin", "block_options": {"convolution": 3}}, "conv"),
+        ({"block": "griffin", "block_options": {"features": 3}}, "features"),
+        ({"block": "griffin", "block_options": {"conv": 2.5}}, "whole"),
+        ({"block": "griffin", "block_options": {"gate": "maybe"}}, "true"),
+        ({"block": "griffin", "block_options": {"mlp": "wide"}}, "number"),
+        ({"layers_pattern": "gru,lstn"}, "lstm"),
+        ({"layers_pattern": "gru,"}, "lstm"),
+        ({"layers_pattern": "gru,elman", "cell_options": {"forget_bias": 1.0}}, "forget_bias"),
+    ],
+)
+def test_wrong_names_and_options_are_refused(given, word):
+    with pytest.raises(UsageError, match=word):
+        layers_from_names(**{"cell": "lstm", "cell_options": {}, **given})
+
+
+@pytest.mark.parametrize("option", [{"norm": "batch"}, {"conv": -1}, {"conv": 1000}, {"mlp": -1.0}, {"expand": 0.0}])
+def test_values_that_a_block_cannot_use_are_refused(option):
+    with pytest.raises(UsageError, match=next(iter(option))):
+        block_factory("residual", option)(cell=LSTM, features=H)
+
+
+def test_options_of_a_pattern_reach_the_cells_that_have_them():
+    made = layers_from_names(
+        cell="lstm",
+        cell_options={"forget_bias": 2.0, "activation": "relu"},
+        layers_pattern="elman, lstm",
+        block="griffin",
+        block_options={"conv": 3.0, "gate": "false", "mlp": 2},
+        hidden=H,
+    )
+    elman, lstm = made["cell"]
+    assert (elman(features=H).activation, lstm(features=H).forget_bias) == ("relu", 2.0)
+    block = made["block"](cell=elman, features=H)
+    assert (block.conv, block.gate, block.mlp) == (3, False, 2.0)
+
+
+def test_attention_inside_the_recurrence_needs_plain_layers():
+    with pytest.raises(UsageError, match="plain"):
+        Decoder(V, GRU, hidden=H, block=ResidualBlock, attention="additive")
