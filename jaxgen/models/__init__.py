@@ -4,6 +4,7 @@ from jaxgen.models.attention import ATTENTIONS as ATTENTIONS
 from jaxgen.models.attention import Attention as Attention
 from jaxgen.models.attention import Memory as Memory
 from jaxgen.models.blocks import BLOCKS as BLOCKS
+from jaxgen.models.blocks import Block as Block
 from jaxgen.models.blocks import CausalConv as CausalConv
 from jaxgen.models.blocks import GriffinBlock as GriffinBlock
 from jaxgen.models.blocks import ResidualBlock as ResidualBlock

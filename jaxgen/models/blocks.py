@@ -137,7 +137,61 @@ def _last_changes(valid: Bool[Array, "T B"], reset: Bool[Array, "T B"] | None) -
     return jax.lax.cummax(jnp.where(changed, index, 0), axis=0)[:, :, None]
 
 
-class ResidualBlock(nn.Module):
+class Block(nn.Module):
+    """Base class of blocks: a cell, and what a layer must have besides ``__call__``.
+
+    A subclass makes its cell with ``self.make_cell()`` in ``setup``, and defines ``__call__`` with the arguments of
+    ``ResidualBlock.__call__``: it runs over time, time-major. Its further fields are options. A subclass whose carry is
+    more than that of the cell overrides ``initialize_carry``, ``cell_state``, ``start`` and ``clamp_state``.
+
+    Args:
+        cell: called as ``cell(features=...)``.
+        features: width of the output.
+        layer: the number of this layer, from 0.
+        layers: the number of layers of the model.
+        dropout: rate of dropout.
+        precision: of all matrix products.
+    """
+
+    cell: CellFactory
+    features: int
+    layer: int = 0
+    layers: int = 1
+    dropout: float = 0.0
+    precision: str = "float32"
+
+    @property
+    def inner(self) -> int:
+        """Width of the cell."""
+        return self.features
+
+    @nn.nowrap
+    def make_cell(self, **options: Any) -> nn.RNNCellBase:
+        """The cell; with ``parent=None`` an unbound one."""
+        return make_cell(self.cell, self.inner, self.precision, **options)
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> Carry:
+        """The carry before inputs of shape [..., D]."""
+        return self.make_cell(parent=None).initialize_carry(rng, (*input_shape[:-1], self.inner))
+
+    @nn.nowrap
+    def cell_state(self, carry: Carry) -> Carry:
+        """The cell's part of the carry, which conditions and encoders set."""
+        return carry
+
+    @nn.nowrap
+    def start(self, state: Carry) -> Carry:
+        """The carry that starts with this state of the cell; its leaves may have more axes in front."""
+        return state
+
+    @nn.nowrap
+    def clamp_state(self, values: Carry) -> Carry:
+        """``Cell.clamp_state`` of the cell's part of a carry."""
+        return clamp_state(self.make_cell(parent=None), values)
+
+
+class ResidualBlock(Block):
     """A pre-norm residual block: the cell in one branch, a two-layer network in the other.
 
     - ``in`` is a linear map to ``expand * features``; it is left out if there is neither ``conv`` nor ``gate``, because
@@ -150,12 +204,6 @@ class ResidualBlock(nn.Module):
     Dropout acts on what the branches add. An input of another width than ``features`` goes through a linear map first.
 
     Args:
-        cell: called as ``cell(features=...)``.
-        features: width of the output, to which the branches add.
-        layer: the number of this layer, from 0.
-        layers: the number of layers of the model.
-        dropout: rate of dropout.
-        precision: of all matrix products.
         norm: a name in ``NORMS``.
         mlp: width of the two-layer network, as a multiple of ``features``; 0: there is none.
         glu: the network is gelu(x A) * (x B) instead of gelu(x A) (Shazeer 2020, arXiv:2002.05202).
@@ -164,16 +212,13 @@ class ResidualBlock(nn.Module):
         expand: width of the cell, as a multiple of ``features``.
         exact_gelu: gelu is x times the normal distribution function, and not its approximation by tanh.
 
+    The other fields are those of ``Block``. The carry is that of the cell, or with ``conv`` the pair (last inputs of
+    the convolution, that of the cell).
+
     Raises:
         UsageError: for values that cannot be used.
     """
 
-    cell: CellFactory
-    features: int
-    layer: int = 0
-    layers: int = 1
-    dropout: float = 0.0
-    precision: str = "float32"
     norm: str = "rms"
     mlp: float = 2.0
     glu: bool = False
@@ -206,7 +251,7 @@ class ResidualBlock(nn.Module):
             self.input = affine(self.inner * (2 if self.gate else 1))
         if self.conv:
             self.convolution = CausalConv(self.inner, self.conv)
-        self.recurrence = make_cell(self.cell, self.inner, self.precision)
+        self.recurrence = self.make_cell()
         self.output = affine(self.features, kernel_init=small)
         if self.mlp:
             self.mlp_norm = NORMS[self.norm]()
@@ -271,14 +316,8 @@ class ResidualBlock(nn.Module):
         return self._gelu(a) * b
 
     @nn.nowrap
-    def _unbound_cell(self) -> nn.RNNCellBase:
-        return make_cell(self.cell, self.inner, parent=None)
-
-    @nn.nowrap
     def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> Carry:
-        """The carry before inputs of shape [..., D]: the cell's, with ``conv`` after the last inputs in a pair."""
-        batch = input_shape[:-1]
-        return self._with_tail(self._unbound_cell().initialize_carry(rng, (*batch, self.inner)), batch)
+        return self._with_tail(super().initialize_carry(rng, input_shape), input_shape[:-1])
 
     @nn.nowrap
     def _with_tail(self, state: Carry, batch: tuple[int, ...]) -> Carry:
@@ -286,20 +325,17 @@ class ResidualBlock(nn.Module):
 
     @nn.nowrap
     def cell_state(self, carry: Carry) -> Carry:
-        """The cell's part of the carry."""
         return carry[1] if self.conv else carry
 
     @nn.nowrap
     def start(self, state: Carry) -> Carry:
-        """The carry that starts with this state of the cell and no last inputs."""
-        single = self._unbound_cell().initialize_carry(jax.random.key(0), (self.inner,))
+        single = super().initialize_carry(jax.random.key(0), (self.features,))
         leaf, like = jax.tree.leaves(state)[0], jax.tree.leaves(single)[0]
         return self._with_tail(state, leaf.shape[: leaf.ndim - like.ndim])
 
     @nn.nowrap
     def clamp_state(self, values: Carry) -> Carry:
-        """``Cell.clamp_state`` of the cell; the last inputs may be any numbers."""
-        state = clamp_state(self._unbound_cell(), self.cell_state(values))
+        state = super().clamp_state(self.cell_state(values))
         return (values[0], state) if self.conv else state
 
 

@@ -469,8 +469,8 @@ def _shapes(task: Any, config: TrainConfig) -> Params:
             raise
         given = " ".join(f"{name} {value}" for name, value in config.cell_options.items())
         raise UsageError(
-            f"The cell {config.cell!r} cannot use --cell-options {given}: {str(error).splitlines()[0]} "
-            "Give a value of the kind that the option has, or leave it out."
+            f"The cell {config.layers_pattern or config.cell!r} cannot use --cell-options {given}: "
+            f"{str(error).splitlines()[0]} Give a value of the kind that the option has, or leave it out."
         ) from None
 
 
