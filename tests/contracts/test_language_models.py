@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxgen.cells import FORMS, GRU, Elman
 from jaxgen.cells.mingru import MinGRU
 from jaxgen.errors import UsageError
-from jaxgen.models import Decoder, Encoder, EncoderDecoder, LanguageModel
+from jaxgen.models import Decoder, Encoder, EncoderDecoder, GriffinBlock, LanguageModel
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tasks.seq2seq.objective import Seq2SeqTask
 from jaxgen.types import Batch, ConditionedBatch, Seq2SeqBatch, TokenRows
@@ -79,7 +79,8 @@ class Bigrams(nn.Module):
 
 
 SUBCLASSES = [LanguageModel, Sharper, ReadsOtherTokens, WithoutTable, StartsElsewhere]
-MODELS = [*(kind(V, GRU, H, layers=2) for kind in SUBCLASSES), Sharper(V, GRU, H, tie=True), Bigrams(V)]
+IN_BLOCKS = LanguageModel(V, (GRU, Elman), H, layers=2, block=GriffinBlock)
+MODELS = [*(kind(V, GRU, H, layers=2) for kind in SUBCLASSES), Sharper(V, GRU, H, tie=True), Bigrams(V), IN_BLOCKS]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
