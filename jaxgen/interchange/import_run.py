@@ -59,6 +59,8 @@ def import_run(
         UsageError: ``run`` cannot be a new run, or ``tokenizer`` is missing or not needed.
     """
     arrays, about = read_weights(path)
+    if not {SETTINGS, TOKENIZER} <= about.keys():
+        about = {}  # jaxgen did not write it
     if (tokenizer is None) == (TOKENIZER not in about):
         advice = "leave out --tokenizer" if tokenizer else "give --tokenizer FILE, or --tokenizer byte"
         raise UsageError(f"The weights {path} have {'a' if tokenizer else 'no'} vocabulary in their header: {advice}.")

@@ -130,7 +130,9 @@ def read_recurrentgemma(arrays: Arrays, unrecorded: Unrecorded) -> Model:
     ends = [name for name in arrays if name.endswith("rg_lru.a_param")]
     start = ends[0].partition("blocks.")[0]
     if any("attention_block" in name for name in arrays):
-        raise UsageError("It has blocks of local attention, which jaxgen lacks: only models of recurrent blocks fit.")
+        raise UsageError(
+            "It has blocks of attention with rotary positions, which jaxgen lacks: recurrent blocks alone fit."
+        )
     embedding = arrays.take(f"{start}embedder.input_embedding", None, None)
     size, width = embedding.shape
     difference = "RecurrentGemma's code reads the first token of a text without the factor sqrt(1 - a^2) of the paper's"

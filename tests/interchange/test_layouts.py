@@ -336,6 +336,12 @@ def test_a_vocabulary_of_another_model_is_refused(content, word, tmp_path):
         import_run(path, run, vocabulary)
 
 
+def test_metadata_of_other_programs_are_not_read(tmp_path):
+    path, run, _ = write_weights(tmp_path, LSTM, {"tokenizer": "bert-base", "format": "pt"})
+    with pytest.raises(DataError, match="the model has 11"):
+        import_run(path, run, "byte")
+
+
 def test_without_a_vocabulary_there_is_no_run(tmp_path):
     path, run, _ = write_weights(tmp_path, LSTM)
     with pytest.raises(UsageError, match="--tokenizer"):
@@ -366,6 +372,7 @@ def about(**settings) -> bytes:
         header({"lstm.weight_hh_l0": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}) + b"1234",
         header({"lstm.weight_hh_l0": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**40]}}) + b"1234",
         header({"lstm.weight_hh_l0": {"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}}) + b"12345678",
+        header({"__metadata__": {"settings": "{}"}}),
         header({"__metadata__": {"settings": "{", "tokenizer": "{}"}}),
         header({"__metadata__": {"settings": "{}", "tokenizer": "{"}}),
         about(data=["/etc/passwd"]),
