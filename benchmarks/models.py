@@ -331,7 +331,7 @@ def write(page: Path, picture: Path, folder: Path) -> None:
         mine = [entry for entry in entries if entry.table == table]
         body = (sequence_table if table == "sequences" else text_table)(mine, folder)
         text = between(text, table, body)
-    published = "\n".join(f"| {name} | {loss:.3f} |" for name, loss in PUBLISHED.items())
+    published = "\n".join(f"| {name} | {loss:g} |" for name, loss in PUBLISHED.items())
     text = between(text, "published", f"| model | loss |\n|---|---|\n{published}")
     text = between(text, "machines", "\n".join(f"- {each}" for each in sorted(machines)) or "No entry is there yet.")
     mine = [entry for entry in entries if entry.table == "sequences"]
@@ -342,11 +342,11 @@ def write(page: Path, picture: Path, folder: Path) -> None:
 
 def between(text: str, mark: str, body: str) -> str:
     """``text`` with ``body`` between the marks of this name."""
-    begin, end = f"<!-- {mark} -->\n", f"\n<!-- end of {mark} -->"
+    begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise SystemExit(f"The page lacks the lines {begin.strip()} and {end.strip()}.")
+        raise SystemExit(f"The page lacks the lines {begin.strip()} and {end}.")
     head, rest = text.split(begin)
-    return head + begin + body + end + rest.split(end)[1]
+    return f"{head}{begin}{body}\n{end}{rest.split(end)[1]}"
 
 
 def main() -> None:

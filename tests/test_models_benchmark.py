@@ -60,6 +60,14 @@ def test_the_plan_has_every_cell_on_text_and_on_every_set_of_sequences():
     assert all(page.count(f"<!-- {entry.table} -->") == 1 for entry in entries)
 
 
+@pytest.mark.parametrize("former", ["", "old\n", "old\n\nolder\n"])
+def test_what_stands_between_two_marks_is_replaced_and_nothing_else(former):
+    page = f"a\n<!-- x -->\n{former}<!-- end of x -->\nb <!-- y -->\n"
+    assert models.between(page, "x", "new") == "a\n<!-- x -->\nnew\n<!-- end of x -->\nb <!-- y -->\n"
+    with pytest.raises(SystemExit, match="lacks"):
+        models.between(page, "y", "new")
+
+
 @pytest.mark.runs
 def test_each_call_trains_one_missing_entry_and_the_page_shows_what_is_there(call, tmp_path):
     assert call("--list").count("missing") == 3
