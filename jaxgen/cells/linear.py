@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +25,16 @@ from jaxgen.types import Array, ArrayLike, Carry
 
 #: The state of a linear recurrence: a pytree of real or complex arrays [*batch, ...].
 State: TypeAlias = PyTree
-#: ``solve(a, b, h, reverse)``: the states of all steps [T, ...], for coefficients in their shape and the state ``h``
-#: before the first step.
-Solve = Callable[[Array, Array, Array, bool], Array]
+
+
+class Solver(NamedTuple):
+    """A way to solve the recurrence, for ``a`` and ``b`` [T, ...] in the shape of the states."""
+
+    #: ``states(a, b, h, reverse)``: the states after all steps, for the state ``h`` before the first step.
+    states: Callable[[Array, Array, Array, bool], Array]
+    #: ``gradients(a, dstates, reverse)``: the gradients of ``b``, for ``dstates`` the gradients of the states.
+    gradients: Callable[[Array, Array, bool], Array]
+
 
 #: Steps of a chunk in the chunked form.
 CHUNK = 32
@@ -52,7 +59,7 @@ class LinearCell(Cell):
 
     @nn.nowrap
     def coefficients(self, weights: PyTree, z: Float[Array, "*batch K"]) -> tuple[State, State]:
-        """``a`` and ``b`` for any number of steps; the leaves of ``a`` may be of size 1 along axes of the state."""
+        """``a`` and ``b`` for any number of steps; the leaves of ``a`` may be of size 1 along some axes."""
         raise NotImplementedError(f"{type(self).__name__} does not implement `coefficients`.")
 
     @nn.nowrap
@@ -103,6 +110,16 @@ def solve_sequential(a: Array, b: Array, h: Array, reverse: bool) -> Array:
     return lax.scan(step, h, (a, b), reverse=reverse)[1]
 
 
+def sequential_gradients(a: Array, dstates: Array, reverse: bool) -> Array:
+    """One step after another from the last to the first."""
+
+    def step(dh: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+        db = dh + at[1]
+        return at[0] * db, db
+
+    return lax.scan(step, jnp.zeros_like(dstates[0]), (a, dstates), reverse=not reverse)[1]
+
+
 def _then(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
     """Two steps as one."""
     return second[0] * first[0], second[0] * first[1] + second[1]
@@ -132,30 +149,39 @@ def solve_chunked(a: Array, b: Array, h: Array, reverse: bool) -> Array:
     return states[missing:] if reverse else states[:steps]
 
 
-# --- its derivative, for all of them
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _states(solve: Solve, reverse: bool, a: Array, b: Array, h: Array) -> Array:
-    """The states after all steps."""
-    return solve(jnp.broadcast_to(a, b.shape), b, h, reverse)
-
-
-def _states_forward(solve: Solve, reverse: bool, a: Array, b: Array, h: Array) -> tuple[Array, PyTree]:
-    states = _states(solve, reverse, a, b, h)
-    return states, (a, h, states)
-
-
 def _shift(x: Array, edge: Array, forward: bool) -> Array:
     """``x`` one step later (``forward``) or earlier in time, with ``edge`` in the free place."""
     return jnp.concatenate([edge[None], x[:-1]] if forward else [x[1:], edge[None]])
 
 
-def _states_backward(solve: Solve, reverse: bool, kept: PyTree, dstates: Array) -> tuple[Array, Array, Array]:
-    """The recurrence of the gradients, ``db[t] = dstates[t] + a[t + 1] * db[t + 1]``, is a linear one, too."""
+def _shifted(solve: Callable[..., Array], a: Array, dstates: Array, reverse: bool) -> Array:
+    """The gradients by ``solve``: their recurrence, ``db[t] = dstates[t] + a[t + 1] * db[t + 1]``, is linear, too."""
+    zeros = jnp.zeros_like(dstates[0])
+    return solve(_shift(a, zeros, reverse), dstates, zeros, not reverse)
+
+
+def _solver(solve: Callable[..., Array]) -> Solver:
+    return Solver(solve, partial(_shifted, solve))
+
+
+# --- its derivative, for all of them
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _states(solver: Solver, reverse: bool, a: Array, b: Array, h: Array) -> Array:
+    """The states after all steps."""
+    return solver.states(jnp.broadcast_to(a, b.shape), b, h, reverse)
+
+
+def _states_forward(solver: Solver, reverse: bool, a: Array, b: Array, h: Array) -> tuple[Array, PyTree]:
+    states = _states(solver, reverse, a, b, h)
+    return states, (a, h, states)
+
+
+def _states_backward(solver: Solver, reverse: bool, kept: PyTree, dstates: Array) -> tuple[Array, Array, Array]:
     a, h, states = kept
     wide = jnp.broadcast_to(a, states.shape)
-    db = solve(_shift(wide, jnp.zeros_like(h), reverse), dstates, jnp.zeros_like(h), not reverse)
+    db = solver.gradients(wide, dstates, reverse)
     da = db * _shift(states, h, not reverse)
     shared = tuple(axis for axis, size in enumerate(a.shape) if size != da.shape[axis])
     first = -1 if reverse else 0
@@ -166,7 +192,7 @@ _states.defvjp(_states_forward, _states_backward)
 
 
 def run_linear(
-    solve: Solve,
+    solver: Solver,
     cell: LinearCell,
     weights: PyTree,
     carry: Carry,
@@ -177,7 +203,7 @@ def run_linear(
     initial: Carry | None = None,
     reverse: bool = False,
 ) -> tuple[Carry, Float[Array, "T B H"]]:
-    """``run`` for an unbound ``cell``, with all coefficients computed at once and the states by ``solve``.
+    """``run`` for an unbound ``cell``, with all coefficients computed at once and the states by ``solver``.
 
     Reverse-mode derivatives only: for ``jax.jvp`` use the plain scan.
     """
@@ -187,7 +213,7 @@ def run_linear(
     a, b = _mask(cell, *cell.coefficients(weights, z), masks, given=initial is not None)
     if z.shape[0] == 0:
         return carry, cell.read(weights, b, z)
-    states = jax.tree.map(lambda *each: _states(solve, reverse, *match_varying_axes(*each)), a, b, state)
+    states = jax.tree.map(lambda *each: _states(solver, reverse, *match_varying_axes(*each)), a, b, state)
     ys = cell.read(weights, states, z)
     last = jax.tree.map(lambda h: h[0 if reverse else -1], states)
     return cell.to_carry(last), ys if masks.valid is None else mask_rows(masks.valid, ys)
@@ -214,11 +240,11 @@ def _is_linear(cell: nn.RNNCellBase, weights: PyTree) -> bool:
     return isinstance(cell, LinearCell) and type(cell).step is LinearCell.step
 
 
-def _form(solve: Solve, *platforms: str) -> Form:
+def _form(solver: Solver, *platforms: str) -> Form:
     needs = "a `LinearCell` without a `step` of its own"
-    return Form(partial(run_linear, solve), _is_linear, needs, lambda cell, platform: platform in platforms)
+    return Form(partial(run_linear, solver), _is_linear, needs, lambda cell, platform: platform in platforms)
 
 
-SEQUENTIAL = _form(solve_sequential, "cpu")
-CHUNKED = _form(solve_chunked)
-PARALLEL = _form(solve_parallel, "gpu", "tpu")
+SEQUENTIAL = _form(Solver(solve_sequential, sequential_gradients), "cpu")
+CHUNKED = _form(_solver(solve_chunked))
+PARALLEL = _form(_solver(solve_parallel), "gpu", "tpu")
