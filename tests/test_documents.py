@@ -98,6 +98,15 @@ def test_the_worked_cell_trains_and_samples_and_keeps_the_contract(tmp_path, mon
     check_cell(scope["MGU"], strict=True)
 
 
+@pytest.mark.slow
+def test_the_worked_linear_cell_keeps_the_contract_in_all_forms(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = [block for block in blocks if "LinearCell)" in block]
+    exec(compile(block, "docs/extending.md", "exec"), {})
+    forms = re.search(r"print\(.*\)  # (.*)", block)[1]
+    assert capsys.readouterr().out.splitlines()[0] == forms
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_between_documents_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
