@@ -1,13 +1,17 @@
 """The forms of a recurrence compared: value and gradients of one layer, and a whole training step.
 
-    python -m benchmarks.forms            about two minutes; prints two tables in Markdown
+    python -m benchmarks.forms                    LSTM, GRU and Elman: about two minutes
+    python -m benchmarks.forms mingru rglru       other cells of the registry, in every form that they have
 
-All variants take turns in one run, after a warm-up, and medians are compared: only the ratios mean something.
+It prints two tables in Markdown for each set of forms. All forms of a cell take turns in one run, after a warm-up, and
+medians are compared: only the ratios to the plain scan, in brackets, mean something.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,12 +22,12 @@ import numpy as np
 import optax
 
 from jaxgen import CELLS, LanguageModel, LanguageTask, create_state, keep_memory, train_step
-from jaxgen.cells import unroll_projected
+from jaxgen.cells import forms_of, unroll_projected
 from jaxgen.types import Batch
 
 SIZES = [(50, 50, 128), (32, 64, 256), (32, 128, 256), (64, 64, 512)]  # B, T, H
+STEP_SIZES = [(50, 50, 128, 2), (32, 64, 256, 1), (32, 128, 256, 2)]  # B, T, H, layers
 CELLS_SHOWN = ("lstm", "gru", "elman")
-FORMS = ("scan", "fused")
 V = 96
 ROUNDS = 15
 
@@ -54,7 +58,7 @@ def layer(name: str, batch: int, length: int, hidden: int) -> dict[str, float]:
         carry, ys = cell.apply(params, carry, z, form=form, method=unroll_projected)
         return jnp.sum(ys * weight) + sum(jnp.sum(leaf) for leaf in jax.tree.leaves(carry))
 
-    grads = {form: jax.jit(jax.grad(partial(value, form), argnums=(0, 1, 2))) for form in FORMS}
+    grads = {form: jax.jit(jax.grad(partial(value, form), argnums=(0, 1, 2))) for form in forms_of(cell)}
     return medians({form: partial(grad, params, carry, z) for form, grad in grads.items()})
 
 
@@ -65,30 +69,30 @@ def step(name: str, batch: int, length: int, hidden: int, layers: int) -> dict[s
     batch_ = Batch(tokens[:, :-1], tokens[:, 1:], np.zeros((batch, length), bool), np.ones((batch, length), bool))
     model = LanguageModel(V, CELLS[name], hidden=hidden, layers=layers)
     calls = {}
-    for form in FORMS:
+    for form in forms_of(CELLS[name](features=hidden)):
         task = LanguageTask(dataclasses.replace(model, form=form))
         state = create_state(task, optimizer, key, rows=batch)
         calls[form] = partial(jax.jit(partial(train_step, task, optimizer, key)), state, batch_)
     return medians(calls)
 
 
-def row(label: str, times: dict[str, float]) -> None:
-    print(
-        f"| {label} | {times['scan']:.1f} | {times['fused']:.1f} | {times['scan'] / times['fused']:.2f} |", flush=True
-    )
+def table(title: str, names: list[str], sizes: list[tuple[int, ...]], measure: Callable[..., dict[str, float]]) -> None:
+    """Print a table of cells that have the same forms."""
+    forms = forms_of(CELLS[names[0]](features=8))
+    print(f"\n| {title} | {' | '.join(f'{form}, ms' for form in forms)} |\n|{'---|' * (1 + len(forms))}")
+    for name, size in itertools.product(names, sizes):
+        times = measure(name, *size)
+        shown = [f"{times[form]:.1f} ({times['scan'] / times[form]:.2f})" for form in forms]
+        print(f"| {name} {', '.join(map(str, size))} | {' | '.join(shown)} |", flush=True)
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
     keep_memory()
-    print("| cell, B, T, H: one layer, value and gradients | scan, ms | fused, ms | ratio |\n|---|---|---|---|")
-    for name in CELLS_SHOWN:
-        for sizes in SIZES:
-            row(f"{name} {', '.join(map(str, sizes))}", layer(name, *sizes))
-    print("\n| cell, B, T, H, layers: whole training step | scan, ms | fused, ms | ratio |\n|---|---|---|---|")
-    for name in ("lstm", "gru"):
-        for sizes in ((50, 50, 128, 2), (32, 64, 256, 1), (32, 128, 256, 2)):
-            row(f"{name} {', '.join(map(str, sizes))}", step(name, *sizes))
+    for _, same in itertools.groupby(names, lambda name: forms_of(CELLS[name](features=8))):
+        group = list(same)
+        table("cell, B, T, H: one layer, value and gradients", group, SIZES, layer)
+        table("cell, B, T, H, layers: whole training step", group, STEP_SIZES, step)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or list(CELLS_SHOWN))

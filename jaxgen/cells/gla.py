@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Bool, Float
 
 from jaxgen.cells.base import Affine, Form, promote_state
-from jaxgen.cells.linear import LinearCell, run_linear, solve_sequential
+from jaxgen.cells.linear import SEQUENTIAL, LinearCell
 from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run, select_rows
 from jaxgen.errors import UsageError, check_int
 from jaxgen.types import Array, ArrayLike, Key
@@ -133,7 +133,7 @@ def run_chunked(
     if steps < 2:
         return run(cell.step, weights, carry, z, **options)
     if initial is not None and has_time_axis(initial, carry):
-        return run_linear(solve_sequential, cell, weights, carry, z, **options)
+        return SEQUENTIAL.run(cell, weights, carry, z, **options)
     masks = Masks.create(carry, reset, valid, initial)
     q, k, v, a, r = cell.split(z.astype(carry.dtype))
     if masks.valid is not None:  # padding is a step with a = 1 and k = 0
