@@ -53,6 +53,7 @@ def import_weights(args: list[str]) -> None:
     from jaxgen.errors import UsageError
     from jaxgen.interchange.import_run import import_run
     from jaxgen.interchange.layouts import Unrecorded
+    from jaxgen.plugins import plugin_flags
     from jaxgen.runs.config import check_folder
     from jaxgen.runtime import need_backend
 
@@ -62,4 +63,5 @@ def import_weights(args: list[str]) -> None:
     need_backend()
     unrecorded = Unrecorded(config.cell, config.scale_embedding, config.soft_cap)
     run = import_run(extra["file"], config.run, config.tokenizer, config.data, unrecorded)
-    log(f"{extra['file']} is now the run {run}. Next: python sample.py --run {shlex.quote(str(run))}")
+    flags = plugin_flags(run.read_json("config.json")["resolved"].get("plugins", []))
+    log(f"{extra['file']} is now the run {run}. Next: python sample.py --run {shlex.quote(str(run))}{flags}")

@@ -13,7 +13,7 @@ import jax
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, UsageError, check_kind
 from jaxgen.fsutil import json_sha256, load_strict
-from jaxgen.plugins import check_plugins
+from jaxgen.plugins import check_plugins, plugin_flags
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import MAX_STEPS, TrainConfig, check_folder, read_config, validate
 from jaxgen.runs.directory import RunDirectory
@@ -152,7 +152,8 @@ class LoadedRun:
         if step == 0 and self.resolved["steps"]:
             raise CheckpointError(
                 f"The run {self.directory} has learnt nothing yet: its only checkpoint holds its initial "
-                f"weights. Train it with `python train.py --run {shlex.quote(str(self.directory))} --resume auto`."
+                f"weights. Train it with `python train.py --run {shlex.quote(str(self.directory))} --resume auto"
+                f"{plugin_flags(self.resolved.get('plugins', []))}`."
             )
         params, _ = store.restore_params(step, shapes)
         return step or 0, params, store.digest(step)
