@@ -51,6 +51,8 @@ class Attention(Cell):
         heads: number of heads, a divisor of ``features``. 0: 4, or 2 or 1 if 4 is no divisor.
     """
 
+    starts_from_vectors = False
+
     window: int = 256
     heads: int = 0
 
@@ -77,6 +79,10 @@ class Attention(Cell):
     def hidden(carry: Cache) -> Float[Array, "*batch H"]:
         """The value of the last step."""
         return carry.values[..., -1, :]
+
+    @staticmethod
+    def summary(carry: Cache) -> Float[Array, "*batch H"]:
+        return Attention.hidden(carry)
 
     @nn.nowrap
     def clamp_state(self, values: Cache) -> Cache:

@@ -127,6 +127,8 @@ class Cell(nn.RNNCellBase):
     ``precision`` (one of ``PRECISIONS``), which the cell passes to its ``Affine``.
     """
 
+    #: Whether labels and encoders can set the state, by a linear map to all its numbers. If not, it starts from zeros.
+    starts_from_vectors: ClassVar[bool] = True
     #: Forms of this class besides those in ``jaxgen.cells.FORMS``, or in place of those of the same name.
     forms: ClassVar[Mapping[str, Form]] = {}
 
@@ -145,6 +147,11 @@ class Cell(nn.RNNCellBase):
     @staticmethod
     def hidden(carry: Carry) -> Float[Array, "*batch H"]:
         """The part of the carry that is multiplied by the recurrent matrix."""
+        return carry
+
+    @staticmethod
+    def summary(carry: Carry) -> PyTree:
+        """What an encoder passes to a decoder: the whole carry, or arrays [*batch, ...] of fewer numbers."""
         return carry
 
     @nn.nowrap

@@ -81,6 +81,10 @@ class GLA(LinearCell):
         """The answer of the state to a query of ones."""
         return jnp.sum(carry, axis=-2).reshape(*carry.shape[:-3], -1)
 
+    @staticmethod
+    def summary(carry: Float[Array, "*batch heads K V"]) -> Float[Array, "*batch H"]:
+        return GLA.hidden(carry)
+
     @nn.nowrap
     def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> Float[Array, "*batch heads K V"]:
         del rng

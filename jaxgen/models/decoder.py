@@ -80,6 +80,11 @@ class Decoder(RecurrentModel):
             require_jaxgen_cells(self.cells_of_pattern[:1], what)
             if self.block is not None:
                 raise UsageError(f"{what} needs the block 'plain'. Use that block, or the attention 'general'.")
+        if self.attention == "none" and not any(self.vector_layers):
+            raise UsageError(
+                "This decoder would not see its source: none of its layers can start from the encoder's final states, "
+                "and it does not attend to the encoder: choose --attention general, another cell, or --layers-pattern."
+            )
         check_rates(self, ["token_dropout"])
         LanguageModel(**shared_fields(self, LanguageModel), parent=None)  # checks the other fields
         super().__post_init__()
@@ -120,7 +125,7 @@ class Decoder(RecurrentModel):
         Every array of a cell's state is tanh(f W + b), with f the concatenation of all final arrays of one encoder
         layer, so encoder and decoder may differ in cell, size, directions and layers (Bahdanau et al. 2015, appendix
         A.2.2, where f is the backward direction only). Layers are matched from the top downwards; if the encoder has
-        fewer, its lowest layer is used for the rest.
+        fewer, its lowest layer is used for the rest. A layer that cannot start from vectors starts from zeros.
 
         Args:
             finals: a pytree of arrays [B, ...] for each layer of the encoder, the lowest first.
@@ -130,9 +135,12 @@ class Decoder(RecurrentModel):
         rows, unmatched = jax.tree.leaves(finals)[0].shape[0], self.layers - len(finals)
         states = []
         for layer, (bridge, like) in enumerate(zip(self.bridge, self.language.cell_states(rows))):
+            if not self.vector_layers[layer]:
+                states.append(like)
+                continue
             given = [leaf.reshape(rows, -1) for leaf in jax.tree.leaves(finals[max(0, layer - unmatched)])]
             states.append(unflatten_state(jnp.tanh(bridge(jnp.concatenate(given, axis=-1))), like))
-        carry = self.language.start(states)
+        carry = self.language.start(states, rows)
         if self.attention == "none":
             return carry, ()
         if values is None:

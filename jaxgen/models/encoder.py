@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Bool, Int, PyTree, Shaped
 
 from jaxgen.models.layers import Embedding, RecurrentModel, cell_state, dropout, fold_in_rows, unroll_layer
-from jaxgen.types import Array, ArrayLike, Carry, RowKeys, TokenRows
+from jaxgen.types import Array, ArrayLike, RowKeys, TokenRows
 
 
 class EncoderOutput(NamedTuple):
@@ -18,9 +18,9 @@ class EncoderOutput(NamedTuple):
 
     #: Of the last layer, both directions side by side; zero in padding.
     outputs: Shaped[Array, "B S M"]
-    #: ``finals[layer][direction]`` is the state of the cell after the last token read: the last of the text forwards,
-    #: the first backwards.
-    finals: tuple[tuple[Carry, ...], ...]
+    #: ``finals[layer][direction]`` is ``Cell.summary`` of the state after the last token read: the last of the text
+    #: forwards, the first backwards.
+    finals: tuple[tuple[PyTree, ...], ...]
 
 
 class DecoderInput(NamedTuple):
@@ -78,7 +78,7 @@ class Encoder(RecurrentModel):
             tokens = jnp.where(valid, tokens, 0)
         layers = list(zip(self.forwards, *([self.backwards] if self.bidirectional else [])))
         inputs, projected = self.embedding.inputs(tokens, layers[0], fold_in_rows(row_keys, self.layers))
-        finals: list[tuple[Carry, ...]] = []
+        finals: list[tuple[PyTree, ...]] = []
         forms = self.form.split(",")
         for layer, cells in enumerate(layers):
             keys, read = fold_in_rows(row_keys, layer), []
@@ -87,7 +87,8 @@ class Encoder(RecurrentModel):
                 options = {"valid": valid, "reverse": reverse, "form": forms[layer % len(forms)]}
                 own = fold_in_rows(keys, int(reverse))
                 final, ys = unroll_layer(cell, x, start, projected and layer == 0, own, **options)
-                read.append((cell_state(cell, final), ys))
+                summary = getattr(self.cell_kinds[layer], "summary", lambda carry: carry)
+                read.append((summary(cell_state(cell, final)), ys))
             finals.append(tuple(final for final, _ in read))
             outputs = [ys for _, ys in read]
             if self.block is not None and self.bidirectional and layer + 1 < self.layers:

@@ -97,6 +97,11 @@ class LanguageModel(RecurrentModel):
                 f"`tie` uses the embedding as the output matrix, so `embed` must equal `hidden`, but they are "
                 f"{self.embed} and {self.hidden}: leave `embed` out, or turn `tie` off."
             )
+        if self.condition and not any(self.vector_layers):
+            raise UsageError(
+                "This model has a condition, but none of its layers can start from one, as attention cannot: choose "
+                "another cell, or mix cells with --layers-pattern."
+            )
         if type(self).__call__ is not LanguageModel.__call__:
             raise UsageError(
                 f"{type(self).__name__} overrides `__call__`, which training and decoding do not use: "
@@ -141,13 +146,24 @@ class LanguageModel(RecurrentModel):
 
     @nn.nowrap
     def cell_states(self, batch: int) -> tuple[Carry, ...]:
-        """The zero state of the cell of each layer: the part of ``initial_carry`` that ``start`` sets."""
-        return tuple(cell_state(layer, carry) for layer, carry in zip(self._layers(), self.initial_carry(batch)))
+        """The zero state of the cell of each layer: the part of ``initial_carry`` that ``start`` sets.
+
+        It is ``()`` for cells that cannot start from vectors.
+        """
+        layers = zip(self._layers(), self.initial_carry(batch), self.vector_layers)
+        return tuple(cell_state(layer, carry) if sets else () for layer, carry, sets in layers)
 
     @nn.nowrap
-    def start(self, states: Sequence[Carry]) -> tuple[Carry, ...]:
-        """The carries that start with these states of the cells, in the shape of ``cell_states``."""
-        return tuple(layer.start(state) if is_block(layer) else state for layer, state in zip(self._layers(), states))
+    def start(self, states: Sequence[Carry], batch: int) -> tuple[Carry, ...]:
+        """The carries that start with these states of the cells, in the shape of ``cell_states``.
+
+        Layers that cannot start from vectors start from zeros, for ``batch`` rows.
+        """
+        layers = zip(self._layers(), states, self.initial_carry(batch), self.vector_layers)
+        return tuple(
+            zeros if not sets else layer.start(state) if is_block(layer) else state
+            for layer, state, zeros, sets in layers
+        )
 
     def initial_states(self, condition: Float[ArrayLike, "*batch condition"]) -> tuple[Carry, ...]:
         """The initial state for each condition vector, one carry for each layer.
@@ -161,7 +177,8 @@ class LanguageModel(RecurrentModel):
             + self.condition_bias[None, :]
         )
         states = unflatten_state(flat.reshape(*condition.shape[:-1], -1), self.cell_states(1))
-        return tuple(clamp_state(layer, state) for layer, state in zip(self._layers(), self.start(states)))
+        carries = self.start(states, condition.shape[-2] if condition.ndim > 1 else 1)
+        return tuple(clamp_state(layer, carry) for layer, carry in zip(self._layers(), carries))
 
     def token_table(self) -> Shaped[Array, "V K"] | None:
         """The first layer's input projection of every token (``Embedding.table``); ``None`` for cells without one."""

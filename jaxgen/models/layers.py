@@ -351,6 +351,17 @@ class RecurrentModel(nn.Module):
         return self.cell if isinstance(self.cell, tuple) else (self.cell,)
 
     @property
+    def cell_kinds(self) -> list[Any]:
+        """The class of each layer's cell, or the function that makes it."""
+        pattern = [getattr(factory, "func", factory) for factory in self.cells_of_pattern]
+        return [pattern[layer % len(pattern)] for layer in range(self.layers)]
+
+    @property
+    def vector_layers(self) -> list[bool]:
+        """Which layers can start from vectors (``Cell.starts_from_vectors``)."""
+        return [getattr(kind, "starts_from_vectors", True) for kind in self.cell_kinds]
+
+    @property
     def width(self) -> int:
         """Width of the embedding; 0 for one-hot vectors."""
         return self.hidden if self.embed is None else self.embed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ import pytest
 from flax import linen as nn
 
 from jaxgen.cells import FORMS, GRU, Elman
+from jaxgen.cells.attention import Attention
+from jaxgen.cells.gla import GLA
 from jaxgen.cells.mingru import MinGRU
 from jaxgen.errors import UsageError
 from jaxgen.models import Decoder, Encoder, EncoderDecoder, GriffinBlock, LanguageModel
@@ -78,9 +81,17 @@ class Bigrams(nn.Module):
         return carry, jnp.swapaxes(self.logits(states), 0, 1)
 
 
+#: Cells whose states are matrices.
+MATRIX = (partial(Attention, window=3), GLA)
 SUBCLASSES = [LanguageModel, Sharper, ReadsOtherTokens, WithoutTable, StartsElsewhere]
 IN_BLOCKS = LanguageModel(V, (GRU, Elman), H, layers=2, block=GriffinBlock)
-MODELS = [*(kind(V, GRU, H, layers=2) for kind in SUBCLASSES), Sharper(V, GRU, H, tie=True), Bigrams(V), IN_BLOCKS]
+MODELS = [
+    *(kind(V, GRU, H, layers=2) for kind in SUBCLASSES),
+    Sharper(V, GRU, H, tie=True),
+    Bigrams(V),
+    IN_BLOCKS,
+    LanguageModel(V, MATRIX, 8, layers=2),
+]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
@@ -114,13 +125,33 @@ def test_the_check_catches_what_it_is_for(kind, model):
         check_loss_score_prefill_and_step_agree(task, random_params(task))
 
 
+def test_beside_a_layer_that_starts_from_a_condition_attention_starts_from_nothing():
+    model = LanguageModel(V, MATRIX, 8, layers=2, condition=C)
+    params = random_params(LanguageTask(model))
+    cache, state = model.apply({"params": params}, jnp.ones((T, B, C)), method="initial_states")
+    jax.tree.map(np.testing.assert_array_equal, cache, model.initial_carry(B)[0])
+    assert state.shape == (T, *model.initial_carry(B)[1].shape)
+    assert params["condition_kernel"].shape == (C, state[0, 0].size)
+
+
+def test_attention_alone_can_neither_start_from_a_condition_nor_from_an_encoder():
+    with pytest.raises(UsageError, match="condition"):
+        LanguageModel(V, Attention, 8, condition=C)
+    with pytest.raises(UsageError, match="source"):
+        Decoder(V, Attention, 8)
+    Decoder(V, Attention, 8, attention="general")
+
+
 class ConditionsAsTheyAre(LanguageModel):
     def initial_states(self, condition):
         return (jnp.broadcast_to(jnp.sum(condition, axis=-1, keepdims=True), (*condition.shape[:-1], self.hidden)),)
 
 
-def test_overridden_initial_states_are_trained_and_sampled():
-    task = LanguageTask(ConditionsAsTheyAre(V, GRU, H, condition=C))
+@pytest.mark.parametrize(
+    "model", [ConditionsAsTheyAre(V, GRU, H, condition=C), LanguageModel(V, MATRIX, 8, layers=2, condition=C)]
+)
+def test_initial_states_are_trained_and_sampled(model):
+    task = LanguageTask(model)
     params = random_params(task)
     ids = np.random.default_rng(1).integers(0, V, (B, T + 1)).astype(np.int32)
     reset, mask = np.arange(T)[None, :].repeat(B, 0) == 0, np.ones((B, T), bool)
@@ -184,9 +215,11 @@ class SharperDecoder(EncoderDecoder):
         return 3.0 * super().logits(features)
 
 
-@pytest.mark.parametrize("kind", [EncoderDecoder, SharperDecoder])
-def test_a_seq2seq_model_with_overrides_is_trained_as_it_decodes(kind):
-    task = Seq2SeqTask(kind(Encoder(V, GRU, H), Decoder(V, GRU, H)))
+@pytest.mark.parametrize(
+    ("kind", "cell", "layers"), [(EncoderDecoder, GRU, 1), (SharperDecoder, GRU, 1), (EncoderDecoder, MATRIX, 2)]
+)
+def test_a_seq2seq_model_is_trained_as_it_decodes(kind, cell, layers):
+    task = Seq2SeqTask(kind(Encoder(V, cell, 8, layers), Decoder(V, cell, 8, layers)))
     params = random_params(task)
     draw = np.random.default_rng(1).integers
     ids = draw(0, V, (B, T)).astype(np.int32)
