@@ -18,6 +18,7 @@ from flax import linen as nn
 from jaxtyping import Float, PyTree, Shaped
 
 from jaxgen.cells.precision import matmul
+from jaxgen.errors import UsageError
 from jaxgen.types import Array, ArrayLike, Carry, DType, Key
 
 Initializer = Callable[..., Array]
@@ -124,7 +125,8 @@ class Cell(nn.RNNCellBase):
     raises an error instead of leaking a tracer.
 
     Models create a cell with ``cell(features=H)``. For a precision other than float32 they replace the field
-    ``precision`` (one of ``PRECISIONS``), which the cell passes to its ``Affine``.
+    ``precision`` (one of ``PRECISIONS``), which the cell passes to its ``Affine``. ``zoneout`` and
+    ``recurrent_dropout`` are rates of the noise that ``unroll`` adds (``jaxgen.cells.noise``).
     """
 
     #: Whether labels and encoders can set the state, by a linear map to all its numbers. If not, it starts from zeros.
@@ -135,6 +137,8 @@ class Cell(nn.RNNCellBase):
     features: int
     param_dtype: DType = jnp.float32
     precision: str = "float32"
+    zoneout: float = 0.0
+    recurrent_dropout: float = 0.0
 
     def project(self, x: Shaped[ArrayLike, "*batch D"] | None) -> Float[Array, "*batch K"] | Float[Array, "K"]:
         """The input's part of the pre-activations, bias included; for ``None`` the bias alone."""
@@ -220,6 +224,8 @@ class Cell(nn.RNNCellBase):
 
     def __call__(self, carry: Carry, x: Shaped[ArrayLike, "*batch D"]) -> tuple[Carry, Float[Array, "*batch H"]]:
         """One step on a raw input, as ``flax.linen.RNN`` and ``nn.Bidirectional`` call it."""
+        if self.zoneout:
+            raise UsageError(f"Zoneout of {type(self).__name__} needs `jaxgen.unroll`: a call of the cell has none.")
         z = self.project(x)  # first: some cells learn the width of their input here
         return self.step(self.weights(), carry, z)
 

@@ -12,9 +12,10 @@ from jaxtyping import Float, PyTree, Shaped
 from jaxgen.cells.base import Cell, Form, promote
 from jaxgen.cells.fused import FUSED
 from jaxgen.cells.linear import CHUNKED, PARALLEL, SEQUENTIAL
+from jaxgen.cells.noise import has_noise, with_noise
 from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run, with_masks
 from jaxgen.errors import UsageError, check_int, choose, counted
-from jaxgen.types import Array, ArrayLike, Carry
+from jaxgen.types import Array, ArrayLike, Carry, RowKeys
 
 
 def _run_scan(cell: Cell, weights: PyTree, carry: Carry, z: Array, **masks: Any) -> tuple[Carry, Array]:
@@ -81,6 +82,7 @@ def unroll_projected(
     reverse: bool = False,
     length: int | None = None,
     form: str = "auto",
+    row_keys: RowKeys | None = None,
 ) -> tuple[Carry, Float[Array, "T B H"]]:
     """Run a bound ``cell`` over an input that is already projected.
 
@@ -89,16 +91,19 @@ def unroll_projected(
     ``length`` steps. The other arguments are those of ``run`` and ``unroll``.
     """
     pure = cell.clone(parent=None)  # unbound: its fields can be read, its parameters cannot
-    weights = cell.weights()
+    weights, rows = cell.weights(), jax.tree.leaves(carry)[0].shape[0]
+    if z.ndim == 1 and has_noise(pure, row_keys):
+        z = jnp.broadcast_to(z[None, None, :], (length, rows, z.shape[0]))
+    pure, carry, z, initial, own_carry = with_noise(pure, carry, z, initial, row_keys)
     masks: dict[str, Any] = {"reset": reset, "valid": valid, "initial": initial, "reverse": reverse}
-    chosen = choose_form(form, cell, weights)
+    chosen = choose_form(form, pure, weights)
     if z.ndim == 1:
-        rows = jax.tree.leaves(carry)[0].shape[0]
         if chosen == "scan":  # which need not repeat the input T times
             bias = jnp.broadcast_to(z[None, :], (rows, z.shape[0]))
             return run(lambda w, c, _: pure.step(w, c, bias), weights, carry, None, **masks, length=length)
         z = jnp.broadcast_to(z[None, None, :], (length, rows, z.shape[0]))
-    return known_forms(cell)[chosen].run(pure, weights, carry, z, **masks)
+    carry, ys = known_forms(pure)[chosen].run(pure, weights, carry, z, **masks)
+    return own_carry(carry), ys
 
 
 def _run_foreign(
@@ -187,6 +192,7 @@ def unroll(
     length: int | None = None,
     time_major: bool = False,
     form: str = "auto",
+    row_keys: RowKeys | None = None,
 ) -> tuple[Carry, Array]:
     """Run a bound cell over a sequence.
 
@@ -206,6 +212,8 @@ def unroll(
         form: how the recurrence is computed: a name in ``FORMS`` that applies to the cell (``scan`` is a plain
             ``lax.scan``; the others have a custom backward pass and no forward-mode derivatives), or ``auto``
             (``choose_form``).
+        row_keys: a key for each row [B], given in training: they switch the noise of a cell with ``zoneout`` or
+            ``recurrent_dropout`` on (``jaxgen.cells.noise``).
 
     Returns:
         The final carry and the outputs [B, T, H].
@@ -242,6 +250,7 @@ def unroll(
             reverse=reverse,
             length=steps,
             form=form,
+            row_keys=row_keys,
         )
     elif x is None:
         raise UsageError(

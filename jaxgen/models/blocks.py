@@ -27,6 +27,7 @@ from jaxgen.errors import UsageError, check_int, choose
 from jaxgen.models.layers import (
     CellFactory,
     cell_factory,
+    cell_keys,
     cell_pattern,
     clamp_state,
     dropout,
@@ -37,7 +38,7 @@ from jaxgen.models.layers import (
 from jaxgen.types import Array, ArrayLike, Carry, Key, RowKeys
 
 #: Creates the block of a layer; called as ``factory(cell=..., features=..., layer=..., layers=..., dropout=...,
-#: precision=...)``.
+#: precision=...)``, with ``--locked-dropout`` also with ``locked=True``.
 BlockFactory = Callable[..., nn.Module]
 
 #: A wider convolution is a typing error: each of its inputs is a step in the compiled program.
@@ -150,6 +151,7 @@ class Block(nn.Module):
         layer: the number of this layer, from 0.
         layers: the number of layers of the model.
         dropout: rate of dropout.
+        locked: the mask of dropout is the same at all steps.
         precision: of all matrix products.
     """
 
@@ -158,6 +160,7 @@ class Block(nn.Module):
     layer: int = 0
     layers: int = 1
     dropout: float = 0.0
+    locked: bool = False
     precision: str = "float32"
 
     @property
@@ -292,14 +295,14 @@ class ResidualBlock(Block):
             tail, y = self.convolution(y, tail, initial=start_tail, **masks)
         else:
             state, start = carry, initial
-        state, y = unroll(self.recurrence, y, state, initial=start, time_major=True, form=form, **masks)
+        keys = cell_keys(self.recurrence, row_keys)
+        state, y = unroll(self.recurrence, y, state, initial=start, time_major=True, form=form, row_keys=keys, **masks)
         if gate is not None:
             y = y * self._gelu(gate)
-        x = x + dropout(self.output(y), self.dropout, fold_in_rows(row_keys, 0))
+        x = x + dropout(self.output(y), self.dropout, fold_in_rows(row_keys, 0), self.locked)
         if self.mlp:
-            x = x + dropout(
-                self.down(self._activate(self.up(self.mlp_norm(x)))), self.dropout, fold_in_rows(row_keys, 1)
-            )
+            y = self.down(self._activate(self.up(self.mlp_norm(x))))
+            x = x + dropout(y, self.dropout, fold_in_rows(row_keys, 1), self.locked)
         if self.layer + 1 == self.layers:
             x = self.final_norm(x)
         return (tail, state) if self.conv else state, x if valid is None else mask_rows(jnp.asarray(valid, bool), x)
@@ -365,7 +368,7 @@ def block_factory(name: str, options: Mapping[str, PyTree]) -> BlockFactory | No
         if options:
             raise UsageError(f"The block 'plain' has no options, but got {', '.join(options)}: choose another block.")
         return None
-    reserved = ("cell", "features", "layer", "layers", "dropout", "precision", "parent", "name")
+    reserved = ("cell", "features", "layer", "layers", "dropout", "locked", "precision", "parent", "name")
     options = read_options(kind, options, f"block {name!r}", reserved=reserved)
     return partial(kind, **options) if options else kind
 

@@ -83,6 +83,10 @@ class Classifier(nn.Module):
     form: str = "auto"
     precision: str = "float32"
     block: Callable[..., nn.Module] | None = None
+    locked_dropout: bool = False
+    recurrent_dropout: float = 0.0
+    zoneout: float = 0.0
+    weight_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         choose(self.pooling, POOLINGS, "pooling")
@@ -94,6 +98,11 @@ class Classifier(nn.Module):
     def setup(self) -> None:
         self.encoder = Encoder(**shared_fields(self, Encoder))
         self.output = nn.Dense(self.classes, dot_general=dot_general(self.precision))
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether ``row_keys`` change anything."""
+        return self.token_dropout > 0 or Encoder(**shared_fields(self, Encoder), parent=None).has_dropout
 
     @nn.nowrap
     def chosen_form(self) -> str:

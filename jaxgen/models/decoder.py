@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import Bool, Float, Int, PyTree, Shaped
 
 from jaxgen.cells.base import Affine
+from jaxgen.cells.noise import with_noise
 from jaxgen.cells.precision import matmul
 from jaxgen.cells.scan import run
 from jaxgen.errors import UsageError, choose
@@ -19,6 +20,7 @@ from jaxgen.models.encoder import DecoderInput
 from jaxgen.models.language_model import LanguageModel
 from jaxgen.models.layers import (
     RecurrentModel,
+    cell_keys,
     check_rates,
     drop_tokens,
     dropout,
@@ -197,19 +199,22 @@ class Decoder(RecurrentModel):
         z = z if projected else first.project(z)
         pure, attending = first.clone(parent=None), self.attending.clone(parent=None)
         kernel = self.context_kernel(memory.values.shape[-1], z.shape[-1])
+        keys = cell_keys(first, fold_in_rows(row_keys, 0))
+        noisy, state, z, _, own_carry = with_noise(pure, carry[0], z, None, keys)
+        kernel = jnp.pad(kernel, ((0, 0), (0, z.shape[-1] - kernel.shape[-1])))  # nothing is added to masks of noise
 
         def step(weights: PyTree, state: Carry, z_t: Array) -> tuple[Carry, tuple[Array, Array, Array]]:
             recurrent, scoring, kernel, memory = weights
-            context, shares = attending.attend(scoring, memory, pure.hidden(state)[:, None, :])
+            context, shares = attending.attend(scoring, memory, pure.hidden(own_carry(state))[:, None, :])
             context, shares = jnp.squeeze(context, 1), jnp.squeeze(shares, 1)
-            state, y = pure.step(recurrent, state, z_t + matmul(context, kernel, self.precision).astype(z_t.dtype))
+            state, y = noisy.step(recurrent, state, z_t + matmul(context, kernel, self.precision).astype(z_t.dtype))
             return state, (y, context, shares)
 
         constant = (first.weights(), self.attending.weights(), kernel, memory)
-        state, (x, contexts, shares) = run(step, constant, carry[0], z)
-        x = dropout(x, self.dropout, fold_in_rows(row_keys, 0))
+        state, (x, contexts, shares) = run(step, constant, state, z)
+        x = dropout(x, self.dropout, fold_in_rows(row_keys, 0), self.locked_dropout)
         upper, x = self.language.stack(x, carry, row_keys=row_keys, lowest=1)
-        return (state, *upper), x, jnp.swapaxes(contexts, 0, 1), jnp.swapaxes(shares, 0, 1)
+        return (own_carry(state), *upper), x, jnp.swapaxes(contexts, 0, 1), jnp.swapaxes(shares, 0, 1)
 
 
 @runtime_checkable

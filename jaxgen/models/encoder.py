@@ -50,7 +50,9 @@ class Encoder(RecurrentModel):
     bidirectional: bool = False
 
     def setup(self) -> None:
-        self.embedding = Embedding(self.vocab_size, self.width, self.embed_dropout, self.embed_stddev)
+        self.embedding = Embedding(
+            self.vocab_size, self.width, self.embed_dropout, self.embed_stddev, self.locked_dropout
+        )
         self.forwards = self.make_layers()
         if self.bidirectional:
             self.backwards = self.make_layers()
@@ -96,7 +98,7 @@ class Encoder(RecurrentModel):
             else:
                 x = jnp.concatenate(outputs, axis=-1)
             if self.block is None and (drop_outputs or layer + 1 < self.layers):
-                x = dropout(x, self.dropout, keys)
+                x = dropout(x, self.dropout, keys, self.locked_dropout)
             inputs = [x] * len(cells)
         return EncoderOutput(jnp.swapaxes(x, 0, 1), tuple(finals))
 

@@ -112,7 +112,7 @@ class LanguageModel(RecurrentModel):
     def setup(self) -> None:
         # Inputs of a cell should have unit variance; rows of an output matrix (with ``tie``) should have unit length.
         stddev = self.hidden**-0.5 if self.tie else 1.0
-        self.embedder = Embedding(self.vocab_size, self.width, self.embed_dropout, stddev)
+        self.embedder = Embedding(self.vocab_size, self.width, self.embed_dropout, stddev, self.locked_dropout)
         nn.share_scope(self, self.embedder)  # the parameter is ``embedding``, not ``embedder/embedding``
         if self.width:
             self.embedder.matrix()  # initial values depend on the order of creation: the embedding comes first
@@ -131,7 +131,7 @@ class LanguageModel(RecurrentModel):
     @nn.nowrap
     def make_stack(self) -> Stack:
         """The layers. A subclass may build others."""
-        return Stack(self.make_layers(), self.dropout, self.form)
+        return Stack(self.make_layers(), self.dropout, self.form, self.locked_dropout)
 
     @nn.nowrap
     def _layers(self) -> Sequence[Any]:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, PyTree, Shaped
 from jaxgen.cells import CELLS
 from jaxgen.cells.base import Cell
 from jaxgen.cells.lstm import LSTM
+from jaxgen.cells.noise import takes_recurrent_dropout, takes_weight_dropout, takes_zoneout
 from jaxgen.cells.precision import PRECISIONS
 from jaxgen.cells.unroll import choose_form, known_forms, unroll, unroll_projected
 from jaxgen.errors import UsageError, check_int, check_options, choose, listed
@@ -51,7 +52,7 @@ def check_rates(module: nn.Module, names: Sequence[str]) -> None:
 
 
 #: Fields of a cell that its model sets.
-SET_BY_MODEL = ("features", "parent", "name", "param_dtype", "precision")
+SET_BY_MODEL = ("features", "parent", "name", "param_dtype", "precision", "zoneout", "recurrent_dropout")
 
 
 def cell_factory(name: str, options: Mapping[str, PyTree]) -> CellFactory:
@@ -131,14 +132,17 @@ def require_jaxgen_cells(factories: Sequence[CellFactory], what: str) -> None:
 # --- dropout
 
 
-def dropout(x: Shaped[Array, "T B *features"], rate: float, row_keys: RowKeys | None) -> Shaped[Array, "T B *features"]:
+def dropout(
+    x: Shaped[Array, "T B *features"], rate: float, row_keys: RowKeys | None, locked: bool = False
+) -> Shaped[Array, "T B *features"]:
     """Inverted dropout (Srivastava et al., JMLR 15, 2014), or ``x`` itself without ``row_keys``.
 
-    A row's mask depends on its own key only: neither the rest of the batch nor the number of devices changes it.
+    With ``locked`` there is one mask for all T steps (Gal & Ghahramani 2016, arXiv:1512.05287). A row's mask depends on
+    its own key only: neither the rest of the batch nor the number of devices changes it.
     """
     if row_keys is None or rate == 0:
         return x
-    shape = (x.shape[0], *x.shape[2:])
+    shape = (1 if locked else x.shape[0], *x.shape[2:])
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape), out_axes=1)(row_keys)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
@@ -169,13 +173,20 @@ def unroll_layer(
 ) -> tuple[Carry, Shaped[Array, "T B H"]]:
     """Run a block, or ``unroll`` a cell, time-major; with ``projected``, ``x`` is ``cell.project(input)`` already.
 
-    ``row_keys`` switch the dropout inside a block on.
+    ``row_keys`` switch on the dropout inside a block and the noise inside a cell.
     """
     if is_block(layer):
         return layer(x, carry, row_keys=row_keys, **options)
+    options["row_keys"] = cell_keys(layer, row_keys)
     if projected:
         return unroll_projected(layer, carry, x, **options)
     return unroll(layer, x, carry, time_major=True, **options)
+
+
+def cell_keys(cell: nn.Module, row_keys: RowKeys | None) -> RowKeys | None:
+    """The keys of the noise inside a cell; ``None`` if it has none."""
+    noisy = isinstance(cell, Cell) and max(cell.zoneout, cell.recurrent_dropout) > 0
+    return fold_in_rows(row_keys, 2) if noisy else None  # the branches of a block have 0 and 1
 
 
 def cell_state(layer: Any, carry: Carry) -> Carry:
@@ -192,14 +203,15 @@ class Stack(nn.Module):
     """Recurrent layers, each a cell or a block, with dropout on what a cell passes upwards.
 
     Dropout acts between layers and above the last one, never on the recurrent connections
-    (Zaremba, Sutskever & Vinyals 2014, arXiv:1409.2329, section 3.2). It is off unless ``row_keys`` are given. A block
-    has its own dropout. ``form`` is that of ``unroll``, or several with commas between them, one for each layer,
-    repeated.
+    (Zaremba, Sutskever & Vinyals 2014, arXiv:1409.2329, section 3.2). It is off unless ``row_keys`` are given; with
+    ``locked`` its mask is the same at all steps. A block has its own dropout, and a cell its own noise. ``form`` is
+    that of ``unroll``, or several with commas between them, one for each layer, repeated.
     """
 
     cells: Sequence[nn.Module]
     dropout: float = 0.0
     form: str = "auto"
+    locked: bool = False
 
     def __call__(
         self,
@@ -233,20 +245,22 @@ class Stack(nn.Module):
             masks = {"reset": reset, "valid": valid, "initial": start, "form": forms[layer % len(forms)]}
             carry, x = unroll_layer(cell, x, carry, projected and layer == 0, keys, **masks)
             after.append(carry)
-            x = x if is_block(cell) else dropout(x, self.dropout, keys)
+            x = x if is_block(cell) else dropout(x, self.dropout, keys, self.locked)
         return tuple(after), x
 
 
 class Embedding(nn.Module):
     """A vector of ``width`` for each token, or a one-hot vector if ``width`` is 0.
 
-    ``stddev`` is that of the initial values. ``dropout`` drops units of every occurrence of a token independently.
+    ``stddev`` is that of the initial values. ``dropout`` drops units of every occurrence of a token independently, with
+    ``locked`` the same units of all tokens of a row.
     """
 
     vocab_size: int
     width: int
     dropout: float = 0.0
     stddev: float = 1.0
+    locked: bool = False
 
     def setup(self) -> None:
         if self.width:
@@ -295,10 +309,17 @@ class Embedding(nn.Module):
             tables = [self.table(cell) for cell in cells]
         if tables is not None and all(table is not None for table in tables) and not dropping:
             return [jnp.asarray(table)[tokens] for table in tables], True
-        return [dropout(self(tokens), self.dropout, row_keys)] * len(cells), False
+        return [dropout(self(tokens), self.dropout, row_keys, self.locked)] * len(cells), False
 
 
 # --- models
+
+#: The fields for noise inside cells, each with the condition under which a cell can have it.
+NOISE: dict[str, Callable[[nn.RNNCellBase], bool]] = {
+    "recurrent_dropout": takes_recurrent_dropout,
+    "weight_dropout": takes_weight_dropout,
+    "zoneout": takes_zoneout,
+}
 
 
 class RecurrentModel(nn.Module):
@@ -315,6 +336,11 @@ class RecurrentModel(nn.Module):
         embed: width of the embedding. ``None``: as wide as the state. 0: the first layer reads one-hot vectors.
         dropout: rate of dropout on what a layer passes upwards (``Stack``), with blocks on what a branch adds.
         embed_dropout: rate of dropout on the embedded tokens.
+        locked_dropout: the masks of ``dropout`` and ``embed_dropout`` are the same at all steps.
+        recurrent_dropout: rate of dropout on the state before it meets the recurrent matrix, with one mask for all
+            steps, in the cells that have such a matrix (``jaxgen.cells.noise``).
+        zoneout: rate at which units keep their old state, in the cells that can (``jaxgen.cells.noise``).
+        weight_dropout: rate at which the training step drops recurrent weights (``jaxgen.training.step``).
         form: how recurrences are computed (``jaxgen.unroll``); several with commas between them are repeated as cells.
         precision: of all matrix products (``jaxgen.cells.PRECISIONS``). Other than ``float32`` it needs a jaxgen cell,
             whose field ``precision`` is replaced.
@@ -333,16 +359,24 @@ class RecurrentModel(nn.Module):
     form: str = "auto"
     precision: str = "float32"
     block: Callable[..., nn.Module] | None = None
+    locked_dropout: bool = False
+    recurrent_dropout: float = 0.0
+    zoneout: float = 0.0
+    weight_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         check_sizes(self, ["vocab_size", "hidden", "layers"])
         check_sizes(self, [] if self.embed is None else ["embed"], least=0)
-        check_rates(self, ["dropout", "embed_dropout"])
+        check_rates(self, ["dropout", "embed_dropout", *NOISE])
         choose(str(self.precision), PRECISIONS, "precision")
         if self.precision != "float32":
             require_jaxgen_cells(self.cells_of_pattern, f"The precision {self.precision!r}")
         for form, cell in self._forms:
             choose(form, ["auto", *known_forms(cell)], "form")
+        for name, can in NOISE.items():
+            if getattr(self, name) and not any(can(cell) for _, cell in self._forms):
+                kinds = sorted({type(cell).__name__ for _, cell in self._forms})
+                raise UsageError(f"`{name}` is not defined for {listed(kinds)}: set it to 0, or use another cell.")
         super().__post_init__()
 
     @property
@@ -369,17 +403,28 @@ class RecurrentModel(nn.Module):
     @property
     def has_dropout(self) -> bool:
         """Whether ``row_keys`` change anything."""
-        return self.dropout > 0 or self.embed_dropout > 0
+        return max(self.dropout, self.embed_dropout, self.recurrent_dropout, self.zoneout) > 0
 
     @nn.nowrap
     def make_layers(self) -> list[nn.Module]:
         """A cell for each layer, or a block that contains it."""
         pattern = self.cells_of_pattern
-        cells = [pattern[layer % len(pattern)] for layer in range(self.layers)]
+        cells = [self._with_noise(pattern[layer % len(pattern)]) for layer in range(self.layers)]
         if self.block is None:
             return [make_cell(cell, self.hidden, self.precision) for cell in cells]
         shared = {"layers": self.layers, "dropout": self.dropout, "precision": self.precision}
+        if self.locked_dropout:
+            shared["locked"] = True
         return [self.block(cell=cell, features=self.hidden, layer=i, **shared) for i, cell in enumerate(cells)]
+
+    @nn.nowrap
+    def _with_noise(self, factory: CellFactory) -> CellFactory:
+        """A factory of the same cell with the noise that it can have."""
+        rates = {name: getattr(self, name) for name in ("zoneout", "recurrent_dropout") if getattr(self, name)}
+        if not rates:
+            return factory
+        cell = make_cell(factory, self.hidden, parent=None)
+        return partial(factory, **{name: rate for name, rate in rates.items() if NOISE[name](cell)})
 
     @property
     def _forms(self) -> list[tuple[str, nn.RNNCellBase]]:

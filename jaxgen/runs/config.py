@@ -92,6 +92,15 @@ class TrainConfig(BaseModel):
     """Units per layer."""
     dropout: Fraction = 0.0
     """Dropout rate of each layer's outputs (between layers and after the last)."""
+    locked_dropout: bool = False
+    """--dropout and --embed-dropout drop the same units at all steps of a text or window (Gal & Ghahramani 2016)."""
+    recurrent_dropout: Fraction = 0.0
+    """Dropout rate of the state inside a cell before it meets the recurrent matrix, the same units at all steps of a
+    text or window (Gal & Ghahramani 2016)."""
+    zoneout: Fraction = 0.0
+    """Rate at which a unit of a cell keeps its old state at a step (Krueger et al. 2016)."""
+    weight_dropout: Fraction = 0.0
+    """Dropout rate of the weights in recurrent matrices, drawn for each training step (Merity et al. 2018)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 rounds the inputs of matrix products: faster on processors that support it, less exact."""
 

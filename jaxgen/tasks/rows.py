@@ -84,6 +84,7 @@ class RowsConfig(TrainConfig):
     built_from: ClassVar[tuple[str, ...]] = (
         *("cell", "cell_options", "layers_pattern", "block", "block_options"),
         *("hidden", "layers", "embed", "dropout", "embed_dropout", "precision"),
+        *("locked_dropout", "recurrent_dropout", "zoneout", "weight_dropout"),
         "token_dropout",
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float, Int, PyTree
 
+from jaxgen.cells.noise import is_recurrent
 from jaxgen.training.optimizer import Rates
 from jaxgen.training.task import Task, Totals
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
@@ -41,10 +42,37 @@ class StepMetrics(NamedTuple):
     targets: Float[Array, "..."]  # how many targets count
 
 
+#: Folded into the key of a step for what all rows share: no row has this number.
+NO_ROW = 2**32 - 1
+
+
+def at_step(key: Key, step: Int[Array, ""] | int) -> Key:
+    """The key of a step."""
+    return jax.random.fold_in(key, step)
+
+
 def row_keys(key: Key, step: Int[Array, ""] | int, rows: int, first: Int[Array, ""] | int = 0) -> RowKeys:
     """One dropout key for each row, counted from ``first``: a function of (seed, step, row) only."""
-    at_step = jax.random.fold_in(key, step)
-    return jax.vmap(lambda row: jax.random.fold_in(at_step, row))(first + jnp.arange(rows))
+    here = at_step(key, step)
+    return jax.vmap(lambda row: jax.random.fold_in(here, row))(first + jnp.arange(rows))
+
+
+def drop_weights(params: Params, rate: float, key: Key) -> Params:
+    """Dropout on the entries of every recurrent matrix: DropConnect in the form of Merity et al. (2018,
+    arXiv:1708.02182, section 2), one mask for all rows and time steps.
+
+    The rest of the cell needs to know nothing of it, because the matrices are changed before they are used.
+    """
+
+    def drop(path: tuple[Any, ...], leaf: Array, key: Key) -> Array:
+        if not is_recurrent(path):
+            return leaf
+        keep = jax.random.bernoulli(key, 1.0 - rate, leaf.shape)
+        return jnp.where(keep, leaf / (1.0 - rate), jnp.zeros_like(leaf))
+
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(structure, [drop(path, leaf, k) for (path, leaf), k in zip(leaves, keys)])
 
 
 def train_step(
@@ -65,7 +93,7 @@ def train_step(
     Args:
         task: static.
         optimizer: static.
-        key: seeds dropout, together with the step and the row.
+        key: seeds dropout, together with the step and the row; that of weights with the step alone.
         state: the state before the step.
         batch: what ``task.loss`` reads, a pytree of arrays with B rows each.
         axis: inside ``shard_map``, the mesh axis over which the rows of ``batch`` and of the carry are sharded. The
@@ -86,6 +114,8 @@ def train_step(
     keys = row_keys(key, state.step, rows, first) if task.is_random else None
 
     def summed_loss(params: Params) -> tuple[Array, tuple[Carry, Array, Array, Array]]:
+        if rate := getattr(task, "weight_dropout", 0.0):
+            params = drop_weights(params, rate, jax.random.fold_in(at_step(key, state.step), NO_ROW))
         carry, totals = task.loss(params, state.carry, batch, keys)
         aim = getattr(totals, "objective", Objective(totals.nll, totals.targets))
         return aim.loss, (carry, aim.weight, totals.nll, totals.targets)

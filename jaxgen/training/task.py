@@ -30,7 +30,10 @@ class Totals(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """A model with its loss, as pure functions. Tasks are hashable, so they can be static arguments of ``jax.jit``."""
+    """A model with its loss, as pure functions. Tasks are hashable, so they can be static arguments of ``jax.jit``.
+
+    A task may have ``weight_dropout``, the rate at which the training step drops weights of recurrent matrices.
+    """
 
     @property
     def is_random(self) -> bool:

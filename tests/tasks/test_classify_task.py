@@ -119,7 +119,7 @@ def test_no_row_counts_without_a_weight(task, params):
     assert all((np.asarray(leaf) == 0).all() for leaf in totals)
 
 
-@pytest.mark.parametrize("name", ["dropout", "embed_dropout", "token_dropout"])
+@pytest.mark.parametrize("name", ["dropout", "embed_dropout", "token_dropout", "recurrent_dropout", "zoneout"])
 def test_training_is_random_with_any_dropout_and_only_then(name):
     assert build(**{name: 0.1}).is_random
     assert not build().is_random

@@ -336,6 +336,8 @@ def test_smoothed_labels_are_those_by_hand_in_training_and_not_in_evaluation():
         ({"dropout": 0.1}, True),
         ({"embed_dropout": 0.1}, True),
         ({"token_dropout": 0.1}, True),
+        ({"zoneout": 0.1}, True),
+        ({"locked_dropout": True}, False),
         ({"use_scheduled_sampling": True}, True),
         ({"label_smoothing": 0.1}, True),
     ],

@@ -30,6 +30,11 @@ KEY = jax.random.key(1, impl="threefry2x32")
 OPTIMIZER = make_optimizer("sgd", optax.constant_schedule(0.5), clip=0.5, options={"momentum": 0.9})
 TASKS = {
     "lstm": LanguageTask(LanguageModel(V, hidden=6, dropout=0.3, embed_dropout=0.2)),
+    "noise inside": LanguageTask(
+        LanguageModel(
+            V, hidden=6, embed_dropout=0.2, locked_dropout=True, recurrent_dropout=0.2, zoneout=0.3, weight_dropout=0.3
+        )
+    ),
     "tied, of Flax": LanguageTask(LanguageModel(V, nn.GRUCell, hidden=6, dropout=0.3, tie=True)),
 }
 pytestmark = pytest.mark.skipif("jax.local_device_count() < 2", reason="needs two devices")
@@ -56,7 +61,7 @@ def spread(task):
     return jax.jit(shard_train_steps(task, OPTIMIZER, make_mesh(2))), shard_state(make_mesh(2), fresh(task))
 
 
-@pytest.mark.parametrize("name", ["lstm", pytest.param("tied, of Flax", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["lstm", *(pytest.param(name, marks=pytest.mark.slow) for name in TASKS if name != "lstm")])
 def test_two_devices_take_the_steps_of_one(name):
     task = TASKS[name]
     alone = jax.jit(partial(train_steps, task, OPTIMIZER))(KEY, fresh(task), batches(), K)

@@ -68,7 +68,7 @@ class CaptionTask(Seq2SeqTask):
             attention: a name in ``ATTENTIONS``, or "none".
             label_smoothing: see ``Seq2SeqTask``, as for ``eos``.
             **sizes: for the decoder: the options of ``layers_from_names``, and ``layers``, ``embed``,
-                ``embed_dropout``, ``token_dropout``, ``form``, ``precision``.
+                ``embed_dropout``, ``token_dropout``, ``form``, ``precision``, and those for noise inside cells.
         """
         options: dict[str, Any] = {"patch": patch, "widths": tuple(widths), "blocks": tuple(blocks)}
         options |= {"dropout": dropout, "flips": flips, "grays": grays}

@@ -44,8 +44,12 @@ class ClassifyTask:
     @property
     def is_random(self) -> bool:
         """Whether training draws random numbers."""
-        model = self.model
-        return max(model.dropout, model.embed_dropout, model.token_dropout) > 0
+        return self.model.has_dropout
+
+    @property
+    def weight_dropout(self) -> float:
+        """The rate at which the training step drops recurrent weights."""
+        return self.model.weight_dropout
 
     def resolved_options(self) -> dict[str, str]:
         """Return the options of ``build`` whose value was resolved for this model on this device."""

@@ -27,6 +27,7 @@ BUILT_FROM = {
     "rnn": (
         *("cell", "cell_options", "layers_pattern", "block", "block_options"),
         *("hidden", "layers", "embed", "dropout", "embed_dropout", "tie", "soft_cap", "precision"),
+        *("locked_dropout", "recurrent_dropout", "zoneout", "weight_dropout"),
     ),
 }
 

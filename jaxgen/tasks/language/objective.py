@@ -57,6 +57,11 @@ class LanguageTask:
         """Whether training draws random numbers."""
         return self.model.has_dropout
 
+    @property
+    def weight_dropout(self) -> float:
+        """The rate at which the training step drops recurrent weights; 0 for a model without such a field."""
+        return getattr(self.model, "weight_dropout", 0.0)
+
     def resolved_options(self) -> dict[str, str]:
         """Return the options of ``build`` whose value was resolved for this model on this device."""
         return {"form": self.model.chosen_form()}

@@ -65,6 +65,11 @@ class Seq2SeqTask:
         """Whether training needs ``row_keys``, because its loss differs from that of an evaluation."""
         return self.model.has_dropout or self.use_scheduled_sampling or self.label_smoothing > 0
 
+    @property
+    def weight_dropout(self) -> float:
+        """The rate at which the training step drops recurrent weights of both networks: the decoder's."""
+        return self.model.decoder.weight_dropout
+
     def resolved_options(self) -> dict[str, str]:
         """Return the options of ``build`` whose value was resolved for this model on this device."""
         return {"form": self.model.decoder.chosen_form()}

@@ -41,7 +41,7 @@ class TranslateTask(Seq2SeqTask):
             tie: for the decoder.
             use_scheduled_sampling: see ``Seq2SeqTask``, as for ``label_smoothing`` and ``eos``.
             **options: for both networks: those of ``layers_from_names``, and ``hidden``, ``layers``, ``embed``,
-                ``dropout``, ``form``, ``precision``.
+                ``dropout``, ``form``, ``precision``, and those for noise inside cells.
         """
         shared = layers_from_names(**options, embed_dropout=embed_dropout)
         encoder = Encoder(source_vocab, bidirectional=bidirectional, **shared)
