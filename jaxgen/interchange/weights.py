@@ -45,6 +45,8 @@ def export_torch(saved: LoadedRun, params: Params) -> bytes:
         raise UsageError("A model of one-hot vectors (--embed 0) has no embedding to export: give --to safetensors.")
     if "condition_kernel" in params:
         raise UsageError("PyTorch's layers have no labels or features: export this run with --to stablehlo.")
+    if config.zoneout:
+        raise UsageError("PyTorch's layers have no zoneout (--zoneout): export this run with --to stablehlo.")
     arrays: dict[str, np.ndarray] = {"embedding.weight": np.asarray(params["embedding"])}
     for layer in range(config.layers):
         entries = to_torch(params["stack"][f"cells_{layer}"], kind, layer)
