@@ -61,7 +61,9 @@ def spread(task):
     return jax.jit(shard_train_steps(task, OPTIMIZER, make_mesh(2))), shard_state(make_mesh(2), fresh(task))
 
 
-@pytest.mark.parametrize("name", ["lstm", *(pytest.param(name, marks=pytest.mark.slow) for name in TASKS if name != "lstm")])
+@pytest.mark.parametrize(
+    "name", ["lstm", *(pytest.param(name, marks=pytest.mark.slow) for name in TASKS if name != "lstm")]
+)
 def test_two_devices_take_the_steps_of_one(name):
     task = TASKS[name]
     alone = jax.jit(partial(train_steps, task, OPTIMIZER))(KEY, fresh(task), batches(), K)
