@@ -26,10 +26,10 @@ def state_of(run):
 
 
 def test_a_language_model_with_blocks_is_sampled_continued_scored_and_resumed(
-    train, sample, score, small, tmp_path, here
+    train, sample, score, book, tmp_path, here
 ):
     run = tmp_path / "run"
-    flags = [*small, "--seq-len", "8"]
+    flags = ["--data", book, "--seq-len", "8"]
     done = train(*flags, "--steps", 6, "--run", run, flags=TINY)
     assert done.code == 0, done.err
     assert "gru,lstm 2x8 in griffin blocks" in done.out
@@ -51,9 +51,9 @@ def test_a_language_model_with_blocks_is_sampled_continued_scored_and_resumed(
     assert state_of(resumed) == state_of(longer)
 
 
-def test_a_block_of_a_run_is_fixed(train, small, tmp_path):
+def test_a_block_of_a_run_is_fixed(train, book, tmp_path):
     run = tmp_path / "run"
-    assert train(*small, "--steps", 3, "--run", run, flags=TINY).code == 0
+    assert train("--data", book, "--seq-len", 8, "--steps", 3, "--run", run, flags=TINY).code == 0
     for changed in ("--block residual", "--block-options conv 2", "--layers-pattern lstm,gru"):
         done = train("--run", run, "--resume", "must", "--steps", 6, *changed.split())
         assert done.code == 2, done.err
@@ -101,7 +101,7 @@ def test_classifiers_translators_and_captions_with_blocks(train, command, tmp_pa
     ],
 )
 def test_wrong_names_of_blocks_and_patterns_exit_with_2(train, book, tmp_path, flags, message):
-    done = train("--data", book, "--run", tmp_path / "run", flags=flags)
+    done = train("--data", book, "--batch-size", 4, "--seq-len", 8, "--run", tmp_path / "run", flags=flags)
     assert done.code == 2
     assert message in done.err
     assert not (tmp_path / "run").exists()
