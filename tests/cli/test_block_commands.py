@@ -44,10 +44,10 @@ def test_a_language_model_with_blocks_is_sampled_continued_scored_and_resumed(
     assert score("--run", run, "text.txt").code == 0
 
     longer, resumed = tmp_path / "longer", tmp_path / "resumed"
-    for steps in (6, 9):
-        more = ["--resume", "auto"] if steps == 9 else []
-        assert train(*flags, "--schedule", "constant", "--steps", steps, "--run", resumed, *more, flags=TINY).code == 0
-    assert train(*flags, "--schedule", "constant", "--steps", 9, "--run", longer, flags=TINY).code == 0
+    constant = [*flags, "--schedule", "constant"]
+    assert train(*constant, "--steps", 6, "--run", resumed, flags=TINY).code == 0
+    assert train("--steps", 9, "--run", resumed, "--resume", "must").code == 0
+    assert train(*constant, "--steps", 9, "--run", longer, flags=TINY).code == 0
     assert state_of(resumed) == state_of(longer)
 
 
