@@ -149,6 +149,11 @@ def parse(
     with _escaped_output("".join([*map(str, args), *values])):
         parsed = tyro.cli(plain, args=rest, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
     found = {**vars(parsed), **texts}
+    for name in fields:
+        if found[name] == {}:
+            if is_written(args, flag := _dashed(f"--{name}")):
+                raise UsageError(f"{flag} was given without a value: give names with values, or leave it out.")
+            found[name] = _default(name, fields[name], default)
     given = {name: found[name] for name in fields}
     if default is not None:  # what is not given follows the preset
         unchanged = fields.keys() - default.model_fields_set
@@ -187,10 +192,16 @@ def _flag(name: str, field: FieldInfo, default: BaseModel | None, names: list[st
     choices = _choices(kind)
     if choices:
         kind = str | None if type(None) in get_args(kind) else str
-    value = field.get_default(call_default_factory=True) if default is None else getattr(default, name)
+    value = _default(name, field, default)
+    value = {} if isinstance(value, dict) else value  # tyro would make a flag of each entry
     metavar = "{" + ",".join(choices or names) + "}" if choices or names else None
     annotated = Annotated[kind, tyro.conf.arg(help=" ".join((field.description or "").split()), metavar=metavar)]
     return name, annotated, dataclasses.field(default_factory=lambda: value)
+
+
+def _default(name: str, field: FieldInfo, default: BaseModel | None) -> Any:
+    """The value of a setting that is not given."""
+    return field.get_default(call_default_factory=True) if default is None else getattr(default, name)
 
 
 def _choices(annotation: Any) -> list[str]:

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import pytest
-from pydantic import BeforeValidator
+from pydantic import BaseModel, BeforeValidator
 
 from jaxgen.cli.flags import ExtraFlag, collect_values, parse
 from jaxgen.cli.sampling_flags import SampleConfig
@@ -98,3 +98,24 @@ def test_every_occurrence_reaches_the_settings():
 def test_every_command_refuses_two_values(command: Callable[..., Any], name: str, line: str):
     done = command(import_module(f"jaxgen.cli.{name}").main, line.split())
     assert (done.code, "twice" in done.err) == (2, True)
+
+
+class Options(BaseModel):
+    """Settings with options by name."""
+
+    cell_options: dict[str, float | str] = {}
+
+
+@pytest.mark.parametrize("default", [{}, {"bias": 2.0}])
+def test_options_by_name_take_the_place_of_those_of_a_default(default):
+    """A flag parser could make a flag of each option of the default."""
+
+    def given(line):
+        config, _ = parse(Options, line.split(), prog="p", description="", default=Options(cell_options=default))
+        return config.cell_options
+
+    assert given("") == default
+    assert given("--cell-options bias 2.0") == {"bias": 2.0}
+    assert given("--cell_options activation relu --cell-options bias 1") == {"activation": "relu", "bias": 1.0}
+    with pytest.raises(UsageError, match="--cell-options"):
+        given("--cell-options")
