@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxgen.cells import CELLS, GRU, LSTM, Elman
 from jaxgen.errors import UsageError
 from jaxgen.models import CausalConv, Decoder, Encoder, GriffinBlock, LanguageModel, ResidualBlock, Stack
-from jaxgen.models.blocks import block_factory, layers_from_names
+from jaxgen.models.blocks import BLOCKS, block_factory, layers_from_names
 from jaxgen.testing import cells as checks
 from jaxgen.testing.cells import Subject
 from jaxgen.testing.checking import name_of
@@ -23,6 +23,7 @@ B, T, H, V = 3, 7, 4, 6
 VALID = np.array([[1] * 7, [0, 1, 0, 0, 1, 1, 0], [0] * 7], bool).T
 #: Resets in the middle, at the first and the last step, and in padding.
 RESET = np.array([[0, 0, 1, 0, 0, 1, 0], [1, 0, 1, 0, 0, 0, 1], [0, 0, 0, 1, 0, 0, 0]], bool).T
+SLOW = pytest.mark.slow
 FAST = {"xla_backend_optimization_level": 0}
 draw = np.random.default_rng(0)
 
@@ -65,7 +66,12 @@ def convolve_by_hand(params, x, tail, reset, valid, initial, timed):
 
 
 @pytest.mark.parametrize(
-    ("width", "steps", "reverse"), [(1, T, False), (2, T, True), (4, T, False), (4, 2, True), (3, 0, False)]
+    ("width", "steps", "reverse"),
+    [
+        (4, T, False),
+        (4, 2, True),
+        *(pytest.param(*case, marks=SLOW) for case in ((1, T, False), (2, T, True), (3, 0, False))),
+    ],
 )
 def test_the_convolution_equals_a_loop_over_steps(width, steps, reverse):
     module = CausalConv(H, width)
@@ -173,38 +179,40 @@ def subject(name, cell):
     return BlockSubject(make, form=unroll_block)
 
 
-BLOCKS_TO_CHECK = {
-    "griffin": partial(GriffinBlock, expand=1.5, mlp=1.0),
-    "residual": partial(ResidualBlock, conv=0, norm="layer", layers=2),
-}
-#: Those that need a ``Cell``.
-ONLY_CELLS = {
-    checks.check_an_unroll_without_input_is_that_of_zeros,
-    checks.check_any_number_of_batch_axes_in_flax_rnn,
-    checks.check_flax_bidirectional_gives_the_same_values,
-    checks.check_flax_rnn_gives_the_same_values_and_gradients,
-    checks.check_the_state_is_at_least_float32,
-    checks.check_the_unroll_agrees_with_the_equations,
-    checks.check_values_and_gradients_are_those_of_the_plain_scan,
-}
-#: Those that compile more than the others together.
-LONG = {
+#: Other than the defaults.
+OPTIONS = {"griffin": {"expand": 1.5, "mlp": 1.0}, "residual": {"conv": 0, "norm": "layer", "layers": 2}}
+BLOCKS_TO_CHECK = {name: partial(kind, **OPTIONS.get(name, {})) for name, kind in BLOCKS.items() if kind is not None}
+#: Those of ``Cell`` that a block passes too.
+ALSO = {
     checks.check_after_a_reset_all_is_as_at_a_fresh_start,
     checks.check_gradients_agree_with_finite_differences,
     checks.check_no_steps_leave_the_carry_alone,
+    checks.check_one_step_is_reset_and_is_padding_as_many_are,
     checks.check_reverse_equals_flipping_by_hand,
     checks.check_two_halves_equal_the_whole,
+}
+#: Those that compile one more function each.
+COSTLY = {
+    checks.check_every_part_of_every_parameter_gets_a_gradient,
+    checks.check_nothing_from_before_a_reset_is_felt_after_it,
+    checks.check_reset_takes_the_state_given_for_each_step,
+    checks.check_reverse_with_padding_equals_flipping_by_hand,
+}
+#: A block is not in Flax's RNN, and is not called with one step.
+ONLY_CELLS = {
+    checks.check_flax_rnn_gives_the_same_values_and_gradients,
+    checks.check_one_step_of_time_is_one_call_of_the_cell,
 }
 CASES = [
     pytest.param(
         *(block, cell, check),
-        marks=[pytest.mark.slow] if (block, cell) != ("griffin", "lstm") or check in LONG else [],
+        marks=[SLOW] if (block, cell) != ("griffin", "lstm") or check in ALSO | COSTLY else [],
         id=f"{block}-{cell}-{name_of(check)}",
     )
     for block in BLOCKS_TO_CHECK
     for cell in CELLS
     for check in checks.CHECKS
-    if check not in ONLY_CELLS
+    if check in ALSO or check in set(checks.SHARED_CHECKS) - ONLY_CELLS
 ]
 
 
@@ -215,14 +223,15 @@ def test_a_block_keeps_the_contract_of_cells(block, cell, check):
     check(subject(block, cell))
 
 
-def test_a_row_alone_is_dropped_as_in_a_batch():
+def test_dropout_of_a_row_depends_on_its_own_key_only():
     block = ResidualBlock(Elman, H, dropout=0.5)
     keys = jax.random.split(jax.random.key(0), B)
     x, carry = normal(T, B, H), (normal(B, 3, H), normal(B, H))
     params = like(jax.eval_shape(block.init, jax.random.key(0), x, carry)["params"])
     _, whole = apply(block, params, x, carry, row_keys=keys)
-    _, alone = apply(block, params, x[:, 1:2], jax.tree.map(lambda a: a[1:2], carry), row_keys=keys[1:2])
-    close(alone, whole[:, 1:2])
+    others = np.array([1, 0, 1])  # row 1 among other rows, in another place
+    _, moved = apply(block, params, x[:, others], jax.tree.map(lambda a: a[others], carry), row_keys=keys[others])
+    close(moved[:, 0], whole[:, 1])
     _, without = apply(block, params, x, carry)
     assert np.all(np.any(np.asarray(whole != without), axis=-1))
 
@@ -267,6 +276,7 @@ def test_a_decoder_starts_the_cells_in_its_blocks_from_those_of_the_encoder():
     assert all(np.any(state) for _, state in carry)
 
 
+@SLOW
 def test_both_directions_of_an_encoder_add_to_one_stream():
     encoder = Encoder(V, Elman, hidden=H, layers=2, block=ResidualBlock, bidirectional=True)
     tokens = draw.integers(0, V, (B, T))
