@@ -151,8 +151,8 @@ def parse(
     found = {**vars(parsed), **texts}
     for name in fields:
         if found[name] == {}:
-            if is_written(args, flag := _dashed(f"--{name}")):
-                raise UsageError(f"{flag} was given without a value: give names with values, or leave it out.")
+            if is_written(args, written := _dashed(f"--{name}")):
+                raise UsageError(f"{written} was given without a value: give names with values, or leave it out.")
             found[name] = _default(name, fields[name], default)
     given = {name: found[name] for name in fields}
     if default is not None:  # what is not given follows the preset
