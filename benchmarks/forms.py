@@ -9,9 +9,9 @@ medians are compared: only the ratios to the plain scan, in brackets, mean somet
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import itertools
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -95,4 +95,11 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(CELLS_SHOWN))
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.forms", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cell", nargs="*", help=f"a registered cell: {', '.join(CELLS)}")
+    names = parser.parse_args().cell or list(CELLS_SHOWN)
+    if unknown := [name for name in names if name not in CELLS]:
+        parser.error(f"unknown cell {unknown[0]!r}: choose from {', '.join(CELLS)}")
+    main(names)

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Bool, Float, Int
 
 from jaxgen.cells.base import Affine, Cell, Form, promote_state
+from jaxgen.cells.precision import matmul_each
 from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run, select_rows
 from jaxgen.errors import UsageError, check_int
 from jaxgen.types import Array, ArrayLike, Key
@@ -120,13 +121,16 @@ class Attention(Cell):
     ) -> Float[Array, "*batch T H"]:
         """The outputs of T steps, each of which sees one or more of S steps."""
         heads = self.heads or math.gcd(4, self.features)
-        q, k, v = (a.reshape(*a.shape[:-1], heads, -1) for a in (q, cache.keys, cache.values))
+        q, k, v = (
+            jnp.swapaxes(a.reshape(*a.shape[:-1], heads, self.features // heads), -2, -3)
+            for a in (q, cache.keys, cache.values)
+        )
         slopes = jnp.asarray([2 ** (-8 * (n + 1) / heads) for n in range(heads)], q.dtype)
-        scores = jnp.einsum("...thd,...shd->...hts", q * q.shape[-1] ** -0.5, k)
+        scores = matmul_each(q * q.shape[-1] ** -0.5, jnp.swapaxes(k, -1, -2), self.precision)
         scores = scores - distance[..., None, :, :] * slopes.reshape(*[1] * (q.ndim - 3), heads, 1, 1)
         seen = jnp.broadcast_to(seen[..., None, :, :], scores.shape)
-        y = jnp.einsum("...hts,...shd->...thd", jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1), v)
-        return y.reshape(*y.shape[:-2], self.features)
+        y = matmul_each(jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1), v, self.precision)
+        return jnp.swapaxes(y, -2, -3).reshape(*y.shape[:-3], y.shape[-2], self.features)
 
 
 def run_parallel(
@@ -156,14 +160,14 @@ def run_parallel(
     def chunks(a: Array) -> Array:
         """[T, B, ...] -> [chunks, B, length, ...], with padding behind the last step."""
         a = jnp.pad(jnp.flip(a, 0) if reverse else a, ((0, missing), *[(0, 0)] * (a.ndim - 1)))
-        return jnp.swapaxes(a.reshape(-1, length, *a.shape[1:]), 1, 2)
+        return jnp.swapaxes(a.reshape((steps + missing) // length, length, *a.shape[1:]), 1, 2)
 
     @jax.checkpoint
     def body(carry: Cache, at: tuple[Array, Array, Array | None]) -> tuple[Cache, Array]:
         return _run_chunk(cell, carry, *at, masks.initial)
 
     carry, ys = lax.scan(body, carry, jax.tree.map(chunks, over_time))
-    ys = jnp.swapaxes(ys, 1, 2).reshape(-1, *ys.shape[1::2])[:steps]
+    ys = jnp.swapaxes(ys, 1, 2).reshape(steps + missing, *ys.shape[1::2])[:steps]
     ys = jnp.flip(ys, 0) if reverse else ys
     return carry, ys if masks.valid is None else mask_rows(masks.valid, ys)
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 
 from jaxgen.cells.base import Affine, Form, promote_state
 from jaxgen.cells.linear import SEQUENTIAL, LinearCell
+from jaxgen.cells.precision import matmul_each
 from jaxgen.cells.scan import Masks, has_time_axis, mask_rows, run, select_rows
 from jaxgen.errors import UsageError, check_int
 from jaxgen.types import Array, ArrayLike, Key
@@ -79,7 +80,8 @@ class GLA(LinearCell):
     @staticmethod
     def hidden(carry: Float[Array, "*batch heads K V"]) -> Float[Array, "*batch H"]:
         """The answer of the state to a query of ones."""
-        return jnp.sum(carry, axis=-2).reshape(*carry.shape[:-3], -1)
+        answer = jnp.sum(carry, axis=-2)
+        return answer.reshape(*carry.shape[:-3], answer.shape[-2] * answer.shape[-1])
 
     @staticmethod
     def summary(carry: Float[Array, "*batch heads K V"]) -> Float[Array, "*batch H"]:
@@ -97,7 +99,8 @@ class GLA(LinearCell):
         keys, values = heads * key, heads * width
         ends = [keys, 2 * keys, 2 * keys + values, 2 * keys + 2 * values]
         q, k, v, r, decay = jnp.split(z, ends, axis=-1)
-        q, k, v, decay = (a.reshape(*a.shape[:-1], heads, -1) for a in (q * key**-0.5, k, v, decay))
+        parts = (q * key**-0.5, k, v, decay)
+        q, k, v, decay = (a.reshape(*a.shape[:-1], heads, a.shape[-1] // heads) for a in parts)
         return q, k, v, jnp.exp(SHARPNESS * jax.nn.log_sigmoid(decay)), r
 
     @nn.nowrap
@@ -108,7 +111,7 @@ class GLA(LinearCell):
     @nn.nowrap
     def read(self, weights: Array, state: Array, z: Array) -> Array:
         q, *_, r = self.split(z)
-        return self.output(weights, jnp.einsum("...hk,...hkv->...hv", q, state), r)
+        return self.output(weights, matmul_each(q[..., None, :], state, self.precision)[..., 0, :], r)
 
     @nn.nowrap
     def output(self, gain: Array, o: Float[Array, "*batch heads V"], r: Float[Array, "*batch H"]) -> Array:
@@ -148,20 +151,21 @@ def run_chunked(
     def chunks(x: Array, fill: float = 0) -> Array:
         """[T, B, heads, ...] -> [chunks, B, heads, length, ...], with padding behind the last step."""
         x = jnp.pad(jnp.flip(x, 0) if reverse else x, ((0, missing), *[(0, 0)] * 3), constant_values=fill)
-        return jnp.moveaxis(x.reshape(-1, length, *x.shape[1:]), 1, 3)
+        return jnp.moveaxis(x.reshape((steps + missing) // length, length, *x.shape[1:]), 1, 3)
 
     @jax.checkpoint
     def body(state: Array, at: tuple[Array, Array, Array, Array, Array | None]) -> tuple[Array, Array]:
-        return _run_chunk(state, *at, masks.initial)
+        return _run_chunk(cell.precision, state, *at, masks.initial)
 
     again = None if masks.reset is None else chunks(masks.reset[:, :, None, None])
     carry, found = lax.scan(body, carry, (chunks(q), chunks(k), chunks(v), chunks(a, 1), again))
-    found = jnp.moveaxis(found, 3, 1).reshape(-1, *v.shape[1:])[:steps]
+    found = jnp.moveaxis(found, 3, 1).reshape(steps + missing, *v.shape[1:])[:steps]
     ys = cell.output(weights, jnp.flip(found, 0) if reverse else found, r)
     return carry, ys if masks.valid is None else mask_rows(masks.valid, ys)
 
 
 def _run_chunk(
+    precision: str,
     state: Float[Array, "B heads K V"],
     q: Float[Array, "B heads T K"],
     k: Float[Array, "B heads T K"],
@@ -180,20 +184,20 @@ def _run_chunk(
     since = jnp.arange(steps)[:, None] - jnp.arange(steps)[None, :]
     factors = jnp.where((since > 0)[None, None, :, :, None], kept[:, :, :, None, :], 1)
     ratio = jnp.where((since >= 0)[None, None, :, :, None], jnp.cumprod(factors, axis=2), 0)
-    found = jnp.einsum("bhtj,bhjv->bhtv", jnp.sum(q[:, :, :, None] * ratio * k[:, :, None], axis=-1), v)
+    found = matmul_each(jnp.sum(q[:, :, :, None] * ratio * k[:, :, None], axis=-1), v, precision)
 
     # What is left of the state before the first step, or of the initial one since the last reset.
     if reset is None or initial is None:
         left = jnp.cumprod(a, axis=2)
-        found = found + jnp.einsum("bhtk,bhkv->bhtv", q * left, state)
+        found = found + matmul_each(q * left, state, precision)
     else:
         begins = reset.at[:, :, 0].set(True)
         left = jnp.sum(ratio * jnp.where(begins, a, 0)[:, :, None], axis=3)
         again = jnp.cumsum(reset.astype(jnp.int32), axis=2) > 0
         for start, there in ((state, ~again), (initial, again)):
-            found = found + jnp.einsum("bhtk,bhkv->bhtv", jnp.where(there, q * left, 0), start)
+            found = found + matmul_each(jnp.where(there, q * left, 0), start, precision)
         state = jnp.where(again[:, :, -1:], initial, state)
-    added = jnp.einsum("bhtk,bhtv->bhkv", ratio[:, :, -1] * k, v)
+    added = matmul_each(jnp.swapaxes(ratio[:, :, -1] * k, -1, -2), v, precision)
     return left[:, :, -1, :, None] * state + added, found
 
 

@@ -139,13 +139,13 @@ def solve_chunked(a: Array, b: Array, h: Array, reverse: bool) -> Array:
         return solve_parallel(a, b, h, reverse)
     missing = -steps % CHUNK
     edge = ((missing, 0) if reverse else (0, missing), *[(0, 0)] * (a.ndim - 1))
-    a, b = (jnp.pad(x, edge).reshape(-1, CHUNK, *x.shape[1:]) for x in (a, b))
+    a, b = (jnp.pad(x, edge).reshape((steps + missing) // CHUNK, CHUNK, *x.shape[1:]) for x in (a, b))
 
     def chunk(h: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
         states = solve_parallel(*at, h, reverse)
         return states[0 if reverse else -1], states
 
-    states = lax.scan(chunk, h, (a, b), reverse=reverse)[1].reshape(-1, *a.shape[2:])
+    states = lax.scan(chunk, h, (a, b), reverse=reverse)[1].reshape(steps + missing, *a.shape[2:])
     return states[missing:] if reverse else states[:steps]
 
 

@@ -7,7 +7,9 @@ exponent range of float32, so the loss needs no scaling).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,16 @@ def matmul(
     if not _rounds(precision):
         return jnp.asarray(a) @ jnp.asarray(b).astype(a.dtype)
     return _rounded(*match_varying_axes(jnp.asarray(a), jnp.asarray(b)))
+
+
+def matmul_each(
+    a: Shaped[Array, "*batch M N"], b: Shaped[Array, "*batch N K"], precision: str = "float32"
+) -> Shaped[Array, "*batch M K"]:
+    """``a @ b`` with a ``matmul`` for each index of the leading axes, which both factors have."""
+    if not _rounds(precision):
+        return a @ b
+    flat = (x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:]) for x in (a, b))
+    return jax.vmap(partial(matmul, precision=precision))(*flat).reshape(*a.shape[:-1], b.shape[-1])
 
 
 def rounded(kernel: Float[ArrayLike, "H K"], precision: str) -> Float[Array, "H K"]:

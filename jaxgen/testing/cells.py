@@ -556,7 +556,7 @@ def check_clamp_state_gives_states_that_the_cell_can_be_in(s: Subject) -> None:
 def check_every_product_is_rounded_to_the_precision(s: Subject) -> None:
     """Multiply matrices by `jaxgen.cells.precision.matmul(a, b, self.precision)`, and give `Affine` the precision.
 
-    Products with batch axes, such as those of queries with keys, may stay in float32.
+    Where both factors have batch axes, as queries and keys have, use `matmul_each`.
     """
     for factor in ("float32", "bfloat16"):
         for form in s.forms:
@@ -570,10 +570,8 @@ def check_every_product_is_rounded_to_the_precision(s: Subject) -> None:
             require(products, f"The form {form} has no product of matrices.")
             for each in products:
                 a, b, total = (variable.aval.dtype.name for variable in (*each.invars, *each.outvars))
-                batched = any(each.params["dimension_numbers"][1])
-                allowed = {(factor,) * 2, ("float32",) * 2} if batched else {(factor,) * 2}
                 require(
-                    (a, b) in allowed and total == "float32",
+                    (a, b, total) == (factor, factor, "float32"),
                     f"With the precision {factor}, the form {form} multiplies {a} by {b} and adds up in {total}.",
                 )
 
@@ -589,7 +587,7 @@ def check_rounding_moves_values_and_gradients_a_little(s: Subject) -> None:
             require(a.dtype == b.dtype, f"With the precision bfloat16, a result is {b.dtype} instead of {a.dtype}.")
             shares.append(float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(a)), 1e-3))
         require(max(shares) > 0, f"The precision bfloat16 changes nothing in the form {form}.")
-        require(max(shares) < 0.05, f"The precision bfloat16 changes a result of the form {form} by {max(shares):.1%}.")
+        require(max(shares) < 0.03, f"The precision bfloat16 changes a result of the form {form} by {max(shares):.1%}.")
 
 
 def check_every_form_in_reverse_equals_the_plain_scan(s: Subject) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from flax import linen as nn
 from jax import lax
 
 from jaxgen.cells import Affine, LinearCell, forms_of, unroll
+from jaxgen.cells.attention import Attention
+from jaxgen.cells.gla import GLA
 from jaxgen.cells.linear import CHUNK
 from jaxgen.cells.mingru import MinGRU
 
@@ -104,9 +108,10 @@ def test_every_form_has_the_values_and_gradients_of_the_plain_scan(kind, steps, 
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), got, expected)
 
 
-def test_no_steps_leave_the_carry():
-    module, x = Over(MinGRU(H)), jnp.zeros((0, B, D))
-    carry = jnp.ones((B, H))
-    after, ys = module.apply(module.init(jax.random.key(0), x), x, carry=carry, form="parallel")
-    np.testing.assert_array_equal(after, carry)
-    assert ys.shape == (0, B, H)
+@pytest.mark.parametrize("kind", [MinGRU, Rotating, GLA, partial(Attention, window=2)])
+@pytest.mark.parametrize(("steps", "rows"), [(0, B), (0, 0), (1, 0), (65, 0)])
+def test_there_may_be_no_steps_and_no_rows_in_every_form(kind, steps, rows):
+    x, cell = jnp.zeros((steps, rows, D)), kind(H)
+    params = jax.eval_shape(Over(cell).init, jax.random.key(0), jnp.zeros((2, B, D)))
+    for form in forms_of(cell):
+        assert jax.eval_shape(partial(Over(cell).apply, form=form), params, x)[1].shape == (steps, rows, H)

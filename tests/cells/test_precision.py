@@ -29,12 +29,9 @@ BATCH = Batch(*DRAW.integers(0, V, (2, B, T), np.int32), np.zeros((B, T), bool),
 
 
 def products(jaxpr):
-    """All products with matrices of weights in a program, those inside its loops too.
-
-    A product of states, as in attention, has a batch axis in both of its factors.
-    """
+    """All products in a program, those inside its loops too."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general" and not any(equation.params["dimension_numbers"][1]):
+        if equation.primitive.name == "dot_general":
             yield equation
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda a: hasattr(a, "eqns")):
             if hasattr(inner, "eqns"):

@@ -29,11 +29,7 @@ from jaxgen.testing.checking import name_of
 from .equations import EQUATIONS
 
 #: What `pytest` checks of every cell.
-QUICK = {
-    check_the_unroll_agrees_with_the_equations,
-    check_every_form_in_reverse_equals_the_plain_scan,
-    check_training_and_decoding_lower_for_accelerators,
-}
+QUICK = {check_the_unroll_agrees_with_the_equations, check_training_and_decoding_lower_for_accelerators}
 #: Checks of each form.
 OF_FORMS = {
     check_every_form_equals_the_plain_scan,
@@ -53,21 +49,25 @@ def forms(name: str) -> tuple[str, ...]:
     return tuple(forms_of(CELLS[name](features=8)))
 
 
-def standards() -> set[str]:
-    """The cells that `pytest` checks in full: the default one, and the first with each other set of forms."""
+def standards() -> list[str]:
+    """The default cell, and the first with each other set of forms."""
     first: dict[tuple[str, ...], str] = {}
     for name in (LanguageConfig.model_fields["cell"].default, *CELLS):
         first.setdefault(forms(name), name)
-    return set(first.values())
+    return list(first.values())
 
 
 def lanes() -> Iterator[Any]:
-    """Every check of every cell: the quick ones in the form that ``auto`` chooses, the others in all forms."""
-    in_full = standards()
+    """Every check of every cell: the quick ones in the form that ``auto`` chooses, the others in all forms.
+
+    `pytest` checks the default cell in full, `-m runs` the other standards, and `-m slow` all.
+    """
+    default, *others = standards()
     for name in CELLS:
         for check in CHECKS:
-            quick = check in QUICK or (name in in_full and check not in RUNS | SLOW)
-            later = pytest.mark.slow if check in SLOW else pytest.mark.runs
+            quick = check in QUICK or (name == default and check not in RUNS | SLOW)
+            runs = check in RUNS or (name in {default, *others} and check not in SLOW)
+            later = pytest.mark.runs if runs else pytest.mark.slow
             if quick:
                 yield pytest.param(name, check, False, id=f"{name}-{name_of(check)}")
             if not quick or (check in OF_FORMS and len(forms(name)) > 2):
