@@ -233,8 +233,8 @@ def unroll(
         carry = zeros
         if initial is not None:
             carry = jax.tree.map(lambda leaf: leaf[-1 if reverse else 0], initial) if timed else initial
-    if reset is not None and initial is None:
-        initial = zeros
+    if reset is not None and initial is None and not isinstance(cell, Cell):
+        initial = zeros  # the zero state of another Linen cell may not be zeros
     if x is not None and valid is not None:
         # Padding must not reach any sum, not even as 0 * NaN in a gradient.
         x = mask_rows(jnp.asarray(valid, bool), x)
