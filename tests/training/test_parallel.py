@@ -11,7 +11,8 @@ import optax
 import pytest
 from flax import linen as nn
 
-from jaxgen.models import LanguageModel
+from jaxgen.cells import GRU, MinGRU
+from jaxgen.models import GriffinBlock, LanguageModel
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.training.data_parallel import (
     data_parallel_size,
@@ -34,6 +35,9 @@ TASKS = {
         LanguageModel(
             V, hidden=6, embed_dropout=0.2, locked_dropout=True, recurrent_dropout=0.2, zoneout=0.3, weight_dropout=0.3
         )
+    ),
+    "blocks": LanguageTask(
+        LanguageModel(V, (GRU, MinGRU), hidden=6, layers=2, dropout=0.3, zoneout=0.3, block=GriffinBlock)
     ),
     "tied, of Flax": LanguageTask(LanguageModel(V, nn.GRUCell, hidden=6, dropout=0.3, tie=True)),
 }
