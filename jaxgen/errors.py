@@ -5,6 +5,7 @@ Every message is a sentence in three parts: what was given, what is allowed, wha
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -150,7 +151,8 @@ def check_kind(what: str, value: T, kind: Any, right: str) -> T:
 
 def check_options(kind: type, options: Mapping[str, object], what: str, reserved: Iterable[str] = ()) -> None:
     """Raise ``UsageError`` unless every key of ``options`` is a field of the dataclass ``kind`` not in ``reserved``."""
-    fields = sorted(set(getattr(kind, "__dataclass_fields__", {})) - set(reserved))
+    own = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+    fields = sorted(own - set(reserved))
     unknown = sorted(set(options) - set(fields))
     if unknown:
         known = f"Its options are: {', '.join(fields)}." if fields else "It has no options."

@@ -396,5 +396,8 @@ def layers_from_names(
     Raises:
         UsageError: for an unknown name or option.
     """
-    made = cell_pattern(layers_pattern, cell_options) if layers_pattern else cell_factory(cell, cell_options)
-    return {"cell": made, "block": block_factory(block, block_options or {}), **others}
+    if layers_pattern is None:
+        others["cell"] = cell_factory(cell, cell_options)
+    else:
+        others["cell"] = cell_pattern(layers_pattern, cell_options)
+    return {"block": block_factory(block, block_options or {}), **others}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import platform
 import re
@@ -75,7 +76,7 @@ class TrainConfig(BaseModel):
     """The model: a recurrent network, or a baseline to compare it with."""
     cell: str = "lstm"
     """Recurrent cell."""
-    cell_options: dict[str, Finite | str] = {}
+    cell_options: dict[str, float | str] = {}
     """Options of the cell, as NAME VALUE pairs, for example: forget_bias 2.0."""
     layers: Annotated[int, Field(gt=0, le=MAX_LAYERS)] = 1
     """Number of recurrent layers."""
@@ -85,7 +86,7 @@ class TrainConfig(BaseModel):
     block: str = "plain"
     """What surrounds the cell of each layer. plain: nothing. residual: normalisation, convolution, residual connections
     and a feed-forward network. griffin: the same with gates (De et al. 2024)."""
-    block_options: dict[str, bool | Finite | str] = {}
+    block_options: dict[str, bool | float | str] = {}
     """Options of the block, as NAME VALUE pairs: norm (rms, layer), mlp and expand (widths as multiples of --hidden),
     conv (width of the convolution; 0: none), glu, gate and exact_gelu (true, false)."""
     hidden: Size = 256
@@ -190,6 +191,14 @@ class TrainConfig(BaseModel):
     def _can_be_a_folder(cls, value: str | None, info: ValidationInfo) -> str | None:
         check_folder(value, f"--{str(info.field_name).replace('_', '-')}")
         return value
+
+    @field_validator("cell_options", "block_options")
+    @classmethod
+    def _are_finite(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name, value in options.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"the option {name!r} must be a finite number")
+        return options
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

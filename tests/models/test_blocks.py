@@ -333,6 +333,8 @@ def test_a_subclass_builds_its_own_layers():
         ({"block": "griffin", "block_options": {"mlp": "wide"}}, "number"),
         ({"layers_pattern": "gru,lstn"}, "lstm"),
         ({"layers_pattern": "gru,"}, "lstm"),
+        ({"layers_pattern": ""}, "lstm"),
+        ({"cell_options": {"forms": 3.0}}, "forms"),
         ({"layers_pattern": "gru,elman", "cell_options": {"forget_bias": 1.0}}, "forget_bias"),
     ],
 )

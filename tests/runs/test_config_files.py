@@ -199,7 +199,17 @@ def test_settings_may_be_paths_lists_and_numpy_numbers(tmp_path):
     assert kind(data=tmp_path / "a").data == (str(tmp_path / "a"),)
 
 
-@pytest.mark.parametrize("wrong", [{"hidden": "8"}, {"hiden": 8}, {"preset": "lagre"}, {"preset": [1]}, {"lr": -1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hidden": "8"},
+        {"hiden": 8},
+        {"preset": "lagre"},
+        {"preset": [1]},
+        {"lr": -1.0},
+        {"cell_options": {"forget_bias": float("nan")}},
+    ],
+)
 def test_settings_that_cannot_be_used_are_a_usage_error(wrong):
-    with pytest.raises(UsageError, match=next(iter(wrong))):
+    with pytest.raises(UsageError, match=next(iter(wrong)).replace("_", ".")):
         DATA["language"].Config(**wrong)
