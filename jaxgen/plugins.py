@@ -19,7 +19,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -134,6 +134,12 @@ def used_plugins(config: TrainConfig) -> list[dict[str, Any]]:
     return [plugin.record.model_dump(exclude_none=True) for plugin in _used(config.task, config.model_dump())]
 
 
+def plugins_of_transforms(transforms: Iterable[object]) -> list[dict[str, Any]]:
+    """As ``used_plugins``, of logit transforms."""
+    given = {("transform", name) for name, kind in TRANSFORMS.items() if kind in map(type, transforms)}
+    return [plugin.record.model_dump(exclude_none=True) for plugin in LOADED.values() if plugin.entries & given]
+
+
 def check_plugins(saved: Mapping[str, Any], run: object) -> None:
     """Check that the plugins which a run records, and no others, define what it uses. Nothing is imported.
 
@@ -150,26 +156,34 @@ def check_plugins(saved: Mapping[str, Any], run: object) -> None:
     if not isinstance(recorded, list):
         raise malformed("list of plugins", f"it is a {type(recorded).__name__}")
     records = [load_strict(Record, value, "list of plugins") for value in recorded]
-    for then in records:
-        plugin = LOADED.get(then.name)
-        if plugin is None:
-            what = "the path of this file" if then.name.endswith(".py") else "the name of this module"
-            raise UsageError(
-                f"The run {run} needs the plugin {then.name} (sha256 {_short(then)}), and a run never chooses what is "
-                f"imported: if you trust it, give {what} with --plugin FILE."
-            )
-        if plugin.record.sha256 != then.sha256:
-            _refuse(
-                plugin,
-                f"The plugin {plugin.source} of the run {run} has changed: its sha256 was {_short(then)} and is "
-                f"{_short(plugin.record)}. Bring back the version of then",
-            )
+    check_records(records, f"the run {run}")
     for plugin in _used(saved["task"], saved["config"]):
         if plugin.record.name not in [then.name for then in records]:
             _refuse(
                 plugin,
                 f"The run {run} was trained without the plugin {plugin.source}, which replaces a part of its model or "
                 "of its task. Leave out the plugin",
+            )
+
+
+def check_records(records: Iterable[Record], user: str) -> None:
+    """Check that recorded plugins are loaded, in the version of then. Raises as ``check_plugins``.
+
+    ``user`` is what needs them, such as ``"the run runs/language-1"``.
+    """
+    for then in records:
+        plugin = LOADED.get(then.name)
+        if plugin is None:
+            what = "the path of this file" if then.name.endswith(".py") else "the name of this module"
+            raise UsageError(
+                f"{user[0].upper()}{user[1:]} needs the plugin {then.name} (sha256 {_short(then)}), and never chooses "
+                f"what is imported: if you trust it, give {what} with --plugin FILE."
+            )
+        if plugin.record.sha256 != then.sha256:
+            _refuse(
+                plugin,
+                f"The plugin {plugin.source} of {user} has changed: its sha256 was {_short(then)} and is "
+                f"{_short(plugin.record)}. Bring back the version of then",
             )
 
 
@@ -271,8 +285,8 @@ def _run(execute: Callable[[], Any], source: str, file: str | None = None) -> An
             raise UsageError(
                 f"There is no installed module {source}: give its name, or the path of a file that ends in .py."
             ) from None
-        text = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-        raise UsageError(f"The plugin {source} cannot be loaded: {_place(error, file)}: {text}. Correct it.") from error
+        place = _place(error, file)
+        raise UsageError(f"The plugin {source} cannot be loaded: {place}: {_first_line(error)}. Correct it.") from error
 
 
 def _place(error: BaseException, file: str | None) -> str:
@@ -282,6 +296,27 @@ def _place(error: BaseException, file: str | None) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.exists(frame.filename)]
     inside = [frame for frame in frames if frame.filename == file] or frames
     return f"{inside[-1].filename}, line {inside[-1].lineno}"
+
+
+def _first_line(error: BaseException) -> str:
+    return ": ".join([type(error).__name__, *(line.rstrip(".") for line in str(error).splitlines()[:1])])
+
+
+def failure(error: Exception) -> str:
+    """What failed in a command with plugins, as a sentence with the last line of a plugin that ran."""
+    files = [str(getattr(module, "__file__", "")) for module in map(_module, LOADED.values())]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    if frames:
+        source = [*LOADED.values()][files.index(frames[-1].filename)].source
+        place = f"{frames[-1].filename}, line {frames[-1].lineno}"
+        return f"The plugin {source} failed: {place}: {_first_line(error)}. Correct it."
+    sources = ", ".join(plugin.source for plugin in LOADED.values())
+    return f"The command failed with the plugin {sources}: {_first_line(error)}. Check what its classes return."
+
+
+def _module(plugin: Plugin) -> ModuleType | None:
+    name = plugin.record.name
+    return sys.modules.get(FILE_MODULE + name.removesuffix(".py") if name.endswith(".py") else name)
 
 
 # --- protocols

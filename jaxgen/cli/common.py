@@ -92,11 +92,6 @@ def _exit_code(command: Callable[[], None], text_only: bool) -> int:
     except KeyboardInterrupt:
         log("Stopped.")
         return 130
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        log(f"error: There is not enough memory{_requested_memory(error)}: use a smaller model, batch or file.")
-        return 1
     except BrokenPipeError:
         discard(sys.stdout)  # the reader has left (`| head`)
         return 0
@@ -104,6 +99,15 @@ def _exit_code(command: Callable[[], None], text_only: bool) -> int:
         where = f" {error.filename}" if error.filename else ""
         log(f"error: The system refused{where}: {error.strerror or error}.")
         return 1
+    except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+            log(f"error: There is not enough memory{_requested_memory(error)}: use a smaller model, batch or file.")
+            return 1
+        plugins = sys.modules.get("jaxgen.plugins")
+        if plugins is None or not plugins.LOADED or os.environ.get("JAXGEN_TRACEBACK") == "1":
+            raise
+        log(f"error: {plugins.failure(error)} JAXGEN_TRACEBACK=1 in the environment shows Python's traceback.")
+        return UsageError.exit_code
     return 0
 
 

@@ -19,6 +19,7 @@ from jaxgen.inference.beam_search import BeamConfig, Hypothesis, beam
 from jaxgen.inference.generation_config import GenerationConfig, transform_from_json, transform_to_json
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.text_stream import Sample
+from jaxgen.plugins import Record, check_records, plugins_of_transforms
 from jaxgen.runtime import numerics, processor
 from jaxgen.sampling.decode import DecodeState, perturbed, sample_keys
 from jaxgen.sampling.transforms.base import Last, update_chain
@@ -59,6 +60,7 @@ class Receipt(StrictModel, extra="ignore"):
     versions: dict[str, object] = {}
     device: str | None = None
     environment: dict[str, object] | None = None
+    plugins: list[Record] = []
     #: Absent for a run without labels and features.
     condition: object = None
 
@@ -134,7 +136,7 @@ def receipt(
         "seed": settings.seed,
         "index": sample.index,
         "settings": settings.to_json(),
-        **_origin(sampler, unk, state_file),
+        **_origin(sampler, unk, state_file, settings.transforms),
     }
 
 
@@ -151,7 +153,7 @@ def beam_receipt(
         "end": found.end,
         "rank": rank,
         "beam": {**search._asdict(), "transforms": [transform_to_json(each) for each in search.transforms]},
-        **_origin(sampler, unk, state_file),
+        **_origin(sampler, unk, state_file, search.transforms),
     }
 
 
@@ -162,14 +164,17 @@ def exact_text(name: str, text: str) -> dict[str, str]:
     return {name: shown} if shown == text else {name: shown, f"{name}_bytes": raw.hex()}
 
 
-def _origin(sampler: Sampler, unk: str, state_file: str | None) -> dict[str, object]:
+def _origin(sampler: Sampler, unk: str, state_file: str | None, transforms: Sequence[object]) -> dict[str, object]:
     """The run and the software and hardware that generated a text."""
+    own = plugins_of_transforms(transforms)
+    plugins = [*sampler.plugins, *(each for each in own if each not in sampler.plugins)]
     return {
         "unk": unk,
         "run": None if sampler.directory is None else str(sampler.directory),
         "checkpoint": sampler.digest,
         "state": None if state_file is None else {"file": state_file, "sha256": file_sha256(Path(state_file))},
         **({} if sampler.conditioning is None else {"condition": (sampler.condition or Condition()).to_json()}),
+        **({"plugins": plugins} if plugins else {}),
         **_environment(),
         "receipt": VERSION,
     }
@@ -234,7 +239,10 @@ def replay(sampler: Sampler, saved: SampleReceipt | BeamReceipt, where: str = "t
 
     Raises:
         DataError: The text cannot be generated with this run. The message names ``where``.
+        UsageError: A recorded plugin is not loaded.
+        CheckpointError: A plugin has changed.
     """
+    check_records(saved.plugins, where[0].lower() + where[1:])
     if saved.tokens and max(saved.tokens) >= sampler.tokenizer.vocab_size:
         raise DataError(f"{where} has the token {max(saved.tokens)}, which is not in the vocabulary of this run.")
     state = None

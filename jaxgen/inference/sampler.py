@@ -21,6 +21,7 @@ from jaxgen.inference.generation_config import MAX_LENGTH, GenerationConfig
 from jaxgen.inference.loading import LoadedRun, TrainedModel
 from jaxgen.inference.state import DecoderState, load_state, save_state
 from jaxgen.inference.text_stream import Chunk, Sample, StreamingDetokenizer, collect, select_best
+from jaxgen.plugins import used_plugins
 from jaxgen.runs.manifest import tree_sha256
 from jaxgen.sampling.decode import MAX_SEED, DecodeState, Drawn, prefill_chunks, sample_keys
 from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last
@@ -111,6 +112,8 @@ class Sampler(TrainedModel):
         self.reading = reading or Reading.of_level(self.tokenizer.kind)
         #: The labels and features of the texts; ``None`` is the mean of the training texts.
         self.condition: Condition | None = None
+        #: The plugins that define a part of the run, for receipts.
+        self.plugins: list[dict[str, Any]] = []
         #: What becomes of bytes that are not UTF-8 in texts; see ``exact``.
         self.errors = "replace"
 
@@ -138,6 +141,7 @@ class Sampler(TrainedModel):
         _, params, digest = saved.params_and_digest()
         sampler = cls(saved.task, saved.codec, params, documents=saved.has_documents, reading=saved.reading)
         sampler.directory, sampler.digest = saved.directory, digest
+        sampler.plugins = used_plugins(saved.config)
         return sampler
 
     def conditioned(

@@ -465,7 +465,7 @@ def _shapes(task: Any, config: TrainConfig) -> Params:
     try:
         return jax.eval_shape(task.init, jax.random.key(0))
     except (TypeError, ValueError) as error:
-        if isinstance(error, UsageError) or not config.cell_options:
+        if isinstance(error, UsageError) or not config.cell_options or used_plugins(config):
             raise
         given = " ".join(f"{name} {value}" for name, value in config.cell_options.items())
         raise UsageError(

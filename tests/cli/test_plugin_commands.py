@@ -128,6 +128,7 @@ def test_a_cell_and_a_tokenizer_of_ones_own_work_in_every_command(
     receipt = json.loads(drawn.out)
     assert max(receipt["tokens"]) < 9
     assert receipt["settings"]["transforms"] == [{"name": "mine:Only", "options": {"n": 9}}]
+    assert receipt["plugins"] == json.loads(Path("r", "config.json").read_bytes())["resolved"]["plugins"]
     write("samples.jsonl", drawn.out)
     commands = [
         (sample, "--length", 20),
@@ -149,6 +150,41 @@ def test_a_cell_and_a_tokenizer_of_ones_own_work_in_every_command(
     helped = fresh(sample, "--help").out
     assert "--mine:Only" in helped
     assert max(len(line) for line in helped.splitlines() if "│" in line) <= 80
+
+
+@pytest.mark.filterwarnings("always::jaxgen.errors.JaxgenWarning")
+def test_a_sample_with_a_transform_of_ones_own_names_its_plugin(fresh, sample, replay, run, plugin):
+    write(
+        "samples.jsonl",
+        fresh(sample, "--run", run, "--plugin", "mine.py", "--length", 5, "--mine:Only", 9, "--json").out,
+    )
+    refused = fresh(replay, "samples.jsonl")
+    assert (refused.code, "mine.py" in refused.err, "--plugin" in refused.err) == (2, True, True), refused.err
+    assert fresh(replay, "samples.jsonl", "--plugin", "mine.py").code == 0
+    write(plugin, PLUGIN + "\n# another version\n")
+    assert fresh(replay, "samples.jsonl", "--plugin", "mine.py").code == 4
+    assert fresh(replay, "samples.jsonl", "--plugin", "mine.py", "--plugin-changed", "accept").code == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("return h, (h @ h)", "line 33"),
+        ("return undefined, h", "line 33"),
+        ("return h[:, :1], h", "mine.py"),
+        ("return h, None", "mine.py"),
+    ],
+)
+def test_a_cell_that_fails_while_it_runs_is_named_in_a_sentence(line, word, fresh, train, own, plugin, monkeypatch):
+    write(plugin, PLUGIN.replace("return h, h", line))
+    failed = fresh(train, *own, "--steps", 1, "--run", "r")
+    assert (failed.code, failed.out) == (2, ""), failed.err
+    assert word in failed.err
+    assert "Traceback" not in failed.err
+    assert "JAXGEN_TRACEBACK" in failed.err
+    monkeypatch.setenv("JAXGEN_TRACEBACK", "1")
+    with pytest.raises((NameError, TypeError, ValueError, AttributeError)):
+        fresh(train, *own, "--steps", 1, "--run", "again")
 
 
 def test_the_chat_knows_a_transform_of_ones_own(fresh, sample, run, monkeypatch):

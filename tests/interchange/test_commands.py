@@ -64,11 +64,11 @@ SAMPLE = ["--prompt", "The", "--length", "60", "--num-samples", "2", "--seed", "
     [("safetensors", {"documents": "line", "embed": 0}), ("safetensors", {"level": "word"}), ("torch", {"tie": True})],
     ids=str,
 )
-def test_an_exported_run_is_imported_with_the_same_texts(to, more, trained, tmp_path):
+def test_an_exported_run_is_imported_with_the_same_texts(to, more, trained, tmp_path, book):
     run, file, copy = trained("lstm", **more), tmp_path / "model.safetensors", tmp_path / "copy"
     code, out, err = call("export", "--run", run, "--to", to, "--output", file)
     assert (code, out) == (0, ""), err
-    code, out, err = call("import", file, "--run", copy)
+    code, out, err = call("import", file, "--run", copy, "--data", book)
     assert (code, out) == (0, ""), err
     texts = [call("sample", "--run", each, *SAMPLE) for each in (run, copy)]
     assert texts[0][0] == 0, texts[0][2]

@@ -74,6 +74,11 @@ def write_weights(folder, arrays, about=None):
     return str(folder / "weights.safetensors"), str(folder / "run"), str(folder / "vocabulary.json")
 
 
+def import_here(path, run, vocabulary=None, unrecorded=NOTHING):
+    """Import with a small text to continue with: the default one takes seconds to read."""
+    import_run(path, run, vocabulary, [str(write(f"{run}-text.txt", "ab feed\n" * 200))], unrecorded)
+
+
 def check_logits(run, prompt, expected):
     """The run's logits after a prompt equal those of the file's model, in its order."""
     sampler = Sampler.load(run)
@@ -103,7 +108,7 @@ def named(names, rnn, around):
 def test_a_pytorch_model_is_imported(kind, names, tmp_path):
     rnn, around = torch_arrays(kind)
     path, run, vocabulary = write_weights(tmp_path, named(names, rnn, around))
-    import_run(path, run, vocabulary, unrecorded=Unrecorded("elman-relu" if kind == "elman-relu" else None))
+    import_here(path, run, vocabulary, unrecorded=Unrecorded("elman-relu" if kind == "elman-relu" else None))
     prompt = "ab\nfeed"
     rows = [2, *(TOKENS.index(character) for character in prompt)]  # a text begins after <eos>
     check_logits(run, prompt, torch_logits(kind, rnn, around, rows)[-1])
@@ -114,7 +119,7 @@ def test_a_tied_model_in_half_precision_is_imported(tmp_path):
     half = {name: array.astype(np.float16) for name, array in named("usual", rnn, around).items()}
     del half["fc.weight"]  # as safetensors writes a tied model
     path, run, vocabulary = write_weights(tmp_path, half)
-    import_run(path, run, vocabulary)
+    import_here(path, run, vocabulary)
     rnn, around = ({name: a.astype(np.float16).astype(float) for name, a in each.items()} for each in (rnn, around))
     around["weight"] = around["embedding"]
     check_logits(run, "ab", torch_logits("lstm", rnn, around, [2, 3, 0])[-1])
@@ -214,7 +219,7 @@ def test_a_recurrentgemma_of_recurrent_blocks_is_imported(inner, unrecorded, tmp
     arrays = gemma_arrays(inner=inner)
     path, run, vocabulary = write_weights(tmp_path, arrays)
     with pytest.warns(JaxgenWarning, match="first token"):
-        import_run(path, run, vocabulary, unrecorded=unrecorded)
+        import_here(path, run, vocabulary, unrecorded=unrecorded)
     rows = [2, *(TOKENS.index(character) for character in "ab\nfeed")]
     scale = 2.453125 if unrecorded.scale_embedding else 1  # sqrt(6) in bfloat16
     check_logits(run, "ab\nfeed", gemma_logits(arrays, rows, scale, unrecorded.soft_cap))
@@ -259,7 +264,7 @@ def mingru_logits(arrays, rows, norm, layers=2):
 def test_a_mingru_model_is_imported(norm, inner, tmp_path):
     arrays = mingru_arrays(norm, inner=inner)
     path, run, vocabulary = write_weights(tmp_path, arrays)
-    import_run(path, run, vocabulary)
+    import_here(path, run, vocabulary)
     rows = [2, *(TOKENS.index(character) for character in "ab\nfeed")]
     check_logits(run, "ab\nfeed", mingru_logits(arrays, rows, norm))
 
@@ -280,7 +285,7 @@ def test_a_mingru_model_is_imported(norm, inner, tmp_path):
 def test_published_blocks_that_do_not_fit_are_refused(arrays, word, tmp_path):
     path, run, vocabulary = write_weights(tmp_path, arrays)
     with pytest.raises(DataError, match=word):
-        import_run(path, run, vocabulary)
+        import_here(path, run, vocabulary)
 
 
 LSTM = named("usual", *torch_arrays("lstm"))
@@ -311,7 +316,7 @@ def test_arrays_that_do_not_fit_are_refused(change, word, tmp_path):
     arrays = {name: array for name, array in {**LSTM, **change}.items() if array is not None}
     path, run, vocabulary = write_weights(tmp_path, arrays)
     with pytest.raises(DataError, match=word):
-        import_run(path, run, vocabulary)
+        import_here(path, run, vocabulary)
     assert not (tmp_path / "run").exists()
 
 
@@ -333,23 +338,23 @@ def test_a_vocabulary_of_another_model_is_refused(content, word, tmp_path):
     path, run, vocabulary = write_weights(tmp_path, LSTM)
     (tmp_path / "vocabulary.json").write_text(content)
     with pytest.raises(DataError, match=word):
-        import_run(path, run, vocabulary)
+        import_here(path, run, vocabulary)
 
 
 def test_metadata_of_other_programs_are_not_read(tmp_path):
     path, run, _ = write_weights(tmp_path, LSTM, {"tokenizer": "bert-base", "format": "pt"})
     with pytest.raises(DataError, match="the model has 11"):
-        import_run(path, run, "byte")
+        import_here(path, run, "byte")
 
 
 def test_without_a_vocabulary_there_is_no_run(tmp_path):
     path, run, _ = write_weights(tmp_path, LSTM)
     with pytest.raises(UsageError, match="--tokenizer"):
-        import_run(path, run)
+        import_here(path, run)
     with pytest.raises(DataError, match="cannot be read"):
         import_run(str(tmp_path / "missing.safetensors"), run, "byte")
     with pytest.raises(DataError, match="missing"):
-        import_run(path, run, str(tmp_path / "missing.json"))
+        import_here(path, run, str(tmp_path / "missing.json"))
 
 
 def header(content: object, size: int | None = None) -> bytes:
