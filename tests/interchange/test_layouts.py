@@ -76,7 +76,7 @@ def write_weights(folder, arrays, about=None):
 
 def import_here(path, run, vocabulary=None, unrecorded=NOTHING):
     """Import with a small text to continue with: the default one takes seconds to read."""
-    import_run(path, run, vocabulary, [str(write(f"{run}-text.txt", "ab feed\n" * 200))], unrecorded)
+    import_run(path, run, vocabulary, [str(write(f"{run}-text.txt", "ab feed\n" * 500))], unrecorded)
 
 
 def check_logits(run, prompt, expected):
