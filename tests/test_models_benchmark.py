@@ -68,7 +68,7 @@ def test_what_stands_between_two_marks_is_replaced_and_nothing_else(former):
         models.between(page, "y", "new")
 
 
-@pytest.mark.runs
+@pytest.mark.slow
 def test_each_call_trains_one_missing_entry_and_the_page_shows_what_is_there(call, tmp_path):
     assert call("--list").count("missing") == 3
     call("--next", "--seconds-per-run", "0.05")

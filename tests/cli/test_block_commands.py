@@ -12,8 +12,6 @@ from PIL import Image
 from jaxgen.cli.predict import main as predict_main
 from jaxgen.runs.checkpoints import CheckpointStore
 
-pytestmark = pytest.mark.runs
-
 BLOCKS = "--block griffin --block-options conv 3 mlp 2 --layers-pattern gru,lstm --dropout 0.2 --hidden 8"
 TINY = f"{BLOCKS} --preset tiny --batch-size 4 --eval-every 3 --sample-every 0 --devices 1"
 
@@ -25,6 +23,7 @@ def state_of(run):
     return step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(store.restore(step)[0])]
 
 
+@pytest.mark.runs
 def test_a_language_model_with_blocks_is_sampled_continued_scored_and_resumed(
     train, sample, score, book, tmp_path, here
 ):
@@ -51,6 +50,7 @@ def test_a_language_model_with_blocks_is_sampled_continued_scored_and_resumed(
     assert state_of(resumed) == state_of(longer)
 
 
+@pytest.mark.runs
 def test_a_block_of_a_run_is_fixed(train, book, tmp_path):
     run = tmp_path / "run"
     assert train("--data", book, "--seq-len", 8, "--steps", 3, "--run", run, flags=TINY).code == 0
@@ -60,6 +60,7 @@ def test_a_block_of_a_run_is_fixed(train, book, tmp_path):
         assert changed.split()[0] in done.err
 
 
+@pytest.mark.slow
 def test_classifiers_translators_and_captions_with_blocks(train, command, tmp_path, here):
     (here / "rows.csv").write_text("text,label\n" + "".join(f"{w} {i},{w}\n" for i in range(12) for w in ("yes", "no")))
     for name, words in (("a.txt", "one two three four five six"), ("b.txt", "un deux trois quatre cinq six")):
@@ -86,6 +87,7 @@ def test_classifiers_translators_and_captions_with_blocks(train, command, tmp_pa
         assert answer.out.count("\n") == len((here / asked).read_text().splitlines()) if task != "caption" else 1
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -107,5 +109,6 @@ def test_wrong_names_of_blocks_and_patterns_exit_with_2(train, book, tmp_path, f
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.runs
 def test_the_help_names_the_blocks(train):
     assert "{griffin,plain,residual}" in "".join(train("--help").out.split())

@@ -39,7 +39,7 @@ OF_FORMS = {
     check_rounding_moves_values_and_gradients_a_little,
     check_training_and_decoding_lower_for_accelerators,
 }
-#: It trains.
+#: It trains: in `pytest` of no cell.
 RUNS = {check_it_learns_a_text_of_three_letters}
 SLOW = {check_every_form_equals_the_plain_scan_over_4096_steps}
 
@@ -50,9 +50,10 @@ def forms(name: str) -> tuple[str, ...]:
 
 
 def standards() -> list[str]:
-    """The default cell, and the first with each other set of forms."""
+    """The default cell, and the first with each other set of forms; not cells with a form of their own."""
     first: dict[tuple[str, ...], str] = {}
-    for name in (LanguageConfig.model_fields["cell"].default, *CELLS):
+    shared = [name for name, kind in CELLS.items() if not kind.forms]
+    for name in (LanguageConfig.model_fields["cell"].default, *shared):
         first.setdefault(forms(name), name)
     return list(first.values())
 
@@ -60,13 +61,13 @@ def standards() -> list[str]:
 def lanes() -> Iterator[Any]:
     """Every check of every cell: the quick ones in the form that ``auto`` chooses, the others in all forms.
 
-    `pytest` checks the default cell in full, `-m runs` the other standards, and `-m slow` all.
+    `pytest` checks the default cell in full, `-m runs` the other standards, and `-m slow` the rest.
     """
     default, *others = standards()
     for name in CELLS:
         for check in CHECKS:
             quick = check in QUICK or (name == default and check not in RUNS | SLOW)
-            runs = check in RUNS or (name in {default, *others} and check not in SLOW)
+            runs = name in {default, *others} and check not in SLOW
             later = pytest.mark.runs if runs else pytest.mark.slow
             if quick:
                 yield pytest.param(name, check, False, id=f"{name}-{name_of(check)}")

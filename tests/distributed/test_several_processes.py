@@ -81,6 +81,7 @@ def test_two_processes_train_what_one_does_and_stop_together(jobs, alone):
     check_same(jobs.folder / "one", jobs.folder / "two")
 
 
+@pytest.mark.slow
 def test_two_processes_with_a_cell_of_ones_own_need_the_same_file(jobs):
     cell = (
         "import jax.numpy as jnp\nfrom jaxgen.cells.elman import Elman\n\nclass Mine(Elman):\n    one = jnp.ones(1)\n"
