@@ -8,8 +8,8 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from jaxgen.cells.base import Affine, Cell, Weights, orthogonal, per_gate, promote_state
-from jaxgen.cells.lstm import LSTMCarry
-from jaxgen.types import Array, ArrayLike, DType, Key
+from jaxgen.cells.lstm import LSTMCarry, forget_bias_init
+from jaxgen.types import Array, ArrayLike, Key
 
 #: Added to variances, so that equal numbers have a derivative.
 EPSILON = 1e-5
@@ -36,12 +36,9 @@ class LayerNormLSTM(Cell):
     def setup(self) -> None:
         h, dtype = self.features, self.param_dtype
 
-        def bias_init(key: Key, shape: tuple[int, ...], dtype: DType) -> Array:
-            return jnp.zeros(shape, dtype).at[h : 2 * h].set(self.forget_bias)
-
         self.input = Affine(4 * h, param_dtype=dtype, precision=self.precision, use_bias=False)
         self.input_gain = self.param("input_gain", nn.initializers.ones_init(), (4 * h,), dtype)
-        self.bias = self.param("bias", bias_init, (4 * h,), dtype)
+        self.bias = self.param("bias", forget_bias_init(self.forget_bias), (4 * h,), dtype)
         self.recurrent_kernel = self.param("recurrent_kernel", per_gate(orthogonal, 4), (h, 4 * h), dtype)
         self.recurrent_gain = self.param("recurrent_gain", nn.initializers.ones_init(), (4 * h,), dtype)
         self.cell_gain = self.param("cell_gain", nn.initializers.ones_init(), (h,), dtype)

@@ -236,13 +236,14 @@ def _mask(cell: LinearCell, a: State, b: State, masks: Masks, given: bool) -> tu
     return a, b
 
 
-def _is_linear(cell: nn.RNNCellBase, weights: PyTree) -> bool:
+def is_linear(cell: nn.RNNCellBase, weights: PyTree = None) -> bool:
+    """Whether ``cell`` is a ``LinearCell`` without a ``step`` of its own."""
     return isinstance(cell, LinearCell) and type(cell).step is LinearCell.step
 
 
 def _form(solver: Solver, *platforms: str) -> Form:
     needs = "a `LinearCell` without a `step` of its own"
-    return Form(partial(run_linear, solver), _is_linear, needs, lambda cell, platform: platform in platforms)
+    return Form(partial(run_linear, solver), is_linear, needs, lambda cell, platform: platform in platforms)
 
 
 SEQUENTIAL = _form(Solver(solve_sequential, sequential_gradients), "cpu")

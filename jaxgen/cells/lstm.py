@@ -6,10 +6,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from jaxgen.cells.base import Affine, Cell, Weights, orthogonal, per_gate
+from jaxgen.cells.base import Affine, Cell, Initializer, Weights, orthogonal, per_gate
 from jaxgen.types import Array, ArrayLike, DType, Key
 
 LSTMCarry = tuple[Array, Array]
+
+
+def forget_bias_init(value: float) -> Initializer:
+    """An initialiser of the bias [4H] of gates in the order i, f, g, o: ``value`` for f, else 0."""
+
+    def initialise(key: Key, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Array:
+        units = shape[-1] // 4
+        return jnp.zeros(shape, dtype).at[units : 2 * units].set(value)
+
+    return initialise
 
 
 class LSTM(Cell):
@@ -26,12 +36,11 @@ class LSTM(Cell):
     forget_bias: float = 1.0
 
     def setup(self) -> None:
-        def bias_init(key: Key, shape: tuple[int, ...], dtype: DType) -> Array:
-            h = self.features
-            return jnp.zeros(shape, dtype).at[h : 2 * h].set(self.forget_bias)
-
         self.input = Affine(
-            4 * self.features, bias_init=bias_init, param_dtype=self.param_dtype, precision=self.precision
+            4 * self.features,
+            bias_init=forget_bias_init(self.forget_bias),
+            param_dtype=self.param_dtype,
+            precision=self.precision,
         )
         shape = (self.features, 4 * self.features)
         self.recurrent_kernel = self.param("recurrent_kernel", per_gate(orthogonal, 4), shape, self.param_dtype)

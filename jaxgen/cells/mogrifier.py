@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from jaxgen.cells.base import Cell, Weights, orthogonal, per_gate, promote
-from jaxgen.cells.lstm import LSTMCarry
+from jaxgen.cells.lstm import LSTMCarry, forget_bias_init
 from jaxgen.cells.precision import matmul
 from jaxgen.errors import check_int
 from jaxgen.types import Array, ArrayLike, DType, Key
@@ -43,9 +43,6 @@ class _Parameters(nn.Module):
             normal = nn.initializers.normal(max(rows, 1) ** -0.5)
             return jnp.asarray(self.param(name, normal, (rows, columns), dtype))
 
-        def bias_init(key: Key, shape: tuple[int, ...], dtype: DType) -> Array:
-            return jnp.zeros(shape, dtype).at[h : 2 * h].set(self.forget_bias)
-
         rounds: list[tuple[Array, ...]] = []
         for number in range(1, self.rounds + 1):
             name, rows, columns = (f"q{number}", h, width) if number % 2 else (f"r{number}", width, h)
@@ -58,7 +55,7 @@ class _Parameters(nn.Module):
             tuple(rounds),
             matrix("input_kernel", width, 4 * h),
             jnp.asarray(self.param("recurrent_kernel", per_gate(orthogonal, 4), (h, 4 * h), dtype)),
-            jnp.asarray(self.param("bias", bias_init, (4 * h,), dtype)),
+            jnp.asarray(self.param("bias", forget_bias_init(self.forget_bias), (4 * h,), dtype)),
         )
 
 

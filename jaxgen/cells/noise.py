@@ -17,18 +17,13 @@ from jaxtyping import Float, PyTree
 
 from jaxgen.cells.base import Cell
 from jaxgen.cells.fused import has_fused_form
-from jaxgen.cells.linear import LinearCell
+from jaxgen.cells.linear import LinearCell, is_linear
 from jaxgen.cells.scan import has_time_axis
 from jaxgen.errors import UsageError
 from jaxgen.types import Array, Carry, Key, RowKeys
 
 #: The carry of a cell, and the mask [B, H] of its recurrent state, if there is one.
 NoisyCarry = tuple[Carry, Float[Array, "*batch H"] | None]
-
-
-def is_linear(cell: nn.Module) -> bool:
-    """Whether ``cell`` is a ``LinearCell`` without a ``step`` of its own."""
-    return isinstance(cell, LinearCell) and type(cell).step is LinearCell.step
 
 
 def takes_zoneout(cell: nn.RNNCellBase) -> bool:

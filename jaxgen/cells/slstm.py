@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.cells.base import Affine, Cell, Weights, orthogonal, per_gate
+from jaxgen.cells.lstm import forget_bias_init
 from jaxgen.errors import UsageError, check_int
 from jaxgen.types import Array, ArrayLike, DType, Key
 
@@ -40,14 +41,13 @@ class SLSTM(Cell):
         if size * self.heads != h:
             raise UsageError(f"The sLSTM has {self.heads} heads for {h} units: `heads` must divide their number.")
 
-        def bias_init(key: Key, shape: tuple[int, ...], dtype: DType) -> Array:
-            return jnp.zeros(shape, dtype).at[h : 2 * h].set(self.forget_bias)
-
         def by_head(key: Key, shape: tuple[int, ...], dtype: DType) -> Array:
             init = per_gate(orthogonal, 4)
             return jnp.stack([init(k, shape[1:], dtype) for k in jax.random.split(key, self.heads)])
 
-        self.input = Affine(4 * h, bias_init=bias_init, param_dtype=self.param_dtype, precision=self.precision)
+        self.input = Affine(
+            4 * h, bias_init=forget_bias_init(self.forget_bias), param_dtype=self.param_dtype, precision=self.precision
+        )
         shape = (self.heads, size, 4 * size)
         self.recurrent_kernel = self.param("recurrent_kernel", by_head, shape, self.param_dtype)
 
