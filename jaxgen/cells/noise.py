@@ -131,10 +131,10 @@ def _draw(rate: float, row_keys: RowKeys, shape: tuple[int, ...], axis: int) -> 
 def with_noise(
     cell: Cell,
     carry: Carry,
-    z: Float[Array, "T B K"],
+    z: Float[Array, "*steps K"],
     initial: Carry | None,
     row_keys: RowKeys | None,
-) -> tuple[Cell, NoisyCarry, Float[Array, "T B KH"], NoisyCarry | None, Callable[[NoisyCarry], Carry]]:
+) -> tuple[Cell, Carry, Float[Array, "*steps KH"], Carry | None, Callable[[Carry], Carry]]:
     """A cell that computes ``cell`` with its ``zoneout`` and ``recurrent_dropout``.
 
     Zoneout (Krueger et al. 2016, arXiv:1606.01305): at each step each unit keeps its old state with probability
@@ -148,7 +148,7 @@ def with_noise(
     Args:
         cell: unbound.
         carry: its carry.
-        z: its projected input.
+        z: its projected input [T, B, K]; [K] if it is the same for all steps and there are no ``row_keys``.
         initial: its state after a reset, if it is given.
         row_keys: switch the noise on.
 
