@@ -160,7 +160,7 @@ def unroll_block(block, x, carry=None, *, initial=None, reset=None, valid=None, 
 class BlockSubject(Subject):
     @cached_property
     def wide(self):
-        return BlockSubject(self.make, form=self.form, dtype="float64")
+        return BlockSubject(self.make, form=self.form, dtype="float64", forms=[])
 
     @cached_property
     def _step(self):
@@ -176,7 +176,7 @@ def subject(name, cell):
     def make(features, param_dtype):
         return BLOCKS_TO_CHECK[name](partial(CELLS[cell], param_dtype=param_dtype), features)
 
-    return BlockSubject(make, form=unroll_block)
+    return BlockSubject(make, form=unroll_block, forms=[])
 
 
 #: Other than the defaults.

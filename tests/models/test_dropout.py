@@ -94,7 +94,7 @@ def test_what_a_row_draws_depends_on_its_own_key_only(name):
 
 def test_weight_dropout_drops_entries_of_recurrent_matrices_only():
     params = random_params(LanguageModel(V, LSTM, H, layers=2), TOKENS)
-    dropped = drop_weights(params, 0.25, jax.random.key(2))
+    dropped = drop_weights(jax.tree.map(jnp.asarray, params), 0.25, jax.random.key(2))
     for (path, before), after in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(dropped)):
         if path[-1].key != "recurrent_kernel":
             np.testing.assert_array_equal(after, before)
