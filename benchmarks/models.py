@@ -1,4 +1,4 @@
-"""Train every cell side by side: the tables and the picture of ``docs/models.md``, one training run a call.
+"""Train the cells side by side: the tables and the picture of ``docs/models.md``, one training run a call.
 
     python -m benchmarks.models --next      train the first missing entry of the plan and save its figures
     python -m benchmarks.models --list      the plan, and which entries are there
@@ -82,6 +82,8 @@ RECIPES: dict[str, Recipe] = {
 IN_BLOCKS = (PLAIN, RESIDUAL, GRIFFIN)
 #: Cells that are compared in every block and size.
 COMPARED = ("lstm", "mingru", "rglru", "attention")
+#: Cells that are compared on sequences: one of each kind.
+ON_SEQUENCES = ("lstm", "slstm", "elman", "attention", "gla", "lru", "mingru", "rglru")
 #: Parameters of the larger models, and their seconds.
 SIZES, SIZE_SECONDS = {"0.5M": 500_000, "2M": 2_000_000}, 300.0
 #: Published losses on tinyshakespeare, nats per character, in the set-up of nanoGPT: a GPU, 256-character windows.
@@ -118,7 +120,7 @@ def plan() -> Iterator[Entry]:
         for cell in CELLS:
             yield text_entry("60 s", cell, RECIPES.get(cell, PLAIN), seed, 60.0)
     for seed in SEEDS:
-        for cell in CELLS:
+        for cell in ON_SEQUENCES:
             for data in SEQUENCES:
                 recipe = RECIPES.get(cell, PLAIN)
                 settings = {"data": [data], "preset": "sequences", "cell": cell, "seed": seed, **recipe.options}
@@ -268,7 +270,7 @@ def lengths_of(figures: Mapping[str, float]) -> dict[int, float]:
 
 
 def sequence_table(entries: Sequence[Entry], folder: Path) -> str:
-    """Accuracies of each cell on each set, at the longest trained length and at the longest of all."""
+    """Accuracies in percent of each cell on each set, at the longest trained length and at the longest of all."""
     found: dict[tuple[str, str], list[dict[int, float]]] = {}
     for entry in entries:
         if (result := read(entry, folder)) is not None:
@@ -277,11 +279,11 @@ def sequence_table(entries: Sequence[Entry], folder: Path) -> str:
 
     def cell_of(cell: str, name: str) -> str:
         runs, chosen = found.get((cell, name), []), SEQUENCES[name]
-        means = (statistics.mean(run[n] for run in runs) for n in (chosen.trained, max(chosen.tested)) if runs)
-        return " / ".join(f"{mean:.0%}" for mean in means) or "missing"
+        lengths = (chosen.trained, max(chosen.tested)) if runs else ()
+        return ", ".join(mean_and_spread([100 * run[n] for run in runs], ".0f") for n in lengths) or "missing"
 
     lines = ["| cell | " + " | ".join(f"`{name}`" for name in SEQUENCES) + " |", "|---" * (1 + len(SEQUENCES)) + "|"]
-    lines += [f"| `{cell}` | " + " | ".join(cell_of(cell, name) for name in SEQUENCES) + " |" for cell in CELLS]
+    lines += [f"| `{cell}` | " + " | ".join(cell_of(cell, name) for name in SEQUENCES) + " |" for cell in ON_SEQUENCES]
     return "\n".join(lines)
 
 
@@ -292,19 +294,18 @@ def draw(entries: Sequence[Entry], folder: Path, path: Path) -> bool:
     results = [(entry, result) for entry in entries if (result := read(entry, folder)) is not None]
     if not results:
         return False
-    cells = [cell for cell in CELLS if any(entry.settings["cell"] == cell for entry, _ in results)]
     with figure_file(path, 12, 7) as figure:
         panels = figure.subplots(2, 3).flat
         for (name, chosen), axes in zip(SEQUENCES.items(), panels):
-            for number, cell in enumerate(cells):
+            for number, cell in enumerate(ON_SEQUENCES):
                 runs = [
                     lengths_of(result["figures"])
                     for entry, result in results
                     if (entry.settings["cell"], entry.settings["data"]) == (cell, [name])
                 ]
                 means = [statistics.mean(run[n] for run in runs) for n in chosen.tested] if runs else []
-                style = {"marker": "osD^v<>*"[number % 8], "ls": ("-", "--", ":")[number // 10 % 3]}
-                axes.plot(chosen.tested[: len(means)], means, color=f"C{number % 10}", label=cell, ms=4, **style)
+                lengths = chosen.tested[: len(means)]
+                axes.plot(lengths, means, color=f"C{number}", marker="osD^v<>*"[number], label=cell, ms=4)
             axes.axvline(chosen.trained, color=GREY, lw=1, ls=":")
             axes.set_xscale("log", base=2)
             axes.set_xticks(chosen.tested, map(str, chosen.tested))

@@ -91,10 +91,22 @@ if os.environ.get("OPTIMIZE") == "1":
 #: XLA's older code generation for the CPU, which takes a third of the newer one's time, and in one piece.
 OLDER = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 LOCAL = ("127.", "::1", "localhost")
-#: Files and folders whose tests train whole runs or whole models, start processes or run whole commands: the lane
-#: `pytest -m runs`. Elsewhere a test of this kind is marked with `@pytest.mark.runs`.
+#: The lanes of `pytest`, as `pyproject.toml` has them.
+QUICK_LANE = "not slow and not runs"
+#: Files and folders whose tests train whole runs or whole models, start processes, run whole commands or compile much:
+#: the lane `pytest -m runs`. Elsewhere a test of this kind is marked with `@pytest.mark.runs`.
 RUNS = {
     "baselines/test_counted_runs.py",
+    "baselines/test_ngram.py",
+    "cells/test_attention_cell.py",
+    "cells/test_forms.py",
+    "cells/test_gla.py",
+    "cells/test_linear.py",
+    "cells/test_linear_cells.py",
+    "cells/test_noise.py",
+    "cells/test_nonlinear.py",
+    "cells/test_precision.py",
+    "cells/test_torch_weights.py",
     "cli/test_caption_commands.py",
     "cli/test_evaluating.py",
     "cli/test_interactive.py",
@@ -104,19 +116,38 @@ RUNS = {
     "cli/test_plugin_commands.py",
     "cli/test_predict_command.py",
     "cli/test_sampling_commands.py",
+    "cli/test_score_command.py",
     "cli/test_scripts.py",
     "cli/test_smoke.py",
     "cli/test_training_commands.py",
     "cli/test_translating_commands.py",
     "cli/test_wrong_inputs.py",
+    "contracts/test_checks_can_fail.py",
+    "contracts/test_foreign_cells.py",
     "contracts/test_tasks.py",
     "distributed/test_several_processes.py",
     "faults",
     "fuzz",
     "golden",
+    "inference/test_beam_search.py",
+    "inference/test_predicting_texts.py",
+    "inference/test_predictor.py",
     "inference/test_receipts.py",
+    "inference/test_scoring.py",
+    "inference/test_trailing_spaces.py",
+    "interchange",
+    "models/test_attention.py",
+    "models/test_blocks.py",
+    "models/test_classifier.py",
+    "models/test_decoder.py",
+    "models/test_dropout.py",
+    "models/test_encoder.py",
+    "models/test_image_encoder.py",
+    "models/test_initial_states.py",
     "models/test_nnx.py",
+    "runs/test_checkpoint_fuzz.py",
     "runs/test_killed_starts.py",
+    "sampling/test_beam.py",
     "tasks/test_caption_task.py",
     "tasks/test_classify_task.py",
     "tasks/test_translate_task.py",
@@ -133,8 +164,22 @@ RUNS = {
     "trainer/test_tensorboard.py",
     "trainer/test_training_runs.py",
     "trainer/test_translation_runs.py",
+    "training/test_parallel.py",
 }
 TESTS = Path(__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A file named on the command line is tested whole, up to its slow tests: `pytest tests/models/test_decoder.py`."""
+    named = [Path(config.invocation_params.dir, arg.partition("::")[0]) for arg in config.args]
+    if config.option.markexpr == QUICK_LANE and named and all(path.is_file() for path in named):
+        config.option.markexpr = "not slow"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import what the lane does not test."""
+    path = collection_path.relative_to(TESTS).as_posix()
+    return True if config.option.markexpr == QUICK_LANE and path in RUNS else None
 
 
 @pytest.hookimpl(tryfirst=True)

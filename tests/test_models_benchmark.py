@@ -46,7 +46,7 @@ def saved(folder):
     return sorted(path.name for path in (folder / "results").glob("*")) if (folder / "results").exists() else []
 
 
-def test_the_plan_has_every_cell_on_text_and_on_every_set_of_sequences():
+def test_the_plan_has_every_cell_on_text_and_one_of_each_kind_on_every_set_of_sequences():
     entries = list(models.plan())
     assert len({entry.name for entry in entries}) == len(entries)
     assert {*models.RECIPES} & {*CELLS} >= {"elman"}
@@ -54,7 +54,8 @@ def test_the_plan_has_every_cell_on_text_and_on_every_set_of_sequences():
         mine = [entry for entry in entries if entry.settings["seed"] == seed]
         assert {entry.settings["cell"] for entry in mine if entry.table == "60 s"} == {*CELLS}
         asked = {(entry.settings["cell"], *entry.settings["data"]) for entry in mine if entry.table == "sequences"}
-        assert asked == {(cell, name) for cell in CELLS for name in SEQUENCES}
+        assert asked == {(cell, name) for cell in models.ON_SEQUENCES for name in SEQUENCES}
+    assert {*models.ON_SEQUENCES} <= {*CELLS}
     assert {recipe.block for recipe in models.IN_BLOCKS} == {*BLOCKS}
     page = models.PAGE.read_text()
     assert all(page.count(f"<!-- {entry.table} -->") == 1 for entry in entries)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float
 
-from jaxgen.cells.base import Affine, Cell, Weights, orthogonal, per_gate, promote_state
-from jaxgen.cells.lstm import LSTMCarry, forget_bias_init
-from jaxgen.types import Array, ArrayLike, Key
+from jaxgen.cells.base import Affine, Weights, orthogonal, per_gate, promote_state
+from jaxgen.cells.lstm import CellAndHidden, LSTMCarry, forget_bias_init
+from jaxgen.types import Array, ArrayLike
 
 #: Added to variances, so that equal numbers have a derivative.
 EPSILON = 1e-5
@@ -21,7 +21,7 @@ def normalise(x: Float[Array, "*batch N"]) -> Float[Array, "*batch N"]:
     return centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + EPSILON)
 
 
-class LayerNormLSTM(Cell):
+class LayerNormLSTM(CellAndHidden):
     """Gates in the order i, f, g, o; carry ``(c, h)``, each [B, H], with LN(a) = (a - mean) / deviation::
 
         i, f, o = sigmoid(...)    g = tanh(...)    of  gain_x * LN(x W_x) + b + gain_h * LN(h W_h)
@@ -30,8 +30,6 @@ class LayerNormLSTM(Cell):
     LN is over all four gates. The two shifts of the paper and its bias are one ``b``, because they are only added.
     ``forget_bias`` is the initial value of the forget gate's bias (see ``LSTM``).
     """
-
-    forget_bias: float = 1.0
 
     def setup(self) -> None:
         h, dtype = self.features, self.param_dtype
@@ -53,14 +51,6 @@ class LayerNormLSTM(Cell):
     def weights(self) -> Weights:
         return Weights(self.recurrent_kernel, extra=(self.recurrent_gain, self.cell_gain, self.cell_bias))
 
-    @staticmethod
-    def hidden(carry: LSTMCarry) -> Array:
-        return carry[1]
-
-    @nn.nowrap
-    def clamp_state(self, values: LSTMCarry) -> LSTMCarry:
-        return values[0], jnp.tanh(values[1])
-
     @nn.nowrap
     def pointwise(
         self, carry: LSTMCarry, z: Array, u: Array, recurrent_gain: Array, cell_gain: Array, cell_bias: Array
@@ -70,7 +60,3 @@ class LayerNormLSTM(Cell):
         gain, bias = (jnp.broadcast_to(v, c.shape) for v in (cell_gain, cell_bias))
         h = jax.nn.sigmoid(o) * jnp.tanh(gain * normalise(c) + bias)
         return (c, h), h
-
-    @nn.nowrap
-    def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> LSTMCarry:
-        return super().initialize_carry(rng, input_shape), super().initialize_carry(rng, input_shape)

@@ -22,7 +22,26 @@ def forget_bias_init(value: float) -> Initializer:
     return initialise
 
 
-class LSTM(Cell):
+class CellAndHidden(Cell):
+    """The state of an LSTM and its kin, ``(c, h)``, each [B, H]; a subclass adds parameters and the step."""
+
+    forget_bias: float = 1.0
+
+    @staticmethod
+    def hidden(carry: LSTMCarry) -> Array:
+        return carry[1]
+
+    @nn.nowrap
+    def clamp_state(self, values: LSTMCarry) -> LSTMCarry:
+        return values[0], jnp.tanh(values[1])
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> LSTMCarry:
+        # Two arrays, not one twice: a training step donates its state, and a buffer can be donated only once.
+        return super().initialize_carry(rng, input_shape), super().initialize_carry(rng, input_shape)
+
+
+class LSTM(CellAndHidden):
     """Gates in the order i, f, g, o; carry ``(c, h)``, each [B, H]::
 
         i, f, o = sigmoid(...)    g = tanh(...)    of  x W_x + b + h W_h
@@ -32,8 +51,6 @@ class LSTM(Cell):
     section 2.2). The four gates are one ``tanh`` over [B, 4H], because XLA's CPU backend vectorises that but not four
     slices: sigmoid(a) = (tanh(a / 2) + 1) / 2, with the factor 1/2 folded into the weights, which is exact.
     """
-
-    forget_bias: float = 1.0
 
     def setup(self) -> None:
         self.input = Affine(
@@ -54,14 +71,6 @@ class LSTM(Cell):
 
     def weights(self) -> Weights:
         return Weights(self.recurrent_kernel * self._scale()[None, :])
-
-    @staticmethod
-    def hidden(carry: LSTMCarry) -> Array:
-        return carry[1]
-
-    @nn.nowrap
-    def clamp_state(self, values: LSTMCarry) -> LSTMCarry:
-        return values[0], jnp.tanh(values[1])
 
     @nn.nowrap
     def forward_with_residuals(self, carry: LSTMCarry, z: Array, u: Array) -> tuple[LSTMCarry, Array, Array]:
@@ -90,8 +99,3 @@ class LSTM(Cell):
         dc = dcarry[0] + dh * through_h
         dz = gates * jnp.concatenate([dc, dc, dc, dh], axis=-1)
         return (dc * forget, jnp.zeros_like(dh)), dz, dz
-
-    @nn.nowrap
-    def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> LSTMCarry:
-        # Two arrays, not one twice: a training step donates its state, and a buffer can be donated only once.
-        return super().initialize_carry(rng, input_shape), super().initialize_carry(rng, input_shape)

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float
 
-from jaxgen.cells.base import Cell, Weights, orthogonal, per_gate, promote
-from jaxgen.cells.lstm import LSTMCarry, forget_bias_init
+from jaxgen.cells.base import Weights, orthogonal, per_gate, promote
+from jaxgen.cells.lstm import CellAndHidden, LSTMCarry, forget_bias_init
 from jaxgen.cells.precision import matmul
 from jaxgen.errors import check_int
-from jaxgen.types import Array, ArrayLike, DType, Key
+from jaxgen.types import Array, ArrayLike, DType
 
 
 class _Matrices(NamedTuple):
@@ -59,7 +59,7 @@ class _Parameters(nn.Module):
         )
 
 
-class Mogrifier(Cell):
+class Mogrifier(CellAndHidden):
     """An LSTM whose input and state gate each other in ``rounds`` before each step; carry ``(c, h)``, each [B, H]::
 
         x <- 2 sigmoid(h Q_n) * x    for n = 1, 3, ...      h <- 2 sigmoid(x R_n) * h    for n = 2, 4, ...
@@ -76,7 +76,6 @@ class Mogrifier(Cell):
 
     rounds: int = 5
     rank: int = 0
-    forget_bias: float = 1.0
 
     def setup(self) -> None:
         check_int("The Mogrifier's `rounds`", self.rounds, 1)
@@ -93,14 +92,6 @@ class Mogrifier(Cell):
     def weights(self) -> Weights:
         (first, *others), *rest = self.parameters()
         return Weights(first[0], extra=((first[1:], *others), *rest))
-
-    @staticmethod
-    def hidden(carry: LSTMCarry) -> Array:
-        return carry[1]
-
-    @nn.nowrap
-    def clamp_state(self, values: LSTMCarry) -> LSTMCarry:
-        return values[0], jnp.tanh(values[1])
 
     @nn.nowrap
     def pointwise(
@@ -127,7 +118,3 @@ class Mogrifier(Cell):
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
         h = jax.nn.sigmoid(o) * jnp.tanh(c)
         return (c, h), h
-
-    @nn.nowrap
-    def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> LSTMCarry:
-        return super().initialize_carry(rng, input_shape), super().initialize_carry(rng, input_shape)

@@ -95,7 +95,11 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize(
+    "model",
+    [MODELS[0], *(pytest.param(model, marks=pytest.mark.runs) for model in MODELS[1:])],
+    ids=lambda model: type(model).__name__,
+)
 def test_loss_score_prefill_and_step_agree(model):
     task = LanguageTask(model)
     check_loss_score_prefill_and_step_agree(task, random_params(task))
@@ -148,6 +152,7 @@ class ConditionsAsTheyAre(LanguageModel):
         return (jnp.broadcast_to(jnp.sum(condition, axis=-1, keepdims=True), (*condition.shape[:-1], self.hidden)),)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     "model", [ConditionsAsTheyAre(V, GRU, H, condition=C), LanguageModel(V, MATRIX, 8, layers=2, condition=C)]
 )
@@ -216,6 +221,7 @@ class SharperDecoder(EncoderDecoder):
         return 3.0 * super().logits(features)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("kind", "cell", "layers"), [(EncoderDecoder, GRU, 1), (SharperDecoder, GRU, 1), (EncoderDecoder, MATRIX, 2)]
 )

@@ -22,6 +22,7 @@ from jaxgen.errors import CheckpointError
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.sampler import Sampler
+from jaxgen.interchange import import_run
 from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.tasks.registry import DATA
@@ -88,6 +89,7 @@ def stubbed():
     with contextlib.ExitStack() as stack:
         for owner, name in (
             (run, "start"),
+            (import_run, "start"),
             (run, "resume"),
             (Sampler, "load"),
             (Predictor, "load"),

@@ -82,6 +82,7 @@ def test_a_sample_is_the_same_alone_and_among_others(sampler, texts, number):
     assert sampler.sample("abc", WARM, num_samples=number) == texts[:number]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("devices", [1, 2])
 def test_blocks_that_go_together_into_one_call_give_the_same_texts(sampler, texts, monkeypatch, devices):
     monkeypatch.setattr(sampler_module, "MIN_BLOCKS", 4)

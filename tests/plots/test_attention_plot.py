@@ -36,6 +36,7 @@ def dark(path) -> np.ndarray:
     return (picture(path) == DARK).all(axis=-1)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     "looks",
     [[WORDS], [LETTERS], [ONE], [ODD], [WORDS, ONE], [LONG, ONE]],

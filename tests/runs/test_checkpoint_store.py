@@ -99,6 +99,7 @@ def test_complex_numbers_are_refused_by_name(kind, tmp_path):
         CheckpointStore(tmp_path / "checkpoints").save(0, {"eigenvalues": kind([1j])}, {})
 
 
+@pytest.mark.runs
 def test_the_weights_and_states_of_a_complex_cell_are_real_arrays_to_any_reader(tmp_path):
     cell, store = CELLS["lru"](4), CheckpointStore(tmp_path / "checkpoints")
     carry = cell.initialize_carry(jax.random.key(0), (2, 3))
