@@ -62,6 +62,7 @@ CHANGED = {
 }
 
 
+@pytest.mark.slow
 def test_settings_of_jax_in_the_environment_change_no_bit(script, small, course, run, here, quick_environment):
     quick_environment |= CHANGED
     try:
@@ -190,6 +191,7 @@ def test_the_pipe_to_a_process_of_a_job_takes_no_place_of_a_stream_that_was_clos
     assert subprocess.run([sys.executable, "-c", code], cwd=here).returncode == 7
 
 
+@pytest.mark.slow
 def test_python_without_docstrings_runs_every_command(script, small, run, here):
     done = script("-OO", ROOT / "train.py", *small, "--steps", 2, "--eval-every", 0, "--run", "r")
     assert (done.returncode, done.stderr) == (0, "")

@@ -35,7 +35,7 @@ def loaded(environment: dict[str, str], script: str, *flags: object) -> set[str]
     return {name for name in BESIDE if any(f"{module}.".startswith(f"jaxgen.{name}.") for module in modules)}
 
 
-@pytest.mark.runs
+@pytest.mark.slow
 def test_the_scripts_load_what_lies_beside_the_main_path_only_for_a_flag(quick_environment, book, tmp_path):
     run, small = tmp_path / "run", ("--hidden", 8, "--steps", 2, "--batch-size", 4, "--seq-len", 8)
     assert loaded(quick_environment, "train.py", "--data", book, "--run", run, *small) == set()
@@ -45,6 +45,7 @@ def test_the_scripts_load_what_lies_beside_the_main_path_only_for_a_flag(quick_e
     assert loaded(quick_environment, "train.py", *counted) == {"baselines"}
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_does_not_load_jax_before_it_is_configured(command):
     """Otherwise it could not keep compiled functions, and every start would compile again."""

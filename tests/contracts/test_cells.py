@@ -19,7 +19,6 @@ from jaxgen.testing.cells import (
     check_every_form_in_reverse_equals_the_plain_scan,
     check_every_form_runs_over_no_steps_one_step_and_without_input,
     check_every_product_is_rounded_to_the_precision,
-    check_it_learns_a_text_of_three_letters,
     check_rounding_moves_values_and_gradients_a_little,
     check_the_unroll_agrees_with_the_equations,
     check_training_and_decoding_lower_for_accelerators,
@@ -39,8 +38,6 @@ OF_FORMS = {
     check_rounding_moves_values_and_gradients_a_little,
     check_training_and_decoding_lower_for_accelerators,
 }
-#: It trains: in `pytest` of no cell.
-RUNS = {check_it_learns_a_text_of_three_letters}
 SLOW = {check_every_form_equals_the_plain_scan_over_4096_steps}
 
 
@@ -61,14 +58,13 @@ def standards() -> list[str]:
 def lanes() -> Iterator[Any]:
     """Every check of every cell: the quick ones in the form that ``auto`` chooses, the others in all forms.
 
-    `pytest` checks the default cell in full, `-m runs` the other standards, and `-m slow` the rest.
+    The quick ones are in `pytest`; `-m runs` checks the standards in full, and `-m slow` the rest.
     """
-    default, *others = standards()
+    in_full = standards()
     for name in CELLS:
         for check in CHECKS:
-            quick = check in QUICK or (name == default and check not in RUNS | SLOW)
-            runs = name in {default, *others} and check not in SLOW
-            later = pytest.mark.runs if runs else pytest.mark.slow
+            quick = check in QUICK
+            later = pytest.mark.runs if name in in_full and check not in SLOW else pytest.mark.slow
             if quick:
                 yield pytest.param(name, check, False, id=f"{name}-{name_of(check)}")
             if not quick or (check in OF_FORMS and len(forms(name)) > 2):

@@ -121,6 +121,7 @@ class ForgetsTheTable(LanguageTask):
         return weights._replace(table=weights.table[::-1])
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("kind", "model"), [*((TrainsTheBaseClass, kind) for kind in SUBCLASSES[1:3]), (ForgetsTheTable, LanguageModel)]
 )

@@ -55,6 +55,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(corpus, "LARGE", 1)
 
 
+@pytest.mark.runs
 @pytest.mark.filterwarnings("ignore:The validation data are training data")
 @pytest.mark.parametrize("level", OPTIONS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -81,6 +81,7 @@ def test_any_number_of_layers_equals_the_layers_by_hand(layers):
     assert_by_hand(*setup(layers=layers, cell=LSTM), embedding)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("cell", FLAX, ids=lambda cell: cell.__name__)
 def test_flax_own_cells_in_the_model_equal_the_layers_by_hand(cell):
     assert_by_hand(*setup(layers=2, cell=cell), embedding)

@@ -275,6 +275,7 @@ def temperatures(value, steps):
     return 1 / made[:, 0, 0]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("value", "expected"),
     [

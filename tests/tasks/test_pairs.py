@@ -244,6 +244,7 @@ def test_columns_of_a_file_that_is_no_table_are_refused(files):
 # Built-in and named sets
 
 
+@pytest.mark.runs
 def test_dates_have_splits_of_their_own_that_follow_from_the_seed():
     found = read_pairs(("dates",), seed=3)
     assert list(found.splits) == ["train", "val", "held_out_dates", "held_out_pairs"]
