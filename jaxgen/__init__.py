@@ -2,10 +2,9 @@
 
 Train a model and sample from it::
 
-    corpus = prepare(["book.txt"])                        text -> tokenizer and tokens
-    model  = LanguageModel(corpus.tokenizer.vocab_size)   any cell of CELLS, any number of layers
-    start(LanguageConfig(data=("book.txt",))).train()     a whole run in a folder, resumable
-    Sampler.load("runs/language-1").sample("Once ")       the same seed gives the same text
+    model = train("book.txt", level="word", minutes=2)    a whole run in a folder, resumable
+    model.generate("Once upon", temperature=0.7, seed=1)  the same seed gives the same text
+    load("runs/language-1").score("To be")                how probable is this text?
 
 Cells (``LSTM``, ``GRU``, ``Elman``) are Flax modules with a pure step function; ``unroll`` runs any of them, and
 Flax's own, over time. ``train_step`` is one optax update as a pure function. The rest is in the submodules.
@@ -41,15 +40,14 @@ def __dir__() -> list[str]:
     return sorted(["__version__", *_api_names()])
 
 
-_WRITE = 'jaxgen.Sampler.load(run).sample("The ", jaxgen.GenerationConfig(length=100))'
-_TRAIN = 'jaxgen.start(jaxgen.LanguageConfig(data=("book.txt",))).train()'
+_WRITE = 'jaxgen.load(run).generate("The ", length=100)'
+_TRAIN = 'jaxgen.train("book.txt")'
 #: What to call instead of names that the API does not have.
 _CALLS = {
     **dict.fromkeys(("sample", "generate", "complete", "stream"), _WRITE),
-    **dict.fromkeys(("train", "fit", "run"), _TRAIN),
-    "load": 'jaxgen.Sampler.load("runs/language-1"), or the same of jaxgen.Predictor',
-    "predict": "jaxgen.Predictor.load(run).predict([text])",
-    "score": "jaxgen.Scorer.load(run).score(text)",
+    **dict.fromkeys(("fit", "run"), _TRAIN),
+    "predict": "jaxgen.load(run).predict(text)",
+    "score": "jaxgen.load(run).score(text)",
     "chat": "jaxgen.ChatSession(jaxgen.Sampler.load(run)).send(text)",
     "Config": "jaxgen.LanguageConfig, ClassifyConfig, TranslateConfig or CaptionConfig",
 }

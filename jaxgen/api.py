@@ -26,6 +26,9 @@ from jaxgen.inference.sampler import Sampler as Sampler
 from jaxgen.inference.scorer import Scorer as Scorer
 from jaxgen.inference.state import DecoderState as DecoderState
 from jaxgen.inference.state import interpolate as interpolate
+from jaxgen.model import Model as Model
+from jaxgen.model import load as load
+from jaxgen.model import train as train
 from jaxgen.models.blocks import BLOCKS as BLOCKS
 from jaxgen.models.language_model import LanguageModel as LanguageModel
 from jaxgen.models.layers import Stack as Stack

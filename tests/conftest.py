@@ -115,6 +115,7 @@ RUNS = {
     "cli/test_ngram_commands.py",
     "cli/test_plugin_commands.py",
     "cli/test_predict_command.py",
+    "cli/test_run_tables.py",
     "cli/test_sampling_commands.py",
     "cli/test_score_command.py",
     "cli/test_scripts.py",

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 import jaxgen
+from jaxgen.cli.doctor import DoctorConfig
 from jaxgen.cli.evaluate import EvaluateConfig
 from jaxgen.cli.export import ExportConfig
 from jaxgen.cli.flags import COMMON
 from jaxgen.cli.import_weights import ImportConfig
+from jaxgen.cli.info import InfoConfig
 from jaxgen.cli.replay import ReplayConfig
+from jaxgen.cli.runs import RunsConfig
 from jaxgen.cli.sampling_flags import SampleConfig
 from jaxgen.cli.score import ScoreConfig
 from jaxgen.cli.train import extra_flags
@@ -30,7 +33,10 @@ EVERYWHERE = {"--help", *(f"--{flag.name.replace('_', '-')}" for flag in COMMON)
 OTHERS = {
     "export": (ExportConfig, ()),
     "import": (ImportConfig, ()),
+    "doctor": (DoctorConfig, ()),
     "evaluate": (EvaluateConfig, ("--json", "--no-plot")),
+    "info": (InfoConfig, ("--json",)),
+    "runs": (RunsConfig, ("--json",)),
     "replay": (ReplayConfig, ()),
     "score": (ScoreConfig, ("--json",)),
 }

@@ -12,11 +12,14 @@ from typing import NoReturn
 
 #: Each is a module of this package with a function ``main(args) -> exit code``.
 COMMANDS = {
+    "doctor": "print what a bug report needs",
     "evaluate": "measure the texts of a model over several temperatures",
     "export": "write a model to a file for other programs",
     "import": "make a run from the weights of another program",
+    "info": "show a run: data, settings, figures, arrays",
     "predict": "answer inputs: a label, a translation or a caption for each",
     "replay": "draw recorded samples again and check that they are identical",
+    "runs": "list the runs in a folder",
     "sample": "write text with a model      (the same as python sample.py)",
     "score": "compute how likely a model finds a text",
     "train": "train a model                (the same as python train.py)",

@@ -136,6 +136,10 @@ class CheckpointStore:
         """The metric that ``step`` was saved with; ``None`` if there was none or it was not finite."""
         return self._manifest(step).metric
 
+    def folder(self, step: int | None = None) -> Path:
+        """The folder of a checkpoint, by default of the latest. Raises ``CheckpointError`` if there is none."""
+        return self._find(step)[0]
+
     def host(self, step: int | None = None) -> dict[str, Any]:
         """The JSON object saved with the arrays of ``step`` (default: the latest), without reading them."""
         return self._manifest(step).host

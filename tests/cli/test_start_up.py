@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxgen.cli.main import MODULES
+from jaxgen.cli.main import COMMANDS, MODULES
 from jaxgen.version import __version__
 
 ROOT = Path(__file__).parent.parent.parent
@@ -21,7 +21,6 @@ atexit.register(list_modules)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-COMMANDS = ("evaluate", "export", "import", "predict", "replay", "sample", "score", "train")
 BESIDE = ("distributed", "baselines", "inference.receipts", "inference.chat", "inference.quality")
 
 

@@ -1,0 +1,64 @@
+"""``jaxgen runs``, ``jaxgen info`` and ``jaxgen doctor``: what is known of runs and of this installation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+import jaxgen
+from jaxgen.cli.doctor import main as doctor
+from jaxgen.cli.info import main as info
+from jaxgen.cli.runs import main as runs
+
+
+@pytest.fixture
+def folder(run, tmp_path):
+    """A folder with a run, one that is damaged, and what is no run."""
+    shutil.copytree(run, tmp_path / "whole")
+    shutil.copytree(run, tmp_path / "damaged")
+    (tmp_path / "damaged" / "config.json").write_text('{"sha256": "a"}')
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    return tmp_path
+
+
+def test_runs_are_listed_and_damaged_ones_are_named(folder, command):
+    done = command(runs, [folder])
+    assert done.code == 0, done.err
+    head, line = done.out.splitlines()
+    assert head.split()[0] == "run"
+    assert line.split()[:2] == [str(folder / "whole"), "language"]
+    assert "damaged" in done.err
+    (row,) = map(json.loads, command(runs, [folder, "--json"]).out.splitlines())
+    report = json.loads((folder / "whole" / "report.json").read_text())
+    assert row["best"] == pytest.approx(report["val_loss"], abs=1e-3)
+    assert row["step"] == row["steps"] == report["step"]
+
+
+@pytest.mark.parametrize("name", ["empty", "nowhere", "file"])
+def test_a_folder_without_runs_exits_with_4(folder, command, name):
+    done = command(runs, [folder / name])
+    assert (done.code, done.out) == (4, "")
+
+
+def test_a_run_is_shown_with_its_settings_and_arrays(folder, command):
+    done = command(info, [folder / "whole"])
+    assert done.code == 0, done.err
+    facts = json.loads(command(info, [folder / "whole", "--json"]).out)
+    model = jaxgen.load(folder / "whole")
+    assert facts["settings"]["hidden"] == model.config.hidden
+    assert sum(size for _, _, size in facts["arrays"]) == facts["parameters"]
+    assert all(name in done.out for name, *_ in facts["arrays"])
+    assert f"{facts['parameters']:,}" in done.out
+    assert command(info, [folder / "damaged"]).code == 4
+
+
+def test_the_doctor_names_versions_and_devices(command, monkeypatch):
+    monkeypatch.setenv("JAXGEN_DATA", "some/folder")
+    done = command(doctor, [])
+    assert done.code == 0, done.err
+    lines = dict(line.split(maxsplit=1) for line in done.out.splitlines())
+    assert {"python", "jax", "flax", "optax", "devices", "processor"} <= {*lines}
+    assert lines["JAXGEN_DATA"] == "some/folder"

@@ -1,0 +1,190 @@
+"""``jaxgen.train`` and ``jaxgen.load``: a run as one object."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxgen
+from jaxgen.data.in_memory import data_settings
+from jaxgen.errors import CheckpointError, DataError, UsageError
+from jaxgen.inference.loading import LoadedRun
+from jaxgen.runs.manifest import tree_sha256
+
+TINY = {"hidden": 4, "layers": 1, "batch_size": 2, "steps": 4, "devices": 1, "progress": False}
+TEXT = "the cat sat on the mat.\n" * 40
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def content(settings):
+    (name,) = settings["data"]
+    return Path(name).read_text(encoding="utf-8")
+
+
+def weights(run):
+    return tree_sha256(LoadedRun.open(run).params()[1])
+
+
+@pytest.mark.runs
+def test_a_text_becomes_a_model_that_writes_scores_and_is_saved(tmp_path, capsys):
+    model = jaxgen.train(TEXT, run="runs/mine", seq_len=8, **TINY)
+    assert capsys.readouterr().out == ""
+    text = model.generate("the ", length=12, temperature=0.7, seed=1)
+    assert len(text) == 12
+    assert model.generate("the ", length=12, temperature=0.7, seed=1, num_samples=2)[0] == text
+    drawing = jaxgen.GenerationConfig(length=12, temperature=0.7, seed=1)
+    assert jaxgen.Sampler.load("runs/mine").sample("the ", drawing) == [text] == [model.generate("the ", drawing)]
+    assert "t" not in model.generate("the ", length=30, forbid=("t",), top_k=5)
+    with pytest.raises(UsageError, match="seed"):
+        model.generate("the ", drawing, seed=2)
+    with pytest.raises(UsageError, match="lenth"):
+        model.generate("the ", lenth=2)
+    assert model.score("the cat").logp < 0
+    assert "val_loss" in model.evaluate()
+    assert "lstm" in repr(model)
+    with pytest.raises(UsageError, match="predict"):
+        model.predict("the")
+
+    history = model.history
+    assert history["step"][-1] == 4
+    assert len(repr(history).splitlines()) == len(history) + 1
+    assert history._repr_html_().count("<tr>") == len(history) + 1
+    assert history.plot()._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(UsageError, match="val_loss"):
+        history["vall_loss"]
+
+    copy = model.save(tmp_path / "copy")
+    assert len(list((copy / "checkpoints").iterdir())) == 1
+    assert jaxgen.load(copy).generate("the ", length=12, temperature=0.7, seed=1) == text
+    assert jaxgen.load(copy).history.rows == history.rows
+    with pytest.raises(UsageError, match="empty"):
+        model.save(tmp_path / "copy")
+
+
+@pytest.mark.runs
+def test_the_run_is_that_of_the_command(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    jaxgen.train("text.txt", run="a", seq_len=8, **TINY)
+    settings = {name: value for name, value in TINY.items() if name != "progress"}
+    jaxgen.start(jaxgen.LanguageConfig(data=("text.txt",), run="b", seq_len=8, **settings)).train()
+    first, second = (json.loads((tmp_path / run / "config.json").read_text()) for run in "ab")
+    assert first["config"] | {"run": ""} == second["config"] | {"run": ""}
+    assert first["resolved"]["run_digest"] == second["resolved"]["run_digest"]
+    assert weights("a") == weights("b")
+
+
+@pytest.mark.runs
+def test_a_stopped_run_is_resumed_bit_for_bit():
+    class Stop(jaxgen.Callback):
+        def on_step(self, event):
+            if event.step == 2:
+                raise KeyboardInterrupt
+
+    options = {"seq_len": 8, "eval_every": 1, **TINY}
+    jaxgen.train(TEXT, run="whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        jaxgen.train(TEXT, run="stopped", resume=True, callbacks=[Stop()], **options)
+    with pytest.raises(CheckpointError, match="resume"):
+        jaxgen.load("stopped").evaluate()
+    jaxgen.train(run="stopped", resume=True, progress=False)
+    assert weights("stopped") == weights("whole")
+    assert jaxgen.load("stopped").history["val_loss"] == jaxgen.load("whole").history["val_loss"]
+
+
+@pytest.mark.runs
+def test_a_table_becomes_a_classifier_that_answers():
+    table = {"text": ["good film", "bad film"] * 20, "label": ["yes", "no"] * 20}
+    model = jaxgen.train(
+        table, task="classify", text_column="text", label_column="label", preset="tiny", run="classifier", **TINY
+    )
+    assert model.predict("good")["label"] in ("yes", "no")
+    assert [answer["label"] for answer in model.predict(["good"] * 2)] == [model.predict("good")["label"]] * 2
+    with pytest.raises(UsageError, match="classify"):
+        model.generate("good")
+
+
+@pytest.mark.runs
+def test_separate_texts_end(capsys):
+    model = jaxgen.train([f"word {i}" for i in range(30)], run="documents", **{**TINY, "progress": True})
+    assert "jaxgen.load" in capsys.readouterr().out
+    assert LoadedRun.open(model.path).has_documents
+
+
+@pytest.mark.parametrize("data", ["book.txt", "tinyshakespeare", "a/folder", Path("book.txt")])
+def test_a_name_is_a_file_or_a_data_set(data):
+    assert data_settings(data) == {"data": (str(data),)}
+
+
+def test_several_paths_are_files():
+    assert data_settings([Path("a.txt"), Path("b.txt")]) == {"data": ("a.txt", "b.txt")}
+
+
+def test_a_string_with_a_line_break_is_a_text_and_so_is_any_that_is_given_as_text():
+    assert content(data_settings("to be\nor not")) == "to be\nor not"
+    assert content(data_settings(text="book.txt")) == "book.txt"
+    assert data_settings("to be\nor not") == data_settings("to be\nor not"), "the same file for the same text"
+
+
+@pytest.mark.parametrize(
+    "make", [list, tuple, iter, lambda texts: np.array(texts)], ids=["list", "tuple", "iterator", "array"]
+)
+def test_an_iterable_of_strings_is_separate_texts(make):
+    settings = data_settings(make(["one\ntwo", "thrée"]))
+    assert [json.loads(line)["text"] for line in content(settings).splitlines()] == ["one\ntwo", "thrée"]
+    assert settings["text_column"] == "text"
+
+
+def test_columns_of_tables_become_rows():
+    class Frame:  # as those of pandas and polars
+        columns = ["text", "label"]
+
+        def __getitem__(self, name):
+            return {"text": ["a", "b"], "label": np.array([1, 2])}[name]
+
+    rows = [json.loads(line) for line in content(data_settings(Frame())).splitlines()]
+    assert rows == [{"text": "a", "label": 1}, {"text": "b", "label": 2}]
+    assert data_settings(Frame()) == data_settings({"text": ["a", "b"], "label": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (3, UsageError),
+        (b"bytes", UsageError),
+        (["a", None], DataError),
+        ([], DataError),
+        ({"text": []}, DataError),
+        ({"text": ["a"], "label": [1, 2]}, DataError),
+        ({"text": [{1}]}, DataError),
+    ],
+    ids=str,
+)
+def test_data_of_another_kind_are_refused(data, error):
+    with pytest.raises(error):
+        data_settings(data)
+
+
+def test_strings_that_name_files_are_refused_as_texts(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(UsageError, match="Path"):
+        data_settings(["a.txt"])
+    assert "text_column" in data_settings(text=["a.txt"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"task": "classfy"}, {"hiden": 3}, {"data": "a\nb", "text": "c"}, {"resume": True}, {"data": "no-such-file"}],
+    ids=str,
+)
+def test_wrong_arguments_are_refused_before_anything_is_written(options, tmp_path):
+    with pytest.raises((UsageError, DataError)):
+        jaxgen.train(**{"progress": False, **options})
+    assert not (tmp_path / "runs").exists()
