@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import resource
 import statistics
@@ -233,7 +234,7 @@ def mean_and_spread(values: Sequence[float], form: str) -> str:
 
 
 def text_table(entries: Sequence[Entry], folder: Path) -> str:
-    """A table of entries on text in Markdown, a row for each configuration."""
+    """A table of entries on text in Markdown, a row for each configuration, the lowest loss first."""
     rows: dict[str, list[dict[str, Any] | None]] = {}
     for entry in entries:
         settings = {name: value for name, value in entry.settings.items() if name not in ("data", "seed")}
@@ -243,18 +244,19 @@ def text_table(entries: Sequence[Entry], folder: Path) -> str:
         settings, found = json.loads(key), [result for result in results if result is not None]
         name = f"| `{settings['cell']}` | {settings['block']} "
         if not found:
-            lines.append(name + "| " * 7 + "| missing |")
+            lines.append((math.inf, name + "| " * 7 + "| missing |"))
             continue
-        losses = [
-            mean_and_spread([result["figures"][f"{split}_loss"] for result in found], ".3f")
-            for split in ("val", "windows_64", "windows_256")
+        carried, *windows = [
+            [result["figures"][f"{split}_loss"] for result in found] for split in ("val", "windows_64", "windows_256")
         ]
+        losses = [mean_and_spread(values, ".3f") for values in (carried, *windows)]
         middle = {name: statistics.median(result[name] for result in found) for name in (*NUMBERS, "hidden")}
         numbers = [f"{middle[name]:,.0f}" for name in NUMBERS]
         model = f"{settings['layers']}x{middle['hidden']:.0f}, {settings['lr']:g}"
         model += "".join(f", {name} {value}" for name, value in settings.get("cell_options", {}).items())
-        lines.append(name + "| " + " | ".join([model, *losses, *numbers, f"{len(found)} of {len(results)}"]) + " |")
-    return "\n".join([*HEAD, *lines])
+        line = name + "| " + " | ".join([model, *losses, *numbers, f"{len(found)} of {len(results)}"]) + " |"
+        lines.append((statistics.mean(carried), line))
+    return "\n".join([*HEAD, *(line for _, line in sorted(lines))])
 
 
 NUMBERS = ("tokens_per_second", "peak_memory_mb", "parameters")
