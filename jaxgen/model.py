@@ -32,7 +32,7 @@ from jaxgen.trainer import run as runs
 from jaxgen.trainer.callbacks import Callback, Event, Finished
 
 #: Files of a run beside its settings, tokenizer and checkpoints that ``Model.save`` copies.
-_RECORDS = ("metrics.jsonl", "report.json", "samples.txt", "loss.png")
+_RECORDS = ("README.md", "metrics.jsonl", "report.json", "samples.txt", "loss.png")
 
 
 def train(

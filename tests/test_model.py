@@ -53,6 +53,10 @@ def test_a_text_becomes_a_model_that_writes_scores_and_is_saved(tmp_path, capsys
     with pytest.raises(UsageError, match="predict"):
         model.predict("the")
 
+    card = (model.path / "README.md").read_text(encoding="utf-8")
+    config = json.loads((model.path / "config.json").read_text())
+    assert all(part in card for part in (config["resolved"]["data"]["sha256"], "loss.png", "runs/mine", "the "))
+
     history = model.history
     assert history["step"][-1] == 4
     assert len(repr(history).splitlines()) == len(history) + 1

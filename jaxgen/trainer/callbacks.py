@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import shlex
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from jaxgen.data.files import ProgressReporter
 from jaxgen.errors import CheckpointError, for_caller
+from jaxgen.fsutil import RESUME, replace_file
 from jaxgen.plots import Best, draw_losses
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock
 from jaxgen.runs.logs import MetricsLog, append_sample, truncate_samples
 from jaxgen.tasks.base import Inference, TaskData
+from jaxgen.tokenizers.base import text_bytes
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,40 @@ class LogWriter(Callback):
     def truncate_after(self, step: int) -> None:
         self._metrics.truncate(step)
         truncate_samples(self._run.samples_path, step)
+
+
+class ModelCard(Callback):
+    """Writes ``README.md`` at the end: what the run is, its figures and samples, and how to use it."""
+
+    def __init__(self, run: RunDirectory, data: TaskData) -> None:
+        self._run, self._data = run, data
+        self._facts: dict[str, str] = {}
+
+    def on_start(self, event: Started) -> None:
+        self._facts = event.facts
+
+    def on_end(self, event: Finished, inference: Inference) -> None:
+        RunLock.check(self._run.path)
+        about = {**self._facts, "digest of the data": self._data.fingerprint()["sha256"]}
+        figures = {"best step": f"{event.best_step:,} of {event.step:,}", **dict(event.summary)}
+        parts = [f"# {self._run.path.name}", f"A run of the task {self._data.config.task}, trained by jaxgen."]
+        parts += [_markdown_table(about), "## Figures", _markdown_table(figures), "![losses](loss.png)"]
+        if event.samples:
+            parts += ["## Samples", *(f"{title}\n\n{_fenced(text)}" for title, text in event.samples)]
+        parts += ["## Use", _fenced(f"{event.next_command}\njaxgen info {shlex.quote(event.run)}")]
+        parts += ["`config.json` has all settings, `metrics.jsonl` all evaluations."]
+        replace_file(self._run.path / "README.md", text_bytes("\n\n".join(parts) + "\n"), RESUME)
+
+
+def _markdown_table(rows: Mapping[str, str]) -> str:
+    cells = (" | ".join(" ".join(text.split()).replace("|", "\\|") for text in row) for row in rows.items())
+    return "\n".join(["| | |", "|---|---|", *(f"| {row} |" for row in cells)])
+
+
+def _fenced(text: str) -> str:
+    """``text`` as it is, between fences that do not occur in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
 
 
 class Emitter(Callback):

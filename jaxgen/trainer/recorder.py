@@ -15,7 +15,7 @@ from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock
 from jaxgen.runs.manifest import DamagedCheckpointError
 from jaxgen.tasks.base import TaskData
-from jaxgen.trainer.callbacks import Callback, Emit, Emitter, LogWriter, Note, Plots
+from jaxgen.trainer.callbacks import Callback, Emit, Emitter, LogWriter, ModelCard, Note, Plots
 from jaxgen.training.step import TrainState
 from jaxgen.types import Params
 
@@ -116,7 +116,7 @@ def make_recorder(
     run: RunDirectory, data: TaskData, resolved: Mapping[str, Any], emit: Emit, callbacks: Sequence[Callback] = ()
 ) -> Recorder:
     """The recorder of a run: its logs, report and plots, TensorBoard if asked for, ``emit``, and ``callbacks``."""
-    standard: list[Callback] = [LogWriter(run)]
+    standard: list[Callback] = [LogWriter(run), ModelCard(run, data)]
     if data.config.tensorboard:
         from jaxgen.trainer.tensorboard import TensorBoard
 

@@ -26,7 +26,8 @@ def config(run: Path | str) -> dict:
 def test_a_run_leaves_files_that_can_be_read(run):
     names = {path.name for path in run.iterdir()}
     assert names == {
-        "config.json", "tokenizer.json", "metrics.jsonl", "samples.txt", "report.json", "loss.png", "checkpoints"
+        "config.json", "tokenizer.json", "metrics.jsonl", "samples.txt", "report.json", "loss.png", "checkpoints",
+        "README.md",
     }  # fmt: skip
     rows = MetricsLog(run / "metrics.jsonl").read()
     assert [row["step"] for row in rows] == [10, 20, 30]
