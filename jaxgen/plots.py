@@ -439,3 +439,19 @@ def _draw_panel(axes: Axes, drawn: Sequence[Point], real: Sequence[Point]) -> No
         axes.axhline(height, color=VALIDATION, lw=0.9, ls=(0, (4, 4)), alpha=0.7)
         axes.axvline(at, color=VALIDATION, lw=0.9, ls=(0, (4, 4)), alpha=0.7)
         axes.plot([at], [height], "D", ms=8, mfc=VALIDATION, mec="white", mew=1.2, zorder=4, label=label)
+
+
+def draw_comparison(curves: Sequence[tuple[str, Sequence[Sequence[Row]]]], path: Target) -> None:
+    """Plot the validation losses of runs as a PNG at ``path``: a colour for each label, a line for each of its runs."""
+    with figure_file(path, 10, 6) as figure:
+        axes = figure.subplots()
+        for number, (label, runs) in enumerate(curves):
+            for index, metrics in enumerate(runs):
+                name = shorten(label, 60) if index == 0 else None
+                axes.plot(
+                    *_series(metrics, "val_loss").T, color=f"C{number % 10}", lw=1.6, marker="o", ms=3, label=name
+                )
+        axes.set_xlabel("step", color=INK)
+        axes.set_ylabel("validation loss (nats)", color=INK)
+        style_axes(axes, grid="y")
+        figure.legend(loc="outside lower center", frameon=False, ncols=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import jaxgen
+from jaxgen.cli.compare import CompareConfig
 from jaxgen.cli.doctor import DoctorConfig
 from jaxgen.cli.evaluate import EvaluateConfig
 from jaxgen.cli.export import ExportConfig
@@ -33,6 +34,7 @@ EVERYWHERE = {"--help", *(f"--{flag.name.replace('_', '-')}" for flag in COMMON)
 OTHERS = {
     "export": (ExportConfig, ()),
     "import": (ImportConfig, ()),
+    "compare": (CompareConfig, ()),
     "doctor": (DoctorConfig, ()),
     "evaluate": (EvaluateConfig, ("--json", "--no-plot")),
     "info": (InfoConfig, ("--json",)),

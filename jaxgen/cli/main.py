@@ -12,6 +12,7 @@ from typing import NoReturn
 
 #: Each is a module of this package with a function ``main(args) -> exit code``.
 COMMANDS = {
+    "compare": "show in which settings runs differ and what each reached",
     "doctor": "print what a bug report needs",
     "evaluate": "measure the texts of a model over several temperatures",
     "export": "write a model to a file for other programs",

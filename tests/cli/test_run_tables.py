@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
+from pathlib import Path
 
 import pytest
 
 import jaxgen
+from jaxgen.cli.compare import main as compare
 from jaxgen.cli.doctor import main as doctor
 from jaxgen.cli.info import main as info
 from jaxgen.cli.runs import main as runs
@@ -53,6 +56,25 @@ def test_a_run_is_shown_with_its_settings_and_arrays(folder, command):
     assert all(name in done.out for name, *_ in facts["arrays"])
     assert f"{facts['parameters']:,}" in done.out
     assert command(info, [folder / "damaged"]).code == 4
+
+
+def test_runs_are_compared_with_their_spread_over_seeds(train, small, command):
+    for name, flags in {"a": "--seed 1", "b": "--seed 2", "c": "--seed 1 --lr 0.01"}.items():
+        done = train(*small, "--run", name, flags=f"--steps 4 --eval-every 2 {flags}")
+        assert done.code == 0, done.err
+    done = command(compare, ["a", "b", "c", "--picture", "curves.png"])
+    assert done.code == 0, done.err
+    head, both, alone = done.out.splitlines()
+    assert "lr" in head.split()
+    assert ("±" in both, "±" in alone) == (True, False)
+    best = [jaxgen.load(name).history["val_loss"] for name in "ab"]
+    assert f"{statistics.mean(map(min, best)):.4f}" in both
+    assert Path("curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("args", [[], ["one"], ["nowhere", "neither"]])
+def test_a_comparison_of_nothing_is_refused(args, command):
+    assert command(compare, args).code in (2, 4)
 
 
 def test_the_doctor_names_versions_and_devices(command, monkeypatch):

@@ -1,0 +1,113 @@
+"""``jaxgen compare``: runs side by side."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from jaxgen.cli.common import log, run_command, write_out
+from jaxgen.cli.flags import ExtraFlag, load_plugins, parse
+from jaxgen.cli.runs import describe
+from jaxgen.errors import UsageError
+from jaxgen.fsutil import check_output, write_output
+
+if TYPE_CHECKING:
+    from jaxgen.inference.loading import LoadedRun
+
+DESCRIPTION = """Show in which settings runs differ and what each reached; runs that differ in --seed alone are one row.
+
+    jaxgen compare runs/language-1 runs/language-2
+    jaxgen compare runs/* --picture curves.png"""
+
+
+class CompareConfig(BaseModel):
+    """Flags of ``jaxgen compare``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    picture: str | None = None
+    """A file for the curves of the validation loss, as PNG."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Compare; returns the exit code."""
+    return run_command(compare, args)
+
+
+def compare(args: list[str]) -> None:
+    """Parse ``args`` and compare the runs that they name. Raises ``UsageError`` for fewer than two."""
+    from jaxgen.inference.loading import LoadedRun
+
+    args = load_plugins(args)
+    runs_flag = ExtraFlag("runs", tuple[str, ...], (), "Folders of runs, two or more.", "RUN", positional=True)
+    config, extra = parse(CompareConfig, args, prog="jaxgen compare", description=DESCRIPTION, extra=[runs_flag])
+    if len(extra["runs"]) < 2:
+        raise UsageError("There is nothing to compare: name two runs or more.")
+    if config.picture is not None:
+        check_output(config.picture, "--picture")
+    saved = [LoadedRun.open(run) for run in extra["runs"]]
+    if len({run.config.task for run in saved}) > 1:
+        tasks = ", ".join(run.config.task for run in saved)
+        raise UsageError(f"The runs are of several tasks ({tasks}): name runs of one.")
+    groups: dict[str, list[LoadedRun]] = {}
+    for run in saved:
+        groups.setdefault(json.dumps(settings(run)), []).append(run)
+    write_out(table(list(groups.values())))
+    if config.picture is not None:
+        write_output(config.picture, picture(list(groups.values())), "--picture")
+        log(f"The curves are in {config.picture}.")
+
+
+def settings(run: LoadedRun) -> dict[str, Any]:
+    """All settings but the seed and those that change no result."""
+    dumped = run.config.model_dump(mode="json", exclude={"seed", *run.config.may_change})
+    return {**dumped, "steps": run.resolved["steps"], "data": run.resolved["data"]["name"]}
+
+
+def differences(groups: Sequence[Sequence[LoadedRun]]) -> list[dict[str, Any]]:
+    """The settings of each group that are not the same in all of them."""
+    each = [settings(runs[0]) for runs in groups]
+    names = [name for name in each[0] if any(one[name] != each[0][name] for one in each)]
+    return [{name: one[name] for name in names} for one in each]
+
+
+def label(runs: Sequence[LoadedRun], different: Mapping[str, Any]) -> str:
+    """A group in a few words."""
+    return ", ".join(f"{name} {value}" for name, value in different.items()) or str(runs[0].directory)
+
+
+def table(groups: Sequence[Sequence[LoadedRun]]) -> str:
+    """A line for each group: where it differs, the best figure with its spread, and parameters."""
+    different = differences(groups)
+    names = [*different[0]]
+    metric = describe(groups[0][0].directory)["metric"]
+    rows = [["run", *names, f"best {metric}", "runs", "parameters"]]
+    for runs, one in zip(groups, different):
+        facts = [describe(run.directory) for run in runs]
+        best = [fact["best"] for fact in facts if fact["best"] is not None]
+        figure = f"{statistics.mean(best):.4f}" if best else "none"
+        figure += f" ± {statistics.stdev(best):.4f}" if len(best) > 1 else ""
+        values = [str(one[name]) for name in names]
+        rows.append([str(runs[0].directory), *values, figure, str(len(runs)), f"{facts[0]['parameters']:,}"])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
+
+
+def picture(groups: Sequence[Sequence[LoadedRun]]) -> bytes:
+    """The validation loss of each run against the step, a colour for each group."""
+    import io
+
+    from jaxgen.plots import draw_comparison
+    from jaxgen.runs.logs import MetricsLog
+
+    curves = [
+        (label(runs, one), [MetricsLog(run.directory.metrics_path).read() for run in runs])
+        for runs, one in zip(groups, differences(groups))
+    ]
+    buffer = io.BytesIO()
+    draw_comparison(curves, buffer)
+    return buffer.getvalue()
