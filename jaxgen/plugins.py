@@ -280,7 +280,9 @@ def _run(execute: Callable[[], Any], source: str, file: str | None = None) -> An
     try:
         with redirect_stdout(sys.stderr):
             return execute()
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, or one of its own
         if isinstance(error, ModuleNotFoundError) and file is None and f"{source}.".startswith(f"{error.name}."):
             raise UsageError(
                 f"There is no installed module {source}: give its name, or the path of a file that ends in .py."
