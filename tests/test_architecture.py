@@ -364,7 +364,7 @@ def test_the_public_names_are_those_of_the_api():
 
 @pytest.mark.parametrize(
     ("name", "right"),
-    [("sample", "Sampler.load"), ("train", "start"), ("load", "Sampler.load"), ("LanguageConfg", "LanguageConfig")],
+    [("sample", "load"), ("fit", "train"), ("predict", "load"), ("LanguageConfg", "LanguageConfig")],
 )
 def test_a_name_that_the_api_does_not_have_names_the_right_call(name, right):
     with pytest.raises(AttributeError, match=f"use jaxgen.{right}"):

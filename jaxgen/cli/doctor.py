@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import run_command, write_out
-from jaxgen.cli.flags import parse
+from jaxgen.cli.flags import load_plugins, parse
 
 DESCRIPTION = """Print the versions, devices and settings that a bug report should name.
 
@@ -34,7 +34,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def doctor(args: list[str]) -> None:
     """Parse ``args`` and print the facts."""
-    parse(DoctorConfig, args, prog="jaxgen doctor", description=DESCRIPTION)
+    parse(DoctorConfig, load_plugins(args), prog="jaxgen doctor", description=DESCRIPTION)
     import jax
 
     from jaxgen.fsutil import user_cache
