@@ -7,7 +7,8 @@ import html
 import io
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,24 +16,28 @@ from typing import Any
 
 from jaxgen.cli.common import prepare_process
 from jaxgen.cli.progress import Screen
-from jaxgen.cli.sampling_flags import read_transforms, transform_flags
+from jaxgen.cli.runs import network
+from jaxgen.cli.sampling_flags import TransformFlag, read_transforms, transform_flags
+from jaxgen.cli.train import LENGTHS
 from jaxgen.data.in_memory import data_settings
 from jaxgen.errors import CheckpointError, UsageError, check_kind, choose
-from jaxgen.fsutil import write_errors
+from jaxgen.fsutil import write_errors, write_output
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.predictor import DecodingConfig, Predictor
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Score, Scorer
 from jaxgen.plots import Best, draw_losses
+from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
+from jaxgen.runtime import need_backend
 from jaxgen.tasks.registry import DATA
 from jaxgen.trainer import run as runs
 from jaxgen.trainer.callbacks import Callback, Event, Finished
 
-#: Files of a run beside its settings, tokenizer and checkpoints that ``Model.save`` copies.
-_RECORDS = ("README.md", "metrics.jsonl", "report.json", "samples.txt", "loss.png")
+#: Arguments of ``Sampler.stream`` beside the prompt and the settings.
+_STREAM = ("first", "skip", "state", "unk")
 
 
 def train(
@@ -67,22 +72,35 @@ def train(
         Interrupted: The run was stopped, and is saved; ``resume=True`` continues it.
     """
     prepare_process()
+    need_backend()
     kind = DATA[choose(task, DATA, "task")].Config
-    if resume and run is None:
+    check_kind("resume", resume, bool, "True or False")
+    if run is not None:
+        run = os.fspath(check_kind("run", run, str | os.PathLike, "the folder of the run, or None for a new one"))
+    elif resume:
         raise UsageError("resume=True needs to know which run: give run=, the folder of the run.")
-    given = {**data_settings(data, text), **settings}
+    given = {**settings, **data_settings(data, text, task, settings)}
     screen = Screen()
     try:
         emit = _for_python(screen) if progress else None
         if run is not None and resume and RunDirectory(run).exists():
-            config = LoadedRun.open(os.fspath(run)).config.model_copy(update=given) if given else None
-            trainer = runs.resume(run, config, emit, callbacks=callbacks)
+            trainer = runs.resume(run, _changed(run, task, given), emit, callbacks=callbacks)
         else:
-            trainer = runs.start(kind(**given, **({} if run is None else {"run": os.fspath(run)})), emit, callbacks)
+            trainer = runs.start(kind(**given, **({} if run is None else {"run": run})), emit, callbacks)
         trainer.train()
     finally:
         screen.close()
     return Model(trainer.run.path)
+
+
+def _changed(run: str, task: str, given: dict[str, Any]) -> TrainConfig:
+    """The settings of a run with those that are given. Raises ``UsageError`` for a run of another task."""
+    saved = LoadedRun.open(run).config
+    if task not in ("language", saved.task):
+        raise UsageError(f"The run {run} is of the task {saved.task}, not {task}: leave out the task.")
+    if any(given.get(name) is not None for name in LENGTHS):  # they replace each other
+        given = {**dict.fromkeys(LENGTHS), **given}
+    return saved.model_copy(update=given)
 
 
 def _for_python(screen: Screen) -> Any:
@@ -99,6 +117,7 @@ def _for_python(screen: Screen) -> Any:
 def load(run: str | os.PathLike[str] | None = None) -> Model:
     """The model of a run; by default the newest in ``runs/``. Raises ``CheckpointError`` if there is none."""
     prepare_process()
+    need_backend()
     return Model(run)
 
 
@@ -111,7 +130,7 @@ class Model:
     """
 
     def __init__(self, run: str | os.PathLike[str] | None = None) -> None:
-        self._saved = LoadedRun.open(None if run is None else os.fspath(run))
+        self._saved = LoadedRun.open(run)  # type: ignore[arg-type]
         self.config, self.tokenizer = self._saved.config, self._saved.codec
 
     @property
@@ -155,20 +174,26 @@ class Model:
             UsageError: A value is out of range, or ``settings`` and fields of it are given.
         """
         flags = {name.replace("-", "_"): flag for name, flag in transform_flags().items()}
-        fields = {field.name for field in dataclasses.fields(GenerationConfig)} | {*flags}
-        drawing = {name: options.pop(name) for name in fields & {*options}}
+        fields = {field.name for field in dataclasses.fields(GenerationConfig)}
+        for name in options:
+            choose(name, {*fields, *flags, *_STREAM}, "option")
+        drawing = {name: options.pop(name) for name in {*fields, *flags} & {*options}}
         if settings is None:
-            asked = {name: drawing.pop(name, flag.default) for name, flag in flags.items()}
+            asked = {name: _words(name, drawing.pop(name, flag.default), flag) for name, flag in flags.items()}
             named = read_transforms(asked, self.sampler.tokenizer.encode)
-            settings = GenerationConfig(**{**drawing, "transforms": (*drawing.get("transforms", ()), *named)})
+            given = drawing.pop("transforms", ())
+            transforms = (*given, *named) if isinstance(given, tuple | list) else given
+            settings = GenerationConfig(**drawing, transforms=transforms)
         elif drawing:
             raise UsageError(f"The settings and {', '.join(sorted(drawing))} are given: put them into the settings.")
         texts = self.sampler.sample(prompt, settings, num_samples=1 if num_samples is None else num_samples, **options)
         return texts[0] if num_samples is None else texts
 
-    def score(self, text: str | Iterable[str], prompt: str = "", **options: Any) -> Score:
-        """The log-probability of ``text`` after ``prompt``; ``options`` are those of ``Scorer``."""
-        return Scorer(self.sampler, **options).score(text, prompt)
+    def score(
+        self, text: str | Iterable[str], prompt: str = "", *, state: str = "carried", unk: str = "error"
+    ) -> Score:
+        """The log-probability of ``text`` after ``prompt``; ``state`` and ``unk`` are those of ``Scorer``."""
+        return Scorer(self.sampler, state=state, unk=unk).score(text, prompt)
 
     def predict(self, inputs: Any, decoding: DecodingConfig | None = None) -> Any:
         """The answer to an input (a text, or the path of an image), or a list of answers to several."""
@@ -189,6 +214,11 @@ class Model:
                 f"jaxgen.train(run={str(directory)!r}, resume=True)."
             )
         report: dict[str, Any] = directory.read_json("report.json")
+        if report.get("best_step") != self._best_step():
+            raise CheckpointError(
+                f"The report of {directory} is of an earlier checkpoint: training went on, and was stopped. Continue "
+                f"with jaxgen.train(run={str(directory)!r}, resume=True)."
+            )
         return report
 
     @property
@@ -210,23 +240,38 @@ class Model:
         Raises:
             UsageError: The folder is not empty.
         """
-        target, source = Path(path), self._saved.directory
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UsageError(f"{target} exists and is not an empty folder: give a new one.")
+        target, source = Path(os.path.abspath(path)), self._saved.directory
+        if target.is_relative_to(source.path.resolve()) or target.is_relative_to(source.path):
+            raise UsageError(f"{path} is the run itself, or inside it: give another folder.")
         folder = self._saved.checkpoints.folder(self._best_step())
         with write_errors(target, "save again"):
-            target.mkdir(parents=True, exist_ok=True)
-            for name in (source.tokenizer_path.name, *_RECORDS):
-                if (source.path / name).exists():
-                    shutil.copyfile(source.path / name, target / name)
-            shutil.copytree(folder, target / source.checkpoints_path.name / folder.name)
-            shutil.copyfile(source.config_path, target / source.config_path.name)  # last: it makes the folder a run
+            if target.exists() and (not target.is_dir() or any(target.iterdir())):
+                raise UsageError(f"{path} exists and is not an empty folder: give a new one.")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+                copy = Path(temporary) / "run"
+                shutil.copytree(folder, copy / source.checkpoints_path.name / folder.name)
+                for file in source.path.iterdir():
+                    if file.is_file() and not file.name.startswith("."):
+                        shutil.copyfile(file, copy / file.name)
+                os.replace(copy, target)
         return target
 
     def __repr__(self) -> str:
-        resolved = self._saved.resolved
-        what = f"{self.config.task}, {self.config.cell} {self.config.layers}x{self.config.hidden}"
-        return f"<jaxgen.Model {str(self._saved.directory)!r}: {what}, {resolved['parameters']:,} parameters>"
+        what = f"{self.config.task}, {network(self.config.model_dump())}"
+        parameters = self._saved.resolved["parameters"]
+        return f"<jaxgen.Model {str(self._saved.directory)!r}: {what}, {parameters:,} parameters>"
+
+
+def _words(name: str, value: Any, flag: TransformFlag) -> Any:
+    """The value of a transform as its flag has it: a text for tokens may stand alone, and weights be a dictionary."""
+    if not flag.takes_tokens:
+        return value
+    words = [f"{text}={number}" for text, number in value.items()] if isinstance(value, Mapping) else value
+    words = (
+        (words,) if isinstance(words, str) else tuple(check_kind(name, words, Iterable, "a text, or a list of texts"))
+    )
+    return tuple(check_kind(name, word, str, "a text, or a list of texts") for word in words)
 
 
 @dataclass(frozen=True)
@@ -241,9 +286,14 @@ class History:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
     def __getitem__(self, name: str) -> list[Any]:
         """The values of a figure, for example ``val_loss``; None where a row lacks it."""
         names = {name for row in self.rows for name in row}
+        if not names:
+            raise UsageError(f"{self.title} has no evaluation yet.")
         choose(check_kind("history", name, str, "the name of a figure"), sorted(names), "figure")
         return [row.get(name) for row in self.rows]
 
@@ -279,8 +329,7 @@ class Picture:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the picture to a file."""
-        with write_errors(Path(path), "save again"):
-            Path(path).write_bytes(self.png)
+        write_output(path, self.png)
 
     def _repr_png_(self) -> bytes:
         return self.png
@@ -290,4 +339,6 @@ class Picture:
 
 
 def _format(value: Any) -> str:
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

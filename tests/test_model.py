@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def test_a_text_becomes_a_model_that_writes_scores_and_is_saved(tmp_path, capsys
     assert model.generate("the ", length=12, temperature=0.7, seed=1, num_samples=2)[0] == text
     drawing = jaxgen.GenerationConfig(length=12, temperature=0.7, seed=1)
     assert jaxgen.Sampler.load("runs/mine").sample("the ", drawing) == [text] == [model.generate("the ", drawing)]
-    assert "t" not in model.generate("the ", length=30, forbid=("t",), top_k=5)
+    assert "t" not in model.generate("the ", length=30, forbid="t", top_k=5)
+    assert set(model.generate("the ", length=30, bias={"a": 1000.0})) == {"a"}
     with pytest.raises(UsageError, match="seed"):
         model.generate("the ", drawing, seed=2)
     with pytest.raises(UsageError, match="lenth"):
@@ -55,7 +57,8 @@ def test_a_text_becomes_a_model_that_writes_scores_and_is_saved(tmp_path, capsys
 
     card = (model.path / "README.md").read_text(encoding="utf-8")
     config = json.loads((model.path / "config.json").read_text())
-    assert all(part in card for part in (config["resolved"]["data"]["sha256"], "loss.png", "runs/mine", "the "))
+    digest = config["resolved"]["data"]["sha256"]
+    assert all(part in card for part in (digest, "loss.png", "jaxgen sample --run .", "the "))
 
     history = model.history
     assert history["step"][-1] == 4
@@ -71,10 +74,13 @@ def test_a_text_becomes_a_model_that_writes_scores_and_is_saved(tmp_path, capsys
     assert jaxgen.load(copy).history.rows == history.rows
     with pytest.raises(UsageError, match="empty"):
         model.save(tmp_path / "copy")
+    for inside in (model.path, model.path / "checkpoints" / "00009999"):
+        with pytest.raises(UsageError, match="inside"):
+            model.save(inside)
 
 
 @pytest.mark.runs
-def test_the_run_is_that_of_the_command(tmp_path):
+def test_the_run_is_that_of_its_settings(tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
     jaxgen.train("text.txt", run="a", seq_len=8, **TINY)
     settings = {name: value for name, value in TINY.items() if name != "progress"}
@@ -98,7 +104,9 @@ def test_a_stopped_run_is_resumed_bit_for_bit():
         jaxgen.train(TEXT, run="stopped", resume=True, callbacks=[Stop()], **options)
     with pytest.raises(CheckpointError, match="resume"):
         jaxgen.load("stopped").evaluate()
-    jaxgen.train(run="stopped", resume=True, progress=False)
+    with pytest.raises(UsageError, match="language"):
+        jaxgen.train(run="stopped", resume=True, task="classify", progress=False)
+    jaxgen.train(run="stopped", resume=True, steps=4, progress=False)
     assert weights("stopped") == weights("whole")
     assert jaxgen.load("stopped").history["val_loss"] == jaxgen.load("whole").history["val_loss"]
 
@@ -109,6 +117,8 @@ def test_a_table_becomes_a_classifier_that_answers():
     model = jaxgen.train(
         table, task="classify", text_column="text", label_column="label", preset="tiny", run="classifier", **TINY
     )
+    card = (model.path / "README.md").read_text(encoding="utf-8")
+    assert card.count("| accuracy") + card.count("| validation") >= 1
     assert model.predict("good")["label"] in ("yes", "no")
     assert [answer["label"] for answer in model.predict(["good"] * 2)] == [model.predict("good")["label"]] * 2
     with pytest.raises(UsageError, match="classify"):
@@ -148,14 +158,19 @@ def test_an_iterable_of_strings_is_separate_texts(make):
 
 def test_columns_of_tables_become_rows():
     class Frame:  # as those of pandas and polars
-        columns = ["text", "label"]
+        columns = ["text", "label", "other"]
 
         def __getitem__(self, name):
-            return {"text": ["a", "b"], "label": np.array([1, 2])}[name]
+            return {"text": ["a", np.nan], "label": np.array([1, 2]), "other": [{}, {}]}[name]
 
-    rows = [json.loads(line) for line in content(data_settings(Frame())).splitlines()]
-    assert rows == [{"text": "a", "label": 1}, {"text": "b", "label": 2}]
-    assert data_settings(Frame()) == data_settings({"text": ["a", "b"], "label": [1, 2]})
+    named = {"text_column": "text", "label_column": "label"}
+    rows = [json.loads(line) for line in content(data_settings(Frame(), settings=named)).splitlines()]
+    assert rows == [{"text": "a", "label": 1}, {"text": None, "label": 2}]
+    columns = {"text": ["a", None], "label": [1, 2]}
+    assert data_settings(Frame(), settings=named) == data_settings(columns, settings=named)
+    with pytest.raises(UsageError, match="text_column"):
+        data_settings(columns)
+    assert data_settings({"line": ["a"]})["text_column"] == "line", "the only column has the texts"
 
 
 @pytest.mark.parametrize(
@@ -166,26 +181,57 @@ def test_columns_of_tables_become_rows():
         (["a", None], DataError),
         ([], DataError),
         ({"text": []}, DataError),
-        ({"text": ["a"], "label": [1, 2]}, DataError),
+        ({"text": "hello"}, DataError),
+        ({"text": None}, DataError),
+        ({0: ["a"]}, DataError),
+        ({"train": {"text": ["a"]}, "test": {"text": ["b"]}}, UsageError),
         ({"text": [{1}]}, DataError),
+        ({"text": [np.zeros(3)]}, DataError),
+        ("once upon a time", UsageError),
+        (io.StringIO("a"), UsageError),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_data_of_another_kind_are_refused(data, error):
     with pytest.raises(error):
         data_settings(data)
 
 
+def test_columns_of_different_lengths_are_refused():
+    with pytest.raises(DataError, match="different"):
+        data_settings({"text": ["a"], "label": [1, 2]}, task="classify")
+
+
+@pytest.mark.parametrize("text", [3, b"bytes", Path("a.txt"), {"text": ["a"]}, ["a", 1]], ids=str)
+def test_a_text_of_another_kind_is_refused(text):
+    with pytest.raises((UsageError, DataError)):
+        data_settings(text=text)
+
+
+def test_separate_texts_are_for_language_models():
+    with pytest.raises(UsageError, match="table"):
+        data_settings(["a"], task="translate")
+
+
 def test_strings_that_name_files_are_refused_as_texts(tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(UsageError, match="Path"):
-        data_settings(["a.txt"])
+    for names in (["a.txt"], ["a.txt", "b.txt"], ["python-docs"]):
+        with pytest.raises(UsageError, match="Path"):
+            data_settings(names)
     assert "text_column" in data_settings(text=["a.txt"])
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"task": "classfy"}, {"hiden": 3}, {"data": "a\nb", "text": "c"}, {"resume": True}, {"data": "no-such-file"}],
+    [
+        {"task": "classfy"},
+        {"hiden": 3},
+        {"data": "a\nb", "text": "c"},
+        {"resume": True},
+        {"resume": "never", "run": "runs/a"},
+        {"run": 3},
+        {"data": "no-such-file"},
+    ],
     ids=str,
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(options, tmp_path):

@@ -24,6 +24,10 @@ DESCRIPTION = """Show in which settings runs differ and what each reached; runs 
     jaxgen compare runs/* --picture curves.png"""
 
 
+#: Settings that change no figure, or stand in another form beside.
+NO_RESULT = ("run", "sample_every", "tensorboard", "steps", "epochs", "minutes")
+
+
 class CompareConfig(BaseModel):
     """Flags of ``jaxgen compare``."""
 
@@ -49,7 +53,10 @@ def compare(args: list[str]) -> None:
         raise UsageError("There is nothing to compare: name two runs or more.")
     if config.picture is not None:
         check_output(config.picture, "--picture")
-    saved = [LoadedRun.open(run) for run in extra["runs"]]
+    opened = [LoadedRun.open(run) for run in extra["runs"]]
+    saved = list({run.directory.path.resolve(): run for run in opened}.values())
+    if len(saved) < 2:
+        raise UsageError(f"There is nothing to compare: {saved[0].directory} is named repeatedly.")
     if len({run.config.task for run in saved}) > 1:
         tasks = ", ".join(run.config.task for run in saved)
         raise UsageError(f"The runs are of several tasks ({tasks}): name runs of one.")
@@ -63,9 +70,10 @@ def compare(args: list[str]) -> None:
 
 
 def settings(run: LoadedRun) -> dict[str, Any]:
-    """All settings but the seed and those that change no result."""
-    dumped = run.config.model_dump(mode="json", exclude={"seed", *run.config.may_change})
-    return {**dumped, "steps": run.resolved["steps"], "data": run.resolved["data"]["name"]}
+    """All settings but the seed and those that change no result; the length in steps, the data with their digest."""
+    dumped = run.config.model_dump(mode="json", exclude={"seed", *NO_RESULT})
+    data = run.resolved["data"]
+    return {**dumped, "steps": run.resolved["steps"], "data": f"{data['name']} ({data['sha256'][:8]})"}
 
 
 def differences(groups: Sequence[Sequence[LoadedRun]]) -> list[dict[str, Any]]:
@@ -88,11 +96,14 @@ def table(groups: Sequence[Sequence[LoadedRun]]) -> str:
     rows = [["run", *names, f"best {metric}", "runs", "parameters"]]
     for runs, one in zip(groups, different):
         facts = [describe(run.directory) for run in runs]
+        for fact in facts:
+            if fact["step"] < fact["steps"]:
+                log(f"note: {fact['run']} has an evaluation of step {fact['step']:,} of {fact['steps']:,} as its last.")
         best = [fact["best"] for fact in facts if fact["best"] is not None]
         figure = f"{statistics.mean(best):.4f}" if best else "none"
         figure += f" ± {statistics.stdev(best):.4f}" if len(best) > 1 else ""
         values = [str(one[name]) for name in names]
-        rows.append([str(runs[0].directory), *values, figure, str(len(runs)), f"{facts[0]['parameters']:,}"])
+        rows.append([str(runs[0].directory), *values, figure, str(len(best)), f"{facts[0]['parameters']:,}"])
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows)
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import run_command, write_out
 from jaxgen.cli.flags import load_plugins, parse
+from jaxgen.errors import UsageError
 
 DESCRIPTION = """Print the versions, devices and settings that a bug report should name.
 
@@ -40,11 +41,15 @@ def doctor(args: list[str]) -> None:
     from jaxgen.fsutil import user_cache
     from jaxgen.runtime import cores, need_backend, processor_name
 
-    need_backend()
+    try:
+        need_backend()
+        devices = ", ".join(map(str, jax.devices()))
+    except UsageError as error:
+        devices = f"none: {error}"
     lines = [("system", platform.platform()), ("python", sys.version.replace("\n", " "))]
     lines += [(name, installed(name)) for name in ("jaxgen", "jaxlib", *dependencies())]
     lines += [("processor", f"{processor_name()}, {cores()} cores")]
-    lines += [("devices", ", ".join(map(str, jax.devices()))), ("cache", str(user_cache()))]
+    lines += [("devices", devices), ("cache", str(user_cache()))]
     lines += [(name, value) for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)]
     write_out("".join(f"{name:20s}{text}\n" for name, text in lines))
 

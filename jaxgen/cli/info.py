@@ -16,7 +16,7 @@ from jaxgen.cli.runs import describe
 if TYPE_CHECKING:
     from jaxgen.inference.loading import LoadedRun
 
-DESCRIPTION = """Show a run: its data, settings, best figure, speed, versions, and the arrays of its model.
+DESCRIPTION = """Show a run: its data, settings, best figure, versions, and the arrays of its model.
 
     jaxgen info
     jaxgen info runs/classify-1 --json"""
@@ -36,11 +36,13 @@ def main(args: Sequence[str] | None = None) -> int:
 def info(args: list[str]) -> None:
     """Parse ``args`` and print what is known of the run that they name."""
     from jaxgen.inference.loading import LoadedRun
+    from jaxgen.runtime import need_backend
 
     args = load_plugins(args)
     run_flag = ExtraFlag("run", str | None, None, "Folder of the run. Default: the newest.", "RUN", positional=True)
     json_flag = ExtraFlag("json", bool, False, "Write one JSON object.", negatable=False)
     _, extra = parse(InfoConfig, args, prog="jaxgen info", description=DESCRIPTION, extra=[run_flag, json_flag])
+    need_backend()
     saved = LoadedRun.open(extra["run"])
     facts = {**describe(saved.directory), "settings": settings(saved), "arrays": list(arrays(saved))}
     facts |= {name: saved.resolved.get(name) for name in ("device", "devices", "processor", "versions")}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import log, run_command, write_out
 from jaxgen.cli.flags import ExtraFlag, load_plugins, parse
-from jaxgen.errors import CheckpointError, counted
+from jaxgen.errors import CheckpointError, UsageError, counted
 
 if TYPE_CHECKING:
     from jaxgen.runs.directory import RunDirectory
@@ -56,6 +57,8 @@ def list_runs(args: list[str]) -> None:
     json_flag = ExtraFlag("json", bool, False, "Write a JSON object for each run.", negatable=False)
     _, extra = parse(RunsConfig, args, prog="jaxgen runs", description=DESCRIPTION, extra=[folder_flag, json_flag])
     folder = Path(extra["folder"])
+    if RunDirectory(folder).exists():
+        raise UsageError(f"{folder} is a run itself: show it with `jaxgen info {folder}`, or give the folder above it.")
     try:
         directories = [RunDirectory(folder / name) for name in os.listdir(folder)]
     except OSError as error:
@@ -92,22 +95,39 @@ def describe(directory: RunDirectory) -> dict[str, Any]:
         config, resolved, data = saved["config"], saved["resolved"], DATA[saved["task"]]
         rows, metric = MetricsLog(directory.metrics_path).read(), data.METRIC
         values = [row[metric.name] for row in rows if isinstance(row.get(metric.name), float)]
-        network = f"{config.get('layers_pattern') or config['cell']} {config['layers']}x{config['hidden']}"
         written = max(path.stat().st_mtime for path in (directory.config_path, directory.metrics_path) if path.exists())
         return {
             "run": str(directory),
             "task": str(saved["task"]),
             "data": str(resolved["data"]["name"]),
-            "model": network if config["model"] == "rnn" else str(config["model"]),
+            "model": network(config),
             "parameters": int(resolved["parameters"]),
             "metric": metric.name,
             "best": (max if metric.higher_is_better else min)(values, default=None),
             "step": int(rows[-1]["step"]) if rows else 0,
             "steps": int(resolved["steps"]),
             "date": datetime.fromtimestamp(written).isoformat(timespec="seconds"),
-            "bytes": sum(path.stat().st_size for path in directory.path.rglob("*") if path.is_file()),
+            "bytes": size(directory.path),
         }
-    except (AttributeError, KeyError, OSError, TypeError, ValueError):
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be read: {error.strerror}.") from None
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise CheckpointError(
             f"{directory} does not describe a run of this version of jaxgen, or needs a --plugin."
         ) from None
+
+
+def network(config: Mapping[str, Any]) -> str:
+    """The model of a run in a few words, from its settings."""
+    if config["model"] != "rnn":
+        return str(config["model"])
+    return f"{config.get('layers_pattern') or config['cell']} {config['layers']}x{config['hidden']}"
+
+
+def size(folder: Path) -> int:
+    """The bytes of the files in a folder; a training process may remove some meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -195,19 +195,22 @@ class ModelCard(Callback):
 
     def on_end(self, event: Finished, inference: Inference) -> None:
         RunLock.check(self._run.path)
-        about = {**self._facts, "digest of the data": self._data.fingerprint()["sha256"]}
-        figures = {"best step": f"{event.best_step:,} of {event.step:,}", **dict(event.summary)}
-        parts = [f"# {self._run.path.name}", f"A run of the task {self._data.config.task}, trained by jaxgen."]
-        parts += [_markdown_table(about), "## Figures", _markdown_table(figures), "![losses](loss.png)"]
+        about = [*self._facts.items(), ("digest of the data", self._data.fingerprint()["sha256"])]
+        figures = [("best step", f"{event.best_step:,} of {event.step:,}"), *event.summary]
+        parts = [f"# A jaxgen run of the task {self._data.config.task}"]
+        parts += [_markdown_table(about), "## Figures", _markdown_table(figures)]
+        if self._run.plot_path.exists():
+            parts += [f"![losses]({self._run.plot_path.name})"]
         if event.samples:
             parts += ["## Samples", *(f"{title}\n\n{_fenced(text)}" for title, text in event.samples)]
-        parts += ["## Use", _fenced(f"{event.next_command}\njaxgen info {shlex.quote(event.run)}")]
+        command = event.next_command.replace(shlex.quote(event.run), ".").replace("python sample.py", "jaxgen sample")
+        parts += ["## Use", "In this folder:", _fenced(f"{command}\njaxgen info .")]
         parts += ["`config.json` has all settings, `metrics.jsonl` all evaluations."]
         replace_file(self._run.path / "README.md", text_bytes("\n\n".join(parts) + "\n"), RESUME)
 
 
-def _markdown_table(rows: Mapping[str, str]) -> str:
-    cells = (" | ".join(" ".join(text.split()).replace("|", "\\|") for text in row) for row in rows.items())
+def _markdown_table(rows: Iterable[tuple[str, str]]) -> str:
+    cells = (" | ".join(" ".join(text.split()).replace("|", "\\|") for text in row) for row in rows)
     return "\n".join(["| | |", "|---|---|", *(f"| {row} |" for row in cells)])
 
 

@@ -116,12 +116,16 @@ def make_recorder(
     run: RunDirectory, data: TaskData, resolved: Mapping[str, Any], emit: Emit, callbacks: Sequence[Callback] = ()
 ) -> Recorder:
     """The recorder of a run: its logs, report and plots, TensorBoard if asked for, ``emit``, and ``callbacks``."""
-    standard: list[Callback] = [LogWriter(run), ModelCard(run, data)]
+    standard: list[Callback] = [LogWriter(run)]
     if data.config.tensorboard:
         from jaxgen.trainer.tensorboard import TensorBoard
 
         standard.append(TensorBoard(run))
-    return Recorder(run, [*standard, Plots(run, data, emit), Emitter(emit), *callbacks], resolved["run_digest"])
+    return Recorder(
+        run,
+        [*standard, Plots(run, data, emit), ModelCard(run, data), Emitter(emit), *callbacks],
+        resolved["run_digest"],
+    )
 
 
 def run_summary(config: TrainConfig, data: TaskData, resolved: Mapping[str, Any], processes: int) -> dict[str, str]:

@@ -46,6 +46,12 @@ def test_a_folder_without_runs_exits_with_4(folder, command, name):
     assert (done.code, done.out) == (4, "")
 
 
+def test_a_run_in_place_of_a_folder_of_runs_is_refused(folder, command):
+    done = command(runs, [folder / "whole"])
+    assert done.code == 2
+    assert "jaxgen info" in done.err
+
+
 def test_a_run_is_shown_with_its_settings_and_arrays(folder, command):
     done = command(info, [folder / "whole"])
     assert done.code == 0, done.err
@@ -72,9 +78,11 @@ def test_runs_are_compared_with_their_spread_over_seeds(train, small, command):
     assert Path("curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("args", [[], ["one"], ["nowhere", "neither"]])
-def test_a_comparison_of_nothing_is_refused(args, command):
-    assert command(compare, args).code in (2, 4)
+@pytest.mark.parametrize(
+    ("names", "code"), [([], 2), (["whole"], 2), (["whole", "whole"], 2), (["whole", "nowhere"], 4)]
+)
+def test_a_comparison_of_nothing_is_refused(names, code, folder, command):
+    assert command(compare, [folder / name for name in names]).code == code
 
 
 def test_the_doctor_names_versions_and_devices(command, monkeypatch):
