@@ -58,13 +58,6 @@ def test_the_readme_example_trains_and_samples(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_run_of_the_page_on_python_trains_and_samples(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    exec(compile(python_blocks("docs/python.md")[0], "docs/python.md", "exec"), {})
-    assert "\n---\n" in capsys.readouterr().out
-
-
-@pytest.mark.slow
 def test_the_loop_of_the_page_on_python_trains_and_samples(capsys):
     exec(compile(python_blocks("docs/python.md")[1], "docs/python.md", "exec"), {})
     loss, text = capsys.readouterr().out.split(" ", 1)

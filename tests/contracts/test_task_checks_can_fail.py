@@ -85,6 +85,7 @@ FEWER = replace(CASES["classify"], settings=CASES["classify"].settings | {"cell"
 LANES = [pytest.param(check, marks=() if check in UNTRAINED else pytest.mark.runs) for check in CHECKS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", LANES, ids=name_of)
 def test_a_check_catches_what_it_is_for(check, tmp_path, quick):
     subject = Subject("classify", FEWER, tmp_path / "subject", quick)
@@ -92,6 +93,7 @@ def test_a_check_catches_what_it_is_for(check, tmp_path, quick):
         check(subject)
 
 
+@pytest.mark.slow
 @pytest.mark.runs
 def test_what_is_caught_passes_when_it_is_whole(tmp_path, quick):
     """Otherwise the checks above could fail for another reason."""

@@ -117,6 +117,7 @@ def test_documents_begin_and_end_as_the_samplers(tmp_path):
     assert any(len(text) < 80 for text in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.runs
 def test_the_program_of_the_page_writes_what_the_command_writes(tmp_path, book):
     run, environment = tmp_path / "run", {**os.environ, "JAX_PLATFORMS": "cpu"}

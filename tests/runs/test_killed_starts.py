@@ -67,6 +67,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["whole", "fail"])
 def test_a_start_that_is_killed_at_any_moment_is_taken_over(tmp_path, how):
     environment = os.environ | {"PYTHONPATH": os.getcwd()}

@@ -60,6 +60,7 @@ def trained(folder: Path, size: int) -> None:
             path.unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 def test_training_on_50_mb_takes_as_much_memory_as_on_one(tmp_path):
     trained(tmp_path, 50 * MB)
 

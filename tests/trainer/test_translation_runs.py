@@ -40,6 +40,7 @@ def settings(tmp_path: Path):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("buckets", [8, 2])
 def test_training_and_evaluation_compile_one_function_a_width_and_no_more(buckets, settings):
     trainer = start(settings("run", buckets=buckets, steps=30, eval_every=15, hidden=8 + buckets))
