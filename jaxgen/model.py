@@ -130,7 +130,7 @@ class Model:
     """
 
     def __init__(self, run: str | os.PathLike[str] | None = None) -> None:
-        self._saved = LoadedRun.open(run)  # type: ignore[arg-type]
+        self._saved = LoadedRun.open(run)
         self.config, self.tokenizer = self._saved.config, self._saved.codec
 
     @property

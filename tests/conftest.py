@@ -91,7 +91,7 @@ if os.environ.get("OPTIMIZE") == "1":
 #: XLA's older code generation for the CPU, which takes a third of the newer one's time, and in one piece.
 OLDER = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 LOCAL = ("127.", "::1", "localhost")
-#: The lanes of `pytest`, as `pyproject.toml` has them.
+#: What `pytest` selects by default, as in `pyproject.toml`.
 QUICK_LANE = "not slow and not runs"
 #: Files and folders whose tests train whole runs or whole models, start processes, run whole commands or compile much:
 #: the lane `pytest -m runs`. Elsewhere a test of this kind is marked with `@pytest.mark.runs`.

@@ -24,7 +24,7 @@ DESCRIPTION = """Show in which settings runs differ and what each reached; runs 
     jaxgen compare runs/* --picture curves.png"""
 
 
-#: Settings that change no figure, or stand in another form beside.
+#: Settings that change no figure, and the length of a run, which is compared in steps.
 NO_RESULT = ("run", "sample_every", "tensorboard", "steps", "epochs", "minutes")
 
 
@@ -98,7 +98,7 @@ def table(groups: Sequence[Sequence[LoadedRun]]) -> str:
         facts = [describe(run.directory) for run in runs]
         for fact in facts:
             if fact["step"] < fact["steps"]:
-                log(f"note: {fact['run']} has an evaluation of step {fact['step']:,} of {fact['steps']:,} as its last.")
+                log(f"note: {fact['run']} was last evaluated at step {fact['step']:,} of {fact['steps']:,}.")
         best = [fact["best"] for fact in facts if fact["best"] is not None]
         figure = f"{statistics.mean(best):.4f}" if best else "none"
         figure += f" ± {statistics.stdev(best):.4f}" if len(best) > 1 else ""

@@ -52,10 +52,8 @@ def info(args: list[str]) -> None:
     lines = [(name, facts[name]) for name in ("run", "task", "data", "model", "date")]
     best = "none yet" if facts["best"] is None else f"{facts['metric']} {facts['best']:.4f}"
     lines += [("best", best), ("step", f"{facts['step']:,} of {facts['steps']:,}")]
-    lines += [
-        ("digest of the data", saved.resolved["data"]["sha256"]),
-        ("device", f"{facts['device']} x {facts['devices']}"),
-    ]
+    lines += [("digest of the data", saved.resolved["data"]["sha256"])]
+    lines += [("device", f"{facts['device']} x {facts['devices']}")]
     lines += [("versions", ", ".join(f"{name} {number}" for name, number in facts["versions"].items()))]
     lines += [("files", f"{facts['bytes'] / 1e6:,.1f} MB")]
     write_out("".join(f"{name:20s}{text}\n" for name, text in lines))

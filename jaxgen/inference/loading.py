@@ -38,7 +38,7 @@ class LoadedRun:
     task: Any
 
     @classmethod
-    def open(cls, run: str | Path | None, command: str | None = None) -> LoadedRun:
+    def open(cls, run: str | os.PathLike[str] | None, command: str | None = None) -> LoadedRun:
         """Read a run.
 
         Args:
