@@ -455,3 +455,16 @@ def draw_comparison(curves: Sequence[tuple[str, Sequence[Sequence[Row]]]], path:
         axes.set_ylabel("validation loss (nats)", color=INK)
         style_axes(axes, grid="y")
         figure.legend(loc="outside lower center", frameon=False, ncols=1)
+
+
+def draw_rates(rates: Sequence[float], losses: Sequence[float], suggestion: float, path: Target) -> None:
+    """Plot the losses of a learning-rate test, and the rate that it suggests, as a PNG at ``path``."""
+    with figure_file(path, 10, 6) as figure:
+        axes = figure.subplots()
+        axes.plot(rates, losses, color=TRAIN, lw=2)
+        axes.axvline(suggestion, color=VALIDATION, lw=1.4, ls="--", label=f"suggestion: {suggestion:.2g}")
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate", color=INK)
+        axes.set_ylabel("training loss (nats), smoothed", color=INK)
+        style_axes(axes, grid="both")
+        figure.legend(loc="outside upper right", frameon=False, labelcolor=INK)
