@@ -86,14 +86,14 @@ RECIPES: dict[str, Recipe] = {
     "rglru": RESIDUAL,
     "sru": RESIDUAL,
 }
-#: Sizes and learning rate in each block, where several blocks are compared.
+#: Sizes in each block, where several blocks are compared; learning rates and options are those of each cell.
 IN_BLOCKS = (PLAIN, RESIDUAL, GRIFFIN)
 #: Cells that are compared in every block and size.
 COMPARED = ("lstm", "mingru", "rglru", "attention")
 #: Cells that are compared on sequences: one of each kind.
 ON_SEQUENCES = ("lstm", "slstm", "elman", "attention", "gla", "lru", "mingru", "rglru")
-#: Parameters of the larger models, and their seconds.
-SIZES, SIZE_SECONDS = {"0.5M": 500_000, "2M": 2_000_000}, 300.0
+#: Parameters of the larger models and their learning rate, as a share of that of the recipe; their seconds.
+SIZES, SIZE_SECONDS = {"0.5M": (500_000, 1.0), "2M": (2_000_000, 0.5)}, 300.0
 #: Published losses on tinyshakespeare, nats per character, in the set-up of nanoGPT: a GPU, 256-character windows.
 PUBLISHED = {
     "nanoGPT, 10.6M parameters (A. Karpathy)": 1.4697,
@@ -145,12 +145,15 @@ def plan() -> Iterator[Entry]:
                 yield Entry(f"{data}-{cell}-{seed}", "sequences", "classify", settings)
     for seed in SEEDS:
         for cell in compared:
+            own = RECIPES.get(cell, PLAIN)
             for recipe in IN_BLOCKS:
-                yield text_entry("150 s", cell, recipe, seed, 150.0)
+                here = replace(recipe, lr=own.lr, options=own.options)
+                yield text_entry("150 s", cell, here, seed, 150.0)
     for seed in SEEDS:
-        for size, parameters in SIZES.items():
+        for size, (parameters, share) in SIZES.items():
             for cell in compared:
-                yield text_entry(size, cell, RECIPES.get(cell, PLAIN), seed, SIZE_SECONDS, parameters)
+                own = RECIPES.get(cell, PLAIN)
+                yield text_entry(size, cell, replace(own, lr=own.lr * share), seed, SIZE_SECONDS, parameters)
 
 
 def text_entry(
