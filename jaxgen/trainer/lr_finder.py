@@ -43,7 +43,7 @@ def find_lr(
         UsageError, DataError, CheckpointError: As ``jaxgen.start``.
     """
     trainer = trial(config, emit)
-    rates, losses = np.geomspace(LOWEST, HIGHEST, STEPS), []
+    rates, losses = np.geomspace(LOWEST, HIGHEST, STEPS), list[float]()
     for step, rate in enumerate(rates):
         loss = trainer.try_step(step, rate)
         if not loss < DIVERGED * (losses[0] if losses else math.inf):  # also if it is not a number

@@ -106,7 +106,7 @@ class Trainer:
         """Set the progress, and the learning rate that follows from its number of rollbacks."""
         self.progress = progress
         self.rates = build_rates(self.config, self.resolved["horizon"], ROLLBACK_SCALE**progress.rollbacks)
-        self.optimizer = build_optimizer(self.config)
+        self.optimizer = build_optimizer(self.config, self.task)
         self._train_steps = jitted.jit_train_steps(self.task, self.optimizer, self.devices, self.inputs.read)
         return self
 
@@ -240,8 +240,8 @@ class Trainer:
 
     def try_step(self, step: int, lr: float) -> float:
         """Take one step with the learning rate ``lr``, on the batch of ``step``; returns the loss before it."""
-        none, endless = np.int32(0), np.int32(MAX_STEPS)
-        rates = self.rates._replace(peak=np.float32(lr), warmup=none, horizon=endless, final=np.float32(1))
+        peak, final = np.asarray([lr, 1.0], np.float32)
+        rates = Rates(*map(np.asarray, (peak, np.int32(0), np.int32(MAX_STEPS), final)))
         return self._try_steps(step, 1, rates)
 
     def _try_steps(self, step: int, number: int, rates: Rates) -> float:

@@ -13,8 +13,12 @@ from jaxgen.training.param_kinds import Kind, map_kinds, param_kinds
 GATES = {"lstm": 4, "gru": 3, "elman": 1, "mingru": 2, "minlstm": 3, "layernorm-lstm": 4}
 
 
+def build(**options):
+    return LanguageTask.build(vocab_size=5, hidden=8, cell_options={}, **options)
+
+
 def kinds_of(**options):
-    return dict(param_kinds(LanguageTask.build(vocab_size=5, hidden=8, layers=1, **options)))
+    return dict(param_kinds(build(layers=1, **options)))
 
 
 @pytest.mark.parametrize(("cell", "gates"), GATES.items())
@@ -45,7 +49,7 @@ def test_matrices_of_a_block_stand_alone():
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_has_kinds_whose_gates_divide_the_columns(cell):
-    task = LanguageTask.build(vocab_size=5, hidden=8, layers=2, cell=cell)
+    task = build(layers=2, cell=cell)
     kinds = param_kinds(task)
     shapes = jax.eval_shape(lambda key: task.init(key), jax.random.key(0))
     divides = map_kinds(lambda kind, leaf: kind.role != "matrix" or leaf.shape[-1] % kind.gates == 0, kinds, shapes)
