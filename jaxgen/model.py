@@ -338,7 +338,9 @@ class Report(dict[str, Any]):
         for name in self:
             if name.endswith("_confusion"):
                 split = name.removesuffix("_confusion")
-                parts.append(f"<p>{notebook.escape(split)}</p>{self._confusion(split)._repr_html_()}")
+                parts.append(
+                    f"<p>confusion matrix of {notebook.escape(split)}</p>{self._confusion(split)._repr_html_()}"
+                )
         return "".join(parts)
 
 

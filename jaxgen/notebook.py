@@ -61,6 +61,7 @@ def matrix(
     *,
     across: str,
     down: str,
+    what: str,
 ) -> str:
     """A matrix whose cells are darker the larger their share from 0 to 1, which is also their tooltip.
 
@@ -71,6 +72,7 @@ def matrix(
         texts: What is written in the cells. Default: nothing.
         across: What the columns are.
         down: What the rows are.
+        what: What the shares are.
     """
     left_out = [
         f"{len(names):,} {what}s" for names, what in ((rows, down), (columns, across)) if len(names) > MAX_CELLS
@@ -86,5 +88,7 @@ def matrix(
         )
         lines.append(f'<tr style="background:none"><th>{escape(name)}</th>{cells}</tr>')
     corner = f"{escape(down)} ↓ &nbsp; {escape(across)} →"
-    note = f"<div>The first {MAX_CELLS} of {escape(' and '.join(left_out))}.</div>" if left_out else ""
+    scale = "".join(f'<span style="background:{SHARE.format(n / 4)}">&nbsp;{25 * n} %&nbsp;</span>' for n in range(5))
+    note = f'<div style="font-size:smaller">{escape(what)}: {scale}</div>'
+    note += f"<div>The first {MAX_CELLS} of {escape(' and '.join(left_out))}.</div>" if left_out else ""
     return f"<table><thead><tr><th>{corner}</th>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>{note}"

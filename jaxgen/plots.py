@@ -534,7 +534,7 @@ class AttentionMap(NamedTuple):
         if self.is_grid:
             return None
         texts = "".join(f"<div>{notebook.escape(name)}: {notebook.escape(text)}</div>" for name, text in self.texts)
-        names = {"across": "source", "down": "output"}
+        names = {"across": "source", "down": "output", "what": "attention weight"}
         return notebook.matrix(self.weights.tolist(), self.written, self.source, **names) + texts
 
     def _repr_png_(self) -> bytes | None:
@@ -548,6 +548,10 @@ class AttentionMap(NamedTuple):
     def __repr__(self) -> str:
         rows, columns = self.weights.shape
         return f"<jaxgen.AttentionMap: {counted(rows, 'token')} over {counted(columns, 'source position')}>"
+
+
+#: What the colours of a confusion matrix are.
+SHARE_OF_LABEL = "share of the texts with the same true label"
 
 
 @dataclass(frozen=True, eq=False)
@@ -574,7 +578,7 @@ class ConfusionMatrix:
 
     def _repr_html_(self) -> str:
         texts = [[f"{count:,}" for count in row] for row in self.counts.tolist()]
-        names = {"across": "predicted label", "down": "true label"}
+        names = {"across": "predicted label", "down": "true label", "what": SHARE_OF_LABEL}
         return notebook.matrix(self.shares.tolist(), self.labels, self.labels, texts, **names)
 
     def __repr__(self) -> str:
@@ -791,7 +795,7 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: Target, t
                 axes.text(column, row, f"{int(count):,}", ha="center", va="center", color=color, fontsize=9)
         height = min(side, 2 * SCALE_HEIGHT)
         scale = figure.add_axes((side + GAP, -height, 0.16, height))
-        add_scale(figure, image, "share of the texts\nwith the same true label", cax=scale)
+        add_scale(figure, image, SHARE_OF_LABEL.replace(" with ", "\nwith "), cax=scale)
         _set_fonts(figure)
         around = figure.get_tightbbox()
         write_title(figure, title, place=(around.x0, 0.15), width=max(around.width, 5.0))
