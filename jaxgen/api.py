@@ -54,6 +54,7 @@ from jaxgen.tasks.registry import TASKS as TASKS
 from jaxgen.tasks.translate.data import TranslateConfig as TranslateConfig
 from jaxgen.tokenizers import TOKENIZERS as TOKENIZERS
 from jaxgen.trainer.callbacks import Callback as Callback
+from jaxgen.trainer.lr_finder import find_lr as find_lr
 from jaxgen.trainer.run import resume as resume
 from jaxgen.trainer.run import start as start
 from jaxgen.trainer.trainer import Trainer as Trainer

@@ -422,6 +422,23 @@ def draw_comparison(
         figure.legend(labelcolor=look.ink, **legend)
 
 
+def draw_rates(rates: Sequence[float], losses: Sequence[float], suggestion: float, path: Target) -> None:
+    """Plot the losses of a learning-rate test, and the rate that it suggests, as a PNG at ``path``."""
+    look = theme()
+    with figure_file(path, 10, 6) as figure:
+        write_title(figure, "Learning-rate test: one training in which the rate rises")
+        axes = figure.subplots()
+        axes.plot(rates, losses, color=look.cycle[0], lw=2, label="training, smoothed")
+        at, ring = int(np.argmin(np.abs(np.subtract(rates, suggestion)))), look.cycle[1]
+        label = f"suggestion: {suggestion:.2g}"
+        axes.plot([suggestion], [losses[at]], "o", ms=9, mfc=look.page, mec=ring, mew=2.2, label=label)
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("training loss (nats)")
+        style_axes(axes, grid="both")
+        add_legend(axes)
+
+
 #: A value of a row of a quality report, if it has one.
 Value = Callable[[Row], float | None]
 #: The panels of a quality plot: the label of the y axis, in which ``{unit}`` is that of n-grams, and the value.

@@ -12,13 +12,12 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeAlias
 
-import jax
 import numpy as np
 
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, DivergedError, counted, for_caller
 from jaxgen.plugins import plugin_flags
-from jaxgen.runs.config import TrainConfig
+from jaxgen.runs.config import MAX_STEPS, TrainConfig
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.sampling.decode import make_key
@@ -39,7 +38,7 @@ from jaxgen.trainer.progress_state import (
 from jaxgen.trainer.recorder import NullRecorder, run_summary
 from jaxgen.trainer.signals import Interrupted, StopSignals, raise_on_signal
 from jaxgen.training.data_parallel import make_global_mesh, shard_state, unreplicate
-from jaxgen.training.optimizer import SCHEDULES
+from jaxgen.training.optimizer import SCHEDULES, Rates
 from jaxgen.training.step import TrainState
 from jaxgen.types import Params
 
@@ -110,7 +109,7 @@ class Trainer:
         """Set the progress, and the learning rate that follows from its number of rollbacks."""
         self.progress = progress
         self.rates = build_rates(self.config, self.resolved["horizon"], ROLLBACK_SCALE**progress.rollbacks)
-        self.optimizer = build_optimizer(self.config)
+        self.optimizer = build_optimizer(self.config, self.task)
         self._train_steps = jitted.jit_train_steps(self.task, self.optimizer, self.devices, self.inputs.read)
         return self
 
@@ -239,11 +238,21 @@ class Trainer:
     def time_call(self, step: int) -> float:
         """Seconds per step of one call from ``step`` on, which advances the state."""
         began, number = time.perf_counter(), self.inputs.steps_in_call(step)
+        self._try_steps(step, number, self.rates)
+        return (time.perf_counter() - began) / number
+
+    def try_step(self, step: int, lr: float) -> float:
+        """Take one step with the learning rate ``lr``, on the batch of ``step``; returns the loss before it."""
+        peak, final = np.asarray([lr, 1.0], np.float32)
+        rates = Rates(*map(np.asarray, (peak, np.int32(0), np.int32(MAX_STEPS), final)))
+        return self._try_steps(step, 1, rates)
+
+    def _try_steps(self, step: int, number: int, rates: Rates) -> float:
+        """Take steps that nothing records; returns the loss of the first."""
         stop = self.group.stop_flag(StopSignals(), self.devices)
         batches = self.inputs.next(step, number)
-        self.state, log = self._train_steps(self.key, self.state, batches, number, self.rates, *stop.inputs())
-        jax.block_until_ready(log)
-        return (time.perf_counter() - began) / number
+        self.state, log = self._train_steps(self.key, self.state, batches, number, rates, *stop.inputs())
+        return float(np.asarray(stop.read(log).loss)[0])
 
     def report_parts(self) -> tuple[list[Work], list[Work]]:
         """What an evaluation does (metrics, generated metrics, examples) and a report (metrics, examples), for timing.
