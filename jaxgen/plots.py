@@ -280,7 +280,7 @@ def marks_of(metrics: Sequence[Row], best: Best) -> tuple[Mark | None, Mark | No
     """The marks of the ``best`` checkpoint at its loss and at the metric that decides; None where its row has none."""
     losses, figures = (dict(_series(metrics, name).tolist()) for name in ("val_loss", best.by))
     loss, figure, at = losses.get(best.step), figures.get(best.step), f"at step {best.step:,}"
-    mark = None if figure is None else Mark(best.step, figure, f"best {best.name} {figure:.3f} {at}")
+    mark = None if figure is None else Mark(best.step, figure, f"best {best.name} {figure:.4g} {at}")
     if loss is None:
         return None, mark
     if best.by != "val_loss":

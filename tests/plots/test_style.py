@@ -22,6 +22,7 @@ from jaxgen.plots import (
     draw_contact_sheet,
     draw_losses,
     draw_quality,
+    draw_rates,
     shorten,
     wrap,
 )
@@ -46,6 +47,7 @@ PICTURES = {
     "confusion": lambda file: draw_confusion(np.array([[3, 1], [0, 4]]), ["ham", "spam"], file, "all"),
     "quality": lambda file: draw_quality(QUALITY, QUALITY[0], file, "run", "word"),
     "comparison": lambda file: draw_comparison([("lr 1", [ROWS]), ("lr 2", [ROWS])], file, "two", "text", DECIDING),
+    "rates": lambda file: draw_rates([1e-4, 1e-3, 1e-2], [3.0, 2.0, 4.0], 1e-3, file),
     "sheet": lambda file: draw_contact_sheet([IMAGE, IMAGE], ["a cat", "a dog"], [["a cat"], ["a cow"]], file),
 }
 
@@ -74,6 +76,7 @@ def test_every_text_can_be_read_on_its_page(name, theme, figures, monkeypatch):
         ("losses", {"step", "loss (nats per text)", "accuracy (share of texts)", "learning\nrate"}),
         ("attention", {"source", "output", "reference", "Der Mann", "attention weight"}),
         ("confusion", {"true label", "predicted label", "share of the texts\nwith the same true label"}),
+        ("rates", {"learning rate", "training loss (nats)", "suggestion: 0.001"}),
         ("quality", {"temperature", "mean log-likelihood (nats per token)", "validation text"}),
         ("comparison", {"step", "validation loss (nats per text)", "validation: accuracy (share of texts)"}),
         (
@@ -87,7 +90,7 @@ def test_a_picture_says_what_it_shows(name, labels, figures):
     assert labels <= said(figures[0])
 
 
-@pytest.mark.parametrize("name", ["losses", "comparison", "quality"])
+@pytest.mark.parametrize("name", ["losses", "comparison", "quality", "rates"])
 def test_a_legend_and_a_title_cover_no_curve(name, figures):
     PICTURES[name](io.BytesIO())
     (figure,) = figures
