@@ -341,12 +341,15 @@ def sequence_table(entries: Sequence[Entry], folder: Path) -> str:
 
 def draw(entries: Sequence[Entry], folder: Path, path: Path) -> bool:
     """Draw the accuracy against the length for each set; a line is the mean over seeds. Nothing without results."""
-    from jaxgen.plots import GREY, figure_file, style_axes
+    from jaxgen.plots import figure_file, style_axes, theme, write_title
+
+    look = theme()
 
     results = [(entry, result) for entry in entries if (result := read(entry, folder)) is not None]
     if not results:
         return False
     with figure_file(path, 12, 7) as figure:
+        write_title(figure, "Accuracy against length; dotted: the longest in training")
         panels = figure.subplots(2, 3).flat
         for (name, chosen), axes in zip(SEQUENCES.items(), panels):
             for number, cell in enumerate(ON_SEQUENCES):
@@ -357,17 +360,18 @@ def draw(entries: Sequence[Entry], folder: Path, path: Path) -> bool:
                 ]
                 means = [statistics.mean(run[n] for run in runs) for n in chosen.tested] if runs else []
                 lengths = chosen.tested[: len(means)]
-                axes.plot(lengths, means, color=f"C{number}", marker="osD^v<>*"[number], label=cell, ms=4)
-            axes.axvline(chosen.trained, color=GREY, lw=1, ls=":")
+                axes.plot(lengths, means, color=look.cycle[number], marker="osD^v<>*"[number], label=cell, ms=4)
+            axes.axvline(chosen.trained, color=look.grey, lw=1, ls=":")
             axes.set_xscale("log", base=2)
             axes.set_xticks(chosen.tested, map(str, chosen.tested))
             axes.set_ylim(0, 1.03)
-            axes.set_title(name, fontsize=11)
+            axes.set_title(name, fontsize=11, color=look.ink)
+            axes.set_xlabel("length (tokens)")
+            axes.set_ylabel("accuracy (share)")
             style_axes(axes, "both")
         legend = next(panels)
         legend.axis("off")
-        legend.legend(*axes.get_legend_handles_labels(), loc="center", frameon=False, ncols=2)
-        legend.set_title("accuracy against length;\ndotted: the longest in training", fontsize=10, color=GREY)
+        legend.legend(*axes.get_legend_handles_labels(), loc="center", frameon=False, ncols=2, labelcolor=look.ink)
     return True
 
 

@@ -52,6 +52,12 @@ def test_a_text_becomes_a_model_that_writes_scores_and_is_saved(tmp_path, capsys
     assert model.score("the cat").logp < 0
     assert "val_loss" in model.evaluate()
     assert "lstm" in repr(model)
+    sample = model.generate("the ", length=12, temperature=0.7, seed=1, details=True)
+    assert (sample.text, sample.tokens.size) == (text, 12)
+    assert [each.text for each in model.generate("the ", length=3, num_samples=2, details=True)]
+    assert model.score("the cat", details=True).score == model.score("the cat")
+    with pytest.raises(UsageError, match="confusion"):
+        model.evaluate().confusion  # noqa: B018
     with pytest.raises(UsageError, match="predict"):
         model.predict("the")
 
@@ -121,8 +127,11 @@ def test_a_table_becomes_a_classifier_that_answers():
     assert card.count("| accuracy") + card.count("| validation") >= 1
     assert model.predict("good")["label"] in ("yes", "no")
     assert [answer["label"] for answer in model.predict(["good"] * 2)] == [model.predict("good")["label"]] * 2
+    assert model.evaluate().confusion.counts.shape == (2, 2)
     with pytest.raises(UsageError, match="classify"):
         model.generate("good")
+    with pytest.raises(UsageError, match="attention"):
+        model.attention("good")
 
 
 @pytest.mark.runs

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import sys
-import unicodedata
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +18,12 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from jaxgen.errors import DataError, JaxgenError, JaxgenWarning, UsageError, show_flags
+from jaxgen.escaping import escape_controls
 from jaxgen.trainer.signals import Interrupted, interruptible
 from jaxgen.version import __version__
 
 #: LF, CR LF or CR. After a CR at the end of a block, the next block may begin with the LF.
 _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
-#: Line and paragraph separators, and characters that change the writing direction.
-UNSAFE_CHARACTERS = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class Answer(SystemExit):
@@ -135,6 +133,10 @@ def prepare_process() -> None:
 
     No result depends on it, except through the number of host devices, which a run records.
     """
+    if "JAXGEN_THEME" in os.environ:
+        from jaxgen.plots import theme
+
+        theme()  # an unknown one is refused before anything is computed
     # JAX reads this variable when it is imported. Without it, every function loaded from the compilation cache prints
     # two harmless error lines (jax-ml/jax#38445), which can also fill a pipe that nobody reads. JAX itself sets 1, and
     # child processes inherit that, so a 1 is not a choice of the user.
@@ -235,18 +237,6 @@ def write_out(text: str, *, flush: bool = False) -> None:
 def json_line(value: object) -> str:
     """``value`` as JSON on one line, with its line break."""
     return json.dumps(value, ensure_ascii=False) + "\n"
-
-
-def escape_controls(text: str) -> str:
-    """Text with escapes for characters that could control a terminal; line breaks and tabs are kept.
-
-    Everything that the commands show of models, data and files passes through here.
-    """
-    return "".join(repr(c)[1:-1] if _is_unsafe(c) else c for c in text.replace("\r\n", "\n"))
-
-
-def _is_unsafe(c: str) -> bool:
-    return c not in "\n\t" and (c in UNSAFE_CHARACTERS or unicodedata.category(c) in ("Cc", "Cs", "Cn"))
 
 
 def one_line(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -173,13 +172,12 @@ def read_reference(saved: LoadedRun, required: bool) -> ReferenceData | None:
 
 def draw_plot(result: QualityReport, saved: LoadedRun) -> bytes:
     """The plot of ``result`` as PNG."""
-    from jaxgen.plots import draw_quality
+    from jaxgen.plots import Picture, draw_quality
 
-    values, picture = result.to_json(), io.BytesIO()
-    name = saved.directory.path.resolve().name
-    title = f"{name}: quality against diversity, {counted(result.rows[0].texts, 'text')} at each temperature"
-    draw_quality(values["rows"], values["validation"], picture, title, result.unit)
-    return picture.getvalue()
+    values, name = result.to_json(), saved.directory.path.resolve().name
+    title = f"{name}: quality and diversity of {counted(result.rows[0].texts, 'text')} at each temperature"
+    args = title, result.unit
+    return Picture.drawn(lambda file: draw_quality(values["rows"], values["validation"], file, *args)).png
 
 
 def report(result: QualityReport, documents: bool = False, width: int | None = None) -> str:

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -52,6 +52,13 @@ class TrainConfig(BaseModel):
     """The settings that all tasks share. The docstring of a field is its help text on the command line."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Only the settings that differ from their defaults: all of them fill a screen."""
+        for name, value in super().__repr_args__():
+            field = type(self).model_fields.get(name or "")
+            if field is None or value != field.get_default(call_default_factory=True):
+                yield name, value
 
     task: ClassVar[str]
     #: Named settings: name -> (what to expect, values). Flags and files override them; ``steps`` is only a default.

@@ -17,10 +17,10 @@ from pydantic import BeforeValidator, Field
 from jaxgen.data.batches import Batches
 from jaxgen.data.files import NO_PROGRESS, ProgressReporter
 from jaxgen.errors import UsageError, choose
+from jaxgen.plots import AttentionMap
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.tokenizers.base import MAX_VOCAB, Tokenizer
-from jaxgen.types import AttentionMap
 
 #: Options or metrics by name: JSON values.
 Values: TypeAlias = Mapping[str, Any]
@@ -49,6 +49,7 @@ class Metric(NamedTuple):
 
     name: str
     higher_is_better: bool
+    label: str = ""  # with its unit, for pictures
 
     def cost(self, row: Values) -> float:
         """Returns the metric of an evaluation as a number to minimise; the loss breaks ties.

@@ -129,6 +129,9 @@ class Callback:
     drops their entries after its checkpoint (``truncate_after``). An exception in a callback ends the run.
     """
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__qualname__}>"
+
     def on_start(self, event: Started) -> None:
         """The run starts or resumes; nothing is compiled yet."""
 
@@ -279,7 +282,8 @@ class Plots(Callback):
         if self._plot is not None:
             self._plot.cancel()  # unless it is being drawn
         self._pool = self._pool or ThreadPoolExecutor(1)
-        best = Best(self._evaluated.best_step, self._data.METRIC.name)
+        metric = self._data.METRIC
+        best = Best(self._evaluated.best_step, metric.name, metric.label)
         self._plot = self._pool.submit(self._attempt, str(self._run.plot_path), self._draw_losses, best)
         self._evaluated = None
 

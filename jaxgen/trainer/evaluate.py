@@ -16,12 +16,13 @@ from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.predictor import DecodingConfig, Predictor
 from jaxgen.inference.sampler import Sampler
 from jaxgen.jitted import CACHE_SIZE
+from jaxgen.plots import AttentionMap
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import EvalSet
 from jaxgen.training.data_parallel import make_global_mesh, shard_batch, shard_evaluation, unreplicate
 from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES, Rates, make_optimizer
 from jaxgen.training.param_kinds import Kinds, param_kinds
-from jaxgen.types import AttentionMap, Params
+from jaxgen.types import Params
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgen.errors import DataError
+from jaxgen.errors import DataError, counted
+from jaxgen.plots import Picture, draw_rates
 from jaxgen.runs.config import TrainConfig
 from jaxgen.trainer.callbacks import Emit
 from jaxgen.trainer.run import trial
@@ -27,6 +28,13 @@ class RateTest(NamedTuple):
     rates: tuple[float, ...]
     losses: tuple[float, ...]  # smoothed
     suggestion: float
+
+    def plot(self) -> Picture:
+        """The losses over the rates."""
+        return Picture.drawn(lambda file: draw_rates(self.rates, self.losses, self.suggestion, file))
+
+    def __repr__(self) -> str:
+        return f"<jaxgen.RateTest: suggestion {self.suggestion:.2g}, {counted(len(self.rates), 'rate')}>"
 
 
 def find_lr(

@@ -102,6 +102,9 @@ class Trainer:
         self.state = state if self.devices == 1 else shard_state(make_global_mesh(self.devices), state)
         return self
 
+    def __repr__(self) -> str:
+        return f"<jaxgen.Trainer {str(self.run)!r}: {self.config.task}, {counted(self.total_steps, 'step')}>"
+
     def set_progress(self, progress: ProgressState) -> Trainer:
         """Set the progress, and the learning rate that follows from its number of rollbacks."""
         self.progress = progress

@@ -20,6 +20,7 @@ from jaxgen.data.tables import HEADERS, FirstRow, shared_files_notes
 from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import STRICT, replace_file
 from jaxgen.metrics import caption_scores
+from jaxgen.plots import AttentionMap
 from jaxgen.runs.config import Beam, Fraction, NotNegative, Size, TrainConfig
 from jaxgen.runs.groups import Group
 from jaxgen.tasks.base import Inference, Metric, Names, changed_flags, check_same_level, shell_command
@@ -31,7 +32,6 @@ from jaxgen.tasks.rows import RowSplits, refuse_builtin, refuse_flags, train_and
 from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqConfig, Seq2SeqData, TextWriter
 from jaxgen.tokenizers import SavedTokenizer
 from jaxgen.tokenizers.base import EOS, Tokenizer
-from jaxgen.types import AttentionMap
 
 #: Settings that have no effect if features are given instead of images.
 IMAGE_SETTINGS = ("image_size", "patch", "widths", "blocks", "flips", "grays", "strict")
@@ -223,7 +223,8 @@ class CaptionCodec(TextWriter):
         """Returns attention ``weights`` [.., S], labelled with the tokens of the caption and positions of the image."""
         written = self.written(output.tokens)[: output.tokens.size + output.ended]
         labels = [str(place + 1) for place in range(weights.shape[-1])]
-        return AttentionMap(labels, written, weights[: len(written)], self.encode(source) if self.of_images else None)
+        image, texts = self.encode(source) if self.of_images else None, (("output", self.written_text(output)["text"]),)
+        return AttentionMap(labels, written, weights[: len(written)], image, texts)
 
     def to_json(self) -> dict[str, object]:
         """Returns the JSON values that ``load_strict`` reads."""
@@ -372,7 +373,7 @@ class CaptionData(Seq2SeqData):
     Config: ClassVar[type[TrainConfig]] = CaptionConfig
     Objective: ClassVar[Any] = CaptionTask
     Codec: ClassVar[type[CaptionCodec]] = CaptionCodec
-    METRIC: ClassVar[Metric] = Metric("val_cider", higher_is_better=True)
+    METRIC: ClassVar[Metric] = Metric("val_cider", higher_is_better=True, label="CIDEr-D (of 10)")
     UNIT: ClassVar[str] = "images"
 
     read = staticmethod(read_captioned)

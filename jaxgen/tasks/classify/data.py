@@ -282,7 +282,7 @@ class ClassifyData(RowsData):
     Config: ClassVar[type[TrainConfig]] = ClassifyConfig
     Objective: ClassVar[Any] = ClassifyTask
     Codec: ClassVar[type[ClassifyCodec]] = ClassifyCodec
-    METRIC: ClassVar[Metric] = Metric("val_accuracy", higher_is_better=True)
+    METRIC: ClassVar[Metric] = Metric("val_accuracy", higher_is_better=True, label="accuracy (share of texts)")
     UNIT: ClassVar[str] = "texts"
     TARGET: ClassVar[str] = "text"
 

@@ -21,6 +21,7 @@ from jaxgen.data.tables import HEADERS, Column, Pairs, Table, read_table, shared
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import STRICT
 from jaxgen.metrics import ORDERS, bleu
+from jaxgen.plots import AttentionMap
 from jaxgen.runs.config import Fraction, Positive, Size, TrainConfig
 from jaxgen.runs.groups import Group
 from jaxgen.tasks.base import Metric, Names, changed_flags, check_header, check_same_level, echo_command, shell_command
@@ -41,7 +42,6 @@ from jaxgen.tasks.translate.objective import TranslateTask
 from jaxgen.text import whole_lines
 from jaxgen.tokenizers import SavedTokenizer
 from jaxgen.tokenizers.base import Tokenizer
-from jaxgen.types import AttentionMap
 
 _DATES = {"hidden": 128, "layers": 1, "embed": 32, "batch_size": 64, "bidirectional": True, "lr": 5e-3, "steps": 800}
 _SENTENCES = {"level": "bpe", "vocab_size": 5000, "cell": "gru", "hidden": 384, "layers": 1, "embed": 256}
@@ -159,7 +159,8 @@ class TranslateCodec(TextReader, TextWriter):
         """Returns attention ``weights`` [.., S], labelled with the tokens of the translation and of the source."""
         labels = [token_label(self.source, i) for i in self.encode(text)]
         written = self.written(output.tokens)[: output.tokens.size + output.ended]
-        return AttentionMap(labels, written, weights[: len(written), : len(labels)])
+        texts = (("source", text), ("output", self.written_text(output)["text"]))
+        return AttentionMap(labels, written, weights[: len(written), : len(labels)], texts=texts)
 
     def to_json(self) -> dict[str, object]:
         """Returns the JSON values that ``load_strict`` reads."""
@@ -269,7 +270,7 @@ class TranslateData(Seq2SeqData):
     Config: ClassVar[type[TrainConfig]] = TranslateConfig
     Objective: ClassVar[Any] = TranslateTask
     Codec: ClassVar[type[TranslateCodec]] = TranslateCodec
-    METRIC: ClassVar[Metric] = Metric("val_bleu", higher_is_better=True)
+    METRIC: ClassVar[Metric] = Metric("val_bleu", higher_is_better=True, label="BLEU (of 100)")
     UNIT: ClassVar[str] = "pairs"
 
     read = staticmethod(read_pairs)
