@@ -162,8 +162,9 @@ def parse(
         }
     config = validate(kind, given)
     for name, known in names.items():
-        if (chosen := getattr(config, name, None)) is not None:
-            choose(chosen, known, name)
+        chosen = getattr(config, name, None)
+        for each in chosen if isinstance(chosen, tuple) else () if chosen is None else (chosen,):
+            choose(each, known, name)
     return config, {flag.name: texts.get(flag.name, found[flag.field]) for flag in extra}
 
 

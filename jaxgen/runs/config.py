@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 
 import jax
 import jaxlib
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from jaxgen.errors import CheckpointError, UsageError, check_kind, choose, to_python
 from jaxgen.fsutil import json_sha256
@@ -38,6 +47,14 @@ Beam = Annotated[int, Field(ge=0, le=MAX_BEAM)]
 #: JAX silently wraps larger seeds.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+#: One name or several. A single name needs no list, for example in a TOML file: data = "book.txt".
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
 #: The largest configuration file that is read.
 MAX_CONFIG_BYTES = 2**20
 #: The longest name of a file or folder, in bytes, and the longest part of a wrong value in a message, in characters.
@@ -58,7 +75,7 @@ class TrainConfig(BaseModel):
     examples: ClassVar[tuple[str, ...]] = ()
     #: Fields that a resumed run may change.
     may_change: ClassVar[frozenset[str]] = frozenset(
-        {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "on_nan", "tensorboard", "run"}
+        {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "on_nan", "log", "run"}
     )
 
     #: Fields that name data files. A resumed run may find the same data elsewhere.
@@ -147,8 +164,9 @@ class TrainConfig(BaseModel):
     half the learning rate (5 times at most)."""
     init_from: str | None = None
     """Start from the best weights of another run, given by its folder."""
-    tensorboard: bool = False
-    """Also write TensorBoard events (needs the extra jaxgen[tb])."""
+    log: Names = ()
+    """Also send the metrics, settings and samples to these trackers. csv writes metrics.csv; the others need the extra
+    of their name, for example jaxgen[wandb]. none, for a resumed run: to none any more."""
 
     if not TYPE_CHECKING:  # type checkers derive the arguments from the fields
 
@@ -191,6 +209,11 @@ class TrainConfig(BaseModel):
     def _can_be_a_folder(cls, value: str | None, info: ValidationInfo) -> str | None:
         check_folder(value, f"--{str(info.field_name).replace('_', '-')}")
         return value
+
+    @field_validator("log")
+    @classmethod
+    def _none_is_empty(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return () if names == ("none",) else names
 
     @field_validator("cell_options", "block_options")
     @classmethod

@@ -20,8 +20,8 @@ from jaxgen.data.tables import HEADERS, FirstRow, shared_files_notes
 from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import STRICT, replace_file
 from jaxgen.metrics import caption_scores
-from jaxgen.runs.config import Beam, Fraction, NotNegative, Size, TrainConfig
-from jaxgen.tasks.base import Inference, Metric, Names, changed_flags, check_same_level, shell_command
+from jaxgen.runs.config import Beam, Fraction, Names, NotNegative, Size, TrainConfig
+from jaxgen.tasks.base import Inference, Metric, changed_flags, check_same_level, shell_command
 from jaxgen.tasks.caption.annotations import find_captions, match_captions, read_captions
 from jaxgen.tasks.caption.images import describe_skipped, find_images, read_features, read_image, read_images
 from jaxgen.tasks.caption.objective import CaptionTask, is_image

@@ -21,8 +21,8 @@ from jaxgen.data.tables import HEADERS, Column, Pairs, Table, read_table, shared
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import STRICT
 from jaxgen.metrics import ORDERS, bleu
-from jaxgen.runs.config import Fraction, Positive, Size, TrainConfig
-from jaxgen.tasks.base import Metric, Names, changed_flags, check_header, check_same_level, echo_command, shell_command
+from jaxgen.runs.config import Fraction, Names, Positive, Size, TrainConfig
+from jaxgen.tasks.base import Metric, changed_flags, check_header, check_same_level, echo_command, shell_command
 from jaxgen.tasks.rows import (
     SPACED_LEVELS,
     RowSplits,
