@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
+import shlex
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -51,6 +55,7 @@ class Tracker(Callback):
 
     NAME: ClassVar[str]  # in ``--log``; also the name of its extra
     PACKAGE: ClassVar[str] = ""  # what it imports
+    where: str = ""  # where the run can be seen, which ``open`` may set
 
     def __init__(self) -> None:
         # A folder of this name, such as wandb makes, looks like a package without an origin.
@@ -97,6 +102,8 @@ class Tracker(Callback):
         self._run, self._is_open, self._failed, self._complete = RunDirectory(event.run), False, False, False
         self._position = Position()
         self._attempt(self._connect, event.first_step)
+        if self._is_open and self.where:
+            self.note(f"{self.NAME}: {self.where}")
         self._attempt(self.send, event.first_step)
 
     def on_sample(self, event: Sampled) -> None:
@@ -284,20 +291,40 @@ class Wandb(Tracker):
     def open(self, run: RunDirectory, settings: Mapping[str, Any], known: Mapping[str, str]) -> Mapping[str, str]:
         import wandb
 
-        project = os.environ.get("WANDB_PROJECT") or PROJECT
-        chosen = {name: value for name, value in self._options.items() if value is not None}
-        new = {"project": project, "name": run.path.name, "id": uuid.uuid4().hex[:8]}
-        self._wandb = wandb.init(
-            **{**new, **known, **chosen},
-            config=dict(settings),
-            dir=str(run.path),
-            resume="allow",
-            reinit="create_new",
-            settings=wandb.Settings(console="off", silent=True),
-        )
+        defaults = {
+            "project": known.get("project") or os.environ.get("WANDB_PROJECT") or PROJECT,
+            "name": run.path.name,
+            "id": known.get("id") or uuid.uuid4().hex[:8],
+            "config": dict(settings),
+            "dir": str(run.path),
+            "resume": "allow",
+            "reinit": "create_new",  # a run of the user's may be active
+            "settings": wandb.Settings(console="off", silent=True),
+        }
+        options = {**defaults, **{name: value for name, value in self._options.items() if value is not None}}
+        online = (options.get("mode") or os.environ.get("WANDB_MODE") or "online") == "online"
+        if online and not self._log_in():
+            options["mode"] = "offline"
+        self._wandb = wandb.init(**options)
         self._wandb.define_metric("step", hidden=True)
         self._wandb.define_metric("*", step_metric="step")
+        if self._wandb.offline:
+            why = " (no `wandb login`, or no network)" if online else ""
+            folder = shlex.quote(str(Path(self._wandb.dir).parent))
+            self.where = f"offline{why}; `wandb sync {folder}` sends the run"
+        else:
+            self.where = str(self._wandb.url)
         return {"id": self._wandb.id, "project": self._wandb.project}
+
+    def _log_in(self) -> bool:
+        """Whether there is a login and a network. ``init`` would wait for an answer, or long for the network."""
+        import wandb
+
+        try:
+            with redirect_stderr(io.StringIO()):  # it says which key it found
+                return bool(wandb.login(prompt=False))
+        except wandb.errors.CommError:
+            return False
 
     def log_row(self, step: int, row: Mapping[str, float]) -> None:
         # Numbered by how many rows were sent: Weights & Biases drops rows whose number is not a new one.
@@ -344,15 +371,19 @@ class MLflow(Tracker):
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
+        logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it reports each table that it makes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # by default it waits 4 minutes for a server
         self._client = client = MlflowClient(tracking_uri=self._uri)
+        experiment = self._experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
+        name = self._name or run.path.name
+        self.where = f"the run {name!r} of the experiment {experiment!r}; `mlflow ui` shows it"
         if known:
             self._id = known["id"]
             client.update_run(self._id, status="RUNNING")
             return known
-        name = self._experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
-        experiment = client.get_experiment_by_name(name)
-        id = client.create_experiment(name) if experiment is None else experiment.experiment_id
-        self._id = client.create_run(id, run_name=self._name or run.path.name, tags=self._tags).info.run_id
+        found = client.get_experiment_by_name(experiment)
+        id = client.create_experiment(experiment) if found is None else found.experiment_id
+        self._id = client.create_run(id, run_name=name, tags=self._tags).info.run_id
         params = [Param(name, text[:MAX_PARAM]) for name, text in flat(settings).items()]
         for first in range(0, len(params), MAX_PARAMS):
             client.log_batch(self._id, params=params[first : first + MAX_PARAMS])
@@ -388,25 +419,42 @@ class Trackio(Tracker):
         self._options = {"project": project, "name": name, **options}
 
     def open(self, run: RunDirectory, settings: Mapping[str, Any], known: Mapping[str, str]) -> Mapping[str, str]:
+        import matplotlib.figure  # noqa: F401  trackio does, and would not wait for a thread of ours that does too
         import trackio
 
-        name = f"{run.path.name}-{uuid.uuid4().hex[:6]}"  # the name is what trackio finds a run by
-        new = {"project": os.environ.get("TRACKIO_PROJECT") or PROJECT, "name": name}
-        chosen = {name: value for name, value in self._options.items() if value is not None}
-        options = {**new, **chosen, **known}
-        self._trackio = trackio.init(**options, config=dict(settings), resume="allow", embed=False)
-        return {"project": options["project"], "name": options["name"]}
+        defaults = {
+            "project": known.get("project") or os.environ.get("TRACKIO_PROJECT") or PROJECT,
+            "name": known.get("name") or f"{run.path.name}-{uuid.uuid4().hex[:6]}",  # trackio finds a run by its name
+            "config": dict(settings),
+            "resume": "allow",
+            "embed": False,
+        }
+        options = {**defaults, **{name: value for name, value in self._options.items() if value is not None}}
+        self._trackio = trackio.init(**options)
+        project, name = options["project"], options["name"]
+        show = f"`trackio show --project {shlex.quote(project)}`"
+        self.where = f"the run {name!r} of the project {project!r}; {show} shows it"
+        return {"project": project, "name": name}
 
     def log_row(self, step: int, row: Mapping[str, float]) -> None:
-        self._trackio.log(dict(row), step=step)
+        self._log(dict(row), step)
 
     def log_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
         import trackio
 
-        self._trackio.log({title: trackio.Markdown(fenced(text)) for title, text in samples}, step=step)
+        self._log({f"samples/{title}": trackio.Markdown(fenced(text)) for title, text in samples}, step)
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        with warnings.catch_warnings(record=True) as caught:  # trackio warns of what it loses
+            warnings.simplefilter("always")
+            self._trackio.log(values, step=step)
+        if caught:
+            raise RuntimeError(caught[0].message)
 
     def close(self, complete: bool) -> None:
-        self._trackio.finish()
+        import trackio
+
+        trackio.finish()
 
 
 #: Trackers by the name that ``--log`` gives.
