@@ -25,7 +25,7 @@ DESCRIPTION = """Show in which settings runs differ and what each reached; runs 
 
 
 #: Settings that change no figure, and the length of a run, which is compared in steps.
-NO_RESULT = ("run", "sample_every", "tensorboard", "steps", "epochs", "minutes")
+NO_RESULT = ("run", "sample_every", "log", "steps", "epochs", "minutes")
 
 
 class CompareConfig(BaseModel):

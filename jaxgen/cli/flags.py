@@ -127,8 +127,9 @@ def parse(
     given = {} if default is None else {name: getattr(default, name) for name in default.model_fields_set}
     config = validate(kind, {**given, **{name: written[name] for name in kind.model_fields if name in written}})
     for name, known in names.items():
-        if (chosen := getattr(config, name, None)) is not None:
-            choose(chosen, known, name)
+        chosen = getattr(config, name, None)
+        for each in chosen if isinstance(chosen, tuple) else () if chosen is None else (chosen,):
+            choose(each, known, name)
     return config, {flag.name: written.get(flag.name, flag.default) for flag in extra}
 
 

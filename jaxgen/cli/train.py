@@ -261,6 +261,7 @@ def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:
     from jaxgen.models.classifier import POOLINGS
     from jaxgen.tasks.registry import model_names
     from jaxgen.tokenizers import TOKENIZERS
+    from jaxgen.trainer.trackers import TRACKERS
     from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES
 
     return {
@@ -269,6 +270,7 @@ def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:
         "cell": CELLS,
         "layout": BATCHES,
         "level": TOKENIZERS,
+        "log": [*TRACKERS, "none"],
         "model": model_names(kind.task),
         "pooling": POOLINGS,
         "optimizer": OPTIMIZERS,

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 
 import jax
 import jaxlib
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from jaxgen.errors import CheckpointError, UsageError, check_kind, choose, to_python
 from jaxgen.fsutil import json_sha256
@@ -39,6 +48,14 @@ MAX_BEAM = 64
 Beam = Annotated[int, Field(ge=0, le=MAX_BEAM)]
 #: JAX silently wraps larger seeds.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+#: One name or several. A single name needs no list, for example in a TOML file: data = "book.txt".
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 #: The largest configuration file that is read.
 MAX_CONFIG_BYTES = 2**20
@@ -67,7 +84,7 @@ class TrainConfig(BaseModel):
     examples: ClassVar[tuple[str, ...]] = ()
     #: Fields that a resumed run may change.
     may_change: ClassVar[frozenset[str]] = frozenset(
-        {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "on_nan", "tensorboard", "run"}
+        {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "on_nan", "log", "run"}
     )
 
     #: Fields that name data files. A resumed run may find the same data elsewhere.
@@ -159,8 +176,9 @@ class TrainConfig(BaseModel):
     """Steps between evaluations, each followed by a checkpoint. Default: a tenth of the run. 0: only at the end."""
     sample_every: NotNegative | None = None
     """Steps between printed samples. Default: with each evaluation. 0: only at the end."""
-    tensorboard: bool = False
-    """Also write TensorBoard events (needs the extra jaxgen[tb])."""
+    log: Names = ()
+    """Also send the metrics, settings and samples to these trackers. csv writes metrics.csv; the others need the extra
+    of their name, for example jaxgen[wandb]. none, for a resumed run: to none any more."""
 
     in_devices: ClassVar[Group] = Group("Several devices")
     devices: Positive | None = None
@@ -212,6 +230,11 @@ class TrainConfig(BaseModel):
     def _can_be_a_folder(cls, value: str | None, info: ValidationInfo) -> str | None:
         check_folder(value, f"--{str(info.field_name).replace('_', '-')}")
         return value
+
+    @field_validator("log")
+    @classmethod
+    def _none_is_empty(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return () if names == ("none",) else names
 
     @field_validator("cell_options", "block_options")
     @classmethod

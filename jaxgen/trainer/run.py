@@ -38,6 +38,7 @@ from jaxgen.trainer.evaluate import build_optimizer
 from jaxgen.trainer.process_group import ProcessGroup
 from jaxgen.trainer.progress_state import ProgressState
 from jaxgen.trainer.recorder import NullRecorder, Recorder, make_recorder
+from jaxgen.trainer.trackers import make_trackers
 from jaxgen.trainer.trainer import Trainer
 from jaxgen.training.data_parallel import data_parallel_size
 from jaxgen.training.step import TrainState, create_state
@@ -293,10 +294,7 @@ def _prepare(
 ) -> tuple[Any, TaskData, dict[str, Any], Params | None]:
     """The task, its data, the resolved settings and the first weights, if they are given; nothing is written."""
     build_optimizer(config)
-    if config.tensorboard:
-        from jaxgen.trainer.tensorboard import require_tensorboard
-
-        require_tensorboard()
+    make_trackers(config.log)
     if source is None and config.init_from is not None:
         source = run = LoadedRun.open(config.init_from)
         if run.config.task != config.task:

@@ -21,9 +21,9 @@ from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import STRICT, replace_file
 from jaxgen.metrics import caption_scores
 from jaxgen.plots import AttentionMap
-from jaxgen.runs.config import Beam, Fraction, NotNegative, Size, TrainConfig
+from jaxgen.runs.config import Beam, Fraction, Names, NotNegative, Size, TrainConfig
 from jaxgen.runs.groups import Group
-from jaxgen.tasks.base import Inference, Metric, Names, changed_flags, check_same_level, shell_command
+from jaxgen.tasks.base import Inference, Metric, changed_flags, check_same_level, shell_command
 from jaxgen.tasks.caption.annotations import find_captions, match_captions, read_captions
 from jaxgen.tasks.caption.images import describe_skipped, find_images, read_features, read_image, read_images
 from jaxgen.tasks.caption.objective import CaptionTask, is_image

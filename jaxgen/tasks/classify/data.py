@@ -28,13 +28,12 @@ from jaxgen.data.tables import HEADERS, Column, Labelled, Table, read_table, sha
 from jaxgen.errors import DataError, UsageError, counted, listed
 from jaxgen.fsutil import STRICT, replace_file
 from jaxgen.metrics import classification_metrics, confusion_lines, confusion_text
-from jaxgen.runs.config import Fraction, TrainConfig
+from jaxgen.runs.config import Fraction, Names, TrainConfig
 from jaxgen.runs.groups import Group
 from jaxgen.tasks.base import (
     Example,
     Inference,
     Metric,
-    Names,
     check_header,
     check_same_level,
     echo_command,

@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 
 from jaxgen.data.batches import BATCHES
 from jaxgen.errors import choose
-from jaxgen.runs.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
+from jaxgen.runs.config import MAX_SIZE, Fraction, Names, Positive, Size, TrainConfig
 from jaxgen.runs.groups import Group
-from jaxgen.tasks.base import Names, VocabSize, changed_flags, check_at_most_one, check_header, check_level
+from jaxgen.tasks.base import VocabSize, changed_flags, check_at_most_one, check_header, check_level
 from jaxgen.text import Reading
 
 #: Longer n-grams almost never occur twice.

@@ -22,9 +22,9 @@ from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import STRICT
 from jaxgen.metrics import ORDERS, bleu
 from jaxgen.plots import AttentionMap
-from jaxgen.runs.config import Fraction, Positive, Size, TrainConfig
+from jaxgen.runs.config import Fraction, Names, Positive, Size, TrainConfig
 from jaxgen.runs.groups import Group
-from jaxgen.tasks.base import Metric, Names, changed_flags, check_header, check_same_level, echo_command, shell_command
+from jaxgen.tasks.base import Metric, changed_flags, check_header, check_same_level, echo_command, shell_command
 from jaxgen.tasks.rows import (
     SPACED_LEVELS,
     RowSplits,
