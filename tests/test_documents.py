@@ -38,7 +38,7 @@ OTHERS = {
     "doctor": (DoctorConfig, ()),
     "evaluate": (EvaluateConfig, ("--json", "--no-plot")),
     "info": (InfoConfig, ("--json",)),
-    "runs": (RunsConfig, ("--json",)),
+    "runs": (RunsConfig, ("--json", "--prune", "--yes")),
     "replay": (ReplayConfig, ()),
     "score": (ScoreConfig, ("--json",)),
 }
