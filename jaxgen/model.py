@@ -51,6 +51,7 @@ def train(
     task: str = "language",
     run: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    data_changed: str = "refuse",
     progress: bool = True,
     callbacks: Sequence[Callback] | None = None,
     **settings: Any,
@@ -60,13 +61,15 @@ def train(
     ``jaxgen.train("book.txt", level="word", minutes=2).generate("Once upon")``
 
     Args:
-        data: A string with a line break is a text; any other names a file, a folder or a data set. Paths are files. An
-            iterable of strings is separate texts, each with an end. A table of pandas, polars or ``datasets``, or a
-            dictionary of columns, is read by ``text_column=...`` and the like. Default: the task's own data.
+        data: A string with a line break is a text; any other names a file, a folder, a URL or a data set. Paths are
+            files. An iterable of strings is separate texts, each with an end. A table of pandas, polars or
+            ``datasets``, a dictionary of columns or an iterable of dictionaries is read by ``text_column=...`` and the
+            like. Default: the task's own data. ``val_data=`` and ``test_data=`` are read as ``data``.
         text: A text, or an iterable of texts, whatever they look like.
         task: ``language``, ``classify``, ``translate`` or ``caption``.
         run: The folder of the run. Default: a new one in ``runs/``.
         resume: Continue the run if it exists. The data and settings need not be repeated.
+        data_changed: "refuse" or "accept" data of a run that have changed since.
         progress: Show the progress.
         callbacks: Called by the training loop.
         settings: Those of ``train.py``, with underscores: ``batch_size=16`` is ``--batch-size 16``.
@@ -88,7 +91,7 @@ def train(
     try:
         emit = _for_python(screen) if progress else None
         if run is not None and resume and RunDirectory(run).exists():
-            trainer = runs.resume(run, _changed(run, task, given), emit, callbacks=callbacks)
+            trainer = runs.resume(run, _changed(run, task, given), emit, data_changed, callbacks)
         else:
             trainer = runs.start(kind(**given, **({} if run is None else {"run": run})), emit, callbacks)
         trainer.train()

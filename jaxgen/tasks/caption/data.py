@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, Strict, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from jaxgen.data.files import NO_PROGRESS, FilesDigest, ProgressReporter, expand_path, read_bytes
+from jaxgen.data.files import NO_PROGRESS, FilesDigest, ProgressReporter, expand_path, local_path, read_bytes
 from jaxgen.data.tables import HEADERS, FirstRow, shared_files_notes
 from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import STRICT, replace_file
@@ -328,7 +328,7 @@ def _read(data: Sequence[str], captions: str | None, config: CaptionConfig, watc
     folder = place if place.is_dir() else place.parent
     features = None if place.is_dir() else read_features(place)
     there, others = find_images(place, watch) if features is None else (features.names, [])
-    file = expand_path(captions) if captions else find_captions(folder, names=there, **columns)
+    file = local_path(captions, watch) if captions else find_captions(folder, names=there, **columns)
     found = read_captions(file, empty=config.empty, header=HEADERS[config.header], names=there, **columns)
     matched = match_captions(found.captions, there, where=str(place), missing=config.missing, others=others)
     digest, notes = FilesDigest(), []

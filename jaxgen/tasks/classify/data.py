@@ -82,8 +82,8 @@ class ClassifyConfig(RowsConfig):
     in_data: ClassVar[Group] = Group("Data")
     data: Names = ("stdlib-packages",)
     """Built-in set (stdlib-packages; copying, selective-copying, recall, parity, modular-sum), named set (ag_news),
-    CSV, TSV or JSONL files (.gz too) with --text-column and --label-column, or a folder with a subfolder of texts for
-    each label."""
+    CSV, TSV or JSONL files or URLs (.gz too) with --text-column and --label-column, or a folder with a subfolder of
+    texts for each label."""
     text_column: Names | None = None
     """Columns with the text, by name or by position from 1; several are joined by spaces."""
     label_column: str | None = None
@@ -214,7 +214,7 @@ def _read(data: Sequence[str], config: ClassifyConfig, watch: ProgressReporter) 
     if text_columns is None or label_column is None:
         for spec in data:
             if spec not in NAMED:
-                find_paths(spec, LABELLED_SETS)  # data that do not exist are the first thing to report
+                find_paths(spec, LABELLED_SETS, watch)  # data that do not exist are the first thing to report
         raise UsageError(
             f"Which columns of {' '.join(data)} hold the text and the label? Name both with --text-column and "
             "--label-column, by name or by position from 1. Or give a folder with a folder of texts for each label."

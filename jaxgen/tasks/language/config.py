@@ -48,8 +48,8 @@ class LanguageConfig(TrainConfig):
 
     in_data: ClassVar[Group] = Group("Data")
     data: Names = ("python-docs",)
-    """Built-in set (python-docs, python-source), named set (tinyshakespeare, ag_news, multi30k), or files, folders and
-    globs (.gz too)."""
+    """Built-in set (python-docs, python-source), named set (tinyshakespeare, ag_news, multi30k), or files, folders,
+    globs and URLs (.gz too)."""
     val_data: Names | None = None
     """Validation data. Default: the end of the data."""
     val_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None

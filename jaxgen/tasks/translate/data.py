@@ -61,8 +61,8 @@ class TranslateConfig(Seq2SeqConfig):
 
     in_data: ClassVar[Group] = Group("Data")
     data: Names = ("dates",)
-    """Built-in set (dates), named set (multi30k: English to German), two parallel files, the source first (.gz too), or
-    a CSV, TSV or JSONL file with --source-column and --target-column."""
+    """Built-in set (dates), named set (multi30k: English to German), two parallel files or URLs, the source first (.gz
+    too), or a CSV, TSV or JSONL table with --source-column and --target-column."""
     test_data: Names | None = None
     """Test pairs, translated at the end of the run; read like --data."""
     source_column: str | None = None
