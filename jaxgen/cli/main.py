@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "show in which settings runs differ and what each reached",
     "doctor": "print what a bug report needs",
     "evaluate": "measure the texts of a model over several temperatures",
+    "explain": "show the probabilities of the next token after a text",
     "export": "write a model to a file for other programs",
     "import": "make a run from the weights of another program",
     "info": "show a run: data, settings, figures, arrays",
