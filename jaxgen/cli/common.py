@@ -216,11 +216,14 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def log(text: str) -> None:
-    """Write a line to standard error, with control characters escaped; does nothing if that is impossible."""
+def log(text: str, *, painted: bool = False) -> None:
+    """Write a line to standard error; does nothing if that is impossible.
+
+    Control characters are escaped, unless they are the codes of colours in a text of our own (``painted``).
+    """
     if sys.stderr is not None:
         try:
-            print(escape_controls(text), file=sys.stderr, flush=True)
+            print(text if painted else escape_controls(text), file=sys.stderr, flush=True)
         except (OSError, ValueError):  # a full disk, a closed pipe, a terminal that is gone
             discard(sys.stderr)
 

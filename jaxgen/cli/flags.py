@@ -274,6 +274,14 @@ def flag_value(args: Sequence[str], flag: str) -> str | None:
     return seen.get(flag)
 
 
+def fill_value(args: Sequence[str], flag: str, value: str) -> list[str]:
+    """``args`` with ``value`` after each ``flag`` that stands without one."""
+    filled: list[str] = []
+    for word, following in zip(args, [*args[1:], None]):
+        filled += [word, value] if word == flag and (following is None or _is_flag(following)) else [word]
+    return filled
+
+
 def is_written(args: Sequence[str], flag: str) -> bool:
     """Whether ``flag`` occurs in ``args``."""
     return any(_dashed(arg.partition("=")[0]) == flag for arg in args)
