@@ -127,6 +127,15 @@ class Callback:
     The training loop calls callbacks on the main process only, and waits for them. At one step the order is
     ``on_evaluation``, ``on_sample``, ``on_checkpoint``. Logs are written before the checkpoint: a resumed run first
     drops their entries after its checkpoint (``truncate_after``). An exception in a callback ends the run.
+
+    Example:
+        >>> class Losses(jaxgen.Callback):
+        ...     def on_evaluation(self, event):
+        ...         print("step", event.row["step"], event.row["val_loss"] > 0)
+        >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, steps=2, batch_size=4, seq_len=8)
+        >>> _ = jaxgen.start(config, callbacks=[Losses()]).train()
+        step 1 True
+        step 2 True
     """
 
     def on_start(self, event: Started) -> None:
