@@ -28,12 +28,9 @@ exclude_patterns = ["_build", "**.ipynb_checkpoints", "notebooks/README.md"]
 # Pages are written for readers on GitHub too: anchors of headings are GitHub's, and a block ```mermaid is a diagram.
 myst_heading_anchors = 4
 myst_fence_as_directive = ["mermaid"]
-myst_enable_extensions = ["colon_fence"]
 # CI executes the notebooks on its own (jaxgen[docs]); the site shows the outputs that they are saved with.
 nb_execution_mode = "off"
-suppress_warnings = [
-    "misc.highlighting_failure",  # fragments of JSON and YAML with an ellipsis
-]
+suppress_warnings = ["misc.highlighting_failure"]  # shell commands in notebooks
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signatures of array functions are unreadable; Args and Returns say what a caller needs
@@ -49,13 +46,14 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 
-#: Pages of the repository that the site has a copy of.
+#: Links to files that GitHub shows, and the pages of the site that stand for them.
 PROJECT = {"](../CHANGELOG.md": "](generated/changelog.md", "](../CONTRIBUTING.md": "](generated/contributing.md"}
+NOTEBOOKS = {"](README.md": "](../tutorials.md"}
 
 
-def link_to_copies(app, page, source):
-    """Links to files beside ``docs``, which GitHub follows, lead to the copies of the site."""
-    for there, here in PROJECT.items():
+def adapt(app, page, source):
+    """Make links lead to the pages of the site, and list the notebooks."""
+    for there, here in (NOTEBOOKS if page.startswith("notebooks/") else PROJECT).items():
         source[0] = source[0].replace(there, here)
     if page == "tutorials":
         source[0] += list_notebooks(DOCS / "notebooks")
@@ -64,4 +62,4 @@ def link_to_copies(app, page, source):
 def setup(app):
     """Write the pages that repeat code before Sphinx looks for documents."""
     app.connect("config-inited", lambda *_: write_pages(DOCS / "generated"))
-    app.connect("source-read", link_to_copies)
+    app.connect("source-read", adapt)

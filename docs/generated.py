@@ -52,6 +52,8 @@ REGISTRIES = {
     "TOKENIZERS": "tokenizers",
     "TRANSFORMS": "sampling",
 }
+#: Fields of blocks that models fill in.
+GIVEN = ("cell", "dropout", "form", "layer", "layers", "locked")
 
 
 def write_pages(folder: Path) -> None:
@@ -255,16 +257,10 @@ def _options(kind: Any) -> Iterator[str]:
     if hasattr(kind, "OPTIONS"):
         yield from (f"`{name}`" for name in kind.OPTIONS)
     elif inspect.isclass(kind) and is_dataclass(kind):
-        shared = {field.name for field in dataclass_fields(Cell)} | {
-            "cell",
-            "form",
-            "layer",
-            "layers",
-            "dropout",
-            "locked",
-        }
-        own = shared if issubclass(kind, nn.Module) else set()
-        yield from (f"`{field.name}`" for field in dataclass_fields(kind) if field.name not in own)
+        other = set()
+        if issubclass(kind, nn.Module):
+            other = {field.name for field in dataclass_fields(Cell)} | set(GIVEN)
+        yield from (f"`{field.name}`" for field in dataclass_fields(kind) if field.name not in other)
 
 
 # --- Markdown

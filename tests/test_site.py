@@ -6,8 +6,11 @@ import doctest
 import importlib.util
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import jax
 import jax.numpy as jnp
@@ -69,14 +72,40 @@ def test_the_example_of_a_public_name_gives_what_it_says(name, folder, capsys):
     assert not runner.failures, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", ["exactness", "files", "fine_tuning", "serving"])
-def test_the_examples_of_a_page_run_in_a_folder_with_a_run(page, folder):
+def run_page(page, **replaced):
+    """Run the Python examples of a page, with some of its text replaced; returns what they define."""
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    for there, here in replaced.items():
+        assert there in code
+        code = code.replace(there, here)
     scope: dict = {}
-    exec(compile("\n".join(blocks), f"docs/{page}.md", "exec"), scope)
-    if server := scope.get("server"):
-        server.server_close()
+    exec(compile(code, f"docs/{page}.md", "exec"), scope)
+    return scope
+
+
+@pytest.mark.parametrize("page", ["exactness", "files", "fine_tuning"])
+def test_the_examples_of_a_page_run_in_a_folder_with_a_run(page, folder):
+    run_page(page)
+
+
+@pytest.mark.slow
+def test_the_first_example_trains_and_writes(folder, capsys):
+    run_page("start", preset="steps=2, preset")
+    assert len(capsys.readouterr().out) >= 200
+
+
+def test_the_worked_service_answers_and_refuses_what_it_cannot_read(folder):
+    server = run_page("serving", **{"8000": "0"})["server"]
+    address = f"http://127.0.0.1:{server.server_port}"
+    with server, ThreadPoolExecutor(1) as pool:
+        served = pool.submit(lambda: [server.handle_request() for _ in range(3)])
+        first, again = (urlopen(f"{address}/?prompt=the+&seed=3").read().decode() for _ in range(2))
+        with pytest.raises(HTTPError, match="400"):
+            urlopen(f"{address}/?seed=many")
+        served.result()
+    assert first == again
+    assert len(first) == 200
 
 
 @pytest.fixture(scope="module")
