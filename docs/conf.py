@@ -35,11 +35,14 @@ suppress_warnings = ["misc.highlighting_failure"]  # shell commands in notebooks
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signatures of array functions are unreadable; Args and Returns say what a caller needs
 autodoc_preserve_defaults = True
+toc_object_entries_show_parents = "hide"
 autodoc_class_signature = "mixed"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
 html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_title = f"jaxgen {release}"
 html_show_sphinx = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

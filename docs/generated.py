@@ -21,6 +21,7 @@ from jaxgen import api
 from jaxgen.cells import Cell
 from jaxgen.cli.flags import COMMON
 from jaxgen.cli.main import COMMANDS, MODULES
+from jaxgen.cli.train import DEFAULT_TASK
 from jaxgen.data.datasets import BUILTIN, NAMED
 from jaxgen.models.blocks import BLOCKS
 from jaxgen.tasks.registry import DATA
@@ -123,15 +124,15 @@ def flags_page() -> str:
         "with underscores: `--batch-size 16` is `batch_size=16`. `--help` shows the same in a terminal. "
         "[training.md](../training.md) and [sampling.md](../sampling.md) explain the most useful ones.",
     ]
-    train = {task: parsed_by("train", task) for task in DATA}
+    train = {task: parsed_by("train", task) for task in sorted(DATA, key=lambda task: task != DEFAULT_TASK)}
     shared = set.intersection(*({*asked["kind"].model_fields} for asked in train.values()))
     for task, asked in train.items():
         presets = [(f"`--preset {name}`", text) for name, (text, _) in asked["kind"].presets.items()]
         own = [name for name in asked["kind"].model_fields if name not in shared]
         parts += [f"## train.py {task}", _first_line(asked["kind"]), _table(("preset", ""), presets)]
         parts += [_flag_table(asked, own)]
-    asked = train["language"]
-    parts += ["## train.py: flags of every task", "Defaults are those of `language` without a preset."]
+    asked = train[DEFAULT_TASK]
+    parts += ["## train.py: flags of every task", f"Defaults are those of `{DEFAULT_TASK}` without a preset."]
     parts += [_flag_table(asked, [name for name in asked["kind"].model_fields if name in shared], extra=True)]
     for command, about in COMMANDS.items():
         if command != "train":
@@ -215,8 +216,8 @@ def _entry(name: str) -> str:
         settings = hasattr(value, "model_fields")
         members = "" if settings else "\n   :members:"
         more = "\n\nIts fields are the [flags](flags.md)." if settings else ""
-        return f"### {name}\n\n```{{eval-rst}}\n.. autoclass:: jaxgen.api.{name}{members}\n```{more}"
-    return f"### {name}\n\n```{{eval-rst}}\n.. autofunction:: jaxgen.api.{name}\n```"
+        return f"```{{eval-rst}}\n.. autoclass:: jaxgen.{name}{members}\n```{more}"
+    return f"```{{eval-rst}}\n.. autofunction:: jaxgen.{name}\n```"
 
 
 # --- parts
@@ -276,11 +277,13 @@ def _first_line(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """A docstring's sentence as Markdown: literals in single backquotes; no signs that make HTML, math or a cell."""
-    words = re.split(r"(``.*?``|`[^`]*`)", " ".join(text.split()))
-    return "".join(
-        f"`{word.strip('`')}`" if word.startswith("`") else re.sub(r"([<*_\[\]])", r"\\\1", word) for word in words
-    ).replace("|", "\\|")
+    """A docstring's sentence as Markdown: literals and flags as code; no signs that make HTML, math or a cell."""
+    words = re.split(r"(``.*?``|`[^`]*`|(?<![\w-])--[a-z][a-z-]*)", " ".join(text.split()))
+    shown = (
+        f"`{word.strip('`')}`" if word.startswith(("`", "--")) else re.sub(r"([<*_\[\]])", r"\\\1", word)
+        for word in words
+    )
+    return "".join(shown).replace("|", "\\|")
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
