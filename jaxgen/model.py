@@ -77,6 +77,12 @@ def train(
     Raises:
         UsageError, DataError, CheckpointError: An input cannot be used.
         Interrupted: The run was stopped, and is saved; ``resume=True`` continues it.
+
+    Example:
+        >>> texts = ["the cat sat", "the dog ran"] * 50
+        >>> model = jaxgen.train(texts, hidden=8, steps=2, batch_size=2, seq_len=8, progress=False)
+        >>> model.config.hidden
+        8
     """
     prepare_process()
     need_backend()
@@ -122,7 +128,13 @@ def _for_python(screen: Screen) -> Any:
 
 
 def load(run: str | os.PathLike[str] | None = None) -> Model:
-    """The model of a run; by default the newest in ``runs/``. Raises ``CheckpointError`` if there is none."""
+    """The model of a run; by default the newest in ``runs/``. Raises ``CheckpointError`` if there is none.
+
+    Example:
+        >>> model = jaxgen.load("runs/language-1")
+        >>> len(model.generate("the ", length=20, temperature=0.7, seed=1))
+        20
+    """
     prepare_process()
     need_backend()
     return Model(run)
@@ -134,6 +146,15 @@ class Model:
     Attributes:
         config: The settings of the run.
         tokenizer: Encodes inputs and decodes outputs.
+
+    Example:
+        >>> model = jaxgen.load("runs/language-1")
+        >>> len(model.generate("the ", num_samples=3, length=20, top_p=0.95))
+        3
+        >>> model.score("the cat").tokens
+        7
+        >>> model.history["step"]
+        [1, 2]
     """
 
     def __init__(self, run: str | os.PathLike[str] | None = None) -> None:

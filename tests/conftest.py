@@ -158,6 +158,7 @@ RUNS = {
     "tasks/test_translate_task.py",
     "test_documents.py",
     "test_examples.py",
+    "test_site.py",
     "tokenizers/test_pieces.py",
     "trainer/test_classify_runs.py",
     "trainer/test_interrupts.py",

@@ -132,6 +132,15 @@ class Callback:
     Attributes:
         stop_reason: Why this callback stops the run (``stop``); None if it does not.
         emit: Where notes go. The training loop sets both when it starts.
+
+    Example:
+        >>> class Losses(jaxgen.Callback):
+        ...     def on_evaluation(self, event):
+        ...         print("step", event.row["step"], event.row["val_loss"] > 0)
+        >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, steps=2, batch_size=4, seq_len=8)
+        >>> _ = jaxgen.start(config, callbacks=[Losses()]).train()
+        step 1 True
+        step 2 True
     """
 
     stop_reason: str | None = None

@@ -155,6 +155,12 @@ def start(
 
     Raises:
         UsageError, DataError, CheckpointError: an input cannot be used. No run is left behind.
+
+    Example:
+        >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, steps=2, batch_size=4, seq_len=8)
+        >>> trainer = jaxgen.start(config)
+        >>> trainer.total_steps
+        2
     """
     check_jax_settings()
     group, began = _check_group(group), time.perf_counter() if began is None else began
@@ -368,6 +374,11 @@ def resume(
         UsageError: other settings differ.
         DataError: the data cannot be read, or have changed.
         CheckpointError: no checkpoint is good.
+
+    Example:
+        >>> trainer = jaxgen.resume("runs/language-1")
+        >>> int(trainer.state.step)
+        2
     """
     check_jax_settings()
     choose(data_changed, ("accept", "refuse"), "value for --data-changed")

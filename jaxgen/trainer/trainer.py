@@ -55,7 +55,15 @@ def steps_per_call(parameters: int, tokens: int) -> int:
 
 
 class Trainer:
-    """One run, new or resumed. Make it with ``jaxgen.start`` or ``jaxgen.resume``, then call ``train``."""
+    """One run, new or resumed. Make it with ``jaxgen.start`` or ``jaxgen.resume``, then call ``train``.
+
+    Example:
+        >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, steps=2, batch_size=4, seq_len=8)
+        >>> trainer = jaxgen.start(config)
+        >>> _ = trainer.train()
+        >>> int(trainer.state.step)
+        2
+    """
 
     state: TrainState  # on the devices; set by ``init_state`` or ``set_state``
 

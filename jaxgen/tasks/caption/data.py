@@ -44,7 +44,12 @@ SCENE_SETS: dict[str, Callable[[int], dict[str, Scenes]]] = {"shapes": shapes}
 
 
 class CaptionConfig(Seq2SeqConfig):
-    """An image in, a sentence about it out: a captioner."""
+    """An image in, a sentence about it out: a captioner.
+
+    Example:
+        >>> jaxgen.CaptionConfig(data="shapes", cell="gru", minutes=5).cell
+        'gru'
+    """
 
     task: ClassVar[str] = "caption"
 

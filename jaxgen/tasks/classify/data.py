@@ -70,7 +70,12 @@ _SEQUENCES |= {"buckets": 4, "lr": 5e-3, "steps": 3000}
 
 
 class ClassifyConfig(RowsConfig):
-    """A text in, a label out: a classifier."""
+    """A text in, a label out: a classifier.
+
+    Example:
+        >>> jaxgen.ClassifyConfig(data="reviews.csv", text_column="text", label_column="stars").data
+        ('reviews.csv',)
+    """
 
     task: ClassVar[str] = "classify"
 

@@ -37,7 +37,12 @@ _LARGE = {"hidden": 1024, "layers": 3, "batch_size": 128, "seq_len": 256, "steps
 
 
 class LanguageConfig(TrainConfig):
-    """Continues texts: a language model, recurrent or an n-gram baseline."""
+    """Continues texts: a language model, recurrent or an n-gram baseline.
+
+    Example:
+        >>> jaxgen.LanguageConfig(data="book.txt", preset="tiny", layers=2).hidden
+        128
+    """
 
     task: ClassVar[str] = "language"
 

@@ -50,7 +50,12 @@ _SENTENCES |= {"lr": 2e-3, "steps": 4000}
 
 
 class TranslateConfig(Seq2SeqConfig):
-    """A text in, another text out: a translator."""
+    """A text in, another text out: a translator.
+
+    Example:
+        >>> jaxgen.TranslateConfig(data="dates", preset="tiny", hidden=64).hidden
+        64
+    """
 
     task: ClassVar[str] = "translate"
 
