@@ -186,7 +186,7 @@ class SampleWriter:
         """Text as standard output takes it, with control characters escaped for a terminal."""
         from jaxgen.tokenizers.base import text_bytes
 
-        exact = getattr(sys.stdout, "errors", None) == "surrogateescape"
+        exact = not self.escape and getattr(sys.stdout, "errors", None) == "surrogateescape"
         text = text_bytes(text).decode("utf-8", "surrogateescape" if exact else "replace")
         if self.escape:
             text = self._held + text
