@@ -62,7 +62,9 @@ def list_runs(args: list[str]) -> None:
     """Parse ``args``, then print the table or remove runs. Raises ``CheckpointError`` if there is no run."""
     args = load_plugins(args)
     flags = [
-        ExtraFlag("folders", tuple[str, ...], (), "Folders with runs (default: runs).", "FOLDER", positional=True),
+        ExtraFlag(
+            "folders", tuple[str, ...], (), "Folders with runs. Without one: runs.", "[FOLDER ...]", positional=True
+        ),
         ExtraFlag("json", bool, False, "Write a JSON object for each run.", negatable=False),
         ExtraFlag(
             "prune",
