@@ -148,6 +148,8 @@ def prune(folders: Sequence[Path], keep: int | None, really: bool, as_json: bool
     going: dict[Path, dict[str, Any]] = {}
     for folder in folders:
         if RunDirectory(folder).exists() or is_unfinished_start(folder):
+            if keep is not None:
+                raise UsageError(f"{folder} is a run, and --keep is for folders of runs: leave one of them out.")
             if problem := why_kept(folder):
                 raise UsageError(f"{folder} {problem}: it cannot be removed.")
             going[folder.resolve()] = {"run": str(folder), "why": "named", "bytes": size(folder)}

@@ -180,7 +180,7 @@ def fetch_url(url: str, note: Callable[[str], None], seen: Seen) -> Path:
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
     target = user_cache() / "downloads" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}-{name[-80:]}"
     may_be_page = name.lower().endswith((".htm", ".html", ".xhtml"))
-    notes = []
+    notes: list[str] = []
 
     def get(url: str, output: str, _: Any) -> None:
         _get(url, output, seen=seen)
@@ -289,6 +289,8 @@ def _get(url: str, output: str, _: Any = None, seen: Seen = lambda done, total: 
                 _check_size(done)
                 stream.write(block)
                 seen(len(block), total)
+            stream.flush()
+            os.fsync(stream.fileno())  # a file that is there is whole, even after a power failure
 
 
 def _check_size(size: int) -> None:
