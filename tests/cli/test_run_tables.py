@@ -150,6 +150,7 @@ def test_runs_that_are_named_are_removed_or_refused(several, command):
     assert "mine.txt" in done.err
     assert {"good", "worse"} <= names(several), "all or nothing"
     (several / "worse" / "mine.txt").unlink()
+    assert command(runs, [*named, "--keep", "1"]).code == 2
     assert command(runs, named).code == 0
     assert names(several).isdisjoint({"good", "worse"})
 
