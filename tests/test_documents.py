@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 #: The flags of every command.
-EVERYWHERE = {"--help", *(f"--{flag.name.replace('_', '-')}" for flag in COMMON)}
+EVERYWHERE = {*(f"--{flag.name.replace('_', '-')}" for flag in COMMON)}
 #: The flags of each beyond those of its configuration.
 OTHERS = {
     "export": (ExportConfig, ()),

@@ -28,6 +28,19 @@ _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 UNSAFE_CHARACTERS = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
+class Answer(SystemExit):
+    """Ends a command with exit code 0 and ``text`` on standard output, instead of its work."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(0)
+        self._text = text
+
+    @property
+    def text(self) -> str:
+        """What to write, control characters escaped."""
+        return escape_controls(self._text)
+
+
 def run_command(
     command: Callable[[list[str]], None], args: Sequence[str] | None = None, *, text_only: bool = False
 ) -> int:
@@ -49,8 +62,8 @@ def run_command(
     try:
         with interruptible(), show_flags(), _printed_warnings():
             code = _exit_code(partial(command, args), text_only)
-    except SystemExit as stop:  # the flag parser, after its help or its message
-        stop.code = end_output(stop.code if isinstance(stop.code, int) else 1)
+    except Answer as answer:
+        answer.code = end_output(0, answer.text)
         raise
     return end_output(code)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import log, run_command, write_out
-from jaxgen.cli.flags import ExtraFlag, load_plugins, parse
+from jaxgen.cli.flags import Flag, load_plugins, parse
 from jaxgen.errors import CheckpointError, UsageError, counted
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ def list_runs(args: list[str]) -> None:
     from jaxgen.runs.directory import RunDirectory
 
     args = load_plugins(args)
-    folder_flag = ExtraFlag("folder", str, "runs", "The folder with the runs.", "FOLDER", positional=True)
-    json_flag = ExtraFlag("json", bool, False, "Write a JSON object for each run.", negatable=False)
+    folder_flag = Flag("folder", str, "runs", "The folder with the runs.", "FOLDER", positional=True)
+    json_flag = Flag("json", bool, False, "Write a JSON object for each run.", negatable=False)
     _, extra = parse(RunsConfig, args, prog="jaxgen runs", description=DESCRIPTION, extra=[folder_flag, json_flag])
     folder = Path(extra["folder"])
     if RunDirectory(folder).exists():

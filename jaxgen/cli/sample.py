@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jaxgen.cli.common import escape_controls, json_line, log, run_command
-from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, check_flags, load_plugins, parse
+from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, load_plugins, parse
 from jaxgen.cli.sampling_flags import (
     SampleConfig,
     extra_transform_flags,
@@ -75,8 +75,8 @@ def main(args: Sequence[str] | None = None) -> int:
 def sample(args: list[str]) -> None:
     """Parse ``args`` and write the texts that they ask for."""
     args = load_plugins(args)
-    flags = [*extra_transform_flags(), ExtraFlag("json", bool, False, JSON)]
-    config, extra = parse(SampleConfig, args, prog="sample.py", description=DESCRIPTION, extra=flags)
+    flags = [*extra_transform_flags(), Flag("json", bool, False, JSON)]
+    config, extra = parse(SampleConfig, args, prog="python sample.py", description=DESCRIPTION, extra=flags)
     several = ("several values of --temperature",) if len(config.temperature) > 1 else ()
     check_flags(RULES, config, args, extra, even_default=EVEN_DEFAULT, also=several)
     if config.save_state is not None:

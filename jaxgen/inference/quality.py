@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -106,6 +107,16 @@ class QualityRow:
     known_words: float | None
     copy: CopiedSpan | None
 
+    @property
+    def shares(self) -> tuple[float | None, ...]:
+        """All metrics that are shares: distinct-n, repeated 4-grams, cycles and known words."""
+        return (*self.distinct, self.seq_rep_4, self.cycles / self.texts, self.known_words)
+
+    def distance(self, other: QualityRow) -> float:
+        """The mean difference of the shares that both have; infinite if there are none."""
+        pairs = [(a, b) for a, b in zip(self.shares, other.shares) if a is not None and b is not None]
+        return sum(abs(a - b) for a, b in pairs) / len(pairs) if pairs else math.inf
+
 
 @dataclass(frozen=True)
 class QualityReport:
@@ -123,6 +134,12 @@ class QualityReport:
     unit: str
     drawn: list[tuple[Condition, int]] = field(default_factory=list)
 
+    @property
+    def nearest(self) -> QualityRow | None:
+        """The row whose shares are nearest to those of validation text; ``None`` without it."""
+        real = self.validation
+        return None if real is None else min(self.rows, key=lambda row: row.distance(real), default=None)
+
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
         rows = [_row_json(row) for row in self.rows]
@@ -132,6 +149,7 @@ class QualityReport:
             "unit": self.unit,
             "rows": rows,
             "validation": None if self.validation is None else _row_json(self.validation),
+            "nearest_temperature": None if self.nearest is None else self.nearest.temperature,
         }
 
 

@@ -73,6 +73,10 @@ class Inference(Protocol):
         """A text that continues ``prompt``, of ``label`` if one is given (language models)."""
         ...
 
+    def generate_documents(self, number: int, temperature: float, length: int, label: str | None = None) -> list[str]:
+        """``number`` documents, or their beginnings of ``length`` tokens (language models of documents)."""
+        ...
+
     def predict(self, inputs: Sequence[Any], beam: int = 0) -> list[dict[str, Any]]:
         """The outputs for ``inputs``, in order, as the codec's ``answer`` returns them (all other tasks)."""
         ...

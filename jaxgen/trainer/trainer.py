@@ -23,7 +23,7 @@ from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.sampling.decode import make_key
 from jaxgen.tasks.base import TaskData
-from jaxgen.trainer.advice import ALARM, advise, frequency_loss
+from jaxgen.trainer.advice import ALARM, advise, advise_tokens, frequency_loss
 from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Progress, Sampled, Started
 from jaxgen.trainer.evaluate import EvalSchedule, TrainingInference, build_optimizer, build_rates, evaluate
 from jaxgen.trainer.input_pipeline import InputPipeline
@@ -349,9 +349,12 @@ class Trainer:
         rows: list[dict[str, Any]] = []
         with suppress(CheckpointError):  # a damaged log is no reason to fail here
             rows = MetricsLog(self.run.metrics_path).read()
-        unigram, number = None, self.data.num_targets
+        unigram, number, tokens = None, self.data.num_targets, []
         if number is not None and rows:
-            unigram = frequency_loss(self.data.target_ids("train"), self.data.target_ids("val"), number)
+            train, val = self.data.target_ids("train"), self.data.target_ids("val")
+            unigram = frequency_loss(train, val, number)
+            if self.data.TARGET == "token":
+                tokens = advise_tokens(train, val, is_text=self.data.UNIT == "tokens")
         go_on = f"python train.py --run {shlex.quote(path)} --resume auto{self.plugin_flags}"
         length = f"--steps {2 * self.total_steps}"
         if step < self.total_steps:
@@ -360,7 +363,7 @@ class Trainer:
             longer = f"Continue with `{go_on} {length}`."
         else:  # the learning rate has come to its end
             longer = f"In a new run, give {length}."
-        return [for_caller(text) for text in advise(rows, self.uniform_loss, unigram, longer)]
+        return [for_caller(text) for text in [*advise(rows, self.uniform_loss, unigram, longer), *tokens]]
 
     def _interrupted(self, number: int, where: str) -> Interrupted:
         return Interrupted(number, where, str(self.run) if self.group.is_main else None, self.plugin_flags)

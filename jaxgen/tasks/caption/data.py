@@ -21,6 +21,7 @@ from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import STRICT, replace_file
 from jaxgen.metrics import caption_scores
 from jaxgen.runs.config import Beam, Fraction, NotNegative, Size, TrainConfig
+from jaxgen.runs.groups import Group
 from jaxgen.tasks.base import Inference, Metric, Names, changed_flags, check_same_level, shell_command
 from jaxgen.tasks.caption.annotations import find_captions, match_captions, read_captions
 from jaxgen.tasks.caption.images import describe_skipped, find_images, read_features, read_image, read_images
@@ -47,6 +48,12 @@ class CaptionConfig(Seq2SeqConfig):
 
     task: ClassVar[str] = "caption"
 
+    common: ClassVar[tuple[str, ...]] = (
+        *("data", "captions", "val_data", "val_captions", "image_size", "preset", "hidden", "dropout", "steps"),
+        *("minutes", "run", "resume"),
+    )
+
+    in_data: ClassVar[Group] = Group("Data")
     data: Names = ("shapes",)
     """Built-in set (shapes), a folder of images with a captions file in it or beside it, or an .npz file of features
     with one beside it."""
@@ -71,12 +78,16 @@ class CaptionConfig(Seq2SeqConfig):
     """Convert captions to lower case."""
     max_length: Size = 60
     """Longest caption in tokens: longer ones are left out of training."""
+
+    in_model: ClassVar[Group] = Group("Model")
     patch: Size = 2
     """Side in pixels of the image encoder's patches: larger ones are faster but miss fine details."""
     widths: tuple[Size, ...] = (32, 32, 64)
     """Channels of the image encoder's stages, multiples of 16; every stage after the first halves the sides."""
     blocks: tuple[NotNegative, ...] = (0, 1, 1)
     """Residual blocks of each stage."""
+
+    in_training: ClassVar[Group] = Group("Training")
     grays: Fraction = 0.0
     """Share of training images converted to grey, at random: helps to recognise shapes in unseen colours."""
     flips: Fraction = 0.0

@@ -29,6 +29,7 @@ from jaxgen.errors import DataError, UsageError, counted, listed
 from jaxgen.fsutil import STRICT, replace_file
 from jaxgen.metrics import classification_metrics, confusion_lines, confusion_text
 from jaxgen.runs.config import Fraction, TrainConfig
+from jaxgen.runs.groups import Group
 from jaxgen.tasks.base import (
     Example,
     Inference,
@@ -74,6 +75,12 @@ class ClassifyConfig(RowsConfig):
 
     task: ClassVar[str] = "classify"
 
+    common: ClassVar[tuple[str, ...]] = (
+        *("data", "text_column", "label_column", "val_data", "level", "preset", "cell", "hidden", "steps", "minutes"),
+        *("run", "resume"),
+    )
+
+    in_data: ClassVar[Group] = Group("Data")
     data: Names = ("stdlib-packages",)
     """Built-in set (stdlib-packages; copying, selective-copying, recall, parity, modular-sum), named set (ag_news),
     CSV, TSV or JSONL files (.gz too) with --text-column and --label-column, or a folder with a subfolder of texts for
@@ -82,10 +89,14 @@ class ClassifyConfig(RowsConfig):
     """Columns with the text, by name or by position from 1; several are joined by spaces."""
     label_column: str | None = None
     """Column with the label, by name or by position from 1."""
+
+    in_training: ClassVar[Group] = Group("Training")
     token_dropout: Fraction = 0.0
     """Share of the tokens replaced by <unk> in training, at random."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: weights the loss so that all labels count the same, however rare."""
+
+    in_model: ClassVar[Group] = Group("Model")
     bidirectional: bool = False
     """Read every text in both directions."""
     pooling: str = "max"
