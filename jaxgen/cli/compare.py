@@ -47,7 +47,7 @@ def compare(args: list[str]) -> None:
     from jaxgen.inference.loading import LoadedRun
 
     args = load_plugins(args)
-    runs_flag = Flag("runs", tuple[str, ...], (), "Folders of runs, two or more.", "RUN", positional=True)
+    runs_flag = Flag("runs", tuple[str, ...], (), "Folders of runs, two or more.", "RUN ...", positional=True)
     config, extra = parse(CompareConfig, args, prog="jaxgen compare", description=DESCRIPTION, extra=[runs_flag])
     if len(extra["runs"]) < 2:
         raise UsageError("There is nothing to compare: name two runs or more.")

@@ -39,7 +39,7 @@ def completion(args: list[str]) -> None:
     """Parse ``args`` and print the script that they ask for."""
     args = load_plugins(args)
     about = "The shell."
-    shell = Flag("shell", str, "bash", about, "SHELL", positional=True, choices=[*SHELLS])
+    shell = Flag("shell", str, "", about, "SHELL", positional=True, choices=[*SHELLS])
     _, extra = parse(CompletionConfig, args, prog="jaxgen completion", description=DESCRIPTION, extra=[shell])
     write_out(SHELLS[choose(extra["shell"], SHELLS, "shell")](flags_by_command()))
 

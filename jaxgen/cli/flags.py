@@ -120,6 +120,8 @@ def parse(
 
     flags = [*setting_flags(kind, default, names), *extra, *COMMON]
     if asks_help(args):
+        order = {group: place for place, group in enumerate(groups_of(kind))}
+        flags.sort(key=lambda flag: order.get(flag.group, len(order)))
         raise Help(prog, description, flags, getattr(kind, "common", ()), is_written(args, "--help-all"))
     written = read_flags(args, flags, prog)
     given = {} if default is None else {name: getattr(default, name) for name in default.model_fields_set}

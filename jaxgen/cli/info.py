@@ -39,7 +39,7 @@ def info(args: list[str]) -> None:
     from jaxgen.runtime import need_backend
 
     args = load_plugins(args)
-    run_flag = Flag("run", str | None, None, "Folder of the run. Default: the newest.", "RUN", positional=True)
+    run_flag = Flag("run", str | None, None, "Folder of the run. Default: the newest.", "[RUN]", positional=True)
     json_flag = Flag("json", bool, False, "Write one JSON object.", negatable=False)
     _, extra = parse(InfoConfig, args, prog="jaxgen info", description=DESCRIPTION, extra=[run_flag, json_flag])
     need_backend()

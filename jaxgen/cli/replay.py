@@ -50,7 +50,7 @@ def replay_file(args: list[str]) -> None:
     """Parse ``args`` and replay the samples of the file that they name. Raises ``SamplesDiffer``."""
     args = load_plugins(args)
     about = "Samples, one JSON object on each line; - for standard input."
-    file_flag = Flag("file", str, "-", about, "FILE", positional=True)
+    file_flag = Flag("file", str, "-", about, "[FILE]", positional=True)
     config, extra = parse(ReplayConfig, args, prog="jaxgen replay", description=DESCRIPTION, extra=[file_flag])
     file: str = extra["file"]
     if not args and sys.stdin is not None and sys.stdin.isatty():

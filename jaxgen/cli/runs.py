@@ -53,7 +53,7 @@ def list_runs(args: list[str]) -> None:
     from jaxgen.runs.directory import RunDirectory
 
     args = load_plugins(args)
-    folder_flag = Flag("folder", str, "runs", "The folder with the runs.", "FOLDER", positional=True)
+    folder_flag = Flag("folder", str, "runs", "The folder with the runs.", "[FOLDER]", positional=True)
     json_flag = Flag("json", bool, False, "Write a JSON object for each run.", negatable=False)
     _, extra = parse(RunsConfig, args, prog="jaxgen runs", description=DESCRIPTION, extra=[folder_flag, json_flag])
     folder = Path(extra["folder"])

@@ -79,6 +79,8 @@ class SampleConfig(RunConfig):
     """Rows that decode together (default: 1). More rows draw many texts faster, 256 two to four times. Text i can
     differ from the one drawn by default, but is the same for the same block size, which is printed with the speed."""
 
+    in_tokens: ClassVar[Group] = Group("Which tokens may follow")  # the transforms
+
     in_output: ClassVar[Group] = Group("Output")
     separator: str = "---"
     """Written as a line between two texts; \\n, \\t and \\\\ stand for line break, tab and backslash. \\0: NUL

@@ -112,7 +112,7 @@ def score(args: list[str]) -> None:
     """Parse ``args`` and write the scores that they ask for."""
     args = load_plugins(args)
     extra = [
-        Flag("files", tuple[str, ...], (), FILES, "FILE ...", positional=True),
+        Flag("files", tuple[str, ...], (), FILES, "[FILE ...]", positional=True),
         Flag("json", bool, False, JSON),
     ]
     config, values = parse(ScoreConfig, args, prog="jaxgen score", description=DESCRIPTION, extra=extra)

@@ -29,6 +29,7 @@ def test_the_table_has_a_row_for_each_temperature_and_one_for_real_text(evaluate
     assert [line.split()[0] for line in lines[1:4]] == ["0", "1", "validation"]
     assert lines[4] == ""
     assert max(map(len, lines[:4])) <= 80
+    assert re.search(r"nearest to real text: temperature [01];", done.out)
     assert re.search(r"longest copy: \d+ characters at temperature [01], in sample \d", done.out)
     assert re.fullmatch(r"240 tokens drawn and measured in [0-9.]+ s\n", done.err)
 

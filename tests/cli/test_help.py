@@ -85,7 +85,7 @@ def test_defaults_are_those_of_the_preset_and_of_the_file(help_of, here):
 def test_commands_are_shown_as_the_user_starts_them(started, train, score, monkeypatch, help_of):
     monkeypatch.setattr(sys, "argv", [started])
     assert help_of("train", "--help").startswith(f"usage: {train} [TASK] [FLAGS]\n")
-    assert help_of("score", "--help").startswith(f"usage: {score} FILE ... [FLAGS]\n")
+    assert help_of("score", "--help").startswith(f"usage: {score} [FILE ...] [FLAGS]\n")
     assert f"\n    {train} --data book.txt " in help_of("train", "--help")
     assert as_typed("see `jaxgen score` of jaxgen score") == f"see `{score}` of jaxgen score"
     assert usage().startswith(f"usage: {score.removesuffix('score')}COMMAND [FLAGS]\n")
