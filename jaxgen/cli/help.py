@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import shutil
@@ -153,11 +154,12 @@ class Help(Answer):
         if self._common:
             number = len(self.flags) - len(arguments)
             parts.append(("", f"\nAll {number} flags: {command.partition(' [')[0]} --help-all\n"))
-        console = Console(highlight=False)
-        with console.capture() as capture:
-            assembled = Text.assemble(*((escape_controls(text), style) for style, text in parts))
-            console.print(assembled, end="", soft_wrap=True)
-        return capture.get()
+        assembled = Text.assemble(*((escape_controls(text), style) for style, text in parts))
+        # Not standard output itself, whose errors ``end_output`` expects.
+        buffer = io.StringIO()
+        console = Console(file=buffer, force_terminal=sys.stdout.isatty(), highlight=False)
+        console.print(assembled, end="", soft_wrap=True)
+        return buffer.getvalue()
 
 
 def _rows(flags: Iterable[Flag], width: int) -> Iterator[tuple[str, str]]:

@@ -169,7 +169,7 @@ def config_from_flags(kind: type[TrainConfig], args: list[str]) -> tuple[TrainCo
     and ``--config`` override the saved settings. Raises ``UsageError``, and with ``--show-config`` the ``Answer``.
     """
     from jaxgen.inference.loading import LoadedRun
-    from jaxgen.runs.config import check_folder, read_toml, to_toml, validate
+    from jaxgen.runs.config import check_folder, read_toml, validate
     from jaxgen.runs.directory import RunDirectory
 
     mode, file, run = (flag_value(args, flag) for flag in ("--resume", "--config", "--run"))
@@ -206,15 +206,23 @@ def config_from_flags(kind: type[TrainConfig], args: list[str]) -> tuple[TrainCo
         names=registry_names(kind),
     )
     if extra["show_config"]:
-        values = kind.presets[config.preset][1]
-        sources = dict.fromkeys(values, f"preset {config.preset}") | sources
-        if all(getattr(config, name) is None for name in LENGTHS):
-            sources["steps"] = f"preset {config.preset}: {values['steps']}"
-        for flag in setting_flags(kind):
-            if any(is_written(args, spelled) for spelled in filter(None, (flag.written, flag.opposite))):
-                sources[flag.name] = "flag"
-        raise Answer(as_typed(f"# For `python train.py {kind.task} --config FILE`.\n") + to_toml(config, sources))
+        raise Answer(show_config(config, args, sources))
     return config, resuming
+
+
+def show_config(config: TrainConfig, args: Sequence[str], sources: Mapping[str, str]) -> str:
+    """The settings as TOML, each with where it comes from: a flag in ``args``, ``sources``, the preset or a default."""
+    from jaxgen.runs.config import to_toml
+
+    kind, values = type(config), config.presets[config.preset][1]
+    found = dict.fromkeys(values, f"preset {config.preset}") | sources
+    for flag in setting_flags(kind):
+        if any(is_written(args, spelled) for spelled in filter(None, (flag.written, flag.opposite))):
+            found[flag.name] = "flag"
+    found = {name: source for name, source in found.items() if getattr(config, name) is not None}
+    if all(getattr(config, name) is None for name in LENGTHS):
+        found["steps"] = f"preset {config.preset}: {values['steps']}"
+    return as_typed(f"# For `python train.py {config.task} --config FILE`.\n") + to_toml(config, found)
 
 
 def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -112,10 +111,10 @@ class QualityRow:
         """All metrics that are shares: distinct-n, repeated 4-grams, cycles and known words."""
         return (*self.distinct, self.seq_rep_4, self.cycles / self.texts, self.known_words)
 
-    def distance(self, other: QualityRow) -> float:
-        """The mean difference of the shares that both have; infinite if there are none."""
-        pairs = [(a, b) for a, b in zip(self.shares, other.shares) if a is not None and b is not None]
-        return sum(abs(a - b) for a, b in pairs) / len(pairs) if pairs else math.inf
+    def distance(self, real: QualityRow) -> float:
+        """The mean difference from the shares of real text; a share that cannot be computed differs by 1."""
+        pairs = [(a, b) for a, b in zip(self.shares, real.shares) if b is not None]
+        return sum(1.0 if a is None else abs(a - b) for a, b in pairs) / len(pairs)
 
 
 @dataclass(frozen=True)
