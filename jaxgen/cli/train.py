@@ -215,7 +215,7 @@ def show_config(config: TrainConfig, args: Sequence[str], sources: Mapping[str, 
     from jaxgen.runs.config import to_toml
 
     kind, values = type(config), config.presets[config.preset][1]
-    found = dict.fromkeys(values, f"preset {config.preset}") | sources
+    found = {**dict.fromkeys(values, f"preset {config.preset}"), **sources}
     for flag in setting_flags(kind):
         if any(is_written(args, spelled) for spelled in filter(None, (flag.written, flag.opposite))):
             found[flag.name] = "flag"
