@@ -17,10 +17,10 @@ from pydantic import Field
 from jaxgen.data.batches import Batches
 from jaxgen.data.files import NO_PROGRESS, ProgressReporter
 from jaxgen.errors import UsageError, choose
+from jaxgen.plots import AttentionMap
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.tokenizers.base import MAX_VOCAB, Tokenizer
-from jaxgen.types import AttentionMap
 
 #: Options or metrics by name: JSON values.
 Values: TypeAlias = Mapping[str, Any]
@@ -49,6 +49,7 @@ class Metric(NamedTuple):
 
     name: str
     higher_is_better: bool
+    label: str = ""  # with its unit, for pictures
 
     def cost(self, row: Values) -> float:
         """Returns the metric of an evaluation as a number to minimise; the loss breaks ties.
@@ -71,6 +72,10 @@ class Inference(Protocol):
 
     def generate(self, prompt: str, temperature: float, length: int, label: str | None = None) -> str:
         """A text that continues ``prompt``, of ``label`` if one is given (language models)."""
+        ...
+
+    def generate_documents(self, number: int, temperature: float, length: int, label: str | None = None) -> list[str]:
+        """``number`` documents, or their beginnings of ``length`` tokens (language models of documents)."""
         ...
 
     def predict(self, inputs: Sequence[Any], beam: int = 0) -> list[dict[str, Any]]:

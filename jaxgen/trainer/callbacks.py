@@ -132,6 +132,15 @@ class Callback:
     Attributes:
         stop_reason: Why this callback stops the run (``stop``); None if it does not.
         emit: Where notes go. The training loop sets both when it starts.
+
+    Example:
+        >>> class Losses(jaxgen.Callback):
+        ...     def on_evaluation(self, event):
+        ...         print("step", event.row["step"], event.row["val_loss"] > 0)
+        >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, steps=2, batch_size=4, seq_len=8)
+        >>> _ = jaxgen.start(config, callbacks=[Losses()]).train()
+        step 1 True
+        step 2 True
     """
 
     stop_reason: str | None = None
@@ -150,6 +159,9 @@ class Callback:
     def note(self, text: str) -> None:
         """Show a message to the user."""
         self.emit(Note(text))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__qualname__}>"
 
     def on_start(self, event: Started) -> None:
         """The run starts or resumes; nothing is compiled yet."""
@@ -315,7 +327,8 @@ class Plots(Callback):
         if self._plot is not None:
             self._plot.cancel()  # unless it is being drawn
         self._pool = self._pool or ThreadPoolExecutor(1)
-        best = Best(self._evaluated.best_step, self._data.METRIC.name)
+        metric = self._data.METRIC
+        best = Best(self._evaluated.best_step, metric.name, metric.label)
         self._plot = self._pool.submit(self._attempt, str(self._run.plot_path), self._draw_losses, best)
         self._evaluated = None
 

@@ -155,6 +155,12 @@ def start(
 
     Raises:
         UsageError, DataError, CheckpointError: an input cannot be used. No run is left behind.
+
+    Example:
+        >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, steps=2, batch_size=4, seq_len=8)
+        >>> trainer = jaxgen.start(config)
+        >>> trainer.total_steps
+        2
     """
     check_jax_settings()
     group, began = _check_group(group), time.perf_counter() if began is None else began
@@ -244,12 +250,38 @@ def _measured_steps(
     """The number of steps that fit into ``--minutes``, and when the training loop must end, measured on a trial."""
     from jaxgen.trainer.minutes import fitting_steps, measure
 
-    one_step = {**resolved, "steps": 1, "horizon": 1}
-    trial = Trainer(config, data, task, RunDirectory(os.devnull), one_step, NullRecorder(), group).init_state()
+    trial = _trial(config, data, task, resolved, group)
     costs = measure(trial, began)
     with group.all_or_none():
         steps = fitting_steps(config, costs, time.perf_counter() - began)
     return group.broadcast_json(steps), began + (config.minutes or 0.0) * 60 - costs.final
+
+
+def trial(config: TrainConfig, emit: Emit | None = None) -> Trainer:
+    """A trainer without a run, to try out settings: it has no folder, and records nothing.
+
+    Raises ``UsageError``, ``DataError`` and ``CheckpointError`` as ``start`` does.
+    """
+    check_jax_settings()
+    config, group = check_kind("trial", config, TrainConfig, "settings"), ProcessGroup()
+    if config.model != "rnn":
+        raise UsageError(f"--model {config.model} is not trained by gradients: give --model rnn, or leave it out.")
+    task, data, resolved, params = _prepare(config, ignore if emit is None else emit, group.count, None)
+    return _trial(config, data, task, resolved, group, params)
+
+
+def _trial(
+    config: TrainConfig,
+    data: TaskData,
+    task: Any,
+    resolved: dict[str, Any],
+    group: ProcessGroup,
+    params: Params | None = None,
+) -> Trainer:
+    """A trainer of one step, which takes more when it is told to."""
+    one_step = {**resolved, "steps": 1, "horizon": 1}
+    run = RunDirectory(os.devnull)
+    return Trainer(config, data, task, run, one_step, NullRecorder(), group).init_state(params)
 
 
 def _must_agree(config: TrainConfig, data: TaskData, resolved: dict[str, Any]) -> dict[str, str]:
@@ -342,6 +374,11 @@ def resume(
         UsageError: other settings differ.
         DataError: the data cannot be read, or have changed.
         CheckpointError: no checkpoint is good.
+
+    Example:
+        >>> trainer = jaxgen.resume("runs/language-1")
+        >>> int(trainer.state.step)
+        2
     """
     check_jax_settings()
     choose(data_changed, ("accept", "refuse"), "value for --data-changed")

@@ -12,18 +12,17 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeAlias
 
-import jax
 import numpy as np
 
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, DivergedError, counted, for_caller
 from jaxgen.plugins import plugin_flags
-from jaxgen.runs.config import TrainConfig
+from jaxgen.runs.config import MAX_STEPS, TrainConfig
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.sampling.decode import make_key
 from jaxgen.tasks.base import TaskData
-from jaxgen.trainer.advice import ALARM, advise, frequency_loss
+from jaxgen.trainer.advice import ALARM, advise, advise_tokens, frequency_loss
 from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Progress, Sampled, Started
 from jaxgen.trainer.evaluate import EvalSchedule, TrainingInference, build_optimizer, build_rates, evaluate
 from jaxgen.trainer.input_pipeline import InputPipeline
@@ -39,7 +38,7 @@ from jaxgen.trainer.progress_state import (
 from jaxgen.trainer.recorder import NullRecorder, run_summary
 from jaxgen.trainer.signals import Interrupted, StopSignals, raise_on_signal
 from jaxgen.training.data_parallel import make_global_mesh, shard_state, unreplicate
-from jaxgen.training.optimizer import SCHEDULES
+from jaxgen.training.optimizer import SCHEDULES, Rates
 from jaxgen.training.step import TrainState
 from jaxgen.types import Params
 
@@ -56,7 +55,15 @@ def steps_per_call(parameters: int, tokens: int) -> int:
 
 
 class Trainer:
-    """One run, new or resumed. Make it with ``jaxgen.start`` or ``jaxgen.resume``, then call ``train``."""
+    """One run, new or resumed. Make it with ``jaxgen.start`` or ``jaxgen.resume``, then call ``train``.
+
+    Example:
+        >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, steps=2, batch_size=4, seq_len=8)
+        >>> trainer = jaxgen.start(config)
+        >>> _ = trainer.train()
+        >>> int(trainer.state.step)
+        2
+    """
 
     state: TrainState  # on the devices; set by ``init_state`` or ``set_state``
 
@@ -103,11 +110,14 @@ class Trainer:
         self.state = state if self.devices == 1 else shard_state(make_global_mesh(self.devices), state)
         return self
 
+    def __repr__(self) -> str:
+        return f"<jaxgen.Trainer {str(self.run)!r}: {self.config.task}, {counted(self.total_steps, 'step')}>"
+
     def set_progress(self, progress: ProgressState) -> Trainer:
         """Set the progress, and the learning rate that follows from its number of rollbacks."""
         self.progress = progress
         self.rates = build_rates(self.config, self.resolved["horizon"], ROLLBACK_SCALE**progress.rollbacks)
-        self.optimizer = build_optimizer(self.config)
+        self.optimizer = build_optimizer(self.config, self.task)
         self._train_steps = jitted.jit_train_steps(self.task, self.optimizer, self.devices, self.inputs.read)
         return self
 
@@ -264,11 +274,21 @@ class Trainer:
     def time_call(self, step: int) -> float:
         """Seconds per step of one call from ``step`` on, which advances the state."""
         began, number = time.perf_counter(), self.inputs.steps_in_call(step)
+        self._try_steps(step, number, self.rates)
+        return (time.perf_counter() - began) / number
+
+    def try_step(self, step: int, lr: float) -> float:
+        """Take one step with the learning rate ``lr``, on the batch of ``step``; returns the loss before it."""
+        peak, final = np.asarray([lr, 1.0], np.float32)
+        rates = Rates(*map(np.asarray, (peak, np.int32(0), np.int32(MAX_STEPS), final)))
+        return self._try_steps(step, 1, rates)
+
+    def _try_steps(self, step: int, number: int, rates: Rates) -> float:
+        """Take steps that nothing records; returns the loss of the first."""
         stop = self.group.stop_flag(StopSignals(), self.devices)
         batches = self.inputs.next(step, number)
-        self.state, log = self._train_steps(self.key, self.state, batches, number, self.rates, *stop.inputs())
-        jax.block_until_ready(log)
-        return (time.perf_counter() - began) / number
+        self.state, log = self._train_steps(self.key, self.state, batches, number, rates, *stop.inputs())
+        return float(np.asarray(stop.read(log).loss)[0])
 
     def report_parts(self) -> tuple[list[Work], list[Work]]:
         """What an evaluation does (metrics, generated metrics, examples) and a report (metrics, examples), for timing.
@@ -376,9 +396,12 @@ class Trainer:
         rows: list[dict[str, Any]] = []
         with suppress(CheckpointError):  # a damaged log is no reason to fail here
             rows = MetricsLog(self.run.metrics_path).read()
-        unigram, number = None, self.data.num_targets
+        unigram, number, tokens = None, self.data.num_targets, []
         if number is not None and rows:
-            unigram = frequency_loss(self.data.target_ids("train"), self.data.target_ids("val"), number)
+            train, val = self.data.target_ids("train"), self.data.target_ids("val")
+            unigram = frequency_loss(train, val, number)
+            if self.data.TARGET == "token":
+                tokens = advise_tokens(train, val, is_text=self.data.UNIT == "tokens")
         go_on = f"python train.py --run {shlex.quote(path)} --resume auto{self.plugin_flags}"
         length = f"--steps {2 * self.total_steps}"
         if step < self.total_steps and not self._is_stopped:
@@ -387,7 +410,7 @@ class Trainer:
             longer = f"Continue with `{go_on} {length}`."
         else:  # the learning rate has come to its end
             longer = f"In a new run, give {length}."
-        return [for_caller(text) for text in advise(rows, self.uniform_loss, unigram, longer)]
+        return [for_caller(text) for text in [*advise(rows, self.uniform_loss, unigram, longer), *tokens]]
 
     def _interrupted(self, number: int, where: str) -> Interrupted:
         return Interrupted(number, where, str(self.run) if self.group.is_main else None, self.plugin_flags)

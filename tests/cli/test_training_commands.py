@@ -215,7 +215,7 @@ def test_a_narrow_window_and_no_terminal_are_fine(train, small, monkeypatch):
 def test_help_names_every_flag(command, request):
     from jaxgen.cli.sampling_flags import SampleConfig
 
-    done = request.getfixturevalue(command)("--help")
+    done = request.getfixturevalue(command)("--help-all")
     wanted = Config if command == "train" else SampleConfig
     flags = {f"--{name.replace('_', '-')}" for name in wanted.model_fields}
     flags |= {"--resume", "--config"} if command == "train" else set()

@@ -61,18 +61,16 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 def check(done, code: int, parts: tuple[str, ...], before: dict, folder: Path) -> None:
-    text = re.sub(r"[\s│╭╮╰╯─-]+", " ", done.err)  # the flag parser draws boxes
+    text = re.sub(r"[\s-]+", " ", done.err)
     assert done.code == code, done.err
     assert done.out == ""
     assert "Traceback" not in done.err
     assert "pydantic" not in done.err
     for part in parts:
         assert re.sub(r"[\s-]+", " ", part) in text, f"{part!r} is not in: {done.err}"
-    if done.err.startswith("error: "):
-        assert done.err.endswith(".\n")
-        assert done.err.count("\n") == 1
-    else:
-        assert "full helptext" in text
+    assert done.err.startswith("error: ")
+    assert done.err.endswith(".\n")
+    assert done.err.count("\n") == 1
     assert tree(folder) == before, "something was left behind"
 
 
@@ -117,9 +115,9 @@ USAGE = {
     "--layout window": ("layout 'window'", "'windows'", "documents, stream, windows"),
     "--documents lines": ("--documents is 'lines'", "'blank-line'", "'line'"),
     "--hiden 5": ("--hiden", "--hidden"),
-    "--cell": ("--cell", "Missing"),
-    "--config": ("--config", "Missing"),
-    "--resume": ("--resume", "Missing"),
+    "--cell": ("--cell", "without a value"),
+    "--config": ("--config", "without a value"),
+    "--resume": ("--resume", "without a value"),
     "--resume auto": ("--resume auto", "--run DIR"),
     "--resume atuo --run r": ("'atuo'", "'auto'", "must, never"),
     "--steps 3 --epochs 2": ("--steps and --epochs", "give one of them"),
@@ -134,7 +132,7 @@ USAGE = {
     "--optimizer-options b3 1": ("'b3'", "b1, b2, eps"),
     "--cell-options forgetbias 1": ("'forgetbias'", "forget_bias"),
     "--cell-options forget_bias high": ("forget_bias", "'lstm'", "number"),
-    "--cell-options forget_bias": ("--cell-options", "key-value"),
+    "--cell-options forget_bias": ("--cell-options", "pairs"),
     "--config nowhere.toml": ("nowhere.toml", "cannot be read"),
     "--config bad.toml": ("bad.toml", "as TOML", "line 1"),
     "--config unknown.toml": ("unknown.toml", "'hiden'", "'hidden'"),
