@@ -1,5 +1,6 @@
 """The public API: the names that ``import jaxgen`` offers."""
 
+from jaxgen import callbacks as callbacks
 from jaxgen.cells import CELLS as CELLS
 from jaxgen.cells.base import Cell as Cell
 from jaxgen.cells.elman import Elman as Elman
