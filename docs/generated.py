@@ -50,6 +50,8 @@ SECTIONS = {
 REGISTRIES = {
     "BLOCKS": "models",
     "CELLS": "cells",
+    "OPTIMIZERS": "training",
+    "SCHEDULES": "training",
     "TASKS": "tasks",
     "TOKENIZERS": "tokenizers",
     "TRANSFORMS": "sampling",

@@ -59,6 +59,15 @@ def test_the_callbacks_of_the_page_on_python_stop_a_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_run_in_a_loop_of_the_page_on_python_has_its_own_optimizer(tmp_path, monkeypatch, without_plugins, capsys):
+    monkeypatch.chdir(tmp_path)
+    block = python_blocks("docs/python.md")[2].replace("< 2:", "< 9:").replace("preset=", "hidden=8, preset=")
+    exec(compile(block, "docs/python.md", "exec"), scope := {})
+    assert (scope["model"].config.optimizer, scope["model"].config.schedule) == ("signs", "line")
+    assert capsys.readouterr().out.count("\n") < 9
+
+
+@pytest.mark.slow
 def test_the_sampling_page_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = LanguageConfig(data=(str(ROOT / "README.md"),), hidden=4, steps=2, batch_size=2, seq_len=4, eval_every=0)

@@ -33,7 +33,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 SCOPE = {"DecodeState": DecodeState, "partial": partial, "sample_keys": sample_keys}
 SCOPE |= {"jax": jax, "jaxgen": jaxgen, "jnp": jnp, "nn": nn, "np": np, "optax": optax}
 #: Names without an example: registries, which are dictionaries, and an error that only a failing training raises.
-WITHOUT = {"BLOCKS", "CELLS", "TASKS", "TOKENIZERS", "TRANSFORMS", "DivergedError"}
+WITHOUT = {"BLOCKS", "CELLS", "OPTIMIZERS", "SCHEDULES", "TASKS", "TOKENIZERS", "TRANSFORMS", "DivergedError"}
 NAMES = sorted({*dir(jaxgen)} - WITHOUT - {"__version__"})
 NAMES += [f"callbacks.{name}" for name in vars(jaxgen.callbacks) if not name.startswith("_") and name != "Callback"]
 TEXT = "the cat sat on the mat. a dog ran over the hill.\n" * 40
