@@ -34,6 +34,7 @@ SECTIONS = {
     "model": "Train and use a model",
     "inference": "Sample, answer and score",
     "trainer": "Runs, step by step",
+    "callbacks": "Callbacks",
     "tasks": "Settings and tasks",
     "cells": "Cells",
     "models": "Models",
@@ -49,6 +50,8 @@ SECTIONS = {
 REGISTRIES = {
     "BLOCKS": "models",
     "CELLS": "cells",
+    "OPTIMIZERS": "training",
+    "SCHEDULES": "training",
     "TASKS": "tasks",
     "TOKENIZERS": "tokenizers",
     "TRANSFORMS": "sampling",
@@ -199,7 +202,7 @@ def api_page() -> str:
     found: dict[str, list[str]] = {}
     for name in sorted(name for name in vars(api) if not name.startswith("_")):
         value = getattr(api, name)
-        module = REGISTRIES.get(name) or getattr(value, "__module__", "jaxgen.model").split(".")[1]
+        module = REGISTRIES.get(name) or getattr(value, "__module__", f"jaxgen.{name}").split(".")[1]
         found.setdefault(module, []).append(name)
     for module in (*(each for each in SECTIONS if each in found), *sorted({*found} - {*SECTIONS})):
         parts.append(f"## {SECTIONS.get(module, module)}")
@@ -211,6 +214,10 @@ def _entry(name: str) -> str:
     value = getattr(api, name)
     if name in REGISTRIES:
         return f"### {name}\n\nA dictionary: " + ", ".join(f"`{key}`" for key in value) + ". [All parts](parts.md)."
+    if inspect.ismodule(value):
+        names = [each for each in vars(value) if not each.startswith("_") and not hasattr(api, each)]
+        classes = (f"```{{eval-rst}}\n.. autoclass:: jaxgen.{name}.{each}\n```" for each in names)
+        return "\n\n".join([f"```{{eval-rst}}\n.. automodule:: jaxgen.{name}\n```", *classes])
     if inspect.isclass(value):
         # A Linen module and a class of settings inherit hundreds of names; only what is written in the class is shown.
         settings = hasattr(value, "model_fields")
