@@ -51,6 +51,7 @@ def train(
     task: str = "language",
     run: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    data_changed: str = "refuse",
     progress: bool = True,
     callbacks: Sequence[Callback] | None = None,
     **settings: Any,
@@ -60,13 +61,15 @@ def train(
     ``jaxgen.train("book.txt", level="word", minutes=2).generate("Once upon")``
 
     Args:
-        data: A string with a line break is a text; any other names a file, a folder or a data set. Paths are files. An
-            iterable of strings is separate texts, each with an end. A table of pandas, polars or ``datasets``, or a
-            dictionary of columns, is read by ``text_column=...`` and the like. Default: the task's own data.
+        data: A string with a line break is a text; any other names a file, a folder, a URL or a data set. Paths are
+            files. An iterable of strings is separate texts, each with an end. A table of pandas, polars or
+            ``datasets``, a dictionary of columns or an iterable of dictionaries is read by ``text_column=...`` and the
+            like. Default: the task's own data. ``val_data=`` and ``test_data=`` are read as ``data``.
         text: A text, or an iterable of texts, whatever they look like.
         task: ``language``, ``classify``, ``translate`` or ``caption``.
         run: The folder of the run. Default: a new one in ``runs/``.
         resume: Continue the run if it exists. The data and settings need not be repeated.
+        data_changed: "refuse" or "accept" data of a run that have changed since.
         progress: Show the progress.
         callbacks: Called by the training loop.
         settings: Those of ``train.py``, with underscores: ``batch_size=16`` is ``--batch-size 16``.
@@ -74,6 +77,12 @@ def train(
     Raises:
         UsageError, DataError, CheckpointError: An input cannot be used.
         Interrupted: The run was stopped, and is saved; ``resume=True`` continues it.
+
+    Example:
+        >>> texts = ["the cat sat", "the dog ran"] * 50
+        >>> model = jaxgen.train(texts, hidden=8, steps=2, batch_size=2, seq_len=8, progress=False)
+        >>> model.config.hidden
+        8
     """
     prepare_process()
     need_backend()
@@ -88,7 +97,7 @@ def train(
     try:
         emit = _for_python(screen) if progress else None
         if run is not None and resume and RunDirectory(run).exists():
-            trainer = runs.resume(run, _changed(run, task, given), emit, callbacks=callbacks)
+            trainer = runs.resume(run, _changed(run, task, given), emit, data_changed, callbacks)
         else:
             trainer = runs.start(kind(**given, **({} if run is None else {"run": run})), emit, callbacks)
         trainer.train()
@@ -119,7 +128,13 @@ def _for_python(screen: Screen) -> Any:
 
 
 def load(run: str | os.PathLike[str] | None = None) -> Model:
-    """The model of a run; by default the newest in ``runs/``. Raises ``CheckpointError`` if there is none."""
+    """The model of a run; by default the newest in ``runs/``. Raises ``CheckpointError`` if there is none.
+
+    Example:
+        >>> model = jaxgen.load("runs/language-1")
+        >>> len(model.generate("the ", length=20, temperature=0.7, seed=1))
+        20
+    """
     prepare_process()
     need_backend()
     return Model(run)
@@ -131,6 +146,15 @@ class Model:
     Attributes:
         config: The settings of the run.
         tokenizer: Encodes inputs and decodes outputs.
+
+    Example:
+        >>> model = jaxgen.load("runs/language-1")
+        >>> len(model.generate("the ", num_samples=3, length=20, top_p=0.95))
+        3
+        >>> model.score("the cat").tokens
+        7
+        >>> model.history["step"]
+        [1, 2]
     """
 
     def __init__(self, run: str | os.PathLike[str] | None = None) -> None:

@@ -26,6 +26,19 @@ from jaxgen.version import __version__
 _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 
 
+class Answer(SystemExit):
+    """Ends a command with exit code 0 and ``text`` on standard output, instead of its work."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(0)
+        self._text = text
+
+    @property
+    def text(self) -> str:
+        """What to write, control characters escaped."""
+        return escape_controls(self._text)
+
+
 def run_command(
     command: Callable[[list[str]], None], args: Sequence[str] | None = None, *, text_only: bool = False
 ) -> int:
@@ -47,8 +60,8 @@ def run_command(
     try:
         with interruptible(), show_flags(), _printed_warnings():
             code = _exit_code(partial(command, args), text_only)
-    except SystemExit as stop:  # the flag parser, after its help or its message
-        stop.code = end_output(stop.code if isinstance(stop.code, int) else 1)
+    except Answer as answer:
+        answer.code = end_output(0, answer.text)
         raise
     return end_output(code)
 
@@ -203,11 +216,14 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def log(text: str) -> None:
-    """Write a line to standard error, with control characters escaped; does nothing if that is impossible."""
+def log(text: str, *, painted: bool = False) -> None:
+    """Write a line to standard error; does nothing if that is impossible.
+
+    Control characters are escaped, unless they are the codes of colours in a text of our own (``painted``).
+    """
     if sys.stderr is not None:
         try:
-            print(escape_controls(text), file=sys.stderr, flush=True)
+            print(text if painted else escape_controls(text), file=sys.stderr, flush=True)
         except (OSError, ValueError):  # a full disk, a closed pipe, a terminal that is gone
             discard(sys.stderr)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import log, run_command, write_out
-from jaxgen.cli.flags import ExtraFlag, load_plugins, parse
+from jaxgen.cli.flags import Flag, load_plugins, parse
 from jaxgen.cli.runs import describe
 from jaxgen.errors import UsageError, counted
 from jaxgen.fsutil import check_output, write_output
@@ -25,7 +25,7 @@ DESCRIPTION = """Show in which settings runs differ and what each reached; runs 
 
 
 #: Settings that change no figure, and the length of a run, which is compared in steps.
-NO_RESULT = ("run", "sample_every", "tensorboard", "steps", "epochs", "minutes")
+NO_RESULT = ("run", "sample_every", "log", "steps", "epochs", "minutes")
 
 
 class CompareConfig(BaseModel):
@@ -47,7 +47,7 @@ def compare(args: list[str]) -> None:
     from jaxgen.inference.loading import LoadedRun
 
     args = load_plugins(args)
-    runs_flag = ExtraFlag("runs", tuple[str, ...], (), "Folders of runs, two or more.", "RUN", positional=True)
+    runs_flag = Flag("runs", tuple[str, ...], (), "Folders of runs, two or more.", "RUN ...", positional=True)
     config, extra = parse(CompareConfig, args, prog="jaxgen compare", description=DESCRIPTION, extra=[runs_flag])
     if len(extra["runs"]) < 2:
         raise UsageError("There is nothing to compare: name two runs or more.")

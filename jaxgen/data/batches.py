@@ -243,6 +243,12 @@ def make_batches(
 
     Only ``windows`` has a ``stride``, the tokens between windows (default: T), and only ``stream`` has ``cold_starts``,
     the share of the windows that start from the initial state instead of the carried one.
+
+    Example:
+        >>> corpus = jaxgen.prepare(["book.txt"])
+        >>> batches = jaxgen.make_batches("stream", corpus.train, batch_size=2, seq_len=8, seed=0)
+        >>> batches.batch(0).tokens.shape
+        (2, 8)
     """
     choose(layout, BATCHES, "layout")
     check_kind("make_batches", tokens, Tokens, "the tokens of a split, for example jaxgen.prepare([file]).train")

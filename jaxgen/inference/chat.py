@@ -58,6 +58,12 @@ class ChatSession:
         settings: How to draw them.
         state: Where the text begins; ``None`` for a new text.
         unk: What to do with characters that are not in the vocabulary: ``error`` or ``skip``.
+
+    Example:
+        >>> chat = jaxgen.ChatSession(jaxgen.Sampler.load("runs/language-1"), jaxgen.GenerationConfig(length=20))
+        >>> answer = "".join(chunk.text for chunk in chat.send("the "))
+        >>> chat.text == "the " + answer
+        True
     """
 
     def __init__(
@@ -209,6 +215,12 @@ def continuations(sampler: Sampler, state: DecoderState, n: int = 5, length: int
 
     Raises:
         UsageError: A number is out of range.
+
+    Example:
+        >>> sampler = jaxgen.Sampler.load("runs/language-1")
+        >>> found = jaxgen.continuations(sampler, sampler.read("the "), n=3, length=2)
+        >>> [len(each.text) for each in found]
+        [2, 2, 2]
     """
     check_kind("continuations", state, DecoderState, "a state, for example sampler.read(text)")
     n = check_int("The number of continuations", n, 1, MAX_CONTINUATIONS)

@@ -48,6 +48,14 @@ class GenerationConfig:
 
     Raises:
         UsageError: A value is out of range.
+
+    Example:
+        >>> settings = jaxgen.GenerationConfig(length=100, temperature=0.7, stop=("THE END",))
+        >>> settings.greedy
+        False
+        >>> jaxgen.GenerationConfig(temperature=-1)
+        Traceback (most recent call last):
+        jaxgen.errors.UsageError: A temperature of -1 cannot be used: give a number from 1e-6 to 1e6, or 0 for greedy.
     """
 
     length: int = 500

@@ -42,6 +42,10 @@ class DecodingConfig:
         settings: Settings of sampling. Default: greedy, up to the longest text that the codec allows.
         beam: The number of beams; 0 for no beam search.
         length_penalty: The length penalty of beam search.
+
+    Example:
+        >>> jaxgen.DecodingConfig(beam=5, length_penalty=0.6)
+        DecodingConfig(settings=None, beam=5, length_penalty=0.6)
     """
 
     settings: GenerationConfig | None = None
@@ -84,7 +88,14 @@ Answer = dict[str, Any]
 
 
 class Predictor(TrainedModel):
-    """Answers inputs with a trained model. More inputs of the same widths need no new compilation."""
+    """Answers inputs with a trained model. More inputs of the same widths need no new compilation.
+
+    Example:
+        >>> predictor = jaxgen.Predictor.load("runs/classify-1")
+        >>> answer, = predictor.predict(["what a good film"])
+        >>> sorted(answer["probabilities"])
+        ['bad', 'good']
+    """
 
     def __init__(self, task: Any, codec: Any = None, params: Params | None = None) -> None:
         if codec is None or params is None:

@@ -90,6 +90,12 @@ class Sampler(TrainedModel):
         params: The weights.
         documents: Whether texts end with <eos>.
         reading: How the run reads text, prompts too. Default: that of its level.
+
+    Example:
+        >>> sampler, settings = jaxgen.Sampler.load("runs/language-1"), jaxgen.GenerationConfig(length=20, seed=7)
+        >>> texts = sampler.sample("the ", settings, num_samples=3)
+        >>> sampler.sample("the ", settings, first=2)[0] == texts[2]
+        True
     """
 
     def __init__(

@@ -272,6 +272,11 @@ class Scorer:
 
     Raises:
         UsageError: A value is out of range, or two do not fit together.
+
+    Example:
+        >>> score = jaxgen.Scorer.load("runs/language-1").score("the cat sat")
+        >>> score.tokens, score.logp < 0
+        (11, True)
     """
 
     def __init__(

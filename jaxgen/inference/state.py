@@ -70,6 +70,12 @@ class DecoderState:
 
     ``held`` is a space at the end of the text that is not read yet, because it begins the next token; the logits of
     tokens without it are -inf.
+
+    Example:
+        >>> sampler = jaxgen.Sampler.load("runs/language-1")
+        >>> state = sampler.read(" cat", sampler.read("the"))
+        >>> sampler.decode(state.tokens)
+        'the cat'
     """
 
     carry: Carry
@@ -94,6 +100,11 @@ def interpolate(a: DecoderState, b: DecoderState, weight: float) -> DecoderState
 
     Raises:
         UsageError: if the weight is not in [0, 1] or the states cannot be interpolated.
+
+    Example:
+        >>> sampler = jaxgen.Sampler.load("runs/language-1")
+        >>> between = jaxgen.interpolate(sampler.read("the cat"), sampler.read("a mat"), 0.25)
+        >>> texts = sampler.sample(" ", jaxgen.GenerationConfig(length=20), state=between)
     """
     for state in (a, b):
         check_kind("interpolate", state, DecoderState, "two states, for example of sampler.read(text)")

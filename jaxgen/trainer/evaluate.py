@@ -134,9 +134,17 @@ class TrainingInference:
 
     def generate(self, prompt: str, temperature: float, length: int, label: str | None = None) -> str:
         """A text that continues ``prompt``, drawn with the run's seed. Characters without a token are left out."""
+        settings = GenerationConfig(length, temperature, self._seed)
+        return self._sampler_of(label).sample(prompt, settings, unk="skip")[0]
+
+    def generate_documents(self, number: int, temperature: float, length: int, label: str | None = None) -> list[str]:
+        """``number`` documents, drawn together with the run's seed."""
+        settings = GenerationConfig(length, temperature, self._seed, block=number)
+        return self._sampler_of(label).sample("", settings, num_samples=number)
+
+    def _sampler_of(self, label: str | None) -> Sampler:
         sampler = self._sampler.with_params(self._params)
-        sampler = sampler if label is None else sampler.conditioned(label)
-        return sampler.sample(prompt, GenerationConfig(length, temperature, self._seed), unk="skip")[0]
+        return sampler if label is None else sampler.conditioned(label)
 
     def predict(self, inputs: Sequence[Any], beam: int = 0) -> list[Any]:
         """The outputs for ``inputs``, in order. Texts are decoded greedily, or by beam search with ``beam`` beams."""

@@ -38,6 +38,7 @@ from jaxgen.trainer.evaluate import build_optimizer
 from jaxgen.trainer.process_group import ProcessGroup
 from jaxgen.trainer.progress_state import ProgressState
 from jaxgen.trainer.recorder import NullRecorder, Recorder, make_recorder
+from jaxgen.trainer.trackers import make_trackers
 from jaxgen.trainer.trainer import Trainer
 from jaxgen.training.data_parallel import data_parallel_size
 from jaxgen.training.step import TrainState, create_state
@@ -154,6 +155,12 @@ def start(
 
     Raises:
         UsageError, DataError, CheckpointError: an input cannot be used. No run is left behind.
+
+    Example:
+        >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, steps=2, batch_size=4, seq_len=8)
+        >>> trainer = jaxgen.start(config)
+        >>> trainer.total_steps
+        2
     """
     check_jax_settings()
     group, began = _check_group(group), time.perf_counter() if began is None else began
@@ -293,10 +300,7 @@ def _prepare(
 ) -> tuple[Any, TaskData, dict[str, Any], Params | None]:
     """The task, its data, the resolved settings and the first weights, if they are given; nothing is written."""
     build_optimizer(config)
-    if config.tensorboard:
-        from jaxgen.trainer.tensorboard import require_tensorboard
-
-        require_tensorboard()
+    make_trackers(config.log)
     if source is None and config.init_from is not None:
         source = run = LoadedRun.open(config.init_from)
         if run.config.task != config.task:
@@ -370,6 +374,11 @@ def resume(
         UsageError: other settings differ.
         DataError: the data cannot be read, or have changed.
         CheckpointError: no checkpoint is good.
+
+    Example:
+        >>> trainer = jaxgen.resume("runs/language-1")
+        >>> int(trainer.state.step)
+        2
     """
     check_jax_settings()
     choose(data_changed, ("accept", "refuse"), "value for --data-changed")

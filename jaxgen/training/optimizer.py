@@ -202,7 +202,13 @@ SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "expon
 
 
 def make_schedule(name: str, *, lr: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
-    """The learning rate as a function of the step; decay ends at step ``horizon``."""
+    """The learning rate as a function of the step; decay ends at step ``horizon``.
+
+    Example:
+        >>> rate = jaxgen.make_schedule("cosine", lr=1e-3, warmup=10, horizon=100, final=0.1)
+        >>> [round(float(rate(step)), 6) for step in (0, 10, 100)]
+        [0.0, 0.001, 0.0001]
+    """
     warmup, horizon = check_int("The warm-up", warmup, 0), check_int("The horizon", horizon, 0)
     for rate in (lr, final):
         check_kind("make_schedule", rate, Real | jax.Array | np.ndarray, "a number")
@@ -237,6 +243,12 @@ def make_optimizer(
 
     ``schedule`` is a function of the step, or the name of a schedule; each update then takes an argument ``rates``.
     ``kinds`` are those of ``param_kinds``; without them, parameters have their kinds by their names.
+
+    Example:
+        >>> optimizer, params = jaxgen.make_optimizer("adamw", 1e-3), {"w": jnp.zeros(2)}
+        >>> updates, state = optimizer.update({"w": jnp.ones(2)}, optimizer.init(params), params)
+        >>> round(float(updates["w"][0]), 6)
+        -0.001
     """
     kind = OPTIMIZERS[choose(name, OPTIMIZERS, "optimizer")]
     options = {} if options is None else check_kind("make_optimizer", options, Mapping, "options as a dictionary")

@@ -20,7 +20,12 @@ LEAST, MOST = 1e-6, 1e6
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear schedule from ``start`` at the first token to ``end`` after ``steps`` tokens, constant from there on."""
+    """A linear schedule from ``start`` at the first token to ``end`` after ``steps`` tokens, constant from there on.
+
+    Example:
+        >>> jaxgen.Linear(1.5, 0.5, steps=200)(100)
+        1.0
+    """
 
     start: float
     end: float

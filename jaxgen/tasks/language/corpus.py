@@ -154,6 +154,11 @@ def prepare(
     Raises:
         UsageError: A value is out of range.
         DataError: The data cannot be used.
+
+    Example:
+        >>> corpus = jaxgen.prepare(["book.txt"])
+        >>> corpus.tokenizer.decode(corpus.train.ids[:7])
+        'the cat'
     """
     if tokenizer is not None:
         check_kind("prepare", tokenizer, Tokenizer, "a trained tokenizer, or a level")

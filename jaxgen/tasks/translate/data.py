@@ -22,8 +22,9 @@ from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import STRICT
 from jaxgen.metrics import ORDERS, bleu
 from jaxgen.plots import AttentionMap
-from jaxgen.runs.config import Fraction, Positive, Size, TrainConfig
-from jaxgen.tasks.base import Metric, Names, changed_flags, check_header, check_same_level, echo_command, shell_command
+from jaxgen.runs.config import Fraction, Names, Positive, Size, TrainConfig
+from jaxgen.runs.groups import Group
+from jaxgen.tasks.base import Metric, changed_flags, check_header, check_same_level, echo_command, shell_command
 from jaxgen.tasks.rows import (
     SPACED_LEVELS,
     RowSplits,
@@ -49,13 +50,24 @@ _SENTENCES |= {"lr": 2e-3, "steps": 4000}
 
 
 class TranslateConfig(Seq2SeqConfig):
-    """A text in, another text out: a translator."""
+    """A text in, another text out: a translator.
+
+    Example:
+        >>> jaxgen.TranslateConfig(data="dates", preset="tiny", hidden=64).hidden
+        64
+    """
 
     task: ClassVar[str] = "translate"
 
+    common: ClassVar[tuple[str, ...]] = (
+        *("data", "val_data", "test_data", "source_column", "target_column", "level", "preset", "hidden", "steps"),
+        *("minutes", "run", "resume"),
+    )
+
+    in_data: ClassVar[Group] = Group("Data")
     data: Names = ("dates",)
-    """Built-in set (dates), named set (multi30k: English to German), two parallel files, the source first (.gz too), or
-    a CSV, TSV or JSONL file with --source-column and --target-column."""
+    """Built-in set (dates), named set (multi30k: English to German), two parallel files or URLs, the source first (.gz
+    too), or a CSV, TSV or JSONL table with --source-column and --target-column."""
     test_data: Names | None = None
     """Test pairs, translated at the end of the run; read like --data."""
     source_column: str | None = None
@@ -64,10 +76,14 @@ class TranslateConfig(Seq2SeqConfig):
     """Column with the target, by name or by position from 1."""
     max_length: Size = 100
     """Longest text in tokens: longer pairs are left out of training, and longer sources are cut in evaluation."""
+
+    in_model: ClassVar[Group] = Group("Model")
     bidirectional: bool = False
     """Read every source in both directions."""
     tie: bool = False
     """Use the target's embedding as the output matrix too (needs --embed equal to --hidden)."""
+
+    in_training: ClassVar[Group] = Group("Training")
     scheduled_sampling: Fraction = 0.0
     """Probability that the decoder reads its own prediction in training, reached after --scheduled-sampling-steps."""
     scheduled_sampling_steps: Positive = 1000
