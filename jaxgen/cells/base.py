@@ -162,6 +162,11 @@ class Cell(nn.RNNCellBase):
         """The part of the carry that is multiplied by the recurrent matrix."""
         return carry
 
+    @nn.nowrap
+    def num_gates(self, shape: tuple[int, ...]) -> int:
+        """How many gates lie side by side in the columns of a kernel of this shape; optimizers may treat each alone."""
+        return shape[-1] // self.features if shape[-1] % self.features == 0 else 1
+
     @staticmethod
     def summary(carry: Carry) -> PyTree:
         """What an encoder passes to a decoder: the whole carry, or arrays ``[*batch, ...]`` of fewer numbers."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from jaxgen.errors import UsageError, check_int, check_kind
+from jaxgen.errors import UsageError, check_int, check_kind, counted
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.state import DecoderState
@@ -78,6 +78,9 @@ class ChatSession:
         self.settings, self.unk = GenerationConfig() if settings is None else settings, unk
         self.number = 0
         self._step, self._past = _Step(sampler, state, NO_TOKENS, 0), list[_Step]()
+
+    def __repr__(self) -> str:
+        return f"<jaxgen.ChatSession: {counted(self.number, 'answer')} so far, {self.sampler!r}>"
 
     @property
     def state(self) -> DecoderState | None:
@@ -184,6 +187,9 @@ class Continuation:
     text: str
     tokens: np.ndarray
     logp: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"<jaxgen.Continuation {self.text!r}: probability {self.probability:.4g}>"
 
     @property
     def probability(self) -> float:

@@ -15,14 +15,15 @@ import numpy as np
 
 from jaxgen import jitted
 from jaxgen.data.bucketing import bucket_width
-from jaxgen.errors import DataError, UsageError, check_int, check_kind, is_iterable
-from jaxgen.inference.generation_config import GenerationConfig, with_forbidden
+from jaxgen.errors import DataError, UsageError, check_int, check_kind, counted, is_iterable
+from jaxgen.inference.generation_config import GenerationConfig, short_repr, with_forbidden
 from jaxgen.inference.loading import LoadedRun, TrainedModel
+from jaxgen.plots import AttentionMap
 from jaxgen.sampling.beam import beam_states, tile_beams
 from jaxgen.sampling.decode import DecodeState, sample_keys
 from jaxgen.sampling.transforms.base import Context
 from jaxgen.tokenizers.base import EOS, PAD, UNK
-from jaxgen.types import Array, AttentionMap, Carry, Params
+from jaxgen.types import Array, Carry, Params
 
 #: Inputs that are computed together. Fixed, because the number of rows in a matrix product changes float bits, and an
 #: answer must depend only on its own input.
@@ -51,6 +52,9 @@ class DecodingConfig:
     beam: int = 0
     length_penalty: float = 1.0
 
+    def __repr__(self) -> str:
+        return short_repr(self)
+
 
 class DecodedText(NamedTuple):
     """A generated text.
@@ -64,6 +68,9 @@ class DecodedText(NamedTuple):
     tokens: np.ndarray
     logp: float
     ended: bool
+
+    def __repr__(self) -> str:
+        return f"<DecodedText: {counted(self.tokens.size, 'token')}, {self.logp:.3f} nats>"
 
 
 class UnreadableInput(NamedTuple):

@@ -191,6 +191,10 @@ class Sampler(TrainedModel):
         other.condition = condition
         return other
 
+    def _about(self) -> str:
+        condition = "" if self.condition is None else f", {self.condition}"
+        return f"{self.tokenizer.kind} level, {self.tokenizer.vocab_size:,} tokens{condition}"
+
     def _copy(self) -> Sampler:
         """A sampler with the same weights; ``copy.copy`` would take them from the device."""
         other = object.__new__(type(self))
@@ -417,7 +421,7 @@ class Sampler(TrainedModel):
 
     def samples(self, prompt: str = "", settings: GenerationConfig | None = None, **options: Any) -> Iterator[Sample]:
         """Whole samples in order, with tokens and log-probabilities; the arguments are those of ``stream``."""
-        return collect(self.stream(prompt, settings, **options))
+        return collect(self.stream(prompt, settings, **options), self.tokenizer)
 
     def best(
         self, prompt: str = "", settings: GenerationConfig | None = None, *, of: int, keep: int = 1, **options: Any

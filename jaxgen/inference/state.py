@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.errors import CheckpointError, UsageError, check_kind
+from jaxgen.errors import CheckpointError, UsageError, check_kind, counted
 from jaxgen.fsutil import dump_json, json_sha256, parse_json, write_output
 from jaxgen.runs.manifest import array_sha256, decode_arrays, encode_arrays, header_bytes, metadata
 from jaxgen.types import Array, Carry
@@ -82,6 +82,10 @@ class DecoderState:
     logits: Array
     tokens: np.ndarray
     held: str = ""
+
+    def __repr__(self) -> str:
+        held = f" and the text {self.held!r}" if self.held else ""
+        return f"<jaxgen.DecoderState after {counted(self.tokens.size, 'token')}{held}>"
 
     def repeated(self, rows: int) -> tuple[Carry, Array]:
         """The carry and logits repeated for a batch of ``rows``."""

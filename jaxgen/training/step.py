@@ -32,6 +32,10 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     carry: Carry  # the recurrent state passed from one window to the next
 
+    def __repr__(self) -> str:
+        parameters = sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(self.params))
+        return f"<jaxgen.TrainState: step {self.step}, {parameters:,} parameters>"
+
 
 def create_state(task: Task, optimizer: optax.GradientTransformation, key: Key, rows: int) -> TrainState:
     """The initial state of ``task`` for batches of ``rows`` rows.

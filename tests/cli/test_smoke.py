@@ -74,6 +74,7 @@ ON_TEXT = {
     "sample": ("--prompt The --length 5", "The"),
     "score": ("--text The", "nats"),
     "evaluate": ("--num-samples 2 --length 20 --temperature 1 --no-plot", "temperature"),
+    "explain": ("The --length 20", "the model"),
 }
 
 

@@ -105,6 +105,10 @@ class LanguageCorpus:
     conditioning: Conditioning | None = None
     header: str | None = None
 
+    def __repr__(self) -> str:
+        sizes = f"{self.train.ids.size:,} tokens for training, {self.val.ids.size:,} for validation"
+        return f"<jaxgen.LanguageCorpus {self.name!r}: {sizes}, {self.tokenizer!r}>"
+
 
 def prepare(
     specs: Sequence[str],
