@@ -35,6 +35,7 @@ SECTIONS = {
     "inference": "Sample, answer and score",
     "plots": "Pictures and matrices",
     "trainer": "Runs, step by step",
+    "callbacks": "Callbacks",
     "tasks": "Settings and tasks",
     "cells": "Cells",
     "models": "Models",
@@ -50,6 +51,8 @@ SECTIONS = {
 REGISTRIES = {
     "BLOCKS": "models",
     "CELLS": "cells",
+    "OPTIMIZERS": "training",
+    "SCHEDULES": "training",
     "TASKS": "tasks",
     "TOKENIZERS": "tokenizers",
     "TRANSFORMS": "sampling",
@@ -200,25 +203,45 @@ def api_page() -> str:
     found: dict[str, list[str]] = {}
     for name in sorted(name for name in vars(api) if not name.startswith("_")):
         value = getattr(api, name)
-        module = REGISTRIES.get(name) or getattr(value, "__module__", "jaxgen.model").split(".")[1]
+        module = REGISTRIES.get(name) or getattr(value, "__module__", f"jaxgen.{name}").split(".")[1]
         found.setdefault(module, []).append(name)
     for module in (*(each for each in SECTIONS if each in found), *sorted({*found} - {*SECTIONS})):
         parts.append(f"## {SECTIONS.get(module, module)}")
-        parts += [_entry(name) for name in found[module]]
+        parts += [_entry(name) for name in sorted(found[module], key=lambda name: name in REGISTRIES)]
     return "\n\n".join(parts) + "\n"
 
 
 def _entry(name: str) -> str:
     value = getattr(api, name)
     if name in REGISTRIES:
-        return f"### {name}\n\nA dictionary: " + ", ".join(f"`{key}`" for key in value) + ". [All parts](parts.md)."
+        listed = f"### {name}\n\nA dictionary: " + ", ".join(f"`{key}`" for key in value) + ". [All parts](parts.md)."
+        others = [kind for kind in value.values() if kind is not None and not hasattr(api, kind.__name__)]
+        return "\n\n".join([listed, *(_directive(_auto(each), _path(each)) for each in others)])
+    if inspect.ismodule(value):
+        names = [each for each in vars(value) if not each.startswith("_") and not hasattr(api, each)]
+        classes = [_directive("autoclass", f"jaxgen.{name}.{each}") for each in names]
+        return "\n\n".join([_directive("automodule", f"jaxgen.{name}"), *classes])
     if inspect.isclass(value):
         # A Linen module and a class of settings inherit hundreds of names; only what is written in the class is shown.
         settings = hasattr(value, "model_fields")
-        members = "" if settings else "\n   :members:"
-        more = "\n\nIts fields are the [flags](flags.md)." if settings else ""
-        return f"```{{eval-rst}}\n.. autoclass:: jaxgen.{name}{members}\n```{more}"
-    return f"```{{eval-rst}}\n.. autofunction:: jaxgen.{name}\n```"
+        entry = _directive("autoclass", f"jaxgen.{name}", "" if settings else "\n   :members:")
+        return entry + ("\n\nIts fields are the [flags](flags.md)." if settings else "")
+    return _directive("autofunction", f"jaxgen.{name}")
+
+
+def _auto(part: Any) -> str:
+    return "autoclass" if inspect.isclass(part) else "autofunction"
+
+
+def _path(kind: Any) -> str:
+    """Where to import a class or function from: the package, if it offers it itself."""
+    package = kind.__module__.rpartition(".")[0]
+    offered = getattr(import_module(package), kind.__name__, None) is kind
+    return f"{package if offered else kind.__module__}.{kind.__name__}"
+
+
+def _directive(kind: str, name: str, options: str = "") -> str:
+    return f"```{{eval-rst}}\n.. {kind}:: {name}{options}\n```"
 
 
 # --- parts

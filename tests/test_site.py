@@ -8,6 +8,7 @@ import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -23,17 +24,17 @@ import jaxgen
 from jaxgen.cli.flags import COMMON
 from jaxgen.cli.sampling_flags import SampleConfig
 from jaxgen.cli.score import ScoreConfig
-from jaxgen.sampling.decode import DecodeState, sample_keys
 from jaxgen.tasks.registry import DATA
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 #: What the examples of docstrings have imported.
-SCOPE = {"DecodeState": DecodeState, "partial": partial, "sample_keys": sample_keys}
-SCOPE |= {"jax": jax, "jaxgen": jaxgen, "jnp": jnp, "nn": nn, "np": np, "optax": optax}
+SCOPE = {"jax": jax, "jaxgen": jaxgen, "jnp": jnp, "nn": nn, "np": np, "optax": optax, "partial": partial}
 #: Names without an example: registries, which are dictionaries, and an error that only a failing training raises.
-WITHOUT = {"BLOCKS", "CELLS", "TASKS", "TOKENIZERS", "TRANSFORMS", "DivergedError"}
+WITHOUT = {"BLOCKS", "CELLS", "OPTIMIZERS", "SCHEDULES", "TASKS", "TOKENIZERS", "TRANSFORMS", "DivergedError"}
 NAMES = sorted({*dir(jaxgen)} - WITHOUT - {"__version__"})
+NAMES += [f"callbacks.{name}" for name in vars(jaxgen.callbacks) if not name.startswith("_") and name != "Callback"]
+PARTS = {**jaxgen.TOKENIZERS, **jaxgen.TRANSFORMS}
 TEXT = "the cat sat on the mat. a dog ran over the hill.\n" * 40
 SIZES = {"cell": "elman", "hidden": 8, "steps": 2, "batch_size": 4, "seq_len": 8}
 PLUGIN = "import jaxgen\n\n\nclass MyCell(jaxgen.Elman):\n    pass\n"
@@ -63,13 +64,23 @@ def folder(trained, monkeypatch, tmp_path, without_plugins, quick_compiles):
     return trained
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_example_of_a_public_name_gives_what_it_says(name, folder, capsys):
-    (found,) = doctest.DocTestFinder(recurse=False).find(getattr(jaxgen, name), name, globs=dict(SCOPE))
-    assert found.examples, f"jaxgen.{name} has no example in its docstring"
+def run_example(value, name, capsys):
+    """Run the example in the docstring of a class or function."""
+    (found,) = doctest.DocTestFinder(recurse=False).find(value, name, globs=dict(SCOPE))
+    assert found.examples, f"{name} has no example in its docstring"
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     runner.run(found)
     assert not runner.failures, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_example_of_a_public_name_gives_what_it_says(name, folder, capsys):
+    run_example(attrgetter(name)(jaxgen), f"jaxgen.{name}", capsys)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_example_of_a_tokenizer_or_transform_gives_what_it_says(part, capsys):
+    run_example(PARTS[part], part, capsys)
 
 
 def run_page(page, **replaced):
@@ -132,6 +143,7 @@ def test_the_page_of_names_has_every_public_name(generated):
     page = generated.api_page()
     shown = {*re.findall(r"(?m)^(?:\.\. auto\w+:: jaxgen\.|### )(\w+)$", page)}
     assert shown == {*dir(jaxgen)} - {"__version__"}
+    assert "jaxgen.callbacks.EarlyStopping" in page
 
 
 def test_the_page_of_parts_describes_every_part(generated):

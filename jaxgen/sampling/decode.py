@@ -144,6 +144,7 @@ def decode(
         pad: the token after the end.
 
     Example:
+        >>> from jaxgen.sampling.decode import DecodeState, sample_keys
         >>> step = lambda weights, carry, token: (carry, jax.nn.one_hot(token + 1, 4))  # after token i comes i + 1
         >>> state = DecodeState.start(jaxgen.chain(), (), jax.nn.one_hot(jnp.array([0]), 4))
         >>> keys = sample_keys(0, jnp.arange(1))

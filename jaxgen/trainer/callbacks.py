@@ -195,6 +195,11 @@ class EarlyStopping(Callback):
     """Stops the run after ``patience`` evaluations in a row without a new best, as ``--patience`` does.
 
     The best evaluation is that of the task's own figure (loss, accuracy, BLEU); the run reports its checkpoint.
+
+    Example:
+        >>> early = jaxgen.callbacks.EarlyStopping(patience=3)
+        >>> early.patience
+        3
     """
 
     def __init__(self, patience: int) -> None:
