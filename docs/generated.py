@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = {
     "model": "Train and use a model",
     "inference": "Sample, answer and score",
+    "plots": "Pictures and matrices",
     "trainer": "Runs, step by step",
     "callbacks": "Callbacks",
     "tasks": "Settings and tasks",

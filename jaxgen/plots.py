@@ -498,7 +498,12 @@ def _percent(share: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as PNG; notebooks show it."""
+    """A picture as PNG; notebooks show it.
+
+    Example:
+        >>> jaxgen.load("runs/language-1").history.plot()
+        <jaxgen.Picture: 1000 x 600 pixels>
+    """
 
     png: bytes
 
@@ -530,6 +535,10 @@ class AttentionMap(NamedTuple):
         weights: float [T, S]; each row sums to 1.
         image: uint8 [Y, X, 3], if the source positions are a grid over it, row by row.
         texts: The source, the output and the reference, as far as they are known: names and texts.
+
+    Example:
+        >>> jaxgen.AttentionMap(["a", "cat"], ["eine", "Katze"], np.eye(2))
+        <jaxgen.AttentionMap: 2 tokens over 2 source positions>
     """
 
     source: list[str]
@@ -577,6 +586,11 @@ class ConfusionMatrix:
     Attributes:
         counts: int [true label, predicted label].
         labels: The labels.
+
+    Example:
+        >>> matrix = jaxgen.load("runs/classify-1").evaluate().confusion
+        >>> matrix.labels, matrix.counts.shape
+        (['bad', 'good'], (2, 2))
     """
 
     counts: np.ndarray

@@ -154,6 +154,10 @@ class Score:
         bytes: Bytes of the text in UTF-8.
         unknown: Tokens scored as <unk>; bits are then a lower bound. Skipped ones are in none of these sums.
         forced: Places where a text without white space was cut, which may have changed a few tokens.
+
+    Example:
+        >>> jaxgen.Score(logp=-2.0, tokens=4, chars=4, bytes=4)
+        <jaxgen.Score: -2.0000 nats for 4 tokens, perplexity 1.649, 0.7213 bits per character>
     """
 
     logp: float = 0.0
@@ -200,6 +204,11 @@ class ScoredText:
         score: The score of the whole text.
         tokens: Its tokens.
         tokenizer: Decodes them.
+
+    Example:
+        >>> scored = jaxgen.load("runs/language-1").score("the", details=True)
+        >>> [text for text, logp in scored.parts], scored.score.tokens
+        (['t', 'h', 'e'], 3)
     """
 
     score: Score

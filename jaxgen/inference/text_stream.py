@@ -89,7 +89,13 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sample(Chunk):
-    """A whole sample, which always has an ``end``. Notebooks colour its tokens by their probability."""
+    """A whole sample, which always has an ``end``. Notebooks colour its tokens by their probability.
+
+    Example:
+        >>> sample = jaxgen.load("runs/language-1").generate("the ", length=20, details=True)
+        >>> sample.tokens.size, len(sample.parts), sample.end
+        (20, 20, 'length')
+    """
 
     end: str
     tokenizer: Tokenizer | None = None

@@ -49,6 +49,14 @@ def find_lr(
 
     Raises:
         UsageError, DataError, CheckpointError: As ``jaxgen.start``.
+
+    Example:
+        >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, batch_size=4, seq_len=8)
+        >>> found = jaxgen.find_lr(config)
+        >>> 1e-5 < found.suggestion < 1
+        True
+        >>> found.plot()
+        <jaxgen.Picture: 1000 x 600 pixels>
     """
     trainer = trial(config, emit)
     rates, losses = np.geomspace(LOWEST, HIGHEST, STEPS), list[float]()
