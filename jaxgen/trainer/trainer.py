@@ -172,7 +172,7 @@ class Trainer:
                     received = stop.agree()
                     if received is not None and not self._is_over(step):
                         raise self._interrupted(received, f"at step {step:,}; saved")
-            if self._is_stopped:
+            if self._is_stopped and step < self.total_steps:
                 self._note(
                     f"Training stopped after {step:,} of {counted(self.total_steps, 'step')}: {self.progress.stopped}. "
                     "More --steps, or another --patience, continue it."
