@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -71,7 +70,7 @@ class EvaluateConfig(RunConfig):
     require_data: bool = False
     """Stop (exit code 3) if the training text is missing or has changed. Otherwise its columns are left empty."""
     plot: str | None = None
-    """PNG file of the plot. Default: quality.png in the folder of the run."""
+    """PNG file of the plot. Default: quality.png in the folder of the run, none for a pretrained one."""
 
 
 #: The plot in the folder of the run.
@@ -112,7 +111,8 @@ def evaluate(args: list[str]) -> None:
     need_backend()
     saved = LoadedRun.open(run, "evaluate")
     plot = saved.directory.path / PLOT
-    if config.plot is None and not extra["no_plot"] and (plot.is_dir() or not os.access(plot.parent, os.W_OK)):
+    no_plot = extra["no_plot"] or (config.plot is None and saved.directory.is_pretrained)
+    if config.plot is None and not no_plot and (plot.is_dir() or not os.access(plot.parent, os.W_OK)):
         raise UsageError(f"The plot cannot be written to {plot}: give --plot FILE, or --no-plot.")
     reference = read_reference(saved, config.require_data)
     sampler = with_condition_flags(Sampler.load(saved.directory.path), config, note=False)
@@ -140,7 +140,7 @@ def evaluate(args: list[str]) -> None:
         log(f"texts under the conditions of validation texts: {shown}{', …' * (len(result.drawn) > MAX_CONDITIONS)}")
     elif reference is not None and result.validation is None and sampler.condition is not None:
         log(f"note: no validation text is under {sampler.condition}, so that there is no row to compare with.")
-    if not extra["no_plot"]:
+    if not no_plot:
         picture = draw_plot(result, saved)
         if config.plot is None:
             replace_file(plot, picture)
@@ -173,13 +173,12 @@ def read_reference(saved: LoadedRun, required: bool) -> ReferenceData | None:
 
 def draw_plot(result: QualityReport, saved: LoadedRun) -> bytes:
     """The plot of ``result`` as PNG."""
-    from jaxgen.plots import draw_quality
+    from jaxgen.plots import Picture, draw_quality
 
-    values, picture = result.to_json(), io.BytesIO()
-    name = saved.directory.path.resolve().name
-    title = f"{name}: quality against diversity, {counted(result.rows[0].texts, 'text')} at each temperature"
-    draw_quality(values["rows"], values["validation"], picture, title, result.unit)
-    return picture.getvalue()
+    values, name = result.to_json(), saved.directory.path.resolve().name
+    title = f"{name}: quality and diversity of {counted(result.rows[0].texts, 'text')} at each temperature"
+    args = title, result.unit
+    return Picture.drawn(lambda file: draw_quality(values["rows"], values["validation"], file, *args)).png
 
 
 def report(result: QualityReport, documents: bool = False, width: int | None = None) -> str:

@@ -25,7 +25,7 @@ class RunConfig(BaseModel):
 
     in_model: ClassVar[Group] = Group("Model")
     run: str | None = None
-    """Folder of the run. Default: the newest in runs/."""
+    """Folder of the run, or pretrained:shakespeare, which comes with jaxgen. Default: the newest in runs/."""
     label: tuple[str, ...] = ()
     """The label of the texts (for a run trained with --label-column), or several with weights, between which the model
     interpolates: Sports:0.3 World:0.7. Default: the mean of the training texts."""
@@ -127,8 +127,9 @@ def parse(
     given = {} if default is None else {name: getattr(default, name) for name in default.model_fields_set}
     config = validate(kind, {**given, **{name: written[name] for name in kind.model_fields if name in written}})
     for name, known in names.items():
-        if (chosen := getattr(config, name, None)) is not None:
-            choose(chosen, known, name)
+        chosen = getattr(config, name, None)
+        for each in chosen if isinstance(chosen, tuple) else () if chosen is None else (chosen,):
+            choose(each, known, name)
     return config, {flag.name: written.get(flag.name, flag.default) for flag in extra}
 
 
@@ -271,6 +272,14 @@ def flag_value(args: Sequence[str], flag: str) -> str | None:
         if _dashed(name) == flag and value is not None:
             _give_once(seen, flag, value)
     return seen.get(flag)
+
+
+def fill_value(args: Sequence[str], flag: str, value: str) -> list[str]:
+    """``args`` with ``value`` after each ``flag`` that stands without one."""
+    filled: list[str] = []
+    for word, following in zip(args, [*args[1:], None]):
+        filled += [word, value] if word == flag and (following is None or _is_flag(following)) else [word]
+    return filled
 
 
 def is_written(args: Sequence[str], flag: str) -> bool:

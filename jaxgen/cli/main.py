@@ -16,6 +16,7 @@ COMMANDS = {
     "completion": "print a script with which a shell completes commands and flags",
     "doctor": "print what a bug report needs",
     "evaluate": "measure the texts of a model over several temperatures",
+    "explain": "show the probabilities of the next token after a text",
     "export": "write a model to a file for other programs",
     "import": "make a run from the weights of another program",
     "info": "show a run: data, settings, figures, arrays",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -259,7 +258,7 @@ def plot_attention(predictor: Predictor, inputs: Sequence[Source], decoding: Dec
         UsageError: There is no input.
         DataError: None of the inputs can be read.
     """
-    from jaxgen.plots import draw_attention
+    from jaxgen.plots import Picture, draw_attention
 
     present = [(number, each) for number, each in enumerate(inputs) if not isinstance(each, str) or each.strip()]
     maps, first_error = [], None
@@ -272,6 +271,5 @@ def plot_attention(predictor: Predictor, inputs: Sequence[Source], decoding: Dec
         raise first_error
     if not maps:
         raise UsageError("There is no input for --attention to plot: give one that is not empty.")
-    picture = io.BytesIO()
-    draw_attention(maps, picture)
-    write_output(path, picture.getvalue(), "--attention")
+    picture = Picture.drawn(lambda file: draw_attention(maps, file))
+    write_output(path, picture.png, "--attention")

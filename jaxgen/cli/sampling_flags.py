@@ -87,6 +87,9 @@ class SampleConfig(RunConfig):
     alone, and no line break is added after a text."""
     interactive: bool = False
     """Continue texts line by line, with commands that change settings, undo, or offer the best next tokens: /help."""
+    color: Literal["auto", "always", "never"] = "never"
+    """Colour each token by the probability that the model gave it, before any setting. --color alone is auto: on a
+    terminal, unless NO_COLOR is set. always: in pipes too (less -R)."""
     raw: bool = False
     """Do not escape control characters on a terminal."""
 

@@ -262,6 +262,14 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
     return tokenizer.pieces[token].decode("utf-8", "backslashreplace")
 
 
+def quote_token(tokenizer: Tokenizer, token: int) -> str:
+    """The text of a token in quotes, in which blanks can be seen and line breaks and controls are escaped."""
+    if token < len(SPECIAL_TOKENS):
+        return SPECIAL_TOKENS[token]
+    text = repr(tokenizer.pieces[token].decode("utf-8", "surrogateescape"))
+    return re.sub(r"\\udc(..)", r"\\x\1", text)  # bytes of an incomplete character
+
+
 def start(parts: Iterable[TokenScores]) -> Iterator[TokenScores]:
     """The same parts, the first computed now: a text that cannot be read leaves no half-written output."""
     source = iter(parts)
@@ -274,7 +282,7 @@ class ScoreTable:
 
     def __init__(self, scorer: Scorer, per_token: bool) -> None:
         self._tokenizer, self._per_token, self._has_header = scorer.sampler.tokenizer, per_token, False
-        self._quoted = cache(self._quote)  # a text has few different tokens
+        self._quoted = cache(lambda token: quote_token(self._tokenizer, token))  # a text has few different tokens
 
     def write_text(self, about: dict[str, Any], stream: ScoreStream) -> None:
         """Write the tokens and the row of a text while it is scored."""
@@ -325,12 +333,6 @@ class ScoreTable:
                     for other, p in zip(top.tolist(), top_logp.tolist()):
                         line += f"  {self._quoted(other)} {math.exp(p):.4f}"
                     write_out(line.rstrip() + "\n")
-
-    def _quote(self, token: int) -> str:
-        if token < len(SPECIAL_TOKENS):
-            return SPECIAL_TOKENS[token]
-        text = repr(self._tokenizer.pieces[token].decode("utf-8", "surrogateescape"))
-        return re.sub(r"\\udc(..)", r"\\x\1", text)  # bytes of an incomplete character
 
 
 class JsonScores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ from jaxgen.cli.help import as_typed
 from jaxgen.errors import UsageError, choose, show_flags
 
 if TYPE_CHECKING:
+    from jaxgen.cli.progress import Screen
     from jaxgen.distributed.launcher import Job
     from jaxgen.runs.config import TrainConfig
     from jaxgen.trainer.process_group import ProcessGroup
@@ -57,6 +59,8 @@ JOB_RULES: Rules = (
         for flag in JOB_FLAGS[2:]
     ),
 )
+#: Steps of ``--lr-find`` between two lines.
+SHOWN_EVERY = 15
 #: Seconds without a heartbeat after which a process counts as lost.
 HEARTBEAT = 60
 
@@ -123,6 +127,9 @@ def train(args: list[str], group: ProcessGroup | None = None, began: float | Non
                 config, resuming = parse_args(args)
                 facts["folder"] = "goes on" if resuming else "begins"
             need_backend()
+            if (picture := flag_value(args, "--lr-find")) is not None:
+                _find_lr(config, picture, screen, resuming or not group.is_single)
+                return
             if resuming:
                 changed = flag_value(args, "--data-changed") or "refuse"
                 trainer = resume(str(config.run), config, screen.show, changed, group=group)
@@ -131,6 +138,26 @@ def train(args: list[str], group: ProcessGroup | None = None, began: float | Non
             trainer.train()
     finally:
         screen.close()
+
+
+def _find_lr(config: TrainConfig, picture: str, screen: Screen, refuse: bool) -> None:
+    """Try learning rates, draw ``picture`` and print the rate that they suggest."""
+    from jaxgen.fsutil import check_output, write_output
+    from jaxgen.plots import draw_rates
+    from jaxgen.trainer.lr_finder import find_lr
+
+    if refuse:
+        raise UsageError("--lr-find tries rates for a new run on one process: leave out --resume and --coordinator.")
+    check_output(picture, "--lr-find")
+
+    def watch(step: int, rate: float, loss: float) -> None:
+        if step % SHOWN_EVERY == 0:
+            print(f"learning rate {rate:.1e}: loss {loss:.4f}", flush=True)
+
+    found, buffer = find_lr(config, screen.show, watch), io.BytesIO()
+    draw_rates(found.rates, found.losses, found.suggestion, buffer)
+    write_output(picture, buffer.getvalue())
+    print(f"The curve is in {picture}. Next: the same command with --lr {found.suggestion:.1g} instead of --lr-find.")
 
 
 def parse_args(args: list[str]) -> tuple[TrainConfig, bool]:
@@ -234,6 +261,7 @@ def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:
     from jaxgen.models.classifier import POOLINGS
     from jaxgen.tasks.registry import model_names
     from jaxgen.tokenizers import TOKENIZERS
+    from jaxgen.trainer.trackers import TRACKERS
     from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES
 
     return {
@@ -242,6 +270,7 @@ def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:
         "cell": CELLS,
         "layout": BATCHES,
         "level": TOKENIZERS,
+        "log": [*TRACKERS, "none"],
         "model": model_names(kind.task),
         "pooling": POOLINGS,
         "optimizer": OPTIMIZERS,
@@ -269,6 +298,13 @@ def extra_flags() -> list[Flag]:
             help="What to do if the data of a resumed run has changed: refuse (the default) or accept it. The same "
             "data at another place, named with --data, counts as unchanged.",
             choices=("refuse", "accept"),
+        ),
+        general(
+            "lr_find",
+            str | None,
+            help="Instead of training, try learning rates from 1e-5 to 1 in 150 steps, draw the losses into this file, "
+            "and suggest a rate.",
+            metavar="FILE.png",
         ),
         general(
             "config",

@@ -9,13 +9,22 @@ import os
 import platform
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import jax
 import jaxlib
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from jaxgen.errors import CheckpointError, UsageError, check_kind, choose, to_python
 from jaxgen.fsutil import json_sha256
@@ -40,6 +49,14 @@ Beam = Annotated[int, Field(ge=0, le=MAX_BEAM)]
 #: JAX silently wraps larger seeds.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+#: One name or several. A single name needs no list, for example in a TOML file: data = "book.txt".
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
 #: The largest configuration file that is read.
 MAX_CONFIG_BYTES = 2**20
 #: The longest name of a file or folder, in bytes, and the longest part of a wrong value in a message, in characters.
@@ -53,6 +70,13 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Only the settings that differ from their defaults: all of them fill a screen."""
+        for name, value in super().__repr_args__():
+            field = type(self).model_fields.get(name or "")
+            if field is None or value != field.get_default(call_default_factory=True):
+                yield name, value
+
     task: ClassVar[str]
     #: Named settings: name -> (what to expect, values). Flags and files override them; ``steps`` is only a default.
     presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]]
@@ -60,7 +84,7 @@ class TrainConfig(BaseModel):
     examples: ClassVar[tuple[str, ...]] = ()
     #: Fields that a resumed run may change.
     may_change: ClassVar[frozenset[str]] = frozenset(
-        {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "on_nan", "tensorboard", "run"}
+        {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "on_nan", "log", "run"}
     )
 
     #: Fields that name data files. A resumed run may find the same data elsewhere.
@@ -152,8 +176,9 @@ class TrainConfig(BaseModel):
     """Steps between evaluations, each followed by a checkpoint. Default: a tenth of the run. 0: only at the end."""
     sample_every: NotNegative | None = None
     """Steps between printed samples. Default: with each evaluation. 0: only at the end."""
-    tensorboard: bool = False
-    """Also write TensorBoard events (needs the extra jaxgen[tb])."""
+    log: Names = ()
+    """Also send the metrics, settings and samples to these trackers. csv writes metrics.csv; the others need the extra
+    of their name, for example jaxgen[wandb]. none, for a resumed run: to none any more."""
 
     in_devices: ClassVar[Group] = Group("Several devices")
     devices: Positive | None = None
@@ -205,6 +230,11 @@ class TrainConfig(BaseModel):
     def _can_be_a_folder(cls, value: str | None, info: ValidationInfo) -> str | None:
         check_folder(value, f"--{str(info.field_name).replace('_', '-')}")
         return value
+
+    @field_validator("log")
+    @classmethod
+    def _none_is_empty(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return () if names == ("none",) else names
 
     @field_validator("cell_options", "block_options")
     @classmethod

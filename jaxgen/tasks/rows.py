@@ -27,12 +27,11 @@ from jaxgen.data.tables import (
 )
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.fsutil import load_strict
-from jaxgen.runs.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
+from jaxgen.runs.config import MAX_SIZE, Fraction, Names, Positive, Size, TrainConfig
 from jaxgen.runs.groups import Group
 from jaxgen.tasks.base import (
     EVAL_ROWS,
     EvalSet,
-    Names,
     TaskData,
     VocabSize,
     changed_flags,

@@ -16,6 +16,7 @@ from edited import edit
 from jaxgen import jitted
 from jaxgen.runs import directory
 from jaxgen.runs.checkpoints import CheckpointStore
+from jaxgen.trainer.trackers import TRACKERS
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +97,7 @@ USAGE = {
     "--config endless.toml": ("endless.toml", "--minutes is 1e+308", "1000000"),
     "--minutes nan": ("--minutes", "finite"),
     "--patience 0": ("--patience is 0", "greater than 0"),
+    "--log csv wandbb": ("log 'wandbb'", "'wandb'", "csv"),
     "--clip -1": ("--clip is -1.0", "0"),
     "--warmup -1": ("--warmup is -1", "0"),
     "--final-lr 0.1 --schedule constant": ("--final-lr 0.1", "leave it out"),
@@ -175,9 +177,12 @@ def test_an_unknown_task_is_refused_with_the_nearest(train, here):
     check(train("langage"), 2, ("task 'langage'", "'language'"), {}, here)
 
 
-def test_tensorboard_without_its_package_names_the_extra(train, book, here, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    check(train("--data", book, "--tensorboard"), 2, ("tensorboardX", "jaxgen[tb]", "--tensorboard"), {}, here)
+@pytest.mark.parametrize("name", [name for name, kind in TRACKERS.items() if kind.PACKAGE])
+def test_a_tracker_without_its_package_names_the_extra(name, train, book, here, monkeypatch):
+    monkeypatch.setitem(sys.modules, TRACKERS[name].PACKAGE, None)
+    check(
+        train("--data", book, "--log", "csv", name), 2, (TRACKERS[name].PACKAGE, f"jaxgen[{name}]", "--log"), {}, here
+    )
 
 
 def test_bpe_without_its_package_names_the_extra(train, book, here, monkeypatch):

@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 
 from jaxgen.data.batches import BATCHES
 from jaxgen.errors import choose
-from jaxgen.runs.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
+from jaxgen.runs.config import MAX_SIZE, Fraction, Names, Positive, Size, TrainConfig
 from jaxgen.runs.groups import Group
-from jaxgen.tasks.base import Names, VocabSize, changed_flags, check_at_most_one, check_header, check_level
+from jaxgen.tasks.base import VocabSize, changed_flags, check_at_most_one, check_header, check_level
 from jaxgen.text import Reading
 
 #: Longer n-grams almost never occur twice.
@@ -37,7 +37,12 @@ _LARGE = {"hidden": 1024, "layers": 3, "batch_size": 128, "seq_len": 256, "steps
 
 
 class LanguageConfig(TrainConfig):
-    """Continues texts: a language model, recurrent or an n-gram baseline."""
+    """Continues texts: a language model, recurrent or an n-gram baseline.
+
+    Example:
+        >>> jaxgen.LanguageConfig(data="book.txt", preset="tiny", layers=2).hidden
+        128
+    """
 
     task: ClassVar[str] = "language"
 
@@ -48,8 +53,8 @@ class LanguageConfig(TrainConfig):
 
     in_data: ClassVar[Group] = Group("Data")
     data: Names = ("python-docs",)
-    """Built-in set (python-docs, python-source), named set (tinyshakespeare, ag_news, multi30k), or files, folders and
-    globs (.gz too)."""
+    """Built-in set (python-docs, python-source), named set (tinyshakespeare, ag_news, multi30k), or files, folders,
+    globs and URLs (.gz too)."""
     val_data: Names | None = None
     """Validation data. Default: the end of the data."""
     val_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None

@@ -204,8 +204,12 @@ class Seq2SeqData(RowsData):
         from jaxgen.plots import draw_attention
 
         val = self.splits["val"]
-        sources = val.raw_inputs(range(min(ATTENTION_INPUTS, len(val))))
-        draw_attention([inference.attention(source) for source in sources], folder / "attention.png")
+        groups = range(min(ATTENTION_INPUTS, len(val)))
+        maps = [
+            inference.attention(source).with_text("reference", val.references(g)[0])
+            for g, source in zip(groups, val.raw_inputs(groups))
+        ]
+        draw_attention(maps, folder / "attention.png")
 
     def report_lines(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines = []
