@@ -499,7 +499,11 @@ def _percent(share: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as PNG; notebooks show it."""
+    """A picture as PNG; notebooks show it.
+
+    Example:
+        >>> jaxgen.load("runs/language-1").history.plot().save("losses.png")
+    """
 
     png: bytes
 
@@ -531,6 +535,10 @@ class AttentionMap(NamedTuple):
         weights: float [T, S]; each row sums to 1.
         image: uint8 [Y, X, 3], if the source positions are a grid over it, row by row.
         texts: The source, the output and the reference, as far as they are known: names and texts.
+
+    Example:
+        >>> attention = jaxgen.AttentionMap(source=["le", "chat"], written=["the", "cat"], weights=np.eye(2))
+        >>> attention.plot().save("attention.png")
     """
 
     source: list[str]
@@ -578,6 +586,11 @@ class ConfusionMatrix:
     Attributes:
         counts: int [true label, predicted label].
         labels: The labels.
+
+    Example:
+        >>> matrix = jaxgen.ConfusionMatrix(np.array([[8, 2], [1, 9]]), ["bad", "good"])
+        >>> matrix.shares.tolist()
+        [[0.8, 0.2], [0.1, 0.9]]
     """
 
     counts: np.ndarray

@@ -45,7 +45,7 @@ class DecodingConfig:
 
     Example:
         >>> jaxgen.DecodingConfig(beam=5, length_penalty=0.6)
-        DecodingConfig(settings=None, beam=5, length_penalty=0.6)
+        DecodingConfig(beam=5, length_penalty=0.6)
     """
 
     settings: GenerationConfig | None = None

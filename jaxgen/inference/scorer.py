@@ -154,6 +154,11 @@ class Score:
         bytes: Bytes of the text in UTF-8.
         unknown: Tokens scored as <unk>; bits are then a lower bound. Skipped ones are in none of these sums.
         forced: Places where a text without white space was cut, which may have changed a few tokens.
+
+    Example:
+        >>> score = jaxgen.load("runs/language-1").score("the cat")
+        >>> score.tokens, score.chars
+        (7, 7)
     """
 
     logp: float = 0.0
@@ -200,6 +205,11 @@ class ScoredText:
         score: The score of the whole text.
         tokens: Its tokens.
         tokenizer: Decodes them.
+
+    Example:
+        >>> scored = jaxgen.load("runs/language-1").score("the cat", details=True)
+        >>> [token for token, logp in scored.parts]
+        ['t', 'h', 'e', ' ', 'c', 'a', 't']
     """
 
     score: Score

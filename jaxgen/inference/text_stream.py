@@ -89,7 +89,14 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sample(Chunk):
-    """A whole sample, which always has an ``end``. Notebooks colour its tokens by their probability."""
+    """A whole sample, which always has an ``end``. Notebooks colour its tokens by their probability.
+
+    Example:
+        >>> sampler = jaxgen.Sampler.load("runs/language-1")
+        >>> (sample,) = sampler.samples("the ", jaxgen.GenerationConfig(length=20))
+        >>> len(sample.text), sample.end
+        (20, 'length')
+    """
 
     end: str
     tokenizer: Tokenizer | None = None

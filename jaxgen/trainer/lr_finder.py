@@ -49,6 +49,11 @@ def find_lr(
 
     Raises:
         UsageError, DataError, CheckpointError: As ``jaxgen.start``.
+
+    Example:
+        >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, batch_size=4, seq_len=8)
+        >>> 1e-5 <= jaxgen.find_lr(config).suggestion <= 1
+        True
     """
     trainer = trial(config, emit)
     rates, losses = np.geomspace(LOWEST, HIGHEST, STEPS), list[float]()
