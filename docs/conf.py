@@ -39,6 +39,7 @@ toc_object_entries_show_parents = "hide"
 autodoc_class_signature = "mixed"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # a field with a comment of its own would be described twice
 
 html_theme = "furo"
 html_static_path = ["static"]

@@ -43,6 +43,7 @@ SECTIONS = {
     "sampling": "Decoding as pure functions",
     "data": "Batches",
     "tokenizers": "Tokenizers",
+    "plots": "Pictures and tables",
     "plugins": "Plugins",
     "runtime": "The process",
     "errors": "Errors",
