@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from jaxgen.cli.sampling_flags import (
 from jaxgen.cli.score import quote_token, token_text
 from jaxgen.errors import UsageError, check_int, counted, listed
 from jaxgen.metrics import LEAST, ROUNDS, Cycle, find_cycle
+from jaxgen.runs.groups import Group
 
 if TYPE_CHECKING:
     from jaxgen.inference.generation_config import GenerationConfig
@@ -56,16 +57,23 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 class ExplainConfig(RunConfig):
     """Flags of ``jaxgen explain``; those of the logit transforms come from their registry."""
 
-    temperature: str = "0.8"
-    """The temperature of drawing; 0: always the most probable token. Of a schedule, that of the first token counts."""
-    top: int = 10
-    """Show this many of the most probable tokens, before and after the transforms; at most 1,000."""
-    length: int = 500
-    """Look for a cycle in this many tokens of greedy decoding; 0: do not look."""
+    in_text: ClassVar[Group] = Group("Text")
     state: str | None = None
     """Continue from the state in this file, which `sample.py --save-state` wrote; the text is read after it."""
     unk: Literal["error", "skip"] = "error"
     """What to do with characters that are not in the vocabulary."""
+
+    in_drawing: ClassVar[Group] = Group("Drawing")
+    temperature: str = "0.8"
+    """The temperature of drawing; 0: always the most probable token. Of a schedule, that of the first token counts."""
+
+    in_tokens: ClassVar[Group] = Group("Which tokens may follow")  # the transforms
+
+    in_output: ClassVar[Group] = Group("Output")
+    top: int = 10
+    """Show this many of the most probable tokens, before and after the transforms; at most 1,000."""
+    length: int = 500
+    """Look for a cycle in this many tokens of greedy decoding; 0: do not look."""
 
 
 class Step(NamedTuple):
