@@ -242,6 +242,13 @@ class RunDirectory:
                 if made is not None and entry.is_file(follow_symlinks=False) and not is_running(made[1]):
                     os.unlink(entry.path)
 
+    def own_folder(self, name: str) -> Path:
+        """The folder ``name`` in the run, which may not exist. Raises ``CheckpointError`` if it is a link."""
+        folder = self.path / name
+        if folder.is_symlink():
+            raise CheckpointError(f"{folder} is a link, and a run holds its own files only. Remove it.")
+        return folder
+
     def write_json(self, name: str, value: object) -> None:
         """Write ``value`` atomically to the file ``name`` of the run. Its numbers must be finite."""
         replace_file(self._file(name), dump_json(value), RESUME)

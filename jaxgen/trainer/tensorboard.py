@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from jaxgen.errors import CheckpointError
 from jaxgen.fsutil import write_errors
 from jaxgen.runs.directory import RunDirectory
 
@@ -25,9 +24,7 @@ class EventFile:
     def __init__(self, run: RunDirectory, step: int) -> None:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        folder = run.path / "tensorboard"
-        if folder.is_symlink():
-            raise CheckpointError(f"{folder} is a link, and a run holds its own files only. Remove it.")
+        folder = run.own_folder("tensorboard")
         # TensorBoard reads files in the order of their names; a rollback may open two within a second.
         now = time.time_ns()
         self._path = folder / f"events.out.tfevents.{now // 10**9:010}.{socket.gethostname()}.{now}"

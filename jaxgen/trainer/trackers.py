@@ -325,7 +325,7 @@ class Wandb(Tracker):
             "name": run.path.name,
             "id": known.get("id") or uuid.uuid4().hex[:8],
             "config": dict(settings),
-            "dir": str(run.path),
+            "dir": str(run.own_folder("wandb").parent),
             "resume": "allow",
             "reinit": "create_new",  # a run of the user's may be active
             "settings": wandb.Settings(console="off", silent=True),
