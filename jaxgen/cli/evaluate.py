@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -10,12 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from jaxgen.cli.common import log, one_line, run_command, write_out
-from jaxgen.cli.flags import Excludes, ExtraFlag, RunConfig, check_flags, load_plugins, parse
+from jaxgen.cli.flags import Excludes, Flag, RunConfig, check_flags, load_plugins, parse
 from jaxgen.errors import DataError, UsageError, counted
 from jaxgen.fsutil import check_output, replace_file, write_output
+from jaxgen.runs.groups import Group
 
 if TYPE_CHECKING:
     from jaxgen.inference.loading import LoadedRun
@@ -47,6 +47,7 @@ MAX_CONDITIONS, MAX_QUOTED = 10, 200
 class EvaluateConfig(RunConfig):
     """Flags of ``jaxgen evaluate``. ``run`` is another way to give the argument RUN."""
 
+    in_texts: ClassVar[Group] = Group("Texts")
     temperature: tuple[float, ...] = (0.0, 0.3, 0.5, 0.8, 1.0, 1.3)
     """Temperatures to compare. At 0 one text is drawn and counted --num-samples times."""
     num_samples: int = 20
@@ -64,6 +65,8 @@ class EvaluateConfig(RunConfig):
     """Rows that decode together: more are faster. Another number may draw other texts."""
     unk: Literal["error", "skip"] = "error"
     """What to do with prompt characters that are not in the vocabulary."""
+
+    in_output: ClassVar[Group] = Group("Output")
     require_data: bool = False
     """Stop (exit code 3) if the training text is missing or has changed. Otherwise its columns are left empty."""
     plot: str | None = None
@@ -84,9 +87,9 @@ def evaluate(args: list[str]) -> None:
     """Parse ``args``, draw and measure texts, and write the report."""
     args = load_plugins(args)
     flags = [
-        ExtraFlag("runs", tuple[str, ...], (), "Folder of the run.", "[RUN]", positional=True),
-        ExtraFlag("no_plot", bool, False, "Draw no plot.", negatable=False),
-        ExtraFlag("json", bool, False, "Write everything as JSON instead of the table.", negatable=False),
+        Flag("runs", tuple[str, ...], (), "Folder of the run.", "[RUN]", positional=True),
+        Flag("no_plot", bool, False, "Draw no plot.", negatable=False),
+        Flag("json", bool, False, "Write everything as JSON instead of the table.", negatable=False),
     ]
     config, extra = parse(EvaluateConfig, args, prog="jaxgen evaluate", description=DESCRIPTION, extra=flags)
     run = one_run(config.run, extra["runs"])
@@ -170,13 +173,12 @@ def read_reference(saved: LoadedRun, required: bool) -> ReferenceData | None:
 
 def draw_plot(result: QualityReport, saved: LoadedRun) -> bytes:
     """The plot of ``result`` as PNG."""
-    from jaxgen.plots import draw_quality
+    from jaxgen.plots import Picture, draw_quality
 
-    values, picture = result.to_json(), io.BytesIO()
-    name = saved.directory.path.resolve().name
-    title = f"{name}: quality against diversity, {counted(result.rows[0].texts, 'text')} at each temperature"
-    draw_quality(values["rows"], values["validation"], picture, title, result.unit)
-    return picture.getvalue()
+    values, name = result.to_json(), saved.directory.path.resolve().name
+    title = f"{name}: quality and diversity of {counted(result.rows[0].texts, 'text')} at each temperature"
+    args = title, result.unit
+    return Picture.drawn(lambda file: draw_quality(values["rows"], values["validation"], file, *args)).png
 
 
 def report(result: QualityReport, documents: bool = False, width: int | None = None) -> str:
@@ -184,6 +186,13 @@ def report(result: QualityReport, documents: bool = False, width: int | None = N
     real = [] if result.validation is None else [result.validation]
     lines = align_table([COLUMNS, *(cells(row) for row in [*result.rows, *real])], width)
     lines += ["", f"logp in nats a token; dist-n and rep-4 of {result.unit}s; copied in characters"]
+    if result.validation is not None and result.nearest is not None:
+        difference = result.nearest.distance(result.validation)
+        lines += [
+            "",
+            f"nearest to real text: temperature {temperature_text(result.nearest.temperature)}; dist, rep-4, cycles "
+            f"and known differ by {difference:.1%} on average",
+        ]
     if copies := [(row, row.copy) for row in result.rows if row.copy is not None]:
         row, copy = max(copies, key=lambda each: each[1].length)
         place = f"document {copy.source:,}, character {copy.source_start:,}" if documents else f"{copy.source_start:,}"

@@ -80,6 +80,8 @@ class _Metrics(NamedTuple):
         return min(finite, key=lambda step: (finite[step], step), default=None)
 
 
+#: The folder of a checkpoint, whole or set aside as damaged.
+CHECKPOINT_NAME = re.compile(r"[0-9]{8,18}(?:\.[0-9]{1,9})?(?:\.damaged(?:-[0-9]+)?)?")
 _NAME = re.compile(r"([0-9]{8,18})(?:\.([0-9]{1,9}))?")
 _DAMAGED = re.compile(r"([0-9]{8,18})(?:\.[0-9]{1,9})?\.damaged(?:-[0-9]+)?")
 

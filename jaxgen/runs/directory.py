@@ -368,6 +368,14 @@ class _Start:
                 each.rmdir()
 
 
+def is_unfinished_start(path: Path) -> bool:
+    """Whether a folder holds what a killed start left, and nothing else."""
+    try:
+        return _has_marker(path) and _find_obstacle(path) is None
+    except OSError:
+        return False
+
+
 def _has_marker(path: Path) -> bool:
     try:
         return read_bounded(path / START) == MARKER
