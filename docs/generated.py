@@ -43,7 +43,6 @@ SECTIONS = {
     "sampling": "Decoding as pure functions",
     "data": "Batches",
     "tokenizers": "Tokenizers",
-    "plots": "Pictures and tables",
     "plugins": "Plugins",
     "runtime": "The process",
     "errors": "Errors",
