@@ -16,8 +16,8 @@ RUN python -m venv /opt/jaxgen && \
 FROM python:3.11-slim
 COPY --from=build /opt/jaxgen /opt/jaxgen
 ENV PATH=/opt/jaxgen/bin:$PATH
-RUN useradd --create-home jaxgen && install --directory --owner=jaxgen --group=jaxgen /work
-USER jaxgen
+RUN useradd --uid 1000 --create-home jaxgen && install --directory --owner=jaxgen --group=jaxgen /work
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["jaxgen"]
 CMD ["--help"]

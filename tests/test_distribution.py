@@ -125,7 +125,7 @@ def test_the_image_has_a_fixed_base_a_user_without_rights_and_a_command_that_exi
     assert {*bases} == {f"python:{python}-slim"}  # that of constraints.txt
     kinds = [kind for kind, _ in steps]
     assert kinds.index("USER") < kinds.index("ENTRYPOINT")
-    assert dict(steps)["USER"] != "root"
+    assert int(dict(steps)["USER"]) > 0
     (command,) = json.loads(dict(steps)["ENTRYPOINT"])
     assert command in PROJECT["project"]["scripts"]
 

@@ -80,8 +80,8 @@ class RunDirectory:
         """Raise ``UsageError`` for a run that is part of the package."""
         if self.is_pretrained:
             raise UsageError(
-                f"{self} is part of jaxgen and stays as it is: it cannot be continued or replaced. Give another --run; "
-                f"with --init-from {self} it starts with these weights."
+                f"{self} names a run that is part of jaxgen, which is neither continued nor replaced. Give another "
+                f"--run; with --init-from {self} it starts with these weights."
             )
 
     @classmethod

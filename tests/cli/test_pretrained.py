@@ -11,6 +11,8 @@ import pytest
 
 import jaxgen
 from benchmarks.pretrained import pack
+from jaxgen.cli.compare import main as compare
+from jaxgen.cli.explain import main as explain
 from jaxgen.cli.export import main as export
 from jaxgen.cli.info import main as info
 from jaxgen.errors import CheckpointError, UsageError
@@ -79,6 +81,8 @@ def test_every_command_uses_it_by_its_name_and_writes_nothing_into_it(
         score("--run", name, "--text", "the cat"),
         evaluate(name),
         command(info, [name]),
+        command(explain, ["the", "--run", name]),
+        command(compare, [name, run]),
         command(export, ["--run", name, "--to", "safetensors", "--output", "model.safetensors"]),
     ]
     assert [each.code for each in done] == [0] * len(done), done
