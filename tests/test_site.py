@@ -8,6 +8,7 @@ import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -31,7 +32,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 SCOPE = {"jax": jax, "jaxgen": jaxgen, "jnp": jnp, "nn": nn, "np": np, "optax": optax, "partial": partial}
 #: Names without an example: registries, which are dictionaries, and an error that only a failing training raises.
 WITHOUT = {"BLOCKS", "CELLS", "TASKS", "TOKENIZERS", "TRANSFORMS", "DivergedError"}
-NAMES = sorted({*dir(jaxgen)} - WITHOUT - {"__version__"})
+NAMES = [*sorted({*dir(jaxgen)} - WITHOUT - {"__version__"}), "callbacks.EarlyStopping"]
 PARTS = {**jaxgen.TOKENIZERS, **jaxgen.TRANSFORMS}
 TEXT = "the cat sat on the mat. a dog ran over the hill.\n" * 40
 SIZES = {"cell": "elman", "hidden": 8, "steps": 2, "batch_size": 4, "seq_len": 8}
@@ -73,7 +74,7 @@ def run_example(value, name, capsys):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_example_of_a_public_name_gives_what_it_says(name, folder, capsys):
-    run_example(getattr(jaxgen, name), f"jaxgen.{name}", capsys)
+    run_example(attrgetter(name)(jaxgen), f"jaxgen.{name}", capsys)
 
 
 @pytest.mark.parametrize("part", PARTS)

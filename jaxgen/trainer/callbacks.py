@@ -195,6 +195,10 @@ class EarlyStopping(Callback):
     """Stops the run after ``patience`` evaluations in a row without a new best, as ``--patience`` does.
 
     The best evaluation is that of the task's own figure (loss, accuracy, BLEU); the run reports its checkpoint.
+
+    Example:
+        >>> callbacks, sizes = [jaxgen.callbacks.EarlyStopping(3)], {"hidden": 8, "batch_size": 2, "steps": 2}
+        >>> model = jaxgen.train("book.txt", callbacks=callbacks, progress=False, **sizes)
     """
 
     def __init__(self, patience: int) -> None:
