@@ -89,7 +89,8 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
             axes.plot(steps, values, color=theme().cycle[0], lw=1.4)
             axes.set_ylabel(label)
             axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
-            axes.xaxis.set_major_formatter("{x:,.0f}")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter("{x:,.0f}")
             style_axes(axes, "y")
         axes.set_xlabel("step")
 

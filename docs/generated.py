@@ -17,7 +17,7 @@ from unittest import mock
 
 from flax import linen as nn
 
-from jaxgen import api
+from jaxgen import api, testing
 from jaxgen.cells import Cell
 from jaxgen.cli.flags import COMMON
 from jaxgen.cli.main import COMMANDS, MODULES
@@ -33,7 +33,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = {
     "model": "Train and use a model",
     "inference": "Sample, answer and score",
+    "plots": "Pictures and matrices",
     "trainer": "Runs, step by step",
+    "callbacks": "Callbacks",
     "tasks": "Settings and tasks",
     "cells": "Cells",
     "models": "Models",
@@ -41,7 +43,6 @@ SECTIONS = {
     "sampling": "Decoding as pure functions",
     "data": "Batches",
     "tokenizers": "Tokenizers",
-    "plots": "Pictures and tables",
     "plugins": "Plugins",
     "runtime": "The process",
     "errors": "Errors",
@@ -50,15 +51,13 @@ SECTIONS = {
 REGISTRIES = {
     "BLOCKS": "models",
     "CELLS": "cells",
+    "OPTIMIZERS": "training",
+    "SCHEDULES": "training",
     "TASKS": "tasks",
     "TOKENIZERS": "tokenizers",
     "TRANSFORMS": "sampling",
 }
-#: The public submodules.
-SUBMODULES = {
-    "callbacks": "Callbacks that come with jaxgen: jaxgen.callbacks",
-    "testing": "Checks of your own parts: jaxgen.testing",
-}
+TESTING = "jaxgen.testing"
 #: Fields of blocks that models fill in.
 GIVEN = ("cell", "dropout", "form", "layer", "layers", "locked")
 
@@ -199,23 +198,20 @@ def api_page() -> str:
     """Every name of ``jaxgen.api``, in the section of the part that defines it."""
     parts = [
         "# Python API",
-        "The names that `import jaxgen` offers, complete, then its two submodules. Everything else in subpackages may "
-        "change without notice. [python.md](../python.md) is the introduction.",
+        "The names that `import jaxgen` offers, complete, and those of `jaxgen.testing`. Everything else in "
+        "subpackages may change without notice. [python.md](../python.md) is the introduction.",
     ]
     found: dict[str, list[str]] = {}
     for name in sorted(name for name in vars(api) if not name.startswith("_")):
         value = getattr(api, name)
-        module = REGISTRIES.get(name) or getattr(value, "__module__", "jaxgen.model").split(".")[1]
+        module = REGISTRIES.get(name) or getattr(value, "__module__", f"jaxgen.{name}").split(".")[1]
         found.setdefault(module, []).append(name)
     for module in (*(each for each in SECTIONS if each in found), *sorted({*found} - {*SECTIONS})):
         parts.append(f"## {SECTIONS.get(module, module)}")
         parts += [_entry(name) for name in sorted(found[module], key=lambda name: name in REGISTRIES)]
-    for module, title in SUBMODULES.items():
-        parts.append(f"## {title}")
-        for name, value in vars(import_module(f"jaxgen.{module}")).items():
-            if getattr(value, "__module__", "").startswith("jaxgen.") and not hasattr(api, name):
-                kind = "autoclass" if inspect.isclass(value) else "autofunction"
-                parts.append(_directive(kind, f"jaxgen.{module}.{name}"))
+    parts.append("## Checks of your own parts")
+    names = [name for name, value in vars(testing).items() if getattr(value, "__module__", "").startswith(TESTING)]
+    parts += [_directive(_auto(getattr(testing, name)), f"{TESTING}.{name}") for name in names]
     return "\n\n".join(parts) + "\n"
 
 
@@ -224,7 +220,11 @@ def _entry(name: str) -> str:
     if name in REGISTRIES:
         listed = f"### {name}\n\nA dictionary: " + ", ".join(f"`{key}`" for key in value) + ". [All parts](parts.md)."
         others = [kind for kind in value.values() if kind is not None and not hasattr(api, kind.__name__)]
-        return "\n\n".join([listed, *(_directive("autoclass", _path(kind)) for kind in others)])
+        return "\n\n".join([listed, *(_directive(_auto(each), _path(each)) for each in others)])
+    if inspect.ismodule(value):
+        names = [each for each in vars(value) if not each.startswith("_") and not hasattr(api, each)]
+        classes = [_directive("autoclass", f"jaxgen.{name}.{each}") for each in names]
+        return "\n\n".join([_directive("automodule", f"jaxgen.{name}"), *classes])
     if inspect.isclass(value):
         # A Linen module and a class of settings inherit hundreds of names; only what is written in the class is shown.
         settings = hasattr(value, "model_fields")
@@ -233,8 +233,12 @@ def _entry(name: str) -> str:
     return _directive("autofunction", f"jaxgen.{name}")
 
 
-def _path(kind: type) -> str:
-    """Where to import a class from: the package, if it offers the class itself."""
+def _auto(part: Any) -> str:
+    return "autoclass" if inspect.isclass(part) else "autofunction"
+
+
+def _path(kind: Any) -> str:
+    """Where to import a class or function from: the package, if it offers it itself."""
     package = kind.__module__.rpartition(".")[0]
     offered = getattr(import_module(package), kind.__name__, None) is kind
     return f"{package if offered else kind.__module__}.{kind.__name__}"

@@ -1,5 +1,6 @@
 """The public API: the names that ``import jaxgen`` offers."""
 
+from jaxgen import callbacks as callbacks
 from jaxgen.cells import CELLS as CELLS
 from jaxgen.cells.base import Cell as Cell
 from jaxgen.cells.elman import Elman as Elman
@@ -58,6 +59,8 @@ from jaxgen.trainer.lr_finder import find_lr as find_lr
 from jaxgen.trainer.run import resume as resume
 from jaxgen.trainer.run import start as start
 from jaxgen.trainer.trainer import Trainer as Trainer
+from jaxgen.training.optimizer import OPTIMIZERS as OPTIMIZERS
+from jaxgen.training.optimizer import SCHEDULES as SCHEDULES
 from jaxgen.training.optimizer import make_optimizer as make_optimizer
 from jaxgen.training.optimizer import make_schedule as make_schedule
 from jaxgen.training.step import TrainState as TrainState

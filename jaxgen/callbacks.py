@@ -2,6 +2,12 @@
 
 ``Callback`` is the class to subclass. ``EarlyStopping`` ends a run that does not get better. The others send what a run
 records to files and services, as ``log=("csv", "wandb")`` does.
+
+Example:
+    >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, steps=2, batch_size=4, seq_len=8)
+    >>> mine = [jaxgen.callbacks.EarlyStopping(patience=3), jaxgen.callbacks.CSV()]
+    >>> jaxgen.start(config, callbacks=mine).train().step
+    2
 """
 
 from jaxgen.trainer.callbacks import Callback as Callback

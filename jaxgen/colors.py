@@ -1,4 +1,4 @@
-"""The colours of probabilities, for terminals and notebooks."""
+"""The colours of probabilities in notebooks: backgrounds with a legible text, on light and dark pages."""
 
 from __future__ import annotations
 

@@ -93,7 +93,9 @@ def figure_file(path: Target, width: float, height: float, *, crop: bool = False
         warnings.simplefilter("ignore")  # letters that no font has
         logger.setLevel(logging.CRITICAL)
         try:
-            figure = Figure((width, height), dpi=100, facecolor=page, layout=None if crop else "constrained")
+            figure = Figure((width, height), dpi=100, facecolor=page)
+            if not crop:
+                figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08, wspace=0.04)
             yield figure
             _set_fonts(figure)
             area = "tight" if crop else None
@@ -254,7 +256,6 @@ def draw_losses(metrics: Sequence[Row], path: Target, title: str, target: str, b
     loss_mark, mark = marks_of(metrics, best)
     heights = [5.0, *([3.0] if deciding.size else []), *([1.0] if rate.size else [])]
     with figure_file(path, 10, 8 if deciding.size else 6) as figure:
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # type: ignore[union-attr,call-arg]
         write_title(figure, title)
         panels = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0])
         _draw_losses(panels[0], train, validation, loss_mark, target)
@@ -396,7 +397,6 @@ def draw_comparison(
     dashes = ("-", (0, (3, 1.5)), (0, (1, 1.2)))
     columns = max(1, 120 // (12 + max((min(len(text), MAX_NAME) for text, _ in curves), default=0)))
     with figure_file(path, 10, 3.4 + 2.8 * len(panels) + 0.2 * math.ceil(len(curves) / columns)) as figure:
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr,call-arg]
         write_title(figure, title)
         every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (name, label) in zip(every, panels):
@@ -458,7 +458,6 @@ def draw_quality(rows: Sequence[Row], real: Row | None, path: Target, title: str
     look = theme()
     panels = [(label, value) for label, value in PANELS if _points(rows, value)] or [PANELS[0]]
     with figure_file(path, 12, 5) as figure:
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.04)  # type: ignore[union-attr,call-arg]
         write_title(figure, title)
         every = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (label, value) in zip(every, panels):
@@ -502,7 +501,8 @@ class Picture:
     """A picture as PNG; notebooks show it.
 
     Example:
-        >>> jaxgen.load("runs/language-1").history.plot().save("losses.png")
+        >>> jaxgen.load("runs/language-1").history.plot()
+        <jaxgen.Picture: 1000 x 600 pixels>
     """
 
     png: bytes
@@ -537,8 +537,8 @@ class AttentionMap(NamedTuple):
         texts: The source, the output and the reference, as far as they are known: names and texts.
 
     Example:
-        >>> attention = jaxgen.AttentionMap(source=["le", "chat"], written=["the", "cat"], weights=np.eye(2))
-        >>> attention.plot().save("attention.png")
+        >>> jaxgen.AttentionMap(["a", "cat"], ["eine", "Katze"], np.eye(2))
+        <jaxgen.AttentionMap: 2 tokens over 2 source positions>
     """
 
     source: list[str]
@@ -588,9 +588,9 @@ class ConfusionMatrix:
         labels: The labels.
 
     Example:
-        >>> matrix = jaxgen.ConfusionMatrix(np.array([[8, 2], [1, 9]]), ["bad", "good"])
-        >>> matrix.shares.tolist()
-        [[0.8, 0.2], [0.1, 0.9]]
+        >>> matrix = jaxgen.load("runs/classify-1").evaluate().confusion
+        >>> matrix.labels, matrix.counts.shape
+        (['bad', 'good'], (2, 2))
     """
 
     counts: np.ndarray

@@ -44,10 +44,27 @@ def test_the_readme_example_trains_and_samples(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_loop_of_the_page_on_python_trains_and_samples(capsys):
-    exec(compile(python_blocks("docs/python.md")[1], "docs/python.md", "exec"), {})
+    exec(compile(python_blocks("docs/python.md")[-1], "docs/python.md", "exec"), {})
     loss, text = capsys.readouterr().out.split(" ", 1)
     assert float(loss) < 2.2
     assert len(text) > 400
+
+
+@pytest.mark.slow
+def test_the_callbacks_of_the_page_on_python_stop_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    block = python_blocks("docs/python.md")[1].replace("< 1.5", "< 9").replace("preset=", "steps=20, hidden=8, preset=")
+    exec(compile(block, "docs/python.md", "exec"), {})
+    assert len((tmp_path / "runs" / "callbacks" / "metrics.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_the_run_in_a_loop_of_the_page_on_python_has_its_own_optimizer(tmp_path, monkeypatch, without_plugins, capsys):
+    monkeypatch.chdir(tmp_path)
+    block = python_blocks("docs/python.md")[2].replace("< 2:", "< 9:").replace("preset=", "hidden=8, preset=")
+    exec(compile(block, "docs/python.md", "exec"), scope := {})
+    assert (scope["model"].config.optimizer, scope["model"].config.schedule) == ("signs", "line")
+    assert capsys.readouterr().out.count("\n") < 9
 
 
 @pytest.mark.slow

@@ -230,6 +230,8 @@ def test_columns_of_tables_become_rows():
     assert data_settings(Frame(), settings=named) == data_settings(columns, settings=named)
     with pytest.raises(UsageError, match="text_column"):
         data_settings(columns)
+    with pytest.raises(UsageError, match="txt"):
+        data_settings(columns, settings={"text_column": "txt"})
     assert data_settings({"line": ["a"]})["text_column"] == "line", "the only column has the texts"
 
 
@@ -241,6 +243,9 @@ def test_columns_of_tables_become_rows():
         (["a", None], DataError),
         ([], DataError),
         ({"text": []}, DataError),
+        ({}, DataError),
+        ([{}], DataError),
+        ("long" * 100, UsageError),
         ({"text": "hello"}, DataError),
         ({"text": None}, DataError),
         ({0: ["a"]}, DataError),

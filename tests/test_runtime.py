@@ -226,6 +226,23 @@ def test_a_second_start_takes_functions_from_the_cache_and_says_nothing_even_whe
     start()
 
 
+LATE = """
+import jax
+from jaxgen.cli.common import prepare_process
+prepare_process()
+prepare_process()  # as a second `jaxgen.train` does
+print(jax.config.values["jax_compilation_cache_dir"])
+"""
+
+
+@pytest.mark.runs
+def test_without_a_quiet_start_functions_are_not_kept_because_each_one_loaded_would_print_errors(tmp_path):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "TF_CPP_MIN_LOG_LEVEL": "1"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    done = subprocess.run([sys.executable, "-c", LATE], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.returncode) == ("None\n", 0)
+
+
 @pytest.mark.runs
 @pytest.mark.parametrize(
     ("environment", "number"),

@@ -31,8 +31,9 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 #: What the examples of docstrings have imported.
 SCOPE = {"jax": jax, "jaxgen": jaxgen, "jnp": jnp, "nn": nn, "np": np, "optax": optax, "partial": partial}
 #: Names without an example: registries, which are dictionaries, and an error that only a failing training raises.
-WITHOUT = {"BLOCKS", "CELLS", "TASKS", "TOKENIZERS", "TRANSFORMS", "DivergedError"}
-NAMES = [*sorted({*dir(jaxgen)} - WITHOUT - {"__version__"}), "callbacks.EarlyStopping"]
+WITHOUT = {"BLOCKS", "CELLS", "OPTIMIZERS", "SCHEDULES", "TASKS", "TOKENIZERS", "TRANSFORMS", "DivergedError"}
+NAMES = sorted({*dir(jaxgen)} - WITHOUT - {"__version__"})
+NAMES += [f"callbacks.{name}" for name in vars(jaxgen.callbacks) if not name.startswith("_") and name != "Callback"]
 PARTS = {**jaxgen.TOKENIZERS, **jaxgen.TRANSFORMS}
 TEXT = "the cat sat on the mat. a dog ran over the hill.\n" * 40
 SIZES = {"cell": "elman", "hidden": 8, "steps": 2, "batch_size": 4, "seq_len": 8}
@@ -142,6 +143,7 @@ def test_the_page_of_names_has_every_public_name(generated):
     page = generated.api_page()
     shown = {*re.findall(r"(?m)^(?:\.\. auto\w+:: jaxgen\.|### )(\w+)$", page)}
     assert shown == {*dir(jaxgen)} - {"__version__"}
+    assert "jaxgen.callbacks.EarlyStopping" in page
 
 
 def test_the_page_of_parts_describes_every_part(generated):

@@ -12,7 +12,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -137,13 +137,7 @@ def prepare_process() -> None:
         from jaxgen.plots import theme
 
         theme()  # an unknown one is refused before anything is computed
-    # JAX reads this variable when it is imported. Without it, every function loaded from the compilation cache prints
-    # two harmless error lines (jax-ml/jax#38445), which can also fill a pipe that nobody reads. JAX itself sets 1, and
-    # child processes inherit that, so a 1 is not a choice of the user.
-    level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")
-    too_late = "jax" in sys.modules and level != "3"
-    if level == "1":
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    quiet = _quiet_before_jax()
     from jaxgen.runtime import check_xla_flags, keep_compilations, keep_memory, offer_cores, pin_numerics
 
     wait_for_flags = check_xla_flags()  # while JAX is imported
@@ -156,8 +150,20 @@ def prepare_process() -> None:
     keep_memory()
     pin_numerics()
     offer_cores()
-    if not too_late:
+    if quiet:
         keep_compilations()
+
+
+@cache
+def _quiet_before_jax() -> bool:
+    """Whether XLA prints no errors about its cache. The first call decides, because JAX reads the variable once."""
+    # Without it, every function loaded from the compilation cache prints two harmless error lines (jax-ml/jax#38445),
+    # which can also fill a pipe that nobody reads. JAX itself sets 1, and child processes inherit that, so a 1 is not a
+    # choice of the user.
+    level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")
+    if level == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    return "jax" not in sys.modules or level == "3"
 
 
 def hold_descriptors() -> None:

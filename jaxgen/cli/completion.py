@@ -66,6 +66,13 @@ def spellings(flag: Flag) -> list[str]:
     return [flag.written, *([] if flag.opposite is None else [flag.opposite])]
 
 
+def pretrained() -> str:
+    """The runs that come with jaxgen."""
+    from jaxgen.runs.directory import pretrained_runs
+
+    return " ".join(f"pretrained:{name}" for name in pretrained_runs())
+
+
 def bash(commands: dict[str, list[Flag]]) -> str:
     """The script for bash: the words that may follow the last flag, else file names."""
     tasks = [words.split()[1] for words in commands if " " in words]
@@ -84,6 +91,7 @@ def bash(commands: dict[str, list[Flag]]) -> str:
             values.append(f"        {shlex.quote(f'{words} ')}) _jaxgen_runs ;;")
     return BASH.format(
         commands=" ".join(COMMANDS),
+        pretrained=pretrained(),
         tasks=" ".join(tasks),
         cases="|".join(tasks),
         shells=" ".join(SHELLS),
@@ -102,7 +110,9 @@ def zsh(commands: dict[str, list[Flag]]) -> str:
         )
     tasks = [words.split()[1] for words in commands if " " in words]
     listed = "\n".join(f"        {shlex.quote(f'{name}:{text}')}" for name, text in COMMANDS.items())
-    return ZSH.format(commands=listed, cases="|".join(tasks), tasks=" ".join(tasks), parts="\n".join(parts))
+    return ZSH.format(
+        pretrained=pretrained(), commands=listed, cases="|".join(tasks), tasks=" ".join(tasks), parts="\n".join(parts)
+    )
 
 
 def zsh_specs(flag: Flag) -> Iterator[str]:
@@ -143,7 +153,7 @@ def fish(commands: dict[str, list[Flag]]) -> str:
                 lines.append(
                     f"complete -c jaxgen -n '__jaxgen_is {words}' -l {fish_quote(spelling[2:])}{given} -d {about}"
                 )
-    return FISH.format(lines="\n".join(lines), tasks=tasks)
+    return FISH.format(pretrained=pretrained(), lines="\n".join(lines), tasks=tasks)
 
 
 def first_sentence(flag: Flag) -> str:
@@ -165,6 +175,7 @@ _jaxgen_runs() {{
     for each in runs/*/config.json; do
         [[ -e $each ]] && echo "${{each%/config.json}}"
     done
+    echo '{pretrained}'
 }}
 
 _jaxgen_flags() {{
@@ -214,7 +225,7 @@ ZSH = """\
 # Completion of jaxgen for zsh: jaxgen completion zsh > ~/.zfunc/_jaxgen, a folder of $fpath
 
 _jaxgen_runs() {{
-    local -a found=(runs/*/config.json(N:h))
+    local -a found=(runs/*/config.json(N:h) {pretrained})
     compadd -a found
     _files -/
 }}
@@ -256,6 +267,7 @@ function __jaxgen_runs
     for each in runs/*/config.json
         string replace /config.json '' $each
     end
+    string split ' ' '{pretrained}'
 end
 
 function __jaxgen_is

@@ -70,7 +70,7 @@ class EvaluateConfig(RunConfig):
     require_data: bool = False
     """Stop (exit code 3) if the training text is missing or has changed. Otherwise its columns are left empty."""
     plot: str | None = None
-    """PNG file of the plot. Default: quality.png in the folder of the run."""
+    """PNG file of the plot. Default: quality.png in the folder of the run, none for a pretrained one."""
 
 
 #: The plot in the folder of the run.
@@ -111,7 +111,8 @@ def evaluate(args: list[str]) -> None:
     need_backend()
     saved = LoadedRun.open(run, "evaluate")
     plot = saved.directory.path / PLOT
-    if config.plot is None and not extra["no_plot"] and (plot.is_dir() or not os.access(plot.parent, os.W_OK)):
+    no_plot = extra["no_plot"] or (config.plot is None and saved.directory.is_pretrained)
+    if config.plot is None and not no_plot and (plot.is_dir() or not os.access(plot.parent, os.W_OK)):
         raise UsageError(f"The plot cannot be written to {plot}: give --plot FILE, or --no-plot.")
     reference = read_reference(saved, config.require_data)
     sampler = with_condition_flags(Sampler.load(saved.directory.path), config, note=False)
@@ -139,7 +140,7 @@ def evaluate(args: list[str]) -> None:
         log(f"texts under the conditions of validation texts: {shown}{', …' * (len(result.drawn) > MAX_CONDITIONS)}")
     elif reference is not None and result.validation is None and sampler.condition is not None:
         log(f"note: no validation text is under {sampler.condition}, so that there is no row to compare with.")
-    if not extra["no_plot"]:
+    if not no_plot:
         picture = draw_plot(result, saved)
         if config.plot is None:
             replace_file(plot, picture)

@@ -123,6 +123,8 @@ def explain(args: list[str]) -> None:
         log(note)
     before = None if config.state is None else sampler.load_state(config.state)
     state = sampler.read(text, before, unk=config.unk)
+    if state.held:
+        log("note: the text ends with a space, which begins the next token; others cannot follow.")
     steps = distribution_steps(sampler, state, settings)
     greedy = decode_greedily(sampler, state, settings) if config.length else None
     if extra["json"]:
@@ -236,10 +238,11 @@ def greedy_lines(sampler: Sampler, greedy: Sample, width: int) -> Iterator[str]:
         said = f"Greedy decoding {end} after {counted(len(tokens), 'token')}."
         checked = f"no end of them has {LEAST} tokens or more and repeats {ROUNDS} times or more"
     else:
-        said = f"Greedy decoding has entered a cycle. After {counted(cycle.start, 'token')} it repeats the same "
-        said += f"{cycle.period:,}:"
-        same = len(tokens) - cycle.start - cycle.period
-        checked = f"each of the last {same:,} of {len(tokens):,} tokens equals the one {cycle.period:,} before it"
+        start = f"After {counted(cycle.start, 'token')}" if cycle.start else "From its first token on"
+        same = "token" if cycle.period == 1 else f"{cycle.period:,} tokens"
+        said = f"Greedy decoding has entered a cycle. {start} it repeats the same {same}:"
+        equal = len(tokens) - cycle.start - cycle.period
+        checked = f"each of the last {equal:,} of {len(tokens):,} tokens equals the one {cycle.period:,} before it"
     yield from textwrap.wrap(said, width)
     if cycle is not None:
         yield f"  {quote(cycle_text(sampler, greedy, cycle))}"

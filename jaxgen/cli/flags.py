@@ -25,7 +25,7 @@ class RunConfig(BaseModel):
 
     in_model: ClassVar[Group] = Group("Model")
     run: str | None = None
-    """Folder of the run. Default: the newest in runs/."""
+    """Folder of the run, or pretrained:shakespeare, which comes with jaxgen. Default: the newest in runs/."""
     label: tuple[str, ...] = ()
     """The label of the texts (for a run trained with --label-column), or several with weights, between which the model
     interpolates: Sports:0.3 World:0.7. Default: the mean of the training texts."""

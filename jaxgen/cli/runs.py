@@ -62,7 +62,7 @@ def list_runs(args: list[str]) -> None:
     """Parse ``args``, then print the table or remove runs. Raises ``CheckpointError`` if there is no run."""
     args = load_plugins(args)
     flags = [
-        Flag("folders", tuple[str, ...], (), "Folders with runs (default: runs).", "FOLDER", positional=True),
+        Flag("folders", tuple[str, ...], (), "Folders with runs. Without one: runs.", "[FOLDER ...]", positional=True),
         Flag("json", bool, False, "Write a JSON object for each run.", negatable=False),
         Flag(
             "prune",
@@ -146,6 +146,8 @@ def prune(folders: Sequence[Path], keep: int | None, really: bool, as_json: bool
     going: dict[Path, dict[str, Any]] = {}
     for folder in folders:
         if RunDirectory(folder).exists() or is_unfinished_start(folder):
+            if keep is not None:
+                raise UsageError(f"{folder} is a run, and --keep is for folders of runs: leave one of them out.")
             if problem := why_kept(folder):
                 raise UsageError(f"{folder} {problem}: it cannot be removed.")
             going[folder.resolve()] = {"run": str(folder), "why": "named", "bytes": size(folder)}

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Write text with a trained model. The same run, prompt, settings and seed always give the same text.
 
     python sample.py                                 the newest run in runs/
+    python sample.py --run pretrained:shakespeare    a model that comes with jaxgen
     python sample.py --prompt "The " --temperature 0.5
     python sample.py --temperature 0.3 0.8 1.3       one text for each
     python sample.py --temperature 1.5:0.5:200       linear over 200 tokens
@@ -186,7 +187,7 @@ class SampleWriter:
         """Text as standard output takes it, with control characters escaped for a terminal."""
         from jaxgen.tokenizers.base import text_bytes
 
-        exact = getattr(sys.stdout, "errors", None) == "surrogateescape"
+        exact = not self.escape and getattr(sys.stdout, "errors", None) == "surrogateescape"
         text = text_bytes(text).decode("utf-8", "surrogateescape" if exact else "replace")
         if self.escape:
             text = self._held + text

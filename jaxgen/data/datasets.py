@@ -177,10 +177,10 @@ def fetch_url(url: str, note: Callable[[str], None], seen: Seen) -> Path:
     _check_url(url)
     # A file is known as gzip by its content: servers may unpack it, and keep its name.
     name = unquote(urlsplit(url).path.rpartition("/")[2]).removesuffix(".gz")
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".")
-    target = user_cache() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:32] / (name[-80:] or "file")
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    target = user_cache() / "downloads" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}-{name[-80:]}"
     may_be_page = name.lower().endswith((".htm", ".html", ".xhtml"))
-    notes = []
+    notes: list[str] = []
 
     def get(url: str, output: str, _: Any) -> None:
         _get(url, output, seen=seen)
@@ -192,8 +192,7 @@ def fetch_url(url: str, note: Callable[[str], None], seen: Seen) -> Path:
             if not may_be_page:
                 raise ValueError("it is a web page (HTML); the text has another address, often behind 'raw'")
             notes.append(f"{url} is a web page (HTML): its markup is part of the text.")
-        size = os.path.getsize(output) / 1e6
-        notes.append(f"{url} ({size:,.1f} MB) is kept in {target}, which later runs read: remove it to download again.")
+        notes.append(f"{url} is kept in {target}, which later runs read: remove it to download again.")
 
     advice = "Check the address and the network, or download the file in another way and give its path."
     found = _download(url, target, None, get, advice)
@@ -257,7 +256,7 @@ def _problem(error: Exception, target: Path) -> str:
         (requests.TooManyRedirects, "it redirects too often"),
         (requests.exceptions.InvalidSchema, "it redirects to an address that is not of the web (http)"),
         (requests.exceptions.InvalidURL, "it is not the address of a file, or redirects to what is none"),
-        (requests.exceptions.SSLError, "the certificate of the server cannot be trusted"),
+        (requests.exceptions.SSLError, "no secure connection to the server is possible"),
         (requests.exceptions.ChunkedEncodingError, "the transfer broke off"),
         (requests.exceptions.ContentDecodingError, "the transfer was damaged"),
         (requests.ConnectionError, "the server cannot be reached"),
@@ -290,6 +289,8 @@ def _get(url: str, output: str, _: Any = None, seen: Seen = lambda done, total: 
                 _check_size(done)
                 stream.write(block)
                 seen(len(block), total)
+            stream.flush()
+            os.fsync(stream.fileno())  # a file that is there is whole, even after a power failure
 
 
 def _check_size(size: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen.data.datasets import BUILTIN, NAMED, is_url
-from jaxgen.errors import DataError, UsageError, counted, is_iterable, to_python
+from jaxgen.errors import DataError, UsageError, counted, is_iterable, listed, to_python
 from jaxgen.fsutil import replace_file, user_cache
 from jaxgen.tokenizers.base import text_bytes
 
@@ -87,6 +87,8 @@ def _settings(data: Any, task: str, settings: Mapping[str, Any]) -> dict[str, An
         return _text(data) if "\n" in data or "\r" in data else {"data": (_name(data),)}
     if isinstance(data, os.PathLike):
         return {"data": (os.fspath(data),)}
+    if hasattr(data, "collect") and not hasattr(data, "__len__"):  # polars
+        raise UsageError(f"The data are of the type {type(data).__name__}, not read yet: give data.collect().")
     is_stream = hasattr(data, "column_names") and not hasattr(data, "__len__")  # of ``datasets``, read once by rows
     if not is_stream and (columns := _columns(data)) is not None:
         return _table(columns, task, settings)
@@ -112,8 +114,8 @@ def _settings(data: Any, task: str, settings: Mapping[str, Any]) -> dict[str, An
 
 def _name(data: str) -> str:
     """A string without a line break: what looks like a text is refused, because no data have that name."""
-    path = os.path.expanduser(data)
-    if " " in data and not (is_url(data) or "\0" in data or os.path.exists(path) or any(glob.iglob(path))):
+    path, is_odd = os.path.expanduser(data), " " in data or len(data) > 255
+    if is_odd and not (is_url(data) or "\0" in data or os.path.exists(path) or any(glob.iglob(path))):
         raise UsageError(
             f"There is no file, folder or data set {_shown(data)}: check the name, or give text=... if it is a text."
         )
@@ -183,15 +185,18 @@ def _table(
     more = {}
     named = [value for name, value in settings.items() if name.endswith(("_column", "_columns")) and value is not None]
     wanted = [name for value in named for name in (value if isinstance(value, list | tuple) else [value])]
+    if not columns:
+        raise DataError("The data have no columns: give at least one.")
+    if missing := [name for name in wanted if name not in list(columns)]:
+        raise UsageError(f"The data have no column {missing[0]!r}: name one of {listed(columns)}.")
     if task == "language" and "text_column" not in settings:
         if len(columns) != 1:
-            raise UsageError(f"Which column has the texts? Give text_column=..., one of {', '.join(columns)}.")
+            raise UsageError(f"Which column has the texts? Give text_column=..., one of {listed(columns)}.")
         more = {"text_column": next(iter(columns))}
     kept = {name: values for name, values in columns.items() if not wanted or name in {*wanted, *more.values()}}
-    kept = kept or dict(columns)  # a wrong name is refused with those of all columns
     plain = {name: [_plain(value, name) for value in values] for name, values in kept.items()}
     lengths = {name: len(values) for name, values in plain.items()}
-    if not lengths or not min(lengths.values()):
+    if not min(lengths.values()):
         raise DataError("The data are empty: give at least one text or row.")
     if len({*lengths.values()}) != 1:
         raise DataError(f"The columns of the data have different numbers of values: {lengths}.")

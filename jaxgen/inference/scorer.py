@@ -156,9 +156,8 @@ class Score:
         forced: Places where a text without white space was cut, which may have changed a few tokens.
 
     Example:
-        >>> score = jaxgen.load("runs/language-1").score("the cat")
-        >>> score.tokens, score.chars
-        (7, 7)
+        >>> jaxgen.Score(logp=-2.0, tokens=4, chars=4, bytes=4)
+        <jaxgen.Score: -2.0000 nats for 4 tokens, perplexity 1.649, 0.7213 bits per character>
     """
 
     logp: float = 0.0
@@ -207,9 +206,9 @@ class ScoredText:
         tokenizer: Decodes them.
 
     Example:
-        >>> scored = jaxgen.load("runs/language-1").score("the cat", details=True)
-        >>> [token for token, logp in scored.parts]
-        ['t', 'h', 'e', ' ', 'c', 'a', 't']
+        >>> scored = jaxgen.load("runs/language-1").score("the", details=True)
+        >>> [text for text, logp in scored.parts], scored.score.tokens
+        (['t', 'h', 'e'], 3)
     """
 
     score: Score

@@ -92,10 +92,9 @@ class Sample(Chunk):
     """A whole sample, which always has an ``end``. Notebooks colour its tokens by their probability.
 
     Example:
-        >>> sampler = jaxgen.Sampler.load("runs/language-1")
-        >>> (sample,) = sampler.samples("the ", jaxgen.GenerationConfig(length=20))
-        >>> len(sample.text), sample.end
-        (20, 'length')
+        >>> sample = jaxgen.load("runs/language-1").generate("the ", length=20, details=True)
+        >>> sample.tokens.size, len(sample.parts), sample.end
+        (20, 20, 'length')
     """
 
     end: str

@@ -18,7 +18,7 @@ from jaxgen.runs.manifest import MANIFEST, MODEL, TRAINING_STATE
 #: The files that jaxgen writes into the folder of a run. Others are never removed, nor is a run that holds some.
 FILES = {
     *(CONFIG, TOKENIZER, LOCK, START),
-    *("metrics.jsonl", "samples.txt", "report.json", "README.md"),
+    *("metrics.jsonl", "metrics.csv", "trackers.json", "samples.txt", "report.json", "README.md"),
     *("loss.png", "quality.png", "attention.png", "captions.png", "example.png", "confusion.png", "confusion.txt"),
 }
 _CHECKPOINT_FILES = "|".join(map(re.escape, (MANIFEST, MODEL, TRAINING_STATE)))

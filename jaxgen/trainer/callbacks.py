@@ -197,8 +197,9 @@ class EarlyStopping(Callback):
     The best evaluation is that of the task's own figure (loss, accuracy, BLEU); the run reports its checkpoint.
 
     Example:
-        >>> callbacks, sizes = [jaxgen.callbacks.EarlyStopping(3)], {"hidden": 8, "batch_size": 2, "steps": 2}
-        >>> model = jaxgen.train("book.txt", callbacks=callbacks, progress=False, **sizes)
+        >>> early = jaxgen.callbacks.EarlyStopping(patience=3)
+        >>> early.patience
+        3
     """
 
     def __init__(self, patience: int) -> None:

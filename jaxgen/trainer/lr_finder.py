@@ -52,8 +52,11 @@ def find_lr(
 
     Example:
         >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, batch_size=4, seq_len=8)
-        >>> 1e-5 <= jaxgen.find_lr(config).suggestion <= 1
+        >>> found = jaxgen.find_lr(config)
+        >>> 1e-5 < found.suggestion < 1
         True
+        >>> found.plot()
+        <jaxgen.Picture: 1000 x 600 pixels>
     """
     trainer = trial(config, emit)
     rates, losses = np.geomspace(LOWEST, HIGHEST, STEPS), list[float]()

@@ -27,6 +27,8 @@ class NullRecorder:
 
     callbacks: Sequence[Callback] = ()
     store: CheckpointStore | None = None
+    #: Why a loop over the trainer stops the run.
+    loop_reason: str | None = None
 
     def __enter__(self) -> NullRecorder:
         return self
@@ -41,8 +43,9 @@ class NullRecorder:
 
     @property
     def stop_reason(self) -> str | None:
-        """Why the first callback that stops the run does so; None if none does."""
-        return next((each.stop_reason for each in self.callbacks if each.stop_reason is not None), None)
+        """Why a loop over the trainer or a callback stops the run, the first that does; None if none does."""
+        reasons = (self.loop_reason, *(each.stop_reason for each in self.callbacks))
+        return next((reason for reason in reasons if reason is not None), None)
 
     def truncate_after(self, step: int) -> None:
         """Drop all checkpoints and records after ``step``."""
@@ -85,6 +88,7 @@ class Recorder(NullRecorder):
                     "process trained the run, or removed some. Resume the run, and train with the trainer that this "
                     "returns."
                 )
+            self.loop_reason = None
             for callback in self.callbacks:
                 callback.stop_reason, callback.emit = None, partial(self.call, "on_note")
             stack.callback(self.call, "wait")

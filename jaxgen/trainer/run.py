@@ -371,7 +371,7 @@ def resume(
         emit, callbacks, group: as in ``start``.
 
     Raises:
-        UsageError: other settings differ.
+        UsageError: other settings differ, or the run is part of jaxgen.
         DataError: the data cannot be read, or have changed.
         CheckpointError: no checkpoint is good.
 
@@ -387,6 +387,7 @@ def resume(
         check_kind("resume", config, TrainConfig, "settings made from those of the run, or none")
     emit = ignore if emit is None else emit
     group, callbacks = _check_group(group), _check_callbacks(emit, callbacks)
+    RunDirectory(path).check_trainable()
     with _exclusively(RunDirectory(path), group):
         emit = emit if group.is_main else ignore
         with group.all_or_none() as facts:

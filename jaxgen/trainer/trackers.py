@@ -51,6 +51,14 @@ class Tracker(Callback):
     is given later, or failed for a while, gets all rows. After a rollback the steps behind it are sent again.
 
     Whatever a tracker raises, training continues: it is reported once, and the tracker is tried again at the end.
+
+    Example:
+        >>> class Printed(jaxgen.callbacks.Tracker):
+        ...     NAME = "printed"
+        ...     def log_row(self, step, row):
+        ...         self.note(f"step {step}: {sorted(row)[:1]}")
+        >>> Printed().position.step
+        -1
     """
 
     NAME: ClassVar[str]  # in ``--log``; also the name of its extra
@@ -58,6 +66,7 @@ class Tracker(Callback):
     where: str = ""  # where the run can be seen, which ``open`` may set
 
     def __init__(self) -> None:
+        self._position = Position()
         # A folder of this name, such as wandb makes, looks like a package without an origin.
         if self.PACKAGE and getattr(find_spec(self.PACKAGE), "origin", None) is None:
             raise UsageError(
@@ -233,7 +242,15 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 class CSV(Tracker):
-    """Writes the rows of metrics to ``metrics.csv`` in the run's folder, a column for each figure."""
+    """Writes the rows of metrics to ``metrics.csv`` in the run's folder, a column for each figure.
+
+    Example:
+        >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, steps=2, batch_size=4, seq_len=8)
+        >>> trainer = jaxgen.start(config, callbacks=[jaxgen.callbacks.CSV()])
+        >>> _ = trainer.train()
+        >>> (trainer.run.path / "metrics.csv").read_text().splitlines()[0]
+        'step,train_loss,val_loss,...'
+    """
 
     NAME = "csv"
 
@@ -253,7 +270,15 @@ class CSV(Tracker):
 
 
 class TensorBoard(Tracker):
-    """Writes TensorBoard events into the run's folder ``tensorboard/``."""
+    """Writes TensorBoard events into the run's folder ``tensorboard/``.
+
+    Example:
+        >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, steps=2, batch_size=4, seq_len=8)
+        >>> trainer = jaxgen.start(config, callbacks=[jaxgen.callbacks.TensorBoard()])
+        >>> _ = trainer.train()
+        >>> [file.name for file in (trainer.run.path / "tensorboard").iterdir()]
+        ['events.out.tfevents...']
+    """
 
     NAME, PACKAGE = "tensorboard", "tensorboardX"
 
@@ -280,6 +305,10 @@ class Wandb(Tracker):
         project: Default: ``WANDB_PROJECT``, else ``jaxgen``.
         name: The name of the run. Default: that of its folder.
         options: Further arguments of ``wandb.init``: ``entity``, ``tags``, ``group``, ``notes``, ``mode``, ...
+
+    Example:
+        >>> callback = jaxgen.callbacks.Wandb("poems", tags=["lstm"])  # doctest: +SKIP
+        >>> jaxgen.train("poems.txt", callbacks=[callback])  # doctest: +SKIP
     """
 
     NAME = PACKAGE = "wandb"
@@ -353,6 +382,10 @@ class MLflow(Tracker):
         name: The name of the run. Default: that of its folder.
         tracking_uri: The server, folder or database. Default: that of MLflow.
         tags: Tags of the run.
+
+    Example:
+        >>> callback = jaxgen.callbacks.MLflow("poems", tracking_uri="sqlite:///mlflow.db")  # doctest: +SKIP
+        >>> jaxgen.train("poems.txt", callbacks=[callback])  # doctest: +SKIP
     """
 
     NAME = PACKAGE = "mlflow"
@@ -410,6 +443,10 @@ class Trackio(Tracker):
         project: Default: ``TRACKIO_PROJECT``, else ``jaxgen``.
         name: The name of the run. Default: that of its folder.
         options: Further arguments of ``trackio.init``: ``space_id``, ``group``, ...
+
+    Example:
+        >>> callback = jaxgen.callbacks.Trackio("poems")  # doctest: +SKIP
+        >>> jaxgen.train("poems.txt", callbacks=[callback])  # doctest: +SKIP
     """
 
     NAME = PACKAGE = "trackio"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -55,7 +55,7 @@ def steps_per_call(parameters: int, tokens: int) -> int:
 
 
 class Trainer:
-    """One run, new or resumed. Make it with ``jaxgen.start`` or ``jaxgen.resume``, then call ``train``.
+    """One run, new or resumed. Make it with ``jaxgen.start`` or ``jaxgen.resume``, then call ``train`` or loop over it.
 
     Example:
         >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, steps=2, batch_size=4, seq_len=8)
@@ -63,6 +63,9 @@ class Trainer:
         >>> _ = trainer.train()
         >>> int(trainer.state.step)
         2
+        >>> longer = jaxgen.resume(trainer.run.path, trainer.config.model_copy(update={"steps": 3}))
+        >>> [progress.step for progress in longer]
+        [3]
     """
 
     state: TrainState  # on the devices; set by ``init_state`` or ``set_state``
@@ -133,6 +136,24 @@ class Trainer:
 
     def train(self) -> Finished:
         """Train to the last step and report. Raises ``Interrupted`` (everything is saved) and ``DivergedError``."""
+        steps = iter(self)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                finished: Finished = end.value
+                return finished
+
+    def stop(self, reason: str = "the loop asked for it") -> None:
+        """End training early, as ``Callback.stop`` does, in a loop over this trainer."""
+        self.recorder.loop_reason = reason
+
+    def __iter__(self) -> Generator[Progress, None, Finished]:
+        """Train as ``train`` does, and yield the progress after each call of some steps.
+
+        A loop that is left early leaves the run at its last checkpoint, from which ``jaxgen.resume`` continues;
+        ``stop`` ends it with a report.
+        """
         step = int(self.state.step)
         summary = run_summary(self.config, self.data, self.resolved, self.group.count)
         with self.recorder:
@@ -147,11 +168,11 @@ class Trainer:
                             f"{counted(self.total_steps, 'step')}. The run is saved; --resume auto takes the others."
                         )
                         break
-                    step = self._train_to_boundary(step, pool, stop)
+                    step = yield from self._train_to_boundary(step, pool, stop)
                     received = stop.agree()
                     if received is not None and not self._is_over(step):
                         raise self._interrupted(received, f"at step {step:,}; saved")
-            if self._is_stopped:
+            if self._is_stopped and step < self.total_steps:
                 self._note(
                     f"Training stopped after {step:,} of {counted(self.total_steps, 'step')}: {self.progress.stopped}. "
                     "More --steps, or another --patience, continue it."
@@ -185,11 +206,11 @@ class Trainer:
         """Whether the time of ``--minutes`` is over. No result depends on it: the run stops as if interrupted."""
         return time.perf_counter() > self.deadline
 
-    def _train_to_boundary(self, step: int, pool: ThreadPoolExecutor, stop: StopFlag) -> int:
+    def _train_to_boundary(self, step: int, pool: ThreadPoolExecutor, stop: StopFlag) -> Generator[Progress, None, int]:
         """Train, evaluate and save until the next boundary, a signal or a callback's stop; returns the step."""
         boundary = self.eval_schedule.following(step)
         try:
-            step = self._take_steps(step, boundary, pool, stop)
+            step = yield from self._take_steps(step, boundary, pool, stop)
             if leaf := nonfinite_leaf(self.gathered_state()):
                 raise self._diverged(f"{leaf} is no longer finite", step)
             is_last = step == self.total_steps or (self._is_asked_to_stop() and not stop.is_set)
@@ -205,7 +226,9 @@ class Trainer:
             step = self._recover(error)
         return step
 
-    def _take_steps(self, step: int, boundary: int, pool: ThreadPoolExecutor, stop: StopFlag) -> int:
+    def _take_steps(
+        self, step: int, boundary: int, pool: ThreadPoolExecutor, stop: StopFlag
+    ) -> Generator[Progress, None, int]:
         """Take steps until ``boundary``, a signal or a callback's stop; returns the step.
 
         While the device works on one call, the host reads the metrics of the call before and builds the next batches,
@@ -222,16 +245,18 @@ class Trainer:
             self.state, log = self._train_steps(self.key, self.state, ready, number, self.rates, *stop.inputs())
             self._throughput.dispatched(ready)
             if unread is not None:
-                clock = self._read_metrics(stop, *unread, clock)
+                clock, progress = self._read_metrics(stop, *unread, clock)
+                yield progress
             unread = (log, number, after)
             step, number = after, following
             if self._is_asked_to_stop():
                 break
         if unread is not None:
-            self._read_metrics(stop, *unread, clock)
+            _, progress = self._read_metrics(stop, *unread, clock)
+            yield progress
         return step
 
-    def _read_metrics(self, stop: StopFlag, log: Any, number: int, step: int, clock: float) -> float:
+    def _read_metrics(self, stop: StopFlag, log: Any, number: int, step: int, clock: float) -> tuple[float, Progress]:
         """Wait for the metrics of a call that ends at ``step``, check and add them; returns when they arrived."""
         log = stop.read(log)
         losses, counts, norms = (
@@ -252,7 +277,7 @@ class Trainer:
         left = None if speed is None else (self.total_steps - step) * self.data.units_per_step / speed
         progress = Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left)
         self.recorder.call("on_step", progress)
-        return now
+        return now, progress
 
     def _check_loss(self, step: int, loss: float) -> None:
         """Warn once if a finite training loss is far beyond that of guessing."""

@@ -34,7 +34,8 @@ class TrainState(NamedTuple):
 
     def __repr__(self) -> str:
         parameters = sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(self.params))
-        return f"<jaxgen.TrainState: step {self.step}, {parameters:,} parameters>"
+        known = not isinstance(self.step, jax.core.Tracer) and not getattr(self.step, "is_deleted", bool)()
+        return f"<jaxgen.TrainState: {f'step {self.step}, ' if known else ''}{parameters:,} parameters>"
 
 
 def create_state(task: Task, optimizer: optax.GradientTransformation, key: Key, rows: int) -> TrainState:

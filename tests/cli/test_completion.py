@@ -55,8 +55,8 @@ def test_bash_completes_commands_tasks_flags_choices_and_runs(offered):
     assert offered("train", "--class-w") == []
     assert "lstm" in offered("train", "--cell", "")
     assert offered("train", "caption", "--hidden", "3", "--attention", "add") == ["additive"]
-    assert offered("sample", "--seed", "1", "--run", "") == ["runs/a"]
-    assert offered("evaluate", "") == ["runs/a"]
+    assert offered("sample", "--seed", "1", "--run", "") == ["runs/a", "pretrained:shakespeare"]
+    assert offered("evaluate", "r") == ["runs/a"]
     assert offered("completion", "z") == ["zsh"]
     assert offered("score", "--text", "") == []
 

@@ -110,7 +110,7 @@ def test_a_cycle_of_greedy_decoding_is_found(cycling, command):
 @pytest.mark.parametrize(
     ("text", "end", "words"),
     [
-        ("ab" + "cat" * 12, "length", ["After 2 tokens", "same 3", "last 33 of 38", '"cat"']),
+        ("ab" + "cat" * 12, "length", ["After 2 tokens", "same 3 tokens", "last 33 of 38", '"cat"']),
         ("cat" * 10, "length", ["no cycle", "30 tokens", "32 tokens or more"]),
         ("cat" * 4, "eos", ["ends after 12 tokens"]),
     ],

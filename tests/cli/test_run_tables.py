@@ -92,7 +92,10 @@ def test_the_doctor_names_versions_and_devices(command, monkeypatch):
     done = command(doctor, [])
     assert done.code == 0, done.err
     lines = dict(line.split(maxsplit=1) for line in done.out.splitlines())
-    assert {"python", "jax", "flax", "optax", "devices", "processor"} <= {*lines}
+    assert {"python", "jax", "jaxgen", "jaxlib", "flax", "optax", "devices", "memory", "processor"} <= {*lines}
+    assert lines["jaxgen"].startswith(jaxgen.__version__)
+    assert "tokenizers" in lines  # of an extra
+    assert "pytest" not in lines
     assert lines["JAXGEN_DATA"] == "some/folder"
 
 
@@ -150,6 +153,7 @@ def test_runs_that_are_named_are_removed_or_refused(several, command):
     assert "mine.txt" in done.err
     assert {"good", "worse"} <= names(several), "all or nothing"
     (several / "worse" / "mine.txt").unlink()
+    assert command(runs, [*named, "--keep", "1"]).code == 2
     assert command(runs, named).code == 0
     assert names(several).isdisjoint({"good", "worse"})
 

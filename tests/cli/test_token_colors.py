@@ -163,6 +163,16 @@ def test_control_characters_are_escaped_and_lines_end_uncoloured(monkeypatch):
     assert CODES.sub("", shown) == "a\\x1b[31m\nb\n"
 
 
+def test_bytes_that_are_no_text_are_replaced(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="surrogateescape", newline="")
+    monkeypatch.setattr(sys, "stdout", out)
+    tokenizer = ByteTokenizer()
+    found = TokenColors(lambda: tokenizer.stream_decoder("surrogateescape"), "", ColorSystem.EIGHT_BIT)
+    whole = chunk(tokenizer.encode("a\udcff"), "a\udcff", [0.9, 0.9], end="length")
+    SampleWriter(escape=True, colors=found).write_text("", drawn=whole)
+    assert CODES.sub("", out.buffer.getvalue().decode()) == "a\ufffd\n"
+
+
 @pytest.mark.parametrize("style", [style for _, _, style in SCALE])
 def test_every_colour_can_be_read_on_white_and_on_black(style):
     light = luminance(Style.parse(style).color)

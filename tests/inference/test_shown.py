@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -72,6 +74,10 @@ def test_training_objects_have_a_line(tiny):
     assert "array" not in repr(tokens)
     state = jaxgen.TrainState(np.int32(3), tiny._params, (), ())
     assert repr(state).startswith("<jaxgen.TrainState: step 3, ")
+    step = jnp.int32(3)
+    step.delete()
+    assert repr(state._replace(step=step)).startswith("<jaxgen.TrainState: "), "after its arrays were donated"
+    jax.jit(lambda state: repr(state) and state.step)(state._replace(carry=()))
 
 
 def test_tokens_are_coloured_and_escaped(results):
