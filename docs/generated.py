@@ -17,7 +17,7 @@ from unittest import mock
 
 from flax import linen as nn
 
-from jaxgen import api
+from jaxgen import api, testing
 from jaxgen.cells import Cell
 from jaxgen.cli.flags import COMMON
 from jaxgen.cli.main import COMMANDS, MODULES
@@ -57,11 +57,7 @@ REGISTRIES = {
     "TOKENIZERS": "tokenizers",
     "TRANSFORMS": "sampling",
 }
-#: The public submodules.
-SUBMODULES = {
-    "callbacks": "Callbacks that come with jaxgen: jaxgen.callbacks",
-    "testing": "Checks of your own parts: jaxgen.testing",
-}
+TESTING = "jaxgen.testing"
 #: Fields of blocks that models fill in.
 GIVEN = ("cell", "dropout", "form", "layer", "layers", "locked")
 
@@ -202,8 +198,8 @@ def api_page() -> str:
     """Every name of ``jaxgen.api``, in the section of the part that defines it."""
     parts = [
         "# Python API",
-        "The names that `import jaxgen` offers, complete, then its two submodules. Everything else in subpackages may "
-        "change without notice. [python.md](../python.md) is the introduction.",
+        "The names that `import jaxgen` offers, complete, and those of `jaxgen.testing`. Everything else in "
+        "subpackages may change without notice. [python.md](../python.md) is the introduction.",
     ]
     found: dict[str, list[str]] = {}
     for name in sorted(name for name in vars(api) if not name.startswith("_")):
@@ -213,12 +209,9 @@ def api_page() -> str:
     for module in (*(each for each in SECTIONS if each in found), *sorted({*found} - {*SECTIONS})):
         parts.append(f"## {SECTIONS.get(module, module)}")
         parts += [_entry(name) for name in sorted(found[module], key=lambda name: name in REGISTRIES)]
-    for module, title in SUBMODULES.items():
-        parts.append(f"## {title}")
-        for name, value in vars(import_module(f"jaxgen.{module}")).items():
-            if getattr(value, "__module__", "").startswith("jaxgen.") and not hasattr(api, name):
-                kind = "autoclass" if inspect.isclass(value) else "autofunction"
-                parts.append(_directive(kind, f"jaxgen.{module}.{name}"))
+    parts.append("## Checks of your own parts")
+    names = [name for name, value in vars(testing).items() if getattr(value, "__module__", "").startswith(TESTING)]
+    parts += [_directive(_auto(getattr(testing, name)), f"{TESTING}.{name}") for name in names]
     return "\n\n".join(parts) + "\n"
 
 
