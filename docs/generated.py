@@ -57,6 +57,11 @@ REGISTRIES = {
     "TOKENIZERS": "tokenizers",
     "TRANSFORMS": "sampling",
 }
+#: The public submodules.
+SUBMODULES = {
+    "callbacks": "Callbacks that come with jaxgen: jaxgen.callbacks",
+    "testing": "Checks of your own parts: jaxgen.testing",
+}
 #: Fields of blocks that models fill in.
 GIVEN = ("cell", "dropout", "form", "layer", "layers", "locked")
 
@@ -125,7 +130,7 @@ def flags_page() -> str:
     parts = [
         "# Flags",
         "Every command and its flags, from the definitions that the parser itself uses. In Python a flag is a setting "
-        "with underscores: `--batch-size 16` is `batch_size=16`. `--help` shows the same in a terminal. "
+        "with underscores: `--batch-size 16` is `batch_size=16`. `--help-all` shows the same in a terminal. "
         "[training.md](../training.md) and [sampling.md](../sampling.md) explain the most useful ones.",
     ]
     train = {task: parsed_by("train", task) for task in sorted(DATA, key=lambda task: task != DEFAULT_TASK)}
@@ -197,8 +202,8 @@ def api_page() -> str:
     """Every name of ``jaxgen.api``, in the section of the part that defines it."""
     parts = [
         "# Python API",
-        "The names that `import jaxgen` offers, complete. Everything below them in subpackages may change without "
-        "notice. [python.md](../python.md) is the introduction.",
+        "The names that `import jaxgen` offers, complete, then its two submodules. Everything else in subpackages may "
+        "change without notice. [python.md](../python.md) is the introduction.",
     ]
     found: dict[str, list[str]] = {}
     for name in sorted(name for name in vars(api) if not name.startswith("_")):
@@ -208,6 +213,12 @@ def api_page() -> str:
     for module in (*(each for each in SECTIONS if each in found), *sorted({*found} - {*SECTIONS})):
         parts.append(f"## {SECTIONS.get(module, module)}")
         parts += [_entry(name) for name in sorted(found[module], key=lambda name: name in REGISTRIES)]
+    for module, title in SUBMODULES.items():
+        parts.append(f"## {title}")
+        for name, value in vars(import_module(f"jaxgen.{module}")).items():
+            if getattr(value, "__module__", "").startswith("jaxgen.") and not hasattr(api, name):
+                kind = "autoclass" if inspect.isclass(value) else "autofunction"
+                parts.append(_directive(kind, f"jaxgen.{module}.{name}"))
     return "\n\n".join(parts) + "\n"
 
 
