@@ -71,7 +71,7 @@ class Tracker(Callback):
         if self.PACKAGE and getattr(find_spec(self.PACKAGE), "origin", None) is None:
             raise UsageError(
                 f'The tracker {self.NAME} needs the package {self.PACKAGE}: pip install "jaxgen[{self.NAME}]", or '
-                f"leave {self.NAME} out of --log."
+                f"leave {self.NAME} out of --log; for a resumed run, --log none leaves out all."
             )
         self._run: RunDirectory | None = None
         self._samples: list[Sampled] = []

@@ -12,6 +12,7 @@ from tracked import checkpoint, end, make_run, rows, start_tracker
 import jaxgen
 from jaxgen.callbacks import CSV, Tracker
 from jaxgen.runs.logs import MetricsLog
+from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.trainer.callbacks import Note
 from jaxgen.trainer.run import resume, start
 from jaxgen.trainer.trackers import TRACKERS, figures, make_trackers
@@ -127,6 +128,15 @@ def test_a_table_of_the_rows_has_each_step_once(tmp_path):
     with (run / "metrics.csv").open(newline="") as file:
         assert [(int(row["step"]), float(row["val_loss"])) for row in csv.DictReader(file)] == rows(run)
     assert not (run / "trackers.json").exists()
+
+
+@pytest.mark.runs
+def test_a_baseline_is_sent_too(book, tmp_path):
+    memory = Memory()
+    config = LanguageConfig(data=str(book), run=str(tmp_path / "run"), model="ngram", batch_size=2, log="csv")
+    start(config, callbacks=[memory]).train()
+    assert memory.sent == [*rows(tmp_path / "run"), (0, "report")]
+    assert (tmp_path / "run" / "metrics.csv").exists()
 
 
 @pytest.mark.runs

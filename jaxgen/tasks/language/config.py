@@ -19,7 +19,7 @@ MAX_ORDER = 32
 ONLY = {
     "ngram": {"order"},
     "rnn": {*TrainConfig.model_fields, *("cold_starts", "embed", "embed_dropout", "feature_columns", "label_column")}
-    - {"batch_size", "model", "run", "seed"}
+    - {"batch_size", "log", "model", "run", "seed"}
     | {"soft_cap", "stride", "tie"},
 }
 #: Settings that are arguments of ``build``, by kind of model.
