@@ -51,7 +51,7 @@ def test_a_text_becomes_a_model_that_writes_scores_and_is_saved(tmp_path, capsys
         model.generate("the ", lenth=2)
     assert model.score("the cat").logp < 0
     assert "val_loss" in model.evaluate()
-    assert "lstm" in repr(model)
+    assert repr(model).startswith("<jaxgen.Model 'runs/mine': language, lstm")
     with pytest.raises(UsageError, match="predict"):
         model.predict("the")
 
