@@ -103,7 +103,7 @@ def train(
         trainer.train()
     finally:
         screen.close()
-    return Model(trainer.run.path)
+    return Model(str(trainer.run))
 
 
 def _changed(run: str, task: str, given: dict[str, Any]) -> TrainConfig:

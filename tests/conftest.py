@@ -92,7 +92,7 @@ if os.environ.get("OPTIMIZE") == "1":
 OLDER = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 LOCAL = ("127.", "::1", "localhost")
 #: What `pytest` selects by default, as in `pyproject.toml`.
-QUICK_LANE = "not slow and not runs and not loggers"
+QUICK_LANE = "not slow and not runs and not loggers and not notebooks"
 #: Files and folders whose tests train whole runs or whole models, start processes, run whole commands or compile much:
 #: the lane `pytest -m runs`. Elsewhere a test of this kind is marked with `@pytest.mark.runs`.
 RUNS = {

@@ -53,7 +53,7 @@ def test_a_text_becomes_a_model_that_writes_scores_and_is_saved(tmp_path, capsys
         model.generate("the ", lenth=2)
     assert model.score("the cat").logp < 0
     assert "val_loss" in model.evaluate()
-    assert "lstm" in repr(model)
+    assert repr(model).startswith("<jaxgen.Model 'runs/mine': language, lstm")
     sample = model.generate("the ", length=12, temperature=0.7, seed=1, details=True)
     assert (sample.text, sample.tokens.size) == (text, 12)
     assert [each.text for each in model.generate("the ", length=3, num_samples=2, details=True)]
