@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,24 @@ def facts() -> dict[str, Any]:
 
 def line(found: dict[str, Any]) -> str:
     """``facts`` as a line under a table."""
-    programs = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    at = f"commit {found['commit']}; " if found["commit"] else ""
-    load = "" if found["load_average"] is None else f", load average {found['load_average']} at the start"
-    return f"{found['processor']}, {found['cores']} cores, {found['system']}{load}; {programs}; {at}{found['date']}."
+    (described,) = lines([found])
+    return described
+
+
+def lines(several: Iterable[dict[str, Any]]) -> list[str]:
+    """The ``facts`` of several measurements, those of one machine and program on one line."""
+    loads: dict[str, list[float]] = {}
+    for found in several:
+        programs = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+        at = f"commit {found['commit']}; " if found["commit"] else ""
+        about = f"{found['processor']}, {found['cores']} cores, {found['system']}; {programs}; {at}{found['date']}"
+        seen = loads.setdefault(about, [])
+        seen += [] if found["load_average"] is None else [found["load_average"]]
+    return sorted(f"{about}{_range(seen)}." for about, seen in loads.items())
+
+
+def _range(loads: list[float]) -> str:
+    if not loads:
+        return ""
+    least, most = min(loads), max(loads)
+    return f"; load average at the start {least:g}" + (f" to {most:g}" if most > least else "")

@@ -1,5 +1,6 @@
 """Train the cells side by side: the tables and the picture of ``docs/models.md``, one training run a call.
 
+    python -m benchmarks.models --measure   measure how many steps fit into the time of each configuration
     python -m benchmarks.models --next      train the first missing entry of the plan and save its figures
     python -m benchmarks.models --list      the plan, and which entries are there
     python -m benchmarks.models --write     write the tables and the picture of docs/models.md from what is there
@@ -7,7 +8,11 @@
 An entry is one configuration with one seed. Its figures are a JSON file in ``benchmarks/results/models``: commit it,
 and work continues where it stopped. Stopped by Ctrl-C, an entry leaves nothing and is trained from the beginning next
 time. An entry whose settings in the plan have changed since counts as missing. ``JAXGEN_DATA`` names the folder with
-``tinyshakespeare.txt``. Nothing else should run on the machine: the entries of text have a fixed time.
+``tinyshakespeare.txt``.
+
+Only ``--measure`` needs a quiet machine: the numbers of steps that it writes to ``steps.json`` hold for all seeds.
+Those of every cell's own recipe were measured on one machine. On another, ``--measure`` compares a configuration with
+that recipe of its cell, so that all tables stand for the time of the first machine.
 """
 
 from __future__ import annotations
@@ -42,8 +47,10 @@ RESULTS = machine.ROOT / "benchmarks" / "results" / "models"
 PAGE = machine.ROOT / "docs" / "models.md"
 PICTURE = machine.ROOT / "docs" / "pictures" / "memories.png"
 SEEDS = (0, 1, 2)
+#: The steps of each configuration, in the folder of the results.
+STEPS = "steps.json"
 #: Seconds for which the speed is measured, after the first call, which compiles.
-MEASURED_SECONDS = 5.0
+MEASURED_SECONDS = 4.0
 #: The learning rate starts to fall at once in a run of fewer steps.
 MIN_STEPS = 10
 
@@ -79,14 +86,14 @@ RECIPES: dict[str, Recipe] = {
     "rglru": RESIDUAL,
     "sru": RESIDUAL,
 }
-#: Sizes and learning rate in each block, where several blocks are compared.
+#: Sizes in each block, where several blocks are compared; learning rates and options are those of each cell.
 IN_BLOCKS = (PLAIN, RESIDUAL, GRIFFIN)
 #: Cells that are compared in every block and size.
 COMPARED = ("lstm", "mingru", "rglru", "attention")
 #: Cells that are compared on sequences: one of each kind.
 ON_SEQUENCES = ("lstm", "slstm", "elman", "attention", "gla", "lru", "mingru", "rglru")
-#: Parameters of the larger models, and their seconds.
-SIZES, SIZE_SECONDS = {"0.5M": 500_000, "2M": 2_000_000}, 300.0
+#: Parameters of the larger models and their learning rate, as a share of that of the recipe; their seconds.
+SIZES, SIZE_SECONDS = {"0.5M": (500_000, 1.0), "2M": (2_000_000, 0.5)}, 300.0
 #: Published losses on tinyshakespeare, nats per character, in the set-up of nanoGPT: a GPU, 256-character windows.
 PUBLISHED = {
     "nanoGPT, 10.6M parameters (A. Karpathy)": 1.4697,
@@ -98,7 +105,10 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A configuration with a seed; ``seconds`` of training, or the steps of the preset; ``parameters`` to come near."""
+    """A configuration with a seed; ``seconds`` of training, or the steps of the preset; ``parameters`` to come near.
+
+    The name ends with the seed.
+    """
 
     name: str
     table: str
@@ -112,6 +122,11 @@ class Entry:
         named = {"task": self.task, "settings": self.settings, "seconds": self.seconds, "parameters": self.parameters}
         identity: dict[str, Any] = json.loads(json.dumps(named))
         return identity
+
+    @property
+    def configuration(self) -> str:
+        """The name without the seed."""
+        return self.name.rpartition("-")[0]
 
 
 def plan() -> Iterator[Entry]:
@@ -130,12 +145,15 @@ def plan() -> Iterator[Entry]:
                 yield Entry(f"{data}-{cell}-{seed}", "sequences", "classify", settings)
     for seed in SEEDS:
         for cell in compared:
+            own = RECIPES.get(cell, PLAIN)
             for recipe in IN_BLOCKS:
-                yield text_entry("150 s", cell, recipe, seed, 150.0)
+                here = replace(recipe, lr=own.lr, options=own.options)
+                yield text_entry("150 s", cell, here, seed, 150.0)
     for seed in SEEDS:
-        for size, parameters in SIZES.items():
+        for size, (parameters, share) in SIZES.items():
             for cell in compared:
-                yield text_entry(size, cell, RECIPES.get(cell, PLAIN), seed, SIZE_SECONDS, parameters)
+                own = RECIPES.get(cell, PLAIN)
+                yield text_entry(size, cell, replace(own, lr=own.lr * share), seed, SIZE_SECONDS, parameters)
 
 
 def text_entry(
@@ -148,15 +166,66 @@ def text_entry(
 
 
 def read(entry: Entry, folder: Path) -> dict[str, Any] | None:
-    """The saved result of an entry; None if there is none, or one of other settings."""
+    """The saved result of an entry; None if there is none, or one of other settings or another number of steps."""
     path = folder / f"{entry.name}.json"
     result: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return result if result is not None and result["entry"] == entry.identity() else None
+    if result is None or result["entry"] != entry.identity():
+        return None
+    measured = read_steps(folder).get(entry.configuration)
+    return result if entry.seconds is None or (measured and measured["steps"] == result["steps"]) else None
 
 
-def train(entry: Entry, seconds: float | None) -> dict[str, Any]:
-    """Train an entry in this process, and return its figures. ``seconds`` replaces those of the entry."""
+def read_steps(folder: Path) -> dict[str, dict[str, Any]]:
+    """What ``--measure`` wrote: configuration -> steps, characters per second, machine."""
+    path = folder / STEPS
+    steps: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    return steps
+
+
+def measure(entries: Sequence[Entry], folder: Path) -> None:
+    """Measure the steps of each configuration of text that has none."""
+    recipes = {entry.settings["cell"]: entry for entry in plan() if entry.table == "60 s"}
+    for entry in entries:
+        known = read_steps(folder)
+        if entry.seconds is None or entry.configuration in known:
+            continue
+        seconds, tokens = seconds_per_step(entry)
+        recipe = recipes[entry.settings["cell"]]
+        if (first := known.get(recipe.configuration)) is not None:  # of the first machine
+            here, its_tokens = seconds_per_step(recipe)
+            seconds *= its_tokens / first["tokens_per_second"] / here
+        steps = max(MIN_STEPS, round(entry.seconds / seconds))
+        found = {"steps": steps, "tokens_per_second": round(tokens / seconds), "machine": machine.facts()}
+        print(f"{entry.configuration}: {steps:,} steps, {found['tokens_per_second']:,} characters/s", flush=True)
+        content = json.dumps(known | {entry.configuration: found}, indent=1) + "\n"
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / STEPS, content.encode())
+
+
+def settings_of(entry: Entry, run: str) -> Any:
+    """The settings of a run, with the width that its number of parameters needs."""
     from jaxgen.tasks.registry import DATA
+
+    config = DATA[entry.task].Config(**{**entry.settings, "sample_every": 0, "run": run})
+    if entry.parameters is not None:
+        config = config.model_copy(update={"hidden": nearest_hidden(config, entry.parameters)})
+    return config
+
+
+def seconds_per_step(entry: Entry) -> tuple[float, int]:
+    """The median time of a step, and its tokens."""
+    from jaxgen.trainer.run import trial
+
+    trainer = trial(settings_of(entry, "none"))
+    trainer.time_call(0)  # compiles
+    began, times = time.perf_counter(), [trainer.time_call(0)]
+    while time.perf_counter() - began < MEASURED_SECONDS:
+        times.append(trainer.time_call(0))
+    return statistics.median(times), trainer.data.tokens_per_step
+
+
+def train(entry: Entry, steps: int | None) -> dict[str, Any]:
+    """Train an entry in this process, for ``steps`` steps or those of its preset, and return its figures."""
     from jaxgen.trainer.callbacks import Evaluated
     from jaxgen.trainer.run import start
 
@@ -164,18 +233,13 @@ def train(entry: Entry, seconds: float | None) -> dict[str, Any]:
         if isinstance(event, Evaluated):
             print(f"step {event.row['step']:,}: {event.row['val_loss']:.4f} nats", flush=True)
 
-    limit = entry.seconds if entry.seconds is None or seconds is None else seconds
     with tempfile.TemporaryDirectory() as folder:
-        values = {**entry.settings, "sample_every": 0, "run": f"{folder}/run"}
-        config = DATA[entry.task].Config(**values)
-        if entry.parameters is not None:
-            config = config.model_copy(update={"hidden": nearest_hidden(config, entry.parameters)})
-        if limit is not None:
-            config = config.model_copy(update={"steps": fitting_steps(config, limit, f"{folder}/trial")})
-        config = config.model_copy(update={"eval_every": config.steps})  # once, at the end
+        config = settings_of(entry, f"{folder}/run")
+        if steps is not None:
+            config = config.model_copy(update={"steps": steps, "eval_every": steps})  # evaluated once, at the end
         trainer = start(config, show)
         finished = trainer.train()
-        trained, memory = trainer.progress.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "entry": entry.identity(),
             "hidden": config.hidden,
@@ -183,29 +247,13 @@ def train(entry: Entry, seconds: float | None) -> dict[str, Any]:
             "devices": trainer.devices,
             "form": trainer.resolved["model"].get("form"),
             "steps": finished.step,
-            "train_seconds": round(trained, 2),
-            "tokens_per_second": round(finished.step * trainer.data.tokens_per_step / trained),
+            "train_seconds": round(trainer.progress.seconds, 2),
             "peak_memory_mb": round(memory / (2**20 if sys.platform == "darwin" else 2**10)),
             "figures": {
                 name: value for name, value in finished.report.items() if name.endswith(("_loss", "_accuracy"))
             },
             "data": trainer.data.fingerprint(),
         }
-
-
-def fitting_steps(config: Any, seconds: float, folder: str) -> int:
-    """The number of steps that take so many ``seconds``, by the median speed of the compiled step.
-
-    The schedule of the learning rate needs it before the run starts. The run finds the step compiled.
-    """
-    from jaxgen.trainer.run import start
-
-    trial = start(config.model_copy(update={"steps": 1, "run": folder}))
-    trial.time_call(0)  # compiles
-    began, times = time.perf_counter(), [trial.time_call(0)]
-    while time.perf_counter() - began < min(MEASURED_SECONDS, seconds):
-        times.append(trial.time_call(0))
-    return max(MIN_STEPS, round(seconds / statistics.median(times)))
 
 
 def nearest_hidden(config: Any, parameters: int) -> int:
@@ -235,9 +283,10 @@ def mean_and_spread(values: Sequence[float], form: str) -> str:
 
 def text_table(entries: Sequence[Entry], folder: Path) -> str:
     """A table of entries on text in Markdown, a row for each configuration, the lowest loss first."""
-    rows: dict[str, list[dict[str, Any] | None]] = {}
+    measured, rows, configurations = read_steps(folder), dict[str, list[dict[str, Any] | None]](), dict[str, str]()
     for entry in entries:
         settings = {name: value for name, value in entry.settings.items() if name not in ("data", "seed")}
+        configurations[json.dumps(settings)] = entry.configuration
         rows.setdefault(json.dumps(settings), []).append(read(entry, folder))
     lines = []
     for key, results in rows.items():
@@ -250,16 +299,16 @@ def text_table(entries: Sequence[Entry], folder: Path) -> str:
             [result["figures"][f"{split}_loss"] for result in found] for split in ("val", "windows_64", "windows_256")
         ]
         losses = [mean_and_spread(values, ".3f") for values in (carried, *windows)]
-        middle = {name: statistics.median(result[name] for result in found) for name in (*NUMBERS, "hidden")}
-        numbers = [f"{middle[name]:,.0f}" for name in NUMBERS]
-        model = f"{settings['layers']}x{middle['hidden']:.0f}, {settings['lr']:g}"
+        speed = measured[configurations[key]]["tokens_per_second"]
+        memory = statistics.median(result["peak_memory_mb"] for result in found)
+        numbers = [f"{number:,.0f}" for number in (speed, memory, found[0]["parameters"])]
+        model = f"{settings['layers']}x{found[0]['hidden']}, {settings['lr']:g}"
         model += "".join(f", {name} {value}" for name, value in settings.get("cell_options", {}).items())
         line = name + "| " + " | ".join([model, *losses, *numbers, f"{len(found)} of {len(results)}"]) + " |"
         lines.append((statistics.mean(carried), line))
     return "\n".join([*HEAD, *(line for _, line in sorted(lines))])
 
 
-NUMBERS = ("tokens_per_second", "peak_memory_mb", "parameters")
 HEAD = (
     "| cell | block | layers x units, lr | state carried | 64-char windows | 256-char windows | characters/s "
     "| peak memory, MB | parameters | seeds |",
@@ -292,12 +341,15 @@ def sequence_table(entries: Sequence[Entry], folder: Path) -> str:
 
 def draw(entries: Sequence[Entry], folder: Path, path: Path) -> bool:
     """Draw the accuracy against the length for each set; a line is the mean over seeds. Nothing without results."""
-    from jaxgen.plots import GREY, figure_file, style_axes
+    from jaxgen.plots import figure_file, style_axes, theme, write_title
+
+    look = theme()
 
     results = [(entry, result) for entry in entries if (result := read(entry, folder)) is not None]
     if not results:
         return False
     with figure_file(path, 12, 7) as figure:
+        write_title(figure, "Accuracy against length; dotted: the longest in training")
         panels = figure.subplots(2, 3).flat
         for (name, chosen), axes in zip(SEQUENCES.items(), panels):
             for number, cell in enumerate(ON_SEQUENCES):
@@ -308,17 +360,18 @@ def draw(entries: Sequence[Entry], folder: Path, path: Path) -> bool:
                 ]
                 means = [statistics.mean(run[n] for run in runs) for n in chosen.tested] if runs else []
                 lengths = chosen.tested[: len(means)]
-                axes.plot(lengths, means, color=f"C{number}", marker="osD^v<>*"[number], label=cell, ms=4)
-            axes.axvline(chosen.trained, color=GREY, lw=1, ls=":")
+                axes.plot(lengths, means, color=look.cycle[number], marker="osD^v<>*"[number], label=cell, ms=4)
+            axes.axvline(chosen.trained, color=look.grey, lw=1, ls=":")
             axes.set_xscale("log", base=2)
             axes.set_xticks(chosen.tested, map(str, chosen.tested))
             axes.set_ylim(0, 1.03)
-            axes.set_title(name, fontsize=11)
+            axes.set_title(name, fontsize=11, color=look.ink)
+            axes.set_xlabel("length (tokens)")
+            axes.set_ylabel("accuracy (share)")
             style_axes(axes, "both")
         legend = next(panels)
         legend.axis("off")
-        legend.legend(*axes.get_legend_handles_labels(), loc="center", frameon=False, ncols=2)
-        legend.set_title("accuracy against length;\ndotted: the longest in training", fontsize=10, color=GREY)
+        legend.legend(*axes.get_legend_handles_labels(), loc="center", frameon=False, ncols=2, labelcolor=look.ink)
     return True
 
 
@@ -326,18 +379,14 @@ def write(page: Path, picture: Path, folder: Path) -> None:
     """Write the tables between the marks of the page, and draw the picture."""
     entries = list(plan())
     text = page.read_text(encoding="utf-8")
-    machines = {
-        machine.line(result["machine"])
-        for entry in entries
-        if (result := read(entry, folder)) is not None and entry.table != "sequences"
-    }
+    machines = machine.lines(each["machine"] for each in read_steps(folder).values())
     for table in dict.fromkeys(entry.table for entry in entries):
         mine = [entry for entry in entries if entry.table == table]
         body = (sequence_table if table == "sequences" else text_table)(mine, folder)
         text = between(text, table, body)
     published = "\n".join(f"| {name} | {loss:g} |" for name, loss in PUBLISHED.items())
     text = between(text, "published", f"| model | loss |\n|---|---|\n{published}")
-    text = between(text, "machines", "\n".join(f"- {each}" for each in sorted(machines)) or "No entry is there yet.")
+    text = between(text, "machines", "\n".join(f"- {each}" for each in machines) or "No entry is there yet.")
     mine = [entry for entry in entries if entry.table == "sequences"]
     shown = f"![accuracy against length](pictures/{picture.name})"
     text = between(text, "picture", shown if draw(mine, folder, picture) else "No entry is there yet.")
@@ -356,6 +405,7 @@ def between(text: str, mark: str, body: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--measure", action="store_true", help="measure the steps of every configuration that has none")
     what.add_argument("--next", action="store_true", help="train the first missing entry")
     what.add_argument("--list", action="store_true", help="show the plan")
     what.add_argument("--write", action="store_true", help="write docs/models.md")
@@ -363,7 +413,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--picture", type=Path, default=PICTURE)
-    parser.add_argument("--seconds-per-run", type=float, help="to try out the program: other seconds of training")
+    parser.add_argument("--steps", type=int, help="to try out the program: the steps of a run on text")
     given = parser.parse_args()
     if given.write:
         write(given.page, given.picture, given.results)
@@ -375,18 +425,26 @@ def main() -> None:
             print("missing" if entry in missing else "done   ", entry.name)
         print(f"{len(entries) - len(missing)} of {len(entries)} are there.")
         return
+    facts = machine.facts()
+    if given.results.resolve() == RESULTS and (facts["commit"] or "+").endswith("+"):
+        raise SystemExit("Commit the changes of jaxgen/ first: a result names the commit that it was made with.")
+    if given.measure:
+        measure(entries, given.results)
+        return
     if not missing:
         print("Nothing is missing.")
         return
-    kept = given.results.resolve() == RESULTS
-    if kept and given.seconds_per_run is not None:
-        raise SystemExit("Give --results another folder: figures of --seconds-per-run are not those of the plan.")
-    facts = machine.facts()
-    if kept and (facts["commit"] or "+").endswith("+"):
-        raise SystemExit("Commit the changes of jaxgen/ first: a result names the commit that it was made with.")
+    if given.results.resolve() == RESULTS and given.steps is not None:
+        raise SystemExit("Give --results another folder: figures of --steps are not those of the plan.")
     entry = missing[0]
+    steps = None
+    if entry.seconds is not None:
+        measured = read_steps(given.results).get(entry.configuration)
+        if measured is None:
+            raise SystemExit(f"The steps of {entry.configuration} are not known: call --measure on a quiet machine.")
+        steps = measured["steps"] if given.steps is None else given.steps
     print(f"{entry.name}: {entry.settings}", flush=True)
-    result = {**train(entry, given.seconds_per_run), "machine": facts}
+    result = {**train(entry, steps), "machine": facts}
     given.results.mkdir(parents=True, exist_ok=True)
     path = given.results / f"{entry.name}.json"
     replace_file(path, (json.dumps(result, indent=1) + "\n").encode())

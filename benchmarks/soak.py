@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -76,20 +77,22 @@ def judged(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
     """Memory, open files and speed over the steps."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from jaxgen.plots import figure_file, style_axes, theme, write_title
 
-    figure = Figure(figsize=(9, 8), dpi=100, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
     steps = [record["step"] for record in records]
-    units = {"resident": ("resident memory, MiB", 2**20), "open_files": ("open files", 1)}
-    units["tokens_per_second"] = ("tokens/s", 1)
-    for axes, (name, (label, unit)) in zip(figure.subplots(len(units), sharex=True), units.items()):
-        axes.plot(steps, [None if record[name] is None else record[name] / unit for record in records])
-        axes.set_ylabel(label)
-        axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
-    axes.set_xlabel("step")
-    figure.savefig(path)
+    units = {"resident": ("resident memory (MiB)", 2**20), "open_files": ("open files", 1)}
+    units["tokens_per_second"] = ("speed (tokens per second)", 1)
+    with figure_file(path, 10, 8) as figure:
+        write_title(figure, f"Memory, open files and speed over {steps[-1]:,} steps")
+        for axes, (name, (label, unit)) in zip(figure.subplots(len(units), sharex=True), units.items()):
+            values = [math.nan if record[name] is None else record[name] / unit for record in records]
+            axes.plot(steps, values, color=theme().cycle[0], lw=1.4)
+            axes.set_ylabel(label)
+            axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter("{x:,.0f}")
+            style_axes(axes, "y")
+        axes.set_xlabel("step")
 
 
 def main() -> None:

@@ -153,7 +153,7 @@ class Jaxgen(Jax):
         import jax
 
         from jaxgen import GenerationConfig, Sampler
-        from jaxgen.cli.sample import SamplingSpeed
+        from jaxgen.cli.speed import SamplingSpeed
         from jaxgen.sampling.decode import DECODE_ROWS
         from jaxgen.tokenizers.base import NUM_SPECIAL
         from jaxgen.tokenizers.char import CharTokenizer

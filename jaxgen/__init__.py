@@ -42,10 +42,12 @@ def __dir__() -> list[str]:
 
 _WRITE = 'jaxgen.load(run).generate("The ", length=100)'
 _TRAIN = 'jaxgen.train("book.txt")'
+_CALLBACKS = ("CSV", "EarlyStopping", "MLflow", "TensorBoard", "Trackio", "Wandb")
 #: What to call instead of names that the API does not have.
 _CALLS = {
     **dict.fromkeys(("sample", "generate", "complete", "stream"), _WRITE),
     **dict.fromkeys(("fit", "run"), _TRAIN),
+    **{name: f"jaxgen.callbacks.{name}" for name in _CALLBACKS},
     "predict": "jaxgen.load(run).predict(text)",
     "score": "jaxgen.load(run).score(text)",
     "chat": "jaxgen.ChatSession(jaxgen.Sampler.load(run)).send(text)",

@@ -1,5 +1,6 @@
 """The public API: the names that ``import jaxgen`` offers."""
 
+from jaxgen import callbacks as callbacks
 from jaxgen.cells import CELLS as CELLS
 from jaxgen.cells.base import Cell as Cell
 from jaxgen.cells.elman import Elman as Elman
@@ -23,15 +24,21 @@ from jaxgen.inference.generation_config import GenerationConfig as GenerationCon
 from jaxgen.inference.predictor import DecodingConfig as DecodingConfig
 from jaxgen.inference.predictor import Predictor as Predictor
 from jaxgen.inference.sampler import Sampler as Sampler
+from jaxgen.inference.scorer import Score as Score
+from jaxgen.inference.scorer import ScoredText as ScoredText
 from jaxgen.inference.scorer import Scorer as Scorer
 from jaxgen.inference.state import DecoderState as DecoderState
 from jaxgen.inference.state import interpolate as interpolate
+from jaxgen.inference.text_stream import Sample as Sample
 from jaxgen.model import Model as Model
 from jaxgen.model import load as load
 from jaxgen.model import train as train
 from jaxgen.models.blocks import BLOCKS as BLOCKS
 from jaxgen.models.language_model import LanguageModel as LanguageModel
 from jaxgen.models.layers import Stack as Stack
+from jaxgen.plots import AttentionMap as AttentionMap
+from jaxgen.plots import ConfusionMatrix as ConfusionMatrix
+from jaxgen.plots import Picture as Picture
 from jaxgen.plugins import load_plugin as load_plugin
 from jaxgen.runtime import keep_memory as keep_memory
 from jaxgen.runtime import offer_cores as offer_cores
@@ -48,9 +55,12 @@ from jaxgen.tasks.registry import TASKS as TASKS
 from jaxgen.tasks.translate.data import TranslateConfig as TranslateConfig
 from jaxgen.tokenizers import TOKENIZERS as TOKENIZERS
 from jaxgen.trainer.callbacks import Callback as Callback
+from jaxgen.trainer.lr_finder import find_lr as find_lr
 from jaxgen.trainer.run import resume as resume
 from jaxgen.trainer.run import start as start
 from jaxgen.trainer.trainer import Trainer as Trainer
+from jaxgen.training.optimizer import OPTIMIZERS as OPTIMIZERS
+from jaxgen.training.optimizer import SCHEDULES as SCHEDULES
 from jaxgen.training.optimizer import make_optimizer as make_optimizer
 from jaxgen.training.optimizer import make_schedule as make_schedule
 from jaxgen.training.step import TrainState as TrainState

@@ -49,6 +49,13 @@ class JaxgenError(Exception):
     """Base of everything jaxgen raises on purpose. ``exit_code`` is what the commands exit with.
 
     Messages are written with the flags of the command line; outside of a command they are shown as settings.
+
+    Example:
+        >>> try:
+        ...     jaxgen.load("nowhere")
+        ... except jaxgen.JaxgenError as error:
+        ...     print(type(error).__name__, error.exit_code)
+        CheckpointError 4
     """
 
     exit_code = 1
@@ -58,19 +65,37 @@ class JaxgenError(Exception):
 
 
 class UsageError(JaxgenError, ValueError):
-    """A flag, a configuration value or an argument that cannot be used (exit code 2)."""
+    """A flag, a configuration value or an argument that cannot be used (exit code 2).
+
+    Example:
+        >>> jaxgen.Linear(1.5, 0.5, steps=0)
+        Traceback (most recent call last):
+        jaxgen.errors.UsageError: The number of steps of a schedule is 0: give a whole number from 1 to 10,000,000.
+    """
 
     exit_code = 2
 
 
 class DataError(JaxgenError, ValueError):
-    """Data that is missing, malformed or too small (exit code 3)."""
+    """Data that is missing, malformed or too small (exit code 3).
+
+    Example:
+        >>> jaxgen.prepare(["missing.txt"])
+        Traceback (most recent call last):
+        jaxgen.errors.DataError: ...
+    """
 
     exit_code = 3
 
 
 class CheckpointError(JaxgenError):
-    """A run folder or checkpoint that is missing, damaged or of another shape (exit code 4)."""
+    """A run folder or checkpoint that is missing, damaged or of another shape (exit code 4).
+
+    Example:
+        >>> jaxgen.load("nowhere")
+        Traceback (most recent call last):
+        jaxgen.errors.CheckpointError: nowhere is not a run: it does not exist. ...
+    """
 
     exit_code = 4
 

@@ -385,7 +385,7 @@ def confusion_lines(confusion: np.ndarray, labels: Sequence[str]) -> list[tuple[
     if len(labels) > MAX_MATRIX_LABELS:
         return [("mistakes", line) for line in mistakes(confusion, labels)[:MAX_MISTAKES]]
     width = max(len(str(int(confusion.max(initial=0)))), len(str(len(labels)))) + 2
-    rows = [("is \\ taken for", "".join(f"{n:>{width}}" for n in range(1, len(labels) + 1)))]
+    rows = [("true \\ predicted", "".join(f"{n:>{width}}" for n in range(1, len(labels) + 1)))]
     return rows + [
         (f"{n} {label}", "".join(f"{int(count):>{width}}" for count in row))
         for n, (label, row) in enumerate(zip(labels, confusion), 1)
@@ -403,6 +403,6 @@ def mistakes(confusion: np.ndarray, labels: Sequence[str]) -> list[str]:
 def confusion_text(confusion: np.ndarray, labels: Sequence[str]) -> str:
     """Returns the whole matrix [C, C] (true, predicted) as tab-separated text with the labels."""
     clean = [" ".join(label.split()) for label in labels]
-    rows = ["\t".join(["is \\ taken for", *clean])]
+    rows = ["\t".join(["true \\ predicted", *clean])]
     rows += ["\t".join([label, *(str(int(count)) for count in row)]) for label, row in zip(clean, confusion)]
     return "\n".join(rows) + "\n"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
-import io
 import os
 import shutil
 import tempfile
@@ -12,8 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
+import numpy as np
+
+from jaxgen import notebook
 from jaxgen.cli.common import prepare_process
 from jaxgen.cli.progress import Screen
 from jaxgen.cli.runs import network
@@ -21,13 +22,14 @@ from jaxgen.cli.sampling_flags import TransformFlag, read_transforms, transform_
 from jaxgen.cli.train import LENGTHS
 from jaxgen.data.in_memory import data_settings
 from jaxgen.errors import CheckpointError, UsageError, check_kind, choose
-from jaxgen.fsutil import write_errors, write_output
+from jaxgen.fsutil import write_errors
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.predictor import DecodingConfig, Predictor
 from jaxgen.inference.sampler import Sampler
-from jaxgen.inference.scorer import Score, Scorer
-from jaxgen.plots import Best, draw_losses
+from jaxgen.inference.scorer import Score, ScoredText, Scorer
+from jaxgen.inference.text_stream import Samples
+from jaxgen.plots import AttentionMap, Best, ConfusionMatrix, Picture, draw_losses
 from jaxgen.runs.config import TrainConfig
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
@@ -38,6 +40,8 @@ from jaxgen.trainer.callbacks import Callback, Event, Finished
 
 #: Arguments of ``Sampler.stream`` beside the prompt and the settings.
 _STREAM = ("first", "skip", "state", "unk")
+#: Of a table of evaluations: rows shown; of a report: letters of a value in its ``repr``.
+MAX_ROWS, MAX_VALUE = 40, 20
 
 
 def train(
@@ -47,6 +51,7 @@ def train(
     task: str = "language",
     run: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    data_changed: str = "refuse",
     progress: bool = True,
     callbacks: Sequence[Callback] | None = None,
     **settings: Any,
@@ -56,13 +61,15 @@ def train(
     ``jaxgen.train("book.txt", level="word", minutes=2).generate("Once upon")``
 
     Args:
-        data: A string with a line break is a text; any other names a file, a folder or a data set. Paths are files. An
-            iterable of strings is separate texts, each with an end. A table of pandas, polars or ``datasets``, or a
-            dictionary of columns, is read by ``text_column=...`` and the like. Default: the task's own data.
+        data: A string with a line break is a text; any other names a file, a folder, a URL or a data set. Paths are
+            files. An iterable of strings is separate texts, each with an end. A table of pandas, polars or
+            ``datasets``, a dictionary of columns or an iterable of dictionaries is read by ``text_column=...`` and the
+            like. Default: the task's own data. ``val_data=`` and ``test_data=`` are read as ``data``.
         text: A text, or an iterable of texts, whatever they look like.
         task: ``language``, ``classify``, ``translate`` or ``caption``.
         run: The folder of the run. Default: a new one in ``runs/``.
         resume: Continue the run if it exists. The data and settings need not be repeated.
+        data_changed: "refuse" or "accept" data of a run that have changed since.
         progress: Show the progress.
         callbacks: Called by the training loop.
         settings: Those of ``train.py``, with underscores: ``batch_size=16`` is ``--batch-size 16``.
@@ -70,6 +77,12 @@ def train(
     Raises:
         UsageError, DataError, CheckpointError: An input cannot be used.
         Interrupted: The run was stopped, and is saved; ``resume=True`` continues it.
+
+    Example:
+        >>> texts = ["the cat sat", "the dog ran"] * 50
+        >>> model = jaxgen.train(texts, hidden=8, steps=2, batch_size=2, seq_len=8, progress=False)
+        >>> model.config.hidden
+        8
     """
     prepare_process()
     need_backend()
@@ -84,7 +97,7 @@ def train(
     try:
         emit = _for_python(screen) if progress else None
         if run is not None and resume and RunDirectory(run).exists():
-            trainer = runs.resume(run, _changed(run, task, given), emit, callbacks=callbacks)
+            trainer = runs.resume(run, _changed(run, task, given), emit, data_changed, callbacks)
         else:
             trainer = runs.start(kind(**given, **({} if run is None else {"run": run})), emit, callbacks)
         trainer.train()
@@ -115,7 +128,13 @@ def _for_python(screen: Screen) -> Any:
 
 
 def load(run: str | os.PathLike[str] | None = None) -> Model:
-    """The model of a run; by default the newest in ``runs/``. Raises ``CheckpointError`` if there is none."""
+    """The model of a run; by default the newest in ``runs/``. Raises ``CheckpointError`` if there is none.
+
+    Example:
+        >>> model = jaxgen.load("runs/language-1")
+        >>> len(model.generate("the ", length=20, temperature=0.7, seed=1))
+        20
+    """
     prepare_process()
     need_backend()
     return Model(run)
@@ -127,6 +146,15 @@ class Model:
     Attributes:
         config: The settings of the run.
         tokenizer: Encodes inputs and decodes outputs.
+
+    Example:
+        >>> model = jaxgen.load("runs/language-1")
+        >>> len(model.generate("the ", num_samples=3, length=20, top_p=0.95))
+        3
+        >>> model.score("the cat").tokens
+        7
+        >>> model.history["step"]
+        [1, 2]
     """
 
     def __init__(self, run: str | os.PathLike[str] | None = None) -> None:
@@ -154,6 +182,7 @@ class Model:
         settings: GenerationConfig | None = None,
         *,
         num_samples: int | None = None,
+        details: bool = False,
         **options: Any,
     ) -> Any:
         """Texts that continue ``prompt``.
@@ -164,6 +193,8 @@ class Model:
             prompt: The beginning, which is not repeated.
             settings: How to draw. Default: those of ``options``.
             num_samples: A number of texts. Default: one.
+            details: Return a ``Sample`` in place of each text, with the tokens and their probabilities, which notebooks
+                show as colours.
             options: Fields of ``GenerationConfig``, or logit transforms by name, as the flags of ``sample.py``
                 (``top_k=40``, ``forbid=("x",)``); also arguments of ``Sampler.stream``.
 
@@ -186,14 +217,42 @@ class Model:
             settings = GenerationConfig(**drawing, transforms=transforms)
         elif drawing:
             raise UsageError(f"The settings and {', '.join(sorted(drawing))} are given: put them into the settings.")
-        texts = self.sampler.sample(prompt, settings, num_samples=1 if num_samples is None else num_samples, **options)
+        number = 1 if num_samples is None else num_samples
+        samples = Samples(self.sampler.samples(prompt, settings, num_samples=number, **options))
+        texts = samples if details else [sample.text for sample in samples]
         return texts[0] if num_samples is None else texts
 
+    @overload
     def score(
-        self, text: str | Iterable[str], prompt: str = "", *, state: str = "carried", unk: str = "error"
-    ) -> Score:
-        """The log-probability of ``text`` after ``prompt``; ``state`` and ``unk`` are those of ``Scorer``."""
-        return Scorer(self.sampler, state=state, unk=unk).score(text, prompt)
+        self, text: str | Iterable[str], prompt: str = "", *, state: str = ..., unk: str = ..., details: Literal[True]
+    ) -> ScoredText: ...
+
+    @overload
+    def score(
+        self,
+        text: str | Iterable[str],
+        prompt: str = "",
+        *,
+        state: str = ...,
+        unk: str = ...,
+        details: Literal[False] = ...,
+    ) -> Score: ...
+
+    def score(
+        self,
+        text: str | Iterable[str],
+        prompt: str = "",
+        *,
+        state: str = "carried",
+        unk: str = "error",
+        details: bool = False,
+    ) -> Score | ScoredText:
+        """The log-probability of ``text`` after ``prompt``; ``state`` and ``unk`` are those of ``Scorer``.
+
+        With ``details`` also those of its tokens, which notebooks show as colours.
+        """
+        scorer = Scorer(self.sampler, state=state, unk=unk)
+        return scorer.details(text, prompt) if details else scorer.score(text, prompt)
 
     def predict(self, inputs: Any, decoding: DecodingConfig | None = None) -> Any:
         """The answer to an input (a text, or the path of an image), or a list of answers to several."""
@@ -201,7 +260,11 @@ class Model:
         answers = list(self.predictor.predict([inputs] if one else inputs, decoding))
         return answers[0] if one else answers
 
-    def evaluate(self) -> dict[str, Any]:
+    def attention(self, source: Any, decoding: DecodingConfig | None = None) -> AttentionMap:
+        """Which positions of an input a translator or a captioner attends to while it writes; ``plot`` draws them."""
+        return self.predictor.attention(source, decoding)
+
+    def evaluate(self) -> Report:
         """The figures of the best checkpoint on the validation data, measured at the end of training.
 
         Raises:
@@ -213,7 +276,7 @@ class Model:
                 f"{directory} has no report: its training has not ended. Continue it with "
                 f"jaxgen.train(run={str(directory)!r}, resume=True)."
             )
-        report: dict[str, Any] = directory.read_json("report.json")
+        report = Report(directory.read_json("report.json"))
         if report.get("best_step") != self._best_step():
             raise CheckpointError(
                 f"The report of {directory} is of an earlier checkpoint: training went on, and was stopped. Continue "
@@ -226,7 +289,7 @@ class Model:
         """The evaluations during training."""
         directory = self._saved.directory
         rows, data = MetricsLog(directory.metrics_path).read(), DATA[self.config.task]
-        best = Best(self._best_step() or 0, data.METRIC.name)
+        best = Best(self._best_step() or 0, data.METRIC.name, data.METRIC.label)
         return History(rows, f"{self.path.name}: {self._saved.resolved['data']['name']}", data.TARGET, best)
 
     def _best_step(self) -> int | None:
@@ -274,6 +337,37 @@ def _words(name: str, value: Any, flag: TransformFlag) -> Any:
     return tuple(check_kind(name, word, str, "a text, or a list of texts") for word in words)
 
 
+class Report(dict[str, Any]):
+    """The figures of an evaluation by name. Notebooks show them as tables."""
+
+    @property
+    def confusion(self) -> ConfusionMatrix:
+        """The confusion matrix of the validation texts. Raises ``UsageError`` if the task has no labels."""
+        return self._confusion("val")
+
+    def _confusion(self, split: str) -> ConfusionMatrix:
+        if f"{split}_confusion" not in self:
+            raise UsageError("There is no confusion matrix: this model predicts no labels. Use a classifier.")
+        return ConfusionMatrix(np.array(self[f"{split}_confusion"]), list(self[f"{split}_labels"]))
+
+    def _figures(self) -> dict[str, str]:
+        return {name: _format(value) for name, value in self.items() if isinstance(value, int | float | str)}
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{name} {value}" for name, value in self._figures().items() if len(value) <= MAX_VALUE)
+        return f"<jaxgen.Report: {figures}>"
+
+    def _repr_html_(self) -> str:
+        parts = [notebook.table(["figure", "value"], list(self._figures().items()))]
+        for name in self:
+            if name.endswith("_confusion"):
+                split = name.removesuffix("_confusion")
+                parts.append(
+                    f"<p>confusion matrix of {notebook.escape(split)}</p>{self._confusion(split)._repr_html_()}"
+                )
+        return "".join(parts)
+
+
 @dataclass(frozen=True)
 class History:
     """The evaluations of a run: ``rows`` of figures, in order."""
@@ -298,16 +392,17 @@ class History:
         return [row.get(name) for row in self.rows]
 
     def plot(self) -> Picture:
-        """The loss curves."""
-        buffer = io.BytesIO()
-        draw_losses(self.rows, buffer, self.title, self.target, self.best)
-        return Picture(buffer.getvalue())
+        """The curves of the loss and of the metric that decides."""
+        return Picture.drawn(lambda file: draw_losses(self.rows, file, self.title, self.target, self.best))
 
     def _table(self) -> list[list[str]]:
         names = ["step", "train_loss", "val_loss"]
         if self.best.by not in names:
             names.append(self.best.by)
-        return [names, *([_format(row.get(name)) for name in names] for row in self.rows)]
+        rows = [[_format(row.get(name)) for name in names] for row in self.rows]
+        if len(rows) > MAX_ROWS:
+            rows[MAX_ROWS // 2 : -MAX_ROWS // 2] = [["…"] * len(names)]
+        return [names, *rows]
 
     def __repr__(self) -> str:
         table = self._table()
@@ -316,26 +411,7 @@ class History:
 
     def _repr_html_(self) -> str:
         head, *rows = self._table()
-        cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-        lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        return f"<table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture as PNG; notebooks show it."""
-
-    png: bytes
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture to a file."""
-        write_output(path, self.png)
-
-    def _repr_png_(self) -> bytes:
-        return self.png
-
-    def __repr__(self) -> str:
-        return f"<jaxgen.Picture, {len(self.png):,} bytes of PNG>"
+        return notebook.table(head, rows)
 
 
 def _format(value: Any) -> str:

@@ -1,35 +1,81 @@
-"""Plots as PNG files: losses, attention, confusion matrices, sample quality, and sheets of captioned images."""
+"""Pictures as PNG: losses, attention, confusion matrices, sample quality, comparisons, and sheets of captioned images.
+
+All have one style, which ``theme`` describes. The classes are values that notebooks show, as HTML or as a picture.
+"""
 
 from __future__ import annotations
 
 import io
-import itertools
 import logging
 import math
 import os
-import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
-from jaxgen.fsutil import replace_file
-from jaxgen.types import AttentionMap
+from jaxgen import notebook
+from jaxgen.colors import ink_on, to_hex
+from jaxgen.errors import choose, counted
+from jaxgen.fsutil import replace_file, write_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 #: Where a figure is written: a path of jaxgen's own (``write_output`` is for those of users), or an open file.
 Target = str | os.PathLike[str] | BinaryIO
-INK, GREY, GRID = "#22262e", "#737985", "#e4e6ea"
-TRAIN, VALIDATION, RATE = "#4c78a8", "#d9622b", "#3f8f6b"
-#: Inches around a cropped figure, and between maps.
-GAP = 0.25
+
+
+# The style
+
+
+class Theme(NamedTuple):
+    """The colours of all pictures."""
+
+    page: str
+    ink: str  # texts
+    grey: str  # axes
+    grid: str
+    weights: tuple[str, ...]  # of shares from 0 to 1
+    cycle: tuple[str, ...]  # of curves; readers who do not tell red from green can tell them apart
+
+
+_CYCLE = ("#3a7ec2", "#d95f0e", "#1f9e78", "#c766a4", "#e0a100", "#59b3e6", "#8a6bd1", "#8c8c8c")
+THEMES = {
+    "light": Theme("#ffffff", "#22262e", "#626873", "#e4e6ea", ("#f4f8fd", "#6ba3d0", "#0b3470"), _CYCLE),
+    "dark": Theme("#16181d", "#e6e8ec", "#9aa1ad", "#31353d", ("#1d2129", "#3f78b5", "#e2effc"), _CYCLE),
+}
+#: Fonts with letters that Matplotlib's own lacks, as far as the machine has them.
+FONTS = (
+    *("Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR"),
+    *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Symbols2", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei"),
+    *(
+        "Droid Sans Fallback",
+        "PingFang SC",
+        "Hiragino Sans",
+        "Hiragino Sans GB",
+        "Apple SD Gothic Neo",
+        "Microsoft YaHei",
+    ),
+    *("Yu Gothic", "Malgun Gothic", "SimHei", "Segoe UI", "Nirmala UI", "Arial Unicode MS"),
+)
+#: Inches around a cropped figure, and between its parts; the height of a line of text, and the width of a letter.
+GAP, LINE, LETTER = 0.25, 0.17, 0.078
+
+
+def theme() -> Theme:
+    """The colours of pictures: those of ``JAXGEN_THEME``, ``light`` (the default) or ``dark``.
+
+    Raises ``UsageError`` for another value.
+    """
+    return THEMES[choose(os.environ.get("JAXGEN_THEME") or "light", THEMES, "theme of pictures (JAXGEN_THEME)")]
 
 
 @contextmanager
@@ -40,20 +86,20 @@ def figure_file(path: Target, width: float, height: float, *, crop: bool = False
     ``CheckpointError`` when the file cannot be written.
     """
     from matplotlib.figure import Figure
-    from matplotlib.text import Text
 
     logger = logging.getLogger("matplotlib")  # it reports font caches and unusual home folders on standard error
-    level, buffer = logger.level, io.BytesIO()
+    level, buffer, page = logger.level, io.BytesIO(), theme().page
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters that the font lacks
+        warnings.simplefilter("ignore")  # letters that no font has
         logger.setLevel(logging.CRITICAL)
         try:
-            figure = Figure((width, height), dpi=100, facecolor="white", layout=None if crop else "constrained")
+            figure = Figure((width, height), dpi=100, facecolor=page)
+            if not crop:
+                figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08, wspace=0.04)
             yield figure
-            for text in figure.findobj(Text):
-                text.set_parse_math(False)  # a $ in a title or a label is a $
+            _set_fonts(figure)
             area = "tight" if crop else None
-            figure.savefig(buffer, format="png", dpi=figure.dpi, bbox_inches=area, pad_inches=GAP)
+            figure.savefig(buffer, format="png", dpi=figure.dpi, facecolor=page, bbox_inches=area, pad_inches=GAP)
         finally:
             logger.setLevel(level)
     if isinstance(path, (str, os.PathLike)):
@@ -62,125 +108,221 @@ def figure_file(path: Target, width: float, height: float, *, crop: bool = False
         path.write(buffer.getvalue())
 
 
-def style_axes(axes: Axes, grid: Literal["both", "y"]) -> None:
-    """Grey grid lines behind the data, small labels, and no frame except the line at the bottom."""
-    axes.grid(axis=grid, color=GRID, lw=0.8)
+def _set_fonts(figure: Figure) -> None:
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set(parse_math=False, fontfamily=_fonts())  # a $ in a title or a label is a $
+
+
+@cache
+def _fonts() -> list[str]:
+    from matplotlib.font_manager import fontManager
+
+    there = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in FONTS if name in there)]
+
+
+def style_axes(axes: Axes, grid: Literal["both", "y", "none"] = "none") -> None:
+    """Grid lines behind the data, small labels, and no frame except the line at the bottom of a grid."""
+    look = theme()
+    if grid != "none":
+        axes.grid(axis=grid, color=look.grid, lw=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=GREY, labelsize=9, length=0)
+    axes.set_facecolor(look.page)
+    axes.tick_params(colors=look.grey, labelsize=9, length=0)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(color=look.ink, fontsize=10)
+        axis.get_offset_text().set(color=look.grey, fontsize=8)
     for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(GREY)
+        spine.set_visible(side == "bottom" and grid != "none")
+        spine.set_color(look.grey)
 
 
-def annotate(axes: Axes, point: tuple[float, float], text: str, offset: tuple[float, float], **style: Any) -> None:
-    """Write ``text`` on a white box, ``offset`` in points from ``point``."""
-    box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85}
-    style |= {"textcoords": "offset points", "fontweight": "bold", "bbox": box, "zorder": 6}
-    axes.annotate(text, point, xytext=offset, **style)
+def write_title(figure: Figure, text: str, place: tuple[float, float] | None = None, width: float = 0.0) -> None:
+    """Write a title of at most two lines at the top left, or above a ``place`` in inches in a ``width``."""
+    look: dict[str, Any] = {"color": theme().ink, "fontsize": 12.5, "fontweight": "bold", "ha": "left"}
+    shown = wrap(text, int((width or figure.get_figwidth()) / 0.118), 2)
+    if place is None:
+        figure.suptitle(shown, x=0.012, **look)
+    else:
+        figure.text(*place, shown, va="bottom", **look)
+
+
+def add_legend(axes: Axes) -> None:
+    """A legend above the axes, where it covers nothing."""
+    place: dict[str, Any] = {
+        "loc": "lower right",
+        "bbox_to_anchor": (1.0, 1.0),
+        "borderaxespad": 0.1,
+        "columnspacing": 1.4,
+    }
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(ncols=9, frameon=False, fontsize=9, labelcolor=theme().ink, handlelength=1.4, **place)
+
+
+def add_scale(figure: Figure, image: Any, label: str, form: str = "{x:.0%}", **place: Any) -> None:
+    """A colour bar: the scale of ``image``; ``place`` are arguments of ``Figure.colorbar``."""
+    bar, look = figure.colorbar(image, **place), theme()
+    bar.outline.set_visible(False)
+    bar.set_label(label, color=look.ink, fontsize=9)
+    bar.ax.tick_params(length=0, colors=look.grey, labelsize=8)
+    (bar.ax.xaxis if place.get("orientation") == "horizontal" else bar.ax.yaxis).set_major_formatter(form)
 
 
 def write_note(axes: Axes, text: str) -> None:
     """Write ``text`` in the middle of empty axes."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=theme().grey)
 
 
-def shorten(text: str, length: int = 90) -> str:
-    """``text`` on one line of at most ``length`` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 1] + "…"
+def weights_map() -> Colormap:
+    """The colours of shares from 0 to 1."""
+    from matplotlib.colors import LinearSegmentedColormap
 
+    return LinearSegmentedColormap.from_list("weights", theme().weights)
+
+
+def shorten(text: str, width: int = 90) -> str:
+    """``text`` on one line of at most ``width`` letters; those of Chinese, Japanese and Korean count twice.
+
+    What cannot be drawn is U+FFFD: half a surrogate pair, or a character that controls the writing direction.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    line = "".join(c if c.isprintable() or c in "\u200c\u200d" else "\ufffd" for c in " ".join(text.split()))
+    return line if cell_len(line) <= width else set_cell_size(line, width - 1).rstrip() + "…"
+
+
+def wrap(text: str, width: int, most: int) -> str:
+    """``text`` on at most ``most`` lines of at most ``width`` letters, as ``shorten`` counts them."""
+    from rich.cells import cell_len, chop_cells
+
+    lines = [""]
+    for word in shorten(text, 1 << 30).split(" "):
+        for part in chop_cells(word, width):
+            joined = f"{lines[-1]} {part}".strip()
+            if cell_len(joined) <= width:
+                lines[-1] = joined
+            else:
+                lines.append(part)
+    if len(lines) > most:
+        lines[most - 1 :] = [shorten(" ".join(lines[most - 1 :]), width)]
+    return "\n".join(lines)
+
+
+# Curves
 
 #: A row of ``metrics.jsonl`` or of a quality report.
 Row = Mapping[str, Any]
 
 
 class Best(NamedTuple):
-    """The best checkpoint: its step, and the name of the metric that decides."""
+    """The best checkpoint: its step, and the name and the label, with its unit, of the metric that decides."""
 
     step: int
     by: str = "val_loss"
+    label: str = ""
+
+    @property
+    def axis(self) -> str:
+        """The metric with its unit."""
+        return self.label or self.by.removeprefix("val_").replace("_", " ")
+
+    @property
+    def name(self) -> str:
+        """The metric without its unit."""
+        return self.axis.partition(" (")[0]
 
 
 class Mark(NamedTuple):
-    """The point of the best checkpoint in the plot, and its label."""
+    """The point of the best checkpoint in a panel, and what the legend says of it."""
 
     step: float
-    loss: float
+    value: float
     text: str
 
 
 def draw_losses(metrics: Sequence[Row], path: Target, title: str, target: str, best: Best) -> None:
     """Plot the losses of ``metrics`` (rows of ``metrics.jsonl``; any value may be absent) as a PNG at ``path``.
 
-    1000 x 600 pixels: training loss per step and smoothed, validation loss with the ``best`` checkpoint, bits per
-    character on the right where the rows have them, learning rate below. ``target`` is what the loss is per.
+    Training loss per step and smoothed, validation loss with the ``best`` checkpoint, bits per character on the right
+    where the rows have them; below it the metric that decides, if it is not the loss, and the learning rate. 1000 x 600
+    pixels, with such a metric 1000 x 800. ``target`` is what the loss is per.
     """
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    train, validation = _series(metrics, "train_loss"), _series(metrics, "val_loss")
-    rate, mark = _series(metrics, "learning_rate"), mark_of(metrics, best)
-    with figure_file(path, 10, 6) as figure:
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr,call-arg]
+    train, validation, rate = (_series(metrics, name) for name in ("train_loss", "val_loss", "learning_rate"))
+    deciding = np.zeros((0, 2)) if best.by == "val_loss" else _series(metrics, best.by)
+    loss_mark, mark = marks_of(metrics, best)
+    heights = [5.0, *([3.0] if deciding.size else []), *([1.0] if rate.size else [])]
+    with figure_file(path, 10, 8 if deciding.size else 6) as figure:
+        write_title(figure, title)
+        panels = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0])
+        _draw_losses(panels[0], train, validation, loss_mark, target)
+        if deciding.size:
+            _draw_validation(panels[1], deciding, mark)
+            panels[1].set_ylabel(best.axis)
         if rate.size:
-            losses, below = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
-            _draw_rate(below, rate)
-        else:
-            losses = below = figure.subplots()
-        _draw_losses(losses, train, validation, mark, target)
-        _limit(losses, train, validation, mark)
-        if bits_per_nat := _bits_per_nat(metrics):
-            _add_bits(losses, bits_per_nat)
-        for axes in {losses, below}:
+            _draw_rate(panels[-1], rate)
+        for axes in panels:
             style_axes(axes, grid="y")
             axes.margins(x=0.015)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        below.set_xlabel("step", color=INK)
-        losses.set_title(shorten(title), loc="left", color=INK, fontsize=13, fontweight="bold", pad=12)
+        _limit(panels[0], train, validation, loss_mark)
+        if bits_per_nat := _bits_per_nat(metrics):
+            _add_bits(panels[0], bits_per_nat)
+        panels[-1].set_xlabel("step")
+        for axes in panels:
+            add_legend(axes)
 
 
-def mark_of(metrics: Sequence[Row], best: Best) -> Mark | None:
-    """The mark of the ``best`` checkpoint; None if its row has no validation loss."""
+def marks_of(metrics: Sequence[Row], best: Best) -> tuple[Mark | None, Mark | None]:
+    """The marks of the ``best`` checkpoint at its loss and at the metric that decides; None where its row has none."""
     losses, figures = (dict(_series(metrics, name).tolist()) for name in ("val_loss", best.by))
-    loss, figure = losses.get(best.step), figures.get(best.step)
+    loss, figure, at = losses.get(best.step), figures.get(best.step), f"at step {best.step:,}"
+    mark = None if figure is None else Mark(best.step, figure, f"best {best.name} {figure:.4g} {at}")
     if loss is None:
-        return None
-    if best.by == "val_loss" or figure is None:
-        bits_per_nat = _bits_per_nat(metrics)
-        text = f"best loss {loss:.3f}" + (f" ({loss * bits_per_nat:.3f} bits)" if bits_per_nat else "")
-    else:
-        text = f"best {best.by.removeprefix('val_').replace('_', ' ')} {figure:.3f} (loss {loss:.3f})"
-    return Mark(best.step, loss, f"{text} at step {best.step:,}")
+        return None, mark
+    if best.by != "val_loss":
+        return Mark(best.step, loss, f"loss {loss:.3f} at the best {best.name}"), mark
+    bits_per_nat = _bits_per_nat(metrics)
+    bits = f" ({loss * bits_per_nat:.3f} bits)" if bits_per_nat else ""
+    return Mark(best.step, loss, f"best loss {loss:.3f}{bits} {at}"), None
 
 
 def _draw_losses(axes: Axes, train: np.ndarray, validation: np.ndarray, mark: Mark | None, target: str) -> None:
+    axes.set_ylabel(f"loss (nats per {target})")
     if not train.size and not validation.size:
         write_note(axes, "no losses yet")
         return
     if train.size:
-        axes.plot(*train.T, color=TRAIN, lw=0.8, alpha=0.45, marker="." if len(train) == 1 else None)
-        axes.plot(train[:, 0], smooth(*train.T), color=TRAIN, lw=2, label="training")
-    if validation.size:
-        size = 4.5 if len(validation) <= 40 else 0
-        line = axes.plot(*validation.T, color=VALIDATION, lw=1.8, marker="o", label="validation")[0]
-        line.set(markersize=size, markeredgecolor="white", markeredgewidth=0.8)
+        color = theme().cycle[0]
+        axes.plot(*train.T, color=color, lw=0.8, alpha=0.45)
+        dot = "o" if len(train) == 1 else None
+        axes.plot(train[:, 0], smooth(*train.T), color=color, lw=2, marker=dot, ms=4.5, label="training, smoothed")
+    _draw_validation(axes, validation, mark)
+
+
+def _draw_validation(axes: Axes, points: np.ndarray, mark: Mark | None) -> None:
+    """A curve over the evaluations with the best one."""
+    look = theme()
+    if points.size:
+        line = axes.plot(*points.T, color=look.cycle[1], lw=1.8, marker="o", label="validation")[0]
+        line.set(markersize=4.5 if len(points) <= 40 else 0, markeredgecolor=look.page, markeredgewidth=0.8)
     if mark is not None:
-        steps = np.concatenate([train[:, 0], validation[:, 0]])
-        side = "right" if mark.step > (steps.min() + steps.max()) / 2 else "left"
-        axes.plot([mark.step], [mark.loss], "o", ms=9, mfc="white", mec=VALIDATION, mew=2.2, zorder=5)
-        annotate(axes, (mark.step, mark.loss), mark.text, (0, 18), ha=side, va="bottom", color=VALIDATION)
-    axes.legend(loc="upper right", frameon=False, labelcolor=INK)
-    axes.set_ylabel(f"loss (nats per {target})", color=INK)
+        ring: dict[str, Any] = {"mfc": look.page, "mec": look.cycle[1], "mew": 2.2, "ls": "none"}
+        axes.plot([mark.step], [mark.value], "o", ms=9, zorder=5, label=mark.text, **ring)
 
 
 def _draw_rate(axes: Axes, rate: np.ndarray) -> None:
-    axes.plot(*rate.T, color=RATE, lw=1.6, marker="." if len(rate) == 1 else None)
-    axes.fill_between(*rate.T, color=RATE, alpha=0.12, lw=0)
-    axes.set_ylim(0, max(float(rate[:, 1].max()) * 1.15, 1e-12))
-    axes.set_ylabel("learning rate", color=INK, fontsize=9)
+    color = theme().cycle[2]
+    axes.plot(*rate.T, color=color, lw=1.6, marker="." if len(rate) == 1 else None)
+    axes.fill_between(*rate.T, color=color, alpha=0.12, lw=0)
+    axes.set_ylim(0, float(rate[:, 1].max()) * 1.15 or 1.0)
+    axes.set_ylabel("learning\nrate")
     axes.locator_params(axis="y", nbins=3)
     axes.ticklabel_format(axis="y", scilimits=(-2, 3))
-    axes.yaxis.get_offset_text().set(color=GREY, fontsize=8)
 
 
 def _limit(axes: Axes, train: np.ndarray, validation: np.ndarray, mark: Mark | None) -> None:
@@ -197,7 +339,7 @@ def _limit(axes: Axes, train: np.ndarray, validation: np.ndarray, mark: Mark | N
         high = max(smooth(*train.T)[early], np.quantile(train[early:, 1], 0.995))
         if validation.size:
             high = max(high, np.quantile(validation[:, 1], 0.9))
-    high = high if mark is None else max(high, mark.loss)
+    high = high if mark is None else max(high, mark.value)
     span = max(high - low, 1e-3)
     axes.set_ylim(low - 0.08 * span, high + 0.08 * span)
 
@@ -211,9 +353,9 @@ def _bits_per_nat(metrics: Sequence[Row]) -> float:
 
 def _add_bits(axes: Axes, bits_per_nat: float) -> None:
     functions = (partial(np.multiply, bits_per_nat), partial(np.multiply, 1 / bits_per_nat))
-    right = axes.secondary_yaxis("right", functions=functions)
-    right.set_ylabel("bits per character", color=INK, labelpad=8)
-    right.tick_params(colors=GREY, labelsize=9, length=0)
+    right, look = axes.secondary_yaxis("right", functions=functions), theme()
+    right.set_ylabel("bits per character", color=look.ink, labelpad=8)
+    right.tick_params(colors=look.grey, labelsize=9, length=0)
     right.spines["right"].set_visible(False)
 
 
@@ -236,71 +378,360 @@ def _series(metrics: Sequence[Row], name: str) -> np.ndarray:
     return points[np.isfinite(points).all(axis=1)]
 
 
+#: The most letters of a label in the legend of a comparison.
+MAX_NAME = 90
+
+
+def draw_comparison(
+    curves: Sequence[tuple[str, Sequence[Sequence[Row]]]], path: Target, title: str, target: str, best: Best
+) -> None:
+    """Plot the validation losses of runs as a PNG at ``path``: a colour for each label, a line for each of its runs.
+
+    If another metric than the loss decides, it has a second panel. Arguments as of ``draw_losses``.
+    """
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    look = theme()
+    panels = [("val_loss", f"validation loss (nats per {target})")]
+    panels += [] if best.by == "val_loss" else [(best.by, f"validation: {best.axis}")]
+    dashes = ("-", (0, (3, 1.5)), (0, (1, 1.2)))
+    columns = max(1, 120 // (12 + max((min(len(text), MAX_NAME) for text, _ in curves), default=0)))
+    with figure_file(path, 10, 3.4 + 2.8 * len(panels) + 0.2 * math.ceil(len(curves) / columns)) as figure:
+        write_title(figure, title)
+        every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (name, label) in zip(every, panels):
+            for number, (text, runs) in enumerate(curves):
+                turn, place = divmod(number, len(look.cycle))
+                line: dict[str, Any] = {"color": look.cycle[place], "ls": dashes[turn % len(dashes)], "lw": 1.6}
+                for index, metrics in enumerate(runs):
+                    points = _series(metrics, name)
+                    shown = shorten(text, MAX_NAME) if axes is every[0] and index == 0 else None
+                    axes.plot(*points.T, marker="o", ms=3 if len(points) <= 40 else 0, label=shown, **line)
+            axes.set_ylabel(label)
+            style_axes(axes, grid="y")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        every[-1].set_xlabel("step")
+        legend: dict[str, Any] = {
+            "loc": "outside lower left",
+            "ncols": columns,
+            "frameon": False,
+            "fontsize": 9,
+            "handlelength": 3.5,
+        }
+        figure.legend(labelcolor=look.ink, **legend)
+
+
+def draw_rates(rates: Sequence[float], losses: Sequence[float], suggestion: float, path: Target) -> None:
+    """Plot the losses of a learning-rate test, and the rate that it suggests, as a PNG at ``path``."""
+    look = theme()
+    with figure_file(path, 10, 6) as figure:
+        write_title(figure, "Learning-rate test: one training in which the rate rises")
+        axes = figure.subplots()
+        axes.plot(rates, losses, color=look.cycle[0], lw=2, label="training, smoothed")
+        at, ring = int(np.argmin(np.abs(np.subtract(rates, suggestion)))), look.cycle[1]
+        label = f"suggestion: {suggestion:.2g}"
+        axes.plot([suggestion], [losses[at]], "o", ms=9, mfc=look.page, mec=ring, mew=2.2, label=label)
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("training loss (nats)")
+        style_axes(axes, grid="both")
+        add_legend(axes)
+
+
+#: A value of a row of a quality report, if it has one.
+Value = Callable[[Row], float | None]
+#: The panels of a quality plot: the label of the y axis, in which ``{unit}`` is that of n-grams, and the value.
+PANELS: tuple[tuple[str, Value], ...] = (
+    ("mean log-likelihood (nats per token)", lambda row: row["logp"]),
+    ("distinct-2 (% of {unit} pairs that differ)", lambda row: _percent(row["distinct"][1])),
+    ("words known from training (%)", lambda row: _percent(row["known_words"])),
+)
+
+
+def draw_quality(rows: Sequence[Row], real: Row | None, path: Target, title: str, unit: str) -> None:
+    """Plot ``rows`` (temperature, logp, distinct, known_words) against the temperature as a PNG at ``path``.
+
+    1200 x 500 pixels; a panel for each figure that a row has. The row of ``real`` text is a line across. Values may be
+    absent.
+    """
+    look = theme()
+    panels = [(label, value) for label, value in PANELS if _points(rows, value)] or [PANELS[0]]
+    with figure_file(path, 12, 5) as figure:
+        write_title(figure, title)
+        every = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (label, value) in zip(every, panels):
+            if points := _points(rows, value):
+                ring: dict[str, Any] = {"mfc": look.page, "mec": look.cycle[0], "mew": 2}
+                axes.plot(*zip(*points), "o-", color=look.cycle[0], lw=1.6, ms=7, label="drawn texts", **ring)
+            else:
+                write_note(axes, "nothing to compare")
+            if real is not None and (height := value(real)) is not None and math.isfinite(height):
+                axes.axhline(height, color=look.cycle[1], lw=1.6, ls=(0, (4, 3)), label="validation text", zorder=1)
+            axes.set_ylabel(label.format(unit=unit))
+            axes.set_xlabel("temperature")
+            style_axes(axes, grid="both")
+            axes.margins(0.08)
+        names = {name: handle for axes in every for handle, name in zip(*axes.get_legend_handles_labels())}
+        if names:
+            place: dict[str, Any] = {
+                "loc": "outside lower center",
+                "ncols": len(names),
+                "frameon": False,
+                "fontsize": 9,
+            }
+            figure.legend(names.values(), names, labelcolor=look.ink, **place)
+
+
+def _points(rows: Sequence[Row], value: Value) -> list[tuple[float, float]]:
+    """Temperature and value of each row that has both, by temperature."""
+    points = [(row["temperature"], found) for row in rows if (found := value(row)) is not None and math.isfinite(found)]
+    return sorted(points)
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+# Values
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as PNG; notebooks show it.
+
+    Example:
+        >>> jaxgen.load("runs/language-1").history.plot()
+        <jaxgen.Picture: 1000 x 600 pixels>
+    """
+
+    png: bytes
+
+    @classmethod
+    def drawn(cls, draw: Callable[[BinaryIO], None]) -> Picture:
+        """What ``draw`` writes to a file."""
+        buffer = io.BytesIO()
+        draw(buffer)
+        return cls(buffer.getvalue())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the picture to a file."""
+        write_output(path, self.png)
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+    def __repr__(self) -> str:
+        width, height = (int.from_bytes(self.png[at : at + 4]) for at in (16, 20))
+        return f"<jaxgen.Picture: {width} x {height} pixels>"
+
+
+class AttentionMap(NamedTuple):
+    """The attention weights of one generated text, with labels. Notebooks show them as a table.
+
+    Attributes:
+        source: A label for each source position.
+        written: The generated tokens.
+        weights: float [T, S]; each row sums to 1.
+        image: uint8 [Y, X, 3], if the source positions are a grid over it, row by row.
+        texts: The source, the output and the reference, as far as they are known: names and texts.
+
+    Example:
+        >>> jaxgen.AttentionMap(["a", "cat"], ["eine", "Katze"], np.eye(2))
+        <jaxgen.AttentionMap: 2 tokens over 2 source positions>
+    """
+
+    source: list[str]
+    written: list[str]
+    weights: np.ndarray
+    image: np.ndarray | None = None
+    texts: tuple[tuple[str, str], ...] = ()
+
+    def with_text(self, name: str, text: str) -> AttentionMap:
+        """The same map with another text beside it."""
+        return self._replace(texts=(*self.texts, (name, text)))
+
+    def plot(self) -> Picture:
+        """A heat map; over an image, the image for each token."""
+        return Picture.drawn(lambda file: draw_attention([self], file))
+
+    def _repr_html_(self) -> str | None:
+        if self.is_grid:
+            return None
+        texts = "".join(f"<div>{notebook.escape(name)}: {notebook.escape(text)}</div>" for name, text in self.texts)
+        names = {"across": "source", "down": "output", "what": "attention weight"}
+        return notebook.matrix(self.weights.tolist(), self.written, self.source, **names) + texts
+
+    def _repr_png_(self) -> bytes | None:
+        return self.plot().png if self.is_grid else None
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the source positions are a square grid over an image."""
+        return self.image is not None and math.isqrt(self.weights.shape[1]) ** 2 == self.weights.shape[1]
+
+    def __repr__(self) -> str:
+        rows, columns = self.weights.shape
+        return f"<jaxgen.AttentionMap: {counted(rows, 'token')} over {counted(columns, 'source position')}>"
+
+
+#: What the colours of a confusion matrix are.
+SHARE_OF_LABEL = "share of the texts with the same true label"
+
+
+@dataclass(frozen=True, eq=False)
+class ConfusionMatrix:
+    """How often texts of each true label were given each predicted label; notebooks show it as a table.
+
+    Attributes:
+        counts: int [true label, predicted label].
+        labels: The labels.
+
+    Example:
+        >>> matrix = jaxgen.load("runs/classify-1").evaluate().confusion
+        >>> matrix.labels, matrix.counts.shape
+        (['bad', 'good'], (2, 2))
+    """
+
+    counts: np.ndarray
+    labels: Sequence[str]
+
+    @property
+    def shares(self) -> np.ndarray:
+        """The counts divided by the number of texts with the same true label."""
+        shares: np.ndarray = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+        return shares
+
+    def plot(self) -> Picture:
+        """The matrix as a picture."""
+        return Picture.drawn(lambda file: draw_confusion(self.counts, self.labels, file, self._headline()))
+
+    def _repr_html_(self) -> str:
+        texts = [[f"{count:,}" for count in row] for row in self.counts.tolist()]
+        names = {"across": "predicted label", "down": "true label", "what": SHARE_OF_LABEL}
+        return notebook.matrix(self.shares.tolist(), self.labels, self.labels, texts, **names)
+
+    def __repr__(self) -> str:
+        return f"<jaxgen.ConfusionMatrix: {counted(len(self.labels), 'label')}, {self._headline()}>"
+
+    def _headline(self) -> str:
+        total, right = int(self.counts.sum()), int(np.trace(self.counts))
+        return f"{right / max(total, 1):.1%} of {counted(total, 'text')} right"
+
+
+# Matrices and images
+
 #: Inches of a cell, the font size in points, and the largest plot in inches.
 CELL, FONT, MAX_WIDTH, MAX_HEIGHT = 0.26, 9.0, 30.0, 20.0
-#: Of an overlay: images per row and inches of each, the longest label in characters, and the opacity of positions
+#: The least width of the texts below a map, and of the height of a scale, in inches.
+TEXT_WIDTH, SCALE_HEIGHT = 4.0, 1.4
+#: Of an overlay: images per row and inches of each, the longest label in letters, and the opacity of positions
 #: without weight (with none at all, images could not be told apart).
 COLUMNS, IMAGE_SIDE, MAX_TOKEN, MIN_OPACITY = 8, 1.3, 14, 0.12
-#: The most rows of images in an overlay; further ones are left out.
-MAX_ROWS = 24
+#: The most images in an overlay; further ones are left out.
+MAX_IMAGES = 24 * COLUMNS
 
 
 def draw_attention(maps: Sequence[AttentionMap], path: Target) -> None:
     """Plot each of ``maps`` as a heat map, side by side and with cells of one size, as a PNG at ``path``.
 
-    A row is a generated token, a column a source position; darker cells have more weight. Maps whose source positions
-    are a square grid over an image show that image for each token instead: the image itself, then one faded by the
-    weights of each token. A token's largest weight is not faded, so uniform weights show the whole image.
+    A row is a generated token, a column a source position; a scale says what colours mean, and the texts of a map stand
+    below it. Maps whose source positions are a square grid over an image show that image for each token instead: the
+    image itself, then one faded by the weights of each token. A token's largest weight is not faded, so uniform weights
+    show the whole image.
     """
-    panels: list[Panel | None] = []
-    for each in maps:
-        if each.image is None or math.isqrt(each.weights.shape[1]) ** 2 != each.weights.shape[1]:
-            _draw_heat_maps(maps, path)
-            return
-        panels.append(Panel(each.image))
-        panels += [
-            Panel(fade(each.image, weights), shorten(token, MAX_TOKEN))
-            for token, weights in zip(each.written, each.weights)
-        ]
-        panels += [None] * (-len(panels) % COLUMNS)
-    _draw_images(panels[: MAX_ROWS * COLUMNS], path, COLUMNS, IMAGE_SIDE)
-
-
-def _draw_heat_maps(maps: Sequence[AttentionMap], path: Target) -> None:
-    slanted = any(len(label) > 1 for each in maps for label in each.source)
-    slant: dict[str, Any] = {"rotation": 60, "ha": "left", "rotation_mode": "anchor"} if slanted else {}
     with figure_file(path, 1, 1, crop=True) as figure:  # of one inch, so that places in it are in inches
-        left = 0.0
-        for each in maps:
-            width, height = CELL * len(each.source), CELL * len(each.written)
-            axes = figure.add_axes((left, -height, width, height))
-            axes.imshow(each.weights, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
-            axes.xaxis.tick_top()
-            axes.set_xticks(range(len(each.source)), each.source, fontsize=FONT, color=INK, **slant)
-            axes.set_yticks(range(len(each.written)), each.written, fontsize=FONT, color=INK)
-            axes.tick_params(length=0, pad=FONT / 3)
-            axes.spines[:].set(color=GRID, linewidth=0.8)
-            labelled = figure.dpi_scale_trans.inverted().transform_bbox(axes.get_tightbbox())  # type: ignore[arg-type]
-            axes.set_position((2 * left - labelled.x0, -height, width, height))
-            left += labelled.width + GAP
+        if all(each.is_grid for each in maps):
+            _draw_faded_images(figure, maps)
+        else:
+            _draw_heat_maps(figure, maps)
+        _set_fonts(figure)
         size = figure.get_tightbbox()
         figure.set_dpi(100 * min(1, MAX_WIDTH / (size.width + 2 * GAP), MAX_HEIGHT / (size.height + 2 * GAP)))
 
 
+def _draw_heat_maps(figure: Figure, maps: Sequence[AttentionMap]) -> None:
+    look, left = theme(), 0.0
+    for each in maps:
+        slanted = any(len(label) > 1 for label in each.source)
+        slant: dict[str, Any] = {"rotation": 60, "ha": "left", "rotation_mode": "anchor"} if slanted else {}
+        width, height = CELL * len(each.source), CELL * len(each.written)
+        axes = figure.add_axes((left, -height, width, height))
+        shares: dict[str, Any] = {"vmin": 0.0, "vmax": 1.0, "cmap": weights_map()}
+        image = axes.imshow(each.weights, aspect="auto", interpolation="nearest", **shares)
+        style_axes(axes)
+        axes.xaxis.tick_top()
+        axes.xaxis.set_label_position("top")
+        axes.set_xlabel("source")
+        axes.set_ylabel("output")
+        for axis, labels, turned in ((axes.xaxis, each.source, slant), (axes.yaxis, each.written, {})):
+            shown = [shorten(label, 2 * MAX_TOKEN) for label in labels]
+            axis.set_ticks(range(len(labels)), shown, fontsize=FONT, color=look.ink, **turned)
+        axes.tick_params(length=0, pad=FONT / 3)
+        axes.spines[:].set(visible=True, color=look.grid, linewidth=0.8)
+        _set_fonts(figure)
+        labelled = figure.dpi_scale_trans.inverted().transform_bbox(axes.get_tightbbox())  # type: ignore[arg-type]
+        axes.set_position((2 * left - labelled.x0, -height, width, height))
+        block = max(labelled.width, TEXT_WIDTH if each.texts else 0.0)
+        _write_texts(figure, each.texts, left, -height - GAP / 2, block)
+        left += block + GAP
+    tallest = CELL * max(len(each.written) for each in maps)
+    height = min(max(tallest, SCALE_HEIGHT), 2 * SCALE_HEIGHT)
+    scale = figure.add_axes((left, -height, 0.13, height))
+    add_scale(figure, image, "attention weight", "{x:.1f}", cax=scale)
+
+
+def _write_texts(figure: Figure, texts: Sequence[tuple[str, str]], left: float, top: float, width: float) -> float:
+    """Write named texts below each other from a place in inches on; returns where they end."""
+    look, column = theme(), 0.85
+    style: dict[str, Any] = {"fontsize": FONT, "va": "baseline", "ha": "left"}
+    for name, text in texts:
+        figure.text(left, top - LINE, shorten(name, 10), color=look.grey, **style)
+        for line in wrap(text, int((width - column) / LETTER), 4).split("\n"):
+            top -= LINE
+            figure.text(left + column, top, line, color=look.ink, **style)
+    return top - LINE / 2
+
+
+def _draw_faded_images(figure: Figure, maps: Sequence[AttentionMap]) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap
+
+    look, top, left_out, number = theme(), 0.0, 0, 0
+    for each in maps:
+        panels = [Panel(each.image, "image")] if each.image is not None else []
+        panels += [
+            Panel(fade(panels[0].image, weights), shorten(token, MAX_TOKEN))
+            for token, weights in zip(each.written, each.weights)
+        ]
+        shown = panels[: MAX_IMAGES - number]
+        number, left_out = number + len(shown), left_out + len(panels) - len(shown)
+        if shown:
+            top = _place_images(figure, shown, COLUMNS, IMAGE_SIDE, top)
+            top = _write_texts(figure, each.texts, 0.0, top, COLUMNS * IMAGE_SIDE) - GAP
+    if left_out:
+        figure.text(0.0, top, f"{counted(left_out, 'more image')}, left out", color=look.grey, fontsize=FONT, va="top")
+        top -= LINE
+    scale = figure.add_axes((0.0, top - 0.13, 2.6, 0.13))
+    faded = LinearSegmentedColormap.from_list("faded", [look.page, look.grey])
+    label = "attention weight, as a share of the token's largest: the image fades where it is small"
+    place: dict[str, Any] = {"cax": scale, "orientation": "horizontal"}
+    add_scale(figure, ScalarMappable(cmap=faded), "", **place)
+    figure.text(2.9, top, label, color=look.ink, fontsize=FONT, va="top")
+
+
 def fade(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """``image`` (uint8 [Y, X, 3]) faded to white where ``weights`` [S] of a square grid of positions are small."""
-    side = math.isqrt(weights.size)
+    """``image`` (uint8 [Y, X, 3]) faded to the page where ``weights`` [S] of a square grid of positions are small."""
+    side, page = math.isqrt(weights.size), np.frombuffer(bytes.fromhex(theme().page[1:]), np.uint8).astype(np.float64)
     rows, columns = (np.arange(length) * side // length for length in image.shape[:2])
     share = weights.reshape(side, side) / max(float(weights.max()), 1e-12)
     opacity = (MIN_OPACITY + (1 - MIN_OPACITY) * share)[rows][:, columns, None]
-    faded: np.ndarray = np.round(255 - (255 - image.astype(np.float64)) * opacity).astype(np.uint8)
+    faded: np.ndarray = np.round(page - (page - image.astype(np.float64)) * opacity).astype(np.uint8)
     return faded
 
 
-#: Of a sheet: images per row and inches of each, characters per line of text, and the most lines of one text.
-SHEET_COLUMNS, SHEET_SIDE, LINE_LENGTH, MAX_LINES = 4, 2.4, 34, 5
-#: Inches of a line of text.
-LINE_HEIGHT = 0.16
+#: Of a sheet: images per row and inches of each, letters per line of text, and the most lines of one text.
+SHEET_COLUMNS, SHEET_SIDE, LINE_LENGTH, MAX_LINES = 4, 2.4, 32, 5
 
 
 class Panel(NamedTuple):
@@ -321,39 +752,50 @@ def draw_contact_sheet(
 
     An image whose caption is not one of its ``references`` has the first of them below it.
     """
+    look, right = theme(), sum(caption in known for caption, known in zip(captions, references))
     panels = [
-        Panel(image, _wrap(caption) or "(nothing)", "" if caption in known else _wrap(known[0]))
+        Panel(
+            image,
+            wrap(caption, LINE_LENGTH, MAX_LINES) or "(nothing)",
+            "" if caption in known else wrap(known[0], LINE_LENGTH, MAX_LINES),
+        )
         for image, caption, known in zip(images, captions, references)
     ]
-    _draw_images(panels, path, min(SHEET_COLUMNS, len(panels)), SHEET_SIDE)
+    title = f"Captions that equal a reference: {right:,} of {len(panels):,}"
+    with figure_file(path, 1, 1, crop=True) as figure:
+        lines = [(title, look.ink, "bold"), ("above: the model's caption", look.ink, "normal")]
+        lines += [("below: a reference, where it differs", look.cycle[1], "normal")]
+        for number, (text, color, weight) in enumerate(lines):
+            style: dict[str, Any] = {"fontsize": FONT + (weight == "bold"), "fontweight": weight, "va": "top"}
+            figure.text(0.0, -1.3 * LINE * number, text, color=color, **style)
+        _place_images(figure, panels, SHEET_COLUMNS, SHEET_SIDE, -1.3 * LINE * len(lines) - GAP / 2)
 
 
-def _wrap(text: str) -> str:
-    return "\n".join(textwrap.wrap(text, LINE_LENGTH, max_lines=MAX_LINES, placeholder=" …"))
-
-
-def _draw_images(panels: Sequence[Panel | None], path: Target, columns: int, side: float) -> None:
-    """Draw ``panels`` in rows of ``columns`` images of ``side`` inches; nothing in the place of a ``None``."""
-    rows = math.ceil(len(panels) / columns)
-    shown = [panel for panel in panels if panel]
-    lines = 2 + max(each.above.count("\n") for each in shown) + max(each.below.count("\n") for each in shown)
-    with figure_file(path, columns * side, rows * (side + LINE_HEIGHT * lines)) as figure:
-        places = figure.subplots(rows, columns, squeeze=False).flat
-        for axes, panel in itertools.zip_longest(places, panels):
-            if panel is None:
-                axes.axis("off")
-                continue
-            axes.imshow(panel.image, interpolation="nearest")
+def _place_images(figure: Figure, panels: Sequence[Panel], columns: int, side: float, top: float) -> float:
+    """Draw ``panels`` in rows of images of ``side`` inches with its gap from ``top`` on; returns where they end."""
+    look, image_side = theme(), 0.9 * side
+    for first in range(0, len(panels), columns):
+        row = panels[first : first + columns]
+        above, below = (
+            max(getattr(each, name).count("\n") + bool(getattr(each, name)) for each in row)
+            for name in ("above", "below")
+        )
+        top -= LINE * above + 0.05
+        for column, panel in enumerate(row):
+            axes = figure.add_axes((column * side, top - image_side, image_side, image_side))
+            axes.imshow(panel.image, interpolation="nearest", aspect="equal")
             axes.set(xticks=[], yticks=[])
-            axes.spines[:].set(color=GRID, linewidth=0.8)
-            axes.set_title(panel.above, fontsize=8, color=INK, pad=3)
-            axes.set_xlabel(panel.below, fontsize=8, color=VALIDATION, labelpad=3)
+            axes.spines[:].set(color=look.grid, linewidth=0.8)
+            axes.set_title(panel.above, fontsize=8, color=look.ink, pad=3)
+            axes.set_xlabel(panel.below, fontsize=8, color=look.cycle[1], labelpad=3)
+        top -= image_side + LINE * below + GAP / 2
+    return top
 
 
 #: With at most this many labels, cells show their counts; with more, only their colours.
 MAX_COUNTED = 20
-#: The longest label on an axis, in characters.
-MAX_LABEL = 18
+#: The longest label on an axis in letters, and the most labels on it.
+MAX_LABEL, MAX_TICKS = 18, 100
 
 
 def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: Target, title: str) -> None:
@@ -361,97 +803,29 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: Target, t
 
     Colours show shares of the texts with the same true label.
     """
-    number = len(labels)
-    side = min(max(4.5, 2.2 + 0.55 * number), 14.0)
-    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    # Half a surrogate pair cannot be drawn.
-    short = [shorten(label.encode("utf-8", "replace").decode(), MAX_LABEL) for label in labels]
-    size = 10 if number <= MAX_COUNTED else max(4, 200 // number)
-    with figure_file(path, side + 0.6, side) as figure:
-        axes = figure.subplots()
-        image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
-        axes.set_xticks(range(number), short, rotation=40, ha="right", rotation_mode="anchor", fontsize=size, color=INK)
-        axes.set_yticks(range(number), short, fontsize=size, color=INK)
-        axes.set_xlabel("predicted", color=GREY)
-        axes.set_ylabel("true", color=GREY)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+    number, look = len(labels), theme()
+    side = min(max(2.2, 0.55 * number), 11.5)
+    share = ConfusionMatrix(confusion, labels).shares
+    places = range(0, number, -(-number // MAX_TICKS))
+    shown = [shorten(labels[place], MAX_LABEL) for place in places]
+    size = min(10.0, 0.7 * 72 * side / len(places))
+    with figure_file(path, 1, 1, crop=True) as figure:  # of one inch, so that places in it are in inches
+        axes = figure.add_axes((0, -side, side, side))
+        image = axes.imshow(share, cmap=weights_map(), vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
+        style_axes(axes)
+        slant: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(places, shown, fontsize=size, color=look.ink, **slant)
+        axes.set_yticks(places, shown, fontsize=size, color=look.ink)
+        axes.set_xlabel("predicted label")
+        axes.set_ylabel("true label")
         if number <= MAX_COUNTED:
             for (row, column), count in np.ndenumerate(confusion):
-                colour = "white" if share[row, column] > 0.55 else INK
-                axes.text(column, row, f"{int(count):,}", ha="center", va="center", color=colour, fontsize=9)
-        bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(length=0, colors=GREY, labelsize=8)
-        bar.ax.yaxis.set_major_formatter("{x:.0%}")
-        axes.set_title(shorten(title), loc="left", color=INK, fontsize=12, fontweight="bold", pad=12)
-
-
-#: x, y and label.
-Point = tuple[float, float, str]
-#: The y axis of each panel: name in the rows, label, factor.
-PANELS = (("logp", "mean log-likelihood (nats a token)", 1.0), ("known_words", "words known from training (%)", 100.0))
-
-
-def draw_quality(rows: Sequence[Row], real: Row | None, path: Target, title: str, unit: str) -> None:
-    """Plot ``rows`` (temperature, logp, known_words, distinct) and the row of ``real`` text as a PNG at ``path``.
-
-    1000 x 600 pixels: mean log-likelihood against distinct-2, and beside it the share of known words where the rows
-    have it. Values may be absent.
-    """
-    panels = [panel for panel in PANELS if panel is PANELS[0] or _points(rows, panel[0], panel[2])]
-    with figure_file(path, 10, 6) as figure:
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.06)  # type: ignore[union-attr,call-arg]
-        all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (name, label, factor) in zip(all_axes, panels):
-            _draw_panel(axes, _points(rows, name, factor), _points([real] if real else [], name, factor))
-            axes.set_ylabel(label, color=INK)
-            axes.set_xlabel(f"distinct-2 (share of {unit} pairs that are new)", color=INK)
-            style_axes(axes, grid="both")
-            axes.margins(0.12)
-        if missing := [_label(row["temperature"]) for row in rows if row["distinct"][1] is None]:
-            all_axes[0].plot([], [], " ", label=f"no {unit} pairs at {', '.join(missing)}")
-        if all_axes[0].lines:
-            all_axes[0].legend(loc="best", frameon=False, labelcolor=INK)
-        figure.suptitle(shorten(title), x=0.012, ha="left", color=INK, fontsize=13, fontweight="bold")
-
-
-def _points(rows: Sequence[Row], name: str, factor: float) -> list[Point]:
-    """x, y and label of each row that has both values."""
-    complete = [row for row in rows if row["distinct"][1] is not None and row[name] is not None]
-    return [(row["distinct"][1], factor * row[name], _label(row["temperature"])) for row in complete]
-
-
-def _label(temperature: float | None) -> str:
-    return "validation text" if temperature is None else f"{temperature:g}"
-
-
-def _draw_panel(axes: Axes, drawn: Sequence[Point], real: Sequence[Point]) -> None:
-    if not drawn and not real:
-        write_note(axes, "nothing to compare")
-        return
-    x, y = [point[0] for point in drawn], [point[1] for point in drawn]
-    axes.plot(x, y, color=TRAIN, lw=1.6, alpha=0.6)
-    axes.plot(x, y, "o", ms=9, mfc="white", mec=TRAIN, mew=2, zorder=3, label="drawn, by temperature")
-    for at, height, label in drawn:
-        annotate(axes, (at, height), label, (8, 7), color=TRAIN, fontsize=11)
-    for at, height, label in real:
-        axes.axhline(height, color=VALIDATION, lw=0.9, ls=(0, (4, 4)), alpha=0.7)
-        axes.axvline(at, color=VALIDATION, lw=0.9, ls=(0, (4, 4)), alpha=0.7)
-        axes.plot([at], [height], "D", ms=8, mfc=VALIDATION, mec="white", mew=1.2, zorder=4, label=label)
-
-
-def draw_comparison(curves: Sequence[tuple[str, Sequence[Sequence[Row]]]], path: Target) -> None:
-    """Plot the validation losses of runs as a PNG at ``path``: a colour for each label, a line for each of its runs."""
-    with figure_file(path, 10, 6) as figure:
-        axes = figure.subplots()
-        for number, (label, runs) in enumerate(curves):
-            for index, metrics in enumerate(runs):
-                name = shorten(label, 60) if index == 0 else None
-                axes.plot(
-                    *_series(metrics, "val_loss").T, color=f"C{number % 10}", lw=1.6, marker="o", ms=3, label=name
-                )
-        axes.set_xlabel("step", color=INK)
-        axes.set_ylabel("validation loss (nats)", color=INK)
-        style_axes(axes, grid="y")
-        figure.legend(loc="outside lower center", frameon=False, ncols=1)
+                red, green, blue, _ = weights_map()(share[row, column], bytes=True)
+                color = to_hex(ink_on((int(red), int(green), int(blue))))
+                axes.text(column, row, f"{int(count):,}", ha="center", va="center", color=color, fontsize=9)
+        height = min(side, 2 * SCALE_HEIGHT)
+        scale = figure.add_axes((side + GAP, -height, 0.16, height))
+        add_scale(figure, image, SHARE_OF_LABEL.replace(" with ", "\nwith "), cax=scale)
+        _set_fonts(figure)
+        around = figure.get_tightbbox()
+        write_title(figure, title, place=(around.x0, 0.15), width=max(around.width, 5.0))

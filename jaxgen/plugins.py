@@ -95,6 +95,11 @@ def load_plugin(source: str | os.PathLike[str], changed: str = "refuse") -> None
 
     Raises:
         UsageError: The plugin cannot be loaded, or defines nothing that jaxgen can use.
+
+    Example:
+        >>> jaxgen.load_plugin("mycells.py")  # which defines the class MyCell
+        >>> "mycells:MyCell" in jaxgen.CELLS
+        True
     """
     choose(changed, ("accept", "refuse"), "value for --plugin-changed")
     source = os.fspath(check_kind("load_plugin", source, str | os.PathLike, "a file or the name of a module"))

@@ -40,6 +40,9 @@ def keep_memory() -> bool:
     the process until it ends. All threads share one arena, because the thresholds do not apply to further arenas, which
     the threads of CPU devices would use. Call it before the first array. Only glibc has these settings;
     ``JAXGEN_MALLOC=0`` turns them off.
+
+    Example:
+        >>> kept = jaxgen.keep_memory()  # before the first array
     """
     if os.environ.get("JAXGEN_MALLOC", "1") == "0" or platform.libc_ver()[0] != "glibc":
         return False
@@ -184,6 +187,9 @@ def offer_cores() -> None:
 
     Does nothing if the number is set elsewhere (``JAX_NUM_CPU_DEVICES``) or JAX is already in use. Raises
     ``UsageError`` if that number cannot be used.
+
+    Example:
+        >>> jaxgen.offer_cores()  # before anything uses JAX
     """
     import jax
 

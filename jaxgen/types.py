@@ -28,7 +28,7 @@ from typing import NamedTuple, NewType, TypeAlias
 import jax
 import jax.typing
 import numpy as np
-from jaxtyping import Bool, Float, Int, PyTree, UInt8
+from jaxtyping import Bool, Float, Int, PyTree
 from jaxtyping import Key as KeyType
 
 Array: TypeAlias = jax.Array
@@ -100,12 +100,3 @@ class DecodeWeights(NamedTuple):
 
     params: Params
     table: Float[Array, "V K"] | None  # the first layer's input projection of every token
-
-
-class AttentionMap(NamedTuple):
-    """The attention weights of one generated text, with labels."""
-
-    source: list[str]  # one label for each source position
-    written: list[str]  # the generated tokens
-    weights: Float[np.ndarray, "T S"]  # each row sums to 1
-    image: UInt8[np.ndarray, "Y X 3"] | None = None  # if the source positions are a grid over it, row by row

@@ -92,7 +92,7 @@ if os.environ.get("OPTIMIZE") == "1":
 OLDER = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 LOCAL = ("127.", "::1", "localhost")
 #: What `pytest` selects by default, as in `pyproject.toml`.
-QUICK_LANE = "not slow and not runs and not notebooks"
+QUICK_LANE = "not slow and not runs and not loggers and not notebooks"
 #: Files and folders whose tests train whole runs or whole models, start processes, run whole commands or compile much:
 #: the lane `pytest -m runs`. Elsewhere a test of this kind is marked with `@pytest.mark.runs`.
 RUNS = {
@@ -108,7 +108,9 @@ RUNS = {
     "cells/test_precision.py",
     "cells/test_torch_weights.py",
     "cli/test_caption_commands.py",
+    "cli/test_chat_prompt.py",
     "cli/test_evaluating.py",
+    "cli/test_explain_command.py",
     "cli/test_interactive.py",
     "cli/test_label_flags.py",
     "cli/test_next_commands.py",
@@ -120,6 +122,7 @@ RUNS = {
     "cli/test_score_command.py",
     "cli/test_scripts.py",
     "cli/test_smoke.py",
+    "cli/test_token_colors.py",
     "cli/test_training_commands.py",
     "cli/test_translating_commands.py",
     "cli/test_wrong_inputs.py",
@@ -155,6 +158,7 @@ RUNS = {
     "tasks/test_translate_task.py",
     "test_documents.py",
     "test_examples.py",
+    "test_site.py",
     "tokenizers/test_pieces.py",
     "trainer/test_classify_runs.py",
     "trainer/test_interrupts.py",

@@ -52,7 +52,6 @@ IO_MODULES = [
     "requests",
     "pooch",
     "rich",
-    "tyro",
 ]
 
 Problems = Iterator[str]
@@ -315,7 +314,7 @@ import jaxgen
 if "jax" in sys.modules:
     print("imports JAX before it is used")
 jaxgen.LSTM
-for name in ("torch", "tokenizers", "tensorboardX", "matplotlib", "orbax", "tyro"):
+for name in ("torch", "tokenizers", "tensorboardX", "matplotlib", "orbax"):
     if name in sys.modules:
         print("imports", name)
 import jax
@@ -350,7 +349,7 @@ def test_the_pure_half_loads_nothing_of_the_host_half():
     assert modules <= {*loaded}
     assert [name for name in loaded if name.startswith("jaxgen.") and name.split(".")[1] in host] == []
     assert [name for name in loaded if name.startswith("jaxgen.tasks.") and name.endswith(".data")] == []
-    assert {"PIL", "matplotlib", "pooch", "pydantic", "safetensors", "tokenizers", "tyro"}.isdisjoint(loaded)
+    assert {"PIL", "matplotlib", "pooch", "pydantic", "safetensors", "tokenizers"}.isdisjoint(loaded)
 
 
 def test_the_public_names_are_those_of_the_api():

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import jaxgen
-from jaxgen.cli.compare import CompareConfig
-from jaxgen.cli.doctor import DoctorConfig
-from jaxgen.cli.evaluate import EvaluateConfig
-from jaxgen.cli.export import ExportConfig
-from jaxgen.cli.flags import COMMON
-from jaxgen.cli.import_weights import ImportConfig
-from jaxgen.cli.info import InfoConfig
-from jaxgen.cli.replay import ReplayConfig
-from jaxgen.cli.runs import RunsConfig
-from jaxgen.cli.sampling_flags import SampleConfig
-from jaxgen.cli.score import ScoreConfig
-from jaxgen.cli.train import extra_flags
+from jaxgen.cli.completion import flags_of, spellings
+from jaxgen.cli.main import COMMANDS
 from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.tasks.registry import DATA
 from jaxgen.testing import check_cell
@@ -28,20 +19,14 @@ from jaxgen.testing import check_cell
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
-#: The flags of every command.
-EVERYWHERE = {"--help", *(f"--{flag.name.replace('_', '-')}" for flag in COMMON)}
-#: The flags of each beyond those of its configuration.
-OTHERS = {
-    "export": (ExportConfig, ()),
-    "import": (ImportConfig, ()),
-    "compare": (CompareConfig, ()),
-    "doctor": (DoctorConfig, ()),
-    "evaluate": (EvaluateConfig, ("--json", "--no-plot")),
-    "info": (InfoConfig, ("--json",)),
-    "runs": (RunsConfig, ("--json",)),
-    "replay": (ReplayConfig, ()),
-    "score": (ScoreConfig, ("--json",)),
-}
+#: The commands beside those that have a script.
+OTHERS = [command for command in COMMANDS if command not in ("train", "sample")]
+
+
+@cache
+def known(*words: str) -> set[str]:
+    """The flags of a command."""
+    return {spelling for flag in flags_of(*words) for spelling in spellings(flag)}
 
 
 def python_blocks(document: str) -> list[str]:
@@ -59,10 +44,27 @@ def test_the_readme_example_trains_and_samples(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_loop_of_the_page_on_python_trains_and_samples(capsys):
-    exec(compile(python_blocks("docs/python.md")[1], "docs/python.md", "exec"), {})
+    exec(compile(python_blocks("docs/python.md")[-1], "docs/python.md", "exec"), {})
     loss, text = capsys.readouterr().out.split(" ", 1)
     assert float(loss) < 2.2
     assert len(text) > 400
+
+
+@pytest.mark.slow
+def test_the_callbacks_of_the_page_on_python_stop_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    block = python_blocks("docs/python.md")[1].replace("< 1.5", "< 9").replace("preset=", "steps=20, hidden=8, preset=")
+    exec(compile(block, "docs/python.md", "exec"), {})
+    assert len((tmp_path / "runs" / "callbacks" / "metrics.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_the_run_in_a_loop_of_the_page_on_python_has_its_own_optimizer(tmp_path, monkeypatch, without_plugins, capsys):
+    monkeypatch.chdir(tmp_path)
+    block = python_blocks("docs/python.md")[2].replace("< 2:", "< 9:").replace("preset=", "hidden=8, preset=")
+    exec(compile(block, "docs/python.md", "exec"), scope := {})
+    assert (scope["model"].config.optimizer, scope["model"].config.schedule) == ("signs", "line")
+    assert capsys.readouterr().out.count("\n") < 9
 
 
 @pytest.mark.slow
@@ -130,20 +132,15 @@ def test_every_flag_of_train_that_a_document_types_exists(document):
     for command in re.findall(r"^.*python train\.py.*$", document.read_text(encoding="utf-8"), re.MULTILINE):
         with contextlib.suppress(ValueError):
             command = command[: command.index("#")]
-        named = re.search(r"train\.py ([a-z]+)", command)
-        kind = DATA[named[1]].Config if named and named[1] in DATA else LanguageConfig
-        known = {f"--{name.replace('_', '-')}" for name in kind.model_fields} | EVERYWHERE
-        known |= {f"--{name.replace('_', '-')}" for name, *_ in extra_flags()}
-        assert set(re.findall(r"--[a-z][a-z-]*", command)) <= known, command
+        task = [name for name in re.findall(r"train\.py ([a-z]+)", command) if name in DATA]
+        assert set(re.findall(r"--[a-z][a-z-]*", command)) <= known("train", *task), command
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 @pytest.mark.parametrize("command", OTHERS)
 def test_every_flag_of_another_command_that_a_document_types_exists(document, command):
-    kind, more = OTHERS[command]
-    known = {f"--{name.replace('_', '-')}" for name in kind.model_fields} | EVERYWHERE | {*more}
     for typed in re.findall(rf"jaxgen {command}\b.*$", document.read_text(encoding="utf-8"), re.MULTILINE):
-        assert set(re.findall(r"--[a-z][a-z-]*", typed.split("#")[0].split("`")[0])) <= known, typed
+        assert set(re.findall(r"--[a-z][a-z-]*", typed.split("#")[0].split("`")[0])) <= known(command), typed
 
 
 def test_the_documents_type_every_command():
@@ -153,7 +150,5 @@ def test_the_documents_type_every_command():
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_flag_of_sample_that_a_document_types_exists(document):
-    known = {f"--{name.replace('_', '-')}" for name in SampleConfig.model_fields} | EVERYWHERE | {"--json"}
-    known |= {f"--{name}" for name in jaxgen.TRANSFORMS}
     for command in re.findall(r"python sample\.py.*$", document.read_text(encoding="utf-8"), re.MULTILINE):
-        assert set(re.findall(r"--[a-z][a-z-]*", command.split("#")[0].split("`")[0])) <= known, command
+        assert set(re.findall(r"--[a-z][a-z-]*", command.split("#")[0].split("`")[0])) <= known("sample"), command

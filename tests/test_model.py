@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import read_texts
 
 import jaxgen
 from jaxgen.data.in_memory import data_settings
@@ -25,8 +27,8 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def content(settings):
-    (name,) = settings["data"]
+def content(settings, name="data"):
+    (name,) = settings[name]
     return Path(name).read_text(encoding="utf-8")
 
 
@@ -52,6 +54,12 @@ def test_a_text_becomes_a_model_that_writes_scores_and_is_saved(tmp_path, capsys
     assert model.score("the cat").logp < 0
     assert "val_loss" in model.evaluate()
     assert repr(model).startswith("<jaxgen.Model 'runs/mine': language, lstm")
+    sample = model.generate("the ", length=12, temperature=0.7, seed=1, details=True)
+    assert (sample.text, sample.tokens.size) == (text, 12)
+    assert [each.text for each in model.generate("the ", length=3, num_samples=2, details=True)]
+    assert model.score("the cat", details=True).score == model.score("the cat")
+    with pytest.raises(UsageError, match="confusion"):
+        model.evaluate().confusion  # noqa: B018
     with pytest.raises(UsageError, match="predict"):
         model.predict("the")
 
@@ -68,15 +76,20 @@ def test_a_text_becomes_a_model_that_writes_scores_and_is_saved(tmp_path, capsys
     with pytest.raises(UsageError, match="val_loss"):
         history["vall_loss"]
 
+    name = f"{len(TEXT):,} characters in memory"
+    assert name in card
+    assert history.title == f"mine: {name}"
     copy = model.save(tmp_path / "copy")
     assert len(list((copy / "checkpoints").iterdir())) == 1
-    assert jaxgen.load(copy).generate("the ", length=12, temperature=0.7, seed=1) == text
     assert jaxgen.load(copy).history.rows == history.rows
     with pytest.raises(UsageError, match="empty"):
         model.save(tmp_path / "copy")
     for inside in (model.path, model.path / "checkpoints" / "00009999"):
         with pytest.raises(UsageError, match="inside"):
             model.save(inside)
+    for folder in (model.path, tmp_path / "cache"):
+        shutil.rmtree(folder)
+    assert jaxgen.load(copy).generate("the ", length=12, temperature=0.7, seed=1) == text, "it is complete in itself"
 
 
 @pytest.mark.runs
@@ -121,8 +134,11 @@ def test_a_table_becomes_a_classifier_that_answers():
     assert card.count("| accuracy") + card.count("| validation") >= 1
     assert model.predict("good")["label"] in ("yes", "no")
     assert [answer["label"] for answer in model.predict(["good"] * 2)] == [model.predict("good")["label"]] * 2
+    assert model.evaluate().confusion.counts.shape == (2, 2)
     with pytest.raises(UsageError, match="classify"):
         model.generate("good")
+    with pytest.raises(UsageError, match="attention"):
+        model.attention("good")
 
 
 @pytest.mark.runs
@@ -139,6 +155,50 @@ def test_a_name_is_a_file_or_a_data_set(data):
 
 def test_several_paths_are_files():
     assert data_settings([Path("a.txt"), Path("b.txt")]) == {"data": ("a.txt", "b.txt")}
+
+
+def test_urls_are_data_one_or_several():
+    url = "https://example.org/book.txt"
+    assert data_settings(url) == {"data": (url,)}
+    assert data_settings([url, Path("a.txt")]) == {"data": (url, "a.txt")}
+    with pytest.raises(UsageError, match="names data"):
+        data_settings([url, "a text"])
+    assert "text_column" in data_settings(text=[url])
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [("a\nb", "3 characters in memory"), (["a"], "1 text in memory"), ({"line": ["a", "b"]}, "2 rows in memory")],
+    ids=["text", "texts", "table"],
+)
+def test_data_in_memory_are_named_by_what_they_are(data, name):
+    settings = data_settings(data)
+    assert read_texts(settings["data"], text_column=settings.get("text_column")).name == name
+    (file,) = map(Path, settings["data"])
+    file.unlink()
+    with pytest.raises(DataError, match=f"{name} .*again"):
+        read_texts(settings["data"])
+
+
+def test_rows_as_dictionaries_are_a_table():
+    named = {"text_column": "text", "label_column": "label"}
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": 2, "more": {}}]
+    columns = {"text": ["a", "b"], "label": [1, 2]}
+    assert data_settings(iter(rows), settings=named) == data_settings(columns, settings=named)
+
+
+def test_validation_data_are_read_as_the_data():
+    texts = data_settings(["a"], settings={"val_data": ["b", "c"]})
+    assert [json.loads(line)["text"] for line in content(texts, "val_data").splitlines()] == ["b", "c"]
+    assert data_settings("a.txt", settings={"val_data": Path("b.txt")})["val_data"] == ("b.txt",)
+    named = {"text_column": "text", "label_column": "label"}
+    table = {"text": ["a"], "label": [1]}
+    both = data_settings(table, task="classify", settings={**named, "val_data": table, "test_data": table})
+    assert both["val_data"] == both["test_data"] == both["data"]
+    with pytest.raises(UsageError, match="form"):
+        data_settings("a.txt", settings={"val_data": ["b"]})
+    with pytest.raises(UsageError, match="type"):
+        data_settings("a.txt", settings={"val_data": 3})
 
 
 def test_a_string_with_a_line_break_is_a_text_and_so_is_any_that_is_given_as_text():
@@ -170,6 +230,8 @@ def test_columns_of_tables_become_rows():
     assert data_settings(Frame(), settings=named) == data_settings(columns, settings=named)
     with pytest.raises(UsageError, match="text_column"):
         data_settings(columns)
+    with pytest.raises(UsageError, match="txt"):
+        data_settings(columns, settings={"text_column": "txt"})
     assert data_settings({"line": ["a"]})["text_column"] == "line", "the only column has the texts"
 
 
@@ -181,6 +243,9 @@ def test_columns_of_tables_become_rows():
         (["a", None], DataError),
         ([], DataError),
         ({"text": []}, DataError),
+        ({}, DataError),
+        ([{}], DataError),
+        ("long" * 100, UsageError),
         ({"text": "hello"}, DataError),
         ({"text": None}, DataError),
         ({0: ["a"]}, DataError),
@@ -188,6 +253,11 @@ def test_columns_of_tables_become_rows():
         ({"text": [{1}]}, DataError),
         ({"text": [np.zeros(3)]}, DataError),
         ("once upon a time", UsageError),
+        ("is/was it? once upon a time", UsageError),
+        ({"b", "a"}, UsageError),
+        ([{"text": "a"}, "b"], DataError),
+        ([{0: "a"}], DataError),
+        (bytearray(b"bytes"), UsageError),
         (io.StringIO("a"), UsageError),
     ],
     ids=lambda value: type(value).__name__,

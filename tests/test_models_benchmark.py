@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from jaxgen.tasks.classify import data as labelled
 from jaxgen.tasks.classify.sequences import SEQUENCES, sequences
 from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.tasks.language.data import LanguageData
+from tests.builders import write
 
 TINY = {"hidden": 4, "batch_size": 4, "seq_len": 8, "devices": 1}
 
@@ -29,6 +31,8 @@ def call(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(models, "plan", lambda: iter(entries))
     small = {**labelled.LABELLED_SETS, "parity": lambda seed: sequences("parity", seed, train=64, val=8, test=8)}
     monkeypatch.setattr(labelled, "LABELLED_SETS", small)
+    measured = {"60s-elman": {"steps": 12, "tokens_per_second": 1000, "machine": machine.facts()}}
+    write(tmp_path / "results" / models.STEPS, json.dumps(measured))
     page = tmp_path / "models.md"
     marks = ("60 s", "sequences", "published", "machines", "picture")
     page.write_text("top\n" + "".join(f"<!-- {mark} -->\nold\n<!-- end of {mark} -->\n" for mark in marks))
@@ -42,8 +46,13 @@ def call(tmp_path, monkeypatch, capsys):
     return run
 
 
+def pretend(entry, steps):
+    """The result of an entry that is not trained."""
+    return {"entry": entry.identity(), "steps": steps, "figures": {}}
+
+
 def saved(folder):
-    return sorted(path.name for path in (folder / "results").glob("*")) if (folder / "results").exists() else []
+    return sorted(path.name for path in (folder / "results").glob("*") if path.name != models.STEPS)
 
 
 def test_the_plan_has_every_cell_on_text_and_one_of_each_kind_on_every_set_of_sequences():
@@ -72,10 +81,10 @@ def test_what_stands_between_two_marks_is_replaced_and_nothing_else(former):
 @pytest.mark.slow
 def test_each_call_trains_one_missing_entry_and_the_page_shows_what_is_there(call, tmp_path):
     assert call("--list").count("missing") == 3
-    call("--next", "--seconds-per-run", "0.05")
+    call("--next")
     assert saved(tmp_path) == ["60s-elman-0.json"]
     first = json.loads((tmp_path / "results" / "60s-elman-0.json").read_text())
-    assert first["steps"] >= models.MIN_STEPS
+    assert first["steps"] == 12
     assert first["parameters"] > 0
     assert first["figures"]["val_loss"] > 0
     call("--write")
@@ -85,7 +94,7 @@ def test_each_call_trains_one_missing_entry_and_the_page_shows_what_is_there(cal
     assert "old" not in page
     assert not (tmp_path / "m.png").exists(), "no set of sequences is there yet"
 
-    call("--next", "--seconds-per-run", "0.05")
+    call("--next")
     call("--next")
     assert call("--list").count("missing") == 0
     assert "Nothing" in call("--next")
@@ -99,20 +108,20 @@ def test_each_call_trains_one_missing_entry_and_the_page_shows_what_is_there(cal
 
 
 def test_an_interrupted_entry_leaves_nothing(call, tmp_path, monkeypatch):
-    def stopped(entry, seconds):
+    def stopped(entry, steps):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(models, "train", stopped)
     with pytest.raises(KeyboardInterrupt):
         call("--next")
     assert saved(tmp_path) == []
-    monkeypatch.setattr(models, "train", lambda entry, seconds: {"entry": entry.identity(), "figures": {}})
+    monkeypatch.setattr(models, "train", pretend)
     call("--next")
     assert saved(tmp_path) == ["60s-elman-0.json"]
 
 
 def test_an_entry_with_other_settings_than_in_the_plan_is_missing(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "train", lambda entry, seconds: {"entry": entry.identity(), "figures": {}})
+    monkeypatch.setattr(models, "train", pretend)
     call("--next")
     path = tmp_path / "results" / "60s-elman-0.json"
     result = json.loads(path.read_text())
@@ -121,14 +130,41 @@ def test_an_entry_with_other_settings_than_in_the_plan_is_missing(call, tmp_path
     assert call("--list").count("missing") == 3
 
 
-def test_changes_that_are_not_committed_and_other_seconds_are_refused_for_the_kept_results(call, tmp_path, monkeypatch):
+def test_changes_that_are_not_committed_and_other_steps_are_refused_for_the_kept_results(call, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "RESULTS", (tmp_path / "results").resolve())
-    monkeypatch.setattr(models, "train", lambda entry, seconds: pytest.fail("nothing may be trained"))
-    with pytest.raises(SystemExit, match="seconds-per-run"):
-        call("--next", "--seconds-per-run", "1")
+    monkeypatch.setattr(models, "train", lambda entry, steps: pytest.fail("nothing may be trained"))
+    monkeypatch.setattr(machine, "commit", lambda: "0123456789ab")
+    with pytest.raises(SystemExit, match="--steps"):
+        call("--next", "--steps", "1")
     monkeypatch.setattr(machine, "commit", lambda: "0123456789ab+")
     with pytest.raises(SystemExit, match="Commit"):
         call("--next")
+
+
+def test_an_entry_with_other_steps_than_were_measured_is_missing(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "train", pretend)
+    call("--next")
+    assert call("--list").count("missing") == 2
+    path = tmp_path / "results" / models.STEPS
+    path.write_text(path.read_text().replace('"steps": 12', '"steps": 13'))
+    assert call("--list").count("missing") == 3
+    path.unlink()
+    with pytest.raises(SystemExit, match="--measure"):
+        call("--next")
+
+
+@pytest.mark.runs
+def test_the_steps_stand_for_the_time_of_the_first_machine(call, tmp_path, monkeypatch):
+    """A configuration that takes twice as long as the recipe of its cell gets half of its speed, on any machine."""
+    text = next(models.plan())
+    slower = replace(text, name="150s-elman-plain-0", table="150 s", seconds=150.0)
+    monkeypatch.setattr(models, "plan", lambda: iter([text, slower]))
+    times = {text.name: (0.5, 100), slower.name: (1.0, 100)}
+    monkeypatch.setattr(models, "seconds_per_step", lambda entry: times[entry.name])
+    call("--measure")
+    found = models.read_steps(tmp_path / "results")["150s-elman-plain"]
+    assert found["tokens_per_second"] == 500
+    assert found["steps"] == 150 * 500 / 100
 
 
 @pytest.mark.runs

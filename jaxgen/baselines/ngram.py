@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.tasks.language.data import LanguageData
 from jaxgen.tasks.language.objective import Scored, Totals
 from jaxgen.tokenizers.base import EOS
-from jaxgen.trainer.callbacks import Callback, Emit, Finished, Note, ProgressEvents, Started
+from jaxgen.trainer.callbacks import Callback, Emit, Finished, Note, Progress, ProgressEvents, Started
 from jaxgen.trainer.process_group import ProcessGroup
 from jaxgen.trainer.progress_state import ProgressState
 from jaxgen.trainer.recorder import make_recorder
@@ -362,8 +362,9 @@ class NGramRun(Trainer):
         self.set_state(TrainState(jnp.zeros((), jnp.int32), params, (), ()))
         return self
 
-    def train(self) -> Finished:
-        """Evaluate the model, save it if it is not saved yet, and report."""
+    def __iter__(self) -> Generator[Progress, None, Finished]:
+        """Evaluate the model, save it if it is not saved yet, and report. There are no steps."""
+        yield from ()
         with self.recorder, raise_on_signal("in the evaluation of what was counted", str(self.run)):
             self.recorder.call("on_start", Started(str(self.run), self._summary(), 0, 0))
             params = self.state.params

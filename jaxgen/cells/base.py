@@ -127,6 +127,15 @@ class Cell(nn.RNNCellBase):
     Models create a cell with ``cell(features=H)``. For a precision other than float32 they replace the field
     ``precision`` (one of ``PRECISIONS``), which the cell passes to its ``Affine``. ``zoneout`` and
     ``recurrent_dropout`` are rates of the noise that ``unroll`` adds (``jaxgen.cells.noise``).
+
+    Example:
+        >>> class Leaky(jaxgen.Elman):  # h' = (h + tanh(x W_x + b + h W_h)) / 2
+        ...     def pointwise(self, carry, z, u):
+        ...         h = (carry + jnp.tanh(z + u)) / 2
+        ...         return h, h
+        >>> y, params = nn.RNN(Leaky(4)).init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+        >>> y.shape
+        (2, 5, 4)
     """
 
     #: Whether labels and encoders can set the state, by a linear map to all its numbers. If not, it starts from zeros.
@@ -153,9 +162,14 @@ class Cell(nn.RNNCellBase):
         """The part of the carry that is multiplied by the recurrent matrix."""
         return carry
 
+    @nn.nowrap
+    def num_gates(self, shape: tuple[int, ...]) -> int:
+        """How many gates lie side by side in the columns of a kernel of this shape; optimizers may treat each alone."""
+        return shape[-1] // self.features if shape[-1] % self.features == 0 else 1
+
     @staticmethod
     def summary(carry: Carry) -> PyTree:
-        """What an encoder passes to a decoder: the whole carry, or arrays [*batch, ...] of fewer numbers."""
+        """What an encoder passes to a decoder: the whole carry, or arrays ``[*batch, ...]`` of fewer numbers."""
         return carry
 
     @nn.nowrap

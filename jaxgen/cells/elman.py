@@ -20,7 +20,15 @@ ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]
 
 
 class Elman(Cell):
-    """``h' = act(x W_x + b + h W_h)`` with ``act`` tanh or relu."""
+    """``h' = act(x W_x + b + h W_h)`` with ``act`` tanh or relu.
+
+    Example:
+        >>> cell = jaxgen.Elman(features=4)
+        >>> carry = cell.initialize_carry(jax.random.key(0), (2, 3))
+        >>> (carry, y), params = cell.init_with_output(jax.random.key(0), carry, jnp.ones((2, 3)))
+        >>> y.shape
+        (2, 4)
+    """
 
     activation: str = "tanh"
 
@@ -57,6 +65,14 @@ class Elman(Cell):
 
 
 class ElmanReLU(Elman):
-    """The Elman cell with relu (Le, Jaitly & Hinton 2015, arXiv:1504.00941)."""
+    """The Elman cell with relu (Le, Jaitly & Hinton 2015, arXiv:1504.00941).
+
+    Example:
+        >>> cell = jaxgen.ElmanReLU(features=4)
+        >>> carry = cell.initialize_carry(jax.random.key(0), (2, 3))
+        >>> (carry, y), params = cell.init_with_output(jax.random.key(0), carry, jnp.ones((2, 3)))
+        >>> y.shape
+        (2, 4)
+    """
 
     activation: str = "relu"

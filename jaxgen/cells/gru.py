@@ -22,6 +22,13 @@ class GRU(Cell):
         h' = (1 - z) * n + z * h
 
     The two sigmoids are one ``tanh`` over [B, 2H], with the factor 1/2 folded into the weights (see ``LSTM``).
+
+    Example:
+        >>> cell = jaxgen.GRU(features=4)
+        >>> carry = cell.initialize_carry(jax.random.key(0), (2, 3))
+        >>> (carry, y), params = cell.init_with_output(jax.random.key(0), carry, jnp.ones((2, 3)))
+        >>> y.shape
+        (2, 4)
     """
 
     def setup(self) -> None:

@@ -50,6 +50,13 @@ class LSTM(CellAndHidden):
     ``forget_bias`` is the initial value of the forget gate's bias, a parameter (Jozefowicz et al., ICML 2015,
     section 2.2). The four gates are one ``tanh`` over [B, 4H], because XLA's CPU backend vectorises that but not four
     slices: sigmoid(a) = (tanh(a / 2) + 1) / 2, with the factor 1/2 folded into the weights, which is exact.
+
+    Example:
+        >>> cell = jaxgen.LSTM(features=4)
+        >>> carry = cell.initialize_carry(jax.random.key(0), (2, 3))
+        >>> (carry, y), params = cell.init_with_output(jax.random.key(0), carry, jnp.ones((2, 3)))
+        >>> y.shape
+        (2, 4)
     """
 
     def setup(self) -> None:

@@ -17,10 +17,12 @@ def positive(x: Array) -> Array:
 
 
 class MinGRU(LinearCell):
-    """A GRU whose gate and candidate depend on the input alone; carry ``h`` [B, H]::
+    """A GRU whose gate and candidate depend on the input alone.
 
-    z = sigmoid(x W_z + b_z)    n = positive(x W_n + b_n)
-    h' = (1 - z) * h + z * n
+    Carry ``h`` [B, H]::
+
+        z = sigmoid(x W_z + b_z)    n = positive(x W_n + b_n)
+        h' = (1 - z) * h + z * n
     """
 
     def setup(self) -> None:

@@ -72,6 +72,11 @@ def from_torch(state_dict: Mapping[str, PyTree], kind: str, layer: int = 0, reve
     with ``bias=False`` gives zero biases.
 
     Raises ``UsageError`` for an unknown kind, missing arrays and arrays of another shape.
+
+    Example:
+        >>> state_dict = {"weight_ih_l0": np.zeros((16, 3)), "weight_hh_l0": np.zeros((16, 4))}  # without biases
+        >>> jaxgen.from_torch(state_dict, "lstm")["recurrent_kernel"].shape
+        (4, 16)
     """
     gates, apart = TORCH_KINDS[choose(kind, TORCH_KINDS, "torch kind")]
     end = _suffix(layer, reverse)
@@ -103,6 +108,12 @@ def to_torch(params: Mapping[str, PyTree], kind: str, layer: int = 0, reverse: b
     without an input has no torch counterpart.
 
     Raises ``UsageError`` for an unknown kind, missing parameters and parameters of another shape.
+
+    Example:
+        >>> params = {"input": {"kernel": np.zeros((3, 16)), "bias": np.zeros(16)}}
+        >>> params["recurrent_kernel"] = np.zeros((4, 16))
+        >>> jaxgen.to_torch(params, "lstm")["weight_ih_l0"].shape
+        (16, 3)
     """
     gates, apart = TORCH_KINDS[choose(kind, TORCH_KINDS, "torch kind")]
     recurrent = _take(params, "recurrent_kernel", "parameter tree")
@@ -129,6 +140,12 @@ def stack_from_torch(state_dict: Mapping[str, PyTree], kind: str) -> list[dict[s
     """Every layer of a torch module, lowest first: one parameter tree for each cell of a ``Stack``.
 
     Raises ``UsageError`` as ``from_torch`` does, and for a bidirectional module: convert its directions one by one.
+
+    Example:
+        >>> state_dict = {"weight_ih_l0": np.zeros((4, 3)), "weight_hh_l0": np.zeros((4, 4))}
+        >>> state_dict |= {"weight_ih_l1": np.zeros((4, 4)), "weight_hh_l1": np.zeros((4, 4))}
+        >>> len(jaxgen.stack_from_torch(state_dict, "rnn_tanh"))
+        2
     """
     choose(kind, TORCH_KINDS, "torch kind")
     check_kind("stack_from_torch", state_dict, Mapping, "a state dict")

@@ -220,6 +220,13 @@ def unroll(
 
     Raises:
         UsageError: for shapes that do not fit.
+
+    Example:
+        >>> x = jnp.ones((2, 5, 3))  # batch, time, features
+        >>> run = nn.init_with_output(lambda cell: jaxgen.unroll(cell, x), jaxgen.GRU(4))
+        >>> (carry, y), params = run(jax.random.key(0))
+        >>> y.shape
+        (2, 5, 4)
     """
     steps, batch, timed = _sizes(cell, x, carry, initial, {"reset": reset, "valid": valid}, length, time_major)
     if not time_major:

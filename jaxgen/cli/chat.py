@@ -8,6 +8,8 @@ from __future__ import annotations
 import cmd
 import contextlib
 import inspect
+import os
+import pydoc
 import re
 import shlex
 import shutil
@@ -17,10 +19,11 @@ import textwrap
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxgen.cli.common import log, one_line, reason
+from jaxgen.cli.common import escape_controls, log, one_line, reason
 from jaxgen.cli.flags import read_number
 from jaxgen.cli.sampling_flags import (
     SampleConfig,
@@ -31,6 +34,7 @@ from jaxgen.cli.sampling_flags import (
     unescape,
     with_condition_flags,
 )
+from jaxgen.cli.speed import SamplingSpeed
 from jaxgen.data.files import expand_path
 from jaxgen.errors import JaxgenError, UsageError, choose, counted
 from jaxgen.runs.config import validate
@@ -49,6 +53,8 @@ OFF = "off"
 NUM_CONTINUATIONS, CONTINUATION_LENGTH = 5, 16
 #: Characters shown of the end of the text, and columns of the usage in the help.
 TAIL, USAGE = 60, 32
+#: What stands for blanks, tabs and line breaks where a terminal shows a part of the text.
+MARKS = str.maketrans({" ": "·", "\t": "→", "\n": "↵"})
 #: Messages for answers that end neither at their length nor at a stop string.
 ENDS = {
     "eos": "(The text ends here; what follows begins another.)",
@@ -88,7 +94,12 @@ class Chat(cmd.Cmd):
         super().__init__()
         self.session, self.config, self.flags, self.write = session, config, flags, write
         self.terminal = sys.stdout.isatty()
+        self.keyboard = sys.stdin is not None and sys.stdin.isatty()
+        #: Puts text on one line.
+        self.quote = visible if self.keyboard else one_line
         self.signals = StopSignals()
+        #: Tokens a second of the last answer that was long enough to measure.
+        self.rate: float | None = None
         #: The arguments of ``/pick``, the continuations on the screen, and the state that they continue.
         self.pick: tuple[int, int] | None = None
         self.offers: list[Continuation] = []
@@ -166,9 +177,10 @@ class Chat(cmd.Cmd):
     def answer(self, chunks: Generator[Chunk, None, None]) -> None:
         """Write an answer as it is generated, and a line break after it."""
         end: str | None = None
-        with contextlib.closing(chunks):
+        speed = SamplingSpeed(parallel=1)
+        with contextlib.closing(chunks), contextlib.closing(speed.measure(chunks)) as measured:
             try:
-                for chunk in chunks:
+                for chunk in measured:
                     self.write(chunk.text)
                     end = chunk.end
                     if end is None and self.signals.received:
@@ -176,6 +188,7 @@ class Chat(cmd.Cmd):
                         break
             except KeyboardInterrupt:
                 end = "stopped"
+        self.rate = speed.rate or self.rate
         self.write("\n")
         if end in ENDS:
             log(ENDS[end])
@@ -183,7 +196,13 @@ class Chat(cmd.Cmd):
     def tail(self) -> str:
         """The end of the text so far, on one line."""
         text = self.session.text
-        return ("…" if len(text) > TAIL else "") + one_line(text[-TAIL:])
+        return ("…" if len(text) > TAIL else "") + self.quote(text[-TAIL:])
+
+    def status(self) -> str:
+        """The status line of a terminal."""
+        parts = [f"{name} {self.setting_text(name)}" for name in ("temperature", "seed")]
+        parts += [] if self.rate is None else [f"{self.rate:,.0f} tokens/s"]
+        return "   ".join([*parts, "/pick off ends the offers" if self.pick else "/help"])
 
     # Continuations
 
@@ -194,7 +213,9 @@ class Chat(cmd.Cmd):
         self.pick, self.offers, self.offered = (n, length), found, state
         log(f"    {self.tail() or '(a new text)'}")
         for number, each in enumerate(found, start=1):
-            log(f"{number:3} {each.probability:6.1%}  {one_line(each.text)}{'  (the text ends)' if each.ends else ''}")
+            log(
+                f"{number:3} {each.probability:6.1%}  {self.quote(each.text)}{'  (the text ends)' if each.ends else ''}"
+            )
 
     def offer_again(self) -> None:
         """In the mode of ``/pick``, offer new continuations if the text has changed."""
@@ -230,27 +251,36 @@ class Chat(cmd.Cmd):
             usage, text = SETTINGS[name], SampleConfig.model_fields[name.replace("-", "_")].description or ""
         return usage + (f" | {OFF}" if self.unset_value(name) in (None, ()) else ""), text
 
+    def completions(self, text: str) -> dict[str, str]:
+        """The commands that begin with ``text``, each with its usage."""
+        commands = self.commands().items()
+        return {f"/{name} ": usage for name, (usage, _) in commands if text and f"/{name} ".startswith(text)}
+
     def completenames(self, text: str, *_: Any) -> list[str]:
-        """The commands that begin with ``text``, for the tabulator key."""
-        return [f"/{name} " for name in self.commands() if text and f"/{name} ".startswith(text)]
+        """The commands that begin with ``text``, for the tabulator key of readline."""
+        return [*self.completions(text)]
 
     def do_help(self, _: str) -> None:
         """Show this."""
         width = min(shutil.get_terminal_size().columns, 120)
-        for paragraph in HELP.strip().split("\n\n"):
-            log(textwrap.fill(paragraph, width) + "\n")
+        shown = [textwrap.fill(paragraph, width) + "\n" for paragraph in HELP.strip().split("\n\n")]
         commands = self.commands()
         for heading, names in (
             ("Commands", [name for name in commands if name not in self.settings]),
             ("Settings; one without a value is shown", self.settings),
         ):
-            log(f"{heading}:\n")
+            shown.append(f"{heading}:\n")
             for name in names:
                 usage, text = commands[name]
-                lines = textwrap.wrap(text, max(width - USAGE, 30)) or [""]
+                lines = textwrap.wrap(" ".join(text.split()), max(width - USAGE, 30)) or [""]
                 heads = [f"/{name} {usage}".strip(), *[""] * len(lines)]
-                log("\n".join(f"{head:{USAGE}}{line}" for head, line in zip(heads, lines)))
-            log("")
+                shown.append("\n".join(f"{head:{USAGE}}{line}" for head, line in zip(heads, lines)))
+            shown.append("")
+        text = "\n".join(shown)
+        if self.keyboard and self.terminal and text.count("\n") >= shutil.get_terminal_size().lines - 2:
+            pydoc.pager(escape_controls(text))
+        else:
+            log(text)
 
     def do_again(self, _: str) -> None:
         """Another answer in place of the last."""
@@ -268,7 +298,8 @@ class Chat(cmd.Cmd):
     def do_pick(self, argument: str) -> None:
         """Offer the N most probable next tokens (default: 5), each with its continuation.
 
-        A number chooses one, an empty line the first; other text is read, and new offers follow.
+        A number chooses one, an empty line the first; other text is read, and new offers follow. On a terminal · is a
+        blank, → a tab and ↵ a line break.
         """
         if argument == OFF:
             self.pick = None
@@ -384,7 +415,12 @@ def _path(command: str, argument: str) -> Path:
     return expand_path(argument)
 
 
-def input_lines(loop: cmd.Cmd) -> Iterator[str]:
+def visible(text: str) -> str:
+    """Text on one line, with marks for blanks, tabs and line breaks."""
+    return escape_controls(text).translate(MARKS)
+
+
+def input_lines(loop: Chat) -> Iterator[str]:
     """Lines of standard input without their ends: edited at a prompt on a terminal, otherwise exact UTF-8."""
     if sys.stdin is None:  # closed by the shell (`<&-`)
         return
@@ -394,22 +430,35 @@ def input_lines(loop: cmd.Cmd) -> Iterator[str]:
             reconfigure(encoding="utf-8", errors="surrogateescape", newline=None)  # LF, CR LF and CR end a line
         yield from (line.removesuffix("\n") for line in sys.stdin)
         return
-    use_readline(loop)
+    ask = open_prompt(loop)
     while True:
         try:
-            yield prompt_line()
+            yield ask()
         except EOFError:
-            log("")
             return
         except KeyboardInterrupt:
-            log("\n(/quit or Ctrl-D leaves.)")
+            log("(/quit or Ctrl-D leaves.)")
+
+
+def open_prompt(loop: Chat) -> Callable[[], str]:
+    """What asks for a line: prompt_toolkit if it is installed and can use the terminal, otherwise readline."""
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and find_spec("prompt_toolkit"):
+        from jaxgen.cli.chat_prompt import toolkit_prompt
+
+        return toolkit_prompt(PROMPT, loop.status, loop.completions)
+    use_readline(loop)
+    return prompt_line
 
 
 def prompt_line() -> str:
     """A line from the terminal; the prompt goes to standard error if standard output goes elsewhere."""
     if not sys.stdout.isatty():
         print(PROMPT, end="", file=sys.stderr, flush=True)
-    return input(PROMPT if sys.stdout.isatty() else "")
+    try:
+        return input(PROMPT if sys.stdout.isatty() else "")
+    except (EOFError, KeyboardInterrupt):
+        log("")  # the cursor is still behind the prompt
+        raise
 
 
 def use_readline(loop: cmd.Cmd) -> None:

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import sys
-import unicodedata
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +18,25 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from jaxgen.errors import DataError, JaxgenError, JaxgenWarning, UsageError, show_flags
+from jaxgen.escaping import escape_controls
 from jaxgen.trainer.signals import Interrupted, interruptible
 from jaxgen.version import __version__
 
 #: LF, CR LF or CR. After a CR at the end of a block, the next block may begin with the LF.
 _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
-#: Line and paragraph separators, and characters that change the writing direction.
-UNSAFE_CHARACTERS = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+class Answer(SystemExit):
+    """Ends a command with exit code 0 and ``text`` on standard output, instead of its work."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(0)
+        self._text = text
+
+    @property
+    def text(self) -> str:
+        """What to write, control characters escaped."""
+        return escape_controls(self._text)
 
 
 def run_command(
@@ -49,8 +60,8 @@ def run_command(
     try:
         with interruptible(), show_flags(), _printed_warnings():
             code = _exit_code(partial(command, args), text_only)
-    except SystemExit as stop:  # the flag parser, after its help or its message
-        stop.code = end_output(stop.code if isinstance(stop.code, int) else 1)
+    except Answer as answer:
+        answer.code = end_output(0, answer.text)
         raise
     return end_output(code)
 
@@ -122,6 +133,10 @@ def prepare_process() -> None:
 
     No result depends on it, except through the number of host devices, which a run records.
     """
+    if "JAXGEN_THEME" in os.environ:
+        from jaxgen.plots import theme
+
+        theme()  # an unknown one is refused before anything is computed
     quiet = _quiet_before_jax()
     from jaxgen.runtime import check_xla_flags, keep_compilations, keep_memory, offer_cores, pin_numerics
 
@@ -207,11 +222,14 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def log(text: str) -> None:
-    """Write a line to standard error, with control characters escaped; does nothing if that is impossible."""
+def log(text: str, *, painted: bool = False) -> None:
+    """Write a line to standard error; does nothing if that is impossible.
+
+    Control characters are escaped, unless they are the codes of colours in a text of our own (``painted``).
+    """
     if sys.stderr is not None:
         try:
-            print(escape_controls(text), file=sys.stderr, flush=True)
+            print(text if painted else escape_controls(text), file=sys.stderr, flush=True)
         except (OSError, ValueError):  # a full disk, a closed pipe, a terminal that is gone
             discard(sys.stderr)
 
@@ -228,18 +246,6 @@ def write_out(text: str, *, flush: bool = False) -> None:
 def json_line(value: object) -> str:
     """``value`` as JSON on one line, with its line break."""
     return json.dumps(value, ensure_ascii=False) + "\n"
-
-
-def escape_controls(text: str) -> str:
-    """Text with escapes for characters that could control a terminal; line breaks and tabs are kept.
-
-    Everything that the commands show of models, data and files passes through here.
-    """
-    return "".join(repr(c)[1:-1] if _is_unsafe(c) else c for c in text.replace("\r\n", "\n"))
-
-
-def _is_unsafe(c: str) -> bool:
-    return c not in "\n\t" and (c in UNSAFE_CHARACTERS or unicodedata.category(c) in ("Cc", "Cs", "Cn"))
 
 
 def one_line(text: str) -> str:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import log, run_command, write_out
-from jaxgen.cli.flags import ExtraFlag, load_plugins, parse
+from jaxgen.cli.flags import Flag, load_plugins, parse
 from jaxgen.cli.runs import describe
-from jaxgen.errors import UsageError
+from jaxgen.errors import UsageError, counted
 from jaxgen.fsutil import check_output, write_output
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ DESCRIPTION = """Show in which settings runs differ and what each reached; runs 
 
 
 #: Settings that change no figure, and the length of a run, which is compared in steps.
-NO_RESULT = ("run", "sample_every", "tensorboard", "steps", "epochs", "minutes")
+NO_RESULT = ("run", "sample_every", "log", "steps", "epochs", "minutes")
 
 
 class CompareConfig(BaseModel):
@@ -34,7 +34,7 @@ class CompareConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     picture: str | None = None
-    """A file for the curves of the validation loss, as PNG."""
+    """A file for the curves of the validation loss and of the metric that decides, as PNG."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def compare(args: list[str]) -> None:
     from jaxgen.inference.loading import LoadedRun
 
     args = load_plugins(args)
-    runs_flag = ExtraFlag("runs", tuple[str, ...], (), "Folders of runs, two or more.", "RUN", positional=True)
+    runs_flag = Flag("runs", tuple[str, ...], (), "Folders of runs, two or more.", "RUN ...", positional=True)
     config, extra = parse(CompareConfig, args, prog="jaxgen compare", description=DESCRIPTION, extra=[runs_flag])
     if len(extra["runs"]) < 2:
         raise UsageError("There is nothing to compare: name two runs or more.")
@@ -109,16 +109,16 @@ def table(groups: Sequence[Sequence[LoadedRun]]) -> str:
 
 
 def picture(groups: Sequence[Sequence[LoadedRun]]) -> bytes:
-    """The validation loss of each run against the step, a colour for each group."""
-    import io
-
-    from jaxgen.plots import draw_comparison
+    """The validation loss of each run against the step, and the metric that decides; a colour for each group."""
+    from jaxgen.plots import Best, Picture, draw_comparison
     from jaxgen.runs.logs import MetricsLog
+    from jaxgen.tasks.registry import DATA
 
     curves = [
         (label(runs, one), [MetricsLog(run.directory.metrics_path).read() for run in runs])
         for runs, one in zip(groups, differences(groups))
     ]
-    buffer = io.BytesIO()
-    draw_comparison(curves, buffer)
-    return buffer.getvalue()
+    config, number = groups[0][0].config, sum(map(len, groups))
+    data = DATA[config.task]
+    title, best = f"{config.task}: {counted(number, 'run')} compared", Best(0, data.METRIC.name, data.METRIC.label)
+    return Picture.drawn(lambda file: draw_comparison(curves, file, title, data.TARGET, best)).png

@@ -7,19 +7,25 @@ import platform
 import re
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import run_command, write_out
 from jaxgen.cli.flags import load_plugins, parse
 from jaxgen.errors import UsageError
+from jaxgen.version import __version__
 
 DESCRIPTION = """Print the versions, devices and settings that a bug report should name.
 
     jaxgen doctor"""
 #: Variables of the environment that change what jaxgen does.
 VARIABLES = ("JAX_", "JAXGEN_", "XLA_", "LIBTPU_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+#: How the names of packages begin that let JAX use accelerators.
+PLUGINS = ("jax-cuda", "jax-rocm", "jax-metal", "libtpu")
+#: Extras whose packages jaxgen itself does not use.
+TOOLS = {"bench", "dev", "docs"}
 
 
 class DoctorConfig(BaseModel):
@@ -43,30 +49,46 @@ def doctor(args: list[str]) -> None:
 
     try:
         need_backend()
-        devices = ", ".join(map(str, jax.devices()))
+        devices = ", ".join(f"{each} ({each.device_kind})" for each in jax.devices())
     except UsageError as error:
         devices = f"none: {error}"
     lines = [("system", platform.platform()), ("python", sys.version.replace("\n", " "))]
-    lines += [(name, installed(name)) for name in ("jaxgen", "jaxlib", *dependencies())]
-    lines += [("processor", f"{processor_name()}, {cores()} cores")]
-    lines += [("devices", devices), ("cache", str(user_cache()))]
+    lines += [("jaxgen", f"{__version__} in {Path(__file__).resolve().parents[1]}"), *packages().items()]
+    lines += [("processor", f"{processor_name()}, {cores()} cores"), ("memory", memory()), ("devices", devices)]
+    lines += [("cache", str(user_cache())), ("terminal", f"{os.environ.get('TERM', 'none')}, {sys.stdout.encoding}")]
     lines += [(name, value) for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)]
     write_out("".join(f"{name:20s}{text}\n" for name, text in lines))
 
 
-def installed(name: str) -> str:
-    """The version of a package."""
+def packages() -> dict[str, str]:
+    """Package -> version: those that jaxgen needs, then those that it can use and that are installed."""
+    try:
+        lines = requires("jaxgen") or []
+    except PackageNotFoundError:  # run from a copy of the code
+        lines = ["flax", "jax", "jaxlib", "numpy", "optax"]
+    needed: set[str] = set()
+    optional = {each.name for each in distributions() if (each.name or "").startswith(PLUGINS)}
+    for line in lines:
+        name, extra = re.split(r"[^\w.-]", line)[0], re.search(r"extra == .(\w+)", line)
+        if extra is None:
+            needed.add(name)
+        elif extra[1] not in TOOLS:
+            optional.add(name)
+    missing = "not installed"
+    found = {name: installed(name, missing) for name in [*sorted(needed), *sorted(optional - needed - {"jaxgen"})]}
+    return {name: number for name, number in found.items() if name in needed or number != missing}
+
+
+def installed(name: str, missing: str) -> str:
+    """The version of a package, or ``missing``."""
     try:
         return version(name)
     except PackageNotFoundError:
-        return "not installed"
+        return missing
 
 
-def dependencies() -> list[str]:
-    """The names of the packages that jaxgen needs, in alphabetical order."""
-    try:
-        needed = requires("jaxgen") or []
-    except PackageNotFoundError:  # run from a copy of the code
-        return ["flax", "jax", "numpy", "optax"]
-    names = {re.split(r"[^\w.-]", line)[0] for line in needed if "extra ==" not in line}
-    return sorted(names - {"jaxlib"})
+def memory() -> str:
+    """The memory of this machine."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return "unknown"
+    return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -10,12 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from jaxgen.cli.common import log, one_line, run_command, write_out
-from jaxgen.cli.flags import Excludes, ExtraFlag, RunConfig, check_flags, load_plugins, parse
+from jaxgen.cli.flags import Excludes, Flag, RunConfig, check_flags, load_plugins, parse
 from jaxgen.errors import DataError, UsageError, counted
 from jaxgen.fsutil import check_output, replace_file, write_output
+from jaxgen.runs.groups import Group
 
 if TYPE_CHECKING:
     from jaxgen.inference.loading import LoadedRun
@@ -47,6 +47,7 @@ MAX_CONDITIONS, MAX_QUOTED = 10, 200
 class EvaluateConfig(RunConfig):
     """Flags of ``jaxgen evaluate``. ``run`` is another way to give the argument RUN."""
 
+    in_texts: ClassVar[Group] = Group("Texts")
     temperature: tuple[float, ...] = (0.0, 0.3, 0.5, 0.8, 1.0, 1.3)
     """Temperatures to compare. At 0 one text is drawn and counted --num-samples times."""
     num_samples: int = 20
@@ -64,10 +65,12 @@ class EvaluateConfig(RunConfig):
     """Rows that decode together: more are faster. Another number may draw other texts."""
     unk: Literal["error", "skip"] = "error"
     """What to do with prompt characters that are not in the vocabulary."""
+
+    in_output: ClassVar[Group] = Group("Output")
     require_data: bool = False
     """Stop (exit code 3) if the training text is missing or has changed. Otherwise its columns are left empty."""
     plot: str | None = None
-    """PNG file of the plot. Default: quality.png in the folder of the run."""
+    """PNG file of the plot. Default: quality.png in the folder of the run, none for a pretrained one."""
 
 
 #: The plot in the folder of the run.
@@ -84,9 +87,9 @@ def evaluate(args: list[str]) -> None:
     """Parse ``args``, draw and measure texts, and write the report."""
     args = load_plugins(args)
     flags = [
-        ExtraFlag("runs", tuple[str, ...], (), "Folder of the run.", "[RUN]", positional=True),
-        ExtraFlag("no_plot", bool, False, "Draw no plot.", negatable=False),
-        ExtraFlag("json", bool, False, "Write everything as JSON instead of the table.", negatable=False),
+        Flag("runs", tuple[str, ...], (), "Folder of the run.", "[RUN]", positional=True),
+        Flag("no_plot", bool, False, "Draw no plot.", negatable=False),
+        Flag("json", bool, False, "Write everything as JSON instead of the table.", negatable=False),
     ]
     config, extra = parse(EvaluateConfig, args, prog="jaxgen evaluate", description=DESCRIPTION, extra=flags)
     run = one_run(config.run, extra["runs"])
@@ -108,7 +111,8 @@ def evaluate(args: list[str]) -> None:
     need_backend()
     saved = LoadedRun.open(run, "evaluate")
     plot = saved.directory.path / PLOT
-    if config.plot is None and not extra["no_plot"] and (plot.is_dir() or not os.access(plot.parent, os.W_OK)):
+    no_plot = extra["no_plot"] or (config.plot is None and saved.directory.is_pretrained)
+    if config.plot is None and not no_plot and (plot.is_dir() or not os.access(plot.parent, os.W_OK)):
         raise UsageError(f"The plot cannot be written to {plot}: give --plot FILE, or --no-plot.")
     reference = read_reference(saved, config.require_data)
     sampler = with_condition_flags(Sampler.load(saved.directory.path), config, note=False)
@@ -136,7 +140,7 @@ def evaluate(args: list[str]) -> None:
         log(f"texts under the conditions of validation texts: {shown}{', …' * (len(result.drawn) > MAX_CONDITIONS)}")
     elif reference is not None and result.validation is None and sampler.condition is not None:
         log(f"note: no validation text is under {sampler.condition}, so that there is no row to compare with.")
-    if not extra["no_plot"]:
+    if not no_plot:
         picture = draw_plot(result, saved)
         if config.plot is None:
             replace_file(plot, picture)
@@ -169,13 +173,12 @@ def read_reference(saved: LoadedRun, required: bool) -> ReferenceData | None:
 
 def draw_plot(result: QualityReport, saved: LoadedRun) -> bytes:
     """The plot of ``result`` as PNG."""
-    from jaxgen.plots import draw_quality
+    from jaxgen.plots import Picture, draw_quality
 
-    values, picture = result.to_json(), io.BytesIO()
-    name = saved.directory.path.resolve().name
-    title = f"{name}: quality against diversity, {counted(result.rows[0].texts, 'text')} at each temperature"
-    draw_quality(values["rows"], values["validation"], picture, title, result.unit)
-    return picture.getvalue()
+    values, name = result.to_json(), saved.directory.path.resolve().name
+    title = f"{name}: quality and diversity of {counted(result.rows[0].texts, 'text')} at each temperature"
+    args = title, result.unit
+    return Picture.drawn(lambda file: draw_quality(values["rows"], values["validation"], file, *args)).png
 
 
 def report(result: QualityReport, documents: bool = False, width: int | None = None) -> str:
@@ -183,6 +186,13 @@ def report(result: QualityReport, documents: bool = False, width: int | None = N
     real = [] if result.validation is None else [result.validation]
     lines = align_table([COLUMNS, *(cells(row) for row in [*result.rows, *real])], width)
     lines += ["", f"logp in nats a token; dist-n and rep-4 of {result.unit}s; copied in characters"]
+    if result.validation is not None and result.nearest is not None:
+        difference = result.nearest.distance(result.validation)
+        lines += [
+            "",
+            f"nearest to real text: temperature {temperature_text(result.nearest.temperature)}; dist, rep-4, cycles "
+            f"and known differ by {difference:.1%} on average",
+        ]
     if copies := [(row, row.copy) for row in result.rows if row.copy is not None]:
         row, copy = max(copies, key=lambda each: each[1].length)
         place = f"document {copy.source:,}, character {copy.source_start:,}" if documents else f"{copy.source_start:,}"

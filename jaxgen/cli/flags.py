@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
+import difflib
 import itertools
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
-from pydantic.fields import FieldInfo
 
-from jaxgen.cli.common import escape_controls
+from jaxgen.cli.help import Flag, Help, as_typed, type_parts
 from jaxgen.errors import UsageError, choose
+from jaxgen.runs.groups import Group, groups_of
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -26,8 +23,9 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    in_model: ClassVar[Group] = Group("Model")
     run: str | None = None
-    """Folder of the run. Default: the newest in runs/."""
+    """Folder of the run, or pretrained:shakespeare, which comes with jaxgen. Default: the newest in runs/."""
     label: tuple[str, ...] = ()
     """The label of the texts (for a run trained with --label-column), or several with weights, between which the model
     interpolates: Sports:0.3 World:0.7. Default: the mean of the training texts."""
@@ -35,27 +33,9 @@ class RunConfig(BaseModel):
     """The numbers of the texts, one for each of the --feature-columns that the run was trained with."""
 
 
-class ExtraFlag(NamedTuple):
-    """A flag that is in no settings class."""
-
-    name: str
-    kind: Any  # its type
-    default: Any
-    help: str
-    metavar: str | None = None
-    positional: bool = False  # an argument without a name
-    negatable: bool = True  # of type bool: ``--no-NAME`` takes it back
-
-    @property
-    def field(self) -> str:
-        """The name as an identifier: a class of a plugin has a colon in its name."""
-        return self.name.replace(":", "_")
-
-
-#: ``run_command`` answers the first and ``load_plugins`` reads the others; here they are for the help.
+#: ``run_command`` and ``parse`` answer some of these, and ``load_plugins`` reads the others.
 COMMON = (
-    ExtraFlag("version", bool, False, "Show the version of jaxgen.", negatable=False),
-    ExtraFlag(
+    Flag(
         "plugin",
         str | None,
         None,
@@ -63,14 +43,19 @@ COMMON = (
         "mycells:MyCell for the class MyCell of mycells.py; may be repeated. The environment variable JAXGEN_PLUGINS "
         "can name more, separated as in PATH.",
         "FILE_OR_MODULE",
+        group="General",
     ),
-    ExtraFlag(
+    Flag(
         "plugin_changed",
         str | None,
         None,
         "What to do if a run was trained with another version of a plugin: refuse (the default) or accept it.",
-        "{refuse,accept}",
+        group="General",
+        choices=("refuse", "accept"),
     ),
+    Flag("version", bool, False, "Show the version of jaxgen.", negatable=False, group="General"),
+    Flag("help", bool, False, "Show the flags, of many only the commonest.", negatable=False, group="General"),
+    Flag("help_all", bool, False, "Show all flags.", negatable=False, group="General"),
 )
 
 
@@ -109,7 +94,7 @@ def parse(
     *,
     prog: str,
     description: str,
-    extra: Sequence[ExtraFlag] = (),
+    extra: Sequence[Flag] = (),
     default: Config | None = None,
     names: Mapping[str, Iterable[str]] = {},
 ) -> tuple[Config, dict[str, Any]]:
@@ -128,80 +113,41 @@ def parse(
         The settings, and the values of ``extra`` by name.
 
     Raises:
-        UsageError: A value is not allowed. The message names the flag.
-        SystemExit: A flag does not exist, or is not a number where one is needed (code 2); also after --help (0).
+        UsageError: A flag does not exist, or a value is not allowed. The message names the flag.
+        Help: It was asked for.
     """
-    import tyro
-
     from jaxgen.runs.config import validate
 
-    fields = kind.model_fields
-    flags: list[Any] = [_flag(name, field, default, list(names.get(name, ()))) for name, field in fields.items()]
-    for flag in (*extra, *COMMON):
-        marks = [tyro.conf.arg(name=flag.name if ":" in flag.name else None, help=flag.help, metavar=flag.metavar)]
-        marks += [tyro.conf.Positional] if flag.positional else []
-        marks += [] if flag.negatable else [tyro.conf.FlagCreatePairsOff]
-        flags.append((flag.field, Annotated[(flag.kind, *marks)], dataclasses.field(default=flag.default)))
-    plain: Any = dataclasses.make_dataclass(kind.__name__, flags)
-    values = [str(getattr(default, name)) for name in fields] if default is not None else []
-    kinds = {name: field.annotation for name, field in fields.items()}
-    rest, texts = collect_values(args, kinds | {flag.name: flag.kind for flag in extra if not flag.positional})
-    with _escaped_output("".join([*map(str, args), *values])):
-        parsed = tyro.cli(plain, args=rest, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
-    found = {**vars(parsed), **texts}
-    for name in fields:
-        if found[name] == {}:
-            if is_written(args, written := _dashed(f"--{name}")):
-                raise UsageError(f"{written} was given without a value: give names with values, or leave it out.")
-            found[name] = _default(name, fields[name], default)
-    given = {name: found[name] for name in fields}
-    if default is not None:  # what is not given follows the preset
-        unchanged = fields.keys() - default.model_fields_set
-        given = {
-            name: value for name, value in given.items() if name not in unchanged or value != getattr(default, name)
-        }
-    config = validate(kind, given)
+    flags = [*setting_flags(kind, default, names), *extra, *COMMON]
+    if asks_help(args):
+        order = {group: place for place, group in enumerate(groups_of(kind))}
+        flags.sort(key=lambda flag: order.get(flag.group, len(order)))
+        raise Help(prog, description, flags, getattr(kind, "common", ()), is_written(args, "--help-all"))
+    written = read_flags(args, flags, prog)
+    given = {} if default is None else {name: getattr(default, name) for name in default.model_fields_set}
+    config = validate(kind, {**given, **{name: written[name] for name in kind.model_fields if name in written}})
     for name, known in names.items():
-        if (chosen := getattr(config, name, None)) is not None:
-            choose(chosen, known, name)
-    return config, {flag.name: texts.get(flag.name, found[flag.field]) for flag in extra}
+        chosen = getattr(config, name, None)
+        for each in chosen if isinstance(chosen, tuple) else () if chosen is None else (chosen,):
+            choose(each, known, name)
+    return config, {flag.name: written.get(flag.name, flag.default) for flag in extra}
 
 
-@contextlib.contextmanager
-def _escaped_output(shown: str) -> Iterator[None]:
-    """Escape what the flag parser writes, if the arguments and values that it may show contain control characters."""
-    if escape_controls(shown) == shown:  # the usual case: the parser sees the terminal, its colours and its width
-        yield
-        return
-    out, err = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            yield
-    finally:
-        for written, file in ((out.getvalue(), sys.stdout), (err.getvalue(), sys.stderr)):
-            if written and file is not None:
-                with contextlib.suppress(OSError, ValueError):
-                    print(escape_controls(written), end="", file=file, flush=True)
+def asks_help(args: Sequence[str]) -> bool:
+    """Whether the command line asks for help instead of work."""
+    return not {"-h", "--help", "--help-all"}.isdisjoint(itertools.takewhile(lambda word: word != "--", args))
 
 
-def _flag(name: str, field: FieldInfo, default: BaseModel | None, names: list[str]) -> tuple[str, Any, Any]:
-    """One setting as a plain flag. Its values are checked by pydantic afterwards, with our messages."""
-    import tyro
-
-    kind: Any = field.annotation
-    choices = _choices(kind)
-    if choices:
-        kind = str | None if type(None) in get_args(kind) else str
-    value = _default(name, field, default)
-    value = {} if isinstance(value, dict) else value  # tyro would make a flag of each entry
-    metavar = "{" + ",".join(choices or names) + "}" if choices or names else None
-    annotated = Annotated[kind, tyro.conf.arg(help=" ".join((field.description or "").split()), metavar=metavar)]
-    return name, annotated, dataclasses.field(default_factory=lambda: value)
-
-
-def _default(name: str, field: FieldInfo, default: BaseModel | None) -> Any:
-    """The value of a setting that is not given."""
-    return field.get_default(call_default_factory=True) if default is None else getattr(default, name)
+def setting_flags(
+    kind: type[BaseModel], default: BaseModel | None = None, names: Mapping[str, Iterable[str]] = {}
+) -> Iterator[Flag]:
+    """The flags of a settings class, by groups; the arguments are those of ``parse``."""
+    for group, members in groups_of(kind).items():
+        for name in members:
+            field = kind.model_fields[name]
+            value = field.get_default(call_default_factory=True) if default is None else getattr(default, name)
+            choices = _choices(field.annotation) or list(names.get(name, ()))
+            yield Flag(name, field.annotation, value, field.description or "", group=group, choices=choices)
 
 
 def _choices(annotation: Any) -> list[str]:
@@ -212,64 +158,97 @@ def _choices(annotation: Any) -> list[str]:
     return found
 
 
-def collect_values(args: Sequence[str], kinds: Mapping[str, Any]) -> tuple[list[str], dict[str, tuple[str, ...]]]:
-    """Collect the values of flags that are given several times.
+def read_flags(args: Sequence[str], flags: Sequence[Flag], prog: str = "jaxgen") -> dict[str, Any]:
+    """The values of those flags that are in the command line, by name.
 
-    Args:
-        args: The command line.
-        kinds: Name -> type of the flags.
-
-    Returns:
-        The command line without the flags whose values are lists of texts, and these lists by name. Other flags of
-        several values (numbers, options by name) are in the command line once, with all of their values.
+    A flag that takes several values may be given several times.
 
     Raises:
-        UsageError: A flag of one value, or an option, is given several times with different values.
+        UsageError: A flag does not exist, has no value, is no number where one is needed, or has two values.
     """
-    parts = {name: _type_parts(kind) for name, kind in kinds.items()}
-    names = {_dashed(f"--{name}"): name for name in kinds}
-    names |= {_dashed(f"--no-{name}"): name for name, kind in kinds.items() if kind is bool}
-    rest: list[list[str]] = []
-    lists: dict[str, list[str]] = {}
+    named = {_dashed(flag.written): flag for flag in flags if not flag.positional}
+    negated = {flag.opposite: flag for flag in named.values() if flag.opposite is not None}
+    values: dict[str, list[str]] = {}
+    switches: dict[str, bool] = {}
     once: dict[str, str] = {}
-    words = list(args)
-    while words and words[0] != "--":
+    words, bare = list(args), []
+    while words:
         word = words.pop(0)
-        flag, equals, value = word.partition("=")
-        name = names.get(_dashed(flag))
-        if name is None or kinds[name] is bool:
-            rest.append([word])
-            if name is not None:
-                _give_once(once, _dashed(f"--{name}"), _dashed(flag))
+        if not _is_flag(word):
+            bare.append(word)
             continue
-        several, values = not parts[name].isdisjoint({tuple, dict}), [value] if equals else []
-        while words and not _is_flag(words[0]) and (several or not values):
-            values.append(words.pop(0))
-        if not several:
-            rest.append([word, *values[bool(equals) :]])
-            for value in values:
-                _give_once(once, _dashed(flag), value)
-        elif name in lists:
-            lists[name] += values
+        if word == "--":
+            bare += words
+            break
+        written, equals, value = word.partition("=")
+        spelled = _dashed(written)
+        flag = named.get(spelled) or negated.get(spelled)
+        if flag is None:
+            raise UsageError(_unknown(written, named, prog))
+        if flag.is_switch:
+            if equals:
+                raise UsageError(f"{spelled} was given with the value {value!r}, but takes none: leave the value out.")
+            _give_once(once, flag.written, spelled)
+            switches[flag.name] = spelled in named
+            continue
+        several, given = not {tuple, dict}.isdisjoint(type_parts(flag.kind)), [value] if equals else []
+        while words and not _is_flag(words[0]) and (several or not given):
+            given.append(words.pop(0))
+        if not given:
+            raise UsageError(f"{spelled} was given without a value: give one, or leave it out.")
+        if several:
+            values.setdefault(flag.name, []).extend(given)
         else:
-            lists[name] = [flag, *values]
-            rest += [] if {tuple, str} <= parts[name] else [lists[name]]
-    for name, (flag, *values) in lists.items():
+            _give_once(once, spelled, given[0])
+            values[flag.name] = given
+    for flag in flags:
+        if flag.positional and bare:
+            values[flag.name], bare = (bare, []) if tuple in type_parts(flag.kind) else (bare[:1], bare[1:])
+    if bare:
+        raise UsageError(f"{bare[0]!r} is the value of no flag: leave it out, or see {_help(prog)}.")
+    return switches | {flag.name: _convert(flag, values[flag.name]) for flag in flags if flag.name in values}
+
+
+def _unknown(flag: str, known: Iterable[str], prog: str) -> str:
+    """The message for a flag that does not exist."""
+    nearest = difflib.get_close_matches(_dashed(flag), list(known), n=1)
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    return f"There is no flag {flag}.{hint} {_help(prog)} shows all of them."
+
+
+def _help(prog: str) -> str:
+    """The command that shows the flags of the command ``prog``."""
+    return as_typed(f"`{prog.partition(' [')[0]} --help-all`")
+
+
+def _convert(flag: Flag, words: list[str]) -> Any:
+    """The value of a flag. Its range is checked by pydantic afterwards, with our messages."""
+    parts = type_parts(flag.kind)
+    if dict in parts:
         options: dict[str, str] = {}
-        for key, value in zip(values[::2], values[1::2]) if dict in parts[name] else ():
-            _give_once(options, f"The option {key} of {flag}", value)
-    texts = {name: tuple(values) for name, (_, *values) in lists.items() if {tuple, str} <= parts[name]}
-    return [*itertools.chain(*rest), *words], texts
+        if len(words) % 2:
+            raise UsageError(f"{flag.written} got {words[-1]!r} without a value: give pairs of a name and a value.")
+        for name, value in zip(words[::2], words[1::2]):
+            _give_once(options, f"The option {name} of {flag.written}", value)
+        return {name: _option(value, parts) for name, value in zip(words[::2], words[1::2])}
+    number = None if str in parts else next((kind for kind in (int, float) if kind in parts), None)
+    found = [word if number is None else read_number(flag.written[2:], [word], number) for word in words]
+    return tuple(found) if tuple in parts else found[0]
+
+
+def _option(word: str, parts: set[Any]) -> bool | float | str:
+    """The value of an option: true or false where it may be, else a number, else the word."""
+    if bool in parts and word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
 def _dashed(flag: str) -> str:
     """A flag in the one of its two spellings that has hyphens."""
     return flag.replace("_", "-")
-
-
-def _type_parts(kind: Any) -> set[Any]:
-    """The types that a type consists of: ``tuple`` and ``str`` of ``tuple[str, ...] | None``, for example."""
-    return {get_origin(kind) or kind}.union(*map(_type_parts, get_args(kind)))
 
 
 def _is_flag(word: str) -> bool:
@@ -293,6 +272,14 @@ def flag_value(args: Sequence[str], flag: str) -> str | None:
         if _dashed(name) == flag and value is not None:
             _give_once(seen, flag, value)
     return seen.get(flag)
+
+
+def fill_value(args: Sequence[str], flag: str, value: str) -> list[str]:
+    """``args`` with ``value`` after each ``flag`` that stands without one."""
+    filled: list[str] = []
+    for word, following in zip(args, [*args[1:], None]):
+        filled += [word, value] if word == flag and (following is None or _is_flag(following)) else [word]
+    return filled
 
 
 def is_written(args: Sequence[str], flag: str) -> bool:
@@ -363,14 +350,12 @@ def check_flags(
         also: Other names of the rules that count as given.
 
     Raises:
-        UsageError: A flag of several values has none, or a rule is broken.
+        UsageError: A rule is broken.
     """
     given = {*also, *(flag for flag in even_default if is_written(args, flag))}
     fields = type(config).model_fields
     for name, value in {**dict(config), **extra}.items():
         flag = "--" + name.replace("_", "-")
-        if value == () and is_written(args, flag):
-            raise UsageError(f"{flag} was given without a value: give one or more, or leave it out.")
         if value not in (fields[name].default if name in fields else False, None, ()):
             given |= {flag, f"{flag} {value}"}
     check_rules(rules, given)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxgen.cli.common import log, run_command
-from jaxgen.cli.flags import ExtraFlag, load_plugins, parse
+from jaxgen.cli.flags import Flag, load_plugins, parse
 
 DESCRIPTION = """Make a run of a language model's weights in a safetensors file.
 
@@ -47,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def import_weights(args: list[str]) -> None:
     """Parse ``args`` and make the run that they ask for."""
     args = load_plugins(args)
-    file_flag = ExtraFlag("file", str, "", "The weights, a safetensors file.", "FILE", positional=True)
+    file_flag = Flag("file", str, "", "The weights, a safetensors file.", "FILE", positional=True)
     config, extra = parse(ImportConfig, args, prog="jaxgen import", description=DESCRIPTION, extra=[file_flag])
 
     from jaxgen.errors import UsageError

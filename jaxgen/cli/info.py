@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import run_command, write_out
-from jaxgen.cli.flags import ExtraFlag, load_plugins, parse
+from jaxgen.cli.flags import Flag, load_plugins, parse
 from jaxgen.cli.runs import describe
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def info(args: list[str]) -> None:
     from jaxgen.runtime import need_backend
 
     args = load_plugins(args)
-    run_flag = ExtraFlag("run", str | None, None, "Folder of the run. Default: the newest.", "RUN", positional=True)
-    json_flag = ExtraFlag("json", bool, False, "Write one JSON object.", negatable=False)
+    run_flag = Flag("run", str | None, None, "Folder of the run. Default: the newest.", "[RUN]", positional=True)
+    json_flag = Flag("json", bool, False, "Write one JSON object.", negatable=False)
     _, extra = parse(InfoConfig, args, prog="jaxgen info", description=DESCRIPTION, extra=[run_flag, json_flag])
     need_backend()
     saved = LoadedRun.open(extra["run"])

@@ -13,23 +13,33 @@ from typing import NoReturn
 #: Each is a module of this package with a function ``main(args) -> exit code``.
 COMMANDS = {
     "compare": "show in which settings runs differ and what each reached",
+    "completion": "print a script with which a shell completes commands and flags",
     "doctor": "print what a bug report needs",
     "evaluate": "measure the texts of a model over several temperatures",
+    "explain": "show the probabilities of the next token after a text",
     "export": "write a model to a file for other programs",
     "import": "make a run from the weights of another program",
     "info": "show a run: data, settings, figures, arrays",
     "predict": "answer inputs: a label, a translation or a caption for each",
     "replay": "draw recorded samples again and check that they are identical",
     "runs": "list the runs in a folder",
-    "sample": "write text with a model      (the same as python sample.py)",
+    "sample": "write text with a model (the same as python sample.py)",
     "score": "compute how likely a model finds a text",
-    "train": "train a model                (the same as python train.py)",
+    "train": "train a model (the same as python train.py)",
 }
 #: Commands whose module has another name, because theirs is a keyword of Python.
 MODULES = {"import": "import_weights"}
-USAGE = "usage: jaxgen COMMAND [FLAGS]\n\n{}\n\njaxgen COMMAND --help explains a command.".format(
-    "\n".join(f"  {name:9s} {text}" for name, text in COMMANDS.items())
-)
+#: The functions of those commands that are not called like the command.
+FUNCTIONS = {"import": "import_weights", "replay": "replay_file", "runs": "list_runs"}
+
+
+def usage() -> str:
+    """The help of ``jaxgen`` itself."""
+    from jaxgen.cli.help import program, terminal_width, two_columns
+
+    rows = two_columns([*COMMANDS.items()], terminal_width(), indent=2, limit=20)
+    explains = f"{program('COMMAND')} --help explains a command."
+    return f"usage: {program('COMMAND')} [FLAGS]\n\n{''.join(text for _, text in rows)}\n{explains}\n"
 
 
 def run() -> NoReturn:
@@ -67,8 +77,8 @@ def _find_command() -> Callable[[], int]:
     from jaxgen.errors import choose
 
     hold_descriptors()
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        return lambda: end_output(0 if len(sys.argv) > 1 else 2, f"{USAGE}\n")
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "--help-all"):
+        return lambda: end_output(0 if len(sys.argv) > 1 else 2, usage())
     if sys.argv[1] in COMMANDS:
         command = import_module(f"jaxgen.cli.{MODULES.get(sys.argv[1], sys.argv[1])}").main
         return lambda: command(sys.argv[2:])
@@ -76,7 +86,7 @@ def _find_command() -> Callable[[], int]:
     def refuse() -> int:
         code = run_command(lambda args: (choose(args[0], COMMANDS, "command"), None)[1])
         if code:
-            log(USAGE)
+            log(usage().rstrip())
         return code
 
     return refuse

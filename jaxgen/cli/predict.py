@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxgen.cli.common import json_line, log, read_byte_lines, run_command, write_out
-from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, check_flags, is_written, load_plugins, parse
+from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, is_written, load_plugins, parse
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import check_output, write_output
+from jaxgen.runs.groups import Group
 
 if TYPE_CHECKING:
     from jaxgen.inference.predictor import Answer, DecodingConfig, Predictor, Source, UnreadableInput
@@ -47,16 +47,9 @@ class PredictConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
+    in_input: ClassVar[Group] = Group("Model and inputs")
     run: Annotated[str, Field(min_length=1)] | None = None
     """Folder of the run. Default: the newest one that answers inputs."""
-    beam: Beam = 0
-    """For answers that are texts: beam search of this width. 0: greedy, or drawn with --temperature."""
-    length_penalty: Annotated[float, Field(ge=-5, le=5, allow_inf_nan=False)] = 1.0
-    """With --beam: 0 prefers the most probable text, 1 the largest mean log-probability, more favours longer texts."""
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """For answers that are texts: 0 takes the most probable token, 1 draws from the model's own distribution."""
-    length: Size | None = None
-    """For answers that are texts: the largest number of tokens. Default: the --max-length of training."""
     text_column: Annotated[str, Field(min_length=1)] | None = None
     """Column of tables (.csv, .tsv, .jsonl, also .gz) with the text, by name or by position from 1. Default: that of
     training."""
@@ -64,12 +57,22 @@ class PredictConfig(BaseModel):
     """Whether the first row of a table is a header. Default: as in training; auto with --text-column."""
     lines: bool = False
     """Answer each line, also of tables and where the model was trained on texts of several lines."""
-    seed: Seed = 0
-    """With --temperature: a drawn text depends on the seed and on the number of the input."""
-    attention: Annotated[str, Field(min_length=1)] | None = None
-    """Plot the attention weights for the first inputs (at most four) to this PNG file."""
     strict: bool = False
     """If an image cannot be read, answer none. Otherwise all others are answered."""
+
+    in_answers: ClassVar[Group] = Group("Answers that are texts")
+    beam: Beam = 0
+    """Beam search of this width. 0: greedy, or drawn with --temperature."""
+    length_penalty: Annotated[float, Field(ge=-5, le=5, allow_inf_nan=False)] = 1.0
+    """With --beam: 0 prefers the most probable text, 1 the largest mean log-probability, more favours longer texts."""
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """0 takes the most probable token, 1 draws from the model's own distribution."""
+    seed: Seed = 0
+    """With --temperature: a drawn text depends on the seed and on the number of the input."""
+    length: Size | None = None
+    """The largest number of tokens. Default: the --max-length of training."""
+    attention: Annotated[str, Field(min_length=1)] | None = None
+    """Plot the attention weights for the first inputs (at most four) to this PNG file."""
 
 
 RULES = (
@@ -93,8 +96,8 @@ def predict(args: list[str]) -> None:
     """Parse ``args`` and write the answers that they ask for."""
     args = load_plugins(args)
     extra = [
-        ExtraFlag("json", bool, False, "Write one JSON object for each answer."),
-        ExtraFlag("inputs", tuple[str, ...], (), INPUTS, "[FILE ...]", positional=True),
+        Flag("json", bool, False, "Write one JSON object for each answer."),
+        Flag("inputs", tuple[str, ...], (), INPUTS, "[FILE ...]", positional=True),
     ]
     config, values = parse(PredictConfig, args, prog="jaxgen predict", description=DESCRIPTION, extra=extra)
     files: tuple[str, ...] = values["inputs"]
@@ -255,7 +258,7 @@ def plot_attention(predictor: Predictor, inputs: Sequence[Source], decoding: Dec
         UsageError: There is no input.
         DataError: None of the inputs can be read.
     """
-    from jaxgen.plots import draw_attention
+    from jaxgen.plots import Picture, draw_attention
 
     present = [(number, each) for number, each in enumerate(inputs) if not isinstance(each, str) or each.strip()]
     maps, first_error = [], None
@@ -268,6 +271,5 @@ def plot_attention(predictor: Predictor, inputs: Sequence[Source], decoding: Dec
         raise first_error
     if not maps:
         raise UsageError("There is no input for --attention to plot: give one that is not empty.")
-    picture = io.BytesIO()
-    draw_attention(maps, picture)
-    write_output(path, picture.getvalue(), "--attention")
+    picture = Picture.drawn(lambda file: draw_attention(maps, file))
+    write_output(path, picture.png, "--attention")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.common import log, read_byte_lines, run_command, write_out
-from jaxgen.cli.flags import ExtraFlag, load_plugins, parse
+from jaxgen.cli.flags import Flag, load_plugins, parse
 from jaxgen.errors import DataError, JaxgenError, UsageError, counted
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def replay_file(args: list[str]) -> None:
     """Parse ``args`` and replay the samples of the file that they name. Raises ``SamplesDiffer``."""
     args = load_plugins(args)
     about = "Samples, one JSON object on each line; - for standard input."
-    file_flag = ExtraFlag("file", str, "-", about, "FILE", positional=True)
+    file_flag = Flag("file", str, "-", about, "[FILE]", positional=True)
     config, extra = parse(ReplayConfig, args, prog="jaxgen replay", description=DESCRIPTION, extra=[file_flag])
     file: str = extra["file"]
     if not args and sys.stdin is not None and sys.stdin.isatty():

@@ -1,4 +1,4 @@
-"""``jaxgen runs``: a table of the runs in a folder."""
+"""``jaxgen runs``: a table of the runs in folders; ``--prune`` removes those that are not wanted."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from jaxgen.cli.common import log, run_command, write_out
-from jaxgen.cli.flags import ExtraFlag, load_plugins, parse
+from jaxgen.cli.flags import Flag, Needs, check_flags, load_plugins, parse
 from jaxgen.errors import CheckpointError, UsageError, counted
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 DESCRIPTION = """List the runs in a folder: task, data, model, best figure, steps, date and size.
 
     jaxgen runs
-    jaxgen runs experiments --json > runs.jsonl"""
+    jaxgen runs experiments --json > runs.jsonl
+    jaxgen runs --prune                  what was started and never trained; --yes removes it
+    jaxgen runs --prune --keep 3         also all but the best 3 of each task and data
+    jaxgen runs runs/language-4 runs/language-5 --prune --yes"""
 
 #: Heading of a column -> how a run is shown in it.
 COLUMNS = {
@@ -35,12 +38,19 @@ COLUMNS = {
     "date": lambda run: run["date"][:16].replace("T", " "),
     "MB": lambda run: f"{run['bytes'] / 1e6:,.1f}",
 }
+RULES = (
+    Needs("--keep", ("--prune",), "says which runs --prune leaves"),
+    Needs("--yes", ("--prune",), "lets --prune remove runs"),
+)
 
 
 class RunsConfig(BaseModel):
     """Flags of ``jaxgen runs``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    keep: Annotated[int, Field(gt=0)] | None = None
+    """With --prune: also remove all runs but this many with the best figure, for each task and data."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -49,43 +59,143 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def list_runs(args: list[str]) -> None:
-    """Parse ``args`` and print the table. Raises ``CheckpointError`` if there is no run."""
+    """Parse ``args``, then print the table or remove runs. Raises ``CheckpointError`` if there is no run."""
+    args = load_plugins(args)
+    flags = [
+        Flag("folders", tuple[str, ...], (), "Folders with runs. Without one: runs.", "[FOLDER ...]", positional=True),
+        Flag("json", bool, False, "Write a JSON object for each run.", negatable=False),
+        Flag(
+            "prune",
+            bool,
+            False,
+            "Show which runs can go, and how many MB: those that were started and never trained, or the runs "
+            "themselves that are named. Runs in training, and files that are not of jaxgen, always stay.",
+            negatable=False,
+        ),
+        Flag("yes", bool, False, "With --prune: remove them.", negatable=False),
+    ]
+    config, extra = parse(RunsConfig, args, prog="jaxgen runs", description=DESCRIPTION, extra=flags)
+    check_flags(RULES, config, args, extra)
+    folders = list(map(Path, extra["folders"] or ("runs",)))
+    if extra["prune"]:
+        prune(folders, config.keep, extra["yes"], extra["json"])
+        return
+    found = [run for folder in folders for run in described(folder)]
+    where = ", ".join(map(str, folders))
+    if not found:
+        raise CheckpointError(f"There is no run in {where}. Train one with `python train.py`.")
+    found.sort(key=lambda run: (run["date"], run["run"]))
+    show(found, COLUMNS, extra["json"])
+    if not extra["json"]:
+        log(f"{counted(len(found), 'run')} in {where}")
+
+
+def described(folder: Path) -> list[dict[str, Any]]:
+    """What is known of each run in a folder; those that are damaged are named on standard error."""
     from jaxgen.runs.directory import RunDirectory
 
-    args = load_plugins(args)
-    folder_flag = ExtraFlag("folder", str, "runs", "The folder with the runs.", "FOLDER", positional=True)
-    json_flag = ExtraFlag("json", bool, False, "Write a JSON object for each run.", negatable=False)
-    _, extra = parse(RunsConfig, args, prog="jaxgen runs", description=DESCRIPTION, extra=[folder_flag, json_flag])
-    folder = Path(extra["folder"])
     if RunDirectory(folder).exists():
         raise UsageError(f"{folder} is a run itself: show it with `jaxgen info {folder}`, or give the folder above it.")
-    try:
-        directories = [RunDirectory(folder / name) for name in os.listdir(folder)]
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be listed: {error.strerror}. Give the folder with the runs.") from None
     found, problems = [], []
-    for directory in directories:
+    for path in entries(folder):
+        directory = RunDirectory(path)
         if directory.exists():
             try:
                 found.append(describe(directory))
             except CheckpointError as error:
                 problems.append(str(error))
-    found.sort(key=lambda run: (run["date"], run["run"]))
     for problem in sorted(problems):
         log(f"note: left out: {problem}")
-    if not found:
-        raise CheckpointError(f"There is no run in {folder}. Train one with `python train.py`.")
-    if extra["json"]:
+    return found
+
+
+def entries(folder: Path) -> list[Path]:
+    """The paths in a folder with runs. Raises ``CheckpointError`` if it cannot be listed."""
+    try:
+        return [folder / name for name in sorted(os.listdir(folder))]
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be listed: {error.strerror}. Give the folder with the runs.") from None
+
+
+def show(found: Sequence[Mapping[str, Any]], columns: Mapping[str, Any], as_json: bool) -> None:
+    """Print runs as a table, or as JSON."""
+    if as_json:
         write_out("".join(json.dumps(run) + "\n" for run in found))
         return
-    rows = [list(COLUMNS), *([show(run) for show in COLUMNS.values()] for run in found)]
+    rows = [list(columns), *([cell(run) for cell in columns.values()] for run in found)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     write_out("".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows))
-    log(f"{counted(len(found), 'run')} in {folder}")
+
+
+def prune(folders: Sequence[Path], keep: int | None, really: bool, as_json: bool) -> None:
+    """Show which runs can go, and remove them if ``really``.
+
+    Args:
+        folders: Runs that go, and folders of runs, of which those go that were never trained.
+        keep: Of the runs in each folder, all but so many with the best figures go, for each task and data.
+        really: Remove them.
+        as_json: Print JSON objects.
+
+    Raises:
+        UsageError: A run that is named cannot be removed.
+        CheckpointError: A folder cannot be listed, or the system refuses.
+    """
+    from jaxgen.runs.directory import RunDirectory, is_unfinished_start
+    from jaxgen.runs.removal import remove_run, why_kept
+
+    going: dict[Path, dict[str, Any]] = {}
+    for folder in folders:
+        if RunDirectory(folder).exists() or is_unfinished_start(folder):
+            if keep is not None:
+                raise UsageError(f"{folder} is a run, and --keep is for folders of runs: leave one of them out.")
+            if problem := why_kept(folder):
+                raise UsageError(f"{folder} {problem}: it cannot be removed.")
+            going[folder.resolve()] = {"run": str(folder), "why": "named", "bytes": size(folder)}
+            continue
+        for run in unwanted(folder, keep):
+            path = Path(run["run"])
+            if problem := why_kept(path):
+                log(f"note: {path} stays: it {problem}.")
+            else:
+                going.setdefault(path.resolve(), {**run, "bytes": size(path)})
+    columns = {"run": COLUMNS["run"], "why": lambda run: run["why"], "MB": COLUMNS["MB"]}
+    if not going:
+        log(f"There is nothing to remove in {', '.join(map(str, folders))}.")
+        return
+    show(list(going.values()), columns, as_json)
+    amount = f"{counted(len(going), 'run')}, {sum(run['bytes'] for run in going.values()) / 1e6:,.1f} MB"
+    if not really:
+        log(f"{amount}. Nothing was removed: --yes removes them.")
+        return
+    for path in going:
+        remove_run(path)
+    log(f"Removed: {amount}.")
+
+
+def unwanted(folder: Path, keep: int | None) -> list[dict[str, Any]]:
+    """The runs in a folder that were never trained or, with ``keep``, whose figures are not among the best."""
+    from jaxgen.runs.directory import is_unfinished_start
+    from jaxgen.tasks.registry import DATA
+
+    found = [{"run": str(path), "why": "its start was killed"} for path in entries(folder) if is_unfinished_start(path)]
+    alike: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run in described(folder):
+        if Path(run["run"]).is_symlink():
+            continue
+        if run["best"] is not None:
+            alike.setdefault((run["task"], run["sha256"]), []).append(run)
+        elif run["steps"] and not run["saved"]:
+            found.append({"run": run["run"], "why": "never trained"})
+    for (task, _), runs in alike.items() if keep is not None else ():
+        runs.sort(key=lambda run: run["best"], reverse=DATA[task].METRIC.higher_is_better)
+        for place, run in enumerate(runs[keep:], 1 + (keep or 0)):
+            found.append({"run": run["run"], "why": f"place {place} of {len(runs)}: {COLUMNS['best'](run)}"})
+    return found
 
 
 def describe(directory: RunDirectory) -> dict[str, Any]:
     """What is known of a run without its weights. Raises ``CheckpointError`` if its files are damaged."""
+    from jaxgen.runs.checkpoints import CheckpointStore
     from jaxgen.runs.config import read_config
     from jaxgen.runs.logs import MetricsLog
     from jaxgen.tasks.registry import DATA
@@ -100,12 +210,14 @@ def describe(directory: RunDirectory) -> dict[str, Any]:
             "run": str(directory),
             "task": str(saved["task"]),
             "data": str(resolved["data"]["name"]),
+            "sha256": str(resolved["data"]["sha256"]),
             "model": network(config),
             "parameters": int(resolved["parameters"]),
             "metric": metric.name,
             "best": (max if metric.higher_is_better else min)(values, default=None),
             "step": int(rows[-1]["step"]) if rows else 0,
             "steps": int(resolved["steps"]),
+            "saved": CheckpointStore(directory.checkpoints_path).latest() or 0,
             "date": datetime.fromtimestamp(written).isoformat(timespec="seconds"),
             "bytes": size(directory.path),
         }

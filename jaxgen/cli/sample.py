@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jaxgen.cli.common import escape_controls, json_line, log, run_command
-from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, check_flags, load_plugins, parse
+from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, fill_value, load_plugins, parse
 from jaxgen.cli.sampling_flags import (
     SampleConfig,
     extra_transform_flags,
@@ -20,11 +20,12 @@ from jaxgen.cli.sampling_flags import (
     unescape,
     with_condition_flags,
 )
+from jaxgen.cli.speed import SamplingSpeed
 from jaxgen.errors import UsageError, counted
 from jaxgen.fsutil import check_output
-from jaxgen.runtime import MIN_SECONDS
 
 if TYPE_CHECKING:
+    from jaxgen.cli.token_colors import TokenColors
     from jaxgen.inference.generation_config import GenerationConfig
     from jaxgen.inference.sampler import Sampler
     from jaxgen.inference.state import DecoderState
@@ -34,12 +35,14 @@ if TYPE_CHECKING:
 DESCRIPTION = """Write text with a trained model. The same run, prompt, settings and seed always give the same text.
 
     python sample.py                                 the newest run in runs/
+    python sample.py --run pretrained:shakespeare    a model that comes with jaxgen
     python sample.py --prompt "The " --temperature 0.5
     python sample.py --temperature 0.3 0.8 1.3       one text for each
     python sample.py --temperature 1.5:0.5:200       linear over 200 tokens
     python sample.py --prompt "Q: " --stop "\\n" "A:"  ends before either string
     python sample.py --num-samples 1000 --block 256  many at once
     python sample.py --label Sports                  a text with this label
+    python sample.py --color                         how probable was each token?
     echo "To be" | python sample.py --prompt-file -  prompt from standard input"""
 
 JSON = """Write one JSON object for each text, with its tokens, log-probabilities and everything that determined it.
@@ -60,6 +63,7 @@ RULES = (
     Excludes("--beam", ("--greedy", "--interactive", "--skip", "--temperature", "--seed"), "draws nothing"),
     Needs("--length-penalty", ("--beam",), "ranks the texts of beam search"),
     Excludes("--json", ("--skip",), "writes whole texts, so that they can be replayed,"),
+    Excludes("--color", ("--beam", "--interactive", "--json", "--skip"), "colours whole texts that are drawn"),
     Excludes("--separator", ("--json", "--interactive"), "stands between plain texts"),
     Excludes("--sample-index", ("--num-samples", "--best-of"), "draws one text"),
 )
@@ -74,9 +78,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def sample(args: list[str]) -> None:
     """Parse ``args`` and write the texts that they ask for."""
-    args = load_plugins(args)
-    flags = [*extra_transform_flags(), ExtraFlag("json", bool, False, JSON)]
-    config, extra = parse(SampleConfig, args, prog="sample.py", description=DESCRIPTION, extra=flags)
+    args = fill_value(load_plugins(args), "--color", "auto")
+    flags = [*extra_transform_flags(), Flag("json", bool, False, JSON)]
+    config, extra = parse(SampleConfig, args, prog="python sample.py", description=DESCRIPTION, extra=flags)
     several = ("several values of --temperature",) if len(config.temperature) > 1 else ()
     check_flags(RULES, config, args, extra, even_default=EVEN_DEFAULT, also=several)
     if config.save_state is not None:
@@ -104,7 +108,13 @@ def sample(args: list[str]) -> None:
         sampler.save_state(config.save_state, saved)
         log(f"The state after {counted(saved.tokens.size, 'token')} is in {config.save_state}.")
     separator = NUL if config.separator in (NUL, "\\0") else unescape(config.separator)
-    writer = SampleWriter(sys.stdout.isatty() and not config.raw, separator)
+    colors = None
+    if config.color != "never":
+        from jaxgen.cli.token_colors import open_colors
+
+        colors = open_colors(config.color, sampler, sampler.open_prompt(prompt, state, config.unk)[1])
+    shown = sys.stdout.isatty() or colors is not None
+    writer = SampleWriter(shown and not config.raw, separator, colors)
     if config.interactive:
         from jaxgen.cli.chat import chat
         from jaxgen.inference.chat import ChatSession
@@ -144,72 +154,46 @@ def check_prompt(prompt: str, config: SampleConfig, level: str) -> None:
             raise not_utf8(name, error, byte_level=True) from None
 
 
-class SamplingSpeed:
-    """Counts generated tokens. The first chunk of a stream waits for compilation, so it is counted separately."""
+#: A part of a text, and a function that adds the codes of its colour.
+Span = tuple[str, Callable[[str], str]]
 
-    def __init__(self, parallel: int, note: str = "") -> None:
-        """``parallel`` is the number of samples whose first chunks arrive together."""
-        self.parallel, self.note = parallel, note
-        #: Samples of the last stream that have ended.
-        self.ended = 0
-        self.first_tokens = self.later_tokens = 0
-        self.first_seconds = self.later_seconds = 0.0
 
-    def measure(self, stream: Iterator[Chunk]) -> Iterator[Chunk]:
-        """Pass on the chunks of ``stream`` and time them."""
-        arrived = began = time.perf_counter()
-        first, before, self.ended = True, -1, 0
-        for chunk in stream:
-            next_block = chunk.index // self.parallel > before // self.parallel
-            if before < 0:
-                arrived = time.perf_counter()
-            elif chunk.index <= before or next_block:  # beyond the first chunk
-                first = False
-            before = chunk.index
-            if first:
-                self.first_tokens += chunk.tokens.size
-            else:
-                self.later_tokens += chunk.tokens.size
-            self.ended += chunk.last
-            yield chunk
-        self.first_seconds += arrived - began
-        self.later_seconds += time.perf_counter() - arrived
-
-    def __str__(self) -> str:
-        tokens, seconds = self.first_tokens + self.later_tokens, self.first_seconds + self.later_seconds
-        total = f"{counted(tokens, 'token')}{self.note} in {seconds:.2f} s"
-        if not self.later_tokens or self.later_seconds < MIN_SECONDS:
-            return total
-        rate = self.later_tokens / self.later_seconds
-        return (
-            f"{total}; {rate:,.0f} tokens/s after the first {self.first_tokens:,} "
-            f"({self.first_seconds:.1f} s to the first)"
-        )
+def _plain(chunk: Chunk) -> list[Span]:
+    return [(chunk.text, str)]
 
 
 class SampleWriter:
     """Writes samples to standard output in order: the first of a block as it is generated, the others after it.
 
     Each text ends with a line break, and a line with the separator stands between two texts. The separator NUL stands
-    alone instead, and no line break is added anywhere.
+    alone instead, and no line break is added anywhere. With ``colors``, tokens are coloured.
     """
 
-    def __init__(self, escape: bool, separator: str = "---") -> None:
+    def __init__(self, escape: bool, separator: str = "---", colors: TokenColors | None = None) -> None:
         self.escape, self.separator = escape, separator
+        self._spans: Callable[[Chunk], Iterable[Span]] = _plain if colors is None else colors.spans
         self._held, self._texts = "", 0
 
     def write(self, text: str) -> None:
         """Write text and flush. Bytes that are not UTF-8 are written as they are, on a terminal as U+FFFD."""
+        self.write_spans([(text, str)])
+
+    def write_spans(self, spans: Iterable[Span]) -> None:
+        """Write parts of a text, each painted after its control characters are escaped, and flush."""
+        sys.stdout.write("".join([paint(self._encodable(text)) for text, paint in spans]))
+        sys.stdout.flush()
+
+    def _encodable(self, text: str) -> str:
+        """Text as standard output takes it, with control characters escaped for a terminal."""
         from jaxgen.tokenizers.base import text_bytes
 
-        exact = getattr(sys.stdout, "errors", None) == "surrogateescape"
+        exact = not self.escape and getattr(sys.stdout, "errors", None) == "surrogateescape"
         text = text_bytes(text).decode("utf-8", "surrogateescape" if exact else "replace")
         if self.escape:
             text = self._held + text
             self._held = "\r" if text.endswith("\r") else ""  # the next character decides whether it is a line break
             text = escape_controls(text.removesuffix("\r"))
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        return text
 
     def write_json(self, value: object) -> None:
         """Write a line of JSON; lone surrogates (in a stop string) are escaped."""
@@ -228,26 +212,28 @@ class SampleWriter:
         if self.separator != NUL:
             self.write("\n")
 
-    def write_text(self, text: str, *about: str) -> None:
-        """Write a whole text."""
+    def write_text(self, text: str, *about: str, drawn: Chunk | None = None) -> None:
+        """Write a whole text, and what was ``drawn`` after it."""
         self.begin(*about)
         self.write(text)
+        if drawn is not None:
+            self.write_spans(self._spans(drawn))
         self.end()
 
     def write_all(self, stream: Iterator[Chunk], prompt: str, first: int, about: str, number: bool) -> None:
         """Write every sample of ``stream`` after its prompt; ``about`` and, with ``number``, its number head it."""
         turn, begun = first, False
-        waiting: dict[int, str] = {}
+        waiting: dict[int, list[Span]] = {}
         finished: set[int] = set()
         for chunk in stream:
-            waiting[chunk.index] = waiting.get(chunk.index, "") + chunk.text
+            waiting.setdefault(chunk.index, []).extend(self._spans(chunk))
             if chunk.last:
                 finished.add(chunk.index)
             while turn in waiting:
                 if not begun:
                     self.begin(about, f"sample {turn}" if number else "")
                     self.write(prompt)
-                self.write(waiting.pop(turn))
+                self.write_spans(waiting.pop(turn))
                 begun = turn not in finished
                 if not begun:
                     self.end()
@@ -296,7 +282,7 @@ def write_samples(
             else:
                 for drawn in select_best(collect(chunks), config.num_samples):
                     selected = f"sample {drawn.index}, {drawn.mean_logp:.4f} nats a token"
-                    writer.write_text(shown + drawn.text, about, selected)
+                    writer.write_text(shown, about, selected, drawn=drawn)
         if speed.ended < number:
             log(f"note: time was up before {number - speed.ended:,} of {number:,} texts were begun.")
         if each.greedy and number > 1:

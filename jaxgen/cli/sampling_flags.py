@@ -6,11 +6,12 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
 from jaxgen.cli.common import log
-from jaxgen.cli.flags import ExtraFlag, RunConfig, read_number
+from jaxgen.cli.flags import Flag, RunConfig, read_number
 from jaxgen.errors import UsageError, choose
+from jaxgen.runs.groups import Group
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,50 +29,67 @@ Encode = Callable[[str], "np.ndarray"]
 class SampleConfig(RunConfig):
     """Flags of ``sample.py``; those of the logit transforms come from their registry."""
 
+    common: ClassVar[tuple[str, ...]] = (
+        *("run", "prompt", "prompt_file", "length", "temperature", "top_k", "top_p", "num_samples", "seed", "stop"),
+        *("interactive", "json"),
+    )
+
+    in_prompt: ClassVar[Group] = Group("Prompt")
     prompt: str | None = None
     """Text to continue."""
     prompt_file: str | None = None
     """File with the text to continue; - for standard input. One line break at its end is removed."""
-    length: int = 500
-    """Tokens to generate."""
-    temperature: tuple[str, ...] = ("0.8",)
-    """0: always the most probable token. Low: safe and repetitive. 1: the model's own distribution. High: varied.
-    1.2,0.8 is one temperature for each token, the last for the rest; 1.5:0.5:200 is linear over 200 tokens."""
-    greedy: bool = False
-    """The same as --temperature 0."""
-    num_samples: int = 1
-    """Texts to draw. Text i is the same however many are drawn."""
-    sample_index: int | None = None
-    """Draw only the text with this number, counted from 0."""
-    skip: int = 0
-    """Omit this many tokens at the start of each text, to continue where a shorter text ended. --length counts
-    them."""
-    best_of: int | None = None
-    """Draw this many texts and write the best (--num-samples of them) by mean log-probability per token."""
-    beam: int | None = None
-    """Write the best texts (--num-samples of them) that beam search of this width finds, instead of drawing."""
-    length_penalty: float = 1.0
-    """With --beam: texts are ranked by log-probability / tokens ** this. 0 favours short texts, above 1 long ones."""
-    seed: int = 0
-    """Another seed gives other texts."""
-    stop: tuple[str, ...] = ()
-    """End a text before the first of these strings; \\n, \\t and \\\\ stand for line break, tab and backslash."""
-    max_seconds: float | None = None
-    """End all texts after this time, start-up included (for each temperature)."""
-    separator: str = "---"
-    """Written as a line between two texts; \\n, \\t and \\\\ stand for line break, tab and backslash. \\0: NUL
-    alone, and no line break is added after a text."""
-    block: int | None = None
-    """Rows that decode together (default: 1). More rows draw many texts faster, 256 two to four times. Text i can
-    differ from the one drawn by default, but is the same for the same block size, which is printed with the speed."""
     state: str | None = None
     """Continue from the state in this file, which --save-state wrote; the prompt is read after it."""
     save_state: str | None = None
     """Write the state after the prompt to this file."""
     unk: Literal["error", "skip"] = "error"
     """What to do with prompt characters that are not in the vocabulary."""
+
+    in_drawing: ClassVar[Group] = Group("Drawing")
+    temperature: tuple[str, ...] = ("0.8",)
+    """0: always the most probable token. Low: safe and repetitive. 1: the model's own distribution. High: varied.
+    1.2,0.8 is one temperature for each token, the last for the rest; 1.5:0.5:200 is linear over 200 tokens."""
+    greedy: bool = False
+    """The same as --temperature 0."""
+    seed: int = 0
+    """Another seed gives other texts."""
+    beam: int | None = None
+    """Write the best texts (--num-samples of them) that beam search of this width finds, instead of drawing."""
+    length_penalty: float = 1.0
+    """With --beam: texts are ranked by log-probability / tokens ** this. 0 favours short texts, above 1 long ones."""
+
+    in_texts: ClassVar[Group] = Group("Number and length of texts")
+    num_samples: int = 1
+    """Texts to draw. Text i is the same however many are drawn."""
+    best_of: int | None = None
+    """Draw this many texts and write the best (--num-samples of them) by mean log-probability per token."""
+    sample_index: int | None = None
+    """Draw only the text with this number, counted from 0."""
+    length: int = 500
+    """Tokens to generate."""
+    skip: int = 0
+    """Omit this many tokens at the start of each text, to continue where a shorter text ended. --length counts
+    them."""
+    stop: tuple[str, ...] = ()
+    """End a text before the first of these strings; \\n, \\t and \\\\ stand for line break, tab and backslash."""
+    max_seconds: float | None = None
+    """End all texts after this time, start-up included (for each temperature)."""
+    block: int | None = None
+    """Rows that decode together (default: 1). More rows draw many texts faster, 256 two to four times. Text i can
+    differ from the one drawn by default, but is the same for the same block size, which is printed with the speed."""
+
+    in_tokens: ClassVar[Group] = Group("Which tokens may follow")  # the transforms
+
+    in_output: ClassVar[Group] = Group("Output")
+    separator: str = "---"
+    """Written as a line between two texts; \\n, \\t and \\\\ stand for line break, tab and backslash. \\0: NUL
+    alone, and no line break is added after a text."""
     interactive: bool = False
     """Continue texts line by line, with commands that change settings, undo, or offer the best next tokens: /help."""
+    color: Literal["auto", "always", "never"] = "never"
+    """Colour each token by the probability that the model gave it, before any setting. --color alone is auto: on a
+    terminal, unless NO_COLOR is set. always: in pipes too (less -R)."""
     raw: bool = False
     """Do not escape control characters on a terminal."""
 
@@ -208,13 +226,14 @@ def transform_flags() -> dict[str, TransformFlag]:
     }
 
 
-def extra_transform_flags() -> list[ExtraFlag]:
+def extra_transform_flags() -> list[Flag]:
     """The flags of the transforms for the parser."""
     extra = []
     for flag in transform_flags().values():
         kind: Any = tuple[str, ...] if flag.takes_tokens else flag.option | None
-        metavar = f"{flag.metavar} [{flag.metavar} ...]" if flag.takes_tokens else None
-        extra.append(ExtraFlag(flag.name.replace("-", "_"), kind, flag.default, flag.help, metavar))
+        metavar = f"{flag.metavar} ..." if flag.takes_tokens else None
+        name, group = flag.name.replace("-", "_"), "Which tokens may follow"
+        extra.append(Flag(name, kind, flag.default, flag.help, metavar, group=group))
     return extra
 
 

@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain, tee
-from typing import IO, TYPE_CHECKING, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, run_command, write_out
-from jaxgen.cli.flags import Excludes, ExtraFlag, Needs, RunConfig, check_flags, load_plugins, parse
+from jaxgen.cli.flags import Excludes, Flag, Needs, RunConfig, check_flags, load_plugins, parse
 from jaxgen.errors import UsageError, counted
+from jaxgen.runs.groups import Group
 from jaxgen.runtime import MIN_SECONDS
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ RANK_HEADER = f"{'rank':>5}  {'tokens':>6}  {'logp':>10}  {'logp/token':>10}  ca
 class ScoreConfig(RunConfig):
     """Flags of ``jaxgen score``."""
 
+    in_text: ClassVar[Group] = Group("Text")
     text: tuple[str, ...] = ()
     """Texts to score instead of files."""
     lines: bool = False
@@ -64,6 +66,13 @@ class ScoreConfig(RunConfig):
     """Text to read before each text; it is not scored."""
     candidates: tuple[str, ...] = ()
     """Continuations of the prompt to rank, the most probable first. Include the space before a word."""
+    unk: Literal["error", "skip", "keep"] = "error"
+    """What to do with characters that are not in the vocabulary. skip: leave them out of the log-probability and of
+    the counts. keep: score them as the token <unk>; bits are then a lower bound."""
+    end: Literal["yes", "no"] | None = None
+    """Whether a model of documents scores the end of a text. Default: yes, for candidates no."""
+
+    in_method: ClassVar[Group] = Group("Method")
     state: Literal["carried", "cold"] = "carried"
     """carried: one state from the beginning to the end of a text. cold: the state is reset in every window, with only
     the preceding token as context; faster, and the text scores worse."""
@@ -73,15 +82,12 @@ class ScoreConfig(RunConfig):
     """Segments of one text that are scored together. 1: exactly the carried state. More: the state is reset every
     4,096 tokens and warmed up with the 256 tokens before; faster, with almost the same result, which does not depend
     on the number except by rounding."""
+
+    in_output: ClassVar[Group] = Group("Output")
     per_token: bool = False
     """Write every token with its log-probability in nats and its probability."""
     top: int = 0
     """With --per-token: also write this many of the most probable tokens with their probabilities, at most 1,000."""
-    unk: Literal["error", "skip", "keep"] = "error"
-    """What to do with characters that are not in the vocabulary. skip: leave them out of the log-probability and of
-    the counts. keep: score them as the token <unk>; bits are then a lower bound."""
-    end: Literal["yes", "no"] | None = None
-    """Whether a model of documents scores the end of a text. Default: yes, for candidates no."""
 
 
 RULES = (
@@ -106,8 +112,8 @@ def score(args: list[str]) -> None:
     """Parse ``args`` and write the scores that they ask for."""
     args = load_plugins(args)
     extra = [
-        ExtraFlag("files", tuple[str, ...], (), FILES, "FILE ...", positional=True),
-        ExtraFlag("json", bool, False, JSON),
+        Flag("files", tuple[str, ...], (), FILES, "[FILE ...]", positional=True),
+        Flag("json", bool, False, JSON),
     ]
     config, values = parse(ScoreConfig, args, prog="jaxgen score", description=DESCRIPTION, extra=extra)
     files: tuple[str, ...] = values["files"]
@@ -256,6 +262,14 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
     return tokenizer.pieces[token].decode("utf-8", "backslashreplace")
 
 
+def quote_token(tokenizer: Tokenizer, token: int) -> str:
+    """The text of a token in quotes, in which blanks can be seen and line breaks and controls are escaped."""
+    if token < len(SPECIAL_TOKENS):
+        return SPECIAL_TOKENS[token]
+    text = repr(tokenizer.pieces[token].decode("utf-8", "surrogateescape"))
+    return re.sub(r"\\udc(..)", r"\\x\1", text)  # bytes of an incomplete character
+
+
 def start(parts: Iterable[TokenScores]) -> Iterator[TokenScores]:
     """The same parts, the first computed now: a text that cannot be read leaves no half-written output."""
     source = iter(parts)
@@ -268,7 +282,7 @@ class ScoreTable:
 
     def __init__(self, scorer: Scorer, per_token: bool) -> None:
         self._tokenizer, self._per_token, self._has_header = scorer.sampler.tokenizer, per_token, False
-        self._quoted = cache(self._quote)  # a text has few different tokens
+        self._quoted = cache(lambda token: quote_token(self._tokenizer, token))  # a text has few different tokens
 
     def write_text(self, about: dict[str, Any], stream: ScoreStream) -> None:
         """Write the tokens and the row of a text while it is scored."""
@@ -319,12 +333,6 @@ class ScoreTable:
                     for other, p in zip(top.tolist(), top_logp.tolist()):
                         line += f"  {self._quoted(other)} {math.exp(p):.4f}"
                     write_out(line.rstrip() + "\n")
-
-    def _quote(self, token: int) -> str:
-        if token < len(SPECIAL_TOKENS):
-            return SPECIAL_TOKENS[token]
-        text = repr(self._tokenizer.pieces[token].decode("utf-8", "surrogateescape"))
-        return re.sub(r"\\udc(..)", r"\\x\1", text)  # bytes of an incomplete character
 
 
 class JsonScores:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jaxgen.cli.common import asks_version, hold_descriptors, log, run_command
+from jaxgen.cli.common import Answer, asks_version, hold_descriptors, log, one_line, run_command
 from jaxgen.cli.flags import (
     Excludes,
-    ExtraFlag,
+    Flag,
     Needs,
     Rules,
+    asks_help,
     check_rules,
     flag_value,
     is_written,
     load_plugins,
     parse,
     read_number,
+    setting_flags,
 )
+from jaxgen.cli.help import as_typed
 from jaxgen.errors import UsageError, choose, show_flags
 
 if TYPE_CHECKING:
+    from jaxgen.cli.progress import Screen
     from jaxgen.distributed.launcher import Job
     from jaxgen.runs.config import TrainConfig
     from jaxgen.trainer.process_group import ProcessGroup
@@ -38,9 +43,8 @@ The first word names the task; each has its own flags:
 
 {tasks}
 
-A preset sets several flags at once; --config FILE.toml reads any of them from a file; flags override both.
+A preset sets several flags at once; --config FILE.toml reads any of them from a file; flags override both. The presets:
 
-Presets:
 {presets}"""
 #: The task if none is named.
 DEFAULT_TASK = "language"
@@ -55,6 +59,8 @@ JOB_RULES: Rules = (
         for flag in JOB_FLAGS[2:]
     ),
 )
+#: Steps of ``--lr-find`` between two lines.
+SHOWN_EVERY = 15
 #: Seconds without a heartbeat after which a process counts as lost.
 HEARTBEAT = 60
 
@@ -64,7 +70,8 @@ def main(args: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     given = list(sys.argv[1:] if args is None else args)
     several = any(is_written(given, flag) for flag in JOB_FLAGS)
-    if several and not {"-h", "--help"} & set(given) and not asks_version(given):
+    shows = asks_help(given) or asks_version(given) or is_written(given, "--show-config")
+    if several and not shows:
         return _train_distributed(given)
     return run_command(partial(train, began=began), given)
 
@@ -120,6 +127,9 @@ def train(args: list[str], group: ProcessGroup | None = None, began: float | Non
                 config, resuming = parse_args(args)
                 facts["folder"] = "goes on" if resuming else "begins"
             need_backend()
+            if (picture := flag_value(args, "--lr-find")) is not None:
+                _find_lr(config, picture, screen, resuming or not group.is_single)
+                return
             if resuming:
                 changed = flag_value(args, "--data-changed") or "refuse"
                 trainer = resume(str(config.run), config, screen.show, changed, group=group)
@@ -128,6 +138,26 @@ def train(args: list[str], group: ProcessGroup | None = None, began: float | Non
             trainer.train()
     finally:
         screen.close()
+
+
+def _find_lr(config: TrainConfig, picture: str, screen: Screen, refuse: bool) -> None:
+    """Try learning rates, draw ``picture`` and print the rate that they suggest."""
+    from jaxgen.fsutil import check_output, write_output
+    from jaxgen.plots import draw_rates
+    from jaxgen.trainer.lr_finder import find_lr
+
+    if refuse:
+        raise UsageError("--lr-find tries rates for a new run on one process: leave out --resume and --coordinator.")
+    check_output(picture, "--lr-find")
+
+    def watch(step: int, rate: float, loss: float) -> None:
+        if step % SHOWN_EVERY == 0:
+            print(f"learning rate {rate:.1e}: loss {loss:.4f}", flush=True)
+
+    found, buffer = find_lr(config, screen.show, watch), io.BytesIO()
+    draw_rates(found.rates, found.losses, found.suggestion, buffer)
+    write_output(picture, buffer.getvalue())
+    print(f"The curve is in {picture}. Next: the same command with --lr {found.suggestion:.1g} instead of --lr-find.")
 
 
 def parse_args(args: list[str]) -> tuple[TrainConfig, bool]:
@@ -163,7 +193,7 @@ def config_from_flags(kind: type[TrainConfig], args: list[str]) -> tuple[TrainCo
     """The settings of a run of the class ``kind``, and whether the run is resumed.
 
     Flags override ``--config``, which overrides ``--preset``, which overrides the defaults. For a resumed run, flags
-    and ``--config`` override the saved settings. Raises ``UsageError``.
+    and ``--config`` override the saved settings. Raises ``UsageError``, and with ``--show-config`` the ``Answer``.
     """
     from jaxgen.inference.loading import LoadedRun
     from jaxgen.runs.config import check_folder, read_toml, validate
@@ -171,6 +201,7 @@ def config_from_flags(kind: type[TrainConfig], args: list[str]) -> tuple[TrainCo
 
     mode, file, run = (flag_value(args, flag) for flag in ("--resume", "--config", "--run"))
     values = {} if file is None else read_toml(file)
+    sources = dict.fromkeys(values, f"file {one_line(str(file))}")
     if run is None and "run" in values:
         run = str(values["run"])  # its type is checked with the rest
     check_folder(run)
@@ -184,22 +215,41 @@ def config_from_flags(kind: type[TrainConfig], args: list[str]) -> tuple[TrainCo
             RunDirectory(run).check_config()
     if resuming and run is not None:
         values = {**LoadedRun.open(run).config.model_dump(), "run": run, **values}
+        sources = dict.fromkeys(values, f"run {one_line(str(run))}") | sources
     else:
         preset = flag_value(args, "--preset")  # the other flags have its values as defaults
         values |= {} if preset is None else {"preset": preset}
     if any(flag_value(args, f"--{name}") is not None for name in LENGTHS):
         values = {name: value for name, value in values.items() if name not in LENGTHS}  # they replace each other
+        sources = {name: source for name, source in sources.items() if name not in LENGTHS}
     default = validate(kind, values, f"{file}: " if file else "")
-    config, _ = parse(
+    config, extra = parse(
         kind,
         args,
-        prog="train.py",
+        prog=f"python train.py {'[TASK]' if kind.task == DEFAULT_TASK else kind.task}",
         description=describe(kind),
         extra=extra_flags(),
         default=default,
         names=registry_names(kind),
     )
+    if extra["show_config"]:
+        raise Answer(show_config(config, args, sources))
     return config, resuming
+
+
+def show_config(config: TrainConfig, args: Sequence[str], sources: Mapping[str, str]) -> str:
+    """The settings as TOML, each with where it comes from: a flag in ``args``, ``sources``, the preset or a default."""
+    from jaxgen.runs.config import to_toml
+
+    kind, values = type(config), config.presets[config.preset][1]
+    found = {**dict.fromkeys(values, f"preset {config.preset}"), **sources}
+    for flag in setting_flags(kind):
+        if any(is_written(args, spelled) for spelled in filter(None, (flag.written, flag.opposite))):
+            found[flag.name] = "flag"
+    found = {name: source for name, source in found.items() if getattr(config, name) is not None}
+    if all(getattr(config, name) is None for name in LENGTHS):
+        found["steps"] = f"preset {config.preset}: {values['steps']}"
+    return as_typed(f"# For `python train.py {config.task} --config FILE`.\n") + to_toml(config, found)
 
 
 def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:
@@ -211,6 +261,7 @@ def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:
     from jaxgen.models.classifier import POOLINGS
     from jaxgen.tasks.registry import model_names
     from jaxgen.tokenizers import TOKENIZERS
+    from jaxgen.trainer.trackers import TRACKERS
     from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES
 
     return {
@@ -219,6 +270,7 @@ def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:
         "cell": CELLS,
         "layout": BATCHES,
         "level": TOKENIZERS,
+        "log": [*TRACKERS, "none"],
         "model": model_names(kind.task),
         "pooling": POOLINGS,
         "optimizer": OPTIMIZERS,
@@ -227,41 +279,65 @@ def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:
     }
 
 
-def extra_flags() -> list[ExtraFlag]:
+def extra_flags() -> list[Flag]:
     """The flags that are not settings of a run: the source of the settings, and the processes of the job."""
-
-    def flag(name: str, metavar: str, help: str, kind: Any = str | None) -> ExtraFlag:
-        return ExtraFlag(name, kind, None, help, metavar)
-
+    general = partial(Flag, default=None, group="General")
+    several = partial(Flag, default=None, group="Several devices")
     return [
-        flag(
+        general(
             "resume",
-            "{auto,never,must}",
-            "With --run: auto resumes the run or, if there is none, starts it; must resumes it; never, the default, "
-            "refuses a run that exists. The saved settings apply; only the length of the run, the intervals of "
-            "evaluations and samples, and the like can change.",
+            str | None,
+            help="With --run: auto resumes the run or, if there is none, starts it; must resumes it; never, the "
+            "default, refuses a run that exists. The saved settings apply; only the length of the run, the intervals "
+            "of evaluations and samples, and the like can change.",
+            choices=("auto", "never", "must"),
         ),
-        flag(
+        general(
             "data_changed",
-            "{refuse,accept}",
-            "What to do if the data of a resumed run has changed: refuse (the default) or accept it. The same data at "
-            "another place, named with --data, counts as unchanged.",
+            str | None,
+            help="What to do if the data of a resumed run has changed: refuse (the default) or accept it. The same "
+            "data at another place, named with --data, counts as unchanged.",
+            choices=("refuse", "accept"),
         ),
-        flag("config", "FILE.toml", "Read settings from a file; they are named as the flags are."),
-        flag(
+        general(
+            "lr_find",
+            str | None,
+            help="Instead of training, try learning rates from 1e-5 to 1 in 150 steps, draw the losses into this file, "
+            "and suggest a rate.",
+            metavar="FILE.png",
+        ),
+        general(
+            "config",
+            str | None,
+            help="Read settings from a file; they are named as the flags are. --show-config writes one.",
+            metavar="FILE.toml",
+        ),
+        general(
+            "show_config",
+            bool,
+            help="Show the settings as a file for --config, each with where it comes from, and train nothing.",
+            negatable=False,
+        ),
+        several(
             "distributed",
-            "{auto}",
-            "Train with the other processes that a cluster started with the same command (SLURM, Open MPI, "
+            str | None,
+            help="Train with the other processes that a cluster started with the same command (SLURM, Open MPI, "
             "Kubernetes, a TPU pod): each computes its share of every batch.",
+            choices=("auto",),
         ),
-        flag("coordinator", "HOST:PORT", "The same without a cluster: the address of process 0."),
-        flag("num_processes", "N", "With --coordinator: the number of processes.", int | None),
-        flag("process_id", "I", "With --coordinator: the number of this process, from 0.", int | None),
-        flag(
+        several(
+            "coordinator",
+            str | None,
+            help="The same without a cluster: the address of process 0.",
+            metavar="HOST:PORT",
+        ),
+        several("num_processes", int | None, help="With --coordinator: the number of processes."),
+        several("process_id", int | None, help="With --coordinator: the number of this process, from 0."),
+        several(
             "heartbeat",
-            "SECONDS",
-            f"Seconds without a heartbeat after which a process counts as lost. Default: {HEARTBEAT}.",
             int | None,
+            help=f"Seconds without a heartbeat after which a process counts as lost. Default: {HEARTBEAT}.",
+            metavar="SECONDS",
         ),
     ]
 
@@ -274,8 +350,8 @@ def describe(kind: type[TrainConfig]) -> str:
         about=_first_line(kind),
         task="" if kind.task == DEFAULT_TASK else f" {kind.task}",
         examples="\n".join(f"    {command}" for command in kind.examples),
-        tasks="\n".join(f"    {name:10s} {_first_line(data.Config)}" for name, data in DATA.items()),
-        presets="\n".join(f"    {name:9s} {text}" for name, (text, _) in kind.presets.items()),
+        tasks="\n".join(f"    {name}  {_first_line(data.Config)}" for name, data in DATA.items()),
+        presets="\n".join(f"    {name}  {text}" for name, (text, _) in kind.presets.items()),
     ).lstrip()
 
 

@@ -44,6 +44,9 @@ class Tokens:
     unknown: int = 0
     conditions: Conditions | None = None
 
+    def __repr__(self) -> str:
+        return f"<Tokens: {counted(self.ids.size, 'token')}, {counted(self.chars, 'character')}>"
+
     @property
     def chars_per_token(self) -> float:
         """Characters of text per id (NaN without ids)."""
@@ -77,6 +80,9 @@ class Batches(ABC):
 
     steps_per_epoch: int
 
+    def __repr__(self) -> str:
+        return f"<jaxgen.{type(self).__name__}: {counted(self.steps_per_epoch, 'step')} per epoch>"
+
     @abstractmethod
     def batch(self, step: int, rows: slice = EVERY) -> Any:
         """Returns the batch of a step (from 0), a tree of arrays [B, ...], or only ``rows`` of it."""
@@ -94,6 +100,10 @@ class TextBatches(Batches):
     """Batches that are windows of a text, given by B positions at each step."""
 
     eos: int | None = None
+
+    def __repr__(self) -> str:
+        steps = counted(self.steps_per_epoch, "step")
+        return f"<jaxgen.{type(self).__name__}: {self._size:,} x {self.length:,} tokens, {steps} per epoch>"
 
     def __init__(self, tokens: Tokens, batch_size: int, seq_len: int, seed: int):
         check_batch_sizes(batch_size=batch_size, seq_len=seq_len, seed=seed)
@@ -233,6 +243,12 @@ def make_batches(
 
     Only ``windows`` has a ``stride``, the tokens between windows (default: T), and only ``stream`` has ``cold_starts``,
     the share of the windows that start from the initial state instead of the carried one.
+
+    Example:
+        >>> corpus = jaxgen.prepare(["book.txt"])
+        >>> batches = jaxgen.make_batches("stream", corpus.train, batch_size=2, seq_len=8, seed=0)
+        >>> batches.batch(0).tokens.shape
+        (2, 8)
     """
     choose(layout, BATCHES, "layout")
     check_kind("make_batches", tokens, Tokens, "the tokens of a split, for example jaxgen.prepare([file]).train")

@@ -1,18 +1,22 @@
-"""Data sets by name: from ``JAXGEN_DATA``, the cache, or a download, always verified; and the built-in corpora."""
+"""Data sets by name (from ``JAXGEN_DATA``, the cache or a download, verified), files by URL, and built-in corpora."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import re
 import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from jaxgen.errors import DataError
 from jaxgen.fsutil import file_sha256, user_cache
+from jaxgen.version import __version__
 
 #: Environment variable with the folder that is searched first.
 FOLDER_VARIABLE = "JAXGEN_DATA"
@@ -121,7 +125,11 @@ def fetch(file: NamedFile, cache: Path | None = None) -> Path:
         if local.is_file():
             _check(local, file)
             return local
-    return _download(file, user_cache() if cache is None else cache)
+    advice = (
+        f"Check the network, or put the right file at {file.path} in a folder and name that folder in the variable "
+        f"{FOLDER_VARIABLE}."
+    )
+    return _download(file.url, (user_cache() if cache is None else cache) / file.path, file.sha256, _get, advice)
 
 
 def _check(path: Path, file: NamedFile) -> None:
@@ -140,36 +148,154 @@ def _check(path: Path, file: NamedFile) -> None:
         )
 
 
-def _download(file: NamedFile, cache: Path) -> Path:
+#: A name of data that is a URL, of any scheme.
+_URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
+#: The most bytes of a file that is downloaded.
+MAX_BYTES = 2**30
+#: The beginning of a web page.
+_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html)\b", re.I | re.S)
+#: Receives the bytes of each block of a download, and of the whole: 0 if that is not known.
+Seen = Callable[[int, int], None]
+
+
+def is_url(spec: str) -> bool:
+    """Whether a name of data is a URL."""
+    return _URL.match(spec) is not None
+
+
+def fetch_url(url: str, note: Callable[[str], None], seen: Seen) -> Path:
+    """Returns the local path of the file at a URL, which is downloaded once and kept below the user's cache folder.
+
+    Args:
+        url: An address that begins with https:// or http://.
+        note: Receives what the user should know about a download.
+        seen: Receives the progress of a download.
+
+    Raises:
+        DataError: The URL cannot be used; the file cannot be downloaded, is too large, is empty or is a web page.
+    """
+    _check_url(url)
+    # A file is known as gzip by its content: servers may unpack it, and keep its name.
+    name = unquote(urlsplit(url).path.rpartition("/")[2]).removesuffix(".gz")
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    target = user_cache() / "downloads" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}-{name[-80:]}"
+    may_be_page = name.lower().endswith((".htm", ".html", ".xhtml"))
+    notes: list[str] = []
+
+    def get(url: str, output: str, _: Any) -> None:
+        _get(url, output, seen=seen)
+        with open(output, "rb") as file:
+            head = file.read(1024)
+        if not head:
+            raise ValueError("it is empty")
+        if _PAGE.match(head):
+            if not may_be_page:
+                raise ValueError("it is a web page (HTML); the text has another address, often behind 'raw'")
+            notes.append(f"{url} is a web page (HTML): its markup is part of the text.")
+        notes.append(f"{url} is kept in {target}, which later runs read: remove it to download again.")
+
+    advice = "Check the address and the network, or download the file in another way and give its path."
+    found = _download(url, target, None, get, advice)
+    for text in notes:
+        note(text)
+    return found
+
+
+def _check_url(url: str) -> None:
+    """Raise ``DataError`` for an address that cannot be downloaded, or that holds a password."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        host = None
+    if host is None or re.search(r"[\s\x00-\x1f\x7f\ud800-\udfff]", url):
+        raise DataError(
+            f"{url!r} is not a URL that can be used: give https://HOST/FILE, with %20 in place of a space, or the path "
+            "of a file."
+        )
+    if parts.scheme not in ("https", "http"):
+        raise DataError(
+            f"{url!r} cannot be read: only URLs that begin with https:// or http:// can. Download the file, and give "
+            "its path."
+        )
+    if "@" in parts.netloc:
+        raise DataError(
+            f"The URL of {host} holds the name of a user or a password, which the run would record. Download the "
+            "file, and give its path."
+        )
+
+
+def _download(url: str, target: Path, sha256: str | None, get: Callable[[str, str, Any], None], advice: str) -> Path:
+    """Returns ``target``, which is downloaded by ``get`` unless it is there (with this digest, where one is given)."""
     import pooch
     import requests
 
-    target = cache / file.path
     try:
         with _quiet(pooch.get_logger()):
             found = pooch.retrieve(
-                file.url,
-                known_hash=f"sha256:{file.sha256}",
+                url,
+                known_hash=sha256 and f"sha256:{sha256}",
                 fname=target.name,
                 path=target.parent,
-                downloader=_get,
+                downloader=get,
             )
-    except (requests.RequestException, OSError, ValueError) as error:  # ValueError: the digest is wrong
-        raise DataError(
-            f"{file.url} could not be downloaded to {target}: {error}. Check the network, or put the right file at "
-            f"{file.path} in a folder and name that folder in the variable {FOLDER_VARIABLE}."
-        ) from error
+    except (requests.RequestException, OSError, ValueError) as error:  # ValueError: the content is not right
+        raise DataError(f"{url} could not be downloaded: {_problem(error, target)}. {advice}") from error
     return Path(found)
 
 
-def _get(url: str, output: str, _: Any) -> None:
-    """Downloads like pooch's own downloader, but closes the connection if the transfer fails."""
+def _problem(error: Exception, target: Path) -> str:
+    """Why a download failed, as the end of a sentence."""
     import requests
 
-    with requests.get(url, stream=True, timeout=_TIMEOUT_SECONDS) as response, open(output, "wb") as stream:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"the server answered {error.response.status_code} ({error.response.reason})"
+    if isinstance(error, requests.Timeout) or "timed out" in str(error):
+        return f"the server did not answer for {_TIMEOUT_SECONDS:g} seconds"
+    for kind, problem in (
+        (requests.TooManyRedirects, "it redirects too often"),
+        (requests.exceptions.InvalidSchema, "it redirects to an address that is not of the web (http)"),
+        (requests.exceptions.InvalidURL, "it is not the address of a file, or redirects to what is none"),
+        (requests.exceptions.SSLError, "no secure connection to the server is possible"),
+        (requests.exceptions.ChunkedEncodingError, "the transfer broke off"),
+        (requests.exceptions.ContentDecodingError, "the transfer was damaged"),
+        (requests.ConnectionError, "the server cannot be reached"),
+    ):
+        if isinstance(error, kind):
+            return problem
+    return f"{target}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+
+
+def _get(url: str, output: str, _: Any = None, seen: Seen = lambda done, total: None) -> None:
+    """Downloads like pooch's own downloader, but closes the connection if the transfer fails.
+
+    Raises ``ValueError`` for a file of more than ``MAX_BYTES``, and if encryption is lost on the way.
+    """
+    import requests
+
+    agent = {"User-Agent": f"jaxgen/{__version__}"}
+    with requests.get(url, stream=True, timeout=_TIMEOUT_SECONDS, headers=agent) as response:
         response.raise_for_status()
-        for block in response.iter_content(1 << 16):
-            stream.write(block)
+        places = [each.url.lower() for each in (*response.history, response)]
+        if places[0].startswith("https:") and not all(place.startswith("https:") for place in places):
+            raise ValueError("it redirects to an address without encryption (http)")
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() and "Content-Encoding" not in response.headers else 0
+        done = 0
+        with open(output, "wb") as stream:
+            _check_size(total)
+            for block in response.iter_content(1 << 16):
+                done += len(block)
+                _check_size(done)
+                stream.write(block)
+                seen(len(block), total)
+            stream.flush()
+            os.fsync(stream.fileno())  # a file that is there is whole, even after a power failure
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES / 1e9:.1f} GB, the most that is downloaded")
 
 
 @contextmanager

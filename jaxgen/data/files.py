@@ -20,7 +20,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from jaxgen.data.datasets import BUILTIN, NAMED, fetch
+from jaxgen.data.datasets import BUILTIN, NAMED, fetch, fetch_url, is_url
+from jaxgen.data.in_memory import data_name
 from jaxgen.errors import DataError, listed
 from jaxgen.runs.directory import holds_run
 from jaxgen.text import STANDARD, Reading, whole_lines
@@ -117,10 +118,23 @@ def expand_path(spec: str) -> Path:
     return _folder_of(spec) / os.path.expanduser(spec)
 
 
+def local_path(spec: str, watch: ProgressReporter) -> Path:
+    """Returns the local path of a file or folder, or of the file at a URL. Raises ``DataError``."""
+    if not is_url(spec):
+        return expand_path(spec)
+    counter = ProgressCounter(watch, "downloading", 0)
+
+    def seen(amount: int, total: int) -> None:
+        counter.total = total
+        counter.add(amount)
+
+    return fetch_url(spec, watch.note, seen)
+
+
 def _folder_of(spec: str) -> Path:
     """Returns the folder in which the relative path or glob ``spec`` is looked up; by default the current one."""
     path, lookup = os.path.expanduser(spec), _LOOKUP.get()
-    if lookup is None or os.path.isabs(path):
+    if lookup is None or os.path.isabs(path) or is_url(spec):
         return Path()
     for folder in (Path(), *lookup.folders):
         if os.path.lexists(folder / path) or any(_glob(path, folder)):
@@ -132,19 +146,19 @@ def _folder_of(spec: str) -> Path:
 def find_paths(
     spec: str, sets: Iterable[str] = (*BUILTIN, *NAMED), watch: ProgressReporter = NO_PROGRESS
 ) -> list[Path]:
-    """Returns the files that a path, folder or glob names, sorted.
+    """Returns the files that a path, folder, glob or URL names, sorted.
 
     Runs in a folder, or in the folders that match a glob, are left out: their checkpoints and samples are not data.
 
     Args:
-        spec: The path, folder or glob.
+        spec: The path, folder, glob or URL.
         sets: Names of data sets that could have been given instead, for the message.
-        watch: Receives a note of the runs that were left out.
+        watch: Receives a note of the runs that were left out, and of a download.
 
     Raises:
-        DataError: There is no such file, or it cannot be read.
+        DataError: There is no such file, or it cannot be read or downloaded.
     """
-    path = expand_path(spec)
+    path = local_path(spec, watch)
     try:
         mode = os.stat(path if spec else "").st_mode  # an empty name is no folder, and Path("") is one
     except PermissionError as error:
@@ -178,7 +192,7 @@ def find_paths(
 
 
 def find_data(specs: Iterable[str], watch: ProgressReporter = NO_PROGRESS) -> Iterator[tuple[str, list[Path]]]:
-    """Yields each data set, path, folder or glob with its files; a built-in corpus has none.
+    """Yields each data set, path, folder, glob or URL with its files; a built-in corpus has none.
 
     What was given before is left out, with a note at the end: it would be in the training and the validation data.
     """
@@ -223,11 +237,13 @@ def _not_found(spec: str, names: list[str]) -> DataError:
         beside = []
     if os.path.islink(spec):
         return DataError(f"{spec!r} is a link that leads nowhere or to itself. Give the file or folder itself.")
+    if (shown := data_name([spec])) != spec:
+        return DataError(f"The {shown} are no longer in {folder}: give the same data again.")
     nearest = difflib.get_close_matches(spec, names, n=1) or difflib.get_close_matches(spec, beside, n=1, cutoff=0.8)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return DataError(
         f"There is no file or folder {spec!r}, and no data set of that name.{hint} "
-        f"Give a path, a glob, or one of: {', '.join(names)}."
+        f"Give a path, a glob, a URL, or one of: {', '.join(names)}."
     )
 
 

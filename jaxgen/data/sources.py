@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxgen.data.datasets import BUILTIN, NAMED
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressCounter, ProgressReporter, find_data
+from jaxgen.data.in_memory import data_name
 from jaxgen.data.tables import Column, FirstRow, read_rows, table_kind
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.text import KEEP_NEWLINES, STANDARD, Reading, Text, as_lf, in_pieces
@@ -245,7 +246,7 @@ def open_texts(
     default = defaults.pop() if len(defaults) == 1 else None
     if by_row and text_column is not None:
         default = "row"
-    name = " + ".join(map(str, specs))
+    name = data_name(specs)
     return TextSource(cells if by_row else texts, name, files, default, by_row, reading, changed, tuple(first_rows))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxgen.data.batches import permutation
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, find_data
+from jaxgen.data.in_memory import data_name
 from jaxgen.errors import DataError, UsageError, counted, listed
 from jaxgen.text import KEEP_NEWLINES, STANDARD, Reading, Text, as_lf, in_pieces, lines_with_ends, whole_lines
 
@@ -171,17 +172,17 @@ def read_table(
                     f"{path} is not a .csv, .tsv or .jsonl file (or one of these with .gz). Give a table to read rows "
                     "from."
                 )
-            text = FileText(path, KEEP_NEWLINES)
+            text, shown = FileText(path, KEEP_NEWLINES), data_name([path])
             for number, (_, row) in enumerate(read_rows(text, kind, path, columns, header, first_rows), 1):
                 for column, cell in zip(cells, row):
                     if reading.newlines == "lf":
                         changed += cell.count("\r")
                         cell = as_lf(cell)
                     column.append(cell)
-                locations.append(f"row {number} of {path}")
+                locations.append(f"row {number} of {shown}")
             text.check()
             digests.append(text.sha256)
-    name = " + ".join(map(str, specs))
+    name = data_name(specs)
     sha256 = FilesDigest(digests).hexdigest()
     return Table(cells, locations, name, sha256, 0, changed, tuple(first_rows), tuple(digests))
 
@@ -214,10 +215,11 @@ def read_rows(
         UsageError: A position is below 1.
     """
     if kind == "jsonl":
+        shown = data_name([path])
         positions = [[column_position(name, column.flag) for name in column.names] for column in columns]
         for number, line in enumerate(whole_lines(text), 1):
             if line.strip():
-                yield number, _json_row(line, columns, positions, f"line {number} of {path}")
+                yield number, _json_row(line, columns, positions, f"line {number} of {shown}")
         return
     dialect = _find_dialect(text, kind, path, [name for column in columns for name in column.names])
     first = _first_row(text, dialect, path)

@@ -84,8 +84,6 @@ def launch(job: Job, work: Callable[[], int], log: Callable[[str], None]) -> int
     _end_with_parent(int(os.environ[LAUNCHED].split()[0]))
     try:
         code = work()
-    except SystemExit as stop:  # from the flag parser
-        code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:  # a bug: an ordinary exit would wait for the other processes
         traceback.print_exc()
         code = 1

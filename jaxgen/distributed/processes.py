@@ -170,15 +170,12 @@ class JaxProcessGroup(ProcessGroup):
     @contextmanager
     def all_or_none(self) -> Iterator[dict[str, str]]:
         facts: dict[str, str] = {}
-        failed: JaxgenError | SystemExit | None = None
+        failed: JaxgenError | None = None
         code, message = 0, ""
         try:
             yield facts
         except JaxgenError as error:
             failed, code, message = error, error.exit_code, str(error)
-        except SystemExit as stop:  # from the flag parser, which has printed why
-            failed, code = stop, stop.code if isinstance(stop.code, int) else 1
-            message = "Its flags cannot be read."
         digests = {name: hashlib.sha256(fact.encode()).hexdigest() for name, fact in facts.items()}
         reports = self.all_gather({"code": code, "message": message, "facts": digests})
         self.ends_together = True

@@ -75,6 +75,12 @@ def beam(
 
     Raises:
         UsageError: A value is out of range, or a transform depends on what each row has drawn. Nothing was compiled.
+
+    Example:
+        >>> sampler = jaxgen.Sampler.load("runs/language-1")
+        >>> best, second = jaxgen.beam(sampler, "the ", width=2, length=5, keep=2)
+        >>> best.score >= second.score
+        True
     """
     check_kind("beam", sampler, Sampler, "a jaxgen.Sampler")
     width, length, keep = check_beam(width, length, keep)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from jaxgen.errors import UsageError, check_int, check_kind
+from jaxgen.errors import UsageError, check_int, check_kind, counted
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.state import DecoderState
@@ -58,6 +58,12 @@ class ChatSession:
         settings: How to draw them.
         state: Where the text begins; ``None`` for a new text.
         unk: What to do with characters that are not in the vocabulary: ``error`` or ``skip``.
+
+    Example:
+        >>> chat = jaxgen.ChatSession(jaxgen.Sampler.load("runs/language-1"), jaxgen.GenerationConfig(length=20))
+        >>> answer = "".join(chunk.text for chunk in chat.send("the "))
+        >>> chat.text == "the " + answer
+        True
     """
 
     def __init__(
@@ -72,6 +78,9 @@ class ChatSession:
         self.settings, self.unk = GenerationConfig() if settings is None else settings, unk
         self.number = 0
         self._step, self._past = _Step(sampler, state, NO_TOKENS, 0), list[_Step]()
+
+    def __repr__(self) -> str:
+        return f"<jaxgen.ChatSession: {counted(self.number, 'answer')} so far, {self.sampler!r}>"
 
     @property
     def state(self) -> DecoderState | None:
@@ -179,6 +188,9 @@ class Continuation:
     tokens: np.ndarray
     logp: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"<jaxgen.Continuation {self.text!r}: probability {self.probability:.4g}>"
+
     @property
     def probability(self) -> float:
         """The probability of the first token, in which continuations differ."""
@@ -203,6 +215,12 @@ def continuations(sampler: Sampler, state: DecoderState, n: int = 5, length: int
 
     Raises:
         UsageError: A number is out of range.
+
+    Example:
+        >>> sampler = jaxgen.Sampler.load("runs/language-1")
+        >>> found = jaxgen.continuations(sampler, sampler.read("the "), n=3, length=2)
+        >>> [len(each.text) for each in found]
+        [2, 2, 2]
     """
     check_kind("continuations", state, DecoderState, "a state, for example sampler.read(text)")
     n = check_int("The number of continuations", n, 1, MAX_CONTINUATIONS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeGuard, TypeVar
@@ -23,6 +25,10 @@ MAX_BLOCK = 4_096
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 1_000
 
+_REPR = reprlib.Repr()
+_REPR.maxother, _REPR.maxstring = 160, 60
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
 
 @dataclass(frozen=True)
 class GenerationConfig:
@@ -42,6 +48,14 @@ class GenerationConfig:
 
     Raises:
         UsageError: A value is out of range.
+
+    Example:
+        >>> settings = jaxgen.GenerationConfig(length=100, temperature=0.7, stop=("THE END",))
+        >>> settings.greedy
+        False
+        >>> jaxgen.GenerationConfig(temperature=-1)
+        Traceback (most recent call last):
+        jaxgen.errors.UsageError: A temperature of -1 cannot be used: give a number from 1e-6 to 1e6, or 0 for greedy.
     """
 
     length: int = 500
@@ -51,6 +65,9 @@ class GenerationConfig:
     stop: tuple[str, ...] = ()
     max_seconds: float | None = None
     block: int = DECODE_ROWS
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", check_seed(self.seed))
@@ -123,6 +140,13 @@ class GenerationConfig:
             temperature = _build(Linear, temperature, "The temperature of a sample")
         chosen = {"temperature": temperature, "transforms": [transform_from_json(each) for each in transforms]}
         return _build(cls, {**values, **chosen}, "The settings of a sample")
+
+
+def short_repr(settings: Any) -> str:
+    """The class of a dataclass and the fields that differ from their defaults; long values are shortened."""
+    values = [(field, getattr(settings, field.name)) for field in fields(settings)]
+    changed = (f"{field.name}={_REPR.repr(value)}" for field, value in values if value != field.default)
+    return _ADDRESS.sub("", f"{type(settings).__name__}({', '.join(changed)})")
 
 
 def with_forbidden(forbidden: tuple[int, ...], transforms: tuple[Transform, ...]) -> Chain:

@@ -176,6 +176,15 @@ class TrainedModel:
             self._prepared = jitted.jit_prepare(self.task)(self._params)
         return self._prepared
 
+    def __repr__(self) -> str:
+        run = f" {str(self.directory)!r}" if self.directory else ""
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self._params))
+        return f"<jaxgen.{type(self).__name__}{run}: {self._about()}, {parameters:,} parameters>"
+
+    def _about(self) -> str:
+        """What ``repr`` says of it."""
+        return type(self.task).__name__
+
     def __getstate__(self) -> dict[str, Any]:
         """What ``pickle`` keeps: the weights as NumPy arrays, and nothing that is compiled."""
         kept = {name: value for name, value in vars(self).items() if name not in ("_prefill", "_step")}

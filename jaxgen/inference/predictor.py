@@ -15,14 +15,15 @@ import numpy as np
 
 from jaxgen import jitted
 from jaxgen.data.bucketing import bucket_width
-from jaxgen.errors import DataError, UsageError, check_int, check_kind, is_iterable
-from jaxgen.inference.generation_config import GenerationConfig, with_forbidden
+from jaxgen.errors import DataError, UsageError, check_int, check_kind, counted, is_iterable
+from jaxgen.inference.generation_config import GenerationConfig, short_repr, with_forbidden
 from jaxgen.inference.loading import LoadedRun, TrainedModel
+from jaxgen.plots import AttentionMap
 from jaxgen.sampling.beam import beam_states, tile_beams
 from jaxgen.sampling.decode import DecodeState, sample_keys
 from jaxgen.sampling.transforms.base import Context
 from jaxgen.tokenizers.base import EOS, PAD, UNK
-from jaxgen.types import Array, AttentionMap, Carry, Params
+from jaxgen.types import Array, Carry, Params
 
 #: Inputs that are computed together. Fixed, because the number of rows in a matrix product changes float bits, and an
 #: answer must depend only on its own input.
@@ -41,11 +42,18 @@ class DecodingConfig:
         settings: Settings of sampling. Default: greedy, up to the longest text that the codec allows.
         beam: The number of beams; 0 for no beam search.
         length_penalty: The length penalty of beam search.
+
+    Example:
+        >>> jaxgen.DecodingConfig(beam=5, length_penalty=0.6)
+        DecodingConfig(beam=5, length_penalty=0.6)
     """
 
     settings: GenerationConfig | None = None
     beam: int = 0
     length_penalty: float = 1.0
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 class DecodedText(NamedTuple):
@@ -60,6 +68,9 @@ class DecodedText(NamedTuple):
     tokens: np.ndarray
     logp: float
     ended: bool
+
+    def __repr__(self) -> str:
+        return f"<DecodedText: {counted(self.tokens.size, 'token')}, {self.logp:.3f} nats>"
 
 
 class UnreadableInput(NamedTuple):
@@ -77,7 +88,14 @@ Answer = dict[str, Any]
 
 
 class Predictor(TrainedModel):
-    """Answers inputs with a trained model. More inputs of the same widths need no new compilation."""
+    """Answers inputs with a trained model. More inputs of the same widths need no new compilation.
+
+    Example:
+        >>> predictor = jaxgen.Predictor.load("runs/classify-1")
+        >>> answer, = predictor.predict(["what a good film"])
+        >>> sorted(answer["probabilities"])
+        ['bad', 'good']
+    """
 
     def __init__(self, task: Any, codec: Any = None, params: Params | None = None) -> None:
         if codec is None or params is None:

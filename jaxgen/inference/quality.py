@@ -106,6 +106,16 @@ class QualityRow:
     known_words: float | None
     copy: CopiedSpan | None
 
+    @property
+    def shares(self) -> tuple[float | None, ...]:
+        """All metrics that are shares: distinct-n, repeated 4-grams, cycles and known words."""
+        return (*self.distinct, self.seq_rep_4, self.cycles / self.texts, self.known_words)
+
+    def distance(self, real: QualityRow) -> float:
+        """The mean difference from the shares of real text; a share that cannot be computed differs by 1."""
+        pairs = [(a, b) for a, b in zip(self.shares, real.shares) if b is not None]
+        return sum(1.0 if a is None else abs(a - b) for a, b in pairs) / len(pairs)
+
 
 @dataclass(frozen=True)
 class QualityReport:
@@ -123,6 +133,12 @@ class QualityReport:
     unit: str
     drawn: list[tuple[Condition, int]] = field(default_factory=list)
 
+    @property
+    def nearest(self) -> QualityRow | None:
+        """The row whose shares are nearest to those of validation text; ``None`` without it."""
+        real = self.validation
+        return None if real is None else min(self.rows, key=lambda row: row.distance(real), default=None)
+
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
         rows = [_row_json(row) for row in self.rows]
@@ -132,6 +148,7 @@ class QualityReport:
             "unit": self.unit,
             "rows": rows,
             "validation": None if self.validation is None else _row_json(self.validation),
+            "nearest_temperature": None if self.nearest is None else self.nearest.temperature,
         }
 
 

@@ -90,6 +90,12 @@ class Sampler(TrainedModel):
         params: The weights.
         documents: Whether texts end with <eos>.
         reading: How the run reads text, prompts too. Default: that of its level.
+
+    Example:
+        >>> sampler, settings = jaxgen.Sampler.load("runs/language-1"), jaxgen.GenerationConfig(length=20, seed=7)
+        >>> texts = sampler.sample("the ", settings, num_samples=3)
+        >>> sampler.sample("the ", settings, first=2)[0] == texts[2]
+        True
     """
 
     def __init__(
@@ -184,6 +190,10 @@ class Sampler(TrainedModel):
         other = self._copy()
         other.condition = condition
         return other
+
+    def _about(self) -> str:
+        condition = "" if self.condition is None else f", {self.condition}"
+        return f"{self.tokenizer.kind} level, {self.tokenizer.vocab_size:,} tokens{condition}"
 
     def _copy(self) -> Sampler:
         """A sampler with the same weights; ``copy.copy`` would take them from the device."""
@@ -411,7 +421,7 @@ class Sampler(TrainedModel):
 
     def samples(self, prompt: str = "", settings: GenerationConfig | None = None, **options: Any) -> Iterator[Sample]:
         """Whole samples in order, with tokens and log-probabilities; the arguments are those of ``stream``."""
-        return collect(self.stream(prompt, settings, **options))
+        return collect(self.stream(prompt, settings, **options), self.tokenizer)
 
     def best(
         self, prompt: str = "", settings: GenerationConfig | None = None, *, of: int, keep: int = 1, **options: Any

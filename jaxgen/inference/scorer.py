@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import jitted
-from jaxgen.errors import UsageError, check_int, check_kind, check_text, choose
+from jaxgen.errors import UsageError, check_int, check_kind, check_text, choose, counted
 from jaxgen.inference.sampler import Sampler
+from jaxgen.notebook import colored_tokens
 from jaxgen.sampling.decode import prefill_chunks
-from jaxgen.tokenizers.base import EOS, UNKNOWNS, Encoded, encode_pieces
+from jaxgen.tokenizers.base import EOS, UNKNOWNS, Encoded, Tokenizer, encode_pieces
 from jaxgen.types import Array, Carry
 
 #: Steps of a compiled call.
@@ -138,6 +139,9 @@ class TokenScores(NamedTuple):
     top: np.ndarray  # int32 [n, top], the most probable first
     top_logp: np.ndarray  # float32 [n, top], nats
 
+    def __repr__(self) -> str:
+        return f"<jaxgen.TokenScores: {counted(self.tokens.size, 'token')}>"
+
 
 @dataclass(frozen=True)
 class Score:
@@ -150,6 +154,10 @@ class Score:
         bytes: Bytes of the text in UTF-8.
         unknown: Tokens scored as <unk>; bits are then a lower bound. Skipped ones are in none of these sums.
         forced: Places where a text without white space was cut, which may have changed a few tokens.
+
+    Example:
+        >>> jaxgen.Score(logp=-2.0, tokens=4, chars=4, bytes=4)
+        <jaxgen.Score: -2.0000 nats for 4 tokens, perplexity 1.649, 0.7213 bits per character>
     """
 
     logp: float = 0.0
@@ -161,6 +169,11 @@ class Score:
 
     def __add__(self, other: Score) -> Score:
         return Score(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    def __repr__(self) -> str:
+        unknown = f", {self.unknown:,} unknown" if self.unknown else ""
+        figures = f"perplexity {self.perplexity:.4g}, {self.bits_per_char:.4g} bits per character"
+        return f"<jaxgen.Score: {self.logp:.4f} nats for {counted(self.tokens, 'token')}, {figures}{unknown}>"
 
     @property
     def nats_per_token(self) -> float:
@@ -181,6 +194,37 @@ class Score:
     def bits_per_byte(self) -> float:
         """Bits per byte; NaN without bytes."""
         return -self.logp / math.log(2) / self.bytes if self.bytes else math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredText:
+    """A text with its score and those of its tokens. Notebooks colour the tokens by their probability.
+
+    Attributes:
+        score: The score of the whole text.
+        tokens: Its tokens.
+        tokenizer: Decodes them.
+
+    Example:
+        >>> scored = jaxgen.load("runs/language-1").score("the", details=True)
+        >>> [text for text, logp in scored.parts], scored.score.tokens
+        (['t', 'h', 'e'], 3)
+    """
+
+    score: Score
+    tokens: TokenScores
+    tokenizer: Tokenizer
+
+    @property
+    def parts(self) -> list[tuple[str, float]]:
+        """The text in tokens with their log-probabilities in nats, <eos> included."""
+        return self.tokenizer.text_parts(self.tokens.tokens, self.tokens.logp)
+
+    def __repr__(self) -> str:
+        return f"<jaxgen.ScoredText: {repr(self.score)[1:-1].removeprefix('jaxgen.Score: ')}>"
+
+    def _repr_html_(self) -> str:
+        return colored_tokens(self.parts, repr(self.score)[1:-1].removeprefix("jaxgen.Score: "))
 
 
 @dataclass(frozen=True)
@@ -237,6 +281,11 @@ class Scorer:
 
     Raises:
         UsageError: A value is out of range, or two do not fit together.
+
+    Example:
+        >>> score = jaxgen.Scorer.load("runs/language-1").score("the cat sat")
+        >>> score.tokens, score.logp < 0
+        (11, True)
     """
 
     def __init__(
@@ -269,6 +318,9 @@ class Scorer:
         self.compile_seconds = 0.0
         self._function: Callable[..., tuple[Carry, Scored]] | None = None
 
+    def __repr__(self) -> str:
+        return f"<jaxgen.Scorer: state {self.state}, {self.sampler!r}>"
+
     def __getstate__(self) -> dict[str, Any]:
         """What ``pickle`` keeps: nothing that is compiled."""
         return {**vars(self), "_function": None}
@@ -287,6 +339,12 @@ class Scorer:
     def per_token(self, text: str | Iterable[str], prompt: str = "") -> TokenScores:
         """All tokens of a text with their log-probabilities. ``stream`` needs less memory."""
         return concat(self.stream(text, prompt), self.top)
+
+    def details(self, text: str | Iterable[str], prompt: str = "") -> ScoredText:
+        """The score of a text and of each of its tokens."""
+        stream = self.stream(text, prompt)
+        tokens = concat(stream, self.top)
+        return ScoredText(stream.score, tokens, self.sampler.tokenizer)
 
     def stream(self, text: str | Iterable[str], prompt: str = "", where: str = "The text") -> ScoreStream:
         """Score a text in constant memory: iterate over the result for its tokens, then read its ``score``.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.errors import CheckpointError, UsageError, check_kind
+from jaxgen.errors import CheckpointError, UsageError, check_kind, counted
 from jaxgen.fsutil import dump_json, json_sha256, parse_json, write_output
 from jaxgen.runs.manifest import array_sha256, decode_arrays, encode_arrays, header_bytes, metadata
 from jaxgen.types import Array, Carry
@@ -70,12 +70,22 @@ class DecoderState:
 
     ``held`` is a space at the end of the text that is not read yet, because it begins the next token; the logits of
     tokens without it are -inf.
+
+    Example:
+        >>> sampler = jaxgen.Sampler.load("runs/language-1")
+        >>> state = sampler.read(" cat", sampler.read("the"))
+        >>> sampler.decode(state.tokens)
+        'the cat'
     """
 
     carry: Carry
     logits: Array
     tokens: np.ndarray
     held: str = ""
+
+    def __repr__(self) -> str:
+        held = f" and the text {self.held!r}" if self.held else ""
+        return f"<jaxgen.DecoderState after {counted(self.tokens.size, 'token')}{held}>"
 
     def repeated(self, rows: int) -> tuple[Carry, Array]:
         """The carry and logits repeated for a batch of ``rows``."""
@@ -90,6 +100,11 @@ def interpolate(a: DecoderState, b: DecoderState, weight: float) -> DecoderState
 
     Raises:
         UsageError: if the weight is not in [0, 1] or the states cannot be interpolated.
+
+    Example:
+        >>> sampler = jaxgen.Sampler.load("runs/language-1")
+        >>> between = jaxgen.interpolate(sampler.read("the cat"), sampler.read("a mat"), 0.25)
+        >>> texts = sampler.sample(" ", jaxgen.GenerationConfig(length=20), state=between)
     """
     for state in (a, b):
         check_kind("interpolate", state, DecoderState, "two states, for example of sampler.read(text)")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from jaxgen.errors import counted
 from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.notebook import colored_tokens
 from jaxgen.tokenizers.base import EOS, Tokenizer
+
+#: Characters of a text that ``repr`` shows.
+MAX_SHOWN = 60
 
 
 class StopStrings:
@@ -70,26 +76,53 @@ class Chunk:
     logp: np.ndarray
     end: str | None = None
 
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= MAX_SHOWN else f"{self.text[:MAX_SHOWN]}…"
+        end = "" if self.end is None else f", end: {self.end}"
+        return f"<jaxgen.{type(self).__name__} {self.index}: {text!r}, {counted(self.tokens.size, 'token')}{end}>"
+
     @property
     def last(self) -> bool:
         """Whether the sample ends here."""
         return self.end is not None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sample(Chunk):
-    """A whole sample, which always has an ``end``."""
+    """A whole sample, which always has an ``end``. Notebooks colour its tokens by their probability.
+
+    Example:
+        >>> sample = jaxgen.load("runs/language-1").generate("the ", length=20, details=True)
+        >>> sample.tokens.size, len(sample.parts), sample.end
+        (20, 20, 'length')
+    """
 
     end: str
+    tokenizer: Tokenizer | None = None
 
     @property
     def mean_logp(self) -> float:
         """The mean log-probability of a token in nats, by which samples are ranked; -inf without tokens."""
         return float(self.logp.mean()) if self.logp.size else -np.inf
 
+    @property
+    def parts(self) -> list[tuple[str, float]]:
+        """The text in tokens with their log-probabilities in nats, <eos> and a stop string included."""
+        return [(self.text, math.nan)] if self.tokenizer is None else self.tokenizer.text_parts(self.tokens, self.logp)
 
-def collect(chunks: Iterator[Chunk]) -> Iterator[Sample]:
-    """The samples of a stream of chunks, in order of their numbers."""
+    def _repr_html_(self) -> str:
+        return colored_tokens(self.parts, f"sample {self.index}, end: {self.end}")
+
+
+class Samples(list[Sample]):
+    """Samples; notebooks show all of them."""
+
+    def _repr_html_(self) -> str:
+        return "<hr>".join(sample._repr_html_() for sample in self)
+
+
+def collect(chunks: Iterator[Chunk], tokenizer: Tokenizer | None = None) -> Iterator[Sample]:
+    """The samples of a stream of chunks, in order of their numbers; ``tokenizer`` is for notebooks."""
     parts: dict[int, list[Chunk]] = {}
     done: dict[int, Sample] = {}
     turn: int | None = None
@@ -100,7 +133,7 @@ def collect(chunks: Iterator[Chunk]) -> Iterator[Sample]:
             mine = parts.pop(chunk.index)
             text = "".join(part.text for part in mine)
             tokens, logp = (np.concatenate([getattr(part, name) for part in mine]) for name in ("tokens", "logp"))
-            done[chunk.index] = Sample(chunk.index, text, tokens, logp, chunk.end)
+            done[chunk.index] = Sample(chunk.index, text, tokens, logp, chunk.end, tokenizer)
         while turn in done:
             yield done.pop(turn)
             turn += 1

@@ -82,6 +82,13 @@ class LanguageModel(RecurrentModel):
         condition: width of the vectors that ``initial_states`` reads; 0 for none.
 
     The other fields are those of ``RecurrentModel``.
+
+    Example:
+        >>> model = jaxgen.LanguageModel(vocab_size=30, cell=jaxgen.GRU, hidden=8)
+        >>> tokens = jnp.zeros((2, 5), jnp.int32)  # batch, time
+        >>> (carry, logits), params = model.init_with_output(jax.random.key(0), tokens)
+        >>> logits.shape
+        (2, 5, 30)
     """
 
     tie: bool = False

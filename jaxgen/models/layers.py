@@ -206,6 +206,13 @@ class Stack(nn.Module):
     (Zaremba, Sutskever & Vinyals 2014, arXiv:1409.2329, section 3.2). It is off unless ``row_keys`` are given; with
     ``locked`` its mask is the same at all steps. A block has its own dropout, and a cell its own noise. ``form`` is
     that of ``unroll``, or several with commas between them, one for each layer, repeated.
+
+    Example:
+        >>> stack, x = jaxgen.Stack([jaxgen.GRU(4), jaxgen.GRU(4)]), jnp.ones((5, 2, 3))  # time, batch, features
+        >>> carries = [cell.initialize_carry(jax.random.key(0), (2, 3)) for cell in stack.cells]
+        >>> (carries, y), params = stack.init_with_output(jax.random.key(0), x, carries)
+        >>> y.shape
+        (5, 2, 4)
     """
 
     cells: Sequence[nn.Module]

@@ -80,6 +80,8 @@ class _Metrics(NamedTuple):
         return min(finite, key=lambda step: (finite[step], step), default=None)
 
 
+#: The folder of a checkpoint, whole or set aside as damaged.
+CHECKPOINT_NAME = re.compile(r"[0-9]{8,18}(?:\.[0-9]{1,9})?(?:\.damaged(?:-[0-9]+)?)?")
 _NAME = re.compile(r"([0-9]{8,18})(?:\.([0-9]{1,9}))?")
 _DAMAGED = re.compile(r"([0-9]{8,18})(?:\.[0-9]{1,9})?\.damaged(?:-[0-9]+)?")
 
@@ -290,6 +292,12 @@ class CheckpointStore:
             raise CheckpointError(f"The checkpoint of step {step} has no {prefix[:-1]}. Give another run with --run.")
         wanted = None if like is None else {prefix + name: leaf for name, leaf in named_leaves(like)}
         if wanted is not None:
+            there, needed = ([name for name in names if not name.startswith(PARAMS)] for names in (leaves, wanted))
+            if needed and not there:
+                raise CheckpointError(
+                    f"The checkpoint of step {step} in {self.directory} has weights alone, without the state of the "
+                    "training: it cannot be continued. Start another run with its weights by --init-from."
+                )
             check_like(step, leaves, wanted)
         arrays = {name: to_device(a) for name, a in read_arrays(folder, step, manifest, leaves).items()}
         if wanted is None:

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import os
 import platform
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import jax
 import jaxlib
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from jaxgen.errors import CheckpointError, UsageError, check_kind, choose, to_python
 from jaxgen.fsutil import json_sha256
 from jaxgen.runs.directory import RunDirectory
+from jaxgen.runs.groups import Group, groups_of
 from jaxgen.runtime import numerics, processor_name
 from jaxgen.text import STANDARD, Reading
 from jaxgen.version import __version__
@@ -38,6 +49,14 @@ Beam = Annotated[int, Field(ge=0, le=MAX_BEAM)]
 #: JAX silently wraps larger seeds.
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+#: One name or several. A single name needs no list, for example in a TOML file: data = "book.txt".
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
 #: The largest configuration file that is read.
 MAX_CONFIG_BYTES = 2**20
 #: The longest name of a file or folder, in bytes, and the longest part of a wrong value in a message, in characters.
@@ -51,6 +70,13 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Only the settings that differ from their defaults: all of them fill a screen."""
+        for name, value in super().__repr_args__():
+            field = type(self).model_fields.get(name or "")
+            if field is None or value != field.get_default(call_default_factory=True):
+                yield name, value
+
     task: ClassVar[str]
     #: Named settings: name -> (what to expect, values). Flags and files override them; ``steps`` is only a default.
     presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]]
@@ -58,20 +84,21 @@ class TrainConfig(BaseModel):
     examples: ClassVar[tuple[str, ...]] = ()
     #: Fields that a resumed run may change.
     may_change: ClassVar[frozenset[str]] = frozenset(
-        {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "on_nan", "tensorboard", "run"}
+        {"steps", "epochs", "minutes", "eval_every", "sample_every", "patience", "on_nan", "log", "run"}
     )
 
     #: Fields that name data files. A resumed run may find the same data elsewhere.
     places: ClassVar[frozenset[str]] = frozenset({"data", "val_data", "test_data", "captions", "val_captions"})
 
-    preset: str = "small"
-    """Named settings, listed above."""
-    run: Annotated[str, Field(min_length=1)] | None = None
-    """Folder of the run. Default: the next free runs/TASK-N."""
-    seed: Seed = 0
-    """Seed of everything random: initial weights, the order of the data, dropout, samples."""
+    #: The flags that ``--help`` shows; ``--help-all`` has the others too.
+    common: ClassVar[tuple[str, ...]] = (
+        *("data", "preset", "cell", "layers", "hidden", "dropout", "batch_size", "lr", "steps", "minutes"),
+        *("run", "resume"),
+    )
 
-    # The model
+    in_data: ClassVar[Group] = Group("Data")  # the fields of the tasks
+
+    in_model: ClassVar[Group] = Group("Model")
     model: str = "rnn"
     """The model: a recurrent network, or a baseline to compare it with."""
     cell: str = "lstm"
@@ -105,7 +132,9 @@ class TrainConfig(BaseModel):
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 rounds the inputs of matrix products: faster on processors that support it, less exact."""
 
-    # The optimizer
+    in_training: ClassVar[Group] = Group("Training")
+    seed: Seed = 0
+    """Seed of everything random: initial weights, the order of the data, dropout, samples."""
     batch_size: Size = 32
     """Rows per batch."""
     steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] | None = None
@@ -132,14 +161,6 @@ class TrainConfig(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Decoupled weight decay on matrices (adamw only)."""
 
-    # The run
-    devices: Positive | None = None
-    """Number of devices (CPU cores or accelerators) that share each batch. Default: the largest number that divides the
-    batch and leaves each device 8 rows or more."""
-    eval_every: NotNegative | None = None
-    """Steps between evaluations, each followed by a checkpoint. Default: a tenth of the run. 0: only at the end."""
-    sample_every: NotNegative | None = None
-    """Steps between printed samples. Default: with each evaluation. 0: only at the end."""
     patience: Positive | None = None
     """Stop after this many evaluations in a row without a new best."""
     on_nan: Literal["stop", "rollback"] = "stop"
@@ -147,8 +168,26 @@ class TrainConfig(BaseModel):
     half the learning rate (5 times at most)."""
     init_from: str | None = None
     """Start from the best weights of another run, given by its folder."""
-    tensorboard: bool = False
-    """Also write TensorBoard events (needs the extra jaxgen[tb])."""
+
+    in_output: ClassVar[Group] = Group("Output")
+    run: Annotated[str, Field(min_length=1)] | None = None
+    """Folder of the run. Default: the next free runs/TASK-N."""
+    eval_every: NotNegative | None = None
+    """Steps between evaluations, each followed by a checkpoint. Default: a tenth of the run. 0: only at the end."""
+    sample_every: NotNegative | None = None
+    """Steps between printed samples. Default: with each evaluation. 0: only at the end."""
+    log: Names = ()
+    """Also send the metrics, settings and samples to these trackers. csv writes metrics.csv; the others need the extra
+    of their name, for example jaxgen[wandb]. none, for a resumed run: to none any more."""
+
+    in_devices: ClassVar[Group] = Group("Several devices")
+    devices: Positive | None = None
+    """Number of devices (CPU cores or accelerators) that share each batch. Default: the largest number that divides the
+    batch and leaves each device 8 rows or more."""
+
+    in_general: ClassVar[Group] = Group("General")
+    preset: str = "small"
+    """Named settings, listed by --help."""
 
     if not TYPE_CHECKING:  # type checkers derive the arguments from the fields
 
@@ -191,6 +230,11 @@ class TrainConfig(BaseModel):
     def _can_be_a_folder(cls, value: str | None, info: ValidationInfo) -> str | None:
         check_folder(value, f"--{str(info.field_name).replace('_', '-')}")
         return value
+
+    @field_validator("log")
+    @classmethod
+    def _none_is_empty(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return () if names == ("none",) else names
 
     @field_validator("cell_options", "block_options")
     @classmethod
@@ -319,6 +363,39 @@ def read_toml(path: str) -> dict[str, Any]:
         if (first := written.setdefault(name.replace("-", "_"), name)) != name:
             raise UsageError(f"The configuration file {path} has {first!r} and {name!r}, one setting: leave one out.")
     return {setting: values[name] for setting, name in written.items()}
+
+
+def to_toml(config: TrainConfig, sources: Mapping[str, str] = {}) -> str:
+    """The settings as a TOML file that ``read_toml`` reads, by groups; those that are not set are comments.
+
+    ``sources`` says where a setting comes from; the others are defaults of the class. Raises ``UsageError`` for a text
+    that is not UTF-8.
+    """
+    lines = []
+    for group, names in groups_of(type(config)).items():
+        lines += ["", f"# {group}"]
+        for name in names:
+            value = getattr(config, name)
+            line = f"# {name} =" if value is None else f"{name} = {_toml(value, name)}"
+            lines.append(f"{line:<35s}  # {sources.get(name, 'not set' if value is None else 'default')}")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _toml(value: Any, name: str) -> str:
+    """A setting as a value of TOML; ``name`` is for the message."""
+    if isinstance(value, str):
+        if not value.isprintable() and re.search("[\ud800-\udfff]", value):
+            raise UsageError(
+                f"--{name.replace('_', '-')} is not UTF-8, which a TOML file cannot hold: rename the file."
+            )
+        quoted = json.dumps(value, ensure_ascii=False)
+        return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(_toml(each, name) for each in value)}]"
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{_toml(key, name)} = {_toml(each, name)}" for key, each in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
+    return str(value).lower()
 
 
 def run_digest(config: TrainConfig, resolved: Mapping[str, Any], weights: str | None) -> str:

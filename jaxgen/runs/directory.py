@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from jaxgen.errors import CheckpointError, JaxgenWarning, UsageError
+from jaxgen.errors import CheckpointError, JaxgenWarning, UsageError, choose
 from jaxgen.fsutil import (
     RESUME,
     dump_json,
@@ -39,17 +39,22 @@ START = ".start.json"
 ENTRIES = [LOCK, CHECKPOINTS, CONFIG, TOKENIZER]
 #: The content of the marker.
 MARKER = dump_json({"entries": ENTRIES, "sha256": json_sha256(ENTRIES)})
+#: The runs that are part of the package; each is named `pretrained:` and its folder.
+PRETRAINED = Path(os.path.realpath(__file__)).parent.parent / "pretrained"
+_PREFIX = "pretrained:"
 
 
 class RunDirectory:
     """The folder of a run. It is self-contained: a copy of it elsewhere is the same run.
 
     Use ``new`` for a new run, ``open`` for an existing one and ``newest`` for the one written last. ``path`` is
-    absolute, so the current folder may change later. ``str`` returns the path as it was given, for messages.
+    absolute, so the current folder may change later. ``str`` returns the path as it was given, for messages. The name
+    ``pretrained:NAME`` stands for a run that is part of the package: it is read only.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._given = Path(path)
+        given = os.fspath(path)
+        self._given = PRETRAINED / given.removeprefix(_PREFIX) if given.startswith(_PREFIX) else Path(given)
         self.path = self._given.absolute()
         self.config_path = self.path / CONFIG  # the settings, and everything needed to build the model again
         self.tokenizer_path = self.path / TOKENIZER  # the vocabulary
@@ -59,10 +64,25 @@ class RunDirectory:
         self.plot_path = self.path / "loss.png"  # the loss curves
 
     def __str__(self) -> str:
+        if self.is_pretrained:
+            return f"{_PREFIX}{self.path.name}"
         with suppress(FileNotFoundError):  # the current folder was deleted
             if self._given.absolute() == self.path:
                 return str(self._given)
         return str(self.path)
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether this run is part of the package. Nothing may be written into its folder."""
+        return Path(os.path.realpath(self.path)).parent == PRETRAINED
+
+    def check_trainable(self) -> None:
+        """Raise ``UsageError`` for a run that is part of the package."""
+        if self.is_pretrained:
+            raise UsageError(
+                f"{self} names a run that is part of jaxgen, which is neither continued nor replaced. Give another "
+                f"--run; with --init-from {self} it starts with these weights."
+            )
 
     @classmethod
     @contextmanager
@@ -80,6 +100,8 @@ class RunDirectory:
         Raises:
             UsageError: if the folder is not empty, cannot be written, or another process holds its lock.
         """
+        if path is not None:
+            cls(path).check_trainable()
         start = _Start(path, task, Path(root))
         try:
             if path is not None:
@@ -94,8 +116,13 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunDirectory:
-        """The run at ``path``. Raises ``CheckpointError`` if there is none, or its ``config.json`` is missing."""
+        """The run at ``path``. Raises ``CheckpointError`` if there is none, or its ``config.json`` is missing.
+
+        A name ``pretrained:NAME`` that is not known raises ``UsageError``.
+        """
         run = cls(path)
+        if os.fspath(path).startswith(_PREFIX):
+            choose(os.fspath(path).removeprefix(_PREFIX), pretrained_runs(), "pretrained run")
         try:
             if stat.S_ISREG(os.stat(run.config_path).st_mode):
                 return run
@@ -153,8 +180,10 @@ class RunDirectory:
             warnings.warn(JaxgenWarning(left_out), stacklevel=2)
         if not found:
             which = f" of a task that this command can use ({', '.join(tasks)})" if others and tasks else ""
+            ours = " One comes with jaxgen: `--run pretrained:shakespeare`." * (tasks is None or "language" in tasks)
             raise CheckpointError(
                 f"There is no run{which} in {root}/. Train one with `python train.py`, or name one with `--run DIR`."
+                f"{ours}"
             )
         return max(found, key=lambda each: each[:2])[2]
 
@@ -213,6 +242,13 @@ class RunDirectory:
                 if made is not None and entry.is_file(follow_symlinks=False) and not is_running(made[1]):
                     os.unlink(entry.path)
 
+    def own_folder(self, name: str) -> Path:
+        """The folder ``name`` in the run, which may not exist. Raises ``CheckpointError`` if it is a link."""
+        folder = self.path / name
+        if folder.is_symlink():
+            raise CheckpointError(f"{folder} is a link, and a run holds its own files only. Remove it.")
+        return folder
+
     def write_json(self, name: str, value: object) -> None:
         """Write ``value`` atomically to the file ``name`` of the run. Its numbers must be finite."""
         replace_file(self._file(name), dump_json(value), RESUME)
@@ -234,6 +270,11 @@ class RunDirectory:
                 with suppress(FileNotFoundError):  # a trainer has just removed it
                     times += [entry.stat().st_mtime] if entry.name[0] != "." else []
         return max(times)
+
+
+def pretrained_runs() -> list[str]:
+    """The names of the runs that are part of the package, without their prefix."""
+    return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{CONFIG}"))
 
 
 def holds_run(folder: Path) -> bool:
@@ -332,6 +373,14 @@ class _Start:
         for each in self._made:
             with suppress(OSError):  # one that is not empty stays
                 each.rmdir()
+
+
+def is_unfinished_start(path: Path) -> bool:
+    """Whether a folder holds what a killed start left, and nothing else."""
+    try:
+        return _has_marker(path) and _find_obstacle(path) is None
+    except OSError:
+        return False
 
 
 def _has_marker(path: Path) -> bool:

@@ -126,6 +126,22 @@ class RunLock:
         return held if held is not None and held._is_in_place() else None
 
     @classmethod
+    def is_held(cls, folder: str | os.PathLike[str]) -> bool:
+        """Whether a process seems to train the run, from what its lock says; nothing is locked."""
+        if cls._held_in(folder) is not None:
+            return True
+        path = Path(folder) / LOCK
+        try:
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        except OSError:
+            return False
+        try:
+            owner = Owner.read(descriptor)
+        finally:
+            os.close(descriptor)
+        return owner is not None and owner.may_run(False, path)
+
+    @classmethod
     @contextmanager
     def kept(cls, folder: str | os.PathLike[str]) -> Iterator[RunLock]:
         """Take the lock, and keep it if the block succeeds. Raises as ``take``."""

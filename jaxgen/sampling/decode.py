@@ -142,6 +142,15 @@ def decode(
         greedy: take the most probable token (the lowest id among equals) instead of drawing one.
         eos: the end-of-sequence token; -1 if there is none.
         pad: the token after the end.
+
+    Example:
+        >>> from jaxgen.sampling.decode import DecodeState, sample_keys
+        >>> step = lambda weights, carry, token: (carry, jax.nn.one_hot(token + 1, 4))  # after token i comes i + 1
+        >>> state = DecodeState.start(jaxgen.chain(), (), jax.nn.one_hot(jnp.array([0]), 4))
+        >>> keys = sample_keys(0, jnp.arange(1))
+        >>> state, drawn = jaxgen.decode(step, (), None, state, keys, length=4, greedy=True, eos=-1, pad=0)
+        >>> drawn.tokens.tolist()
+        [[0, 1, 2, 3]]
     """
 
     def one(state: DecodeState, _: None) -> tuple[DecodeState, Drawn]:

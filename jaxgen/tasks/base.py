@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from jaxgen.data.batches import Batches
 from jaxgen.data.files import NO_PROGRESS, ProgressReporter
 from jaxgen.errors import UsageError, choose
+from jaxgen.plots import AttentionMap
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tokenizers import TOKENIZERS
 from jaxgen.tokenizers.base import MAX_VOCAB, Tokenizer
-from jaxgen.types import AttentionMap
 
 #: Options or metrics by name: JSON values.
 Values: TypeAlias = Mapping[str, Any]
@@ -49,6 +49,7 @@ class Metric(NamedTuple):
 
     name: str
     higher_is_better: bool
+    label: str = ""  # with its unit, for pictures
 
     def cost(self, row: Values) -> float:
         """Returns the metric of an evaluation as a number to minimise; the loss breaks ties.
@@ -71,6 +72,10 @@ class Inference(Protocol):
 
     def generate(self, prompt: str, temperature: float, length: int, label: str | None = None) -> str:
         """A text that continues ``prompt``, of ``label`` if one is given (language models)."""
+        ...
+
+    def generate_documents(self, number: int, temperature: float, length: int, label: str | None = None) -> list[str]:
+        """``number`` documents, or their beginnings of ``length`` tokens (language models of documents)."""
         ...
 
     def predict(self, inputs: Sequence[Any], beam: int = 0) -> list[dict[str, Any]]:
@@ -240,14 +245,6 @@ def echo_command(text: str) -> str:
 
 
 VocabSize = Annotated[int, Field(gt=0, le=MAX_VOCAB)]
-
-
-def _as_tuple(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
-#: One name or several. A single name needs no list, for example in a TOML file: data = "book.txt".
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
 def flag_of(setting: str) -> str:

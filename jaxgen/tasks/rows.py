@@ -27,11 +27,11 @@ from jaxgen.data.tables import (
 )
 from jaxgen.errors import DataError, UsageError, choose
 from jaxgen.fsutil import load_strict
-from jaxgen.runs.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
+from jaxgen.runs.config import MAX_SIZE, Fraction, Names, Positive, Size, TrainConfig
+from jaxgen.runs.groups import Group
 from jaxgen.tasks.base import (
     EVAL_ROWS,
     EvalSet,
-    Names,
     TaskData,
     VocabSize,
     changed_flags,
@@ -47,6 +47,7 @@ from jaxgen.types import TokenRows
 class RowsConfig(TrainConfig):
     """Settings of tasks whose data are rows."""
 
+    in_data: ClassVar[Group] = Group("Data")
     data: Names
     """What to read."""
     val_data: Names | None = None
@@ -68,12 +69,16 @@ class RowsConfig(TrainConfig):
     """Tokens seen less often in the training text become <unk> (word level: default 2; char level: default 1)."""
     lowercase: bool | None = None
     """Convert texts to lower case. Default: at word level only."""
+    max_length: Size = 400
+    """Longest text in tokens; the rest is cut off."""
+
+    in_model: ClassVar[Group] = Group("Model")
     embed: Annotated[int, Field(ge=0, le=MAX_SIZE)] | None = None
     """Size of the token embedding. Default: --hidden. 0: one-hot vectors."""
     embed_dropout: Fraction = 0.0
     """Dropout of token embeddings in training, independent for every occurrence."""
-    max_length: Size = 400
-    """Longest text in tokens; the rest is cut off."""
+
+    in_training: ClassVar[Group] = Group("Training")
     patience: Positive | None = None
     """Stop after this many evaluations without improvement (accuracy of labels, BLEU of translations, CIDEr of
     captions)."""

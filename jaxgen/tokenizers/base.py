@@ -187,6 +187,23 @@ class Tokenizer(ABC):
         """Returns an incremental decoder; its texts add up to ``decode`` of all ids."""
         return StreamDecoder(self.pieces, errors)
 
+    def text_parts(self, ids: ArrayLike, logp: ArrayLike) -> list[tuple[str, float]]:
+        """Returns the texts of ids with their log-probabilities; a character of several ids is one part with their sum.
+
+        EOS is shown as ``<eos>``.
+        """
+        decoder, parts, waiting = self.stream_decoder(), list[tuple[str, float]](), 0.0
+        for token, each in zip(np.asarray(ids).tolist(), np.asarray(logp, np.float64).tolist()):
+            waiting += each
+            if text := f"{decoder.flush()}<eos>" if token == EOS else decoder.feed([token]):
+                parts.append((text, waiting))
+                waiting = 0.0
+        rest = decoder.flush()
+        return [*parts, (rest, waiting)] if rest else parts
+
+    def __repr__(self) -> str:
+        return f"<jaxgen.{type(self).__name__}: {self.vocab_size:,} tokens>"
+
     def encode_open(self, text: str) -> tuple[np.ndarray, str]:
         """Returns the ids that a text has if a word follows it, and its end, which is held back.
 

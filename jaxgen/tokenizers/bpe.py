@@ -50,6 +50,11 @@ class BpeTokenizer(Tokenizer):
     """Tokens are learnt byte sequences; every text without lone surrogates decodes exactly.
 
     The library gets no special tokens, so no text can be mistaken for one; its ids are shifted by three.
+
+    Example:
+        >>> tokenizer = jaxgen.TOKENIZERS["bpe"].train(["the cat saw the cat " * 10], vocab_size=280)
+        >>> tokenizer.decode(tokenizer.encode("the cat"))
+        'the cat'
     """
 
     kind = "bpe"

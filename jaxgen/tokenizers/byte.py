@@ -21,6 +21,10 @@ class ByteTokenizer(Tokenizer):
 
     A file read with ``surrogateescape`` is encoded to exactly its bytes, and ``decode_bytes`` returns them; ``decode``
     replaces bytes that are not UTF-8 by U+FFFD.
+
+    Example:
+        >>> jaxgen.TOKENIZERS["byte"].train().encode("hé").tolist()
+        [107, 198, 172]
     """
 
     kind = "byte"

@@ -37,7 +37,15 @@ class _Saved(StrictModel):
 
 
 class CharTokenizer(Tokenizer):
-    """Characters in the order of their code points, after the special ids."""
+    """Characters in the order of their code points, after the special ids.
+
+    Example:
+        >>> tokenizer = jaxgen.TOKENIZERS["char"].train(["abc"])
+        >>> tokenizer.encode("cab").tolist()
+        [5, 3, 4]
+        >>> tokenizer.decode([5, 3, 4])
+        'cab'
+    """
 
     kind = "char"
     Saved = _Saved

@@ -65,6 +65,11 @@ class WordTokenizer(Tokenizer):
     Combining marks and joiners belong to the word or symbol before them, so that emoji sequences are one symbol.
 
     A piece that is not in the vocabulary with its space is encoded as a space and the bare piece.
+
+    Example:
+        >>> tokenizer = jaxgen.TOKENIZERS["word"].train(["the cat saw the cat"], min_count=1)
+        >>> [tokenizer.decode([token]) for token in tokenizer.encode("the cat")]
+        ['the', ' cat']
     """
 
     kind = "word"

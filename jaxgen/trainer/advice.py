@@ -1,4 +1,4 @@
-"""What the recorded metrics of a finished run suggest to try next."""
+"""What the recorded metrics of a finished run, and its tokens, suggest to try next."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgen.tokenizers.base import UNK
+
 #: Training warns once when its loss is this many times that of guessing uniformly.
 ALARM = 2.0
 #: A loss this many times that of guessing uniformly is worse than guessing; a new model has about 1.
@@ -16,6 +18,8 @@ WORSE = 1.05
 MIN_EVALUATIONS = 4
 #: The smallest relative change of the validation loss that counts: a rise since the best, a fall over two evaluations.
 RISE, FALL = 0.02, 0.01
+#: Texts with fewer tokens are small; a larger share of unknown tokens is too much.
+FEW_TOKENS, MUCH_UNKNOWN = 100_000, 0.05
 #: What makes training stable.
 STABLER = "Try a lower --lr or a smaller --clip (0 clips nothing)."
 
@@ -74,6 +78,29 @@ def advise(
         )
     elif best is last and found[-3].val_loss > (1 + FALL) * last.val_loss:
         advice.append(f"The validation loss is still falling: a longer run will be better. {longer}".strip())
+    return advice
+
+
+def advise_tokens(train: np.ndarray, val: np.ndarray, is_text: bool) -> list[str]:
+    """Sentences on tokens that say little to a model; none if there is nothing to say.
+
+    Args:
+        train, val: token ids.
+        is_text: whether they are texts to imitate, of which there can be too few, and not answers to inputs.
+    """
+    advice = []
+    if is_text and train.size < FEW_TOKENS:
+        advice.append(
+            f"The text is small, with {train.size:,} tokens to train on: a model can learn it by heart, and writes new "
+            "text only after reading about a million. Give more text, or start from a run on more text with "
+            "--init-from."
+        )
+    shares = [float((ids == UNK).mean()) if ids.size else 0.0 for ids in (train, val)]
+    if max(shares) > MUCH_UNKNOWN:
+        advice.append(
+            f"{shares[0]:.1%} of the training tokens and {shares[1]:.1%} of the validation tokens are <unk>, which the "
+            "model cannot write: give a smaller --min-count, a larger --vocab-size, or another --level (bpe, char)."
+        )
     return advice
 
 

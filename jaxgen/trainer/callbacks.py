@@ -1,4 +1,4 @@
-"""Callbacks of the training loop: the base class, and those that write the logs, the report and the plots of a run."""
+"""Callbacks of the training loop: the base class, early stopping, and those that write the files of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxgen.data.files import ProgressReporter
-from jaxgen.errors import CheckpointError, for_caller
+from jaxgen.errors import CheckpointError, check_int, counted, for_caller
 from jaxgen.fsutil import RESUME, replace_file
 from jaxgen.plots import Best, draw_losses
 from jaxgen.runs.directory import RunDirectory
@@ -57,6 +57,7 @@ class Evaluated:
 
     row: dict[str, Any]
     best_step: int  # the step of the best evaluation so far
+    evals_since_best: int  # how many evaluations in a row brought no new best
     headline: str  # the row in a few words
 
     @property
@@ -122,12 +123,45 @@ class ProgressEvents(ProgressReporter):
 
 
 class Callback:
-    """Base class of callbacks. Override the methods you need and pass an instance to ``jaxgen.start``.
+    """Base class of callbacks. Override the methods you need and pass instances to ``jaxgen.train(callbacks=[...])``.
 
-    The training loop calls callbacks on the main process only, and waits for them. At one step the order is
-    ``on_evaluation``, ``on_sample``, ``on_checkpoint``. Logs are written before the checkpoint: a resumed run first
-    drops their entries after its checkpoint (``truncate_after``). An exception in a callback ends the run.
+    The training loop calls callbacks on the main process only, in their order, and waits for them. At one step the
+    order is ``on_evaluation``, ``on_sample``, ``on_checkpoint``. Logs are written before the checkpoint: a resumed run
+    first drops their entries after its checkpoint (``truncate_after``). An exception in a callback ends the run.
+
+    Attributes:
+        stop_reason: Why this callback stops the run (``stop``); None if it does not.
+        emit: Where notes go. The training loop sets both when it starts.
+
+    Example:
+        >>> class Losses(jaxgen.Callback):
+        ...     def on_evaluation(self, event):
+        ...         print("step", event.row["step"], event.row["val_loss"] > 0)
+        >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, steps=2, batch_size=4, seq_len=8)
+        >>> _ = jaxgen.start(config, callbacks=[Losses()]).train()
+        step 1 True
+        step 2 True
     """
+
+    stop_reason: str | None = None
+    emit: Emit = staticmethod(ignore)
+
+    def stop(self, reason: str = "a callback asked for it") -> None:
+        """End training early, with the usual report and model card.
+
+        The steps that are being computed are completed, and the model is evaluated and saved; with several processes,
+        training continues to the next evaluation or sample. In ``on_checkpoint`` it is too late for the checkpoint at
+        hand: some more steps follow. The reason is saved with the checkpoint, and a resumed run stays stopped until it
+        is given more steps or another patience.
+        """
+        self.stop_reason = reason
+
+    def note(self, text: str) -> None:
+        """Show a message to the user."""
+        self.emit(Note(text))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__qualname__}>"
 
     def on_start(self, event: Started) -> None:
         """The run starts or resumes; nothing is compiled yet."""
@@ -155,6 +189,25 @@ class Callback:
 
     def wait(self) -> None:
         """Wait for work in the background. Also called when training is interrupted or fails."""
+
+
+class EarlyStopping(Callback):
+    """Stops the run after ``patience`` evaluations in a row without a new best, as ``--patience`` does.
+
+    The best evaluation is that of the task's own figure (loss, accuracy, BLEU); the run reports its checkpoint.
+
+    Example:
+        >>> early = jaxgen.callbacks.EarlyStopping(patience=3)
+        >>> early.patience
+        3
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = check_int("The patience", patience, 1)
+
+    def on_evaluation(self, event: Evaluated) -> None:
+        if event.evals_since_best >= self.patience:
+            self.stop(f"{counted(event.evals_since_best, 'evaluation')} in a row without a new best")
 
 
 class LogWriter(Callback):
@@ -202,9 +255,9 @@ class ModelCard(Callback):
         if self._run.plot_path.exists():
             parts += [f"![losses]({self._run.plot_path.name})"]
         if event.samples:
-            parts += ["## Samples", *(f"{title}\n\n{_fenced(text)}" for title, text in event.samples)]
+            parts += ["## Samples", *(f"{title}\n\n{fenced(text)}" for title, text in event.samples)]
         command = event.next_command.replace(shlex.quote(event.run), ".").replace("python sample.py", "jaxgen sample")
-        parts += ["## Use", "In this folder:", _fenced(f"{command}\njaxgen info .")]
+        parts += ["## Use", "In this folder:", fenced(f"{command}\njaxgen info .")]
         parts += ["`config.json` has all settings, `metrics.jsonl` all evaluations."]
         replace_file(self._run.path / "README.md", text_bytes("\n\n".join(parts) + "\n"), RESUME)
 
@@ -214,7 +267,7 @@ def _markdown_table(rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {row} |" for row in cells)])
 
 
-def _fenced(text: str) -> str:
+def fenced(text: str) -> str:
     """``text`` as it is, between fences that do not occur in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}text\n{text}\n{fence}"
@@ -224,17 +277,17 @@ class Emitter(Callback):
     """Passes events to ``emit``. Evaluations and examples wait until their checkpoint is saved."""
 
     def __init__(self, emit: Emit) -> None:
-        self._emit = emit
+        self._show = emit
         self._unsaved: list[Event] = []
 
     def on_start(self, event: Started) -> None:
-        self._emit(event)
+        self._show(event)
 
     def on_step(self, event: Progress) -> None:
-        self._emit(event)
+        self._show(event)
 
     def on_note(self, event: Note) -> None:
-        self._emit(event)
+        self._show(event)
 
     def on_evaluation(self, event: Evaluated) -> None:
         self._unsaved.append(event)
@@ -245,10 +298,10 @@ class Emitter(Callback):
     def on_checkpoint(self, step: int) -> None:
         events, self._unsaved = self._unsaved, []
         for event in events:
-            self._emit(event)
+            self._show(event)
 
     def on_end(self, event: Finished, inference: Inference) -> None:
-        self._emit(event)
+        self._show(event)
 
     def truncate_after(self, step: int) -> None:
         self._unsaved = []
@@ -260,8 +313,8 @@ class Plots(Callback):
     A plot that fails is reported once as a ``Note``; training continues.
     """
 
-    def __init__(self, run: RunDirectory, data: TaskData, emit: Emit) -> None:
-        self._run, self._data, self._emit = run, data, emit
+    def __init__(self, run: RunDirectory, data: TaskData) -> None:
+        self._run, self._data = run, data
         self._metrics = MetricsLog(run.metrics_path)
         self._evaluated: Evaluated | None = None  # to be drawn once its checkpoint is saved
         self._pool: ThreadPoolExecutor | None = None
@@ -279,7 +332,8 @@ class Plots(Callback):
         if self._plot is not None:
             self._plot.cancel()  # unless it is being drawn
         self._pool = self._pool or ThreadPoolExecutor(1)
-        best = Best(self._evaluated.best_step, self._data.METRIC.name)
+        metric = self._data.METRIC
+        best = Best(self._evaluated.best_step, metric.name, metric.label)
         self._plot = self._pool.submit(self._attempt, str(self._run.plot_path), self._draw_losses, best)
         self._evaluated = None
 
@@ -317,4 +371,4 @@ class Plots(Callback):
             problem = self._failed.pop(0)
             if problem not in self._reported:
                 self._reported.add(problem)
-                self._emit(Note(f"WARNING: {problem} Nothing else is lost: weights and metrics are saved without it."))
+                self.note(f"WARNING: {problem} Nothing else is lost: weights and metrics are saved without it.")

@@ -16,11 +16,13 @@ from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.predictor import DecodingConfig, Predictor
 from jaxgen.inference.sampler import Sampler
 from jaxgen.jitted import CACHE_SIZE
+from jaxgen.plots import AttentionMap
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import EvalSet
 from jaxgen.training.data_parallel import make_global_mesh, shard_batch, shard_evaluation, unreplicate
 from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES, Rates, make_optimizer
-from jaxgen.types import AttentionMap, Params
+from jaxgen.training.param_kinds import Kinds, param_kinds
+from jaxgen.types import Params
 
 
 @dataclass(frozen=True)
@@ -65,29 +67,31 @@ def build_rates(config: TrainConfig, horizon: int, scale: float = 1.0) -> Rates:
     return Rates(*map(np.asarray, (peak, np.int32(warmup), np.int32(horizon), final)))
 
 
-def build_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """The optimizer of the settings, whose updates take an argument ``rates``. Raises ``UsageError``.
+def build_optimizer(config: TrainConfig, task: Any = None) -> optax.GradientTransformation:
+    """The optimizer of the settings for the parameters of ``task``, whose updates take an argument ``rates``.
 
-    Equal settings give the same object, so that they share compiled functions.
+    Equal settings give the same object, so that they share compiled functions. Raises ``UsageError``.
     """
     options = dict(config.optimizer_options)
     if config.optimizer == "adamw":
         options["weight_decay"] = config.weight_decay
+    entry = OPTIMIZERS.get(config.optimizer)
     return _cached_optimizer(
         # The registry entries, not only their names: a name can be registered again with another entry.
-        entries=(OPTIMIZERS.get(config.optimizer), SCHEDULES.get(config.schedule)),
+        entries=(entry, SCHEDULES.get(config.schedule)),
         optimizer=config.optimizer,
         options=tuple(sorted(options.items())),
         clip=config.clip,
         schedule=config.schedule,
+        kinds=param_kinds(task) if task is not None and getattr(entry, "needs_kinds", False) else (),
     )
 
 
 @lru_cache(maxsize=CACHE_SIZE)
 def _cached_optimizer(
-    entries: tuple[Any, ...], optimizer: str, options: tuple[Any, ...], clip: float, schedule: str
+    entries: tuple[Any, ...], optimizer: str, options: tuple[Any, ...], clip: float, schedule: str, kinds: Kinds
 ) -> optax.GradientTransformation:
-    return make_optimizer(optimizer, schedule, clip=clip, options=dict(options))
+    return make_optimizer(optimizer, schedule, clip=clip, options=dict(options), kinds=kinds)
 
 
 def evaluate(task: Any, sets: Mapping[str, EvalSet], params: Params, devices: int) -> dict[str, Any]:
@@ -130,9 +134,17 @@ class TrainingInference:
 
     def generate(self, prompt: str, temperature: float, length: int, label: str | None = None) -> str:
         """A text that continues ``prompt``, drawn with the run's seed. Characters without a token are left out."""
+        settings = GenerationConfig(length, temperature, self._seed)
+        return self._sampler_of(label).sample(prompt, settings, unk="skip")[0]
+
+    def generate_documents(self, number: int, temperature: float, length: int, label: str | None = None) -> list[str]:
+        """``number`` documents, drawn together with the run's seed."""
+        settings = GenerationConfig(length, temperature, self._seed, block=number)
+        return self._sampler_of(label).sample("", settings, num_samples=number)
+
+    def _sampler_of(self, label: str | None) -> Sampler:
         sampler = self._sampler.with_params(self._params)
-        sampler = sampler if label is None else sampler.conditioned(label)
-        return sampler.sample(prompt, GenerationConfig(length, temperature, self._seed), unk="skip")[0]
+        return sampler if label is None else sampler.conditioned(label)
 
     def predict(self, inputs: Sequence[Any], beam: int = 0) -> list[Any]:
         """The outputs for ``inputs``, in order. Texts are decoded greedily, or by beam search with ``beam`` beams."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,8 @@ from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.lock import RunLock
 from jaxgen.runs.manifest import DamagedCheckpointError
 from jaxgen.tasks.base import TaskData
-from jaxgen.trainer.callbacks import Callback, Emit, Emitter, LogWriter, ModelCard, Note, Plots
+from jaxgen.trainer.callbacks import Callback, EarlyStopping, Emit, Emitter, LogWriter, ModelCard, Note, Plots
+from jaxgen.trainer.trackers import Tracker, make_trackers
 from jaxgen.training.step import TrainState
 from jaxgen.types import Params
 
@@ -25,6 +27,8 @@ class NullRecorder:
 
     callbacks: Sequence[Callback] = ()
     store: CheckpointStore | None = None
+    #: Why a loop over the trainer stops the run.
+    loop_reason: str | None = None
 
     def __enter__(self) -> NullRecorder:
         return self
@@ -36,6 +40,12 @@ class NullRecorder:
         """Call a method of all ``callbacks``, in order."""
         for callback in self.callbacks:
             getattr(callback, method)(*args)
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why a loop over the trainer or a callback stops the run, the first that does; None if none does."""
+        reasons = (self.loop_reason, *(each.stop_reason for each in self.callbacks))
+        return next((reason for reason in reasons if reason is not None), None)
 
     def truncate_after(self, step: int) -> None:
         """Drop all checkpoints and records after ``step``."""
@@ -78,6 +88,9 @@ class Recorder(NullRecorder):
                     "process trained the run, or removed some. Resume the run, and train with the trainer that this "
                     "returns."
                 )
+            self.loop_reason = None
+            for callback in self.callbacks:
+                callback.stop_reason, callback.emit = None, partial(self.call, "on_note")
             stack.callback(self.call, "wait")
             self._entered = stack.pop_all()
         return self
@@ -115,17 +128,16 @@ class Recorder(NullRecorder):
 def make_recorder(
     run: RunDirectory, data: TaskData, resolved: Mapping[str, Any], emit: Emit, callbacks: Sequence[Callback] = ()
 ) -> Recorder:
-    """The recorder of a run: its logs, report and plots, TensorBoard if asked for, ``emit``, and ``callbacks``."""
-    standard: list[Callback] = [LogWriter(run)]
-    if data.config.tensorboard:
-        from jaxgen.trainer.tensorboard import TensorBoard
+    """The recorder of a run: its files, early stopping and trackers if asked for, ``emit``, and ``callbacks``.
 
-        standard.append(TensorBoard(run))
-    return Recorder(
-        run,
-        [*standard, Plots(run, data, emit), ModelCard(run, data), Emitter(emit), *callbacks],
-        resolved["run_digest"],
-    )
+    A tracker among ``callbacks`` replaces that of the same name in ``--log``.
+    """
+    own = {each.NAME for each in callbacks if isinstance(each, Tracker)}
+    trackers = make_trackers([name for name in data.config.log if name not in own])
+    patience = data.config.patience
+    stopping = [] if patience is None else [EarlyStopping(patience)]
+    standard = [LogWriter(run), *stopping, Plots(run, data), ModelCard(run, data), Emitter(emit)]
+    return Recorder(run, [*standard, *trackers, *callbacks], resolved["run_digest"])
 
 
 def run_summary(config: TrainConfig, data: TaskData, resolved: Mapping[str, Any], processes: int) -> dict[str, str]:

@@ -38,6 +38,7 @@ from jaxgen.trainer.evaluate import build_optimizer
 from jaxgen.trainer.process_group import ProcessGroup
 from jaxgen.trainer.progress_state import ProgressState
 from jaxgen.trainer.recorder import NullRecorder, Recorder, make_recorder
+from jaxgen.trainer.trackers import make_trackers
 from jaxgen.trainer.trainer import Trainer
 from jaxgen.training.data_parallel import data_parallel_size
 from jaxgen.training.step import TrainState, create_state
@@ -154,6 +155,12 @@ def start(
 
     Raises:
         UsageError, DataError, CheckpointError: an input cannot be used. No run is left behind.
+
+    Example:
+        >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, steps=2, batch_size=4, seq_len=8)
+        >>> trainer = jaxgen.start(config)
+        >>> trainer.total_steps
+        2
     """
     check_jax_settings()
     group, began = _check_group(group), time.perf_counter() if began is None else began
@@ -243,12 +250,38 @@ def _measured_steps(
     """The number of steps that fit into ``--minutes``, and when the training loop must end, measured on a trial."""
     from jaxgen.trainer.minutes import fitting_steps, measure
 
-    one_step = {**resolved, "steps": 1, "horizon": 1}
-    trial = Trainer(config, data, task, RunDirectory(os.devnull), one_step, NullRecorder(), group).init_state()
+    trial = _trial(config, data, task, resolved, group)
     costs = measure(trial, began)
     with group.all_or_none():
         steps = fitting_steps(config, costs, time.perf_counter() - began)
     return group.broadcast_json(steps), began + (config.minutes or 0.0) * 60 - costs.final
+
+
+def trial(config: TrainConfig, emit: Emit | None = None) -> Trainer:
+    """A trainer without a run, to try out settings: it has no folder, and records nothing.
+
+    Raises ``UsageError``, ``DataError`` and ``CheckpointError`` as ``start`` does.
+    """
+    check_jax_settings()
+    config, group = check_kind("trial", config, TrainConfig, "settings"), ProcessGroup()
+    if config.model != "rnn":
+        raise UsageError(f"--model {config.model} is not trained by gradients: give --model rnn, or leave it out.")
+    task, data, resolved, params = _prepare(config, ignore if emit is None else emit, group.count, None)
+    return _trial(config, data, task, resolved, group, params)
+
+
+def _trial(
+    config: TrainConfig,
+    data: TaskData,
+    task: Any,
+    resolved: dict[str, Any],
+    group: ProcessGroup,
+    params: Params | None = None,
+) -> Trainer:
+    """A trainer of one step, which takes more when it is told to."""
+    one_step = {**resolved, "steps": 1, "horizon": 1}
+    run = RunDirectory(os.devnull)
+    return Trainer(config, data, task, run, one_step, NullRecorder(), group).init_state(params)
 
 
 def _must_agree(config: TrainConfig, data: TaskData, resolved: dict[str, Any]) -> dict[str, str]:
@@ -267,10 +300,7 @@ def _prepare(
 ) -> tuple[Any, TaskData, dict[str, Any], Params | None]:
     """The task, its data, the resolved settings and the first weights, if they are given; nothing is written."""
     build_optimizer(config)
-    if config.tensorboard:
-        from jaxgen.trainer.tensorboard import require_tensorboard
-
-        require_tensorboard()
+    make_trackers(config.log)
     if source is None and config.init_from is not None:
         source = run = LoadedRun.open(config.init_from)
         if run.config.task != config.task:
@@ -341,9 +371,14 @@ def resume(
         emit, callbacks, group: as in ``start``.
 
     Raises:
-        UsageError: other settings differ.
+        UsageError: other settings differ, or the run is part of jaxgen.
         DataError: the data cannot be read, or have changed.
         CheckpointError: no checkpoint is good.
+
+    Example:
+        >>> trainer = jaxgen.resume("runs/language-1")
+        >>> int(trainer.state.step)
+        2
     """
     check_jax_settings()
     choose(data_changed, ("accept", "refuse"), "value for --data-changed")
@@ -352,6 +387,7 @@ def resume(
         check_kind("resume", config, TrainConfig, "settings made from those of the run, or none")
     emit = ignore if emit is None else emit
     group, callbacks = _check_group(group), _check_callbacks(emit, callbacks)
+    RunDirectory(path).check_trainable()
     with _exclusively(RunDirectory(path), group):
         emit = emit if group.is_main else ignore
         with group.all_or_none() as facts:

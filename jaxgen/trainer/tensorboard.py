@@ -1,4 +1,4 @@
-"""TensorBoard events of a run (``--tensorboard``)."""
+"""Files of TensorBoard events."""
 
 from __future__ import annotations
 
@@ -10,39 +10,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import write_errors
 from jaxgen.runs.directory import RunDirectory
-from jaxgen.trainer.callbacks import Callback, Evaluated, Started
-
-
-def require_tensorboard() -> None:
-    """Raise ``UsageError`` unless the optional package tensorboardX is installed."""
-    try:
-        import tensorboardX  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            'TensorBoard events need the package tensorboardX: pip install "jaxgen[tb]", or leave out --tensorboard.'
-        ) from None
-
-
-class TensorBoard(Callback):
-    """Writes each row of metrics as TensorBoard events. Points after a rollback's step are no longer shown."""
-
-    def __init__(self, run: RunDirectory) -> None:
-        self._run = run
-        self._events: EventFile | None = None
-
-    def on_start(self, event: Started) -> None:
-        self._events = EventFile(self._run, event.first_step)
-
-    def on_evaluation(self, event: Evaluated) -> None:
-        if self._events is not None:
-            self._events.add_row(event.row, event.row["step"])
-
-    def truncate_after(self, step: int) -> None:
-        if self._events is not None:
-            self._events = EventFile(self._run, step)
 
 
 class EventFile:
@@ -55,9 +24,7 @@ class EventFile:
     def __init__(self, run: RunDirectory, step: int) -> None:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        folder = run.path / "tensorboard"
-        if folder.is_symlink():
-            raise CheckpointError(f"{folder} is a link, and a run holds its own files only. Remove it.")
+        folder = run.own_folder("tensorboard")
         # TensorBoard reads files in the order of their names; a rollback may open two within a second.
         now = time.time_ns()
         self._path = folder / f"events.out.tfevents.{now // 10**9:010}.{socket.gethostname()}.{now}"
@@ -72,6 +39,13 @@ class EventFile:
 
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         self._append([Event(step=step, summary=scalar(name, value)) for name, value in numbers.items()])
+
+    def add_texts(self, texts: Mapping[str, str], step: int) -> None:
+        """Write texts, which TensorBoard reads as Markdown."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import text
+
+        self._append([Event(step=step, summary=text(name, each)) for name, each in texts.items()])
 
     def _append(self, events: list[Any]) -> None:
         """Write records and sync them to disk: length and event, each followed by its checksum."""

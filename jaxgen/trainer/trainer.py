@@ -5,25 +5,24 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeAlias
 
-import jax
 import numpy as np
 
 from jaxgen import jitted
 from jaxgen.errors import CheckpointError, DivergedError, counted, for_caller
 from jaxgen.plugins import plugin_flags
-from jaxgen.runs.config import TrainConfig
+from jaxgen.runs.config import MAX_STEPS, TrainConfig
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.sampling.decode import make_key
 from jaxgen.tasks.base import TaskData
-from jaxgen.trainer.advice import ALARM, advise, frequency_loss
+from jaxgen.trainer.advice import ALARM, advise, advise_tokens, frequency_loss
 from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Progress, Sampled, Started
 from jaxgen.trainer.evaluate import EvalSchedule, TrainingInference, build_optimizer, build_rates, evaluate
 from jaxgen.trainer.input_pipeline import InputPipeline
@@ -39,7 +38,7 @@ from jaxgen.trainer.progress_state import (
 from jaxgen.trainer.recorder import NullRecorder, run_summary
 from jaxgen.trainer.signals import Interrupted, StopSignals, raise_on_signal
 from jaxgen.training.data_parallel import make_global_mesh, shard_state, unreplicate
-from jaxgen.training.optimizer import SCHEDULES
+from jaxgen.training.optimizer import SCHEDULES, Rates
 from jaxgen.training.step import TrainState
 from jaxgen.types import Params
 
@@ -56,7 +55,18 @@ def steps_per_call(parameters: int, tokens: int) -> int:
 
 
 class Trainer:
-    """One run, new or resumed. Make it with ``jaxgen.start`` or ``jaxgen.resume``, then call ``train``."""
+    """One run, new or resumed. Make it with ``jaxgen.start`` or ``jaxgen.resume``, then call ``train`` or loop over it.
+
+    Example:
+        >>> config = jaxgen.LanguageConfig(data="book.txt", cell="elman", hidden=8, steps=2, batch_size=4, seq_len=8)
+        >>> trainer = jaxgen.start(config)
+        >>> _ = trainer.train()
+        >>> int(trainer.state.step)
+        2
+        >>> longer = jaxgen.resume(trainer.run.path, trainer.config.model_copy(update={"steps": 3}))
+        >>> [progress.step for progress in longer]
+        [3]
+    """
 
     state: TrainState  # on the devices; set by ``init_state`` or ``set_state``
 
@@ -103,11 +113,14 @@ class Trainer:
         self.state = state if self.devices == 1 else shard_state(make_global_mesh(self.devices), state)
         return self
 
+    def __repr__(self) -> str:
+        return f"<jaxgen.Trainer {str(self.run)!r}: {self.config.task}, {counted(self.total_steps, 'step')}>"
+
     def set_progress(self, progress: ProgressState) -> Trainer:
         """Set the progress, and the learning rate that follows from its number of rollbacks."""
         self.progress = progress
         self.rates = build_rates(self.config, self.resolved["horizon"], ROLLBACK_SCALE**progress.rollbacks)
-        self.optimizer = build_optimizer(self.config)
+        self.optimizer = build_optimizer(self.config, self.task)
         self._train_steps = jitted.jit_train_steps(self.task, self.optimizer, self.devices, self.inputs.read)
         return self
 
@@ -123,10 +136,29 @@ class Trainer:
 
     def train(self) -> Finished:
         """Train to the last step and report. Raises ``Interrupted`` (everything is saved) and ``DivergedError``."""
+        steps = iter(self)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                finished: Finished = end.value
+                return finished
+
+    def stop(self, reason: str = "the loop asked for it") -> None:
+        """End training early, as ``Callback.stop`` does, in a loop over this trainer."""
+        self.recorder.loop_reason = reason
+
+    def __iter__(self) -> Generator[Progress, None, Finished]:
+        """Train as ``train`` does, and yield the progress after each call of some steps.
+
+        A loop that is left early leaves the run at its last checkpoint, from which ``jaxgen.resume`` continues;
+        ``stop`` ends it with a report.
+        """
         step = int(self.state.step)
         summary = run_summary(self.config, self.data, self.resolved, self.group.count)
         with self.recorder:
             self.recorder.call("on_start", Started(str(self.run), summary, step, self.total_steps))
+            self._share_progress()
             with StopSignals() as signals, ThreadPoolExecutor(1) as pool:
                 stop = self.group.stop_flag(signals, self.devices)
                 while not self._is_over(step):
@@ -136,41 +168,68 @@ class Trainer:
                             f"{counted(self.total_steps, 'step')}. The run is saved; --resume auto takes the others."
                         )
                         break
-                    step = self._train_to_boundary(step, pool, stop)
+                    step = yield from self._train_to_boundary(step, pool, stop)
                     received = stop.agree()
                     if received is not None and not self._is_over(step):
                         raise self._interrupted(received, f"at step {step:,}; saved")
+            if self._is_stopped and step < self.total_steps:
+                self._note(
+                    f"Training stopped after {step:,} of {counted(self.total_steps, 'step')}: {self.progress.stopped}. "
+                    "More --steps, or another --patience, continue it."
+                )
             return self._finish(step, stop.agree())
 
     def _is_over(self, step: int) -> bool:
-        """Whether all steps are taken, or ``--patience`` evaluations in a row brought no improvement."""
-        patience = self.config.patience
-        return step >= self.total_steps or (patience is not None and self.progress.bad_evals >= patience)
+        """Whether all steps are taken, or a callback stopped the run."""
+        return step >= self.total_steps or self._is_stopped
+
+    @property
+    def _limits(self) -> list[int | None]:
+        return [self.total_steps, self.config.patience]
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether a callback stopped the run, in this start or in one before with the same limits."""
+        return self.progress.limits == self._limits
+
+    def _is_asked_to_stop(self) -> bool:
+        """Whether a callback stops the run between two boundaries, where several processes exchange no decisions."""
+        return self.group.is_single and self.recorder.stop_reason is not None
+
+    def _share_progress(self) -> None:
+        """Note in the progress that a callback stops the run, and give all processes that of the main one."""
+        if (reason := self.recorder.stop_reason) is not None:
+            self.progress.stopped, self.progress.limits = reason, self._limits
+        self.progress = ProgressState(**self.group.broadcast_json(asdict(self.progress)))
 
     def _is_late(self) -> bool:
         """Whether the time of ``--minutes`` is over. No result depends on it: the run stops as if interrupted."""
         return time.perf_counter() > self.deadline
 
-    def _train_to_boundary(self, step: int, pool: ThreadPoolExecutor, stop: StopFlag) -> int:
-        """Train, evaluate and save until the next boundary or a signal; returns the step."""
+    def _train_to_boundary(self, step: int, pool: ThreadPoolExecutor, stop: StopFlag) -> Generator[Progress, None, int]:
+        """Train, evaluate and save until the next boundary, a signal or a callback's stop; returns the step."""
         boundary = self.eval_schedule.following(step)
         try:
-            step = self._take_steps(step, boundary, pool, stop)
+            step = yield from self._take_steps(step, boundary, pool, stop)
             if leaf := nonfinite_leaf(self.gathered_state()):
                 raise self._diverged(f"{leaf} is no longer finite", step)
-            if step < boundary:
+            is_last = step == self.total_steps or (self._is_asked_to_stop() and not stop.is_set)
+            if step < boundary and not is_last:
                 self.save(step, keep=self.config.on_nan == "rollback")
                 return step
-            metric = self._evaluate(step) if self.eval_schedule.evaluates(step) or step == self.total_steps else None
-            if self.eval_schedule.samples(step) and step < self.total_steps:
+            metric = self._evaluate(step) if self.eval_schedule.evaluates(step) or is_last else None
+            if self.eval_schedule.samples(step) and not is_last:
                 self._show_examples(step)
+            self._share_progress()
             self.save(step, metric)  # last, because it makes all of the above final
         except DivergedError as error:
             step = self._recover(error)
         return step
 
-    def _take_steps(self, step: int, boundary: int, pool: ThreadPoolExecutor, stop: StopFlag) -> int:
-        """Take steps until ``boundary`` or a signal; returns the step.
+    def _take_steps(
+        self, step: int, boundary: int, pool: ThreadPoolExecutor, stop: StopFlag
+    ) -> Generator[Progress, None, int]:
+        """Take steps until ``boundary``, a signal or a callback's stop; returns the step.
 
         While the device works on one call, the host reads the metrics of the call before and builds the next batches,
         so that neither waits for the other.
@@ -186,14 +245,18 @@ class Trainer:
             self.state, log = self._train_steps(self.key, self.state, ready, number, self.rates, *stop.inputs())
             self._throughput.dispatched(ready)
             if unread is not None:
-                clock = self._read_metrics(stop, *unread, clock)
+                clock, progress = self._read_metrics(stop, *unread, clock)
+                yield progress
             unread = (log, number, after)
             step, number = after, following
+            if self._is_asked_to_stop():
+                break
         if unread is not None:
-            self._read_metrics(stop, *unread, clock)
+            _, progress = self._read_metrics(stop, *unread, clock)
+            yield progress
         return step
 
-    def _read_metrics(self, stop: StopFlag, log: Any, number: int, step: int, clock: float) -> float:
+    def _read_metrics(self, stop: StopFlag, log: Any, number: int, step: int, clock: float) -> tuple[float, Progress]:
         """Wait for the metrics of a call that ends at ``step``, check and add them; returns when they arrived."""
         log = stop.read(log)
         losses, counts, norms = (
@@ -214,7 +277,7 @@ class Trainer:
         left = None if speed is None else (self.total_steps - step) * self.data.units_per_step / speed
         progress = Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left)
         self.recorder.call("on_step", progress)
-        return now
+        return now, progress
 
     def _check_loss(self, step: int, loss: float) -> None:
         """Warn once if a finite training loss is far beyond that of guessing."""
@@ -236,11 +299,21 @@ class Trainer:
     def time_call(self, step: int) -> float:
         """Seconds per step of one call from ``step`` on, which advances the state."""
         began, number = time.perf_counter(), self.inputs.steps_in_call(step)
+        self._try_steps(step, number, self.rates)
+        return (time.perf_counter() - began) / number
+
+    def try_step(self, step: int, lr: float) -> float:
+        """Take one step with the learning rate ``lr``, on the batch of ``step``; returns the loss before it."""
+        peak, final = np.asarray([lr, 1.0], np.float32)
+        rates = Rates(*map(np.asarray, (peak, np.int32(0), np.int32(MAX_STEPS), final)))
+        return self._try_steps(step, 1, rates)
+
+    def _try_steps(self, step: int, number: int, rates: Rates) -> float:
+        """Take steps that nothing records; returns the loss of the first."""
         stop = self.group.stop_flag(StopSignals(), self.devices)
         batches = self.inputs.next(step, number)
-        self.state, log = self._train_steps(self.key, self.state, batches, number, self.rates, *stop.inputs())
-        jax.block_until_ready(log)
-        return (time.perf_counter() - began) / number
+        self.state, log = self._train_steps(self.key, self.state, batches, number, rates, *stop.inputs())
+        return float(np.asarray(stop.read(log).loss)[0])
 
     def report_parts(self) -> tuple[list[Work], list[Work]]:
         """What an evaluation does (metrics, generated metrics, examples) and a report (metrics, examples), for timing.
@@ -260,7 +333,7 @@ class Trainer:
     # --- evaluation, examples, checkpoints
 
     def _evaluate(self, step: int) -> float | None:
-        """Evaluate, update the best step and patience, and record the row; returns its cost on the main process."""
+        """Evaluate, update the main process's progress and record the row; returns its cost there."""
         metrics = self._metrics(self.state.params, final=False)
         if not math.isfinite(metrics["val_loss"]):
             raise self._diverged(f"The validation loss became {metrics['val_loss']}", step)
@@ -272,10 +345,9 @@ class Trainer:
                 self.progress.evaluated(step, cost)
                 row = self._row(step, metrics)
                 self.progress.log.add(row)
-                evaluated = Evaluated(row, self.progress.best_step, self.data.headline(row))
-                self.recorder.call("on_evaluation", evaluated)
+                best_step, since_best = self.progress.best_step, self.progress.bad_evals
+                self.recorder.call("on_evaluation", Evaluated(row, best_step, since_best, self.data.headline(row)))
                 self.progress.loss_sum = self.progress.loss_count = 0.0
-        self.progress = ProgressState(**self.group.broadcast_json(asdict(self.progress)))
         return cost
 
     def _row(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -349,18 +421,21 @@ class Trainer:
         rows: list[dict[str, Any]] = []
         with suppress(CheckpointError):  # a damaged log is no reason to fail here
             rows = MetricsLog(self.run.metrics_path).read()
-        unigram, number = None, self.data.num_targets
+        unigram, number, tokens = None, self.data.num_targets, []
         if number is not None and rows:
-            unigram = frequency_loss(self.data.target_ids("train"), self.data.target_ids("val"), number)
+            train, val = self.data.target_ids("train"), self.data.target_ids("val")
+            unigram = frequency_loss(train, val, number)
+            if self.data.TARGET == "token":
+                tokens = advise_tokens(train, val, is_text=self.data.UNIT == "tokens")
         go_on = f"python train.py --run {shlex.quote(path)} --resume auto{self.plugin_flags}"
         length = f"--steps {2 * self.total_steps}"
-        if step < self.total_steps:
+        if step < self.total_steps and not self._is_stopped:
             longer = f"Continue with `{go_on}`."
         elif self.config.schedule == "constant":
             longer = f"Continue with `{go_on} {length}`."
         else:  # the learning rate has come to its end
             longer = f"In a new run, give {length}."
-        return [for_caller(text) for text in advise(rows, self.uniform_loss, unigram, longer)]
+        return [for_caller(text) for text in [*advise(rows, self.uniform_loss, unigram, longer), *tokens]]
 
     def _interrupted(self, number: int, where: str) -> Interrupted:
         return Interrupted(number, where, str(self.run) if self.group.is_main else None, self.plugin_flags)

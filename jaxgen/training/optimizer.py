@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,18 @@ import optax
 from jaxtyping import Float, PyTree
 
 from jaxgen.errors import check_int, check_kind, check_options, choose
+from jaxgen.training.param_kinds import Kinds, map_kinds
 from jaxgen.types import Array, ArrayLike
 
 
 class OptimizerOptions(Protocol):
     """An entry of ``OPTIMIZERS``: a frozen dataclass whose fields are the options."""
 
-    def transform(self) -> optax.GradientTransformation:
-        """The update rule, before it is scaled by the learning rate."""
+    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
+        """The update rule, before it is scaled by the learning rate.
+
+        ``kinds`` are those of the parameters if the class says so by ``needs_kinds = True``, else empty.
+        """
         ...
 
 
@@ -34,7 +38,7 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.0
 
-    def transform(self) -> optax.GradientTransformation:
+    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
         def matrices(params: PyTree) -> PyTree:
             return jax.tree.map(lambda p: p.ndim >= 2, params)
 
@@ -52,7 +56,7 @@ class Adam:
     b2: float = 0.999
     eps: float = 1e-8
 
-    def transform(self) -> optax.GradientTransformation:
+    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
 
 
@@ -64,7 +68,7 @@ class RMSProp:
     eps: float = 1e-8
     momentum: float = 0.0
 
-    def transform(self) -> optax.GradientTransformation:
+    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
         rms = optax.scale_by_rms(decay=self.decay, eps=self.eps)
         return optax.chain(rms, optax.trace(self.momentum)) if self.momentum else rms
 
@@ -76,11 +80,74 @@ class SGD:
     momentum: float = 0.9
     nesterov: bool = False
 
-    def transform(self) -> optax.GradientTransformation:
+    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
         return optax.trace(self.momentum, nesterov=self.nesterov) if self.momentum else optax.identity()
 
 
-OPTIMIZERS: dict[str, type[OptimizerOptions]] = {"adam": Adam, "adamw": AdamW, "rmsprop": RMSProp, "sgd": SGD}
+#: Coefficients of the iteration ``x <- a x + (b x x' + c (x x')^2) x``, which brings all singular values near 1.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalize(matrices: Float[Array, "*batch D H"], iterations: int) -> Float[Array, "*batch D H"]:
+    """About the nearest matrices with orthonormal rows or columns: all singular values become 0.7 to 1.2."""
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = matrices if wide else jnp.swapaxes(matrices, -1, -2)
+    x = x / (jnp.sqrt(jnp.sum(x * x, axis=(-2, -1), keepdims=True)) + 1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(iterations):
+        square = x @ jnp.swapaxes(x, -1, -2)
+        x = a * x + (b * square + c * (square @ square)) @ x
+    return x if wide else jnp.swapaxes(x, -1, -2)
+
+
+@dataclass(frozen=True)
+class Muon:
+    """Momentum with orthogonalised updates for matrices, Adam for all other parameters (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon).
+
+    A kernel of several gates is orthogonalised gate by gate. An entry of an update has the root mean square ``scale``
+    times the learning rate (Liu et al. 2025, arXiv:2502.16982), so that both rules have one rate.
+    """
+
+    needs_kinds: ClassVar[bool] = True
+
+    momentum: float = 0.95
+    scale: float = 0.3
+    iterations: float = 3
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+
+    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
+        whole = int(self.iterations) if self.iterations == int(self.iterations) else self.iterations
+        iterations = check_int("The option `iterations` of the optimizer muon", whole, 1, 20)
+
+        def update(updates: PyTree, momenta: PyTree, params: PyTree = None, **_: object) -> tuple[PyTree, PyTree]:
+            momenta = jax.tree.map(lambda m, g: self.momentum * m + (1 - self.momentum) * g, momenta, updates)
+            ahead = jax.tree.map(lambda m, g: self.momentum * m + (1 - self.momentum) * g, momenta, updates)
+            return map_kinds(lambda kind, u: self._orthogonal(u, kind.gates, iterations), kinds, ahead), momenta
+
+        matrices = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+        others = optax.scale_by_adam(self.b1, self.b2, self.eps)
+        return optax.partition(
+            {"matrix": matrices, "other": others},
+            lambda params: map_kinds(lambda kind, _: kind.role if kind.role == "matrix" else "other", kinds, params),
+        )
+
+    def _orthogonal(self, update: Float[Array, "D K"], gates: int, iterations: int) -> Float[Array, "D K"]:
+        rows, columns = update.shape[0], update.shape[1] // gates
+        blocks = jnp.moveaxis(update.reshape(rows, gates, columns), 1, 0)
+        size = self.scale * max(rows, columns) ** 0.5
+        return size * jnp.moveaxis(orthogonalize(blocks, iterations), 0, 1).reshape(update.shape)
+
+
+OPTIMIZERS: dict[str, type[OptimizerOptions]] = {
+    "adam": Adam,
+    "adamw": AdamW,
+    "muon": Muon,
+    "rmsprop": RMSProp,
+    "sgd": SGD,
+}
 
 
 #: A scalar; an integer where it counts steps.
@@ -135,7 +202,13 @@ SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "expon
 
 
 def make_schedule(name: str, *, lr: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
-    """The learning rate as a function of the step; decay ends at step ``horizon``."""
+    """The learning rate as a function of the step; decay ends at step ``horizon``.
+
+    Example:
+        >>> rate = jaxgen.make_schedule("cosine", lr=1e-3, warmup=10, horizon=100, final=0.1)
+        >>> [round(float(rate(step)), 6) for step in (0, 10, 100)]
+        [0.0, 0.001, 0.0001]
+    """
     warmup, horizon = check_int("The warm-up", warmup, 0), check_int("The horizon", horizon, 0)
     for rate in (lr, final):
         check_kind("make_schedule", rate, Real | jax.Array | np.ndarray, "a number")
@@ -159,11 +232,23 @@ def scale_by_rates(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
 
 
 def make_optimizer(
-    name: str, schedule: optax.Schedule | str, *, clip: float = 1.0, options: dict[str, PyTree] | None = None
+    name: str,
+    schedule: optax.Schedule | str,
+    *,
+    clip: float = 1.0,
+    options: dict[str, PyTree] | None = None,
+    kinds: Kinds = (),
 ) -> optax.GradientTransformation:
     """Clip the gradient to the global norm ``clip`` (0: never), apply the named rule, and scale by the schedule.
 
     ``schedule`` is a function of the step, or the name of a schedule; each update then takes an argument ``rates``.
+    ``kinds`` are those of ``param_kinds``; without them, parameters have their kinds by their names.
+
+    Example:
+        >>> optimizer, params = jaxgen.make_optimizer("adamw", 1e-3), {"w": jnp.zeros(2)}
+        >>> updates, state = optimizer.update({"w": jnp.ones(2)}, optimizer.init(params), params)
+        >>> round(float(updates["w"][0]), 6)
+        -0.001
     """
     kind = OPTIMIZERS[choose(name, OPTIMIZERS, "optimizer")]
     options = {} if options is None else check_kind("make_optimizer", options, Mapping, "options as a dictionary")
@@ -175,4 +260,4 @@ def make_optimizer(
     else:
         check_kind("make_optimizer", schedule, Callable | Real | jax.Array, "a schedule: its name or a function")
         last = optax.scale_by_learning_rate(schedule)
-    return optax.chain(*first, kind(**options).transform(), last)
+    return optax.chain(*first, kind(**options).transform(kinds), last)

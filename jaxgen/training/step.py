@@ -19,16 +19,34 @@ from jaxgen.types import Array, Carry, Key, Objective, Params, RowKeys
 
 
 class TrainState(NamedTuple):
-    """Everything a resumed run needs from the device. Keys are not part of it: they follow from (seed, step)."""
+    """Everything a resumed run needs from the device. Keys are not part of it: they follow from (seed, step).
+
+    Example:
+        >>> task = jaxgen.LanguageTask(jaxgen.LanguageModel(30, jaxgen.Elman, hidden=8))
+        >>> jaxgen.create_state(task, optax.adam(1e-3), jax.random.key(0), rows=2)._fields
+        ('step', 'params', 'opt_state', 'carry')
+    """
 
     step: Int[Array, ""]  # number of steps taken
     params: Params
     opt_state: optax.OptState
     carry: Carry  # the recurrent state passed from one window to the next
 
+    def __repr__(self) -> str:
+        parameters = sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(self.params))
+        known = not isinstance(self.step, jax.core.Tracer) and not getattr(self.step, "is_deleted", bool)()
+        return f"<jaxgen.TrainState: {f'step {self.step}, ' if known else ''}{parameters:,} parameters>"
+
 
 def create_state(task: Task, optimizer: optax.GradientTransformation, key: Key, rows: int) -> TrainState:
-    """The initial state of ``task`` for batches of ``rows`` rows."""
+    """The initial state of ``task`` for batches of ``rows`` rows.
+
+    Example:
+        >>> task = jaxgen.LanguageTask(jaxgen.LanguageModel(30, jaxgen.Elman, hidden=8))
+        >>> state = jaxgen.create_state(task, optax.adam(1e-3), jax.random.key(0), rows=2)
+        >>> int(state.step)
+        0
+    """
     with jax.threefry_partitionable(True):  # the user's JAX settings must not change the result
         params = jax.jit(task.init)(key)  # one compilation instead of one for each operation
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), task.initial_carry(rows))
@@ -102,6 +120,15 @@ def train_step(
 
     Returns:
         The state after the step, and its metrics.
+
+    Example:
+        >>> corpus, optimizer, key = jaxgen.prepare(["book.txt"]), optax.adam(1e-3), jax.random.key(0)
+        >>> task = jaxgen.LanguageTask(jaxgen.LanguageModel(corpus.tokenizer.vocab_size, jaxgen.Elman, hidden=8))
+        >>> batches = jaxgen.make_batches("stream", corpus.train, batch_size=2, seq_len=8, seed=0)
+        >>> state = jaxgen.create_state(task, optimizer, key, rows=2)
+        >>> state, metrics = jax.jit(partial(jaxgen.train_step, task, optimizer, key))(state, batches.batch(0))
+        >>> int(state.step), bool(metrics.loss > 0)
+        (1, True)
     """
     rows, params = jax.tree.leaves(batch)[0].shape[0], state.params
     first: Array | int = 0
@@ -166,6 +193,16 @@ def train_steps(
 
     Returns:
         The state after the steps, and the metrics of each batch, zero beyond ``count``.
+
+    Example:
+        >>> corpus, optimizer, key = jaxgen.prepare(["book.txt"]), optax.adam(1e-3), jax.random.key(0)
+        >>> task = jaxgen.LanguageTask(jaxgen.LanguageModel(corpus.tokenizer.vocab_size, jaxgen.Elman, hidden=8))
+        >>> batches = jaxgen.make_batches("stream", corpus.train, batch_size=2, seq_len=8, seed=0)
+        >>> stacked = jax.tree.map(lambda *rows: np.stack(rows), *map(batches.batch, range(3)))
+        >>> state = jaxgen.create_state(task, optimizer, key, rows=2)
+        >>> state, metrics = jax.jit(partial(jaxgen.train_steps, task, optimizer, key))(state, stacked, 3)
+        >>> int(state.step), metrics.loss.shape
+        (3, (3,))
     """
     length = read.count(batches)
     if length == 1:  # without a loop, in which XLA's CPU backend computes convolutions twenty times slower

@@ -34,7 +34,7 @@ def call(
     encoding: str = "utf-8",
     newline: str = "",
 ) -> Outcome:
-    """Run a command in this process; a message of the flag parser leaves by ``SystemExit``.
+    """Run a command in this process; its help leaves by ``SystemExit``.
 
     ``encoding`` and ``newline`` are what the system chose for standard output.
     """

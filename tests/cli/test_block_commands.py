@@ -111,4 +111,4 @@ def test_wrong_names_of_blocks_and_patterns_exit_with_2(train, book, tmp_path, f
 
 @pytest.mark.runs
 def test_the_help_names_the_blocks(train):
-    assert "{griffin,plain,residual}" in "".join(train("--help").out.split())
+    assert "{griffin,plain,residual}" in "".join(train("--help-all").out.split())

@@ -387,6 +387,7 @@ def test_what_is_offered_cannot_disturb_the_terminal():
 
 @pytest.mark.parametrize("redirected", [False, True])
 def test_a_terminal_is_asked_line_by_line(loop, redirected, monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "dumb")  # not for prompt_toolkit
     monkeypatch.setattr(sys, "stdin", Terminal(io.BytesIO(b" The \n\n/undo\n"), "utf-8"))
     if not redirected:
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

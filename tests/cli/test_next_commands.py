@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgen.cli.flags import collect_values
+from jaxgen.cli.flags import RunConfig, read_flags, setting_flags
 from jaxgen.tasks.base import echo_command, shell_command
 from jaxgen.tasks.language.conditioning import Conditioning
 
@@ -88,7 +88,7 @@ def test_the_next_command_runs_as_printed(data, quick_environment, command, flag
 def test_the_example_of_a_label_is_read_as_that_label(label):
     known: Any = SimpleNamespace(labels=(label,), most_common=lambda _: [label])
     words = shlex.split(Conditioning.example(known))
-    assert collect_values(words, {"label": tuple[str, ...]}) == ([], {"label": (label,)})
+    assert read_flags(words, [*setting_flags(RunConfig)]) == {"label": (label,)}
 
 
 @pytest.mark.parametrize(

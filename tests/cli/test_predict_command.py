@@ -80,7 +80,7 @@ def test_training_prints_figures_for_every_label_the_matrix_and_what_to_type_nex
         "validation accuracy ",
         "calibration error",
         "land precision",
-        "is \\ taken for 1 2",
+        "true \\ predicted 1 2",
         "1 land ",
         "2 sea ",
     ):

@@ -14,6 +14,8 @@ from jaxgen.cli.compare import main as compare
 from jaxgen.cli.doctor import main as doctor
 from jaxgen.cli.info import main as info
 from jaxgen.cli.runs import main as runs
+from jaxgen.runs.directory import MARKER, START
+from jaxgen.runs.lock import RunLock
 
 
 @pytest.fixture
@@ -90,5 +92,74 @@ def test_the_doctor_names_versions_and_devices(command, monkeypatch):
     done = command(doctor, [])
     assert done.code == 0, done.err
     lines = dict(line.split(maxsplit=1) for line in done.out.splitlines())
-    assert {"python", "jax", "flax", "optax", "devices", "processor"} <= {*lines}
+    assert {"python", "jax", "jaxgen", "jaxlib", "flax", "optax", "devices", "memory", "processor"} <= {*lines}
+    assert lines["jaxgen"].startswith(jaxgen.__version__)
+    assert "tokenizers" in lines  # of an extra
+    assert "pytest" not in lines
     assert lines["JAXGEN_DATA"] == "some/folder"
+
+
+@pytest.fixture
+def several(run, tmp_path):
+    """Three runs of the same data, which differ in their best figure; one that was never trained; a killed start."""
+    folder = tmp_path / "several"
+    for number, name in enumerate(("good", "worse", "worst", "never")):
+        shutil.copytree(run, folder / name)
+        path = folder / name / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row | {"val_loss": row["val_loss"] + number}) + "\n" for row in rows))
+    (folder / "never" / "metrics.jsonl").unlink()
+    for checkpoint in (folder / "never" / "checkpoints").iterdir():
+        shutil.rmtree(checkpoint)
+    (folder / "killed").mkdir()
+    (folder / "killed" / START).write_bytes(MARKER)
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_what_was_never_trained_is_removed_once_asked_to(several, command):
+    before = names(several)
+    done = command(runs, [several, "--prune"])
+    assert done.code == 0, done.err
+    assert {Path(line.split()[0]).name for line in done.out.splitlines()[1:]} == {"never", "killed"}
+    assert "--yes" in done.err
+    assert names(several) == before
+    assert command(runs, [several, "--prune", "--yes"]).code == 0
+    assert names(several) == before - {"never", "killed"}
+    done = command(runs, [several, "--prune", "--yes"])
+    assert (done.code, done.out) == (0, "")
+
+
+def test_all_but_the_best_are_removed_unless_they_are_trained(several, command):
+    lock = RunLock.take(several / "worst")
+    rows = [json.loads(line) for line in command(runs, [several], "--prune --keep 1 --json").out.splitlines()]
+    assert {Path(row["run"]).name for row in rows} == {"worse", "never", "killed"}
+    done = command(runs, [several], "--prune --keep 1 --yes")
+    assert done.code == 0, done.err
+    assert "trained" in done.err
+    lock.release()
+    assert names(several) == {"good", "worst", "notes.txt"}
+
+
+def test_runs_that_are_named_are_removed_or_refused(several, command):
+    named = [several / "good", several / "worse", "--prune", "--yes"]
+    (several / "worse" / "mine.txt").write_text("")
+    done = command(runs, named)
+    assert done.code == 2
+    assert "mine.txt" in done.err
+    assert {"good", "worse"} <= names(several), "all or nothing"
+    (several / "worse" / "mine.txt").unlink()
+    assert command(runs, [*named, "--keep", "1"]).code == 2
+    assert command(runs, named).code == 0
+    assert names(several).isdisjoint({"good", "worse"})
+
+
+@pytest.mark.parametrize("flags", ["--yes", "--keep 2", "--prune --keep 0"])
+def test_flags_that_only_make_sense_for_pruning_are_refused_without_it(flags, several, command):
+    before = names(several)
+    assert command(runs, [several], flags).code == 2
+    assert names(several) == before

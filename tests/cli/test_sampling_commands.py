@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgen.cli.sample import SampleWriter, SamplingSpeed, main, read_prompt
+from jaxgen.cli.sample import SampleWriter, main, read_prompt
 from jaxgen.cli.sampling_flags import SampleConfig, read_transforms, unescape
+from jaxgen.cli.speed import SamplingSpeed
 from jaxgen.inference.text_stream import Chunk
 from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.tokenizers import WordTokenizer
@@ -42,7 +43,7 @@ def test_standard_output_is_the_text_only(sample, run):
 def test_the_speed_leaves_the_first_chunk_out_because_it_waits_for_compilation(sample, run, monkeypatch):
     short = sample("--run", run, "--length", 70)
     assert re.fullmatch(r"70 tokens in [0-9.]+ s\n", short.err), "a speed of so little time says nothing"
-    monkeypatch.setattr("jaxgen.cli.sample.MIN_SECONDS", 0.0)
+    monkeypatch.setattr("jaxgen.cli.speed.MIN_SECONDS", 0.0)
     done = sample("--run", run, "--length", 70)
     speed = r"70 tokens in [0-9.]+ s; [0-9,]+ tokens/s after the first 32 \([0-9.]+ s to the first\)\n"
     assert re.fullmatch(speed, done.err)

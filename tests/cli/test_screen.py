@@ -95,7 +95,7 @@ def everything_of(text: str) -> list[object]:
     row = {"step": 1, "train_loss": 1.0, "val_loss": 1.0}
     return [
         Started(text, {text: text}, 0, 1),
-        Evaluated(row, row["step"], text),
+        Evaluated(row, row["step"], 0, text),
         Sampled(1, text, text),
         Note(text),
         Finished(text, 1, 1, {}, [(text, text)], text, [(text, text)]),

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from jaxgen.cli.main import COMMANDS
+from jaxgen.runs.removal import why_kept
 from jaxgen.tasks.registry import TASKS
 
 ROWS = [("fish wave", "sea"), ("tree road", "land"), ("wave ship", "sea"), ("road hill", "land")] * 3
@@ -67,6 +68,7 @@ def test_a_task_is_trained_and_answers(name, train_once, command, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{given}\n".encode())))
     done = command(main_of("predict"), ["--run", run, *([given] if name == "caption" else [])])
     assert (done.code, done.out.count("\n")) == (0, 1), done.err
+    assert why_kept(run) is None, "a new file of a run belongs into the list of files that may be removed"
 
 
 #: Flags of every command that reads a run of the task language, and a part of what it writes.
@@ -74,6 +76,7 @@ ON_TEXT = {
     "sample": ("--prompt The --length 5", "The"),
     "score": ("--text The", "nats"),
     "evaluate": ("--num-samples 2 --length 20 --temperature 1 --no-plot", "temperature"),
+    "explain": ("The --length 20", "the model"),
 }
 
 
@@ -104,4 +107,5 @@ def test_n_grams_are_trained_and_sampled(book, command):
 def test_every_command_is_tried():
     elsewhere = {"export", "import"}  # tests/interchange/test_commands.py
     elsewhere |= {"compare", "doctor", "info", "runs"}  # test_run_tables.py
+    elsewhere |= {"completion"}  # test_completion.py
     assert {*ON_TEXT, "predict", "replay", "train"} | elsewhere == {*COMMANDS}

@@ -177,11 +177,16 @@ def test_minutes_are_measured_once_and_become_a_number_of_steps(train, small, mo
     assert "--steps" in again.err
 
 
-def test_tensorboard_writes_events(train, small):
+def test_trackers_are_named_by_a_flag_and_left_out_again(train, small):
     pytest.importorskip("tensorboardX")
-    flags = "--steps 2 --eval-every 1 --sample-every 0 --tensorboard --run r"
+    flags = "--steps 2 --eval-every 1 --sample-every 0 --log csv tensorboard --run r"
     assert train(*small, flags=flags).code == 0
     assert [p.stat().st_size > 100 for p in Path("r/tensorboard").iterdir()] == [True]
+    assert Path("r/metrics.csv").read_text().splitlines()[0].startswith("step,train_loss,val_loss")
+    Path("r/metrics.csv").unlink()
+    assert train(flags="--run r --resume must --log none").code == 0
+    assert config("r")["config"]["log"] == []
+    assert not Path("r/metrics.csv").exists()
 
 
 @pytest.mark.slow
@@ -210,7 +215,7 @@ def test_a_narrow_window_and_no_terminal_are_fine(train, small, monkeypatch):
 def test_help_names_every_flag(command, request):
     from jaxgen.cli.sampling_flags import SampleConfig
 
-    done = request.getfixturevalue(command)("--help")
+    done = request.getfixturevalue(command)("--help-all")
     wanted = Config if command == "train" else SampleConfig
     flags = {f"--{name.replace('_', '-')}" for name in wanted.model_fields}
     flags |= {"--resume", "--config"} if command == "train" else set()

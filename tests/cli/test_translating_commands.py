@@ -350,9 +350,9 @@ def test_help_tells_what_there_is(predict, train):
     assert done.code == 0
     for part in ("--attention", "--beam", "--length-penalty", "[FILE ...]", "empty"):
         assert part in done.out
-    done = train("translate", "--help")
+    done = train("translate", "--help-all")
     for part in (
-        "python train.py translate",
+        "jaxgen train translate",
         "--scheduled-sampling",
         "{none,additive,general}",
         "multi30k",

@@ -2,7 +2,6 @@
 
 import hashlib
 import http.server
-import threading
 from pathlib import Path
 
 import pytest
@@ -33,21 +32,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.delenv("JAXGEN_DATA", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.asked = []
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+def server(serve):
+    return serve(Handler)
 
 
 def entry(server, path="/good"):
-    return NamedFile("set/file.txt", f"http://127.0.0.1:{server.server_port}{path}", DIGEST)
+    return NamedFile("set/file.txt", server.url(path), DIGEST)
 
 
 def files_in(folder):

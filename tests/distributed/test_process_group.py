@@ -99,14 +99,6 @@ def test_a_bug_is_reported_to_nobody_and_keeps_its_traceback(monkeypatch):
     assert not group.ends_together
 
 
-def test_flags_that_cannot_be_read_are_reported_to_the_others(monkeypatch):
-    group, sent = JaxProcessGroup(0, 2), []
-    monkeypatch.setattr(group, "all_gather", lambda mine: sent.append(mine) or [mine, report()])
-    with pytest.raises(SystemExit), group.all_or_none():
-        raise SystemExit(2)
-    assert (sent[0]["code"], group.ends_together) == (2, True)
-
-
 def test_a_failed_exchange_is_explained_where_there_are_several_processes():
     def fail(group):
         with group.translate_errors():

@@ -136,6 +136,20 @@ def test_two_and_four_processes_compute_what_one_does(jobs, alone, number, layou
 
 
 @pytest.mark.slow
+def test_all_processes_stop_early_together(jobs, alone):
+    """A learning rate too small for float32 leaves the weights alone: no evaluation is better than the first."""
+    still = ("--lr", "1e-30", "--eval-every", "4", "--sample-every", "2", "--patience", "2", "--log", "csv")
+    ended = train(jobs, 2, "two", *still)
+    assert [each.code for each in ended] == [0, 0], ended
+    assert [row["step"] for row in rows(jobs.folder / "two")] == [4, 8, 12]
+    assert "patience" in ended[0].out
+    check_quiet(ended[1])
+    assert (jobs.folder / "two" / "metrics.csv").exists()
+    alone("one", *still)
+    check_same(jobs.folder / "one", jobs.folder / "two")
+
+
+@pytest.mark.slow
 def test_going_on_with_more_processes(jobs, alone):
     stopped = train(jobs, 0, "run", meets=(0, "itself", signal.SIGTERM, 9))
     assert stopped[0].code == ended_by(signal.SIGTERM), stopped

@@ -189,9 +189,9 @@ FAULTS = (
         stopping,
     ),
     Fault(
-        "the same with --on-nan rollback",
+        "the same with `--on-nan rollback`",
         "rolls back, lowers the learning rate and continues, also when killed in between",
         going_back,
     ),
-    Fault("the same repeatedly with --on-nan rollback", "ends with exit 5", never_ending, times=3),
+    Fault("the same repeatedly with `--on-nan rollback`", "ends with exit 5", never_ending, times=3),
 )

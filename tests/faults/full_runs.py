@@ -171,7 +171,7 @@ def struck(what: str, said: str, outcome: str) -> Callable[[Path, np.random.Gene
     return inject
 
 
-REQUIRED = "clear error naming path and size; the previous checkpoints restore; --resume continues bit for bit"
+REQUIRED = "clear error naming path and size; the previous checkpoints restore; `--resume` continues bit for bit"
 ROOM = r"No space left on device \([\d.,]+ [kM]B needed, [\d.,]+ [kM]B free\)\. Make room"
 
 FAULTS = (
@@ -190,7 +190,8 @@ FAULTS = (
     ),
     Fault(
         "the run's folder is removed during training",
-        "clear error naming the path; the folder is not created again; --resume continues bit for bit once it is back",
+        "clear error naming the path; the folder is not created again; "
+        "`--resume` continues bit for bit once it is back",
         struck("removed", "No such file|the folder was removed", "told, with exit 4; brought back it was resumed"),
         times=3,
         slow=True,

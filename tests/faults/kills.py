@@ -182,7 +182,7 @@ def determined(folder: Path, draw: np.random.Generator) -> str:
 FAULTS = (
     Fault(
         "SIGKILL at random moments, also during a save",
-        "--resume continues from the last complete checkpoint; same result bit for bit as without the kill",
+        "`--resume` continues from the last complete checkpoint; same result bit for bit as without the kill",
         killed,
     ),
     Fault("SIGKILL while resuming, several times in a row", "as above", killed_resuming, slow=True),

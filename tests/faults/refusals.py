@@ -111,7 +111,7 @@ def other_settings(folder: Path, draw: np.random.Generator) -> str:
     refused(run, UsageError, *flags, do=lambda: resume(str(run), changed))
     may = settings(folder, "run", eval_every=3, patience=50, on_nan="rollback", steps=STEPS + 1)
     assert resume(str(run), may).train().step == STEPS + 1
-    return "exit 2 listing each field; steps, evaluation interval, patience and --on-nan could change"
+    return "exit 2 listing each field; steps, evaluation interval, patience and `--on-nan` could change"
 
 
 def other_versions(folder: Path, draw: np.random.Generator) -> str:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxgen.cli.evaluate import EvaluateConfig
+from jaxgen.cli.explain import ExplainConfig
 from jaxgen.cli.export import ExportConfig
 from jaxgen.cli.import_weights import ImportConfig
 from jaxgen.cli.predict import PredictConfig
@@ -31,6 +32,7 @@ from jaxgen.trainer import run
 #: The flags of each command beyond those of its configuration, and words that stand by themselves.
 COMMANDS = {
     "evaluate": (EvaluateConfig, ["json", "no-plot"], ["run"]),
+    "explain": (ExplainConfig, ["json", *TRANSFORMS], ["play"]),
     "export": (ExportConfig, [], []),
     "import_weights": (ImportConfig, [], ["x.safetensors"]),
     "predict": (PredictConfig, ["json"], ["-", "a.txt"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -78,6 +79,18 @@ def test_the_greedy_text_is_counted_as_often_as_it_would_be_drawn(sampler, resul
 def test_validation_text_comes_in_the_same_amount(result):
     assert (result.validation.temperature, result.validation.texts, result.validation.characters) == (None, 4, 400)
     assert result.unit == "word"
+
+
+def test_the_nearest_temperature_is_that_whose_shares_are_nearest_to_those_of_real_text(result):
+    real = result.validation
+    same = replace(real, temperature=0.7)
+    other = replace(real, temperature=0.3, distinct=(0.0, None, 0.0), cycles=4)
+    report = replace(result, rows=[other, same])
+    assert report.nearest is same
+    assert report.to_json()["nearest_temperature"] == 0.7
+    assert same.distance(real) == 0 < other.distance(real)
+    assert replace(real, distinct=(None,) * 3).distance(real) == 0.5  # as of texts without a word
+    assert replace(report, validation=None).to_json()["nearest_temperature"] is None
 
 
 def by_steps(sampler, text, *more):

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxgen.errors import CheckpointError
-from jaxgen.plots import CELL, MAX_HEIGHT, MAX_WIDTH, draw_attention
-from jaxgen.types import AttentionMap
+from jaxgen.plots import CELL, MAX_HEIGHT, MAX_WIDTH, THEMES, AttentionMap, draw_attention
 
 WORDS = AttentionMap(
     ["A", "man", "in", "an", "orange", "hat"],
@@ -22,7 +21,7 @@ ONE = AttentionMap(["a"], ["<eos>"], np.ones((1, 1)))
 
 
 #: What a cell is drawn in that all is looked at.
-DARK = (8, 48, 107)
+DARK = tuple(bytes.fromhex(THEMES["light"].weights[-1][1:]))
 
 
 def picture(path) -> np.ndarray:

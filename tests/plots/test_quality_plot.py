@@ -1,5 +1,6 @@
 """The quality plot is drawn from any measurements."""
 
+import math
 import os
 
 import pytest
@@ -28,17 +29,18 @@ def size_of_png(path):
     ],
     ids=["full", "no training text", "nothing measured", "empty"],
 )
-def test_a_picture_of_1000_by_600_is_drawn(tmp_path, rows, real):
+def test_a_picture_of_1200_by_500_is_drawn(tmp_path, rows, real):
     draw_quality(rows, real, tmp_path / "quality.png", "a $title$ with 漢字\nand lines " * 9, "word")
-    assert size_of_png(tmp_path / "quality.png") == (1000, 600)
+    assert size_of_png(tmp_path / "quality.png") == (1200, 500)
     assert os.listdir(tmp_path) == ["quality.png"]
 
 
-def test_a_point_lies_at_distinct_2_and_at_what_its_panel_shows():
-    rows = [row(0.5, 0.3, -2.0, 0.8), row(0.8, None), row(1.0, 0.6, -3.0, None), row(None, 0.7)]
-    shown = {name: _points(rows, name, factor) for name, _, factor in PANELS}
-    assert shown["logp"] == [(0.3, -2.0, "0.5"), (0.6, -3.0, "1"), (0.7, -1.0, "validation text")]
-    assert shown["known_words"] == [(0.3, 80.0, "0.5"), (0.7, 90.0, "validation text")]
+def test_a_point_lies_at_its_temperature_and_at_what_its_panel_shows():
+    rows = [row(1.0, 0.6, -3.0, None), row(0.5, 0.3, -2.0, 0.8), row(0.8, None, math.nan)]
+    likelihood, distinct, known = (_points(rows, value) for _, value in PANELS)
+    assert likelihood == [(0.5, -2.0), (1.0, -3.0)]
+    assert distinct == [(0.5, 30.0), (1.0, 60.0)]
+    assert known == [(0.5, 80.0), (0.8, 90.0)]
 
 
 def test_a_picture_that_cannot_be_written_is_named(tmp_path):

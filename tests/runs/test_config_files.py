@@ -84,7 +84,7 @@ def test_a_run_cannot_have_every_name(run, resume, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("run", ["x" * 5_000, "a\0b", f"a/{'ü' * 200}"])
-@pytest.mark.parametrize("command", ["evaluate", "predict", "sample", "score"])
+@pytest.mark.parametrize("command", ["evaluate", "explain", "predict", "sample", "score"])
 def test_no_command_opens_a_run_of_such_a_name(command, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = {"predict": ["a.txt"], "score": ["--text", "a"]}.get(command, [])

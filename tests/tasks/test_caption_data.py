@@ -13,12 +13,12 @@ from PIL import Image
 
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.inference.predictor import DecodedText
+from jaxgen.plots import AttentionMap
 from jaxgen.runs.config import validate
 from jaxgen.tasks.caption import data as captioned
 from jaxgen.tasks.caption.data import CaptionCodec, CaptionConfig, CaptionData, NamedFeatures
 from jaxgen.tasks.caption.shapes import shapes
 from jaxgen.tokenizers import EOS, PAD, CharTokenizer
-from jaxgen.types import AttentionMap
 
 #: Features are their number: image n is (n, n).
 ROWS = [("i0", "a dog"), ("i0", "the dog runs"), ("i1", "a cat"), ("i2", "the big cat sleeps on a mat"), ("i3", "a")]

@@ -358,7 +358,7 @@ def test_a_summary_has_a_line_for_each_label_and_the_matrix(table):
     assert lines[1] == ("", "0.5000 nats/text, calibration error 0.0909")
     assert lines[2] == ("cold", "precision 0.714, recall 0.833, f1 0.769, 6 texts")
     assert lines[5:] == [
-        ("is \\ taken for", "  1  2  3"),
+        ("true \\ predicted", "  1  2  3"),
         ("1 cold", "  5  1  0"),
         ("2 hot", "  2  3  0"),
         ("3 mild", "  0  0  0"),
@@ -395,7 +395,7 @@ def test_the_matrix_is_written_as_a_picture_and_as_text(table, tmp_path):
     data.save_plots(None, data.report(totals(), final=True), tmp_path)
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "confusion.txt").read_text() == (
-        "is \\ taken for\tcold\thot\tmild\ncold\t5\t1\t0\nhot\t2\t3\t0\nmild\t0\t0\t0\n"
+        "true \\ predicted\tcold\thot\tmild\ncold\t5\t1\t0\nhot\t2\t3\t0\nmild\t0\t0\t0\n"
     )
     assert confusion_text(np.eye(1), ["a\tb\nc"]).splitlines()[1] == "a b c\t1"
 

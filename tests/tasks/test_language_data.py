@@ -145,3 +145,34 @@ def test_a_tenth_is_held_out_unless_told_otherwise():
 )
 def test_settings_that_do_not_fit_are_usage_errors(options, says):
     assert says in refused(UsageError, **options)
+
+
+class Documents:
+    """Stands for the sampler: writes the same document each time."""
+
+    def __init__(self, document="a cat"):
+        self.document = document
+
+    def generate_documents(self, number, temperature, length, label=None):
+        return [self.document] * number
+
+
+@pytest.mark.parametrize(
+    ("length", "document", "shown"),
+    [
+        (20, "a cat", "\n".join(["a cat"] * 10)),
+        (20, "a\ncat", "\n---\n".join(["a\ncat"] * 10)),
+        (200, "a cat", "a cat"),
+    ],
+)
+def test_an_example_of_short_documents_is_ten_of_them(length, document, shown):
+    data = load(documents="line", data=(write("lines.txt", ("x" * length + "\n") * 50),))
+    (example,) = data.examples(Documents(document), final=False)
+    assert example.text == shown
+    assert [each.text for each in data.examples(Documents(document), final=True)] == [shown] * 3
+
+
+def test_ten_short_documents_are_shared_among_the_labels():
+    table = write("t.csv", "kind,text\n" + "a,some text\nb,another\nc,a third\n" * 30)
+    data = load(data=(table,), text_column="text", label_column="kind")
+    assert [each.text.count("a cat") for each in data.examples(Documents(), final=False)] == [4, 4, 4]

@@ -14,6 +14,7 @@ import sacrebleu
 
 from jaxgen.errors import CheckpointError, DataError, UsageError
 from jaxgen.inference.predictor import DecodedText
+from jaxgen.plots import AttentionMap
 from jaxgen.runs.config import validate
 from jaxgen.tasks.seq2seq import data as writing
 from jaxgen.tasks.translate.data import TranslateCodec, TranslateConfig, TranslateData, sacrebleu_scores
@@ -336,13 +337,16 @@ def test_where_it_looks_is_drawn_for_runs_with_attention_alone(make, tmp_path, m
     monkeypatch.setattr("jaxgen.plots.draw_attention", lambda looks, path: drawn.append((looks, path)))
 
     class Looking(Model):
-        def attention(self, source: str) -> str:
-            return f"look at {source}"
+        def attention(self, source: str) -> AttentionMap:
+            return AttentionMap([source], ["x"], np.ones((1, 1)))
 
     make(attention="none").save_plots(Looking({}), {}, tmp_path)
     assert not drawn
     make().save_plots(Looking({}), {}, tmp_path)
-    assert drawn == [(["look at abe", "look at bad"], tmp_path / "attention.png")]
+    ((maps, path),) = drawn
+    assert path == tmp_path / "attention.png"
+    assert [each.source for each in maps] == [["abe"], ["bad"]]
+    assert all(each.texts[-1][0] == "reference" for each in maps)
 
 
 # The codec

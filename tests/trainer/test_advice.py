@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from jaxgen.trainer.advice import advise, frequency_loss
+from jaxgen.tokenizers import UNK
+from jaxgen.trainer.advice import FEW_TOKENS, advise, advise_tokens, frequency_loss
 
 UNIFORM, UNIGRAM = 3.2, 2.8
 
@@ -61,3 +62,17 @@ def test_a_task_without_a_number_of_targets_is_judged_by_its_own_losses_alone():
 def test_the_loss_of_frequencies_is_that_of_counts_plus_one():
     train, val = np.array([0, 0, 1]), np.array([0, 2])
     assert frequency_loss(train, val, 3) == pytest.approx(-(math.log(3 / 6) + math.log(1 / 6)) / 2)
+
+
+def test_a_small_text_and_many_unknown_tokens_are_named():
+    few, enough = np.full(FEW_TOKENS - 1, 5), np.full(FEW_TOKENS, 5)
+    unknown = np.where(np.arange(FEW_TOKENS) % 10, 5, UNK)
+    assert advise_tokens(enough, few, is_text=True) == []
+    assert advise_tokens(few, enough, is_text=False) == []
+    (small,) = advise_tokens(few, enough, is_text=True)
+    assert "--init-from" in small
+    for train, val in ((unknown, enough), (enough, unknown)):
+        (unk,) = advise_tokens(train, val, is_text=True)
+        assert "10.0%" in unk
+        assert "--min-count" in unk
+    assert len(advise_tokens(unknown[:100], np.zeros(0, int), is_text=True)) == 2

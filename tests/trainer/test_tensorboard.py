@@ -20,7 +20,7 @@ from jaxgen.trainer.tensorboard import EventFile
 
 pytest.importorskip("tensorboardX")
 
-settings = partial(language_config, steps=4, eval_every=1, sample_every=0, tensorboard=True)
+settings = partial(language_config, steps=4, eval_every=1, sample_every=0, log=("tensorboard",))
 
 
 def events(run: Path) -> Iterator[Any]:

@@ -82,7 +82,13 @@ class Chain:
 
 
 def chain(*transforms: Transform | Chain) -> Chain:
-    """A chain that applies the transforms in this order. Nested chains are flattened."""
+    """A chain that applies the transforms in this order. Nested chains are flattened.
+
+    Example:
+        >>> from jaxgen.sampling.transforms import TopK, TopP
+        >>> jaxgen.chain(TopK(40), TopP(0.95)).transforms
+        (TopK(k=40), TopP(p=0.95))
+    """
     flat: list[Transform] = []
     for transform in transforms:
         flat += transform.transforms if isinstance(transform, Chain) else [transform]

@@ -16,7 +16,16 @@ from jaxgen.types import Array, TokenId
 
 @dataclass(frozen=True)
 class Forbid:
-    """Never draw any of these tokens. ``<pad>`` and ``<unk>`` are always among them."""
+    """Never draw any of these tokens. ``<pad>`` and ``<unk>`` are always among them.
+
+    Example:
+        >>> from jaxgen.sampling.transforms import Forbid
+        >>> from jaxgen.sampling.transforms.base import Context, Last
+        >>> transform, logits = Forbid((1,)), jnp.array([[3.0, 2.0, 1.0]])
+        >>> state, logits = transform.update(transform.init(Context(rows=1, vocab=3)), logits, Last.none(1))
+        >>> logits.tolist()
+        [[3.0, -inf, 1.0]]
+    """
 
     ids: tuple[TokenId, ...]
 
@@ -35,7 +44,16 @@ class Forbid:
 
 @dataclass(frozen=True)
 class Bias:
-    """Add a number to the logit of each of these tokens: +1 makes a token 2.7 times as probable relative to others."""
+    """Add a number to the logit of each of these tokens: +1 makes a token 2.7 times as probable relative to others.
+
+    Example:
+        >>> from jaxgen.sampling.transforms import Bias
+        >>> from jaxgen.sampling.transforms.base import Context, Last
+        >>> transform, logits = Bias(((1, 0.5),)), jnp.array([[3.0, 2.0, 1.0]])
+        >>> state, logits = transform.update(transform.init(Context(rows=1, vocab=3)), logits, Last.none(1))
+        >>> logits.tolist()
+        [[3.0, 2.5, 1.0]]
+    """
 
     biases: tuple[tuple[TokenId, float], ...]
 
@@ -60,6 +78,14 @@ class Force:
     """Begin the generated text with these tokens. They are drawn with probability 1 and count as generated.
 
     A forbidden token cannot be forced: its step then draws from the unchanged logits.
+
+    Example:
+        >>> from jaxgen.sampling.transforms import Force
+        >>> from jaxgen.sampling.transforms.base import Context, Last
+        >>> transform, logits = Force((2,)), jnp.array([[3.0, 2.0, 1.0]])
+        >>> state, logits = transform.update(transform.init(Context(rows=1, vocab=3)), logits, Last.none(1))
+        >>> logits.tolist()
+        [[-inf, -inf, 1.0]]
     """
 
     #: The command-line flag encodes its texts as one sequence of tokens, not as a set.
@@ -89,7 +115,16 @@ class Least(NamedTuple):
 
 @dataclass(frozen=True)
 class MinLength:
-    """Do not let a text end before it has this many tokens, unless nothing else is possible."""
+    """Do not let a text end before it has this many tokens, unless nothing else is possible.
+
+    Example:
+        >>> from jaxgen.sampling.transforms import MinLength
+        >>> from jaxgen.sampling.transforms.base import Context, Last
+        >>> transform, logits = MinLength(5), jnp.array([[3.0, 2.0, 1.0]])
+        >>> state, logits = transform.update(transform.init(Context(rows=1, vocab=3, eos=2)), logits, Last.none(1))
+        >>> logits.tolist()
+        [[3.0, 2.0, -inf]]
+    """
 
     n: int
 

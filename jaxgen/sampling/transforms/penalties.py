@@ -27,6 +27,15 @@ class RepetitionPenalty:
     """Divide the logit of every token that has occurred by this, or multiply it if negative; the prompt counts.
 
     Keskar et al. 2019, arXiv:1909.05858, section 4.1, in the now usual form for logits of both signs.
+
+    Example:
+        >>> from jaxgen.sampling.transforms import RepetitionPenalty
+        >>> from jaxgen.sampling.transforms.base import Context, Last
+        >>> transform, logits = RepetitionPenalty(2.0), jnp.array([[3.0, 2.0, 1.0]])
+        >>> state = transform.init(Context(rows=1, vocab=3, prompt=np.array([0])))
+        >>> state, logits = transform.update(state, logits, Last.none(1))
+        >>> logits.tolist()
+        [[1.5, 2.0, 1.0]]
     """
 
     penalty: float
@@ -48,7 +57,17 @@ class RepetitionPenalty:
 
 @dataclass(frozen=True)
 class PresencePenalty:
-    """Subtract this from the logit of every token that the generated text already has; the prompt does not count."""
+    """Subtract this from the logit of every token that the generated text already has; the prompt does not count.
+
+    Example:
+        >>> from jaxgen.sampling.transforms import PresencePenalty
+        >>> from jaxgen.sampling.transforms.base import Context, Last
+        >>> transform, logits = PresencePenalty(0.5), jnp.array([[3.0, 2.0, 1.0]])
+        >>> state = transform.init(Context(rows=1, vocab=3))
+        >>> state, logits = transform.update(state, logits, Last(t=jnp.int32(1), token=jnp.array([0])))
+        >>> logits.tolist()
+        [[2.5, 2.0, 1.0]]
+    """
 
     penalty: float
 
@@ -66,7 +85,17 @@ class PresencePenalty:
 
 @dataclass(frozen=True)
 class FrequencyPenalty:
-    """Subtract this from a token's logit once for each time the generated text has it; the prompt does not count."""
+    """Subtract this from a token's logit once for each time the generated text has it; the prompt does not count.
+
+    Example:
+        >>> from jaxgen.sampling.transforms import FrequencyPenalty
+        >>> from jaxgen.sampling.transforms.base import Context, Last
+        >>> transform, logits = FrequencyPenalty(0.5), jnp.array([[3.0, 2.0, 1.0]])
+        >>> state = transform.init(Context(rows=1, vocab=3))
+        >>> state, logits = transform.update(state, logits, Last(t=jnp.int32(1), token=jnp.array([0])))
+        >>> logits.tolist()
+        [[2.5, 2.0, 1.0]]
+    """
 
     penalty: float
 
@@ -106,6 +135,15 @@ class NoRepeatNgram:
 
     Only the last ``window`` tokens are searched; changing the window recompiles. If this would rule out every token, it
     rules out none. Paulus et al. 2018, arXiv:1705.04304, section 2.5.
+
+    Example:
+        >>> from jaxgen.sampling.transforms import NoRepeatNgram
+        >>> from jaxgen.sampling.transforms.base import Context, Last
+        >>> transform, logits = NoRepeatNgram(2), jnp.array([[3.0, 2.0, 1.0]])
+        >>> state = transform.init(Context(rows=1, vocab=3, prompt=np.array([0, 1, 0])))
+        >>> state, logits = transform.update(state, logits, Last.none(1))
+        >>> logits.tolist()
+        [[3.0, -inf, 1.0]]
     """
 
     n: int

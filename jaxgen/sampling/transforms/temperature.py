@@ -20,7 +20,12 @@ LEAST, MOST = 1e-6, 1e6
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear schedule from ``start`` at the first token to ``end`` after ``steps`` tokens, constant from there on."""
+    """A linear schedule from ``start`` at the first token to ``end`` after ``steps`` tokens, constant from there on.
+
+    Example:
+        >>> jaxgen.Linear(1.5, 0.5, steps=200)(100)
+        1.0
+    """
 
     start: float
     end: float
@@ -44,6 +49,14 @@ class Temperature:
     ``value`` is a number or a ``Schedule`` over the generated tokens. Zero means greedy decoding, which is an argument
     of the decode loop (``greedy=True``) and not a transform. Raises ``UsageError`` if the temperature of any step is
     out of range.
+
+    Example:
+        >>> from jaxgen.sampling.transforms import Temperature
+        >>> from jaxgen.sampling.transforms.base import Context, Last
+        >>> transform, logits = Temperature(0.5), jnp.array([[3.0, 2.0, 1.0]])
+        >>> state, logits = transform.update(transform.init(Context(rows=1, vocab=3)), logits, Last.none(1))
+        >>> logits.tolist()
+        [[6.0, 4.0, 2.0]]
     """
 
     value: Schedule

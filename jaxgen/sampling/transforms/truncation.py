@@ -86,6 +86,14 @@ class TopK:
     """Draw only among this many of the most probable tokens; those that tie with the last of them are kept.
 
     Fan et al. 2018, arXiv:1805.04833, section 5.
+
+    Example:
+        >>> from jaxgen.sampling.transforms import TopK
+        >>> from jaxgen.sampling.transforms.base import Context, Last
+        >>> transform, logits = TopK(2), jnp.array([[3.0, 2.0, 1.0]])
+        >>> state, logits = transform.update(transform.init(Context(rows=1, vocab=3)), logits, Last.none(1))
+        >>> logits.tolist()
+        [[3.0, 2.0, -inf]]
     """
 
     k: int
@@ -108,6 +116,14 @@ class TopP:
 
     Tokens that tie with the least probable of the set are kept, unlike in implementations that break ties by order.
     A value of 1 keeps everything. Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
+
+    Example:
+        >>> from jaxgen.sampling.transforms import TopP
+        >>> from jaxgen.sampling.transforms.base import Context, Last
+        >>> transform, logits = TopP(0.9), jnp.array([[3.0, 2.0, 1.0]])
+        >>> state, logits = transform.update(transform.init(Context(rows=1, vocab=3)), logits, Last.none(1))
+        >>> logits.tolist()
+        [[3.0, 2.0, -inf]]
     """
 
     p: float
@@ -131,6 +147,14 @@ class TypicalP:
 
     Tokens that tie with the last of the set are kept. A value of 1 keeps everything. Meister et al. 2023,
     arXiv:2202.00666, section 3.
+
+    Example:
+        >>> from jaxgen.sampling.transforms import TypicalP
+        >>> from jaxgen.sampling.transforms.base import Context, Last
+        >>> transform, logits = TypicalP(0.5), jnp.array([[3.0, 2.0, 1.0]])
+        >>> state, logits = transform.update(transform.init(Context(rows=1, vocab=3)), logits, Last.none(1))
+        >>> logits.tolist()
+        [[3.0, -inf, -inf]]
     """
 
     p: float
@@ -154,6 +178,14 @@ class MinP:
     """Leave out tokens that are less probable than this times the highest probability.
 
     Nguyen et al. 2024, arXiv:2407.01082, section 3.
+
+    Example:
+        >>> from jaxgen.sampling.transforms import MinP
+        >>> from jaxgen.sampling.transforms.base import Context, Last
+        >>> transform, logits = MinP(0.2), jnp.array([[3.0, 2.0, 1.0]])
+        >>> state, logits = transform.update(transform.init(Context(rows=1, vocab=3)), logits, Last.none(1))
+        >>> logits.tolist()
+        [[3.0, 2.0, -inf]]
     """
 
     p: float
@@ -172,7 +204,16 @@ class MinP:
 
 @dataclass(frozen=True)
 class EpsilonCutoff:
-    """Leave out tokens less probable than this, but never the most probable (Hewitt et al. 2022, arXiv:2210.15191)."""
+    """Leave out tokens less probable than this, but never the most probable (Hewitt et al. 2022, arXiv:2210.15191).
+
+    Example:
+        >>> from jaxgen.sampling.transforms import EpsilonCutoff
+        >>> from jaxgen.sampling.transforms.base import Context, Last
+        >>> transform, logits = EpsilonCutoff(0.1), jnp.array([[3.0, 2.0, 1.0]])
+        >>> state, logits = transform.update(transform.init(Context(rows=1, vocab=3)), logits, Last.none(1))
+        >>> logits.tolist()
+        [[3.0, 2.0, -inf]]
+    """
 
     epsilon: float
 
@@ -192,6 +233,14 @@ class EtaCutoff:
     """Leave out tokens less probable than min(this, sqrt(this) * exp(-entropy)), but never the most probable.
 
     The higher the entropy, the lower the limit. Hewitt et al. 2022, arXiv:2210.15191, section 4.
+
+    Example:
+        >>> from jaxgen.sampling.transforms import EtaCutoff
+        >>> from jaxgen.sampling.transforms.base import Context, Last
+        >>> transform, logits = EtaCutoff(0.3), jnp.array([[3.0, 2.0, 1.0]])
+        >>> state, logits = transform.update(transform.init(Context(rows=1, vocab=3)), logits, Last.none(1))
+        >>> logits.tolist()
+        [[3.0, 2.0, -inf]]
     """
 
     epsilon: float

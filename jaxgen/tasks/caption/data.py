@@ -15,13 +15,15 @@ import numpy as np
 from pydantic import Field, PositiveInt, Strict, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from jaxgen.data.files import NO_PROGRESS, FilesDigest, ProgressReporter, expand_path, read_bytes
+from jaxgen.data.files import NO_PROGRESS, FilesDigest, ProgressReporter, expand_path, local_path, read_bytes
 from jaxgen.data.tables import HEADERS, FirstRow, shared_files_notes
 from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import STRICT, replace_file
 from jaxgen.metrics import caption_scores
-from jaxgen.runs.config import Beam, Fraction, NotNegative, Size, TrainConfig
-from jaxgen.tasks.base import Inference, Metric, Names, changed_flags, check_same_level, shell_command
+from jaxgen.plots import AttentionMap
+from jaxgen.runs.config import Beam, Fraction, Names, NotNegative, Size, TrainConfig
+from jaxgen.runs.groups import Group
+from jaxgen.tasks.base import Inference, Metric, changed_flags, check_same_level, shell_command
 from jaxgen.tasks.caption.annotations import find_captions, match_captions, read_captions
 from jaxgen.tasks.caption.images import describe_skipped, find_images, read_features, read_image, read_images
 from jaxgen.tasks.caption.objective import CaptionTask, is_image
@@ -30,7 +32,6 @@ from jaxgen.tasks.rows import RowSplits, refuse_builtin, refuse_flags, train_and
 from jaxgen.tasks.seq2seq.data import Examples, Seq2SeqConfig, Seq2SeqData, TextWriter
 from jaxgen.tokenizers import SavedTokenizer
 from jaxgen.tokenizers.base import EOS, Tokenizer
-from jaxgen.types import AttentionMap
 
 #: Settings that have no effect if features are given instead of images.
 IMAGE_SETTINGS = ("image_size", "patch", "widths", "blocks", "flips", "grays", "strict")
@@ -43,10 +44,21 @@ SCENE_SETS: dict[str, Callable[[int], dict[str, Scenes]]] = {"shapes": shapes}
 
 
 class CaptionConfig(Seq2SeqConfig):
-    """An image in, a sentence about it out: a captioner."""
+    """An image in, a sentence about it out: a captioner.
+
+    Example:
+        >>> jaxgen.CaptionConfig(data="shapes", cell="gru", minutes=5).cell
+        'gru'
+    """
 
     task: ClassVar[str] = "caption"
 
+    common: ClassVar[tuple[str, ...]] = (
+        *("data", "captions", "val_data", "val_captions", "image_size", "preset", "hidden", "dropout", "steps"),
+        *("minutes", "run", "resume"),
+    )
+
+    in_data: ClassVar[Group] = Group("Data")
     data: Names = ("shapes",)
     """Built-in set (shapes), a folder of images with a captions file in it or beside it, or an .npz file of features
     with one beside it."""
@@ -71,12 +83,16 @@ class CaptionConfig(Seq2SeqConfig):
     """Convert captions to lower case."""
     max_length: Size = 60
     """Longest caption in tokens: longer ones are left out of training."""
+
+    in_model: ClassVar[Group] = Group("Model")
     patch: Size = 2
     """Side in pixels of the image encoder's patches: larger ones are faster but miss fine details."""
     widths: tuple[Size, ...] = (32, 32, 64)
     """Channels of the image encoder's stages, multiples of 16; every stage after the first halves the sides."""
     blocks: tuple[NotNegative, ...] = (0, 1, 1)
     """Residual blocks of each stage."""
+
+    in_training: ClassVar[Group] = Group("Training")
     grays: Fraction = 0.0
     """Share of training images converted to grey, at random: helps to recognise shapes in unseen colours."""
     flips: Fraction = 0.0
@@ -212,7 +228,8 @@ class CaptionCodec(TextWriter):
         """Returns attention ``weights`` [.., S], labelled with the tokens of the caption and positions of the image."""
         written = self.written(output.tokens)[: output.tokens.size + output.ended]
         labels = [str(place + 1) for place in range(weights.shape[-1])]
-        return AttentionMap(labels, written, weights[: len(written)], self.encode(source) if self.of_images else None)
+        image, texts = self.encode(source) if self.of_images else None, (("output", self.written_text(output)["text"]),)
+        return AttentionMap(labels, written, weights[: len(written)], image, texts)
 
     def to_json(self) -> dict[str, object]:
         """Returns the JSON values that ``load_strict`` reads."""
@@ -316,7 +333,7 @@ def _read(data: Sequence[str], captions: str | None, config: CaptionConfig, watc
     folder = place if place.is_dir() else place.parent
     features = None if place.is_dir() else read_features(place)
     there, others = find_images(place, watch) if features is None else (features.names, [])
-    file = expand_path(captions) if captions else find_captions(folder, names=there, **columns)
+    file = local_path(captions, watch) if captions else find_captions(folder, names=there, **columns)
     found = read_captions(file, empty=config.empty, header=HEADERS[config.header], names=there, **columns)
     matched = match_captions(found.captions, there, where=str(place), missing=config.missing, others=others)
     digest, notes = FilesDigest(), []
@@ -361,7 +378,7 @@ class CaptionData(Seq2SeqData):
     Config: ClassVar[type[TrainConfig]] = CaptionConfig
     Objective: ClassVar[Any] = CaptionTask
     Codec: ClassVar[type[CaptionCodec]] = CaptionCodec
-    METRIC: ClassVar[Metric] = Metric("val_cider", higher_is_better=True)
+    METRIC: ClassVar[Metric] = Metric("val_cider", higher_is_better=True, label="CIDEr-D (of 10)")
     UNIT: ClassVar[str] = "images"
 
     read = staticmethod(read_captioned)

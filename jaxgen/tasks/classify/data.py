@@ -28,12 +28,12 @@ from jaxgen.data.tables import HEADERS, Column, Labelled, Table, read_table, sha
 from jaxgen.errors import DataError, UsageError, counted, listed
 from jaxgen.fsutil import STRICT, replace_file
 from jaxgen.metrics import classification_metrics, confusion_lines, confusion_text
-from jaxgen.runs.config import Fraction, TrainConfig
+from jaxgen.runs.config import Fraction, Names, TrainConfig
+from jaxgen.runs.groups import Group
 from jaxgen.tasks.base import (
     Example,
     Inference,
     Metric,
-    Names,
     check_header,
     check_same_level,
     echo_command,
@@ -70,22 +70,37 @@ _SEQUENCES |= {"buckets": 4, "lr": 5e-3, "steps": 3000}
 
 
 class ClassifyConfig(RowsConfig):
-    """A text in, a label out: a classifier."""
+    """A text in, a label out: a classifier.
+
+    Example:
+        >>> jaxgen.ClassifyConfig(data="reviews.csv", text_column="text", label_column="stars").data
+        ('reviews.csv',)
+    """
 
     task: ClassVar[str] = "classify"
 
+    common: ClassVar[tuple[str, ...]] = (
+        *("data", "text_column", "label_column", "val_data", "level", "preset", "cell", "hidden", "steps", "minutes"),
+        *("run", "resume"),
+    )
+
+    in_data: ClassVar[Group] = Group("Data")
     data: Names = ("stdlib-packages",)
     """Built-in set (stdlib-packages; copying, selective-copying, recall, parity, modular-sum), named set (ag_news),
-    CSV, TSV or JSONL files (.gz too) with --text-column and --label-column, or a folder with a subfolder of texts for
-    each label."""
+    CSV, TSV or JSONL files or URLs (.gz too) with --text-column and --label-column, or a folder with a subfolder of
+    texts for each label."""
     text_column: Names | None = None
     """Columns with the text, by name or by position from 1; several are joined by spaces."""
     label_column: str | None = None
     """Column with the label, by name or by position from 1."""
+
+    in_training: ClassVar[Group] = Group("Training")
     token_dropout: Fraction = 0.0
     """Share of the tokens replaced by <unk> in training, at random."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: weights the loss so that all labels count the same, however rare."""
+
+    in_model: ClassVar[Group] = Group("Model")
     bidirectional: bool = False
     """Read every text in both directions."""
     pooling: str = "max"
@@ -204,7 +219,7 @@ def _read(data: Sequence[str], config: ClassifyConfig, watch: ProgressReporter) 
     if text_columns is None or label_column is None:
         for spec in data:
             if spec not in NAMED:
-                find_paths(spec, LABELLED_SETS)  # data that do not exist are the first thing to report
+                find_paths(spec, LABELLED_SETS, watch)  # data that do not exist are the first thing to report
         raise UsageError(
             f"Which columns of {' '.join(data)} hold the text and the label? Name both with --text-column and "
             "--label-column, by name or by position from 1. Or give a folder with a folder of texts for each label."
@@ -271,7 +286,7 @@ class ClassifyData(RowsData):
     Config: ClassVar[type[TrainConfig]] = ClassifyConfig
     Objective: ClassVar[Any] = ClassifyTask
     Codec: ClassVar[type[ClassifyCodec]] = ClassifyCodec
-    METRIC: ClassVar[Metric] = Metric("val_accuracy", higher_is_better=True)
+    METRIC: ClassVar[Metric] = Metric("val_accuracy", higher_is_better=True, label="accuracy (share of texts)")
     UNIT: ClassVar[str] = "texts"
     TARGET: ClassVar[str] = "text"
 

@@ -8,8 +8,9 @@ from pydantic import Field, model_validator
 
 from jaxgen.data.batches import BATCHES
 from jaxgen.errors import choose
-from jaxgen.runs.config import MAX_SIZE, Fraction, Positive, Size, TrainConfig
-from jaxgen.tasks.base import Names, VocabSize, changed_flags, check_at_most_one, check_header, check_level
+from jaxgen.runs.config import MAX_SIZE, Fraction, Names, Positive, Size, TrainConfig
+from jaxgen.runs.groups import Group
+from jaxgen.tasks.base import VocabSize, changed_flags, check_at_most_one, check_header, check_level
 from jaxgen.text import Reading
 
 #: Longer n-grams almost never occur twice.
@@ -18,7 +19,7 @@ MAX_ORDER = 32
 ONLY = {
     "ngram": {"order"},
     "rnn": {*TrainConfig.model_fields, *("cold_starts", "embed", "embed_dropout", "feature_columns", "label_column")}
-    - {"batch_size", "model", "run", "seed"}
+    - {"batch_size", "log", "model", "run", "seed"}
     | {"soft_cap", "stride", "tie"},
 }
 #: Settings that are arguments of ``build``, by kind of model.
@@ -36,13 +37,24 @@ _LARGE = {"hidden": 1024, "layers": 3, "batch_size": 128, "seq_len": 256, "steps
 
 
 class LanguageConfig(TrainConfig):
-    """Continues texts: a language model, recurrent or an n-gram baseline."""
+    """Continues texts: a language model, recurrent or an n-gram baseline.
+
+    Example:
+        >>> jaxgen.LanguageConfig(data="book.txt", preset="tiny", layers=2).hidden
+        128
+    """
 
     task: ClassVar[str] = "language"
 
+    common: ClassVar[tuple[str, ...]] = (
+        *("data", "level", "documents", "preset", "cell", "layers", "hidden", "dropout", "steps", "minutes"),
+        *("run", "resume"),
+    )
+
+    in_data: ClassVar[Group] = Group("Data")
     data: Names = ("python-docs",)
-    """Built-in set (python-docs, python-source), named set (tinyshakespeare, ag_news, multi30k), or files, folders and
-    globs (.gz too)."""
+    """Built-in set (python-docs, python-source), named set (tinyshakespeare, ag_news, multi30k), or files, folders,
+    globs and URLs (.gz too)."""
     val_data: Names | None = None
     """Validation data. Default: the end of the data."""
     val_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
@@ -73,11 +85,15 @@ class LanguageConfig(TrainConfig):
     """How texts are cut into documents; implies --layout documents."""
     stride: Positive | None = None
     """Tokens between the starts of windows (layout windows). Default: --seq-len."""
+
+    in_training: ClassVar[Group] = Group("Training")
     cold_starts: Fraction = 0.0
     """Share of the windows, drawn at random, that start from a zero state instead of the carried one (layout stream):
     for better predictions at the beginning of a text."""
     seq_len: Size = 64
     """Tokens of a window: how far gradients are propagated back."""
+
+    in_model: ClassVar[Group] = Group("Model")
     embed: Annotated[int, Field(ge=0, le=MAX_SIZE)] | None = None
     """Size of the token embedding. Default: --hidden. 0: one-hot vectors."""
     embed_dropout: Fraction = 0.0
@@ -86,13 +102,12 @@ class LanguageConfig(TrainConfig):
     """Use the embedding as the output matrix too (needs --embed equal to --hidden)."""
     soft_cap: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Limit every logit to this number, smoothly, by tanh. 0: no limit."""
-
     order: Annotated[int, Field(gt=0, le=MAX_ORDER)] = 5
     """Longest n-grams of --model ngram, in tokens."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "python train.py --data book.txt                     any text",
-        "python train.py --data book.txt --level word        words instead of characters",
+        "python train.py --data book.txt --level word        words as tokens",
         "python train.py --data names.txt --documents line   a text per line",
         "python train.py --model ngram --order 5             an n-gram baseline",
         "python train.py --run runs/language-1 --resume auto  resume a run",

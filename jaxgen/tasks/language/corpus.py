@@ -105,6 +105,10 @@ class LanguageCorpus:
     conditioning: Conditioning | None = None
     header: str | None = None
 
+    def __repr__(self) -> str:
+        sizes = f"{self.train.ids.size:,} tokens for training, {self.val.ids.size:,} for validation"
+        return f"<jaxgen.LanguageCorpus {self.name!r}: {sizes}, {self.tokenizer!r}>"
+
 
 def prepare(
     specs: Sequence[str],
@@ -150,6 +154,11 @@ def prepare(
     Raises:
         UsageError: A value is out of range.
         DataError: The data cannot be used.
+
+    Example:
+        >>> corpus = jaxgen.prepare(["book.txt"])
+        >>> corpus.tokenizer.decode(corpus.train.ids[:7])
+        'the cat'
     """
     if tokenizer is not None:
         check_kind("prepare", tokenizer, Tokenizer, "a trained tokenizer, or a level")

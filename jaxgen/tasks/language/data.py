@@ -45,6 +45,8 @@ SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 300, 0.8
 FINAL_TEMPERATURES = (0.3, 0.8, 1.0)
 #: Number of labels with examples, the most common ones.
 EXAMPLE_LABELS = 4
+#: An example is this many documents if they have at most this many tokens on average, else one.
+DOCUMENTS, SHORT = 10, 80
 #: The most characters of the prompt in the command that is shown at the end.
 MAX_PROMPT = 20
 
@@ -58,7 +60,7 @@ class LanguageData(TaskData):
 
     Config: ClassVar[type[TrainConfig]] = LanguageConfig
     Objective: ClassVar[Any] = LanguageTask
-    COMMANDS: ClassVar[tuple[str, ...]] = ("sample", "score", "evaluate", "replay", "export")
+    COMMANDS: ClassVar[tuple[str, ...]] = ("sample", "score", "evaluate", "explain", "replay", "export")
     METRIC: ClassVar[Metric] = Metric("val_loss", higher_is_better=False)
     UNIT: ClassVar[str] = "tokens"
     TARGET: ClassVar[str] = "token"
@@ -232,12 +234,22 @@ class LanguageData(TaskData):
         return loss / math.log(2) / self.corpus.train.chars_per_token
 
     def examples(self, inference: Inference, final: bool) -> list[Example]:
-        """A sample, at the end at several temperatures; with labels, a sample of each of the most common ones."""
+        """A sample, at the end at several temperatures; with labels, a sample of each of the most common ones.
+
+        A sample of short documents has several of them.
+        """
         conditioning, default = self.corpus.conditioning, SAMPLE_TEMPERATURE
         if conditioning is not None and conditioning.labels:
+            labels = conditioning.most_common(EXAMPLE_LABELS)
+            number = -(-self._documents_in_example // len(labels))
             return [
-                Example(f"{label}, temperature {default:g}", inference.generate("", default, SAMPLE_LENGTH, label))
-                for label in conditioning.most_common(EXAMPLE_LABELS)
+                Example(f"{label}, temperature {default:g}", _some_documents(inference, number, default, label))
+                for label in labels
+            ]
+        if self.has_documents:
+            return [
+                Example(f"temperature {chosen:g}", _some_documents(inference, self._documents_in_example, chosen))
+                for chosen in (FINAL_TEMPERATURES if final else (default,))
             ]
         prompt = self._prompt()
         return [
@@ -245,9 +257,15 @@ class LanguageData(TaskData):
             for chosen in (FINAL_TEMPERATURES if final else (default,))
         ]
 
+    @property
+    def _documents_in_example(self) -> int:
+        train = self.corpus.train
+        number = 0 if train.doc_starts is None else train.doc_starts.size
+        return DOCUMENTS if train.ids.size <= SHORT * number else 1
+
     def _prompt(self) -> str:
-        """Returns the prompt of examples: the first words of a line of validation text, or "" for documents."""
-        lines = [] if self.has_documents else self.tokenizer.decode(self.corpus.val.ids[:1000]).splitlines()[1:]
+        """Returns the prompt of examples: the first words of a line of validation text, or ""."""
+        lines = self.tokenizer.decode(self.corpus.val.ids[:1000]).splitlines()[1:]
         starts = (line.split()[:3] for line in lines)
         return next((" ".join(words) for words in starts if len(words) == 3 and "".join(words).isalpha()), "")
 
@@ -280,6 +298,12 @@ class LanguageData(TaskData):
         words = (word[:MAX_PROMPT] for word in tokenizer.decode(self.corpus.train.ids[:100]).split())
         usable = (word for word in words if word.isprintable() and "\ufffd" not in word and not word.startswith("-"))
         return next((word for word in usable if UNK not in tokenizer.encode(word)), "")
+
+
+def _some_documents(inference: Inference, number: int, temperature: float, label: str | None = None) -> str:
+    """Returns generated documents as one text: each on a line, or with lines between them."""
+    documents = inference.generate_documents(number, temperature, SAMPLE_LENGTH, label)
+    return ("\n---\n" if any("\n" in each for each in documents) else "\n").join(documents)
 
 
 def _check_conditions(config: LanguageConfig, conditioning: Conditioning | None) -> None:

@@ -40,6 +40,10 @@ class LanguageTask:
 
     ``model`` is any Linen module that follows ``LanguageModelProtocol``. The loss, ``prefill``, ``step`` and ``score``
     all use ``states`` and ``logits`` of the model, called by name, so they agree for every subclass.
+
+    Example:
+        >>> task = jaxgen.LanguageTask(jaxgen.LanguageModel(vocab_size=30, cell=jaxgen.LSTM, hidden=8))
+        >>> params = task.init(jax.random.key(0))
     """
 
     model: LanguageModelProtocol

@@ -13,6 +13,7 @@ import numpy as np
 from jaxgen.data.bucketing import PAD_ROW, pad_rows
 from jaxgen.errors import counted
 from jaxgen.runs.config import Beam, Fraction
+from jaxgen.runs.groups import Group
 from jaxgen.tasks.base import MAX_COUNTED, Example, Inference
 from jaxgen.tasks.rows import SPACED_LEVELS, RowsConfig, RowsData, normalize
 from jaxgen.tokenizers.base import EOS, PAD, Tokenizer
@@ -29,11 +30,14 @@ MAX_TOKEN_LABEL = 16
 class Seq2SeqConfig(RowsConfig):
     """Settings of tasks that write a text for each input."""
 
+    in_model: ClassVar[Group] = Group("Model")
     attention: str = "general"
     """Attention of the decoder over the input: none (it sees only a summary of the input), additive (Bahdanau) or
     general (Luong, the fastest)."""
     token_dropout: Fraction = 0.0
     """Share of the decoder's input tokens replaced by <unk> in training, so that it relies more on the input."""
+
+    in_training: ClassVar[Group] = Group("Training")
     label_smoothing: Fraction = 0.0
     """Share of each training target spread evenly over the vocabulary."""
     beam: Beam = 5
@@ -200,8 +204,12 @@ class Seq2SeqData(RowsData):
         from jaxgen.plots import draw_attention
 
         val = self.splits["val"]
-        sources = val.raw_inputs(range(min(ATTENTION_INPUTS, len(val))))
-        draw_attention([inference.attention(source) for source in sources], folder / "attention.png")
+        groups = range(min(ATTENTION_INPUTS, len(val)))
+        maps = [
+            inference.attention(source).with_text("reference", val.references(g)[0])
+            for g, source in zip(groups, val.raw_inputs(groups))
+        ]
+        draw_attention(maps, folder / "attention.png")
 
     def report_lines(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines = []

@@ -21,8 +21,10 @@ from jaxgen.data.tables import HEADERS, Column, Pairs, Table, read_table, shared
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import STRICT
 from jaxgen.metrics import ORDERS, bleu
-from jaxgen.runs.config import Fraction, Positive, Size, TrainConfig
-from jaxgen.tasks.base import Metric, Names, changed_flags, check_header, check_same_level, echo_command, shell_command
+from jaxgen.plots import AttentionMap
+from jaxgen.runs.config import Fraction, Names, Positive, Size, TrainConfig
+from jaxgen.runs.groups import Group
+from jaxgen.tasks.base import Metric, changed_flags, check_header, check_same_level, echo_command, shell_command
 from jaxgen.tasks.rows import (
     SPACED_LEVELS,
     RowSplits,
@@ -40,7 +42,6 @@ from jaxgen.tasks.translate.objective import TranslateTask
 from jaxgen.text import whole_lines
 from jaxgen.tokenizers import SavedTokenizer
 from jaxgen.tokenizers.base import Tokenizer
-from jaxgen.types import AttentionMap
 
 _DATES = {"hidden": 128, "layers": 1, "embed": 32, "batch_size": 64, "bidirectional": True, "lr": 5e-3, "steps": 800}
 _SENTENCES = {"level": "bpe", "vocab_size": 5000, "cell": "gru", "hidden": 384, "layers": 1, "embed": 256}
@@ -49,13 +50,24 @@ _SENTENCES |= {"lr": 2e-3, "steps": 4000}
 
 
 class TranslateConfig(Seq2SeqConfig):
-    """A text in, another text out: a translator."""
+    """A text in, another text out: a translator.
+
+    Example:
+        >>> jaxgen.TranslateConfig(data="dates", preset="tiny", hidden=64).hidden
+        64
+    """
 
     task: ClassVar[str] = "translate"
 
+    common: ClassVar[tuple[str, ...]] = (
+        *("data", "val_data", "test_data", "source_column", "target_column", "level", "preset", "hidden", "steps"),
+        *("minutes", "run", "resume"),
+    )
+
+    in_data: ClassVar[Group] = Group("Data")
     data: Names = ("dates",)
-    """Built-in set (dates), named set (multi30k: English to German), two parallel files, the source first (.gz too), or
-    a CSV, TSV or JSONL file with --source-column and --target-column."""
+    """Built-in set (dates), named set (multi30k: English to German), two parallel files or URLs, the source first (.gz
+    too), or a CSV, TSV or JSONL table with --source-column and --target-column."""
     test_data: Names | None = None
     """Test pairs, translated at the end of the run; read like --data."""
     source_column: str | None = None
@@ -64,10 +76,14 @@ class TranslateConfig(Seq2SeqConfig):
     """Column with the target, by name or by position from 1."""
     max_length: Size = 100
     """Longest text in tokens: longer pairs are left out of training, and longer sources are cut in evaluation."""
+
+    in_model: ClassVar[Group] = Group("Model")
     bidirectional: bool = False
     """Read every source in both directions."""
     tie: bool = False
     """Use the target's embedding as the output matrix too (needs --embed equal to --hidden)."""
+
+    in_training: ClassVar[Group] = Group("Training")
     scheduled_sampling: Fraction = 0.0
     """Probability that the decoder reads its own prediction in training, reached after --scheduled-sampling-steps."""
     scheduled_sampling_steps: Positive = 1000
@@ -148,7 +164,8 @@ class TranslateCodec(TextReader, TextWriter):
         """Returns attention ``weights`` [.., S], labelled with the tokens of the translation and of the source."""
         labels = [token_label(self.source, i) for i in self.encode(text)]
         written = self.written(output.tokens)[: output.tokens.size + output.ended]
-        return AttentionMap(labels, written, weights[: len(written), : len(labels)])
+        texts = (("source", text), ("output", self.written_text(output)["text"]))
+        return AttentionMap(labels, written, weights[: len(written), : len(labels)], texts=texts)
 
     def to_json(self) -> dict[str, object]:
         """Returns the JSON values that ``load_strict`` reads."""
@@ -258,7 +275,7 @@ class TranslateData(Seq2SeqData):
     Config: ClassVar[type[TrainConfig]] = TranslateConfig
     Objective: ClassVar[Any] = TranslateTask
     Codec: ClassVar[type[TranslateCodec]] = TranslateCodec
-    METRIC: ClassVar[Metric] = Metric("val_bleu", higher_is_better=True)
+    METRIC: ClassVar[Metric] = Metric("val_bleu", higher_is_better=True, label="BLEU (of 100)")
     UNIT: ClassVar[str] = "pairs"
 
     read = staticmethod(read_pairs)
