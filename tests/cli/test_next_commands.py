@@ -43,10 +43,11 @@ def data(here: Path) -> Path:
     ("command", "flags", "part"),
     [
         ([ROOT / "train.py"], ["--data", "my book.txt", "--seq-len", "8"], "sample.py --run"),
-        (
+        pytest.param(
             ["-m", "jaxgen", "train"],
             ["--data", "my book.txt", "--level", "word", "--seq-len", "8"],
             "jaxgen sample --run",
+            marks=pytest.mark.slow,
         ),
         (
             [ROOT / "train.py", "--plugin", "my cells/mycells.py"],
@@ -58,15 +59,17 @@ def data(here: Path) -> Path:
             ["classify", "--data", "rows.csv", "--text-column", "text", "--label-column", "label"],
             "jaxgen predict --run",
         ),
-        (
+        pytest.param(
             ["-m", "jaxgen", "train"],
             ["translate", "--data", "pairs.tsv", "--source-column", "source", "--target-column", "target"],
             "jaxgen predict --run",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             ["-m", "jaxgen", "train"],
             ["caption", "--data", "my photos", "--image-size", "8", "--patch", "2", "--widths", "16", "--blocks", "0"],
             "my photos/",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["script", "module", "cell", "classify", "translate", "caption"],
