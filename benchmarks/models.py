@@ -117,9 +117,10 @@ class Entry:
     seconds: float | None = None
     parameters: int | None = None
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, seed: bool = True) -> dict[str, Any]:
         """What a saved result must agree with, as JSON has it."""
-        named = {"task": self.task, "settings": self.settings, "seconds": self.seconds, "parameters": self.parameters}
+        settings = {name: value for name, value in self.settings.items() if seed or name != "seed"}
+        named = {"task": self.task, "settings": settings, "seconds": self.seconds, "parameters": self.parameters}
         identity: dict[str, Any] = json.loads(json.dumps(named))
         return identity
 
@@ -127,6 +128,11 @@ class Entry:
     def configuration(self) -> str:
         """The name without the seed."""
         return self.name.rpartition("-")[0]
+
+    def steps(self, folder: Path) -> int | None:
+        """The number of steps that was measured for this configuration; None if there is none."""
+        found = read_steps(folder).get(self.configuration)
+        return int(found["steps"]) if found is not None and found["entry"] == self.identity(seed=False) else None
 
 
 def plan() -> Iterator[Entry]:
@@ -171,12 +177,11 @@ def read(entry: Entry, folder: Path) -> dict[str, Any] | None:
     result: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
     if result is None or result["entry"] != entry.identity():
         return None
-    measured = read_steps(folder).get(entry.configuration)
-    return result if entry.seconds is None or (measured and measured["steps"] == result["steps"]) else None
+    return result if entry.seconds is None or entry.steps(folder) == result["steps"] else None
 
 
 def read_steps(folder: Path) -> dict[str, dict[str, Any]]:
-    """What ``--measure`` wrote: configuration -> steps, characters per second, machine."""
+    """What ``--measure`` wrote: configuration -> what it is, its steps, characters per second, machine."""
     path = folder / STEPS
     steps: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
     return steps
@@ -186,20 +191,19 @@ def measure(entries: Sequence[Entry], folder: Path) -> None:
     """Measure the steps of each configuration of text that has none."""
     recipes = {entry.settings["cell"]: entry for entry in plan() if entry.table == "60 s"}
     for entry in entries:
-        known = read_steps(folder)
-        if entry.seconds is None or entry.configuration in known:
+        if entry.seconds is None or entry.steps(folder) is not None:
             continue
-        seconds, tokens = seconds_per_step(entry)
         recipe = recipes[entry.settings["cell"]]
-        if (first := known.get(recipe.configuration)) is not None:  # of the first machine
-            here, its_tokens = seconds_per_step(recipe)
-            seconds *= its_tokens / first["tokens_per_second"] / here
+        seconds, tokens = seconds_per_step(entry)
+        if (first := recipe.steps(folder)) is not None and recipe.seconds is not None:  # on the first machine
+            seconds *= recipe.seconds / first / seconds_per_step(recipe)[0]
         steps = max(MIN_STEPS, round(entry.seconds / seconds))
-        found = {"steps": steps, "tokens_per_second": round(tokens / seconds), "machine": machine.facts()}
-        print(f"{entry.configuration}: {steps:,} steps, {found['tokens_per_second']:,} characters/s", flush=True)
-        content = json.dumps(known | {entry.configuration: found}, indent=1) + "\n"
+        speed = round(steps * tokens / entry.seconds)
+        print(f"{entry.configuration}: {steps:,} steps, {speed:,} characters/s", flush=True)
+        found = {"entry": entry.identity(seed=False), "steps": steps, "tokens_per_second": speed}
+        content = read_steps(folder) | {entry.configuration: {**found, "machine": machine.facts()}}
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / STEPS, content.encode())
+        replace_file(folder / STEPS, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def settings_of(entry: Entry, run: str) -> Any:
@@ -439,10 +443,10 @@ def main() -> None:
     entry = missing[0]
     steps = None
     if entry.seconds is not None:
-        measured = read_steps(given.results).get(entry.configuration)
-        if measured is None:
+        steps = entry.steps(given.results)
+        if steps is None:
             raise SystemExit(f"The steps of {entry.configuration} are not known: call --measure on a quiet machine.")
-        steps = measured["steps"] if given.steps is None else given.steps
+        steps = steps if given.steps is None else given.steps
     print(f"{entry.name}: {entry.settings}", flush=True)
     result = {**train(entry, steps), "machine": facts}
     given.results.mkdir(parents=True, exist_ok=True)

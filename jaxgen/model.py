@@ -92,12 +92,17 @@ def train(
         run = os.fspath(check_kind("run", run, str | os.PathLike, "the folder of the run, or None for a new one"))
     elif resume:
         raise UsageError("resume=True needs to know which run: give run=, the folder of the run.")
+    saved = LoadedRun.open(run).config if run is not None and resume and RunDirectory(run).exists() else None
+    if saved is not None:
+        if task not in ("language", saved.task):
+            raise UsageError(f"The run {run} is of the task {saved.task}, not {task}: leave out the task.")
+        task, settings = saved.task, {**_columns(saved), **settings}
     given = {**settings, **data_settings(data, text, task, settings)}
     screen = Screen()
     try:
         emit = _for_python(screen) if progress else None
-        if run is not None and resume and RunDirectory(run).exists():
-            trainer = runs.resume(run, _changed(run, task, given), emit, data_changed, callbacks)
+        if run is not None and saved is not None:
+            trainer = runs.resume(run, _changed(saved, given), emit, data_changed, callbacks)
         else:
             trainer = runs.start(kind(**given, **({} if run is None else {"run": run})), emit, callbacks)
         trainer.train()
@@ -106,11 +111,14 @@ def train(
     return Model(str(trainer.run))
 
 
-def _changed(run: str, task: str, given: dict[str, Any]) -> TrainConfig:
-    """The settings of a run with those that are given. Raises ``UsageError`` for a run of another task."""
-    saved = LoadedRun.open(run).config
-    if task not in ("language", saved.task):
-        raise UsageError(f"The run {run} is of the task {saved.task}, not {task}: leave out the task.")
+def _columns(saved: TrainConfig) -> dict[str, Any]:
+    """The columns of tables that a run reads."""
+    given = saved.model_dump(include=saved.model_fields_set)
+    return {name: value for name, value in given.items() if name.endswith(("_column", "_columns"))}
+
+
+def _changed(saved: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+    """The settings of a run with those that are given."""
     if any(given.get(name) is not None for name in LENGTHS):  # they replace each other
         given = {**dict.fromkeys(LENGTHS), **given}
     return saved.model_copy(update=given)

@@ -31,7 +31,8 @@ def call(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(models, "plan", lambda: iter(entries))
     small = {**labelled.LABELLED_SETS, "parity": lambda seed: sequences("parity", seed, train=64, val=8, test=8)}
     monkeypatch.setattr(labelled, "LABELLED_SETS", small)
-    measured = {"60s-elman": {"steps": 12, "tokens_per_second": 1000, "machine": machine.facts()}}
+    about = {"entry": entries[0].identity(seed=False), "tokens_per_second": 1000, "machine": machine.facts()}
+    measured = {"60s-elman": {"steps": 12, **about}}
     write(tmp_path / "results" / models.STEPS, json.dumps(measured))
     page = tmp_path / "models.md"
     marks = ("60 s", "sequences", "published", "machines", "picture")
@@ -161,10 +162,12 @@ def test_the_steps_stand_for_the_time_of_the_first_machine(call, tmp_path, monke
     monkeypatch.setattr(models, "plan", lambda: iter([text, slower]))
     times = {text.name: (0.5, 100), slower.name: (1.0, 100)}
     monkeypatch.setattr(models, "seconds_per_step", lambda entry: times[entry.name])
+    known = {text.configuration: {"entry": text.identity(seed=False), "steps": 600}}
+    (tmp_path / "results" / models.STEPS).write_text(json.dumps(known))
     call("--measure")
-    found = models.read_steps(tmp_path / "results")["150s-elman-plain"]
-    assert found["tokens_per_second"] == 500
-    assert found["steps"] == 150 * 500 / 100
+    found = models.read_steps(tmp_path / "results")[slower.configuration]
+    assert found["steps"] == 600 * 150 / 60 / 2
+    assert found["tokens_per_second"] == found["steps"] * 100 / 150
 
 
 @pytest.mark.runs

@@ -55,6 +55,11 @@ class GLA(LinearCell):
             )
         super().__post_init__()
 
+    @nn.nowrap
+    def num_gates(self, shape: tuple[int, ...]) -> int:
+        """Queries and keys are narrower than gates and values, so a kernel is one matrix."""
+        return 1
+
     @property
     def sizes(self) -> tuple[int, int, int]:
         """The number of heads, and the widths K of a key and V of a value."""

@@ -83,12 +83,12 @@ def bash(commands: dict[str, list[Flag]]) -> str:
         flags.append(f"        {shlex.quote(words)}) echo {shlex.quote(every)} ;;")
         for flag in named:
             if flag.names_run:
-                values.append(f"        {shlex.quote(f'{words} {flag.written}')}) _jaxgen_runs ;;")
+                values.append(f"        {shlex.quote(f'{words} {flag.written}')}) echo @runs ;;")
             elif flag.choices:
                 choices = shlex.quote(" ".join(flag.choices))
                 values.append(f"        {shlex.quote(f'{words} {flag.written}')}) echo {choices} ;;")
         if any(flag.positional and flag.names_run for flag in members):
-            values.append(f"        {shlex.quote(f'{words} ')}) _jaxgen_runs ;;")
+            values.append(f"        {shlex.quote(f'{words} ')}) echo @runs ;;")
     return BASH.format(
         commands=" ".join(COMMANDS),
         pretrained=pretrained(),
@@ -173,9 +173,9 @@ BASH = """\
 _jaxgen_runs() {{
     local each
     for each in runs/*/config.json; do
-        [[ -e $each ]] && echo "${{each%/config.json}}"
+        [[ -e $each ]] && printf '%s\\n' "${{each%/config.json}}"
     done
-    echo '{pretrained}'
+    printf '%s\\n' {pretrained}
 }}
 
 _jaxgen_flags() {{
@@ -191,7 +191,7 @@ _jaxgen_values() {{
 }}
 
 _jaxgen() {{
-    local current=${{COMP_WORDS[COMP_CWORD]}} command=${{COMP_WORDS[1]}} flag='' first=2 words i
+    local current=${{COMP_WORDS[COMP_CWORD]}} command=${{COMP_WORDS[1]}} flag='' first=2 words each i
     if ((COMP_CWORD == 1)); then
         mapfile -t COMPREPLY < <(compgen -W '{commands} --help --version' -- "$current")
         return
@@ -213,6 +213,12 @@ _jaxgen() {{
         words='{shells}'
     else
         words=$(_jaxgen_values "$command $flag")
+    fi
+    if [[ $words == @runs ]]; then  # compgen would expand what stands in a name
+        while IFS= read -r each; do
+            [[ $each == "$current"* ]] && COMPREPLY+=("$(printf '%q' "$each")")
+        done < <(_jaxgen_runs)
+        return
     fi
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
 }}

@@ -178,15 +178,15 @@ def unwanted(folder: Path, keep: int | None) -> list[dict[str, Any]]:
     from jaxgen.tasks.registry import DATA
 
     found = [{"run": str(path), "why": "its start was killed"} for path in entries(folder) if is_unfinished_start(path)]
-    alike: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for run in described(folder):
         if Path(run["run"]).is_symlink():
             continue
-        if run["best"] is not None:
-            alike.setdefault((run["task"], run["sha256"]), []).append(run)
+        if run["best"] is not None and run["saved"]:
+            alike.setdefault((run["task"], run["sha256"], run["tokenizer"], run["validation"]), []).append(run)
         elif run["steps"] and not run["saved"]:
             found.append({"run": run["run"], "why": "never trained"})
-    for (task, _), runs in alike.items() if keep is not None else ():
+    for (task, *_), runs in alike.items() if keep is not None else ():
         runs.sort(key=lambda run: run["best"], reverse=DATA[task].METRIC.higher_is_better)
         for place, run in enumerate(runs[keep:], 1 + (keep or 0)):
             found.append({"run": run["run"], "why": f"place {place} of {len(runs)}: {COLUMNS['best'](run)}"})
@@ -211,6 +211,8 @@ def describe(directory: RunDirectory) -> dict[str, Any]:
             "task": str(saved["task"]),
             "data": str(resolved["data"]["name"]),
             "sha256": str(resolved["data"]["sha256"]),
+            "tokenizer": str(resolved["tokenizer"]),
+            "validation": json.dumps({name: value for name, value in config.items() if name.startswith("val_")}),
             "model": network(config),
             "parameters": int(resolved["parameters"]),
             "metric": metric.name,

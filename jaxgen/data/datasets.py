@@ -153,7 +153,9 @@ _URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
 #: The most bytes of a file that is downloaded.
 MAX_BYTES = 2**30
 #: The beginning of a web page.
-_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html)\b", re.I | re.S)
+_PAGE = re.compile(
+    rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(?:(?><!--.*?-->)\s*)*+<(!doctype\s+html|html)\b", re.I | re.S
+)
 #: Receives the bytes of each block of a download, and of the whole: 0 if that is not known.
 Seen = Callable[[int, int], None]
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from jaxgen.tokenizers.base import text_bytes
 TEXT = "text"
 #: Characters of a value that a message shows.
 SHOWN = 60
+#: The largest whole numbers, which Python writes as text.
+MAX_BITS = 10_000
 _ALLOWED = (
     "a text with a line break, the name of a file, folder or data set, a URL, an iterable of texts, or a table with "
     "columns"
@@ -56,7 +58,9 @@ def data_settings(
     for name in ("val_data", "test_data"):
         if settings.get(name) is not None:
             other = _settings(settings[name], task, {**settings, **found})
-            if "text_column" in other and other["text_column"] != {**settings, **found}.get("text_column"):
+            other_column = "text_column" in other and other["text_column"] != {**settings, **found}.get("text_column")
+            forms = {_form(each["data"]) for each in (found, other) if "data" in each} - {None}
+            if other_column or len(forms) > 1:
                 raise UsageError(f"The data and --{name.replace('_', '-')} are not of the same form: give both alike.")
             found[name] = other["data"]
     return found
@@ -65,6 +69,12 @@ def data_settings(
 def data_name(specs: Iterable[object]) -> str:
     """The names of data for people: data from memory are counted, in place of the file that holds them."""
     return " + ".join(map(_shown_name, map(str, specs)))
+
+
+def _form(specs: Sequence[str]) -> str | None:
+    """Whether data from memory are a text (``.txt``) or rows (``.jsonl``); None for other data."""
+    stored = _STORED.fullmatch(os.path.basename(specs[0])) if len(specs) == 1 else None
+    return None if stored is None else os.path.splitext(stored[0])[1]
 
 
 def _shown_name(spec: str) -> str:
@@ -210,7 +220,7 @@ def _plain(value: Any, column: str) -> str | int | float | bool | None:
     value = to_python(value)
     if type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
         return None
-    if value is None or isinstance(value, str | int | float):
+    if value is None or isinstance(value, str | float) or (isinstance(value, int) and value.bit_length() <= MAX_BITS):
         return value
     raise DataError(
         f"The column {column!r} of the data holds {_shown(value)}, of the type {type(value).__name__}: give texts or "

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxgen.errors import counted
 from jaxgen.inference.generation_config import GenerationConfig
-from jaxgen.notebook import colored_tokens
+from jaxgen.notebook import MAX_TOKENS, colored_tokens
 from jaxgen.tokenizers.base import EOS, Tokenizer
 
 #: Characters of a text that ``repr`` shows.
@@ -118,7 +118,14 @@ class Samples(list[Sample]):
     """Samples; notebooks show all of them."""
 
     def _repr_html_(self) -> str:
-        return "<hr>".join(sample._repr_html_() for sample in self)
+        shown, tokens = list[str](), 0
+        for sample in self:
+            if shown and tokens + len(sample.parts) > MAX_TOKENS:
+                shown.append(f"The first {len(shown):,} of {len(self):,} samples.")
+                break
+            shown.append(sample._repr_html_())
+            tokens += len(sample.parts)
+        return "<hr>".join(shown)
 
 
 def collect(chunks: Iterator[Chunk], tokenizer: Tokenizer | None = None) -> Iterator[Sample]:

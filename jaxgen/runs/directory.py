@@ -33,6 +33,8 @@ from jaxgen.runs.manifest import MANIFEST
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 CHECKPOINTS = "checkpoints"
+#: The model card of a finished run, and how it begins.
+CARD, CARD_TITLE = "README.md", "# A jaxgen run of the task"
 #: The marker of a start that is not complete: without it, nothing that lies in a folder is ever removed.
 START = ".start.json"
 #: What a start makes in the folder of a run.

@@ -11,14 +11,23 @@ from jaxgen.errors import CheckpointError, UsageError
 from jaxgen.fsutil import read_temporary, write_errors
 from jaxgen.runs.checkpoints import CHECKPOINT_NAME
 from jaxgen.runs.config import read_config
-from jaxgen.runs.directory import CHECKPOINTS, CONFIG, START, TOKENIZER, RunDirectory, is_unfinished_start
+from jaxgen.runs.directory import (
+    CARD,
+    CARD_TITLE,
+    CHECKPOINTS,
+    CONFIG,
+    START,
+    TOKENIZER,
+    RunDirectory,
+    is_unfinished_start,
+)
 from jaxgen.runs.lock import LOCK, RunLock
 from jaxgen.runs.manifest import MANIFEST, MODEL, TRAINING_STATE
 
 #: The files that jaxgen writes into the folder of a run. Others are never removed, nor is a run that holds some.
 FILES = {
     *(CONFIG, TOKENIZER, LOCK, START),
-    *("metrics.jsonl", "metrics.csv", "trackers.json", "samples.txt", "report.json", "README.md"),
+    *("metrics.jsonl", "metrics.csv", "trackers.json", "samples.txt", "report.json", CARD),
     *("loss.png", "quality.png", "attention.png", "captions.png", "example.png", "confusion.png", "confusion.txt"),
 }
 _CHECKPOINT_FILES = "|".join(map(re.escape, (MANIFEST, MODEL, TRAINING_STATE)))
@@ -31,6 +40,8 @@ def why_kept(path: Path) -> str | None:
     """Why a run, or what a killed start left, cannot be removed, as the end of a sentence; None if it can."""
     if path.is_symlink():
         return "is a link"
+    if RunDirectory(path).is_pretrained:
+        return "is part of jaxgen"
     try:
         if not is_unfinished_start(path):
             read_config(RunDirectory(path))
@@ -60,12 +71,15 @@ def remove_run(path: Path) -> None:
         lock = RunLock.take_new(path)
         try:
             files, folders = _entries(path)
-            # The settings last: what an interrupted removal leaves is still a run, and can be removed.
-            for file in sorted(files, key=lambda file: file.name in (CONFIG, START)):
-                if file != path / LOCK:
+            last = [path / name for name in (CONFIG, START) if path / name in files]
+            for file in files:
+                if file not in (path / LOCK, *last):
                     file.unlink()
             for folder in reversed(folders):
                 folder.rmdir()
+            # The settings last: what an interrupted removal leaves is still a run, and can be removed.
+            for file in last:
+                file.unlink()
         finally:
             lock.release()
         path.rmdir()
@@ -83,13 +97,21 @@ def _entries(path: Path) -> tuple[list[Path], list[Path]]:
             entry = Path(here, name)
             mode = os.lstat(entry).st_mode
             relative = entry.relative_to(path).as_posix()
-            if stat.S_ISREG(mode) and _is_ours(relative):
+            if stat.S_ISREG(mode) and _is_ours(relative) and (relative != CARD or _is_card(entry)):
                 files.append(entry)
             elif stat.S_ISDIR(mode) and _is_our_folder(relative):
                 folders.append(entry)
+            elif relative == "wandb":
+                raise UsageError("holds 'wandb', the files of Weights & Biases: remove that folder first")
             else:
                 raise UsageError(f"holds {relative!r}, which jaxgen did not make")
     return files, folders
+
+
+def _is_card(path: Path) -> bool:
+    """Whether a README is the one that jaxgen writes."""
+    with path.open("rb") as file:
+        return file.read(len(CARD_TITLE)) == CARD_TITLE.encode()
 
 
 def _fail(error: OSError) -> None:

@@ -13,7 +13,7 @@ from jaxgen.data.files import ProgressReporter
 from jaxgen.errors import CheckpointError, check_int, counted, for_caller
 from jaxgen.fsutil import RESUME, replace_file
 from jaxgen.plots import Best, draw_losses
-from jaxgen.runs.directory import RunDirectory
+from jaxgen.runs.directory import CARD, CARD_TITLE, RunDirectory
 from jaxgen.runs.lock import RunLock
 from jaxgen.runs.logs import MetricsLog, append_sample, truncate_samples
 from jaxgen.tasks.base import Inference, TaskData
@@ -150,9 +150,10 @@ class Callback:
         """End training early, with the usual report and model card.
 
         The steps that are being computed are completed, and the model is evaluated and saved; with several processes,
-        training continues to the next evaluation or sample. In ``on_checkpoint`` it is too late for the checkpoint at
-        hand: some more steps follow. The reason is saved with the checkpoint, and a resumed run stays stopped until it
-        is given more steps or another patience.
+        training continues to the next evaluation or sample. In ``on_start`` the run ends before its first step, and
+        trains when it is resumed. In ``on_checkpoint`` it is too late for the checkpoint at hand: some more steps
+        follow. The reason is saved with the checkpoint, and a resumed run stays stopped until it is given more steps or
+        another patience.
         """
         self.stop_reason = reason
 
@@ -250,7 +251,7 @@ class ModelCard(Callback):
         RunLock.check(self._run.path)
         about = [*self._facts.items(), ("digest of the data", self._data.fingerprint()["sha256"])]
         figures = [("best step", f"{event.best_step:,} of {event.step:,}"), *event.summary]
-        parts = [f"# A jaxgen run of the task {self._data.config.task}"]
+        parts = [f"{CARD_TITLE} {self._data.config.task}"]
         parts += [_markdown_table(about), "## Figures", _markdown_table(figures)]
         if self._run.plot_path.exists():
             parts += [f"![losses]({self._run.plot_path.name})"]
@@ -259,7 +260,7 @@ class ModelCard(Callback):
         command = event.next_command.replace(shlex.quote(event.run), ".").replace("python sample.py", "jaxgen sample")
         parts += ["## Use", "In this folder:", fenced(f"{command}\njaxgen info .")]
         parts += ["`config.json` has all settings, `metrics.jsonl` all evaluations."]
-        replace_file(self._run.path / "README.md", text_bytes("\n\n".join(parts) + "\n"), RESUME)
+        replace_file(self._run.path / CARD, text_bytes("\n\n".join(parts) + "\n"), RESUME)
 
 
 def _markdown_table(rows: Iterable[tuple[str, str]]) -> str:

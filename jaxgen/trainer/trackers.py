@@ -342,7 +342,7 @@ class Wandb(Tracker):
             folder = shlex.quote(str(Path(self._wandb.dir).parent))
             self.where = f"offline{why}; `wandb sync {folder}` sends the run"
         else:
-            self.where = str(self._wandb.url)
+            self.where = self._wandb.url or ""  # WANDB_MODE=disabled has none
         return {"id": self._wandb.id, "project": self._wandb.project}
 
     def _log_in(self) -> bool:
@@ -356,14 +356,15 @@ class Wandb(Tracker):
             return False
 
     def log_row(self, step: int, row: Mapping[str, float]) -> None:
-        # Numbered by how many rows were sent: Weights & Biases drops rows whose number is not a new one.
+        # Numbered by how much was sent: Weights & Biases drops rows whose number is not a new one.
         self._wandb.log({**row, "step": step}, step=self.position.rows)
 
     def log_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
         import wandb
 
         table = wandb.Table(columns=["step", "title", "text"], data=[[step, *each] for each in samples])
-        self._wandb.log({"samples": table, "step": step})
+        self._wandb.log({"samples": table, "step": step}, step=self.position.rows)
+        self._keep(self.position.step, self.position.rows + 1)
 
     def log_report(self, step: int, report: Mapping[str, float]) -> None:
         self._wandb.summary.update(dict(report))

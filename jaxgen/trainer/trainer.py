@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from jaxgen import jitted
-from jaxgen.errors import CheckpointError, DivergedError, counted, for_caller
+from jaxgen.errors import CheckpointError, DivergedError, UsageError, counted, for_caller
 from jaxgen.plugins import plugin_flags
 from jaxgen.runs.config import MAX_STEPS, TrainConfig
 from jaxgen.runs.directory import RunDirectory
@@ -97,6 +97,7 @@ class Trainer:
         self._inference = TrainingInference(task, data, config.seed)
         self._throughput = Throughput()
         self._grad_norm = math.nan  # of the last step that was read
+        self._saved_step: int | None = None  # of the last checkpoint that this trainer made
         self._alarmed = False  # whether the warning of ``_check_loss`` was given
 
     # --- state
@@ -155,6 +156,11 @@ class Trainer:
         ``stop`` ends it with a report.
         """
         step = int(self.state.step)
+        if self._saved_step not in (None, step):
+            raise UsageError(
+                f"A loop over this trainer was left at step {step:,}, after the checkpoint of step "
+                f"{self._saved_step:,}: continue from there with jaxgen.resume({str(self.run)!r})."
+            )
         summary = run_summary(self.config, self.data, self.resolved, self.group.count)
         with self.recorder:
             self.recorder.call("on_start", Started(str(self.run), summary, step, self.total_steps))
@@ -221,6 +227,8 @@ class Trainer:
             if self.eval_schedule.samples(step) and not is_last:
                 self._show_examples(step)
             self._share_progress()
+            if self._is_stopped and not (self.eval_schedule.evaluates(step) or is_last):
+                metric = self._evaluate(step)
             self.save(step, metric)  # last, because it makes all of the above final
         except DivergedError as error:
             step = self._recover(error)
@@ -377,7 +385,7 @@ class Trainer:
 
     def save(self, step: int, metric: float | None = None, keep: bool = False) -> None:
         """Save a checkpoint; with ``keep``, the earlier ones stay for a rollback."""
-        state = self.gathered_state()
+        state, self._saved_step = self.gathered_state(), step
         with self.group.all_or_none():
             self.recorder.save(step, state, asdict(self.progress), metric, keep)
         self.recorder.call("on_checkpoint", step)

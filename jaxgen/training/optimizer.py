@@ -89,7 +89,10 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrices: Float[Array, "*batch D H"], iterations: int) -> Float[Array, "*batch D H"]:
-    """About the nearest matrices with orthonormal rows or columns: all singular values become 0.7 to 1.2."""
+    """Matrices with the same singular vectors, and singular values nearer to 1.
+
+    Large values become 0.7 to 1.2; small ones grow about 3.4 times in each iteration.
+    """
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices if wide else jnp.swapaxes(matrices, -1, -2)
     x = x / (jnp.sqrt(jnp.sum(x * x, axis=(-2, -1), keepdims=True)) + 1e-7)
@@ -102,11 +105,12 @@ def orthogonalize(matrices: Float[Array, "*batch D H"], iterations: int) -> Floa
 
 @dataclass(frozen=True)
 class Muon:
-    """Momentum with orthogonalised updates for matrices, Adam for all other parameters (Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon).
+    """Momentum with orthogonalised updates for kernels that are matrices (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon); Adam for embeddings, outputs, biases and kernels of other shapes.
 
-    A kernel of several gates is orthogonalised gate by gate. An entry of an update has the root mean square ``scale``
-    times the learning rate (Liu et al. 2025, arXiv:2502.16982), so that both rules have one rate.
+    A kernel of several gates is orthogonalised gate by gate. An entry of an update has about the root mean square
+    ``scale`` times the learning rate (Liu et al. 2025, arXiv:2502.16982), so that both rules have one rate. Jordan et
+    al. take 5 ``iterations``; with 3 an LSTM of 256 units reached the same loss in less time.
     """
 
     needs_kinds: ClassVar[bool] = True

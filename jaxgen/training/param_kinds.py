@@ -53,9 +53,11 @@ def role_by_name(path: tuple[str, ...], leaf: Array) -> Role:
     """The role of a parameter, from its place in the tree and its shape."""
     if "embedding" in path[-1]:
         return "embedding"
-    if path[0].startswith("output"):
+    above = path[: path.index("stack")] if "stack" in path else path  # the blocks in a stack have outputs of their own
+    if any(name.startswith("output") for name in above):
         return "output"
-    return "matrix" if leaf.ndim == 2 and "kernel" in path[-1] else "other"
+    # The columns of a convolution over time are independent of each other.
+    return "matrix" if leaf.ndim == 2 and "kernel" in path[-1] and "convolution" not in path else "other"
 
 
 def names(path: tuple[Any, ...]) -> tuple[str, ...]:

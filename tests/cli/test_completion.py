@@ -61,6 +61,13 @@ def test_bash_completes_commands_tasks_flags_choices_and_runs(offered):
     assert offered("score", "--text", "") == []
 
 
+def test_the_name_of_a_run_is_no_command_for_bash(offered, here):
+    (here / "runs" / "c $(touch made)").mkdir()
+    (here / "runs" / "c $(touch made)" / "config.json").touch()
+    assert "runs/c" in " ".join(offered("evaluate", "runs/c")).replace("\\", "")
+    assert not (here / "made").exists()
+
+
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_the_other_shells_can_read_their_scripts(shell, commands, here):
     (here / "script").write_text(SHELLS[shell](commands))

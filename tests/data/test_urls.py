@@ -218,3 +218,8 @@ def test_a_run_goes_on_with_what_was_downloaded_and_notices_other_content(server
     with pytest.raises(DataError, match="404") as error:
         resume(run)
     assert "looked up" not in str(error.value)
+
+
+def test_many_comments_before_a_page_are_read_at_once():
+    assert datasets._PAGE.match(b"<!--a-->\n" * 100 + b"<html>")
+    assert not datasets._PAGE.match(b"<!--a-->\n" * 100 + b"text")

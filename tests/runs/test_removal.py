@@ -14,7 +14,7 @@ from jaxgen.errors import UsageError
 from jaxgen.fsutil import temporary_name
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import with_digest
-from jaxgen.runs.directory import MARKER, START, RunDirectory
+from jaxgen.runs.directory import CARD, CARD_TITLE, MARKER, PRETRAINED, START, RunDirectory
 from jaxgen.runs.lock import RunLock
 from jaxgen.runs.removal import remove_run, why_kept
 
@@ -29,8 +29,9 @@ def folder(tmp_path):
         store.save(step, {"params": {"a": np.zeros(3)}}, {})
     os.rename(store.folder(0), run.checkpoints_path / "00000000.damaged-2")
     run.write_json("config.json", with_digest({"task": "language", "config": {}, "resolved": {}}))
-    for name in ("tokenizer.json", "metrics.jsonl", "samples.txt", "loss.png", "README.md", temporary_name("a")):
+    for name in ("tokenizer.json", "metrics.jsonl", "samples.txt", "loss.png", temporary_name("a")):
         write(run.path / name, "")
+    write(run.path / CARD, f"{CARD_TITLE} language")
     write(run.path / "tensorboard" / "events.out.tfevents.1.host.2", "")
     return run.path
 
@@ -68,6 +69,12 @@ def test_a_run_with_a_file_of_someone_else_stays_as_it_is(folder, name):
     with pytest.raises(UsageError, match="did not make"):
         remove_run(folder)
     assert everything(folder) == before
+
+
+def test_a_readme_of_ones_own_and_the_run_of_the_package_stay(folder):
+    (folder / "README.md").write_text("my notes")
+    assert "README.md" in str(why_kept(folder))
+    assert why_kept(PRETRAINED / "shakespeare") is not None
 
 
 @pytest.mark.parametrize("name", ["samples.txt", "checkpoints", "checkpoints/00000001"])

@@ -12,6 +12,7 @@ import pytest
 from builders import language_config
 
 import jaxgen
+from jaxgen.errors import UsageError
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.trainer import trainer
 from jaxgen.trainer.callbacks import Progress
@@ -37,9 +38,12 @@ def test_a_loop_trains_what_train_does_and_one_that_is_left_can_be_resumed(book,
     assert {type(event) for event in events} == {Progress}
     assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
     same_weights(tmp_path / "whole", tmp_path / "loop")
-    for event in start(settings(book, tmp_path / "left")):
+    left = start(settings(book, tmp_path / "left"))
+    for event in left:
         if event.step == 5:
             break
+    with pytest.raises(UsageError, match="resume"):
+        left.train()
     assert resume(str(tmp_path / "left")).train().step == 6, "and its lock is free"
     same_weights(tmp_path / "whole", tmp_path / "left")
 

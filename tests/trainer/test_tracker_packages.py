@@ -71,7 +71,7 @@ class Wandb:
     def check(self, steps):
         assert [step for _, step, _ in self.points] == steps
         numbers = [number for number, _, _ in self.points]
-        assert numbers == list(range(len(steps))), "numbers that rise, or Weights & Biases drops a row"
+        assert numbers == sorted({*numbers}), "numbers that rise, or Weights & Biases drops a row"
         assert len(set(self.ids)) == 1
         assert self.config["cell"] == "elman"
         assert self.config["resolved"]["devices"] == 1

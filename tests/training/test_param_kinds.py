@@ -8,6 +8,7 @@ import pytest
 
 from jaxgen.cells import CELLS
 from jaxgen.tasks.language.objective import LanguageTask
+from jaxgen.tasks.translate.objective import TranslateTask
 from jaxgen.training.param_kinds import Kind, map_kinds, param_kinds
 
 GATES = {"lstm": 4, "gru": 3, "elman": 1, "mingru": 2, "minlstm": 3, "layernorm-lstm": 4}
@@ -45,6 +46,18 @@ def test_matrices_of_a_block_stand_alone():
     cells = [path for path, kind in found.items() if kind == Kind("matrix", 2)]
     assert len(alone) >= 2
     assert len(cells) == 1
+
+
+def test_the_output_of_a_decoder_and_convolutions_are_no_matrices():
+    sizes = {"source_vocab": 5, "vocab_size": 5, "hidden": 8, "layers": 1, "embed": 8}
+    task = TranslateTask.build(**sizes, cell="lstm", cell_options={})
+    outputs = [kind.role for path, kind in param_kinds(task) if "output" in path and "stack" not in path]
+    assert outputs
+    assert {*outputs} == {"output"}
+    blocks = kinds_of(cell="mingru", block="griffin")
+    convolutions = [kind.role for path, kind in blocks.items() if "convolution" in path]
+    assert convolutions
+    assert {*convolutions} == {"other"}
 
 
 @pytest.mark.parametrize("cell", CELLS)
