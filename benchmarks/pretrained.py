@@ -85,6 +85,8 @@ def pack(run: Path, target: Path) -> None:
 
 def main() -> None:
     """Train and write the run."""
+    if (machine.commit() or "+").endswith("+"):
+        raise SystemExit("Commit the changes of jaxgen/ first: the run names the commit that made it.")
     with tempfile.TemporaryDirectory() as folder:
         model = train(run=Path(folder) / "shakespeare", **SHAKESPEARE)
         pack(model.path, PRETRAINED / "shakespeare")
