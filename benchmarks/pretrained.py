@@ -57,8 +57,11 @@ clone of the repository trains it again.
 """
 
 
-def pack(run: Path, target: Path) -> None:
-    """Write a trained run to ``target``, a folder of the package, with the weights of its best checkpoint alone."""
+def pack(run: Path, target: Path, made_by: str) -> None:
+    """Write a trained run to ``target``, a folder of the package, with the weights of its best checkpoint alone.
+
+    ``made_by`` describes the machine and the commit.
+    """
     saved, model = LoadedRun.open(run), Model(run)
     step, params = saved.params()
     figures = model.evaluate()
@@ -78,18 +81,19 @@ def pack(run: Path, target: Path) -> None:
         sha256=saved.resolved["data"]["sha256"],
         loss=figures["val_loss"],
         step=step,
-        machine=machine.line(machine.facts()),
+        machine=made_by,
     )
     replace_file(target / "README.md", about.encode())
 
 
 def main() -> None:
     """Train and write the run."""
-    if (machine.commit() or "+").endswith("+"):
+    facts = machine.facts()
+    if (facts["commit"] or "+").endswith("+"):
         raise SystemExit("Commit the changes of jaxgen/ first: the run names the commit that made it.")
     with tempfile.TemporaryDirectory() as folder:
         model = train(run=Path(folder) / "shakespeare", **SHAKESPEARE)
-        pack(model.path, PRETRAINED / "shakespeare")
+        pack(model.path, PRETRAINED / "shakespeare", machine.line(facts))
     print(RunDirectory("pretrained:shakespeare").path)
 
 

@@ -34,6 +34,11 @@ def show_flags() -> Iterator[None]:
         _flags_are_shown = before
 
 
+def flags_are_shown() -> bool:
+    """Whether a command is running, so that messages name flags and commands instead of Python's settings and calls."""
+    return _flags_are_shown
+
+
 def for_caller(message: str) -> str:
     """``message``, in which settings are written as flags, for a command or for Python (``batch_size``)."""
     if _flags_are_shown:

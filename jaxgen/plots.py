@@ -111,8 +111,15 @@ def figure_file(path: Target, width: float, height: float, *, crop: bool = False
 def _set_fonts(figure: Figure) -> None:
     from matplotlib.text import Text
 
+    powers = {label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in _power_labels(axis)}
     for text in figure.findobj(Text):
-        text.set(parse_math=False, fontfamily=_fonts())  # a $ in a title or a label is a $
+        text.set(parse_math=text in powers, fontfamily=_fonts())  # a $ in a title or a label is a $
+
+
+def _power_labels(axis: Any) -> list[Any]:
+    """The numbers at a logarithmic axis, which are powers written as formulas."""
+    logarithmic = axis.get_scale() == "log"
+    return [*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)] if logarithmic else []
 
 
 @cache

@@ -58,8 +58,10 @@ def compare(args: list[str]) -> None:
     if len(saved) < 2:
         raise UsageError(f"There is nothing to compare: {saved[0].directory} is named repeatedly.")
     if len({run.config.task for run in saved}) > 1:
-        tasks = ", ".join(run.config.task for run in saved)
-        raise UsageError(f"The runs are of several tasks ({tasks}): name runs of one.")
+        tasks = ", ".join(dict.fromkeys(run.config.task for run in saved))
+        raise UsageError(
+            f"The runs are of several tasks ({tasks}): name runs of one, as in runs/{saved[0].config.task}-*."
+        )
     groups: dict[str, list[LoadedRun]] = {}
     for run in saved:
         groups.setdefault(json.dumps(settings(run)), []).append(run)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, ClassVar
 
+from jaxgen.errors import flags_are_shown
+
 #: Seconds after which a signal that came at a bad moment is sent again.
 RETRY_SECONDS = 0.02
 
@@ -131,8 +133,10 @@ class Interrupted(Exception):
     """
 
     def __init__(self, number: int, where: str, run: str | None = None, flags: str = "") -> None:
-        command = f" Continue with: python train.py --run {shlex.quote(run or '')} --resume auto{flags}"
-        super().__init__(f"Stopped {where}.{'' if run is None else command}")
+        how = f"jaxgen.train(run={run!r}, resume=True)"
+        if flags_are_shown():
+            how = f"python train.py --run {shlex.quote(run or '')} --resume auto{flags}"
+        super().__init__(f"Stopped {where}.{'' if run is None else f' Continue with: {how}'}")
         self.exit_code = 128 + number
 
 
