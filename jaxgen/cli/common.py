@@ -234,6 +234,12 @@ def log(text: str, *, painted: bool = False) -> None:
             discard(sys.stderr)
 
 
+def name_newest(given: str | None, found: object) -> None:
+    """Say which run a command found, if none was given."""
+    if given is None:
+        log(f"The newest run: {found}")
+
+
 def write_out(text: str, *, flush: bool = False) -> None:
     """Write to standard output: control characters escaped on a terminal, lone surrogates as U+FFFD elsewhere."""
     from jaxgen.tokenizers.base import without_surrogates

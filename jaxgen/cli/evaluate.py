@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from jaxgen.cli.common import log, one_line, run_command, write_out
+from jaxgen.cli.common import log, name_newest, one_line, run_command, write_out
 from jaxgen.cli.flags import Excludes, Flag, RunConfig, check_flags, load_plugins, parse
 from jaxgen.errors import DataError, UsageError, counted
 from jaxgen.fsutil import check_output, replace_file, write_output
@@ -110,6 +110,7 @@ def evaluate(args: list[str]) -> None:
     settings = GenerationConfig(config.length, seed=config.seed, block=config.block)
     need_backend()
     saved = LoadedRun.open(run, "evaluate")
+    name_newest(run, saved.directory)
     plot = saved.directory.path / PLOT
     no_plot = extra["no_plot"] or (config.plot is None and saved.directory.is_pretrained)
     if config.plot is None and not no_plot and (plot.is_dir() or not os.access(plot.parent, os.W_OK)):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from jaxgen.cli.common import json_line, log, run_command, write_out
+from jaxgen.cli.common import json_line, log, name_newest, run_command, write_out
 from jaxgen.cli.evaluate import align_table, quote
 from jaxgen.cli.flags import Excludes, Flag, RunConfig, check_flags, load_plugins, parse
 from jaxgen.cli.sampling_flags import (
@@ -124,7 +124,9 @@ def explain(args: list[str]) -> None:
 
     settings = GenerationConfig(config.length, read_temperature(config.temperature))
     need_backend()
-    sampler = with_condition_flags(Sampler.load(config.run, "explain"), config, note=config.state is None)
+    sampler = Sampler.load(config.run, "explain")
+    name_newest(config.run, sampler.directory)
+    sampler = with_condition_flags(sampler, config, note=config.state is None)
     transforms = read_transforms(extra, sampler.tokenizer.encode)
     settings = replace(settings, transforms=transforms)
     for note in transform_notes(sampler, transforms):

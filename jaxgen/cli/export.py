@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from jaxgen.cli.common import log, run_command
+from jaxgen.cli.common import log, name_newest, run_command
 from jaxgen.cli.flags import Excludes, RunConfig, check_flags, load_plugins, parse
 from jaxgen.errors import UsageError
 from jaxgen.fsutil import check_output, write_output
@@ -66,6 +66,7 @@ def export(args: list[str]) -> None:
         require_flatbuffers()
     need_backend()
     saved = LoadedRun.open(config.run, "export")
+    name_newest(config.run, saved.directory)
     if saved.config.model != "rnn":
         raise UsageError(f"{saved.directory} is no recurrent network, but {saved.config.model}: give another --run.")
     if config.to == "stablehlo":

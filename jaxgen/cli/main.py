@@ -77,7 +77,7 @@ def _find_command() -> Callable[[], int]:
     from jaxgen.errors import choose
 
     hold_descriptors()
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "--help-all"):
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "--help-all", "help"):
         return lambda: end_output(0 if len(sys.argv) > 1 else 2, usage())
     if sys.argv[1] in COMMANDS:
         command = import_module(f"jaxgen.cli.{MODULES.get(sys.argv[1], sys.argv[1])}").main

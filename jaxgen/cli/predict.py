@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxgen.cli.common import json_line, log, read_byte_lines, run_command, write_out
+from jaxgen.cli.common import json_line, log, name_newest, read_byte_lines, run_command, write_out
 from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, is_written, load_plugins, parse
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import check_output, write_output
@@ -111,6 +111,7 @@ def predict(args: list[str]) -> None:
         check_output(config.attention, "--attention")
     need_backend()
     predictor = Predictor.load(config.run)
+    name_newest(config.run, predictor.directory)
     codec, writes_texts = predictor.codec, predictor.task.ANSWER == "texts"
     useless = None if writes_texts else next((flag for flag in TEXT_FLAGS if is_written(args, flag)), None)
     if useless is not None:

@@ -113,6 +113,10 @@ def entries(folder: Path) -> list[Path]:
     """The paths in a folder with runs. Raises ``CheckpointError`` if it cannot be listed."""
     try:
         return [folder / name for name in sorted(os.listdir(folder))]
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"There is no folder {folder}: train a model with `python train.py`, or give the folder with the runs."
+        ) from None
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be listed: {error.strerror}. Give the folder with the runs.") from None
 

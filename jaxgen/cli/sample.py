@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from jaxgen.cli.common import escape_controls, json_line, log, run_command
+from jaxgen.cli.common import escape_controls, json_line, log, name_newest, run_command
 from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, fill_value, load_plugins, parse
 from jaxgen.cli.sampling_flags import (
     SampleConfig,
@@ -96,6 +96,8 @@ def sample(args: list[str]) -> None:
     settings = [generation_config(config, temperature) for temperature in temperatures]
     need_backend()
     sampler = Sampler.load(config.run).exact()
+    if not config.interactive:  # the chat names its run itself
+        name_newest(config.run, sampler.directory)
     check_prompt(prompt, config, sampler.tokenizer.kind)
     sampler = with_condition_flags(sampler, config, note=config.state is None)
     transforms = read_transforms(extra, sampler.tokenizer.encode)

@@ -12,7 +12,7 @@ from functools import cache
 from itertools import chain, tee
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, run_command, write_out
+from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, name_newest, run_command, write_out
 from jaxgen.cli.flags import Excludes, Flag, Needs, RunConfig, check_flags, load_plugins, parse
 from jaxgen.errors import UsageError, counted
 from jaxgen.runs.groups import Group
@@ -127,8 +127,10 @@ def score(args: list[str]) -> None:
 
     check_readable(files)
     need_backend()
+    sampler = Sampler.load(config.run, "score")
+    name_newest(config.run, sampler.directory)
     scorer = Scorer(
-        with_condition_flags(Sampler.load(config.run, "score"), config),
+        with_condition_flags(sampler, config),
         state=config.state,
         window=config.window,
         lanes=config.lanes,

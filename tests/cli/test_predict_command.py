@@ -196,7 +196,9 @@ def test_no_lines_have_no_answers(predict, kinds):
 def test_the_newest_run_that_answers_inputs_is_the_default(predict, kinds, run, here):
     shutil.copytree(kinds, here / "runs/classify-1")
     shutil.copytree(run, here / "runs/language-1")  # a newer one, which answers none
-    assert labels(predict(stdin=b"fish\n")) == ["sea"]
+    done = predict(stdin=b"fish\n")
+    assert (done.code, done.out.split()[0]) == (0, "sea")
+    assert "runs/classify-1" in done.err
 
 
 def test_a_copied_run_answers_the_same(predict, kinds, here):

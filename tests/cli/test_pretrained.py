@@ -26,7 +26,7 @@ MAX_BYTES = 3e6
 def packed(run, tmp_path, monkeypatch):
     """The tiny run as one that is part of the package: ``pretrained:tiny``."""
     folder = Path(os.path.realpath(tmp_path)) / "pretrained"
-    pack(run, folder / "tiny")
+    pack(run, folder / "tiny", "a machine")
     monkeypatch.setattr(directory, "PRETRAINED", folder)
     return folder / "tiny"
 
