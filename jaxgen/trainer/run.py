@@ -278,7 +278,7 @@ def _trial(
     group: ProcessGroup,
     params: Params | None = None,
 ) -> Trainer:
-    """A trainer of one step, which takes more when it is told to."""
+    """A trainer that records nothing. ``time_call`` and ``try_step`` take as many steps as they are called for."""
     one_step = {**resolved, "steps": 1, "horizon": 1}
     run = RunDirectory(os.devnull)
     return Trainer(config, data, task, run, one_step, NullRecorder(), group).init_state(params)

@@ -26,7 +26,7 @@ def sampler(trained):
 
 @pytest.fixture(scope="module")
 def cycling(tmp_path_factory, quick, command):
-    """A run of pairs of letters, which greedy decoding repeats for ever."""
+    """A run on a text that repeats two letters, so that greedy decoding enters a cycle."""
     from jaxgen.cli.train import main
 
     folder = tmp_path_factory.mktemp("cycling")
