@@ -341,7 +341,7 @@ def _margin(sampler: Sampler, settings: GenerationConfig, prompt: dict[str, Any]
     keys = sample_keys(settings.seed, jnp.arange(block, block + rows))
     step = jitted.jit_decode(sampler.task, chain.kinds, 1, settings.greedy)
     for _ in range(result.tokens):
-        state, _ = step(sampler.weights, state, keys)
+        state, _ = step(sampler.weights_at(begun), state, keys)
     plain = state.logits.astype(jnp.float32)
     logits = update_chain(chain.kinds, state.transforms, plain, Last(state.t, state.token))[1]
     scores = np.asarray(logits if settings.greedy else perturbed(keys, state.t, logits))[result.index - block]
