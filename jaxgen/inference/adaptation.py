@@ -262,9 +262,8 @@ class AdaptiveReader:
         self._values = Values(numbers[0], numbers[1], fixed, mixture)
         self._rates = None if adapt is None else _float32(Rates(adapt.rate, adapt.decay))
         self._shape = max(1, CALL // options.segment), options.segment
-        self.state = (
-            AdaptedState.start(self._trained, tuple(memory)) if state is None else jax.tree.map(jnp.copy, state)
-        )
+        start = AdaptedState.start(self._trained, tuple(memory)) if state is None else state
+        self.state = jax.tree.map(jnp.copy, start)  # each call donates it
         #: Seconds spent compiling.
         self.compile_seconds = 0.0
 
