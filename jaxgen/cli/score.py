@@ -8,10 +8,12 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from functools import cache
 from itertools import chain, tee
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, cast
 
+from jaxgen.cli.adaptation_flags import ADAPTIVE_RULES, FITTED, AdaptiveScoringConfig, adaptive_options
 from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, name_newest, run_command, write_out
 from jaxgen.cli.flags import Excludes, Flag, Needs, RunConfig, check_flags, load_plugins, parse
 from jaxgen.errors import UsageError, counted
@@ -29,6 +31,8 @@ DESCRIPTION = """How likely a model finds a text: log-probability, perplexity, b
     cat book.txt | jaxgen score -                  text from standard input
     jaxgen score big.txt --state cold              fast: windows of 64 tokens
     jaxgen score big.txt --lanes 32                32 places of a text at once
+    jaxgen score book.txt --adapt                  learn from it while reading
+    jaxgen score book.txt --adapt --fit            with fitted numbers
     jaxgen score --text "To be" --per-token --top 3  tokens and best alternatives
     jaxgen score names.txt --lines                 each line is a text
     jaxgen score --prompt "The king" --candidates " is" " are" " of"
@@ -53,7 +57,7 @@ TOKEN_HEADER = f"{'position':>9}  {'logp':>9}  {'prob':>6}  token"
 RANK_HEADER = f"{'rank':>5}  {'tokens':>6}  {'logp':>10}  {'logp/token':>10}  candidate"
 
 
-class ScoreConfig(RunConfig):
+class ScoreConfig(AdaptiveScoringConfig, RunConfig):
     """Flags of ``jaxgen score``."""
 
     in_text: ClassVar[Group] = Group("Text")
@@ -100,6 +104,7 @@ RULES = (
     Excludes("--candidates", ("--state cold",), "continues the state of the prompt"),
     Needs("--top", ("--per-token",), "adds tokens to every token"),
     Excludes("--candidates", ("--per-token",), "shows no tokens"),
+    *ADAPTIVE_RULES,
 )
 
 
@@ -129,14 +134,16 @@ def score(args: list[str]) -> None:
     need_backend()
     sampler = Sampler.load(config.run, "score")
     name_newest(config.run, sampler.directory)
+    sampler = with_condition_flags(sampler, config)
     scorer = Scorer(
-        with_condition_flags(sampler, config),
+        sampler,
         state=config.state,
         window=config.window,
         lanes=config.lanes,
         top=config.top,
         unk=config.unk,
         end={"yes": True, "no": False, None: False if config.candidates else None}[config.end],
+        **adaptive_options(config, args, sampler),
     )
     writer = (JsonScores if values["json"] else ScoreTable)(scorer, config.per_token)
     began = time.perf_counter()
@@ -151,13 +158,14 @@ def score(args: list[str]) -> None:
 
 def check(config: ScoreConfig, args: Sequence[str], files: Sequence[str]) -> None:
     """Raise ``UsageError`` for flags that contradict each other or have no effect."""
-    even_default = ("--prompt", "--top", "--window")
+    even_default = ("--prompt", "--top", "--window", "--adapt-segment", *FITTED)
     check_flags(RULES, config, args, even_default=even_default, also=("files",) if files else ())
     if not (files or config.text or config.candidates):
         raise UsageError(
             "There is nothing to score: give files, - for standard input, --text TEXT, or --prompt TEXT --candidates "
             "A B."
         )
+    adaptive_options(config, args)
     if files.count("-") > 1:
         raise UsageError("Standard input (-) was given twice, but can be read once: give it once.")
 
@@ -404,7 +412,8 @@ class JsonScores:
         how = {"window": scorer.window} if scorer.state == "cold" else {"lanes": scorer.lanes}
         run = None if scorer.sampler.directory is None else str(scorer.sampler.directory)
         about = {"unk": scorer.unk, "end": scorer.end, "run": run, "checkpoint": scorer.sampler.digest}
-        return {"state": scorer.state, **how, **about}
+        adaptive = {} if scorer.adaptive.plain else asdict(scorer.adaptive)
+        return {"state": scorer.state, **how, **adaptive, **about}
 
 
 ScoreWriter = ScoreTable | JsonScores
