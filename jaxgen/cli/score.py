@@ -32,7 +32,7 @@ DESCRIPTION = """How likely a model finds a text: log-probability, perplexity, b
     jaxgen score big.txt --state cold              fast: windows of 64 tokens
     jaxgen score big.txt --lanes 32                32 places of a text at once
     jaxgen score book.txt --adapt                  learn from it while reading
-    jaxgen score book.txt --adapt --fit            with fitted numbers
+    jaxgen score --validation --adapt --fit        with fitted numbers
     jaxgen score --text "To be" --per-token --top 3  tokens and best alternatives
     jaxgen score names.txt --lines                 each line is a text
     jaxgen score --prompt "The king" --candidates " is" " are" " of"
@@ -63,6 +63,8 @@ class ScoreConfig(AdaptiveScoringConfig, RunConfig):
     in_text: ClassVar[Group] = Group("Text")
     text: tuple[str, ...] = ()
     """Texts to score instead of files."""
+    validation: bool = False
+    """Score the validation text of the run instead of files."""
     lines: bool = False
     """Score every line of a file as a separate text, for a model trained with --documents line. Lines of white space
     are skipped. The table sums them up for each file; --json and --per-token show each."""
@@ -97,6 +99,7 @@ class ScoreConfig(AdaptiveScoringConfig, RunConfig):
 RULES = (
     Excludes("--candidates", ("files", "--text", "--lines"), "ranks continuations of --prompt"),
     Excludes("--text", ("files",), "gives the texts"),
+    Excludes("--validation", ("files", "--text", "--candidates"), "scores the text of the run"),
     Needs("--lines", ("files",), "splits files into texts"),
     Needs("--window", ("--state cold",), "is the length of a cold window"),
     Excludes("--lanes", ("--lines", "--candidates", "--state cold"), "splits one text with a carried state"),
@@ -148,6 +151,7 @@ def score(args: list[str]) -> None:
     writer = (JsonScores if values["json"] else ScoreTable)(scorer, config.per_token)
     began = time.perf_counter()
     score_all = score_candidates if config.candidates else score_lines if config.lines else score_texts
+    score_all = score_validation if config.validation else score_all
     total = score_all(scorer, config, files, writer)
     if len(files or config.text) > 1:
         writer.write_total("all", total)
@@ -160,10 +164,10 @@ def check(config: ScoreConfig, args: Sequence[str], files: Sequence[str]) -> Non
     """Raise ``UsageError`` for flags that contradict each other or have no effect."""
     even_default = ("--prompt", "--top", "--window", "--adapt-segment", *FITTED)
     check_flags(RULES, config, args, even_default=even_default, also=("files",) if files else ())
-    if not (files or config.text or config.candidates):
+    if not (files or config.text or config.candidates or config.validation):
         raise UsageError(
-            "There is nothing to score: give files, - for standard input, --text TEXT, or --prompt TEXT --candidates "
-            "A B."
+            "There is nothing to score: give files, - for standard input, --text TEXT, --validation, or --prompt TEXT "
+            "--candidates A B."
         )
     adaptive_options(config, args)
     if files.count("-") > 1:
@@ -221,6 +225,27 @@ def score_lines(scorer: Scorer, config: ScoreConfig, files: Sequence[str], write
             of_file += score
         writer.write_total(f"{path} ({counted(number, 'text')})", of_file)
         total += of_file
+    return total
+
+
+def score_validation(scorer: Scorer, config: ScoreConfig, files: Sequence[str], writer: ScoreWriter) -> Score:
+    """Score the validation text of the run; returns its score, or the total of its documents."""
+    from jaxgen.inference.loading import LoadedRun
+    from jaxgen.inference.scorer import Score
+
+    sampler = scorer.sampler
+    if sampler.directory is None or sampler.conditioning is not None:
+        raise UsageError("--validation is for a run without labels and features: give files instead.")
+    texts, name = LoadedRun.open(sampler.directory.path).validation(), "validation"
+    if not sampler.documents:
+        stream = scorer.stream(texts, config.prompt, "The validation text")
+        writer.write_text({"name": name}, stream)
+        return stream.score
+    total = Score()
+    for number, (score, tokens) in enumerate(scorer.score_each(texts, config.prompt, "Validation text"), start=1):
+        writer.write_line({"name": name, "number": number, "text": texts[number - 1]}, score, tokens)
+        total += score
+    writer.write_total(f"{name} ({counted(len(texts), 'text')})", total)
     return total
 
 

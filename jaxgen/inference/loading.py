@@ -137,6 +137,13 @@ class LoadedRun:
         held = self.resolved.get("holdout")
         return None if held is None else str(held["sha256"])
 
+    def validation(self) -> list[str]:
+        """Read the validation text, running text as one string. Raises ``DataError`` as ``texts`` does."""
+        splits = self.texts()
+        texts = ["".join(in_pieces(text)) for text in splits.val]
+        splits.check()
+        return texts
+
     def holdout(self) -> list[str]:
         """Read the text that ``--holdout`` kept from training, running text as one string.
 

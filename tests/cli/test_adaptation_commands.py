@@ -7,6 +7,7 @@ import json
 import pytest
 
 from jaxgen.inference.adaptation import Adaptation, NeuralCache
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 
@@ -27,6 +28,14 @@ def test_scores_are_those_of_the_options(score, run):
     assert found["adapt"] == {"rate": 0.001, "decay": 0.01, "segment": 16}
     assert found["cache"] == {"size": 50, "weight": 0.1, "sharpness": 0.3}
     assert found["temperature"] == 1.1
+
+
+def test_the_validation_text_of_the_run_is_scored(score, run):
+    found = json.loads(score("--run", run, "--validation", "--json").out)
+    (text,) = LoadedRun.open(run).validation()
+    assert found["logp"] == Scorer(Sampler.load(run)).score(text).logp
+    assert found["chars"] == len(text)
+    assert score("--run", run, "--validation", "a.txt").code == 2
 
 
 @pytest.mark.parametrize(
