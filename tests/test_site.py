@@ -36,7 +36,7 @@ NAMES = sorted({*dir(jaxgen)} - WITHOUT - {"__version__"})
 NAMES += [f"callbacks.{name}" for name in vars(jaxgen.callbacks) if not name.startswith("_") and name != "Callback"]
 PARTS = {**jaxgen.TOKENIZERS, **jaxgen.TRANSFORMS}
 TEXT = "the cat sat on the mat. a dog ran over the hill.\n" * 40
-SIZES = {"cell": "elman", "hidden": 8, "steps": 2, "batch_size": 4, "seq_len": 8}
+SIZES = {"holdout": 0.2, "cell": "elman", "hidden": 8, "steps": 2, "batch_size": 4, "seq_len": 8}
 PLUGIN = "import jaxgen\n\n\nclass MyCell(jaxgen.Elman):\n    pass\n"
 
 

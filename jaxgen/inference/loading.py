@@ -207,6 +207,11 @@ class TrainedModel:
         self._params, self._prepared = params, None
 
     @property
+    def params(self) -> Params:
+        """The parameters, as they were trained."""
+        return self._params
+
+    @property
     def weights(self) -> Any:
         """The weights as decoding reads them, prepared at the first use; a wrong prompt compiles nothing."""
         if self._prepared is None:
