@@ -20,7 +20,8 @@ from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.tasks.language.config import BUILT_FROM, ONLY
 from jaxgen.tasks.registry import BASELINES, DATA, TASKS, model_names
 from jaxgen.tokenizers import TOKENIZERS
-from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES
+from jaxgen.training.optimizer import OPTIMIZERS
+from jaxgen.training.schedules import SCHEDULES
 
 PACKAGE = Path(__file__).parent.parent / "jaxgen"
 #: The pure half: functions of arrays. Of the tasks, the modules of this name.

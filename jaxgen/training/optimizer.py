@@ -1,21 +1,21 @@
-"""Optimizers and learning-rate schedules by name. The fields of an optimizer are its options."""
+"""Optimizers by name. The fields of an optimizer are its options."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Float, PyTree
 
 from jaxgen.errors import check_int, check_kind, check_options, choose
 from jaxgen.training.param_kinds import Kinds, map_kinds
-from jaxgen.types import Array, ArrayLike
+from jaxgen.training.schedules import Rates, Schedule, named_schedule
+from jaxgen.types import Array
 
 
 class OptimizerOptions(Protocol):
@@ -154,73 +154,6 @@ OPTIMIZERS: dict[str, type[OptimizerOptions]] = {
 }
 
 
-#: A scalar; an integer where it counts steps.
-Number: TypeAlias = ArrayLike | float
-
-
-class Rates(NamedTuple):
-    """What a learning rate depends on besides the step.
-
-    They can be arguments of a compiled step (``make_optimizer``): other values then compile nothing again.
-    """
-
-    peak: Number
-    warmup: Number  # steps in which the rate rises to the peak
-    horizon: Number  # the step at which a decay ends
-    final: Number  # the rate at the horizon, as a share of the peak
-
-
-Schedule = Callable[[Number, Rates], Float[Array, ""]]
-
-
-def constant(step: Number, rates: Rates) -> Float[Array, ""]:
-    """Linear warm-up to the peak, then constant."""
-    return _warmed_up(step, rates, rates.peak)
-
-
-def cosine(step: Number, rates: Rates) -> Float[Array, ""]:
-    """Linear warm-up to the peak, then half a cosine down to the final rate (arXiv:1608.03983)."""
-    share = 0.5 * (1 + jnp.cos(jnp.pi * _progress(step, rates)))
-    return _warmed_up(step, rates, rates.peak * ((1 - rates.final) * share + rates.final))
-
-
-def exponential(step: Number, rates: Rates) -> Float[Array, ""]:
-    """Linear warm-up to the peak, then an exponential decay to the final rate."""
-    rate = jnp.maximum(rates.final, 1e-6)  # an exponential never reaches zero
-    return _warmed_up(step, rates, rates.peak * jnp.power(rate, _progress(step, rates)))
-
-
-def _progress(step: Number, rates: Rates) -> Float[Array, ""]:
-    """The share of the steps between warm-up and horizon that are done."""
-    span = jnp.maximum(rates.horizon - rates.warmup, 1)
-    return jnp.clip(step - rates.warmup, 0, span) / span
-
-
-def _warmed_up(step: Number, rates: Rates, after: Number) -> Float[Array, ""]:
-    """A straight line from 0 to the peak, then ``after``."""
-    rising = rates.peak - rates.peak * (1 - step / jnp.maximum(rates.warmup, 1))
-    return jnp.where(jnp.asarray(step) < rates.warmup, rising, after)
-
-
-SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "exponential": exponential}
-
-
-def make_schedule(name: str, *, lr: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
-    """The learning rate as a function of the step; decay ends at step ``horizon``.
-
-    Example:
-        >>> rate = jaxgen.make_schedule("cosine", lr=1e-3, warmup=10, horizon=100, final=0.1)
-        >>> [round(float(rate(step)), 6) for step in (0, 10, 100)]
-        [0.0, 0.001, 0.0001]
-    """
-    warmup, horizon = check_int("The warm-up", warmup, 0), check_int("The horizon", horizon, 0)
-    for rate in (lr, final):
-        check_kind("make_schedule", rate, Real | jax.Array | np.ndarray, "a number")
-    rates = Rates(lr, min(warmup, max(horizon - 1, 0)), horizon, final)
-    schedule = SCHEDULES[choose(name, SCHEDULES, "schedule")]
-    return lambda step: schedule(step, rates)
-
-
 def scale_by_rates(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
     """Scale updates by a learning rate that depends on the argument ``rates`` of each update."""
 
@@ -242,10 +175,12 @@ def make_optimizer(
     clip: float = 1.0,
     options: dict[str, PyTree] | None = None,
     kinds: Kinds = (),
+    schedule_options: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """Clip the gradient to the global norm ``clip`` (0: never), apply the named rule, and scale by the schedule.
 
-    ``schedule`` is a function of the step, or the name of a schedule; each update then takes an argument ``rates``.
+    ``schedule`` is a function of the step, or the name of a schedule with ``schedule_options``; each update then takes
+    an argument ``rates``.
     ``kinds`` are those of ``param_kinds``; without them, parameters have their kinds by their names.
 
     Example:
@@ -260,7 +195,7 @@ def make_optimizer(
     check_kind("make_optimizer", clip, Real, "a number as clip; 0 never clips")
     first = [optax.clip_by_global_norm(clip)] if clip > 0 else []
     if isinstance(schedule, str):
-        last: optax.GradientTransformation = scale_by_rates(SCHEDULES[choose(schedule, SCHEDULES, "schedule")])
+        last: optax.GradientTransformation = scale_by_rates(named_schedule(schedule, schedule_options))
     else:
         check_kind("make_optimizer", schedule, Callable | Real | jax.Array, "a schedule: its name or a function")
         last = optax.scale_by_learning_rate(schedule)

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Float, Int, PyTree
 
 from jaxgen.cells.noise import is_recurrent
-from jaxgen.training.optimizer import Rates
+from jaxgen.training.schedules import Rates
 from jaxgen.training.task import Task, Totals
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
 from jaxgen.types import Array, Carry, Key, Objective, Params, RowKeys
