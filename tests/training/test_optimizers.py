@@ -9,8 +9,7 @@ import optax
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.training.optimizer import OPTIMIZERS, make_optimizer, orthogonalize
-from jaxgen.training.param_kinds import Kind
+from jaxgen.training.optimizer import OPTIMIZERS, make_optimizer
 
 LR = 0.05
 PARAMS = {
@@ -124,43 +123,3 @@ def test_an_unknown_optimizer_is_refused_with_the_nearest():
 def test_an_option_the_optimizer_lacks_is_refused_with_those_it_has():
     with pytest.raises(UsageError, match="momentum"):
         named("sgd", beta=0.9)
-
-
-@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4), (2, 5, 5)])
-def test_orthogonalising_keeps_the_singular_vectors_and_brings_the_values_near_one(shape):
-    matrix = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    u, _, v = np.linalg.svd(matrix, full_matrices=False)
-    found = np.asarray(orthogonalize(jnp.asarray(matrix), 8), np.float64)
-    values = np.swapaxes(u, -1, -2) @ found @ np.swapaxes(v, -1, -2)
-    diagonal = np.diagonal(values, axis1=-2, axis2=-1)
-    assert np.all((diagonal > 0.6) & (diagonal < 1.3))
-    np.testing.assert_allclose(values, np.eye(values.shape[-1]) * diagonal[..., None, :], atol=1e-4)
-
-
-def test_muon_orthogonalises_each_gate_alone_and_leaves_the_rest_to_adam():
-    rng = np.random.default_rng(1)
-    params = {"cell": {"kernel": rng.normal(size=(4, 12)), "bias": rng.normal(size=12)}}
-    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
-    kinds = ((("cell", "kernel"), Kind("matrix", 3)), (("cell", "bias"), Kind("other")))
-    optimizer = make_optimizer("muon", optax.constant_schedule(LR), clip=0.0, options={"scale": 0.5}, kinds=kinds)
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
-    adam = make_optimizer("adam", optax.constant_schedule(LR), clip=0.0, options={"b2": 0.99})
-    theirs, _ = adam.update(params, adam.init(params), params)
-    np.testing.assert_allclose(updates["cell"]["bias"], theirs["cell"]["bias"], rtol=1e-5)
-    for at in (slice(0, 4), slice(4, 8), slice(8, 12)):
-        block = orthogonalize(params["cell"]["kernel"][:, at], 3)
-        np.testing.assert_allclose(updates["cell"]["kernel"][:, at], -LR * 0.5 * 2 * block, rtol=1e-4, atol=1e-6)
-
-
-def test_an_update_of_muon_has_the_size_that_its_scale_says():
-    params = {"kernel": jnp.asarray(np.random.default_rng(2).normal(size=(64, 64)), jnp.float32)}
-    optimizer = make_optimizer("muon", optax.constant_schedule(LR), clip=0.0, options={"scale": 0.2, "iterations": 8.0})
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
-    size = float(jnp.sqrt(jnp.mean(updates["kernel"] ** 2)))
-    assert size == pytest.approx(LR * 0.2, rel=0.25)
-
-
-@pytest.mark.parametrize("iterations", [0, 2.5, 99])
-def test_muon_refuses_an_impossible_number_of_iterations(iterations):
-    with pytest.raises(UsageError, match="iterations"):
-        named("muon", iterations=iterations)
