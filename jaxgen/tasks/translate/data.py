@@ -17,7 +17,18 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.datasets import NAMED, fetch
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, file_identity, find_paths
-from jaxgen.data.tables import HEADERS, Column, Pairs, Table, read_table, shared_files_notes, table_kind, without_empty
+from jaxgen.data.tables import (
+    HEADERS,
+    Column,
+    Pairs,
+    Table,
+    read_first_row,
+    read_table,
+    shared_files_notes,
+    shown_first_row,
+    table_kind,
+    without_empty,
+)
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import STRICT
 from jaxgen.metrics import ORDERS, bleu
@@ -243,6 +254,7 @@ def _read(specs: Sequence[str], config: TranslateConfig, watch: ProgressReporter
     raise UsageError(
         f"Pairs cannot be read from {' '.join(specs)}, {what}: give two parallel files, the source first, or a table "
         f"with --source-column and --target-column, by name or by position from 1, or one of: {', '.join(sets)}."
+        f"{shown_first_row(read_first_row(specs))}"
     )
 
 
