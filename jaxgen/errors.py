@@ -114,6 +114,9 @@ class DivergedError(JaxgenError):
 class JaxgenWarning(UserWarning):
     """Something was left out or ignored. The commands print it on standard error."""
 
+    def __str__(self) -> str:
+        return for_caller(super().__str__())
+
 
 def choose(name: str, options: Iterable[str], what: str) -> str:
     """Return ``name`` if it is one of ``options``, else raise ``UsageError`` that suggests the nearest.

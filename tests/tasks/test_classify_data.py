@@ -112,7 +112,7 @@ def test_predictions_read_whole_files_where_most_texts_had_several_lines(tmp_pat
 def test_columns_with_usual_names_are_found(tmp_path, name, written):
     path = tmp_path / name
     path.write_text(written)
-    with pytest.warns(UserWarning, match="text_column"):
+    with pytest.warns(UserWarning, match="is the text"):
         train = load(str(path), text_column=None, label_column=None).raw.train
     assert train.columns == (["yes", "no"] * 2, ["a", "b"] * 2)
 

@@ -245,8 +245,8 @@ def _read(data: Sequence[str], config: ClassifyConfig, watch: ProgressReporter) 
             )
         text_columns, label_column = (text,) if isinstance(text, str) else text, label
         watch.note(
-            f"Columns of {' '.join(data)}: {' '.join(text_columns)!r} is the text, {label!r} the label; --text-column and "
-            "--label-column choose others."
+            f"Columns of {' '.join(data)}: {' '.join(text_columns)!r} is the text, {label!r} the label; --text-column "
+            "and --label-column choose others."
         )
     flags = Column(text_columns, "--text-column"), Column((label_column,), "--label-column", numbers=True)
     rows = read_table(data, flags, HEADERS[config.header] if known is None else known.header, watch)
