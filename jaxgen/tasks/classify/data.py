@@ -24,6 +24,7 @@ from jaxgen.data.files import (
     file_identity,
     find_paths,
 )
+from jaxgen.data.in_memory import data_name
 from jaxgen.data.tables import (
     HEADERS,
     LABEL_NAMES,
@@ -239,13 +240,13 @@ def _read(data: Sequence[str], config: ClassifyConfig, watch: ProgressReporter) 
         text, label = text_columns or usual_column(row, TEXT_NAMES), label_column or usual_column(row, LABEL_NAMES)
         if text is None or label is None:
             raise UsageError(
-                f"Which columns of {' '.join(data)} hold the text and the label?{shown_first_row(row)} Name both with "
+                f"Which columns of {data_name(data)} hold the text and the label?{shown_first_row(row)} Name both with "
                 "--text-column and --label-column, by name or by position from 1. Or give a folder with a folder of "
                 "texts for each label."
             )
         text_columns, label_column = (text,) if isinstance(text, str) else text, label
         watch.note(
-            f"Columns of {' '.join(data)}: {' '.join(text_columns)!r} is the text, {label!r} the label; --text-column "
+            f"Columns of {data_name(data)}: {' '.join(text_columns)!r} is the text, {label!r} the label; --text-column "
             "and --label-column choose others."
         )
     flags = Column(text_columns, "--text-column"), Column((label_column,), "--label-column", numbers=True)

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Strict, model_validator
 
 from jaxgen.data.datasets import BUILTIN, NAMED, NamedSet
 from jaxgen.data.files import NO_PROGRESS, ProgressReporter
+from jaxgen.data.in_memory import data_name
 from jaxgen.data.tables import (
     TEXT_NAMES,
     Column,
@@ -100,10 +101,10 @@ def read_conditioning_columns(
         text_column = usual_column(row, TEXT_NAMES)
         if text_column is None:
             raise UsageError(
-                f"Which column of {' '.join(specs)} has the text?{shown_first_row(row)} Give --text-column, by name or "
-                "by position from 1."
+                f"Which column of {data_name(specs)} has the text?{shown_first_row(row)} Give --text-column, by name "
+                "or by position from 1."
             )
-        watch.note(f"Columns of {' '.join(specs)}: {text_column!r} is the text; --text-column chooses another.")
+        watch.note(f"Columns of {data_name(specs)}: {text_column!r} is the text; --text-column chooses another.")
     labels_of = [] if label_column is None else [label_column]
     columns = [Column((text_column,), "--text-column")]
     columns += [Column((name,), "--label-column", numbers=True) for name in labels_of]

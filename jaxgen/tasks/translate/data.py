@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.datasets import NAMED, fetch
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, file_identity, find_paths
+from jaxgen.data.in_memory import data_name
 from jaxgen.data.tables import (
     HEADERS,
     Column,
@@ -252,7 +253,7 @@ def _read(specs: Sequence[str], config: TranslateConfig, watch: ProgressReporter
     number = len(paths)
     what = "a table" if any(map(table_kind, paths)) else "one file" if number == 1 else f"{number:,} files"
     raise UsageError(
-        f"Pairs cannot be read from {' '.join(specs)}, {what}: give two parallel files, the source first, or a table "
+        f"Pairs cannot be read from {data_name(specs)}, {what}: give two parallel files, the source first, or a table "
         f"with --source-column and --target-column, by name or by position from 1, or one of: {', '.join(sets)}."
         f"{shown_first_row(read_first_row(specs))}"
     )
