@@ -95,7 +95,7 @@ def run_page(page, **replaced):
     return scope
 
 
-@pytest.mark.parametrize("page", ["exactness", "files", "fine_tuning"])
+@pytest.mark.parametrize("page", ["exactness", "files", "fine_tuning", "mixtures"])
 def test_the_examples_of_a_page_run_in_a_folder_with_a_run(page, folder):
     run_page(page)
 

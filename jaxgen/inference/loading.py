@@ -12,7 +12,7 @@ import jax
 
 from jaxgen import jitted
 from jaxgen.data.files import data_folders
-from jaxgen.errors import CheckpointError, DataError, UsageError, check_kind
+from jaxgen.errors import CheckpointError, DataError, UsageError, check_kind, flags_are_shown
 from jaxgen.fsutil import json_sha256, load_strict
 from jaxgen.plugins import check_plugins, plugin_flags
 from jaxgen.runs.checkpoints import CheckpointStore
@@ -73,11 +73,7 @@ class LoadedRun:
                 "earlier version. Use that version, or train it again."
             ) from None
         if name not in able:
-            others = " or ".join(f"`jaxgen {each}`" for each in DATA[name].COMMANDS)
-            raise UsageError(
-                f"{directory} is a run of the task {name}, which `jaxgen {command}` cannot use: give it to "
-                f"{others}, or name another run with --run."
-            )
+            raise UsageError(_other_commands(directory, name, command))
         if "reading" not in resolved:
             raise CheckpointError(
                 f"{directory} was trained by an earlier version of jaxgen, which read text in another way. Use it "
@@ -196,6 +192,19 @@ class LoadedRun:
         return step or 0, params, store.digest(step)
 
 
+def _other_commands(directory: RunDirectory, task: str, command: str | None) -> str:
+    """The message for a run whose task ``command`` cannot use."""
+    able = DATA[task].COMMANDS
+    if flags_are_shown():
+        others = " or ".join(f"`jaxgen {each}`" for each in able)
+        problem, other = f"which `jaxgen {command}` cannot use: give it to {others}", "name another run with --run DIR"
+    else:
+        calls = {"sample": "generate", "score": "score", "predict": "predict"}
+        others = " or ".join(f"`model.{calls[each]}`" for each in able if each in calls)
+        problem, other = f"for which that is not defined: call {others}", "load another run"
+    return f"{directory} is a run of the task {task}, {problem}, or {other}."
+
+
 class TrainedModel:
     """A task with weights, the base of ``Sampler`` and ``Predictor``."""
 
@@ -208,7 +217,7 @@ class TrainedModel:
 
     @property
     def params(self) -> Params:
-        """The parameters, as they were trained."""
+        """The trained weights."""
         return self._params
 
     @property
