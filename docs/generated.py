@@ -25,7 +25,8 @@ from jaxgen.cli.train import DEFAULT_TASK
 from jaxgen.data.datasets import BUILTIN, NAMED
 from jaxgen.models.blocks import BLOCKS
 from jaxgen.tasks.registry import DATA
-from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES
+from jaxgen.training.optimizer import OPTIMIZERS
+from jaxgen.training.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -282,7 +283,8 @@ def _registry(entries: Mapping[str, Any]) -> str:
 
 
 def _options(kind: Any) -> Iterator[str]:
-    """The options of a part: those of a tokenizer's training, or the fields that only this part has."""
+    """The options of a part: those of a tokenizer's training, the fields that only this part has, or the keyword-only
+    arguments of a function."""
     if hasattr(kind, "OPTIONS"):
         yield from (f"`{name}`" for name in kind.OPTIONS)
     elif inspect.isclass(kind) and is_dataclass(kind):
@@ -290,6 +292,8 @@ def _options(kind: Any) -> Iterator[str]:
         if issubclass(kind, nn.Module):
             other = {field.name for field in dataclass_fields(Cell)} | set(GIVEN)
         yield from (f"`{field.name}`" for field in dataclass_fields(kind) if field.name not in other)
+    elif inspect.isfunction(kind):
+        yield from (f"`{name}`" for name in kind.__kwdefaults__ or {})
 
 
 # --- Markdown

@@ -23,6 +23,8 @@ from jaxgen.inference.beam_search import beam as beam
 from jaxgen.inference.chat import ChatSession as ChatSession
 from jaxgen.inference.chat import continuations as continuations
 from jaxgen.inference.generation_config import GenerationConfig as GenerationConfig
+from jaxgen.inference.mixture import fit_mixture as fit_mixture
+from jaxgen.inference.mixture import mix as mix
 from jaxgen.inference.predictor import DecodingConfig as DecodingConfig
 from jaxgen.inference.predictor import Predictor as Predictor
 from jaxgen.inference.sampler import Sampler as Sampler
@@ -62,9 +64,9 @@ from jaxgen.trainer.run import resume as resume
 from jaxgen.trainer.run import start as start
 from jaxgen.trainer.trainer import Trainer as Trainer
 from jaxgen.training.optimizer import OPTIMIZERS as OPTIMIZERS
-from jaxgen.training.optimizer import SCHEDULES as SCHEDULES
 from jaxgen.training.optimizer import make_optimizer as make_optimizer
-from jaxgen.training.optimizer import make_schedule as make_schedule
+from jaxgen.training.schedules import SCHEDULES as SCHEDULES
+from jaxgen.training.schedules import make_schedule as make_schedule
 from jaxgen.training.step import TrainState as TrainState
 from jaxgen.training.step import create_state as create_state
 from jaxgen.training.step import train_step as train_step

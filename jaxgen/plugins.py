@@ -41,7 +41,8 @@ from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.tasks.base import TaskData
 from jaxgen.tasks.registry import DATA, TASKS
 from jaxgen.tokenizers import TOKENIZERS, Tokenizer
-from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES
+from jaxgen.training.optimizer import OPTIMIZERS
+from jaxgen.training.schedules import SCHEDULES
 
 #: The registries that a plugin may fill, each with the setting that chooses from it.
 REGISTRIES: tuple[tuple[str, dict[str, Any]], ...] = (

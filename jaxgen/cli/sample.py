@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jaxgen.cli.adaptation_flags import STEP_FLAGS
-from jaxgen.cli.common import escape_controls, json_line, log, name_newest, run_command
+from jaxgen.cli.common import escape_controls, json_line, log, run_command
 from jaxgen.cli.flags import Excludes, Flag, Needs, Rules, check_flags, fill_value, load_plugins, parse
+from jaxgen.cli.mixture_flags import MIXTURE_RULES, fill_mixture_flags, open_sampler
 from jaxgen.cli.sampling_flags import (
     SampleConfig,
     extra_transform_flags,
@@ -43,6 +44,7 @@ DESCRIPTION = """Write text with a trained model. The same run, prompt, settings
     python sample.py --temperature 1.5:0.5:200       linear over 200 tokens
     python sample.py --prompt "Q: " --stop "\\n" "A:"  ends before either string
     python sample.py --num-samples 1000 --block 256  many at once
+    python sample.py --mix runs/a:0.7 runs/b:0.3     two models at once
     python sample.py --label Sports                  a text with this label
     python sample.py --adapt-to book.txt             after it has learnt from it
     python sample.py --color                         how probable was each token?
@@ -55,6 +57,7 @@ MANY = 100
 NUL = "\0"
 ONE_TEXT = "continues one text"
 RULES: Rules = (
+    *MIXTURE_RULES,
     Excludes("--prompt", ("--prompt-file",), "is the text to continue"),
     Excludes("--interactive", ("--prompt-file -",), "reads its lines from standard input"),
     Excludes("--interactive", ("--json",), "writes plain text"),
@@ -82,7 +85,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def sample(args: list[str]) -> None:
     """Parse ``args`` and write the texts that they ask for."""
-    args = fill_value(load_plugins(args), "--color", "auto")
+    args = fill_value(fill_mixture_flags(load_plugins(args)), "--color", "auto")
     flags = [*extra_transform_flags(), Flag("json", bool, False, JSON)]
     config, extra = parse(SampleConfig, args, prog="python sample.py", description=DESCRIPTION, extra=flags)
     several = ("several values of --temperature",) if len(config.temperature) > 1 else ()
@@ -92,7 +95,7 @@ def sample(args: list[str]) -> None:
     _ = config.adaptation  # raises ``UsageError`` for a value out of range
     prompt = read_prompt(config)
 
-    from jaxgen.inference.sampler import Sampler, check_best
+    from jaxgen.inference.sampler import check_best
     from jaxgen.runtime import need_backend
 
     if config.best_of is not None:
@@ -100,9 +103,7 @@ def sample(args: list[str]) -> None:
     temperatures = ("0",) if config.greedy else config.temperature
     settings = [generation_config(config, temperature) for temperature in temperatures]
     need_backend()
-    sampler = Sampler.load(config.run).exact()
-    if not config.interactive:  # the chat names its run itself
-        name_newest(config.run, sampler.directory)
+    sampler = open_sampler(config, "sample", named=not config.interactive).exact()  # the chat names its run itself
     check_prompt(prompt, config, sampler.tokenizer.kind)
     sampler = with_condition_flags(sampler, config, note=config.state is None)
     transforms = read_transforms(extra, sampler.tokenizer.encode)
@@ -170,15 +171,18 @@ def check_prompt(prompt: str, config: SampleConfig, level: str) -> None:
     """Raise an error for a prompt with bytes that are not UTF-8, unless the run is of the byte level."""
     surrogate = None if level == "byte" else re.search("[\ud800-\udfff]", prompt)
     if surrogate and config.prompt_file is None:
-        raise UsageError(f"--prompt is not UTF-8 at character {surrogate.start() + 1}: write it in UTF-8.")
+        raise UsageError(
+            f"--prompt is not UTF-8 at character {surrogate.start() + 1}: write it in UTF-8, or take a "
+            "run that was trained with --level byte."
+        )
     if surrogate:
-        from jaxgen.data.files import not_utf8
+        from jaxgen.data.files import BYTE_RUN, not_utf8
 
         try:
             prompt.encode("utf-8", "surrogateescape").decode("utf-8")
         except UnicodeDecodeError as error:
             name = "Standard input" if config.prompt_file == "-" else f"The file {config.prompt_file}"
-            raise not_utf8(name, error, byte_level=True) from None
+            raise not_utf8(name, error, remedy=BYTE_RUN) from None
 
 
 #: A part of a text, and a function that adds the codes of its colour.

@@ -14,8 +14,9 @@ from itertools import chain, tee
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from jaxgen.cli.adaptation_flags import ADAPTIVE_RULES, FITTED, AdaptiveScoringConfig, adaptive_options
-from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, name_newest, run_command, write_out
-from jaxgen.cli.flags import Excludes, Flag, Needs, RunConfig, check_flags, load_plugins, parse
+from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, run_command, write_out
+from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, load_plugins, parse
+from jaxgen.cli.mixture_flags import MIXTURE_RULES, MixtureConfig, fill_mixture_flags, open_sampler
 from jaxgen.errors import UsageError, counted
 from jaxgen.runs.groups import Group
 from jaxgen.runtime import MIN_SECONDS
@@ -57,7 +58,7 @@ TOKEN_HEADER = f"{'position':>9}  {'logp':>9}  {'prob':>6}  token"
 RANK_HEADER = f"{'rank':>5}  {'tokens':>6}  {'logp':>10}  {'logp/token':>10}  candidate"
 
 
-class ScoreConfig(AdaptiveScoringConfig, RunConfig):
+class ScoreConfig(AdaptiveScoringConfig, MixtureConfig):
     """Flags of ``jaxgen score``."""
 
     in_text: ClassVar[Group] = Group("Text")
@@ -97,6 +98,7 @@ class ScoreConfig(AdaptiveScoringConfig, RunConfig):
 
 
 RULES = (
+    *MIXTURE_RULES,
     Excludes("--candidates", ("files", "--text", "--lines"), "ranks continuations of --prompt"),
     Excludes("--text", ("files",), "gives the texts"),
     Excludes("--validation", ("files", "--text", "--candidates"), "scores the text of the run"),
@@ -118,7 +120,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def score(args: list[str]) -> None:
     """Parse ``args`` and write the scores that they ask for."""
-    args = load_plugins(args)
+    args = fill_mixture_flags(load_plugins(args))
     extra = [
         Flag("files", tuple[str, ...], (), FILES, "[FILE ...]", positional=True),
         Flag("json", bool, False, JSON),
@@ -129,15 +131,12 @@ def score(args: list[str]) -> None:
 
     from jaxgen.cli.sampling_flags import with_condition_flags
     from jaxgen.data.files import check_readable
-    from jaxgen.inference.sampler import Sampler
     from jaxgen.inference.scorer import Scorer
     from jaxgen.runtime import need_backend
 
     check_readable(files)
     need_backend()
-    sampler = Sampler.load(config.run, "score")
-    name_newest(config.run, sampler.directory)
-    sampler = with_condition_flags(sampler, config)
+    sampler = with_condition_flags(open_sampler(config, "score"), config)
     scorer = Scorer(
         sampler,
         state=config.state,
@@ -234,9 +233,12 @@ def score_validation(scorer: Scorer, config: ScoreConfig, files: Sequence[str], 
     from jaxgen.inference.scorer import Score
 
     sampler = scorer.sampler
-    if sampler.directory is None or sampler.conditioning is not None:
-        raise UsageError("--validation is for a run without labels and features: give files instead.")
-    texts, name = LoadedRun.open(sampler.directory.path).validation(), "validation"
+    if not sampler.runs or sampler.conditioning is not None:
+        raise UsageError("--validation is for runs without labels and features: give files instead.")
+    texts, *others = [LoadedRun.open(run).validation() for run in sampler.runs]
+    if any(other != texts for other in others):
+        raise UsageError("The runs of --mix have different validation texts: give files instead of --validation.")
+    name = "validation"
     if not sampler.documents:
         stream = scorer.stream(texts, config.prompt, "The validation text")
         writer.write_text({"name": name}, stream)
@@ -264,12 +266,12 @@ def score_candidates(scorer: Scorer, config: ScoreConfig, files: Sequence[str], 
 
 def read_with_progress(path: str, tokenizer: Tokenizer, bar: bool) -> Iterator[str]:
     """The text of a file in pieces; with ``bar``, a large file has a progress bar on a terminal."""
-    from jaxgen.data.files import read_pieces
+    from jaxgen.data.files import BYTE_RUN, read_pieces
 
     any_bytes = tokenizer.kind == "byte"
     size = os.path.getsize(path) if os.path.isfile(path) else 0
     if not (bar and size >= LARGE and sys.stderr is not None and sys.stderr.isatty()):
-        yield from read_pieces(path, any_bytes=any_bytes)
+        yield from read_pieces(path, any_bytes=any_bytes, remedy=BYTE_RUN)
         return
     from rich.console import Console
 
@@ -278,7 +280,9 @@ def read_with_progress(path: str, tokenizer: Tokenizer, bar: bool) -> Iterator[s
     console = Console(file=cast(IO[str], SafeStream(sys.stderr, lambda _: discard(sys.stderr))))
     with reading_bar(console) as progress:
         line = progress.add_task("scoring", total=size)
-        yield from read_pieces(path, any_bytes=any_bytes, seen=lambda seen: progress.advance(line, seen))
+        yield from read_pieces(
+            path, any_bytes=any_bytes, seen=lambda seen: progress.advance(line, seen), remedy=BYTE_RUN
+        )
 
 
 def describe_speed(tokens: int, seconds: float, compiling: float) -> str:
@@ -435,9 +439,8 @@ class JsonScores:
     def _settings(self) -> dict[str, object]:
         scorer = self._scorer
         how = {"window": scorer.window} if scorer.state == "cold" else {"lanes": scorer.lanes}
-        run = None if scorer.sampler.directory is None else str(scorer.sampler.directory)
-        about = {"unk": scorer.unk, "end": scorer.end, "run": run, "checkpoint": scorer.sampler.digest}
         adaptive = {} if scorer.adaptive.plain else asdict(scorer.adaptive)
+        about = {"unk": scorer.unk, "end": scorer.end, **scorer.sampler.origin()}
         return {"state": scorer.state, **how, **adaptive, **about}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxgen.errors import DivergedError, UsageError
 from jaxgen.inference.adaptation import AdaptiveOptions
-from jaxgen.inference.loading import LoadedRun
+from jaxgen.inference.loading import LoadedRun, unread_text
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Score, Scorer
 
@@ -81,13 +81,13 @@ def _with_number(options: AdaptiveOptions, key: tuple[str, ...], value: float) -
 
 
 def held_out_text(sampler: Sampler) -> list[str]:
-    """The beginning of the text that the run of ``sampler`` kept from training: documents, or one running text."""
-    if sampler.directory is None:
+    """The beginning of the text that all runs of ``sampler`` kept from training: documents, or one running text."""
+    if not sampler.runs:
         raise UsageError("Numbers are fitted on the text that a run held out, and this model is of no run: give them.")
     if sampler.conditioning is not None:
         raise UsageError("Numbers are not fitted for runs with labels or features: give them.")
     texts, left = [], MAX_CHARACTERS
-    for text in LoadedRun.open(sampler.directory.path).holdout():
+    for text in unread_text([LoadedRun.open(run) for run in sampler.runs]):
         texts.append(text[:left])
         left -= len(texts[-1])
         if left <= 0:

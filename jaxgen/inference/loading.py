@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,7 @@ import jax
 
 from jaxgen import jitted
 from jaxgen.data.files import data_folders
-from jaxgen.errors import CheckpointError, DataError, UsageError, check_kind
+from jaxgen.errors import CheckpointError, DataError, UsageError, check_kind, flags_are_shown
 from jaxgen.fsutil import json_sha256, load_strict
 from jaxgen.plugins import check_plugins, plugin_flags
 from jaxgen.runs.checkpoints import CheckpointStore
@@ -73,11 +74,7 @@ class LoadedRun:
                 "earlier version. Use that version, or train it again."
             ) from None
         if name not in able:
-            others = " or ".join(f"`jaxgen {each}`" for each in DATA[name].COMMANDS)
-            raise UsageError(
-                f"{directory} is a run of the task {name}, which `jaxgen {command}` cannot use: give it to "
-                f"{others}, or name another run with --run."
-            )
+            raise UsageError(_other_commands(directory, name, command))
         if "reading" not in resolved:
             raise CheckpointError(
                 f"{directory} was trained by an earlier version of jaxgen, which read text in another way. Use it "
@@ -201,6 +198,41 @@ class LoadedRun:
             )
         params, _ = store.restore_params(step, shapes)
         return step or 0, params, store.digest(step)
+
+
+def _other_commands(directory: RunDirectory, task: str, command: str | None) -> str:
+    """The message for a run whose task ``command`` cannot use."""
+    able = DATA[task].COMMANDS
+    if flags_are_shown():
+        others = " or ".join(f"`jaxgen {each}`" for each in able)
+        problem, other = f"which `jaxgen {command}` cannot use: give it to {others}", "name another run with --run DIR"
+    else:
+        calls = {"sample": "generate", "score": "score", "predict": "predict"}
+        others = " or ".join(f"`model.{calls[each]}`" for each in able if each in calls)
+        problem, other = f"for which that is not defined: call {others}", "load another run"
+    return f"{directory} is a run of the task {task}, {problem}, or {other}."
+
+
+def unread_text(runs: Sequence[LoadedRun]) -> list[str]:
+    """The text that all runs held out; running text is one string.
+
+    Raises:
+        UsageError: A run may have read the text: it held out none, or another one.
+        DataError: The text is missing or has changed.
+    """
+    for run in runs:
+        if run.holdout_sha256 is None:
+            raise UsageError(
+                f"Numbers are fitted on a text that no run has read, and {run.directory} held out none. Train it with "
+                "--holdout 0.03, or give the numbers."
+            )
+        if run.holdout_sha256 != runs[0].holdout_sha256:
+            raise UsageError(
+                f"Numbers are fitted on a text that no run has read, and {runs[0].directory} and {run.directory} held "
+                "out different ones. Train them with the same --data and --holdout (of documents, with the same "
+                "--val-data or --seed), or give the numbers."
+            )
+    return runs[0].holdout()
 
 
 class TrainedModel:

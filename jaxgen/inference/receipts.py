@@ -19,6 +19,7 @@ from jaxgen.fsutil import StrictModel, file_sha256
 from jaxgen.inference.adaptation import Adaptation
 from jaxgen.inference.beam_search import BeamConfig, Hypothesis, beam
 from jaxgen.inference.generation_config import GenerationConfig, transform_from_json, transform_to_json
+from jaxgen.inference.mixture import Mixture
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.state import DecoderState
 from jaxgen.inference.text_stream import Sample
@@ -94,6 +95,8 @@ class Receipt(StrictModel, extra="ignore"):
     checkpoint: str
     state: StateFile | None
     adapted_to: AdaptedTo | None = None
+    #: The runs of a mixture, and their weights.
+    mix: Mixture | None = None
     #: The bytes of a prompt that is not UTF-8, in hexadecimal.
     prompt_bytes: Annotated[str, Field(pattern="^([0-9a-f]{2})*$")] | None = None
     versions: dict[str, object] = {}
@@ -213,8 +216,7 @@ def _origin(sampler: Sampler, unk: str, origin: StateOrigin, transforms: Sequenc
     plugins = [*sampler.plugins, *(each for each in own if each not in sampler.plugins)]
     return {
         "unk": unk,
-        "run": None if sampler.directory is None else str(sampler.directory),
-        "checkpoint": sampler.digest,
+        **sampler.origin(),
         "state": None,
         **origin.model_dump(exclude_none=True),
         **({} if sampler.conditioning is None else {"condition": (sampler.condition or Condition()).to_json()}),

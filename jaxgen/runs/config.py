@@ -152,10 +152,13 @@ class TrainConfig(BaseModel):
     """Peak learning rate."""
     schedule: str = "cosine"
     """Learning rate schedule after the warm-up."""
+    schedule_options: dict[str, Finite] = {}
+    """Options of the schedule, as NAME VALUE pairs: decay (wsd: share of the steps in which it falls), rise and start
+    (one-cycle: share of the steps in which it rises, and from which share of the peak), drops (stepwise)."""
     warmup: NotNegative = 100
     """Warm-up steps, in which the learning rate rises to its peak; at most a tenth of the run."""
     final_lr: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    """Learning rate at the last step, as a share of the peak (cosine and exponential). Default: 0.02."""
+    """Learning rate at the last step, as a share of the peak (not with constant). Default: 0.02."""
     clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Gradients are clipped to this global norm. 0: no clipping."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -253,6 +256,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"--cell {self.cell} and --layers-pattern were given together: give one of them")
         if self.final_lr is not None and self.schedule == "constant":
             raise ValueError(f"--final-lr {self.final_lr} has no meaning with --schedule constant: leave it out")
+        if self.schedule == "one-cycle" and self.warmup != self._preset_value("warmup"):
+            raise ValueError(f"--warmup {self.warmup} has no meaning with --schedule one-cycle: leave it out")
         if self.weight_decay and self.optimizer != "adamw":
             raise ValueError(f"weight decay works with adamw, not with {self.optimizer}: leave out --weight-decay")
         if "weight_decay" in self.optimizer_options:

@@ -20,8 +20,9 @@ from jaxgen.plots import AttentionMap
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import EvalSet
 from jaxgen.training.data_parallel import make_global_mesh, shard_batch, shard_evaluation, unreplicate
-from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES, Rates, make_optimizer
+from jaxgen.training.optimizer import OPTIMIZERS, make_optimizer
 from jaxgen.training.param_kinds import Kinds, param_kinds
+from jaxgen.training.schedules import SCHEDULES, Rates, Schedule, named_schedule
 from jaxgen.types import Params
 
 
@@ -67,6 +68,11 @@ def build_rates(config: TrainConfig, horizon: int, scale: float = 1.0) -> Rates:
     return Rates(*map(np.asarray, (peak, np.int32(warmup), np.int32(horizon), final)))
 
 
+def build_schedule(config: TrainConfig) -> Schedule:
+    """The schedule of the settings. Raises ``UsageError``."""
+    return named_schedule(config.schedule, config.schedule_options)
+
+
 def build_optimizer(config: TrainConfig, task: Any = None) -> optax.GradientTransformation:
     """The optimizer of the settings for the parameters of ``task``, whose updates take an argument ``rates``.
 
@@ -83,15 +89,24 @@ def build_optimizer(config: TrainConfig, task: Any = None) -> optax.GradientTran
         options=tuple(sorted(options.items())),
         clip=config.clip,
         schedule=config.schedule,
+        schedule_options=tuple(sorted(config.schedule_options.items())),
         kinds=param_kinds(task) if task is not None and getattr(entry, "needs_kinds", False) else (),
     )
 
 
 @lru_cache(maxsize=CACHE_SIZE)
 def _cached_optimizer(
-    entries: tuple[Any, ...], optimizer: str, options: tuple[Any, ...], clip: float, schedule: str, kinds: Kinds
+    entries: tuple[Any, ...],
+    optimizer: str,
+    options: tuple[Any, ...],
+    clip: float,
+    schedule: str,
+    schedule_options: tuple[Any, ...],
+    kinds: Kinds,
 ) -> optax.GradientTransformation:
-    return make_optimizer(optimizer, schedule, clip=clip, options=dict(options), kinds=kinds)
+    return make_optimizer(
+        optimizer, schedule, clip=clip, options=dict(options), kinds=kinds, schedule_options=dict(schedule_options)
+    )
 
 
 def evaluate(task: Any, sets: Mapping[str, EvalSet], params: Params, devices: int) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def start(
     check_jax_settings()
     group, began = _check_group(group), time.perf_counter() if began is None else began
     emit = ignore if emit is None else emit
-    config = check_kind("start", config, TrainConfig, 'settings, for example jaxgen.LanguageConfig(data=("book.txt",))')
+    config = _check_config("start", config)
     callbacks = _check_callbacks(emit, callbacks)
     with ExitStack() as stack:
         make_run: Callable[[], RunDirectory] = partial(RunDirectory, os.devnull)
@@ -177,6 +177,11 @@ def start(
             trainer: Trainer = baseline(config.task, config.model).start(config, emit, callbacks, make_run)
             return trainer
         return _start(config, emit, callbacks, group, make_run, began, source)
+
+
+def _check_config(function: str, config: TrainConfig) -> TrainConfig:
+    """The settings. Raises ``UsageError``, which names the ``function``, for anything else."""
+    return check_kind(function, config, TrainConfig, 'settings, for example jaxgen.LanguageConfig(data=("book.txt",))')
 
 
 def _check_group(group: ProcessGroup | None) -> ProcessGroup:
@@ -263,7 +268,7 @@ def trial(config: TrainConfig, emit: Emit | None = None) -> Trainer:
     Raises ``UsageError``, ``DataError`` and ``CheckpointError`` as ``start`` does.
     """
     check_jax_settings()
-    config, group = check_kind("trial", config, TrainConfig, "settings"), ProcessGroup()
+    config, group = _check_config("find_lr", config), ProcessGroup()
     if config.model != "rnn":
         raise UsageError(f"--model {config.model} is not trained by gradients: give --model rnn, or leave it out.")
     task, data, resolved, params = _prepare(config, ignore if emit is None else emit, group.count, None)

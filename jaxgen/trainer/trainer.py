@@ -24,7 +24,14 @@ from jaxgen.sampling.decode import make_key
 from jaxgen.tasks.base import TaskData
 from jaxgen.trainer.advice import ALARM, advise, advise_tokens, frequency_loss
 from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Progress, Sampled, Started
-from jaxgen.trainer.evaluate import EvalSchedule, TrainingInference, build_optimizer, build_rates, evaluate
+from jaxgen.trainer.evaluate import (
+    EvalSchedule,
+    TrainingInference,
+    build_optimizer,
+    build_rates,
+    build_schedule,
+    evaluate,
+)
 from jaxgen.trainer.input_pipeline import InputPipeline
 from jaxgen.trainer.process_group import ProcessGroup, StopFlag
 from jaxgen.trainer.progress_state import (
@@ -38,7 +45,7 @@ from jaxgen.trainer.progress_state import (
 from jaxgen.trainer.recorder import NullRecorder, run_summary
 from jaxgen.trainer.signals import Interrupted, StopSignals, raise_on_signal
 from jaxgen.training.data_parallel import make_global_mesh, shard_state, unreplicate
-from jaxgen.training.optimizer import SCHEDULES, Rates
+from jaxgen.training.schedules import Rates
 from jaxgen.training.step import TrainState
 from jaxgen.types import Params
 
@@ -127,7 +134,7 @@ class Trainer:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the last step before ``step``."""
-        return float(SCHEDULES[self.config.schedule](max(step - 1, 0), self.rates))
+        return float(build_schedule(self.config)(max(step - 1, 0), self.rates))
 
     def gathered_state(self) -> TrainState:
         """The state as a checkpoint holds it, with all rows on this host."""

@@ -1,21 +1,20 @@
-"""Optimizers and learning-rate schedules by name. The fields of an optimizer are its options."""
+"""Optimizers by name. The fields of an optimizer are its options."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import Protocol
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Float, PyTree
+from jaxtyping import PyTree
 
-from jaxgen.errors import check_int, check_kind, check_options, choose
-from jaxgen.training.param_kinds import Kinds, map_kinds
-from jaxgen.types import Array, ArrayLike
+from jaxgen.errors import check_kind, check_options, choose
+from jaxgen.training.muon import Muon
+from jaxgen.training.param_kinds import Kinds
+from jaxgen.training.schedules import Rates, Schedule, named_schedule
 
 
 class OptimizerOptions(Protocol):
@@ -84,67 +83,6 @@ class SGD:
         return optax.trace(self.momentum, nesterov=self.nesterov) if self.momentum else optax.identity()
 
 
-#: Coefficients of the iteration ``x <- a x + (b x x' + c (x x')^2) x``, which brings all singular values near 1.
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-
-
-def orthogonalize(matrices: Float[Array, "*batch D H"], iterations: int) -> Float[Array, "*batch D H"]:
-    """Matrices with the same singular vectors, and singular values nearer to 1.
-
-    Large values become 0.7 to 1.2; small ones grow about 3.4 times in each iteration.
-    """
-    wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = matrices if wide else jnp.swapaxes(matrices, -1, -2)
-    x = x / (jnp.sqrt(jnp.sum(x * x, axis=(-2, -1), keepdims=True)) + 1e-7)
-    a, b, c = NEWTON_SCHULZ
-    for _ in range(iterations):
-        square = x @ jnp.swapaxes(x, -1, -2)
-        x = a * x + (b * square + c * (square @ square)) @ x
-    return x if wide else jnp.swapaxes(x, -1, -2)
-
-
-@dataclass(frozen=True)
-class Muon:
-    """Momentum with orthogonalised updates for kernels that are matrices (Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon); Adam for embeddings, outputs, biases and kernels of other shapes.
-
-    A kernel of several gates is orthogonalised gate by gate. An entry of an update has about the root mean square
-    ``scale`` times the learning rate (Liu et al. 2025, arXiv:2502.16982), so that both rules have one rate. Jordan et
-    al. take 5 ``iterations``; with 3 an LSTM of 256 units reached the same loss in less time.
-    """
-
-    needs_kinds: ClassVar[bool] = True
-
-    momentum: float = 0.95
-    scale: float = 0.3
-    iterations: float = 3
-    b1: float = 0.9
-    b2: float = 0.99
-    eps: float = 1e-8
-
-    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
-        whole = int(self.iterations) if self.iterations == int(self.iterations) else self.iterations
-        iterations = check_int("The option `iterations` of the optimizer muon", whole, 1, 20)
-
-        def update(updates: PyTree, momenta: PyTree, params: PyTree = None, **_: object) -> tuple[PyTree, PyTree]:
-            momenta = jax.tree.map(lambda m, g: self.momentum * m + (1 - self.momentum) * g, momenta, updates)
-            ahead = jax.tree.map(lambda m, g: self.momentum * m + (1 - self.momentum) * g, momenta, updates)
-            return map_kinds(lambda kind, u: self._orthogonal(u, kind.gates, iterations), kinds, ahead), momenta
-
-        matrices = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
-        others = optax.scale_by_adam(self.b1, self.b2, self.eps)
-        return optax.partition(
-            {"matrix": matrices, "other": others},
-            lambda params: map_kinds(lambda kind, _: kind.role if kind.role == "matrix" else "other", kinds, params),
-        )
-
-    def _orthogonal(self, update: Float[Array, "D K"], gates: int, iterations: int) -> Float[Array, "D K"]:
-        rows, columns = update.shape[0], update.shape[1] // gates
-        blocks = jnp.moveaxis(update.reshape(rows, gates, columns), 1, 0)
-        size = self.scale * max(rows, columns) ** 0.5
-        return size * jnp.moveaxis(orthogonalize(blocks, iterations), 0, 1).reshape(update.shape)
-
-
 OPTIMIZERS: dict[str, type[OptimizerOptions]] = {
     "adam": Adam,
     "adamw": AdamW,
@@ -152,73 +90,6 @@ OPTIMIZERS: dict[str, type[OptimizerOptions]] = {
     "rmsprop": RMSProp,
     "sgd": SGD,
 }
-
-
-#: A scalar; an integer where it counts steps.
-Number: TypeAlias = ArrayLike | float
-
-
-class Rates(NamedTuple):
-    """What a learning rate depends on besides the step.
-
-    They can be arguments of a compiled step (``make_optimizer``): other values then compile nothing again.
-    """
-
-    peak: Number
-    warmup: Number  # steps in which the rate rises to the peak
-    horizon: Number  # the step at which a decay ends
-    final: Number  # the rate at the horizon, as a share of the peak
-
-
-Schedule = Callable[[Number, Rates], Float[Array, ""]]
-
-
-def constant(step: Number, rates: Rates) -> Float[Array, ""]:
-    """Linear warm-up to the peak, then constant."""
-    return _warmed_up(step, rates, rates.peak)
-
-
-def cosine(step: Number, rates: Rates) -> Float[Array, ""]:
-    """Linear warm-up to the peak, then half a cosine down to the final rate (arXiv:1608.03983)."""
-    share = 0.5 * (1 + jnp.cos(jnp.pi * _progress(step, rates)))
-    return _warmed_up(step, rates, rates.peak * ((1 - rates.final) * share + rates.final))
-
-
-def exponential(step: Number, rates: Rates) -> Float[Array, ""]:
-    """Linear warm-up to the peak, then an exponential decay to the final rate."""
-    rate = jnp.maximum(rates.final, 1e-6)  # an exponential never reaches zero
-    return _warmed_up(step, rates, rates.peak * jnp.power(rate, _progress(step, rates)))
-
-
-def _progress(step: Number, rates: Rates) -> Float[Array, ""]:
-    """The share of the steps between warm-up and horizon that are done."""
-    span = jnp.maximum(rates.horizon - rates.warmup, 1)
-    return jnp.clip(step - rates.warmup, 0, span) / span
-
-
-def _warmed_up(step: Number, rates: Rates, after: Number) -> Float[Array, ""]:
-    """A straight line from 0 to the peak, then ``after``."""
-    rising = rates.peak - rates.peak * (1 - step / jnp.maximum(rates.warmup, 1))
-    return jnp.where(jnp.asarray(step) < rates.warmup, rising, after)
-
-
-SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "exponential": exponential}
-
-
-def make_schedule(name: str, *, lr: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
-    """The learning rate as a function of the step; decay ends at step ``horizon``.
-
-    Example:
-        >>> rate = jaxgen.make_schedule("cosine", lr=1e-3, warmup=10, horizon=100, final=0.1)
-        >>> [round(float(rate(step)), 6) for step in (0, 10, 100)]
-        [0.0, 0.001, 0.0001]
-    """
-    warmup, horizon = check_int("The warm-up", warmup, 0), check_int("The horizon", horizon, 0)
-    for rate in (lr, final):
-        check_kind("make_schedule", rate, Real | jax.Array | np.ndarray, "a number")
-    rates = Rates(lr, min(warmup, max(horizon - 1, 0)), horizon, final)
-    schedule = SCHEDULES[choose(name, SCHEDULES, "schedule")]
-    return lambda step: schedule(step, rates)
 
 
 def scale_by_rates(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
@@ -242,10 +113,12 @@ def make_optimizer(
     clip: float = 1.0,
     options: dict[str, PyTree] | None = None,
     kinds: Kinds = (),
+    schedule_options: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """Clip the gradient to the global norm ``clip`` (0: never), apply the named rule, and scale by the schedule.
 
-    ``schedule`` is a function of the step, or the name of a schedule; each update then takes an argument ``rates``.
+    ``schedule`` is a function of the step, or the name of a schedule with ``schedule_options``; each update then takes
+    an argument ``rates``.
     ``kinds`` are those of ``param_kinds``; without them, parameters have their kinds by their names.
 
     Example:
@@ -260,7 +133,7 @@ def make_optimizer(
     check_kind("make_optimizer", clip, Real, "a number as clip; 0 never clips")
     first = [optax.clip_by_global_norm(clip)] if clip > 0 else []
     if isinstance(schedule, str):
-        last: optax.GradientTransformation = scale_by_rates(SCHEDULES[choose(schedule, SCHEDULES, "schedule")])
+        last: optax.GradientTransformation = scale_by_rates(named_schedule(schedule, schedule_options))
     else:
         check_kind("make_optimizer", schedule, Callable | Real | jax.Array, "a schedule: its name or a function")
         last = optax.scale_by_learning_rate(schedule)

@@ -14,6 +14,7 @@ from jaxgen.errors import DivergedError, UsageError
 from jaxgen.inference.adaptation import Adaptation, NeuralCache
 from jaxgen.inference.beam_search import beam
 from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.mixture import mix
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.inference.state import interpolate
@@ -202,10 +203,35 @@ def test_options_of_the_cache_out_of_range_are_refused(wrong):
         NeuralCache(**wrong)
 
 
-def test_a_model_that_is_counted_cannot_adapt():
-    task, params = fit(TOKENIZER.encode(random_text(60)), V, 3, EOS)
+def test_a_model_that_is_counted_cannot_adapt(ngrams):
     with pytest.raises(UsageError, match="recurrent"):
-        Scorer(Sampler(task, TOKENIZER, params), adapt=FAST).score("ab")
+        Scorer(ngrams, adapt=FAST).score("ab")
+
+
+@pytest.fixture(scope="module")
+def ngrams():
+    task, params = fit(TOKENIZER.encode(random_text(60)), V, 3, EOS)
+    return Sampler(task, TOKENIZER, params)
+
+
+@pytest.fixture(scope="module")
+def mixed(sampler, ngrams):
+    return mix([sampler, ngrams], [0.7, 0.3])
+
+
+def test_the_networks_of_a_mixture_adapt_as_they_would_alone(sampler, ngrams, mixed):
+    text, options = random_text(60), {"adapt": FAST, "cache": NeuralCache(9), "temperature": 1.2}
+    network = Scorer(sampler, **options).per_token(text).logp
+    counted = Scorer(ngrams).per_token(text).logp
+    found = Scorer(mixed, **options, top=V).per_token(text)
+    np.testing.assert_allclose(found.logp, np.logaddexp(network + np.log(0.7), counted + np.log(0.3)), atol=1e-5)
+    np.testing.assert_allclose(np.exp(found.top_logp).sum(axis=1), 1, atol=1e-5)
+
+
+def test_a_mixture_with_a_rate_of_0_is_the_plain_mixture(mixed):
+    text = random_text(60)
+    found = Scorer(mixed, adapt=Adaptation(0.0, 0.0)).per_token(text).logp
+    np.testing.assert_allclose(found, Scorer(mixed).per_token(text).logp, atol=2e-6)
 
 
 # --- states with adapted weights
@@ -240,6 +266,17 @@ def test_to_adapt_in_parts_and_to_save_between_them_changes_no_bit(sampler, tmp_
         jax.tree.map(np.testing.assert_array_equal, one.adapted.state, other.adapted.state)
         np.testing.assert_array_equal(one.tokens, other.tokens)
         np.testing.assert_array_equal(one.logits, other.logits)
+
+
+def test_the_state_of_a_mixture_is_saved_and_continued(mixed, sampler, tmp_path):
+    text = random_text(50)
+    whole = mixed.adapt(text, adaptation=FAST)
+    mixed.save_state(tmp_path / "s", mixed.adapt(text[:18], adaptation=FAST))
+    part = mixed.adapt(text[18:], mixed.load_state(tmp_path / "s"), FAST)
+    np.testing.assert_array_equal(part.logits, whole.logits)
+    alone = sampler.adapt(text, adaptation=FAST)
+    for mine, own in zip(jax.tree.leaves(whole.adapted.state.params[0]), jax.tree.leaves(alone.adapted.state.params)):
+        np.testing.assert_allclose(mine, own, atol=1e-5)
 
 
 def test_adaptation_continues_a_state_that_was_only_read(sampler):
