@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgen.tasks.base import Metric
 from jaxgen.tokenizers.base import UNK
 
 #: Training warns once when its loss is this many times that of guessing uniformly.
@@ -37,6 +38,7 @@ def advise(
     uniform: float | None = None,
     unigram: float | None = None,
     longer: str = "",
+    metric: Metric | None = None,
 ) -> list[str]:
     """Sentences on a run that went wrong, overfitted, or was too short; none if there is nothing to say.
 
@@ -45,10 +47,11 @@ def advise(
         uniform: the loss of guessing uniformly.
         unigram: the validation loss of predicting the frequencies of the training data, without any input.
         longer: how to train longer.
+        metric: the metric that decides; a run that reached its largest value needs no advice.
     """
     names = Evaluation._fields
     found = [Evaluation(*(row[name] for name in names)) for row in rows if _has_numbers(row, names)]
-    if not found:
+    if not found or (metric is not None and any(map(metric.is_perfect, rows))):
         return []
     best, last = min(found, key=lambda each: each.val_loss), found[-1]
     if uniform is not None and best.val_loss > WORSE * uniform:

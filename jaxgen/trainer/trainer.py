@@ -443,7 +443,9 @@ class Trainer:
             longer = f"Continue with `{go_on} {length}`."
         else:  # the learning rate has come to its end
             longer = f"In a new run, give {length}."
-        return [for_caller(text) for text in [*advise(rows, self.uniform_loss, unigram, longer), *tokens]]
+        return [
+            for_caller(text) for text in [*advise(rows, self.uniform_loss, unigram, longer, self.data.METRIC), *tokens]
+        ]
 
     def _interrupted(self, number: int, where: str) -> Interrupted:
         return Interrupted(number, where, str(self.run) if self.group.is_main else None, self.plugin_flags)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from jaxgen.tasks.base import Metric
 from jaxgen.tokenizers import UNK
 from jaxgen.trainer.advice import FEW_TOKENS, advise, advise_tokens, frequency_loss
 
@@ -52,6 +53,13 @@ def test_a_run_that_went_wrong_gets_one_piece_of_advice(name):
 )
 def test_other_runs_get_none(train, val):
     assert advise(rows(train, val), UNIFORM, UNIGRAM) == []
+
+
+def test_a_run_that_gets_everything_right_is_long_enough():
+    metric = Metric("val_accuracy", higher_is_better=True, most=1.0)
+    right, almost = ([{**row, "val_accuracy": best} for row in rows(FALLING, FALLING)] for best in (1.0, 0.99))
+    assert advise(right, UNIFORM, UNIGRAM, metric=metric) == []
+    assert "still falling" in advise(almost, UNIFORM, UNIGRAM, metric=metric)[0]
 
 
 def test_a_task_without_a_number_of_targets_is_judged_by_its_own_losses_alone():
