@@ -84,3 +84,11 @@ def test_a_small_text_and_many_unknown_tokens_are_named():
         assert "10.0%" in unk
         assert "--min-count" in unk
     assert len(advise_tokens(unknown[:100], np.zeros(0, int), is_text=True)) == 2
+
+
+def test_advice_on_tokens_is_not_what_was_done_already():
+    few = np.full(100, UNK)
+    reused = advise_tokens(few, few, is_text=True, level="char", reuses_vocabulary=True)
+    assert len(reused) == 1
+    assert "Leave out --init-from" in reused[0]
+    assert "(bpe, char)" not in "".join(advise_tokens(few, few, is_text=True, level="char"))
