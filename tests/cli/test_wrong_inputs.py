@@ -85,6 +85,7 @@ USAGE = {
     "--lr fast": ("--lr", "'fast'"),
     "--hidden -1": ("--hidden is -1", "greater than 0"),
     "--hidden 0": ("--hidden is 0", "greater than 0"),
+    "--steps 0": ("--steps 0", "--show-config"),
     "--hidden 8.5": ("--hidden", "'8.5'"),
     "--layers 0": ("--layers is 0", "greater than 0"),
     "--batch-size 0": ("--batch-size is 0", "greater than 0"),
