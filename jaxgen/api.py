@@ -21,6 +21,8 @@ from jaxgen.inference.beam_search import beam as beam
 from jaxgen.inference.chat import ChatSession as ChatSession
 from jaxgen.inference.chat import continuations as continuations
 from jaxgen.inference.generation_config import GenerationConfig as GenerationConfig
+from jaxgen.inference.mixture import fit_mixture as fit_mixture
+from jaxgen.inference.mixture import mix as mix
 from jaxgen.inference.predictor import DecodingConfig as DecodingConfig
 from jaxgen.inference.predictor import Predictor as Predictor
 from jaxgen.inference.sampler import Sampler as Sampler

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from jaxgen.cli.common import escape_controls, json_line, log, name_newest, run_command
+from jaxgen.cli.common import escape_controls, json_line, log, run_command
 from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, fill_value, load_plugins, parse
+from jaxgen.cli.mixture_flags import MIXTURE_RULES, fill_mixture_flags, open_sampler
 from jaxgen.cli.sampling_flags import (
     SampleConfig,
     extra_transform_flags,
@@ -41,6 +42,7 @@ DESCRIPTION = """Write text with a trained model. The same run, prompt, settings
     python sample.py --temperature 1.5:0.5:200       linear over 200 tokens
     python sample.py --prompt "Q: " --stop "\\n" "A:"  ends before either string
     python sample.py --num-samples 1000 --block 256  many at once
+    python sample.py --mix runs/a:0.7 runs/b:0.3     two models at once
     python sample.py --label Sports                  a text with this label
     python sample.py --color                         how probable was each token?
     echo "To be" | python sample.py --prompt-file -  prompt from standard input"""
@@ -52,6 +54,7 @@ MANY = 100
 NUL = "\0"
 ONE_TEXT = "continues one text"
 RULES = (
+    *MIXTURE_RULES,
     Excludes("--prompt", ("--prompt-file",), "is the text to continue"),
     Excludes("--interactive", ("--prompt-file -",), "reads its lines from standard input"),
     Excludes("--interactive", ("--json",), "writes plain text"),
@@ -78,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def sample(args: list[str]) -> None:
     """Parse ``args`` and write the texts that they ask for."""
-    args = fill_value(load_plugins(args), "--color", "auto")
+    args = fill_value(fill_mixture_flags(load_plugins(args)), "--color", "auto")
     flags = [*extra_transform_flags(), Flag("json", bool, False, JSON)]
     config, extra = parse(SampleConfig, args, prog="python sample.py", description=DESCRIPTION, extra=flags)
     several = ("several values of --temperature",) if len(config.temperature) > 1 else ()
@@ -87,7 +90,7 @@ def sample(args: list[str]) -> None:
         check_output(config.save_state, "--save-state")
     prompt = read_prompt(config)
 
-    from jaxgen.inference.sampler import Sampler, check_best
+    from jaxgen.inference.sampler import check_best
     from jaxgen.runtime import need_backend
 
     if config.best_of is not None:
@@ -95,9 +98,7 @@ def sample(args: list[str]) -> None:
     temperatures = ("0",) if config.greedy else config.temperature
     settings = [generation_config(config, temperature) for temperature in temperatures]
     need_backend()
-    sampler = Sampler.load(config.run).exact()
-    if not config.interactive:  # the chat names its run itself
-        name_newest(config.run, sampler.directory)
+    sampler = open_sampler(config, "sample", named=not config.interactive).exact()  # the chat names its run itself
     check_prompt(prompt, config, sampler.tokenizer.kind)
     sampler = with_condition_flags(sampler, config, note=config.state is None)
     transforms = read_transforms(extra, sampler.tokenizer.encode)

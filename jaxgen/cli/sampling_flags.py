@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args, 
 
 from jaxgen.cli.common import log
 from jaxgen.cli.flags import Flag, RunConfig, read_number
+from jaxgen.cli.mixture_flags import MixtureConfig
 from jaxgen.errors import UsageError, choose
 from jaxgen.runs.groups import Group
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 Encode = Callable[[str], "np.ndarray"]
 
 
-class SampleConfig(RunConfig):
+class SampleConfig(MixtureConfig):
     """Flags of ``sample.py``; those of the logit transforms come from their registry."""
 
     common: ClassVar[tuple[str, ...]] = (

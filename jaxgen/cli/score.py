@@ -12,8 +12,9 @@ from functools import cache
 from itertools import chain, tee
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, name_newest, run_command, write_out
-from jaxgen.cli.flags import Excludes, Flag, Needs, RunConfig, check_flags, load_plugins, parse
+from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, run_command, write_out
+from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, load_plugins, parse
+from jaxgen.cli.mixture_flags import MIXTURE_RULES, MixtureConfig, fill_mixture_flags, open_sampler
 from jaxgen.errors import UsageError, counted
 from jaxgen.runs.groups import Group
 from jaxgen.runtime import MIN_SECONDS
@@ -53,7 +54,7 @@ TOKEN_HEADER = f"{'position':>9}  {'logp':>9}  {'prob':>6}  token"
 RANK_HEADER = f"{'rank':>5}  {'tokens':>6}  {'logp':>10}  {'logp/token':>10}  candidate"
 
 
-class ScoreConfig(RunConfig):
+class ScoreConfig(MixtureConfig):
     """Flags of ``jaxgen score``."""
 
     in_text: ClassVar[Group] = Group("Text")
@@ -91,6 +92,7 @@ class ScoreConfig(RunConfig):
 
 
 RULES = (
+    *MIXTURE_RULES,
     Excludes("--candidates", ("files", "--text", "--lines"), "ranks continuations of --prompt"),
     Excludes("--text", ("files",), "gives the texts"),
     Needs("--lines", ("files",), "splits files into texts"),
@@ -110,7 +112,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def score(args: list[str]) -> None:
     """Parse ``args`` and write the scores that they ask for."""
-    args = load_plugins(args)
+    args = fill_mixture_flags(load_plugins(args))
     extra = [
         Flag("files", tuple[str, ...], (), FILES, "[FILE ...]", positional=True),
         Flag("json", bool, False, JSON),
@@ -121,14 +123,12 @@ def score(args: list[str]) -> None:
 
     from jaxgen.cli.sampling_flags import with_condition_flags
     from jaxgen.data.files import check_readable
-    from jaxgen.inference.sampler import Sampler
     from jaxgen.inference.scorer import Scorer
     from jaxgen.runtime import need_backend
 
     check_readable(files)
     need_backend()
-    sampler = Sampler.load(config.run, "score")
-    name_newest(config.run, sampler.directory)
+    sampler = open_sampler(config, "score")
     scorer = Scorer(
         with_condition_flags(sampler, config),
         state=config.state,
@@ -404,9 +404,7 @@ class JsonScores:
     def _settings(self) -> dict[str, object]:
         scorer = self._scorer
         how = {"window": scorer.window} if scorer.state == "cold" else {"lanes": scorer.lanes}
-        run = None if scorer.sampler.directory is None else str(scorer.sampler.directory)
-        about = {"unk": scorer.unk, "end": scorer.end, "run": run, "checkpoint": scorer.sampler.digest}
-        return {"state": scorer.state, **how, **about}
+        return {"state": scorer.state, **how, "unk": scorer.unk, "end": scorer.end, **scorer.sampler.origin()}
 
 
 ScoreWriter = ScoreTable | JsonScores

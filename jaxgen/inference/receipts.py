@@ -17,6 +17,7 @@ from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import StrictModel, file_sha256
 from jaxgen.inference.beam_search import BeamConfig, Hypothesis, beam
 from jaxgen.inference.generation_config import GenerationConfig, transform_from_json, transform_to_json
+from jaxgen.inference.mixture import Mixture
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.text_stream import Sample
 from jaxgen.plugins import Record, check_records, plugins_of_transforms
@@ -55,6 +56,8 @@ class Receipt(StrictModel, extra="ignore"):
     run: str | None
     checkpoint: str
     state: StateFile | None
+    #: The runs of a mixture, and their weights.
+    mix: Mixture | None = None
     #: The bytes of a prompt that is not UTF-8, in hexadecimal.
     prompt_bytes: Annotated[str, Field(pattern="^([0-9a-f]{2})*$")] | None = None
     versions: dict[str, object] = {}
@@ -170,8 +173,7 @@ def _origin(sampler: Sampler, unk: str, state_file: str | None, transforms: Sequ
     plugins = [*sampler.plugins, *(each for each in own if each not in sampler.plugins)]
     return {
         "unk": unk,
-        "run": None if sampler.directory is None else str(sampler.directory),
-        "checkpoint": sampler.digest,
+        **sampler.origin(),
         "state": None if state_file is None else {"file": state_file, "sha256": file_sha256(Path(state_file))},
         **({} if sampler.conditioning is None else {"condition": (sampler.condition or Condition()).to_json()}),
         **({"plugins": plugins} if plugins else {}),

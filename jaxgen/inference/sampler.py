@@ -120,6 +120,8 @@ class Sampler(TrainedModel):
         self.condition: Condition | None = None
         #: The plugins that define a part of the run, for receipts.
         self.plugins: list[dict[str, Any]] = []
+        #: The runs that are mixed, and their weights, if there are several (``jaxgen.mix``).
+        self.mixture: dict[str, Any] | None = None
         #: What becomes of bytes that are not UTF-8 in texts; see ``exact``.
         self.errors = "replace"
 
@@ -190,6 +192,17 @@ class Sampler(TrainedModel):
         other = self._copy()
         other.condition = condition
         return other
+
+    @property
+    def runs(self) -> list[str]:
+        """The folder of the run, or those of a mixture; weights that come from no run have none."""
+        found = [self.origin()] if self.mixture is None else self.mixture["members"]
+        return [str(each["run"]) for each in found if each.get("run") is not None]
+
+    def origin(self) -> dict[str, object]:
+        """The run and checkpoint, and the runs of a mixture with theirs, as JSON values."""
+        mixed = {} if self.mixture is None else {"mix": self.mixture}
+        return {"run": None if self.directory is None else str(self.directory), "checkpoint": self.digest, **mixed}
 
     def _about(self) -> str:
         condition = "" if self.condition is None else f", {self.condition}"
@@ -287,13 +300,13 @@ class Sampler(TrainedModel):
 
     def save_state(self, path: str | Path, state: DecoderState) -> None:
         """Write ``state`` and the digest of its weights to a file."""
-        save_state(path, state, self._weights_digest())
+        save_state(path, state, self.weights_digest())
 
     def load_state(self, path: str | Path) -> DecoderState:
         """The state in a file. Raises ``CheckpointError`` if it is damaged or belongs to other weights."""
-        return load_state(path, self.initial_state(), self._weights_digest())
+        return load_state(path, self.initial_state(), self.weights_digest())
 
-    def _weights_digest(self) -> str:
+    def weights_digest(self) -> str:
         """The digest of the checkpoint or, for weights from elsewhere, of these and the tokenizer."""
         return self.digest or json_sha256([tree_sha256(self._params), self.tokenizer.to_json()])[:16]
 
