@@ -127,7 +127,7 @@ USAGE = {
     "--level word --vocab-size 1048577": ("--vocab-size is 1048577", "1048576"),
     "--vocab-size 9": ("--vocab-size 9", "--level char"),
     "--documents line --layout stream": ("--documents line", "--layout stream"),
-    "--weight-decay 0.1 --optimizer sgd": ("weight decay", "sgd", "adamw"),
+    "--optimizer schedule-free --schedule cosine": ("--schedule constant",),
     "--optimizer-options weight_decay 1": ("--weight-decay",),
     "--optimizer-options b3 1": ("'b3'", "b1, b2, eps"),
     "--cell-options forgetbias 1": ("'forgetbias'", "forget_bias"),

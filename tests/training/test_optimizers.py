@@ -57,6 +57,12 @@ def named(name, clip=0.0, **options):
         ("sgd", {}, optax.sgd(LR, 0.9)),
         ("sgd", {"momentum": 0.0}, optax.sgd(LR)),
         ("sgd", {"nesterov": True}, optax.sgd(LR, 0.9, nesterov=True)),
+        ("adan", {}, optax.adan(LR)),
+        ("ademamix", {}, optax.contrib.ademamix(LR)),
+        ("adopt", {"b1": 0.8}, optax.contrib.adopt(LR, 0.8)),
+        ("lion", {"weight_decay": 0.0}, optax.lion(LR, weight_decay=0.0)),
+        ("nadamw", {}, optax.nadamw(LR, 0.9, 0.99, weight_decay=0.0)),
+        ("schedule-free", {"b2": 0.999}, optax.contrib.schedule_free_adamw(LR)),
     ],
 )
 def test_a_named_optimizer_takes_the_steps_of_optaxs_own(name, options, theirs):
@@ -164,3 +170,113 @@ def test_an_update_of_muon_has_the_size_that_its_scale_says():
 def test_muon_refuses_an_impossible_number_of_iterations(iterations):
     with pytest.raises(UsageError, match="iterations"):
         named("muon", iterations=iterations)
+
+
+def soap_in_numpy(gradients, b1, b2, eps, every):
+    """The updates of SOAP for one matrix, in float64 (Vyas et al. 2024, algorithm 3)."""
+    rows, columns = gradients[0].shape
+    left, right, first = np.zeros((rows, rows)), np.zeros((columns, columns)), np.zeros((rows, columns))
+    second, q_left, q_right, found = np.zeros((rows, columns)), np.eye(rows), np.eye(columns), []
+    for t, g in enumerate(gradients):
+        if t:
+            first = b1 * first + (1 - b1) * g
+            second = b2 * second + (1 - b2) * (q_left.T @ g @ q_right) ** 2
+            mean, square = q_left.T @ first @ q_right / (1 - b1**t), second / (1 - b2**t)
+            found.append(q_left @ (mean / (np.sqrt(square) + eps)) @ q_right.T)
+        else:
+            found.append(np.zeros((rows, columns)))
+        left, right = b2 * left + (1 - b2) * g @ g.T, b2 * right + (1 - b2) * g.T @ g
+        if t == 0:
+            q_left, q_right = (np.linalg.eigh(a)[1][:, ::-1] for a in (left, right))
+        elif t % every == 0:
+            order = np.argsort(-np.diag(q_left.T @ left @ q_left))
+            q_left, second = np.linalg.qr(left @ q_left[:, order])[0], second[order]
+            order = np.argsort(-np.diag(q_right.T @ right @ q_right))
+            q_right, second = np.linalg.qr(right @ q_right[:, order])[0], second[:, order]
+    return found
+
+
+@pytest.mark.parametrize("gates", [1, 2])
+def test_soap_is_the_algorithm_of_the_paper_for_each_gate(gates):
+    rng = np.random.default_rng(3)
+    scales = np.array([3.0, 1.0, 0.3])[:, None] * np.array([2.0, 1.0, 0.5, 0.2] * gates)
+    series = [rng.normal(size=(3, 4 * gates)) * scales for _ in range(9)]
+    options = {"b1": 0.9, "b2": 0.8, "factor_decay": 0.8, "every": 3.0}
+    kinds = ((("kernel",), Kind("matrix", gates)), (("bias",), Kind("other")))
+    optimizer = make_optimizer("soap", 1.0, clip=0.0, options=options, kinds=kinds)
+    params = {"kernel": jnp.zeros((3, 4 * gates)), "bias": jnp.zeros(4)}
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    expected = [soap_in_numpy([g[:, 4 * n : 4 * n + 4] for g in series], 0.9, 0.8, 1e-8, 3) for n in range(gates)]
+    for t, g in enumerate(series):
+        given = {"kernel": jnp.asarray(g, jnp.float32), "bias": jnp.ones(4)}
+        updates, state = update(given, state, params)
+        theirs = np.concatenate([-each[t] for each in expected], axis=1)
+        np.testing.assert_allclose(updates["kernel"], theirs, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(updates["bias"], -np.ones(4), rtol=1e-4)
+
+
+def test_soap_leaves_a_side_that_is_too_large_as_it_is():
+    params = {"kernel": jnp.asarray(np.random.default_rng(4).normal(size=(6, 2)), jnp.float32)}
+    optimizer = make_optimizer("soap", 1.0, clip=0.0, options={"largest": 4.0})
+    state = jax.tree.leaves(optimizer.init(params))
+    assert not [leaf for leaf in state if leaf.shape[-2:] == (6, 6)]
+    assert [leaf for leaf in state if leaf.shape[-2:] == (2, 2)]
+
+
+ROLES = {"embedding": jnp.full((3, 2), 2.0), "kernel": jnp.ones((2, 2)), "bias": jnp.full(2, 3.0)}
+ROLES |= {"output": {"kernel": jnp.full((2, 3), 4.0)}}
+
+
+def update_of_nothing(**options):
+    """The update of SGD for a gradient of zeros."""
+    optimizer = named("sgd", momentum=0.0, **options)
+    return optimizer.update(jax.tree.map(jnp.zeros_like, ROLES), optimizer.init(ROLES), ROLES)[0]
+
+
+def test_each_role_of_parameters_may_have_a_weight_decay_of_its_own():
+    found = update_of_nothing(weight_decay=0.5, decay_embedding=0.0, decay_output=0.25, decay_other=0.1)
+    rates = {"embedding": 0.0, "kernel": 0.5, "bias": 0.1, "output": {"kernel": 0.25}}
+    expected = jax.tree.map(lambda rate, p: -LR * rate * p, rates, ROLES)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+
+
+def test_an_l2_norm_is_part_of_the_gradient():
+    optimizer = named("sgd", momentum=0.0, l2=0.2)
+    updates, _ = optimizer.update(gradients(0), optimizer.init(PARAMS), PARAMS)
+    loss = lambda params: 0.1 * jnp.sum(params["w"] ** 2)  # noqa: E731
+    expected = jax.tree.map(lambda g, more: -LR * (g + more), gradients(0), jax.grad(loss)(PARAMS))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, expected)
+
+
+def test_each_layer_has_a_rate_smaller_by_a_factor_than_the_one_above_it():
+    layers = {"cells_0": {"kernel": jnp.ones((2, 2))}, "cells_1": {"kernel": jnp.ones((2, 2))}}
+    params = {"embedding": jnp.ones((3, 2)), "stack": layers, "output": {"kernel": jnp.ones((2, 3))}}
+    optimizer = named("sgd", momentum=0.0, layer_decay=0.5)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    factors = jax.tree.map(lambda u: float(u[0, 0] / -LR), updates)
+    expected = {"embedding": 0.125, "stack": {"cells_0": {"kernel": 0.25}, "cells_1": {"kernel": 0.5}}}
+    assert factors == jax.tree.map(pytest.approx, {**expected, "output": {"kernel": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("adam", {"layer_decay": 0.0}),
+        ("adam", {"decay_output": -1.0}),
+        ("soap", {"every": 0.5}),
+        ("schedule-free", {"b1": 0.0}),
+    ],
+)
+def test_an_option_out_of_its_range_is_refused(name, options):
+    with pytest.raises(UsageError, match=next(iter(options))):
+        named(name, **options)
+
+
+def test_schedule_free_refuses_a_schedule_that_decays():
+    with pytest.raises(UsageError, match="constant"):
+        make_optimizer("schedule-free", "cosine")
+
+
+def test_ademamix_may_begin_as_adam():
+    adamix = named("ademamix", warmup=1e6, b2=0.99)
+    same(adamix, named("adam", b2=0.99))
