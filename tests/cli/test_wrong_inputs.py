@@ -121,7 +121,7 @@ USAGE = {
     "--resume auto": ("--resume auto", "--run DIR"),
     "--resume atuo --run r": ("'atuo'", "'auto'", "must, never"),
     "--steps 3 --epochs 2": ("--steps and --epochs", "give one of them"),
-    "--tie --embed 4": ("--tie", "--embed", "4", "--hidden", "256"),
+    "--tie --embed 0": ("--tie", "--embed 0"),
     "--stride 4": ("--stride 4", "--layout windows"),
     "--level bpe --vocab-size 999999999": ("--vocab-size is 999999999", "1048576"),
     "--level word --vocab-size 1048577": ("--vocab-size is 1048577", "1048576"),
