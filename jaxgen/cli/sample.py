@@ -145,15 +145,18 @@ def check_prompt(prompt: str, config: SampleConfig, level: str) -> None:
     """Raise an error for a prompt with bytes that are not UTF-8, unless the run is of the byte level."""
     surrogate = None if level == "byte" else re.search("[\ud800-\udfff]", prompt)
     if surrogate and config.prompt_file is None:
-        raise UsageError(f"--prompt is not UTF-8 at character {surrogate.start() + 1}: write it in UTF-8.")
+        raise UsageError(
+            f"--prompt is not UTF-8 at character {surrogate.start() + 1}: write it in UTF-8, or take a "
+            "run that was trained with --level byte."
+        )
     if surrogate:
-        from jaxgen.data.files import not_utf8
+        from jaxgen.data.files import BYTE_RUN, not_utf8
 
         try:
             prompt.encode("utf-8", "surrogateescape").decode("utf-8")
         except UnicodeDecodeError as error:
             name = "Standard input" if config.prompt_file == "-" else f"The file {config.prompt_file}"
-            raise not_utf8(name, error, byte_level=True) from None
+            raise not_utf8(name, error, remedy=BYTE_RUN) from None
 
 
 #: A part of a text, and a function that adds the codes of its colour.

@@ -231,12 +231,12 @@ def score_candidates(scorer: Scorer, config: ScoreConfig, files: Sequence[str], 
 
 def read_with_progress(path: str, tokenizer: Tokenizer, bar: bool) -> Iterator[str]:
     """The text of a file in pieces; with ``bar``, a large file has a progress bar on a terminal."""
-    from jaxgen.data.files import read_pieces
+    from jaxgen.data.files import BYTE_RUN, read_pieces
 
     any_bytes = tokenizer.kind == "byte"
     size = os.path.getsize(path) if os.path.isfile(path) else 0
     if not (bar and size >= LARGE and sys.stderr is not None and sys.stderr.isatty()):
-        yield from read_pieces(path, any_bytes=any_bytes)
+        yield from read_pieces(path, any_bytes=any_bytes, remedy=BYTE_RUN)
         return
     from rich.console import Console
 
@@ -245,7 +245,9 @@ def read_with_progress(path: str, tokenizer: Tokenizer, bar: bool) -> Iterator[s
     console = Console(file=cast(IO[str], SafeStream(sys.stderr, lambda _: discard(sys.stderr))))
     with reading_bar(console) as progress:
         line = progress.add_task("scoring", total=size)
-        yield from read_pieces(path, any_bytes=any_bytes, seen=lambda seen: progress.advance(line, seen))
+        yield from read_pieces(
+            path, any_bytes=any_bytes, seen=lambda seen: progress.advance(line, seen), remedy=BYTE_RUN
+        )
 
 
 def describe_speed(tokens: int, seconds: float, compiling: float) -> str:

@@ -10,13 +10,14 @@ from typing import ClassVar, Protocol
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Float, PyTree
+from jaxtyping import PyTree
 
 from jaxgen.errors import UsageError, check_int, check_kind, choose
 from jaxgen.training.averaging import named_average, schedule_free, with_average
+from jaxgen.training.muon import Muon
 from jaxgen.training.param_kinds import Kind, Kinds, depths, map_kinds
 from jaxgen.training.schedules import Number, Rates, Schedule, named_schedule, to_whole
-from jaxgen.training.soap import scale_by_soap
+from jaxgen.training.soap import SOAP
 from jaxgen.types import Array
 
 
@@ -242,104 +243,6 @@ class SGD:
         return optax.trace(self.momentum, nesterov=self.nesterov) if self.momentum else optax.identity()
 
 
-#: Coefficients of the iteration ``x <- a x + (b x x' + c (x x')^2) x``, which brings all singular values near 1.
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-
-
-def orthogonalize(matrices: Float[Array, "*batch D H"], iterations: int) -> Float[Array, "*batch D H"]:
-    """Matrices with the same singular vectors, and singular values nearer to 1.
-
-    Large values become 0.7 to 1.2; small ones grow about 3.4 times in each iteration.
-    """
-    wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = matrices if wide else jnp.swapaxes(matrices, -1, -2)
-    x = x / (jnp.sqrt(jnp.sum(x * x, axis=(-2, -1), keepdims=True)) + 1e-7)
-    a, b, c = NEWTON_SCHULZ
-    for _ in range(iterations):
-        square = x @ jnp.swapaxes(x, -1, -2)
-        x = a * x + (b * square + c * (square @ square)) @ x
-    return x if wide else jnp.swapaxes(x, -1, -2)
-
-
-@dataclass(frozen=True)
-class Muon:
-    """Momentum with orthogonalised updates for kernels that are matrices (Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon); Adam for embeddings, outputs, biases and kernels of other shapes.
-
-    A kernel of several gates is orthogonalised gate by gate. An entry of an update has about the root mean square
-    ``scale`` times the learning rate (Liu et al. 2025, arXiv:2502.16982), so that both rules have one rate. Jordan et
-    al. take 5 ``iterations``; with 3 an LSTM of 256 units reached the same loss in less time.
-    """
-
-    needs_kinds: ClassVar[bool] = True
-
-    momentum: float = 0.95
-    scale: float = 0.3
-    iterations: float = 3
-    b1: float = 0.9
-    b2: float = 0.99
-    eps: float = 1e-8
-
-    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
-        whole = int(self.iterations) if self.iterations == int(self.iterations) else self.iterations
-        iterations = check_int("The option `iterations` of the optimizer muon", whole, 1, 20)
-
-        def update(updates: PyTree, momenta: PyTree, params: PyTree = None, **_: object) -> tuple[PyTree, PyTree]:
-            momenta = jax.tree.map(lambda m, g: self.momentum * m + (1 - self.momentum) * g, momenta, updates)
-            ahead = jax.tree.map(lambda m, g: self.momentum * m + (1 - self.momentum) * g, momenta, updates)
-            return map_kinds(lambda kind, u: self._orthogonal(u, kind.gates, iterations), kinds, ahead), momenta
-
-        matrices = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
-        others = optax.scale_by_adam(self.b1, self.b2, self.eps)
-        return optax.partition(
-            {"matrix": matrices, "other": others},
-            lambda params: map_kinds(lambda kind, _: kind.role if kind.role == "matrix" else "other", kinds, params),
-        )
-
-    def _orthogonal(self, update: Float[Array, "D K"], gates: int, iterations: int) -> Float[Array, "D K"]:
-        rows, columns = update.shape[0], update.shape[1] // gates
-        blocks = jnp.moveaxis(update.reshape(rows, gates, columns), 1, 0)
-        size = self.scale * max(rows, columns) ** 0.5
-        return size * jnp.moveaxis(orthogonalize(blocks, iterations), 0, 1).reshape(update.shape)
-
-
-@dataclass(frozen=True)
-class SOAP:
-    """Adam in the eigenbasis of Shampoo for kernels that are matrices, gate by gate (Vyas et al. 2024,
-    arXiv:2409.11321); Adam for embeddings, outputs, biases and kernels of other shapes.
-
-    The basis changes every ``every`` steps. Sides with more than ``largest`` entries have none.
-    """
-
-    needs_kinds: ClassVar[bool] = True
-
-    b1: float = 0.95
-    b2: float = 0.95
-    factor_decay: float = 0.95
-    eps: float = 1e-8
-    every: float = 10
-    largest: float = 4096
-
-    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
-        every, largest = (
-            check_int(f"The option `{name}` of the optimizer soap", to_whole(getattr(self, name)), 1)
-            for name in ("every", "largest")
-        )
-        matrices = scale_by_soap(
-            lambda params: map_kinds(lambda kind, _: kind.gates, kinds, params),
-            b1=self.b1,
-            b2=self.b2,
-            factor_decay=self.factor_decay,
-            eps=self.eps,
-            every=every,
-            largest=largest,
-        )
-        return optax.partition(
-            {"matrix": matrices, "other": optax.scale_by_adam(self.b1, self.b2, self.eps)},
-            lambda params: map_kinds(lambda kind, _: kind.role if kind.role == "matrix" else "other", kinds, params),
-        )
-
-
 #: Optimizers by name.
 OPTIMIZERS: dict[str, type[OptimizerOptions]] = {
     "adam": Adam,
@@ -408,7 +311,7 @@ def make_optimizer(
     rate: Callable[..., Number]
     if isinstance(schedule, str):
         named = named_schedule(schedule, schedule_options)
-        rate, last = (lambda step, rates: named(step, rates)), scale_by_rates(named)
+        rate, last = (lambda step, rates, **_: named(step, rates)), scale_by_rates(named)
     else:
         check_kind("make_optimizer", schedule, Callable | Real | jax.Array, "a schedule: its name or a function")
         function = schedule if callable(schedule) else optax.constant_schedule(schedule)

@@ -1,9 +1,10 @@
-"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al. 2024, arXiv:2409.11321, algorithm 3)."""
+"""The optimizer SOAP: Adam in the eigenbasis of Shampoo for matrices, Adam for the other parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,9 @@ import optax
 from jax import lax
 from jaxtyping import Float, Int, PyTree
 
+from jaxgen.errors import check_int
+from jaxgen.training.param_kinds import Kinds, map_kinds
+from jaxgen.training.schedules import to_whole
 from jaxgen.types import Array
 
 
@@ -30,6 +34,43 @@ class SoapState(NamedTuple):
     matrices: PyTree  # a ``MatrixState`` for each kernel
 
 
+@dataclass(frozen=True)
+class SOAP:
+    """Adam in the eigenbasis of Shampoo for kernels that are matrices, gate by gate (Vyas et al. 2024,
+    arXiv:2409.11321); Adam for embeddings, outputs, biases and kernels of other shapes.
+
+    The basis changes every ``every`` steps. Sides with more than ``largest`` entries have none.
+    """
+
+    needs_kinds: ClassVar[bool] = True
+
+    b1: float = 0.95
+    b2: float = 0.95
+    factor_decay: float = 0.95
+    eps: float = 1e-8
+    every: float = 10
+    largest: float = 4096
+
+    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
+        every, largest = (
+            check_int(f"The option `{name}` of the optimizer soap", to_whole(getattr(self, name)), 1)
+            for name in ("every", "largest")
+        )
+        matrices = scale_by_soap(
+            lambda params: map_kinds(lambda kind, _: kind.gates, kinds, params),
+            b1=self.b1,
+            b2=self.b2,
+            factor_decay=self.factor_decay,
+            eps=self.eps,
+            every=every,
+            largest=largest,
+        )
+        return optax.partition(
+            {"matrix": matrices, "other": optax.scale_by_adam(self.b1, self.b2, self.eps)},
+            lambda params: map_kinds(lambda kind, _: kind.role if kind.role == "matrix" else "other", kinds, params),
+        )
+
+
 def scale_by_soap(
     gates: Callable[[PyTree], PyTree],
     *,
@@ -40,7 +81,8 @@ def scale_by_soap(
     every: int,
     largest: int,
 ) -> optax.GradientTransformation:
-    """Adam in the eigenbasis of the means of ``G G'`` and ``G' G``, for every kernel ``[D, gates * H]`` gate by gate.
+    """Adam in the eigenbasis of the means of ``G G'`` and ``G' G``, for every kernel ``[D, gates * H]`` gate by gate
+    (algorithm 3 of the paper).
 
     The first gradient only sets the basis, by an eigendecomposition. Every ``every`` updates it takes one step of power
     iteration with a QR decomposition; its columns are sorted by their eigenvalues, and ``second`` with them.

@@ -175,9 +175,12 @@ def test_a_file_is_one_text_where_texts_had_several_lines(predict, command, quic
     assert labels(predict("--run", "run", stdin=b"")) == []
     (here / "t.csv").write_text(ROWS["t.csv"])
     assert len(labels(predict("--run", "run", "t.csv", "--text-column", "text"))) == 3
+    assert predict("--run", "run", "t.csv").out.count("\n") == 3  # its column with a usual name
+    (here / "t.csv").write_text(ROWS["t.csv"].replace("text", "remark"))
     done = predict("--run", "run", "t.csv")
     assert (done.code, done.out) == (2, "")
     assert "--text-column" in done.err
+    assert "'remark'" in done.err
 
 
 def test_json_has_all_that_is_known_of_an_answer(predict, kinds):

@@ -9,8 +9,7 @@ import optax
 import pytest
 
 from jaxgen.errors import UsageError
-from jaxgen.training.optimizer import OPTIMIZERS, make_optimizer, orthogonalize
-from jaxgen.training.param_kinds import Kind
+from jaxgen.training.optimizer import OPTIMIZERS, make_optimizer
 
 LR = 0.05
 PARAMS = {
@@ -130,97 +129,6 @@ def test_an_unknown_optimizer_is_refused_with_the_nearest():
 def test_an_option_the_optimizer_lacks_is_refused_with_those_it_has():
     with pytest.raises(UsageError, match="momentum"):
         named("sgd", beta=0.9)
-
-
-@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4), (2, 5, 5)])
-def test_orthogonalising_keeps_the_singular_vectors_and_brings_the_values_near_one(shape):
-    matrix = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    u, _, v = np.linalg.svd(matrix, full_matrices=False)
-    found = np.asarray(orthogonalize(jnp.asarray(matrix), 8), np.float64)
-    values = np.swapaxes(u, -1, -2) @ found @ np.swapaxes(v, -1, -2)
-    diagonal = np.diagonal(values, axis1=-2, axis2=-1)
-    assert np.all((diagonal > 0.6) & (diagonal < 1.3))
-    np.testing.assert_allclose(values, np.eye(values.shape[-1]) * diagonal[..., None, :], atol=1e-4)
-
-
-def test_muon_orthogonalises_each_gate_alone_and_leaves_the_rest_to_adam():
-    rng = np.random.default_rng(1)
-    params = {"cell": {"kernel": rng.normal(size=(4, 12)), "bias": rng.normal(size=12)}}
-    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
-    kinds = ((("cell", "kernel"), Kind("matrix", 3)), (("cell", "bias"), Kind("other")))
-    optimizer = make_optimizer("muon", optax.constant_schedule(LR), clip=0.0, options={"scale": 0.5}, kinds=kinds)
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
-    adam = make_optimizer("adam", optax.constant_schedule(LR), clip=0.0, options={"b2": 0.99})
-    theirs, _ = adam.update(params, adam.init(params), params)
-    np.testing.assert_allclose(updates["cell"]["bias"], theirs["cell"]["bias"], rtol=1e-5)
-    for at in (slice(0, 4), slice(4, 8), slice(8, 12)):
-        block = orthogonalize(params["cell"]["kernel"][:, at], 3)
-        np.testing.assert_allclose(updates["cell"]["kernel"][:, at], -LR * 0.5 * 2 * block, rtol=1e-4, atol=1e-6)
-
-
-def test_an_update_of_muon_has_the_size_that_its_scale_says():
-    params = {"kernel": jnp.asarray(np.random.default_rng(2).normal(size=(64, 64)), jnp.float32)}
-    optimizer = make_optimizer("muon", optax.constant_schedule(LR), clip=0.0, options={"scale": 0.2, "iterations": 8.0})
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
-    size = float(jnp.sqrt(jnp.mean(updates["kernel"] ** 2)))
-    assert size == pytest.approx(LR * 0.2, rel=0.25)
-
-
-@pytest.mark.parametrize("iterations", [0, 2.5, 99])
-def test_muon_refuses_an_impossible_number_of_iterations(iterations):
-    with pytest.raises(UsageError, match="iterations"):
-        named("muon", iterations=iterations)
-
-
-def soap_in_numpy(gradients, b1, b2, eps, every):
-    """The updates of SOAP for one matrix, in float64 (Vyas et al. 2024, algorithm 3)."""
-    rows, columns = gradients[0].shape
-    left, right, first = np.zeros((rows, rows)), np.zeros((columns, columns)), np.zeros((rows, columns))
-    second, q_left, q_right, found = np.zeros((rows, columns)), np.eye(rows), np.eye(columns), []
-    for t, g in enumerate(gradients):
-        if t:
-            first = b1 * first + (1 - b1) * g
-            second = b2 * second + (1 - b2) * (q_left.T @ g @ q_right) ** 2
-            mean, square = q_left.T @ first @ q_right / (1 - b1**t), second / (1 - b2**t)
-            found.append(q_left @ (mean / (np.sqrt(square) + eps)) @ q_right.T)
-        else:
-            found.append(np.zeros((rows, columns)))
-        left, right = b2 * left + (1 - b2) * g @ g.T, b2 * right + (1 - b2) * g.T @ g
-        if t == 0:
-            q_left, q_right = (np.linalg.eigh(a)[1][:, ::-1] for a in (left, right))
-        elif t % every == 0:
-            order = np.argsort(-np.diag(q_left.T @ left @ q_left))
-            q_left, second = np.linalg.qr(left @ q_left[:, order])[0], second[order]
-            order = np.argsort(-np.diag(q_right.T @ right @ q_right))
-            q_right, second = np.linalg.qr(right @ q_right[:, order])[0], second[:, order]
-    return found
-
-
-@pytest.mark.parametrize("gates", [1, 2])
-def test_soap_is_the_algorithm_of_the_paper_for_each_gate(gates):
-    rng = np.random.default_rng(3)
-    scales = np.array([3.0, 1.0, 0.3])[:, None] * np.array([2.0, 1.0, 0.5, 0.2] * gates)
-    series = [rng.normal(size=(3, 4 * gates)) * scales for _ in range(9)]
-    options = {"b1": 0.9, "b2": 0.8, "factor_decay": 0.8, "every": 3.0}
-    kinds = ((("kernel",), Kind("matrix", gates)), (("bias",), Kind("other")))
-    optimizer = make_optimizer("soap", 1.0, clip=0.0, options=options, kinds=kinds)
-    params = {"kernel": jnp.zeros((3, 4 * gates)), "bias": jnp.zeros(4)}
-    state, update = optimizer.init(params), jax.jit(optimizer.update)
-    expected = [soap_in_numpy([g[:, 4 * n : 4 * n + 4] for g in series], 0.9, 0.8, 1e-8, 3) for n in range(gates)]
-    for t, g in enumerate(series):
-        given = {"kernel": jnp.asarray(g, jnp.float32), "bias": jnp.ones(4)}
-        updates, state = update(given, state, params)
-        theirs = np.concatenate([-each[t] for each in expected], axis=1)
-        np.testing.assert_allclose(updates["kernel"], theirs, rtol=2e-3, atol=2e-3)
-        np.testing.assert_allclose(updates["bias"], -np.ones(4), rtol=1e-4)
-
-
-def test_soap_leaves_a_side_that_is_too_large_as_it_is():
-    params = {"kernel": jnp.asarray(np.random.default_rng(4).normal(size=(6, 2)), jnp.float32)}
-    optimizer = make_optimizer("soap", 1.0, clip=0.0, options={"largest": 4.0})
-    state = jax.tree.leaves(optimizer.init(params))
-    assert not [leaf for leaf in state if leaf.shape[-2:] == (6, 6)]
-    assert [leaf for leaf in state if leaf.shape[-2:] == (2, 2)]
 
 
 ROLES = {"embedding": jnp.full((3, 2), 2.0), "kernel": jnp.ones((2, 2)), "bias": jnp.full(2, 3.0)}

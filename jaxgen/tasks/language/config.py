@@ -65,6 +65,9 @@ class LanguageConfig(TrainConfig):
     """Validation data. Default: the end of the data."""
     val_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
     """Share of the data held out at the end (documents: at random). Default: 0.1."""
+    holdout: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
+    """Share of the training text to keep from training, at its end (documents: at random), beside the validation data:
+    for weights of a mixture (--mix) and other choices after training. Default: none."""
     text_column: str | None = None
     """Column of CSV, TSV or JSONL files to read, by name or by position from 1."""
     label_column: str | None = None

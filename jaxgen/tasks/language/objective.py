@@ -223,6 +223,17 @@ class LanguageTask:
         carry, states = self._apply(weights.params, token[None, :], carry, table=weights.table, method="states")
         return carry, self._apply(weights.params, jax.lax.squeeze(states, (0,)), method="logits")
 
+    def outputs(
+        self, params: Params, carry: Carry, tokens: Int[ArrayLike, "B T"], valid: Bool[ArrayLike, "B T"]
+    ) -> tuple[tuple[Carry, ...], Float[Array, "B T H"], Float[Array, "B T V"]]:
+        """Return the carry after ``tokens``, the outputs of the last layer, and the logits of each next token.
+
+        ``score`` needs less memory, and its weights are those of ``prepare``.
+        """
+        carry, states = self._apply(params, tokens.T, carry, valid=valid.T, method="states")
+        by_row = jnp.swapaxes(states, 0, 1)
+        return carry, by_row, self._apply(params, by_row, method="logits")
+
     def score(
         self,
         weights: DecodeWeights,

@@ -17,7 +17,19 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.datasets import NAMED, fetch
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, file_identity, find_paths
-from jaxgen.data.tables import HEADERS, Column, Pairs, Table, read_table, shared_files_notes, table_kind, without_empty
+from jaxgen.data.in_memory import data_name
+from jaxgen.data.tables import (
+    HEADERS,
+    Column,
+    Pairs,
+    Table,
+    read_first_row,
+    read_table,
+    shared_files_notes,
+    shown_first_row,
+    table_kind,
+    without_empty,
+)
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import STRICT
 from jaxgen.metrics import ORDERS, bleu
@@ -241,8 +253,9 @@ def _read(specs: Sequence[str], config: TranslateConfig, watch: ProgressReporter
     number = len(paths)
     what = "a table" if any(map(table_kind, paths)) else "one file" if number == 1 else f"{number:,} files"
     raise UsageError(
-        f"Pairs cannot be read from {' '.join(specs)}, {what}: give two parallel files, the source first, or a table "
+        f"Pairs cannot be read from {data_name(specs)}, {what}: give two parallel files, the source first, or a table "
         f"with --source-column and --target-column, by name or by position from 1, or one of: {', '.join(sets)}."
+        f"{shown_first_row(read_first_row(specs))}"
     )
 
 
