@@ -146,7 +146,9 @@ class TrainConfig(BaseModel):
     optimizer: str = "adamw"
     """Optimizer."""
     optimizer_options: dict[str, Finite] = {}
-    """Options of the optimizer, as NAME VALUE pairs, for example: b2 0.99."""
+    """Options of the optimizer, as NAME VALUE pairs, for example: b2 0.99. Every optimizer has layer_decay (a factor on
+    the learning rate for each layer below the top), l2, and weight decays by kind of parameter: decay_matrix,
+    decay_embedding, decay_output, decay_other."""
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4e-3
     """Peak learning rate."""
     schedule: str = "cosine"
@@ -158,10 +160,16 @@ class TrainConfig(BaseModel):
     """Warm-up steps, in which the learning rate rises to its peak; at most a tenth of the run."""
     final_lr: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     """Learning rate at the last step, as a share of the peak (not with constant). Default: 0.02."""
+    average: str = "none"
+    """Average of the weights, evaluated beside the weights themselves; the better ones are those of a checkpoint. ema:
+    exponential moving average. tail: mean since a share of the run. nt-asgd: mean since the evaluations no longer
+    improve (Merity et al. 2018)."""
+    average_options: dict[str, Finite] = {}
+    """Options of the average, as NAME VALUE pairs: decay (ema), start (tail), patience (nt-asgd)."""
     clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Gradients are clipped to this global norm. 0: no clipping."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Decoupled weight decay on matrices (adamw only)."""
+    """Decoupled weight decay of matrices and embeddings (Loshchilov & Hutter 2019)."""
 
     patience: Positive | None = None
     """Stop after this many evaluations in a row without a new best."""
@@ -257,8 +265,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"--final-lr {self.final_lr} has no meaning with --schedule constant: leave it out")
         if self.schedule == "one-cycle" and self.warmup != self.preset_value("warmup"):
             raise ValueError(f"--warmup {self.warmup} has no meaning with --schedule one-cycle: leave it out")
-        if self.weight_decay and self.optimizer != "adamw":
-            raise ValueError(f"weight decay works with adamw, not with {self.optimizer}: leave out --weight-decay")
+        if self.average_options and self.average == "none":
+            raise ValueError("--average-options were given without --average: give one, or leave them out")
         if "weight_decay" in self.optimizer_options:
             raise ValueError("weight decay has a flag of its own: give --weight-decay, not --optimizer-options")
         return self
