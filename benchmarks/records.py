@@ -135,7 +135,9 @@ def table(rows: Sequence[Row], folder: Path) -> str:
             lines.append(f"| {row.name} " + "| " * (len(LOSSES) + 3) + f"| missing | `{row.command}` |")
             continue
         losses = [mean_and_spread([result["losses"][name] for result in found], ".3f") for name in LOSSES]
-        seconds, memory = (statistics.median(result[name] for result in found) for name in ("seconds", "peak_memory_mb"))
+        seconds, memory = (
+            statistics.median(result[name] for result in found) for name in ("seconds", "peak_memory_mb")
+        )
         parameters = "-" if found[0]["parameters"] is None else f"{found[0]['parameters']:,}"
         numbers = [f"{seconds:.0f}", parameters, f"{memory:,.0f}", f"{len(found)} of {len(row.seeds)}"]
         lines.append("| " + " | ".join([row.name, *losses, *numbers, f"`{row.command}`"]) + " |")
