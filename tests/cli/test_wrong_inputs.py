@@ -132,7 +132,7 @@ USAGE = {
     "--optimizer-options weight_decay 1": ("--weight-decay",),
     "--optimizer-options b3 1": ("'b3'", "b1, b2, eps"),
     "--cell-options forgetbias 1": ("'forgetbias'", "forget_bias"),
-    "--cell-options forget_bias high": ("forget_bias", "'lstm'", "number"),
+    "--cell-options forget_bias high": ("forget_bias", "'layernorm-lstm'", "number"),
     "--cell-options forget_bias": ("--cell-options", "pairs"),
     "--config nowhere.toml": ("nowhere.toml", "cannot be read"),
     "--config bad.toml": ("bad.toml", "as TOML", "line 1"),

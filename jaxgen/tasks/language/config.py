@@ -40,7 +40,7 @@ BUILT_FROM = {
 
 
 _SMALL = {"cell": "layernorm-lstm", "hidden": 256, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 1200}
-_SMALL |= {"lr": 1e-2, "cold_starts": 0.1}
+_SMALL |= {"optimizer": "muon", "lr": 1e-2, "cold_starts": 0.1}
 _LARGE = {"hidden": 1024, "layers": 3, "batch_size": 128, "seq_len": 256, "steps": 20000, "dropout": 0.4, "lr": 1e-3}
 
 
