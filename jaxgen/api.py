@@ -17,6 +17,8 @@ from jaxgen.errors import DataError as DataError
 from jaxgen.errors import DivergedError as DivergedError
 from jaxgen.errors import JaxgenError as JaxgenError
 from jaxgen.errors import UsageError as UsageError
+from jaxgen.inference.adaptation import Adaptation as Adaptation
+from jaxgen.inference.adaptation import NeuralCache as NeuralCache
 from jaxgen.inference.beam_search import beam as beam
 from jaxgen.inference.chat import ChatSession as ChatSession
 from jaxgen.inference.chat import continuations as continuations

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 from jaxgen.errors import UsageError, check_kind
 from jaxgen.fsutil import StrictModel, json_sha256
-from jaxgen.inference.loading import LoadedRun
+from jaxgen.inference.loading import LoadedRun, unread_text
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.tasks.language.conditioning import join_codec
@@ -224,21 +224,9 @@ def _unread_text(samplers: Sequence[Sampler]) -> list[str]:
         if sampler.directory is None:
             raise UsageError("The weights of a mixture are fitted for runs only: give folders, or numbers as weights.")
         saved.append(LoadedRun.open(sampler.directory.path))
-    for run in saved:
-        if run.holdout_sha256 is None:
-            raise UsageError(
-                f"Weights are fitted on a text that no run has read, and {run.directory} held out none. Train it with "
-                "--holdout 0.03, or give the weights as numbers."
-            )
-        if run.holdout_sha256 != saved[0].holdout_sha256:
-            raise UsageError(
-                f"Weights are fitted on a text that no run has read, and {saved[0].directory} and {run.directory} held "
-                "out different ones. Train them with the same --data and --holdout (of documents, with the same "
-                "--val-data or --seed), or give the weights as numbers."
-            )
     if samplers[0].conditioning is not None:
         raise UsageError("Weights are not fitted for runs with labels or features: give them as numbers.")
-    return saved[0].holdout()
+    return unread_text(saved)
 
 
 def _per_token(sampler: Sampler, texts: list[str], top: int) -> tuple[np.ndarray, np.ndarray]:
