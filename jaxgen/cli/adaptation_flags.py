@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,7 +12,7 @@ from jaxgen.cli.flags import Excludes, Needs, Rules, is_written
 from jaxgen.runs.groups import Group
 
 if TYPE_CHECKING:
-    from jaxgen.inference.adaptation import Adaptation
+    from jaxgen.inference.adaptation import Adaptation, AdaptiveOptions
     from jaxgen.inference.fitting import AdaptiveFit
     from jaxgen.inference.sampler import Sampler
 
@@ -82,8 +82,10 @@ ADAPTIVE_RULES: Rules = (
 )
 
 
-def adaptive_options(config: AdaptiveScoringConfig, args: Sequence[str], sampler: Sampler | None = None) -> Any:
-    """The keyword arguments of ``Scorer`` that the flags describe; with ``sampler`` and ``--fit``, fitted ones.
+def adaptive_options(
+    config: AdaptiveScoringConfig, args: Sequence[str], sampler: Sampler | None = None
+) -> AdaptiveOptions:
+    """The options that the flags describe; with ``sampler`` and ``--fit``, fitted ones.
 
     Raises:
         UsageError: A value is out of range, or there is no text to fit on.
@@ -99,7 +101,7 @@ def adaptive_options(config: AdaptiveScoringConfig, args: Sequence[str], sampler
         fit = fit_options(sampler, options, [key for flag, key in FITTED.items() if is_written(args, flag)])
         log(describe_fit(fit))
         options = fit.options
-    return {"adapt": options.adapt, "cache": options.cache, "temperature": options.temperature}
+    return options
 
 
 def describe_fit(fit: AdaptiveFit) -> str:

@@ -137,6 +137,9 @@ def score(args: list[str]) -> None:
     check_readable(files)
     need_backend()
     sampler = with_condition_flags(open_sampler(config, "score"), config)
+    options = adaptive_options(config, args, sampler)
+    if config.mix_fit is not None and not options.plain:  # networks that adapt deserve other weights
+        sampler = with_condition_flags(open_sampler(config, "score", reading=options), config, note=False)
     scorer = Scorer(
         sampler,
         state=config.state,
@@ -145,7 +148,7 @@ def score(args: list[str]) -> None:
         top=config.top,
         unk=config.unk,
         end={"yes": True, "no": False, None: False if config.candidates else None}[config.end],
-        **adaptive_options(config, args, sampler),
+        **options.for_scorer,
     )
     writer = (JsonScores if values["json"] else ScoreTable)(scorer, config.per_token)
     began = time.perf_counter()

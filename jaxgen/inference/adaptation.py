@@ -86,7 +86,17 @@ class NeuralCache:
 
 @dataclass(frozen=True)
 class AdaptiveOptions:
-    """How a text is read: with weights that adapt, a cache, and another temperature, or as the model is by default."""
+    """How a text is read: with weights that adapt, a cache, and another temperature, or by default as the model is.
+
+    Args:
+        adapt: How the weights adapt.
+        cache: The neural cache.
+        temperature: Divides the logits.
+
+    Example:
+        >>> jaxgen.AdaptiveOptions(jaxgen.Adaptation()).plain, jaxgen.AdaptiveOptions().plain
+        (False, True)
+    """
 
     adapt: Adaptation | None = None
     cache: NeuralCache | None = None
@@ -101,6 +111,11 @@ class AdaptiveOptions:
     def plain(self) -> bool:
         """Whether the model reads as it is."""
         return self == AdaptiveOptions()
+
+    @property
+    def for_scorer(self) -> dict[str, Any]:
+        """The arguments of ``Scorer``."""
+        return {"adapt": self.adapt, "cache": self.cache, "temperature": self.temperature}
 
     @property
     def segment(self) -> int:

@@ -51,6 +51,12 @@ def fit_options(sampler: Sampler, options: AdaptiveOptions, fixed: Collection[tu
     Raises:
         UsageError: The run has no held-out text.
         DataError: The text is missing or has changed.
+
+    Example:
+        >>> sampler = jaxgen.Sampler.load("runs/language-1")
+        >>> fit = jaxgen.fit_options(sampler, jaxgen.AdaptiveOptions())
+        >>> 0.8 <= fit.options.temperature <= 1.2
+        True
     """
     texts = held_out_text(sampler)
     scores: dict[AdaptiveOptions, Score] = {}
@@ -86,19 +92,12 @@ def held_out_text(sampler: Sampler) -> list[str]:
         raise UsageError("Numbers are fitted on the text that a run held out, and this model is of no run: give them.")
     if sampler.conditioning is not None:
         raise UsageError("Numbers are not fitted for runs with labels or features: give them.")
-    texts, left = [], MAX_CHARACTERS
-    for text in unread_text([LoadedRun.open(run) for run in sampler.runs]):
-        texts.append(text[:left])
-        left -= len(texts[-1])
-        if left <= 0:
-            break
-    return texts
+    return unread_text([LoadedRun.open(run) for run in sampler.runs], MAX_CHARACTERS)
 
 
 def _score(sampler: Sampler, texts: Sequence[str], options: AdaptiveOptions) -> Score:
     lanes = 32 if options.plain and not sampler.documents else 1
-    how: dict[str, Any] = {"adapt": options.adapt, "cache": options.cache, "temperature": options.temperature}
-    scorer = Scorer(sampler, unk="keep", lanes=lanes, **how)
+    scorer = Scorer(sampler, unk="keep", lanes=lanes, **options.for_scorer)
     try:
         if sampler.documents:
             return sum((score for score, _ in scorer.score_each(texts)), Score())

@@ -213,8 +213,8 @@ def _other_commands(directory: RunDirectory, task: str, command: str | None) -> 
     return f"{directory} is a run of the task {task}, {problem}, or {other}."
 
 
-def unread_text(runs: Sequence[LoadedRun]) -> list[str]:
-    """The text that all runs held out; running text is one string.
+def unread_text(runs: Sequence[LoadedRun], most: int | None = None) -> list[str]:
+    """The text that all runs held out, or its first ``most`` characters; running text is one string.
 
     Raises:
         UsageError: A run may have read the text: it held out none, or another one.
@@ -232,7 +232,13 @@ def unread_text(runs: Sequence[LoadedRun]) -> list[str]:
                 "out different ones. Train them with the same --data and --holdout (of documents, with the same "
                 "--val-data or --seed), or give the numbers."
             )
-    return runs[0].holdout()
+    texts, left = [], most
+    for text in runs[0].holdout():
+        if left is not None and left <= 0:
+            break
+        texts.append(text[:left])
+        left = None if left is None else left - len(text)
+    return texts
 
 
 class TrainedModel:

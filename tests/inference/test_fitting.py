@@ -10,6 +10,7 @@ from jaxgen.errors import UsageError
 from jaxgen.inference import fitting
 from jaxgen.inference.adaptation import Adaptation, AdaptiveOptions, NeuralCache
 from jaxgen.inference.fitting import GRIDS, fit_options, search_grids
+from jaxgen.inference.mixture import fit_mixture
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.trainer.run import start
@@ -55,6 +56,11 @@ def test_the_held_out_text_is_what_is_scored(tmp_path, monkeypatch, number, more
     assert fit.score.logp > fit.plain.logp
     texts = fitting.held_out_text(sampler)
     assert "".join(texts) in "".join(lines) or more
-    how = {"adapt": fit.options.adapt, "cache": fit.options.cache, "temperature": fit.options.temperature}
-    again = sum(score.logp for score, _ in Scorer(sampler, **how).score_each(texts))
+    again = sum(score.logp for score, _ in Scorer(sampler, **fit.options.for_scorer).score_each(texts))
     assert fit.score.logp == pytest.approx(again)
+    start(
+        language_config("a.txt", "ngram", model="ngram", hidden=256, cell="lstm", order=2, holdout=0.1, **more)
+    ).train()
+    mixture = fit_mixture(["run", "ngram"], reading=fit.options)
+    assert mixture.losses[0] == pytest.approx(-again / fit.score.tokens, rel=1e-4)
+    assert mixture.losses[1] == pytest.approx(fit_mixture(["run", "ngram"]).losses[1])
