@@ -7,8 +7,8 @@
 
 A run is a row with a seed. Its figures are a JSON file in ``benchmarks/results/records``: commit it, and work continues
 where it stopped. A run whose command in the plan has changed since counts as missing. ``JAXGEN_DATA`` names the folder
-with ``tinyshakespeare.txt``. Seconds are wall time from the start of the process to its end, on all cores, with nothing
-compiled before: only for the table of goals is a quiet machine needed.
+with ``tinyshakespeare.txt``. Rows that score runs keep these in ``runs/records``. Seconds are wall time from the start
+of the process to its end, on all cores, with nothing compiled before: they need a quiet machine.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import shlex
 import statistics
@@ -34,6 +35,7 @@ from jaxgen.fsutil import replace_file
 
 RESULTS = machine.ROOT / "benchmarks" / "results" / "records"
 PAGE = machine.ROOT / "docs" / "records.md"
+RUNS = machine.ROOT / "runs" / "records"
 SEEDS = (0, 1, 2)
 #: The splits whose losses are reported.
 LOSSES = {"val": "state carried", "windows_64": "64-char windows", "windows_256": "256-char windows"}
@@ -48,6 +50,16 @@ ABLATION = {
     "constant rate": "--schedule constant",
     "no clipping": "--clip 0",
 }
+#: Runs that are scored: name -> flags of ``train.py``.
+KEPT = {"base": "--preset base", "ngram": "--model ngram --order 7"}
+#: Flags of ``jaxgen score``, where {name} is a kept run. The numbers were fitted on the held-out text of the same runs,
+#: trained with ``--holdout 0.03`` and seed 0: ``jaxgen score --mix base ngram --mix-fit --validation --adapt --fit``.
+SCORED = {
+    "base": "--run {base}",
+    "base, 7-gram": "--mix {base}:0.5 {ngram}:0.5",
+    "base, adapted": "--run {base} --adapt",
+    "base, 7-gram, adapted": "--mix {base}:0.5 {ngram}:0.5 --adapt",
+}
 #: Optimizers at equal steps, with the learning rates that were best on held-out text.
 OPTIMIZERS = {
     "adamw": "--lr 0.01",
@@ -57,22 +69,24 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: ``flags`` of ``train.py``, trained once for each of ``seeds``."""
+    """A row of a table: ``flags`` of ``train.py``, or of ``jaxgen score``, for each of ``seeds``."""
 
     table: str
     name: str
     flags: str
     seeds: tuple[int, ...] = SEEDS
+    scores: bool = False
 
     @property
     def key(self) -> str:
         """The beginning of the names of its files."""
-        return f"{self.table}-{self.name}".replace(" ", "-").replace(".", "_").replace(":", "")
+        return f"{self.table}-" + re.sub(r"[^\w-]+", "-", self.name)
 
     @property
     def command(self) -> str:
         """The command without the seed and the folder of the run."""
-        return f"python train.py --data tinyshakespeare {self.flags}".strip()
+        program = "jaxgen score --validation" if self.scores else "python train.py --data tinyshakespeare"
+        return f"{program} {self.flags}".strip()
 
 
 def plan() -> list[Row]:
@@ -85,6 +99,7 @@ def plan() -> list[Row]:
     rows += [Row("ablation", name, f"--preset base {flags}".strip()) for name, flags in ABLATION.items() if flags]
     for cell in ("lstm", "layernorm-lstm", "gru"):
         rows += [Row("optimizers", f"{cell}: {name}", f"--cell {cell} {flags}") for name, flags in OPTIMIZERS.items()]
+    rows += [Row("reading", name, flags, scores=True) for name, flags in SCORED.items()]
     return rows
 
 
@@ -100,27 +115,51 @@ def read(folder: Path, row: Row, seed: int) -> dict[str, Any] | None:
     return result if result is not None and result["command"] == row.command else None
 
 
-def train(row: Row, seed: int, more: Sequence[str] = ()) -> dict[str, Any]:
-    """Run the command in a process of its own, and return its figures."""
+def run_command(command: str) -> tuple[str, float]:
+    """Run a command of this package in a process of its own; its standard output, and its seconds."""
+    words = [sys.executable, *(["-m", "jaxgen"] if command.startswith("jaxgen") else []), *shlex.split(command)[1:]]
+    first = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # as on a first start: everything is compiled
+    began = time.perf_counter()
+    done = subprocess.run(words, cwd=machine.ROOT, check=True, stdout=subprocess.PIPE, text=True, env=first)
+    return done.stdout, time.perf_counter() - began
+
+
+def train(command: str, seed: int, run: Path) -> dict[str, Any]:
+    """Train a run, and return its figures."""
+    _, seconds = run_command(f"{command} --seed {seed} --run {shlex.quote(str(run))}")
+    report = json.loads((run / "report.json").read_text())
+    resolved = json.loads((run / "config.json").read_text())["resolved"]
+    return {
+        "seconds": round(seconds, 1),
+        "losses": {name: report[f"{name}_loss"] for name in LOSSES if f"{name}_loss" in report},
+        "parameters": resolved["parameters"],
+        "data": resolved["data"],
+    }
+
+
+def score(row: Row, seed: int) -> dict[str, Any]:
+    """Score the kept runs of a row, which are trained first if they are missing, and return the figures."""
+    kept = {}
+    for name in re.findall(r"{(\w+)}", row.flags):
+        run = kept[name] = RUNS / f"{name}-{seed}"
+        if not (run / "report.json").exists():
+            train(f"python train.py --data tinyshakespeare {KEPT[name]}", seed, run)
+    told, seconds = run_command(row.command.format(**kept) + " --json")
+    scored = json.loads(told)
+    return {"seconds": round(seconds, 1), "losses": {"val": scored["nats_per_token"]}, "told": scored}
+
+
+def measure(row: Row, seed: int, more: str = "") -> dict[str, Any]:
+    """The figures of a run."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        flags = [*shlex.split(row.command)[1:], "--seed", str(seed), "--run", str(run), "--sample-every", "0", *more]
-        first = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # as on a first start: everything is compiled
-        began = time.perf_counter()
-        subprocess.run([sys.executable, *flags], cwd=machine.ROOT, check=True, stdout=sys.stderr, env=first)
-        seconds = time.perf_counter() - began
-        report = json.loads((run / "report.json").read_text())
-        resolved = json.loads((run / "config.json").read_text())["resolved"]
+        command = f"{row.command} {more}"
+        figures = score(row, seed) if row.scores else train(command, seed, Path(folder) / "run")
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
         "command": row.command,
         "seed": seed,
-        "seconds": round(seconds, 1),
-        "losses": {name: report[f"{name}_loss"] for name in LOSSES if f"{name}_loss" in report},
-        "parameters": resolved.get("parameters"),
-        "steps": resolved.get("steps"),
+        **figures,
         "peak_memory_mb": round(memory / (2**20 if sys.platform == "darwin" else 2**10)),
-        "data": resolved["data"],
         "machine": machine.facts(),
     }
 
@@ -134,11 +173,12 @@ def table(rows: Sequence[Row], folder: Path) -> str:
         if not found:
             lines.append(f"| {row.name} " + "| " * (len(LOSSES) + 3) + f"| missing | `{row.command}` |")
             continue
-        losses = [mean_and_spread([result["losses"][name] for result in found], ".3f") for name in LOSSES]
+        all_losses = ([r["losses"][name] for r in found if name in r["losses"]] for name in LOSSES)
+        losses = [mean_and_spread(values, ".3f") if values else "-" for values in all_losses]
         seconds, memory = (
             statistics.median(result[name] for result in found) for name in ("seconds", "peak_memory_mb")
         )
-        parameters = "-" if found[0]["parameters"] is None else f"{found[0]['parameters']:,}"
+        parameters = f"{found[0]['parameters']:,}" if "parameters" in found[0] else "-"
         numbers = [f"{seconds:.0f}", parameters, f"{memory:,.0f}", f"{len(found)} of {len(row.seeds)}"]
         lines.append("| " + " | ".join([row.name, *losses, *numbers, f"`{row.command}`"]) + " |")
     return "\n".join(lines)
@@ -187,7 +227,7 @@ def main() -> None:
         raise SystemExit("Commit the changes of jaxgen/ first: a result names the commit that it was made with.")
     row, seed = missing[0]
     print(f"{row.table}, {row.name}, seed {seed}: {row.command}", flush=True)
-    result = train(row, seed, shlex.split(given.flags))
+    result = measure(row, seed, given.flags)
     given.results.mkdir(parents=True, exist_ok=True)
     replace_file(path_of(given.results, row, seed), (json.dumps(result, indent=1) + "\n").encode())
     print(f"{len(missing) - 1} runs are missing.")
