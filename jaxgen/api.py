@@ -65,6 +65,7 @@ from jaxgen.trainer.lr_finder import find_lr as find_lr
 from jaxgen.trainer.run import resume as resume
 from jaxgen.trainer.run import start as start
 from jaxgen.trainer.trainer import Trainer as Trainer
+from jaxgen.training.averaging import AVERAGES as AVERAGES
 from jaxgen.training.optimizer import OPTIMIZERS as OPTIMIZERS
 from jaxgen.training.optimizer import make_optimizer as make_optimizer
 from jaxgen.training.schedules import SCHEDULES as SCHEDULES

@@ -27,6 +27,7 @@ from jaxgen.fsutil import write_errors
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.predictor import DecodingConfig, Predictor
+from jaxgen.inference.receipts import Replay, read_receipt, replay
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Score, ScoredText, Scorer
 from jaxgen.inference.text_stream import Samples
@@ -193,6 +194,8 @@ class Model:
         settings: GenerationConfig | None = None,
         *,
         num_samples: int | None = None,
+        label: str | Mapping[str, float] | None = None,
+        features: Sequence[float] | None = None,
         details: bool = False,
         **options: Any,
     ) -> Any:
@@ -204,6 +207,9 @@ class Model:
             prompt: The beginning, which is not repeated.
             settings: How to draw. Default: those of ``options``.
             num_samples: A number of texts. Default: one.
+            label: Of a model that was trained with ``label_column``: the label of the texts, or several with their
+                weights (``{"Sports": 1, "World": 3}``).
+            features: Of a model that was trained with ``feature_columns``: one number for each.
             details: Return a ``Sample`` in place of each text, with the tokens and their probabilities, which notebooks
                 show as colours.
             options: Fields of ``GenerationConfig``, or logit transforms by name, as the flags of ``sample.py``
@@ -215,6 +221,11 @@ class Model:
         Raises:
             UsageError: A value is out of range, or ``settings`` and fields of it are given.
         """
+        sampler, is_conditioned = self.sampler, label is not None or features is not None
+        if is_conditioned and options.get("state") is not None:
+            raise UsageError("A state continues a text whose condition is fixed: leave out label and features.")
+        if is_conditioned:
+            sampler = sampler.conditioned(label, features)
         flags = {name.replace("-", "_"): flag for name, flag in transform_flags().items()}
         fields = {field.name for field in dataclasses.fields(GenerationConfig)}
         for name in options:
@@ -222,14 +233,14 @@ class Model:
         drawing = {name: options.pop(name) for name in {*fields, *flags} & {*options}}
         if settings is None:
             asked = {name: _words(name, drawing.pop(name, flag.default), flag) for name, flag in flags.items()}
-            named = read_transforms(asked, self.sampler.tokenizer.encode)
+            named = read_transforms(asked, sampler.tokenizer.encode)
             given = drawing.pop("transforms", ())
             transforms = (*given, *named) if isinstance(given, tuple | list) else given
             settings = GenerationConfig(**drawing, transforms=transforms)
         elif drawing:
             raise UsageError(f"The settings and {', '.join(sorted(drawing))} are given: put them into the settings.")
         number = 1 if num_samples is None else num_samples
-        samples = Samples(self.sampler.samples(prompt, settings, num_samples=number, **options))
+        samples = Samples(sampler.samples(prompt, settings, num_samples=number, **options))
         texts = samples if details else [sample.text for sample in samples]
         return texts[0] if num_samples is None else texts
 
@@ -254,6 +265,17 @@ class Model:
             choose(name, _SCORING, "option")
         scorer = Scorer(self.sampler, **options)
         return scorer.details(text, prompt) if details else scorer.score(text, prompt)
+
+    def replay(self, receipt: Mapping[str, Any]) -> Replay:
+        """Draw the text of a receipt again; ``.identical`` tells whether it is the same, as in ``jaxgen replay``.
+
+        Args:
+            receipt: What ``sample.py --json`` writes on a line, read with ``json.loads``.
+
+        Raises:
+            DataError: It is no receipt, or its text cannot be drawn with this model.
+        """
+        return replay(self.sampler, read_receipt(receipt))
 
     def predict(self, inputs: Any, decoding: DecodingConfig | None = None) -> Any:
         """The answer to an input (a text, or the path of an image), or a list of answers to several."""

@@ -14,7 +14,9 @@ from builders import read_texts
 import jaxgen
 from jaxgen.data.in_memory import data_settings
 from jaxgen.errors import CheckpointError, DataError, UsageError
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import LoadedRun
+from jaxgen.inference.receipts import receipt
 from jaxgen.runs.manifest import tree_sha256
 
 TINY = {"hidden": 4, "layers": 1, "batch_size": 2, "steps": 4, "devices": 1, "progress": False}
@@ -313,3 +315,26 @@ def test_wrong_arguments_are_refused_before_anything_is_written(options, tmp_pat
     with pytest.raises((UsageError, DataError)):
         jaxgen.train(**{"progress": False, **options})
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.runs
+def test_a_conditional_model_writes_texts_of_a_label_and_draws_their_receipts_again():
+    table = {"text": ["aaaa", "bbbb"] * 20, "label": ["x", "y"] * 20, "size": [1, 2] * 20}
+    columns = {"text_column": "text", "label_column": "label", "feature_columns": ("size",)}
+    model = jaxgen.train(table, **columns, preset="tiny", run="conditional", seq_len=8, **TINY)
+    settings = GenerationConfig(length=8, seed=1)
+    of_y = model.sampler.conditioned("y", [2.0])
+    assert model.generate("", settings, label="y", features=[2.0]) == of_y.sample("", settings)[0]
+    with pytest.raises(UsageError, match="'z'"):
+        model.generate(label="z")
+    with pytest.raises(UsageError, match="state"):
+        model.generate(label="y", state=model.sampler.read("a"))
+
+    (sample,) = of_y.samples("", settings)
+    written = json.loads(json.dumps(receipt(of_y, settings, sample, prompt="", unk="error")))
+    assert model.replay(written).identical
+    assert not model.replay(
+        {**written, "tokens": [*written["tokens"][::-1], 4], "logp": [*written["logp"], 0.0]}
+    ).identical
+    with pytest.raises(DataError, match="receipt"):
+        model.replay({"text": "a"})

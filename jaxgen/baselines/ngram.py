@@ -23,6 +23,7 @@ from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.tasks.language.data import LanguageData
 from jaxgen.tasks.language.objective import Scored, Totals
 from jaxgen.tokenizers.base import EOS
+from jaxgen.trainer.advice import advise_data
 from jaxgen.trainer.callbacks import Callback, Emit, Finished, Note, Progress, ProgressEvents, Started
 from jaxgen.trainer.process_group import ProcessGroup
 from jaxgen.trainer.progress_state import ProgressState
@@ -421,6 +422,8 @@ def start(
     """
     with raise_on_signal("while n-grams were counted; there is no run yet"):
         data = LanguageData.load(config, None, ProgressEvents(emit))
+        for text in advise_data(data):
+            emit(Note(text))
         task, params, seconds = count_ngrams(data)
     run = make_run()
     options = {**data.model_options(), "nodes": task.nodes, "contexts": task.contexts}

@@ -343,9 +343,8 @@ class ScoreTable:
         write_out(RANK_HEADER + "\n")
         for each in ranked:
             rank, score = f"{each.rank}{'=' if each.tied else ' '}", each.score
-            write_out(
-                f"{rank:>5}  {score.tokens:>6,}  {score.logp:>10.4f}  {-score.nats_per_token:>10.4f}  {each.text!r}\n"
-            )
+            mean = "-" if score.nats_per_token is None else f"{-score.nats_per_token:.4f}"
+            write_out(f"{rank:>5}  {score.tokens:>6,}  {score.logp:>10.4f}  {mean:>10}  {each.text!r}\n")
 
     def write_total(self, name: str, score: Score) -> None:
         """Write the row of one or more texts."""
@@ -354,12 +353,12 @@ class ScoreTable:
             self._has_header = True
         ratios = (
             (score.nats_per_token, "10.4f"),
-            (score.perplexity, "10.4g" if score.perplexity >= 1e5 else "10.3f"),
+            (score.perplexity, "10.4g" if (score.perplexity or 0) >= 1e5 else "10.3f"),
             (score.bits_per_char, "9.4f"),
             (score.bits_per_byte, "9.4f"),
         )
         fields = [f"{score.tokens:>11,}", f"{score.logp:>15,.4f}"]
-        fields += [" " * (int(form.split(".")[0]) - 1) + "-" if math.isnan(x) else f"{x:{form}}" for x, form in ratios]
+        fields += [f"{'-':>{form.split('.')[0]}}" if x is None else f"{x:{form}}" for x, form in ratios]
         write_out("  ".join([*fields, escape_controls(name)]) + "\n", flush=True)
 
     def _write_tokens(self, name: str, parts: Iterable[TokenScores]) -> None:
@@ -406,7 +405,7 @@ class JsonScores:
                 "text": each.text,
                 "tokens": each.score.tokens,
                 "logp": each.score.logp,
-                "logp_per_token": -each.score.nats_per_token,
+                "logp_per_token": None if each.score.nats_per_token is None else -each.score.nats_per_token,
             }
             for each in ranked
         ]
@@ -433,7 +432,6 @@ class JsonScores:
         """Write the rest of an object."""
         names = ("logp", "tokens", "chars", "bytes", "unknown", "nats_per_token", "perplexity")
         values = {name: getattr(score, name) for name in (*names, "bits_per_char", "bits_per_byte")}
-        values = {name: None if math.isnan(value) else value for name, value in values.items()}
         write_out(", " + json_line({**values, **self._settings()})[1:], flush=True)
 
     def _token(self, token: int, logp: float) -> dict[str, object]:
