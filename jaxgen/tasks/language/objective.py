@@ -88,13 +88,19 @@ class LanguageTask:
         Raises:
             UsageError: if the model has a condition and the batch has none, or the reverse.
         """
+        carry, logits, targets, mask = self._logits(params, carry, batch, row_keys)
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return carry, Totals(jnp.sum(jnp.where(mask, nll, 0.0)), jnp.sum(mask, dtype=jnp.float32))
+
+    def _logits(
+        self, params: Params, carry: Carry, batch: Batch | ConditionedBatch, row_keys: RowKeys | None
+    ) -> tuple[tuple[Carry, ...], Array, Array, Array]:
+        """Return the carry after ``batch``, the logits [T, B, V], the targets [T, B] and which of them count."""
         batch, initial = self._split_condition(params, batch)
         tokens, targets, reset, mask = (jnp.swapaxes(jnp.asarray(field), 0, 1) for field in batch)
         masks = {"reset": reset, "initial": initial, "row_keys": row_keys}
         carry, states = self._apply(params, tokens, carry, **masks, method="states")
-        logits = self._apply(params, states, method="logits")
-        nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        return carry, Totals(jnp.sum(jnp.where(mask, nll, 0.0)), jnp.sum(mask, dtype=jnp.float32))
+        return carry, self._apply(params, states, method="logits"), targets, mask
 
     def _split_condition(
         self, params: Params, batch: Batch | ConditionedBatch
