@@ -11,6 +11,7 @@ from jaxgen.errors import UsageError, counted
 from jaxgen.runs.groups import Group
 
 if TYPE_CHECKING:
+    from jaxgen.inference.adaptation import AdaptiveOptions
     from jaxgen.inference.mixture import MixtureFit
     from jaxgen.inference.sampler import Sampler
 
@@ -42,7 +43,9 @@ def fill_mixture_flags(args: Sequence[str]) -> list[str]:
     return fill_value(args, "--mix-fit", "weights")
 
 
-def open_sampler(config: MixtureConfig, command: str, named: bool = True) -> Sampler:
+def open_sampler(
+    config: MixtureConfig, command: str, named: bool = True, reading: AdaptiveOptions | None = None
+) -> Sampler:
     """The sampler of the run or of the mixture that the flags name; with ``named`` it says which, if they name none.
 
     Raises ``UsageError`` and ``CheckpointError``.
@@ -54,7 +57,7 @@ def open_sampler(config: MixtureConfig, command: str, named: bool = True) -> Sam
         if named:
             name_newest(config.run, sampler.directory)
         return sampler
-    from jaxgen.inference.mixture import fit_mixture, mix, open_members, read_members
+    from jaxgen.inference.mixture import PLAIN, fit_mixture, mix, open_members, read_members
 
     runs, weights = read_members(config.mix, "--mix")
     if len(runs) < 2:
@@ -65,7 +68,7 @@ def open_sampler(config: MixtureConfig, command: str, named: bool = True) -> Sam
     samplers = open_members(runs)
     if config.mix_fit is None:
         return mix(samplers, weights, gate=config.mix_gate or None)
-    fit = fit_mixture(samplers, gated=config.mix_fit == "gate")
+    fit = fit_mixture(samplers, gated=config.mix_fit == "gate", reading=reading or PLAIN)
     log(describe_fit(runs, fit))
     return mix(samplers, fit.weights, gate=fit.gate)
 

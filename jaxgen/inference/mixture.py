@@ -14,13 +14,17 @@ from scipy.optimize import minimize
 
 from jaxgen.errors import UsageError, check_kind, counted
 from jaxgen.fsutil import StrictModel, json_sha256
-from jaxgen.inference.loading import LoadedRun
+from jaxgen.inference.adaptation import AdaptiveOptions, can_adapt
+from jaxgen.inference.fitting import MAX_CHARACTERS
+from jaxgen.inference.loading import LoadedRun, unread_text
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.tasks.language.mixture import MixtureTask
 
 #: A run, given by its folder or as a sampler.
 Run: TypeAlias = "str | os.PathLike[str] | Sampler"
+#: A model that reads as it is.
+PLAIN = AdaptiveOptions()
 #: Decimals of fitted numbers. They are rounded before use, so that the numbers that are shown are the exact ones.
 DECIMALS = 4
 #: The smallest fitted weight.
@@ -209,12 +213,13 @@ class MixtureFit:
     tokens: int
 
 
-def fit_mixture(runs: Sequence[Run], *, gated: bool = False) -> MixtureFit:
+def fit_mixture(runs: Sequence[Run], *, gated: bool = False, reading: AdaptiveOptions = PLAIN) -> MixtureFit:
     """Fit the weights of a mixture on the text that all its runs held out (``--holdout``). Draws nothing at random.
 
     Args:
         runs: Folders of runs that were trained with the same ``--holdout`` of the same data, or their samplers.
         gated: Fit a gate: two numbers for each run, by which its weight depends on how sure it is.
+        reading: How the networks read the text; if not as they are by default, at most ``MAX_CHARACTERS`` of it.
 
     Raises:
         UsageError: A run may have read the text: it held out none, or another one.
@@ -228,8 +233,8 @@ def fit_mixture(runs: Sequence[Run], *, gated: bool = False) -> MixtureFit:
         >>> sampler = jaxgen.mix(runs, fit.weights)
     """
     samplers = open_members(runs)
-    text = _unread_text(samplers)
-    scored = [_per_token(sampler, text, int(gated)) for sampler in samplers]
+    text = _unread_text(samplers, None if reading.plain else MAX_CHARACTERS)
+    scored = [_per_token(sampler, text, int(gated), reading) for sampler in samplers]
     logp = np.stack([found[0] for found in scored], axis=1)
     weights = fit_weights(logp)
     losses = [float(loss) for loss in -logp.mean(axis=0)]
@@ -241,34 +246,24 @@ def fit_mixture(runs: Sequence[Run], *, gated: bool = False) -> MixtureFit:
     return MixtureFit(None, gate, mixture_loss(logp, scores), losses, len(logp))
 
 
-def _unread_text(samplers: Sequence[Sampler]) -> list[str]:
+def _unread_text(samplers: Sequence[Sampler], most: int | None) -> list[str]:
     """The text that all runs held out; running text is one string."""
     saved = []
     for sampler in samplers:
         if sampler.directory is None:
             raise UsageError("The weights of a mixture are fitted for runs only: give folders, or numbers as weights.")
         saved.append(LoadedRun.open(sampler.directory.path))
-    for run in saved:
-        if run.holdout_sha256 is None:
-            raise UsageError(
-                f"Weights are fitted on a text that no run has read, and {run.directory} held out none. Train it with "
-                "--holdout 0.03, or give the weights as numbers."
-            )
-        if run.holdout_sha256 != saved[0].holdout_sha256:
-            raise UsageError(
-                f"Weights are fitted on a text that no run has read, and {saved[0].directory} and {run.directory} held "
-                "out different ones. Train them with the same --data and --holdout (of documents, with the same "
-                "--val-data or --seed), or give the weights as numbers."
-            )
     if samplers[0].conditioning is not None:
         raise UsageError("Weights are not fitted for runs with labels or features: give them as numbers.")
-    return saved[0].holdout()
+    return unread_text(saved, most)
 
 
-def _per_token(sampler: Sampler, texts: list[str], top: int) -> tuple[np.ndarray, np.ndarray]:
+def _per_token(sampler: Sampler, texts: list[str], top: int, reading: AdaptiveOptions) -> tuple[np.ndarray, np.ndarray]:
     """The log-probability of each token of the texts [N], and those of the ``top`` most probable ones there."""
-    if sampler.documents:
-        parts = [tokens for _, tokens in Scorer(sampler, top=top, unk="keep").score_each(texts)]
+    how = reading if can_adapt(sampler.params) else PLAIN
+    if sampler.documents or not how.plain:
+        scorer = Scorer(sampler, top=top, unk="keep", **how.for_scorer)
+        parts = [tokens for _, tokens in scorer.score_each(texts)]
     else:
         scorer = Scorer(sampler, lanes=LANES, top=top, unk="keep")
         parts = [scorer.per_token(text) for text in texts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from jaxgen.errors import CheckpointError, UsageError
@@ -10,6 +11,7 @@ from jaxgen.inference.mixture import mix, read_members
 from jaxgen.inference.sampler import Sampler
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.language.distillation import DistilledTask
+from jaxgen.tasks.language.objective import LanguageTask
 
 
 def open_teacher(config: TrainConfig) -> Sampler | None:
@@ -48,4 +50,6 @@ def training_task(task: Any, config: TrainConfig, resolved: dict[str, Any]) -> A
             f"{resolved['teacher']['checkpoint']}): bring the teacher back, or start a new run."
         )
     how: Any = config
-    return DistilledTask(task.model, teacher.task, teacher.weights, how.teacher_share, how.teacher_temperature)
+    own = {field.name: getattr(task, field.name) for field in fields(LanguageTask)}
+    learnt = {"teacher": teacher.task, "teacher_weights": teacher.weights}
+    return DistilledTask(**own, **learnt, share=how.teacher_share, temperature=how.teacher_temperature)

@@ -29,7 +29,7 @@ TEXT = "".join(f"line {i} has {i % 7} things\n" for i in range(200))
 def test_the_loss_mixes_the_text_and_the_teacher_and_both_carries_go_on():
     shapes = jax.eval_shape(STUDENT.init, jax.random.key(0))
     params = jax.tree.map(lambda a: jnp.asarray(RNG.normal(size=a.shape), a.dtype), shapes)
-    task = DistilledTask(STUDENT.model, COUNTED, COUNTS, 0.3, 2.0)
+    task = DistilledTask(STUDENT.model, teacher=COUNTED, teacher_weights=COUNTS, share=0.3, temperature=2.0)
     tokens, targets = RNG.integers(3, V, (2, B, T)).astype(np.int32)
     reset, mask = RNG.random((2, B, T)) < [[[0.4]], [[0.7]]]
     loss, plain = jax.jit(task.loss), jax.jit(STUDENT.loss)
