@@ -421,10 +421,11 @@ def run_digest(config: TrainConfig, resolved: Mapping[str, Any], weights: str | 
             plugins count.
         weights: The digest of the weights of ``--init-from``.
     """
-    free = {*config.may_change, *config.places, "preset", "devices", "init_from"}
+    free = {*config.may_change, *config.places, "preset", "devices", "init_from", "teacher"}
     fixed = config.model_dump(mode="json", exclude=free)
     data = [resolved["model"], resolved["tokenizer"], resolved["data"]["sha256"], weights]
     data += [resolved["plugins"]] if "plugins" in resolved else []
+    data += [resolved["teacher"]["checkpoint"]] if "teacher" in resolved else []
     return json_sha256([config.task, fixed, *data])
 
 
