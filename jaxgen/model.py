@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import shutil
 import tempfile
@@ -41,6 +42,8 @@ from jaxgen.trainer.callbacks import Callback, Event, Finished
 
 #: Arguments of ``Sampler.stream`` beside the prompt and the settings.
 _STREAM = ("first", "skip", "state", "unk")
+#: Those of ``Scorer`` beside the model.
+_SCORING = [*inspect.signature(Scorer.__init__).parameters][2:]
 #: Of a table of evaluations: rows shown; of a report: letters of a value in its ``repr``.
 MAX_ROWS, MAX_VALUE = 40, 20
 
@@ -243,34 +246,24 @@ class Model:
 
     @overload
     def score(
-        self, text: str | Iterable[str], prompt: str = "", *, state: str = ..., unk: str = ..., details: Literal[True]
+        self, text: str | Iterable[str], prompt: str = "", *, details: Literal[True], **options: Any
     ) -> ScoredText: ...
 
     @overload
     def score(
-        self,
-        text: str | Iterable[str],
-        prompt: str = "",
-        *,
-        state: str = ...,
-        unk: str = ...,
-        details: Literal[False] = ...,
+        self, text: str | Iterable[str], prompt: str = "", *, details: Literal[False] = ..., **options: Any
     ) -> Score: ...
 
     def score(
-        self,
-        text: str | Iterable[str],
-        prompt: str = "",
-        *,
-        state: str = "carried",
-        unk: str = "error",
-        details: bool = False,
+        self, text: str | Iterable[str], prompt: str = "", *, details: bool = False, **options: Any
     ) -> Score | ScoredText:
-        """The log-probability of ``text`` after ``prompt``; ``state`` and ``unk`` are those of ``Scorer``.
+        """The log-probability of ``text`` after ``prompt``; the options are those of ``Scorer``.
 
         With ``details`` also those of its tokens, which notebooks show as colours.
         """
-        scorer = Scorer(self.sampler, state=state, unk=unk)
+        for name in options:
+            choose(name, _SCORING, "option")
+        scorer = Scorer(self.sampler, **options)
         return scorer.details(text, prompt) if details else scorer.score(text, prompt)
 
     def replay(self, receipt: Mapping[str, Any]) -> Replay:
@@ -294,12 +287,36 @@ class Model:
         """Which positions of an input a translator or a captioner attends to while it writes; ``plot`` draws them."""
         return self.predictor.attention(source, decoding)
 
-    def evaluate(self) -> Report:
+    def evaluate(self, **options: Any) -> Report:
         """The figures of the best checkpoint on the validation data, measured at the end of training.
+
+        Args:
+            options: Those of ``Scorer``, such as ``adapt``. The validation text is then scored with them, and the
+                figures have ``scored_loss`` in nats a token, ``scored_bpc`` and ``scored_bpb``.
 
         Raises:
             CheckpointError: Training has not ended.
+            UsageError: ``options`` are given, and the model writes no texts, or has labels or features.
+            DataError: ``options`` are given, and the validation text is missing or has changed.
         """
+        report = self._report()
+        if options:
+            score = self._validation_score(options)
+            names = {"scored_loss": score.nats_per_token, "scored_bpc": score.bits_per_char}
+            report |= {**names, "scored_bpb": score.bits_per_byte}
+        return report
+
+    def _validation_score(self, options: dict[str, Any]) -> Score:
+        sampler = self.sampler
+        if sampler.conditioning is not None:
+            raise UsageError("The validation texts have labels or features: score them one by one.")
+        scorer = Scorer(sampler, **{"unk": "keep", **options})
+        texts = self._saved.validation()
+        return (
+            sum((score for score, _ in scorer.score_each(texts)), Score()) if sampler.documents else scorer.score(texts)
+        )
+
+    def _report(self) -> Report:
         directory = self._saved.directory
         if not (directory.path / "report.json").exists():
             raise CheckpointError(

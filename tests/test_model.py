@@ -55,6 +55,11 @@ def test_a_text_becomes_a_model_that_writes_scores_and_is_saved(tmp_path, capsys
         model.generate("the ", lenth=2)
     assert model.score("the cat").logp < 0
     assert "val_loss" in model.evaluate()
+    cold = model.evaluate(state="cold", window=8)
+    assert cold["scored_loss"] == pytest.approx(cold["windows_64_loss"], rel=0.2)
+    assert model.evaluate(temperature=0.02)["scored_bpc"] > cold["scored_bpc"]
+    with pytest.raises(UsageError, match="temprature"):
+        model.score("the cat", temprature=1.1)
     assert repr(model).startswith("<jaxgen.Model 'runs/mine': language, lstm")
     sample = model.generate("the ", length=12, temperature=0.7, seed=1, details=True)
     assert (sample.text, sample.tokens.size) == (text, 12)

@@ -318,6 +318,17 @@ class NGramTask:
         carry = self.read(weights, carry, token[:, None])[:, 0]
         return carry, self.logits(weights, carry)
 
+    def outputs(self, params: Params, carry: Array, tokens: Array, valid: Array) -> tuple[Array, Array, Array]:
+        """Return the carry after ``tokens`` [B, T], states [B, T, 0], of which there are none, and logits [B, T, V].
+
+        Valid tokens come first in each row.
+        """
+        count = jnp.sum(valid, axis=1, dtype=jnp.int32)
+        carries = self.read(params, carry, tokens)
+        last = carries[jnp.arange(tokens.shape[0]), jnp.maximum(count - 1, 0)]
+        logits = self.logits(params, carries.reshape(-1, carries.shape[-1])).reshape(*tokens.shape, -1)
+        return jnp.where((count > 0)[:, None], last, carry), jnp.zeros((*tokens.shape, 0), jnp.float32), logits
+
     def score(
         self,
         weights: Params,

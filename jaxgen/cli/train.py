@@ -266,10 +266,13 @@ def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:
     from jaxgen.tasks.registry import model_names
     from jaxgen.tokenizers import TOKENIZERS
     from jaxgen.trainer.trackers import TRACKERS
-    from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES
+    from jaxgen.training.averaging import AVERAGES
+    from jaxgen.training.optimizer import OPTIMIZERS
+    from jaxgen.training.schedules import SCHEDULES
 
     return {
         "attention": ["none", *ATTENTIONS],
+        "average": ["none", *AVERAGES],
         "block": BLOCKS,
         "cell": CELLS,
         "layout": BATCHES,

@@ -319,6 +319,7 @@ def _prepare(
     if options_of is not None and (known := options_of(config)) is not None:
         build(**known)  # an error in the model is reported before data are read slowly
     data = _load(config, source.codec if source else None, emit)
+    _check_unread(data, source)
     options = data.model_options()
     task = build(**options)
     shapes = _shapes(task, config)
@@ -332,6 +333,18 @@ def _prepare(
     for text in advise_data(data):
         emit(Note(text))
     return task, data, resolve_config(data, options, parameters, devices, params), params
+
+
+def _check_unread(data: TaskData, source: Source | None) -> None:
+    """Raise ``UsageError`` if the weights of ``--init-from`` were trained on the text that ``--holdout`` holds out."""
+    held = data.resolved().get("holdout")
+    if held is None or not isinstance(source, LoadedRun) or source.holdout_sha256 == held["sha256"]:
+        return
+    if source.resolved["data"]["sha256"] == data.fingerprint()["sha256"]:
+        raise UsageError(
+            f"--holdout keeps a text from training that the run {source.directory} of --init-from was trained on: give "
+            "a run that held out the same text, or leave out one of the two."
+        )
 
 
 def resolve_config(
@@ -441,6 +454,7 @@ def _reopen(
             advice = "Bring back the old data, start a new run with --init-from, or give --data-changed accept."
             raise DataError(f"{changes} {advice}")
         emit(Note(f"WARNING: {changes} The run continues with the new data, at the same step."))
+        saved.resolved.pop("holdout", None)  # the new data may train on the text that was held out
     saved.resolved["data"] = now
     if plugins := used_plugins(config):  # another version may have been accepted
         saved.resolved["plugins"] = plugins

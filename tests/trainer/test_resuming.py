@@ -36,6 +36,16 @@ LAYOUTS = {
     "stream": {"dropout": 0.3, "cell": "elman"},
     "two devices": {"dropout": 0.2, "cell": "elman", "batch_size": 16, "devices": min(2, jax.local_device_count())},
     "documents": {"dropout": 0.2, "documents": "line", "layout": "documents"},
+    "average": {
+        "average": "ema",
+        "average_options": {"decay": 0.8},
+        "cell": "elman",
+        "batch_size": 16,
+        "lr": 0.3,
+        "schedule": "constant",
+        "devices": min(2, jax.local_device_count()),
+    },
+    "schedule-free": {"cell": "elman", "optimizer": "schedule-free", "schedule": "constant"},
 }
 
 
