@@ -192,7 +192,8 @@ class TrainConfig(BaseModel):
     in_devices: ClassVar[Group] = Group("Several devices")
     devices: Positive | None = None
     """Number of devices (CPU cores or accelerators) that share each batch. Default: the largest number that divides the
-    batch and leaves each device 8 rows or more."""
+    batch and leaves each device 8 rows or more; one for a model with more than 3,000 parameters per token of a batch,
+    which spreading would slow down."""
 
     in_general: ClassVar[Group] = Group("General")
     preset: str = "small"
