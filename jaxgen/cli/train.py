@@ -234,6 +234,10 @@ def config_from_flags(kind: type[TrainConfig], args: list[str]) -> tuple[TrainCo
     )
     if extra["show_config"]:
         raise Answer(show_config(config, args, sources))
+    if config.steps == 0 and not resuming:
+        raise UsageError(
+            "--steps 0 trains nothing: give at least 1. --show-config shows the settings without training."
+        )
     return config, resuming
 
 

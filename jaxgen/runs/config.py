@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from jaxgen.errors import CheckpointError, UsageError, check_kind, choose, to_python
+from jaxgen.errors import CheckpointError, UsageError, check_kind, choose, near_name, to_python
 from jaxgen.fsutil import json_sha256
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.groups import Group, groups_of
@@ -71,10 +70,9 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        """Only the settings that differ from their defaults: all of them fill a screen."""
+        """Only the settings that differ from those of the preset: all of them fill a screen."""
         for name, value in super().__repr_args__():
-            field = type(self).model_fields.get(name or "")
-            if field is None or value != field.get_default(call_default_factory=True):
+            if name not in type(self).model_fields or value not in (None, self.preset_value(name)):
                 yield name, value
 
     task: ClassVar[str]
@@ -260,11 +258,11 @@ class TrainConfig(BaseModel):
         given = [f"--{name}" for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} were given together: give one of them")
-        if self.layers_pattern is not None and self.cell != self._preset_value("cell"):
+        if self.layers_pattern is not None and self.cell != self.preset_value("cell"):
             raise ValueError(f"--cell {self.cell} and --layers-pattern were given together: give one of them")
         if self.final_lr is not None and self.schedule == "constant":
             raise ValueError(f"--final-lr {self.final_lr} has no meaning with --schedule constant: leave it out")
-        if self.schedule == "one-cycle" and self.warmup != self._preset_value("warmup"):
+        if self.schedule == "one-cycle" and self.warmup != self.preset_value("warmup"):
             raise ValueError(f"--warmup {self.warmup} has no meaning with --schedule one-cycle: leave it out")
         if self.average_options and self.average == "none":
             raise ValueError("--average-options were given without --average: give one, or leave them out")
@@ -272,9 +270,10 @@ class TrainConfig(BaseModel):
             raise ValueError("weight decay has a flag of its own: give --weight-decay, not --optimizer-options")
         return self
 
-    def _preset_value(self, name: str) -> Any:
+    def preset_value(self, name: str) -> Any:
         """The value that a setting has if it is not given."""
-        return self.presets[self.preset][1].get(name, type(self).model_fields[name].default)
+        default = type(self).model_fields[name].get_default(call_default_factory=True)
+        return self.presets[self.preset][1].get(name, default)
 
     @property
     def reading(self) -> Reading:
@@ -322,8 +321,8 @@ def describe_errors(error: ValidationError, kind: type[BaseModel]) -> str:
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    nearest = near_name(name, known)
+    return f" (did you mean {nearest!r}?)" if nearest else ""
 
 
 def _plain(value: Any) -> Any:

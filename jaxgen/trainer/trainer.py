@@ -22,7 +22,7 @@ from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.sampling.decode import make_key
 from jaxgen.tasks.base import TaskData
-from jaxgen.trainer.advice import ALARM, advise, advise_tokens, frequency_loss
+from jaxgen.trainer.advice import ALARM, advise, frequency_loss
 from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Progress, Sampled, Started
 from jaxgen.trainer.evaluate import (
     EvalSchedule,
@@ -197,6 +197,11 @@ class Trainer:
         with self.recorder:
             self.recorder.call("on_start", Started(str(self.run), summary, step, self.total_steps))
             self._share_progress()
+            if 0 < step >= self.total_steps:
+                self._note(
+                    f"This run is finished: all of its {counted(self.total_steps, 'step')} are taken. To train on, "
+                    f"give --steps {2 * self.total_steps}; for a new schedule, start another run with --init-from."
+                )
             with StopSignals() as signals, ThreadPoolExecutor(1) as pool:
                 stop = self.group.stop_flag(signals, self.devices)
                 while not self._is_over(step):
@@ -491,12 +496,10 @@ class Trainer:
         rows: list[dict[str, Any]] = []
         with suppress(CheckpointError):  # a damaged log is no reason to fail here
             rows = MetricsLog(self.run.metrics_path).read()
-        unigram, number, tokens = None, self.data.num_targets, []
+        unigram, number = None, self.data.num_targets
         if number is not None and rows:
             train, val = self.data.target_ids("train"), self.data.target_ids("val")
             unigram = frequency_loss(train, val, number)
-            if self.data.TARGET == "token":
-                tokens = advise_tokens(train, val, is_text=self.data.UNIT == "tokens")
         go_on = f"python train.py --run {shlex.quote(path)} --resume auto{self.plugin_flags}"
         length = f"--steps {2 * self.total_steps}"
         if step < self.total_steps and not self._is_stopped:
@@ -505,7 +508,7 @@ class Trainer:
             longer = f"Continue with `{go_on} {length}`."
         else:  # the learning rate has come to its end
             longer = f"In a new run, give {length}."
-        return [for_caller(text) for text in [*advise(rows, self.uniform_loss, unigram, longer), *tokens]]
+        return list(map(for_caller, advise(rows, self.uniform_loss, unigram, longer, self.data.METRIC)))
 
     def _interrupted(self, number: int, where: str) -> Interrupted:
         return Interrupted(number, where, str(self.run) if self.group.is_main else None, self.plugin_flags)

@@ -288,7 +288,7 @@ class TranslateData(Seq2SeqData):
     Config: ClassVar[type[TrainConfig]] = TranslateConfig
     Objective: ClassVar[Any] = TranslateTask
     Codec: ClassVar[type[TranslateCodec]] = TranslateCodec
-    METRIC: ClassVar[Metric] = Metric("val_bleu", higher_is_better=True, label="BLEU (of 100)")
+    METRIC: ClassVar[Metric] = Metric("val_bleu", higher_is_better=True, label="BLEU (of 100)", most=100)
     UNIT: ClassVar[str] = "pairs"
 
     read = staticmethod(read_pairs)
