@@ -152,6 +152,7 @@ class Score:
         tokens: Scored tokens, <eos> included.
         chars: Characters of the text. Bits per character include the cost of <eos>, as in a run's evaluations.
         bytes: Bytes of the text in UTF-8.
+        words: What stands between white space, and line ends (also <eos>), as the literature counts words.
         unknown: Tokens scored as <unk>; bits are then a lower bound. Skipped ones are in none of these sums.
         forced: Places where a text without white space was cut, which may have changed a few tokens.
 
@@ -164,6 +165,7 @@ class Score:
     tokens: int = 0
     chars: int = 0
     bytes: int = 0
+    words: int = 0
     unknown: int = 0
     forced: int = 0
 
@@ -184,6 +186,11 @@ class Score:
     def perplexity(self) -> float:
         """exp(nats per token)."""
         return math.exp(min(self.nats_per_token, 700.0))
+
+    @property
+    def word_perplexity(self) -> float:
+        """exp(nats per word); NaN without words."""
+        return math.exp(min(-self.logp / self.words, 700.0)) if self.words else math.nan
 
     @property
     def bits_per_char(self) -> float:
@@ -435,7 +442,7 @@ class Scorer:
         pieces = self.sampler.reading.pieces(pieces)
         yield from encode_pieces(self.sampler.tokenizer, pieces, unk=self.unk, where=where, held=held)
         if self.end:
-            yield Encoded(np.array([EOS], np.int32), 0, 0, 0)
+            yield Encoded(np.array([EOS], np.int32), words=1)
 
     def _segments(self, ids: Iterable[np.ndarray], start: int) -> tuple[Iterator[Segment], int]:
         """One text as segments, and the number of rows to pack them in."""
@@ -535,4 +542,4 @@ def _sum(part: TokenScores) -> Score:
 
 
 def _size(part: Encoded) -> Score:
-    return Score(0.0, 0, part.chars, part.bytes, part.unknown, int(part.forced))
+    return Score(0.0, 0, part.chars, part.bytes, part.words, part.unknown, int(part.forced))

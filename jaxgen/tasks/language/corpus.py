@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen.data.batches import Tokens, permutation
+from jaxgen.data.datasets import NAMED
 from jaxgen.data.files import NO_PROGRESS, ProgressCounter, ProgressReporter, read_lines, track
 from jaxgen.data.sources import CompactStrings, TextSource, TextStream, open_texts
 from jaxgen.data.tables import (
@@ -143,7 +144,7 @@ def prepare(
         layout: ``stream``, ``windows`` or ``documents``. Default: documents for rows of a table or if ``documents`` is
             given, else stream.
         documents: How texts are cut into documents: by ``line``, ``blank-line``, ``file`` or ``row``.
-        val_fraction: Share of the data held out: the tail of running text, documents at random. 0: no validation.
+        val_fraction: Share of the data held out: the tail of each file of running text, documents at random. 0: none.
         val_data: Validation data of their own, instead of holding some out.
         label_column: Column with the label of each document; every row of a table is then a document.
         feature_columns: Columns with numbers, likewise.
@@ -262,7 +263,8 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
         watch=watch,
     )
     source = read(config.data)
-    held_out = read(config.val_data) if config.val_data else None
+    val_data = config.val_data or (_own_validation(config) if validation else None)
+    held_out = read(val_data) if val_data else None
     if layout is None:
         layout = "documents" if documents is not None or source.by_row else "stream"
     train: Sequence[str | TextStream]
@@ -272,7 +274,7 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
         train, val = _documents(source, held_out, cut, fraction, config.seed)
     else:
         cut = None
-        train, val = _running(source, held_out, fraction)
+        train, val = _running(source, held_out, fraction, watch)
     val_sha256 = None if held_out is None else held_out.sha256
     sources = [source, held_out] if held_out else [source]
     _note_shared_files(source.digests, held_out.digests if held_out else (), watch)
@@ -281,19 +283,30 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
     return TextSplits(train, val, *about, has_validation=validation, line_ends=line_ends, first_rows=first_rows)
 
 
+def _own_validation(config: LanguageConfig) -> tuple[str, ...] | None:
+    """The validation data of a named set, unless a share of it is to be held out."""
+    named = NAMED.get(config.data[0]) if len(config.data) == 1 and config.val_fraction is None else None
+    return (named.val,) if named is not None and named.val is not None else None
+
+
 def _note_shared_files(train: Sequence[bytes], held_out: Sequence[bytes], watch: ProgressReporter) -> None:
     for note in shared_files_notes(train, held_out):
         watch.note(f"{capitalized(note)}.")
 
 
 def _running(
-    source: TextSource, held_out: TextSource | None, val_fraction: float
+    source: TextSource, held_out: TextSource | None, val_fraction: float, watch: ProgressReporter
 ) -> tuple[Sequence[TextStream], Sequence[TextStream]]:
-    """Splits running text: one training text and at most one validation text."""
+    """Splits running text, of several files each: one training text and at most one validation text."""
     text = TextStream.of(source)
     if held_out is not None:
         return [text], [TextStream.of(held_out)]
-    train, val = text.cut(int(len(text) * (1 - val_fraction)))
+    train, val = text.cut(1 - val_fraction)
+    if len(source.texts) > 1 and len(val):
+        watch.note(
+            f"The last {100 * val_fraction:g}% of each of the {len(source.texts):,} files of {source.name} validate. "
+            "To hold out whole files, give them as --val-data."
+        )
     return [train], [val] if len(val) else []
 
 
@@ -390,15 +403,18 @@ def encode_split(
     dtype = _id_type(tokenizer)
     end = np.array([EOS], dtype).tobytes() if layout == "documents" else b""
     # Append to one buffer: concatenating parts at the end would need the memory twice.
-    grown, starts, amounts = bytearray(), array("q"), (0, 0, 0)
+    grown, starts, chars, size, words, unknown = bytearray(), array("q"), 0, 0, 0, 0
     for text in texts:
         starts.append(len(grown) // dtype.itemsize)
         for part in _encoded(tokenizer, text, counter):
             grown += part.ids.astype(dtype).tobytes()
-            amounts = amounts[0] + part.chars, amounts[1] + part.bytes, amounts[2] + part.unknown
+            chars, size = chars + part.chars, size + part.bytes
+            words, unknown = words + part.words, unknown + part.unknown
         grown += end
+        words += bool(end)
     ids = np.frombuffer(grown, dtype)
-    return Tokens(ids, np.frombuffer(starts, np.int64) if layout == "documents" else None, *amounts)
+    doc_starts = np.frombuffer(starts, np.int64) if layout == "documents" else None
+    return Tokens(ids, doc_starts, chars, size, words, unknown)
 
 
 def _id_type(tokenizer: Tokenizer) -> np.dtype:
@@ -415,10 +431,12 @@ def _kept(tokenizer: Tokenizer, text: TextStream, counter: ProgressCounter) -> T
 
     def parts() -> Iterator[Part]:
         for part in _encoded(tokenizer, text, counter):
-            yield Part(part.ids, (part.chars, part.bytes, part.unknown))
+            yield Part(part.ids, (part.chars, part.bytes, part.words, part.unknown))
         text.check()
 
     dtype = _id_type(tokenizer)
     key = hashlib.sha256(json.dumps([text.sha256, tokenizer.to_json()]).encode()).hexdigest()
-    ids, (chars, size, unknown) = get_or_create(key, dtype, parts, len(text) * dtype.itemsize, counter.watch.note)
-    return Tokens(ids, None, chars, size, unknown)
+    ids, (chars, size, words, unknown) = get_or_create(
+        key, dtype, parts, len(text) * dtype.itemsize, counter.watch.note
+    )
+    return Tokens(ids, None, chars, size, words, unknown)
