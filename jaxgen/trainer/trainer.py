@@ -122,7 +122,9 @@ class Trainer:
         self.progress = progress
         self.rates = build_rates(self.config, self.resolved["horizon"], ROLLBACK_SCALE**progress.rollbacks)
         self.optimizer = build_optimizer(self.config, self.task)
-        self._train_steps = jitted.jit_train_steps(self.task, self.optimizer, self.devices, self.inputs.read)
+        self._train_steps = jitted.jit_train_steps(
+            self.task, self.optimizer, self.devices, self.inputs.read, self.config.accumulate
+        )
         return self
 
     def learning_rate(self, step: int) -> float:

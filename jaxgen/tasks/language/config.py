@@ -53,8 +53,8 @@ class LanguageConfig(TrainConfig):
 
     in_data: ClassVar[Group] = Group("Data")
     data: Names = ("python-docs",)
-    """Built-in set (python-docs, python-source), named set (tinyshakespeare, ag_news, multi30k), or files, folders,
-    globs and URLs (.gz too)."""
+    """Built-in set (python-docs, python-source), named set (tinyshakespeare, ptb, ag_news, multi30k), or files,
+    folders, globs and URLs (.gz too)."""
     val_data: Names | None = None
     """Validation data. Default: those of the named set if it has any, else the end of the data."""
     val_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None

@@ -192,7 +192,7 @@ class LanguageData(TaskData):
         """
         c, val = self.config, self.corpus.val
         limit = None if final else EVAL_TOKENS
-        rows = max(c.batch_size, EVAL_ROWS)
+        rows = max(c.micro_batch_size, EVAL_ROWS)
         stateful = EvalSet(rows, partial(stream_eval, val, rows, c.seq_len, limit_tokens=limit))
         if self.has_documents:
             return {"val": stateful, **(self._blind(rows) if final else {})}
@@ -212,7 +212,7 @@ class LanguageData(TaskData):
         return {"blind": EvalSet(rows, partial(stream_eval, blind, rows, self.config.seq_len))}
 
     def _windows(self, length: int) -> EvalSet:
-        rows = max(self.config.batch_size, EVAL_ROWS)
+        rows = max(self.config.micro_batch_size, EVAL_ROWS)
         count = max(1, WINDOW_TOKENS // length)
         return EvalSet(rows, partial(window_eval, self.corpus.val, count, length, 0, rows))
 
