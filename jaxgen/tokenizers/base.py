@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -227,6 +227,16 @@ class Tokenizer(ABC):
         if unk == "error" and unknown.any():
             raise _unknown_error(self, held + text, "The prompt", "or change the prompt", -len(held))
         return ids[~unknown] if unk == "skip" else ids, rest
+
+
+def token_texts(tokenizer: Tokenizer, without: Container[int] = ()) -> tuple[str, ...]:
+    """Returns the text of each token; empty for special ids, those of ``without``, and parts of characters."""
+    texts = [piece.decode("utf-8", "ignore") for piece in tokenizer.pieces]
+    is_whole = (text.encode() == piece for text, piece in zip(texts, tokenizer.pieces))
+    return tuple(
+        text if whole and i >= NUM_SPECIAL and i not in without else ""
+        for i, (text, whole) in enumerate(zip(texts, is_whole))
+    )
 
 
 class Encoded(NamedTuple):
