@@ -25,7 +25,9 @@ from jaxgen.cli.train import DEFAULT_TASK
 from jaxgen.data.datasets import BUILTIN, NAMED
 from jaxgen.models.blocks import BLOCKS
 from jaxgen.tasks.registry import DATA
-from jaxgen.training.optimizer import OPTIMIZERS, SCHEDULES
+from jaxgen.training.averaging import AVERAGES
+from jaxgen.training.optimizer import OPTIMIZERS, SharedOptions
+from jaxgen.training.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,6 +53,7 @@ SECTIONS = {
 REGISTRIES = {
     "BLOCKS": "models",
     "CELLS": "cells",
+    "AVERAGES": "training",
     "OPTIMIZERS": "training",
     "SCHEDULES": "training",
     "TASKS": "tasks",
@@ -267,8 +270,11 @@ def parts_page() -> str:
         _registry(api.TRANSFORMS),
         "## Optimizers: `--optimizer`",
         _registry(OPTIMIZERS),
+        "Every optimizer has the options " + ", ".join(_options(SharedOptions)) + " too.",
         "## Schedules: `--schedule`",
         _registry(SCHEDULES),
+        "## Averages of the weights: `--average`",
+        _registry(AVERAGES),
         "## Built-in data: `--data`",
         "Made on the spot, without a download: " + ", ".join(f"`{name}`" for name in BUILTIN) + ".",
         "Downloaded once, with a checked digest: " + ", ".join(f"`{name}`" for name in NAMED) + ".",
@@ -282,7 +288,8 @@ def _registry(entries: Mapping[str, Any]) -> str:
 
 
 def _options(kind: Any) -> Iterator[str]:
-    """The options of a part: those of a tokenizer's training, or the fields that only this part has."""
+    """The options of a part: those of a tokenizer's training, the fields that only this part has, or the keyword-only
+    arguments of a function."""
     if hasattr(kind, "OPTIONS"):
         yield from (f"`{name}`" for name in kind.OPTIONS)
     elif inspect.isclass(kind) and is_dataclass(kind):
@@ -290,6 +297,8 @@ def _options(kind: Any) -> Iterator[str]:
         if issubclass(kind, nn.Module):
             other = {field.name for field in dataclass_fields(Cell)} | set(GIVEN)
         yield from (f"`{field.name}`" for field in dataclass_fields(kind) if field.name not in other)
+    elif inspect.isfunction(kind):
+        yield from (f"`{name}`" for name in kind.__kwdefaults__ or {})
 
 
 # --- Markdown

@@ -15,11 +15,20 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: Quoted text, which is left as it is, or a flag.
-_FLAGS = re.compile(
-    r"""(?<!\w)('[^'\n]*'|`(?!--)[^`\n]*`|"[^"\n]*")|(--resume (?:auto|must)|--plugin FILE)"""
-    r"""|(?<![\w/.=-])--([a-z][a-z0-9_-]*)"""
+#: Values of flags that occur in messages: ``--level byte`` is ``level='byte'`` in Python.
+_VALUES = (
+    "accept|auto|bpe|byte|carried|char|cold|constant|documents|error|file|keep|line|no|none|refuse|rnn|rollback|row|skip"
+    "|stream|windows|word|yes"
 )
+#: A command of training; quoted text, which is left as it is; or a flag, perhaps with a value.
+_FLAGS = re.compile(
+    r"""`python train\.py(?P<command>[^`\n]*)`"""
+    r"""|(?<!\w)(?P<quoted>'[^'\n]*'|`(?!--)[^`\n]*`|"[^"\n]*")"""
+    r"""|(?<![\w/.=-])--(?P<flag>[a-z][a-z0-9_-]*)"""
+    rf"""(?: (?:(?P<number>[0-9][0-9.e-]*(?<!\.)\b|[A-Z]+\b)|(?P<word>(?:{_VALUES})\b|pretrained:\w+)))?"""
+)
+#: A word of a command as a shell reads it, and a quoted part of one.
+_WORDS, _QUOTED = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+"""), re.compile("""'([^']*)'|"([^"]*)\"""")
 _flags_are_shown = False
 
 
@@ -40,20 +49,41 @@ def flags_are_shown() -> bool:
 
 
 def for_caller(message: str) -> str:
-    """``message``, in which settings are written as flags, for a command or for Python (``batch_size``)."""
-    if _flags_are_shown:
-        return message
-    calls = {"--plugin FILE": "jaxgen.load_plugin(FILE)"}
-    return _FLAGS.sub(
-        lambda found: found[1] or (found[2] and calls.get(found[2], "jaxgen.resume")) or found[3].replace("-", "_"),
-        message,
-    )
+    """``message`` for a command, or for Python with flags as arguments (``batch_size=16``) and calls for commands."""
+    return message if _flags_are_shown else _FLAGS.sub(_for_python, message)
+
+
+def _for_python(found: re.Match[str]) -> str:
+    """What replaces a match of ``_FLAGS``."""
+    if found["quoted"]:
+        return found["quoted"]
+    if not found["flag"]:
+        return f"`{_call(found['command'])}`"
+    value = found["number"] or (found["word"] and repr(found["word"]))
+    return _argument(found["flag"], value) if value else found["flag"].replace("-", "_")
+
+
+def _argument(flag: str, value: str) -> str:
+    """A flag with a value as an argument in Python."""
+    if flag == "plugin":
+        return f"jaxgen.load_plugin({value})"
+    return "resume=True" if flag == "resume" else f"{flag.replace('-', '_')}={value}"
+
+
+def _call(arguments: str) -> str:
+    """The call in Python for the command ``python train.py`` with these arguments, without its plugins."""
+    words = [_QUOTED.sub(r"\1\2", word) for word in _WORDS.findall(arguments)]
+    task = [repr(words.pop(0))] if len(words) % 2 else []
+    pairs = [(flag.removeprefix("--"), value) for flag, value in zip(words[::2], words[1::2]) if flag != "--plugin"]
+    values = [(flag, value if re.fullmatch("[0-9.]+|[A-Z]+", value) else repr(value)) for flag, value in pairs]
+    given = [*(f"task={each}" for each in task), *(_argument(*pair) for pair in values)]
+    return f"jaxgen.train({', '.join(given) or '...'})"
 
 
 class JaxgenError(Exception):
     """Base of everything jaxgen raises on purpose. ``exit_code`` is what the commands exit with.
 
-    Messages are written with the flags of the command line; outside of a command they are shown as settings.
+    Messages are written with the flags of the command line; outside of a command they are shown as arguments.
 
     Example:
         >>> try:
@@ -114,6 +144,18 @@ class DivergedError(JaxgenError):
 class JaxgenWarning(UserWarning):
     """Something was left out or ignored. The commands print it on standard error."""
 
+    def __str__(self) -> str:
+        return for_caller(super().__str__())
+
+
+def near_name(name: str, known: Iterable[str]) -> str | None:
+    """Returns the known name that was probably meant: one that begins with ``name``, or is spelt almost like it."""
+    plain = {each.lstrip("-/").lower(): each for each in known}
+    given = name.lstrip("-/").lower()
+    longer = sorted((each for each in plain if len(given) > 2 and each.startswith(given)), key=len)
+    found = longer or difflib.get_close_matches(given, plain, n=1, cutoff=0.7)
+    return plain[found[0]] if found else None
+
 
 def choose(name: str, options: Iterable[str], what: str) -> str:
     """Return ``name`` if it is one of ``options``, else raise ``UsageError`` that suggests the nearest.
@@ -123,8 +165,8 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
     known = sorted(options)
     if isinstance(name, str) and name in known:
         return name
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    nearest = near_name(str(name), known)
+    hint = f" Did you mean {nearest!r}?" if nearest else ""
     plugin = f" No plugin that is loaded has a class of this name with all methods of a {what}." * (":" in str(name))
     raise UsageError(f"Unknown {what} {name!r}.{hint}{plugin} Choose one of: {', '.join(known)}.")
 

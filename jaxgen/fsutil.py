@@ -43,7 +43,7 @@ REMEDIES = dict.fromkeys(NO_ROOM, "Make room on that disk") | {
     errno.ENOMEM: "Make memory free",
 }
 #: What to do after that if the file belongs to a run in training.
-RESUME = "repeat the command with `--resume auto`"
+RESUME = "repeat it with `--resume auto`"
 
 
 def replace_file(path: Path, data: bytes, advice: str = "repeat the command") -> None:

@@ -29,6 +29,7 @@ from jaxgen.training.data_parallel import (
     shard_train_steps,
     shard_train_steps_with_stop_flag,
 )
+from jaxgen.training.dynamic_evaluation import dynamic_evaluation
 from jaxgen.training.step import create_state, eval_step, train_steps
 from jaxgen.training.task import PromptedTask, Task, WritingTask
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
@@ -142,6 +143,19 @@ jit_decode_step = _jit_method("step")
 def jit_score(task: PromptedTask, top: int) -> Callable:
     """``(weights, carry, tokens, targets, reset, valid, initial) -> (carry, scored)``, also the ``top`` best tokens."""
     return jax.jit(partial(task.score, top=top))
+
+
+@cached
+def jit_dynamic_evaluation(read: Callable) -> Callable:
+    """``(trained, values, state, segments, count, rates) -> (state, outputs)``; donates the state.
+
+    ``read`` is that of ``dynamic_evaluation`` with ``values``, a pytree that is not adapted, as its first argument.
+    """
+
+    def run(trained: PyTree, values: PyTree, *args: PyTree) -> PyTree:
+        return dynamic_evaluation(partial(read, values), trained, *args)
+
+    return jax.jit(run, donate_argnums=2)
 
 
 @cached

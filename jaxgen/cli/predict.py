@@ -52,7 +52,7 @@ class PredictConfig(BaseModel):
     """Folder of the run. Default: the newest one that answers inputs."""
     text_column: Annotated[str, Field(min_length=1)] | None = None
     """Column of tables (.csv, .tsv, .jsonl, also .gz) with the text, by name or by position from 1. Default: that of
-    training."""
+    training, or the one with a usual name, such as text or sentence."""
     header: Literal["auto", "yes", "no"] | None = None
     """Whether the first row of a table is a header. Default: as in training; auto with --text-column."""
     lines: bool = False
@@ -152,7 +152,7 @@ def texts(paths: Sequence[str], predictor: Predictor, config: PredictConfig, typ
         UsageError: The column of a table is not known, or ``--text-column`` was given for another file.
         DataError: A file cannot be read.
     """
-    from jaxgen.data.tables import HEADERS, table_kind
+    from jaxgen.data.tables import HEADERS, TEXT_NAMES, read_first_row, shown_first_row, table_kind, usual_column
 
     named = (config.text_column,) if config.text_column else predictor.input_columns
     as_trained = config.header is None and config.text_column is None
@@ -164,10 +164,14 @@ def texts(paths: Sequence[str], predictor: Predictor, config: PredictConfig, typ
                 what, other = ("a header", "no") if header == "yes" else ("data", "yes")
                 log(f"The first row of {path} is read as {what}, as in training: --header {other} changes that.")
             yield from table_texts(path, kind, named, HEADERS[header])
+        elif kind is not None and (usual := usual_column(read_first_row([path]), TEXT_NAMES)) is not None:
+            log(f"Columns of {path}: {usual!r} is the text; --text-column chooses another.")
+            yield from table_texts(path, kind, (usual,), None)
         elif kind is not None or config.text_column is not None:
             problem = "is a table: name the column with the text" if kind else "is no table (.csv, .tsv, .jsonl)"
             remedy = "give --text-column, or --lines to have each line answered" if kind else "leave --text-column out"
-            raise UsageError(f"{'Standard input' if path == '-' else path} {problem}; {remedy}.")
+            row = shown_first_row(read_first_row([path])) if kind else ""
+            raise UsageError(f"{'Standard input' if path == '-' else path} {problem}; {remedy}.{row}")
         elif predictor.trained_on_whole_files and not (config.lines or typed):
             yield from whole_text(path)
         else:
@@ -245,6 +249,8 @@ def write_answers(
             line = json_line(answer) if as_json else predictor.codec.line(answer) + "\n"
             truncated += answer.get("cut", 0) > 0
         write_out(line, flush=flush)
+    if not total:
+        log("There is no input to answer: what was given is empty.")
     if truncated:
         s, were = ("", "was") if truncated == 1 else ("s", "were")
         log(f"{truncated:,} input{s} {were} longer than the model can read: the rest was left out.")

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from jaxgen.data.datasets import BUILTIN, NAMED, fetch, fetch_url, is_url
 from jaxgen.data.in_memory import data_name
-from jaxgen.errors import DataError, listed
+from jaxgen.errors import DataError, for_caller, listed, near_name
 from jaxgen.runs.directory import holds_run
 from jaxgen.text import STANDARD, Reading, whole_lines
 
@@ -38,7 +38,7 @@ class ProgressReporter:
 
     def note(self, text: str) -> None:
         """Receives a notice that is not an error. Issues it as a Python warning."""
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(for_caller(text), stacklevel=2)
 
 
 NO_PROGRESS = ProgressReporter()
@@ -240,8 +240,8 @@ def _not_found(spec: str, names: list[str]) -> DataError:
         return DataError(f"{spec!r} is a link that leads nowhere or to itself. Give the file or folder itself.")
     if (shown := data_name([spec])) != spec:
         return DataError(f"The {shown} are no longer in {folder}: give the same data again.")
-    nearest = difflib.get_close_matches(spec, names, n=1) or difflib.get_close_matches(spec, beside, n=1, cutoff=0.8)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    nearest = near_name(spec, names) or next(iter(difflib.get_close_matches(spec, beside, n=1, cutoff=0.8)), None)
+    hint = f" Did you mean {nearest!r}?" if nearest else ""
     return DataError(
         f"There is no file or folder {spec!r}, and no data set of that name.{hint} "
         f"Give a path, a glob, a URL, or one of: {', '.join(names)}."
@@ -343,21 +343,26 @@ def _read_errors(name: str) -> Iterator[None]:
         raise DataError(f"{name} cannot be read: {reason}. Check the path and its permissions.") from error
 
 
-def not_utf8(name: str, error: UnicodeDecodeError, before: int = 0, byte_level: bool = False) -> DataError:
+#: What can be done about a text that is not UTF-8, beside converting it: in general, for training data, for a run.
+LEAVE_OUT = "or leave it out"
+TRAIN_BYTES = "leave it out, or train with --level byte, which reads any bytes"
+BYTE_RUN = "leave it out, or take a run that was trained with --level byte, which reads any bytes"
+
+
+def not_utf8(name: str, error: UnicodeDecodeError, before: int = 0, remedy: str = LEAVE_OUT) -> DataError:
     """Returns the error for a text that is not UTF-8.
 
     Args:
         name: The text as the beginning of a sentence, for example ``The file a.txt``.
         error: What decoding raised.
         before: Number of bytes of the text before those that were decoded.
-        byte_level: Whether to recommend ``--level byte``.
+        remedy: What else can be done.
     """
     utf16 = before == 0 and (error.object[:2] in (b"\xff\xfe", b"\xfe\xff") or _looks_like_utf16(error.object))
     guess = " It looks like UTF-16." if utf16 else ""
-    more = "leave it out, or use --level byte, which reads any bytes" if byte_level else "or leave it out"
     return DataError(
         f"{name} is not UTF-8: byte {error.object[error.start]:#04x} at offset {before + error.start} "
-        f"({error.reason}).{guess} Convert it to UTF-8, {more}."
+        f"({error.reason}).{guess} Convert it to UTF-8, {remedy}."
     )
 
 
@@ -385,7 +390,12 @@ def _looks_like_utf16(head: bytes) -> bool:
 
 
 def read_pieces(
-    path: str, *, any_bytes: bool = False, size: int = PIECE, seen: Callable[[int], None] = _ignore
+    path: str,
+    *,
+    any_bytes: bool = False,
+    size: int = PIECE,
+    seen: Callable[[int], None] = _ignore,
+    remedy: str = LEAVE_OUT,
 ) -> Iterator[str]:
     """Yields the text of a file, or of standard input, in pieces and unchanged (see ``Reading``).
 
@@ -394,6 +404,7 @@ def read_pieces(
         any_bytes: Read bytes that are not UTF-8 as lone surrogates, which a byte tokenizer turns back into bytes.
         size: Bytes to read at once.
         seen: Called with the number of bytes of each block.
+        remedy: That of ``not_utf8``.
 
     Raises:
         DataError: The file cannot be read or is not UTF-8.
@@ -404,7 +415,7 @@ def read_pieces(
     with ExitStack() as stack:
         with _read_errors(name):
             raw = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
-        yield from _decoded(raw, name, size, lambda block: seen(len(block)), any_bytes, byte_level=True)
+        yield from _decoded(raw, name, size, lambda block: seen(len(block)), any_bytes, remedy)
 
 
 class FileText:
@@ -476,7 +487,8 @@ class FileText:
             raw = self._open()
         with raw:
             gz = self.path.suffix.lower() == ".gz"
-            yield from _decoded(raw, name, _BLOCK, watch, self._level == "byte", self._level is not None, gz)
+            remedy = LEAVE_OUT if self._level is None else TRAIN_BYTES
+            yield from _decoded(raw, name, _BLOCK, watch, self._level == "byte", remedy, gz)
 
     def _open(self) -> BinaryIO:
         if self._pipe is not None:
@@ -522,7 +534,7 @@ def _decoded(
     size: int,
     watch: Callable[[memoryview], None],
     any_bytes: bool,
-    byte_level: bool,
+    remedy: str,
     must_be_gzip: bool = False,
 ) -> Iterator[str]:
     """Yields the text of an open file in pieces; a character that is split between blocks is yielded whole.
@@ -548,7 +560,7 @@ def _decoded(
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 # The object begins with what the decoder kept of the block before.
-                raise not_utf8(name, error, before + len(block) - len(error.object), byte_level) from None
+                raise not_utf8(name, error, before + len(block) - len(error.object), remedy) from None
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                 raise DataError(f"{name} is damaged gzip ({error}). Copy or download it again.") from error
             before += len(block)

@@ -242,7 +242,7 @@ def open_texts(
         defaults.add(named.documents if named else None)
         rows.add(column is not None)
     if len(rows) > 1:
-        raise UsageError(f"The data {', '.join(specs)} mix rows of a table with whole texts. Give one kind at a time.")
+        raise UsageError(f"The data {data_name(specs)} mix rows of a table with whole texts. Give one kind at a time.")
     by_row = rows == {True}
     if documents == ("file" if by_row else "row"):
         kind, others = "whole texts", "file, line or blank-line, or give a .csv, .tsv or .jsonl file and --text-column"

@@ -44,6 +44,10 @@ _USUAL_WORDS = (
     "ukrainian url utterance value verse vietnamese word words year zh"
 )
 _USUAL = frozenset(_USUAL_WORDS.split(" "))
+#: Usual names of the column with a text, and of the one with its label, without regard to letter case.
+_TEXT = "text texts sentence sentences content body comment message post review tweet"
+_LABEL = "label labels class category emotion intent rating sentiment spam stars target topic"
+TEXT_NAMES, LABEL_NAMES = frozenset(_TEXT.split(" ")), frozenset(_LABEL.split(" "))
 #: What ``--header`` may say, and the argument of ``read_table`` for it.
 HEADERS: dict[str, bool | None] = {"auto": None, "yes": True, "no": False}
 
@@ -242,6 +246,32 @@ def read_rows(
                 f"Correct that line{hint}."
             )
         yield number, [" ".join(filter(None, [row[i] for i in each])) for each in indices]
+
+
+def read_first_row(specs: Sequence[str]) -> list[str]:
+    """Returns the first row of the first file, of JSONL the names in its first line; nothing of what is no table."""
+    path = next((path for _, paths in find_data(specs) for path in paths), None)
+    kind = None if path is None else table_kind(path)
+    if path is None or kind is None:
+        return []
+    text = FileText(path, KEEP_NEWLINES)
+    if kind != "jsonl":
+        return _first_row(text, _find_dialect(text, kind, path, ()), path) or []
+    with suppress(ValueError, RecursionError):
+        record = json.loads(next((line for line in whole_lines(text) if line.strip()), ""))
+        return [*record] if isinstance(record, dict) else []
+    return []
+
+
+def usual_column(first_row: Sequence[str], names: Collection[str]) -> str | None:
+    """Returns the only cell of a first row that is one of these ``names`` of columns; None if there is not one."""
+    found = [cell for cell in first_row if cell.strip().lower() in names]
+    return found[0] if len(found) == 1 else None
+
+
+def shown_first_row(row: Sequence[str]) -> str:
+    """Returns a sentence on the first row of a table for a message that asks for columns, with a space before it."""
+    return f" The first row is: {listed(cell[:30] for cell in row)}." if row else ""
 
 
 def _first_row(text: Text, dialect: Dialect, path: Path) -> list[str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,15 +12,17 @@ from typing import Any, Self
 import jax
 
 from jaxgen import jitted
-from jaxgen.errors import CheckpointError, UsageError, check_kind
+from jaxgen.data.files import data_folders
+from jaxgen.errors import CheckpointError, DataError, UsageError, check_kind, flags_are_shown
 from jaxgen.fsutil import json_sha256, load_strict
 from jaxgen.plugins import check_plugins, plugin_flags
 from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.config import MAX_STEPS, TrainConfig, check_folder, read_config, validate
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runtime import check_jax_settings
+from jaxgen.tasks.language.corpus import TextSplits
 from jaxgen.tasks.registry import DATA, objective
-from jaxgen.text import Reading
+from jaxgen.text import Reading, in_pieces
 from jaxgen.types import Params
 
 #: Attempts to read weights of a run that is being trained, which may delete a checkpoint before it is read.
@@ -71,11 +74,7 @@ class LoadedRun:
                 "earlier version. Use that version, or train it again."
             ) from None
         if name not in able:
-            others = " or ".join(f"`jaxgen {each}`" for each in DATA[name].COMMANDS)
-            raise UsageError(
-                f"{directory} is a run of the task {name}, which `jaxgen {command}` cannot use: give it to "
-                f"{others}, or name another run with --run."
-            )
+            raise UsageError(_other_commands(directory, name, command))
         if "reading" not in resolved:
             raise CheckpointError(
                 f"{directory} was trained by an earlier version of jaxgen, which read text in another way. Use it "
@@ -116,6 +115,48 @@ class LoadedRun:
     def data_folders(self) -> list[Path]:
         """The folders that relative names of data files may refer to: where the run was started."""
         return [Path(os.path.normpath(self.directory.path.resolve() / name)) for name in self.resolved["data_folders"]]
+
+    def texts(self) -> TextSplits:
+        """Read the texts of a language model again. Raises ``DataError`` if they are missing or have changed."""
+        with data_folders(self.data_folders):
+            splits: TextSplits = DATA[self.config.task].texts(self.config)
+        then, now = self.resolved["data"], splits.fingerprint
+        if then != now:
+            raise DataError(
+                f"The data of the run {self.directory} has changed: it was {then['name']} with sha256 "
+                f"{then['sha256']}, now it is {now['name']} with {now['sha256']}."
+            )
+        return splits
+
+    @property
+    def holdout_sha256(self) -> str | None:
+        """The digest of the text that ``--holdout`` kept from training; ``None`` without one."""
+        held = self.resolved.get("holdout")
+        return None if held is None else str(held["sha256"])
+
+    def validation(self) -> list[str]:
+        """Read the validation text, running text as one string. Raises ``DataError`` as ``texts`` does."""
+        splits = self.texts()
+        texts = ["".join(in_pieces(text)) for text in splits.val]
+        splits.check()
+        return texts
+
+    def holdout(self) -> list[str]:
+        """Read the text that ``--holdout`` kept from training, running text as one string.
+
+        Raises:
+            UsageError: The run has none.
+            DataError: The data are missing or have changed.
+        """
+        if self.holdout_sha256 is None:
+            raise UsageError(
+                f"The run {self.directory} kept no text from training: train it with --holdout 0.03, for example."
+            )
+        splits = self.texts()
+        held = ["".join(in_pieces(text)) for text in splits.holdout]
+        if splits.holdout_sha256() != self.holdout_sha256:
+            raise DataError(f"The text that the run {self.directory} held out has changed. Bring back its data.")
+        return held
 
     @property
     def checkpoints(self) -> CheckpointStore:
@@ -159,6 +200,47 @@ class LoadedRun:
         return step or 0, params, store.digest(step)
 
 
+def _other_commands(directory: RunDirectory, task: str, command: str | None) -> str:
+    """The message for a run whose task ``command`` cannot use."""
+    able = DATA[task].COMMANDS
+    if flags_are_shown():
+        others = " or ".join(f"`jaxgen {each}`" for each in able)
+        problem, other = f"which `jaxgen {command}` cannot use: give it to {others}", "name another run with --run DIR"
+    else:
+        calls = {"sample": "generate", "score": "score", "predict": "predict"}
+        others = " or ".join(f"`model.{calls[each]}`" for each in able if each in calls)
+        problem, other = f"for which that is not defined: call {others}", "load another run"
+    return f"{directory} is a run of the task {task}, {problem}, or {other}."
+
+
+def unread_text(runs: Sequence[LoadedRun], most: int | None = None) -> list[str]:
+    """The text that all runs held out, or its first ``most`` characters; running text is one string.
+
+    Raises:
+        UsageError: A run may have read the text: it held out none, or another one.
+        DataError: The text is missing or has changed.
+    """
+    for run in runs:
+        if run.holdout_sha256 is None:
+            raise UsageError(
+                f"Numbers are fitted on a text that no run has read, and {run.directory} held out none. Train it with "
+                "--holdout 0.03, or give the numbers."
+            )
+        if run.holdout_sha256 != runs[0].holdout_sha256:
+            raise UsageError(
+                f"Numbers are fitted on a text that no run has read, and {runs[0].directory} and {run.directory} held "
+                "out different ones. Train them with the same --data and --holdout (of documents, with the same "
+                "--val-data or --seed), or give the numbers."
+            )
+    texts, left = [], most
+    for text in runs[0].holdout():
+        if left is not None and left <= 0:
+            break
+        texts.append(text[:left])
+        left = None if left is None else left - len(text)
+    return texts
+
+
 class TrainedModel:
     """A task with weights, the base of ``Sampler`` and ``Predictor``."""
 
@@ -168,6 +250,11 @@ class TrainedModel:
         self.directory: RunDirectory | None = None
         self.digest = ""
         self._params, self._prepared = params, None
+
+    @property
+    def params(self) -> Params:
+        """The trained weights."""
+        return self._params
 
     @property
     def weights(self) -> Any:

@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 
 from jaxgen import metrics
-from jaxgen.data.files import data_folders
-from jaxgen.errors import DataError, UsageError, check_int
+from jaxgen.errors import UsageError, check_int
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.inference.text_stream import Sample
 from jaxgen.tasks.language.conditioning import Condition, conditions_of
-from jaxgen.tasks.registry import DATA
 from jaxgen.text import WORD
 from jaxgen.tokenizers.base import EOS, UNK, text_bytes
 
@@ -42,14 +40,7 @@ class ReferenceData:
     @classmethod
     def of_run(cls, saved: LoadedRun) -> ReferenceData:
         """Read the data of a run again. Raises ``DataError`` if it is missing or has changed."""
-        with data_folders(saved.data_folders):
-            splits = DATA[saved.config.task].texts(saved.config)
-        then, now = saved.resolved["data"], splits.fingerprint
-        if then != now:
-            raise DataError(
-                f"The data of the run {saved.directory} has changed: it was {then['name']} with sha256 "
-                f"{then['sha256']}, now it is {now['name']} with {now['sha256']}."
-            )
+        splits = saved.texts()
         conditions = None if splits.val_known is None else conditions_of(splits.val_known)
         train, val = splits.whole()
         return cls(_as_decoded(train), _as_decoded(val), conditions)

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxgen import jitted
 from jaxgen.errors import UsageError, check_int, check_kind, check_text, choose, counted
+from jaxgen.inference.adaptation import Adaptation, AdaptiveOptions, AdaptiveReader, NeuralCache
 from jaxgen.inference.sampler import Sampler
 from jaxgen.notebook import colored_tokens
 from jaxgen.sampling.decode import prefill_chunks
@@ -174,33 +175,34 @@ class Score:
 
     def __repr__(self) -> str:
         unknown = f", {self.unknown:,} unknown" if self.unknown else ""
-        figures = f"perplexity {self.perplexity:.4g}, {self.bits_per_char:.4g} bits per character"
-        return f"<jaxgen.Score: {self.logp:.4f} nats for {counted(self.tokens, 'token')}, {figures}{unknown}>"
+        ratios = [(self.perplexity, "perplexity {:.4g}"), (self.bits_per_char, "{:.4g} bits per character")]
+        figures = "".join(f", {form.format(value)}" for value, form in ratios if value is not None)
+        return f"<jaxgen.Score: {self.logp:.4f} nats for {counted(self.tokens, 'token')}{figures}{unknown}>"
 
     @property
-    def nats_per_token(self) -> float:
-        """The mean negative log-likelihood; NaN without tokens."""
-        return -self.logp / self.tokens if self.tokens else math.nan
+    def nats_per_token(self) -> float | None:
+        """The mean negative log-likelihood; None without tokens."""
+        return -self.logp / self.tokens if self.tokens else None
 
     @property
-    def perplexity(self) -> float:
-        """exp(nats per token)."""
-        return math.exp(min(self.nats_per_token, 700.0))
+    def perplexity(self) -> float | None:
+        """exp(nats per token); None without tokens."""
+        return None if self.nats_per_token is None else math.exp(min(self.nats_per_token, 700.0))
 
     @property
-    def word_perplexity(self) -> float:
-        """exp(nats per word); NaN without words."""
-        return math.exp(min(-self.logp / self.words, 700.0)) if self.words else math.nan
+    def word_perplexity(self) -> float | None:
+        """exp(nats per word); None without words."""
+        return math.exp(min(-self.logp / self.words, 700.0)) if self.words else None
 
     @property
-    def bits_per_char(self) -> float:
-        """Bits per character; NaN without characters."""
-        return -self.logp / math.log(2) / self.chars if self.chars else math.nan
+    def bits_per_char(self) -> float | None:
+        """Bits per character; None without characters."""
+        return -self.logp / math.log(2) / self.chars if self.chars else None
 
     @property
-    def bits_per_byte(self) -> float:
-        """Bits per byte; NaN without bytes."""
-        return -self.logp / math.log(2) / self.bytes if self.bytes else math.nan
+    def bits_per_byte(self) -> float | None:
+        """Bits per byte; None without bytes."""
+        return -self.logp / math.log(2) / self.bytes if self.bytes else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,6 +287,9 @@ class Scorer:
         top: The number of most probable tokens to return at each position, up to 1,000.
         unk: What to do with characters that are not in the vocabulary: ``error``, ``skip``, or ``keep`` (score <unk>).
         end: Whether <eos> is scored. Default: whether the model has documents.
+        adapt: Adapt the weights to each text while it is read.
+        cache: Make recent tokens more probable.
+        temperature: Divides the logits.
 
     Raises:
         UsageError: A value is out of range, or two do not fit together.
@@ -305,6 +310,9 @@ class Scorer:
         top: int = 0,
         unk: str = "error",
         end: bool | None = None,
+        adapt: Adaptation | None = None,
+        cache: NeuralCache | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.sampler = (
             sampler
@@ -321,6 +329,13 @@ class Scorer:
         if check_kind("A scorer", end, bool | None, "end as True, False or None") and not sampler.documents:
             raise UsageError("This model was trained on running text, which has no end to score: leave out --end.")
         self.end = sampler.documents if end is None else end
+        #: Adaptation, cache and temperature.
+        self.adaptive = AdaptiveOptions(adapt, cache, temperature)
+        if not self.adaptive.plain and (state == "cold" or lanes > 1):
+            raise UsageError(
+                "A text is read in order, token by token, to adapt to it or with a cache or another temperature: leave "
+                "out --state cold and --lanes."
+            )
         #: Seconds spent compiling, to be left out of speeds.
         self.compile_seconds = 0.0
         self._function: Callable[..., tuple[Carry, Scored]] | None = None
@@ -378,6 +393,12 @@ class Scorer:
         """
         if isinstance(texts, str):
             raise UsageError("The texts to score are one text: give a list of texts, or call score(text).")
+        if not self.adaptive.plain:
+            for number, text in enumerate(texts, start=1):
+                stream = self.stream(text, prompt, f"{where} {number}")
+                tokens = concat(stream, self.top)
+                yield stream.score, tokens
+            return
         (prompt_ids, held), waiting = self._open_prompt(prompt), deque[tuple[Score, int]]()
 
         def segments() -> Iterator[Segment]:
@@ -456,6 +477,21 @@ class Scorer:
         """How many rows of at least ``steps`` tokens fit in memory: from 1 to ``most``."""
         return max(1, min(most, MAX_TOKENS // (max(steps, FILL) * (1 + 2 * self.top))))
 
+    def _read_in_order(self, ids: Iterator[np.ndarray], prompt_ids: np.ndarray) -> Iterator[TokenScores]:
+        """The scores of a text that is read in order after the prompt, to which the model adapts too."""
+        first = next(ids, None)  # before anything is compiled: text that cannot be encoded raises here
+        if first is None:
+            return
+        carry = self.sampler.initial_state().carry
+        reader = AdaptiveReader(self.sampler.task, self.sampler.params, carry, self.adaptive, self.top)
+        skip, last = prompt_ids.size - 1, prompt_ids[:1]
+        for targets in rechunk(chain([prompt_ids[1:], first], ids), reader.block):
+            for found in reader.read(np.concatenate([last, targets[:-1]]), targets):
+                unread = slice(min(skip, targets.size), None)
+                yield TokenScores(targets[unread], *(each[unread] for each in found))
+            skip, last = max(skip - targets.size, 0), targets[-1:]
+        self.compile_seconds = self.compile_seconds or reader.compile_seconds
+
     def _run(self, segments: Iterator[Segment], prompt_ids: np.ndarray, rows: int) -> Iterator[TokenScores]:
         """The scores of each segment in order. The next batch is computed while one is read."""
         batches = pack(segments, rows)
@@ -514,8 +550,12 @@ class ScoreStream:
                 size += _size(part)
                 yield part.ids
 
-        segments, rows = scorer._segments(ids(), int(prompt_ids[-1]))
-        for part in scorer._run(segments, prompt_ids, rows):
+        if scorer.adaptive.plain:
+            segments, rows = scorer._segments(ids(), int(prompt_ids[-1]))
+            parts = scorer._run(segments, prompt_ids, rows)
+        else:
+            parts = scorer._read_in_order(ids(), prompt_ids)
+        for part in parts:
             self.score += _sum(part)
             yield part
         self.score += size

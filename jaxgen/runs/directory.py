@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import shutil
 import stat
 import warnings
@@ -138,7 +139,7 @@ class RunDirectory:
             raise CheckpointError(f"{run} cannot be read: {error.strerror}. Make it readable, or repair it.") from error
         run.check_config()
         raise CheckpointError(
-            f"{run} is not a run: it {problem}. `python train.py --run {run}` trains one; without `--run` the newest "
+            f"{run} is not a run: it {problem}. `python train.py --run {run}` trains one; without --run the newest "
             "one is used."
         )
 
@@ -159,9 +160,7 @@ class RunDirectory:
         except (FileNotFoundError, NotADirectoryError):
             names = []
         except OSError as error:
-            raise CheckpointError(
-                f"{root}/ cannot be listed: {error.strerror}. Name a run with `--run DIR`."
-            ) from error
+            raise CheckpointError(f"{root}/ cannot be listed: {error.strerror}. Name a run with --run DIR.") from error
         for name in names:
             run = cls(root / name)
             try:
@@ -182,9 +181,9 @@ class RunDirectory:
             warnings.warn(JaxgenWarning(left_out), stacklevel=2)
         if not found:
             which = f" of a task that this command can use ({', '.join(tasks)})" if others and tasks else ""
-            ours = " One comes with jaxgen: `--run pretrained:shakespeare`." * (tasks is None or "language" in tasks)
+            ours = " One comes with jaxgen: --run pretrained:shakespeare." * (tasks is None or "language" in tasks)
             raise CheckpointError(
-                f"There is no run{which} in {root}/. Train one with `python train.py`, or name one with `--run DIR`."
+                f"There is no run{which} in {root}/. Train one with `python train.py`, or name one with --run DIR."
                 f"{ours}"
             )
         return max(found, key=lambda each: each[:2])[2]
@@ -346,10 +345,9 @@ class _Start:
 
     def _mark(self, run: RunDirectory) -> None:
         if obstacle := _find_obstacle(run.path):
-            raise UsageError(
-                f"{run} {obstacle}. Continue a run with `--resume auto`; for a new one choose another folder with "
-                "`--run`."
-            )
+            go_on = f"Continue it with `python train.py --run {shlex.quote(str(run))} --resume auto`, or choose"
+            how = go_on if run.exists() else "Choose"
+            raise UsageError(f"{run} {obstacle}. {how} another folder with --run DIR.")
         if not _has_marker(run.path):
             write_atomically(run.path / START, MARKER)
             self._marked = True

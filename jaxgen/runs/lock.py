@@ -355,7 +355,7 @@ def _seconds_since_heartbeat(path: Path) -> float:
 
 def _refusal(folder: Path, owner: Owner | None) -> UsageError:
     who = "another process" if owner is None else f"process {owner.pid} on the host {owner.host!a}"
-    advice = "Wait for it to end or stop it, or choose another folder with `--run`."
+    advice = "Wait for it to end or stop it, or choose another folder with --run DIR."
     if owner is not None and not owner.is_near():
         advice = (
             f"If it no longer runs, its lock expires {LEASE_SECONDS} seconds after its last heartbeat; or delete "

@@ -410,7 +410,7 @@ def check_like(step: int, leaves: Mapping[str, Leaf], like: Mapping[str, Any]) -
         if there != here:
             raise CheckpointError(
                 f"{name} is {there} in the checkpoint of step {step}, and {here} in the model. Use the options the run "
-                "was trained with (its config.json), or start a new run with another --run."
+                "was trained with (its config.json), or start a new run in another folder."
             )
 
 

@@ -33,6 +33,7 @@ from jaxgen.runs.manifest import (
 from jaxgen.runtime import check_jax_settings, need_devices, numerics, processor_name
 from jaxgen.tasks.base import Codec, TaskData
 from jaxgen.tasks.registry import DATA, baseline, objective
+from jaxgen.trainer.advice import advise_data
 from jaxgen.trainer.callbacks import Callback, Emit, Note, ProgressEvents, ignore
 from jaxgen.trainer.evaluate import build_optimizer
 from jaxgen.trainer.process_group import ProcessGroup
@@ -167,7 +168,7 @@ def start(
     check_jax_settings()
     group, began = _check_group(group), time.perf_counter() if began is None else began
     emit = ignore if emit is None else emit
-    config = check_kind("start", config, TrainConfig, 'settings, for example jaxgen.LanguageConfig(data=("book.txt",))')
+    config = _check_config("start", config)
     callbacks = _check_callbacks(emit, callbacks)
     with ExitStack() as stack:
         make_run: Callable[[], RunDirectory] = partial(RunDirectory, os.devnull)
@@ -179,6 +180,11 @@ def start(
             trainer: Trainer = baseline(config.task, config.model).start(config, emit, callbacks, make_run)
             return trainer
         return _start(config, emit, callbacks, group, make_run, began, source)
+
+
+def _check_config(function: str, config: TrainConfig) -> TrainConfig:
+    """The settings. Raises ``UsageError``, which names the ``function``, for anything else."""
+    return check_kind(function, config, TrainConfig, 'settings, for example jaxgen.LanguageConfig(data=("book.txt",))')
 
 
 def _check_group(group: ProcessGroup | None) -> ProcessGroup:
@@ -265,7 +271,7 @@ def trial(config: TrainConfig, emit: Emit | None = None) -> Trainer:
     Raises ``UsageError``, ``DataError`` and ``CheckpointError`` as ``start`` does.
     """
     check_jax_settings()
-    config, group = check_kind("trial", config, TrainConfig, "settings"), ProcessGroup()
+    config, group = _check_config("find_lr", config), ProcessGroup()
     if config.model != "rnn":
         raise UsageError(f"--model {config.model} is not trained by gradients: give --model rnn, or leave it out.")
     task, data, resolved, params = _prepare(config, ignore if emit is None else emit, group.count, None)
@@ -315,6 +321,7 @@ def _prepare(
     if options_of is not None and (known := options_of(config)) is not None:
         build(**known)  # an error in the model is reported before data are read slowly
     data = _load(config, source.codec if source else None, emit)
+    _check_unread(data, source)
     options = data.model_options()
     task = build(**options)
     shapes = _shapes(task, config)
@@ -325,7 +332,21 @@ def _prepare(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     devices = choose_devices(config, parameters / data.tokens_per_step, processes)
     check_device_memory(parameters, devices // processes)
+    for text in advise_data(data):
+        emit(Note(text))
     return task, data, resolve_config(data, options, parameters, devices, params), params
+
+
+def _check_unread(data: TaskData, source: Source | None) -> None:
+    """Raise ``UsageError`` if the weights of ``--init-from`` were trained on the text that ``--holdout`` holds out."""
+    held = data.resolved().get("holdout")
+    if held is None or not isinstance(source, LoadedRun) or source.holdout_sha256 == held["sha256"]:
+        return
+    if source.resolved["data"]["sha256"] == data.fingerprint()["sha256"]:
+        raise UsageError(
+            f"--holdout keeps a text from training that the run {source.directory} of --init-from was trained on: give "
+            "a run that held out the same text, or leave out one of the two."
+        )
 
 
 def resolve_config(
@@ -435,6 +456,7 @@ def _reopen(
             advice = "Bring back the old data, start a new run with --init-from, or give --data-changed accept."
             raise DataError(f"{changes} {advice}")
         emit(Note(f"WARNING: {changes} The run continues with the new data, at the same step."))
+        saved.resolved.pop("holdout", None)  # the new data may train on the text that was held out
     saved.resolved["data"] = now
     if plugins := used_plugins(config):  # another version may have been accepted
         saved.resolved["plugins"] = plugins

@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from jaxgen.training.optimizer import Rates
+from jaxgen.training.schedules import Rates
 from jaxgen.training.step import StepMetrics, TrainState, eval_step, train_steps
 from jaxgen.training.task import Task
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches, WindowIndex, Windows

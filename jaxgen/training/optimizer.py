@@ -1,21 +1,24 @@
-"""Optimizers and learning-rate schedules by name. The fields of an optimizer are its options."""
+"""Optimizers by name. The fields of an optimizer are its options."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from numbers import Real
-from typing import ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Float, PyTree
+from jaxtyping import PyTree
 
-from jaxgen.errors import check_int, check_kind, check_options, choose
-from jaxgen.training.param_kinds import Kinds, map_kinds
-from jaxgen.types import Array, ArrayLike
+from jaxgen.errors import UsageError, check_int, check_kind, choose
+from jaxgen.training.averaging import named_average, schedule_free, with_average
+from jaxgen.training.muon import Muon
+from jaxgen.training.param_kinds import Kind, Kinds, depths, map_kinds
+from jaxgen.training.schedules import Number, Rates, Schedule, named_schedule, to_whole
+from jaxgen.training.soap import SOAP
+from jaxgen.types import Array
 
 
 class OptimizerOptions(Protocol):
@@ -25,27 +28,95 @@ class OptimizerOptions(Protocol):
         """The update rule, before it is scaled by the learning rate.
 
         ``kinds`` are those of the parameters if the class says so by ``needs_kinds = True``, else empty.
+
+        A class may have ``wrap(optimizer, rate)`` too. It gets the whole optimizer, with the learning rate, and the
+        learning rate as a function of the step and the further arguments of an update, and returns another optimizer.
+        With ``averages = True`` its state is ``Averaged``, and only the average is evaluated.
         """
         ...
 
 
 @dataclass(frozen=True)
+class SharedOptions:
+    """The options that all optimizers have. Roles of parameters are those of ``param_kinds``.
+
+    Args:
+        weight_decay: decoupled weight decay of the parameters with two axes or more (Loshchilov & Hutter 2019,
+            arXiv:1711.05101).
+        decay_matrix, decay_embedding, decay_output, decay_other: the same of the parameters with this role, instead.
+        layer_decay: factor on the learning rate of each layer relative to the one above it; the embedding is below the
+            lowest layer (Howard & Ruder 2018, arXiv:1801.06146, section 3.2).
+        l2: weight of half the squared norm of the parameters with two axes or more, in the loss.
+    """
+
+    weight_decay: float = 0.0
+    decay_matrix: float | None = None
+    decay_embedding: float | None = None
+    decay_output: float | None = None
+    decay_other: float | None = None
+    layer_decay: float = 1.0
+    l2: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            allowed = value is None or (0 < value <= 1 if name == "layer_decay" else value >= 0)
+            if not allowed:
+                right = "above 0, to 1" if name == "layer_decay" else "of at least 0"
+                raise UsageError(f"The option `{name}` of the optimizer is {value!r}: give a number {right}.")
+
+    def before(self) -> list[optax.GradientTransformation]:
+        """What changes the gradient before the update rule reads it."""
+        return [optax.add_decayed_weights(self.l2, mask=_matrices)] if self.l2 else []
+
+    def after(self) -> list[optax.GradientTransformation]:
+        """What changes the update before it is scaled by the learning rate."""
+        role_decays = (self.decay_matrix, self.decay_embedding, self.decay_output, self.decay_other)
+        changes = []
+        if self.weight_decay or any(role_decays):
+            changes.append(optax.stateless(self._decayed))
+        if self.layer_decay != 1:
+            changes.append(optax.stateless(self._by_layer))
+        return changes
+
+    def _decayed(self, updates: PyTree, params: PyTree) -> PyTree:
+        def decayed(kind: Kind, update: Array, param: Array) -> Array:
+            own = getattr(self, f"decay_{kind.role}")
+            rate = own if own is not None else self.weight_decay if param.ndim >= 2 else 0.0
+            return update + rate * param if rate else update
+
+        return map_kinds(decayed, (), updates, params)
+
+    def _by_layer(self, updates: PyTree, params: PyTree) -> PyTree:
+        return jax.tree.map(lambda u, depth: self.layer_decay**depth * u, updates, depths(params))
+
+
+def _matrices(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda p: p.ndim >= 2, params)
+
+
+@dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay on matrices only (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
+    """Adam for short runs: its second moments follow the last 100 steps. With ``weight_decay``, AdamW (Loshchilov &
+    Hutter 2019, arXiv:1711.05101)."""
 
     b1: float = 0.9
     b2: float = 0.99
     eps: float = 1e-8
-    weight_decay: float = 0.0
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
-        def matrices(params: PyTree) -> PyTree:
-            return jax.tree.map(lambda p: p.ndim >= 2, params)
+        return optax.scale_by_adam(self.b1, self.b2, self.eps)
 
-        return optax.chain(
-            optax.scale_by_adam(self.b1, self.b2, self.eps),
-            optax.add_decayed_weights(self.weight_decay, mask=matrices),
-        )
+
+@dataclass(frozen=True)
+class NAdamW:
+    """AdamW with Nesterov momentum (Dozat 2016)."""
+
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+
+    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
+        return optax.scale_by_adam(self.b1, self.b2, self.eps, nesterov=True)
 
 
 @dataclass(frozen=True)
@@ -58,6 +129,94 @@ class Adam:
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
+
+
+@dataclass(frozen=True)
+class AdEMAMix:
+    """Adam with a second, slow mean of gradients, ``alpha`` times of which is added (Pagliardini et al. 2024,
+    arXiv:2409.03137). In the first ``warmup`` steps, ``alpha`` rises from 0 and ``b3`` from ``b1``."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    b3: float = 0.9999
+    alpha: float = 5.0
+    eps: float = 1e-8
+    warmup: float = 0
+
+    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
+        steps = check_int("The option `warmup` of the optimizer ademamix", to_whole(self.warmup), 0)
+
+        def done(step: Array) -> Array:
+            return jnp.minimum(step / max(steps, 1), 1.0)
+
+        def slow(step: Array) -> Array:
+            # Half-lives, and not decay rates, rise in a straight line (section 3.1).
+            low, high = jnp.log(self.b1), jnp.log(self.b3)
+            return jnp.exp(low * high / ((1 - done(step)) * high + done(step) * low))
+
+        if not steps:
+            return optax.contrib.scale_by_ademamix(self.b1, self.b2, self.b3, self.alpha, self.eps)
+        rising = lambda step: self.alpha * done(step)  # noqa: E731
+        return optax.contrib.scale_by_ademamix(self.b1, self.b2, slow, rising, self.eps)
+
+
+@dataclass(frozen=True)
+class ADOPT:
+    """Adam that converges for every ``b2``: each gradient is divided by the second moments before it (Taniguchi et al.
+    2024, arXiv:2411.02853)."""
+
+    b1: float = 0.9
+    b2: float = 0.9999
+    eps: float = 1e-6
+
+    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
+        return optax.contrib.scale_by_adopt(self.b1, self.b2, self.eps)
+
+
+@dataclass(frozen=True)
+class Adan:
+    """Adaptive Nesterov momentum (Xie et al. 2022, arXiv:2208.06677)."""
+
+    b1: float = 0.98
+    b2: float = 0.92
+    b3: float = 0.99
+    eps: float = 1e-8
+
+    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
+        return optax.scale_by_adan(self.b1, self.b2, self.b3, self.eps)
+
+
+@dataclass(frozen=True)
+class Lion:
+    """The sign of a momentum (Chen et al. 2023, arXiv:2302.06675). Its learning rate is 3 to 10 times smaller."""
+
+    b1: float = 0.9
+    b2: float = 0.99
+
+    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
+        return optax.scale_by_lion(self.b1, self.b2)
+
+
+@dataclass(frozen=True)
+class ScheduleFree:
+    """AdamW whose average of the weights replaces a decay of the learning rate (Defazio et al. 2024, arXiv:2405.15682).
+    Only the average is evaluated and saved as the best."""
+
+    averages: ClassVar[bool] = True
+
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+
+    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
+        return optax.scale_by_rms(self.b2, self.eps, eps_in_sqrt=False, bias_correction=True)
+
+    def wrap(
+        self, optimizer: optax.GradientTransformation, rate: Callable[..., Number]
+    ) -> optax.GradientTransformation:
+        if not 0 < self.b1 < 1:
+            raise UsageError(f"The option `b1` of schedule-free is {self.b1!r}: give a number between 0 and 1.")
+        return schedule_free(optimizer, rate, self.b1)
 
 
 @dataclass(frozen=True)
@@ -84,141 +243,21 @@ class SGD:
         return optax.trace(self.momentum, nesterov=self.nesterov) if self.momentum else optax.identity()
 
 
-#: Coefficients of the iteration ``x <- a x + (b x x' + c (x x')^2) x``, which brings all singular values near 1.
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-
-
-def orthogonalize(matrices: Float[Array, "*batch D H"], iterations: int) -> Float[Array, "*batch D H"]:
-    """Matrices with the same singular vectors, and singular values nearer to 1.
-
-    Large values become 0.7 to 1.2; small ones grow about 3.4 times in each iteration.
-    """
-    wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = matrices if wide else jnp.swapaxes(matrices, -1, -2)
-    x = x / (jnp.sqrt(jnp.sum(x * x, axis=(-2, -1), keepdims=True)) + 1e-7)
-    a, b, c = NEWTON_SCHULZ
-    for _ in range(iterations):
-        square = x @ jnp.swapaxes(x, -1, -2)
-        x = a * x + (b * square + c * (square @ square)) @ x
-    return x if wide else jnp.swapaxes(x, -1, -2)
-
-
-@dataclass(frozen=True)
-class Muon:
-    """Momentum with orthogonalised updates for kernels that are matrices (Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon); Adam for embeddings, outputs, biases and kernels of other shapes.
-
-    A kernel of several gates is orthogonalised gate by gate. An entry of an update has about the root mean square
-    ``scale`` times the learning rate (Liu et al. 2025, arXiv:2502.16982), so that both rules have one rate. Jordan et
-    al. take 5 ``iterations``; with 3 an LSTM of 256 units reached the same loss in less time.
-    """
-
-    needs_kinds: ClassVar[bool] = True
-
-    momentum: float = 0.95
-    scale: float = 0.3
-    iterations: float = 3
-    b1: float = 0.9
-    b2: float = 0.99
-    eps: float = 1e-8
-
-    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
-        whole = int(self.iterations) if self.iterations == int(self.iterations) else self.iterations
-        iterations = check_int("The option `iterations` of the optimizer muon", whole, 1, 20)
-
-        def update(updates: PyTree, momenta: PyTree, params: PyTree = None, **_: object) -> tuple[PyTree, PyTree]:
-            momenta = jax.tree.map(lambda m, g: self.momentum * m + (1 - self.momentum) * g, momenta, updates)
-            ahead = jax.tree.map(lambda m, g: self.momentum * m + (1 - self.momentum) * g, momenta, updates)
-            return map_kinds(lambda kind, u: self._orthogonal(u, kind.gates, iterations), kinds, ahead), momenta
-
-        matrices = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
-        others = optax.scale_by_adam(self.b1, self.b2, self.eps)
-        return optax.partition(
-            {"matrix": matrices, "other": others},
-            lambda params: map_kinds(lambda kind, _: kind.role if kind.role == "matrix" else "other", kinds, params),
-        )
-
-    def _orthogonal(self, update: Float[Array, "D K"], gates: int, iterations: int) -> Float[Array, "D K"]:
-        rows, columns = update.shape[0], update.shape[1] // gates
-        blocks = jnp.moveaxis(update.reshape(rows, gates, columns), 1, 0)
-        size = self.scale * max(rows, columns) ** 0.5
-        return size * jnp.moveaxis(orthogonalize(blocks, iterations), 0, 1).reshape(update.shape)
-
-
+#: Optimizers by name.
 OPTIMIZERS: dict[str, type[OptimizerOptions]] = {
     "adam": Adam,
     "adamw": AdamW,
+    "adan": Adan,
+    "ademamix": AdEMAMix,
+    "adopt": ADOPT,
+    "lion": Lion,
     "muon": Muon,
+    "nadamw": NAdamW,
     "rmsprop": RMSProp,
+    "schedule-free": ScheduleFree,
     "sgd": SGD,
+    "soap": SOAP,
 }
-
-
-#: A scalar; an integer where it counts steps.
-Number: TypeAlias = ArrayLike | float
-
-
-class Rates(NamedTuple):
-    """What a learning rate depends on besides the step.
-
-    They can be arguments of a compiled step (``make_optimizer``): other values then compile nothing again.
-    """
-
-    peak: Number
-    warmup: Number  # steps in which the rate rises to the peak
-    horizon: Number  # the step at which a decay ends
-    final: Number  # the rate at the horizon, as a share of the peak
-
-
-Schedule = Callable[[Number, Rates], Float[Array, ""]]
-
-
-def constant(step: Number, rates: Rates) -> Float[Array, ""]:
-    """Linear warm-up to the peak, then constant."""
-    return _warmed_up(step, rates, rates.peak)
-
-
-def cosine(step: Number, rates: Rates) -> Float[Array, ""]:
-    """Linear warm-up to the peak, then half a cosine down to the final rate (arXiv:1608.03983)."""
-    share = 0.5 * (1 + jnp.cos(jnp.pi * _progress(step, rates)))
-    return _warmed_up(step, rates, rates.peak * ((1 - rates.final) * share + rates.final))
-
-
-def exponential(step: Number, rates: Rates) -> Float[Array, ""]:
-    """Linear warm-up to the peak, then an exponential decay to the final rate."""
-    rate = jnp.maximum(rates.final, 1e-6)  # an exponential never reaches zero
-    return _warmed_up(step, rates, rates.peak * jnp.power(rate, _progress(step, rates)))
-
-
-def _progress(step: Number, rates: Rates) -> Float[Array, ""]:
-    """The share of the steps between warm-up and horizon that are done."""
-    span = jnp.maximum(rates.horizon - rates.warmup, 1)
-    return jnp.clip(step - rates.warmup, 0, span) / span
-
-
-def _warmed_up(step: Number, rates: Rates, after: Number) -> Float[Array, ""]:
-    """A straight line from 0 to the peak, then ``after``."""
-    rising = rates.peak - rates.peak * (1 - step / jnp.maximum(rates.warmup, 1))
-    return jnp.where(jnp.asarray(step) < rates.warmup, rising, after)
-
-
-SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "exponential": exponential}
-
-
-def make_schedule(name: str, *, lr: float, warmup: int, horizon: int, final: float) -> optax.Schedule:
-    """The learning rate as a function of the step; decay ends at step ``horizon``.
-
-    Example:
-        >>> rate = jaxgen.make_schedule("cosine", lr=1e-3, warmup=10, horizon=100, final=0.1)
-        >>> [round(float(rate(step)), 6) for step in (0, 10, 100)]
-        [0.0, 0.001, 0.0001]
-    """
-    warmup, horizon = check_int("The warm-up", warmup, 0), check_int("The horizon", horizon, 0)
-    for rate in (lr, final):
-        check_kind("make_schedule", rate, Real | jax.Array | np.ndarray, "a number")
-    rates = Rates(lr, min(warmup, max(horizon - 1, 0)), horizon, final)
-    schedule = SCHEDULES[choose(name, SCHEDULES, "schedule")]
-    return lambda step: schedule(step, rates)
 
 
 def scale_by_rates(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
@@ -240,13 +279,23 @@ def make_optimizer(
     schedule: optax.Schedule | str,
     *,
     clip: float = 1.0,
-    options: dict[str, PyTree] | None = None,
+    options: Mapping[str, float] | None = None,
     kinds: Kinds = (),
+    schedule_options: Mapping[str, float] | None = None,
+    average: str | None = None,
+    average_options: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """Clip the gradient to the global norm ``clip`` (0: never), apply the named rule, and scale by the schedule.
 
-    ``schedule`` is a function of the step, or the name of a schedule; each update then takes an argument ``rates``.
-    ``kinds`` are those of ``param_kinds``; without them, parameters have their kinds by their names.
+    Args:
+        name: a name in ``OPTIMIZERS``.
+        schedule: a function of the step, or the name of a schedule; each update then takes an argument ``rates``.
+        clip: the largest norm.
+        options: those of the optimizer, and those that all have (``SharedOptions``).
+        kinds: those of ``param_kinds``; without them, parameters have their kinds by their names.
+        schedule_options: those of a named schedule.
+        average: a name in ``AVERAGES``: the state is then ``Averaged``. None: there is no average.
+        average_options: those of the average.
 
     Example:
         >>> optimizer, params = jaxgen.make_optimizer("adamw", 1e-3), {"w": jnp.zeros(2)}
@@ -255,13 +304,42 @@ def make_optimizer(
         -0.001
     """
     kind = OPTIMIZERS[choose(name, OPTIMIZERS, "optimizer")]
-    options = {} if options is None else check_kind("make_optimizer", options, Mapping, "options as a dictionary")
-    check_options(kind, options, f"optimizer {name!r}")
+    own, shared = _split_options(kind, name, options)
+    rule, more = kind(**own), SharedOptions(**shared)
     check_kind("make_optimizer", clip, Real, "a number as clip; 0 never clips")
     first = [optax.clip_by_global_norm(clip)] if clip > 0 else []
+    rate: Callable[..., Number]
     if isinstance(schedule, str):
-        last: optax.GradientTransformation = scale_by_rates(SCHEDULES[choose(schedule, SCHEDULES, "schedule")])
+        named = named_schedule(schedule, schedule_options)
+        rate, last = (lambda step, rates, **_: named(step, rates)), scale_by_rates(named)
     else:
         check_kind("make_optimizer", schedule, Callable | Real | jax.Array, "a schedule: its name or a function")
-        last = optax.scale_by_learning_rate(schedule)
-    return optax.chain(*first, kind(**options).transform(kinds), last)
+        function = schedule if callable(schedule) else optax.constant_schedule(schedule)
+        rate, last = (lambda step, **_: function(step)), optax.scale_by_learning_rate(schedule)
+    optimizer = optax.chain(*first, *more.before(), rule.transform(kinds), *more.after(), last)
+    averages = getattr(kind, "averages", False)
+    if averages and isinstance(schedule, str) and schedule != "constant":
+        raise UsageError(f"--schedule {schedule} does not fit {name}, which needs no decay: give --schedule constant.")
+    if hasattr(rule, "wrap"):
+        optimizer = rule.wrap(optimizer, rate)
+    if average is None:
+        return optimizer
+    if averages:
+        raise UsageError(f"The optimizer {name} averages the weights itself: leave out --average {average}.")
+    return with_average(optimizer, named_average(average, average_options))
+
+
+def _split_options(
+    kind: type, name: str, options: Mapping[str, float] | None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The options of the optimizer ``kind`` itself, and those that all have. Raises ``UsageError`` for others."""
+    options = {} if options is None else check_kind("make_optimizer", options, Mapping, "options as a dictionary")
+    mine = {field.name for field in fields(kind)} if is_dataclass(kind) else set()
+    all_have = {field.name for field in fields(SharedOptions)}
+    if unknown := sorted(set(options) - mine - all_have):
+        raise UsageError(
+            f"The optimizer {name!r} has no option {', '.join(map(repr, unknown))}. Its options are: "
+            f"{', '.join(sorted(mine)) or 'none'}; those of every optimizer: {', '.join(sorted(all_have - mine))}."
+        )
+    shared = {option: value for option, value in options.items() if option not in mine}
+    return {option: value for option, value in options.items() if option in mine}, shared

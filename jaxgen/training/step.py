@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Float, Int, PyTree
 
 from jaxgen.cells.noise import is_recurrent
-from jaxgen.training.optimizer import Rates
+from jaxgen.training.collectives import sum_over_devices
+from jaxgen.training.schedules import Rates
 from jaxgen.training.task import Task, Totals
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
 from jaxgen.types import Array, Carry, Key, Objective, Params, RowKeys
@@ -163,10 +163,10 @@ def train_step(
         carry, sums = sums_of(*parts) if accumulate == 1 else _in_turn(sums_of, parts, accumulate, axis)
     weight, nll, count, grads = sums
     if axis is not None:
-        weight, nll, count, grads = _summed((weight, nll, count, grads), axis)
+        weight, nll, count, grads = sum_over_devices((weight, nll, count, grads), axis)
     share = 1 / jnp.maximum(weight, 1.0)
     grads = jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
-    given = {} if rates is None else {"rates": rates}
+    given = {"axis": axis} if rates is None else {"axis": axis, "rates": rates}
     updates, opt_state = optax.with_extra_args_support(optimizer).update(grads, state.opt_state, state.params, **given)
     params = optax.apply_updates(state.params, updates)
     metrics = StepMetrics(nll / jnp.maximum(count, 1.0), optax.tree.norm(grads), count)
@@ -189,13 +189,6 @@ def _in_turn(
 
     sums, carries = lax.scan(add, nothing, parts)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), carries), sums
-
-
-def _summed(tree: PyTree, axis: str) -> PyTree:
-    """The sum over devices, in one all-reduce: on a CPU two in flight can deadlock."""
-    with jax.numpy_dtype_promotion("standard"):  # several types become the widest
-        flat, restore = ravel_pytree(tree)
-    return restore(lax.psum(flat, axis))
 
 
 def train_steps(
@@ -254,4 +247,4 @@ def train_steps(
 def eval_step(task: Task, params: Params, carry: Carry, batch: PyTree, axis: str | None = None) -> tuple[Carry, Totals]:
     """The carry after an evaluation batch and its totals. ``axis`` as in ``train_step``."""
     carry, totals = task.evaluate(params, carry, batch)
-    return carry, totals if axis is None else _summed(totals, axis)
+    return carry, totals if axis is None else sum_over_devices(totals, axis)

@@ -23,7 +23,7 @@ from jaxgen.trainer.callbacks import Note
 from jaxgen.trainer.evaluate import build_rates
 from jaxgen.trainer.progress_state import MAX_ROLLBACKS
 from jaxgen.trainer.run import resume, start
-from jaxgen.training.optimizer import SCHEDULES
+from jaxgen.training.schedules import SCHEDULES
 
 from .fault import Fault
 

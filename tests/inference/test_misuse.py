@@ -122,18 +122,41 @@ def test_no_prompt_is_an_empty_one(tiny):
 
 
 def test_messages_name_settings_outside_of_commands_and_flags_in_them(monkeypatch):
-    text = "--final-lr 0.1 of '--x' in a--b: see `train.py --run R`, or give --on-nan rollback or `--resume auto`."
+    text = (
+        "--final-lr 0.1 of '--x' in a--b: see `train.py --run R`, give --on-nan rollback, a --lr, or `--resume auto`, "
+        "call `python train.py classify --run 'a b' --resume auto --steps 9 --plugin c.py`, or take --run DIR."
+    )
     with errors.show_flags():
         assert str(UsageError(text)) == text
         assert Note(text).text == text
     monkeypatch.setattr(errors, "_flags_are_shown", False)
-    named = "final_lr 0.1 of '--x' in a--b: see `train.py --run R`, or give on_nan rollback or `jaxgen.resume`."
+    named = (
+        "final_lr=0.1 of '--x' in a--b: see `train.py --run R`, give on_nan='rollback', a lr, or `resume=True`, "
+        "call `jaxgen.train(task='classify', run='a b', resume=True, steps=9)`, or take run=DIR."
+    )
     assert str(UsageError(text)) == named
     assert Note(text).text == named
     with pytest.raises(JaxgenError) as refused:
         LanguageConfig(batch_size=0, final_lr=0.1, schedule="constant")
     assert "batch_size is 0" in str(refused.value)
     assert "--" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "near"),
+    [
+        ("/temp", ["/stop", "/temperature"], "/temperature"),
+        ("/nope", ["/new", "/stop", "/pick"], None),
+        ("--nope", ["--stop", "--no-plot"], None),
+        ("--hiden", ["--hidden", "--help"], "--hidden"),
+        ("ltsm", ["gru", "lstm"], "lstm"),
+        ("resume", ["preset"], None),
+        ("LSTM", ["gru", "lstm"], "lstm"),
+        ("", ["lstm"], None),
+    ],
+)
+def test_only_names_that_were_probably_meant_are_suggested(given, known, near):
+    assert errors.near_name(given, known) == near
 
 
 def test_samplers_and_scorers_can_be_pickled(tiny):

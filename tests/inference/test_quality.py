@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import pytest
 
 from jaxgen.errors import UsageError
 from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.quality import (
     CopiedSpan,
     ReferenceData,
@@ -190,7 +190,8 @@ def test_the_texts_of_a_run_are_read_as_its_model_would_write_them(tmp_path):
     config = validate(LanguageConfig, {"data": str(tmp_path / "data.txt"), "level": "byte", "val_fraction": 0.5})
     data = prepare(config.data, level="byte", val_fraction=0.5)
     identity = {"name": data.name, "sha256": data.sha256}
-    reference = ReferenceData.of_run(SimpleNamespace(config=config, resolved={"data": identity}, data_folders=[]))
+    resolved = {"data": identity, "data_folders": []}
+    reference = ReferenceData.of_run(LoadedRun(None, config, resolved, config.reading, data.tokenizer, None))
     assert reference == ReferenceData(["café \ufffd" * 5], ["café \ufffd" * 5])
     assert reference.words == {"café"}
     assert data.tokenizer.decode(data.train.ids) == reference.train[0]

@@ -97,6 +97,35 @@ def test_predictions_read_whole_files_where_most_texts_had_several_lines(tmp_pat
     assert folders.resolved()["whole_files"] is True
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("t.csv", "id,Text,label\n1,yes,a\n2,no,b\n3,yes,a\n4,no,b\n"),
+        ("t.csv", "class;sentence\na;yes\nb;no\na;yes\nb;no\n"),
+        ("t.tsv", "review\tstars\nyes\ta\nno\tb\nyes\ta\nno\tb\n"),
+        (
+            "t.jsonl",
+            "".join(f'{{"label": "{label}", "text": "{text}"}}\n' for text, label in [("yes", "a"), ("no", "b")] * 2),
+        ),
+    ],
+)
+def test_columns_with_usual_names_are_found(tmp_path, name, written):
+    path = tmp_path / name
+    path.write_text(written)
+    with pytest.warns(UserWarning, match="is the text"):
+        data = load(str(path), text_column=None, label_column=None)
+    assert data.raw.train.columns == (["yes", "no"] * 2, ["a", "b"] * 2)
+    assert data.resolved()["whole_files"] is False
+
+
+@pytest.mark.parametrize("header", ["yes,no", "subject,text,body,label", "text,text,label", "text"])
+def test_the_first_row_is_shown_where_columns_are_not_found(tmp_path, header):
+    path = tmp_path / "t.csv"
+    path.write_text(header + "\nyes,a,b,c\n")
+    with pytest.raises(UsageError, match=repr(header.split(",")[0])):
+        load(str(path), text_column=None, label_column=None, val_data=None)
+
+
 def codec(tokenizer=None, lower=False, max_length=5):
     return ClassifyCodec(tokenizer or CharTokenizer.train(["abcdef"]), LABELS, lower, max_length)
 

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxgen.cells import GRU, MinGRU
 from jaxgen.models import GriffinBlock, LanguageModel
 from jaxgen.tasks.language.objective import LanguageTask
+from jaxgen.training.collectives import share_work, sum_over_devices
 from jaxgen.training.data_parallel import (
     data_parallel_size,
     make_mesh,
@@ -23,7 +24,7 @@ from jaxgen.training.data_parallel import (
     unreplicate,
 )
 from jaxgen.training.optimizer import make_optimizer
-from jaxgen.training.step import _summed, create_state, eval_step, train_steps
+from jaxgen.training.step import create_state, eval_step, train_steps
 from jaxgen.types import Batch
 
 V, B, T, K = 7, 4, 5, 3
@@ -100,7 +101,7 @@ def test_a_step_exchanges_once():
 
 def test_numbers_of_several_types_are_summed_in_one_exchange_and_keep_their_types():
     def total(tree):
-        return _summed(jax.tree.map(lambda a: jax.lax.pcast(a, "rows", to="varying"), tree), "rows")
+        return sum_over_devices(jax.tree.map(lambda a: jax.lax.pcast(a, "rows", to="varying"), tree), "rows")
 
     whole = jax.sharding.PartitionSpec()
     summed = jax.jit(jax.shard_map(total, mesh=make_mesh(2), in_specs=whole, out_specs=whole))
@@ -111,6 +112,27 @@ def test_numbers_of_several_types_are_summed_in_one_exchange_and_keep_their_type
     assert {name: leaf.dtype.name for name, leaf in got.items()} == {"a": "bfloat16", "b": "float32"}
     np.testing.assert_array_equal(got["a"].astype(jnp.float32), [0, 2, 4])
     np.testing.assert_allclose(got["b"], 0.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_each_device_does_a_part_of_shared_work_and_has_all_results(number):
+    def results(x):
+        return share_work([partial(jnp.multiply, x, i + 1) for i in range(number)], range(number), "rows")
+
+    whole = jax.sharding.PartitionSpec()
+    shared = jax.jit(jax.shard_map(results, mesh=make_mesh(2), in_specs=whole, out_specs=whole))
+    x = jnp.arange(3.0)
+    np.testing.assert_array_equal(shared(x), [(i + 1) * x for i in range(number)])
+    assert shared.lower(x).as_text().count("stablehlo.multiply") == number
+
+
+def test_two_devices_share_the_matrices_of_muon_and_take_the_steps_of_one():
+    task, optimizer = TASKS["lstm"], make_optimizer("muon", optax.constant_schedule(0.1), options={"refresh": 2})
+    state = jax.jit(partial(create_state, task, optimizer, rows=B))(KEY)
+    alone = jax.jit(partial(train_steps, task, optimizer))(KEY, state, batches(), K)
+    steps = jax.jit(shard_train_steps(task, optimizer, make_mesh(2)))
+    together = steps(KEY, shard_state(make_mesh(2), state), batches(), K)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), host(together), host(alone))
 
 
 def test_two_devices_evaluate_as_one():

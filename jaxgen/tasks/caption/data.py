@@ -16,6 +16,7 @@ from pydantic import Field, PositiveInt, Strict, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, ProgressReporter, expand_path, local_path, read_bytes
+from jaxgen.data.in_memory import data_name
 from jaxgen.data.tables import HEADERS, FirstRow, shared_files_notes
 from jaxgen.errors import DataError, UsageError, listed
 from jaxgen.fsutil import STRICT, replace_file
@@ -321,7 +322,7 @@ def _read(data: Sequence[str], captions: str | None, config: CaptionConfig, watc
     if len(data) != 1:
         raise UsageError(
             f"Captioned images are one folder or one .npz file of features, but {len(data)} were given: "
-            f"{' '.join(data)}. Name the captions file with --captions."
+            f"{data_name(data)}. Name the captions file with --captions."
         )
     place = expand_path(data[0])
     if not place.exists():
@@ -378,7 +379,7 @@ class CaptionData(Seq2SeqData):
     Config: ClassVar[type[TrainConfig]] = CaptionConfig
     Objective: ClassVar[Any] = CaptionTask
     Codec: ClassVar[type[CaptionCodec]] = CaptionCodec
-    METRIC: ClassVar[Metric] = Metric("val_cider", higher_is_better=True, label="CIDEr-D (of 10)")
+    METRIC: ClassVar[Metric] = Metric("val_cider", higher_is_better=True, label="CIDEr-D (of 10)", most=10)
     UNIT: ClassVar[str] = "images"
 
     read = staticmethod(read_captioned)

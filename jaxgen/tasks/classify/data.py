@@ -24,7 +24,21 @@ from jaxgen.data.files import (
     file_identity,
     find_paths,
 )
-from jaxgen.data.tables import HEADERS, Column, Labelled, Table, read_table, shared_files_notes, without_empty
+from jaxgen.data.in_memory import data_name
+from jaxgen.data.tables import (
+    HEADERS,
+    LABEL_NAMES,
+    TEXT_NAMES,
+    Column,
+    Labelled,
+    Table,
+    read_first_row,
+    read_table,
+    shared_files_notes,
+    shown_first_row,
+    usual_column,
+    without_empty,
+)
 from jaxgen.errors import DataError, UsageError, counted, listed
 from jaxgen.fsutil import STRICT, replace_file
 from jaxgen.metrics import classification_metrics, confusion_lines, confusion_text
@@ -87,12 +101,14 @@ class ClassifyConfig(RowsConfig):
     in_data: ClassVar[Group] = Group("Data")
     data: Names = ("stdlib-packages",)
     """Built-in set (stdlib-packages; copying, selective-copying, recall, parity, modular-sum), named set (ag_news),
-    CSV, TSV or JSONL files or URLs (.gz too) with --text-column and --label-column, or a folder with a subfolder of
+    CSV, TSV or JSONL files or URLs (.gz too) with a column of texts and one of labels, or a folder with a subfolder of
     texts for each label."""
     text_column: Names | None = None
-    """Columns with the text, by name or by position from 1; several are joined by spaces."""
+    """Columns with the text, by name or by position from 1; several are joined by spaces. Default: the one with a usual
+    name, such as text or sentence."""
     label_column: str | None = None
-    """Column with the label, by name or by position from 1."""
+    """Column with the label, by name or by position from 1. Default: the one with a usual name, such as label or
+    class."""
 
     in_training: ClassVar[Group] = Group("Training")
     token_dropout: Fraction = 0.0
@@ -220,9 +236,18 @@ def _read(data: Sequence[str], config: ClassifyConfig, watch: ProgressReporter) 
         for spec in data:
             if spec not in NAMED:
                 find_paths(spec, LABELLED_SETS, watch)  # data that do not exist are the first thing to report
-        raise UsageError(
-            f"Which columns of {' '.join(data)} hold the text and the label? Name both with --text-column and "
-            "--label-column, by name or by position from 1. Or give a folder with a folder of texts for each label."
+        row = read_first_row(data)
+        text, label = text_columns or usual_column(row, TEXT_NAMES), label_column or usual_column(row, LABEL_NAMES)
+        if text is None or label is None:
+            raise UsageError(
+                f"Which columns of {data_name(data)} hold the text and the label?{shown_first_row(row)} Name both with "
+                "--text-column and --label-column, by name or by position from 1. Or give a folder with a folder of "
+                "texts for each label."
+            )
+        text_columns, label_column = (text,) if isinstance(text, str) else text, label
+        watch.note(
+            f"Columns of {data_name(data)}: {' '.join(text_columns)!r} is the text, {label!r} the label; --text-column "
+            "and --label-column choose others."
         )
     flags = Column(text_columns, "--text-column"), Column((label_column,), "--label-column", numbers=True)
     rows = read_table(data, flags, HEADERS[config.header] if known is None else known.header, watch)
@@ -286,7 +311,7 @@ class ClassifyData(RowsData):
     Config: ClassVar[type[TrainConfig]] = ClassifyConfig
     Objective: ClassVar[Any] = ClassifyTask
     Codec: ClassVar[type[ClassifyCodec]] = ClassifyCodec
-    METRIC: ClassVar[Metric] = Metric("val_accuracy", higher_is_better=True, label="accuracy (share of texts)")
+    METRIC: ClassVar[Metric] = Metric("val_accuracy", higher_is_better=True, label="accuracy (share of texts)", most=1)
     UNIT: ClassVar[str] = "texts"
     TARGET: ClassVar[str] = "text"
 
@@ -347,8 +372,10 @@ class ClassifyData(RowsData):
     @property
     def has_whole_files(self) -> bool:
         """As in other tasks; also whether texts were files in folders."""
-        config, (name, *_) = self.config, self.config.data
-        from_folders = config.text_column is None and name not in LABELLED_SETS and name not in NAMED
+        config = self.config
+        from_folders = (
+            config.text_column is None and config.label_column is None and expand_path(config.data[0]).is_dir()
+        )
         return from_folders or super().has_whole_files
 
     def model_options(self) -> dict[str, Any]:

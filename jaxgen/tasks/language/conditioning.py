@@ -15,7 +15,18 @@ from pydantic import BeforeValidator, Strict, model_validator
 
 from jaxgen.data.datasets import BUILTIN, NAMED, NamedSet
 from jaxgen.data.files import NO_PROGRESS, ProgressReporter
-from jaxgen.data.tables import Column, FirstRow, Table, capitalized, read_table
+from jaxgen.data.in_memory import data_name
+from jaxgen.data.tables import (
+    TEXT_NAMES,
+    Column,
+    FirstRow,
+    Table,
+    capitalized,
+    read_first_row,
+    read_table,
+    shown_first_row,
+    usual_column,
+)
 from jaxgen.errors import DataError, UsageError, choose, listed
 from jaxgen.fsutil import STRICT, load_strict
 from jaxgen.tasks.labels import check_known, distinct_labels, label_names
@@ -86,9 +97,14 @@ def read_conditioning_columns(
     named = NAMED.get(specs[0]) if len(specs) == 1 else None
     text_column = text_column or (named.text_column if named else None)
     if text_column is None:
-        raise UsageError(
-            f"Which column of {' '.join(specs)} has the text? Give --text-column, by name or by position from 1."
-        )
+        row = read_first_row(specs)
+        text_column = usual_column(row, TEXT_NAMES)
+        if text_column is None:
+            raise UsageError(
+                f"Which column of {data_name(specs)} has the text?{shown_first_row(row)} Give --text-column, by name "
+                "or by position from 1."
+            )
+        watch.note(f"Columns of {data_name(specs)}: {text_column!r} is the text; --text-column chooses another.")
     labels_of = [] if label_column is None else [label_column]
     columns = [Column((text_column,), "--text-column")]
     columns += [Column((name,), "--label-column", numbers=True) for name in labels_of]

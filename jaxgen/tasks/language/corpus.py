@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxgen.data.batches import Tokens, permutation
 from jaxgen.data.datasets import NAMED
-from jaxgen.data.files import NO_PROGRESS, ProgressCounter, ProgressReporter, read_lines, track
+from jaxgen.data.files import NO_PROGRESS, FilesDigest, ProgressCounter, ProgressReporter, read_lines, track
 from jaxgen.data.sources import CompactStrings, TextSource, TextStream, open_texts
 from jaxgen.data.tables import (
     HEADERS,
@@ -37,7 +37,7 @@ from jaxgen.tasks.language.conditioning import ConditionedTexts, Conditioning, R
 from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.text import Text, in_pieces, lines_with_ends
 from jaxgen.tokenizers import TOKENIZERS
-from jaxgen.tokenizers.base import EOS, Encoded, Tokenizer, encode_pieces, evenly
+from jaxgen.tokenizers.base import EOS, Encoded, Tokenizer, encode_pieces, evenly, text_bytes
 
 #: Characters that are encoded at once, which bounds the memory needed besides the tokens.
 PIECE = 1 << 18
@@ -49,7 +49,8 @@ LARGE = 1 << 25
 class TextSplits:
     """The training and validation texts before tokenization: documents, or one running text.
 
-    ``train_known`` and ``val_known`` are the labels and numbers of the documents, if such columns were read.
+    ``holdout`` are the texts that ``--holdout`` keeps from training. ``train_known``, ``val_known`` and
+    ``holdout_known`` are the labels and numbers of the documents, if such columns were read.
     ``has_validation`` is whether validation texts are required. ``line_ends`` counts the CR LF and CR that were read as
     LF, ``first_rows`` are those of tables that may be headers. The other fields are those of ``LanguageCorpus``.
     """
@@ -63,6 +64,8 @@ class TextSplits:
     documents: str | None
     train_known: RowMetadata | None = None
     val_known: RowMetadata | None = None
+    holdout: Sequence[str | TextStream] = ()
+    holdout_known: RowMetadata | None = None
     has_validation: bool = True
     line_ends: int = 0
     first_rows: tuple[FirstRow, ...] = ()
@@ -78,21 +81,31 @@ class TextSplits:
         self.check()
         return train, val
 
+    def holdout_sha256(self) -> str | None:
+        """Returns the digest of the held-out text in UTF-8; None without one. Of documents, that of their digests."""
+        digests = []
+        for text in self.holdout:
+            digest = hashlib.sha256()
+            for piece in in_pieces(text):
+                digest.update(text_bytes(piece))
+            digests.append(digest.digest())
+        return FilesDigest(digests).hexdigest() if digests else None
+
     def check(self) -> None:
         """Raises ``DataError`` if a file changed since it was first read; call it after the last reading."""
-        for text in (*self.train[:1], *self.val[:1]):  # running text is one text
+        for text in (*self.train[:1], *self.val[:1], *self.holdout[:1]):  # running text is one text
             if isinstance(text, TextStream):
                 text.check()
 
 
 @dataclass(frozen=True)
 class LanguageCorpus:
-    """A tokenizer and the two splits it encoded; its vocabulary comes from ``train`` alone.
+    """A tokenizer and the splits it encoded; its vocabulary comes from ``train`` alone.
 
-    ``sha256`` is the ``FilesDigest`` of the data, ``val_sha256`` that of the validation data (None when they were
-    held out of the data). ``documents`` is the way the texts were cut (layout ``documents``, else None).
-    ``conditioning`` turns the labels and numbers of the documents into the ``conditions`` of the splits. ``header`` is
-    the ``header_decision`` of tables.
+    ``holdout`` and the digest of its text are those of ``--holdout``, else None. ``sha256`` is the ``FilesDigest`` of
+    the data, ``val_sha256`` that of the validation data (None when they were held out of the data). ``documents`` is
+    how the texts were cut (layout ``documents``, else None). ``conditioning`` turns the labels and numbers of the
+    documents into the ``conditions`` of the splits. ``header`` is the ``header_decision`` of tables.
     """
 
     tokenizer: Tokenizer
@@ -105,6 +118,8 @@ class LanguageCorpus:
     val: Tokens
     conditioning: Conditioning | None = None
     header: str | None = None
+    holdout: Tokens | None = None
+    holdout_sha256: str | None = None
 
     def __repr__(self) -> str:
         sizes = f"{self.train.ids.size:,} tokens for training, {self.val.ids.size:,} for validation"
@@ -123,6 +138,7 @@ def prepare(
     documents: str | None = None,
     val_fraction: float = VAL_FRACTION,
     val_data: Sequence[str] | None = None,
+    holdout: float = 0.0,
     label_column: str | None = None,
     feature_columns: Sequence[str] = (),
     conditioning: Conditioning | None = None,
@@ -146,6 +162,7 @@ def prepare(
         documents: How texts are cut into documents: by ``line``, ``blank-line``, ``file`` or ``row``.
         val_fraction: Share of the data held out: the tail of each file of running text, documents at random. 0: none.
         val_data: Validation data of their own, instead of holding some out.
+        holdout: Share of the training data to keep from training too, as ``LanguageCorpus.holdout``.
         label_column: Column with the label of each document; every row of a table is then a document.
         feature_columns: Columns with numbers, likewise.
         conditioning: Encodes labels and numbers; by default it is fitted to the training split.
@@ -169,6 +186,7 @@ def prepare(
         "data": specs,
         "val_data": tuple(map(str, val_data)) if val_data else None,
         "val_fraction": None if val_data or val_fraction == 0 else val_fraction,
+        "holdout": holdout or None,
         "level": level if tokenizer is None else tokenizer.kind,
         "newlines": newlines,
         "text_column": text_column,
@@ -202,18 +220,26 @@ def encode_splits(
         tokenizer = TOKENIZERS[config.level].train(texts, **tokenizer_options(config))
     for note in header_notes(splits.first_rows):
         watch.note(note)
-    encoded = []
-    for texts_of_split, known in ((splits.train, splits.train_known), (splits.val, splits.val_known)):
-        tokens = encode_split(tokenizer, texts_of_split, splits.layout, watch)
-        if known is not None and conditioning is not None:
-            tokens = replace(tokens, conditions=conditioning.encode(known))
-        encoded.append(tokens)
+
+    def encode(texts: Sequence[str | TextStream], known: RowMetadata | None) -> Tokens:
+        tokens = encode_split(tokenizer, texts, splits.layout, watch)
+        if known is None or conditioning is None:
+            return tokens
+        return replace(tokens, conditions=conditioning.encode(known))
+
+    train, val = encode(splits.train, splits.train_known), encode(splits.val, splits.val_known)
+    holdout = encode(splits.holdout, splits.holdout_known) if splits.holdout else None
+    holdout_sha256 = splits.holdout_sha256()
     splits.check()
-    train, val = encoded
     if splits.has_validation and val.ids.size < 2:
         raise DataError(
             f"The validation split has {counted(val.ids.size, 'token')}, but at least 2 are needed. Give more text, "
             "a larger validation fraction, or a validation file with --val-data."
+        )
+    if config.holdout is not None and (holdout is None or holdout.ids.size < 2):
+        raise DataError(
+            f"--holdout {config.holdout:g} keeps {counted(0 if holdout is None else holdout.ids.size, 'token')} from "
+            "training, but at least 2 are needed. Give more text, or a larger share."
         )
     return LanguageCorpus(
         tokenizer=tokenizer,
@@ -226,6 +252,8 @@ def encode_splits(
         val=val,
         conditioning=conditioning,
         header=header_decision(splits.first_rows),
+        holdout=holdout,
+        holdout_sha256=holdout_sha256,
     )
 
 
@@ -249,7 +277,7 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
         tables = [table, val_table] if val_table else [table]
         _note_shared_files(table.files, val_table.files if val_table else (), watch)
         line_ends, first_rows = sum(each.line_ends for each in tables), sum((each.first_rows for each in tables), ())
-        splits = _split_conditioned(table, val_table, fraction, config.seed)
+        splits = _split_conditioned(table, val_table, fraction, config.holdout, config.seed)
         return replace(splits, has_validation=validation, line_ends=line_ends, first_rows=first_rows)
 
     documents, layout = config.documents, config.layout
@@ -267,20 +295,21 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
     held_out = read(val_data) if val_data else None
     if layout is None:
         layout = "documents" if documents is not None or source.by_row else "stream"
-    train: Sequence[str | TextStream]
-    val: Sequence[str | TextStream]
+    parts: Sequence[Sequence[str | TextStream]]
     if layout == "documents":
         cut = documents or _default_documents(source)
-        train, val = _documents(source, held_out, cut, fraction, config.seed)
+        parts = _documents(source, held_out, cut, fraction, config.holdout, config.seed)
     else:
         cut = None
-        train, val = _running(source, held_out, fraction, watch)
+        parts = _running(source, held_out, fraction, config.holdout, watch)
+    train, val, kept = parts
     val_sha256 = None if held_out is None else held_out.sha256
     sources = [source, held_out] if held_out else [source]
     _note_shared_files(source.digests, held_out.digests if held_out else (), watch)
     line_ends, first_rows = sum(each.line_ends for each in sources), sum((each.first_rows for each in sources), ())
     about = source.name, source.sha256, val_sha256, layout, cut
-    return TextSplits(train, val, *about, has_validation=validation, line_ends=line_ends, first_rows=first_rows)
+    splits = TextSplits(train, val, *about, holdout=kept)
+    return replace(splits, has_validation=validation, line_ends=line_ends, first_rows=first_rows)
 
 
 def _own_validation(config: LanguageConfig) -> tuple[str, ...] | None:
@@ -295,36 +324,47 @@ def _note_shared_files(train: Sequence[bytes], held_out: Sequence[bytes], watch:
 
 
 def _running(
-    source: TextSource, held_out: TextSource | None, val_fraction: float, watch: ProgressReporter
-) -> tuple[Sequence[TextStream], Sequence[TextStream]]:
-    """Splits running text, of several files each: one training text and at most one validation text."""
+    source: TextSource,
+    held_out: TextSource | None,
+    val_fraction: float,
+    holdout: float | None,
+    watch: ProgressReporter,
+) -> tuple[Sequence[TextStream], ...]:
+    """Splits running text, each of several files: one training text, and at most one each that validates or is kept."""
     text = TextStream.of(source)
     if held_out is not None:
-        return [text], [TextStream.of(held_out)]
-    train, val = text.cut(1 - val_fraction)
-    if len(source.texts) > 1 and len(val):
-        watch.note(
-            f"The last {100 * val_fraction:g}% of each of the {len(source.texts):,} files of {source.name} validate. "
-            "To hold out whole files, give them as --val-data."
-        )
-    return [train], [val] if len(val) else []
+        train, val = text, TextStream.of(held_out)
+    else:
+        train, val = text.cut(1 - val_fraction)
+        if len(source.texts) > 1 and len(val):
+            watch.note(
+                f"The last {100 * val_fraction:g}% of each of the {len(source.texts):,} files of {source.name} "
+                "validate. To hold out whole files, give them as --val-data."
+            )
+    train, kept = train.cut(1 - (holdout or 0.0))
+    return [train], [val] if len(val) else [], [kept] if len(kept) else []
 
 
 def _documents(
-    source: TextSource, held_out: TextSource | None, cut: str, val_fraction: float, seed: int
-) -> tuple[CompactStrings, CompactStrings]:
+    source: TextSource, held_out: TextSource | None, cut: str, val_fraction: float, holdout: float | None, seed: int
+) -> tuple[CompactStrings, ...]:
     """Splits documents, at random unless there are validation data of their own."""
-    train = split_documents(source.texts, cut)
+    texts = split_documents(source.texts, cut)
     source.check()
-    if held_out is None:
-        train, val = map(train.take, _split_indices(len(train), val_fraction, seed, cut))
-    else:
+    if held_out is not None:
         val = split_documents(held_out.texts, "line" if cut == "row" and not held_out.by_row else cut)
         held_out.check()
-    if not train or (held_out is not None and not val):
-        which = "validation data" if train else "data"
-        raise DataError(f"There is no document with text in the {which} cut by {cut}. Give more text.")
-    return train, val
+        if texts and not val:
+            raise _no_documents("validation data", cut)
+        val_fraction = 0.0
+    train_rows, val_rows, kept_rows = _split_indices(len(texts), val_fraction, holdout, seed, cut)
+    if not texts:
+        raise _no_documents("data", cut)
+    return texts.take(train_rows), texts.take(val_rows) if held_out is None else val, texts.take(kept_rows)
+
+
+def _no_documents(which: str, cut: str) -> DataError:
+    return DataError(f"There is no document with text in the {which} cut by {cut}. Give more text.")
 
 
 def split_documents(texts: Iterable[Text], by: str) -> CompactStrings:
@@ -355,42 +395,65 @@ def _default_documents(source: TextSource) -> str:
     return source.default_documents or ("file" if len(source.texts) > 1 else "line")
 
 
-def _split_indices(count: int, val_fraction: float, seed: int, by: str) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of the training and of the validation documents: the tail of a seeded shuffle, both sorted."""
-    if val_fraction == 0:
+def _split_indices(
+    count: int, val_fraction: float, holdout: float | None, seed: int, by: str
+) -> tuple[np.ndarray, ...]:
+    """The indices of the documents for training, for validation, and of those that are kept from training; sorted.
+
+    The validation documents are the tail of a seeded shuffle. The others that are kept do not depend on the seed, so
+    that runs of several seeds with the same validation data keep the same ones.
+    """
+    train, val = _tail(count, val_fraction, seed, 0, by)
+    rows, kept = _tail(train.size, holdout or 0.0, 0, 1, by)
+    return train[rows], val, train[kept]
+
+
+def _tail(count: int, fraction: float, seed: int, epoch: int, by: str) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of ``count`` documents without the tail of a shuffle, and of that tail, both sorted."""
+    if fraction == 0:
         return np.arange(count), np.arange(0)
     if count < 2:
         raise DataError(
             f"The data cut by {by} has {count} document{'' if count == 1 else 's'} with text, but at "
             "least 2 are needed to hold one out. Cut it in another way with --documents, or give --val-data."
         )
-    held = min(max(1, math.floor(count * val_fraction)), count - 1)
-    order = permutation(count, seed, 0, "split")
+    held = min(max(1, math.floor(count * fraction)), count - 1)
+    order = permutation(count, seed, epoch, "split")
     return np.sort(order[:-held]), np.sort(order[-held:])
 
 
 def _split_conditioned(
-    source: ConditionedTexts, held_out: ConditionedTexts | None, val_fraction: float, seed: int
+    source: ConditionedTexts,
+    held_out: ConditionedTexts | None,
+    val_fraction: float,
+    holdout: float | None,
+    seed: int,
 ) -> TextSplits:
     """Splits rows with labels or numbers at random; at least one text of each label is kept for training."""
     if held_out is not None:
-        parts = source.texts, held_out.texts, source.name, source.sha256, held_out.sha256
-        return TextSplits(*parts, "documents", "row", source.known, held_out.known)
-    train, val = _split_indices(len(source.texts), val_fraction, seed, "row")
-    labels = source.known.labels
-    if labels:
-        seen = {labels[i] for i in train}
-        first = {labels[i]: i for i in reversed(val.tolist()) if labels[i] not in seen}
-        moved = np.array(sorted(first.values()), np.int64)
-        if moved.size and moved.size == val.size:
-            raise DataError(
-                f"Every text of {source.name} that would be held out is the only one of its label, so none is left for "
-                "validation. Give more rows, or check --label-column."
-            )
-        train, val = np.sort(np.concatenate([train, moved])), np.setdiff1d(val, moved)
-    texts, val_texts = ([source.texts[i] for i in which.tolist()] for which in (train, val))
-    known, val_known = (source.known.take(which) for which in (train, val))
-    return TextSplits(texts, val_texts, source.name, source.sha256, None, "documents", "row", known, val_known)
+        val_fraction = 0.0
+    train, val, kept = _split_indices(len(source.texts), val_fraction, holdout, seed, "row")
+    if labels := source.known.labels:
+        for some in (val, kept):
+            seen = {labels[i] for i in train}
+            first = {labels[i]: i for i in reversed(some.tolist()) if labels[i] not in seen}
+            train = np.sort(np.concatenate([train, np.array([*first.values()], np.int64)]))
+        for some in (val, kept):
+            if some.size and np.isin(some, train).all():
+                raise DataError(
+                    f"Every text of {source.name} that would be held out is the only one of its label, so none is "
+                    "left. Give more rows, or check --label-column."
+                )
+        val, kept = np.setdiff1d(val, train), np.setdiff1d(kept, train)
+
+    def part(rows: np.ndarray) -> tuple[list[str], RowMetadata]:
+        return [source.texts[i] for i in rows.tolist()], source.known.take(rows)
+
+    texts, known = part(train)
+    val_texts, val_known = part(val) if held_out is None else (held_out.texts, held_out.known)
+    kept_texts, kept_known = part(kept)
+    about = source.name, source.sha256, None if held_out is None else held_out.sha256, "documents", "row"
+    return TextSplits(texts, val_texts, *about, known, val_known, kept_texts, kept_known)
 
 
 def encode_split(

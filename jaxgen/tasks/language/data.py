@@ -146,7 +146,13 @@ class LanguageData(TaskData):
         return self.units_per_step
 
     def resolved(self) -> dict[str, Any]:
-        return {"has_documents": self.has_documents, "header": self.corpus.header}
+        kept = {} if self.corpus.holdout is None else {"holdout": self._holdout()}
+        return {"has_documents": self.has_documents, "header": self.corpus.header, **kept}
+
+    def _holdout(self) -> dict[str, Any]:
+        """What a run records of the text of --holdout."""
+        holdout = self.corpus.holdout
+        return {"sha256": self.corpus.holdout_sha256, "characters": 0 if holdout is None else holdout.chars}
 
     @property
     def has_documents(self) -> bool:
@@ -155,9 +161,10 @@ class LanguageData(TaskData):
 
     @property
     def batches(self) -> Any:
-        c = self.config
-        how = c.batch_size, c.seq_len, c.seed, c.stride, c.cold_starts
-        return make_batches(self.corpus.layout, self.corpus.train, *how)
+        c, layout = self.config, self.corpus.layout
+        from_preset = layout != "stream" and c.cold_starts == c.preset_value("cold_starts")
+        how = c.batch_size, c.seq_len, c.seed, c.stride, 0.0 if from_preset else c.cold_starts
+        return make_batches(layout, self.corpus.train, *how)
 
     def model_options(self) -> dict[str, Any]:
         chosen = {name: getattr(self.config, name) for name in BUILT_FROM[self.config.model]}
@@ -175,9 +182,10 @@ class LanguageData(TaskData):
             for split, tokens in (("training", train), ("validation", val))
             if tokens.unknown
         ]
+        held = "" if self.corpus.holdout is None else f", {self.corpus.holdout.chars:,} held out"
         return {
             "data": f"{self.corpus.name} (sha256 {self.corpus.sha256[:12]})",
-            "text": f"{train.chars:,} characters to train on, {val.chars:,} to validate",
+            "text": f"{train.chars:,} characters to train on, {val.chars:,} to validate{held}",
             "tokens": f"{self.config.level} level, vocabulary {self.tokenizer.vocab_size:,}, "
             + ", ".join([f"{train.ids.size:,} + {val.ids.size:,} tokens", *unknown]),
             **({} if conditioning is None else conditioning.summary()),
@@ -189,32 +197,40 @@ class LanguageData(TaskData):
         Evaluations that carry the state (``stateful``, and ``val`` unless the layout is windows) divide running text
         among lanes; each but the first is warmed up with up to 256 preceding tokens that are not scored. Documents stay
         whole. ``blind`` evaluates conditioned texts from the mean condition, to show how much the conditions help.
+        ``holdout`` evaluates the text of --holdout as ``val`` does its own.
         """
-        c, val = self.config, self.corpus.val
-        limit = None if final else EVAL_TOKENS
-        rows = max(c.micro_batch_size, EVAL_ROWS)
-        stateful = EvalSet(rows, partial(stream_eval, val, rows, c.seq_len, limit_tokens=limit))
-        if self.has_documents:
-            return {"val": stateful, **(self._blind(rows) if final else {})}
+        val, holdout = self.corpus.val, self.corpus.holdout
         cold = self.corpus.layout == "windows"
-        sets = {"val": self._windows(c.seq_len) if cold else stateful}
-        if final:
-            sets |= {f"windows_{n}": self._windows(n) for n in (64, 256) if val.ids.size > n}
-            sets |= {"stateful": stateful} if cold else {}
-        return sets
+        usual = self._windows if cold else self._stateful
+        if not final:
+            return {"val": self._windows(val) if cold else self._stateful(val, EVAL_TOKENS)}
+        sets = {"val": usual(val)}
+        if holdout is not None and (not cold or holdout.ids.size > self.config.seq_len):
+            sets["holdout"] = usual(holdout)
+        if self.has_documents:
+            return sets | self._blind()
+        sets |= {f"windows_{n}": self._windows(val, n) for n in (64, 256) if val.ids.size > n}
+        return sets | ({"stateful": self._stateful(val)} if cold else {})
 
-    def _blind(self, rows: int) -> dict[str, EvalSet]:
+    @property
+    def _eval_rows(self) -> int:
+        return max(self.config.micro_batch_size, EVAL_ROWS)
+
+    def _blind(self) -> dict[str, EvalSet]:
         conditioning, val = self.corpus.conditioning, self.corpus.val
         if conditioning is None:
             return {}
         everywhere = np.zeros(0 if val.doc_starts is None else val.doc_starts.size, np.uint8)
-        blind = replace(val, conditions=Conditions(everywhere, conditioning.vector()[None]))
-        return {"blind": EvalSet(rows, partial(stream_eval, blind, rows, self.config.seq_len))}
+        return {"blind": self._stateful(replace(val, conditions=Conditions(everywhere, conditioning.vector()[None])))}
 
-    def _windows(self, length: int) -> EvalSet:
-        rows = max(self.config.micro_batch_size, EVAL_ROWS)
+    def _stateful(self, tokens: Tokens, limit: int | None = None) -> EvalSet:
+        rows = self._eval_rows
+        return EvalSet(rows, partial(stream_eval, tokens, rows, self.config.seq_len, limit_tokens=limit))
+
+    def _windows(self, tokens: Tokens, length: int | None = None) -> EvalSet:
+        length, rows = length or self.config.seq_len, self._eval_rows
         count = max(1, WINDOW_TOKENS // length)
-        return EvalSet(rows, partial(window_eval, self.corpus.val, count, length, 0, rows))
+        return EvalSet(rows, partial(window_eval, tokens, count, length, 0, rows))
 
     def report(self, totals: Mapping[str, tuple[float, float]], final: bool = False) -> dict[str, float]:
         """Returns losses per token and per character, of ``val`` also per byte, from (nats, targets) per evaluation.
@@ -226,8 +242,10 @@ class LanguageData(TaskData):
         row = {f"{name}_loss": loss for name, loss in means.items()}
         if "val" in means:
             row |= {**per_unit("val", means["val"], val), "val_unknown": val.unknown}
-        others = {name: loss for name, loss in means.items() if name != "val"}
-        return row | {f"{name}_bpc": per_unit(name, loss, val)[f"{name}_bpc"] for name, loss in others.items()}
+        for name in (name for name in means if name != "val"):
+            text = self.corpus.holdout if name == "holdout" else None
+            row[f"{name}_bpc"] = per_unit(name, means[name], val if text is None else text)[f"{name}_bpc"]
+        return row
 
     def bits_per_char(self, loss: float) -> float:
         """Converts nats per training token to bits per character."""
@@ -281,6 +299,8 @@ class LanguageData(TaskData):
         for name, value in report.items():
             if name.startswith("windows_") and name.endswith("_loss"):
                 rows.append((f"{name.split('_')[1]}-token windows", f"{value:.4f} nats/token, from a zero state"))
+            elif name == "holdout_loss":
+                rows.append(("held out", f"{value:.4f} nats/token, {report['holdout_bpc']:.4f} bits per character"))
             elif name == "stateful_loss":
                 rows.append(("state carried", f"{value:.4f} nats/token"))
             elif name == "blind_loss":

@@ -17,7 +17,19 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxgen.data.datasets import NAMED, fetch
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, FileText, ProgressReporter, file_identity, find_paths
-from jaxgen.data.tables import HEADERS, Column, Pairs, Table, read_table, shared_files_notes, table_kind, without_empty
+from jaxgen.data.in_memory import data_name
+from jaxgen.data.tables import (
+    HEADERS,
+    Column,
+    Pairs,
+    Table,
+    read_first_row,
+    read_table,
+    shared_files_notes,
+    shown_first_row,
+    table_kind,
+    without_empty,
+)
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import STRICT
 from jaxgen.metrics import ORDERS, bleu
@@ -81,7 +93,7 @@ class TranslateConfig(Seq2SeqConfig):
     bidirectional: bool = False
     """Read every source in both directions."""
     tie: bool = False
-    """Use the target's embedding as the output matrix too (needs --embed equal to --hidden)."""
+    """Use the target's embedding as the output matrix too; with --embed unlike --hidden, behind a projection."""
 
     in_training: ClassVar[Group] = Group("Training")
     scheduled_sampling: Fraction = 0.0
@@ -120,8 +132,8 @@ class TranslateConfig(Seq2SeqConfig):
 
     @model_validator(mode="after")
     def _translation_fits(self) -> TranslateConfig:
-        if self.tie and self.embed not in (None, self.hidden):
-            raise ValueError(f"--tie needs --embed equal to --hidden, which are {self.embed} and {self.hidden}")
+        if self.tie and self.embed == 0:
+            raise ValueError("--tie uses the embedding as the output matrix, and --embed 0 is none: leave one out")
         if (self.source_column is None) != (self.target_column is None):
             raise ValueError("--source-column and --target-column go together: give both, or two parallel files")
         check_header(self, "source_column")
@@ -241,8 +253,9 @@ def _read(specs: Sequence[str], config: TranslateConfig, watch: ProgressReporter
     number = len(paths)
     what = "a table" if any(map(table_kind, paths)) else "one file" if number == 1 else f"{number:,} files"
     raise UsageError(
-        f"Pairs cannot be read from {' '.join(specs)}, {what}: give two parallel files, the source first, or a table "
+        f"Pairs cannot be read from {data_name(specs)}, {what}: give two parallel files, the source first, or a table "
         f"with --source-column and --target-column, by name or by position from 1, or one of: {', '.join(sets)}."
+        f"{shown_first_row(read_first_row(specs))}"
     )
 
 
@@ -275,7 +288,7 @@ class TranslateData(Seq2SeqData):
     Config: ClassVar[type[TrainConfig]] = TranslateConfig
     Objective: ClassVar[Any] = TranslateTask
     Codec: ClassVar[type[TranslateCodec]] = TranslateCodec
-    METRIC: ClassVar[Metric] = Metric("val_bleu", higher_is_better=True, label="BLEU (of 100)")
+    METRIC: ClassVar[Metric] = Metric("val_bleu", higher_is_better=True, label="BLEU (of 100)", most=100)
     UNIT: ClassVar[str] = "pairs"
 
     read = staticmethod(read_pairs)
