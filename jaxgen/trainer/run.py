@@ -52,14 +52,16 @@ def choose_devices(config: TrainConfig, load: float, processes: int) -> int:
 
     ``load`` is the number of parameters per token of a batch. Raises ``UsageError`` for numbers that do not divide.
     """
+    rows = config.micro_batch_size
     for number, of in ((processes, f"{processes} processes"), (config.devices or 1, f"--devices {config.devices}")):
-        if config.batch_size % number:
+        if rows % number:
+            micro = f" (--batch-size {config.batch_size}, --accumulate {config.accumulate})" * (config.accumulate > 1)
             raise UsageError(
-                f"A batch of {config.batch_size} rows cannot be spread evenly over {of}: give a --batch-size that the "
+                f"A batch of {rows} rows{micro} cannot be spread evenly over {of}: give a --batch-size that the "
                 "number divides, or take another number."
             )
     if config.devices is None:
-        return processes * data_parallel_size(config.batch_size // processes, jax.local_device_count(), load)
+        return processes * data_parallel_size(rows // processes, jax.local_device_count(), load)
     if config.devices % processes:
         raise UsageError(
             f"--devices {config.devices} cannot be the same number of devices on each of {processes} processes: give "

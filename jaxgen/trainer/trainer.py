@@ -136,7 +136,9 @@ class Trainer:
         self.progress.average |= self._only_average
         self._update_rates()
         self.optimizer = build_optimizer(self.config, self.task)
-        self._train_steps = jitted.jit_train_steps(self.learner, self.optimizer, self.devices, self.inputs.read)
+        self._train_steps = jitted.jit_train_steps(
+            self.learner, self.optimizer, self.devices, self.inputs.read, self.config.accumulate
+        )
         return self
 
     def _update_rates(self) -> None:

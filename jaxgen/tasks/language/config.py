@@ -62,12 +62,12 @@ class LanguageConfig(TrainConfig):
 
     in_data: ClassVar[Group] = Group("Data")
     data: Names = ("python-docs",)
-    """Built-in set (python-docs, python-source), named set (tinyshakespeare, ag_news, multi30k), or files, folders,
-    globs and URLs (.gz too)."""
+    """Built-in set (python-docs, python-source), named set (tinyshakespeare, ptb, ag_news, multi30k), or files,
+    folders, globs and URLs (.gz too)."""
     val_data: Names | None = None
-    """Validation data. Default: the end of the data."""
+    """Validation data. Default: those of the named set if it has any, else the end of the data."""
     val_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
-    """Share of the data held out at the end (documents: at random). Default: 0.1."""
+    """Share of the data held out: the end of each file (documents: at random). Default: 0.1."""
     holdout: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
     """Share of the training text to keep from training, at its end (documents: at random), beside the validation data:
     for weights of a mixture (--mix) and other choices after training. Default: none."""
@@ -86,10 +86,15 @@ class LanguageConfig(TrainConfig):
     level keep."""
     level: str = "char"
     """What a token is."""
+    split_on: Literal["punctuation", "whitespace"] | None = None
+    """What separates words at word level. punctuation (default): marks are tokens of their own. whitespace: the words
+    of the text as they stand, with <unk> as the unknown word and line ends as <eos>, for perplexities as published."""
     vocab_size: VocabSize | None = None
-    """Largest vocabulary at word level (default 20000) and bpe level (default 8192)."""
+    """Largest vocabulary at word level (default 20000, with --split-on whitespace all words) and bpe level (default
+    8192)."""
     min_count: Positive | None = None
-    """Tokens seen less often in the training text become <unk> (word level: default 2; char level: default 1)."""
+    """Tokens seen less often in the training text become <unk> (word level: default 2, with --split-on whitespace
+    1; char level: default 1)."""
     layout: str | None = None
     """stream (default): contiguous lanes, state carried from window to window. windows: shuffled windows from a zero
     state. documents (default for rows of a table): separate texts, each ending with <eos>."""
