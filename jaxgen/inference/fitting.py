@@ -18,8 +18,8 @@ MAX_CHARACTERS = 100_000
 #: Values to try: of one number after the other, each with the best values of those before.
 GRIDS: dict[tuple[str, ...], tuple[float, ...]] = {
     ("adapt", "rate"): (3e-4, 6e-4, 1e-3, 2e-3, 4e-3),
-    ("adapt", "decay"): (0.003, 0.01, 0.03),
-    ("cache", "sharpness"): (0.03, 0.1, 0.3, 1.0),
+    ("adapt", "decay"): (0.001, 0.003, 0.01, 0.03),
+    ("cache", "sharpness"): (0.03, 0.1, 0.3, 1.0, 3.0),
     ("cache", "weight"): (0.02, 0.05, 0.1, 0.2, 0.3),
     ("temperature",): (0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2),
 }

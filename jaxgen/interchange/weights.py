@@ -47,6 +47,11 @@ def export_torch(saved: LoadedRun, params: Params) -> bytes:
         raise UsageError("PyTorch's layers have no labels or features: export this run with --to stablehlo.")
     if config.zoneout:
         raise UsageError("PyTorch's layers have no zoneout (--zoneout): export this run with --to stablehlo.")
+    if config.skip_connections or config.softmaxes > 1 or "output_projection" in params:
+        raise UsageError(
+            "The module has one matrix that reads the last layer, and no --skip-connections, --softmaxes or projection "
+            "(--tie with --embed unlike --hidden): export this run with --to stablehlo."
+        )
     arrays: dict[str, np.ndarray] = {"embedding.weight": np.asarray(params["embedding"])}
     for layer in range(config.layers):
         entries = to_torch(params["stack"][f"cells_{layer}"], kind, layer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from jaxgen.errors import CheckpointError, UsageError, check_kind, choose, to_python
+from jaxgen.errors import CheckpointError, UsageError, check_kind, choose, near_name, to_python
 from jaxgen.fsutil import json_sha256
 from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.groups import Group, groups_of
@@ -322,8 +321,8 @@ def describe_errors(error: ValidationError, kind: type[BaseModel]) -> str:
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    nearest = near_name(name, known)
+    return f" (did you mean {nearest!r}?)" if nearest else ""
 
 
 def _plain(value: Any) -> Any:
