@@ -10,7 +10,6 @@ Cells (``LSTM``, ``GRU``, ``Elman``) are Flax modules with a pure step function;
 Flax's own, over time. ``train_step`` is one optax update as a pure function. The rest is in the submodules.
 """
 
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,8 @@ def __getattr__(name: str) -> Any:
     if name == "__all__":
         return _api_names()
     if name not in ("__version__", *_api_names()):
-        near = get_close_matches(name, _api_names(), n=1)
-        right = _CALLS.get(name) or (f"jaxgen.{near[0]}" if near else None)
+        near = import_module("jaxgen.errors").near_name(name, _api_names())
+        right = _CALLS.get(name) or (f"jaxgen.{near}" if near else None)
         raise AttributeError(f"module 'jaxgen' has no attribute {name!r}" + (f": use {right}" if right else ""))
     return getattr(import_module("jaxgen.api"), name)
 

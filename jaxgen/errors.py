@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
@@ -28,6 +27,8 @@ _FLAGS = re.compile(
     r"""|(?<![\w/.=-])--(?P<flag>[a-z][a-z0-9_-]*)"""
     rf"""(?: (?:(?P<number>[0-9][0-9.e-]*(?<!\.)\b|[A-Z]+\b)|(?P<word>(?:{_VALUES})\b|pretrained:\w+)))?"""
 )
+#: A word of a command as a shell reads it, and a quoted part of one.
+_WORDS, _QUOTED = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+"""), re.compile("""'([^']*)'|"([^"]*)\"""")
 _flags_are_shown = False
 
 
@@ -71,7 +72,7 @@ def _argument(flag: str, value: str) -> str:
 
 def _call(arguments: str) -> str:
     """The call in Python for the command ``python train.py`` with these arguments, without its plugins."""
-    words = shlex.split(arguments)
+    words = [_QUOTED.sub(r"\1\2", word) for word in _WORDS.findall(arguments)]
     task = [repr(words.pop(0))] if len(words) % 2 else []
     pairs = [(flag.removeprefix("--"), value) for flag, value in zip(words[::2], words[1::2]) if flag != "--plugin"]
     values = [(flag, value if re.fullmatch("[0-9.]+|[A-Z]+", value) else repr(value)) for flag, value in pairs]
@@ -147,6 +148,15 @@ class JaxgenWarning(UserWarning):
         return for_caller(super().__str__())
 
 
+def near_name(name: str, known: Iterable[str]) -> str | None:
+    """Returns the known name that was probably meant: one that begins with ``name``, or is spelt almost like it."""
+    plain = {each.lstrip("-/").lower(): each for each in known}
+    given = name.lstrip("-/").lower()
+    longer = sorted((each for each in plain if len(given) > 2 and each.startswith(given)), key=len)
+    found = longer or difflib.get_close_matches(given, plain, n=1, cutoff=0.7)
+    return plain[found[0]] if found else None
+
+
 def choose(name: str, options: Iterable[str], what: str) -> str:
     """Return ``name`` if it is one of ``options``, else raise ``UsageError`` that suggests the nearest.
 
@@ -155,8 +165,8 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
     known = sorted(options)
     if isinstance(name, str) and name in known:
         return name
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    nearest = near_name(str(name), known)
+    hint = f" Did you mean {nearest!r}?" if nearest else ""
     plugin = f" No plugin that is loaded has a class of this name with all methods of a {what}." * (":" in str(name))
     raise UsageError(f"Unknown {what} {name!r}.{hint}{plugin} Choose one of: {', '.join(known)}.")
 

@@ -5,6 +5,7 @@ from jaxgen.cells.base import Affine as Affine
 from jaxgen.cells.base import Cell as Cell
 from jaxgen.cells.base import Form as Form
 from jaxgen.cells.base import Weights as Weights
+from jaxgen.cells.capped_lstm import CappedLSTM
 from jaxgen.cells.elman import Elman, ElmanReLU
 from jaxgen.cells.gla import GLA
 from jaxgen.cells.gru import GRU
@@ -29,6 +30,7 @@ from jaxgen.cells.unroll import unroll_projected as unroll_projected
 
 CELLS: dict[str, type[Cell]] = {
     "attention": Attention,
+    "capped-lstm": CappedLSTM,
     "elman": Elman,
     "elman-relu": ElmanReLU,
     "gla": GLA,

@@ -13,7 +13,7 @@ from jaxgen.cli.common import run_command, write_out
 from jaxgen.cli.flags import load_plugins, parse
 from jaxgen.cli.help import Flag, Help
 from jaxgen.cli.main import COMMANDS, FUNCTIONS, MODULES
-from jaxgen.errors import choose
+from jaxgen.errors import UsageError, choose
 
 DESCRIPTION = """Print a script that completes commands, flags, their values and the folders of runs in a shell.
 
@@ -41,6 +41,8 @@ def completion(args: list[str]) -> None:
     about = "The shell."
     shell = Flag("shell", str, "", about, "SHELL", positional=True, choices=[*SHELLS])
     _, extra = parse(CompletionConfig, args, prog="jaxgen completion", description=DESCRIPTION, extra=[shell])
+    if not extra["shell"]:
+        raise UsageError(f"Which shell? Give one of: {', '.join(SHELLS)}, as in `jaxgen completion bash`.")
     write_out(SHELLS[choose(extra["shell"], SHELLS, "shell")](flags_by_command()))
 
 

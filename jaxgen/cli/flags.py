@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
 import re
@@ -12,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict
 
 from jaxgen.cli.help import Flag, Help, as_typed, type_parts
-from jaxgen.errors import UsageError, choose
+from jaxgen.errors import UsageError, choose, near_name
 from jaxgen.runs.groups import Group, groups_of
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -211,8 +210,8 @@ def read_flags(args: Sequence[str], flags: Sequence[Flag], prog: str = "jaxgen")
 
 def _unknown(flag: str, known: Iterable[str], prog: str) -> str:
     """The message for a flag that does not exist."""
-    nearest = difflib.get_close_matches(_dashed(flag), list(known), n=1)
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    nearest = near_name(_dashed(flag), known)
+    hint = f" Did you mean {nearest}?" if nearest else ""
     return f"There is no flag {flag}.{hint} {_help(prog)} shows all of them."
 
 

@@ -249,6 +249,8 @@ def write_answers(
             line = json_line(answer) if as_json else predictor.codec.line(answer) + "\n"
             truncated += answer.get("cut", 0) > 0
         write_out(line, flush=flush)
+    if not total:
+        log("There is no input to answer: what was given is empty.")
     if truncated:
         s, were = ("", "was") if truncated == 1 else ("s", "were")
         log(f"{truncated:,} input{s} {were} longer than the model can read: the rest was left out.")

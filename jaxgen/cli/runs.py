@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxgen.cli.common import log, run_command, write_out
+from jaxgen.cli.common import log, one_line, run_command, write_out
 from jaxgen.cli.flags import Flag, Needs, check_flags, load_plugins, parse
 from jaxgen.errors import CheckpointError, UsageError, counted
 
@@ -126,7 +126,7 @@ def show(found: Sequence[Mapping[str, Any]], columns: Mapping[str, Any], as_json
     if as_json:
         write_out("".join(json.dumps(run) + "\n" for run in found))
         return
-    rows = [list(columns), *([cell(run) for cell in columns.values()] for run in found)]
+    rows = [list(columns), *([one_line(cell(run)) for cell in columns.values()] for run in found)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     write_out("".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows))
 

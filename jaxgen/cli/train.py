@@ -59,6 +59,11 @@ JOB_RULES: Rules = (
         for flag in JOB_FLAGS[2:]
     ),
 )
+#: What helps a training that runs out of memory.
+LESS_MEMORY = (
+    "raise --accumulate (the same steps in smaller parts), or lower --batch-size, --hidden, --layers or, for a "
+    "language model, --seq-len; on an accelerator --precision bfloat16 helps too"
+)
 #: Steps of ``--lr-find`` between two lines.
 SHOWN_EVERY = 15
 #: Seconds without a heartbeat after which a process counts as lost.
@@ -73,7 +78,7 @@ def main(args: Sequence[str] | None = None) -> int:
     shows = asks_help(given) or asks_version(given) or is_written(given, "--show-config")
     if several and not shows:
         return _train_distributed(given)
-    return run_command(partial(train, began=began), given)
+    return run_command(partial(train, began=began), given, less_memory=LESS_MEMORY)
 
 
 def _train_distributed(args: list[str]) -> int:
@@ -87,7 +92,7 @@ def _train_distributed(args: list[str]) -> int:
         except UsageError as error:
             log(f"error: {error}")
             return error.exit_code
-        return launch(job, lambda: run_command(lambda args: train(args, meet(job)), args), log)
+        return launch(job, lambda: run_command(lambda args: train(args, meet(job)), args, less_memory=LESS_MEMORY), log)
 
 
 def read_job(args: Sequence[str]) -> Job:

@@ -32,7 +32,8 @@ EVERY = slice(None)
 class Tokens:
     """The tokens of one split: ids [N].
 
-    ``chars`` and ``bytes`` count the text of the ids (EOS has none), ``unknown`` the tokens outside the vocabulary.
+    ``chars`` and ``bytes`` count the text of the ids (EOS has none), ``words`` its words and line ends (also EOS), and
+    ``unknown`` the tokens outside the vocabulary.
     ``doc_starts`` (int64) has the index of each document's first id; a document ends with EOS, and the next one
     follows. It is None for running text. ``conditions`` are the labels and numbers of the documents, if there are any.
     """
@@ -41,6 +42,7 @@ class Tokens:
     doc_starts: np.ndarray | None
     chars: int
     bytes: int
+    words: int = 0
     unknown: int = 0
     conditions: Conditions | None = None
 
@@ -51,6 +53,11 @@ class Tokens:
     def chars_per_token(self) -> float:
         """Characters of text per id (NaN without ids)."""
         return self.chars / self.ids.size if self.ids.size else float("nan")
+
+    @property
+    def words_per_token(self) -> float:
+        """Words and line ends of text per id, of at least one word (NaN without ids)."""
+        return max(self.words, 1) / self.ids.size if self.ids.size else float("nan")
 
     @property
     def bytes_per_token(self) -> float:

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from jaxgen.data.datasets import BUILTIN, NAMED, fetch, fetch_url, is_url
 from jaxgen.data.in_memory import data_name
-from jaxgen.errors import DataError, for_caller, listed
+from jaxgen.errors import DataError, for_caller, listed, near_name
 from jaxgen.runs.directory import holds_run
 from jaxgen.text import STANDARD, Reading, whole_lines
 
@@ -61,7 +61,8 @@ class ProgressCounter:
         """Counts ``amount`` more."""
         self.done += amount
         if self.total >= REPORTED_FROM:
-            self.watch.progress(self.what, self.done, self.total)
+            # More than the total is possible: line ends that join files are not counted before.
+            self.watch.progress(self.what, min(self.done, self.total), self.total)
 
 
 def track(pieces: Iterable[str], counter: ProgressCounter) -> Iterator[str]:
@@ -239,8 +240,8 @@ def _not_found(spec: str, names: list[str]) -> DataError:
         return DataError(f"{spec!r} is a link that leads nowhere or to itself. Give the file or folder itself.")
     if (shown := data_name([spec])) != spec:
         return DataError(f"The {shown} are no longer in {folder}: give the same data again.")
-    nearest = difflib.get_close_matches(spec, names, n=1) or difflib.get_close_matches(spec, beside, n=1, cutoff=0.8)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    nearest = near_name(spec, names) or next(iter(difflib.get_close_matches(spec, beside, n=1, cutoff=0.8)), None)
+    hint = f" Did you mean {nearest!r}?" if nearest else ""
     return DataError(
         f"There is no file or folder {spec!r}, and no data set of that name.{hint} "
         f"Give a path, a glob, a URL, or one of: {', '.join(names)}."

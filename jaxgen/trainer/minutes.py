@@ -48,14 +48,15 @@ def measure(trial: Trainer, began: float) -> Costs:
     """
     minutes = trial.config.minutes or 0.0
 
-    def check_time() -> None:
+    def check_time(what: str = "reading the data and compiling have") -> None:
         took = trial.group.broadcast_json(time.perf_counter() - began)
         if took > minutes * 60 * (1 - MARGIN):
             raise UsageError(
-                f"--minutes {minutes:g} is too short: compilation alone has taken {took:.0f} seconds and is not "
-                f"complete. Give --minutes {math.ceil(took / 15):g} or more, or --steps."
+                f"--minutes {minutes:g} is too short: {what} taken {took:.0f} seconds, and training has not begun. "
+                f"Give --minutes {math.ceil(took / 15):g} or more, or --steps."
             )
 
+    check_time("reading the data alone has")
     seconds, steps = 0.0, 0
     for step, often in trial.data.batches.shapes():
         trial.time_call(step)  # compiles

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -39,6 +39,7 @@ from jaxgen.trainer.evaluate import build_optimizer
 from jaxgen.trainer.process_group import ProcessGroup
 from jaxgen.trainer.progress_state import ProgressState
 from jaxgen.trainer.recorder import NullRecorder, Recorder, make_recorder
+from jaxgen.trainer.teacher import check_teacher, open_teacher
 from jaxgen.trainer.trackers import make_trackers
 from jaxgen.trainer.trainer import Trainer
 from jaxgen.training.data_parallel import data_parallel_size
@@ -51,14 +52,16 @@ def choose_devices(config: TrainConfig, load: float, processes: int) -> int:
 
     ``load`` is the number of parameters per token of a batch. Raises ``UsageError`` for numbers that do not divide.
     """
+    rows = config.micro_batch_size
     for number, of in ((processes, f"{processes} processes"), (config.devices or 1, f"--devices {config.devices}")):
-        if config.batch_size % number:
+        if rows % number:
+            micro = f" (--batch-size {config.batch_size}, --accumulate {config.accumulate})" * (config.accumulate > 1)
             raise UsageError(
-                f"A batch of {config.batch_size} rows cannot be spread evenly over {of}: give a --batch-size that the "
+                f"A batch of {rows} rows{micro} cannot be spread evenly over {of}: give a --batch-size that the "
                 "number divides, or take another number."
             )
     if config.devices is None:
-        return processes * data_parallel_size(config.batch_size // processes, jax.local_device_count(), load)
+        return processes * data_parallel_size(rows // processes, jax.local_device_count(), load)
     if config.devices % processes:
         raise UsageError(
             f"--devices {config.devices} cannot be the same number of devices on each of {processes} processes: give "
@@ -318,8 +321,13 @@ def _prepare(
     options_of = getattr(DATA[config.task], "options_without_data", None)
     if options_of is not None and (known := options_of(config)) is not None:
         build(**known)  # an error in the model is reported before data are read slowly
-    data = _load(config, source.codec if source else None, emit)
-    _check_unread(data, source)
+    teacher = open_teacher(config)
+    given = source or teacher
+    data = _load(config, given.codec if given else None, emit)
+    _check_unread(data, "--init-from", [source] if isinstance(source, LoadedRun) else [])
+    if teacher is not None:
+        check_teacher(teacher, data)
+        _check_unread(data, "--teacher", map(LoadedRun.open, teacher.runs))
     options = data.model_options()
     task = build(**options)
     shapes = _shapes(task, config)
@@ -332,27 +340,33 @@ def _prepare(
     check_device_memory(parameters, devices // processes)
     for text in advise_data(data):
         emit(Note(text))
-    return task, data, resolve_config(data, options, parameters, devices, params), params
+    more = {} if teacher is None else {"teacher": teacher.origin()}
+    return task, data, resolve_config(data, options, parameters, devices, params, more), params
 
 
-def _check_unread(data: TaskData, source: Source | None) -> None:
-    """Raise ``UsageError`` if the weights of ``--init-from`` were trained on the text that ``--holdout`` holds out."""
+def _check_unread(data: TaskData, flag: str, runs: Iterable[LoadedRun]) -> None:
+    """Raise ``UsageError`` if a run that ``flag`` names was trained on the text that ``--holdout`` holds out."""
     held = data.resolved().get("holdout")
-    if held is None or not isinstance(source, LoadedRun) or source.holdout_sha256 == held["sha256"]:
-        return
-    if source.resolved["data"]["sha256"] == data.fingerprint()["sha256"]:
-        raise UsageError(
-            f"--holdout keeps a text from training that the run {source.directory} of --init-from was trained on: give "
-            "a run that held out the same text, or leave out one of the two."
-        )
+    for run in runs if held else ():
+        same = run.resolved["data"]["sha256"] == data.fingerprint()["sha256"]
+        if held and same and run.holdout_sha256 != held["sha256"]:
+            raise UsageError(
+                f"--holdout keeps a text from training that the run {run.directory} of {flag} was trained on: give "
+                "a run that held out the same text, or leave out one of the two."
+            )
 
 
 def resolve_config(
-    data: TaskData, options: dict[str, Any], parameters: int, devices: int, initial: Params | None = None
+    data: TaskData,
+    options: dict[str, Any],
+    parameters: int,
+    devices: int,
+    initial: Params | None = None,
+    more: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
     """What ``config.json`` records as resolved from the data and the device; the number of steps is added later.
 
-    ``initial`` are the weights of ``--init-from``.
+    ``initial`` are the weights of ``--init-from``; ``more`` are other entries.
     """
     resolved = {
         "model": options,
@@ -367,6 +381,7 @@ def resolve_config(
         "devices": devices,
         "processes": jax.process_count(),
         "tokenizer": json_sha256(data.codec.to_json()),
+        **more,
     }
     if plugins := used_plugins(data.config):
         resolved["plugins"] = plugins
@@ -477,7 +492,9 @@ def _resume(
         emit(Note(f"{end} For a new schedule, start another run with --init-from {run}."))
     recorder = make_recorder(run, data, resolved, emit, callbacks) if group.is_main else NullRecorder()
     trainer = Trainer(config, data, saved.task, run, resolved, recorder, group)
-    like = jax.eval_shape(partial(create_state, saved.task, trainer.optimizer, rows=config.batch_size), trainer.key)
+    like = jax.eval_shape(
+        partial(create_state, trainer.learner, trainer.optimizer, rows=config.batch_size), trainer.key
+    )
     state, progress = None, ProgressState()
     with group.all_or_none():
         if isinstance(recorder, Recorder):

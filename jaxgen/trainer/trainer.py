@@ -44,6 +44,7 @@ from jaxgen.trainer.progress_state import (
 )
 from jaxgen.trainer.recorder import NullRecorder, run_summary
 from jaxgen.trainer.signals import Interrupted, StopSignals, raise_on_signal
+from jaxgen.trainer.teacher import training_task
 from jaxgen.training.averaging import Averaged, exchange
 from jaxgen.training.data_parallel import make_global_mesh, shard_state, unreplicate
 from jaxgen.training.optimizer import OPTIMIZERS
@@ -92,6 +93,8 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.task, self.run, self.resolved = config, data, task, run, resolved
         self.recorder, self.group = recorder, group
+        #: The task with the loss of training, where that differs (``--teacher``).
+        self.learner = training_task(task, config, resolved)
         #: When ``train`` begins its report although steps are left, on the clock ``time.perf_counter``.
         self.deadline = deadline if group.is_single else math.inf  # several processes must stop at the same step
         self.key = make_key(config.seed)
@@ -113,7 +116,7 @@ class Trainer:
 
     def init_state(self, params: Params | None = None) -> Trainer:
         """Set the state of step 0: new weights, or the given ``params`` with a new optimizer state."""
-        state = jitted.jit_init_state(self.task, self.optimizer, self.config.batch_size)(self.key)
+        state = jitted.jit_init_state(self.learner, self.optimizer, self.config.batch_size)(self.key)
         if params is not None:
             state = state._replace(params=params, opt_state=self.optimizer.init(params))
         return self.set_state(self.group.broadcast_tree(state))
@@ -133,7 +136,9 @@ class Trainer:
         self.progress.average |= self._only_average
         self._update_rates()
         self.optimizer = build_optimizer(self.config, self.task)
-        self._train_steps = jitted.jit_train_steps(self.task, self.optimizer, self.devices, self.inputs.read)
+        self._train_steps = jitted.jit_train_steps(
+            self.learner, self.optimizer, self.devices, self.inputs.read, self.config.accumulate
+        )
         return self
 
     def _update_rates(self) -> None:

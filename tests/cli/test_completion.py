@@ -88,3 +88,9 @@ def test_an_unknown_shell_is_refused(command):
     done = command(completion_main, ["bsh"])
     assert (done.code, done.out) == (2, "")
     assert "'bash'" in done.err
+
+
+def test_the_shells_are_named_where_none_is_given(command):
+    done = command(completion_main, [])
+    assert (done.code, done.out) == (2, "")
+    assert "bash, fish, zsh" in done.err

@@ -102,6 +102,13 @@ def test_every_line_has_its_answer_be_it_empty_or_without_an_end(predict, kinds)
     assert lines[1] == lines[2] == lines[4]
 
 
+def test_an_empty_file_has_a_note_in_place_of_answers(predict, kinds, here):
+    (here / "empty.txt").write_text("")
+    done = predict("--run", kinds, "empty.txt")
+    assert (done.code, done.out) == (0, "")
+    assert "empty" in done.err
+
+
 def test_lines_of_files_follow_each_other_and_a_dash_is_standard_input(predict, kinds, here):
     (here / "a.txt").write_text("fish\ntree\n")
     (here / "b.txt").write_text("hill")
@@ -172,7 +179,7 @@ def test_a_file_is_one_text_where_texts_had_several_lines(predict, command, quic
     assert "--lines" in done.err
     assert len(labels(predict("--run", "run", "--lines", "a.txt", "b.txt"))) == 4
     assert predict("--run", "run", stdin=b"fish\nwave\n").out.count("\n") == 1
-    assert labels(predict("--run", "run", stdin=b"")) == []
+    assert predict("--run", "run", stdin=b"").out == ""
     (here / "t.csv").write_text(ROWS["t.csv"])
     assert len(labels(predict("--run", "run", "t.csv", "--text-column", "text"))) == 3
     assert predict("--run", "run", "t.csv").out.count("\n") == 3  # its column with a usual name
@@ -193,7 +200,9 @@ def test_json_has_all_that_is_known_of_an_answer(predict, kinds):
 
 
 def test_no_lines_have_no_answers(predict, kinds):
-    assert labels(predict("--run", kinds)) == []
+    done = predict("--run", kinds)
+    assert (done.code, done.out) == (0, "")
+    assert "empty" in done.err
 
 
 def test_the_newest_run_that_answers_inputs_is_the_default(predict, kinds, run, here):

@@ -31,6 +31,15 @@ def lstm(params, carry, x):
     return (c, h), h
 
 
+def capped_lstm(params, carry, x):
+    c, h = carry
+    gates = x @ params["input"]["kernel"] + params["input"]["bias"] + h @ params["recurrent_kernel"]
+    i, f, g, o = np.split(gates, 4, axis=-1)
+    c = sigmoid(f) * c + np.minimum(sigmoid(i), 1 - sigmoid(f)) * np.tanh(g)
+    h = sigmoid(o) * np.tanh(c)
+    return (c, h), h
+
+
 def gru(params, carry, x):
     xr, xz, xn = np.split(x @ params["input"]["kernel"] + params["input"]["bias"], 3, axis=-1)
     hr, hz, hn = np.split(carry @ params["recurrent_kernel"], 3, axis=-1)
@@ -162,6 +171,7 @@ def gla(params, carry, x):
 
 EQUATIONS = {
     "attention": attention,
+    "capped-lstm": capped_lstm,
     "elman": _elman(np.tanh),
     "elman-relu": _elman(lambda a: np.maximum(a, 0)),
     "gla": gla,

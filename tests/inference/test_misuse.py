@@ -142,6 +142,23 @@ def test_messages_name_settings_outside_of_commands_and_flags_in_them(monkeypatc
     assert "--" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "known", "near"),
+    [
+        ("/temp", ["/stop", "/temperature"], "/temperature"),
+        ("/nope", ["/new", "/stop", "/pick"], None),
+        ("--nope", ["--stop", "--no-plot"], None),
+        ("--hiden", ["--hidden", "--help"], "--hidden"),
+        ("ltsm", ["gru", "lstm"], "lstm"),
+        ("resume", ["preset"], None),
+        ("LSTM", ["gru", "lstm"], "lstm"),
+        ("", ["lstm"], None),
+    ],
+)
+def test_only_names_that_were_probably_meant_are_suggested(given, known, near):
+    assert errors.near_name(given, known) == near
+
+
 def test_samplers_and_scorers_can_be_pickled(tiny):
     settings = GenerationConfig(length=8)
     texts = tiny.sample("abc", settings)  # with something compiled

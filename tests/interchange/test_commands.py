@@ -156,6 +156,8 @@ def test_models_that_a_format_cannot_hold_are_refused(trained, tmp_path, book):
     torch, file = ("--to", "torch", "--output", tmp_path / "x"), str(tmp_path / "table.csv")
     code, _, err = call("export", "--run", trained("lstm", embed=0), *torch)
     assert (code, "one-hot" in err) == (2, True), err
+    code, _, err = call("export", "--run", trained("lstm", softmaxes=2), *torch)
+    assert (code, "--softmaxes" in err) == (2, True), err
     write(file, "text,kind\n" + "".join(f"the cat sat {i},{'ab'[i % 2]}\n" for i in range(80)))
     labels = {
         "text_column": "text",

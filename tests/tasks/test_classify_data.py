@@ -113,8 +113,9 @@ def test_columns_with_usual_names_are_found(tmp_path, name, written):
     path = tmp_path / name
     path.write_text(written)
     with pytest.warns(UserWarning, match="is the text"):
-        train = load(str(path), text_column=None, label_column=None).raw.train
-    assert train.columns == (["yes", "no"] * 2, ["a", "b"] * 2)
+        data = load(str(path), text_column=None, label_column=None)
+    assert data.raw.train.columns == (["yes", "no"] * 2, ["a", "b"] * 2)
+    assert data.resolved()["whole_files"] is False
 
 
 @pytest.mark.parametrize("header", ["yes,no", "subject,text,body,label", "text,text,label", "text"])

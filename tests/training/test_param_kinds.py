@@ -11,7 +11,7 @@ from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tasks.translate.objective import TranslateTask
 from jaxgen.training.param_kinds import Kind, map_kinds, param_kinds
 
-GATES = {"lstm": 4, "gru": 3, "elman": 1, "mingru": 2, "minlstm": 3, "layernorm-lstm": 4}
+GATES = {"lstm": 4, "capped-lstm": 4, "gru": 3, "elman": 1, "mingru": 2, "minlstm": 3, "layernorm-lstm": 4}
 
 
 def build(**options):

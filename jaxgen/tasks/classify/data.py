@@ -372,8 +372,10 @@ class ClassifyData(RowsData):
     @property
     def has_whole_files(self) -> bool:
         """As in other tasks; also whether texts were files in folders."""
-        config, (name, *_) = self.config, self.config.data
-        from_folders = config.text_column is None and name not in LABELLED_SETS and name not in NAMED
+        config = self.config
+        from_folders = (
+            config.text_column is None and config.label_column is None and expand_path(config.data[0]).is_dir()
+        )
         return from_folders or super().has_whole_files
 
     def model_options(self) -> dict[str, Any]:
