@@ -41,7 +41,6 @@ if __name__ == "__main__":
 
 from jaxgen.cells import CELLS
 from jaxgen.tasks.classify.sequences import SEQUENCES
-from jaxgen.trainer.signals import Interrupted
 
 RESULTS = machine.ROOT / "benchmarks" / "results" / "models"
 PAGE = machine.ROOT / "docs" / "models.md"
@@ -461,6 +460,6 @@ if __name__ == "__main__":
     except JaxgenError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except (Interrupted, KeyboardInterrupt) as stopped:
+    except KeyboardInterrupt as stopped:
         print("Stopped. Nothing of this entry is kept; --next trains it from the beginning.", file=sys.stderr)
         raise SystemExit(getattr(stopped, "exit_code", 130)) from None

@@ -25,7 +25,8 @@ from jaxgen.cli.train import DEFAULT_TASK
 from jaxgen.data.datasets import BUILTIN, NAMED
 from jaxgen.models.blocks import BLOCKS
 from jaxgen.tasks.registry import DATA
-from jaxgen.training.optimizer import OPTIMIZERS
+from jaxgen.training.averaging import AVERAGES
+from jaxgen.training.optimizer import OPTIMIZERS, SharedOptions
 from jaxgen.training.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +53,7 @@ SECTIONS = {
 REGISTRIES = {
     "BLOCKS": "models",
     "CELLS": "cells",
+    "AVERAGES": "training",
     "OPTIMIZERS": "training",
     "SCHEDULES": "training",
     "TASKS": "tasks",
@@ -145,7 +147,8 @@ def flags_page() -> str:
             asked = parsed_by(command)
             about = re.sub(r"\s{2,}.*", "", about)
             parts += [f"## {asked['prog']}", f"{about[0].upper()}{about[1:]}."]
-            parts += [_flag_table(asked, [*asked["kind"].model_fields], extra=True)]
+            settings = [] if command == "sweep" else [*asked["kind"].model_fields]  # a sweep has those of train.py
+            parts += [_flag_table(asked, settings, extra=True)]
     common = [(f"`{_flag(each.name)}`", "", _text(each.help)) for each in COMMON]
     parts += [
         "## Flags of every command",
@@ -268,8 +271,11 @@ def parts_page() -> str:
         _registry(api.TRANSFORMS),
         "## Optimizers: `--optimizer`",
         _registry(OPTIMIZERS),
+        "Every optimizer has the options " + ", ".join(_options(SharedOptions)) + " too.",
         "## Schedules: `--schedule`",
         _registry(SCHEDULES),
+        "## Averages of the weights: `--average`",
+        _registry(AVERAGES),
         "## Built-in data: `--data`",
         "Made on the spot, without a download: " + ", ".join(f"`{name}`" for name in BUILTIN) + ".",
         "Downloaded once, with a checked digest: " + ", ".join(f"`{name}`" for name in NAMED) + ".",

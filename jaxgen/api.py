@@ -17,10 +17,16 @@ from jaxgen.errors import DataError as DataError
 from jaxgen.errors import DivergedError as DivergedError
 from jaxgen.errors import JaxgenError as JaxgenError
 from jaxgen.errors import UsageError as UsageError
+from jaxgen.inference.adaptation import Adaptation as Adaptation
+from jaxgen.inference.adaptation import AdaptiveOptions as AdaptiveOptions
+from jaxgen.inference.adaptation import NeuralCache as NeuralCache
 from jaxgen.inference.beam_search import beam as beam
 from jaxgen.inference.chat import ChatSession as ChatSession
 from jaxgen.inference.chat import continuations as continuations
+from jaxgen.inference.fitting import fit_options as fit_options
 from jaxgen.inference.generation_config import GenerationConfig as GenerationConfig
+from jaxgen.inference.mixture import fit_mixture as fit_mixture
+from jaxgen.inference.mixture import mix as mix
 from jaxgen.inference.predictor import DecodingConfig as DecodingConfig
 from jaxgen.inference.predictor import Predictor as Predictor
 from jaxgen.inference.sampler import Sampler as Sampler
@@ -59,6 +65,7 @@ from jaxgen.trainer.lr_finder import find_lr as find_lr
 from jaxgen.trainer.run import resume as resume
 from jaxgen.trainer.run import start as start
 from jaxgen.trainer.trainer import Trainer as Trainer
+from jaxgen.training.averaging import AVERAGES as AVERAGES
 from jaxgen.training.optimizer import OPTIMIZERS as OPTIMIZERS
 from jaxgen.training.optimizer import make_optimizer as make_optimizer
 from jaxgen.training.schedules import SCHEDULES as SCHEDULES

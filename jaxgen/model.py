@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import shutil
 import tempfile
@@ -26,6 +27,7 @@ from jaxgen.fsutil import write_errors
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.predictor import DecodingConfig, Predictor
+from jaxgen.inference.receipts import Replay, read_receipt, replay
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Score, ScoredText, Scorer
 from jaxgen.inference.text_stream import Samples
@@ -40,6 +42,8 @@ from jaxgen.trainer.callbacks import Callback, Event, Finished
 
 #: Arguments of ``Sampler.stream`` beside the prompt and the settings.
 _STREAM = ("first", "skip", "state", "unk")
+#: Those of ``Scorer`` beside the model.
+_SCORING = [*inspect.signature(Scorer.__init__).parameters][2:]
 #: Of a table of evaluations: rows shown; of a report: letters of a value in its ``repr``.
 MAX_ROWS, MAX_VALUE = 40, 20
 
@@ -190,6 +194,8 @@ class Model:
         settings: GenerationConfig | None = None,
         *,
         num_samples: int | None = None,
+        label: str | Mapping[str, float] | None = None,
+        features: Sequence[float] | None = None,
         details: bool = False,
         **options: Any,
     ) -> Any:
@@ -201,6 +207,9 @@ class Model:
             prompt: The beginning, which is not repeated.
             settings: How to draw. Default: those of ``options``.
             num_samples: A number of texts. Default: one.
+            label: Of a model that was trained with ``label_column``: the label of the texts, or several with their
+                weights (``{"Sports": 1, "World": 3}``).
+            features: Of a model that was trained with ``feature_columns``: one number for each.
             details: Return a ``Sample`` in place of each text, with the tokens and their probabilities, which notebooks
                 show as colours.
             options: Fields of ``GenerationConfig``, or logit transforms by name, as the flags of ``sample.py``
@@ -212,6 +221,11 @@ class Model:
         Raises:
             UsageError: A value is out of range, or ``settings`` and fields of it are given.
         """
+        sampler, is_conditioned = self.sampler, label is not None or features is not None
+        if is_conditioned and options.get("state") is not None:
+            raise UsageError("A state continues a text whose condition is fixed: leave out label and features.")
+        if is_conditioned:
+            sampler = sampler.conditioned(label, features)
         flags = {name.replace("-", "_"): flag for name, flag in transform_flags().items()}
         fields = {field.name for field in dataclasses.fields(GenerationConfig)}
         for name in options:
@@ -219,48 +233,49 @@ class Model:
         drawing = {name: options.pop(name) for name in {*fields, *flags} & {*options}}
         if settings is None:
             asked = {name: _words(name, drawing.pop(name, flag.default), flag) for name, flag in flags.items()}
-            named = read_transforms(asked, self.sampler.tokenizer.encode)
+            named = read_transforms(asked, sampler.tokenizer.encode)
             given = drawing.pop("transforms", ())
             transforms = (*given, *named) if isinstance(given, tuple | list) else given
             settings = GenerationConfig(**drawing, transforms=transforms)
         elif drawing:
             raise UsageError(f"The settings and {', '.join(sorted(drawing))} are given: put them into the settings.")
         number = 1 if num_samples is None else num_samples
-        samples = Samples(self.sampler.samples(prompt, settings, num_samples=number, **options))
+        samples = Samples(sampler.samples(prompt, settings, num_samples=number, **options))
         texts = samples if details else [sample.text for sample in samples]
         return texts[0] if num_samples is None else texts
 
     @overload
     def score(
-        self, text: str | Iterable[str], prompt: str = "", *, state: str = ..., unk: str = ..., details: Literal[True]
+        self, text: str | Iterable[str], prompt: str = "", *, details: Literal[True], **options: Any
     ) -> ScoredText: ...
 
     @overload
     def score(
-        self,
-        text: str | Iterable[str],
-        prompt: str = "",
-        *,
-        state: str = ...,
-        unk: str = ...,
-        details: Literal[False] = ...,
+        self, text: str | Iterable[str], prompt: str = "", *, details: Literal[False] = ..., **options: Any
     ) -> Score: ...
 
     def score(
-        self,
-        text: str | Iterable[str],
-        prompt: str = "",
-        *,
-        state: str = "carried",
-        unk: str = "error",
-        details: bool = False,
+        self, text: str | Iterable[str], prompt: str = "", *, details: bool = False, **options: Any
     ) -> Score | ScoredText:
-        """The log-probability of ``text`` after ``prompt``; ``state`` and ``unk`` are those of ``Scorer``.
+        """The log-probability of ``text`` after ``prompt``; the options are those of ``Scorer``.
 
         With ``details`` also those of its tokens, which notebooks show as colours.
         """
-        scorer = Scorer(self.sampler, state=state, unk=unk)
+        for name in options:
+            choose(name, _SCORING, "option")
+        scorer = Scorer(self.sampler, **options)
         return scorer.details(text, prompt) if details else scorer.score(text, prompt)
+
+    def replay(self, receipt: Mapping[str, Any]) -> Replay:
+        """Draw the text of a receipt again; ``.identical`` tells whether it is the same, as in ``jaxgen replay``.
+
+        Args:
+            receipt: What ``sample.py --json`` writes on a line, read with ``json.loads``.
+
+        Raises:
+            DataError: It is no receipt, or its text cannot be drawn with this model.
+        """
+        return replay(self.sampler, read_receipt(receipt))
 
     def predict(self, inputs: Any, decoding: DecodingConfig | None = None) -> Any:
         """The answer to an input (a text, or the path of an image), or a list of answers to several."""
@@ -272,12 +287,36 @@ class Model:
         """Which positions of an input a translator or a captioner attends to while it writes; ``plot`` draws them."""
         return self.predictor.attention(source, decoding)
 
-    def evaluate(self) -> Report:
+    def evaluate(self, **options: Any) -> Report:
         """The figures of the best checkpoint on the validation data, measured at the end of training.
+
+        Args:
+            options: Those of ``Scorer``, such as ``adapt``. The validation text is then scored with them, and the
+                figures have ``scored_loss`` in nats a token, ``scored_bpc`` and ``scored_bpb``.
 
         Raises:
             CheckpointError: Training has not ended.
+            UsageError: ``options`` are given, and the model writes no texts, or has labels or features.
+            DataError: ``options`` are given, and the validation text is missing or has changed.
         """
+        report = self._report()
+        if options:
+            score = self._validation_score(options)
+            names = {"scored_loss": score.nats_per_token, "scored_bpc": score.bits_per_char}
+            report |= {**names, "scored_bpb": score.bits_per_byte}
+        return report
+
+    def _validation_score(self, options: dict[str, Any]) -> Score:
+        sampler = self.sampler
+        if sampler.conditioning is not None:
+            raise UsageError("The validation texts have labels or features: score them one by one.")
+        scorer = Scorer(sampler, **{"unk": "keep", **options})
+        texts = self._saved.validation()
+        return (
+            sum((score for score, _ in scorer.score_each(texts)), Score()) if sampler.documents else scorer.score(texts)
+        )
+
+    def _report(self) -> Report:
         directory = self._saved.directory
         if not (directory.path / "report.json").exists():
             raise CheckpointError(

@@ -41,12 +41,14 @@ from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.tasks.base import TaskData
 from jaxgen.tasks.registry import DATA, TASKS
 from jaxgen.tokenizers import TOKENIZERS, Tokenizer
+from jaxgen.training.averaging import AVERAGES
 from jaxgen.training.optimizer import OPTIMIZERS
 from jaxgen.training.schedules import SCHEDULES
 
 #: The registries that a plugin may fill, each with the setting that chooses from it.
 REGISTRIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("attention", ATTENTIONS),
+    ("average", AVERAGES),
     ("block", BLOCKS),
     ("cell", CELLS),
     ("layout", BATCHES),

@@ -29,7 +29,7 @@ PURE = {"errors", "types", "cells", "models", "training", "sampling"}
 PURE_MODULES = {"objective"}
 #: All that the pure half may import from outside; what is missing here does I/O or is a dependency to think about.
 OUTSIDE = {"jax", "flax", "optax", "numpy", "__future__", "collections", "contextlib", "dataclasses", "difflib"}
-OUTSIDE |= {"functools", "itertools", "jaxtyping", "math", "numbers", "operator", "re", "types", "typing"}
+OUTSIDE |= {"functools", "itertools", "jaxtyping", "math", "numbers", "operator", "re", "shlex", "types", "typing"}
 #: Calls by which a pure function would reach a file, the terminal or arbitrary code.
 EFFECTS = {"open", "print", "breakpoint", "globals", "__import__", "import_module", "io_callback", "pure_callback"}
 EFFECTS |= {"save", "savez", "savetxt", "load", "loadtxt", "tofile", "fromfile"}
@@ -40,7 +40,7 @@ UNSAFE_CALLS = {"torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
 #: The place of ``allow_pickle`` among the arguments of NumPy's functions.
 PICKLE_PLACE = {"load": 2, "save": 2, "read_array": 1, "write_array": 3}
 #: Names with an underscore that are public all the same.
-PUBLIC = {"_asdict", "_exit", "_fields", "_replace"}
+PUBLIC = {"_asdict", "_exit", "_fields", "_make", "_replace"}
 IO_MODULES = [
     "os",
     "pathlib",

@@ -14,7 +14,9 @@ from builders import read_texts
 import jaxgen
 from jaxgen.data.in_memory import data_settings
 from jaxgen.errors import CheckpointError, DataError, UsageError
+from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import LoadedRun
+from jaxgen.inference.receipts import receipt
 from jaxgen.runs.manifest import tree_sha256
 
 TINY = {"hidden": 4, "layers": 1, "batch_size": 2, "steps": 4, "devices": 1, "progress": False}
@@ -53,6 +55,11 @@ def test_a_text_becomes_a_model_that_writes_scores_and_is_saved(tmp_path, capsys
         model.generate("the ", lenth=2)
     assert model.score("the cat").logp < 0
     assert "val_loss" in model.evaluate()
+    cold = model.evaluate(state="cold", window=8)
+    assert cold["scored_loss"] == pytest.approx(cold["windows_64_loss"], rel=0.2)
+    assert model.evaluate(temperature=0.02)["scored_bpc"] > cold["scored_bpc"]
+    with pytest.raises(UsageError, match="temprature"):
+        model.score("the cat", temprature=1.1)
     assert repr(model).startswith("<jaxgen.Model 'runs/mine': language, lstm")
     sample = model.generate("the ", length=12, temperature=0.7, seed=1, details=True)
     assert (sample.text, sample.tokens.size) == (text, 12)
@@ -308,3 +315,26 @@ def test_wrong_arguments_are_refused_before_anything_is_written(options, tmp_pat
     with pytest.raises((UsageError, DataError)):
         jaxgen.train(**{"progress": False, **options})
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.runs
+def test_a_conditional_model_writes_texts_of_a_label_and_draws_their_receipts_again():
+    table = {"text": ["aaaa", "bbbb"] * 20, "label": ["x", "y"] * 20, "size": [1, 2] * 20}
+    columns = {"text_column": "text", "label_column": "label", "feature_columns": ("size",)}
+    model = jaxgen.train(table, **columns, preset="tiny", run="conditional", seq_len=8, **TINY)
+    settings = GenerationConfig(length=8, seed=1)
+    of_y = model.sampler.conditioned("y", [2.0])
+    assert model.generate("", settings, label="y", features=[2.0]) == of_y.sample("", settings)[0]
+    with pytest.raises(UsageError, match="'z'"):
+        model.generate(label="z")
+    with pytest.raises(UsageError, match="state"):
+        model.generate(label="y", state=model.sampler.read("a"))
+
+    (sample,) = of_y.samples("", settings)
+    written = json.loads(json.dumps(receipt(of_y, settings, sample, prompt="", unk="error")))
+    assert model.replay(written).identical
+    assert not model.replay(
+        {**written, "tokens": [*written["tokens"][::-1], 4], "logp": [*written["logp"], 0.0]}
+    ).identical
+    with pytest.raises(DataError, match="receipt"):
+        model.replay({"text": "a"})

@@ -36,7 +36,7 @@ NAMES = sorted({*dir(jaxgen)} - WITHOUT - {"__version__"})
 NAMES += [f"callbacks.{name}" for name in vars(jaxgen.callbacks) if not name.startswith("_") and name != "Callback"]
 PARTS = {**jaxgen.TOKENIZERS, **jaxgen.TRANSFORMS}
 TEXT = "the cat sat on the mat. a dog ran over the hill.\n" * 40
-SIZES = {"cell": "elman", "hidden": 8, "steps": 2, "batch_size": 4, "seq_len": 8}
+SIZES = {"holdout": 0.2, "cell": "elman", "hidden": 8, "steps": 2, "batch_size": 4, "seq_len": 8}
 PLUGIN = "import jaxgen\n\n\nclass MyCell(jaxgen.Elman):\n    pass\n"
 
 
@@ -95,7 +95,7 @@ def run_page(page, **replaced):
     return scope
 
 
-@pytest.mark.parametrize("page", ["exactness", "files", "fine_tuning"])
+@pytest.mark.parametrize("page", ["exactness", "files", "fine_tuning", "mixtures"])
 def test_the_examples_of_a_page_run_in_a_folder_with_a_run(page, folder):
     run_page(page)
 

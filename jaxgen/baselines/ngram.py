@@ -23,6 +23,7 @@ from jaxgen.tasks.language.config import LanguageConfig
 from jaxgen.tasks.language.data import LanguageData
 from jaxgen.tasks.language.objective import Scored, Totals
 from jaxgen.tokenizers.base import EOS
+from jaxgen.trainer.advice import advise_data
 from jaxgen.trainer.callbacks import Callback, Emit, Finished, Note, Progress, ProgressEvents, Started
 from jaxgen.trainer.process_group import ProcessGroup
 from jaxgen.trainer.progress_state import ProgressState
@@ -317,6 +318,17 @@ class NGramTask:
         carry = self.read(weights, carry, token[:, None])[:, 0]
         return carry, self.logits(weights, carry)
 
+    def outputs(self, params: Params, carry: Array, tokens: Array, valid: Array) -> tuple[Array, Array, Array]:
+        """Return the carry after ``tokens`` [B, T], states [B, T, 0], of which there are none, and logits [B, T, V].
+
+        Valid tokens come first in each row.
+        """
+        count = jnp.sum(valid, axis=1, dtype=jnp.int32)
+        carries = self.read(params, carry, tokens)
+        last = carries[jnp.arange(tokens.shape[0]), jnp.maximum(count - 1, 0)]
+        logits = self.logits(params, carries.reshape(-1, carries.shape[-1])).reshape(*tokens.shape, -1)
+        return jnp.where((count > 0)[:, None], last, carry), jnp.zeros((*tokens.shape, 0), jnp.float32), logits
+
     def score(
         self,
         weights: Params,
@@ -410,6 +422,8 @@ def start(
     """
     with raise_on_signal("while n-grams were counted; there is no run yet"):
         data = LanguageData.load(config, None, ProgressEvents(emit))
+        for text in advise_data(data):
+            emit(Note(text))
         task, params, seconds = count_ngrams(data)
     run = make_run()
     options = {**data.model_options(), "nodes": task.nodes, "contexts": task.contexts}

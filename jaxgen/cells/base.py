@@ -180,7 +180,7 @@ class Cell(nn.RNNCellBase):
 
         Like ``z``, the input may have any number of leading axes, and they must not be mixed.
         """
-        return self.forward_with_residuals(carry, z, u)[:2]
+        return self.forward_with_residuals(carry, z, u, *extra)[:2]
 
     @nn.nowrap
     def clamp_state(self, values: Carry) -> Carry:
@@ -208,12 +208,12 @@ class Cell(nn.RNNCellBase):
         extra = jax.tree.map(lambda a: a.astype(dtype), weights.extra)
         return self.pointwise(carry, z.astype(dtype), self.product(weights, carry), *extra)
 
-    # Optional hand-written derivatives. A cell without ``extra`` weights implements all three of these methods instead
-    # of ``pointwise``, or none.
+    # Optional hand-written derivatives. A cell implements all three of these methods instead of ``pointwise``, or none;
+    # one with ``extra`` weights implements ``extra_vjp`` too.
 
     @nn.nowrap
     def forward_with_residuals(
-        self, carry: Carry, z: Float[Array, "*batch K"], u: Float[Array, "*batch K"]
+        self, carry: Carry, z: Float[Array, "*batch K"], u: Float[Array, "*batch K"], *extra: PyTree
     ) -> tuple[Carry, Float[Array, "*batch H"], PyTree]:
         """``pointwise``, and the residuals that ``precompute_vjp`` needs, a pytree of [B, ...]."""
         raise NotImplementedError(f"{type(self).__name__} implements neither `pointwise` nor `step`.")
@@ -230,10 +230,22 @@ class Cell(nn.RNNCellBase):
         raise NotImplementedError(f"{type(self).__name__} has no derivatives of its own.")
 
     @nn.nowrap
-    def vjp_step(
-        self, dcarry: Carry, dy: Float[Array, "*batch H"], factors: PyTree
-    ) -> tuple[Carry, Float[Array, "*batch K"], Float[Array, "*batch K"]]:
-        """One backward step: the gradients of the old carry, z and u, from those of the new carry and the output."""
+    def vjp_step(self, dcarry: Carry, dy: Float[Array, "*batch H"], factors: PyTree, *extra: PyTree) -> PyTree:
+        """One backward step: the gradients of the old carry, z and u, from those of the new carry and the output.
+
+        A cell with ``extra`` weights returns a fourth value: what ``extra_vjp`` needs of each step.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no derivatives of its own.")
+
+    @nn.nowrap
+    def extra_vjp(self, residuals: PyTree, dz: Float[Array, "T *batch K"], kept: PyTree) -> PyTree:
+        """The gradients of ``extra`` from all steps at once; in padding everything is zero.
+
+        Args:
+            residuals: the residuals of each step, [T, B, ...].
+            dz: the gradients of z.
+            kept: the fourth value of ``vjp_step``.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no derivatives of its own.")
 
     def __call__(self, carry: Carry, x: Shaped[ArrayLike, "*batch D"]) -> tuple[Carry, Float[Array, "*batch H"]]:

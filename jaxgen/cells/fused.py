@@ -5,7 +5,8 @@ added into a matrix that does not fit the fastest cache. Here the backward loop 
 the matrix's gradient is one product over all T * B rows after the loop. So are those of matrices in ``Weights.extra``.
 
 If the cell also defines ``forward_with_residuals``, ``precompute_vjp`` and ``vjp_step``, its elementwise derivatives
-are computed for all steps at once before the backward loop. Otherwise ``jax.vjp`` differentiates its ``pointwise``.
+are computed for all steps at once before the backward loop, and those of ``Weights.extra`` after it (``extra_vjp``).
+Otherwise ``jax.vjp`` differentiates its ``pointwise``.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def run_fused(
         return run(cell.step, weights, carry, z, reset=reset, valid=valid, initial=initial, reverse=reverse)
     dtype = cell.hidden(carry).dtype
     weights = jax.tree.map(lambda a: a.astype(dtype), weights)
-    rule = _with_cell_vjp if _gives_derivatives(type(cell)) and not weights.extra else _with_jax_vjp
+    rule = _with_cell_vjp if _gives_derivatives(type(cell)) else _with_jax_vjp
     masks = Masks.create(carry, reset, valid, initial)
     return rule(cell, reverse, *match_varying_axes(weights, carry, z.astype(dtype), masks))
 
@@ -168,7 +169,7 @@ def _hand_forward(cell: Cell, reverse: bool, weights: Weights, carry: Carry, z: 
     def body(state: Carry, inputs: tuple[Array, Masks]) -> tuple[Carry, PyTree]:
         z_t, at = inputs[0], masks_at(inputs[1])
         start = at.before(state)
-        new, y, residuals = cell.forward_with_residuals(start, z_t, cell.product(constant, start))
+        new, y, residuals = cell.forward_with_residuals(start, z_t, cell.product(constant, start), *constant.extra)
         new, y = at.after(start, new, y)
         shared[:] = [i for i, leaf in enumerate(jax.tree.leaves(new)) if leaf is y]
         return new, (None if shared else y, new, residuals)
@@ -204,25 +205,29 @@ def _hand_backward(cell: Cell, reverse: bool, kept: PyTree, cotangents: PyTree) 
         frozen = None if at.valid is None else mask_rows(~at.valid, dcarry)
         if at.valid is not None:
             dcarry, dy = mask_rows(at.valid, (dcarry, dy))
-        dstart, dz, du = cell.vjp_step(dcarry, dy, factors)
+        dstart, dz, du, *kept = cell.vjp_step(dcarry, dy, factors, *weights.extra)
         alike = dz is du
-        grads: PyTree = (dstart, du, None if alike else dz)
+        grads: PyTree = (dstart, du, None if alike else dz, kept)
         # Padding may have any value, even NaN.
-        dstart, du, dz = grads if at.valid is None else mask_rows(at.valid, grads)
+        dstart, du, dz, kept = grads if at.valid is None else mask_rows(at.valid, grads)
         dstart = jax.tree.map(jnp.add, dstart, to_carry(matmul(du, transposed, cell.precision))[0])
         if frozen is not None:
             dstart = jax.tree.map(jnp.add, dstart, frozen)
         if at.reset is None:
-            return dstart, (du, dz, None)
-        return mask_rows(~at.reset, dstart), (du, dz, mask_rows(at.reset, dstart))
+            return dstart, (du, dz, kept, None)
+        return mask_rows(~at.reset, dstart), (du, dz, kept, mask_rows(at.reset, dstart))
 
     inputs = (dys, cell.precompute_vjp(before, after, residuals), masks._replace(initial=None))
-    dcarry, (du, dz, dinitial) = lax.scan(body, dlast, inputs, reverse=not reverse)
+    dcarry, (du, dz, steps, dinitial) = lax.scan(body, dlast, inputs, reverse=not reverse)
     if alike:
         dz = du
     if dinitial is not None and not has_time_axis(masks.initial, carry):
         dinitial = jax.tree.map(lambda a: jnp.sum(a, axis=0), dinitial)
-    return _weight_gradients(cell, weights, cell.hidden(before), du), dcarry, dz, Masks(None, None, dinitial)
+    gradients = _weight_gradients(cell, weights, cell.hidden(before), du)
+    if weights.extra:
+        real = residuals if masks.valid is None else mask_rows(masks.valid, residuals)
+        gradients = gradients._replace(extra=cell.extra_vjp(real, dz, *steps))
+    return gradients, dcarry, dz, Masks(None, None, dinitial)
 
 
 _with_cell_vjp = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import jax
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Float
 
 from jaxgen.cells.base import Affine, Weights, orthogonal, per_gate, promote_state
-from jaxgen.cells.lstm import CellAndHidden, LSTMCarry, forget_bias_init
+from jaxgen.cells.lstm import CellAndHidden, LSTMCarry, forget_bias_init, half_but_g
 from jaxgen.types import Array, ArrayLike
 
 #: Added to variances, so that equal numbers have a derivative.
@@ -17,8 +19,36 @@ EPSILON = 1e-5
 
 def normalise(x: Float[Array, "*batch N"]) -> Float[Array, "*batch N"]:
     """``x`` with mean 0 and variance 1 over its last axis."""
+    return _normalise(x)[0]
+
+
+def _normalise(x: Float[Array, "*batch N"]) -> tuple[Float[Array, "*batch N"], Float[Array, "*batch 1"]]:
+    """``x`` with mean 0 and variance 1, and the inverse of its deviation."""
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + EPSILON)
+    scale = lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + EPSILON)
+    return centred * scale, scale
+
+
+def _normalise_vjp(
+    dy: Float[Array, "*batch N"], y: Float[Array, "*batch N"], scale: Float[Array, "*batch 1"]
+) -> Float[Array, "*batch N"]:
+    """The gradient of x from that of ``y``, where ``(y, scale) = _normalise(x)``."""
+    return scale * (dy - jnp.mean(dy, axis=-1, keepdims=True) - y * jnp.mean(dy * y, axis=-1, keepdims=True))
+
+
+class Residuals(NamedTuple):
+    """What the backward pass needs of a step, each [..., H] unless noted."""
+
+    gates: Float[Array, "*batch 4H"]  # i, f, g, o as values of tanh
+    normal_u: Float[Array, "*batch 4H"]
+    scale_u: Float[Array, "*batch 1"]
+    normal_c: Float[Array, "*batch H"]
+    scale_c: Float[Array, "*batch 1"]
+    tanh_c: Float[Array, "*batch H"]
+
+
+def _like(weights: Float[Array, "N"], x: Float[Array, "*batch N"]) -> Float[Array, "*batch N"]:
+    return jnp.broadcast_to(weights.astype(x.dtype), x.shape)
 
 
 class LayerNormLSTM(CellAndHidden):
@@ -45,18 +75,57 @@ class LayerNormLSTM(CellAndHidden):
     def project(self, x: ArrayLike | None) -> Array:
         a = self.input(x)
         a = normalise(a.astype(promote_state(a.dtype)))
-        gain, bias = (jnp.broadcast_to(v.astype(a.dtype), a.shape) for v in (self.input_gain, self.bias))
+        scale = half_but_g(self.features, self.param_dtype)
+        gain, bias = (_like(scale * v, a) for v in (self.input_gain, self.bias))
         return gain * a + bias
 
     def weights(self) -> Weights:
-        return Weights(self.recurrent_kernel, extra=(self.recurrent_gain, self.cell_gain, self.cell_bias))
+        gain = half_but_g(self.features, self.param_dtype) * self.recurrent_gain
+        return Weights(self.recurrent_kernel, extra=(gain, self.cell_gain, self.cell_bias))
 
     @nn.nowrap
-    def pointwise(
+    def forward_with_residuals(
         self, carry: LSTMCarry, z: Array, u: Array, recurrent_gain: Array, cell_gain: Array, cell_bias: Array
-    ) -> tuple[LSTMCarry, Array]:
-        i, f, g, o = jnp.split(z + jnp.broadcast_to(recurrent_gain, u.shape) * normalise(u), 4, axis=-1)
-        c = jax.nn.sigmoid(f) * carry[0] + jax.nn.sigmoid(i) * jnp.tanh(g)
-        gain, bias = (jnp.broadcast_to(v, c.shape) for v in (cell_gain, cell_bias))
-        h = jax.nn.sigmoid(o) * jnp.tanh(gain * normalise(c) + bias)
-        return (c, h), h
+    ) -> tuple[LSTMCarry, Array, Residuals]:
+        normal_u, scale_u = _normalise(u)
+        # Without the barrier XLA fuses the slices below into the tanh, and it is no longer vectorised.
+        gates = lax.optimization_barrier(jnp.tanh(z + _like(recurrent_gain, u) * normal_u))
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
+        c = 0.5 * ((f + 1) * carry[0] + (i + 1) * g)
+        normal_c, scale_c = _normalise(c)
+        tanh_c = jnp.tanh(_like(cell_gain, c) * normal_c + _like(cell_bias, c))
+        h = 0.5 * (o + 1) * tanh_c
+        return (c, h), h, Residuals(gates, normal_u, scale_u, normal_c, scale_c, tanh_c)
+
+    @nn.nowrap
+    def precompute_vjp(
+        self, before: LSTMCarry, after: LSTMCarry, residuals: Residuals
+    ) -> tuple[Array, Array, Array, Residuals]:
+        """Factors of the pre-activations [..., 4H], of LN(c') through h, and of c through c'."""
+        i, f, g, o = jnp.split(residuals.gates, 4, axis=-1)
+        others = (0.5 * g, 0.5 * before[0], 0.5 * (i + 1), 0.5 * residuals.tanh_c)
+        gates = jnp.concatenate([(1 - a * a) * other for a, other in zip((i, f, g, o), others)], axis=-1)
+        return gates, 0.5 * (o + 1) * (1 - residuals.tanh_c**2), 0.5 * (f + 1), residuals
+
+    @nn.nowrap
+    def vjp_step(
+        self,
+        dcarry: LSTMCarry,
+        dy: Array,
+        factors: tuple[Array, Array, Array, Residuals],
+        recurrent_gain: Array,
+        cell_gain: Array,
+        cell_bias: Array,
+    ) -> tuple[LSTMCarry, Array, Array, Array]:
+        gates, through_h, forget, kept = factors
+        dh = dcarry[1] + dy
+        dn = dh * through_h
+        dc = dcarry[0] + _normalise_vjp(_like(cell_gain, dn) * dn, kept.normal_c, kept.scale_c)
+        dz = gates * jnp.concatenate([dc, dc, dc, dh], axis=-1)
+        du = _normalise_vjp(_like(recurrent_gain, dz) * dz, kept.normal_u, kept.scale_u)
+        return (dc * forget, jnp.zeros_like(dh)), dz, du, dn
+
+    @nn.nowrap
+    def extra_vjp(self, residuals: Residuals, dz: Array, dn: Array) -> tuple[Array, Array, Array]:
+        axes = tuple(range(dz.ndim - 1))
+        return jnp.sum(dz * residuals.normal_u, axes), jnp.sum(dn * residuals.normal_c, axes), jnp.sum(dn, axes)

@@ -22,6 +22,12 @@ def forget_bias_init(value: float) -> Initializer:
     return initialise
 
 
+def half_but_g(features: int, dtype: DType) -> Array:
+    """Factors [4H] that make of a tanh the sigmoids of i, f and o: sigmoid(a) = (tanh(a / 2) + 1) / 2."""
+    half, one = jnp.full(features, 0.5, dtype), jnp.ones(features, dtype)
+    return jnp.concatenate([half, half, one, half])
+
+
 class CellAndHidden(Cell):
     """The state of an LSTM and its kin, ``(c, h)``, each [B, H]; a subclass adds parameters and the step."""
 
@@ -69,15 +75,11 @@ class LSTM(CellAndHidden):
         shape = (self.features, 4 * self.features)
         self.recurrent_kernel = self.param("recurrent_kernel", per_gate(orthogonal, 4), shape, self.param_dtype)
 
-    def _scale(self) -> Array:
-        half, one = jnp.full(self.features, 0.5, self.param_dtype), jnp.ones(self.features, self.param_dtype)
-        return jnp.concatenate([half, half, one, half])
-
     def project(self, x: ArrayLike | None) -> Array:
-        return self.input(x, self._scale())
+        return self.input(x, half_but_g(self.features, self.param_dtype))
 
     def weights(self) -> Weights:
-        return Weights(self.recurrent_kernel * self._scale()[None, :])
+        return Weights(self.recurrent_kernel * half_but_g(self.features, self.param_dtype)[None, :])
 
     @nn.nowrap
     def forward_with_residuals(self, carry: LSTMCarry, z: Array, u: Array) -> tuple[LSTMCarry, Array, Array]:

@@ -38,7 +38,7 @@ from jaxgen.cli.speed import SamplingSpeed
 from jaxgen.data.files import expand_path
 from jaxgen.errors import JaxgenError, UsageError, choose, counted
 from jaxgen.runs.config import validate
-from jaxgen.trainer.signals import StopSignals
+from jaxgen.trainer.signals import Interrupted, StopSignals
 
 if TYPE_CHECKING:
     from jaxgen.inference.chat import ChatSession, Continuation
@@ -436,6 +436,8 @@ def input_lines(loop: Chat) -> Iterator[str]:
             yield ask()
         except EOFError:
             return
+        except Interrupted:  # SIGTERM
+            raise
         except KeyboardInterrupt:
             log("(/quit or Ctrl-D leaves.)")
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from jaxgen.cli.common import log, name_newest, one_line, run_command, write_out
-from jaxgen.cli.flags import Excludes, Flag, RunConfig, check_flags, load_plugins, parse
+from jaxgen.cli.common import log, one_line, run_command, write_out
+from jaxgen.cli.flags import Excludes, Flag, check_flags, load_plugins, parse
+from jaxgen.cli.mixture_flags import MIXTURE_RULES, MixtureConfig, fill_mixture_flags, open_sampler
 from jaxgen.errors import DataError, UsageError, counted
 from jaxgen.fsutil import check_output, replace_file, write_output
 from jaxgen.runs.groups import Group
@@ -44,7 +45,7 @@ SETTINGS = ("temperature", "num_samples", "length", "prompt", "label", "features
 MAX_CONDITIONS, MAX_QUOTED = 10, 200
 
 
-class EvaluateConfig(RunConfig):
+class EvaluateConfig(MixtureConfig):
     """Flags of ``jaxgen evaluate``. ``run`` is another way to give the argument RUN."""
 
     in_texts: ClassVar[Group] = Group("Texts")
@@ -70,12 +71,12 @@ class EvaluateConfig(RunConfig):
     require_data: bool = False
     """Stop (exit code 3) if the training text is missing or has changed. Otherwise its columns are left empty."""
     plot: str | None = None
-    """PNG file of the plot. Default: quality.png in the folder of the run, none for a pretrained one."""
+    """PNG file of the plot. Default: quality.png in the folder of the run, none for a pretrained one or a mixture."""
 
 
 #: The plot in the folder of the run.
 PLOT = "quality.png"
-RULES = (Excludes("--plot", ("--no-plot",), "names the file of the plot"),)
+RULES = (*MIXTURE_RULES, Excludes("--plot", ("--no-plot",), "names the file of the plot"))
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -85,14 +86,14 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def evaluate(args: list[str]) -> None:
     """Parse ``args``, draw and measure texts, and write the report."""
-    args = load_plugins(args)
+    args = fill_mixture_flags(load_plugins(args))
     flags = [
         Flag("runs", tuple[str, ...], (), "Folder of the run.", "[RUN]", positional=True),
         Flag("no_plot", bool, False, "Draw no plot.", negatable=False),
         Flag("json", bool, False, "Write everything as JSON instead of the table.", negatable=False),
     ]
     config, extra = parse(EvaluateConfig, args, prog="jaxgen evaluate", description=DESCRIPTION, extra=flags)
-    run = one_run(config.run, extra["runs"])
+    config = config.model_copy(update={"run": one_run(config.run, extra["runs"])})
     check_flags(RULES, config, args, extra)
     if config.plot is not None:
         check_output(config.plot, "--plot")
@@ -104,19 +105,17 @@ def evaluate(args: list[str]) -> None:
     from jaxgen.inference import quality
     from jaxgen.inference.generation_config import GenerationConfig
     from jaxgen.inference.loading import LoadedRun
-    from jaxgen.inference.sampler import Sampler
     from jaxgen.runtime import need_backend
 
     settings = GenerationConfig(config.length, seed=config.seed, block=config.block)
     need_backend()
-    saved = LoadedRun.open(run, "evaluate")
-    name_newest(run, saved.directory)
-    plot = saved.directory.path / PLOT
-    no_plot = extra["no_plot"] or (config.plot is None and saved.directory.is_pretrained)
+    sampler = with_condition_flags(open_sampler(config, "evaluate"), config, note=False)
+    runs = [LoadedRun.open(name) for name in sampler.runs]
+    plot = runs[0].directory.path / PLOT
+    no_plot = extra["no_plot"] or (config.plot is None and (len(runs) > 1 or runs[0].directory.is_pretrained))
     if config.plot is None and not no_plot and (plot.is_dir() or not os.access(plot.parent, os.W_OK)):
         raise UsageError(f"The plot cannot be written to {plot}: give --plot FILE, or --no-plot.")
-    reference = read_reference(saved, config.require_data)
-    sampler = with_condition_flags(Sampler.load(saved.directory.path), config, note=False)
+    reference = read_reference(runs, config.require_data)
     began = time.perf_counter()
     result = quality.evaluate_samples(
         sampler,
@@ -129,7 +128,7 @@ def evaluate(args: list[str]) -> None:
     )
     tokens = sum(row.tokens for row in result.rows)
     if extra["json"]:
-        about = {"run": str(saved.directory), "checkpoint": sampler.digest, "data": saved.resolved["data"]}
+        about = {**sampler.origin(), "data": runs[0].resolved["data"]}
         values = config.model_dump(mode="json")
         chosen = {name: values[name] for name in SETTINGS}
         write_out(json.dumps({**about, "settings": chosen, **result.to_json()}, indent=2, ensure_ascii=False) + "\n")
@@ -142,7 +141,8 @@ def evaluate(args: list[str]) -> None:
     elif reference is not None and result.validation is None and sampler.condition is not None:
         log(f"note: no validation text is under {sampler.condition}, so that there is no row to compare with.")
     if not no_plot:
-        picture = draw_plot(result, saved)
+        name = plot.parent.resolve().name if len(runs) == 1 else f"a mixture of {len(runs)} runs"
+        picture = draw_plot(result, name)
         if config.plot is None:
             replace_file(plot, picture)
         else:
@@ -159,12 +159,14 @@ def one_run(flag: str | None, arguments: Sequence[str]) -> str | None:
     return arguments[0] if arguments else flag
 
 
-def read_reference(saved: LoadedRun, required: bool) -> ReferenceData | None:
-    """The data of the run. If it is missing: ``None`` and a note, or ``DataError`` if it is ``required``."""
+def read_reference(runs: Sequence[LoadedRun], required: bool) -> ReferenceData | None:
+    """The data of the runs. If they are missing: ``None`` and a note, or ``DataError`` if they are ``required``."""
     from jaxgen.inference.quality import ReferenceData
 
     try:
-        return ReferenceData.of_run(saved)
+        if other := next((run for run in runs if run.resolved["data"] != runs[0].resolved["data"]), None):
+            raise DataError(f"{runs[0].directory} and {other.directory} were trained on different data.")
+        return ReferenceData.of_run(runs[0])
     except DataError as error:
         if required:
             raise
@@ -172,11 +174,11 @@ def read_reference(saved: LoadedRun, required: bool) -> ReferenceData | None:
         return None
 
 
-def draw_plot(result: QualityReport, saved: LoadedRun) -> bytes:
-    """The plot of ``result`` as PNG."""
+def draw_plot(result: QualityReport, name: str) -> bytes:
+    """The plot of ``result`` as PNG; ``name`` is that of the model."""
     from jaxgen.plots import Picture, draw_quality
 
-    values, name = result.to_json(), saved.directory.path.resolve().name
+    values = result.to_json()
     title = f"{name}: quality and diversity of {counted(result.rows[0].texts, 'text')} at each temperature"
     args = title, result.unit
     return Picture.drawn(lambda file: draw_quality(values["rows"], values["validation"], file, *args)).png

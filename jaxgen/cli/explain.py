@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from jaxgen.cli.common import json_line, log, name_newest, run_command, write_out
+from jaxgen.cli.common import json_line, log, run_command, write_out
 from jaxgen.cli.evaluate import align_table, quote
-from jaxgen.cli.flags import Excludes, Flag, RunConfig, check_flags, load_plugins, parse
+from jaxgen.cli.flags import Excludes, Flag, check_flags, load_plugins, parse
+from jaxgen.cli.mixture_flags import MIXTURE_RULES, MixtureConfig, fill_mixture_flags, open_sampler
 from jaxgen.cli.sampling_flags import (
     extra_transform_flags,
     read_temperature,
@@ -44,7 +45,7 @@ sample.py would draw it after all transforms. Also whether greedy decoding from 
 PROMPT = "The text before the token; without it, the first token of a text is explained."
 JSON = "Write one JSON object, log-probabilities in nats."
 
-RULES = (Excludes("--state", ("--label", "--features"), "continues a text whose condition is fixed"),)
+RULES = (*MIXTURE_RULES, Excludes("--state", ("--label", "--features"), "continues a text whose condition is fixed"))
 MAX_TOP = 1_000
 #: Tokens that the name of a transform lists at most.
 MAX_NAMED = 3
@@ -54,7 +55,7 @@ TOKEN_WIDTH, MIN_BAR, MAX_BAR = 20, 4, 40
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
-class ExplainConfig(RunConfig):
+class ExplainConfig(MixtureConfig):
     """Flags of ``jaxgen explain``; those of the logit transforms come from their registry."""
 
     in_text: ClassVar[Group] = Group("Text")
@@ -105,7 +106,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def explain(args: list[str]) -> None:
     """Parse ``args`` and write the distribution that they ask for."""
-    args = load_plugins(args)
+    args = fill_mixture_flags(load_plugins(args))
     flags = [
         Flag("texts", tuple[str, ...], (), PROMPT, "[TEXT]", positional=True),
         *extra_transform_flags(),
@@ -119,13 +120,11 @@ def explain(args: list[str]) -> None:
     check_int("The number of most probable tokens (--top)", config.top, 1, MAX_TOP)
 
     from jaxgen.inference.generation_config import GenerationConfig
-    from jaxgen.inference.sampler import Sampler
     from jaxgen.runtime import need_backend
 
     settings = GenerationConfig(config.length, read_temperature(config.temperature))
     need_backend()
-    sampler = Sampler.load(config.run, "explain")
-    name_newest(config.run, sampler.directory)
+    sampler = open_sampler(config, "explain")
     sampler = with_condition_flags(sampler, config, note=config.state is None)
     transforms = read_transforms(extra, sampler.tokenizer.encode)
     settings = replace(settings, transforms=transforms)
@@ -291,8 +290,7 @@ def to_json(
             for step in steps
         ],
         "greedy": None,
-        "run": None if sampler.directory is None else str(sampler.directory),
-        "checkpoint": sampler.digest,
+        **sampler.origin(),
     }
     if greedy is not None:
         cycle = find_cycle(greedy.tokens.tolist())

@@ -73,12 +73,14 @@ def _replay_line(value: object, number: int, file: str, run: str | None, sampler
 
     where = f"Line {number} of {file}"
     receipt = read_receipt(value, where)
-    name = run or receipt.run
+    if run is not None and receipt.mix is not None:
+        raise UsageError(f"{where} was drawn from a mixture of runs, and --run names one: leave it out.")
+    name = receipt.mix.model_dump_json() if receipt.mix is not None else run or receipt.run
     if name is None:
         raise UsageError(f"{where} names no run: give one with --run.")
     if name not in samplers:
         need_backend()
-        samplers[name] = Sampler.load(name, "replay")
+        samplers[name] = Sampler.load(name, "replay") if receipt.mix is None else receipt.mix.open()
     sampler = samplers[name]
     if sampler.digest != receipt.checkpoint:
         log(f"note: {where} was drawn from the weights {receipt.checkpoint}; these are {sampler.digest}.")

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from jaxgen.cli.common import escape_controls, json_line, log, name_newest, run_command
-from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, fill_value, load_plugins, parse
+from jaxgen.cli.adaptation_flags import STEP_FLAGS
+from jaxgen.cli.common import escape_controls, json_line, log, run_command
+from jaxgen.cli.flags import Excludes, Flag, Needs, Rules, check_flags, fill_value, load_plugins, parse
+from jaxgen.cli.mixture_flags import MIXTURE_RULES, fill_mixture_flags, open_sampler
 from jaxgen.cli.sampling_flags import (
     SampleConfig,
     extra_transform_flags,
@@ -27,6 +29,7 @@ from jaxgen.fsutil import check_output
 if TYPE_CHECKING:
     from jaxgen.cli.token_colors import TokenColors
     from jaxgen.inference.generation_config import GenerationConfig
+    from jaxgen.inference.receipts import StateOrigin
     from jaxgen.inference.sampler import Sampler
     from jaxgen.inference.state import DecoderState
     from jaxgen.inference.text_stream import Chunk
@@ -41,7 +44,9 @@ DESCRIPTION = """Write text with a trained model. The same run, prompt, settings
     python sample.py --temperature 1.5:0.5:200       linear over 200 tokens
     python sample.py --prompt "Q: " --stop "\\n" "A:"  ends before either string
     python sample.py --num-samples 1000 --block 256  many at once
+    python sample.py --mix runs/a:0.7 runs/b:0.3     two models at once
     python sample.py --label Sports                  a text with this label
+    python sample.py --adapt-to book.txt             after it has learnt from it
     python sample.py --color                         how probable was each token?
     echo "To be" | python sample.py --prompt-file -  prompt from standard input"""
 
@@ -51,12 +56,14 @@ JSON = """Write one JSON object for each text, with its tokens, log-probabilitie
 MANY = 100
 NUL = "\0"
 ONE_TEXT = "continues one text"
-RULES = (
+RULES: Rules = (
+    *MIXTURE_RULES,
     Excludes("--prompt", ("--prompt-file",), "is the text to continue"),
     Excludes("--interactive", ("--prompt-file -",), "reads its lines from standard input"),
     Excludes("--interactive", ("--json",), "writes plain text"),
     Excludes("--interactive", ("--num-samples", "--skip", "--sample-index", "--best-of", "--block"), ONE_TEXT),
     Excludes("--interactive", ("several values of --temperature",), "uses one temperature at a time"),
+    *(Needs(flag, ("--adapt-to",), "is about adaptation") for flag in STEP_FLAGS),
     Excludes("--state", ("--label", "--features"), "continues a text whose condition is fixed"),
     Excludes("--greedy", ("--temperature",), "is --temperature 0"),
     Excludes("--beam", ("--best-of", "--block", "--max-seconds", "--sample-index", "--stop"), "draws nothing"),
@@ -68,7 +75,7 @@ RULES = (
     Excludes("--sample-index", ("--num-samples", "--best-of"), "draws one text"),
 )
 #: Flags that count as given even with their default value.
-EVEN_DEFAULT = ("--temperature", "--seed", "--length-penalty")
+EVEN_DEFAULT = ("--temperature", "--seed", "--length-penalty", *STEP_FLAGS)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -78,16 +85,17 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def sample(args: list[str]) -> None:
     """Parse ``args`` and write the texts that they ask for."""
-    args = fill_value(load_plugins(args), "--color", "auto")
+    args = fill_value(fill_mixture_flags(load_plugins(args)), "--color", "auto")
     flags = [*extra_transform_flags(), Flag("json", bool, False, JSON)]
     config, extra = parse(SampleConfig, args, prog="python sample.py", description=DESCRIPTION, extra=flags)
     several = ("several values of --temperature",) if len(config.temperature) > 1 else ()
     check_flags(RULES, config, args, extra, even_default=EVEN_DEFAULT, also=several)
     if config.save_state is not None:
         check_output(config.save_state, "--save-state")
+    _ = config.adaptation  # raises ``UsageError`` for a value out of range
     prompt = read_prompt(config)
 
-    from jaxgen.inference.sampler import Sampler, check_best
+    from jaxgen.inference.sampler import check_best
     from jaxgen.runtime import need_backend
 
     if config.best_of is not None:
@@ -95,16 +103,14 @@ def sample(args: list[str]) -> None:
     temperatures = ("0",) if config.greedy else config.temperature
     settings = [generation_config(config, temperature) for temperature in temperatures]
     need_backend()
-    sampler = Sampler.load(config.run).exact()
-    if not config.interactive:  # the chat names its run itself
-        name_newest(config.run, sampler.directory)
+    sampler = open_sampler(config, "sample", named=not config.interactive).exact()  # the chat names its run itself
     check_prompt(prompt, config, sampler.tokenizer.kind)
     sampler = with_condition_flags(sampler, config, note=config.state is None)
     transforms = read_transforms(extra, sampler.tokenizer.encode)
     settings = [replace(each, transforms=transforms) for each in settings]
     for note in transform_notes(sampler, transforms):
         log(note)
-    state = None if config.state is None else sampler.load_state(config.state)
+    state, origin = read_state(sampler, config)
     if config.save_state is not None:
         saved = sampler.read(prompt, state, unk=config.unk)
         sampler.save_state(config.save_state, saved)
@@ -125,9 +131,11 @@ def sample(args: list[str]) -> None:
         chat(session, config.model_copy(update={"temperature": temperatures}), extra, prompt, writer.write)
         return
     if config.beam is not None:
-        write_beams(writer, sampler, config, transforms, prompt, state, as_json=extra["json"])
+        write_beams(writer, sampler, config, transforms, prompt, state, origin, as_json=extra["json"])
     else:
-        write_samples(writer, sampler, config, dict(zip(temperatures, settings)), prompt, state, as_json=extra["json"])
+        write_samples(
+            writer, sampler, config, dict(zip(temperatures, settings)), prompt, state, origin, as_json=extra["json"]
+        )
 
 
 def read_prompt(config: SampleConfig) -> str:
@@ -139,6 +147,24 @@ def read_prompt(config: SampleConfig) -> str:
     text = "".join(read_pieces(config.prompt_file, any_bytes=True))
     # `echo` and editors end every file with a line break, which the model would take for the end of the line.
     return re.sub(r"(\r\n|\r|\n)\Z", "", text)
+
+
+def read_state(sampler: Sampler, config: SampleConfig) -> tuple[DecoderState | None, StateOrigin]:
+    """The state before the prompt, if the text does not begin with it, and where it comes from.
+
+    Raises ``CheckpointError``, ``DataError`` and ``UsageError`` for files that cannot be used.
+    """
+    from jaxgen.inference.receipts import AdaptedTo, StateFile, StateOrigin
+
+    state = None if config.state is None else sampler.load_state(config.state)
+    origin = StateOrigin(state=None if config.state is None else StateFile.of(config.state))
+    if config.adapt_to is None:
+        return state, origin
+    adapted = AdaptedTo.of(config.adapt_to, config.adaptation, config.unk)
+    state = adapted.adapt(sampler, state)
+    segments = 0 if state.adapted is None else int(state.adapted.state.step)
+    log(f"The weights adapted to {counted(segments, 'segment')} of {config.adapt_to}.")
+    return state, origin.model_copy(update={"adapted_to": adapted})
 
 
 def check_prompt(prompt: str, config: SampleConfig, level: str) -> None:
@@ -252,6 +278,7 @@ def write_samples(
     settings: dict[str, GenerationConfig],
     prompt: str,
     state: DecoderState | None,
+    origin: StateOrigin,
     *,
     as_json: bool,
 ) -> None:
@@ -278,7 +305,7 @@ def write_samples(
 
             samples = collect(chunks) if config.best_of is None else select_best(collect(chunks), config.num_samples)
             for drawn in samples:
-                value = receipt(sampler, each, drawn, prompt=prompt, unk=config.unk, state_file=config.state)
+                value = receipt(sampler, each, drawn, prompt=prompt, unk=config.unk, origin=origin)
                 writer.write_json(value)
         else:
             about = f"temperature {temperature}" if len(settings) > 1 else ""
@@ -302,6 +329,7 @@ def write_beams(
     transforms: tuple[Transform, ...],
     prompt: str,
     state: DecoderState | None,
+    origin: StateOrigin,
     *,
     as_json: bool,
 ) -> None:
@@ -315,7 +343,7 @@ def write_beams(
         if as_json:
             from jaxgen.inference.receipts import beam_receipt
 
-            found_by = beam_receipt(sampler, search, rank, each, prompt=prompt, unk=config.unk, state_file=config.state)
+            found_by = beam_receipt(sampler, search, rank, each, prompt=prompt, unk=config.unk, origin=origin)
             writer.write_json(found_by)
             continue
         about = f"rank {rank}, {each.logp:.2f} nats, score {each.score:.4f}" if config.num_samples > 1 else ""

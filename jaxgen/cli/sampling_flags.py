@@ -8,8 +8,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
+from jaxgen.cli.adaptation_flags import AdaptationConfig
 from jaxgen.cli.common import log
 from jaxgen.cli.flags import Flag, RunConfig, read_number
+from jaxgen.cli.mixture_flags import MixtureConfig
 from jaxgen.errors import UsageError, choose
 from jaxgen.runs.groups import Group
 
@@ -26,13 +28,17 @@ if TYPE_CHECKING:
 Encode = Callable[[str], "np.ndarray"]
 
 
-class SampleConfig(RunConfig):
+class SampleConfig(AdaptationConfig, MixtureConfig):
     """Flags of ``sample.py``; those of the logit transforms come from their registry."""
 
     common: ClassVar[tuple[str, ...]] = (
         *("run", "prompt", "prompt_file", "length", "temperature", "top_k", "top_p", "num_samples", "seed", "stop"),
         *("interactive", "json"),
     )
+
+    in_adaptation: ClassVar[Group] = Group("Adaptation")
+    adapt_to: str | None = None
+    """Read this text file before the prompt and adapt the weights to it. --save-state keeps them."""
 
     in_prompt: ClassVar[Group] = Group("Prompt")
     prompt: str | None = None

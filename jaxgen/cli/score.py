@@ -8,12 +8,15 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from functools import cache
 from itertools import chain, tee
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, name_newest, run_command, write_out
-from jaxgen.cli.flags import Excludes, Flag, Needs, RunConfig, check_flags, load_plugins, parse
+from jaxgen.cli.adaptation_flags import ADAPTIVE_RULES, FITTED, AdaptiveScoringConfig, adaptive_options
+from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, run_command, write_out
+from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, load_plugins, parse
+from jaxgen.cli.mixture_flags import MIXTURE_RULES, MixtureConfig, fill_mixture_flags, open_sampler
 from jaxgen.errors import UsageError, counted
 from jaxgen.runs.groups import Group
 from jaxgen.runtime import MIN_SECONDS
@@ -29,6 +32,8 @@ DESCRIPTION = """How likely a model finds a text: log-probability, perplexity, b
     cat book.txt | jaxgen score -                  text from standard input
     jaxgen score big.txt --state cold              fast: windows of 64 tokens
     jaxgen score big.txt --lanes 32                32 places of a text at once
+    jaxgen score book.txt --adapt                  learn from it while reading
+    jaxgen score --validation --adapt --fit        with fitted numbers
     jaxgen score --text "To be" --per-token --top 3  tokens and best alternatives
     jaxgen score names.txt --lines                 each line is a text
     jaxgen score --prompt "The king" --candidates " is" " are" " of"
@@ -53,12 +58,14 @@ TOKEN_HEADER = f"{'position':>9}  {'logp':>9}  {'prob':>6}  token"
 RANK_HEADER = f"{'rank':>5}  {'tokens':>6}  {'logp':>10}  {'logp/token':>10}  candidate"
 
 
-class ScoreConfig(RunConfig):
+class ScoreConfig(AdaptiveScoringConfig, MixtureConfig):
     """Flags of ``jaxgen score``."""
 
     in_text: ClassVar[Group] = Group("Text")
     text: tuple[str, ...] = ()
     """Texts to score instead of files."""
+    validation: bool = False
+    """Score the validation text of the run instead of files."""
     lines: bool = False
     """Score every line of a file as a separate text, for a model trained with --documents line. Lines of white space
     are skipped. The table sums them up for each file; --json and --per-token show each."""
@@ -91,8 +98,10 @@ class ScoreConfig(RunConfig):
 
 
 RULES = (
+    *MIXTURE_RULES,
     Excludes("--candidates", ("files", "--text", "--lines"), "ranks continuations of --prompt"),
     Excludes("--text", ("files",), "gives the texts"),
+    Excludes("--validation", ("files", "--text", "--candidates"), "scores the text of the run"),
     Needs("--lines", ("files",), "splits files into texts"),
     Needs("--window", ("--state cold",), "is the length of a cold window"),
     Excludes("--lanes", ("--lines", "--candidates", "--state cold"), "splits one text with a carried state"),
@@ -100,6 +109,7 @@ RULES = (
     Excludes("--candidates", ("--state cold",), "continues the state of the prompt"),
     Needs("--top", ("--per-token",), "adds tokens to every token"),
     Excludes("--candidates", ("--per-token",), "shows no tokens"),
+    *ADAPTIVE_RULES,
 )
 
 
@@ -110,7 +120,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def score(args: list[str]) -> None:
     """Parse ``args`` and write the scores that they ask for."""
-    args = load_plugins(args)
+    args = fill_mixture_flags(load_plugins(args))
     extra = [
         Flag("files", tuple[str, ...], (), FILES, "[FILE ...]", positional=True),
         Flag("json", bool, False, JSON),
@@ -121,26 +131,29 @@ def score(args: list[str]) -> None:
 
     from jaxgen.cli.sampling_flags import with_condition_flags
     from jaxgen.data.files import check_readable
-    from jaxgen.inference.sampler import Sampler
     from jaxgen.inference.scorer import Scorer
     from jaxgen.runtime import need_backend
 
     check_readable(files)
     need_backend()
-    sampler = Sampler.load(config.run, "score")
-    name_newest(config.run, sampler.directory)
+    sampler = with_condition_flags(open_sampler(config, "score"), config)
+    options = adaptive_options(config, args, sampler)
+    if config.mix_fit is not None and not options.plain:  # networks that adapt deserve other weights
+        sampler = with_condition_flags(open_sampler(config, "score", reading=options), config, note=False)
     scorer = Scorer(
-        with_condition_flags(sampler, config),
+        sampler,
         state=config.state,
         window=config.window,
         lanes=config.lanes,
         top=config.top,
         unk=config.unk,
         end={"yes": True, "no": False, None: False if config.candidates else None}[config.end],
+        **options.for_scorer,
     )
     writer = (JsonScores if values["json"] else ScoreTable)(scorer, config.per_token)
     began = time.perf_counter()
     score_all = score_candidates if config.candidates else score_lines if config.lines else score_texts
+    score_all = score_validation if config.validation else score_all
     total = score_all(scorer, config, files, writer)
     if len(files or config.text) > 1:
         writer.write_total("all", total)
@@ -151,13 +164,14 @@ def score(args: list[str]) -> None:
 
 def check(config: ScoreConfig, args: Sequence[str], files: Sequence[str]) -> None:
     """Raise ``UsageError`` for flags that contradict each other or have no effect."""
-    even_default = ("--prompt", "--top", "--window")
+    even_default = ("--prompt", "--top", "--window", "--adapt-segment", *FITTED)
     check_flags(RULES, config, args, even_default=even_default, also=("files",) if files else ())
-    if not (files or config.text or config.candidates):
+    if not (files or config.text or config.candidates or config.validation):
         raise UsageError(
-            "There is nothing to score: give files, - for standard input, --text TEXT, or --prompt TEXT --candidates "
-            "A B."
+            "There is nothing to score: give files, - for standard input, --text TEXT, --validation, or --prompt TEXT "
+            "--candidates A B."
         )
+    adaptive_options(config, args)
     if files.count("-") > 1:
         raise UsageError("Standard input (-) was given twice, but can be read once: give it once.")
 
@@ -213,6 +227,30 @@ def score_lines(scorer: Scorer, config: ScoreConfig, files: Sequence[str], write
             of_file += score
         writer.write_total(f"{path} ({counted(number, 'text')})", of_file)
         total += of_file
+    return total
+
+
+def score_validation(scorer: Scorer, config: ScoreConfig, files: Sequence[str], writer: ScoreWriter) -> Score:
+    """Score the validation text of the run; returns its score, or the total of its documents."""
+    from jaxgen.inference.loading import LoadedRun
+    from jaxgen.inference.scorer import Score
+
+    sampler = scorer.sampler
+    if not sampler.runs or sampler.conditioning is not None:
+        raise UsageError("--validation is for runs without labels and features: give files instead.")
+    texts, *others = [LoadedRun.open(run).validation() for run in sampler.runs]
+    if any(other != texts for other in others):
+        raise UsageError("The runs of --mix have different validation texts: give files instead of --validation.")
+    name = "validation"
+    if not sampler.documents:
+        stream = scorer.stream(texts, config.prompt, "The validation text")
+        writer.write_text({"name": name}, stream)
+        return stream.score
+    total = Score()
+    for number, (score, tokens) in enumerate(scorer.score_each(texts, config.prompt, "Validation text"), start=1):
+        writer.write_line({"name": name, "number": number, "text": texts[number - 1]}, score, tokens)
+        total += score
+    writer.write_total(f"{name} ({counted(len(texts), 'text')})", total)
     return total
 
 
@@ -305,9 +343,8 @@ class ScoreTable:
         write_out(RANK_HEADER + "\n")
         for each in ranked:
             rank, score = f"{each.rank}{'=' if each.tied else ' '}", each.score
-            write_out(
-                f"{rank:>5}  {score.tokens:>6,}  {score.logp:>10.4f}  {-score.nats_per_token:>10.4f}  {each.text!r}\n"
-            )
+            mean = "-" if score.nats_per_token is None else f"{-score.nats_per_token:.4f}"
+            write_out(f"{rank:>5}  {score.tokens:>6,}  {score.logp:>10.4f}  {mean:>10}  {each.text!r}\n")
 
     def write_total(self, name: str, score: Score) -> None:
         """Write the row of one or more texts."""
@@ -316,12 +353,12 @@ class ScoreTable:
             self._has_header = True
         ratios = (
             (score.nats_per_token, "10.4f"),
-            (score.perplexity, "10.4g" if score.perplexity >= 1e5 else "10.3f"),
+            (score.perplexity, "10.4g" if (score.perplexity or 0) >= 1e5 else "10.3f"),
             (score.bits_per_char, "9.4f"),
             (score.bits_per_byte, "9.4f"),
         )
         fields = [f"{score.tokens:>11,}", f"{score.logp:>15,.4f}"]
-        fields += [" " * (int(form.split(".")[0]) - 1) + "-" if math.isnan(x) else f"{x:{form}}" for x, form in ratios]
+        fields += [f"{'-':>{form.split('.')[0]}}" if x is None else f"{x:{form}}" for x, form in ratios]
         write_out("  ".join([*fields, escape_controls(name)]) + "\n", flush=True)
 
     def _write_tokens(self, name: str, parts: Iterable[TokenScores]) -> None:
@@ -368,7 +405,7 @@ class JsonScores:
                 "text": each.text,
                 "tokens": each.score.tokens,
                 "logp": each.score.logp,
-                "logp_per_token": -each.score.nats_per_token,
+                "logp_per_token": None if each.score.nats_per_token is None else -each.score.nats_per_token,
             }
             for each in ranked
         ]
@@ -395,7 +432,6 @@ class JsonScores:
         """Write the rest of an object."""
         names = ("logp", "tokens", "chars", "bytes", "unknown", "nats_per_token", "perplexity")
         values = {name: getattr(score, name) for name in (*names, "bits_per_char", "bits_per_byte")}
-        values = {name: None if math.isnan(value) else value for name, value in values.items()}
         write_out(", " + json_line({**values, **self._settings()})[1:], flush=True)
 
     def _token(self, token: int, logp: float) -> dict[str, object]:
@@ -404,9 +440,9 @@ class JsonScores:
     def _settings(self) -> dict[str, object]:
         scorer = self._scorer
         how = {"window": scorer.window} if scorer.state == "cold" else {"lanes": scorer.lanes}
-        run = None if scorer.sampler.directory is None else str(scorer.sampler.directory)
-        about = {"unk": scorer.unk, "end": scorer.end, "run": run, "checkpoint": scorer.sampler.digest}
-        return {"state": scorer.state, **how, **about}
+        adaptive = {} if scorer.adaptive.plain else asdict(scorer.adaptive)
+        about = {"unk": scorer.unk, "end": scorer.end, **scorer.sampler.origin()}
+        return {"state": scorer.state, **how, **adaptive, **about}
 
 
 ScoreWriter = ScoreTable | JsonScores

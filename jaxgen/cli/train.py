@@ -281,6 +281,10 @@ def config_from_flags(kind: type[TrainConfig], args: list[str]) -> tuple[TrainCo
     )
     if extra["show_config"]:
         raise Answer(show_config(config, args, sources))
+    if config.steps == 0 and not resuming:
+        raise UsageError(
+            "--steps 0 trains nothing: give at least 1. --show-config shows the settings without training."
+        )
     return config, resuming
 
 
@@ -309,11 +313,13 @@ def registry_names(kind: type[TrainConfig]) -> Mapping[str, Iterable[str]]:
     from jaxgen.tasks.registry import model_names
     from jaxgen.tokenizers import TOKENIZERS
     from jaxgen.trainer.trackers import TRACKERS
+    from jaxgen.training.averaging import AVERAGES
     from jaxgen.training.optimizer import OPTIMIZERS
     from jaxgen.training.schedules import SCHEDULES
 
     return {
         "attention": ["none", *ATTENTIONS],
+        "average": ["none", *AVERAGES],
         "block": BLOCKS,
         "cell": CELLS,
         "layout": BATCHES,

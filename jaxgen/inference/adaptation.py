@@ -86,7 +86,17 @@ class NeuralCache:
 
 @dataclass(frozen=True)
 class AdaptiveOptions:
-    """How a text is read: with weights that adapt, a cache, and another temperature, or as the model is by default."""
+    """How a text is read: with weights that adapt, a cache, and another temperature, or by default as the model is.
+
+    Args:
+        adapt: How the weights adapt.
+        cache: The neural cache.
+        temperature: Divides the logits.
+
+    Example:
+        >>> jaxgen.AdaptiveOptions(jaxgen.Adaptation()).plain, jaxgen.AdaptiveOptions().plain
+        (False, True)
+    """
 
     adapt: Adaptation | None = None
     cache: NeuralCache | None = None
@@ -103,6 +113,11 @@ class AdaptiveOptions:
         return self == AdaptiveOptions()
 
     @property
+    def for_scorer(self) -> dict[str, Any]:
+        """The arguments of ``Scorer``."""
+        return {"adapt": self.adapt, "cache": self.cache, "temperature": self.temperature}
+
+    @property
     def segment(self) -> int:
         """Tokens of a segment."""
         return Adaptation.segment if self.adapt is None else self.adapt.segment
@@ -116,11 +131,17 @@ class Segment(NamedTuple):
     valid: Any  # bool [T]
 
 
+#: The weights of each model of a mixture; ``None`` stands for one.
+MemberParams = tuple[Any, ...]
+
+
 class Values(NamedTuple):
-    """The options of the distributions as arrays: other values need no compilation."""
+    """What the distributions depend on beside the weights that adapt, as arrays: other values need no compilation."""
 
     temperature: Any  # float32
     cache: CacheOptions
+    fixed: MemberParams  # the weights of the members that do not adapt
+    mixture: Any  # what the weights of a mixture depend on
 
 
 class SegmentScores(NamedTuple):
@@ -131,75 +152,141 @@ class SegmentScores(NamedTuple):
     top_logp: Any  # float32 [T, top]
 
 
-#: The model's carry, and its neural cache if it has one.
-Memory = tuple[Carry, CacheState | None]
+#: The carry of each member, and its neural cache if it has one.
+Memory = tuple[tuple[Carry, CacheState | None], ...]
 
 
 @dataclass(frozen=True)
 class ReadSegment:
-    """Reads a segment of one text with a language task: what ``dynamic_evaluation`` calls. Pure."""
+    """Reads a segment of one text with the members of a task: what ``dynamic_evaluation`` calls. Pure.
+
+    ``params`` are the weights of each member that adapts, and ``None`` for the others.
+    """
 
     task: Any
     top: int = 0
 
     def __call__(
-        self, values: Values, params: Params, memory: Memory, segment: Segment
+        self, values: Values, params: MemberParams, memory: Memory, segment: Segment
     ) -> tuple[Array, tuple[Memory, SegmentScores]]:
-        """The mean negative log-likelihood of the model itself, the memory after the segment, and the scores."""
-        carry, cache = memory
-        valid = segment.valid
-        carry, states, logits = self.task.outputs(params, carry, segment.tokens[None], valid[None])
-        nll = optax.softmax_cross_entropy_with_integer_labels(logits[0], segment.targets)
-        # A segment that is not full counts less: its gradient is noisier.
-        loss = jnp.sum(jnp.where(valid, nll, 0.0)) / valid.size
-        logits, states = jax.lax.stop_gradient((logits[0], states[0]))
-        logp = jax.nn.log_softmax(logits / values.temperature, axis=-1)
-        if cache is not None:
-            cache, logp = read_with_cache(cache, values.cache, states, segment.targets, valid, logp)
+        """What the weights are to lower, the memory after the segment, and the scores of its targets.
+
+        The first is the sum of the members' own mean negative log-likelihoods: each adapts as it would alone.
+        """
+        members, loss, after, found = members_of(self.task), jnp.zeros(()), [], []
+        for member, own, fixed, before in zip(members, params, values.fixed, memory):
+            cost, memory_after, logp = _read_member(member, fixed if own is None else own, values, before, segment)
+            loss += 0.0 if own is None else cost
+            after.append(memory_after)
+            found.append(logp)
+        logp = found[0] if values.mixture is None else self.task.mix(values.mixture, found)
         chosen = jnp.take_along_axis(logp, segment.targets[:, None], axis=-1)[:, 0]
         top_logp, top = jax.lax.top_k(logp, self.top)
-        scores = SegmentScores(jnp.where(valid, chosen, 0.0), top.astype(jnp.int32), top_logp)
-        return loss, ((carry, cache), scores)
+        scores = SegmentScores(jnp.where(segment.valid, chosen, 0.0), top.astype(jnp.int32), top_logp)
+        return loss, (tuple(after), scores)
+
+
+def _read_member(
+    member: Any, params: Params, values: Values, memory: tuple[Carry, CacheState | None], segment: Segment
+) -> tuple[Array, tuple[Carry, CacheState | None], Array]:
+    """The mean negative log-likelihood of one model itself, its memory, and its log-probabilities [T, V]."""
+    carry, cache = memory
+    valid = segment.valid
+    carry, states, logits = member.outputs(params, carry, segment.tokens[None], valid[None])
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits[0], segment.targets)
+    # A segment that is not full counts less: its gradient is noisier.
+    loss = jnp.sum(jnp.where(valid, nll, 0.0)) / valid.size
+    logits, states = jax.lax.stop_gradient((logits[0], states[0]))
+    if not states.shape[-1]:  # a model that is counted: its probabilities stay as they are
+        return loss, (carry, cache), jax.nn.log_softmax(logits, axis=-1)
+    logp = jax.nn.log_softmax(logits / values.temperature, axis=-1)
+    if cache is not None:
+        cache, logp = read_with_cache(cache, values.cache, states, segment.targets, valid, logp)
+    return loss, (carry, cache), logp
+
+
+def members_of(task: Any) -> tuple[Any, ...]:
+    """The models of a mixture, or the one model of another task."""
+    members: tuple[Any, ...] = getattr(task, "members", (task,))
+    return members
+
+
+def can_adapt(params: Params) -> bool:
+    """Whether gradient descent can change ``params``: those of a model that is counted hold whole numbers."""
+    return all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(params))
+
+
+def split_params(task: Any, params: Params) -> tuple[MemberParams, MemberParams]:
+    """The weights of each member that adapts, and of each that does not."""
+    every = params["members"] if hasattr(task, "members") else (params,)
+    return tuple(p if can_adapt(p) else None for p in every), tuple(None if can_adapt(p) else p for p in every)
+
+
+def join_params(task: Any, params: Params, adapted: MemberParams) -> Params:
+    """``params`` with the weights of the members that have adapted."""
+    if not hasattr(task, "members"):
+        return params if adapted[0] is None else adapted[0]
+    pairs = zip(params["members"], adapted)
+    return {**params, "members": tuple(old if new is None else new for old, new in pairs)}
 
 
 class AdaptiveReader:
     """Reads one text in order, in pieces. ``state`` is everything that the next piece depends on.
 
     Args:
-        task: The task, which has the method ``outputs``.
+        task: The task: a language model, or a mixture of some.
         params: The trained weights.
         carry: The carry of one row before the text.
         options: How to read.
         top: The number of most probable tokens to return at each position.
+        state: Where an earlier reader of the same models, without a cache, ended.
 
     Raises:
-        UsageError: The model cannot adapt.
+        UsageError: No model in it can adapt.
     """
 
-    def __init__(self, task: Any, params: Params, carry: Carry, options: AdaptiveOptions, top: int = 0) -> None:
-        if not hasattr(task, "outputs"):
+    def __init__(
+        self,
+        task: Any,
+        params: Params,
+        carry: Carry,
+        options: AdaptiveOptions,
+        top: int = 0,
+        state: AdaptedState | None = None,
+    ) -> None:
+        members = members_of(task)
+        self._trained, fixed = split_params(task, params)
+        if all(each is None for each in self._trained) or not all(hasattr(each, "outputs") for each in members):
+            names = " and ".join(dict.fromkeys(type(each).__name__ for each in members))
             raise UsageError(
-                "Only a recurrent language model can adapt, have a cache or another temperature, and this one is a "
-                f"{type(task).__name__}: leave out --adapt, --cache and --temperature, or give another run."
+                f"Only a recurrent language model can adapt, have a cache or another temperature, and this is {names}: "
+                "leave out --adapt, --cache and --temperature, or give another run."
             )
-        self._params, self._options = params, options
+        self._options, cache, adapt = options, options.cache, options.adapt
+        carries = carry if hasattr(task, "members") else (carry,)
+        memory = []
+        for member, own, before in zip(members, self._trained, carries):
+            kept = None if cache is None or own is None else _empty_cache(member, own, before, cache.size)
+            memory.append((before, kept))
         self._run: Callable[..., tuple[AdaptedState, SegmentScores]] = jitted.jit_dynamic_evaluation(
             ReadSegment(task, top)
         )
-        cache, adapt = options.cache, options.adapt
-        if cache is not None:
-            tokens, valid = np.zeros((1, 1), np.int32), np.zeros((1, 1), bool)
-            states = jax.eval_shape(task.outputs, params, carry, tokens, valid)[1]
-            memory: Memory = carry, CacheState.empty(cache.size, states.shape[-1])
-        else:
-            memory = carry, None
         weight, sharpness = (0.0, 0.0) if cache is None else (cache.weight, cache.sharpness)
-        self._values: Values = _float32(Values(options.temperature, CacheOptions(weight, sharpness)))
+        mixture = {name: params[name] for name in ("bias", "slope")} if hasattr(task, "members") else None
+        numbers = _float32((options.temperature, CacheOptions(weight, sharpness)))
+        self._values = Values(numbers[0], numbers[1], fixed, mixture)
         self._rates = None if adapt is None else _float32(Rates(adapt.rate, adapt.decay))
         self._shape = max(1, CALL // options.segment), options.segment
-        self.state = AdaptedState.start(params, memory)
+        start = AdaptedState.start(self._trained, tuple(memory)) if state is None else state
+        self.state = jax.tree.map(jnp.copy, start)  # each call donates it
         #: Seconds spent compiling.
         self.compile_seconds = 0.0
+
+    @property
+    def carry(self) -> Carry:
+        """The carry of the task after the text."""
+        carries = tuple(carry for carry, _ in self.state.carry)
+        return carries if self._values.mixture is not None else carries[0]
 
     @property
     def block(self) -> int:
@@ -223,10 +310,10 @@ class AdaptiveReader:
     def _read_block(self, tokens: np.ndarray, targets: np.ndarray) -> SegmentScores:
         size, (_, length) = tokens.size, self._shape
         valid = np.arange(self.block) < size
-        padded = (np.pad(each, (0, self.block - size)).astype(np.int32) for each in (tokens, targets))
-        segments = Segment._make(each.reshape(self._shape) for each in (*padded, valid))
+        padded = [np.pad(each, (0, self.block - size)).astype(np.int32) for each in (tokens, targets)]
+        segments = Segment(*(each.reshape(self._shape) for each in (*padded, valid)))
         scores = self._call(segments, -(-size // length))
-        found = SegmentScores._make(np.asarray(each).reshape(self.block, *each.shape[2:])[:size] for each in scores)
+        found = SegmentScores(*(np.asarray(each).reshape(self.block, *each.shape[2:])[:size] for each in scores))
         if np.isnan(found.logp).any():
             adapt = self._options.adapt
             raise DivergedError(
@@ -237,9 +324,14 @@ class AdaptiveReader:
         return found
 
     def _call(self, segments: Segment, count: int) -> SegmentScores:
-        args = self._params, self._values, self.state, segments, np.int32(count), self._rates
+        args = self._trained, self._values, self.state, segments, np.int32(count), self._rates
         self.state, scores = self._run(*args)
         return jax.block_until_ready(scores)
+
+
+def _empty_cache(member: Any, params: Params, carry: Carry, size: int) -> CacheState:
+    one = np.zeros((1, 1), np.int32)
+    return CacheState.empty(size, jax.eval_shape(member.outputs, params, carry, one, one > 0)[1].shape[-1])
 
 
 def _float32(tree: Any) -> Any:

@@ -90,7 +90,7 @@ def beam(
     start = sampler.read(prompt, state, unk=unk)
     sampler.check_first(start.held, chosen)
     search = jitted.jit_beam_search(sampler.task, chosen.kinds, width, length, keep)
-    found = search(sampler.weights, start.carry, start.logits, states, jnp.float32(length_penalty))
+    found = search(sampler.weights_at(start), start.carry, start.logits, states, jnp.float32(length_penalty))
     tokens, lengths, logp, scores = (np.asarray(each)[0] for each in found[:4])
     hypotheses = []
     for row, size, total, score in zip(tokens, lengths.tolist(), logp.tolist(), scores.tolist()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -133,6 +134,13 @@ class LoadedRun:
         held = self.resolved.get("holdout")
         return None if held is None else str(held["sha256"])
 
+    def validation(self) -> list[str]:
+        """Read the validation text, running text as one string. Raises ``DataError`` as ``texts`` does."""
+        splits = self.texts()
+        texts = ["".join(in_pieces(text)) for text in splits.val]
+        splits.check()
+        return texts
+
     def holdout(self) -> list[str]:
         """Read the text that ``--holdout`` kept from training, running text as one string.
 
@@ -203,6 +211,34 @@ def _other_commands(directory: RunDirectory, task: str, command: str | None) -> 
         others = " or ".join(f"`model.{calls[each]}`" for each in able if each in calls)
         problem, other = f"for which that is not defined: call {others}", "load another run"
     return f"{directory} is a run of the task {task}, {problem}, or {other}."
+
+
+def unread_text(runs: Sequence[LoadedRun], most: int | None = None) -> list[str]:
+    """The text that all runs held out, or its first ``most`` characters; running text is one string.
+
+    Raises:
+        UsageError: A run may have read the text: it held out none, or another one.
+        DataError: The text is missing or has changed.
+    """
+    for run in runs:
+        if run.holdout_sha256 is None:
+            raise UsageError(
+                f"Numbers are fitted on a text that no run has read, and {run.directory} held out none. Train it with "
+                "--holdout 0.03, or give the numbers."
+            )
+        if run.holdout_sha256 != runs[0].holdout_sha256:
+            raise UsageError(
+                f"Numbers are fitted on a text that no run has read, and {runs[0].directory} and {run.directory} held "
+                "out different ones. Train them with the same --data and --holdout (of documents, with the same "
+                "--val-data or --seed), or give the numbers."
+            )
+    texts, left = [], most
+    for text in runs[0].holdout():
+        if left is not None and left <= 0:
+            break
+        texts.append(text[:left])
+        left = None if left is None else left - len(text)
+    return texts
 
 
 class TrainedModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,11 +13,15 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from jaxgen import jitted
+from jaxgen.data.files import read_pieces
 from jaxgen.errors import DataError, UsageError
 from jaxgen.fsutil import StrictModel, file_sha256
+from jaxgen.inference.adaptation import Adaptation
 from jaxgen.inference.beam_search import BeamConfig, Hypothesis, beam
 from jaxgen.inference.generation_config import GenerationConfig, transform_from_json, transform_to_json
+from jaxgen.inference.mixture import Mixture
 from jaxgen.inference.sampler import Sampler
+from jaxgen.inference.state import DecoderState
 from jaxgen.inference.text_stream import Sample
 from jaxgen.plugins import Record, check_records, plugins_of_transforms
 from jaxgen.runtime import numerics, processor
@@ -42,6 +46,41 @@ class StateFile(StrictModel):
     file: str
     sha256: str
 
+    @classmethod
+    def of(cls, file: str) -> StateFile:
+        """The record of a file as it is now."""
+        return cls(file=file, sha256=file_sha256(Path(file)))
+
+
+class AdaptedTo(StrictModel):
+    """The file of a text to which the weights adapted, and how (``Adaptation``)."""
+
+    file: str
+    sha256: str
+    rate: float
+    decay: float
+    segment: int
+    unk: str
+
+    @classmethod
+    def of(cls, file: str, adaptation: Adaptation, unk: str) -> AdaptedTo:
+        """The record of a file as it is now. Raises ``DataError`` if it is no regular file."""
+        if not Path(file).is_file():
+            raise DataError(f"--adapt-to names {file}, which is not a regular file: give the file of a text.")
+        return cls(file=file, sha256=file_sha256(Path(file)), **asdict(adaptation), unk=unk)
+
+    def adapt(self, sampler: Sampler, state: DecoderState | None) -> DecoderState:
+        """The state after the text, read after ``state``. Raises ``DataError`` if the file cannot be read."""
+        text = "".join(read_pieces(self.file, any_bytes=sampler.tokenizer.kind == "byte"))
+        return sampler.adapt(text, state, Adaptation(self.rate, self.decay, self.segment), unk=self.unk)
+
+
+class StateOrigin(StrictModel):
+    """Where the state before a prompt comes from: a file, then a text to which the weights adapted."""
+
+    state: StateFile | None = None
+    adapted_to: AdaptedTo | None = None
+
 
 class Receipt(StrictModel, extra="ignore"):
     """The common fields of the receipts of samples and of beam search, as far as a replay needs them."""
@@ -55,6 +94,9 @@ class Receipt(StrictModel, extra="ignore"):
     run: str | None
     checkpoint: str
     state: StateFile | None
+    adapted_to: AdaptedTo | None = None
+    #: The runs of a mixture, and their weights.
+    mix: Mixture | None = None
     #: The bytes of a prompt that is not UTF-8, in hexadecimal.
     prompt_bytes: Annotated[str, Field(pattern="^([0-9a-f]{2})*$")] | None = None
     versions: dict[str, object] = {}
@@ -117,6 +159,10 @@ def read_receipt(value: object, where: str = "the receipt") -> SampleReceipt | B
     )
 
 
+#: The text begins with the prompt.
+NO_STATE = StateOrigin()
+
+
 def receipt(
     sampler: Sampler,
     settings: GenerationConfig,
@@ -124,7 +170,7 @@ def receipt(
     *,
     prompt: str,
     unk: str,
-    state_file: str | None = None,
+    origin: StateOrigin = NO_STATE,
 ) -> dict[str, object]:
     """``sample`` with everything that determined it, as JSON values; ``logp`` is in nats, before any transform."""
     return {
@@ -136,12 +182,12 @@ def receipt(
         "seed": settings.seed,
         "index": sample.index,
         "settings": settings.to_json(),
-        **_origin(sampler, unk, state_file, settings.transforms),
+        **_origin(sampler, unk, origin, settings.transforms),
     }
 
 
 def beam_receipt(
-    sampler: Sampler, search: BeamConfig, rank: int, found: Hypothesis, *, prompt: str, unk: str, state_file: str | None
+    sampler: Sampler, search: BeamConfig, rank: int, found: Hypothesis, *, prompt: str, unk: str, origin: StateOrigin
 ) -> dict[str, object]:
     """A text of beam search with everything that determined it; the search compared ``total_logp`` and ``score``."""
     return {
@@ -153,7 +199,7 @@ def beam_receipt(
         "end": found.end,
         "rank": rank,
         "beam": {**search._asdict(), "transforms": [transform_to_json(each) for each in search.transforms]},
-        **_origin(sampler, unk, state_file, search.transforms),
+        **_origin(sampler, unk, origin, search.transforms),
     }
 
 
@@ -164,15 +210,15 @@ def exact_text(name: str, text: str) -> dict[str, str]:
     return {name: shown} if shown == text else {name: shown, f"{name}_bytes": raw.hex()}
 
 
-def _origin(sampler: Sampler, unk: str, state_file: str | None, transforms: Sequence[object]) -> dict[str, object]:
+def _origin(sampler: Sampler, unk: str, origin: StateOrigin, transforms: Sequence[object]) -> dict[str, object]:
     """The run and the software and hardware that generated a text."""
     own = plugins_of_transforms(transforms)
     plugins = [*sampler.plugins, *(each for each in own if each not in sampler.plugins)]
     return {
         "unk": unk,
-        "run": None if sampler.directory is None else str(sampler.directory),
-        "checkpoint": sampler.digest,
-        "state": None if state_file is None else {"file": state_file, "sha256": file_sha256(Path(state_file))},
+        **sampler.origin(),
+        "state": None,
+        **origin.model_dump(exclude_none=True),
         **({} if sampler.conditioning is None else {"condition": (sampler.condition or Condition()).to_json()}),
         **({"plugins": plugins} if plugins else {}),
         **_environment(),
@@ -245,12 +291,10 @@ def replay(sampler: Sampler, saved: SampleReceipt | BeamReceipt, where: str = "t
     check_records(saved.plugins, where[0].lower() + where[1:])
     if saved.tokens and max(saved.tokens) >= sampler.tokenizer.vocab_size:
         raise DataError(f"{where} has the token {max(saved.tokens)}, which is not in the vocabulary of this run.")
-    state = None
-    if saved.state is not None:
-        path = Path(saved.state.file)
-        if not path.is_file() or file_sha256(path) != saved.state.sha256:
-            raise DataError(f"{where} continues the state in {path}, which is missing or has changed.")
-        state = sampler.load_state(path)
+    for needed in (saved.state, saved.adapted_to):
+        if needed is not None and not _is_unchanged(needed):
+            raise DataError(f"{where} continues what {needed.file} holds, which is missing or has changed.")
+    state = None if saved.state is None else sampler.load_state(saved.state.file)
     text = saved.prompt
     if saved.prompt_bytes is not None:
         text = bytes.fromhex(saved.prompt_bytes).decode("utf-8", "surrogateescape")
@@ -258,11 +302,18 @@ def replay(sampler: Sampler, saved: SampleReceipt | BeamReceipt, where: str = "t
     sampler = sampler.exact()  # a stop string may have bytes that are not UTF-8
     try:
         sampler = _with_recorded_condition(sampler, saved)
+        if saved.adapted_to is not None:
+            prompt["state"] = saved.adapted_to.adapt(sampler, state)
         if isinstance(saved, BeamReceipt):
             return _replay_beam(sampler, saved, prompt)
         return _replay_sample(sampler, saved, prompt)
     except UsageError as error:
         raise DataError(f"{where} cannot be generated again. {error}") from None
+
+
+def _is_unchanged(file: StateFile | AdaptedTo) -> bool:
+    path = Path(file.file)
+    return path.is_file() and file_sha256(path) == file.sha256
 
 
 def _with_recorded_condition(sampler: Sampler, saved: Receipt) -> Sampler:
@@ -341,7 +392,7 @@ def _margin(sampler: Sampler, settings: GenerationConfig, prompt: dict[str, Any]
     keys = sample_keys(settings.seed, jnp.arange(block, block + rows))
     step = jitted.jit_decode(sampler.task, chain.kinds, 1, settings.greedy)
     for _ in range(result.tokens):
-        state, _ = step(sampler.weights, state, keys)
+        state, _ = step(sampler.weights_at(begun), state, keys)
     plain = state.logits.astype(jnp.float32)
     logits = update_chain(chain.kinds, state.transforms, plain, Last(state.t, state.token))[1]
     scores = np.asarray(logits if settings.greedy else perturbed(keys, state.t, logits))[result.index - block]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,11 +17,12 @@ import numpy.typing as npt
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgen import jitted
-from jaxgen.errors import UsageError, check_int, check_kind, check_text
+from jaxgen.errors import UsageError, check_int, check_kind, check_text, counted
 from jaxgen.fsutil import json_sha256
+from jaxgen.inference.adaptation import Adaptation, AdaptiveOptions, AdaptiveReader, join_params
 from jaxgen.inference.generation_config import MAX_LENGTH, GenerationConfig
 from jaxgen.inference.loading import LoadedRun, TrainedModel
-from jaxgen.inference.state import DecoderState, load_state, save_state
+from jaxgen.inference.state import AdaptedWeights, DecoderState, load_state, save_state
 from jaxgen.inference.text_stream import Chunk, Sample, StreamingDetokenizer, collect, select_best
 from jaxgen.plugins import used_plugins
 from jaxgen.runs.manifest import tree_sha256
@@ -30,6 +33,7 @@ from jaxgen.tasks.language.conditioning import Condition, ConditionedCodec, Text
 from jaxgen.text import Reading
 from jaxgen.tokenizers.base import EOS, PAD, UNK, Tokenizer
 from jaxgen.training.data_parallel import BATCH_AXIS, make_mesh
+from jaxgen.training.dynamic_evaluation import AdaptedState
 from jaxgen.types import Array, Params
 
 #: From this many blocks on, a call decodes several of them; the largest number of rows of such a call.
@@ -120,6 +124,8 @@ class Sampler(TrainedModel):
         self.condition: Condition | None = None
         #: The plugins that define a part of the run, for receipts.
         self.plugins: list[dict[str, Any]] = []
+        #: The runs that are mixed, and their weights, if there are several (``jaxgen.mix``).
+        self.mixture: dict[str, Any] | None = None
         #: What becomes of bytes that are not UTF-8 in texts; see ``exact``.
         self.errors = "replace"
 
@@ -191,6 +197,17 @@ class Sampler(TrainedModel):
         other.condition = condition
         return other
 
+    @property
+    def runs(self) -> list[str]:
+        """The folder of the run, or those of a mixture; weights that come from no run have none."""
+        found = [self.origin()] if self.mixture is None else self.mixture["members"]
+        return [str(each["run"]) for each in found if each.get("run") is not None]
+
+    def origin(self) -> dict[str, object]:
+        """The run and checkpoint, and the runs of a mixture with theirs, as JSON values."""
+        mixed = {} if self.mixture is None else {"mix": self.mixture}
+        return {"run": None if self.directory is None else str(self.directory), "checkpoint": self.digest, **mixed}
+
     def _about(self) -> str:
         condition = "" if self.condition is None else f", {self.condition}"
         return f"{self.tokenizer.kind} level, {self.tokenizer.vocab_size:,} tokens{condition}"
@@ -240,6 +257,62 @@ class Sampler(TrainedModel):
         self.tokenizer.decode_bytes(tokens)
         return self._read(np.asarray(tokens, np.int32), held, state)
 
+    def adapt(
+        self,
+        text: str,
+        state: DecoderState | None = None,
+        adaptation: Adaptation | None = None,
+        *,
+        unk: str = "error",
+    ) -> DecoderState:
+        """The state after ``text``, with weights that adapted to it while it was read; see ``Adaptation``.
+
+        Only whole segments change the weights: the tokens after the last one are read, and change them once a segment
+        is full. So to adapt to the rest of a text later gives the same weights.
+
+        Args:
+            text: The text.
+            state: Continue from this state. Default: the beginning of a text.
+            adaptation: How to adapt.
+            unk: What to do with characters that are not in the vocabulary: ``error`` or ``skip``.
+
+        Raises:
+            UsageError: The text is shorter than a segment, or the model cannot adapt.
+            DivergedError: The weights diverged.
+
+        Example:
+            >>> sampler = jaxgen.Sampler.load("runs/language-1")
+            >>> state = sampler.adapt("the cat sat on the mat " * 10)
+            >>> len(sampler.sample("the ", jaxgen.GenerationConfig(length=20), state=state)[0])
+            20
+        """
+        ids, held = self.open_prompt(text, state, unk)
+        adaptation, begun = adaptation or Adaptation(), self.initial_state() if state is None else state
+        before = begun.adapted
+        # What the weights have not adapted to yet is read again, from where they stopped.
+        start = begun.tokens.size if before is None else before.read
+        tokens = np.concatenate([begun.tokens[start:], ids]).astype(np.int32)
+        count = (tokens.size - 1) // adaptation.segment * adaptation.segment
+        if count <= 0:
+            raise UsageError(
+                f"The text to adapt to has {counted(tokens.size, 'token')}, and one step needs "
+                f"{adaptation.segment + 1:,}: give a longer text, or a smaller --adapt-segment."
+            )
+        options, previous = AdaptiveOptions(adaptation), None if before is None else before.state
+        reader = AdaptiveReader(self.task, self.params, begun.carry, options, state=previous)
+        deque(reader.read(tokens[:count], tokens[1 : count + 1]), maxlen=0)
+        adapted = self._adapted(reader.state, start + count)
+        read = np.concatenate([begun.tokens[:start], tokens[:count]])
+        return self._read(tokens[count:], held, DecoderState(reader.carry, begun.logits, read, adapted=adapted))
+
+    def _adapted(self, state: AdaptedState, read: int) -> AdaptedWeights:
+        params = join_params(self.task, self.params, state.params)
+        return AdaptedWeights(state, read, jitted.jit_prepare(self.task)(params))
+
+    def weights_at(self, state: DecoderState | None) -> Any:
+        """The weights that read and draw what follows ``state``."""
+        return self.weights if state is None or state.adapted is None else state.adapted.weights
+
     def initial_state(self) -> DecoderState:
         """The state before anything is read; its logits are zeros."""
         carry, logits = self.task.initial_carry(1), jnp.zeros((1, self.tokenizer.vocab_size), jnp.float32)
@@ -254,10 +327,10 @@ class Sampler(TrainedModel):
         # Always one row, however many are decoded afterwards: the number of rows changes float bits.
         carry, logits = self._to_weights_device((state.carry, state.logits))
         for tokens, valid in prefill_chunks(ids):
-            carry, logits = self._prefill(self.weights, carry, logits, tokens, valid)
+            carry, logits = self._prefill(self.weights_at(state), carry, logits, tokens, valid)
         if held:
             logits = jnp.where(self._begin_with(held), logits, -jnp.inf)
-        return DecoderState(carry, logits, np.concatenate([state.tokens, ids]).astype(np.int32), held)
+        return DecoderState(carry, logits, np.concatenate([state.tokens, ids]).astype(np.int32), held, state.adapted)
 
     def _begin_with(self, held: str) -> np.ndarray:
         """Which tokens begin with ``held``, bool [V]."""
@@ -282,18 +355,28 @@ class Sampler(TrainedModel):
     def step(self, state: DecoderState, token: int) -> tuple[DecoderState, jax.Array]:
         """Read one token; returns the new state and the logits [V] of the next token, for custom decoding loops."""
         token = check_int("The token", token, 0, self.tokenizer.vocab_size - 1)
-        carry, logits = self._step(self.weights, self._to_weights_device(state.carry), jnp.full(1, token, jnp.int32))
-        return DecoderState(carry, logits, np.append(state.tokens, np.int32(token))), logits[0]
+        carry = self._to_weights_device(state.carry)
+        carry, logits = self._step(self.weights_at(state), carry, jnp.full(1, token, jnp.int32))
+        tokens = np.append(state.tokens, np.int32(token))
+        return DecoderState(carry, logits, tokens, adapted=state.adapted), logits[0]
 
     def save_state(self, path: str | Path, state: DecoderState) -> None:
         """Write ``state`` and the digest of its weights to a file."""
-        save_state(path, state, self._weights_digest())
+        save_state(path, state, self.weights_digest())
 
     def load_state(self, path: str | Path) -> DecoderState:
         """The state in a file. Raises ``CheckpointError`` if it is damaged or belongs to other weights."""
-        return load_state(path, self.initial_state(), self._weights_digest())
+        like = self.initial_state()
 
-    def _weights_digest(self) -> str:
+        def unadapted() -> AdaptedState:
+            return AdaptiveReader(self.task, self.params, like.carry, AdaptiveOptions(Adaptation())).state
+
+        state = load_state(path, like, self.weights_digest(), unadapted)
+        if state.adapted is None:
+            return state
+        return replace(state, adapted=self._adapted(state.adapted.state, state.adapted.read))
+
+    def weights_digest(self) -> str:
         """The digest of the checkpoint or, for weights from elsewhere, of these and the tokenizer."""
         return self.digest or json_sha256([tree_sha256(self._params), self.tokenizer.to_json()])[:16]
 
@@ -374,10 +457,10 @@ class Sampler(TrainedModel):
             keys = sample_keys(settings.seed, jnp.arange(base, end))
             if blocks == 1:
                 begun, keys = self._to_weights_device((start, keys))
-                decoder = partial(jitted.jit_decode(self.task, *decoding), self.weights)
+                decoder = partial(jitted.jit_decode(self.task, *decoding), self.weights_at(state))
             else:
                 devices = count_devices(blocks)
-                weights, begun, keys = device_layout(self.weights, start, keys, blocks, devices)
+                weights, begun, keys = device_layout(self.weights_at(state), start, keys, blocks, devices)
                 decoder = partial(jitted.jit_decode_blocks(self.task, *decoding, devices), weights)
             yield from self._decode(decoder, begun, keys, settings.length, texts, deadline)
             base = end

@@ -173,28 +173,29 @@ class Score:
 
     def __repr__(self) -> str:
         unknown = f", {self.unknown:,} unknown" if self.unknown else ""
-        figures = f"perplexity {self.perplexity:.4g}, {self.bits_per_char:.4g} bits per character"
-        return f"<jaxgen.Score: {self.logp:.4f} nats for {counted(self.tokens, 'token')}, {figures}{unknown}>"
+        ratios = [(self.perplexity, "perplexity {:.4g}"), (self.bits_per_char, "{:.4g} bits per character")]
+        figures = "".join(f", {form.format(value)}" for value, form in ratios if value is not None)
+        return f"<jaxgen.Score: {self.logp:.4f} nats for {counted(self.tokens, 'token')}{figures}{unknown}>"
 
     @property
-    def nats_per_token(self) -> float:
-        """The mean negative log-likelihood; NaN without tokens."""
-        return -self.logp / self.tokens if self.tokens else math.nan
+    def nats_per_token(self) -> float | None:
+        """The mean negative log-likelihood; None without tokens."""
+        return -self.logp / self.tokens if self.tokens else None
 
     @property
-    def perplexity(self) -> float:
-        """exp(nats per token)."""
-        return math.exp(min(self.nats_per_token, 700.0))
+    def perplexity(self) -> float | None:
+        """exp(nats per token); None without tokens."""
+        return None if self.nats_per_token is None else math.exp(min(self.nats_per_token, 700.0))
 
     @property
-    def bits_per_char(self) -> float:
-        """Bits per character; NaN without characters."""
-        return -self.logp / math.log(2) / self.chars if self.chars else math.nan
+    def bits_per_char(self) -> float | None:
+        """Bits per character; None without characters."""
+        return -self.logp / math.log(2) / self.chars if self.chars else None
 
     @property
-    def bits_per_byte(self) -> float:
-        """Bits per byte; NaN without bytes."""
-        return -self.logp / math.log(2) / self.bytes if self.bytes else math.nan
+    def bits_per_byte(self) -> float | None:
+        """Bits per byte; None without bytes."""
+        return -self.logp / math.log(2) / self.bytes if self.bytes else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from jaxgen.errors import CheckpointError, UsageError, check_kind, counted
 from jaxgen.fsutil import dump_json, json_sha256, parse_json, write_output
 from jaxgen.runs.manifest import array_sha256, decode_arrays, encode_arrays, header_bytes, metadata
+from jaxgen.training.dynamic_evaluation import AdaptedState
 from jaxgen.types import Array, Carry
 
 #: The largest file of a state that is read.
@@ -65,11 +67,25 @@ def _digest(arrays: Mapping[str, np.ndarray], about: Mapping[str, object]) -> st
 
 
 @dataclass(frozen=True, eq=False)
+class AdaptedWeights:
+    """Weights that have adapted to a text.
+
+    ``state`` is that of the adaptation after the first ``read`` tokens, in whole segments. ``weights`` are its weights
+    as decoding reads them; ``load_state`` leaves them out.
+    """
+
+    state: AdaptedState
+    read: int
+    weights: Any = None
+
+
+@dataclass(frozen=True, eq=False)
 class DecoderState:
     """The state of a model after ``tokens``: the carry (one row) and the logits [1, V] of the next token.
 
     ``held`` is a space at the end of the text that is not read yet, because it begins the next token; the logits of
-    tokens without it are -inf.
+    tokens without it are -inf. ``adapted`` are the weights that read what follows, if they are not those of the model
+    (``Sampler.adapt``).
 
     Example:
         >>> sampler = jaxgen.Sampler.load("runs/language-1")
@@ -82,10 +98,12 @@ class DecoderState:
     logits: Array
     tokens: np.ndarray
     held: str = ""
+    adapted: AdaptedWeights | None = None
 
     def __repr__(self) -> str:
         held = f" and the text {self.held!r}" if self.held else ""
-        return f"<jaxgen.DecoderState after {counted(self.tokens.size, 'token')}{held}>"
+        adapted = "" if self.adapted is None else ", with adapted weights"
+        return f"<jaxgen.DecoderState after {counted(self.tokens.size, 'token')}{held}{adapted}>"
 
     def repeated(self, rows: int) -> tuple[Carry, Array]:
         """The carry and logits repeated for a batch of ``rows``."""
@@ -113,6 +131,8 @@ def interpolate(a: DecoderState, b: DecoderState, weight: float) -> DecoderState
         raise UsageError(
             f"The weight {weight} lies outside the two states: give a number from 0 (first) to 1 (second)."
         )
+    if a.adapted is not None or b.adapted is not None:
+        raise UsageError("The weights of one of these states have adapted to a text: interpolate others.")
     if a.held != b.held:
         raise UsageError("One of these two states ends with a space: give texts that both end with one, or neither.")
     shapes = [jax.tree.map(jnp.shape, (state.carry, state.logits)) for state in (a, b)]
@@ -128,30 +148,56 @@ def interpolate(a: DecoderState, b: DecoderState, weight: float) -> DecoderState
 
 def save_state(path: str | Path, state: DecoderState, checkpoint: str) -> None:
     """Write ``state`` and the digest of the checkpoint that it belongs to."""
-    leaves = jax.tree.leaves((state.carry, state.logits))
-    arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+    arrays = _named_leaves("leaf", (state.carry, state.logits))
     arrays["tokens"] = np.asarray(state.tokens, np.int32)
-    save_arrays(Path(path), arrays, {"checkpoint": checkpoint, "held": state.held})
+    about: dict[str, object] = {"checkpoint": checkpoint, "held": state.held}
+    if state.adapted is not None:
+        arrays |= _named_leaves("adapted", state.adapted.state)
+        about["adapted_to"] = state.adapted.read
+    save_arrays(Path(path), arrays, about)
 
 
-def load_state(path: str | Path, like: DecoderState, checkpoint: str) -> DecoderState:
+def load_state(
+    path: str | Path, like: DecoderState, checkpoint: str, unadapted: Callable[[], AdaptedState]
+) -> DecoderState:
     """The state in a file, which has the shapes of ``like`` and belongs to the checkpoint with this digest.
+
+    Args:
+        path: The file.
+        like: A state of the model.
+        checkpoint: The digest.
+        unadapted: Returns a state of the adaptation, which has the shapes of that in the file.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or holds the state of another model.
     """
     arrays, about = load_arrays(Path(path))
-    leaves, structure = jax.tree.flatten((like.carry, like.logits))
-    names = [f"leaf{i}" for i in range(len(leaves))]
-    tokens = arrays.pop("tokens", np.zeros((), np.int32))
+    tokens, read, held = arrays.pop("tokens", np.zeros((), np.int32)), about.get("adapted_to"), about.get("held")
+    own = about.get("checkpoint") == checkpoint
+    start = unadapted() if own and read is not None else None
+    expected = _shapes("leaf", (like.carry, like.logits)) | _shapes("adapted", start)
+    same = {name: (array.shape, array.dtype) for name, array in arrays.items()} == expected
     readable = tokens.ndim == 1 and tokens.dtype == np.int32 and bool((tokens < like.logits.shape[-1]).all())
-    shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in zip(names, leaves)}
-    same = {name: (array.shape, array.dtype) for name, array in arrays.items()} == shapes
-    held = about.get("held")
-    if not (same and readable and held in ("", " ") and about.get("checkpoint") == checkpoint):
+    readable = readable and (read is None or (type(read) is int and 0 <= read < tokens.size))
+    if not (same and readable and held in ("", " ") and own):
         raise CheckpointError(
             f"The state in {path} belongs to another model (to the checkpoint {about.get('checkpoint')}, and this is "
             f"{checkpoint}). Write it again with --save-state."
         )
-    carry, logits = jax.tree.unflatten(structure, [jnp.asarray(arrays[name]) for name in names])
-    return DecoderState(carry, logits, tokens, str(held))
+    carry, logits = _like("leaf", arrays, (like.carry, like.logits))
+    adapted = AdaptedWeights(_like("adapted", arrays, start), read) if isinstance(read, int) else None
+    return DecoderState(carry, logits, tokens, str(held), adapted)
+
+
+def _named_leaves(name: str, tree: Any) -> dict[str, np.ndarray]:
+    return {f"{name}{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _shapes(name: str, tree: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
+    return {f"{name}{i}": (leaf.shape, leaf.dtype) for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _like(name: str, arrays: Mapping[str, np.ndarray], tree: Any) -> Any:
+    """A tree of the structure of ``tree`` with these arrays as its leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, [jnp.asarray(arrays[f"{name}{i}"]) for i in range(len(leaves))])

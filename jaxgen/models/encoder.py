@@ -51,7 +51,12 @@ class Encoder(RecurrentModel):
 
     def setup(self) -> None:
         self.embedding = Embedding(
-            self.vocab_size, self.width, self.embed_dropout, self.embed_stddev, self.locked_dropout
+            self.vocab_size,
+            self.width,
+            self.embed_dropout,
+            self.embed_stddev,
+            self.locked_dropout,
+            self.embed_row_dropout,
         )
         self.forwards = self.make_layers()
         if self.bidirectional:

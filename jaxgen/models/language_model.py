@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -76,7 +77,12 @@ class LanguageModel(RecurrentModel):
     To change what the model computes, override ``states`` or ``logits``; ``__call__`` is the two of them.
 
     Args:
-        tie: use the embedding as the output matrix (Press & Wolf 2017, arXiv:1608.05859); needs ``embed == hidden``.
+        tie: use the embedding as the output matrix (Press & Wolf 2017, arXiv:1608.05859). With ``embed`` different from
+            ``hidden``, a matrix projects the outputs of the layers to the width of the embedding first.
+        skip_connections: the output layer reads the outputs of all layers, not only of the last (Graves 2013,
+            arXiv:1308.0850, section 2).
+        softmaxes: the prediction is a mixture of this many softmaxes, whose weights and inputs are functions of the
+            outputs (Yang et al. 2018, arXiv:1711.03953).
         soft_cap: limits every logit to this number, as ``soft_cap * tanh(logit / soft_cap)`` (Gemma Team 2024,
             arXiv:2408.00118, section 2); 0: no limit.
         condition: width of the vectors that ``initial_states`` reads; 0 for none.
@@ -94,16 +100,16 @@ class LanguageModel(RecurrentModel):
     tie: bool = False
     soft_cap: float = 0.0
     condition: int = 0
+    skip_connections: bool = False
+    softmaxes: int = 1
 
     def __post_init__(self) -> None:
         check_sizes(self, ["condition"], least=0)
+        check_sizes(self, ["softmaxes"])
         if not 0 <= self.soft_cap < float("inf"):
             raise UsageError(f"The model's `soft_cap` is {self.soft_cap!r}: give a number above 0, or 0 for no limit.")
-        if self.tie and self.width != self.hidden:
-            raise UsageError(
-                f"`tie` uses the embedding as the output matrix, so `embed` must equal `hidden`, but they are "
-                f"{self.embed} and {self.hidden}: leave `embed` out, or turn `tie` off."
-            )
+        if self.tie and self.width == 0:
+            raise UsageError("`tie` uses the embedding as the output matrix, and `embed` 0 is none: leave one out.")
         if self.condition and not any(self.vector_layers):
             raise UsageError(
                 "This model has a condition, but none of its layers can start from one, as attention cannot: choose "
@@ -118,16 +124,24 @@ class LanguageModel(RecurrentModel):
 
     def setup(self) -> None:
         # Inputs of a cell should have unit variance; rows of an output matrix (with ``tie``) should have unit length.
-        stddev = self.hidden**-0.5 if self.tie else 1.0
-        self.embedder = Embedding(self.vocab_size, self.width, self.embed_dropout, stddev, self.locked_dropout)
+        stddev = self.width**-0.5 if self.tie else 1.0
+        drops = self.embed_dropout, stddev, self.locked_dropout, self.embed_row_dropout
+        self.embedder = Embedding(self.vocab_size, self.width, *drops)
         nn.share_scope(self, self.embedder)  # the parameter is ``embedding``, not ``embedder/embedding``
         if self.width:
             self.embedder.matrix()  # initial values depend on the order of creation: the embedding comes first
         self.stack = self.make_stack()
+        dense = partial(nn.Dense, dot_general=dot_general(self.precision))
         if self.tie:
             self.output_bias = self.param("output_bias", nn.initializers.zeros_init(), (self.vocab_size,))
         else:
-            self.output = nn.Dense(self.vocab_size, dot_general=dot_general(self.precision))
+            self.output = dense(self.vocab_size)
+        read = self.width if self.tie else self.hidden  # what the output matrix reads
+        if self.softmaxes > 1:
+            self.output_latent = dense(self.softmaxes * read)
+            self.output_prior = dense(self.softmaxes, use_bias=False)
+        elif self._projects:
+            self.output_projection = dense(self.width, use_bias=False)
         if self.condition:
             width = state_size(self.cell_states(1))
             self.condition_kernel = self.param(
@@ -135,10 +149,16 @@ class LanguageModel(RecurrentModel):
             )
             self.condition_bias = self.param("condition_bias", nn.initializers.zeros_init(), (width,), jnp.float32)
 
+    @property
+    def _projects(self) -> bool:
+        """Whether a matrix projects what the layers return to the width of the tied embedding."""
+        width = self.hidden * (self.layers if self.skip_connections else 1)
+        return self.tie and self.softmaxes == 1 and self.width != width
+
     @nn.nowrap
     def make_stack(self) -> Stack:
         """The layers. A subclass may build others."""
-        return Stack(self.make_layers(), self.dropout, self.form, self.locked_dropout)
+        return Stack(self.make_layers(), self.dropout, self.form, self.locked_dropout, self.skip_connections)
 
     @nn.nowrap
     def _layers(self) -> Sequence[Any]:
@@ -224,7 +244,10 @@ class LanguageModel(RecurrentModel):
         row_keys: RowKeys | None = None,
         table: Shaped[ArrayLike, "V K"] | None = None,
     ) -> tuple[tuple[Carry, ...], Shaped[Array, "T B H"]]:
-        """``__call__`` without the output layer and time-major: the carry and the last layer's outputs."""
+        """``__call__`` without the output layer and time-major: the carry and the last layer's outputs.
+
+        With ``skip_connections``, the outputs of all layers side by side.
+        """
         if carry is None:
             carry = self.initial_carry(tokens.shape[1])
         tables = None if table is None else [table]
@@ -234,13 +257,22 @@ class LanguageModel(RecurrentModel):
         return self.stack(x, carry, projected=projected, reset=reset, valid=valid, initial=initial, row_keys=row_keys)
 
     def logits(self, hidden: Shaped[Array, "*batch H"]) -> Float[Array, "*batch V"]:
-        """The output layer, in float32."""
+        """The output layer, in float32; the logarithm of a mixture of softmaxes."""
         flat = hidden.reshape(-1, hidden.shape[-1])
-        if self.tie:
-            logits = matmul(flat, self.embedder.matrix().T, self.precision) + self.output_bias[None, :]
+        if self.softmaxes > 1:
+            latent = jnp.tanh(self.output_latent(flat)).reshape(flat.shape[0] * self.softmaxes, -1)
+            each = jax.nn.log_softmax(self._output(latent)).reshape(flat.shape[0], self.softmaxes, self.vocab_size)
+            prior = jax.nn.log_softmax(self.output_prior(flat).astype(jnp.float32))
+            logits = jax.nn.logsumexp(prior[:, :, None] + each, axis=1)
         else:
-            logits = self.output(flat)
-        logits = logits.astype(jnp.float32)
-        if self.soft_cap:
-            logits = self.soft_cap * jnp.tanh(logits / self.soft_cap)
+            logits = self._output(self.output_projection(flat) if self._projects else flat)
         return logits.reshape(*hidden.shape[:-1], self.vocab_size)
+
+    def _output(self, features: Shaped[Array, "N H"]) -> Float[Array, "N V"]:
+        """The output matrix, and the limit of the logits."""
+        if self.tie:
+            logits = matmul(features, self.embedder.matrix().T, self.precision) + self.output_bias[None, :]
+        else:
+            logits = self.output(features)
+        logits = logits.astype(jnp.float32)
+        return self.soft_cap * jnp.tanh(logits / self.soft_cap) if self.soft_cap else logits

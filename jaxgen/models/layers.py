@@ -162,6 +162,9 @@ def fold_in_rows(row_keys: RowKeys | None, number: int) -> RowKeys | None:
 
 # --- layers
 
+#: What a ``Stack`` sows into ``intermediates``: the outputs of its last layer before dropout.
+UNDROPPED = "undropped"
+
 
 def is_block(layer: nn.Module) -> bool:
     """Whether a layer is a block (``jaxgen.models.blocks``) and not a cell."""
@@ -205,7 +208,8 @@ class Stack(nn.Module):
     Dropout acts between layers and above the last one, never on the recurrent connections
     (Zaremba, Sutskever & Vinyals 2014, arXiv:1409.2329, section 3.2). It is off unless ``row_keys`` are given; with
     ``locked`` its mask is the same at all steps. A block has its own dropout, and a cell its own noise. ``form`` is
-    that of ``unroll``, or several with commas between them, one for each layer, repeated.
+    that of ``unroll``, or several with commas between them, one for each layer, repeated. With ``all_outputs`` the
+    outputs are those of all layers side by side.
 
     Example:
         >>> stack, x = jaxgen.Stack([jaxgen.GRU(4), jaxgen.GRU(4)]), jnp.ones((5, 2, 3))  # time, batch, features
@@ -219,6 +223,7 @@ class Stack(nn.Module):
     dropout: float = 0.0
     form: str = "auto"
     locked: bool = False
+    all_outputs: bool = False
 
     def __call__(
         self,
@@ -245,22 +250,26 @@ class Stack(nn.Module):
         for name, states in {"carries": carries, "initial": initial}.items():
             if states is not None and len(states) != len(self.cells):
                 raise UsageError(f"Got {len(states)} `{name}` for {len(self.cells)} layers: give one for each layer.")
-        after, forms = [], self.form.split(",")
+        after, outputs, forms = [], [], self.form.split(",")
         for layer in range(lowest, len(self.cells)):
             cell, carry, start = self.cells[layer], carries[layer], None if initial is None else initial[layer]
             keys = fold_in_rows(row_keys, layer)
             masks = {"reset": reset, "valid": valid, "initial": start, "form": forms[layer % len(forms)]}
             carry, x = unroll_layer(cell, x, carry, projected and layer == 0, keys, **masks)
             after.append(carry)
+            if layer + 1 == len(self.cells):
+                self.sow("intermediates", UNDROPPED, x)
             x = x if is_block(cell) else dropout(x, self.dropout, keys, self.locked)
-        return tuple(after), x
+            outputs.append(x)
+        return tuple(after), jnp.concatenate(outputs, axis=-1) if self.all_outputs and outputs else x
 
 
 class Embedding(nn.Module):
     """A vector of ``width`` for each token, or a one-hot vector if ``width`` is 0.
 
     ``stddev`` is that of the initial values. ``dropout`` drops units of every occurrence of a token independently, with
-    ``locked`` the same units of all tokens of a row.
+    ``locked`` the same units of all tokens of a row. ``row_dropout`` drops the whole vector of a token, at all of its
+    occurrences in a row (Gal & Ghahramani 2016, arXiv:1512.05287, section 4.2).
     """
 
     vocab_size: int
@@ -268,6 +277,7 @@ class Embedding(nn.Module):
     dropout: float = 0.0
     stddev: float = 1.0
     locked: bool = False
+    row_dropout: float = 0.0
 
     def setup(self) -> None:
         if self.width:
@@ -311,12 +321,25 @@ class Embedding(nn.Module):
         Returns:
             Projected inputs [T, B, K] and ``True``, or embedded tokens [T, B, D] and ``False``.
         """
-        dropping = row_keys is not None and self.dropout > 0  # differs between occurrences, so no table can hold it
+        dropping = (
+            row_keys is not None and max(self.dropout, self.row_dropout) > 0
+        )  # differs between occurrences, so no table can hold it
         if tables is None and self.vocab_size < tokens.size and not dropping:
             tables = [self.table(cell) for cell in cells]
         if tables is not None and all(table is not None for table in tables) and not dropping:
             return [jnp.asarray(table)[tokens] for table in tables], True
-        return [dropout(self(tokens), self.dropout, row_keys, self.locked)] * len(cells), False
+        x = self._drop_rows(self(tokens), tokens, row_keys)
+        return [dropout(x, self.dropout, row_keys, self.locked)] * len(cells), False
+
+    def _drop_rows(
+        self, x: Float[Array, "T B D"], tokens: Int[ArrayLike, "T B"], row_keys: RowKeys | None
+    ) -> Float[Array, "T B D"]:
+        if row_keys is None or self.row_dropout == 0:
+            return x
+        kept = 1.0 - self.row_dropout
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, kept, (self.vocab_size,)))(fold_in_rows(row_keys, 0))
+        there = keep[jnp.arange(x.shape[1])[None], jnp.asarray(tokens)]
+        return jnp.where(there[..., None], x / kept, jnp.zeros_like(x))
 
 
 # --- models
@@ -343,6 +366,7 @@ class RecurrentModel(nn.Module):
         embed: width of the embedding. ``None``: as wide as the state. 0: the first layer reads one-hot vectors.
         dropout: rate of dropout on what a layer passes upwards (``Stack``), with blocks on what a branch adds.
         embed_dropout: rate of dropout on the embedded tokens.
+        embed_row_dropout: rate at which a row loses the embedding of a token, at all of its occurrences.
         locked_dropout: the masks of ``dropout`` and ``embed_dropout`` are the same at all steps.
         recurrent_dropout: rate of dropout on the state before it meets the recurrent matrix, with one mask for all
             steps, in the cells that have such a matrix (``jaxgen.cells.noise``).
@@ -363,6 +387,7 @@ class RecurrentModel(nn.Module):
     embed: int | None = None
     dropout: float = 0.0
     embed_dropout: float = 0.0
+    embed_row_dropout: float = 0.0
     form: str = "auto"
     precision: str = "float32"
     block: Callable[..., nn.Module] | None = None
@@ -374,7 +399,7 @@ class RecurrentModel(nn.Module):
     def __post_init__(self) -> None:
         check_sizes(self, ["vocab_size", "hidden", "layers"])
         check_sizes(self, [] if self.embed is None else ["embed"], least=0)
-        check_rates(self, ["dropout", "embed_dropout", *NOISE])
+        check_rates(self, ["dropout", "embed_dropout", "embed_row_dropout", *NOISE])
         choose(str(self.precision), PRECISIONS, "precision")
         if self.precision != "float32":
             require_jaxgen_cells(self.cells_of_pattern, f"The precision {self.precision!r}")
@@ -410,7 +435,8 @@ class RecurrentModel(nn.Module):
     @property
     def has_dropout(self) -> bool:
         """Whether ``row_keys`` change anything."""
-        return max(self.dropout, self.embed_dropout, self.recurrent_dropout, self.zoneout) > 0
+        rates = (self.dropout, self.embed_dropout, self.embed_row_dropout, self.recurrent_dropout, self.zoneout)
+        return max(rates) > 0
 
     @nn.nowrap
     def make_layers(self) -> list[nn.Module]:

@@ -71,10 +71,9 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        """Only the settings that differ from their defaults: all of them fill a screen."""
+        """Only the settings that differ from those of the preset: all of them fill a screen."""
         for name, value in super().__repr_args__():
-            field = type(self).model_fields.get(name or "")
-            if field is None or value != field.get_default(call_default_factory=True):
+            if name not in type(self).model_fields or value not in (None, self.preset_value(name)):
                 yield name, value
 
     task: ClassVar[str]
@@ -147,7 +146,9 @@ class TrainConfig(BaseModel):
     optimizer: str = "adamw"
     """Optimizer."""
     optimizer_options: dict[str, Finite] = {}
-    """Options of the optimizer, as NAME VALUE pairs, for example: b2 0.99."""
+    """Options of the optimizer, as NAME VALUE pairs, for example: b2 0.99. Every optimizer has layer_decay (a factor on
+    the learning rate for each layer below the top), l2, and weight decays by kind of parameter: decay_matrix,
+    decay_embedding, decay_output, decay_other."""
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4e-3
     """Peak learning rate."""
     schedule: str = "cosine"
@@ -159,10 +160,16 @@ class TrainConfig(BaseModel):
     """Warm-up steps, in which the learning rate rises to its peak; at most a tenth of the run."""
     final_lr: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     """Learning rate at the last step, as a share of the peak (not with constant). Default: 0.02."""
+    average: str = "none"
+    """Average of the weights, evaluated beside the weights themselves; the better ones are those of a checkpoint. ema:
+    exponential moving average. tail: mean since a share of the run. nt-asgd: mean since the evaluations no longer
+    improve (Merity et al. 2018)."""
+    average_options: dict[str, Finite] = {}
+    """Options of the average, as NAME VALUE pairs: decay (ema), start (tail), patience (nt-asgd)."""
     clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Gradients are clipped to this global norm. 0: no clipping."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Decoupled weight decay on matrices (adamw only)."""
+    """Decoupled weight decay of matrices and embeddings (Loshchilov & Hutter 2019)."""
 
     patience: Positive | None = None
     """Stop after this many evaluations in a row without a new best."""
@@ -252,21 +259,22 @@ class TrainConfig(BaseModel):
         given = [f"--{name}" for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} were given together: give one of them")
-        if self.layers_pattern is not None and self.cell != self._preset_value("cell"):
+        if self.layers_pattern is not None and self.cell != self.preset_value("cell"):
             raise ValueError(f"--cell {self.cell} and --layers-pattern were given together: give one of them")
         if self.final_lr is not None and self.schedule == "constant":
             raise ValueError(f"--final-lr {self.final_lr} has no meaning with --schedule constant: leave it out")
-        if self.schedule == "one-cycle" and self.warmup != self._preset_value("warmup"):
+        if self.schedule == "one-cycle" and self.warmup != self.preset_value("warmup"):
             raise ValueError(f"--warmup {self.warmup} has no meaning with --schedule one-cycle: leave it out")
-        if self.weight_decay and self.optimizer != "adamw":
-            raise ValueError(f"weight decay works with adamw, not with {self.optimizer}: leave out --weight-decay")
+        if self.average_options and self.average == "none":
+            raise ValueError("--average-options were given without --average: give one, or leave them out")
         if "weight_decay" in self.optimizer_options:
             raise ValueError("weight decay has a flag of its own: give --weight-decay, not --optimizer-options")
         return self
 
-    def _preset_value(self, name: str) -> Any:
+    def preset_value(self, name: str) -> Any:
         """The value that a setting has if it is not given."""
-        return self.presets[self.preset][1].get(name, type(self).model_fields[name].default)
+        default = type(self).model_fields[name].get_default(call_default_factory=True)
+        return self.presets[self.preset][1].get(name, default)
 
     @property
     def reading(self) -> Reading:

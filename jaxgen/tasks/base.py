@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 import sys
@@ -50,6 +51,11 @@ class Metric(NamedTuple):
     name: str
     higher_is_better: bool
     label: str = ""  # with its unit, for pictures
+    most: float = math.inf  # the largest possible value, which cannot be improved
+
+    def is_perfect(self, row: Values) -> bool:
+        """Returns whether no evaluation can be better than this one."""
+        return row.get(self.name, -math.inf) >= self.most
 
     def cost(self, row: Values) -> float:
         """Returns the metric of an evaluation as a number to minimise; the loss breaks ties.

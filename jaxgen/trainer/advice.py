@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgen.tasks.base import Metric, TaskData
 from jaxgen.tokenizers.base import UNK
 
 #: Training warns once when its loss is this many times that of guessing uniformly.
@@ -37,6 +38,7 @@ def advise(
     uniform: float | None = None,
     unigram: float | None = None,
     longer: str = "",
+    metric: Metric | None = None,
 ) -> list[str]:
     """Sentences on a run that went wrong, overfitted, or was too short; none if there is nothing to say.
 
@@ -45,10 +47,11 @@ def advise(
         uniform: the loss of guessing uniformly.
         unigram: the validation loss of predicting the frequencies of the training data, without any input.
         longer: how to train longer.
+        metric: the metric that decides; a run that reached its largest value needs no advice.
     """
     names = Evaluation._fields
     found = [Evaluation(*(row[name] for name in names)) for row in rows if _has_numbers(row, names)]
-    if not found:
+    if not found or (metric is not None and any(map(metric.is_perfect, rows))):
         return []
     best, last = min(found, key=lambda each: each.val_loss), found[-1]
     if uniform is not None and best.val_loss > WORSE * uniform:
@@ -81,15 +84,28 @@ def advise(
     return advice
 
 
-def advise_tokens(train: np.ndarray, val: np.ndarray, is_text: bool) -> list[str]:
+def advise_data(data: TaskData) -> list[str]:
+    """Sentences on data whose tokens say little to a model; none if there is nothing to say."""
+    if data.num_targets is None or data.TARGET != "token":
+        return []
+    train, val = data.target_ids("train"), data.target_ids("val")
+    reuses = data.config.init_from is not None
+    return advise_tokens(train, val, data.UNIT == "tokens", getattr(data.config, "level", "word"), reuses)
+
+
+def advise_tokens(
+    train: np.ndarray, val: np.ndarray, is_text: bool, level: str = "word", reuses_vocabulary: bool = False
+) -> list[str]:
     """Sentences on tokens that say little to a model; none if there is nothing to say.
 
     Args:
         train, val: token ids.
         is_text: whether they are texts to imitate, of which there can be too few, and not answers to inputs.
+        level: that of the tokenizer.
+        reuses_vocabulary: whether the model starts from a run on other text, with the vocabulary of that run.
     """
     advice = []
-    if is_text and train.size < FEW_TOKENS:
+    if is_text and train.size < FEW_TOKENS and not reuses_vocabulary:
         advice.append(
             f"The text is small, with {train.size:,} tokens to train on: a model can learn it by heart, and writes new "
             "text only after reading about a million. Give more text, or start from a run on more text with "
@@ -97,9 +113,17 @@ def advise_tokens(train: np.ndarray, val: np.ndarray, is_text: bool) -> list[str
         )
     shares = [float((ids == UNK).mean()) if ids.size else 0.0 for ids in (train, val)]
     if max(shares) > MUCH_UNKNOWN:
+        if reuses_vocabulary:
+            remedy = (
+                "the run of --init-from does not know them. Leave out --init-from, or give text that is more like its"
+            )
+        elif level == "char":
+            remedy = "give a smaller --min-count, more text, or --level byte"
+        else:
+            remedy = "give a smaller --min-count, a larger --vocab-size, or another --level (bpe, char)"
         advice.append(
             f"{shares[0]:.1%} of the training tokens and {shares[1]:.1%} of the validation tokens are <unk>, which the "
-            "model cannot write: give a smaller --min-count, a larger --vocab-size, or another --level (bpe, char)."
+            f"model cannot write: {remedy}."
         )
     return advice
 

@@ -19,6 +19,7 @@ from jaxgen.jitted import CACHE_SIZE
 from jaxgen.plots import AttentionMap
 from jaxgen.runs.config import TrainConfig
 from jaxgen.tasks.base import EvalSet
+from jaxgen.training.averaging import AVERAGES, named_average
 from jaxgen.training.data_parallel import make_global_mesh, shard_batch, shard_evaluation, unreplicate
 from jaxgen.training.optimizer import OPTIMIZERS, make_optimizer
 from jaxgen.training.param_kinds import Kinds, param_kinds
@@ -59,13 +60,18 @@ class EvalSchedule:
 FINAL_LR = 0.02
 
 
-def build_rates(config: TrainConfig, horizon: int, scale: float = 1.0) -> Rates:
-    """What the learning rate over ``horizon`` steps depends on; ``scale`` multiplies it."""
+def build_rates(config: TrainConfig, horizon: int, scale: float = 1.0, costs: Sequence[Sequence[float]] = ()) -> Rates:
+    """What the learning rate over ``horizon`` steps and an average of the weights depend on.
+
+    ``scale`` multiplies the rate. ``costs`` has the step and the cost of each evaluation so far.
+    """
     warmup = min(config.warmup, horizon // 10)  # a short run must not be all warm-up
     final = FINAL_LR if config.final_lr is None else config.final_lr
     # Arrays, so that every call of the compiled step gets the same types.
     peak, final = np.asarray([config.lr * scale, final], np.float32)
-    return Rates(*map(np.asarray, (peak, np.int32(warmup), np.int32(horizon), final)))
+    average = None if config.average == "none" else named_average(config.average, config.average_options)
+    begin = 0 if average is None else average.begin(horizon, costs)
+    return Rates(*map(np.asarray, (peak, np.int32(warmup), np.int32(horizon), final, np.int32(begin))))
 
 
 def build_schedule(config: TrainConfig) -> Schedule:
@@ -79,17 +85,19 @@ def build_optimizer(config: TrainConfig, task: Any = None) -> optax.GradientTran
     Equal settings give the same object, so that they share compiled functions. Raises ``UsageError``.
     """
     options = dict(config.optimizer_options)
-    if config.optimizer == "adamw":
+    if config.weight_decay:
         options["weight_decay"] = config.weight_decay
     entry = OPTIMIZERS.get(config.optimizer)
     return _cached_optimizer(
         # The registry entries, not only their names: a name can be registered again with another entry.
-        entries=(entry, SCHEDULES.get(config.schedule)),
+        entries=(entry, SCHEDULES.get(config.schedule), AVERAGES.get(config.average)),
         optimizer=config.optimizer,
         options=tuple(sorted(options.items())),
         clip=config.clip,
         schedule=config.schedule,
         schedule_options=tuple(sorted(config.schedule_options.items())),
+        average=None if config.average == "none" else config.average,
+        average_options=tuple(sorted(config.average_options.items())),
         kinds=param_kinds(task) if task is not None and getattr(entry, "needs_kinds", False) else (),
     )
 
@@ -102,10 +110,19 @@ def _cached_optimizer(
     clip: float,
     schedule: str,
     schedule_options: tuple[Any, ...],
+    average: str | None,
+    average_options: tuple[Any, ...],
     kinds: Kinds,
 ) -> optax.GradientTransformation:
     return make_optimizer(
-        optimizer, schedule, clip=clip, options=dict(options), kinds=kinds, schedule_options=dict(schedule_options)
+        optimizer,
+        schedule,
+        clip=clip,
+        options=dict(options),
+        kinds=kinds,
+        schedule_options=dict(schedule_options),
+        average=average,
+        average_options=dict(average_options),
     )
 
 

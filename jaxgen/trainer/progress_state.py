@@ -34,6 +34,8 @@ class ProgressState:
     bad_evals: int = 0  # since the best one
     seconds: float = 0.0  # of training, over all starts
     rollbacks: int = 0  # the learning rate follows from it
+    costs: list[list[float]] = field(default_factory=list)  # with --average: step and cost of the weights without it
+    average: bool = False  # the last evaluation preferred the average: it is the weights of checkpoints
     stopped: str = ""  # why a callback stopped the run
     limits: list[int | None] = field(default_factory=list)  # its steps and patience then; others continue it
     log: Annotated[LogRecord, BeforeValidator(_as_record)] = field(default_factory=LogRecord)

@@ -33,6 +33,7 @@ from jaxgen.runs.manifest import (
 from jaxgen.runtime import check_jax_settings, need_devices, numerics, processor_name
 from jaxgen.tasks.base import Codec, TaskData
 from jaxgen.tasks.registry import DATA, baseline, objective
+from jaxgen.trainer.advice import advise_data
 from jaxgen.trainer.callbacks import Callback, Emit, Note, ProgressEvents, ignore
 from jaxgen.trainer.evaluate import build_optimizer
 from jaxgen.trainer.process_group import ProcessGroup
@@ -363,7 +364,13 @@ def _prepare(config: TrainConfig, emit: Emit, processes: int, source: Source | N
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     devices = choose_devices(config, parameters / data.tokens_per_step, processes)
     check_device_memory(parameters, devices // processes)
+<<<<<<< HEAD
     return Prepared(task, data, resolve_config(data, options, parameters, devices, params), params)
+=======
+    for text in advise_data(data):
+        emit(Note(text))
+    return task, data, resolve_config(data, options, parameters, devices, params), params
+>>>>>>> origin/main
 
 
 def _check_unread(data: TaskData, source: Source | None) -> None:

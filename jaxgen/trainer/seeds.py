@@ -350,7 +350,7 @@ class SeedTrainer:
         host = jax.device_get(state)
         for place in going:
             trainer = self.trainers[place]
-            trainer.set_state(jax.device_put(jax.tree.map(lambda leaf, place=place: leaf[place], host)))
+            trainer.state = jax.device_put(jax.tree.map(lambda leaf, place=place: leaf[place], host))
             try:
                 trainer.stop_at(step, boundary, stop)
                 self._steps[place] = step

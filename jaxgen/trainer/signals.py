@@ -126,10 +126,11 @@ class StopSignals:
         self._restore()
 
 
-class Interrupted(Exception):
-    """A signal stopped the run; everything is saved. ``exit_code`` is 128 + the signal's number.
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the run; everything is saved. As Python's Ctrl-C, it is not an ``Exception``.
 
-    ``run`` is the path of the run to continue, if there is one, and ``flags`` are further flags of that command.
+    ``exit_code`` is 128 + the signal's ``number``. ``run`` is the path of the run to continue, if there is one, and
+    ``flags`` are further flags of that command.
     """
 
     def __init__(self, number: int, where: str, run: str | None = None, flags: str = "") -> None:
@@ -137,30 +138,23 @@ class Interrupted(Exception):
         if flags_are_shown():
             how = f"python train.py --run {shlex.quote(run or '')} --resume auto{flags}"
         super().__init__(f"Stopped {where}.{'' if run is None else f' Continue with: {how}'}")
-        self.exit_code = 128 + number
-
-
-class _Stopped(KeyboardInterrupt):
-    """A signal came. Unlike ``Interrupted``, no ``except Exception`` catches it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
+        self.number, self.exit_code = number, 128 + number
 
 
 class _RaiseOnSignal(StopSignals):
+    def __init__(self, where: str, run: str | None, flags: str) -> None:
+        super().__init__()
+        self._stopped = where, run, flags
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if importing(frame):
             resend(number)
         else:
-            raise _Stopped(number)
+            raise Interrupted(number, *self._stopped)
 
 
 @contextmanager
 def raise_on_signal(where: str, run: str | None = None, flags: str = "") -> Iterator[None]:
-    """A context that a signal ends at once with ``Interrupted``."""
-    try:
-        with resend_lost(), _RaiseOnSignal():
-            yield
-    except _Stopped as stopped:
-        raise Interrupted(stopped.number, where, run, flags) from None
+    """A context that a signal ends at once with ``Interrupted``; the arguments are those of it."""
+    with resend_lost(), _RaiseOnSignal(where, run, flags):
+        yield

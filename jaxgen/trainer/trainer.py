@@ -22,7 +22,7 @@ from jaxgen.runs.directory import RunDirectory
 from jaxgen.runs.logs import MetricsLog
 from jaxgen.sampling.decode import make_key
 from jaxgen.tasks.base import TaskData
-from jaxgen.trainer.advice import ALARM, advise, advise_tokens, frequency_loss
+from jaxgen.trainer.advice import ALARM, advise, frequency_loss
 from jaxgen.trainer.callbacks import Evaluated, Finished, Note, Progress, Sampled, Started
 from jaxgen.trainer.evaluate import (
     EvalSchedule,
@@ -44,7 +44,9 @@ from jaxgen.trainer.progress_state import (
 )
 from jaxgen.trainer.recorder import NullRecorder, run_summary
 from jaxgen.trainer.signals import Interrupted, StopSignals, raise_on_signal
+from jaxgen.training.averaging import Averaged, exchange
 from jaxgen.training.data_parallel import make_global_mesh, shard_state, unreplicate
+from jaxgen.training.optimizer import OPTIMIZERS
 from jaxgen.training.schedules import Rates
 from jaxgen.training.step import TrainState
 from jaxgen.types import Params
@@ -118,7 +120,8 @@ class Trainer:
         return self.set_state(self.group.broadcast_tree(state))
 
     def set_state(self, state: TrainState) -> Trainer:
-        """Set the state from which ``train`` continues, on whatever devices its arrays are."""
+        """Set the state from which ``train`` continues, as checkpoints have it, on whatever devices its arrays are."""
+        state = self._exchanged(state)
         self.state = state if self.devices == 1 else shard_state(make_global_mesh(self.devices), state)
         return self
 
@@ -126,19 +129,41 @@ class Trainer:
         return f"<jaxgen.Trainer {str(self.run)!r}: {self.config.task}, {counted(self.total_steps, 'step')}>"
 
     def set_progress(self, progress: ProgressState) -> Trainer:
-        """Set the progress, and the learning rate that follows from its number of rollbacks."""
+        """Set the progress, and the learning rate and the average of the weights that follow from it."""
         self.progress = progress
-        self.rates = build_rates(self.config, self.resolved["horizon"], ROLLBACK_SCALE**progress.rollbacks)
+        self.progress.average |= self._only_average
+        self._update_rates()
         self.optimizer = build_optimizer(self.config, self.task)
         self._train_steps = jitted.jit_train_steps(self.task, self.optimizer, self.devices, self.inputs.read)
         return self
+
+    def _update_rates(self) -> None:
+        scale = ROLLBACK_SCALE**self.progress.rollbacks
+        self.rates = build_rates(self.config, self.resolved["horizon"], scale, self.progress.costs)
+
+    @property
+    def _only_average(self) -> bool:
+        """Whether only the average of the weights is evaluated."""
+        return getattr(OPTIMIZERS[self.config.optimizer], "averages", False)
+
+    def _exchanged(self, state: TrainState) -> TrainState:
+        """``state`` with the average in place of the weights, as in a checkpoint, or with both in their own places."""
+        if not self.progress.average or not isinstance(state.opt_state, Averaged):
+            return state
+        params, opt_state = exchange(state.params, state.opt_state)
+        return state._replace(params=params, opt_state=opt_state)
+
+    @property
+    def best_weights(self) -> Params:
+        """The present weights, or their average if the last evaluation preferred it."""
+        return self._exchanged(self.state).params
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the last step before ``step``."""
         return float(build_schedule(self.config)(max(step - 1, 0), self.rates))
 
     def gathered_state(self) -> TrainState:
-        """The state as a checkpoint holds it, with all rows on this host."""
+        """The state with all rows on this host."""
         return self.group.gather_state(self.state, self.devices)
 
     # --- the loop
@@ -196,6 +221,11 @@ class Trainer:
         summary = run_summary(self.config, self.data, self.resolved, self.group.count)
         self.recorder.call("on_start", Started(str(self.run), summary, step, self.total_steps))
         self._share_progress()
+        if 0 < step >= self.total_steps:
+            self._note(
+                f"This run is finished: all of its {counted(self.total_steps, 'step')} are taken. To train on, "
+                f"give --steps {2 * self.total_steps}; for a new schedule, start another run with --init-from."
+            )
 
     def is_over(self, step: int) -> bool:
         """Whether all steps are taken, or a callback stopped the run."""
@@ -219,6 +249,7 @@ class Trainer:
         if (reason := self.recorder.stop_reason) is not None:
             self.progress.stopped, self.progress.limits = reason, self._limits
         self.progress = ProgressState(**self.group.broadcast_json(asdict(self.progress)))
+        self._update_rates()
 
     def _is_late(self) -> bool:
         """Whether the time of ``--minutes`` is over. No result depends on it: the run stops as if interrupted."""
@@ -251,6 +282,7 @@ class Trainer:
         self._share_progress()
         if self._is_stopped and not (self.eval_schedule.evaluates(step) or is_last):
             metric = self._evaluate(step)
+            self._share_progress()
         self.save(step, metric)  # last, because it makes all of the above final
 
     def _take_steps(
@@ -332,7 +364,7 @@ class Trainer:
     def try_step(self, step: int, lr: float) -> float:
         """Take one step with the learning rate ``lr``, on the batch of ``step``; returns the loss before it."""
         peak, final = np.asarray([lr, 1.0], np.float32)
-        rates = Rates(*map(np.asarray, (peak, np.int32(0), np.int32(MAX_STEPS), final)))
+        rates = Rates(*map(np.asarray, (peak, np.int32(0), np.int32(MAX_STEPS), final, np.int32(0))))
         return self._try_steps(step, 1, rates)
 
     def _try_steps(self, step: int, number: int, rates: Rates) -> float:
@@ -347,35 +379,59 @@ class Trainer:
 
         The generated metrics of a report are missing: they can take very long.
         """
-        params = self.state.params
+        params, both = self.state.params, 1 if self.config.average == "none" else 2
         inference = self._inference_with(params) if self.group.is_main else None
+
+        def repeated(work: Work) -> Work:
+            return lambda: [work() for _ in range(both)]
 
         def on_main(work: Callable[[TrainingInference, bool], object], final: bool) -> Work:
             return lambda: None if inference is None else work(inference, final)
 
         metrics, generated, examples = self._metrics, self.data.generation_metrics, self.data.examples
-        usual: list[Work] = [partial(metrics, params, False), on_main(generated, False), on_main(examples, False)]
+        evaluation = [repeated(partial(metrics, params, False)), repeated(on_main(generated, False))]
+        usual: list[Work] = [*evaluation, on_main(examples, False)]
         return usual, [partial(metrics, params, True), on_main(examples, True)]
 
     # --- evaluation, examples, checkpoints
 
     def _evaluate(self, step: int) -> float | None:
         """Evaluate, update the main process's progress and record the row; returns its cost there."""
-        metrics = self._metrics(self.state.params, final=False)
-        if not math.isfinite(metrics["val_loss"]):
-            raise self._diverged(f"The validation loss became {metrics['val_loss']}", step)
+        candidates = self._candidates()
+        found = {name: self._metrics(params, final=False) for name, params in candidates.items()}
+        for metrics in found.values():
+            if not math.isfinite(metrics["val_loss"]):
+                raise self._diverged(f"The validation loss became {metrics['val_loss']}", step)
         cost = None
         with self.group.all_or_none():
             if self.group.is_main:
-                metrics |= self.data.generation_metrics(self._inference_with(self.state.params), False)
-                cost = self.data.METRIC.cost(metrics)
+                for name, params in candidates.items():
+                    found[name] |= self.data.generation_metrics(self._inference_with(params), False)
+                costs = {name: self.data.METRIC.cost(metrics) for name, metrics in found.items()}
+                better = min(costs, key=lambda name: costs[name])  # the first of equals
+                cost = costs[better]
                 self.progress.evaluated(step, cost)
+                self.progress.average = better == "average"
+                metrics = found[better]
+                if self.config.average != "none":
+                    self.progress.costs.append([step, costs["raw"]])
+                    metrics |= {"weights": better, **{f"val_loss_{name}": found[name]["val_loss"] for name in found}}
                 row = self._row(step, metrics)
                 self.progress.log.add(row)
                 best_step, since_best = self.progress.best_step, self.progress.bad_evals
                 self.recorder.call("on_evaluation", Evaluated(row, best_step, since_best, self.data.headline(row)))
                 self.progress.loss_sum = self.progress.loss_count = 0.0
         return cost
+
+    def _candidates(self) -> dict[str, Params]:
+        """The weights to evaluate: those themselves, and their average if it is another."""
+        params, state = self.state.params, self.state.opt_state
+        if not isinstance(state, Averaged):
+            return {"raw": params}
+        if self._only_average:
+            return {"average": state.average}
+        begun = int(unreplicate(state.step)) > int(self.rates.average_from)
+        return {"raw": params, "average": state.average} if begun else {"raw": params}
 
     def _row(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
         """The line of ``metrics.jsonl``."""
@@ -399,12 +455,12 @@ class Trainer:
     def _show_examples(self, step: int) -> None:
         with self.group.all_or_none():
             if self.group.is_main:
-                for each in self.data.examples(self._inference_with(self.state.params), final=False):
+                for each in self.data.examples(self._inference_with(self.best_weights), final=False):
                     self.recorder.call("on_sample", Sampled(step, *each))
 
     def save(self, step: int, metric: float | None = None, keep: bool = False) -> None:
         """Save a checkpoint; with ``keep``, the earlier ones stay for a rollback."""
-        state, self._saved_step = self.gathered_state(), step
+        state, self._saved_step = self._exchanged(self.gathered_state()), step
         with self.group.all_or_none():
             self.recorder.save(step, state, asdict(self.progress), metric, keep)
         self.recorder.call("on_checkpoint", step)
@@ -428,7 +484,7 @@ class Trainer:
     def _report(self, step: int) -> Finished:
         """Evaluate the best checkpoint in full, with examples and plots."""
         with self.group.all_or_none():
-            best_step, params = self.recorder.best_params(step, self.state.params)
+            best_step, params = self.recorder.best_params(step, self.best_weights)
         best_step = self.group.broadcast_json(best_step)
         if best_step != step:
             params = self.group.broadcast_tree(params)
@@ -444,6 +500,10 @@ class Trainer:
         report = metrics | self.data.generation_metrics(inference, True)
         samples = [(each.title, each.text) for each in self.data.examples(inference, final=True)]
         summary, command = self.data.report_lines(report), self.data.next_command(path) + self.plugin_flags
+        if self.config.average != "none" and self.recorder.store is not None:
+            averaged = self.recorder.store.host(best_step)["average"]
+            report["weights"] = "average" if averaged else "raw"
+            summary.append(("weights", f"their average ({self.config.average})" if averaged else "those of the step"))
         finished = Finished(path, step, best_step, report, summary, command, samples, self._advice(step))
         self.recorder.call("on_end", finished, inference)
         return finished
@@ -453,12 +513,10 @@ class Trainer:
         rows: list[dict[str, Any]] = []
         with suppress(CheckpointError):  # a damaged log is no reason to fail here
             rows = MetricsLog(self.run.metrics_path).read()
-        unigram, number, tokens = None, self.data.num_targets, []
+        unigram, number = None, self.data.num_targets
         if number is not None and rows:
             train, val = self.data.target_ids("train"), self.data.target_ids("val")
             unigram = frequency_loss(train, val, number)
-            if self.data.TARGET == "token":
-                tokens = advise_tokens(train, val, is_text=self.data.UNIT == "tokens")
         go_on = f"python train.py --run {shlex.quote(self.continued)} --resume auto{self.plugin_flags}"
         length = f"--steps {2 * self.total_steps}"
         if step < self.total_steps and not self._is_stopped:
@@ -467,7 +525,7 @@ class Trainer:
             longer = f"Continue with `{go_on} {length}`."
         else:  # the learning rate has come to its end
             longer = f"In a new run, give {length}."
-        return [for_caller(text) for text in [*advise(rows, self.uniform_loss, unigram, longer), *tokens]]
+        return list(map(for_caller, advise(rows, self.uniform_loss, unigram, longer, self.data.METRIC)))
 
     def interrupted(self, number: int, where: str) -> Interrupted:
         return Interrupted(number, where, self.continued if self.group.is_main else None, self.plugin_flags)

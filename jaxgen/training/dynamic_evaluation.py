@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, PyTree
 
-from jaxgen.types import Array, ArrayLike, Carry, Params
+from jaxgen.types import Array, ArrayLike, Carry
 
 #: d and eps of the step.
 MEAN_DECAY, EPSILON = 0.999, 1e-3
 
 #: ``read(params, carry, segment) -> (loss, (carry, output))``: reads a segment after ``carry``. The loss is the mean
 #: negative log-likelihood that the weights are to lower; the output is any pytree of arrays.
-Read = Callable[[Params, Carry, PyTree], tuple[Float[Array, ""], tuple[Carry, PyTree]]]
+Read = Callable[[PyTree, Carry, PyTree], tuple[Float[Array, ""], tuple[Carry, PyTree]]]
 
 
 class Rates(NamedTuple):
@@ -37,20 +37,19 @@ class Rates(NamedTuple):
 class AdaptedState(NamedTuple):
     """Everything that the next segment depends on."""
 
-    params: Params
-    mean_square: Params  # running mean of the squared gradient of each parameter
+    params: PyTree
+    mean_square: PyTree  # running mean of the squared gradient of each parameter
     carry: Carry
     step: Int[Array, ""]  # segments that changed the weights
 
     @classmethod
-    def start(cls, params: Params, carry: Carry) -> AdaptedState:
-        """The state before any text. It holds copies, so it can be donated."""
-        params, carry = jax.tree.map(lambda a: jnp.array(a, copy=True), (params, carry))
+    def start(cls, params: PyTree, carry: Carry) -> AdaptedState:
+        """The state before any text."""
         return cls(params, jax.tree.map(jnp.zeros_like, params), carry, jnp.zeros((), jnp.int32))
 
 
 def adapt_step(
-    read: Read, trained: Params, state: AdaptedState, segment: PyTree, rates: Rates | None
+    read: Read, trained: PyTree, state: AdaptedState, segment: PyTree, rates: Rates | None
 ) -> tuple[AdaptedState, PyTree]:
     """Read one segment with the weights of ``state``, then change them.
 
@@ -84,7 +83,7 @@ def adapt_step(
 
 def dynamic_evaluation(
     read: Read,
-    trained: Params,
+    trained: PyTree,
     state: AdaptedState,
     segments: PyTree,
     count: Int[ArrayLike, ""] | int,

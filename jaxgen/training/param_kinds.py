@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -58,6 +59,22 @@ def role_by_name(path: tuple[str, ...], leaf: Array) -> Role:
         return "output"
     # The columns of a convolution over time are independent of each other.
     return "matrix" if leaf.ndim == 2 and "kernel" in path[-1] and "convolution" not in path else "other"
+
+
+#: What the layers of a stack are called.
+_LAYER = re.compile(r"(?:cells|forwards|backwards)_(\d+)")
+
+
+def depths(params: Params) -> PyTree:
+    """How far each parameter is from the output, in layers: 0 for what stands above the layers, 1 for the highest."""
+
+    def height(path: tuple[Any, ...], leaf: Array) -> int | None:
+        found = [int(match[1]) for name in names(path) if (match := _LAYER.fullmatch(name))]
+        return found[0] + 1 if found else 0 if role_by_name(names(path), leaf) == "embedding" else None
+
+    heights = jax.tree_util.tree_map_with_path(height, params)
+    top = max(jax.tree.leaves(heights), default=0) + 1
+    return jax.tree.map(lambda h: 0 if h is None else top - h, heights, is_leaf=lambda h: h is None)
 
 
 def names(path: tuple[Any, ...]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ Number: TypeAlias = ArrayLike | float
 
 
 class Rates(NamedTuple):
-    """What a learning rate depends on besides the step.
+    """What a learning rate and an average of the weights depend on besides the step.
 
     They can be arguments of a compiled step (``make_optimizer``): other values then compile nothing again.
     """
@@ -30,6 +30,7 @@ class Rates(NamedTuple):
     warmup: Number  # steps in which the rate rises to the peak
     horizon: Number  # the step at which a decay ends
     final: Number  # the rate at the horizon, as a share of the peak
+    average_from: Number = 0  # the first step whose weights enter an average
 
 
 Schedule = Callable[[Number, Rates], Float[Array, ""]]
@@ -58,7 +59,7 @@ def linear(step: Number, rates: Rates) -> Float[Array, ""]:
 
 def stepwise(step: Number, rates: Rates, *, drops: float = 3) -> Float[Array, ""]:
     """Linear warm-up to the peak, then ``drops`` equal factors at equal distances, the last down to the final rate."""
-    number = check_int("The option `drops` of the schedule stepwise", _whole(drops), 1, 1000)
+    number = check_int("The option `drops` of the schedule stepwise", to_whole(drops), 1, 1000)
     taken = jnp.minimum(jnp.floor(_progress(step, rates) * (number + 1)), number)
     return _warmed_up(step, rates, rates.peak * jnp.power(jnp.maximum(rates.final, 1e-6), taken / number))
 
@@ -100,7 +101,7 @@ def _warmed_up(step: Number, rates: Rates, after: Number) -> Float[Array, ""]:
     return jnp.where(jnp.asarray(step) < rates.warmup, rising, after)
 
 
-def _whole(number: float) -> float:
+def to_whole(number: float) -> float:
     """A float without a fraction as an integer: options are floats on the command line."""
     return int(number) if number == int(number) else number
 

@@ -27,6 +27,7 @@ from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.text_stream import Chunk
 from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.sampling.transforms.temperature import Linear
+from jaxgen.trainer.signals import Interrupted
 
 ROOT = Path(jaxgen.__file__).parent.parent
 SHORT = ("--length", 10)
@@ -409,6 +410,9 @@ def test_an_interrupt_at_the_prompt_asks_anew(loop, monkeypatch, capsys):
     monkeypatch.setattr(interactive, "prompt_line", ask)
     assert list(input_lines(loop)) == ["The"]
     assert "/quit" in capsys.readouterr().err
+    answers = iter([Interrupted(signal.SIGTERM, "the chat")])
+    with pytest.raises(Interrupted):
+        list(input_lines(loop))
 
 
 def test_the_tabulator_completes_commands(loop):

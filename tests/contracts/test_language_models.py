@@ -91,6 +91,7 @@ MODELS = [
     Bigrams(V),
     IN_BLOCKS,
     LanguageModel(V, MATRIX, 8, layers=2),
+    LanguageModel(V, GRU, H, layers=2, skip_connections=True, softmaxes=2),
     LanguageModel(V, GRU, H, zoneout=0.3),  # whose evaluation is not the cell alone
 ]
 

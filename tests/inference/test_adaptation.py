@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,12 @@ import pytest
 from jaxgen.baselines.ngram import fit
 from jaxgen.errors import DivergedError, UsageError
 from jaxgen.inference.adaptation import Adaptation, NeuralCache
+from jaxgen.inference.beam_search import beam
+from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.mixture import mix
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
+from jaxgen.inference.state import interpolate
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers import EOS, ByteTokenizer, CharTokenizer, WordTokenizer
 
@@ -197,7 +203,93 @@ def test_options_of_the_cache_out_of_range_are_refused(wrong):
         NeuralCache(**wrong)
 
 
-def test_a_model_that_is_counted_cannot_adapt():
-    task, params = fit(TOKENIZER.encode(random_text(60)), V, 3, EOS)
+def test_a_model_that_is_counted_cannot_adapt(ngrams):
     with pytest.raises(UsageError, match="recurrent"):
-        Scorer(Sampler(task, TOKENIZER, params), adapt=FAST).score("ab")
+        Scorer(ngrams, adapt=FAST).score("ab")
+
+
+@pytest.fixture(scope="module")
+def ngrams():
+    task, params = fit(TOKENIZER.encode(random_text(60)), V, 3, EOS)
+    return Sampler(task, TOKENIZER, params)
+
+
+@pytest.fixture(scope="module")
+def mixed(sampler, ngrams):
+    return mix([sampler, ngrams], [0.7, 0.3])
+
+
+def test_the_networks_of_a_mixture_adapt_as_they_would_alone(sampler, ngrams, mixed):
+    text, options = random_text(60), {"adapt": FAST, "cache": NeuralCache(9), "temperature": 1.2}
+    network = Scorer(sampler, **options).per_token(text).logp
+    counted = Scorer(ngrams).per_token(text).logp
+    found = Scorer(mixed, **options, top=V).per_token(text)
+    np.testing.assert_allclose(found.logp, np.logaddexp(network + np.log(0.7), counted + np.log(0.3)), atol=1e-5)
+    np.testing.assert_allclose(np.exp(found.top_logp).sum(axis=1), 1, atol=1e-5)
+
+
+def test_a_mixture_with_a_rate_of_0_is_the_plain_mixture(mixed):
+    text = random_text(60)
+    found = Scorer(mixed, adapt=Adaptation(0.0, 0.0)).per_token(text).logp
+    np.testing.assert_allclose(found, Scorer(mixed).per_token(text).logp, atol=2e-6)
+
+
+# --- states with adapted weights
+
+
+SETTINGS = GenerationConfig(length=20, seed=4)
+
+
+def test_a_state_that_adapted_reads_and_draws_with_its_own_weights(sampler):
+    text = random_text(41)  # 40 pairs of tokens: 8 segments
+    state = sampler.adapt(text, adaptation=FAST)
+    reader = Scorer(sampler, adapt=FAST)
+    after = [reader.per_token(text[1:] + letter, prompt=text[:1]).logp[-1] for letter in LETTERS]
+    logp = jax.nn.log_softmax(state.logits[0])
+    np.testing.assert_allclose(logp[TOKENIZER.encode(LETTERS)], after, atol=1e-6)
+    adapted = Sampler(sampler.task, TOKENIZER, state.adapted.state.params[0])
+    again = adapted.read_tokens(
+        state.tokens[-1:], replace(sampler.initial_state(), carry=state.adapted.state.carry[0][0])
+    )
+    assert sampler.sample("ab", SETTINGS, state=state) == adapted.sample("ab", SETTINGS, state=again)
+    assert sampler.sample("ab", SETTINGS, state=state) != sampler.sample("ab", SETTINGS, state=sampler.read(text))
+    assert beam(sampler, "a", length=9, state=state)[0].text == beam(adapted, "a", length=9, state=again)[0].text
+
+
+def test_to_adapt_in_parts_and_to_save_between_them_changes_no_bit(sampler, tmp_path):
+    text = random_text(50)
+    whole = sampler.adapt(text, adaptation=FAST)
+    part = sampler.adapt(text[:18], adaptation=FAST)
+    sampler.save_state(tmp_path / "s", part)
+    part = sampler.adapt(text[18:], sampler.load_state(tmp_path / "s"), FAST)
+    for one, other in ((whole, part), (whole, sampler.adapt(text, adaptation=FAST))):
+        jax.tree.map(np.testing.assert_array_equal, one.adapted.state, other.adapted.state)
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        np.testing.assert_array_equal(one.logits, other.logits)
+
+
+def test_the_state_of_a_mixture_is_saved_and_continued(mixed, sampler, tmp_path):
+    text = random_text(50)
+    whole = mixed.adapt(text, adaptation=FAST)
+    mixed.save_state(tmp_path / "s", mixed.adapt(text[:18], adaptation=FAST))
+    part = mixed.adapt(text[18:], mixed.load_state(tmp_path / "s"), FAST)
+    np.testing.assert_array_equal(part.logits, whole.logits)
+    alone = sampler.adapt(text, adaptation=FAST)
+    for mine, own in zip(jax.tree.leaves(whole.adapted.state.params[0]), jax.tree.leaves(alone.adapted.state.params)):
+        np.testing.assert_allclose(mine, own, atol=1e-5)
+
+
+def test_adaptation_continues_a_state_that_was_only_read(sampler):
+    state = sampler.adapt(random_text(30), sampler.read("abba"), FAST)
+    assert (state.adapted.read, state.tokens.size) == (4 + 25, 34)
+
+
+def test_a_text_shorter_than_a_segment_cannot_be_adapted_to(sampler):
+    with pytest.raises(UsageError, match="segment"):
+        sampler.adapt(random_text(5), adaptation=FAST)
+
+
+def test_states_with_adapted_weights_are_not_interpolated(sampler):
+    state = sampler.adapt(random_text(30), adaptation=FAST)
+    with pytest.raises(UsageError, match="adapted"):
+        interpolate(state, sampler.read("ab"), 0.5)

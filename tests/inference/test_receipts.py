@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import DataError
+from jaxgen.inference.adaptation import Adaptation
 from jaxgen.inference.beam_search import BeamConfig, beam
 from jaxgen.inference.generation_config import GenerationConfig
-from jaxgen.inference.receipts import beam_receipt, read_receipt, receipt
+from jaxgen.inference.receipts import AdaptedTo, StateFile, StateOrigin, beam_receipt, read_receipt, receipt
 from jaxgen.inference.receipts import replay as replay_receipt
 from jaxgen.inference.sampler import Sampler
 from jaxgen.sampling.transforms import Bias, NoRepeatNgram, TopP
@@ -90,11 +91,27 @@ def test_a_sample_behind_a_state_is_replayed_from_its_file(tiny, tmp_path):
     path = tmp_path / "s.npz"
     tiny.save_state(path, tiny.read("hgf"))
     (sample,) = tiny.samples("ab", SETTINGS, state=tiny.load_state(path))
-    value = receipt(tiny, SETTINGS, sample, prompt="ab", unk="error", state_file=str(path))
+    value = receipt(tiny, SETTINGS, sample, prompt="ab", unk="error", origin=StateOrigin(state=StateFile.of(str(path))))
     assert replay(tiny, value).identical
     assert replay(tiny, value | {"state": None}).first_divergence is not None
     tiny.save_state(path, tiny.read("hgg"))
     with pytest.raises(DataError, match="missing"):
+        replay(tiny, value)
+
+
+def test_a_sample_behind_a_text_that_was_adapted_to_is_replayed_from_its_file(tiny, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("abcdefgh \n" * 5)
+    adapted = AdaptedTo.of(str(path), Adaptation(rate=0.05, segment=8), "error")
+    tiny.save_state(tmp_path / "s", tiny.read("hgf"))
+    origin = StateOrigin(state=StateFile.of(str(tmp_path / "s")), adapted_to=adapted)
+    state = adapted.adapt(tiny, tiny.load_state(tmp_path / "s"))
+    (sample,) = tiny.samples("ab", SETTINGS, state=state)
+    value = json.loads(json.dumps(receipt(tiny, SETTINGS, sample, prompt="ab", unk="error", origin=origin)))
+    assert replay(tiny, value).identical
+    assert replay(tiny, value | {"adapted_to": value["adapted_to"] | {"rate": 0.0}}).first_divergence is not None
+    path.write_text("abcdefgh \n" * 6)
+    with pytest.raises(DataError, match="changed"):
         replay(tiny, value)
 
 
@@ -120,7 +137,7 @@ def test_the_gap_of_a_drawn_token_is_that_of_the_perturbed_logits(tiny):
 def test_a_text_of_a_beam_search_is_replayed_too(tiny):
     search = BeamConfig(3, 12, 0.5, 2, (Bias(((4, 1.5),)),))
     found = beam(tiny, "abc", **search._asdict())
-    fixed = {"prompt": "abc", "unk": "error", "state_file": None}
+    fixed = {"prompt": "abc", "unk": "error", "origin": StateOrigin()}
     values = [json.loads(json.dumps(beam_receipt(tiny, search, i + 1, each, **fixed))) for i, each in enumerate(found)]
     assert [replay(tiny, value).identical for value in values] == [True, True]
     assert replay(tiny, values[0] | {"rank": 2}).first_divergence is not None

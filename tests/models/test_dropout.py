@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from jaxgen.cells import GRU, LSTM, unroll
 from jaxgen.cells.mingru import MinGRU
 from jaxgen.errors import UsageError
 from jaxgen.models import Classifier, Decoder, Encoder, EncoderDecoder, LanguageModel, ResidualBlock
-from jaxgen.models.layers import Stack, dropout, fold_in_rows
+from jaxgen.models.layers import Embedding, Stack, dropout, fold_in_rows
 from jaxgen.training.step import drop_weights, row_keys
 from jaxgen.types import TokenRows
 
@@ -33,6 +34,22 @@ def random_params(module, *args):
 
 def close(got, wanted):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), got, wanted)
+
+
+def test_embedding_rows_are_dropped_at_all_occurrences_of_a_token_in_a_row():
+    embedding, cells = Embedding(V, H, row_dropout=0.5), [nn.SimpleCell(H)]  # a cell without a projection of its own
+    tokens = np.random.default_rng(1).integers(0, V, (40, B)).astype(np.int32)
+    matrix = np.ones((V, H), np.float32)
+    (x,), _ = embedding.apply({"params": {"embedding": matrix}}, tokens, cells, KEYS, method="inputs")
+    x = np.asarray(x)
+    assert set(np.unique(x)) == {0.0, 2.0}
+    dropped = [{int(tokens[t, b]) for t in range(40) if x[t, b, 0] == 0} for b in range(B)]
+    kept = [{int(tokens[t, b]) for t in range(40) if x[t, b, 0] > 0} for b in range(B)]
+    assert all(not (gone & there) for gone, there in zip(dropped, kept))
+    assert len({frozenset(gone) for gone in dropped}) > 1  # each row has a mask of its own
+    assert (x == x[..., :1]).all()  # the whole vector
+    (same,), _ = embedding.apply({"params": {"embedding": matrix}}, tokens, cells, method="inputs")
+    assert (same == 1).all()
 
 
 def test_a_locked_mask_is_the_same_at_all_steps_and_another_for_each_row():

@@ -155,6 +155,57 @@ def test_a_tied_model_has_no_output_matrix():
     assert set(params) == {"embedding", "output_bias", "stack"}
 
 
+def test_a_tied_embedding_of_another_width_reads_a_projection():
+    model, params = setup(embed=4, tie=True)
+    tokens = draw()
+    _, hidden = model.apply({"params": params}, tokens.T, method="states")
+    _, logits = model.apply({"params": params}, tokens)
+    projected = np.swapaxes(np.asarray(hidden), 0, 1) @ params["output_projection"]["kernel"]
+    expected = projected @ params["embedding"].T + params["output_bias"]
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+# Outputs of all layers, and mixtures
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_the_output_layer_may_read_all_layers(tie):
+    model, params = setup(layers=2, skip_connections=True, tie=tie)
+    tokens = draw()
+    _, outputs = model.apply({"params": params}, tokens.T, method="states")
+    _, logits = model.apply({"params": params}, tokens)
+    x, each = params["embedding"][tokens], []
+    for layer in range(2):
+        x = nn.RNN(Elman(features=H)).apply({"params": {"cell": params["stack"][f"cells_{layer}"]}}, x)
+        each.append(x)
+    wide = np.concatenate(each, axis=-1)
+    np.testing.assert_allclose(np.swapaxes(outputs, 0, 1), wide, atol=1e-5)
+    if tie:
+        expected = wide @ params["output_projection"]["kernel"] @ params["embedding"].T + params["output_bias"]
+    else:
+        expected = wide @ params["output"]["kernel"] + params["output"]["bias"]
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"tie": True, "embed": 4}, {"soft_cap": 2.0}])
+def test_a_mixture_of_softmaxes_is_the_sum_of_the_weighted_softmaxes(options):
+    model, params = setup(softmaxes=3, **options)
+    hidden = np.random.default_rng(2).normal(size=(5, H)).astype(np.float32)
+    found = model.apply({"params": params}, hidden, method="logits")
+    softmax = lambda a: np.exp(a) / np.exp(a).sum(axis=-1, keepdims=True)  # noqa: E731
+    prior = softmax(hidden @ params["output_prior"]["kernel"])
+    latent = np.tanh(hidden @ params["output_latent"]["kernel"] + params["output_latent"]["bias"])
+    expected = 0.0
+    for k, part in enumerate(np.split(latent, 3, axis=-1)):
+        if model.tie:
+            logits = part @ params["embedding"].T + params["output_bias"]
+        else:
+            logits = part @ params["output"]["kernel"] + params["output"]["bias"]
+        logits = model.soft_cap * np.tanh(logits / model.soft_cap) if model.soft_cap else logits
+        expected = expected + prior[:, k : k + 1] * softmax(logits)
+    np.testing.assert_allclose(np.exp(found), expected, atol=1e-6)
+
+
 def test_the_tied_matrix_gets_the_sum_of_both_gradients():
     tied, params = setup(LARGE, tie=True)
     untied, _ = setup(LARGE)
@@ -313,14 +364,9 @@ def test_a_dropout_outside_its_range_is_refused(rate):
         LanguageModel(SMALL, dropout=rate)
 
 
-@pytest.mark.parametrize("embed", [0, 5])
-def test_tying_matrices_of_different_shapes_is_refused(embed):
+def test_tying_without_an_embedding_is_refused():
     with pytest.raises(UsageError, match="tie"):
-        LanguageModel(SMALL, hidden=H, embed=embed, tie=True)
-
-
-def test_tying_with_an_embedding_as_wide_as_the_state_is_allowed():
-    assert LanguageModel(SMALL, hidden=H, embed=H, tie=True).tie
+        LanguageModel(SMALL, hidden=H, embed=0, tie=True)
 
 
 @pytest.mark.parametrize("count", [1, 3])

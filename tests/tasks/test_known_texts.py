@@ -378,7 +378,8 @@ def test_what_only_resembles_a_position_is_the_name_of_a_column(flag, column):
 
 
 def test_text_without_columns_has_no_labels():
-    assert "--text-column" in refused(UsageError, table(), text_column=None)
+    unusual = write("unusual.csv", "x,kind,size\nword,a,1\n")
+    assert "--text-column" in refused(UsageError, unusual, text_column=None)
     assert "python-docs" in refused(UsageError, "python-docs")
     assert ".csv" in refused(UsageError, write("a.txt", "text"))
     assert "--layout stream" in refused(UsageError, table(), layout="stream")

@@ -13,6 +13,7 @@ import pytest
 from jaxgen.errors import UsageError
 from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tasks.registry import TASKS
+from jaxgen.training.step import row_keys
 from jaxgen.types import Batch
 
 B, T, H = 4, 6, 5
@@ -58,6 +59,63 @@ def case(request):
 def small():
     task = build(vocab_size=SIZES[0])
     return task, random_params(task), random_carry(), random_batch(SIZES[0])
+
+
+KEYS = row_keys(jax.random.key(3), 0, B)
+
+
+def regularised(vocab=SIZES[0], **options):
+    """The task with something added to its loss, its totals in training and those of an evaluation, and its outputs."""
+    task = build(vocab_size=vocab, **options)
+    params, carry, batch = random_params(task), random_carry(), random_batch(vocab)
+    (_, trained), (_, evaluated) = task.loss(params, carry, batch, KEYS), task.evaluate(params, carry, batch)
+    reset = jnp.asarray(batch.reset).T
+    _, outputs = task.model.apply({"params": params}, batch.tokens.T, carry, reset=reset, method="states")
+    logits = task.model.apply({"params": params}, outputs, method="logits")
+    assert len(evaluated) == 2
+    np.testing.assert_allclose(trained.nll, evaluated.nll, rtol=1e-5)  # what is reported is the cross-entropy alone
+    assert trained.objective.weight == trained.targets == MASK.sum()
+    return trained, np.asarray(outputs, np.float64), np.asarray(logits, np.float64), batch
+
+
+def test_label_smoothing_spreads_a_share_of_the_target_over_the_vocabulary():
+    trained, _, logits, batch = regularised(label_smoothing=0.2)
+    vocab = logits.shape[-1]
+    logp = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    target = 0.8 * np.eye(vocab)[batch.targets.T] + 0.2 / vocab
+    expected = -(target * logp).sum(axis=-1)[MASK.T].sum()
+    np.testing.assert_allclose(trained.objective.loss, expected, rtol=1e-5)
+
+
+def test_activation_regularisation_adds_the_mean_square_of_the_outputs():
+    trained, outputs, _, _ = regularised(ar=0.5)
+    expected = 0.5 * (outputs**2).mean(axis=-1)[MASK.T].sum()
+    np.testing.assert_allclose(trained.objective.loss - trained.nll, expected, rtol=1e-4)
+
+
+def test_temporal_regularisation_adds_the_mean_square_of_changes_that_no_reset_makes():
+    trained, outputs, _, _ = regularised(tar=0.5)
+    expected = 0.0
+    for b in range(B):
+        for t in range(1, T):
+            if MASK[b, t] and MASK[b, t - 1] and not RESET[b, t]:
+                expected += 0.5 * ((outputs[t, b] - outputs[t - 1, b]) ** 2).mean()
+    np.testing.assert_allclose(trained.objective.loss - trained.nll, expected, rtol=1e-4)
+
+
+def test_temporal_regularisation_reads_the_outputs_before_dropout():
+    task = build(vocab_size=SIZES[0], dropout=0.5, tar=1.0)
+    params, carry, batch = random_params(task), random_carry(), random_batch(SIZES[0])
+    _, dropped = task.loss(params, carry, batch, KEYS)
+    _, whole = dataclasses.replace(task, model=task.model.clone(dropout=0.0)).loss(params, carry, batch, KEYS)
+    np.testing.assert_allclose(dropped.objective.loss - dropped.nll, whole.objective.loss - whole.nll, rtol=1e-5)
+    assert abs(dropped.nll - whole.nll) > 1e-3
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 1.0}, {"ar": -1.0}, {"tar": float("inf")}])
+def test_a_weight_that_the_loss_cannot_have_is_refused(options):
+    with pytest.raises(UsageError, match=next(iter(options))):
+        build(vocab_size=SIZES[0], **options)
 
 
 def by_hand(params, carry, batch):

@@ -82,12 +82,12 @@ def test_scores_are_those_of_the_steps_with_resets_steps_that_are_not_valid_and_
         np.testing.assert_array_equal(carry[b], state[0])
 
 
-#: What is called of a model that knows labels or features alone, which no baseline does.
-CONDITIONED = {"initial_states"}
+#: What is called of a model that knows labels or features, or of one that has hidden outputs, alone.
+RECURRENT_ONLY = {"initial_states", "outputs"}
 PUBLIC = [
     name
     for name in vars(LanguageTask)
-    if not name.startswith("_") and name not in CONDITIONED and callable(getattr(LanguageTask, name))
+    if not name.startswith("_") and name not in RECURRENT_ONLY and callable(getattr(LanguageTask, name))
 ]
 
 

@@ -409,7 +409,7 @@ def test_labels_show_white_space_and_shorten_what_is_long(codec):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"tie": True, "embed": 8, "hidden": 16}, "--tie"),
+        ({"tie": True, "embed": 0, "hidden": 16}, "--tie"),
         ({"source_column": "a"}, "--target-column"),
         ({"beam": 65}, "--beam is 65"),
         ({"scheduled_sampling": 1.0}, "--scheduled-sampling is 1"),

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from jaxgen.tasks.base import Metric
 from jaxgen.tokenizers import UNK
 from jaxgen.trainer.advice import FEW_TOKENS, advise, advise_tokens, frequency_loss
 
@@ -54,6 +55,13 @@ def test_other_runs_get_none(train, val):
     assert advise(rows(train, val), UNIFORM, UNIGRAM) == []
 
 
+def test_a_run_that_gets_everything_right_is_long_enough():
+    metric = Metric("val_accuracy", higher_is_better=True, most=1.0)
+    right, almost = ([{**row, "val_accuracy": best} for row in rows(FALLING, FALLING)] for best in (1.0, 0.99))
+    assert advise(right, UNIFORM, UNIGRAM, metric=metric) == []
+    assert "still falling" in advise(almost, UNIFORM, UNIGRAM, metric=metric)[0]
+
+
 def test_a_task_without_a_number_of_targets_is_judged_by_its_own_losses_alone():
     assert advise(rows([36.0] * 5, [36.0] * 5)) == []
     assert "overfits" in advise(rows(FALLING, [2.4, 2.2, 2.1, 2.2, 2.3, 2.5]))[0]
@@ -76,3 +84,11 @@ def test_a_small_text_and_many_unknown_tokens_are_named():
         assert "10.0%" in unk
         assert "--min-count" in unk
     assert len(advise_tokens(unknown[:100], np.zeros(0, int), is_text=True)) == 2
+
+
+def test_advice_on_tokens_is_not_what_was_done_already():
+    few = np.full(100, UNK)
+    reused = advise_tokens(few, few, is_text=True, level="char", reuses_vocabulary=True)
+    assert len(reused) == 1
+    assert "Leave out --init-from" in reused[0]
+    assert "(bpe, char)" not in "".join(advise_tokens(few, few, is_text=True, level="char"))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,11 @@ def test_a_signal_that_would_be_lost_waits_until_it_is_not(while_collecting, num
     with pytest.raises(Interrupted) as stopped, raise_on_signal("here"):
         while_collecting(lambda: signal.raise_signal(number))
     assert stopped.value.exit_code == 128 + number
+
+
+def test_a_stop_is_no_exception_that_a_program_expects():
+    with pytest.raises(KeyboardInterrupt, match="here"), suppress(Exception), raise_on_signal("here"):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_an_interrupt_that_means_something_else_is_left_alone():

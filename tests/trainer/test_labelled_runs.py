@@ -19,7 +19,7 @@ from jaxgen.inference.beam_search import BeamConfig, beam
 from jaxgen.inference.chat import ChatSession
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.loading import LoadedRun
-from jaxgen.inference.receipts import beam_receipt, read_receipt, receipt
+from jaxgen.inference.receipts import StateOrigin, beam_receipt, read_receipt, receipt
 from jaxgen.inference.receipts import replay as replay_receipt
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
@@ -137,7 +137,7 @@ def test_a_receipt_names_the_condition_and_is_replayed_under_it(sampler):
     assert result.first_divergence is not None or result.max_logp_diff > 1e-3
     search = BeamConfig(2, 6)
     found = beam(mine, **search._asdict())[0]
-    fixed = {"prompt": "", "unk": "error", "state_file": None}
+    fixed = {"prompt": "", "unk": "error", "origin": StateOrigin()}
     assert replay(sampler, json.loads(json.dumps(beam_receipt(mine, search, 1, found, **fixed)))).identical
 
 

@@ -36,6 +36,16 @@ LAYOUTS = {
     "stream": {"dropout": 0.3, "cell": "elman"},
     "two devices": {"dropout": 0.2, "cell": "elman", "batch_size": 16, "devices": min(2, jax.local_device_count())},
     "documents": {"dropout": 0.2, "documents": "line", "layout": "documents"},
+    "average": {
+        "average": "ema",
+        "average_options": {"decay": 0.8},
+        "cell": "elman",
+        "batch_size": 16,
+        "lr": 0.3,
+        "schedule": "constant",
+        "devices": min(2, jax.local_device_count()),
+    },
+    "schedule-free": {"cell": "elman", "optimizer": "schedule-free", "schedule": "constant"},
 }
 
 
@@ -158,8 +168,10 @@ def test_a_finished_run_whose_best_checkpoint_is_damaged_reports_on_the_best_tha
     truncate_largest(run / "checkpoints" / "00000002")
     events: list[Any] = []
     assert resume(str(run), emit=events.append).train().best_step == 4
-    (note,) = [event.text for event in events if isinstance(event, Note)]
+    note, finished = (event.text for event in events if isinstance(event, Note))
     assert "step 2" in note
+    assert "finished" in finished
+    assert "--steps 8" in finished
     assert "step 4" in note
 
 
@@ -173,7 +185,7 @@ def test_a_best_checkpoint_that_is_damaged_while_training_goes_on_leaves_a_repor
             notes.append(event.text)
 
     assert start(settings(book, run, steps=4, eval_every=2, sample_every=0, lr=1e-30), emit).train().best_step == 4
-    (note,) = notes
+    note = notes[-1]
     assert "step 2" in note
     assert "step 4" in note
 

@@ -56,6 +56,12 @@ def named(name, clip=0.0, **options):
         ("sgd", {}, optax.sgd(LR, 0.9)),
         ("sgd", {"momentum": 0.0}, optax.sgd(LR)),
         ("sgd", {"nesterov": True}, optax.sgd(LR, 0.9, nesterov=True)),
+        ("adan", {}, optax.adan(LR)),
+        ("ademamix", {}, optax.contrib.ademamix(LR)),
+        ("adopt", {"b1": 0.8}, optax.contrib.adopt(LR, 0.8)),
+        ("lion", {"weight_decay": 0.0}, optax.lion(LR, weight_decay=0.0)),
+        ("nadamw", {}, optax.nadamw(LR, 0.9, 0.99, weight_decay=0.0)),
+        ("schedule-free", {"b2": 0.999}, optax.contrib.schedule_free_adamw(LR)),
     ],
 )
 def test_a_named_optimizer_takes_the_steps_of_optaxs_own(name, options, theirs):
@@ -123,3 +129,62 @@ def test_an_unknown_optimizer_is_refused_with_the_nearest():
 def test_an_option_the_optimizer_lacks_is_refused_with_those_it_has():
     with pytest.raises(UsageError, match="momentum"):
         named("sgd", beta=0.9)
+
+
+ROLES = {"embedding": jnp.full((3, 2), 2.0), "kernel": jnp.ones((2, 2)), "bias": jnp.full(2, 3.0)}
+ROLES |= {"output": {"kernel": jnp.full((2, 3), 4.0)}}
+
+
+def update_of_nothing(**options):
+    """The update of SGD for a gradient of zeros."""
+    optimizer = named("sgd", momentum=0.0, **options)
+    return optimizer.update(jax.tree.map(jnp.zeros_like, ROLES), optimizer.init(ROLES), ROLES)[0]
+
+
+def test_each_role_of_parameters_may_have_a_weight_decay_of_its_own():
+    found = update_of_nothing(weight_decay=0.5, decay_embedding=0.0, decay_output=0.25, decay_other=0.1)
+    rates = {"embedding": 0.0, "kernel": 0.5, "bias": 0.1, "output": {"kernel": 0.25}}
+    expected = jax.tree.map(lambda rate, p: -LR * rate * p, rates, ROLES)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+
+
+def test_an_l2_norm_is_part_of_the_gradient():
+    optimizer = named("sgd", momentum=0.0, l2=0.2)
+    updates, _ = optimizer.update(gradients(0), optimizer.init(PARAMS), PARAMS)
+    loss = lambda params: 0.1 * jnp.sum(params["w"] ** 2)  # noqa: E731
+    expected = jax.tree.map(lambda g, more: -LR * (g + more), gradients(0), jax.grad(loss)(PARAMS))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, expected)
+
+
+def test_each_layer_has_a_rate_smaller_by_a_factor_than_the_one_above_it():
+    layers = {"cells_0": {"kernel": jnp.ones((2, 2))}, "cells_1": {"kernel": jnp.ones((2, 2))}}
+    params = {"embedding": jnp.ones((3, 2)), "stack": layers, "output": {"kernel": jnp.ones((2, 3))}}
+    optimizer = named("sgd", momentum=0.0, layer_decay=0.5)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    factors = jax.tree.map(lambda u: float(u[0, 0] / -LR), updates)
+    expected = {"embedding": 0.125, "stack": {"cells_0": {"kernel": 0.25}, "cells_1": {"kernel": 0.5}}}
+    assert factors == jax.tree.map(pytest.approx, {**expected, "output": {"kernel": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("adam", {"layer_decay": 0.0}),
+        ("adam", {"decay_output": -1.0}),
+        ("soap", {"every": 0.5}),
+        ("schedule-free", {"b1": 0.0}),
+    ],
+)
+def test_an_option_out_of_its_range_is_refused(name, options):
+    with pytest.raises(UsageError, match=next(iter(options))):
+        named(name, **options)
+
+
+def test_schedule_free_refuses_a_schedule_that_decays():
+    with pytest.raises(UsageError, match="constant"):
+        make_optimizer("schedule-free", "cosine")
+
+
+def test_ademamix_may_begin_as_adam():
+    adamix = named("ademamix", warmup=1e6, b2=0.99)
+    same(adamix, named("adam", b2=0.99))

@@ -12,7 +12,8 @@ import optax
 import pytest
 
 from jaxgen.tasks.language.objective import LanguageTask
-from jaxgen.training.optimizer import make_optimizer, make_schedule
+from jaxgen.training.optimizer import make_optimizer
+from jaxgen.training.schedules import make_schedule
 from jaxgen.training.step import create_state, eval_step, row_keys, train_step, train_steps
 from jaxgen.types import Batch, Objective
 

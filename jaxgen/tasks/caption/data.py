@@ -379,7 +379,7 @@ class CaptionData(Seq2SeqData):
     Config: ClassVar[type[TrainConfig]] = CaptionConfig
     Objective: ClassVar[Any] = CaptionTask
     Codec: ClassVar[type[CaptionCodec]] = CaptionCodec
-    METRIC: ClassVar[Metric] = Metric("val_cider", higher_is_better=True, label="CIDEr-D (of 10)")
+    METRIC: ClassVar[Metric] = Metric("val_cider", higher_is_better=True, label="CIDEr-D (of 10)", most=10)
     UNIT: ClassVar[str] = "images"
 
     read = staticmethod(read_captioned)

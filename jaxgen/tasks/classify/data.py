@@ -311,7 +311,7 @@ class ClassifyData(RowsData):
     Config: ClassVar[type[TrainConfig]] = ClassifyConfig
     Objective: ClassVar[Any] = ClassifyTask
     Codec: ClassVar[type[ClassifyCodec]] = ClassifyCodec
-    METRIC: ClassVar[Metric] = Metric("val_accuracy", higher_is_better=True, label="accuracy (share of texts)")
+    METRIC: ClassVar[Metric] = Metric("val_accuracy", higher_is_better=True, label="accuracy (share of texts)", most=1)
     UNIT: ClassVar[str] = "texts"
     TARGET: ClassVar[str] = "text"
 

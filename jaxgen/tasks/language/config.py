@@ -15,12 +15,17 @@ from jaxgen.text import Reading
 
 #: Longer n-grams almost never occur twice.
 MAX_ORDER = 32
+#: Logits are computed for each softmax of a mixture.
+MAX_SOFTMAXES = 64
 #: Settings that only one kind of model uses: most are about layers and gradient descent.
 ONLY = {
     "ngram": {"order"},
-    "rnn": {*TrainConfig.model_fields, *("cold_starts", "embed", "embed_dropout", "feature_columns", "label_column")}
+    "rnn": {
+        *TrainConfig.model_fields,
+        *("ar", "cold_starts", "embed", "embed_dropout", "feature_columns", "label_column"),
+    }
     - {"batch_size", "log", "model", "run", "seed"}
-    | {"soft_cap", "stride", "tie"},
+    | {*("embed_row_dropout", "label_smoothing", "skip_connections", "soft_cap", "softmaxes", "stride", "tar", "tie")},
 }
 #: Settings that are arguments of ``build``, by kind of model.
 BUILT_FROM = {
@@ -28,11 +33,14 @@ BUILT_FROM = {
     "rnn": (
         *("cell", "cell_options", "layers_pattern", "block", "block_options"),
         *("hidden", "layers", "embed", "dropout", "embed_dropout", "tie", "soft_cap", "precision"),
-        *("locked_dropout", "recurrent_dropout", "zoneout", "weight_dropout"),
+        *("locked_dropout", "recurrent_dropout", "zoneout", "weight_dropout", "embed_row_dropout"),
+        *("skip_connections", "softmaxes", "label_smoothing", "ar", "tar"),
     ),
 }
 
 
+_SMALL = {"cell": "layernorm-lstm", "hidden": 256, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 1200}
+_SMALL |= {"optimizer": "muon", "lr": 1e-2, "cold_starts": 0.1}
 _LARGE = {"hidden": 1024, "layers": 3, "batch_size": 128, "seq_len": 256, "steps": 20000, "dropout": 0.4, "lr": 1e-3}
 
 
@@ -93,6 +101,13 @@ class LanguageConfig(TrainConfig):
     cold_starts: Fraction = 0.0
     """Share of the windows, drawn at random, that start from a zero state instead of the carried one (layout stream):
     for better predictions at the beginning of a text."""
+    label_smoothing: Fraction = 0.0
+    """Share of every training target that is spread evenly over the vocabulary (Szegedy et al. 2016)."""
+    ar: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Activation regularisation: weight of the mean square of the outputs in the loss (Merity et al. 2017: 2)."""
+    tar: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Temporal activation regularisation: weight of the mean square of their change from step to step (Merity et al.
+    2017: 1)."""
     seq_len: Size = 64
     """Tokens of a window: how far gradients are propagated back."""
 
@@ -101,8 +116,15 @@ class LanguageConfig(TrainConfig):
     """Size of the token embedding. Default: --hidden. 0: one-hot vectors."""
     embed_dropout: Fraction = 0.0
     """Dropout of token embeddings in training, independent for every occurrence."""
+    embed_row_dropout: Fraction = 0.0
+    """Rate at which a row of the batch loses the embedding of a token, at all places of the window where it occurs (Gal
+    & Ghahramani 2016)."""
     tie: bool = False
-    """Use the embedding as the output matrix too (needs --embed equal to --hidden)."""
+    """Use the embedding as the output matrix too; with --embed unlike --hidden, behind a projection."""
+    skip_connections: bool = False
+    """The output layer reads the outputs of all layers, not only of the last (Graves 2013)."""
+    softmaxes: Annotated[int, Field(gt=0, le=MAX_SOFTMAXES)] = 1
+    """Predict by a mixture of this many softmaxes (Yang et al. 2018)."""
     soft_cap: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Limit every logit to this number, smoothly, by tanh. 0: no limit."""
     order: Annotated[int, Field(gt=0, le=MAX_ORDER)] = 5
@@ -117,16 +139,16 @@ class LanguageConfig(TrainConfig):
     )
     presets: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
         "tiny": (
-            "LSTM 1x128, 400 steps: seconds, to see that everything works",
-            {"hidden": 128, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 400},
+            "LayerNorm LSTM 1x128, 400 steps: seconds, to see that everything works",
+            {**_SMALL, "hidden": 128, "steps": 400},
         ),
         "small": (
-            "LSTM 1x256, 1,200 steps: under two minutes on 2 CPU cores, readable text",
-            {"hidden": 256, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 1200},
+            "LayerNorm LSTM 1x256, 1,200 steps: about a minute on 2 CPU cores, readable text",
+            _SMALL,
         ),
         "base": (
-            "LSTM 1x384 with dropout, 1,800 steps: two to three minutes on 2 CPU cores, much better text",
-            {"hidden": 384, "layers": 1, "batch_size": 32, "seq_len": 64, "steps": 1800, "dropout": 0.2},
+            "LayerNorm LSTM 1x384 with dropout, 1,800 steps: two to three minutes on 2 CPU cores, better text",
+            {**_SMALL, "hidden": 384, "steps": 1800, "dropout": 0.2, "lr": 8e-3},
         ),
         "medium": (
             "LSTM 2x512 with dropout, 6,000 steps: hours on 2 CPU cores, minutes on an accelerator",
@@ -153,8 +175,8 @@ class LanguageConfig(TrainConfig):
         self._check_model()
         if self.layout is not None:
             choose(self.layout, BATCHES, "layout")
-        if self.tie and self.embed not in (None, self.hidden):
-            raise ValueError(f"--tie needs --embed equal to --hidden, which are {self.embed} and {self.hidden}")
+        if self.tie and self.embed == 0:
+            raise ValueError("--tie uses the embedding as the output matrix, and --embed 0 is none: leave one out")
         if self.stride is not None and self.layout != "windows":
             raise ValueError(f"--stride {self.stride} applies to --layout windows only: leave it out")
         check_level(self)

@@ -161,9 +161,10 @@ class LanguageData(TaskData):
 
     @property
     def batches(self) -> Any:
-        c = self.config
-        how = c.batch_size, c.seq_len, c.seed, c.stride, c.cold_starts
-        return make_batches(self.corpus.layout, self.corpus.train, *how)
+        c, layout = self.config, self.corpus.layout
+        from_preset = layout != "stream" and c.cold_starts == c.preset_value("cold_starts")
+        how = c.batch_size, c.seq_len, c.seed, c.stride, 0.0 if from_preset else c.cold_starts
+        return make_batches(layout, self.corpus.train, *how)
 
     def model_options(self) -> dict[str, Any]:
         chosen = {name: getattr(self.config, name) for name in BUILT_FROM[self.config.model]}

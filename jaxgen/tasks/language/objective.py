@@ -13,7 +13,19 @@ from jaxtyping import Bool, Float, Int, PyTree
 from jaxgen.errors import UsageError
 from jaxgen.models.blocks import layers_from_names
 from jaxgen.models.language_model import LanguageModel, LanguageModelProtocol
-from jaxgen.types import Array, ArrayLike, Batch, Carry, ConditionedBatch, DecodeWeights, Key, Params, RowKeys
+from jaxgen.models.layers import UNDROPPED
+from jaxgen.types import (
+    Array,
+    ArrayLike,
+    Batch,
+    Carry,
+    ConditionedBatch,
+    DecodeWeights,
+    Key,
+    Objective,
+    Params,
+    RowKeys,
+)
 
 #: The largest number of logits that scoring holds in memory at once.
 MAX_LOGITS = 1 << 22
@@ -26,12 +38,24 @@ class Totals(NamedTuple):
     targets: Float[Array, ""]  # number of targets
 
 
+class RegularisedTotals(NamedTuple):
+    """``Totals`` of a training batch, where training minimises something else than their mean."""
+
+    nll: Float[Array, ""]
+    targets: Float[Array, ""]
+    objective: Objective
+
+
 class Scored(NamedTuple):
     """Log-probabilities of the targets, in nats, with the ``top`` most probable tokens, best first."""
 
     logp: Float[Array, "B T"]
     top: Int[Array, "B T top"]
     top_logp: Float[Array, "B T top"]
+
+
+def _mean_square(x: Float[Array, "T B H"]) -> Float[Array, "T B"]:
+    return jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1)
 
 
 @dataclass(frozen=True)
@@ -41,25 +65,51 @@ class LanguageTask:
     ``model`` is any Linen module that follows ``LanguageModelProtocol``. The loss, ``prefill``, ``step`` and ``score``
     all use ``states`` and ``logits`` of the model, called by name, so they agree for every subclass.
 
+    Training adds to the mean cross-entropy (an evaluation does not):
+
+    - with ``label_smoothing``, this fraction of each target is spread evenly over the vocabulary (Szegedy et al. 2016,
+      arXiv:1512.00567, section 7);
+    - ``ar`` times the mean square of the outputs that the output layer reads, after dropout, and ``tar`` times that of
+      the change of the last layer's outputs from step to step, before dropout (Merity et al. 2017, arXiv:1708.01009).
+
     Example:
         >>> task = jaxgen.LanguageTask(jaxgen.LanguageModel(vocab_size=30, cell=jaxgen.LSTM, hidden=8))
         >>> params = task.init(jax.random.key(0))
     """
 
     model: LanguageModelProtocol
+    label_smoothing: float = 0.0
+    ar: float = 0.0
+    tar: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"`label_smoothing` is {self.label_smoothing!r}: give 0 or more, below 1.")
+        for name in ("ar", "tar"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UsageError(f"`{name}` is {getattr(self, name)!r}: give a finite number of at least 0.")
 
     @classmethod
-    def build(cls, *, vocab_size: int, **options: PyTree) -> LanguageTask:
-        """Build the task from plain values: those of ``layers_from_names``, and the model's sizes."""
-        return cls(LanguageModel(vocab_size, **layers_from_names(**options)))
+    def build(
+        cls, *, vocab_size: int, label_smoothing: float = 0.0, ar: float = 0.0, tar: float = 0.0, **options: PyTree
+    ) -> LanguageTask:
+        """Build the task from plain values: its own, those of ``layers_from_names``, and the model's sizes."""
+        own = {"label_smoothing": label_smoothing, "ar": ar, "tar": tar}
+        # A subclass with another ``__init__`` is built as long as it is asked for nothing that it may not have.
+        given = {name: value for name, value in own.items() if value}
+        return cls(LanguageModel(vocab_size, **layers_from_names(**options)), **given)
 
     def _apply(self, params: Params, *args: PyTree, method: str, **kwargs: PyTree) -> PyTree:
         return self.model.apply({"params": params}, *args, method=method, **kwargs)
 
     @property
     def is_random(self) -> bool:
-        """Whether training draws random numbers."""
-        return self.model.has_dropout
+        """Whether training needs ``row_keys``, because its loss differs from that of an evaluation."""
+        return self.model.has_dropout or self._is_regularised
+
+    @property
+    def _is_regularised(self) -> bool:
+        return max(self.label_smoothing, self.ar, self.tar) > 0
 
     @property
     def weight_dropout(self) -> float:
@@ -80,10 +130,11 @@ class LanguageTask:
 
     def loss(
         self, params: Params, carry: Carry, batch: Batch | ConditionedBatch, row_keys: RowKeys | None = None
-    ) -> tuple[tuple[Carry, ...], Totals]:
+    ) -> tuple[tuple[Carry, ...], Totals | RegularisedTotals]:
         """Return the carry after ``batch`` and the summed cross-entropy, starting from ``carry``.
 
         A reset starts from zeros, or from the state that the model computes from the document's condition.
+        ``row_keys`` are given in training only: they switch on dropout and what training adds to the loss.
 
         Raises:
             UsageError: if the model has a condition and the batch has none, or the reverse.
@@ -91,10 +142,31 @@ class LanguageTask:
         batch, initial = self._split_condition(params, batch)
         tokens, targets, reset, mask = (jnp.swapaxes(jnp.asarray(field), 0, 1) for field in batch)
         masks = {"reset": reset, "initial": initial, "row_keys": row_keys}
-        carry, states = self._apply(params, tokens, carry, **masks, method="states")
+        regularised = row_keys is not None and self._is_regularised
+        if regularised:
+            (carry, states), kept = self._apply(
+                params, tokens, carry, **masks, method="states", mutable=["intermediates"]
+            )
+        else:
+            carry, states = self._apply(params, tokens, carry, **masks, method="states")
         logits = self._apply(params, states, method="logits")
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        return carry, Totals(jnp.sum(jnp.where(mask, nll, 0.0)), jnp.sum(mask, dtype=jnp.float32))
+        totals = Totals(jnp.sum(jnp.where(mask, nll, 0.0)), jnp.sum(mask, dtype=jnp.float32))
+        if not regularised:
+            return carry, totals
+        smoothed = nll
+        if self.label_smoothing:
+            even = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+            smoothed = (1 - self.label_smoothing) * nll + self.label_smoothing * even
+        loss = jnp.sum(jnp.where(mask, smoothed, 0.0))
+        if self.ar:
+            loss += self.ar * jnp.sum(jnp.where(mask, _mean_square(states), 0.0))
+        if self.tar:
+            sown = kept.get("intermediates", {}).get("stack", {})
+            outputs = sown.get(UNDROPPED, [states])[-1]  # a model of one's own may have no ``Stack``
+            steady = mask[1:] & mask[:-1] & ~reset[1:]
+            loss += self.tar * jnp.sum(jnp.where(steady, _mean_square(outputs[1:] - outputs[:-1]), 0.0))
+        return carry, RegularisedTotals(*totals, Objective(loss, totals.targets))
 
     def _split_condition(
         self, params: Params, batch: Batch | ConditionedBatch
@@ -112,8 +184,8 @@ class LanguageTask:
 
     def evaluate(
         self, params: Params, carry: Carry, batch: Batch | ConditionedBatch
-    ) -> tuple[tuple[Carry, ...], Totals]:
-        """Return the loss without dropout."""
+    ) -> tuple[tuple[Carry, ...], Totals | RegularisedTotals]:
+        """Return the loss without dropout and what else training adds to it."""
         return self.loss(params, carry, batch)
 
     def initial_states(self, weights: DecodeWeights, condition: Float[ArrayLike, "B condition"]) -> tuple[Carry, ...]:

@@ -93,7 +93,7 @@ class TranslateConfig(Seq2SeqConfig):
     bidirectional: bool = False
     """Read every source in both directions."""
     tie: bool = False
-    """Use the target's embedding as the output matrix too (needs --embed equal to --hidden)."""
+    """Use the target's embedding as the output matrix too; with --embed unlike --hidden, behind a projection."""
 
     in_training: ClassVar[Group] = Group("Training")
     scheduled_sampling: Fraction = 0.0
@@ -132,8 +132,8 @@ class TranslateConfig(Seq2SeqConfig):
 
     @model_validator(mode="after")
     def _translation_fits(self) -> TranslateConfig:
-        if self.tie and self.embed not in (None, self.hidden):
-            raise ValueError(f"--tie needs --embed equal to --hidden, which are {self.embed} and {self.hidden}")
+        if self.tie and self.embed == 0:
+            raise ValueError("--tie uses the embedding as the output matrix, and --embed 0 is none: leave one out")
         if (self.source_column is None) != (self.target_column is None):
             raise ValueError("--source-column and --target-column go together: give both, or two parallel files")
         check_header(self, "source_column")
@@ -288,7 +288,7 @@ class TranslateData(Seq2SeqData):
     Config: ClassVar[type[TrainConfig]] = TranslateConfig
     Objective: ClassVar[Any] = TranslateTask
     Codec: ClassVar[type[TranslateCodec]] = TranslateCodec
-    METRIC: ClassVar[Metric] = Metric("val_bleu", higher_is_better=True, label="BLEU (of 100)")
+    METRIC: ClassVar[Metric] = Metric("val_bleu", higher_is_better=True, label="BLEU (of 100)", most=100)
     UNIT: ClassVar[str] = "pairs"
 
     read = staticmethod(read_pairs)

@@ -1,0 +1,237 @@
+"""Train the rows of ``docs/records.md``, each by the command that a user would type, one run a call.
+
+    python -m benchmarks.records --next                  train the first missing run of the plan and save its figures
+    python -m benchmarks.records --next --only default   the same for one row
+    python -m benchmarks.records --list                  the plan, and which runs are there
+    python -m benchmarks.records --write                 write the tables of docs/records.md from what is there
+
+A run is a row with a seed. Its figures are a JSON file in ``benchmarks/results/records``: commit it, and work continues
+where it stopped. A run whose command in the plan has changed since counts as missing. ``JAXGEN_DATA`` names the folder
+with ``tinyshakespeare.txt``. Rows that score runs keep these in ``runs/records``. Seconds are wall time from the start
+of the process to its end, on all cores, with nothing compiled before: they need a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.models import between, mean_and_spread
+from jaxgen.fsutil import replace_file
+
+RESULTS = machine.ROOT / "benchmarks" / "results" / "records"
+PAGE = machine.ROOT / "docs" / "records.md"
+RUNS = machine.ROOT / "runs" / "records"
+SEEDS = (0, 1, 2)
+#: The splits whose losses are reported.
+LOSSES = {"val": "state carried", "windows_64": "64-char windows", "windows_256": "256-char windows"}
+#: What the rows of ``ablation`` add to the preset ``base``.
+ABLATION = {
+    "base": "",
+    "no layer normalisation": "--cell lstm",
+    "no dropout": "--dropout 0",
+    "no cold starts": "--cold-starts 0",
+    "256 units": "--hidden 256",
+    "learning rate 0.004": "--lr 0.004",
+    "constant rate": "--schedule constant",
+    "no clipping": "--clip 0",
+}
+#: Runs that are scored: name -> flags of ``train.py``.
+KEPT = {"base": "--preset base", "ngram": "--model ngram --order 7"}
+#: Flags of ``jaxgen score``, where {name} is a kept run. The numbers were fitted on the held-out text of the same runs,
+#: trained with ``--holdout 0.03`` and seed 0: ``jaxgen score --mix base ngram --mix-fit --validation --adapt --fit``.
+SCORED = {
+    "base": "--run {base}",
+    "base, 7-gram": "--mix {base}:0.5 {ngram}:0.5",
+    "base, adapted": "--run {base} --adapt",
+    "base, 7-gram, adapted": "--mix {base}:0.5 {ngram}:0.5 --adapt",
+}
+#: Optimizers at equal steps, with the learning rates that were best on held-out text.
+OPTIMIZERS = {
+    "adamw": "--lr 0.01",
+    "muon": "--lr 0.01 --optimizer muon",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: ``flags`` of ``train.py``, or of ``jaxgen score``, for each of ``seeds``."""
+
+    table: str
+    name: str
+    flags: str
+    seeds: tuple[int, ...] = SEEDS
+    scores: bool = False
+
+    @property
+    def key(self) -> str:
+        """The beginning of the names of its files."""
+        return f"{self.table}-" + re.sub(r"[^\w-]+", "-", self.name)
+
+    @property
+    def command(self) -> str:
+        """The command without the seed and the folder of the run."""
+        program = "jaxgen score --validation" if self.scores else "python train.py --data tinyshakespeare"
+        return f"{program} {self.flags}".strip()
+
+
+def plan() -> list[Row]:
+    """All rows, in the order in which they are trained."""
+    rows = [
+        Row("goals", "default", ""),
+        Row("goals", "base", "--preset base"),
+        Row("goals", "7-gram", "--model ngram --order 7", seeds=(0,)),
+    ]
+    rows += [Row("ablation", name, f"--preset base {flags}".strip()) for name, flags in ABLATION.items() if flags]
+    for cell in ("lstm", "layernorm-lstm", "gru"):
+        rows += [Row("optimizers", f"{cell}: {name}", f"--cell {cell} {flags}") for name, flags in OPTIMIZERS.items()]
+    rows += [Row("reading", name, flags, scores=True) for name, flags in SCORED.items()]
+    return rows
+
+
+def path_of(folder: Path, row: Row, seed: int) -> Path:
+    """The file of a run."""
+    return folder / f"{row.key}-{seed}.json"
+
+
+def read(folder: Path, row: Row, seed: int) -> dict[str, Any] | None:
+    """The saved figures of a run; None if there are none, or if they are of another command."""
+    path = path_of(folder, row, seed)
+    result: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return result if result is not None and result["command"] == row.command else None
+
+
+def run_command(command: str) -> tuple[str, float]:
+    """Run a command of this package in a process of its own; its standard output, and its seconds."""
+    words = [sys.executable, *(["-m", "jaxgen"] if command.startswith("jaxgen") else []), *shlex.split(command)[1:]]
+    first = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # as on a first start: everything is compiled
+    began = time.perf_counter()
+    done = subprocess.run(words, cwd=machine.ROOT, check=True, stdout=subprocess.PIPE, text=True, env=first)
+    return done.stdout, time.perf_counter() - began
+
+
+def train(command: str, seed: int, run: Path) -> dict[str, Any]:
+    """Train a run, and return its figures."""
+    _, seconds = run_command(f"{command} --seed {seed} --run {shlex.quote(str(run))}")
+    report = json.loads((run / "report.json").read_text())
+    resolved = json.loads((run / "config.json").read_text())["resolved"]
+    return {
+        "seconds": round(seconds, 1),
+        "losses": {name: report[f"{name}_loss"] for name in LOSSES if f"{name}_loss" in report},
+        "parameters": resolved["parameters"],
+        "data": resolved["data"],
+    }
+
+
+def score(row: Row, seed: int) -> dict[str, Any]:
+    """Score the kept runs of a row, which are trained first if they are missing, and return the figures."""
+    kept = {}
+    for name in re.findall(r"{(\w+)}", row.flags):
+        run = kept[name] = RUNS / f"{name}-{seed}"
+        if not (run / "report.json").exists():
+            train(f"python train.py --data tinyshakespeare {KEPT[name]}", seed, run)
+    told, seconds = run_command(row.command.format(**kept) + " --json")
+    scored = json.loads(told)
+    return {"seconds": round(seconds, 1), "losses": {"val": scored["nats_per_token"]}, "told": scored}
+
+
+def measure(row: Row, seed: int, more: str = "") -> dict[str, Any]:
+    """The figures of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = f"{row.command} {more}"
+        figures = score(row, seed) if row.scores else train(command, seed, Path(folder) / "run")
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return {
+        "command": row.command,
+        "seed": seed,
+        **figures,
+        "peak_memory_mb": round(memory / (2**20 if sys.platform == "darwin" else 2**10)),
+        "machine": machine.facts(),
+    }
+
+
+def table(rows: Sequence[Row], folder: Path) -> str:
+    """A table in Markdown with a line for each row: losses as mean and standard deviation over the seeds."""
+    lines = ["| | " + " | ".join(LOSSES.values()) + " | seconds | parameters | peak memory, MB | seeds | command |"]
+    lines += ["|---" * (len(LOSSES) + 6) + "|"]
+    for row in rows:
+        found = [result for seed in row.seeds if (result := read(folder, row, seed)) is not None]
+        if not found:
+            lines.append(f"| {row.name} " + "| " * (len(LOSSES) + 3) + f"| missing | `{row.command}` |")
+            continue
+        all_losses = ([r["losses"][name] for r in found if name in r["losses"]] for name in LOSSES)
+        losses = [mean_and_spread(values, ".3f") if values else "-" for values in all_losses]
+        seconds, memory = (
+            statistics.median(result[name] for result in found) for name in ("seconds", "peak_memory_mb")
+        )
+        parameters = f"{found[0]['parameters']:,}" if "parameters" in found[0] else "-"
+        numbers = [f"{seconds:.0f}", parameters, f"{memory:,.0f}", f"{len(found)} of {len(row.seeds)}"]
+        lines.append("| " + " | ".join([row.name, *losses, *numbers, f"`{row.command}`"]) + " |")
+    return "\n".join(lines)
+
+
+def write(page: Path, folder: Path) -> None:
+    """Write the tables between the marks of the page."""
+    text, rows = page.read_text(encoding="utf-8"), plan()
+    for name in dict.fromkeys(row.table for row in rows):
+        text = between(text, name, table([row for row in rows if row.table == name], folder))
+    found = [result for row in rows for seed in row.seeds if (result := read(folder, row, seed)) is not None]
+    machines = machine.lines(each["machine"] for each in found)
+    text = between(text, "machines", "\n".join(f"- {each}" for each in machines) or "No run is there yet.")
+    replace_file(page, text.encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--next", action="store_true", help="train the first missing run")
+    what.add_argument("--list", action="store_true", help="show the plan")
+    what.add_argument("--write", action="store_true", help="write docs/records.md")
+    parser.add_argument("--only", default="", help="only rows whose table or name contains this")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--flags", default="", help="to try out the program: more flags of train.py")
+    given = parser.parse_args()
+    if given.write:
+        write(given.page, given.results)
+        return
+    runs = [(row, seed) for row in plan() for seed in row.seeds if given.only in f"{row.table} {row.name}"]
+    runs.sort(key=lambda run: run[1])  # every seed of all rows is a round of its own
+    missing = [(row, seed) for row, seed in runs if read(given.results, row, seed) is None]
+    if given.list:
+        for row, seed in runs:
+            print("missing" if (row, seed) in missing else "done   ", row.table, f"{row.name!r}", "seed", seed)
+        print(f"{len(runs) - len(missing)} of {len(runs)} are there.")
+        return
+    if not missing:
+        print("Nothing is missing.")
+        return
+    official = given.results.resolve() == RESULTS
+    if official and given.flags:
+        raise SystemExit("Give --results another folder: figures with other flags are not those of the plan.")
+    if official and (machine.commit() or "+").endswith("+"):
+        raise SystemExit("Commit the changes of jaxgen/ first: a result names the commit that it was made with.")
+    row, seed = missing[0]
+    print(f"{row.table}, {row.name}, seed {seed}: {row.command}", flush=True)
+    result = measure(row, seed, given.flags)
+    given.results.mkdir(parents=True, exist_ok=True)
+    replace_file(path_of(given.results, row, seed), (json.dumps(result, indent=1) + "\n").encode())
+    print(f"{len(missing) - 1} runs are missing.")
+
+
+if __name__ == "__main__":
+    main()

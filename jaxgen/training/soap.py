@@ -1,0 +1,164 @@
+"""The optimizer SOAP: Adam in the eigenbasis of Shampoo for matrices, Adam for the other parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Float, Int, PyTree
+
+from jaxgen.errors import check_int
+from jaxgen.training.param_kinds import Kinds, map_kinds
+from jaxgen.training.schedules import to_whole
+from jaxgen.types import Array
+
+
+class MatrixState(NamedTuple):
+    """The state of a kernel, split into one matrix for each gate. A side that is too large has no basis."""
+
+    first: Float[Array, "gates D H"]  # mean of the gradients
+    second: Float[Array, "gates D H"]  # mean of their squares in the eigenbasis
+    factors: tuple[Float[Array, "gates side side"] | None, ...]  # means of G G' and G' G
+    bases: tuple[Float[Array, "gates side side"] | None, ...]  # their eigenvectors as columns
+
+
+class SoapState(NamedTuple):
+    """The state of ``scale_by_soap``."""
+
+    step: Int[Array, ""]  # number of updates
+    matrices: PyTree  # a ``MatrixState`` for each kernel
+
+
+@dataclass(frozen=True)
+class SOAP:
+    """Adam in the eigenbasis of Shampoo for kernels that are matrices, gate by gate (Vyas et al. 2024,
+    arXiv:2409.11321); Adam for embeddings, outputs, biases and kernels of other shapes.
+
+    The basis changes every ``every`` steps. Sides with more than ``largest`` entries have none.
+    """
+
+    needs_kinds: ClassVar[bool] = True
+
+    b1: float = 0.95
+    b2: float = 0.95
+    factor_decay: float = 0.95
+    eps: float = 1e-8
+    every: float = 10
+    largest: float = 4096
+
+    def transform(self, kinds: Kinds) -> optax.GradientTransformation:
+        every, largest = (
+            check_int(f"The option `{name}` of the optimizer soap", to_whole(getattr(self, name)), 1)
+            for name in ("every", "largest")
+        )
+        matrices = scale_by_soap(
+            lambda params: map_kinds(lambda kind, _: kind.gates, kinds, params),
+            b1=self.b1,
+            b2=self.b2,
+            factor_decay=self.factor_decay,
+            eps=self.eps,
+            every=every,
+            largest=largest,
+        )
+        return optax.partition(
+            {"matrix": matrices, "other": optax.scale_by_adam(self.b1, self.b2, self.eps)},
+            lambda params: map_kinds(lambda kind, _: kind.role if kind.role == "matrix" else "other", kinds, params),
+        )
+
+
+def scale_by_soap(
+    gates: Callable[[PyTree], PyTree],
+    *,
+    b1: float,
+    b2: float,
+    factor_decay: float,
+    eps: float,
+    every: int,
+    largest: int,
+) -> optax.GradientTransformation:
+    """Adam in the eigenbasis of the means of ``G G'`` and ``G' G``, for every kernel ``[D, gates * H]`` gate by gate
+    (algorithm 3 of the paper).
+
+    The first gradient only sets the basis, by an eigendecomposition. Every ``every`` updates it takes one step of power
+    iteration with a QR decomposition; its columns are sorted by their eigenvalues, and ``second`` with them.
+
+    Args:
+        gates: how many matrices each kernel of the parameters consists of: integers in their structure.
+        b1, b2, eps: those of Adam.
+        factor_decay: decay of the means of ``G G'`` and ``G' G``.
+        every: updates between two changes of the basis.
+        largest: sides with more entries keep the basis in which they are (section 7.1: one-sided SOAP).
+    """
+
+    def split(kernel: Array, number: int) -> Float[Array, "gates D H"]:
+        rows, columns = kernel.shape
+        return jnp.moveaxis(kernel.reshape(rows, number, columns // number), 1, 0)
+
+    def start(kernel: Array, number: int) -> MatrixState:
+        zeros = split(jnp.zeros_like(kernel), number)
+        sides = [size if size <= largest else None for size in zeros.shape[1:]]
+        factors = tuple(None if n is None else jnp.zeros((number, n, n), kernel.dtype) for n in sides)
+        eyes = tuple(
+            None if n is None else jnp.broadcast_to(jnp.eye(n, dtype=kernel.dtype), (number, n, n)) for n in sides
+        )
+        return MatrixState(zeros, jnp.zeros_like(zeros), factors, eyes)
+
+    def init(params: PyTree) -> SoapState:
+        return SoapState(jnp.zeros((), jnp.int32), jax.tree.map(start, params, gates(params)))
+
+    def step(gradient: Array, state: MatrixState, count: Array) -> tuple[Array, MatrixState]:
+        number = state.first.shape[0]
+        g, t = split(gradient, number), jnp.maximum(count, 1)
+        rotated = _rotate(g, state.bases)
+        first = jnp.where(count > 0, b1 * state.first + (1 - b1) * g, 0.0)
+        second = jnp.where(count > 0, b2 * state.second + (1 - b2) * rotated**2, 0.0)
+        mean, square = _rotate(first, state.bases) / (1 - b1**t), second / (1 - b2**t)
+        update = _rotate(mean / (jnp.sqrt(square) + eps), state.bases, back=True)
+        outer = (g @ jnp.swapaxes(g, 1, 2), jnp.swapaxes(g, 1, 2) @ g)
+        factors = tuple(
+            None if old is None else factor_decay * old + (1 - factor_decay) * new
+            for old, new in zip(state.factors, outer)
+        )
+        branch = jnp.where(count == 0, 1, jnp.where(count % every == 0, 2, 0))
+        after = state._replace(first=first, second=second, factors=factors)
+        after = lax.switch(branch, [lambda s: s, _by_eigenvectors, _by_power_iteration], after)
+        return jnp.moveaxis(update, 0, 1).reshape(gradient.shape), after
+
+    def update(updates: PyTree, state: SoapState, params: PyTree = None) -> tuple[PyTree, SoapState]:
+        pairs = jax.tree.map(lambda g, matrix: step(g, matrix, state.step), updates, state.matrices)
+        updates, matrices = (jax.tree.map(lambda g, pair, i=i: pair[i], updates, pairs) for i in (0, 1))
+        return updates, SoapState(state.step + 1, matrices)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _rotate(
+    x: Float[Array, "gates D H"], bases: tuple[Array | None, ...], back: bool = False
+) -> Float[Array, "gates D H"]:
+    """``Q_left' x Q_right``: ``x`` in the eigenbasis; with ``back``, out of it."""
+    left, right = (q if q is None or not back else jnp.swapaxes(q, 1, 2) for q in bases)
+    x = x if left is None else jnp.swapaxes(left, 1, 2) @ x
+    return x if right is None else x @ right
+
+
+def _by_eigenvectors(state: MatrixState) -> MatrixState:
+    """The eigenvectors, those of the largest values first."""
+    return state._replace(bases=tuple(None if a is None else jnp.linalg.eigh(a)[1][..., ::-1] for a in state.factors))
+
+
+def _by_power_iteration(state: MatrixState) -> MatrixState:
+    """One step of power iteration from the present basis."""
+    second, bases = state.second, list(state.bases)
+    for side, (factor, basis) in enumerate(zip(state.factors, state.bases)):
+        if factor is None or basis is None:
+            continue
+        product = factor @ basis
+        order = jnp.argsort(-jnp.sum(basis * product, axis=1), axis=-1)  # by the eigenvalues, estimated
+        second = jnp.take_along_axis(second, order[:, :, None] if side == 0 else order[:, None, :], axis=side + 1)
+        bases[side] = jnp.linalg.qr(jnp.take_along_axis(product, order[:, None, :], axis=2))[0]
+    return state._replace(second=second, bases=tuple(bases))

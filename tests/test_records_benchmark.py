@@ -1,0 +1,46 @@
+"""The runner of docs/records.md: what counts as done, and the tables."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.records import Row, path_of, plan, read, table, write
+
+ROW = Row("goals", "a row", "--preset tiny", seeds=(0, 1))
+
+
+def save(folder, row, seed, **figures):
+    result = {"command": row.command, "seed": seed, "seconds": 50.4, "losses": {"val": 1.5}, "peak_memory_mb": 400}
+    path_of(folder, row, seed).write_text(json.dumps({**result, **figures}))
+
+
+def test_the_names_of_all_rows_give_files_of_their_own(tmp_path):
+    paths = [path_of(tmp_path, row, seed) for row in plan() for seed in row.seeds]
+    assert len(set(paths)) == len(paths)
+
+
+def test_figures_of_another_command_count_as_missing(tmp_path):
+    save(tmp_path, ROW, 0)
+    save(tmp_path, ROW, 1, command="python train.py --preset base")
+    assert read(tmp_path, ROW, 0) is not None
+    assert read(tmp_path, ROW, 1) is None
+
+
+def test_a_line_has_the_mean_and_the_spread_over_seeds(tmp_path):
+    save(tmp_path, ROW, 0, losses={"val": 1.4, "windows_64": 1.6})
+    save(tmp_path, ROW, 1, losses={"val": 1.6, "windows_64": 1.6})
+    *_, line = table([ROW], tmp_path).splitlines()
+    assert "1.500 ± 0.141 | 1.600 ± 0.000 | - | 50 | - | 400 | 2 of 2" in line
+
+
+def test_a_row_without_figures_says_so(tmp_path):
+    assert "missing" in table([ROW], tmp_path).splitlines()[-1]
+
+
+def test_a_page_without_the_marks_is_refused(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    with pytest.raises(SystemExit):
+        write(page, tmp_path)
