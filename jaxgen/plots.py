@@ -507,7 +507,9 @@ def _scale(axes: Axes, place: int, values: np.ndarray) -> list[float]:
 
 
 def _write_level(axes: Axes, place: int, height: float, text: str) -> None:
-    axes.text(place + 0.04, height, shorten(text, MAX_LEVEL), color=theme().grey, fontsize=9, va="center", zorder=6)
+    page = {"facecolor": theme().page, "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
+    style: dict[str, Any] = {"color": theme().ink, "fontsize": 9, "va": "center", "zorder": 6, "bbox": page}
+    axes.text(place + 0.05, height, shorten(text, MAX_LEVEL), **style)
 
 
 def draw_rates(rates: Sequence[float], losses: Sequence[float], suggestion: float, path: Target) -> None:

@@ -364,13 +364,9 @@ def _prepare(config: TrainConfig, emit: Emit, processes: int, source: Source | N
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     devices = choose_devices(config, parameters / data.tokens_per_step, processes)
     check_device_memory(parameters, devices // processes)
-<<<<<<< HEAD
-    return Prepared(task, data, resolve_config(data, options, parameters, devices, params), params)
-=======
     for text in advise_data(data):
         emit(Note(text))
-    return task, data, resolve_config(data, options, parameters, devices, params), params
->>>>>>> origin/main
+    return Prepared(task, data, resolve_config(data, options, parameters, devices, params), params)
 
 
 def _check_unread(data: TaskData, source: Source | None) -> None:
