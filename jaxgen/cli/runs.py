@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -111,8 +110,10 @@ def described(folder: Path) -> list[dict[str, Any]]:
 
 def entries(folder: Path) -> list[Path]:
     """The paths in a folder with runs. Raises ``CheckpointError`` if it cannot be listed."""
+    from jaxgen.runs.directory import list_members
+
     try:
-        return [folder / name for name in sorted(os.listdir(folder))]
+        return [folder / name for name in list_members(folder)]
     except FileNotFoundError:
         raise CheckpointError(
             f"There is no folder {folder}: train a model with `python train.py`, or give the folder with the runs."
