@@ -144,6 +144,8 @@ def _devices(config: TrainConfig, number: int) -> int:
 def why_not_together(prepared: Sequence[Prepared]) -> str | None:
     """Why one call cannot train these runs, as the end of a sentence; None if it can."""
     first, memory = prepared[0], device_memory()
+    if first.data.config.accumulate > 1 or getattr(first.data.config, "teacher", None):
+        return "with --accumulate or --teacher each run needs the device for itself"
     if any(each.resolved["model"] != first.resolved["model"] for each in prepared):
         return "their vocabularies differ, because the seed decides which texts are for validation"
     if any(len(each.data.batches.shapes()) > 1 for each in prepared):
