@@ -30,6 +30,7 @@ from jaxgen.training.data_parallel import (
     shard_train_steps_with_stop_flag,
 )
 from jaxgen.training.dynamic_evaluation import dynamic_evaluation
+from jaxgen.training.seeds import seed_train_steps
 from jaxgen.training.step import create_state, eval_step, train_steps
 from jaxgen.training.task import PromptedTask, Task, WritingTask
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
@@ -91,17 +92,39 @@ def jit_init_state(task: Task, optimizer: optax.GradientTransformation, rows: in
 
 @cached
 def jit_train_steps(
-    task: Task, optimizer: optax.GradientTransformation, devices: int = 1, read: HostBatches | DeviceText = HOST_BATCHES
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    devices: int = 1,
+    read: HostBatches | DeviceText = HOST_BATCHES,
+    accumulate: int = 1,
 ) -> Callable:
-    """``(key, state, batches, count, rates) -> (state, metrics)``; donates the state. ``read`` as in ``train_steps``.
+    """``(key, state, batches, count, rates) -> (state, metrics)``; donates the state.
 
-    With several ``devices`` the batch is sharded over them, and the state must be (``shard_state``). With several
-    processes the functions are those of ``shard_train_steps_with_stop_flag``.
+    ``read`` and ``accumulate`` as in ``train_steps``. With several ``devices`` the batch is sharded over them, and the
+    state must be (``shard_state``). With several processes the functions are those of
+    ``shard_train_steps_with_stop_flag``.
     """
     if devices == 1:
-        return jax.jit(partial(train_steps, task, optimizer, read=read), donate_argnums=1)
+        return jax.jit(partial(train_steps, task, optimizer, read=read, accumulate=accumulate), donate_argnums=1)
     shard = shard_train_steps if jax.process_count() == 1 else shard_train_steps_with_stop_flag
-    return one_at_a_time(jax.jit(shard(task, optimizer, make_global_mesh(devices), read), donate_argnums=1))
+    steps = shard(task, optimizer, make_global_mesh(devices), read, accumulate)
+    return one_at_a_time(jax.jit(steps, donate_argnums=1))
+
+
+@cached
+def jit_seed_train_steps(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    devices: int,
+    read: HostBatches | DeviceText,
+    shares_text: bool,
+) -> Callable:
+    """``(keys, states, batches, count, rates) -> (states, metrics)`` of several runs (``seed_train_steps``).
+
+    Donates the states. The runs are spread over ``devices``.
+    """
+    mesh = None if devices == 1 else make_mesh(devices)
+    return jax.jit(seed_train_steps(task, optimizer, read, shares_text, mesh), donate_argnums=1)
 
 
 @cached

@@ -76,6 +76,15 @@ def in_pieces(text: Text) -> Iterable[str]:
     return (text,) if isinstance(text, str) else text
 
 
+def count_words(text: str, last: str = "") -> int:
+    """Returns the number of words that begin in a text, as the literature counts them for perplexities.
+
+    A word is what stands between white space, or a line end (``<eos>``). ``last`` is the character before the text.
+    """
+    continued = bool(last) and not last.isspace() and not text[:1].isspace()
+    return len(text.split()) + text.count("\n") - (continued and text != "")
+
+
 def as_lf(text: str) -> str:
     """Returns a text in which CR LF and lone CR are LF."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text

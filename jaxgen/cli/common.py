@@ -39,8 +39,16 @@ class Answer(SystemExit):
         return escape_controls(self._text)
 
 
+#: What helps a command that runs out of memory.
+LESS_MEMORY = "use a smaller model, batch or file"
+
+
 def run_command(
-    command: Callable[[list[str]], None], args: Sequence[str] | None = None, *, text_only: bool = False
+    command: Callable[[list[str]], None],
+    args: Sequence[str] | None = None,
+    *,
+    text_only: bool = False,
+    less_memory: str = LESS_MEMORY,
 ) -> int:
     """Run ``command`` with ``args``; an expected error becomes one sentence on standard error.
 
@@ -49,6 +57,7 @@ def run_command(
         args: The arguments of the command line. Default: those of this process. With ``--version`` among them, only the
             version is shown.
         text_only: Standard output is data: exact UTF-8 wherever it is not a terminal.
+        less_memory: What to do if there is not enough memory.
 
     Returns:
         The exit code.
@@ -59,7 +68,7 @@ def run_command(
         return end_output(0, f"jaxgen {__version__}\n")
     try:
         with interruptible(), show_flags(), _printed_warnings():
-            code = _exit_code(partial(command, args), text_only)
+            code = _exit_code(partial(command, args), text_only, less_memory)
     except Answer as answer:
         answer.code = end_output(0, answer.text)
         raise
@@ -89,7 +98,7 @@ def _printed_warnings() -> Iterator[None]:
         warnings.showwarning = former
 
 
-def _exit_code(command: Callable[[], None], text_only: bool) -> int:
+def _exit_code(command: Callable[[], None], text_only: bool, less_memory: str) -> int:
     try:
         prepare_process()
         open_output(text_only)
@@ -112,7 +121,7 @@ def _exit_code(command: Callable[[], None], text_only: bool) -> int:
         return 1
     except Exception as error:
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
-            log(f"error: There is not enough memory{_requested_memory(error)}: use a smaller model, batch or file.")
+            log(f"error: There is not enough memory{_requested_memory(error)}: {less_memory}.")
             return 1
         plugins = sys.modules.get("jaxgen.plugins")
         if plugins is None or not plugins.LOADED or os.environ.get("JAXGEN_TRACEBACK") == "1":

@@ -150,13 +150,12 @@ def distribution_steps(sampler: Sampler, state: DecoderState, settings: Generati
     import jax
     import jax.numpy as jnp
 
-    from jaxgen.sampling.transforms.base import Context, Last
-    from jaxgen.tokenizers.base import EOS
+    from jaxgen.sampling.transforms.base import Last
 
-    chain = settings.chain(sampler.forbidden)
+    chain = sampler.chain(settings)
     sampler.check_first(state.held, chain)
     logits = state.logits.astype(jnp.float32)
-    states = chain.init(Context(1, sampler.tokenizer.vocab_size, state.tokens, EOS))
+    states = chain.init(sampler.context(chain, 1, state.tokens, state.held, settings.length))
     steps = [Step("the model", np.asarray(jax.nn.log_softmax(logits)[0]))]
     for transform, each in zip(chain.transforms, states):
         _, logits = transform.update(each, logits, Last.none(1))

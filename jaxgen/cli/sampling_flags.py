@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
 from jaxgen.cli.adaptation_flags import AdaptationConfig
@@ -197,7 +198,19 @@ class TransformFlag(NamedTuple):
         """What the help calls a value."""
         if self.takes_tokens:
             return "TEXT=NUMBER" if self.takes_weights else "TEXT"
+        if self.is_text:
+            return "FILE" if self.names_file else "PATTERN"
         return "N" if self.option is int else "X"
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the flag has one text, which is not split into tokens."""
+        return self.option is str or self.names_file
+
+    @property
+    def names_file(self) -> bool:
+        """Whether the option is the lines of a file, which the flag names."""
+        return getattr(self.transform, "from_file", False)
 
     @property
     def help(self) -> str:
@@ -209,14 +222,20 @@ class TransformFlag(NamedTuple):
 
     def read(self, words: Sequence[str]) -> Any:
         """The value of the flag with these words after it."""
+        if self.is_text:
+            return " ".join(words)
         return tuple(words) if self.takes_tokens else read_number(self.name, words, self.option)
 
     def build(self, value: Any, encode: Encode) -> Transform:
         """The transform for a value of the flag. Raises ``UsageError`` for one that cannot be used."""
+        from jaxgen.data.files import read_lines, read_text
+
         if self.takes_weights:
             value = _token_weights(value, self.name, encode)
         elif self.takes_tokens:
             value = _token_ids(value, self.name, encode, all_forms=not getattr(self.transform, "in_order", False))
+        elif self.names_file:
+            value = tuple(read_lines(iter([read_text(Path(value))])))
         built: Transform = self.transform(value)
         return built
 
@@ -236,8 +255,8 @@ def extra_transform_flags() -> list[Flag]:
     """The flags of the transforms for the parser."""
     extra = []
     for flag in transform_flags().values():
-        kind: Any = tuple[str, ...] if flag.takes_tokens else flag.option | None
-        metavar = f"{flag.metavar} ..." if flag.takes_tokens else None
+        kind: Any = tuple[str, ...] if flag.takes_tokens else (str if flag.is_text else flag.option) | None
+        metavar = f"{flag.metavar} ..." if flag.takes_tokens else flag.metavar if flag.is_text else None
         name, group = flag.name.replace("-", "_"), "Which tokens may follow"
         extra.append(Flag(name, kind, flag.default, flag.help, metavar, group=group))
     return extra

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from jaxgen.inference.scorer import Candidate, Score, Scorer, ScoreStream, TokenScores
     from jaxgen.tokenizers.base import Tokenizer
 
-DESCRIPTION = """How likely a model finds a text: log-probability, perplexity, bits per character and per byte.
+DESCRIPTION = """How likely a model finds a text: log-probability, perplexity per token and per word, bits per character
+and per byte.
 
     jaxgen score book.txt other.txt                a line for each, one for all
     jaxgen score --text "To be, or not to be"      text on the command line
@@ -41,10 +42,10 @@ DESCRIPTION = """How likely a model finds a text: log-probability, perplexity, b
 
 Texts are read in pieces, so that memory does not grow with them. A model of running text scores a text as it stands
 after a line break; a model of documents also scores its end, <eos>. Every character counts, including the line break
-at the end of a file."""
+at the end of a file. A word is what stands between white space, or a line end, as the literature counts words."""
 JSON = """Write one JSON object for each text on a line of its own, log-probabilities in nats; with --per-token also its
 tokens. Bytes that are not UTF-8, which byte-level models read, become U+FFFD."""
-FILES = "Text files to score (UTF-8, gzip too); - is standard input."
+FILES = "Text files to score (UTF-8, gzip too), or named sets (ptb-test); - is standard input."
 
 #: Files of at least this many bytes have a progress bar.
 LARGE = 1 << 20
@@ -52,7 +53,8 @@ LARGE = 1 << 20
 MEASURABLE = 10_000
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<eos>")
 HEADER = (
-    f"{'tokens':>11}  {'logp':>15}  {'nats/token':>10}  {'perplexity':>10}  {'bits/char':>9}  {'bits/byte':>9}  text"
+    f"{'tokens':>11}  {'logp':>15}  {'nats/token':>10}  {'perplexity':>10}  {'per word':>10}  {'bits/char':>9}  "
+    f"{'bits/byte':>9}  text"
 )
 TOKEN_HEADER = f"{'position':>9}  {'logp':>9}  {'prob':>6}  token"
 RANK_HEADER = f"{'rank':>5}  {'tokens':>6}  {'logp':>10}  {'logp/token':>10}  candidate"
@@ -129,6 +131,9 @@ def score(args: list[str]) -> None:
     files: tuple[str, ...] = values["files"]
     check(config, args, files)
 
+    from jaxgen.data.datasets import text_path
+
+    files = tuple(map(text_path, files))
     from jaxgen.cli.sampling_flags import with_condition_flags
     from jaxgen.data.files import check_readable
     from jaxgen.inference.scorer import Scorer
@@ -353,7 +358,7 @@ class ScoreTable:
             self._has_header = True
         ratios = (
             (score.nats_per_token, "10.4f"),
-            (score.perplexity, "10.4g" if (score.perplexity or 0) >= 1e5 else "10.3f"),
+            *((each, "10.4g" if (each or 0) >= 1e5 else "10.3f") for each in (score.perplexity, score.word_perplexity)),
             (score.bits_per_char, "9.4f"),
             (score.bits_per_byte, "9.4f"),
         )
@@ -430,8 +435,9 @@ class JsonScores:
 
     def _write_score(self, score: Score) -> None:
         """Write the rest of an object."""
-        names = ("logp", "tokens", "chars", "bytes", "unknown", "nats_per_token", "perplexity")
-        values = {name: getattr(score, name) for name in (*names, "bits_per_char", "bits_per_byte")}
+        names = ("logp", "tokens", "chars", "bytes", "words", "unknown", "nats_per_token", "perplexity")
+        ratios = ("word_perplexity", "bits_per_char", "bits_per_byte")
+        values = {name: getattr(score, name) for name in (*names, *ratios)}
         write_out(", " + json_line({**values, **self._settings()})[1:], flush=True)
 
     def _token(self, token: int, logp: float) -> dict[str, object]:

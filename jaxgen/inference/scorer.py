@@ -153,6 +153,7 @@ class Score:
         tokens: Scored tokens, <eos> included.
         chars: Characters of the text. Bits per character include the cost of <eos>, as in a run's evaluations.
         bytes: Bytes of the text in UTF-8.
+        words: What stands between white space, and line ends (also <eos>), as the literature counts words.
         unknown: Tokens scored as <unk>; bits are then a lower bound. Skipped ones are in none of these sums.
         forced: Places where a text without white space was cut, which may have changed a few tokens.
 
@@ -165,6 +166,7 @@ class Score:
     tokens: int = 0
     chars: int = 0
     bytes: int = 0
+    words: int = 0
     unknown: int = 0
     forced: int = 0
 
@@ -186,6 +188,11 @@ class Score:
     def perplexity(self) -> float | None:
         """exp(nats per token); None without tokens."""
         return None if self.nats_per_token is None else math.exp(min(self.nats_per_token, 700.0))
+
+    @property
+    def word_perplexity(self) -> float | None:
+        """exp(nats per word); None without words."""
+        return math.exp(min(-self.logp / self.words, 700.0)) if self.words else None
 
     @property
     def bits_per_char(self) -> float | None:
@@ -456,7 +463,7 @@ class Scorer:
         pieces = self.sampler.reading.pieces(pieces)
         yield from encode_pieces(self.sampler.tokenizer, pieces, unk=self.unk, where=where, held=held)
         if self.end:
-            yield Encoded(np.array([EOS], np.int32), 0, 0, 0)
+            yield Encoded(np.array([EOS], np.int32), words=1)
 
     def _segments(self, ids: Iterable[np.ndarray], start: int) -> tuple[Iterator[Segment], int]:
         """One text as segments, and the number of rows to pack them in."""
@@ -575,4 +582,4 @@ def _sum(part: TokenScores) -> Score:
 
 
 def _size(part: Encoded) -> Score:
-    return Score(0.0, 0, part.chars, part.bytes, part.unknown, int(part.forced))
+    return Score(0.0, 0, part.chars, part.bytes, part.words, part.unknown, int(part.forced))

@@ -91,7 +91,7 @@ def _check_size(tokens: int, size: int) -> None:
 
 def _tokenizer(tokens: list[str]) -> Tokenizer:
     """The tokenizer of these tokens. Raises ``ValueError`` if one cannot be a token."""
-    fields: dict[str, Any] = {"kind": "word", "words": [*dict.fromkeys([" ", *tokens])]}
+    fields: dict[str, Any] = {"kind": "word", "split_on": "punctuation", "words": [*dict.fromkeys([" ", *tokens])]}
     if all(len(token) == 1 for token in tokens):
         fields = {"kind": "char", "code_points": sorted(map(ord, tokens))}
     try:

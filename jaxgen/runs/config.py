@@ -135,6 +135,9 @@ class TrainConfig(BaseModel):
     """Seed of everything random: initial weights, the order of the data, dropout, samples."""
     batch_size: Size = 32
     """Rows per batch."""
+    accumulate: Positive = 1
+    """Micro-batches into which the rows of a batch are split: with N, a step has the same result, up to rounding, and
+    takes the memory of 1/N of the rows."""
     steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] | None = None
     """Training steps (one batch each). Give this, --epochs or --minutes; the default is the preset's."""
     epochs: Annotated[float, Field(gt=0, le=MAX_EPOCHS, allow_inf_nan=False)] | None = None
@@ -192,7 +195,8 @@ class TrainConfig(BaseModel):
     in_devices: ClassVar[Group] = Group("Several devices")
     devices: Positive | None = None
     """Number of devices (CPU cores or accelerators) that share each batch. Default: the largest number that divides the
-    batch and leaves each device 8 rows or more."""
+    batch and leaves each device 8 rows or more; one for a model with more than 3,000 parameters per token of a batch,
+    which spreading would slow down."""
 
     in_general: ClassVar[Group] = Group("General")
     preset: str = "small"
@@ -258,6 +262,10 @@ class TrainConfig(BaseModel):
         given = [f"--{name}" for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} were given together: give one of them")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"--batch-size {self.batch_size} rows cannot be split into --accumulate {self.accumulate} equal parts"
+            )
         if self.layers_pattern is not None and self.cell != self.preset_value("cell"):
             raise ValueError(f"--cell {self.cell} and --layers-pattern were given together: give one of them")
         if self.final_lr is not None and self.schedule == "constant":
@@ -274,6 +282,11 @@ class TrainConfig(BaseModel):
         """The value that a setting has if it is not given."""
         default = type(self).model_fields[name].get_default(call_default_factory=True)
         return self.presets[self.preset][1].get(name, default)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """The rows whose gradients are computed at once."""
+        return self.batch_size // self.accumulate
 
     @property
     def reading(self) -> Reading:
@@ -421,10 +434,11 @@ def run_digest(config: TrainConfig, resolved: Mapping[str, Any], weights: str | 
             plugins count.
         weights: The digest of the weights of ``--init-from``.
     """
-    free = {*config.may_change, *config.places, "preset", "devices", "init_from"}
+    free = {*config.may_change, *config.places, "preset", "devices", "init_from", "teacher"}
     fixed = config.model_dump(mode="json", exclude=free)
     data = [resolved["model"], resolved["tokenizer"], resolved["data"]["sha256"], weights]
     data += [resolved["plugins"]] if "plugins" in resolved else []
+    data += [resolved["teacher"]["checkpoint"]] if "teacher" in resolved else []
     return json_sha256([config.task, fixed, *data])
 
 

@@ -9,7 +9,7 @@ row i % B of block i // B), and prompts are read one row at a time in chunks of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,13 +63,14 @@ class DecodeState(NamedTuple):
         *,
         prompt: ArrayLike | Sequence[int] = (),
         eos: int = -1,
+        **known: Any,
     ) -> DecodeState:
         """The state of rows that have read ``prompt``, which transforms may look at.
 
-        ``carry`` and ``logits`` are those after the prompt.
+        ``carry`` and ``logits`` are those after the prompt; ``known`` are other fields of the transforms' ``Context``.
         """
         rows, vocab = logits.shape
-        states = chain.init(Context(rows, vocab, np.asarray(prompt, np.int32), eos))
+        states = chain.init(Context(rows, vocab, np.asarray(prompt, np.int32), eos, **known))
         return cls(carry, logits, states, jnp.zeros(rows, bool), *Last.none(rows))
 
 

@@ -290,9 +290,9 @@ class TokenizerSettings(Protocol):
     vocab_size: int | None
 
 
-def tokenizer_options(config: TokenizerSettings) -> dict[str, int]:
+def tokenizer_options(config: TokenizerSettings) -> dict[str, Any]:
     """Returns the options of ``Tokenizer.train`` that were given; the level has defaults for the others."""
-    given = {"min_count": config.min_count, "vocab_size": config.vocab_size}
+    given = {name: getattr(config, name, None) for name in ("min_count", "vocab_size", "split_on")}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -312,6 +312,6 @@ def check_same_level(level: str, tokenizer: Tokenizer) -> None:
     """Raises ``UsageError`` if ``--level`` differs from that of the run to initialise from."""
     if tokenizer.kind != level:
         raise UsageError(
-            f"--level is {level}, but the run of --init-from has tokens of the level {tokenizer.kind}: give --level "
-            f"{tokenizer.kind}, or leave out --init-from."
+            f"--level is {level}, but the run of --init-from or --teacher has tokens of the level {tokenizer.kind}: "
+            f"give --level {tokenizer.kind}, or leave out that run."
         )

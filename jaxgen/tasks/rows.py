@@ -368,7 +368,7 @@ class RowsData(TaskData):
 
     def eval_sets(self, final: bool) -> dict[str, EvalSet]:
         """Returns ``val``, and at the end all other splits except ``train``."""
-        rows = max(self.config.batch_size, EVAL_ROWS)
+        rows = max(self.config.micro_batch_size, EVAL_ROWS)
         names = [name for name in self.splits if name != "train"] if final else ["val"]
         return {name: EvalSet(rows, partial(self._evaluation, self.splits[name], rows)) for name in names}
 

@@ -55,6 +55,16 @@ def check_transform(
     run_checks(subject.kind.__name__, CHECKS, subject)
 
 
+def letters(vocab: int) -> tuple[str, ...]:
+    """The texts of tokens: one or two letters, none of padding and <eos>."""
+    return tuple("" if i in (PAD, EOS) else chr(97 + i % 26) * (1 + i // 26 % 2) for i in range(vocab))
+
+
+def known(rows: int, vocab: int = V, eos: int = EOS) -> Context:
+    """What transforms know before the first token, without a prompt."""
+    return Context(rows, vocab, eos=eos, pieces=letters(vocab))
+
+
 def _at(vocab: int, transform: Made) -> Any:
     return transform if hasattr(transform, "update") else transform(vocab)
 
@@ -95,7 +105,7 @@ class Subject:
         return Text(prompt, tokens, logits.astype(np.float32))
 
     def init(self, transform: Any, text: Text, eos: int = EOS) -> Any:
-        return transform.init(Context(text.logits.shape[1], text.logits.shape[2], text.prompt, eos))
+        return transform.init(known(text.logits.shape[1], text.logits.shape[2], eos)._replace(prompt=text.prompt))
 
     def _scan(self, state: Any, tokens: Any, logits: Any) -> Any:
         def one(carry: Any, now: Any) -> Any:
@@ -292,7 +302,9 @@ def check_its_options_are_the_fields_of_a_frozen_dataclass(s: Subject) -> None:
 def check_decoding_with_it_sorts_nothing(s: Subject) -> None:
     """Sorting 50,000 logits takes longer than a decoding step: find thresholds by bisection (`truncation.py`)."""
     steps = chain(s.case.options(LARGE)[0])
-    state = jax.eval_shape(lambda: DecodeState.start(steps, jnp.zeros((R, 1)), jnp.zeros((R, LARGE)), eos=EOS))
+    state = jax.eval_shape(
+        lambda: DecodeState.start(steps, jnp.zeros((R, 1)), jnp.zeros((R, LARGE)), eos=EOS, pieces=letters(LARGE))
+    )
     loop = partial(decode, lambda w, c, t: (c, w), steps.kinds, length=3, greedy=False, eos=EOS, pad=PAD)
     program = jax.make_jaxpr(loop)(state.logits, state, jax.eval_shape(lambda: sample_keys(0, jnp.arange(R))))
     sorts = SORTS & {each.primitive.name for each in operations(program.jaxpr)}
@@ -305,15 +317,15 @@ SORTS = {"sort", "top_k", "approx_top_k"}
 def check_beam_search_takes_it_unless_its_state_has_rows(s: Subject) -> None:
     """Beam search reorders rows: a state that has no row axis must not depend on the number of rows."""
     for transform in s.case.options(V):
-        few, more = (jax.tree.map(jnp.shape, transform.init(Context(rows, V, eos=EOS))) for rows in (6, 7))
+        few, more = (jax.tree.map(jnp.shape, transform.init(known(rows))) for rows in (6, 7))
         try:
-            states = beam_states(chain(transform), Context(6, V, eos=EOS))
+            states = beam_states(chain(transform), known(6))
         except UsageError as error:
             require(few != more, f"Beam search refuses {transform}: {error}")
             require(s.kind.__name__ in str(error), f"Beam search refuses {transform} and does not name it: {error}")
         else:
             require(few == more, f"Beam search takes {transform}, whose state has a row for each beam.")
-            for a, b in zip(jax.tree.leaves(states), jax.tree.leaves(transform.init(Context(6, V, eos=EOS)))):
+            for a, b in zip(jax.tree.leaves(states), jax.tree.leaves(transform.init(known(6)))):
                 require(np.array_equal(a, b), f"Beam search begins with another state than that of {transform}.")
 
 

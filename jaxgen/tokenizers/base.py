@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from jaxgen.errors import UsageError, choose, listed
 from jaxgen.fsutil import StrictModel, load_strict
-from jaxgen.text import Text, in_pieces
+from jaxgen.text import Text, count_words, in_pieces
 
 #: Ways to treat unknown tokens.
 UNKNOWNS = ("error", "skip", "keep")
@@ -132,8 +132,8 @@ class Tokenizer(ABC):
     Saved: ClassVar[type[StrictModel]]
     #: What a token is called in messages.
     unit: ClassVar[str] = "character"
-    #: The options of ``train`` with their defaults.
-    OPTIONS: ClassVar[dict[str, int]] = {}
+    #: The names of the options of ``train``.
+    OPTIONS: ClassVar[tuple[str, ...]] = ()
 
     pieces: Sequence[bytes]
 
@@ -174,6 +174,10 @@ class Tokenizer(ABC):
     def unknown(self, text: str) -> list[tuple[int, str]]:
         """Returns the unknown tokens of a text as (position from 0, piece)."""
         return []
+
+    def is_unknown(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """Returns which ``ids``, those of ``text``, stand for unknown tokens, bool [T]."""
+        return np.equal(ids, UNK)
 
     def decode(self, ids: ArrayLike, errors: str = "replace") -> str:
         """Returns the text of ids; ``errors`` as in ``StreamDecoder``. Raises ``UsageError`` for an invalid id."""
@@ -219,21 +223,33 @@ class Tokenizer(ABC):
         """
         choose(unk, UNKNOWNS, "way to treat unknowns (--unk)")
         ids, rest = self.encode_open(held + text)
-        if unk == "error" and (ids == UNK).any():
+        unknown = self.is_unknown((held + text).removesuffix(rest), ids)
+        if unk == "error" and unknown.any():
             raise _unknown_error(self, held + text, "The prompt", "or change the prompt", -len(held))
-        return ids[ids != UNK] if unk == "skip" else ids, rest
+        return ids[~unknown] if unk == "skip" else ids, rest
+
+
+def token_texts(tokenizer: Tokenizer, without: Container[int] = ()) -> tuple[str, ...]:
+    """Returns the text of each token; empty for special ids, those of ``without``, and parts of characters."""
+    texts = [piece.decode("utf-8", "ignore") for piece in tokenizer.pieces]
+    is_whole = (text.encode() == piece for text, piece in zip(texts, tokenizer.pieces))
+    return tuple(
+        text if whole and i >= NUM_SPECIAL and i not in without else ""
+        for i, (text, whole) in enumerate(zip(texts, is_whole))
+    )
 
 
 class Encoded(NamedTuple):
-    """Some ids, the characters and bytes of their text, and the number of unknown tokens.
+    """Some ids, the characters, bytes and words (see ``count_words``) of their text, and how many are unknown tokens.
 
     ``forced``: the cut before them was not safe, so a few ids there may differ from those of the whole text.
     """
 
     ids: np.ndarray
-    chars: int
-    bytes: int
-    unknown: int
+    chars: int = 0
+    bytes: int = 0
+    words: int = 0
+    unknown: int = 0
     forced: bool = False
 
 
@@ -283,40 +299,46 @@ def encode_pieces(
         UsageError: There is an unknown token, and ``unk`` is ``error``.
     """
     choose(unk, UNKNOWNS, "way to treat unknowns (--unk)")
-    waiting, before, forced = "", 0, False
+    waiting, before, forced, last = "", 0, False, ""
     for piece in pieces:
         if held and piece:
-            yield Encoded(np.zeros(0, np.int32), -len(held), -len(held), 0)
+            yield Encoded(np.zeros(0, np.int32), -len(held), -len(held))
             waiting, before, held = held, -len(held), ""
         waiting += piece
         at = tokenizer.safe_cut(waiting)
         forcing = at == 0 and len(waiting) >= MAX_UNCUT
         at = len(waiting) if forcing else at
         if at:
-            yield _encode(tokenizer, waiting[:at], unk, where, before)._replace(forced=forced)
-            waiting, before, forced = waiting[at:], before + at, forcing
+            yield _encode(tokenizer, waiting[:at], unk, where, before, last)._replace(forced=forced)
+            waiting, before, forced, last = waiting[at:], before + at, forcing, waiting[at - 1]
     if waiting:
-        yield _encode(tokenizer, waiting, unk, where, before)._replace(forced=forced)
+        yield _encode(tokenizer, waiting, unk, where, before, last)._replace(forced=forced)
 
 
-def _encode(tokenizer: Tokenizer, text: str, unk: str, where: str, before: int) -> Encoded:
+def _encode(tokenizer: Tokenizer, text: str, unk: str, where: str, before: int, last: str) -> Encoded:
+    """Encodes a part of a text, which begins ``before`` characters into the whole, after the character ``last``."""
     ids = tokenizer.encode(text)
-    chars, size = len(text), len(text_bytes(text))
-    unknown = int(np.count_nonzero(ids == UNK))
+    is_unknown = tokenizer.is_unknown(text, ids)
+    unknown = int(np.count_nonzero(is_unknown))
     if not unknown or unk == "keep":
-        return Encoded(ids, chars, size, unknown)
+        return Encoded(ids, len(text), len(text_bytes(text)), count_words(text, last), unknown)
     if unk == "error":
         advice = "or score them as <unk> with --unk keep"
         if any(piece == "\n" for _, piece in tokenizer.unknown(text)):
             advice += ", or score each line as a text with --lines"
         raise _unknown_error(tokenizer, text, where, advice, before)
-    left_out = "".join(piece for _, piece in tokenizer.unknown(text))
-    return Encoded(ids[ids != UNK], chars - len(left_out), size - len(text_bytes(left_out)), unknown)
+    parts, at = [], 0
+    for position, piece in tokenizer.unknown(text):
+        parts.append(text[at:position])
+        at = position + len(piece)
+    kept = "".join([*parts, text[at:]])
+    return Encoded(ids[~is_unknown], len(kept), len(text_bytes(kept)), count_words(kept, last), unknown)
 
 
 def _unknown_error(tokenizer: Tokenizer, text: str, where: str, advice: str, before: int = 0) -> UsageError:
     """Returns the error for unknown tokens in ``text``, which begins ``before`` characters into the whole."""
-    unknown = tokenizer.unknown(text)
+    found = ((position + len(piece), piece.removeprefix(" ") or piece) for position, piece in tokenizer.unknown(text))
+    unknown = [(end - len(piece), piece) for end, piece in found]
     pieces = [*dict.fromkeys(piece for _, piece in unknown)]
     positions = ", ".join(str(before + position + 1) for position, _ in unknown[:_SHOWN])
     return UsageError(

@@ -58,7 +58,7 @@ class BpeTokenizer(Tokenizer):
     """
 
     kind = "bpe"
-    OPTIONS: ClassVar[dict[str, int]] = {"vocab_size": 8192}
+    OPTIONS: ClassVar[tuple[str, ...]] = ("vocab_size",)
 
     def __init__(self, inner: Any):
         self._inner = inner

@@ -49,7 +49,7 @@ class CharTokenizer(Tokenizer):
 
     kind = "char"
     Saved = _Saved
-    OPTIONS: ClassVar[dict[str, int]] = {"min_count": 1}
+    OPTIONS: ClassVar[tuple[str, ...]] = ("min_count",)
 
     def __init__(self, code_points: Sequence[int]):
         points = np.asarray(code_points, np.int64)

@@ -118,7 +118,11 @@ def _placed(mesh: Mesh, how: PartitionSpec, tree: PyTree) -> PyTree:
 
 
 def shard_train_steps(
-    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, read: HostBatches | DeviceText = HOST_BATCHES
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    read: HostBatches | DeviceText = HOST_BATCHES,
+    accumulate: int = 1,
 ) -> Callable:
     """``train_steps`` over the devices of ``mesh``: ``(key, state, batches, count, rates=None) -> (state, metrics)``.
 
@@ -128,7 +132,7 @@ def shard_train_steps(
     """
     batches = _SHARDED_WINDOWS if isinstance(read, DeviceText) else _SHARDED_BATCHES
     steps = jax.shard_map(
-        partial(train_steps, task, optimizer, axis=BATCH_AXIS, read=read),
+        partial(train_steps, task, optimizer, axis=BATCH_AXIS, read=read, accumulate=accumulate),
         mesh=mesh,
         in_specs=(_REPLICATED, _STATE, batches, _REPLICATED, _REPLICATED),
         out_specs=(_STATE, _REPLICATED),
@@ -143,7 +147,11 @@ def shard_train_steps(
 
 
 def shard_train_steps_with_stop_flag(
-    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, read: HostBatches | DeviceText = HOST_BATCHES
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    read: HostBatches | DeviceText = HOST_BATCHES,
+    accumulate: int = 1,
 ) -> Callable:
     """``shard_train_steps`` that also exchange a stop flag between all devices.
 
@@ -153,7 +161,7 @@ def shard_train_steps_with_stop_flag(
     batches = _SHARDED_WINDOWS if isinstance(read, DeviceText) else _SHARDED_BATCHES
 
     def steps(key: Key, state: TrainState, batches: PyTree, count: Array, rates: Rates | None, stop: Array) -> PyTree:
-        state, log = train_steps(task, optimizer, key, state, batches, count, rates, BATCH_AXIS, read)
+        state, log = train_steps(task, optimizer, key, state, batches, count, rates, BATCH_AXIS, read, accumulate)
         # After the steps: on a CPU two exchanges in flight may run in another order on each process, or deadlock. No
         # number of targets is negative, but XLA does not know that: a barrier is removed before the order is chosen.
         stop = jnp.maximum(stop, (log.targets[0] < 0).astype(stop.dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -101,6 +102,7 @@ def train_step(
     batch: PyTree,
     axis: str | None = None,
     rates: Rates | None = None,
+    accumulate: int = 1,
 ) -> tuple[TrainState, StepMetrics]:
     """One update of the parameters.
 
@@ -117,6 +119,9 @@ def train_step(
         axis: inside ``shard_map``, the mesh axis over which the rows of ``batch`` and of the carry are sharded. The
             update is that of all rows, and the same on every device.
         rates: what the learning rate of an optimizer with a named schedule depends on (``make_optimizer``).
+        accumulate: static. The rows are split into this many micro-batches, whose gradients are computed one after the
+            other and summed: the update is that of the whole batch, up to the order of float additions, with the
+            memory of one micro-batch. It must divide the number of rows (on each device).
 
     Returns:
         The state after the step, and its metrics.
@@ -140,15 +145,23 @@ def train_step(
         first = lax.axis_index(axis) * rows
     keys = row_keys(key, state.step, rows, first) if task.is_random else None
 
-    def summed_loss(params: Params) -> tuple[Array, tuple[Carry, Array, Array, Array]]:
+    def summed_loss(
+        params: Params, carry: Carry, batch: PyTree, keys: RowKeys | None
+    ) -> tuple[Array, tuple[Carry, tuple[Array, Array, Array]]]:
         if rate := getattr(task, "weight_dropout", 0.0):
             params = drop_weights(params, rate, jax.random.fold_in(at_step(key, state.step), NO_ROW))
-        carry, totals = task.loss(params, state.carry, batch, keys)
+        carry, totals = task.loss(params, carry, batch, keys)
         aim = getattr(totals, "objective", Objective(totals.nll, totals.targets))
-        return aim.loss, (carry, aim.weight, totals.nll, totals.targets)
+        return aim.loss, (carry, (aim.weight, totals.nll, totals.targets))
+
+    def sums_of(carry: Carry, batch: PyTree, keys: RowKeys | None) -> tuple[Carry, tuple[Array, Array, Array, Params]]:
+        (_, (carry, totals)), grads = jax.value_and_grad(summed_loss, has_aux=True)(params, carry, batch, keys)
+        return carry, (*totals, grads)
 
     with jax.threefry_partitionable(True):  # the user's JAX settings must not change dropout
-        (_, (carry, weight, nll, count)), grads = jax.value_and_grad(summed_loss, has_aux=True)(params)
+        parts = state.carry, batch, keys
+        carry, sums = sums_of(*parts) if accumulate == 1 else _in_turn(sums_of, parts, accumulate, axis)
+    weight, nll, count, grads = sums
     if axis is not None:
         weight, nll, count, grads = sum_over_devices((weight, nll, count, grads), axis)
     share = 1 / jnp.maximum(weight, 1.0)
@@ -158,6 +171,24 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     metrics = StepMetrics(nll / jnp.maximum(count, 1.0), optax.tree.norm(grads), count)
     return TrainState(state.step + 1, params, opt_state, carry), metrics
+
+
+def _in_turn(
+    sums_of: Callable[..., tuple[Carry, PyTree]], rows: PyTree, number: int, axis: str | None
+) -> tuple[Carry, PyTree]:
+    """Apply ``sums_of`` to ``number`` equal parts of the rows; return their carries joined and the sums of the rest."""
+    parts = jax.tree.map(lambda a: jnp.asarray(a).reshape(number, -1, *a.shape[1:]), rows)
+    _, like = jax.eval_shape(sums_of, *jax.tree.map(lambda a: a[0], parts))
+    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    if axis is not None:  # each device has sums of its own
+        nothing = jax.tree.map(lambda a: lax.pcast(a, axis, to="varying"), nothing)
+
+    def add(sums: PyTree, part: PyTree) -> tuple[PyTree, Carry]:
+        carry, more = sums_of(*part)
+        return jax.tree.map(jnp.add, sums, more), carry
+
+    sums, carries = lax.scan(add, nothing, parts)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), carries), sums
 
 
 def train_steps(
@@ -170,6 +201,7 @@ def train_steps(
     rates: Rates | None = None,
     axis: str | None = None,
     read: HostBatches | DeviceText = HOST_BATCHES,
+    accumulate: int = 1,
 ) -> tuple[TrainState, StepMetrics]:
     """Train on the first ``count`` of several batches, in one call.
 
@@ -183,6 +215,7 @@ def train_steps(
         rates: as in ``train_step``; traced too.
         axis: as in ``train_step``.
         read: how to get a batch from ``batches``.
+        accumulate: as in ``train_step``.
 
     Returns:
         The state after the steps, and the metrics of each batch, zero beyond ``count``.
@@ -199,14 +232,14 @@ def train_steps(
     """
     length = read.count(batches)
     if length == 1:  # without a loop, in which XLA's CPU backend computes convolutions twenty times slower
-        state, metrics = train_step(task, optimizer, key, state, read(batches, 0), axis, rates)
+        state, metrics = train_step(task, optimizer, key, state, read(batches, 0), axis, rates, accumulate)
         return state, jax.tree.map(lambda one: one[None], metrics)
     empty = StepMetrics(*(jnp.zeros(length, jnp.float32) for _ in StepMetrics._fields))
 
     def body(i: Array, loop: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:
         state, log = loop
-        state, metrics = train_step(task, optimizer, key, state, read(batches, i), axis, rates)
-        return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), log, metrics)
+        state, metrics = train_step(task, optimizer, key, state, read(batches, i), axis, rates, accumulate)
+        return state, jax.tree.map(lambda all_, one: all_.at[i].set(one.astype(all_.dtype)), log, metrics)
 
     return lax.fori_loop(0, count, body, (state, empty))
 

@@ -68,7 +68,7 @@ def test_a_name_that_no_file_can_hold_is_refused(train):
 
 
 #: What an example of a setting goes with.
-WITH = {"vocab_size": {"level": "word"}, "stride": {"layout": "windows"}}
+WITH = {"vocab_size": {"level": "word"}, "split_on": {"level": "word"}, "stride": {"layout": "windows"}}
 
 
 def test_the_example_file_has_every_setting_of_a_language_model_with_an_allowed_value():

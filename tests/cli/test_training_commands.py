@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -50,6 +51,23 @@ def test_the_output_ends_with_the_result_three_samples_the_run_and_the_next_comm
         assert part in done.out
     assert done.out.index("bits per character") < done.out.index("best step")
     assert re.fullmatch(rf"Next: .*jaxgen sample --run {run} --prompt \S+", done.out.splitlines()[-1])
+
+
+def test_a_training_that_runs_out_of_memory_names_the_flags_to_lower(train, small, monkeypatch):
+    def exhausted(*args, **more):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9000000000 bytes.")
+
+    monkeypatch.setattr("jaxgen.trainer.run.start", exhausted)
+    done = train(*small, "--steps", 2)
+    assert done.code == 1
+    assert all(flag in done.err for flag in ("--accumulate", "--batch-size", "--hidden", "--seq-len", "9.0 GB"))
+
+
+def test_a_batch_is_split_into_equal_micro_batches_or_refused(train, small, run, here):
+    done = train(*small, "--steps", 2, "--accumulate", 2, "--devices", 1)
+    assert done.code == 0, done.err
+    assert config(here / "runs/language-1")["config"]["accumulate"] == 2
+    assert train(*small, "--steps", 2, "--accumulate", 3).code == 2
 
 
 def test_runs_without_a_name_are_numbered(train, small, here):

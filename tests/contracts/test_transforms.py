@@ -17,10 +17,12 @@ from jaxgen.sampling.transforms import (
     MinP,
     NoRepeatNgram,
     PresencePenalty,
+    Regex,
     RepetitionPenalty,
     TopK,
     TopP,
     TypicalP,
+    WordsFrom,
 )
 from jaxgen.sampling.transforms.constraints import Forbid
 from jaxgen.sampling.transforms.temperature import Temperature
@@ -31,6 +33,11 @@ from .transform_references import REFERENCES
 
 CASES = {
     "forbid": Case(lambda v: [Forbid((v - 1,)), Forbid(tuple(range(v - 1)))], lambda v: [Forbid(())]),
+    "regex": Case(
+        lambda v: [Regex("[a-e]*"), Regex("(c|dd?|[^x]{3,})*"), Regex("(?i)C{0,2}e?[^c]*")],
+        lambda v: [Regex("(?s).*")] if v > 2 else [],  # padding, which two tokens have, never matches
+    ),
+    "words-from": Case(lambda v: [WordsFrom(("c", "dec")), WordsFrom(("abc", "ed", "e"))], lambda v: []),
     "bias": Case(lambda v: [Bias(((PAD, 40.0), (v - 1, -1.5))), Bias(((1, 1.0), (1, 2.0)))], lambda v: [Bias(())]),
     "repetition-penalty": Case(
         lambda v: [RepetitionPenalty(p) for p in (1.3, 0.01, 100.0)], lambda v: [RepetitionPenalty(1.0)]
@@ -89,8 +96,8 @@ def test_there_is_no_case_and_no_reference_without_a_transform():
 def test_the_transforms_are_in_the_order_that_is_documented():
     """What may never be drawn, what goes by the text or the step, the temperature, what leaves out the unlikely."""
     names = list(TRANSFORMS)
-    assert names[:2] == ["forbid", "bias"]
+    assert names[:4] == ["forbid", "regex", "words-from", "bias"]
     cut_offs = names[names.index("temperature") + 1 :]
     assert cut_offs == ["top-k", "top-p", "min-p", "typical-p", "epsilon-cutoff", "eta-cutoff"]
     text = ["repetition-penalty", "presence-penalty", "frequency-penalty", "no-repeat-ngram", "min-length", "force"]
-    assert names[2:] == [*text, "temperature", *cut_offs]
+    assert names[4:] == [*text, "temperature", *cut_offs]

@@ -7,6 +7,9 @@ A reference takes the transform (for its options), the row [V], the prompt, the 
 from __future__ import annotations
 
 import numpy as np
+import regex as rx
+
+from jaxgen.testing.transforms import letters
 
 
 def softmax(row):
@@ -40,6 +43,20 @@ def surprise(row):
 
 def forbid(o, row, prompt, drawn, eos):
     return without(o.ids, row)
+
+
+def regex(o, row, prompt, drawn, eos, pattern=None):
+    pattern, pieces = rx.compile(o.pattern if pattern is None else pattern), letters(row.size)
+    text = "".join(pieces[i] for i in drawn)
+    kept = [piece != "" and pattern.fullmatch(text + piece, partial=True) is not None for piece in pieces]
+    kept[eos] = pattern.fullmatch(text) is not None
+    stray = any(pieces[i] == "" for i in drawn)  # after <eos> or padding nothing matches
+    return row if stray else only(np.array(kept), row)
+
+
+def words_from(o, row, prompt, drawn, eos):
+    word = "|".join(o.words)
+    return regex(o, row, prompt, drawn, eos, rf"\W*(?:(?:{word})(?:\W+(?:{word}))*\W*)?")
 
 
 def bias(o, row, prompt, drawn, eos):
@@ -112,6 +129,8 @@ def eta_cutoff(o, row, prompt, drawn, eos):
 
 REFERENCES = {
     "forbid": forbid,
+    "regex": regex,
+    "words-from": words_from,
     "bias": bias,
     "repetition-penalty": repetition_penalty,
     "presence-penalty": presence_penalty,

@@ -10,6 +10,8 @@ from builders import read_texts
 from jaxgen.data import datasets as named
 from jaxgen.data.datasets import NAMED, NamedFile, NamedSet, fetch
 from jaxgen.errors import DataError
+from jaxgen.tasks.language.config import LanguageConfig
+from jaxgen.tasks.language.corpus import read_splits
 
 CONTENT = b"To be, or not to be\n"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -50,6 +52,27 @@ def test_a_file_is_downloaded_once_and_silently(server, tmp_path, capfd):
     assert first == fetch(entry(server), tmp_path) == tmp_path / "set" / "file.txt"
     assert server.asked == ["/good"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_set_is_validated_with_its_own_data_unless_others_are_wanted(tmp_path, monkeypatch):
+    sets = {}
+    for name, val in (("mine", "mine-val"), ("mine-val", None)):
+        (tmp_path / f"{name}.txt").write_bytes(name.encode() * 10)
+        file = NamedFile(f"{name}.txt", "", hashlib.sha256(name.encode() * 10).hexdigest())
+        sets[name] = NamedSet((file,), "", val=val)
+    monkeypatch.setenv("JAXGEN_DATA", str(tmp_path))
+    for name in sets:
+        monkeypatch.setitem(NAMED, name, sets[name])
+    own = read_splits(LanguageConfig(data="mine"))
+    assert own.whole() == (["mine" * 10], ["mine-val" * 10])
+    assert own.val_sha256 == sets["mine-val"].files[0].sha256
+    assert read_splits(LanguageConfig(data="mine", val_fraction=0.25)).whole() == (
+        ["mine" * 7 + "mi"],
+        ["ne" + "mine" * 2],
+    )
+    assert read_splits(LanguageConfig(data="mine"), validation=False).whole() == (["mine" * 10], [])
+    assert named.text_path("mine-val") == str(tmp_path / "mine-val.txt")
+    assert named.text_path("mine-val.txt") == "mine-val.txt"
 
 
 def test_a_damaged_file_in_the_cache_is_downloaded_again(server, tmp_path):

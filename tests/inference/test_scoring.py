@@ -246,9 +246,10 @@ def test_another_length_of_text_traces_nothing_again(task, params):
 
 
 def test_units_follow_from_each_other():
-    score = Score(logp=-8 * math.log(2), tokens=4, chars=2, bytes=16)
+    score = Score(logp=-8 * math.log(2), tokens=4, chars=2, bytes=16, words=2)
     assert score.nats_per_token == pytest.approx(2 * math.log(2))
     assert score.perplexity == pytest.approx(4.0)
+    assert score.word_perplexity == pytest.approx(16.0)
     assert score.bits_per_char == pytest.approx(4.0)
     assert score.bits_per_byte == pytest.approx(0.5)
     assert Score(logp=-1e9, tokens=1).perplexity < math.inf
@@ -294,10 +295,10 @@ def test_kept_characters_are_scored_as_the_unknown_token(sampler, reference):
     assert (score.chars, score.bytes, score.unknown) == (4, 5, 1)
 
 
-def test_skipped_words_leave_their_space_in_the_text(task, params):
-    tokenizer = WordTokenizer.from_json({"kind": "word", "words": [" ", "a", " a", "b", "."]})
+def test_skipped_words_take_their_space_with_them(task, params):
+    tokenizer = WordTokenizer([" ", "a", " a", "b", "."])
     score = Scorer(Sampler(task, tokenizer, params), unk="skip").score("a xyz. b")
-    assert (score.tokens, score.chars, score.unknown) == (5, 5, 1)
+    assert (score.tokens, score.chars, score.words, score.unknown) == (4, 4, 2, 1)
 
 
 def test_candidates_come_in_the_order_of_their_log_probability(scorer):

@@ -116,6 +116,7 @@ def test_every_evaluation_is_reported_in_bits_per_character():
     assert row.keys() == {
         "val_loss",
         "val_perplexity",
+        "val_word_perplexity",
         "val_bpc",
         "val_bpb",
         "val_unknown",

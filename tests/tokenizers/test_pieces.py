@@ -16,7 +16,8 @@ from jaxgen.tokenizers.base import between, encode_pieces, evenly
 TEXT = "the cat sat on the mat. the dog's bed, l’été\r\n\n the cat's hat! 'tis don't  two\t\u2003\x1c漢字 🎉\n" * 4
 TRAINED = {kind: cls.train([TEXT]) for kind, cls in TOKENIZERS.items() if kind != "bpe"}
 TRAINED["bpe"] = TOKENIZERS["bpe"].train([TEXT], vocab_size=300)
-ALL = pytest.mark.parametrize("kind", TOKENIZERS)
+TRAINED["whitespace"] = WordTokenizer.train([TEXT], split_on="whitespace")
+ALL = pytest.mark.parametrize("kind", TRAINED)
 # Where tokens end is decided by spaces, marks and apostrophes: these come up often.
 letters = st.one_of(
     st.characters(),
@@ -35,6 +36,7 @@ def test_the_pieces_of_a_text_have_the_ids_of_the_whole(kind, parts):
     np.testing.assert_array_equal(ids, tokenizer.encode(text))
     assert sum(part.chars for part in found) == len(text)
     assert sum(part.bytes for part in found) == len(text_bytes(text))
+    assert sum(part.words for part in found) == len(text.split()) + text.count("\n")
     assert sum(part.unknown for part in found) == np.count_nonzero(ids == UNK)
 
 
@@ -54,7 +56,7 @@ def test_a_safe_cut_is_safe_whatever_follows(kind, text, more):
 def test_a_prompt_before_a_word_has_the_ids_that_it_has_in_the_whole_text(kind, text, end):
     tokenizer = TRAINED[kind]
     ids, held = tokenizer.encode_open(text + end)
-    assert held == (" " if kind in ("word", "bpe") and end.endswith(" ") else "")
+    assert held == (" " if kind in ("word", "whitespace", "bpe") and end.endswith(" ") else "")
     np.testing.assert_array_equal(
         np.concatenate([ids, tokenizer.encode(f"{held}bed")]), tokenizer.encode(f"{text}{end}bed")
     )
@@ -108,7 +110,8 @@ def test_tokenizers_learn_and_read_chunks_as_they_do_the_whole(kind, text, monke
 @settings(max_examples=40, deadline=None)
 @given(given_parts=st.lists(parts, max_size=3))
 def test_a_vocabulary_learnt_from_pieces_is_that_of_the_whole_texts(kind, given_parts):
-    options = {"bpe": {"vocab_size": 270}, "word": {"min_count": 1}}.get(kind, {})
+    options = {"bpe": {"vocab_size": 270}, "word": {"min_count": 1}, "whitespace": {"split_on": "whitespace"}}
+    options, kind = options.get(kind, {}), "word" if kind == "whitespace" else kind
     whole = TOKENIZERS[kind].train(["".join(text) for text in given_parts], **options)
     assert TOKENIZERS[kind].train(map(iter, given_parts), **options).to_json() == whole.to_json()
 

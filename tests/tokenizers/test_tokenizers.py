@@ -43,9 +43,10 @@ ALL = pytest.mark.parametrize("kind", TOKENIZERS)
 def test_the_special_ids_come_first_and_decode_to_nothing_but_unk(kind):
     tokenizer = TRAINED[kind]
     assert (PAD, UNK, EOS) == (0, 1, 2)
-    assert list(tokenizer.pieces[:3]) == [b"", b"<unk>", b""]
+    unknown = " <unk>" if kind == "word" else "<unk>"  # a word has its space
+    assert list(tokenizer.pieces[:3]) == [b"", unknown.encode(), b""]
     assert tokenizer.vocab_size == len(tokenizer.pieces)
-    assert tokenizer.decode([PAD, UNK, EOS]) == "<unk>"
+    assert tokenizer.decode([PAD, UNK, EOS]) == unknown
 
 
 @ALL
@@ -119,7 +120,7 @@ def test_ids_outside_the_vocabulary_are_refused(kind, ids):
 def test_every_option_of_train_is_listed_and_checked(kind):
     for name in TOKENIZERS[kind].OPTIONS:
         for bad in (0, -3, 1.5, True, "2"):
-            with pytest.raises(UsageError, match=name):
+            with pytest.raises(UsageError, match=name.replace("_", ".")):
                 TOKENIZERS[kind].train([TEXT], **{name: bad})
 
 
@@ -164,7 +165,7 @@ def test_malformed_code_points_are_refused(points):
 @pytest.mark.parametrize("words", [["a"], [" ", "a", "a"], [" ", ""], [" ", "a b"], [" ", "\ud800"], [" ", 3], {}])
 def test_malformed_words_are_refused(words):
     with pytest.raises(CheckpointError, match="malformed"):
-        load_tokenizer({"kind": "word", "words": words})
+        load_tokenizer({"kind": "word", "split_on": "punctuation", "words": words})
 
 
 def test_a_field_too_many_is_refused():
@@ -300,10 +301,43 @@ def test_what_is_frequent_is_found_among_more_words_than_are_counted_at_a_time(m
 
 
 def test_a_word_unknown_with_its_space_falls_back_to_the_space_and_the_bare_word():
-    tokenizer = load_tokenizer({"kind": "word", "words": [" ", "cat", " dog"]})
-    assert tokenizer.encode(" cat dog fox").tolist() == [3, 4, 5, 3, UNK]
-    assert tokenizer.decode(tokenizer.encode(" cat dog fox")) == " cat dog <unk>"
+    tokenizer = WordTokenizer([" ", "cat", " dog"])
+    assert tokenizer.encode(" cat dog").tolist() == [3, 4, 5]
     assert tokenizer.encode("dog").tolist() == [UNK]
+
+
+def test_the_space_before_an_unknown_word_is_part_of_the_unknown_token():
+    tokenizer = WordTokenizer([" ", "cat", " dog"])
+    assert tokenizer.encode(" cat dog fox  owl").tolist() == [3, 4, 5, UNK, 3, UNK]
+    assert tokenizer.unknown("cat fox(") == [(3, " fox"), (7, "(")]
+    assert tokenizer.decode(tokenizer.encode(" cat dog fox")) == " cat dog <unk>"
+
+
+def test_words_between_white_space_are_those_of_the_corpus():
+    text = " the <unk> n't N\n\n the $ N-year\tdog \n"
+    tokenizer = WordTokenizer.train([text], split_on="whitespace")
+    assert tokenizer.to_json()["words"] == ["\n", " the", " $", " N", " N-year", " dog", " n't"]
+    ids = tokenizer.encode(text)
+    assert ids.size == len(text.split()) + text.count("\n")
+    assert tokenizer.decode(ids) == " the <unk> n't N\n\n the $ N-year dog\n"
+    np.testing.assert_array_equal(tokenizer.encode(tokenizer.decode(ids)), ids)
+    np.testing.assert_array_equal(load_tokenizer(tokenizer.to_json()).encode(text), ids)
+    assert WordTokenizer.train([text], split_on="whitespace", vocab_size=5).to_json()["words"] == ["\n", " the"]
+
+
+def test_the_unknown_word_of_a_corpus_is_known_and_other_words_are_not():
+    tokenizer = WordTokenizer.train(["the dog <unk> the dog\n"], split_on="whitespace")
+    assert tokenizer.unknown("the <unk> fox\n") == [(9, " fox")]
+    assert UNK in tokenizer.encode_prompt("the <unk> dog")[0]
+    with pytest.raises(UsageError, match="'fox'"):
+        tokenizer.encode_prompt("the <unk> fox")
+    assert tokenizer.decode(tokenizer.encode_prompt("the <unk> fox", "skip")[0]) == " the <unk>"
+
+
+@pytest.mark.parametrize("words", [["dog"], [" the dog"], [" "], [" <unk>"], [" a", " a"]])
+def test_what_does_not_stand_between_white_space_is_refused(words):
+    with pytest.raises(CheckpointError):
+        load_tokenizer({"kind": "word", "split_on": "whitespace", "words": words})
 
 
 def test_a_prompt_with_unknown_characters_names_them_and_their_positions():
@@ -315,10 +349,10 @@ def test_a_prompt_with_unknown_characters_names_them_and_their_positions():
 
 
 def test_a_prompt_with_one_unknown_word_names_it_where_it_starts():
-    tokenizer = load_tokenizer({"kind": "word", "words": [" ", "cat", " dog"]})
+    tokenizer = WordTokenizer([" ", "cat", " dog"])
     with pytest.raises(UsageError, match="'fox'"):
         tokenizer.encode_prompt("cat fox")
-    assert tokenizer.decode(tokenizer.encode_prompt("cat fox dog", "skip")[0]) == "cat  dog"
+    assert tokenizer.decode(tokenizer.encode_prompt("cat fox dog", "skip")[0]) == "cat dog"
 
 
 def test_unknowns_of_a_prompt_can_be_skipped_or_kept():

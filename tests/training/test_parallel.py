@@ -66,6 +66,21 @@ def spread(task):
     return jax.jit(shard_train_steps(task, OPTIMIZER, make_mesh(2))), shard_state(make_mesh(2), fresh(task))
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(
+    "name", ["lstm", *(pytest.param(name, marks=pytest.mark.slow) for name in TASKS if name != "lstm")]
+)
+def test_micro_batches_take_the_steps_of_the_whole_batch(name, devices):
+    task = TASKS[name]
+    whole = jax.jit(partial(train_steps, task, OPTIMIZER))(KEY, fresh(task), batches(), K)
+    if devices == 1:
+        parts = jax.jit(partial(train_steps, task, OPTIMIZER, accumulate=4))(KEY, fresh(task), batches(), K)
+    else:
+        steps = jax.jit(shard_train_steps(task, OPTIMIZER, make_mesh(2), accumulate=2))
+        parts = steps(KEY, shard_state(make_mesh(2), fresh(task)), batches(), K)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), host(parts), host(whole))
+
+
 @pytest.mark.parametrize(
     "name", ["lstm", *(pytest.param(name, marks=pytest.mark.slow) for name in TASKS if name != "lstm")]
 )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxgen.sampling.transforms.constraints import Bias, Forbid, Force, MinLength
+from jaxgen.sampling.transforms.patterns import Regex, WordsFrom
 from jaxgen.sampling.transforms.penalties import FrequencyPenalty, NoRepeatNgram, PresencePenalty, RepetitionPenalty
 from jaxgen.sampling.transforms.temperature import Temperature
 from jaxgen.sampling.transforms.truncation import EpsilonCutoff, EtaCutoff, MinP, TopK, TopP, TypicalP
@@ -13,6 +14,8 @@ from jaxgen.sampling.transforms.truncation import EpsilonCutoff, EtaCutoff, MinP
 #: Face ``transformers``).
 TRANSFORMS: dict[str, type[Any]] = {
     "forbid": Forbid,
+    "regex": Regex,
+    "words-from": WordsFrom,
     "bias": Bias,
     "repetition-penalty": RepetitionPenalty,
     "presence-penalty": PresencePenalty,

@@ -18,12 +18,27 @@ Logits: TypeAlias = Float[Array, "B V"]
 
 
 class Context(NamedTuple):
-    """What is known before the first token is drawn. ``prompt`` has the ids read so far; all rows share it."""
+    """What is known before the first token is drawn. All rows share it.
+
+    Attributes:
+        rows: B.
+        vocab: V.
+        prompt: The ids read so far.
+        eos: The id of <eos>; -1 if there is none.
+        pieces: The text of each token; empty for those that are never drawn or have part of a character.
+        held: A text with which the first tokens begin that belongs to the prompt.
+        length: The tokens of a whole text.
+        runs_on: Whether the model was trained on running text, which has no <eos>.
+    """
 
     rows: int
     vocab: int
     prompt: Int[np.ndarray, "length"] = np.zeros(0, np.int32)
     eos: int = -1
+    pieces: Sequence[str] = ()
+    held: str = ""
+    length: int = 2**31 - 1
+    runs_on: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:

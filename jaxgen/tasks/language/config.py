@@ -10,7 +10,7 @@ from jaxgen.data.batches import BATCHES
 from jaxgen.errors import choose
 from jaxgen.runs.config import MAX_SIZE, Fraction, Names, Positive, Size, TrainConfig
 from jaxgen.runs.groups import Group
-from jaxgen.tasks.base import VocabSize, changed_flags, check_at_most_one, check_header, check_level
+from jaxgen.tasks.base import VocabSize, changed_flags, check_at_most_one, check_header, check_level, flag_of
 from jaxgen.text import Reading
 
 #: Longer n-grams almost never occur twice.
@@ -25,7 +25,8 @@ ONLY = {
         *("ar", "cold_starts", "embed", "embed_dropout", "feature_columns", "label_column"),
     }
     - {"batch_size", "log", "model", "run", "seed"}
-    | {*("embed_row_dropout", "label_smoothing", "skip_connections", "soft_cap", "softmaxes", "stride", "tar", "tie")},
+    | {*("embed_row_dropout", "label_smoothing", "skip_connections", "soft_cap", "softmaxes", "stride", "tar")}
+    | {"teacher", "teacher_share", "teacher_temperature", "tie"},
 }
 #: Settings that are arguments of ``build``, by kind of model.
 BUILT_FROM = {
@@ -61,12 +62,12 @@ class LanguageConfig(TrainConfig):
 
     in_data: ClassVar[Group] = Group("Data")
     data: Names = ("python-docs",)
-    """Built-in set (python-docs, python-source), named set (tinyshakespeare, ag_news, multi30k), or files, folders,
-    globs and URLs (.gz too)."""
+    """Built-in set (python-docs, python-source), named set (tinyshakespeare, ptb, ag_news, multi30k), or files,
+    folders, globs and URLs (.gz too)."""
     val_data: Names | None = None
-    """Validation data. Default: the end of the data."""
+    """Validation data. Default: those of the named set if it has any, else the end of the data."""
     val_fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
-    """Share of the data held out at the end (documents: at random). Default: 0.1."""
+    """Share of the data held out: the end of each file (documents: at random). Default: 0.1."""
     holdout: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
     """Share of the training text to keep from training, at its end (documents: at random), beside the validation data:
     for weights of a mixture (--mix) and other choices after training. Default: none."""
@@ -85,10 +86,15 @@ class LanguageConfig(TrainConfig):
     level keep."""
     level: str = "char"
     """What a token is."""
+    split_on: Literal["punctuation", "whitespace"] | None = None
+    """What separates words at word level. punctuation (default): marks are tokens of their own. whitespace: the words
+    of the text as they stand, with <unk> as the unknown word and line ends as <eos>, for perplexities as published."""
     vocab_size: VocabSize | None = None
-    """Largest vocabulary at word level (default 20000) and bpe level (default 8192)."""
+    """Largest vocabulary at word level (default 20000, with --split-on whitespace all words) and bpe level (default
+    8192)."""
     min_count: Positive | None = None
-    """Tokens seen less often in the training text become <unk> (word level: default 2; char level: default 1)."""
+    """Tokens seen less often in the training text become <unk> (word level: default 2, with --split-on whitespace
+    1; char level: default 1)."""
     layout: str | None = None
     """stream (default): contiguous lanes, state carried from window to window. windows: shuffled windows from a zero
     state. documents (default for rows of a table): separate texts, each ending with <eos>."""
@@ -110,6 +116,14 @@ class LanguageConfig(TrainConfig):
     2017: 1)."""
     seq_len: Size = 64
     """Tokens of a window: how far gradients are propagated back."""
+
+    teacher: Names = ()
+    """Runs whose probabilities the model learns too, runs/a or runs/a:0.7 runs/b:0.3 (distillation). The new run takes
+    their tokens."""
+    teacher_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.5
+    """Share of --teacher in the loss; the rest is that of the text."""
+    teacher_temperature: Annotated[float, Field(ge=0.1, le=100, allow_inf_nan=False)] = 1.0
+    """Temperature at which the model learns the probabilities of --teacher. Above 1, unlikely tokens count more."""
 
     in_model: ClassVar[Group] = Group("Model")
     embed: Annotated[int, Field(ge=0, le=MAX_SIZE)] | None = None
@@ -184,6 +198,11 @@ class LanguageConfig(TrainConfig):
             raise ValueError(f"--documents {self.documents} does not apply to --layout {self.layout}")
         if self.is_conditioned:
             self._check_conditioned()
+        if self.teacher and self.is_conditioned:
+            raise ValueError("--teacher does not apply to texts with labels or features: leave one of the two out")
+        for name in ("teacher_share", "teacher_temperature"):
+            if not self.teacher and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{flag_of(name)} is about --teacher: give that too, or leave it out")
         check_at_most_one(self, ("val_fraction", "val_data"))
         check_header(self, "text_column")
         return self

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen.data.batches import Tokens, permutation
+from jaxgen.data.datasets import NAMED
 from jaxgen.data.files import NO_PROGRESS, FilesDigest, ProgressCounter, ProgressReporter, read_lines, track
 from jaxgen.data.sources import CompactStrings, TextSource, TextStream, open_texts
 from jaxgen.data.tables import (
@@ -159,7 +160,7 @@ def prepare(
         layout: ``stream``, ``windows`` or ``documents``. Default: documents for rows of a table or if ``documents`` is
             given, else stream.
         documents: How texts are cut into documents: by ``line``, ``blank-line``, ``file`` or ``row``.
-        val_fraction: Share of the data held out: the tail of running text, documents at random. 0: no validation.
+        val_fraction: Share of the data held out: the tail of each file of running text, documents at random. 0: none.
         val_data: Validation data of their own, instead of holding some out.
         holdout: Share of the training data to keep from training too, as ``LanguageCorpus.holdout``.
         label_column: Column with the label of each document; every row of a table is then a document.
@@ -290,7 +291,8 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
         watch=watch,
     )
     source = read(config.data)
-    held_out = read(config.val_data) if config.val_data else None
+    val_data = config.val_data or (_own_validation(config) if validation else None)
+    held_out = read(val_data) if val_data else None
     if layout is None:
         layout = "documents" if documents is not None or source.by_row else "stream"
     parts: Sequence[Sequence[str | TextStream]]
@@ -299,7 +301,7 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
         parts = _documents(source, held_out, cut, fraction, config.holdout, config.seed)
     else:
         cut = None
-        parts = _running(source, held_out, fraction, config.holdout)
+        parts = _running(source, held_out, fraction, config.holdout, watch)
     train, val, kept = parts
     val_sha256 = None if held_out is None else held_out.sha256
     sources = [source, held_out] if held_out else [source]
@@ -310,21 +312,36 @@ def read_splits(config: LanguageConfig, watch: ProgressReporter = NO_PROGRESS, v
     return replace(splits, has_validation=validation, line_ends=line_ends, first_rows=first_rows)
 
 
+def _own_validation(config: LanguageConfig) -> tuple[str, ...] | None:
+    """The validation data of a named set, unless a share of it is to be held out."""
+    named = NAMED.get(config.data[0]) if len(config.data) == 1 and config.val_fraction is None else None
+    return (named.val,) if named is not None and named.val is not None else None
+
+
 def _note_shared_files(train: Sequence[bytes], held_out: Sequence[bytes], watch: ProgressReporter) -> None:
     for note in shared_files_notes(train, held_out):
         watch.note(f"{capitalized(note)}.")
 
 
 def _running(
-    source: TextSource, held_out: TextSource | None, val_fraction: float, holdout: float | None
+    source: TextSource,
+    held_out: TextSource | None,
+    val_fraction: float,
+    holdout: float | None,
+    watch: ProgressReporter,
 ) -> tuple[Sequence[TextStream], ...]:
-    """Splits running text: one training text, and at most one validation text and one that is kept from training."""
+    """Splits running text, each of several files: one training text, and at most one each that validates or is kept."""
     text = TextStream.of(source)
     if held_out is not None:
         train, val = text, TextStream.of(held_out)
     else:
-        train, val = text.cut(int(len(text) * (1 - val_fraction)))
-    train, kept = train.cut(len(train) - int(len(train) * (holdout or 0.0)))
+        train, val = text.cut(1 - val_fraction)
+        if len(source.texts) > 1 and len(val):
+            watch.note(
+                f"The last {100 * val_fraction:g}% of each of the {len(source.texts):,} files of {source.name} "
+                "validate. To hold out whole files, give them as --val-data."
+            )
+    train, kept = train.cut(1 - (holdout or 0.0))
     return [train], [val] if len(val) else [], [kept] if len(kept) else []
 
 
@@ -449,15 +466,18 @@ def encode_split(
     dtype = _id_type(tokenizer)
     end = np.array([EOS], dtype).tobytes() if layout == "documents" else b""
     # Append to one buffer: concatenating parts at the end would need the memory twice.
-    grown, starts, amounts = bytearray(), array("q"), (0, 0, 0)
+    grown, starts, chars, size, words, unknown = bytearray(), array("q"), 0, 0, 0, 0
     for text in texts:
         starts.append(len(grown) // dtype.itemsize)
         for part in _encoded(tokenizer, text, counter):
             grown += part.ids.astype(dtype).tobytes()
-            amounts = amounts[0] + part.chars, amounts[1] + part.bytes, amounts[2] + part.unknown
+            chars, size = chars + part.chars, size + part.bytes
+            words, unknown = words + part.words, unknown + part.unknown
         grown += end
+        words += bool(end)
     ids = np.frombuffer(grown, dtype)
-    return Tokens(ids, np.frombuffer(starts, np.int64) if layout == "documents" else None, *amounts)
+    doc_starts = np.frombuffer(starts, np.int64) if layout == "documents" else None
+    return Tokens(ids, doc_starts, chars, size, words, unknown)
 
 
 def _id_type(tokenizer: Tokenizer) -> np.dtype:
@@ -474,10 +494,12 @@ def _kept(tokenizer: Tokenizer, text: TextStream, counter: ProgressCounter) -> T
 
     def parts() -> Iterator[Part]:
         for part in _encoded(tokenizer, text, counter):
-            yield Part(part.ids, (part.chars, part.bytes, part.unknown))
+            yield Part(part.ids, (part.chars, part.bytes, part.words, part.unknown))
         text.check()
 
     dtype = _id_type(tokenizer)
     key = hashlib.sha256(json.dumps([text.sha256, tokenizer.to_json()]).encode()).hexdigest()
-    ids, (chars, size, unknown) = get_or_create(key, dtype, parts, len(text) * dtype.itemsize, counter.watch.note)
-    return Tokens(ids, None, chars, size, unknown)
+    ids, (chars, size, words, unknown) = get_or_create(
+        key, dtype, parts, len(text) * dtype.itemsize, counter.watch.note
+    )
+    return Tokens(ids, None, chars, size, words, unknown)

@@ -176,7 +176,7 @@ class LanguageData(TaskData):
         return fingerprint(self.corpus.name, self.corpus.sha256, self.corpus.val_sha256)
 
     def summary(self) -> dict[str, str]:
-        train, val, conditioning = self.corpus.train, self.corpus.val, self.corpus.conditioning
+        c, train, val, conditioning = self.config, self.corpus.train, self.corpus.val, self.corpus.conditioning
         unknown = [
             f"{tokens.unknown:,} unknown in {split} ({tokens.unknown / tokens.ids.size:.2%})"
             for split, tokens in (("training", train), ("validation", val))
@@ -189,6 +189,7 @@ class LanguageData(TaskData):
             "tokens": f"{self.config.level} level, vocabulary {self.tokenizer.vocab_size:,}, "
             + ", ".join([f"{train.ids.size:,} + {val.ids.size:,} tokens", *unknown]),
             **({} if conditioning is None else conditioning.summary()),
+            **({"teacher": f"{' '.join(c.teacher)}, {c.teacher_share:g} of the loss"} if c.teacher else {}),
         }
 
     def eval_sets(self, final: bool) -> dict[str, EvalSet]:
@@ -214,7 +215,7 @@ class LanguageData(TaskData):
 
     @property
     def _eval_rows(self) -> int:
-        return max(self.config.batch_size, EVAL_ROWS)
+        return max(self.config.micro_batch_size, EVAL_ROWS)
 
     def _blind(self) -> dict[str, EvalSet]:
         conditioning, val = self.corpus.conditioning, self.corpus.val
@@ -294,6 +295,8 @@ class LanguageData(TaskData):
         rows = [("validation", f"{report['val_loss']:.4f} nats/token, perplexity {report['val_perplexity']:.2f}")]
         if "val_bpc" in report:
             rows.append(("", f"{report['val_bpc']:.4f} bits per character, {report['val_bpb']:.4f} bits per byte"))
+        if "val_word_perplexity" in report:
+            rows.append(("", f"perplexity {report['val_word_perplexity']:,.2f} per word"))
         for name, value in report.items():
             if name.startswith("windows_") and name.endswith("_loss"):
                 rows.append((f"{name.split('_')[1]}-token windows", f"{value:.4f} nats/token, from a zero state"))
@@ -338,13 +341,14 @@ def _check_conditions(config: LanguageConfig, conditioning: Conditioning | None)
 
 
 def per_unit(name: str, loss: float, tokens: Tokens) -> dict[str, float]:
-    """Returns a loss in nats per token as perplexity, bits per character and bits per byte.
+    """Returns a loss in nats per token as perplexity (per token and per word), bits per character and bits per byte.
 
     With unknown tokens, the bits are a lower bound: predicting <unk> does not predict the text that it replaces.
     """
     bits = loss / math.log(2)
     return {
         f"{name}_perplexity": math.exp(min(loss, 700.0)),
+        f"{name}_word_perplexity": math.exp(min(loss / tokens.words_per_token, 700.0)),
         f"{name}_bpc": bits / tokens.chars_per_token,
         f"{name}_bpb": bits / tokens.bytes_per_token,
     }
