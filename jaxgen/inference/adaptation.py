@@ -258,8 +258,8 @@ class AdaptiveReader:
         self._trained, fixed = split_params(task, params)
         if all(each is None for each in self._trained) or not all(hasattr(each, "outputs") for each in members):
             raise UsageError(
-                "Only a recurrent network can adapt, have a cache or another temperature, and this model has none: leave "
-                "out --adapt, --cache and --temperature, or give another run."
+                "Only a recurrent network can adapt, have a cache or another temperature, and this model has none: "
+                "leave out --adapt, --cache and --temperature, or give another run."
             )
         self._options, cache, adapt = options, options.cache, options.adapt
         carries = carry if hasattr(task, "members") else (carry,)
