@@ -25,7 +25,19 @@ ONLY = {
         *("ar", "cold_starts", "embed", "embed_dropout", "feature_columns", "label_column"),
     }
     - {"batch_size", "log", "model", "run", "seed"}
-    | {*("embed_row_dropout", "label_smoothing", "skip_connections", "soft_cap", "softmaxes", "stride", "tar", "tie")},
+    | {
+        *(
+            "embed_row_dropout",
+            "extend_vocabulary",
+            "label_smoothing",
+            "skip_connections",
+            "soft_cap",
+            "softmaxes",
+            "stride",
+            "tar",
+            "tie",
+        )
+    },
 }
 #: Settings that are arguments of ``build``, by kind of model.
 BUILT_FROM = {
@@ -116,6 +128,10 @@ class LanguageConfig(TrainConfig):
     seq_len: Size = 64
     """Tokens of a window: how far gradients are propagated back."""
 
+    extend_vocabulary: bool = False
+    """With --init-from: characters or words of the training text that the other run does not know get tokens too, with
+    weights of a new model. The ids and weights of the others stay."""
+
     in_model: ClassVar[Group] = Group("Model")
     embed: Annotated[int, Field(ge=0, le=MAX_SIZE)] | None = None
     """Size of the token embedding. Default: --hidden. 0: one-hot vectors."""
@@ -185,6 +201,10 @@ class LanguageConfig(TrainConfig):
         if self.stride is not None and self.layout != "windows":
             raise ValueError(f"--stride {self.stride} applies to --layout windows only: leave it out")
         check_level(self)
+        if self.extend_vocabulary and self.init_from is None:
+            raise ValueError(
+                "--extend-vocabulary extends the vocabulary of another run: give its folder as --init-from"
+            )
         if self.documents is not None and self.layout not in (None, "documents"):
             raise ValueError(f"--documents {self.documents} does not apply to --layout {self.layout}")
         if self.is_conditioned:
