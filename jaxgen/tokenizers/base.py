@@ -164,6 +164,13 @@ class Tokenizer(ABC):
         Raises ``UsageError`` for an option out of range.
         """
 
+    def extended(self: T, texts: Iterable[Text], **options: Any) -> tuple[T, list[str]]:
+        """Returns this tokenizer with the tokens of other texts behind its own, whose ids stay, and the new tokens.
+
+        ``options`` are those of ``train``. Raises ``UsageError`` at levels that know every text.
+        """
+        raise UsageError(f"The {self.kind} level knows every text: leave out --extend-vocabulary.")
+
     def safe_cut(self, text: str) -> int:
         """Returns the last place n where a text that begins with ``text`` can be cut, whatever follows; 0 if none.
 

@@ -25,19 +25,19 @@ _CODE_POINTS = 0x110000
 _CHUNK = 1 << 18
 
 
-def _ascending(points: list[int]) -> list[int]:
-    if points and not (np.diff(points) > 0).all():
-        raise ValueError("code points must be in ascending order without repetition")
+def _different(points: list[int]) -> list[int]:
+    if len(set(points)) != len(points):
+        raise ValueError("a code point is listed twice")
     return points
 
 
 class _Saved(StrictModel):
     kind: Literal["char"]
-    code_points: Annotated[list[Annotated[int, Field(ge=0, lt=_CODE_POINTS)]], FailFast(), AfterValidator(_ascending)]
+    code_points: Annotated[list[Annotated[int, Field(ge=0, lt=_CODE_POINTS)]], FailFast(), AfterValidator(_different)]
 
 
 class CharTokenizer(Tokenizer):
-    """Characters in the order of their code points, after the special ids.
+    """Characters in the order of their code points, after the special ids; those of ``extended`` follow.
 
     Example:
         >>> tokenizer = jaxgen.TOKENIZERS["char"].train(["abc"])
@@ -56,7 +56,7 @@ class CharTokenizer(Tokenizer):
         self._points = points
         self.pieces = [*SPECIAL_PIECES, *(without_surrogates(chr(p)).encode() for p in points.tolist())]
         # The entry after the largest code point stands for all larger ones.
-        self._end = int(points[-1]) + 1 if points.size else 0
+        self._end = int(points.max()) + 1 if points.size else 0
         self._table = np.full(self._end + 1, UNK, np.int32)
         self._table[points] = np.arange(NUM_SPECIAL, NUM_SPECIAL + points.size, dtype=np.int32)
 
@@ -67,6 +67,11 @@ class CharTokenizer(Tokenizer):
     def unknown(self, text: str) -> list[tuple[int, str]]:
         """Returns the unknown characters with their positions from 0."""
         return [(int(i), text[i]) for i in np.flatnonzero(self.encode(text) == UNK)]
+
+    def extended(self, texts: Iterable[Text], **options: Any) -> tuple[CharTokenizer, list[str]]:
+        """Returns the tokenizer with the characters of other texts behind its own, and these."""
+        new = np.setdiff1d(type(self).train(texts, **options)._points, self._points).tolist()
+        return type(self)([*self._points.tolist(), *new]), list(map(chr, new))
 
     def safe_cut(self, text: str) -> int:
         """Returns the end: no character depends on another."""

@@ -11,7 +11,7 @@ import numpy as np
 import regex
 from pydantic import FailFast, model_validator
 
-from jaxgen.errors import check_int, choose
+from jaxgen.errors import UsageError, check_int, choose
 from jaxgen.fsutil import StrictModel
 from jaxgen.text import WORD, WORD_CHARACTERS, WORD_START, Text
 from jaxgen.tokenizers.base import (
@@ -113,6 +113,16 @@ class WordTokenizer(Tokenizer):
                 found = UNK if bare is None else bare
             ids.append(found)
         return np.array(ids, np.int32)
+
+    def extended(self, texts: Iterable[Text], **options: Any) -> tuple[WordTokenizer, list[str]]:
+        """Returns the tokenizer with the words of other texts behind its own, and these."""
+        other = type(self).train(texts, **{"split_on": self.split_on, **options})
+        if other.split_on != self.split_on:
+            raise UsageError(
+                f"The words of --init-from are split on {self.split_on}: give that as --split-on, or leave it out."
+            )
+        new = [word for word in other._words if word not in self._ids]
+        return type(self)([*self._words, *new], self.split_on), new
 
     def safe_cut(self, text: str) -> int:
         """Returns the last place before white space or, split on punctuation, after a punctuation mark."""

@@ -13,7 +13,9 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxgen.data.files import data_folders
 from jaxgen.errors import CheckpointError, DataError, UsageError, check_kind, choose, counted
@@ -31,6 +33,7 @@ from jaxgen.runs.manifest import (
     tree_sha256,
 )
 from jaxgen.runtime import check_jax_settings, need_devices, numerics, processor_name
+from jaxgen.sampling.decode import make_key
 from jaxgen.tasks.base import Codec, TaskData
 from jaxgen.tasks.registry import DATA, baseline, objective
 from jaxgen.trainer.advice import advise_data
@@ -368,7 +371,11 @@ def _prepare(config: TrainConfig, emit: Emit, processes: int, source: Source | N
     # Options that depend on the device are recorded, so that a resumed run computes the same bits.
     options |= task.resolved_options()
     task = build(**options)
-    params = None if source is None else _initial_params(source, shapes, config.init_from)
+    params = None
+    if isinstance(source, LoadedRun) and getattr(config, "extend_vocabulary", False):
+        params = _extended_params(source, task, data, config)
+    elif source is not None:
+        params = _initial_params(source, shapes, config.init_from)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     devices = choose_devices(config, parameters / data.tokens_per_step, processes)
     check_device_memory(parameters, devices // processes)
@@ -485,7 +492,9 @@ def _reopen(
     ):
         raise UsageError(f"The run {path} was started with other settings: {changed}. Leave them out to continue it.")
     header = saved.resolved.get("header")
-    same = config if header is None else config.model_copy(update={"header": header})
+    # The vocabulary was extended when the run was started, and its codec is that.
+    as_started = {"extend_vocabulary": False} if hasattr(config, "extend_vocabulary") else {}
+    same = config.model_copy(update=as_started if header is None else {**as_started, "header": header})
     with data_folders(saved.data_folders):
         data = _load(same, saved.codec, emit)
     here = saved.directory.relative_to_here()
@@ -581,6 +590,30 @@ def _shapes(task: Any, config: TrainConfig) -> Params:
             f"The cell {config.layers_pattern or config.cell!r} cannot use --cell-options {given}: "
             f"{str(error).splitlines()[0]} Give a value of the kind that the option has, or leave it out."
         ) from None
+
+
+def _extended_params(source: LoadedRun, task: Any, data: TaskData, config: TrainConfig) -> Params:
+    """The weights of ``source`` for a model with more tokens: those of the new ones are those of a new model."""
+    sizes = tuple(data.vocab_sizes(codec)["vocab_size"] for codec in (source.codec, data.codec))
+    fresh = create_state(task, optax.identity(), make_key(config.seed), rows=1).params
+    old = source.params()[1]
+
+    def extend(old: Any, fresh: Any) -> Any:
+        if old.shape == fresh.shape:
+            return old
+        kept = [pair for pair in zip(old.shape, fresh.shape) if pair[0] != pair[1]]
+        if len(old.shape) != len(fresh.shape) or kept != [sizes]:
+            raise ValueError(f"an array has the shape {old.shape} there, and {fresh.shape} here")
+        return jnp.asarray(fresh).at[tuple(map(slice, old.shape))].set(old)
+
+    try:
+        extended: Params = jax.tree.map(extend, old, fresh)
+    except ValueError as error:
+        raise UsageError(
+            f"--init-from {config.init_from} does not fit this model: {str(error).splitlines()[0]}. Give the settings "
+            "of that run."
+        ) from None
+    return extended
 
 
 def _initial_params(source: Source, shapes: Params, name: str | None) -> Params:

@@ -156,7 +156,7 @@ def test_a_misspelt_kind_suggests_the_nearest():
         load_tokenizer({"kind": "chr"})
 
 
-@pytest.mark.parametrize("points", [[97, 97], [98, 97], [-1], [0x110000], [True], [1.0], ["a"], "abc", None])
+@pytest.mark.parametrize("points", [[97, 97], [98, 97, 98], [-1], [0x110000], [True], [1.0], ["a"], "abc", None])
 def test_malformed_code_points_are_refused(points):
     with pytest.raises(CheckpointError, match="malformed"):
         load_tokenizer({"kind": "char", "code_points": points})
@@ -338,6 +338,25 @@ def test_the_unknown_word_of_a_corpus_is_known_and_other_words_are_not():
 def test_what_does_not_stand_between_white_space_is_refused(words):
     with pytest.raises(CheckpointError):
         load_tokenizer({"kind": "word", "split_on": "whitespace", "words": words})
+
+
+@pytest.mark.parametrize("kind", ["char", "word", "whitespace"])
+def test_an_extended_vocabulary_keeps_its_ids_and_knows_the_other_text(kind):
+    options = {"word": {"min_count": 1}, "whitespace": {"split_on": "whitespace"}}.get(kind, {})
+    old = TOKENIZERS["char" if kind == "char" else "word"].train(["the cat\n"], **options)
+    tokenizer, new = old.extended(["the bat, ähm\n"], **options)
+    assert new
+    assert tokenizer.pieces == [*old.pieces, *(piece.encode() for piece in new)]
+    assert UNK not in tokenizer.encode("the bat, ähm\n")
+    np.testing.assert_array_equal(tokenizer.encode("the cat"), old.encode("the cat"))
+    assert load_tokenizer(tokenizer.to_json()).to_json() == tokenizer.to_json()
+    assert tokenizer.extended(["the bat, ähm\n"], **options)[1] == []
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe"])
+def test_levels_that_know_every_text_are_not_extended(kind):
+    with pytest.raises(UsageError, match="--extend-vocabulary"):
+        TRAINED[kind].extended(["abc"])
 
 
 def test_a_prompt_with_unknown_characters_names_them_and_their_positions():

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from builders import language_config
+from builders import language_config, write
 from edited import edit
 
 from jaxgen import jitted
@@ -149,6 +149,30 @@ def test_weights_are_looked_for_so_often_and_no_more(book, tmp_path, monkeypatch
     with pytest.raises(CheckpointError, match="999"):
         LoadedRun.open(tmp_path / "run").params()
     assert len(asked) == MAX_ATTEMPTS + 1
+
+
+@pytest.mark.filterwarnings("ignore:The vocabulary of --init-from")
+@pytest.mark.parametrize("model", [{}, {"tie": True}, {"embed": 0}])
+def test_a_vocabulary_grows_and_the_weights_of_its_old_tokens_stay(book, tmp_path, model):
+    start(settings(book, tmp_path / "old", steps=2, **model)).train()
+    other = write(tmp_path / "other.txt", Path(book).read_text() + "Żółć ąę\n" * 40)
+    more = {"init_from": str(tmp_path / "old"), "extend_vocabulary": True, **model}
+    trainer = start(settings(other, tmp_path / "new", steps=4, **more))
+    saved = LoadedRun.open(tmp_path / "old")
+    olds, news = (jax.tree.leaves(tree) for tree in (saved.params()[1], trainer.state.params))
+    for old, new in zip(olds, news):
+        np.testing.assert_array_equal(np.asarray(new)[tuple(map(slice, old.shape))], old)
+    sizes = saved.codec.vocab_size, trainer.data.codec.vocab_size
+    assert sizes[1] == sizes[0] + 6
+    assert [pair for o, n in zip(olds, news) for pair in zip(o.shape, n.shape) if pair[0] != pair[1]] in (
+        [sizes] * 2,
+        [sizes] * 3,
+    )
+    trainer.train()
+    resumed = resume(tmp_path / "new", settings(other, tmp_path / "new", steps=6, **more))
+    assert resumed.data.codec.vocab_size == sizes[1]
+    with pytest.raises(UsageError, match="does not fit"):
+        start(settings(other, tmp_path / "wide", hidden=16, **more))
 
 
 def test_a_new_run_can_begin_with_the_best_weights_of_another(book, tmp_path):

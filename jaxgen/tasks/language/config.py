@@ -20,13 +20,10 @@ MAX_SOFTMAXES = 64
 #: Settings that only one kind of model uses: most are about layers and gradient descent.
 ONLY = {
     "ngram": {"order"},
-    "rnn": {
-        *TrainConfig.model_fields,
-        *("ar", "cold_starts", "embed", "embed_dropout", "feature_columns", "label_column"),
-    }
-    - {"batch_size", "log", "model", "run", "seed"}
-    | {*("embed_row_dropout", "label_smoothing", "skip_connections", "soft_cap", "softmaxes", "stride", "tar")}
-    | {"teacher", "teacher_share", "teacher_temperature", "tie"},
+    "rnn": {*TrainConfig.model_fields} - {"batch_size", "log", "model", "run", "seed"}
+    | {"ar", "cold_starts", "embed", "embed_dropout", "embed_row_dropout", "extend_vocabulary", "feature_columns"}
+    | {"label_column", "label_smoothing", "skip_connections", "soft_cap", "softmaxes", "stride", "tar", "teacher"}
+    | {"teacher_share", "teacher_temperature", "tie"},
 }
 #: Settings that are arguments of ``build``, by kind of model.
 BUILT_FROM = {
@@ -124,6 +121,9 @@ class LanguageConfig(TrainConfig):
     """Share of --teacher in the loss; the rest is that of the text."""
     teacher_temperature: Annotated[float, Field(ge=0.1, le=100, allow_inf_nan=False)] = 1.0
     """Temperature at which the model learns the probabilities of --teacher. Above 1, unlikely tokens count more."""
+    extend_vocabulary: bool = False
+    """With --init-from: characters or words of the training text that the other run does not know get tokens too, with
+    weights of a new model. The ids and weights of the others stay."""
 
     in_model: ClassVar[Group] = Group("Model")
     embed: Annotated[int, Field(ge=0, le=MAX_SIZE)] | None = None
@@ -194,6 +194,10 @@ class LanguageConfig(TrainConfig):
         if self.stride is not None and self.layout != "windows":
             raise ValueError(f"--stride {self.stride} applies to --layout windows only: leave it out")
         check_level(self)
+        if self.extend_vocabulary and self.init_from is None:
+            raise ValueError(
+                "--extend-vocabulary extends the vocabulary of another run: give its folder as --init-from"
+            )
         if self.documents is not None and self.layout not in (None, "documents"):
             raise ValueError(f"--documents {self.documents} does not apply to --layout {self.layout}")
         if self.is_conditioned:

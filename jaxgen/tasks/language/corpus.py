@@ -29,7 +29,7 @@ from jaxgen.data.tables import (
     shared_files_notes,
 )
 from jaxgen.data.token_cache import Part, get_or_create
-from jaxgen.errors import DataError, check_kind, counted
+from jaxgen.errors import DataError, check_kind, counted, listed
 from jaxgen.runs.config import validate
 from jaxgen.tasks.base import tokenizer_options
 from jaxgen.tasks.labels import twin_notes
@@ -214,10 +214,15 @@ def encode_splits(
         conditioning = Conditioning.fit(splits.train_known, config.feature_columns, splits.name)
         for note in twin_notes(conditioning.labels):
             watch.note(note)
-    if tokenizer is None:
+    if tokenizer is None or config.extend_vocabulary:
         counter = ProgressCounter(watch, "learning the vocabulary", sum(map(len, splits.train)))
-        texts = (track(in_pieces(text), counter) for text in splits.train)
-        tokenizer = TOKENIZERS[config.level].train(texts, **tokenizer_options(config))
+        texts, options = (track(in_pieces(text), counter) for text in splits.train), tokenizer_options(config)
+        if tokenizer is None:
+            tokenizer = TOKENIZERS[config.level].train(texts, **options)
+        else:
+            tokenizer, new = tokenizer.extended(texts, **options)
+            what = counted(len(new), f"new {tokenizer.unit}")
+            watch.note(f"The vocabulary of --init-from was extended by {what}{': ' if new else ''}{listed(new)}.")
     for note in header_notes(splits.first_rows):
         watch.note(note)
 
