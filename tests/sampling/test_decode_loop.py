@@ -313,7 +313,7 @@ def has_sort(text):
     return re.search(r"= \S.* sort\(|\btopk\b.*sort", text) is not None
 
 
-#: Every registered transform but those that need the texts of tokens once, in order, each in the way of what it would otherwise do.
+#: Every registered transform once, in order, but those that need the texts of tokens: each in the way of the others.
 ALL = chain(
     Forbid((PAD,)),
     Bias(((PAD, 50.0), (5, 1.0))),
