@@ -67,7 +67,7 @@ def test_each_seed_is_the_run_that_it_is_alone(whole, book, tmp_path):
         start(settings(book, tmp_path / f"{seed}", seed=seed, devices=1)).train()
         alone, together = rows(tmp_path / f"{seed}"), rows(whole / f"seed-{seed}")
         for a, b in zip(alone, together, strict=True):
-            assert a == pytest.approx(b, abs=1e-5)
+            assert a == pytest.approx(b, abs=1e-5, rel=1e-5)  # a perplexity can be large
         assert read_config(RunDirectory(whole / f"seed-{seed}"))["resolved"]["seeds"]["vmapped"] == [*SEEDS]
     assert jaxgen.load(whole / "seed-7").generate("the", length=5)
 
