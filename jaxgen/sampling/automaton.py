@@ -181,7 +181,9 @@ class _Nodes:
                 self.connect(parts, flags, begin, end)
         elif kind is op.SUBPATTERN:
             _, more, less, parts = value
-            self.connect(parts, _compiler._combine_flags(flags, more, less), begin, end)
+            if more & _parser.TYPE_FLAGS:  # ASCII, Unicode: one replaces the other
+                flags &= ~_parser.TYPE_FLAGS
+            self.connect(parts, (flags | more) & ~less, begin, end)
         elif kind in (op.MAX_REPEAT, op.MIN_REPEAT):  # which text they prefer makes no difference
             least, most, parts = value
             self._repeat(int(least), None if most == op.MAXREPEAT else int(most), parts, flags, begin, end)

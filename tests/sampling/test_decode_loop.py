@@ -332,7 +332,8 @@ ALL = chain(
 
 
 def test_a_decoding_step_holds_no_sort_whatever_the_transforms():
-    assert ALL.kinds == tuple(TRANSFORMS.values())
+    patterns = {TRANSFORMS["regex"], TRANSFORMS["words-from"]}  # which need a tokenizer: their contract has this check
+    assert ALL.kinds == tuple(kind for kind in TRANSFORMS.values() if kind not in patterns)
     wide = 50_000
     state = jax.eval_shape(lambda: DecodeState.start(ALL, jnp.zeros((R, H)), jnp.zeros((R, wide)), eos=EOS))
     loop = partial(decode, lambda w, c, t: (c, w), ALL.kinds, length=3, greedy=False, eos=EOS, pad=PAD)
