@@ -56,9 +56,11 @@ KEPT = {"base": "--preset base", "ngram": "--model ngram --order 7"}
 #: trained with ``--holdout 0.03`` and seed 0: ``jaxgen score --mix base ngram --mix-fit --validation --adapt --fit``.
 SCORED = {
     "base": "--run {base}",
-    "base, 7-gram": "--mix {base}:0.5 {ngram}:0.5",
-    "base, adapted": "--run {base} --adapt",
-    "base, 7-gram, adapted": "--mix {base}:0.5 {ngram}:0.5 --adapt",
+    "base, 7-gram": "--mix {base}:0.6638 {ngram}:0.3362",
+    "base, adapted": "--run {base} --adapt --adapt-rate 0.002 --adapt-decay 0.001",
+    "base, 7-gram, adapted": (
+        "--mix {base}:0.7193 {ngram}:0.2807 --adapt --adapt-rate 0.004 --adapt-decay 0.001 --temperature 0.9"
+    ),
 }
 #: Optimizers at equal steps, with the learning rates that were best on held-out text.
 OPTIMIZERS = {

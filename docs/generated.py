@@ -147,7 +147,8 @@ def flags_page() -> str:
             asked = parsed_by(command)
             about = re.sub(r"\s{2,}.*", "", about)
             parts += [f"## {asked['prog']}", f"{about[0].upper()}{about[1:]}."]
-            parts += [_flag_table(asked, [*asked["kind"].model_fields], extra=True)]
+            settings = [] if command == "sweep" else [*asked["kind"].model_fields]  # a sweep has those of train.py
+            parts += [_flag_table(asked, settings, extra=True)]
     common = [(f"`{_flag(each.name)}`", "", _text(each.help)) for each in COMMON]
     parts += [
         "## Flags of every command",

@@ -149,11 +149,15 @@ class JaxgenWarning(UserWarning):
 
 
 def near_name(name: str, known: Iterable[str]) -> str | None:
-    """Returns the known name that was probably meant: one that begins with ``name``, or is spelt almost like it."""
+    """Returns the known name that was probably meant.
+
+    It begins with ``name``, has the same letters, or is spelt almost like it.
+    """
     plain = {each.lstrip("-/").lower(): each for each in known}
     given = name.lstrip("-/").lower()
     longer = sorted((each for each in plain if len(given) > 2 and each.startswith(given)), key=len)
-    found = longer or difflib.get_close_matches(given, plain, n=1, cutoff=0.7)
+    swapped = [each for each in plain if sorted(each) == sorted(given)]
+    found = longer or swapped or difflib.get_close_matches(given, plain, n=1, cutoff=0.7)
     return plain[found[0]] if found else None
 
 

@@ -129,6 +129,8 @@ def write_output(path: str | os.PathLike[str], data: bytes, what: str = "The pat
 
 def _output_problem(path: str) -> str | None:
     """Why ``write_output`` cannot write to ``path``, as the end of a sentence."""
+    if path == "-":
+        return "would be a file of that name"
     try:
         status = os.stat(path)
     except FileNotFoundError:

@@ -30,6 +30,7 @@ from jaxgen.training.data_parallel import (
     shard_train_steps_with_stop_flag,
 )
 from jaxgen.training.dynamic_evaluation import dynamic_evaluation
+from jaxgen.training.seeds import seed_train_steps
 from jaxgen.training.step import create_state, eval_step, train_steps
 from jaxgen.training.task import PromptedTask, Task, WritingTask
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
@@ -108,6 +109,22 @@ def jit_train_steps(
     shard = shard_train_steps if jax.process_count() == 1 else shard_train_steps_with_stop_flag
     steps = shard(task, optimizer, make_global_mesh(devices), read, accumulate)
     return one_at_a_time(jax.jit(steps, donate_argnums=1))
+
+
+@cached
+def jit_seed_train_steps(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    devices: int,
+    read: HostBatches | DeviceText,
+    shares_text: bool,
+) -> Callable:
+    """``(keys, states, batches, count, rates) -> (states, metrics)`` of several runs (``seed_train_steps``).
+
+    Donates the states. The runs are spread over ``devices``.
+    """
+    mesh = None if devices == 1 else make_mesh(devices)
+    return jax.jit(seed_train_steps(task, optimizer, read, shares_text, mesh), donate_argnums=1)
 
 
 @cached

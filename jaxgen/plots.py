@@ -252,6 +252,8 @@ class Mark(NamedTuple):
 def draw_losses(metrics: Sequence[Row], path: Target, title: str, target: str, best: Best) -> None:
     """Plot the losses of ``metrics`` (rows of ``metrics.jsonl``; any value may be absent) as a PNG at ``path``.
 
+    A value whose row also has its ``_spread`` is the mean of several runs; a band shows the spread around it.
+
     Training loss per step and smoothed, validation loss with the ``best`` checkpoint, bits per character on the right
     where the rows have them; below it the metric that decides, if it is not the loss, and the learning rate. 1000 x 600
     pixels, with such a metric 1000 x 800. ``target`` is what the loss is per.
@@ -266,8 +268,11 @@ def draw_losses(metrics: Sequence[Row], path: Target, title: str, target: str, b
         write_title(figure, title)
         panels = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0])
         _draw_losses(panels[0], train, validation, loss_mark, target)
+        _draw_spread(panels[0], metrics, "train_loss", theme().cycle[0])
+        _draw_spread(panels[0], metrics, "val_loss", theme().cycle[1])
         if deciding.size:
             _draw_validation(panels[1], deciding, mark)
+            _draw_spread(panels[1], metrics, best.by, theme().cycle[1])
             panels[1].set_ylabel(best.axis)
         if rate.size:
             _draw_rate(panels[-1], rate)
@@ -320,6 +325,14 @@ def _draw_validation(axes: Axes, points: np.ndarray, mark: Mark | None) -> None:
     if mark is not None:
         ring: dict[str, Any] = {"mfc": look.page, "mec": look.cycle[1], "mew": 2.2, "ls": "none"}
         axes.plot([mark.step], [mark.value], "o", ms=9, zorder=5, label=mark.text, **ring)
+
+
+def _draw_spread(axes: Axes, metrics: Sequence[Row], name: str, color: str) -> None:
+    """A band of the spread of several runs around their mean, where the rows have both."""
+    means, spreads = dict(_series(metrics, name).tolist()), dict(_series(metrics, f"{name}_spread").tolist())
+    steps = sorted({*means} & {*spreads})
+    low, high = ([means[step] + sign * spreads[step] for step in steps] for sign in (-1, 1))
+    axes.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)
 
 
 def _draw_rate(axes: Axes, rate: np.ndarray) -> None:
@@ -427,6 +440,76 @@ def draw_comparison(
             "handlelength": 3.5,
         }
         figure.legend(labelcolor=look.ink, **legend)
+
+
+#: The most values of an axis of parallel coordinates that all have a label, and the letters of a label.
+MAX_LEVELS, MAX_LEVEL = 9, 16
+
+
+def draw_parallel(
+    lines: Sequence[tuple[Mapping[str, Any], float]], path: Target, title: str, label: str, higher_is_better: bool
+) -> None:
+    """Plot trials of a sweep as parallel coordinates, a PNG at ``path``.
+
+    Each of ``lines`` is a trial: its settings by name, and the figure that it reached. A setting is an axis, the figure
+    (``label``) the last one; the better a trial, the stronger its colour, and the best has a colour of its own.
+    """
+    look, names = theme(), [*lines[0][0]] if lines else []
+    figures = np.array([figure for _, figure in lines], dtype=float)
+    with figure_file(path, max(6.0, 2.4 * (len(names) + 1)), 5) as figure:
+        write_title(figure, title)
+        axes = figure.subplots()
+        style_axes(axes)
+        axes.set(yticks=[], xlim=(-0.15, len(names) + 0.35), ylim=(-0.06, 1.06))
+        if not lines:
+            write_note(axes, "nothing to compare")
+            return
+        heights = [*(_levels(axes, place, [values[name] for values, _ in lines]) for place, name in enumerate(names))]
+        heights.append(_scale(axes, len(names), figures))
+        axes.set_xticks(range(len(names) + 1), [*(shorten(name, 2 * MAX_LEVEL) for name in names), label])
+        axes.tick_params(axis="x", colors=look.ink, labelsize=10)
+        ranks = np.argsort(np.argsort(-figures if higher_is_better else figures))
+        for trial in np.argsort(-ranks):  # the best is drawn last
+            best, share = ranks[trial] == 0, 1 - ranks[trial] / max(len(lines) - 1, 1)
+            color = look.cycle[1] if best else weights_map()(0.25 + 0.6 * share)
+            points = [height[trial] for height in heights]
+            shown = f"best: {figures[trial]:.4g}" if best else None
+            axes.plot(range(len(points)), points, color=color, lw=2.4 if best else 1.2, marker="o", ms=4, label=shown)
+        add_legend(axes)
+
+
+def _levels(axes: Axes, place: int, values: Sequence[Any]) -> list[float]:
+    """Draw the axis of a setting; returns where the values are on it, from 0 to 1."""
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    if numbers and len(set(values)) > MAX_LEVELS:
+        return _scale(axes, place, np.array(values, dtype=float))
+    texts = [" ".join(map(str, value)) if isinstance(value, (list, tuple)) else value for value in values]
+    known = sorted(set(texts)) if numbers else sorted(set(map(str, texts)))
+    at = {str(level): (number + 0.5) / len(known) for number, level in enumerate(known)}
+    for level, height in at.items():
+        if len(known) <= 3 * MAX_LEVELS:
+            _write_level(axes, place, height, level)
+    axes.axvline(place, color=theme().grid, lw=1, zorder=0)
+    return [at[str(text)] for text in texts]
+
+
+def _scale(axes: Axes, place: int, values: np.ndarray) -> list[float]:
+    """Draw an axis of numbers, logarithmic if they are far apart; returns where the values are, from 0 to 1."""
+    low, high = float(values.min()), float(values.max())
+    logarithmic = low > 0 and high >= 10 * low
+    places = np.log(values) if logarithmic else values
+    first, last = float(places.min()), float(places.max())
+    for share in (0.0, 0.5, 1.0) if last > first else (0.5,):
+        middle = first + share * (last - first)
+        _write_level(axes, place, share, f"{math.exp(middle) if logarithmic else middle:.4g}")
+    axes.axvline(place, color=theme().grid, lw=1, zorder=0)
+    return [float(share) for share in (places - first) / (last - first)] if last > first else [0.5] * len(values)
+
+
+def _write_level(axes: Axes, place: int, height: float, text: str) -> None:
+    page = {"facecolor": theme().page, "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
+    style: dict[str, Any] = {"color": theme().ink, "fontsize": 9, "va": "center", "zorder": 6, "bbox": page}
+    axes.text(place + 0.05, height, shorten(text, MAX_LEVEL), **style)
 
 
 def draw_rates(rates: Sequence[float], losses: Sequence[float], suggestion: float, path: Target) -> None:

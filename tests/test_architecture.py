@@ -20,6 +20,7 @@ from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.tasks.language.config import BUILT_FROM, ONLY
 from jaxgen.tasks.registry import BASELINES, DATA, TASKS, model_names
 from jaxgen.tokenizers import TOKENIZERS
+from jaxgen.training.averaging import AVERAGES
 from jaxgen.training.optimizer import OPTIMIZERS
 from jaxgen.training.schedules import SCHEDULES
 
@@ -250,13 +251,13 @@ def test_every_module_begins_with_a_docstring():
     assert [name for name, tree in modules() if not ast.get_docstring(tree)] == []
 
 
-@pytest.mark.parametrize("registry", [CELLS, DATA, OPTIMIZERS, SCHEDULES, TASKS, TOKENIZERS, TRANSFORMS])
+@pytest.mark.parametrize("registry", [AVERAGES, CELLS, DATA, OPTIMIZERS, SCHEDULES, TASKS, TOKENIZERS, TRANSFORMS])
 def test_a_registry_is_a_plain_dict_of_names_as_one_types_them(registry):
     assert type(registry) is dict
     assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in registry)
 
 
-@pytest.mark.parametrize("registry", [CELLS, DATA, OPTIMIZERS, SCHEDULES, TASKS])
+@pytest.mark.parametrize("registry", [AVERAGES, CELLS, DATA, OPTIMIZERS, SCHEDULES, TASKS])
 def test_a_registry_is_in_alphabetical_order(registry):
     """But for the transforms, whose order is that in which they act (``tests/contracts/test_transforms.py``)."""
     assert list(registry) == sorted(registry)

@@ -31,7 +31,17 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 #: What the examples of docstrings have imported.
 SCOPE = {"jax": jax, "jaxgen": jaxgen, "jnp": jnp, "nn": nn, "np": np, "optax": optax, "partial": partial}
 #: Names without an example: registries, which are dictionaries, and an error that only a failing training raises.
-WITHOUT = {"BLOCKS", "CELLS", "OPTIMIZERS", "SCHEDULES", "TASKS", "TOKENIZERS", "TRANSFORMS", "DivergedError"}
+WITHOUT = {
+    "AVERAGES",
+    "BLOCKS",
+    "CELLS",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "TASKS",
+    "TOKENIZERS",
+    "TRANSFORMS",
+    "DivergedError",
+}
 NAMES = sorted({*dir(jaxgen)} - WITHOUT - {"__version__"})
 NAMES += [f"callbacks.{name}" for name in vars(jaxgen.callbacks) if not name.startswith("_") and name != "Callback"]
 PARTS = {**jaxgen.TOKENIZERS, **jaxgen.TRANSFORMS}

@@ -96,6 +96,7 @@ def parse(
     extra: Sequence[Flag] = (),
     default: Config | None = None,
     names: Mapping[str, Iterable[str]] = {},
+    common: Sequence[str] = (),
 ) -> tuple[Config, dict[str, Any]]:
     """Parse ``args`` into settings of the class ``kind``.
 
@@ -107,6 +108,7 @@ def parse(
         extra: More flags.
         default: Values that flags override. Default: those of ``kind``.
         names: Setting -> the registry whose entries it can name.
+        common: The flags that ``--help`` shows. Default: those of ``kind.common``, if it has them, else all.
 
     Returns:
         The settings, and the values of ``extra`` by name.
@@ -121,7 +123,7 @@ def parse(
     if asks_help(args):
         order = {group: place for place, group in enumerate(groups_of(kind))}
         flags.sort(key=lambda flag: order.get(flag.group, len(order)))
-        raise Help(prog, description, flags, getattr(kind, "common", ()), is_written(args, "--help-all"))
+        raise Help(prog, description, flags, common or getattr(kind, "common", ()), is_written(args, "--help-all"))
     written = read_flags(args, flags, prog)
     given = {} if default is None else {name: getattr(default, name) for name in default.model_fields_set}
     config = validate(kind, {**given, **{name: written[name] for name in kind.model_fields if name in written}})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -58,9 +57,9 @@ def open_sampler(
         if named:
             name_newest(config.run, sampler.directory)
         return sampler
-    from jaxgen.inference.mixture import PLAIN, fit_mixture, mix, open_members
+    from jaxgen.inference.mixture import PLAIN, fit_mixture, mix, open_members, read_members
 
-    runs, weights = read_mixture(config.mix)
+    runs, weights = read_members(config.mix, "--mix")
     if len(runs) < 2:
         raise UsageError(f"--mix names only {runs[0]}: give two or more runs, or --run {runs[0]}.")
     if weights is not None and (config.mix_fit or config.mix_gate):
@@ -72,29 +71,6 @@ def open_sampler(
     fit = fit_mixture(samplers, gated=config.mix_fit == "gate", reading=reading or PLAIN)
     log(describe_fit(runs, fit))
     return mix(samplers, fit.weights, gate=fit.gate)
-
-
-def read_mixture(words: Sequence[str]) -> tuple[list[str], list[float] | None]:
-    """The runs and weights of ``RUN:WEIGHT ...``; without weights ``None``. A name may itself contain a colon."""
-    runs: list[str] = []
-    weights: list[float] = []
-    for word in words:
-        run, _, number = word.rpartition(":")
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = None
-        if not run or weight is None or os.path.isdir(word):
-            runs.append(word)
-        else:
-            runs.append(run)
-            weights.append(weight)
-    if weights and len(weights) < len(runs):
-        raise UsageError(
-            f"--mix {' '.join(words)} names {counted(len(runs), 'run')} and {counted(len(weights), 'weight')}: give "
-            "each run a weight, as in runs/language-1:0.7, or none."
-        )
-    return runs, weights or None
 
 
 def describe_fit(runs: Sequence[str], fit: MixtureFit) -> str:

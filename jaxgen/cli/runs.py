@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxgen.cli.common import log, run_command, write_out
+from jaxgen.cli.common import log, one_line, run_command, write_out
 from jaxgen.cli.flags import Flag, Needs, check_flags, load_plugins, parse
 from jaxgen.errors import CheckpointError, UsageError, counted
 
@@ -111,8 +110,10 @@ def described(folder: Path) -> list[dict[str, Any]]:
 
 def entries(folder: Path) -> list[Path]:
     """The paths in a folder with runs. Raises ``CheckpointError`` if it cannot be listed."""
+    from jaxgen.runs.directory import list_members
+
     try:
-        return [folder / name for name in sorted(os.listdir(folder))]
+        return [folder / name for name in list_members(folder)]
     except FileNotFoundError:
         raise CheckpointError(
             f"There is no folder {folder}: train a model with `python train.py`, or give the folder with the runs."
@@ -126,7 +127,7 @@ def show(found: Sequence[Mapping[str, Any]], columns: Mapping[str, Any], as_json
     if as_json:
         write_out("".join(json.dumps(run) + "\n" for run in found))
         return
-    rows = [list(columns), *([cell(run) for cell in columns.values()] for run in found)]
+    rows = [list(columns), *([one_line(cell(run)) for cell in columns.values()] for run in found)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     write_out("".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in rows))
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxgen.cli.common import Answer, asks_version, hold_descriptors, log, one_line, run_command
@@ -120,6 +121,7 @@ def train(args: list[str], group: ProcessGroup | None = None, began: float | Non
     ``began`` is when the command started, on the clock ``time.perf_counter``.
     """
     from jaxgen.cli.progress import Screen
+    from jaxgen.runs.collection import is_seeds
     from jaxgen.runtime import need_backend
     from jaxgen.trainer.process_group import ProcessGroup
     from jaxgen.trainer.run import resume, start
@@ -129,20 +131,56 @@ def train(args: list[str], group: ProcessGroup | None = None, began: float | Non
     try:
         with group.translate_errors():
             with group.all_or_none() as facts:  # before process 0 creates the folder that all of them look for
+                seeds = flag_value(args, "--seeds")
                 config, resuming = parse_args(args)
+                if seeds is not None and not group.is_single:
+                    raise UsageError("--seeds needs a single process: leave out --distributed or --coordinator.")
                 facts["folder"] = "goes on" if resuming else "begins"
             need_backend()
             if (picture := flag_value(args, "--lr-find")) is not None:
-                _find_lr(config, picture, screen, resuming or not group.is_single)
+                _find_lr(config, picture, screen, resuming or not group.is_single or seeds is not None)
+                return
+            changed = flag_value(args, "--data-changed") or "refuse"
+            if seeds is not None or (resuming and is_seeds(config.run)):
+                _train_seeds(config, seeds, screen, changed, resuming)
                 return
             if resuming:
-                changed = flag_value(args, "--data-changed") or "refuse"
                 trainer = resume(str(config.run), config, screen.show, changed, group=group)
             else:
                 trainer = start(config, screen.show, group=group, began=began)
             trainer.train()
     finally:
         screen.close()
+
+
+def _train_seeds(config: TrainConfig, seeds: str | None, screen: Screen, changed: str, resuming: bool) -> None:
+    """Train or continue runs that differ in their seeds."""
+    from jaxgen.runs.collection import is_seeds
+    from jaxgen.trainer.seeds import read_seeds, resume_seeds, train_seeds
+
+    if not resuming:
+        train_seeds(config, parse_seeds(seeds or "", config.seed), screen.show)
+        return
+    if not is_seeds(config.run):
+        raise UsageError(f"{config.run} is a run with a single seed: leave out --seeds to continue it.")
+    folder = Path(str(config.run))
+    if seeds is not None and parse_seeds(seeds, config.seed) != (known := read_seeds(folder).seeds):
+        raise UsageError(f"The runs in {folder} have the seeds {', '.join(map(str, known))}: leave out --seeds.")
+    resume_seeds(folder, config, screen.show, changed)
+
+
+def parse_seeds(text: str, first: int) -> list[int]:
+    """The seeds of ``--seeds``: a list with commas, or how many from ``first`` on. Raises ``UsageError``."""
+    from jaxgen.trainer.seeds import MAX_SEEDS
+
+    if "," in text:
+        return [read_number("seeds", [word]) for word in text.split(",") if word]
+    number = read_number("seeds", [text])
+    if not 1 <= number <= MAX_SEEDS:
+        raise UsageError(
+            f"--seeds is {number:,}: give a number of seeds from 1 to {MAX_SEEDS:,}, or seeds with commas."
+        )
+    return [*range(first, first + number)]
 
 
 def _find_lr(config: TrainConfig, picture: str, screen: Screen, refuse: bool) -> None:
@@ -152,7 +190,9 @@ def _find_lr(config: TrainConfig, picture: str, screen: Screen, refuse: bool) ->
     from jaxgen.trainer.lr_finder import find_lr
 
     if refuse:
-        raise UsageError("--lr-find tries rates for a new run on one process: leave out --resume and --coordinator.")
+        raise UsageError(
+            "--lr-find tries rates for a new run on one process: leave out --resume, --seeds and --coordinator."
+        )
     check_output(picture, "--lr-find")
 
     def watch(step: int, rate: float, loss: float) -> None:
@@ -182,12 +222,16 @@ def parse_args(args: list[str]) -> tuple[TrainConfig, bool]:
 
 def _saved_task(args: list[str]) -> str | None:
     """The task of the run to be resumed, if there is one."""
+    from jaxgen.runs.collection import is_seeds
     from jaxgen.runs.config import check_folder
     from jaxgen.runs.directory import RunDirectory
     from jaxgen.tasks.registry import DATA
+    from jaxgen.trainer.seeds import read_seeds
 
     run, mode = flag_value(args, "--run"), flag_value(args, "--resume")
     check_folder(run)
+    if run is not None and mode not in (None, "never") and is_seeds(run):
+        return read_seeds(Path(run)).task
     if run is None or mode in (None, "never") or not RunDirectory(run).exists():
         return None
     task = RunDirectory(run).task()
@@ -201,8 +245,10 @@ def config_from_flags(kind: type[TrainConfig], args: list[str]) -> tuple[TrainCo
     and ``--config`` override the saved settings. Raises ``UsageError``, and with ``--show-config`` the ``Answer``.
     """
     from jaxgen.inference.loading import LoadedRun
+    from jaxgen.runs.collection import is_seeds
     from jaxgen.runs.config import check_folder, read_toml, validate
     from jaxgen.runs.directory import RunDirectory
+    from jaxgen.trainer.seeds import seeds_config
 
     mode, file, run = (flag_value(args, flag) for flag in ("--resume", "--config", "--run"))
     values = {} if file is None else read_toml(file)
@@ -215,11 +261,12 @@ def config_from_flags(kind: type[TrainConfig], args: list[str]) -> tuple[TrainCo
     if mode != "never":
         if run is None:
             raise UsageError(f"--resume {mode} needs to know which run: give --run DIR.")
-        resuming = mode == "must" or RunDirectory(run).exists()
+        resuming = mode == "must" or RunDirectory(run).exists() or is_seeds(run)
         if not resuming:  # a damaged run is not started again
             RunDirectory(run).check_config()
     if resuming and run is not None:
-        values = {**LoadedRun.open(run).config.model_dump(), "run": run, **values}
+        saved = seeds_config(Path(run)) if is_seeds(run) else LoadedRun.open(run).config
+        values = {**saved.model_dump(), "run": run, **values}
         sources = dict.fromkeys(values, f"run {one_line(str(run))}") | sources
     else:
         preset = flag_value(args, "--preset")  # the other flags have its values as defaults
@@ -310,6 +357,14 @@ def extra_flags() -> list[Flag]:
             help="What to do if the data of a resumed run has changed: refuse (the default) or accept it. The same "
             "data at another place, named with --data, counts as unchanged.",
             choices=("refuse", "accept"),
+        ),
+        general(
+            "seeds",
+            str | None,
+            help="Train so many runs with seeds from --seed on, or with these seeds (0,1,2), in one compiled call "
+            "if their batches have one shape. --run is then a folder of runs; --devices share the seeds, not the "
+            "batches.",
+            metavar="N|A,B,...",
         ),
         general(
             "lr_find",

@@ -26,6 +26,8 @@ PURPOSES |= {"dates": 7, "shapes": 8, "snippets": 9, "rows": 10, "row batches": 
 
 #: All rows of a batch.
 EVERY = slice(None)
+#: More steps than any run has.
+FOREVER = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Batches(ABC):
 
     def same_shape(self, step: int) -> int:
         """Returns for how many steps, from ``step`` on, the shapes stay the same."""
-        return 1 << 62
+        return FOREVER
 
     def shapes(self) -> list[tuple[int, int]]:
         """Returns for each shape a step that has it, and how many steps of an epoch do."""
@@ -130,7 +132,7 @@ class TextBatches(Batches):
 
     def same_text(self, step: int) -> int:
         """Returns for how many steps, from ``step`` on, the text stays the same."""
-        return 1 << 62
+        return FOREVER
 
     @abstractmethod
     def places(self, step: int) -> WindowIndex:

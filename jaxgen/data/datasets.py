@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from jaxgen.errors import DataError
 from jaxgen.fsutil import file_sha256, user_cache
@@ -233,8 +233,15 @@ def fetch_url(url: str, note: Callable[[str], None], seen: Seen) -> Path:
     return found
 
 
+#: Names of parameters in a URL that grant access.
+_SECRET = re.compile(
+    r"token|secret|passw|signature|credential|(api|access|private)[_-]?key|^(key|sig|auth|pwd)$|^x-(amz|goog)-",
+    re.IGNORECASE,
+)
+
+
 def _check_url(url: str) -> None:
-    """Raise ``DataError`` for an address that cannot be downloaded, or that holds a password."""
+    """Raise ``DataError`` for an address that cannot be downloaded, or that holds a password or another secret."""
     try:
         parts = urlsplit(url)
         host = parts.hostname
@@ -254,6 +261,11 @@ def _check_url(url: str) -> None:
         raise DataError(
             f"The URL of {host} holds the name of a user or a password, which the run would record. Download the "
             "file, and give its path."
+        )
+    if secret := next((name for name, _ in parse_qsl(parts.query) if _SECRET.search(name)), None):
+        raise DataError(
+            f"The URL of {host} has the parameter {secret!r}, which looks like a secret, and the run would record it. "
+            "Download the file, and give its path."
         )
 
 

@@ -257,9 +257,8 @@ class AdaptiveReader:
         members = members_of(task)
         self._trained, fixed = split_params(task, params)
         if all(each is None for each in self._trained) or not all(hasattr(each, "outputs") for each in members):
-            names = " and ".join(dict.fromkeys(type(each).__name__ for each in members))
             raise UsageError(
-                f"Only a recurrent language model can adapt, have a cache or another temperature, and this is {names}: "
+                "Only a recurrent network can adapt, have a cache or another temperature, and this model has none: "
                 "leave out --adapt, --cache and --temperature, or give another run."
             )
         self._options, cache, adapt = options, options.cache, options.adapt

@@ -12,14 +12,13 @@ import jax
 import numpy as np
 from scipy.optimize import minimize
 
-from jaxgen.errors import UsageError, check_kind
+from jaxgen.errors import UsageError, check_kind, counted
 from jaxgen.fsutil import StrictModel, json_sha256
 from jaxgen.inference.adaptation import AdaptiveOptions, can_adapt
 from jaxgen.inference.fitting import MAX_CHARACTERS
 from jaxgen.inference.loading import LoadedRun, unread_text
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
-from jaxgen.tasks.language.conditioning import join_codec
 from jaxgen.tasks.language.mixture import MixtureTask
 
 #: A run, given by its folder or as a sampler.
@@ -105,8 +104,7 @@ def mix(runs: Sequence[Run], weights: Sequence[float] | None = None, *, gate: Se
     task = MixtureTask(tuple(each.task for each in samplers), gated=gate is not None)
     arrays = {"bias": np.asarray(bias, np.float32), "slope": np.asarray(slope, np.float32)}
     params = {"members": tuple(each.params for each in samplers), **jax.device_put(arrays)}
-    codec = join_codec(first.tokenizer, first.conditioning)
-    sampler = Sampler(task, codec, params, documents=first.documents, reading=first.reading)
+    sampler = Sampler(task, first.codec, params, documents=first.documents, reading=first.reading)
     record = Mixture(members=members, weights=shares, gate=numbers)
     sampler.mixture, sampler.digest = record.model_dump(exclude_none=True), record.digest
     every = [plugin for each in samplers for plugin in each.plugins]
@@ -130,6 +128,32 @@ def _numbers(what: str, values: Sequence[float], number: int) -> list[float]:
     if not all(map(math.isfinite, found)):
         raise UsageError(f"{what} of a mixture must be finite numbers, and {found} was given.")
     return found
+
+
+def read_members(words: Sequence[str], flag: str) -> tuple[list[str], list[float] | None]:
+    """The runs and weights of ``RUN:WEIGHT ...``; without weights ``None``. A name may itself contain a colon.
+
+    Raises ``UsageError``, which names ``flag``, if some runs have a weight and some have none.
+    """
+    runs: list[str] = []
+    weights: list[float] = []
+    for word in words:
+        run, _, number = word.rpartition(":")
+        try:
+            weight = float(number)
+        except ValueError:
+            run = ""
+        if not run or os.path.isdir(word):
+            runs.append(word)
+        else:
+            runs.append(run)
+            weights.append(weight)
+    if weights and len(weights) < len(runs):
+        raise UsageError(
+            f"{flag} {' '.join(words)} names {counted(len(runs), 'run')} and {counted(len(weights), 'weight')}: give "
+            "each run a weight, as in runs/language-1:0.7, or none."
+        )
+    return runs, weights or None
 
 
 def open_members(runs: Sequence[Run]) -> list[Sampler]:

@@ -29,7 +29,7 @@ from jaxgen.runs.manifest import tree_sha256
 from jaxgen.sampling.decode import MAX_SEED, DecodeState, Drawn, prefill_chunks, sample_keys
 from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last, chain
 from jaxgen.sampling.transforms.constraints import Forbid, Force
-from jaxgen.tasks.language.conditioning import Condition, ConditionedCodec, TextCodec, split_codec
+from jaxgen.tasks.language.conditioning import Condition, ConditionedCodec, TextCodec, join_codec, split_codec
 from jaxgen.text import Reading
 from jaxgen.tokenizers.base import EOS, PAD, UNK, Tokenizer, token_texts
 from jaxgen.training.data_parallel import BATCH_AXIS, make_mesh
@@ -196,6 +196,11 @@ class Sampler(TrainedModel):
         other = self._copy()
         other.condition = condition
         return other
+
+    @property
+    def codec(self) -> TextCodec:
+        """The tokenizer, with labels and features if the run has them."""
+        return join_codec(self.tokenizer, self.conditioning)
 
     @property
     def runs(self) -> list[str]:

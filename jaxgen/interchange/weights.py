@@ -37,9 +37,9 @@ def export_torch(saved: LoadedRun, params: Params) -> bytes:
     Raises:
         UsageError: The model has a part that PyTorch's ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` do not have.
     """
-    config = saved.config
+    config, model = saved.config, saved.resolved["model"]
     kind = TORCH_CELLS[choose(config.cell, TORCH_CELLS, "cell for --to torch")]
-    if config.block != "plain" or config.layers_pattern is not None or saved.resolved["model"].get("soft_cap"):
+    if config.block != "plain" or config.layers_pattern is not None or model.get("soft_cap"):
         raise UsageError("PyTorch has no module for --block, --layers-pattern and --soft-cap: give another --to.")
     if "embedding" not in params:
         raise UsageError("A model of one-hot vectors (--embed 0) has no embedding to export: give --to safetensors.")
@@ -47,7 +47,7 @@ def export_torch(saved: LoadedRun, params: Params) -> bytes:
         raise UsageError("PyTorch's layers have no labels or features: export this run with --to stablehlo.")
     if config.zoneout:
         raise UsageError("PyTorch's layers have no zoneout (--zoneout): export this run with --to stablehlo.")
-    if config.skip_connections or config.softmaxes > 1 or "output_projection" in params:
+    if model.get("skip_connections") or model.get("softmaxes", 1) > 1 or "output_projection" in params:
         raise UsageError(
             "The module has one matrix that reads the last layer, and no --skip-connections, --softmaxes or projection "
             "(--tie with --embed unlike --hidden): export this run with --to stablehlo."

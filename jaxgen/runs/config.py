@@ -195,7 +195,8 @@ class TrainConfig(BaseModel):
     in_devices: ClassVar[Group] = Group("Several devices")
     devices: Positive | None = None
     """Number of devices (CPU cores or accelerators) that share each batch. Default: the largest number that divides the
-    batch and leaves each device 8 rows or more."""
+    batch and leaves each device 8 rows or more; one for a model with more than 3,000 parameters per token of a batch,
+    which spreading would slow down."""
 
     in_general: ClassVar[Group] = Group("General")
     preset: str = "small"
@@ -433,10 +434,11 @@ def run_digest(config: TrainConfig, resolved: Mapping[str, Any], weights: str | 
             plugins count.
         weights: The digest of the weights of ``--init-from``.
     """
-    free = {*config.may_change, *config.places, "preset", "devices", "init_from"}
+    free = {*config.may_change, *config.places, "preset", "devices", "init_from", "teacher"}
     fixed = config.model_dump(mode="json", exclude=free)
     data = [resolved["model"], resolved["tokenizer"], resolved["data"]["sha256"], weights]
     data += [resolved["plugins"]] if "plugins" in resolved else []
+    data += [resolved["teacher"]["checkpoint"]] if "teacher" in resolved else []
     return json_sha256([config.task, fixed, *data])
 
 

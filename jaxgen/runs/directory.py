@@ -36,6 +36,8 @@ TOKENIZER = "tokenizer.json"
 CHECKPOINTS = "checkpoints"
 #: The model card of a finished run, and how it begins.
 CARD, CARD_TITLE = "README.md", "# A jaxgen run of the task"
+#: The files that mark a folder of runs: with several seeds, and of a sweep.
+SEEDS, SWEEP = "seeds.json", "sweep.json"
 #: The marker of a start that is not complete: without it, nothing that lies in a folder is ever removed.
 START = ".start.json"
 #: What a start makes in the folder of a run.
@@ -156,7 +158,7 @@ class RunDirectory:
         found: list[tuple[float, str, RunDirectory]] = []
         others, unreadable = False, []
         try:
-            names = os.listdir(root)
+            names = list_members(root)
         except (FileNotFoundError, NotADirectoryError):
             names = []
         except OSError as error:
@@ -273,6 +275,22 @@ class RunDirectory:
         return max(times)
 
 
+def list_members(folder: str | os.PathLike[str]) -> list[str]:
+    """The entries of a folder of runs; in place of folders of runs with several seeds or of sweeps their entries.
+
+    Raises ``OSError`` for a folder that cannot be listed.
+    """
+    found: list[str] = []
+    for name in sorted(os.listdir(folder)):
+        inner = Path(folder, name)
+        if any(os.path.isfile(inner / marker) for marker in (SEEDS, SWEEP)):
+            with suppress(OSError):
+                found += [os.path.join(name, member) for member in list_members(inner)]
+        else:
+            found.append(name)
+    return found
+
+
 def pretrained_runs() -> list[str]:
     """The names of the runs that are part of the package, without their prefix."""
     return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{CONFIG}"))
@@ -293,7 +311,7 @@ def holds_run(folder: Path) -> bool:
     return _has_marker(run.path)
 
 
-def _make_numbered(root: Path, task: str) -> Path:
+def make_numbered(root: Path, task: str) -> Path:
     """Make the folder ``<root>/<task>-<n>`` with the next free number."""
     root.mkdir(parents=True, exist_ok=True)
     pattern = re.compile(rf"{re.escape(task)}-([0-9]{{1,9}})")
@@ -334,7 +352,7 @@ class _Start:
                 self._made = [each for each in (place, *place.parents) if not os.path.lexists(each)]
                 place.mkdir(parents=True, exist_ok=True)
                 if self._path is None:
-                    self._path = _make_numbered(self._root, self._task)
+                    self._path = make_numbered(self._root, self._task)
                     self._made.insert(0, self._path.absolute())
                 self._run = run = RunDirectory(self._path)
                 self._mark(run)  # before the lock, so that nothing is ever there without it

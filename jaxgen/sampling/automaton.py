@@ -12,6 +12,8 @@ import numpy as np
 
 from jaxgen.errors import UsageError
 
+#: Flags of which a part of a pattern has one.
+ALPHABETS = op.SRE_FLAG_ASCII | op.SRE_FLAG_UNICODE | op.SRE_FLAG_LOCALE
 #: The most states of an automaton, and of the one with empty transitions that it is made of.
 MAX_STATES, MAX_NODES = 1 << 14, 1 << 17
 #: The number of tokens that no text has: what cannot be completed.
@@ -181,9 +183,8 @@ class _Nodes:
                 self.connect(parts, flags, begin, end)
         elif kind is op.SUBPATTERN:
             _, more, less, parts = value
-            if more & _parser.TYPE_FLAGS:  # ASCII, Unicode: one replaces the other
-                flags &= ~_parser.TYPE_FLAGS
-            self.connect(parts, (flags | more) & ~less, begin, end)
+            kept = flags & ~ALPHABETS if more & ALPHABETS else flags
+            self.connect(parts, (kept | more) & ~less, begin, end)
         elif kind in (op.MAX_REPEAT, op.MIN_REPEAT):  # which text they prefer makes no difference
             least, most, parts = value
             self._repeat(int(least), None if most == op.MAXREPEAT else int(most), parts, flags, begin, end)

@@ -312,6 +312,6 @@ def check_same_level(level: str, tokenizer: Tokenizer) -> None:
     """Raises ``UsageError`` if ``--level`` differs from that of the run to initialise from."""
     if tokenizer.kind != level:
         raise UsageError(
-            f"--level is {level}, but the run of --init-from has tokens of the level {tokenizer.kind}: give --level "
-            f"{tokenizer.kind}, or leave out --init-from."
+            f"--level is {level}, but the run of --init-from or --teacher has tokens of the level {tokenizer.kind}: "
+            f"give --level {tokenizer.kind}, or leave out that run."
         )

@@ -18,6 +18,7 @@ from jaxgen.runs.manifest import DamagedCheckpointError
 from jaxgen.tasks.base import TaskData
 from jaxgen.trainer.callbacks import Callback, EarlyStopping, Emit, Emitter, LogWriter, ModelCard, Note, Plots
 from jaxgen.trainer.trackers import Tracker, make_trackers
+from jaxgen.training.data_parallel import MAX_PARAMETERS_PER_TOKEN
 from jaxgen.training.step import TrainState
 from jaxgen.types import Params
 
@@ -144,6 +145,13 @@ def run_summary(config: TrainConfig, data: TaskData, resolved: Mapping[str, Any]
     """The lines that describe a run when it starts: label -> text."""
     devices = resolved["devices"]
     spread = f", the batch spread over {devices}" if devices > 1 else ""
+    here = jax.device_count()
+    if (
+        devices == 1 < here
+        and config.devices is None
+        and resolved["parameters"] > MAX_PARAMETERS_PER_TOKEN * data.tokens_per_step
+    ):
+        spread = f", one of {here}: the model is large for its batch (--devices {here} spreads it)"
     return {
         **data.summary(),
         "model": f"{config.layers_pattern or config.cell} {config.layers}x{config.hidden}"

@@ -6,11 +6,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ from jaxgen.trainer.evaluate import build_optimizer
 from jaxgen.trainer.process_group import ProcessGroup
 from jaxgen.trainer.progress_state import ProgressState
 from jaxgen.trainer.recorder import NullRecorder, Recorder, make_recorder
+from jaxgen.trainer.teacher import check_teacher, open_teacher
 from jaxgen.trainer.trackers import make_trackers
 from jaxgen.trainer.trainer import Trainer
 from jaxgen.training.data_parallel import data_parallel_size
@@ -90,16 +91,27 @@ def rescale_devices(saved: LoadedRun, config: TrainConfig, data: TaskData, proce
     resolved |= {"devices": devices, "processes": processes}
 
 
+#: Bytes that training needs for each parameter: the weight, its gradient and two moments.
+BYTES_PER_PARAMETER = 16
+
+
+def device_memory() -> int | None:
+    """The bytes of memory of a device; of a CPU those of the computer. None if the system does not tell."""
+    if jax.default_backend() != "cpu":
+        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        return None if limit is None else int(limit)
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def check_device_memory(parameters: int, devices: int) -> None:
     """Raise ``UsageError`` for a model that this machine cannot hold.
 
-    Training needs weights, gradient and two moments on each device, 4 bytes each. Checked only where the weights are
-    in the computer's main memory and the system tells its size.
+    Checked only where the weights of all devices are in the computer's main memory and the system tells its size.
     """
-    if jax.default_backend() != "cpu" or not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return
-    needed, available = parameters * 16 * devices, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > available:
+    needed, available = parameters * BYTES_PER_PARAMETER * devices, device_memory()
+    if jax.default_backend() == "cpu" and available is not None and needed > available:
         raise UsageError(
             f"A model of {parameters:,} parameters needs at least {needed / 2**30:.0f} GiB to train, and this machine "
             f"has {available / 2**30:.0f} GiB. Choose a smaller --hidden, --layers or vocabulary, or --devices 1."
@@ -132,6 +144,15 @@ def extend_steps(saved: LoadedRun, config: TrainConfig, data: TaskData) -> int:
     return steps
 
 
+class Prepared(NamedTuple):
+    """A run before it starts: everything is read and checked, nothing is written."""
+
+    task: Any
+    data: TaskData
+    resolved: dict[str, Any]  # what ``config.json`` will record, but for the number of steps
+    params: Params | None  # the first weights, if they are given
+
+
 class Source(Protocol):
     """Where a new run takes its codec and its first weights from: another run, or a file of weights."""
 
@@ -148,6 +169,9 @@ def start(
     group: ProcessGroup | None = None,
     began: float | None = None,
     source: Source | None = None,
+    *,
+    horizon: int | None = None,
+    prepared: Prepared | None = None,
 ) -> Trainer:
     """A new run in a new folder.
 
@@ -158,6 +182,8 @@ def start(
         group: the processes that train the run together; each of them must call this. Default: this one alone.
         began: when the time of ``--minutes`` began, on the clock ``time.perf_counter``. Default: now.
         source: the codec and weights to start from. Default: those of the run ``--init-from``, if it is given.
+        horizon: the step at which the schedule ends, for a run that will be lengthened. Default: its last step.
+        prepared: what ``prepare`` returned for these settings. Default: it is called.
 
     Raises:
         UsageError, DataError, CheckpointError: an input cannot be used. No run is left behind.
@@ -182,7 +208,16 @@ def start(
         if config.model != "rnn":
             trainer: Trainer = baseline(config.task, config.model).start(config, emit, callbacks, make_run)
             return trainer
-        return _start(config, emit, callbacks, group, make_run, began, source)
+        return _start(config, emit, callbacks, group, make_run, began, source, horizon, prepared)
+
+
+def prepare(config: TrainConfig, emit: Emit | None = None) -> Prepared:
+    """Read the data of a run, of one process, and check its settings as ``start`` does; nothing is written.
+
+    Raises ``UsageError``, ``DataError`` and ``CheckpointError`` as ``start`` does.
+    """
+    check_jax_settings()
+    return _prepare(_check_config("start", config), ignore if emit is None else emit, 1, None)
 
 
 def _check_config(function: str, config: TrainConfig) -> TrainConfig:
@@ -230,16 +265,18 @@ def _start(
     make_run: Callable[[], RunDirectory],
     began: float,
     source: Source | None,
+    horizon: int | None,
+    prepared: Prepared | None,
 ) -> Trainer:
     emit = emit if group.is_main else ignore
     with group.all_or_none() as facts:
-        task, data, resolved, params = _prepare(config, emit, group.count, source)
+        task, data, resolved, params = prepared or _prepare(config, emit, group.count, source)
         facts |= _must_agree(config, data, resolved)
     steps, deadline = num_steps(config, data), math.inf
     if steps is None:  # before there is a folder: interrupting leaves no run directory
         steps, deadline = _measured_steps(config, data, task, resolved, group, began)
         emit(Note(f"{counted(steps, 'step')} fit into --minutes {config.minutes:g} here; the number is now fixed."))
-    resolved |= {"steps": steps, "horizon": steps}
+    resolved |= {"steps": steps, "horizon": steps if horizon is None else horizon}
     run, recorder = RunDirectory(os.devnull), NullRecorder()
     with group.all_or_none():
         if group.is_main:
@@ -306,10 +343,8 @@ def _must_agree(config: TrainConfig, data: TaskData, resolved: dict[str, Any]) -
     }
 
 
-def _prepare(
-    config: TrainConfig, emit: Emit, processes: int, source: Source | None
-) -> tuple[Any, TaskData, dict[str, Any], Params | None]:
-    """The task, its data, the resolved settings and the first weights, if they are given; nothing is written."""
+def _prepare(config: TrainConfig, emit: Emit, processes: int, source: Source | None) -> Prepared:
+    """As ``prepare``, for one of several ``processes``; ``source`` is that of ``start``."""
     build_optimizer(config)
     make_trackers(config.log)
     if source is None and config.init_from is not None:
@@ -323,8 +358,13 @@ def _prepare(
     options_of = getattr(DATA[config.task], "options_without_data", None)
     if options_of is not None and (known := options_of(config)) is not None:
         build(**known)  # an error in the model is reported before data are read slowly
-    data = _load(config, source.codec if source else None, emit)
-    _check_unread(data, source)
+    teacher = open_teacher(config)
+    given = source or teacher
+    data = _load(config, given.codec if given else None, emit)
+    _check_unread(data, "--init-from", [source] if isinstance(source, LoadedRun) else [])
+    if teacher is not None:
+        check_teacher(teacher, data)
+        _check_unread(data, "--teacher", map(LoadedRun.open, teacher.runs))
     options = data.model_options()
     task = build(**options)
     shapes = _shapes(task, config)
@@ -341,27 +381,33 @@ def _prepare(
     check_device_memory(parameters, devices // processes)
     for text in advise_data(data):
         emit(Note(text))
-    return task, data, resolve_config(data, options, parameters, devices, params), params
+    more = {} if teacher is None else {"teacher": teacher.origin()}
+    return Prepared(task, data, resolve_config(data, options, parameters, devices, params, more), params)
 
 
-def _check_unread(data: TaskData, source: Source | None) -> None:
-    """Raise ``UsageError`` if the weights of ``--init-from`` were trained on the text that ``--holdout`` holds out."""
+def _check_unread(data: TaskData, flag: str, runs: Iterable[LoadedRun]) -> None:
+    """Raise ``UsageError`` if a run that ``flag`` names was trained on the text that ``--holdout`` holds out."""
     held = data.resolved().get("holdout")
-    if held is None or not isinstance(source, LoadedRun) or source.holdout_sha256 == held["sha256"]:
-        return
-    if source.resolved["data"]["sha256"] == data.fingerprint()["sha256"]:
-        raise UsageError(
-            f"--holdout keeps a text from training that the run {source.directory} of --init-from was trained on: give "
-            "a run that held out the same text, or leave out one of the two."
-        )
+    for run in runs if held else ():
+        same = run.resolved["data"]["sha256"] == data.fingerprint()["sha256"]
+        if held and same and run.holdout_sha256 != held["sha256"]:
+            raise UsageError(
+                f"--holdout keeps a text from training that the run {run.directory} of {flag} was trained on: give "
+                "a run that held out the same text, or leave out one of the two."
+            )
 
 
 def resolve_config(
-    data: TaskData, options: dict[str, Any], parameters: int, devices: int, initial: Params | None = None
+    data: TaskData,
+    options: dict[str, Any],
+    parameters: int,
+    devices: int,
+    initial: Params | None = None,
+    more: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
     """What ``config.json`` records as resolved from the data and the device; the number of steps is added later.
 
-    ``initial`` are the weights of ``--init-from``.
+    ``initial`` are the weights of ``--init-from``; ``more`` are other entries.
     """
     resolved = {
         "model": options,
@@ -376,6 +422,7 @@ def resolve_config(
         "devices": devices,
         "processes": jax.process_count(),
         "tokenizer": json_sha256(data.codec.to_json()),
+        **more,
     }
     if plugins := used_plugins(data.config):
         resolved["plugins"] = plugins
@@ -488,7 +535,9 @@ def _resume(
         emit(Note(f"{end} For a new schedule, start another run with --init-from {run}."))
     recorder = make_recorder(run, data, resolved, emit, callbacks) if group.is_main else NullRecorder()
     trainer = Trainer(config, data, saved.task, run, resolved, recorder, group)
-    like = jax.eval_shape(partial(create_state, saved.task, trainer.optimizer, rows=config.batch_size), trainer.key)
+    like = jax.eval_shape(
+        partial(create_state, trainer.learner, trainer.optimizer, rows=config.batch_size), trainer.key
+    )
     state, progress = None, ProgressState()
     with group.all_or_none():
         if isinstance(recorder, Recorder):

@@ -44,6 +44,7 @@ from jaxgen.trainer.progress_state import (
 )
 from jaxgen.trainer.recorder import NullRecorder, run_summary
 from jaxgen.trainer.signals import Interrupted, StopSignals, raise_on_signal
+from jaxgen.trainer.teacher import training_task
 from jaxgen.training.averaging import Averaged, exchange
 from jaxgen.training.data_parallel import make_global_mesh, shard_state, unreplicate
 from jaxgen.training.optimizer import OPTIMIZERS
@@ -92,6 +93,8 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.task, self.run, self.resolved = config, data, task, run, resolved
         self.recorder, self.group = recorder, group
+        #: The task with the loss of training, where that differs (``--teacher``).
+        self.learner = training_task(task, config, resolved)
         #: When ``train`` begins its report although steps are left, on the clock ``time.perf_counter``.
         self.deadline = deadline if group.is_single else math.inf  # several processes must stop at the same step
         self.key = make_key(config.seed)
@@ -104,7 +107,8 @@ class Trainer:
         self.inputs = InputPipeline(data.batches, self.steps_per_call, self.devices, config.batch_size, group)
         self.set_progress(ProgressState())
         self._inference = TrainingInference(task, data, config.seed)
-        self._throughput = Throughput()
+        self.throughput = Throughput()
+        self.continued = str(run)  # the folder that a command which continues the run names
         self._grad_norm = math.nan  # of the last step that was read
         self._saved_step: int | None = None  # of the last checkpoint that this trainer made
         self._alarmed = False  # whether the warning of ``_check_loss`` was given
@@ -113,7 +117,7 @@ class Trainer:
 
     def init_state(self, params: Params | None = None) -> Trainer:
         """Set the state of step 0: new weights, or the given ``params`` with a new optimizer state."""
-        state = jitted.jit_init_state(self.task, self.optimizer, self.config.batch_size)(self.key)
+        state = jitted.jit_init_state(self.learner, self.optimizer, self.config.batch_size)(self.key)
         if params is not None:
             state = state._replace(params=params, opt_state=self.optimizer.init(params))
         return self.set_state(self.group.broadcast_tree(state))
@@ -134,7 +138,7 @@ class Trainer:
         self._update_rates()
         self.optimizer = build_optimizer(self.config, self.task)
         self._train_steps = jitted.jit_train_steps(
-            self.task, self.optimizer, self.devices, self.inputs.read, self.config.accumulate
+            self.learner, self.optimizer, self.devices, self.inputs.read, self.config.accumulate
         )
         return self
 
@@ -195,18 +199,16 @@ class Trainer:
                 f"A loop over this trainer was left at step {step:,}, after the checkpoint of step "
                 f"{self._saved_step:,}: continue from there with jaxgen.resume({str(self.run)!r})."
             )
-        summary = run_summary(self.config, self.data, self.resolved, self.group.count)
         with self.recorder:
-            self.recorder.call("on_start", Started(str(self.run), summary, step, self.total_steps))
-            self._share_progress()
-            if 0 < step >= self.total_steps:
+            self.begin(step)
+            if "seeds" in self.resolved:
                 self._note(
-                    f"This run is finished: all of its {counted(self.total_steps, 'step')} are taken. To train on, "
-                    f"give --steps {2 * self.total_steps}; for a new schedule, start another run with --init-from."
+                    f"WARNING: This run was started together with other seeds: alone, its rounding differs. Continue "
+                    f"all of them with --run {shlex.quote(str(self.run.path.parent))} --resume auto."
                 )
             with StopSignals() as signals, ThreadPoolExecutor(1) as pool:
                 stop = self.group.stop_flag(signals, self.devices)
-                while not self._is_over(step):
+                while not self.is_over(step):
                     if self._is_late():
                         self._note(
                             f"The time of --minutes {self.config.minutes:g} is over after {step:,} of "
@@ -215,16 +217,22 @@ class Trainer:
                         break
                     step = yield from self._train_to_boundary(step, pool, stop)
                     received = stop.agree()
-                    if received is not None and not self._is_over(step):
-                        raise self._interrupted(received, f"at step {step:,}; saved")
-            if self._is_stopped and step < self.total_steps:
-                self._note(
-                    f"Training stopped after {step:,} of {counted(self.total_steps, 'step')}: {self.progress.stopped}. "
-                    "More --steps, or another --patience, continue it."
-                )
-            return self._finish(step, stop.agree())
+                    if received is not None and not self.is_over(step):
+                        raise self.interrupted(received, f"at step {step:,}; saved")
+            return self.finish(step, stop.agree())
 
-    def _is_over(self, step: int) -> bool:
+    def begin(self, step: int) -> None:
+        """Report that training begins at ``step``; the recorder is entered."""
+        summary = run_summary(self.config, self.data, self.resolved, self.group.count)
+        self.recorder.call("on_start", Started(str(self.run), summary, step, self.total_steps))
+        self._share_progress()
+        if 0 < step >= self.total_steps:
+            self._note(
+                f"This run is finished: all of its {counted(self.total_steps, 'step')} are taken. To train on, "
+                f"give --steps {2 * self.total_steps}; for a new schedule, start another run with --init-from."
+            )
+
+    def is_over(self, step: int) -> bool:
         """Whether all steps are taken, or a callback stopped the run."""
         return step >= self.total_steps or self._is_stopped
 
@@ -237,7 +245,7 @@ class Trainer:
         """Whether a callback stopped the run, in this start or in one before with the same limits."""
         return self.progress.limits == self._limits
 
-    def _is_asked_to_stop(self) -> bool:
+    def is_asked_to_stop(self) -> bool:
         """Whether a callback stops the run between two boundaries, where several processes exchange no decisions."""
         return self.group.is_single and self.recorder.stop_reason is not None
 
@@ -257,23 +265,30 @@ class Trainer:
         boundary = self.eval_schedule.following(step)
         try:
             step = yield from self._take_steps(step, boundary, pool, stop)
-            if leaf := nonfinite_leaf(self.gathered_state()):
-                raise self._diverged(f"{leaf} is no longer finite", step)
-            is_last = step == self.total_steps or (self._is_asked_to_stop() and not stop.is_set)
-            if step < boundary and not is_last:
-                self.save(step, keep=self.config.on_nan == "rollback")
-                return step
-            metric = self._evaluate(step) if self.eval_schedule.evaluates(step) or is_last else None
-            if self.eval_schedule.samples(step) and not is_last:
-                self._show_examples(step)
-            self._share_progress()
-            if self._is_stopped and not (self.eval_schedule.evaluates(step) or is_last):
-                metric = self._evaluate(step)
-                self._share_progress()
-            self.save(step, metric)  # last, because it makes all of the above final
+            self.stop_at(step, boundary, stop)
         except DivergedError as error:
-            step = self._recover(error)
+            step = self.recover(error)
         return step
+
+    def stop_at(self, step: int, boundary: int, stop: StopFlag) -> None:
+        """Save the state of ``step``, which is at most ``boundary``, and evaluate it first where that is due.
+
+        Raises ``DivergedError`` for a state or a loss that is not finite.
+        """
+        if leaf := nonfinite_leaf(self.gathered_state()):
+            raise self._diverged(f"{leaf} is no longer finite", step)
+        is_last = step == self.total_steps or (self.is_asked_to_stop() and not stop.is_set)
+        if step < boundary and not is_last:
+            self.save(step, keep=self.config.on_nan == "rollback")
+            return
+        metric = self._evaluate(step) if self.eval_schedule.evaluates(step) or is_last else None
+        if self.eval_schedule.samples(step) and not is_last:
+            self._show_examples(step)
+        self._share_progress()
+        if self._is_stopped and not (self.eval_schedule.evaluates(step) or is_last):
+            metric = self._evaluate(step)
+            self._share_progress()
+        self.save(step, metric)  # last, because it makes all of the above final
 
     def _take_steps(
         self, step: int, boundary: int, pool: ThreadPoolExecutor, stop: StopFlag
@@ -292,20 +307,20 @@ class Trainer:
             if following:
                 batches = pool.submit(self.inputs.next, after, following)
             self.state, log = self._train_steps(self.key, self.state, ready, number, self.rates, *stop.inputs())
-            self._throughput.dispatched(ready)
+            self.throughput.dispatched(ready)
             if unread is not None:
-                clock, progress = self._read_metrics(stop, *unread, clock)
+                clock, progress = self.read_metrics(stop, *unread, clock)
                 yield progress
             unread = (log, number, after)
             step, number = after, following
-            if self._is_asked_to_stop():
+            if self.is_asked_to_stop():
                 break
         if unread is not None:
-            _, progress = self._read_metrics(stop, *unread, clock)
+            _, progress = self.read_metrics(stop, *unread, clock)
             yield progress
         return step
 
-    def _read_metrics(self, stop: StopFlag, log: Any, number: int, step: int, clock: float) -> tuple[float, Progress]:
+    def read_metrics(self, stop: StopFlag, log: Any, number: int, step: int, clock: float) -> tuple[float, Progress]:
         """Wait for the metrics of a call that ends at ``step``, check and add them; returns when they arrived."""
         log = stop.read(log)
         losses, counts, norms = (
@@ -321,8 +336,8 @@ class Trainer:
         self.progress.add(losses, counts, now - clock)
         mean = float(np.sum(losses * counts) / max(np.sum(counts), 1))
         self._check_loss(step, mean)
-        self._throughput.completed(number * self.data.units_per_step, now - clock)
-        speed = self._throughput.measured
+        self.throughput.completed(number * self.data.units_per_step, now - clock)
+        speed = self.throughput.measured
         left = None if speed is None else (self.total_steps - step) * self.data.units_per_step / speed
         progress = Progress(step, mean, self.data.bits_per_char(mean), speed, self.data.UNIT, left)
         self.recorder.call("on_step", progress)
@@ -425,7 +440,7 @@ class Trainer:
 
     def _row(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
         """The line of ``metrics.jsonl``."""
-        speed = self._throughput.measured
+        speed = self.throughput.measured
         return {
             "step": step,
             "train_loss": self.progress.loss_sum / max(self.progress.loss_count, 1.0),
@@ -457,13 +472,18 @@ class Trainer:
 
     # --- the ends of training
 
-    def _finish(self, step: int, received: int | None) -> Finished:
+    def finish(self, step: int, received: int | None) -> Finished:
         """Report on the best checkpoint, unless a signal was ``received`` during the last evaluation."""
+        if self._is_stopped and step < self.total_steps:
+            self._note(
+                f"Training stopped after {step:,} of {counted(self.total_steps, 'step')}: {self.progress.stopped}. "
+                "More --steps, or another --patience, continue it."
+            )
         where = "in the final evaluation; training is done and saved"
         if received is not None:
-            raise self._interrupted(received, where)
+            raise self.interrupted(received, where)
         # With several processes, one that stopped here would make the others wait forever.
-        with raise_on_signal(where, str(self.run), self.plugin_flags) if self.group.is_single else StopSignals():
+        with raise_on_signal(where, self.continued, self.plugin_flags) if self.group.is_single else StopSignals():
             return self._report(step)
 
     def _report(self, step: int) -> Finished:
@@ -489,11 +509,11 @@ class Trainer:
             averaged = self.recorder.store.host(best_step)["average"]
             report["weights"] = "average" if averaged else "raw"
             summary.append(("weights", f"their average ({self.config.average})" if averaged else "those of the step"))
-        finished = Finished(path, step, best_step, report, summary, command, samples, self._advice(path, step))
+        finished = Finished(path, step, best_step, report, summary, command, samples, self._advice(step))
         self.recorder.call("on_end", finished, inference)
         return finished
 
-    def _advice(self, path: str, step: int) -> list[str]:
+    def _advice(self, step: int) -> list[str]:
         """What to try next, from the recorded metrics."""
         rows: list[dict[str, Any]] = []
         with suppress(CheckpointError):  # a damaged log is no reason to fail here
@@ -502,7 +522,7 @@ class Trainer:
         if number is not None and rows:
             train, val = self.data.target_ids("train"), self.data.target_ids("val")
             unigram = frequency_loss(train, val, number)
-        go_on = f"python train.py --run {shlex.quote(path)} --resume auto{self.plugin_flags}"
+        go_on = f"python train.py --run {shlex.quote(self.continued)} --resume auto{self.plugin_flags}"
         length = f"--steps {2 * self.total_steps}"
         if step < self.total_steps and not self._is_stopped:
             longer = f"Continue with `{go_on}`."
@@ -512,8 +532,8 @@ class Trainer:
             longer = f"In a new run, give {length}."
         return list(map(for_caller, advise(rows, self.uniform_loss, unigram, longer, self.data.METRIC)))
 
-    def _interrupted(self, number: int, where: str) -> Interrupted:
-        return Interrupted(number, where, str(self.run) if self.group.is_main else None, self.plugin_flags)
+    def interrupted(self, number: int, where: str) -> Interrupted:
+        return Interrupted(number, where, self.continued if self.group.is_main else None, self.plugin_flags)
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         if self.recorder.store is None:
@@ -527,7 +547,7 @@ class Trainer:
             f"{kept} in {self.run}."
         )
 
-    def _recover(self, error: DivergedError) -> int:
+    def recover(self, error: DivergedError) -> int:
         """Return to the last good checkpoint with half the learning rate; returns its step.
 
         Raises ``error`` without ``--on-nan rollback``, after ``MAX_ROLLBACKS``, and where no checkpoint is good.

@@ -239,7 +239,7 @@ def train_steps(
     def body(i: Array, loop: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:
         state, log = loop
         state, metrics = train_step(task, optimizer, key, state, read(batches, i), axis, rates, accumulate)
-        return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), log, metrics)
+        return state, jax.tree.map(lambda all_, one: all_.at[i].set(one.astype(all_.dtype)), log, metrics)
 
     return lax.fori_loop(0, count, body, (state, empty))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxgen.cli.mixture_flags import read_mixture
 from jaxgen.errors import UsageError
+from jaxgen.inference.mixture import read_members
 
 FLAGS = "--model ngram --batch-size 4 --seq-len 8 --holdout 0.2"
 
@@ -50,11 +50,14 @@ def test_a_mixture_is_evaluated_and_has_no_plot_of_its_own(runs, evaluate):
 def test_runs_and_weights_are_read_from_words(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("odd:1").mkdir()
-    assert read_mixture(["a:1", "b/c:0.25"]) == (["a", "b/c"], [1.0, 0.25])
-    assert read_mixture(["pretrained:shakespeare", "odd:1"]) == (["pretrained:shakespeare", "odd:1"], None)
-    assert read_mixture(["pretrained:shakespeare:2", "odd:1:3"]) == (["pretrained:shakespeare", "odd:1"], [2.0, 3.0])
+    assert read_members(["a:1", "b/c:0.25"], "--mix") == (["a", "b/c"], [1.0, 0.25])
+    assert read_members(["pretrained:shakespeare", "odd:1"], "--mix") == (["pretrained:shakespeare", "odd:1"], None)
+    assert read_members(["pretrained:shakespeare:2", "odd:1:3"], "--mix") == (
+        ["pretrained:shakespeare", "odd:1"],
+        [2.0, 3.0],
+    )
     with pytest.raises(UsageError, match="weight"):
-        read_mixture(["a:1", "b"])
+        read_members(["a:1", "b"], "--mix")
 
 
 @pytest.mark.parametrize(

@@ -108,4 +108,5 @@ def test_every_command_is_tried():
     elsewhere = {"export", "import"}  # tests/interchange/test_commands.py
     elsewhere |= {"compare", "doctor", "info", "runs"}  # test_run_tables.py
     elsewhere |= {"completion"}  # test_completion.py
+    elsewhere |= {"sweep"}  # tests/trainer/test_sweep.py
     assert {*ON_TEXT, "predict", "replay", "train"} | elsewhere == {*COMMANDS}

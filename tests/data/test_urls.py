@@ -223,3 +223,11 @@ def test_a_run_goes_on_with_what_was_downloaded_and_notices_other_content(server
 def test_many_comments_before_a_page_are_read_at_once():
     assert datasets._PAGE.match(b"<!--a-->\n" * 100 + b"<html>")
     assert not datasets._PAGE.match(b"<!--a-->\n" * 100 + b"text")
+
+
+@pytest.mark.parametrize("query", ["token=abc", "X-Amz-Signature=1&a=2", "a=1&api_key=2", "sig=1", "password=p"])
+def test_an_address_with_a_secret_is_refused_without_it(query):
+    with pytest.raises(DataError) as refused:
+        find_paths(f"https://example.org/book.txt?{query}", watch=NoNotes())
+    assert "secret" in str(refused.value)
+    assert query not in str(refused.value)

@@ -221,7 +221,7 @@ def test_a_signal_before_the_first_step_stops_all_behind_it(jobs, asked):
         (0, "Recorder.save"),
         (0, "Trainer._conclude"),
         (1, "Trainer._evaluate"),
-        (1, "Trainer._finish"),
+        (1, "Trainer.finish"),
     ],
 )
 def test_a_process_that_is_killed_between_calls_ends_the_others_with_a_sentence(jobs, lost, where):

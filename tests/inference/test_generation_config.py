@@ -35,7 +35,7 @@ from jaxgen.sampling.transforms.temperature import Linear
 
 KINDS = [Forbid((3,)), Bias(((4, 0.5), (5, -1.0))), RepetitionPenalty(1.3), NoRepeatNgram(3, window=9), Force((4, 5))]
 KINDS += [TopK(5), TopP(0.9), MinP(0.1), TypicalP(0.5), PresencePenalty(0.5), FrequencyPenalty(-0.25), MinLength(3)]
-KINDS += [EpsilonCutoff(0.001), EtaCutoff(0.01), Regex("a+"), WordsFrom(("a", "b"))]
+KINDS += [EpsilonCutoff(0.001), EtaCutoff(0.01), Regex("[a-z]+"), WordsFrom(("cat", "dog"))]
 
 
 def names(settings: GenerationConfig) -> list[type]:

@@ -389,7 +389,7 @@ def test_attention_without_places_to_look_at_is_refused(name):
         ({"hidden": 0}, "`hidden` is 0"),
         ({"dropout": 1.0}, "`dropout` is 1.0"),
         ({"token_dropout": 1.0}, "`token_dropout` is 1.0"),
-        ({"tie": True, "embed": 3}, "tie"),
+        ({"tie": True, "embed": 0}, "tie"),
         ({"form": "fusde"}, "Unknown form 'fusde'"),
     ],
 )

@@ -135,6 +135,7 @@ def test_text_keeps_what_only_looks_like_markup():
     ("name", "content", "sentence"),
     [
         ("c.txt", "a.jpg#0\tA cat\nnonsense\n", "Line 2 of c.txt"),
+        ("c.txt", "a.jpg#0 A cat\na.jpg#1\tA dog\n", "Line 1 of c.txt"),
         ("c.txt", "a.jpg#0\tA cat\n\na.jpg#1\t  \n", "Line 3 of c.txt"),
         (
             "c.csv",

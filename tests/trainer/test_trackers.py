@@ -62,7 +62,7 @@ def test_a_run_sends_its_rows_samples_and_report_and_goes_on_when_it_is_resumed(
     assert {step for step, _ in memory.texts} == {1, 2}
     assert memory.ends == [True]
     assert later.ends == [False]
-    assert ["later failed" in event.text for event in told if isinstance(event, Note)] == [True]
+    assert sum("later failed" in event.text for event in told if isinstance(event, Note)) == 1
     again = Memory()
     resume(str(run), settings.model_copy(update={"steps": 3}), callbacks=[again]).train()
     assert again.known == [("elman", {"id": "seven"})]

@@ -19,6 +19,8 @@ from jaxgen.text import STANDARD
 
 #: A line of the Flickr8k token format: ``name.jpg#0<TAB>caption``.
 _TOKEN = re.compile(r"(?P<image>[^\t]+)#\d+\t(?P<caption>.*)")
+#: The same with a blank in place of the tab.
+_BLANK_FOR_TAB = re.compile(r"[^\t ,|]+\.[A-Za-z]{3,4}#[0-9]+ +\S")
 _SUFFIXES = frozenset((".csv", ".json", ".jsonl", ".ndjson", ".token", ".tsv", ".txt"))
 #: Number of bytes read to recognise the format of a file.
 _BEGINNING = 1 << 16
@@ -279,7 +281,10 @@ def _folded(path: str) -> str:
 
 
 def _kind(beginning: str, path: Path) -> str:
-    """Return "json", "jsonl", "token", "tsv" or "csv". The columns of a table are not checked."""
+    """Return "json", "jsonl", "token", "tsv" or "csv". The columns of a table are not checked.
+
+    Raises ``DataError`` for a first line with a blank in place of the tab.
+    """
     suffix = path.suffix.lower()
     first, _, rest = beginning.lstrip().partition("\n")
     if suffix in (".jsonl", ".ndjson") or (rest.lstrip().startswith("{") and _keys(first)):
@@ -288,6 +293,11 @@ def _kind(beginning: str, path: Path) -> str:
         return "json"
     if _TOKEN.fullmatch(first):
         return "token"
+    if _BLANK_FOR_TAB.match(first):
+        raise DataError(
+            f"Line 1 of {path} has a blank between the image and its caption: {first[:60]!r}. Put a tab there, as in "
+            "`name.jpg#0<TAB>caption`."
+        )
     return "tsv" if suffix == ".tsv" or "\t" in first else "csv"
 
 

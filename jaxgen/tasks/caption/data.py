@@ -356,7 +356,7 @@ def _read(data: Sequence[str], captions: str | None, config: CaptionConfig, watc
         arrays = features.features[[numbers[name] for name in names]]
     lacking = {
         "images without captions": matched.images_left_out,
-        "captions without images": matched.captions_left_out,
+        "captioned images that are not there": matched.captions_left_out,
         "captioned images in a format that is not read": matched.unread,
     }
     notes += [f"{len(each):,} {what} left out ({listed(each, 3)})" for what, each in lacking.items() if each]

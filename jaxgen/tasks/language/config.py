@@ -10,7 +10,7 @@ from jaxgen.data.batches import BATCHES
 from jaxgen.errors import choose
 from jaxgen.runs.config import MAX_SIZE, Fraction, Names, Positive, Size, TrainConfig
 from jaxgen.runs.groups import Group
-from jaxgen.tasks.base import VocabSize, changed_flags, check_at_most_one, check_header, check_level
+from jaxgen.tasks.base import VocabSize, changed_flags, check_at_most_one, check_header, check_level, flag_of
 from jaxgen.text import Reading
 
 #: Longer n-grams almost never occur twice.
@@ -20,24 +20,10 @@ MAX_SOFTMAXES = 64
 #: Settings that only one kind of model uses: most are about layers and gradient descent.
 ONLY = {
     "ngram": {"order"},
-    "rnn": {
-        *TrainConfig.model_fields,
-        *("ar", "cold_starts", "embed", "embed_dropout", "feature_columns", "label_column"),
-    }
-    - {"batch_size", "log", "model", "run", "seed"}
-    | {
-        *(
-            "embed_row_dropout",
-            "extend_vocabulary",
-            "label_smoothing",
-            "skip_connections",
-            "soft_cap",
-            "softmaxes",
-            "stride",
-            "tar",
-            "tie",
-        )
-    },
+    "rnn": {*TrainConfig.model_fields} - {"batch_size", "log", "model", "run", "seed"}
+    | {"ar", "cold_starts", "embed", "embed_dropout", "embed_row_dropout", "extend_vocabulary", "feature_columns"}
+    | {"label_column", "label_smoothing", "skip_connections", "soft_cap", "softmaxes", "stride", "tar", "teacher"}
+    | {"teacher_share", "teacher_temperature", "tie"},
 }
 #: Settings that are arguments of ``build``, by kind of model.
 BUILT_FROM = {
@@ -128,6 +114,13 @@ class LanguageConfig(TrainConfig):
     seq_len: Size = 64
     """Tokens of a window: how far gradients are propagated back."""
 
+    teacher: Names = ()
+    """Runs whose probabilities the model learns too, runs/a or runs/a:0.7 runs/b:0.3 (distillation). The new run takes
+    their tokens."""
+    teacher_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.5
+    """Share of --teacher in the loss; the rest is that of the text."""
+    teacher_temperature: Annotated[float, Field(ge=0.1, le=100, allow_inf_nan=False)] = 1.0
+    """Temperature at which the model learns the probabilities of --teacher. Above 1, unlikely tokens count more."""
     extend_vocabulary: bool = False
     """With --init-from: characters or words of the training text that the other run does not know get tokens too, with
     weights of a new model. The ids and weights of the others stay."""
@@ -209,6 +202,11 @@ class LanguageConfig(TrainConfig):
             raise ValueError(f"--documents {self.documents} does not apply to --layout {self.layout}")
         if self.is_conditioned:
             self._check_conditioned()
+        if self.teacher and self.is_conditioned:
+            raise ValueError("--teacher does not apply to texts with labels or features: leave one of the two out")
+        for name in ("teacher_share", "teacher_temperature"):
+            if not self.teacher and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{flag_of(name)} is about --teacher: give that too, or leave it out")
         check_at_most_one(self, ("val_fraction", "val_data"))
         check_header(self, "text_column")
         return self

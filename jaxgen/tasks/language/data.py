@@ -176,7 +176,7 @@ class LanguageData(TaskData):
         return fingerprint(self.corpus.name, self.corpus.sha256, self.corpus.val_sha256)
 
     def summary(self) -> dict[str, str]:
-        train, val, conditioning = self.corpus.train, self.corpus.val, self.corpus.conditioning
+        c, train, val, conditioning = self.config, self.corpus.train, self.corpus.val, self.corpus.conditioning
         unknown = [
             f"{tokens.unknown:,} unknown in {split} ({tokens.unknown / tokens.ids.size:.2%})"
             for split, tokens in (("training", train), ("validation", val))
@@ -189,6 +189,7 @@ class LanguageData(TaskData):
             "tokens": f"{self.config.level} level, vocabulary {self.tokenizer.vocab_size:,}, "
             + ", ".join([f"{train.ids.size:,} + {val.ids.size:,} tokens", *unknown]),
             **({} if conditioning is None else conditioning.summary()),
+            **({"teacher": f"{' '.join(c.teacher)}, {c.teacher_share:g} of the loss"} if c.teacher else {}),
         }
 
     def eval_sets(self, final: bool) -> dict[str, EvalSet]:

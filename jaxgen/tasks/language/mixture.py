@@ -112,16 +112,18 @@ class MixtureTask:
     def _score_by_step(
         self, weights: Params, carry: Carry, fields: tuple[ArrayLike, ...], initial: Carry, top: int
     ) -> tuple[tuple[Carry, ...], Scored]:
-        def chosen(where: Array, a: Carry, b: Carry) -> Carry:
-            return jax.tree.map(lambda x, y: jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b)
-
         def one(carry: Carry, now: tuple[Array, ...]) -> tuple[Carry, Scored]:
             token, target, reset, valid = now
-            carry = chosen(reset, initial, carry)
+            carry = select_rows(reset, initial, carry)
             after, logp = self.step(weights, carry, token)
             best, ids = jax.lax.top_k(logp, top)
             own = jnp.take_along_axis(logp, target[:, None], axis=-1)[:, 0]
-            return chosen(valid, after, carry), Scored(jnp.where(valid, own, 0.0), ids.astype(jnp.int32), best)
+            return select_rows(valid, after, carry), Scored(jnp.where(valid, own, 0.0), ids.astype(jnp.int32), best)
 
         carry, scored = jax.lax.scan(one, carry, tuple(jnp.asarray(field).T for field in fields))
         return carry, jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), scored)
+
+
+def select_rows(where: Bool[Array, "B"], a: Carry, b: Carry) -> Carry:
+    """Return the rows of ``a`` where ``where`` is true, and else those of ``b``."""
+    return jax.tree.map(lambda x, y: jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b)

@@ -139,6 +139,12 @@ class LanguageTask:
         Raises:
             UsageError: if the model has a condition and the batch has none, or the reverse.
         """
+        return self._loss_and_logits(params, carry, batch, row_keys)[:2]
+
+    def _loss_and_logits(
+        self, params: Params, carry: Carry, batch: Batch | ConditionedBatch, row_keys: RowKeys | None
+    ) -> tuple[tuple[Carry, ...], Totals | RegularisedTotals, Float[Array, "T B V"], Bool[Array, "T B"]]:
+        """Return what ``loss`` does, the logits, and which targets count."""
         batch, initial = self._split_condition(params, batch)
         tokens, targets, reset, mask = (jnp.swapaxes(jnp.asarray(field), 0, 1) for field in batch)
         masks = {"reset": reset, "initial": initial, "row_keys": row_keys}
@@ -153,7 +159,7 @@ class LanguageTask:
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         totals = Totals(jnp.sum(jnp.where(mask, nll, 0.0)), jnp.sum(mask, dtype=jnp.float32))
         if not regularised:
-            return carry, totals
+            return carry, totals, logits, mask
         smoothed = nll
         if self.label_smoothing:
             even = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
@@ -166,7 +172,7 @@ class LanguageTask:
             outputs = sown.get(UNDROPPED, [states])[-1]  # a model of one's own may have no ``Stack``
             steady = mask[1:] & mask[:-1] & ~reset[1:]
             loss += self.tar * jnp.sum(jnp.where(steady, _mean_square(outputs[1:] - outputs[:-1]), 0.0))
-        return carry, RegularisedTotals(*totals, Objective(loss, totals.targets))
+        return carry, RegularisedTotals(*totals, Objective(loss, totals.targets)), logits, mask
 
     def _split_condition(
         self, params: Params, batch: Batch | ConditionedBatch

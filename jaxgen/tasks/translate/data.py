@@ -373,9 +373,10 @@ class TranslateData(Seq2SeqData):
         unit = "words" if self.config.level in SPACED_LEVELS else "characters"
         first = f"{metrics['exact']:.2%} exactly right, tokens {metrics['token_accuracy']:.2%}, "
         first += f"{metrics['loss']:.4f} nats/token, BLEU of {unit} {metrics['bleu']:.2f}"
-        if "sacrebleu" not in metrics:
+        if "chrf" not in metrics:
             return [first]
-        return [first, f"sacrebleu: BLEU {metrics['sacrebleu']:.2f}, chrF {metrics['chrf']:.2f}"]
+        words = f"BLEU {metrics['sacrebleu']:.2f}, " if "sacrebleu" in metrics else ""
+        return [first, f"sacrebleu: {words}chrF {metrics['chrf']:.2f}"]
 
     def report_lines(self, report: Mapping[str, Any]) -> list[tuple[str, str]]:
         signature = report.get("val_signature")
@@ -399,8 +400,9 @@ def sacrebleu_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) 
     most = max(map(len, references))
     columns = [[group[min(n, len(group) - 1)] for group in references] for n in range(most)]
     bleu_of_words, chrf = BLEU(force=True), CHRF()  # force: no warning of texts that look tokenized
-    row = {
-        "sacrebleu": float(bleu_of_words.corpus_score(list(texts), columns).score),
-        "chrf": float(chrf.corpus_score(list(texts), columns).score),
-    }
-    return row | {"signature": f"BLEU {bleu_of_words.get_signature()}; chrF {chrf.get_signature()}"}
+    row: dict[str, Any] = {"chrf": float(chrf.corpus_score(list(texts), columns).score)}
+    signature = f"chrF {chrf.get_signature()}"
+    if any(len(text.split()) > 1 for group in references for text in group):  # BLEU of single words is 0
+        row = {"sacrebleu": float(bleu_of_words.corpus_score(list(texts), columns).score), **row}
+        signature = f"BLEU {bleu_of_words.get_signature()}; {signature}"
+    return row | {"signature": signature}
