@@ -116,8 +116,8 @@ class LanguageData(TaskData):
         if unknown > MAX_UNKNOWN * there:
             raise DataError(
                 f"{unknown / there:.0%} of the training tokens are unknown to the vocabulary of --init-from "
-                f"{self.config.init_from}, and at most {MAX_UNKNOWN:.0%} may be. Leave out --init-from, or give "
-                "text similar to that of the other run."
+                f"{self.config.init_from}, and at most {MAX_UNKNOWN:.0%} may be. Give --extend-vocabulary "
+                "or text similar to that of the other run, or leave out --init-from."
             )
 
     @property
