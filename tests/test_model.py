@@ -60,7 +60,7 @@ def test_a_text_becomes_a_model_that_writes_scores_and_is_saved(tmp_path, capsys
     assert model.evaluate(temperature=0.02)["scored_bpc"] > cold["scored_bpc"]
     with pytest.raises(UsageError, match="temprature"):
         model.score("the cat", temprature=1.1)
-    assert repr(model).startswith("<jaxgen.Model 'runs/mine': language, lstm")
+    assert repr(model).startswith("<jaxgen.Model 'runs/mine': language, layernorm-lstm")
     sample = model.generate("the ", length=12, temperature=0.7, seed=1, details=True)
     assert (sample.text, sample.tokens.size) == (text, 12)
     assert [each.text for each in model.generate("the ", length=3, num_samples=2, details=True)]

@@ -53,7 +53,7 @@ LARGE = 1 << 20
 MEASURABLE = 10_000
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<eos>")
 HEADER = (
-    f"{'tokens':>11}  {'logp':>15}  {'nats/token':>10}  {'perplexity':>10}  {'per word':>10}  {'bits/char':>9}  "
+    f"{'tokens':>11}  {'logp':>15}  {'nats/token':>10}  {'perplexity':>10}  {'ppl/word':>10}  {'bits/char':>9}  "
     f"{'bits/byte':>9}  text"
 )
 TOKEN_HEADER = f"{'position':>9}  {'logp':>9}  {'prob':>6}  token"

@@ -129,10 +129,20 @@ def test_a_command_does_what_its_flag_does(talk, sample, run, command, flags):
 
 
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS if name != "temperature"])
-def test_every_transform_is_a_command_that_off_takes_back(loop, name):
+def test_every_transform_is_a_command_that_off_takes_back(loop, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     usage, description = loop.commands()[name]
     assert description.endswith((".", ")"))
-    value = {"TEXT": '"a b" e', "TEXT=NUMBER": "a=-1.5", "N": "2", "X": "0.5"}[usage.split()[0]]
+    Path("words.txt").write_text("the\ncat\n")
+    values = {
+        "TEXT": '"a b" e',
+        "TEXT=NUMBER": "a=-1.5",
+        "N": "2",
+        "X": "0.5",
+        "PATTERN": "[a-z]+",
+        "FILE": "words.txt",
+    }
+    value = values[usage.split()[0]]
     loop.onecmd(f"/{name} {value}")
     assert [type(each) for each in loop.session.settings.transforms] == [TRANSFORMS[name]]
     loop.onecmd(f"/{name} off")

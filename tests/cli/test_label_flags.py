@@ -146,7 +146,6 @@ def test_training_says_what_it_knows_and_shows_a_text_of_each_label(train, here)
 @pytest.mark.parametrize(
     ("flags", "code", "said"),
     [
-        ("--label-column kind", 2, "--text-column"),
         ("--text-column text --label-column sort", 3, "'sort'"),
         ("--text-column text --feature-columns kind", 3, "'kind'"),
         ("--text-column text --label-column kind --layout stream", 2, "--layout stream"),

@@ -49,11 +49,14 @@ def test_a_text_has_a_line_with_its_figures(score, run, scorer, here):
     done, wanted = score("--run", run, "a.txt"), scorer.score(TEXT)
     assert done.code == 0, done.err
     head, line = rows(done.out)
-    assert head == ["tokens", "logp", "nats/token", "perplexity", "bits/char", "bits/byte", "text"]
-    figures = [wanted.nats_per_token, wanted.perplexity, wanted.bits_per_char, wanted.bits_per_byte]
+    assert head == ["tokens", "logp", "nats/token", "perplexity", "ppl/word", "bits/char", "bits/byte", "text"]
+    figures = [wanted.nats_per_token, wanted.perplexity, wanted.word_perplexity]
+    figures += [wanted.bits_per_char, wanted.bits_per_byte]
     assert line[0] == str(len(TEXT))
-    assert [float(each.replace(",", "")) for each in line[1:6]] == pytest.approx([wanted.logp, *figures], abs=6e-4)
-    assert line[6] == "a.txt"
+    assert [float(each.replace(",", "")) for each in line[1:7]] == pytest.approx(
+        [wanted.logp, *figures], rel=1e-3, abs=6e-4
+    )
+    assert line[7] == "a.txt"
     assert re.fullmatch(r"43 tokens in [0-9.]+ s\n", done.err)
 
 
@@ -70,7 +73,7 @@ def test_a_file_standard_input_and_the_flag_score_alike_and_several_are_added_up
     _, *of_files = rows(files.out)
     _, *of_texts = rows(texts.out)
     assert [line[1:6] for line in of_files] == [line[1:6] for line in of_texts]
-    assert [line[6] for line in of_files] == ["a.txt", "-", "all"]
+    assert [line[7] for line in of_files] == ["a.txt", "-", "all"]
     assert of_files[0][1:6] == of_files[1][1:6]
     assert of_files[2][0] == str(2 * len(TEXT))
 

@@ -137,7 +137,7 @@ def test_a_byte_model_is_imported_and_trained_further(tmp_path, book):
     jaxgen.resume(run, config).train()
     assert LoadedRun.open(run).checkpoints.latest() == 2
     assert not np.array_equal(LoadedRun.open(run).params()[1]["embedding"][3:], around["embedding"])
-    more = {"level": "byte", "hidden": H, "embed": E, "steps": 1, "data": (str(text),)}
+    more = {"level": "byte", "cell": "lstm", "hidden": H, "embed": E, "steps": 1, "data": (str(text),)}
     other = jaxgen.LanguageConfig(**more, init_from=run, run=str(tmp_path / "other"))
     jaxgen.start(other).train()
     assert LoadedRun.open(tmp_path / "other").checkpoints.latest() == 1

@@ -74,7 +74,7 @@ def test_the_state_begins_from_the_mean_unless_something_is_said(sampler):
     jax.tree.map(np.testing.assert_array_equal, sampler.initial_state().carry, mean.initial_state().carry)
     p = sampler.weights.params
     flat = known.vector() @ np.asarray(p["condition_kernel"]) + np.asarray(p["condition_bias"])
-    np.testing.assert_allclose(sampler.initial_state().carry[0][0], np.tanh(flat), rtol=1e-5)
+    np.testing.assert_allclose(sampler.initial_state().carry[0][0], np.tanh(flat), rtol=1e-5, atol=1e-7)
 
 
 def test_between_two_labels_the_vector_is_between_theirs(sampler):

@@ -76,7 +76,7 @@ def test_samples_come_with_each_evaluation_unless_asked_otherwise(book, tmp_path
     events: list[Any] = []
     start(settings(book, tmp_path / "run", eval_every=3), events.append).train()
     assert [event.step for event in events if isinstance(event, Sampled)] == [3, 6]
-    assert isinstance(events[0], Started)
+    assert isinstance(next(event for event in events if not isinstance(event, Note)), Started)
     assert isinstance(events[-1], Finished)
 
 
@@ -239,7 +239,7 @@ def test_a_finite_loss_far_beyond_guessing_is_warned_of_once_and_advised_on(book
     notes: list[Any] = []
     wild = {"optimizer": "sgd", "lr": 1000.0, "clip": 0.0, "steps": 30, "eval_every": 5, "warmup": 0}
     finished = start(settings(book, tmp_path / "run", **wild), notes.append).train()
-    assert [event.text.count("guessing uniformly") for event in notes if isinstance(event, Note)] == [1]
+    assert sum(event.text.count("guessing uniformly") for event in notes if isinstance(event, Note)) == 1
     advice, *_ = finished.advice  # of the small text too
     assert "guessing uniformly" in advice
 
@@ -397,8 +397,7 @@ def test_a_picture_that_cannot_be_drawn_is_told_once_and_ends_no_training(book, 
     monkeypatch.setattr(pictures, "draw_losses", draw)
     events: list[Any] = []
     start(settings(book, tmp_path / "run", eval_every=2, sample_every=0), events.append).train()
-    (note,) = [event.text for event in events if isinstance(event, Note)]
-    assert "no tick fits" in note
+    assert sum("no tick fits" in event.text for event in events if isinstance(event, Note)) == 1
     assert isinstance(events[-1], Finished)
     assert CheckpointStore(tmp_path / "run" / "checkpoints").latest() == 7
     assert (tmp_path / "run" / "loss.png").read_bytes() == b"a picture"
@@ -409,8 +408,7 @@ def test_a_picture_that_cannot_be_written_is_told_at_the_end_too(book, tmp_path)
     run = start(settings(book, tmp_path / "run", eval_every=0), events.append)
     (tmp_path / "run" / "loss.png").mkdir()
     run.train()
-    (note,) = [event.text for event in events if isinstance(event, Note)]
-    assert "Is a directory" in note
+    assert sum("Is a directory" in event.text for event in events if isinstance(event, Note)) == 1
 
 
 def test_metrics_that_cannot_be_written_end_a_training(book, tmp_path):
