@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from jaxgen import jitted
-from jaxgen.errors import CheckpointError, DivergedError, UsageError, counted, for_caller
+from jaxgen.errors import CheckpointError, DivergedError, UsageError, choose, counted, for_caller
 from jaxgen.plugins import plugin_flags
 from jaxgen.runs.config import MAX_STEPS, TrainConfig
 from jaxgen.runs.directory import RunDirectory
@@ -149,7 +149,7 @@ class Trainer:
     @property
     def _only_average(self) -> bool:
         """Whether only the average of the weights is evaluated."""
-        return getattr(OPTIMIZERS[self.config.optimizer], "averages", False)
+        return getattr(OPTIMIZERS[choose(self.config.optimizer, OPTIMIZERS, "optimizer")], "averages", False)
 
     def _exchanged(self, state: TrainState) -> TrainState:
         """``state`` with the average in place of the weights, as in a checkpoint, or with both in their own places."""
