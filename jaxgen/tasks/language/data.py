@@ -295,7 +295,7 @@ class LanguageData(TaskData):
         rows = [("validation", f"{report['val_loss']:.4f} nats/token, perplexity {report['val_perplexity']:.2f}")]
         if "val_bpc" in report:
             rows.append(("", f"{report['val_bpc']:.4f} bits per character, {report['val_bpb']:.4f} bits per byte"))
-        if "val_word_perplexity" in report:
+        if "val_word_perplexity" in report and self.config.level in ("word", "bpe"):
             rows.append(("", f"perplexity {report['val_word_perplexity']:,.2f} per word"))
         for name, value in report.items():
             if name.startswith("windows_") and name.endswith("_loss"):
