@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ class Averaged(NamedTuple):
     step: Int[Array, ""]  # number of updates
 
 
+@runtime_checkable
 class Average(Protocol):
     """An entry of ``AVERAGES``: a frozen dataclass whose fields are the options."""
 

@@ -276,7 +276,7 @@ def scale_by_rates(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
 
 def make_optimizer(
     name: str,
-    schedule: optax.Schedule | str,
+    schedule: optax.ScalarOrSchedule | str,
     *,
     clip: float = 1.0,
     options: Mapping[str, float] | None = None,
