@@ -161,7 +161,7 @@ class LanguageConfig(TrainConfig):
             _SMALL,
         ),
         "base": (
-            "LayerNorm LSTM 1x384 with dropout, 1,800 steps: two to three minutes on 2 CPU cores, better text",
+            "LayerNorm LSTM 1x384 with dropout, 1,800 steps: about three minutes on 2 CPU cores, better text",
             {**_SMALL, "hidden": 384, "steps": 1800, "dropout": 0.2, "lr": 8e-3},
         ),
         "medium": (
