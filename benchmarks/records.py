@@ -35,7 +35,7 @@ from jaxgen.fsutil import replace_file
 
 RESULTS = machine.ROOT / "benchmarks" / "results" / "records"
 PAGE = machine.ROOT / "docs" / "records.md"
-RUNS = machine.ROOT / "runs" / "records"
+RUNS = Path("runs") / "records"  # from the root of the project, where the commands run
 SEEDS = (0, 1, 2)
 #: The splits whose losses are reported.
 LOSSES = {"val": "state carried", "windows_64": "64-char windows", "windows_256": "256-char windows"}
@@ -129,8 +129,9 @@ def run_command(command: str) -> tuple[str, float]:
 def train(command: str, seed: int, run: Path) -> dict[str, Any]:
     """Train a run, and return its figures."""
     _, seconds = run_command(f"{command} --seed {seed} --run {shlex.quote(str(run))}")
-    report = json.loads((run / "report.json").read_text())
-    resolved = json.loads((run / "config.json").read_text())["resolved"]
+    folder = machine.ROOT / run
+    report = json.loads((folder / "report.json").read_text())
+    resolved = json.loads((folder / "config.json").read_text())["resolved"]
     return {
         "seconds": round(seconds, 1),
         "losses": {name: report[f"{name}_loss"] for name in LOSSES if f"{name}_loss" in report},
@@ -144,7 +145,7 @@ def score(row: Row, seed: int) -> dict[str, Any]:
     kept = {}
     for name in re.findall(r"{(\w+)}", row.flags):
         run = kept[name] = RUNS / f"{name}-{seed}"
-        if not (run / "report.json").exists():
+        if not (machine.ROOT / run / "report.json").exists():
             train(f"python train.py --data tinyshakespeare {KEPT[name]}", seed, run)
     told, seconds = run_command(row.command.format(**kept) + " --json")
     scored = json.loads(told)
