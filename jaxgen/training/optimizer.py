@@ -156,8 +156,7 @@ class AdEMAMix:
 
         if not steps:
             return optax.contrib.scale_by_ademamix(self.b1, self.b2, self.b3, self.alpha, self.eps)
-        rising = lambda step: self.alpha * done(step)  # noqa: E731
-        return optax.contrib.scale_by_ademamix(self.b1, self.b2, slow, rising, self.eps)
+        return optax.contrib.scale_by_ademamix(self.b1, self.b2, slow, lambda step: self.alpha * done(step), self.eps)
 
 
 @dataclass(frozen=True)
