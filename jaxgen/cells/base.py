@@ -75,7 +75,8 @@ def per_gate(init: Initializer, gates: int) -> Initializer:
 
     def initialise(key: Key, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Float[Array, "..."]:
         block = (*shape[:-1], shape[-1] // gates)
-        return jnp.concatenate([init(k, block, dtype) for k in jax.random.split(key, gates)], axis=-1)
+        blocks = jax.vmap(lambda key: init(key, block, dtype))(jax.random.split(key, gates))
+        return jnp.moveaxis(blocks, 0, -2).reshape(*block[:-1], -1)
 
     return initialise
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from jaxgen.cells.base import Affine, Weights, orthogonal, per_gate, promote_state
 from jaxgen.cells.lstm import CellAndHidden, LSTMCarry, forget_bias_init, half_but_g
+from jaxgen.cells.precision import match_varying_axes
 from jaxgen.types import Array, ArrayLike
 
 #: Added to variances, so that equal numbers have a derivative.
@@ -49,6 +50,16 @@ class Residuals(NamedTuple):
 
 def _like(weights: Float[Array, "N"], x: Float[Array, "*batch N"]) -> Float[Array, "*batch N"]:
     return jnp.broadcast_to(weights.astype(x.dtype), x.shape)
+
+
+def sum_of_products(a: Float[Array, "T *batch N"], b: Float[Array, "T *batch N"]) -> Float[Array, "N"]:
+    """The sum of ``a * b`` over all axes but the last, as a loop over T, which is one pass over both.
+
+    ``jnp.sum(a * b)`` stores the products, and on a CPU its sum over rows takes five times as long.
+    """
+    total, a, b = match_varying_axes(jnp.zeros_like(a[0]), a, b)
+    total, _ = lax.scan(lambda total, both: (total + both[0] * both[1], None), total, (a, b))
+    return jnp.sum(total, tuple(range(total.ndim - 1)))
 
 
 class LayerNormLSTM(CellAndHidden):
@@ -127,5 +138,5 @@ class LayerNormLSTM(CellAndHidden):
 
     @nn.nowrap
     def extra_vjp(self, residuals: Residuals, dz: Array, dn: Array) -> tuple[Array, Array, Array]:
-        axes = tuple(range(dz.ndim - 1))
-        return jnp.sum(dz * residuals.normal_u, axes), jnp.sum(dn * residuals.normal_c, axes), jnp.sum(dn, axes)
+        gain = sum_of_products(dz, residuals.normal_u), sum_of_products(dn, residuals.normal_c)
+        return *gain, jnp.sum(dn, tuple(range(dn.ndim - 1)))

@@ -35,7 +35,7 @@ from jaxgen.tokenizers.base import UNK, Tokenizer
 from jaxgen.training.windows import Conditions
 
 #: Most targets scored by an evaluation during training; the final one scores the whole split.
-EVAL_TOKENS = 200_000
+EVAL_TOKENS = 50_000
 #: Targets scored by each windowed evaluation: 2,400 windows of 64 or 600 of 256.
 WINDOW_TOKENS = 2_400 * 64
 #: Share of unknown training tokens above which the vocabulary of --init-from is refused: the model would learn <unk>.
