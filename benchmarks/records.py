@@ -6,9 +6,11 @@
     python -m benchmarks.records --write                 write the tables of docs/records.md from what is there
 
 A run is a row with a seed. Its figures are a JSON file in ``benchmarks/results/records``: commit it, and work continues
-where it stopped. A run whose command in the plan has changed since counts as missing. ``JAXGEN_DATA`` names the folder
+where it stopped. A run whose command in the plan has changed since counts as missing; delete the files of a preset that
+has changed. ``JAXGEN_DATA`` names the folder
 with ``tinyshakespeare.txt``. Rows that score runs keep these in ``runs/records``. Seconds are wall time from the start
-of the process to its end, on all cores, with nothing compiled before: they need a quiet machine.
+of the process to its end, on all cores, with nothing compiled before; they are not kept if other processes used the
+processor meanwhile.
 """
 
 from __future__ import annotations
@@ -65,7 +67,20 @@ SCORED = {
 #: Optimizers at equal steps, with the learning rates that were best on held-out text.
 OPTIMIZERS = {
     "adamw": "--lr 0.01",
-    "muon": "--lr 0.01 --optimizer muon",
+    "muon": "--lr 0.01",
+    "soap": "--lr 0.003",
+    "ademamix": "--lr 0.003",
+    "adopt": "--lr 0.003",
+    "lion": "--lr 0.001",
+    "nadamw": "--lr 0.01",
+    "schedule-free": "--lr 0.01 --schedule constant",
+}
+#: Models on which they are compared.
+CELLS = {
+    "lstm": "--cell lstm",
+    "layernorm-lstm": "--cell layernorm-lstm",
+    "gru": "--cell gru",
+    "mingru block": "--cell mingru --block residual",
 }
 
 
@@ -99,8 +114,11 @@ def plan() -> list[Row]:
         Row("goals", "7-gram", "--model ngram --order 7", seeds=(0,)),
     ]
     rows += [Row("ablation", name, f"--preset base {flags}".strip()) for name, flags in ABLATION.items() if flags]
-    for cell in ("lstm", "layernorm-lstm", "gru"):
-        rows += [Row("optimizers", f"{cell}: {name}", f"--cell {cell} {flags}") for name, flags in OPTIMIZERS.items()]
+    for cell, model in CELLS.items():
+        rows += [
+            Row("optimizers", f"{cell}: {name}", f"{model} --optimizer {name} {flags}")
+            for name, flags in OPTIMIZERS.items()
+        ]
     rows += [Row("reading", name, flags, scores=True) for name, flags in SCORED.items()]
     return rows
 
@@ -134,6 +152,8 @@ def train(command: str, seed: int, run: Path) -> dict[str, Any]:
     resolved = json.loads((folder / "config.json").read_text())["resolved"]
     return {
         "seconds": round(seconds, 1),
+        "steps": report["step"],
+        "best_step": report["best_step"],
         "losses": {name: report[f"{name}_loss"] for name in LOSSES if f"{name}_loss" in report},
         "parameters": resolved["parameters"],
         "data": resolved["data"],
@@ -153,11 +173,18 @@ def score(row: Row, seed: int) -> dict[str, Any]:
 
 
 def measure(row: Row, seed: int, more: str = "") -> dict[str, Any]:
-    """The figures of a run."""
+    """The figures of a run. Without ``seconds`` if other processes used the processor for a tenth of them or more."""
+    began = machine.cpu_seconds()
     with tempfile.TemporaryDirectory() as folder:
         command = f"{row.command} {more}"
         figures = score(row, seed) if row.scores else train(command, seed, Path(folder) / "run")
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    own, ended = resource.getrusage(resource.RUSAGE_CHILDREN), machine.cpu_seconds()
+    if began is not None and ended is not None:
+        others = ended - began - own.ru_utime - own.ru_stime
+        figures["others"] = round(others / figures["seconds"], 2)  # processors that others kept busy
+        if figures["others"] >= 0.1:
+            del figures["seconds"]
+    memory = own.ru_maxrss
     return {
         "command": row.command,
         "seed": seed,
@@ -169,20 +196,21 @@ def measure(row: Row, seed: int, more: str = "") -> dict[str, Any]:
 
 def table(rows: Sequence[Row], folder: Path) -> str:
     """A table in Markdown with a line for each row: losses as mean and standard deviation over the seeds."""
-    lines = ["| | " + " | ".join(LOSSES.values()) + " | seconds | parameters | peak memory, MB | seeds | command |"]
-    lines += ["|---" * (len(LOSSES) + 6) + "|"]
+    columns = [*LOSSES.values(), "best step", "seconds", "parameters", "peak memory, MB", "seeds", "command"]
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:
         found = [result for seed in row.seeds if (result := read(folder, row, seed)) is not None]
         if not found:
-            lines.append(f"| {row.name} " + "| " * (len(LOSSES) + 3) + f"| missing | `{row.command}` |")
+            lines.append(f"| {row.name} " + "| " * (len(columns) - 2) + f"| missing | `{row.command}` |")
             continue
         all_losses = ([r["losses"][name] for r in found if name in r["losses"]] for name in LOSSES)
         losses = [mean_and_spread(values, ".3f") if values else "-" for values in all_losses]
-        seconds, memory = (
-            statistics.median(result[name] for result in found) for name in ("seconds", "peak_memory_mb")
-        )
+        best = {"last" if r["best_step"] == r["steps"] else f"{r['best_step']:,}" for r in found if "steps" in r}
+        timed = [result["seconds"] for result in found if "seconds" in result]
+        memory = statistics.median(result["peak_memory_mb"] for result in found)
         parameters = f"{found[0]['parameters']:,}" if "parameters" in found[0] else "-"
-        numbers = [f"{seconds:.0f}", parameters, f"{memory:,.0f}", f"{len(found)} of {len(row.seeds)}"]
+        numbers = [", ".join(sorted(best)) or "-", f"{statistics.median(timed):.0f}" if timed else "-"]
+        numbers += [parameters, f"{memory:,.0f}", f"{len(found)} of {len(row.seeds)}"]
         lines.append("| " + " | ".join([row.name, *losses, *numbers, f"`{row.command}`"]) + " |")
     return "\n".join(lines)
 

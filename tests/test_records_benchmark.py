@@ -29,10 +29,10 @@ def test_figures_of_another_command_count_as_missing(tmp_path):
 
 
 def test_a_line_has_the_mean_and_the_spread_over_seeds(tmp_path):
-    save(tmp_path, ROW, 0, losses={"val": 1.4, "windows_64": 1.6})
-    save(tmp_path, ROW, 1, losses={"val": 1.6, "windows_64": 1.6})
+    save(tmp_path, ROW, 0, losses={"val": 1.4, "windows_64": 1.6}, steps=20, best_step=20)
+    save(tmp_path, ROW, 1, losses={"val": 1.6, "windows_64": 1.6}, steps=20, best_step=18)
     *_, line = table([ROW], tmp_path).splitlines()
-    assert "1.500 ± 0.141 | 1.600 ± 0.000 | - | 50 | - | 400 | 2 of 2" in line
+    assert "1.500 ± 0.141 | 1.600 ± 0.000 | - | 18, last | 50 | - | 400 | 2 of 2" in line
 
 
 def test_a_row_without_figures_says_so(tmp_path):
