@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import resource
 import shlex
@@ -84,6 +85,24 @@ CELLS = {
 }
 
 
+#: Other data: name -> flags of ``train.py``.
+DATA = {
+    "python-docs": "--data python-docs",
+    "AG News titles": "--data ag_news",
+    "names": f"--data {RUNS / 'names.txt'} --documents line",
+}
+#: The presets, and the settings that each had until November 2026, in version 0.1.
+OLD = "--cell lstm --optimizer adamw --lr 0.004 --cold-starts 0"
+PRESETS = {
+    "tiny": "--preset tiny",
+    "tiny of 0.1": f"--preset tiny {OLD}",
+    "small": "--preset small",
+    "small of 0.1": f"--preset small {OLD} --steps 1200",
+    "base": "--preset base",
+    "base of 0.1": f"--preset base {OLD} --steps 1800",
+}
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of a table: ``flags`` of ``train.py``, or of ``jaxgen score``, for each of ``seeds``."""
@@ -93,6 +112,7 @@ class Row:
     flags: str
     seeds: tuple[int, ...] = SEEDS
     scores: bool = False
+    data: str = "--data tinyshakespeare"
 
     @property
     def key(self) -> str:
@@ -102,7 +122,7 @@ class Row:
     @property
     def command(self) -> str:
         """The command without the seed and the folder of the run."""
-        program = "jaxgen score --validation" if self.scores else "python train.py --data tinyshakespeare"
+        program = "jaxgen score --validation" if self.scores else f"python train.py {self.data}"
         return f"{program} {self.flags}".strip()
 
 
@@ -120,7 +140,22 @@ def plan() -> list[Row]:
             for name, flags in OPTIMIZERS.items()
         ]
     rows += [Row("reading", name, flags, scores=True) for name, flags in SCORED.items()]
+    for data, where in DATA.items():
+        rows += [Row("elsewhere", f"{data}: {name}", flags, data=where) for name, flags in PRESETS.items()]
     return rows
+
+
+def write_names(path: Path, number: int = 8000) -> None:
+    """Write a list of made-up names, one a line: two to four syllables each, the same list every time."""
+    pick = random.Random(0)
+    starts = (*"bdfghjklmnprstv", "br", "cr", "dr", "gr", "kl", "tr")
+    vowels, ends = (*"aeiou", "ai", "ea", "ie"), ("", "", "n", "r", "l", "s", "m", "th")
+    names: dict[str, None] = {}  # in the order in which they were made
+    while len(names) < number:
+        syllables = [pick.choice(starts) + pick.choice(vowels) for _ in range(pick.randint(2, 4))]
+        names["".join(syllables).capitalize() + pick.choice(ends)] = None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, "".join(f"{name}\n" for name in names).encode())
 
 
 def path_of(folder: Path, row: Row, seed: int) -> Path:
@@ -146,6 +181,9 @@ def run_command(command: str) -> tuple[str, float]:
 
 def train(command: str, seed: int, run: Path) -> dict[str, Any]:
     """Train a run, and return its figures."""
+    names = machine.ROOT / RUNS / "names.txt"
+    if str(RUNS / "names.txt") in command and not names.exists():
+        write_names(names)
     _, seconds = run_command(f"{command} --seed {seed} --run {shlex.quote(str(run))}")
     folder = machine.ROOT / run
     report = json.loads((folder / "report.json").read_text())

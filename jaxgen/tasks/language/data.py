@@ -34,7 +34,7 @@ from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers.base import UNK, Tokenizer
 from jaxgen.training.windows import Conditions
 
-#: Most targets scored by an evaluation during training; the final one scores the whole split.
+#: About how many targets an evaluation during training scores, all over the split; the final one scores all of them.
 EVAL_TOKENS = 50_000
 #: Targets scored by each windowed evaluation: 2,400 windows of 64 or 600 of 256.
 WINDOW_TOKENS = 2_400 * 64
