@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Float
 
 from jaxgen.cells.base import Affine, Weights, orthogonal, per_gate, promote_state
-from jaxgen.cells.lstm import CellAndHidden, LSTMCarry, forget_bias_init, half_but_g
+from jaxgen.cells.lstm import CellAndHidden, LSTMCarry, forget_bias_init, gate_factors, half_but_g
 from jaxgen.cells.precision import match_varying_axes
 from jaxgen.types import Array, ArrayLike
 
@@ -113,10 +113,7 @@ class LayerNormLSTM(CellAndHidden):
         self, before: LSTMCarry, after: LSTMCarry, residuals: Residuals
     ) -> tuple[Array, Array, Array, Residuals]:
         """Factors of the pre-activations [..., 4H], of LN(c') through h, and of c through c'."""
-        i, f, g, o = jnp.split(residuals.gates, 4, axis=-1)
-        others = (0.5 * g, 0.5 * before[0], 0.5 * (i + 1), 0.5 * residuals.tanh_c)
-        gates = jnp.concatenate([(1 - a * a) * other for a, other in zip((i, f, g, o), others)], axis=-1)
-        return gates, 0.5 * (o + 1) * (1 - residuals.tanh_c**2), 0.5 * (f + 1), residuals
+        return *gate_factors(residuals.gates, before[0], residuals.tanh_c), residuals
 
     @nn.nowrap
     def vjp_step(

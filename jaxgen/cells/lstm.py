@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Float
 
 from jaxgen.cells.base import Affine, Cell, Initializer, Weights, orthogonal, per_gate
 from jaxgen.types import Array, ArrayLike, DType, Key
@@ -26,6 +27,19 @@ def half_but_g(features: int, dtype: DType) -> Array:
     """Factors [4H] that make of a tanh the sigmoids of i, f and o: sigmoid(a) = (tanh(a / 2) + 1) / 2."""
     half, one = jnp.full(features, 0.5, dtype), jnp.ones(features, dtype)
     return jnp.concatenate([half, half, one, half])
+
+
+def gate_factors(
+    gates: Float[Array, "*batch 4H"], c: Float[Array, "*batch H"], tanh_c: Float[Array, "*batch H"]
+) -> tuple[Array, Array, Array]:
+    """Factors of the pre-activations [..., 4H], of what h is the tanh of through h, and of c through c'.
+
+    ``gates`` are values of tanh, ``c`` is the cell state before the step, and h' = o * ``tanh_c``.
+    """
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    others = (0.5 * g, 0.5 * c, 0.5 * (i + 1), 0.5 * tanh_c)
+    factors = jnp.concatenate([(1 - a * a) * other for a, other in zip((i, f, g, o), others)], axis=-1)
+    return factors, 0.5 * (o + 1) * (1 - tanh_c * tanh_c), 0.5 * (f + 1)
 
 
 class CellAndHidden(Cell):
@@ -86,18 +100,18 @@ class LSTM(CellAndHidden):
         # Without the barrier XLA fuses the slices below into the tanh, and it is no longer vectorised.
         gates = lax.optimization_barrier(jnp.tanh(z + u))
         i, f, g, o = jnp.split(gates, 4, axis=-1)
-        c = 0.5 * ((f + 1) * carry[0] + (i + 1) * g)
+        c = 0.5 * ((f + 1) * carry[0] + (self.input_gate(i, f) + 1) * g)
         h = 0.5 * (o + 1) * jnp.tanh(c)
         return (c, h), h, gates
 
     @nn.nowrap
+    def input_gate(self, i: Array, f: Array) -> Array:
+        """The input gate, from it and the forget gate, as values of tanh."""
+        return i
+
+    @nn.nowrap
     def precompute_vjp(self, before: LSTMCarry, after: LSTMCarry, residuals: Array) -> tuple[Array, Array, Array]:
-        """Factors of the pre-activations [..., 4H], of c through h, and of c through c'."""
-        i, f, g, o = jnp.split(residuals, 4, axis=-1)
-        tanh_c = jnp.tanh(after[0])
-        others = (0.5 * g, 0.5 * before[0], 0.5 * (i + 1), 0.5 * tanh_c)
-        gates = jnp.concatenate([(1 - a * a) * other for a, other in zip((i, f, g, o), others)], axis=-1)
-        return gates, 0.5 * (o + 1) * (1 - tanh_c * tanh_c), 0.5 * (f + 1)
+        return gate_factors(residuals, before[0], jnp.tanh(after[0]))
 
     @nn.nowrap
     def vjp_step(
