@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from jaxgen.cells.base import Weights
 from jaxgen.cells.lstm import LSTM, LSTMCarry
 from jaxgen.types import Array
 
@@ -17,6 +18,11 @@ class CappedLSTM(LSTM):
 
     The cell state then stays between -1 and 1.
     """
+
+    @nn.nowrap
+    def gates(self, weights: Weights, carry: LSTMCarry, z: Array) -> dict[str, Array]:
+        gates = super().gates(weights, carry, z)
+        return gates | {"i": jnp.minimum(gates["i"], 1 - gates["f"])}
 
     @nn.nowrap
     def forward_with_residuals(self, carry: LSTMCarry, z: Array, u: Array) -> tuple[LSTMCarry, Array, Array]:
