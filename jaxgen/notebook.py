@@ -25,6 +25,13 @@ def escape(text: object) -> str:
     return html.escape(escape_controls(str(text)))
 
 
+def page(title: str, parts: Iterable[str]) -> str:
+    """An HTML page of ``parts``, which are HTML."""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    style = "<style>:root{color-scheme:light dark}body{max-width:60em;margin:2em auto;padding:0 1em}</style>"
+    return f'<!doctype html><html lang="en"><head>{head}{style}</head><body>{"<hr>".join(parts)}</body></html>\n'
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table with a line of names."""
     names = "".join(f"<th>{escape(name)}</th>" for name in head)

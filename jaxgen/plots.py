@@ -924,7 +924,7 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: Target, t
 # Units of a model
 
 #: Columns and lines of a text whose characters have colours; inches of a character.
-TEXT_COLUMNS, TEXT_LINES, GLYPH = 90, 40, (0.115, 0.21)
+TEXT_COLUMNS, TEXT_LINES, GLYPH = 90, 40, (0.1, 0.2)
 #: The most units in a heat map, and inches of a token in it.
 MAX_UNITS, TOKEN = 64, 0.115
 
@@ -963,7 +963,7 @@ def draw_values(texts: Sequence[str], values: np.ndarray, path: Target, title: s
                 figure.add_artist(box)
                 glyph: dict[str, Any] = {"color": to_hex(ink_on((red, green, blue))), "ha": "center", "va": "center"}
                 shown = "↵" if character == "\n" else shorten(character) or " "
-                figure.text(place[0] + width / 2, place[1] + height / 2, shown, fontsize=9, **glyph)
+                figure.text(place[0] + width / 2, place[1] + height / 2, shown, fontsize=8.5, **glyph)
                 column += 1
                 widest = max(widest, column)
                 if character == "\n":

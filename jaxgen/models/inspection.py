@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -140,8 +140,8 @@ def _single(cell: Cell) -> Carry:
     return jax.eval_shape(lambda: cell.initialize_carry(jax.random.key(0), (cell.features,)))
 
 
-@cache
-def _holding_class(kind: type[Cell]) -> type[Cell]:
+@lru_cache
+def _holding_class(kind: Any) -> Any:
     """A subclass of ``kind`` that holds numbers of its state; it has the same parameters."""
     reads_state = issubclass(kind, LinearCell) and kind.step is LinearCell.step
 
