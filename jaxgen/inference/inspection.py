@@ -17,10 +17,10 @@ from jaxgen.errors import DataError, UsageError, check_int, check_kind, check_te
 from jaxgen.inference.sampler import Sampler
 from jaxgen.models.inspection import Unit, hold_units, inspect_step
 from jaxgen.plots import Picture, draw_inspection, draw_values
-from jaxgen.tokenizers.base import encode_pieces
+from jaxgen.tokenizers.base import encode_pieces, evenly
 
-#: Steps of a compiled call.
-CHUNK = 256
+#: Steps of a compiled call, and characters that are encoded at a time.
+CHUNK, PIECE = 256, 4096
 #: The most numbers that the arrays of a text may have.
 MAX_NUMBERS = 1 << 28
 #: The feature is shifted by so many distances to find what chance gives.
@@ -33,8 +33,10 @@ TELLING = 0.5
 
 # --- features of a text
 
+#: Three double quotation marks, where they can begin a string; one, not beyond an empty line; a single one, in a line.
 _QUOTED = re.compile(
-    r'"""[\s\S]{0,5000}?"""|"(?:\\.|[^"\\]){0,1000}"|“[^”]{0,1000}”' + r"|(?<!\w)'(?:\\.|[^'\\\n])*'(?!\w)"
+    r'(?<![^\s(\[{=,:rRbBfFuU])"""(?=[^\n])[\s\S]*?"""|"""|"(?:\\.|(?!\n[ \t]*\n)[^"\\]){0,500}"|“[^”]{0,500}”|'
+    r"(?<!\w)'(?:\\.|[^'\\\n])*'(?!\w)"
 )
 
 
@@ -408,9 +410,14 @@ def inspect_text(
         UsageError: The model has no states to look at, or the text is empty, or too long for the memory.
     """
     layout = Layout.of(sampler)
-    pieces = sampler.reading.pieces([check_text("The text", text)])
-    encoded = [part.ids for part in encode_pieces(sampler.tokenizer, pieces, unk=unk)]
-    ids = np.concatenate([np.zeros(0, np.int32), *encoded])[:most]
+    pieces = sampler.reading.pieces(evenly([check_text("The text", text)], PIECE))
+    encoded, size = [np.zeros(0, np.int32)], 0
+    for part in encode_pieces(sampler.tokenizer, pieces, unk=unk):
+        encoded.append(part.ids)
+        size += part.ids.size
+        if most is not None and size >= most:
+            break  # what is not read may have unknown characters
+    ids = np.concatenate(encoded)[:most]
     if not ids.size:
         raise UsageError("The text has no token to look at: give a longer one.")
     params, carry = sampler.params, sampler.initial_state().carry

@@ -57,12 +57,14 @@ def inspect_step(model: Any, params: Params, carry: Carry, token: Int[Array, "B"
         layers = model.make_layers() if hasattr(model, "make_layers") else [None] * len(gates)
         own = [each if layer is None else cell_state(layer, each) for layer, each in zip(layers, carry)]
         gates = [cell.gates(weights, each, z) for (cell, weights, z), each in zip(inputs.values(), own)]
-    states, gates = jax.tree.map(_in_rows, (state_arrays(model, after), gates))
-    return after, Seen(states, gates, jax.nn.log_softmax(logits.astype(jnp.float32)))
+    return after, Seen(
+        _in_rows(state_arrays(model, after)), _in_rows(gates), jax.nn.log_softmax(logits.astype(jnp.float32))
+    )
 
 
-def _in_rows(array: Array) -> Float[Array, "B units"]:
-    return array.reshape(array.shape[0], -1)
+def _in_rows(layers: list[dict[str, Array]]) -> list[dict[str, Float[Array, "B units"]]]:
+    """The arrays with one axis of units, in their order, which ``jax.tree.map`` would not keep."""
+    return [{name: array.reshape(array.shape[0], -1) for name, array in layer.items()} for layer in layers]
 
 
 def inspect_steps(model: Any, params: Params, carry: Carry, tokens: Int[Array, "T B"]) -> tuple[Carry, Seen]:
