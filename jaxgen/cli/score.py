@@ -397,7 +397,8 @@ class ScoreTable:
         """Write the tokens and the row of a text while it is scored; returns its score."""
         from jaxgen.inference.scorer import ScoredText, concat
 
-        stream, kept, name = read(self._scorer), list[TokenScores](), about["name"]
+        kept: list[TokenScores] = []
+        stream, name = read(self._scorer), about["name"]
         self._write_tokens(name, keep(stream, kept) if self._surprising else stream)
         self.write_total(name, stream.score)
         other = None if self._beside is None else read_beside(read, self._beside)
@@ -491,7 +492,9 @@ class JsonScores:
         """Write the object of a text while it is scored; returns its score."""
         from jaxgen.inference.scorer import ScoredText, concat
 
-        stream, kept, more = read(self._scorer), list[TokenScores](), dict[str, Any]()
+        kept: list[TokenScores] = []
+        more: dict[str, Any] = {}
+        stream = read(self._scorer)
         self._write_tokens(about, keep(stream, kept) if self._surprising else stream)
         other = None if self._beside is None else read_beside(read, self._beside)
         if self._beside is not None and other is not None:

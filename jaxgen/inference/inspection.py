@@ -128,6 +128,12 @@ class Found:
         units: The units, the best first.
         chance: What chance gives.
         tokens: The number of tokens of the text.
+
+    Example:
+        >>> seen = jaxgen.inspect("runs/language-1", "the cat sat on the mat\n" * 20)
+        >>> found = seen.find("line")
+        >>> len(found.units), found.tokens, found.is_telling == (found.score >= 0.5 and found.score > found.chance)
+        (5, 460, True)
     """
 
     feature: str
@@ -180,6 +186,11 @@ class UnitValues:
         unit: The unit.
         texts: The texts of the tokens.
         values: float32 [T].
+
+    Example:
+        >>> values = jaxgen.inspect("runs/language-1", "the cat sat").unit("0:h:3")
+        >>> str(values.unit), values[4:7].texts
+        ('0:h:3', ['c', 'a', 't'])
     """
 
     unit: Unit

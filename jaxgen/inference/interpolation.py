@@ -56,7 +56,8 @@ class Interpolation:
 
     def _shown(self) -> tuple[list[str], np.ndarray]:
         ids = self.top()
-        return [repr(self.tokenizer.decode([i]))[1:-1] for i in ids], self.probabilities[:, ids]
+        names = [repr(self.tokenizer.decode([i]))[1:-1].replace(" ", "·") or "<eos>" for i in ids]
+        return names, self.probabilities[:, ids]
 
     def plot(self) -> Picture:
         """The probabilities of the next token along the way."""

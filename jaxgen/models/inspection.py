@@ -126,7 +126,8 @@ def _holding(factory: Any, layer: Any, hidden: int, values: Mapping[Unit, float]
         if not math.isfinite(value):
             raise UsageError(f"The unit {unit} cannot be held at {value}: give a finite number.")
         held.append((int(numbers[unit.number]), float(value)))
-    return partial(_holding_class(kind), **getattr(factory, "keywords", {}), held=tuple(held))
+    holding: Any = kind
+    return partial(_holding_class(holding), **getattr(factory, "keywords", {}), held=tuple(held))
 
 
 def _places(cell: Cell) -> dict[str, np.ndarray]:
@@ -147,7 +148,7 @@ def _holding_class(kind: Any) -> Any:
     """A subclass of ``kind`` that holds numbers of its state; it has the same parameters."""
     reads_state = issubclass(kind, LinearCell) and kind.step is LinearCell.step
 
-    class Holding(kind):  # type: ignore[misc, valid-type]
+    class Holding(kind):
         #: Places in the state as one vector, and values.
         held: tuple[tuple[int, float], ...] = ()
 

@@ -65,22 +65,21 @@ def test_states_and_probabilities_are_those_of_the_cell_step_by_step(cell):
     np.testing.assert_allclose(seen.distance, np.stack(moved, axis=1), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ["elman", "gla", "gru", "lru", "slstm"])
 @pytest.mark.parametrize("block", [name for name in BLOCKS if name != "plain"])
 def test_every_block_shows_its_cell_and_its_gates(cell, block):
-    if (cell, block) in {("attention", "griffin"), ("gla", "griffin")} or len(cell) > 6:
-        pytest.skip("one long compilation less")
     seen = inspect_text(sampler_of(cell, block=block), TEXT)
-    plain = [*CELLS[cell](features=8).state_arrays(CELLS[cell](features=8).initialize_carry(jax.random.key(0), (1, 8)))]
-    assert [*seen.states[1]] == [*plain, "conv"]
+    unbound = CELLS[cell](features=8)
+    names = [*unbound.state_arrays(unbound.initialize_carry(jax.random.key(0), (1, 8)))]
+    assert [*seen.states[1]] == [*names, "conv"]
     for name, gate in seen.gates[1].items():
         assert ((gate >= 0) & (gate <= 1)).all(), name
         assert gate.std() > 0 or cell == "lru"
 
 
-@pytest.mark.parametrize("unk_cell", ["lstm", "gru"])
-def test_surprise_is_what_the_scorer_gives(unk_cell):
-    sampler = sampler_of(unk_cell)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_surprise_is_what_the_scorer_gives(cell):
+    sampler = sampler_of(cell)
     seen, scored = inspect_text(sampler, TEXT), Scorer(sampler).per_token(TEXT)
     np.testing.assert_array_equal(seen.tokens, scored.tokens)
     np.testing.assert_allclose(seen.surprise, scored.logp / -np.log(2), rtol=1e-4, atol=1e-4)
@@ -114,8 +113,6 @@ def test_a_unit_that_is_held_keeps_its_value_at_every_token(cell):
     assert (seen.unit(f"0:{array}:5").values == 0.75).all()
     assert (seen.unit(f"1:{array}:2").values == -0.5).all()
     assert np.abs(seen.probabilities - before.probabilities).max() > 0.01
-    settings = GenerationConfig(length=30, seed=2)
-    assert other.sample("fab", settings) != sampler.sample("fab", settings)
 
 
 def test_a_held_gru_is_the_gru_of_the_equations_with_that_unit_replaced():
@@ -168,9 +165,9 @@ def test_a_character_of_several_tokens_is_that_of_the_last():
 
 def test_what_cannot_be_inspected_is_refused():
     sampler = sampler_of("gru")
-    for text, option in (("", {}), ("Z", {})):
+    for text in ("", "Z"):
         with pytest.raises(UsageError):
-            inspect_text(sampler, text, **option)
+            inspect_text(sampler, text)
     assert inspect_text(sampler, "Zab", unk="skip").text == "ab"
     assert inspect_text(sampler, TEXT, most=7).text == TEXT[:7]
 
