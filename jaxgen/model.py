@@ -168,8 +168,8 @@ def inspect(model: Model | Sampler | str | os.PathLike[str] | None, text: str, *
 
     Example:
         >>> seen = jaxgen.inspect("runs/language-1", "the cat sat")
-        >>> seen.surprise.shape, list(seen.gates[0])
-        ((11,), ['i', 'f', 'o'])
+        >>> seen.surprise.shape, seen.distance.shape  # bits of each token; how far the state of each layer has moved
+        ((11,), (11, 1))
     """
     if not isinstance(model, Sampler):
         model = (model if isinstance(model, Model) else load(model)).sampler

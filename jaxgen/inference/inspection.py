@@ -235,7 +235,7 @@ class Inspection:
     Example:
         >>> seen = jaxgen.inspect("runs/language-1", "the cat sat on the mat")
         >>> list(seen.states[0]), seen.states[0]["h"].shape, seen.probabilities.shape[0]
-        (['c', 'h'], (22, 8), 22)
+        (['h'], (22, 8), 22)
         >>> seen.unit("0:h:3").values.shape
         (22,)
     """
