@@ -239,7 +239,7 @@ def write_clamped(sampler: Sampler, config: NeuronsConfig, *, as_json: bool) -> 
     from jaxgen.inference.inspection import clamped
 
     settings = GenerationConfig(config.length, read_temperature(config.temperature), config.seed)
-    values = dict(map(read_clamp, config.clamp))
+    values: dict[Any, float] = dict(map(read_clamp, config.clamp))
     other = clamped(sampler, values)
     texts = [each.sample(config.prompt, settings)[0] for each in (sampler, other)]
     if as_json:

@@ -164,7 +164,13 @@ def score(args: list[str]) -> None:
     if config.mix_fit is not None and not options.plain:  # networks that adapt deserve other weights
         sampler = with_condition_flags(open_sampler(config, "score", reading=options), config, note=False)
     end = {"yes": True, "no": False, None: False if config.candidates else None}[config.end]
-    method = {"state": config.state, "window": config.window, "lanes": config.lanes, "unk": config.unk, "end": end}
+    method: dict[str, Any] = {
+        "state": config.state,
+        "window": config.window,
+        "lanes": config.lanes,
+        "unk": config.unk,
+        "end": end,
+    }
     scorer = Scorer(sampler, top=config.top, **method, **options.for_scorer)
     beside = None if config.beside is None else open_beside(config, scorer, method | options.for_scorer)
     writer = (JsonScores if values["json"] else ScoreTable)(scorer, config.per_token, config.surprising, beside)

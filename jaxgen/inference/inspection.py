@@ -130,10 +130,10 @@ class Found:
         tokens: The number of tokens of the text.
 
     Example:
-        >>> seen = jaxgen.inspect("runs/language-1", "the cat sat on the mat\n" * 20)
-        >>> found = seen.find("line")
+        >>> seen = jaxgen.inspect("runs/language-1", "the cat sat " * 20)
+        >>> found = seen.find("word-end")
         >>> len(found.units), found.tokens, found.is_telling == (found.score >= 0.5 and found.score > found.chance)
-        (5, 460, True)
+        (5, 240, True)
     """
 
     feature: str
@@ -391,7 +391,7 @@ class Layout(NamedTuple):
             )
         found: list[Layout] = []
 
-        def step(carry: Any, token: np.ndarray) -> None:  # read while it is traced: JAX would sort the names
+        def step(carry: Any, token: Any) -> None:  # read while it is traced: JAX would sort the names
             seen = inspect_step(model, sampler.params, carry, token)[1]
             both = ([{name: a.shape[1] for name, a in layer.items()} for layer in each] for each in seen[:2])
             found.append(cls(*both))
