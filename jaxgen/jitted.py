@@ -17,6 +17,7 @@ import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
+from jaxgen.models.inspection import inspect_steps
 from jaxgen.runtime import check_jax_settings
 from jaxgen.sampling.beam import beam_search
 from jaxgen.sampling.decode import decode
@@ -173,6 +174,12 @@ def jit_dynamic_evaluation(read: Callable) -> Callable:
         return dynamic_evaluation(partial(read, values), trained, *args)
 
     return jax.jit(run, donate_argnums=2)
+
+
+@cached
+def jit_inspect(model: Any) -> Callable:
+    """``(params, carry, tokens) -> (carry, seen)``, ``inspect_steps`` of this model."""
+    return jax.jit(partial(inspect_steps, model))
 
 
 @cached

@@ -95,6 +95,12 @@ class LayerNormLSTM(CellAndHidden):
         return Weights(self.recurrent_kernel, extra=(gain, self.cell_gain, self.cell_bias))
 
     @nn.nowrap
+    def gates(self, weights: Weights, carry: LSTMCarry, z: Array) -> dict[str, Array]:
+        residuals = self.forward_with_residuals(*self.pointwise_args(weights, carry, z))[2]
+        i, f, _, o = jnp.split(0.5 * (residuals.gates + 1), 4, axis=-1)
+        return {"i": i, "f": f, "o": o}
+
+    @nn.nowrap
     def forward_with_residuals(
         self, carry: LSTMCarry, z: Array, u: Array, recurrent_gain: Array, cell_gain: Array, cell_bias: Array
     ) -> tuple[LSTMCarry, Array, Residuals]:

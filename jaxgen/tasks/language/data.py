@@ -60,7 +60,9 @@ class LanguageData(TaskData):
 
     Config: ClassVar[type[TrainConfig]] = LanguageConfig
     Objective: ClassVar[Any] = LanguageTask
-    COMMANDS: ClassVar[tuple[str, ...]] = ("sample", "score", "evaluate", "explain", "replay", "export")
+    COMMANDS: ClassVar[tuple[str, ...]] = (
+        *("sample", "score", "evaluate", "explain", "interpolate", "neurons", "replay", "export"),
+    )
     METRIC: ClassVar[Metric] = Metric("val_loss", higher_is_better=False)
     UNIT: ClassVar[str] = "tokens"
     TARGET: ClassVar[str] = "token"
