@@ -135,6 +135,7 @@ RUNS = {
     "fuzz",
     "golden",
     "inference/test_beam_search.py",
+    "inference/test_engine.py",
     "inference/test_predicting_texts.py",
     "inference/test_predictor.py",
     "inference/test_receipts.py",
