@@ -135,8 +135,9 @@ def run_server(config: ServeConfig, key: str | None, local: bool) -> None:
     need_backend()
     limits = Limits(config.max_prompt, config.max_texts, config.max_tokens, config.timeout, config.block)
     with open_socket(config.host, config.port) as socket:  # before anything is loaded
+        served = open_models(config)
         engine = Engine(rows=config.rows, waiting=config.queue)
-        models = Models(list(open_models(config)), engine, config.reload, log)
+        models = Models(served, engine, config.reload, log)
         warm_up(models, engine, config.block)
         app = create_app(
             Server(models, engine, limits),

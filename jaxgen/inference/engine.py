@@ -26,6 +26,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any
@@ -594,7 +595,11 @@ class Engine:
                 continue
             events, request.events = request.events, []
             if events and not request.cancelled:
-                request.notify(events)
+                self._tell(request, events)
+
+    def _tell(self, request: Request, event: Event) -> None:
+        with suppress(RuntimeError):  # whoever asked is gone with its event loop
+            request.notify(event)
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:
         for request in dict.fromkeys(requests):
@@ -604,7 +609,7 @@ class Engine:
                 self._wake.notify_all()
             if known and not request.cancelled:
                 self.cancel(request)
-                request.notify(error)
+                self._tell(request, error)
 
 
 def _split(array: np.ndarray, size: int) -> list[np.ndarray]:

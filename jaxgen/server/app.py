@@ -10,7 +10,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -74,6 +74,11 @@ class Metrics:
         Gauge("jaxgen_rows", "Texts that are decoded now.", **add).set_function(lambda: engine.load["rows"])
         Gauge("jaxgen_tokens_total", "Tokens that were generated.", **add).set_function(lambda: engine.tokens)
 
+    def observe(self, path: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        self.requests.labels(path, status).inc()
+        self.seconds.labels(path).observe(seconds)
+
     def page(self) -> Response:
         """All figures in the text format."""
         return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -123,8 +128,7 @@ class Server:
                 if not waiting.done():
                     waiting.cancel()
                     return Response(status_code=499)
-                for _ in completion.read(*waiting.result()):
-                    pass
+                completion.read(*waiting.result())
             choices = await self._maybe_compute(completion, completion.choices)
             return JSONResponse(completion.response(choices, completion.usage))
         finally:
@@ -138,18 +142,20 @@ class Server:
         first = True
         try:
             while completion.left:
-                place, event = await events.get()
-                read = partial(_listed, completion.read, place, event)
-                for choice in await self._maybe_compute(completion, read):
+                found = [await events.get()]
+                while not events.empty():  # what came while the last part was sent goes into one
+                    found.append(events.get_nowait())
+                for choice in await self._maybe_compute(completion, partial(completion.stream, found)):
                     yield _sent(completion.response([choice]))
                 if first:
                     self.metrics.first.observe(time.monotonic() - began)
                     first = False
+                await asyncio.sleep(0)  # others have a turn even if this client reads at any speed
             options = completion.body.stream_options
             if options is not None and options.include_usage:
                 yield _sent(completion.response([], completion.usage))
             yield b"data: [DONE]\n\n"
-        except (JaxgenError, RuntimeError) as error:
+        except Exception as error:
             if first:
                 raise
             yield _sent(error_body(str(error), 500))
@@ -372,20 +378,11 @@ def create_app(
     if STATIC.is_dir():
         app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
-    @app.middleware("http")
-    async def measure(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        began = time.monotonic()
-        response = await answer(request)
-        route = request.scope.get("route")
-        path = getattr(route, "path", "other")
-        server.metrics.requests.labels(path, response.status_code).inc()
-        server.metrics.seconds.labels(path).observe(time.monotonic() - began)
-        return response
-
     _add_error_handlers(app)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
-    return Guard(app, api_key=api_key, local=local, origins=tuple(origins), max_bytes=max_bytes)
+    observe = server.metrics.observe
+    return Guard(app, observe, api_key=api_key, local=local, origins=tuple(origins), max_bytes=max_bytes)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -407,6 +404,10 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def known(_: Request, error: JaxgenError) -> JSONResponse:
         status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
         return _failure(status, _readable(str(error)))
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return _failure(500, "The server failed: its log says how.")
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
@@ -438,10 +439,6 @@ async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[by
             yield part
     finally:
         await rest.aclose()  # type: ignore[attr-defined]
-
-
-def _listed(function: Callable[..., Any], *args: Any) -> list[Any]:
-    return list(function(*args))
 
 
 def _sent(value: Json) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -131,7 +131,8 @@ class Text:
     request: Request
     alternatives: Alternatives | None = None
     chunks: list[Chunk] = field(default_factory=list)
-    offset: int = 0
+    sent: int = 0  # chunks that were streamed
+    offset: int = 0  # characters of the tokens so far
 
 
 class Completion:
@@ -216,18 +217,24 @@ class Completion:
         for request in self.requests:
             self.engine.cancel(request)
 
-    def read(self, place: int, event: Event) -> Iterator[Json]:
-        """The choices of a streamed response that an event of the prompt number ``place`` gives. May compute."""
+    def read(self, place: int, event: Event) -> list[Text]:
+        """Take an event of the prompt number ``place``; returns the texts that it continues. Raises its error."""
         if isinstance(event, Exception):
             raise event
-        for chunk in event:
-            text = self.texts[place, chunk.index]
-            begins = not text.chunks
+        texts = [self.texts[place, chunk.index] for chunk in event]
+        for text, chunk in zip(texts, event):
             text.chunks.append(chunk)
             self.completion_tokens += chunk.tokens.size
             self.left -= chunk.last
-            if not self.body.stream:
-                continue
+        return texts
+
+    def stream(self, events: Iterable[tuple[int, Event]]) -> list[Json]:
+        """The choices of a streamed response that these events give: one for each text. May compute."""
+        texts = dict.fromkeys(text for place, event in events for text in self.read(place, event))
+        choices = []
+        for text in texts:
+            begins, chunk = text.sent == 0, _whole(text.chunks[text.sent :])
+            text.sent = len(text.chunks)
             shown: Mapping[str, str] = exact_text("text", chunk.text)
             logprobs = self._logprobs(text, chunk)
             if begins and self.body.echo:
@@ -236,8 +243,8 @@ class Completion:
             if chunk.last:
                 (sample,) = collect(iter([_whole(text.chunks)]), self.sampler.tokenizer)
                 about = {"receipt": self._receipt(text, sample)}
-                text.chunks = [chunk]
-            yield self._choice(text.number, shown, logprobs, chunk.end, about)
+            choices.append(self._choice(text.number, shown, logprobs, chunk.end, about))
+        return choices
 
     def choices(self) -> list[Json]:
         """The choices of a response that is not streamed."""

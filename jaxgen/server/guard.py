@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import logging
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.requests import ClientDisconnect
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_LOG = logging.getLogger("jaxgen.server")
 #: Hosts by which a server is reached that listens on this machine alone.
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 #: Paths that need no key: the page, and whether the server lives.
@@ -40,6 +45,7 @@ class Guard:
 
     Args:
         app: The application.
+        observe: Called with the path of the route, the status, and the seconds of each request.
         api_key: What ``Authorization: Bearer`` must have, if anything.
         local: Whether the server listens on this machine alone: it then answers to names of this machine only, so that
             no web page can reach it under a name of its own (DNS rebinding).
@@ -47,8 +53,18 @@ class Guard:
         max_bytes: The largest body.
     """
 
-    def __init__(self, app: Any, *, api_key: str | None, local: bool, origins: tuple[str, ...], max_bytes: int) -> None:
-        self.app, self.api_key, self.local, self.origins, self.max_bytes = app, api_key, local, origins, max_bytes
+    def __init__(
+        self,
+        app: Any,
+        observe: Callable[[str, int, float], None],
+        *,
+        api_key: str | None,
+        local: bool,
+        origins: tuple[str, ...],
+        max_bytes: int,
+    ) -> None:
+        self.app, self.observe, self.api_key = app, observe, api_key
+        self.local, self.origins, self.max_bytes = local, origins, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request, or pass on what is none."""
@@ -57,6 +73,20 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        began, status = time.monotonic(), 499  # unless a response begins
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, watched)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")
+            self.observe(path, status, time.monotonic() - began)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._check_headers(scope)
             async with asyncio.timeout(BODY_SECONDS):
@@ -78,7 +108,12 @@ class Guard:
             sent = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, replay, send)
+        try:
+            await self.app(scope, replay, send)
+        except ClientDisconnect:
+            pass
+        except Exception:  # the response is sent already
+            _LOG.exception("The server failed to answer %s %s", scope["method"], scope["path"])
 
     def _check_headers(self, scope: Scope) -> None:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}

@@ -55,7 +55,7 @@ def test_a_stream_has_the_same_text_in_pieces(server, tiny):
         for choice in part.choices:
             texts[choice.index] += choice.text
     assert texts == tiny.sample("ab", GenerationConfig(100, 1.0, 5), num_samples=2)
-    assert len(parts) >= 8
+    assert len(parts) >= 3
     assert parts[-1].usage.completion_tokens == 200
     ends = [choice.finish_reason for part in parts for choice in part.choices]
     assert ends.count("length") == 2

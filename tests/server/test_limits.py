@@ -39,7 +39,8 @@ def small(serve, tiny):
 def test_a_full_queue_is_429_and_a_client_that_leaves_makes_room(small):
     body = {"prompt": "a", "max_tokens": ENDLESS, "stream": True}
     with small.http.stream("POST", "/v1/completions", json=body) as first:
-        next(lines(first))
+        parts = lines(first)  # closing it would close the connection
+        next(parts)
         queued = {}
         thread = threading.Thread(target=lambda: queued.update(r=small.post("/v1/completions", prompt="a", seed=1)))
         thread.start()
