@@ -29,7 +29,7 @@ class LinearSchedule(BaseModel):
 
     start: Finite
     end: Finite
-    steps: Annotated[int, Field(ge=1, le=10_000_000)]
+    steps: Annotated[int, Field(ge=1, le=16_384)]
 
 
 class Condition(Body):
@@ -53,9 +53,7 @@ class StreamOptions(BaseModel):
 class Drawing(Condition):
     """How tokens are drawn."""
 
-    temperature: Finite | Annotated[list[Finite], Field(min_length=1, max_length=100_000)] | LinearSchedule | None = (
-        None
-    )
+    temperature: Finite | Annotated[list[Finite], Field(min_length=1, max_length=16_384)] | LinearSchedule | None = None
     """Default 1. 0: always the most probable token. A list: one for each token, the last for the rest."""
     top_p: Finite | None = None
     """Draw among the fewest tokens that together have this probability."""
