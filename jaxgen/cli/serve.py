@@ -142,7 +142,7 @@ def run_server(config: ServeConfig, key: str | None, local: bool) -> None:
         app = create_app(
             Server(models, engine, limits),
             api_key=key,
-            local=local and not config.allow_origin,
+            local=local,
             origins=config.allow_origin,
             max_bytes=config.max_body,
         )

@@ -10,11 +10,11 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio.to_thread
 import numpy as np
@@ -25,6 +25,7 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from jaxgen.errors import DataError, JaxgenError, UsageError
 from jaxgen.inference.engine import BusyError, Engine, Event
@@ -55,6 +56,7 @@ from jaxgen.server.schemas import (
 from jaxgen.tokenizers.base import token_text
 from jaxgen.version import __version__
 
+Result = TypeVar("Result")
 #: The files of the page.
 STATIC = Path(__file__).parent / "static"
 #: Seconds after which a client should try again while the server shuts down.
@@ -116,24 +118,22 @@ class Server:
 
         make = partial(Completion, body, self.models, self.states, self.engine, self.limits, notify)
         completion = await anyio.to_thread.run_sync(make)
-        if body.stream:
-            parts = self._parts(completion, events, began)
-            first = await anext(parts)  # an error before the first text is a response of its own
-            return StreamingResponse(_chained(first, parts), media_type="text/event-stream", headers=NO_CACHE)
         gone = asyncio.ensure_future(_disconnected(request))
         try:
+            if body.stream:
+                parts = self._parts(completion, events, began)
+                first = await _unless(gone, anext(parts))  # an error before the first text is a response of its own
+                return StreamingResponse(_chained(first, parts), media_type="text/event-stream", headers=NO_CACHE)
             while completion.left:
-                waiting = asyncio.ensure_future(events.get())
-                await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if not waiting.done():
-                    waiting.cancel()
-                    return Response(status_code=499)
-                completion.read(*waiting.result())
+                completion.read(*await _unless(gone, events.get()))
             choices = await self._maybe_compute(completion, completion.choices)
+            completion.cancel()
             return JSONResponse(completion.response(choices, completion.usage))
+        except BaseException:
+            completion.cancel()
+            raise
         finally:
             gone.cancel()
-            completion.cancel()
 
     async def _parts(
         self, completion: Completion, events: asyncio.Queue[tuple[int, Event]], began: float
@@ -430,6 +430,19 @@ async def _disconnected(request: Request) -> None:
     """Return when the client has left."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def _unless(gone: asyncio.Future[None], waited: Awaitable[Result]) -> Result:
+    """The result of ``waited``. Raises ``ClientDisconnect`` if the client leaves first."""
+    task = asyncio.ensure_future(waited)
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not task.done():
+            task.cancel()
+    if task.cancelled() or not task.done():
+        raise ClientDisconnect
+    return task.result()
 
 
 async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -60,6 +60,17 @@ def test_a_request_that_is_not_streamed_ends_when_its_client_leaves(small):
     wait_until(lambda: small.server.engine.load["rows"] == 0)
 
 
+def test_a_stream_that_waits_ends_when_its_client_leaves(small):
+    body = {"prompt": "a", "max_tokens": ENDLESS, "stream": True}
+    with small.http.stream("POST", "/v1/completions", json=body) as first:
+        parts = lines(first)
+        next(parts)
+        with pytest.raises(httpx.ReadTimeout):
+            small.http.post("/v1/completions", json=body, timeout=1.0)
+        wait_until(lambda: small.server.engine.load["waiting"] == 0)
+        assert small.server.engine.load["rows"] == 1
+
+
 def test_texts_end_at_the_deadline_of_the_request_or_the_server(serve, tiny):
     with serve([served(tiny)], Limits(tokens=ENDLESS, seconds=0.5)) as running:
         for more in ({}, {"timeout": 0.2}):
@@ -115,7 +126,7 @@ def test_other_hosts_and_origins_are_refused(server):
 
 
 def test_an_origin_can_be_allowed(serve, tiny):
-    with serve([served(tiny)], origins=("https://example.org",), local=False) as running:
+    with serve([served(tiny)], origins=("https://example.org",)) as running:
         allowed = running.http.get("/v1/models", headers={"origin": "https://example.org"})
         assert allowed.headers["access-control-allow-origin"] == "https://example.org"
         assert running.http.get("/v1/models", headers={"origin": "https://other.org"}).status_code == 403
