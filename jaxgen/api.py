@@ -23,6 +23,8 @@ from jaxgen.inference.adaptation import NeuralCache as NeuralCache
 from jaxgen.inference.beam_search import beam as beam
 from jaxgen.inference.chat import ChatSession as ChatSession
 from jaxgen.inference.chat import continuations as continuations
+from jaxgen.inference.engine import BusyError as BusyError
+from jaxgen.inference.engine import Engine as Engine
 from jaxgen.inference.fitting import fit_options as fit_options
 from jaxgen.inference.generation_config import GenerationConfig as GenerationConfig
 from jaxgen.inference.inspection import Found as Found

@@ -64,11 +64,11 @@ def interpolate(args: list[str]) -> None:
 
     from jaxgen.cli.sample import SampleWriter
     from jaxgen.cli.sampling_flags import read_temperature, with_condition_flags
-    from jaxgen.cli.score import token_text
     from jaxgen.inference.generation_config import GenerationConfig
     from jaxgen.inference.interpolation import interpolate_prompts
     from jaxgen.inference.sampler import Sampler
     from jaxgen.runtime import need_backend
+    from jaxgen.tokenizers.base import token_text
 
     settings = GenerationConfig(config.length, read_temperature(config.temperature), config.seed)
     need_backend()

@@ -27,6 +27,7 @@ COMMANDS = {
     "runs": "list the runs in a folder",
     "sample": "write text with a model (the same as python sample.py)",
     "score": "compute how likely a model finds a text",
+    "serve": "answer requests over HTTP with the interface of OpenAI's completions",
     "sweep": "train a model with several settings and show which is best",
     "train": "train a model (the same as python train.py)",
 }

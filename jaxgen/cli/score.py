@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -55,7 +54,6 @@ FILES = "Text files to score (UTF-8, gzip too), or named sets (ptb-test); - is s
 LARGE = 1 << 20
 #: A speed is shown from this many tokens on.
 MEASURABLE = 10_000
-SPECIAL_TOKENS = ("<pad>", "<unk>", "<eos>")
 HEADER = (
     f"{'tokens':>11}  {'logp':>15}  {'nats/token':>10}  {'perplexity':>10}  {'ppl/word':>10}  {'bits/char':>9}  "
     f"{'bits/byte':>9}  text"
@@ -344,21 +342,6 @@ def describe_speed(tokens: int, seconds: float, compiling: float) -> str:
     return f"{total}; {rate:,.0f} tokens/s after {compiling:.1f} s of compiling"
 
 
-def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """The text of a token; bytes of an incomplete character are escaped."""
-    if token < len(SPECIAL_TOKENS):
-        return SPECIAL_TOKENS[token]
-    return tokenizer.pieces[token].decode("utf-8", "backslashreplace")
-
-
-def quote_token(tokenizer: Tokenizer, token: int) -> str:
-    """The text of a token in quotes, in which blanks can be seen and line breaks and controls are escaped."""
-    if token < len(SPECIAL_TOKENS):
-        return SPECIAL_TOKENS[token]
-    text = repr(tokenizer.pieces[token].decode("utf-8", "surrogateescape"))
-    return re.sub(r"\\udc(..)", r"\\x\1", text)  # bytes of an incomplete character
-
-
 def start(parts: Iterable[TokenScores]) -> Iterator[TokenScores]:
     """The same parts, the first computed now: a text that cannot be read leaves no half-written output."""
     source = iter(parts)
@@ -393,6 +376,8 @@ class ScoreTable:
     """
 
     def __init__(self, scorer: Scorer, per_token: bool, surprising: int = 0, beside: Scorer | None = None) -> None:
+        from jaxgen.tokenizers.base import quote_token
+
         self._tokenizer, self._per_token, self._has_header = scorer.sampler.tokenizer, per_token, False
         self._scorer, self._surprising, self._beside = scorer, surprising, beside
         self.colors: TokenColors | None = None
@@ -560,6 +545,8 @@ class JsonScores:
         write_out(", " + json_line({**score_values(score), **more, **self._settings()})[1:], flush=True)
 
     def _token(self, token: int, logp: float) -> dict[str, object]:
+        from jaxgen.tokenizers.base import token_text
+
         return {"token": token_text(self._scorer.sampler.tokenizer, token), "id": token, "logp": round(logp, 6)}
 
     def _settings(self) -> dict[str, object]:
