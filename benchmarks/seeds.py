@@ -1,7 +1,7 @@
 """Several seeds in one call against one call for each: ``python -m benchmarks.seeds``.
 
-Prints, for LSTMs of several sizes, how many times as fast as one call for each seed the forms of ``seed_train_steps``
-train four seeds, on one device and spread over all. The forms take turns, and the best of several rounds counts, so
+Prints, for LSTMs of several sizes, how many times as fast as one call for each seed ``seed_train_steps`` trains four
+seeds, on one device and spread over all. The ways take turns, and the best of several rounds counts, so
 that other work on the machine falls on all of them.
 """
 
@@ -30,7 +30,7 @@ SEEDS, VOCABULARY = 4, 64
 
 
 def measure(hidden: int, rows: int, length: int, steps: int, rounds: int) -> dict[str, float]:
-    """Form -> how many times as fast it is as one call for each seed."""
+    """Devices -> how many times as fast it is as one call for each seed."""
     ids = np.random.default_rng(0).integers(3, VOCABULARY, 100_000)
     task = jaxgen.LanguageTask(jaxgen.LanguageModel(VOCABULARY, jaxgen.LSTM, hidden=hidden))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
@@ -45,10 +45,9 @@ def measure(hidden: int, rows: int, length: int, steps: int, rounds: int) -> dic
     for devices in sorted({1, max(n for n in range(1, jax.device_count() + 1) if SEEDS % n == 0)}):
         mesh = None if devices == 1 else make_mesh(devices)
         key, state, index = runs if mesh is None else shard_batch(mesh, runs)
-        for form in ("vmap", "map"):
-            together = seed_train_steps(task, optimizer, read, True, mesh, form)
-            call = jax.jit(lambda k, s, i, run=together: run(k, s, Windows(given[0].text, i), steps, None))
-            work[f"{form}, {devices} devices"] = partial(call, key, state, index)
+        together = seed_train_steps(task, optimizer, read, True, mesh)
+        call = jax.jit(lambda k, s, i, run=together: run(k, s, Windows(given[0].text, i), steps, None))
+        work[f"{devices} devices"] = partial(call, key, state, index)
     for each in work.values():
         jax.block_until_ready(each())
     best = dict.fromkeys(work, float("inf"))

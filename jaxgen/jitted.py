@@ -18,6 +18,7 @@ import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
+from jaxgen.models.inspection import inspect_steps
 from jaxgen.runtime import check_jax_settings
 from jaxgen.sampling.beam import beam_search
 from jaxgen.sampling.decode import PRNG, Drawn, decode, decode_rows
@@ -153,8 +154,6 @@ jit_attention = _jit_method("attention_weights")
 jit_initial_states = _jit_method("initial_states")
 #: ``(weights, carry, logits, tokens, valid) -> (carry, logits)``.
 jit_prefill = _jit_method("prefill")
-#: ``(params, carry, tokens, valid) -> (carry, outputs of the last layer, logits)``.
-jit_outputs = _jit_method("outputs")
 #: ``(weights, carry, token) -> (carry, logits)``, one decoding step.
 jit_decode_step = _jit_method("step")
 
@@ -176,6 +175,12 @@ def jit_dynamic_evaluation(read: Callable) -> Callable:
         return dynamic_evaluation(partial(read, values), trained, *args)
 
     return jax.jit(run, donate_argnums=2)
+
+
+@cached
+def jit_inspect(model: Any) -> Callable:
+    """``(params, carry, tokens) -> (carry, seen)``, ``inspect_steps`` of this model."""
+    return jax.jit(partial(inspect_steps, model))
 
 
 @cached

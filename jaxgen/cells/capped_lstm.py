@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 from jaxgen.cells.lstm import LSTM, LSTMCarry
 from jaxgen.types import Array
@@ -19,25 +18,18 @@ class CappedLSTM(LSTM):
     """
 
     @nn.nowrap
-    def forward_with_residuals(self, carry: LSTMCarry, z: Array, u: Array) -> tuple[LSTMCarry, Array, Array]:
-        gates = lax.optimization_barrier(jnp.tanh(z + u))  # as in ``LSTM``
-        i, f, g, o = jnp.split(gates, 4, axis=-1)
-        # The gates are (tanh + 1) / 2, so min(i, 1 - f) is min(i, -f) of the tanh.
-        c = 0.5 * ((f + 1) * carry[0] + (jnp.minimum(i, -f) + 1) * g)
-        h = 0.5 * (o + 1) * jnp.tanh(c)
-        return (c, h), h, gates
+    def input_gate(self, i: Array, f: Array) -> Array:
+        return jnp.minimum(i, -f)  # 1 minus a gate is its tanh with the other sign
 
     @nn.nowrap
     def precompute_vjp(self, before: LSTMCarry, after: LSTMCarry, residuals: Array) -> tuple[Array, Array, Array]:
         """As that of ``LSTM``; where the input gate is capped, its part of the derivative is that of -f."""
         i, f, g, o = jnp.split(residuals, 4, axis=-1)
-        tanh_c = jnp.tanh(after[0])
-        free = (i < -f).astype(g.dtype)
-        by_f = 0.5 * (before[0] - (1 - free) * g)
-        others = (0.5 * free * g, by_f, 0.5 * (jnp.minimum(i, -f) + 1), 0.5 * tanh_c)
-        gates = jnp.concatenate([(1 - a * a) * other for a, other in zip((i, f, g, o), others)], axis=-1)
-        # c' depends on c through the forget gate alone.
-        return gates, 0.5 * (o + 1) * (1 - tanh_c * tanh_c), 0.5 * (f + 1)
+        capped = jnp.concatenate([self.input_gate(i, f), f, g, o], axis=-1)
+        factors, through_h, forget = super().precompute_vjp(before, after, capped)
+        of_i, of_f, others = jnp.split(factors, [self.features, 2 * self.features], axis=-1)
+        own = jnp.where(i < -f, of_i, 0)
+        return jnp.concatenate([own, of_f - (of_i - own), others], axis=-1), through_h, forget
 
     @nn.nowrap
     def clamp_state(self, values: LSTMCarry) -> LSTMCarry:

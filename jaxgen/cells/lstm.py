@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Float
 
 from jaxgen.cells.base import Affine, Cell, Initializer, Weights, orthogonal, per_gate
 from jaxgen.types import Array, ArrayLike, DType, Key
@@ -28,6 +29,19 @@ def half_but_g(features: int, dtype: DType) -> Array:
     return jnp.concatenate([half, half, one, half])
 
 
+def gate_factors(
+    gates: Float[Array, "*batch 4H"], c: Float[Array, "*batch H"], tanh_c: Float[Array, "*batch H"]
+) -> tuple[Array, Array, Array]:
+    """Factors of the pre-activations [..., 4H], of what h is the tanh of through h, and of c through c'.
+
+    ``gates`` are values of tanh, ``c`` is the cell state before the step, and h' = o * ``tanh_c``.
+    """
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    others = (0.5 * g, 0.5 * c, 0.5 * (i + 1), 0.5 * tanh_c)
+    factors = jnp.concatenate([(1 - a * a) * other for a, other in zip((i, f, g, o), others)], axis=-1)
+    return factors, 0.5 * (o + 1) * (1 - tanh_c * tanh_c), 0.5 * (f + 1)
+
+
 class CellAndHidden(Cell):
     """The state of an LSTM and its kin, ``(c, h)``, each [B, H]; a subclass adds parameters and the step."""
 
@@ -36,6 +50,10 @@ class CellAndHidden(Cell):
     @staticmethod
     def hidden(carry: LSTMCarry) -> Array:
         return carry[1]
+
+    @nn.nowrap
+    def state_arrays(self, carry: LSTMCarry) -> dict[str, Array]:
+        return {"c": carry[0], "h": carry[1]}
 
     @nn.nowrap
     def clamp_state(self, values: LSTMCarry) -> LSTMCarry:
@@ -82,22 +100,28 @@ class LSTM(CellAndHidden):
         return Weights(self.recurrent_kernel * half_but_g(self.features, self.param_dtype)[None, :])
 
     @nn.nowrap
+    def gates(self, weights: Weights, carry: LSTMCarry, z: Array) -> dict[str, Array]:
+        tanh = self.forward_with_residuals(*self.pointwise_args(weights, carry, z))[2]
+        i, f, _, o = jnp.split(tanh, 4, axis=-1)
+        return {name: 0.5 * (a + 1) for name, a in (("i", self.input_gate(i, f)), ("f", f), ("o", o))}
+
+    @nn.nowrap
     def forward_with_residuals(self, carry: LSTMCarry, z: Array, u: Array) -> tuple[LSTMCarry, Array, Array]:
         # Without the barrier XLA fuses the slices below into the tanh, and it is no longer vectorised.
         gates = lax.optimization_barrier(jnp.tanh(z + u))
         i, f, g, o = jnp.split(gates, 4, axis=-1)
-        c = 0.5 * ((f + 1) * carry[0] + (i + 1) * g)
+        c = 0.5 * ((f + 1) * carry[0] + (self.input_gate(i, f) + 1) * g)
         h = 0.5 * (o + 1) * jnp.tanh(c)
         return (c, h), h, gates
 
     @nn.nowrap
+    def input_gate(self, i: Array, f: Array) -> Array:
+        """The input gate, from it and the forget gate, as values of tanh."""
+        return i
+
+    @nn.nowrap
     def precompute_vjp(self, before: LSTMCarry, after: LSTMCarry, residuals: Array) -> tuple[Array, Array, Array]:
-        """Factors of the pre-activations [..., 4H], of c through h, and of c through c'."""
-        i, f, g, o = jnp.split(residuals, 4, axis=-1)
-        tanh_c = jnp.tanh(after[0])
-        others = (0.5 * g, 0.5 * before[0], 0.5 * (i + 1), 0.5 * tanh_c)
-        gates = jnp.concatenate([(1 - a * a) * other for a, other in zip((i, f, g, o), others)], axis=-1)
-        return gates, 0.5 * (o + 1) * (1 - tanh_c * tanh_c), 0.5 * (f + 1)
+        return gate_factors(residuals, before[0], jnp.tanh(after[0]))
 
     @nn.nowrap
     def vjp_step(

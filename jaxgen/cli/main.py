@@ -20,6 +20,8 @@ COMMANDS = {
     "export": "write a model to a file for other programs",
     "import": "make a run from the weights of another program",
     "info": "show a run: data, settings, figures, arrays",
+    "interpolate": "write text from states between those after two prompts",
+    "neurons": "look at the hidden units of a model while it reads a text",
     "predict": "answer inputs: a label, a translation or a caption for each",
     "replay": "draw recorded samples again and check that they are identical",
     "runs": "list the runs in a folder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -89,8 +90,8 @@ def open_mixture(config: MixtureFlags, reading: AdaptiveOptions | None = None) -
 def describe_fit(runs: Sequence[str], fit: MixtureFit) -> str:
     """What was fitted, as the flags that give the same mixture again, with the losses on the held-out text."""
     if fit.weights is not None:
-        flags = f"--mix {' '.join(f'{run}:{weight:g}' for run, weight in zip(runs, fit.weights))}"
+        flags = f"--mix {' '.join(shlex.quote(f'{run}:{weight}') for run, weight in zip(runs, fit.weights))}"
     else:
-        flags = f"--mix {' '.join(runs)} --mix-gate {' '.join(f'{number:g}' for number in fit.gate or [])}"
+        flags = f"--mix {shlex.join(runs)} --mix-gate {' '.join(map(str, fit.gate or []))}"
     alone = ", ".join(f"{run} {loss:.4f}" for run, loss in zip(runs, fit.losses))
     return f"{flags}\nOn {counted(fit.tokens, 'held-out token')}: {fit.loss:.4f} nats a token; alone {alone}."

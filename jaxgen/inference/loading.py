@@ -136,6 +136,11 @@ class LoadedRun:
         held = self.resolved.get("holdout")
         return None if held is None else str(held["sha256"])
 
+    @property
+    def read(self) -> list[list[str | None]]:
+        """The digests of the data of this run and of those from which it learnt, each with that of what it held out."""
+        return [[self.resolved["data"]["sha256"], self.holdout_sha256], *self.resolved.get("read", [])]
+
     def validation(self) -> list[str]:
         """Read the validation text, running text as one string. Raises ``DataError`` as ``texts`` does."""
         splits = self.texts()

@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from scipy.optimize import minimize
 
 from jaxgen.errors import UsageError, check_kind, counted
 from jaxgen.fsutil import StrictModel, json_sha256
@@ -47,8 +46,8 @@ class Member(StrictModel):
 class Mixture(StrictModel):
     """What determines a mixture, as receipts record it: either ``weights`` or ``gate``.
 
-    ``weights`` has a positive number for each member, and only their ratios matter. ``gate`` has the bias and the slope
-    of each (``MixtureTask``).
+    ``weights`` has a share for each member; they add up to 1. ``gate`` has the bias and the slope of each
+    (``MixtureTask``).
     """
 
     members: list[Member]
@@ -93,10 +92,11 @@ def mix(runs: Sequence[Run], weights: Sequence[float] | None = None, *, gate: Se
         raise UsageError("A mixture has weights or a gate: give one of the two.")
     shares = numbers = None
     if gate is None:
-        shares = _numbers("The weights", [1.0] * count if weights is None else weights, count)
-        if wrong := [share for share in shares if not share > 0]:
+        given = _numbers("The weights", [1.0] * count if weights is None else weights, count)
+        shares = _shares(given)
+        if wrong := [weight for weight, share in zip(given, shares) if not (weight > 0 and share > 0)]:
             raise UsageError(f"The weight {wrong[0]:g} of a mixture is not positive: leave the run out, or give more.")
-        bias, slope = [math.log(share / math.fsum(shares)) for share in shares], [0.0] * count
+        bias, slope = [math.log(share) for share in shares], [0.0] * count
     else:
         numbers = _numbers("The gate", gate, 2 * count)
         bias, slope = numbers[::2], numbers[1::2]
@@ -110,6 +110,13 @@ def mix(runs: Sequence[Run], weights: Sequence[float] | None = None, *, gate: Se
     every = [plugin for each in samplers for plugin in each.plugins]
     sampler.plugins = [plugin for i, plugin in enumerate(every) if plugin not in every[:i]]
     return sampler
+
+
+def _shares(weights: list[float]) -> list[float]:
+    """``weights`` divided by their sum, unless that is 1 but for rounding: those of a receipt stay the same."""
+    most = max(map(abs, weights)) or 1.0  # first by the largest: the sum of large numbers may be infinite
+    total = math.fsum(weight / most for weight in weights)
+    return weights if math.isclose(total * most, 1.0, rel_tol=1e-12) else [w / most / (total or 1.0) for w in weights]
 
 
 def _name(sampler: Sampler) -> str | None:
@@ -295,6 +302,8 @@ def fit_gate(logp: np.ndarray, confidence: np.ndarray, start: np.ndarray) -> lis
         confidence: The log-probability of the most probable token there, [N, M].
         start: The biases to begin with, [M]; the slopes begin at 0.
     """
+    from scipy.optimize import minimize  # takes a second to import, and every training run imports this module
+
     number = logp.shape[1]
 
     def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:

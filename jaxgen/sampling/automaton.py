@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from re import _compiler, _parser, error  # type: ignore[attr-defined]
-from re import _constants as op  # type: ignore[attr-defined]
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxgen.errors import UsageError
 
-#: Flags of which a part of a pattern has one.
-ALPHABETS = op.SRE_FLAG_ASCII | op.SRE_FLAG_UNICODE | op.SRE_FLAG_LOCALE
 #: The most states of an automaton, and of the one with empty transitions that it is made of.
 MAX_STATES, MAX_NODES = 1 << 14, 1 << 17
 #: The number of tokens that no text has: what cannot be completed.
@@ -101,35 +99,101 @@ def _after_tokens(state: int, table: np.ndarray, columns: np.ndarray) -> list[in
 def compile_pattern(pattern: str, alphabet: Sequence[str], before: str = "") -> CharacterAutomaton:
     """Return the automaton of ``before`` and then ``pattern``, for texts of these characters.
 
-    Python's own parser reads the pattern, and its matcher decides which characters a class has, so that both are those
-    of ``re``. The rest is Thompson's construction and that of subsets.
+    ``re`` checks the pattern, and decides which characters a class has. The rest is Thompson's construction and that of
+    subsets.
 
     Raises:
         UsageError: As ``token_automaton``.
     """
-    try:
-        parsed = _parser.parse(pattern)
-    except (error, OverflowError, RecursionError) as problem:
-        raise UsageError(f"The pattern {pattern!r} is no regular expression of Python: {problem}.") from None
     nodes = _Nodes(pattern)
     begin, end = nodes.add(), nodes.add()
-    at = begin
-    for char in before:
-        after = nodes.add()
-        nodes.read(at, after, (op.LITERAL, ord(char)), 0)
-        at = after
-    nodes.connect(_without_anchors(parsed), parsed.state.flags, at, end)
+    try:
+        flags = re.compile(pattern).flags
+        prefix = [nodes.reading(re.escape(char), 0) for char in before]
+        nodes.following([*prefix, _Reader(pattern, nodes).alternatives(flags, outermost=True)])(begin, end)
+    except (re.error, OverflowError, RecursionError) as problem:
+        raise UsageError(f"The pattern {pattern!r} is no regular expression of Python: {problem}.") from None
     return nodes.determinize(begin, end, alphabet)
 
 
-def _without_anchors(parsed: Any) -> list[Any]:
-    """The parts of a pattern without ^ and $ around the whole, which match there anyway."""
-    parts = list(parsed)
-    if parts and parts[0] in ((op.AT, op.AT_BEGINNING), (op.AT, op.AT_BEGINNING_STRING)):
-        parts = parts[1:]
-    if parts and parts[-1] in ((op.AT, op.AT_END), (op.AT, op.AT_END_STRING)):
-        parts = parts[:-1]
-    return parts
+#: Connects two nodes of an automaton with the texts that a part of a pattern matches.
+Connect = Callable[[int, int], None]
+#: A single character, an escape or a class.
+CHARACTER = re.compile(
+    r"""\\(?: x.. | u.{4} | U.{8} | N\{[^}]*\} | 0[0-7]{0,2} | [1-3][0-7]{2} | [^0-9AbBZ] )
+    | \[\^?\]?(?: \\. | [^\]\\] )*\]
+    | [^\\()^$*+?]""",
+    re.DOTALL | re.VERBOSE,
+)
+REPETITION = re.compile(r"([*+?]|\{(?!\})(?P<least>[0-9]*)(?P<comma>,?)(?P<most>[0-9]*)\})(?P<possessive>\+?)\??")
+GROUP = re.compile(r"\((?:\?(?:P<\w+>|(?P<on>[aiLmsux]*)(?:-(?P<off>[imsx]+))?:)|(?!\?))")
+NOTHING = re.compile(r"\(\?(?:#[^)]*|[aiLmsux]+)\)")  # comments, and flags of the whole pattern
+SPACES = re.compile(r"(?:\s|#.*)*")
+
+
+class _Reader:
+    """Reads a pattern that ``re`` has accepted."""
+
+    def __init__(self, pattern: str, nodes: _Nodes) -> None:
+        self._pattern, self._nodes, self._at = pattern, nodes, 0
+
+    def _take(self, what: re.Pattern[str] | str) -> re.Match[str] | None:
+        """Go on behind ``what``, if it is next."""
+        found = re.compile(what).match(self._pattern, self._at)
+        self._at = self._at if found is None else found.end()
+        return found
+
+    def alternatives(self, flags: int, outermost: bool = False) -> Connect:
+        """Read what stands between |, up to ) or the end."""
+        choices = [self._sequence(flags, outermost)]
+        while self._take(r"\|"):
+            choices.append(self._sequence(flags, outermost))
+        return self._nodes.either(choices)
+
+    def _sequence(self, flags: int, outermost: bool) -> Connect:
+        parts: list[Connect] = []
+        while True:
+            while self._take(NOTHING) or (flags & re.VERBOSE and self._take(SPACES)[0]):  # type: ignore[index]
+                pass
+            if outermost and not parts:
+                self._take(r"\^|\\A")  # the whole text has to match anyway
+            if outermost:
+                self._take(r"(?:\$|\\Z)(?=\||\Z)")
+            if self._pattern[self._at : self._at + 1] in ("", "|", ")"):
+                return self._nodes.following(parts)
+            part = self._part(flags)
+            if flags & re.VERBOSE:
+                self._take(SPACES)
+            if times := self._take(REPETITION):
+                if times["possessive"]:
+                    raise self._refused("possessive repetitions")
+                least, most = {"*": (0, None), "+": (1, None), "?": (0, 1)}.get(times[1], (0, None))
+                if times[1][0] == "{":
+                    least = int(times["least"] or 0)
+                    most = least if not times["comma"] else int(times["most"]) if times["most"] else None
+                part = self._nodes.repeated(part, least, most)
+            parts.append(part)
+
+    def _part(self, flags: int) -> Connect:
+        if found := self._take(CHARACTER):
+            return self._nodes.reading(found[0], flags & ~re.VERBOSE)
+        group = self._take(GROUP)
+        if group is None:
+            inside = self._pattern[self._at] == "("
+            raise self._refused(
+                "lookaround or another special group" if inside else "^, $, \\b or a backreference inside"
+            )
+        on, off = (sum(re.RegexFlag[letter.upper()] for letter in group[which] or "") for which in ("on", "off"))
+        kept = flags & ~(re.ASCII | re.UNICODE) if on & (re.ASCII | re.UNICODE) else flags
+        inner = self.alternatives((kept | on) & ~off)
+        self._take(r"\)")
+        return inner
+
+    def _refused(self, what: str) -> UsageError:
+        return UsageError(
+            f"The pattern {self._pattern!r} has {what}, which cannot be followed token by token: write it with "
+            "characters, classes, groups, | and repetitions."
+        )
 
 
 class _Nodes:
@@ -139,8 +203,8 @@ class _Nodes:
         self._pattern = pattern
         self._empty: list[list[int]] = []
         self._reads: list[list[tuple[int, int]]] = []  # (which set of characters, the next node)
-        self._sets: dict[Any, int] = {}
-        self._matchers: list[Any] = []
+        self._sets: dict[tuple[str, int], int] = {}
+        self._matchers: list[re.Pattern[str]] = []
 
     def add(self) -> int:
         """Add a node, and return its number."""
@@ -156,62 +220,54 @@ class _Nodes:
             "fewer words."
         )
 
-    def read(self, begin: int, end: int, part: Any, flags: int) -> None:
-        """Go from ``begin`` to ``end`` with a character that ``part``, which matches one character, matches."""
-        key = repr(part), flags
+    def reading(self, part: str, flags: int) -> Connect:
+        """A character that the pattern ``part`` matches."""
+        key = part, flags
         if key not in self._sets:
-            state = _parser.State()
-            state.flags, state.str = flags, ""
             self._sets[key] = len(self._matchers)
-            self._matchers.append(_compiler.compile(_parser.SubPattern(state, [part])))
-        self._reads[begin].append((self._sets[key], end))
+            self._matchers.append(re.compile(part, flags))
+        which = self._sets[key]
+        return lambda begin, end: self._reads[begin].append((which, end))
 
-    def connect(self, parts: Sequence[Any], flags: int, begin: int, end: int) -> None:
-        """Go from ``begin`` to ``end`` with the texts that ``parts``, one after the other, match."""
-        for part in parts:
-            after = self.add()
-            self._connect(part, flags, begin, after)
-            begin = after
-        self._empty[begin].append(end)
+    def following(self, parts: Sequence[Connect]) -> Connect:
+        """The parts one after the other."""
 
-    def _connect(self, part: Any, flags: int, begin: int, end: int) -> None:
-        kind, value = part
-        if kind in (op.LITERAL, op.NOT_LITERAL, op.ANY, op.IN):
-            self.read(begin, end, part, flags)
-        elif kind is op.BRANCH:
-            for parts in value[1]:
-                self.connect(parts, flags, begin, end)
-        elif kind is op.SUBPATTERN:
-            _, more, less, parts = value
-            kept = flags & ~ALPHABETS if more & ALPHABETS else flags
-            self.connect(parts, (kept | more) & ~less, begin, end)
-        elif kind in (op.MAX_REPEAT, op.MIN_REPEAT):  # which text they prefer makes no difference
-            least, most, parts = value
-            self._repeat(int(least), None if most == op.MAXREPEAT else int(most), parts, flags, begin, end)
-        else:
-            names = {op.AT: "^, $ or \\b inside", op.ASSERT: "lookaround", op.ASSERT_NOT: "lookaround"}
-            raise UsageError(
-                f"The pattern {self._pattern!r} has {names.get(kind, str(kind).lower())}, which cannot be followed "
-                "token by token: write it with characters, classes, groups, | and repetitions."
-            )
-
-    def _repeat(self, least: int, most: int | None, parts: Sequence[Any], flags: int, begin: int, end: int) -> None:
-        for _ in range(least):
-            after = self.add()
-            self.connect(parts, flags, begin, after)
-            begin = after
-        if most is None:
-            loop = self.add()
-            self._empty[begin].append(loop)
-            self.connect(parts, flags, loop, loop)
-            begin = loop
-        else:
-            for _ in range(most - least):
+        def connect(begin: int, end: int) -> None:
+            for part in parts:
                 after = self.add()
-                self._empty[begin].append(end)
-                self.connect(parts, flags, begin, after)
+                part(begin, after)
                 begin = after
-        self._empty[begin].append(end)
+            self._empty[begin].append(end)
+
+        return connect
+
+    def either(self, choices: Sequence[Connect]) -> Connect:
+        """One of the choices."""
+
+        def connect(begin: int, end: int) -> None:
+            for choice in choices:
+                choice(begin, end)
+
+        return connect
+
+    def repeated(self, part: Connect, least: int, most: int | None) -> Connect:
+        """The part ``least`` to ``most`` times; which number it prefers makes no difference."""
+
+        def connect(begin: int, end: int) -> None:
+            for number in itertools.count() if most is None else range(most):
+                if number >= least:
+                    self._empty[begin].append(end)
+                after = self.add()
+                if most is None and number == least:
+                    self._empty[begin].append(after)
+                    part(after, after)
+                    begin = after
+                    break
+                part(begin, after)
+                begin = after
+            self._empty[begin].append(end)
+
+        return connect
 
     def _closure(self, nodes: Iterator[int]) -> frozenset[int]:
         found, waiting = set[int](), list(nodes)

@@ -361,10 +361,11 @@ def _prepare(config: TrainConfig, emit: Emit, processes: int, source: Source | N
     teacher = open_teacher(config)
     given = source or teacher
     data = _load(config, given.codec if given else None, emit)
-    _check_unread(data, "--init-from", [source] if isinstance(source, LoadedRun) else [])
+    runs = [source] if isinstance(source, LoadedRun) else []
     if teacher is not None:
         check_teacher(teacher, data)
-        _check_unread(data, "--teacher", map(LoadedRun.open, teacher.runs))
+        runs += map(LoadedRun.open, teacher.runs)
+    _check_unread(data, runs)
     options = data.model_options()
     task = build(**options)
     shapes = _shapes(task, config)
@@ -381,19 +382,20 @@ def _prepare(config: TrainConfig, emit: Emit, processes: int, source: Source | N
     check_device_memory(parameters, devices // processes)
     for text in advise_data(data):
         emit(Note(text))
-    more = {} if teacher is None else {"teacher": teacher.origin()}
+    more: dict[str, Any] = {} if teacher is None else {"teacher": teacher.origin()}
+    if runs:
+        more["read"] = [each for run in runs for each in run.read]
     return Prepared(task, data, resolve_config(data, options, parameters, devices, params, more), params)
 
 
-def _check_unread(data: TaskData, flag: str, runs: Iterable[LoadedRun]) -> None:
-    """Raise ``UsageError`` if a run that ``flag`` names was trained on the text that ``--holdout`` holds out."""
-    held = data.resolved().get("holdout")
+def _check_unread(data: TaskData, runs: Iterable[LoadedRun]) -> None:
+    """Raise ``UsageError`` if one of ``runs``, from which this one learns, has read what ``--holdout`` holds out."""
+    held, own = data.resolved().get("holdout"), data.fingerprint()["sha256"]
     for run in runs if held else ():
-        same = run.resolved["data"]["sha256"] == data.fingerprint()["sha256"]
-        if held and same and run.holdout_sha256 != held["sha256"]:
+        if held and any(sha256 == own and kept != held["sha256"] for sha256, kept in run.read):
             raise UsageError(
-                f"--holdout keeps a text from training that the run {run.directory} of {flag} was trained on: give "
-                "a run that held out the same text, or leave out one of the two."
+                f"--holdout keeps a text from training that the run {run.directory} (--init-from, --teacher), or one "
+                "that it began with, was trained on: give a run that held out the same text, or leave out --holdout."
             )
 
 
@@ -512,6 +514,7 @@ def _reopen(
             advice = "Bring back the old data, start a new run with --init-from, or give --data-changed accept."
             raise DataError(f"{changes} {advice}")
         emit(Note(f"WARNING: {changes} The run continues with the new data, at the same step."))
+        saved.resolved["read"] = saved.read
         saved.resolved.pop("holdout", None)  # the new data may train on the text that was held out
     saved.resolved["data"] = now
     if plugins := used_plugins(config):  # another version may have been accepted

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Int, PyTree
 
-from jaxgen.errors import UsageError, check_int, check_options, choose
-from jaxgen.training.schedules import Number, Rates, to_whole
+from jaxgen.errors import check_options, choose
+from jaxgen.training.options import Count, Decay, read_values
+from jaxgen.training.schedules import Number, Rates
 from jaxgen.types import Array, Params
 
 #: A step that no run reaches.
@@ -54,11 +55,7 @@ class EMA:
     """An exponential moving average: ``average <- d average + (1 - d) weights``, where d rises to ``decay`` as
     (1 + n) / (10 + n) in the first updates n."""
 
-    decay: float = 0.999
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise UsageError(f"The option `decay` of the average ema is {self.decay!r}: give 0 or more, below 1.")
+    decay: Decay = 0.999
 
     def share(self, age: Int[Array, ""]) -> Float[Array, ""]:
         return 1 - jnp.minimum(self.decay, (1.0 + age) / (10.0 + age))
@@ -71,11 +68,7 @@ class EMA:
 class Tail:
     """The mean of the weights of all steps after the share ``start`` of the run (Polyak & Juditsky 1992)."""
 
-    start: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start < 1:
-            raise UsageError(f"The option `start` of the average tail is {self.start!r}: give 0 or more, below 1.")
+    start: Decay = 0.5
 
     def share(self, age: Int[Array, ""]) -> Float[Array, ""]:
         return 1 / (1.0 + age)
@@ -89,18 +82,14 @@ class NTASGD:
     """The mean of the weights since an evaluation was worse than the best of those more than ``patience`` evaluations
     before it (NT-ASGD: Merity et al. 2018, arXiv:1708.02182, section 3)."""
 
-    patience: float = 5
-
-    def __post_init__(self) -> None:
-        check_int("The option `patience` of the average nt-asgd", to_whole(self.patience), 1)
+    patience: Count = 5
 
     def share(self, age: Int[Array, ""]) -> Float[Array, ""]:
         return 1 / (1.0 + age)
 
     def begin(self, horizon: int, costs: Sequence[Sequence[float]]) -> int:
-        patience = int(self.patience)
         for n, (step, cost) in enumerate(costs):
-            if cost > min((before for _, before in costs[: max(n - patience, 0)]), default=math.inf):
+            if cost > min((before for _, before in costs[: max(n - self.patience, 0)]), default=math.inf):
                 return int(step)
         return NEVER
 
@@ -113,7 +102,7 @@ def named_average(name: str, options: Mapping[str, float] | None = None) -> Aver
     """The average ``name`` with these options. Raises ``UsageError`` for those that it cannot use."""
     kind, options = AVERAGES[choose(name, AVERAGES, "average")], options or {}
     check_options(kind, options, f"average {name!r}")
-    return kind(**options)
+    return kind(**read_values(f"the average {name}", kind, options))
 
 
 def with_average(optimizer: optax.GradientTransformation, average: Average) -> optax.GradientTransformationExtraArgs:

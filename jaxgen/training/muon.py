@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ import optax
 from jax import lax
 from jaxtyping import Float, Int, PyTree
 
-from jaxgen.errors import check_int
 from jaxgen.training.collectives import share_work
+from jaxgen.training.options import Allowed, Count, Decay, NotNegative
 from jaxgen.training.param_kinds import Kind, Kinds, map_kinds
 from jaxgen.types import Array
 
@@ -74,18 +74,16 @@ class Muon:
 
     needs_kinds: ClassVar[bool] = True
 
-    momentum: float = 0.95
-    scale: float = 0.3
-    iterations: float = 3
-    refresh: float = 4
+    momentum: Decay = 0.95
+    scale: NotNegative = 0.3
+    iterations: Annotated[int, Allowed("a whole number from 1 to 20", lambda value: value in range(1, 21))] = 3
+    refresh: Count = 4
     per_gate: bool = False
-    b1: float = 0.9
-    b2: float = 0.99
-    eps: float = 1e-8
+    b1: Decay = 0.9
+    b2: Decay = 0.99
+    eps: NotNegative = 1e-8
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
-        iterations, refresh = self._count("iterations", 20), self._count("refresh")
-
         def gates_of(kind: Kind) -> int:
             return kind.gates if self.per_gate else 1
 
@@ -105,9 +103,9 @@ class Muon:
 
             def orthogonal(x: Array, root: Array) -> tuple[Array, Array]:
                 def fresh() -> Array:
-                    return inverse_root(x @ jnp.swapaxes(x, 1, 2), iterations)
+                    return inverse_root(x @ jnp.swapaxes(x, 1, 2), self.iterations)
 
-                root = lax.cond(state.step % refresh == 0, fresh, lambda: root)
+                root = lax.cond(state.step % self.refresh == 0, fresh, lambda: root)
                 return root, root @ x
 
             work = [partial(orthogonal, x, root) for x, root in zip(blocks, jax.tree.leaves(state.roots))]
@@ -130,8 +128,3 @@ class Muon:
 
     def _follow(self, momentum: Array, gradient: Array) -> Array:
         return self.momentum * momentum + (1 - self.momentum) * gradient
-
-    def _count(self, name: str, most: int | None = None) -> int:
-        value = getattr(self, name)
-        whole = int(value) if value == int(value) else value
-        return check_int(f"The option `{name}` of the optimizer muon", whole, 1, most)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from numbers import Real
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from jaxgen.errors import UsageError, check_int, check_kind, choose
+from jaxgen.errors import UsageError, check_kind, choose
 from jaxgen.training.averaging import named_average, schedule_free, with_average
 from jaxgen.training.muon import Muon
+from jaxgen.training.options import Allowed, CountOrZero, Decay, NotNegative, Share, read_values
 from jaxgen.training.param_kinds import Kind, Kinds, depths, map_kinds
-from jaxgen.training.schedules import Number, Rates, Schedule, named_schedule, to_whole
+from jaxgen.training.schedules import Number, Rates, Schedule, named_schedule
 from jaxgen.training.soap import SOAP
 from jaxgen.types import Array
 
@@ -49,20 +50,13 @@ class SharedOptions:
         l2: weight of half the squared norm of the parameters with two axes or more, in the loss.
     """
 
-    weight_decay: float = 0.0
-    decay_matrix: float | None = None
-    decay_embedding: float | None = None
-    decay_output: float | None = None
-    decay_other: float | None = None
-    layer_decay: float = 1.0
-    l2: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            allowed = value is None or (0 < value <= 1 if name == "layer_decay" else value >= 0)
-            if not allowed:
-                right = "above 0, to 1" if name == "layer_decay" else "of at least 0"
-                raise UsageError(f"The option `{name}` of the optimizer is {value!r}: give a number {right}.")
+    weight_decay: NotNegative = 0.0
+    decay_matrix: NotNegative | None = None
+    decay_embedding: NotNegative | None = None
+    decay_output: NotNegative | None = None
+    decay_other: NotNegative | None = None
+    layer_decay: Share = 1.0
+    l2: NotNegative = 0.0
 
     def before(self) -> list[optax.GradientTransformation]:
         """What changes the gradient before the update rule reads it."""
@@ -99,9 +93,9 @@ class AdamW:
     """Adam for short runs: its second moments follow the last 100 steps. With ``weight_decay``, AdamW (Loshchilov &
     Hutter 2019, arXiv:1711.05101)."""
 
-    b1: float = 0.9
-    b2: float = 0.99
-    eps: float = 1e-8
+    b1: Decay = 0.9
+    b2: Decay = 0.99
+    eps: NotNegative = 1e-8
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
@@ -111,9 +105,9 @@ class AdamW:
 class NAdamW:
     """AdamW with Nesterov momentum (Dozat 2016)."""
 
-    b1: float = 0.9
-    b2: float = 0.99
-    eps: float = 1e-8
+    b1: Decay = 0.9
+    b2: Decay = 0.99
+    eps: NotNegative = 1e-8
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps, nesterov=True)
@@ -123,9 +117,9 @@ class NAdamW:
 class Adam:
     """Adam (Kingma & Ba 2015, arXiv:1412.6980)."""
 
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: NotNegative = 1e-8
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
@@ -136,25 +130,23 @@ class AdEMAMix:
     """Adam with a second, slow mean of gradients, ``alpha`` times of which is added (Pagliardini et al. 2024,
     arXiv:2409.03137). In the first ``warmup`` steps, ``alpha`` rises from 0 and ``b3`` from ``b1``."""
 
-    b1: float = 0.9
-    b2: float = 0.999
-    b3: float = 0.9999
-    alpha: float = 5.0
-    eps: float = 1e-8
-    warmup: float = 0
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    b3: Decay = 0.9999
+    alpha: NotNegative = 5.0
+    eps: NotNegative = 1e-8
+    warmup: CountOrZero = 0
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
-        steps = check_int("The option `warmup` of the optimizer ademamix", to_whole(self.warmup), 0)
-
         def done(step: Array) -> Array:
-            return jnp.minimum(step / max(steps, 1), 1.0)
+            return jnp.minimum(step / max(self.warmup, 1), 1.0)
 
         def slow(step: Array) -> Array:
             # Half-lives, and not decay rates, rise in a straight line (section 3.1).
             low, high = jnp.log(self.b1), jnp.log(self.b3)
             return jnp.exp(low * high / ((1 - done(step)) * high + done(step) * low))
 
-        if not steps:
+        if not self.warmup:
             return optax.contrib.scale_by_ademamix(self.b1, self.b2, self.b3, self.alpha, self.eps)
         return optax.contrib.scale_by_ademamix(self.b1, self.b2, slow, lambda step: self.alpha * done(step), self.eps)
 
@@ -164,9 +156,9 @@ class ADOPT:
     """Adam that converges for every ``b2``: each gradient is divided by the second moments before it (Taniguchi et al.
     2024, arXiv:2411.02853)."""
 
-    b1: float = 0.9
-    b2: float = 0.9999
-    eps: float = 1e-6
+    b1: Decay = 0.9
+    b2: Decay = 0.9999
+    eps: NotNegative = 1e-6
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
         return optax.contrib.scale_by_adopt(self.b1, self.b2, self.eps)
@@ -176,10 +168,10 @@ class ADOPT:
 class Adan:
     """Adaptive Nesterov momentum (Xie et al. 2022, arXiv:2208.06677)."""
 
-    b1: float = 0.98
-    b2: float = 0.92
-    b3: float = 0.99
-    eps: float = 1e-8
+    b1: Decay = 0.98
+    b2: Decay = 0.92
+    b3: Decay = 0.99
+    eps: NotNegative = 1e-8
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
         return optax.scale_by_adan(self.b1, self.b2, self.b3, self.eps)
@@ -189,8 +181,8 @@ class Adan:
 class Lion:
     """The sign of a momentum (Chen et al. 2023, arXiv:2302.06675). Its learning rate is 3 to 10 times smaller."""
 
-    b1: float = 0.9
-    b2: float = 0.99
+    b1: Decay = 0.9
+    b2: Decay = 0.99
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
         return optax.scale_by_lion(self.b1, self.b2)
@@ -203,9 +195,9 @@ class ScheduleFree:
 
     averages: ClassVar[bool] = True
 
-    b1: float = 0.9
-    b2: float = 0.99
-    eps: float = 1e-8
+    b1: Annotated[float, Allowed("a number above 0, below 1", lambda value: 0 < value < 1)] = 0.9
+    b2: Decay = 0.99
+    eps: NotNegative = 1e-8
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
         return optax.scale_by_rms(self.b2, self.eps, eps_in_sqrt=False, bias_correction=True)
@@ -213,8 +205,6 @@ class ScheduleFree:
     def wrap(
         self, optimizer: optax.GradientTransformation, rate: Callable[..., Number]
     ) -> optax.GradientTransformation:
-        if not 0 < self.b1 < 1:
-            raise UsageError(f"The option `b1` of schedule-free is {self.b1!r}: give a number between 0 and 1.")
         return schedule_free(optimizer, rate, self.b1)
 
 
@@ -222,9 +212,9 @@ class ScheduleFree:
 class RMSProp:
     """RMSProp (Tieleman & Hinton 2012, lecture 6.5), with optional momentum."""
 
-    decay: float = 0.95
-    eps: float = 1e-8
-    momentum: float = 0.0
+    decay: Decay = 0.95
+    eps: NotNegative = 1e-8
+    momentum: Decay = 0.0
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
         rms = optax.scale_by_rms(decay=self.decay, eps=self.eps)
@@ -235,7 +225,7 @@ class RMSProp:
 class SGD:
     """Stochastic gradient descent with momentum."""
 
-    momentum: float = 0.9
+    momentum: Decay = 0.9
     nesterov: bool = False
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
@@ -331,7 +321,7 @@ def make_optimizer(
 def _split_options(
     kind: type, name: str, options: Mapping[str, float] | None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The options of the optimizer ``kind`` itself, and those that all have. Raises ``UsageError`` for others."""
+    """The options of the optimizer ``kind`` itself, and those that all have. Raises ``UsageError`` for any others."""
     options = {} if options is None else check_kind("make_optimizer", options, Mapping, "options as a dictionary")
     mine = {field.name for field in fields(kind)} if is_dataclass(kind) else set()
     all_have = {field.name for field in fields(SharedOptions)}
@@ -340,5 +330,7 @@ def _split_options(
             f"The optimizer {name!r} has no option {', '.join(map(repr, unknown))}. Its options are: "
             f"{', '.join(sorted(mine)) or 'none'}; those of every optimizer: {', '.join(sorted(all_have - mine))}."
         )
+    own = {option: value for option, value in options.items() if option in mine}
     shared = {option: value for option, value in options.items() if option not in mine}
-    return {option: value for option, value in options.items() if option in mine}, shared
+    what = f"the optimizer {name}"
+    return read_values(what, kind, own), read_values(what, SharedOptions, shared)

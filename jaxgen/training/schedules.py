@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Float
 
 from jaxgen.errors import UsageError, check_int, check_kind, choose
+from jaxgen.training.options import Count, Share, read_values
 from jaxgen.types import Array, ArrayLike
 
 #: A scalar; an integer where it counts steps.
@@ -57,29 +58,26 @@ def linear(step: Number, rates: Rates) -> Float[Array, ""]:
     return _warmed_up(step, rates, rates.peak * _between(rates, 1 - _progress(step, rates)))
 
 
-def stepwise(step: Number, rates: Rates, *, drops: float = 3) -> Float[Array, ""]:
+def stepwise(step: Number, rates: Rates, *, drops: Count = 3) -> Float[Array, ""]:
     """Linear warm-up to the peak, then ``drops`` equal factors at equal distances, the last down to the final rate."""
-    number = check_int("The option `drops` of the schedule stepwise", to_whole(drops), 1, 1000)
-    taken = jnp.minimum(jnp.floor(_progress(step, rates) * (number + 1)), number)
-    return _warmed_up(step, rates, rates.peak * jnp.power(jnp.maximum(rates.final, 1e-6), taken / number))
+    taken = jnp.minimum(jnp.floor(_progress(step, rates) * (drops + 1)), drops)
+    return _warmed_up(step, rates, rates.peak * jnp.power(jnp.maximum(rates.final, 1e-6), taken / drops))
 
 
-def wsd(step: Number, rates: Rates, *, decay: float = 0.2) -> Float[Array, ""]:
+def wsd(step: Number, rates: Rates, *, decay: Share = 0.2) -> Float[Array, ""]:
     """Warm-up, stable, decay: the peak until the last share ``decay`` of the steps, then a straight line to the final
     rate (Hu et al. 2024, arXiv:2404.06395, section 4)."""
-    share = _check_share("decay", "wsd", decay)
-    left = jnp.minimum((1 - _progress(step, rates)) / share, 1.0)
+    left = jnp.minimum((1 - _progress(step, rates)) / decay, 1.0)
     return _warmed_up(step, rates, rates.peak * _between(rates, left))
 
 
-def one_cycle(step: Number, rates: Rates, *, rise: float = 0.3, start: float = 0.04) -> Float[Array, ""]:
+def one_cycle(step: Number, rates: Rates, *, rise: Share = 0.3, start: Share = 0.04) -> Float[Array, ""]:
     """Half a cosine from the share ``start`` of the peak up to it in the first share ``rise`` of the steps, then half a
     cosine down to the final rate; without a warm-up (Smith & Topin 2018, arXiv:1708.07120)."""
-    share, low = _check_share("rise", "one-cycle", rise), _check_share("start", "one-cycle", start)
-    top = jnp.round(share * rates.horizon)
+    top = jnp.round(rise * rates.horizon)
     up = jnp.clip(step / jnp.maximum(top, 1), 0, 1)
     down = jnp.clip((step - top) / jnp.maximum(rates.horizon - top, 1), 0, 1)
-    rising = 1 - (1 - low) * 0.5 * (1 + jnp.cos(jnp.pi * up))
+    rising = 1 - (1 - start) * 0.5 * (1 + jnp.cos(jnp.pi * up))
     falling = _between(rates, 0.5 * (1 + jnp.cos(jnp.pi * down)))
     return jnp.asarray(rates.peak * jnp.where(step < top, rising, falling))
 
@@ -99,17 +97,6 @@ def _warmed_up(step: Number, rates: Rates, after: Number) -> Float[Array, ""]:
     """A straight line from 0 to the peak, then ``after``."""
     rising = rates.peak - rates.peak * (1 - step / jnp.maximum(rates.warmup, 1))
     return jnp.where(jnp.asarray(step) < rates.warmup, rising, after)
-
-
-def to_whole(number: float) -> float:
-    """A float without a fraction as an integer: options are floats on the command line."""
-    return int(number) if number == int(number) else number
-
-
-def _check_share(option: str, schedule: str, value: float) -> float:
-    if not 0 < value <= 1:
-        raise UsageError(f"The option `{option}` of the schedule {schedule} is {value!r}: give a number above 0, to 1.")
-    return value
 
 
 #: Schedules by name.
@@ -132,11 +119,7 @@ def named_schedule(name: str, options: Mapping[str, Any] | None = None) -> Sched
     if unknown := sorted(set(options) - set(known)):
         has = f"Its options are: {', '.join(known)}." if known else "It has no options."
         raise UsageError(f"The schedule {name!r} has no option {', '.join(map(repr, unknown))}. {has}")
-    if not options:
-        return schedule
-    chosen = partial(schedule, **options)
-    chosen(0, Rates(1.0, 0, 1, 1.0))  # checks the values of the options
-    return chosen
+    return partial(schedule, **read_values(f"the schedule {name}", schedule, options)) if options else schedule
 
 
 def make_schedule(

@@ -8,15 +8,11 @@ from typing import Any
 
 import jax
 import optax
-from jax import lax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import PyTree
 
-from jaxgen.training.schedules import Rates
-from jaxgen.training.step import StepMetrics, TrainState, train_steps
+from jaxgen.training.step import train_steps
 from jaxgen.training.task import Task
 from jaxgen.training.windows import DeviceText, HostBatches, Windows
-from jaxgen.types import Array, Key
 
 
 def seed_train_steps(
@@ -25,7 +21,6 @@ def seed_train_steps(
     read: HostBatches | DeviceText,
     shares_text: bool = False,
     mesh: Mesh | None = None,
-    form: str = "vmap",
 ) -> Callable:
     """``train_steps`` of several runs: ``(keys, states, batches, count, rates) -> (states, metrics)``.
 
@@ -38,12 +33,10 @@ def seed_train_steps(
         shares_text: ``batches`` are ``Windows`` of one text; its ``text`` and ``conditions`` have no axis of runs.
         mesh: spread the runs over the devices of its only axis, which exchange nothing. Their number must divide that
             of the runs.
-        form: ``vmap`` takes a step of all runs on a device at once, ``map`` takes the steps of one run after the other.
     """
     one = partial(train_steps, task, optimizer, read=read)
     batches: Any = Windows(text=None, window_index=0, conditions=None) if shares_text else 0  # type: ignore[arg-type]
-    vmapped = jax.vmap(one, in_axes=(0, 0, batches, None, 0))
-    steps = vmapped if form == "vmap" else partial(_map_steps, one, shares_text)
+    steps: Callable = jax.vmap(one, in_axes=(0, 0, batches, None, 0))
     if mesh is None:
         return steps
     runs, whole = PartitionSpec(*mesh.axis_names), PartitionSpec()
@@ -52,20 +45,3 @@ def seed_train_steps(
     return jax.shard_map(
         steps, mesh=mesh, in_specs=(runs, runs, parts, whole, runs), out_specs=(runs, runs), check_vma=False
     )
-
-
-def _map_steps(
-    one: Callable, shares_text: bool, keys: Key, states: TrainState, batches: PyTree, count: Array, rates: Rates | None
-) -> tuple[TrainState, StepMetrics]:
-    """The steps of one run after the other."""
-
-    def steps(run: tuple[Key, TrainState, PyTree, Rates | None]) -> tuple[TrainState, StepMetrics]:
-        key, state, own, own_rates = run
-        found: tuple[TrainState, StepMetrics] = one(
-            key, state, batches._replace(window_index=own) if shares_text else own, count, own_rates
-        )
-        return found
-
-    own = batches.window_index if shares_text else batches
-    mapped: tuple[TrainState, StepMetrics] = lax.map(steps, (keys, states, own, rates))
-    return mapped

@@ -12,9 +12,8 @@ import optax
 from jax import lax
 from jaxtyping import Float, Int, PyTree
 
-from jaxgen.errors import check_int
+from jaxgen.training.options import Count, Decay, NotNegative
 from jaxgen.training.param_kinds import Kinds, map_kinds
-from jaxgen.training.schedules import to_whole
 from jaxgen.types import Array
 
 
@@ -44,26 +43,22 @@ class SOAP:
 
     needs_kinds: ClassVar[bool] = True
 
-    b1: float = 0.95
-    b2: float = 0.95
-    factor_decay: float = 0.95
-    eps: float = 1e-8
-    every: float = 10
-    largest: float = 4096
+    b1: Decay = 0.95
+    b2: Decay = 0.95
+    factor_decay: Decay = 0.95
+    eps: NotNegative = 1e-8
+    every: Count = 10
+    largest: Count = 4096
 
     def transform(self, kinds: Kinds) -> optax.GradientTransformation:
-        every, largest = (
-            check_int(f"The option `{name}` of the optimizer soap", to_whole(getattr(self, name)), 1)
-            for name in ("every", "largest")
-        )
         matrices = scale_by_soap(
             lambda params: map_kinds(lambda kind, _: kind.gates, kinds, params),
             b1=self.b1,
             b2=self.b2,
             factor_decay=self.factor_decay,
             eps=self.eps,
-            every=every,
-            largest=largest,
+            every=self.every,
+            largest=self.largest,
         )
         return optax.partition(
             {"matrix": matrices, "other": optax.scale_by_adam(self.b1, self.b2, self.eps)},

@@ -112,3 +112,12 @@ def test_weights_that_were_trained_on_the_held_out_text_are_refused():
     counted("all")
     with pytest.raises(UsageError, match="--init-from"):
         start(language_config("a.txt", "run", init_from="all", holdout=0.2))
+
+
+def test_weights_that_were_trained_on_it_before_other_data_are_refused_too():
+    counted("all")
+    write("a.txt", TEXT[::-1])
+    resume("all", data_changed="accept").train()
+    write("a.txt", TEXT)
+    with pytest.raises(UsageError, match="--init-from"):
+        start(language_config("a.txt", "run", init_from="all", holdout=0.2))

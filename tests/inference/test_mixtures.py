@@ -64,6 +64,13 @@ def test_the_score_of_a_token_is_mixed_from_those_of_the_members(tiny, other):
     assert np.exp(Scorer(mix([tiny, other]), top=13).per_token("abc").top_logp).sum(axis=1) == pytest.approx(1)
 
 
+def test_only_the_ratios_of_weights_matter(tiny, other):
+    small, *more = (mix([tiny, other], weights) for weights in ([1, 3], [3, 9], [0.25, 0.75], [5e307, 1.5e308]))
+    assert {each.digest for each in more} == {small.digest}
+    again = mix([tiny, other], mix([tiny, other], [0.1, 0.23]).mixture["weights"])
+    assert again.mixture == mix([tiny, other], [0.1, 0.23]).mixture
+
+
 def test_sample_i_is_the_same_however_many_are_drawn(tiny, other):
     sampler = mix([tiny, other])
     texts = sampler.sample("abc", SETTINGS, num_samples=4)
@@ -149,7 +156,10 @@ def test_models_of_other_tokens_or_layouts_are_refused(tiny):
 @pytest.mark.parametrize(
     "numbers",
     [
-        *({"weights": weights} for weights in ([1, 0], [1, -1], [1, float("nan")], [1], ["a", 1], 3)),
+        *(
+            {"weights": weights}
+            for weights in ([1, 0], [1, -1], [1, float("nan")], [1], [-1, -1], [1e10, 1e-320], ["a", 1], 3)
+        ),
         *({"gate": gate} for gate in ([1, 2], [0, 0, 0, float("inf")])),
         {"weights": [1, 1], "gate": [0, 0, 0, 0]},
     ],

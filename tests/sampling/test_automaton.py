@@ -24,6 +24,14 @@ PATTERNS = [
         "(a|b)*?c",
         "(?s:.)*",
     ),
+    *(
+        r"(?x) a [b #]+ ( c ) * # ab",
+        r"\x41\101?[]a]",
+        "[^]a]{,2}a{}",
+        "(?P<n>a)(?-i:B)(?#c)",
+        r"^a|b\Z",
+        "_{1,}?[\\]a-c]",
+    ),
     *("(?i:a)B", "^ab$", r"\d+_?", "(?:ab){0,2}c", "(?a:\\w)+", ".é", "(a|ab)(c|bcd)?", "((a*)*b)*"),
 ]
 
@@ -69,7 +77,8 @@ def test_text_that_belongs_to_the_prompt_comes_before_the_match():
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(", "a(?=b)", r"(a)\1", r"\bx", "a^b", "(?>a)b", "a++", "(a{99}){99}", "[ab]*a.{9}"]
+    "pattern",
+    ["(", "a(?=b)", r"(a)\1", r"\bx", "a^b", "(?>a)b", "a++", "(a)(?(1)b|x)", "(^a)", "(a{99}){99}", "[ab]*a.{9}"],
 )
 def test_what_an_automaton_cannot_read_is_refused(pattern, monkeypatch):
     monkeypatch.setattr("jaxgen.sampling.automaton.MAX_NODES", 1000)

@@ -94,7 +94,13 @@ def test_a_tail_begins_after_its_share_of_the_run():
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("ema", {"decay": 1.0}), ("tail", {"start": -0.1}), ("nt-asgd", {"patience": 1.5}), ("ema", {"start": 0.5})],
+    [
+        ("ema", {"decay": 1.0}),
+        ("tail", {"start": -0.1}),
+        ("nt-asgd", {"patience": 1.5}),
+        ("nt-asgd", {"patience": float("nan")}),
+        ("ema", {"start": 0.5}),
+    ],
 )
 def test_an_option_that_an_average_cannot_use_is_refused(name, options):
     with pytest.raises(UsageError, match=next(iter(options))):

@@ -173,6 +173,11 @@ def test_each_layer_has_a_rate_smaller_by_a_factor_than_the_one_above_it():
         ("adam", {"decay_output": -1.0}),
         ("soap", {"every": 0.5}),
         ("schedule-free", {"b1": 0.0}),
+        ("adamw", {"b1": 1.0}),
+        ("sgd", {"momentum": -0.5}),
+        ("ademamix", {"warmup": float("inf")}),
+        ("lion", {"b2": float("nan")}),
+        ("adam", {"eps": True}),
     ],
 )
 def test_an_option_out_of_its_range_is_refused(name, options):
