@@ -154,8 +154,6 @@ jit_attention = _jit_method("attention_weights")
 jit_initial_states = _jit_method("initial_states")
 #: ``(weights, carry, logits, tokens, valid) -> (carry, logits)``.
 jit_prefill = _jit_method("prefill")
-#: ``(params, carry, tokens, valid) -> (carry, outputs of the last layer, logits)``.
-jit_outputs = _jit_method("outputs")
 #: ``(weights, carry, token) -> (carry, logits)``, one decoding step.
 jit_decode_step = _jit_method("step")
 

@@ -212,9 +212,10 @@ class _Group:
     def repack(self) -> None:
         """Pack the rows that stay into calls. Waits for the calls before."""
         for call in self.calls:
-            arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(call.state)]
-            for row, place in zip(call.rows, call.places):
-                row.leaves = [array[place] for array in arrays] if row.stays else []
+            staying = [(row, place) for row, place in zip(call.rows, call.places) if row.stays]
+            arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(call.state)] if staying else []
+            for row, place in staying:
+                row.leaves = [array[place] for array in arrays]
         self.rows, self.calls = [row for row in self.rows if row.stays], []
         left = list(self.rows)
         while left:

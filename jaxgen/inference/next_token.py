@@ -9,12 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import jitted
-from jaxgen.errors import UsageError
 from jaxgen.inference.generation_config import GenerationConfig
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.state import DecoderState
-from jaxgen.sampling.decode import prefill_chunks
 from jaxgen.sampling.transforms import TRANSFORMS
 from jaxgen.sampling.transforms.base import Last
 from jaxgen.sampling.transforms.temperature import Temperature, temperature_table
@@ -74,21 +71,3 @@ def transform_name(transform: Any, tokenizer: Tokenizer) -> str:
     ids = [each for each in value if isinstance(each, int)] if isinstance(value, tuple) else []
     words = [name, *(quote_token(tokenizer, i) for i in ids[:MAX_NAMED])]
     return " ".join([*words, "…"] if len(ids) > MAX_NAMED else words)
-
-
-def last_outputs(
-    sampler: Sampler, text: str, state: DecoderState | None = None, unk: str = "error"
-) -> tuple[np.ndarray, np.ndarray]:
-    """The token ids [T] of a text, read after ``state``, and the outputs of the last layer [T, H] at each.
-
-    Raises ``UsageError`` if the model has no such outputs.
-    """
-    ids, _ = sampler.open_prompt(text, state, unk)
-    carry = (sampler.initial_state() if state is None else state).carry
-    if not hasattr(sampler.task, "outputs"):
-        raise UsageError("This model has no outputs of a last layer to show: serve one run, without --mix.")
-    read, found = jitted.jit_outputs(sampler.task), []
-    for tokens, valid in prefill_chunks(ids):
-        carry, outputs, _ = read(sampler.params, carry, tokens, valid)
-        found.append(np.asarray(outputs[0], np.float32)[valid[0]])
-    return ids, np.concatenate(found)

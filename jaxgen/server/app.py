@@ -30,7 +30,8 @@ from starlette.requests import ClientDisconnect
 from jaxgen.errors import DataError, JaxgenError, UsageError
 from jaxgen.inference.engine import BusyError, Engine, Event
 from jaxgen.inference.generation_config import GenerationConfig
-from jaxgen.inference.next_token import distribution_steps, last_outputs
+from jaxgen.inference.inspection import inspect_text
+from jaxgen.inference.next_token import distribution_steps
 from jaxgen.inference.predictor import DecodingConfig
 from jaxgen.inference.scorer import Scorer
 from jaxgen.inference.state import interpolate, state_bytes
@@ -228,11 +229,11 @@ class Server:
         ]
         found: Json = {"object": "inspection", "model": name, "checkpoint": sampler.digest, "next": steps}
         if body.units is not None:
-            ids, values = last_outputs(sampler, body.text, before, unk=body.unk)
-            if wrong := [unit for unit in body.units if unit >= values.shape[1]]:
-                raise UsageError(f"There is no unit {wrong[0]}: the last layer has units 0 to {values.shape[1] - 1}.")
-            found["tokens"] = [token_text(tokenizer, i) for i in ids.tolist()]
-            found["units"] = {str(unit): values[:, unit].tolist() for unit in body.units}
+            if before is not None:
+                raise UsageError("Units are shown from the beginning of a text: leave out state.")
+            seen = inspect_text(sampler, body.text, probabilities=False, unk=body.unk)
+            found |= {"tokens": seen.texts, "bits": seen.surprise.tolist()}
+            found["units"] = {unit: seen.unit(unit).values.tolist() for unit in body.units}
         return found
 
     def add_state(self, body: StateRequest) -> Json:

@@ -141,8 +141,8 @@ class InspectRequest(Drawing):
     """The text."""
     top: Annotated[int, Field(ge=1, le=100)] = 10
     """How many of the most probable tokens to return."""
-    units: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=64)] | None = None
-    """Return these outputs of the last layer at each token."""
+    units: Annotated[list[Name], Field(max_length=64)] | None = None
+    """Return the values of these units at each token, and its surprise in bits, for example ["0:c:17"]."""
 
 
 class StateRequest(Condition):

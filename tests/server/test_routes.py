@@ -18,6 +18,7 @@ from serving import served
 
 from jaxgen.cli.serve import open_models
 from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.inspection import inspect_text
 from jaxgen.inference.predictor import Predictor
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
@@ -73,7 +74,7 @@ def test_a_state_of_another_model_is_refused(serve, tiny):
 
 
 def test_the_distribution_of_the_next_token_and_hidden_units_are_shown(server, tiny):
-    found = server.post("/v1/inspect", text="abc", top=3, top_k=2, temperature=0.5, units=[0, 7]).json()
+    found = server.post("/v1/inspect", text="abc", top=3, top_k=2, temperature=0.5, units=["0:h:0", "1:7"]).json()
     assert found["next"][0]["after"] == "the model"
     assert found["next"][-1]["tokens"] == 2
     logits = np.asarray(tiny.read("abc").logits[0], np.float64)
@@ -82,10 +83,10 @@ def test_the_distribution_of_the_next_token_and_hidden_units_are_shown(server, t
     assert [each["id"] for each in found["next"][0]["top"]] == best.tolist()
     np.testing.assert_allclose([each["logp"] for each in found["next"][0]["top"]], logp[best], atol=1e-4)
     assert "".join(found["tokens"]) == "abc"
-    ids = tiny.tokenizer.encode("abc")[None]
-    outputs = tiny.task.outputs(tiny.params, tiny.initial_state().carry, ids, np.ones((1, 3), bool))[1][0]
-    np.testing.assert_allclose(found["units"]["7"], outputs[:, 7], atol=1e-5)
-    assert server.post("/v1/inspect", text="abc", units=[8]).status_code == 400
+    seen = inspect_text(tiny, "abc")
+    for unit in ("0:h:0", "1:7"):
+        assert found["units"][unit] == seen.unit(unit).values.tolist()
+    assert server.post("/v1/inspect", text="abc", units=["0:h:8"]).status_code == 400
 
 
 def test_metrics_count_requests_and_tokens(server):
