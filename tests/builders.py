@@ -63,6 +63,6 @@ def overridden(args: Sequence[object]) -> list[str]:
 def tiny_sampler() -> Sampler:
     """Return a sampler of a small model with random weights, so large that what was read matters for what is drawn."""
     tokenizer = CharTokenizer.train(["abcdefgh \n"])
-    task = LanguageTask.build(vocab_size=tokenizer.vocab_size, cell="gru", cell_options={}, hidden=8, layers=2)
+    task = LanguageTask.build(vocab_size=tokenizer.vocab_size, cell="elman", cell_options={}, hidden=8, layers=2)
     normal, shapes = np.random.default_rng(3).normal, jax.eval_shape(task.init, jax.random.key(0))
     return Sampler(task, tokenizer, jax.tree.map(lambda a: jnp.asarray(normal(size=a.shape), a.dtype), shapes))
