@@ -437,7 +437,8 @@ async def _unless(gone: asyncio.Future[None], waited: Awaitable[Result]) -> Resu
     """The result of ``waited``. Raises ``ClientDisconnect`` if the client leaves first."""
     task = asyncio.ensure_future(waited)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {task, gone}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     finally:
         if not task.done():
             task.cancel()
