@@ -51,6 +51,15 @@ def commit() -> str | None:
         return None
 
 
+def cpu_seconds() -> float | None:
+    """Processor seconds that all processes have used since the system started; None where the system does not tell."""
+    file = Path("/proc/stat")
+    if not file.exists():
+        return None
+    user, nice, system = (int(ticks) for ticks in file.read_text().split()[1:4])
+    return float(user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
 def facts() -> dict[str, Any]:
     """All of it, for the JSON file."""
     return {

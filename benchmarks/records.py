@@ -6,9 +6,11 @@
     python -m benchmarks.records --write                 write the tables of docs/records.md from what is there
 
 A run is a row with a seed. Its figures are a JSON file in ``benchmarks/results/records``: commit it, and work continues
-where it stopped. A run whose command in the plan has changed since counts as missing. ``JAXGEN_DATA`` names the folder
+where it stopped. A run whose command in the plan has changed since counts as missing; delete the files of a preset that
+has changed. ``JAXGEN_DATA`` names the folder
 with ``tinyshakespeare.txt``. Rows that score runs keep these in ``runs/records``. Seconds are wall time from the start
-of the process to its end, on all cores, with nothing compiled before: they need a quiet machine.
+of the process to its end, on all cores, with nothing compiled before; they are not kept if other processes used the
+processor meanwhile.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import resource
 import shlex
@@ -65,7 +68,38 @@ SCORED = {
 #: Optimizers at equal steps, with the learning rates that were best on held-out text.
 OPTIMIZERS = {
     "adamw": "--lr 0.01",
-    "muon": "--lr 0.01 --optimizer muon",
+    "muon": "--lr 0.01",
+    "soap": "--lr 0.003",
+    "ademamix": "--lr 0.003",
+    "adopt": "--lr 0.003",
+    "lion": "--lr 0.001",
+    "nadamw": "--lr 0.01",
+    "schedule-free": "--lr 0.01 --schedule constant",
+}
+#: Models on which they are compared.
+CELLS = {
+    "lstm": "--cell lstm",
+    "layernorm-lstm": "--cell layernorm-lstm",
+    "gru": "--cell gru",
+    "mingru block": "--cell mingru --block residual",
+}
+
+
+#: Other data: name -> flags of ``train.py``.
+DATA = {
+    "python-docs": "--data python-docs",
+    "AG News titles": "--data ag_news",
+    "names": f"--data {RUNS / 'names.txt'} --documents line",
+}
+#: The presets, and the settings that each had until November 2026, in version 0.1.
+OLD = "--cell lstm --optimizer adamw --lr 0.004 --cold-starts 0"
+PRESETS = {
+    "tiny": "--preset tiny",
+    "tiny of 0.1": f"--preset tiny {OLD}",
+    "small": "--preset small",
+    "small of 0.1": f"--preset small {OLD} --steps 1200",
+    "base": "--preset base",
+    "base of 0.1": f"--preset base {OLD} --steps 1800",
 }
 
 
@@ -78,6 +112,7 @@ class Row:
     flags: str
     seeds: tuple[int, ...] = SEEDS
     scores: bool = False
+    data: str = "--data tinyshakespeare"
 
     @property
     def key(self) -> str:
@@ -87,7 +122,7 @@ class Row:
     @property
     def command(self) -> str:
         """The command without the seed and the folder of the run."""
-        program = "jaxgen score --validation" if self.scores else "python train.py --data tinyshakespeare"
+        program = "jaxgen score --validation" if self.scores else f"python train.py {self.data}"
         return f"{program} {self.flags}".strip()
 
 
@@ -99,10 +134,28 @@ def plan() -> list[Row]:
         Row("goals", "7-gram", "--model ngram --order 7", seeds=(0,)),
     ]
     rows += [Row("ablation", name, f"--preset base {flags}".strip()) for name, flags in ABLATION.items() if flags]
-    for cell in ("lstm", "layernorm-lstm", "gru"):
-        rows += [Row("optimizers", f"{cell}: {name}", f"--cell {cell} {flags}") for name, flags in OPTIMIZERS.items()]
+    for cell, model in CELLS.items():
+        rows += [
+            Row("optimizers", f"{cell}: {name}", f"{model} --optimizer {name} {flags}")
+            for name, flags in OPTIMIZERS.items()
+        ]
     rows += [Row("reading", name, flags, scores=True) for name, flags in SCORED.items()]
+    for data, where in DATA.items():
+        rows += [Row("elsewhere", f"{data}: {name}", flags, data=where) for name, flags in PRESETS.items()]
     return rows
+
+
+def write_names(path: Path, number: int = 8000) -> None:
+    """Write a list of made-up names, one a line: two to four syllables each, the same list every time."""
+    pick = random.Random(0)
+    starts = (*"bdfghjklmnprstv", "br", "cr", "dr", "gr", "kl", "tr")
+    vowels, ends = (*"aeiou", "ai", "ea", "ie"), ("", "", "n", "r", "l", "s", "m", "th")
+    names: dict[str, None] = {}  # in the order in which they were made
+    while len(names) < number:
+        syllables = [pick.choice(starts) + pick.choice(vowels) for _ in range(pick.randint(2, 4))]
+        names["".join(syllables).capitalize() + pick.choice(ends)] = None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, "".join(f"{name}\n" for name in names).encode())
 
 
 def path_of(folder: Path, row: Row, seed: int) -> Path:
@@ -128,12 +181,17 @@ def run_command(command: str) -> tuple[str, float]:
 
 def train(command: str, seed: int, run: Path) -> dict[str, Any]:
     """Train a run, and return its figures."""
+    names = machine.ROOT / RUNS / "names.txt"
+    if str(RUNS / "names.txt") in command and not names.exists():
+        write_names(names)
     _, seconds = run_command(f"{command} --seed {seed} --run {shlex.quote(str(run))}")
     folder = machine.ROOT / run
     report = json.loads((folder / "report.json").read_text())
     resolved = json.loads((folder / "config.json").read_text())["resolved"]
     return {
         "seconds": round(seconds, 1),
+        "steps": report["step"],
+        "best_step": report["best_step"],
         "losses": {name: report[f"{name}_loss"] for name in LOSSES if f"{name}_loss" in report},
         "parameters": resolved["parameters"],
         "data": resolved["data"],
@@ -153,11 +211,18 @@ def score(row: Row, seed: int) -> dict[str, Any]:
 
 
 def measure(row: Row, seed: int, more: str = "") -> dict[str, Any]:
-    """The figures of a run."""
+    """The figures of a run. Without ``seconds`` if other processes used the processor for a tenth of them or more."""
+    began = machine.cpu_seconds()
     with tempfile.TemporaryDirectory() as folder:
         command = f"{row.command} {more}"
         figures = score(row, seed) if row.scores else train(command, seed, Path(folder) / "run")
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    own, ended = resource.getrusage(resource.RUSAGE_CHILDREN), machine.cpu_seconds()
+    if began is not None and ended is not None:
+        others = ended - began - own.ru_utime - own.ru_stime
+        figures["others"] = round(others / figures["seconds"], 2)  # processors that others kept busy
+        if figures["others"] >= 0.1:
+            del figures["seconds"]
+    memory = own.ru_maxrss
     return {
         "command": row.command,
         "seed": seed,
@@ -169,20 +234,21 @@ def measure(row: Row, seed: int, more: str = "") -> dict[str, Any]:
 
 def table(rows: Sequence[Row], folder: Path) -> str:
     """A table in Markdown with a line for each row: losses as mean and standard deviation over the seeds."""
-    lines = ["| | " + " | ".join(LOSSES.values()) + " | seconds | parameters | peak memory, MB | seeds | command |"]
-    lines += ["|---" * (len(LOSSES) + 6) + "|"]
+    columns = [*LOSSES.values(), "best step", "seconds", "parameters", "peak memory, MB", "seeds", "command"]
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:
         found = [result for seed in row.seeds if (result := read(folder, row, seed)) is not None]
         if not found:
-            lines.append(f"| {row.name} " + "| " * (len(LOSSES) + 3) + f"| missing | `{row.command}` |")
+            lines.append(f"| {row.name} " + "| " * (len(columns) - 2) + f"| missing | `{row.command}` |")
             continue
         all_losses = ([r["losses"][name] for r in found if name in r["losses"]] for name in LOSSES)
         losses = [mean_and_spread(values, ".3f") if values else "-" for values in all_losses]
-        seconds, memory = (
-            statistics.median(result[name] for result in found) for name in ("seconds", "peak_memory_mb")
-        )
+        best = {"last" if r["best_step"] == r["steps"] else f"{r['best_step']:,}" for r in found if "steps" in r}
+        timed = [result["seconds"] for result in found if "seconds" in result]
+        memory = statistics.median(result["peak_memory_mb"] for result in found)
         parameters = f"{found[0]['parameters']:,}" if "parameters" in found[0] else "-"
-        numbers = [f"{seconds:.0f}", parameters, f"{memory:,.0f}", f"{len(found)} of {len(row.seeds)}"]
+        numbers = [", ".join(sorted(best)) or "-", f"{statistics.median(timed):.0f}" if timed else "-"]
+        numbers += [parameters, f"{memory:,.0f}", f"{len(found)} of {len(row.seeds)}"]
         lines.append("| " + " | ".join([row.name, *losses, *numbers, f"`{row.command}`"]) + " |")
     return "\n".join(lines)
 

@@ -23,8 +23,14 @@ from jaxgen.inference.adaptation import NeuralCache as NeuralCache
 from jaxgen.inference.beam_search import beam as beam
 from jaxgen.inference.chat import ChatSession as ChatSession
 from jaxgen.inference.chat import continuations as continuations
+from jaxgen.inference.engine import BusyError as BusyError
+from jaxgen.inference.engine import Engine as Engine
 from jaxgen.inference.fitting import fit_options as fit_options
 from jaxgen.inference.generation_config import GenerationConfig as GenerationConfig
+from jaxgen.inference.inspection import Found as Found
+from jaxgen.inference.inspection import Inspection as Inspection
+from jaxgen.inference.inspection import UnitValues as UnitValues
+from jaxgen.inference.interpolation import Interpolation as Interpolation
 from jaxgen.inference.mixture import fit_mixture as fit_mixture
 from jaxgen.inference.mixture import mix as mix
 from jaxgen.inference.predictor import DecodingConfig as DecodingConfig
@@ -37,6 +43,7 @@ from jaxgen.inference.state import DecoderState as DecoderState
 from jaxgen.inference.state import interpolate as interpolate
 from jaxgen.inference.text_stream import Sample as Sample
 from jaxgen.model import Model as Model
+from jaxgen.model import inspect as inspect
 from jaxgen.model import load as load
 from jaxgen.model import train as train
 from jaxgen.models.blocks import BLOCKS as BLOCKS

@@ -1,4 +1,4 @@
-"""The colours of probabilities in notebooks: backgrounds with a legible text, on light and dark pages."""
+"""The colours of probabilities and of signed values: backgrounds with a legible text, on light and dark pages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ Color = tuple[int, int, int]
 #: The scale, from improbable to certain. Its lightness only rises, and its hue goes from blue to yellow, so that it
 #: keeps its order for readers who do not tell red from green, and in grey.
 SCALE: tuple[Color, ...] = ((38, 36, 92), (44, 92, 156), (52, 148, 168), (140, 202, 166), (252, 244, 190))
+#: The ends and the middle of the scale of signed values, which colour-blind people tell apart.
+NEGATIVE, NEUTRAL, POSITIVE = (58, 126, 194), (246, 246, 248), (217, 95, 14)
 #: The smallest probability that has a colour of its own, as a power of 10.
 LOWEST = -3
 #: Of a token without a probability.
@@ -30,6 +32,16 @@ def probability_color(probability: float) -> Color:
     red, green, blue = (
         round(low + (high - low) * (place - first)) for low, high in zip(SCALE[first], SCALE[first + 1])
     )
+    return red, green, blue
+
+
+def signed_color(value: float) -> Color:
+    """The background colour of a value from -1 (blue) through 0 (almost white) to 1 (orange); NaN is grey."""
+    if math.isnan(value):
+        return UNKNOWN
+    share = min(abs(value), 1.0)
+    end = POSITIVE if value > 0 else NEGATIVE
+    red, green, blue = (round(low + (high - low) * share) for low, high in zip(NEUTRAL, end))
     return red, green, blue
 
 

@@ -13,13 +13,15 @@ from threading import Lock
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
+from jaxgen.models.inspection import inspect_steps
 from jaxgen.runtime import check_jax_settings
 from jaxgen.sampling.beam import beam_search
-from jaxgen.sampling.decode import decode
+from jaxgen.sampling.decode import PRNG, Drawn, decode, decode_rows
 from jaxgen.tokenizers.base import EOS, PAD
 from jaxgen.training.data_parallel import (
     BATCH_AXIS,
@@ -34,7 +36,7 @@ from jaxgen.training.seeds import seed_train_steps
 from jaxgen.training.step import create_state, eval_step, train_steps
 from jaxgen.training.task import PromptedTask, Task, WritingTask
 from jaxgen.training.windows import HOST_BATCHES, DeviceText, HostBatches
-from jaxgen.types import Key
+from jaxgen.types import Array, Key
 
 #: The largest number of compiled functions of each kind that are kept.
 CACHE_SIZE = 16
@@ -176,6 +178,12 @@ def jit_dynamic_evaluation(read: Callable) -> Callable:
 
 
 @cached
+def jit_inspect(model: Any) -> Callable:
+    """``(params, carry, tokens) -> (carry, seen)``, ``inspect_steps`` of this model."""
+    return jax.jit(partial(inspect_steps, model))
+
+
+@cached
 def jit_decode_blocks(task: WritingTask, kinds: tuple[type, ...], length: int, greedy: bool, devices: int) -> Callable:
     """``jit_decode`` of many blocks in turn: states, keys and outputs have a leading axis of blocks."""
     one = partial(decode, task.step, kinds, length=length, greedy=greedy, eos=EOS, pad=PAD)
@@ -183,12 +191,49 @@ def jit_decode_blocks(task: WritingTask, kinds: tuple[type, ...], length: int, g
     def many(weights: PyTree, states: PyTree, keys: Key) -> PyTree:
         return jax.lax.map(lambda each: one(weights, *each), (states, keys))
 
+    return _over_devices(many, devices)
+
+
+@cached
+def jit_decode_slots(
+    task: WritingTask, kinds: tuple[type, ...], length: int, greedy: bool, devices: int, rows: int
+) -> Callable:
+    """``(weights, states, keys, live) -> (states, drawn)`` of N blocks of ``rows`` rows that began at different times.
+
+    All leaves have the axes [N, rows] before those of a block of one row; ``keys`` are data of keys [N, rows, 1, 2].
+    Blocks that are not ``live`` [N] take no time. The blocks are spread over ``devices``.
+    """
+    options: dict[str, Any] = {"length": length, "greedy": greedy, "eos": EOS, "pad": PAD}
+
+    def one(weights: PyTree, states: PyTree, data: Array) -> PyTree:
+        keys = jax.random.wrap_key_data(data, impl=PRNG)
+        if rows > 1:
+            return decode_rows(task.step, kinds, weights, states, keys, **options)
+        states, keys = jax.tree.map(lambda a: a[0], (states, keys))
+        return jax.tree.map(lambda a: a[None], decode(task.step, kinds, weights, states, keys, **options))
+
+    def skip(weights: PyTree, states: PyTree, data: Array) -> PyTree:
+        shape = rows, 1, length
+        return states, Drawn(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
+
+    def many(weights: PyTree, states: PyTree, data: Array, live: Array) -> PyTree:
+        return jax.lax.map(lambda each: jax.lax.cond(each[2], one, skip, weights, *each[:2]), (states, data, live))
+
+    return _over_devices(many, devices)
+
+
+def _over_devices(many: Callable, devices: int) -> Callable:
+    """The compiled ``many(weights, *arrays)``, whose arrays have a leading axis that is spread over ``devices``."""
     if devices == 1:
         return jax.jit(many)
     whole, shared_out = PartitionSpec(), PartitionSpec(BATCH_AXIS)
-    specs: dict[str, Any] = {"in_specs": (whole, shared_out, shared_out), "out_specs": shared_out}
-    # The devices exchange nothing, so there is no need to check what varies between them.
-    return jax.jit(jax.shard_map(many, mesh=make_mesh(devices), check_vma=False, **specs))
+
+    def sharded(weights: PyTree, *arrays: PyTree) -> PyTree:
+        specs: dict[str, Any] = {"in_specs": (whole, *(shared_out for _ in arrays)), "out_specs": shared_out}
+        # The devices exchange nothing, so there is no need to check what varies between them.
+        return jax.shard_map(many, mesh=make_mesh(devices), check_vma=False, **specs)(weights, *arrays)
+
+    return jax.jit(sharded)
 
 
 @cached

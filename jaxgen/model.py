@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -25,6 +25,8 @@ from jaxgen.data.in_memory import data_settings
 from jaxgen.errors import CheckpointError, UsageError, check_kind, choose
 from jaxgen.fsutil import write_errors
 from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.inspection import Inspection, Unit, clamped, inspect_text
+from jaxgen.inference.interpolation import Interpolation, interpolate_prompts
 from jaxgen.inference.loading import LoadedRun
 from jaxgen.inference.predictor import DecodingConfig, Predictor
 from jaxgen.inference.receipts import Replay, read_receipt, replay
@@ -43,7 +45,7 @@ from jaxgen.trainer.callbacks import Callback, Event, Finished
 #: Arguments of ``Sampler.stream`` beside the prompt and the settings.
 _STREAM = ("first", "skip", "state", "unk")
 #: Those of ``Scorer`` beside the model.
-_SCORING = [*inspect.signature(Scorer.__init__).parameters][2:]
+_SCORING = [*signature(Scorer.__init__).parameters][2:]
 #: Of a table of evaluations: rows shown; of a report: letters of a value in its ``repr``.
 MAX_ROWS, MAX_VALUE = 40, 20
 
@@ -150,6 +152,28 @@ def load(run: str | os.PathLike[str] | None = None) -> Model:
     prepare_process()
     need_backend()
     return Model(run)
+
+
+def inspect(model: Model | Sampler | str | os.PathLike[str] | None, text: str, **options: Any) -> Inspection:
+    """What a language model computes at each token of ``text``: states, gates, probabilities.
+
+    Args:
+        model: A model, a sampler, or the folder of a run.
+        text: The text, read as one that is scored is.
+        options: ``probabilities=False`` leaves out those of all tokens, which need much memory where the vocabulary is
+            large. ``unk="skip"`` leaves out unknown characters. ``most=10_000`` reads at most so many tokens.
+
+    Raises:
+        UsageError: The model has no states, such as an n-gram, or the text is too long for the memory.
+
+    Example:
+        >>> seen = jaxgen.inspect("runs/language-1", "the cat sat")
+        >>> seen.surprise.shape, seen.distance.shape  # bits of each token; how far the state of each layer has moved
+        ((11,), (11, 1))
+    """
+    if not isinstance(model, Sampler):
+        model = (model if isinstance(model, Model) else load(model)).sampler
+    return inspect_text(model, text, **options)
 
 
 class Model:
@@ -265,6 +289,43 @@ class Model:
             choose(name, _SCORING, "option")
         scorer = Scorer(self.sampler, **options)
         return scorer.details(text, prompt) if details else scorer.score(text, prompt)
+
+    def inspect(self, text: str, **options: Any) -> Inspection:
+        """``jaxgen.inspect`` with this model."""
+        return inspect(self, text, **options)
+
+    def clamped(self, values: Mapping[Unit | str | int, float]) -> Sampler:
+        """A sampler whose units are held at ``values`` while it reads and draws: ``model.clamped({"0:c:17": 2.0})``.
+
+        Units are written as in ``Inspection.unit``. After each step the unit has its value, for the next step and,
+        where the output of a cell is its state or is read from it, for the layers above.
+
+        Raises:
+            UsageError: There is no such unit, or units of this model cannot be held.
+
+        Example:
+            >>> model, settings = jaxgen.load("runs/language-1"), jaxgen.GenerationConfig(length=20, seed=1)
+            >>> len(model.clamped({"0:h:3": 1.0}).sample("the ", settings)[0])
+            20
+        """
+        return clamped(self.sampler, values)
+
+    def interpolate(self, start: str, end: str, *, steps: int = 5, **options: Any) -> Interpolation:
+        """What the model writes after states between those after two prompts.
+
+        Args:
+            start: The first prompt.
+            end: The second prompt.
+            steps: The number of states, these two included.
+            options: Fields of ``GenerationConfig``.
+
+        Raises:
+            UsageError: A value is out of range, or the states of the model cannot be interpolated.
+        """
+        fields = {field.name for field in dataclasses.fields(GenerationConfig)}
+        for name in options:
+            choose(name, fields, "option")
+        return interpolate_prompts(self.sampler, start, end, GenerationConfig(**options), steps)
 
     def replay(self, receipt: Mapping[str, Any]) -> Replay:
         """Draw the text of a receipt again; ``.identical`` tells whether it is the same, as in ``jaxgen replay``.

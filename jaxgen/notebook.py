@@ -10,7 +10,7 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
-from jaxgen.colors import ink_on, probability_color, to_hex
+from jaxgen.colors import Color, ink_on, probability_color, signed_color, to_hex
 from jaxgen.escaping import escape_controls
 
 #: Laid over the page: as far from black as from white, so that text of either colour can be read on it.
@@ -25,6 +25,13 @@ def escape(text: object) -> str:
     return html.escape(escape_controls(str(text)))
 
 
+def page(title: str, parts: Iterable[str]) -> str:
+    """An HTML page of ``parts``, which are HTML."""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    style = "<style>:root{color-scheme:light dark}body{max-width:60em;margin:2em auto;padding:0 1em}</style>"
+    return f'<!doctype html><html lang="en"><head>{head}{style}</head><body>{"<hr>".join(parts)}</body></html>\n'
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table with a line of names."""
     names = "".join(f"<th>{escape(name)}</th>" for name in head)
@@ -34,23 +41,44 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def colored_tokens(parts: Sequence[tuple[str, float]], note: str = "") -> str:
     """A text in parts, each with its log-probability in nats, as colours and as tooltips; ``note`` stands below."""
-    spans = "".join(_token(text, logp) for text, logp in parts[:MAX_TOKENS])
-    if len(parts) > MAX_TOKENS:
-        note = f"the first {MAX_TOKENS:,} of {len(parts):,} tokens; {note}".removesuffix("; ")
-    scale = "".join(_token(f" {100 * 10.0**power:g} % ", power * math.log(10)) for power in (-3, -2, -1, 0))
+    spans = (_token(text, logp) for text, logp in parts[:MAX_TOKENS])
+    scale = (_token(f" {100 * 10.0**power:g} % ", power * math.log(10)) for power in (-3, -2, -1, 0))
+    return _colored(spans, "probability of a token", scale, note, len(parts))
+
+
+def colored_values(parts: Sequence[tuple[str, float]], most: float, what: str, note: str = "") -> str:
+    """A text in parts, each with a value, as colours and as tooltips; ``note`` stands below.
+
+    Args:
+        parts: The texts and values.
+        most: The absolute value of the strongest colours.
+        what: What the values are.
+        note: What else to say.
+    """
+    spans = (_part(text, signed_color(value / (most or 1.0)), f"{value:.3g}") for text, value in parts[:MAX_TOKENS])
+    scale = (_part(f" {most * share:.2g} ", signed_color(share), "") for share in (-1.0, -0.5, 0.0, 0.5, 1.0))
+    return _colored(spans, what, scale, note, len(parts))
+
+
+def _colored(spans: Iterable[str], what: str, scale: Iterable[str], note: str, number: int) -> str:
+    if number > MAX_TOKENS:
+        note = f"the first {MAX_TOKENS:,} of {number:,} tokens; {note}".removesuffix("; ")
     return (
-        f'<div><div dir="auto" style="{_PLAIN};font-family:monospace;line-height:1.7">{spans}</div>'
-        f'<div style="text-align:left;font-size:smaller;margin-top:0.5em">probability of a token:{scale} '
+        f'<div><div dir="auto" style="{_PLAIN};font-family:monospace;line-height:1.7">{"".join(spans)}</div>'
+        f'<div style="text-align:left;font-size:smaller;margin-top:0.5em">{escape(what)}:{"".join(scale)} '
         f"{escape(note)}</div></div>"
     )
 
 
 def _token(text: str, logp: float) -> str:
     probability = math.exp(min(logp, 0.0))
-    background = probability_color(probability)
+    return _part(text, probability_color(probability), f"{100 * probability:.3g} %")
+
+
+def _part(text: str, background: Color, title: str) -> str:
     style = f"background:{to_hex(background)};color:{to_hex(ink_on(background))};white-space:pre-wrap"
     shown = escape(text).replace("\n", "↵\n")
-    return f'<span title="{100 * probability:.3g} %" style="{style}">{shown}</span>'
+    return f'<span title="{escape(title)}" style="{style}">{shown}</span>'
 
 
 def matrix(

@@ -919,3 +919,127 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: Target, t
         _set_fonts(figure)
         around = figure.get_tightbbox()
         write_title(figure, title, place=(around.x0, 0.15), width=max(around.width, 5.0))
+
+
+# Units of a model
+
+#: Columns and lines of a text whose characters have colours; inches of a character.
+TEXT_COLUMNS, TEXT_LINES, GLYPH = 90, 40, (0.1, 0.2)
+#: The most units in a heat map, and inches of a token in it.
+MAX_UNITS, TOKEN = 64, 0.115
+
+
+def signed_map() -> Colormap:
+    """The colours of values from -1 to 1: the page's own for 0."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    look = theme()
+    return LinearSegmentedColormap.from_list("signed", [look.cycle[0], look.page, look.cycle[1]])
+
+
+def draw_values(texts: Sequence[str], values: np.ndarray, path: Target, title: str) -> None:
+    """Draw a text whose parts ``texts`` have the colours of ``values`` [T] as a PNG at ``path``.
+
+    Lines are broken after ``TEXT_COLUMNS`` characters, and what is behind ``TEXT_LINES`` lines is left out.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
+
+    look, colors, most = theme(), signed_map(), float(np.abs(values).max()) or 1.0
+    width, height = GLYPH
+    with figure_file(path, 1, 1, crop=True) as figure:  # of one inch, so that places in it are in inches
+        line, column, widest = 0, 0, 1
+        for text, value in zip(texts, values.tolist()):
+            color = colors(0.5 + 0.5 * value / most)
+            red, green, blue = (round(255 * part) for part in color[:3])
+            for character in text:
+                if column == TEXT_COLUMNS:
+                    line, column = line + 1, 0
+                if line == TEXT_LINES:
+                    break
+                place = (column * width, -(line + 1) * height)
+                box = Rectangle(place, width, height, color=color, lw=0, transform=figure.transFigure)
+                figure.add_artist(box)
+                glyph: dict[str, Any] = {"color": to_hex(ink_on((red, green, blue))), "ha": "center", "va": "center"}
+                shown = "↵" if character == "\n" else shorten(character) or " "
+                figure.text(place[0] + width / 2, place[1] + height / 2, shown, fontsize=8.5, **glyph)
+                column += 1
+                widest = max(widest, column)
+                if character == "\n":
+                    line, column = line + 1, 0
+        bottom = -(min(line, TEXT_LINES - 1) + 1) * height - 0.75 * GAP
+        scale = figure.add_axes((0.0, bottom - 0.13, 2.6, 0.13))
+        shades = ScalarMappable(Normalize(-most, most), colors)
+        place_of: dict[str, Any] = {"cax": scale, "orientation": "horizontal"}
+        add_scale(figure, shades, "", "{x:.2g}", **place_of)
+        figure.text(2.9, bottom - 0.02, "value after each token", color=look.ink, fontsize=FONT, va="top")
+        write_title(figure, title, place=(0.0, 0.12), width=max(widest * width, 5.0))
+
+
+def draw_inspection(
+    texts: Sequence[str],
+    surprise: np.ndarray,
+    distance: np.ndarray,
+    arrays: Mapping[str, np.ndarray],
+    path: Target,
+    title: str,
+) -> None:
+    """Draw the tokens of a text as a PNG at ``path``: bits of each, distances of the states, and states as heat maps.
+
+    Args:
+        texts: The texts of the tokens, below the last map.
+        surprise: Bits [T].
+        distance: Distances of the states from those before [T, layers].
+        arrays: The arrays of a layer by name [T, units]; of those with more than ``MAX_UNITS`` units, the units that
+            vary most, in their own order.
+        path: The file.
+        title: The title.
+    """
+    look, size = theme(), len(texts)
+    rows = {name: np.sort(np.argsort(-array.std(axis=0), kind="stable")[:MAX_UNITS]) for name, array in arrays.items()}
+    heights = [1.2, 1.2, *(0.4 + 0.045 * len(units) for units in rows.values())]
+    with figure_file(path, max(7.0, 1.8 + TOKEN * size), 1.0 + sum(heights)) as figure:
+        write_title(figure, title)
+        panels = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0])
+        panels[0].bar(range(size), surprise, width=0.8, color=look.cycle[0])
+        panels[0].set_ylabel("surprise\n(bits)")
+        for layer in range(distance.shape[1]):
+            panels[1].plot(distance[:, layer], color=look.cycle[layer % 8], lw=1.4, label=f"layer {layer}")
+        panels[1].set_ylabel("distance\nof states")
+        panels[1].set_ylim(bottom=0)
+        for axes in panels[:2]:
+            style_axes(axes, grid="y")
+        if distance.shape[1] > 1:
+            add_legend(panels[1])
+        for axes, (name, array) in zip(panels[2:], arrays.items()):
+            most = float(np.abs(array).max()) or 1.0
+            shown, limits = array[:, rows[name]].T, {"vmin": -most, "vmax": most}
+            image = axes.imshow(shown, aspect="auto", interpolation="nearest", cmap=signed_map(), **limits)
+            style_axes(axes)
+            part = "" if array.shape[1] <= MAX_UNITS else f", {MAX_UNITS} of {array.shape[1]:,}"
+            axes.set_ylabel(f"units of {name}{part}")
+            axes.set_yticks(range(0, len(rows[name]), 8), rows[name][::8])
+            add_scale(figure, image, "", "{x:.2g}", ax=axes, pad=0.01, aspect=30)
+        labels = ["↵" if text == "\n" else shorten(text, MAX_TOKEN) or "·" for text in texts]
+        turned = {"rotation": 90} if max(map(len, labels)) > 1 else {}
+        panels[-1].set_xticks(range(size), labels, fontsize=8, color=look.ink, **turned)
+        panels[-1].set_xlim(-0.5, size - 0.5)
+
+
+def draw_interpolation(
+    probabilities: np.ndarray, tokens: Sequence[str], weights: Sequence[float], path: Target, title: str
+) -> None:
+    """Draw the probabilities [steps, tokens] of the next token between two states as a PNG at ``path``."""
+    look = theme()
+    with figure_file(path, max(6.0, 2.4 + 0.5 * len(weights)), 1.6 + 0.26 * len(tokens)) as figure:
+        write_title(figure, title)
+        axes = figure.subplots()
+        shares: dict[str, Any] = {"vmin": 0.0, "vmax": 1.0, "cmap": weights_map()}
+        image = axes.imshow(probabilities.T, aspect="auto", interpolation="nearest", **shares)
+        style_axes(axes)
+        axes.set_yticks(range(len(tokens)), [shorten(token, MAX_LABEL) for token in tokens], color=look.ink)
+        axes.set_xticks(range(len(weights)), [f"{weight:.2g}" for weight in weights])
+        axes.set_xlabel("weight of the second state")
+        axes.set_ylabel("next token")
+        add_scale(figure, image, "probability", ax=axes, pad=0.02)

@@ -8,9 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from jaxgen.data.sources import TextSource, open_texts
+from jaxgen.inference.sampler import Sampler
 from jaxgen.tasks.language.config import LanguageConfig
+from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.text import in_pieces
+from jaxgen.tokenizers import CharTokenizer
 
 
 def write(path: Any, content: str | bytes) -> Any:
@@ -51,3 +58,11 @@ def overridden(args: Sequence[object]) -> list[str]:
         if names[place] not in names[place + 1 :]:
             kept += words[start:end]
     return kept
+
+
+def tiny_sampler() -> Sampler:
+    """Return a sampler of a small model with random weights, so large that what was read matters for what is drawn."""
+    tokenizer = CharTokenizer.train(["abcdefgh \n"])
+    task = LanguageTask.build(vocab_size=tokenizer.vocab_size, cell="elman", cell_options={}, hidden=8, layers=2)
+    normal, shapes = np.random.default_rng(3).normal, jax.eval_shape(task.init, jax.random.key(0))
+    return Sampler(task, tokenizer, jax.tree.map(lambda a: jnp.asarray(normal(size=a.shape), a.dtype), shapes))

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,8 @@ LOADERS = {"np.load", "numpy.load", "jnp.load", "jax.numpy.load"}
 UNSAFE_CALLS = {"torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "pd.read_pickle"}
 #: The place of ``allow_pickle`` among the arguments of NumPy's functions.
 PICKLE_PLACE = {"load": 2, "save": 2, "read_array": 1, "write_array": 3}
+#: The last names of all these functions, and of what takes a name by its text.
+CALLED = {name.rpartition(".")[2] for name in LOADERS | UNSAFE_CALLS} | {*PICKLE_PLACE, "getattr"}
 #: Names with an underscore that are public all the same.
 PUBLIC = {"_asdict", "_exit", "_fields", "_make", "_replace"}
 IO_MODULES = [
@@ -59,6 +62,7 @@ IO_MODULES = [
 Problems = Iterator[str]
 
 
+@cache
 def modules() -> list[tuple[str, ast.Module]]:
     """Every module of jaxgen, by its dotted name (``jaxgen.cells.__init__`` for a package)."""
     found = []
@@ -66,6 +70,12 @@ def modules() -> list[tuple[str, ast.Module]]:
         name = ".".join(("jaxgen", *path.relative_to(PACKAGE).with_suffix("").parts))
         found.append((name, ast.parse(path.read_text(encoding="utf-8"))))
     return found
+
+
+@cache
+def nodes(tree: ast.Module) -> list[ast.AST]:
+    """All nodes of a module: walking through it takes longer than what the checks ask of them."""
+    return [*ast.walk(tree)]
 
 
 def part(name: str) -> str:
@@ -81,7 +91,7 @@ def called(node: ast.AST) -> str:
 
 def imports(name: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
     """(line, full name) of every import anywhere in a module, in functions and under TYPE_CHECKING too."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -99,14 +109,14 @@ def pure(name: str) -> bool:
 
 
 def outside_imports(name: str, tree: ast.Module) -> Problems:
-    for line, target in imports(name, tree):
-        if pure(name) and target.split(".")[0] not in OUTSIDE | {"jaxgen"}:
+    for line, target in imports(name, tree) if pure(name) else ():
+        if target.split(".")[0] not in OUTSIDE | {"jaxgen"}:
             yield f"{name}:{line} imports {target}"
 
 
 def effects(name: str, tree: ast.Module) -> Problems:
-    for node in ast.walk(tree):
-        if pure(name) and called(node) in EFFECTS:
+    for node in nodes(tree) if pure(name) else ():
+        if called(node) in EFFECTS:
             yield f"{name}:{node.lineno} calls {called(node)}"
 
 
@@ -114,23 +124,25 @@ def unsafe(name: str, tree: ast.Module) -> Problems:
     for line, target in imports(name, tree):
         if UNSAFE & set(target.split(".")):
             yield f"{name}:{line} imports {target}"
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Name) and node.id in {"eval", "exec", "__builtins__"}:
             yield f"{name}:{node.lineno} uses {node.id}"
-        of_builtins = isinstance(node, ast.Attribute) and "builtins" in ast.unparse(node.value)
-        if isinstance(node, ast.Attribute) and node.attr in (UNSAFE if of_builtins else UNSAFE - {"eval", "exec"}):
+        named = isinstance(node, ast.Attribute) and node.attr in UNSAFE
+        if named and (node.attr not in {"eval", "exec"} or "builtins" in ast.unparse(node.value)):
             yield f"{name}:{node.lineno} uses {ast.unparse(node)}"
         if isinstance(node, ast.Call):
             yield from (f"{name}:{node.lineno} {problem}" for problem in _unsafe_call(node))
 
 
 def _unsafe_call(node: ast.Call) -> Iterator[str]:
+    keywords = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
+    if keywords.get("allow_pickle", False) is not False:
+        yield "allows pickle"
+    if called(node) not in CALLED:
+        return
     function = ast.unparse(node.func)
-    keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
     if function in UNSAFE_CALLS:
         yield f"calls {function}"
-    if keywords.get("allow_pickle", "False") != "False":
-        yield "allows pickle"
     place = PICKLE_PLACE.get(called(node)) if function.split(".")[0] in ("np", "numpy", "jnp", "format") else None
     if place is not None and len(node.args) > place and ast.unparse(node.args[place]) != "False":
         yield "allows pickle"
@@ -151,12 +163,11 @@ def foreign_privates(name: str, tree: ast.Module) -> Problems:
     for line, target in imports(name, tree):
         if target.split(".")[0] == "jaxgen" and private(target.split(".")[-1]):
             yield f"{name}:{line} imports {target}"
-    nodes = list(ast.walk(tree))
-    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
-    found = [node for node in nodes if isinstance(node, ast.Attribute) and private(node.attr)]
+    own = {node.name for node in nodes(tree) if isinstance(node, ast.FunctionDef)}
+    found = [node for node in nodes(tree) if isinstance(node, ast.Attribute) and private(node.attr)]
     own |= {node.attr for node in found if isinstance(node.ctx, ast.Store)}
     for node in found:
-        if ast.unparse(node.value) not in ("self", "cls", "super()") and node.attr not in own:
+        if node.attr not in own and ast.unparse(node.value) not in ("self", "cls", "super()"):
             yield f"{name}:{node.lineno} uses {ast.unparse(node)}"
 
 

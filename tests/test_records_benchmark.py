@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks.records import Row, path_of, plan, read, table, write
+from benchmarks.records import Row, path_of, plan, read, table, write, write_names
 
 ROW = Row("goals", "a row", "--preset tiny", seeds=(0, 1))
 
@@ -29,10 +29,18 @@ def test_figures_of_another_command_count_as_missing(tmp_path):
 
 
 def test_a_line_has_the_mean_and_the_spread_over_seeds(tmp_path):
-    save(tmp_path, ROW, 0, losses={"val": 1.4, "windows_64": 1.6})
-    save(tmp_path, ROW, 1, losses={"val": 1.6, "windows_64": 1.6})
+    save(tmp_path, ROW, 0, losses={"val": 1.4, "windows_64": 1.6}, steps=20, best_step=20)
+    save(tmp_path, ROW, 1, losses={"val": 1.6, "windows_64": 1.6}, steps=20, best_step=18)
     *_, line = table([ROW], tmp_path).splitlines()
-    assert "1.500 ± 0.141 | 1.600 ± 0.000 | - | 50 | - | 400 | 2 of 2" in line
+    assert "1.500 ± 0.141 | 1.600 ± 0.000 | - | 18, last | 50 | - | 400 | 2 of 2" in line
+
+
+def test_the_list_of_names_is_the_same_every_time(tmp_path):
+    for name in "ab":
+        write_names(tmp_path / name, 50)
+    names = (tmp_path / "a").read_text().splitlines()
+    assert len(set(names)) == len(names) == 50
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
 
 
 def test_a_row_without_figures_says_so(tmp_path):

@@ -110,6 +110,11 @@ def test_the_examples_of_a_page_run_in_a_folder_with_a_run(page, folder):
     run_page(page)
 
 
+def test_the_examples_of_looking_inside_run(folder):
+    text = {r"ROMEO:\nBut soft, what light\n": r"the cat sat\n" * 20, "c:110": "h:1", '["c"]': '["h"]'}
+    run_page("inside", **{"runs/inside/shakespeare": "runs/language-1", **text})
+
+
 @pytest.mark.slow
 def test_the_first_example_trains_and_writes(folder, capsys):
     run_page("start", preset="steps=2, preset")

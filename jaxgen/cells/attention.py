@@ -86,6 +86,11 @@ class Attention(Cell):
         return Attention.hidden(carry)
 
     @nn.nowrap
+    def state_arrays(self, carry: Cache) -> dict[str, Array]:
+        """The key and the value of the last step."""
+        return {"key": carry.keys[..., -1, :], "value": carry.values[..., -1, :]}
+
+    @nn.nowrap
     def clamp_state(self, values: Cache) -> Cache:
         return values._replace(used=(values.used > 0.5).astype(values.used.dtype))
 

@@ -75,9 +75,18 @@ def per_gate(init: Initializer, gates: int) -> Initializer:
 
     def initialise(key: Key, shape: tuple[int, ...], dtype: DType = jnp.float32) -> Float[Array, "..."]:
         block = (*shape[:-1], shape[-1] // gates)
-        return jnp.concatenate([init(k, block, dtype) for k in jax.random.split(key, gates)], axis=-1)
+        blocks = jax.vmap(lambda key: init(key, block, dtype))(jax.random.split(key, gates))
+        return jnp.moveaxis(blocks, 0, -2).reshape(*block[:-1], -1)
 
     return initialise
+
+
+def name_arrays(carry: Carry) -> dict[str, Array]:
+    """The arrays of a carry by name: ``h`` if there is one, else the names of its fields, or their numbers."""
+    leaves = jax.tree_util.tree_leaves_with_path(carry)
+    if len(leaves) == 1:
+        return {"h": leaves[0][1]}
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 class Affine(nn.Module):
@@ -173,6 +182,21 @@ class Cell(nn.RNNCellBase):
         return carry
 
     @nn.nowrap
+    def state_arrays(self, carry: Carry) -> dict[str, Array]:
+        """What to show of a carry, by name: its arrays, or the numbers of them that a step has written.
+
+        The values are parts of the carry, without arithmetic, for any leading axes.
+        """
+        return name_arrays(carry)
+
+    @nn.nowrap
+    def gates(self, weights: PyTree, carry: Carry, z: Float[Array, "*batch K"]) -> dict[str, Array]:
+        """The gates of a step by name, [*batch, ...], each from 0 to 1; none by default. The arguments are those of
+        ``step``.
+        """
+        return {}
+
+    @nn.nowrap
     def pointwise(
         self, carry: Carry, z: Float[Array, "*batch K"], u: Float[Array, "*batch K"], *extra: PyTree
     ) -> tuple[Carry, Float[Array, "*batch H"]]:
@@ -204,9 +228,14 @@ class Cell(nn.RNNCellBase):
         self, weights: PyTree, carry: Carry, z: Float[Array, "*batch K"]
     ) -> tuple[Carry, Float[Array, "*batch H"]]:
         """One time step as a pure function of its arguments: the new carry and the output."""
+        return self.pointwise(*self.pointwise_args(weights, carry, z))
+
+    @nn.nowrap
+    def pointwise_args(self, weights: Weights, carry: Carry, z: Float[Array, "*batch K"]) -> tuple[PyTree, ...]:
+        """The arguments of ``pointwise`` in a step."""
         dtype = self.hidden(carry).dtype
         extra = jax.tree.map(lambda a: a.astype(dtype), weights.extra)
-        return self.pointwise(carry, z.astype(dtype), self.product(weights, carry), *extra)
+        return carry, z.astype(dtype), self.product(weights, carry), *extra
 
     # Optional hand-written derivatives. A cell implements all three of these methods instead of ``pointwise``, or none;
     # one with ``extra`` weights implements ``extra_vjp`` too.

@@ -55,6 +55,12 @@ class GRU(Cell):
         return jnp.tanh(values)
 
     @nn.nowrap
+    def gates(self, weights: Weights, carry: Array, z: Array) -> dict[str, Array]:
+        tanh, _, _ = self.forward_with_residuals(*self.pointwise_args(weights, carry, z))[2]
+        r, update = jnp.split(0.5 * (tanh + 1), 2, axis=-1)
+        return {"r": r, "z": update}
+
+    @nn.nowrap
     def forward_with_residuals(
         self, carry: Array, z: Array, u: Array
     ) -> tuple[Array, Array, tuple[Array, Array, Array]]:

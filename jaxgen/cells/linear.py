@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Float, PyTree, Shaped
 
-from jaxgen.cells.base import Cell, Form
+from jaxgen.cells.base import Cell, Form, name_arrays
 from jaxgen.cells.precision import match_varying_axes
 from jaxgen.cells.scan import Masks, expand_mask, mask_rows, select_rows
 from jaxgen.types import Array, ArrayLike, Carry
@@ -76,6 +76,19 @@ class LinearCell(Cell):
     def to_carry(self, state: State) -> Carry:
         """The inverse of ``to_state``."""
         return (state.real, state.imag) if self.complex_state else state
+
+    @nn.nowrap
+    def state_arrays(self, carry: Carry) -> dict[str, Array]:
+        return {"real": carry[0], "imag": carry[1]} if self.complex_state else super().state_arrays(carry)
+
+    @nn.nowrap
+    def gates(self, weights: PyTree, carry: Carry, z: Float[Array, "*batch K"]) -> dict[str, Array]:
+        """How much of each number of the state a step keeps, ``|a|``."""
+        decays = name_arrays(self.coefficients(weights, z.astype(jax.tree.leaves(carry)[0].dtype))[0])
+        lead = z.shape[:-1]
+        names = ["decay"] if len(decays) == 1 else [f"decay {name}" for name in decays]
+        kept = (jnp.broadcast_to(jnp.abs(a), (*lead, *a.shape[len(lead) :])) for a in decays.values())
+        return dict(zip(names, kept))
 
     @staticmethod
     def hidden(carry: Carry) -> Float[Array, "*batch H"]:

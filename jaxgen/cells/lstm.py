@@ -52,6 +52,10 @@ class CellAndHidden(Cell):
         return carry[1]
 
     @nn.nowrap
+    def state_arrays(self, carry: LSTMCarry) -> dict[str, Array]:
+        return {"c": carry[0], "h": carry[1]}
+
+    @nn.nowrap
     def clamp_state(self, values: LSTMCarry) -> LSTMCarry:
         return values[0], jnp.tanh(values[1])
 
@@ -94,6 +98,12 @@ class LSTM(CellAndHidden):
 
     def weights(self) -> Weights:
         return Weights(self.recurrent_kernel * half_but_g(self.features, self.param_dtype)[None, :])
+
+    @nn.nowrap
+    def gates(self, weights: Weights, carry: LSTMCarry, z: Array) -> dict[str, Array]:
+        tanh = self.forward_with_residuals(*self.pointwise_args(weights, carry, z))[2]
+        i, f, _, o = jnp.split(tanh, 4, axis=-1)
+        return {name: 0.5 * (a + 1) for name, a in (("i", self.input_gate(i, f)), ("f", f), ("o", o))}
 
     @nn.nowrap
     def forward_with_residuals(self, carry: LSTMCarry, z: Array, u: Array) -> tuple[LSTMCarry, Array, Array]:

@@ -104,8 +104,29 @@ class Mogrifier(CellAndHidden):
         recurrent_kernel: Array,
         bias: Array,
     ) -> tuple[LSTMCarry, Array]:
-        c, h = carry
-        x = z
+        i, f, g, o = self._gates(carry, z, u, rounds, input_kernel, recurrent_kernel, bias)
+        c = f * carry[0] + i * g
+        h = o * jnp.tanh(c)
+        return (c, h), h
+
+    @nn.nowrap
+    def gates(self, weights: Weights, carry: LSTMCarry, z: Array) -> dict[str, Array]:
+        i, f, _, o = self._gates(*self.pointwise_args(weights, carry, z))
+        return {"i": i, "f": f, "o": o}
+
+    @nn.nowrap
+    def _gates(
+        self,
+        carry: LSTMCarry,
+        z: Array,
+        u: Array,
+        rounds: tuple[tuple[Array, ...], ...],
+        input_kernel: Array,
+        recurrent_kernel: Array,
+        bias: Array,
+    ) -> tuple[Array, ...]:
+        """i, f, g and o."""
+        h, x = carry[1], z
         for number, factors in enumerate(rounds):
             by_state = number % 2 == 0
             a = u if number == 0 else h if by_state else x  # ``u`` is h times the first factor of the first round
@@ -115,6 +136,4 @@ class Mogrifier(CellAndHidden):
             x, h = (gate * x, h) if by_state else (x, gate * h)
         both = matmul(x, input_kernel, self.precision) + matmul(h, recurrent_kernel, self.precision)
         i, f, g, o = jnp.split(both + jnp.broadcast_to(bias, both.shape), 4, axis=-1)
-        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(c)
-        return (c, h), h
+        return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)

@@ -64,18 +64,31 @@ class SLSTM(Cell):
         return carry[2]
 
     @nn.nowrap
+    def state_arrays(self, carry: SLSTMCarry) -> dict[str, Array]:
+        return {"c/n": carry[0], "log n": carry[1], "h": carry[2]}
+
+    @nn.nowrap
+    def gates(self, weights: Weights, carry: SLSTMCarry, z: Array) -> dict[str, Array]:
+        *_, share, o = self._gates(*self.pointwise_args(weights, carry, z))
+        return {"share": share, "o": o}
+
+    @nn.nowrap
     def clamp_state(self, values: SLSTMCarry) -> SLSTMCarry:
         return jnp.tanh(values[0]), values[1], jnp.tanh(values[2])
 
     @nn.nowrap
     def pointwise(self, carry: SLSTMCarry, z: Array, u: Array) -> tuple[SLSTMCarry, Array]:
-        i, f, g, o = jnp.split(z + u, 4, axis=-1)
-        ratio, log_n, _ = carry
-        past = jax.nn.log_sigmoid(f) + log_n
-        share = jax.nn.sigmoid(past - i)
-        ratio = share * ratio + (1 - share) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * ratio
+        past, i, g, share, o = self._gates(carry, z, u)
+        ratio = share * carry[0] + (1 - share) * g
+        h = o * ratio
         return (ratio, jnp.logaddexp(past, i), h), h
+
+    @nn.nowrap
+    def _gates(self, carry: SLSTMCarry, z: Array, u: Array) -> tuple[Array, ...]:
+        """log(f n), log i, g, the share of the past and o."""
+        i, f, g, o = jnp.split(z + u, 4, axis=-1)
+        past = jax.nn.log_sigmoid(f) + carry[1]
+        return past, i, jnp.tanh(g), jax.nn.sigmoid(past - i), jax.nn.sigmoid(o)
 
     @nn.nowrap
     def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> SLSTMCarry:

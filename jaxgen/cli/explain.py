@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -23,17 +22,16 @@ from jaxgen.cli.sampling_flags import (
     transform_notes,
     with_condition_flags,
 )
-from jaxgen.cli.score import quote_token, token_text
 from jaxgen.errors import UsageError, check_int, counted, listed
 from jaxgen.metrics import LEAST, ROUNDS, Cycle, find_cycle
 from jaxgen.runs.groups import Group
 
 if TYPE_CHECKING:
     from jaxgen.inference.generation_config import GenerationConfig
+    from jaxgen.inference.next_token import Step
     from jaxgen.inference.sampler import Sampler
     from jaxgen.inference.state import DecoderState
     from jaxgen.inference.text_stream import Sample
-    from jaxgen.tokenizers.base import Tokenizer
 
 DESCRIPTION = """Show the probabilities of the next token after a text: those of the model, and those with which
 sample.py would draw it after all transforms. Also whether greedy decoding from here enters a cycle.
@@ -47,8 +45,6 @@ JSON = "Write one JSON object, log-probabilities in nats."
 
 RULES = (*MIXTURE_RULES, Excludes("--state", ("--label", "--features"), "continues a text whose condition is fixed"))
 MAX_TOP = 1_000
-#: Tokens that the name of a transform lists at most.
-MAX_NAMED = 3
 #: Columns of a token at most, and of a bar at least and at most.
 TOKEN_WIDTH, MIN_BAR, MAX_BAR = 20, 4, 40
 #: Eighths of a block, by which a bar grows.
@@ -77,28 +73,6 @@ class ExplainConfig(MixtureConfig):
     """Look for a cycle in this many tokens of greedy decoding; 0: do not look."""
 
 
-class Step(NamedTuple):
-    """The distribution of the next token after a step: log-probabilities [V], -inf for tokens that cannot be drawn."""
-
-    name: str
-    logp: np.ndarray
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens can be drawn."""
-        return int(np.isfinite(self.logp).sum())
-
-    @property
-    def entropy(self) -> float:
-        """The entropy in bits."""
-        logp = self.logp[np.isfinite(self.logp)].astype(np.float64)
-        return float(-(np.exp(logp) * logp).sum() / np.log(2)) + 0.0  # no -0.0
-
-    def best(self, number: int) -> np.ndarray:
-        """The ``number`` most probable tokens that can be drawn, the most probable first."""
-        return np.argsort(-self.logp, kind="stable")[: min(number, self.tokens)]
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Explain; returns the exit code."""
     return run_command(explain, args, text_only=True)
@@ -120,6 +94,7 @@ def explain(args: list[str]) -> None:
     check_int("The number of most probable tokens (--top)", config.top, 1, MAX_TOP)
 
     from jaxgen.inference.generation_config import GenerationConfig
+    from jaxgen.inference.next_token import distribution_steps
     from jaxgen.runtime import need_backend
 
     settings = GenerationConfig(config.length, read_temperature(config.temperature))
@@ -145,44 +120,6 @@ def explain(args: list[str]) -> None:
         write_out("\n" + "\n".join(greedy_lines(sampler, greedy, width)) + "\n")
 
 
-def distribution_steps(sampler: Sampler, state: DecoderState, settings: GenerationConfig) -> list[Step]:
-    """The distribution of the token after ``state``: the model's, and after each transform in turn."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxgen.sampling.transforms.base import Last
-
-    chain = sampler.chain(settings)
-    sampler.check_first(state.held, chain)
-    logits = state.logits.astype(jnp.float32)
-    states = chain.init(sampler.context(chain, 1, state.tokens, state.held, settings.length))
-    steps = [Step("the model", np.asarray(jax.nn.log_softmax(logits)[0]))]
-    for transform, each in zip(chain.transforms, states):
-        _, logits = transform.update(each, logits, Last.none(1))
-        steps.append(Step(transform_name(transform, sampler.tokenizer), np.asarray(jax.nn.log_softmax(logits)[0])))
-    if settings.greedy:
-        chosen = np.full(sampler.tokenizer.vocab_size, -np.inf, np.float32)
-        chosen[np.argmax(logits[0])] = 0.0
-        steps.append(Step("temperature 0", chosen))
-    return steps
-
-
-def transform_name(transform: Any, tokenizer: Tokenizer) -> str:
-    """The flag of a transform with its number or its first tokens."""
-    from jaxgen.sampling.transforms import TRANSFORMS
-    from jaxgen.sampling.transforms.temperature import Temperature, temperature_table
-
-    name = next((name for name, kind in TRANSFORMS.items() if kind is type(transform)), type(transform).__name__)
-    value = getattr(transform, dataclasses.fields(transform)[0].name)
-    if isinstance(transform, Temperature):
-        value = float(temperature_table(value, transform.steps)[0])
-    if isinstance(value, int | float):
-        return f"{name} {value:g}"
-    ids = [each for each in value if isinstance(each, int)] if isinstance(value, tuple) else []
-    words = [name, *(quote_token(tokenizer, i) for i in ids[:MAX_NAMED])]
-    return " ".join([*words, "…"] if len(ids) > MAX_NAMED else words)
-
-
 def decode_greedily(sampler: Sampler, state: DecoderState, settings: GenerationConfig) -> Sample:
     """The most probable tokens after ``state`` under the same transforms, one after the other."""
     (greedy,) = sampler.samples(settings=replace(settings, temperature=0.0), state=state)
@@ -202,6 +139,8 @@ def shown_tokens(steps: Sequence[Step], top: int) -> list[int]:
 def bar_lines(sampler: Sampler, steps: Sequence[Step], top: int, width: int) -> Iterator[str]:
     """A table of tokens with two bars each: their probability under the model, and that of being drawn."""
     from rich.cells import cell_len, set_cell_size
+
+    from jaxgen.tokenizers.base import quote_token
 
     shown = shown_tokens(steps, top)
     both = [np.exp(step.logp.astype(np.float64)) for step in (steps[0], steps[-1])]
@@ -271,6 +210,7 @@ def to_json(
     top: int,
 ) -> dict[str, Any]:
     """All that is written as JSON values."""
+    from jaxgen.tokenizers.base import token_text
 
     def token(step: Step, i: int) -> dict[str, Any]:
         return {"token": token_text(sampler.tokenizer, i), "id": i, "logp": round(float(step.logp[i]), 6)}

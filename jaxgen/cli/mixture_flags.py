@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import BaseModel, ConfigDict
+
 from jaxgen.cli.common import log, name_newest
 from jaxgen.cli.flags import Excludes, Needs, Rules, RunConfig, fill_value
 from jaxgen.errors import UsageError, counted
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
     from jaxgen.inference.sampler import Sampler
 
 
-class MixtureConfig(RunConfig):
-    """Flags of the commands that use a language model or a mixture of several."""
+class MixtureFlags(BaseModel):
+    """Flags of a mixture."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     in_model: ClassVar[Group] = Group("Model")
     mix: tuple[str, ...] = ()
@@ -29,6 +33,10 @@ class MixtureConfig(RunConfig):
     gate: weights that depend on how sure each run is. The numbers are printed, and can be given again."""
     mix_gate: tuple[float, ...] = ()
     """The numbers of a gate for --mix, as --mix-fit gate prints them: two for each run."""
+
+
+class MixtureConfig(MixtureFlags, RunConfig):
+    """Flags of the commands that use a language model or a mixture of several."""
 
 
 MIXTURE_RULES: Rules = (
@@ -58,6 +66,11 @@ def open_sampler(
         if named:
             name_newest(config.run, sampler.directory)
         return sampler
+    return open_mixture(config, reading)
+
+
+def open_mixture(config: MixtureFlags, reading: AdaptiveOptions | None = None) -> Sampler:
+    """The sampler of the mixture that the flags describe. Raises ``UsageError`` and ``CheckpointError``."""
     from jaxgen.inference.mixture import PLAIN, fit_mixture, mix, open_members, read_members
 
     runs, weights = read_members(config.mix, "--mix")

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from itertools import chain, tee
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from jaxgen.cli.adaptation_flags import ADAPTIVE_RULES, FITTED, AdaptiveScoringConfig, adaptive_options
-from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, run_command, write_out
-from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, load_plugins, parse
+from jaxgen.cli.common import SafeStream, discard, escape_controls, json_line, log, one_line, run_command, write_out
+from jaxgen.cli.flags import Excludes, Flag, Needs, check_flags, fill_value, load_plugins, parse
 from jaxgen.cli.mixture_flags import MIXTURE_RULES, MixtureConfig, fill_mixture_flags, open_sampler
-from jaxgen.errors import UsageError, counted
+from jaxgen.errors import UsageError, check_int, counted
 from jaxgen.runs.groups import Group
 from jaxgen.runtime import MIN_SECONDS
 
 if TYPE_CHECKING:
-    from jaxgen.inference.scorer import Candidate, Score, Scorer, ScoreStream, TokenScores
+    from jaxgen.cli.token_colors import TokenColors
+    from jaxgen.inference.scorer import Candidate, Score, ScoredText, Scorer, ScoreStream, TokenScores
     from jaxgen.tokenizers.base import Tokenizer
 
 DESCRIPTION = """How likely a model finds a text: log-probability, perplexity per token and per word, bits per character
@@ -39,6 +40,8 @@ and per byte.
     jaxgen score names.txt --lines                 each line is a text
     jaxgen score --prompt "The king" --candidates " is" " are" " of"
     jaxgen score book.txt --json                   one JSON object for each text
+    jaxgen score book.txt --color                  the text, coloured by probability
+    jaxgen score book.txt --surprising 10 --beside runs/ngram
 
 Texts are read in pieces, so that memory does not grow with them. A model of running text scores a text as it stands
 after a line break; a model of documents also scores its end, <eos>. Every character counts, including the line break
@@ -51,13 +54,16 @@ FILES = "Text files to score (UTF-8, gzip too), or named sets (ptb-test); - is s
 LARGE = 1 << 20
 #: A speed is shown from this many tokens on.
 MEASURABLE = 10_000
-SPECIAL_TOKENS = ("<pad>", "<unk>", "<eos>")
 HEADER = (
     f"{'tokens':>11}  {'logp':>15}  {'nats/token':>10}  {'perplexity':>10}  {'ppl/word':>10}  {'bits/char':>9}  "
     f"{'bits/byte':>9}  text"
 )
 TOKEN_HEADER = f"{'position':>9}  {'logp':>9}  {'prob':>6}  token"
 RANK_HEADER = f"{'rank':>5}  {'tokens':>6}  {'logp':>10}  {'logp/token':>10}  candidate"
+
+
+#: Flags that show tokens of a whole text.
+SHOWING = ("--color", "--surprising")
 
 
 class ScoreConfig(AdaptiveScoringConfig, MixtureConfig):
@@ -97,6 +103,13 @@ class ScoreConfig(AdaptiveScoringConfig, MixtureConfig):
     """Write every token with its log-probability in nats and its probability."""
     top: int = 0
     """With --per-token: also write this many of the most probable tokens with their probabilities, at most 1,000."""
+    color: Literal["auto", "always", "never"] = "never"
+    """Write the text, each token in a colour that tells its probability. auto: on a terminal with colours. --color
+    alone is auto."""
+    surprising: int = 0
+    """Show this many of the most surprising tokens of each text, with their bits and the text around them."""
+    beside: str | None = None
+    """Another run, such as an n-gram, which scores the texts too, in the same way."""
 
 
 RULES = (
@@ -111,6 +124,9 @@ RULES = (
     Excludes("--candidates", ("--state cold",), "continues the state of the prompt"),
     Needs("--top", ("--per-token",), "adds tokens to every token"),
     Excludes("--candidates", ("--per-token",), "shows no tokens"),
+    *(Excludes(flag, ("--candidates", "--lines"), "shows whole texts") for flag in (*SHOWING, "--beside")),
+    Excludes("--color", ("--json", "--per-token"), "writes the text"),
+    Excludes("--beside", ("--mix-fit", "--fit"), "compares runs as they are"),
     *ADAPTIVE_RULES,
 )
 
@@ -122,7 +138,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def score(args: list[str]) -> None:
     """Parse ``args`` and write the scores that they ask for."""
-    args = fill_mixture_flags(load_plugins(args))
+    args = fill_value(fill_mixture_flags(load_plugins(args)), "--color", "auto")
     extra = [
         Flag("files", tuple[str, ...], (), FILES, "[FILE ...]", positional=True),
         Flag("json", bool, False, JSON),
@@ -145,17 +161,21 @@ def score(args: list[str]) -> None:
     options = adaptive_options(config, args, sampler)
     if config.mix_fit is not None and not options.plain:  # networks that adapt deserve other weights
         sampler = with_condition_flags(open_sampler(config, "score", reading=options), config, note=False)
-    scorer = Scorer(
-        sampler,
-        state=config.state,
-        window=config.window,
-        lanes=config.lanes,
-        top=config.top,
-        unk=config.unk,
-        end={"yes": True, "no": False, None: False if config.candidates else None}[config.end],
-        **options.for_scorer,
-    )
-    writer = (JsonScores if values["json"] else ScoreTable)(scorer, config.per_token)
+    end = {"yes": True, "no": False, None: False if config.candidates else None}[config.end]
+    method: dict[str, Any] = {
+        "state": config.state,
+        "window": config.window,
+        "lanes": config.lanes,
+        "unk": config.unk,
+        "end": end,
+    }
+    scorer = Scorer(sampler, top=config.top, **method, **options.for_scorer)
+    beside = None if config.beside is None else open_beside(config, scorer, method | options.for_scorer)
+    writer = (JsonScores if values["json"] else ScoreTable)(scorer, config.per_token, config.surprising, beside)
+    if config.color != "never" and isinstance(writer, ScoreTable):
+        from jaxgen.cli.token_colors import open_colors
+
+        writer.colors = open_colors(config.color, sampler, sampler.open_prompt(config.prompt, unk=config.unk)[1])
     began = time.perf_counter()
     score_all = score_candidates if config.candidates else score_lines if config.lines else score_texts
     score_all = score_validation if config.validation else score_all
@@ -165,6 +185,21 @@ def score(args: list[str]) -> None:
     for note in score_notes(total, config):
         log(note)
     log(describe_speed(total.tokens, time.perf_counter() - began, scorer.compile_seconds))
+
+
+def open_beside(config: ScoreConfig, scorer: Scorer, method: dict[str, Any]) -> Scorer:
+    """The scorer of ``--beside``. Raises ``UsageError`` if its tokens cannot be compared with those of the first."""
+    from jaxgen.inference.sampler import Sampler
+    from jaxgen.inference.scorer import Scorer
+
+    beside = Scorer(Sampler.load(config.beside, "score"), **method)
+    tokenizers = [each.sampler.tokenizer.to_json() for each in (scorer, beside)]
+    if config.surprising and tokenizers[0] != tokenizers[1]:
+        raise UsageError(
+            f"The tokens of {config.beside} are others, which --surprising cannot compare: give a run that was trained "
+            "on the same text at the same level, or leave out --surprising."
+        )
+    return beside
 
 
 def check(config: ScoreConfig, args: Sequence[str], files: Sequence[str]) -> None:
@@ -177,6 +212,9 @@ def check(config: ScoreConfig, args: Sequence[str], files: Sequence[str]) -> Non
             "--candidates A B."
         )
     adaptive_options(config, args)
+    check_int("The number of surprising tokens (--surprising)", config.surprising, 0)
+    if "-" in files and config.beside is not None:
+        raise UsageError("Standard input (-) can be read once, and --beside reads a text again: give a file.")
     if files.count("-") > 1:
         raise UsageError("Standard input (-) was given twice, but can be read once: give it once.")
 
@@ -205,13 +243,15 @@ def score_texts(scorer: Scorer, config: ScoreConfig, files: Sequence[str], write
     for number, text in enumerate(files or config.text, start=1):
         if files:
             name, where, about = text, f"The file {text}", {}
-            pieces = read_with_progress(text, scorer.sampler.tokenizer, bar=not config.per_token)
         else:
             name, where, about = f"text {number}", f"Text {number}", {"text": text}
-            pieces = iter([text])
-        stream = scorer.stream(pieces, config.prompt, where)
-        writer.write_text({"name": name, **about}, stream)
-        total += stream.score
+
+        def read(reader: Scorer, text: str = text, where: str = where) -> ScoreStream:
+            bar = not (config.per_token or config.color != "never")
+            pieces = read_with_progress(text, reader.sampler.tokenizer, bar=bar) if files else iter([text])
+            return reader.stream(pieces, config.prompt, where)
+
+        total += writer.write_text({"name": name, **about}, read)
     return total
 
 
@@ -248,9 +288,9 @@ def score_validation(scorer: Scorer, config: ScoreConfig, files: Sequence[str], 
         raise UsageError("The runs of --mix have different validation texts: give files instead of --validation.")
     name = "validation"
     if not sampler.documents:
-        stream = scorer.stream(texts, config.prompt, "The validation text")
-        writer.write_text({"name": name}, stream)
-        return stream.score
+        return writer.write_text(
+            {"name": name}, lambda reader: reader.stream(texts, config.prompt, "The validation text")
+        )
     total = Score()
     for number, (score, tokens) in enumerate(scorer.score_each(texts, config.prompt, "Validation text"), start=1):
         writer.write_line({"name": name, "number": number, "text": texts[number - 1]}, score, tokens)
@@ -302,21 +342,6 @@ def describe_speed(tokens: int, seconds: float, compiling: float) -> str:
     return f"{total}; {rate:,.0f} tokens/s after {compiling:.1f} s of compiling"
 
 
-def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """The text of a token; bytes of an incomplete character are escaped."""
-    if token < len(SPECIAL_TOKENS):
-        return SPECIAL_TOKENS[token]
-    return tokenizer.pieces[token].decode("utf-8", "backslashreplace")
-
-
-def quote_token(tokenizer: Tokenizer, token: int) -> str:
-    """The text of a token in quotes, in which blanks can be seen and line breaks and controls are escaped."""
-    if token < len(SPECIAL_TOKENS):
-        return SPECIAL_TOKENS[token]
-    text = repr(tokenizer.pieces[token].decode("utf-8", "surrogateescape"))
-    return re.sub(r"\\udc(..)", r"\\x\1", text)  # bytes of an incomplete character
-
-
 def start(parts: Iterable[TokenScores]) -> Iterator[TokenScores]:
     """The same parts, the first computed now: a text that cannot be read leaves no half-written output."""
     source = iter(parts)
@@ -324,17 +349,68 @@ def start(parts: Iterable[TokenScores]) -> Iterator[TokenScores]:
     return source if first is None else chain([first], source)
 
 
-class ScoreTable:
-    """Tables: a line for each text, and with ``per_token`` a line for each token above it."""
+#: Opens a text for a scorer.
+Read = Callable[["Scorer"], "ScoreStream"]
 
-    def __init__(self, scorer: Scorer, per_token: bool) -> None:
+
+def keep(parts: Iterable[TokenScores], kept: list[TokenScores]) -> Iterator[TokenScores]:
+    """The same parts, each also put into ``kept``."""
+    for part in parts:
+        kept.append(part)
+        yield part
+
+
+def read_beside(read: Read, beside: Scorer) -> ScoredText:
+    """The score of another run."""
+    from jaxgen.inference.scorer import ScoredText, concat
+
+    stream = read(beside)
+    tokens = concat(stream, 0)
+    return ScoredText(stream.score, tokens, beside.sampler.tokenizer)
+
+
+class ScoreTable:
+    """Tables: a line for each text, and with ``per_token`` a line for each token above it.
+
+    With ``colors`` the text stands above it; below it are its ``surprising`` tokens, and the line of ``beside``.
+    """
+
+    def __init__(self, scorer: Scorer, per_token: bool, surprising: int = 0, beside: Scorer | None = None) -> None:
+        from jaxgen.tokenizers.base import quote_token
+
         self._tokenizer, self._per_token, self._has_header = scorer.sampler.tokenizer, per_token, False
+        self._scorer, self._surprising, self._beside = scorer, surprising, beside
+        self.colors: TokenColors | None = None
+        self._shown = 0  # texts that were coloured
         self._quoted = cache(lambda token: quote_token(self._tokenizer, token))  # a text has few different tokens
 
-    def write_text(self, about: dict[str, Any], stream: ScoreStream) -> None:
-        """Write the tokens and the row of a text while it is scored."""
-        self._write_tokens(about["name"], stream)
-        self.write_total(about["name"], stream.score)
+    def write_text(self, about: dict[str, Any], read: Read) -> Score:
+        """Write the tokens and the row of a text while it is scored; returns its score."""
+        from jaxgen.inference.scorer import ScoredText, concat
+
+        kept: list[TokenScores] = []
+        stream, name = read(self._scorer), about["name"]
+        self._write_tokens(name, keep(stream, kept) if self._surprising else stream)
+        self.write_total(name, stream.score)
+        other = None if self._beside is None else read_beside(read, self._beside)
+        if self._beside is not None and other is not None:
+            run = f"{name}, by {self._beside.sampler.directory}"
+            if self.colors is not None:
+                self._write_tokens(run, [other.tokens])
+            self.write_total(run, other.score)
+        if self._surprising:
+            scored = ScoredText(stream.score, concat(kept, self._scorer.top), self._tokenizer)
+            self._write_surprising(scored, other)
+        return stream.score
+
+    def _write_surprising(self, scored: ScoredText, other: ScoredText | None) -> None:
+        beside = "" if other is None else f"  {'beside':>6}"
+        write_out(f"{'position':>9}  {'bits':>6}{beside}  token\n")
+        for each in scored.surprising(self._surprising):
+            beside = "" if other is None else f"  {other.bits(each.position):>6.2f}"
+            shown = f"{one_line(each.before)} [{one_line(each.token)}] {one_line(each.after)}"
+            write_out(f"{each.position:>9,}  {each.bits:>6.2f}{beside}  {shown}\n")
+        self._has_header = False
 
     def write_line(self, about: dict[str, Any], score: Score, tokens: TokenScores) -> None:
         """Write the tokens and the row of a line; without ``per_token`` it only counts in the total of the file."""
@@ -368,6 +444,9 @@ class ScoreTable:
 
     def _write_tokens(self, name: str, parts: Iterable[TokenScores]) -> None:
         position, parts = 0, start(parts)
+        if self.colors is not None:
+            self._write_colored(name, parts, self.colors)
+            return
         if self._per_token:
             write_out(f"--- {escape_controls(name)} ---\n{TOKEN_HEADER}\n")
             self._has_header = False
@@ -380,17 +459,45 @@ class ScoreTable:
                         line += f"  {self._quoted(other)} {math.exp(p):.4f}"
                     write_out(line.rstrip() + "\n")
 
+    def _write_colored(self, name: str, parts: Iterator[TokenScores], colors: TokenColors) -> None:
+        """Write a text in the colours of the probabilities of its tokens."""
+        from jaxgen.inference.text_stream import Chunk
+
+        self._shown += 1
+        log(f"--- {name} ---")
+        decoder = self._tokenizer.stream_decoder()
+        for part in parts:
+            chunk = Chunk(self._shown, decoder.feed(part.tokens), part.tokens, part.logp)
+            sys.stdout.write("".join(paint(escape_controls(text)) for text, paint in colors.spans(chunk)))
+        sys.stdout.write("\n")
+        self._has_header = False
+
 
 class JsonScores:
     """One JSON object for each text, on a line of its own; ratios that cannot be computed are null."""
 
-    def __init__(self, scorer: Scorer, per_token: bool) -> None:
-        self._scorer, self._per_token = scorer, per_token
+    def __init__(self, scorer: Scorer, per_token: bool, surprising: int = 0, beside: Scorer | None = None) -> None:
+        self._scorer, self._per_token, self._surprising, self._beside = scorer, per_token, surprising, beside
 
-    def write_text(self, about: dict[str, Any], stream: ScoreStream) -> None:
-        """Write the object of a text while it is scored."""
-        self._write_tokens(about, stream)
-        self._write_score(stream.score)
+    def write_text(self, about: dict[str, Any], read: Read) -> Score:
+        """Write the object of a text while it is scored; returns its score."""
+        from jaxgen.inference.scorer import ScoredText, concat
+
+        kept: list[TokenScores] = []
+        more: dict[str, Any] = {}
+        stream = read(self._scorer)
+        self._write_tokens(about, keep(stream, kept) if self._surprising else stream)
+        other = None if self._beside is None else read_beside(read, self._beside)
+        if self._beside is not None and other is not None:
+            more["beside"] = {**score_values(other.score), **self._beside.sampler.origin()}
+        if self._surprising:
+            scored = ScoredText(stream.score, concat(kept, self._scorer.top), self._scorer.sampler.tokenizer)
+            more["surprising"] = [
+                {**each._asdict(), **({} if other is None else {"beside_bits": other.bits(each.position)})}
+                for each in scored.surprising(self._surprising)
+            ]
+        self._write_score(stream.score, more)
+        return stream.score
 
     def write_line(self, about: dict[str, Any], score: Score, tokens: TokenScores) -> None:
         """Write the object of a line."""
@@ -433,14 +540,13 @@ class JsonScores:
         if self._per_token:
             write_out("]")
 
-    def _write_score(self, score: Score) -> None:
+    def _write_score(self, score: Score, more: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write the rest of an object."""
-        names = ("logp", "tokens", "chars", "bytes", "words", "unknown", "nats_per_token", "perplexity")
-        ratios = ("word_perplexity", "bits_per_char", "bits_per_byte")
-        values = {name: getattr(score, name) for name in (*names, *ratios)}
-        write_out(", " + json_line({**values, **self._settings()})[1:], flush=True)
+        write_out(", " + json_line({**score_values(score), **more, **self._settings()})[1:], flush=True)
 
     def _token(self, token: int, logp: float) -> dict[str, object]:
+        from jaxgen.tokenizers.base import token_text
+
         return {"token": token_text(self._scorer.sampler.tokenizer, token), "id": token, "logp": round(logp, 6)}
 
     def _settings(self) -> dict[str, object]:
@@ -449,6 +555,13 @@ class JsonScores:
         adaptive = {} if scorer.adaptive.plain else asdict(scorer.adaptive)
         about = {"unk": scorer.unk, "end": scorer.end, **scorer.sampler.origin()}
         return {"state": scorer.state, **how, **adaptive, **about}
+
+
+def score_values(score: Score) -> dict[str, object]:
+    """A score as JSON values."""
+    names = ("logp", "tokens", "chars", "bytes", "words", "unknown", "nats_per_token", "perplexity")
+    ratios = ("word_perplexity", "bits_per_char", "bits_per_byte")
+    return {name: getattr(score, name) for name in (*names, *ratios)}
 
 
 ScoreWriter = ScoreTable | JsonScores

@@ -1,11 +1,11 @@
-"""Colours of drawn tokens by their probability, for ``sample.py --color``."""
+"""Colours of tokens by their probability, for ``sample.py --color``, and by the value of a unit."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import groupby
 from typing import IO, TYPE_CHECKING
@@ -15,6 +15,7 @@ from rich.console import COLOR_SYSTEMS, Console
 from rich.style import Style
 
 from jaxgen.cli.common import log
+from jaxgen.colors import ink_on, signed_color, to_hex
 
 if TYPE_CHECKING:
     from jaxgen.inference.sampler import Sampler
@@ -32,6 +33,8 @@ SCALE = (
 )
 #: Blanks of a smaller probability have a coloured background; others show no colour, so that words stay readable.
 SURPRISING_BLANK = 0.05
+#: Classes of values on each side of 0.
+VALUE_STEPS = 4
 
 Paint = Callable[[str], str]
 
@@ -91,6 +94,29 @@ class TokenColors:
         texts = self._texts.pop(chunk.index) if chunk.last else self._texts[chunk.index]
         for look, parts in groupby(texts.split(chunk), key=lambda part: _look(*part)):
             yield "".join(text for text, _ in parts), self._paints[look]
+
+
+class ValueColors:
+    """Gives parts of a text background colours by a value; blanks too, and none near 0, so that texts stay readable."""
+
+    def __init__(self, most: float, system: ColorSystem) -> None:
+        self._most, self._system = most or 1.0, system
+        self._styles = {step: self._style(step / VALUE_STEPS) for step in range(-VALUE_STEPS, VALUE_STEPS + 1)}
+
+    @staticmethod
+    def _style(share: float) -> Style:
+        background = signed_color(share)
+        return Style(color=to_hex(ink_on(background)), bgcolor=to_hex(background)) if share else Style()
+
+    def spans(self, parts: Iterable[tuple[str, float]]) -> Iterator[str]:
+        """Parts of a text with the codes of the colours of their values."""
+        for step, group in groupby(parts, key=lambda part: round(VALUE_STEPS * part[1] / self._most)):
+            yield paint(self._styles[step], self._system, "".join(text for text, _ in group))
+
+    def legend(self, what: str, system: ColorSystem | None) -> str:
+        """A line that shows what the colours mean."""
+        shares = (-1.0, -0.5, 0.0, 0.5, 1.0)
+        return f"{what}: {' '.join(paint(self._style(s), system, f' {s * self._most:.2g} ') for s in shares)}"
 
 
 def _look(text: str, logp: float) -> tuple[int, bool]:

@@ -287,16 +287,17 @@ def stream_eval(
 
     Running text is divided among the lanes. Each lane but the first reads up to ``burn_in`` earlier tokens, masked, to
     warm up its state; lanes that a short split does not need are masked. Documents stay whole, and their EOS is scored.
-    ``limit_tokens`` keeps only the beginning of the split, at least one document.
+    With ``limit_tokens``, about so many targets are scored: those at the beginning of each lane, which lie all over the
+    split, or those of the first documents, at least one.
     """
     check_batch_sizes(lanes=lanes, seq_len=seq_len)
     if limit_tokens is not None:
         check_batch_sizes(limit_tokens=limit_tokens)
-        tokens = _prefix(tokens, limit_tokens)
     check_int("The burn-in", burn_in, 0)
     if tokens.doc_starts is None:
-        yield from _running_text(tokens.ids, lanes, seq_len, burn_in)
+        yield from _running_text(tokens.ids, lanes, seq_len, burn_in, limit_tokens)
     elif tokens.doc_starts.size:
+        tokens = tokens if limit_tokens is None else _first_documents(tokens, tokens.doc_starts, limit_tokens)
         packer = DocumentPacker(tokens, lanes)
         packed = packer.pack(np.arange(packer.count), np.arange(lanes))
         for start in range(0, packer.longest, seq_len):
@@ -324,18 +325,14 @@ def window_eval(tokens: Tokens, n_windows: int, length: int, seed: int, batch_si
         yield batch._replace(reset=reset, mask=mask)
 
 
-def _prefix(tokens: Tokens, limit: int) -> Tokens:
-    if tokens.doc_starts is None:
-        return Tokens(tokens.ids[: max(2, limit)], None, 0, 0)
-    ends = np.append(tokens.doc_starts[1:], tokens.ids.size)
+def _first_documents(tokens: Tokens, starts: np.ndarray, limit: int) -> Tokens:
+    ends = np.append(starts[1:], tokens.ids.size)
     keep = max(1, int(np.searchsorted(ends, limit, side="right")))
-    if not ends.size:
-        return tokens
     known = tokens.conditions and tokens.conditions._replace(of=np.asarray(tokens.conditions.of)[:keep])
-    return Tokens(tokens.ids[: ends[keep - 1]], tokens.doc_starts[:keep], 0, 0, conditions=known)
+    return Tokens(tokens.ids[: ends[keep - 1]], starts[:keep], 0, 0, conditions=known)
 
 
-def _running_text(ids: np.ndarray, lanes: int, seq_len: int, burn_in: int) -> Iterator[Batch]:
+def _running_text(ids: np.ndarray, lanes: int, seq_len: int, burn_in: int, limit: int | None) -> Iterator[Batch]:
     n_targets = ids.size - 1
     if n_targets < 1:
         return
@@ -345,6 +342,8 @@ def _running_text(ids: np.ndarray, lanes: int, seq_len: int, burn_in: int) -> It
     share = np.full(lanes + 1, ids.size, np.int64)
     share[: used + 1] = 1 + np.arange(used + 1) * n_targets // used
     first, last = share[:-1], share[1:]
+    if limit is not None:
+        last = np.minimum(last, first + max(1, limit // used))
     begin = np.where(first < last, np.maximum(1, first - burn_in), last)
     for start in range(0, int((last - begin).max()), seq_len):
         at = (begin + start)[:, None] + np.arange(seq_len)

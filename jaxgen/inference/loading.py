@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
 import jax
@@ -25,6 +26,7 @@ from jaxgen.tasks.registry import DATA, objective
 from jaxgen.text import Reading, in_pieces
 from jaxgen.types import Params
 
+_PREPARING = Lock()
 #: Attempts to read weights of a run that is being trained, which may delete a checkpoint before it is read.
 MAX_ATTEMPTS = 20
 
@@ -265,7 +267,9 @@ class TrainedModel:
     def weights(self) -> Any:
         """The weights as decoding reads them, prepared at the first use; a wrong prompt compiles nothing."""
         if self._prepared is None:
-            self._prepared = jitted.jit_prepare(self.task)(self._params)
+            with _PREPARING:  # several threads may use one model
+                if self._prepared is None:
+                    self._prepared = jitted.jit_prepare(self.task)(self._params)
         return self._prepared
 
     def __repr__(self) -> str:

@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from scipy.optimize import minimize
 
 from jaxgen.errors import UsageError, check_kind, counted
 from jaxgen.fsutil import StrictModel, json_sha256
@@ -290,6 +289,8 @@ def fit_gate(logp: np.ndarray, confidence: np.ndarray, start: np.ndarray) -> lis
         confidence: The log-probability of the most probable token there, [N, M].
         start: The biases to begin with, [M]; the slopes begin at 0.
     """
+    from scipy.optimize import minimize  # takes a second to import, and every training run imports this module
+
     number = logp.shape[1]
 
     def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jaxgen.inference.state import AdaptedWeights, DecoderState, load_state, sav
 from jaxgen.inference.text_stream import Chunk, Sample, StreamingDetokenizer, collect, select_best
 from jaxgen.plugins import used_plugins
 from jaxgen.runs.manifest import tree_sha256
-from jaxgen.sampling.decode import MAX_SEED, DecodeState, Drawn, prefill_chunks, sample_keys
+from jaxgen.sampling.decode import MAX_SEED, PREFILL_CHUNK, DecodeState, Drawn, prefill_chunks, sample_keys
 from jaxgen.sampling.transforms.base import Chain, Context, Kinds, Last, chain
 from jaxgen.sampling.transforms.constraints import Forbid, Force
 from jaxgen.tasks.language.conditioning import Condition, ConditionedCodec, TextCodec, join_codec, split_codec
@@ -83,6 +83,15 @@ def check_best(keep: int, of: int) -> None:
     """Raise ``UsageError`` unless ``keep`` of ``of`` samples can be kept."""
     if not 1 <= check_int("The number to keep", keep, 1) <= check_int("The number of samples", of, 1):
         raise UsageError(f"{keep} samples cannot be the best of {of}: give a number of at least 1 and at most {of}.")
+
+
+class Beginning(NamedTuple):
+    """The ids of a prompt, the space that is held back of it, and the transforms of a text that continues it."""
+
+    ids: np.ndarray
+    held: str
+    kinds: Kinds
+    transforms: tuple[Any, ...]
 
 
 class Sampler(TrainedModel):
@@ -346,14 +355,25 @@ class Sampler(TrainedModel):
         return DecoderState(carry, logits, np.zeros(0, np.int32))
 
     def _read(self, ids: np.ndarray, held: str, state: DecoderState | None) -> DecoderState:
+        *_, last = self.read_in_chunks(ids, held, state)
+        return last
+
+    def read_in_chunks(
+        self, ids: np.ndarray, held: str = "", state: DecoderState | None = None
+    ) -> Iterator[DecoderState]:
+        """Read what ``open_prompt`` returned; yields the state after each chunk, the last one after everything."""
         state = self.initial_state() if state is None else state
         # Always one row, however many are decoded afterwards: the number of rows changes float bits.
         carry, logits = self._to_weights_device((state.carry, state.logits))
-        for tokens, valid in prefill_chunks(ids):
-            carry, logits = self._prefill(self.weights_at(state), carry, logits, tokens, valid)
+        chunks, tokens = prefill_chunks(ids), np.concatenate([state.tokens, ids]).astype(np.int32)
+        for number, (read, valid) in enumerate(chunks, start=1):
+            carry, logits = self._prefill(self.weights_at(state), carry, logits, read, valid)
+            if number < len(chunks):
+                end = state.tokens.size + number * PREFILL_CHUNK
+                yield DecoderState(carry, logits, tokens[:end], adapted=state.adapted)
         if held:
             logits = jnp.where(self._begin_with(held), logits, -jnp.inf)
-        return DecoderState(carry, logits, np.concatenate([state.tokens, ids]).astype(np.int32), held, state.adapted)
+        yield DecoderState(carry, logits, tokens, held, state.adapted)
 
     def _begin_with(self, held: str) -> np.ndarray:
         """Which tokens begin with ``held``, bool [V]."""
@@ -446,14 +466,21 @@ class Sampler(TrainedModel):
         num_samples = check_int("The number of samples", num_samples, 1, MAX_SAMPLES)
         first = check_int("The index of a sample", first, 0, MAX_SEED - MAX_SAMPLES)
         skip = check_int("The number of tokens to skip", skip, 0, MAX_LENGTH)
+        begun = self.begin(prompt, settings, state, unk, settings.block)
+        decoding = begun.kinds, STREAM_CHUNK, settings.greedy
+        indices = range(first, first + num_samples)
+        return self._stream(decoding, settings, begun.transforms, begun.ids, begun.held, state, indices, skip)
+
+    def begin(
+        self, prompt: str, settings: GenerationConfig, state: DecoderState | None, unk: str, rows: int
+    ) -> Beginning:
+        """What is known before the prompt is read, for ``rows`` rows. Raises ``UsageError``; nothing is compiled."""
         (ids, held), chosen = self.open_prompt(prompt, state, unk), self.chain(settings)
         self.check_first(held, chosen)
         history = ids if state is None else np.concatenate([state.tokens, ids])
-        # Before anything is compiled: a transform may refuse tokens that this vocabulary does not have.
-        transforms = chosen.init(self.context(chosen, settings.block, history, held, settings.length))
-        decoding = chosen.kinds, STREAM_CHUNK, settings.greedy
-        indices = range(first, first + num_samples)
-        return self._stream(decoding, settings, transforms, ids, held, state, indices, skip)
+        # A transform may refuse tokens that this vocabulary does not have.
+        transforms = chosen.init(self.context(chosen, rows, history, held, settings.length))
+        return Beginning(ids, held, chosen.kinds, transforms)
 
     def _stream(
         self,

@@ -205,6 +205,16 @@ class Score:
         return -self.logp / math.log(2) / self.bytes if self.bytes else None
 
 
+class Surprise(NamedTuple):
+    """A token of a text, its position from 1, its bits, and the text around it."""
+
+    position: int
+    token: str
+    bits: float
+    before: str
+    after: str
+
+
 @dataclass(frozen=True, eq=False)
 class ScoredText:
     """A text with its score and those of its tokens. Notebooks colour the tokens by their probability.
@@ -228,6 +238,30 @@ class ScoredText:
     def parts(self) -> list[tuple[str, float]]:
         """The text in tokens with their log-probabilities in nats, <eos> included."""
         return self.tokenizer.text_parts(self.tokens.tokens, self.tokens.logp)
+
+    def bits(self, position: int) -> float:
+        """The bits of the token at a position, from 1: -log2 of its probability."""
+        return float(self.tokens.logp[position - 1]) / -math.log(2)
+
+    def surprising(self, number: int = 10, around: int = 24) -> list[Surprise]:
+        """The tokens with most bits, with ``around`` tokens before and half as many after them.
+
+        Example:
+            >>> scored = jaxgen.load("runs/language-1").score("the cat sat", details=True)
+            >>> [each.position for each in scored.surprising(2)] == sorted(range(1, 12), key=scored.bits)[:-3:-1]
+            True
+        """
+        ids, decode = self.tokens.tokens, self.tokenizer.decode
+        return [
+            Surprise(
+                int(i) + 1,
+                decode(ids[i : i + 1]) or "<eos>",
+                self.bits(int(i) + 1),
+                decode(ids[max(0, i - around) : i]),
+                decode(ids[i + 1 : i + 1 + around // 2]),
+            )
+            for i in np.argsort(self.tokens.logp, kind="stable")[:number]
+        ]
 
     def __repr__(self) -> str:
         return f"<jaxgen.ScoredText: {repr(self.score)[1:-1].removeprefix('jaxgen.Score: ')}>"

@@ -25,9 +25,13 @@ MAX_BYTES = 2**30
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, object]) -> None:
     """Write arrays to one safetensors file, with the JSON values ``about`` and a digest of both in its header."""
+    write_output(path, _file_bytes(arrays, about))
+
+
+def _file_bytes(arrays: Mapping[str, np.ndarray], about: Mapping[str, object]) -> bytes:
+    """The content of a file of ``save_arrays``."""
     values = json.loads(dump_json(dict(about)))
-    data = encode_arrays(arrays, {"about": json.dumps(values), "sha256": _digest(arrays, values)})
-    write_output(path, data)
+    return encode_arrays(arrays, {"about": json.dumps(values), "sha256": _digest(arrays, values)})
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
@@ -148,13 +152,18 @@ def interpolate(a: DecoderState, b: DecoderState, weight: float) -> DecoderState
 
 def save_state(path: str | Path, state: DecoderState, checkpoint: str) -> None:
     """Write ``state`` and the digest of the checkpoint that it belongs to."""
+    write_output(Path(path), state_bytes(state, checkpoint))
+
+
+def state_bytes(state: DecoderState, checkpoint: str) -> bytes:
+    """The content of a file of ``save_state``."""
     arrays = _named_leaves("leaf", (state.carry, state.logits))
     arrays["tokens"] = np.asarray(state.tokens, np.int32)
     about: dict[str, object] = {"checkpoint": checkpoint, "held": state.held}
     if state.adapted is not None:
         arrays |= _named_leaves("adapted", state.adapted.state)
         about["adapted_to"] = state.adapted.read
-    save_arrays(Path(path), arrays, about)
+    return _file_bytes(arrays, about)
 
 
 def load_state(

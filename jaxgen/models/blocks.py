@@ -34,6 +34,7 @@ from jaxgen.models.layers import (
     fold_in_rows,
     make_cell,
     read_options,
+    state_arrays,
 )
 from jaxgen.types import Array, ArrayLike, Carry, Key, RowKeys
 
@@ -189,6 +190,11 @@ class Block(nn.Module):
         return state
 
     @nn.nowrap
+    def state_arrays(self, carry: Carry) -> dict[str, Array]:
+        """``state_arrays`` of the cell."""
+        return state_arrays(self.make_cell(parent=None), self.cell_state(carry))
+
+    @nn.nowrap
     def clamp_state(self, values: Carry) -> Carry:
         """``Cell.clamp_state`` of the cell's part of a carry."""
         return clamp_state(self.make_cell(parent=None), values)
@@ -335,6 +341,12 @@ class ResidualBlock(Block):
         single = super().initialize_carry(jax.random.key(0), (self.features,))
         leaf, like = jax.tree.leaves(state)[0], jax.tree.leaves(single)[0]
         return self._with_tail(state, leaf.shape[: leaf.ndim - like.ndim])
+
+    @nn.nowrap
+    def state_arrays(self, carry: Carry) -> dict[str, Array]:
+        """Those of the cell, and the inputs that the convolution keeps."""
+        kept = {"conv": carry[0]} if self.conv else {}
+        return super().state_arrays(carry) | kept
 
     @nn.nowrap
     def clamp_state(self, values: Carry) -> Carry:

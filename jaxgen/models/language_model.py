@@ -22,6 +22,7 @@ from jaxgen.models.layers import (
     clamp_state,
     fold_in_rows,
     is_block,
+    state_arrays,
     state_size,
     unflatten_state,
 )
@@ -191,6 +192,11 @@ class LanguageModel(RecurrentModel):
             zeros if not sets else layer.start(state) if is_block(layer) else state
             for layer, state, zeros, sets in layers
         )
+
+    @nn.nowrap
+    def state_arrays(self, carry: Sequence[Carry]) -> list[dict[str, Array]]:
+        """The arrays of the state of each layer by name (``Cell.state_arrays``)."""
+        return [state_arrays(layer, each) for layer, each in zip(self._layers(), carry)]
 
     def initial_states(self, condition: Float[ArrayLike, "*batch condition"]) -> tuple[Carry, ...]:
         """The initial state for each condition vector, one carry for each layer.

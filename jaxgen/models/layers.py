@@ -15,7 +15,7 @@ from flax import linen as nn
 from jaxtyping import Float, Int, PyTree, Shaped
 
 from jaxgen.cells import CELLS
-from jaxgen.cells.base import Cell
+from jaxgen.cells.base import Cell, name_arrays
 from jaxgen.cells.lstm import LSTM
 from jaxgen.cells.noise import takes_recurrent_dropout, takes_weight_dropout, takes_zoneout
 from jaxgen.cells.precision import PRECISIONS
@@ -200,6 +200,11 @@ def cell_state(layer: Any, carry: Carry) -> Carry:
 def clamp_state(layer: Any, values: Carry) -> Carry:
     """``Cell.clamp_state`` of a layer's cell; the same values for other Linen cells."""
     return layer.clamp_state(values) if hasattr(layer, "clamp_state") else values
+
+
+def state_arrays(layer: Any, carry: Carry) -> dict[str, Array]:
+    """``Cell.state_arrays`` of a layer; the arrays of the carry of other Linen cells."""
+    return layer.state_arrays(carry) if hasattr(layer, "state_arrays") else name_arrays(carry)
 
 
 class Stack(nn.Module):

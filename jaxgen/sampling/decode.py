@@ -9,6 +9,7 @@ row i % B of block i // B), and prompts are read one row at a time in chunks of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -155,17 +156,54 @@ def decode(
     """
 
     def one(state: DecodeState, _: None) -> tuple[DecodeState, Drawn]:
-        plain = state.logits.astype(jnp.float32)
-        transforms, logits = update_chain(kinds, state.transforms, plain, Last(state.t, state.token))
-        token = jnp.argmax(logits, axis=-1) if greedy else draw(keys, state.t, logits)
-        token = jnp.where(state.done, pad, token).astype(jnp.int32)
-        logp = jnp.where(state.done, 0.0, log_probability(plain, token))
-        carry, logits = step(weights, state.carry, token)
-        done = state.done | (token == eos)
-        return DecodeState(carry, logits, transforms, done, state.t + 1, token), Drawn(token, logp)
+        transforms, drawn = _draw_next(kinds, greedy, pad, state, keys)
+        carry, logits = step(weights, state.carry, drawn.tokens)
+        done = state.done | (drawn.tokens == eos)
+        return DecodeState(carry, logits, transforms, done, state.t + 1, drawn.tokens), drawn
 
     state, drawn = lax.scan(one, state, None, length=length)
     return state, Drawn(drawn.tokens.T, drawn.logp.T)
+
+
+def decode_rows(
+    step: Step,
+    kinds: Kinds,
+    weights: PyTree,
+    states: DecodeState,
+    keys: RowKeys,
+    *,
+    length: int,
+    greedy: bool,
+    eos: Int[ArrayLike, ""] | int,
+    pad: int,
+) -> tuple[DecodeState, Drawn]:
+    """``decode`` of one block of R rows that began at different times and have transforms with different options.
+
+    Every leaf of ``states`` has a leading axis R before the state of a block of one row, ``keys`` are [R, 1], and the
+    outputs are [R, 1, T]. The model steps all rows together. So a row gets the bits that it has in a block of R rows
+    that ``decode`` generates.
+    """
+
+    def one(states: DecodeState, _: None) -> tuple[DecodeState, Drawn]:
+        transforms, drawn = jax.vmap(partial(_draw_next, kinds, greedy, pad))(states, keys)
+        carry, logits = step(weights, jax.tree.map(lambda a: a[:, 0], states.carry), drawn.tokens[:, 0])
+        carry, logits = jax.tree.map(lambda a: a[:, None], (carry, logits))
+        done = states.done | (drawn.tokens == eos)
+        return DecodeState(carry, logits, transforms, done, states.t + 1, drawn.tokens), drawn
+
+    states, drawn = lax.scan(one, states, None, length=length)
+    return states, Drawn(*(jnp.moveaxis(each, 0, -1) for each in drawn))
+
+
+def _draw_next(
+    kinds: Kinds, greedy: bool, pad: int, state: DecodeState, keys: RowKeys
+) -> tuple[tuple[PyTree, ...], Drawn]:
+    """The next token of every row with its log-probability, [B] each, and the transforms' states after it."""
+    plain = state.logits.astype(jnp.float32)
+    transforms, logits = update_chain(kinds, state.transforms, plain, Last(state.t, state.token))
+    token = jnp.argmax(logits, axis=-1) if greedy else draw(keys, state.t, logits)
+    token = jnp.where(state.done, pad, token).astype(jnp.int32)
+    return transforms, Drawn(token, jnp.where(state.done, 0.0, log_probability(plain, token)))
 
 
 def log_probability(logits: Float[Array, "*batch V"], token: Int[Array, "*batch"]) -> Float[Array, "*batch"]:

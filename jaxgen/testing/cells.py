@@ -553,6 +553,23 @@ def check_clamp_state_gives_states_that_the_cell_can_be_in(s: Subject) -> None:
         )
 
 
+def check_what_is_shown_of_a_state_is_part_of_it(s: Subject) -> None:
+    """`state_arrays` selects numbers of the state of each row, under different names, and computes nothing."""
+    leaves, structure = jax.tree.flatten(s.zeros)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    places = [np.arange(end - leaf.size, end).reshape(leaf.shape) for end, leaf in zip(ends, leaves)]
+    shown = s.cell.state_arrays(jax.tree.unflatten(structure, places))
+    require(len(shown) > 0, "`state_arrays` shows nothing of the state.")
+    for name, array in shown.items():
+        array = np.asarray(array)
+        for row in range(B):
+            own = np.concatenate([place[row].ravel() for place in places])
+            require(
+                array.shape[0] == B and bool(np.isin(array[row], own).all()),
+                f"`state_arrays` has under {name!r} numbers that are not in the state of row {row}.",
+            )
+
+
 def check_every_product_is_rounded_to_the_precision(s: Subject) -> None:
     """Multiply matrices by `jaxgen.cells.precision.matmul(a, b, self.precision)`, and give `Affine` the precision.
 
@@ -744,6 +761,7 @@ CHECKS = (
     check_the_state_is_at_least_float32,
     check_one_step_is_reset_and_is_padding_as_many_are,
     check_clamp_state_gives_states_that_the_cell_can_be_in,
+    check_what_is_shown_of_a_state_is_part_of_it,
     check_every_product_is_rounded_to_the_precision,
     check_rounding_moves_values_and_gradients_a_little,
     check_every_form_in_reverse_equals_the_plain_scan,

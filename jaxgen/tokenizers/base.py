@@ -32,6 +32,8 @@ EOS = 2
 #: The bytes of the special ids; the ids of ordinary tokens follow.
 SPECIAL_PIECES: tuple[bytes, ...] = (b"", b"<unk>", b"")
 NUM_SPECIAL = len(SPECIAL_PIECES)
+#: How the special ids are shown.
+SPECIAL_TOKENS = ("<pad>", "<unk>", "<eos>")
 #: The largest vocabulary. The tokenizers library (bpe level) allocates all of it at once, and aborts if it cannot.
 MAX_VOCAB = 2**20
 
@@ -352,3 +354,18 @@ def _unknown_error(tokenizer: Tokenizer, text: str, where: str, advice: str, bef
         f"{where} has {tokenizer.unit}s that are not in the vocabulary: {listed(pieces, _SHOWN)} (positions "
         f"from 1: {positions}). Leave them out with --unk skip, {advice}."
     )
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """The text of a token; bytes of an incomplete character are escaped."""
+    if token < len(SPECIAL_TOKENS):
+        return SPECIAL_TOKENS[token]
+    return tokenizer.pieces[token].decode("utf-8", "backslashreplace")
+
+
+def quote_token(tokenizer: Tokenizer, token: int) -> str:
+    """The text of a token in quotes, in which blanks can be seen and line breaks and controls are escaped."""
+    if token < len(SPECIAL_TOKENS):
+        return SPECIAL_TOKENS[token]
+    text = repr(tokenizer.pieces[token].decode("utf-8", "surrogateescape"))
+    return re.sub(r"\\udc(..)", r"\\x\1", text)  # bytes of an incomplete character

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from jaxgen.cli.explain import Step, draw_bar, greedy_lines
+from jaxgen.cli.explain import draw_bar, greedy_lines
 from jaxgen.cli.explain import main as explain_main
+from jaxgen.inference.next_token import Step
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.text_stream import Sample
 

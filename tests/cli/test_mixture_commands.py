@@ -22,7 +22,6 @@ def runs(train, book):
     return ["n2", "n4"]
 
 
-@pytest.mark.runs
 @pytest.mark.parametrize("fit", ["weights", "gate"])
 def test_fitted_numbers_are_printed_and_give_the_same_text_again(runs, sample, score, replay, fit):
     fitted = sample("--mix", *runs, "--mix-fit", fit, "--length", 30, "--json")
@@ -37,7 +36,6 @@ def test_fitted_numbers_are_printed_and_give_the_same_text_again(runs, sample, s
     assert (line["run"], line["mix"]) == (None, json.loads(again.out)["mix"])
 
 
-@pytest.mark.runs
 def test_a_mixture_is_evaluated_and_has_no_plot_of_its_own(runs, evaluate):
     done = evaluate("--mix", "n2:1", "n4:3", "--json")
     assert done.code == 0, done.err

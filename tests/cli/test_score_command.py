@@ -15,10 +15,11 @@ import pytest
 from jaxgen import jitted
 from jaxgen.cli import score
 from jaxgen.cli.common import write_out
-from jaxgen.cli.score import ScoreTable, describe_speed, read_with_progress, token_text
+from jaxgen.cli.score import ScoreTable, describe_speed, read_with_progress
 from jaxgen.inference.sampler import Sampler
 from jaxgen.inference.scorer import Scorer
 from jaxgen.tokenizers import ByteTokenizer
+from jaxgen.tokenizers.base import token_text
 
 TEXT = "The cat sat on a mat.\nDogs ran over hills.\n"
 

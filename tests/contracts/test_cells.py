@@ -27,8 +27,9 @@ from jaxgen.testing.checking import name_of
 
 from .equations import EQUATIONS
 
-#: What `pytest` checks of every cell.
-QUICK = {check_the_unroll_agrees_with_the_equations, check_training_and_decoding_lower_for_accelerators}
+#: What is checked of every cell in the form that ``auto`` chooses, by `pytest` and by `pytest -m runs`.
+QUICK = {check_the_unroll_agrees_with_the_equations}
+RUNS = {check_training_and_decoding_lower_for_accelerators}
 #: Checks of each form.
 OF_FORMS = {
     check_every_form_equals_the_plain_scan,
@@ -56,18 +57,15 @@ def standards() -> list[str]:
 
 
 def lanes() -> Iterator[Any]:
-    """Every check of every cell: the quick ones in the form that ``auto`` chooses, the others in all forms.
-
-    The quick ones are in `pytest`; `-m runs` checks the standards in full, and `-m slow` the rest.
-    """
+    """Every check of every cell. In all forms `-m runs` checks the standards, and `-m slow` the rest."""
     in_full = standards()
     for name in CELLS:
         for check in CHECKS:
-            quick = check in QUICK
             later = pytest.mark.runs if name in in_full and check not in SLOW else pytest.mark.slow
-            if quick:
-                yield pytest.param(name, check, False, id=f"{name}-{name_of(check)}")
-            if not quick or (check in OF_FORMS and len(forms(name)) > 2):
+            if check in QUICK | RUNS:
+                marks = pytest.mark.runs if check in RUNS else ()
+                yield pytest.param(name, check, False, marks=marks, id=f"{name}-{name_of(check)}")
+            if check not in QUICK | RUNS or (check in OF_FORMS and len(forms(name)) > 2):
                 yield pytest.param(name, check, True, marks=later, id=f"{name}-{name_of(check)}-all")
 
 

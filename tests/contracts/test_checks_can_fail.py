@@ -137,6 +137,12 @@ class ClampsNothing(Elman):
         return values
 
 
+class ShowsASum(Elman):
+    @nn.nowrap
+    def state_arrays(self, carry):
+        return {"h": carry, "sum": carry.sum(axis=-1, keepdims=True) + 100}
+
+
 class MultipliesInFloat32(Elman):
     @nn.nowrap
     def product(self, weights, carry):
@@ -229,6 +235,7 @@ CAUGHT = {
     "one_step_of_time_is_one_call_of_the_cell": broken(form=doubles_single_steps),
     "one_step_is_reset_and_is_padding_as_many_are": broken(form=resets_no_single_step),
     "clamp_state_gives_states_that_the_cell_can_be_in": broken(ClampsNothing),
+    "what_is_shown_of_a_state_is_part_of_it": broken(ShowsASum),
     "every_product_is_rounded_to_the_precision": broken(MultipliesInFloat32),
     "rounding_moves_values_and_gradients_a_little": broken(ShrinksWithThePrecision),
     "every_form_in_reverse_equals_the_plain_scan": broken(HasAWrongDerivative),

@@ -69,12 +69,16 @@ def subject(name: str) -> Subject:
     return Subject(TRANSFORMS[name], CASES[name], REFERENCES[name], cuts=name not in CHANGING)
 
 
-#: Uncompiled, every operation is compiled by itself.
-SLOW = {"compiled_or_not_it_gives_the_same"}
-MARKED = [pytest.param(c, marks=pytest.mark.slow, id=name_of(c)) if name_of(c) in SLOW else c for c in CHECKS]
+#: The lanes of checks that compile much. Uncompiled, every operation is compiled by itself.
+LANES = {
+    "compiled_or_not_it_gives_the_same": pytest.mark.slow,
+    "it_agrees_with_the_reference_in_a_vocabulary_of_two": pytest.mark.runs,
+    "it_agrees_with_the_reference_in_a_vocabulary_of_50_000": pytest.mark.runs,
+}
+MARKED = [pytest.param(check, marks=LANES.get(name_of(check), ()), id=name_of(check)) for check in CHECKS]
 
 
-@pytest.mark.parametrize("check", MARKED, ids=name_of)
+@pytest.mark.parametrize("check", MARKED)
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_a_registered_transform_keeps_the_contract(name, check):
     check(subject(name))

@@ -36,15 +36,13 @@ def joined(batches):
     lanes=st.integers(1, 6),
     t=st.integers(1, 9),
     burn_in=st.integers(0, 20),
-    limit=st.none() | st.integers(1, 400),
 )
-def test_every_target_of_running_text_is_scored_once_with_its_own_past(n, lanes, t, burn_in, limit):
-    batches = list(stream_eval(running(n), lanes, t, burn_in, limit))
+def test_every_target_of_running_text_is_scored_once_with_its_own_past(n, lanes, t, burn_in):
+    batches = list(stream_eval(running(n), lanes, t, burn_in))
     assert {field.shape for batch in batches for field in batch} == {(lanes, t)}
     assert [field.dtype for field in batches[0]] == [np.int32, np.int32, np.bool_, np.bool_]
     whole = joined(batches)
-    kept = n if limit is None else max(2, min(n, limit))
-    assert sorted(whole.targets[whole.mask].tolist()) == list(range(4, 3 + kept))
+    assert sorted(whole.targets[whole.mask].tolist()) == list(range(4, 3 + n))
     assert np.array_equal(whole.targets[whole.mask], whole.tokens[whole.mask] + 1)
     assert whole.reset[:, 0].all()
     assert not whole.reset[:, 1:].any()
@@ -55,6 +53,16 @@ def test_every_target_of_running_text_is_scored_once_with_its_own_past(n, lanes,
             past = whole.tokens[row, : scored[0] + 1]
             assert past.size - 1 == min(burn_in, int(past[-1]) - 3)
             assert np.array_equal(past, np.arange(past[0], past[0] + past.size))
+
+
+@GENERAL
+@given(n=st.integers(2, 200), lanes=st.integers(1, 5), t=st.integers(1, 7), limit=st.integers(1, 250))
+def test_a_part_of_running_text_is_scored_at_the_beginnings_of_all_lanes(n, lanes, t, limit):
+    whole, part = (joined(stream_eval(running(n), lanes, t, burn_in=3, limit_tokens=most)) for most in (None, limit))
+    used = int(whole.mask.any(axis=1).sum())
+    for row in range(lanes):
+        scored = whole.targets[row][whole.mask[row]]
+        assert np.array_equal(part.targets[row][part.mask[row]], scored[: max(1, limit // used)])
 
 
 def test_a_short_split_uses_fewer_lanes_in_the_same_shape():

@@ -16,6 +16,8 @@ from jaxgen.cli.evaluate import EvaluateConfig
 from jaxgen.cli.explain import ExplainConfig
 from jaxgen.cli.export import ExportConfig
 from jaxgen.cli.import_weights import ImportConfig
+from jaxgen.cli.interpolate import InterpolateConfig
+from jaxgen.cli.neurons import NeuronsConfig
 from jaxgen.cli.predict import PredictConfig
 from jaxgen.cli.sampling_flags import SampleConfig
 from jaxgen.cli.score import ScoreConfig
@@ -33,6 +35,8 @@ from jaxgen.trainer import run
 COMMANDS = {
     "evaluate": (EvaluateConfig, ["json", "no-plot"], ["run"]),
     "explain": (ExplainConfig, ["json", *TRANSFORMS], ["play"]),
+    "interpolate": (InterpolateConfig, ["json", "from", "to"], []),
+    "neurons": (NeuronsConfig, ["json"], []),
     "export": (ExportConfig, [], []),
     "import_weights": (ImportConfig, [], ["x.safetensors"]),
     "predict": (PredictConfig, ["json"], ["-", "a.txt"]),

@@ -22,7 +22,7 @@ PROMPT = b"\xef\xbb\xbf\xffa\r\n".decode("utf-8", "surrogateescape")
 @pytest.fixture(scope="module")
 def sampler():
     """A model of bytes with random weights, which draws many bytes that are not UTF-8."""
-    task = LanguageTask.build(vocab_size=259, cell="gru", cell_options={}, hidden=8, layers=1)
+    task = LanguageTask.build(vocab_size=259, cell="elman", cell_options={}, hidden=8, layers=1)
     normal, shapes = np.random.default_rng(3).normal, jax.eval_shape(task.init, jax.random.key(0))
     return Sampler(task, ByteTokenizer(), jax.tree.map(lambda a: jnp.asarray(normal(size=a.shape), a.dtype), shapes))
 

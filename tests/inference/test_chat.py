@@ -29,7 +29,7 @@ GREEDY = GenerationConfig(length=12, temperature=0.0)
 @pytest.fixture(scope="module")
 def params():
     """Random weights, large enough that what was read matters for what is drawn."""
-    task = LanguageTask.build(vocab_size=V, cell="elman", cell_options={}, hidden=8, layers=1)
+    task = LanguageTask.build(vocab_size=V, cell="elman", cell_options={}, hidden=8, layers=2)
     normal = np.random.default_rng(0).normal
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     return task, jax.tree.map(lambda a: jnp.asarray(normal(size=a.shape), a.dtype), shapes)

@@ -81,6 +81,7 @@ def test_a_holdout_without_two_tokens_is_refused():
         prepare(["a.txt"], holdout=1.0)
 
 
+@pytest.mark.runs
 def test_a_run_records_its_holdout_reads_it_again_and_reports_its_loss():
     report = counted("run", holdout=0.2)
     saved = LoadedRun.open("run")
@@ -96,18 +97,21 @@ def test_a_run_records_its_holdout_reads_it_again_and_reports_its_loss():
         saved.holdout()
 
 
+@pytest.mark.runs
 def test_a_run_without_a_holdout_has_none_to_read():
     assert "holdout_loss" not in counted("run")
     with pytest.raises(UsageError, match="--holdout"):
         LoadedRun.open("run").holdout()
 
 
+@pytest.mark.runs
 def test_a_resumed_run_whose_data_changed_has_no_holdout_any_more():
     counted("run", holdout=0.2)
     write("a.txt", TEXT[::-1])
     assert "holdout" not in resume("run", data_changed="accept").resolved
 
 
+@pytest.mark.runs
 def test_weights_that_were_trained_on_the_held_out_text_are_refused():
     counted("all")
     with pytest.raises(UsageError, match="--init-from"):

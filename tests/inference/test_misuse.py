@@ -104,6 +104,7 @@ def test_inputs_that_are_no_texts_are_refused():
             list(predictor.predict([wrong]))
 
 
+@pytest.mark.runs
 def test_sizes_of_a_search_may_be_numbers_of_jax(tiny):
     sizes = {"width": jnp.int32(2), "length": np.array(3), "keep": jnp.int32(1)}
     assert len(beam(tiny, "a", **sizes)) == 1
@@ -159,6 +160,7 @@ def test_only_names_that_were_probably_meant_are_suggested(given, known, near):
     assert errors.near_name(given, known) == near
 
 
+@pytest.mark.runs
 def test_samplers_and_scorers_can_be_pickled(tiny):
     settings = GenerationConfig(length=8)
     texts = tiny.sample("abc", settings)  # with something compiled

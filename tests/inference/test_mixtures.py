@@ -50,6 +50,7 @@ def other(tiny):
     return Sampler(tiny.task, tiny.tokenizer, params)
 
 
+@pytest.mark.runs
 def test_a_mixture_of_a_model_with_itself_writes_what_the_model_writes(tiny):
     both = mix([tiny, tiny], [0.2, 0.8])
     (alone,), (mixed,) = (list(each.samples("abc", SETTINGS)) for each in (tiny, both))

@@ -33,7 +33,6 @@ def samplers():
     return {"chars, documents": build(chars, True), "words, running text": build(words, False)}
 
 
-@pytest.mark.runs
 @pytest.mark.parametrize("name", ["chars, documents", "words, running text"])
 def test_every_sample_matches_whatever_else_is_asked(samplers, name):
     for pattern in PATTERNS:
@@ -50,7 +49,6 @@ def test_the_space_at_the_end_of_a_prompt_is_before_the_match(samplers):
     assert len(set(texts)) > 1
 
 
-@pytest.mark.runs
 def test_words_are_those_of_the_list(samplers):
     settings = GenerationConfig(30, 1.0, transforms=(WordsFrom(("the", "dog", "7")),))
     for text in samplers["chars, documents"].sample("", settings, num_samples=10):

@@ -32,6 +32,7 @@ def test_a_state_can_be_branched_without_being_used_up(tiny):
     assert branches[1] == tiny.sample("abce", SETTINGS)[0]
 
 
+@pytest.mark.runs
 def test_blocks_of_any_size_continue_the_same_state(tiny):
     first = [
         tiny.sample("", GenerationConfig(1, 1.0, 5, block=n), state=tiny.read("abc"), num_samples=3) for n in (1, 3, 4)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contracts.equations import EQUATIONS
 from flax import linen as nn
 
 from jaxgen.cells import GRU, LSTM, Elman
@@ -21,6 +22,7 @@ FAST = {"xla_backend_optimization_level": 0}  # for jax.jit: compiles in two thi
 FLAX = [nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell, nn.SimpleCell, nn.MGUCell]
 
 
+@cache
 def setup(vocab_size=SMALL, cell=Elman, **options):
     """A model and random parameters, its biases included; nothing is compiled."""
     model = LanguageModel(vocab_size, cell, H, **options)
@@ -35,38 +37,48 @@ def draw(vocab_size=SMALL, shape=(B, T)):
     return np.random.default_rng(1).integers(0, vocab_size, shape).astype(np.int32)
 
 
-def apply(model, params, tokens, carry=None, **options):
-    """Compiled anew for every call: what is used twice holds on to ``jax.jit`` itself."""
+@cache
+def compiled(model, method="__call__"):
+    def run(params, args, options):
+        return model.apply({"params": params}, *args, method=method, **options)
 
-    def run(params, tokens, carry, options):
-        return model.apply({"params": params}, tokens, carry, **options)
+    return jax.jit(run, compiler_options=FAST)
 
-    run = jax.jit(run, compiler_options=FAST)
-    return jax.tree.map(np.asarray, run(params, tokens, carry, options))
+
+def apply(model, params, *args, method="__call__", **options):
+    return jax.tree.map(np.asarray, compiled(model, method)(params, args, options))
+
+
+def layers_by_hand(model, params, x):
+    """The outputs of each layer [B, T, H] over the embedded tokens ``x`` [B, T, D], in NumPy."""
+    each = []
+    for layer in range(model.layers):
+        weights, carry, ys = params["stack"][f"cells_{layer}"], np.zeros((B, H)), []
+        step = EQUATIONS[model.cell.__name__.lower()]
+        carry = (carry, carry) if model.cell is LSTM else carry
+        for t in range(x.shape[1]):
+            carry, y = step(weights, carry, x[:, t])
+            ys.append(y)
+        x = np.stack(ys, axis=1)
+        each.append(x)
+    return each
 
 
 def by_hand(model, params, x):
-    """The model without jaxgen: Flax's own ``nn.RNN`` over the embedded tokens ``x`` [B, T, D]."""
-    for layer in range(model.layers):
-        cell = model.cell(features=H)
-        x = nn.RNN(cell).apply({"params": {"cell": params["stack"][f"cells_{layer}"]}}, x)
+    """The logits of the model over the embedded tokens ``x`` [B, T, D], in NumPy."""
+    x = layers_by_hand(model, params, x)[-1]
     if model.tie:
-        return x @ params["embedding"].T + params["output_bias"][None, None, :]
-    return x @ params["output"]["kernel"] + params["output"]["bias"][None, None, :]
+        return x @ params["embedding"].T + params["output_bias"]
+    return x @ params["output"]["kernel"] + params["output"]["bias"]
 
 
 def assert_by_hand(model, params, embed):
     tokens = draw(model.vocab_size)
-
-    def both(params):
-        _, logits = model.apply({"params": params}, tokens)
-        return logits, by_hand(model, params, embed(params)[tokens])
-
-    assert_close(*jax.jit(both, compiler_options=FAST)(params))
+    assert_close(apply(model, params, tokens)[1], by_hand(model, params, embed(params)[tokens]))
 
 
 def embedding(params):
-    return jnp.asarray(params["embedding"])
+    return params["embedding"]
 
 
 def assert_close(a, b, atol=1e-5):
@@ -76,7 +88,9 @@ def assert_close(a, b, atol=1e-5):
 # What it computes
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize(
+    "layers", [pytest.param(1, marks=pytest.mark.runs), 2, pytest.param(3, marks=pytest.mark.runs)]
+)
 def test_any_number_of_layers_equals_the_layers_by_hand(layers):
     assert_by_hand(*setup(layers=layers, cell=LSTM), embedding)
 
@@ -84,16 +98,26 @@ def test_any_number_of_layers_equals_the_layers_by_hand(layers):
 @pytest.mark.runs
 @pytest.mark.parametrize("cell", FLAX, ids=lambda cell: cell.__name__)
 def test_flax_own_cells_in_the_model_equal_the_layers_by_hand(cell):
-    assert_by_hand(*setup(layers=2, cell=cell), embedding)
+    model, params = setup(layers=2, cell=cell)
+    tokens = draw()
+
+    def both(params):
+        x = params["embedding"][tokens]
+        for layer in range(2):
+            x = nn.RNN(cell(features=H)).apply({"params": {"cell": params["stack"][f"cells_{layer}"]}}, x)
+        logits = x @ params["output"]["kernel"] + params["output"]["bias"][None, None, :]
+        return model.apply({"params": params}, tokens)[1], logits
+
+    assert_close(*jax.jit(both, compiler_options=FAST)(params))
 
 
 def test_an_embedding_of_another_width_equals_the_layers_by_hand():
     assert_by_hand(*setup(embed=4), embedding)
 
 
-@pytest.mark.parametrize("vocab_size", [SMALL, LARGE])
+@pytest.mark.parametrize("vocab_size", [SMALL, pytest.param(LARGE, marks=pytest.mark.runs)])
 def test_embed_zero_is_a_one_hot_input(vocab_size):
-    assert_by_hand(*setup(vocab_size, embed=0, cell=GRU), lambda params: jnp.eye(vocab_size))
+    assert_by_hand(*setup(vocab_size, embed=0, cell=GRU), lambda params: np.eye(vocab_size))
 
 
 def test_embed_zero_has_no_embedding():
@@ -129,7 +153,7 @@ def values_and_gradients(model, params, tokens, with_table):
     return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST)(params)
 
 
-@pytest.mark.parametrize("embed", [None, 0])
+@pytest.mark.parametrize("embed", [None, pytest.param(0, marks=pytest.mark.runs)])
 def test_a_table_given_equals_embedding_then_projecting_in_value_and_gradient(embed):
     model, params = setup(LARGE, embed=embed)
     tokens = draw(LARGE)
@@ -138,13 +162,13 @@ def test_a_table_given_equals_embedding_then_projecting_in_value_and_gradient(em
 
 def test_a_table_made_earlier_equals_one_made_inside():
     model, params = setup()
-    table = jax.jit(lambda params: model.apply({"params": params}, method="token_table"))(params)
+    table = apply(model, params, method="token_table")
     assert_close(apply(model, params, draw(), table=table), apply(model, params, draw()))
 
 
 def test_a_flax_cell_has_no_table():
     model, params = setup(cell=nn.GRUCell)
-    assert model.apply({"params": params}, method="token_table") is None
+    assert apply(model, params, method="token_table") is None
 
 
 # Tying
@@ -157,12 +181,9 @@ def test_a_tied_model_has_no_output_matrix():
 
 def test_a_tied_embedding_of_another_width_reads_a_projection():
     model, params = setup(embed=4, tie=True)
-    tokens = draw()
-    _, hidden = model.apply({"params": params}, tokens.T, method="states")
-    _, logits = model.apply({"params": params}, tokens)
-    projected = np.swapaxes(np.asarray(hidden), 0, 1) @ params["output_projection"]["kernel"]
-    expected = projected @ params["embedding"].T + params["output_bias"]
-    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    hidden = layers_by_hand(model, params, params["embedding"][draw()])[-1]
+    expected = hidden @ params["output_projection"]["kernel"] @ params["embedding"].T + params["output_bias"]
+    np.testing.assert_allclose(apply(model, params, draw())[1], expected, atol=1e-5)
 
 
 # Outputs of all layers, and mixtures
@@ -171,27 +192,19 @@ def test_a_tied_embedding_of_another_width_reads_a_projection():
 @pytest.mark.parametrize("tie", [False, True])
 def test_the_output_layer_may_read_all_layers(tie):
     model, params = setup(layers=2, skip_connections=True, tie=tie)
-    tokens = draw()
-    _, outputs = model.apply({"params": params}, tokens.T, method="states")
-    _, logits = model.apply({"params": params}, tokens)
-    x, each = params["embedding"][tokens], []
-    for layer in range(2):
-        x = nn.RNN(Elman(features=H)).apply({"params": {"cell": params["stack"][f"cells_{layer}"]}}, x)
-        each.append(x)
-    wide = np.concatenate(each, axis=-1)
-    np.testing.assert_allclose(np.swapaxes(outputs, 0, 1), wide, atol=1e-5)
+    wide = np.concatenate(layers_by_hand(model, params, params["embedding"][draw()]), axis=-1)
     if tie:
         expected = wide @ params["output_projection"]["kernel"] @ params["embedding"].T + params["output_bias"]
     else:
         expected = wide @ params["output"]["kernel"] + params["output"]["bias"]
-    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    np.testing.assert_allclose(apply(model, params, draw())[1], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"tie": True, "embed": 4}, {"soft_cap": 2.0}])
 def test_a_mixture_of_softmaxes_is_the_sum_of_the_weighted_softmaxes(options):
     model, params = setup(softmaxes=3, **options)
     hidden = np.random.default_rng(2).normal(size=(5, H)).astype(np.float32)
-    found = model.apply({"params": params}, hidden, method="logits")
+    found = apply(model, params, hidden, method="logits")
     softmax = lambda a: np.exp(a) / np.exp(a).sum(axis=-1, keepdims=True)  # noqa: E731
     prior = softmax(hidden @ params["output_prior"]["kernel"])
     latent = np.tanh(hidden @ params["output_latent"]["kernel"] + params["output_latent"]["bias"])
@@ -263,16 +276,18 @@ def test_another_rows_key_changes_nothing_in_this_row(dropping):
     np.testing.assert_array_equal(a[0], b[0])
 
 
-@pytest.mark.parametrize("vocab_size", [SMALL, LARGE])  # with a token table where nothing is dropped, and without
+@pytest.mark.parametrize(  # with a token table where nothing is dropped, and without
+    "vocab_size", [SMALL, pytest.param(LARGE, marks=pytest.mark.runs)]
+)
 def test_dropout_of_embeddings_drops_units_of_every_occurrence_by_itself(vocab_size):
     model, params = setup(vocab_size, embed_dropout=0.4)
     tokens, keys = np.full((B, T), 4, np.int32), row_keys(1, 2, 3)
     of_layer = jax.vmap(lambda key: jax.random.fold_in(key, model.layers))(keys)
     embedded = np.broadcast_to(params["embedding"][4], (T, B, H))
-    x = dropout(jnp.asarray(embedded), model.embed_dropout, of_layer)
-    assert len(np.unique(np.asarray(x) != 0, axis=0)) > 1
+    x = np.asarray(dropout(jnp.asarray(embedded), model.embed_dropout, of_layer))
+    assert len(np.unique(x != 0, axis=0)) > 1
     got = apply(model, params, tokens, row_keys=keys)[1]
-    np.testing.assert_allclose(got, by_hand(model, params, jnp.swapaxes(x, 0, 1)), atol=1e-5)
+    np.testing.assert_allclose(got, by_hand(model, params, np.swapaxes(x, 0, 1)), atol=1e-5)
     np.testing.assert_allclose(
         apply(model, params, tokens)[1], by_hand(model, params, embedded.swapaxes(0, 1)), atol=1e-5
     )
@@ -284,12 +299,11 @@ def test_dropout_of_embeddings_drops_units_of_every_occurrence_by_itself(vocab_s
 @pytest.fixture(scope="module")
 def carried():
     """A model of two layers, its parameters, and a run over a given number of steps, compiled once for each."""
-    model, params = setup(layers=2, cell=LSTM)
+    model, params = setup(layers=2, cell=(LSTM, Elman))
 
     def run(tokens, carry, masks):
-        return model.apply({"params": params}, tokens, carry, **masks)
+        return apply(model, params, tokens, carry, **masks)
 
-    run = jax.jit(run, compiler_options=FAST)
     start = jax.tree.map(lambda a: np.full_like(a, 0.3), model.initial_carry(B))
     return model, params, run, start
 
@@ -299,16 +313,6 @@ def test_two_halves_equal_the_whole(carried):
     middle, first = run(draw()[:, :2], start, {})
     end, second = run(draw()[:, 2:], middle, {})
     assert_close((end, np.concatenate([first, second], axis=1)), run(draw(), start, {}))
-
-
-def test_decoding_one_token_at_a_time_equals_the_whole(carried):
-    model, params, run, start = carried
-    table = jax.jit(lambda params: model.apply({"params": params}, method="token_table"))(params)
-    carry, steps = start, []
-    for t in range(T):
-        carry, logits = run(draw()[:, t : t + 1], carry, {"table": table})
-        steps.append(logits)
-    assert_close((carry, np.concatenate(steps, axis=1)), run(draw(), start, {}))
 
 
 def test_no_carry_is_the_zero_carry(carried):

@@ -19,6 +19,7 @@ def size_of_png(path):
     return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("rows", "real"),
     [

@@ -58,10 +58,8 @@ def said(figure) -> set[str]:
 
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("name", PICTURES)
-def test_every_text_can_be_read_on_its_page(name, theme, figures, monkeypatch):
-    monkeypatch.setenv("JAXGEN_THEME", theme)
-    PICTURES[name](io.BytesIO())
-    (figure,) = figures
+def test_every_text_can_be_read_on_its_page(name, theme, figure_of):
+    figure = figure_of(PICTURES[name], theme)
     assert figure.get_facecolor()[:3] == to_rgb(THEMES[theme].page)
     page = luminance(tuple(255 * c for c in figure.get_facecolor()[:3]))
     for text in figure.findobj(Text):
@@ -85,15 +83,13 @@ def test_every_text_can_be_read_on_its_page(name, theme, figures, monkeypatch):
         ),
     ],
 )
-def test_a_picture_says_what_it_shows(name, labels, figures):
-    PICTURES[name](io.BytesIO())
-    assert labels <= said(figures[0])
+def test_a_picture_says_what_it_shows(name, labels, figure_of):
+    assert labels <= said(figure_of(PICTURES[name], "light"))
 
 
 @pytest.mark.parametrize("name", ["losses", "comparison", "quality", "rates"])
-def test_a_legend_and_a_title_cover_no_curve(name, figures):
-    PICTURES[name](io.BytesIO())
-    (figure,) = figures
+def test_a_legend_and_a_title_cover_no_curve(name, figure_of):
+    figure = figure_of(PICTURES[name], "light")
     legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
     assert legends
     for each in [*legends, figure._suptitle]:

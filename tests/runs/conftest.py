@@ -9,7 +9,7 @@ from jaxgen.runs.checkpoints import CheckpointStore
 from jaxgen.runs.lock import RunLock
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def saved(tmp_path_factory):
     """A folder with the checkpoints of steps 10 and 20, to be copied by those who alter it."""
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"

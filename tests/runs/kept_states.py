@@ -21,11 +21,11 @@ class State(NamedTuple):
 
 
 def make_state(seed=0, hidden=4):
-    kernel = np.random.default_rng(seed).normal(size=(hidden, 3)).astype("float32")
-    params = {"cell": {"kernel": jnp.asarray(kernel), "bias": jnp.full((3,), 0.1, jnp.bfloat16)}}
-    optimizer = optax.adamw(1e-3)
-    gradients = jax.tree.map(lambda p: p * 0.3, params)
-    return State(params, optimizer.update(gradients, optimizer.init(params), params)[1], jnp.int32(7))
+    """Random numbers in the shape of a training state; nothing is compiled."""
+    rng = np.random.default_rng(seed)
+    params = {"cell": {"kernel": np.zeros((hidden, 3), "float32"), "bias": np.zeros(3, jnp.bfloat16)}}
+    shapes = jax.eval_shape(lambda: State(params, optax.adamw(1e-3).init(params), jnp.int32(0)))
+    return jax.tree.map(lambda a: jnp.asarray(10 * rng.normal(size=a.shape), a.dtype), shapes)
 
 
 def abstract(tree):

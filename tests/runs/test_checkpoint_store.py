@@ -383,17 +383,20 @@ def killed(tmp_path_factory):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120), folder
 
 
+@pytest.mark.runs
 def test_saving_and_restoring_say_nothing_to_the_user(killed):
     process, _ = killed
     assert (process.returncode, process.stdout, process.stderr) == (137, "", "")
 
 
+@pytest.mark.runs
 def test_a_kill_in_the_middle_of_a_save_leaves_the_former_checkpoint(killed):
     _, folder = killed
     assert len(os.listdir(folder)) == 2  # the half-written one is there
     assert CheckpointStore(folder).steps() == [1]
 
 
+@pytest.mark.runs
 def test_what_two_devices_saved_one_device_restores(killed):
     _, folder = killed
     state, _ = CheckpointStore(folder).restore(like={"x": jax.ShapeDtypeStruct((8,), "float32")})

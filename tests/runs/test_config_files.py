@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import language_config
 from edited import edit
 from edited import write as write_saved
 
@@ -111,8 +112,7 @@ def test_a_wrong_value_is_shown_in_part_when_it_is_long(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def made(book: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("made") / "run"
-    sizes = {"hidden": 8, "batch_size": 4, "seq_len": 8, "cell": "elman", "steps": 4}
-    start(DATA["language"].Config(data=(str(book),), run=str(run), **sizes))
+    start(language_config(book, run, model="ngram", order=2, hidden=256, cell="lstm"))  # of a network, it would compile
     return run
 
 

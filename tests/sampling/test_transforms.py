@@ -162,7 +162,13 @@ def test_whatever_the_settings_something_is_left_that_was_there(seed, k, p, leas
     assert not np.isfinite(made[np.isneginf(logits)]).any()
 
 
-@pytest.mark.parametrize("before", [*map(Temperature, (1e-6, 1.0, 1e6)), RepetitionPenalty(0.6), FrequencyPenalty(0.3)])
+@pytest.mark.parametrize(
+    "before",
+    [
+        *map(Temperature, (1e-6, 1.0, 1e6)),
+        *(pytest.param(penalty, marks=pytest.mark.runs) for penalty in (RepetitionPenalty(0.6), FrequencyPenalty(0.3))),
+    ],
+)
 def test_extreme_logits_and_extreme_temperatures_leave_the_likeliest(before):
     logits = [[-1e30, 1e30, -np.inf, 0.0, 5.0], [-1e30, -1e30, -np.inf, -np.inf, -1e30], [-9, 3e38, -np.inf, 0, -9]]
     text = np.tile(logits, (3, 1, 1)).astype(np.float32), np.ones((3, 3)), [0, 1, 2, 3, 4]

@@ -61,25 +61,31 @@ def small():
     return task, random_params(task), random_carry(), random_batch(SIZES[0])
 
 
-KEYS = row_keys(jax.random.key(3), 0, B)
+@pytest.fixture(scope="module")
+def keys():
+    return row_keys(jax.random.key(3), 0, B)
 
 
-def regularised(vocab=SIZES[0], **options):
+def regularised(keys, vocab=SIZES[0], **options):
     """The task with something added to its loss, its totals in training and those of an evaluation, and its outputs."""
     task = build(vocab_size=vocab, **options)
     params, carry, batch = random_params(task), random_carry(), random_batch(vocab)
-    (_, trained), (_, evaluated) = task.loss(params, carry, batch, KEYS), task.evaluate(params, carry, batch)
-    reset = jnp.asarray(batch.reset).T
-    _, outputs = task.model.apply({"params": params}, batch.tokens.T, carry, reset=reset, method="states")
-    logits = task.model.apply({"params": params}, outputs, method="logits")
+
+    def run(params, carry, batch):
+        (_, trained), (_, evaluated) = task.loss(params, carry, batch, keys), task.evaluate(params, carry, batch)
+        reset = jnp.asarray(batch.reset).T
+        _, outputs = task.model.apply({"params": params}, batch.tokens.T, carry, reset=reset, method="states")
+        return trained, evaluated, outputs, task.model.apply({"params": params}, outputs, method="logits")
+
+    trained, evaluated, outputs, logits = compiled(run)(params, carry, batch)
     assert len(evaluated) == 2
     np.testing.assert_allclose(trained.nll, evaluated.nll, rtol=1e-5)  # what is reported is the cross-entropy alone
     assert trained.objective.weight == trained.targets == MASK.sum()
     return trained, np.asarray(outputs, np.float64), np.asarray(logits, np.float64), batch
 
 
-def test_label_smoothing_spreads_a_share_of_the_target_over_the_vocabulary():
-    trained, _, logits, batch = regularised(label_smoothing=0.2)
+def test_label_smoothing_spreads_a_share_of_the_target_over_the_vocabulary(keys):
+    trained, _, logits, batch = regularised(keys, label_smoothing=0.2)
     vocab = logits.shape[-1]
     logp = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     target = 0.8 * np.eye(vocab)[batch.targets.T] + 0.2 / vocab
@@ -87,14 +93,14 @@ def test_label_smoothing_spreads_a_share_of_the_target_over_the_vocabulary():
     np.testing.assert_allclose(trained.objective.loss, expected, rtol=1e-5)
 
 
-def test_activation_regularisation_adds_the_mean_square_of_the_outputs():
-    trained, outputs, _, _ = regularised(ar=0.5)
+def test_activation_regularisation_adds_the_mean_square_of_the_outputs(keys):
+    trained, outputs, _, _ = regularised(keys, ar=0.5)
     expected = 0.5 * (outputs**2).mean(axis=-1)[MASK.T].sum()
     np.testing.assert_allclose(trained.objective.loss - trained.nll, expected, rtol=1e-4)
 
 
-def test_temporal_regularisation_adds_the_mean_square_of_changes_that_no_reset_makes():
-    trained, outputs, _, _ = regularised(tar=0.5)
+def test_temporal_regularisation_adds_the_mean_square_of_changes_that_no_reset_makes(keys):
+    trained, outputs, _, _ = regularised(keys, tar=0.5)
     expected = 0.0
     for b in range(B):
         for t in range(1, T):
@@ -103,11 +109,12 @@ def test_temporal_regularisation_adds_the_mean_square_of_changes_that_no_reset_m
     np.testing.assert_allclose(trained.objective.loss - trained.nll, expected, rtol=1e-4)
 
 
-def test_temporal_regularisation_reads_the_outputs_before_dropout():
+def test_temporal_regularisation_reads_the_outputs_before_dropout(keys):
     task = build(vocab_size=SIZES[0], dropout=0.5, tar=1.0)
     params, carry, batch = random_params(task), random_carry(), random_batch(SIZES[0])
-    _, dropped = task.loss(params, carry, batch, KEYS)
-    _, whole = dataclasses.replace(task, model=task.model.clone(dropout=0.0)).loss(params, carry, batch, KEYS)
+    plain = dataclasses.replace(task, model=task.model.clone(dropout=0.0))
+    both = compiled(lambda params: [each.loss(params, carry, batch, keys)[1] for each in (task, plain)])
+    dropped, whole = both(params)
     np.testing.assert_allclose(dropped.objective.loss - dropped.nll, whole.objective.loss - whole.nll, rtol=1e-5)
     assert abs(dropped.nll - whole.nll) > 1e-3
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +18,7 @@ B, T, V, EOS = 2, 4, 6, 2
 RNG = np.random.default_rng(0)
 COUNTED, COUNTS = fit(RNG.integers(3, V, 60), V, 3, EOS)
 NETWORK = LanguageTask.build(vocab_size=V, cell="elman", cell_options={}, hidden=4, layers=1)
-SHAPES = jax.eval_shape(NETWORK.init, jax.random.key(0))
 MEMBERS = COUNTED, NETWORK
-OWN = COUNTS, jax.tree.map(lambda a: jnp.asarray(RNG.normal(size=a.shape), a.dtype), SHAPES)
 TOKENS, TARGETS = RNG.integers(3, V, (2, B, T)).astype(np.int32)
 MIXED = {
     "fixed": (MixtureTask(MEMBERS), np.log([0.3, 0.7]), np.zeros(2)),
@@ -26,29 +26,41 @@ MIXED = {
 }
 
 
-@pytest.fixture(params=MIXED)
+@cache
+def own_params():
+    """The parameters of each member."""
+    shapes = jax.eval_shape(NETWORK.init, jax.random.key(0))
+    return COUNTS, jax.tree.map(lambda a: jnp.asarray(np.random.default_rng(1).normal(size=a.shape), a.dtype), shapes)
+
+
+@pytest.fixture(scope="module", params=MIXED)
 def mixed(request):
     """The task, its weights for decoding, and the scores of its members given their confidences [M]."""
     task, bias, slope = MIXED[request.param]
-    params = {"members": OWN, "bias": jnp.asarray(bias, jnp.float32), "slope": jnp.asarray(slope, jnp.float32)}
+    params = {"members": own_params(), "bias": np.float32(bias), "slope": np.float32(slope)}
     return task, jax.jit(task.prepare)(params), lambda confidence: bias + slope * confidence
 
 
-def log_probabilities(carries, tokens):
-    """The members' log-probabilities [M, V] of the token after ``tokens``, read from ``carries``; and the carries."""
-    for token in tokens:
-        read = [STEPS[i](OWN_WEIGHTS[i], carry, np.array([token], np.int32)) for i, carry in enumerate(carries)]
-        carries, logits = zip(*read)
-    return carries, np.stack([log_softmax(np.float64(each[0])) for each in logits])
+@cache
+def read_alone():
+    """``(tokens) -> (log-probabilities [M, V] of the token after them)``, by the members alone."""
+    weights = [jax.jit(member.prepare)(own) for member, own in zip(MEMBERS, own_params())]
+    steps = [jax.jit(member.step) for member in MEMBERS]
 
+    @cache
+    def read(tokens):
+        carries = [member.initial_carry(1) for member in MEMBERS]
+        for token in tokens:
+            one = np.array([token], np.int32)
+            carries, logits = zip(*(step(own, carry, one) for step, own, carry in zip(steps, weights, carries)))
+        return np.stack([log_softmax(np.float64(each[0])) for each in logits])
 
-OWN_WEIGHTS = [member.prepare(own) for member, own in zip(MEMBERS, OWN)]
-STEPS = [jax.jit(member.step) for member in MEMBERS]
+    return read
 
 
 def expected(scores, tokens):
     """The mixture after ``tokens``, by brute force in float64, [V]."""
-    _, logp = log_probabilities([member.initial_carry(1) for member in MEMBERS], tokens)
+    logp = read_alone()(tuple(tokens.tolist()))
     weights = np.exp(log_softmax(scores(logp.max(axis=1))))
     return np.log(weights @ np.exp(logp))
 
@@ -75,7 +87,7 @@ def test_a_prompt_is_read_as_by_steps_and_rows_without_tokens_stay(mixed):
         np.testing.assert_array_equal(now[1], before[1])
 
 
-@pytest.mark.parametrize("top", [0, 2])
+@pytest.mark.parametrize("top", [pytest.param(0, marks=pytest.mark.runs), 2])
 def test_scores_are_those_of_the_steps_with_resets_and_a_mask(mixed, top):
     task, weights, scores = mixed
     reset, valid = np.array([[0, 0, 1, 0], [0] * 4], bool), np.array([[1] * 4, [1, 1, 0, 0]], bool)

@@ -59,7 +59,7 @@ def test_priming_reads_what_is_valid_and_leaves_rows_without_it_alone():
     np.testing.assert_array_equal(logits[2], given[2])
 
 
-@pytest.mark.parametrize("top", [0, 4])
+@pytest.mark.parametrize("top", [pytest.param(0, marks=pytest.mark.runs), 4])
 def test_scores_are_those_of_the_steps_with_resets_steps_that_are_not_valid_and_the_likeliest(top):
     reset, valid = RNG.random((B, T)) < 0.4, RNG.random((B, T)) < 0.7
     initial, before = (walk(TASK.initial_carry(1), [token])[0] for token in (5, 4))

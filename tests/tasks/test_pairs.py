@@ -72,7 +72,7 @@ def test_a_carriage_return_behind_the_last_line_break_is_an_empty_line(files):
 
 
 def test_packed_files_are_never_whole_beside_their_lines_and_the_digest_is_that_of_their_bytes(tmp_path):
-    lines, size = 24, 2**20
+    lines, size = 24, 2**18
     data = [write(tmp_path / f"a.{side}.gz", [f"{n}{side * size}" for n in range(lines)]) for side in "xy"]
     tracemalloc.start()
     try:

@@ -69,7 +69,7 @@ def test_optuna_looks_near_what_was_good():
     assert [values["name"] for values in last].count("b") > 4
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.runs)])
 def test_trials_are_drawn_as_parallel_coordinates(theme, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXGEN_THEME", theme)
     values = [{"lr": 10.0 ** -(n % 12), "cell": "ab"[n % 2], "data": [f"{n}.txt"]} for n in range(14)]

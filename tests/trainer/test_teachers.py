@@ -73,7 +73,6 @@ def settings(given, run, **more):
     return language_config(book, run, **{"teacher": (str(teacher),), "steps": 6, "eval_every": 3, **more})
 
 
-@pytest.mark.runs
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_with_a_teacher_that_is_resumed_equals_one_that_was_not_stopped(teacher, tmp_path, devices):
     more = {"batch_size": 4, "devices": devices, "teacher_share": 0.9}
@@ -90,7 +89,6 @@ def test_a_run_with_a_teacher_that_is_resumed_equals_one_that_was_not_stopped(te
     assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(whole.gathered_state()))
 
 
-@pytest.mark.runs
 def test_a_model_learns_from_several_teachers_alone(teacher, tmp_path):
     both = {"teacher": (f"{teacher[1]}:1", f"{teacher[1]}:2"), "teacher_share": 1.0}
     run = start(settings(teacher, tmp_path / "run", steps=100, lr=0.03, eval_every=0, **both))

@@ -22,6 +22,9 @@ def read(params, carry, x):
     return found**2, (0.5 * found, found)
 
 
+run = jax.jit(partial(dynamic_evaluation, read))
+
+
 def start():
     return AdaptedState.start(TRAINED, np.float32(0.0))
 
@@ -44,7 +47,7 @@ def by_hand(rate, decay):
 
 def test_the_outputs_and_the_weights_are_those_of_the_equation():
     outputs, w, b = by_hand(*RATES)
-    state, found = jax.jit(partial(dynamic_evaluation, read))(TRAINED, start(), XS, len(XS), RATES)
+    state, found = run(TRAINED, start(), XS, len(XS), RATES)
     np.testing.assert_allclose(found, outputs, rtol=1e-5)
     np.testing.assert_allclose(state.params["w"], w, rtol=1e-5)
     np.testing.assert_allclose(state.params["b"], b, rtol=1e-5)
@@ -52,21 +55,20 @@ def test_the_outputs_and_the_weights_are_those_of_the_equation():
 
 
 def test_it_is_a_loop_of_single_steps():
-    state = start()
+    state, step = start(), jax.jit(partial(adapt_step, read))
     for x in XS:
-        state, _ = adapt_step(read, TRAINED, state, x, RATES)
-    whole, _ = dynamic_evaluation(read, TRAINED, start(), XS, len(XS), RATES)
+        state, _ = step(TRAINED, state, x, RATES)
+    whole, _ = run(TRAINED, start(), XS, len(XS), RATES)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), state, whole)
 
 
 @pytest.mark.parametrize("rates", [Rates(0.0, 0.0), None])
 def test_without_a_rate_the_weights_do_not_change_by_a_bit(rates):
-    state, _ = dynamic_evaluation(read, TRAINED, start(), XS, len(XS), rates)
+    state, _ = run(TRAINED, start(), XS, len(XS), rates)
     jax.tree.map(np.testing.assert_array_equal, state.params, TRAINED)
 
 
 def test_only_count_segments_are_read():
-    run = jax.jit(partial(dynamic_evaluation, read))
     state, found = run(TRAINED, start(), XS, 2, RATES)
     assert state.step == 2
     assert found[2:].tolist() == [0, 0, 0, 0]

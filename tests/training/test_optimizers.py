@@ -68,6 +68,7 @@ def test_a_named_optimizer_takes_the_steps_of_optaxs_own(name, options, theirs):
     same(named(name, **options), theirs)
 
 
+@pytest.mark.runs
 def test_every_registered_optimizer_lowers_a_quadratic():
     for name in OPTIMIZERS:
         optimizer, params = named(name), PARAMS

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -60,14 +59,18 @@ evaluate = jax.jit(partial(eval_step, TASK), compiler_options=FAST)
 
 def random_params():
     normal = np.random.default_rng(5).normal
-    return jax.tree.map(lambda a: normal(0, 0.5, a.shape).astype(np.float32), jax.eval_shape(TASK.init, KEY))
+    return jax.tree.map(lambda a: normal(0, 0.5, a.shape).astype(np.float32), shapes(OPTIMIZER).params)
+
+
+@cache
+def shapes(optimizer):
+    return jax.eval_shape(lambda: create_state(TASK, optimizer, KEY, B))
 
 
 def fresh(optimizer=OPTIMIZER):
     """A state of its own arrays, so that donating it hurts nobody."""
-    state = jax.eval_shape(lambda: create_state(TASK, optimizer, KEY, B))
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), state)
-    return zeros._replace(params=jax.tree.map(jnp.array, random_params()))
+    state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes(optimizer))
+    return jax.device_put(state._replace(params=random_params()))
 
 
 def batches(number=K, *, reset=False, mask=True):
@@ -83,6 +86,11 @@ def batch(i=0, **options):
 
 def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def norm(tree):
+    """The Euclidean norm of all numbers together."""
+    return np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def host(tree):
@@ -105,7 +113,7 @@ def in_calls(*counts):
     return host(state), jax.tree.map(lambda *parts: np.concatenate(parts), *logs)
 
 
-@pytest.mark.parametrize("counts", [(1, 1, 1, 1), (3, 1), (1, 2, 1)])
+@pytest.mark.parametrize("counts", [(1, 1, 1, 1), (1, 2, 1)])
 def test_steps_in_one_call_are_the_same_steps_in_several_calls_bitwise(in_one_call, counts):
     equal(in_calls(*counts), in_one_call)
 
@@ -142,6 +150,7 @@ def test_a_donated_state_is_given_up_whole():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.runs
 def test_a_state_made_by_create_state_can_be_donated():
     state = jax.jit(partial(create_state, TASK, OPTIMIZER, rows=B), compiler_options=FAST)(KEY)
     assert int(several(state, batches(), 2)[0].step) == 2
@@ -167,8 +176,8 @@ def test_a_reset_at_the_first_position_forgets_the_carry_of_the_step_before():
 def test_the_gradient_norm_is_reported_before_clipping():
     state, start = fresh(SGD), random_params()
     after, metrics = plain_step(state, batch())
-    change = jax.tree.map(lambda a, b: a - b, after.params, start)
-    np.testing.assert_allclose(optax.tree.norm(change), 0.1, rtol=1e-3)
+    change = jax.tree.map(lambda a, b: np.asarray(a) - b, after.params, start)
+    np.testing.assert_allclose(norm(change), 0.1, rtol=1e-3)
     assert metrics.grad_norm > 0.2
 
 
@@ -176,11 +185,11 @@ def test_the_update_is_the_gradient_of_the_mean_loss():
     state = fresh(SGD)
     slope = jax.grad(lambda p: PLAIN.loss(p, state.carry, batch())[1].nll / (B * T))
     grads = jax.jit(slope, compiler_options=FAST)(state.params)
-    scale = 0.1 / optax.tree.norm(grads)
-    expected = jax.tree.map(lambda p, g: p - scale * g, state.params, grads)
+    expected = jax.tree.map(lambda p, g: np.asarray(p) - 0.1 / norm(grads) * np.asarray(g), state.params, grads)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), plain_step(state, batch())[0].params, expected)
 
 
+@pytest.mark.runs
 def test_an_objective_of_its_own_is_minimised_and_the_loss_is_reported():
     aimed = jax.jit(partial(train_step, Aimed(PLAIN.model), SGD, KEY), compiler_options=FAST)
     (_, plain), (_, metrics) = (step(fresh(SGD), batch()) for step in (plain_step, aimed))

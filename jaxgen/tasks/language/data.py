@@ -34,8 +34,8 @@ from jaxgen.tasks.language.objective import LanguageTask
 from jaxgen.tokenizers.base import UNK, Tokenizer
 from jaxgen.training.windows import Conditions
 
-#: Most targets scored by an evaluation during training; the final one scores the whole split.
-EVAL_TOKENS = 200_000
+#: About how many targets an evaluation during training scores, all over the split; the final one scores all of them.
+EVAL_TOKENS = 50_000
 #: Targets scored by each windowed evaluation: 2,400 windows of 64 or 600 of 256.
 WINDOW_TOKENS = 2_400 * 64
 #: Share of unknown training tokens above which the vocabulary of --init-from is refused: the model would learn <unk>.
@@ -60,7 +60,9 @@ class LanguageData(TaskData):
 
     Config: ClassVar[type[TrainConfig]] = LanguageConfig
     Objective: ClassVar[Any] = LanguageTask
-    COMMANDS: ClassVar[tuple[str, ...]] = ("sample", "score", "evaluate", "explain", "replay", "export")
+    COMMANDS: ClassVar[tuple[str, ...]] = (
+        *("sample", "score", "evaluate", "explain", "interpolate", "neurons", "replay", "export"),
+    )
     METRIC: ClassVar[Metric] = Metric("val_loss", higher_is_better=False)
     UNIT: ClassVar[str] = "tokens"
     TARGET: ClassVar[str] = "token"

@@ -1,0 +1,495 @@
+"""The routes of the server. What they do is in ``completions``, ``models`` and the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio.to_thread
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+
+from jaxgen.errors import DataError, JaxgenError, UsageError
+from jaxgen.inference.engine import BusyError, Engine, Event
+from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.inspection import inspect_text
+from jaxgen.inference.next_token import distribution_steps
+from jaxgen.inference.predictor import DecodingConfig
+from jaxgen.inference.scorer import Scorer
+from jaxgen.inference.state import interpolate, state_bytes
+from jaxgen.server.completions import (
+    MAX_TOKENS,
+    Completion,
+    Limits,
+    conditioned,
+    open_sampler,
+    temperature_of,
+    transforms_of,
+)
+from jaxgen.server.guard import Guard, error_body
+from jaxgen.server.models import KeptState, Models, NotFoundError, States
+from jaxgen.server.schemas import (
+    CompletionRequest,
+    InspectRequest,
+    Json,
+    PredictRequest,
+    ScoreRequest,
+    StateRequest,
+)
+from jaxgen.tokenizers.base import token_text
+from jaxgen.version import __version__
+
+Result = TypeVar("Result")
+#: The files of the page.
+STATIC = Path(__file__).parent / "static"
+#: Seconds after which a client should try again while the server shuts down.
+RETRY_SECONDS = 5
+
+
+class Metrics:
+    """Figures for Prometheus."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.registry = CollectorRegistry()
+        add: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("jaxgen_requests", "Requests by path and status.", ["path", "status"], **add)
+        self.seconds = Histogram("jaxgen_request_seconds", "Seconds of a request.", ["path"], **add)
+        self.first = Histogram("jaxgen_first_token_seconds", "Seconds to the first tokens of a stream.", **add)
+        Gauge("jaxgen_waiting", "Requests that wait.", **add).set_function(lambda: engine.load["waiting"])
+        Gauge("jaxgen_rows", "Texts that are decoded now.", **add).set_function(lambda: engine.load["rows"])
+        Gauge("jaxgen_tokens_total", "Tokens that were generated.", **add).set_function(lambda: engine.tokens)
+
+    def observe(self, path: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        self.requests.labels(path, status).inc()
+        self.seconds.labels(path).observe(seconds)
+
+    def page(self) -> Response:
+        """All figures in the text format."""
+        return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+class Server:
+    """What the routes share.
+
+    Args:
+        models: The served models.
+        engine: Decodes.
+        limits: What a request may ask for.
+    """
+
+    def __init__(self, models: Models, engine: Engine, limits: Limits | None = None) -> None:
+        self.models, self.engine, self.limits = models, engine, limits or Limits()
+        self.states, self.metrics = States(), Metrics(engine)
+        #: Everything but decoding computes one request at a time.
+        self._turn = asyncio.Semaphore(1)
+
+    async def compute(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call ``function`` in a thread, one at a time."""
+        async with self._turn:
+            return await anyio.to_thread.run_sync(partial(function, *args))
+
+    # Completions
+
+    async def completions(self, body: CompletionRequest, request: Request) -> Response:
+        """Texts that continue a prompt."""
+        began, loop = time.monotonic(), asyncio.get_running_loop()
+        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+
+        def notify(place: int, event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, (place, event))
+
+        make = partial(Completion, body, self.models, self.states, self.engine, self.limits, notify)
+        completion = await anyio.to_thread.run_sync(make)
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            if body.stream:
+                parts = self._parts(completion, events, began)
+                first = await _unless(gone, anext(parts))  # an error before the first text is a response of its own
+                return StreamingResponse(_chained(first, parts), media_type="text/event-stream", headers=NO_CACHE)
+            while completion.left:
+                completion.read(*await _unless(gone, events.get()))
+            choices = await self._maybe_compute(completion, completion.choices)
+            completion.cancel()
+            return JSONResponse(completion.response(choices, completion.usage))
+        except BaseException:
+            completion.cancel()
+            raise
+        finally:
+            gone.cancel()
+
+    async def _parts(
+        self, completion: Completion, events: asyncio.Queue[tuple[int, Event]], began: float
+    ) -> AsyncIterator[bytes]:
+        """The server-sent events of a streamed completion."""
+        first = True
+        try:
+            while completion.left:
+                found = [await events.get()]
+                while not events.empty():  # what came while the last part was sent goes into one
+                    found.append(events.get_nowait())
+                for choice in await self._maybe_compute(completion, partial(completion.stream, found)):
+                    yield _sent(completion.response([choice]))
+                if first:
+                    self.metrics.first.observe(time.monotonic() - began)
+                    first = False
+                await asyncio.sleep(0)  # others have a turn even if this client reads at any speed
+            options = completion.body.stream_options
+            if options is not None and options.include_usage:
+                yield _sent(completion.response([], completion.usage))
+            yield b"data: [DONE]\n\n"
+        except Exception as error:
+            if first:
+                raise
+            yield _sent(error_body(str(error), 500))
+        finally:
+            completion.cancel()
+
+    async def _maybe_compute(self, completion: Completion, function: Callable[[], Any]) -> Any:
+        """Call ``function``: here, unless it computes probabilities."""
+        return await self.compute(function) if completion.body.logprobs is not None else function()
+
+    # Other routes
+
+    def score(self, body: ScoreRequest) -> Json:
+        """The log-probabilities of texts."""
+        texts = [body.text] if isinstance(body.text, str) else body.text
+        self._check_length(body.prompt, *texts)
+        served, _, sampler = self.models.language(body.model)
+        scorer = Scorer(sampler, top=min(body.top, sampler.tokenizer.vocab_size), unk=body.unk)
+        found, tokenizer = [], sampler.tokenizer
+        for text in texts:
+            scored = scorer.details(text, body.prompt)
+            names = ("logp", "tokens", "chars", "bytes", "words", "unknown", "nats_per_token", "perplexity")
+            score = {name: getattr(scored.score, name) for name in (*names, "bits_per_char", "bits_per_byte")}
+            tokens = [
+                {**_token(tokenizer, i, logp), "top": [_token(tokenizer, *each) for each in zip(*top)]}
+                for i, logp, top in zip(
+                    scored.tokens.tokens.tolist(),
+                    scored.tokens.logp.tolist(),
+                    zip(scored.tokens.top.tolist(), scored.tokens.top_logp.tolist()),
+                )
+            ]
+            found.append({**score, "per_token": tokens})
+        return {"object": "score", "model": served.name, "checkpoint": sampler.digest, "data": found}
+
+    def predict(self, body: PredictRequest) -> Json:
+        """Answers to inputs."""
+        served, predictor = self.models.predictor(body.model)
+        if (body.input is None) == (body.image is None):
+            raise UsageError("Give `input`, a text or a list of texts, or `image`, in base64.")
+        if (body.image is not None) != predictor.codec.FILES:
+            needed = "an image" if predictor.codec.FILES else "texts"
+            raise UsageError(f"The model {served.name!r} answers {needed}: give that.")
+        inputs: list[Any]
+        if body.image is not None:
+            inputs = [_pixels(predictor, body.image)]
+        else:
+            inputs = [body.input] if isinstance(body.input, str) else list(body.input or ())
+            self._check_length(*inputs)
+        decoding = DecodingConfig()
+        if predictor.task.ANSWER == "texts":
+            length = min(body.max_tokens or predictor.codec.longest, self.limits.tokens)
+            decoding = DecodingConfig(GenerationConfig(length, temperature=0.0), body.beam)
+        answers = list(predictor.predict(inputs, decoding))
+        return {"object": "prediction", "model": served.name, "checkpoint": predictor.digest, "data": answers}
+
+    def inspect(self, body: InspectRequest) -> Json:
+        """The next-token distribution after a text, and what the model computes while it reads it."""
+        self._check_length(body.text)
+        name, sampler, before, _ = open_sampler(self.models, self.states, body)
+        settings = GenerationConfig(MAX_TOKENS, temperature_of(body), 0, transforms_of(body))
+        state, tokenizer = sampler.read(body.text, before, unk=body.unk), sampler.tokenizer
+        steps = [
+            {
+                "after": step.name,
+                "tokens": step.tokens,
+                "entropy_bits": step.entropy,
+                "top": [_token(tokenizer, i, float(step.logp[i])) for i in step.best(body.top).tolist()],
+            }
+            for step in distribution_steps(sampler, state, settings)
+        ]
+        found: Json = {"object": "inspection", "model": name, "checkpoint": sampler.digest, "next": steps}
+        if body.units is not None:
+            if before is not None:
+                raise UsageError("Units are shown from the beginning of a text: leave out state.")
+            seen = inspect_text(sampler, body.text, probabilities=False, unk=body.unk)
+            found |= {"tokens": seen.texts, "bits": seen.surprise.tolist()}
+            found["units"] = {unit: seen.unit(unit).values.tolist() for unit in body.units}
+        return found
+
+    def add_state(self, body: StateRequest) -> Json:
+        """Keep the state after a text, or between two states."""
+        served, loaded, sampler = self.models.language(body.model)
+        self._check_length(body.prompt)
+        checkpoint = sampler.weights_digest()
+        before = loaded.before
+        if body.state is not None:
+            before = self.states.find(body.state, served.name, checkpoint).state
+            if body.label is not None or body.features is not None:
+                raise UsageError("A state continues a text whose condition is fixed: leave out label and features.")
+        sampler = conditioned(sampler, body)
+        if body.to is not None:
+            if before is None or body.state is None or body.prompt or body.tokens is not None:
+                raise UsageError("To interpolate, give `state`, `to` and `weight`, and no text.")
+            state = interpolate(before, self.states.find(body.to, served.name, checkpoint).state, body.weight)
+        elif body.tokens is not None:
+            if body.prompt:
+                raise UsageError("Give `prompt` or `tokens`: a state reads one of the two.")
+            state = sampler.read_tokens(np.asarray(body.tokens, np.int32), before)
+        else:
+            state = sampler.read(body.prompt, before, unk=body.unk)
+        data = state_bytes(state, checkpoint)
+        digest = hashlib.sha256(data).hexdigest()
+        name = self.states.add(KeptState(served.name, checkpoint, state, data, digest))
+        return {"object": "state", "id": name, "model": served.name, "tokens": int(state.tokens.size), "sha256": digest}
+
+    def list_models(self) -> Json:
+        """The served models."""
+        return {"object": "list", "data": [self.model(name) for name in self.models.by_name]}
+
+    def model(self, name: str) -> Json:
+        """One model."""
+        served = self.models.find(name)
+        about = {"id": served.name, "object": "model", "created": served.created, "owned_by": "jaxgen"}
+        return {**about, "task": served.task, "checkpoint": served.current.checkpoint}
+
+    def _check_length(self, *texts: str) -> None:
+        if sum(map(len, texts)) > self.limits.prompt:
+            raise UsageError(f"The texts have more than {self.limits.prompt:,} characters: give shorter ones.")
+
+
+NO_CACHE = {"cache-control": "no-store", "x-accel-buffering": "no"}
+#: Errors of the project -> the status of the response.
+STATUS: dict[type[Exception], int] = {UsageError: 400, DataError: 400, NotFoundError: 404}
+
+
+def create_app(
+    server: Server,
+    *,
+    api_key: str | None = None,
+    local: bool = True,
+    origins: Sequence[str] = (),
+    max_bytes: int = 2**20,
+) -> Any:
+    """The ASGI application.
+
+    Args:
+        server: The models and the engine.
+        api_key: What requests must send as ``Authorization: Bearer``. Default: nothing.
+        local: Whether it listens on this machine alone.
+        origins: Origins of web pages elsewhere that may use it.
+        max_bytes: The largest body of a request.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await anyio.to_thread.run_sync(server.models.close)
+
+    app = FastAPI(title="jaxgen", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"description": text}
+        for status, text in ((400, "It cannot be used"), (401, "Wrong key"), (404, "Unknown"), (429, "Busy"))
+    }
+
+    def route(method: str, path: str, **options: Any) -> Callable[[Any], Any]:
+        return app.api_route(path, methods=[method], responses=errors, **options)
+
+    @route("POST", "/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Texts that continue a prompt."""
+        return await server.completions(body, request)
+
+    @route("POST", "/v1/score")
+    async def score(body: ScoreRequest) -> JSONResponse:
+        """The log-probabilities of texts and their tokens, in nats."""
+        return JSONResponse(await server.compute(server.score, body))
+
+    @route("POST", "/v1/predict")
+    async def predict(body: PredictRequest) -> JSONResponse:
+        """The answers of a classifier, a translator or a captioner."""
+        return JSONResponse(_plain(await server.compute(server.predict, body)))
+
+    @route("POST", "/v1/inspect")
+    async def inspect(body: InspectRequest) -> JSONResponse:
+        """The distribution of the next token after a text, and outputs of the last layer."""
+        return JSONResponse(_plain(await server.compute(server.inspect, body)))
+
+    @route("POST", "/v1/states")
+    async def add_state(body: StateRequest) -> JSONResponse:
+        """Keep the state after a text, or between two states, to continue from it."""
+        return JSONResponse(await server.compute(server.add_state, body))
+
+    @route("GET", "/v1/states/{name}")
+    async def state_file(name: str) -> Response:
+        """The state as a file, for ``sample.py --state`` and to replay receipts."""
+        return Response(server.states.find(name).data, media_type="application/octet-stream")
+
+    @route("DELETE", "/v1/states/{name}")
+    async def drop_state(name: str) -> JSONResponse:
+        """Forget a state."""
+        server.states.drop(name)
+        return JSONResponse({"id": name, "object": "state", "deleted": True})
+
+    @route("GET", "/v1/models")
+    async def list_models() -> JSONResponse:
+        """The served models."""
+        return JSONResponse(server.list_models())
+
+    @route("GET", "/v1/models/{name}")
+    async def model(name: str) -> JSONResponse:
+        """One model."""
+        return JSONResponse(server.model(name))
+
+    @route("GET", "/health")
+    async def health() -> JSONResponse:
+        """Whether the server takes requests."""
+        return JSONResponse({"status": "ok", **server.engine.load})
+
+    @route("GET", "/metrics")
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return server.metrics.page()
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        if (STATIC / "index.html").is_file():
+            return FileResponse(STATIC / "index.html")
+        return PlainTextResponse("jaxgen serves models here: see /v1/models and /openapi.json.\n")
+
+    if STATIC.is_dir():
+        app.mount("/static", StaticFiles(directory=STATIC), name="static")
+
+    _add_error_handlers(app)
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
+    observe = server.metrics.observe
+    return Guard(app, observe, api_key=api_key, local=local, origins=tuple(origins), max_bytes=max_bytes)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Errors as responses. The message never repeats a number that JSON cannot hold."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        each = error.errors()[0]
+        where = ".".join(str(part) for part in each["loc"] if part != "body")[:200]
+        message = each["msg"] if not where else f"{where}: {each['msg']}"
+        return _failure(400, _readable(message))
+
+    @app.exception_handler(BusyError)
+    async def busy(_: Request, error: BusyError) -> JSONResponse:
+        status, seconds = (503, RETRY_SECONDS) if error.closed else (429, max(round(error.seconds), 1))
+        return _failure(status, str(error), {"retry-after": str(seconds)})
+
+    @app.exception_handler(JaxgenError)
+    async def known(_: Request, error: JaxgenError) -> JSONResponse:
+        status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
+        return _failure(status, _readable(str(error)))
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return _failure(500, "The server failed: its log says how.")
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        return _failure(error.status_code, str(error.detail))
+
+    app.add_exception_handler(404, lambda *_: _failure(404, "There is nothing at this path: see /openapi.json."))
+    app.add_exception_handler(405, lambda *_: _failure(405, "This path has other methods: see /openapi.json."))
+
+
+def _failure(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(error_body(message, status), status, headers)
+
+
+def _readable(message: str) -> str:
+    """A message as JSON can hold it."""
+    return message.encode("utf-8", "replace").decode()
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _unless(gone: asyncio.Future[None], waited: Awaitable[Result]) -> Result:
+    """The result of ``waited``. Raises ``ClientDisconnect`` if the client leaves first."""
+    task = asyncio.ensure_future(waited)
+    both: set[asyncio.Future[Any]] = {task, gone}
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not task.done():
+            task.cancel()
+    if task.cancelled() or not task.done():
+        raise ClientDisconnect
+    return task.result()
+
+
+async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        yield first
+        async for part in rest:
+            yield part
+    finally:
+        await rest.aclose()  # type: ignore[attr-defined]
+
+
+def _sent(value: Json) -> bytes:
+    """A server-sent event."""
+    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n".encode()
+
+
+def _token(tokenizer: Any, token: int, logp: float) -> Json:
+    return {"token": token_text(tokenizer, token), "id": token, "logp": round(logp, 6)}
+
+
+def _plain(value: Any) -> Any:
+    """A value of arrays and numbers as JSON values; what is not finite is ``None``."""
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _pixels(predictor: Any, image: str) -> np.ndarray:
+    """The pixels of an image in base64. Raises ``UsageError``."""
+    from jaxgen.tasks.caption.images import read_image
+
+    if not predictor.codec.of_images:
+        raise UsageError("This model answers features, and not images: ask it from Python.")
+    try:
+        data = base64.b64decode(image.partition(",")[2] if image.startswith("data:") else image, validate=True)
+    except (binascii.Error, ValueError):
+        raise UsageError("`image` is not base64: send the bytes of a PNG or JPEG in base64.") from None
+    with tempfile.NamedTemporaryFile(prefix="jaxgen-image-") as file:
+        file.write(data)
+        file.flush()
+        try:
+            return read_image(file.name, predictor.codec.shape[:2])
+        except DataError as error:
+            raise UsageError(str(error).replace(file.name, "of the request")) from None

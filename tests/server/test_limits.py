@@ -1,0 +1,188 @@
+"""What the server refuses, how it ends what nobody waits for, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+
+import httpx2 as httpx
+import pytest
+from serving import served
+
+from jaxgen.cli.serve import main as serve_main
+from jaxgen.server.completions import Limits
+
+#: More tokens than a test waits for.
+ENDLESS = 10_000_000
+
+
+def lines(response: httpx.Response):
+    return (json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {"))
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def small(serve, tiny):
+    """A server with room for one text and one that waits."""
+    with serve([served(tiny)], Limits(tokens=ENDLESS), rows=1, waiting=1) as running:
+        yield running
+
+
+def test_a_full_queue_is_429_and_a_client_that_leaves_makes_room(small):
+    body = {"prompt": "a", "max_tokens": ENDLESS, "stream": True}
+    with small.http.stream("POST", "/v1/completions", json=body) as first:
+        parts = lines(first)  # closing it would close the connection
+        next(parts)
+        queued = {}
+        thread = threading.Thread(target=lambda: queued.update(r=small.post("/v1/completions", prompt="a", seed=1)))
+        thread.start()
+        wait_until(lambda: small.server.engine.load["waiting"] == 1)
+        refused = small.post("/v1/completions", prompt="b")
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "wait" in refused.json()["error"]["message"]
+    thread.join(60)
+    assert queued["r"].status_code == 200
+    wait_until(lambda: small.server.engine.load["rows"] == 0)
+
+
+def test_a_request_that_is_not_streamed_ends_when_its_client_leaves(small):
+    with pytest.raises(httpx.ReadTimeout):
+        small.http.post("/v1/completions", json={"prompt": "a", "max_tokens": ENDLESS}, timeout=1.0)
+    wait_until(lambda: small.server.engine.load["rows"] == 0)
+
+
+def test_a_stream_that_waits_ends_when_its_client_leaves(small):
+    body = {"prompt": "a", "max_tokens": ENDLESS, "stream": True}
+    with small.http.stream("POST", "/v1/completions", json=body) as first:
+        parts = lines(first)
+        next(parts)
+        with pytest.raises(httpx.ReadTimeout):
+            small.http.post("/v1/completions", json=body, timeout=1.0)
+        wait_until(lambda: small.server.engine.load["waiting"] == 0)
+        assert small.server.engine.load["rows"] == 1
+
+
+def test_texts_end_at_the_deadline_of_the_request_or_the_server(serve, tiny):
+    with serve([served(tiny)], Limits(tokens=ENDLESS, seconds=0.5)) as running:
+        for more in ({}, {"timeout": 0.2}):
+            (choice,) = running.complete(prompt="a", max_tokens=ENDLESS, **more)
+            assert choice["finish_reason"] == "length"
+            assert choice["receipt"]["end"] == "time"
+
+
+def test_a_server_that_stops_ends_its_texts_and_answers_503(small):
+    body = {"prompt": "a", "max_tokens": ENDLESS, "stream": True}
+    with small.http.stream("POST", "/v1/completions", json=body) as stream:
+        parts = lines(stream)
+        next(parts)
+        small.server.engine.close(finish=False)
+        *_, last = parts
+        assert last["choices"][0]["finish_reason"] == "length"
+    late = small.post("/v1/completions", prompt="a")
+    assert late.status_code == 503
+    assert "retry-after" in late.headers
+
+
+def test_an_error_in_the_model_is_a_sentence_and_the_server_goes_on(small, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of order")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxgen.inference.sampler.Sampler.read_in_chunks", fail)
+        response = small.post("/v1/completions", prompt="a")
+        assert response.status_code == 500
+        assert "error" in response.json()
+    assert small.post("/v1/completions", prompt="a").status_code == 200
+
+
+def test_a_key_is_needed_where_one_is_set(serve, tiny):
+    with serve([served(tiny)], api_key="secret") as running:
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
+            refused = running.http.get("/v1/models", headers=headers)
+            assert refused.status_code == 401
+            assert "key" in refused.json()["error"]["message"]
+        assert running.http.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
+        assert running.http.get("/health").status_code == 200
+        assert running.http.get("/metrics").status_code == 401
+
+
+def test_other_hosts_and_origins_are_refused(server):
+    assert server.http.get("/v1/models", headers={"host": "evil.example"}).status_code == 403
+    assert server.http.get("/v1/models", headers={"origin": "https://evil.example"}).status_code == 403
+    own = server.url
+    response = server.http.get("/v1/models", headers={"origin": own})
+    assert response.status_code == 200
+    assert not [name for name in response.headers if name.startswith("access-control")]
+    assert server.http.options("/v1/models", headers={"origin": "null"}).status_code == 403
+
+
+def test_an_origin_can_be_allowed(serve, tiny):
+    with serve([served(tiny)], origins=("https://example.org",)) as running:
+        allowed = running.http.get("/v1/models", headers={"origin": "https://example.org"})
+        assert allowed.headers["access-control-allow-origin"] == "https://example.org"
+        assert running.http.get("/v1/models", headers={"origin": "https://other.org"}).status_code == 403
+
+
+def test_large_bodies_and_other_kinds_of_content_are_refused(serve, tiny):
+    with serve([served(tiny)], max_bytes=1_000) as running:
+        large = b'{"prompt": "' + b"a" * 2_000 + b'"}'
+        kind = {"content-type": "application/json"}
+        assert running.http.post("/v1/completions", content=large, headers=kind).status_code == 413
+        pieces = running.http.post("/v1/completions", content=iter([large[:900], large[900:]]), headers=kind)
+        assert pieces.status_code == 413
+        # What a form of another page could send without asking.
+        text = running.http.post("/v1/completions", content=b'{"prompt": "a"}', headers={"content-type": "text/plain"})
+        assert text.status_code == 400
+
+
+def test_a_body_that_does_not_arrive_is_refused(serve, tiny, monkeypatch):
+    monkeypatch.setattr("jaxgen.server.guard.BODY_SECONDS", 0.3)
+    with serve([served(tiny)]) as running:
+        address = running.url.removeprefix("http://").split(":")
+        with socket.create_connection((address[0], int(address[1]))) as slow:
+            slow.sendall(b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{")
+            assert slow.recv(1_000).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "/static/../../pyproject.toml", "/v1/models/..%2f..", "/v1/states/%2e%2e"]
+)
+def test_no_path_of_a_request_reaches_a_file(server, path):
+    response = server.http.get(path)
+    assert response.status_code == 404
+    assert "error" in response.json()
+    assert server.http.delete("/health").status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--host", "0.0.0.0"], "--api-key"),
+        (["--run", "missing", "--port", "0"], "missing"),
+        (["--host", "no such host"], "--host"),
+        (["--port", "70000"], "port"),
+        (["--block", "0"], "block"),
+        (["--mix", "a", "b", "--run", "c"], "--mix"),
+        (["--adapt-rate", "0.1"], "--adapt-to"),
+    ],
+)
+def test_flags_that_cannot_be_used_end_the_command(flags, word, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("JAXGEN_API_KEY", raising=False)
+    assert serve_main(flags) in (2, 4)
+    assert word in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_a_sentence(server, capsys):
+    port = server.url.rsplit(":", 1)[1]
+    assert serve_main(["--port", port]) == 2
+    assert "port" in capsys.readouterr().err

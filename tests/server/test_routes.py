@@ -1,0 +1,195 @@
+"""Scores, answers, states, what the model computes, metrics, and the lines of the documents."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving import served
+
+from jaxgen.cli.serve import open_models
+from jaxgen.inference.generation_config import GenerationConfig
+from jaxgen.inference.inspection import inspect_text
+from jaxgen.inference.predictor import Predictor
+from jaxgen.inference.sampler import Sampler
+from jaxgen.inference.scorer import Scorer
+from jaxgen.inference.state import interpolate
+from jaxgen.server.models import Loaded, Served
+
+PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+COMMANDS = re.findall(r"^curl .*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_scores_are_those_of_the_scorer(server, tiny):
+    found = server.post("/v1/score", text=["abc", "hg"], prompt="d", top=2).json()["data"]
+    for text, each in zip(("abc", "hg"), found):
+        expected = Scorer(tiny, top=2).details(text, "d")
+        assert each["logp"] == expected.score.logp
+        assert [token["logp"] for token in each["per_token"]] == np.round(
+            expected.tokens.logp.astype(float), 6
+        ).tolist()
+        assert [[best["id"] for best in token["top"]] for token in each["per_token"]] == expected.tokens.top.tolist()
+    assert server.post("/v1/score", text="xyz").status_code == 400
+
+
+def test_a_state_is_continued_branched_and_interpolated(server, tiny, tmp_path):
+    names = {}
+    for text in ("abc", "hgf"):
+        names[text] = server.post("/v1/states", prompt=text).json()["id"]
+    states = {text: tiny.read(text) for text in names}
+    settings = GenerationConfig(20, 1.0, 3)
+    for prompt in ("", "d", "e"):  # branches
+        (choice,) = server.complete(state=names["abc"], prompt=prompt, max_tokens=20, seed=3)
+        assert choice["text"] == tiny.sample(prompt, settings, state=states["abc"])[0]
+    between = server.post("/v1/states", state=names["abc"], to=names["hgf"], weight=0.25).json()
+    (choice,) = server.complete(state=between["id"], max_tokens=20, seed=3)
+    assert choice["text"] == tiny.sample("", settings, state=interpolate(states["abc"], states["hgf"], 0.25))[0]
+    longer = server.post("/v1/states", state=names["abc"], tokens=[4, 5]).json()["id"]
+    (choice,) = server.complete(state=longer, max_tokens=20, seed=3)
+    assert choice["text"] == tiny.sample("", settings, state=tiny.read_tokens([4, 5], states["abc"]))[0]
+    file = tmp_path / choice["receipt"]["state"]["file"]
+    file.write_bytes(server.http.get(f"/v1/states/{longer}").content)
+    loaded = tiny.load_state(file)
+    assert tiny.sample("", settings, state=loaded) == [choice["text"]]
+    assert server.http.delete(f"/v1/states/{longer}").json()["deleted"]
+    assert server.http.get(f"/v1/states/{longer}").status_code == 404
+    for body in ({"to": names["abc"]}, {"tokens": [99]}, {"tokens": [4], "prompt": "a"}, {"state": "state-1"}):
+        assert server.post("/v1/states", **body).status_code in (400, 404)
+
+
+def test_a_state_of_another_model_is_refused(serve, tiny):
+    with serve([served(tiny), served(tiny.with_condition(None), "other")]) as running:
+        name = running.post("/v1/states", model="tiny", prompt="a").json()["id"]
+        assert running.post("/v1/completions", model="other", state=name).status_code == 400
+        assert running.post("/v1/completions", state=name).status_code == 400  # which model?
+
+
+def test_the_distribution_of_the_next_token_and_hidden_units_are_shown(server, tiny):
+    found = server.post("/v1/inspect", text="abc", top=3, top_k=2, temperature=0.5, units=["0:h:0", "1:7"]).json()
+    assert found["next"][0]["after"] == "the model"
+    assert found["next"][-1]["tokens"] == 2
+    logits = np.asarray(tiny.read("abc").logits[0], np.float64)
+    logp = logits - np.log(np.exp(logits).sum())
+    best = np.argsort(-logp)[:3]
+    assert [each["id"] for each in found["next"][0]["top"]] == best.tolist()
+    np.testing.assert_allclose([each["logp"] for each in found["next"][0]["top"]], logp[best], atol=1e-4)
+    assert "".join(found["tokens"]) == "abc"
+    seen = inspect_text(tiny, "abc")
+    for unit in ("0:h:0", "1:7"):
+        assert found["units"][unit] == seen.unit(unit).values.tolist()
+    assert server.post("/v1/inspect", text="abc", units=["0:h:8"]).status_code == 400
+
+
+def test_metrics_count_requests_and_tokens(server):
+    before = server.server.engine.tokens
+    server.complete(prompt="ab", max_tokens=40)
+    page = server.http.get("/metrics").text
+    assert re.search(r'jaxgen_requests_total\{path="/v1/completions",status="200"\} \d+', page)
+    assert server.server.engine.tokens >= before + 40
+    assert "jaxgen_waiting 0.0" in page
+
+
+def test_a_page_without_files_says_where_to_look(server):
+    assert server.http.get("/").status_code == 200
+    schema = server.http.get("/openapi.json").json()
+    assert {"/v1/completions", "/v1/predict", "/v1/score", "/v1/inspect", "/v1/states"} <= set(schema["paths"])
+
+
+@pytest.fixture(scope="module")
+def answering(tmp_path_factory, serve, quick_compiles):
+    """A server of a classifier and a captioner, and the folders of both."""
+    from jaxgen.cli.train import main as train
+
+    folder = tmp_path_factory.mktemp("answers")
+    rows = [("fish wave", "sea"), ("tree road", "land"), ("wave ship", "sea"), ("road hill", "land")] * 3
+    (folder / "rows.csv").write_text("text,kind\n" + "".join(f"{text},{kind}\n" for text, kind in rows))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    (folder / "photos").mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / "photos" / f"{number}.png")
+    lines = "".join(f"{number}.png,{text}\n" for number, (text, _) in enumerate(rows[:4]))
+    (folder / "photos" / "captions.csv").write_text("image,caption\n" + lines)
+    small = "--cell elman --hidden 4 --batch-size 4 --steps 2 --eval-every 2 --devices 1"
+    images = "--image-size 8 --patch 2 --widths 16 --blocks 0 --beam 0 --val-rows 1"
+    for task, data, flags in (
+        ("classify", "rows.csv", "--text-column text --label-column kind --val-rows 4"),
+        ("caption", "photos", images),
+    ):
+        words = [task, "--data", str(folder / data), "--run", str(folder / task), *f"{small} {flags}".split()]
+        assert train(words) == 0
+    models = [
+        Served.of(task, task, lambda task=task: Loaded(None, Predictor.load(folder / task)), [folder / task])
+        for task in ("classify", "caption")
+    ]
+    with serve(models) as running:
+        yield running, folder
+
+
+def test_answers_are_those_of_the_predictor(answering):
+    running, folder = answering
+    texts = ["fish wave", "road"]
+    found = running.post("/v1/predict", model="classify", input=texts).json()["data"]
+    expected = list(Predictor.load(folder / "classify").predict(texts))
+    assert json.loads(json.dumps(found)) == json.loads(json.dumps(expected, default=float))
+    assert running.post("/v1/completions", model="classify", prompt="a").status_code == 400
+
+
+def test_an_image_is_captioned(answering):
+    running, folder = answering
+    file = folder / "photos" / "1.png"
+    (expected,) = Predictor.load(folder / "caption").predict([file])
+    data = base64.b64encode(file.read_bytes()).decode()
+    for image in (data, f"data:image/png;base64,{data}"):
+        (found,) = running.post("/v1/predict", model="caption", image=image).json()["data"]
+        assert found["text"] == expected["text"]
+        assert found["image"] is None
+    broken = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(broken, "PNG")
+    for image in ("no base64!", base64.b64encode(b"text").decode(), base64.b64encode(broken.getvalue()[:40]).decode()):
+        response = running.post("/v1/predict", model="caption", image=image)
+        assert response.status_code == 400
+        assert "tmp" not in response.text
+    assert running.post("/v1/predict", model="caption", input="a").status_code == 400
+    assert running.post("/v1/predict", model="classify").status_code == 400
+
+
+@pytest.fixture(scope="module")
+def shakespeare(serve):
+    """A server of the model of the documents."""
+    from jaxgen.cli.serve import ServeConfig
+
+    with serve(open_models(ServeConfig(run=("pretrained:shakespeare",)))) as running:
+        yield running
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_curl_lines_of_the_page_run_as_written(shakespeare, command):
+    words = shlex.split(command.replace("http://127.0.0.1:8000", shakespeare.url))
+    done = subprocess.run(
+        [*words, "--fail-with-body", "--max-time", "300"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout
+
+
+def test_the_example_of_the_page_runs_as_written(shakespeare, capsys):
+    block = next(b for b in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "OpenAI" in b)
+    exec(compile(block.replace("http://127.0.0.1:8000", shakespeare.url), "docs/serving.md", "exec"), {})
+    assert len(capsys.readouterr().out) == 101
+
+
+def test_the_engine_of_the_page_writes_the_text_of_the_sampler(capsys):
+    block = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[-1]
+    exec(compile(block, "docs/serving.md", "exec"), {})
+    settings = GenerationConfig(length=100, seed=3)
+    assert capsys.readouterr().out == Sampler.load("pretrained:shakespeare").sample("ROMEO:", settings)[0]

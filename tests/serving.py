@@ -1,0 +1,67 @@
+"""A server on a port of this machine, and clients of it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import uvicorn
+
+from jaxgen.inference.engine import Engine
+from jaxgen.inference.sampler import Sampler
+from jaxgen.server.app import Server, create_app
+from jaxgen.server.completions import Limits
+from jaxgen.server.listen import open_socket
+from jaxgen.server.models import Loaded, Models, Served
+
+
+class Running:
+    """A server that runs: its address, and clients."""
+
+    def __init__(self, url: str, server: Server) -> None:
+        self.url, self.server = url, server
+        self.http = httpx.Client(base_url=url, timeout=300)
+        self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300)
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self.http.post(path, json=body)
+
+    def complete(self, **body: Any) -> list[dict[str, Any]]:
+        """The choices of a completion."""
+        response = self.post("/v1/completions", **body)
+        assert response.status_code == 200, response.text
+        return response.json()["choices"]
+
+
+@contextlib.contextmanager
+def run_server(
+    models: list[Served], limits: Limits | None = None, rows: int = 32, waiting: int = 1_000, **options: Any
+) -> Iterator[Running]:
+    engine = Engine(rows=rows, waiting=waiting)
+    shared = Server(Models(models, engine, 0, print), engine, limits or Limits(prompt=2_000, texts=16, tokens=2_000))
+    app = create_app(shared, **options)
+    with open_socket("127.0.0.1", 0) as socket:
+        config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=5)
+        listening = uvicorn.Server(config)
+        thread = threading.Thread(target=listening.run, kwargs={"sockets": [socket]}, daemon=True)
+        thread.start()
+        while not listening.started:
+            time.sleep(0.01)
+        running = Running(f"http://127.0.0.1:{socket.getsockname()[1]}", shared)
+        try:
+            yield running
+        finally:
+            running.http.close()
+            running.openai.close()
+            engine.close(finish=False)
+            listening.should_exit = True
+            thread.join(20)
+
+
+def served(sampler: Sampler, name: str = "tiny") -> Served:
+    return Served.of(name, "language", lambda: Loaded(sampler), [])
