@@ -141,7 +141,7 @@ def test_weights_are_not_fitted_where_a_run_may_have_read_the_text(runs, tmp_pat
 
 
 def test_a_model_without_a_run_has_no_text_to_fit_on(tiny):
-    with pytest.raises(UsageError, match="runs only"):
+    with pytest.raises(UsageError, match="no run"):
         fit_mixture([tiny, tiny])
 
 
