@@ -88,7 +88,9 @@ def assert_close(a, b, atol=1e-5):
 # What it computes
 
 
-@pytest.mark.parametrize("layers", [pytest.param(1, marks=pytest.mark.runs), 2, pytest.param(3, marks=pytest.mark.runs)])
+@pytest.mark.parametrize(
+    "layers", [pytest.param(1, marks=pytest.mark.runs), 2, pytest.param(3, marks=pytest.mark.runs)]
+)
 def test_any_number_of_layers_equals_the_layers_by_hand(layers):
     assert_by_hand(*setup(layers=layers, cell=LSTM), embedding)
 

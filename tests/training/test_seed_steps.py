@@ -50,10 +50,7 @@ def to(dtype, leaf):
     return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
-@pytest.mark.parametrize(
-    ("shares_text", "form"),
-    [(True, "vmap"), *(pytest.param(*case, marks=pytest.mark.runs) for case in [(False, "vmap"), (True, "map")])],
-)
+@pytest.mark.parametrize(("shares_text", "form"), [(True, "vmap"), (False, "vmap"), (True, "map")])
 def test_twenty_steps_in_float32_agree_to_1e_5(shares_text, form):
     losses, params = both_ways("elman", 20, shares_text=shares_text, form=form)
     np.testing.assert_allclose(*losses, atol=1e-5, rtol=0)
@@ -61,7 +58,6 @@ def test_twenty_steps_in_float32_agree_to_1e_5(shares_text, form):
     assert not np.allclose(losses[0][0], losses[0][1], atol=1e-3)  # the seeds differ
 
 
-@pytest.mark.runs
 @pytest.mark.parametrize("cell", [name for name in jaxgen.CELLS if name != "lru"])  # which is not for float64
 def test_two_hundred_steps_in_float64_agree_to_1e_8(cell):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
@@ -70,7 +66,6 @@ def test_two_hundred_steps_in_float64_agree_to_1e_8(cell):
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-8, rtol=0), *params)
 
 
-@pytest.mark.runs
 @pytest.mark.skipif("jax.local_device_count() < 2")
 def test_runs_that_are_spread_over_devices_are_the_same_runs():
     losses, params = both_ways("elman", 20, make_mesh(2))
