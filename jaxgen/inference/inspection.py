@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import regex
 
 from jaxgen import jitted, notebook
 from jaxgen.errors import DataError, UsageError, check_int, check_kind, check_text, choose, counted
@@ -25,6 +26,8 @@ CHUNK, PIECE = 256, 4096
 MAX_NUMBERS = 1 << 28
 #: The feature is shifted by so many distances to find what chance gives.
 SHIFTS = 99
+#: How long a regular expression may look for its matches.
+SECONDS = 10.0
 #: Fewer tokens say nothing about a unit.
 MIN_TOKENS = 100
 #: The held-out correlation from which on a unit is said to tell a feature.
@@ -93,14 +96,20 @@ def feature_values(feature: str, text: str) -> np.ndarray:
     """The values of a feature of ``FEATURES``, or 1 inside the matches of a regular expression and else 0."""
     if feature in FEATURES:
         return FEATURES[feature](text)
+    found = np.zeros(len(text))
     try:
-        pattern = re.compile(feature)
-    except re.error as error:
+        for match in regex.finditer(feature, text, timeout=SECONDS, concurrent=True):
+            found[match.start() : match.end()] = 1
+    except regex.error as error:
         raise UsageError(
             f"{feature!r} is no feature and no regular expression ({error}): give {', '.join(FEATURES)}, or a regular "
             "expression."
         ) from None
-    return _matched(pattern, text)
+    except TimeoutError:
+        raise UsageError(
+            f"{feature!r} took more than {SECONDS:g} seconds: give a simpler expression, or a shorter text."
+        ) from None
+    return found
 
 
 # --- units that tell a feature
@@ -252,6 +261,12 @@ class Inspection:
     def text(self) -> str:
         """The whole text."""
         return "".join(self.texts)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All states and gates by their names, such as ``0:c``, float32 [T, units]."""
+        layers = enumerate(zip(self.states, self.gates))
+        return {f"{i}:{name}": array for i, both in layers for each in both for name, array in each.items()}
 
     def unit(self, unit: Unit | str | int) -> UnitValues:
         """The values of a unit, such as ``"0:c:17"`` or ``"0:17"`` (see ``read_unit``), or of a gate (``"0:f:17"``).

@@ -20,17 +20,17 @@ import anyio.to_thread
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from jaxgen.errors import DataError, JaxgenError, UsageError
+from jaxgen.errors import DataError, JaxgenError, UsageError, choose
 from jaxgen.inference.engine import BusyError, Engine, Event
 from jaxgen.inference.generation_config import GenerationConfig
-from jaxgen.inference.inspection import inspect_text
+from jaxgen.inference.inspection import Inspection, inspect_text
 from jaxgen.inference.next_token import distribution_steps
 from jaxgen.inference.predictor import DecodingConfig
 from jaxgen.inference.scorer import Scorer
@@ -62,6 +62,8 @@ Result = TypeVar("Result")
 STATIC = Path(__file__).parent / "static"
 #: Seconds after which a client should try again while the server shuts down.
 RETRY_SECONDS = 5
+#: The most tokens for which all units of an array are returned.
+MAX_SHOWN = 500
 
 
 class Metrics:
@@ -228,12 +230,10 @@ class Server:
             for step in distribution_steps(sampler, state, settings)
         ]
         found: Json = {"object": "inspection", "model": name, "checkpoint": sampler.digest, "next": steps}
-        if body.units is not None:
+        if body.units is not None or body.array is not None or body.find is not None:
             if before is not None:
                 raise UsageError("Units are shown from the beginning of a text: leave out state.")
-            seen = inspect_text(sampler, body.text, probabilities=False, unk=body.unk)
-            found |= {"tokens": seen.texts, "bits": seen.surprise.tolist()}
-            found["units"] = {unit: seen.unit(unit).values.tolist() for unit in body.units}
+            found |= _inside(inspect_text(sampler, body.text, probabilities=False, unk=body.unk), body)
         return found
 
     def add_state(self, body: StateRequest) -> Json:
@@ -372,12 +372,9 @@ def create_app(
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        if (STATIC / "index.html").is_file():
-            return FileResponse(STATIC / "index.html")
-        return PlainTextResponse("jaxgen serves models here: see /v1/models and /openapi.json.\n")
+        return FileResponse(STATIC / "index.html")
 
-    if STATIC.is_dir():
-        app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
     _add_error_handlers(app)
     if origins:
@@ -463,6 +460,24 @@ def _sent(value: Json) -> bytes:
 
 def _token(tokenizer: Any, token: int, logp: float) -> Json:
     return {"token": token_text(tokenizer, token), "id": token, "logp": round(logp, 6)}
+
+
+def _inside(seen: Inspection, body: InspectRequest) -> Json:
+    """What a request asks for of a text that was read."""
+    arrays = seen.arrays
+    found: Json = {"tokens": seen.texts, "bits": seen.surprise.tolist()}
+    found["arrays"] = {name: array.shape[1] for name, array in arrays.items()}
+    if body.units is not None:
+        found["units"] = {unit: seen.unit(unit).values.tolist() for unit in body.units}
+    if body.array is not None:
+        shown = arrays[choose(body.array, arrays, "array")][:MAX_SHOWN]
+        found["array"] = [[round(value, 3) for value in row] for row in shown.tolist()]
+    if body.find is not None:
+        units = seen.find(body.find)
+        best = [{"unit": str(each.unit), "chosen": each.chosen, "score": each.score} for each in units.units]
+        found["found"] = {"units": best, "score": units.score, "chance": units.chance, "verdict": units.verdict}
+        found["found"]["is_telling"] = bool(units.is_telling)
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -21,6 +21,15 @@ _LOG = logging.getLogger("jaxgen.server")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 #: Paths that need no key: the page, and whether the server lives.
 OPEN_PATHS = ("/", "/health", "/favicon.ico")
+#: Of every response: the page takes scripts, styles and data from this server alone, and no other page may frame it.
+SECURITY_HEADERS = (
+    (
+        b"content-security-policy",
+        b"default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
 #: Seconds that a request may take to arrive.
 BODY_SECONDS = 30.0
 
@@ -78,6 +87,11 @@ class Guard:
         async def watched(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             status = message.get("status", status)
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), *SECURITY_HEADERS]
+                if not any(name == b"cache-control" for name, _ in headers):
+                    headers.append((b"cache-control", b"no-cache"))  # the page is that of the running version
+                message = {**message, "headers": headers}
             await send(message)
 
         try:

@@ -143,6 +143,10 @@ class InspectRequest(Drawing):
     """How many of the most probable tokens to return."""
     units: Annotated[list[Name], Field(max_length=64)] | None = None
     """Return the values of these units at each token, and its surprise in bits, for example ["0:c:17"]."""
+    array: Name | None = None
+    """Return the values of all units of this array at the first tokens, for example "0:c"."""
+    find: Name | None = None
+    """Return the units that follow this feature, or the matches of this regular expression, most closely."""
 
 
 class StateRequest(Condition):

@@ -1,0 +1,262 @@
+// The view "Write": a tree of texts. A branch continues from an alternative; its prompt is the text up to there.
+
+import { $, fail, guarded, stream } from "./api.js";
+import { make, percent, probabilityColor, quoted, Tokens } from "./tokens.js";
+
+const ALTERNATIVES = 8;
+// Name, label, largest value and step of the slider, its first value, and the value with which nothing changes.
+const SETTINGS = [
+  ["temperature", "Temperature", 2, 0.05, 0.8, 1],
+  ["top_k", "Top-k (0: all)", 100, 1, 0, 0],
+  ["top_p", "Top-p", 1, 0.01, 1, 1],
+  ["min_p", "Min-p", 1, 0.01, 0, 0],
+  ["repetition_penalty", "Repetition penalty", 2, 0.05, 1, 1],
+  ["presence_penalty", "Presence penalty", 2, 0.05, 0, 0],
+  ["frequency_penalty", "Frequency penalty", 2, 0.05, 0, 0],
+  ["max_tokens", "Length in tokens", 1000, 10, 300, null],
+];
+
+const output = new Tokens($("output"), showAlternatives);
+let roots = [], shown = null, history = [], running = null;
+
+export function setUp() {
+  for (const [name, label, max, step, value] of SETTINGS) {
+    const number = make("input", { id: name, type: "number", step: "any", value });
+    const slider = make("input", { type: "range", min: 0, max, step, value, ariaLabel: `${label}, slider` });
+    slider.addEventListener("input", () => { number.value = slider.value; });
+    number.addEventListener("input", () => { slider.value = number.value; });
+    $("sliders").append(make("label", { htmlFor: name, textContent: label }), make("div", { className: "pair" }, slider, number));
+  }
+  if (matchMedia("(max-width: 50rem)").matches) $("settings").open = false;
+  $("write-form").addEventListener("submit", guarded(() => generate(null, [], $("prompt").value)));
+  $("continue").addEventListener("click", guarded(() => generate(shown, tokensOf(shown), "")));
+  $("stop").addEventListener("click", () => running?.abort());
+  $("undo").addEventListener("click", () => { running?.abort(); show(history.pop(), false); });
+  $("receipt-kind").addEventListener("change", showReceipt);
+  $("copy").addEventListener("click", copy);
+  $("compare-form").addEventListener("submit", guarded(compare));
+  $("compare-stop").addEventListener("click", () => running?.abort());
+}
+
+export const currentText = () => (shown ? shown.prompt + tokensOf(shown).map((each) => each.text).join("") : $("prompt").value);
+
+// The settings of the form as a request. Draws a seed unless it is kept.
+function settings() {
+  if (!$("lock").checked) $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
+  const body = { model: $("model").value, seed: Number($("seed").value) };
+  for (const [name, , , , , neutral] of SETTINGS) {
+    const given = $(name).value;
+    if (given !== "" && (neutral === null || Number(given) !== neutral)) body[name] = Number(given);
+  }
+  const stops = $("stops").value.split("\n").filter((each) => each);
+  if (stops.length) body.stop = stops.map((each) => each.replace(/\\([nt\\])/g, (_, letter) => ({ n: "\n", t: "\t", "\\": "\\" })[letter]));
+  return body;
+}
+
+const tokensOf = (node) => [...node.start, ...node.own];
+
+// The tokens of a choice, each with its log-probability and alternatives.
+function read(logprobs) {
+  return logprobs.tokens.map((text, i) => ({
+    text, logp: logprobs.token_logprobs[i], top: Object.entries(logprobs.top_logprobs?.[i] ?? {}).sort((a, b) => b[1] - a[1]),
+  }));
+}
+
+// As many tokens as the text has: it ends before a stop string, and tokens may be parts of characters.
+function fit(tokens, text, isWhole) {
+  const fitting = [];
+  let at = 0;
+  for (const token of tokens) {
+    if (!token.text || !text.startsWith(token.text, at)) break;
+    at += token.text.length;
+    fitting.push(token);
+  }
+  if (isWhole && at < text.length) fitting.push({ text: text.slice(at), logp: NaN, top: [] });
+  return fitting;
+}
+
+const painted = (token) => ({ ...token, color: probabilityColor(Math.exp(token.logp)), title: percent(Math.exp(token.logp)) });
+
+// Streams a text into `draw(tokens so far)`; resolves with {tokens, text, receipt}.
+async function draw(body, signal, drawn) {
+  let text = "", tokens = [], receipt = null;
+  try {
+    await stream(body, signal, (choice) => {
+      text += choice.text;
+      if (choice.logprobs) tokens.push(...read(choice.logprobs));
+      receipt = choice.receipt ?? receipt;
+      drawn(fit(tokens, text, false));
+    });
+  } finally {
+    tokens = fit(tokens, text, true);
+    drawn(tokens);
+  }
+  return receipt;
+}
+
+// Runs `action(signal)`, which "Stop" ends.
+async function whileRunning(action) {
+  running?.abort();
+  const own = (running = new AbortController());
+  const buttons = [$("stop"), $("compare-stop")];
+  buttons.forEach((each) => { each.disabled = false; });
+  $("status").textContent = "Writing …";
+  try {
+    await action(own.signal);
+    $("status").textContent = "Done.";
+  } catch (error) {
+    $("status").textContent = error.name === "AbortError" ? "Stopped." : "";
+    throw error;
+  } finally {
+    if (running === own) {
+      running = null;
+      buttons.forEach((each) => { each.disabled = true; });
+    }
+  }
+}
+
+// Generates a text: a new one, or a branch of `parent` that begins with the tokens `start`.
+async function generate(parent, start, prompt, label = "") {
+  const body = settings();
+  const before = parent ? parent.prompt : prompt;
+  body.prompt = before + start.map((each) => each.text).join("");
+  const node = { parent, prompt: before, start, own: [], children: [], label: label || quoted(body.prompt.slice(-24)), body, receipt: null };
+  await whileRunning(async (signal) => {
+    let added = false;
+    try {
+      node.receipt = await draw({ ...body, logprobs: ALTERNATIVES }, signal, (tokens) => {
+        if (!added && tokens.length) {
+          added = true;
+          (parent ? parent.children : roots).push(node);
+          show(node);
+        }
+        const fresh = tokens.slice(node.own.length);
+        node.own = tokens;
+        if (shown === node) output.add(fresh.map(painted));
+      });
+    } finally {
+      if (shown === node) show(node, false);
+    }
+  });
+}
+
+// Shows a node of the tree. `remember`: "Undo" returns to the one before.
+function show(node, remember = true) {
+  if (remember && shown) history.push(shown);
+  shown = node;
+  output.clear();
+  $("alternatives").hidden = true;
+  output.add([{ text: node.prompt }, ...tokensOf(node).map(painted)]);
+  $("continue").disabled = false;
+  $("undo").disabled = !history.length;
+  $("branches-part").hidden = roots.length + roots[0].children.length < 2;
+  $("branches").replaceChildren(...roots.map(branch));
+  showReceipt();
+}
+
+function branch(node) {
+  const words = `${node.label} (${node.own.length})`;
+  const button = make("button", { type: "button", textContent: words, title: `${node.own.length} tokens, seed ${node.body.seed}` });
+  if (node === shown) button.setAttribute("aria-current", "true");
+  button.addEventListener("click", () => { running?.abort(); show(node); });
+  const item = make("li", {}, button);
+  if (node.children.length) item.append(make("ul", {}, ...node.children.map(branch)));
+  return item;
+}
+
+// What else could have stood at an element of the text; the first is the prompt.
+function showAlternatives(i, pinned) {
+  const panel = $("alternatives"), tokens = tokensOf(shown), token = tokens[i - 1];
+  if (!token) return;
+  const said = make("p", {}, make("code", { textContent: quoted(token.text) }), ` had ${percent(Math.exp(token.logp))}. Continue from another one:`);
+  const buttons = token.top.map(([text, logp]) => {
+    const button = make("button", { type: "button", textContent: `${quoted(text)} ${percent(Math.exp(logp))}` });
+    button.addEventListener("click", guarded(() => {
+      const forced = { text, logp, top: token.top, forced: true };
+      return generate(shown, [...tokens.slice(0, i - 1), forced], "", `${quoted(text)} instead of ${quoted(token.text)}, token ${i}`);
+    }));
+    return button;
+  });
+  panel.replaceChildren(said, make("div", { className: "buttons" }, ...buttons));
+  panel.hidden = false;
+  if (pinned && document.activeElement.closest("#output")) buttons[0]?.focus();
+}
+
+// The receipt
+
+const shell = (value) => (/^[\w.:/-]+$/.test(value) ? value : `'${String(value).replaceAll("'", "'\\''")}'`);
+
+// The request of a receipt as flags of `jaxgen sample`, or as arguments in Python.
+function options(receipt, body) {
+  const found = [["length", receipt.settings.length], ["temperature", body.temperature ?? 1], ["seed", receipt.seed]];
+  for (const [name, , , , , neutral] of SETTINGS) {
+    if (name !== "temperature" && neutral !== null && body[name] !== undefined) found.push([name, body[name]]);
+  }
+  if (receipt.settings.block !== 1) found.push(["block", receipt.settings.block]);
+  return found;
+}
+
+function receiptText(kind, receipt, body) {
+  if (kind === "json") return JSON.stringify(receipt);
+  if (receipt.mix || receipt.adapted_to || !receipt.run) return "Save the JSON as receipt.json, then: jaxgen replay receipt.json";
+  const stops = body.stop ?? [];
+  if (kind === "python") {
+    const words = options(receipt, body).map(([name, value]) => `${name}=${value}`);
+    if (stops.length) words.push(`stop=(${stops.map((each) => `${JSON.stringify(each)},`).join(" ")})`);
+    return `import jaxgen\n\nmodel = jaxgen.load(${JSON.stringify(receipt.run)})\n` +
+      `print(model.generate(${[JSON.stringify(receipt.prompt), ...words].join(", ")}))`;
+  }
+  const flags = options(receipt, body).map(([name, value]) => `--${name.replaceAll("_", "-")} ${value}`);
+  const escaped = stops.map((each) => shell(each.replaceAll("\\", "\\\\").replaceAll("\n", "\\n").replaceAll("\t", "\\t")));
+  if (stops.length) flags.push(`--stop ${escaped.join(" ")}`);
+  return `jaxgen sample --run ${shell(receipt.run)} --prompt=${shell(receipt.prompt)} ${flags.join(" ")}`;
+}
+
+function showReceipt() {
+  const receipt = shown?.receipt;
+  $("receipt-part").hidden = !receipt;
+  $("copied").textContent = "";
+  if (receipt) $("receipt").textContent = receiptText($("receipt-kind").value, receipt, shown.body);
+}
+
+async function copy() {
+  try {
+    await navigator.clipboard.writeText($("receipt").textContent);
+    $("copied").textContent = "Copied.";
+  } catch { // without TLS, browsers let pages of this machine alone copy
+    getSelection().selectAllChildren($("receipt"));
+    $("copied").textContent = "Selected: copy it with the keyboard.";
+  }
+}
+
+// Three temperatures, one seed
+
+async function compare() {
+  const temperatures = $("temperatures").value.split(/[\s,;]+/).filter((each) => each).map(Number);
+  if (!temperatures.length || temperatures.length > 4 || temperatures.some(Number.isNaN)) throw new Error("Give one to four temperatures, such as 0.5 0.8 1.1.");
+  const body = { ...settings(), prompt: $("prompt").value, logprobs: 0 };
+  $("compared").replaceChildren();
+  await whileRunning((signal) => Promise.all(temperatures.map(async (temperature, i) => {
+    const title = make("h2", { id: `compared-${i}`, textContent: `Temperature ${temperature}, seed ${body.seed}` });
+    const box = make("div", { className: "tokens" });
+    box.setAttribute("role", "group");
+    box.setAttribute("aria-labelledby", title.id);
+    $("compared").append(make("div", {}, title, box));
+    const tokens = new Tokens(box);
+    let done = 0;
+    tokens.add([{ text: body.prompt }]);
+    await draw({ ...body, temperature }, signal, (drawn) => {
+      tokens.add(drawn.slice(done).map(painted));
+      done = drawn.length;
+    });
+  })));
+}
+
+export function clear() {
+  running?.abort();
+  [roots, shown, history] = [[], null, []];
+  output.clear();
+  fail(null);
+  for (const id of ["alternatives", "branches-part", "receipt-part"]) $(id).hidden = true;
+  for (const id of ["continue", "undo"]) $(id).disabled = true;
+}
