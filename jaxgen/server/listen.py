@@ -26,6 +26,7 @@ def open_socket(host: str, port: int) -> socket.socket:
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
+        found.listen(BACKLOG)  # from now on clients wait, and are not refused
     except OSError as error:
         found.close()
         reason = error.strerror or error

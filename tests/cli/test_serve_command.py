@@ -36,7 +36,8 @@ def serving(environment, *flags):
             break
     else:
         raise AssertionError("".join(said))
-    threading.Thread(target=lambda: said.extend(process.stderr), daemon=True).start()
+    rest = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
+    rest.start()
     with httpx.Client(base_url=found[1], timeout=300) as client:
         try:
             yield process, client, said
@@ -44,6 +45,8 @@ def serving(environment, *flags):
             if process.poll() is None:
                 process.kill()
             process.wait(60)
+            rest.join()
+            process.stderr.close()
 
 
 @pytest.fixture
