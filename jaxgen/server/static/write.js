@@ -105,7 +105,7 @@ async function whileRunning(action) {
     await action(own.signal);
     $("status").textContent = "Done.";
   } catch (error) {
-    $("status").textContent = error.name === "AbortError" ? "Stopped." : "";
+    if (running === own) $("status").textContent = error.name === "AbortError" ? "Stopped." : "";
     throw error;
   } finally {
     if (running === own) {
