@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxgen.cells import GRU, Elman
+from jaxgen.cells import Elman
 from jaxgen.errors import UsageError
 from jaxgen.models import Classifier
 from jaxgen.models.classifier import POOLINGS
