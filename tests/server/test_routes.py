@@ -89,6 +89,27 @@ def test_the_distribution_of_the_next_token_and_hidden_units_are_shown(server, t
     assert server.post("/v1/inspect", text="abc", units=["0:h:8"]).status_code == 400
 
 
+def test_units_that_tell_a_feature_are_found(server, tiny):
+    text = "abcdefgh" * 20
+    found = server.post("/v1/inspect", text=text, find="[ab]", array="1:h").json()
+    seen = inspect_text(tiny, text)
+    units = seen.find("[ab]")
+    assert found["found"]["score"] == units.score
+    assert found["found"]["chance"] == units.chance
+    assert [each["unit"] for each in found["found"]["units"]] == [str(each.unit) for each in units.units]
+    assert found["arrays"] == {name: array.shape[1] for name, array in seen.arrays.items()}
+    np.testing.assert_allclose(found["array"], seen.states[1]["h"], atol=6e-4)
+    for wrong in ({"find": "("}, {"array": "9:h"}, {"find": "x"}):
+        assert server.post("/v1/inspect", text=text, **wrong).status_code == 400
+
+
+def test_a_slow_regular_expression_ends(server, monkeypatch):
+    monkeypatch.setattr("jaxgen.inference.inspection.SECONDS", 0.2)
+    response = server.post("/v1/inspect", text="a" * 199 + "b", find="(a|a)*c|b")
+    assert response.status_code == 400
+    assert "seconds" in response.json()["error"]["message"]
+
+
 def test_metrics_count_requests_and_tokens(server):
     before = server.server.engine.tokens
     server.complete(prompt="ab", max_tokens=40)
@@ -98,8 +119,7 @@ def test_metrics_count_requests_and_tokens(server):
     assert "jaxgen_waiting 0.0" in page
 
 
-def test_a_page_without_files_says_where_to_look(server):
-    assert server.http.get("/").status_code == 200
+def test_the_schema_lists_the_routes(server):
     schema = server.http.get("/openapi.json").json()
     assert {"/v1/completions", "/v1/predict", "/v1/score", "/v1/inspect", "/v1/states"} <= set(schema["paths"])
 

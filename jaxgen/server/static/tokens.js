@@ -79,8 +79,8 @@ export class Tokens {
   add(tokens) {
     for (const token of tokens) {
       const element = make("span", { textContent: visible(token.text), title: token.title ?? "", className: token.forced ? "forced" : "" });
-      if (token.text.includes("\n")) element.classList.add("break");
       if (token.color) {
+        if (token.text.startsWith("\n")) element.classList.add("break");
         paint(element, token.color);
         element.setAttribute("role", "button");
         element.setAttribute("aria-label", `${quoted(token.text)}, ${token.title}`);
